@@ -1,0 +1,61 @@
+# make demo and make test do all the set-up first; with nothing changed it takes well under two seconds.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+APT := libopencv-dev libturbojpeg0-dev pkg-config g++
+BIN := .venv/bin
+PACKAGES := crelu_models data sweeps
+
+.PHONY: help demo test setup lint bench lock
+
+help:
+	@echo "make demo    nine rows of Table 4 on embedded pictures, in minutes, on this machine"
+	@echo "make test    the tests"
+	@echo "make lint    ruff and mypy --strict"
+	@echo "make bench   the benchmarks that need no GPU"
+	@echo "make lock    requirements.lock anew from pyproject.toml"
+	@echo "make setup   only the set-up: system libraries, uv, .venv from requirements.lock"
+
+demo: setup
+	@$(BIN)/python -m sweeps.imagenet_placement
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup
+	@$(BIN)/python -m benchmarks
+
+setup: .venv/.complete
+
+.venv/.complete: requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or later is needed: apt-get install python3" >&2; exit 2; fi
+	@if ! { command -v pkg-config && command -v g++ && pkg-config --exists opencv4 libturbojpeg; } >/dev/null 2>&1; then \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo"; \
+		echo "Installing FFCV's system libraries: $(APT)"; \
+		{ $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $(APT) >/dev/null; } || { \
+			echo "FFCV's system libraries could not be installed. As an administrator, run: apt-get install $(APT)" >&2; exit 2; }; \
+	fi
+	@command -v uv >/dev/null 2>&1 || [ -x .setup/bin/uv ] || { \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo"; \
+		$(PYTHON) -m venv .setup 2>/dev/null || { rm -rf .setup; \
+			DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv .setup; } || { \
+			echo "uv could not be installed: it needs Python's venv. As an administrator, run: apt-get install python3-venv" >&2; exit 2; }; \
+		.setup/bin/pip install -q uv; }
+	@uv=$$(command -v uv || echo .setup/bin/uv); \
+		[ -x $(BIN)/python ] || $$uv venv -q --python $(PYTHON) .venv; \
+		$$uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock; \
+		$$uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock:
+	@uv=$$(command -v uv || echo .setup/bin/uv); \
+		$$uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+			--no-annotate --all-extras --group dev pyproject.toml -o requirements.lock
