@@ -1,0 +1,126 @@
+"""The paper's training recipes as data (section 4 and supplement E; gaps closed from the sources it names)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """One stretch of a schedule: from `first_epoch` (1-based) on, lr and weight decay times these factors."""
+
+    first_epoch: int
+    lr_factor: float
+    decay_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a training that is not the net or the data.
+
+    `stages` count epochs of a schedule `schedule_epochs` long; a recipe with fewer `epochs` runs the same
+    schedule compressed. `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32.
+    """
+
+    name: str
+    optimiser: str
+    batch: int
+    epochs: int
+    schedule_epochs: int
+    lr: float
+    weight_decay: float
+    stages: tuple[Stage, ...]
+    init: str
+    momentum: float = 0.9
+    dampening: float = 0.0
+    flip: bool = True
+    shift: int = 0
+    lighting: float = 0.0
+    drop_last: bool = False
+    warmup_epochs: float = 0.0
+    clip_norm: float = 0.0
+    precision: str = "auto"
+    restarts: int = 3
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value no training can have."""
+        choices = {
+            "optimiser": ("sgd", "adam"),
+            "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear"),
+            "precision": ("auto", "fp32", "bf16"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"recipe.{field} is one of {', '.join(allowed)}, not {getattr(self, field)!r}")
+        for field in ("batch", "epochs", "schedule_epochs"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"recipe.{field} is at least 1, not {getattr(self, field)!r}")
+        for field in ("weight_decay", "shift", "lighting", "warmup_epochs", "clip_norm", "restarts"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"recipe.{field} is at least 0, not {getattr(self, field)!r}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"recipe.lr is above 0, not {self.lr!r}")
+        if not (0 <= self.momentum < 1 and 0 <= self.dampening <= 1):
+            raise ValueError(f"recipe.momentum is in [0, 1), not {self.momentum!r}; dampening in [0, 1]")
+        starts = [stage.first_epoch for stage in self.stages]
+        if starts[:1] != [1] or starts != sorted(set(starts)):
+            raise ValueError(f"recipe.stages begin at epoch 1 and rise, not {starts}")
+
+    def stage(self, epoch: int) -> Stage:
+        """Return the stage that `epoch` (0-based, of this recipe's own `epochs`) falls into."""
+        paper_epoch = epoch * self.schedule_epochs // self.epochs + 1
+        return next(stage for stage in reversed(self.stages) if stage.first_epoch <= paper_epoch)
+
+    def learning_rate(self, epoch: int, step: int, steps: int) -> float:
+        """Return the learning rate of `step` out of `steps` of `epoch` (both 0-based)."""
+        rate = self.lr * self.stage(epoch).lr_factor
+        done = epoch + step / steps
+        return rate * min(1.0, (done + 1 / steps) / self.warmup_epochs) if done < self.warmup_epochs else rate
+
+    def decay(self, epoch: int) -> float:
+        """Return the weight decay of `epoch` (0-based)."""
+        return self.weight_decay * self.stage(epoch).decay_factor
+
+    def shortened(self, name: str, epochs: int, batch: int, lr: float) -> Recipe:
+        """Return the same recipe on a small scale: its schedule compressed to `epochs`, its own batch and lr."""
+        return dataclasses.replace(self, name=name, epochs=epochs, batch=batch, lr=lr)
+
+
+# fmt: off
+# All-conv nets on CIFAR (Springenberg et al. 2015): x0.1 at 200, 250, 300 of 350 epochs. The lr is the best of
+# {.25, .1, .05, .01} on the baseline's hold-out; He init makes .05 safe for every net without batch norm.
+ALLCONV = Recipe("allconv", "sgd", 128, 350, 350, 0.05, 1e-3,
+                 (Stage(1, 1.0), Stage(201, 0.1), Stage(251, 0.01), Stage(301, 0.001)), "he_fan_in")
+
+# VGG on CIFAR (Zagoruyko's cifar.torch): lr 1 with Torch7's default dampening = momentum, i.e. 0.1 in effect;
+# halved at the start of epochs 25, 50, ...; the incomplete last batch is dropped.
+VGG = Recipe("vgg", "sgd", 128, 300, 300, 1.0, 5e-4,
+             (Stage(1, 1.0), *(Stage(25 * k, 0.5**k) for k in range(1, 12))), "he_fan_out",
+             dampening=0.9, shift=4, drop_last=True)
+
+# ImageNet, supplement E: (lr, weight decay) by ranges of epochs; lr 1e-2 and decay 5e-4 at first, decay 0 from 26.
+IMAGENET_SGD = Recipe("imagenet-sgd", "sgd", 64, 45, 45, 1e-2, 5e-4,
+                      (Stage(1, 1.0), Stage(11, 0.1), Stage(21, 0.01), Stage(26, 5e-3, 0), Stage(31, 1e-3, 0),
+                       Stage(36, 5e-4, 0), Stage(41, 1e-4, 0)), "he_fan_in")
+IMAGENET_ADAM = Recipe("imagenet-adam", "adam", 64, 100, 100, 2e-4, 0.0, (Stage(1, 1.0),), "he_fan_in")
+# fmt: on
+
+
+class Dimension(NamedTuple):
+    """One dropout rate that a search may choose: behind which layer, from, to, in steps of."""
+
+    after: str
+    low: float
+    high: float
+    step: float
+
+
+# What the paper tuned, and all it tuned; by the family that a recipe's name begins with.
+SPACES = {
+    "allconv": (Dimension("input", 0.0, 0.4, 0.05), Dimension("pool1", 0.0, 0.7, 0.05),
+                Dimension("pool2", 0.0, 0.7, 0.05)),
+    "vgg": (Dimension("conv1", 0.0, 0.4, 0.05), Dimension("conv3", 0.0, 0.5, 0.05),
+            Dimension("conv5", 0.0, 0.5, 0.05), Dimension("conv6", 0.0, 0.5, 0.05)),
+    "imagenet": (Dimension("conv9", 0.0, 0.5, 0.25),),
+}  # fmt: skip
