@@ -1,0 +1,218 @@
+"""The studies: a pure function of the ledger, the same after any kill, better than chance, pruned without loss."""
+
+import itertools
+import math
+import random
+from collections.abc import Iterable
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+
+from crelu_models.tables import S2
+from sweeps.plan import Protocol, Sweep, expand
+from sweeps.recipe import ALLCONV, Dimension
+from sweeps.search import NO_BAR, Search, budget, prune_bars, study, suggest
+from sweeps.trial import Cell, Trial
+
+CELL = Cell("Baseline", S2, "synthetic", ALLCONV)
+OTHER = Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV)
+
+
+def surface(trial: Trial) -> float:
+    """Return a known response: a bowl in the three rates, least at (.1, .4, .5)."""
+    best = {"input": 0.1, "pool1": 0.4, "pool2": 0.5}
+    return 10 + sum(40 * (rate - best[place]) ** 2 for place, rate in trial.dropout)
+
+
+def result(trial: Trial, error: float | None = None, status: str = "finished") -> dict[str, object]:
+    value = surface(trial) if error is None else error
+    return {
+        "status": status,
+        "metrics": {"best/val_top1_err": value},
+        "curve": [value + 20 / (e + 1) for e in range(8)],
+    }
+
+
+def played(search: Search, cell: Cell, order: random.Random | None = None) -> dict[str, dict[str, object]]:
+    """Play a study to its end, finishing the open trials one at a time in any order."""
+    results: dict[str, dict[str, object]] = {}
+    while True:
+        found = study(search, cell, results, ())
+        if found.over:
+            return results
+        open_trials = [asked.trial for asked in found.asked if asked.value is None]
+        trial = (order or random.Random(0)).choice(open_trials)
+        results[trial.key] = result(trial)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_study_is_the_same_in_any_order_of_finishing(sampler: str) -> None:
+    search = Search(12, sampler=sampler)
+    asked = []
+    for seed in range(3):
+        results = played(search, CELL, random.Random(seed))
+        asked.append([(one.number, one.trial.key, one.value) for one in study(search, CELL, results, ()).asked])
+    assert asked[0] == asked[1] == asked[2]
+    assert len(asked[0]) == 12
+
+
+def test_gp_study_is_the_same_when_asked_again() -> None:
+    search = Search(6, sampler="gp", wave=3)
+    results = played(search, CELL)
+    first = study(search, CELL, results, ())
+    suggest.cache_clear()
+    assert study(search, CELL, results, ()) == first
+
+
+def test_wave_waits_for_the_one_before() -> None:
+    search = Search(8, wave=4)
+    results: dict[str, dict[str, object]] = {}
+    first = study(search, CELL, results, ()).asked
+    assert len(first) == 4
+    for asked in first[:3]:
+        results[asked.trial.key] = result(asked.trial)
+    assert study(search, CELL, results, ()).asked[:4] != first  # three values are known now
+    assert len(study(search, CELL, results, ()).asked) == 4
+    results[first[3].trial.key] = result(first[3].trial)
+    assert len(study(search, CELL, results, ()).asked) == 8
+
+
+def test_cells_and_seeds_have_studies_of_their_own() -> None:
+    points = {
+        tuple(asked.trial.dropout for asked in study(Search(4, seed=seed), cell, {}, ()).asked)
+        for cell in (CELL, OTHER)
+        for seed in (0, 1)
+    }
+    assert len(points) == 4
+
+
+def test_repeated_suggestion_is_one_trial_told_its_known_value() -> None:
+    search = Search(12, space=(Dimension("pool1", 0.0, 0.5, 0.25),), prune=False)
+    results: dict[str, dict[str, object]] = {}
+    trained = 0
+    while not (found := study(search, CELL, results, ())).over:
+        for asked in found.asked:
+            if asked.trial.key not in results:
+                trained += 1
+                results[asked.trial.key] = result(asked.trial, 10 + dict(asked.trial.dropout)["pool1"])
+    assert len(found.asked) == 12
+    assert trained == len(results) <= 3
+    assert found.winner is not None
+    assert found.winner.trial.dropout == (("pool1", 0.0),)
+
+
+def test_failed_trial_does_not_hold_the_study_up() -> None:
+    search = Search(8, prune=False)
+    results: dict[str, dict[str, object]] = {}
+    first = study(search, CELL, results, ()).asked
+    failed = {first[0].trial.key}
+    for asked in first[1:]:
+        results[asked.trial.key] = result(asked.trial)
+    found = study(search, CELL, results, failed)
+    assert len(found.asked) == 8
+    assert math.isnan(found.asked[0].value or 0.0)
+    assert found.winner is not None
+    assert found.winner.number != 0
+
+
+def test_grid_is_every_point_once_and_no_more() -> None:
+    space = (Dimension("conv1", 0.0, 0.5, 0.25), Dimension("pool1", 0.0, 0.1, 0.1))
+    search = Search(100, sampler="grid", space=space, prune=False)
+    assert budget(search, CELL) == 6
+    found = study(search, CELL, _all(search), ())
+    assert {asked.trial.dropout for asked in found.asked} == {
+        (("conv1", a), ("pool1", b)) for a, b in itertools.product((0.0, 0.25, 0.5), (0.0, 0.1))
+    }
+
+
+def _all(search: Search) -> dict[str, dict[str, object]]:
+    results: dict[str, dict[str, object]] = {}
+    while not (found := study(search, CELL, results, ())).over:
+        results |= {asked.trial.key: result(asked.trial, 10.0) for asked in found.asked}
+    return results
+
+
+def test_winner_is_the_least_error_and_the_earlier_of_two() -> None:
+    search = Search(4, prune=False)
+    first = study(search, CELL, {}, ()).asked
+    errors = (12.0, 11.0, 11.0, 13.0)
+    results = {asked.trial.key: result(asked.trial, error) for asked, error in zip(first, errors, strict=True)}
+    winner = study(search, CELL, results, ()).winner
+    assert winner is not None
+    assert winner.number == 1
+
+
+def test_tpe_finds_the_better_part_more_often_than_random() -> None:
+    """Twenty trials: the least error found, over 20 studies, against random search on the same surface."""
+    best: dict[str, list[float]] = {"tpe": [], "random": []}
+    for sampler, found in best.items():
+        for seed in range(20):
+            search = Search(20, sampler=sampler, seed=seed, prune=False)
+            values = [float(one["metrics"]["best/val_top1_err"]) for one in played(search, CELL).values()]  # type: ignore[index,call-overload]
+            found.append(min(values))
+    wins = sum(ours < theirs for ours, theirs in zip(best["tpe"], best["random"], strict=True))
+    ties = sum(ours == theirs for ours, theirs in zip(best["tpe"], best["random"], strict=True))
+    assert wins + ties / 2 > 12, best
+
+
+def test_bars_prune_what_optunas_median_pruner_prunes() -> None:
+    curves = [[30 - k - e * (1 + k / 4) for e in range(8)] for k in range(6)]
+    bars = prune_bars([{"status": "finished", "curve": curve} for curve in curves])
+    assert bars[:3] == (NO_BAR,) * 3
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
+    old = optuna.create_study(direction="minimize", pruner=pruner)
+    for curve in curves:
+        old.add_trial(
+            optuna.trial.create_trial(
+                value=curve[-1], params={"p": 0.1}, distributions={"p": FloatDistribution(0, 1)},
+                intermediate_values=dict(enumerate(curve)),
+            )
+        )  # fmt: skip
+    for start in (20.0, 26.0, 29.0, 40.0):
+        trial, curve = old.ask(), [start - 0.9 * e for e in range(8)]
+        for epoch, value in enumerate(curve):
+            trial.report(value, epoch)
+            assert trial.should_prune() == (min(curve[: epoch + 1]) > bars[epoch]), (start, epoch)
+
+
+def test_bars_come_from_whole_trials_alone() -> None:
+    whole = [{"status": "finished", "curve": [5.0] * 6}] * 3
+    assert prune_bars([*whole, {"status": "pruned", "curve": [1.0] * 6}]) == ()
+    assert prune_bars([*whole, {"status": "finished", "curve": [5.0] * 6}])[-1] == 5.0
+
+
+def finished(trials: Iterable[Trial]) -> dict[str, dict[str, object]]:
+    return {trial.key: result(trial, 10.0) for trial in trials}
+
+
+def test_cell_goes_on_to_its_protocol_when_its_own_study_is_over() -> None:
+    protocol = Protocol(ablation=False, single=True, folds=3, search=Search(3, wave=3, prune=False))
+    sweep = Sweep("s", "demo", (CELL, OTHER), protocol)
+    first = expand(sweep, {})
+    assert [trial.phase for trial in first] == ["holdout"] * 6
+    mine = [trial for trial in first if trial.cell == CELL]
+    after = expand(sweep, finished(mine))
+    new = [trial for trial in after if trial.key not in {t.key for t in first}]
+    assert sorted(trial.phase for trial in new) == ["fold", "fold", "fold", "match"]
+    assert {trial.cell for trial in new} == {CELL}
+    assert {trial.dropout for trial in new} == {mine[0].dropout}
+
+
+def test_second_phase_waits_for_the_first_and_starts_anew() -> None:
+    sweep = Sweep("s", "demo", (CELL,), Protocol(ablation=False, single=True))
+    (first,) = expand(sweep, {})
+    both = expand(sweep, finished([first]))
+    assert [trial.phase for trial in both] == ["holdout", "match"]
+    assert both[1].reference == first.key
+    assert both[1].seed != first.seed
+
+
+def test_every_cell_has_the_same_budget() -> None:
+    sweep = Sweep("s", "demo", (CELL, OTHER), Protocol(search=Search(7, wave=3, prune=False)))
+    results: dict[str, dict[str, object]] = {}
+    while new := [trial for trial in expand(sweep, results) if trial.key not in results]:
+        results |= finished(new)
+    search = sweep.protocol.search
+    assert search is not None
+    assert [len(study(search, cell, results, ()).asked) for cell in (CELL, OTHER)] == [7, 7]
