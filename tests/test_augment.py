@@ -1,0 +1,171 @@
+"""Views of pictures: the right pixels, drawn fairly, the same whatever the batch."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.augment import _bits, _scramble, centre_view, ten_views, training_view
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+VALUES, VECTORS = (0.04, 0.01, 0.0025), ((0.6, 0.8, 0.0), (0.8, -0.6, 0.0), (0.0, 0.0, 1.0))
+
+
+def pictures(n: int, side: int) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    stored = torch.randint(0, 256, (n, side, side, 3), generator=generator, dtype=torch.uint8)
+    return stored.permute(0, 3, 1, 2)
+
+
+def view(images: Tensor, ids: Tensor, epoch: int = 0, seed: int = 0, crop: int = 8, flip: bool = True, shift: int = 0,
+         lighting: float = 0.0) -> Tensor:  # fmt: skip
+    return training_view(
+        images, ids, seed=seed, epoch=epoch, crop=crop, flip=flip, shift=shift, lighting=lighting,
+        mean=MEAN, std=STD, eigenvalues=VALUES, eigenvectors=VECTORS,
+    )  # fmt: skip
+
+
+def plain(image: Tensor) -> Tensor:
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    return (image.float() / 255 - mean) / std
+
+
+def places(images: Tensor, seen: Tensor, crop: int) -> list[tuple[int, int, bool]]:
+    """Return where in its picture each view was cut, and whether mirrored, by looking for it."""
+    found = []
+    for image, cut in zip(images, seen, strict=True):
+        normal = plain(image)
+        hits = [
+            (y, x, mirror)
+            for y in range(image.shape[1] - crop + 1)
+            for x in range(image.shape[2] - crop + 1)
+            for mirror in (False, True)
+            if torch.allclose(normal[:, y : y + crop, x : x + crop].flip(2) if mirror else
+                              normal[:, y : y + crop, x : x + crop], cut, atol=1e-5)
+        ]  # fmt: skip
+        assert len(hits) == 1
+        found.append(hits[0])
+    return found
+
+
+def test_scrambler_is_splitmix64() -> None:
+    # The first outputs of the published generator from state 0 and from 1234567.
+    assert _scramble(0) == 0xE220A8397B1DCDAF
+    assert _scramble(1234567) == 6457827717110365317
+
+
+def test_torch_hash_is_the_python_hash() -> None:
+    ids = torch.tensor([0, 1, 2, 77, 1_281_166])
+    key = _scramble(5 ^ 3)
+    for value, number in zip(_bits(5, ids, 2).tolist(), ids.tolist(), strict=True):
+        state = (number * 0x9E3779B97F4A7C15 + key) & (2**64 - 1)
+        assert value % 2**64 == _scramble((state - 0x9E3779B97F4A7C15) & (2**64 - 1))
+
+
+def test_every_place_and_both_mirrors_come_equally_often() -> None:
+    images, ids = pictures(1, 10).expand(3600, -1, -1, -1), torch.arange(3600)
+    found = places(images, view(images, ids), 8)
+    counts = {place: found.count(place) for place in set(found)}
+    assert len(counts) == 18
+    expected = 3600 / 18
+    chi = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert chi < 45  # 17 degrees of freedom: exceeded once in 4,000 fair draws
+
+
+def test_view_depends_on_the_sample_and_not_on_the_batch() -> None:
+    images, ids = pictures(12, 12), torch.arange(40, 52)
+    whole = view(images, ids, shift=2, lighting=0.1)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(view(images[order], ids[order], shift=2, lighting=0.1), whole[order])
+    assert torch.equal(view(images[3:4], ids[3:4], shift=2, lighting=0.1), whole[3:4])
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0), (1, 1)])
+def test_other_epochs_and_seeds_draw_independently(seed: int, epoch: int) -> None:
+    ids = torch.arange(20_000)
+    from data.augment import _base, _uniform
+
+    for stream in range(3):
+        ours, theirs = _uniform(_base(0, 0), ids, stream), _uniform(_base(seed, epoch), ids, stream)
+        assert abs(torch.corrcoef(torch.stack([ours, theirs]))[0, 1]) < 4 / math.sqrt(20_000)
+    streams = torch.stack([_uniform(_base(seed, epoch), ids, stream) for stream in range(3)])
+    correlations = torch.corrcoef(torch.cat([streams, streams[:, torch.roll(torch.arange(20_000), 1)]]))
+    assert (correlations - torch.eye(6)).abs().max() < 4.5 / math.sqrt(20_000)
+
+
+def test_seed_and_epoch_are_not_added() -> None:
+    images, ids = pictures(20, 16), torch.arange(20)
+    assert not torch.equal(view(images, ids, seed=5, epoch=1), view(images, ids, seed=6, epoch=0))
+
+
+def test_shift_pads_with_the_mean() -> None:
+    images, ids = pictures(1, 8).expand(500, -1, -1, -1), torch.arange(500)
+    seen = view(images, ids, crop=8, flip=False, shift=2)
+    padded = torch.nn.functional.pad(plain(images[0]), (2, 2, 2, 2))
+    windows = padded.unfold(1, 8, 1).unfold(2, 8, 1).permute(1, 2, 0, 3, 4).reshape(25, 3, 8, 8)
+    distance = (seen[:, None] - windows[None]).abs().amax((2, 3, 4))
+    assert distance.min(1).values.max() < 1e-5
+    assert set(distance.argmin(1).tolist()) == set(range(25))
+
+
+def test_lighting_adds_one_colour_to_a_picture_with_the_covariance_asked_for() -> None:
+    images, ids = pictures(1, 8).expand(20_000, -1, -1, -1)[:, :, :1, :1], torch.arange(20_000)
+    added = (view(images, ids, crop=1, flip=False, lighting=0.1) - view(images, ids, crop=1, flip=False))[:, :, 0, 0]
+    added = added.double() * torch.tensor(STD)
+    vectors = torch.tensor(VECTORS, dtype=torch.float64)
+    expected = 0.01 * vectors @ torch.diag(torch.tensor(VALUES, dtype=torch.float64)) @ vectors.T
+    assert torch.allclose(torch.cov(added.T), expected, atol=2.5e-5)
+    assert added.mean(0).abs().max() < 6e-4
+
+
+def test_centre_view_is_the_middle() -> None:
+    images = pictures(3, 256 // 8)
+    seen = centre_view(images, crop=28, mean=MEAN, std=STD)
+    assert torch.allclose(seen, torch.stack([plain(image)[:, 2:30, 2:30] for image in images]), atol=1e-5)
+    assert seen.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_ten_views_are_corners_and_centre_with_mirrors() -> None:
+    images = pictures(2, 12)
+    seen = list(ten_views(images, crop=8, mean=MEAN, std=STD))
+    assert len(seen) == 10
+    normal = torch.stack([plain(image) for image in images])
+    corners = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
+    for index, (y, x) in enumerate(corners):
+        cut = normal[:, :, y : y + 8, x : x + 8]
+        assert torch.allclose(seen[2 * index], cut, atol=1e-5)
+        assert torch.allclose(seen[2 * index + 1], cut.flip(3), atol=1e-5)
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in seen)
+
+
+def test_views_are_channels_last_and_of_the_type_asked_for() -> None:
+    images, ids = pictures(4, 12), torch.arange(4)
+    for shift in (0, 2):
+        seen = view(images, ids, crop=12, shift=shift)
+        assert seen.is_contiguous(memory_format=torch.channels_last)
+        assert seen.dtype == torch.float32
+    assert centre_view(images, crop=8, mean=MEAN, std=STD, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_stored_pictures_are_not_changed() -> None:
+    images = pictures(4, 12)
+    before = images.clone()
+    view(images, torch.arange(4), shift=2, lighting=0.1)
+    list(ten_views(images, crop=8, mean=MEAN, std=STD))
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(("crop", "shift"), [(13, 0), (0, 0), (17, 2)])
+def test_crop_that_does_not_fit_is_refused(crop: int, shift: int) -> None:
+    with pytest.raises(ValueError, match=f"{crop}-pixel crop"):
+        view(pictures(2, 12), torch.arange(2), crop=crop, shift=shift)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_views_on_a_gpu_are_those_on_the_cpu() -> None:
+    images, ids = pictures(16, 40), torch.arange(16)
+    for shift in (0, 3):
+        there = view(images.cuda(), ids.cuda(), crop=32, shift=shift)
+        assert torch.allclose(there.cpu(), view(images, ids, crop=32, shift=shift), atol=1e-5)
