@@ -1,0 +1,123 @@
+"""CReLU, absolute value rectification, and the other activations a grid may ask for; all along the channels, dim 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crelu_models.spec import ALIASES
+
+_where_positive = torch.ops.aten.threshold_backward  # the kernel of ReLU's own gradient: g where y > 0, else 0
+
+
+class _CReLU(torch.autograd.Function):
+    """cat[max(x, 0), max(-x, 0)] that keeps its output alone, which the next conv keeps anyway."""
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> Tensor:
+        """Write both halves into one new tensor, channels last where x is; a compiler gets the definition to fuse."""
+        if torch.compiler.is_compiling():
+            return torch.cat([x.relu(), x.neg().relu()], dim)
+        width = x.shape[dim]
+        shape = (*x.shape[:dim], 2 * width, *x.shape[dim + 1 :])
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
+        torch.clamp_min(x, 0, out=y.narrow(dim, 0, width))
+        torch.neg(x, out=y.narrow(dim, width, width)).clamp_min_(0)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        """Keep the output: its halves say where x was above and below zero."""
+        ctx.dim = inputs[1]
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient by x: that of the output where x > 0, its negative where x < 0, and 0 at 0."""
+        (up, down), (positive, negative) = gradient.chunk(2, ctx.dim), ctx.saved_tensors[0].chunk(2, ctx.dim)
+        return _where_positive(up, positive, 0).sub_(_where_positive(down, negative, 0)), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dim: int) -> tuple[Tensor, int]:
+        """Take the mapped dimension for one more in front."""
+        return _CReLU.apply(x.movedim(in_dims[0], 0), dim + 1), 0
+
+
+def crelu(x: Tensor) -> Tensor:
+    """Return cat[max(x, 0), max(-x, 0)] for x (n, k, ...): (n, 2k, ...), the positive phase first.
+
+    Equal to that definition bit for bit in value and gradient, which is 0 at 0; keeps only its output for the backward
+    pass; channels last in, channels last out. Shang et al. 2016, Definition 2.1.
+    """
+    y: Tensor = _CReLU.apply(x, 1)
+    return y
+
+
+class CReLU(nn.Module):
+    """Concatenated ReLU: (n, k, ...) to (n, 2k, ...)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the positive and the negative phase of x."""
+        return crelu(x)
+
+
+class AVR(nn.Module):
+    """Absolute value rectification: |x|, with gradient 0 at 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return |x|, of the shape of x."""
+        return x.abs()
+
+
+class Both(nn.Module):
+    """cat[f(x), f(-x)] of another activation f: (n, k, ...) to (n, 2k, ...)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        """Take the activation f."""
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return f of x and f of -x."""
+        return torch.cat([self.inner(x), self.inner(-x)], 1)
+
+
+class Antirectifier(nn.Module):
+    """CReLU of x less its mean over the channels (Keras' example, without its learned mixing: the next conv mixes)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return both phases of the centred x: (n, k, ...) to (n, 2k, ...)."""
+        return crelu(x - x.mean(1, keepdim=True))
+
+
+def activation(name: str, channels: int) -> nn.Module:
+    """Return the activation `name` for `channels` inputs; ValueError for a name not in CHANNEL_FACTOR."""
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "relu": nn.ReLU,
+        "crelu": CReLU,
+        "avr": AVR,
+        "none": nn.Identity,
+        "leaky_100": lambda: nn.LeakyReLU(1 / 100),
+        "leaky_3": lambda: nn.LeakyReLU(1 / 3),
+        "leaky_5.5": lambda: nn.LeakyReLU(1 / 5.5),
+        "prelu": lambda: nn.PReLU(channels, init=0.25),
+        "elu": nn.ELU,
+        "gelu": nn.GELU,
+        "silu": nn.SiLU,
+        "crelu_leaky": lambda: Both(nn.LeakyReLU(1 / 100)),
+        "concat_elu": lambda: Both(nn.ELU()),
+        "antirectifier": Antirectifier,
+    }
+    kind = kinds.get(ALIASES.get(name, name))
+    if kind is None:
+        raise ValueError(f"no activation {name!r}; there are {', '.join([*kinds, *ALIASES])}")
+    return kind()
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """Return the layout of x: channels last, or plain."""
+    last = x.dim() == 4 and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format

@@ -1,0 +1,165 @@
+"""From a net to modules with the paper's layer names; initial weights and dropout, each drawn from a keyed stream."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from crelu_models.activations import activation
+from crelu_models.spec import CHANNEL_FACTOR, Conv, Drop, Linear, Net, Pool, mix
+
+INITS = ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear")
+# Mean square of each output channel for N(0, 1) in. He init divides by what its inputs carry, so that the signal keeps
+# its size: the factor sqrt(2) for ReLU and both phases of CReLU, 1 for AVR, with which a factor sqrt(2) would grow.
+ENERGY = {
+    "relu": 0.5,
+    "crelu": 0.5,
+    "avr": 1.0,
+    "none": 1.0,
+    "leaky_100": 0.5 * (1 + 1 / 100**2),
+    "leaky_3": 0.5 * (1 + 1 / 3**2),
+    "leaky_5.5": 0.5 * (1 + 1 / 5.5**2),
+    "prelu": 0.5 * (1 + 0.25**2),
+    "elu": 0.6449,
+    "gelu": 0.4252,
+    "silu": 0.3558,
+    "crelu_leaky": 0.5 * (1 + 1 / 100**2),
+    "concat_elu": 0.6449,
+    "antirectifier": 0.5,
+}
+# cifar.torch's batch norm.
+BN_EPS, BN_MOMENTUM = 1e-3, 0.1
+
+
+class Dropout(nn.Module):
+    """Elementwise dropout that scales what it keeps by 1 / (1 - rate), from a random stream of its own.
+
+    The stream is `generator`, made on the device of the first training batch; `seed` sets it. The same seed gives the
+    same mask for tensors of one shape and layout on one device. In evaluation mode the identity.
+    """
+
+    def __init__(self, rate: float, name: str) -> None:
+        """Drop with probability `rate`; `name` is the layer it stands behind, part of its seeds."""
+        super().__init__()
+        self.rate, self.name = rate, name
+        self.generator: torch.Generator | None = None
+        self._seed = mix("dropout", name)
+
+    def seed(self, value: int) -> None:
+        """Begin the stream anew at this 63-bit seed."""
+        self._seed = value
+        if self.generator is not None:
+            self.generator.manual_seed(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, in training with each element kept and scaled up, or 0."""
+        if not self.training:
+            return x
+        if self.generator is None or self.generator.device != x.device:
+            self.generator = torch.Generator(x.device)
+            self.generator.manual_seed(self._seed)
+        # A mask of x's own type: multiplying by it is several times faster on the CPU than filling by a boolean one.
+        mask = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self.generator)
+        return x * mask * (1 / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        """Return the rate and the layer."""
+        return f"{self.rate}, {self.name!r}"
+
+
+def build(net: Net, classes: int, size: int | None = None) -> nn.Sequential:
+    """Return the net as modules for pictures (n, 3, size, size), the paper's size by default: scores (n, classes).
+
+    A conv is "conv1", with "conv1_bn" and "conv1_act" behind it; dropout is "drop_input", "drop_conv9", "drop_pool1".
+    Only a linear layer ties the module to `size`: a pool over all positions takes any map. ValueError where `size`
+    leaves no map. The weights are torch's: `initialise` draws the recipe's.
+    """
+    places = {layer.row.name: layer for layer in net.layers(classes, size)}
+    modules: dict[str, nn.Module] = {}
+    for row in net.rows:
+        if isinstance(row, Drop):
+            modules[f"drop_{row.after}"] = Dropout(row.rate, row.after)
+        elif isinstance(row, Pool):
+            modules[row.name] = _pool(row)
+        else:
+            inputs, filters = places[row.name].inputs, places[row.name].filters
+            if isinstance(row, Conv):
+                modules[row.name] = nn.Conv2d(inputs, filters, row.kernel, row.stride, row.pad)
+            else:
+                modules.setdefault("flatten", nn.Flatten())
+                modules[row.name] = nn.Linear(inputs, filters)
+            if row.bn:
+                norm = nn.BatchNorm2d if isinstance(row, Conv) else nn.BatchNorm1d
+                modules[f"{row.name}_bn"] = norm(filters, BN_EPS, BN_MOMENTUM)
+            if row.act != "none":
+                modules[f"{row.name}_act"] = activation(row.act, filters)
+    modules.setdefault("flatten", nn.Flatten())
+    return nn.Sequential(OrderedDict(modules))
+
+
+def initialise(module: nn.Module, net: Net, init: str, seed: int) -> None:
+    """Draw all weights of a built net; biases are 0, batch norm is the identity, PReLU has slope 0.25.
+
+    Each layer draws on the CPU from its own stream, keyed by seed and layer name: nets whose tensors agree in name and
+    shape start alike, on every device, up to the scale for what they read. ValueError for an init not in INITS.
+
+    he_fan_in    N(0, 1 / (fan_in * ENERGY)), 2 / fan_in behind ReLU and CReLU (He et al. 2015)
+    he_fan_out   N(0, 2 / (k^2 * filters)); linear layers as torch (cifar.torch)
+    xavier       U(+-sqrt(3 / fan_in)) (Caffe's)
+    torch        U(+-1 / sqrt(fan_in)) (Torch7's and PyTorch's)
+    normal_0.01  N(0, 0.01^2) (Krizhevsky et al. 2012)
+    looks_linear he_fan_in, but [V, -V] for the two phases, so that a CReLU net starts linear (Balduzzi et al. 2017)
+    """
+    if init not in INITS:
+        raise ValueError(f"no initialisation {init!r}; there are {', '.join(INITS)}")
+    parts, before = dict(module.named_children()), "relu"  # the picture counts as He et al. count it
+    for row in net.rows:
+        if isinstance(row, Conv | Linear):
+            layer, norm, act = (parts.get(row.name + suffix) for suffix in ("", "_bn", "_act"))
+            assert isinstance(layer, nn.Conv2d | nn.Linear), f"{row.name} of this net is not in this module"
+            assert layer.bias is not None
+            stream = torch.Generator().manual_seed(mix("weights", seed, row.name))
+            with torch.no_grad():
+                layer.weight.copy_(_weights(layer.weight.shape, init, before, stream))
+                layer.bias.zero_()
+                if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+                    norm.reset_parameters()
+                if isinstance(act, nn.PReLU):
+                    act.reset_parameters()
+            before = row.act
+
+
+def seed_dropout(module: nn.Module, seed: int, epoch: int, step: int) -> None:
+    """Seed every dropout layer of `module` for one training step: a pure function of these numbers and its name."""
+    for layer in module.modules():
+        if isinstance(layer, Dropout):
+            layer.seed(mix("dropout", seed, epoch, step, layer.name))
+
+
+def _pool(row: Pool) -> nn.Module:
+    """Return the module of a pool row."""
+    if not row.kernel:
+        return nn.AdaptiveAvgPool2d(1)
+    kind = nn.MaxPool2d if row.kind == "max" else nn.AvgPool2d
+    return kind(row.kernel, row.stride, row.pad, ceil_mode=row.ceil)
+
+
+def _weights(shape: torch.Size, init: str, before: str, stream: torch.Generator) -> Tensor:
+    """Draw weights (filters, inputs, ...) that read the activation `before`."""
+    fan_in, fan_out = shape[1:].numel(), shape[0] * shape[2:].numel()
+    if init in ("xavier", "torch") or (init == "he_fan_out" and len(shape) == 2):
+        bound = math.sqrt((3 if init == "xavier" else 1) / fan_in)
+        return torch.empty(shape).uniform_(-bound, bound, generator=stream)
+    if init == "normal_0.01":
+        scale = 0.01
+    elif init == "he_fan_out":
+        scale = math.sqrt(2 / fan_out)
+    else:
+        scale = math.sqrt(1 / (ENERGY[before] * fan_in))
+    if init == "looks_linear" and CHANNEL_FACTOR[before] == 2:
+        half = torch.empty((shape[0], shape[1] // 2, *shape[2:])).normal_(0, scale, generator=stream)
+        return torch.cat([half, -half], 1)
+    return torch.empty(shape).normal_(0, scale, generator=stream)
