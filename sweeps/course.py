@@ -1,0 +1,224 @@
+"""A trial on its way from its first step to its last: what it has learned, measured and suffered so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from data.load import Batch, Pictures
+from torch import Tensor
+
+from crelu_models.build import build, initialise
+from data.augment import centre_view, ten_views, training_view
+from data.datasets import order
+from sweeps import checkpoint
+from sweeps.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
+from sweeps.ledger import Ledger
+from sweeps.sets import Indices, Place, Sets
+from sweeps.train import Diverged, Learner, train
+from sweeps.trial import PHASES, Trial
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+class Course:
+    """A trial on its way: learner, history and what happened to it; all of it survives in its checkpoint."""
+
+    def __init__(self, trial: Trial, place: Place, ledger: Ledger, sets: Sets) -> None:
+        """Begin anew, or continue from the newest whole checkpoint."""
+        self.trial, self.place, self.ledger, self.sets = trial, place, ledger, sets
+        self.device = torch.device(place.device)
+        self.precision = precision_of(trial.cell.recipe.precision, self.device)
+        self.phase = PHASES[trial.phase]
+        self.target = _target(trial, ledger)
+        self.history: list[dict[str, float]] = []
+        self.events: list[str] = []
+        self.best: dict[str, Tensor] = {}
+        self.restarts, self.seconds, self.flat, self.ending = 0, 0.0, 0, ""
+        self.started = self.saved_at = time.monotonic()
+        saved, damaged = checkpoint.load(ledger, trial.key)
+        self.events += [f"checkpoint {name} was damaged; the one before it was taken" for name in damaged]
+        if saved is not None:
+            state = saved.state
+            self.history, self.events = state["history"], state["events"] + self.events
+            self.restarts, self.seconds, self.flat = state["restarts"], state["seconds"], state["flat"]
+            self.ending = state["ending"]
+        self.learner = self._learner()
+        if saved is not None:
+            self.learner.restore(saved.tensors, saved.state["epoch"], saved.state["step"])
+            self.best = {name[5:]: value for name, value in saved.tensors.items() if name.startswith("best/")}
+
+    def _learner(self) -> Learner:
+        """Return the net at its initial weights, with this attempt's seed, on its device."""
+        cell, seed = self.trial.cell, self.trial.restarted(self.restarts)
+        model = build(self.trial.net, self.sets.facts.classes, self.sets.facts.crop)
+        initialise(model, self.trial.net, cell.recipe.init, seed)
+        model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Learner(model, cell.recipe, seed=seed, steps=self.steps, precision=self.precision)
+
+    @property
+    def steps(self) -> int:
+        """Return the steps of one epoch."""
+        recipe, pictures = self.trial.cell.recipe, len(self.sets.learn)
+        return max(1, pictures // recipe.batch if recipe.drop_last else -(-pictures // recipe.batch))
+
+    def run(self, report: Report, stop: Callable[[], bool]) -> bool:
+        """Train to the end, saving and reporting each epoch; return False where `stop()` ended it. Raises Diverged."""
+        began = time.monotonic()
+        if self.ending:
+            return True
+        for average in train(self.learner, self._batches):
+            if average is not None:
+                row = self._close(average, time.monotonic() - began)
+                self.save()
+                report(int(row["epoch"]), row)
+                began = time.monotonic()
+                if self.ending:
+                    return True
+            elif time.monotonic() - self.saved_at > 60 * self.place.checkpoint_minutes:
+                self.save()
+            if stop():
+                self.save()
+                return False
+        self.ending = "schedule"
+        return True
+
+    def _batches(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the training views of `epoch` from batch `step` on."""
+        recipe, facts, sidecar = self.trial.cell.recipe, self.sets.facts, self.sets.train.sidecar
+        indices = order(self.trial.seed, epoch, self.sets.learn)[: self.steps * recipe.batch]
+        for batch in self.sets.train.batches(indices, recipe.batch, start=step):
+            yield (
+                training_view(
+                    batch.images,
+                    batch.ids,
+                    seed=self.trial.seed,
+                    epoch=epoch,
+                    crop=facts.crop,
+                    flip=recipe.flip,
+                    shift=recipe.shift,
+                    lighting=recipe.lighting,
+                    mean=sidecar.mean,
+                    std=sidecar.std,
+                    eigenvalues=sidecar.eigenvalues,
+                    eigenvectors=sidecar.eigenvectors,
+                ),
+                batch.labels,
+            )
+
+    def _close(self, average: Errors, seconds: float) -> dict[str, float]:
+        """Measure the held-out pictures, add the epoch's row to the history, and see how the net fares."""
+        learner, trial = self.learner, self.trial
+        row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
+        row |= _named("train", average)
+        row["lr"] = trial.cell.recipe.learning_rate(learner.epoch - 1, 0, self.steps)
+        row["sys/images_per_s"] = self.steps * trial.cell.recipe.batch / max(seconds, 1e-9)
+        lifeless = False
+        if len(self.sets.held_out):
+            held_out, lifeless = self.measure(self.sets.train, self.sets.held_out)
+            row |= _named("val", held_out)
+        if len(self.sets.probe):
+            row["probe/loss"] = self.measure(self.sets.train, self.sets.probe)[0].loss
+        self.seconds += seconds
+        self.history.append(row)
+        at_chance = abs(average.loss - math.log(self.sets.facts.classes)) < 1e-3
+        self.flat = self.flat + 1 if at_chance else 0
+        if lifeless or self.flat >= 2:
+            raise Diverged(f"the net is dead after epoch {learner.epoch}: it gives every picture the same scores")
+        self._select(row)
+        bars = self.trial.bars
+        if learner.epoch <= len(bars) and min(past["val/top1_err"] for past in self.history) > bars[learner.epoch - 1]:
+            self.ending = "pruned"
+        if row.get("probe/loss", math.inf) <= self.target.loss or learner.epoch >= self.target.epoch:
+            self.ending = "matched"
+        return row
+
+    def _select(self, row: dict[str, float]) -> None:
+        """Keep these weights where the phase wants those of the least held-out error (ties: least loss, later)."""
+        if self.phase.select != "best" or not len(self.sets.held_out):
+            return
+        best = min(self.history, key=lambda past: (past["val/top1_err"], past["val/loss"], -past["epoch"]))
+        if best is row:
+            self.best = {name: value.detach().clone() for name, value in self.learner.model.state_dict().items()}
+
+    def measure(self, pictures: Pictures, indices: Indices) -> tuple[Errors, bool]:
+        """Return the centre-crop errors on `indices`, and whether every picture got the same scores."""
+        total = torch.zeros(3, dtype=torch.float64, device=self.device)
+        lifeless = True
+        for batch in pictures.batches(indices, BATCH):
+            (scores,) = score(self.learner.model, [self.centre(batch)], self.precision)
+            lifeless = lifeless and dead(scores)
+            total += counts(scores, batch.labels)
+        return errors(total, len(indices)), lifeless
+
+    def centre(self, batch: Batch) -> Tensor:
+        """Return the centre views of a batch, as the net sees them."""
+        sidecar = self.sets.train.sidecar
+        return centre_view(batch.images, crop=self.sets.facts.crop, mean=sidecar.mean, std=sidecar.std)
+
+    def ten(self, batch: Batch) -> Iterator[Tensor]:
+        """Return the ten views of a batch: four corners and the centre, each with its mirror image."""
+        sidecar = self.sets.train.sidecar
+        return ten_views(batch.images, crop=self.sets.facts.crop, mean=sidecar.mean, std=sidecar.std)
+
+    def save(self) -> None:
+        """Write the checkpoint; what it holds is durable when this returns."""
+        learner = self.learner
+        state = {
+            "epoch": learner.epoch,
+            "step": learner.step,
+            "history": self.history,
+            "events": self.events,
+            "restarts": self.restarts,
+            "seconds": self.seconds,
+            "flat": self.flat,
+            "ending": self.ending,
+        }
+        tensors = learner.tensors() | {f"best/{name}": value for name, value in self.best.items()}
+        checkpoint.save(self.ledger, self.trial.key, learner.epoch, learner.step, checkpoint.Checkpoint(tensors, state))
+        self.saved_at = time.monotonic()
+
+    def restart(self, reason: str) -> bool:
+        """Begin again with another seed and return True; False where the recipe's restarts are used up."""
+        self.events.append(reason)
+        if self.restarts >= self.trial.cell.recipe.restarts:
+            self.ending = "diverged"
+            return False
+        self.ledger.delete(f"checkpoints/{self.trial.key}")
+        self.restarts += 1
+        self.history, self.best, self.flat = [], {}, 0
+        self.learner = self._learner()
+        self.save()
+        return True
+
+
+class Target(NamedTuple):
+    """Where the second phase of Single stops: at this training loss, or after this epoch."""
+
+    loss: float = -math.inf
+    epoch: float = math.inf
+
+
+def _target(trial: Trial, ledger: Ledger) -> Target:
+    """Return where the trial stops, from its reference trial; ValueError where that has no result yet."""
+    if trial.phase != "match" or trial.match == "none":
+        return Target()
+    reference = ledger.result(trial.reference)
+    if reference is None:
+        raise ValueError(f"trial {trial.key} needs the result of {trial.reference}, which is not there")
+    found = reference["metrics"]
+    if trial.match == "epoch":
+        return Target(epoch=float(found["best/epoch"]))
+    return Target(loss=float(found["best/probe_loss" if trial.match == "train_loss" else "best/val_loss"]))
+
+
+def _named(prefix: str, values: Errors) -> dict[str, float]:
+    """Return errors under their metric names."""
+    return {
+        f"{prefix}/loss": values.loss,
+        f"{prefix}/top1_err": values.top1,
+        f"{prefix}/top5_err": values.top5,
+    }

@@ -1,0 +1,115 @@
+"""Perform one trial: bind net, data, recipe and loop; keep its state on the ledger; commit its result.
+
+No Ray, no Optuna, no MLflow: a test, a notebook or a bare GPU machine can call `perform`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from sweeps.course import Course, Report
+from sweeps.evaluate import BATCH, Errors, score, ten_crop_scores
+from sweeps.ledger import Ledger
+from sweeps.outcome import Outcome, write_outcome
+from sweeps.sets import Place, fingerprint, open_sets
+from sweeps.train import Diverged
+from sweeps.trial import Trial
+
+
+def perform(
+    trial: Trial, place: Place, report: Report, stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any] | None:
+    """Train `trial` from where it stands to its committed result, and return that.
+
+    `report(epoch, metrics)` is called after each epoch (1-based), once the checkpoint that holds it is durable;
+    after a resume the epochs that were reported before are not reported again. Returns None, with the state saved,
+    soon after `stop()` says so. ValueError for data or a checkpoint that do not fit, OSError for an unwritable ledger.
+    """
+    ledger = Ledger(place.ledger)
+    done = ledger.result(trial.key)
+    if done is not None:
+        return done
+    _reset(place)
+    sets = open_sets(trial, place)
+    course = Course(trial, place, ledger, sets)
+    ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json())
+    while True:
+        try:
+            if not course.run(report, stop):
+                return None
+            break
+        except Diverged as error:
+            if not course.restart(str(error)):
+                break
+    return write_outcome(ledger, trial, _outcome(course))
+
+
+def _outcome(course: Course) -> Outcome:
+    """Return what the finished course amounts to; here, and only here, the test pictures are opened."""
+    if course.best and course.ending != "diverged":
+        course.learner.model.load_state_dict(course.best)
+    return Outcome(
+        history=tuple(course.history),
+        events=tuple(course.events),
+        restarts=course.restarts,
+        ending=course.ending,
+        seconds=course.seconds + 0.0,
+        precision=course.precision,
+        fingerprint=fingerprint(course.trial.cell.dataset, course.place.data_dir),
+        hardware=_hardware(course.device),
+        classes=course.sets.facts.classes,
+        ten_crops=course.sets.facts.crop < course.sets.facts.size,
+        weights={name: value.detach().cpu() for name, value in course.learner.model.state_dict().items()},
+        scores=_test_scores(course),
+        train=_train_errors(course),
+    )
+
+
+def _test_scores(course: Course) -> dict[str, np.ndarray[Any, Any]]:
+    """Return ids, labels, and scores (n, c) over centre and, where the stored picture is larger, ten crops."""
+    test, facts = course.sets.test, course.sets.facts
+    if test is None or course.ending == "diverged":
+        return {}
+    parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+    model, precision = course.learner.model, course.precision
+    for batch in test.batches(np.arange(len(test), dtype=np.int64), BATCH):
+        (centre,) = score(model, [course.centre(batch)], precision)
+        found = {"id": batch.ids, "label": batch.labels, "centre": centre}
+        if facts.crop < facts.size:
+            found["ten_softmax"], found["ten_score"] = ten_crop_scores(model, course.ten(batch), precision)
+        for name, value in found.items():
+            parts.setdefault(name, []).append(value.cpu().numpy())
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _train_errors(course: Course) -> Errors | None:
+    """Return the errors on everything the net learned from, in evaluation mode: the "train" column of Table 1."""
+    if not course.phase.probe or not course.phase.test or course.ending == "diverged":
+        return None
+    return course.measure(course.sets.train, course.sets.learn)[0]
+
+
+def _reset(place: Place) -> None:
+    """Bring the process to the same state whatever ran in it before."""
+    torch.manual_seed(0)
+    torch.set_num_threads(place.threads)
+    torch.backends.cudnn.benchmark = not place.deterministic
+    torch.backends.cudnn.deterministic = place.deterministic
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def _hardware(device: torch.device) -> dict[str, str]:
+    """Return what this trial ran on, for the record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "host": platform.node(),
+        "device": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

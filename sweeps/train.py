@@ -1,0 +1,121 @@
+"""The training loop, written out once. It knows torch, a net, a recipe, and batches; nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from crelu_models.build import seed_dropout
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sweeps.evaluate import Errors, autocast, counts, errors
+from sweeps.recipe import Recipe
+
+# Steps between two looks at whether the loss is still a number: each look waits for the device.
+LOOK = 100
+
+Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
+
+
+class Diverged(Exception):
+    """The loss of a training is no longer a number."""
+
+
+class Learner:
+    """One net while it learns: weights, optimiser and position, all of it in `tensors` and `position`."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, *, seed: int, steps: int, precision: str) -> None:
+        """Begin at epoch 0, step 0 of `steps` an epoch; `model` is already initialised and on its device."""
+        self.model, self.recipe, self.seed, self.steps, self.precision = model, recipe, seed, steps, precision
+        self.parts = 1
+        self.epoch = self.step = 0
+        self.device = next(model.parameters()).device
+        self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.optimiser = _optimiser(recipe, model)
+
+    def advance(self, images: Tensor, labels: Tensor) -> None:
+        """Take one step on float pictures (n, 3, h, w) and labels (n,), in `parts` micro-batches."""
+        recipe, batch = self.recipe, len(images)
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.learning_rate(self.epoch, self.step, self.steps)
+            group["weight_decay"] = recipe.decay(self.epoch)
+        seed_dropout(self.model, self.seed, self.epoch, self.step)
+        self.model.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        size = -(-batch // self.parts)
+        for part, target in zip(images.split(size), labels.split(size), strict=True):
+            with autocast(self.precision, self.device):
+                scores = self.model(part)
+            loss = functional.cross_entropy(scores.float(), target, reduction="sum") / batch
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.sums[:3] += counts(scores, target)
+        self.sums[3] += batch
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        self.optimiser.step()
+        self.step += 1
+        if self.step % LOOK == 0:
+            self.look()
+
+    def look(self) -> None:
+        """Raise Diverged where the loss of this epoch is no number."""
+        if not torch.isfinite(self.sums[0]):
+            raise Diverged(f"the training loss is not a number in epoch {self.epoch + 1}")
+
+    def end_epoch(self) -> Errors:
+        """Move on to the next epoch and return the errors over this one's training batches."""
+        self.look()
+        average = errors(self.sums[:3], int(self.sums[3].item()))
+        self.sums.zero_()
+        self.epoch, self.step = self.epoch + 1, 0
+        return average
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors a resumed training needs, by name; not copies."""
+        state = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, parameter in enumerate(self.model.parameters()):
+            for name, value in self.optimiser.state[parameter].items():
+                if isinstance(value, Tensor):
+                    state[f"optimiser/{index}/{name}"] = value
+        return state | {"sums": self.sums}
+
+    def restore(self, tensors: Mapping[str, Tensor], epoch: int, step: int) -> None:
+        """Continue from `tensors` at (`epoch`, `step`); ValueError where they are not of this net and recipe."""
+        model = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        try:
+            self.model.load_state_dict(model)
+        except RuntimeError as error:
+            raise ValueError(f"this checkpoint is of another net: {error}") from None
+        parameters = list(self.model.parameters())
+        for name, value in tensors.items():
+            if name.startswith("optimiser/"):
+                _, index, kind = name.split("/")
+                parameter = parameters[int(index)]
+                same = value.shape == parameter.shape
+                # Adam's step count is a scalar that stays on the CPU; buffers take their parameter's place.
+                self.optimiser.state[parameter][kind] = torch.empty_like(parameter).copy_(value) if same else value
+        self.sums.copy_(tensors["sums"])
+        self.epoch, self.step = epoch, step
+
+
+def train(learner: Learner, batches: Batches) -> Iterator[Errors | None]:
+    """Train to the end of the recipe; yield None after each step and the training errors after each epoch.
+
+    `batches(epoch, step)` gives an epoch's batches from `step` on. Between two yields nothing is half done: the
+    caller may evaluate, save `learner.tensors()`, or leave for good. Raises Diverged.
+    """
+    while learner.epoch < learner.recipe.epochs:
+        for images, labels in batches(learner.epoch, learner.step):
+            learner.advance(images, labels)
+            yield None
+        yield learner.end_epoch()
+
+
+def _optimiser(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over all parameters; weight decay is coupled, on biases too (Torch7's habit)."""
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), recipe.lr, recipe.momentum, recipe.dampening, weight_decay=recipe.weight_decay
+    )

@@ -1,0 +1,215 @@
+"""A trial that was killed anywhere ends bit for bit as if it had not been: weights, curves, scores."""
+
+import dataclasses
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data.write import prepare
+
+from crelu_models.spec import Net
+from crelu_models.tables import S2, S5, S9
+from sweeps.ledger import Ledger
+from sweeps.perform import perform
+from sweeps.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
+from sweeps.sets import Place
+from sweeps.trial import Cell, Trial
+
+SMALL = "synthetic:size=32,classes=4,train=100,test=24"
+LARGE = "synthetic:size=72,classes=4,train=60,test=12"
+DROPPED = S2.crelu(1, 2).dropout(0.2, "input").dropout(0.5, "pool1")
+FAMILIES: dict[str, tuple[Net, str, Recipe, float]] = {
+    "allconv with dropout": (DROPPED, SMALL, ALLCONV, 0.01),
+    "VGG with batch norm": (S5, SMALL, VGG, 0.1),
+    "All-CNN-B": (S9.dropout(0.25, 9), LARGE, IMAGENET_SGD, 0.01),
+    "All-CNN-B by Adam": (S9, LARGE, IMAGENET_ADAM, 1e-3),
+}
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the trial may catch it."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    for name in (SMALL, LARGE):
+        prepare(name, where)
+    return where
+
+
+def trial_of(family: str, phase: str = "ablation") -> Trial:
+    net, dataset, recipe, lr = FAMILIES[family]
+    short = dataclasses.replace(recipe, epochs=3, batch=16, lr=lr)
+    return Trial(Cell(family, net.width(0.125), dataset, short), phase, seed=3)
+
+
+def place(data: Path, ledger: Path, **changes: Any) -> Place:
+    return dataclasses.replace(Place(str(ledger), str(data), reader="threads"), **changes)
+
+
+def left(ledger: Path, trial: Trial) -> dict[str, str]:
+    """Return hashes of all a finished trial left that time does not change."""
+    folder = Ledger(str(ledger)).path(f"trials/{trial.key}")
+    history = json.loads(Path(folder, "history.json").read_text())
+    curves = [
+        {name: value for name, value in row.items() if name != "time_ms" and "sys/" not in name} for row in history
+    ]
+    found = {"history": json.dumps(curves)}
+    for name in ("weights.safetensors", "tables/scores.parquet"):
+        path = Path(folder, name)
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    return found
+
+
+def killed_at(steps: list[int], trial: Trial, here: Place) -> list[int]:
+    """Perform `trial`, killing it at each of `steps` of an attempt; return the epochs that were reported."""
+    reported: list[int] = []
+    for step in [*steps, 10**9]:
+        seen = 0
+
+        def kill(limit: int = step) -> bool:
+            nonlocal seen
+            seen += 1
+            if seen == limit:
+                raise Killed
+            return False
+
+        try:
+            perform(trial, here, lambda epoch, _: reported.append(epoch), kill)
+        except Killed:
+            continue
+    return reported
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_killed_trial_ends_as_the_uninterrupted_one(family: str, workers: int, data: Path, tmp_path: Path) -> None:
+    trial = trial_of(family)
+    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    expected = left(tmp_path / "whole", trial)
+    steps = random.Random(f"{family} {workers}").choices(range(2, 14), k=5)
+    # Checkpoints as often as every step, so that kills inside an epoch resume inside it.
+    reported = killed_at(steps, trial, place(data, tmp_path / "killed", workers=workers, checkpoint_minutes=0.0))
+    assert left(tmp_path / "killed", trial) == expected
+    assert reported == [1, 2, 3]
+
+
+def test_kill_between_checkpoints_repeats_the_epoch_exactly(data: Path, tmp_path: Path) -> None:
+    trial = trial_of("allconv with dropout")
+    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    killed_at([3, 8, 5], trial, place(data, tmp_path / "killed"))
+    assert left(tmp_path / "killed", trial) == left(tmp_path / "whole", trial)
+
+
+def test_stopped_trial_saves_where_it_is_and_goes_on_there(data: Path, tmp_path: Path) -> None:
+    trial = trial_of("All-CNN-B")
+    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    here = place(data, tmp_path / "stopped")
+    assert perform(trial, here, lambda *_: None, lambda: True) is None
+    names = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
+    assert names == ["00000-00000001.safetensors"]
+    assert perform(trial, here, lambda *_: None) is not None
+    assert left(tmp_path / "stopped", trial) == left(tmp_path / "whole", trial)
+
+
+def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ffcv")
+    trial = trial_of("allconv with dropout")
+    for reader in ("threads", "ffcv"):
+        perform(trial, place(data, tmp_path / reader, reader=reader), lambda *_: None)
+    assert left(tmp_path / "threads", trial) == left(tmp_path / "ffcv", trial)
+
+
+def test_finished_trial_is_not_trained_again(data: Path, tmp_path: Path) -> None:
+    trial, epochs = trial_of("allconv with dropout"), []
+    here = place(data, tmp_path)
+    first = perform(trial, here, lambda epoch, _: epochs.append(epoch))
+    again = perform(trial, here, lambda epoch, _: epochs.append(epoch))
+    assert again == first
+    assert epochs == [1, 2, 3]
+
+
+def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path) -> None:
+    trial, here = trial_of("allconv with dropout"), place(data, tmp_path / "killed", checkpoint_minutes=0.0)
+    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    killed = iter(range(1, 100))
+
+    def kill() -> bool:
+        if next(killed) == 9:
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        perform(trial, here, lambda *_: None, kill)
+    newest = Path(
+        Ledger(here.ledger).path(f"checkpoints/{trial.key}"), Ledger(here.ledger).names(f"checkpoints/{trial.key}")[-1]
+    )
+    newest.write_bytes(newest.read_bytes()[:-7])
+    result = perform(trial, here, lambda *_: None)
+    assert result is not None
+    assert any("damaged" in event for event in result["events"])
+    assert left(tmp_path / "killed", trial) == left(tmp_path / "whole", trial)
+
+
+def test_data_of_another_fingerprint_are_refused_before_training(data: Path, tmp_path: Path) -> None:
+    trial = trial_of("allconv with dropout")
+    with pytest.raises(ValueError, match="not those the sweep was planned with"):
+        perform(trial, place(data, tmp_path, fingerprint="other"), lambda *_: None)
+
+
+@pytest.mark.parametrize(("lr", "word"), [(1e6, "not a number"), (0.05, "dead")])
+def test_training_that_fails_starts_anew_three_times_and_is_marked(
+    lr: float, word: str, data: Path, tmp_path: Path
+) -> None:
+    base = trial_of("allconv with dropout")
+    recipe = dataclasses.replace(base.cell.recipe, lr=lr, init="torch" if word == "dead" else "he_fan_in")
+    net = S2.width(0.125).final_activation("relu") if word == "dead" else base.cell.net
+    if word == "dead":
+        recipe = dataclasses.replace(recipe, init="normal_0.01", lr=50.0, clip_norm=1e-9)
+    trial = Trial(dataclasses.replace(base.cell, net=net, recipe=recipe))
+    result = perform(trial, place(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert result["restarts"] == 3
+    assert result["status"] == "diverged"
+    assert any(word in event for event in result["events"])
+    assert result["metrics"]["final/test_top1_err"] == 75.0
+
+
+def test_search_trial_never_opens_the_test_set(data: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "data"
+    alone.mkdir()
+    for path in data.glob("synthetic-*-train.*"):
+        (alone / path.name).symlink_to(path)
+    for path in data.glob("synthetic-*-test.json"):
+        (alone / path.name).symlink_to(path)
+    trial = trial_of("allconv with dropout", "holdout")
+    result = perform(trial, place(alone, tmp_path / "ledger"), lambda *_: None)
+    assert result is not None
+    assert not any("test" in name for name in result["metrics"])
+    assert len(result["curve"]) == 3
+
+
+def test_second_phase_stops_at_the_training_loss_of_the_first(data: Path, tmp_path: Path) -> None:
+    first = trial_of("VGG with batch norm", "holdout")
+    here = place(data, tmp_path)
+    one = perform(first, here, lambda *_: None)
+    assert one is not None
+    second = Trial(first.cell, "match", seed=1003, match="train_loss", reference=first.key)
+    two = perform(second, here, lambda *_: None)
+    assert two is not None
+    history = json.loads(Path(Ledger(here.ledger).path(f"trials/{second.key}/history.json")).read_text())
+    below = [row["probe/loss"] <= one["metrics"]["best/probe_loss"] for row in history]
+    assert not any(below[:-1])
+    assert two["ending"] == ("matched" if below[-1] else "schedule")
+    assert "final/train_top1_err" in two["metrics"]
+
+
+def test_pruned_trial_ends_where_it_is_above_the_bar(data: Path, tmp_path: Path) -> None:
+    trial = dataclasses.replace(trial_of("allconv with dropout", "holdout"), bars=(1000.0, -1.0, 1000.0))
+    result = perform(trial, place(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert (result["status"], result["epochs"]) == ("pruned", 2)
