@@ -1,0 +1,366 @@
+"""MLflow as a projection of the ledger: one run a trial, one parent a cell, brought up to date from the driver.
+
+The tracker knows only keys: a trial that moved is marked, and a thread brings its run to what the ledger says.
+So nothing is lost when the server is away, nothing is doubled when it is told twice (timestamps come from the
+trial's own history, which makes a second sending of a point the same point), and nothing here can slow a trial.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.datasets import stem
+from sweeps import checkpoint
+from sweeps.ledger import Json, Ledger
+from sweeps.plan import Sweep, given_up
+from sweeps.trial import Cell, Trial
+
+BATCH = 500  # metric points in one request; the server takes 1,000
+PAUSE = 2.0  # seconds between two rounds of the thread, growing to a minute while the server is away
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where MLflow keeps things: tracking URI, experiment, and for a new experiment the root of its artifacts."""
+
+    uri: str
+    experiment: str
+    artifacts: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+class Projection:
+    """The runs of one sweep in one MLflow experiment; every call may raise what MLflow raises."""
+
+    def __init__(self, store: Store, ledger: Ledger, sweep: Sweep) -> None:
+        """Find the experiment, or make it, and every run of the sweep that is already there."""
+        import mlflow
+
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        self.mlflow, self.store, self.ledger, self.sweep = mlflow, store, ledger, sweep
+        self.client = mlflow.MlflowClient(store.uri)
+        self.experiment = self._experiment()
+        self.runs: dict[str, str] = {}
+        self.sent: dict[str, tuple[int, int]] = {}
+        self.parts: dict[str, int] = {}
+        self._find()
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.store.experiment)
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        return str(self.client.create_experiment(self.store.experiment, self.store.artifacts or None))
+
+    def _find(self) -> None:
+        """Read all runs of this experiment once; of two runs of one trial the longer stays, the other is deleted."""
+        token: str | None = None
+        found: dict[str, list[tuple[int, int, str]]] = {}
+        while True:
+            page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
+            for run in page:
+                tags = run.data.tags
+                name = tags.get("trial.key") or ("cell:" + tags["cell.key"] if "cell.key" in tags else "")
+                if name:
+                    rank = (len(run.data.metrics), -run.info.start_time, run.info.run_id)
+                    found.setdefault(name, []).append(rank)
+            token = page.token
+            if not token:
+                break
+        for name, ranks in found.items():
+            *doubles, kept = sorted(ranks)
+            self.runs[name] = kept[2]
+            for double in doubles:
+                self.client.delete_run(double[2])
+
+    def run_of(self, key: str) -> str | None:
+        """Return the run of a trial key, if there is one."""
+        return self.runs.get(key)
+
+    def project_trial(self, trial: Trial, state: str) -> None:
+        """Bring the run of `trial` to the ledger's word; `state` is that of a trial without a result."""
+        key, result = trial.key, self.ledger.result(trial.key)
+        progress = None if result is not None else checkpoint.progress(self.ledger, key)
+        restarts = int((result or progress or {}).get("restarts", 0))
+        run = self.runs.get(key)
+        if run is not None and key not in self.sent:
+            # What another driver sent is not known here: the run says after how many restarts it was begun.
+            self.parts[key] = int(self.client.get_run(run).data.tags.get("restarts", "0"))
+        if run is not None and self.parts.get(key, 0) != restarts:
+            # Points cannot be taken back: a training that began anew begins a new run.
+            self.client.delete_run(run)
+            run = None
+        if run is None:
+            run = self._create(trial, restarts)
+        history = self._history(key, result, progress)
+        self._send(key, run, history, restarts)
+        if result is not None:
+            self._finish(trial, run, result)
+            return
+        tries = self.ledger.attempts(key)
+        if given_up(tries):
+            self.client.set_tag(run, "error", str(tries[-1].get("error", ""))[:4000])
+            state = "FAILED"
+        self._status(run, state)
+
+    def _history(self, key: str, result: Json | None, progress: Json | None) -> list[dict[str, float]]:
+        if result is None:
+            return list((progress or {}).get("history", []))
+        content = self.ledger.read(f"trials/{key}/history.json")
+        return list(json.loads(content)) if content else []
+
+    def _create(self, trial: Trial, restarts: int) -> str:
+        parent = self.runs.get(f"cell:{trial.cell.key}") or self._create_parent(trial.cell)
+        cell = trial.cell
+        tags = self._tags(cell) | {
+            "mlflow.parentRunId": parent,
+            "trial.key": trial.key,
+            "phase": trial.phase,
+            "seed": str(trial.seed),
+            "restarts": str(restarts),
+        }
+        run = self.client.create_run(self.experiment, tags=tags, run_name=f"{cell.label} {trial.label}")
+        self.runs[trial.key], self.parts[trial.key] = run.info.run_id, restarts
+        self.sent.pop(trial.key, None)
+        entity = self.mlflow.entities
+        params = [entity.Param(name, str(value)) for name, value in params_of(trial).items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        digest = self.store.digests.get(cell.dataset, "")[:36] or "unknown"
+        data = entity.Dataset(stem(cell.dataset)[:500], digest, "local", json.dumps({"uri": cell.dataset}))
+        context = entity.InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(run.info.run_id, [entity.DatasetInput(data, [context])])
+        return str(run.info.run_id)
+
+    def _create_parent(self, cell: Cell) -> str:
+        run = self.client.create_run(self.experiment, tags=self._tags(cell), run_name=cell.label)
+        self.runs[f"cell:{cell.key}"] = run.info.run_id
+        return str(run.info.run_id)
+
+    def _tags(self, cell: Cell) -> dict[str, str]:
+        return {
+            "sweep": self.sweep.name,
+            "profile": self.sweep.profile,
+            "cell.key": cell.key,
+            "cell.label": cell.label,
+            "paper.table": cell.table,
+            "paper.row": cell.row,
+            "data.kind": "synthetic" if cell.dataset.startswith("synthetic") else "real",
+        }
+
+    def _send(self, key: str, run: str, history: Sequence[Mapping[str, float]], restarts: int) -> None:
+        """Log the epochs of `history` that were not sent; sending one again changes nothing."""
+        already = self.sent.get(key, (0, restarts))[0]
+        metric = self.mlflow.entities.Metric
+        points = [
+            metric(name, value if math.isfinite(value) else math.nan, int(row["time_ms"]), int(row["epoch"]))
+            for row in history[already:]
+            for name, value in row.items()
+            if name not in ("epoch", "time_ms")
+        ]
+        for start in range(0, len(points), BATCH):
+            self.client.log_batch(run, metrics=points[start : start + BATCH])
+        self.sent[key] = (len(history), restarts)
+
+    def _finish(self, trial: Trial, run: str, result: Json) -> None:
+        """Log final metrics and files, once; close the run; note on the ledger that it is whole."""
+        metric, when = self.mlflow.entities.Metric, int(result["finished_ms"])
+        points = [metric(name, value, when, int(result["epochs"])) for name, value in result["metrics"].items()]
+        tag = self.mlflow.entities.RunTag
+        flags = ",".join(flags_of(result))
+        tags = {
+            "flags": flags,
+            "data.fingerprint": str(result["fingerprint"]),
+            "precision": str(result["precision"]),
+            "host": str(result["hardware"].get("host", "")),
+            "code": str(result["code"]),
+        }
+        self.client.log_batch(run, metrics=points, tags=[tag(name, value) for name, value in tags.items()])
+        for name in result["files"]:
+            content = self.ledger.read(f"trials/{trial.key}/{name}")
+            if content is not None:
+                self._artifact(run, name, content)
+        self.client.set_terminated(run, "FINISHED", end_time=when)
+        self.ledger.write_json(f"tracked/{trial.key}.json", tracked(self.store, run, result))
+
+    def _artifact(self, run: str, name: str, content: bytes) -> None:
+        import tempfile
+        from pathlib import Path
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, Path(name).name)
+            path.write_bytes(content)
+            self.client.log_artifact(run, str(path), os.path.dirname(name) or None)
+
+    def _status(self, run: str, state: str) -> None:
+        if self.client.get_run(run).info.status != state:
+            if state in ("FAILED", "KILLED", "FINISHED"):
+                self.client.set_terminated(run, state)
+            else:
+                self.client.update_run(run, state)
+
+    def project_cell(self, cell: Cell, keys: Iterable[str], over: bool) -> None:
+        """Bring the parent run of `cell` to the averages of its tested trials."""
+        import statistics
+
+        run = self.runs.get(f"cell:{cell.key}") or self._create_parent(cell)
+        results = self.ledger.results(keys)
+        when = max((int(result["finished_ms"]) for result in results.values()), default=0)
+        points = []
+        names = {name for result in results.values() for name in result["metrics"] if name.startswith("final/test")}
+        for name in sorted(names):
+            values = [result["metrics"][name] for result in results.values() if name in result["metrics"]]
+            base, count = "agg/" + name.removeprefix("final/"), len(values)
+            se = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
+            for suffix, value in (("mean", statistics.fmean(values)), ("se", se), ("n", float(count))):
+                points.append(self.mlflow.entities.Metric(f"{base}_{suffix}", value, when, 0))
+        if points:
+            self.client.log_batch(run, metrics=points)
+        self._status(run, "FINISHED" if over else "RUNNING")
+
+
+def params_of(trial: Trial) -> dict[str, Any]:
+    """Return what varies between trials, for people; everything else is in trial.json."""
+    cell, recipe = trial.cell, trial.cell.recipe
+    return {
+        "cell": cell.label,
+        "dataset": cell.dataset[:200],
+        "net": cell.net.name,
+        "dropout": " ".join(f"{name}={rate:g}" for name, rate in sorted(trial.net.dropouts().items())) or "none",
+        "phase": trial.phase,
+        "seed": trial.seed,
+        "fold": trial.fold if trial.phase == "fold" else "",
+        "optimiser": recipe.optimiser,
+        "lr": recipe.lr,
+        "batch": recipe.batch,
+        "epochs": recipe.epochs,
+    }
+
+
+def flags_of(result: Json) -> list[str]:
+    """Return the marks a reader of the number must see."""
+    marks = ["diverged"] if result["status"] == "diverged" else []
+    return marks + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])
+
+
+def tracked(store: Store, run: str, result: Json) -> Json:
+    """Return the note that a finished trial is whole in `store`."""
+    return {"uri": store.uri, "experiment": store.experiment, "run": run, "finished_ms": result["finished_ms"]}
+
+
+def is_tracked(ledger: Ledger, store: Store, result: Json) -> bool:
+    """Return whether the ledger notes that this result is whole in `store`."""
+    note = ledger.read_json(f"tracked/{result['key']}.json")
+    return note is not None and note == tracked(store, str(note.get("run")), result)
+
+
+class Tracker:
+    """The thread that keeps MLflow at the ledger's word; nothing it meets reaches the sweep.
+
+    `mark` is called from anywhere, at any rate, and returns at once: it holds at most one note per trial.
+    """
+
+    def __init__(self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None]) -> None:
+        """Start the thread; `tell` gets a sentence when the server goes away or comes back."""
+        self.store, self.ledger, self.sweep, self.tell = store, ledger, sweep, tell
+        self.marked: dict[str, tuple[Trial, str, int]] = {}
+        self.marks = 0
+        self.cells: dict[str, Cell] = {}
+        self.trials: dict[str, Trial] = {}
+        self.lock = threading.Condition()
+        self.closing = False
+        self.away_since: float | None = None
+        self.error = ""
+        self.runs: dict[str, str] = {}
+        self.thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self.thread.start()
+
+    def know(self, trials: Iterable[Trial]) -> None:
+        """Note the trials of the plan, whose results the cells' averages are made of."""
+        with self.lock:
+            self.trials |= {trial.key: trial for trial in trials}
+
+    def mark(self, trial: Trial, state: str = "RUNNING") -> None:
+        """Note that `trial` moved; without a result its run takes `state`."""
+        with self.lock:
+            self.trials[trial.key] = trial
+            self.marks += 1
+            self.marked[trial.key] = (trial, state, self.marks)
+            self.cells[trial.cell.key] = trial.cell
+            self.lock.notify()
+
+    def close(self, seconds: float) -> int:
+        """Bring everything marked to MLflow within `seconds`, and return how many trials are still not there."""
+        with self.lock:
+            self.closing = True
+            self.lock.notify()
+        self.thread.join(seconds)
+        with self.lock:
+            return len(self.marked)
+
+    def _work(self) -> None:
+        projection: Projection | None = None
+        pause = PAUSE
+        while True:
+            with self.lock:
+                while not self.marked and not self.cells and not self.closing:
+                    self.lock.wait()
+                if self.closing and not self.marked and not self.cells:
+                    return
+            try:
+                projection = projection or Projection(self.store, self.ledger, self.sweep)
+                self._round(projection)
+                self._back()
+                pause = PAUSE
+            except Exception as error:  # whatever a server or its client comes up with, training goes on
+                self._away(error)
+                if self.closing and pause > PAUSE:
+                    return
+                pause = min(2 * pause, 60.0)
+                projection = None
+            with self.lock:
+                if not self.closing:
+                    self.lock.wait(pause)
+
+    def _round(self, projection: Projection) -> None:
+        while True:
+            with self.lock:
+                if not self.marked:
+                    break
+                key, mark = next(iter(self.marked.items()))
+            projection.project_trial(mark[0], mark[1])
+            with self.lock:
+                if self.marked.get(key) == mark:
+                    del self.marked[key]
+        with self.lock:
+            cells = list(self.cells.values())
+        for cell in cells:
+            keys = [key for key, trial in list(self.trials.items()) if trial.cell.key == cell.key]
+            done = self.ledger.results(keys)
+            projection.project_cell(cell, keys, over=len(done) == len(keys))
+            with self.lock:
+                self.cells.pop(cell.key, None)
+        self.runs = dict(projection.runs)
+
+    def _away(self, error: Exception) -> None:
+        if self.away_since is None:
+            self.away_since = time.time()
+            self.tell(
+                f"MLflow at {self.store.uri} does not answer ({type(error).__name__}); "
+                "training goes on, and the runs are brought up to date when it is back"
+            )
+        self.error = f"{type(error).__name__}: {error}"
+
+    def _back(self) -> None:
+        if self.away_since is not None:
+            self.tell(f"MLflow is back after {time.time() - self.away_since:.0f} s; its runs are up to date")
+        self.away_since = None

@@ -1,0 +1,229 @@
+"""MLflow is a projection of the ledger: complete, without doubles, right in status, whatever happened before."""
+
+import dataclasses
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crelu_models.tables import S2
+from sweeps import checkpoint
+from sweeps.ledger import Ledger
+from sweeps.plan import Protocol, Sweep
+from sweeps.recipe import ALLCONV
+from sweeps.tracking import Projection, Store, Tracker, is_tracked, params_of
+from sweeps.trial import Cell, Trial
+
+CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV, "1", "Baseline"), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
+SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))
+START = 1_790_000_000_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _mlflow() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # What MLflow and SQLAlchemy warn about among themselves.
+        warnings.simplefilter("ignore")
+        import mlflow  # noqa: F401
+
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with one SQLite store for all tests here: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture
+def store(root: Path, request: pytest.FixtureRequest) -> Store:
+    return Store(f"sqlite:///{root}/mlflow.db", request.node.name, f"{root}/artifacts", {"synthetic": "abc"})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(str(tmp_path / "ledger"))
+
+
+def rows(epochs: int, offset: float = 0.0) -> list[dict[str, float]]:
+    return [
+        {
+            "epoch": float(e),
+            "time_ms": float(START + 1000 * e),
+            "train/loss": 2.0 / e + offset,
+            "val/top1_err": 50.0 / e,
+        }
+        for e in range(1, epochs + 1)
+    ]
+
+
+def under_way(ledger: Ledger, trial: Trial, epochs: int, restarts: int = 0) -> None:
+    state = {"epoch": epochs, "history": rows(epochs, restarts), "restarts": restarts}
+    checkpoint.save(ledger, trial.key, epochs, 0, checkpoint.Checkpoint({"w": torch.zeros(1)}, state))
+
+
+def finish(ledger: Ledger, trial: Trial, error: float, epochs: int = 3, restarts: int = 0) -> None:
+    ledger.write(f"trials/{trial.key}/history.json", json.dumps(rows(epochs, restarts)).encode())
+    ledger.write(f"trials/{trial.key}/tables/scores.parquet", b"scores")
+    ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json())
+    result: dict[str, Any] = {
+        "key": trial.key, "cell_key": trial.cell.key, "status": "finished", "restarts": restarts, "epochs": epochs,
+        "metrics": {"final/test_top1_err": error}, "finished_ms": START + 9000, "fingerprint": "abc", "code": "c",
+        "precision": "fp32", "hardware": {"host": "h"}, "files": {"trial.json": "", "tables/scores.parquet": ""},
+    }  # fmt: skip
+    ledger.commit(trial.key, result)
+
+
+def points(projection: Projection, trial: Trial, metric: str) -> list[tuple[int, float]]:
+    run = projection.run_of(trial.key)
+    return [(point.step, point.value) for point in projection.client.get_metric_history(run, metric)]
+
+
+def runs(projection: Projection) -> list[Any]:
+    return list(projection.client.search_runs([projection.experiment], max_results=1000))
+
+
+def test_trial_is_one_run_under_its_cell(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELLS[0], seed=1)
+    projection = Projection(store, ledger, SWEEP)
+    under_way(ledger, trial, 2)
+    projection.project_trial(trial, "RUNNING")
+    run = projection.client.get_run(projection.run_of(trial.key))
+    assert run.info.status == "RUNNING"
+    assert points(projection, trial, "train/loss") == [(1, 2.0), (2, 1.0)]
+    parent = projection.client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.info.run_name == "Baseline"
+    assert run.data.tags["paper.table"] == "1"
+    assert run.data.params["dropout"] == "none"
+    assert run.inputs.dataset_inputs[0].dataset.digest == "abc"
+    finish(ledger, trial, 9.5)
+    projection.project_trial(trial, "RUNNING")
+    run = projection.client.get_run(projection.run_of(trial.key))
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["final/test_top1_err"] == 9.5
+    assert points(projection, trial, "train/loss") == [(1, 2.0), (2, 1.0), (3, 2.0 / 3)]
+    names = {item.path for item in projection.client.list_artifacts(run.info.run_id)}
+    assert names == {"trial.json", "tables"}
+    assert len(runs(projection)) == 2
+
+
+def test_projecting_again_changes_nothing(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELLS[0])
+    finish(ledger, trial, 9.5)
+    for _ in range(3):  # three drivers, each of which knows nothing of what the others sent
+        projection = Projection(store, ledger, SWEEP)
+        projection.project_trial(trial, "RUNNING")
+    assert points(projection, trial, "train/loss") == [(1, 2.0), (2, 1.0), (3, 2.0 / 3)]
+    assert len(points(projection, trial, "final/test_top1_err")) == 1
+    assert len(runs(projection)) == 2
+
+
+def test_of_two_runs_of_a_trial_the_fuller_stays(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELLS[0])
+    finish(ledger, trial, 9.5)
+    projection = Projection(store, ledger, SWEEP)
+    projection.project_trial(trial, "RUNNING")
+    kept = projection.run_of(trial.key)
+    projection.client.create_run(projection.experiment, tags={"trial.key": trial.key})
+    again = Projection(store, ledger, SWEEP)
+    assert again.run_of(trial.key) == kept
+    assert len(runs(again)) == 2
+
+
+def test_training_begun_anew_begins_a_new_run(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELLS[0])
+    under_way(ledger, trial, 3)
+    first = Projection(store, ledger, SWEEP)
+    first.project_trial(trial, "RUNNING")
+    ledger.delete(f"checkpoints/{trial.key}")
+    under_way(ledger, trial, 1, restarts=1)
+    second = Projection(store, ledger, SWEEP)
+    second.project_trial(trial, "RUNNING")
+    assert points(second, trial, "train/loss") == [(1, 3.0)]
+    assert len(runs(second)) == 2
+
+
+def test_statuses_follow_the_ledger(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELLS[0])
+    under_way(ledger, trial, 1)
+    projection = Projection(store, ledger, SWEEP)
+
+    def status() -> str:
+        return str(projection.client.get_run(projection.run_of(trial.key)).info.status)
+
+    for state in ("RUNNING", "KILLED", "RUNNING"):
+        projection.project_trial(trial, state)
+        assert status() == state
+    ledger.add_attempt(trial.key, {"error": "ValueError: no", "final": True})
+    projection.project_trial(trial, "RUNNING")
+    assert status() == "FAILED"
+
+
+def test_cell_carries_average_error_and_count(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELLS[0], seed=seed) for seed in (0, 1)]
+    projection = Projection(store, ledger, SWEEP)
+    for trial, error in zip(trials, (9.0, 10.0), strict=True):
+        finish(ledger, trial, error)
+        projection.project_trial(trial, "RUNNING")
+    for _ in range(2):
+        projection.project_cell(CELLS[0], [trial.key for trial in trials], over=True)
+    parent = projection.client.get_run(projection.runs[f"cell:{CELLS[0].key}"])
+    assert parent.data.metrics["agg/test_top1_err_mean"] == 9.5
+    assert parent.data.metrics["agg/test_top1_err_se"] == pytest.approx(0.5)
+    assert parent.data.metrics["agg/test_top1_err_n"] == 2
+    assert parent.info.status == "FINISHED"
+
+
+def test_tracker_brings_all_marks_home(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(cell, seed=seed) for cell in CELLS for seed in range(2)]
+    said: list[str] = []
+    tracker = Tracker(store, ledger, SWEEP, said.append)
+    tracker.know(trials)
+    for trial in trials:
+        finish(ledger, trial, 9.0)
+        for _ in range(50):
+            tracker.mark(trial)
+    assert tracker.close(60.0) == 0
+    assert said == []
+    for trial in trials:
+        result = ledger.result(trial.key)
+        assert result is not None
+        assert is_tracked(ledger, store, result)
+        assert not is_tracked(ledger, dataclasses.replace(store, uri="sqlite:///elsewhere.db"), result)
+
+
+def test_store_that_is_away_slows_nothing_and_is_told_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    away = Store("http://127.0.0.1:9", "away")
+    said: list[str] = []
+    trial = Trial(CELLS[0])
+    finish(ledger, trial, 9.0)
+    tracker = Tracker(away, ledger, SWEEP, said.append)
+    began = time.monotonic()
+    for _ in range(1000):
+        tracker.mark(trial)
+    assert time.monotonic() - began < 1.0
+    assert tracker.close(30.0) == 1
+    assert len(said) == 1
+    assert "training goes on" in said[0]
+
+
+def test_params_are_few_and_short() -> None:
+    for cell in CELLS:
+        params = params_of(Trial(cell, dropout=(("pool1", 0.5),)))
+        assert len(params) <= 12
+        assert all(len(str(value)) < 500 for value in params.values())
+        assert params["dropout"] == "pool1=0.5"
