@@ -58,7 +58,12 @@ def training_view(
 
 
 def centre_view(
-    images: Tensor, *, crop: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+    images: Tensor,
+    *,
+    crop: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return the centre crops (n, 3, crop, crop), normalised, channels last, of uint8 pictures (n, 3, h, w)."""
     _fits(crop, images.shape[2], images)
@@ -67,7 +72,12 @@ def centre_view(
 
 
 def ten_views(
-    images: Tensor, *, crop: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+    images: Tensor,
+    *,
+    crop: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
     """Yield the ten views of each picture: the four corners and the centre, each with its mirror image."""
     _fits(crop, images.shape[2], images)
@@ -99,9 +109,9 @@ def _cut(images: Tensor, top: Tensor, left: Tensor, crop: int, mirrored: Tensor)
         # Copies of whole rows: several times faster here than an index for each pixel.
         cut = torch.empty((n, 3, crop, crop), dtype=images.dtype, memory_format=torch.channels_last)
         places = zip(top.tolist(), left.tolist(), mirrored.tolist(), strict=True)
-        for index, (y, x, mirror) in enumerate(places):
-            view = images[index, :, y : y + crop, x : x + crop]
-            cut[index] = view.flip(2) if mirror else view
+        for number, (y, x, mirror) in enumerate(places):
+            view = images[number, :, y : y + crop, x : x + crop]
+            cut[number] = view.flip(2) if mirror else view
         return cut
     steps = torch.arange(crop, device=images.device)
     rows = top[:, None] + steps

@@ -1,0 +1,203 @@
+"""python -m data prepare | verify | info | bench: write, check, show and time the pictures' files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from data.datasets import SPLITS, Sidecar, beton_path, data_dir, dataset, read_sidecar
+
+_EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
+_NAMES = "synthetic[:size=72,train=3000,...] | cifar10 | cifar100 | imagenet[:size=N] | folder:PATH"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return 0, or 2 after one sentence about what is wrong, or 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed job leaves no half file either
+    try:
+        verbs: dict[str, Callable[[argparse.Namespace], None]] = {
+            "prepare": _prepare,
+            "verify": _verify,
+            "info": _info,
+            "bench": _bench,
+        }
+        verbs[options.verb](options)
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is left; the same command begins again", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"data {options.verb}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    prepare = verbs.add_parser("prepare", help="write NAME-{train,val,test}.beton and their sidecars")
+    verify = verbs.add_parser("verify", help="read everything back: checksums, labels, decoding")
+    info = verbs.add_parser("info", help="print the sidecars")
+    bench = verbs.add_parser("bench", help="print pictures a second of each reader")
+    for verb in (prepare, verify, info, bench):
+        verb.add_argument("name", metavar="NAME", help=_NAMES)
+        verb.add_argument("--data-dir", metavar="DIR", help="place of the files (default: $CRELU_DATA, ~/.cache/...)")
+    for verb in (prepare, verify, bench):
+        verb.add_argument("--workers", type=int, default=0, metavar="N", help="processes or threads (default: cores)")
+    prepare.add_argument("--source", metavar="DIR", help="place of the originals (ImageNet: $IMAGENET_DIR)")
+    prepare.add_argument("--size", type=int, metavar="N", help="side to store in pixels")
+    prepare.add_argument("--quality", type=int, metavar="Q", help="of JPEG, for sides above 64 (default: 90)")
+    prepare.add_argument("--seed", type=int, metavar="S", help="of a folder's split, or of the synthetic pictures")
+    prepare.add_argument("--writer", default="", choices=("ffcv", "native"), help="default: ffcv where installed")
+    prepare.add_argument("--fresh", action="store_true", help="write again what is there")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    bench.add_argument("--batch", type=int, default=256, metavar="N", help="pictures a batch (default: 256)")
+    return parser
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from data.write import prepare
+
+    name, where = options.name, data_dir(options.data_dir)
+    kind = name.partition(":")[0]
+    fields = {"size": options.size, "seed": options.seed} if kind == "synthetic" else {"size": options.size}
+    if kind in ("synthetic", "imagenet"):
+        for field, value in fields.items():
+            name += "" if value is None else f"{',' if ':' in name else ':'}{field}={value}"
+    elif kind.startswith("cifar") and options.size not in (None, 32):
+        raise ValueError(f"--size {options.size}: CIFAR's pictures are stored as they are, 32 pixels")
+    with _progress() as progress:
+        found = prepare(
+            name,
+            where,
+            origin=Path(options.source).expanduser().absolute() if options.source else None,
+            size=options.size if kind == "folder" else None,
+            quality=options.quality,
+            seed=options.seed if kind == "folder" else None,
+            workers=options.workers,
+            writer=options.writer,
+            fresh=options.fresh,
+            progress=progress,
+        )
+    for split, sidecar in found.items():
+        path = beton_path(name, split, where)
+        print(f"{path}: {sidecar.count:,} pictures of {sidecar.size} pixels in {sidecar.classes} classes")
+    _compare(name, found)
+
+
+def _compare(name: str, found: dict[str, Sidecar]) -> None:
+    """Say where a set is smaller than the one everybody means by its name."""
+    if name.startswith("folder:"):
+        return
+    facts = dataset(name)
+    for split, sidecar in found.items():
+        if (sidecar.count, sidecar.classes) != (facts.splits[split], facts.classes):
+            print(
+                f"note: the {split} split of {facts.name} has {facts.splits[split]:,} pictures in {facts.classes} "
+                f"classes; here are {sidecar.count:,} in {sidecar.classes}",
+                file=sys.stderr,
+            )
+
+
+def _files(options: argparse.Namespace) -> list[Path]:
+    where = data_dir(options.data_dir)
+    dataset(options.name, where)  # a wrong name is told from a missing file
+    found = [path for split in SPLITS if (path := beton_path(options.name, split, where)).exists()]
+    if not found:
+        raise ValueError(f"{options.name} is not prepared in {where}: python -m data prepare {options.name}")
+    return found
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from data.write import verify
+
+    for path in _files(options):
+        with _progress() as progress:
+            sidecar = verify(path, options.workers, progress)
+        print(f"{path}: {sidecar.count:,} pictures are whole, fingerprint {sidecar.fingerprint[:16]}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    sidecars = {path.name: read_sidecar(path.with_suffix(".json")) for path in _files(options)}
+    if options.json:
+        print(json.dumps({name: asdict(sidecar) for name, sidecar in sidecars.items()}, indent=1))
+        return
+    for name, sidecar in sidecars.items():
+        print(name)
+        shown = replace(sidecar, class_names=sidecar.class_names[:10], label_counts=sidecar.label_counts[:10])
+        for field, value in asdict(shown).items():
+            print(f"  {field:13} {value}{' ...' if sidecar.classes > 10 and field in _LONG else ''}")
+
+
+_LONG = ("class_names", "label_counts")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from data.load import READERS, cores, default_reader, open_pictures
+
+    print(f"{'file':40} {'reader':8} {'workers':>7} {'pictures/s':>11} {'per CPU-s':>10}")
+    for path in _files(options):
+        for reader in READERS if default_reader() == "ffcv" else ("threads",):
+            workers = options.workers or cores()
+            with open_pictures(path, reader=reader, workers=workers, resident_bytes=0) as pictures:
+                order = np.random.default_rng(0).permutation(len(pictures))
+                for _ in range(2):  # the first time compiles, fills the page cache and compares checksums
+                    wall, busy = time.perf_counter(), time.process_time()
+                    for _ in pictures.batches(order, options.batch):
+                        pass
+                    wall, busy = time.perf_counter() - wall, time.process_time() - busy
+            print(f"{path.name:40} {reader:8} {workers:7} {len(order) / wall:11,.0f} {len(order) / busy:10,.0f}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a report of what is done: a bar on a terminal, a line every few seconds elsewhere."""
+    if not sys.stderr.isatty() or os.environ.get("CI"):
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]:,.0f}/s")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, rate=0.0)
+            task = bars.tasks[tasks[what]]
+            bars.update(task.id, completed=done, total=total, rate=task.finished_speed or task.speed or 0.0)
+
+        yield report
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    began: dict[str, float] = {}
+    last = time.monotonic()
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        began.setdefault(what, now)
+        if now - last >= _EVERY:
+            last = now
+            rate = done / max(now - began[what], 1e-9)
+            left = f", {(total - done) / rate:,.0f} s left" if rate else ""
+            print(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

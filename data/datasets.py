@@ -1,0 +1,343 @@
+"""What is known about each data set before a picture is read: sizes, splits, folds, orders and sidecars."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Colour = tuple[float, float, float]
+
+SIDECAR_VERSION = 1
+RAW_UP_TO = 64  # sides up to this are stored as pixels: JPEG would cost more time than it saves bytes
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Facts of one data set.
+
+    `name` is what `dataset` accepts, `size` the stored side and `crop` the side of a training view in pixels,
+    `final` the split whose error is reported, `holdout` the pictures set aside from train for choosing.
+    """
+
+    name: str
+    classes: int
+    size: int
+    crop: int
+    splits: Mapping[str, int] = field(hash=False)
+    final: str
+    holdout: int
+
+
+# CIFAR: Krizhevsky 2009; its 10,000 hold-out pictures are Goodfellow et al. 2013.
+# ImageNet: ILSVRC 2012, 256 stored and 224 seen (Krizhevsky et al. 2012); 50 hold-out pictures a class.
+CIFAR10 = DataSet("cifar10", 10, 32, 32, {"train": 50_000, "test": 10_000}, "test", 10_000)
+CIFAR100 = replace(CIFAR10, name="cifar100", classes=100)
+IMAGENET = DataSet("imagenet", 1000, 256, 224, {"train": 1_281_167, "val": 50_000}, "val", 50_000)
+SYNTHETIC = {"size": 32, "classes": 10, "train": 4000, "test": 1000, "seed": 0}
+_KNOWN = "synthetic, synthetic:size=72,train=3000, cifar10, cifar100, imagenet, imagenet:size=64, folder:PATH"
+
+
+def dataset(name: str, where: Path | None = None) -> DataSet:
+    """Look up a data set by name.
+
+    With the folder `where`, counts and classes are those of the files prepared there: a small tree in CIFAR's
+    layout, or a part of ImageNet, is a set too. Those of `folder:PATH` exist only there (default: `data_dir(None)`).
+    ValueError for a name or field that does not exist, or a folder that was never prepared.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "folder" and rest:
+        return _folder(name, where or data_dir(None))
+    facts = {"cifar10": CIFAR10, "cifar100": CIFAR100, "imagenet": IMAGENET}.get(kind)
+    if kind == "synthetic":
+        facts = _synthetic(_options(name, SYNTHETIC))
+    elif kind == "imagenet" and rest:
+        facts = _imagenet(_options(name, {"size": IMAGENET.size})["size"])
+    elif facts is None or rest:
+        near = get_close_matches(kind, ("synthetic", "cifar10", "cifar100", "imagenet", "folder"), 1)
+        raise ValueError(f"no data set {name!r}{f' (nearest: {near[0]})' if near else ''}; there are {_KNOWN}")
+    return facts if where is None else _as_stored(facts, where)
+
+
+def synthetic_options(name: str) -> dict[str, int]:
+    """Return size, classes, train, test and seed of a `synthetic[:...]` name; ValueError where one is wrong.
+
+    Sizes are sides in pixels.
+    """
+    return _options(name, SYNTHETIC)
+
+
+def canonical(name: str) -> str:
+    """Return the one spelling of a name: fields at their defaults left out, a folder's path absolute."""
+    kind, _, rest = name.partition(":")
+    return f"folder:{Path(rest).expanduser().absolute()}" if kind == "folder" and rest else dataset(name).name
+
+
+def stem(name: str) -> str:
+    """Return the part of the file names that stands for `name`: letters, digits, '-', '_' and '.' only."""
+    kind, _, rest = canonical(name).partition(":")
+    if kind == "folder":
+        digest = hashlib.sha256(os.fsencode(rest)).hexdigest()[:6]
+        return f"folder-{re.sub(r'[^A-Za-z0-9_.]+', '_', Path(rest).name) or 'root'}-{digest}"
+    return re.sub(r"[:,]", "-", f"{kind}:{rest}" if rest else kind).replace("=", "")
+
+
+def data_dir(flag: str | os.PathLike[str] | None) -> Path:
+    """Return the absolute folder of the .beton files: the flag, else $CRELU_DATA, else one under ~/.cache."""
+    place = flag or os.environ.get("CRELU_DATA") or "~/.cache/crelu-sweeps/data"
+    return Path(place).expanduser().absolute()
+
+
+def beton_path(name: str, split: str, where: Path) -> Path:
+    """Return where the split's pictures lie; the sidecar is beside it with the suffix .json."""
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; one of {', '.join(SPLITS)}")
+    return where / f"{stem(name)}-{split}.beton"
+
+
+def crop_of(size: int) -> int:
+    """Return the side of a training view: 7/8 of the stored side in steps of 8 (256 -> 224, 72 -> 64)."""
+    return 8 * round(7 * size / 64)
+
+
+def _options(name: str, defaults: Mapping[str, int]) -> dict[str, int]:
+    kind, _, rest = name.partition(":")
+    chosen = dict(defaults)
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if key not in defaults or not value.isdecimal():
+            allowed = ", ".join(f"{k}={v}" for k, v in defaults.items())
+            raise ValueError(f"{part!r} in {name!r} is not one of {kind}'s fields with a whole number: {allowed}")
+        chosen[key] = int(value)
+    for key, least in {"size": 16, "classes": 2, "train": 1, "test": 1}.items():
+        if key in chosen and not least <= chosen[key] < 10**9:
+            raise ValueError(f"{key}={chosen[key]} in {name!r} must be {least} or more")
+    return chosen
+
+
+def _canonical(kind: str, options: Mapping[str, int], defaults: Mapping[str, int]) -> str:
+    changed = ",".join(f"{key}={options[key]}" for key in defaults if options[key] != defaults[key])
+    return f"{kind}:{changed}" if changed else kind
+
+
+def _synthetic(options: Mapping[str, int]) -> DataSet:
+    size, train = options["size"], options["train"]
+    return DataSet(
+        name=_canonical("synthetic", options, SYNTHETIC),
+        classes=options["classes"],
+        size=size,
+        crop=crop_of(size) if size > RAW_UP_TO else size,
+        splits={"train": train, "test": options["test"]},
+        final="test",
+        holdout=train // 5,
+    )
+
+
+def _imagenet(size: int) -> DataSet:
+    name = _canonical("imagenet", {"size": size}, {"size": IMAGENET.size})
+    return replace(IMAGENET, name=name, size=size, crop=crop_of(size))
+
+
+def _folder(name: str, where: Path) -> DataSet:
+    found = {split: beton_path(name, split, where).with_suffix(".json") for split in SPLITS}
+    sidecars = {split: read_sidecar(path) for split, path in found.items() if path.exists()}
+    final = next((split for split in ("test", "val") if split in sidecars), None)
+    if "train" not in sidecars or final is None:
+        seen = ", ".join(sidecars) or "none"
+        raise ValueError(
+            f"{name!r} is not prepared in {where} (looked for {stem(name)}-train and -test or -val, "
+            f"found {seen}): python -m data prepare {name}"
+        )
+    train = sidecars["train"]
+    crop = crop_of(train.size) if train.size > RAW_UP_TO else train.size
+    counts = {split: sidecar.count for split, sidecar in sidecars.items()}
+    return DataSet(canonical(name), train.classes, train.size, crop, counts, final, train.count // 5)
+
+
+def _as_stored(facts: DataSet, where: Path) -> DataSet:
+    counts, classes = dict(facts.splits), facts.classes
+    for split in facts.splits:
+        path = beton_path(facts.name, split, where).with_suffix(".json")
+        if path.exists():
+            sidecar = read_sidecar(path)
+            counts[split], classes = sidecar.count, sidecar.classes
+    holdout = facts.holdout * counts["train"] // facts.splits["train"]
+    return replace(facts, classes=classes, splits=counts, holdout=holdout)
+
+
+# Orders and folds
+
+
+def mix(*parts: int | str) -> int:
+    """Hash whole numbers and words to 63 bits; different tuples give unrelated keys (BLAKE2b)."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def keyed_permutation(key: int, count: int) -> Ints:
+    """Return a permutation of 0..count-1: splitmix64 keys, sorted, so that no version of NumPy changes it."""
+    z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable").astype(np.int64)
+
+
+def order(seed: int, epoch: int, indices: Ints) -> Ints:
+    """Return the indices in the order of one epoch: a pure function of its arguments.
+
+    Seed and epoch are hashed together, so that no seed replays another seed's orders (FFCV adds the two).
+    """
+    return np.asarray(indices, np.int64)[keyed_permutation(mix("order", seed, epoch), len(indices))]
+
+
+def holdout(labels: Ints, count: int, seed: int) -> tuple[Ints, Ints]:
+    """Split 0..n-1 into (train, held out) with `count` held out, each class in proportion; both ascending."""
+    labels = np.asarray(labels)
+    if not 1 <= count < len(labels):
+        raise ValueError(f"a hold-out of {count} pictures needs a set of more than {count}; this has {len(labels)}")
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * (count / len(labels))
+    quota = np.floor(exact).astype(np.int64)
+    quota[np.argsort(quota - exact, kind="stable")[: count - int(quota.sum())]] += 1  # largest remainders
+    chosen = [
+        _shuffled(labels, label, mix("holdout", seed, int(label)))[:wanted]
+        for label, wanted in zip(classes, quota, strict=True)
+    ]
+    return _partition(len(labels), np.concatenate(chosen))
+
+
+def folds(labels: Ints, k: int, seed: int) -> list[tuple[Ints, Ints]]:
+    """Split 0..n-1 into k (train, validation) pairs; fold sizes and class counts differ by one at most."""
+    labels = np.asarray(labels)
+    if not 2 <= k <= len(labels):
+        raise ValueError(f"{k} folds of {len(labels)} pictures; from 2 to one picture a fold are possible")
+    dealt = np.concatenate([_shuffled(labels, c, mix("folds", seed, int(c))) for c in np.unique(labels)])
+    return [_partition(len(labels), dealt[fold::k]) for fold in range(k)]
+
+
+def _shuffled(labels: Ints, label: int, key: int) -> Ints:
+    members = np.flatnonzero(labels == label)
+    return members[keyed_permutation(key, len(members))]
+
+
+def _partition(count: int, chosen: Ints) -> tuple[Ints, Ints]:
+    rest = np.ones(count, bool)
+    rest[chosen] = False
+    return np.flatnonzero(rest).astype(np.int64), np.sort(chosen).astype(np.int64)
+
+
+# Sidecars
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a .beton file holds, as computed from it when it was written.
+
+    Colours are R, G, B on pixels in 0..1: mean, std and the eigenvalues of the colour covariance; column k of
+    `eigenvectors` belongs to eigenvalue k. `fingerprint` is the SHA-256 of the stored pictures in order and the
+    labels, `index` that of the file's tables, `measured` the pictures behind the statistics, `skipped` the
+    unreadable pictures left out. A sidecar may come from anywhere: `read_sidecar` checks every field.
+    """
+
+    name: str
+    split: str
+    classes: int
+    class_names: tuple[str, ...]
+    count: int
+    size: int
+    mode: str
+    quality: int
+    seed: int
+    mean: Colour
+    std: Colour
+    eigenvalues: Colour
+    eigenvectors: tuple[Colour, ...]
+    label_counts: tuple[int, ...]
+    measured: int
+    skipped: int
+    writer: str
+    fingerprint: str
+    index: str
+    file_bytes: int
+    version: int = SIDECAR_VERSION
+
+
+def write_sidecar(path: Path, sidecar: Sidecar) -> None:
+    """Write the sidecar in one step: readers see the old file, none, or the whole new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(asdict(sidecar), file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read and check a sidecar; ValueError names the file and what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: python -m data prepare writes it beside the pictures") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+    try:
+        return _sidecar(value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a sidecar of version {SIDECAR_VERSION}: {error}") from None
+
+
+def _sidecar(value: object) -> Sidecar:
+    expected = {item.name: item.type for item in fields(Sidecar)}
+    if not isinstance(value, dict) or set(value) != set(expected):
+        raise ValueError(f"it must be an object with the fields {', '.join(expected)}")
+    if value["version"] != SIDECAR_VERSION:
+        raise ValueError(f"its version is {value['version']!r}")
+    frozen = {key: _tuples(item) for key, item in value.items()}
+    for key, kind in expected.items():
+        if not _FITS[str(kind)](frozen[key]):
+            raise ValueError(f"{key} is {value[key]!r}, not a valid {kind}")
+    sidecar = Sidecar(**frozen)
+    if sidecar.mode not in ("jpeg", "raw") or sidecar.split not in SPLITS:
+        raise ValueError(f"mode {sidecar.mode!r} must be jpeg or raw, split {sidecar.split!r} one of {SPLITS}")
+    if not len(sidecar.class_names) == len(sidecar.label_counts) == sidecar.classes:
+        raise ValueError(f"classes is {sidecar.classes}, but {len(sidecar.class_names)} are named")
+    if sum(sidecar.label_counts) != sidecar.count or not sidecar.count or not sidecar.size:
+        raise ValueError(f"count {sidecar.count} is not the sum of the label counts, or size is zero")
+    if len(sidecar.eigenvectors) != 3 or min(sidecar.std) <= 0:
+        raise ValueError("there must be three eigenvectors and std must be positive")
+    return sidecar
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _each(kind: type, value: object) -> bool:
+    return isinstance(value, tuple) and all(type(item) is kind for item in value)
+
+
+def _colour(value: Any) -> bool:
+    return _each(float, value) and len(value) == 3 and all(map(isfinite, value))
+
+
+# Keyed by the annotations of Sidecar.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": lambda value: type(value) is int and value >= 0,
+    "tuple[str, ...]": lambda value: _each(str, value),
+    "tuple[int, ...]": lambda value: _each(int, value) and min(value, default=0) >= 0,
+    "Colour": _colour,
+    "tuple[Colour, ...]": lambda value: isinstance(value, tuple) and all(map(_colour, value)),
+}

@@ -1,0 +1,166 @@
+"""The embedded data set: procedural pictures with natural statistics, of any size and count, without a download.
+
+A picture is a dead-leaves scene (Lee, Mumford & Huang 2001): opaque shapes with power-law radii that hide each
+other, so that edges, scale invariance and a falling spectrum come out as in photographs. Its class is the texture
+on some of the shapes; others are plain or carry another class's texture. Phase, colours, contrast, scale and
+polarity (which of two colours is the figure) are drawn for every shape, so that a net which answers to both signs
+of a filter, the point of CReLU, has something to gain.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+# Textures; with more classes than these the period counts too.
+FAMILIES = ("bars", "posts", "slants", "checks", "spots", "rings", "rays", "mosaic", "hairlines", "ripples")
+_LEAVES = 20
+_TAU = np.float32(2 * np.pi)
+# Colours of photographs vary along luminance, then blue-yellow, then red-green.
+_AXES = np.array([[0.58, 0.58, 0.57], [-0.67, -0.06, 0.74], [0.46, -0.81, 0.36]], np.float32)
+_SPREAD = np.array([0.30, 0.10, 0.05], np.float32)
+
+
+class _Leaves(NamedTuple):
+    """The shapes of a picture, nearest first; arrays of `_LEAVES` numbers, lengths in picture sides."""
+
+    x: Floats
+    y: Floats
+    radius: Floats
+    aspect: Floats
+    turn: Floats
+    kind: NDArray[np.int64]
+
+
+def picture(seed: int, index: int, label: int, size: int, classes: int) -> NDArray[np.uint8]:
+    """Draw picture `index` of a set: uint8 (size, size, 3), the same for the same arguments.
+
+    ValueError for a label outside 0..classes-1 or a side under 16 pixels.
+    """
+    if not 0 <= label < classes or size < 16:
+        raise ValueError(f"label {label} must be in 0..{classes - 1} and side {size} be 16 or more")
+    rng = np.random.Generator(np.random.SFC64([seed, index]))
+    grid: Floats = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
+    leaves = _scatter(rng)
+    front = _front(leaves, grid)
+    role = _roles(rng, front)
+    figure = _texture(rng, leaves, front, grid, label, classes)
+    other = _texture(rng, leaves, front, grid, int(rng.integers(classes)), classes)
+    tone = np.where((role == 0)[front], figure, np.where((role == 1)[front], other, 0))
+    return _paint(rng, front, tone, grid)
+
+
+def class_name(label: int) -> str:
+    """Return the name of a class: its texture, and from the eleventh class on its band of periods."""
+    band, family = divmod(label, len(FAMILIES))
+    return f"{FAMILIES[family]}-{band + 1}" if band else FAMILIES[family]
+
+
+def _scatter(rng: np.random.Generator) -> _Leaves:
+    """Throw the shapes; their radii have density r**-3, the exponent that looks the same at every scale."""
+    share, x, y, turn, aspect = rng.random((5, _LEAVES), np.float32)
+    radius = 1 / np.sqrt(share / 0.5**2 + (1 - share) / 0.17**2)
+    return _Leaves(x, y, radius, np.exp(aspect - 0.5), turn * _TAU, rng.integers(0, 3, _LEAVES))
+
+
+def _front(leaves: _Leaves, grid: Floats) -> NDArray[np.intp]:
+    """Return which shape is seen at each pixel, (h, w): ellipses, boxes and diamonds before the last, the ground."""
+    dx, dy = grid[None, :] - leaves.x[:, None], grid[None, :] - leaves.y[:, None]
+    c, s = np.cos(leaves.turn)[:, None], np.sin(leaves.turn)[:, None]
+    a, b = (leaves.radius * leaves.aspect)[:, None], (leaves.radius / leaves.aspect)[:, None]
+    u = np.abs((c * dx / a)[:, None, :] + (s * dy / a)[:, :, None])
+    v = np.abs((-s * dx / b)[:, None, :] + (c * dy / b)[:, :, None])
+    inside = np.empty(u.shape, bool)
+    for kind, gauge in enumerate((_ellipse, _box, _diamond)):
+        chosen = leaves.kind == kind
+        inside[chosen] = gauge(u[chosen], v[chosen]) < 1
+    inside[-1] = True
+    front: NDArray[np.intp] = inside.argmax(0)
+    return front
+
+
+def _ellipse(u: Floats, v: Floats) -> Floats:
+    return u * u + v * v
+
+
+def _box(u: Floats, v: Floats) -> Floats:
+    return np.maximum(u, v) * np.float32(1.13)
+
+
+def _diamond(u: Floats, v: Floats) -> Floats:
+    return (u + v) * np.float32(0.8)
+
+
+def _roles(rng: np.random.Generator, front: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Deal the visible shapes: 0 carries the class's texture, 1 another one, 2 none; by area seen."""
+    area = np.bincount(front.ravel(), minlength=_LEAVES) / front.size
+    dealt = rng.permutation(_LEAVES)
+    before = np.cumsum(area[dealt]) - area[dealt]
+    share = rng.uniform(0.55, 0.9)
+    role = np.empty(_LEAVES, np.int64)
+    role[dealt] = np.searchsorted([share, share + 0.1], before, side="right")
+    return role
+
+
+def _texture(
+    rng: np.random.Generator, leaves: _Leaves, front: NDArray[np.intp], grid: Floats, label: int, classes: int
+) -> Floats:
+    """Return the texture of class `label` in -1..1 at each pixel, (h, w), drawn anew for each shape."""
+    family, variant = label % len(FAMILIES), label // len(FAMILIES)
+    scale, jitter, side, sign, du, dv = rng.random((6, _LEAVES), np.float32)
+    bands = -(-classes // len(FAMILIES))
+    period = np.float32(0.11) * np.float32(0.2 / 0.11) ** ((variant + scale) / bands)
+    mean, spread = _TURN[family]
+    turn = np.where(side < 0.5, 1, -1) * (mean + spread * (jitter - 0.5))
+    c, s = (np.cos(turn) / period).astype(np.float32), (np.sin(turn) / period).astype(np.float32)
+    u0, v0 = du - c * leaves.x - s * leaves.y, dv + s * leaves.x - c * leaves.y
+    x, y = grid[None, :], grid[:, None]
+    cos, sin = c[front], s[front]
+    value = _wave(FAMILIES[family], cos * x + sin * y + u0[front], cos * y - sin * x + v0[front], rng)
+    return value * np.where(sign < 0.5, np.float32(-1), np.float32(1))[front]
+
+
+# Mean turn and its spread in radians: bars lie, stand or lean (either way, so that a mirrored picture keeps its
+# class); the others are turned at random.
+_TURN = ((0.0, 0.4), (np.pi / 2, 0.4), (np.pi / 4, 0.4), *((0.0, 2 * np.pi),) * 7)
+
+
+def _wave(family: str, u: Floats, v: Floats, rng: np.random.Generator) -> Floats:
+    """Return a texture in -1..1 from coordinates in periods."""
+    value: Floats
+    if family == "checks":
+        value = np.tanh(4 * np.sin(_TAU * u) * np.sin(_TAU * v))
+    elif family == "spots":
+        value = np.tanh(3 * (np.cos(_TAU * u) + np.cos(_TAU * v) - 0.7))
+    elif family == "rings":
+        value = np.sin(_TAU * np.sqrt(u * u + v * v))
+    elif family == "rays":
+        value = np.sin(9 * np.arctan2(v, u))
+    elif family == "mosaic":
+        tiles = rng.uniform(-1, 1, (32, 32)).astype(np.float32)
+        value = tiles[np.floor(2 * u).astype(np.intp) & 31, np.floor(2 * v).astype(np.intp) & 31]
+    elif family == "hairlines":
+        value = np.tanh(5 * (np.cos(_TAU * v) - 0.8)) * np.float32(0.6) + np.float32(0.4)
+    elif family == "ripples":
+        value = np.sin(_TAU * (v + np.float32(0.35) * np.sin(np.float32(np.pi) * u)))
+    else:  # bars, posts, slants
+        value = np.sin(_TAU * v)
+    return value
+
+
+def _paint(rng: np.random.Generator, front: NDArray[np.intp], tone: Floats, grid: Floats) -> NDArray[np.uint8]:
+    """Colour the shapes, light the scene from one side, add the camera's noise; uint8 (h, w, 3)."""
+    base = 0.46 + (rng.standard_normal((_LEAVES, 3), np.float32) * _SPREAD) @ _AXES
+    swing = (rng.standard_normal((_LEAVES, 3), np.float32) * np.float32(0.35) + [1, 0, 0]) @ _AXES
+    depth = 0.15 * 2.5 ** rng.random((_LEAVES, 1), np.float32)
+    colour = base.astype(np.float32)[front]
+    colour += (swing * depth).astype(np.float32)[front] * tone[:, :, None]
+    slope = rng.uniform(-0.25, 0.25, 2).astype(np.float32)
+    light = (1 + slope[0] * (grid - 0.5))[:, None] + slope[1] * (grid - 0.5)
+    colour *= light[:, :, None]
+    colour += rng.standard_normal(colour.shape, np.float32) * np.float32(0.03)
+    return (np.clip(colour, 0, 1) * 255 + 0.5).astype(np.uint8)
