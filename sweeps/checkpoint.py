@@ -49,7 +49,7 @@ def save(ledger: Ledger, key: str, epoch: int, step: int, checkpoint: Checkpoint
 
 def load(ledger: Ledger, key: str) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest whole checkpoint of trial `key`, and the names of the damaged ones that were passed over."""
-    damaged = []
+    damaged: list[str] = []
     for name in reversed(ledger.names(f"checkpoints/{key}")):
         content = ledger.read(f"checkpoints/{key}/{name}")
         try:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from data.load import Batch, Pictures
 from torch import Tensor
 
 from crelu_models.build import build, initialise
 from data.augment import centre_view, ten_views, training_view
 from data.datasets import order
+from data.load import Batch, Pictures
 from sweeps import checkpoint
 from sweeps.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
 from sweeps.ledger import Ledger
@@ -65,10 +65,14 @@ class Course:
         recipe, pictures = self.trial.cell.recipe, len(self.sets.learn)
         return max(1, pictures // recipe.batch if recipe.drop_last else -(-pictures // recipe.batch))
 
+    def over(self) -> bool:
+        """Return whether the training has come to an end."""
+        return self.ending != ""
+
     def run(self, report: Report, stop: Callable[[], bool]) -> bool:
         """Train to the end, saving and reporting each epoch; return False where `stop()` ended it. Raises Diverged."""
         began = time.monotonic()
-        if self.ending:
+        if self.over():
             return True
         for average in train(self.learner, self._batches):
             if average is not None:
@@ -76,7 +80,7 @@ class Course:
                 self.save()
                 report(int(row["epoch"]), row)
                 began = time.monotonic()
-                if self.ending:
+                if self.over():
                     return True
             elif time.monotonic() - self.saved_at > 60 * self.place.checkpoint_minutes:
                 self.save()

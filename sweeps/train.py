@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from crelu_models.build import seed_dropout
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crelu_models.build import seed_dropout
 from sweeps.evaluate import Errors, autocast, counts, errors
 from sweeps.recipe import Recipe
 
@@ -44,7 +44,8 @@ class Learner:
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
         size = -(-batch // self.parts)
-        for part, target in zip(images.split(size), labels.split(size), strict=True):
+        for start in range(0, batch, size):
+            part, target = images[start : start + size], labels[start : start + size]
             with autocast(self.precision, self.device):
                 scores = self.model(part)
             loss = functional.cross_entropy(scores.float(), target, reduction="sum") / batch

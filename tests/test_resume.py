@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.write import prepare
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S5, S9
+from data.write import prepare
 from sweeps.ledger import Ledger
 from sweeps.perform import perform
 from sweeps.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe

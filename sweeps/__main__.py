@@ -1,0 +1,178 @@
+"""What one asks of sweeps from another terminal: python -m sweeps list | status | reconcile | export-study."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from sweeps.lease import driver
+from sweeps.ledger import Json, Ledger
+from sweeps.plan import Sweep, plan, sweep_from_json, unknown
+
+
+def main() -> int:
+    """Do what the command line says and return the exit code: 0, or 2 where it cannot be done."""
+    options = _parser().parse_args()
+    try:
+        return int(options.verb(options))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
+    verbs = found.add_subparsers(required=True, metavar="VERB")
+    verb = verbs.add_parser("list", help="the sweeps there are, and what each asks")
+    verb.set_defaults(verb=show_pages)
+    verb = verbs.add_parser("status", help="how far the sweeps of an output folder are")
+    verb.add_argument("sweep", nargs="?", help="one of them (default: all)")
+    verb.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(verb=status)
+    verb = verbs.add_parser(
+        "reconcile", help="bring MLflow to the ledger's state: complete, no doubles, statuses right"
+    )
+    verb.add_argument("sweep")
+    verb.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), metavar="URI")
+    verb.add_argument("--experiment", default=os.environ.get("MLFLOW_EXPERIMENT_NAME"), metavar="NAME")
+    verb.set_defaults(verb=reconcile)
+    verb = verbs.add_parser("export-study", help="write the dropout studies to an Optuna storage, for a dashboard")
+    verb.add_argument("sweep")
+    verb.add_argument("--storage", required=True, metavar="URL", help="e.g. sqlite:///studies.db")
+    verb.set_defaults(verb=export_study)
+    for parser in verbs.choices.values():
+        parser.add_argument("--output", default="outputs", metavar="DIR", help="the sweeps' output (default outputs)")
+    return found
+
+
+def pages() -> dict[str, str]:
+    """Return the first line of each sweep's page, by the sweep's name: the modules that call launch.main."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(path.read_text())
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if "sweeps.launch" in modules and {"main", "CELLS"} <= names:
+            found[path.stem] = (ast.get_docstring(tree) or "").splitlines()[0]
+    return found
+
+
+def show_pages(options: argparse.Namespace) -> int:
+    """Print the sweeps there are."""
+    found = pages()
+    width = max(map(len, found))
+    for name, question in found.items():
+        print(f"{name:<{width}}  {question}")
+    print("\nrun one: python -m sweeps.NAME   (--help, --list, --dry-run)")
+    return 0
+
+
+def _ledger(options: argparse.Namespace) -> Ledger:
+    output = options.output if "://" in options.output else os.path.abspath(os.path.expanduser(options.output))
+    return Ledger(f"{output}/ledger")
+
+
+def planned(ledger: Ledger, name: str | None) -> dict[str, Sweep]:
+    """Return the sweeps whose plans lie on the ledger, by title; ValueError for one that does not."""
+    titles = [title.removesuffix(".json") for title in ledger.names("plans")]
+    if name is not None and name not in titles:
+        raise ValueError(unknown("sweep", name, titles or ["none"], f"the ledger {ledger.root}"))
+    if not titles:
+        raise ValueError(f"no sweep has run in {ledger.root}; run one, or say where by --output")
+    wanted = titles if name is None else [name]
+    return {title: sweep_from_json(ledger.read_json(f"plans/{title}.json")) for title in wanted}
+
+
+def status(options: argparse.Namespace) -> int:
+    """Print where each cell of each sweep stands, and who drives it."""
+    ledger = _ledger(options)
+    while True:
+        found = {title: _state(ledger, title, sweep) for title, sweep in planned(ledger, options.sweep).items()}
+        if options.watch and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        print(json.dumps(found, indent=1) if options.json else "\n\n".join(map(_text, found.values())), flush=True)
+        if not options.watch:
+            return 0
+        time.sleep(2.0)
+
+
+def _state(ledger: Ledger, title: str, sweep: Sweep) -> Json:
+    found, now = plan(sweep, ledger, {}), driver(ledger, title)
+    cells = []
+    for cell in sweep.cells:
+        standings = found.of(cell)
+        counts = {
+            state: sum(s.state == state for s in standings) for state in ("new", "running", "done", "stale", "failed")
+        }
+        results = [standing.result for standing in standings if standing.result is not None]
+        tested = [r["metrics"]["final/test_top1_err"] for r in results if "final/test_top1_err" in r["metrics"]]
+        error = sum(tested) / len(tested) if tested else None
+        cells.append({"label": cell.label, "test_top1_err": error, "n": len(tested)} | counts)
+    seconds = sum(float(s.result["seconds"]) for s in found.standings if s.result is not None)
+    return {"sweep": title, "driver": now, "cells": cells, "hours": seconds / 3600}
+
+
+def _text(state: Json) -> str:
+    now = state["driver"]
+    who = (
+        f"driven by process {now['pid']} on {now['host']}" if now else "no driver runs; the sweep's command resumes it"
+    )
+    width = max(len(cell["label"]) for cell in state["cells"])
+    lines = [f"{state['sweep']}: {who}; {state['hours']:.2f} h of training so far"]
+    lines.append(f"{'cell':<{width}}   new  run done stale fail   test error %")
+    for cell in state["cells"]:
+        counts = "".join(f"{cell[name] or '.':>5}" for name in ("new", "running", "done", "stale", "failed"))
+        error = "" if cell["test_top1_err"] is None else f"{cell['test_top1_err']:.2f} (n {cell['n']})"
+        lines.append(f"{cell['label']:<{width}} {counts}   {error}".rstrip())
+    return "\n".join(lines)
+
+
+def reconcile(options: argparse.Namespace) -> int:
+    """Bring the runs of a sweep in MLflow to the ledger's state, and say how many there are."""
+    from sweeps.tracking import Projection, Store
+
+    ledger = _ledger(options)
+    (title, sweep), = planned(ledger, options.sweep).items()  # fmt: skip
+    output = ledger.root.removesuffix("/ledger")
+    uri = options.tracking_uri or f"sqlite:///{output}/mlflow.db"
+    artifacts = f"{output}/mlartifacts" if uri.startswith("sqlite") else ""
+    projection = Projection(Store(uri, options.experiment or title, artifacts), ledger, sweep)
+    found = plan(sweep, ledger, {})
+    idle = "RUNNING" if driver(ledger, title) else "KILLED"
+    begun = [standing for standing in found.standings if standing.state != "new"]
+    for standing in begun:
+        projection.project_trial(standing.trial, idle)
+    for cell in sweep.cells:
+        keys = [standing.trial.key for standing in found.of(cell)]
+        projection.project_cell(cell, keys, over=all(s.result is not None for s in found.of(cell)))
+    print(f"{len(begun)} runs of {title} at {uri} are as the ledger says")
+    return 0
+
+
+def export_study(options: argparse.Namespace) -> int:
+    """Write the studies of a sweep to an Optuna storage."""
+    from sweeps.plan import given_up
+    from sweeps.search import export, study
+
+    ledger = _ledger(options)
+    (title, sweep), = planned(ledger, options.sweep).items()  # fmt: skip
+    search = sweep.protocol.search
+    if search is None:
+        raise ValueError(f"{title} searches nothing")
+    results = ledger.results()
+    failed = {key for key, tries in ledger.failed().items() if given_up(tries)}
+    count = export([study(search, cell, results, failed) for cell in sweep.cells], title, options.storage)
+    print(f"{count} studies written; to look at them: optuna-dashboard {options.storage}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

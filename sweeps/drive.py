@@ -1,0 +1,402 @@
+"""From a decided sweep to its table: data there, plan read, lease taken, trials run, runs tracked, table shown."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import beton
+from data.datasets import SPLITS, DataSet, beton_path, dataset, read_sidecar
+from sweeps.ledger import Ledger
+from sweeps.plan import Plan, Sweep, declared, plan
+from sweeps.price import Price, keep, known, price, speed_key, total
+
+DONE, FAILED, BUDGET, INTERRUPTED = 0, 1, 3, 130
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided from flags, environment and what is there: profile, data set, places."""
+
+    profile: str
+    dataset: str
+    banner: str
+    address: str
+    data_dir: Path
+    output: str
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A sweep with what was decided and asked for."""
+
+    sweep: Sweep
+    choice: Choice
+    options: argparse.Namespace
+
+    @property
+    def ledger(self) -> Ledger:
+        """Return the ledger in the output folder."""
+        return Ledger(f"{self.choice.output}/ledger")
+
+    @property
+    def uri(self) -> str:
+        """Return the MLflow tracking URI: flag, environment, SQLite in the output folder."""
+        given = self.options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if not given and "://" in self.choice.output:
+            raise ValueError("an --output that is no local folder needs --tracking-uri or MLFLOW_TRACKING_URI")
+        return given or f"sqlite:///{self.choice.output}/mlflow.db"
+
+    @property
+    def experiment(self) -> str:
+        """Return the MLflow experiment: flag, environment, the sweep's name."""
+        given = self.options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        return given or self.sweep.title
+
+
+def dry_run(errand: Errand) -> int:
+    """Print what would run and what is done; nothing is written."""
+    found = plan(errand.sweep, errand.ledger, _fingerprints(errand))
+    if errand.options.json:
+        print(_json(declared(found) | {"states": {s.trial.key: s.state for s in found.standings}}))
+        return DONE
+    if errand.choice.banner:
+        print(errand.choice.banner)
+    width = max(len(cell.label) for cell in errand.sweep.cells)
+    print(f"{'cell':<{width}}  trials   new  run  done stale fail   epochs")
+    for cell in errand.sweep.cells:
+        standings = found.of(cell)
+        states = [standing.state for standing in standings]
+        counts = [states.count(state) for state in ("new", "running", "done", "stale", "failed")]
+        epochs = sum(cell.recipe.epochs for state in states if state in ("new", "running"))
+        row = "".join(f"{count or '.':>5}" for count in counts)
+        print(f"{cell.label:<{width}}  {len(states):>6} {row}   {epochs or '.':>6}")
+    print(f"{len(found.standings)} trials, {len(found.to_do)} to train, data: {', '.join(errand.sweep.datasets)}")
+    return DONE
+
+
+def go(errand: Errand) -> int:
+    """Run the sweep to its table and return the exit code."""
+    options, ledger = errand.options, errand.ledger
+    if errand.choice.banner and not options.quiet:
+        print(errand.choice.banner, file=sys.stderr)
+    _writable(errand)
+    facts = {name: _ready(name, errand) for name in errand.sweep.datasets}
+    fingerprints = _fingerprints(errand)
+    from sweeps.lease import Busy, Lease
+
+    try:
+        with Lease(ledger, errand.sweep.title):
+            _prepare_ledger(errand, fingerprints)
+            found = plan(errand.sweep, ledger, fingerprints)
+            ledger.write_json(f"plans/{errand.sweep.title}.json", declared(found))
+            code = _run(errand, found, facts, fingerprints)
+    except Busy as busy:
+        raise ValueError(str(busy)) from None
+    return _show(errand, facts, fingerprints, code)
+
+
+def _prepare_ledger(errand: Errand, fingerprints: dict[str, str]) -> None:
+    """Do what --fresh and --retry-failed ask for."""
+    if not (errand.options.fresh or errand.options.retry_failed):
+        return
+    for standing in plan(errand.sweep, errand.ledger, fingerprints).standings:
+        if errand.options.fresh:
+            errand.ledger.forget(standing.trial.key)
+        elif standing.state == "failed":
+            errand.ledger.delete(f"attempts/{standing.trial.key}")
+
+
+def _run(errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints: dict[str, str]) -> int:
+    """Train what is to be trained, keeping MLflow at the ledger's word; return the exit code so far."""
+    from sweeps.tracking import Store, Tracker, is_tracked
+
+    ledger, options = errand.ledger, errand.options
+    store = Store(errand.uri, errand.experiment, _artifacts(errand), fingerprints)
+    behind = [
+        standing.trial
+        for standing in found.standings
+        if standing.result is not None and not is_tracked(ledger, store, standing.result)
+    ]
+    if not found.to_do and not behind:
+        return DONE
+    from sweeps.view import View
+
+    code = DONE
+    with View(found, sys.stdout.isatty() and "CI" not in os.environ, options.quiet or options.json) as view:
+        tracker = Tracker(store, ledger, errand.sweep, view.say)
+        tracker.know(standing.trial for standing in found.standings)
+        for trial in behind:
+            tracker.mark(trial)
+        if found.to_do:
+            code = _train(errand, found, facts, fingerprints, view, tracker)
+        missing = tracker.close(20.0 if code == INTERRUPTED else 120.0)
+        if missing:
+            view.say(
+                f"{missing} runs are not in MLflow at {store.uri} yet ({tracker.error}); the same command sends them"
+            )
+    return code
+
+
+def _train(
+    errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints: dict[str, str], view: Any, tracker: Any
+) -> int:
+    """Start or join Ray and drive the queue; return the exit code that this led to."""
+    from sweeps import cluster
+    from sweeps.sets import Place
+
+    options, choice = errand.options, errand.choice
+    view.say(f"{len(found.to_do)} trials to train; starting Ray")
+    there = cluster.connect(choice.address)
+    gpus = options.gpus_per_trial
+    if gpus is None:
+        gpus = 1.0 if there.get("GPU", 0) >= 1 else 0.0
+    if gpus > there.get("GPU", 0) and choice.address == "local":
+        raise ValueError(f"--gpus-per-trial {gpus:g}: this machine has {there.get('GPU', 0):g} GPUs")
+    place = Place(
+        ledger=errand.ledger.root,
+        data_dir=str(choice.data_dir),
+        device="cuda" if gpus else "cpu",
+        reader=options.reader,
+        workers=max(1, int(options.cpus_per_trial)),
+        threads=max(1, int(options.cpus_per_trial)),
+    )
+    resources = cluster.Resources(options.cpus_per_trial, gpus, options.max_concurrent)
+    at_once = cluster.fits(resources)
+    forecast, start = _forecast(errand, found, facts, place, resources, at_once, view)
+
+    def listen(event: str, trial: Any, news: dict[str, Any]) -> None:
+        view.hear(event, trial, news)
+        tracker.mark(trial, {"left": "KILLED", "failed": "FAILED"}.get(event, "RUNNING"))
+
+    session = cluster.Session(
+        errand.sweep,
+        errand.ledger,
+        place,
+        resources,
+        listen,
+        _stamp(),
+        fingerprints,
+        {name: (fact.classes, fact.crop) for name, fact in facts.items()},
+        cluster.Limits(options.max_gpu_hours, 1 if options.fail_fast else options.max_failures),
+    )
+    with cluster.Interrupts(session, view.say) as interrupts:
+        try:
+            cluster.drive(session)
+        except cluster.Fruitless as error:
+            view.say(f"giving up: {error}; -v shows all of it")
+        finally:
+            errand.ledger.delete(session.stop_mark)
+            if options.verbose:
+                for trace in session.errors:
+                    view.say(trace)
+    if session.why:
+        view.say(f"stopped: {session.why}")
+    _compare(errand, forecast, start, session.took, view)
+    if interrupts.caught:
+        return INTERRUPTED
+    return BUDGET if session.over_budget else DONE
+
+
+def _forecast(
+    errand: Errand, found: Plan, facts: Mapping[str, DataSet], place: Any, resources: Any, at_once: int, view: Any
+) -> tuple[dict[str, Price], float]:
+    """Measure what is not measured yet, say what the sweep will take; return each trial's price, and all starts'."""
+    from sweeps import cluster
+
+    ledger, hardware = errand.ledger, f"{platform.processor()} {place.device} x{place.threads}"
+    keys = {cell.key: speed_key(cell, facts[cell.dataset], hardware) for cell in errand.sweep.cells}
+    speeds = known(ledger, keys.values())
+    lacking = {
+        keys[cell.key]: (cell, facts[cell.dataset].classes, facts[cell.dataset].crop)
+        for cell in {trial.cell.key: trial.cell for trial in found.to_do}.values()
+        if keys[cell.key] not in speeds
+    }
+    if lacking and errand.choice.profile != "smoke":
+        view.say(f"measuring the speed of {len(lacking)} nets")
+        for key, speed in cluster.measure_speeds(lacking, place, resources).items():
+            keep(ledger, key, speed)
+            speeds[key] = speed
+    prices = {
+        trial.key: price(trial, facts[trial.cell.dataset], speeds[keys[trial.cell.key]])
+        for trial in found.to_do
+        if keys[trial.cell.key] in speeds
+    }
+    start = 0.0
+    if prices:
+        start = max(speed.start for speed in speeds.values()) * min(at_once, len(prices))
+        whole = total([*prices.values(), Price(start, start, start)])
+        unit = "GPU-hours" if place.device == "cuda" else "hours of trials"
+        view.say(
+            f"forecast for {len(prices)} trials: {whole.likely / 3600:.3g} {unit} ({whole.least / 3600:.3g} to "
+            f"{whole.most / 3600:.3g}), {whole.likely / at_once / 60:.1f} min with {at_once} at once"
+        )
+    return prices, start
+
+
+def _compare(errand: Errand, forecast: Mapping[str, Price], start: float, took: Mapping[str, float], view: Any) -> None:
+    """Say what the finished trials were priced at and what they took; keep both on the ledger."""
+    done = [key for key in took if key in forecast and errand.ledger.result(key) is not None]
+    if not done:
+        return
+    priced, actual = sum(forecast[key].likely for key in done) + start, sum(took[key] for key in done)
+    off = f"{actual / priced - 1:+.0%}"
+    view.say(f"{len(done)} trials: forecast {priced:.0f} s of trials, actual {actual:.0f} s ({off})")
+    value = {"forecast_s": priced, "actual_s": actual, "trials": len(done)}
+    errand.ledger.write_json(f"forecasts/{errand.sweep.title}-{_stamp()}.json", value)
+
+
+def _show(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str], code: int) -> int:
+    """Print the table, where everything is, and what to type next; return the exit code."""
+    from sweeps import table
+
+    ledger, options = errand.ledger, errand.options
+    found = plan(errand.sweep, ledger, fingerprints)
+    rows = table.lines(found, {name: fact.classes for name, fact in facts.items()})
+    results = table.write_results(found, ledger, errand.sweep.title)
+    failed = found.count("failed")
+    if code == DONE and (failed or found.to_do):
+        code = FAILED
+    if options.json:
+        print(_json(table.as_json(found, rows) | {"results": results, "tracking_uri": errand.uri, "exit": code}))
+        return code
+    width = shutil.get_terminal_size((140, 40)).columns
+    print(table.text(found, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    done = found.count("done", "stale")
+    print(f"{done} of {len(found.standings)} trials are done{f', {failed} failed' if failed else ''}.")
+    for standing in found.standings:
+        if standing.state == "failed":
+            print(f"  failed: {standing.trial.cell.label} {standing.trial.label}: {standing.why}")
+    if found.count("stale"):
+        print(f"{found.count('stale')} are stale ({next(s.why for s in found.standings if s.state == 'stale')}); "
+              "--fresh trains them anew.")  # fmt: skip
+    print(f"results   {results}")
+    if errand.uri.startswith("sqlite"):
+        print(f"compare   {_mlflow()} ui --backend-store-uri {errand.uri}")
+    else:
+        print(f"compare   {errand.uri}, experiment {errand.experiment}")
+    if code in (INTERRUPTED, BUDGET):
+        print(f"resume    the same command{', with a larger --max-gpu-hours' if code == BUDGET else ''}")
+    elif failed:
+        print("next      the same command with --retry-failed")
+    else:
+        more = errand.sweep.protocol.seeds + 2
+        print(f"next      python -m sweeps.{errand.sweep.name} --seeds {more}   (for standard errors)")
+    return code
+
+
+def _mlflow() -> str:
+    """Return the mlflow command of this environment, as one would type it."""
+    beside = Path(sys.executable).with_name("mlflow")
+    return os.path.relpath(beside) if beside.exists() else "mlflow"
+
+
+def _artifacts(errand: Errand) -> str:
+    """Return where a new experiment of a store without a server keeps its artifacts."""
+    return f"{errand.choice.output}/mlartifacts" if errand.uri.startswith("sqlite") else ""
+
+
+def _stamp() -> str:
+    """Return the time as the name of a session."""
+    return time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1)
+
+
+def _fingerprints(errand: Errand) -> dict[str, str]:
+    """Return the content fingerprint of each data set that is there."""
+    found = {}
+    for name in errand.sweep.datasets:
+        try:
+            paths = _files(name, errand.choice.data_dir)
+            found[name] = ";".join(read_sidecar(path.with_suffix(".json")).fingerprint for path in paths)
+        except ValueError:
+            continue
+    return found
+
+
+def _files(name: str, where: Path) -> list[Path]:
+    """Return the files a data set needs; ValueError where it was never prepared."""
+    return [beton_path(name, split, where) for split in ("train", dataset(name, where).final)]
+
+
+def _writable(errand: Errand) -> None:
+    """Raise ValueError where the output folder cannot be written to."""
+    try:
+        errand.ledger.write("probe", b"")
+        errand.ledger.delete("probe")
+    except OSError as error:
+        raise ValueError(f"cannot write to --output {errand.choice.output}: {error.strerror or error}") from None
+
+
+def _ready(name: str, errand: Errand) -> DataSet:
+    """Return the facts of a data set that is there and whole; embedded pictures and folders are made on the way.
+
+    ValueError says what was looked for, what was found, and the command that prepares it.
+    """
+    where = errand.choice.data_dir
+    kind = name.partition(":")[0]
+    try:
+        missing = [path for path in _files(name, where) if not path.exists()]
+    except ValueError:
+        missing = [beton_path(name, "train", where)]
+    if missing and kind in ("synthetic", "folder"):
+        from data.write import prepare
+
+        if not errand.options.quiet:
+            print(f"preparing {name} in {where}", file=sys.stderr)
+        prepare(name, where)
+    elif missing:
+        raise ValueError(absent(name, missing, where))
+    _whole(name, where)
+    return dataset(name, where)
+
+
+# Files up to this size are read through before a sweep starts (a second or so); larger ones are checked picture by
+# picture while they are trained on.
+READ_THROUGH = 1 << 30
+
+
+def _whole(name: str, where: Path) -> None:
+    """Raise ValueError where a file of the data set is not the one its sidecar tells of."""
+    for path in _files(name, where):
+        sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
+        same = index.digest == sidecar.index
+        if same and sidecar.file_bytes <= READ_THROUGH:
+            same = beton.fingerprint(index) == sidecar.fingerprint
+        if not same:
+            raise ValueError(
+                f"{path} is not the file its sidecar tells of, or is damaged; "
+                f"to make it anew: python -m data prepare {name} --fresh --data-dir {where}"
+            )
+
+
+def absent(name: str, missing: list[Path], where: Path) -> str:
+    """Return the sentence for data that are not there: looked for, found, and what to do."""
+    source = os.environ.get("IMAGENET_DIR", "") if name.startswith("imagenet") else ""
+    seen = "nothing"
+    if source:
+        folders = glob.glob(f"{source}/train/*/")
+        pictures = sum(len(os.listdir(folder)) for folder in folders[:2000])
+        seen = (
+            f"in $IMAGENET_DIR {len(folders)} classes with {pictures} pictures" if folders else f"no {source}/train/*/"
+        )
+    found = [path.name for split in SPLITS if (path := beton_path(name, split, where)).exists()]
+    seen = ", ".join(found) or seen
+    option = f" --source {source or 'IMAGENET_DIR'}" if name.startswith("imagenet") else ""
+    return (
+        f"{name} is not prepared: looked for {' and '.join(path.name for path in missing)} in {where}, found {seen}. "
+        f"Run: python -m data prepare {name}{option} --data-dir {where}"
+    )

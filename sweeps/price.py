@@ -1,0 +1,137 @@
+"""What a sweep will cost: a few real steps of each net on the hardware at hand, kept, and multiplied out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from data.datasets import DataSet
+from sweeps.ledger import Ledger
+from sweeps.trial import PHASES, Cell, Trial, code_fingerprint
+
+STEPS = 3  # timed in one go; the spread between such goes is the interval of a forecast
+GOES = 5
+FIXED = 1.0  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
+
+
+class Speed(NamedTuple):
+    """Pictures per second of a net: in training (median and extremes of a few goes) and in evaluation.
+
+    `start` is the seconds a worker took from its birth to the measurement.
+    """
+
+    train: float
+    slowest: float
+    fastest: float
+    evaluate: float
+    start: float = 0.0
+
+
+class Price(NamedTuple):
+    """Seconds of one training, or of many: the likely value and the ends of its interval."""
+
+    likely: float
+    least: float
+    most: float
+
+
+def speed_key(cell: Cell, facts: DataSet, hardware: str) -> str:
+    """Return the name of a measurement: the net, batch and size on this hardware with this code."""
+    recipe = cell.recipe
+    what = [cell.net.to_json(), facts.crop, facts.classes, recipe.batch, recipe.optimiser, recipe.precision]
+    content = json.dumps([what, hardware, code_fingerprint()], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+def measure(cell: Cell, classes: int, crop: int, device: str, threads: int) -> Speed:
+    """Take a few training steps and evaluations of a cell's net on random pictures; nothing is kept of them."""
+    import torch
+
+    from crelu_models.build import build, initialise
+    from sweeps.evaluate import BATCH, precision_of, score
+    from sweeps.train import Learner
+
+    place, recipe = torch.device(device), cell.recipe
+    torch.set_num_threads(threads)
+    model = build(cell.net, classes, crop)
+    initialise(model, cell.net, recipe.init, 0)
+    model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    precision = precision_of(recipe.precision, place)
+    learner = Learner(model, recipe, seed=0, steps=10**9, precision=precision)
+    images = torch.randn(recipe.batch, 3, crop, crop, device=place).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(recipe.batch, device=place) % classes
+    views = [torch.randn(BATCH, 3, crop, crop, device=place).contiguous(memory_format=torch.channels_last)]
+
+    def done() -> None:
+        if place.type == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(2):
+        learner.advance(images, labels)
+    rates = sorted(_rate(lambda: learner.advance(images, labels), done, STEPS) * recipe.batch for _ in range(GOES))
+    list(score(model, views, precision))
+    evaluate = _rate(lambda: list(score(model, views, precision)), done, 2) * BATCH
+    return Speed(rates[GOES // 2], rates[0], rates[-1], evaluate)
+
+
+def _rate(work: Callable[[], Any], done: Callable[[], None], times: int) -> float:
+    done()
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    done()
+    return times / (time.perf_counter() - began)
+
+
+def known(ledger: Ledger, keys: Iterable[str]) -> dict[str, Speed]:
+    """Return the measurements that the ledger keeps."""
+    found = {}
+    for key in keys:
+        value = ledger.read_json(f"speeds/{key}.json")
+        if value is not None:
+            found[key] = Speed(*(float(value[name]) for name in Speed._fields))
+    return found
+
+
+def keep(ledger: Ledger, key: str, speed: Speed) -> None:
+    """Put a measurement on the ledger."""
+    ledger.write_json(f"speeds/{key}.json", speed._asdict())
+
+
+def pictures(trial: Trial, facts: DataSet) -> tuple[int, int]:
+    """Return how many pictures a training learns from and evaluates, over all its epochs and its final test."""
+    phase, recipe = PHASES[trial.phase], trial.cell.recipe
+    everything, tested = facts.splits["train"], facts.splits[facts.final]
+    held_out = {"holdout": facts.holdout, "fold": everything // max(trial.folds, 1), "full": 0}[phase.split]
+    learned = everything - held_out
+    probed = min(10_000, learned if phase.split == "holdout" else facts.holdout) if phase.probe else 0
+    crops = 11 if facts.crop < facts.size else 1
+    final = tested * crops if phase.test else 0
+    return learned * recipe.epochs, (held_out + probed) * recipe.epochs + final
+
+
+def price(trial: Trial, facts: DataSet, speed: Speed) -> Price:
+    """Return the seconds one training takes at this speed."""
+    learned, evaluated = pictures(trial, facts)
+    fixed = evaluated / speed.evaluate + FIXED
+    return Price(*(learned / rate + fixed for rate in (speed.train, speed.fastest, speed.slowest)))
+
+
+def total(prices: Sequence[Price]) -> Price:
+    """Return the sum of prices."""
+    return Price(*(sum(column) for column in zip(*prices, strict=True))) if prices else Price(0.0, 0.0, 0.0)
+
+
+def operations(trial: Trial, facts: DataSet) -> float:
+    """Return the floating-point operations of one training: 6 a multiply-accumulate learned from, 2 one evaluated."""
+    learned, evaluated = pictures(trial, facts)
+    macs = trial.cell.net.macs(facts.classes, facts.crop)
+    return float(macs) * (6 * learned + 2 * evaluated)
+
+
+def as_json(likely: Price, at_once: int, actual: Mapping[str, float]) -> dict[str, float]:
+    """Return a forecast as JSON."""
+    return likely._asdict() | {"at_once": at_once} | dict(actual)

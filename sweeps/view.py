@@ -1,0 +1,169 @@
+"""What a person sees while a sweep runs: one live table on a terminal, one line a change elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from sweeps.ledger import Json
+from sweeps.plan import Plan
+from sweeps.trial import Trial
+
+HEARTBEAT = 60.0  # seconds between two lines that say how far things are, off a terminal
+EVENTS = 6  # lines of the past under the live table
+
+
+class Progress:
+    """The state of a sweep as events tell it: what runs, what is done, the latest of each cell."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Begin from the plan."""
+        self.plan = plan
+        self.began = time.monotonic()
+        self.states = {standing.trial.key: standing.state for standing in plan.standings}
+        self.trials = {standing.trial.key: standing.trial for standing in plan.standings}
+        self.epochs: dict[str, tuple[int, float]] = {}
+        self.speed: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def take(self, event: str, trial: Trial, news: Json) -> str:
+        """Take in one event and return the line that tells it; empty where nothing is worth a line."""
+        key, name = trial.key, f"{trial.cell.label} {trial.label}"
+        self.trials[key] = trial
+        if event == "epoch":
+            self.epochs[key] = (
+                int(news["epoch"]),
+                float(news["val/top1_err"] if "val/top1_err" in news else news["train/top1_err"]),
+            )
+            self.speed[key] = float(news["sys/images_per_s"])
+            return ""
+        self.states[key] = {"started": "training", "left": "running"}.get(event, event)
+        if event == "done":
+            self.seconds += float(news["seconds"])
+            found: dict[str, float] = news["metrics"]
+            error = found.get("final/test_top1_err", found.get("best/val_top1_err", float("nan")))
+            mark = "" if news["status"] == "finished" else f" ({news['status']})"
+            return f"{name}: done, {error:.2f} % error after {news['epochs']} epochs, {news['seconds']:.0f} s{mark}"
+        if event == "failed":
+            return f"{name}: failed: {news['error']}"
+        return f"{name}: {'training' if event == 'started' else 'left, to be resumed'}"
+
+    def counts(self) -> str:
+        """Return how many trials are done, training and left to do."""
+        states = list(self.states.values())
+        done = sum(state in ("done", "stale") for state in states)
+        failed = f", {states.count('failed')} failed" if "failed" in states else ""
+        return f"{done}/{len(states)} done, {states.count('training')} training{failed}{self._eta()}"
+
+    def _eta(self) -> str:
+        """Return the time that is left, from the epochs done since the start."""
+        total = sum(trial.cell.recipe.epochs for key, trial in self.trials.items() if self._counts_for_eta(key))
+        done = sum(epoch for key, (epoch, _) in self.epochs.items())
+        elapsed = time.monotonic() - self.began
+        if not done or total <= done:
+            return ""
+        return f", about {_time(elapsed * (total - done) / done)} left"
+
+    def _counts_for_eta(self, key: str) -> bool:
+        return self.states[key] in ("new", "training", "running") or key in self.epochs
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return a row a cell: label, trials done, what trains now, best error so far."""
+        found = []
+        for cell in self.plan.sweep.cells:
+            keys = [key for key, trial in self.trials.items() if trial.cell.key == cell.key]
+            done = sum(self.states[key] in ("done", "stale") for key in keys)
+            now = [self._now(key) for key in keys if self.states[key] == "training"]
+            errors = [error for key in keys if key in self.epochs for error in [self.epochs[key][1]]]
+            best = f"{min(errors):.2f}" if errors else ""
+            found.append((cell.label, f"{done}/{len(keys)}", "; ".join(now), best))
+        return found
+
+    def _now(self, key: str) -> str:
+        trial = self.trials[key]
+        epoch, _ = self.epochs.get(key, (0, 0.0))
+        speed = f", {self.speed[key]:.0f} pictures/s" if key in self.speed else ""
+        return f"{trial.label} epoch {epoch}/{trial.cell.recipe.epochs}{speed}"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+class View:
+    """The window on a running sweep, from enter to exit; `hear` is called by the queue, `say` by anyone."""
+
+    def __init__(self, plan: Plan, live: bool, quiet: bool) -> None:
+        """Prepare a live table, or lines; `quiet` shows neither."""
+        self.progress, self.quiet = Progress(plan), quiet
+        self.live: Any = None
+        self.use_live = live and not quiet
+        self.events: deque[str] = deque(maxlen=EVENTS)
+        self.lock = threading.Lock()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._tick, name="view", daemon=True)
+
+    def __enter__(self) -> View:
+        """Open the window."""
+        if self.use_live:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(file=sys.stdout)  # held here: Tune's prints are sent elsewhere meanwhile
+            self.live = Live(
+                self._picture(), console=console, refresh_per_second=2, transient=True, redirect_stdout=False
+            )
+            self.live.start()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.over.set()
+        self.thread.join()
+        if self.live is not None:
+            self.live.stop()
+
+    def hear(self, event: str, trial: Trial, news: Mapping[str, Any]) -> None:
+        """Show an event of a trial."""
+        with self.lock:
+            line = self.progress.take(event, trial, dict(news))
+        if line:
+            self.say(f"{line} [{self.progress.counts()}]" if event in ("done", "failed") else line)
+
+    def say(self, sentence: str) -> None:
+        """Show one sentence."""
+        if self.quiet:
+            return
+        if self.live is not None:
+            self.events.append(f"{time.strftime('%H:%M:%S')} {sentence}")
+        else:
+            print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
+
+    def _tick(self) -> None:
+        while not self.over.wait(0.5 if self.live is not None else HEARTBEAT):
+            if self.live is not None:
+                self.live.update(self._picture())
+            else:
+                self.say(self.progress.counts())
+
+    def _picture(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        with self.lock:
+            rows, counts = self.progress.rows(), self.progress.counts()
+        table = Table(box=None, pad_edge=False)
+        for heading, justify in (("cell", "left"), ("done", "right"), ("now", "left"), ("best error %", "right")):
+            table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for row in rows:
+            table.add_row(*row)
+        sweep = self.progress.plan.sweep
+        head = Text(f"{sweep.title} on {', '.join(sweep.datasets)}: {counts}", style="bold")
+        return Group(head, table, Text("\n".join(self.events), style="bright_black"))
