@@ -1,0 +1,192 @@
+"""A whole sweep by its command line: real Ray, real .beton files, real MLflow; killed, interrupted, resumed."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.ledger import Ledger
+
+SMALL = ["--smoke-test", "--set", "recipe.epochs=6"]
+
+
+def command(folder: Path, *arguments: str, sweep: str = "imagenet_placement") -> list[str]:
+    return [sys.executable, "-m", f"sweeps.{sweep}", *arguments, "--output", str(folder / "out")]
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a user who has set nothing, with a home of their own."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    # What this test's python warns about in Ray and MLflow is not what it looks at.
+    return kept | {"HOME": str(home), "PYTHONWARNINGS": "ignore", "CI": "true", "COLUMNS": "140"} | more
+
+
+def call(folder: Path, *arguments: str, seconds: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, *arguments), capture_output=True, text=True, timeout=seconds, env=environment(folder, **more)
+    )
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Return the running command, its lines on a pipe."""
+    return subprocess.Popen(
+        command(folder, *arguments), env=environment(folder), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(there: Any, process: subprocess.Popen[str], seconds: float = 180) -> None:
+    """Wait until `there()` is true; fail where the process ends or the time is over before."""
+    began = time.monotonic()
+    while not there():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() - began < seconds
+        time.sleep(0.05)
+
+
+def child_runs(folder: Path) -> dict[str, tuple[str, str, int]]:
+    """Return trial key -> (run, status, number of train/loss points) of the runs that are not deleted."""
+    with sqlite3.connect(folder / "out" / "mlflow.db") as base:
+        rows = base.execute(
+            "select t.value, r.run_uuid, r.status, (select count(*) from metrics m where m.run_uuid = r.run_uuid and"
+            " m.key = 'train/loss') from runs r join tags t on t.run_uuid = r.run_uuid and t.key = 'trial.key'"
+            " where r.lifecycle_stage = 'active'"
+        ).fetchall()
+    assert len({row[0] for row in rows}) == len(rows)
+    return {row[0]: (row[1], row[2], row[3]) for row in rows}
+
+
+@pytest.mark.timeout(600)
+def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "out" / "ledger"))
+    slow = [*SMALL, "--max-concurrent", "1"]
+
+    def checkpoints() -> list[str]:
+        return [name for key in ledger.folders("checkpoints") for name in ledger.names(f"checkpoints/{key}")]
+
+    with subprocess.Popen(
+        command(tmp_path, *slow), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+    ) as first:
+        wait_for(checkpoints, first)
+        first.send_signal(signal.SIGKILL)
+    assert ledger.results() == {}
+    before = checkpoints()
+
+    with subprocess.Popen(
+        command(tmp_path, *slow), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+    ) as second:
+        wait_for(lambda: ledger.results() or checkpoints()[-1:] > before[-1:], second)
+        busy = call(tmp_path, *slow)
+        assert busy.returncode == 2
+        assert f"process {second.pid}" in busy.stderr
+        second.send_signal(signal.SIGINT)
+        said = second.communicate(timeout=120)[1]
+        assert second.returncode == 130, said
+    assert "the same command resumes" in said
+
+    third = call(tmp_path, *slow, "--json")
+    assert third.returncode == 0, third.stderr
+    table = json.loads(third.stdout)
+    assert table["trials"] == {"new": 0, "running": 0, "done": 2, "stale": 0, "failed": 0}
+    runs = child_runs(tmp_path)
+    assert sorted(runs) == sorted(ledger.results())
+    assert [(status, points) for _, status, points in runs.values()] == [("FINISHED", 6)] * 2
+    for run, _, _ in runs.values():
+        (folder,) = (tmp_path / "out" / "mlartifacts").glob(f"{run}/artifacts")
+        assert {path.name for path in folder.rglob("*") if path.is_file()} == {
+            "trial.json", "history.json", "weights.safetensors", "scores.parquet",
+        }  # fmt: skip
+
+    began = time.monotonic()
+    last = call(tmp_path, *slow)
+    assert last.returncode == 0
+    assert "2 of 2 trials are done" in last.stdout
+    assert "Ray" not in last.stderr
+    assert time.monotonic() - began < 15
+    assert child_runs(tmp_path) == runs
+
+
+def refused(folder: Path, arguments: Sequence[str], *words: str, **more: str) -> None:
+    """Check that the command ends with exit code 2 and one sentence with these words, and leaves nothing."""
+    found = call(folder, *arguments, **more)
+    assert found.returncode == 2, found.stderr
+    assert "Traceback" not in found.stderr
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") or "error: " in last
+    for word in words:
+        assert word in found.stderr
+    assert not (folder / "out" / "ledger" / "results").exists()
+
+
+def test_unknown_cell_field_value_and_data_set_are_sentences(tmp_path: Path) -> None:
+    refused(tmp_path, ["--profile", "demo", "--only", "CReLU conv1_4"], "'CReLU conv1-4'")
+    refused(tmp_path, ["--profile", "demo", "--set", "recipe.epoch=3"], "recipe.epochs")
+    refused(tmp_path, ["--profile", "demo", "--set", "recipe.epochs=many"], "recipe.epochs", "'many'")
+    refused(tmp_path, ["--profile", "demo", "--set", "recipe.epochs=0"], "at least 1")
+    refused(tmp_path, ["--dataset", "imagnet"], "imagenet")
+    refused(tmp_path, ["--seeds", "none"], "whole number")
+
+
+def test_configured_data_that_are_missing_are_never_replaced(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    began = time.monotonic()
+    refused(tmp_path, ["--data-dir", str(empty)], "imagenet-train.beton", "python -m data prepare imagenet", str(empty))
+    assert time.monotonic() - began < 10
+    refused(tmp_path, [], "python -m data prepare imagenet", CRELU_DATA=str(empty))
+    refused(tmp_path, [], "--source", IMAGENET_DIR=str(empty))
+    refused(tmp_path, ["--address", "10.1.2.3:6379"], "--profile demo")
+
+
+def test_output_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    refused(tmp_path, ["--smoke-test"], "--output")
+
+
+def test_damaged_pictures_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    from data.datasets import beton_path
+    from data.write import prepare
+    from sweeps.profile import SMOKE
+
+    where = tmp_path / "data"
+    prepare(SMOKE, where)
+    path = beton_path(SMOKE, "train", where)
+    content = path.read_bytes()
+    for damaged in (content[:-100], content[: len(content) // 2] + b"\x55" + content[len(content) // 2 + 1 :]):
+        path.write_bytes(damaged)
+        refused(tmp_path, ["--smoke-test", "--data-dir", str(where)], path.name)
+
+
+def test_list_and_dry_run_import_nothing_heavy_and_write_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n"
+        "    runpy.run_module('sweeps.' + sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'torchvision', 'ffcv', 'optuna', 'scipy', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    for flag in ("--help", "--list", "--dry-run"):
+        arguments = [sys.executable, "-c", code, "imagenet_placement", flag, "--output", str(tmp_path / "out")]
+        found = subprocess.run(arguments, capture_output=True, text=True, env=environment(tmp_path), timeout=60)
+        assert found.returncode == 0, found.stderr
+        assert "CReLU" in found.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_set_changes_the_cells_and_their_keys(tmp_path: Path) -> None:
+    plain = call(tmp_path, "--profile", "demo", "--list").stdout
+    longer = call(tmp_path, "--profile", "demo", "--list", "--set", "recipe.epochs=13").stdout
+    assert len(plain.splitlines()) == len(longer.splitlines()) == 9
+    assert not set(plain.split()) & {word for word in longer.split() if len(word) == 20 and word.isalnum()}
