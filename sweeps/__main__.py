@@ -17,7 +17,7 @@ from sweeps.plan import Sweep, plan, sweep_from_json, unknown
 
 def main() -> int:
     """Do what the command line says and return the exit code: 0, or 2 where it cannot be done."""
-    options = _parser().parse_args()
+    options = parser().parse_args()
     try:
         return int(options.verb(options))
     except (ValueError, OSError) as error:
@@ -27,7 +27,8 @@ def main() -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m sweeps`."""
     found = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
     verbs = found.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("list", help="the sweeps there are, and what each asks")

@@ -11,10 +11,12 @@ import json
 import logging
 import math
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data.datasets import stem
@@ -188,18 +190,9 @@ class Projection:
         for name in result["files"]:
             content = self.ledger.read(f"trials/{trial.key}/{name}")
             if content is not None:
-                self._artifact(run, name, content)
+                _artifact(self.client, run, name, content)
         self.client.set_terminated(run, "FINISHED", end_time=when)
         self.ledger.write_json(f"tracked/{trial.key}.json", tracked(self.store, run, result))
-
-    def _artifact(self, run: str, name: str, content: bytes) -> None:
-        import tempfile
-        from pathlib import Path
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, Path(name).name)
-            path.write_bytes(content)
-            self.client.log_artifact(run, str(path), os.path.dirname(name) or None)
 
     def _status(self, run: str, state: str) -> None:
         if self.client.get_run(run).info.status != state:
@@ -226,6 +219,30 @@ class Projection:
         if points:
             self.client.log_batch(run, metrics=points)
         self._status(run, "FINISHED" if over else "RUNNING")
+
+
+def _artifact(client: Any, run: str, name: str, content: bytes) -> None:
+    """Log one file under its path on the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, Path(name).name)
+        path.write_bytes(content)
+        client.log_artifact(run, str(path), os.path.dirname(name) or None)
+
+
+def log_files(uri: str, run: str, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> None:
+    """Log what an analysis found on a run: files by artifact path, and numbers; raises what MLflow raises.
+
+    Points carry the run's own end as their time, so that the same numbers logged again are the same points.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    when = client.get_run(run).info.end_time or 0
+    for name, content in files.items():
+        _artifact(client, run, name, content)
+    points = [mlflow.entities.Metric(name, value, when, 0) for name, value in metrics.items()]
+    if points:
+        client.log_batch(run, metrics=points)
 
 
 def params_of(trial: Trial) -> dict[str, Any]:

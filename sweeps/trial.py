@@ -50,7 +50,12 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """Return the hash of what this cell is, whatever it is called."""
-        return _hash({"net": self.net.to_json(), "dataset": self.dataset, "recipe": _recipe_json(self.recipe)})
+        return _hash(self.texts)
+
+    @cached_property
+    def texts(self) -> tuple[str, str, str]:
+        """Return net, data set and recipe as canonical JSON: once a cell, whatever the number of its trials."""
+        return _canonical(self.net.to_json()), self.dataset, _canonical(_recipe_json(self.recipe))
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,13 @@ class Trial:
         return _hash(self.science())
 
     def science(self) -> dict[str, Any]:
-        """Return what the key is made of, as JSON scalars, lists and objects."""
-        content = {
+        """Return what the key is made of; net and recipe as canonical JSON."""
+        net, dataset, recipe = self.cell.texts
+        content: dict[str, Any] = {
             "schema": SCHEMA,
-            "net": self.net.to_json(),
-            "dataset": self.cell.dataset,
-            "recipe": _recipe_json(self.cell.recipe),
+            "net": _canonical(self.net.to_json()) if self.dropout else net,
+            "dataset": dataset,
+            "recipe": recipe,
             "phase": self.phase,
             "seed": self.seed,
         }
@@ -208,7 +214,11 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _canonical(value: Any) -> str:
+    """Return `value` as JSON of which there is one form: keys sorted, floats rounded, no spaces, no nan."""
+    return json.dumps(_rounded(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def _hash(value: Any) -> str:
     """Return the first 20 hex digits of the SHA-256 of `value` as canonical JSON."""
-    canonical = json.dumps(_rounded(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:20]

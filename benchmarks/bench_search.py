@@ -1,0 +1,92 @@
+"""Does the search find the better part of a known response, and does pruning save epochs without losing the winner?
+
+    python -m benchmarks.bench_search --cells 10 --trials 20
+
+A bowl over the three dropout rates of the all-conv nets stands for training (benchmarks.trivial.bowl); trials go
+through the same queue, waves, ledger and Ray workers as any other. Cells differ in width, so each has its own study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import tempfile
+from typing import Any
+
+from crelu_models.tables import S2
+from sweeps import cluster
+from sweeps.ledger import Ledger
+from sweeps.plan import Protocol, Sweep
+from sweeps.recipe import ALLCONV
+from sweeps.search import Search, Study, study
+from sweeps.sets import Place
+from sweeps.trial import Cell
+
+EPOCHS = 40
+
+
+def studies(cells: tuple[Cell, ...], search: Search) -> tuple[list[Study], dict[str, Any]]:
+    """Run a study for each cell through the queue; return them with all results."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(folder)
+        session = cluster.Session(
+            Sweep("search", "smoke", cells, Protocol(ablation=False, search=search)),
+            ledger,
+            Place(folder, folder),
+            cluster.Resources(),
+            lambda event, trial, news: None,
+            "search",
+            {},
+            work="benchmarks.trivial:bowl",
+        )
+        cluster.drive(session)
+        results = ledger.results()
+        return [study(search, cell, results, ()) for cell in cells], results
+
+
+def main() -> None:
+    """Run TPE with and without pruning, and random search; print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=20)
+    options = parser.parse_args()
+    recipe = dataclasses.replace(ALLCONV, epochs=EPOCHS)
+    cells = tuple(Cell(f"x{k}", S2.width((k + 4) / 16), "synthetic", recipe) for k in range(options.cells))
+    cluster.connect("local")
+    found = {}
+    for name, search in {
+        "random": Search(options.trials, sampler="random", prune=False),
+        "TPE": Search(options.trials, prune=False),
+        "TPE, pruned": Search(options.trials),
+    }.items():
+        found[name] = studies(cells, search)
+    best = {name: [_least(one) for one in all_of] for name, (all_of, _) in found.items()}
+    epochs = {name: sum(result["epochs"] for result in results.values()) for name, (_, results) in found.items()}
+    print(f"{'search':<14}{'mean least error':>18}{'beats random':>14}{'epochs':>9}{'saved':>8}")
+    for name in found:
+        wins = sum(ours < theirs for ours, theirs in zip(best[name], best["random"], strict=True))
+        saved = 1 - epochs[name] / (options.cells * options.trials * EPOCHS)
+        mean = sum(best[name]) / len(best[name])
+        print(f"{name:<14}{mean:>18.3f}{f'{wins}/{options.cells}':>14}{epochs[name]:>9}{saved:>8.0%}")
+    lost = sum(_pruned_winner(one, found["TPE, pruned"][1]) for one in found["TPE, pruned"][0])
+    print(f"studies whose best point was pruned: {lost} of {options.cells}")
+
+
+def _least(one: Study) -> float:
+    assert one.over
+    return min(asked.value for asked in one.asked if asked.value is not None and math.isfinite(asked.value))
+
+
+def _pruned_winner(one: Study, results: dict[str, Any]) -> bool:
+    """Return whether the point of the least floor, as the bowl tells it, was pruned before its end."""
+    best = (0.1, 0.4, 0.5)
+    floors = {
+        asked.trial.key: sum((rate - b) ** 2 for (_, rate), b in zip(asked.trial.dropout, best, strict=True))
+        for asked in one.asked
+    }
+    return bool(results[min(floors, key=lambda key: floors[key])]["status"] == "pruned")
+
+
+if __name__ == "__main__":
+    main()
