@@ -262,7 +262,7 @@ def _show(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str
 
     ledger, options = errand.ledger, errand.options
     found = plan(errand.sweep, ledger, fingerprints)
-    rows = table.lines(found, {name: fact.classes for name, fact in facts.items()})
+    rows = table.lines(found, {name: fact.classes for name, fact in facts.items()}, ledger)
     results = table.write_results(found, ledger, errand.sweep.title)
     failed = found.count("failed")
     if code == DONE and (failed or found.to_do):

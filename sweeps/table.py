@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sweeps.analysis.paper import COLUMNS, Printed, printed
+from sweeps.analysis.paper import AVERAGE, COLUMNS, TOP1, VOTE, Printed, printed
 from sweeps.ledger import Json, Ledger
 from sweeps.plan import Plan, Standing
 from sweeps.trial import Cell
@@ -49,37 +49,58 @@ class Line(NamedTuple):
     planned: int
 
 
-def lines(plan: Plan, classes: Mapping[str, int]) -> list[Line]:
+def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[Line]:
     """Return the rows of the table: a cell's tested trials averaged, with marks; `classes` by data set."""
     found = []
     for cell in plan.sweep.cells:
         standings = plan.of(cell)
-        metrics = COLUMNS.get(cell.table, ("final/test_top1_err",))
-        numbers = {metric: _number(cell, metric, standings) for metric in metrics if metric in HEADINGS}
+        metrics = COLUMNS.get(cell.table, (TOP1,))
+        numbers = {metric: _number(cell, metric, standings, ledger) for metric in metrics if metric in HEADINGS}
         done = sum(standing.result is not None for standing in standings)
-        found.append(
-            Line(
-                cell.label,
-                cell.net.parameters(classes[cell.dataset]),
-                numbers,
-                _flags(standings),
-                done,
-                len(standings),
-            )
-        )
+        count = cell.net.parameters(classes[cell.dataset])
+        found.append(Line(cell.label, count, numbers, _flags(standings), done, len(standings)))
     return found
 
 
-def _number(cell: Cell, metric: str, standings: Sequence[Standing]) -> Number:
-    results = [standing.result for standing in standings if standing.result is not None]
-    values = [result["metrics"][metric] for result in results if metric in result["metrics"]]
+def _number(cell: Cell, metric: str, standings: Sequence[Standing], ledger: Ledger) -> Number:
+    """Return one entry: Single's over its second phases, Average and Vote over folds, Table 4's over its trainings."""
+    phases = ("fold",) if metric in (AVERAGE, VOTE) else ("ablation", "match")
+    taken = [s for s in standings if s.result is not None and s.trial.phase in phases]
+    paper = printed(cell.table, _paper_data(cell), cell.row, metric) if cell.table else None
+    if metric == VOTE:
+        value = _vote([standing.trial.key for standing in taken], ledger)
+        return Number(value, math.nan, len(taken) if math.isfinite(value) else 0, paper)
+    name = TOP1 if metric == AVERAGE else metric
+    values = [s.result["metrics"][name] for s in taken if s.result is not None and name in s.result["metrics"]]
     se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    paper = printed(cell.table, PAPER_DATA.get(cell.table, cell.dataset), cell.row, metric) if cell.table else None
     return Number(statistics.fmean(values) if values else math.nan, se, len(values), paper)
 
 
-# The data set a table of the paper is about, whatever a demo trained on in its place.
-PAPER_DATA = {"4": "imagenet", "5": "imagenet"}
+def _vote(keys: Sequence[str], ledger: Ledger) -> float:
+    """Return the error in percent of the mean softmax over the folds' networks, nan where there are none."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from sweeps.analysis.statistics import vote
+
+    scores, labels = [], None
+    for key in keys:
+        content = ledger.read(f"trials/{key}/tables/scores.parquet")
+        if content is not None:
+            table = pq.read_table(io.BytesIO(content), columns=["label", "centre"])
+            labels = table["label"].to_numpy()
+            flat = table["centre"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            scores.append(flat.reshape(len(labels), -1))
+    if labels is None:
+        return math.nan
+    return float(100 * (vote(np.stack(scores).astype(np.float64)) != labels).mean())
+
+
+def _paper_data(cell: Cell) -> str:
+    """Return the paper's data set for a cell, whatever a demo trained on in its place."""
+    if cell.table in ("4", "5"):
+        return "imagenet"
+    return cell.dataset if cell.dataset in ("cifar10", "cifar100") else cell.label.rpartition(" ")[2]
 
 
 def _flags(standings: Sequence[Standing]) -> tuple[str, ...]:
@@ -120,9 +141,11 @@ def text(plan: Plan, found: Sequence[Line], width: int, colour: bool) -> str:
     sink = io.StringIO()
     Console(file=sink, width=max(width, 40), force_terminal=colour, no_color=not colour, highlight=False).print(table)
     notes = "errors in percent, lower is better"
+    if any(metric.endswith("_10crop") for metric in metrics):
+        notes += "; † ten crops"
     if embedded:
         notes += (
-            "; embedded pictures and small nets: the paper's numbers stand beside them, and nothing follows from that"
+            "\nembedded pictures and small nets: the paper's numbers stand beside ours, and nothing follows from that"
         )
     return f"{sink.getvalue().rstrip()}\n{notes}\n"
 
