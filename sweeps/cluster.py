@@ -6,6 +6,7 @@ result is there, whatever Tune says of it. Every start, and every restart after 
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import logging
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from sweeps.ledger import Json, Ledger
 from sweeps.plan import TRIES, Sweep, expand, given_up
@@ -259,21 +260,63 @@ def train_trial(config: Json) -> None:
     """Perform the trial in `config` on a worker, telling Tune each epoch; failures go to the ledger."""
     trial, place = trial_from_json(json.loads(config["trial"])), Place(**config["place"])
     ledger = Ledger(place.ledger)
+    stop = stop_watch(ledger, config["stop"])
     try:
-        # Torch is imported here, in the worker alone: the driver never pays for it.
-        module, _, name = config["work"].partition(":")
-        work = getattr(importlib.import_module(module), name)
-        work(
-            trial,
-            place,
-            lambda epoch, row: tune.report({"epoch": epoch, "row": row}),
-            stop_watch(ledger, config["stop"]),
-        )
+        with HangWatch(ledger, trial.key, place.hang_seconds) as watch:
+            # Torch is imported here, in the worker alone: the driver never pays for it.
+            module, _, name = config["work"].partition(":")
+            work = getattr(importlib.import_module(module), name)
+            work(trial, place, lambda epoch, row: tune.report({"epoch": epoch, "row": row}), watch.over(stop))
     except ValueError as error:
         ledger.add_attempt(trial.key, attempt(error, final=True))
     except Exception as error:
         ledger.add_attempt(trial.key, attempt(error, final=False))
         raise
+
+
+class HangWatch:
+    """Ends this process, with a stack on the ledger, when a trial takes no step for so many seconds.
+
+    Tune then starts the trial again elsewhere, from its checkpoint; the next try records the hang as a failed one.
+    """
+
+    def __init__(self, ledger: Ledger, key: str, seconds: float) -> None:
+        """Record a hang of the try before, if there was one."""
+        self.seconds, self.armed = seconds, 0.0
+        name = f"trials/{key}/hang.txt"
+        trace = (ledger.read(name) or b"").decode(errors="replace") if ledger.local else ""
+        if trace:
+            lost = {"error": f"Hang: no step for {seconds:.0f} s", "trace": trace, "final": False, "time": time.time()}
+            ledger.add_attempt(key, lost)
+        if ledger.local:
+            ledger.write(name, b"")
+            self.file: IO[bytes] = open(ledger.path(name), "wb")  # noqa: SIM115 - the dump needs it open
+        else:
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def __enter__(self) -> HangWatch:
+        """Begin to watch."""
+        self._arm()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Watch no more."""
+        faulthandler.cancel_dump_traceback_later()
+        self.file.close()
+
+    def over(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Return `stop`, which a trial asks after each step, as the sign of life too."""
+
+        def alive() -> bool:
+            if time.monotonic() - self.armed > min(10.0, self.seconds / 10):
+                self._arm()
+            return stop()
+
+        return alive
+
+    def _arm(self) -> None:
+        self.armed = time.monotonic()
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
 
 
 def attempt(error: BaseException, final: bool) -> Json:

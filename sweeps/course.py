@@ -16,7 +16,7 @@ from data.datasets import order
 from data.load import Batch, Pictures
 from sweeps import checkpoint
 from sweeps.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
-from sweeps.ledger import Ledger
+from sweeps.ledger import Ledger, with_room
 from sweeps.sets import Indices, Place, Sets
 from sweeps.train import Diverged, Learner, train
 from sweeps.trial import PHASES, Trial
@@ -27,25 +27,33 @@ Report = Callable[[int, dict[str, float]], None]
 class Course:
     """A trial on its way: learner, history and what happened to it; all of it survives in its checkpoint."""
 
-    def __init__(self, trial: Trial, place: Place, ledger: Ledger, sets: Sets) -> None:
-        """Begin anew, or continue from the newest whole checkpoint."""
-        self.trial, self.place, self.ledger, self.sets = trial, place, ledger, sets
+    def __init__(self, trial: Trial, place: Place, ledger: Ledger, sets: Sets, stop: Callable[[], bool]) -> None:
+        """Begin anew, or continue from the newest whole checkpoint; `stop()` says when to leave."""
+        self.trial, self.place, self.ledger, self.sets, self.stop = trial, place, ledger, sets, stop
         self.device = torch.device(place.device)
         self.precision = precision_of(trial.cell.recipe.precision, self.device)
         self.phase = PHASES[trial.phase]
         self.target = _target(trial, ledger)
+        self.parts = 1
+        self._load()
+
+    def _load(self) -> None:
+        """Take up the state of the newest whole checkpoint, or the initial one."""
         self.history: list[dict[str, float]] = []
         self.events: list[str] = []
         self.best: dict[str, Tensor] = {}
         self.restarts, self.seconds, self.flat, self.ending = 0, 0.0, 0, ""
-        self.started = self.saved_at = time.monotonic()
-        saved, damaged = checkpoint.load(ledger, trial.key)
-        self.events += [f"checkpoint {name} was damaged; the one before it was taken" for name in damaged]
+        self.saved_at = time.monotonic()
+        saved, damaged = checkpoint.load(self.ledger, self.trial.key)
+        told = [f"checkpoint {name} was damaged; the one before it was taken" for name in damaged]
+        for name in damaged:
+            self.ledger.delete(f"checkpoints/{self.trial.key}/{name}")
         if saved is not None:
             state = saved.state
-            self.history, self.events = state["history"], state["events"] + self.events
+            self.history, self.events, self.ending = state["history"], state["events"], state["ending"]
             self.restarts, self.seconds, self.flat = state["restarts"], state["seconds"], state["flat"]
-            self.ending = state["ending"]
+            self.parts = max(self.parts, state["parts"])
+        self.events += told
         self.learner = self._learner()
         if saved is not None:
             self.learner.restore(saved.tensors, saved.state["epoch"], saved.state["step"])
@@ -57,7 +65,9 @@ class Course:
         model = build(self.trial.net, self.sets.facts.classes, self.sets.facts.crop)
         initialise(model, self.trial.net, cell.recipe.init, seed)
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return Learner(model, cell.recipe, seed=seed, steps=self.steps, precision=self.precision)
+        learner = Learner(model, cell.recipe, seed=seed, steps=self.steps, precision=self.precision)
+        learner.parts = self.parts
+        return learner
 
     @property
     def steps(self) -> int:
@@ -69,7 +79,7 @@ class Course:
         """Return whether the training has come to an end."""
         return self.ending != ""
 
-    def run(self, report: Report, stop: Callable[[], bool]) -> bool:
+    def run(self, report: Report) -> bool:
         """Train to the end, saving and reporting each epoch; return False where `stop()` ended it. Raises Diverged."""
         began = time.monotonic()
         if self.over():
@@ -77,14 +87,15 @@ class Course:
         for average in train(self.learner, self._batches):
             if average is not None:
                 row = self._close(average, time.monotonic() - began)
-                self.save()
+                if not self.save():
+                    return False
                 report(int(row["epoch"]), row)
                 began = time.monotonic()
                 if self.over():
                     return True
-            elif time.monotonic() - self.saved_at > 60 * self.place.checkpoint_minutes:
-                self.save()
-            if stop():
+            elif time.monotonic() - self.saved_at > 60 * self.place.checkpoint_minutes and not self.save():
+                return False
+            if self.stop():
                 self.save()
                 return False
         self.ending = "schedule"
@@ -168,9 +179,9 @@ class Course:
         sidecar = self.sets.train.sidecar
         return ten_views(batch.images, crop=self.sets.facts.crop, mean=sidecar.mean, std=sidecar.std)
 
-    def save(self) -> None:
-        """Write the checkpoint; what it holds is durable when this returns."""
-        learner = self.learner
+    def save(self) -> bool:
+        """Write the checkpoint; it is durable when this returns True. False: the disk was full until `stop()`."""
+        learner, key = self.learner, self.trial.key
         state = {
             "epoch": learner.epoch,
             "step": learner.step,
@@ -180,10 +191,37 @@ class Course:
             "seconds": self.seconds,
             "flat": self.flat,
             "ending": self.ending,
+            "parts": self.parts,
         }
         tensors = learner.tensors() | {f"best/{name}": value for name, value in self.best.items()}
-        checkpoint.save(self.ledger, self.trial.key, learner.epoch, learner.step, checkpoint.Checkpoint(tensors, state))
+        whole = checkpoint.Checkpoint(tensors, state)
+
+        def write() -> bool:
+            checkpoint.save(self.ledger, key, learner.epoch, learner.step, whole)
+            return True
+
+        saved = with_room(write, self.stop) is not None
         self.saved_at = time.monotonic()
+        return saved
+
+    def shrink(self, error: str) -> None:
+        """Go back to the last checkpoint and take each step in twice as many parts, which changes no gradient.
+
+        ValueError where a step cannot be parted: batch norm ties it to its batch, or it has one picture a part.
+        """
+        batch, normed = self.trial.cell.recipe.batch, any("_bn" in name for name in self.learner.model.state_dict())
+        if normed or 2 * self.parts > batch:
+            why = "batch norm ties a step to its whole batch" if normed else "a part is one picture already"
+            raise ValueError(
+                f"out of memory with batch {batch}, and {why}; give a trial more memory, or train another cell "
+                f"by --set recipe.batch={max(1, batch // 2)} ({error.splitlines()[0][:200]})"
+            )
+        self.parts *= 2
+        del self.learner
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._load()
+        self.events.append(f"out of memory: steps of batch {batch} are taken in {self.parts} parts")
 
     def restart(self, reason: str) -> bool:
         """Begin again with another seed and return True; False where the recipe's restarts are used up."""

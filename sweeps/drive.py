@@ -133,7 +133,9 @@ def _run(errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints
     from sweeps.view import View
 
     code = DONE
-    with View(found, sys.stdout.isatty() and "CI" not in os.environ, options.quiet or options.json) as view:
+    with View(
+        found, sys.stdout.isatty() and "CI" not in os.environ, options.quiet or options.json, ledger.root
+    ) as view:
         tracker = Tracker(store, ledger, errand.sweep, view.say)
         tracker.know(standing.trial for standing in found.standings)
         for trial in behind:

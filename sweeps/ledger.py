@@ -13,19 +13,35 @@ Tune's own directory is disposable; Optuna's studies and MLflow's runs are rebui
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs as arrow_fs
 
 Json = dict[str, Any]
+T = TypeVar("T")
+
+
+def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
+    """Return what `write` returns, waiting for room while the disk is full; None where `stop()` ends the wait."""
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        if stop():
+            return None
+        time.sleep(1.0)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from sweeps.course import Course, Report
 from sweeps.evaluate import BATCH, Errors, score, ten_crop_scores
-from sweeps.ledger import Ledger
+from sweeps.ledger import Ledger, with_room
 from sweeps.outcome import Outcome, write_outcome
 from sweeps.sets import Place, fingerprint, open_sets
 from sweeps.train import Diverged
@@ -35,18 +35,27 @@ def perform(
     if done is not None:
         return done
     _reset(place)
-    sets = open_sets(trial, place)
-    course = Course(trial, place, ledger, sets)
+    course = Course(trial, place, ledger, open_sets(trial, place), stop)
     ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json())
     while True:
         try:
-            if not course.run(report, stop):
+            if not course.run(report):
                 return None
             break
         except Diverged as error:
             if not course.restart(str(error)):
                 break
-    return write_outcome(ledger, trial, _outcome(course))
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            course.shrink(str(error))
+    outcome = _outcome(course)
+    return with_room(lambda: write_outcome(ledger, trial, outcome), stop)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Return whether this is the device's or the host's memory running out."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _outcome(course: Course) -> Outcome:

@@ -26,7 +26,7 @@ class Place:
     """Where and with what a trial runs. Nothing here changes the science, and nothing of it is in the key.
 
     `ledger` and `data_dir` are absolute; `workers` decode pictures, `threads` compute on a CPU; `fingerprint` is
-    that of the data the sweep was planned with (empty: any).
+    that of the data the sweep was planned with (empty: any). A worker that takes no step for `hang_seconds` ends.
     """
 
     ledger: str
@@ -38,6 +38,7 @@ class Place:
     checkpoint_minutes: float = 5.0
     fingerprint: str = ""
     deterministic: bool = True
+    hang_seconds: float = 1800.0
 
 
 @dataclass(frozen=True)

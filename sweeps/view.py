@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ from sweeps.plan import Plan
 from sweeps.trial import Trial
 
 HEARTBEAT = 60.0  # seconds between two lines that say how far things are, off a terminal
+ROOM = 8e6  # bytes free under which a disk counts as full
 EVENTS = 6  # lines of the past under the live table
 
 
@@ -98,8 +101,9 @@ def _time(seconds: float) -> str:
 class View:
     """The window on a running sweep, from enter to exit; `hear` is called by the queue, `say` by anyone."""
 
-    def __init__(self, plan: Plan, live: bool, quiet: bool) -> None:
-        """Prepare a live table, or lines; `quiet` shows neither."""
+    def __init__(self, plan: Plan, live: bool, quiet: bool, disk: str = "") -> None:
+        """Prepare a live table, or lines; `quiet` shows neither. `disk` is a folder whose disk is looked at."""
+        self.disk, self.full = disk, False
         self.progress, self.quiet = Progress(plan), quiet
         self.live: Any = None
         self.use_live = live and not quiet
@@ -146,11 +150,29 @@ class View:
             print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
 
     def _tick(self) -> None:
-        while not self.over.wait(0.5 if self.live is not None else HEARTBEAT):
+        told = 0.0
+        while not self.over.wait(0.5 if self.live is not None else 2.0):
+            self._look_at_disk()
+            if self.live is None and time.monotonic() - told < HEARTBEAT:
+                continue
+            told = time.monotonic()
             if self.live is not None:
                 self.live.update(self._picture())
             else:
                 self.say(self.progress.counts())
+
+    def _look_at_disk(self) -> None:
+        """Say when the ledger's disk is full, and when it has room again."""
+        if not os.path.isdir(self.disk):
+            return
+        free = shutil.disk_usage(self.disk).free
+        if free < ROOM and not self.full:
+            self.say(
+                f"the disk of {self.disk} is full ({free / 1e6:.0f} MB free): trials wait, and go on when there is room"
+            )
+        elif free >= ROOM and self.full:
+            self.say(f"the disk of {self.disk} has room again; trials go on")
+        self.full = free < ROOM
 
     def _picture(self) -> Any:
         from rich.console import Group

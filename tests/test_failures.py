@@ -1,0 +1,121 @@
+"""What fails in a trial: memory, disk, a hang. Each is survived, or said with what would fit."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from test_resume import LARGE, SMALL, left, place, trial_of
+
+from data.write import prepare
+from sweeps.cluster import HangWatch, signature
+from sweeps.ledger import Ledger, with_room
+from sweeps.perform import perform
+from sweeps.train import Learner
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    for name in (SMALL, LARGE):
+        prepare(name, where)
+    return where
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    """Let a step of more than `fits` pictures at once run out of memory in the middle of an epoch."""
+    advance = Learner.advance
+
+    def limited(self: Learner, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if len(images) > fits * self.parts and self.step >= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        advance(self, images, labels)
+
+    monkeypatch.setattr(Learner, "advance", limited)
+
+
+def test_step_that_does_not_fit_is_taken_in_parts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = trial_of("All-CNN-B by Adam")
+    whole = perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    short_of_memory(monkeypatch, 4)
+    result = perform(trial, place(data, tmp_path / "parts"), lambda *_: None)
+    assert whole is not None
+    assert result is not None
+    assert any("in 4 parts" in event for event in result["events"])
+    weights = [
+        safetensors.torch.load_file(Ledger(str(tmp_path / name)).path(f"trials/{trial.key}/weights.safetensors"))
+        for name in ("whole", "parts")
+    ]
+    assert result["epochs"] == whole["epochs"]
+    # The same gradients summed in another order, in bf16 where the processor has it.
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=0.02), name
+
+
+def test_net_with_batch_norm_that_does_not_fit_says_what_would(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_of_memory(monkeypatch, 4)
+    with pytest.raises(ValueError, match=r"batch 16.*batch norm.*recipe.batch=8"):
+        perform(trial_of("VGG with batch norm"), place(data, tmp_path), lambda *_: None)
+
+
+def test_trial_waits_while_the_disk_is_full_and_ends_the_same(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of("allconv with dropout")
+    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    sync, calls = os.fsync, iter(range(10**6))
+
+    def full_for_a_while(file: int) -> None:
+        if 2 <= next(calls) < 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full_for_a_while)
+    assert perform(trial, place(data, tmp_path / "full"), lambda *_: None) is not None
+    assert left(tmp_path / "full", trial) == left(tmp_path / "whole", trial)
+
+
+def test_wait_for_room_ends_when_told_to_and_other_errors_pass() -> None:
+    def fail(code: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    assert with_room(lambda: fail(errno.ENOSPC), lambda: True) is None
+    with pytest.raises(OSError, match="Read-only"):
+        with_room(lambda: fail(errno.EROFS), lambda: True)
+
+
+def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom sweeps.cluster import HangWatch\nfrom sweeps.ledger import Ledger\n"
+        "watch = HangWatch(Ledger(sys.argv[1]), 'k', 0.5).__enter__()\nalive = watch.over(lambda: False)\n"
+        "for _ in range(10):\n    time.sleep(0.1)\n    alive()\n"
+        "print('alive', flush=True)\n\ndef stuck():\n    time.sleep(60)\n\nstuck()\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "alive\n"
+    assert done.returncode == 1
+    assert time.monotonic() - began < 50
+    ledger = Ledger(str(tmp_path))
+    with HangWatch(ledger, "k", 1800.0):
+        pass
+    (attempt,) = ledger.attempts("k")
+    assert attempt["error"].startswith("Hang: no step for")
+    assert "stuck" in attempt["trace"]
+    assert not attempt["final"]
+
+
+def test_same_error_at_the_same_place_is_one_signature() -> None:
+    trace = 'Traceback\n  File "/a/b/data/load.py", line 7, in read\n    x\nValueError: record 5'
+    other = trace.replace("line 7", "line 8")
+    one = {"error": "ValueError: record 5 of x", "trace": trace}
+    assert signature(one) == signature(one | {"error": "ValueError: record 6 of y"})
+    assert signature(one) != signature(one | {"trace": other})
+    assert signature(one) != signature(one | {"error": "OSError: record 5"})
