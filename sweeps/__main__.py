@@ -49,6 +49,17 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("sweep")
     verb.add_argument("--storage", required=True, metavar="URL", help="e.g. sqlite:///studies.db")
     verb.set_defaults(verb=export_study)
+    verb = verbs.add_parser(
+        "verify-resume", help="kill a real trial at random steps, and compare it with one left alone"
+    )
+    verb.add_argument("sweep", help="a sweep that has run, as status shows it")
+    verb.add_argument("cell", nargs="?", help="one of its cells (default: the first)")
+    verb.add_argument("--kills", type=int, default=5, metavar="N")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--data-dir", metavar="DIR")
+    verb.add_argument("--device", default="cpu")
+    verb.add_argument("--reader", choices=("ffcv", "threads"), default="ffcv")
+    verb.set_defaults(verb=verify_resume)
     for parser in verbs.choices.values():
         parser.add_argument("--output", default="outputs", metavar="DIR", help="the sweeps' output (default outputs)")
     return found
@@ -172,6 +183,34 @@ def export_study(options: argparse.Namespace) -> int:
     failed = {key for key, tries in ledger.failed().items() if given_up(tries)}
     count = export([study(search, cell, results, failed) for cell in sweep.cells], title, options.storage)
     print(f"{count} studies written; to look at them: optuna-dashboard {options.storage}")
+    return 0
+
+
+def verify_resume(options: argparse.Namespace) -> int:
+    """Prove exact resumption on a cell of a sweep, and note it on the ledger for the cell's runs to carry."""
+    import tempfile
+
+    from data.datasets import data_dir
+    from sweeps.sets import Place
+    from sweeps.trial import Trial, code_fingerprint
+    from sweeps.verify import shortened, verify
+
+    ledger = _ledger(options)
+    (_, sweep), = planned(ledger, options.sweep).items()  # fmt: skip
+    labels = {cell.label: cell for cell in sweep.cells}
+    if options.cell is not None and options.cell not in labels:
+        raise ValueError(unknown("cell", options.cell, labels, sweep.title))
+    cell = labels[options.cell] if options.cell else sweep.cells[0]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(ledger="", data_dir=str(data_dir(options.data_dir)), device=options.device, reader=options.reader)
+        found = verify(shortened(Trial(cell)), place, folder, options.kills, options.seed)
+    if found.differences:
+        print(f"{cell.label}: killed {found.kills} times, and {', '.join(found.differences)} differ")
+        return 1
+    ledger.write_json(f"verified/{cell.key}.json", {"code": code_fingerprint(), "kills": found.kills})
+    print(
+        f"{cell.label}: killed {found.kills} times, weights, curves and scores are bit for bit those of one left alone"
+    )
     return 0
 
 

@@ -24,11 +24,12 @@ SHORT = (Stage(1, 1.0), Stage(61, 0.2), Stage(86, 0.04))
 
 def _demo(recipe: Recipe, epochs: int, batch: int, lr: float) -> Recipe:
     short = recipe.shortened(f"{recipe.name}-demo", epochs, batch, lr)
-    return dataclasses.replace(short, schedule_epochs=100, stages=SHORT)
+    # Nets of a quarter's width are 1.4 times as fast in fp32 as in bf16 on a CPU that has both.
+    return dataclasses.replace(short, schedule_epochs=100, stages=SHORT, precision="fp32")
 
 
 DEMO = {
-    "allconv": _demo(ALLCONV, epochs=6, batch=32, lr=0.02),
+    "allconv": _demo(ALLCONV, epochs=7, batch=32, lr=0.02),
     "vgg": _demo(VGG, epochs=5, batch=32, lr=0.3),
     "imagenet-sgd": _demo(IMAGENET_SGD, epochs=12, batch=32, lr=0.03),
     "imagenet-adam": _demo(IMAGENET_ADAM, epochs=12, batch=32, lr=1e-3),

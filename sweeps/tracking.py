@@ -186,6 +186,9 @@ class Projection:
             "host": str(result["hardware"].get("host", "")),
             "code": str(result["code"]),
         }
+        proof = self.ledger.read_json(f"verified/{trial.cell.key}.json")
+        if proof is not None and proof.get("code") == result["code"]:
+            tags["resume"] = "exact"
         self.client.log_batch(run, metrics=points, tags=[tag(name, value) for name, value in tags.items()])
         for name in result["files"]:
             content = self.ledger.read(f"trials/{trial.key}/{name}")

@@ -1,0 +1,319 @@
+"""Does a sweep under faults end with the very table of one left alone?
+
+    python -m benchmarks.chaos --rounds 20 --seed 0
+
+A small sweep with searches, folds and a real MLflow server runs once undisturbed, and once while every few seconds a
+fault is drawn: the driver, a worker or the MLflow server killed (SIGKILL), the driver told to stop (SIGTERM, SIGINT),
+a worker paused, a checkpoint or a file of the ledger damaged, the ledger's disk filled (a small tmpfs, as root).
+Whatever has ended is started again by the same command. In the end every trial's weights, curves and scores, every
+study's points and the runs in MLflow are compared; losses are printed, and are the exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sweeps.ledger import Ledger
+
+ROOT = Path(__file__).resolve().parents[1]
+FAULTS = ("kill driver", "kill worker", "kill server", "terminate driver", "interrupt driver", "pause worker",
+          "damage checkpoint", "damage file", "fill disk")  # fmt: skip
+PATIENCE = 900.0  # seconds without a result after which the sweep counts as stuck
+
+
+class Stage:
+    """One sweep with its own output folder and MLflow server, both started again whenever they are gone."""
+
+    def __init__(self, folder: Path, command: list[str], server: bool) -> None:
+        """Prepare; nothing runs yet."""
+        self.folder, self.server_wanted = folder, server
+        self.port = _free_port()
+        self.ledger = Ledger(str(folder / "out" / "ledger"))
+        uri = [f"--tracking-uri=http://127.0.0.1:{self.port}"] if server else []
+        self.command = [*command, "--output", str(folder / "out"), *uri]
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.server: subprocess.Popen[bytes] | None = None
+        self.log = open(folder / "driver.log", "ab")  # noqa: SIM115 - closed with the stage
+
+    def start(self) -> None:
+        """Start whatever does not run: the server, then the driver."""
+        if self.server_wanted and (self.server is None or self.server.poll() is not None):
+            store = f"sqlite:///{self.folder}/mlflow.db"
+            words = ["server", "--backend-store-uri", store, "--artifacts-destination", str(self.folder / "artifacts")]
+            program = [
+                str(Path(sys.executable).with_name("mlflow")),
+                *words,
+                "--port",
+                str(self.port),
+                "--workers",
+                "1",
+            ]
+            quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            self.server = subprocess.Popen(
+                program, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+        if self.driver is None or self.driver.poll() is not None:
+            calm = os.environ | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "CI": "true"}
+            self.driver = subprocess.Popen(
+                self.command, cwd=ROOT, env=calm, stdout=self.log, stderr=self.log, start_new_session=True
+            )
+
+    def answers(self) -> bool:
+        """Return whether the MLflow server answers, or none is wanted."""
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).close()
+            return True
+        return not self.server_wanted
+
+    def workers(self) -> list[int]:
+        """Return the processes that train this stage's trials: those whose group is the driver's Ray."""
+        if self.driver is None:
+            return []
+        found = []
+        for status in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if b"ray::" in status.read_bytes() and b"train" in status.read_bytes():
+                    pid = int(status.parent.name)
+                    if self.driver.pid in _ancestors(pid):
+                        found.append(pid)
+        return found
+
+    def finish(self, seconds: float) -> None:
+        """Let the sweep come to its end, started again as often as it takes; TimeoutError where it does not."""
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            self.start()
+            assert self.driver is not None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if self.driver.wait(timeout=5) == 0 and self._tracked():
+                    return
+        raise TimeoutError(f"the sweep did not end in {seconds:.0f} s; see {self.folder}/driver.log")
+
+    def _tracked(self) -> bool:
+        return set(self.ledger.results()) == {name.removesuffix(".json") for name in self.ledger.names("tracked")}
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in (self.driver, self.server):
+            if process is not None and process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self.log.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _ancestors(pid: int) -> set[int]:
+    found: set[int] = set()
+    while pid > 1:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        pid = int(fields[1])
+        found.add(pid)
+    return found
+
+
+def strike(fault: str, stage: Stage, draw: random.Random) -> bool:
+    """Do one fault to the stage and return whether there was something to do it to."""
+    assert stage.driver is not None
+    signals = {"kill driver": signal.SIGKILL, "terminate driver": signal.SIGTERM, "interrupt driver": signal.SIGINT}
+    if fault in signals:
+        stage.driver.send_signal(signals[fault])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            stage.driver.wait(timeout=60)
+        return True
+    if fault in ("kill worker", "pause worker"):
+        workers = stage.workers()
+        if not workers:
+            return False
+        pid = draw.choice(workers)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL if fault == "kill worker" else signal.SIGSTOP)
+            if fault == "pause worker":
+                time.sleep(4)
+                os.kill(pid, signal.SIGCONT)
+        return True
+    if fault == "kill server":
+        if stage.server is None or stage.server.poll() is not None:
+            return False
+        os.killpg(stage.server.pid, signal.SIGKILL)
+        stage.server.wait()
+        time.sleep(draw.uniform(1, 8))
+        return True
+    if fault == "fill disk":
+        return _fill(stage.folder / "out", draw)
+    kind = "checkpoints/*/*.safetensors" if fault == "damage checkpoint" else "[prt]*/*.json"
+    return _damage(sorted(Path(stage.ledger.root).glob(kind)), draw)
+
+
+def _damage(files: list[Path], draw: random.Random) -> bool:
+    """Flip a byte of one file, or cut it short."""
+    if not files:
+        return False
+    path = draw.choice(files)
+    with contextlib.suppress(OSError):
+        content = bytearray(path.read_bytes())
+        if draw.random() < 0.5 and content:
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        else:
+            content = content[: draw.randrange(len(content) + 1)]
+        path.write_bytes(content)
+        return True
+    return False
+
+
+def _fill(folder: Path, draw: random.Random) -> bool:
+    """Fill the disk of the folder for a few seconds."""
+    if not os.path.ismount(folder):
+        return False
+    path = folder / "ballast"
+    with contextlib.suppress(OSError), open(path, "wb") as ballast:
+        while True:
+            ballast.write(b"\0" * (1 << 20))
+    time.sleep(draw.uniform(3, 6))
+    path.unlink(missing_ok=True)
+    return True
+
+
+def outcome(stage: Stage) -> dict[str, str]:
+    """Return a hash of all that each trial left which time does not change."""
+    found = {}
+    for key in stage.ledger.results():
+        folder = Path(stage.ledger.path(f"trials/{key}"))
+        total = hashlib.sha256()
+        history = json.loads((folder / "history.json").read_text())
+        for row in history:
+            total.update(repr(sorted((k, v) for k, v in row.items() if k != "time_ms" and "sys/" not in k)).encode())
+        for name in ("weights.safetensors", "tables/scores.parquet"):
+            path = folder / name
+            total.update(path.read_bytes() if path.exists() else b"")
+        found[key] = total.hexdigest()
+    return found
+
+
+def losses(stage: Stage, expected: dict[str, str], runs: Callable[[], list[Any]]) -> list[str]:
+    """Return a sentence for each trial lost, doubled or changed, and each run in MLflow that is not as it should be."""
+    found = outcome(stage)
+    said = [f"trial {key} is missing" for key in expected.keys() - found.keys()]
+    said += [f"trial {key} is one too many" for key in found.keys() - expected.keys()]
+    said += [f"trial {key} differs" for key in expected.keys() & found.keys() if expected[key] != found[key]]
+    by_key: dict[str, list[Any]] = {}
+    for run in runs():
+        if "trial.key" in run.data.tags:
+            by_key.setdefault(run.data.tags["trial.key"], []).append(run)
+        if run.info.status != "FINISHED":
+            said.append(f"run {run.info.run_name} is {run.info.status}")
+    for key in found:
+        epochs = len(json.loads(Path(stage.ledger.path(f"trials/{key}/history.json")).read_text()))
+        own = by_key.get(key, [])
+        if len(own) != 1:
+            said.append(f"trial {key} has {len(own)} runs")
+        elif (steps := own[0].steps) != list(range(1, epochs + 1)):
+            said.append(f"run of {key} has steps {steps}, not 1..{epochs}")
+    return said
+
+
+def runs_of(uri: str) -> list[Any]:
+    """Return every run of a store, each with the steps of its training loss."""
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = list(client.search_runs(experiments, max_results=5000))
+    for run in found:
+        points = client.get_metric_history(run.info.run_id, "train/loss")
+        run.steps = sorted(point.step for point in points)
+    return found
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    """Mount a small tmpfs on the folder where this may be done; else leave it as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def main() -> int:
+    """Run both stages and return the number of losses."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--sweep", default="cifar_width")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--pause", type=float, nargs=2, default=(2.0, 15.0), metavar=("LEAST", "MOST"))
+    parser.add_argument("--keep", action="store_true", help="keep the folder, for a look")
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    command = [
+        sys.executable,
+        "-m",
+        f"sweeps.{options.sweep}",
+        "--smoke-test",
+        "--set",
+        f"recipe.epochs={options.epochs}",
+    ]
+    base = Path(tempfile.mkdtemp(prefix="chaos-"))
+    began = time.monotonic()
+    (base / "calm").mkdir()
+    calm = Stage(base / "calm", command, server=False)
+    try:
+        calm.finish(PATIENCE)
+    finally:
+        calm.close()
+    expected = outcome(calm)
+    print(f"undisturbed: {len(expected)} trials in {time.monotonic() - began:.0f} s", flush=True)
+    done: Counter[str] = Counter()
+    with small_disk(base / "wild" / "out", 200):
+        wild = Stage(base / "wild", command, server=True)
+        try:
+            wild.start()
+            while sum(done.values()) < options.rounds:
+                time.sleep(draw.uniform(*options.pause))
+                fault = draw.choice(options.faults)
+                if strike(fault, wild, draw):
+                    done[fault] += 1
+                    count = f"{len(wild.ledger.results())}/{len(expected)} trials"
+                    print(f"{time.monotonic() - began:6.0f} s  {fault:<18} {count}", flush=True)
+                wild.start()
+            wild.finish(PATIENCE)
+            said = losses(wild, expected, lambda: runs_of(f"http://127.0.0.1:{wild.port}"))
+        finally:
+            wild.close()
+    print(f"{options.rounds} rounds, seed {options.seed}: {dict(sorted(done.items()))}")
+    print("\n".join(said) or f"{len(expected)} trials, each with one finished run; nothing lost, doubled or changed")
+    print(f"losses: {len(said)}")
+    if not (options.keep or said):
+        shutil.rmtree(base, ignore_errors=True)
+    return min(len(said), 100)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
