@@ -14,6 +14,7 @@ Tune's own directory is disposable; Optuna's studies and MLflow's runs are rebui
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -42,6 +43,11 @@ def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
         if stop():
             return None
         time.sleep(1.0)
+
+
+def _check(result: Mapping[str, Any]) -> str:
+    """Return the checksum of a result: a flipped bit of an error would otherwise be a wrong number in a table."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -143,8 +149,9 @@ class Ledger:
     # Trials --------------------------------------------------------------------------------------------------
 
     def result(self, key: str) -> Json | None:
-        """Return the committed result of trial `key`, or None."""
-        return self.read_json(f"results/{key}.json")
+        """Return the committed result of trial `key`; None where there is none, or a bit of it has changed."""
+        result = self.read_json(f"results/{key}.json")
+        return result if result is not None and result.pop("check", None) == _check(result) else None
 
     def results(self, keys: Iterable[str] | None = None) -> dict[str, Json]:
         """Return the results of `keys` (all, where None) that are committed."""
@@ -159,7 +166,7 @@ class Ledger:
 
     def commit(self, key: str, result: Mapping[str, Any]) -> None:
         """Write the result of trial `key`: from here on it is done. Its checkpoints go."""
-        self.write_json(f"results/{key}.json", result)
+        self.write_json(f"results/{key}.json", {**result, "check": _check(result)})
         self.delete(f"checkpoints/{key}")
 
     def attempts(self, key: str) -> list[Json]:

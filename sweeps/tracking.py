@@ -25,7 +25,8 @@ from sweeps.ledger import Json, Ledger
 from sweeps.plan import Sweep, given_up
 from sweeps.trial import Cell, Trial
 
-BATCH = 500  # metric points in one request; the server takes 1,000
+ROWS = 50  # epochs in one request: the server takes 1,000 points
+LEADING = "train/loss"  # the metric that every epoch has, by whose steps and values a run is known again
 PAUSE = 2.0  # seconds between two rounds of the thread, growing to a minute while the server is away
 
 
@@ -52,8 +53,7 @@ class Projection:
         self.client = mlflow.MlflowClient(store.uri)
         self.experiment = self._experiment()
         self.runs: dict[str, str] = {}
-        self.sent: dict[str, tuple[int, int]] = {}
-        self.parts: dict[str, int] = {}
+        self.sent: dict[str, dict[int, float]] = {}
         self._find()
 
     def _experiment(self) -> str:
@@ -92,20 +92,19 @@ class Projection:
     def project_trial(self, trial: Trial, state: str) -> None:
         """Bring the run of `trial` to the ledger's word; `state` is that of a trial without a result."""
         key, result = trial.key, self.ledger.result(trial.key)
-        progress = None if result is not None else checkpoint.progress(self.ledger, key)
-        restarts = int((result or progress or {}).get("restarts", 0))
+        history = self._history(key, result)
         run = self.runs.get(key)
         if run is not None and key not in self.sent:
-            # What another driver sent is not known here: the run says after how many restarts it was begun.
-            self.parts[key] = int(self.client.get_run(run).data.tags.get("restarts", "0"))
-        if run is not None and self.parts.get(key, 0) != restarts:
-            # Points cannot be taken back: a training that began anew begins a new run.
+            # What another driver sent is not known here; the run is asked once.
+            points = self.client.get_metric_history(run, LEADING)
+            self.sent[key] = {int(point.step): float(point.value) for point in points}
+        if run is not None and any(self.sent[key].get(_step(row), row[LEADING]) != row[LEADING] for row in history):
+            # Points cannot be taken back: a training that began anew, with other values, begins a new run.
             self.client.delete_run(run)
             run = None
         if run is None:
-            run = self._create(trial, restarts)
-        history = self._history(key, result, progress)
-        self._send(key, run, history, restarts)
+            run = self._create(trial)
+        self._send(key, run, history)
         if result is not None:
             self._finish(trial, run, result)
             return
@@ -115,13 +114,14 @@ class Projection:
             state = "FAILED"
         self._status(run, state)
 
-    def _history(self, key: str, result: Json | None, progress: Json | None) -> list[dict[str, float]]:
+    def _history(self, key: str, result: Json | None) -> list[dict[str, float]]:
+        """Return the epochs of a trial as far as they are durable."""
         if result is None:
-            return list((progress or {}).get("history", []))
+            return list((checkpoint.progress(self.ledger, key) or {}).get("history", []))
         content = self.ledger.read(f"trials/{key}/history.json")
         return list(json.loads(content)) if content else []
 
-    def _create(self, trial: Trial, restarts: int) -> str:
+    def _create(self, trial: Trial) -> str:
         parent = self.runs.get(f"cell:{trial.cell.key}") or self._create_parent(trial.cell)
         cell = trial.cell
         tags = self._tags(cell) | {
@@ -129,11 +129,9 @@ class Projection:
             "trial.key": trial.key,
             "phase": trial.phase,
             "seed": str(trial.seed),
-            "restarts": str(restarts),
         }
         run = self.client.create_run(self.experiment, tags=tags, run_name=f"{cell.label} {trial.label}")
-        self.runs[trial.key], self.parts[trial.key] = run.info.run_id, restarts
-        self.sent.pop(trial.key, None)
+        self.runs[trial.key], self.sent[trial.key] = run.info.run_id, {}
         entity = self.mlflow.entities
         params = [entity.Param(name, str(value)) for name, value in params_of(trial).items()]
         self.client.log_batch(run.info.run_id, params=params)
@@ -159,24 +157,26 @@ class Projection:
             "data.kind": "synthetic" if cell.dataset.startswith("synthetic") else "real",
         }
 
-    def _send(self, key: str, run: str, history: Sequence[Mapping[str, float]], restarts: int) -> None:
-        """Log the epochs of `history` that were not sent; sending one again changes nothing."""
-        already = self.sent.get(key, (0, restarts))[0]
-        metric = self.mlflow.entities.Metric
-        points = [
-            metric(name, value if math.isfinite(value) else math.nan, int(row["time_ms"]), int(row["epoch"]))
-            for row in history[already:]
-            for name, value in row.items()
-            if name not in ("epoch", "time_ms")
-        ]
-        for start in range(0, len(points), BATCH):
-            self.client.log_batch(run, metrics=points[start : start + BATCH])
-        self.sent[key] = (len(history), restarts)
+    def _send(self, key: str, run: str, history: Sequence[Mapping[str, float]]) -> None:
+        """Log the epochs that are not on the run yet, whole rows at a time."""
+        metric, rows = self.mlflow.entities.Metric, [row for row in history if _step(row) not in self.sent[key]]
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            points = [
+                metric(name, value if math.isfinite(value) else math.nan, int(row["time_ms"]), _step(row))
+                for row in part
+                for name, value in row.items()
+                if name not in ("epoch", "time_ms")
+            ]
+            self.client.log_batch(run, metrics=points)
+            self.sent[key] |= {_step(row): row[LEADING] for row in part}
 
     def _finish(self, trial: Trial, run: str, result: Json) -> None:
         """Log final metrics and files, once; close the run; note on the ledger that it is whole."""
         metric, when = self.mlflow.entities.Metric, int(result["finished_ms"])
-        points = [metric(name, value, when, int(result["epochs"])) for name, value in result["metrics"].items()]
+        there = self.client.get_run(run).data.metrics
+        news = {name: value for name, value in result["metrics"].items() if there.get(name) != value}
+        points = [metric(name, value, when, int(result["epochs"])) for name, value in news.items()]
         tag = self.mlflow.entities.RunTag
         flags = ",".join(flags_of(result))
         tags = {
@@ -246,6 +246,10 @@ def log_files(uri: str, run: str, files: Mapping[str, bytes], metrics: Mapping[s
     points = [mlflow.entities.Metric(name, value, when, 0) for name, value in metrics.items()]
     if points:
         client.log_batch(run, metrics=points)
+
+
+def _step(row: Mapping[str, float]) -> int:
+    return int(row["epoch"])
 
 
 def params_of(trial: Trial) -> dict[str, Any]:

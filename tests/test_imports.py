@@ -17,7 +17,7 @@ ROWS = (
     ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome"),
     ("sweeps.course", "sweeps.plan", "sweeps.price"),
     ("sweeps.perform", "sweeps.tracking", "sweeps.table", "sweeps.view"),
-    ("sweeps.cluster",),
+    ("sweeps.cluster", "sweeps.verify"),
     ("sweeps.drive",),
     ("sweeps.launch",),
     ("sweeps.imagenet_placement", "sweeps.cifar_width", "sweeps.cifar_vgg", "sweeps.full_grid", "data.__main__"),

@@ -39,6 +39,14 @@ def test_torn_result_is_no_result(ledger: Ledger) -> None:
     assert ledger.results() == {}
 
 
+def test_result_with_one_changed_digit_is_no_result(ledger: Ledger) -> None:
+    ledger.commit("k", {"key": "k", "metrics": {"final/test_top1_err": 9.17}})
+    path = Path(ledger.path("results/k.json"))
+    path.write_text(path.read_text().replace("9.17", "9.07"))
+    assert json.loads(path.read_text())["metrics"] == {"final/test_top1_err": 9.07}
+    assert ledger.result("k") is None
+
+
 def test_commit_takes_the_checkpoints_away(ledger: Ledger) -> None:
     ledger.write("checkpoints/k/00001-00000000.safetensors", b"x")
     ledger.commit("k", {"key": "k"})

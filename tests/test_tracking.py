@@ -155,6 +155,23 @@ def test_training_begun_anew_begins_a_new_run(store: Store, ledger: Ledger) -> N
     assert len(runs(second)) == 2
 
 
+def test_epoch_trained_again_after_a_damaged_checkpoint_is_not_doubled(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELLS[0])
+    under_way(ledger, trial, 3)
+    Projection(store, ledger, SWEEP).project_trial(trial, "RUNNING")
+    # The same values at another time: what exact resumption from an older checkpoint gives.
+    finish(ledger, trial, 9.5, epochs=4)
+    path = f"trials/{trial.key}/history.json"
+    later = [row | {"time_ms": row["time_ms"] + 5e5} for row in json.loads(ledger.read(path) or b"")]
+    ledger.write(path, json.dumps(later).encode())
+    for _ in range(2):
+        projection = Projection(store, ledger, SWEEP)
+        projection.project_trial(trial, "RUNNING")
+    assert [step for step, _ in points(projection, trial, "train/loss")] == [1, 2, 3, 4]
+    assert len(points(projection, trial, "final/test_top1_err")) == 1
+    assert len(runs(projection)) == 2
+
+
 def test_statuses_follow_the_ledger(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELLS[0])
     under_way(ledger, trial, 1)

@@ -1,0 +1,179 @@
+"""Does any border answer bad input with more than a sentence? Mutated files and words, counted.
+
+    python -m benchmarks.fuzz --inputs 20000 --seed 0
+
+Borders: checkpoints, sidecars, .beton tables, trials, plans, nets and results of a stranger, and --set words. Each must
+be taken as valid or refused by ValueError; any other exception, a hang, or code that runs is a finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crelu_models.spec import Net
+from crelu_models.tables import S2, S9
+from data import beton
+from data.datasets import beton_path, dataset, read_sidecar
+from data.write import prepare
+from sweeps import checkpoint
+from sweeps.launch import change
+from sweeps.ledger import Ledger
+from sweeps.plan import Protocol, Sweep, declared, plan, sweep_from_json
+from sweeps.recipe import ALLCONV
+from sweeps.search import Search
+from sweeps.trial import Cell, Trial, trial_from_json
+
+Border = Callable[[bytes], object]
+SECONDS = 5.0  # more than this for one small input counts as a hang
+WORDS = ["", "0", "-1", "1e999", "nan", "inf", "true", "10", "0.5", "__class__", "../..", "\x00", "ü", "recipe.epochs",
+         "recipe.lr", "recipe.stages", "recipe.", "net.final_activation", "dataset", "=", "==", "synthetic:size=72",
+         "synthetic:size=-1", "folder:", "folder:/", "relu", "9" * 400, "{}", "[]", "None", "recipe.__init__"]  # fmt: skip
+NOT_A_NUMBER = float("nan")
+VALUES: list[Any] = [None, True, -1, 0, 1e308, NOT_A_NUMBER, "", "x" * 5000, [], {}, [[]], {"a": None}, 2**70, "\ud800"]
+
+
+def borders(folder: Path) -> dict[str, tuple[bytes, Border]]:
+    """Return each border with a good input and the function that takes any."""
+    name = "synthetic:size=16,classes=2,train=6,test=4"
+    prepare(name, folder)
+    pictures = beton_path(name, "train", folder)
+    cell = Cell("a", S2.crelu(1), "synthetic", ALLCONV, "1", "CReLU")
+    trial = Trial(cell, "fold", 1, (("pool1", 0.25),), 1, 3)
+    sweep = Sweep("s", "demo", (cell, dataclasses.replace(cell, label="b", net=S2)), Protocol(search=Search(3)))
+    ledger = Ledger(str(folder / "ledger"))
+    state = checkpoint.Checkpoint({"w": torch.ones(3)}, {"epoch": 1, "history": []})
+    checkpoint.save(ledger, "k", 1, 0, state)
+    (saved,) = ledger.names("checkpoints/k")
+
+    def at(suffix: str, take: Callable[[Path], object]) -> Border:
+        def border(content: bytes) -> object:
+            path = folder / f"fuzzed{suffix}"
+            path.write_bytes(content)
+            return take(path)
+
+        return border
+
+    def load(content: bytes) -> object:
+        ledger.write(f"checkpoints/k/{saved}", content)
+        return checkpoint.load(ledger, "k"), checkpoint.progress(ledger, "k")
+
+    def text(take: Callable[[Any], object]) -> Border:
+        return lambda content: take(json.loads(content.decode()))
+
+    return {
+        "checkpoint": (ledger.read(f"checkpoints/k/{saved}") or b"", load),
+        "sidecar": (pictures.with_suffix(".json").read_bytes(), at(".json", read_sidecar)),
+        "beton": (pictures.read_bytes()[:4096], at(".beton", beton.read_index)),
+        "trial": (json.dumps(trial.to_json()).encode(), text(trial_from_json)),
+        "plan": (json.dumps(declared(plan(sweep, ledger, {}))).encode(), text(sweep_from_json)),
+        "net": (json.dumps(S9.to_json()).encode(), text(Net.from_json)),
+        "result": (b'{"key": "k", "metrics": {}}', lambda content: _result(ledger, content)),
+        "words": (b"recipe.epochs=10", lambda content: _words(cell, content)),
+    }
+
+
+def _result(ledger: Ledger, content: bytes) -> object:
+    ledger.write("results/k.json", content)
+    return ledger.results()
+
+
+def _words(cell: Cell, content: bytes) -> object:
+    changed = change(cell, [content.decode(errors="surrogateescape")])
+    return dataset(changed.dataset), Trial(changed).key
+
+
+def mutated(content: bytes, draw: random.Random, structured: bool) -> bytes:
+    """Return the input with bytes flipped, cut, doubled or inserted; JSON also with values exchanged."""
+    if structured and draw.random() < 0.7:
+        value = json.loads(content)
+        for _ in range(draw.randint(1, 3)):
+            _exchange(value, draw)
+        return json.dumps(value).encode(errors="surrogatepass")
+    found = bytearray(content)
+    for _ in range(draw.randint(1, 8)):
+        place = draw.randrange(len(found) + 1)
+        kind = draw.randrange(4)
+        if kind == 0 and place < len(found):
+            found[place] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del found[place : place + draw.randint(1, 64)]
+        elif kind == 2:
+            found[place:place] = found[place : place + draw.randint(1, 64)]
+        else:
+            found[place:place] = bytes(draw.choices(range(256), k=draw.randint(1, 16)))
+    return bytes(found)
+
+
+def _exchange(value: Any, draw: random.Random) -> None:
+    """Put something else somewhere in a JSON value."""
+    while True:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        if not keys:
+            return
+        key = draw.choice(keys)
+        if isinstance(value[key], dict | list) and value[key] and draw.random() < 0.8:
+            value = value[key]
+            continue
+        if isinstance(value, dict) and draw.random() < 0.2:
+            del value[key]
+        else:
+            value[key] = draw.choice(VALUES)
+        return
+
+
+def fuzz(inputs: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """Give each border its share of `inputs` bad inputs; return how many ended how, and the findings."""
+    draw, counts, findings = random.Random(seed), Counter[str](), []
+    with tempfile.TemporaryDirectory() as name:
+        there = borders(Path(name))
+        for number in range(inputs):
+            border = list(there)[number % len(there)]
+            good, take = there[border]
+            structured = border in ("sidecar", "trial", "plan", "net", "result")
+            if border == "words":
+                content = "=".join(draw.choices(WORDS, k=draw.randint(1, 3))).encode(errors="surrogatepass")
+            else:
+                content = mutated(good, draw, structured)
+            began = time.perf_counter()
+            try:
+                take(content)
+                counts[f"{border}: taken"] += 1
+            except ValueError:
+                counts[f"{border}: refused"] += 1
+            except BaseException as error:  # whatever it is, it is a finding
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                findings.append(f"{border}: {type(error).__name__} at {where.name}: {error} for {content[:200]!r}")
+            if time.perf_counter() - began > SECONDS:
+                findings.append(f"{border}: {time.perf_counter() - began:.0f} s for {content[:200]!r}")
+    return counts, findings
+
+
+def main() -> int:
+    """Print how many inputs ended how; return 1 where one was a finding."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    counts, findings = fuzz(options.inputs, options.seed)
+    for name, count in sorted(counts.items()):
+        print(f"{name:<22}{count:>8}")
+    print("\n".join(findings[:20]))
+    print(f"{options.inputs} bad inputs, {len(findings)} findings")
+    return bool(findings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
