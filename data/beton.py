@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.datasets import Sidecar
+
 Bytes = NDArray[np.uint8]
 
 JPEG, RAW = 0, 1  # ffcv.fields.rgb_image.IMAGE_MODES
@@ -102,6 +104,26 @@ def _tables(path: Path) -> tuple[Any, Any, int, str]:
         allocations = file.read()
     digest = hashlib.sha256(head + records + allocations).hexdigest()
     return np.frombuffer(records, _RECORD), np.frombuffer(allocations, _ALLOCATION), table, digest
+
+
+def check_pair(sidecar: Sidecar, index: Index) -> None:
+    """Raise ValueError unless the sidecar describes this very file (its length, its tables, its labels)."""
+    pairs = {
+        "length": (sidecar.file_bytes, index.path.stat().st_size),
+        "size": (sidecar.size, index.size),
+        "mode": (sidecar.mode, "jpeg" if index.jpeg else "raw"),
+        "tables": (sidecar.index, index.digest),
+        "labels": (
+            sidecar.label_counts,
+            tuple(np.bincount(index.labels, minlength=sidecar.classes).tolist()),
+        ),
+    }
+    for what, (said, found) in pairs.items():
+        if said != found:
+            raise ValueError(
+                f"{index.path} is not the file its sidecar describes ({what}: {said} there, {found} here); "
+                f"python -m data prepare {sidecar.name} --fresh writes both again"
+            )
 
 
 def mapped(index: Index) -> Bytes:

@@ -107,6 +107,11 @@ def beton_path(name: str, split: str, where: Path) -> Path:
     return where / f"{stem(name)}-{split}.beton"
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def crop_of(size: int) -> int:
     """Return the side of a training view: 7/8 of the stored side in steps of 8 (256 -> 224, 72 -> 64)."""
     return 8 * round(7 * size / 64)
@@ -173,7 +178,7 @@ def _as_stored(facts: DataSet, where: Path) -> DataSet:
         if path.exists():
             sidecar = read_sidecar(path)
             counts[split], classes = sidecar.count, sidecar.classes
-    holdout = facts.holdout * counts["train"] // facts.splits["train"]
+    holdout = max(1, facts.holdout * counts["train"] // facts.splits["train"])
     return replace(facts, classes=classes, splits=counts, holdout=holdout)
 
 

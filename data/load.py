@@ -1,7 +1,7 @@
 """Batches of uint8 pictures from a .beton file: by FFCV's loader or by a pool of threads, to the same contract.
 
 Both readers only decode. Order, restart in the middle of an epoch, ownership of the memory, checksums and
-clean-up are settled here, because FFCV 1.0.2 leaves each of them open (README, "FFCV").
+clean-up are settled here, because FFCV 1.0.2 leaves each of them open (tests/test_load.py shows how).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from data import beton
-from data.datasets import Ints, Sidecar, read_sidecar
+from data.datasets import Ints, Sidecar, cores, read_sidecar
 
 READERS = ("ffcv", "threads")
 _AHEAD = 3  # batches decoded before they are asked for
@@ -154,7 +154,7 @@ def open_pictures(
     if reader not in READERS:
         raise ValueError(f"no reader {reader!r}; one of {', '.join(READERS)}")
     sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
-    check_pair(sidecar, index)
+    beton.check_pair(sidecar, index)
     place = torch.device(device)
     make = FFCVReader if reader == "ffcv" else ThreadReader
     return Pictures(index, sidecar, make(index, workers or cores(), place.type == "cuda"), place, resident_bytes)
@@ -163,31 +163,6 @@ def open_pictures(
 def default_reader() -> str:
     """Return "ffcv" where it is installed, else "threads"."""
     return "ffcv" if importlib.util.find_spec("ffcv") else "threads"
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_pair(sidecar: Sidecar, index: beton.Index) -> None:
-    """Raise ValueError unless the sidecar describes this very file (its length, its tables, its labels)."""
-    pairs = {
-        "length": (sidecar.file_bytes, index.path.stat().st_size),
-        "size": (sidecar.size, index.size),
-        "mode": (sidecar.mode, "jpeg" if index.jpeg else "raw"),
-        "tables": (sidecar.index, index.digest),
-        "labels": (
-            sidecar.label_counts,
-            tuple(np.bincount(index.labels, minlength=sidecar.classes).tolist()),
-        ),
-    }
-    for what, (said, found) in pairs.items():
-        if said != found:
-            raise ValueError(
-                f"{index.path} is not the file its sidecar describes ({what}: {said} there, {found} here); "
-                f"python -m data prepare {sidecar.name} --fresh writes both again"
-            )
 
 
 class ThreadReader:
@@ -266,6 +241,10 @@ class FFCVReader:
         )
         stages, outputs = self._loader.code
         self._loader.code = [(self._guarded(stage), names) for stage, names in stages], outputs
+        # FFCV maps the file at its first epoch, by name; by then another may stand there.
+        self._loader.memory_manager.context.__enter__()
+        # FFCV decodes into a ring of buffers, so that a batch changes under whoever keeps it.
+        self._loader.graph.allocate_memory = self._allocated
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order; the last tensor may be short."""
@@ -277,10 +256,7 @@ class FFCVReader:
         self._running.append(epoch)
         try:
             for _ in range(0, len(order), batch):
-                view = self._next(epoch)
-                pixels = torch.empty(view.shape, dtype=torch.uint8, pin_memory=self._pin)
-                pixels.numpy()[...] = view  # the view is overwritten a few batches later
-                yield pixels
+                yield torch.from_numpy(self._next(epoch))
         finally:
             self._running.remove(epoch)
             _stop(epoch)
@@ -289,6 +265,13 @@ class FFCVReader:
         """End all threads."""
         for epoch in self._running:
             _stop(epoch)
+
+    def _allocated(self, batch: int, slots: int) -> dict[str, dict[int, Any]]:
+        """Stand in for FFCV's allocation: the decoder, our one operation, gets new memory for every batch."""
+        requests, _ = self._loader.graph.collect_requirements()
+        (node,) = requests["operation"]
+        shape = (batch, *map(int, requests["operation"][node].shape))
+        return {"operation": {node: _NewMemory(shape, self._pin)}, "shared": {node: None}}
 
     def _guarded(self, stage: Callable[..., Any]) -> Callable[..., Any]:
         """Keep an error of FFCV's thread for the consumer; StopIteration makes that thread end in good order."""
@@ -318,6 +301,18 @@ class FFCVReader:
             raise RuntimeError(f"FFCV stopped in the middle of an epoch: {cause or 'its thread died'}") from cause
         pixels: beton.Bytes = item[1][0]
         return pixels
+
+
+class _NewMemory:
+    """Looks like FFCV's row of buffers, but every look gives a new one: a batch owns its memory without a copy."""
+
+    def __init__(self, shape: tuple[int, ...], pin: bool) -> None:
+        self._shape = shape
+        self._pin = pin
+
+    def __getitem__(self, slot: int) -> beton.Bytes:
+        memory: beton.Bytes = torch.empty(self._shape, dtype=torch.uint8, pin_memory=self._pin).numpy()
+        return memory
 
 
 def _stop(epoch: Any) -> None:

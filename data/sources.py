@@ -121,23 +121,26 @@ def _batches(paths: Sequence[Path], names: tuple[str, ...]) -> Source:
         data, found = batch.get(b"data"), batch.get(b"labels", batch.get(b"fine_labels"))
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
             raise ValueError(f"{path} holds no pictures of 3 x 32 x 32 bytes")
-        if not isinstance(found, list) or len(found) != len(data):
-            raise ValueError(f"{path} has {len(data)} pictures and not as many labels")
-        if not all(isinstance(label, int) and 0 <= label < len(names) for label in found):
+        marks = np.array(found if isinstance(found, list | np.ndarray) else [])
+        if marks.dtype.kind not in "iu" or marks.shape != (len(data),):
+            raise ValueError(f"{path} has {len(data)} pictures and not as many whole numbers for labels")
+        if len(marks) and not 0 <= marks.min() <= marks.max() < len(names):
             raise ValueError(f"{path} has labels outside 0..{len(names) - 1}")
         pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        labels += found
-    if not labels:
+        labels.append(marks.astype(np.int64))
+    if not sum(map(len, labels)):
         raise ValueError(f"no pictures in {', '.join(map(str, paths)) or 'data_batch_*'}")
-    return Source(np.array(labels, np.int64), names, 32, 0, np.concatenate(pixels).__getitem__, str)
+    return Source(np.concatenate(labels), names, 32, 0, np.concatenate(pixels).__getitem__, str)
 
 
 class _Plain(pickle.Unpickler):
     """Reads CIFAR's pickles, and nothing that could run code: arrays and the plain containers only."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.ndarray.__reduce__(np.empty(0))[0]
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            known = {"_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.int64().__reduce__()[0]}
+            if name in known:
+                return known[name]
         if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
             return lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(shape, order=order)
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):

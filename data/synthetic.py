@@ -39,6 +39,7 @@ class _Leaves(NamedTuple):
 def picture(seed: int, index: int, label: int, size: int, classes: int) -> NDArray[np.uint8]:
     """Draw picture `index` of a set: uint8 (size, size, 3), the same for the same arguments.
 
+    Another release of NumPy or another kind of processor may round a pixel otherwise; the fingerprint tells.
     ValueError for a label outside 0..classes-1 or a side under 16 pixels.
     """
     if not 0 <= label < classes or size < 16:

@@ -28,11 +28,11 @@ from data.datasets import (
     Sidecar,
     beton_path,
     canonical,
+    cores,
     read_sidecar,
     stem,
     write_sidecar,
 )
-from data.load import ThreadReader, check_pair, cores, import_ffcv
 from data.sources import Picture, Source, chosen, sources
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
@@ -48,6 +48,16 @@ class _Way(NamedTuple):
     writer: str
     quality: int
     workers: int
+
+
+class _Colours(NamedTuple):
+    """Colour statistics of a file as its sidecar names them."""
+
+    mean: Colour
+    std: Colour
+    eigenvalues: Colour
+    eigenvectors: tuple[Colour, ...]
+    measured: int
 
 
 def prepare(
@@ -75,14 +85,12 @@ def prepare(
     if writer not in WRITERS or not 1 <= (quality or 90) <= 100 or not 16 <= (size or 256) <= 4096:
         raise ValueError(f"writer {writer!r}: {', '.join(WRITERS)}; quality {quality}: 1..100; size {size}: 16..4096")
     asked = {"size": size, "quality": quality, "seed": seed}
+    if not fresh and _complete(found := _there(name, where, asked)):
+        return found
     where.mkdir(parents=True, exist_ok=True)
     with _alone(where / f".{stem(name)}.lock"):
-        found = {} if fresh else _there(name, where)
-        for option, value in asked.items():
-            other = next((getattr(s, option) for s in found.values() if value not in (None, getattr(s, option))), None)
-            if other is not None and not (option == "quality" and other == 0):
-                raise ValueError(f"{name} is there with {option} {other}, not {value}; --fresh writes it again")
-        if "train" in found and len(found) > 1:
+        found = {} if fresh else _there(name, where, asked)
+        if _complete(found):  # by another process, while this one waited
             return found
         way = _Way(writer, quality or 90, workers or cores())
         for split, source in sources(name, origin, where, size, seed or 0).items():
@@ -100,14 +108,25 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _there(name: str, where: Path) -> dict[str, Sidecar]:
-    """Return the sidecars of the splits that are whole; ValueError for a file that is not its sidecar's."""
+def _complete(found: dict[str, Sidecar]) -> bool:
+    return "train" in found and len(found) > 1
+
+
+def _there(name: str, where: Path, asked: dict[str, int | None]) -> dict[str, Sidecar]:
+    """Return the sidecars of the splits that are whole.
+
+    ValueError for a file that is not its sidecar's, or was written with other options than those asked for.
+    """
     found = {}
     for split in SPLITS:
         path = beton_path(name, split, where)
         if path.exists() and path.with_suffix(".json").exists():
             found[split] = read_sidecar(path.with_suffix(".json"))
-            check_pair(found[split], beton.read_index(path))
+            beton.check_pair(found[split], beton.read_index(path))
+            for option, value in asked.items():
+                other = getattr(found[split], option)
+                if value not in (None, other) and not (option == "quality" and found[split].mode == "raw"):
+                    raise ValueError(f"{name} is there with {option} {other}, not {value}; --fresh writes it again")
     return found
 
 
@@ -116,8 +135,9 @@ def _prepared(name: str, split: str, source: Source, path: Path, way: _Way, prog
     try:
         kept = _written(unfinished, source, split, way, progress)
         index = beton.seal(unfinished)
-        progress(f"measuring {split}", 0, 1)
-        sidecar = _described(index, canonical(name), split, kept, way, len(source.labels) - len(kept.labels))
+        colours = _colours(index, way.workers, lambda done, total: progress(f"measuring {split}", done, total))
+        skipped = len(source.labels) - len(kept.labels)
+        sidecar = _described(index, canonical(name), split, kept, way, colours, skipped)
         # The sidecar first: ended in between, the pair does not match and says so, and nothing passes for whole.
         write_sidecar(path.with_suffix(".json"), sidecar)
         os.replace(unfinished, path)
@@ -129,8 +149,9 @@ def _prepared(name: str, split: str, source: Source, path: Path, way: _Way, prog
     return sidecar
 
 
-def _described(index: beton.Index, name: str, split: str, source: Source, way: _Way, skipped: int) -> Sidecar:
-    mean, std, values, vectors, measured = _colours(index, way.workers)
+def _described(
+    index: beton.Index, name: str, split: str, source: Source, way: _Way, colours: _Colours, skipped: int
+) -> Sidecar:
     return Sidecar(
         name=name,
         split=split,
@@ -141,12 +162,12 @@ def _described(index: beton.Index, name: str, split: str, source: Source, way: _
         mode="jpeg" if index.jpeg else "raw",
         quality=way.quality if index.jpeg else 0,
         seed=source.seed,
-        mean=mean,
-        std=std,
-        eigenvalues=values,
-        eigenvectors=vectors,
+        mean=colours.mean,
+        std=colours.std,
+        eigenvalues=colours.eigenvalues,
+        eigenvectors=colours.eigenvectors,
         label_counts=tuple(np.bincount(index.labels, minlength=len(source.class_names)).tolist()),
-        measured=measured,
+        measured=colours.measured,
         skipped=skipped,
         writer=way.writer,
         fingerprint=beton.fingerprint(index),
@@ -155,11 +176,13 @@ def _described(index: beton.Index, name: str, split: str, source: Source, way: _
     )
 
 
-def _colours(index: beton.Index, workers: int) -> tuple[Colour, Colour, Colour, tuple[Colour, ...], int]:
-    """Return mean, standard deviation, eigenvalues and eigenvectors (columns) of the colours, and of how many pictures.
+def _colours(index: beton.Index, workers: int, report: Callable[[int, int], None]) -> _Colours:
+    """Measure the stored colours, in 0..1.
 
     Sums of whole numbers below 2**53 are exact in float64, so neither threads nor batches change a digit.
     """
+    from data.load import ThreadReader  # imports torch: seconds that a set already there need not take
+
     count = len(index.labels)
     taken = np.arange(count) if count <= _MEASURE_ALL else np.linspace(0, count - 1, _MEASURE).astype(np.int64)
     first, second, pixels = np.zeros(3), np.zeros((3, 3)), 0
@@ -170,6 +193,7 @@ def _colours(index: beton.Index, workers: int) -> tuple[Colour, Colour, Colour, 
             first += colours.sum(0)
             second += colours.T @ colours
             pixels += len(colours)
+            report(pixels // index.size**2, len(taken))
     finally:
         reader.close()
     mean = first / pixels / 255
@@ -177,8 +201,8 @@ def _colours(index: beton.Index, workers: int) -> tuple[Colour, Colour, Colour, 
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[::-1].clip(0), vectors[:, ::-1]
     vectors = vectors * np.where(vectors.sum(0) < 0, -1, 1)  # eigh leaves the signs open
-    std = np.sqrt(covariance.diagonal()).clip(1e-3)  # a set of one colour can be normalised too
-    return _three(mean), _three(std), _three(values), tuple(_three(row) for row in vectors), len(taken)
+    std = np.sqrt(covariance.diagonal().clip(1e-6))  # a set of one colour can be normalised too
+    return _Colours(_three(mean), _three(std), _three(values), tuple(_three(row) for row in vectors), len(taken))
 
 
 def _three(row: np.ndarray[Any, np.dtype[np.float64]]) -> Colour:
@@ -264,6 +288,8 @@ def _write_ffcv(path: Path, samples: _Samples, size: int, way: _Way, report: Cal
     """Write with FFCV's fields, allocator and worker, under a loop of our own: its own waits for dead workers."""
     if not importlib.util.find_spec("ffcv"):
         raise ValueError('FFCV is not installed: pip install "crelu-sweeps[ffcv]", or use --writer native')
+    from data.load import import_ffcv
+
     import_ffcv()
     from ffcv.fields import IntField, RGBImageField
     from ffcv.memory_allocator import MemoryAllocator
@@ -309,10 +335,13 @@ def _crew(
                 continue
             for status in (process.exitcode for process in crew if process.exitcode):
                 raise OSError(status - 100 if status > 100 else 0, f"a writing process ended ({_ending(status)})")
+        for process in crew:
+            process.join()
     finally:
         for process in crew:
-            process.terminate()
-            process.join()
+            if process.is_alive():
+                process.terminate()
+                process.join()
         todo.cancel_join_thread()
     report(len(samples))
     return [allocation for part in parts for allocation in part]
@@ -321,6 +350,7 @@ def _crew(
 def _work(job: Callable[..., None], *arguments: Any) -> None:
     """Run FFCV's job in a process of its own; Ctrl-C is the parent's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         job(*arguments)
     except OSError as error:
@@ -341,8 +371,10 @@ def verify(path: Path, workers: int = 0, progress: Progress = lambda what, done,
 
     ValueError names what is wrong.
     """
+    from data.load import ThreadReader
+
     sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
-    check_pair(sidecar, index)
+    beton.check_pair(sidecar, index)
     count = len(index.labels)
     stored, broken = beton.mapped(index), []
     for first in range(0, count, 10_000):

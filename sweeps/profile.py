@@ -29,9 +29,9 @@ def _demo(recipe: Recipe, epochs: int, batch: int, lr: float) -> Recipe:
 
 
 DEMO = {
-    "allconv": _demo(ALLCONV, epochs=7, batch=32, lr=0.02),
+    "allconv": _demo(ALLCONV, epochs=7, batch=32, lr=0.01),
     "vgg": _demo(VGG, epochs=5, batch=32, lr=0.3),
-    "imagenet-sgd": _demo(IMAGENET_SGD, epochs=12, batch=32, lr=0.03),
+    "imagenet-sgd": _demo(IMAGENET_SGD, epochs=12, batch=32, lr=0.02),
     "imagenet-adam": _demo(IMAGENET_ADAM, epochs=12, batch=32, lr=1e-3),
 }
 SCALES = {
