@@ -9,6 +9,7 @@ be taken as valid or refused by ValueError; any other exception, a hang, or code
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import random
@@ -42,7 +43,8 @@ WORDS = ["", "0", "-1", "1e999", "nan", "inf", "true", "10", "0.5", "__class__",
          "recipe.lr", "recipe.stages", "recipe.", "net.final_activation", "dataset", "=", "==", "synthetic:size=72",
          "synthetic:size=-1", "folder:", "folder:/", "relu", "9" * 400, "{}", "[]", "None", "recipe.__init__"]  # fmt: skip
 NOT_A_NUMBER = float("nan")
-VALUES: list[Any] = [None, True, -1, 0, 1e308, NOT_A_NUMBER, "", "x" * 5000, [], {}, [[]], {"a": None}, 2**70, "\ud800"]
+LONG = "x" * 5000
+VALUES: list[Any] = [None, True, -1, 0, 1e308, NOT_A_NUMBER, "", LONG, [], {}, [[]], {"a": None}, 2**70]
 
 
 def borders(folder: Path) -> dict[str, tuple[bytes, Border]]:
@@ -130,7 +132,7 @@ def _exchange(value: Any, draw: random.Random) -> None:
         if isinstance(value, dict) and draw.random() < 0.2:
             del value[key]
         else:
-            value[key] = draw.choice(VALUES)
+            value[key] = copy.deepcopy(draw.choice(VALUES))
         return
 
 
