@@ -39,9 +39,28 @@ from sweeps.trial import Cell, Trial, trial_from_json
 
 Border = Callable[[bytes], object]
 SECONDS = 5.0  # more than this for one small input counts as a hang
-WORDS = ["", "0", "-1", "1e999", "nan", "inf", "true", "10", "0.5", "__class__", "../..", "\x00", "ü", "recipe.epochs",
-         "recipe.lr", "recipe.stages", "recipe.", "net.final_activation", "dataset", "=", "==", "synthetic:size=72",
-         "synthetic:size=-1", "folder:", "folder:/", "relu", "9" * 400, "{}", "[]", "None", "recipe.__init__"]  # fmt: skip
+WORDS = [
+    *(
+        "",
+        "0",
+        "-1",
+        "1e999",
+        "nan",
+        "inf",
+        "true",
+        "10",
+        "0.5",
+        "__class__",
+        "../..",
+        "\x00",
+        "ü",
+        "=",
+        "==",
+        "9" * 400,
+    ),
+    *("recipe.epochs", "recipe.lr", "recipe.stages", "recipe.", "recipe.__init__", "net.final_activation", "relu"),
+    *("dataset", "synthetic:size=72", "synthetic:size=-1", "folder:", "folder:/", "{}", "[]", "None"),
+]
 NOT_A_NUMBER = float("nan")
 LONG = "x" * 5000
 VALUES: list[Any] = [None, True, -1, 0, 1e308, NOT_A_NUMBER, "", LONG, [], {}, [[]], {"a": None}, 2**70]
