@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import os
 import platform
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import beton
-from data.datasets import SPLITS, DataSet, beton_path, dataset, read_sidecar
+from data.datasets import DataSet
 from sweeps.ledger import Ledger
 from sweeps.plan import Plan, Sweep, declared, plan
 from sweeps.price import Price, keep, known, price, speed_key, total
+from sweeps.ready import fingerprints_of, ready
 
 DONE, FAILED, BUDGET, INTERRUPTED = 0, 1, 3, 130
 
@@ -66,7 +65,7 @@ class Errand:
 
 def dry_run(errand: Errand) -> int:
     """Print what would run and what is done; nothing is written."""
-    found = plan(errand.sweep, errand.ledger, _fingerprints(errand))
+    found = plan(errand.sweep, errand.ledger, fingerprints_of(errand.sweep.datasets, errand.choice.data_dir))
     if errand.options.json:
         print(_json(declared(found) | {"states": {s.trial.key: s.state for s in found.standings}}))
         return DONE
@@ -91,8 +90,13 @@ def go(errand: Errand) -> int:
     if errand.choice.banner and not options.quiet:
         print(errand.choice.banner, file=sys.stderr)
     _writable(errand)
-    facts = {name: _ready(name, errand) for name in errand.sweep.datasets}
-    fingerprints = _fingerprints(errand)
+
+    def tell(sentence: str) -> None:
+        if not options.quiet:
+            print(sentence, file=sys.stderr)
+
+    facts = {name: ready(name, errand.choice.data_dir, tell) for name in errand.sweep.datasets}
+    fingerprints = fingerprints_of(errand.sweep.datasets, errand.choice.data_dir)
     from sweeps.lease import Busy, Lease
 
     try:
@@ -317,23 +321,6 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1)
 
 
-def _fingerprints(errand: Errand) -> dict[str, str]:
-    """Return the content fingerprint of each data set that is there."""
-    found = {}
-    for name in errand.sweep.datasets:
-        try:
-            paths = _files(name, errand.choice.data_dir)
-            found[name] = ";".join(read_sidecar(path.with_suffix(".json")).fingerprint for path in paths)
-        except ValueError:
-            continue
-    return found
-
-
-def _files(name: str, where: Path) -> list[Path]:
-    """Return the files a data set needs; ValueError where it was never prepared."""
-    return [beton_path(name, split, where) for split in ("train", dataset(name, where).final)]
-
-
 def _writable(errand: Errand) -> None:
     """Raise ValueError where the output folder cannot be written to."""
     try:
@@ -341,64 +328,3 @@ def _writable(errand: Errand) -> None:
         errand.ledger.delete("probe")
     except OSError as error:
         raise ValueError(f"cannot write to --output {errand.choice.output}: {error.strerror or error}") from None
-
-
-def _ready(name: str, errand: Errand) -> DataSet:
-    """Return the facts of a data set that is there and whole; embedded pictures and folders are made on the way.
-
-    ValueError says what was looked for, what was found, and the command that prepares it.
-    """
-    where = errand.choice.data_dir
-    kind = name.partition(":")[0]
-    try:
-        missing = [path for path in _files(name, where) if not path.exists()]
-    except ValueError:
-        missing = [beton_path(name, "train", where)]
-    if missing and kind in ("synthetic", "folder"):
-        from data.write import prepare
-
-        if not errand.options.quiet:
-            print(f"preparing {name} in {where}", file=sys.stderr)
-        prepare(name, where)
-    elif missing:
-        raise ValueError(absent(name, missing, where))
-    _whole(name, where)
-    return dataset(name, where)
-
-
-# Files up to this size are read through before a sweep starts (a second or so); larger ones are checked picture by
-# picture while they are trained on.
-READ_THROUGH = 1 << 30
-
-
-def _whole(name: str, where: Path) -> None:
-    """Raise ValueError where a file of the data set is not the one its sidecar tells of."""
-    for path in _files(name, where):
-        sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
-        same = index.digest == sidecar.index
-        if same and sidecar.file_bytes <= READ_THROUGH:
-            same = beton.fingerprint(index) == sidecar.fingerprint
-        if not same:
-            raise ValueError(
-                f"{path} is not the file its sidecar tells of, or is damaged; "
-                f"to make it anew: python -m data prepare {name} --fresh --data-dir {where}"
-            )
-
-
-def absent(name: str, missing: list[Path], where: Path) -> str:
-    """Return the sentence for data that are not there: looked for, found, and what to do."""
-    source = os.environ.get("IMAGENET_DIR", "") if name.startswith("imagenet") else ""
-    seen = "nothing"
-    if source:
-        folders = glob.glob(f"{source}/train/*/")
-        pictures = sum(len(os.listdir(folder)) for folder in folders[:2000])
-        seen = (
-            f"in $IMAGENET_DIR {len(folders)} classes with {pictures} pictures" if folders else f"no {source}/train/*/"
-        )
-    found = [path.name for split in SPLITS if (path := beton_path(name, split, where)).exists()]
-    seen = ", ".join(found) or seen
-    option = f" --source {source or 'IMAGENET_DIR'}" if name.startswith("imagenet") else ""
-    return (
-        f"{name} is not prepared: looked for {' and '.join(path.name for path in missing)} in {where}, found {seen}. "
-        f"Run: python -m data prepare {name}{option} --data-dir {where}"
-    )

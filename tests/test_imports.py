@@ -15,7 +15,7 @@ ROWS = (
      "sweeps.evaluate", "sweeps.ledger", "sweeps.analysis.statistics"),
     ("crelu_models.build", "data.load", "sweeps.checkpoint", "sweeps.trial", "sweeps.lease"),
     ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome"),
-    ("sweeps.course", "sweeps.plan", "sweeps.price"),
+    ("sweeps.course", "sweeps.plan", "sweeps.price", "sweeps.ready", "sweeps.worker"),
     ("sweeps.perform", "sweeps.tracking", "sweeps.table", "sweeps.view"),
     ("sweeps.cluster", "sweeps.verify"),
     ("sweeps.drive",),

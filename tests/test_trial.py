@@ -93,7 +93,7 @@ def test_trial_of_a_stranger_is_refused(damage: dict[str, object]) -> None:
     [{"phase": "final"}, {"phase": "fold"}, {"phase": "fold", "fold": 3, "folds": 3}, {"phase": "match"}, {"folds": 3}],
 )
 def test_impossible_trial_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="phase|fold"):
+    with pytest.raises(ValueError, match=r"phase|fold"):
         dataclasses.replace(TRIAL, **wrong)  # type: ignore[arg-type]
 
 
