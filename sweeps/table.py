@@ -16,8 +16,8 @@ from sweeps.trial import Cell
 HEADINGS = {
     "final/test_top1_err": "top-1",
     "final/test_top5_err": "top-5",
-    "final/test_top1_err_10crop": "top-1 ten crops",
-    "final/test_top5_err_10crop": "top-5 ten crops",
+    "final/test_top1_err_10crop": "top-1†",
+    "final/test_top5_err_10crop": "top-5†",
     "final/train_top1_err": "train",
     "agg/test_top1_err_mean": "average",
     "agg/test_top1_err_vote": "vote",

@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 LINES = [line.strip().removeprefix("$ ") for kind, block in BLOCKS if not kind for line in block.splitlines()]
-INLINE = [code for code in re.findall(r"`([^`\n]+)`", README) if re.match(r"(\.venv/bin/)?(python -m|make|mlflow) ", code)]
+INLINE = [
+    code for code in re.findall(r"`([^`\n]+)`", README) if re.match(r"(\.venv/bin/)?(python -m|make|mlflow) ", code)
+]
 COMMANDS = sorted({line.partition("   #")[0].strip() for line in [*LINES, *INLINE]
                    if re.match(r"(\.venv/bin/)?(python -m|make|mlflow) ?", line)})  # fmt: skip
 SECTIONS = ("What you get", "`make demo`", "`make test`", "Your GPU", "Your pictures", "Words", "The tree",
