@@ -29,8 +29,8 @@ def _demo(recipe: Recipe, epochs: int, batch: int, lr: float) -> Recipe:
 
 
 DEMO = {
-    "allconv": _demo(ALLCONV, epochs=7, batch=32, lr=0.01),
-    "vgg": _demo(VGG, epochs=5, batch=32, lr=0.3),
+    "allconv": _demo(ALLCONV, epochs=5, batch=16, lr=0.01),
+    "vgg": _demo(VGG, epochs=4, batch=16, lr=0.15),
     "imagenet-sgd": _demo(IMAGENET_SGD, epochs=12, batch=32, lr=0.02),
     "imagenet-adam": _demo(IMAGENET_ADAM, epochs=12, batch=32, lr=1e-3),
 }
@@ -46,8 +46,8 @@ SCALES = {
 # The embedded pictures that stand for each data set where its own are not to be had.
 EMBEDDED = {
     "imagenet": "synthetic:size=72,classes=10,train=2000,test=600",
-    "cifar10": "synthetic:size=32,classes=10,train=2000,test=800",
-    "cifar100": "synthetic:size=32,classes=20,train=2000,test=800",
+    "cifar10": "synthetic:size=32,classes=10,train=1500,test=600",
+    "cifar100": "synthetic:size=32,classes=20,train=1500,test=600",
 }
 SMOKE = "synthetic:size=64,classes=4,train=96,test=48"
 
