@@ -10,7 +10,6 @@ parameters. Seven rows train by SGD for 45 epochs, the two halved ones by Adam f
 """
 
 from crelu_models.tables import PAPER, S8, S9, S10, S11, S12, S13
-
 from sweeps.launch import main
 from sweeps.recipe import IMAGENET_ADAM, IMAGENET_SGD
 from sweeps.trial import Cell
