@@ -7,7 +7,6 @@ import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, NamedTuple, get_type_hints
 
 # Channels an activation gives for each filter it reads. "none" leaves a row linear; leaky_N is x/N below zero.
@@ -18,6 +17,9 @@ CHANNEL_FACTOR = {
 # Other papers' names of CReLU (Blot et al. 2016, Kim et al. 2015). A net says crelu, so that none is trained twice.
 ALIASES = {"maxmin": "crelu", "on_off": "crelu"}
 PRINTED = {"relu": "ReLU", "crelu": "CReLU", "avr": "AVR"}
+
+
+LARGEST = 4096  # pixels of a side up to which the least one that works is looked for
 
 
 class Conv(NamedTuple):
@@ -172,8 +174,9 @@ class Net:
         placed: list[Layer] = []
         for row, side in zip(rows, _sides(rows, size), strict=True):
             if side < 1:
-                least = next(least for least in count(1) if min(_sides(rows, least)) > 0)
-                raise ValueError(f"pictures of side {size} leave nothing at {row.name}: {least} is the least")
+                least = next((least for least in range(1, LARGEST) if min(_sides(rows, least)) > 0), None)
+                need = f"{least} is the least" if least else f"not even {LARGEST} would do"
+                raise ValueError(f"pictures of side {size} leave nothing at {row.name}: {need}")
             inputs = channels * before**2 if isinstance(row, Linear) else channels
             filters = 0 if isinstance(row, Pool) else row[1] or classes
             channels = channels if isinstance(row, Pool) else filters * CHANNEL_FACTOR[row.act]

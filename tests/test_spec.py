@@ -230,3 +230,11 @@ def test_mix_takes_numpys_integers_for_the_numbers_they_are():
     assert mix(numpy.int64(5), "a") == mix(5, "a")
     with pytest.raises(TypeError):
         mix(0.5)  # type: ignore[arg-type]
+
+
+def test_kernel_no_picture_can_fill_is_refused_at_once() -> None:
+    """A stranger's net once sent the search for the least picture on for ever."""
+    rows = S8.to_json()["rows"]
+    rows[0][3] = 2**70
+    with pytest.raises(ValueError, match="not even 4096 would do"):
+        Net.from_json({"rows": rows, "size": 224})
