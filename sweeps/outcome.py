@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from sweeps.evaluate import Errors, counts, errors
 from sweeps.ledger import Ledger
-from sweeps.trial import Trial, code_fingerprint
+from sweeps.trial import PHASES, Trial, code_fingerprint
 
 # Score tables up to this many numbers keep float32, which votes over folds need; ImageNet's keep float16.
 FULL_PRECISION = 4_000_000
@@ -98,11 +99,7 @@ def metrics(trial: Trial, outcome: Outcome) -> dict[str, float]:
     if outcome.train is not None:
         found |= {"final/train_loss": outcome.train.loss, "final/train_top1_err": outcome.train.top1}
     if outcome.ending == "diverged":
-        classes = outcome.classes
-        chance = {"top1_err": 100 * (1 - 1 / classes), "top5_err": 100 * (1 - min(5, classes) / classes)}
-        crops = ("", "_10crop") if outcome.ten_crops else ("",)
-        found |= {f"final/test_{name}{crop}": value for name, value in chance.items() for crop in crops}
-        return found | ({"best/val_top1_err": chance["top1_err"]} if "best/epoch" in found else {})
+        return found | _chance(trial, outcome)
     if outcome.scores:
         labels = torch.from_numpy(outcome.scores["label"])
         for name, suffix in (("centre", ""), ("ten_softmax", "_10crop"), ("ten_score", "_10crop_logit")):
@@ -112,6 +109,21 @@ def metrics(trial: Trial, outcome: Outcome) -> dict[str, float]:
                 found[f"final/test_top1_err{suffix}"] = found_here.top1
                 found[f"final/test_top5_err{suffix}"] = found_here.top5
                 found[f"final/test_loss{suffix}"] = found_here.loss
+    return found
+
+
+def _chance(trial: Trial, outcome: Outcome) -> dict[str, float]:
+    """Return what a net that tells nothing apart scores, in place of what a diverged one did."""
+    classes, phase = outcome.classes, PHASES[trial.phase]
+    wrong = {"top1_err": 100 * (1 - 1 / classes), "top5_err": 100 * (1 - min(5, classes) / classes)}
+    found: dict[str, float] = {}
+    if phase.test:
+        crops = ("", "_10crop") if outcome.ten_crops else ("",)
+        found |= {f"final/test_{name}{crop}": value for name, value in wrong.items() for crop in crops}
+    if phase.split != "full":
+        found |= {"best/epoch": 0.0, "best/val_top1_err": wrong["top1_err"], "best/val_loss": math.log(classes)}
+    if phase.probe:
+        found["best/probe_loss"] = math.log(classes)
     return found
 
 

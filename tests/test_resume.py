@@ -179,6 +179,17 @@ def test_training_that_fails_starts_anew_three_times_and_is_marked(
     assert result["metrics"]["final/test_top1_err"] == 75.0
 
 
+def test_search_trial_that_diverges_has_the_error_of_chance(data: Path, tmp_path: Path) -> None:
+    base = trial_of("allconv with dropout", "holdout")
+    recipe = dataclasses.replace(base.cell.recipe, lr=1e6)
+    trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
+    result = perform(trial, place(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert (result["status"], result["epochs"]) == ("diverged", 0)
+    assert result["metrics"]["best/val_top1_err"] == 75.0
+    assert not any("test" in name for name in result["metrics"])
+
+
 def test_search_trial_never_opens_the_test_set(data: Path, tmp_path: Path) -> None:
     alone = tmp_path / "data"
     alone.mkdir()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sweeps.lease import driver
 from sweeps.ledger import Ledger
 
 SMALL = ["--smoke-test", "--set", "recipe.epochs=6"]
@@ -84,6 +85,8 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
     with subprocess.Popen(
         command(tmp_path, *slow), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
     ) as second:
+        # The killed driver's workers may live for a moment longer: what counts is that the second one drives.
+        wait_for(lambda: (driver(ledger, "imagenet_placement-smoke") or {}).get("pid") == second.pid, second)
         wait_for(lambda: ledger.results() or checkpoints()[-1:] > before[-1:], second)
         busy = call(tmp_path, *slow)
         assert busy.returncode == 2

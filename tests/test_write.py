@@ -301,12 +301,19 @@ def test_odd_pictures_become_colours(tmp_path: Path) -> None:
     assert sum(s.count for s in sidecars.values()) == 6
 
 
+def _hear_interrupts() -> None:
+    """Undo what a shell does to a job in the background, where SIGINT is ignored, and in all its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     """SIGINT, SIGTERM, then the same to its end."""
     command = [sys.executable, "-m", "data", "prepare", "synthetic:train=3000,test=10", "--writer", "native"]
     environment = os.environ | {"CRELU_DATA": str(tmp_path)}
     for blow, status in ((signal.SIGINT, 130), (signal.SIGTERM, 130)):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+        )
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".*.partial")) and time.monotonic() < deadline:
             time.sleep(0.02)
