@@ -108,7 +108,7 @@ def study(search: Search, cell: Cell, results: Mapping[str, Result], failed: Col
 def _value(trial: Trial, results: Mapping[str, Result], failed: Collection[str]) -> float | None:
     result = results.get(trial.key)
     if result is not None:
-        return float(result["metrics"][OBJECTIVE])
+        return float(result["metrics"].get(OBJECTIVE, math.nan))
     return math.nan if trial.key in failed else None
 
 

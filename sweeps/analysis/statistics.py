@@ -25,6 +25,8 @@ from sweeps.analysis.paper import Relation
 # Points a reproduction may be off by, however small the standard errors: the paper leaves recipes open.
 TOLERANCE: Final = {"cifar10": 1.0, "cifar100": 2.0, "imagenet": 1.5}
 
+Method = Literal["mean_softmax", "mean_logit", "majority"]
+METHODS: Final[tuple[Method, ...]] = ("mean_softmax", "mean_logit", "majority")
 Decision = Literal["supported", "contradicted", "inconclusive", "not run"]
 
 
@@ -184,27 +186,29 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
-def vote(
-    scores: ArrayLike, method: Literal["mean_softmax", "mean_logit", "majority"] = "mean_softmax"
-) -> NDArray[np.intp]:
+def vote(scores: ArrayLike, method: Method = "mean_softmax") -> NDArray[np.intp]:
     """Return the classes (n,) that k networks with scores (k, n, c) before softmax choose together.
 
     The paper's vote is "mean_softmax". Of equal classes the lowest wins; in "majority" the one of higher mean
     softmax, then the lowest.
     """
+    return votes(scores)[method]
+
+
+def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
+    """Return the classes (n,) that k networks with scores (k, n, c) choose together, by each method of voting."""
     x = np.asarray(scores)
     if x.ndim != 3 or 0 in x.shape or not np.all(np.isfinite(x)):
         raise ValueError(f"scores {x.shape}; expected finite numbers of shape (networks, pictures, classes)")
-    mean = np.zeros(x.shape[1:])
-    votes = np.zeros(x.shape[1:], np.int64)
+    softmax, logit, counts = np.zeros(x.shape[1:]), np.zeros(x.shape[1:]), np.zeros(x.shape[1:], np.int64)
     for member in x:
         wide = member.astype(np.float64)
-        mean += wide if method == "mean_logit" else special.softmax(wide, axis=1)
-        votes[np.arange(len(wide)), wide.argmax(axis=1)] += 1
-    if method == "majority":
-        mean[votes < votes.max(axis=1, keepdims=True)] = -1
-    chosen: NDArray[np.intp] = mean.argmax(axis=1)
-    return chosen
+        logit += wide
+        softmax += special.softmax(wide, axis=1)
+        counts[np.arange(len(wide)), wide.argmax(axis=1)] += 1
+    elected = np.where(counts < counts.max(axis=1, keepdims=True), -1.0, softmax)
+    means = {"mean_softmax": softmax, "mean_logit": logit, "majority": elected}
+    return {method: means[method].argmax(axis=1) for method in METHODS}
 
 
 def order(ours: ArrayLike, paper: ArrayLike) -> Order:
