@@ -18,7 +18,7 @@ LINES = [line.strip().removeprefix("$ ") for kind, block in BLOCKS if not kind f
 INLINE = [
     code for code in re.findall(r"`([^`\n]+)`", README) if re.match(r"(\.venv/bin/)?(python -m|make|mlflow) ", code)
 ]
-COMMANDS = sorted({line.partition("   #")[0].strip() for line in [*LINES, *INLINE]
+COMMANDS = sorted({line.partition(" #")[0].strip() for line in [*LINES, *INLINE]
                    if re.match(r"(\.venv/bin/)?(python -m|make|mlflow) ?", line)})  # fmt: skip
 SECTIONS = ("What you get", "`make demo`", "`make test`", "Your GPU", "Your pictures", "Words", "The tree",
             "Deviations from the paper", "Troubleshooting")  # fmt: skip
@@ -41,6 +41,9 @@ def test_command_parses(command: str) -> None:
         module, arguments = words[2], words[3:]
         if module == "data":
             data_parser().parse_args(arguments)
+        elif module.startswith("sweeps.analysis."):
+            assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+            assert arguments in ([], ["--sweep", "imagenet_placement-demo"])
         elif module == "sweeps":
             verb_parser().parse_args(arguments)
         else:
