@@ -117,19 +117,19 @@ def _flags(standings: Sequence[Standing]) -> tuple[str, ...]:
 
 
 def text(plan: Plan, found: Sequence[Line], width: int, colour: bool) -> str:
-    """Return the table for a terminal of `width` characters; the paper's numbers are grey where data are embedded."""
+    """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other data than its own."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    embedded = all(cell.dataset.startswith("synthetic") for cell in plan.sweep.cells)
+    foreign = not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
     table = Table(box=None, pad_edge=False, title=plan.sweep.title, title_justify="left")
     table.add_column("cell", no_wrap=True)
     table.add_column("params", justify="right", no_wrap=True)
     metrics = list(dict.fromkeys(metric for line in found for metric in line.numbers))
     for metric in metrics:
         table.add_column(HEADINGS[metric], justify="right", no_wrap=True)
-        table.add_column("paper", justify="right", style="bright_black" if embedded else "cyan", no_wrap=True)
+        table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
     table.add_column("marks")
     for line in found:
         cells = [line.label, f"{line.parameters / 1e6:.2f}M"]
@@ -143,10 +143,8 @@ def text(plan: Plan, found: Sequence[Line], width: int, colour: bool) -> str:
     notes = "errors in percent, lower is better"
     if any(metric.endswith("_10crop") for metric in metrics):
         notes += "; † ten crops"
-    if embedded:
-        notes += (
-            "\nembedded pictures and small nets: the paper's numbers stand beside ours, and nothing follows from that"
-        )
+    if foreign:
+        notes += "\nother pictures than the paper's: its numbers stand beside ours, and nothing follows from that"
     return f"{sink.getvalue().rstrip()}\n{notes}\n"
 
 
