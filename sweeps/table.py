@@ -117,7 +117,7 @@ def _flags(standings: Sequence[Standing]) -> tuple[str, ...]:
 
 
 def text(plan: Plan, found: Sequence[Line], width: int, colour: bool) -> str:
-    """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other data than its own."""
+    """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other data."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
