@@ -1,0 +1,17 @@
+"""Run the benchmarks that need no GPU, one after another, each in a process of its own: make bench."""
+
+import subprocess
+import sys
+
+QUESTIONS = (
+    ("bench_overhead", "--trials", "200", "--peer", "20"),
+    ("bench_search", "--cells", "10", "--trials", "20"),
+    ("fuzz", "--inputs", "10000"),
+)
+
+if __name__ == "__main__":
+    failed = 0
+    for name, *arguments in QUESTIONS:
+        print(f"\n{name} {' '.join(arguments)}", flush=True)
+        failed += subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], check=False).returncode != 0
+    sys.exit(failed)
