@@ -1,4 +1,4 @@
-"""What one asks of sweeps from another terminal: python -m sweeps list | status | reconcile | export-study."""
+"""What one asks of sweeps from another terminal: python -m sweeps list | status | report | reconcile | ..."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from sweeps.analysis import report
 from sweeps.lease import driver
 from sweeps.ledger import Json, Ledger
 from sweeps.plan import Sweep, plan, sweep_from_json, unknown
@@ -60,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--device", default="cpu")
     verb.add_argument("--reader", choices=("ffcv", "threads"), default="ffcv")
     verb.set_defaults(verb=verify_resume)
+    verb = verbs.add_parser("report", help="the table one may publish: page, Markdown, LaTeX, CSV, Parquet")
+    report.arguments(verb)
+    verb.set_defaults(verb=report.run)
+    verb = verbs.add_parser("export", help="a sweep in one file, from which its report is rebuilt")
+    report.export_arguments(verb)
+    verb.set_defaults(verb=report.export)
     for parser in verbs.choices.values():
         parser.add_argument("--output", default="outputs", metavar="DIR", help="the sweeps' output (default outputs)")
     return found

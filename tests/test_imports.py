@@ -10,20 +10,29 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("crelu_models", "data", "sweeps")
 # fmt: off
 ROWS = (
-    ("crelu_models.spec", "data.datasets", "data.synthetic", "sweeps.recipe", "sweeps.analysis.paper"),
+    ("crelu_models.spec", "data.datasets", "data.synthetic", "sweeps.recipe", "sweeps.analysis.paper",
+     "sweeps.analysis.drawing", "sweeps.analysis.style"),
     ("crelu_models.tables", "crelu_models.activations", "data.beton", "data.sources", "data.augment",
      "sweeps.evaluate", "sweeps.ledger", "sweeps.analysis.statistics", "sweeps.analysis.picture",
      "sweeps.analysis.cgls"),
-    ("crelu_models.build", "data.load", "sweeps.checkpoint", "sweeps.trial", "sweeps.lease", "sweeps.analysis.capture"),
-    ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome"),
+    ("crelu_models.build", "data.load", "sweeps.checkpoint", "sweeps.trial", "sweeps.lease",
+     "sweeps.analysis.capture", "sweeps.analysis.decisions"),
+    ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome",
+     "sweeps.analysis.provenance"),
     ("sweeps.course", "sweeps.plan", "sweeps.price", "sweeps.ready", "sweeps.worker"),
-    ("sweeps.perform", "sweeps.tracking", "sweeps.table", "sweeps.view", "sweeps.analysis.finished"),
-    ("sweeps.cluster", "sweeps.verify", "sweeps.analysis.job", "sweeps.analysis.patches"),
+    ("sweeps.perform", "sweeps.tracking", "sweeps.table", "sweeps.view",
+     "sweeps.analysis.finished", "sweeps.analysis.evidence"),
+    ("sweeps.cluster", "sweeps.verify", "sweeps.analysis.job", "sweeps.analysis.patches",
+     "sweeps.analysis.document", "sweeps.analysis.measures", "sweeps.analysis.capsule"),
     ("sweeps.drive", "sweeps.analysis.pairing", "sweeps.analysis.invariance", "sweeps.analysis.reconstruction",
-     "sweeps.analysis.outgoing", "sweeps.analysis.theory"),
-    ("sweeps.launch",),
-    ("sweeps.imagenet_placement", "sweeps.cifar_width", "sweeps.cifar_vgg", "sweeps.full_grid", "data.__main__"),
-    ("sweeps.imagenet_dropout", "sweeps.__main__"),
+     "sweeps.analysis.outgoing", "sweeps.analysis.theory", "sweeps.analysis.marks", "sweeps.analysis.contrasts",
+     "sweeps.analysis.deviations", "sweeps.analysis.records", "sweeps.analysis.formats", "sweeps.analysis.page"),
+    ("sweeps.launch", "sweeps.analysis.verdicts", "sweeps.analysis.results", "sweeps.analysis.figures"),
+    ("sweeps.imagenet_placement", "sweeps.cifar_width", "sweeps.cifar_vgg", "sweeps.full_grid", "data.__main__",
+     "sweeps.analysis.effects", "sweeps.analysis.claims", "sweeps.analysis.tidy"),
+    ("sweeps.imagenet_dropout", "sweeps.analysis.contents"),
+    ("sweeps.analysis.report",),
+    ("sweeps.__main__",),
 )
 # fmt: on
 # Packages that hold no code of their own.
