@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.datasets import DataSet
+from data.datasets import DataSet, dataset
 from sweeps.ledger import Ledger
-from sweeps.plan import Plan, Sweep, declared, plan
-from sweeps.price import Price, keep, known, price, speed_key, total
+from sweeps.plan import Plan, Sweep, declared, most, plan
+from sweeps.price import Price, keep, known, operations, pictures, price, speed_key, total
 from sweeps.ready import fingerprints_of, ready
 
 DONE, FAILED, BUDGET, INTERRUPTED = 0, 1, 3, 130
@@ -80,8 +80,25 @@ def dry_run(errand: Errand) -> int:
         epochs = sum(cell.recipe.epochs for state in states if state in ("new", "running"))
         row = "".join(f"{count or '.':>5}" for count in counts)
         print(f"{cell.label:<{width}}  {len(states):>6} {row}   {epochs or '.':>6}")
-    print(f"{len(found.standings)} trials, {len(found.to_do)} to train, data: {', '.join(errand.sweep.datasets)}")
+    known_now = f"{len(found.standings)} trials known, at most {most(errand.sweep)} in all"
+    print(f"{known_now}; {len(found.to_do)} to train, data: {', '.join(errand.sweep.datasets)}")
+    work = _work(found, errand.choice.data_dir)
+    if work:
+        print(f"to train: {work}")
     return DONE
+
+
+def _work(found: Plan, where: Path) -> str:
+    """Return what the trials still to be trained amount to; nothing where a folder of theirs is not prepared yet."""
+    seen = arithmetic = 0.0
+    try:
+        for trial in found.to_do:
+            facts = dataset(trial.cell.dataset, where)
+            seen += sum(pictures(trial, facts))
+            arithmetic += operations(trial, facts)
+    except ValueError:
+        return ""
+    return f"{seen:.3g} pictures seen, {arithmetic:.3g} floating-point operations" if seen else ""
 
 
 def go(errand: Errand) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from data.datasets import DataSet
@@ -130,8 +130,3 @@ def operations(trial: Trial, facts: DataSet) -> float:
     learned, evaluated = pictures(trial, facts)
     macs = trial.cell.net.macs(facts.classes, facts.crop)
     return float(macs) * (6 * learned + 2 * evaluated)
-
-
-def as_json(likely: Price, at_once: int, actual: Mapping[str, float]) -> dict[str, float]:
-    """Return a forecast as JSON."""
-    return likely._asdict() | {"at_once": at_once} | dict(actual)
