@@ -21,6 +21,9 @@ from sweeps.sets import Indices, Place, Sets
 from sweeps.train import Diverged, Learner, train
 from sweeps.trial import PHASES, Trial
 
+# Two epochs at the loss of chance are a dead net where they are hundreds of steps; fewer steps are a slow start.
+SLOW_START = 400
+
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -141,7 +144,7 @@ class Course:
         self.history.append(row)
         at_chance = abs(average.loss - math.log(self.sets.facts.classes)) < 1e-3
         self.flat = self.flat + 1 if at_chance else 0
-        if lifeless or self.flat >= 2:
+        if lifeless or (self.flat >= 2 and self.flat * self.steps >= SLOW_START):
             raise Diverged(f"the net is dead after epoch {learner.epoch}: it gives every picture the same scores")
         self._select(row)
         bars = self.trial.bars

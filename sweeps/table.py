@@ -35,7 +35,7 @@ class Number(NamedTuple):
     def __str__(self) -> str:
         if not self.n:
             return "-"
-        return f"{self.mean:.2f}" + (f" ±{self.se:.2f}" if self.n > 1 else "")
+        return f"{self.mean:.2f}" + (f" ±{self.se:.2f}" if math.isfinite(self.se) else "")
 
 
 class Line(NamedTuple):
