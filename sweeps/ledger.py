@@ -24,9 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyarrow import fs as arrow_fs
+if TYPE_CHECKING:
+    from pyarrow import fs as arrow_fs
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -56,17 +57,24 @@ class Ledger:
 
     root: str
 
+    @property
+    def _arrow(self) -> Any:
+        """Return pyarrow.fs, imported with the first file: what only declares and explains a sweep needs none."""
+        from pyarrow import fs
+
+        return fs
+
     @cached_property
     def _place(self) -> tuple[arrow_fs.FileSystem, str]:
         if "://" in self.root:
-            system, base = arrow_fs.FileSystem.from_uri(self.root)
+            system, base = self._arrow.FileSystem.from_uri(self.root)
             return system, base
-        return arrow_fs.LocalFileSystem(), os.path.abspath(self.root)
+        return self._arrow.LocalFileSystem(), os.path.abspath(self.root)
 
     @property
     def local(self) -> bool:
         """Return whether the ledger lies on a file system of this host."""
-        return isinstance(self._place[0], arrow_fs.LocalFileSystem)
+        return isinstance(self._place[0], self._arrow.LocalFileSystem)
 
     def path(self, name: str) -> str:
         """Return the full path of `name` on the ledger's file system."""
@@ -111,24 +119,24 @@ class Ledger:
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the files in `folder`, sorted; hidden and half-written ones are not shown."""
-        selector = arrow_fs.FileSelector(self.path(folder), allow_not_found=True)
+        selector = self._arrow.FileSelector(self.path(folder), allow_not_found=True)
         found = self._place[0].get_file_info(selector)
-        files = (info.base_name for info in found if info.type == arrow_fs.FileType.File)
+        files = (info.base_name for info in found if info.type == self._arrow.FileType.File)
         return sorted(name for name in files if not name.startswith("."))
 
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders in `folder`, sorted."""
-        selector = arrow_fs.FileSelector(self.path(folder), allow_not_found=True)
+        selector = self._arrow.FileSelector(self.path(folder), allow_not_found=True)
         found = self._place[0].get_file_info(selector)
-        return sorted(info.base_name for info in found if info.type == arrow_fs.FileType.Directory)
+        return sorted(info.base_name for info in found if info.type == self._arrow.FileType.Directory)
 
     def delete(self, name: str) -> None:
         """Delete the file or folder `name`, if it is there."""
         system, path = self._place[0], self.path(name)
         kind = system.get_file_info(path).type
-        if kind == arrow_fs.FileType.Directory:
+        if kind == self._arrow.FileType.Directory:
             system.delete_dir(path)
-        elif kind == arrow_fs.FileType.File:
+        elif kind == self._arrow.FileType.File:
             system.delete_file(path)
 
     def read_json(self, name: str) -> Json | None:
