@@ -1,0 +1,86 @@
+"""Ray, joined or started here, and plain calls as its tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+# Read by Ray when it is imported.
+os.environ.update(
+    {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Of a task that has filled its machine's memory; Ray would try for ever.
+        "RAY_task_oom_retries": "1",
+        # Not one line of a lost process on standard output, where a thread of Ray's prints it whenever it hears of it.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
+    }
+)
+
+import ray
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+RETRIES = 2  # of a task whose process or node is gone
+
+
+def connect(address: str, cpus: int = 0) -> dict[str, float]:
+    """Join the Ray cluster at `address`, or start one here ("local"), and return its resources.
+
+    ValueError where none answers.
+    """
+    silent = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if address == "local":
+        ray.init("local", num_cpus=cpus or os.cpu_count(), include_dashboard=False, **silent)
+    else:
+        try:
+            ray.init(address, **silent)
+        except (ConnectionError, RuntimeError) as error:
+            raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+    return dict(ray.cluster_resources())
+
+
+def leave() -> None:
+    """Leave the cluster, and end it where it was started here; tasks that still run are ended."""
+    ray.shutdown()
+
+
+def share(items: int) -> int:
+    """Return how many CPUs each of so many tasks may have for all to run at once: at least 1, at most a node's."""
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    nodes = [cpus for cpus in nodes if cpus >= 1] or [1]
+    return max(1, int(min(min(nodes), sum(nodes) // items)))
+
+
+def each(
+    function: Callable[[T], R], items: Sequence[T], *, cpus: float = 1, gpus: float = 0, memory: int = 0
+) -> Iterator[tuple[T, R | str]]:
+    """Call `function` on each item as a Ray task; yield items with what came of them, in the order they end.
+
+    A task has `cpus`, `gpus` and `memory` bytes of its node to itself, at most what the largest node has. One that
+    raises or is lost, with its process or its node, comes to a sentence; the others go on.
+    """
+    most = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    needs: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "memory": int(min(memory, most)) or None}
+    task = ray.remote(max_retries=RETRIES, **needs)(function)
+    waiting = {task.remote(item): item for item in items}
+    while waiting:
+        value: R | str
+        (ready,), _ = ray.wait([*waiting], num_returns=1)
+        try:
+            value = ray.get(ready)
+        except Exception as error:
+            value = why(error)
+        yield waiting.pop(ready), value
+
+
+def why(error: Exception) -> str:
+    """Return as a sentence why a task has no value: the function's own error, or how Ray lost it."""
+    error = getattr(error, "cause", None) or error
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
