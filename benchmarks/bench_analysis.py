@@ -1,10 +1,11 @@
 """What do the analyses take at the paper's sizes, in time and in memory? And what would the naive form take?
 
-    python -m benchmarks.bench_analysis --share 0.02
+    python -m benchmarks.bench_analysis                              # minutes: a part of the pictures or patches
+    python -m benchmarks.bench_analysis --full --only invariance     # an hour or more: all of them, nothing inferred
 
-`share` is the part of the pictures or patches that is computed; seconds are given for all of them, time being
-proportional. Memory is not: the exact thresholds at 224 pixels are therefore a case of their own, always in full. Each
-case has a process of its own, whose peak is shown. Random weights and pictures: neither cares for values.
+A part is enough for seconds, which are proportional, and given for all; "~" marks them. It is not for memory: the exact
+thresholds at 224 pixels are therefore a case of their own, always in full. Each case has a process of its own, whose
+peak is shown; 1 is returned where one is above 4 GiB. Random weights and pictures: neither cares for values.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ from crelu_models.tables import PAPER
 from sweeps.analysis.capture import batch_size
 from sweeps.analysis.cgls import cgls, ratio
 from sweeps.analysis.finished import Subject
-from sweeps.analysis.invariance import CIFAR, IMAGENET, ONE_IN, Largest, firing, moved, thresholds
+from sweeps.analysis.firing import CIFAR, IMAGENET, ONE_IN, Largest, firing, moved, thresholds
 from sweeps.analysis.patches import Deal, kept_columns, patch_columns, patch_ratios, pooled_ratio
-from sweeps.analysis.reconstruction import pooled, randomised
+from sweeps.analysis.recovery import pooled, randomised
 
 Found = dict[str, Any]
 
@@ -39,6 +40,19 @@ def pictures(count: int, size: int, batch: int) -> Iterator[Tensor]:
     for first in range(0, count, batch):
         shape = (min(batch, count - first), 3, size, size)
         yield torch.randint(0, 256, shape, generator=stream, dtype=torch.uint8)
+
+
+def watched(batches: Iterable[Tensor], word: str, count: int) -> Iterator[Tensor]:
+    """Yield batches; say each minute on standard error how far they are, of `count` pictures."""
+    began = said = time.monotonic()
+    done = 0
+    for batch in batches:
+        yield batch
+        done, now = done + len(batch), time.monotonic()
+        if now - said > 60:
+            left = (now - began) / done * (count - done) / 60
+            print(f"  {word}: {done:,} of {count:,} pictures, {left:.0f} min left", file=sys.stderr, flush=True)
+            said = now
 
 
 def read(images: Tensor, device: str) -> Tensor:
@@ -62,13 +76,10 @@ def invariance(name: str, stored: int, crop: int, count: int, share: float, devi
     acts = {row.name: row.act for row in subject.net.rows if isinstance(row, Conv) and row.name in layers}
     model, batch = subject.model(crop, device), batch_size(subject.net, layers, crop)
     began = time.perf_counter()
-    found = thresholds(
-        model, acts, taken, (read(moved(x, "identity", crop), device) for x in pictures(taken, stored, batch))
-    )
+    first, second = (watched(pictures(taken, stored, batch), word, taken) for word in ("thresholds", "firing"))
+    found = thresholds(model, acts, taken, (read(moved(x, "identity", crop), device) for x in first))
     middle = time.perf_counter()
-    views = (
-        (read(moved(x, t, crop), device) for t in ("identity", *transforms)) for x in pictures(taken, stored, batch)
-    )
+    views = ((read(moved(x, t, crop), device) for t in ("identity", *transforms)) for x in second)
     firing(model, acts, found, views, len(transforms))
     seconds = (time.perf_counter() - began) * count / taken
     note = f"thresholds {(middle - began) / (time.perf_counter() - began):.0%}"
@@ -152,6 +163,7 @@ def naive_patches(count: int) -> tuple[float, float, float]:
     return (time.perf_counter() - middle) / count, (middle - began) / count, error
 
 
+LIMIT = 4096  # MiB
 CASES = {
     "invariance, S2, 10,000 x 32": lambda share, device: invariance("S2", 32, 32, 10_000, share, device),
     "invariance, S3_crelu, 10,000 x 32": lambda share, device: invariance("S3_crelu", 32, 32, 10_000, share, device),
@@ -163,6 +175,9 @@ CASES = {
     "Algorithm 2, 20,000 patches": patches,
 }
 
+# The cases of which a part may be computed; the others are always in full.
+PARTS = tuple(name for name in CASES if name.startswith(("invariance", "Algorithm 2")))
+
 
 def peak(device: str) -> float:
     """Return the largest resident memory of this process, or on a GPU what was allocated there, in MiB."""
@@ -172,26 +187,47 @@ def peak(device: str) -> float:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
 
 
-def main() -> None:
-    """Run each case in a process of its own and print one table."""
+def show(name: str, share: float, device: str) -> bool:
+    """Run a case in a process of its own and print its line; return whether it keeps to LIMIT."""
+    words = ["--case", name, "--share", str(share), "--device", device]
+    run = subprocess.run([sys.executable, "-m", "benchmarks.bench_analysis", *words], stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        print(f"{name:<36} failed with exit code {run.returncode}")
+        return False
+    found = json.loads(run.stdout)
+    inferred = "~" if share < 1 and name in PARTS else ""
+    naive, memory = (f"{found[key]:,.0f}" if key in found else "-" for key in ("naive", "naive MiB"))
+    over = "" if found["peak MiB"] <= LIMIT else "; ABOVE 4 GiB"
+    seconds = f"{inferred}{found['all']:,.1f}"
+    print(
+        f"{name:<36} {seconds:>9} {found['peak MiB']:>9,.0f} {naive:>9} {memory:>10}  {found['note']}{over}", flush=True
+    )
+    return not over
+
+
+def main() -> int:
+    """Run the cases and print one table; return 1 where one failed or took more memory than LIMIT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=0.02, help="part of the pictures to compute (default 0.02)")
+    parser.add_argument("--full", action="store_true", help="compute all pictures and patches: --share 1")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--case", choices=CASES, help="run this one here and print it as JSON")
     options = parser.parse_args()
+    share = 1.0 if options.full else options.share
     if options.case:
-        found = CASES[options.case](options.share, options.device)
+        found = CASES[options.case](share, options.device)
         print(json.dumps(found | {"peak MiB": peak(options.device)}))
-        return
-    print(f"{'case':<36} {'seconds':>9} {'peak MiB':>9} {'naive s':>9} {'naive MiB':>10}  note")
-    for name in (case for case in CASES if options.only in case):
-        words = ["--case", name, "--share", str(options.share), "--device", options.device]
-        run = subprocess.run([sys.executable, "-m", __spec__.name, *words], capture_output=True, text=True, check=True)
-        found = json.loads(run.stdout)
-        naive, memory = (f"{found[key]:,.0f}" if key in found else "-" for key in ("naive", "naive MiB"))
-        print(f"{name:<36} {found['all']:>9,.1f} {found['peak MiB']:>9,.0f} {naive:>9} {memory:>10}  {found['note']}")
+        return 0
+    print(f"{'case':<36} {'seconds':>9} {'peak MiB':>9} {'naive s':>9} {'naive MiB':>10}  note", flush=True)
+    chosen = [name for name in CASES if options.only in name]
+    kept = [show(name, share, options.device) for name in chosen]
+    if inferred := [name for name in chosen if name in PARTS and share < 1]:
+        print("\nin full, nothing inferred (memory too):")
+        for name in inferred:
+            print(f"  python -m benchmarks.bench_analysis --full --device {options.device} --only {name!r}")
+    return 0 if all(kept) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from crelu_models.build import build, initialise
 from crelu_models.spec import Conv, Net, Pool
 from sweeps.analysis.capture import batch_size, capture, hidden, response
-from sweeps.analysis.invariance import CIFAR, IMAGENET, SHIFTS, Firing, Largest, firing, moved, thresholds, turned
+from sweeps.analysis.firing import CIFAR, IMAGENET, SHIFTS, Firing, Largest, firing, moved, thresholds, turned
+from sweeps.analysis.picture import spread
 
 NET = Net(
     "small",
@@ -190,6 +191,11 @@ def stored(size: int = 12) -> Tensor:
     return torch.randint(0, 256, (2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
+def test_labels_that_would_cover_each_other_are_moved_apart() -> None:
+    assert spread([5.0, 1.0, 1.1, 9.0], 0.5) == [5.0, 1.0, 1.5, 9.0]
+    assert spread([2.0, 2.0, 2.0], 1.0) == [2.0, 3.0, 4.0]
+
+
 def test_identity_is_the_centre() -> None:
     assert torch.equal(moved(stored(), "identity", 12), stored())
     assert torch.equal(moved(stored(), "identity", 8), stored()[:, :, 2:10, 2:10])
@@ -206,6 +212,18 @@ def test_shifts_move_the_picture_and_reflect_at_the_edge(name: str) -> None:
     found, x = moved(stored(), name, 12), stored().float()
     padded = torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="reflect"))
     assert torch.equal(found, padded[:, :, 3 - down : 15 - down, 3 - right : 15 - right])
+
+
+def test_beyond_the_picture_may_be_black() -> None:
+    x = torch.full((1, 3, 12, 12), 7, dtype=torch.uint8)
+    assert moved(x, "down 3", 12)[0, 0].eq(7).all()
+    black = moved(x, "down 3", 12, "zero")[0, 0]
+    assert black[:3].eq(0).all()
+    assert black[3:].eq(7).all()
+    assert torch.allclose(moved(x, "turn +15", 12), torch.tensor(7.0))
+    corners = moved(x, "turn +15", 12, "zero")[0, 0]
+    assert corners[0, 0] == 0
+    assert corners[6, 6] == pytest.approx(7)
 
 
 def test_corner_crops_are_the_corners() -> None:

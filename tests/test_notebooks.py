@@ -11,7 +11,7 @@ import pytest
 from test_analysis_jobs import SMALL, TRIALS, fill, perform
 
 from data.write import prepare
-from sweeps.analysis.job import parquet
+from sweeps.analysis.attempt import parquet
 from sweeps.ledger import Ledger
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"

@@ -15,7 +15,7 @@ from crelu_models.tables import PAPER
 from data.synthetic import picture
 from sweeps.analysis.capture import capture, side_read
 from sweeps.analysis.cgls import back, cgls, inverted, likeness, ratio, transposed, unrectified
-from sweeps.analysis.finished import Misfit, Subject
+from sweeps.analysis.finished import Subject
 from sweeps.analysis.patches import (
     Deal,
     clustered_se,
@@ -25,7 +25,8 @@ from sweeps.analysis.patches import (
     patch_ratios,
     pooled_ratio,
 )
-from sweeps.analysis.reconstruction import algorithm_of, chain, chain_steps, pooled, randomised, unpooled, why_not
+from sweeps.analysis.recovery import algorithm_of, chain, chain_steps, pooled, randomised, unpooled, why_not
+from sweeps.analysis.sources import Misfit
 
 # Kernel, stride, padding, inputs, filters, side: the five geometries of the ImageNet net, small.
 GEOMETRIES = [(11, 4, 0, 2, 10, 21), (3, 2, 0, 5, 7, 10), (5, 1, 2, 3, 5, 8), (1, 1, 0, 6, 4, 5), (3, 2, 1, 4, 6, 9)]
@@ -390,9 +391,13 @@ def test_each_algorithm_fits_its_layers(name: str, one: list[str], two: list[str
     assert [conv.name for conv, _ in pooled(net)] == two
     if not one and not two:
         with pytest.raises(Misfit, match=r"only CReLU keeps both phases|batch norm"):
-            algorithm_of(net, 0)
+            algorithm_of(bare(net), 0)
     else:
-        assert algorithm_of(net, 0) == (2 if two else 1)
+        assert algorithm_of(bare(net), 0) == (2 if two else 1)
+
+
+def bare(net: Net) -> Subject:
+    return Subject("mine", "weights/mine", net, "", {})
 
 
 def test_why_not_says_what_stands_in_the_way() -> None:
@@ -400,5 +405,5 @@ def test_why_not_says_what_stands_in_the_way() -> None:
     assert "behind conv2 stands relu" in why_not(PAPER["S13"], "conv4", 1)
     assert "conv1 has batch norm" in why_not(PAPER["S6"], "conv1", 1)
     assert "max-pooling behind it" in why_not(PAPER["S9"], "conv1", 2)
-    with pytest.raises(Misfit, match="max-pooling"):
-        algorithm_of(PAPER["S9"], 2)
+    with pytest.raises(Misfit, match="mine: no conv has CReLU and max-pooling"):
+        algorithm_of(bare(PAPER["S9"]), 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crelu_models.activations import crelu
 from sweeps.analysis.patches import patch_columns
-from sweeps.analysis.theory import (
+from sweeps.analysis.theorems import (
     COUNTEREXAMPLE,
     directions,
     expected_norm,

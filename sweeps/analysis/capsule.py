@@ -22,15 +22,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sweeps.analysis.decisions import Decisions
 from sweeps.analysis.evidence import MANIFEST, Survey
 from sweeps.analysis.provenance import LOCK
 from sweeps.ledger import Ledger
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 FIRST_DAY: Final = (1980, 1, 1, 0, 0, 0)  # of a zip: equal contents give equal files
 LARGEST: Final = 8 << 30  # bytes that a capsule may unpack to
 
@@ -54,7 +51,7 @@ def write(ledger: Ledger, survey: Survey, report: Mapping[str, bytes], path: Pat
 
 def _manifest(survey: Survey) -> dict[str, Any]:
     studies = {
-        evidence.cell.key: [(tried.run.key, tried.value) for tried in evidence.tried]
+        evidence.cell.key: [([run.key for run in tried.runs], tried.value, tried.cut) for tried in evidence.tried]
         for evidence in survey.cells
         if evidence.tried
     }
@@ -94,6 +91,9 @@ def _contents(ledger: Ledger, survey: Survey) -> Iterator[tuple[str, bytes]]:
 
 def decisions_table(decisions: Decisions) -> bytes:
     """Return decisions as Parquet: id, label, and the class chosen by each kind of view or vote."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     columns = {"id": pa.array(decisions.ids, pa.int32()), "label": pa.array(decisions.labels, pa.int16())}
     columns |= {kind: pa.array(chosen, pa.int16()) for kind, chosen in decisions.chosen.items()}
     notes = {"schema": "decisions/1", "classes": str(decisions.classes)}

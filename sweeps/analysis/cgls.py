@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ITERATIONS = (5, 20, 200)
 TOLERANCE = 1e-12  # of |A^T r| against |A^T z|, where CGLS has nothing left to do
 
 
@@ -68,9 +67,7 @@ def cgls(
     return found + [x] * (len(limits) - len(found))
 
 
-def inverted(
-    z: Tensor, weight: Tensor, stride: int, pad: int, size: int, limits: Sequence[int] = ITERATIONS
-) -> list[Tensor]:
+def inverted(z: Tensor, weight: Tensor, stride: int, pad: int, size: int, limits: Sequence[int]) -> list[Tensor]:
     """Return A^+ z (n, c, size, size) as CGLS has it after each of `limits` iterations.
 
     A 1x1 conv that sees each place once needs none: its pseudoinverse is that of its k x c matrix at every place.

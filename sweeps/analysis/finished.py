@@ -1,14 +1,14 @@
-"""Weights to analyse, with what they are: finished trials of a ledger, or anybody's file."""
+"""Weights to analyse with what they are, read and checked, and the pictures that a net is looked at with."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,51 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from crelu_models.build import build
-from crelu_models.spec import Conv, Linear, Net, Pool
+from crelu_models.spec import Conv, Linear, Net
 from crelu_models.tables import PAPER
 from data.datasets import beton_path, dataset, order, read_sidecar
-from data.load import Pictures, open_pictures
-from sweeps.ledger import Json, Ledger
+from data.load import Pictures
+from sweeps.analysis.sources import NETS, TORCHVISION, Misfit, Source
+from sweeps.ledger import Ledger
 from sweeps.plan import unknown
-from sweeps.sets import Place
-from sweeps.trial import PHASES, trial_from_json
+from sweeps.sets import Place, open_file
+from sweeps.trial import trial_from_json
 
-# fmt: off
-# torchvision's AlexNet: one tower, 64 filters in conv1 and no groups, so not the paper's. For Figures 1 and 2 alone.
-ALEXNET = Net("AlexNet (torchvision)", (
-    Conv("conv1",  64, 11, 4, 2),
-    Pool("pool1", "max", 3, 2),
-    Conv("conv2", 192, 5, 1, 2),
-    Pool("pool2", "max", 3, 2),
-    Conv("conv3", 384, 3, 1, 1),
-    Conv("conv4", 256, 3, 1, 1),
-    Conv("conv5", 256, 3, 1, 1),
-    Pool("pool5", "max", 3, 2),
-    Linear("fc6", 4096),
-    Linear("fc7", 4096),
-    Linear("fc8", None, act="none"),
-), 224)
-# fmt: on
-TORCHVISION = "torchvision:alexnet"
+RESIDENT = 2**29  # bytes of pictures that are kept decoded: an analysis stays within 4 GiB
 # Where torchvision keeps what our net has under the paper's names.
 RENAMED = {
     **{f"features.{place}": f"conv{i}" for i, place in enumerate((0, 3, 6, 8, 10), 1)},
     **{f"classifier.{place}": f"fc{i}" for i, place in enumerate((1, 4, 6), 6)},
 }
-NETS = PAPER | {"alexnet": ALEXNET}
-
-
-class Misfit(ValueError):
-    """The analysis does not fit this net; the sentence says why."""
-
-
-class Source(NamedTuple):
-    """Where weights lie, in words any machine of a cluster understands: a trial's key, a file and its net, nowhere."""
-
-    trial: str = ""
-    file: str = ""
-    net: str = ""
-    dataset: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,16 +106,10 @@ def view(subject: Subject, place: Place, samples: int, seed: int) -> View:
     if not test.exists():
         raise ValueError(f"{test} is missing; to make it: python -m data prepare {subject.dataset}")
     colours = read_sidecar(train.with_suffix(".json"))
-    pictures = _opened(test, test.stat().st_mtime_ns, place.reader, place.workers, place.device)
+    pictures = open_file(test, dataclasses.replace(place, resident_bytes=RESIDENT))
     chosen = order(seed, 0, np.arange(len(pictures), dtype=np.int64))[: samples or None]
     mean, std = (torch.tensor(c, device=place.device).view(3, 1, 1) for c in (colours.mean, colours.std))
     return View(pictures, np.sort(chosen), facts.size, facts.crop, mean, std)
-
-
-@lru_cache(maxsize=2)
-def _opened(path: Path, changed: int, reader: str, workers: int, device: str) -> Pictures:
-    """Return the opened file; a worker keeps it over its trials, so that it is read and decoded once."""
-    return open_pictures(path, reader=reader, workers=workers, device=device, resident_bytes=2**29)
 
 
 def choose(net: Net, fitting: Sequence[str], asked: Sequence[str], why: Callable[[str], str]) -> list[str]:
@@ -159,61 +124,6 @@ def choose(net: Net, fitting: Sequence[str], asked: Sequence[str], why: Callable
         if name not in fitting:
             raise Misfit(why(name))
     return [name for name in names if name in (asked or fitting)]
-
-
-# Sources ------------------------------------------------------------------------------------------------------
-
-
-def of_run(ledger: Ledger, run: str) -> Source:
-    """Return the finished trial that this MLflow run, or this trial key, stands for; ValueError where there is none."""
-    key = run if ledger.result(run) else ""
-    for name in [] if key else ledger.names("tracked"):
-        if (ledger.read_json(f"tracked/{name}") or {}).get("run") == run:
-            key = name.removesuffix(".json")
-    result = ledger.result(key) if key else None
-    if result is None:
-        raise ValueError(f"no finished run {run!r} in {ledger.root}: it looks for MLflow's run ids and for trial keys")
-    if not _has_weights(result):
-        raise ValueError(f"the run {run} is {result['status']} and left no weights to analyse")
-    return Source(trial=key)
-
-
-def of_sweep(ledger: Ledger, name: str) -> list[Source]:
-    """Return the finished trials of a sweep that were tested; those that only chose dropout are left out."""
-    plans = [plan.removesuffix(".json") for plan in ledger.names("plans")]
-    plan = ledger.read_json(f"plans/{name}.json")
-    if plan is None:
-        raise ValueError(unknown("sweep", name, plans, ledger.root) if plans else f"{ledger.root} holds no sweep yet")
-    cells = {cell["key"] for cell in plan["cells"]}
-    found = []
-    for key, result in ledger.results().items():
-        trial = ledger.read_json(f"trials/{key}/trial.json") if result["cell_key"] in cells else None
-        if trial is not None and PHASES[trial["phase"]].test and _has_weights(result):
-            found.append((result["label"], result["trial"], Source(trial=key)))
-    if not found:
-        raise ValueError(f"no run of {name} is finished yet")
-    return [source for *_, source in sorted(found)]
-
-
-def of_file(file: str, net: str, dataset: str) -> Source:
-    """Return anybody's weights: a .safetensors file or a torch state dict of one of NETS, or torchvision's AlexNet."""
-    if file == TORCHVISION:
-        return Source(file=file, net=net or "alexnet", dataset=dataset)
-    if not net:
-        raise ValueError(f"say of which net the weights in {file} are, e.g. --net S8")
-    if net not in NETS:
-        raise ValueError(unknown("net", net, NETS, "the paper"))
-    path = Path(file).expanduser().absolute()
-    if not path.is_file():
-        raise ValueError(f"no file {path}")
-    return Source(file=str(path), net=net, dataset=dataset)
-
-
-def _has_weights(result: Json) -> bool:
-    return result["status"] == "finished" and "weights.safetensors" in result["files"]
-
-
-# Weights ------------------------------------------------------------------------------------------------------
 
 
 def read(source: Source, ledger: Ledger) -> Subject:

@@ -1,0 +1,107 @@
+"""Whose weights an analysis is asked for: finished trials of a ledger, or anybody's file. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from crelu_models.spec import Conv, Linear, Net, Pool
+from crelu_models.tables import PAPER
+from sweeps.ledger import Json, Ledger
+from sweeps.plan import unknown
+from sweeps.trial import PHASES
+
+# fmt: off
+# torchvision's AlexNet: one tower, 64 filters in conv1 and no groups, so not the paper's. For Figures 1 and 2 alone.
+ALEXNET = Net("AlexNet (torchvision)", (
+    Conv("conv1",  64, 11, 4, 2),
+    Pool("pool1", "max", 3, 2),
+    Conv("conv2", 192, 5, 1, 2),
+    Pool("pool2", "max", 3, 2),
+    Conv("conv3", 384, 3, 1, 1),
+    Conv("conv4", 256, 3, 1, 1),
+    Conv("conv5", 256, 3, 1, 1),
+    Pool("pool5", "max", 3, 2),
+    Linear("fc6", 4096),
+    Linear("fc7", 4096),
+    Linear("fc8", None, act="none"),
+), 224)
+# fmt: on
+TORCHVISION = "torchvision:alexnet"
+NETS = PAPER | {"alexnet": ALEXNET}
+
+
+class Misfit(ValueError):
+    """The analysis does not fit this net; the sentence says why."""
+
+
+class Source(NamedTuple):
+    """Where weights lie, in words any machine of a cluster understands: a trial's key, a file and its net, nowhere.
+
+    `dataset` is empty for the trial's own; `cell` and `label` are what people call it.
+    """
+
+    trial: str = ""
+    file: str = ""
+    net: str = ""
+    dataset: str = ""
+    cell: str = ""
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the name of this source in a sentence."""
+        return f"{self.cell} {self.label}".strip() or Path(self.file).name or "no weights"
+
+
+def of_run(ledger: Ledger, run: str) -> Source:
+    """Return the finished trial that this MLflow run, or this trial key, stands for; ValueError where there is none."""
+    key = run if ledger.result(run) else ""
+    for name in [] if key else ledger.names("tracked"):
+        if (ledger.read_json(f"tracked/{name}") or {}).get("run") == run:
+            key = name.removesuffix(".json")
+    result = ledger.result(key) if key else None
+    if result is None:
+        raise ValueError(f"no finished run {run!r} in {ledger.root}: it looks for MLflow's run ids and for trial keys")
+    if not _has_weights(result):
+        raise ValueError(f"the run {run} is {result['status']} and left no weights to analyse")
+    return _source(key, result)
+
+
+def of_sweep(ledger: Ledger, name: str) -> list[Source]:
+    """Return the finished trials of a sweep that were tested; those that only chose dropout are left out."""
+    plans = [plan.removesuffix(".json") for plan in ledger.names("plans")]
+    plan = ledger.read_json(f"plans/{name}.json")
+    if plan is None:
+        raise ValueError(unknown("sweep", name, plans, ledger.root) if plans else f"{ledger.root} holds no sweep yet")
+    cells = {cell["key"] for cell in plan["cells"]}
+    found = []
+    for key, result in ledger.results().items():
+        trial = ledger.read_json(f"trials/{key}/trial.json") if result["cell_key"] in cells else None
+        if trial is not None and PHASES[trial["phase"]].test and _has_weights(result):
+            found.append(_source(key, result))
+    if not found:
+        raise ValueError(f"no run of {name} is finished yet")
+    return sorted(found, key=lambda source: (source.cell, source.label, source.trial))
+
+
+def of_file(file: str, net: str, dataset: str) -> Source:
+    """Return anybody's weights: a .safetensors file or a torch state dict of one of NETS, or torchvision's AlexNet."""
+    if file == TORCHVISION:
+        return Source(file=file, net=net or "alexnet", dataset=dataset)
+    if not net:
+        raise ValueError(f"say of which net the weights in {file} are, e.g. --net S8")
+    if net not in NETS:
+        raise ValueError(unknown("net", net, NETS, "the paper"))
+    path = Path(file).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"no file {path}")
+    return Source(file=str(path), net=net, dataset=dataset)
+
+
+def _source(key: str, result: Json) -> Source:
+    return Source(trial=key, cell=result["label"], label=result["trial"])
+
+
+def _has_weights(result: Json) -> bool:
+    return result["status"] == "finished" and "weights.safetensors" in result["files"]
