@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,9 @@ from sweeps import checkpoint
 from sweeps.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
 from sweeps.ledger import Ledger, with_room
 from sweeps.sets import Indices, Place, Sets
+from sweeps.stream import HELD_OUT, PROBE, STEP, Company, Turn, Turns
 from sweeps.train import Diverged, Learner, train
-from sweeps.trial import PHASES, Trial
+from sweeps.trial import PHASES, Trial, code_fingerprint
 
 # Two epochs at the loss of chance are a dead net where they are hundreds of steps; fewer steps are a slow start.
 SLOW_START = 400
@@ -30,9 +32,12 @@ Report = Callable[[int, dict[str, float]], None]
 class Course:
     """A trial on its way: learner, history and what happened to it; all of it survives in its checkpoint."""
 
-    def __init__(self, trial: Trial, place: Place, ledger: Ledger, sets: Sets, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, trial: Trial, place: Place, ledger: Ledger, sets: Sets, stop: Callable[[], bool], company: Company
+    ) -> None:
         """Begin anew, or continue from the newest whole checkpoint; `stop()` says when to leave."""
         self.trial, self.place, self.ledger, self.sets, self.stop = trial, place, ledger, sets, stop
+        self.company = company
         self.device = torch.device(place.device)
         self.precision = precision_of(trial.cell.recipe.precision, self.device)
         self.phase = PHASES[trial.phase]
@@ -51,6 +56,11 @@ class Course:
         told = [f"checkpoint {name} was damaged; the one before it was taken" for name in damaged]
         for name in damaged:
             self.ledger.delete(f"checkpoints/{self.trial.key}/{name}")
+        if saved is not None and saved.state.get("code") != code_fingerprint():
+            # Half a training by other code would be a result of neither.
+            self.ledger.delete(f"checkpoints/{self.trial.key}")
+            told.append(f"the code has changed since epoch {saved.state['epoch']}; begun anew")
+            saved = None
         if saved is not None:
             state = saved.state
             self.history, self.events, self.ending = state["history"], state["events"], state["ending"]
@@ -82,18 +92,22 @@ class Course:
         """Return whether the training has come to an end."""
         return self.ending != ""
 
-    def run(self, report: Report) -> bool:
-        """Train to the end, saving and reporting each epoch; return False where `stop()` ended it. Raises Diverged."""
-        began = time.monotonic()
+    def run(self, report: Report) -> Turns[bool]:
+        """Train to the end, saving and reporting each epoch; return False where `stop()` ended it. Raises Diverged.
+
+        Gives way before each batch, when nothing is half done: whoever goes on with it may also leave it there.
+        """
+        began = self.company.clock()
         if self.over():
             return True
+        yield from self._step()
         for average in train(self.learner, self._batches):
             if average is not None:
-                row = self._close(average, time.monotonic() - began)
+                row = yield from self._close(average, self.company.clock() - began)
                 if not self.save():
                     return False
                 report(int(row["epoch"]), row)
-                began = time.monotonic()
+                began = self.company.clock()
                 if self.over():
                     return True
             elif time.monotonic() - self.saved_at > 60 * self.place.checkpoint_minutes and not self.save():
@@ -101,11 +115,26 @@ class Course:
             if self.stop():
                 self.save()
                 return False
+            yield from self._step()
         self.ending = "schedule"
         return True
 
+    def _step(self) -> Turns[None]:
+        """Give way before the next step, where there is one."""
+        if self.learner.epoch < self.trial.cell.recipe.epochs:
+            yield self.turn(STEP, self.learner.step)
+
+    def turn(self, stage: int, number: int) -> Turn:
+        """Return where the trial stands, about to take batch `number` of `stage`."""
+        return Turn(self.learner.epoch, stage, number)
+
     def _batches(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training views of `epoch` from batch `step` on."""
+        for number in range(step, self.steps):
+            yield self.company.stream.take((STEP, epoch), number, lambda start: self._training(epoch, start))
+
+    def _training(self, epoch: int, step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Make the training views of `epoch` from batch `step` on."""
         recipe, facts, sidecar = self.trial.cell.recipe, self.sets.facts, self.sets.train.sidecar
         indices = order(self.trial.seed, epoch, self.sets.learn)[: self.steps * recipe.batch]
         for batch in self.sets.train.batches(indices, recipe.batch, start=step):
@@ -127,7 +156,7 @@ class Course:
                 batch.labels,
             )
 
-    def _close(self, average: Errors, seconds: float) -> dict[str, float]:
+    def _close(self, average: Errors, seconds: float) -> Turns[dict[str, float]]:
         """Measure the held-out pictures, add the epoch's row to the history, and see how the net fares."""
         learner, trial = self.learner, self.trial
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
@@ -136,10 +165,10 @@ class Course:
         row["sys/images_per_s"] = self.steps * trial.cell.recipe.batch / max(seconds, 1e-9)
         lifeless = False
         if len(self.sets.held_out):
-            held_out, lifeless = self.measure(self.sets.train, self.sets.held_out)
+            held_out, lifeless = yield from self.measure(HELD_OUT, self.sets.held_out)
             row |= _named("val", held_out)
         if len(self.sets.probe):
-            row["probe/loss"] = self.measure(self.sets.train, self.sets.probe)[0].loss
+            row["probe/loss"] = (yield from self.measure(PROBE, self.sets.probe))[0].loss
         self.seconds += seconds
         self.history.append(row)
         at_chance = abs(average.loss - math.log(self.sets.facts.classes)) < 1e-3
@@ -162,30 +191,43 @@ class Course:
         if best is row:
             self.best = {name: value.detach().clone() for name, value in self.learner.model.state_dict().items()}
 
-    def measure(self, pictures: Pictures, indices: Indices) -> tuple[Errors, bool]:
+    def measure(self, stage: int, indices: Indices) -> Turns[tuple[Errors, bool]]:
         """Return the centre-crop errors on `indices`, and whether every picture got the same scores."""
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
         lifeless = True
-        for batch in pictures.batches(indices, BATCH):
-            (scores,) = score(self.learner.model, [self.centre(batch)], self.precision)
+        for number in range(-(-len(indices) // BATCH)):
+            yield self.turn(stage, number)
+            batch, centre = self.view(stage, self.sets.train, indices, number)
+            (scores,) = score(self.learner.model, [centre], self.precision)
             lifeless = lifeless and dead(scores)
             total += counts(scores, batch.labels)
         return errors(total, len(indices)), lifeless
 
-    def centre(self, batch: Batch) -> Tensor:
-        """Return the centre views of a batch, as the net sees them."""
-        sidecar = self.sets.train.sidecar
-        return centre_view(batch.images, crop=self.sets.facts.crop, mean=sidecar.mean, std=sidecar.std)
+    def view(
+        self, stage: int, pictures: Pictures, indices: Indices, number: int, views: int = 1
+    ) -> tuple[Batch, Tensor]:
+        """Return the batch and the view `number` of an evaluation: of each batch its first `views`.
 
-    def ten(self, batch: Batch) -> Iterator[Tensor]:
-        """Return the ten views of a batch: four corners and the centre, each with its mirror image."""
-        sidecar = self.sets.train.sidecar
-        return ten_views(batch.images, crop=self.sets.facts.crop, mean=sidecar.mean, std=sidecar.std)
+        The first is the centre; then come the four corners and the centre, each with its mirror image.
+        """
+        sidecar, crop = self.sets.train.sidecar, self.sets.facts.crop
+
+        def made(start: int) -> Generator[tuple[Batch, Tensor], None, None]:
+            first, skip = divmod(start, views)
+            for batch in pictures.batches(indices, BATCH, start=first):
+                centre = centre_view(batch.images, crop=crop, mean=sidecar.mean, std=sidecar.std)
+                ten = ten_views(batch.images, crop=crop, mean=sidecar.mean, std=sidecar.std)
+                for each in islice(chain([centre], ten), skip, views):
+                    yield batch, each
+                skip = 0
+
+        return self.company.stream.take((stage, self.learner.epoch), number, made)
 
     def save(self) -> bool:
         """Write the checkpoint; it is durable when this returns True. False: the disk was full until `stop()`."""
         learner, key = self.learner, self.trial.key
         state = {
+            "code": code_fingerprint(),
             "epoch": learner.epoch,
             "step": learner.step,
             "history": self.history,

@@ -65,11 +65,14 @@ def score(model: nn.Module, views: Iterable[Tensor], precision: str) -> Iterator
             yield scores.float()
 
 
-def ten_crop_scores(model: nn.Module, views: Iterable[Tensor], precision: str) -> tuple[Tensor, Tensor]:
-    """Return (mean softmax, mean score) over the ten views of one batch, each (n, c); the paper's is the first."""
+def ten_crop_scores(found: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return (mean softmax, mean score) over the scores of ten views of one batch, each (n, c).
+
+    The paper's is the first.
+    """
     softmax: Tensor | None = None
     raw: Tensor | None = None
-    for number, scores in enumerate(score(model, views, precision), 1):
+    for number, scores in enumerate(found, 1):
         probabilities = scores.softmax(1)
         softmax = probabilities if softmax is None else softmax + (probabilities - softmax) / number
         raw = scores if raw is None else raw + (scores - raw) / number

@@ -69,7 +69,7 @@ def write_outcome(ledger: Ledger, trial: Trial, outcome: Outcome) -> dict[str, A
         "status": outcome.ending if outcome.ending in ("diverged", "pruned") else "finished",
         "ending": outcome.ending,
         "metrics": metrics(trial, outcome),
-        "curve": [row["val/top1_err"] for row in outcome.history] if trial.phase == "holdout" else [],
+        "curve": [row["val/top1_err"] for row in outcome.history] if trial.phase in ("holdout", "inner") else [],
         "epochs": len(outcome.history),
         "events": list(outcome.events),
         "restarts": outcome.restarts,

@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sweeps.course import Course, Report
 from sweeps.evaluate import BATCH, Errors, score, ten_crop_scores
 from sweeps.ledger import Ledger, with_room
 from sweeps.outcome import Outcome, write_outcome
 from sweeps.sets import Place, fingerprint, open_sets
+from sweeps.stream import LEARNED, TEST, Company, Turns
 from sweeps.train import Diverged
 from sweeps.trial import Trial
+
+# Of a test picture that is stored larger than a net sees it: the centre, and the ten crops.
+VIEWS = 11
 
 
 def perform(
@@ -30,35 +35,54 @@ def perform(
     after a resume the epochs that were reported before are not reported again. Returns None, with the state saved,
     soon after `stop()` says so. ValueError for data or a checkpoint that do not fit, OSError for an unwritable ledger.
     """
+    company = Company()
+    turns = performing(trial, place, report, stop, company)
+    try:
+        while True:
+            next(turns)
+    except StopIteration as end:
+        result: dict[str, Any] | None = end.value
+        return result
+    finally:
+        company.stream.close()
+
+
+def performing(
+    trial: Trial, place: Place, report: Report, stop: Callable[[], bool], company: Company
+) -> Turns[dict[str, Any] | None]:
+    """Do what `perform` does, giving way before each batch; in company memory that runs out is raised.
+
+    A turn before the last one says that the training diverged and begins anew, its state saved.
+    """
     ledger = Ledger(place.ledger)
     done = ledger.result(trial.key)
     if done is not None:
         return done
     _reset(place)
-    course = Course(trial, place, ledger, open_sets(trial, place), stop)
+    course = Course(trial, place, ledger, open_sets(trial, place), stop, company)
     ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json())
     while True:
         try:
-            if not course.run(report):
+            if not (yield from course.run(report)):
                 return None
             break
         except Diverged as error:
             if not course.restart(str(error)):
                 break
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error) or company.crowded():
                 raise
             course.shrink(str(error))
-    outcome = _outcome(course)
+    outcome = yield from _outcome(course)
     return with_room(lambda: write_outcome(ledger, trial, outcome), stop)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Return whether this is the device's or the host's memory running out."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
-def _outcome(course: Course) -> Outcome:
+def _outcome(course: Course) -> Turns[Outcome]:
     """Return what the finished course amounts to; here, and only here, the test pictures are opened."""
     if course.best and course.ending != "diverged":
         course.learner.model.load_state_dict(course.best)
@@ -74,33 +98,38 @@ def _outcome(course: Course) -> Outcome:
         classes=course.sets.facts.classes,
         ten_crops=course.sets.facts.crop < course.sets.facts.size,
         weights={name: value.detach().cpu() for name, value in course.learner.model.state_dict().items()},
-        scores=_test_scores(course),
-        train=_train_errors(course),
+        scores=(yield from _test_scores(course)),
+        train=(yield from _train_errors(course)),
     )
 
 
-def _test_scores(course: Course) -> dict[str, np.ndarray[Any, Any]]:
+def _test_scores(course: Course) -> Turns[dict[str, np.ndarray[Any, Any]]]:
     """Return ids, labels, and scores (n, c) over centre and, where the stored picture is larger, ten crops."""
     test, facts = course.sets.test, course.sets.facts
     if test is None or course.ending == "diverged":
         return {}
     parts: dict[str, list[np.ndarray[Any, Any]]] = {}
-    model, precision = course.learner.model, course.precision
-    for batch in test.batches(np.arange(len(test), dtype=np.int64), BATCH):
-        (centre,) = score(model, [course.centre(batch)], precision)
-        found = {"id": batch.ids, "label": batch.labels, "centre": centre}
-        if facts.crop < facts.size:
-            found["ten_softmax"], found["ten_score"] = ten_crop_scores(model, course.ten(batch), precision)
+    model, precision, everything = course.learner.model, course.precision, np.arange(len(test), dtype=np.int64)
+    views = VIEWS if facts.crop < facts.size else 1
+    for first in range(0, views * -(-len(test) // BATCH), views):
+        scores: list[Tensor] = []
+        for number in range(first, first + views):
+            yield course.turn(TEST, number)
+            batch, view = course.view(TEST, test, everything, number, views)
+            scores += score(model, [view], precision)
+        found = {"id": batch.ids, "label": batch.labels, "centre": scores[0]}
+        if views > 1:
+            found["ten_softmax"], found["ten_score"] = ten_crop_scores(scores[1:])
         for name, value in found.items():
             parts.setdefault(name, []).append(value.cpu().numpy())
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _train_errors(course: Course) -> Errors | None:
+def _train_errors(course: Course) -> Turns[Errors | None]:
     """Return the errors on everything the net learned from, in evaluation mode: the "train" column of Table 1."""
     if not course.phase.probe or not course.phase.test or course.ending == "diverged":
         return None
-    return course.measure(course.sets.train, course.sets.learn)[0]
+    return (yield from course.measure(LEARNED, course.sets.learn))[0]
 
 
 def _reset(place: Place) -> None:

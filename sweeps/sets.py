@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.datasets import DataSet, beton_path, dataset, folds, holdout, order, read_sidecar
 from data.load import Pictures, open_pictures
@@ -26,7 +25,8 @@ class Place:
     """Where and with what a trial runs. Nothing here changes the science, and nothing of it is in the key.
 
     `ledger` and `data_dir` are absolute; `workers` decode pictures, `threads` compute on a CPU; `fingerprint` is
-    that of the data the sweep was planned with (empty: any). A worker that takes no step for `hang_seconds` ends.
+    that of the data the sweep was planned with (empty: any). A worker that takes no step for `hang_seconds` ends. A
+    file whose decoded pictures take no more than `resident_bytes` is decoded once and kept on the device.
     """
 
     ledger: str
@@ -39,6 +39,7 @@ class Place:
     fingerprint: str = ""
     deterministic: bool = True
     hang_seconds: float = 1800.0
+    resident_bytes: int = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def open_sets(trial: Trial, place: Place) -> Sets:
             f"the data of {name} in {place.data_dir} are not those the sweep was planned with; "
             f"to look at them: python -m data verify {name}"
         )
-    pictures = _open(beton_path(name, "train", where), place)
-    test = _open(beton_path(name, facts.final, where), place) if phase.test else None
+    pictures = open_file(beton_path(name, "train", where), place)
+    test = open_file(beton_path(name, facts.final, where), place) if phase.test else None
     learn = np.arange(len(pictures), dtype=np.int64)
     held_out = probe = np.empty(0, np.int64)
     if phase.split == "holdout":
@@ -84,11 +85,11 @@ def open_sets(trial: Trial, place: Place) -> Sets:
     return Sets(facts, pictures, test, learn, held_out, probe)
 
 
-def _open(path: os.PathLike[str], place: Place) -> Pictures:
+def open_file(path: Path, place: Place) -> Pictures:
     """Return the opened file; a worker keeps it over its trials, so that it is read and decoded once."""
-    return _kept(os.fspath(path), os.stat(path).st_mtime_ns, place.reader, place.workers, place.device)
+    return _kept(path, os.stat(path).st_mtime_ns, place.reader, place.workers, place.device, place.resident_bytes)
 
 
 @lru_cache(maxsize=4)
-def _kept(path: str, changed: int, reader: str, workers: int, device: str) -> Pictures:
-    return open_pictures(Path(path), reader=reader, workers=workers, device=torch.device(device))
+def _kept(path: Path, changed: int, reader: str, workers: int, device: str, resident_bytes: int) -> Pictures:
+    return open_pictures(path, reader=reader, workers=workers, device=device, resident_bytes=resident_bytes)

@@ -95,7 +95,7 @@ def test_wait_for_room_ends_when_told_to_and_other_errors_pass() -> None:
 def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom sweeps.worker import HangWatch\nfrom sweeps.ledger import Ledger\n"
-        "watch = HangWatch(Ledger(sys.argv[1]), 'k', 0.5).__enter__()\nalive = watch.over(lambda: False)\n"
+        "watch = HangWatch(Ledger(sys.argv[1]), ['k'], 0.5).__enter__()\nalive = watch.over(lambda: False)\n"
         "for _ in range(10):\n    time.sleep(0.1)\n    alive()\n"
         "print('alive', flush=True)\n\ndef stuck():\n    time.sleep(60)\n\nstuck()\n"
     )
@@ -105,7 +105,7 @@ def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) 
     assert done.returncode == 1
     assert time.monotonic() - began < 50
     ledger = Ledger(str(tmp_path))
-    with HangWatch(ledger, "k", 1800.0):
+    with HangWatch(ledger, ["k"], 1800.0):
         pass
     (attempt,) = ledger.attempts("k")
     assert attempt["error"].startswith("Hang: no step for")

@@ -116,6 +116,21 @@ def test_stopped_trial_saves_where_it_is_and_goes_on_there(data: Path, tmp_path:
     assert left(tmp_path / "stopped", trial) == left(tmp_path / "whole", trial)
 
 
+def test_training_begun_by_other_code_is_begun_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of("allconv with dropout")
+    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    here = place(data, tmp_path / "changed")
+    with monkeypatch.context() as older:
+        older.setattr("sweeps.course.code_fingerprint", lambda: "older")
+        assert perform(trial, here, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
+    result = perform(trial, here, lambda *_: None)
+    assert result is not None
+    assert any("the code has changed since epoch 1" in event for event in result["events"])
+    assert left(tmp_path / "changed", trial) == left(tmp_path / "whole", trial)
+
+
 def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
     trial = trial_of("allconv with dropout")

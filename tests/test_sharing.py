@@ -1,0 +1,299 @@
+"""Which trials form a pack, and what the queue and the worker make of its members."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pack import members, rates
+from test_resume import LARGE, SMALL, left, place, trial_of
+from test_sweep import call
+
+from crelu_models.tables import S2
+from data.write import prepare
+from sweeps import sharing
+from sweeps.cluster import Limits, Queue, Resources, Session
+from sweeps.launch import parser
+from sweeps.ledger import Json, Ledger
+from sweeps.perform import perform
+from sweeps.plan import Sweep
+from sweeps.sets import Place
+from sweeps.sharing import Maker, Packs
+from sweeps.trial import Cell, Trial, trial_from_json
+from sweeps.worker import HangWatch, attempt, work
+
+
+def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
+    base = trial_of("allconv with dropout")
+    other = dataclasses.replace(base.cell, net=S2, label="another")
+    same = [
+        rates(base, 2.0),
+        dataclasses.replace(base, cell=other),
+        dataclasses.replace(base, dropout=(("pool1", 0.1),)),
+    ]
+    assert {sharing.stream(trial) for trial in same} == {sharing.stream(base)}
+    recipe = base.cell.recipe
+    changed = [{"batch": 8}, {"epochs": 4}, {"flip": False}, {"shift": 1}, {"lighting": 0.1}, {"drop_last": True}]
+    apart = [
+        dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=dataclasses.replace(recipe, **change)))
+        for change in changed
+    ]
+    apart += [dataclasses.replace(base, seed=4), dataclasses.replace(base, phase="holdout")]
+    apart += [dataclasses.replace(base, phase="fold", fold=fold, folds=3) for fold in range(3)]
+    assert len({sharing.stream(trial) for trial in (base, *apart)}) == 1 + len(apart)
+
+
+def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
+    base = trial_of("All-CNN-B")
+    trials = [rates(base, factor) for factor in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    other = dataclasses.replace(base, seed=9)
+    stand = {trials[2].key: 1, trials[3].key: -1}
+
+    def mates(packs: Packs, most: int = 16) -> list[int]:
+        waiting = [other, *trials[1:]]
+        found = packs.mates(trials[0], waiting, lambda trial: stand.get(trial.key, 0), most, 4, 64)
+        return [trials.index(trial) if trial in trials else -1 for trial in found]
+
+    assert mates(Packs(16)) == [1, 4]
+    assert mates(Packs(2)) == mates(Packs(16), 2) == [1]
+    assert mates(Packs()) == mates(Packs(16), 1) == []
+    assert mates(Packs(16, frozenset({trials[0].cell.key, trials[4].cell.key}))) == [4]
+    assert mates(Packs(16, resident=frozenset({base.cell.dataset}))) == [-1, 1, 4]
+    state, step = sharing.footprint(base, 4, 64)
+    assert mates(Packs(16, memory=2 * state + step)) == [1]
+    assert mates(Packs(16, memory=2 * state + step - 1)) == []
+
+
+def test_packs_form_where_making_a_picture_takes_a_tenth_of_learning_from_it() -> None:
+    trials = [rates(trial_of("All-CNN-B"), factor) for factor in (1.0, 2.0)]
+    speeds = {trials[0].cell.key: 200.0, trials[1].cell.key: 50.0}
+    makers = {LARGE: Maker(1000.0, 8e9)}
+    packs = sharing.worthwhile(trials, speeds, makers, "cpu")
+    assert packs.cells == {trials[0].cell.key}
+    assert (packs.most, packs.even, packs.memory) == (sharing.MOST, True, 8e9)
+    # A GPU waits for its decoder only where that is the slower of the two.
+    assert sharing.worthwhile(trials, speeds, makers, "cuda").most == 1
+    assert sharing.worthwhile(trials, speeds, {LARGE: Maker(100.0, 8e9)}, "cuda").cells == {trials[0].cell.key}
+    assert sharing.worthwhile(trials, {}, makers, "cpu").most == 1
+
+
+def session(folder: Path, packs: Packs, count: int = 4) -> Session:
+    """Return a session over so many cells that share a stream; nothing is trained."""
+    base = trial_of("All-CNN-B").cell
+    cells = tuple(
+        Cell(f"{number}", base.net, base.dataset, dataclasses.replace(base.recipe, lr=0.01 * number))
+        for number in range(1, count + 1)
+    )
+    ledger = Ledger(str(folder))
+    found = Session(
+        Sweep("s", "demo", cells), ledger, place(folder, folder), Resources(), lambda *_: None, "now", {}, packs=packs
+    )
+    found.epochs = 1  # no canary
+    return found
+
+
+def asked(queue: Queue, name: str) -> list[str]:
+    """Return the labels of the trials that the queue suggests."""
+    return [trial.cell.label for trial in given(queue.suggest(name))]
+
+
+def given(config: Any) -> list[Trial]:
+    return [trial_from_json(json.loads(text)) for text in config["trials"]]
+
+
+def done(ledger: Ledger, trial: Trial) -> None:
+    ledger.commit(trial.key, {"key": trial.key, "metrics": {}})
+
+
+def gone(trial: Trial, fits: int = 0) -> Json:
+    return {"key": trial.key, "epoch": 0, "over": True, "fits": fits}
+
+
+def test_queue_gives_packs_and_sees_each_member_off(tmp_path: Path) -> None:
+    here, heard = session(tmp_path, Packs(3)), list[tuple[str, str]]()
+    here.listen = lambda event, trial, news: heard.append((event, trial.cell.label))
+    queue = Queue(here)
+    pack = given(queue.suggest("a"))
+    assert [trial.cell.label for trial in pack] == ["1", "2", "3"]
+    assert asked(queue, "b") == ["4"]
+    assert queue.suggest("c") is None
+    queue.on_trial_result("a", {"key": pack[1].key, "epoch": 1, "row": {"epoch": 1.0}})
+    done(here.ledger, pack[0])
+    queue.on_trial_result("a", gone(pack[0]))
+    here.ledger.add_attempt(pack[1].key, attempt(RuntimeError("this time"), final=False))
+    queue.on_trial_result("a", gone(pack[1]))
+    here.ledger.add_attempt(pack[2].key, attempt(ValueError("never"), final=True))
+    queue.on_trial_result("a", gone(pack[2]))
+    assert heard[4:] == [("epoch", "2"), ("done", "1"), ("left", "2"), ("failed", "3")]
+    # What failed once is tried again, alone.
+    assert asked(queue, "c") == ["2"]
+    queue.on_trial_complete("a")
+    assert queue.suggest("d") is None
+    assert [event for event, _ in heard[8:]] == ["started"]
+
+
+def test_budget_counts_a_pack_once_and_its_members_their_part(tmp_path: Path) -> None:
+    here = session(tmp_path, Packs(4))
+    queue = Queue(here)
+    pack = given(queue.suggest("a"))
+    here.began["a"] -= 7200
+    assert here.hours() == pytest.approx(2.0, abs=0.01)
+    queue.on_trial_result("a", gone(pack[3]))
+    assert here.hours() == pytest.approx(2.0, abs=0.01)
+    for trial in pack[:3]:
+        done(here.ledger, trial)
+    queue.on_trial_complete("a")
+    assert here.hours() == pytest.approx(2.0, abs=0.01)
+    assert {round(seconds) for seconds in here.took.values()} == {1800}
+    here.limits = Limits(hours=1.0)
+    assert queue.suggest("b") == "FINISHED"
+    assert here.over_budget
+
+
+def test_time_of_a_tuner_that_ended_in_an_error_is_counted_and_no_more_runs(tmp_path: Path) -> None:
+    here = session(tmp_path, Packs(4))
+    Queue(here).suggest("a")
+    here.began["a"] -= 3600
+    again = Queue(here)
+    assert not here.began
+    assert here.hours() == pytest.approx(1.0, abs=0.01)
+    assert asked(again, "b") == ["1", "2", "3", "4"]
+    assert here.hours() == pytest.approx(1.0, abs=0.01)
+
+
+def test_pack_whose_process_dies_comes_back_smaller(tmp_path: Path) -> None:
+    here = session(tmp_path, Packs(8))
+    queue = Queue(here)
+    assert asked(queue, "a") == ["1", "2", "3", "4"]
+    queue.on_trial_complete("a", error=True)
+    assert asked(queue, "b") == ["1", "2"]
+    queue.on_trial_complete("b", error=True)
+    assert asked(queue, "c") == ["1"]
+    queue.on_trial_complete("c", error=True)
+    (lost,) = here.ledger.attempts(queue_trial(here, "1").key)
+    assert lost["final"]
+    assert asked(queue, "d") == ["2"]
+
+
+def queue_trial(here: Session, label: str) -> Trial:
+    return next(Trial(cell) for cell in here.sweep.cells if cell.label == label)
+
+
+def test_memory_that_ran_out_bounds_the_packs_to_come(tmp_path: Path) -> None:
+    here = session(tmp_path, Packs(6), count=8)
+    queue = Queue(here)
+    pack = given(queue.suggest("a"))
+    assert len(pack) == 6
+    queue.on_trial_result("a", gone(pack[5], fits=3))
+    assert asked(queue, "b") == ["6", "7", "8"]
+
+
+def test_members_at_other_epochs_are_no_mates_and_stopping_leaves_all(tmp_path: Path) -> None:
+    here = session(tmp_path, Packs(4))
+    here.ledger.write(f"checkpoints/{queue_trial(here, '2').key}/00002-00000007.safetensors", b"")
+    here.ledger.write(f"checkpoints/{queue_trial(here, '4').key}/00002-00000001.safetensors", b"")
+    queue = Queue(here)
+    assert asked(queue, "a") == ["1", "3"]
+    assert asked(queue, "b") == ["2", "4"]
+    here.stop()
+    for name in "ab":
+        queue.on_trial_complete(name)
+    assert len(queue.left) == 4
+    assert queue.suggest("c") == "FINISHED"
+
+
+def test_even_packs_leave_no_worker_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.cluster.fits", lambda resources: 3)
+    queue = Queue(session(tmp_path, Packs(16, even=True), count=8))
+    assert [len(asked(queue, name)) for name in "abc"] == [3, 3, 2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    for name in (SMALL, LARGE):
+        prepare(name, where)
+    return where
+
+
+def order(trials: list[Trial], data: Path, ledger: Path, **changes: Any) -> Json:
+    """Return what the queue gives a worker."""
+    return {
+        "key": "k",
+        "pack": "now-a",
+        "trials": [json.dumps(trial.to_json()) for trial in trials],
+        "place": dataclasses.asdict(place(data, ledger, **changes)),
+        "stop": "stops/now",
+        "work": "sweeps.perform:perform",
+    }
+
+
+def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(data: Path, tmp_path: Path) -> None:
+    trials, heard = members("All-CNN-B"), list[Json]()
+    ledger = Ledger(str(tmp_path / "pack"))
+    ledger.write_json("packs/now-a.json", {"left": [trials[0].key]})
+    # The process died of the second: its stack was dumped, with its key in the first line.
+    trace = f"{trials[1].key:<23}\nstack".encode()
+    ledger.write(f"trials/{trials[2].key}/hang.txt", trace)
+    work(order(trials, data, tmp_path / "pack"), heard.append)
+    assert set(ledger.results()) == {trials[2].key}
+    assert [news["key"] for news in heard if "over" in news] == [trials[1].key, trials[2].key]
+    assert [len(ledger.attempts(trial.key)) for trial in trials] == [0, 1, 0]
+    assert ledger.attempts(trials[1].key)[0]["trace"] == "stack"
+    assert ledger.read_json("packs/now-a.json") == {"left": sorted(trial.key for trial in trials)}
+    perform(trials[2], place(data, tmp_path / "alone"), lambda *_: None)
+    assert left(tmp_path / "pack", trials[2]) == left(tmp_path / "alone", trials[2])
+
+
+def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom sweeps.worker import HangWatch\nfrom sweeps.ledger import Ledger\n"
+        "watch = HangWatch(Ledger(sys.argv[1]), ['a', 'b', 'c'], 0.5).__enter__()\n"
+        "for key in 'abcab':\n    time.sleep(0.2)\n    watch.blame(key)\n"
+        "def stuck():\n    time.sleep(60)\n\nstuck()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == 1
+    ledger = Ledger(str(tmp_path))
+    # Another session may pack them otherwise.
+    with HangWatch(ledger, ["c", "a"], 1800.0):
+        pass
+    assert [len(ledger.attempts(key)) for key in "abc"] == [0, 1, 0]
+    assert "stuck" in ledger.attempts("b")[0]["trace"]
+
+
+@pytest.mark.timeout(400)
+def test_sweep_in_packs_ends_as_each_trial_alone(tmp_path: Path) -> None:
+    said = call(tmp_path, "--smoke-test", "--pack", "2", seconds=360)
+    assert said.returncode == 0, said.stderr
+    ledger = Ledger(str(tmp_path / "out" / "ledger"))
+    assert len(ledger.results()) == 2
+    assert not ledger.names("packs")
+    where = str(tmp_path / "home" / ".cache" / "crelu-sweeps" / "data")
+    for key in ledger.results():
+        trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
+        perform(trial, Place(str(tmp_path / "alone"), where), lambda *_: None)
+        assert left(tmp_path / "alone", trial) == left(Path(ledger.root), trial)
+
+
+def test_pack_is_off_auto_or_a_number() -> None:
+    options = parser("s", "").parse_args
+    assert [options(["--pack", word]).pack for word in ("off", "auto", "9")] == [1, "auto", 9]
+    assert options([]).pack == 1
+    with pytest.raises(SystemExit):
+        options(["--pack", "many"])
+
+
+def test_reading_is_measured_where_streams_are_shared_and_kept(data: Path, tmp_path: Path) -> None:
+    pair, other = members("All-CNN-B")[:2], trial_of("allconv with dropout")
+    assert sharing.shared([*pair, other], ()) == {LARGE}
+    assert sharing.shared([*pair, other], {LARGE}) == set()
+    maker = sharing.measure_maker((LARGE, place(data, tmp_path)))
+    assert maker.pictures_per_s > 0
+    ledger = Ledger(str(tmp_path))
+    sharing.keep(ledger, {LARGE: maker}, "here")
+    assert sharing.known(ledger, [LARGE, SMALL], "here") == {LARGE: maker}
+    assert sharing.known(ledger, [LARGE], "elsewhere") == {}
