@@ -7,7 +7,6 @@ result is there, whatever Tune says of it. Every start, and every restart after 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -15,25 +14,25 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
+from sweeps import tasks
 from sweeps.ledger import Json, Ledger
-from sweeps.plan import TRIES, Sweep, expand, given_up
+from sweeps.plan import TRIES, Part, Sweep, given_up, ordered, part
 from sweeps.price import Speed, measure
 from sweeps.sets import Place
+from sweeps.sharing import Key, Maker, Packs, measure_maker
 from sweeps.trial import Cell, Trial
 from sweeps.worker import work
 
-# Read by Ray and Tune when they are imported.
+# Read by Tune when it is imported.
 os.environ.update(
     {
         "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -92,11 +91,14 @@ class Session:
     limits: Limits = Limits()
     # What trains a trial, as module:function: another one stands in for it where the queue itself is measured.
     work: str = "sweeps.perform:perform"
+    packs: Packs = field(default_factory=Packs)
     stopping: bool = False
     over_budget: bool = False
     why: str = ""
     epochs: int = 0
-    began: dict[str, float] = field(default_factory=dict)
+    to_come: list[Trial] = field(default_factory=list)
+    began: dict[str, float] = field(default_factory=dict)  # by Tune's name of what runs
+    lost: float = 0.0  # seconds of what ran when a Tuner ended in an error
     took: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
@@ -112,10 +114,10 @@ class Session:
         return f"stops/{self.name}"
 
     def hours(self) -> float:
-        """Return what this session has used: hours of GPUs, or of trials where they run on CPUs."""
+        """Return what this session has used: hours of GPUs, or of workers on CPUs; a pack counts once."""
         now = time.monotonic()
-        running = sum(now - began for key, began in self.began.items() if key not in self.took)
-        return (sum(self.took.values()) + running) / 3600 * (self.resources.gpus or 1.0)
+        running = sum(now - began for began in self.began.values())
+        return (sum(self.took.values()) + self.lost + running) / 3600 * (self.resources.gpus or 1.0)
 
     def stop(self) -> None:
         """Ask every running trial to save its state and leave, and start no more."""
@@ -134,17 +136,29 @@ class Queue(Searcher):  # type: ignore[misc]
         """Read the results that are there."""
         super().__init__(metric="epoch", mode="max")
         self.session = session
+        session.lost += sum(time.monotonic() - began for began in session.began.values())
+        session.began.clear()
         self.results = session.ledger.results()
         self.given_up = {key for key, tries in session.ledger.failed().items() if given_up(tries)}
-        self.running: dict[str, Trial] = {}
+        self.running: dict[str, list[Trial]] = {}  # by Tune's name: a trial, or the members of a pack
+        self.shares: dict[str, list[str]] = {}  # who has a part in the time of a pack, also after leaving it
+        self.room: dict[Key, int] = {}  # members for which there was memory, by the kind of pack
         self.left: set[str] = set()
         self.failures: dict[str, set[str]] = {}
+        self.parts: dict[str, Part] = {}
+        for cell in session.sweep.cells:
+            self._part(cell)
         self.waiting = self._lacking()
+
+    def _part(self, cell: Cell) -> None:
+        """Look again at what a cell comes to."""
+        self.parts[cell.key] = part(cell, self.session.sweep.protocol, self.results, self.given_up)
 
     def _lacking(self) -> list[Trial]:
         """Return the trials without a result, in order, that are not running, given up, or left."""
-        busy = {trial.key for trial in self.running.values()} | self.given_up | self.left
-        trials = expand(self.session.sweep, self.results, self.given_up)
+        busy = {trial.key for pack in self.running.values() for trial in pack} | self.given_up | self.left
+        trials = ordered(self.parts.values())
+        self.session.to_come = [trial for part in self.parts.values() for trial in part.to_come]
         lacking = [trial for trial in trials if trial.key not in self.results and trial.key not in busy]
         if lacking and not self.session.epochs and not self.running:
             # The largest goes first, as a canary: what does not fit is known before the queue is under way.
@@ -162,28 +176,66 @@ class Queue(Searcher):  # type: ignore[misc]
         if self.session.hours() >= self.session.limits.hours:
             self._end_for_budget()
             return None if self.running else Searcher.FINISHED
-        trial = self.waiting.pop()
-        self.running[trial_id] = trial
-        self.session.began[trial.key] = time.monotonic()
-        self._tell("started", trial, {})
-        session = self.session
-        place = asdict(session.place) | {"fingerprint": session.fingerprints.get(trial.cell.dataset, "")}
+        session, pack = self.session, self._pack()
+        self.running[trial_id], self.shares[trial_id] = pack, [trial.key for trial in pack]
+        session.began[trial_id] = time.monotonic()
+        for trial in pack:
+            self._tell("started", trial, {})
+        place = asdict(session.place) | {"fingerprint": session.fingerprints.get(pack[0].cell.dataset, "")}
         return {
-            "key": trial.key,
-            "trial": json.dumps(trial.to_json()),
+            "key": pack[0].key + (f"+{len(pack) - 1}" if len(pack) > 1 else ""),
+            "pack": f"{session.name}-{trial_id}",
+            "trials": [json.dumps(trial.to_json()) for trial in pack],
             "place": place,
             "stop": session.stop_mark,
             "work": session.work,
         }
 
+    def _pack(self) -> list[Trial]:
+        """Take the next trial off the queue, and those that are to train beside it."""
+        session, first = self.session, self.waiting.pop()
+        packs = session.packs
+        most = self.room.get(packs.kind(first), packs.most)
+        if most < 2:
+            return [first]
+        if packs.even:
+            idle = max(1, fits(session.resources) - len(self.running))
+            most = min(most, -(-(len(self.waiting) + 1) // idle))
+        shape = session.shapes.get(first.cell.dataset, (10, first.cell.net.size))
+        mates = packs.mates(first, self.waiting[::-1], self._position, most, *shape)
+        taken = {trial.key for trial in mates}
+        self.waiting = [trial for trial in self.waiting if trial.key not in taken]
+        return [first, *mates]
+
+    def _position(self, trial: Trial) -> int:
+        """Return the epoch a trial stands at; -1 for one that has failed before, and is better tried alone."""
+        ledger = self.session.ledger
+        if ledger.names(f"attempts/{trial.key}"):
+            return -1
+        saved = ledger.names(f"checkpoints/{trial.key}")
+        return int(saved[-1].partition("-")[0]) if saved else 0
+
     def on_trial_result(self, trial_id: str, result: Json) -> None:
-        """Pass on an epoch's metrics."""
-        trial = self.running.get(trial_id)
-        if trial is not None and "row" in result:
+        """Pass on an epoch's metrics, or see what became of a member that has left its pack."""
+        pack = self.running.get(trial_id, [])
+        trial = next((trial for trial in pack if trial.key == result.get("key")), None)
+        if trial is None:
+            return
+        if "row" in result:
             self.session.epochs += 1
             self._tell("epoch", trial, result["row"])
-            if self.session.hours() >= self.session.limits.hours:
-                self._end_for_budget()
+        elif "over" in result:
+            pack.remove(trial)
+            if result["fits"]:
+                self._narrow(trial, result["fits"])
+            self._ended(trial, False, True)
+        if self.session.hours() >= self.session.limits.hours:
+            self._end_for_budget()
+
+    def _narrow(self, trial: Trial, room: int) -> None:
+        """Let packs of this kind have no more than `room` members from now on."""
+        kind = self.session.packs.kind(trial)
+        self.room[kind] = max(1, min(room, self.room.get(kind, room)))
 
     def _end_for_budget(self) -> None:
         """Stop in good order because the budget is used up: what runs saves its state, and nothing is lost."""
@@ -191,18 +243,31 @@ class Queue(Searcher):  # type: ignore[misc]
         self.session.stop()
 
     def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:
-        """Look up on the ledger what became of a trial that Tune has ended."""
-        trial = self.running.pop(trial_id, None)
-        if trial is None:
+        """Look up on the ledger what became of a trial that Tune has ended, or of those left of a pack."""
+        pack, session = self.running.pop(trial_id, None), self.session
+        if pack is None:
             return
-        self.session.took[trial.key] = time.monotonic() - self.session.began.pop(trial.key, time.monotonic())
+        shares = self.shares.pop(trial_id)
+        size, seconds = len(shares), time.monotonic() - session.began.pop(trial_id, time.monotonic())
+        for key in shares:
+            session.took[key] = session.took.get(key, 0.0) + seconds / size
+        if error and len(pack) > 1:
+            # Its process died again and again, which is how a host's memory runs out.
+            self._narrow(pack[0], len(pack) // 2)
+        for trial in pack:
+            self._ended(trial, error and size == 1, size > 1)
+        if size > 1:
+            session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
+
+    def _ended(self, trial: Trial, error: bool, again: bool) -> None:
         try:
-            self._settle(trial, error)
+            self._settle(trial, error, again)
         except Exception:  # an error here would end every trial of the sweep; the next session sees the ledger again
             self.left.add(trial.key)
             self.session.errors.append(traceback.format_exc())
 
-    def _settle(self, trial: Trial, error: bool) -> None:
+    def _settle(self, trial: Trial, error: bool, again: bool) -> None:
+        """See what became of a trial; `again` says that one without a result goes back to the queue."""
         ledger = self.session.ledger
         done = ledger.result(trial.key)
         if done is not None:
@@ -221,10 +286,16 @@ class Queue(Searcher):  # type: ignore[misc]
                 self.given_up.add(trial.key)
                 self._tell("failed", trial, tries[-1])
                 self._enough(trial, tries[-1])
+            elif again:
+                self._tell("left", trial, {})
+                self.waiting = self._lacking()
             else:
                 self.left.add(trial.key)
                 self._tell("left", trial, {})
-        self.waiting = self._lacking()
+        protocol = self.session.sweep.protocol
+        if protocol.search is not None or protocol.single:  # only these make new trials of results
+            self._part(trial.cell)
+            self.waiting = self._lacking()
 
     def _enough(self, trial: Trial, last: Json) -> None:
         """Stop the session where failures are too many, or one error has met several cells."""
@@ -255,8 +326,8 @@ class Queue(Searcher):  # type: ignore[misc]
 
 
 def train_trial(config: Json) -> None:
-    """Perform the trial in `config` on a worker, telling Tune each epoch."""
-    work(config, lambda epoch, row: tune.report({"epoch": epoch, "row": row}))
+    """Perform the trials in `config` on a worker, telling Tune each epoch."""
+    work(config, tune.report)
 
 
 def signature(attempt: Json) -> str:
@@ -270,45 +341,34 @@ def signature(attempt: Json) -> str:
 
 def measure_speeds(cells: Mapping[str, tuple[Cell, int, int]], place: Place, resources: Resources) -> dict[str, Speed]:
     """Return the speed of each cell (with classes and crop), measured by as many workers at once as trials will run."""
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(_measure)
     began = time.time()
-    refs = {key: task.remote(cell, classes, crop, place) for key, (cell, classes, crop) in cells.items()}
+    items = [(key, cell, classes, crop, place) for key, (cell, classes, crop) in cells.items()]
     found, ready = {}, []
-    for key, ref in refs.items():
-        try:
-            speed, since = ray.get(ref)
-        except Exception:  # what cannot be measured is not priced; if it cannot be trained, its trial will say so
-            continue
-        found[key] = speed
-        ready.append(since)
+    for (key, *_), measured in tasks.each(_measure, items, cpus=resources.cpus, gpus=resources.gpus):
+        # What cannot be measured is not priced; if it cannot be trained, its trial will say so.
+        if not isinstance(measured, str):
+            found[key], since = measured
+            ready.append(since)
     # The first of all was ready when its worker had been started and had imported what it needs.
     start = max(0.0, min(ready, default=began) - began)
     return {key: speed._replace(start=start) for key, speed in found.items()}
 
 
-def _measure(cell: Cell, classes: int, crop: int, place: Place) -> tuple[Speed, float]:
+def _measure(item: tuple[str, Cell, int, int, Place]) -> tuple[Speed, float]:
     import torch  # noqa: F401 - part of a worker's start, not of the measurement
 
+    _, cell, classes, crop, place = item
     since = time.time()
     return measure(cell, classes, crop, place.device, place.threads), since
 
 
-def connect(address: str, cpus: int = 0) -> dict[str, float]:
-    """Join the Ray cluster at `address`, or start one here ("local"), and return its resources.
-
-    ValueError where none answers.
-    """
-    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
-    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if address == "local":
-        ray.init("local", num_cpus=cpus or os.cpu_count(), include_dashboard=False, **quiet)
-    else:
-        try:
-            ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError) as error:
-            raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
-    return dict(ray.cluster_resources())
+def measure_makers(names: Iterable[str], place: Place, resources: Resources) -> dict[str, Maker]:
+    """Return how fast one worker makes training views of each of these data sets; those that fail are left out."""
+    items = [(name, place) for name in names]
+    makers = tasks.each(measure_maker, items, cpus=resources.cpus, gpus=resources.gpus)
+    # Trials of damaged data will say so; no pack is formed for them.
+    found = {name: maker for (name, _), maker in makers if not isinstance(maker, str)}
+    return {name: maker._replace(memory=maker.memory * (resources.gpus or 1.0)) for name, maker in found.items()}
 
 
 def fits(resources: Resources) -> int:

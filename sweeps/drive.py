@@ -9,16 +9,18 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.datasets import DataSet, dataset
+from sweeps import sharing
 from sweeps.ledger import Ledger
-from sweeps.plan import Plan, Sweep, declared, most, plan
+from sweeps.plan import Plan, Sweep, declared, plan
 from sweeps.price import Price, keep, known, operations, pictures, price, speed_key, total
 from sweeps.ready import fingerprints_of, ready
+from sweeps.trial import Trial
 
 DONE, FAILED, BUDGET, INTERRUPTED = 0, 1, 3, 130
 
@@ -67,21 +69,26 @@ def dry_run(errand: Errand) -> int:
     """Print what would run and what is done; nothing is written."""
     found = plan(errand.sweep, errand.ledger, fingerprints_of(errand.sweep.datasets, errand.choice.data_dir))
     if errand.options.json:
-        print(_json(declared(found) | {"states": {s.trial.key: s.state for s in found.standings}}))
+        print(
+            _json(declared(found) | {"total": found.total, "states": {s.trial.key: s.state for s in found.standings}})
+        )
         return DONE
     if errand.choice.banner:
         print(errand.choice.banner)
     width = max(len(cell.label) for cell in errand.sweep.cells)
-    print(f"{'cell':<{width}}  trials   new  run  done stale fail   epochs")
+    print(f"{'cell':<{width}}  trials   new  run  done stale fail later   epochs")
     for cell in errand.sweep.cells:
         standings = found.of(cell)
         states = [standing.state for standing in standings]
         counts = [states.count(state) for state in ("new", "running", "done", "stale", "failed")]
-        epochs = sum(cell.recipe.epochs for state in states if state in ("new", "running"))
-        row = "".join(f"{count or '.':>5}" for count in counts)
-        print(f"{cell.label:<{width}}  {len(states):>6} {row}   {epochs or '.':>6}")
-    known_now = f"{len(found.standings)} trials known, at most {most(errand.sweep)} in all"
-    print(f"{known_now}; {len(found.to_do)} to train, data: {', '.join(errand.sweep.datasets)}")
+        later = sum(trial.cell.key == cell.key for trial in found.to_come)
+        epochs = cell.recipe.epochs * (later + sum(state in ("new", "running") for state in states))
+        row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
+        print(f"{cell.label:<{width}}  {len(states) + later:>6} {row}   {epochs or '.':>6}")
+    if found.to_come:
+        print("later: what follows once a cell's dropout is chosen, or a first phase is over")
+    left = len(found.to_do) + len(found.to_come)
+    print(f"{found.total} trials, {left} of them to train, data: {', '.join(errand.sweep.datasets)}")
     work = _work(found, errand.choice.data_dir)
     if work:
         print(f"to train: {work}")
@@ -92,7 +99,7 @@ def _work(found: Plan, where: Path) -> str:
     """Return what the trials still to be trained amount to; nothing where a folder of theirs is not prepared yet."""
     seen = arithmetic = 0.0
     try:
-        for trial in found.to_do:
+        for trial in (*found.to_do, *found.to_come):
             facts = dataset(trial.cell.dataset, where)
             seen += sum(pictures(trial, facts))
             arithmetic += operations(trial, facts)
@@ -120,6 +127,8 @@ def go(errand: Errand) -> int:
         with Lease(ledger, errand.sweep.title):
             _prepare_ledger(errand, fingerprints)
             found = plan(errand.sweep, ledger, fingerprints)
+            if _forget_stale(errand, found):
+                found = plan(errand.sweep, ledger, fingerprints)
             ledger.write_json(f"plans/{errand.sweep.title}.json", declared(found))
             code = _run(errand, found, facts, fingerprints)
     except Busy as busy:
@@ -136,6 +145,25 @@ def _prepare_ledger(errand: Errand, fingerprints: dict[str, str]) -> None:
             errand.ledger.forget(standing.trial.key)
         elif standing.state == "failed":
             errand.ledger.delete(f"attempts/{standing.trial.key}")
+
+
+def _forget_stale(errand: Errand, found: Plan) -> bool:
+    """Ask, or do as --stale says: return whether stale results were forgotten, to be trained anew."""
+    stale = [standing for standing in found.standings if standing.state == "stale"]
+    wanted = errand.options.stale
+    if not stale or wanted == "keep":
+        return False
+    if wanted == "ask":
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return False
+        cells = len({standing.trial.cell.key for standing in stale})
+        print(f"{len(stale)} results of {cells} cells are stale: {stale[0].why}.", file=sys.stderr)
+        print("Train them anew? What they were is lost then. [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return False
+    for standing in stale:
+        errand.ledger.forget(standing.trial.key)
+    return True
 
 
 def _run(errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints: dict[str, str]) -> int:
@@ -175,12 +203,12 @@ def _train(
     errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints: dict[str, str], view: Any, tracker: Any
 ) -> int:
     """Start or join Ray and drive the queue; return the exit code that this led to."""
-    from sweeps import cluster
+    from sweeps import cluster, tasks
     from sweeps.sets import Place
 
     options, choice = errand.options, errand.choice
     view.say(f"{len(found.to_do)} trials to train; starting Ray")
-    there = cluster.connect(choice.address)
+    there = tasks.connect(choice.address)
     gpus = options.gpus_per_trial
     if gpus is None:
         gpus = 1.0 if there.get("GPU", 0) >= 1 else 0.0
@@ -196,10 +224,13 @@ def _train(
     )
     resources = cluster.Resources(options.cpus_per_trial, gpus, options.max_concurrent)
     at_once = cluster.fits(resources)
-    forecast, start = _forecast(errand, found, facts, place, resources, at_once, view)
+    pricer, start = _forecast(errand, found, facts, place, resources, at_once, view)
 
-    def listen(event: str, trial: Any, news: dict[str, Any]) -> None:
-        view.hear(event, trial, news)
+    seen: dict[str, Trial] = {}
+
+    def listen(event: str, trial: Trial, news: dict[str, Any]) -> None:
+        seen[trial.key] = trial
+        view.hear(event, trial, news, session.to_come)
         tracker.mark(trial, {"left": "KILLED", "failed": "FAILED"}.get(event, "RUNNING"))
 
     session = cluster.Session(
@@ -212,6 +243,7 @@ def _train(
         fingerprints,
         {name: (fact.classes, fact.crop) for name, fact in facts.items()},
         cluster.Limits(options.max_gpu_hours, 1 if options.fail_fast else options.max_failures),
+        packs=_packs(errand, found, facts, place, resources, view),
     )
     with cluster.Interrupts(session, view.say) as interrupts:
         try:
@@ -225,7 +257,7 @@ def _train(
                     view.say(trace)
     if session.why:
         view.say(f"stopped: {session.why}")
-    _compare(errand, forecast, start, session.took, view)
+    _compare(errand, pricer, start, [(seen[key], seconds) for key, seconds in session.took.items()], view)
     if interrupts.caught:
         return INTERRUPTED
     return BUDGET if session.over_budget else DONE
@@ -233,11 +265,11 @@ def _train(
 
 def _forecast(
     errand: Errand, found: Plan, facts: Mapping[str, DataSet], place: Any, resources: Any, at_once: int, view: Any
-) -> tuple[dict[str, Price], float]:
-    """Measure what is not measured yet, say what the sweep will take; return each trial's price, and all starts'."""
+) -> tuple[Callable[[Trial], Price | None], float]:
+    """Measure what is not measured yet, say what the sweep will take; return what prices a trial, and all starts."""
     from sweeps import cluster
 
-    ledger, hardware = errand.ledger, f"{platform.processor()} {place.device} x{place.threads}"
+    ledger, hardware = errand.ledger, _hardware(place)
     keys = {cell.key: speed_key(cell, facts[cell.dataset], hardware) for cell in errand.sweep.cells}
     speeds = known(ledger, keys.values())
     lacking = {
@@ -250,29 +282,72 @@ def _forecast(
         for key, speed in cluster.measure_speeds(lacking, place, resources).items():
             keep(ledger, key, speed)
             speeds[key] = speed
-    prices = {
-        trial.key: price(trial, facts[trial.cell.dataset], speeds[keys[trial.cell.key]])
-        for trial in found.to_do
-        if keys[trial.cell.key] in speeds
-    }
+    # A second phase whose first is done takes about as many epochs as that did to its best.
+    ends = {s.trial.key: int(s.result["metrics"].get("best/epoch", 0)) for s in found.standings if s.result is not None}
+
+    def pricer(trial: Trial) -> Price | None:
+        speed = speeds.get(keys.get(trial.cell.key, ""))
+        return None if speed is None else price(trial, facts[trial.cell.dataset], speed, ends.get(trial.reference, 0))
+
+    prices = [found_price for trial in (*found.to_do, *found.to_come) if (found_price := pricer(trial)) is not None]
     start = 0.0
     if prices:
         start = max(speed.start for speed in speeds.values()) * min(at_once, len(prices))
-        whole = total([*prices.values(), Price(start, start, start)])
+        whole = total([*prices, Price(start, start, start)])
         unit = "GPU-hours" if place.device == "cuda" else "hours of trials"
         view.say(
             f"forecast for {len(prices)} trials: {whole.likely / 3600:.3g} {unit} ({whole.least / 3600:.3g} to "
             f"{whole.most / 3600:.3g}), {whole.likely / at_once / 60:.1f} min with {at_once} at once"
         )
-    return prices, start
+    return pricer, start
 
 
-def _compare(errand: Errand, forecast: Mapping[str, Price], start: float, took: Mapping[str, float], view: Any) -> None:
+def _packs(
+    errand: Errand, found: Plan, facts: Mapping[str, DataSet], place: Any, resources: Any, view: Any
+) -> sharing.Packs:
+    """Return how trials share their pictures: as asked for, or as measurement says that it pays."""
+    from sweeps import cluster
+
+    stay = frozenset(name for name, fact in facts.items() if sharing.resident(fact, place.resident_bytes))
+    if errand.options.pack != "auto":
+        return sharing.Packs(errand.options.pack, resident=stay)
+    streams = sharing.shared(found.to_do, stay)
+    if not streams or len(found.to_do) <= cluster.fits(resources) or errand.choice.profile == "smoke":
+        return sharing.Packs()
+    ledger, hardware = errand.ledger, _hardware(place)
+    reading = f"{hardware} {place.reader} {resources.gpus:g}"
+    makers = sharing.known(ledger, streams, reading)
+    lacking = sorted(streams - makers.keys())
+    if lacking:
+        view.say(f"measuring how fast {', '.join(lacking)} can be read")
+        makers |= cluster.measure_makers(lacking, place, resources)
+        sharing.keep(ledger, makers, reading)
+    keys = {cell.key: speed_key(cell, facts[cell.dataset], hardware) for cell in errand.sweep.cells}
+    speeds = known(ledger, keys.values())
+    learned = {key: speeds[name].train for key, name in keys.items() if name in speeds}
+    packs = sharing.worthwhile(found.to_do, learned, makers, place.device)
+    if packs.cells:
+        view.say(f"{len(packs.cells)} cells share their pictures in packs: reading them takes much of a step")
+    return packs
+
+
+def _hardware(place: Any) -> str:
+    """Return what a measurement of speed holds for."""
+    return f"{platform.processor()} {place.device} x{place.threads}"
+
+
+def _compare(
+    errand: Errand,
+    pricer: Callable[[Trial], Price | None],
+    start: float,
+    took: Sequence[tuple[Trial, float]],
+    view: Any,
+) -> None:
     """Say what the finished trials were priced at and what they took; keep both on the ledger."""
-    done = [key for key in took if key in forecast and errand.ledger.result(key) is not None]
+    done = [(seconds, found) for trial, seconds in took if errand.ledger.result(trial.key) and (found := pricer(trial))]
     if not done:
         return
-    priced, actual = sum(forecast[key].likely for key in done) + start, sum(took[key] for key in done)
+    priced, actual = sum(found.likely for _, found in done) + start, sum(seconds for seconds, _ in done)
     off = f"{actual / priced - 1:+.0%}"
     view.say(f"{len(done)} trials: forecast {priced:.0f} s of trials, actual {actual:.0f} s ({off})")
     value = {"forecast_s": priced, "actual_s": actual, "trials": len(done)}
@@ -290,8 +365,10 @@ def _show(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str
     failed = found.count("failed")
     if code == DONE and (failed or found.to_do):
         code = FAILED
+    reported, tracked = _report(errand) if code in (DONE, FAILED) else ("", "")
     if options.json:
-        print(_json(table.as_json(found, rows) | {"results": results, "tracking_uri": errand.uri, "exit": code}))
+        places = {"results": results, "report": reported, "tracking_uri": errand.uri}
+        print(_json(table.as_json(found, rows) | places | {"exit": code}))
         return code
     width = shutil.get_terminal_size((140, 40)).columns
     print(table.text(found, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
@@ -302,12 +379,16 @@ def _show(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str
             print(f"  failed: {standing.trial.cell.label} {standing.trial.label}: {standing.why}")
     if found.count("stale"):
         print(f"{found.count('stale')} are stale ({next(s.why for s in found.standings if s.state == 'stale')}); "
-              "--fresh trains them anew.")  # fmt: skip
+              "--stale retrain trains them anew.")  # fmt: skip
     print(f"results   {results}")
+    if reported:
+        print(f"report    {reported}")
     if errand.uri.startswith("sqlite"):
         print(f"compare   {_mlflow()} ui --backend-store-uri {errand.uri}")
     else:
         print(f"compare   {errand.uri}, experiment {errand.experiment}")
+    if tracked:
+        print(f"          {tracked}")
     if code in (INTERRUPTED, BUDGET):
         print(f"resume    the same command{', with a larger --max-gpu-hours' if code == BUDGET else ''}")
     elif failed:
@@ -316,6 +397,19 @@ def _show(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str
         more = errand.sweep.protocol.seeds + 2
         print(f"next      python -m sweeps.{errand.sweep.name} --seeds {more}   (for standard errors)")
     return code
+
+
+def _report(errand: Errand) -> tuple[str, str]:
+    """Write the report and put it on MLflow's runs; return its path and where MLflow has it, or why there is none."""
+    from sweeps.analysis import report
+
+    if "://" in errand.choice.output:
+        return f"python -m sweeps report {errand.sweep.title} --output {errand.choice.output} --to DIR", ""
+    try:
+        _, path, tracked = report.make(errand.ledger, errand.sweep.title, Path(errand.choice.output, "reports"))
+    except ValueError as error:
+        return f"none: {error}", ""
+    return str(path), tracked
 
 
 def _mlflow() -> str:

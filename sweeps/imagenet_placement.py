@@ -3,10 +3,12 @@
 Expected: CReLU in conv1-4 has the lowest centre-crop error (39.82 against 41.81 % for ReLU), AVR does not help at
 depth, and the nets of half width, (1,4,7) and all, still beat the baseline with 8.6 and 4.7 of its 9.4 million
 parameters. Seven rows train by SGD for 45 epochs, the two halved ones by Adam for 100, as in the paper: about
-60 GPU-hours at 20 TFLOP/s.
+60 GPU-hours at 20 TFLOP/s. Optimiser and dropout differ between the paper's rows; the crossed cells tell them from
+the placement.
 
     python -m sweeps.imagenet_placement            the paper's rows; without ImageNet and a cluster, a demo of minutes
     python -m sweeps.imagenet_placement --dry-run  what it would do, and what is already done
+    python -m sweeps.imagenet_placement --also crossed
 """
 
 from crelu_models.tables import PAPER, S8, S9, S10, S11, S12, S13
@@ -26,7 +28,14 @@ CELLS = (
     Cell("CReLU conv1-9",   S11,                 "imagenet", IMAGENET_SGD,  "4", "CReLU conv1-9"),
     Cell("CReLU all",       S12,                 "imagenet", IMAGENET_ADAM, "4", "CReLU all"),
 )
+# Adam or dropout where the paper had neither, SGD where it had Adam.
+CROSSED = (
+    Cell("Baseline, Adam",          S8,                   "imagenet", IMAGENET_ADAM),
+    Cell("Baseline, dropout .25",   S8.dropout(0.25, 9),  "imagenet", IMAGENET_SGD),
+    Cell("CReLU conv1-4, Adam",     S9,                   "imagenet", IMAGENET_ADAM),
+    Cell("CReLU conv1,4,7, SGD",    S13,                  "imagenet", IMAGENET_SGD),
+)
 # fmt: on
 
 if __name__ == "__main__":
-    main("imagenet_placement", __doc__, CELLS)
+    main("imagenet_placement", __doc__, CELLS, also={"crossed": CROSSED})

@@ -8,25 +8,36 @@ import glob
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, get_type_hints
 
 from sweeps.plan import Protocol, Sweep, unknown
 from sweeps.profile import PROFILES, scaled
 from sweeps.recipe import Recipe
-from sweeps.search import Search
-from sweeps.trial import Cell
+from sweeps.search import SAMPLERS, Search
+from sweeps.trial import MATCHES, Cell
 
 DONE, USAGE, INTERRUPTED = 0, 2, 130
 ABLATION = Protocol()
 
 
-def main(name: str, question: str, cells: Sequence[Cell], protocol: Protocol = ABLATION) -> NoReturn:
-    """Run the sweep `name` as the command line says, and exit: 0 done, 1 failed cells, 2 usage or data, 130 stopped."""
-    options = parser(name, question).parse_args()
+def main(
+    name: str,
+    question: str,
+    cells: Sequence[Cell],
+    protocol: Protocol = ABLATION,
+    also: Mapping[str, Sequence[Cell]] = MappingProxyType({}),
+) -> NoReturn:
+    """Run the sweep `name` as the command line says, and exit: 0 done, 1 failed cells, 2 usage or data, 130 stopped.
+
+    `also` holds further groups of cells by name, each trained only where --also names it.
+    """
+    options = parser(name, question, tuple(also)).parse_args()
     try:
-        sys.exit(launch(name, tuple(cells), protocol, options))
+        more = [cell for group in options.also for cell in also[group]]
+        sys.exit(launch(name, (*cells, *more), protocol, options))
     except ValueError as error:
         refuse(str(error))
     except OSError as error:
@@ -42,7 +53,7 @@ def refuse(sentence: str) -> NoReturn:
     sys.exit(USAGE)
 
 
-def parser(name: str, question: str) -> argparse.ArgumentParser:
+def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser of `python -m sweeps.NAME`."""
     found = argparse.ArgumentParser(
         prog=f"python -m sweeps.{name}",
@@ -65,13 +76,21 @@ def parser(name: str, question: str) -> argparse.ArgumentParser:
     what.add_argument(
         "--only", nargs="+", default=[], metavar="GLOB", help="only cells that fit; '!GLOB': all but those"
     )
+    what.add_argument("--also", nargs="+", default=[], choices=groups, metavar="GROUP",
+                      help=f"further cells: {', '.join(groups)}" if groups else argparse.SUPPRESS)  # fmt: skip
     what.add_argument("--seeds", type=positive, default=0, metavar="N", help="trainings per cell")
     what.add_argument("--folds", type=whole, metavar="K", help="folds, where the sweep has folds; 0: none")
     what.add_argument("--search-trials", type=whole, metavar="N", help="dropout trials per cell; 0: no search")
+    what.add_argument("--search-folds", type=whole, metavar="K",
+                      help="judge a dropout by K folds, the hopeless by fewer; 0: by the hold-out")  # fmt: skip
+    what.add_argument("--sampler", choices=SAMPLERS, help="what suggests dropout (default: the sweep's own, tpe)")
+    what.add_argument("--match", choices=MATCHES, help="what the second phase of Single stops at (default train_loss)")
     what.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
                       help="change a field of every cell, e.g. recipe.epochs=10")  # fmt: skip
     what.add_argument("--fresh", action="store_true", help="forget the results of these cells and train them anew")
     what.add_argument("--retry-failed", action="store_true", help="try again what failed")
+    what.add_argument("--stale", choices=("ask", "keep", "retrain"), default="ask",
+                      help="results of other code or data (default: ask on a terminal, else keep)")  # fmt: skip
     what.add_argument("--resume", action="store_true", help="accepted; the same command always resumes")
     where = found.add_argument_group("where and with what")
     where.add_argument(
@@ -93,6 +112,8 @@ def parser(name: str, question: str) -> argparse.ArgumentParser:
     where.add_argument(
         "--max-concurrent", type=positive, default=0, metavar="N", help="trials at once (default: as many as fit)"
     )
+    where.add_argument("--pack", type=pack, default=1, metavar="off|auto|N",
+                       help="trials of one worker that share pictures (auto: where it pays; default: off)")  # fmt: skip
     where.add_argument("--reader", choices=("ffcv", "threads"), default="ffcv", help="what decodes the pictures")
     where.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)"
@@ -109,6 +130,17 @@ def parser(name: str, question: str) -> argparse.ArgumentParser:
     shown.add_argument("-q", "--quiet", action="store_true", help="only the table")
     shown.add_argument("-v", "--verbose", action="store_true", help="also what Ray and the supervisor met")
     return found
+
+
+def pack(word: str) -> str | int:
+    """Return "auto", or how many trials a pack may have: off is 1."""
+    if word == "auto":
+        return word
+    if word == "off":
+        return 1
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"off, auto, or a whole number of at least 1, not {word!r}")
+    return int(word)
 
 
 def whole(word: str) -> int:
@@ -207,8 +239,16 @@ def asked(protocol: Protocol, profile: str, options: argparse.Namespace) -> Prot
         search = dataclasses.replace(search, trials=options.search_trials) if options.search_trials else None
     if options.search_trials and protocol.search is None:
         search = Search(options.search_trials)
+    if search is not None:
+        ways = {"sampler": options.sampler, "folds": options.search_folds}
+        search = dataclasses.replace(search, **{name: way for name, way in ways.items() if way is not None})
+    elif options.sampler or options.search_folds:
+        raise ValueError("--sampler and --search-folds are for a search; say its size by --search-trials")
+    if options.match and not protocol.single:
+        raise ValueError("--match is for the Single protocol, which this sweep does not follow")
     return dataclasses.replace(
         protocol,
+        match=options.match or protocol.match,
         seeds=options.seeds or (1 if small else protocol.seeds),
         folds=protocol.folds and (folds if options.folds is None else options.folds),
         search=search,

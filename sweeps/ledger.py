@@ -6,6 +6,8 @@
     attempts/KEY/0001.json         each failed try, with its error
     checkpoints/KEY/00007-00000123.safetensors   the last two states of a running trial
     trials/KEY/                    trial.json, history.json, weights.safetensors, tables/scores.parquet, log.txt
+    packs/NAME.json                who has left a pack that still runs
+    speeds/, makers/               how fast nets learn and pictures are read here
     tracked/KEY.json               what the tracker last brought to MLflow
 
 Tune's own directory is disposable; Optuna's studies and MLflow's runs are rebuilt from these files.

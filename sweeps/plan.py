@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -101,26 +101,59 @@ def _fits(label: str, globs: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(label.lower(), glob.lower()) for glob in globs)
 
 
-def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = ()) -> list[Trial]:
-    """Return the trials that are known now, in the order they should start: a pure function of the ledger.
+class Part(NamedTuple):
+    """What one cell comes to: its search, its protocol, and what will follow from these, as far as is known.
 
-    Searches come first, wave by wave; a cell whose study is over goes on to its protocol at once.
+    Trials to come carry the cell's own dropout in place of the one that will be chosen: they are for counting.
     """
-    waves: list[Trial] = []
-    rest: list[Trial] = []
-    for cell in sweep.cells:
-        if sweep.protocol.search is None:
-            rest += replicas(cell, (), "", sweep.protocol, results)
-            continue
-        found = study(sweep.protocol.search, cell, results, failed)
-        waves += [asked.trial for asked in found.asked]
-        winner = found.winner if found.over else None
-        if winner is not None:
-            reference = winner.trial.key if winner.trial.seed == 0 else ""
-            rest += replicas(cell, winner.trial.dropout, reference, sweep.protocol, results)
-    # Seed by seed over all cells, so that a sweep that is stopped has whole comparisons.
-    rest.sort(key=lambda trial: (trial.seed % SECOND_SEED, trial.fold))
-    return list({trial.key: trial for trial in [*waves, *rest]}.values())
+
+    waves: list[Trial]
+    rest: list[Trial]
+    to_come: list[Trial]
+
+
+def part(cell: Cell, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str] = ()) -> Part:
+    """Return what a cell comes to: a pure function of the ledger; once its study is over, its protocol at once."""
+    search = protocol.search
+    if search is None:
+        rest = replicas(cell, (), "", protocol, results)
+        return Part([], rest, _second_phases(cell, protocol, rest, failed))
+    found = study(search, cell, results, failed)
+    waves = [trial for asked in found.asked for trial in asked.trials]
+    winner = found.winner if found.over else None
+    inner = search.folds == 0 and search.seed == 0  # the winner is a first phase of Single too
+    if winner is not None:
+        reference = winner.trial.key if inner else ""
+        rest = replicas(cell, winner.trial.dropout, reference, protocol, results)
+        return Part(waves, rest, _second_phases(cell, protocol, rest, failed))
+    if found.over:  # every one of its trials failed
+        return Part(waves, [], [])
+    asked = budget(search, cell) * max(1, search.folds) - len(waves)
+    again = Trial(cell, "inner", search.seed, (), 0, search.folds) if search.folds else Trial(cell, "holdout")
+    rest = replicas(cell, (), "-" if inner else "", protocol, {})
+    return Part(waves, [], [again] * asked + rest + _second_phases(cell, protocol, rest, ()))
+
+
+def _second_phases(cell: Cell, protocol: Protocol, known: Sequence[Trial], failed: Collection[str]) -> list[Trial]:
+    """Return second phases of Single in place of those that wait for their first."""
+    settled = sum(trial.phase == "match" or (trial.phase == "holdout" and trial.key in failed) for trial in known)
+    missing = protocol.seeds * protocol.single - settled
+    return [Trial(cell, "match", SECOND_SEED, match=protocol.match, reference="-")] * missing
+
+
+def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = ()) -> list[Trial]:
+    """Return the trials that are known now, in the order they should start: a pure function of the ledger."""
+    return ordered(part(cell, sweep.protocol, results, failed) for cell in sweep.cells)
+
+
+def ordered(parts: Iterable[Part]) -> list[Trial]:
+    """Return the trials of all cells in the order they should start: searches first, wave by wave, each trial once.
+
+    Then seed by seed over all cells, so that a sweep that is stopped has whole comparisons.
+    """
+    parts = list(parts)
+    rest = sorted((t for one in parts for t in one.rest), key=lambda trial: (trial.seed % SECOND_SEED, trial.fold))
+    return list({trial.key: trial for trial in [*(t for one in parts for t in one.waves), *rest]}.values())
 
 
 # The second phase of Single starts anew from another seed than the first: this much further.
@@ -147,13 +180,6 @@ def replicas(
     return found
 
 
-def most(sweep: Sweep) -> int:
-    """Return how many trials the sweep comes to at most: suggestions that repeat, phases that share make it fewer."""
-    search = sweep.protocol.search
-    per_cell = [budget(search, cell) if search else 0 for cell in sweep.cells]
-    return sum(per_cell) + len(sweep.cells) * sweep.protocol.trainings()
-
-
 class Standing(NamedTuple):
     """A trial and how far it is: new, running (it has a checkpoint), done, stale or failed."""
 
@@ -165,10 +191,11 @@ class Standing(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The standings of all trials of a sweep."""
+    """The standings of all trials of a sweep that are known, and what stands for those that will follow."""
 
     sweep: Sweep
     standings: tuple[Standing, ...]
+    to_come: tuple[Trial, ...] = ()
 
     def count(self, *states: str) -> int:
         """Return how many trials are in one of `states`."""
@@ -177,6 +204,11 @@ class Plan:
     def of(self, cell: Cell) -> list[Standing]:
         """Return the standings of one cell's trials."""
         return [standing for standing in self.standings if standing.trial.cell.key == cell.key]
+
+    @property
+    def total(self) -> int:
+        """Return how many trials the sweep comes to; fewer where a search suggests a point twice."""
+        return len(self.standings) + len(self.to_come)
 
     @property
     def to_do(self) -> list[Trial]:
@@ -190,7 +222,9 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     attempts = ledger.failed()
     begun = set(ledger.folders("checkpoints"))
     standings = []
-    for trial in expand(sweep, results, {key for key, tries in attempts.items() if given_up(tries)}):
+    failed = {key for key, tries in attempts.items() if given_up(tries)}
+    parts = [part(cell, sweep.protocol, results, failed) for cell in sweep.cells]
+    for trial in ordered(parts):
         result = results.get(trial.key)
         state, why = "new", ""
         if result is not None:
@@ -201,7 +235,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         elif trial.key in begun:
             state = "running"
         standings.append(Standing(trial, state, result, why))
-    return Plan(sweep, tuple(standings))
+    return Plan(sweep, tuple(standings), tuple(trial for one in parts for trial in one.to_come))
 
 
 def given_up(attempts: list[Json]) -> bool:

@@ -101,8 +101,8 @@ def keep(ledger: Ledger, key: str, speed: Speed) -> None:
     ledger.write_json(f"speeds/{key}.json", speed._asdict())
 
 
-def pictures(trial: Trial, facts: DataSet) -> tuple[int, int]:
-    """Return how many pictures a training learns from and evaluates, over all its epochs and its final test."""
+def pictures(trial: Trial, facts: DataSet, epochs: int = 0) -> tuple[int, int]:
+    """Return how many pictures a training learns from and evaluates, over its epochs (0: all) and its final test."""
     phase, recipe = PHASES[trial.phase], trial.cell.recipe
     everything, tested = facts.splits["train"], facts.splits[facts.final]
     held_out = {"holdout": facts.holdout, "fold": everything // max(trial.folds, 1), "full": 0}[phase.split]
@@ -110,12 +110,13 @@ def pictures(trial: Trial, facts: DataSet) -> tuple[int, int]:
     probed = min(10_000, learned if phase.split == "holdout" else facts.holdout) if phase.probe else 0
     crops = 11 if facts.crop < facts.size else 1
     final = tested * crops if phase.test else 0
-    return learned * recipe.epochs, (held_out + probed) * recipe.epochs + final
+    epochs = epochs or recipe.epochs
+    return learned * epochs, (held_out + probed) * epochs + final
 
 
-def price(trial: Trial, facts: DataSet, speed: Speed) -> Price:
-    """Return the seconds one training takes at this speed."""
-    learned, evaluated = pictures(trial, facts)
+def price(trial: Trial, facts: DataSet, speed: Speed, epochs: int = 0) -> Price:
+    """Return the seconds one training of so many epochs (0: all) takes at this speed."""
+    learned, evaluated = pictures(trial, facts, epochs)
     fixed = evaluated / speed.evaluate + FIXED
     return Price(*(learned / rate + fixed for rate in (speed.train, speed.fastest, speed.slowest)))
 

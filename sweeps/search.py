@@ -21,6 +21,9 @@ from sweeps.trial import Cell, Trial
 
 SAMPLERS = ("tpe", "gp", "grid", "random")
 WARM_UP = 4  # finished trials, and epochs of a trial, before anything is pruned
+FOLDS_AT_ONCE = 4  # of a suggestion: fewer pairs cannot bring Wilcoxon's p below P_PRUNE
+P_PRUNE = 0.1
+KEPT = 1 / 3  # of earlier trials' errors at an epoch: what is above that quantile is pruned
 NO_BAR = 1000.0  # percent: no error is above it
 OBJECTIVE = "best/val_top1_err"
 
@@ -29,7 +32,12 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Search:
-    """How dropout is chosen: so many trials a cell, in waves, by a sampler, over a space (empty: the family's)."""
+    """How dropout is chosen: so many suggestions a cell, in waves, by a sampler, over a space (empty: the family's).
+
+    A suggestion is judged on the hold-out, or, with `folds`, by its mean over that many folds. `prune` ends a trial
+    whose error is above the best third of earlier ones, or leaves out the folds of a suggestion that is worse than
+    the best by Wilcoxon's signed-rank test (p < 0.1) on those it has.
+    """
 
     trials: int = 20
     sampler: str = "tpe"
@@ -37,6 +45,7 @@ class Search:
     prune: bool = True
     seed: int = 0
     space: tuple[Dimension, ...] = ()
+    folds: int = 0
 
     def __post_init__(self) -> None:
         """Raise ValueError for a search that cannot be."""
@@ -44,14 +53,25 @@ class Search:
             raise ValueError(f"a search's sampler is one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
         if self.trials < 1 or self.wave < 1:
             raise ValueError(f"a search has at least one trial and one a wave, not {self.trials} and {self.wave}")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"a search is on the hold-out (folds 0) or on two folds or more, not on {self.folds}")
 
 
 class Asked(NamedTuple):
-    """One suggestion of a study, its trial, and its value: None while unknown, nan where the trial failed."""
+    """One suggestion of a study, its trials (one, or one a fold), and its value.
+
+    The value is None while unknown, nan where a trial failed; `cut` where the rest of its folds were left out.
+    """
 
     number: int
-    trial: Trial
+    trials: tuple[Trial, ...]
     value: float | None
+    cut: bool = False
+
+    @property
+    def trial(self) -> Trial:
+        """Return the first of its trials, which has what all of them share."""
+        return self.trials[0]
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,7 @@ class Study:
     @property
     def winner(self) -> Asked | None:
         """Return the suggestion of least hold-out error (the earlier of two), or None where none is known."""
-        known = [asked for asked in self.asked if asked.value is not None and math.isfinite(asked.value)]
+        known = [asked for asked in self.asked if _whole(asked)]
         return min(known, key=lambda asked: (asked.value, asked.number), default=None)
 
 
@@ -96,13 +116,67 @@ def study(search: Search, cell: Cell, results: Mapping[str, Result], failed: Col
     total = budget(search, cell)
     while len(asked) < total and all(one.value is not None for one in asked):
         told = tuple((_point(one.trial), one.value) for one in asked)
-        bars = prune_bars([results[one.trial.key] for one in asked if one.trial.key in results]) if search.prune else ()
+        best = min(filter(_whole, asked), key=lambda one: (one.value, one.number), default=None)
+        bars = prune_bars([results[one.trial.key] for one in asked if one.trial.key in results])
         for number in range(len(asked), min(len(asked) + search.wave, total)):
             fresh = tuple(_point(one.trial) for one in asked[len(told) :])
             rates = suggest(search, cell.key, space(search, cell), number, told, fresh)
-            trial = Trial(cell, "holdout", search.seed, rates, bars=bars)
-            asked.append(Asked(number, trial, _value(trial, results, failed)))
+            if search.folds:
+                asked.append(_over_folds(search, cell, number, rates, best, results, failed))
+            else:
+                trial = Trial(cell, "holdout", search.seed, rates, bars=bars if search.prune else ())
+                asked.append(Asked(number, (trial,), _value(trial, results, failed)))
     return Study(cell, search, tuple(asked))
+
+
+def _over_folds(
+    search: Search,
+    cell: Cell,
+    number: int,
+    rates: tuple[tuple[str, float], ...],
+    best: Asked | None,
+    results: Mapping[str, Result],
+    failed: Collection[str],
+) -> Asked:
+    """Return a suggestion with the folds started so far: a few at once, then one by one while there is hope.
+
+    What it is measured against, the best of earlier waves, does not depend on what else runs.
+    """
+    trials = tuple(Trial(cell, "inner", search.seed, rates, fold, search.folds) for fold in range(search.folds))
+    values = [_value(trial, results, failed) for trial in trials]
+    rival = [] if best is None or not search.prune else [_value(trial, results, failed) or 0.0 for trial in best.trials]
+    for started in range(min(FOLDS_AT_ONCE, search.folds), search.folds + 1):
+        known = [value for value in values[:started] if value is not None]
+        if len(known) < started:
+            return Asked(number, trials[:started], None)
+        mean = math.fsum(known) / started
+        if math.isnan(mean) or (rival and started < search.folds and hopeless(tuple(known), tuple(rival))):
+            return Asked(number, trials[:started], mean, cut=True)
+    return Asked(number, trials, mean)
+
+
+@lru_cache(maxsize=65536)
+def hopeless(values: tuple[float, ...], rival: tuple[float, ...]) -> bool:
+    """Return whether Optuna's WilcoxonPruner gives up these errors, on the first folds of those of `rival`."""
+    import optuna
+    from optuna.trial import TrialState, create_trial
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=P_PRUNE)
+    study = optuna.create_study(direction="minimize", pruner=pruner)
+    mean, steps = math.fsum(rival) / len(rival), dict(enumerate(rival))
+    study.add_trial(create_trial(state=TrialState.COMPLETE, value=mean, intermediate_values=steps))
+    trial = study.ask()
+    for fold, value in enumerate(values):
+        trial.report(value, fold)
+    return bool(trial.should_prune())
+
+
+def _whole(asked: Asked) -> bool:
+    """Return whether a suggestion has a value and all of its folds."""
+    return asked.value is not None and math.isfinite(asked.value) and not asked.cut
 
 
 def _value(trial: Trial, results: Mapping[str, Result], failed: Collection[str]) -> float | None:
@@ -205,8 +279,8 @@ def _shuffled(count: int, key: int) -> list[int]:
 def prune_bars(results: Sequence[Result]) -> tuple[float, ...]:
     """Return, by epoch, the hold-out error above which a trial of the next wave is given up.
 
-    The median of what earlier, whole trials had at that epoch, against a trial's best so far (Optuna's
-    MedianPruner); known when the wave is asked, so that pruning does not depend on what else runs.
+    The best third of what earlier, whole trials had at that epoch, against a trial's best so far (Optuna's
+    PercentilePruner); known when the wave is asked, so that pruning does not depend on what else runs.
     """
     curves = [result["curve"] for result in results if result.get("status") == "finished" and result.get("curve")]
     if len(curves) < WARM_UP:
@@ -214,8 +288,9 @@ def prune_bars(results: Sequence[Result]) -> tuple[float, ...]:
     bars = []
     for epoch in range(min(len(curve) for curve in curves)):
         column = sorted(curve[epoch] for curve in curves)
-        middle = len(column) // 2
-        bars.append(column[middle] if len(column) % 2 else (column[middle - 1] + column[middle]) / 2)
+        below, share = divmod(KEPT * (len(column) - 1), 1.0)
+        lower, upper = column[int(below)], column[min(int(below) + 1, len(column) - 1)]
+        bars.append(lower + share * (upper - lower))
     return tuple(round(bar, 6) if epoch >= WARM_UP - 1 else NO_BAR for epoch, bar in enumerate(bars))
 
 

@@ -54,7 +54,9 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[Line]:
     found = []
     for cell in plan.sweep.cells:
         standings = plan.of(cell)
-        metrics = COLUMNS.get(cell.table, (TOP1,))
+        protocol = plan.sweep.protocol
+        own = (TOP1,) * (protocol.ablation or protocol.single) + (AVERAGE, VOTE) * (protocol.folds > 0)
+        metrics = COLUMNS.get(cell.table, own or (TOP1,))
         numbers = {metric: _number(cell, metric, standings, ledger) for metric in metrics if metric in HEADINGS}
         done = sum(standing.result is not None for standing in standings)
         count = cell.net.parameters(classes[cell.dataset])

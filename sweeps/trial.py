@@ -30,6 +30,7 @@ class Phase(NamedTuple):
 PHASES = {
     "ablation": Phase("holdout", "last", True),  # a row of Table 4
     "holdout": Phase("holdout", "best", False, True),  # a search trial; the first phase of Single
+    "inner": Phase("fold", "best", False),  # a search trial on one of several folds
     "match": Phase("full", "last", True, True),  # the second phase of Single: until the first one's training loss
     "fold": Phase("fold", "best", True),  # one of the ten networks of Average and Vote
 }
@@ -79,8 +80,9 @@ class Trial:
         """Raise ValueError for a trial that cannot be."""
         if self.phase not in PHASES:
             raise ValueError(f"phase is one of {', '.join(PHASES)}, not {self.phase!r}")
-        if (self.phase == "fold") != (self.folds > 1) or not 0 <= self.fold < max(self.folds, 1):
-            raise ValueError(f"a fold is one of 0..folds-1 in phase fold, not {self.fold} of {self.folds}")
+        folded = PHASES[self.phase].split == "fold"
+        if folded != (self.folds > 1) or not 0 <= self.fold < max(self.folds, 1):
+            raise ValueError(f"phases fold and inner have a fold of 0..folds-1, not {self.fold} of {self.folds}")
         if (self.phase == "match") != (self.match in MATCHES and bool(self.reference)):
             raise ValueError(f"phase match needs a reference trial and one of {', '.join(MATCHES)}")
 
@@ -108,7 +110,7 @@ class Trial:
             "phase": self.phase,
             "seed": self.seed,
         }
-        if self.phase == "fold":
+        if self.folds:
             content |= {"fold": self.fold, "folds": self.folds}
         if self.phase == "match":
             content |= {"match": self.match, "reference": self.reference}
@@ -119,7 +121,7 @@ class Trial:
     @property
     def label(self) -> str:
         """Return the trial's name for people, within its cell: s0 f3 d0.25."""
-        fold = f" f{self.fold}" if self.phase == "fold" else ""
+        fold = f" f{self.fold}" if self.folds else ""
         rates = "".join(f" {position}={rate:g}" for position, rate in self.dropout)
         return f"s{self.seed}{fold}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{rates}"
 
@@ -187,7 +189,10 @@ def code_fingerprint() -> str:
     names = [
         *(f"crelu_models/{name}.py" for name in ("spec", "activations", "build")),
         *(f"data/{name}.py" for name in ("datasets", "load", "augment")),
-        *(f"sweeps/{name}.py" for name in ("recipe", "train", "evaluate", "trial", "sets", "course", "outcome")),
+        *(
+            f"sweeps/{name}.py"
+            for name in ("recipe", "train", "evaluate", "trial", "sets", "stream", "course", "outcome")
+        ),
     ]
     total = hashlib.sha256()
     for name in names:

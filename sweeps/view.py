@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeps.ledger import Json
@@ -29,6 +29,7 @@ class Progress:
         self.began = time.monotonic()
         self.states = {standing.trial.key: standing.state for standing in plan.standings}
         self.trials = {standing.trial.key: standing.trial for standing in plan.standings}
+        self.to_come = list(plan.to_come)
         self.epochs: dict[str, tuple[int, float]] = {}
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
@@ -60,11 +61,14 @@ class Progress:
         states = list(self.states.values())
         done = sum(state in ("done", "stale") for state in states)
         failed = f", {states.count('failed')} failed" if "failed" in states else ""
-        return f"{done}/{len(states)} done, {states.count('training')} training{failed}{self._eta()}"
+        return (
+            f"{done}/{len(states) + len(self.to_come)} done, {states.count('training')} training{failed}{self._eta()}"
+        )
 
     def _eta(self) -> str:
         """Return the time that is left, from the epochs done since the start."""
         total = sum(trial.cell.recipe.epochs for key, trial in self.trials.items() if self._counts_for_eta(key))
+        total += sum(trial.cell.recipe.epochs for trial in self.to_come)
         done = sum(epoch for key, (epoch, _) in self.epochs.items())
         elapsed = time.monotonic() - self.began
         if not done or total <= done:
@@ -133,9 +137,10 @@ class View:
         if self.live is not None:
             self.live.stop()
 
-    def hear(self, event: str, trial: Trial, news: Mapping[str, Any]) -> None:
-        """Show an event of a trial."""
+    def hear(self, event: str, trial: Trial, news: Mapping[str, Any], to_come: Sequence[Trial]) -> None:
+        """Show an event of a trial; `to_come` stands for the trials that are not known yet."""
         with self.lock:
+            self.progress.to_come = list(to_come)
             line = self.progress.take(event, trial, dict(news))
         if line:
             self.say(f"{line} [{self.progress.counts()}]" if event in ("done", "failed") else line)

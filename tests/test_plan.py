@@ -8,7 +8,7 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep, declared, expand, most, plan, sweep_from_json
+from sweeps.plan import Protocol, Sweep, declared, expand, plan, sweep_from_json
 from sweeps.recipe import ALLCONV
 from sweeps.search import Search
 from sweeps.trial import Cell, Trial, code_fingerprint
@@ -112,15 +112,22 @@ def test_plan_of_a_stranger_is_refused(value: object) -> None:
         sweep_from_json(value)
 
 
-def test_most_counts_search_and_protocol() -> None:
+def total(tmp_path: Path, sweep: Sweep) -> int:
+    return plan(sweep, Ledger(str(tmp_path)), {}).total
+
+
+def test_total_counts_search_and_protocol_before_anything_is_known(tmp_path: Path) -> None:
     protocol = Protocol(ablation=False, single=True, folds=10, search=Search(20))
-    assert most(Sweep("s", "paper", (BASE, CRELU), protocol)) == 2 * (20 + 2 + 10)
+    # The winner of a search on the hold-out is the first phase of Single.
+    assert total(tmp_path, Sweep("s", "paper", (BASE, CRELU), protocol)) == 2 * (20 + 1 + 10)
+    over_folds = dataclasses.replace(protocol, search=Search(20, folds=5))
+    assert total(tmp_path, Sweep("s", "paper", (BASE, CRELU), over_folds)) == 2 * (20 * 5 + 2 + 10)
 
 
-def test_paper_counts_of_trainings() -> None:
+def test_paper_counts_of_trainings(tmp_path: Path) -> None:
     from sweeps import cifar_vgg, cifar_width, imagenet_placement
 
     for page, count in ((cifar_width, 120), (cifar_vgg, 96)):
         protocol = dataclasses.replace(page.PROTOCOL, search=None)
-        assert most(Sweep("s", "paper", page.CELLS, protocol)) == count  # science: Tables 1 and 2
-    assert most(Sweep("s", "paper", imagenet_placement.CELLS)) == 9
+        assert total(tmp_path, Sweep("s", "paper", page.CELLS, protocol)) == count  # science: Tables 1 and 2
+    assert total(tmp_path, Sweep("s", "paper", imagenet_placement.CELLS)) == 9

@@ -10,10 +10,10 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from crelu_models.tables import S2
-from sweeps.plan import Protocol, Sweep, expand
+from sweeps.plan import Protocol, Sweep, expand, part
 from sweeps.recipe import ALLCONV, Dimension
-from sweeps.search import NO_BAR, Search, budget, prune_bars, study, suggest
-from sweeps.trial import Cell, Trial
+from sweeps.search import NO_BAR, Search, budget, hopeless, prune_bars, study, suggest
+from sweeps.trial import PHASES, Cell, Trial
 
 CELL = Cell("Baseline", S2, "synthetic", ALLCONV)
 OTHER = Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV)
@@ -22,7 +22,8 @@ OTHER = Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV)
 def surface(trial: Trial) -> float:
     """Return a known response: a bowl in the three rates, least at (.1, .4, .5)."""
     best = {"input": 0.1, "pool1": 0.4, "pool2": 0.5}
-    return 10 + sum(40 * (rate - best[place]) ** 2 for place, rate in trial.dropout)
+    noise = random.Random(f"{trial.fold} {trial.dropout}").uniform(-0.5, 0.5) if trial.folds else 0.0
+    return 10 + sum(40 * (rate - best[place]) ** 2 for place, rate in trial.dropout) + trial.fold + noise
 
 
 def result(trial: Trial, error: float | None = None, status: str = "finished") -> dict[str, object]:
@@ -41,20 +42,65 @@ def played(search: Search, cell: Cell, order: random.Random | None = None) -> di
         found = study(search, cell, results, ())
         if found.over:
             return results
-        open_trials = [asked.trial for asked in found.asked if asked.value is None]
-        trial = (order or random.Random(0)).choice(open_trials)
+        asked = [trial for asked in found.asked if asked.value is None for trial in asked.trials]
+        trial = (order or random.Random(0)).choice([trial for trial in asked if trial.key not in results])
         results[trial.key] = result(trial)
 
 
+@pytest.mark.parametrize("folds", [0, 5])
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
-def test_study_is_the_same_in_any_order_of_finishing(sampler: str) -> None:
-    search = Search(12, sampler=sampler)
+def test_study_is_the_same_in_any_order_of_finishing(sampler: str, folds: int) -> None:
+    search = Search(8 if folds else 12, sampler=sampler, folds=folds)
     asked = []
-    for seed in range(3):
+    for seed in range(2 if folds else 3):
         results = played(search, CELL, random.Random(seed))
-        asked.append([(one.number, one.trial.key, one.value) for one in study(search, CELL, results, ()).asked])
-    assert asked[0] == asked[1] == asked[2]
-    assert len(asked[0]) == 12
+        asked.append(study(search, CELL, results, ()).asked)
+        assert results.keys() == {trial.key for one in asked[-1] for trial in one.trials}
+    assert all(one == asked[0] for one in asked)
+    assert len(asked[0]) == search.trials
+
+
+def test_search_over_folds_leaves_out_the_rest_of_a_hopeless_suggestions_folds() -> None:
+    pruned, whole = Search(10, folds=8, sampler="random"), Search(10, folds=8, sampler="random", prune=False)
+    found = {one: study(one, CELL, played(one, CELL), ()) for one in (pruned, whole)}
+    # Random points do not depend on values: both studies ask for the same, and must find the same winner.
+    assert [one.trial.dropout for one in found[pruned].asked] == [one.trial.dropout for one in found[whole].asked]
+    winners = [one.winner for one in found.values()]
+    assert winners[0] is not None
+    assert winners[1] is not None
+    assert winners[0].trial.dropout == winners[1].trial.dropout
+    assert len(winners[0].trials) == 8
+    started = [len(one.trials) for one in found[pruned].asked]
+    assert started[:4] == [8] * 4  # the first wave has nobody to be worse than
+    assert min(started) == 4
+    assert sum(started) < 0.8 * 80
+    assert all(one.cut == (len(one.trials) < 8) for one in found[pruned].asked)
+
+
+def test_search_over_folds_is_pruned_by_optunas_wilcoxon_pruner() -> None:
+    rival = (10.0, 11.0, 12.0, 13.0, 14.0, 15.0)
+    assert hopeless((12.0, 13.1, 14.2, 15.3), rival)
+    assert not hopeless((12.0, 13.1, 14.2), rival)  # three pairs cannot reach p < 0.1
+    assert not hopeless((9.0, 10.5, 13.0, 13.2), rival)
+
+
+def test_folds_of_a_search_hold_their_fold_out_and_never_open_the_test_set() -> None:
+    (first,) = study(Search(1, folds=4), CELL, {}, ()).asked
+    assert [(trial.phase, trial.fold, trial.folds) for trial in first.trials] == [("inner", k, 4) for k in range(4)]
+    assert not PHASES["inner"].test
+    with pytest.raises(ValueError, match="two folds or more"):
+        Search(folds=1)
+
+
+def test_winner_over_folds_is_trained_anew_by_the_protocol() -> None:
+    search = Search(2, wave=2, folds=2)
+    sweep = Sweep("s", "demo", (CELL,), Protocol(ablation=False, single=True, folds=3, search=search))
+    first = expand(sweep, {})
+    assert len(first) == 4
+    assert sorted(trial.phase for trial in _to_come(sweep, {})) == ["fold"] * 3 + ["holdout", "match"]
+    after = expand(sweep, finished(first))
+    assert sorted(trial.phase for trial in after) == ["fold"] * 3 + ["holdout"] + ["inner"] * 4
+    assert len(first) + len(_to_come(sweep, {})) == 2 * 2 + 5
 
 
 def test_gp_study_is_the_same_when_asked_again() -> None:
@@ -156,11 +202,11 @@ def test_tpe_finds_the_better_part_more_often_than_random() -> None:
     assert wins + ties / 2 > 12, best
 
 
-def test_bars_prune_what_optunas_median_pruner_prunes() -> None:
+def test_bars_prune_what_optunas_percentile_pruner_prunes() -> None:
     curves = [[30 - k - e * (1 + k / 4) for e in range(8)] for k in range(6)]
     bars = prune_bars([{"status": "finished", "curve": curve} for curve in curves])
     assert bars[:3] == (NO_BAR,) * 3
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
+    pruner = optuna.pruners.PercentilePruner(100 / 3, n_startup_trials=4, n_warmup_steps=3)
     old = optuna.create_study(direction="minimize", pruner=pruner)
     for curve in curves:
         old.add_trial(
@@ -186,11 +232,16 @@ def finished(trials: Iterable[Trial]) -> dict[str, dict[str, object]]:
     return {trial.key: result(trial, 10.0) for trial in trials}
 
 
+def _to_come(sweep: Sweep, results: dict[str, dict[str, object]]) -> list[Trial]:
+    return [trial for cell in sweep.cells for trial in part(cell, sweep.protocol, results).to_come]
+
+
 def test_cell_goes_on_to_its_protocol_when_its_own_study_is_over() -> None:
     protocol = Protocol(ablation=False, single=True, folds=3, search=Search(3, wave=3, prune=False))
     sweep = Sweep("s", "demo", (CELL, OTHER), protocol)
     first = expand(sweep, {})
     assert [trial.phase for trial in first] == ["holdout"] * 6
+    assert sorted(trial.phase for trial in _to_come(sweep, {})) == ["fold"] * 6 + ["match"] * 2
     mine = [trial for trial in first if trial.cell == CELL]
     after = expand(sweep, finished(mine))
     new = [trial for trial in after if trial.key not in {t.key for t in first}]
@@ -202,7 +253,9 @@ def test_cell_goes_on_to_its_protocol_when_its_own_study_is_over() -> None:
 def test_second_phase_waits_for_the_first_and_starts_anew() -> None:
     sweep = Sweep("s", "demo", (CELL,), Protocol(ablation=False, single=True))
     (first,) = expand(sweep, {})
+    assert [trial.phase for trial in _to_come(sweep, {})] == ["match"]
     both = expand(sweep, finished([first]))
+    assert _to_come(sweep, finished([first])) == []
     assert [trial.phase for trial in both] == ["holdout", "match"]
     assert both[1].reference == first.key
     assert both[1].seed != first.seed

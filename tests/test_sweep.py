@@ -188,6 +188,23 @@ def test_list_and_dry_run_import_nothing_heavy_and_write_nothing(tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["export", "--help"], ["list"]])
+def test_verbs_explain_themselves_without_anything_heavy(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy\n"
+        "try:\n"
+        "    runpy.run_module('sweeps', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'ffcv', 'optuna', 'scipy', 'pyarrow', 'matplotlib', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *words]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert "sweep" in found.stdout
+
+
 def test_set_changes_the_cells_and_their_keys(tmp_path: Path) -> None:
     plain = call(tmp_path, "--profile", "demo", "--list").stdout
     longer = call(tmp_path, "--profile", "demo", "--list", "--set", "recipe.epochs=13").stdout

@@ -62,7 +62,8 @@ def test_key_is_written_down() -> None:
 def test_trial_survives_json(name: str, phase: str) -> None:
     recipe = {"S2": ALLCONV, "S3": ALLCONV, "S4": VGG}.get(name[:2], IMAGENET_ADAM)
     cell = Cell(f"cell {name}", PAPER[name], "cifar10", recipe, "1", "row")
-    extra = {"fold": {"fold": 2, "folds": 3}, "match": {"match": "none", "reference": "a"}}.get(phase, {})
+    folded = {"fold": 2, "folds": 3}
+    extra = {"fold": folded, "inner": folded, "match": {"match": "none", "reference": "a"}}.get(phase, {})
     trial = Trial(cell, phase, 3, **extra)  # type: ignore[arg-type]
     back = trial_from_json(json.loads(json.dumps(trial.to_json())))
     assert back == trial
@@ -90,7 +91,14 @@ def test_trial_of_a_stranger_is_refused(damage: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"phase": "final"}, {"phase": "fold"}, {"phase": "fold", "fold": 3, "folds": 3}, {"phase": "match"}, {"folds": 3}],
+    [
+        {"phase": "final"},
+        {"phase": "fold"},
+        {"phase": "inner"},
+        {"phase": "fold", "fold": 3, "folds": 3},
+        {"phase": "match"},
+        {"folds": 3},
+    ],
 )
 def test_impossible_trial_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"phase|fold"):

@@ -1,0 +1,106 @@
+"""What the shared flags make of a sweep: groups of further cells, the search's ways, stale results."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps import drive
+from sweeps.cifar_width import CELLS as WIDTH
+from sweeps.cifar_width import PROTOCOL
+from sweeps.drive import Choice, Errand
+from sweeps.imagenet_placement import CELLS, CROSSED
+from sweeps.launch import asked, parser
+from sweeps.ledger import Ledger
+from sweeps.plan import Protocol, Sweep, expand, plan
+from sweeps.profile import scaled
+from sweeps.search import Search
+from sweeps.trial import code_fingerprint
+
+
+def protocol_of(*words: str, protocol: Protocol = PROTOCOL) -> Protocol:
+    return asked(protocol, "paper", parser("cifar_width", "").parse_args(words))
+
+
+def test_flags_choose_how_dropout_is_searched_and_where_single_stops() -> None:
+    found = protocol_of("--search-folds", "5", "--sampler", "gp", "--match", "valid_loss")
+    assert found == Protocol(
+        ablation=False, single=True, match="valid_loss", folds=10, search=Search(20, "gp", folds=5)
+    )
+    assert protocol_of() == PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("words", "why"), [(("--sampler", "tpe"), "--search-trials"), (("--match", "epoch"), "Single protocol")]
+)
+def test_flags_that_a_sweep_has_no_use_for_are_refused(words: tuple[str, ...], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        protocol_of(*words, protocol=Protocol())
+
+
+def test_crossed_cells_part_optimiser_and_dropout_from_placement() -> None:
+    rows = {str(cell.net.to_json()): cell for cell in CELLS}
+    Sweep("imagenet_placement", "paper", (*CELLS, *CROSSED))  # none of them is a row of the paper's
+    found = {cell.label: rows.get(str(cell.net.to_json())) for cell in CROSSED}
+    assert {label: row and row.label for label, row in found.items()} == {
+        "Baseline, Adam": "Baseline",
+        "Baseline, dropout .25": None,
+        "CReLU conv1-4, Adam": "CReLU conv1-4",
+        "CReLU conv1,4,7, SGD": "CReLU conv1,4,7",
+    }
+    assert all(row.recipe != cell.recipe for cell in CROSSED if (row := found[cell.label]) is not None)
+    assert CROSSED[1].net.dropout(0.0, 9).to_json() == CELLS[0].net.dropout(0.0, 9).to_json()
+
+
+def test_further_groups_are_offered_only_where_there_are_some() -> None:
+    assert parser("imagenet_placement", "", ("crossed",)).parse_args(["--also", "crossed"]).also == ["crossed"]
+    with pytest.raises(SystemExit):
+        parser("cifar_width", "").parse_args(["--also", "crossed"])
+
+
+class Terminal:
+    """Stands for a terminal on which someone answers."""
+
+    def __init__(self, answer: str, terminal: bool = True) -> None:
+        self.answer, self.terminal, self.said = answer, terminal, ""
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def readline(self) -> str:
+        return self.answer + "\n"
+
+    def write(self, text: str) -> int:
+        self.said += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "terminal", "left"),
+    [
+        ((), "y", True, 1),
+        ((), "n", True, 2),
+        ((), "y", False, 2),
+        (("--stale", "retrain"), "n", False, 1),
+        (("--stale", "keep"), "y", True, 2),
+    ],
+)
+def test_stale_results_are_trained_anew_only_where_someone_says_so(
+    words: tuple[str, ...], answer: str, terminal: bool, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep("s", "demo", tuple(scaled(cell, "demo") for cell in WIDTH[:2]), Protocol())
+    errand = Errand(sweep, Choice("demo", "", "", "local", tmp_path, str(tmp_path)), parser("s", "").parse_args(words))
+    for trial, code in zip(expand(sweep, {}), (code_fingerprint(), "older"), strict=True):
+        result: dict[str, Any] = {"key": trial.key, "status": "finished", "fingerprint": "", "code": code}
+        errand.ledger.commit(trial.key, result | {"metrics": {}, "curve": []})
+    found = plan(sweep, Ledger(errand.ledger.root), {})
+    assert [standing.state for standing in found.standings] == ["done", "stale"]
+    person = Terminal(answer, terminal)
+    monkeypatch.setattr(drive.sys, "stdin", person)
+    monkeypatch.setattr(drive.sys, "stderr", person)
+    assert drive._forget_stale(errand, found) == (left == 1)
+    assert len(errand.ledger.results()) == left
+    assert ("Train them anew?" in person.said) == (terminal and not words)
