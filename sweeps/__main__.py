@@ -170,8 +170,8 @@ def reconcile(options: argparse.Namespace) -> int:
     for standing in begun:
         projection.project_trial(standing.trial, idle)
     for cell in sweep.cells:
-        keys = [standing.trial.key for standing in found.of(cell)]
-        projection.project_cell(cell, keys, over=all(s.result is not None for s in found.of(cell)))
+        trials = [standing.trial for standing in found.of(cell)]
+        projection.project_cell(cell, trials, over=all(s.result is not None for s in found.of(cell)))
     print(f"{len(begun)} runs of {title} at {uri} are as the ledger says")
     return 0
 

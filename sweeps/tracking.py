@@ -7,26 +7,36 @@ trial's own history, which makes a second sending of a point the same point), an
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from data.datasets import stem
 from sweeps import checkpoint
 from sweeps.ledger import Json, Ledger
+from sweeps.look import (
+    Page,
+    averages,
+    experiment_tags,
+    flags_of,
+    log_folder,
+    params_of,
+    params_of_cell,
+    parents,
+    publish,
+)
 from sweeps.plan import Sweep, given_up
 from sweeps.trial import Cell, Trial
 
 ROWS = 50  # epochs in one request: the server takes 1,000 points
 LEADING = "train/loss"  # the metric that every epoch has, by whose steps and values a run is known again
+Pages = Callable[[str, Mapping[str, str]], Mapping[str, Page]]
 PAUSE = 2.0  # seconds between two rounds of the thread, growing to a minute while the server is away
 
 
@@ -47,10 +57,8 @@ class Projection:
         """Find the experiment, or make it, and every run of the sweep that is already there."""
         import mlflow
 
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
         self.mlflow, self.store, self.ledger, self.sweep = mlflow, store, ledger, sweep
-        self.client = mlflow.MlflowClient(store.uri)
+        self.client = connected(store.uri)
         self.experiment = self._experiment()
         self.runs: dict[str, str] = {}
         self.sent: dict[str, dict[int, float]] = {}
@@ -61,8 +69,12 @@ class Projection:
         if found is not None:
             if found.lifecycle_stage == "deleted":
                 self.client.restore_experiment(found.experiment_id)
+            for name, value in experiment_tags().items():
+                if name not in found.tags:
+                    self.client.set_experiment_tag(found.experiment_id, name, value)
             return str(found.experiment_id)
-        return str(self.client.create_experiment(self.store.experiment, self.store.artifacts or None))
+        artifacts = self.store.artifacts or None
+        return str(self.client.create_experiment(self.store.experiment, artifacts, experiment_tags()))
 
     def _find(self) -> None:
         """Read all runs of this experiment once; of two runs of one trial the longer stays, the other is deleted."""
@@ -132,18 +144,22 @@ class Projection:
         }
         run = self.client.create_run(self.experiment, tags=tags, run_name=f"{cell.label} {trial.label}")
         self.runs[trial.key], self.sent[trial.key] = run.info.run_id, {}
+        self._describe(run.info.run_id, cell, params_of(trial))
+        return str(run.info.run_id)
+
+    def _describe(self, run: str, cell: Cell, params: Mapping[str, Any]) -> None:
+        """Log what a run was set to, and the data set it saw."""
         entity = self.mlflow.entities
-        params = [entity.Param(name, str(value)) for name, value in params_of(trial).items()]
-        self.client.log_batch(run.info.run_id, params=params)
+        self.client.log_batch(run, params=[entity.Param(name, str(value)) for name, value in params.items()])
         digest = self.store.digests.get(cell.dataset, "")[:36] or "unknown"
         data = entity.Dataset(stem(cell.dataset)[:500], digest, "local", json.dumps({"uri": cell.dataset}))
         context = entity.InputTag("mlflow.data.context", "training")
-        self.client.log_inputs(run.info.run_id, [entity.DatasetInput(data, [context])])
-        return str(run.info.run_id)
+        self.client.log_inputs(run, [entity.DatasetInput(data, [context])])
 
     def _create_parent(self, cell: Cell) -> str:
         run = self.client.create_run(self.experiment, tags=self._tags(cell), run_name=cell.label)
         self.runs[f"cell:{cell.key}"] = run.info.run_id
+        self._describe(run.info.run_id, cell, params_of_cell(cell))
         return str(run.info.run_id)
 
     def _tags(self, cell: Cell) -> dict[str, str]:
@@ -190,10 +206,8 @@ class Projection:
         if proof is not None and proof.get("code") == result["code"]:
             tags["resume"] = "exact"
         self.client.log_batch(run, metrics=points, tags=[tag(name, value) for name, value in tags.items()])
-        for name in result["files"]:
-            content = self.ledger.read(f"trials/{trial.key}/{name}")
-            if content is not None:
-                _artifact(self.client, run, name, content)
+        files = {name: self.ledger.read(f"trials/{trial.key}/{name}") for name in result["files"]}
+        log_folder(self.client, run, {name: content for name, content in files.items() if content is not None})
         self.client.set_terminated(run, "FINISHED", end_time=when)
         self.ledger.write_json(f"tracked/{trial.key}.json", tracked(self.store, run, result))
 
@@ -204,32 +218,43 @@ class Projection:
             else:
                 self.client.update_run(run, state)
 
-    def project_cell(self, cell: Cell, keys: Iterable[str], over: bool) -> None:
+    def project_cell(self, cell: Cell, trials: Iterable[Trial], over: bool) -> None:
         """Bring the parent run of `cell` to the averages of its tested trials."""
-        import statistics
-
         run = self.runs.get(f"cell:{cell.key}") or self._create_parent(cell)
-        results = self.ledger.results(keys)
+        phases = {trial.key: trial.phase for trial in trials}
+        results = self.ledger.results(phases)
         when = max((int(result["finished_ms"]) for result in results.values()), default=0)
-        points = []
-        names = {name for result in results.values() for name in result["metrics"] if name.startswith("final/test")}
-        for name in sorted(names):
-            values = [result["metrics"][name] for result in results.values() if name in result["metrics"]]
-            base, count = "agg/" + name.removeprefix("final/"), len(values)
-            se = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
-            for suffix, value in (("mean", statistics.fmean(values)), ("se", se), ("n", float(count))):
-                points.append(self.mlflow.entities.Metric(f"{base}_{suffix}", value, when, 0))
+        metrics = [(phases[key], result["metrics"]) for key, result in results.items()]
+        points = [self.mlflow.entities.Metric(name, value, when, 0) for name, value in averages(metrics).items()]
         if points:
             self.client.log_batch(run, metrics=points)
         self._status(run, "FINISHED" if over else "RUNNING")
 
 
-def _artifact(client: Any, run: str, name: str, content: bytes) -> None:
-    """Log one file under its path on the run."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, Path(name).name)
-        path.write_bytes(content)
-        client.log_artifact(run, str(path), os.path.dirname(name) or None)
+def connected(uri: str) -> Any:
+    """Return a client of a store; what MLflow and its migrations tell of themselves is left out."""
+    import mlflow
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow.MlflowClient(uri)
+
+
+def publish_report(uri: str, experiment: str, files: Mapping[str, bytes], pages: Pages) -> tuple[str, int, int]:
+    """Put a report on the runs of an experiment's cells; raises what MLflow raises.
+
+    `pages` makes the notes of the cells from the experiment's id and the runs by cell key. Return the id, how many
+    runs carry the report, and on how many of them that is new.
+    """
+    client = connected(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return "", 0, 0
+    runs = parents(client, found.experiment_id)
+    made = pages(found.experiment_id, runs)
+    digest = hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files))).hexdigest()
+    news = [publish(client, runs[key], files, digest, page) for key, page in made.items() if key in runs]
+    return str(found.experiment_id), len(news), sum(news)
 
 
 def log_files(uri: str, run: str, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> None:
@@ -239,10 +264,9 @@ def log_files(uri: str, run: str, files: Mapping[str, bytes], metrics: Mapping[s
     """
     import mlflow
 
-    client = mlflow.MlflowClient(uri)
+    client = connected(uri)
     when = client.get_run(run).info.end_time or 0
-    for name, content in files.items():
-        _artifact(client, run, name, content)
+    log_folder(client, run, files)
     points = [mlflow.entities.Metric(name, value, when, 0) for name, value in metrics.items()]
     if points:
         client.log_batch(run, metrics=points)
@@ -250,30 +274,6 @@ def log_files(uri: str, run: str, files: Mapping[str, bytes], metrics: Mapping[s
 
 def _step(row: Mapping[str, float]) -> int:
     return int(row["epoch"])
-
-
-def params_of(trial: Trial) -> dict[str, Any]:
-    """Return what varies between trials, for people; everything else is in trial.json."""
-    cell, recipe = trial.cell, trial.cell.recipe
-    return {
-        "cell": cell.label,
-        "dataset": cell.dataset[:200],
-        "net": cell.net.name,
-        "dropout": " ".join(f"{name}={rate:g}" for name, rate in sorted(trial.net.dropouts().items())) or "none",
-        "phase": trial.phase,
-        "seed": trial.seed,
-        "fold": trial.fold if trial.phase == "fold" else "",
-        "optimiser": recipe.optimiser,
-        "lr": recipe.lr,
-        "batch": recipe.batch,
-        "epochs": recipe.epochs,
-    }
-
-
-def flags_of(result: Json) -> list[str]:
-    """Return the marks a reader of the number must see."""
-    marks = ["diverged"] if result["status"] == "diverged" else []
-    return marks + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])
 
 
 def tracked(store: Store, run: str, result: Json) -> Json:
@@ -368,9 +368,9 @@ class Tracker:
         with self.lock:
             cells = list(self.cells.values())
         for cell in cells:
-            keys = [key for key, trial in list(self.trials.items()) if trial.cell.key == cell.key]
-            done = self.ledger.results(keys)
-            projection.project_cell(cell, keys, over=len(done) == len(keys))
+            own = [trial for trial in list(self.trials.values()) if trial.cell.key == cell.key]
+            done = self.ledger.results(trial.key for trial in own)
+            projection.project_cell(cell, own, over=len(done) == len(own))
             with self.lock:
                 self.cells.pop(cell.key, None)
         self.runs = dict(projection.runs)

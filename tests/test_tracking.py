@@ -4,19 +4,21 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from crelu_models.spec import Net
 from crelu_models.tables import S2
 from sweeps import checkpoint
 from sweeps.ledger import Ledger
+from sweeps.look import VIEW, Page, params_of, placement
 from sweeps.plan import Protocol, Sweep
 from sweeps.recipe import ALLCONV
-from sweeps.tracking import Projection, Store, Tracker, is_tracked, params_of
+from sweeps.tracking import Projection, Store, Tracker, is_tracked, publish_report
 from sweeps.trial import Cell, Trial
 
 CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV, "1", "Baseline"), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
@@ -195,7 +197,7 @@ def test_cell_carries_average_error_and_count(store: Store, ledger: Ledger) -> N
         finish(ledger, trial, error)
         projection.project_trial(trial, "RUNNING")
     for _ in range(2):
-        projection.project_cell(CELLS[0], [trial.key for trial in trials], over=True)
+        projection.project_cell(CELLS[0], trials, over=True)
     parent = projection.client.get_run(projection.runs[f"cell:{CELLS[0].key}"])
     assert parent.data.metrics["agg/test_top1_err_mean"] == 9.5
     assert parent.data.metrics["agg/test_top1_err_se"] == pytest.approx(0.5)
@@ -244,3 +246,75 @@ def test_params_are_few_and_short() -> None:
         assert len(params) <= 12
         assert all(len(str(value)) < 500 for value in params.values())
         assert params["dropout"] == "pool1=0.5"
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [(S2, "relu"), (S2.crelu(1, 2, 3, 4), "crelu 1-4"), (S2.crelu(1, 4, 7), "crelu 1,4,7"), (S2.avr(1, 2), "avr 1-2")],
+)
+def test_placement_fits_an_axis(net: Net, words: str) -> None:
+    assert placement(net) == words
+
+
+def test_folds_are_the_average_and_other_trainings_are_single(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELLS[0], "fold", fold=fold, folds=2) for fold in (0, 1)] + [Trial(CELLS[0])]
+    for trial, error in zip(trials, (10.0, 12.0, 50.0), strict=True):
+        finish(ledger, trial, error)
+    projection = Projection(store, ledger, SWEEP)
+    projection.project_cell(CELLS[0], trials, over=True)
+    metrics = projection.client.get_run(projection.runs[f"cell:{CELLS[0].key}"]).data.metrics
+    assert metrics["agg/test_top1_err_mean"] == 11.0
+    assert metrics["agg/test_top1_err_single_mean"] == 50.0
+    assert metrics["agg/test_top1_err_n"] == 2
+
+
+def test_cells_stand_beside_each_other_in_the_ui(store: Store, ledger: Ledger) -> None:
+    for trial in (Trial(CELLS[0]), Trial(CELLS[1])):
+        finish(ledger, trial, 9.5)
+        projection = Projection(store, ledger, SWEEP)
+        projection.project_trial(trial, "RUNNING")
+        projection.project_cell(trial.cell, [trial], over=True)
+    cells = [run for run in runs(projection) if "trial.key" not in run.data.tags]
+    assert len({frozenset(run.data.params) for run in cells}) == 1
+    assert {run.data.params["cell"] for run in cells} == {"Baseline", "CReLU"}
+    assert {run.inputs.dataset_inputs[0].dataset.digest for run in cells} == {"abc"}
+    tags = projection.client.get_experiment(projection.experiment).tags
+    view = json.loads(tags[f"mlflow.sharedViewState.{VIEW}"])
+    shown = {name.split("`")[1] for name in view["selectedColumns"]}
+    assert {name for run in cells for name in run.data.metrics if "top1_err_mean" in name} <= shown
+
+
+def test_experiment_keeps_what_somebody_else_says_of_it(store: Store, ledger: Ledger) -> None:
+    projection = Projection(store, ledger, SWEEP)
+    name = f"mlflow.sharedViewState.{VIEW}"
+    projection.client.set_experiment_tag(projection.experiment, name, "{}")
+    projection.client.delete_experiment(projection.experiment)
+    again = Projection(store, ledger, SWEEP)
+    assert again.experiment == projection.experiment
+    assert again.client.get_experiment(again.experiment).tags[name] == "{}"
+
+
+def test_report_lies_on_the_run_of_each_cell_once(store: Store, ledger: Ledger) -> None:
+    for trial in (Trial(CELLS[0]), Trial(CELLS[1])):
+        finish(ledger, trial, 9.5)
+        projection = Projection(store, ledger, SWEEP)
+        projection.project_trial(trial, "RUNNING")
+
+    def pages(experiment: str, cells: Mapping[str, str]) -> dict[str, Page]:
+        assert experiment == projection.experiment
+        return {key: Page(f"| row of {run} |", {"net/parameters_millions": 1.25}) for key, run in cells.items()}
+
+    files = {"report.html": b"<p>one</p>", "tables/a.tex": b"x"}
+    assert publish_report(store.uri, store.experiment, files, pages) == (projection.experiment, 2, 2)
+    assert publish_report(store.uri, store.experiment, files, pages) == (projection.experiment, 2, 0)
+    assert publish_report(store.uri, store.experiment, files | {"report.html": b"<p>two</p>"}, pages)[2] == 2
+    for cell in CELLS:
+        run = projection.client.get_run(projection.runs[f"cell:{cell.key}"])
+        assert run.data.tags["mlflow.note.content"] == f"| row of {run.info.run_id} |"
+        assert len(projection.client.get_metric_history(run.info.run_id, "net/parameters_millions")) == 1
+        assert {item.path for item in projection.client.list_artifacts(run.info.run_id, "report")} == {
+            "report/report.html",
+            "report/tables",
+        }
+        assert Path(run.info.artifact_uri, "report", "report.html").read_bytes() == b"<p>two</p>"
+    assert publish_report(store.uri, "nowhere", files, pages) == ("", 0, 0)

@@ -10,6 +10,7 @@ import pytest
 from made_sweeps import Made, as_printed, finish, make, scores, unsearched
 from scipy import stats
 
+from benchmarks.bench_statistics import measure
 from crelu_models.tables import PAPER
 from sweeps import cifar_vgg, cifar_width, imagenet_placement
 from sweeps.analysis import paper, statistics
@@ -436,3 +437,16 @@ def test_cells_of_no_table_stand_by_data_set_and_family(tmp_path: Path) -> None:
         "table-5-imagenet",
     ]
     assert [group.comparable for group in found] == [False, False, False, False, True, True]
+
+
+# Simulated sweeps ---------------------------------------------------------------------------------------------
+
+
+def test_effects_of_simulated_sweeps_keep_their_word() -> None:
+    # In full, with 2,000 sweeps each: python -m benchmarks.bench_statistics.
+    family, coverage, *powers = measure(400, 5)
+    assert family[1] <= family[3]
+    assert 92 < coverage[1] < 98
+    assert len(powers) == 2
+    for _, found, *_ in powers:
+        assert abs(found - 80) < 5 + 300 * math.sqrt(0.8 * 0.2 / 400)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sweeps.analysis.statistics import votes
@@ -92,6 +90,9 @@ def read_vote(ledger: Ledger, folder: str, members: Sequence[str]) -> tuple[list
 
 def _table(ledger: Ledger, name: str, views: Sequence[str]) -> Any:
     """Return id, label and `views` (all columns, where none is named) of a Parquet file; None where there is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     source: Any = ledger.path(name)
     if ledger.local:
         if not Path(source).is_file():

@@ -26,6 +26,9 @@ MANIFEST: Final = "capsule.json"
 
 Floats = NDArray[np.float64]
 
+# What a study asked for: the keys of its trials, its value, and whether the rest of its folds were left out.
+Point = tuple[tuple[str, ...], float | None, bool]
+
 
 class Run(NamedTuple):
     """One trial as it stands: its result and analyses, its held-out errors by epoch, its MLflow run."""
@@ -52,15 +55,31 @@ class Run(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """One suggestion of a dropout study: its run and its value, nan where it failed, None while unknown."""
+    """One suggestion of a dropout study: its runs (one, or one a fold) and its value.
 
-    run: Run
+    The value is nan where a run failed, None while unknown; `cut` where the rest of its folds were left out.
+    """
+
+    runs: tuple[Run, ...]
     value: float | None
+    cut: bool = False
+
+    @property
+    def run(self) -> Run:
+        """Return the first of its runs, which has the dropout that all of them share."""
+        return self.runs[0]
 
     @property
     def whole(self) -> bool:
         """Return whether it trained to its end: neither pruned nor diverged nor failed."""
-        return self.run.result is not None and self.run.result["status"] == "finished"
+        finished = (run.result is not None and run.result["status"] == "finished" for run in self.runs)
+        return not self.cut and self.value is not None and all(finished)
+
+    @property
+    def pruned(self) -> bool:
+        """Return whether it was given up before its last epoch, or its last fold."""
+        given_up = any(run.result is not None and run.result["status"] == "pruned" for run in self.runs)
+        return given_up or (self.cut and self.value is not None and math.isfinite(self.value))
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,7 @@ class Evidence:
 
     def done(self, *phases: str) -> tuple[Run, ...]:
         """Return the runs of these phases that have a result, search trials left out."""
-        searched = {tried.run.key for tried in self.tried}
+        searched = {run.key for tried in self.tried for run in tried.runs}
         return tuple(r for r in self.runs if r.result and r.trial.phase in phases and r.key not in searched)
 
     @property
@@ -86,7 +105,7 @@ class Evidence:
     def winner(self) -> Tried | None:
         """Return the suggestion of least hold-out error, the earlier of two."""
         known = [tried for tried in self.tried if tried.value is not None and math.isfinite(tried.value)]
-        return min(known, key=lambda tried: tried.value or 0.0, default=None)
+        return min((tried for tried in known if not tried.cut), key=lambda tried: tried.value or 0.0, default=None)
 
     @property
     def classes(self) -> int | None:
@@ -153,26 +172,28 @@ def survey(ledger: Ledger, title: str) -> Survey:
     return Survey(title, sweep, question, cells, attempts, record)
 
 
-def _stand(ledger: Ledger, sweep: Sweep) -> tuple[Sequence[Standing], dict[str, list[tuple[str, float | None]]]]:
-    """Return the standings of a sweep's trials, and by cell key its study: trial keys and their values, in order."""
+def _stand(ledger: Ledger, sweep: Sweep) -> tuple[Sequence[Standing], dict[str, list[Point]]]:
+    """Return the standings of a sweep's trials, and by cell key what its study has asked for, in order."""
     found = plan(sweep, ledger, {name: _fingerprint(name) for name in sweep.datasets})
-    studies: dict[str, list[tuple[str, float | None]]] = {}
+    studies: dict[str, list[Point]] = {}
     if sweep.protocol.search is not None:
         results = {s.trial.key: s.result for s in found.standings if s.result is not None}
         failed = {key for key, tries in ledger.failed().items() if given_up(tries)}
         for cell in sweep.cells:
             asked = study(sweep.protocol.search, cell, results, failed).asked
-            studies[cell.key] = [(one.trial.key, one.value) for one in asked]
+            studies[cell.key] = [(tuple(trial.key for trial in one.trials), one.value, one.cut) for one in asked]
     return found.standings, studies
 
 
-def _thaw(ledger: Ledger, frozen: Json) -> tuple[list[Standing], dict[str, list[tuple[str, float | None]]]]:
+def _thaw(ledger: Ledger, frozen: Json) -> tuple[list[Standing], dict[str, list[Point]]]:
     """Return the same from a capsule, where nothing is planned anew."""
     standings = []
     for key, state, why in frozen["standings"]:
         trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
         standings.append(Standing(trial, state, ledger.result(key), why))
-    studies = {cell: [(key, value) for key, value in asked] for cell, asked in frozen["studies"].items()}
+    studies = {
+        cell: [(tuple(keys), value, cut) for keys, value, cut in asked] for cell, asked in frozen["studies"].items()
+    }
     return standings, studies
 
 
@@ -209,15 +230,13 @@ def _curve(ledger: Ledger, trial: Trial, result: Json) -> Floats:
     return np.asarray([row["val/top1_err"] for row in rows if "val/top1_err" in row], np.float64)
 
 
-def _evidence(
-    ledger: Ledger, sweep: Sweep, cell: Cell, runs: Mapping[str, Run], asked: Iterable[tuple[str, float | None]]
-) -> Evidence:
+def _evidence(ledger: Ledger, sweep: Sweep, cell: Cell, runs: Mapping[str, Run], asked: Iterable[Point]) -> Evidence:
     own = tuple(run for run in runs.values() if run.trial.cell.key == cell.key)
-    tried = tuple(Tried(runs[key], value) for key, value in asked)
-    for one in tried:
-        if _tested(one.run):
+    tried = tuple(Tried(tuple(runs[key] for key in keys), value, cut) for keys, value, cut in asked)
+    for run in [run for one in tried for run in one.runs]:
+        if _tested(run):
             raise ValueError(
-                f"the dropout of {cell.label} was chosen by trial {one.run.key}, which saw the test pictures; "
+                f"the dropout of {cell.label} was chosen by trial {run.key}, which saw the test pictures; "
                 "a cell whose dropout is chosen on test data has no place in a table: search on a hold-out"
             )
     folds = [run for run in own if run.trial.phase == "fold" and run.result]

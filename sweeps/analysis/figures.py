@@ -139,7 +139,8 @@ def _responses(evidence: Evidence, search: Search) -> Gallery:
         for tried in known:
             rate, value = dict(tried.run.trial.dropout)[place.after], tried.value or 0.0
             kind = "pick" if tried is winner else "ours" if tried.whole else "open"
-            points.append(drawing.Point(f"{rate:g}: {value:.2f}", rate, value, kind=kind, runs=tried.run.key))
+            keys = " ".join(run.key for run in tried.runs)
+            points.append(drawing.Point(f"{rate:g}: {value:.2f}", rate, value, kind=kind, runs=keys))
         title = f"{evidence.cell.label}: hold-out error by dropout after {place.after}"
         svg = drawing.response(points, low - pad, high + pad, (place.low, place.high), title)
         figures.append(Figure(f"after {place.after}", svg))

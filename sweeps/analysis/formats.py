@@ -15,9 +15,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sweeps.analysis.document import Document, Entry, Table
 
 # Sections whose tables are for the page alone: too long to print.
@@ -228,6 +225,9 @@ def _flat(value: Any) -> Any:
 
 def parquet(rows: Sequence[Mapping[str, Any]], schema: str) -> bytes:
     """Return rows as Parquet with `schema` in its metadata; numbers that are not known are null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [_known(row.get(name)) for row in rows] for name in names}
     sink = io.BytesIO()

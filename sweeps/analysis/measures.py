@@ -186,7 +186,7 @@ def runs_of(evidence: Evidence, metric: str) -> dict[tuple[int, int], tuple[Run,
         found, name = evidence.done("fold"), TOP1
     elif metric == HELD_OUT:
         winner = evidence.winner
-        found, name = (winner.run,) if winner is not None else evidence.done("ablation"), HELD_OUT
+        found, name = winner.runs if winner is not None else evidence.done("ablation"), HELD_OUT
     elif metric == TRAIN or evidence.done("match"):
         found, name = evidence.done("match"), metric
     elif metric.startswith("final/"):

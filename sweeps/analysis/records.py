@@ -25,12 +25,12 @@ def _chosen(evidence: Evidence) -> tuple[Entry, ...]:
     winner = evidence.winner
     counts = [
         sum(tried.whole for tried in evidence.tried),
-        sum(tried.run.result is not None and tried.run.result["status"] == "pruned" for tried in evidence.tried),
-        sum(tried.run.state == "failed" for tried in evidence.tried),
+        sum(tried.pruned for tried in evidence.tried),
+        sum(any(run.state == "failed" for run in tried.runs) for tried in evidence.tried),
         sum(tried.value is None for tried in evidence.tried),
     ]
     rates = ", ".join(f"{rate:g} after {place}" for place, rate in winner.run.trial.dropout) if winner else NONE
-    best = Entry(plain(winner.value or 0.0), runs=(winner.run,), cell=evidence.cell.key, metric=HELD_OUT) \
+    best = Entry(plain(winner.value or 0.0), runs=winner.runs, cell=evidence.cell.key, metric=HELD_OUT) \
         if winner else Entry(NONE)  # fmt: skip
     return (Entry(evidence.cell.label, cell=evidence.cell.key), Entry(rates), best, *(Entry(str(n)) for n in counts))
 
@@ -62,7 +62,7 @@ def cost_table(survey: Survey) -> Table:
     """Return trainings and hours of each cell, its search apart, as measured."""
     rows, total = [], [0, 0.0, 0, 0.0]
     for evidence in survey.cells:
-        searched = {tried.run.key for tried in evidence.tried}
+        searched = {run.key for tried in evidence.tried for run in tried.runs}
         parts = [
             [run for run in evidence.runs if run.result and (run.key in searched) == search] for search in (False, True)
         ]

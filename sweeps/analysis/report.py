@@ -6,7 +6,8 @@
     python -m sweeps report --from FILE.zip      from a capsule: no GPU, no torch, no Ray, no server
     python -m sweeps export SWEEP FILE.zip       the capsule: all that a report is made of, and the report
 
-It reads the ledger and writes files; it trains nothing, and never asks MLflow.
+It reads the ledger alone, trains nothing, and writes files; those of an output folder's sweeps also go to the MLflow
+runs of their cells, with the row of the table as each run's note. A store that is away costs no more than a sentence.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ import argparse
 import contextlib
 import difflib
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sweeps.analysis import capsule
 from sweeps.analysis.contents import document
 from sweeps.analysis.document import Document
-from sweeps.analysis.evidence import survey, titles
+from sweeps.analysis.evidence import Survey, survey, titles
 from sweeps.analysis.formats import blocks, comma_separated, latex, markdown, markdown_table, parquet, same
+from sweeps.analysis.notes import pages
 from sweeps.analysis.page import page
 from sweeps.analysis.tidy import tidy
 from sweeps.ledger import Ledger
+from sweeps.look import table_address
 
 DONE, DIFFERS = 0, 1
 ROWS = ("numbers", "effects", "claims", "printed", "curves", "dropout")
@@ -57,12 +62,60 @@ def run(options: argparse.Namespace) -> int:
             return check(ledger, Path(options.check))
         to = Path(options.to or (Path(options.capsule).parent / "reports" if options.capsule else _reports(options)))
         for title in titles(ledger, options.sweep):
-            found = survey(ledger, title)
-            made = document(ledger, found)
-            paths = write(files(made, tidy(found)), to / title)
+            made, path, tracked = make(ledger, title, to, to_mlflow=not options.capsule)
             print(summary(made))
-            print(f"report     {paths[0]}")
+            print(f"report     {path}")
+            if tracked:
+                print(f"MLflow     {tracked}")
     return DONE
+
+
+def make(ledger: Ledger, title: str, to: Path, to_mlflow: bool = True) -> tuple[Document, Path, str]:
+    """Write a sweep's report under `to` and put it on its MLflow runs.
+
+    Return the document, the path of its page, and what is to be said of MLflow. ValueError as for `run`.
+    """
+    found = survey(ledger, title)
+    made = document(ledger, found)
+    contents = files(made, tidy(found))
+    path = write(contents, to / title)[0]
+    return made, path, track(ledger, found, contents) if to_mlflow else ""
+
+
+def track(ledger: Ledger, found: Survey, contents: Mapping[str, bytes]) -> str:
+    """Put a report on the MLflow runs of a sweep's cells; return where to look, or why it is not there."""
+    notes = [ledger.read_json(f"tracked/{run.key}.json") for run in found.runs if run.mlflow]
+    stores = dict.fromkeys((str(note["uri"]), str(note["experiment"])) for note in notes if note is not None)
+    told = []
+    for uri, experiment in stores:
+        if not _answers(uri):
+            told.append(f"{uri} is not there: its runs are without this report; the same command sends it")
+            continue
+        from sweeps.tracking import publish_report
+
+        try:
+            number, runs, _ = publish_report(uri, experiment, contents, lambda number, runs: pages(found, number, runs))
+        except Exception as error:  # whatever a server or its client comes up with, the files are written
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            told.append(f"{uri} does not take the report ({why}); the same command sends it")
+            continue
+        server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+        told.append(f"{runs} runs carry it: {server}/{table_address(number)}" if runs else "")
+    return "; ".join(filter(None, told))
+
+
+def _answers(uri: str) -> bool:
+    """Tell whether a store is there, without waiting for the minutes that MLflow's client would."""
+    if uri.startswith("sqlite:///"):
+        return Path(uri.removeprefix("sqlite:///")).is_file()
+    place = urlsplit(uri)
+    if place.scheme not in ("http", "https") or place.hostname is None:
+        return True
+    try:
+        with socket.create_connection((place.hostname, place.port or (443 if place.scheme == "https" else 80)), 5.0):
+            return True
+    except OSError:
+        return False
 
 
 def export(options: argparse.Namespace) -> int:

@@ -18,7 +18,6 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from sweeps.analysis.paper import Relation
 
@@ -162,6 +161,8 @@ def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.9
     p is the exact binomial one, the interval Bonett and Price's (2012). Both speak of these two networks on
     other pictures, not of other trainings.
     """
+    from scipy import special
+
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape or not len(a):
         raise ValueError(f"{a.dtype} {a.shape} against {b.dtype} {b.shape}; expected two bool (n,)")
@@ -197,6 +198,8 @@ def vote(scores: ArrayLike, method: Method = "mean_softmax") -> NDArray[np.intp]
 
 def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
     """Return the classes (n,) that k networks with scores (k, n, c) choose together, by each method of voting."""
+    from scipy import special
+
     x = np.asarray(scores)
     if x.ndim != 3 or 0 in x.shape or not np.all(np.isfinite(x)):
         raise ValueError(f"scores {x.shape}; expected finite numbers of shape (networks, pictures, classes)")
@@ -295,6 +298,8 @@ def seeds_needed(
 
 def t_power(n: int, sd: float, difference: float, alpha: float = 0.05) -> float:
     """Return the chance of p < alpha in a two-sided paired t test on n > 1 differences of deviation sd > 0."""
+    from scipy import special
+
     cut = _t_quantile(n - 1, 1 - alpha)
     shift = math.sqrt(n) * abs(difference) / sd
     below, above = (float(special.nctdtr(n - 1, shift, t)) for t in (-cut, cut))
@@ -319,6 +324,8 @@ def _widen(n: int, test_fraction: float | None) -> float:
 
 def _t_quantile(df: float, level: float) -> float:
     """Return the two-sided quantile of Student's t (the normal's for df = inf), nan for df < 1."""
+    from scipy import special
+
     if not 0 < level < 1:
         raise ValueError(f"level {level}; expected between 0 and 1, such as 0.95")
     if df < 1:
@@ -328,6 +335,8 @@ def _t_quantile(df: float, level: float) -> float:
 
 
 def _t_test(difference: float, se: float, df: float, level: float) -> TTest:
+    from scipy import special
+
     half = _t_quantile(df, level) * se
     t = difference / se
     p = 2 * float(special.stdtr(df, -abs(t))) if df >= 1 else math.nan

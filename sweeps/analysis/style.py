@@ -119,6 +119,7 @@ header{padding-top:1.6rem}
 nav{padding-inline:1rem}
 h2{margin-top:2.4rem}
 .tiles{grid-template-columns:1fr 1fr}
+.tiles div:last-child:nth-child(odd){grid-column:span 2}
 .tiles .big{font-size:1.25rem}
 table{font-size:.8rem}
 th,td{padding:.3rem .3rem}

@@ -134,6 +134,6 @@ def _dropout(survey: Survey) -> Iterable[Line]:
                 "number": order,
                 "dropout": " ".join(f"{place}={rate:g}" for place, rate in tried.run.trial.dropout),
                 "val_top1_err": tried.value if tried.value is not None else float("nan"),
-                "state": str((tried.run.result or {}).get("status", tried.run.state)),
-                "trials": [tried.run.key],
+                "state": "pruned" if tried.pruned else str((tried.run.result or {}).get("status", tried.run.state)),
+                "trials": [run.key for run in tried.runs],
             }
