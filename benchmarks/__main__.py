@@ -6,6 +6,9 @@ import sys
 QUESTIONS = (
     ("bench_overhead", "--trials", "200", "--peer", "20"),
     ("bench_search", "--cells", "10", "--trials", "20"),
+    ("bench_report", "--runs", "1000"),
+    ("bench_statistics", "--sweeps", "2000"),
+    ("bench_sharing", "--pictures", "1280", "--rounds", "1"),
     ("fuzz", "--inputs", "10000"),
 )
 

@@ -30,7 +30,7 @@ CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=1))
 
 def ours(trials: int, folder: str) -> dict[str, float]:
     """Run so many trivial trials through the queue; return seconds a trial, and the growth from first to last tenth."""
-    from sweeps import cluster
+    from sweeps import cluster, tasks
     from sweeps.sets import Place
 
     ends: list[float] = []
@@ -39,7 +39,7 @@ def ours(trials: int, folder: str) -> dict[str, float]:
         if event == "done":
             ends.append(time.perf_counter())
 
-    cluster.connect("local")
+    tasks.connect("local")
     ledger = Ledger(f"{folder}/ledger")
     session = cluster.Session(
         Sweep("overhead", "smoke", (CELL,), Protocol(seeds=trials)),

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
+import statistics
 import tempfile
 from typing import Any
 
+from benchmarks.trivial import distance
 from crelu_models.tables import S2
-from sweeps import cluster
+from sweeps import cluster, tasks
 from sweeps.ledger import Ledger
 from sweeps.plan import Protocol, Sweep
 from sweeps.recipe import ALLCONV
-from sweeps.search import Search, Study, study
+from sweeps.search import Search, Study, space, study
 from sweeps.sets import Place
 from sweeps.trial import Cell
 
@@ -53,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = dataclasses.replace(ALLCONV, epochs=EPOCHS)
     cells = tuple(Cell(f"x{k}", S2.width((k + 4) / 16), "synthetic", recipe) for k in range(options.cells))
-    cluster.connect("local")
+    tasks.connect("local")
     found = {}
     for name, search in {
         "random": Search(options.trials, sampler="random", prune=False),
@@ -63,12 +66,14 @@ def main() -> None:
         found[name] = studies(cells, search)
     best = {name: [_least(one) for one in all_of] for name, (all_of, _) in found.items()}
     epochs = {name: sum(result["epochs"] for result in results.values()) for name, (_, results) in found.items()}
-    print(f"{'search':<14}{'mean least error':>18}{'beats random':>14}{'epochs':>9}{'saved':>8}")
-    for name in found:
-        wins = sum(ours < theirs for ours, theirs in zip(best[name], best["random"], strict=True))
+    print(f"{'search':<14}{'better half':>13}{'mean least error':>18}{'than random':>20}{'epochs':>9}{'saved':>8}")
+    for name, (all_of, _) in found.items():
+        pairs = list(zip(best[name], best["random"], strict=True))
+        wins, ties = sum(ours < theirs for ours, theirs in pairs), sum(ours == theirs for ours, theirs in pairs)
+        better = f"{wins} better, {len(pairs) - wins - ties} worse"
         saved = 1 - epochs[name] / (options.cells * options.trials * EPOCHS)
-        mean = sum(best[name]) / len(best[name])
-        print(f"{name:<14}{mean:>18.3f}{f'{wins}/{options.cells}':>14}{epochs[name]:>9}{saved:>8.0%}")
+        mean, half = sum(best[name]) / len(best[name]), sum(map(_better_half, all_of)) / len(all_of)
+        print(f"{name:<14}{half:>13.0%}{mean:>18.3f}{better:>20}{epochs[name]:>9}{saved:>8.0%}")
     lost = sum(_pruned_winner(one, found["TPE, pruned"][1]) for one in found["TPE, pruned"][0])
     print(f"studies whose best point was pruned: {lost} of {options.cells}")
 
@@ -78,13 +83,18 @@ def _least(one: Study) -> float:
     return min(asked.value for asked in one.asked if asked.value is not None and math.isfinite(asked.value))
 
 
+def _better_half(one: Study) -> float:
+    """Return which share of a study's points lies in the better half of the response over its whole space."""
+    dimensions = space(one.search, one.cell)
+    axes = [[d.low + step * d.step for step in range(round((d.high - d.low) / d.step) + 1)] for d in dimensions]
+    middle = statistics.median(map(distance, itertools.product(*axes)))
+    points = [distance([rate for _, rate in asked.trial.dropout]) for asked in one.asked]
+    return sum(point < middle for point in points) / len(points)
+
+
 def _pruned_winner(one: Study, results: dict[str, Any]) -> bool:
     """Return whether the point of the least floor, as the bowl tells it, was pruned before its end."""
-    best = (0.1, 0.4, 0.5)
-    floors = {
-        asked.trial.key: sum((rate - b) ** 2 for (_, rate), b in zip(asked.trial.dropout, best, strict=True))
-        for asked in one.asked
-    }
+    floors = {asked.trial.key: distance([rate for _, rate in asked.trial.dropout]) for asked in one.asked}
     return bool(results[min(floors, key=lambda key: floors[key])]["status"] == "pruned")
 
 

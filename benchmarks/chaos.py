@@ -5,8 +5,11 @@
 A small sweep with searches, folds and a real MLflow server runs once undisturbed, and once while every few seconds a
 fault is drawn: the driver, a worker or the MLflow server killed (SIGKILL), the driver told to stop (SIGTERM, SIGINT),
 a worker paused, a checkpoint or a file of the ledger damaged, the ledger's disk filled (a small tmpfs, as root).
-Whatever has ended is started again by the same command. In the end every trial's weights, curves and scores, every
-study's points and the runs in MLflow are compared; losses are printed, and are the exit code.
+Whatever has ended is started again by the same command. In the end the tables, every trial's weights, curves and
+scores (and so every study's points, which are in the trials' keys) are compared with the undisturbed sweep's, and the
+runs in MLflow with the ledger, metric by metric; losses are printed, and are the exit code.
+
+    python -m benchmarks.chaos --rounds 5 --faults "kill driver" --scale demo --pause 60 180
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ from sweeps.ledger import Ledger
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("kill driver", "kill worker", "kill server", "terminate driver", "interrupt driver", "pause worker",
           "damage checkpoint", "damage file", "fill disk")  # fmt: skip
-PATIENCE = 900.0  # seconds without a result after which the sweep counts as stuck
+PATIENCE = {"smoke": 900.0, "demo": 3600.0}  # seconds after which the sweep counts as stuck
+PER_EPOCH = ("train", "val", "probe", "lr", "sys")
+SCALES = {"smoke": ["--smoke-test"], "demo": ["--profile", "demo"]}
 
 
 class Stage:
@@ -106,6 +111,11 @@ class Stage:
                     return
         raise TimeoutError(f"the sweep did not end in {seconds:.0f} s; see {self.folder}/driver.log")
 
+    def table(self) -> str:
+        """Return the table that the same command prints once more, without the places named below it."""
+        done = subprocess.run([*self.command, "-q"], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.partition("\nresults ")[0]
+
     def _tracked(self) -> bool:
         return set(self.ledger.results()) == {name.removesuffix(".json") for name in self.ledger.names("tracked")}
 
@@ -155,7 +165,8 @@ def strike(fault: str, stage: Stage, draw: random.Random) -> bool:
                 os.kill(pid, signal.SIGCONT)
         return True
     if fault == "kill server":
-        if stage.server is None or stage.server.poll() is not None:
+        # MLflow makes its database in steps: one killed before it first answers never starts again.
+        if stage.server is None or stage.server.poll() is not None or not stage.answers():
             return False
         os.killpg(stage.server.pid, signal.SIGKILL)
         stage.server.wait()
@@ -225,25 +236,28 @@ def losses(stage: Stage, expected: dict[str, str], runs: Callable[[], list[Any]]
         if run.info.status != "FINISHED":
             said.append(f"run {run.info.run_name} is {run.info.status}")
     for key in found:
-        epochs = len(json.loads(Path(stage.ledger.path(f"trials/{key}/history.json")).read_text()))
-        own = by_key.get(key, [])
+        rows = json.loads(Path(stage.ledger.path(f"trials/{key}/history.json")).read_text())
+        own, epochs = by_key.get(key, []), len(rows)
         if len(own) != 1:
             said.append(f"trial {key} has {len(own)} runs")
-        elif (steps := own[0].steps) != list(range(1, epochs + 1)):
-            said.append(f"run of {key} has steps {steps}, not 1..{epochs}")
+            continue
+        for name, steps in own[0].steps.items():
+            if steps != list(range(1, epochs + 1)):
+                said.append(f"run of {key} has {name} at steps {steps}, not 1..{epochs}")
     return said
 
 
 def runs_of(uri: str) -> list[Any]:
-    """Return every run of a store, each with the steps of its training loss."""
+    """Return every run of a store, each with the steps of every metric that it has an epoch's value of."""
     import mlflow
 
     client = mlflow.MlflowClient(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = list(client.search_runs(experiments, max_results=5000))
     for run in found:
-        points = client.get_metric_history(run.info.run_id, "train/loss")
-        run.steps = sorted(point.step for point in points)
+        names = [name for name in run.data.metrics if name.partition("/")[0] in PER_EPOCH]
+        histories = {name: client.get_metric_history(run.info.run_id, name) for name in names}
+        run.steps = {name: sorted(point.step for point in points) for name, points in histories.items()}
     return found
 
 
@@ -267,32 +281,29 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--sweep", default="cifar_width")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--scale", choices=SCALES, default="smoke")
+    parser.add_argument("--epochs", type=int, help="of every training (default: 12 of a smoke test, the demo's own)")
     parser.add_argument("--pause", type=float, nargs=2, default=(2.0, 15.0), metavar=("LEAST", "MOST"))
+    parser.add_argument("--pack", default="off", help="packs of the disturbed sweep; the other trains trials alone")
     parser.add_argument("--keep", action="store_true", help="keep the folder, for a look")
     options = parser.parse_args()
     draw = random.Random(options.seed)
-    command = [
-        sys.executable,
-        "-m",
-        f"sweeps.{options.sweep}",
-        "--smoke-test",
-        "--set",
-        f"recipe.epochs={options.epochs}",
-    ]
+    epochs = options.epochs or (12 if options.scale == "smoke" else 0)
+    short = ["--set", f"recipe.epochs={epochs}"] if epochs else []
+    command = [sys.executable, "-m", f"sweeps.{options.sweep}", *SCALES[options.scale], *short]
     base = Path(tempfile.mkdtemp(prefix="chaos-"))
     began = time.monotonic()
     (base / "calm").mkdir()
-    calm = Stage(base / "calm", command, server=False)
+    calm = Stage(base / "calm", [*command, "--pack", "off"], server=False)
     try:
-        calm.finish(PATIENCE)
+        calm.finish(PATIENCE[options.scale])
+        expected, table = outcome(calm), calm.table()
     finally:
         calm.close()
-    expected = outcome(calm)
     print(f"undisturbed: {len(expected)} trials in {time.monotonic() - began:.0f} s", flush=True)
     done: Counter[str] = Counter()
     with small_disk(base / "wild" / "out", 200):
-        wild = Stage(base / "wild", command, server=True)
+        wild = Stage(base / "wild", [*command, "--pack", options.pack], server=True)
         try:
             wild.start()
             while sum(done.values()) < options.rounds:
@@ -303,12 +314,14 @@ def main() -> int:
                     count = f"{len(wild.ledger.results())}/{len(expected)} trials"
                     print(f"{time.monotonic() - began:6.0f} s  {fault:<18} {count}", flush=True)
                 wild.start()
-            wild.finish(PATIENCE)
-            said = losses(wild, expected, lambda: runs_of(f"http://127.0.0.1:{wild.port}"))
+            wild.finish(PATIENCE[options.scale])
+            said = [] if wild.table() == table else [f"the table differs:\n{wild.table()}\nnot\n{table}"]
+            said += losses(wild, expected, lambda: runs_of(f"http://127.0.0.1:{wild.port}"))
         finally:
             wild.close()
     print(f"{options.rounds} rounds, seed {options.seed}: {dict(sorted(done.items()))}")
-    print("\n".join(said) or f"{len(expected)} trials, each with one finished run; nothing lost, doubled or changed")
+    whole = f"{len(expected)} trials, each with one finished run; the table is the same; nothing lost or doubled"
+    print("\n".join(said) or whole)
     print(f"losses: {len(said)}")
     if not (options.keep or said):
         shutil.rmtree(base, ignore_errors=True)

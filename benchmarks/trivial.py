@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sweeps.ledger import Ledger
@@ -24,15 +24,18 @@ def bowl(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -
 
     Errors fall as 30 / epoch above their floor, the same for all: who is worse in the end is worse all the way.
     """
-    floor, curve = 10.0, []
-    for rate, best in zip((value for _, value in trial.dropout), (0.1, 0.4, 0.5), strict=True):
-        floor += 40 * (rate - best) ** 2
+    floor, curve = 10 + 40 * distance([rate for _, rate in trial.dropout]), []
     for epoch in range(trial.cell.recipe.epochs):
         curve.append(floor + 30 / (epoch + 1))
         if epoch < len(trial.bars) and min(curve) > trial.bars[epoch]:
             break
     pruned = len(curve) < trial.cell.recipe.epochs
     return _commit(trial, place, curve, "pruned" if pruned else "finished")
+
+
+def distance(rates: Sequence[float]) -> float:
+    """Return how far three dropout rates are from the bowl's least point, squared."""
+    return sum((rate - best) ** 2 for rate, best in zip(rates, (0.1, 0.4, 0.5), strict=True))
 
 
 def _commit(trial: Trial, place: Place, curve: list[float], status: str = "finished") -> dict[str, Any]:
