@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from sweeps import tasks
+from sweeps.lease import claim, elsewhere, unclaim
 from sweeps.ledger import Json, Ledger
 from sweeps.plan import TRIES, Part, Sweep, given_up, ordered, part
 from sweeps.price import Speed, measure
@@ -177,6 +178,8 @@ class Queue(Searcher):  # type: ignore[misc]
             self._end_for_budget()
             return None if self.running else Searcher.FINISHED
         session, pack = self.session, self._pack()
+        if not pack:
+            return None if self.waiting or self.running else Searcher.FINISHED
         self.running[trial_id], self.shares[trial_id] = pack, [trial.key for trial in pack]
         session.began[trial_id] = time.monotonic()
         for trial in pack:
@@ -191,9 +194,31 @@ class Queue(Searcher):  # type: ignore[misc]
             "work": session.work,
         }
 
+    def _free(self, trial: Trial) -> bool:
+        """Return whether no other sweep's driver trains this trial; what such a one has finished is done here too."""
+        session = self.session
+        done = session.ledger.result(trial.key)
+        if done is None:
+            return not elsewhere(session.ledger, session.sweep.title, trial.key)
+        self.results[trial.key] = done
+        self.waiting = [other for other in self.waiting if other.key != trial.key]
+        self._tell("done", trial, done)
+        self._follow(trial)
+        return False
+
     def _pack(self) -> list[Trial]:
-        """Take the next trial off the queue, and those that are to train beside it."""
-        session, first = self.session, self.waiting.pop()
+        """Take the next trial off the queue, and those that are to train beside it; none where others train them."""
+        pack = self._chosen()
+        for trial in pack:
+            claim(self.session.ledger, self.session.sweep.title, trial.key)
+        return pack
+
+    def _chosen(self) -> list[Trial]:
+        session = self.session
+        first = next((trial for trial in self.waiting[::-1] if self._free(trial)), None)
+        if first is None:
+            return []
+        self.waiting = [trial for trial in self.waiting if trial.key != first.key]
         packs = session.packs
         most = self.room.get(packs.kind(first), packs.most)
         if most < 2:
@@ -203,6 +228,7 @@ class Queue(Searcher):  # type: ignore[misc]
             most = min(most, -(-(len(self.waiting) + 1) // idle))
         shape = session.shapes.get(first.cell.dataset, (10, first.cell.net.size))
         mates = packs.mates(first, self.waiting[::-1], self._position, most, *shape)
+        mates = [trial for trial in mates if self._free(trial)]
         taken = {trial.key for trial in mates}
         self.waiting = [trial for trial in self.waiting if trial.key not in taken]
         return [first, *mates]
@@ -261,6 +287,7 @@ class Queue(Searcher):  # type: ignore[misc]
 
     def _ended(self, trial: Trial, error: bool, again: bool) -> None:
         try:
+            unclaim(self.session.ledger, trial.key)
             self._settle(trial, error, again)
         except Exception:  # an error here would end every trial of the sweep; the next session sees the ledger again
             self.left.add(trial.key)
@@ -292,6 +319,10 @@ class Queue(Searcher):  # type: ignore[misc]
             else:
                 self.left.add(trial.key)
                 self._tell("left", trial, {})
+        self._follow(trial)
+
+    def _follow(self, trial: Trial) -> None:
+        """See what follows from a trial that has come to its end."""
         protocol = self.session.sweep.protocol
         if protocol.search is not None or protocol.single:  # only these make new trials of results
             self._part(trial.cell)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from data.datasets import DataSet, dataset
 from sweeps import sharing
 from sweeps.ledger import Ledger
 from sweeps.plan import Plan, Sweep, declared, plan
-from sweeps.price import Price, keep, known, operations, pictures, price, speed_key, total
+from sweeps.price import Price, Speed, keep, known, operations, pictures, price, speed_key, total
 from sweeps.ready import fingerprints_of, ready
 from sweeps.trial import Trial
 
@@ -76,36 +77,41 @@ def dry_run(errand: Errand) -> int:
     if errand.choice.banner:
         print(errand.choice.banner)
     width = max(len(cell.label) for cell in errand.sweep.cells)
-    print(f"{'cell':<{width}}  trials   new  run  done stale fail later   epochs")
+    print(f"{'cell':<{width}}  trials   new  run  done stale fail later   epochs   pictures  operations")
+    to_train: dict[str, list[Trial]] = {}
+    for trial in (*found.to_do, *found.to_come):
+        to_train.setdefault(trial.cell.key, []).append(trial)
     for cell in errand.sweep.cells:
-        standings = found.of(cell)
-        states = [standing.state for standing in standings]
+        states = [standing.state for standing in found.of(cell)]
         counts = [states.count(state) for state in ("new", "running", "done", "stale", "failed")]
-        later = sum(trial.cell.key == cell.key for trial in found.to_come)
-        epochs = cell.recipe.epochs * (later + sum(state in ("new", "running") for state in states))
+        own = to_train.get(cell.key, [])
+        later = len(own) - counts[0] - counts[1]
         row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
-        print(f"{cell.label:<{width}}  {len(states) + later:>6} {row}   {epochs or '.':>6}")
+        seen, arithmetic = (f"{value:.3g}" if value else "." for value in _work(own, errand.choice.data_dir))
+        epochs = cell.recipe.epochs * len(own)
+        print(f"{cell.label:<{width}}  {len(states) + later:>6} {row}   {epochs or '.':>6} {seen:>10} {arithmetic:>11}")
     if found.to_come:
         print("later: what follows once a cell's dropout is chosen, or a first phase is over")
     left = len(found.to_do) + len(found.to_come)
     print(f"{found.total} trials, {left} of them to train, data: {', '.join(errand.sweep.datasets)}")
-    work = _work(found, errand.choice.data_dir)
-    if work:
-        print(f"to train: {work}")
+    work = _work((*found.to_do, *found.to_come), errand.choice.data_dir)
+    if any(work):
+        print(f"to train: {work[0]:.3g} pictures seen, {work[1]:.3g} floating-point operations")
+        print(_foretold(errand, found))
     return DONE
 
 
-def _work(found: Plan, where: Path) -> str:
-    """Return what the trials still to be trained amount to; nothing where a folder of theirs is not prepared yet."""
+def _work(trials: Iterable[Trial], where: Path) -> tuple[float, float]:
+    """Return the pictures and the operations of trials; zeros where a folder of theirs is not prepared yet."""
     seen = arithmetic = 0.0
     try:
-        for trial in (*found.to_do, *found.to_come):
+        for trial in trials:
             facts = dataset(trial.cell.dataset, where)
             seen += sum(pictures(trial, facts))
             arithmetic += operations(trial, facts)
     except ValueError:
-        return ""
-    return f"{seen:.3g} pictures seen, {arithmetic:.3g} floating-point operations" if seen else ""
+        return 0.0, 0.0
+    return seen, arithmetic
 
 
 def go(errand: Errand) -> int:
@@ -245,6 +251,8 @@ def _train(
         cluster.Limits(options.max_gpu_hours, 1 if options.fail_fast else options.max_failures),
         packs=_packs(errand, found, facts, place, resources, view),
     )
+    view.hours = session.hours
+    view.where = f"Ray {choice.address}: {_machines(there)}"
     with cluster.Interrupts(session, view.say) as interrupts:
         try:
             cluster.drive(session)
@@ -269,7 +277,7 @@ def _forecast(
     """Measure what is not measured yet, say what the sweep will take; return what prices a trial, and all starts."""
     from sweeps import cluster
 
-    ledger, hardware = errand.ledger, _hardware(place)
+    ledger, hardware = errand.ledger, _hardware(place.device, place.threads)
     keys = {cell.key: speed_key(cell, facts[cell.dataset], hardware) for cell in errand.sweep.cells}
     speeds = known(ledger, keys.values())
     lacking = {
@@ -282,6 +290,23 @@ def _forecast(
         for key, speed in cluster.measure_speeds(lacking, place, resources).items():
             keep(ledger, key, speed)
             speeds[key] = speed
+    pricer = _pricer(found, facts, speeds, keys)
+    start = max((speed.start for speed in speeds.values()), default=0.0) * min(at_once, len(found.to_do))
+    sentence = _sentence(found, pricer, start, place.device, at_once)
+    if sentence:
+        view.say(sentence)
+    return pricer, start
+
+
+def _machines(there: Mapping[str, float]) -> str:
+    """Return what a cluster has."""
+    return ", ".join(f"{there[name]:g} {name}s" for name in ("CPU", "GPU") if there.get(name))
+
+
+def _pricer(
+    found: Plan, facts: Mapping[str, DataSet], speeds: Mapping[str, Speed], keys: Mapping[str, str]
+) -> Callable[[Trial], Price | None]:
+    """Return what prices a trial by measured speeds; `keys` name the measurement of a cell."""
     # A second phase whose first is done takes about as many epochs as that did to its best.
     ends = {s.trial.key: int(s.result["metrics"].get("best/epoch", 0)) for s in found.standings if s.result is not None}
 
@@ -289,17 +314,33 @@ def _forecast(
         speed = speeds.get(keys.get(trial.cell.key, ""))
         return None if speed is None else price(trial, facts[trial.cell.dataset], speed, ends.get(trial.reference, 0))
 
-    prices = [found_price for trial in (*found.to_do, *found.to_come) if (found_price := pricer(trial)) is not None]
-    start = 0.0
-    if prices:
-        start = max(speed.start for speed in speeds.values()) * min(at_once, len(prices))
-        whole = total([*prices, Price(start, start, start)])
-        unit = "GPU-hours" if place.device == "cuda" else "hours of trials"
-        view.say(
-            f"forecast for {len(prices)} trials: {whole.likely / 3600:.3g} {unit} ({whole.least / 3600:.3g} to "
-            f"{whole.most / 3600:.3g}), {whole.likely / at_once / 60:.1f} min with {at_once} at once"
-        )
-    return pricer, start
+    return pricer
+
+
+def _sentence(found: Plan, pricer: Callable[[Trial], Price | None], start: float, device: str, at_once: int) -> str:
+    """Return what is left of a sweep in hours, with an interval; nothing where no net of it has been measured."""
+    prices = [price for trial in (*found.to_do, *found.to_come) if (price := pricer(trial)) is not None]
+    if not prices:
+        return ""
+    whole = total([*prices, Price(start, start, start)])
+    unit = "GPU-hours" if device == "cuda" else "hours of trials"
+    return (
+        f"forecast for {len(prices)} trials: {whole.likely / 3600:.3g} {unit} ({whole.least / 3600:.3g} to "
+        f"{whole.most / 3600:.3g}), {whole.likely / at_once / 60:.1f} min with {at_once} at once"
+    )
+
+
+def _foretold(errand: Errand, found: Plan) -> str:
+    """Return the forecast from what has been measured on this machine before."""
+    options, where = errand.options, errand.choice.data_dir
+    cuda = options.gpus_per_trial != 0 and bool(glob.glob("/dev/nvidia[0-9]*"))
+    device, threads = "cuda" if cuda else "cpu", max(1, int(options.cpus_per_trial))
+    facts = {name: dataset(name, where) for name in errand.sweep.datasets}
+    keys = {cell.key: speed_key(cell, facts[cell.dataset], _hardware(device, threads)) for cell in errand.sweep.cells}
+    room = len(glob.glob("/dev/nvidia[0-9]*")) / (options.gpus_per_trial or 1.0) if cuda else (os.cpu_count() or 1)
+    at_once = options.max_concurrent or max(1, int(room if cuda else room / max(options.cpus_per_trial, 1e-9)))
+    sentence = _sentence(found, _pricer(found, facts, known(errand.ledger, keys.values()), keys), 0.0, device, at_once)
+    return sentence or "no forecast: the speed of these nets is measured when the sweep first starts on a machine"
 
 
 def _packs(
@@ -314,7 +355,7 @@ def _packs(
     streams = sharing.shared(found.to_do, stay)
     if not streams or len(found.to_do) <= cluster.fits(resources) or errand.choice.profile == "smoke":
         return sharing.Packs()
-    ledger, hardware = errand.ledger, _hardware(place)
+    ledger, hardware = errand.ledger, _hardware(place.device, place.threads)
     reading = f"{hardware} {place.reader} {resources.gpus:g}"
     makers = sharing.known(ledger, streams, reading)
     lacking = sorted(streams - makers.keys())
@@ -331,9 +372,9 @@ def _packs(
     return packs
 
 
-def _hardware(place: Any) -> str:
+def _hardware(device: str, threads: int) -> str:
     """Return what a measurement of speed holds for."""
-    return f"{platform.processor()} {place.device} x{place.threads}"
+    return f"{platform.processor()} {device} x{threads}"
 
 
 def _compare(

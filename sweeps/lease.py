@@ -1,4 +1,4 @@
-"""Who drives a sweep: one driver at a time, seen by all others, taken over when it dies."""
+"""Who drives a sweep, and who trains a trial that several sweeps share: one at a time, taken over when it dies."""
 
 from __future__ import annotations
 
@@ -114,3 +114,22 @@ def driver(ledger: Ledger, sweep: str) -> dict[str, object] | None:
             return None
         return other
     return other if time.time() - float(other.get("beat", 0)) < SILENCE else None
+
+
+def claim(ledger: Ledger, sweep: str, key: str) -> None:
+    """Note that this process, the driver of `sweep`, trains a trial: the driver of another sweep waits for it."""
+    ledger.write_json(f"claims/{key}.json", {"sweep": sweep, "pid": os.getpid(), "host": platform.node()})
+
+
+def unclaim(ledger: Ledger, key: str) -> None:
+    """Take the note of `claim` away."""
+    ledger.delete(f"claims/{key}.json")
+
+
+def elsewhere(ledger: Ledger, sweep: str, key: str) -> bool:
+    """Return whether the living driver of another sweep than `sweep` trains the trial `key` now."""
+    note = ledger.read_json(f"claims/{key}.json")
+    if note is None or note.get("sweep") == sweep:
+        return False
+    now = driver(ledger, str(note.get("sweep")))
+    return now is not None and all(now.get(name) == note.get(name) for name in ("pid", "host"))

@@ -2,6 +2,7 @@
 
     plans/SWEEP.json               what was declared when the sweep last started
     leases/SWEEP.json              who drives it now
+    claims/KEY.json                the sweep whose driver trains it now
     results/KEY.json               the commit point of a trial: written last, atomically
     attempts/KEY/0001.json         each failed try, with its error
     checkpoints/KEY/00007-00000123.safetensors   the last two states of a running trial
@@ -195,7 +196,7 @@ class Ledger:
 
     def forget(self, key: str) -> None:
         """Take away everything known of trial `key`, so that it runs anew."""
-        for name in (f"results/{key}.json", f"tracked/{key}.json"):
+        for name in (f"results/{key}.json", f"tracked/{key}.json", f"claims/{key}.json"):
             self.delete(name)
         for folder in ("attempts", "checkpoints", "trials"):
             self.delete(f"{folder}/{key}")

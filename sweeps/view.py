@@ -8,16 +8,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweeps.ledger import Json
+from sweeps.look import averages, flags_of
 from sweeps.plan import Plan
-from sweeps.trial import Trial
+from sweeps.trial import Cell, Trial
 
 HEARTBEAT = 60.0  # seconds between two lines that say how far things are, off a terminal
 ROOM = 8e6  # bytes free under which a disk counts as full
 EVENTS = 6  # lines of the past under the live table
+# What the trainings of a phase are called in a cell's row.
+PARTS = {"holdout": "first", "inner": "search", "ablation": "seeds", "match": "single", "fold": "folds"}
 
 
 class Progress:
@@ -28,6 +31,7 @@ class Progress:
         self.plan = plan
         self.began = time.monotonic()
         self.states = {standing.trial.key: standing.state for standing in plan.standings}
+        self.results = {s.trial.key: s.result for s in plan.standings if s.result is not None}
         self.trials = {standing.trial.key: standing.trial for standing in plan.standings}
         self.to_come = list(plan.to_come)
         self.epochs: dict[str, tuple[int, float]] = {}
@@ -47,6 +51,7 @@ class Progress:
             return ""
         self.states[key] = {"started": "training", "left": "running"}.get(event, event)
         if event == "done":
+            self.results[key] = news
             self.seconds += float(news["seconds"])
             found: dict[str, float] = news["metrics"]
             error = found.get("final/test_top1_err", found.get("best/val_top1_err", float("nan")))
@@ -78,23 +83,49 @@ class Progress:
     def _counts_for_eta(self, key: str) -> bool:
         return self.states[key] in ("new", "training", "running") or key in self.epochs
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """Return a row a cell: label, trials done, what trains now, best error so far."""
-        found = []
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a row a cell: label, parts done, what trains now, best hold-out error, test error, marks."""
+        found: list[tuple[str, ...]] = []
         for cell in self.plan.sweep.cells:
             keys = [key for key, trial in self.trials.items() if trial.cell.key == cell.key]
-            done = sum(self.states[key] in ("done", "stale") for key in keys)
             now = [self._now(key) for key in keys if self.states[key] == "training"]
-            errors = [error for key in keys if key in self.epochs for error in [self.epochs[key][1]]]
-            best = f"{min(errors):.2f}" if errors else ""
-            found.append((cell.label, f"{done}/{len(keys)}", "; ".join(now), best))
+            held_out = [self.epochs[key][1] for key in keys if key in self.epochs]
+            results = {key: self.results[key] for key in keys if key in self.results}
+            held_out += [
+                r["metrics"]["best/val_top1_err"] for r in results.values() if "best/val_top1_err" in r["metrics"]
+            ]
+            tested = averages([(self.trials[key].phase, result["metrics"]) for key, result in results.items()])
+            marks = sorted({mark for result in results.values() for mark in flags_of(result)})
+            failed = sum(self.states[key] == "failed" for key in keys)
+            best = f"{min(held_out):.2f}" if held_out else ""
+            marks += [f"{failed} failed"] if failed else []
+            found.append((cell.label, self._parts(cell, keys), "; ".join(now), best, _error(tested), " ".join(marks)))
         return found
+
+    def _parts(self, cell: Cell, keys: Sequence[str]) -> str:
+        """Return how many of a cell's search trials, seeds and folds are done, of how many."""
+        search = self.plan.sweep.protocol.search
+        done: dict[str, int] = {}
+        planned: dict[str, int] = {}
+        for key, trial in [(key, self.trials[key]) for key in keys] + [("", trial) for trial in self.to_come]:
+            if trial.cell.key == cell.key:
+                searched = search is not None and trial.phase == "holdout" and trial.seed == search.seed
+                part = "search" if searched else PARTS[trial.phase]
+                planned[part] = planned.get(part, 0) + 1
+                done[part] = done.get(part, 0) + (self.states.get(key) in ("done", "stale"))
+        return " ".join(f"{part} {done[part]}/{count}" for part, count in planned.items())
 
     def _now(self, key: str) -> str:
         trial = self.trials[key]
         epoch, _ = self.epochs.get(key, (0, 0.0))
         speed = f", {self.speed[key]:.0f} pictures/s" if key in self.speed else ""
         return f"{trial.label} epoch {epoch}/{trial.cell.recipe.epochs}{speed}"
+
+
+def _error(tested: Mapping[str, float]) -> str:
+    """Return a cell's mean test error, with its standard error and count, as far as it is known."""
+    mean, se, n = (tested.get(f"agg/test_top1_err_{name}") for name in ("mean", "se", "n"))
+    return "" if mean is None else f"{mean:.2f}" + (f" ±{se:.2f}" if se is not None else "") + f" (n {n:.0f})"
 
 
 def _time(seconds: float) -> str:
@@ -108,6 +139,8 @@ class View:
     def __init__(self, plan: Plan, live: bool, quiet: bool, disk: str = "") -> None:
         """Prepare a live table, or lines; `quiet` shows neither. `disk` is a folder whose disk is looked at."""
         self.disk, self.full = disk, False
+        self.where = ""  # the cluster, once it is joined
+        self.hours: Callable[[], float] = lambda: 0.0
         self.progress, self.quiet = Progress(plan), quiet
         self.live: Any = None
         self.use_live = live and not quiet
@@ -187,10 +220,12 @@ class View:
         with self.lock:
             rows, counts = self.progress.rows(), self.progress.counts()
         table = Table(box=None, pad_edge=False)
-        for heading, justify in (("cell", "left"), ("done", "right"), ("now", "left"), ("best error %", "right")):
-            table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for heading, justify in (("cell", "left"), ("done", "left"), ("now", "left"), ("best hold-out %", "right"),
+                                 ("test error %", "right"), ("", "left")):  # fmt: skip
+            table.add_column(heading, justify=justify, no_wrap=heading != "now")  # type: ignore[arg-type]
         for row in rows:
             table.add_row(*row)
         sweep = self.progress.plan.sweep
-        head = Text(f"{sweep.title} on {', '.join(sweep.datasets)}: {counts}", style="bold")
+        place = f"; {self.where}, {self.hours():.2f} h used" if self.where else ""
+        head = Text(f"{sweep.title} on {', '.join(sweep.datasets)}: {counts}{place}", style="bold")
         return Group(head, table, Text("\n".join(self.events), style="bright_black"))

@@ -17,6 +17,7 @@ from data.write import prepare
 from sweeps import sharing
 from sweeps.cluster import Limits, Queue, Resources, Session
 from sweeps.launch import parser
+from sweeps.lease import Lease
 from sweeps.ledger import Json, Ledger
 from sweeps.perform import perform
 from sweeps.plan import Sweep
@@ -203,6 +204,37 @@ def test_members_at_other_epochs_are_no_mates_and_stopping_leaves_all(tmp_path: 
         queue.on_trial_complete(name)
     assert len(queue.left) == 4
     assert queue.suggest("c") == "FINISHED"
+
+
+def test_trial_of_two_sweeps_is_trained_by_one_and_done_for_both(tmp_path: Path) -> None:
+    first = session(tmp_path, Packs(), count=3)
+    heard = list[tuple[str, str]]()
+    second = dataclasses.replace(
+        first,
+        sweep=dataclasses.replace(first.sweep, name="second", cells=first.sweep.cells[1:]),
+        listen=lambda event, trial, news: heard.append((event, trial.cell.label)),
+    )
+    with Lease(first.ledger, first.sweep.title), Lease(first.ledger, second.sweep.title):
+        queue, other = Queue(first), Queue(second)
+        assert asked(queue, "a") + asked(queue, "b") == ["1", "2"]
+        assert asked(other, "a") == ["3"]
+        # What is left for the second sweep trains in the first.
+        assert other.suggest("b") is None
+        done(first.ledger, queue_trial(first, "2"))
+        queue.on_trial_complete("b")
+        assert other.suggest("c") is None
+        assert heard == [("started", "3"), ("done", "2")]
+        assert queue.suggest("c") is None
+        done(first.ledger, queue_trial(first, "3"))
+        other.on_trial_complete("a")
+        assert other.suggest("d") == "FINISHED"
+        assert queue.suggest("d") is None  # its own "1" still trains
+        assert asked(Queue(first), "e") == ["1"]
+    # The driver of the first is gone: nobody waits for what it had begun.
+    alone = dataclasses.replace(
+        second, sweep=dataclasses.replace(first.sweep, name="third", cells=first.sweep.cells[:1])
+    )
+    assert asked(Queue(alone), "a") == ["1"]
 
 
 def test_even_packs_leave_no_worker_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
