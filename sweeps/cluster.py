@@ -97,6 +97,7 @@ class Session:
     over_budget: bool = False
     why: str = ""
     epochs: int = 0
+    planned: list[Trial] = field(default_factory=list)  # as far as it is known; the others are to come
     to_come: list[Trial] = field(default_factory=list)
     began: dict[str, float] = field(default_factory=dict)  # by Tune's name of what runs
     lost: float = 0.0  # seconds of what ran when a Tuner ended in an error
@@ -159,6 +160,7 @@ class Queue(Searcher):  # type: ignore[misc]
         """Return the trials without a result, in order, that are not running, given up, or left."""
         busy = {trial.key for pack in self.running.values() for trial in pack} | self.given_up | self.left
         trials = ordered(self.parts.values())
+        self.session.planned = trials
         self.session.to_come = [trial for part in self.parts.values() for trial in part.to_come]
         lacking = [trial for trial in trials if trial.key not in self.results and trial.key not in busy]
         if lacking and not self.session.epochs and not self.running:

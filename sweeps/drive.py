@@ -236,7 +236,7 @@ def _train(
 
     def listen(event: str, trial: Trial, news: dict[str, Any]) -> None:
         seen[trial.key] = trial
-        view.hear(event, trial, news, session.to_come)
+        view.hear(event, trial, news, session.planned, session.to_come)
         tracker.mark(trial, {"left": "KILLED", "failed": "FAILED"}.get(event, "RUNNING"))
 
     session = cluster.Session(

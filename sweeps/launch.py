@@ -7,6 +7,7 @@ import dataclasses
 import glob
 import math
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ def main(
     `also` holds further groups of cells by name, each trained only where --also names it.
     """
     options = parser(name, question, tuple(also)).parse_args()
+    # A preempted machine's signal is Ctrl-C's equal, also before there is anything to save.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         more = [cell for group in options.also for cell in also[group]]
         sys.exit(launch(name, (*cells, *more), protocol, options))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 # Read by Ray when it is imported.
@@ -35,14 +38,30 @@ def connect(address: str, cpus: int = 0) -> dict[str, float]:
     silent = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if address == "local":
-        ray.init("local", num_cpus=cpus or os.cpu_count(), include_dashboard=False, **silent)
-    else:
-        try:
-            ray.init(address, **silent)
-        except (ConnectionError, RuntimeError) as error:
-            raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+    with own_handler(signal.SIGTERM):
+        if address == "local":
+            ray.init("local", num_cpus=cpus or os.cpu_count(), include_dashboard=False, **silent)
+        else:
+            try:
+                ray.init(address, **silent)
+            except (ConnectionError, RuntimeError) as error:
+                raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
     return dict(ray.cluster_resources())
+
+
+@contextmanager
+def own_handler(number: int) -> Iterator[None]:
+    """Keep a signal's handler over what sets another: Ray's ends the process with a stack of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(number)
+    try:
+        yield
+    except SystemExit:  # Ray's handler has caught it meanwhile
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(number, before)
 
 
 def leave() -> None:

@@ -34,9 +34,19 @@ class Progress:
         self.results = {s.trial.key: s.result for s in plan.standings if s.result is not None}
         self.trials = {standing.trial.key: standing.trial for standing in plan.standings}
         self.to_come = list(plan.to_come)
+        self.planned: Sequence[Trial] = ()
         self.epochs: dict[str, tuple[int, float]] = {}
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
+
+    def know(self, planned: Sequence[Trial], to_come: Sequence[Trial]) -> None:
+        """Take in the trials that are planned now, and those that stand for others that will follow."""
+        self.to_come = list(to_come)
+        if planned is not self.planned:
+            self.planned = planned
+            for trial in planned:
+                self.trials.setdefault(trial.key, trial)
+                self.states.setdefault(trial.key, "new")
 
     def take(self, event: str, trial: Trial, news: Json) -> str:
         """Take in one event and return the line that tells it; empty where nothing is worth a line."""
@@ -170,10 +180,12 @@ class View:
         if self.live is not None:
             self.live.stop()
 
-    def hear(self, event: str, trial: Trial, news: Mapping[str, Any], to_come: Sequence[Trial]) -> None:
-        """Show an event of a trial; `to_come` stands for the trials that are not known yet."""
+    def hear(
+        self, event: str, trial: Trial, news: Mapping[str, Any], planned: Sequence[Trial], to_come: Sequence[Trial]
+    ) -> None:
+        """Show an event of a trial of those `planned`; `to_come` stands for the trials that are not known yet."""
         with self.lock:
-            self.progress.to_come = list(to_come)
+            self.progress.know(planned, to_come)
             line = self.progress.take(event, trial, dict(news))
         if line:
             self.say(f"{line} [{self.progress.counts()}]" if event in ("done", "failed") else line)

@@ -118,6 +118,24 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
     assert child_runs(tmp_path) == runs
 
 
+@pytest.mark.parametrize("seconds", [0.2, 3.0])
+def test_a_sweep_that_is_told_to_end_while_it_starts_says_how_to_go_on(tmp_path: Path, seconds: float) -> None:
+    with started(tmp_path, *SMALL) as process:
+        assert process.stderr is not None
+        said = ""
+        while "starting Ray" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        said += process.communicate(timeout=120)[1]
+    assert process.returncode == 130, said
+    assert "the same command resumes" in said
+    assert "***" not in said
+    assert "Traceback" not in said
+
+
 def refused(folder: Path, arguments: Sequence[str], *words: str, **more: str) -> None:
     """Check that the command ends with exit code 2 and one sentence with these words, and leaves nothing."""
     found = call(folder, *arguments, **more)
