@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from sweeps import serve
 from sweeps.analysis import report
 from sweeps.lease import driver
 from sweeps.ledger import Json, Ledger
@@ -67,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("export", help="a sweep in one file, from which its report is rebuilt")
     report.export_arguments(verb)
     verb.set_defaults(verb=report.export)
+    verb = verbs.add_parser("serve", help="MLflow's server over --output, for a cluster's head; its backup too")
+    serve.arguments(verb)
+    verb.set_defaults(verb=serve.run)
     for parser in verbs.choices.values():
         parser.add_argument("--output", default="outputs", metavar="DIR", help="the sweeps' output (default outputs)")
     return found
