@@ -1,4 +1,4 @@
-"""python -m data prepare | verify | info | bench: write, check, show and time the pictures' files."""
+"""python -m data prepare | verify | info | bench | pull | push: write, check, show, time and move pictures' files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "verify": _verify,
             "info": _info,
             "bench": _bench,
+            "pull": _pull,
+            "push": _push,
         }
         verbs[options.verb](options)
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written is left; the same command begins again", file=sys.stderr)
+        again = "goes on" if options.verb == "pull" else "begins again"
+        print(f"interrupted: nothing half-written has a name; the same command {again}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"data {options.verb}: {error}", file=sys.stderr)
@@ -46,8 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     verify = verbs.add_parser("verify", help="read everything back: checksums, labels, decoding")
     info = verbs.add_parser("info", help="print the sidecars")
     bench = verbs.add_parser("bench", help="print pictures a second of each reader")
+    pull = verbs.add_parser("pull", help="copy prepared files from shared storage to the data folder, once a machine")
+    push = verbs.add_parser("push", help="copy prepared files from the data folder to shared storage")
+    pull.add_argument("source", metavar="SOURCE", help="s3://BUCKET/PREFIX, or a folder")
+    push.add_argument("target", metavar="DEST", help="s3://BUCKET/PREFIX, or a folder")
     for verb in (prepare, verify, info, bench):
         verb.add_argument("name", metavar="NAME", help=_NAMES)
+    for verb in (pull, push):
+        verb.add_argument("names", metavar="NAME", nargs="*", help="only these data sets (default: all)")
+        verb.add_argument("--fresh", action="store_true", help="replace files that hold other pictures")
+    for verb in (prepare, verify, info, bench, pull, push):
         verb.add_argument("--data-dir", metavar="DIR", help="place of the files (default: $CRELU_DATA, ~/.cache/...)")
     for verb in (prepare, verify, bench):
         verb.add_argument("--workers", type=int, default=0, metavar="N", help="processes or threads (default: cores)")
@@ -134,6 +145,26 @@ def _info(options: argparse.Namespace) -> None:
         shown = replace(sidecar, class_names=sidecar.class_names[:10], label_counts=sidecar.label_counts[:10])
         for field, value in asdict(shown).items():
             print(f"  {field:13} {value}{' ...' if sidecar.classes > 10 and field in _LONG else ''}")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from data.transfer import pull
+
+    where = data_dir(options.data_dir)
+    with _progress() as progress:
+        found = pull(options.source, where, options.names, fresh=options.fresh, progress=progress)
+    for path, new in found.items():
+        print(f"{path}: {'pulled, its fingerprint is right' if new else 'was there'}")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from data.transfer import push
+
+    where = data_dir(options.data_dir)
+    with _progress() as progress:
+        found = push(where, options.target, options.names, fresh=options.fresh, progress=progress)
+    for name, new in found.items():
+        print(f"{name}: {'pushed' if new else 'was there'}")
 
 
 _LONG = ("class_names", "label_counts")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,10 +141,12 @@ def stored_bytes(index: Index, stored: Bytes, record: int) -> memoryview:
     return stored[index.pointers[record] : index.pointers[record] + index.sizes[record]].data
 
 
-def fingerprint(index: Index) -> str:
-    """Return the SHA-256 of the stored pictures in record order, then of the labels."""
+def fingerprint(index: Index, alive: Callable[[], object] = lambda: None) -> str:
+    """Return the SHA-256 of the stored pictures in record order, then of the labels; `alive` is called on the way."""
     stored, digest = mapped(index), hashlib.sha256()
     for record in range(len(index.labels)):
+        if record % 10_000 == 0:
+            alive()
         digest.update(stored_bytes(index, stored, record))
     digest.update(index.labels.astype("<i8").tobytes())
     return digest.hexdigest()

@@ -292,15 +292,24 @@ def write_sidecar(path: Path, sidecar: Sidecar) -> None:
 def read_sidecar(path: Path) -> Sidecar:
     """Read and check a sidecar; ValueError names the file and what is wrong with it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: python -m data prepare writes it beside the pictures") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+    return sidecar_of(content, str(path))
+
+
+def sidecar_of(content: bytes, name: str) -> Sidecar:
+    """Return the sidecar that a file holds; ValueError names the file and what is wrong with it."""
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be read as JSON: {error}") from None
     try:
         return _sidecar(value)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not a sidecar of version {SIDECAR_VERSION}: {error}") from None
+        raise ValueError(f"{name} is not a sidecar of version {SIDECAR_VERSION}: {error}") from None
 
 
 def _sidecar(value: object) -> Sidecar:

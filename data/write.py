@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import logging
 import multiprocessing
@@ -12,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from queue import Empty
@@ -34,6 +33,7 @@ from data.datasets import (
     write_sidecar,
 )
 from data.sources import Picture, Source, chosen, sources
+from data.storage import alone
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
@@ -88,7 +88,7 @@ def prepare(
     if not fresh and _complete(found := _there(name, where, asked)):
         return found
     where.mkdir(parents=True, exist_ok=True)
-    with _alone(where / f".{stem(name)}.lock"):
+    with alone(where / f".{stem(name)}.lock"):
         found = {} if fresh else _there(name, where, asked)
         if _complete(found):  # by another process, while this one waited
             return found
@@ -97,15 +97,6 @@ def prepare(
             if split not in found:
                 found[split] = _prepared(name, split, source, beton_path(name, split, where), way, progress)
         return found
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait for any other process that prepares the same set; it ends its lock however it dies."""
-    with lock.open("w") as file:
-        with suppress(OSError):  # a network disk without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _complete(found: dict[str, Sidecar]) -> bool:

@@ -29,6 +29,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from data.storage import located
+
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
 
@@ -69,10 +71,7 @@ class Ledger:
 
     @cached_property
     def _place(self) -> tuple[arrow_fs.FileSystem, str]:
-        if "://" in self.root:
-            system, base = self._arrow.FileSystem.from_uri(self.root)
-            return system, base
-        return self._arrow.LocalFileSystem(), os.path.abspath(self.root)
+        return located(self.root)
 
     @property
     def local(self) -> bool:

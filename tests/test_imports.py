@@ -16,7 +16,7 @@ ROWS = (
     ("crelu_models.tables", "crelu_models.activations", "data.beton", "data.sources", "data.augment",
      "sweeps.evaluate", "sweeps.ledger", "sweeps.serve", "sweeps.stream", "sweeps.tasks", "sweeps.analysis.statistics",
      "sweeps.analysis.picture", "sweeps.analysis.cgls"),
-    ("crelu_models.build", "data.load", "sweeps.checkpoint", "sweeps.trial", "sweeps.lease",
+    ("crelu_models.build", "data.load", "data.transfer", "sweeps.checkpoint", "sweeps.trial", "sweeps.lease",
      "sweeps.analysis.capture", "sweeps.analysis.decisions"),
     ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome",
      "sweeps.look", "sweeps.analysis.provenance"),
