@@ -122,7 +122,9 @@ def _called(*command: str) -> None:
         raise ValueError(f"{command[0]} is not installed: apt-get install postgresql-client")
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{command[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        lines = done.stderr.strip().splitlines() or ["failed"]
+        said = next((line for line in lines if "error: " in line), lines[-1])  # what follows is the statement
+        raise ValueError(said if command[0] in said else f"{command[0]}: {said}")
 
 
 def restore(source: str, store: str, artifacts: str, users: Path) -> str:

@@ -36,6 +36,7 @@ class Choice:
     address: str
     data_dir: Path
     output: str
+    data_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,10 @@ def go(errand: Errand) -> int:
         if not options.quiet:
             print(sentence, file=sys.stderr)
 
-    facts = {name: ready(name, errand.choice.data_dir, tell) for name in errand.sweep.datasets}
+    choice, local = errand.choice, errand.choice.address == "local"
+    facts = {
+        name: ready(name, choice.data_dir, tell, choice.data_source, pictures=local) for name in errand.sweep.datasets
+    }
     fingerprints = fingerprints_of(errand.sweep.datasets, errand.choice.data_dir)
     from sweeps.lease import Busy, Lease
 
@@ -227,6 +231,7 @@ def _train(
         reader=options.reader,
         workers=max(1, int(options.cpus_per_trial)),
         threads=max(1, int(options.cpus_per_trial)),
+        data_source=choice.data_source,
     )
     resources = cluster.Resources(options.cpus_per_trial, gpus, options.max_concurrent)
     at_once = cluster.fits(resources)

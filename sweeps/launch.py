@@ -99,6 +99,8 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
     where.add_argument(
         "--data-dir", metavar="DIR", help="the .beton files (default $CRELU_DATA, ~/.cache/crelu-sweeps/data)"
     )
+    where.add_argument("--data-source", metavar="URI",
+                       help="where a machine pulls from what it lacks (default $CRELU_DATA_SOURCE)")  # fmt: skip
     where.add_argument(
         "--output", default="outputs", metavar="DIR", help="ledger, results and the MLflow store (default outputs)"
     )
@@ -184,10 +186,12 @@ def decide(name: str, cells: Sequence[Cell], options: argparse.Namespace) -> Any
     output = options.output if "://" in options.output else os.path.abspath(os.path.expanduser(options.output))
     place = data_dir(options.data_dir)
     own = cells[0].dataset
-    configured = bool(options.data_dir or os.environ.get("CRELU_DATA") or os.environ.get("IMAGENET_DIR"))
+    source = options.data_source or os.environ.get("CRELU_DATA_SOURCE") or ""
+    source = source if not source or "://" in source else os.path.abspath(os.path.expanduser(source))
+    configured = bool(options.data_dir or os.environ.get("CRELU_DATA") or os.environ.get("IMAGENET_DIR") or source)
 
     def chosen(profile: str, dataset: str = "", banner: str = "") -> Any:
-        return Choice(profile, dataset, banner, address, place, output)
+        return Choice(profile, dataset, banner, address, place, output, source)
 
     if options.smoke_test:
         return chosen("smoke", options.dataset or "", "smoke test: two tiny cells on embedded pictures")
@@ -205,7 +209,7 @@ def decide(name: str, cells: Sequence[Cell], options: argparse.Namespace) -> Any
         return chosen(options.profile or "paper")
     if address != "local":
         raise ValueError(
-            f"a cluster was given, but no data: say where {own} lies by --data-dir or CRELU_DATA, "
+            f"a cluster was given, but no data: say where {own} lies by --data-dir, --data-source or CRELU_DATA, "
             f"or ask for embedded pictures by --profile demo"
         )
     return chosen("demo", banner=DEMO)

@@ -17,6 +17,7 @@ from sweeps.course import Course, Report
 from sweeps.evaluate import BATCH, Errors, score, ten_crop_scores
 from sweeps.ledger import Ledger, with_room
 from sweeps.outcome import Outcome, write_outcome
+from sweeps.ready import bring
 from sweeps.sets import Place, fingerprint, open_sets
 from sweeps.stream import LEARNED, TEST, Company, Turns
 from sweeps.train import Diverged
@@ -58,6 +59,8 @@ def performing(
     done = ledger.result(trial.key)
     if done is not None:
         return done
+    if not bring(trial.cell.dataset, place.data_dir, place.data_source, stop):
+        return None
     _reset(place)
     course = Course(trial, place, ledger, open_sets(trial, place), stop, company)
     ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json())

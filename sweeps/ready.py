@@ -1,4 +1,4 @@
-"""Whether a sweep's pictures are there and whole, before anything starts; and the sentence where they are not."""
+"""Whether a sweep's pictures are there and whole, before anything starts; how they come; the sentence where not."""
 
 from __future__ import annotations
 
@@ -28,12 +28,69 @@ def _files(name: str, where: Path) -> list[Path]:
     return [beton_path(name, split, where) for split in ("train", dataset(name, where).final)]
 
 
-def ready(name: str, where: Path, tell: Callable[[str], None]) -> DataSet:
+class _Left(Exception):
+    """Whoever waits for pictures was asked to leave."""
+
+
+def bring(name: str, where: str, source: str, stop: Callable[[], bool] = lambda: False) -> bool:
+    """Bring a data set to this machine where it is not there; False where `stop()` ended it.
+
+    Pictures come from `source`, embedded ones are made; `stop` is asked all the while, as a sign of life. Without a
+    source the others are not looked for: their absence is told by whoever opens them. ValueError and OSError as of
+    data.transfer.pull.
+    """
+    embedded = name.partition(":")[0] == "synthetic"
+    if not (source or embedded) or _have(name, Path(where), (".beton", ".json")):
+        return True
+
+    def alive() -> None:
+        if stop():
+            raise _Left
+
+    try:
+        if embedded:
+            from data.write import prepare
+
+            prepare(name, Path(where), workers=1)
+        else:
+            from data.transfer import pull
+
+            pull(source, Path(where), [name], alive=alive)
+    except _Left:
+        return False
+    return True
+
+
+def _have(name: str, where: Path, suffixes: Iterable[str]) -> bool:
+    """Return whether files of a data set with these suffixes are there."""
+    try:
+        return all(path.with_suffix(suffix).exists() for path in _files(name, where) for suffix in suffixes)
+    except ValueError:
+        return False
+
+
+def _told(name: str, where: Path, source: str, pictures: bool, tell: Callable[[str], None]) -> None:
+    """Bring a data set, or its sidecars alone, from its source to the driver."""
+    wanted = (".beton", ".json") if pictures else (".json",)
+    if not source or name.startswith("synthetic") or _have(name, where, wanted):
+        return
+    from data.transfer import pull
+
+    tell(f"pulling {name} from {source} to {where}" if pictures else f"reading what {source} has of {name}")
+    pull(source, where, [name], pictures=pictures)
+
+
+def ready(name: str, where: Path, tell: Callable[[str], None], source: str = "", pictures: bool = True) -> DataSet:
     """Return the facts of a data set that is there and whole; embedded pictures and folders are made on the way.
 
-    ValueError says what was looked for, what was found, and the command that prepares it.
+    From a `source` it is pulled. Without `pictures` its sidecars are enough: the workers of a cluster pull for
+    themselves. ValueError says what was looked for, what was found, and the command that prepares it.
     """
     kind = name.partition(":")[0]
+    _told(name, where, source, pictures, tell)
+    if source and not pictures and kind != "synthetic":
+        _whole(name, where)
+        return dataset(name, where)
     try:
         missing = [path for path in _files(name, where) if not path.exists()]
     except ValueError:
@@ -56,7 +113,7 @@ READ_THROUGH = 1 << 30
 
 def _whole(name: str, where: Path) -> None:
     """Raise ValueError where a file of the data set is not the one its sidecar tells of."""
-    for path in _files(name, where):
+    for path in filter(Path.exists, _files(name, where)):
         sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
         same = index.digest == sidecar.index
         if same and sidecar.file_bytes <= READ_THROUGH:

@@ -26,7 +26,8 @@ class Place:
 
     `ledger` and `data_dir` are absolute; `workers` decode pictures, `threads` compute on a CPU; `fingerprint` is
     that of the data the sweep was planned with (empty: any). A worker that takes no step for `hang_seconds` ends. A
-    file whose decoded pictures take no more than `resident_bytes` is decoded once and kept on the device.
+    file whose decoded pictures take no more than `resident_bytes` is decoded once and kept on the device. A data set
+    that is not in `data_dir` is pulled from `data_source`, where one is given.
     """
 
     ledger: str
@@ -40,6 +41,7 @@ class Place:
     deterministic: bool = True
     hang_seconds: float = 1800.0
     resident_bytes: int = 2 << 30
+    data_source: str = ""
 
 
 @dataclass(frozen=True)

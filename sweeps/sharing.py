@@ -20,7 +20,8 @@ from sweeps.ledger import Ledger
 from sweeps.trial import Trial
 
 if TYPE_CHECKING:
-    from sweeps.sets import Place
+    from sweeps.ready import bring
+from sweeps.sets import Place
 
 MOST = 16  # members of a pack that forms itself; what is shared is a tenth of its cost by then
 # Packing pays from this ratio of (time to make a picture / time to learn from it). On a CPU both take turns at the
@@ -123,6 +124,7 @@ def measure_maker(item: tuple[str, Place]) -> Maker:
     from data.load import open_pictures
 
     name, place = item
+    bring(name, place.data_dir, place.data_source)
     facts, device = dataset(name, Path(place.data_dir)), torch.device(place.device)
     torch.set_num_threads(place.threads)
     path = beton_path(name, "train", Path(place.data_dir))

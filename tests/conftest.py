@@ -1,4 +1,4 @@
-"""What several test files stand on: an S3 on this machine."""
+"""What several test files stand on: an S3 and a PostgreSQL of this machine."""
 
 import os
 import socket
@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from benchmarks.postgres import Postgres, programs
 
 
 def free_port() -> int:
@@ -63,3 +65,14 @@ def s3_environment(endpoint: str) -> dict[str, str]:
     """Return the variables by which a program finds an S3."""
     return {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "made", "AWS_SECRET_ACCESS_KEY": "up",
             "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Return a PostgreSQL of our own; a laptop may have none, continuous integration must."""
+    found = programs()
+    if found is None and not os.environ.get("CI"):
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    assert found is not None, "PostgreSQL is not installed"
+    with Postgres(found) as server:
+        yield server
