@@ -61,6 +61,7 @@ class Projection:
         self.client = connected(store.uri)
         self.experiment = self._experiment()
         self.runs: dict[str, str] = {}
+        self.states: dict[str, str] = {}  # of runs, as this driver found or left them
         self.sent: dict[str, dict[int, float]] = {}
         self._find()
 
@@ -87,6 +88,7 @@ class Projection:
                 name = tags.get("trial.key") or ("cell:" + tags["cell.key"] if "cell.key" in tags else "")
                 if name:
                     rank = (len(run.data.metrics), -run.info.start_time, run.info.run_id)
+                    self.states[run.info.run_id] = run.info.status
                     found.setdefault(name, []).append(rank)
             token = page.token
             if not token:
@@ -101,8 +103,8 @@ class Projection:
         """Return the run of a trial key, if there is one."""
         return self.runs.get(key)
 
-    def project_trial(self, trial: Trial, state: str) -> None:
-        """Bring the run of `trial` to the ledger's word; `state` is that of a trial without a result."""
+    def project_trial(self, trial: Trial, state: str) -> bool:
+        """Bring the run of `trial` to the ledger's word and return whether that is a result; without, it is `state`."""
         key, result = trial.key, self.ledger.result(trial.key)
         history = self._history(key, result)
         run = self.runs.get(key)
@@ -119,12 +121,13 @@ class Projection:
         self._send(key, run, history)
         if result is not None:
             self._finish(trial, run, result)
-            return
+            return True
         tries = self.ledger.attempts(key)
         if given_up(tries):
             self.client.set_tag(run, "error", str(tries[-1].get("error", ""))[:4000])
             state = "FAILED"
         self._status(run, state)
+        return False
 
     def _history(self, key: str, result: Json | None) -> list[dict[str, float]]:
         """Return the epochs of a trial as far as they are durable."""
@@ -209,14 +212,17 @@ class Projection:
         files = {name: self.ledger.read(f"trials/{trial.key}/{name}") for name in result["files"]}
         log_folder(self.client, run, {name: content for name, content in files.items() if content is not None})
         self.client.set_terminated(run, "FINISHED", end_time=when)
+        self.states[run] = "FINISHED"
         self.ledger.write_json(f"tracked/{trial.key}.json", tracked(self.store, run, result))
 
     def _status(self, run: str, state: str) -> None:
-        if self.client.get_run(run).info.status != state:
+        # A new run is a running one. The server is not asked again: that would double what an epoch costs it.
+        if self.states.get(run, "RUNNING") != state:
             if state in ("FAILED", "KILLED", "FINISHED"):
                 self.client.set_terminated(run, state)
             else:
                 self.client.update_run(run, state)
+            self.states[run] = state
 
     def project_cell(self, cell: Cell, trials: Iterable[Trial], over: bool) -> None:
         """Bring the parent run of `cell` to the averages of its tested trials."""
@@ -299,6 +305,7 @@ class Tracker:
         self.marked: dict[str, tuple[Trial, str, int]] = {}
         self.marks = 0
         self.cells: dict[str, Cell] = {}
+        self.begun: set[str] = set()  # trials that were marked before
         self.trials: dict[str, Trial] = {}
         self.lock = threading.Condition()
         self.closing = False
@@ -319,7 +326,9 @@ class Tracker:
             self.trials[trial.key] = trial
             self.marks += 1
             self.marked[trial.key] = (trial, state, self.marks)
-            self.cells[trial.cell.key] = trial.cell
+            if trial.key not in self.begun:
+                self.begun.add(trial.key)
+                self.cells[trial.cell.key] = trial.cell
             self.lock.notify()
 
     def close(self, seconds: float) -> int:
@@ -351,26 +360,29 @@ class Tracker:
                     return
                 pause = min(2 * pause, 60.0)
                 projection = None
+            ends = time.monotonic() + pause
             with self.lock:
-                if not self.closing:
-                    self.lock.wait(pause)
+                # Marks that come meanwhile wait: epochs that are sent together cost the server hardly more than one.
+                while not self.closing and (left := ends - time.monotonic()) > 0:
+                    self.lock.wait(left)
 
     def _round(self, projection: Projection) -> None:
-        while True:
+        """Bring each trial that is marked now to its run, once: one that moves all the time keeps no other waiting."""
+        with self.lock:
+            marks = list(self.marked.items())
+        for key, mark in marks:
+            done = projection.project_trial(mark[0], mark[1])
             with self.lock:
-                if not self.marked:
-                    break
-                key, mark = next(iter(self.marked.items()))
-            projection.project_trial(mark[0], mark[1])
-            with self.lock:
+                if done:  # epochs change nothing of a cell's averages
+                    self.cells[mark[0].cell.key] = mark[0].cell
                 if self.marked.get(key) == mark:
                     del self.marked[key]
         with self.lock:
             cells = list(self.cells.values())
         for cell in cells:
             own = [trial for trial in list(self.trials.values()) if trial.cell.key == cell.key]
-            done = self.ledger.results(trial.key for trial in own)
-            projection.project_cell(cell, own, over=len(done) == len(own))
+            results = self.ledger.results(trial.key for trial in own)
+            projection.project_cell(cell, own, over=len(results) == len(own))
             with self.lock:
                 self.cells.pop(cell.key, None)
         self.runs = dict(projection.runs)

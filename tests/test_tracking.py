@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.postgres import Postgres
 from crelu_models.spec import Net
 from crelu_models.tables import S2
 from sweeps import checkpoint
@@ -18,7 +19,7 @@ from sweeps.ledger import Ledger
 from sweeps.look import VIEW, Page, params_of, placement
 from sweeps.plan import Protocol, Sweep
 from sweeps.recipe import ALLCONV
-from sweeps.tracking import Projection, Store, Tracker, is_tracked, publish_report
+from sweeps.tracking import Projection, Store, Tracker, connected, is_tracked, publish_report
 from sweeps.trial import Cell, Trial
 
 CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV, "1", "Baseline"), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
@@ -223,6 +224,59 @@ def test_tracker_brings_all_marks_home(store: Store, ledger: Ledger) -> None:
         assert not is_tracked(ledger, dataclasses.replace(store, uri="sqlite:///elsewhere.db"), result)
 
 
+def test_trial_that_moves_all_the_time_keeps_no_other_waiting(
+    store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restless, quiet = Trial(CELLS[0]), Trial(CELLS[1])
+    under_way(ledger, restless, 1)
+    under_way(ledger, quiet, 2)
+    send = Projection.project_trial
+
+    def sending(self: Projection, trial: Trial, state: str) -> bool:
+        done = send(self, trial, state)
+        if trial == restless:
+            tracker.mark(restless)  # it has moved again before its news were sent
+        return done
+
+    monkeypatch.setattr(Projection, "project_trial", sending)
+    tracker = Tracker(store, ledger, SWEEP, print)
+    tracker.mark(restless)
+    tracker.mark(quiet)
+    projection = Projection(store, ledger, SWEEP)
+    ends = time.monotonic() + 60
+    while not (projection.run_of(quiet.key) and len(points(projection, quiet, "train/loss")) == 2):
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+        projection = Projection(store, ledger, SWEEP)
+    monkeypatch.setattr(Projection, "project_trial", send)
+    assert tracker.close(60.0) == 0
+
+
+def test_an_epoch_costs_the_server_one_request(store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Trial(CELLS[0])
+    under_way(ledger, trial, 1)
+    projection = Projection(store, ledger, SWEEP)
+    projection.project_trial(trial, "RUNNING")
+    asked: list[str] = []
+    for name in ("get_run", "log_batch", "set_tag", "update_run", "set_terminated", "get_metric_history"):
+        monkeypatch.setattr(projection.client, name, _counted(getattr(projection.client, name), asked))
+    for epochs in (2, 3, 3):
+        under_way(ledger, trial, epochs)
+        projection.project_trial(trial, "RUNNING")
+    assert asked == ["log_batch", "log_batch"]
+    finish(ledger, trial, 9.5)
+    assert projection.project_trial(trial, "RUNNING")
+    assert asked.count("set_terminated") == 1
+
+
+def _counted(call: Any, asked: list[str]) -> Any:
+    def counting(*arguments: Any, **more: Any) -> Any:
+        asked.append(call.__name__)
+        return call(*arguments, **more)
+
+    return counting
+
+
 def test_store_that_is_away_slows_nothing_and_is_told_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -318,3 +372,33 @@ def test_report_lies_on_the_run_of_each_cell_once(store: Store, ledger: Ledger) 
         }
         assert Path(run.info.artifact_uri, "report", "report.html").read_bytes() == b"<p>two</p>"
     assert publish_report(store.uri, "nowhere", files, pages) == ("", 0, 0)
+
+
+def test_postgresql_keeps_what_several_drivers_send_at_once(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", postgres.password)
+    uri = postgres.database("tracking")
+    ledgers = [Ledger(str(tmp_path / name)) for name in ("one", "two")]
+    stores = [Store(uri, name, f"{tmp_path}/artifacts") for name in ("one", "two")]
+    trials = [Trial(cell, seed=seed) for cell in CELLS for seed in range(2)]
+    connected(uri).search_experiments()  # the tables are made once, as by the server
+    trackers = [Tracker(store, ledger, SWEEP, print) for store, ledger in zip(stores, ledgers, strict=True)]
+    for epochs in range(1, 5):
+        for ledger, tracker in zip(ledgers, trackers, strict=True):
+            for trial in trials:
+                under_way(ledger, trial, epochs)
+                tracker.mark(trial)
+    for ledger, tracker in zip(ledgers, trackers, strict=True):
+        for trial in trials:
+            finish(ledger, trial, 9.5, epochs=5)
+            tracker.mark(trial)
+    assert [tracker.close(120.0) for tracker in trackers] == [0, 0]
+    for store, ledger in zip(stores, ledgers, strict=True):
+        projection = Projection(store, ledger, SWEEP)
+        assert len(runs(projection)) == len(trials) + len(CELLS)
+        for trial in trials:
+            for metric in ("train/loss", "val/top1_err"):
+                wanted = [(int(row["epoch"]), row[metric]) for row in rows(5)]
+                assert sorted(points(projection, trial, metric)) == wanted
+            assert projection.client.get_run(projection.run_of(trial.key)).info.status == "FINISHED"
