@@ -19,7 +19,7 @@ from data.datasets import DataSet, dataset
 from sweeps import sharing
 from sweeps.ledger import Ledger
 from sweeps.plan import Plan, Sweep, declared, plan
-from sweeps.price import Price, Speed, keep, known, operations, pictures, price, speed_key, total
+from sweeps.price import Price, Speed, keep, known, money, operations, pictures, price, speed_key, total
 from sweeps.ready import fingerprints_of, ready
 from sweeps.trial import Trial
 
@@ -271,6 +271,7 @@ def _train(
     if session.why:
         view.say(f"stopped: {session.why}")
     _compare(errand, pricer, start, [(seen[key], seconds) for key, seconds in session.took.items()], view)
+    _bill(errand, session, view)
     if interrupts.caught:
         return INTERRUPTED
     return BUDGET if session.over_budget else DONE
@@ -297,7 +298,7 @@ def _forecast(
             speeds[key] = speed
     pricer = _pricer(found, facts, speeds, keys)
     start = max((speed.start for speed in speeds.values()), default=0.0) * min(at_once, len(found.to_do))
-    sentence = _sentence(found, pricer, start, place.device, at_once)
+    sentence = _sentence(errand, found, pricer, start, resources.gpus, at_once)
     if sentence:
         view.say(sentence)
     return pricer, start
@@ -322,16 +323,28 @@ def _pricer(
     return pricer
 
 
-def _sentence(found: Plan, pricer: Callable[[Trial], Price | None], start: float, device: str, at_once: int) -> str:
-    """Return what is left of a sweep in hours, with an interval; nothing where no net of it has been measured."""
+def _sentence(
+    errand: Errand,
+    found: Plan,
+    pricer: Callable[[Trial], Price | None],
+    start: float,
+    gpus: float,
+    at_once: int,
+) -> str:
+    """Return what is left of a sweep in hours, with an interval, and in money where an hour has a price.
+
+    Nothing where no net of it has been measured; `gpus` is a trial's share, 0 on CPUs.
+    """
     prices = [price for trial in (*found.to_do, *found.to_come) if (price := pricer(trial)) is not None]
     if not prices:
         return ""
-    whole = total([*prices, Price(start, start, start)])
-    unit = "GPU-hours" if device == "cuda" else "hours of trials"
+    whole, share = total([*prices, Price(start, start, start)]), gpus or 1.0
+    hours = Price(*(share * seconds / 3600 for seconds in whole))
+    cost = money(whole, errand.options.price_per_gpu_hour, share)
     return (
-        f"forecast for {len(prices)} trials: {whole.likely / 3600:.3g} {unit} ({whole.least / 3600:.3g} to "
-        f"{whole.most / 3600:.3g}), {whole.likely / at_once / 60:.1f} min with {at_once} at once"
+        f"forecast for {len(prices)} trials: {hours.likely:.3g} {'GPU-hours' if gpus else 'hours of trials'} "
+        f"({hours.least:.3g} to {hours.most:.3g}), {whole.likely / at_once / 60:.1f} min with {at_once} at once"
+        + (f", {cost}" if cost else "")
     )
 
 
@@ -340,11 +353,13 @@ def _foretold(errand: Errand, found: Plan) -> str:
     options, where = errand.options, errand.choice.data_dir
     cuda = options.gpus_per_trial != 0 and bool(glob.glob("/dev/nvidia[0-9]*"))
     device, threads = "cuda" if cuda else "cpu", max(1, int(options.cpus_per_trial))
+    gpus = (options.gpus_per_trial or 1.0) if cuda else 0.0
     facts = {name: dataset(name, where) for name in errand.sweep.datasets}
     keys = {cell.key: speed_key(cell, facts[cell.dataset], _hardware(device, threads)) for cell in errand.sweep.cells}
-    room = len(glob.glob("/dev/nvidia[0-9]*")) / (options.gpus_per_trial or 1.0) if cuda else (os.cpu_count() or 1)
+    room = len(glob.glob("/dev/nvidia[0-9]*")) / gpus if cuda else (os.cpu_count() or 1)
     at_once = options.max_concurrent or max(1, int(room if cuda else room / max(options.cpus_per_trial, 1e-9)))
-    sentence = _sentence(found, _pricer(found, facts, known(errand.ledger, keys.values()), keys), 0.0, device, at_once)
+    pricer = _pricer(found, facts, known(errand.ledger, keys.values()), keys)
+    sentence = _sentence(errand, found, pricer, 0.0, gpus, at_once)
     return sentence or "no forecast: the speed of these nets is measured when the sweep first starts on a machine"
 
 
@@ -398,6 +413,15 @@ def _compare(
     view.say(f"{len(done)} trials: forecast {priced:.0f} s of trials, actual {actual:.0f} s ({off})")
     value = {"forecast_s": priced, "actual_s": actual, "trials": len(done)}
     errand.ledger.write_json(f"forecasts/{errand.sweep.title}-{_stamp()}.json", value)
+
+
+def _bill(errand: Errand, session: Any, view: Any) -> None:
+    """Say what the session cost, failed tries included, and note the price for the report."""
+    hourly, seconds = errand.options.price_per_gpu_hour, session.hours() * 3600
+    if hourly:
+        view.say(f"this session used {seconds / 3600:.3g} hours, {money(Price(*[seconds] * 3), hourly)}")
+        share = session.resources.gpus or 1.0
+        errand.ledger.write_json(f"prices/{errand.sweep.title}.json", {"hourly": hourly, "share": share})
 
 
 def _show(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str], code: int) -> int:

@@ -22,6 +22,7 @@ from sweeps.trial import MATCHES, Cell
 
 DONE, USAGE, INTERRUPTED = 0, 2, 130
 ABLATION = Protocol()
+PRICE = "CRELU_PRICE_PER_GPU_HOUR"
 
 
 def main(
@@ -128,6 +129,8 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
     ends.add_argument(
         "--max-gpu-hours", type=fraction, default=math.inf, metavar="H", help="save, leave and exit 3 then"
     )
+    ends.add_argument("--price-per-gpu-hour", type=fraction, default=os.environ.get(PRICE, "0"), metavar="X",
+                      help=f"tell the forecast, the end and the report in money too (default ${PRICE})")  # fmt: skip
     ends.add_argument("--max-failures", type=positive, default=10**6, metavar="N", help="stop after N failed trials")
     ends.add_argument("--fail-fast", action="store_true", help="stop at the first failed trial")
     shown = found.add_argument_group("what to show")

@@ -9,6 +9,7 @@
     trials/KEY/                    trial.json, history.json, weights.safetensors, tables/scores.parquet, log.txt
     packs/NAME.json                who has left a pack that still runs
     speeds/, makers/               how fast nets learn and pictures are read here
+    prices/SWEEP.json              what an hour of a GPU costs, where someone said so, and a trial's share of one
     tracked/KEY.json               what the tracker last brought to MLflow
 
 Tune's own directory is disposable; Optuna's studies and MLflow's runs are rebuilt from these files.

@@ -126,6 +126,18 @@ def total(prices: Sequence[Price]) -> Price:
     return Price(*(sum(column) for column in zip(*prices, strict=True))) if prices else Price(0.0, 0.0, 0.0)
 
 
+def money(seconds: Price, hourly: float, share: float = 1.0) -> str:
+    """Return what trials that take so long cost, at so much an hour of a GPU of which each has a `share`.
+
+    Without GPUs an hour of trials stands for one of a GPU, as it does where a budget is counted. Empty for no price.
+    """
+    if not hourly:
+        return ""
+    likely, least, most = (hourly * share * value / 3600 for value in seconds)
+    spread = f" ({least:,.2f} to {most:,.2f})" if most > least else ""
+    return f"costs {likely:,.2f}{spread} at {hourly:g} an hour"
+
+
 def operations(trial: Trial, facts: DataSet) -> float:
     """Return the floating-point operations of one training: 6 a multiply-accumulate learned from, 2 one evaluated."""
     learned, evaluated = pictures(trial, facts)

@@ -13,6 +13,7 @@ from sweeps.imagenet_placement import CELLS, CROSSED
 from sweeps.launch import asked, parser
 from sweeps.ledger import Ledger
 from sweeps.plan import Protocol, Sweep, expand, plan
+from sweeps.price import Price, money
 from sweeps.profile import scaled
 from sweeps.search import Search
 from sweeps.trial import code_fingerprint
@@ -104,3 +105,29 @@ def test_stale_results_are_trained_anew_only_where_someone_says_so(
     assert drive._forget_stale(errand, found) == (left == 1)
     assert len(errand.ledger.results()) == left
     assert ("Train them anew?" in person.said) == (terminal and not words)
+
+
+@pytest.mark.parametrize(
+    ("hourly", "share", "told"),
+    [
+        (2.5, 1.0, "costs 5.00 (2.50 to 10.00) at 2.5 an hour"),
+        (4.0, 0.25, "costs 2.00 (1.00 to 4.00) at 4 an hour"),
+        (0.0, 1.0, ""),
+    ],
+)
+def test_forecast_is_told_in_money(hourly: float, share: float, told: str) -> None:
+    assert money(Price(7200.0, 3600.0, 14400.0), hourly, share) == told
+
+
+def test_price_comes_from_flag_environment_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parser("s", "").parse_args([]).price_per_gpu_hour == 0
+    monkeypatch.setenv("CRELU_PRICE_PER_GPU_HOUR", "3.5")
+    assert parser("s", "").parse_args([]).price_per_gpu_hour == 3.5
+    assert parser("s", "").parse_args(["--price-per-gpu-hour", "2"]).price_per_gpu_hour == 2
+    monkeypatch.setenv("CRELU_PRICE_PER_GPU_HOUR", "cheap")
+    with pytest.raises(SystemExit) as end:
+        parser("s", "").parse_args([])
+    assert end.value.code == 2
+    assert "'cheap'" in capsys.readouterr().err

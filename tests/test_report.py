@@ -289,6 +289,18 @@ def test_cost_is_what_the_trials_took(ledger: Ledger) -> None:
     assert [entry.text for entry in total] == ["all", "0", "0 s", "27", f"{hours:.1f} h", "–"]
 
 
+def test_cost_is_told_in_money_where_a_price_is_known(ledger: Ledger) -> None:
+    ledger.write_json("prices/imagenet_dropout.json", {"hourly": 4.0, "share": 0.25})
+    try:
+        found = survey(ledger, "imagenet_dropout")
+        table = document(ledger, found).tables["costs"]
+    finally:
+        ledger.delete("prices/imagenet_dropout.json")
+    hours = sum(run.result["seconds"] for run in found.runs if run.result) / 3600
+    assert table.columns[-1] == "money"
+    assert table.rows[-1][-1].text == f"{hours:,.2f}"
+
+
 def test_search_alone_shows_hold_out_errors_and_what_was_chosen(documents: dict[str, Document]) -> None:
     made = documents["imagenet_dropout"]
     chosen = {row[1].text for row in made.tables["chosen-dropout"].rows}

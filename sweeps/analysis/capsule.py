@@ -67,7 +67,7 @@ def _manifest(survey: Survey) -> dict[str, Any]:
 
 def _contents(ledger: Ledger, survey: Survey) -> Iterator[tuple[str, bytes]]:
     """Yield every file that the survey was read from."""
-    names = [f"plans/{survey.title}.json"]
+    names = [f"plans/{survey.title}.json", f"prices/{survey.title}.json"]
     for run in survey.runs:
         yield f"trials/{run.key}/trial.json", _json(run.trial.to_json())
         names += [f"results/{run.key}.json", f"tracked/{run.key}.json", f"trials/{run.key}/history.json"]

@@ -131,7 +131,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Survey:
-    """All that is known of one sweep: `attempts` are failed tries by trial key, `record` is the provenance."""
+    """All that is known of one sweep: `attempts` are failed tries by trial key, `record` is the provenance.
+
+    `hourly` is what an hour of a trial costs, 0 where nobody said.
+    """
 
     title: str
     sweep: Sweep
@@ -139,6 +142,7 @@ class Survey:
     cells: tuple[Evidence, ...]
     attempts: Mapping[str, Sequence[Json]]
     record: Json
+    hourly: float = 0.0
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -169,7 +173,9 @@ def survey(ledger: Ledger, title: str) -> Survey:
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     question = _question(sweep.name) if frozen is None else str(frozen["question"])
     record = provenance() if frozen is None else dict(frozen["record"])
-    return Survey(title, sweep, question, cells, attempts, record)
+    price = ledger.read_json(f"prices/{title}.json") or {}
+    hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
+    return Survey(title, sweep, question, cells, attempts, record, hourly)
 
 
 def _stand(ledger: Ledger, sweep: Sweep) -> tuple[Sequence[Standing], dict[str, list[Point]]]:

@@ -59,7 +59,7 @@ def _error(attempt: Json) -> str:
 
 
 def cost_table(survey: Survey) -> Table:
-    """Return trainings and hours of each cell, its search apart, as measured."""
+    """Return trainings and hours of each cell, its search apart, as measured; their cost where a price is known."""
     rows, total = [], [0, 0.0, 0, 0.0]
     for evidence in survey.cells:
         searched = {run.key for tried in evidence.tried for run in tried.runs}
@@ -70,18 +70,23 @@ def cost_table(survey: Survey) -> Table:
         row = [len(parts[0]), hours[0], len(parts[1]), hours[1]]
         total = [a + b for a, b in zip(total, row, strict=True)]
         made = tuple(run for run in evidence.runs if run.result)
-        rows.append((Entry(evidence.cell.label, cell=evidence.cell.key), *_cost(row, made)))
-    rows.append((Entry("all"), *_cost(total, tuple(run for run in survey.runs if run.result))))
-    columns = ("cell", "trainings", "hours", "search trials", "search hours", "one training")
-    note = "Hours that one worker trained, evaluations included, waiting and failed tries left out."
-    return Table("costs", "Cost", columns, "lrrrrr", tuple(rows), (note,))
+        rows.append((Entry(evidence.cell.label, cell=evidence.cell.key), *_cost(row, made, survey.hourly)))
+    rows.append((Entry("all"), *_cost(total, tuple(run for run in survey.runs if run.result), survey.hourly)))
+    columns: tuple[str, ...] = ("cell", "trainings", "hours", "search trials", "search hours", "one training")
+    notes = ["Hours that one worker trained, evaluations included, waiting and failed tries left out."]
+    if survey.hourly:
+        columns += ("money",)
+        notes.append(f"Money at {survey.hourly:g} an hour of a trial, trainings and search together.")
+    return Table("costs", "Cost", columns, "l" + "r" * (len(columns) - 1), tuple(rows), tuple(notes))
 
 
-def _cost(row: Sequence[float], runs: tuple[Run, ...]) -> Iterable[Entry]:
+def _cost(row: Sequence[float], runs: tuple[Run, ...], hourly: float) -> Iterable[Entry]:
     trainings, hours, trials, searching = row
     each = duration(hours / trainings) if trainings else NONE
     yield from (Entry(f"{trainings:g}"), Entry(duration(hours), runs=runs))
     yield from (Entry(f"{trials:g}"), Entry(duration(searching) if trials else NONE), Entry(each))
+    if hourly:
+        yield Entry(f"{hourly * (hours + searching):,.2f}")
 
 
 def record_table(survey: Survey) -> Table:
