@@ -26,12 +26,13 @@ class Busy(Exception):
 class Lease:
     """The right to drive a sweep, held from enter to exit and renewed by a thread; raises Busy.
 
-    On a local ledger the kernel frees the lock of a dead owner at once; elsewhere its silence tells.
+    On a local ledger the kernel frees the lock of a dead owner at once. Elsewhere a process of this host is seen to be
+    gone, and one of another tells by its silence.
     """
 
     def __init__(self, ledger: Ledger, sweep: str) -> None:
         """Prepare to take the lease of `sweep`."""
-        self.ledger, self.name = ledger, f"leases/{sweep}.json"
+        self.ledger, self.sweep, self.name = ledger, sweep, f"leases/{sweep}.json"
         self.owner = uuid.uuid4().hex
         self.since = time.time()
         self.lock: IO[bytes] | None = None
@@ -50,8 +51,7 @@ class Lease:
                 self.lock.close()
                 raise Busy(self._whose()) from None
         else:
-            other = self.ledger.read_json(self.name)
-            if other is not None and time.time() - float(other.get("beat", 0)) < SILENCE:
+            if driver(self.ledger, self.sweep) is not None:
                 raise Busy(self._whose())
         self._write()
         if not self.ledger.local:
@@ -110,9 +110,10 @@ def driver(ledger: Ledger, sweep: str) -> dict[str, object] | None:
     if other.get("host") == platform.node():
         try:
             os.kill(int(str(other["pid"])), 0)
+        except PermissionError:
+            pass  # it lives, and is another user's
         except (OSError, ValueError, KeyError):
             return None
-        return other
     return other if time.time() - float(other.get("beat", 0)) < SILENCE else None
 
 
