@@ -69,6 +69,7 @@ def test_killed_sweep_on_s3_is_ended_by_the_same_command(bucket: str, tmp_path: 
         out, error = second.communicate(timeout=300)
     assert second.returncode == 0, error
     assert f"pulling {name}" not in error, "the killed driver had pulled it"
+    assert "at 2.5 an hour" in error
     assert time.monotonic() - began < SILENCE + 200
     results = ledger.results()
     assert f"{len(results)} of {len(results)} trials are done" in out
@@ -82,6 +83,9 @@ def test_killed_sweep_on_s3_is_ended_by_the_same_command(bucket: str, tmp_path: 
     assert all((status, points) == ("FINISHED", results[key]["epochs"]) for key, status, points in rows)
     assert checkpoints() == []
     assert ledger.names("leases") == []
+    verb = [sys.executable, "-m", "sweeps", "status", "--output", f"{bucket}/out"]
+    said = subprocess.run(verb, capture_output=True, text=True, env=environment, check=True).stdout
+    assert "no driver runs" in said
 
 
 HELD = """
