@@ -22,6 +22,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from data.storage import located
+
+PART = 16 << 20  # bytes of a copy at a time
 DUMP, USERS, ARTIFACTS, LIST = "store", "users.db", "artifacts", "list.json"
 
 
@@ -53,7 +56,15 @@ def _kept(store: str, artifacts: str, users: Path) -> _Kept:
 
 
 def write(target: str, store: str, artifacts: str, users: Path) -> str:
-    """Back up a store, which may be in use, to a file; return a sentence. ValueError where there is none to back up."""
+    """Back up a store, which may be in use, to a file or URI; return a sentence. ValueError where there is none."""
+    if "://" in target:
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder, "kept.tar")
+            told = write(str(local), store, artifacts, users)
+            system, there = located(target)
+            with local.open("rb") as file, system.open_output_stream(there) as stream:
+                shutil.copyfileobj(file, stream, PART)
+        return told.replace(str(local), target)
     kept, path = _kept(store, artifacts, users), Path(target).expanduser().absolute()
     partial = path.with_name(f".{path.name}.partial")
     sums: dict[str, str] = {}
@@ -140,7 +151,7 @@ def restore(source: str, store: str, artifacts: str, users: Path) -> str:
         raise ValueError(f"{there[0]} is there already: a backup is restored to where nothing is")
     users.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=users.parent, prefix=".restore-") as folder:
-        notes = _unpacked(Path(source).expanduser(), Path(folder))
+        notes = _unpacked(_fetched(source, Path(folder)), Path(folder))
         if notes["kind"] != ("sqlite" if kept.sqlite else "postgresql"):
             raise ValueError(f"{source} holds a {notes['kind']} database: say by --store where one is to be")
         if kept.sqlite:
@@ -158,6 +169,16 @@ def restore(source: str, store: str, artifacts: str, users: Path) -> str:
     if kept.users.exists():
         kept.users.chmod(0o600)
     return f"{source}: restored as of {time.strftime('%Y-%m-%d %H:%M', time.localtime(notes['made']))} to {store}"
+
+
+def _fetched(source: str, folder: Path) -> Path:
+    """Return where a backup lies on this machine, copied from its URI where it has one."""
+    if "://" not in source:
+        return Path(source).expanduser()
+    system, there = located(source)
+    with system.open_input_stream(there) as stream, Path(folder, "kept.tar").open("wb") as file:
+        shutil.copyfileobj(stream, file, PART)
+    return Path(folder, "kept.tar")
 
 
 def _unpacked(source: Path, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ It listens on this machine alone, asks for a password, knows the names it is cal
 artifacts in --output, where sweeps without a server put theirs: what is there already is shown. The process becomes
 `mlflow server` and ends with it. Over a network without TLS the password travels in clear: prefer a tunnel.
 
-The admin is called admin; his password comes from $MLFLOW_AUTH_ADMIN_PASSWORD or --password-file, never from the
+The admin is called admin; the password comes from $MLFLOW_AUTH_ADMIN_PASSWORD or --password-file, never from the
 command line, and counts when the server first starts. Clients say it by $MLFLOW_TRACKING_USERNAME and
 $MLFLOW_TRACKING_PASSWORD. A password for PostgreSQL is libpq's affair: $PGPASSWORD, $PGPASSFILE or ~/.pgpass.
 """
@@ -59,8 +59,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="names it may be called by, with commas: 'head.internal:5000,10.0.0.*'")  # fmt: skip
     parser.add_argument("--password-file", metavar="FILE", help=f"mode 0600 (default: ${PASSWORD})")
     parser.add_argument("--no-auth", action="store_true", help="no login; on the loopback address alone")
-    parser.add_argument("--backup", metavar="FILE.tar", help="write database, users and artifacts there, and leave;"
-                                                             " the server may run meanwhile")  # fmt: skip
+    parser.add_argument("--backup", metavar="FILE.tar",
+                        help="write database, users and artifacts there (a path or s3://...), and leave; the server"
+                             " may run meanwhile")  # fmt: skip
     parser.add_argument("--restore", metavar="FILE.tar", help="bring back what --backup wrote, where nothing is yet")
 
 

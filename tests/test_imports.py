@@ -10,14 +10,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("crelu_models", "data", "sweeps")
 # fmt: off
 ROWS = (
-    ("crelu_models.spec", "data.datasets", "data.synthetic", "data.storage", "sweeps.recipe", "sweeps.backup",
-     "sweeps.analysis.paper",
+    ("crelu_models.spec", "data.datasets", "data.synthetic", "data.storage", "sweeps.recipe", "sweeps.analysis.paper",
      "sweeps.analysis.drawing", "sweeps.analysis.style"),
     ("crelu_models.tables", "crelu_models.activations", "data.beton", "data.sources", "data.augment",
-     "sweeps.evaluate", "sweeps.ledger", "sweeps.serve", "sweeps.stream", "sweeps.tasks", "sweeps.analysis.statistics",
+     "sweeps.evaluate", "sweeps.ledger", "sweeps.backup", "sweeps.stream", "sweeps.tasks", "sweeps.analysis.statistics",
      "sweeps.analysis.picture", "sweeps.analysis.cgls"),
-    ("crelu_models.build", "data.load", "data.transfer", "sweeps.checkpoint", "sweeps.trial", "sweeps.lease",
-     "sweeps.analysis.capture", "sweeps.analysis.decisions"),
+    ("crelu_models.build", "data.load", "data.transfer", "sweeps.serve", "sweeps.checkpoint", "sweeps.trial",
+     "sweeps.lease", "sweeps.analysis.capture", "sweeps.analysis.decisions"),
     ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome",
      "sweeps.look", "sweeps.analysis.provenance"),
     ("sweeps.course", "sweeps.plan", "sweeps.price", "sweeps.ready", "sweeps.worker"),

@@ -214,6 +214,25 @@ def test_password_that_others_can_read_or_that_is_short_is_refused(tmp_path: Pat
     assert "short" not in told
 
 
+def test_backup_lies_on_s3_as_well(bucket: str, tmp_path: Path) -> None:
+    import sqlite3
+
+    (tmp_path / "out" / "mlartifacts").mkdir(parents=True)
+    (tmp_path / "out" / "mlartifacts" / "a").write_bytes(b"x" * 100_000)
+    with sqlite3.connect(tmp_path / "out" / "mlflow.db") as base:
+        for table in ("experiments (artifact_location)", "runs (artifact_uri)"):
+            base.execute(f"create table {table}")
+    tar, target = f"{bucket}/kept.tar", tmp_path / "target"
+    code, told = said("--output", str(tmp_path / "out"), "--backup", tar)
+    assert (code, told.startswith(tar)) == (0, True), told
+    code, told = said("--output", str(target), "--restore", tar)
+    assert code == 0, told
+    assert {path.name for path in target.iterdir()} == {"mlflow.db", "mlartifacts"}
+    code, told = said("--output", str(tmp_path / "other"), "--restore", f"{bucket}/gone.tar")
+    assert code == 2
+    assert "gone.tar" in told
+
+
 def test_backup_that_is_not_whole_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     import sqlite3
 
