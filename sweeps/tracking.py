@@ -67,15 +67,20 @@ class Projection:
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.store.experiment)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            for name, value in experiment_tags().items():
-                if name not in found.tags:
-                    self.client.set_experiment_tag(found.experiment_id, name, value)
-            return str(found.experiment_id)
-        artifacts = self.store.artifacts or None
-        return str(self.client.create_experiment(self.store.experiment, artifacts, experiment_tags()))
+        if found is None:
+            artifacts = self.store.artifacts or None
+            try:
+                return str(self.client.create_experiment(self.store.experiment, artifacts, experiment_tags()))
+            except self.mlflow.exceptions.MlflowException:  # another driver made it in the same moment
+                found = self.client.get_experiment_by_name(self.store.experiment)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        for name, value in experiment_tags().items():
+            if name not in found.tags:
+                self.client.set_experiment_tag(found.experiment_id, name, value)
+        return str(found.experiment_id)
 
     def _find(self) -> None:
         """Read all runs of this experiment once; of two runs of one trial the longer stays, the other is deleted."""

@@ -88,10 +88,12 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
         # The killed driver's workers may live for a moment longer: what counts is that the second one drives.
         wait_for(lambda: (driver(ledger, "imagenet_placement-smoke") or {}).get("pid") == second.pid, second)
         wait_for(lambda: ledger.results() or checkpoints()[-1:] > before[-1:], second)
+        second.send_signal(signal.SIGSTOP)  # or it would be done before the third has started
         busy = call(tmp_path, *slow)
+        second.send_signal(signal.SIGINT)
+        second.send_signal(signal.SIGCONT)
         assert busy.returncode == 2
         assert f"process {second.pid}" in busy.stderr
-        second.send_signal(signal.SIGINT)
         said = second.communicate(timeout=120)[1]
         assert second.returncode == 130, said
     assert "the same command resumes" in said
