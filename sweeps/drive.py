@@ -163,7 +163,7 @@ def _forget_stale(errand: Errand, found: Plan) -> bool:
     wanted = errand.options.stale
     if not stale or wanted == "keep":
         return False
-    if wanted == "ask":
+    if wanted == "ask" and not errand.options.yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             return False
         cells = len({standing.trial.cell.key for standing in stale})

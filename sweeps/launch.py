@@ -95,6 +95,7 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
     what.add_argument("--retry-failed", action="store_true", help="try again what failed")
     what.add_argument("--stale", choices=("ask", "keep", "retrain"), default="ask",
                       help="results of other code or data (default: ask on a terminal, else keep)")  # fmt: skip
+    what.add_argument("--yes", action="store_true", help="answer each question with yes: retrain what is stale")
     what.add_argument("--resume", action="store_true", help="accepted; the same command always resumes")
     where = found.add_argument_group("where and with what")
     where.add_argument(

@@ -87,6 +87,8 @@ class Terminal:
         ((), "y", False, 2),
         (("--stale", "retrain"), "n", False, 1),
         (("--stale", "keep"), "y", True, 2),
+        (("--yes",), "n", True, 1),
+        (("--yes", "--stale", "keep"), "y", True, 2),
     ],
 )
 def test_stale_results_are_trained_anew_only_where_someone_says_so(
