@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from crelu_models import activations
 from crelu_models.activations import AVR, CReLU, activation, crelu
 from crelu_models.spec import ALIASES, CHANNEL_FACTOR
 
 INF, NAN = math.inf, math.nan
 SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, -3e38, INF, -INF, NAN, 2.5])
 SHAPES = [(2, 3, 5, 7), (4, 6, 1, 1), (3, 1, 4, 4), (1, 4, 3, 3), (5, 8), (2, 3, 4), (2, 3, 2, 3, 4), (0, 3, 4, 4)]
+
+
+@pytest.fixture(params=[activations.PART, 64], ids=["whole", "in parts"], autouse=True)
+def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Take these small tensors as they come, and as large ones that are gone through in parts."""
+    monkeypatch.setattr(activations, "PART", request.param)
+    return int(request.param)
 
 
 def naive(x: Tensor) -> Tensor:
