@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 QUESTIONS = (
+    ("bench_crelu", "--quick", "--rounds", "3"),
     ("bench_overhead", "--trials", "200", "--peer", "20"),
     ("bench_search", "--cells", "10", "--trials", "20"),
     ("bench_report", "--runs", "1000"),
