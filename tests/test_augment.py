@@ -169,3 +169,28 @@ def test_views_on_a_gpu_are_those_on_the_cpu() -> None:
     for shift in (0, 3):
         there = view(images.cuda(), ids.cuda(), crop=32, shift=shift)
         assert torch.allclose(there.cpu(), view(images, ids, crop=32, shift=shift), atol=1e-5)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize(("n", "side", "crop", "shift"), [(9, 12, 12, 0), (9, 12, 7, 0), (9, 12, 12, 3), (1, 5, 1, 0)])
+def test_views_are_slices_of_single_pictures_bit_for_bit(n: int, side: int, crop: int, shift: int, flip: bool) -> None:
+    from data.augment import _COLUMN, _FLIP, _ROW, _base, _integers, _uniform
+
+    images, ids, base = pictures(n, side), torch.arange(3, 3 + n), _base(5, 2)
+    scale = torch.tensor([1 / (255 * s) for s in STD])[:, None, None]
+    offset = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)])[:, None, None]
+    top, left = (_integers(base, ids, stream, side + 2 * shift - crop + 1).tolist() for stream in (_ROW, _COLUMN))
+    mirrored = (_uniform(base, ids, _FLIP) < 0.5).tolist()
+    expected = []
+    for image, y, x, mirror in zip(images, top, left, mirrored, strict=True):
+        whole = torch.nn.functional.pad(image.float().mul(scale).add(offset), (shift,) * 4)
+        cut = whole[:, y : y + crop, x : x + crop]
+        expected.append(cut.flip(2) if mirror and flip else cut)
+    for stored in (images, images.contiguous(), torch.cat([images] * 2, 3)[..., side:]):
+        seen = view(stored, ids, epoch=2, seed=5, crop=crop, flip=flip, shift=shift)
+        assert torch.equal(seen.contiguous().view(torch.int32), torch.stack(expected).view(torch.int32))
+    assert n == 1 or {True, False} == set(mirrored)
+
+
+def test_no_pictures_have_no_views() -> None:
+    assert view(pictures(0, 12), torch.arange(0), shift=2).shape == (0, 3, 8, 8)
