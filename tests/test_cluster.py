@@ -1,0 +1,180 @@
+"""What ray_cluster.yaml and clusters/local.yaml say: known to Ray and to EC2, closed to the world, cheap when idle."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+AWS, LOCAL = ROOT / "ray_cluster.yaml", ROOT / "clusters" / "local.yaml"
+LISTS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+         "head_start_ray_commands", "worker_start_ray_commands")  # fmt: skip
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text())
+    return found
+
+
+CLUSTER = read(AWS)
+TYPES: dict[str, dict[str, Any]] = CLUSTER["available_node_types"]
+HEAD = TYPES[CLUSTER["head_node_type"]]
+WORKERS = {name: kind for name, kind in TYPES.items() if name != CLUSTER["head_node_type"]}
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a home with the two secrets in place: Ray asks that what is to be mounted exists."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    (tmp_path / ".ray").mkdir()
+    for name in ("auth_token", "mlflow_password"):
+        (tmp_path / ".ray" / name).touch(0o600)
+
+
+def validate(config: dict[str, Any]) -> None:
+    """Raise where Ray's own schema does not know what a file says."""
+    from ray.autoscaler._private import util
+
+    util.validate_config(util.prepare_config(config))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
+def test_ray_knows_every_key(path: Path, secrets: None) -> None:
+    from jsonschema import ValidationError
+
+    validate(read(path))
+    for wrong in ({"max_worker": 3}, {"auth": {"ssh_usr": "ubuntu"}}, {"docker": {"imag": "x"}}):
+        with pytest.raises(ValidationError, match=r"max_worker|ssh_usr|imag"):
+            validate(read(path) | wrong)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ec2_knows_every_key_of_every_machine() -> None:
+    import botocore.session
+    from botocore.exceptions import ParamValidationError
+    from botocore.validate import validate_parameters
+
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for kind in TYPES.values():
+        asked = {"MinCount": 1, "MaxCount": 1} | kind["node_config"]
+        validate_parameters(asked, shape)
+        with pytest.raises(ParamValidationError, match="Ebz"):
+            validate_parameters(asked | {"BlockDeviceMappings": [{"Ebz": {}}]}, shape)
+
+
+@pytest.mark.parametrize("name", sorted(TYPES))
+def test_machine_is_closed_encrypted_and_pinned(name: str) -> None:
+    machine = TYPES[name]["node_config"]
+    assert machine["MetadataOptions"]["HttpTokens"] == "required"
+    assert machine["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
+    # A parameter in one version, or an image by its id; never "latest", never Ray's own of long ago.
+    assert re.fullmatch(r"resolve:ssm:/crelu/image:\d+|ami-[0-9a-f]{17}", machine["ImageId"])
+    assert machine["SecurityGroupIds"], "without one Ray makes a group that is open to the world on port 22"
+    for device in machine["BlockDeviceMappings"]:
+        assert device["Ebs"]["VolumeType"] == "gp3"
+        assert device["Ebs"]["Encrypted"]
+        assert device["Ebs"]["DeleteOnTermination"]
+    assert {"project"} == {tag["Key"] for kind in machine["TagSpecifications"] for tag in kind["Tags"]}
+
+
+def test_nothing_costs_that_nobody_uses() -> None:
+    assert CLUSTER["provider"]["cache_stopped_nodes"] is False
+    assert 0 < CLUSTER["idle_timeout_minutes"] <= 10
+    assert all(kind["min_workers"] == 0 for kind in WORKERS.values())
+    assert CLUSTER["max_workers"] <= 8
+    assert all(kind["max_workers"] <= CLUSTER["max_workers"] for kind in WORKERS.values())
+
+
+def test_no_trial_runs_on_the_head_and_the_head_is_never_reclaimed() -> None:
+    assert HEAD["resources"] == {"CPU": 0, "GPU": 0}
+    assert "InstanceMarketOptions" not in HEAD["node_config"]
+    spot = [kind for kind in WORKERS.values() if kind["node_config"].get("InstanceMarketOptions")]
+    assert {kind["node_config"]["InstanceMarketOptions"]["MarketType"] for kind in spot} == {"spot"}
+    assert len({kind["node_config"]["InstanceType"] for kind in spot}) >= 2, "a type to fall back on"
+    assert len({kind["priority"] for kind in WORKERS.values()}) == len(WORKERS)
+    assert all(kind["max_workers"] == 0 for kind in WORKERS.values() if kind not in spot), "full price is asked for"
+
+
+def test_roles_are_the_least() -> None:
+    assert HEAD["node_config"]["IamInstanceProfile"] == {"Name": "crelu-head"}
+    for kind in WORKERS.values():
+        assert kind["node_config"]["IamInstanceProfile"] == {"Name": "crelu-worker"}
+    for role in ("head", "worker"):
+        for allowed in json.loads((ROOT / "docs" / "iam" / f"{role}.json").read_text())["Statement"]:
+            actions = [allowed["Action"]] if isinstance(allowed["Action"], str) else allowed["Action"]
+            assert allowed["Effect"] == "Allow"
+            assert not [action for action in actions if "*" in action], "each action by its name"
+            if not all(action.startswith("ec2:Describe") for action in actions):
+                assert allowed["Resource"] != "*"
+            if role == "worker":
+                assert all(action.startswith("s3:") for action in actions)
+            if {"ec2:TerminateInstances", "iam:PassRole"} & set(actions):
+                assert allowed["Condition"]
+
+
+def test_group_that_is_prepared_opens_ssh_alone_and_not_to_the_world() -> None:
+    from clusters.prepare import narrow
+
+    for world in (None, "", "0.0.0.0/0", "::/0", "10.0.0.0/7"):
+        with pytest.raises(ValueError, match="--ssh-from"):
+            narrow(world)
+    assert narrow("203.0.113.7") == "203.0.113.7/32"
+    assert "IpPermissions" not in json.dumps(CLUSTER), "rules of the file are added to Ray's, which are open"
+
+
+@pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
+def test_every_command_is_our_own(path: Path) -> None:
+    found = read(path)
+    assert all(name in found for name in LISTS), "Ray fills in what is not there: a nightly Ray, an open dashboard"
+    assert found["docker"] == {}
+    assert sum("node.sh" in command for name in LISTS for command in found[name]) == 1
+    for command in (command for name in LISTS for command in found[name]):
+        subprocess.run(["bash", "-n", "-c", command], check=True)
+        assert "0.0.0.0" not in command
+
+
+@pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
+def test_dashboard_answers_on_the_head_alone_and_the_token_is_asked_for(path: Path) -> None:
+    found = read(path)
+    (head,) = (command for command in found["head_start_ray_commands"] if "ray start" in command)
+    assert "--dashboard-host=127.0.0.1" in head
+    assert "--head" in head
+    assert "--ray-client-server-port" not in head
+    mounts = found["file_mounts"]
+    assert mounts["~/.ray/auth_token"] == "~/.ray/auth_token"
+    made_ready = (ROOT / "clusters" / "node.sh").read_text()
+    assert "RAY_AUTH_MODE=token" in made_ready
+    assert re.search(r"chmod 600 .*auth_token", made_ready)
+
+
+@pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
+def test_no_secret_and_no_data_lie_in_the_file(path: Path) -> None:
+    found = read(path)
+    said = json.dumps([*(found[name] for name in LISTS), found.get("available_node_types")]).replace("HttpTokens", "")
+    assert not re.search(r"(?i)password|secret|token|AKIA", said)
+    assert all(source == "." or re.fullmatch(r"~/\.ray/\w+", source) for source in found["file_mounts"].values())
+    assert ".beton" not in json.dumps(found["file_mounts"])
+    assert {".git", ".venv"} <= set(found["rsync_exclude"])
+    assert found["rsync_filter"] == [".gitignore"]
+
+
+def test_lines_to_edit_are_marked() -> None:
+    for line in AWS.read_text().splitlines():
+        if "EDIT" in line.partition("#")[0]:
+            assert line.rstrip().endswith("# EDIT")
+
+
+def test_local_file_says_which_autoscaler_it_needs() -> None:
+    assert "RAY_UP_enable_autoscaler_v2=0 ray up" in LOCAL.read_text()
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "clusters").glob("*.sh")), ids=lambda path: path.name)
+def test_script_is_shell(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert "set -euo pipefail" in script.read_text()
