@@ -16,7 +16,7 @@ ROWS = (
      "sweeps.evaluate", "sweeps.ledger", "sweeps.backup", "sweeps.stream", "sweeps.tasks", "sweeps.analysis.statistics",
      "sweeps.analysis.picture", "sweeps.analysis.cgls"),
     ("crelu_models.build", "data.load", "data.transfer", "sweeps.serve", "sweeps.checkpoint", "sweeps.trial",
-     "sweeps.lease", "sweeps.analysis.capture", "sweeps.analysis.decisions"),
+     "sweeps.lease", "sweeps.spot", "sweeps.analysis.capture", "sweeps.analysis.decisions"),
     ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome",
      "sweeps.look", "sweeps.analysis.provenance"),
     ("sweeps.course", "sweeps.plan", "sweeps.price", "sweeps.ready", "sweeps.worker"),
