@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from conftest import free_port
@@ -114,18 +115,10 @@ def test_service_that_refuses_everything_is_no_notice(service: Service) -> None:
         metadata.read("spot/instance-action")
 
 
-DRAINING = """
-import ray
-from ray._private.state import state
-ray.init("auto", log_to_driver=False)
-print(len(state.get_draining_nodes()), len(ray.nodes()))
-"""
-
-
 def test_watch_spot_drains_the_node_of_its_machine(service: Service) -> None:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:  # a socket's path is short
-        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": f"127.0.0.1:{port}"}
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"127.0.0.1:{port}"}
         environment["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = service.address
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1",
                "--include-dashboard=false", f"--port={port}", f"--temp-dir={folder}",
@@ -135,12 +128,10 @@ def test_watch_spot_drains_the_node_of_its_machine(service: Service) -> None:
         with subprocess.Popen(ray, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
             try:
                 command = [sys.executable, "-m", "sweeps", "watch-spot", "--every", "0.2"]
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-                assert head.poll() is None
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
                 assert (done.returncode, "gives this machine no new trials" in done.stderr) == (0, True), done.stderr
-                looked = subprocess.run(
-                    [sys.executable, "-c", DRAINING], env=environment, capture_output=True, text=True, check=True
-                )
-                assert looked.stdout.split() == ["1", "1"]
+                head.wait(60)  # a node that is drained and has no work leaves
+                said = (Path(folder) / "session_latest/logs/raylet.out").read_text()
+                assert "EC2 reclaims this spot machine" in said, said[-2000:]
             finally:
                 head.terminate()
