@@ -83,7 +83,7 @@ def on_s3(method: str, path: str, query: str) -> tuple[str, str]:
 
 
 def refused(calls: Iterable[tuple[str, str]], policy: dict[str, Any]) -> set[tuple[str, str]]:
-    """Return the calls that a policy does not allow, by action and, on S3, by resource; conditions are not looked at."""
+    """Return the calls that a policy does not allow, by action and on S3 by resource; conditions are left out."""
     allowed = []
     for statement in policy["Statement"]:
         actions, resources = statement["Action"], statement["Resource"]
