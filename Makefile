@@ -51,7 +51,7 @@ setup: .venv/.complete
 		.setup/bin/pip install -q uv; }
 	@uv=$$(command -v uv || echo .setup/bin/uv); \
 		[ -x $(BIN)/python ] || $$uv venv -q --python $(PYTHON) .venv; \
-		$$uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock; \
+		$$uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock; \
 		$$uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
