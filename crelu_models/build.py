@@ -38,7 +38,8 @@ class Dropout(nn.Module):
     """Elementwise dropout that scales what it keeps by 1 / (1 - rate), from a random stream of its own.
 
     The stream is `generator`, made on the device of the first training batch; `seed` sets it. The same seed gives the
-    same mask for tensors of one shape and layout on one device. In evaluation mode the identity.
+    same mask for tensors of one shape and layout on one device; rows of a batch get their rows of its mask. In
+    evaluation mode the identity.
     """
 
     def __init__(self, rate: float, name: str) -> None:
@@ -46,11 +47,11 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate, self.name = rate, name
         self.generator: torch.Generator | None = None
-        self._seed = mix("dropout", name)
+        self._seed, self._first, self._whole = mix("dropout", name), 0, 0
 
-    def seed(self, value: int) -> None:
-        """Begin the stream anew at this 63-bit seed."""
-        self._seed = value
+    def seed(self, value: int, first: int = 0, whole: int = 0) -> None:
+        """Begin the stream anew at this 63-bit seed; what comes are the rows from `first` of `whole` (0: all)."""
+        self._seed, self._first, self._whole = value, first, whole
         if self.generator is not None:
             self.generator.manual_seed(value)
 
@@ -62,8 +63,18 @@ class Dropout(nn.Module):
             self.generator = torch.Generator(x.device)
             self.generator.manual_seed(self._seed)
         # A mask of x's own type: multiplying by it is several times faster on the CPU than filling by a boolean one.
-        mask = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self.generator)
+        mask = self._like(x).bernoulli_(1 - self.rate, generator=self.generator)
+        if len(mask) > len(x):
+            mask = mask[self._first : self._first + len(x)].clone()
         return x * mask * (1 / (1 - self.rate))
+
+    def _like(self, x: Tensor) -> Tensor:
+        """Return an empty tensor for the mask of the whole batch that x has rows of, laid out as x is."""
+        if self._whole <= len(x):
+            return torch.empty_like(x)
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        layout = torch.channels_last if last else torch.contiguous_format
+        return torch.empty((self._whole, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
 
     def extra_repr(self) -> str:
         """Return the rate and the layer."""
@@ -132,11 +143,14 @@ def initialise(module: nn.Module, net: Net, init: str, seed: int) -> None:
             before = row.act
 
 
-def seed_dropout(module: nn.Module, seed: int, epoch: int, step: int) -> None:
-    """Seed every dropout layer of `module` for one training step: a pure function of these numbers and its name."""
+def seed_dropout(module: nn.Module, seed: int, epoch: int, step: int, first: int = 0, whole: int = 0) -> None:
+    """Seed every dropout layer of `module` for one training step: a pure function of these numbers and its name.
+
+    What comes next are the rows from `first` of a batch of `whole` (0: all of it), which get their rows of its masks.
+    """
     for layer in module.modules():
         if isinstance(layer, Dropout):
-            layer.seed(mix("dropout", seed, epoch, step, layer.name))
+            layer.seed(mix("dropout", seed, epoch, step, layer.name), first, whole)
 
 
 def _pool(row: Pool) -> nn.Module:

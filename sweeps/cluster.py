@@ -91,7 +91,7 @@ class Session:
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     limits: Limits = Limits()
     # What trains a trial, as module:function: another one stands in for it where the queue itself is measured.
-    work: str = "sweeps.perform:perform"
+    work: str = "sweeps.crew:perform"
     packs: Packs = field(default_factory=Packs)
     stopping: bool = False
     over_budget: bool = False
@@ -392,7 +392,7 @@ def _measure(item: tuple[str, Cell, int, int, Place]) -> tuple[Speed, float]:
 
     _, cell, classes, crop, place = item
     since = time.time()
-    return measure(cell, classes, crop, place.device, place.threads), since
+    return measure(cell, classes, crop, place.device, place.threads, place.ranks), since
 
 
 def measure_makers(names: Iterable[str], place: Place, resources: Resources) -> dict[str, Maker]:

@@ -18,6 +18,7 @@ from data.load import Batch, Pictures
 from sweeps import checkpoint
 from sweeps.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
 from sweeps.ledger import Ledger, with_room
+from sweeps.ranks import Ranks
 from sweeps.sets import Indices, Place, Sets
 from sweeps.stream import HELD_OUT, PROBE, STEP, Company, Turn, Turns
 from sweeps.train import Diverged, Learner, train
@@ -30,14 +31,28 @@ Report = Callable[[int, dict[str, float]], None]
 
 
 class Course:
-    """A trial on its way: learner, history and what happened to it; all of it survives in its checkpoint."""
+    """A trial on its way: learner, history and what happened to it; all of it survives in its checkpoint.
+
+    With several ranks each has its course, and all take the same turns; the ledger is rank 0's.
+    """
 
     def __init__(
-        self, trial: Trial, place: Place, ledger: Ledger, sets: Sets, stop: Callable[[], bool], company: Company
+        self,
+        trial: Trial,
+        place: Place,
+        ledger: Ledger,
+        sets: Sets,
+        stop: Callable[[], bool],
+        company: Company,
+        ranks: Ranks,
     ) -> None:
-        """Begin anew, or continue from the newest whole checkpoint; `stop()` says when to leave."""
+        """Begin anew, or continue from the newest whole checkpoint; `stop()` says, to rank 0, when to leave.
+
+        ValueError where a batch has fewer pictures than there are ranks.
+        """
         self.trial, self.place, self.ledger, self.sets, self.stop = trial, place, ledger, sets, stop
-        self.company = company
+        self.company, self.ranks = company, ranks
+        trial.cell.recipe.shared(len(sets.learn), ranks.size)
         self.device = torch.device(place.device)
         self.precision = precision_of(trial.cell.recipe.precision, self.device)
         self.phase = PHASES[trial.phase]
@@ -52,15 +67,7 @@ class Course:
         self.best: dict[str, Tensor] = {}
         self.restarts, self.seconds, self.flat, self.ending = 0, 0.0, 0, ""
         self.saved_at = time.monotonic()
-        saved, damaged = checkpoint.load(self.ledger, self.trial.key)
-        told = [f"checkpoint {name} was damaged; the one before it was taken" for name in damaged]
-        for name in damaged:
-            self.ledger.delete(f"checkpoints/{self.trial.key}/{name}")
-        if saved is not None and saved.state.get("code") != code_fingerprint():
-            # Half a training by other code would be a result of neither.
-            self.ledger.delete(f"checkpoints/{self.trial.key}")
-            told.append(f"the code has changed since epoch {saved.state['epoch']}; begun anew")
-            saved = None
+        saved, told = self.ranks.first(self._saved)
         if saved is not None:
             state = saved.state
             self.history, self.events, self.ending = state["history"], state["events"], state["ending"]
@@ -72,21 +79,34 @@ class Course:
             self.learner.restore(saved.tensors, saved.state["epoch"], saved.state["step"])
             self.best = {name[5:]: value for name, value in saved.tensors.items() if name.startswith("best/")}
 
+    def _saved(self) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+        """Return the newest checkpoint that can be gone on from, and what became of others."""
+        saved, damaged = checkpoint.load(self.ledger, self.trial.key)
+        told = [f"checkpoint {name} was damaged; the one before it was taken" for name in damaged]
+        for name in damaged:
+            self.ledger.delete(f"checkpoints/{self.trial.key}/{name}")
+        if saved is not None and saved.state.get("code") != code_fingerprint():
+            # Half a training by other code would be a result of neither.
+            self.ledger.delete(f"checkpoints/{self.trial.key}")
+            told.append(f"the code has changed since epoch {saved.state['epoch']}; begun anew")
+            saved = None
+        return saved, told
+
     def _learner(self) -> Learner:
         """Return the net at its initial weights, with this attempt's seed, on its device."""
         cell, seed = self.trial.cell, self.trial.restarted(self.restarts)
         model = build(self.trial.net, self.sets.facts.classes, self.sets.facts.crop)
         initialise(model, self.trial.net, cell.recipe.init, seed)
+        model = self.ranks.join(model)
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        learner = Learner(model, cell.recipe, seed=seed, steps=self.steps, precision=self.precision)
+        learner = Learner(model, cell.recipe, seed=seed, steps=self.steps, precision=self.precision, ranks=self.ranks)
         learner.parts = self.parts
         return learner
 
     @property
     def steps(self) -> int:
         """Return the steps of one epoch."""
-        recipe, pictures = self.trial.cell.recipe, len(self.sets.learn)
-        return max(1, pictures // recipe.batch if recipe.drop_last else -(-pictures // recipe.batch))
+        return self.trial.cell.recipe.steps(len(self.sets.learn))
 
     def over(self) -> bool:
         """Return whether the training has come to an end."""
@@ -110,14 +130,18 @@ class Course:
                 began = self.company.clock()
                 if self.over():
                     return True
-            elif time.monotonic() - self.saved_at > 60 * self.place.checkpoint_minutes and not self.save():
+            due, leave = self.ranks.flags(lambda: (self._due(), self.stop()), 2)
+            if (due or leave) and not self.save():
                 return False
-            if self.stop():
-                self.save()
+            if leave:
                 return False
             yield from self._step()
         self.ending = "schedule"
         return True
+
+    def _due(self) -> bool:
+        """Return whether it is time for a checkpoint within an epoch."""
+        return time.monotonic() - self.saved_at > 60 * self.place.checkpoint_minutes
 
     def _step(self) -> Turns[None]:
         """Give way before the next step, where there is one."""
@@ -129,7 +153,7 @@ class Course:
         return Turn(self.learner.epoch, stage, number)
 
     def _batches(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the training views of `epoch` from batch `step` on."""
+        """Yield this rank's training views of `epoch` from batch `step` on, with the labels of the whole batch."""
         for number in range(step, self.steps):
             yield self.company.stream.take((STEP, epoch), number, lambda start: self._training(epoch, start))
 
@@ -137,7 +161,10 @@ class Course:
         """Make the training views of `epoch` from batch `step` on."""
         recipe, facts, sidecar = self.trial.cell.recipe, self.sets.facts, self.sets.train.sidecar
         indices = order(self.trial.seed, epoch, self.sets.learn)[: self.steps * recipe.batch]
-        for batch in self.sets.train.batches(indices, recipe.batch, start=step):
+        rows = self.ranks.rows(min(recipe.batch, len(indices)))
+        own = self.ranks.own(indices, recipe.batch)
+        labels = torch.from_numpy(self.sets.train.labels[indices]).to(self.device)
+        for number, batch in enumerate(self.sets.train.batches(own, rows.stop - rows.start, start=step), step):
             yield (
                 training_view(
                     batch.images,
@@ -153,7 +180,7 @@ class Course:
                     eigenvalues=sidecar.eigenvalues,
                     eigenvectors=sidecar.eigenvectors,
                 ),
-                batch.labels,
+                labels[number * recipe.batch : (number + 1) * recipe.batch],
             )
 
     def _close(self, average: Errors, seconds: float) -> Turns[dict[str, float]]:
@@ -194,14 +221,14 @@ class Course:
     def measure(self, stage: int, indices: Indices) -> Turns[tuple[Errors, bool]]:
         """Return the centre-crop errors on `indices`, and whether every picture got the same scores."""
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
-        lifeless = True
-        for number in range(-(-len(indices) // BATCH)):
+        lifeless, own = True, self.ranks.batches(indices, BATCH)
+        for number in range(-(-len(own) // BATCH)):
             yield self.turn(stage, number)
-            batch, centre = self.view(stage, self.sets.train, indices, number)
+            batch, centre = self.view(stage, self.sets.train, own, number)
             (scores,) = score(self.learner.model, [centre], self.precision)
             lifeless = lifeless and dead(scores)
             total += counts(scores, batch.labels)
-        return errors(total, len(indices)), lifeless
+        return errors(self.ranks.total(total), len(indices)), self.ranks.every(lifeless)
 
     def view(
         self, stage: int, pictures: Pictures, indices: Indices, number: int, views: int = 1
@@ -245,7 +272,7 @@ class Course:
             checkpoint.save(self.ledger, key, learner.epoch, learner.step, whole)
             return True
 
-        saved = with_room(write, self.stop) is not None
+        saved = self.ranks.first(lambda: with_room(write, self.stop) is not None)
         self.saved_at = time.monotonic()
         return saved
 
@@ -255,7 +282,7 @@ class Course:
         ValueError where a step cannot be parted: batch norm ties it to its batch, or it has one picture a part.
         """
         batch, normed = self.trial.cell.recipe.batch, any("_bn" in name for name in self.learner.model.state_dict())
-        if normed or 2 * self.parts > batch:
+        if normed or 2 * self.parts * self.ranks.size > batch:
             why = "batch norm ties a step to its whole batch" if normed else "a part is one picture already"
             raise ValueError(
                 f"out of memory with batch {batch}, and {why}; give a trial more memory, or train another cell "
@@ -274,7 +301,7 @@ class Course:
         if self.restarts >= self.trial.cell.recipe.restarts:
             self.ending = "diverged"
             return False
-        self.ledger.delete(f"checkpoints/{self.trial.key}")
+        self.ranks.first(lambda: self.ledger.delete(f"checkpoints/{self.trial.key}"))
         self.restarts += 1
         self.history, self.best, self.flat = [], {}, 0
         self.learner = self._learner()

@@ -6,7 +6,6 @@ import argparse
 import glob
 import json
 import os
-import platform
 import shutil
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 from data.datasets import DataSet, dataset
 from sweeps import sharing
+from sweeps.allot import allot, hardware, shareable
 from sweeps.ledger import Ledger
 from sweeps.plan import Plan, Sweep, declared, plan
 from sweeps.price import Price, Speed, keep, known, money, operations, pictures, price, speed_key, total
@@ -219,21 +219,19 @@ def _train(
     options, choice = errand.options, errand.choice
     view.say(f"{len(found.to_do)} trials to train; starting Ray")
     there = tasks.connect(choice.address)
-    gpus = options.gpus_per_trial
-    if gpus is None:
-        gpus = 1.0 if there.get("GPU", 0) >= 1 else 0.0
-    if gpus > there.get("GPU", 0) and choice.address == "local":
-        raise ValueError(f"--gpus-per-trial {gpus:g}: this machine has {there.get('GPU', 0):g} GPUs")
+    given = allot(options, there, choice.address == "local")
+    shareable((*found.to_do, *found.to_come), facts, given.ranks)
     place = Place(
         ledger=errand.ledger.root,
         data_dir=str(choice.data_dir),
-        device="cuda" if gpus else "cpu",
+        device=given.device,
         reader=options.reader,
-        workers=max(1, int(options.cpus_per_trial)),
-        threads=max(1, int(options.cpus_per_trial)),
+        workers=given.threads,
+        threads=given.threads,
         data_source=choice.data_source,
+        ranks=given.ranks,
     )
-    resources = cluster.Resources(options.cpus_per_trial, gpus, options.max_concurrent)
+    resources = cluster.Resources(given.cpus, given.gpus, options.max_concurrent)
     at_once = cluster.fits(resources)
     pricer, start = _forecast(errand, found, facts, place, resources, at_once, view)
 
@@ -283,8 +281,8 @@ def _forecast(
     """Measure what is not measured yet, say what the sweep will take; return what prices a trial, and all starts."""
     from sweeps import cluster
 
-    ledger, hardware = errand.ledger, _hardware(place.device, place.threads)
-    keys = {cell.key: speed_key(cell, facts[cell.dataset], hardware) for cell in errand.sweep.cells}
+    ledger, here = errand.ledger, hardware(place.device, place.threads, place.ranks)
+    keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
     speeds = known(ledger, keys.values())
     lacking = {
         keys[cell.key]: (cell, facts[cell.dataset].classes, facts[cell.dataset].crop)
@@ -352,12 +350,14 @@ def _foretold(errand: Errand, found: Plan) -> str:
     """Return the forecast from what has been measured on this machine before."""
     options, where = errand.options, errand.choice.data_dir
     cuda = options.gpus_per_trial != 0 and bool(glob.glob("/dev/nvidia[0-9]*"))
-    device, threads = "cuda" if cuda else "cpu", max(1, int(options.cpus_per_trial))
-    gpus = (options.gpus_per_trial or 1.0) if cuda else 0.0
+    gpus = (options.gpus_per_trial or max(1.0, options.ranks)) if cuda else 0.0
+    asked = argparse.Namespace(**vars(options) | {"gpus_per_trial": gpus})
+    given = allot(asked, {}, False)
+    here = hardware(given.device, given.threads, given.ranks)
     facts = {name: dataset(name, where) for name in errand.sweep.datasets}
-    keys = {cell.key: speed_key(cell, facts[cell.dataset], _hardware(device, threads)) for cell in errand.sweep.cells}
+    keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
     room = len(glob.glob("/dev/nvidia[0-9]*")) / gpus if cuda else (os.cpu_count() or 1)
-    at_once = options.max_concurrent or max(1, int(room if cuda else room / max(options.cpus_per_trial, 1e-9)))
+    at_once = options.max_concurrent or max(1, int(room if cuda else room / max(given.cpus, 1e-9)))
     pricer = _pricer(found, facts, known(errand.ledger, keys.values()), keys)
     sentence = _sentence(errand, found, pricer, 0.0, gpus, at_once)
     return sentence or "no forecast: the speed of these nets is measured when the sweep first starts on a machine"
@@ -373,28 +373,28 @@ def _packs(
     if errand.options.pack != "auto":
         return sharing.Packs(errand.options.pack, resident=stay)
     streams = sharing.shared(found.to_do, stay)
-    if not streams or len(found.to_do) <= cluster.fits(resources) or errand.choice.profile == "smoke":
+    if (
+        place.ranks > 1
+        or not streams
+        or len(found.to_do) <= cluster.fits(resources)
+        or errand.choice.profile == "smoke"
+    ):
         return sharing.Packs()
-    ledger, hardware = errand.ledger, _hardware(place.device, place.threads)
-    reading = f"{hardware} {place.reader} {resources.gpus:g}"
+    ledger, here = errand.ledger, hardware(place.device, place.threads, place.ranks)
+    reading = f"{here} {place.reader} {resources.gpus:g}"
     makers = sharing.known(ledger, streams, reading)
     lacking = sorted(streams - makers.keys())
     if lacking:
         view.say(f"measuring how fast {', '.join(lacking)} can be read")
         makers |= cluster.measure_makers(lacking, place, resources)
         sharing.keep(ledger, makers, reading)
-    keys = {cell.key: speed_key(cell, facts[cell.dataset], hardware) for cell in errand.sweep.cells}
+    keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
     speeds = known(ledger, keys.values())
     learned = {key: speeds[name].train for key, name in keys.items() if name in speeds}
     packs = sharing.worthwhile(found.to_do, learned, makers, place.device)
     if packs.cells:
         view.say(f"{len(packs.cells)} cells share their pictures in packs: reading them takes much of a step")
     return packs
-
-
-def _hardware(device: str, threads: int) -> str:
-    """Return what a measurement of speed holds for."""
-    return f"{platform.processor()} {device} x{threads}"
 
 
 def _compare(

@@ -113,8 +113,14 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
         help="Ray cluster: auto, a host, or local (default $RAY_ADDRESS, local)",
     )
     where.add_argument(
-        "--gpus-per-trial", type=fraction, default=None, metavar="G", help="e.g. 0.25 (default: 1 where there are GPUs)"
+        "--gpus-per-trial",
+        type=fraction,
+        default=None,
+        metavar="G",
+        help="e.g. 0.25, or 2 that share each batch (default: 1 where there are GPUs)",
     )
+    where.add_argument("--ranks", type=positive, default=0, metavar="N",
+                       help="processes that share each batch of a trial (default: one a GPU, on CPUs one)")  # fmt: skip
     where.add_argument("--cpus-per-trial", type=fraction, default=1.0, metavar="C", help="(default 1)")
     where.add_argument(
         "--max-concurrent", type=positive, default=0, metavar="N", help="trials at once (default: as many as fit)"

@@ -18,6 +18,7 @@ from sweeps.course import Course, Report
 from sweeps.evaluate import BATCH, Errors, score, ten_crop_scores
 from sweeps.ledger import Ledger, with_room
 from sweeps.outcome import Outcome, write_outcome
+from sweeps.ranks import ALONE, Ranks
 from sweeps.ready import bring
 from sweeps.sets import Place, fingerprint, open_sets
 from sweeps.stream import LEARNED, TEST, Company, Turns
@@ -52,21 +53,31 @@ def perform(
 
 
 def performing(
-    trial: Trial, place: Place, report: Report, stop: Callable[[], bool], company: Company
+    trial: Trial,
+    place: Place,
+    report: Report,
+    stop: Callable[[], bool],
+    company: Company,
+    ranks: Ranks = ALONE,
+    short: str = "",
 ) -> Turns[dict[str, Any] | None]:
     """Do what `perform` does, giving way before each batch; in company memory that runs out is raised.
 
-    A turn before the last one says that the training diverged and begins anew, its state saved.
+    A turn before the last one says that the training diverged and begins anew, its state saved. Of several `ranks`
+    each calls this for itself, and memory that runs out is raised too; those that come next hear of it in `short`.
     """
     ledger = Ledger(place.ledger)
-    done = ledger.result(trial.key)
+    done = ranks.first(lambda: ledger.result(trial.key))
     if done is not None:
         return done
-    if not bring(trial.cell.dataset, place.data_dir, place.data_source, stop):
+    if not ranks.first(lambda: bring(trial.cell.dataset, place.data_dir, place.data_source, stop)):
         return None
     _reset(place)
-    course = Course(trial, place, ledger, open_sets(trial, place), stop, company)
-    ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json())
+    course = Course(trial, place, ledger, open_sets(trial, place), stop, company, ranks)
+    if short:
+        course.shrink(short)
+        course.save()
+    ranks.first(lambda: ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json()))
     while True:
         try:
             if not (yield from course.run(report)):
@@ -76,11 +87,11 @@ def performing(
             if not course.restart(str(error)):
                 break
         except RuntimeError as error:
-            if not out_of_memory(error) or company.crowded():
+            if not out_of_memory(error) or company.crowded() or ranks.size > 1:
                 raise
             course.shrink(str(error))
     outcome = yield from _outcome(course)
-    return with_room(lambda: write_outcome(ledger, trial, outcome), stop)
+    return ranks.first(lambda: with_room(lambda: write_outcome(ledger, trial, outcome), stop))
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -100,7 +111,7 @@ def _outcome(course: Course) -> Turns[Outcome]:
         seconds=course.seconds + 0.0,
         precision=course.precision,
         fingerprint=fingerprint(course.trial.cell.dataset, course.place.data_dir),
-        hardware=_hardware(course.device),
+        hardware=_hardware(course.device, course.ranks),
         classes=course.sets.facts.classes,
         ten_crops=course.sets.facts.crop < course.sets.facts.size,
         weights={name: value.detach().cpu() for name, value in course.learner.model.state_dict().items()},
@@ -115,20 +126,28 @@ def _test_scores(course: Course) -> Turns[dict[str, np.ndarray[Any, Any]]]:
     if test is None or course.ending == "diverged":
         return {}
     parts: dict[str, list[np.ndarray[Any, Any]]] = {}
-    model, precision, everything = course.learner.model, course.precision, np.arange(len(test), dtype=np.int64)
+    model, precision = course.learner.model, course.precision
+    own = course.ranks.batches(np.arange(len(test), dtype=np.int64), BATCH)
     views = VIEWS if facts.crop < facts.size else 1
-    for first in range(0, views * -(-len(test) // BATCH), views):
+    for first in range(0, views * -(-len(own) // BATCH), views):
         scores: list[Tensor] = []
         for number in range(first, first + views):
             yield course.turn(TEST, number)
-            batch, view = course.view(TEST, test, everything, number, views)
+            batch, view = course.view(TEST, test, own, number, views)
             scores += score(model, [view], precision)
         found = {"id": batch.ids, "label": batch.labels, "centre": scores[0]}
         if views > 1:
             found["ten_softmax"], found["ten_score"] = ten_crop_scores(scores[1:])
         for name, value in found.items():
             parts.setdefault(name, []).append(value.cpu().numpy())
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    return _in_order([found for found in course.ranks.gathered(parts) if found])
+
+
+def _in_order(gathered: list[dict[str, list[np.ndarray[Any, Any]]]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the columns of all ranks' batches, by picture."""
+    whole = {name: np.concatenate([value for found in gathered for value in found[name]]) for name in gathered[0]}
+    rows = np.argsort(whole["id"])
+    return {name: values[rows] for name, values in whole.items()}
 
 
 def _train_errors(course: Course) -> Turns[Errors | None]:
@@ -161,10 +180,11 @@ def _reset(place: Place) -> None:
     torch.backends.cudnn.allow_tf32 = True
 
 
-def _hardware(device: torch.device) -> dict[str, str]:
+def _hardware(device: torch.device, ranks: Ranks) -> dict[str, str]:
     """Return what this trial ran on, for the record."""
+    several = {"ranks": str(ranks.size)} if ranks.size > 1 else {}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
+    return several | {
         "host": platform.node(),
         "device": name,
         "torch": torch.__version__,

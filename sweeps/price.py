@@ -46,8 +46,11 @@ def speed_key(cell: Cell, facts: DataSet, hardware: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
-def measure(cell: Cell, classes: int, crop: int, device: str, threads: int) -> Speed:
-    """Take a few training steps and evaluations of a cell's net on random pictures; nothing is kept of them."""
+def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, ranks: int = 1) -> Speed:
+    """Take a few training steps and evaluations of a cell's net on random pictures; nothing is kept of them.
+
+    Of several ranks one is measured, on its part of a batch; what they tell each other is not counted.
+    """
     import torch
 
     from crelu_models.build import build, initialise
@@ -61,8 +64,9 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int) -> S
     model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = precision_of(recipe.precision, place)
     learner = Learner(model, recipe, seed=0, steps=10**9, precision=precision)
-    images = torch.randn(recipe.batch, 3, crop, crop, device=place).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(recipe.batch, device=place) % classes
+    batch = -(-recipe.batch // ranks)
+    images = torch.randn(batch, 3, crop, crop, device=place).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=place) % classes
     views = [torch.randn(BATCH, 3, crop, crop, device=place).contiguous(memory_format=torch.channels_last)]
 
     def done() -> None:
@@ -73,7 +77,7 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int) -> S
         learner.advance(images, labels)
     rates = sorted(_rate(lambda: learner.advance(images, labels), done, STEPS) * recipe.batch for _ in range(GOES))
     list(score(model, views, precision))
-    evaluate = _rate(lambda: list(score(model, views, precision)), done, 2) * BATCH
+    evaluate = _rate(lambda: list(score(model, views, precision)), done, 2) * BATCH * ranks
     return Speed(rates[GOES // 2], rates[0], rates[-1], evaluate)
 
 

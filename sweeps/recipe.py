@@ -78,6 +78,21 @@ class Recipe:
         done = epoch + step / steps
         return rate * min(1.0, (done + 1 / steps) / self.warmup_epochs) if done < self.warmup_epochs else rate
 
+    def steps(self, pictures: int) -> int:
+        """Return the steps of an epoch over so many pictures."""
+        return max(1, pictures // self.batch if self.drop_last else -(-pictures // self.batch))
+
+    def shared(self, pictures: int, ranks: int) -> None:
+        """Raise ValueError where a batch of an epoch over so many pictures has fewer of them than there are ranks."""
+        last = pictures - (self.steps(pictures) - 1) * self.batch
+        least = min(self.batch, last)
+        if least < ranks:
+            raise ValueError(
+                f"a batch of {least} pictures cannot be shared by {ranks} ranks (batch {self.batch} of {pictures} "
+                f"pictures{'' if least == self.batch else ', the last one of an epoch'}); take fewer ranks, or train "
+                f"other cells by --set recipe.batch=N"
+            )
+
     def decay(self, epoch: int) -> float:
         """Return the weight decay of `epoch` (0-based)."""
         return self.weight_decay * self.stage(epoch).decay_factor

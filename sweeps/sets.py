@@ -27,7 +27,9 @@ class Place:
     `ledger` and `data_dir` are absolute; `workers` decode pictures, `threads` compute on a CPU; `fingerprint` is
     that of the data the sweep was planned with (empty: any). A worker that takes no step for `hang_seconds` ends. A
     file whose decoded pictures take no more than `resident_bytes` is decoded once and kept on the device. A data set
-    that is not in `data_dir` is pulled from `data_source`, where one is given.
+    that is not in `data_dir` is pulled from `data_source`, where one is given. A trial is trained by so many `ranks`,
+    processes of one host that share each batch; each has `workers` and `threads` of its own, and a GPU where `device`
+    is cuda.
     """
 
     ledger: str
@@ -42,6 +44,7 @@ class Place:
     hang_seconds: float = 1800.0
     resident_bytes: int = 2 << 30
     data_source: str = ""
+    ranks: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from crelu_models.build import seed_dropout
 from sweeps.evaluate import Errors, autocast, counts, errors
+from sweeps.ranks import ALONE, Ranks
 from sweeps.recipe import Recipe
 
 # Steps between two looks at whether the loss is still a number: each look waits for the device.
@@ -23,11 +24,17 @@ class Diverged(Exception):
 
 
 class Learner:
-    """One net while it learns: weights, optimiser and position, all of it in `tensors` and `position`."""
+    """One net while it learns: weights, optimiser and position, all of it in `tensors` and `position`.
 
-    def __init__(self, model: nn.Module, recipe: Recipe, *, seed: int, steps: int, precision: str) -> None:
+    With several `ranks` each has a learner, and all call the same methods in the same order.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, *, seed: int, steps: int, precision: str, ranks: Ranks = ALONE
+    ) -> None:
         """Begin at epoch 0, step 0 of `steps` an epoch; `model` is already initialised and on its device."""
         self.model, self.recipe, self.seed, self.steps, self.precision = model, recipe, seed, steps, precision
+        self.ranks = ranks
         self.parts = 1
         self.epoch = self.step = 0
         self.device = next(model.parameters()).device
@@ -35,23 +42,25 @@ class Learner:
         self.optimiser = _optimiser(recipe, model)
 
     def advance(self, images: Tensor, labels: Tensor) -> None:
-        """Take one step on float pictures (n, 3, h, w) and labels (n,), in `parts` micro-batches."""
-        recipe, batch = self.recipe, len(images)
+        """Take one step on this rank's rows of float pictures (n, 3, h, w) and on labels (n,), in micro-batches."""
+        recipe, batch, rows = self.recipe, len(labels), self.ranks.rows(len(labels))
+        labels = labels[rows]
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.learning_rate(self.epoch, self.step, self.steps)
             group["weight_decay"] = recipe.decay(self.epoch)
-        seed_dropout(self.model, self.seed, self.epoch, self.step)
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
-        size = -(-batch // self.parts)
-        for start in range(0, batch, size):
+        size = -(-len(images) // self.parts)
+        for start in range(0, len(images), size):
             part, target = images[start : start + size], labels[start : start + size]
+            seed_dropout(self.model, self.seed, self.epoch, self.step, rows.start + start, batch)
             with autocast(self.precision, self.device):
                 scores = self.model(part)
             loss = functional.cross_entropy(scores.float(), target, reduction="sum") / batch
             loss.backward()  # type: ignore[no-untyped-call]
             self.sums[:3] += counts(scores, target)
-        self.sums[3] += batch
+        self.sums[3] += len(images)
+        self.ranks.sum_gradients(self.model)
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimiser.step()
@@ -61,13 +70,17 @@ class Learner:
 
     def look(self) -> None:
         """Raise Diverged where the loss of this epoch is no number."""
-        if not torch.isfinite(self.sums[0]):
+        self._finite(self.ranks.total(self.sums))
+
+    def _finite(self, sums: Tensor) -> Tensor:
+        if not torch.isfinite(sums[0]):
             raise Diverged(f"the training loss is not a number in epoch {self.epoch + 1}")
+        return sums
 
     def end_epoch(self) -> Errors:
         """Move on to the next epoch and return the errors over this one's training batches."""
-        self.look()
-        average = errors(self.sums[:3], int(self.sums[3].item()))
+        sums = self._finite(self.ranks.total(self.sums))
+        average = errors(sums[:3], int(sums[3].item()))
         self.sums.zero_()
         self.epoch, self.step = self.epoch + 1, 0
         return average
@@ -79,7 +92,7 @@ class Learner:
             for name, value in self.optimiser.state[parameter].items():
                 if isinstance(value, Tensor):
                     state[f"optimiser/{index}/{name}"] = value
-        return state | {"sums": self.sums}
+        return state | {"sums": self.ranks.total(self.sums)}
 
     def restore(self, tensors: Mapping[str, Tensor], epoch: int, step: int) -> None:
         """Continue from `tensors` at (`epoch`, `step`); ValueError where they are not of this net and recipe."""
@@ -96,7 +109,7 @@ class Learner:
                 same = value.shape == parameter.shape
                 # Adam's step count is a scalar that stays on the CPU; buffers take their parameter's place.
                 self.optimiser.state[parameter][kind] = torch.empty_like(parameter).copy_(value) if same else value
-        self.sums.copy_(tensors["sums"])
+        self.sums.copy_(tensors["sums"] if self.ranks.lead else torch.zeros(4))
         self.epoch, self.step = epoch, step
 
 

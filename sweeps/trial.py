@@ -191,7 +191,7 @@ def code_fingerprint() -> str:
         *(f"data/{name}.py" for name in ("datasets", "load", "augment")),
         *(
             f"sweeps/{name}.py"
-            for name in ("recipe", "train", "evaluate", "trial", "sets", "stream", "course", "outcome")
+            for name in ("recipe", "ranks", "train", "evaluate", "trial", "sets", "stream", "course", "outcome")
         ),
     ]
     total = hashlib.sha256()
