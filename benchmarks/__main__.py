@@ -5,6 +5,7 @@ import sys
 
 QUESTIONS = (
     ("bench_crelu", "--quick", "--rounds", "3"),
+    ("bench_loader", "--sets", "256-jpeg", "32-pixels", "--ends", "views", "--rounds", "3"),
     ("bench_overhead", "--trials", "200", "--peer", "20"),
     ("bench_search", "--cells", "10", "--trials", "20"),
     ("bench_report", "--runs", "1000"),
