@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.turns import answer, ask, start
+
 SETS = {"256-jpeg": (256, True), "256-pixels": (256, False), "32-jpeg": (32, True), "32-pixels": (32, False)}
 SIDES = ("ours", "ours, threads", "DataLoader, PIL", "DataLoader, torchvision", "FFCV's own")
 ENDS = ("views", "decode")
@@ -203,9 +204,7 @@ def compare(where: Path, label: str, end: str, device: str, sides: list[str], ro
         first[side] = answer(processes[side])["first"]
     for _ in range(rounds):
         for side, process in processes.items():
-            assert process.stdin is not None
-            print("go", file=process.stdin, flush=True)
-            speeds[side].append(answer(process))
+            speeds[side].append(ask(process))
     for process in processes.values():
         process.communicate()
     columns = (("pictures/s", 12), ("a CPU-s", 10), ("ours over it", 14), ("a CPU-s", 9), ("first batch, s", 18))
@@ -220,18 +219,7 @@ def compare(where: Path, label: str, end: str, device: str, sides: list[str], ro
 
 def begin(where: Path, label: str, side: str, end: str, device: str) -> subprocess.Popen[str]:
     """Start one side."""
-    words = ["--serve", str(where), label, side, end, device, repr(time.time())]
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-m", "benchmarks.bench_loader", *words]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
-
-
-def answer(process: subprocess.Popen[str]) -> Any:
-    """Return the next answer of a side."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, process.communicate()[1]
-    return json.loads(line)
+    return start("bench_loader", "--serve", str(where), label, side, end, device, repr(time.time()))
 
 
 def main() -> None:
