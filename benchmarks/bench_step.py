@@ -77,8 +77,7 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
     from data.datasets import beton_path, order
     from data.load import open_pictures
     from sweeps.evaluate import precision_of, score
-    from sweeps.perform import keep_memory
-    from sweeps.train import Learner
+    from sweeps.train import Learner, keep_memory
 
     keep_memory()
     (net, batch), (_, recipe, stored, crop, classes, *_) = net_of(family, options), FAMILIES[family]

@@ -5,7 +5,6 @@ No Ray, no Optuna, no MLflow: a test, a notebook or a bare GPU machine can call 
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +21,11 @@ from sweeps.ranks import ALONE, Ranks
 from sweeps.ready import bring
 from sweeps.sets import Place, fingerprint, open_sets
 from sweeps.stream import LEARNED, TEST, Company, Turns
-from sweeps.train import Diverged
+from sweeps.train import Diverged, keep_memory
 from sweeps.trial import Trial
 
 # Of a test picture that is stored larger than a net sees it: the centre, and the ten crops.
 VIEWS = 11
-
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def perform(
@@ -155,18 +152,6 @@ def _train_errors(course: Course) -> Turns[Errors | None]:
     if not course.phase.probe or not course.phase.test or course.ending == "diverged":
         return None
     return (yield from course.measure(LEARNED, course.sets.learn))[0]
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory of tensors that are gone for the next ones, where its C library can.
-
-    glibc maps each tensor of more than 32 MiB anew, and the system clears its pages one by one at the first touch: on a
-    CPU a tenth of a training step, and several times what an activation itself costs.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_MMAP_MAX, 0)
-        set_option(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _reset(place: Place) -> None:

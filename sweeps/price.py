@@ -55,8 +55,9 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, rank
 
     from crelu_models.build import build, initialise
     from sweeps.evaluate import BATCH, precision_of, score
-    from sweeps.train import Learner
+    from sweeps.train import Learner, keep_memory
 
+    keep_memory()
     place, recipe = torch.device(device), cell.recipe
     torch.set_num_threads(threads)
     model = build(cell.net, classes, crop)
