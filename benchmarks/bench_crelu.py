@@ -13,12 +13,9 @@ tensors back to the system, and as a worker of ours sets it, which keeps them.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from statistics import median
-
-os.environ["KINETO_LOG_LEVEL"] = "5"  # read when torch is imported
 
 import torch
 from torch import Tensor

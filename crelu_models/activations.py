@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from crelu_models.spec import ALIASES
 
 _where_positive = torch.ops.aten.threshold_backward  # the kernel of ReLU's own gradient: g where y > 0, else 0
-# Bytes of x that a core's cache holds beside what is made of them. A tensor on the CPU is gone through in parts of this
-# size; a smaller one takes the plain form, which is faster there: a function of our own costs 30 us a call.
-PART = 2 << 20
+# On the CPU a tensor is gone through in parts of PART bytes, which the caches hold beside what is made of them. One of
+# less than SMALL bytes takes a plain form, which is faster there: a function of our own costs 30 us a call.
+PART, SMALL = 2 << 20, 1 << 20
+# Elements of x of which torch takes each half by one thread and the whole by several; waking them costs more than this.
+HALVES = range((1 << 14) + 1, (1 << 15) + 1)
 
 
 class _CReLU(torch.autograd.Function):
@@ -74,11 +76,13 @@ def crelu(x: Tensor) -> Tensor:
     """Return cat[max(x, 0), max(-x, 0)] for x (n, k, ...): (n, 2k, ...), the positive phase first.
 
     Equal to that definition bit for bit in value and gradient, which is 0 at 0; keeps only its output for the backward
-    pass; channels last in, channels last out. Shang et al. 2016, Definition 2.1.
+    pass (both halves beside it around 100 KB); channels last in, channels last out. Shang et al. 2016, Definition 2.1.
     """
-    small = x.device.type == "cpu" and x.numel() * x.element_size() < PART
+    small = x.device.type == "cpu" and x.numel() * x.element_size() < SMALL
     # One channel is in both layouts at once, of which cat would take the plain one.
     if torch.compiler.is_compiling() or (small and x.shape[1] != 1):
+        if x.numel() in HALVES:
+            return torch.cat([x.relu(), x.neg().relu_()], 1)
         return torch.cat([x, x.neg()], 1).relu_()
     y: Tensor = _CReLU.apply(x, 1)
     return y
