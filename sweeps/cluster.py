@@ -183,7 +183,6 @@ class Queue(Searcher):  # type: ignore[misc]
         if not pack:
             return None if self.waiting or self.running else Searcher.FINISHED
         self.running[trial_id], self.shares[trial_id] = pack, [trial.key for trial in pack]
-        session.began[trial_id] = time.monotonic()
         for trial in pack:
             self._tell("started", trial, {})
         place = asdict(session.place) | {"fingerprint": session.fingerprints.get(pack[0].cell.dataset, "")}
@@ -195,6 +194,11 @@ class Queue(Searcher):  # type: ignore[misc]
             "stop": session.stop_mark,
             "work": session.work,
         }
+
+    def begin(self, trial_id: str) -> None:
+        """Count the time of what has been given a machine: to wait for one, on a cluster that grows, costs nothing."""
+        if trial_id in self.running:
+            self.session.began.setdefault(trial_id, time.monotonic())
 
     def _free(self, trial: Trial) -> bool:
         """Return whether no other sweep's driver trains this trial; what such a one has finished is done here too."""
@@ -405,12 +409,12 @@ def measure_makers(names: Iterable[str], place: Place, resources: Resources) -> 
 
 
 def fits(resources: Resources) -> int:
-    """Return how many trials run at once."""
+    """Return how many trials run at once, when all machines are up that the cluster may start for them."""
     there = ray.cluster_resources()
     room = there.get("CPU", 1) / max(resources.cpus, 1e-9)
     if resources.gpus:
         room = min(room, there.get("GPU", 0) / resources.gpus)
-    return resources.at_once or max(1, int(room))
+    return resources.at_once or max(1, int(room), tasks.grown(tasks.autoscaler(), resources.cpus, resources.gpus))
 
 
 def drive(session: Session) -> None:
@@ -458,12 +462,25 @@ def _tuner(queue: Queue, session: Session, folder: str) -> tune.Tuner:
             storage_path=folder,
             failure_config=tune.FailureConfig(max_failures=TRIES - 1),
             verbose=0,
+            callbacks=[Starts(queue)],
         ),
     )
 
 
 def _name(trial: Any) -> str:
     return str(trial.config.get("key", trial.trial_id))
+
+
+class Starts(tune.Callback):  # type: ignore[misc]
+    """Tells the queue when a trial has its machine; a Searcher hears only of asking and of results."""
+
+    def __init__(self, queue: Queue) -> None:
+        """Tell this queue."""
+        self.queue = queue
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Pass it on."""
+        self.queue.begin(trial.trial_id)
 
 
 class Interrupts:

@@ -218,8 +218,11 @@ def _train(
 
     options, choice = errand.options, errand.choice
     view.say(f"{len(found.to_do)} trials to train; starting Ray")
-    there = tasks.connect(choice.address)
-    given = allot(options, there, choice.address == "local")
+    there, kinds = tasks.connect(choice.address), tasks.kinds(tasks.autoscaler())
+    # A cluster that grows with its queue may have no machine yet.
+    may = {name: sum(kind.get(name, 0) * count for kind, count in kinds) for name in ("CPU", "GPU")}
+    may = {name: max(there.get(name, 0), more) for name, more in may.items()}
+    given = allot(options, may, choice.address == "local")
     shareable((*found.to_do, *found.to_come), facts, given.ranks)
     place = Place(
         ledger=errand.ledger.root,
@@ -233,6 +236,10 @@ def _train(
     )
     resources = cluster.Resources(given.cpus, given.gpus, options.max_concurrent)
     at_once = cluster.fits(resources)
+    if kinds and not there.get("GPU" if given.gpus else "CPU"):
+        view.say(
+            f"no machine for trials is up yet; the cluster starts as many as there are trials for, {at_once} at once"
+        )
     pricer, start = _forecast(errand, found, facts, place, resources, at_once, view)
 
     seen: dict[str, Trial] = {}

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -26,9 +26,11 @@ os.environ.update(
 
 import ray
 
+Json = dict[str, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 
+AUTOSCALER = "~/ray_bootstrap_config.yaml"  # on a head that `ray up` has started
 RETRIES = 2  # of a task whose process or node is gone
 
 
@@ -88,6 +90,49 @@ def drain(why: str, seconds: int) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"Ray did not drain node {node}: {(done.stderr or done.stdout).strip()[-300:]}")
+
+
+def autoscaler() -> Json:
+    """Return the autoscaler's file of the cluster joined; empty where none scales it.
+
+    It lies on the head alone: elsewhere a driver knows of no machine but those that are up.
+    """
+    file = os.path.expanduser(AUTOSCALER)
+    here = ray.get_runtime_context().gcs_address.rpartition(":")[0]
+    if not os.path.exists(file) or here != ray.util.get_node_ip_address():
+        return {}
+    import yaml
+
+    with open(file, encoding="utf-8") as stream:
+        found: Json = yaml.safe_load(stream)
+    return found
+
+
+def kinds(file: Mapping[str, Any]) -> list[tuple[dict[str, float], int]]:
+    """Return the kinds of worker in an autoscaler's file: what a machine has, and how many there may be."""
+    most, found = int(file.get("max_workers") or 0), []
+    for name, kind in (file.get("available_node_types") or {}).items():
+        count = min(most, int(kind.get("max_workers", most)))
+        if name != file.get("head_node_type") and count > 0:
+            resources = {key: float(value) for key, value in (kind.get("resources") or {}).items()}
+            found.append((resources, count))
+    return found
+
+
+def grown(file: Mapping[str, Any], cpus: float, gpus: float) -> int:
+    """Return how many tasks of so many CPUs and GPUs run at once when an autoscaler has started all it may."""
+    left, found = int(file.get("max_workers") or 0), 0
+    for places, count in sorted(((room(kind, cpus, gpus), count) for kind, count in kinds(file)), reverse=True):
+        found += places * min(count, left)
+        left -= min(count, left)
+    return found
+
+
+def room(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Return how many tasks of so many CPUs and GPUs a machine takes at once."""
+    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
+    # 0.3 goes three times into 0.9, whatever binary fractions say.
+    return min((int(machine.get(name, 0.0) / need + 1e-9) for name, need in needs.items()), default=1)
 
 
 def share(items: int) -> int:

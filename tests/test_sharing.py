@@ -140,6 +140,8 @@ def test_budget_counts_a_pack_once_and_its_members_their_part(tmp_path: Path) ->
     here = session(tmp_path, Packs(4))
     queue = Queue(here)
     pack = given(queue.suggest("a"))
+    assert not here.began, "to wait for a machine costs nothing"
+    queue.begin("a")
     here.began["a"] -= 7200
     assert here.hours() == pytest.approx(2.0, abs=0.01)
     queue.on_trial_result("a", gone(pack[3]))
@@ -156,7 +158,9 @@ def test_budget_counts_a_pack_once_and_its_members_their_part(tmp_path: Path) ->
 
 def test_time_of_a_tuner_that_ended_in_an_error_is_counted_and_no_more_runs(tmp_path: Path) -> None:
     here = session(tmp_path, Packs(4))
-    Queue(here).suggest("a")
+    first = Queue(here)
+    first.suggest("a")
+    first.begin("a")
     here.began["a"] -= 3600
     again = Queue(here)
     assert not here.began

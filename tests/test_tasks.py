@@ -32,3 +32,26 @@ def test_a_task_that_is_lost_is_a_sentence_and_the_others_go_on() -> None:
     assert (small, large, one, four) == (1, 2, 1, 16)
     assert lost.startswith("WorkerCrashedError: ")
     assert raised == "KeyError: 'three'"
+
+
+def test_queue_is_as_wide_as_the_cluster_may_grow() -> None:
+    from sweeps.tasks import grown, kinds, room
+
+    assert [room({"CPU": 8.0, "GPU": 1.0}, *needs) for needs in ((1, 1), (1, 0.3), (3, 0), (9, 0), (1, 2))] == [
+        1, 3, 2, 0, 0,
+    ]  # fmt: skip
+    gpu, small = {"CPU": 8, "GPU": 1}, {"CPU": 2}
+    kinds_of = {
+        "head": {"resources": {"CPU": 64, "GPU": 8}, "max_workers": 9},
+        "small": {"resources": small, "max_workers": 5},
+        "gpu": {"resources": gpu, "max_workers": 2},
+        "never": {"resources": gpu, "max_workers": 0},
+        "any": {"resources": small},
+    }
+    file = {"max_workers": 4, "head_node_type": "head", "available_node_types": kinds_of}
+    assert kinds(file) == [({"CPU": 2.0}, 4), ({"CPU": 8.0, "GPU": 1.0}, 2), ({"CPU": 2.0}, 4)]
+    # Two of the large ones, and what is left of four of the small ones.
+    assert grown(file, 1, 0) == 2 * 8 + 2 * 2
+    assert grown(file, 1, 0.5) == 2 * 2
+    assert grown(file, 3, 0) == 2 * 2
+    assert grown({}, 1, 0) == grown({"max_workers": 0} | {}, 1, 0) == 0
