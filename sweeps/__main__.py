@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from sweeps import serve, spot
+from sweeps import doctor, serve, spot
 from sweeps.analysis import report
 from sweeps.lease import driver
 from sweeps.ledger import Json, Ledger
@@ -71,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("serve", help="MLflow's server over --output, for a cluster's head; its backup too")
     serve.arguments(verb)
     verb.set_defaults(verb=serve.run)
+    verb = verbs.add_parser("doctor", help="whether a cluster is closed to the world: --cluster on its head")
+    doctor.arguments(verb)
+    verb.set_defaults(verb=doctor.run)
     verb = verbs.add_parser("watch-spot", help="tell Ray when EC2 reclaims this machine, on each worker of a cluster")
     spot.arguments(verb)
     verb.set_defaults(verb=spot.run)

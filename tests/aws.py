@@ -35,7 +35,7 @@ def environment(key: str = "") -> dict[str, str]:
 
 
 def noted(log: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return what wraps a WSGI application to write each call down: the caller's key, the action, the resource."""
+    """Return what wraps a WSGI application to write each call down: the caller's key, action, resource, address."""
     file, lock = log.open("a", buffering=1), threading.Lock()
 
     def wrapping(application: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +54,7 @@ def noted(log: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             else:
                 line = ["nobody", environ["REQUEST_METHOD"], environ["PATH_INFO"]]
             with lock:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps([*line, environ["REMOTE_ADDR"]]) + "\n")
             return application(environ, start)
 
         return wrapped
@@ -223,11 +223,13 @@ def cloud(folder: Path, hosts: Any, key: Callable[[], str]) -> Iterator[Path]:
     assert not failed, failed[0]
 
 
-def calls(log: Path, name: str) -> set[tuple[str, str]]:
-    """Return what the role of this name has asked for."""
+def calls(log: Path, name: str) -> Iterator[tuple[str, str, str]]:
+    """Yield action, resource and the machine's address of what the role of this name has asked for, in order."""
     key = "ASIA" + name.replace("-", "").upper()
-    lines = (json.loads(line) for line in log.read_text().splitlines())
-    return {(action, resource) for who, action, resource in lines if who == key}
+    for line in log.read_text().splitlines():
+        who, action, resource, address = json.loads(line)
+        if who == key:
+            yield action, resource, address
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ of namespaces with an sshd (tests.hosts). Nothing here proves image, driver, quo
 lets through.
 """
 
+import json
 import os
+import re
+import shlex
+import sqlite3
 import subprocess
 import sys
 import time
@@ -24,14 +28,14 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 BUCKET = "crelu-on-this-machine"
 # What the test changes in the shipped file, all of it; the lines marked EDIT are filled in beside.
-WORKER = {"resources": {"CPU": 1}, "idle_timeout_s": 12}
 CHANGES: dict[tuple[str, ...], Any] = {
     ("provider", "use_internal_ips"): True,  # there are no public addresses
     ("auth", "ssh_user"): "root",
     ("max_workers",): 3,
-    ("available_node_types", "gpu", "resources"): {"CPU": 1},  # no GPU here
-    ("available_node_types", "gpu_other", "resources"): {"CPU": 1},
-    ("available_node_types", "gpu_on_demand", "resources"): {"CPU": 1},
+    # No GPU here; one trial a machine.
+    ("available_node_types", "gpu", "resources"): {"CPU": 1, "GPU": 0},
+    ("available_node_types", "gpu_other", "resources"): {"CPU": 1, "GPU": 0},
+    ("available_node_types", "gpu_on_demand", "resources"): {"CPU": 1, "GPU": 0},
     ("available_node_types", "gpu", "idle_timeout_s"): 10,  # minutes there
     ("available_node_types", "gpu_other", "idle_timeout_s"): 10,
 }
@@ -75,10 +79,11 @@ class Site:
         return [one for one in found if kind in (tags(one)["ray-node-type"], "")]
 
     def log(self) -> str:
-        """Return the end of the autoscaler's log."""
+        """Return the end of the logs of autoscaler and sweep."""
         heads = self.instances(kind="head")
         home = self.hosts.home(heads[0]["PrivateIpAddress"]) if heads else Path("/nowhere")
-        files = sorted(home.parent.glob("tmp/ray/session_latest/logs/monitor*"))
+        logs = home.parent.glob("tmp/ray/session_2*/logs/*")
+        files = sorted(file for file in logs if file.name.startswith(("monitor", "job-driver")))
         return "\n".join(f"--- {file.name}\n{file.read_text()[-4000:]}" for file in files)
 
     def until(self, there: Callable[[], object], what: str, seconds: float = 240) -> Any:
@@ -114,6 +119,8 @@ def shipped(edits: dict[str, str]) -> dict[str, Any]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Bring the cluster up; end everything afterwards, whatever happened."""
     assert not LACKING, LACKING
+    # The environment is that of the hosts too, where nothing can be fetched.
+    subprocess.run(["make", "-s", "setup"], cwd=ROOT, check=True)
     began, folder = time.monotonic(), tmp_path_factory.mktemp("aws")
     home = folder / "laptop"
     home.mkdir()
@@ -142,5 +149,87 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield found
 
 
-def test_cluster_is_up(site: Site) -> None:
-    print(site.on_head("ray status; ls -la ~ ~/.ray; ss -ltnp"))
+EPOCHS = 16
+CELLS = ("Baseline", "AVR conv1-4", "CReLU conv1-4")
+SWEEP = ["python", "-m", "sweeps.imagenet_placement", "--profile", "demo", "--only", *CELLS,
+         "--set", f"recipe.epochs={EPOCHS}", "--output", f"s3://{BUCKET}/out"]  # fmt: skip
+
+
+def written(site: Site) -> dict[str, list[tuple[int, str]]]:
+    """Return of each trial the epochs after which it has saved its state, and from where, in order."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for action, resource, address in aws.calls(site.calls, "crelu-worker"):
+        saved = re.search(r"/out/ledger/checkpoints/(\w+)/(\d+)-\d+\.safetensors$", resource)
+        if saved and action == "s3:PutObject" and (int(saved[2]), address) not in found.get(saved[1], []):
+            found.setdefault(saved[1], []).append((int(saved[2]), address))
+    return found
+
+
+def read(name: str) -> Any:
+    """Return a JSON file of the ledger."""
+    return json.load(aws.client("s3").get_object(Bucket=BUCKET, Key=f"out/ledger/{name}")["Body"])
+
+
+def names(folder: str) -> list[str]:
+    """Return the files of a folder of the ledger."""
+    page = aws.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=f"out/ledger/{folder}/")
+    return [found["Key"].rpartition("/")[2] for found in page.get("Contents", []) if not found["Key"].endswith("/")]
+
+
+def test_sweep_grows_the_cluster_outlives_a_reclaimed_machine_and_leaves_nothing(site: Site) -> None:
+    assert site.instances() == site.instances(kind="head")
+    (head,) = site.instances()
+    assert head["InstanceType"] == "m7i.large"
+    submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "sweep", "--", *SWEEP]
+    site.on_head(shlex.join(submit))
+    workers = site.until(lambda: up if len(up := site.instances(kind="gpu")) == 3 else None, "three workers run")
+    assert {worker["InstanceLifecycle"] for worker in workers} == {"spot"}
+
+    def under_way() -> str:
+        saved = {key: places[-1] for key, places in written(site).items() if len(places) >= 3}
+        return next((key for key, (epoch, _) in saved.items() if 3 <= epoch < EPOCHS - 4), "")
+
+    trial = site.until(under_way, "a trial has saved its state three times")
+    address = written(site)[trial][-1][1]
+    (taken,) = (worker for worker in workers if worker["PrivateIpAddress"] == address)
+    notice = {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))}
+    (site.calls.parent / "notices" / address).write_text(json.dumps(notice))
+    log = site.hosts.home(address) / "watch-spot.log"
+    site.until(lambda: "gives this machine no new trials" in log.read_text(), "Ray knows that it will be taken")
+    aws.client("ec2").terminate_instances(InstanceIds=[taken["InstanceId"]])
+    print(
+        f"{time.monotonic() - site.began:6.1f} s  {address} is taken, after {written(site)[trial][-1]}", file=sys.stderr
+    )
+    site.until(lambda: len(names("results")) == 3, "three results", seconds=300)
+    site.until(lambda: "SUCCEEDED" in site.on_head("ray job status sweep"), "the sweep has ended", seconds=120)
+
+    saved = written(site)
+    assert len(saved) == 3
+    assert len({place for _, place in saved[trial]}) == 2, "it went on elsewhere"
+    elsewhere = next(number for number, (_, place) in enumerate(saved[trial]) if place != address)
+    assert saved[trial][elsewhere][0] - saved[trial][elsewhere - 1][0] in (0, 1), "from its last state"
+    for key in saved:
+        result = read(f"results/{key}.json")
+        assert (result["status"], result["epochs"]) == ("finished", EPOCHS)
+        assert [row["epoch"] for row in read(f"trials/{key}/history.json")] == list(range(1, EPOCHS + 1))
+        assert names(f"attempts/{key}") == [], "to be taken is no failure"
+    with sqlite3.connect(site.hosts.home(head["PrivateIpAddress"]) / "mlflow" / "mlflow.db") as base:
+        rows = base.execute(
+            "select t.value, r.status, count(distinct m.step), count(m.step) from runs r join tags t on"
+            " t.run_uuid = r.run_uuid and t.key = 'trial.key' join metrics m on m.run_uuid = r.run_uuid and"
+            " m.key = 'train/loss' where r.lifecycle_stage = 'active' group by r.run_uuid"
+        ).fetchall()
+    assert sorted(rows) == [(key, "FINISHED", EPOCHS, EPOCHS) for key in sorted(saved)]
+
+    site.until(lambda: site.instances() == site.instances(kind="head"), "idle workers are gone")
+    for role in ("head", "worker"):
+        asked = {(action, resource) for action, resource, _ in aws.calls(site.calls, f"crelu-{role}")}
+        assert len(asked) > 3
+        assert aws.refused(asked, json.loads((ROOT / "docs" / "iam" / f"{role}.json").read_text()
+                                             .replace("BUCKET", BUCKET))) == set()  # fmt: skip
+    site.ray("down", "-y", str(site.file))
+    site.until(lambda: not site.instances("pending", "running", "stopping", "stopped"), "all machines are terminated")
+    site.until(lambda: not site.hosts.running, "their hosts are gone")
+    own = os.readlink("/proc/thread-self/ns/net")
+    site.until(lambda: not [line for place, line in hosts.commands() if place == own and re.match(r"ssh |ray", line)],
+               "no connection is left")  # fmt: skip
