@@ -45,7 +45,10 @@ def noted(log: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             # Bodies of files are not kept in memory twice.
             if signed and signed[2] != "s3":
                 body = environ["wsgi.input"].read(size) if size else b""
-                environ["wsgi.input"] = io.BytesIO(body)
+                # moto starts MinCount machines, EC2 as many as it has, up to MaxCount.
+                most = re.search(rb"\bMaxCount=(\d+)", body)
+                body = re.sub(rb"\bMinCount=\d+", b"MinCount=" + most[1], body) if most else body
+                environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
                 target = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
                 action = target or parse_qs(body.decode(errors="replace")).get("Action", [""])[0]
                 line = [signed[1], f"{signed[2]}:{action}", "*"]
@@ -154,9 +157,10 @@ _roles: dict[str, str] = {}
 def role(host: str) -> str:
     """Return the name of the role of the machine at an address."""
     if host not in _roles:
-        for found in instances(client("ec2")):
-            if found.get("PrivateIpAddress") == host and found["State"]["Name"] == "running":
-                _roles[host] = found["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+        for started in client("ec2").describe_instances()["Reservations"]:
+            # Of machines that one call has started moto gives the profile to the first alone.
+            profile = started["Instances"][0]["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+            _roles.update({found["PrivateIpAddress"]: profile for found in started["Instances"]})
     return _roles[host]
 
 

@@ -76,7 +76,7 @@ class Site:
         """Return the instances in one of these states, of head or worker."""
         found = aws.instances(aws.client("ec2"))
         found = [one for one in found if one["State"]["Name"] in (states or ("running",))]
-        return [one for one in found if kind in (tags(one)["ray-node-type"], "")]
+        return [one for one in found if kind in (tags(one)["ray-user-node-type"], "")]
 
     def log(self) -> str:
         """Return the end of the logs of autoscaler and sweep."""
@@ -149,7 +149,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield found
 
 
-EPOCHS = 16
+EPOCHS = 60
 CELLS = ("Baseline", "AVR conv1-4", "CReLU conv1-4")
 SWEEP = ["python", "-m", "sweeps.imagenet_placement", "--profile", "demo", "--only", *CELLS,
          "--set", f"recipe.epochs={EPOCHS}", "--output", f"s3://{BUCKET}/out"]  # fmt: skip
@@ -187,7 +187,7 @@ def test_sweep_grows_the_cluster_outlives_a_reclaimed_machine_and_leaves_nothing
 
     def under_way() -> str:
         saved = {key: places[-1] for key, places in written(site).items() if len(places) >= 3}
-        return next((key for key, (epoch, _) in saved.items() if 3 <= epoch < EPOCHS - 4), "")
+        return next((key for key, (epoch, _) in saved.items() if 3 <= epoch < EPOCHS // 2), "")
 
     trial = site.until(under_way, "a trial has saved its state three times")
     address = written(site)[trial][-1][1]
