@@ -5,6 +5,7 @@ of namespaces with an sshd (tests.hosts). Nothing here proves image, driver, quo
 lets through.
 """
 
+import ast
 import json
 import os
 import re
@@ -147,6 +148,94 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         found.ray("up", "-y", "--no-config-cache", str(file))
         print(f"{time.monotonic() - began:6.1f} s  ray up has returned", file=sys.stderr, flush=True)
         yield found
+
+
+def outside(site: Site, command: list[str], **changed: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on another machine of the network, that of the laptop, with neither token nor keys of its own."""
+    stranger = {"PATH": site.laptop["PATH"], "HOME": "/nonexistent", "PYTHONWARNINGS": "ignore",
+                "TMPDIR": site.laptop["TMPDIR"], "RAY_USAGE_STATS_ENABLED": "0"} | changed  # fmt: skip
+    return subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
+
+
+def status(*words: str) -> str:
+    return f"curl -s -m 10 -o /dev/null -w '%{{http_code}}\\n' {' '.join(words)}"
+
+
+def test_nobody_is_let_in_without_token_or_password(site: Site) -> None:
+    (head,) = (one["PrivateIpAddress"] for one in site.instances(kind="head"))
+    secrets = {
+        name: (Path(site.laptop["HOME"]) / ".ray" / name).read_text() for name in ("auth_token", "mlflow_password")
+    }
+    site.until(lambda: "401" in site.on_head(status("http://127.0.0.1:8265/api/jobs/")), "the dashboard answers")
+
+    # From outside, dashboard and MLflow are not there at all; SSH, which is, wants its key.
+    for port in (8265, 5000):
+        assert outside(site, ["curl", "-sS", "-m", "10", f"http://{head}:{port}/"]).returncode == 7
+    knock = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    assert "Permission denied" in outside(site, [*knock, f"root@{head}", "true"]).stderr
+
+    # GCS and Ray Client, which the file cannot bind to loopback, take nobody without the token, nor with another.
+    member = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets["auth_token"]}
+    strangers = [
+        {"RAY_AUTH_MODE": "disabled"},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+    ]
+    state = [str(BIN / "ray"), "status", "--address", f"{head}:6379"]
+    assert outside(site, state, **member).returncode == 0
+    join = [sys.executable, "-c", f"import ray; ray.init('ray://{head}:10001'); print(ray.nodes())"]
+    for stranger in strangers:
+        for command in (state, join):
+            refused = outside(site, command, **stranger)
+            assert refused.returncode != 0, refused.stdout
+            assert re.search(r"(?i)authenticat|token", refused.stderr + refused.stdout), refused.stderr[-2000:]
+
+    # On the head itself, behind the tunnel that a laptop may open, job submission and runs are asked for both.
+    jobs, runs = (
+        "http://127.0.0.1:8265/api/jobs/",
+        "'http://127.0.0.1:5000/api/2.0/mlflow/experiments/search?max_results=1'",
+    )
+    post = f"-X POST -H 'Content-Type: application/json' -d '{{\"entrypoint\": \"touch /tmp/pwned\"}}' {jobs}"
+    asked = [
+        (jobs, 401), (post, 401), (f"-H 'Authorization: Bearer {'0' * 64}' {post}", 403),
+        (f"-H \"Authorization: Bearer $(cat ~/.ray/auth_token)\" {jobs}", 200),
+        (runs, 401), (f"-u admin:{'0' * 64} {runs}", 401), (f"-u admin:$(cat ~/.ray/mlflow_password) {runs}", 200),
+        (f"-u admin:$(cat ~/.ray/mlflow_password) -H 'Host: rebound.example' {runs}", 403),
+    ]  # fmt: skip
+    said = site.on_head("; ".join(status(words) for words, _ in asked))
+    assert re.findall(r"^(\d{3})\r?$", said, re.MULTILINE) == [str(code) for _, code in asked]
+    assert not (site.hosts.home(head).parent / "tmp" / "pwned").exists()
+
+    # No secret stands on a command line or in a log.
+    for secret in secrets.values():
+        assert not [line for line in site.hosts.processes(head) if secret in line]
+        logs = site.hosts.home(head).parent.glob("tmp/ray/session_2*/logs/*.*")
+        assert not [log.name for log in logs if secret in log.read_text(errors="replace")]
+
+
+def test_listeners_are_those_that_are_known_and_the_doctor_sees_one_more(site: Site) -> None:
+    code = "from sweeps.exposure import listeners; print([[one.port, one.address, one.command] for one in listeners()])"
+    said = site.on_head(f"cd ~/crelu && python -c {shlex.quote(code)}")
+    found = ast.literal_eval(next(line for line in said.splitlines() if line.startswith("[[")))
+    bound = {port: address for port, address, _ in found}
+    assert {port: bound[port] for port in (8265, 5000)} == {8265: "127.0.0.1", 5000: "127.0.0.1"}
+    assert {22, 6379, 10001} <= bound.keys()
+    # What is bound to more than loopback is sshd and Ray's own, each of which was asked above or is a port of metrics.
+    others = {command.rpartition("/")[2].split()[0] if "/ray/" in command or "sshd" in command else command.split()[0]
+              for _, address, command in found if not address.startswith("127.")}  # fmt: skip
+    print(f"listeners: {sorted((port, address, command[:60]) for port, address, command in found)}", file=sys.stderr)
+    assert others, others
+
+    assert "WRONG" not in (well := site.on_head("python -m sweeps doctor --cluster")), well
+    assert well.count(" ok ") == 6
+    opened = (
+        "chmod 644 ~/.ray/auth_token; python -m http.server 9999 --bind 0.0.0.0 >/dev/null 2>&1 & opened=$!; sleep 2;"
+        " python -m sweeps doctor --cluster; echo code $?; kill $opened; chmod 600 ~/.ray/auth_token"
+    )
+    ill = site.on_head(opened)
+    assert "code 1" in ill
+    assert ill.count("WRONG") == 2 + 1, ill  # and the word of the last line
+    assert "~/.ray/auth_token can be read by others (mode 0644)" in ill
+    assert "listens on 0.0.0.0:9999" in ill
 
 
 EPOCHS = 60
