@@ -24,6 +24,7 @@ from sweeps.ledger import Ledger
 from sweeps.plan import Protocol, Sweep
 from sweeps.profile import scaled
 from sweeps.recipe import ALLCONV
+from sweeps.session import Resources, Session
 from sweeps.sets import Place
 from sweeps.trial import Cell, Trial
 
@@ -38,11 +39,11 @@ def errors(cells: tuple[Cell, ...], seeds: int) -> np.ndarray:
     facts = dataset(name, where)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(folder)
-        session = cluster.Session(
+        session = Session(
             Sweep("common", "demo", cells, Protocol(seeds=seeds)),
             ledger,
             Place(folder, str(where)),
-            cluster.Resources(),
+            Resources(),
             lambda event, trial, news: None,
             "common",
             {},

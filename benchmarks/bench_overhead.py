@@ -31,6 +31,7 @@ CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=1))
 def ours(trials: int, folder: str) -> dict[str, float]:
     """Run so many trivial trials through the queue; return seconds a trial, and the growth from first to last tenth."""
     from sweeps import cluster, tasks
+    from sweeps.session import Resources, Session
     from sweeps.sets import Place
 
     ends: list[float] = []
@@ -41,11 +42,11 @@ def ours(trials: int, folder: str) -> dict[str, float]:
 
     tasks.connect("local")
     ledger = Ledger(f"{folder}/ledger")
-    session = cluster.Session(
+    session = Session(
         Sweep("overhead", "smoke", (CELL,), Protocol(seeds=trials)),
         ledger,
         Place(ledger.root, folder),
-        cluster.Resources(),
+        Resources(),
         listen,
         "overhead",
         {},

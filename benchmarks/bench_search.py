@@ -23,6 +23,7 @@ from sweeps.ledger import Ledger
 from sweeps.plan import Protocol, Sweep
 from sweeps.recipe import ALLCONV
 from sweeps.search import Search, Study, space, study
+from sweeps.session import Resources, Session
 from sweeps.sets import Place
 from sweeps.trial import Cell
 
@@ -33,11 +34,11 @@ def studies(cells: tuple[Cell, ...], search: Search) -> tuple[list[Study], dict[
     """Run a study for each cell through the queue; return them with all results."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(folder)
-        session = cluster.Session(
+        session = Session(
             Sweep("search", "smoke", cells, Protocol(ablation=False, search=search)),
             ledger,
             Place(folder, folder),
-            cluster.Resources(),
+            Resources(),
             lambda event, trial, news: None,
             "search",
             {},

@@ -9,24 +9,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
-from types import FrameType
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 from sweeps import tasks
 from sweeps.lease import claim, elsewhere, unclaim
-from sweeps.ledger import Json, Ledger
-from sweeps.plan import TRIES, Part, Sweep, given_up, ordered, part
-from sweeps.price import Speed, measure
-from sweeps.sets import Place
-from sweeps.sharing import Key, Maker, Packs, measure_maker
+from sweeps.ledger import Json
+from sweeps.plan import TRIES, Part, given_up, ordered, part
+from sweeps.session import Resources, Session
+from sweeps.sharing import Key
 from sweeps.trial import Cell, Trial
 from sweeps.worker import work
 
@@ -51,84 +46,6 @@ FRUITLESS = 3  # sessions in a row without one finished epoch after which the su
 
 class Fruitless(Exception):
     """Ray ended session after session, and nothing was trained."""
-
-
-class Listener(Protocol):
-    """What hears of trials: "started", "epoch", "done", "failed", "left"; `news` is a metrics row or a result."""
-
-    def __call__(self, event: str, trial: Trial, news: Json) -> None: ...
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial is given, and how many may run at once (0: as many as fit)."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    at_once: int = 0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a session ends before its sweep: hours of GPUs (of trials, on CPUs), failed trials, errors that repeat."""
-
-    hours: float = float("inf")
-    failures: int = 1_000_000
-    same_error: int = 3  # cells that fail by one and the same error: it is not the cell
-
-
-@dataclass
-class Session:
-    """One driver's time on a sweep: what is asked for, what was seen, and whether it is to stop."""
-
-    sweep: Sweep
-    ledger: Ledger
-    place: Place
-    resources: Resources
-    listen: Listener
-    name: str
-    fingerprints: dict[str, str]
-    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    limits: Limits = Limits()
-    # What trains a trial, as module:function: another one stands in for it where the queue itself is measured.
-    work: str = "sweeps.crew:perform"
-    packs: Packs = field(default_factory=Packs)
-    stopping: bool = False
-    over_budget: bool = False
-    why: str = ""
-    epochs: int = 0
-    planned: list[Trial] = field(default_factory=list)  # as far as it is known; the others are to come
-    to_come: list[Trial] = field(default_factory=list)
-    began: dict[str, float] = field(default_factory=dict)  # by Tune's name of what runs
-    lost: float = 0.0  # seconds of what ran when a Tuner ended in an error
-    took: dict[str, float] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-
-    def size(self, trial: Trial) -> int:
-        """Return how much memory a step of the trial takes, in numbers: its batch times the maps of its layers."""
-        classes, crop = self.shapes.get(trial.cell.dataset, (10, trial.cell.net.size))
-        maps = sum(channels * side * side for _, channels, side in trial.cell.net.shapes(classes, crop))
-        return trial.cell.recipe.batch * maps
-
-    @property
-    def stop_mark(self) -> str:
-        """Return the ledger's name of the file whose presence asks this session's trials to leave."""
-        return f"stops/{self.name}"
-
-    def hours(self) -> float:
-        """Return what this session has used: hours of GPUs, or of workers on CPUs; a pack counts once."""
-        now = time.monotonic()
-        running = sum(now - began for began in self.began.values())
-        return (sum(self.took.values()) + self.lost + running) / 3600 * (self.resources.gpus or 1.0)
-
-    def stop(self) -> None:
-        """Ask every running trial to save its state and leave, and start no more."""
-        if not self.stopping:
-            self.stopping = True
-            try:
-                self.ledger.write(self.stop_mark, b"")
-            except OSError as error:
-                self.errors.append(f"{error}")
 
 
 class Queue(Searcher):  # type: ignore[misc]
@@ -376,38 +293,6 @@ def signature(attempt: Json) -> str:
     return f"{kind} at {place}" if place else kind
 
 
-def measure_speeds(cells: Mapping[str, tuple[Cell, int, int]], place: Place, resources: Resources) -> dict[str, Speed]:
-    """Return the speed of each cell (with classes and crop), measured by as many workers at once as trials will run."""
-    began = time.time()
-    items = [(key, cell, classes, crop, place) for key, (cell, classes, crop) in cells.items()]
-    found, ready = {}, []
-    for (key, *_), measured in tasks.each(_measure, items, cpus=resources.cpus, gpus=resources.gpus):
-        # What cannot be measured is not priced; if it cannot be trained, its trial will say so.
-        if not isinstance(measured, str):
-            found[key], since = measured
-            ready.append(since)
-    # The first of all was ready when its worker had been started and had imported what it needs.
-    start = max(0.0, min(ready, default=began) - began)
-    return {key: speed._replace(start=start) for key, speed in found.items()}
-
-
-def _measure(item: tuple[str, Cell, int, int, Place]) -> tuple[Speed, float]:
-    import torch  # noqa: F401 - part of a worker's start, not of the measurement
-
-    _, cell, classes, crop, place = item
-    since = time.time()
-    return measure(cell, classes, crop, place.device, place.threads, place.ranks), since
-
-
-def measure_makers(names: Iterable[str], place: Place, resources: Resources) -> dict[str, Maker]:
-    """Return how fast one worker makes training views of each of these data sets; those that fail are left out."""
-    items = [(name, place) for name in names]
-    makers = tasks.each(measure_maker, items, cpus=resources.cpus, gpus=resources.gpus)
-    # Trials of damaged data will say so; no pack is formed for them.
-    found = {name: maker for (name, _), maker in makers if not isinstance(maker, str)}
-    return {name: maker._replace(memory=maker.memory * (resources.gpus or 1.0)) for name, maker in found.items()}
-
-
 def fits(resources: Resources) -> int:
     """Return how many trials run at once, when all machines are up that the cluster may start for them."""
     there = ray.cluster_resources()
@@ -481,32 +366,3 @@ class Starts(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass it on."""
         self.queue.begin(trial.trial_id)
-
-
-class Interrupts:
-    """From enter to exit: the first SIGINT or SIGTERM stops the session in good order, the second ends it at once."""
-
-    def __init__(self, session: Session, tell: Callable[[str], None]) -> None:
-        """Prepare to catch the signals for `session`."""
-        self.session, self.tell = session, tell
-        self.before: dict[int, Any] = {}
-        self.caught = 0
-
-    def __enter__(self) -> Interrupts:
-        """Install the handlers (in the main thread only: elsewhere there are none to install)."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._catch)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Put the handlers of before back."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        self.caught += 1
-        if self.caught > 1:
-            os._exit(130)
-        self.tell("stopping: running trials save their state (once more to end at once); the same command resumes")
-        self.session.stop()

@@ -2,69 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import glob
-import json
 import os
-import shutil
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from data.datasets import DataSet, dataset
+from data.datasets import DataSet
 from sweeps import sharing
 from sweeps.allot import allot, hardware, shareable
-from sweeps.ledger import Ledger
-from sweeps.plan import Plan, Sweep, declared, plan
-from sweeps.price import Price, Speed, keep, known, money, operations, pictures, price, speed_key, total
+from sweeps.ending import show
+from sweeps.errand import BUDGET, DONE, INTERRUPTED, Errand, as_json, stamp
+from sweeps.forecast import bill, compare, forecast, foretold, workload
+from sweeps.plan import Plan, declared, plan
+from sweeps.price import known, speed_key
 from sweeps.ready import fingerprints_of, ready
 from sweeps.trial import Trial
-
-DONE, FAILED, BUDGET, INTERRUPTED = 0, 1, 3, 130
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was decided from flags, environment and what is there: profile, data set, places."""
-
-    profile: str
-    dataset: str
-    banner: str
-    address: str
-    data_dir: Path
-    output: str
-    data_source: str = ""
-
-
-@dataclass(frozen=True)
-class Errand:
-    """A sweep with what was decided and asked for."""
-
-    sweep: Sweep
-    choice: Choice
-    options: argparse.Namespace
-
-    @property
-    def ledger(self) -> Ledger:
-        """Return the ledger in the output folder."""
-        return Ledger(f"{self.choice.output}/ledger")
-
-    @property
-    def uri(self) -> str:
-        """Return the MLflow tracking URI: flag, environment, SQLite in the output folder."""
-        given = self.options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        if not given and "://" in self.choice.output:
-            raise ValueError("an --output that is no local folder needs --tracking-uri or MLFLOW_TRACKING_URI")
-        return given or f"sqlite:///{self.choice.output}/mlflow.db"
-
-    @property
-    def experiment(self) -> str:
-        """Return the MLflow experiment: flag, environment, the sweep's name."""
-        given = self.options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-        return given or self.sweep.title
 
 
 def dry_run(errand: Errand) -> int:
@@ -72,7 +24,7 @@ def dry_run(errand: Errand) -> int:
     found = plan(errand.sweep, errand.ledger, fingerprints_of(errand.sweep.datasets, errand.choice.data_dir))
     if errand.options.json:
         print(
-            _json(declared(found) | {"total": found.total, "states": {s.trial.key: s.state for s in found.standings}})
+            as_json(declared(found) | {"total": found.total, "states": {s.trial.key: s.state for s in found.standings}})
         )
         return DONE
     if errand.choice.banner:
@@ -88,31 +40,18 @@ def dry_run(errand: Errand) -> int:
         own = to_train.get(cell.key, [])
         later = len(own) - counts[0] - counts[1]
         row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
-        seen, arithmetic = (f"{value:.3g}" if value else "." for value in _work(own, errand.choice.data_dir))
+        seen, arithmetic = (f"{value:.3g}" if value else "." for value in workload(own, errand.choice.data_dir))
         epochs = cell.recipe.epochs * len(own)
         print(f"{cell.label:<{width}}  {len(states) + later:>6} {row}   {epochs or '.':>6} {seen:>10} {arithmetic:>11}")
     if found.to_come:
         print("later: what follows once a cell's dropout is chosen, or a first phase is over")
     left = len(found.to_do) + len(found.to_come)
     print(f"{found.total} trials, {left} of them to train, data: {', '.join(errand.sweep.datasets)}")
-    work = _work((*found.to_do, *found.to_come), errand.choice.data_dir)
+    work = workload((*found.to_do, *found.to_come), errand.choice.data_dir)
     if any(work):
         print(f"to train: {work[0]:.3g} pictures seen, {work[1]:.3g} floating-point operations")
-        print(_foretold(errand, found))
+        print(foretold(errand, found))
     return DONE
-
-
-def _work(trials: Iterable[Trial], where: Path) -> tuple[float, float]:
-    """Return the pictures and the operations of trials; zeros where a folder of theirs is not prepared yet."""
-    seen = arithmetic = 0.0
-    try:
-        for trial in trials:
-            facts = dataset(trial.cell.dataset, where)
-            seen += sum(pictures(trial, facts))
-            arithmetic += operations(trial, facts)
-    except ValueError:
-        return 0.0, 0.0
-    return seen, arithmetic
 
 
 def go(errand: Errand) -> int:
@@ -143,7 +82,7 @@ def go(errand: Errand) -> int:
             code = _run(errand, found, facts, fingerprints)
     except Busy as busy:
         raise ValueError(str(busy)) from None
-    return _show(errand, facts, fingerprints, code)
+    return show(errand, facts, fingerprints, code)
 
 
 def _prepare_ledger(errand: Errand, fingerprints: dict[str, str]) -> None:
@@ -214,6 +153,7 @@ def _train(
 ) -> int:
     """Start or join Ray and drive the queue; return the exit code that this led to."""
     from sweeps import cluster, tasks
+    from sweeps.session import Interrupts, Limits, Resources, Session
     from sweeps.sets import Place
 
     options, choice = errand.options, errand.choice
@@ -234,13 +174,13 @@ def _train(
         data_source=choice.data_source,
         ranks=given.ranks,
     )
-    resources = cluster.Resources(given.cpus, given.gpus, options.max_concurrent)
+    resources = Resources(given.cpus, given.gpus, options.max_concurrent)
     at_once = cluster.fits(resources)
     if kinds and not there.get("GPU" if given.gpus else "CPU"):
         view.say(
             f"no machine for trials is up yet; the cluster starts as many as there are trials for, {at_once} at once"
         )
-    pricer, start = _forecast(errand, found, facts, place, resources, at_once, view)
+    pricer, start = forecast(errand, found, facts, place, resources, at_once, view)
 
     seen: dict[str, Trial] = {}
 
@@ -249,21 +189,21 @@ def _train(
         view.hear(event, trial, news, session.planned, session.to_come)
         tracker.mark(trial, {"left": "KILLED", "failed": "FAILED"}.get(event, "RUNNING"))
 
-    session = cluster.Session(
+    session = Session(
         errand.sweep,
         errand.ledger,
         place,
         resources,
         listen,
-        _stamp(),
+        stamp(),
         fingerprints,
         {name: (fact.classes, fact.crop) for name, fact in facts.items()},
-        cluster.Limits(options.max_gpu_hours, 1 if options.fail_fast else options.max_failures),
+        Limits(options.max_gpu_hours, 1 if options.fail_fast else options.max_failures),
         packs=_packs(errand, found, facts, place, resources, view),
     )
     view.hours = session.hours
     view.where = f"Ray {choice.address}: {_machines(there)}"
-    with cluster.Interrupts(session, view.say) as interrupts:
+    with Interrupts(session, view.say) as interrupts:
         try:
             cluster.drive(session)
         except cluster.Fruitless as error:
@@ -275,38 +215,11 @@ def _train(
                     view.say(trace)
     if session.why:
         view.say(f"stopped: {session.why}")
-    _compare(errand, pricer, start, [(seen[key], seconds) for key, seconds in session.took.items()], view)
-    _bill(errand, session, view)
+    compare(errand, pricer, start, [(seen[key], seconds) for key, seconds in session.took.items()], view)
+    bill(errand, session, view)
     if interrupts.caught:
         return INTERRUPTED
     return BUDGET if session.over_budget else DONE
-
-
-def _forecast(
-    errand: Errand, found: Plan, facts: Mapping[str, DataSet], place: Any, resources: Any, at_once: int, view: Any
-) -> tuple[Callable[[Trial], Price | None], float]:
-    """Measure what is not measured yet, say what the sweep will take; return what prices a trial, and all starts."""
-    from sweeps import cluster
-
-    ledger, here = errand.ledger, hardware(place.device, place.threads, place.ranks)
-    keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
-    speeds = known(ledger, keys.values())
-    lacking = {
-        keys[cell.key]: (cell, facts[cell.dataset].classes, facts[cell.dataset].crop)
-        for cell in {trial.cell.key: trial.cell for trial in found.to_do}.values()
-        if keys[cell.key] not in speeds
-    }
-    if lacking and errand.choice.profile != "smoke":
-        view.say(f"measuring the speed of {len(lacking)} nets")
-        for key, speed in cluster.measure_speeds(lacking, place, resources).items():
-            keep(ledger, key, speed)
-            speeds[key] = speed
-    pricer = _pricer(found, facts, speeds, keys)
-    start = max((speed.start for speed in speeds.values()), default=0.0) * min(at_once, len(found.to_do))
-    sentence = _sentence(errand, found, pricer, start, resources.gpus, at_once)
-    if sentence:
-        view.say(sentence)
-    return pricer, start
 
 
 def _machines(there: Mapping[str, float]) -> str:
@@ -314,67 +227,11 @@ def _machines(there: Mapping[str, float]) -> str:
     return ", ".join(f"{there[name]:g} {name}s" for name in ("CPU", "GPU") if there.get(name))
 
 
-def _pricer(
-    found: Plan, facts: Mapping[str, DataSet], speeds: Mapping[str, Speed], keys: Mapping[str, str]
-) -> Callable[[Trial], Price | None]:
-    """Return what prices a trial by measured speeds; `keys` name the measurement of a cell."""
-    # A second phase whose first is done takes about as many epochs as that did to its best.
-    ends = {s.trial.key: int(s.result["metrics"].get("best/epoch", 0)) for s in found.standings if s.result is not None}
-
-    def pricer(trial: Trial) -> Price | None:
-        speed = speeds.get(keys.get(trial.cell.key, ""))
-        return None if speed is None else price(trial, facts[trial.cell.dataset], speed, ends.get(trial.reference, 0))
-
-    return pricer
-
-
-def _sentence(
-    errand: Errand,
-    found: Plan,
-    pricer: Callable[[Trial], Price | None],
-    start: float,
-    gpus: float,
-    at_once: int,
-) -> str:
-    """Return what is left of a sweep in hours, with an interval, and in money where an hour has a price.
-
-    Nothing where no net of it has been measured; `gpus` is a trial's share, 0 on CPUs.
-    """
-    prices = [price for trial in (*found.to_do, *found.to_come) if (price := pricer(trial)) is not None]
-    if not prices:
-        return ""
-    whole, share = total([*prices, Price(start, start, start)]), gpus or 1.0
-    hours = Price(*(share * seconds / 3600 for seconds in whole))
-    cost = money(whole, errand.options.price_per_gpu_hour, share)
-    return (
-        f"forecast for {len(prices)} trials: {hours.likely:.3g} {'GPU-hours' if gpus else 'hours of trials'} "
-        f"({hours.least:.3g} to {hours.most:.3g}), {whole.likely / at_once / 60:.1f} min with {at_once} at once"
-        + (f", {cost}" if cost else "")
-    )
-
-
-def _foretold(errand: Errand, found: Plan) -> str:
-    """Return the forecast from what has been measured on this machine before."""
-    options, where = errand.options, errand.choice.data_dir
-    cuda = options.gpus_per_trial != 0 and bool(glob.glob("/dev/nvidia[0-9]*"))
-    gpus = (options.gpus_per_trial or max(1.0, options.ranks)) if cuda else 0.0
-    asked = argparse.Namespace(**vars(options) | {"gpus_per_trial": gpus})
-    given = allot(asked, {}, False)
-    here = hardware(given.device, given.threads, given.ranks)
-    facts = {name: dataset(name, where) for name in errand.sweep.datasets}
-    keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
-    room = len(glob.glob("/dev/nvidia[0-9]*")) / gpus if cuda else (os.cpu_count() or 1)
-    at_once = options.max_concurrent or max(1, int(room if cuda else room / max(given.cpus, 1e-9)))
-    pricer = _pricer(found, facts, known(errand.ledger, keys.values()), keys)
-    sentence = _sentence(errand, found, pricer, 0.0, gpus, at_once)
-    return sentence or "no forecast: the speed of these nets is measured when the sweep first starts on a machine"
-
-
 def _packs(
     errand: Errand, found: Plan, facts: Mapping[str, DataSet], place: Any, resources: Any, view: Any
 ) -> sharing.Packs:
     """Return how trials share their pictures: as asked for, or as measurement says that it pays."""
-    from sweeps import cluster
+    from sweeps import cluster, gauge
 
     stay = frozenset(name for name, fact in facts.items() if sharing.resident(fact, place.resident_bytes))
     if errand.options.pack != "auto":
@@ -393,7 +250,7 @@ def _packs(
     lacking = sorted(streams - makers.keys())
     if lacking:
         view.say(f"measuring how fast {', '.join(lacking)} can be read")
-        makers |= cluster.measure_makers(lacking, place, resources)
+        makers |= gauge.measure_makers(lacking, place, resources)
         sharing.keep(ledger, makers, reading)
     keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
     speeds = known(ledger, keys.values())
@@ -404,109 +261,9 @@ def _packs(
     return packs
 
 
-def _compare(
-    errand: Errand,
-    pricer: Callable[[Trial], Price | None],
-    start: float,
-    took: Sequence[tuple[Trial, float]],
-    view: Any,
-) -> None:
-    """Say what the finished trials were priced at and what they took; keep both on the ledger."""
-    done = [(seconds, found) for trial, seconds in took if errand.ledger.result(trial.key) and (found := pricer(trial))]
-    if not done:
-        return
-    priced, actual = sum(found.likely for _, found in done) + start, sum(seconds for seconds, _ in done)
-    off = f"{actual / priced - 1:+.0%}"
-    view.say(f"{len(done)} trials: forecast {priced:.0f} s of trials, actual {actual:.0f} s ({off})")
-    value = {"forecast_s": priced, "actual_s": actual, "trials": len(done)}
-    errand.ledger.write_json(f"forecasts/{errand.sweep.title}-{_stamp()}.json", value)
-
-
-def _bill(errand: Errand, session: Any, view: Any) -> None:
-    """Say what the session cost, failed tries included, and note the price for the report."""
-    hourly, seconds = errand.options.price_per_gpu_hour, session.hours() * 3600
-    if hourly:
-        view.say(f"this session used {seconds / 3600:.3g} hours, {money(Price(*[seconds] * 3), hourly)}")
-        share = session.resources.gpus or 1.0
-        errand.ledger.write_json(f"prices/{errand.sweep.title}.json", {"hourly": hourly, "share": share})
-
-
-def _show(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str], code: int) -> int:
-    """Print the table, where everything is, and what to type next; return the exit code."""
-    from sweeps import table
-
-    ledger, options = errand.ledger, errand.options
-    found = plan(errand.sweep, ledger, fingerprints)
-    rows = table.lines(found, {name: fact.classes for name, fact in facts.items()}, ledger)
-    results = table.write_results(found, ledger, errand.sweep.title)
-    failed = found.count("failed")
-    if code == DONE and (failed or found.to_do):
-        code = FAILED
-    reported, tracked = _report(errand) if code in (DONE, FAILED) else ("", "")
-    if options.json:
-        places = {"results": results, "report": reported, "tracking_uri": errand.uri}
-        print(_json(table.as_json(found, rows) | places | {"exit": code}))
-        return code
-    width = shutil.get_terminal_size((140, 40)).columns
-    print(table.text(found, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-    done = found.count("done", "stale")
-    print(f"{done} of {len(found.standings)} trials are done{f', {failed} failed' if failed else ''}.")
-    for standing in found.standings:
-        if standing.state == "failed":
-            print(f"  failed: {standing.trial.cell.label} {standing.trial.label}: {standing.why}")
-    if found.count("stale"):
-        print(f"{found.count('stale')} are stale ({next(s.why for s in found.standings if s.state == 'stale')}); "
-              "--stale retrain trains them anew.")  # fmt: skip
-    print(f"results   {results}")
-    if reported:
-        print(f"report    {reported}")
-    if errand.uri.startswith("sqlite"):
-        print(f"compare   {_mlflow()} ui --backend-store-uri {errand.uri}")
-    else:
-        print(f"compare   {errand.uri}, experiment {errand.experiment}")
-    if tracked:
-        print(f"          {tracked}")
-    if code in (INTERRUPTED, BUDGET):
-        print(f"resume    the same command{', with a larger --max-gpu-hours' if code == BUDGET else ''}")
-    elif failed:
-        print("next      the same command with --retry-failed")
-    else:
-        more = errand.sweep.protocol.seeds + 2
-        print(f"next      python -m sweeps.{errand.sweep.name} --seeds {more}   (for standard errors)")
-    return code
-
-
-def _report(errand: Errand) -> tuple[str, str]:
-    """Write the report and put it on MLflow's runs; return its path and where MLflow has it, or why there is none."""
-    from sweeps.analysis import report
-
-    if "://" in errand.choice.output:
-        return f"python -m sweeps report {errand.sweep.title} --output {errand.choice.output} --to DIR", ""
-    try:
-        _, path, tracked = report.make(errand.ledger, errand.sweep.title, Path(errand.choice.output, "reports"))
-    except ValueError as error:
-        return f"none: {error}", ""
-    return str(path), tracked
-
-
-def _mlflow() -> str:
-    """Return the mlflow command of this environment, as one would type it."""
-    beside = Path(sys.executable).with_name("mlflow")
-    return os.path.relpath(beside) if beside.exists() else "mlflow"
-
-
 def _artifacts(errand: Errand) -> str:
     """Return where a new experiment of a store without a server keeps its artifacts."""
     return f"{errand.choice.output}/mlartifacts" if errand.uri.startswith("sqlite") else ""
-
-
-def _stamp() -> str:
-    """Return the time as the name of a session."""
-    return time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1)
 
 
 def _writable(errand: Errand) -> None:

@@ -190,7 +190,7 @@ def decide(name: str, cells: Sequence[Cell], options: argparse.Namespace) -> Any
     GPUs on toy data.
     """
     from data.datasets import data_dir
-    from sweeps.drive import Choice
+    from sweeps.errand import Choice
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     output = options.output if "://" in options.output else os.path.abspath(os.path.expanduser(options.output))
@@ -310,7 +310,8 @@ def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argp
     sweep = declare(name, cells, protocol, options, choice)
     if options.list:
         return show_cells(sweep)
-    from sweeps.drive import Errand, dry_run, go
+    from sweeps.drive import dry_run, go
+    from sweeps.errand import Errand
 
     errand = Errand(sweep, choice, options)
     return dry_run(errand) if options.dry_run else go(errand)

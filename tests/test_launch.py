@@ -8,7 +8,7 @@ import pytest
 from sweeps import drive
 from sweeps.cifar_width import CELLS as WIDTH
 from sweeps.cifar_width import PROTOCOL
-from sweeps.drive import Choice, Errand
+from sweeps.errand import Choice, Errand
 from sweeps.imagenet_placement import CELLS, CROSSED
 from sweeps.launch import asked, parser
 from sweeps.ledger import Ledger

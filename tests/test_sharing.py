@@ -15,12 +15,13 @@ from test_sweep import call
 from crelu_models.tables import S2
 from data.write import prepare
 from sweeps import sharing
-from sweeps.cluster import Limits, Queue, Resources, Session
+from sweeps.cluster import Queue
 from sweeps.launch import parser
 from sweeps.lease import Lease
 from sweeps.ledger import Json, Ledger
 from sweeps.perform import perform
 from sweeps.plan import Sweep
+from sweeps.session import Limits, Resources, Session
 from sweeps.sets import Place
 from sweeps.sharing import Maker, Packs
 from sweeps.trial import Cell, Trial, trial_from_json
