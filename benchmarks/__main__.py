@@ -12,6 +12,7 @@ QUESTIONS = (
     ("bench_statistics", "--sweeps", "2000"),
     ("bench_sharing", "--pictures", "1280", "--rounds", "1"),
     ("bench_store", "--trials", "16", "--seconds", "20", "--drivers", "1"),
+    ("bench_scale",),
     ("fuzz", "--inputs", "10000"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,12 @@ Report = Callable[[int, dict[str, float]], None]
 
 def at_once(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
     """Commit a result without training: what is left is the queue's own cost."""
+    return _commit(trial, place, [50.0])
+
+
+def wait(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
+    """Commit a result after a second in which nothing is computed here, as where a GPU computes."""
+    time.sleep(1.0)
     return _commit(trial, place, [50.0])
 
 
@@ -55,7 +62,7 @@ def _commit(trial: Trial, place: Place, curve: list[float], status: str = "finis
         "precision": "fp32",
         "fingerprint": place.fingerprint,
         "code": code_fingerprint(),
-        "hardware": {},
+        "hardware": {"worker": f"{os.getpid()}"},
         "finished_ms": time.time_ns() // 1_000_000,
         "files": {},
     }
