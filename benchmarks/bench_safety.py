@@ -1,9 +1,10 @@
 """What does safety cost? Checkpoints, journal and hashing; and a tracking server that is slow or ill.
 
-    python -m benchmarks.bench_safety --epochs 3 --rounds 3
+    python -m benchmarks.bench_safety --rounds 3
 
-First trials of the demo sweep (the largest net and the smallest) are trained with and without writing their state:
-checkpoint with its hash and fsync after each epoch. Then a small sweep runs with MLflow in a local SQLite, with a
+First the nine trials of the demo sweep run through the queue with and without writing their state: a checkpoint with
+its hash and fsync after each epoch; what went into saving is clocked in the trials as well, since two sweeps beside
+other work differ by more than that. Then a small sweep runs with MLflow in a local SQLite, with a
 server that takes a second for every answer, and with one that answers with errors; what is compared is the time its
 trials took. All sides take turns in one run; ratios are of medians.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import http.server
 import subprocess
 import sys
@@ -22,33 +22,79 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from data.datasets import data_dir
+from data.datasets import data_dir, dataset
 from data.write import prepare
-from sweeps.course import Course
+from sweeps.course import Course, Report
 from sweeps.imagenet_placement import CELLS
 from sweeps.ledger import Ledger
 from sweeps.perform import perform
+from sweeps.plan import Protocol, Sweep
 from sweeps.profile import scaled
 from sweeps.sets import Place
 from sweeps.trial import Trial
 
 
-def trained(label: str, epochs: int, safe: bool) -> float:
-    """Return the seconds of one training of the demo sweep's cell `label`, with or without its checkpoints."""
-    cell = next(scaled(cell, "demo") for cell in CELLS if cell.label == label)
-    cell = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, epochs=epochs))
-    where, whole = data_dir(None), Course.save
-    prepare(cell.dataset, where)
+def clocked(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
+    """Perform a trial as ever, and leave on the ledger the seconds that went into its checkpoints."""
+    whole, spent = Course.save, 0.0
+
+    def save(course: Course) -> bool:
+        nonlocal spent
+        began = time.perf_counter()
+        saved = whole(course)
+        spent += time.perf_counter() - began
+        return saved
+
+    Course.save = save  # type: ignore[method-assign]
+    try:
+        return perform(trial, place, report, stop)
+    finally:
+        Course.save = whole  # type: ignore[method-assign]
+        Ledger(place.ledger).write_json(f"saving/{trial.key}.json", {"seconds": spent})
+
+
+def unsaved(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
+    """Perform a trial that keeps nothing until its end."""
+    whole = Course.save
+    Course.save = lambda _: True  # type: ignore[method-assign]
+    try:
+        return perform(trial, place, report, stop)
+    finally:
+        Course.save = whole  # type: ignore[method-assign]
+
+
+def driven(work: str) -> tuple[float, float]:
+    """Drive the demo sweep's trials through the queue; return its wall time, and the share of theirs in saving."""
+    from sweeps import cluster
+
+    cells = tuple(scaled(cell, "demo") for cell in CELLS)
+    sweep, where = Sweep("safety", "demo", cells, Protocol()), data_dir(None)
+    facts = {name: dataset(name, where) for name in sweep.datasets}
+    shapes = {name: (fact.classes, fact.crop) for name, fact in facts.items()}
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        try:
-            if not safe:
-                Course.save = lambda _: True  # type: ignore[method-assign]
-            began = time.perf_counter()
-            perform(Trial(cell), Place(str(Path(folder).absolute()), str(where)), lambda *_: None)
-            return time.perf_counter() - began
-        finally:
-            Course.save = whole  # type: ignore[method-assign]
+        ledger = Ledger(str(Path(folder).absolute()))
+        place = Place(ledger.root, str(where))
+        listen: Any = lambda *_: None  # noqa: E731
+        session = cluster.Session(
+            sweep,
+            ledger,
+            place,
+            cluster.Resources(),
+            listen,
+            "safety",
+            {},
+            shapes,
+            work=f"benchmarks.bench_safety:{work}",
+        )
+        began = time.perf_counter()
+        cluster.drive(session)
+        seconds = time.perf_counter() - began
+        results = ledger.results().values()
+        assert len(results) == len(cells)
+        saving = sum(ledger.read_json(f"saving/{name}")["seconds"] for name in ledger.names("saving"))
+        return seconds, saving / sum(result["seconds"] for result in results)
 
 
 class Ill(http.server.BaseHTTPRequestHandler):
@@ -110,19 +156,25 @@ def table(title: str, sides: dict[str, Callable[[], float]], rounds: int) -> Non
 def main() -> None:
     """Measure and print three tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sweep-epochs", type=int, default=60)
     options = parser.parse_args()
-    for label in ("CReLU all", "CReLU conv1-9"):
-        table(
-            f"one trial: {label}",
-            {
-                "nothing kept": lambda label=label: trained(label, options.epochs, False),
-                "checkpoint, hash and fsync each epoch": lambda label=label: trained(label, options.epochs, True),
-            },
-            options.rounds,
-        )
+    from sweeps import tasks
+
+    for name in {scaled(cell, "demo").dataset for cell in CELLS}:
+        prepare(name, data_dir(None))
+    tasks.connect("local")
+    shares: list[float] = []
+
+    def safe() -> float:
+        seconds, share = driven("clocked")
+        shares.append(share)
+        return seconds
+
+    sides = {"nothing kept": lambda: driven("unsaved")[0], "checkpoint, hash and fsync each epoch": safe}
+    table("the demo sweep, from its first trial to its last", sides, options.rounds)
+    print(f"  {'of the time of its trials, in saving':<40}{median(shares):>38.1%}", flush=True)
+    tasks.leave()
     table(
         "trials of a sweep",
         {
