@@ -63,14 +63,16 @@ class Dropout(nn.Module):
             self.generator = torch.Generator(x.device)
             self.generator.manual_seed(self._seed)
         # A mask of x's own type: multiplying by it is several times faster on the CPU than filling by a boolean one.
-        mask = torch.empty_like(x)
+        mask = self._like(x)
         if x.device.type == "cpu":
             # Whole words of random bits, two elements each, cost a sixth of as many draws from a distribution.
-            words = torch.empty((x.numel() + 1) // 2, dtype=torch.int64)
-            bits = words.random_(-(1 << 63), None, generator=self.generator).view(torch.int32)[: x.numel()]
+            words = torch.empty((mask.numel() + 1) // 2, dtype=torch.int64)
+            bits = words.random_(-(1 << 63), None, generator=self.generator).view(torch.int32)[: mask.numel()]
             torch.ge(bits, round(self.rate * 2**32) - 2**31, out=mask.as_strided(bits.shape, (1,)))
         else:
             mask.bernoulli_(1 - self.rate, generator=self.generator)
+        if len(mask) > len(x):
+            mask = mask[self._first : self._first + len(x)].clone()
         return x * mask * (1 / (1 - self.rate))
 
     def _like(self, x: Tensor) -> Tensor:
