@@ -26,6 +26,9 @@ from sweeps.trial import PHASES, Trial, code_fingerprint
 
 # Two epochs at the loss of chance are a dead net where they are hundreds of steps; fewer steps are a slow start.
 SLOW_START = 400
+# A checkpoint follows an epoch that comes this many times its own time after the one before. Where epochs are shorter
+# than that, some go without: what a kill then costs is seconds, and saving never takes more than a fiftieth of a trial.
+SPARING = 50
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -66,7 +69,8 @@ class Course:
         self.events: list[str] = []
         self.best: dict[str, Tensor] = {}
         self.restarts, self.seconds, self.flat, self.ending = 0, 0.0, 0, ""
-        self.saved_at = time.monotonic()
+        self.unsaved: list[dict[str, float]] = []  # rows of the history that no checkpoint holds yet
+        self.saved_at, self.saving = time.monotonic(), 0.0
         saved, told = self.ranks.first(self._saved)
         if saved is not None:
             state = saved.state
@@ -113,7 +117,9 @@ class Course:
         return self.ending != ""
 
     def run(self, report: Report) -> Turns[bool]:
-        """Train to the end, saving and reporting each epoch; return False where `stop()` ended it. Raises Diverged.
+        """Train to the end; return False where `stop()` ended it. Raises Diverged.
+
+        Each epoch is reported once a checkpoint holds it: at its end, or, where epochs are short, with later ones.
 
         Gives way before each batch, when nothing is half done: whoever goes on with it may also leave it there.
         """
@@ -123,21 +129,35 @@ class Course:
         yield from self._step()
         for average in train(self.learner, self._batches):
             if average is not None:
-                row = yield from self._close(average, self.company.clock() - began)
-                if not self.save():
+                self.unsaved.append((yield from self._close(average, self.company.clock() - began)))
+                (worth,) = self.ranks.flags(lambda: (self._worth(),), 1)
+                if worth and not self._keep(report):
                     return False
-                report(int(row["epoch"]), row)
                 began = self.company.clock()
                 if self.over():
                     return True
             due, leave = self.ranks.flags(lambda: (self._due(), self.stop()), 2)
-            if (due or leave) and not self.save():
+            if (due or leave) and not self._keep(report):
                 return False
             if leave:
                 return False
             yield from self._step()
         self.ending = "schedule"
         return True
+
+    def _keep(self, report: Report) -> bool:
+        """Save, and report the epochs that are safe now; False: the disk was full until `stop()`."""
+        if not self.save():
+            return False
+        for row in self.unsaved:
+            report(int(row["epoch"]), row)
+        self.unsaved.clear()
+        return True
+
+    def _worth(self) -> bool:
+        """Return whether the end of an epoch is to be saved: the last one, or where saving is cheap beside it."""
+        last = self.over() or self.learner.epoch >= self.trial.cell.recipe.epochs
+        return last or time.monotonic() - self.saved_at >= SPARING * self.saving
 
     def _due(self) -> bool:
         """Return whether it is time for a checkpoint within an epoch."""
@@ -272,8 +292,10 @@ class Course:
             checkpoint.save(self.ledger, key, learner.epoch, learner.step, whole)
             return True
 
+        began = time.monotonic()
         saved = self.ranks.first(lambda: with_room(write, self.stop) is not None)
         self.saved_at = time.monotonic()
+        self.saving = self.saved_at - began
         return saved
 
     def shrink(self, error: str) -> None:
@@ -303,7 +325,7 @@ class Course:
             return False
         self.ranks.first(lambda: self.ledger.delete(f"checkpoints/{self.trial.key}"))
         self.restarts += 1
-        self.history, self.best, self.flat = [], {}, 0
+        self.history, self.unsaved, self.best, self.flat = [], [], {}, 0
         self.learner = self._learner()
         self.save()
         return True

@@ -33,7 +33,7 @@ def perform(
 ) -> dict[str, Any] | None:
     """Train `trial` from where it stands to its committed result, and return that.
 
-    `report(epoch, metrics)` is called after each epoch (1-based), once the checkpoint that holds it is durable;
+    `report(epoch, metrics)` is called for each epoch (1-based), once a checkpoint that holds it is durable;
     after a resume the epochs that were reported before are not reported again. Returns None, with the state saved,
     soon after `stop()` says so. ValueError for data or a checkpoint that do not fit, OSError for an unwritable ledger.
     """

@@ -12,6 +12,7 @@ import pytest
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S5, S9
 from data.write import prepare
+from sweeps import checkpoint, course
 from sweeps.ledger import Ledger
 from sweeps.perform import perform
 from sweeps.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
@@ -239,3 +240,24 @@ def test_pruned_trial_ends_where_it_is_above_the_bar(data: Path, tmp_path: Path)
     result = perform(trial, place(data, tmp_path), lambda *_: None)
     assert result is not None
     assert (result["status"], result["epochs"]) == ("pruned", 2)
+
+
+@pytest.mark.parametrize(("sparing", "saved"), [(0.0, [1, 2, 3]), (1e9, [1, 3])])
+def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reported(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparing: float, saved: list[int]
+) -> None:
+    kept: list[int] = []
+    told: list[tuple[int, int]] = []  # epochs as reported, with how many checkpoints there were by then
+    save = checkpoint.save
+
+    def keep(ledger: Ledger, key: str, epoch: int, *rest: Any) -> None:
+        save(ledger, key, epoch, *rest)
+        kept.append(epoch)
+
+    monkeypatch.setattr(course, "SPARING", sparing)
+    monkeypatch.setattr(checkpoint, "save", keep)
+    trial = trial_of("allconv with dropout")
+    perform(trial, place(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))
+    assert kept == saved
+    assert [epoch for epoch, _ in told] == [1, 2, 3]
+    assert all(epoch <= last for epoch, last in told)
