@@ -27,8 +27,8 @@ from sweeps.trial import PHASES, Trial, code_fingerprint
 # Two epochs at the loss of chance are a dead net where they are hundreds of steps; fewer steps are a slow start.
 SLOW_START = 400
 # A checkpoint follows an epoch that comes this many times its own time after the one before. Where epochs are shorter
-# than that, some go without: what a kill then costs is seconds, and saving never takes more than a fiftieth of a trial.
-SPARING = 50
+# than that, some go without: what a kill then costs is seconds, and saving takes about a hundredth of a trial.
+SPARING = 100
 
 Report = Callable[[int, dict[str, float]], None]
 

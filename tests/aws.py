@@ -26,6 +26,7 @@ from urllib.parse import parse_qs
 GATEWAY, METADATA, PORT = "172.31.255.254", "169.254.169.254", 5000
 ENDPOINT, REGION, ACCOUNT = f"http://{GATEWAY}:{PORT}", "us-west-2", "123456789012"
 LAPTOP = "AKIALAPTOP"
+KEYS = re.compile(r"<Key>([^<]*)</Key>")  # of a request to delete many objects
 
 
 def environment(key: str = "") -> dict[str, str]:
@@ -40,7 +41,7 @@ def noted(log: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def wrapping(application: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(environ: dict[str, Any], start: Any) -> Any:
-            size = int(environ.get("CONTENT_LENGTH") or 0)
+            size, lines = int(environ.get("CONTENT_LENGTH") or 0), []
             signed = re.search(r"Credential=(\w+)/\d+/[\w-]+/(\w+)/", environ.get("HTTP_AUTHORIZATION", ""))
             # Bodies of files are not kept in memory twice.
             if signed and signed[2] != "s3":
@@ -53,11 +54,17 @@ def noted(log: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 action = target or parse_qs(body.decode(errors="replace")).get("Action", [""])[0]
                 line = [signed[1], f"{signed[2]}:{action}", "*"]
             elif signed:
-                line = [signed[1], *on_s3(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"])]
+                action, resource = on_s3(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"])
+                line = [signed[1], action, resource]
+                if resource.endswith("/"):  # many at once: IAM asks for each
+                    body = environ["wsgi.input"].read(size)
+                    environ["wsgi.input"] = io.BytesIO(body)
+                    lines += [[signed[1], action, resource + key] for key in KEYS.findall(body.decode())]
             else:
                 line = ["nobody", environ["REQUEST_METHOD"], environ["PATH_INFO"]]
             with lock:
-                file.write(json.dumps([*line, environ["REMOTE_ADDR"]]) + "\n")
+                for each in lines or [line]:
+                    file.write(json.dumps([*each, environ["REMOTE_ADDR"]]) + "\n")
             return application(environ, start)
 
         return wrapped
@@ -155,12 +162,14 @@ _roles: dict[str, str] = {}
 
 
 def role(host: str) -> str:
-    """Return the name of the role of the machine at an address."""
+    """Return the name of the role of the machine at an address; looked up once, while all of its like run."""
     if host not in _roles:
         for started in client("ec2").describe_instances()["Reservations"]:
-            # Of machines that one call has started moto gives the profile to the first alone.
-            profile = started["Instances"][0]["IamInstanceProfile"]["Arn"].rpartition("/")[2]
-            _roles.update({found["PrivateIpAddress"]: profile for found in started["Instances"]})
+            # Of machines that one call has started moto gives the profile to the first alone, and only while it runs.
+            profile = started["Instances"][0].get("IamInstanceProfile")
+            if profile:
+                name = profile["Arn"].rpartition("/")[2]
+                _roles.update({found["PrivateIpAddress"]: name for found in started["Instances"]})
     return _roles[host]
 
 

@@ -235,7 +235,7 @@ def test_listeners_are_those_that_are_known_and_the_doctor_sees_one_more(site: S
     assert exposed(Listener(address, port, command) for port, address, command in found) == []
     # What is bound to more than loopback: SSH, what was asked above, and metrics, which the group alone keeps from all.
     known = ("sshd", "gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent",
-             "ray/dashboard/dashboard.py", "autoscaler/_private/monitor.py", "ray.util.client.server")  # fmt: skip
+             "ray/dashboard/dashboard.py", "autoscaler/v2/monitor.py", "ray.util.client.server")  # fmt: skip
     others = [command for _, address, command in found if not address.startswith("127.")]
     assert {next((name for name in known if name in command), command) for command in others} == set(known)
 
@@ -289,10 +289,10 @@ def test_sweep_grows_the_cluster_outlives_a_reclaimed_machine_and_leaves_nothing
     assert {worker["InstanceLifecycle"] for worker in workers} == {"spot"}
 
     def under_way() -> str:
-        saved = {key: places[-1] for key, places in written(site).items() if len(places) >= 3}
-        return next((key for key, (epoch, _) in saved.items() if 3 <= epoch < EPOCHS // 2), "")
+        saved = {key: places[-1] for key, places in written(site).items() if len(places) >= 2}
+        return next((key for key, (epoch, _) in saved.items() if 2 <= epoch < 2 * EPOCHS // 3), "")
 
-    trial = site.until(under_way, "a trial has saved its state three times")
+    trial = site.until(under_way, "a trial has saved its state twice")
     address = written(site)[trial][-1][1]
     (taken,) = (worker for worker in workers if worker["PrivateIpAddress"] == address)
     notice = {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))}
@@ -304,7 +304,7 @@ def test_sweep_grows_the_cluster_outlives_a_reclaimed_machine_and_leaves_nothing
         f"{time.monotonic() - site.began:6.1f} s  {address} is taken, after {written(site)[trial][-1]}", file=sys.stderr
     )
     site.until(lambda: len(names("results")) == 3, "three results", seconds=300)
-    site.until(lambda: "SUCCEEDED" in site.on_head("ray job status sweep"), "the sweep has ended", seconds=120)
+    site.until(lambda: "Job 'sweep' succeeded" in site.on_head("ray job status sweep"), "the sweep has ended")
 
     saved = written(site)
     assert len(saved) == 3
