@@ -2,8 +2,9 @@
 
     python -m benchmarks.fuzz --inputs 20000 --seed 0
 
-Borders: checkpoints, sidecars, .beton tables, trials, plans, nets and results of a stranger, and --set words. Each must
-be taken as valid or refused by ValueError; any other exception, a hang, or code that runs is a finding.
+Borders: checkpoints, sidecars, .beton tables, trials, plans, nets, results and capsules of a stranger, those also with
+digests that fit what was changed, and --set words. Each must be taken as valid or refused by ValueError; any other
+exception, a hang, or code that runs is a finding.
 """
 
 from __future__ import annotations
@@ -11,25 +12,33 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import hashlib
+import io
 import json
 import random
 import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from benchmarks.bench_report import finish
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S9
 from data import beton
 from data.datasets import beton_path, dataset, read_sidecar
 from data.write import prepare
 from sweeps import checkpoint
+from sweeps.analysis import capsule, evidence, report
+from sweeps.analysis.evidence import MANIFEST
 from sweeps.launch import change
 from sweeps.ledger import Ledger
 from sweeps.plan import Protocol, Sweep, declared, plan, sweep_from_json
@@ -79,6 +88,14 @@ def borders(folder: Path) -> dict[str, tuple[bytes, Border]]:
     checkpoint.save(ledger, "k", 1, 0, state)
     (saved,) = ledger.names("checkpoints/k")
 
+    many = Sweep("many", "paper", (cell,), Protocol(seeds=2))
+    stream = np.random.default_rng(0)
+    for each in plan(many, ledger, {}).to_do:
+        finish(ledger, each, stream)
+    ledger.write_json("plans/many.json", declared(plan(many, ledger, {})))
+    capsule.write(ledger, evidence.survey(ledger, "many"), {}, folder / "good.zip")
+    sealed = (folder / "good.zip").read_bytes()
+
     def at(suffix: str, take: Callable[[Path], object]) -> Border:
         def border(content: bytes) -> object:
             path = folder / f"fuzzed{suffix}"
@@ -102,6 +119,8 @@ def borders(folder: Path) -> dict[str, tuple[bytes, Border]]:
         "plan": (json.dumps(declared(plan(sweep, ledger, {}))).encode(), text(sweep_from_json)),
         "net": (json.dumps(S9.to_json()).encode(), text(Net.from_json)),
         "result": (b'{"key": "k", "metrics": {}}', lambda content: _result(ledger, content)),
+        "capsule": (sealed, at(".zip", lambda path: _reported(path, folder))),
+        "signed capsule": (sealed, at(".zip", lambda path: _reported(path, folder))),
         "words": (b"recipe.epochs=10", lambda content: _words(cell, content)),
     }
 
@@ -109,6 +128,34 @@ def borders(folder: Path) -> dict[str, tuple[bytes, Border]]:
 def _result(ledger: Ledger, content: bytes) -> object:
     ledger.write("results/k.json", content)
     return ledger.results()
+
+
+def _reported(path: Path, folder: Path) -> object:
+    """Make the report of a capsule, as `report --from` does."""
+    with redirect_stdout(io.StringIO()):
+        return report.run(
+            argparse.Namespace(sweep=None, check=None, capsule=str(path), to=str(folder / "to"), output="")
+        )
+
+
+def resigned(content: bytes, draw: random.Random) -> bytes:
+    """Return a capsule with something else in one of its JSON files, and digests that fit it."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    name = draw.choice([name for name in files if name.endswith(".json")])
+    value = json.loads(files[name])
+    for _ in range(draw.randint(1, 3)):
+        _exchange(value, draw)
+    files[name] = json.dumps(value).encode(errors="surrogatepass")
+    manifest = json.loads(files[MANIFEST])
+    if name != MANIFEST and isinstance(manifest, dict):
+        digests = {name: hashlib.sha256(held).hexdigest() for name, held in files.items() if name != MANIFEST}
+        files[MANIFEST] = json.dumps(manifest | {"files": digests}).encode()
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, held in files.items():
+            archive.writestr(name, held)
+    return made.getvalue()
 
 
 def _words(cell: Cell, content: bytes) -> object:
@@ -166,6 +213,8 @@ def fuzz(inputs: int, seed: int) -> tuple[Counter[str], list[str]]:
             structured = border in ("sidecar", "trial", "plan", "net", "result")
             if border == "words":
                 content = "=".join(draw.choices(WORDS, k=draw.randint(1, 3))).encode(errors="surrogatepass")
+            elif border == "signed capsule":
+                content = resigned(good, draw)
             else:
                 content = mutated(good, draw, structured)
             began = time.perf_counter()

@@ -163,6 +163,26 @@ def test_damaged_and_hostile_capsules_are_refused(
     assert not list(tmp_path.parent.glob("evil.txt"))
 
 
+def test_capsule_whose_digests_fit_but_which_no_sweep_writes_is_refused(made: Path, tmp_path: Path) -> None:
+    def change(contents: dict[str, bytes]) -> None:
+        manifest = json.loads(contents["capsule.json"])
+        contents["capsule.json"] = json.dumps(manifest | {"studies": "none"}).encode()
+
+    path = rewritten(made / "one.zip", tmp_path / "odd.zip", change)
+    with pytest.raises(ValueError, match=r"odd\.zip holds what no sweep writes \(AttributeError"):
+        report.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
+
+
+def test_capsule_with_a_damaged_place_is_refused(made: Path, tmp_path: Path) -> None:
+    content = bytearray((made / "one.zip").read_bytes())
+    with zipfile.ZipFile(made / "one.zip") as archive:
+        at = archive.getinfo("requirements.lock").header_offset
+    content[at + 60 : at + 90] = b"\xff" * 30  # of what is compressed there
+    (tmp_path / "bad.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.zip is damaged: requirements\.lock cannot be read"):
+        report.run(options(tmp_path, capsule=str(tmp_path / "bad.zip")))
+
+
 def test_files_that_the_manifest_does_not_name_are_left_out(made: Path, tmp_path: Path) -> None:
     path = rewritten(made / "one.zip", tmp_path / "more.zip", lambda c: c.update({"results/extra.json": b"{}"}))
     with capsule.opened(path) as ledger:

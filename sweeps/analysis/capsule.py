@@ -18,6 +18,7 @@ import io
 import json
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -120,7 +121,7 @@ def opened(path: Path) -> Iterator[Ledger]:
 def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
     """Write the files that the manifest names, each as it was; nothing else is touched."""
     try:
-        manifest = json.loads(archive.read(MANIFEST))
+        manifest = json.loads(_read(archive, MANIFEST, path))
         schema, digests = manifest["schema"], dict(manifest["files"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is no capsule: it has no {MANIFEST} that names its files") from None
@@ -128,13 +129,13 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
         raise ValueError(f"{path} has schema {schema!r}; this version reads {SCHEMA}")
     if sum(info.file_size for info in archive.infolist()) > LARGEST:
         raise ValueError(f"{path} would unpack to more than {LARGEST >> 30} GiB, which no capsule does")
-    (folder / MANIFEST).write_bytes(archive.read(MANIFEST))
+    (folder / MANIFEST).write_bytes(_read(archive, MANIFEST, path))
     for name, digest in digests.items():
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts or "\\" in name or name == MANIFEST:
             raise ValueError(f"{path} names {name!r}, which lies outside of it")
         try:
-            content = archive.read(name)
+            content = _read(archive, name, path)
         except KeyError:
             raise ValueError(f"{path} has lost {name}") from None
         if _digest(content) != digest:
@@ -142,6 +143,14 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+
+
+def _read(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    """Return the content of a file; KeyError where it is not there, ValueError where the archive is damaged."""
+    try:
+        return archive.read(name)
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {name} cannot be read ({error})") from None
 
 
 def _json(value: Any) -> bytes:

@@ -131,12 +131,19 @@ def export(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def source(options: argparse.Namespace) -> Iterator[Ledger]:
-    """Yield the ledger of the output folder, or what a capsule holds in its place."""
+    """Yield the ledger of the output folder, or what a capsule holds in its place.
+
+    What a capsule cannot be meant to hold, although its digests fit, is a ValueError wherever it is met.
+    """
     if not options.capsule:
         yield Ledger(_root(options.output))
         return
-    with capsule.opened(Path(options.capsule)) as ledger:
-        yield ledger
+    try:
+        with capsule.opened(Path(options.capsule)) as ledger:
+            yield ledger
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ValueError(f"{options.capsule} holds what no sweep writes ({why})") from error
 
 
 def files(made: Document, rows: Mapping[str, list[dict[str, object]]]) -> dict[str, bytes]:
