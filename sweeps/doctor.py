@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -111,10 +112,15 @@ def ray() -> Iterator[str]:
             yield f"Ray takes jobs {who}: {jobs} answers {status}"
     if (status := answer(jobs, {"Authorization": f"Bearer {token}"})) != 200:
         yield f"Ray does not take the token of ~/.ray/auth_token: {jobs} answers {status}"
+    place = (_own_address(), GCS_PORT)
+    try:
+        socket.create_connection(place, timeout=5).close()
+    except OSError:  # who is not there tells nothing; Ray would ask for a minute
+        return
     # The shell's own token is put out of sight: a home without one.
     stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     stranger |= {"RAY_AUTH_MODE": "disabled", "HOME": "/nonexistent"}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", f"{_own_address()}:{GCS_PORT}"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", f"{place[0]}:{place[1]}"]
     done = subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode == 0:
         yield "Ray's GCS tells its state without a token"
