@@ -37,7 +37,6 @@ os.environ.update(
     }
 )
 
-import ray
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -295,11 +294,9 @@ def signature(attempt: Json) -> str:
 
 def fits(resources: Resources) -> int:
     """Return how many trials run at once, when all machines are up that the cluster may start for them."""
-    there = ray.cluster_resources()
-    room = there.get("CPU", 1) / max(resources.cpus, 1e-9)
-    if resources.gpus:
-        room = min(room, there.get("GPU", 0) / resources.gpus)
-    return resources.at_once or max(1, int(room), tasks.grown(tasks.autoscaler(), resources.cpus, resources.gpus))
+    cpus, gpus = resources.cpus, resources.gpus
+    room = sum(tasks.room(machine, cpus, gpus) for machine in tasks.machines())
+    return resources.at_once or max(1, room, tasks.grown(tasks.autoscaler(), cpus, gpus))
 
 
 def drive(session: Session) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.datasets import DataSet
 from sweeps import sharing
-from sweeps.allot import allot, hardware, shareable
+from sweeps.allot import allot, hardware, lacking, shareable
 from sweeps.ending import show
 from sweeps.errand import BUDGET, DONE, INTERRUPTED, Errand, as_json, stamp
 from sweeps.forecast import bill, compare, forecast, foretold, workload
@@ -160,9 +160,12 @@ def _train(
     view.say(f"{len(found.to_do)} trials to train; starting Ray")
     there, kinds = tasks.connect(choice.address), tasks.kinds(tasks.autoscaler())
     # A cluster that grows with its queue may have no machine yet.
-    may = {name: sum(kind.get(name, 0) * count for kind, count in kinds) for name in ("CPU", "GPU")}
-    may = {name: max(there.get(name, 0), more) for name, more in may.items()}
-    given = allot(options, may, choice.address == "local")
+    machines = [*tasks.machines(), *(kind for kind, _ in kinds)]
+    given = allot(options, machines, choice.address == "local")
+    if short := lacking(given, machines):
+        if kinds:
+            raise ValueError(short)
+        view.say(f"{short}: trials wait for a machine that has as much")
     shareable((*found.to_do, *found.to_come), facts, given.ranks)
     place = Place(
         ledger=errand.ledger.root,

@@ -102,7 +102,7 @@ def foretold(errand: Errand, found: Plan) -> str:
     cuda = options.gpus_per_trial != 0 and bool(glob.glob("/dev/nvidia[0-9]*"))
     gpus = (options.gpus_per_trial or max(1.0, options.ranks)) if cuda else 0.0
     asked = argparse.Namespace(**vars(options) | {"gpus_per_trial": gpus})
-    given = allot(asked, {}, False)
+    given = allot(asked, [], False)
     here = hardware(given.device, given.threads, given.ranks)
     facts = {name: dataset(name, where) for name in errand.sweep.datasets}
     keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}

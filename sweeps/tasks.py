@@ -135,10 +135,14 @@ def room(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
     return min((int(machine.get(name, 0.0) / need + 1e-9) for name, need in needs.items()), default=1)
 
 
+def machines() -> list[dict[str, float]]:
+    """Return the resources of each machine of the cluster that is up."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
 def share(items: int) -> int:
     """Return how many CPUs each of so many tasks may have for all to run at once: at least 1, at most a node's."""
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    nodes = [cpus for cpus in nodes if cpus >= 1] or [1]
+    nodes = [cpus for machine in machines() if (cpus := machine.get("CPU", 0)) >= 1] or [1]
     return max(1, int(min(min(nodes), sum(nodes) // items)))
 
 
@@ -150,7 +154,7 @@ def each(
     A task has `cpus`, `gpus` and `memory` bytes of its node to itself, at most what the largest node has. One that
     raises or is lost, with its process or its node, comes to a sentence; the others go on.
     """
-    most = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    most = max((machine.get("memory", 0) for machine in machines()), default=0)
     needs: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "memory": int(min(memory, most)) or None}
     task = ray.remote(max_retries=RETRIES, **needs)(function)
     waiting = {task.remote(item): item for item in items}

@@ -26,7 +26,7 @@ from crelu_models.build import Dropout
 from data.datasets import dataset
 from data.write import prepare
 from sweeps import crew
-from sweeps.allot import Allotment, allot, shareable
+from sweeps.allot import Allotment, allot, lacking, shareable
 from sweeps.cluster import signature
 from sweeps.launch import parser
 from sweeps.ledger import Ledger
@@ -335,27 +335,43 @@ def options(*words: str) -> Any:
     ],
 )
 def test_a_trial_is_given_what_the_flags_say(words: tuple[str, ...], there: dict[str, float], given: Allotment) -> None:
-    assert allot(options(*words), there, True) == given
+    assert allot(options(*words), [there], True) == given
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--gpus-per-trial", "2"), "this machine has 1 GPUs"),
+        (("--gpus-per-trial", "2"), "this machine has 1 GPU$"),
         (("--gpus-per-trial", "1.5"), "1.5.*this machine has 1"),
         (("--ranks", "2"), "one rank a GPU.*--gpus-per-trial 0"),
-        (("--ranks", "9", "--gpus-per-trial", "0"), "9 ranks need a CPU each: this machine has 4"),
+        (("--cpus-per-trial", "5"), "--cpus-per-trial 5: this machine has 4 CPUs$"),
+        (("--ranks", "9", "--gpus-per-trial", "0"), "9 ranks need a CPU each: this machine has 4 CPUs$"),
         (("--ranks", "2", "--gpus-per-trial", "0", "--pack", "3"), "--pack 3"),
     ],
 )
 def test_what_a_trial_cannot_be_given_is_a_sentence(words: tuple[str, ...], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        allot(options(*words), {"CPU": 4, "GPU": 1}, True)
+        allot(options(*words), [{"CPU": 4, "GPU": 1}], True)
+
+
+def test_what_no_single_machine_of_a_cluster_has_is_told() -> None:
+    head, single, pair = {"CPU": 0.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}
+    two = allot(options("--gpus-per-trial", "2"), [head, single, single], False)
+    assert two == Allotment(2.0, 2.0, 2)
+    assert lacking(two, [head, single, pair]) == ""
+    assert lacking(two, [head, single, single]) == (
+        "a trial needs 2 GPUs and 2 CPUs of one machine, "
+        "and the cluster's machines have 1 GPU and 8 CPUs, 0 GPUs and 0 CPUs"
+    )
+    wide = allot(options("--gpus-per-trial", "2", "--cpus-per-trial", "8"), [single, pair], False)
+    assert "have 2 GPUs and 4 CPUs, 1 GPU and 8 CPUs" in lacking(wide, [single, pair])
+    assert lacking(allot(options(), [], False), [{"CPU": 1.0}]) == ""
+    assert lacking(Allotment(0.0, 1.0, 1), []).endswith("have none")
 
 
 def test_more_than_one_gpu_is_a_whole_number_of_them() -> None:
     with pytest.raises(ValueError, match="whole ones"):
-        allot(options("--gpus-per-trial", "1.5"), {"CPU": 4, "GPU": 4}, False)
+        allot(options("--gpus-per-trial", "1.5"), [{"CPU": 4, "GPU": 4}], False)
 
 
 def test_batches_that_ranks_cannot_share_are_refused_before_anything_is_trained() -> None:
