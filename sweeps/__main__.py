@@ -207,7 +207,10 @@ def verify_resume(options: argparse.Namespace) -> int:
     """Prove exact resumption on a cell of a sweep, and note it on the ledger for the cell's runs to carry."""
     import tempfile
 
+    import torch
+
     from data.datasets import data_dir
+    from sweeps.perform import device_name
     from sweeps.sets import Place
     from sweeps.trial import Trial, code_fingerprint
     from sweeps.verify import shortened, verify
@@ -224,7 +227,8 @@ def verify_resume(options: argparse.Namespace) -> int:
     if found.differences:
         print(f"{cell.label}: killed {found.kills} times, and {', '.join(found.differences)} differ")
         return 1
-    ledger.write_json(f"verified/{cell.key}.json", {"code": code_fingerprint(), "kills": found.kills})
+    proof = {"code": code_fingerprint(), "kills": found.kills, "device": device_name(torch.device(options.device))}
+    ledger.write_json(f"verified/{cell.key}.json", proof)
     print(
         f"{cell.label}: killed {found.kills} times, weights, curves and scores are bit for bit those of one left alone"
     )

@@ -174,6 +174,7 @@ def _train(
         reader=options.reader,
         workers=given.threads,
         threads=given.threads,
+        deterministic=options.kernels == "exact",
         data_source=choice.data_source,
         ranks=given.ranks,
     )

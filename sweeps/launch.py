@@ -127,6 +127,8 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
     )
     where.add_argument("--pack", type=pack, default=1, metavar="off|auto|N",
                        help="trials of one worker that share pictures (auto: where it pays; default: off)")  # fmt: skip
+    where.add_argument("--kernels", choices=("exact", "fastest"), default="exact",
+                       help="on a GPU: exact resumes bit for bit, fastest does not (default exact)")  # fmt: skip
     where.add_argument("--reader", choices=("ffcv", "threads"), default="ffcv", help="what decodes the pictures")
     where.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)"

@@ -108,7 +108,7 @@ def _outcome(course: Course) -> Turns[Outcome]:
         seconds=course.seconds + 0.0,
         precision=course.precision,
         fingerprint=fingerprint(course.trial.cell.dataset, course.place.data_dir),
-        hardware=_hardware(course.device, course.ranks),
+        hardware=_hardware(course),
         classes=course.sets.facts.classes,
         ten_crops=course.sets.facts.crop < course.sets.facts.size,
         weights={name: value.detach().cpu() for name, value in course.learner.model.state_dict().items()},
@@ -165,13 +165,20 @@ def _reset(place: Place) -> None:
     torch.backends.cudnn.allow_tf32 = True
 
 
-def _hardware(device: torch.device, ranks: Ranks) -> dict[str, str]:
+def _hardware(course: Course) -> dict[str, str]:
     """Return what this trial ran on, for the record."""
+    device, ranks = course.device, course.ranks
     several = {"ranks": str(ranks.size)} if ranks.size > 1 else {}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    if device.type == "cuda" and not course.place.deterministic:
+        several["kernels"] = "fastest"
     return several | {
         "host": platform.node(),
-        "device": name,
+        "device": device_name(device),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what kind of device this is: bits are those of another one of the same name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

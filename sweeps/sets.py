@@ -29,7 +29,7 @@ class Place:
     file whose decoded pictures take no more than `resident_bytes` is decoded once and kept on the device. A data set
     that is not in `data_dir` is pulled from `data_source`, where one is given. A trial is trained by so many `ranks`,
     processes of one host that share each batch; each has `workers` and `threads` of its own, and a GPU where `device`
-    is cuda.
+    is cuda. There, without `deterministic`, cuDNN takes its fastest kernels: a step done again may differ in a bit.
     """
 
     ledger: str

@@ -210,8 +210,7 @@ class Projection:
             "host": str(result["hardware"].get("host", "")),
             "code": str(result["code"]),
         }
-        proof = self.ledger.read_json(f"verified/{trial.cell.key}.json")
-        if proof is not None and proof.get("code") == result["code"]:
+        if self._exact(trial, result):
             tags["resume"] = "exact"
         self.client.log_batch(run, metrics=points, tags=[tag(name, value) for name, value in tags.items()])
         files = {name: self.ledger.read(f"trials/{trial.key}/{name}") for name in result["files"]}
@@ -219,6 +218,12 @@ class Projection:
         self.client.set_terminated(run, "FINISHED", end_time=when)
         self.states[run] = "FINISHED"
         self.ledger.write_json(f"tracked/{trial.key}.json", tracked(self.store, run, result))
+
+    def _exact(self, trial: Trial, result: Json) -> bool:
+        """Return whether `verify-resume` has proved this cell, with this code, on such a device."""
+        proof, hardware = self.ledger.read_json(f"verified/{trial.cell.key}.json") or {}, result["hardware"]
+        proved = proof.get("code") == result["code"] and proof.get("device") == hardware.get("device")
+        return proved and "kernels" not in hardware
 
     def _status(self, run: str, state: str) -> None:
         # A new run is a running one. The server is not asked again: that would double what an epoch costs it.

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S5, S9
 from data.write import prepare
 from sweeps import checkpoint, course
 from sweeps.ledger import Ledger
-from sweeps.perform import perform
+from sweeps.perform import _reset, perform
 from sweeps.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
 from sweeps.sets import Place
 from sweeps.trial import Cell, Trial
@@ -261,3 +262,12 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
     assert kept == saved
     assert [epoch for epoch, _ in told] == [1, 2, 3]
     assert all(epoch <= last for epoch, last in told)
+
+
+def test_kernels_are_deterministic_unless_the_fastest_are_asked_for() -> None:
+    seen = []
+    for kind in (False, True):
+        _reset(Place("", "", deterministic=kind))
+        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
+    assert seen == [(False, True), (True, False)]
+    assert Place("", "").deterministic

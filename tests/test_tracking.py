@@ -98,6 +98,30 @@ def runs(projection: Projection) -> list[Any]:
     return list(projection.client.search_runs([projection.experiment], max_results=1000))
 
 
+@pytest.mark.parametrize(
+    ("proof", "hardware", "exact"),
+    [
+        ({"code": "c", "device": "H100"}, {"device": "H100"}, True),
+        ({"code": "c", "device": "a CPU"}, {"device": "H100"}, False),
+        ({"code": "older", "device": "H100"}, {"device": "H100"}, False),
+        ({"code": "c", "device": "H100"}, {"device": "H100", "kernels": "fastest"}, False),
+        (None, {"device": "H100"}, False),
+    ],
+)
+def test_a_run_says_that_its_resume_is_exact_where_it_was_proved(
+    store: Store, ledger: Ledger, proof: dict[str, Any] | None, hardware: dict[str, str], exact: bool
+) -> None:
+    trial = Trial(CELLS[0])
+    if proof:
+        ledger.write_json(f"verified/{trial.cell.key}.json", proof)
+    finish(ledger, trial, 20.0)
+    result = ledger.results()[trial.key]
+    ledger.commit(trial.key, result | {"hardware": hardware})
+    projection = Projection(store, ledger, SWEEP)
+    projection.project_trial(trial, "RUNNING")
+    assert (projection.client.get_run(projection.run_of(trial.key)).data.tags.get("resume") == "exact") is exact
+
+
 def test_trial_is_one_run_under_its_cell(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELLS[0], seed=1)
     projection = Projection(store, ledger, SWEEP)

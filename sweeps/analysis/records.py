@@ -89,6 +89,17 @@ def _cost(row: Sequence[float], runs: tuple[Run, ...], hourly: float) -> Iterabl
         yield Entry(f"{hourly * (hours + searching):,.2f}")
 
 
+# What a result says of its machine, and what the table calls it; the last two are of some results only.
+HARDWARE = {
+    "device": "device",
+    "host": "host",
+    "torch": "torch",
+    "python": "python of a worker",
+    "ranks": "ranks of a trial",
+    "kernels": "GPU kernels",
+}
+
+
 def record_table(survey: Survey) -> Table:
     """Return what one needs to do it again: commit, lock, code, data, hardware, versions, MLflow."""
     record, results = survey.record, [run.result for run in survey.runs if run.result]
@@ -103,7 +114,7 @@ def record_table(survey: Survey) -> Table:
         if run.result:
             prints.setdefault(run.trial.cell.dataset, set()).add(str(run.result["fingerprint"]) or "not recorded")
     rows += [(f"data {name}", text) for name, found in prints.items() for text in sorted(found)]
-    for field, name in (("device", "device"), ("host", "host"), ("torch", "torch"), ("python", "python of a worker")):
+    for field, name in HARDWARE.items():
         rows += [(name, text) for text in _shares(str(result["hardware"].get(field, "")) for result in results)]
     rows += [("precision", text) for text in _shares(str(result["precision"]) for result in results)]
     rows.append(("made with", f"Python {record['python']}, {_versions(record['packages'])}"))
@@ -122,7 +133,8 @@ def _shares(values: Iterable[str]) -> list[str]:
     for value in values:
         counts[value] = counts.get(value, 0) + 1
     there = {value: n for value, n in counts.items() if value}
-    return list(there) if len(there) == 1 else [f"{value} ({count(n, 'trial')})" for value, n in sorted(there.items())]
+    alone = len(there) == len(counts) == 1
+    return list(there) if alone else [f"{value} ({count(n, 'trial')})" for value, n in sorted(there.items())]
 
 
 def _versions(packages: Mapping[str, Any]) -> str:
