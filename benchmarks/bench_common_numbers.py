@@ -21,11 +21,11 @@ from data.write import prepare
 from sweeps import cluster, tasks
 from sweeps.cifar_width import NETS
 from sweeps.ledger import Ledger
+from sweeps.place import Place
 from sweeps.plan import Protocol, Sweep
 from sweeps.profile import scaled
 from sweeps.recipe import ALLCONV
 from sweeps.session import Resources, Session
-from sweeps.sets import Place
 from sweeps.trial import Cell, Trial
 
 METRIC = "final/test_top1_err"

@@ -31,8 +31,8 @@ CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=1))
 def ours(trials: int, folder: str) -> dict[str, float]:
     """Run so many trivial trials through the queue; return seconds a trial, and the growth from first to last tenth."""
     from sweeps import cluster, tasks
+    from sweeps.place import Place
     from sweeps.session import Resources, Session
-    from sweeps.sets import Place
 
     ends: list[float] = []
 

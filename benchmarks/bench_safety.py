@@ -30,9 +30,9 @@ from sweeps.course import Course, Report
 from sweeps.imagenet_placement import CELLS
 from sweeps.ledger import Ledger
 from sweeps.perform import perform
+from sweeps.place import Place
 from sweeps.plan import Protocol, Sweep
 from sweeps.profile import scaled
-from sweeps.sets import Place
 from sweeps.trial import Trial
 
 

@@ -76,8 +76,8 @@ def workers(count: int) -> float:
 def _session(count: int, at_once: int, work: str, enough: int) -> list[tuple[float, str]]:
     """Run so many trials, until `enough` are done since all workers are there; return when each was done, and where."""
     from sweeps import cluster, tasks
+    from sweeps.place import Place
     from sweeps.session import Resources, Session
-    from sweeps.sets import Place
 
     ends: list[tuple[float, str]] = []
     seen: dict[str, int] = {}
@@ -121,7 +121,7 @@ def ranks(count: int) -> float:
     """Return the seconds an epoch of the CIFAR baseline at a quarter of its width, by so many ranks of one thread."""
     from data.write import prepare
     from sweeps import crew
-    from sweeps.sets import Place
+    from sweeps.place import Place
 
     name = "synthetic:size=32,classes=10,train=2048,test=10"
     recipe = dataclasses.replace(ALLCONV, epochs=4, precision="fp32")

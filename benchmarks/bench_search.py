@@ -20,11 +20,11 @@ from benchmarks.trivial import distance
 from crelu_models.tables import S2
 from sweeps import cluster, tasks
 from sweeps.ledger import Ledger
+from sweeps.place import Place
 from sweeps.plan import Protocol, Sweep
 from sweeps.recipe import ALLCONV
 from sweeps.search import Search, Study, space, study
 from sweeps.session import Resources, Session
-from sweeps.sets import Place
 from sweeps.trial import Cell
 
 EPOCHS = 40

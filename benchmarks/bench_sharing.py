@@ -70,7 +70,7 @@ def train(trials: Sequence[Trial], side: str, place: dict[str, Any]) -> dict[str
     from data.load import FFCVReader, ThreadReader
     from sweeps.pack import perform_pack
     from sweeps.perform import perform
-    from sweeps.sets import Place
+    from sweeps.place import Place
 
     decoded, here = 0, Place(**place)
     for reader in (FFCVReader, ThreadReader):

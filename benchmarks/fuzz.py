@@ -42,6 +42,7 @@ from sweeps.analysis.evidence import MANIFEST
 from sweeps.launch import change
 from sweeps.ledger import Ledger
 from sweeps.plan import Protocol, Sweep, declared, plan, sweep_from_json
+from sweeps.progress import progress
 from sweeps.recipe import ALLCONV
 from sweeps.search import Search
 from sweeps.trial import Cell, Trial, trial_from_json
@@ -106,7 +107,7 @@ def borders(folder: Path) -> dict[str, tuple[bytes, Border]]:
 
     def load(content: bytes) -> object:
         ledger.write(f"checkpoints/k/{saved}", content)
-        return checkpoint.load(ledger, "k"), checkpoint.progress(ledger, "k")
+        return checkpoint.load(ledger, "k"), progress(ledger, "k")
 
     def text(take: Callable[[Any], object]) -> Border:
         return lambda content: take(json.loads(content.decode()))

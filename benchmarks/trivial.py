@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sweeps.ledger import Ledger
-from sweeps.sets import Place
+from sweeps.place import Place
 from sweeps.trial import Trial, code_fingerprint
 
 Report = Callable[[int, dict[str, float]], None]

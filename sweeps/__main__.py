@@ -211,7 +211,7 @@ def verify_resume(options: argparse.Namespace) -> int:
 
     from data.datasets import data_dir
     from sweeps.perform import device_name
-    from sweeps.sets import Place
+    from sweeps.place import Place
     from sweeps.trial import Trial, code_fingerprint
     from sweeps.verify import shortened, verify
 

@@ -18,8 +18,9 @@ from data.load import Batch, Pictures
 from sweeps import checkpoint
 from sweeps.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
 from sweeps.ledger import Ledger, with_room
+from sweeps.place import Place
 from sweeps.ranks import Ranks
-from sweeps.sets import Indices, Place, Sets
+from sweeps.sets import Indices, Sets
 from sweeps.stream import HELD_OUT, PROBE, STEP, Company, Turn, Turns
 from sweeps.train import Diverged, Learner, train
 from sweeps.trial import PHASES, Trial, code_fingerprint

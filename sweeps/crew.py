@@ -31,9 +31,9 @@ from torch import distributed
 
 from sweeps import perform as alone
 from sweeps.course import Report
+from sweeps.place import Place
 from sweeps.ranks import Ranks
 from sweeps.ready import bring
-from sweeps.sets import Place
 from sweeps.stream import Company
 from sweeps.trial import Trial, trial_from_json
 

@@ -153,8 +153,8 @@ def _train(
 ) -> int:
     """Start or join Ray and drive the queue; return the exit code that this led to."""
     from sweeps import cluster, tasks
+    from sweeps.place import Place
     from sweeps.session import Interrupts, Limits, Resources, Session
-    from sweeps.sets import Place
 
     options, choice = errand.options, errand.choice
     view.say(f"{len(found.to_do)} trials to train; starting Ray")

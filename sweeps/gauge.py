@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 
 from sweeps import tasks
+from sweeps.place import Place
 from sweeps.price import Speed, measure
 from sweeps.session import Resources
-from sweeps.sets import Place
 from sweeps.sharing import Maker, measure_maker
 from sweeps.trial import Cell
 

@@ -16,7 +16,7 @@ import torch
 
 from sweeps.ledger import Json, Ledger
 from sweeps.perform import out_of_memory, performing
-from sweeps.sets import Place
+from sweeps.place import Place
 from sweeps.sharing import stream
 from sweeps.stream import Company, Stream, Turn, Turns
 from sweeps.trial import Trial

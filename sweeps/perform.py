@@ -17,9 +17,10 @@ from sweeps.course import Course, Report
 from sweeps.evaluate import BATCH, Errors, score, ten_crop_scores
 from sweeps.ledger import Ledger, with_room
 from sweeps.outcome import Outcome, write_outcome
+from sweeps.place import Place
 from sweeps.ranks import ALONE, Ranks
 from sweeps.ready import bring
-from sweeps.sets import Place, fingerprint, open_sets
+from sweeps.sets import fingerprint, open_sets
 from sweeps.stream import LEARNED, TEST, Company, Turns
 from sweeps.train import Diverged, keep_memory
 from sweeps.trial import Trial

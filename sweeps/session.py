@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 from sweeps.ledger import Json, Ledger
+from sweeps.place import Place
 from sweeps.plan import Sweep
-from sweeps.sets import Place
 from sweeps.sharing import Packs
 from sweeps.trial import Trial
 

@@ -21,7 +21,7 @@ from sweeps.ready import bring
 from sweeps.trial import Trial
 
 if TYPE_CHECKING:
-    from sweeps.sets import Place
+    from sweeps.place import Place
 
 MOST = 16  # members of a pack that forms itself; what is shared is a tenth of its cost by then
 # Packing pays from this ratio of (time to make a picture / time to learn from it). On a CPU both take turns at the

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.datasets import stem
-from sweeps import checkpoint
 from sweeps.ledger import Json, Ledger
 from sweeps.look import (
     Page,
@@ -32,6 +31,7 @@ from sweeps.look import (
     publish,
 )
 from sweeps.plan import Sweep, given_up
+from sweeps.progress import progress
 from sweeps.trial import Cell, Trial
 
 ROWS = 50  # epochs in one request: the server takes 1,000 points
@@ -137,7 +137,7 @@ class Projection:
     def _history(self, key: str, result: Json | None) -> list[dict[str, float]]:
         """Return the epochs of a trial as far as they are durable."""
         if result is None:
-            return list((checkpoint.progress(self.ledger, key) or {}).get("history", []))
+            return list((progress(self.ledger, key) or {}).get("history", []))
         content = self.ledger.read(f"trials/{key}/history.json")
         return list(json.loads(content)) if content else []
 

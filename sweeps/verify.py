@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sweeps.checkpoint import digest
 from sweeps.ledger import Ledger
-from sweeps.sets import Place
+from sweeps.place import Place
 from sweeps.trial import Trial, trial_from_json
 
 EPOCHS = 3

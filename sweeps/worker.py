@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from sweeps.ledger import Json, Ledger
-from sweeps.sets import Place
+from sweeps.place import Place
 from sweeps.trial import Trial, trial_from_json
 
 STOP_POLL = {True: 0.5, False: 5.0}  # seconds between two looks for a stop, on a local ledger or not

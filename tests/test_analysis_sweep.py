@@ -17,7 +17,7 @@ from sweeps.analysis import overview
 from sweeps.analysis.attempt import Errand, attempt
 from sweeps.analysis.sources import Misfit, of_sweep
 from sweeps.ledger import Ledger
-from sweeps.sets import Place
+from sweeps.place import Place
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,6 +1,7 @@
 """The import law: a module imports only from rows above its own, and each library has its one door."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,16 +11,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("crelu_models", "data", "sweeps")
 # fmt: off
 ROWS = (
-    ("crelu_models.spec", "data.datasets", "data.synthetic", "data.storage", "sweeps.recipe", "sweeps.analysis.paper",
-     "sweeps.analysis.drawing", "sweeps.analysis.style"),
+    ("crelu_models.spec", "data.datasets", "data.synthetic", "data.storage", "sweeps.recipe", "sweeps.place",
+     "sweeps.analysis.paper", "sweeps.analysis.drawing", "sweeps.analysis.style"),
     ("crelu_models.tables", "crelu_models.activations", "data.beton", "data.sources", "data.augment",
      "sweeps.evaluate", "sweeps.ledger", "sweeps.backup", "sweeps.ranks", "sweeps.stream", "sweeps.tasks",
      "sweeps.exposure",
      "sweeps.analysis.statistics", "sweeps.analysis.picture", "sweeps.analysis.cgls"),
-    ("crelu_models.build", "data.load", "data.transfer", "sweeps.serve", "sweeps.checkpoint", "sweeps.trial",
+    ("crelu_models.build", "data.load", "data.transfer", "sweeps.serve", "sweeps.progress", "sweeps.trial",
      "sweeps.lease", "sweeps.spot", "sweeps.doctor", "sweeps.analysis.capture", "sweeps.analysis.decisions"),
     ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome",
-     "sweeps.look", "sweeps.analysis.provenance"),
+     "sweeps.checkpoint", "sweeps.look", "sweeps.analysis.provenance"),
     ("sweeps.course", "sweeps.plan", "sweeps.price", "sweeps.ready", "sweeps.worker"),
     ("sweeps.perform", "sweeps.sharing", "sweeps.tracking", "sweeps.table", "sweeps.view",
      "sweeps.allot", "sweeps.errand", "sweeps.analysis.sources", "sweeps.analysis.evidence"),
@@ -104,6 +105,15 @@ def test_library_has_its_doors_alone(library: str) -> None:
 def test_tables_and_recipes_need_only_the_standard_library(name: str) -> None:
     outside = {m.split(".")[0] for m in imported(MODULES[name])} - set(sys.stdlib_module_names) - set(PACKAGES)
     assert not outside
+
+
+def test_driver_has_no_torch() -> None:
+    mine = "drive, ending, forecast, gauge, sharing, cluster, session, tracking, view, table"
+    found = subprocess.run(
+        [sys.executable, "-c", f"import sys, mlflow\nfrom sweeps import {mine}\nsys.exit('torch' in sys.modules)"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr or "torch takes a second to import, and half a GiB"
 
 
 def test_no_file_has_a_name_that_says_nothing() -> None:

@@ -16,6 +16,7 @@ from sweeps import checkpoint
 from sweeps.checkpoint import Checkpoint
 from sweeps.lease import Busy, Lease, driver
 from sweeps.ledger import Ledger
+from sweeps.progress import progress
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_checkpoint_is_read_as_written_and_two_are_kept(ledger: Ledger) -> None:
     assert torch.equal(found.tensors["model/w"], torch.full((3, 2), 3.0))
     assert found.state["history"] == [{"epoch": 3.0}]
     assert len(ledger.names("checkpoints/k")) == 2
-    assert checkpoint.progress(ledger, "k") == found.state
+    assert progress(ledger, "k") == found.state
 
 
 @pytest.mark.parametrize("where", [0, 9, 60, -1])
@@ -117,7 +118,7 @@ def test_one_wrong_byte_falls_back_to_the_checkpoint_before(ledger: Ledger, wher
 def test_what_is_no_checkpoint_is_passed_over(ledger: Ledger, content: bytes) -> None:
     ledger.write("checkpoints/k/00009-00000000.safetensors", content)
     assert checkpoint.load(ledger, "k") == (None, ["00009-00000000.safetensors"])
-    assert checkpoint.progress(ledger, "k") is None
+    assert progress(ledger, "k") is None
 
 
 def test_digest_changes_with_every_part() -> None:

@@ -17,7 +17,8 @@ from data.write import prepare
 from sweeps.ledger import Ledger
 from sweeps.pack import perform_pack
 from sweeps.perform import perform
-from sweeps.sets import Place, _kept
+from sweeps.place import Place
+from sweeps.sets import _kept
 from sweeps.train import Learner
 from sweeps.trial import Trial
 

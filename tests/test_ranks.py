@@ -31,8 +31,8 @@ from sweeps.cluster import signature
 from sweeps.launch import parser
 from sweeps.ledger import Ledger
 from sweeps.perform import perform
+from sweeps.place import Place
 from sweeps.ranks import Ranks
-from sweeps.sets import Place
 from sweeps.trial import Trial
 from sweeps.worker import attempt
 

@@ -12,9 +12,9 @@ from data.transfer import push
 from data.write import prepare
 from sweeps.ledger import Ledger
 from sweeps.perform import perform
+from sweeps.place import Place
 from sweeps.ready import bring, fingerprints_of, ready
 from sweeps.recipe import ALLCONV
-from sweeps.sets import Place
 from sweeps.trial import Cell, Trial
 
 EMBEDDED = "synthetic:train=64,test=32"

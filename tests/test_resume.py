@@ -16,8 +16,8 @@ from data.write import prepare
 from sweeps import checkpoint, course
 from sweeps.ledger import Ledger
 from sweeps.perform import _reset, perform
+from sweeps.place import Place
 from sweeps.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
-from sweeps.sets import Place
 from sweeps.trial import Cell, Trial
 
 SMALL = "synthetic:size=32,classes=4,train=100,test=24"

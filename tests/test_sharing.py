@@ -20,9 +20,9 @@ from sweeps.launch import parser
 from sweeps.lease import Lease
 from sweeps.ledger import Json, Ledger
 from sweeps.perform import perform
+from sweeps.place import Place
 from sweeps.plan import Sweep
 from sweeps.session import Limits, Resources, Session
-from sweeps.sets import Place
 from sweeps.sharing import Maker, Packs
 from sweeps.trial import Cell, Trial, trial_from_json
 from sweeps.worker import HangWatch, attempt, work

@@ -16,7 +16,7 @@ from sweeps.analysis.sources import Misfit, Source
 from sweeps.ledger import Json, Ledger
 
 if TYPE_CHECKING:
-    from sweeps.sets import Place
+    from sweeps.place import Place
 
 # Raised when the arithmetic of a job changes, or what it leaves, so that no old result is taken for a new one.
 SCHEMA = 2

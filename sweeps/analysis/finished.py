@@ -24,8 +24,9 @@ from data.datasets import beton_path, dataset, order, read_sidecar
 from data.load import Pictures
 from sweeps.analysis.sources import NETS, TORCHVISION, Misfit, Source
 from sweeps.ledger import Ledger
+from sweeps.place import Place
 from sweeps.plan import unknown
-from sweeps.sets import Place, open_file
+from sweeps.sets import open_file
 from sweeps.trial import trial_from_json
 
 RESIDENT = 2**29  # bytes of pictures that are kept decoded: an analysis stays within 4 GiB

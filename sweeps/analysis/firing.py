@@ -25,7 +25,7 @@ from sweeps.analysis import picture
 from sweeps.analysis.attempt import Findings
 from sweeps.analysis.capture import batch_size, capture, hidden, response
 from sweeps.analysis.finished import Subject, View, choose, view
-from sweeps.sets import Place
+from sweeps.place import Place
 
 ONE_IN = 100  # a filter fires at one place in this many
 

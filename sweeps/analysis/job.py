@@ -17,7 +17,7 @@ from sweeps.analysis.sources import Source
 from sweeps.ledger import Json, Ledger
 
 if TYPE_CHECKING:
-    from sweeps.sets import Place
+    from sweeps.place import Place
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 MEMORY = 2**32  # bytes that one analysis keeps within
@@ -229,7 +229,7 @@ def _device(job: Job, options: argparse.Namespace) -> str:
 def _place(options: argparse.Namespace, device: str) -> Place:
     from data.datasets import cores, data_dir
     from data.load import default_reader
-    from sweeps.sets import Place
+    from sweeps.place import Place
 
     reader = options.reader or default_reader()
     return Place(_root(options.output), str(data_dir(options.data_dir)), device, reader, max(1, cores() - 1))

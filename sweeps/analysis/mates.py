@@ -20,7 +20,7 @@ from crelu_models.spec import Conv, mix
 from sweeps.analysis import picture
 from sweeps.analysis.attempt import Findings
 from sweeps.analysis.finished import Subject, choose
-from sweeps.sets import Place
+from sweeps.place import Place
 
 PERMUTATIONS = 1999
 OPPOSITE = -0.5  # a filter with mu below this has a mate that is more its negative than not

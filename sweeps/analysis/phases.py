@@ -28,7 +28,7 @@ from sweeps.analysis.attempt import Findings
 from sweeps.analysis.finished import Subject, choose
 from sweeps.analysis.paper import NON_PAIR, PAIR, printed
 from sweeps.analysis.sources import Misfit
-from sweeps.sets import Place
+from sweeps.place import Place
 
 
 class Correlations(NamedTuple):

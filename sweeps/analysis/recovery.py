@@ -27,7 +27,7 @@ from sweeps.analysis.finished import Subject, View, choose, view
 from sweeps.analysis.paper import LEARNED, RANDOM, printed
 from sweeps.analysis.patches import Deal, clustered_se, patch_ratios
 from sweeps.analysis.sources import Misfit
-from sweeps.sets import Place
+from sweeps.place import Place
 
 # Which layers -------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ from sweeps.analysis import picture
 from sweeps.analysis.attempt import Findings, columns
 from sweeps.analysis.finished import Subject
 from sweeps.analysis.patches import patch_columns
-from sweeps.sets import Place
+from sweeps.place import Place
 
 EXACT = 12  # points up to which all signs are enumerated
 
