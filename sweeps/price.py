@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from data.datasets import DataSet
 from sweeps.ledger import Ledger
-from sweeps.trial import PHASES, Cell, Trial, code_fingerprint
+from sweeps.trial import PHASES, Cell, Trial, code_fingerprint, probed
 
 STEPS = 3  # timed in one go; the spread between such goes is the interval of a forecast
 GOES = 5
@@ -112,11 +112,10 @@ def pictures(trial: Trial, facts: DataSet, epochs: int = 0) -> tuple[int, int]:
     everything, tested = facts.splits["train"], facts.splits[facts.final]
     held_out = {"holdout": facts.holdout, "fold": everything // max(trial.folds, 1), "full": 0}[phase.split]
     learned = everything - held_out
-    probed = min(10_000, learned if phase.split == "holdout" else facts.holdout) if phase.probe else 0
     crops = 11 if facts.crop < facts.size else 1
     final = tested * crops if phase.test else 0
     epochs = epochs or recipe.epochs
-    return learned * epochs, (held_out + probed) * epochs + final
+    return learned * epochs, (held_out + probed(trial, learned, facts.holdout)) * epochs + final
 
 
 def price(trial: Trial, facts: DataSet, speed: Speed, epochs: int = 0) -> Price:

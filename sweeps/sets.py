@@ -13,9 +13,8 @@ import numpy as np
 from data.datasets import DataSet, beton_path, dataset, folds, holdout, order, read_sidecar
 from data.load import Pictures, open_pictures
 from sweeps.place import Place
-from sweeps.trial import PHASES, Trial
+from sweeps.trial import PHASES, Trial, probed
 
-PROBE = 10_000  # pictures on which the phases of Single measure their training loss
 SPLIT_SEED = 0  # of hold-out and folds: one partition for all cells, seeds and sweeps
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -60,7 +59,7 @@ def open_sets(trial: Trial, place: Place) -> Sets:
     if phase.probe:
         # Phase 1 of Single probes pictures it learns from; phase 2 the hold-out of phase 1, which it learns from too.
         base = learn if phase.split == "holdout" else holdout(pictures.labels, facts.holdout, SPLIT_SEED)[1]
-        probe = np.sort(order(SPLIT_SEED, 0, base)[:PROBE])
+        probe = np.sort(order(SPLIT_SEED, 0, base)[: probed(trial, len(learn), facts.holdout)])
     return Sets(facts, pictures, test, learn, held_out, probe)
 
 

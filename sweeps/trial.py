@@ -16,6 +16,7 @@ from sweeps.recipe import Recipe, Stage
 
 # Part of every key: raised when code changes what a trial means, so that old results are never taken for new.
 SCHEMA = 1
+PROBE = 10_000
 
 
 class Phase(NamedTuple):
@@ -180,6 +181,17 @@ def trial_from_json(value: Any) -> Trial:
     if trial.key != value.get("key"):
         raise ValueError(f"not a trial: its key is {value.get('key')!r}, its content gives {trial.key!r}")
     return trial
+
+
+def probed(trial: Trial, learned: int, holdout: int) -> int:
+    """Return on how many pictures Single's phases measure the training loss that the second of them is to reach.
+
+    10,000 of CIFAR's 40,000 in the first phase, and as large a part of a smaller set; its hold-out in the second.
+    """
+    phase = PHASES[trial.phase]
+    if not phase.probe:
+        return 0
+    return min(PROBE, -(-learned // 4) if phase.split == "holdout" else holdout)
 
 
 @cache
