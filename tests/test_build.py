@@ -297,7 +297,8 @@ def test_dropout_drops_its_share_and_scales_the_rest(rate: float):
     kept = y != 0
     error = math.sqrt(rate * (1 - rate) / x.numel())
     assert abs((~kept).float().mean().item() - rate) < 4 * error
-    torch.testing.assert_close(y[kept], x[kept] / (1 - rate))
+    # A CPU draws with whole 65,536ths, and scales by what it draws with: nothing is shifted by the rounding.
+    torch.testing.assert_close(y[kept], x[kept] / (1 - round(rate * 65536) / 65536))
     assert kept.float().mean((0, 2, 3)).std() < 2 * math.sqrt(rate * (1 - rate) / 10_000)  # by element, not by channel
 
 
