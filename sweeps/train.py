@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +111,9 @@ class Learner:
                 _, index, kind = name.split("/")
                 parameter = parameters[int(index)]
                 same = value.shape == parameter.shape
-                # Adam's step count is a scalar that stays on the CPU; buffers take their parameter's place.
-                self.optimiser.state[parameter][kind] = torch.empty_like(parameter).copy_(value) if same else value
+                # Adam's step count is a scalar; buffers take their parameter's layout.
+                there = torch.empty_like(parameter).copy_(value) if same else value.to(parameter.device)
+                self.optimiser.state[parameter][kind] = there
         self.sums.copy_(tensors["sums"] if self.ranks.lead else torch.zeros(4))
         self.epoch, self.step = epoch, step
 
@@ -143,8 +145,7 @@ def keep_memory() -> None:
 
 def _optimiser(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimiser over all parameters; weight decay is coupled, on biases too (Torch7's habit)."""
+    shared: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(), recipe.lr, recipe.momentum, recipe.dampening, weight_decay=recipe.weight_decay
-    )
+        return torch.optim.Adam(model.parameters(), **shared)
+    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, dampening=recipe.dampening, **shared)
