@@ -338,11 +338,13 @@ def import_ffcv() -> None:
             # Two loaders at once abort the process under "workqueue"; "tbb" warns at every later fork.
             numba.config.THREADING_LAYER = "omp"
         # FFCV keeps two numbers in a numba.typed.Dict that only Python code reads; filling it costs 4.9 s of JIT.
-        genuine = numba.typed.Dict
+        genuine, threads = numba.typed.Dict, torch.get_num_threads()
         numba.typed.Dict = dict
         try:
             import ffcv.fields.rgb_image
         finally:
             numba.typed.Dict = genuine
+            # Importing it takes torch's threads away, all but one.
+            torch.set_num_threads(threads)
     # The one use of torch in that module is set_num_threads, for the whole process, from several threads.
     ffcv.pipeline.compiler.ch = SimpleNamespace(set_num_threads=lambda count: None)

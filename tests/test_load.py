@@ -254,6 +254,12 @@ def test_an_open_file_outlives_its_replacement(reader: str, copy: dict, opened: 
     assert torch.equal(found.images, joined(opened["raw", "threads"].batches(np.arange(250), 50)).images)
 
 
+@needs_ffcv
+def test_importing_ffcv_leaves_torch_its_threads() -> None:
+    code = "import torch; torch.set_num_threads(3); import data.load; data.load.import_ffcv()"
+    assert subprocess.run([sys.executable, "-c", f"{code}; assert torch.get_num_threads() == 3"]).returncode == 0
+
+
 def test_importing_the_loader_imports_no_ffcv() -> None:
     heavy = {"ffcv", "numba", "cv2", "torchvision", "simplejpeg"}
     code = f"import sys, data.load; sys.exit(bool({heavy} & set(sys.modules)))"
