@@ -1,6 +1,7 @@
 """What do trials that share a stream of pictures gain? Nine placements in one pack, and one after another.
 
     python -m benchmarks.bench_sharing                 nine tiny nets on 256-px JPEG: decoding is most of a step
+    python -m benchmarks.bench_sharing --size 320      on larger pictures, of which it is more
     python -m benchmarks.bench_sharing --gpu           eight CIFAR nets in a pack against eight processes on one GPU
 
 Both sides train on the same machine in turn, each in a process of its own with the same reader and threads. Reported
@@ -33,16 +34,16 @@ from sweeps.recipe import ALLCONV, IMAGENET_SGD, VGG
 from sweeps.trial import Cell, Trial
 
 ROOT = Path(__file__).resolve().parents[1]
-JPEG = "synthetic:size=256,classes=8,train={0},test={1}"
+JPEG = "synthetic:size={2},classes=8,train={0},test={1}"
 PIXELS = "synthetic:size=32,classes=10,train={0},test=1000"
-STRIDE = 16  # of conv1, in place of 4: a net of little work on a whole picture
-WIDTH = 1 / 16
+STRIDE = 32  # of conv1, in place of 4: a net of little work on a whole picture
+WIDTH = 1 / 32
 
 
-def placements(pictures: int, epochs: int) -> list[Trial]:
+def placements(pictures: int, epochs: int, size: int) -> list[Trial]:
     """Return the nine placements of Table 4 in a tiny net, all by SGD on one stream."""
-    recipe = dataclasses.replace(IMAGENET_SGD, name="tiny", batch=128, epochs=epochs, precision="fp32")
-    name = JPEG.format(pictures, max(8, pictures // 16))
+    recipe = dataclasses.replace(IMAGENET_SGD, name="tiny", batch=256, epochs=epochs, precision="fp32")
+    name = JPEG.format(pictures, max(8, pictures // 16), size)
     return [Trial(Cell(cell.label, tiny(cell.net), name, recipe)) for cell in CELLS]
 
 
@@ -111,6 +112,7 @@ def left(ledger: Ledger, trial: Trial) -> str:
 def run(side: str, share: str, ledger: Path, options: argparse.Namespace) -> dict[str, float]:
     """Train one side in a process of its own; `share` picks the trials ("" all, or a number)."""
     words = ["--side", side, "--share", share, "--ledger", str(ledger), "--data", options.data]
+    words += ["--size", str(options.size)]
     words += ["--pictures", str(options.pictures), "--epochs", str(options.epochs), "--reader", options.reader]
     command = [sys.executable, "-m", "benchmarks.bench_sharing", *words, *(["--gpu"] if options.gpu else [])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -176,7 +178,8 @@ def main() -> None:
     """Prepare the pictures, and compare; or be one side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--pictures", type=int, default=2560)
+    parser.add_argument("--size", type=int, default=256, help="stored side of the pictures")
+    parser.add_argument("--pictures", type=int, default=5120)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reader", default="ffcv", choices=("ffcv", "threads"))
@@ -184,7 +187,8 @@ def main() -> None:
     for word in ("--side", "--share", "--ledger"):
         parser.add_argument(word, default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    trials = (cifar if options.gpu else placements)(options.pictures, options.epochs)
+    taught = (options.pictures, options.epochs)
+    trials = cifar(*taught) if options.gpu else placements(*taught, options.size)
     if options.side:
         serve(options, trials)
         return
