@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_safety --rounds 3
 
-First the nine trials of the demo sweep run through the queue with and without writing their state: a checkpoint with
-its hash and fsync after each epoch; what went into saving is clocked in the trials as well, since two sweeps beside
-other work differ by more than that. Then a small sweep runs with MLflow in a local SQLite, with a
+First the nine trials of the demo sweep run through the queue with and without writing their state: checkpoints with
+their hash and fsync, as often as they are due; what went into saving is clocked in the trials as well, since two sweeps
+beside other work differ by more than that. Then a small sweep runs with MLflow in a local SQLite, with a
 server that takes a second for every answer, and with one that answers with errors; what is compared is the time its
 trials took. All sides take turns in one run; ratios are of medians.
 """
@@ -171,7 +171,7 @@ def main() -> None:
         shares.append(share)
         return seconds
 
-    sides = {"nothing kept": lambda: driven("unsaved")[0], "checkpoint, hash and fsync each epoch": safe}
+    sides = {"nothing kept": lambda: driven("unsaved")[0], "checkpoints, hashes and fsync": safe}
     table("the demo sweep, from its first trial to its last", sides, options.rounds)
     print(f"  {'of the time of its trials, in saving':<40}{median(shares):>38.1%}", flush=True)
     tasks.leave()

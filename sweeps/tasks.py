@@ -37,20 +37,35 @@ RETRIES = 2  # of a task whose process or node is gone
 def connect(address: str, cpus: int = 0) -> dict[str, float]:
     """Join the Ray cluster at `address`, or start one here ("local"), and return its resources.
 
-    ValueError where none answers.
+    ValueError where none answers, or none can be started.
     """
     silent = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with own_handler(signal.SIGTERM):
         if address == "local":
-            ray.init("local", num_cpus=cpus or os.cpu_count(), include_dashboard=False, **silent)
+            _start(num_cpus=cpus or os.cpu_count(), include_dashboard=False, **silent)
         else:
             try:
                 ray.init(address, **silent)
             except (ConnectionError, RuntimeError) as error:
                 raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
     return dict(ray.cluster_resources())
+
+
+def _start(**options: Any) -> None:
+    """Start Ray here; a machine that is very busy gets a second chance, since Ray waits for its parts half a minute."""
+    for last in (False, True):
+        try:
+            ray.init("local", **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if last:
+                raise ValueError(
+                    f"Ray does not start on this machine, which may be too busy or short of memory or disk: "
+                    f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+                ) from None
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -55,3 +57,23 @@ def test_queue_is_as_wide_as_the_cluster_may_grow() -> None:
     assert grown(file, 1, 0.5) == 2 * 2
     assert grown(file, 3, 0) == 2 * 2
     assert grown({}, 1, 0) == grown({"max_workers": 0} | {}, 1, 0) == 0
+
+
+def test_a_ray_that_does_not_start_is_tried_twice_and_then_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps import tasks
+
+    tried: list[str] = []
+
+    def init(address: str, **options: object) -> None:
+        tried.append(address)
+        if len(tried) < 4:
+            raise Exception("The current node timed out during startup.\nThis could happen because")
+
+    monkeypatch.setattr(tasks.ray, "init", init)
+    monkeypatch.setattr(tasks.ray, "shutdown", lambda: tried.append("shut down"))
+    monkeypatch.setattr(tasks.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ValueError, match=r"does not start on this machine.*timed out during startup\.$"):
+        tasks.connect("local")
+    assert tried == ["local", "shut down"] * 2
+    tried.append("and a busy moment later")
+    assert tasks.connect("local") == {"CPU": 2.0}
