@@ -40,13 +40,19 @@ def counts(scores: Tensor, labels: Tensor) -> Tensor:
     """Return (summed cross-entropy, wrong top-1, wrong top-5) of `scores` (n, c) as float64 on their device."""
     scores = scores.detach().float()
     loss = functional.cross_entropy(scores, labels, reduction="sum")
+    return torch.cat([loss.double()[None], misses(scores, labels)])
+
+
+def misses(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return how many of `scores` (n, c) are wrong top-1 and top-5, as float64 on their device."""
+    scores = scores.float()
     own = scores.gather(1, labels[:, None])
     # A class counts before the true one if it scores higher, or equal at a lower index; NaN never wins.
     index = torch.arange(scores.shape[1], device=scores.device)
     before = (scores > own) | ((scores == own) & (index < labels[:, None]))
     rank = before.sum(1)
     wrong = ~torch.isfinite(own[:, 0])
-    return torch.stack([loss.double(), ((rank >= 1) | wrong).sum().double(), ((rank >= 5) | wrong).sum().double()])
+    return torch.stack([((rank >= 1) | wrong).sum(), ((rank >= 5) | wrong).sum()]).double()
 
 
 def errors(total: Tensor, pictures: int) -> Errors:

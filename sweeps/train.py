@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crelu_models.build import seed_dropout
-from sweeps.evaluate import Errors, autocast, counts, errors
+from sweeps.evaluate import Errors, autocast, errors, misses
 from sweeps.ranks import ALONE, Ranks
 from sweeps.recipe import Recipe
 
@@ -43,6 +43,8 @@ class Learner:
         self.epoch = self.step = 0
         self.device = next(model.parameters()).device
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        # Scores and labels whose errors are counted together: for a hundred steps that costs as much as for one.
+        self.uncounted: list[tuple[Tensor, Tensor]] = []
         self.optimiser = _optimiser(recipe, model)
 
     def advance(self, images: Tensor, labels: Tensor) -> None:
@@ -60,9 +62,10 @@ class Learner:
             seed_dropout(self.model, self.seed, self.epoch, self.step, rows.start + start, batch)
             with autocast(self.precision, self.device):
                 scores = self.model(part)
-            loss = functional.cross_entropy(scores.float(), target, reduction="sum") / batch
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.sums[:3] += counts(scores, target)
+            loss = functional.cross_entropy(scores.float(), target, reduction="sum")
+            (loss / batch).backward()  # type: ignore[no-untyped-call]
+            self.sums[0] += loss.detach()
+            self.uncounted.append((scores.detach(), target))
         self.sums[3] += len(images)
         self.ranks.sum_gradients(self.model)
         if recipe.clip_norm:
@@ -74,7 +77,15 @@ class Learner:
 
     def look(self) -> None:
         """Raise Diverged where the loss of this epoch is no number."""
-        self._finite(self.ranks.total(self.sums))
+        self._finite(self._total())
+
+    def _total(self) -> Tensor:
+        """Return the sums of this epoch over all ranks: of losses, wrong top-1, wrong top-5, pictures."""
+        if self.uncounted:
+            scores, labels = (torch.cat(each) for each in zip(*self.uncounted, strict=True))
+            self.sums[1:3] += misses(scores, labels)
+            self.uncounted.clear()
+        return self.ranks.total(self.sums)
 
     def _finite(self, sums: Tensor) -> Tensor:
         if not torch.isfinite(sums[0]):
@@ -83,7 +94,7 @@ class Learner:
 
     def end_epoch(self) -> Errors:
         """Move on to the next epoch and return the errors over this one's training batches."""
-        sums = self._finite(self.ranks.total(self.sums))
+        sums = self._finite(self._total())
         average = errors(sums[:3], int(sums[3].item()))
         self.sums.zero_()
         self.epoch, self.step = self.epoch + 1, 0
@@ -96,7 +107,7 @@ class Learner:
             for name, value in self.optimiser.state[parameter].items():
                 if isinstance(value, Tensor):
                     state[f"optimiser/{index}/{name}"] = value
-        return state | {"sums": self.ranks.total(self.sums)}
+        return state | {"sums": self._total()}
 
     def restore(self, tensors: Mapping[str, Tensor], epoch: int, step: int) -> None:
         """Continue from `tensors` at (`epoch`, `step`); ValueError where they are not of this net and recipe."""
@@ -115,6 +126,7 @@ class Learner:
                 there = torch.empty_like(parameter).copy_(value) if same else value.to(parameter.device)
                 self.optimiser.state[parameter][kind] = there
         self.sums.copy_(tensors["sums"] if self.ranks.lead else torch.zeros(4))
+        self.uncounted.clear()
         self.epoch, self.step = epoch, step
 
 
