@@ -183,6 +183,14 @@ def test_capsule_with_a_damaged_place_is_refused(made: Path, tmp_path: Path) -> 
         report.run(options(tmp_path, capsule=str(tmp_path / "bad.zip")))
 
 
+def test_capsule_of_a_later_zip_is_refused(made: Path, tmp_path: Path) -> None:
+    content = bytearray((made / "one.zip").read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 6] = 84  # the version that is needed to read the last file
+    (tmp_path / "late.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"late\.zip is no capsule: zip file version 8\.4"):
+        report.run(options(tmp_path, capsule=str(tmp_path / "late.zip")))
+
+
 def test_files_that_the_manifest_does_not_name_are_left_out(made: Path, tmp_path: Path) -> None:
     path = rewritten(made / "one.zip", tmp_path / "more.zip", lambda c: c.update({"results/extra.json": b"{}"}))
     with capsule.opened(path) as ledger:

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import io
 import json
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -113,7 +114,7 @@ def opened(path: Path) -> Iterator[Ledger]:
         try:
             with zipfile.ZipFile(path) as archive:
                 _unpack(archive, Path(folder), path)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
             raise ValueError(f"{path} is no capsule: {error}") from None
         yield Ledger(folder)
 
