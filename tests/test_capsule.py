@@ -173,6 +173,18 @@ def test_capsule_whose_digests_fit_but_which_no_sweep_writes_is_refused(made: Pa
         report.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
 
 
+@pytest.mark.parametrize("key", ["x" * 300, "../../results/0123", "ABCDEF0123456789abcd"])
+def test_capsule_that_names_a_trial_by_no_key_is_refused(made: Path, tmp_path: Path, key: str) -> None:
+    def change(contents: dict[str, bytes]) -> None:
+        manifest = json.loads(contents["capsule.json"])
+        manifest["standings"][0][0] = key
+        contents["capsule.json"] = json.dumps(manifest).encode()
+
+    path = rewritten(made / "one.zip", tmp_path / "odd.zip", change)
+    with pytest.raises(ValueError, match="is no trial's key"):
+        report.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
+
+
 def test_capsule_with_a_damaged_place_is_refused(made: Path, tmp_path: Path) -> None:
     content = bytearray((made / "one.zip").read_bytes())
     with zipfile.ZipFile(made / "one.zip") as archive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,9 +193,11 @@ def _stand(ledger: Ledger, sweep: Sweep) -> tuple[Sequence[Standing], dict[str, 
 
 
 def _thaw(ledger: Ledger, frozen: Json) -> tuple[list[Standing], dict[str, list[Point]]]:
-    """Return the same from a capsule, where nothing is planned anew."""
+    """Return the same from a capsule, where nothing is planned anew; ValueError for a key that is none."""
     standings = []
     for key, state, why in frozen["standings"]:
+        if not re.fullmatch("[0-9a-f]{20}", key):
+            raise ValueError(f"a capsule of a trial {key[:40]!r}, which is no trial's key")
         trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
         standings.append(Standing(trial, state, ledger.result(key), why))
     studies = {
