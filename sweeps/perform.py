@@ -169,10 +169,10 @@ def _reset(place: Place) -> None:
 def _hardware(course: Course) -> dict[str, str]:
     """Return what this trial ran on, for the record."""
     device, ranks = course.device, course.ranks
-    several = {"ranks": str(ranks.size)} if ranks.size > 1 else {}
+    notable = {"ranks": str(ranks.size)} if ranks.size > 1 else {}
     if device.type == "cuda" and not course.place.deterministic:
-        several["kernels"] = "fastest"
-    return several | {
+        notable["kernels"] = "fastest"
+    return notable | {
         "host": platform.node(),
         "device": device_name(device),
         "torch": torch.__version__,

@@ -16,7 +16,7 @@ from sweeps.recipe import Recipe, Stage
 
 # Part of every key: raised when code changes what a trial means, so that old results are never taken for new.
 SCHEMA = 1
-PROBE = 10_000
+PROBE = 10_000  # pictures at most on which the phases of Single measure their training loss
 
 
 class Phase(NamedTuple):
