@@ -6,13 +6,15 @@
 All forms are equal bit for bit in value and gradient. They take turns in one process; a ratio is the definition's time
 over a form's, the median and the least of the rounds. `kept` is what stays until the backward pass, with the output,
 which the next convolution keeps anyway; `most` is what is allocated at the worst moment, x and the incoming gradient
-not counted. On the CPU every size is measured twice: with the allocator as a process finds it, which gives large
-tensors back to the system, and as a worker of ours sets it, which keeps them.
+not counted. On the CPU every size is measured by one thread, as a trial has, and by all; and each twice: with the
+allocator as a process finds it, which gives large tensors back to the system, and as a worker of ours sets it, which
+keeps them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from statistics import median
@@ -148,13 +150,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the size of the goal alone")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     options = parser.parse_args()
     sizes = SIZES[:1] if options.quick else SIZES
-    print("The definition's time over each form's: median of the rounds (least). The allocator as a process finds it:")
-    compare("cpu", sizes, options.rounds)
-    keep_memory()
-    print("\nThe allocator as a worker of ours sets it:")
-    compare("cpu", sizes, options.rounds)
+    print("The definition's time over each form's: median of the rounds (least).")
+    for allocator in ("as a process finds it", "as a worker of ours sets it"):
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            print(f"\nThe allocator {allocator}, threads: {threads}")
+            compare("cpu", sizes, options.rounds)
+        keep_memory()
     if torch.cuda.is_available():
         print(torch.cuda.get_device_name())
         compare("cuda", sizes, options.rounds)

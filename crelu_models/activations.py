@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,8 +16,32 @@ _where_positive = torch.ops.aten.threshold_backward  # the kernel of ReLU's own 
 # On the CPU a tensor is gone through in parts of PART bytes, which the caches hold beside what is made of them. One of
 # less than SMALL bytes takes a plain form, which is faster there: a function of our own costs 30 us a call.
 PART, SMALL = 2 << 20, 1 << 20
+# Of more elements than these a compiled loop, for one thread, is faster even so.
+LEAST = 1 << 15
 # Elements of x of which torch takes each half by one thread and the whole by several; waking them costs more than this.
 HALVES = range((1 << 14) + 1, (1 << 15) + 1)
+
+
+@cache
+def _loops() -> Any:
+    """Return the compiled loops; None without Numba."""
+    try:
+        from crelu_models import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def _compiled(x: Tensor, dim: int, least: int = 0) -> int:
+    """Return as how many rows the compiled loops take x, where it has more than so many elements; 0: they do not."""
+    if x.device.type != "cpu" or x.numel() <= least or torch.get_num_threads() > 1:
+        return 0
+    form = _format(x)
+    if torch.compiler.is_compiling() or _mapped(x) or not x.is_contiguous(memory_format=form):
+        return 0
+    # In memory all channels of a place come together, or all places of a channel.
+    rows = math.prod(x.shape[:dim]) if form != torch.channels_last else x.numel() // x.shape[1] if dim == 1 else 0
+    return rows if rows and _loops() is not None and _loops().take(x, rows) else 0
 
 
 class _CReLU(torch.autograd.Function):
@@ -25,7 +51,9 @@ class _CReLU(torch.autograd.Function):
     def forward(x: Tensor, dim: int) -> Tensor:
         """Write both halves into one new tensor, channels last where x is."""
         form = _format(x)
-        y = _empty(x, dim, 2 * x.shape[dim], form)
+        y, rows = _empty(x, dim, 2 * x.shape[dim], form), _compiled(x, dim)
+        if rows and _loops().crelu(x, y, rows):
+            return y
         for part, made in _parts(x, y):
             if form == torch.channels_last:
                 # Halves of a row of channels are short: operations on whole rows are up to 5 times faster.
@@ -62,6 +90,11 @@ def _gradient(gradient: Tensor, y: Tensor, dim: int) -> Tensor:
     """Return the gradient by x from that by y = CReLU(x): in one new tensor, channels last where y is."""
     form = _format(y)
     by_x = _empty(y, dim, y.shape[dim] // 2, form)
+    rows = _compiled(y, dim)
+    if rows and _loops().take(by_x, rows):
+        gradient = gradient.contiguous(memory_format=form)
+        if _loops().crelu_gradient(gradient, y, by_x, rows):
+            return by_x
     for part, given, made in _parts(by_x, gradient, y):
         if form == torch.channels_last:
             torch.sub(*_where_positive(given, made, 0).chunk(2, dim), out=part)
@@ -80,8 +113,8 @@ def crelu(x: Tensor) -> Tensor:
     """
     small = x.device.type == "cpu" and x.numel() * x.element_size() < SMALL
     # One channel is in both layouts at once, of which cat would take the plain one.
-    if torch.compiler.is_compiling() or (small and x.shape[1] != 1):
-        if x.numel() in HALVES:
+    if torch.compiler.is_compiling() or (small and x.shape[1] != 1 and not _compiled(x, 1, LEAST)):
+        if not torch.compiler.is_compiling() and x.numel() in HALVES and torch.get_num_threads() > 1:
             return torch.cat([x.relu(), x.neg().relu_()], 1)
         return torch.cat([x, x.neg()], 1).relu_()
     y: Tensor = _CReLU.apply(x, 1)

@@ -1,14 +1,14 @@
 """CReLU against its definition, bit for bit, and the other activations against their formulas."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from crelu_models import activations
+from crelu_models import activations, kernels
 from crelu_models.activations import AVR, CReLU, activation, crelu
 from crelu_models.spec import ALIASES, CHANNEL_FACTOR
 
@@ -17,15 +17,21 @@ SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, -3e38, INF, -
 SHAPES = [(2, 3, 5, 7), (4, 6, 1, 1), (3, 1, 4, 4), (1, 4, 3, 3), (5, 8), (2, 3, 4), (2, 3, 2, 3, 4), (0, 3, 4, 4)]
 
 
-@pytest.fixture(params=["whole", "in halves", "in parts"], autouse=True)
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Take these small tensors as they come, as larger ones in halves, and as large ones that are gone through."""
+@pytest.fixture(params=["whole", "in halves", "in parts", "compiled"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Take these small tensors as they come, or as larger ones: in halves, gone through, or by the compiled loops."""
+    threads = torch.get_num_threads()
     if request.param == "in halves":
+        torch.set_num_threads(2)
         monkeypatch.setattr(activations, "HALVES", range(1 << 20))
     if request.param == "in parts":
         monkeypatch.setattr(activations, "PART", 64)
         monkeypatch.setattr(activations, "SMALL", 0)
-    return str(request.param)
+    if request.param == "compiled":
+        torch.set_num_threads(1)
+        monkeypatch.setattr(activations, "LEAST", 0)
+    yield str(request.param)
+    torch.set_num_threads(threads)
 
 
 def naive(x: Tensor) -> Tensor:
@@ -55,6 +61,64 @@ def test_crelu_is_its_definition_bit_for_bit(shape: tuple[int, ...], kind: torch
     for ours, theirs in zip(value_and_gradient(crelu, x, weight), value_and_gradient(naive, x, weight), strict=True):
         assert ours.dtype == theirs.dtype == kind
         assert torch.equal(bits(ours), bits(theirs))
+
+
+def numbers(kind: torch.dtype) -> Tensor:
+    """Return all numbers of two bytes, or as many of four with the notable ones among them, in rows of 64."""
+    if kind == torch.float32:
+        drawn = torch.randint(-(1 << 31), 1 << 31, (1 << 16,), generator=torch.Generator().manual_seed(2))
+        x = torch.cat([SPECIAL, drawn.to(torch.int32).view(kind)])
+    else:
+        x = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(kind)
+    x = x[~x.isnan()]
+    return x[: len(x) // 64 * 64].view(-1, 64)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_compiled_loops_agree_on_every_number(form: str, kind: torch.dtype):
+    if form != "compiled":
+        return
+    x = numbers(kind)
+    weight = draw((len(x), 128)).to(kind)
+    for value in (0.0, -0.0, INF, -INF):
+        weight.view(-1)[draw((weight.numel(),), int(value == 0)).abs() < 0.1] = value
+    y, by_x = torch.empty(len(x), 128, dtype=kind), torch.empty_like(x)
+    assert kernels.take(x, len(x))
+    assert kernels.crelu(x, y, len(x))
+    assert kernels.crelu_gradient(weight, y, by_x, len(x))
+    expected, gradient = value_and_gradient(naive, x, weight)
+    assert torch.equal(bits(y), bits(expected))
+    assert torch.equal(bits(by_x), bits(gradient))
+
+
+def test_compiled_loops_leave_to_torch_what_is_no_number(form: str):
+    x = draw((3, 64))
+    y, by_x, weight = torch.empty(3, 128), torch.empty(3, 64), draw((3, 128), 1)
+    assert kernels.crelu(x, y, 3)
+    for place in (0, 63, 127):
+        odd = weight.clone()
+        odd[1, place] = NAN
+        assert not kernels.crelu_gradient(odd, y, by_x, 3)
+    x[2, 5] = -NAN
+    assert not kernels.crelu(x, y, 3)
+    y.fill_(NAN)
+    assert not kernels.crelu_gradient(weight, y, by_x, 3)
+
+
+def test_crelu_takes_the_compiled_loops_where_they_are_faster(form: str, monkeypatch: pytest.MonkeyPatch):
+    taken: list[int] = []
+    monkeypatch.setattr(kernels, "crelu", lambda x, y, rows: taken.append(rows) or False)
+    crelu(draw((2, 8, 3, 3)))
+    crelu(draw((2, 8, 3, 3)).contiguous(memory_format=torch.channels_last))
+    crelu(draw((2, 3, 3, 3)).contiguous(memory_format=torch.channels_last))  # rows of three floats: no whole words
+    assert taken == ([2, 18] if form == "compiled" else [])
+
+
+def test_crelu_without_numba_is_the_same(form: str, monkeypatch: pytest.MonkeyPatch):
+    x, weight = draw((4, 8, 5, 5)), draw((4, 16, 5, 5), 1)
+    ours = value_and_gradient(crelu, x, weight)
+    monkeypatch.setattr(activations, "_loops", lambda: None)
+    assert all(torch.equal(a, b) for a, b in zip(ours, value_and_gradient(crelu, x, weight), strict=True))
 
 
 def test_crelu_is_its_definition_for_zeros_infinities_and_what_is_no_number():

@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("crelu_models", "data", "sweeps")
 # fmt: off
 ROWS = (
-    ("crelu_models.spec", "data.datasets", "data.synthetic", "data.storage", "sweeps.recipe", "sweeps.place",
-     "sweeps.analysis.paper", "sweeps.analysis.drawing", "sweeps.analysis.style"),
+    ("crelu_models.spec", "crelu_models.kernels", "data.datasets", "data.synthetic", "data.storage",
+     "sweeps.recipe", "sweeps.place", "sweeps.analysis.paper", "sweeps.analysis.drawing", "sweeps.analysis.style"),
     ("crelu_models.tables", "crelu_models.activations", "data.beton", "data.sources", "data.augment",
      "sweeps.evaluate", "sweeps.ledger", "sweeps.backup", "sweeps.ranks", "sweeps.stream", "sweeps.tasks",
      "sweeps.exposure",
@@ -53,6 +53,7 @@ DOORS = {
     "optuna": {"sweeps.search"},
     "ffcv": {"data.load", "data.write"},
     "simplejpeg": {"data.load"},
+    "numba": {"crelu_models.kernels", "data.load"},
 }
 LIGHT = {"crelu_models.spec", "crelu_models.tables", "sweeps.recipe", "sweeps.analysis.paper"}
 
