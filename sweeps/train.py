@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from crelu_models.build import seed_dropout
 from sweeps.evaluate import Errors, autocast, errors, misses
@@ -17,6 +18,8 @@ from sweeps.recipe import Recipe
 
 # Steps between two looks at whether the loss is still a number: each look waits for the device.
 LOOK = 100
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Kingma and Ba, 2015
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -45,17 +48,14 @@ class Learner:
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         # Scores and labels whose errors are counted together: for a hundred steps that costs as much as for one.
         self.uncounted: list[tuple[Tensor, Tensor]] = []
-        self.optimiser = _optimiser(recipe, model)
+        self.optimiser = Optimiser(recipe, list(model.parameters()))
 
     def advance(self, images: Tensor, labels: Tensor) -> None:
         """Take one step on this rank's rows of float pictures (n, 3, h, w) and on labels (n,), in micro-batches."""
         recipe, batch, rows = self.recipe, len(labels), self.ranks.rows(len(labels))
         labels = labels[rows]
-        for group in self.optimiser.param_groups:
-            group["lr"] = recipe.learning_rate(self.epoch, self.step, self.steps)
-            group["weight_decay"] = recipe.decay(self.epoch)
         self.model.train()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         size = -(-len(images) // self.parts)
         for start in range(0, len(images), size):
             part, target = images[start : start + size], labels[start : start + size]
@@ -70,7 +70,7 @@ class Learner:
         self.ranks.sum_gradients(self.model)
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
-        self.optimiser.step()
+        self.optimiser.step(recipe.learning_rate(self.epoch, self.step, self.steps), recipe.decay(self.epoch))
         self.step += 1
         if self.step % LOOK == 0:
             self.look()
@@ -103,10 +103,8 @@ class Learner:
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors a resumed training needs, by name; not copies."""
         state = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, parameter in enumerate(self.model.parameters()):
-            for name, value in self.optimiser.state[parameter].items():
-                if isinstance(value, Tensor):
-                    state[f"optimiser/{index}/{name}"] = value
+        for name, values in self.optimiser.state.items():
+            state |= {f"optimiser/{index}/{name}": value for index, value in enumerate(values)}
         return state | {"sums": self._total()}
 
     def restore(self, tensors: Mapping[str, Tensor], epoch: int, step: int) -> None:
@@ -116,15 +114,9 @@ class Learner:
             self.model.load_state_dict(model)
         except RuntimeError as error:
             raise ValueError(f"this checkpoint is of another net: {error}") from None
-        parameters = list(self.model.parameters())
-        for name, value in tensors.items():
-            if name.startswith("optimiser/"):
-                _, index, kind = name.split("/")
-                parameter = parameters[int(index)]
-                same = value.shape == parameter.shape
-                # Adam's step count is a scalar; buffers take their parameter's layout.
-                there = torch.empty_like(parameter).copy_(value) if same else value.to(parameter.device)
-                self.optimiser.state[parameter][kind] = there
+        self.optimiser.restore(
+            {name.removeprefix("optimiser/"): value for name, value in tensors.items() if name.startswith("optimiser/")}
+        )
         self.sums.copy_(tensors["sums"] if self.ranks.lead else torch.zeros(4))
         self.uncounted.clear()
         self.epoch, self.step = epoch, step
@@ -155,9 +147,56 @@ def keep_memory() -> None:
         set_option(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def _optimiser(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser over all parameters; weight decay is coupled, on biases too (Torch7's habit)."""
-    shared: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
-    if recipe.optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), **shared)
-    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, dampening=recipe.dampening, **shared)
+class Optimiser:
+    """SGD with momentum, or Adam, by torch's fused steps; weight decay is coupled, on biases too (Torch7's habit).
+
+    `state` holds its tensors by name, one a parameter, from the first step on. torch.optim's own classes load torch's
+    compiler, a second of every worker's start, and take longer to gather what a step is about than these tensors.
+    """
+
+    def __init__(self, recipe: Recipe, parameters: list[nn.Parameter]) -> None:
+        """Prepare to step all `parameters`."""
+        self.recipe, self.parameters = recipe, parameters
+        self.state: dict[str, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self, rate: float, decay: float) -> None:
+        """Move every parameter along its gradient, by this learning rate and weight decay."""
+        parameters: list[Tensor] = [*self.parameters]
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        assert len(gradients) == len(parameters), "every parameter has its part in the scores"
+        if self.recipe.optimiser == "adam":
+            self._adam(parameters, gradients, rate, decay)
+        else:
+            self._sgd(parameters, gradients, rate, decay)
+
+    def _adam(self, parameters: list[Tensor], gradients: list[Tensor], rate: float, decay: float) -> None:
+        if not self.state:
+            self.state["step"] = [torch.zeros((), device=each.device) for each in parameters]
+            self.state |= {name: [torch.zeros_like(each) for each in parameters] for name in ("exp_avg", "exp_avg_sq")}
+        steps, means, squares = self.state["step"], self.state["exp_avg"], self.state["exp_avg_sq"]
+        adam(
+            parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False, beta1=BETAS[0],
+            beta2=BETAS[1], lr=rate, weight_decay=decay, eps=EPSILON, maximize=False,
+        )  # fmt: skip
+
+    def _sgd(self, parameters: list[Tensor], gradients: list[Tensor], rate: float, decay: float) -> None:
+        # Without buffers this is the first step, which begins them with the gradients.
+        buffers: list[Tensor | None] = [*self.state.get("momentum_buffer", [None] * len(parameters))]
+        sgd(
+            parameters, gradients, buffers, fused=True, weight_decay=decay, momentum=self.recipe.momentum, lr=rate,
+            dampening=self.recipe.dampening, nesterov=False, maximize=False,
+        )  # fmt: skip
+        if self.recipe.momentum:
+            self.state["momentum_buffer"] = [each for each in buffers if each is not None]
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the tensors of a checkpoint, by index/name; buffers take their parameter's layout."""
+        names = sorted({name.partition("/")[2] for name in tensors})
+        self.state = {name: [] for name in names}
+        for name in names:
+            for index, parameter in enumerate(self.parameters):
+                value = tensors[f"{index}/{name}"]
+                same = value.shape == parameter.shape  # Adam's count of steps is a scalar
+                there = torch.empty_like(parameter).copy_(value) if same else value.to(parameter.device)
+                self.state[name].append(there.detach())
