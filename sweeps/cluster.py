@@ -164,21 +164,25 @@ class Queue(Searcher):  # type: ignore[misc]
         return int(saved[-1].partition("-")[0]) if saved else 0
 
     def on_trial_result(self, trial_id: str, result: Json) -> None:
-        """Pass on an epoch's metrics, or see what became of a member that has left its pack."""
-        pack = self.running.get(trial_id, [])
-        trial = next((trial for trial in pack if trial.key == result.get("key")), None)
-        if trial is None:
-            return
-        if "row" in result:
-            self.session.epochs += 1
-            self._tell("epoch", trial, result["row"])
-        elif "over" in result:
-            pack.remove(trial)
-            if result["fits"]:
-                self._narrow(trial, result["fits"])
-            self._ended(trial, False, True)
+        """Pass on the metrics of epochs, and see what became of members that have left their pack."""
+        for news in result.get("news", ()):
+            self._hear(trial_id, news)
         if self.session.hours() >= self.session.limits.hours:
             self._end_for_budget()
+
+    def _hear(self, trial_id: str, news: Json) -> None:
+        pack = self.running.get(trial_id, [])
+        trial = next((trial for trial in pack if trial.key == news.get("key")), None)
+        if trial is None:
+            return
+        if "row" in news:
+            self.session.epochs += 1
+            self._tell("epoch", trial, news["row"])
+        elif "over" in news:
+            pack.remove(trial)
+            if news["fits"]:
+                self._narrow(trial, news["fits"])
+            self._ended(trial, False, True)
 
     def _narrow(self, trial: Trial, room: int) -> None:
         """Let packs of this kind have no more than `room` members from now on."""
@@ -280,7 +284,12 @@ class Queue(Searcher):  # type: ignore[misc]
 
 def train_trial(config: Json) -> None:
     """Perform the trials in `config` on a worker, telling Tune each epoch."""
-    work(config, tune.report)
+
+    def tell(news: Json) -> None:
+        # In a list: of dictionaries within a result Tune makes columns, whose names the queue does not know.
+        tune.report({"news": [news]})
+
+    work(config, tell)
 
 
 def signature(attempt: Json) -> str:

@@ -111,7 +111,11 @@ def done(ledger: Ledger, trial: Trial) -> None:
 
 
 def gone(trial: Trial, fits: int = 0) -> Json:
-    return {"key": trial.key, "epoch": 0, "over": True, "fits": fits}
+    return told({"key": trial.key, "epoch": 0, "over": True, "fits": fits})
+
+
+def told(news: Json) -> Json:
+    return {"news": [news]}
 
 
 def test_queue_gives_packs_and_sees_each_member_off(tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_queue_gives_packs_and_sees_each_member_off(tmp_path: Path) -> None:
     assert [trial.cell.label for trial in pack] == ["1", "2", "3"]
     assert asked(queue, "b") == ["4"]
     assert queue.suggest("c") is None
-    queue.on_trial_result("a", {"key": pack[1].key, "epoch": 1, "row": {"epoch": 1.0}})
+    queue.on_trial_result("a", told({"key": pack[1].key, "epoch": 1, "row": {"epoch": 1.0}}))
     done(here.ledger, pack[0])
     queue.on_trial_result("a", gone(pack[0]))
     here.ledger.add_attempt(pack[1].key, attempt(RuntimeError("this time"), final=False))
