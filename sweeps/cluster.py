@@ -12,11 +12,12 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
-from sweeps import tasks
+from sweeps import gauge, tasks
 from sweeps.lease import claim, elsewhere, unclaim
 from sweeps.ledger import Json
 from sweeps.plan import TRIES, Part, given_up, ordered, part
@@ -56,6 +57,8 @@ class Queue(Searcher):  # type: ignore[misc]
         self.session = session
         session.lost += sum(time.monotonic() - began for began in session.began.values())
         session.began.clear()
+        if session.gauge is not None:
+            self._gauging(session.gauge.abandon)
         self.results = session.ledger.results()
         self.given_up = {key for key, tries in session.ledger.failed().items() if given_up(tries)}
         self.running: dict[str, list[Trial]] = {}  # by Tune's name: a trial, or the members of a pack
@@ -88,14 +91,22 @@ class Queue(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         """Return the configuration of the next trial; None while a running one may bring more; else FINISHED."""
-        if self.session.stopping:
+        session = self.session
+        if session.stopping:
             return Searcher.FINISHED
         if not self.waiting:
             return None if self.running else Searcher.FINISHED
-        if self.session.hours() >= self.session.limits.hours:
+        if session.hours() >= session.limits.hours:
             self._end_for_budget()
             return None if self.running else Searcher.FINISHED
-        session, pack = self.session, self._pack()
+        if session.gauge is not None:
+            share = session.gauge.hand(trial_id)
+            if share is not None:
+                place = asdict(session.place)
+                return {"key": f"gauge-{trial_id}", "measure": share, "place": place, "stop": session.stop_mark}
+            if session.gauge.first:
+                return None
+        pack = self._pack()
         if not pack:
             return None if self.waiting or self.running else Searcher.FINISHED
         self.running[trial_id], self.shares[trial_id] = pack, [trial.key for trial in pack]
@@ -115,6 +126,13 @@ class Queue(Searcher):  # type: ignore[misc]
         """Count the time of what has been given a machine: to wait for one, on a cluster that grows, costs nothing."""
         if trial_id in self.running:
             self.session.began.setdefault(trial_id, time.monotonic())
+
+    def _gauging(self, step: Callable[..., Any], *words: Any) -> None:
+        """Take a step of the gauge, which may tell the driver what was found."""
+        try:
+            step(*words)
+        except Exception:
+            self.session.errors.append(traceback.format_exc())
 
     def _free(self, trial: Trial) -> bool:
         """Return whether no other sweep's driver trains this trial; what such a one has finished is done here too."""
@@ -164,13 +182,15 @@ class Queue(Searcher):  # type: ignore[misc]
         return int(saved[-1].partition("-")[0]) if saved else 0
 
     def on_trial_result(self, trial_id: str, result: Json) -> None:
-        """Pass on the metrics of epochs, and see what became of members that have left their pack."""
+        """Take in what a worker has told: an epoch, a member that has left its pack, or what was measured."""
         for news in result.get("news", ()):
             self._hear(trial_id, news)
         if self.session.hours() >= self.session.limits.hours:
             self._end_for_budget()
 
     def _hear(self, trial_id: str, news: Json) -> None:
+        if "measured" in news and self.session.gauge is not None:
+            self._gauging(self.session.gauge.hear, news["measured"])
         pack = self.running.get(trial_id, [])
         trial = next((trial for trial in pack if trial.key == news.get("key")), None)
         if trial is None:
@@ -197,6 +217,8 @@ class Queue(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:
         """Look up on the ledger what became of a trial that Tune has ended, or of those left of a pack."""
         pack, session = self.running.pop(trial_id, None), self.session
+        if session.gauge is not None:
+            self._gauging(session.gauge.leave, trial_id)
         if pack is None:
             return
         shares = self.shares.pop(trial_id)
@@ -283,13 +305,13 @@ class Queue(Searcher):  # type: ignore[misc]
 
 
 def train_trial(config: Json) -> None:
-    """Perform the trials in `config` on a worker, telling Tune each epoch."""
+    """Perform the trials in `config` on a worker, telling Tune each epoch; or measure what it says."""
 
     def tell(news: Json) -> None:
         # In a list: of dictionaries within a result Tune makes columns, whose names the queue does not know.
         tune.report({"news": [news]})
 
-    work(config, tell)
+    (gauge.take if "measure" in config else work)(config, tell)
 
 
 def signature(attempt: Json) -> str:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.datasets import DataSet
 from sweeps import sharing
 from sweeps.allot import allot, hardware, lacking, shareable
 from sweeps.ending import show
 from sweeps.errand import BUDGET, DONE, INTERRUPTED, Errand, as_json, stamp
-from sweeps.forecast import bill, compare, forecast, foretold, workload
+from sweeps.forecast import Forecast, bill, compare, foretold, workload
+from sweeps.place import Place
 from sweeps.plan import Plan, declared, plan
-from sweeps.price import known, speed_key
+from sweeps.price import Speed
 from sweeps.ready import fingerprints_of, ready
 from sweeps.trial import Trial
+
+if TYPE_CHECKING:
+    from sweeps.session import Session
 
 
 def dry_run(errand: Errand) -> int:
@@ -153,7 +157,6 @@ def _train(
 ) -> int:
     """Start or join Ray and drive the queue; return the exit code that this led to."""
     from sweeps import cluster, tasks
-    from sweeps.place import Place
     from sweeps.session import Interrupts, Limits, Resources, Session
 
     options, choice = errand.options, errand.choice
@@ -184,8 +187,8 @@ def _train(
         view.say(
             f"no machine for trials is up yet; the cluster starts as many as there are trials for, {at_once} at once"
         )
-    pricer, start = forecast(errand, found, facts, place, resources, at_once, view)
-
+    here = hardware(place.device, place.threads, place.ranks)
+    forecast = Forecast(errand, found, facts, here, resources.gpus, at_once)
     seen: dict[str, Trial] = {}
 
     def listen(event: str, trial: Trial, news: dict[str, Any]) -> None:
@@ -203,8 +206,8 @@ def _train(
         fingerprints,
         {name: (fact.classes, fact.crop) for name, fact in facts.items()},
         Limits(options.max_gpu_hours, 1 if options.fail_fast else options.max_failures),
-        packs=_packs(errand, found, facts, place, resources, view),
     )
+    _measure(session, forecast, view)
     view.hours = session.hours
     view.where = f"Ray {choice.address}: {_machines(there)}"
     with Interrupts(session, view.say) as interrupts:
@@ -219,7 +222,7 @@ def _train(
                     view.say(trace)
     if session.why:
         view.say(f"stopped: {session.why}")
-    compare(errand, pricer, start, [(seen[key], seconds) for key, seconds in session.took.items()], view)
+    compare(forecast, [(seen[key], seconds) for key, seconds in session.took.items()], view)
     bill(errand, session, view)
     if interrupts.caught:
         return INTERRUPTED
@@ -231,38 +234,38 @@ def _machines(there: Mapping[str, float]) -> str:
     return ", ".join(f"{there[name]:g} {name}s" for name in ("CPU", "GPU") if there.get(name))
 
 
-def _packs(
-    errand: Errand, found: Plan, facts: Mapping[str, DataSet], place: Any, resources: Any, view: Any
-) -> sharing.Packs:
-    """Return how trials share their pictures: as asked for, or as measurement says that it pays."""
-    from sweeps import cluster, gauge
+def _measure(session: Session, forecast: Forecast, view: Any) -> None:
+    """Set how trials share their pictures, as asked for or as pays; give the session what is to be measured first."""
+    from sweeps.gauge import Gauge
 
+    errand, facts, place, gpus = forecast.errand, forecast.facts, session.place, session.resources.gpus
+    trials, smoke, streams = forecast.plan.to_do, errand.choice.profile == "smoke", set[str]()
     stay = frozenset(name for name, fact in facts.items() if sharing.resident(fact, place.resident_bytes))
     if errand.options.pack != "auto":
-        return sharing.Packs(errand.options.pack, resident=stay)
-    streams = sharing.shared(found.to_do, stay)
-    if (
-        place.ranks > 1
-        or not streams
-        or len(found.to_do) <= cluster.fits(resources)
-        or errand.choice.profile == "smoke"
-    ):
-        return sharing.Packs()
-    ledger, here = errand.ledger, hardware(place.device, place.threads, place.ranks)
-    reading = f"{here} {place.reader} {resources.gpus:g}"
-    makers = sharing.known(ledger, streams, reading)
-    lacking = sorted(streams - makers.keys())
-    if lacking:
-        view.say(f"measuring how fast {', '.join(lacking)} can be read")
-        makers |= gauge.measure_makers(lacking, place, resources)
-        sharing.keep(ledger, makers, reading)
-    keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
-    speeds = known(ledger, keys.values())
-    learned = {key: speeds[name].train for key, name in keys.items() if name in speeds}
-    packs = sharing.worthwhile(found.to_do, learned, makers, place.device)
-    if packs.cells:
-        view.say(f"{len(packs.cells)} cells share their pictures in packs: reading them takes much of a step")
-    return packs
+        session.packs = sharing.Packs(errand.options.pack, resident=stay)
+    elif place.ranks == 1 and len(trials) > forecast.at_once and not smoke:
+        streams = sharing.shared(trials, stay)
+    reading = f"{forecast.here} {place.reader} {gpus:g}"
+    makers = sharing.known(errand.ledger, streams, reading)
+
+    def found(speeds: Mapping[str, Speed], read: Mapping[str, sharing.Maker]) -> None:
+        forecast.learn(speeds)
+        sharing.keep(errand.ledger, read, reading)
+        if streams:
+            session.packs = sharing.worthwhile(trials, forecast.rates(), {**makers, **read}, place.device)
+        if cells := session.packs.cells:
+            view.say(f"{len(cells)} cells share their pictures in packs: reading them takes much of a step")
+        if sentence := forecast.sentence(forecast.start()):
+            view.say(sentence)
+
+    nets, unread = {} if smoke else forecast.lacking(), sorted(streams - makers.keys())
+    if not nets and not unread:
+        found({}, {})
+        return
+    what = [f"the speed of {len(nets)} nets"] if nets else []
+    what += [f"how fast {', '.join(unread)} can be read"] if unread else []
+    view.say(f"measuring {' and '.join(what)}")
+    session.gauge = Gauge(nets, unread, found, forecast.at_once, first=bool(streams), share=gpus or 1.0)
 
 
 def _artifacts(errand: Errand) -> str:

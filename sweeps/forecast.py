@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,70 +30,67 @@ def workload(trials: Iterable[Trial], where: Path) -> tuple[float, float]:
     return seen, arithmetic
 
 
-def forecast(
-    errand: Errand, found: Plan, facts: Mapping[str, DataSet], place: Any, resources: Any, at_once: int, view: Any
-) -> tuple[Callable[[Trial], Price | None], float]:
-    """Measure what is not measured yet, say what the sweep will take; return what prices a trial, and all starts."""
-    from sweeps import gauge
+class Forecast:
+    """What the trials of a plan will take by the measured speeds of their nets: those known, and those learned yet."""
 
-    ledger, here = errand.ledger, hardware(place.device, place.threads, place.ranks)
-    keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
-    speeds = known(ledger, keys.values())
-    lacking = {
-        keys[cell.key]: (cell, facts[cell.dataset].classes, facts[cell.dataset].crop)
-        for cell in {trial.cell.key: trial.cell for trial in found.to_do}.values()
-        if keys[cell.key] not in speeds
-    }
-    if lacking and errand.choice.profile != "smoke":
-        view.say(f"measuring the speed of {len(lacking)} nets")
-        for key, speed in gauge.measure_speeds(lacking, place, resources).items():
-            keep(ledger, key, speed)
-            speeds[key] = speed
-    pricer = _pricer(found, facts, speeds, keys)
-    start = max((speed.start for speed in speeds.values()), default=0.0) * min(at_once, len(found.to_do))
-    sentence = _sentence(errand, found, pricer, start, resources.gpus, at_once)
-    if sentence:
-        view.say(sentence)
-    return pricer, start
+    def __init__(
+        self, errand: Errand, found: Plan, facts: Mapping[str, DataSet], here: str, gpus: float, at_once: int
+    ) -> None:
+        """Look up what the ledger knows of the hardware `here`; `gpus` is a trial's share, 0 on CPUs."""
+        self.errand, self.plan, self.facts, self.here = errand, found, facts, here
+        self.gpus, self.at_once = gpus, at_once
+        self.keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
+        self.speeds = known(errand.ledger, self.keys.values())
+        # A second phase whose first is done takes about as many epochs as that did to its best.
+        results = {s.trial.key: s.result for s in found.standings if s.result is not None}
+        self.ends = {key: int(result["metrics"].get("best/epoch", 0)) for key, result in results.items()}
 
+    def lacking(self) -> dict[str, tuple[Trial, int, int]]:
+        """Return for each net to measure a trial of it, with classes and crop."""
+        first = {trial.cell.key: trial for trial in reversed(self.plan.to_do)}
+        nets = {self.keys[key]: trial for key, trial in first.items() if self.keys[key] not in self.speeds}
+        facts = {key: self.facts[trial.cell.dataset] for key, trial in nets.items()}
+        return {key: (trial, facts[key].classes, facts[key].crop) for key, trial in nets.items()}
 
-def _pricer(
-    found: Plan, facts: Mapping[str, DataSet], speeds: Mapping[str, Speed], keys: Mapping[str, str]
-) -> Callable[[Trial], Price | None]:
-    """Return what prices a trial by measured speeds; `keys` name the measurement of a cell."""
-    # A second phase whose first is done takes about as many epochs as that did to its best.
-    ends = {s.trial.key: int(s.result["metrics"].get("best/epoch", 0)) for s in found.standings if s.result is not None}
+    def learn(self, speeds: Mapping[str, Speed]) -> None:
+        """Take in what was measured, and keep it."""
+        for key, speed in speeds.items():
+            keep(self.errand.ledger, key, speed)
+        self.speeds = {**self.speeds, **speeds}
 
-    def pricer(trial: Trial) -> Price | None:
-        speed = speeds.get(keys.get(trial.cell.key, ""))
-        return None if speed is None else price(trial, facts[trial.cell.dataset], speed, ends.get(trial.reference, 0))
+    def rates(self) -> dict[str, float]:
+        """Return the pictures a second that each cell's net learns from, as far as they are measured."""
+        return {cell: self.speeds[key].train for cell, key in self.keys.items() if key in self.speeds}
 
-    return pricer
+    def price(self, trial: Trial) -> Price | None:
+        """Return what a trial takes; None where its net is not measured."""
+        speed, facts = self.speeds.get(self.keys.get(trial.cell.key, "")), self.facts
+        return (
+            None if speed is None else price(trial, facts[trial.cell.dataset], speed, self.ends.get(trial.reference, 0))
+        )
 
+    def start(self) -> float:
+        """Return the seconds that all workers together take to start."""
+        slowest = max((speed.start for speed in self.speeds.values()), default=0.0)
+        return slowest * min(self.at_once, len(self.plan.to_do))
 
-def _sentence(
-    errand: Errand,
-    found: Plan,
-    pricer: Callable[[Trial], Price | None],
-    start: float,
-    gpus: float,
-    at_once: int,
-) -> str:
-    """Return what is left of a sweep in hours, with an interval, and in money where an hour has a price.
+    def sentence(self, start: float = 0.0) -> str:
+        """Return what is left of the sweep in hours, with an interval, and in money where an hour has a price.
 
-    Nothing where no net of it has been measured; `gpus` is a trial's share, 0 on CPUs.
-    """
-    prices = [price for trial in (*found.to_do, *found.to_come) if (price := pricer(trial)) is not None]
-    if not prices:
-        return ""
-    whole, share = total([*prices, Price(start, start, start)]), gpus or 1.0
-    hours = Price(*(share * seconds / 3600 for seconds in whole))
-    cost = money(whole, errand.options.price_per_gpu_hour, share)
-    return (
-        f"forecast for {len(prices)} trials: {hours.likely:.3g} {'GPU-hours' if gpus else 'hours of trials'} "
-        f"({hours.least:.3g} to {hours.most:.3g}), {whole.likely / at_once / 60:.1f} min with {at_once} at once"
-        + (f", {cost}" if cost else "")
-    )
+        Nothing where no net of it has been measured; `start` are seconds to add.
+        """
+        trials = (*self.plan.to_do, *self.plan.to_come)
+        prices = [found for trial in trials if (found := self.price(trial)) is not None]
+        if not prices:
+            return ""
+        whole, share = total([*prices, Price(start, start, start)]), self.gpus or 1.0
+        hours = Price(*(share * seconds / 3600 for seconds in whole))
+        cost = money(whole, self.errand.options.price_per_gpu_hour, share)
+        return (
+            f"forecast for {len(prices)} trials: {hours.likely:.3g} {'GPU-hours' if self.gpus else 'hours of trials'} "
+            f"({hours.least:.3g} to {hours.most:.3g}), {whole.likely / self.at_once / 60:.1f} min with {self.at_once} "
+            f"at once" + (f", {cost}" if cost else "")
+        )
 
 
 def foretold(errand: Errand, found: Plan) -> str:
@@ -105,30 +102,25 @@ def foretold(errand: Errand, found: Plan) -> str:
     given = allot(asked, [], False)
     here = hardware(given.device, given.threads, given.ranks)
     facts = {name: dataset(name, where) for name in errand.sweep.datasets}
-    keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
     room = len(glob.glob("/dev/nvidia[0-9]*")) / gpus if cuda else (os.cpu_count() or 1)
     at_once = options.max_concurrent or max(1, int(room if cuda else room / max(given.cpus, 1e-9)))
-    pricer = _pricer(found, facts, known(errand.ledger, keys.values()), keys)
-    sentence = _sentence(errand, found, pricer, 0.0, gpus, at_once)
+    sentence = Forecast(errand, found, facts, here, gpus, at_once).sentence()
     return sentence or "no forecast: the speed of these nets is measured when the sweep first starts on a machine"
 
 
-def compare(
-    errand: Errand,
-    pricer: Callable[[Trial], Price | None],
-    start: float,
-    took: Sequence[tuple[Trial, float]],
-    view: Any,
-) -> None:
+def compare(forecast: Forecast, took: Sequence[tuple[Trial, float]], view: Any) -> None:
     """Say what the finished trials were priced at and what they took; keep both on the ledger."""
-    done = [(seconds, found) for trial, seconds in took if errand.ledger.result(trial.key) and (found := pricer(trial))]
+    errand, ledger = forecast.errand, forecast.errand.ledger
+    done = [
+        (seconds, found) for trial, seconds in took if ledger.result(trial.key) and (found := forecast.price(trial))
+    ]
     if not done:
         return
-    priced, actual = sum(found.likely for _, found in done) + start, sum(seconds for seconds, _ in done)
+    priced, actual = sum(found.likely for _, found in done) + forecast.start(), sum(seconds for seconds, _ in done)
     off = f"{actual / priced - 1:+.0%}"
     view.say(f"{len(done)} trials: forecast {priced:.0f} s of trials, actual {actual:.0f} s ({off})")
     value = {"forecast_s": priced, "actual_s": actual, "trials": len(done)}
-    errand.ledger.write_json(f"forecasts/{errand.sweep.title}-{stamp()}.json", value)
+    ledger.write_json(f"forecasts/{errand.sweep.title}-{stamp()}.json", value)
 
 
 def bill(errand: Errand, session: Any, view: Any) -> None:

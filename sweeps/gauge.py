@@ -1,45 +1,122 @@
-"""Measurements taken by the workers of a cluster before a sweep: how fast nets learn, and pictures are read."""
+"""What the first workers measure before they train: how fast nets learn, and how fast pictures are read.
+
+It goes through the queue in shares, ahead of the trials: who measures has started, and imported, what its first trial
+needs anyway, and a cluster that has no machine yet starts one for it as it would for a trial.
+"""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from sweeps import tasks
+from sweeps.ledger import Json, Ledger
 from sweeps.place import Place
 from sweeps.price import Speed, measure
-from sweeps.session import Resources
 from sweeps.sharing import Maker, measure_maker
-from sweeps.trial import Cell
+from sweeps.trial import Trial, trial_from_json
+from sweeps.worker import Tell, stop_watch
+
+Found = Callable[[dict[str, Speed], dict[str, Maker]], None]
 
 
-def measure_speeds(cells: Mapping[str, tuple[Cell, int, int]], place: Place, resources: Resources) -> dict[str, Speed]:
-    """Return the speed of each cell (with classes and crop), measured by as many workers at once as trials will run."""
-    began = time.time()
-    items = [(key, cell, classes, crop, place) for key, (cell, classes, crop) in cells.items()]
-    found, ready = {}, []
-    for (key, *_), measured in tasks.each(_measure, items, cpus=resources.cpus, gpus=resources.gpus):
-        # What cannot be measured is not priced; if it cannot be trained, its trial will say so.
-        if not isinstance(measured, str):
-            found[key], since = measured
-            ready.append(since)
-    # The first of all was ready when its worker had been started and had imported what it needs.
-    start = max(0.0, min(ready, default=began) - began)
-    return {key: speed._replace(start=start) for key, speed in found.items()}
+@dataclass
+class Gauge:
+    """What is to be measured: nets, each by a trial of it with classes and crop, and data sets.
+
+    `found` is called once with all that was, when nobody measures any more. With `first` no trial starts before that.
+    What cannot be measured is left out: its trial will say what is wrong with it.
+    """
+
+    nets: Mapping[str, tuple[Trial, int, int]]
+    data: Sequence[str]
+    found: Found
+    workers: int
+    first: bool = False
+    share: float = 1.0  # of a GPU, that a worker has
+    running: set[str] = field(default_factory=set)
+    speeds: dict[str, Speed] = field(default_factory=dict)
+    makers: dict[str, Maker] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Deal what there is among the workers, the largest nets first."""
+        largest = sorted(self.nets, key=lambda key: -self._work(key))
+        items: list[tuple[str, Any]] = [("data", name) for name in self.data]
+        items += [("nets", [key, json.dumps(self.nets[key][0].to_json()), *self.nets[key][1:]]) for key in largest]
+        workers = max(1, min(self.workers, len(items)))
+        dealt = [items[worker::workers] for worker in range(workers)] if items else []
+        self.waiting = [{kind: [item for sort, item in share if sort == kind] for kind in ("nets", "data")}
+                        for share in dealt]  # fmt: skip
+        self.began, self.ready = 0.0, list[float]()
+
+    def _work(self, key: str) -> int:
+        trial, classes, crop = self.nets[key]
+        return trial.cell.net.macs(classes, crop)
+
+    def hand(self, name: str) -> Json | None:
+        """Return the next share, for Tune's trial of this name; None: all are handed out."""
+        if not self.waiting:
+            return None
+        self.began = self.began or time.time()
+        self.running.add(name)
+        return self.waiting.pop(0)
+
+    def hear(self, measured: Json) -> None:
+        """Take in what a worker has found."""
+        self.ready.append(float(measured["ready"]))
+        # The first of all was ready when its worker had been started and had imported what it needs.
+        start = max(0.0, min(self.ready) - self.began)
+        self.speeds |= {key: Speed(*speed) for key, speed in measured["nets"].items()}
+        self.speeds = {key: speed._replace(start=start) for key, speed in self.speeds.items()}
+        for name, (rate, memory) in measured["data"].items():
+            self.makers[name] = Maker(rate, memory * self.share)
+
+    def leave(self, name: str) -> bool:
+        """See a worker off; return whether it measured."""
+        if name not in self.running:
+            return False
+        self.running.remove(name)
+        self._end()
+        return True
+
+    def abandon(self) -> None:
+        """Expect nothing more of those that measure: their Tuner is gone."""
+        if self.running:
+            self.running.clear()
+            self._end()
+
+    def _end(self) -> None:
+        if not self.running and not self.waiting:
+            self.first = False
+            self.found(self.speeds, self.makers)
 
 
-def _measure(item: tuple[str, Cell, int, int, Place]) -> tuple[Speed, float]:
-    import torch  # noqa: F401 - part of a worker's start, not of the measurement
+def take(config: Json, tell: Tell) -> None:
+    """Measure a share, on a worker; tell {"measured": ...} of it."""
+    import torch
 
-    _, cell, classes, crop, place = item
-    since = time.time()
-    return measure(cell, classes, crop, place.device, place.threads, place.ranks), since
+    place, share, ready = Place(**config["place"]), config["measure"], time.time()
+    stop = stop_watch(Ledger(place.ledger), config["stop"])
+    found: Json = {"ready": ready, "nets": {}, "data": {}}
+    for key, text, classes, crop in share["nets"]:
+        if not stop():
+            cell = trial_from_json(json.loads(text)).cell
+            work = partial(measure, cell, classes, crop, place.device, place.threads, place.ranks)
+            _note(found["nets"], key, work)
+    for name in share["data"]:
+        if not stop():
+            _note(found["data"], name, partial(measure_maker, (name, place)))
+    if place.device == "cuda":
+        torch.cuda.empty_cache()  # the memory is that of the trials, of other workers too
+    tell({"measured": found})
 
 
-def measure_makers(names: Iterable[str], place: Place, resources: Resources) -> dict[str, Maker]:
-    """Return how fast one worker makes training views of each of these data sets; those that fail are left out."""
-    items = [(name, place) for name in names]
-    makers = tasks.each(measure_maker, items, cpus=resources.cpus, gpus=resources.gpus)
-    # Trials of damaged data will say so; no pack is formed for them.
-    found = {name: maker for (name, _), maker in makers if not isinstance(maker, str)}
-    return {name: maker._replace(memory=maker.memory * (resources.gpus or 1.0)) for name, maker in found.items()}
+def _note(found: Json, name: str, work: Callable[[], Sequence[float]]) -> None:
+    try:
+        found[name] = list(work())
+    except Exception as error:
+        # Its trial will meet this too, and have it on the ledger.
+        print(f"not measured: {name}: {error!r}")

@@ -12,8 +12,10 @@ from data.datasets import DataSet
 from sweeps.ledger import Ledger
 from sweeps.trial import PHASES, Cell, Trial, code_fingerprint, probed
 
-STEPS = 3  # timed in one go; the spread between such goes is the interval of a forecast
-GOES = 5
+# Steps that are timed in one go, and how often: the spread between goes is the interval of a forecast. Of a net whose
+# step takes longer than LONG seconds less, so that large nets on a CPU are not measured for minutes.
+STEPS, GOES = 3, 5
+LONG, FEW = 0.2, 3
 FIXED = 1.0  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
 
 
@@ -74,12 +76,13 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, rank
         if place.type == "cuda":
             torch.cuda.synchronize()
 
-    for _ in range(2):
-        learner.advance(images, labels)
-    rates = sorted(_rate(lambda: learner.advance(images, labels), done, STEPS) * recipe.batch for _ in range(GOES))
+    learner.advance(images, labels)
+    first = _rate(lambda: learner.advance(images, labels), done, 1)
+    steps, goes = (STEPS, GOES) if first > 1 / LONG else (1, FEW)
+    rates = sorted(_rate(lambda: learner.advance(images, labels), done, steps) * recipe.batch for _ in range(goes))
     list(score(model, views, precision))
-    evaluate = _rate(lambda: list(score(model, views, precision)), done, 2) * BATCH * ranks
-    return Speed(rates[GOES // 2], rates[0], rates[-1], evaluate)
+    evaluate = _rate(lambda: list(score(model, views, precision)), done, 1) * BATCH * ranks
+    return Speed(rates[goes // 2], rates[0], rates[-1], evaluate)
 
 
 def _rate(work: Callable[[], Any], done: Callable[[], None], times: int) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
+from sweeps.gauge import Gauge
 from sweeps.ledger import Json, Ledger
 from sweeps.place import Place
 from sweeps.plan import Sweep
@@ -58,6 +59,7 @@ class Session:
     # What trains a trial, as module:function: another one stands in for it where the queue itself is measured.
     work: str = "sweeps.crew:perform"
     packs: Packs = field(default_factory=Packs)
+    gauge: Gauge | None = None  # what is to be measured first
     stopping: bool = False
     over_budget: bool = False
     why: str = ""
