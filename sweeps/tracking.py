@@ -37,7 +37,9 @@ from sweeps.trial import Cell, Trial
 ROWS = 50  # epochs in one request: the server takes 1,000 points
 LEADING = "train/loss"  # the metric that every epoch has, by whose steps and values a run is known again
 Pages = Callable[[str, Mapping[str, str]], Mapping[str, Page]]
-PAUSE = 2.0  # seconds between two rounds of the thread, growing to a minute while the server is away
+# Seconds between two rounds of the thread: so many at least, and so many for each that a round has taken, which leaves
+# the CPU to the trials; more while the server is away; a minute at most.
+PAUSE, RATIO, LONGEST = 2.0, 30.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -352,25 +354,26 @@ class Tracker:
 
     def _work(self) -> None:
         projection: Projection | None = None
-        pause = PAUSE
+        failed = 0
         while True:
             with self.lock:
                 while not self.marked and not self.cells and not self.closing:
                     self.lock.wait()
                 if self.closing and not self.marked and not self.cells:
                     return
+            began = time.monotonic()
             try:
                 projection = projection or Projection(self.store, self.ledger, self.sweep)
                 self._round(projection)
                 self._back()
-                pause = PAUSE
+                failed, pause = 0, max(PAUSE, RATIO * (time.monotonic() - began))
             except Exception as error:  # whatever a server or its client comes up with, training goes on
                 self._away(error)
-                if self.closing and pause > PAUSE:
+                if self.closing and failed:
                     return
-                pause = min(2 * pause, 60.0)
-                projection = None
-            ends = time.monotonic() + pause
+                projection, failed = None, min(failed + 1, 9)
+                pause = PAUSE * 2**failed
+            ends = time.monotonic() + min(pause, LONGEST)
             with self.lock:
                 # Marks that come meanwhile wait: epochs that are sent together cost the server hardly more than one.
                 while not self.closing and (left := ends - time.monotonic()) > 0:
