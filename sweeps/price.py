@@ -12,15 +12,14 @@ from data.datasets import DataSet
 from sweeps.ledger import Ledger
 from sweeps.trial import PHASES, Cell, Trial, code_fingerprint, probed
 
-# Steps that are timed in one go, and how often: the spread between goes is the interval of a forecast. Of a net whose
-# step takes longer than LONG seconds less, so that large nets on a CPU are not measured for minutes.
-STEPS, GOES = 3, 5
-LONG, FEW = 0.2, 3
+# Steps that are timed, of whose times the spread is the interval of a forecast; fewer of a net whose step takes longer
+# than LONG seconds, so that large nets on a CPU are not measured for minutes.
+STEPS, LONG, FEW = 7, 0.2, 3
 FIXED = 1.0  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
 
 
 class Speed(NamedTuple):
-    """Pictures per second of a net: in training (median and extremes of a few goes) and in evaluation.
+    """Pictures per second of a net: in training (median and extremes of a few steps) and in evaluation.
 
     `start` is the seconds a worker took from its birth to the measurement.
     """
@@ -77,21 +76,20 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, rank
             torch.cuda.synchronize()
 
     learner.advance(images, labels)
-    first = _rate(lambda: learner.advance(images, labels), done, 1)
-    steps, goes = (STEPS, GOES) if first > 1 / LONG else (1, FEW)
-    rates = sorted(_rate(lambda: learner.advance(images, labels), done, steps) * recipe.batch for _ in range(goes))
+    first = _rate(lambda: learner.advance(images, labels), done)
+    steps = STEPS if first > 1 / LONG else FEW
+    rates = sorted(_rate(lambda: learner.advance(images, labels), done) * recipe.batch for _ in range(steps))
     list(score(model, views, precision))
-    evaluate = _rate(lambda: list(score(model, views, precision)), done, 1) * BATCH * ranks
-    return Speed(rates[goes // 2], rates[0], rates[-1], evaluate)
+    evaluate = _rate(lambda: list(score(model, views, precision)), done) * BATCH * ranks
+    return Speed(rates[steps // 2], rates[0], rates[-1], evaluate)
 
 
-def _rate(work: Callable[[], Any], done: Callable[[], None], times: int) -> float:
+def _rate(work: Callable[[], Any], done: Callable[[], None]) -> float:
     done()
     began = time.perf_counter()
-    for _ in range(times):
-        work()
+    work()
     done()
-    return times / (time.perf_counter() - began)
+    return 1 / (time.perf_counter() - began)
 
 
 def known(ledger: Ledger, keys: Iterable[str]) -> dict[str, Speed]:
