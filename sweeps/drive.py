@@ -249,7 +249,7 @@ def _measure(session: Session, forecast: Forecast, view: Any) -> None:
     makers = sharing.known(errand.ledger, streams, reading)
 
     def found(speeds: Mapping[str, Speed], read: Mapping[str, sharing.Maker]) -> None:
-        forecast.learn(speeds)
+        forecast.learn(speeds, len(session.gauge.starts) if session.gauge else 0)
         sharing.keep(errand.ledger, read, reading)
         if streams:
             session.packs = sharing.worthwhile(trials, forecast.rates(), {**makers, **read}, place.device)

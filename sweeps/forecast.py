@@ -38,7 +38,7 @@ class Forecast:
     ) -> None:
         """Look up what the ledger knows of the hardware `here`; `gpus` is a trial's share, 0 on CPUs."""
         self.errand, self.plan, self.facts, self.here = errand, found, facts, here
-        self.gpus, self.at_once = gpus, at_once
+        self.gpus, self.at_once, self.started = gpus, at_once, 0
         self.keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
         self.speeds = known(errand.ledger, self.keys.values())
         # A second phase whose first is done takes about as many epochs as that did to its best.
@@ -47,13 +47,16 @@ class Forecast:
 
     def lacking(self) -> dict[str, tuple[Trial, int, int]]:
         """Return for each net to measure a trial of it, with classes and crop."""
-        first = {trial.cell.key: trial for trial in reversed(self.plan.to_do)}
+        first: dict[str, Trial] = {}
+        for trial in self.plan.to_do:
+            first.setdefault(trial.cell.key, trial)
         nets = {self.keys[key]: trial for key, trial in first.items() if self.keys[key] not in self.speeds}
         facts = {key: self.facts[trial.cell.dataset] for key, trial in nets.items()}
         return {key: (trial, facts[key].classes, facts[key].crop) for key, trial in nets.items()}
 
-    def learn(self, speeds: Mapping[str, Speed]) -> None:
-        """Take in what was measured, and keep it."""
+    def learn(self, speeds: Mapping[str, Speed], started: int) -> None:
+        """Take in what was measured by so many workers, which have started by that, and keep it."""
+        self.started = started
         for key, speed in speeds.items():
             keep(self.errand.ledger, key, speed)
         self.speeds = {**self.speeds, **speeds}
@@ -70,9 +73,9 @@ class Forecast:
         )
 
     def start(self) -> float:
-        """Return the seconds that all workers together take to start."""
+        """Return the seconds that all workers that are still to start take to import what a trial needs."""
         slowest = max((speed.start for speed in self.speeds.values()), default=0.0)
-        return slowest * min(self.at_once, len(self.plan.to_do))
+        return slowest * max(0, min(self.at_once, len(self.plan.to_do)) - self.started)
 
     def sentence(self, start: float = 0.0) -> str:
         """Return what is left of the sweep in hours, with an interval, and in money where an hour has a price.

@@ -50,7 +50,7 @@ class Gauge:
         dealt = [items[worker::workers] for worker in range(workers)] if items else []
         self.waiting = [{kind: [item for sort, item in share if sort == kind] for kind in ("nets", "data")}
                         for share in dealt]  # fmt: skip
-        self.began, self.ready = 0.0, list[float]()
+        self.starts: list[float] = []
 
     def _work(self, key: str) -> int:
         trial, classes, crop = self.nets[key]
@@ -60,17 +60,13 @@ class Gauge:
         """Return the next share, for Tune's trial of this name; None: all are handed out."""
         if not self.waiting:
             return None
-        self.began = self.began or time.time()
         self.running.add(name)
         return self.waiting.pop(0)
 
     def hear(self, measured: Json) -> None:
         """Take in what a worker has found."""
-        self.ready.append(float(measured["ready"]))
-        # The first of all was ready when its worker had been started and had imported what it needs.
-        start = max(0.0, min(self.ready) - self.began)
-        self.speeds |= {key: Speed(*speed) for key, speed in measured["nets"].items()}
-        self.speeds = {key: speed._replace(start=start) for key, speed in self.speeds.items()}
+        self.starts.append(float(measured["start"]))
+        self.speeds |= {key: Speed(*speed)._replace(start=self.starts[-1]) for key, speed in measured["nets"].items()}
         for name, (rate, memory) in measured["data"].items():
             self.makers[name] = Maker(rate, memory * self.share)
 
@@ -96,11 +92,14 @@ class Gauge:
 
 def take(config: Json, tell: Tell) -> None:
     """Measure a share, on a worker; tell {"measured": ...} of it."""
+    began = time.perf_counter()
     import torch
 
-    place, share, ready = Place(**config["place"]), config["measure"], time.time()
+    import sweeps.crew  # noqa: F401 - what a trial needs is a worker's start, whoever measures or trains first
+
+    place, share, start = Place(**config["place"]), config["measure"], time.perf_counter() - began
     stop = stop_watch(Ledger(place.ledger), config["stop"])
-    found: Json = {"ready": ready, "nets": {}, "data": {}}
+    found: Json = {"start": start, "nets": {}, "data": {}}
     for key, text, classes, crop in share["nets"]:
         if not stop():
             cell = trial_from_json(json.loads(text)).cell

@@ -15,13 +15,13 @@ from sweeps.trial import PHASES, Cell, Trial, code_fingerprint, probed
 # Steps that are timed, of whose times the spread is the interval of a forecast; fewer of a net whose step takes longer
 # than LONG seconds, so that large nets on a CPU are not measured for minutes.
 STEPS, LONG, FEW = 7, 0.2, 3
-FIXED = 1.0  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
+FIXED = 0.2  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
 
 
 class Speed(NamedTuple):
     """Pictures per second of a net: in training (median and extremes of a few steps) and in evaluation.
 
-    `start` is the seconds a worker took from its birth to the measurement.
+    `start` is the seconds in which its worker imported what a trial needs.
     """
 
     train: float

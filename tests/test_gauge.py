@@ -9,14 +9,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
 from test_resume import SMALL, place, trial_of
 
+from data.datasets import dataset
 from data.write import prepare
+from sweeps.errand import Choice, Errand
+from sweeps.forecast import Forecast
 from sweeps.gauge import Gauge, take
+from sweeps.launch import parser
 from sweeps.ledger import Json, Ledger
-from sweeps.plan import Sweep
-from sweeps.price import Speed
+from sweeps.plan import Sweep, plan
+from sweeps.price import FIXED, Speed, pictures
 from sweeps.session import Resources, Session
 from sweeps.sharing import Maker
 from sweeps.trial import Trial
@@ -27,7 +30,9 @@ Found = tuple[dict[str, Speed], dict[str, Maker]]
 
 def nets(*widths: float) -> dict[str, tuple[Trial, int, int]]:
     base = trial_of("allconv with dropout")
-    cells = {f"{width}": dataclasses.replace(base.cell, net=base.cell.net.width(width)) for width in widths}
+    cells = {
+        f"{width}": dataclasses.replace(base.cell, label=f"{width}", net=base.cell.net.width(width)) for width in widths
+    }
     return {key: (dataclasses.replace(base, cell=cell), 4, 32) for key, cell in cells.items()}
 
 
@@ -40,8 +45,8 @@ def names(share: Json | None) -> list[str]:
     return [key for key, *_ in share["nets"]] + share["data"]
 
 
-def told(ready: float, **rates: float) -> Json:
-    return {"ready": ready, "nets": {key: [rate, rate, rate, 1.0, 0.0] for key, rate in rates.items()}, "data": {}}
+def told(start: float, **rates: float) -> Json:
+    return {"start": start, "nets": {key: [rate, rate, rate, 1.0, 0.0] for key, rate in rates.items()}, "data": {}}
 
 
 def test_measurements_are_dealt_largest_first_and_told_once() -> None:
@@ -50,18 +55,17 @@ def test_measurements_are_dealt_largest_first_and_told_once() -> None:
     assert [names(both.hand("a")), names(both.hand("b"))] == [["1.0", "pictures"], ["2.0", "0.5"]]
     assert both.hand("c") is None
     assert not both.leave("c"), "what trains has measured nothing"
-    both.hear({"ready": both.began + 5, "nets": {"2.0": [9.0, 8.0, 10.0, 30.0, 0.0]}, "data": {}})
+    both.hear({"start": 1.5, "nets": {"2.0": [9.0, 8.0, 10.0, 30.0, 0.0]}, "data": {}})
     assert both.leave("a")
     assert both.first
     assert not heard
-    both.hear({"ready": both.began + 3, "nets": {}, "data": {"pictures": [100.0, 8e9]}})
+    both.hear({"start": 2.5, "nets": {}, "data": {"pictures": [100.0, 8e9]}})
     assert both.leave("b")
     assert not both.first
     ((speeds, makers),) = heard
     assert makers == {"pictures": Maker(100.0, 2e9)}
-    # Of the others nothing was found; all start as fast as the first of them did.
-    assert {key: speed[:4] for key, speed in speeds.items()} == {"2.0": (9.0, 8.0, 10.0, 30.0)}
-    assert speeds["2.0"].start == pytest.approx(3.0)
+    assert speeds == {"2.0": Speed(9.0, 8.0, 10.0, 30.0, 1.5)}, "of the others nothing was found"
+    assert both.starts == [1.5, 2.5]
 
 
 def test_more_workers_than_nets_and_a_tuner_that_is_gone() -> None:
@@ -70,7 +74,7 @@ def test_more_workers_than_nets_and_a_tuner_that_is_gone() -> None:
     shares = [names(many.hand(f"{number}")) for number in range(3)]
     assert shares == [["2.0"], ["1.0"], ["0.5"]]
     assert many.hand("4") is None
-    many.hear(told(many.began, **{"2.0": 7.0}))
+    many.hear(told(1.0, **{"2.0": 7.0}))
     many.leave("0")
     many.abandon()
     many.abandon()
@@ -92,6 +96,43 @@ def test_what_cannot_be_measured_is_left_out(tmp_path: Path) -> None:
     speed = Speed(*found["nets"]["0.5"])
     assert 0 < speed.slowest <= speed.train <= speed.fastest
     assert speed.evaluate > 0
+
+
+def test_a_forecast_is_speeds_times_pictures_and_keeps_what_it_learns(tmp_path: Path) -> None:
+    cells = tuple(trial.cell for trial, *_ in nets(1.0, 0.5).values())
+    sweep = Sweep("s", "demo", cells)
+    options = parser("s", "").parse_args(["--price-per-gpu-hour", "36"])
+    errand = Errand(sweep, Choice("demo", "", "", "local", tmp_path, str(tmp_path)), options)
+    facts = {SMALL: dataset(SMALL, tmp_path)}
+    todo = plan(sweep, errand.ledger, {})
+
+    def made() -> Forecast:
+        return Forecast(errand, todo, facts, "here", 0.0, 2)
+
+    one = made()
+    assert [trial.cell for trial, *_ in one.lacking().values()] == list(cells)
+    assert one.sentence() == ""
+    large, small = one.keys[cells[0].key], one.keys[cells[1].key]
+    one.learn({large: Speed(10.0, 8.0, 20.0, 50.0, 3.0)}, 1)
+    trial = todo.to_do[0]
+    learned, evaluated = pictures(trial, facts[SMALL])
+    price = one.price(trial)
+    assert price is not None
+    assert price.likely == learned / 10 + evaluated / 50 + FIXED
+    assert (price.least, price.most) == (learned / 20 + evaluated / 50 + FIXED, learned / 8 + evaluated / 50 + FIXED)
+    assert one.price(todo.to_do[1]) is None
+    # One of two workers has started; the other is still to import what a trial needs.
+    assert one.start() == 3.0
+    assert one.sentence(one.start()) == (
+        f"forecast for 1 trials: {(price.likely + 3) / 3600:.3g} hours of trials "
+        f"({(price.least + 3) / 3600:.3g} to {(price.most + 3) / 3600:.3g}), "
+        f"{(price.likely + 3) / 120:.1f} min with 2 at once, costs {(price.likely + 3) / 100:.2f} "
+        f"({(price.least + 3) / 100:.2f} to {(price.most + 3) / 100:.2f}) at 36 an hour"
+    )
+    again = made()
+    assert list(again.lacking()) == [small]
+    assert again.rates() == {cells[0].key: 10.0}
+    assert again.start() == 6.0
 
 
 def drive(folder: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,25 @@ def test_a_ray_that_does_not_start_is_tried_twice_and_then_a_sentence(monkeypatc
     assert tried == ["local", "shut down"] * 2
     tried.append("and a busy moment later")
     assert tasks.connect("local") == {"CPU": 2.0}
+
+
+def test_a_ray_that_is_started_here_has_no_spare_parts_and_is_left_at_once() -> None:
+    code = (
+        "import json, os, time, pathlib\n"
+        "from sweeps import tasks\n"
+        "import ray\n"
+        "tasks.connect('local', 1)\n"
+        "session = ray._private.worker._global_node.get_session_dir_path()\n"
+        "words = [p.read_bytes().decode().split('\\0') for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')]\n"
+        "parts = {os.path.basename(w) for line in words if any(session in w for w in line) for w in line[:4]}\n"
+        "print(json.dumps([sorted(parts), time.time()]))\n"
+    )
+    given = os.environ | {"PYTHONWARNINGS": "ignore"}
+    words = [sys.executable, "-c", code]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=given, timeout=280, check=False)
+    ended = time.time()
+    assert found.returncode == 0, found.stderr
+    parts, last = json.loads(found.stdout)
+    assert {"raylet", "gcs_server"} <= set(parts)
+    assert not {"monitor.py", "log_monitor.py", "dashboard.py"} & set(parts)
+    assert ended - last < 20
