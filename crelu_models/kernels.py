@@ -72,7 +72,7 @@ def _compiled(pointers: int) -> Callable[[Any], Callable[..., int]]:
     def compile_it(loop: Any) -> Callable[..., int]:
         try:
             made = numba.cfunc(types.uint64(*kinds), cache=True)(loop)
-        except RuntimeError:  # neither the tree nor the user's own folder for caches can be written to
+        except (RuntimeError, OSError):  # no folder for it can be written to, or the disk is full
             made = numba.cfunc(types.uint64(*kinds))(loop)
         call: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_uint64, *passed)(made.address)
         call.code = made  # type: ignore[attr-defined] # which lives as long as the call

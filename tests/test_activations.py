@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numba
 import pytest
 import torch
 from torch import Tensor
@@ -112,6 +114,23 @@ def test_crelu_takes_the_compiled_loops_where_they_are_faster(form: str, monkeyp
     crelu(draw((2, 8, 3, 3)).contiguous(memory_format=torch.channels_last))
     crelu(draw((2, 3, 3, 3)).contiguous(memory_format=torch.channels_last))  # rows of three floats: no whole words
     assert taken == ([2, 18] if form == "compiled" else [])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no locator"), OSError("no space")], ids=str)
+def test_loops_that_cannot_be_kept_are_compiled_all_the_same(error: Exception, monkeypatch: pytest.MonkeyPatch):
+    genuine = numba.cfunc
+
+    def full(signature: Any, cache: bool = False) -> Any:
+        def refused(loop: Any) -> Any:
+            raise error
+
+        return refused if cache else genuine(signature)
+
+    monkeypatch.setattr(numba, "cfunc", full)
+    again = kernels._compiled(2)(kernels._crelu.code._pyfunc)  # type: ignore[attr-defined]
+    x, y = draw((3, 8)), torch.empty(3, 16)
+    assert again(x.data_ptr(), y.data_ptr(), 3, 4, *kernels.FLOATS[x.dtype]) == 0
+    assert torch.equal(y, naive(x))
 
 
 def test_crelu_without_numba_is_the_same(form: str, monkeypatch: pytest.MonkeyPatch):
