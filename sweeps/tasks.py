@@ -56,6 +56,7 @@ def connect(address: str, cpus: int = 0) -> dict[str, float]:
                 ray.init(address, **silent)
             except (ConnectionError, RuntimeError) as error:
                 raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+    atexit.unregister(_end)
     atexit.register(_end)
     return dict(ray.cluster_resources())
 

@@ -37,8 +37,8 @@ from sweeps.trial import Cell, Trial
 ROWS = 50  # epochs in one request: the server takes 1,000 points
 LEADING = "train/loss"  # the metric that every epoch has, by whose steps and values a run is known again
 Pages = Callable[[str, Mapping[str, str]], Mapping[str, Page]]
-# Seconds between two rounds of the thread: so many at least, and so many for each that a round has taken, which leaves
-# the CPU to the trials; more while the server is away; a minute at most.
+# Seconds between two rounds of the thread: so many at least, and so many for each in which a round has computed, which
+# leaves the CPU to the trials; more while the server is away; a minute at most.
 PAUSE, RATIO, LONGEST = 2.0, 30.0, 60.0
 
 
@@ -361,12 +361,12 @@ class Tracker:
                     self.lock.wait()
                 if self.closing and not self.marked and not self.cells:
                     return
-            began = time.monotonic()
             try:
                 projection = projection or Projection(self.store, self.ledger, self.sweep)
+                began = time.thread_time()
                 self._round(projection)
                 self._back()
-                failed, pause = 0, max(PAUSE, RATIO * (time.monotonic() - began))
+                failed, pause = 0, max(PAUSE, RATIO * (time.thread_time() - began))
             except Exception as error:  # whatever a server or its client comes up with, training goes on
                 self._away(error)
                 if self.closing and failed:
