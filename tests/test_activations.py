@@ -23,14 +23,13 @@ SHAPES = [(2, 3, 5, 7), (4, 6, 1, 1), (3, 1, 4, 4), (1, 4, 3, 3), (5, 8), (2, 3,
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Take these small tensors as they come, or as larger ones: in halves, gone through, or by the compiled loops."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1 if request.param == "compiled" else 2)
     if request.param == "in halves":
-        torch.set_num_threads(2)
         monkeypatch.setattr(activations, "HALVES", range(1 << 20))
     if request.param == "in parts":
         monkeypatch.setattr(activations, "PART", 64)
         monkeypatch.setattr(activations, "SMALL", 0)
     if request.param == "compiled":
-        torch.set_num_threads(1)
         monkeypatch.setattr(activations, "LEAST", 0)
     yield str(request.param)
     torch.set_num_threads(threads)
