@@ -67,10 +67,10 @@ class Forecast:
 
     def price(self, trial: Trial) -> Price | None:
         """Return what a trial takes; None where its net is not measured."""
-        speed, facts = self.speeds.get(self.keys.get(trial.cell.key, "")), self.facts
-        return (
-            None if speed is None else price(trial, facts[trial.cell.dataset], speed, self.ends.get(trial.reference, 0))
-        )
+        speed = self.speeds.get(self.keys.get(trial.cell.key, ""))
+        if speed is None:
+            return None
+        return price(trial, self.facts[trial.cell.dataset], speed, self.ends.get(trial.reference, 0))
 
     def start(self) -> float:
         """Return the seconds that all workers that are still to start take to import what a trial needs."""

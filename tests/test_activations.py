@@ -76,9 +76,7 @@ def numbers(kind: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_compiled_loops_agree_on_every_number(form: str, kind: torch.dtype):
-    if form != "compiled":
-        return
+def test_compiled_loops_agree_on_every_number(kind: torch.dtype):
     x = numbers(kind)
     weight = draw((len(x), 128)).to(kind)
     for value in (0.0, -0.0, INF, -INF):
@@ -92,7 +90,7 @@ def test_compiled_loops_agree_on_every_number(form: str, kind: torch.dtype):
     assert torch.equal(bits(by_x), bits(gradient))
 
 
-def test_compiled_loops_leave_to_torch_what_is_no_number(form: str):
+def test_compiled_loops_leave_to_torch_what_is_no_number():
     x = draw((3, 64))
     y, by_x, weight = torch.empty(3, 128), torch.empty(3, 64), draw((3, 128), 1)
     assert kernels.crelu(x, y, 3)
@@ -132,7 +130,7 @@ def test_loops_that_cannot_be_kept_are_compiled_all_the_same(error: Exception, m
     assert torch.equal(y, naive(x))
 
 
-def test_crelu_without_numba_is_the_same(form: str, monkeypatch: pytest.MonkeyPatch):
+def test_crelu_without_numba_is_the_same(monkeypatch: pytest.MonkeyPatch):
     x, weight = draw((4, 8, 5, 5)), draw((4, 16, 5, 5), 1)
     ours = value_and_gradient(crelu, x, weight)
     monkeypatch.setattr(activations, "_loops", lambda: None)

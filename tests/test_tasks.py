@@ -6,10 +6,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
+def printed(code: str) -> Any:
+    """Return what `code` prints, as JSON, run by a Python of its own."""
+    given = os.environ | {"PYTHONWARNINGS": "ignore"}
+    words = [sys.executable, "-c", code]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=given, timeout=280, check=False)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
 
 
 def test_a_task_that_is_lost_is_a_sentence_and_the_others_go_on() -> None:
@@ -27,11 +37,7 @@ def test_a_task_that_is_lost_is_a_sentence_and_the_others_go_on() -> None:
         "tasks.leave()\n"
         "print(json.dumps(found))\n"
     )
-    given = os.environ | {"PYTHONWARNINGS": "ignore"}
-    words = [sys.executable, "-c", code]
-    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=given, timeout=280, check=False)
-    assert found.returncode == 0, found.stderr
-    small, large, ((_, one), (_, lost), (_, raised), (_, four)) = json.loads(found.stdout)
+    small, large, ((_, one), (_, lost), (_, raised), (_, four)) = printed(code)
     assert (small, large, one, four) == (1, 2, 1, 16)
     assert lost.startswith("WorkerCrashedError: ")
     assert raised == "KeyError: 'three'"
@@ -91,12 +97,8 @@ def test_a_ray_that_is_started_here_has_no_spare_parts_and_is_left_at_once() -> 
         "parts = {os.path.basename(w) for line in words if any(session in w for w in line) for w in line[:4]}\n"
         "print(json.dumps([sorted(parts), time.time()]))\n"
     )
-    given = os.environ | {"PYTHONWARNINGS": "ignore"}
-    words = [sys.executable, "-c", code]
-    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=given, timeout=280, check=False)
+    parts, last = printed(code)
     ended = time.time()
-    assert found.returncode == 0, found.stderr
-    parts, last = json.loads(found.stdout)
     assert {"raylet", "gcs_server"} <= set(parts)
     assert not {"monitor.py", "log_monitor.py", "dashboard.py"} & set(parts)
     assert ended - last < 20
