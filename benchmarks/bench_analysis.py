@@ -26,10 +26,10 @@ from crelu_models.spec import Conv, Net
 from crelu_models.tables import PAPER
 from sweeps.analysis.capture import batch_size
 from sweeps.analysis.cgls import cgls, ratio
-from sweeps.analysis.finished import Subject
-from sweeps.analysis.firing import CIFAR, IMAGENET, ONE_IN, Largest, firing, moved, thresholds
-from sweeps.analysis.patches import Deal, kept_columns, patch_columns, patch_ratios, pooled_ratio
-from sweeps.analysis.recovery import pooled, randomised
+from sweeps.analysis.invariance_scores import CIFAR, IMAGENET, ONE_IN, Largest, firing, moved, thresholds
+from sweeps.analysis.pooling_ratio import Deal, kept_columns, patch_columns, patch_ratios, pooled_ratio
+from sweeps.analysis.reconstruct import pooled, randomised
+from sweeps.analysis.weights import Subject
 
 Found = dict[str, Any]
 

@@ -18,15 +18,15 @@ import numpy as np
 
 from data.datasets import data_dir, dataset
 from data.write import prepare
-from sweeps import cluster, tasks
 from sweeps.cifar_width import NETS
-from sweeps.ledger import Ledger
-from sweeps.place import Place
-from sweeps.plan import Protocol, Sweep
-from sweeps.profile import scaled
-from sweeps.recipe import ALLCONV
-from sweeps.session import Resources, Session
-from sweeps.trial import Cell, Trial
+from sweeps.execution import ray_runtime, tuner
+from sweeps.execution.session import Resources, Session
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.profiles import scaled
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training.runtime import Place
 
 METRIC = "final/test_top1_err"
 
@@ -49,7 +49,7 @@ def errors(cells: tuple[Cell, ...], seeds: int) -> np.ndarray:
             {},
             {name: (facts.classes, facts.crop)},
         )
-        cluster.drive(session)
+        tuner.drive(session)
         results = ledger.results()
         found = [[results[Trial(cell, seed=seed).key]["metrics"][METRIC] for seed in range(seeds)] for cell in cells]
     return np.asarray(found)
@@ -80,7 +80,7 @@ def main() -> None:
         )
         for cell in nets.values()
     )
-    tasks.connect("local")
+    ray_runtime.connect("local")
     found = errors(cells, options.seeds)
     draw = np.random.default_rng(0).integers(options.seeds, size=(2000, options.seeds))
     print(f"{'cells':<28}{'sd':>7}{'sd':>7}{'sd of difference':>18}{'correlation':>13}{'gain':>7}   90 % interval")

@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from crelu_models.tables import S2
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep, plan
-from sweeps.recipe import ALLCONV
-from sweeps.trial import Cell
+from sweeps.experiment.plan import Protocol, Sweep, plan
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell
+from sweeps.store.ledger import Ledger
 
 CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=1))
 
 
 def ours(trials: int, folder: str) -> dict[str, float]:
     """Run so many trivial trials through the queue; return seconds a trial, and the growth from first to last tenth."""
-    from sweeps import cluster, tasks
-    from sweeps.place import Place
-    from sweeps.session import Resources, Session
+    from sweeps.execution import ray_runtime, tuner
+    from sweeps.execution.session import Resources, Session
+    from sweeps.training.runtime import Place
 
     ends: list[float] = []
 
@@ -40,7 +40,7 @@ def ours(trials: int, folder: str) -> dict[str, float]:
         if event == "done":
             ends.append(time.perf_counter())
 
-    tasks.connect("local")
+    ray_runtime.connect("local")
     ledger = Ledger(f"{folder}/ledger")
     session = Session(
         Sweep("overhead", "smoke", (CELL,), Protocol(seeds=trials)),
@@ -53,7 +53,7 @@ def ours(trials: int, folder: str) -> dict[str, float]:
         work="benchmarks.trivial:at_once",
     )
     began = time.perf_counter()
-    cluster.drive(session)
+    tuner.drive(session)
     total = time.perf_counter() - began
     assert len(ledger.results()) == trials
     tenth = max(2, trials // 10)

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from sweeps.cifar_width import CELLS
-from sweeps.ledger import Ledger
-from sweeps.outcome import score_table
-from sweeps.plan import Protocol, Sweep, declared, plan
-from sweeps.tracking import Projection, Store
-from sweeps.trial import Trial, code_fingerprint
+from sweeps.experiment.plan import Protocol, Sweep, declared, plan
+from sweeps.experiment.trial import Trial, code_fingerprint
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.mlflow_runs import Projection, Store
+from sweeps.training.result import score_table
 
 EPOCHS, PICTURES, CLASSES = 50, 1000, 10
 LIMITS = (20.0, 2048.0)  # seconds and MiB

@@ -28,14 +28,14 @@ from typing import Any
 
 from data.datasets import data_dir, dataset
 from data.write import prepare
-from sweeps.course import Course, Report
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.profiles import scaled
+from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS
-from sweeps.ledger import Ledger
-from sweeps.perform import perform
-from sweeps.place import Place
-from sweeps.plan import Protocol, Sweep
-from sweeps.profile import scaled
-from sweeps.trial import Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training.run_trial import perform
+from sweeps.training.runtime import Place
+from sweeps.training.trainer import Course, Report
 
 
 def clocked(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ def unsaved(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]
 
 def driven(work: str) -> tuple[float, float]:
     """Drive the demo sweep's trials through the queue; return its wall time, and the share of theirs in saving."""
-    from sweeps import cluster
+    from sweeps.execution import tuner
 
     cells = tuple(scaled(cell, "demo") for cell in CELLS)
     sweep, where = Sweep("safety", "demo", cells, Protocol()), data_dir(None)
@@ -79,11 +79,11 @@ def driven(work: str) -> tuple[float, float]:
         ledger = Ledger(str(Path(folder).absolute()))
         place = Place(ledger.root, str(where))
         listen: Any = lambda *_: None  # noqa: E731
-        session = cluster.Session(
+        session = tuner.Session(
             sweep,
             ledger,
             place,
-            cluster.Resources(),
+            tuner.Resources(),
             listen,
             "safety",
             {},
@@ -91,7 +91,7 @@ def driven(work: str) -> tuple[float, float]:
             work=f"benchmarks.bench_safety:{work}",
         )
         began = time.perf_counter()
-        cluster.drive(session)
+        tuner.drive(session)
         seconds = time.perf_counter() - began
         results = ledger.results().values()
         assert len(results) == len(cells)
@@ -167,11 +167,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sweep-epochs", type=int, default=60)
     options = parser.parse_args()
-    from sweeps import tasks
+    from sweeps.execution import ray_runtime
 
     for name in {scaled(cell, "demo").dataset for cell in CELLS}:
         prepare(name, data_dir(None))
-    tasks.connect("local")
+    ray_runtime.connect("local")
     shares: list[float] = []
 
     def safe() -> float:
@@ -182,7 +182,7 @@ def main() -> None:
     sides = {"nothing kept": lambda: driven("unsaved")[0], "checkpoints, hashes and fsync": safe}
     table("the demo sweep, from its first trial to its last", sides, options.rounds)
     print(f"  {'of the time of its trials, in saving':<40}{median(shares):>38.1%}", flush=True)
-    tasks.leave()
+    ray_runtime.leave()
     stores: dict[str, Callable[[], contextlib.AbstractContextManager[str]]] = {
         "MLflow in SQLite": lambda: contextlib.nullcontext(""),
         "a server that answers errors": lambda: serving(0.0),

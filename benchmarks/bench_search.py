@@ -18,14 +18,14 @@ from typing import Any
 
 from benchmarks.trivial import distance
 from crelu_models.tables import S2
-from sweeps import cluster, tasks
-from sweeps.ledger import Ledger
-from sweeps.place import Place
-from sweeps.plan import Protocol, Sweep
-from sweeps.recipe import ALLCONV
-from sweeps.search import Search, Study, space, study
-from sweeps.session import Resources, Session
-from sweeps.trial import Cell
+from sweeps.execution import ray_runtime, tuner
+from sweeps.execution.session import Resources, Session
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.search import Search, Study, space, study
+from sweeps.experiment.trial import Cell
+from sweeps.store.ledger import Ledger
+from sweeps.training.runtime import Place
 
 EPOCHS = 40
 
@@ -44,7 +44,7 @@ def studies(cells: tuple[Cell, ...], search: Search) -> tuple[list[Study], dict[
             {},
             work="benchmarks.trivial:bowl",
         )
-        cluster.drive(session)
+        tuner.drive(session)
         results = ledger.results()
         return [study(search, cell, results, ()) for cell in cells], results
 
@@ -57,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = dataclasses.replace(ALLCONV, epochs=EPOCHS)
     cells = tuple(Cell(f"x{k}", S2.width((k + 4) / 16), "synthetic", recipe) for k in range(options.cells))
-    tasks.connect("local")
+    ray_runtime.connect("local")
     found = {}
     for name, search in {
         "random": Search(options.trials, sampler="random", prune=False),

@@ -28,10 +28,10 @@ from typing import Any
 
 from crelu_models.spec import Net
 from data.datasets import dataset
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD, VGG
+from sweeps.experiment.trial import Cell, Trial
 from sweeps.imagenet_placement import CELLS
-from sweeps.ledger import Ledger
-from sweeps.recipe import ALLCONV, IMAGENET_SGD, VGG
-from sweeps.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 JPEG = "synthetic:size={2},classes=8,train={0},test={1}"
@@ -69,9 +69,9 @@ def cifar(pictures: int, epochs: int) -> list[Trial]:
 def train(trials: Sequence[Trial], side: str, place: dict[str, Any]) -> dict[str, float]:
     """Train side by side ("pack") or one after another ("apart"); return seconds and the pictures decoded."""
     from data.load import FFCVReader, ThreadReader
-    from sweeps.pack import perform_pack
-    from sweeps.perform import perform
-    from sweeps.place import Place
+    from sweeps.execution.pack import perform_pack
+    from sweeps.training.run_trial import perform
+    from sweeps.training.runtime import Place
 
     decoded, here = 0, Place(**place)
     for reader in (FFCVReader, ThreadReader):

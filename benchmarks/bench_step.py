@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.turns import answer, ask, start
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
-from sweeps.recipe import ALLCONV, IMAGENET_ADAM, VGG, Recipe
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, VGG, Recipe
 
 # Net, recipe, stored side, crop, classes, pictures a step: on a CPU, and on a GPU.
 FAMILIES: dict[str, tuple[Net, Recipe, int, int, int, int, int]] = {
@@ -76,8 +76,8 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
     from data.augment import training_view
     from data.datasets import beton_path, order
     from data.load import open_pictures
-    from sweeps.evaluate import precision_of, score
-    from sweeps.train import Learner, keep_memory
+    from sweeps.training.evaluate import precision_of, score
+    from sweeps.training.loop import Learner, keep_memory
 
     keep_memory()
     (net, batch), (_, recipe, stored, crop, classes, *_) = net_of(family, options), FAMILIES[family]
@@ -167,7 +167,7 @@ def roof(options: argparse.Namespace) -> float:
     """Return the best GFLOP a second of matrix products and convolutions, in the precision that ours takes."""
     import torch
 
-    from sweeps.evaluate import precision_of
+    from sweeps.training.evaluate import precision_of
 
     place = torch.device(options.device)
     kind = torch.bfloat16 if precision_of(options.precision, place) == "bf16" else torch.float32

@@ -35,10 +35,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.postgres import Postgres, programs
 from crelu_models.tables import S2
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep
-from sweeps.recipe import ALLCONV
-from sweeps.trial import Cell, Trial
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = tuple(Cell(f"cell {i}", S2, "synthetic", dataclasses.replace(ALLCONV, lr=0.01 * (i + 1))) for i in range(4))
@@ -63,7 +63,7 @@ def report(ledger: Ledger, trials: Sequence[Trial], tracker: Any, seconds: float
     """Let every trial report an epoch each `every` seconds, evenly spread, then finish; return their histories."""
     import torch
 
-    from sweeps import checkpoint
+    from sweeps.training import checkpoint
 
     histories: dict[str, list[dict[str, float]]] = {trial.key: [] for trial in trials}
     began, tick = time.time(), 0
@@ -98,7 +98,7 @@ def drive(uri: str, name: str, trials: int, seconds: float, every: float) -> Fou
     """Be one driver: track so many trials for so long, then read everything back."""
     import mlflow
 
-    from sweeps.tracking import Projection, Store, Tracker
+    from sweeps.tracking.mlflow_runs import Projection, Store, Tracker
 
     taken: list[tuple[float, int, int]] = []  # when, time stamp, step: of the leading metric
     requests: list[float] = []

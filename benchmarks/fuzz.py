@@ -36,16 +36,17 @@ from crelu_models.tables import S2, S9
 from data import beton
 from data.datasets import beton_path, dataset, read_sidecar
 from data.write import prepare
-from sweeps import checkpoint
-from sweeps.analysis import capsule, evidence, report
-from sweeps.analysis.evidence import MANIFEST
+from sweeps.experiment.plan import Protocol, Sweep, declared, plan, sweep_from_json
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.launch import change
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep, declared, plan, sweep_from_json
-from sweeps.progress import progress
-from sweeps.recipe import ALLCONV
-from sweeps.search import Search
-from sweeps.trial import Cell, Trial, trial_from_json
+from sweeps.report import build
+from sweeps.results import capsule, evidence
+from sweeps.results.evidence import MANIFEST
+from sweeps.store.checkpoint_header import progress
+from sweeps.store.ledger import Ledger
+from sweeps.training import checkpoint
 
 Border = Callable[[bytes], object]
 SECONDS = 5.0  # more than this for one small input counts as a hang
@@ -134,7 +135,7 @@ def _result(ledger: Ledger, content: bytes) -> object:
 def _reported(path: Path, folder: Path) -> object:
     """Make the report of a capsule, as `report --from` does."""
     with redirect_stdout(io.StringIO()):
-        return report.run(
+        return build.run(
             argparse.Namespace(sweep=None, check=None, capsule=str(path), to=str(folder / "to"), output="")
         )
 

@@ -26,8 +26,8 @@ def train(row: dict[str, Any], pictures: str, report: Callable[[dict[str, float]
 
     from crelu_models.build import build, initialise
     from data.datasets import folds, holdout
-    from sweeps.sets import SPLIT_SEED
-    from sweeps.trial import PHASES, trial_from_json
+    from sweeps.experiment.trial import PHASES, trial_from_json
+    from sweeps.training.splits import SPLIT_SEED
 
     trial = trial_from_json(row["trial"])
     recipe, phase = trial.cell.recipe, PHASES[trial.phase]

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sweeps.ledger import Ledger
-from sweeps.place import Place
-from sweeps.trial import Trial, code_fingerprint
+from sweeps.experiment.trial import Trial, code_fingerprint
+from sweeps.store.ledger import Ledger
+from sweeps.training.runtime import Place
 
 Report = Callable[[int, dict[str, float]], None]
 

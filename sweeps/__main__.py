@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from sweeps import doctor, serve, spot
-from sweeps.analysis import report
-from sweeps.lease import driver
-from sweeps.ledger import Json, Ledger
-from sweeps.plan import Sweep, plan, sweep_from_json, unknown
+from sweeps.experiment.plan import Sweep, plan, sweep_from_json, unknown
+from sweeps.ops import doctor, mlflow_server, spot_notice
+from sweeps.report import build
+from sweeps.store.lease import driver
+from sweeps.store.ledger import Json, Ledger
 
 
 def main() -> int:
@@ -63,20 +63,20 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--reader", choices=("ffcv", "threads"), default="ffcv")
     verb.set_defaults(verb=verify_resume)
     verb = verbs.add_parser("report", help="the table one may publish: page, Markdown, LaTeX, CSV, Parquet")
-    report.arguments(verb)
-    verb.set_defaults(verb=report.run)
+    build.arguments(verb)
+    verb.set_defaults(verb=build.run)
     verb = verbs.add_parser("export", help="a sweep in one file, from which its report is rebuilt")
-    report.export_arguments(verb)
-    verb.set_defaults(verb=report.export)
+    build.export_arguments(verb)
+    verb.set_defaults(verb=build.export)
     verb = verbs.add_parser("serve", help="MLflow's server over --output, for a cluster's head; its backup too")
-    serve.arguments(verb)
-    verb.set_defaults(verb=serve.run)
+    mlflow_server.arguments(verb)
+    verb.set_defaults(verb=mlflow_server.run)
     verb = verbs.add_parser("doctor", help="whether a cluster is closed to the world: --cluster on its head")
     doctor.arguments(verb)
     verb.set_defaults(verb=doctor.run)
     verb = verbs.add_parser("watch-spot", help="tell Ray when EC2 reclaims this machine, on each worker of a cluster")
-    spot.arguments(verb)
-    verb.set_defaults(verb=spot.run)
+    spot_notice.arguments(verb)
+    verb.set_defaults(verb=spot_notice.run)
     for parser in verbs.choices.values():
         parser.add_argument("--output", default="outputs", metavar="DIR", help="the sweeps' output (default outputs)")
     return found
@@ -166,7 +166,7 @@ def _text(state: Json) -> str:
 
 def reconcile(options: argparse.Namespace) -> int:
     """Bring the runs of a sweep in MLflow to the ledger's state, and say how many there are."""
-    from sweeps.tracking import Projection, Store
+    from sweeps.tracking.mlflow_runs import Projection, Store
 
     ledger = _ledger(options)
     (title, sweep), = planned(ledger, options.sweep).items()  # fmt: skip
@@ -188,8 +188,8 @@ def reconcile(options: argparse.Namespace) -> int:
 
 def export_study(options: argparse.Namespace) -> int:
     """Write the studies of a sweep to an Optuna storage."""
-    from sweeps.plan import given_up
-    from sweeps.search import export, study
+    from sweeps.experiment.plan import given_up
+    from sweeps.experiment.search import export, study
 
     ledger = _ledger(options)
     (title, sweep), = planned(ledger, options.sweep).items()  # fmt: skip
@@ -210,10 +210,10 @@ def verify_resume(options: argparse.Namespace) -> int:
     import torch
 
     from data.datasets import data_dir
-    from sweeps.perform import device_name
-    from sweeps.place import Place
-    from sweeps.trial import Trial, code_fingerprint
-    from sweeps.verify import shortened, verify
+    from sweeps.experiment.trial import Trial, code_fingerprint
+    from sweeps.training.run_trial import device_name
+    from sweeps.training.runtime import Place
+    from sweeps.training.verify_resume import shortened, verify
 
     ledger = _ledger(options)
     (_, sweep), = planned(ledger, options.sweep).items()  # fmt: skip

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, get_type_hints
 
-from sweeps.plan import Protocol, Sweep, unknown
-from sweeps.profile import PROFILES, scaled
-from sweeps.recipe import Recipe
-from sweeps.search import SAMPLERS, Search
-from sweeps.trial import MATCHES, Cell
+from sweeps.experiment.plan import Protocol, Sweep, unknown
+from sweeps.experiment.profiles import PROFILES, scaled
+from sweeps.experiment.recipe import Recipe
+from sweeps.experiment.search import SAMPLERS, Search
+from sweeps.experiment.trial import MATCHES, Cell
 
 DONE, USAGE, INTERRUPTED = 0, 2, 130
 ABLATION = Protocol()
@@ -192,7 +192,7 @@ def decide(name: str, cells: Sequence[Cell], options: argparse.Namespace) -> Any
     GPUs on toy data.
     """
     from data.datasets import data_dir
-    from sweeps.errand import Choice
+    from sweeps.cli.settings import Choice
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     output = options.output if "://" in options.output else os.path.abspath(os.path.expanduser(options.output))
@@ -312,8 +312,8 @@ def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argp
     sweep = declare(name, cells, protocol, options, choice)
     if options.list:
         return show_cells(sweep)
-    from sweeps.drive import dry_run, go
-    from sweeps.errand import Errand
+    from sweeps.cli.run import dry_run, go
+    from sweeps.cli.settings import Errand
 
     errand = Errand(sweep, choice, options)
     return dry_run(errand) if options.dry_run else go(errand)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crelu_models.spec import mix
-from sweeps.analysis import paper
-from sweeps.analysis.paper import AVERAGE, TOP1, TRAIN, VOTE
-from sweeps.ledger import Ledger
-from sweeps.outcome import score_table
-from sweeps.plan import Protocol, Sweep, declared, plan
-from sweeps.trial import Cell, Trial, code_fingerprint
+from sweeps.experiment.plan import Protocol, Sweep, declared, plan
+from sweeps.experiment.trial import Cell, Trial, code_fingerprint
+from sweeps.results import paper
+from sweeps.results.paper import AVERAGE, TOP1, TRAIN, VOTE
+from sweeps.store.ledger import Ledger
+from sweeps.training.result import score_table
 
 START = 1_790_000_000_000
 

@@ -20,12 +20,22 @@ from crelu_models.build import build, initialise
 from crelu_models.spec import Net
 from crelu_models.tables import PAPER
 from data.write import prepare
-from sweeps.analysis import invariance, job, mates, outgoing, pairing, paper, phases, reconstruction, theory
-from sweeps.ledger import Ledger
-from sweeps.outcome import Outcome, write_outcome
-from sweeps.plan import Sweep, declared, plan
-from sweeps.recipe import ALLCONV, IMAGENET_SGD
-from sweeps.trial import Cell, Trial
+from sweeps.analysis import (
+    invariance,
+    job,
+    outgoing,
+    outgoing_correlations,
+    pairing,
+    pairing_scores,
+    reconstruction,
+    theory,
+)
+from sweeps.experiment.plan import Sweep, declared, plan
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.results import paper
+from sweeps.store.ledger import Ledger
+from sweeps.training.result import Outcome, write_outcome
 
 SMALL, LARGE = "synthetic:classes=4,train=40,test=40", "synthetic:size=72,classes=4,train=20,test=40"
 CELLS = (
@@ -107,7 +117,7 @@ def perform(name: str, ledger: Ledger, data_dir: Path | str, *words: str) -> int
     return job.perform(PAGES[name].JOB, PAGES[name].arguments().parse_args([*words, *places, *device]))
 
 
-def summary(ledger: Ledger, label: str, name: str) -> dict[str, Any]:
+def read_summary(ledger: Ledger, label: str, name: str) -> dict[str, Any]:
     found = ledger.read_json(f"trials/{TRIALS[label].key}/analysis/{name}/summary.json")
     assert found is not None, (label, name)
     return found
@@ -133,11 +143,11 @@ def is_picture(ledger: Ledger, label: str, name: str, file: str) -> bool:
 def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
     for label, trial in TRIALS.items():
         weights = safetensors.torch.load(done.read(f"trials/{trial.key}/weights.safetensors") or b"")
-        rows, found = table(done, label, "pairing"), summary(done, label, "pairing")
+        rows, found = table(done, label, "pairing"), read_summary(done, label, "pairing")
         layers = ["conv1", "conv2", "conv3", "conv4"]
         assert [row["layer"] for row in found["rows"]] == layers
         for layer in layers:
-            ours = mates.pairs(weights[f"{layer}.weight"])
+            ours = pairing_scores.pairs(weights[f"{layer}.weight"])
             chosen = [i for i, where in enumerate(rows["layer"]) if where == layer and rows["draw"][i] == -1]
             assert [rows["mu"][i] for i in chosen] == ours.mu.tolist()
             assert [rows["mate"][i] for i in chosen] == ours.mate.tolist()
@@ -152,10 +162,10 @@ def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
 def test_metrics_have_the_names_of_the_papers_claims(done: Ledger) -> None:
     claimed = {c.metric for claim in paper.CLAIMS if claim.table.startswith("Figure") for c in claim.comparisons}
     jobs = ("pairing", "invariance", "outgoing")
-    four = {name for job in jobs for name in summary(done, "CReLU conv1-4", job)["metrics"]}
+    four = {name for job in jobs for name in read_summary(done, "CReLU conv1-4", job)["metrics"]}
     assert claimed <= four
     assert {f"{paper.PAIR}/conv1", f"{paper.NON_PAIR}/conv4"} <= four
-    half = summary(done, "CReLU half", "reconstruction")["metrics"]
+    half = read_summary(done, "CReLU half", "reconstruction")["metrics"]
     assert set(half) == {
         f"{metric}/{layer}" for metric in (paper.LEARNED, paper.RANDOM) for layer in ("conv2", "conv5")
     }
@@ -163,7 +173,7 @@ def test_metrics_have_the_names_of_the_papers_claims(done: Ledger) -> None:
 
 def test_invariance_scores_the_first_seven_convs(done: Ledger) -> None:
     for label in TRIALS:
-        rows, found = table(done, label, "invariance"), summary(done, label, "invariance")
+        rows, found = table(done, label, "invariance"), read_summary(done, label, "invariance")
         moves = ["top left", "bottom right"] if label == "CReLU conv1-4" else ["down 3", "left 3"]
         assert {"flip", "turn +15", "turn -15", *moves} <= set(rows)
         assert [row["layer"] for row in found["rows"]] == [f"conv{i}" for i in range(1, 8)]
@@ -189,7 +199,7 @@ def test_reconstruction_takes_the_algorithm_that_fits(done: Ledger) -> None:
 def test_outgoing_compares_the_phases_of_crelu_nets(done: Ledger) -> None:
     rows = table(done, "CReLU conv1-4", "outgoing")
     weights = safetensors.torch.load(done.read(f"trials/{TRIALS['CReLU conv1-4'].key}/weights.safetensors") or b"")
-    expected = torch.cat([phases.correlations(weights[f"conv{i}.weight"]).pair for i in range(2, 6)])
+    expected = torch.cat([outgoing_correlations.correlations(weights[f"conv{i}.weight"]).pair for i in range(2, 6)])
     assert rows["pair"] == expected.tolist()
     counts = table(done, "CReLU conv1-4", "outgoing", "non_pairs.parquet")
     assert sum(counts["count"]) == sum(k * (k - 1) for k in (12, 12, 12, 32))
@@ -219,7 +229,7 @@ def test_results_are_kept_until_asked_for_otherwise(ledger: Ledger) -> None:
     words = ("--run", TRIALS["CReLU half"].key)
 
     def finished() -> object:
-        return summary(ledger, "CReLU half", "outgoing")["finished_ms"]
+        return read_summary(ledger, "CReLU half", "outgoing")["finished_ms"]
 
     perform("outgoing", ledger, "", *words)
     first = finished()
@@ -275,7 +285,7 @@ def test_tables_and_pictures_go_to_the_run_once(
     names = ("summary.json", "summary.csv", "table.parquet", "non_pairs.parquet", "outgoing.png")
     assert files == {f"analysis/outgoing/{name}" for name in names}
     metrics = client.get_run(run).data.metrics
-    assert metrics == pytest.approx(summary(ledger, "CReLU half", "outgoing")["metrics"])
+    assert metrics == pytest.approx(read_summary(ledger, "CReLU half", "outgoing")["metrics"])
     perform("outgoing", ledger, "", "--run", run)
     assert "MLflow" not in capsys.readouterr().out
     # A store that does not take them costs a sentence; the files are on the ledger.

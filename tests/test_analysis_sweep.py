@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from test_analysis_jobs import PAGES, TRIALS, fill, perform, summary
+from test_analysis_jobs import PAGES, TRIALS, fill, perform, read_summary
 
-from sweeps.analysis import overview
-from sweeps.analysis.attempt import Errand, attempt
+from sweeps.analysis import summary
+from sweeps.analysis.compute import Errand, attempt
 from sweeps.analysis.sources import Misfit, of_sweep
-from sweeps.ledger import Ledger
-from sweeps.place import Place
+from sweeps.store.ledger import Ledger
+from sweeps.training.runtime import Place
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,11 +55,11 @@ def test_runs_of_a_sweep_are_tasks_and_one_that_fails_is_a_sentence(
     assert "1 of these runs not in MLflow yet" in found.stderr
     assert all(word in found.stdout for word in ("CReLU conv1-4 s0", "floor", "non-pair", "small-demo/outgoing.csv"))
     # The same command goes on where that one was: what is done, and what does not fit, is known.
-    first = summary(ledger, "CReLU conv1-4", "outgoing")
+    first = read_summary(ledger, "CReLU conv1-4", "outgoing")
     ledger.write(broken, weights)
     assert perform("outgoing", ledger, "", "--sweep", "small-demo") == 0
     shown = capsys.readouterr()
-    assert summary(ledger, "CReLU conv1-4", "outgoing") == first
+    assert read_summary(ledger, "CReLU conv1-4", "outgoing") == first
     assert "runs to analyse" not in shown.err
     assert "not for Baseline: no conv has CReLU" in shown.err
     rows = [line.split()[:4] for line in shown.out.splitlines()]
@@ -91,7 +91,7 @@ def test_an_error_nobody_thought_of_is_a_sentence_with_its_trace_on_the_ledger(l
     assert found.why.startswith("RuntimeError: a shape that nobody thought of (trace: ")
     assert "in explode" in Path(found.why.partition("trace: ")[2].removesuffix(")")).read_text()
     # What is done afterwards takes the trace away; a misfit is noted, and nothing that fits is hidden by it.
-    errand = Errand("outgoing", "sweeps.analysis.phases:findings", {"layers": ["conv2"]}, False)
+    errand = Errand("outgoing", "sweeps.analysis.outgoing_correlations:findings", {"layers": ["conv2"]}, False)
     assert attempt(errand._replace(work=f"{__name__}:misfit"), source, Place(ledger.root, "")).misfit
     assert attempt(errand, source, Place(ledger.root, "")).summary is not None
     assert ledger.names(f"trials/{source.trial}/analysis/outgoing") == [
@@ -112,13 +112,13 @@ def runs_of(cell: str, *scores: float, verdict: str = "holds") -> list[dict[str,
 
 def test_several_runs_of_a_cell_are_one_line_with_their_mean(tmp_path: Path) -> None:
     summaries = runs_of("Baseline", 10.0, 20.0) + runs_of("CReLU", 40.0)
-    assert overview.averaged(summaries) == [
+    assert summary.averaged(summaries) == [
         {"net": "Baseline", "runs": 2, "layer": "conv1", "score": 15.0, "p": None, "filters": 8, "verdict": None},
         {"net": "CReLU", "runs": 1, "layer": "conv1", "score": 40.0, "p": 0.0, "filters": 8, "verdict": "holds"},
     ]
-    assert [row["net"] for row in overview.averaged(summaries[1:])] == ["Baseline s1", "CReLU s0"]
+    assert [row["net"] for row in summary.averaged(summaries[1:])] == ["Baseline s1", "CReLU s0"]
     ledger = Ledger(str(tmp_path))
-    overview.leave(ledger, "toy", summaries)
+    summary.leave(ledger, "toy", summaries)
     lines = (tmp_path / "analysis/toy/invariance.csv").read_text().splitlines()
     assert lines[0] == "cell,run,trial,dataset,layer,score,p,filters,verdict"
     assert len(lines) == 1 + 3

@@ -15,14 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from made_sweeps import Made, make, scores
 
-from sweeps.analysis import capsule, report
-from sweeps.analysis.evidence import survey
-from sweeps.analysis.paper import TOP1
 from sweeps.cifar_vgg import CELLS
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep
-from sweeps.search import Search
-from sweeps.trial import Trial
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Trial
+from sweeps.report import build
+from sweeps.results import capsule
+from sweeps.results.evidence import survey
+from sweeps.results.paper import TOP1
+from sweeps.store.ledger import Ledger
 
 TITLE = "cifar_vgg"
 SWEEP = Sweep(TITLE, "paper", CELLS[:2], Protocol(ablation=False, single=True, folds=3, search=Search(2)))
@@ -55,8 +56,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lost = next(run for run in survey(ledger, TITLE).runs if run.result is None)
     for _ in range(3):
         ledger.add_attempt(lost.key, {"error": "RuntimeError: gone"})
-    report.run(options(folder))
-    report.export(argparse.Namespace(sweep=TITLE, file=str(folder / "one.zip"), output=str(folder)))
+    build.run(options(folder))
+    build.export(argparse.Namespace(sweep=TITLE, file=str(folder / "one.zip"), output=str(folder)))
     return folder
 
 
@@ -73,7 +74,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_report_from_a_capsule_is_byte_by_byte_the_report(made: Path, tmp_path: Path) -> None:
     moved = shutil.copy(made / "one.zip", tmp_path / "moved.zip")
-    assert report.run(options(tmp_path / "nothing here", capsule=str(moved), to=str(tmp_path / "out"))) == 0
+    assert build.run(options(tmp_path / "nothing here", capsule=str(moved), to=str(tmp_path / "out"))) == 0
     ours, theirs = files(tmp_path / "out" / TITLE), files(made / "reports" / TITLE)
     assert ours == theirs
     text = ours["report.html"].decode()
@@ -92,7 +93,7 @@ def test_capsule_carries_the_report_and_no_weights(made: Path) -> None:
 
 
 def test_equal_sweeps_make_equal_capsules(made: Path, tmp_path: Path) -> None:
-    report.export(argparse.Namespace(sweep=TITLE, file=str(tmp_path / "two.zip"), output=str(made)))
+    build.export(argparse.Namespace(sweep=TITLE, file=str(tmp_path / "two.zip"), output=str(made)))
     assert (tmp_path / "two.zip").read_bytes() == (made / "one.zip").read_bytes()
 
 
@@ -115,7 +116,7 @@ def test_decisions_are_what_the_scores_decide(made: Path) -> None:
 
 def test_capsule_is_read_without_torch_ray_optuna_or_a_server(made: Path, tmp_path: Path) -> None:
     code = (
-        "import argparse, sys\nfrom sweeps.analysis import report\n"
+        "import argparse, sys\nfrom sweeps.report import build\n"
         f"report.run(argparse.Namespace(sweep=None, check=None, capsule={str(made / 'one.zip')!r}, "
         f"to={str(tmp_path)!r}, output='nowhere'))\n"
         "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'ffcv', 'matplotlib'} & set(sys.modules)\n"
@@ -158,7 +159,7 @@ def test_damaged_and_hostile_capsules_are_refused(
 ) -> None:
     path = rewritten(made / "one.zip", tmp_path / "bad.zip", change, resign)
     with pytest.raises(ValueError, match=word):
-        report.run(options(tmp_path, capsule=str(path)))
+        build.run(options(tmp_path, capsule=str(path)))
     assert not (tmp_path / "reports").exists()
     assert not list(tmp_path.parent.glob("evil.txt"))
 
@@ -170,7 +171,7 @@ def test_capsule_whose_digests_fit_but_which_no_sweep_writes_is_refused(made: Pa
 
     path = rewritten(made / "one.zip", tmp_path / "odd.zip", change)
     with pytest.raises(ValueError, match=r"odd\.zip holds what no sweep writes \(AttributeError"):
-        report.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
+        build.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
 
 
 @pytest.mark.parametrize("key", ["x" * 300, "../../results/0123", "ABCDEF0123456789abcd"])
@@ -182,7 +183,7 @@ def test_capsule_that_names_a_trial_by_no_key_is_refused(made: Path, tmp_path: P
 
     path = rewritten(made / "one.zip", tmp_path / "odd.zip", change)
     with pytest.raises(ValueError, match="is no trial's key"):
-        report.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
+        build.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
 
 
 def test_capsule_with_a_damaged_place_is_refused(made: Path, tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_capsule_with_a_damaged_place_is_refused(made: Path, tmp_path: Path) -> 
     content[at + 60 : at + 90] = b"\xff" * 30  # of what is compressed there
     (tmp_path / "bad.zip").write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.zip is damaged: requirements\.lock cannot be read"):
-        report.run(options(tmp_path, capsule=str(tmp_path / "bad.zip")))
+        build.run(options(tmp_path, capsule=str(tmp_path / "bad.zip")))
 
 
 def test_capsule_of_a_later_zip_is_refused(made: Path, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_capsule_of_a_later_zip_is_refused(made: Path, tmp_path: Path) -> None:
     content[content.rindex(b"PK\x01\x02") + 6] = 84  # the version that is needed to read the last file
     (tmp_path / "late.zip").write_bytes(content)
     with pytest.raises(ValueError, match=r"late\.zip is no capsule: zip file version 8\.4"):
-        report.run(options(tmp_path, capsule=str(tmp_path / "late.zip")))
+        build.run(options(tmp_path, capsule=str(tmp_path / "late.zip")))
 
 
 def test_files_that_the_manifest_does_not_name_are_left_out(made: Path, tmp_path: Path) -> None:
@@ -213,6 +214,6 @@ def test_what_is_no_zip_is_no_capsule(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     path.write_bytes(b"PK\x03\x04 but then nothing")
     with pytest.raises(ValueError, match="is no capsule"):
-        report.run(options(tmp_path, capsule=str(path)))
+        build.run(options(tmp_path, capsule=str(path)))
     with pytest.raises(FileNotFoundError):
-        report.run(options(tmp_path, capsule=str(tmp_path / "missing.zip")))
+        build.run(options(tmp_path, capsule=str(tmp_path / "missing.zip")))

@@ -25,7 +25,7 @@ import hosts
 import pytest
 import yaml
 
-from sweeps.exposure import Listener, exposed
+from sweeps.ops.open_ports import Listener, exposed
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -226,7 +226,10 @@ def test_nobody_is_let_in_without_token_or_password(site: Site) -> None:
 
 
 def test_listeners_are_those_that_are_known_and_the_doctor_sees_one_more(site: Site) -> None:
-    code = "from sweeps.exposure import listeners; print([[one.port, one.address, one.command] for one in listeners()])"
+    code = (
+        "from sweeps.ops.open_ports import listeners; "
+        "print([[one.port, one.address, one.command] for one in listeners()])"
+    )
     said = site.on_head(f"cd ~/crelu && python -c {shlex.quote(code)}")
     found = ast.literal_eval(next(line for line in said.splitlines() if line.startswith("[[")))
     bound = {port: address for port, address, _ in found}

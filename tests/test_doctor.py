@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sweeps import doctor, exposure
-from sweeps.exposure import Listener, exposed, listeners
+from sweeps.ops import doctor, open_ports
+from sweeps.ops.open_ports import Listener, exposed, listeners
 
 ROOT = Path(__file__).resolve().parents[1]
 RAYLET = "/home/ubuntu/crelu/.venv/lib/python3.12/site-packages/ray/core/src/ray/raylet/raylet --raylet_socket_name=x"
@@ -212,4 +212,4 @@ def test_sockets_of_other_users_have_no_name(tmp_path: Path) -> None:
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
     line = "   0: 0100A8C0:1F90 00000000:0000 {} 00000000:00000000 00:00000000 00000000  1000 0 4711\n"
     (net / "tcp").write_text(head + line.format("0A") + line.format("01"))
-    assert exposure.listeners(tmp_path) == [Listener("192.168.0.1", 8080, "")]
+    assert open_ports.listeners(tmp_path) == [Listener("192.168.0.1", 8080, "")]

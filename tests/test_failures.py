@@ -13,11 +13,11 @@ import torch
 from test_resume import LARGE, SMALL, left, place, trial_of
 
 from data.write import prepare
-from sweeps.cluster import signature
-from sweeps.ledger import Ledger, with_room
-from sweeps.perform import perform
-from sweeps.train import Learner
-from sweeps.worker import HangWatch
+from sweeps.execution.tuner import signature
+from sweeps.execution.worker import HangWatch
+from sweeps.store.ledger import Ledger, with_room
+from sweeps.training.loop import Learner
+from sweeps.training.run_trial import perform
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_wait_for_room_ends_when_told_to_and_other_errors_pass() -> None:
 
 def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom sweeps.worker import HangWatch\nfrom sweeps.ledger import Ledger\n"
+        "import sys, time\nfrom sweeps.execution.worker import HangWatch\nfrom sweeps.store.ledger import Ledger\n"
         "watch = HangWatch(Ledger(sys.argv[1]), ['k'], 0.5).__enter__()\nalive = watch.over(lambda: False)\n"
         "for _ in range(10):\n    time.sleep(0.1)\n    alive()\n"
         "print('alive', flush=True)\n\ndef stuck():\n    time.sleep(60)\n\nstuck()\n"

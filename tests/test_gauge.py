@@ -13,16 +13,16 @@ from test_resume import SMALL, place, trial_of
 
 from data.datasets import dataset
 from data.write import prepare
-from sweeps.errand import Choice, Errand
-from sweeps.forecast import Forecast
-from sweeps.gauge import Gauge, take
+from sweeps.cli.forecast import Forecast
+from sweeps.cli.settings import Choice, Errand
+from sweeps.execution.packing import Maker
+from sweeps.execution.price import FIXED, Speed, pictures
+from sweeps.execution.session import Resources, Session
+from sweeps.execution.throughput import Gauge, take
+from sweeps.experiment.plan import Sweep, plan
+from sweeps.experiment.trial import Trial
 from sweeps.launch import parser
-from sweeps.ledger import Json, Ledger
-from sweeps.plan import Sweep, plan
-from sweeps.price import FIXED, Speed, pictures
-from sweeps.session import Resources, Session
-from sweeps.sharing import Maker
-from sweeps.trial import Trial
+from sweeps.store.ledger import Json, Ledger
 
 ROOT = Path(__file__).parents[1]
 Found = tuple[dict[str, Speed], dict[str, Maker]]
@@ -137,12 +137,12 @@ def test_a_forecast_is_speeds_times_pictures_and_keeps_what_it_learns(tmp_path: 
 
 def drive(folder: str) -> None:
     """Measure and train two cells by real Ray, and print what was heard."""
-    from sweeps import cluster, tasks
+    from sweeps.execution import ray_runtime, tuner
 
     data, trial, events, found = Path(folder), trial_of("allconv with dropout"), Counter[str](), list[int]()
     prepare(SMALL, data)
     cells = tuple(dataclasses.replace(trial.cell, label=f"{n}", net=trial.cell.net.width(n)) for n in (1.0, 0.5))
-    tasks.connect("local", 2)
+    ray_runtime.connect("local", 2)
     session = Session(
         Sweep("s", "demo", cells), Ledger(folder), place(data, data), Resources(),
         lambda event, trial, news: events.update([event + (f" {news['epoch']:g}" if event == "epoch" else "")]),
@@ -150,8 +150,8 @@ def drive(folder: str) -> None:
     )  # fmt: skip
     items = {cell.label: (dataclasses.replace(trial, cell=cell), 4, 32) for cell in cells}
     session.gauge = Gauge(items, (), lambda speeds, _: found.append(len(speeds)), 2, first=True)
-    cluster.drive(session)
-    tasks.leave()
+    tuner.drive(session)
+    ray_runtime.leave()
     print(json.dumps([dict(events), found, session.epochs, session.errors]))
 
 

@@ -10,8 +10,18 @@ from torch import Tensor, nn
 from crelu_models.build import build, initialise
 from crelu_models.spec import Conv, Net, Pool
 from sweeps.analysis.capture import batch_size, capture, hidden, response
-from sweeps.analysis.firing import CIFAR, IMAGENET, SHIFTS, Firing, Largest, firing, moved, thresholds, turned
-from sweeps.analysis.picture import spread
+from sweeps.analysis.invariance_scores import (
+    CIFAR,
+    IMAGENET,
+    SHIFTS,
+    Firing,
+    Largest,
+    firing,
+    moved,
+    thresholds,
+    turned,
+)
+from sweeps.analysis.plots import spread
 
 NET = Net(
     "small",

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 
-from sweeps import drive
 from sweeps.cifar_width import CELLS as WIDTH
 from sweeps.cifar_width import PROTOCOL
-from sweeps.errand import Choice, Errand
+from sweeps.cli import run
+from sweeps.cli.settings import Choice, Errand
+from sweeps.execution.price import Price, money
+from sweeps.experiment.plan import Protocol, Sweep, expand, plan
+from sweeps.experiment.profiles import scaled
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import code_fingerprint
 from sweeps.imagenet_placement import CELLS, CROSSED
 from sweeps.launch import asked, parser
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep, expand, plan
-from sweeps.price import Price, money
-from sweeps.profile import scaled
-from sweeps.search import Search
-from sweeps.trial import code_fingerprint
+from sweeps.store.ledger import Ledger
 
 
 def protocol_of(*words: str, protocol: Protocol = PROTOCOL) -> Protocol:
@@ -102,9 +102,9 @@ def test_stale_results_are_trained_anew_only_where_someone_says_so(
     found = plan(sweep, Ledger(errand.ledger.root), {})
     assert [standing.state for standing in found.standings] == ["done", "stale"]
     person = Terminal(answer, terminal)
-    monkeypatch.setattr(drive.sys, "stdin", person)
-    monkeypatch.setattr(drive.sys, "stderr", person)
-    assert drive._forget_stale(errand, found) == (left == 1)
+    monkeypatch.setattr(run.sys, "stdin", person)
+    monkeypatch.setattr(run.sys, "stderr", person)
+    assert run._forget_stale(errand, found) == (left == 1)
     assert len(errand.ledger.results()) == left
     assert ("Train them anew?" in person.said) == (terminal and not words)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweeps import checkpoint
-from sweeps.checkpoint import Checkpoint
-from sweeps.lease import Busy, Lease, driver
-from sweeps.ledger import Ledger
-from sweeps.progress import progress
+from sweeps.store.checkpoint_header import progress
+from sweeps.store.lease import Busy, Lease, driver
+from sweeps.store.ledger import Ledger
+from sweeps.training import checkpoint
+from sweeps.training.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_second_driver_is_told_who_the_first_is(ledger: Ledger) -> None:
 
 def test_lease_of_a_killed_driver_is_taken_over(ledger: Ledger) -> None:
     code = (
-        "import sys, time\nfrom sweeps.lease import Lease\nfrom sweeps.ledger import Ledger\n"
+        "import sys, time\nfrom sweeps.store.lease import Lease\nfrom sweeps.store.ledger import Ledger\n"
         "with Lease(Ledger(sys.argv[1]), 's'):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, ledger.root], stdout=subprocess.PIPE, text=True) as other:

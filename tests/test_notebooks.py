@@ -11,8 +11,8 @@ import pytest
 from test_analysis_jobs import SMALL, TRIALS, fill, perform
 
 from data.write import prepare
-from sweeps.analysis.attempt import parquet
-from sweeps.ledger import Ledger
+from sweeps.analysis.compute import parquet
+from sweeps.store.ledger import Ledger
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 

@@ -14,8 +14,8 @@ import pytest
 
 from data.transfer import push
 from data.write import prepare
-from sweeps.lease import SILENCE, Busy, Lease, driver
-from sweeps.ledger import Ledger
+from sweeps.store.lease import SILENCE, Busy, Lease, driver
+from sweeps.store.ledger import Ledger
 
 
 def pictures(folder: Path) -> str:
@@ -90,8 +90,8 @@ def test_killed_sweep_on_s3_is_ended_by_the_same_command(bucket: str, tmp_path: 
 
 HELD = """
 import os, sys
-from sweeps.lease import Lease
-from sweeps.ledger import Ledger
+from sweeps.store.lease import Lease
+from sweeps.store.ledger import Ledger
 with Lease(Ledger(sys.argv[1]), "s"):
     os.kill(os.getpid(), 9)
 """

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crelu_models.build import build, initialise
 from crelu_models.tables import PAPER
-from sweeps.analysis.phases import correlations, floor, read_by
+from sweeps.analysis.outgoing_correlations import correlations, floor, read_by
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -14,13 +14,13 @@ from test_resume import LARGE, SMALL, Killed, left, place, trial_of
 from data.datasets import Ints, dataset
 from data.load import ThreadReader
 from data.write import prepare
-from sweeps.ledger import Ledger
-from sweeps.pack import perform_pack
-from sweeps.perform import perform
-from sweeps.place import Place
-from sweeps.sets import _kept
-from sweeps.train import Learner
-from sweeps.trial import Trial
+from sweeps.execution.pack import perform_pack
+from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training.loop import Learner
+from sweeps.training.run_trial import perform
+from sweeps.training.runtime import Place
+from sweeps.training.splits import _kept
 
 FAMILIES = {
     "allconv with dropout": (1.0, 0.5, 2.0),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sweeps.analysis.mates import contrast, pairs, random_mu
+from sweeps.analysis.pairing_scores import contrast, pairs, random_mu
 
 
 def test_mu_is_the_least_cosine_with_another_filter() -> None:

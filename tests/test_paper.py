@@ -2,8 +2,8 @@
 
 import pytest
 
-from sweeps.analysis import paper
-from sweeps.analysis.paper import (
+from sweeps.results import paper
+from sweeps.results.paper import (
     AVERAGE,
     CLAIMS,
     COLUMNS,

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from crelu_models.tables import S2
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep, declared, expand, plan, sweep_from_json
-from sweeps.recipe import ALLCONV
-from sweeps.search import Search
-from sweeps.trial import Cell, Trial, code_fingerprint
+from sweeps.experiment.plan import Protocol, Sweep, declared, expand, plan, sweep_from_json
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Cell, Trial, code_fingerprint
+from sweeps.store.ledger import Ledger
 
 BASE = Cell("Baseline", S2, "cifar10", ALLCONV, "1", "Baseline")
 CRELU = Cell("CReLU conv1-4", S2.crelu(1, 2, 3, 4), "cifar10", ALLCONV)

@@ -25,16 +25,16 @@ from test_sweep import child_runs, started, wait_for
 from crelu_models.build import Dropout
 from data.datasets import dataset
 from data.write import prepare
-from sweeps import crew
-from sweeps.allot import Allotment, allot, lacking, shareable
-from sweeps.cluster import signature
+from sweeps.execution import rank_processes
+from sweeps.execution.resources import Allotment, allot, lacking, shareable
+from sweeps.execution.tuner import signature
+from sweeps.execution.worker import attempt
+from sweeps.experiment.trial import Trial
 from sweeps.launch import parser
-from sweeps.ledger import Ledger
-from sweeps.perform import perform
-from sweeps.place import Place
-from sweeps.ranks import Ranks
-from sweeps.trial import Trial
-from sweeps.worker import attempt
+from sweeps.store.ledger import Ledger
+from sweeps.training.distributed import Ranks
+from sweeps.training.run_trial import perform
+from sweeps.training.runtime import Place
 
 # With learning rates at which a net does not blow the order of its sums up: two threads in place of one differ as much.
 FAMILIES = {"allconv with dropout": 1e-3, "VGG with batch norm": 3e-4, "All-CNN-B": 0.01, "All-CNN-B by Adam": 1e-4}
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _dismissed() -> Iterator[None]:
     yield
-    crew.dismiss()
+    rank_processes.dismiss()
 
 
 def exact(family: str, phase: str = "ablation", **changes: Any) -> Trial:
@@ -68,13 +68,13 @@ def lost(trial: Trial, here: Place, rank: int, epoch: int = 1) -> None:
     left: list[int] = []
 
     def kill(at: int, row: dict[str, float]) -> None:
-        left.extend(process.pid for process in crew._kept()[0].processes)
+        left.extend(process.pid for process in rank_processes._kept()[0].processes)
         if at == epoch:
             os.kill(left[rank], signal.SIGKILL)
 
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=f"rank {rank} of {here.ranks} died .signal 9."):
-        crew.perform(trial, here, kill)
+        rank_processes.perform(trial, here, kill)
     assert time.monotonic() - began < 60
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
 
@@ -111,7 +111,7 @@ def test_two_ranks_end_as_one_device_does(family: str, lr: float, data: Path, tm
     trial, epochs = exact(family, lr=lr), []
     one, two = place(data, tmp_path / "one"), place(data, tmp_path / "two", ranks=2)
     alone = perform(trial, one, lambda *_: None)
-    result = crew.perform(trial, two, lambda epoch, _: epochs.append(epoch))
+    result = rank_processes.perform(trial, two, lambda epoch, _: epochs.append(epoch))
     assert_same(trial, one, two)
     assert epochs == [1, 2, 3]
     assert alone is not None
@@ -128,7 +128,7 @@ def test_uneven_ranks_end_as_one_device_does(phase: str, data: Path, tmp_path: P
         trial = dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, dataset=TESTED))
     one, three = place(data, tmp_path / "one"), place(data, tmp_path / "three", ranks=3, resident_bytes=0)
     perform(trial, one, lambda *_: None)
-    crew.perform(trial, three, lambda *_: None)
+    rank_processes.perform(trial, three, lambda *_: None)
     assert_same(trial, one, three)
     assert "probe/loss" in history(trial, three)[0] or phase == "ablation"
 
@@ -146,7 +146,7 @@ def test_trial_of_which_a_rank_died_goes_on_with_any_number_of_ranks(
         steps = iter([False] * 9 + [True])
         assert perform(trial, here, lambda *_: None, lambda: next(steps)) is None
     assert Ledger(here.ledger).names(f"checkpoints/{trial.key}")[-1] >= "00001"
-    crew.perform(trial, dataclasses.replace(here, ranks=after), lambda epoch, _: epochs.append(epoch))
+    rank_processes.perform(trial, dataclasses.replace(here, ranks=after), lambda epoch, _: epochs.append(epoch))
     assert epochs == [2, 3]
     assert_same(trial, one, here)
 
@@ -154,18 +154,18 @@ def test_trial_of_which_a_rank_died_goes_on_with_any_number_of_ranks(
 def test_leader_may_die_too(data: Path, tmp_path: Path) -> None:
     trial, here = exact("allconv with dropout"), place(data, tmp_path, ranks=2)
     lost(trial, here, 0)
-    assert crew.perform(trial, here, lambda *_: None) is not None
+    assert rank_processes.perform(trial, here, lambda *_: None) is not None
 
 
 def test_stopped_ranks_save_where_they_are_and_stay_for_the_next_trial(data: Path, tmp_path: Path) -> None:
     trial, here, told = exact("allconv with dropout", lr=1e-3), place(data, tmp_path, ranks=2), []
-    assert crew.perform(trial, here, lambda epoch, _: told.append(epoch), lambda: bool(told)) is None
-    (kept,) = crew._kept()
+    assert rank_processes.perform(trial, here, lambda epoch, _: told.append(epoch), lambda: bool(told)) is None
+    (kept,) = rank_processes._kept()
     saved = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
     assert saved[-1] > "00001-00000000"
-    assert crew.perform(trial, here, lambda epoch, _: told.append(epoch)) is not None
+    assert rank_processes.perform(trial, here, lambda epoch, _: told.append(epoch)) is not None
     assert told == [1, 2, 3]
-    assert crew._kept() == [kept]
+    assert rank_processes._kept() == [kept]
     perform(trial, place(data, tmp_path / "one"), lambda *_: None)
     assert_same(trial, place(data, tmp_path / "one"), here)
 
@@ -173,11 +173,13 @@ def test_stopped_ranks_save_where_they_are_and_stay_for_the_next_trial(data: Pat
 def test_ranks_of_a_killed_worker_end(data: Path, tmp_path: Path) -> None:
     code = (
         "import json, os, signal, sys\n"
-        "from sweeps import crew\nfrom sweeps.sets import Place\nfrom sweeps.trial import trial_from_json\n"
+        "from sweeps.execution import rank_processes\n"
+        "from sweeps.training.splits import Place\n"
+        "from sweeps.experiment.trial import trial_from_json\n"
         "def die(epoch, row):\n"
-        "    print(*(process.pid for process in crew._kept()[0].processes), flush=True)\n"
+        "    print(*(process.pid for process in rank_processes._kept()[0].processes), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "crew.perform(trial_from_json(json.loads(sys.argv[1])), Place(**json.loads(sys.argv[2])), die)\n"
+        "rank_processes.perform(trial_from_json(json.loads(sys.argv[1])), Place(**json.loads(sys.argv[2])), die)\n"
     )
     here = dataclasses.asdict(place(data, tmp_path, ranks=2))
     words = [sys.executable, "-c", code, json.dumps(exact("All-CNN-B").to_json()), json.dumps(here)]
@@ -201,7 +203,7 @@ def running(pid: str) -> bool:
 
 def test_batch_with_fewer_pictures_than_ranks_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a batch of 1 pictures cannot be shared by 2 ranks \(batch 79 of 80"):
-        crew.perform(exact("allconv with dropout", batch=79), place(data, tmp_path, ranks=2), lambda *_: None)
+        rank_processes.perform(exact("allconv with dropout", batch=79), place(data, tmp_path, ranks=2), lambda *_: None)
     recipe = exact("VGG with batch norm", batch=33).cell.recipe
     recipe.shared(100, 33)  # its last batch is dropped
     with pytest.raises(ValueError, match=r"a batch of 33 pictures cannot be shared by 34 ranks .*recipe.batch"):
@@ -211,7 +213,7 @@ def test_batch_with_fewer_pictures_than_ranks_is_refused(data: Path, tmp_path: P
 def test_error_of_a_rank_is_told_with_its_own_trace(data: Path, tmp_path: Path) -> None:
     here = place(data, tmp_path, ranks=2, fingerprint="other")
     with pytest.raises(ValueError, match="not those the sweep was planned with") as found:
-        crew.perform(exact("All-CNN-B"), here, lambda *_: None)
+        rank_processes.perform(exact("All-CNN-B"), here, lambda *_: None)
     told = attempt(found.value, final=True)
     assert "in open_sets" in told["trace"]
     assert signature(told) == signature(attempt(own_error(data, tmp_path), final=True))
@@ -228,12 +230,12 @@ def test_ranks_whose_memory_runs_out_go_on_in_smaller_parts(data: Path, tmp_path
     # In the ranks' own processes, a step of more than two pictures at once does not fit in the middle of an epoch.
     (tmp_path / "sitecustomize.py").write_text(SHORT)
     sys.path.insert(0, str(tmp_path))
-    crew.dismiss()
+    rank_processes.dismiss()
     try:
-        result = crew.perform(trial, here, lambda *_: None)
+        result = rank_processes.perform(trial, here, lambda *_: None)
     finally:
         sys.path.remove(str(tmp_path))
-        crew.dismiss()
+        rank_processes.dismiss()
     assert result is not None
     assert [event for event in result["events"] if "parts" in event] == [
         f"out of memory: steps of batch 16 are taken in {parts} parts" for parts in (2, 4)
@@ -244,7 +246,7 @@ def test_ranks_whose_memory_runs_out_go_on_in_smaller_parts(data: Path, tmp_path
 
 SHORT = """
 import torch
-from sweeps import train
+from sweeps.training import loop
 
 def limited(learner, images, labels, advance=train.Learner.advance):
     if len(images) > 2 * learner.parts and learner.step >= 2:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from crelu_models.tables import S2
+from data.availability import bring, fingerprints_of, ready
 from data.transfer import push
 from data.write import prepare
-from sweeps.ledger import Ledger
-from sweeps.perform import perform
-from sweeps.place import Place
-from sweeps.ready import bring, fingerprints_of, ready
-from sweeps.recipe import ALLCONV
-from sweeps.trial import Cell, Trial
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training.run_trial import perform
+from sweeps.training.runtime import Place
 
 EMBEDDED = "synthetic:train=64,test=32"
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sweeps.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
 
 # Supplement E: epochs from-to, learning rate, weight decay.
 SUPPLEMENT_E = (

@@ -15,8 +15,7 @@ from crelu_models.tables import PAPER
 from data.synthetic import picture
 from sweeps.analysis.capture import capture, side_read
 from sweeps.analysis.cgls import back, cgls, inverted, likeness, ratio, transposed, unrectified
-from sweeps.analysis.finished import Subject
-from sweeps.analysis.patches import (
+from sweeps.analysis.pooling_ratio import (
     Deal,
     clustered_se,
     inner_starts,
@@ -25,8 +24,9 @@ from sweeps.analysis.patches import (
     patch_ratios,
     pooled_ratio,
 )
-from sweeps.analysis.recovery import algorithm_of, chain, chain_steps, pooled, randomised, unpooled, why_not
+from sweeps.analysis.reconstruct import algorithm_of, chain, chain_steps, pooled, randomised, unpooled, why_not
 from sweeps.analysis.sources import Misfit
+from sweeps.analysis.weights import Subject
 
 # Kernel, stride, padding, inputs, filters, side: the five geometries of the ImageNet net, small.
 GEOMETRIES = [(11, 4, 0, 2, 10, 21), (3, 2, 0, 5, 7, 10), (5, 1, 2, 3, 5, 8), (1, 1, 0, 6, 4, 5), (3, 2, 1, 4, 6, 9)]

@@ -17,21 +17,22 @@ import pyarrow.parquet as pq
 import pytest
 from made_sweeps import Made, as_printed, make, run_id, scores, unsearched
 
-from sweeps.analysis import paper, report
-from sweeps.analysis.contents import document
-from sweeps.analysis.document import Document, Table, plain
-from sweeps.analysis.evidence import survey, titles
-from sweeps.analysis.formats import latex_table, markdown_table, tex
-from sweeps.analysis.paper import AVERAGE, COLUMNS, PARAMETERS, TOP1, VOTE
-from sweeps.analysis.tidy import tidy
 from sweeps.cifar_vgg import CELLS as VGG_CELLS
 from sweeps.cifar_vgg import PROTOCOL as VGG_PROTOCOL
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.profiles import scaled
+from sweeps.experiment.trial import Cell, Trial
 from sweeps.imagenet_dropout import PROTOCOL as DROPOUT_PROTOCOL
 from sweeps.imagenet_placement import CELLS as PLACEMENTS
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep
-from sweeps.profile import scaled
-from sweeps.trial import Cell, Trial
+from sweeps.report import build
+from sweeps.report.contents import document
+from sweeps.report.render.document import Document, Table, plain
+from sweeps.report.render.formats import latex_table, markdown_table, tex
+from sweeps.report.tidy import tidy
+from sweeps.results import paper
+from sweeps.results.evidence import survey, titles
+from sweeps.results.paper import AVERAGE, COLUMNS, PARAMETERS, TOP1, VOTE
+from sweeps.store.ledger import Ledger
 
 VGG = unsearched("cifar_vgg", VGG_CELLS, VGG_PROTOCOL)
 PLACEMENT = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=3))
@@ -76,7 +77,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lost = next(trial for trial in (Trial(cell) for cell in DEMO.cells) if trial.cell.row == "CReLU all")
     for _ in range(3):
         ledger.add_attempt(lost.key, {"error": "OutOfMemoryError: <b>no</b> room\nand a trace"})
-    report.run(options(folder))
+    build.run(options(folder))
     return folder
 
 
@@ -248,7 +249,7 @@ def test_what_others_wrote_is_text_on_the_page(tmp_path: Path) -> None:
     nasty = '<img src=x onerror="alert(1)">|\\'
     cell = Cell(nasty, PLACEMENTS[0].net, "imagenet", PLACEMENTS[0].recipe)
     make(ledger, Sweep("nasty", "paper", (cell,), Protocol()), placed_anywhere)
-    report.run(options(tmp_path))
+    build.run(options(tmp_path))
     folder = tmp_path / "reports" / "nasty"
     page = Page((folder / "report.html").read_text())
     assert not [tag for tag, *_ in page.found if tag == "img"]
@@ -395,9 +396,9 @@ def test_check_passes_what_the_store_says_and_fails_what_it_does_not(
     path = tmp_path / "README.md"
     padded = found[0].replace("| Baseline |", "|   Baseline    |").replace("---:", "-------:")
     path.write_text(f"# Ours\n\n{padded}\n\nand more\n")
-    assert report.run(options(output, check=str(path))) == 0
+    assert build.run(options(output, check=str(path))) == 0
     path.write_text(path.read_text().replace("41.81", "41.80"))
-    assert report.run(options(output, check=str(path))) == 1
+    assert build.run(options(output, check=str(path))) == 1
     captured = capsys.readouterr()
     assert "table-4 no longer matches the store" in captured.err
     assert "0 of 1 tables match" in captured.out
@@ -407,11 +408,11 @@ def test_check_sees_a_result_that_came_later(tmp_path: Path) -> None:
     sweep = Sweep("late", "paper", PLACEMENTS[:1], Protocol(seeds=2))
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, sweep, lambda trial: None if trial.seed else placed(trial))
-    report.run(options(tmp_path))
+    build.run(options(tmp_path))
     path = tmp_path / "reports" / "late" / "report.md"
-    assert report.run(options(tmp_path, check=str(path))) == 0
+    assert build.run(options(tmp_path, check=str(path))) == 0
     make(ledger, sweep, placed)
-    assert report.run(options(tmp_path, check=str(path))) == 1
+    assert build.run(options(tmp_path, check=str(path))) == 1
 
 
 def test_check_refuses_documents_it_cannot_check(output: Path, tmp_path: Path) -> None:
@@ -424,28 +425,28 @@ def test_check_refuses_documents_it_cannot_check(output: Path, tmp_path: Path) -
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=re.escape(word)):
-            report.run(options(output, check=str(path)))
+            build.run(options(output, check=str(path)))
 
 
 def test_report_of_an_unknown_sweep_names_the_nearest(output: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'imagenet_placement'"):
-        report.run(options(output, sweep="imagenet_placemnt"))
+        build.run(options(output, sweep="imagenet_placemnt"))
     with pytest.raises(ValueError, match="no sweep has run"):
-        report.run(options(output / "nowhere"))
+        build.run(options(output / "nowhere"))
 
 
 def test_report_leaves_the_ledger_alone_and_no_old_files(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, Sweep("two", "paper", PLACEMENTS[:2], Protocol()), placed)
     before = {path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*") if path.is_file()}
-    report.run(options(tmp_path))
+    build.run(options(tmp_path))
     assert before == {path: path.read_bytes() for path in (tmp_path / "ledger").rglob("*") if path.is_file()}
     folder = tmp_path / "reports" / "two"
     stranger = folder / "notes.txt"
     stranger.write_text("mine")
     assert (folder / "tables" / "table-4-effects.tex").exists()
     make(ledger, Sweep("two", "paper", PLACEMENTS[:1], Protocol()), placed)
-    report.run(options(tmp_path))
+    build.run(options(tmp_path))
     assert not (folder / "tables" / "table-4-effects.tex").exists()
     assert not (folder / "effects.csv").exists()
     assert stranger.read_text() == "mine"
@@ -453,7 +454,7 @@ def test_report_leaves_the_ledger_alone_and_no_old_files(tmp_path: Path) -> None
 
 def test_report_needs_no_torch_no_ray_and_no_server(output: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom sweeps.analysis import report\n"
+        "import sys\nfrom sweeps.report import build\n"
         "import argparse\n"
         f"report.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, to={str(tmp_path)!r}, "
         f"output={str(output)!r}))\n"
@@ -470,7 +471,7 @@ def test_two_hundred_runs_take_seconds(tmp_path: Path) -> None:
     make(ledger, Sweep("many", "paper", PLACEMENTS, Protocol(seeds=22)), lambda t: placed(t)._replace(curve=curve))
     began = time.monotonic()
     found = survey(ledger, "many")
-    made = report.files(document(ledger, found), tidy(found))
+    made = build.files(document(ledger, found), tidy(found))
     assert len(found.runs) == 198
     assert time.monotonic() - began < 10
     assert len(made["report.html"]) < 3_000_000

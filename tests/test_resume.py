@@ -13,12 +13,12 @@ import torch
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S5, S9
 from data.write import prepare
-from sweeps import checkpoint, course
-from sweeps.ledger import Ledger
-from sweeps.perform import _reset, perform
-from sweeps.place import Place
-from sweeps.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
-from sweeps.trial import Cell, Trial
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training import checkpoint, trainer
+from sweeps.training.run_trial import _reset, perform
+from sweeps.training.runtime import Place
 
 SMALL = "synthetic:size=32,classes=4,train=100,test=24"
 LARGE = "synthetic:size=72,classes=4,train=60,test=12"
@@ -125,7 +125,7 @@ def test_training_begun_by_other_code_is_begun_anew(
     perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
     here = place(data, tmp_path / "changed")
     with monkeypatch.context() as older:
-        older.setattr("sweeps.course.code_fingerprint", lambda: "older")
+        older.setattr("sweeps.training.trainer.code_fingerprint", lambda: "older")
         assert perform(trial, here, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
     result = perform(trial, here, lambda *_: None)
     assert result is not None
@@ -255,7 +255,7 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
         save(ledger, key, epoch, *rest)
         kept.append(epoch)
 
-    monkeypatch.setattr(course, "SPARING", sparing)
+    monkeypatch.setattr(trainer, "SPARING", sparing)
     monkeypatch.setattr(checkpoint, "save", keep)
     trial = trial_of("allconv with dropout")
     perform(trial, place(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))

@@ -10,10 +10,10 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from crelu_models.tables import S2
-from sweeps.plan import Protocol, Sweep, expand, part
-from sweeps.recipe import ALLCONV, Dimension
-from sweeps.search import NO_BAR, Search, budget, hopeless, prune_bars, study, suggest
-from sweeps.trial import PHASES, Cell, Trial
+from sweeps.experiment.plan import Protocol, Sweep, expand, part
+from sweeps.experiment.recipe import ALLCONV, Dimension
+from sweeps.experiment.search import NO_BAR, Search, budget, hopeless, prune_bars, study, suggest
+from sweeps.experiment.trial import PHASES, Cell, Trial
 
 CELL = Cell("Baseline", S2, "synthetic", ALLCONV)
 OTHER = Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV)

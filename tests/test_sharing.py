@@ -14,18 +14,18 @@ from test_sweep import call
 
 from crelu_models.tables import S2
 from data.write import prepare
-from sweeps import sharing
-from sweeps.cluster import Queue
+from sweeps.execution import packing
+from sweeps.execution.packing import Maker, Packs
+from sweeps.execution.session import Limits, Resources, Session
+from sweeps.execution.tuner import Queue
+from sweeps.execution.worker import HangWatch, attempt, work
+from sweeps.experiment.plan import Sweep
+from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.launch import parser
-from sweeps.lease import Lease
-from sweeps.ledger import Json, Ledger
-from sweeps.perform import perform
-from sweeps.place import Place
-from sweeps.plan import Sweep
-from sweeps.session import Limits, Resources, Session
-from sweeps.sharing import Maker, Packs
-from sweeps.trial import Cell, Trial, trial_from_json
-from sweeps.worker import HangWatch, attempt, work
+from sweeps.store.lease import Lease
+from sweeps.store.ledger import Json, Ledger
+from sweeps.training.run_trial import perform
+from sweeps.training.runtime import Place
 
 
 def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
@@ -36,7 +36,7 @@ def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
         dataclasses.replace(base, cell=other),
         dataclasses.replace(base, dropout=(("pool1", 0.1),)),
     ]
-    assert {sharing.stream(trial) for trial in same} == {sharing.stream(base)}
+    assert {packing.stream(trial) for trial in same} == {packing.stream(base)}
     recipe = base.cell.recipe
     changed = [{"batch": 8}, {"epochs": 4}, {"flip": False}, {"shift": 1}, {"lighting": 0.1}, {"drop_last": True}]
     apart = [
@@ -45,7 +45,7 @@ def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
     ]
     apart += [dataclasses.replace(base, seed=4), dataclasses.replace(base, phase="holdout")]
     apart += [dataclasses.replace(base, phase="fold", fold=fold, folds=3) for fold in range(3)]
-    assert len({sharing.stream(trial) for trial in (base, *apart)}) == 1 + len(apart)
+    assert len({packing.stream(trial) for trial in (base, *apart)}) == 1 + len(apart)
 
 
 def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
@@ -64,7 +64,7 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
     assert mates(Packs()) == mates(Packs(16), 1) == []
     assert mates(Packs(16, frozenset({trials[0].cell.key, trials[4].cell.key}))) == [4]
     assert mates(Packs(16, resident=frozenset({base.cell.dataset}))) == [-1, 1, 4]
-    state, step = sharing.footprint(base, 4, 64)
+    state, step = packing.footprint(base, 4, 64)
     assert mates(Packs(16, memory=2 * state + step)) == [1]
     assert mates(Packs(16, memory=2 * state + step - 1)) == []
 
@@ -73,13 +73,13 @@ def test_packs_form_where_making_a_picture_takes_a_tenth_of_learning_from_it() -
     trials = [rates(trial_of("All-CNN-B"), factor) for factor in (1.0, 2.0)]
     speeds = {trials[0].cell.key: 200.0, trials[1].cell.key: 50.0}
     makers = {LARGE: Maker(1000.0, 8e9)}
-    packs = sharing.worthwhile(trials, speeds, makers, "cpu")
+    packs = packing.worthwhile(trials, speeds, makers, "cpu")
     assert packs.cells == {trials[0].cell.key}
-    assert (packs.most, packs.even, packs.memory) == (sharing.MOST, True, 8e9)
+    assert (packs.most, packs.even, packs.memory) == (packing.MOST, True, 8e9)
     # A GPU waits for its decoder only where that is the slower of the two.
-    assert sharing.worthwhile(trials, speeds, makers, "cuda").most == 1
-    assert sharing.worthwhile(trials, speeds, {LARGE: Maker(100.0, 8e9)}, "cuda").cells == {trials[0].cell.key}
-    assert sharing.worthwhile(trials, {}, makers, "cpu").most == 1
+    assert packing.worthwhile(trials, speeds, makers, "cuda").most == 1
+    assert packing.worthwhile(trials, speeds, {LARGE: Maker(100.0, 8e9)}, "cuda").cells == {trials[0].cell.key}
+    assert packing.worthwhile(trials, {}, makers, "cpu").most == 1
 
 
 def session(folder: Path, packs: Packs, count: int = 4) -> Session:
@@ -247,7 +247,7 @@ def test_trial_of_two_sweeps_is_trained_by_one_and_done_for_both(tmp_path: Path)
 
 
 def test_even_packs_leave_no_worker_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.cluster.fits", lambda resources: 3)
+    monkeypatch.setattr("sweeps.execution.tuner.fits", lambda resources: 3)
     queue = Queue(session(tmp_path, Packs(16, even=True), count=8))
     assert [len(asked(queue, name)) for name in "abc"] == [3, 3, 2]
 
@@ -268,7 +268,7 @@ def order(trials: list[Trial], data: Path, ledger: Path, **changes: Any) -> Json
         "trials": [json.dumps(trial.to_json()) for trial in trials],
         "place": dataclasses.asdict(place(data, ledger, **changes)),
         "stop": "stops/now",
-        "work": "sweeps.perform:perform",
+        "work": "sweeps.training.run_trial:perform",
     }
 
 
@@ -291,7 +291,7 @@ def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(data: Path, 
 
 def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom sweeps.worker import HangWatch\nfrom sweeps.ledger import Ledger\n"
+        "import sys, time\nfrom sweeps.execution.worker import HangWatch\nfrom sweeps.store.ledger import Ledger\n"
         "watch = HangWatch(Ledger(sys.argv[1]), ['a', 'b', 'c'], 0.5).__enter__()\n"
         "for key in 'abcab':\n    time.sleep(0.2)\n    watch.blame(key)\n"
         "def stuck():\n    time.sleep(60)\n\nstuck()\n"
@@ -330,11 +330,11 @@ def test_pack_is_off_auto_or_a_number() -> None:
 
 def test_reading_is_measured_where_streams_are_shared_and_kept(data: Path, tmp_path: Path) -> None:
     pair, other = members("All-CNN-B")[:2], trial_of("allconv with dropout")
-    assert sharing.shared([*pair, other], ()) == {LARGE}
-    assert sharing.shared([*pair, other], {LARGE}) == set()
-    maker = sharing.measure_maker((LARGE, place(data, tmp_path)))
+    assert packing.shared([*pair, other], ()) == {LARGE}
+    assert packing.shared([*pair, other], {LARGE}) == set()
+    maker = packing.measure_maker((LARGE, place(data, tmp_path)))
     assert maker.pictures_per_s > 0
     ledger = Ledger(str(tmp_path))
-    sharing.keep(ledger, {LARGE: maker}, "here")
-    assert sharing.known(ledger, [LARGE, SMALL], "here") == {LARGE: maker}
-    assert sharing.known(ledger, [LARGE], "elsewhere") == {}
+    packing.keep(ledger, {LARGE: maker}, "here")
+    assert packing.known(ledger, [LARGE, SMALL], "here") == {LARGE: maker}
+    assert packing.known(ledger, [LARGE], "elsewhere") == {}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import free_port
 
-from sweeps import spot
-from sweeps.spot import Metadata, NoMetadata, notice, watch
+from sweeps.ops import spot_notice
+from sweeps.ops.spot_notice import Metadata, NoMetadata, notice, watch
 
 ACTION = "/latest/meta-data/spot/instance-action"
 
@@ -104,7 +104,7 @@ def test_ray_is_told_once_and_again_where_it_did_not_hear(service: Service) -> N
 
 
 def test_machine_that_is_none_of_ec2s_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spot, "PATIENCE", 0.0)
+    monkeypatch.setattr(spot_notice, "PATIENCE", 0.0)
     with pytest.raises(ValueError, match=r"no machine of EC2's: http://127\.0\.0\.1:9 does not answer"):
         watch(Metadata("http://127.0.0.1:9"), lambda seconds: None, 0.01)
 

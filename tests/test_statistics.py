@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sweeps.analysis.paper import AVERAGE, FOLDS, Relation, printed
-from sweeps.analysis.statistics import (
+from sweeps.results.paper import AVERAGE, FOLDS, Relation, printed
+from sweeps.results.statistics import (
     Average,
     Decision,
     Difference,

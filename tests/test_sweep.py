@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.lease import driver
-from sweeps.ledger import Ledger
+from sweeps.store.lease import driver
+from sweeps.store.ledger import Ledger
 
 SMALL = ["--smoke-test", "--set", "recipe.epochs=6"]
 
@@ -178,7 +178,7 @@ def test_output_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 def test_damaged_pictures_are_refused_before_anything_starts(tmp_path: Path) -> None:
     from data.datasets import beton_path
     from data.write import prepare
-    from sweeps.profile import SMOKE
+    from sweeps.experiment.profiles import SMOKE
 
     where = tmp_path / "data"
     prepare(SMOKE, where)

@@ -25,16 +25,17 @@ def printed(code: str) -> Any:
 def test_a_task_that_is_lost_is_a_sentence_and_the_others_go_on() -> None:
     code = (
         "import json, os, time\n"
-        "from sweeps import tasks\n"
+        "from sweeps.execution import ray_runtime\n"
         "def square(n):\n"
         "    if n == 2: os._exit(1)\n"
         "    if n == 3: raise KeyError('three')\n"
         "    return n * n\n"
-        "tasks.RETRIES = 0\n"
-        "tasks.connect('local', 2)\n"
-        "found = [tasks.share(9), tasks.share(1), sorted(tasks.each(square, [1, 2, 3, 4], memory=2**60))]\n"
+        "ray_runtime.RETRIES = 0\n"
+        "ray_runtime.connect('local', 2)\n"
+        "parts = ray_runtime.share(9), ray_runtime.share(1)\n"
+        "found = [*parts, sorted(ray_runtime.each(square, [1, 2, 3, 4], memory=2**60))]\n"
         "time.sleep(2)  # for what Ray may print of the lost one\n"
-        "tasks.leave()\n"
+        "ray_runtime.leave()\n"
         "print(json.dumps(found))\n"
     )
     small, large, ((_, one), (_, lost), (_, raised), (_, four)) = printed(code)
@@ -44,7 +45,7 @@ def test_a_task_that_is_lost_is_a_sentence_and_the_others_go_on() -> None:
 
 
 def test_queue_is_as_wide_as_the_cluster_may_grow() -> None:
-    from sweeps.tasks import grown, kinds, room
+    from sweeps.execution.ray_runtime import grown, kinds, room
 
     assert [room({"CPU": 8.0, "GPU": 1.0}, *needs) for needs in ((1, 1), (1, 0.3), (3, 0), (9, 0), (1, 2))] == [
         1, 3, 2, 0, 0,
@@ -67,7 +68,7 @@ def test_queue_is_as_wide_as_the_cluster_may_grow() -> None:
 
 
 def test_a_ray_that_does_not_start_is_tried_twice_and_then_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweeps import tasks
+    from sweeps.execution import ray_runtime
 
     tried: list[str] = []
 
@@ -76,22 +77,22 @@ def test_a_ray_that_does_not_start_is_tried_twice_and_then_a_sentence(monkeypatc
         if len(tried) < 4:
             raise Exception("The current node timed out during startup.\nThis could happen because")
 
-    monkeypatch.setattr(tasks.ray, "init", init)
-    monkeypatch.setattr(tasks.ray, "shutdown", lambda: tried.append("shut down"))
-    monkeypatch.setattr(tasks.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray_runtime.ray, "init", init)
+    monkeypatch.setattr(ray_runtime.ray, "shutdown", lambda: tried.append("shut down"))
+    monkeypatch.setattr(ray_runtime.ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(ValueError, match=r"does not start on this machine.*timed out during startup\.$"):
-        tasks.connect("local")
+        ray_runtime.connect("local")
     assert tried == ["local", "shut down"] * 2
     tried.append("and a busy moment later")
-    assert tasks.connect("local") == {"CPU": 2.0}
+    assert ray_runtime.connect("local") == {"CPU": 2.0}
 
 
 def test_a_ray_that_is_started_here_has_no_spare_parts_and_is_left_at_once() -> None:
     code = (
         "import json, os, time, pathlib\n"
-        "from sweeps import tasks\n"
+        "from sweeps.execution import ray_runtime\n"
         "import ray\n"
-        "tasks.connect('local', 1)\n"
+        "ray_runtime.connect('local', 1)\n"
         "session = ray._private.worker._global_node.get_session_dir_path()\n"
         "words = [p.read_bytes().decode().split('\\0') for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')]\n"
         "parts = {os.path.basename(w) for line in words if any(session in w for w in line) for w in line[:4]}\n"

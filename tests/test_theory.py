@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from crelu_models.activations import crelu
-from sweeps.analysis.patches import patch_columns
-from sweeps.analysis.theorems import (
+from sweeps.analysis.pooling_ratio import patch_columns
+from sweeps.analysis.theory_checks import (
     COUNTEREXAMPLE,
     directions,
     expected_norm,

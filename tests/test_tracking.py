@@ -14,13 +14,13 @@ import torch
 from benchmarks.postgres import Postgres
 from crelu_models.spec import Net
 from crelu_models.tables import S2
-from sweeps import checkpoint
-from sweeps.ledger import Ledger
-from sweeps.look import VIEW, Page, params_of, placement
-from sweeps.plan import Protocol, Sweep
-from sweeps.recipe import ALLCONV
-from sweeps.tracking import Projection, Store, Tracker, connected, is_tracked, publish_report
-from sweeps.trial import Cell, Trial
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.layout import VIEW, Page, params_of, placement
+from sweeps.tracking.mlflow_runs import Projection, Store, Tracker, connected, is_tracked, publish_report
+from sweeps.training import checkpoint
 
 CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV, "1", "Baseline"), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
 SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sweeps.recipe import ALLCONV, IMAGENET_ADAM, Recipe
-from sweeps.train import Optimiser
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, Recipe
+from sweeps.training.loop import Optimiser
 
 SGD, ADAM = ALLCONV, IMAGENET_ADAM
 
@@ -54,8 +54,8 @@ def test_optimiser_is_that_of_torch_bit_for_bit_also_when_restored(recipe: Recip
 def test_a_worker_trains_without_the_compiler_of_torch() -> None:
     code = (
         "import sys, torch\nfrom crelu_models import PAPER\nfrom crelu_models.build import build, initialise\n"
-        "from sweeps.recipe import ALLCONV\n"
-        "from sweeps.train import Learner\nimport sweeps.crew\n"
+        "from sweeps.experiment.recipe import ALLCONV\n"
+        "from sweeps.training.loop import Learner\nimport sweeps.execution.rank_processes\n"
         "net = PAPER['S2'].crelu(1, 2).width(0.1)\nmodel = build(net, 10)\ninitialise(model, net, 'he_fan_in', 0)\n"
         "learner = Learner(model, ALLCONV, seed=0, steps=9, precision='bf16')\n"
         "learner.advance(torch.randn(4, 3, 32, 32), torch.arange(4))\n"

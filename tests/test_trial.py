@@ -6,8 +6,8 @@ import json
 import pytest
 
 from crelu_models.tables import PAPER, S2, S8
-from sweeps.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG
-from sweeps.trial import PHASES, Cell, Trial, cell_from_json, cell_to_json, trial_from_json
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG
+from sweeps.experiment.trial import PHASES, Cell, Trial, cell_from_json, cell_to_json, trial_from_json
 
 CELL = Cell("Baseline", S2, "cifar10", ALLCONV, "1", "Baseline")
 TRIAL = Trial(CELL)

@@ -13,22 +13,22 @@ from scipy import stats
 from benchmarks.bench_statistics import measure
 from crelu_models.tables import PAPER
 from sweeps import cifar_vgg, cifar_width, imagenet_placement
-from sweeps.analysis import paper, statistics
-from sweeps.analysis.contrasts import contrast, effects, more_seeds
-from sweeps.analysis.deviations import CELLS, deviations
-from sweeps.analysis.effects import printed_table
-from sweeps.analysis.evidence import Evidence, Survey, survey
-from sweeps.analysis.marks import marks, still_falling
-from sweeps.analysis.measures import groups, number
-from sweeps.analysis.paper import AVERAGE, CLAIMS, COLUMNS, PARAMETERS, TOP1, VOTE
-from sweeps.analysis.results import result_tables
-from sweeps.analysis.verdicts import in_print, printed_tests, rulings
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep
-from sweeps.profile import scaled
-from sweeps.recipe import Dimension
-from sweeps.search import Search
-from sweeps.trial import Cell, Trial
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.profiles import scaled
+from sweeps.experiment.recipe import Dimension
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.report.effect_tables import printed_table
+from sweeps.report.result_tables import result_tables
+from sweeps.results import paper, statistics
+from sweeps.results.cell_numbers import groups, number
+from sweeps.results.claims import in_print, printed_tests, rulings
+from sweeps.results.contrasts import contrast, effects, more_seeds
+from sweeps.results.deviations import CELLS, deviations
+from sweeps.results.evidence import Evidence, Survey, survey
+from sweeps.results.marks import marks, still_falling
+from sweeps.results.paper import AVERAGE, CLAIMS, COLUMNS, PARAMETERS, TOP1, VOTE
+from sweeps.store.ledger import Ledger
 
 PLACEMENTS = imagenet_placement.CELLS
 SIX = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=6))

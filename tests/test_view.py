@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from test_plan import BASE, CRELU
 
-from sweeps.ledger import Json, Ledger
-from sweeps.plan import Protocol, Sweep, part, plan
-from sweeps.search import Search
-from sweeps.trial import Trial
-from sweeps.view import Progress
+from sweeps.cli.live_view import Progress
+from sweeps.experiment.plan import Protocol, Sweep, part, plan
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Json, Ledger
 
 SWEEP = Sweep("s", "demo", (BASE, CRELU), Protocol(ablation=False, single=True, folds=2, search=Search(2, wave=2)))
 

@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from sweeps.analysis import overview, sources
-from sweeps.analysis.attempt import Errand, Outcome, attempt, known
+from sweeps.analysis import sources, summary
+from sweeps.analysis.compute import Errand, Outcome, attempt, known
 from sweeps.analysis.sources import Source
-from sweeps.ledger import Json, Ledger
+from sweeps.store.ledger import Json, Ledger
 
 if TYPE_CHECKING:
-    from sweeps.place import Place
+    from sweeps.training.runtime import Place
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 MEMORY = 2**32  # bytes that one analysis keeps within
@@ -135,11 +135,11 @@ def _reason(outcome: Outcome) -> str:
 
 def _show(ledger: Ledger, options: argparse.Namespace, summaries: Sequence[Json]) -> None:
     """Print the table, what a reader has to know, and where all of it lies."""
-    print(overview.table(summaries), end="")
-    for sentence in dict.fromkeys(note for summary in summaries for note in summary["notes"]):
+    print(summary.table(summaries), end="")
+    for sentence in dict.fromkeys(note for entry in summaries for note in entry["notes"]):
         print(f"  {sentence}")
     if options.sweep:
-        print(f"table      {overview.leave(ledger, options.sweep, summaries)} (and .parquet)")
+        print(f"table      {summary.leave(ledger, options.sweep, summaries)} (and .parquet)")
     more = f" and {len(summaries) - 1} more" if len(summaries) > 1 else ""
     print(f"files      {ledger.path(summaries[0]['folder'])}{more}")
 
@@ -187,19 +187,19 @@ def each(job: Job, found: Sequence[Source], options: argparse.Namespace) -> Iter
 
 def _spread(job: Job, errand: Errand, lacking: Sequence[Source], options: argparse.Namespace) -> Iterator[Outcome]:
     """Yield the outcomes of these sources as Ray tasks end; a lost one is an outcome too."""
-    from sweeps import tasks
+    from sweeps.execution import ray_runtime
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     if not options.quiet:
         print(f"{len(lacking)} runs to analyse; Ray {address}", file=sys.stderr)
     try:
-        gpus = tasks.connect(address).get("GPU", 0)
+        gpus = ray_runtime.connect(address).get("GPU", 0)
         device = options.device or ("cuda" if job.pictures and gpus >= 1 else "cpu")
         if device.startswith("cuda") and gpus < 1:
             raise ValueError(f"no device {device!r} in the Ray cluster {address}: it has no GPU")
-        cpus = tasks.share(len(lacking))
+        cpus = ray_runtime.share(len(lacking))
         place = dataclasses.replace(_place(options, device), workers=cpus, threads=cpus)
-        ended = tasks.each(
+        ended = ray_runtime.each(
             lambda source: attempt(errand, source, place),
             lacking,
             cpus=cpus,
@@ -209,7 +209,7 @@ def _spread(job: Job, errand: Errand, lacking: Sequence[Source], options: argpar
         for source, outcome in ended:
             yield Outcome(source, None, outcome) if isinstance(outcome, str) else outcome
     finally:
-        tasks.leave()
+        ray_runtime.leave()
 
 
 def _device(job: Job, options: argparse.Namespace) -> str:
@@ -229,7 +229,7 @@ def _device(job: Job, options: argparse.Namespace) -> str:
 def _place(options: argparse.Namespace, device: str) -> Place:
     from data.datasets import cores, data_dir
     from data.load import default_reader
-    from sweeps.place import Place
+    from sweeps.training.runtime import Place
 
     reader = options.reader or default_reader()
     return Place(_root(options.output), str(data_dir(options.data_dir)), device, reader, max(1, cores() - 1))
@@ -241,15 +241,15 @@ def _place(options: argparse.Namespace, device: str) -> Place:
 def _track(ledger: Ledger, outcomes: Sequence[Outcome], quiet: bool) -> None:
     """Bring tables, pictures and metrics to the MLflow runs; what fails there is said and costs nothing else."""
     sent, untracked, away = 0, 0, ""
-    for source, summary, *_ in outcomes:
-        if summary is None or not source.trial or away:
+    for source, entry, *_ in outcomes:
+        if entry is None or not source.trial or away:
             continue
         note = ledger.read_json(f"tracked/{source.trial}.json")
         if note is None:
             untracked += 1
             continue
         try:
-            sent += send(ledger, summary, str(note["uri"]), str(note["run"]))
+            sent += send(ledger, entry, str(note["uri"]), str(note["run"]))
         except Exception as error:  # whatever a server or its client comes up with, the results are on the ledger
             away = f"MLflow at {note['uri']} does not take them ({type(error).__name__}: {error})".splitlines()[0]
     if away and not quiet:
@@ -266,7 +266,7 @@ def send(ledger: Ledger, summary: Json, uri: str, run: str) -> bool:
     sent = {"uri": uri, "run": run, "finished_ms": summary["finished_ms"]}
     if ledger.read_json(f"{folder}/tracked.json") == sent:
         return False
-    from sweeps.tracking import log_files
+    from sweeps.tracking.mlflow_runs import log_files
 
     contents = {name: ledger.read(f"{folder}/{name}") for name in [*summary["files"], "summary.json"]}
     files = {f"analysis/{job}/{name}": content for name, content in contents.items() if content is not None}

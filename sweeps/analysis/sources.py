@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from crelu_models.spec import Conv, Linear, Net, Pool
 from crelu_models.tables import PAPER
-from sweeps.ledger import Json, Ledger
-from sweeps.plan import unknown
-from sweeps.trial import PHASES
+from sweeps.experiment.plan import unknown
+from sweeps.experiment.trial import PHASES
+from sweeps.store.ledger import Json, Ledger
 
 # fmt: off
 # torchvision's AlexNet: one tower, 64 filters in conv1 and no groups, so not the paper's. For Figures 1 and 2 alone.

@@ -1,0 +1,91 @@
+"""What one trial is given of a machine or a cluster: a share of a GPU, or several, CPUs, and the ranks on them."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from data.datasets import DataSet
+from sweeps.experiment.trial import PHASES, Trial
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """GPUs (0: the trial runs on CPUs), CPUs, and the ranks among which both are parted."""
+
+    gpus: float
+    cpus: float
+    ranks: int
+
+    @property
+    def device(self) -> str:
+        """Return the kind of device."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """Return the threads of each rank."""
+        return max(1, int(self.cpus) // self.ranks)
+
+
+def allot(options: argparse.Namespace, machines: Sequence[Mapping[str, float]], local: bool) -> Allotment:
+    """Return what the flags give a trial of `machines`, the CPU and GPU of each that is up or may be started.
+
+    ValueError for what cannot be, or is more than the one `local` machine has; for other machines see `lacking`.
+    """
+    most = {name: max((machine.get(name, 0.0) for machine in machines), default=0.0) for name in ("CPU", "GPU")}
+    gpus, ranks = options.gpus_per_trial, options.ranks
+    if gpus is None:
+        gpus = 1.0 if most["GPU"] >= 1 and not ranks else float(min(ranks, most["GPU"]))
+    if gpus > most["GPU"] and local:
+        raise ValueError(f"--gpus-per-trial {gpus:g}: this machine has {_listed({'GPU': most['GPU']})}")
+    if gpus > 1 and gpus % 1:
+        raise ValueError(f"--gpus-per-trial {gpus:g}: above one GPU a trial has whole ones")
+    ranks = ranks or max(1, int(gpus))
+    if gpus and ranks != max(1, gpus):
+        raise ValueError(
+            f"--ranks {ranks}: on GPUs a trial has one rank a GPU, not {gpus:g} (--gpus-per-trial 0: on CPUs)"
+        )
+    cpus = max(options.cpus_per_trial, float(ranks)) if ranks > 1 else options.cpus_per_trial
+    if local and cpus > most["CPU"]:
+        what = f"{ranks} ranks need a CPU each" if cpus == ranks > 1 else f"--cpus-per-trial {cpus:g}"
+        raise ValueError(f"{what}: this machine has {_listed({'CPU': most['CPU']})}")
+    if ranks > 1 and options.pack not in (1, "auto"):
+        raise ValueError(f"--pack {options.pack}: trials that share a device; with {ranks} ranks a trial has several")
+    return Allotment(gpus, cpus, ranks)
+
+
+def lacking(given: Allotment, machines: Sequence[Mapping[str, float]]) -> str:
+    """Return why no machine takes a trial: each lacks a part of what it is given on one machine; "" where one does."""
+    needs = {name: need for name, need in (("GPU", given.gpus), ("CPU", given.cpus)) if need}
+    if any(all(machine.get(name, 0.0) >= need for name, need in needs.items()) for machine in machines):
+        return ""
+    seen = sorted({tuple(machine.get(name, 0.0) for name in needs) for machine in machines}, reverse=True)
+    have = ", ".join(_listed(dict(zip(needs, row, strict=True))) for row in seen)
+    return f"a trial needs {_listed(needs)} of one machine, and the cluster's machines have {have or 'none'}"
+
+
+def _listed(resources: Mapping[str, float]) -> str:
+    """Return so many of each as words, "2 GPUs and 1 CPU"."""
+    return " and ".join(f"{number:g} {name}{'s' * (number != 1)}" for name, number in resources.items())
+
+
+def hardware(device: str, threads: int, ranks: int) -> str:
+    """Return what a measurement of speed holds for."""
+    return f"{platform.processor()} {device} x{threads}{f' by {ranks}' if ranks > 1 else ''}"
+
+
+def shareable(trials: Iterable[Trial], facts: Mapping[str, DataSet], ranks: int) -> None:
+    """Raise ValueError for a trial of whose batches one has fewer pictures than there are ranks.
+
+    Of folds, which differ by a picture, only the whole batches are looked at; the trial itself looks at the last one.
+    """
+    for trial in trials:
+        recipe, fact = trial.cell.recipe, facts[trial.cell.dataset]
+        learned = {"full": fact.splits["train"], "holdout": fact.splits["train"] - fact.holdout}
+        try:
+            recipe.shared(learned.get(PHASES[trial.phase].split, recipe.batch), ranks)
+        except ValueError as error:
+            raise ValueError(f"{trial.cell.label}: {error}") from None

@@ -1,0 +1,127 @@
+"""One driver's time on a sweep: what a trial is given, when to stop, who listens, and the signals that end it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+from sweeps.execution.packing import Packs
+from sweeps.execution.throughput import Gauge
+from sweeps.experiment.plan import Sweep
+from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Json, Ledger
+from sweeps.training.runtime import Place
+
+
+class Listener(Protocol):
+    """What hears of trials: "started", "epoch", "done", "failed", "left"; `news` is a metrics row or a result."""
+
+    def __call__(self, event: str, trial: Trial, news: Json) -> None: ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial is given, and how many may run at once (0: as many as fit)."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    at_once: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a session ends before its sweep: hours of GPUs (of trials, on CPUs), failed trials, errors that repeat."""
+
+    hours: float = float("inf")
+    failures: int = 1_000_000
+    same_error: int = 3  # cells that fail by one and the same error: it is not the cell
+
+
+@dataclass
+class Session:
+    """One driver's time on a sweep: what is asked for, what was seen, and whether it is to stop."""
+
+    sweep: Sweep
+    ledger: Ledger
+    place: Place
+    resources: Resources
+    listen: Listener
+    name: str
+    fingerprints: dict[str, str]
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    limits: Limits = Limits()
+    # What trains a trial, as module:function: another one stands in for it where the queue itself is measured.
+    work: str = "sweeps.execution.rank_processes:perform"
+    packs: Packs = field(default_factory=Packs)
+    gauge: Gauge | None = None  # what is to be measured first
+    stopping: bool = False
+    over_budget: bool = False
+    why: str = ""
+    epochs: int = 0
+    planned: list[Trial] = field(default_factory=list)  # as far as it is known; the others are to come
+    to_come: list[Trial] = field(default_factory=list)
+    began: dict[str, float] = field(default_factory=dict)  # by Tune's name of what runs
+    lost: float = 0.0  # seconds of what ran when a Tuner ended in an error
+    took: dict[str, float] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+    def size(self, trial: Trial) -> int:
+        """Return how much memory a step of the trial takes, in numbers: its batch times the maps of its layers."""
+        classes, crop = self.shapes.get(trial.cell.dataset, (10, trial.cell.net.size))
+        maps = sum(channels * side * side for _, channels, side in trial.cell.net.shapes(classes, crop))
+        return trial.cell.recipe.batch * maps
+
+    @property
+    def stop_mark(self) -> str:
+        """Return the ledger's name of the file whose presence asks this session's trials to leave."""
+        return f"stops/{self.name}"
+
+    def hours(self) -> float:
+        """Return what this session has used: hours of GPUs, or of workers on CPUs; a pack counts once."""
+        now = time.monotonic()
+        running = sum(now - began for began in self.began.values())
+        return (sum(self.took.values()) + self.lost + running) / 3600 * (self.resources.gpus or 1.0)
+
+    def stop(self) -> None:
+        """Ask every running trial to save its state and leave, and start no more."""
+        if not self.stopping:
+            self.stopping = True
+            try:
+                self.ledger.write(self.stop_mark, b"")
+            except OSError as error:
+                self.errors.append(f"{error}")
+
+
+class Interrupts:
+    """From enter to exit: the first SIGINT or SIGTERM stops the session in good order, the second ends it at once."""
+
+    def __init__(self, session: Session, tell: Callable[[str], None]) -> None:
+        """Prepare to catch the signals for `session`."""
+        self.session, self.tell = session, tell
+        self.before: dict[int, Any] = {}
+        self.caught = 0
+
+    def __enter__(self) -> Interrupts:
+        """Install the handlers (in the main thread only: elsewhere there are none to install)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put the handlers of before back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self.caught += 1
+        if self.caught > 1:
+            os._exit(130)
+        self.tell("stopping: running trials save their state (once more to end at once); the same command resumes")
+        self.session.stop()
