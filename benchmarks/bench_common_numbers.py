@@ -20,7 +20,8 @@ from data.datasets import data_dir, dataset
 from data.write import prepare
 from sweeps.cifar_width import NETS
 from sweeps.execution import ray_runtime, tuner
-from sweeps.execution.session import Resources, Session
+from sweeps.execution.resources import Resources
+from sweeps.execution.session import Session
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.recipe import ALLCONV

@@ -31,7 +31,8 @@ CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=1))
 def ours(trials: int, folder: str) -> dict[str, float]:
     """Run so many trivial trials through the queue; return seconds a trial, and the growth from first to last tenth."""
     from sweeps.execution import ray_runtime, tuner
-    from sweeps.execution.session import Resources, Session
+    from sweeps.execution.resources import Resources
+    from sweeps.execution.session import Session
     from sweeps.training.runtime import Place
 
     ends: list[float] = []

@@ -76,7 +76,8 @@ def workers(count: int) -> float:
 def _session(count: int, at_once: int, work: str, enough: int) -> list[tuple[float, str]]:
     """Run so many trials, until `enough` are done since all workers are there; return when each was done, and where."""
     from sweeps.execution import ray_runtime, tuner
-    from sweeps.execution.session import Resources, Session
+    from sweeps.execution.resources import Resources
+    from sweeps.execution.session import Session
     from sweeps.training.runtime import Place
 
     ends: list[tuple[float, str]] = []

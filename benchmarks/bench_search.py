@@ -19,7 +19,8 @@ from typing import Any
 from benchmarks.trivial import distance
 from crelu_models.tables import S2
 from sweeps.execution import ray_runtime, tuner
-from sweeps.execution.session import Resources, Session
+from sweeps.execution.resources import Resources
+from sweeps.execution.session import Session
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search, Study, space, study

@@ -36,11 +36,11 @@ from crelu_models.tables import S2, S9
 from data import beton
 from data.datasets import beton_path, dataset, read_sidecar
 from data.write import prepare
+from sweeps.cli.settings import change
 from sweeps.experiment.plan import Protocol, Sweep, declared, plan, sweep_from_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
-from sweeps.launch import change
 from sweeps.report import build
 from sweeps.results import capsule, evidence
 from sweeps.results.evidence import MANIFEST

@@ -14,7 +14,7 @@ from test_resume import LARGE, SMALL, left, place, trial_of
 
 from data.write import prepare
 from sweeps.execution.tuner import signature
-from sweeps.execution.worker import HangWatch
+from sweeps.execution.watchdog import HangWatch
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import perform

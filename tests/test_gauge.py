@@ -13,15 +13,15 @@ from test_resume import SMALL, place, trial_of
 
 from data.datasets import dataset
 from data.write import prepare
-from sweeps.cli.forecast import Forecast
+from sweeps.cli.forecast import FIXED, Forecast, pictures
+from sweeps.cli.options import parser
 from sweeps.cli.settings import Choice, Errand
-from sweeps.execution.packing import Maker
-from sweeps.execution.price import FIXED, Speed, pictures
-from sweeps.execution.session import Resources, Session
-from sweeps.execution.throughput import Gauge, take
+from sweeps.execution.price import Speed
+from sweeps.execution.resources import Resources
+from sweeps.execution.session import Session
+from sweeps.execution.throughput import Gauge, Maker, take
 from sweeps.experiment.plan import Sweep, plan
 from sweeps.experiment.trial import Trial
-from sweeps.launch import parser
 from sweeps.store.ledger import Json, Ledger
 
 ROOT = Path(__file__).parents[1]

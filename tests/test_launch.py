@@ -8,14 +8,14 @@ import pytest
 from sweeps.cifar_width import CELLS as WIDTH
 from sweeps.cifar_width import PROTOCOL
 from sweeps.cli import run
-from sweeps.cli.settings import Choice, Errand
-from sweeps.execution.price import Price, money
+from sweeps.cli.forecast import Price, money
+from sweeps.cli.options import parser
+from sweeps.cli.settings import Choice, Errand, asked
 from sweeps.experiment.plan import Protocol, Sweep, expand, plan
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import code_fingerprint
 from sweeps.imagenet_placement import CELLS, CROSSED
-from sweeps.launch import asked, parser
 from sweeps.store.ledger import Ledger
 
 

@@ -25,13 +25,12 @@ from test_sweep import child_runs, started, wait_for
 from crelu_models.build import Dropout
 from data.datasets import dataset
 from data.write import prepare
+from sweeps.cli.options import parser
 from sweeps.execution import rank_processes
 from sweeps.execution.resources import Allotment, allot, lacking, shareable
 from sweeps.execution.tuner import signature
-from sweeps.execution.worker import attempt
 from sweeps.experiment.trial import Trial
-from sweeps.launch import parser
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Ledger, attempt
 from sweeps.training.distributed import Ranks
 from sweeps.training.run_trial import perform
 from sweeps.training.runtime import Place

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data.__main__ import _parser as data_parser
-from sweeps.__main__ import pages
 from sweeps.__main__ import parser as verb_parser
-from sweeps.launch import parser
+from sweeps.cli.options import parser
+from sweeps.cli.verbs import pages
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -14,16 +14,20 @@ from test_sweep import call
 
 from crelu_models.tables import S2
 from data.write import prepare
-from sweeps.execution import packing
-from sweeps.execution.packing import Maker, Packs
-from sweeps.execution.session import Limits, Resources, Session
+from sweeps.cli.options import parser
+from sweeps.execution import packing, throughput
+from sweeps.execution.packing import Packs
+from sweeps.execution.resources import Resources
+from sweeps.execution.session import Limits, Session
+from sweeps.execution.throughput import Maker
 from sweeps.execution.tuner import Queue
-from sweeps.execution.worker import HangWatch, attempt, work
+from sweeps.execution.watchdog import HangWatch
+from sweeps.execution.worker import work
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
-from sweeps.launch import parser
 from sweeps.store.lease import Lease
-from sweeps.store.ledger import Json, Ledger
+from sweeps.store.ledger import Json, Ledger, attempt
+from sweeps.training import shared_batches
 from sweeps.training.run_trial import perform
 from sweeps.training.runtime import Place
 
@@ -36,7 +40,7 @@ def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
         dataclasses.replace(base, cell=other),
         dataclasses.replace(base, dropout=(("pool1", 0.1),)),
     ]
-    assert {packing.stream(trial) for trial in same} == {packing.stream(base)}
+    assert {shared_batches.stream(trial) for trial in same} == {shared_batches.stream(base)}
     recipe = base.cell.recipe
     changed = [{"batch": 8}, {"epochs": 4}, {"flip": False}, {"shift": 1}, {"lighting": 0.1}, {"drop_last": True}]
     apart = [
@@ -45,7 +49,7 @@ def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
     ]
     apart += [dataclasses.replace(base, seed=4), dataclasses.replace(base, phase="holdout")]
     apart += [dataclasses.replace(base, phase="fold", fold=fold, folds=3) for fold in range(3)]
-    assert len({packing.stream(trial) for trial in (base, *apart)}) == 1 + len(apart)
+    assert len({shared_batches.stream(trial) for trial in (base, *apart)}) == 1 + len(apart)
 
 
 def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
@@ -332,9 +336,9 @@ def test_reading_is_measured_where_streams_are_shared_and_kept(data: Path, tmp_p
     pair, other = members("All-CNN-B")[:2], trial_of("allconv with dropout")
     assert packing.shared([*pair, other], ()) == {LARGE}
     assert packing.shared([*pair, other], {LARGE}) == set()
-    maker = packing.measure_maker((LARGE, place(data, tmp_path)))
+    maker = throughput.measure_maker((LARGE, place(data, tmp_path)))
     assert maker.pictures_per_s > 0
     ledger = Ledger(str(tmp_path))
-    packing.keep(ledger, {LARGE: maker}, "here")
-    assert packing.known(ledger, [LARGE, SMALL], "here") == {LARGE: maker}
-    assert packing.known(ledger, [LARGE], "elsewhere") == {}
+    throughput.keep(ledger, {LARGE: maker}, "here")
+    assert throughput.known(ledger, [LARGE, SMALL], "here") == {LARGE: maker}
+    assert throughput.known(ledger, [LARGE], "elsewhere") == {}

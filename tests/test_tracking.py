@@ -19,7 +19,8 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import VIEW, Page, params_of, placement
-from sweeps.tracking.mlflow_runs import Projection, Store, Tracker, connected, is_tracked, publish_report
+from sweeps.tracking.mlflow_runs import Projection, Store, connected, is_tracked, publish_report
+from sweeps.tracking.tracker import Tracker
 from sweeps.training import checkpoint
 
 CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV, "1", "Baseline"), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, Recipe
-from sweeps.training.loop import Optimiser
+from sweeps.training.optim import Optimiser
 
 SGD, ADAM = ALLCONV, IMAGENET_ADAM
 

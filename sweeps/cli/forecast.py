@@ -7,14 +7,14 @@ import glob
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.datasets import DataSet, dataset
 from sweeps.cli.settings import Errand, stamp
-from sweeps.execution.price import Price, Speed, keep, known, money, operations, pictures, price, speed_key, total
+from sweeps.execution.price import Speed, keep, known, speed_key
 from sweeps.execution.resources import allot, hardware
 from sweeps.experiment.plan import Plan
-from sweeps.experiment.trial import Trial
+from sweeps.experiment.trial import PHASES, Trial, probed
 
 
 def workload(trials: Iterable[Trial], where: Path) -> tuple[float, float]:
@@ -133,3 +133,57 @@ def bill(errand: Errand, session: Any, view: Any) -> None:
         view.say(f"this session used {seconds / 3600:.3g} hours, {money(Price(*[seconds] * 3), hourly)}")
         share = session.resources.gpus or 1.0
         errand.ledger.write_json(f"prices/{errand.sweep.title}.json", {"hourly": hourly, "share": share})
+
+
+FIXED = 0.2  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
+
+
+class Price(NamedTuple):
+    """Seconds of one training, or of many: the likely value and the ends of its interval."""
+
+    likely: float
+    least: float
+    most: float
+
+
+def pictures(trial: Trial, facts: DataSet, epochs: int = 0) -> tuple[int, int]:
+    """Return how many pictures a training learns from and evaluates, over its epochs (0: all) and its final test."""
+    phase, recipe = PHASES[trial.phase], trial.cell.recipe
+    everything, tested = facts.splits["train"], facts.splits[facts.final]
+    held_out = {"holdout": facts.holdout, "fold": everything // max(trial.folds, 1), "full": 0}[phase.split]
+    learned = everything - held_out
+    crops = 11 if facts.crop < facts.size else 1
+    final = tested * crops if phase.test else 0
+    epochs = epochs or recipe.epochs
+    return learned * epochs, (held_out + probed(trial, learned, facts.holdout)) * epochs + final
+
+
+def price(trial: Trial, facts: DataSet, speed: Speed, epochs: int = 0) -> Price:
+    """Return the seconds one training of so many epochs (0: all) takes at this speed."""
+    learned, evaluated = pictures(trial, facts, epochs)
+    fixed = evaluated / speed.evaluate + FIXED
+    return Price(*(learned / rate + fixed for rate in (speed.train, speed.fastest, speed.slowest)))
+
+
+def total(prices: Sequence[Price]) -> Price:
+    """Return the sum of prices."""
+    return Price(*(sum(column) for column in zip(*prices, strict=True))) if prices else Price(0.0, 0.0, 0.0)
+
+
+def money(seconds: Price, hourly: float, share: float = 1.0) -> str:
+    """Return what trials that take so long cost, at so much an hour of a GPU of which each has a `share`.
+
+    Without GPUs an hour of trials stands for one of a GPU, as it does where a budget is counted. Empty for no price.
+    """
+    if not hourly:
+        return ""
+    likely, least, most = (hourly * share * value / 3600 for value in seconds)
+    spread = f" ({least:,.2f} to {most:,.2f})" if most > least else ""
+    return f"costs {likely:,.2f}{spread} at {hourly:g} an hour"
+
+
+def operations(trial: Trial, facts: DataSet) -> float:
+    """Return the floating-point operations of one training: 6 a multiply-accumulate learned from, 2 one evaluated."""
+    learned, evaluated = pictures(trial, facts)
+    macs = trial.cell.net.macs(facts.classes, facts.crop)
+    return float(macs) * (6 * learned + 2 * evaluated)

@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sweeps.experiment.metrics import averages, flags_of
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Json
-from sweeps.tracking.layout import averages, flags_of
 
 HEARTBEAT = 60.0  # seconds between two lines that say how far things are, off a terminal
 ROOM = 8e6  # bytes free under which a disk counts as full

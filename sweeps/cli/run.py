@@ -12,7 +12,7 @@ from data.datasets import DataSet
 from sweeps.cli.forecast import Forecast, bill, compare, foretold, workload
 from sweeps.cli.settings import BUDGET, DONE, INTERRUPTED, Errand, as_json, stamp
 from sweeps.cli.summary import show
-from sweeps.execution import packing
+from sweeps.execution import packing, throughput
 from sweeps.execution.price import Speed
 from sweeps.execution.resources import allot, hardware, lacking, shareable
 from sweeps.experiment.plan import Plan, declared, plan
@@ -121,7 +121,8 @@ def _forget_stale(errand: Errand, found: Plan) -> bool:
 
 def _run(errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints: dict[str, str]) -> int:
     """Train what is to be trained, keeping MLflow at the ledger's word; return the exit code so far."""
-    from sweeps.tracking.mlflow_runs import Store, Tracker, is_tracked
+    from sweeps.tracking.mlflow_runs import Store, is_tracked
+    from sweeps.tracking.tracker import Tracker
 
     ledger, options = errand.ledger, errand.options
     store = Store(errand.uri, errand.experiment, _artifacts(errand), fingerprints)
@@ -156,8 +157,10 @@ def _train(
     errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints: dict[str, str], view: Any, tracker: Any
 ) -> int:
     """Start or join Ray and drive the queue; return the exit code that this led to."""
+    from sweeps.cli.interrupts import Interrupts
     from sweeps.execution import ray_runtime, tuner
-    from sweeps.execution.session import Interrupts, Limits, Resources, Session
+    from sweeps.execution.resources import Resources
+    from sweeps.execution.session import Limits, Session
 
     options, choice = errand.options, errand.choice
     view.say(f"{len(found.to_do)} trials to train; starting Ray")
@@ -246,11 +249,11 @@ def _measure(session: Session, forecast: Forecast, view: Any) -> None:
     elif place.ranks == 1 and len(trials) > forecast.at_once and not smoke:
         streams = packing.shared(trials, stay)
     reading = f"{forecast.here} {place.reader} {gpus:g}"
-    makers = packing.known(errand.ledger, streams, reading)
+    makers = throughput.known(errand.ledger, streams, reading)
 
-    def found(speeds: Mapping[str, Speed], read: Mapping[str, packing.Maker]) -> None:
+    def found(speeds: Mapping[str, Speed], read: Mapping[str, throughput.Maker]) -> None:
         forecast.learn(speeds, len(session.gauge.starts) if session.gauge else 0)
-        packing.keep(errand.ledger, read, reading)
+        throughput.keep(errand.ledger, read, reading)
         if streams:
             session.packs = packing.worthwhile(trials, forecast.rates(), {**makers, **read}, place.device)
         if cells := session.packs.cells:

@@ -14,13 +14,11 @@ from typing import Any
 
 import torch
 
-from sweeps.execution.packing import stream
-from sweeps.execution.worker import attempt
 from sweeps.experiment.trial import Trial
-from sweeps.store.ledger import Json, Ledger
+from sweeps.store.ledger import Json, Ledger, attempt
 from sweeps.training.run_trial import out_of_memory, performing
 from sweeps.training.runtime import Place
-from sweeps.training.shared_batches import Company, Stream, Turn, Turns
+from sweeps.training.shared_batches import Company, Stream, Turn, Turns, stream
 
 # A member that has not begun comes before all others.
 BEGINNING = Turn(-1, 0, 0)

@@ -7,43 +7,23 @@ device are decoded once for all trials of a worker anyway. Nothing of it changes
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from data.availability import bring
 from data.datasets import DataSet
+from sweeps.execution.throughput import Maker
 from sweeps.experiment.trial import Trial
-from sweeps.store.ledger import Ledger
+from sweeps.training.shared_batches import Key, stream
 
 if TYPE_CHECKING:
-    from sweeps.training.runtime import Place
+    pass
 
 MOST = 16  # members of a pack that forms itself; what is shared is a tenth of its cost by then
 # Packing pays from this ratio of (time to make a picture / time to learn from it). On a CPU both take turns at the
 # same cores; a GPU learns while the cores decode, and waits only for a decoder that is slower.
 PAYS = {"cpu": 0.1, "cuda": 1.1}
-SECONDS = 1.5  # of decoding, after the decoder has been compiled
-
-Key = tuple[Any, ...]
-
-
-def stream(trial: Trial) -> Key:
-    """Return what makes two trials see the same batches: data, split, order, augmentation, length."""
-    recipe = trial.cell.recipe
-    what = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
-    return *what, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting
-
-
-class Maker(NamedTuple):
-    """What a worker found of a data set: training views made a second, and the bytes of memory it may fill."""
-
-    pictures_per_s: float
-    memory: float
 
 
 @dataclass(frozen=True)
@@ -114,60 +94,10 @@ def resident(facts: DataSet, place_bytes: int) -> bool:
     return 3 * facts.size**2 * facts.splits["train"] <= place_bytes
 
 
-def measure_maker(item: tuple[str, Place]) -> Maker:
-    """Return how fast a worker makes training views of a data set, by its name, that does not stay on the device."""
-    import numpy as np
-    import torch
-
-    from data.augment import training_view
-    from data.datasets import beton_path, dataset, order
-    from data.load import open_pictures
-
-    name, place = item
-    bring(name, place.data_dir, place.data_source)
-    facts, device = dataset(name, Path(place.data_dir)), torch.device(place.device)
-    torch.set_num_threads(place.threads)
-    path = beton_path(name, "train", Path(place.data_dir))
-    with open_pictures(path, reader=place.reader, workers=place.workers, device=device, resident_bytes=0) as pictures:
-        sidecar = pictures.sidecar
-        indices, made, began = order(0, 0, np.arange(len(pictures), dtype=np.int64)), 0, 0.0
-        for number, batch in enumerate(pictures.batches(indices, 64)):
-            training_view(
-                batch.images, batch.ids, seed=0, epoch=0, crop=facts.crop, flip=True, shift=0, lighting=0.0,
-                mean=sidecar.mean, std=sidecar.std, eigenvalues=sidecar.eigenvalues, eigenvectors=sidecar.eigenvectors,
-            )  # fmt: skip
-            # The first batches were decoded ahead while the decoder was compiled.
-            if number == 4:
-                began = time.perf_counter()
-            elif number > 4:
-                made += len(batch.labels)
-                if time.perf_counter() - began > SECONDS:
-                    break
-    cuda = device.type == "cuda"
-    memory = 0.8 * torch.cuda.get_device_properties(device).total_memory if cuda else float("inf")
-    return Maker(made / (time.perf_counter() - began) if made else float("inf"), memory)
-
-
 def shared(trials: Iterable[Trial], resident: Collection[str]) -> set[str]:
     """Return the data sets of which several trials see the same batches, and that do not stay on the device."""
     streams = Counter(stream(trial) for trial in trials if trial.cell.dataset not in resident)
     return {key[0] for key, count in streams.items() if count > 1}
-
-
-def known(ledger: Ledger, names: Iterable[str], hardware: str) -> dict[str, Maker]:
-    """Return the measurements of data sets that the ledger keeps."""
-    found = ((name, ledger.read_json(_file(name, hardware))) for name in names)
-    return {name: Maker(**value) for name, value in found if value is not None}
-
-
-def keep(ledger: Ledger, makers: Mapping[str, Maker], hardware: str) -> None:
-    """Put measurements on the ledger."""
-    for name, maker in makers.items():
-        ledger.write_json(_file(name, hardware), maker._asdict())
-
-
-def _file(name: str, hardware: str) -> str:
-    return f"makers/{hashlib.sha256(f'{name} {hardware}'.encode()).hexdigest()[:20]}.json"
 
 
 def worthwhile(trials: Iterable[Trial], speeds: Mapping[str, float], makers: Mapping[str, Maker], device: str) -> Packs:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from data.datasets import DataSet
-from sweeps.experiment.trial import PHASES, Cell, Trial, code_fingerprint, probed
+from sweeps.experiment.trial import Cell, code_fingerprint
 from sweeps.store.ledger import Ledger
 
 # Steps that are timed, of whose times the spread is the interval of a forecast; fewer of a net whose step takes longer
 # than LONG seconds, so that large nets on a CPU are not measured for minutes.
 STEPS, LONG, FEW = 7, 0.2, 3
-FIXED = 0.2  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
 
 
 class Speed(NamedTuple):
@@ -29,14 +28,6 @@ class Speed(NamedTuple):
     fastest: float
     evaluate: float
     start: float = 0.0
-
-
-class Price(NamedTuple):
-    """Seconds of one training, or of many: the likely value and the ends of its interval."""
-
-    likely: float
-    least: float
-    most: float
 
 
 def speed_key(cell: Cell, facts: DataSet, hardware: str) -> str:
@@ -56,7 +47,8 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, rank
 
     from crelu_models.build import build, initialise
     from sweeps.training.evaluate import BATCH, precision_of, score
-    from sweeps.training.loop import Learner, keep_memory
+    from sweeps.training.loop import Learner
+    from sweeps.training.run_trial import keep_memory
 
     keep_memory()
     place, recipe = torch.device(device), cell.recipe
@@ -105,46 +97,3 @@ def known(ledger: Ledger, keys: Iterable[str]) -> dict[str, Speed]:
 def keep(ledger: Ledger, key: str, speed: Speed) -> None:
     """Put a measurement on the ledger."""
     ledger.write_json(f"speeds/{key}.json", speed._asdict())
-
-
-def pictures(trial: Trial, facts: DataSet, epochs: int = 0) -> tuple[int, int]:
-    """Return how many pictures a training learns from and evaluates, over its epochs (0: all) and its final test."""
-    phase, recipe = PHASES[trial.phase], trial.cell.recipe
-    everything, tested = facts.splits["train"], facts.splits[facts.final]
-    held_out = {"holdout": facts.holdout, "fold": everything // max(trial.folds, 1), "full": 0}[phase.split]
-    learned = everything - held_out
-    crops = 11 if facts.crop < facts.size else 1
-    final = tested * crops if phase.test else 0
-    epochs = epochs or recipe.epochs
-    return learned * epochs, (held_out + probed(trial, learned, facts.holdout)) * epochs + final
-
-
-def price(trial: Trial, facts: DataSet, speed: Speed, epochs: int = 0) -> Price:
-    """Return the seconds one training of so many epochs (0: all) takes at this speed."""
-    learned, evaluated = pictures(trial, facts, epochs)
-    fixed = evaluated / speed.evaluate + FIXED
-    return Price(*(learned / rate + fixed for rate in (speed.train, speed.fastest, speed.slowest)))
-
-
-def total(prices: Sequence[Price]) -> Price:
-    """Return the sum of prices."""
-    return Price(*(sum(column) for column in zip(*prices, strict=True))) if prices else Price(0.0, 0.0, 0.0)
-
-
-def money(seconds: Price, hourly: float, share: float = 1.0) -> str:
-    """Return what trials that take so long cost, at so much an hour of a GPU of which each has a `share`.
-
-    Without GPUs an hour of trials stands for one of a GPU, as it does where a budget is counted. Empty for no price.
-    """
-    if not hourly:
-        return ""
-    likely, least, most = (hourly * share * value / 3600 for value in seconds)
-    spread = f" ({least:,.2f} to {most:,.2f})" if most > least else ""
-    return f"costs {likely:,.2f}{spread} at {hourly:g} an hour"
-
-
-def operations(trial: Trial, facts: DataSet) -> float:
-    """Return the floating-point operations of one training: 6 a multiply-accumulate learned from, 2 one evaluated."""
-    learned, evaluated = pictures(trial, facts)
-    macs = trial.cell.net.macs(facts.classes, facts.crop)
-    return float(macs) * (6 * learned + 2 * evaluated)

@@ -89,3 +89,12 @@ def shareable(trials: Iterable[Trial], facts: Mapping[str, DataSet], ranks: int)
             recipe.shared(learned.get(PHASES[trial.phase].split, recipe.batch), ranks)
         except ValueError as error:
             raise ValueError(f"{trial.cell.label}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial is given, and how many may run at once (0: as many as fit)."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    at_once: int = 0

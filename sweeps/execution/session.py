@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 from sweeps.execution.packing import Packs
+from sweeps.execution.resources import Resources
 from sweeps.execution.throughput import Gauge
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Trial
@@ -23,15 +19,6 @@ class Listener(Protocol):
     """What hears of trials: "started", "epoch", "done", "failed", "left"; `news` is a metrics row or a result."""
 
     def __call__(self, event: str, trial: Trial, news: Json) -> None: ...
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial is given, and how many may run at once (0: as many as fit)."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    at_once: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,32 +83,3 @@ class Session:
                 self.ledger.write(self.stop_mark, b"")
             except OSError as error:
                 self.errors.append(f"{error}")
-
-
-class Interrupts:
-    """From enter to exit: the first SIGINT or SIGTERM stops the session in good order, the second ends it at once."""
-
-    def __init__(self, session: Session, tell: Callable[[str], None]) -> None:
-        """Prepare to catch the signals for `session`."""
-        self.session, self.tell = session, tell
-        self.before: dict[int, Any] = {}
-        self.caught = 0
-
-    def __enter__(self) -> Interrupts:
-        """Install the handlers (in the main thread only: elsewhere there are none to install)."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._catch)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Put the handlers of before back."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        self.caught += 1
-        if self.caught > 1:
-            os._exit(130)
-        self.tell("stopping: running trials save their state (once more to end at once); the same command resumes")
-        self.session.stop()

@@ -6,19 +6,37 @@ needs anyway, and a cluster that has no machine yet starts one for it as it woul
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data.availability import bring
+from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Ledger
+
+if TYPE_CHECKING:
+    from sweeps.training.runtime import Place
+
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
-from typing import Any
 
-from sweeps.execution.packing import Maker, measure_maker
 from sweeps.execution.price import Speed, measure
-from sweeps.execution.worker import Tell, stop_watch
-from sweeps.experiment.trial import Trial, trial_from_json
-from sweeps.store.ledger import Json, Ledger
+from sweeps.execution.watchdog import Tell, stop_watch
+from sweeps.experiment.trial import trial_from_json
+from sweeps.store.ledger import Json
 from sweeps.training.runtime import Place
+
+
+class Maker(NamedTuple):
+    """What a worker found of a data set: training views made a second, and the bytes of memory it may fill."""
+
+    pictures_per_s: float
+    memory: float
+
 
 Found = Callable[[dict[str, Speed], dict[str, Maker]], None]
 
@@ -119,3 +137,56 @@ def _note(found: Json, name: str, work: Callable[[], Sequence[float]]) -> None:
     except Exception as error:
         # Its trial will meet this too, and have it on the ledger.
         print(f"not measured: {name}: {error!r}")
+
+
+SECONDS = 1.5  # of decoding, after the decoder has been compiled
+
+
+def measure_maker(item: tuple[str, Place]) -> Maker:
+    """Return how fast a worker makes training views of a data set, by its name, that does not stay on the device."""
+    import numpy as np
+    import torch
+
+    from data.augment import training_view
+    from data.datasets import beton_path, dataset, order
+    from data.load import open_pictures
+
+    name, place = item
+    bring(name, place.data_dir, place.data_source)
+    facts, device = dataset(name, Path(place.data_dir)), torch.device(place.device)
+    torch.set_num_threads(place.threads)
+    path = beton_path(name, "train", Path(place.data_dir))
+    with open_pictures(path, reader=place.reader, workers=place.workers, device=device, resident_bytes=0) as pictures:
+        sidecar = pictures.sidecar
+        indices, made, began = order(0, 0, np.arange(len(pictures), dtype=np.int64)), 0, 0.0
+        for number, batch in enumerate(pictures.batches(indices, 64)):
+            training_view(
+                batch.images, batch.ids, seed=0, epoch=0, crop=facts.crop, flip=True, shift=0, lighting=0.0,
+                mean=sidecar.mean, std=sidecar.std, eigenvalues=sidecar.eigenvalues, eigenvectors=sidecar.eigenvectors,
+            )  # fmt: skip
+            # The first batches were decoded ahead while the decoder was compiled.
+            if number == 4:
+                began = time.perf_counter()
+            elif number > 4:
+                made += len(batch.labels)
+                if time.perf_counter() - began > SECONDS:
+                    break
+    cuda = device.type == "cuda"
+    memory = 0.8 * torch.cuda.get_device_properties(device).total_memory if cuda else float("inf")
+    return Maker(made / (time.perf_counter() - began) if made else float("inf"), memory)
+
+
+def known(ledger: Ledger, names: Iterable[str], hardware: str) -> dict[str, Maker]:
+    """Return the measurements of data sets that the ledger keeps."""
+    found = ((name, ledger.read_json(_file(name, hardware))) for name in names)
+    return {name: Maker(**value) for name, value in found if value is not None}
+
+
+def keep(ledger: Ledger, makers: Mapping[str, Maker], hardware: str) -> None:
+    """Put measurements on the ledger."""
+    for name, maker in makers.items():
+        ledger.write_json(_file(name, hardware), maker._asdict())
+
+
+def _file(name: str, hardware: str) -> str:
+    return f"makers/{hashlib.sha256(f'{name} {hardware}'.encode()).hexdigest()[:20]}.json"

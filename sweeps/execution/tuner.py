@@ -18,13 +18,14 @@ from dataclasses import asdict
 from typing import Any
 
 from sweeps.execution import ray_runtime, throughput
-from sweeps.execution.packing import Key
-from sweeps.execution.session import Resources, Session
+from sweeps.execution.resources import Resources
+from sweeps.execution.session import Session
 from sweeps.execution.worker import work
 from sweeps.experiment.plan import TRIES, Part, given_up, ordered, part
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.lease import claim, elsewhere, unclaim
 from sweeps.store.ledger import Json
+from sweeps.training.shared_batches import Key
 
 # Read by Tune when it is imported.
 os.environ.update(

@@ -23,6 +23,7 @@ import json
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -200,3 +201,16 @@ class Ledger:
             self.delete(name)
         for folder in ("attempts", "checkpoints", "trials"):
             self.delete(f"{folder}/{key}")
+
+
+def attempt(error: BaseException, final: bool) -> Json:
+    """Return the record of a failed try; a final one is not tried again unless someone asks."""
+    lines = "".join(traceback.format_exception(error))
+    host = os.uname().nodename
+    return {
+        "error": f"{type(error).__name__}: {error}",
+        "trace": lines,
+        "final": final,
+        "time": time.time(),
+        "host": host,
+    }

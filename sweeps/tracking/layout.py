@@ -7,21 +7,17 @@ tag. The view here is the experiment's, under one name; whoever rearranges it in
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from crelu_models.spec import Conv, Net
+from sweeps.experiment.metrics import ERROR
 from sweeps.experiment.trial import Cell, Trial
-from sweeps.store.ledger import Json
 
 VIEW: Final = "cells"
-ERROR: Final = "test_top1_err"
 # What one compares cells by; the trials below a cell, opened by its +, fill the later ones.
 METRICS: Final = (
     *(f"agg/{ERROR}_{part}" for part in ("mean", "se", "n", "vote", "single_mean")),
@@ -32,30 +28,9 @@ METRICS: Final = (
     "best/val_top1_err",
 )
 PARAMS: Final = ("activation", "dropout", "optimiser", "lr", "epochs")
-ERRORS: Final = re.compile(r"final/test_top\d+_err(_10crop)?")
 NOTE: Final = "mlflow.note.content"
 LONGEST: Final = 8000  # characters of a tag
 REPORT: Final = "report"  # the folder of a run's artifacts, and the tag that says which report lies there
-
-
-def averages(tested: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
-    """Return mean, standard error and count of each test error over a cell's trials, given as (phase, metrics).
-
-    Losses stay on the trials' runs: each name here is a chart in the UI. Where a cell has folds they are what is
-    averaged, as in the paper; its other trainings are then "single".
-    """
-    found: dict[str, float] = {}
-    folds = any(phase == "fold" for phase, _ in tested)
-    names = {name for _, metrics in tested for name in metrics if ERRORS.fullmatch(name)}
-    for name in sorted(names):
-        for fold in {False, folds}:
-            values = [m[name] for phase, m in tested if name in m and (phase == "fold") == fold]
-            base = f"agg/{name.removeprefix('final/')}" + ("_single" if folds and not fold else "")
-            if values:
-                found |= {f"{base}_mean": statistics.fmean(values), f"{base}_n": float(len(values))}
-            if len(values) > 1:
-                found[f"{base}_se"] = statistics.stdev(values) / math.sqrt(len(values))
-    return found
 
 
 def placement(net: Net) -> str:
@@ -103,12 +78,6 @@ def params_of(trial: Trial) -> dict[str, Any]:
         "seed": trial.seed,
         "fold": trial.fold if trial.folds else "",
     }
-
-
-def flags_of(result: Json) -> list[str]:
-    """Return the marks a reader of the number must see."""
-    marks = ["diverged"] if result["status"] == "diverged" else []
-    return marks + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])
 
 
 def experiment_tags() -> dict[str, str]:

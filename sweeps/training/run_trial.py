@@ -5,6 +5,7 @@ No Ray, no Optuna, no MLflow: a test, a notebook or a bare GPU machine can call 
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, score, ten_crop_scores
-from sweeps.training.loop import Diverged, keep_memory
+from sweeps.training.loop import Diverged
 from sweeps.training.result import Outcome, write_outcome
 from sweeps.training.runtime import Place
 from sweeps.training.shared_batches import LEARNED, TEST, Company, Turns
@@ -183,3 +184,18 @@ def _hardware(course: Course) -> dict[str, str]:
 def device_name(device: torch.device) -> str:
     """Return what kind of device this is: bits are those of another one of the same name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory of tensors that are gone for the next ones, where its C library can.
+
+    glibc maps each tensor of more than 32 MiB anew, and the system clears its pages one by one at the first touch: on a
+    CPU a tenth of a training step, and several times what an activation itself costs.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_MMAP_MAX, 0)
+        set_option(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h

@@ -6,10 +6,18 @@ least first, makes them share; a trial that is drained alone shares with nobody,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sweeps.experiment.trial import Trial
+
+if TYPE_CHECKING:
+    pass
 import time
-from collections.abc import Callable, Generator, Hashable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Generator, Hashable
+from dataclasses import field
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -75,3 +83,13 @@ class Company:
     stream: Stream = field(default_factory=Stream)
     clock: Callable[[], float] = time.monotonic
     crowded: Callable[[], bool] = _never
+
+
+def stream(trial: Trial) -> Key:
+    """Return what makes two trials see the same batches: data, split, order, augmentation, length."""
+    recipe = trial.cell.recipe
+    what = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
+    return *what, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting
+
+
+Key = tuple[Any, ...]
