@@ -32,8 +32,8 @@ def ours(trials: int, folder: str) -> dict[str, float]:
     """Run so many trivial trials through the queue; return seconds a trial, and the growth from first to last tenth."""
     from sweeps.execution import ray_runtime, tuner
     from sweeps.execution.resources import Resources
-    from sweeps.execution.session import Session
-    from sweeps.training.runtime import Place
+    from sweeps.execution.session import DriverState
+    from sweeps.training.runtime import RuntimeConfig
 
     ends: list[float] = []
 
@@ -41,12 +41,12 @@ def ours(trials: int, folder: str) -> dict[str, float]:
         if event == "done":
             ends.append(time.perf_counter())
 
-    ray_runtime.connect("local")
+    ray_runtime.init_ray("local")
     ledger = Ledger(f"{folder}/ledger")
-    session = Session(
+    session = DriverState(
         Sweep("overhead", "smoke", (CELL,), Protocol(seeds=trials)),
         ledger,
-        Place(ledger.root, folder),
+        RuntimeConfig(ledger.root, folder),
         Resources(),
         listen,
         "overhead",
@@ -54,7 +54,7 @@ def ours(trials: int, folder: str) -> dict[str, float]:
         work="benchmarks.trivial:at_once",
     )
     began = time.perf_counter()
-    tuner.drive(session)
+    tuner.run_trials(session)
     total = time.perf_counter() - began
     assert len(ledger.results()) == trials
     tenth = max(2, trials // 10)

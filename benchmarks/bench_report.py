@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from sweeps.cifar_width import CELLS
-from sweeps.experiment.plan import Protocol, Sweep, declared, plan
+from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.trial import Trial, code_fingerprint
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.mlflow_runs import Projection, Store
+from sweeps.tracking.mlflow_runs import MlflowRuns, Store
 from sweeps.training.result import score_table
 
 EPOCHS, PICTURES, CLASSES = 50, 1000, 10
@@ -70,12 +70,12 @@ def fill(output: Path, runs: int) -> int:
     found = plan(sweep, ledger, {})
     for trial in found.to_do:
         finish(ledger, trial, stream)
-    ledger.write_json("plans/many.json", declared(plan(sweep, ledger, {})))
-    projection = Projection(Store(f"sqlite:///{output}/mlflow.db", "many", f"{output}/artifacts"), ledger, sweep)
+    ledger.write_json("plans/many.json", plan_to_json(plan(sweep, ledger, {})))
+    projection = MlflowRuns(Store(f"sqlite:///{output}/mlflow.db", "many", f"{output}/artifacts"), ledger, sweep)
     for trial in found.to_do:
-        projection.project_trial(trial, "RUNNING")
+        projection.sync_trial(trial, "RUNNING")
     for cell in sweep.cells:
-        projection.project_cell(cell, [trial for trial in found.to_do if trial.cell.key == cell.key], over=True)
+        projection.sync_cell(cell, [trial for trial in found.to_do if trial.cell.key == cell.key], over=True)
     return len(found.to_do)
 
 

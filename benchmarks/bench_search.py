@@ -20,13 +20,13 @@ from benchmarks.trivial import distance
 from crelu_models.tables import S2
 from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import Resources
-from sweeps.execution.session import Session
+from sweeps.execution.session import DriverState
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search, Study, space, study
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger
-from sweeps.training.runtime import Place
+from sweeps.training.runtime import RuntimeConfig
 
 EPOCHS = 40
 
@@ -35,17 +35,17 @@ def studies(cells: tuple[Cell, ...], search: Search) -> tuple[list[Study], dict[
     """Run a study for each cell through the queue; return them with all results."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(folder)
-        session = Session(
+        session = DriverState(
             Sweep("search", "smoke", cells, Protocol(ablation=False, search=search)),
             ledger,
-            Place(folder, folder),
+            RuntimeConfig(folder, folder),
             Resources(),
             lambda event, trial, news: None,
             "search",
             {},
             work="benchmarks.trivial:bowl",
         )
-        tuner.drive(session)
+        tuner.run_trials(session)
         results = ledger.results()
         return [study(search, cell, results, ()) for cell in cells], results
 
@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = dataclasses.replace(ALLCONV, epochs=EPOCHS)
     cells = tuple(Cell(f"x{k}", S2.width((k + 4) / 16), "synthetic", recipe) for k in range(options.cells))
-    ray_runtime.connect("local")
+    ray_runtime.init_ray("local")
     found = {}
     for name, search in {
         "random": Search(options.trials, sampler="random", prune=False),
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _least(one: Study) -> float:
-    assert one.over
+    assert one.is_finished
     return min(asked.value for asked in one.asked if asked.value is not None and math.isfinite(asked.value))
 
 

@@ -25,7 +25,7 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.imagenet_placement import CELLS
 from sweeps.results.cell_numbers import groups
 from sweeps.results.contrasts import Effect, effects
-from sweeps.results.evidence import Evidence, Run, Survey
+from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import TOP1
 from sweeps.results.statistics import seeds_needed
 
@@ -41,9 +41,9 @@ def table(cells: Sequence[Cell], trials: Mapping[Cell, Sequence[Trial]], errors:
             Run(trial, "done", "", {"seconds": 1.0}, {TOP1: float(error)}, np.zeros(0), None, "", {})
             for trial, error in zip(trials[cell], row, strict=True)
         )
-        found.append(Evidence(cell, runs, (), None))
+        found.append(CellResults(cell, runs, (), None))
     sweep = Sweep("simulated", "paper", tuple(cells), Protocol(seeds=errors.shape[1]))
-    survey = Survey("simulated", sweep, "", tuple(found), {}, {})
+    survey = SweepResults("simulated", sweep, "", tuple(found), {}, {})
     first = groups(survey)[0]
     return effects(first._replace(metrics=(TOP1,)))
 

@@ -104,13 +104,13 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
                     lighting=0.0, mean=side.mean, std=side.std, eigenvalues=side.eigenvalues,
                     eigenvectors=side.eigenvectors,
                 )  # fmt: skip
-                learner.advance(view, found.labels)
+                learner.step(view, found.labels)
                 yield
             epoch += 1
 
     def resident() -> Iterator[None]:
         while True:
-            learner.advance(images, labels)
+            learner.step(images, labels)
             yield
 
     def test() -> Iterator[None]:

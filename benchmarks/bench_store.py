@@ -75,11 +75,11 @@ def report(ledger: Ledger, trials: Sequence[Trial], tracker: Any, seconds: float
         history.append({"epoch": float(epoch), "time_ms": float(time.time_ns() // 1_000_000), **row})
         saved = checkpoint.Checkpoint({"w": torch.zeros(8)}, {"epoch": epoch, "history": history})
         checkpoint.save(ledger, trial.key, epoch, 0, saved)
-        tracker.mark(trial)
+        tracker.enqueue(trial)
         tick += 1
     for trial in trials:
         _finish(ledger, trial, histories[trial.key])
-        tracker.mark(trial)
+        tracker.enqueue(trial)
     return histories
 
 
@@ -98,7 +98,7 @@ def drive(uri: str, name: str, trials: int, seconds: float, every: float) -> Fou
     """Be one driver: track so many trials for so long, then read everything back."""
     import mlflow
 
-    from sweeps.tracking.mlflow_runs import Projection, Store
+    from sweeps.tracking.mlflow_runs import MlflowRuns, Store
     from sweeps.tracking.tracker import Tracker
 
     taken: list[tuple[float, int, int]] = []  # when, time stamp, step: of the leading metric
@@ -120,15 +120,15 @@ def drive(uri: str, name: str, trials: int, seconds: float, every: float) -> Fou
         ledger, sweep = Ledger(folder), Sweep(name, "demo", CELLS, Protocol(seeds=trials))
         own = [Trial(CELLS[number % len(CELLS)], seed=number // len(CELLS)) for number in range(trials)]
         store = Store(uri, name)
-        Projection(store, ledger, sweep)  # the experiment is there, as it is when a sweep begins to train
+        MlflowRuns(store, ledger, sweep)  # the experiment is there, as it is when a sweep begins to train
         tracker = Tracker(store, ledger, sweep, lambda sentence: print(sentence, file=sys.stderr))
-        tracker.know(own)
+        tracker.register(own)
         histories = report(ledger, own, tracker, seconds, every)
         before, ended = count, time.time()
         missing = tracker.close(300.0)
         drained = time.time() - ended
         assert not missing, f"{missing} trials are not tracked: {tracker.error}"
-        lost, doubled = compare(Projection(store, ledger, sweep), histories)
+        lost, doubled = compare(MlflowRuns(store, ledger, sweep), histories)
     latencies = [when - stamp / 1000 for when, stamp, _ in taken]
     return Found(sum(map(len, histories.values())), before, latencies, requests, drained, lost, doubled)
 

@@ -37,7 +37,7 @@ from data import beton
 from data.datasets import beton_path, dataset, read_sidecar
 from data.write import prepare
 from sweeps.cli.settings import change
-from sweeps.experiment.plan import Protocol, Sweep, declared, plan, sweep_from_json
+from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json, sweep_from_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
@@ -94,7 +94,7 @@ def borders(folder: Path) -> dict[str, tuple[bytes, Border]]:
     stream = np.random.default_rng(0)
     for each in plan(many, ledger, {}).to_do:
         finish(ledger, each, stream)
-    ledger.write_json("plans/many.json", declared(plan(many, ledger, {})))
+    ledger.write_json("plans/many.json", plan_to_json(plan(many, ledger, {})))
     capsule.write(ledger, evidence.survey(ledger, "many"), {}, folder / "good.zip")
     sealed = (folder / "good.zip").read_bytes()
 
@@ -118,7 +118,7 @@ def borders(folder: Path) -> dict[str, tuple[bytes, Border]]:
         "sidecar": (pictures.with_suffix(".json").read_bytes(), at(".json", read_sidecar)),
         "beton": (pictures.read_bytes()[:4096], at(".beton", beton.read_index)),
         "trial": (json.dumps(trial.to_json()).encode(), text(trial_from_json)),
-        "plan": (json.dumps(declared(plan(sweep, ledger, {}))).encode(), text(sweep_from_json)),
+        "plan": (json.dumps(plan_to_json(plan(sweep, ledger, {}))).encode(), text(sweep_from_json)),
         "net": (json.dumps(S9.to_json()).encode(), text(Net.from_json)),
         "result": (b'{"key": "k", "metrics": {}}', lambda content: _result(ledger, content)),
         "capsule": (sealed, at(".zip", lambda path: _reported(path, folder))),

@@ -11,7 +11,7 @@ from data import beton
 from data.datasets import SPLITS, DataSet, beton_path, dataset, read_sidecar
 
 
-def fingerprints_of(names: Iterable[str], where: Path) -> dict[str, str]:
+def fingerprints(names: Iterable[str], where: Path) -> dict[str, str]:
     """Return the content fingerprint of each data set that is there."""
     found = {}
     for name in names:
@@ -32,7 +32,7 @@ class _Left(Exception):
     """Whoever waits for pictures was asked to leave."""
 
 
-def bring(name: str, where: str, source: str, stop: Callable[[], bool] = lambda: False) -> bool:
+def fetch_dataset(name: str, where: str, source: str, stop: Callable[[], bool] = lambda: False) -> bool:
     """Bring a data set to this machine where it is not there; False where `stop()` ended it.
 
     Pictures come from `source`, embedded ones are made; `stop` is asked all the while, as a sign of life. Without a
@@ -69,7 +69,7 @@ def _have(name: str, where: Path, suffixes: Iterable[str]) -> bool:
         return False
 
 
-def _told(name: str, where: Path, source: str, pictures: bool, tell: Callable[[str], None]) -> None:
+def _pull_if_missing(name: str, where: Path, source: str, pictures: bool, tell: Callable[[str], None]) -> None:
     """Bring a data set, or its sidecars alone, from its source to the driver."""
     wanted = (".beton", ".json") if pictures else (".json",)
     if not source or name.startswith("synthetic") or _have(name, where, wanted):
@@ -80,16 +80,18 @@ def _told(name: str, where: Path, source: str, pictures: bool, tell: Callable[[s
     pull(source, where, [name], pictures=pictures)
 
 
-def ready(name: str, where: Path, tell: Callable[[str], None], source: str = "", pictures: bool = True) -> DataSet:
+def ensure_dataset(
+    name: str, where: Path, tell: Callable[[str], None], source: str = "", pictures: bool = True
+) -> DataSet:
     """Return the facts of a data set that is there and whole; embedded pictures and folders are made on the way.
 
     From a `source` it is pulled. Without `pictures` its sidecars are enough: the workers of a cluster pull for
     themselves. ValueError says what was looked for, what was found, and the command that prepares it.
     """
     kind = name.partition(":")[0]
-    _told(name, where, source, pictures, tell)
+    _pull_if_missing(name, where, source, pictures, tell)
     if source and not pictures and kind != "synthetic":
-        _whole(name, where)
+        check_integrity(name, where)
         return dataset(name, where)
     try:
         missing = [path for path in _files(name, where) if not path.exists()]
@@ -101,8 +103,8 @@ def ready(name: str, where: Path, tell: Callable[[str], None], source: str = "",
         tell(f"preparing {name} in {where}")
         prepare(name, where)
     elif missing:
-        raise ValueError(absent(name, missing, where))
-    _whole(name, where)
+        raise ValueError(missing_message(name, missing, where))
+    check_integrity(name, where)
     return dataset(name, where)
 
 
@@ -111,7 +113,7 @@ def ready(name: str, where: Path, tell: Callable[[str], None], source: str = "",
 READ_THROUGH = 1 << 30
 
 
-def _whole(name: str, where: Path) -> None:
+def check_integrity(name: str, where: Path) -> None:
     """Raise ValueError where a file of the data set is not the one its sidecar tells of."""
     for path in filter(Path.exists, _files(name, where)):
         sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
@@ -125,7 +127,7 @@ def _whole(name: str, where: Path) -> None:
             )
 
 
-def absent(name: str, missing: list[Path], where: Path) -> str:
+def missing_message(name: str, missing: list[Path], where: Path) -> str:
     """Return the sentence for data that are not there: looked for, found, and what to do."""
     source = os.environ.get("IMAGENET_DIR", "") if name.startswith("imagenet") else ""
     seen = "nothing"

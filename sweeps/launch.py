@@ -55,11 +55,11 @@ def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argp
     sweep = declare(name, cells, protocol, options, choice)
     if options.list:
         return show_cells(sweep)
-    from sweeps.cli.run import dry_run, go
+    from sweeps.cli.run import dry_run, run_sweep
     from sweeps.cli.settings import Errand
 
     errand = Errand(sweep, choice, options)
-    return dry_run(errand) if options.dry_run else go(errand)
+    return dry_run(errand) if options.dry_run else run_sweep(errand)
 
 
 def show_cells(sweep: Sweep) -> int:

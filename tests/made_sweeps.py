@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crelu_models.spec import mix
-from sweeps.experiment.plan import Protocol, Sweep, declared, plan
+from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.trial import Cell, Trial, code_fingerprint
 from sweeps.results import paper
 from sweeps.results.paper import AVERAGE, TOP1, TRAIN, VOTE
@@ -76,7 +76,7 @@ def make(ledger: Ledger, sweep: Sweep, outcome: Callable[[Trial], Made | None]) 
                 left.add(trial.key)
             else:
                 finish(ledger, trial, made)
-    ledger.write_json(f"plans/{sweep.title}.json", declared(plan(sweep, ledger, {})))
+    ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(plan(sweep, ledger, {})))
 
 
 def spread(mean: float, se: float, n: int) -> list[float]:

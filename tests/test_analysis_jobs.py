@@ -30,12 +30,12 @@ from sweeps.analysis import (
     reconstruction,
     theory,
 )
-from sweeps.experiment.plan import Sweep, declared, plan
+from sweeps.experiment.plan import Sweep, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.results import paper
 from sweeps.store.ledger import Ledger
-from sweeps.training.result import Outcome, write_outcome
+from sweeps.training.result import TrialOutcome, commit_result
 
 SMALL, LARGE = "synthetic:classes=4,train=40,test=40", "synthetic:size=72,classes=4,train=20,test=40"
 CELLS = (
@@ -46,12 +46,12 @@ CELLS = (
 TRIALS = {cell.label: Trial(cell) for cell in CELLS}
 
 
-def outcome(trial: Trial, ending: str = "schedule") -> Outcome:
+def outcome(trial: Trial, ending: str = "schedule") -> TrialOutcome:
     net = trial.net
     crop = 64 if trial.cell.dataset == LARGE else 32
     model = build(net, 4, crop)
     initialise(model, net, "he_fan_in", 0)
-    return Outcome(
+    return TrialOutcome(
         history=(),
         events=(),
         restarts=0,
@@ -80,8 +80,8 @@ def fill(found: Ledger) -> Ledger:
     """Write a finished run a cell, one that only chose dropout, and one that diverged."""
     for trial in (*TRIALS.values(), Trial(CELLS[0], "holdout"), Trial(CELLS[0], seed=1)):
         found.write_json(f"trials/{trial.key}/trial.json", trial.to_json())
-        write_outcome(found, trial, outcome(trial, "diverged" if trial.seed else "schedule"))
-    found.write_json("plans/small-demo.json", declared(plan(Sweep("small", "demo", CELLS), found, {})))
+        commit_result(found, trial, outcome(trial, "diverged" if trial.seed else "schedule"))
+    found.write_json("plans/small-demo.json", plan_to_json(plan(Sweep("small", "demo", CELLS), found, {})))
     return found
 
 
@@ -150,7 +150,7 @@ def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
             ours = pairing_scores.pairs(weights[f"{layer}.weight"])
             chosen = [i for i, where in enumerate(rows["layer"]) if where == layer and rows["draw"][i] == -1]
             assert [rows["mu"][i] for i in chosen] == ours.mu.tolist()
-            assert [rows["mate"][i] for i in chosen] == ours.mate.tolist()
+            assert [rows["mate"][i] for i in chosen] == ours.pair.tolist()
             assert found["metrics"][f"pairing/mu/{layer}"] == pytest.approx(float(ours.mu.mean()))
             assert rows["layer"].count(layer) == 3 * len(ours.mu)
         assert is_picture(done, label, "pairing", "pairing.png")

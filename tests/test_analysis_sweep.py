@@ -14,10 +14,10 @@ import pytest
 from test_analysis_jobs import PAGES, TRIALS, fill, perform, read_summary
 
 from sweeps.analysis import summary
-from sweeps.analysis.compute import Errand, attempt
-from sweeps.analysis.sources import Misfit, of_sweep
+from sweeps.analysis.compute import JobSpec, run_job
+from sweeps.analysis.sources import NotApplicable, of_sweep
 from sweeps.store.ledger import Ledger
-from sweeps.training.runtime import Place
+from sweeps.training.runtime import RuntimeConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,7 +75,7 @@ def test_runs_of_a_sweep_are_tasks_and_one_that_fails_is_a_sentence(
 
 
 def misfit(*_: object) -> None:
-    raise Misfit("never fits")
+    raise NotApplicable("never fits")
 
 
 def explode(*_: object) -> None:
@@ -85,15 +85,15 @@ def explode(*_: object) -> None:
 def test_an_error_nobody_thought_of_is_a_sentence_with_its_trace_on_the_ledger(ledger: Ledger) -> None:
     source = next(source for source in of_sweep(ledger, "small-demo") if source.cell == "CReLU half")
     assert source.name == "CReLU half s0"
-    found = attempt(Errand("outgoing", f"{__name__}:explode", {}, False), source, Place(ledger.root, ""))
+    found = run_job(JobSpec("outgoing", f"{__name__}:explode", {}, False), source, RuntimeConfig(ledger.root, ""))
     assert found.summary is None
-    assert not found.misfit
+    assert not found.not_applicable
     assert found.why.startswith("RuntimeError: a shape that nobody thought of (trace: ")
     assert "in explode" in Path(found.why.partition("trace: ")[2].removesuffix(")")).read_text()
     # What is done afterwards takes the trace away; a misfit is noted, and nothing that fits is hidden by it.
-    errand = Errand("outgoing", "sweeps.analysis.outgoing_correlations:findings", {"layers": ["conv2"]}, False)
-    assert attempt(errand._replace(work=f"{__name__}:misfit"), source, Place(ledger.root, "")).misfit
-    assert attempt(errand, source, Place(ledger.root, "")).summary is not None
+    errand = JobSpec("outgoing", "sweeps.analysis.outgoing_correlations:findings", {"layers": ["conv2"]}, False)
+    assert run_job(errand._replace(work=f"{__name__}:misfit"), source, RuntimeConfig(ledger.root, "")).not_applicable
+    assert run_job(errand, source, RuntimeConfig(ledger.root, "")).summary is not None
     assert ledger.names(f"trials/{source.trial}/analysis/outgoing") == [
         "non_pairs.parquet", "outgoing.png", "summary.csv", "summary.json", "table.parquet",
     ]  # fmt: skip

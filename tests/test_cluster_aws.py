@@ -25,7 +25,7 @@ import hosts
 import pytest
 import yaml
 
-from sweeps.ops.open_ports import Listener, exposed
+from sweeps.ops.open_ports import Listener, open_to_network
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -235,7 +235,7 @@ def test_listeners_are_those_that_are_known_and_the_doctor_sees_one_more(site: S
     bound = {port: address for port, address, _ in found}
     assert {port: bound[port] for port in (8265, 5000)} == {8265: "127.0.0.1", 5000: "127.0.0.1"}
     assert {22, 6379, 10001} <= bound.keys()
-    assert exposed(Listener(address, port, command) for port, address, command in found) == []
+    assert open_to_network(Listener(address, port, command) for port, address, command in found) == []
     # What is bound to more than loopback: SSH, what was asked above, and metrics, which the group alone keeps from all.
     known = ("sshd", "gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent",
              "ray/dashboard/dashboard.py", "autoscaler/v2/monitor.py", "ray.util.client.server")  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from sweeps.ops import doctor, open_ports
-from sweeps.ops.open_ports import Listener, exposed, listeners
+from sweeps.ops.open_ports import Listener, listeners, open_to_network
 
 ROOT = Path(__file__).resolve().parents[1]
 RAYLET = "/home/ubuntu/crelu/.venv/lib/python3.12/site-packages/ray/core/src/ray/raylet/raylet --raylet_socket_name=x"
@@ -34,7 +34,7 @@ def test_listener_is_seen_with_its_address_and_process(family: int, address: str
         port = made.getsockname()[1]
         (found,) = (one for one in listeners() if one.port == port)
         assert found.address == address
-        assert found.here == (address in ("127.0.0.1", "::1"))
+        assert found.is_loopback == (address in ("127.0.0.1", "::1"))
         assert found.command == " ".join(Path(f"/proc/{os.getpid()}/cmdline").read_text().split("\0")).strip()
     assert port not in {one.port for one in listeners()}
 
@@ -47,10 +47,10 @@ def test_only_ssh_and_rays_own_listen_to_others() -> None:
         Listener("127.0.0.1", 8265, "/x/python /x/ray/dashboard/dashboard.py"), Listener("127.0.0.1", 5000, "python"),
         Listener("127.0.0.53", 53, ""),
     ]  # fmt: skip
-    assert exposed(right) == []
+    assert open_to_network(right) == []
     open_ = [Listener("0.0.0.0", 8265, "/x/python /x/ray/dashboard/dashboard.py"), Listener("10.0.0.1", 5000, "python"),
              Listener("::", 8888, "/x/python -m notebook"), Listener("0.0.0.0", 111, "")]  # fmt: skip
-    dashboard, runs, notebook, unknown = exposed([*right, *open_])
+    dashboard, runs, notebook, unknown = open_to_network([*right, *open_])
     assert "runs jobs, listens on 0.0.0.0:8265" in dashboard
     assert "MLflow, listens on 10.0.0.1:5000" in runs
     assert "-m notebook listens on :::8888" in notebook

@@ -13,11 +13,11 @@ import torch
 from test_resume import LARGE, SMALL, left, place, trial_of
 
 from data.write import prepare
-from sweeps.execution.tuner import signature
-from sweeps.execution.watchdog import HangWatch
+from sweeps.execution.tuner import failure_signature
+from sweeps.execution.watchdog import Watchdog
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.loop import Learner
-from sweeps.training.run_trial import perform
+from sweeps.training.run_trial import run_trial
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
     """Let a step of more than `fits` pictures at once run out of memory in the middle of an epoch."""
-    advance = Learner.advance
+    advance = Learner.step
 
     def limited(self: Learner, images: torch.Tensor, labels: torch.Tensor) -> None:
-        if len(images) > fits * self.parts and self.step >= 2:
+        if len(images) > fits * self.micro_batches and self.step_count >= 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         advance(self, images, labels)
 
@@ -42,9 +42,9 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
 
 def test_step_that_does_not_fit_is_taken_in_parts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = trial_of("All-CNN-B by Adam")
-    whole = perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    whole = run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
     short_of_memory(monkeypatch, 4)
-    result = perform(trial, place(data, tmp_path / "parts"), lambda *_: None)
+    result = run_trial(trial, place(data, tmp_path / "parts"), lambda *_: None)
     assert whole is not None
     assert result is not None
     assert any("in 4 parts" in event for event in result["events"])
@@ -63,14 +63,14 @@ def test_net_with_batch_norm_that_does_not_fit_says_what_would(
 ) -> None:
     short_of_memory(monkeypatch, 4)
     with pytest.raises(ValueError, match=r"batch 16.*batch norm.*recipe.batch=8"):
-        perform(trial_of("VGG with batch norm"), place(data, tmp_path), lambda *_: None)
+        run_trial(trial_of("VGG with batch norm"), place(data, tmp_path), lambda *_: None)
 
 
 def test_trial_waits_while_the_disk_is_full_and_ends_the_same(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = trial_of("allconv with dropout")
-    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
     sync, calls = os.fsync, iter(range(10**6))
 
     def full_for_a_while(file: int) -> None:
@@ -79,7 +79,7 @@ def test_trial_waits_while_the_disk_is_full_and_ends_the_same(
         sync(file)
 
     monkeypatch.setattr(os, "fsync", full_for_a_while)
-    assert perform(trial, place(data, tmp_path / "full"), lambda *_: None) is not None
+    assert run_trial(trial, place(data, tmp_path / "full"), lambda *_: None) is not None
     assert left(tmp_path / "full", trial) == left(tmp_path / "whole", trial)
 
 
@@ -105,7 +105,7 @@ def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) 
     assert done.returncode == 1
     assert time.monotonic() - began < 50
     ledger = Ledger(str(tmp_path))
-    with HangWatch(ledger, ["k"], 1800.0):
+    with Watchdog(ledger, ["k"], 1800.0):
         pass
     (attempt,) = ledger.attempts("k")
     assert attempt["error"].startswith("Hang: no step for")
@@ -117,6 +117,6 @@ def test_same_error_at_the_same_place_is_one_signature() -> None:
     trace = 'Traceback\n  File "/a/b/data/load.py", line 7, in read\n    x\nValueError: record 5'
     other = trace.replace("line 7", "line 8")
     one = {"error": "ValueError: record 5 of x", "trace": trace}
-    assert signature(one) == signature(one | {"error": "ValueError: record 6 of y"})
-    assert signature(one) != signature(one | {"trace": other})
-    assert signature(one) != signature(one | {"error": "OSError: record 5"})
+    assert failure_signature(one) == failure_signature(one | {"error": "ValueError: record 6 of y"})
+    assert failure_signature(one) != failure_signature(one | {"trace": other})
+    assert failure_signature(one) != failure_signature(one | {"error": "OSError: record 5"})

@@ -18,7 +18,7 @@ from sweeps.cli.options import parser
 from sweeps.cli.settings import Choice, Errand
 from sweeps.execution.price import Speed
 from sweeps.execution.resources import Resources
-from sweeps.execution.session import Session
+from sweeps.execution.session import DriverState
 from sweeps.execution.throughput import Gauge, Maker, take
 from sweeps.experiment.plan import Sweep, plan
 from sweeps.experiment.trial import Trial
@@ -142,16 +142,16 @@ def drive(folder: str) -> None:
     data, trial, events, found = Path(folder), trial_of("allconv with dropout"), Counter[str](), list[int]()
     prepare(SMALL, data)
     cells = tuple(dataclasses.replace(trial.cell, label=f"{n}", net=trial.cell.net.width(n)) for n in (1.0, 0.5))
-    ray_runtime.connect("local", 2)
-    session = Session(
+    ray_runtime.init_ray("local", 2)
+    session = DriverState(
         Sweep("s", "demo", cells), Ledger(folder), place(data, data), Resources(),
         lambda event, trial, news: events.update([event + (f" {news['epoch']:g}" if event == "epoch" else "")]),
         "now", {},
     )  # fmt: skip
     items = {cell.label: (dataclasses.replace(trial, cell=cell), 4, 32) for cell in cells}
     session.gauge = Gauge(items, (), lambda speeds, _: found.append(len(speeds)), 2, first=True)
-    tuner.drive(session)
-    ray_runtime.leave()
+    tuner.run_trials(session)
+    ray_runtime.shutdown_ray()
     print(json.dumps([dict(events), found, session.epochs, session.errors]))
 
 

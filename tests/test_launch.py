@@ -8,7 +8,7 @@ import pytest
 from sweeps.cifar_width import CELLS as WIDTH
 from sweeps.cifar_width import PROTOCOL
 from sweeps.cli import run
-from sweeps.cli.forecast import Price, money
+from sweeps.cli.forecast import TimeEstimate, cost_text
 from sweeps.cli.options import parser
 from sweeps.cli.settings import Choice, Errand, asked
 from sweeps.experiment.plan import Protocol, Sweep, expand, plan
@@ -100,7 +100,7 @@ def test_stale_results_are_trained_anew_only_where_someone_says_so(
         result: dict[str, Any] = {"key": trial.key, "status": "finished", "fingerprint": "", "code": code}
         errand.ledger.commit(trial.key, result | {"metrics": {}, "curve": []})
     found = plan(sweep, Ledger(errand.ledger.root), {})
-    assert [standing.state for standing in found.standings] == ["done", "stale"]
+    assert [standing.state for standing in found.statuses] == ["done", "stale"]
     person = Terminal(answer, terminal)
     monkeypatch.setattr(run.sys, "stdin", person)
     monkeypatch.setattr(run.sys, "stderr", person)
@@ -118,7 +118,7 @@ def test_stale_results_are_trained_anew_only_where_someone_says_so(
     ],
 )
 def test_forecast_is_told_in_money(hourly: float, share: float, told: str) -> None:
-    assert money(Price(7200.0, 3600.0, 14400.0), hourly, share) == told
+    assert cost_text(TimeEstimate(7200.0, 3600.0, 14400.0), hourly, share) == told
 
 
 def test_price_comes_from_flag_environment_or_not_at_all(

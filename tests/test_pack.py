@@ -18,8 +18,8 @@ from sweeps.execution.pack import perform_pack
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.loop import Learner
-from sweeps.training.run_trial import perform
-from sweeps.training.runtime import Place
+from sweeps.training.run_trial import run_trial
+from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.splits import _kept
 
 FAMILIES = {
@@ -52,7 +52,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return found
 
 
-def streaming(data: Path, ledger: Path, **changes: Any) -> Place:
+def streaming(data: Path, ledger: Path, **changes: Any) -> RuntimeConfig:
     """Return a place where every picture is read from its file each time it is asked for."""
     return place(data, ledger, resident_bytes=0, **changes)
 
@@ -67,14 +67,14 @@ def members(family: str, phase: str = "ablation") -> list[Trial]:
     return [rates(trial_of(family, phase), factor) for factor in FAMILIES[family]]
 
 
-def alone(trials: Sequence[Trial], here: Place) -> list[dict[str, str]]:
+def alone(trials: Sequence[Trial], here: RuntimeConfig) -> list[dict[str, str]]:
     """Return what each trial leaves that is trained for itself."""
     for trial in trials:
-        perform(trial, here, lambda *_: None)
+        run_trial(trial, here, lambda *_: None)
     return [left(Path(here.ledger), trial) for trial in trials]
 
 
-def outcomes(trials: Sequence[Trial], here: Place) -> list[dict[str, str]]:
+def outcomes(trials: Sequence[Trial], here: RuntimeConfig) -> list[dict[str, str]]:
     return [left(Path(here.ledger), trial) for trial in trials]
 
 
@@ -101,7 +101,7 @@ def test_member_ends_as_alone_and_pictures_are_read_once_for_all(
     assert sorted(news["key"] for news in reports if "over" in news) == sorted(trial.key for trial in trials)
 
 
-def killed(trials: Sequence[Trial], here: Place, turns: int) -> bool:
+def killed(trials: Sequence[Trial], here: RuntimeConfig, turns: int) -> bool:
     """Train the pack up to so many turns and return whether it was killed there."""
     count = iter(range(turns))
 
@@ -124,7 +124,7 @@ def test_killed_pack_goes_on_alone_or_in_another_pack(family: str, data: Path, t
     here = streaming(data, tmp_path / "killed", checkpoint_minutes=0.0)
     assert killed(trials, here, draw.randrange(4, 10))
     assert killed(trials, here, draw.randrange(4, 10))
-    perform(trials[0], here, lambda *_: None)
+    run_trial(trials[0], here, lambda *_: None)
     killed(trials[:0:-1], here, draw.randrange(2, 6))
     perform_pack(trials[:0:-1], here, quiet)
     assert outcomes(trials, here) == expected
@@ -182,7 +182,7 @@ def test_diverging_member_leaves_and_ends_as_alone(data: Path, tmp_path: Path) -
 
 def test_pruned_member_leaves_and_the_others_go_on(data: Path, tmp_path: Path) -> None:
     trials = members("VGG with batch norm", "holdout")
-    trials[1] = dataclasses.replace(trials[1], bars=(1000.0, -1.0))
+    trials[1] = dataclasses.replace(trials[1], pruning_thresholds=(1000.0, -1.0))
     expected, reports = alone(trials, streaming(data, tmp_path / "alone")), list[dict[str, Any]]()
     perform_pack(trials, streaming(data, tmp_path / "pack"), reports.append)
     assert outcomes(trials, streaming(data, tmp_path / "pack")) == expected
@@ -196,7 +196,7 @@ def test_matched_member_leaves_and_the_others_go_on(data: Path, tmp_path: Path) 
     first = trial_of("VGG with batch norm", "holdout")
     trials = [Trial(first.cell, "match", seed=1003, match=match, reference=first.key) for match in ("epoch", "none")]
     for name in ("alone", "pack"):
-        perform(first, streaming(data, tmp_path / name), lambda *_: None)
+        run_trial(first, streaming(data, tmp_path / name), lambda *_: None)
         result = Ledger(str(tmp_path / name)).result(first.key)
         assert result is not None
         Ledger(str(tmp_path / name)).commit(first.key, result | {"metrics": result["metrics"] | {"best/epoch": 1.0}})
@@ -209,10 +209,10 @@ def test_matched_member_leaves_and_the_others_go_on(data: Path, tmp_path: Path) 
 
 def broken(monkeypatch: pytest.MonkeyPatch, trial: Trial, error: Callable[[], Exception], step: int = 1) -> None:
     """Let one trial's learner, known by its learning rate, raise an error in the first epoch."""
-    advance = Learner.advance
+    advance = Learner.step
 
     def fails(self: Learner, images: torch.Tensor, labels: torch.Tensor) -> None:
-        if self.recipe.lr == trial.cell.recipe.lr and (self.epoch, self.step) == (0, step):
+        if self.recipe.lr == trial.cell.recipe.lr and (self.epoch, self.step_count) == (0, step):
             raise error()
         advance(self, images, labels)
 
@@ -234,7 +234,7 @@ def test_failing_member_harms_no_other(
     assert attempt["final"] is final
     assert "in fails" in attempt["trace"]
     monkeypatch.undo()
-    perform(trials[1], here, lambda *_: None)
+    run_trial(trials[1], here, lambda *_: None)
     assert outcomes(trials, here) == expected
 
 

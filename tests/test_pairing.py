@@ -40,7 +40,7 @@ def test_positive_scales_do_not_change_mu() -> None:
     weight = torch.randn(48, 3, 3, 3, generator=stream)
     scaled = pairs(weight * (10 ** torch.empty(48).uniform_(-3, 3, generator=stream))[:, None, None, None])
     assert (scaled.mu - pairs(weight).mu).abs().max() < 4e-7
-    assert torch.equal(scaled.mate, pairs(weight).mate)
+    assert torch.equal(scaled.pair, pairs(weight).pair)
 
 
 def test_dealing_filters_anew_deals_mu_anew() -> None:
@@ -48,7 +48,7 @@ def test_dealing_filters_anew_deals_mu_anew() -> None:
     dealt = torch.randperm(20, generator=torch.Generator().manual_seed(5))
     before, after = pairs(weight), pairs(weight[dealt])
     assert torch.allclose(after.mu, before.mu[dealt], atol=1e-12)
-    assert torch.equal(dealt[after.mate], before.mate[dealt])
+    assert torch.equal(dealt[after.pair], before.pair[dealt])
 
 
 def test_zero_filters_have_no_direction_and_are_nobodys_mate() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import Protocol, Sweep, declared, expand, plan, sweep_from_json
+from sweeps.experiment.plan import Protocol, Sweep, expand, plan, plan_to_json, sweep_from_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial, code_fingerprint
@@ -37,7 +37,7 @@ def test_states_are_those_of_the_ledger(tmp_path: Path) -> None:
     ledger.write(f"checkpoints/{second.key}/00001-00000000.safetensors", b"")
     ledger.add_attempt(third.key, {"error": "no", "final": True})
     found = plan(SWEEP, ledger, {"cifar10": "f"})
-    assert [standing.state for standing in found.standings] == ["done", "running", "failed", "new"]
+    assert [standing.state for standing in found.statuses] == ["done", "running", "failed", "new"]
     assert found.to_do == [second, fourth]
     assert found.count("done", "failed") == 2
 
@@ -46,7 +46,7 @@ def test_states_are_those_of_the_ledger(tmp_path: Path) -> None:
 def test_result_of_other_data_or_code_is_stale(tmp_path: Path, change: dict[str, str], why: str) -> None:
     ledger = Ledger(str(tmp_path))
     done(ledger, expand(SWEEP, {})[0], **change)
-    standing = plan(SWEEP, ledger, {"cifar10": "f"}).standings[0]
+    standing = plan(SWEEP, ledger, {"cifar10": "f"}).statuses[0]
     assert standing.state == "stale"
     assert why in standing.why
 
@@ -57,7 +57,7 @@ def test_three_tries_or_a_final_one_give_up(tmp_path: Path) -> None:
     states = []
     for _ in range(3):
         ledger.add_attempt(trial.key, {"error": "no"})
-        states.append(plan(SWEEP, ledger, {}).standings[0].state)
+        states.append(plan(SWEEP, ledger, {}).statuses[0].state)
     assert states == ["new", "new", "failed"]
 
 
@@ -101,7 +101,7 @@ def test_declared_sweep_is_declared_again_from_the_ledger(tmp_path: Path) -> Non
     protocol = Protocol(ablation=False, single=True, folds=3, search=Search(5))
     sweep = Sweep("s", "demo", (BASE, CRELU), protocol)
     ledger = Ledger(str(tmp_path))
-    back = sweep_from_json(json.loads(json.dumps(declared(plan(sweep, ledger, {})))))
+    back = sweep_from_json(json.loads(json.dumps(plan_to_json(plan(sweep, ledger, {})))))
     assert back == sweep
     assert [trial.key for trial in expand(back, {})] == [trial.key for trial in expand(sweep, {})]
 

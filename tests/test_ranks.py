@@ -27,13 +27,13 @@ from data.datasets import dataset
 from data.write import prepare
 from sweeps.cli.options import parser
 from sweeps.execution import rank_processes
-from sweeps.execution.resources import Allotment, allot, lacking, shareable
-from sweeps.execution.tuner import signature
+from sweeps.execution.resources import TrialResources, check_rank_batches, resolve_resources, why_unschedulable
+from sweeps.execution.tuner import failure_signature
 from sweeps.experiment.trial import Trial
-from sweeps.store.ledger import Ledger, attempt
+from sweeps.store.ledger import Ledger, failed_attempt
 from sweeps.training.distributed import Ranks
-from sweeps.training.run_trial import perform
-from sweeps.training.runtime import Place
+from sweeps.training.run_trial import run_trial
+from sweeps.training.runtime import RuntimeConfig
 
 # With learning rates at which a net does not blow the order of its sums up: two threads in place of one differ as much.
 FAMILIES = {"allconv with dropout": 1e-3, "VGG with batch norm": 3e-4, "All-CNN-B": 0.01, "All-CNN-B by Adam": 1e-4}
@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _dismissed() -> Iterator[None]:
     yield
-    rank_processes.dismiss()
+    rank_processes.shutdown_ranks()
 
 
 def exact(family: str, phase: str = "ablation", **changes: Any) -> Trial:
@@ -62,32 +62,32 @@ def exact(family: str, phase: str = "ablation", **changes: Any) -> Trial:
     return dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, recipe=recipe))
 
 
-def lost(trial: Trial, here: Place, rank: int, epoch: int = 1) -> None:
+def lost(trial: Trial, here: RuntimeConfig, rank: int, epoch: int = 1) -> None:
     """Kill a rank when it has reported an epoch, and check that the try ends and no process is left."""
     left: list[int] = []
 
     def kill(at: int, row: dict[str, float]) -> None:
-        left.extend(process.pid for process in rank_processes._kept()[0].processes)
+        left.extend(process.pid for process in rank_processes._groups()[0].processes)
         if at == epoch:
             os.kill(left[rank], signal.SIGKILL)
 
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=f"rank {rank} of {here.ranks} died .signal 9."):
-        rank_processes.perform(trial, here, kill)
+        rank_processes.run_trial(trial, here, kill)
     assert time.monotonic() - began < 60
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
 
 
-def history(trial: Trial, here: Place) -> list[dict[str, float]]:
+def history(trial: Trial, here: RuntimeConfig) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = json.loads((folder(trial, here) / "history.json").read_text())
     return [{name: row[name] for name in row if "sys/" not in name and name != "time_ms"} for row in rows]
 
 
-def folder(trial: Trial, here: Place) -> Path:
+def folder(trial: Trial, here: RuntimeConfig) -> Path:
     return Path(Ledger(here.ledger).path(f"trials/{trial.key}"))
 
 
-def assert_same(trial: Trial, here: Place, there: Place) -> None:
+def assert_same(trial: Trial, here: RuntimeConfig, there: RuntimeConfig) -> None:
     """Compare curves, weights, running statistics and scores of two ledgers, relative to their size."""
     one, other = (safetensors.torch.load_file(folder(trial, at) / "weights.safetensors") for at in (here, there))
     assert one.keys() == other.keys()
@@ -109,8 +109,8 @@ def assert_same(trial: Trial, here: Place, there: Place) -> None:
 def test_two_ranks_end_as_one_device_does(family: str, lr: float, data: Path, tmp_path: Path) -> None:
     trial, epochs = exact(family, lr=lr), []
     one, two = place(data, tmp_path / "one"), place(data, tmp_path / "two", ranks=2)
-    alone = perform(trial, one, lambda *_: None)
-    result = rank_processes.perform(trial, two, lambda epoch, _: epochs.append(epoch))
+    alone = run_trial(trial, one, lambda *_: None)
+    result = rank_processes.run_trial(trial, two, lambda epoch, _: epochs.append(epoch))
     assert_same(trial, one, two)
     assert epochs == [1, 2, 3]
     assert alone is not None
@@ -126,8 +126,8 @@ def test_uneven_ranks_end_as_one_device_does(phase: str, data: Path, tmp_path: P
     if phase == "ablation":
         trial = dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, dataset=TESTED))
     one, three = place(data, tmp_path / "one"), place(data, tmp_path / "three", ranks=3, resident_bytes=0)
-    perform(trial, one, lambda *_: None)
-    rank_processes.perform(trial, three, lambda *_: None)
+    run_trial(trial, one, lambda *_: None)
+    rank_processes.run_trial(trial, three, lambda *_: None)
     assert_same(trial, one, three)
     assert "probe/loss" in history(trial, three)[0] or phase == "ablation"
 
@@ -138,14 +138,14 @@ def test_trial_of_which_a_rank_died_goes_on_with_any_number_of_ranks(
 ) -> None:
     trial, epochs = exact("VGG with batch norm", lr=3e-4), []
     one, here = place(data, tmp_path / "one"), place(data, tmp_path / "here", checkpoint_minutes=0.0, ranks=before)
-    perform(trial, one, lambda *_: None)
+    run_trial(trial, one, lambda *_: None)
     if before > 1:
         lost(trial, here, before - 1)
     else:
         steps = iter([False] * 9 + [True])
-        assert perform(trial, here, lambda *_: None, lambda: next(steps)) is None
+        assert run_trial(trial, here, lambda *_: None, lambda: next(steps)) is None
     assert Ledger(here.ledger).names(f"checkpoints/{trial.key}")[-1] >= "00001"
-    rank_processes.perform(trial, dataclasses.replace(here, ranks=after), lambda epoch, _: epochs.append(epoch))
+    rank_processes.run_trial(trial, dataclasses.replace(here, ranks=after), lambda epoch, _: epochs.append(epoch))
     assert epochs == [2, 3]
     assert_same(trial, one, here)
 
@@ -153,19 +153,19 @@ def test_trial_of_which_a_rank_died_goes_on_with_any_number_of_ranks(
 def test_leader_may_die_too(data: Path, tmp_path: Path) -> None:
     trial, here = exact("allconv with dropout"), place(data, tmp_path, ranks=2)
     lost(trial, here, 0)
-    assert rank_processes.perform(trial, here, lambda *_: None) is not None
+    assert rank_processes.run_trial(trial, here, lambda *_: None) is not None
 
 
 def test_stopped_ranks_save_where_they_are_and_stay_for_the_next_trial(data: Path, tmp_path: Path) -> None:
     trial, here, told = exact("allconv with dropout", lr=1e-3), place(data, tmp_path, ranks=2), []
-    assert rank_processes.perform(trial, here, lambda epoch, _: told.append(epoch), lambda: bool(told)) is None
-    (kept,) = rank_processes._kept()
+    assert rank_processes.run_trial(trial, here, lambda epoch, _: told.append(epoch), lambda: bool(told)) is None
+    (kept,) = rank_processes._groups()
     saved = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
     assert saved[-1] > "00001-00000000"
-    assert rank_processes.perform(trial, here, lambda epoch, _: told.append(epoch)) is not None
+    assert rank_processes.run_trial(trial, here, lambda epoch, _: told.append(epoch)) is not None
     assert told == [1, 2, 3]
-    assert rank_processes._kept() == [kept]
-    perform(trial, place(data, tmp_path / "one"), lambda *_: None)
+    assert rank_processes._groups() == [kept]
+    run_trial(trial, place(data, tmp_path / "one"), lambda *_: None)
     assert_same(trial, place(data, tmp_path / "one"), here)
 
 
@@ -173,12 +173,13 @@ def test_ranks_of_a_killed_worker_end(data: Path, tmp_path: Path) -> None:
     code = (
         "import json, os, signal, sys\n"
         "from sweeps.execution import rank_processes\n"
-        "from sweeps.training.splits import Place\n"
+        "from sweeps.training.runtime import RuntimeConfig\n"
         "from sweeps.experiment.trial import trial_from_json\n"
         "def die(epoch, row):\n"
-        "    print(*(process.pid for process in rank_processes._kept()[0].processes), flush=True)\n"
+        "    print(*(process.pid for process in rank_processes._groups()[0].processes), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "rank_processes.perform(trial_from_json(json.loads(sys.argv[1])), Place(**json.loads(sys.argv[2])), die)\n"
+        "trial, config = (json.loads(word) for word in sys.argv[1:])\n"
+        "rank_processes.run_trial(trial_from_json(trial), RuntimeConfig(**config), die)\n"
     )
     here = dataclasses.asdict(place(data, tmp_path, ranks=2))
     words = [sys.executable, "-c", code, json.dumps(exact("All-CNN-B").to_json()), json.dumps(here)]
@@ -202,7 +203,9 @@ def running(pid: str) -> bool:
 
 def test_batch_with_fewer_pictures_than_ranks_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a batch of 1 pictures cannot be shared by 2 ranks \(batch 79 of 80"):
-        rank_processes.perform(exact("allconv with dropout", batch=79), place(data, tmp_path, ranks=2), lambda *_: None)
+        rank_processes.run_trial(
+            exact("allconv with dropout", batch=79), place(data, tmp_path, ranks=2), lambda *_: None
+        )
     recipe = exact("VGG with batch norm", batch=33).cell.recipe
     recipe.shared(100, 33)  # its last batch is dropped
     with pytest.raises(ValueError, match=r"a batch of 33 pictures cannot be shared by 34 ranks .*recipe.batch"):
@@ -212,15 +215,15 @@ def test_batch_with_fewer_pictures_than_ranks_is_refused(data: Path, tmp_path: P
 def test_error_of_a_rank_is_told_with_its_own_trace(data: Path, tmp_path: Path) -> None:
     here = place(data, tmp_path, ranks=2, fingerprint="other")
     with pytest.raises(ValueError, match="not those the sweep was planned with") as found:
-        rank_processes.perform(exact("All-CNN-B"), here, lambda *_: None)
-    told = attempt(found.value, final=True)
+        rank_processes.run_trial(exact("All-CNN-B"), here, lambda *_: None)
+    told = failed_attempt(found.value, final=True)
     assert "in open_sets" in told["trace"]
-    assert signature(told) == signature(attempt(own_error(data, tmp_path), final=True))
+    assert failure_signature(told) == failure_signature(failed_attempt(own_error(data, tmp_path), final=True))
 
 
 def own_error(data: Path, folder: Path) -> ValueError:
     with pytest.raises(ValueError, match="planned") as found:
-        perform(exact("All-CNN-B"), place(data, folder, fingerprint="other"), lambda *_: None)
+        run_trial(exact("All-CNN-B"), place(data, folder, fingerprint="other"), lambda *_: None)
     return found.value
 
 
@@ -229,17 +232,17 @@ def test_ranks_whose_memory_runs_out_go_on_in_smaller_parts(data: Path, tmp_path
     # In the ranks' own processes, a step of more than two pictures at once does not fit in the middle of an epoch.
     (tmp_path / "sitecustomize.py").write_text(SHORT)
     sys.path.insert(0, str(tmp_path))
-    rank_processes.dismiss()
+    rank_processes.shutdown_ranks()
     try:
-        result = rank_processes.perform(trial, here, lambda *_: None)
+        result = rank_processes.run_trial(trial, here, lambda *_: None)
     finally:
         sys.path.remove(str(tmp_path))
-        rank_processes.dismiss()
+        rank_processes.shutdown_ranks()
     assert result is not None
     assert [event for event in result["events"] if "parts" in event] == [
         f"out of memory: steps of batch 16 are taken in {parts} parts" for parts in (2, 4)
     ]
-    perform(trial, place(data, tmp_path / "one"), lambda *_: None)
+    run_trial(trial, place(data, tmp_path / "one"), lambda *_: None)
     assert_same(trial, place(data, tmp_path / "one"), here)
 
 
@@ -277,7 +280,7 @@ def test_rows_of_a_batch_get_their_rows_of_its_dropout(shape: tuple[int, ...], l
 def test_ranks_part_what_there_is_evenly_and_leave_nothing_out(pictures: int, batch: int, size: int) -> None:
     indices = np.random.default_rng(pictures).permutation(pictures)
     ranks = [Ranks(rank, size) for rank in range(size)]
-    own = [rank.own(indices, batch) for rank in ranks]
+    own = [rank.own_rows(indices, batch) for rank in ranks]
     assert sorted(np.concatenate(own)) == sorted(indices)
     for start in range(0, pictures, batch):
         step = indices[start : start + batch]
@@ -325,18 +328,20 @@ def options(*words: str) -> Any:
 @pytest.mark.parametrize(
     ("words", "there", "given"),
     [
-        ((), {"CPU": 2}, Allotment(0.0, 1.0, 1)),
-        ((), {"CPU": 8, "GPU": 2}, Allotment(1.0, 1.0, 1)),
-        (("--gpus-per-trial", "0.25"), {"CPU": 8, "GPU": 2}, Allotment(0.25, 1.0, 1)),
-        (("--gpus-per-trial", "2"), {"CPU": 8, "GPU": 2}, Allotment(2.0, 2.0, 2)),
-        (("--gpus-per-trial", "2", "--cpus-per-trial", "8"), {"CPU": 8, "GPU": 2}, Allotment(2.0, 8.0, 2)),
-        (("--ranks", "2"), {"CPU": 8, "GPU": 4}, Allotment(2.0, 2.0, 2)),
-        (("--ranks", "2"), {"CPU": 2}, Allotment(0.0, 2.0, 2)),
-        (("--ranks", "2", "--gpus-per-trial", "0"), {"CPU": 2, "GPU": 1}, Allotment(0.0, 2.0, 2)),
+        ((), {"CPU": 2}, TrialResources(0.0, 1.0, 1)),
+        ((), {"CPU": 8, "GPU": 2}, TrialResources(1.0, 1.0, 1)),
+        (("--gpus-per-trial", "0.25"), {"CPU": 8, "GPU": 2}, TrialResources(0.25, 1.0, 1)),
+        (("--gpus-per-trial", "2"), {"CPU": 8, "GPU": 2}, TrialResources(2.0, 2.0, 2)),
+        (("--gpus-per-trial", "2", "--cpus-per-trial", "8"), {"CPU": 8, "GPU": 2}, TrialResources(2.0, 8.0, 2)),
+        (("--ranks", "2"), {"CPU": 8, "GPU": 4}, TrialResources(2.0, 2.0, 2)),
+        (("--ranks", "2"), {"CPU": 2}, TrialResources(0.0, 2.0, 2)),
+        (("--ranks", "2", "--gpus-per-trial", "0"), {"CPU": 2, "GPU": 1}, TrialResources(0.0, 2.0, 2)),
     ],
 )
-def test_a_trial_is_given_what_the_flags_say(words: tuple[str, ...], there: dict[str, float], given: Allotment) -> None:
-    assert allot(options(*words), [there], True) == given
+def test_a_trial_is_given_what_the_flags_say(
+    words: tuple[str, ...], there: dict[str, float], given: TrialResources
+) -> None:
+    assert resolve_resources(options(*words), [there], True) == given
 
 
 @pytest.mark.parametrize(
@@ -352,35 +357,35 @@ def test_a_trial_is_given_what_the_flags_say(words: tuple[str, ...], there: dict
 )
 def test_what_a_trial_cannot_be_given_is_a_sentence(words: tuple[str, ...], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        allot(options(*words), [{"CPU": 4, "GPU": 1}], True)
+        resolve_resources(options(*words), [{"CPU": 4, "GPU": 1}], True)
 
 
 def test_what_no_single_machine_of_a_cluster_has_is_told() -> None:
     head, single, pair = {"CPU": 0.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}
-    two = allot(options("--gpus-per-trial", "2"), [head, single, single], False)
-    assert two == Allotment(2.0, 2.0, 2)
-    assert lacking(two, [head, single, pair]) == ""
-    assert lacking(two, [head, single, single]) == (
+    two = resolve_resources(options("--gpus-per-trial", "2"), [head, single, single], False)
+    assert two == TrialResources(2.0, 2.0, 2)
+    assert why_unschedulable(two, [head, single, pair]) == ""
+    assert why_unschedulable(two, [head, single, single]) == (
         "a trial needs 2 GPUs and 2 CPUs of one machine, "
         "and the cluster's machines have 1 GPU and 8 CPUs, 0 GPUs and 0 CPUs"
     )
-    wide = allot(options("--gpus-per-trial", "2", "--cpus-per-trial", "8"), [single, pair], False)
-    assert "have 2 GPUs and 4 CPUs, 1 GPU and 8 CPUs" in lacking(wide, [single, pair])
-    assert lacking(allot(options(), [], False), [{"CPU": 1.0}]) == ""
-    assert lacking(Allotment(0.0, 1.0, 1), []).endswith("have none")
+    wide = resolve_resources(options("--gpus-per-trial", "2", "--cpus-per-trial", "8"), [single, pair], False)
+    assert "have 2 GPUs and 4 CPUs, 1 GPU and 8 CPUs" in why_unschedulable(wide, [single, pair])
+    assert why_unschedulable(resolve_resources(options(), [], False), [{"CPU": 1.0}]) == ""
+    assert why_unschedulable(TrialResources(0.0, 1.0, 1), []).endswith("have none")
 
 
 def test_more_than_one_gpu_is_a_whole_number_of_them() -> None:
     with pytest.raises(ValueError, match="whole ones"):
-        allot(options("--gpus-per-trial", "1.5"), [{"CPU": 4, "GPU": 4}], False)
+        resolve_resources(options("--gpus-per-trial", "1.5"), [{"CPU": 4, "GPU": 4}], False)
 
 
 def test_batches_that_ranks_cannot_share_are_refused_before_anything_is_trained() -> None:
     facts = {SMALL: dataset(SMALL)}
-    shareable([exact("VGG with batch norm")], facts, 16)
+    check_rank_batches([exact("VGG with batch norm")], facts, 16)
     with pytest.raises(ValueError, match="VGG with batch norm: a batch of 16 pictures cannot be shared by 17 ranks"):
-        shareable([exact("VGG with batch norm")], facts, 17)
+        check_rank_batches([exact("VGG with batch norm")], facts, 17)
     cell = exact("allconv with dropout", batch=33).cell
-    shareable([Trial(cell, "fold", 0, fold=0, folds=3)], facts, 2)
+    check_rank_batches([Trial(cell, "fold", 0, fold=0, folds=3)], facts, 2)
     with pytest.raises(ValueError, match="a batch of 1 pictures cannot be shared by 2"):
-        shareable([Trial(cell, "match", match="none", reference="k")], facts, 2)
+        check_rank_batches([Trial(cell, "match", match="none", reference="k")], facts, 2)

@@ -25,8 +25,8 @@ from sweeps.analysis.pooling_ratio import (
     pooled_ratio,
 )
 from sweeps.analysis.reconstruct import algorithm_of, chain, chain_steps, pooled, randomised, unpooled, why_not
-from sweeps.analysis.sources import Misfit
-from sweeps.analysis.weights import Subject
+from sweeps.analysis.sources import NotApplicable
+from sweeps.analysis.weights import LoadedNet
 
 # Kernel, stride, padding, inputs, filters, side: the five geometries of the ImageNet net, small.
 GEOMETRIES = [(11, 4, 0, 2, 10, 21), (3, 2, 0, 5, 7, 10), (5, 1, 2, 3, 5, 8), (1, 1, 0, 6, 4, 5), (3, 2, 1, 4, 6, 9)]
@@ -160,7 +160,7 @@ def test_float32_comes_near_float64() -> None:
     assert float(ratio(exact, single.double())) < 1e-5
 
 
-def narrow_s9(seed: int = 0) -> Subject:
+def narrow_s9(seed: int = 0) -> LoadedNet:
     """Return CReLU conv1-4 of the ImageNet net at an eighth of its width, drawn at random."""
     net = PAPER["S9"].width(1 / 8)
     model = build(net, 5)
@@ -169,7 +169,7 @@ def narrow_s9(seed: int = 0) -> Subject:
     for name in weights:
         if name.endswith("bias"):
             weights[name].normal_(0, 0.1, generator=torch.Generator().manual_seed(seed))
-    return Subject("narrow S9", "none", net, "", weights)
+    return LoadedNet("narrow S9", "none", net, "", weights)
 
 
 def test_layers_of_random_filters_lose_what_their_rank_says() -> None:
@@ -202,7 +202,7 @@ def test_the_chain_undoes_layers_that_lose_nothing() -> None:
     net = Net("wide", rows, 8)
     model = build(net, 3)
     initialise(model, net, "he_fan_in", 1)
-    subject = Subject("wide", "none", net, "", dict(model.state_dict()))
+    subject = LoadedNet("wide", "none", net, "", dict(model.state_dict()))
     double, x = subject.model(8, dtype=torch.float64), normal(2, 3, 8, 8, seed=5)
     steps = chain_steps(subject, "conv2", 8, double)
     features = capture(double, ["conv3"], x)["conv3"]
@@ -325,9 +325,9 @@ def embedded(count: int) -> Tensor:
     return (pieces - pieces.mean((0, 2, 3), keepdim=True)) / pieces.std((0, 2, 3), keepdim=True)
 
 
-def half() -> Subject:
+def half() -> LoadedNet:
     net = PAPER["S3_half"]
-    return Subject("half", "none", net, "", dict(build(net, 10).state_dict()))
+    return LoadedNet("half", "none", net, "", dict(build(net, 10).state_dict()))
 
 
 @pytest.mark.parametrize(("place", "expected", "columns"), [(0, 0.981, 55), (1, 0.986, 112)])
@@ -390,14 +390,14 @@ def test_each_algorithm_fits_its_layers(name: str, one: list[str], two: list[str
     assert [conv.name for conv in unpooled(net)] == one
     assert [conv.name for conv, _ in pooled(net)] == two
     if not one and not two:
-        with pytest.raises(Misfit, match=r"only CReLU keeps both phases|batch norm"):
+        with pytest.raises(NotApplicable, match=r"only CReLU keeps both phases|batch norm"):
             algorithm_of(bare(net), 0)
     else:
         assert algorithm_of(bare(net), 0) == (2 if two else 1)
 
 
-def bare(net: Net) -> Subject:
-    return Subject("mine", "weights/mine", net, "", {})
+def bare(net: Net) -> LoadedNet:
+    return LoadedNet("mine", "weights/mine", net, "", {})
 
 
 def test_why_not_says_what_stands_in_the_way() -> None:
@@ -405,5 +405,5 @@ def test_why_not_says_what_stands_in_the_way() -> None:
     assert "behind conv2 stands relu" in why_not(PAPER["S13"], "conv4", 1)
     assert "conv1 has batch norm" in why_not(PAPER["S6"], "conv1", 1)
     assert "max-pooling behind it" in why_not(PAPER["S9"], "conv1", 2)
-    with pytest.raises(Misfit, match="mine: no conv has CReLU and max-pooling"):
+    with pytest.raises(NotApplicable, match="mine: no conv has CReLU and max-pooling"):
         algorithm_of(bare(PAPER["S9"]), 2)

@@ -17,8 +17,8 @@ from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, 
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training import checkpoint, trainer
-from sweeps.training.run_trial import _reset, perform
-from sweeps.training.runtime import Place
+from sweeps.training.run_trial import _reset, run_trial
+from sweeps.training.runtime import RuntimeConfig
 
 SMALL = "synthetic:size=32,classes=4,train=100,test=24"
 LARGE = "synthetic:size=72,classes=4,train=60,test=12"
@@ -49,8 +49,8 @@ def trial_of(family: str, phase: str = "ablation") -> Trial:
     return Trial(Cell(family, net.width(0.125), dataset, short), phase, seed=3)
 
 
-def place(data: Path, ledger: Path, **changes: Any) -> Place:
-    return dataclasses.replace(Place(str(ledger), str(data), reader="threads"), **changes)
+def place(data: Path, ledger: Path, **changes: Any) -> RuntimeConfig:
+    return dataclasses.replace(RuntimeConfig(str(ledger), str(data), reader="threads"), **changes)
 
 
 def left(ledger: Path, trial: Trial) -> dict[str, str]:
@@ -67,7 +67,7 @@ def left(ledger: Path, trial: Trial) -> dict[str, str]:
     return found
 
 
-def killed_at(steps: list[int], trial: Trial, here: Place) -> list[int]:
+def killed_at(steps: list[int], trial: Trial, here: RuntimeConfig) -> list[int]:
     """Perform `trial`, killing it at each of `steps` of an attempt; return the epochs that were reported."""
     reported: list[int] = []
     for step in [*steps, 10**9]:
@@ -81,7 +81,7 @@ def killed_at(steps: list[int], trial: Trial, here: Place) -> list[int]:
             return False
 
         try:
-            perform(trial, here, lambda epoch, _: reported.append(epoch), kill)
+            run_trial(trial, here, lambda epoch, _: reported.append(epoch), kill)
         except Killed:
             continue
     return reported
@@ -91,7 +91,7 @@ def killed_at(steps: list[int], trial: Trial, here: Place) -> list[int]:
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_killed_trial_ends_as_the_uninterrupted_one(family: str, workers: int, data: Path, tmp_path: Path) -> None:
     trial = trial_of(family)
-    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
     expected = left(tmp_path / "whole", trial)
     steps = random.Random(f"{family} {workers}").choices(range(2, 14), k=5)
     # Checkpoints as often as every step, so that kills inside an epoch resume inside it.
@@ -102,19 +102,19 @@ def test_killed_trial_ends_as_the_uninterrupted_one(family: str, workers: int, d
 
 def test_kill_between_checkpoints_repeats_the_epoch_exactly(data: Path, tmp_path: Path) -> None:
     trial = trial_of("allconv with dropout")
-    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
     killed_at([3, 8, 5], trial, place(data, tmp_path / "killed"))
     assert left(tmp_path / "killed", trial) == left(tmp_path / "whole", trial)
 
 
 def test_stopped_trial_saves_where_it_is_and_goes_on_there(data: Path, tmp_path: Path) -> None:
     trial = trial_of("All-CNN-B")
-    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
     here = place(data, tmp_path / "stopped")
-    assert perform(trial, here, lambda *_: None, lambda: True) is None
+    assert run_trial(trial, here, lambda *_: None, lambda: True) is None
     names = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
     assert names == ["00000-00000001.safetensors"]
-    assert perform(trial, here, lambda *_: None) is not None
+    assert run_trial(trial, here, lambda *_: None) is not None
     assert left(tmp_path / "stopped", trial) == left(tmp_path / "whole", trial)
 
 
@@ -122,12 +122,12 @@ def test_training_begun_by_other_code_is_begun_anew(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = trial_of("allconv with dropout")
-    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
     here = place(data, tmp_path / "changed")
     with monkeypatch.context() as older:
         older.setattr("sweeps.training.trainer.code_fingerprint", lambda: "older")
-        assert perform(trial, here, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
-    result = perform(trial, here, lambda *_: None)
+        assert run_trial(trial, here, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
+    result = run_trial(trial, here, lambda *_: None)
     assert result is not None
     assert any("the code has changed since epoch 1" in event for event in result["events"])
     assert left(tmp_path / "changed", trial) == left(tmp_path / "whole", trial)
@@ -137,22 +137,22 @@ def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path) 
     pytest.importorskip("ffcv")
     trial = trial_of("allconv with dropout")
     for reader in ("threads", "ffcv"):
-        perform(trial, place(data, tmp_path / reader, reader=reader), lambda *_: None)
+        run_trial(trial, place(data, tmp_path / reader, reader=reader), lambda *_: None)
     assert left(tmp_path / "threads", trial) == left(tmp_path / "ffcv", trial)
 
 
 def test_finished_trial_is_not_trained_again(data: Path, tmp_path: Path) -> None:
     trial, epochs = trial_of("allconv with dropout"), []
     here = place(data, tmp_path)
-    first = perform(trial, here, lambda epoch, _: epochs.append(epoch))
-    again = perform(trial, here, lambda epoch, _: epochs.append(epoch))
+    first = run_trial(trial, here, lambda epoch, _: epochs.append(epoch))
+    again = run_trial(trial, here, lambda epoch, _: epochs.append(epoch))
     assert again == first
     assert epochs == [1, 2, 3]
 
 
 def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path) -> None:
     trial, here = trial_of("allconv with dropout"), place(data, tmp_path / "killed", checkpoint_minutes=0.0)
-    perform(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
     killed = iter(range(1, 100))
 
     def kill() -> bool:
@@ -161,12 +161,12 @@ def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path) 
         return False
 
     with pytest.raises(Killed):
-        perform(trial, here, lambda *_: None, kill)
+        run_trial(trial, here, lambda *_: None, kill)
     newest = Path(
         Ledger(here.ledger).path(f"checkpoints/{trial.key}"), Ledger(here.ledger).names(f"checkpoints/{trial.key}")[-1]
     )
     newest.write_bytes(newest.read_bytes()[:-7])
-    result = perform(trial, here, lambda *_: None)
+    result = run_trial(trial, here, lambda *_: None)
     assert result is not None
     assert any("damaged" in event for event in result["events"])
     assert left(tmp_path / "killed", trial) == left(tmp_path / "whole", trial)
@@ -175,7 +175,7 @@ def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path) 
 def test_data_of_another_fingerprint_are_refused_before_training(data: Path, tmp_path: Path) -> None:
     trial = trial_of("allconv with dropout")
     with pytest.raises(ValueError, match="not those the sweep was planned with"):
-        perform(trial, place(data, tmp_path, fingerprint="other"), lambda *_: None)
+        run_trial(trial, place(data, tmp_path, fingerprint="other"), lambda *_: None)
 
 
 @pytest.mark.parametrize(("lr", "word"), [(1e6, "not a number"), (0.05, "dead")])
@@ -188,7 +188,7 @@ def test_training_that_fails_starts_anew_three_times_and_is_marked(
     if word == "dead":
         recipe = dataclasses.replace(recipe, init="normal_0.01", lr=50.0, clip_norm=1e-9)
     trial = Trial(dataclasses.replace(base.cell, net=net, recipe=recipe))
-    result = perform(trial, place(data, tmp_path), lambda *_: None)
+    result = run_trial(trial, place(data, tmp_path), lambda *_: None)
     assert result is not None
     assert result["restarts"] == 3
     assert result["status"] == "diverged"
@@ -200,7 +200,7 @@ def test_search_trial_that_diverges_has_the_error_of_chance(data: Path, tmp_path
     base = trial_of("allconv with dropout", "holdout")
     recipe = dataclasses.replace(base.cell.recipe, lr=1e6)
     trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
-    result = perform(trial, place(data, tmp_path), lambda *_: None)
+    result = run_trial(trial, place(data, tmp_path), lambda *_: None)
     assert result is not None
     assert (result["status"], result["epochs"]) == ("diverged", 0)
     assert result["metrics"]["best/val_top1_err"] == 75.0
@@ -215,7 +215,7 @@ def test_search_trial_never_opens_the_test_set(data: Path, tmp_path: Path) -> No
     for path in data.glob("synthetic-*-test.json"):
         (alone / path.name).symlink_to(path)
     trial = trial_of("allconv with dropout", "holdout")
-    result = perform(trial, place(alone, tmp_path / "ledger"), lambda *_: None)
+    result = run_trial(trial, place(alone, tmp_path / "ledger"), lambda *_: None)
     assert result is not None
     assert not any("test" in name for name in result["metrics"])
     assert len(result["curve"]) == 3
@@ -224,10 +224,10 @@ def test_search_trial_never_opens_the_test_set(data: Path, tmp_path: Path) -> No
 def test_second_phase_stops_at_the_training_loss_of_the_first(data: Path, tmp_path: Path) -> None:
     first = trial_of("VGG with batch norm", "holdout")
     here = place(data, tmp_path)
-    one = perform(first, here, lambda *_: None)
+    one = run_trial(first, here, lambda *_: None)
     assert one is not None
     second = Trial(first.cell, "match", seed=1003, match="train_loss", reference=first.key)
-    two = perform(second, here, lambda *_: None)
+    two = run_trial(second, here, lambda *_: None)
     assert two is not None
     history = json.loads(Path(Ledger(here.ledger).path(f"trials/{second.key}/history.json")).read_text())
     below = [row["probe/loss"] <= one["metrics"]["best/probe_loss"] for row in history]
@@ -237,8 +237,8 @@ def test_second_phase_stops_at_the_training_loss_of_the_first(data: Path, tmp_pa
 
 
 def test_pruned_trial_ends_where_it_is_above_the_bar(data: Path, tmp_path: Path) -> None:
-    trial = dataclasses.replace(trial_of("allconv with dropout", "holdout"), bars=(1000.0, -1.0, 1000.0))
-    result = perform(trial, place(data, tmp_path), lambda *_: None)
+    trial = dataclasses.replace(trial_of("allconv with dropout", "holdout"), pruning_thresholds=(1000.0, -1.0, 1000.0))
+    result = run_trial(trial, place(data, tmp_path), lambda *_: None)
     assert result is not None
     assert (result["status"], result["epochs"]) == ("pruned", 2)
 
@@ -258,7 +258,7 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
     monkeypatch.setattr(trainer, "SPARING", sparing)
     monkeypatch.setattr(checkpoint, "save", keep)
     trial = trial_of("allconv with dropout")
-    perform(trial, place(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))
+    run_trial(trial, place(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))
     assert kept == saved
     assert [epoch for epoch, _ in told] == [1, 2, 3]
     assert all(epoch <= last for epoch, last in told)
@@ -267,7 +267,7 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
 def test_kernels_are_deterministic_unless_the_fastest_are_asked_for() -> None:
     seen = []
     for kind in (False, True):
-        _reset(Place("", "", deterministic=kind))
+        _reset(RuntimeConfig("", "", deterministic=kind))
         seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
     assert seen == [(False, True), (True, False)]
-    assert Place("", "").deterministic
+    assert RuntimeConfig("", "").deterministic

@@ -10,9 +10,17 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import Protocol, Sweep, expand, part
+from sweeps.experiment.plan import Protocol, Sweep, cell_trials, expand
 from sweeps.experiment.recipe import ALLCONV, Dimension
-from sweeps.experiment.search import NO_BAR, Search, budget, hopeless, prune_bars, study, suggest
+from sweeps.experiment.search import (
+    NO_THRESHOLD,
+    Search,
+    budget,
+    percentile_thresholds,
+    study,
+    suggest,
+    wilcoxon_prunes,
+)
 from sweeps.experiment.trial import PHASES, Cell, Trial
 
 CELL = Cell("Baseline", S2, "synthetic", ALLCONV)
@@ -40,7 +48,7 @@ def played(search: Search, cell: Cell, order: random.Random | None = None) -> di
     results: dict[str, dict[str, object]] = {}
     while True:
         found = study(search, cell, results, ())
-        if found.over:
+        if found.is_finished:
             return results
         asked = [trial for asked in found.asked if asked.value is None for trial in asked.trials]
         trial = (order or random.Random(0)).choice([trial for trial in asked if trial.key not in results])
@@ -74,14 +82,14 @@ def test_search_over_folds_leaves_out_the_rest_of_a_hopeless_suggestions_folds()
     assert started[:4] == [8] * 4  # the first wave has nobody to be worse than
     assert min(started) == 4
     assert sum(started) < 0.8 * 80
-    assert all(one.cut == (len(one.trials) < 8) for one in found[pruned].asked)
+    assert all(one.pruned == (len(one.trials) < 8) for one in found[pruned].asked)
 
 
 def test_search_over_folds_is_pruned_by_optunas_wilcoxon_pruner() -> None:
     rival = (10.0, 11.0, 12.0, 13.0, 14.0, 15.0)
-    assert hopeless((12.0, 13.1, 14.2, 15.3), rival)
-    assert not hopeless((12.0, 13.1, 14.2), rival)  # three pairs cannot reach p < 0.1
-    assert not hopeless((9.0, 10.5, 13.0, 13.2), rival)
+    assert wilcoxon_prunes((12.0, 13.1, 14.2, 15.3), rival)
+    assert not wilcoxon_prunes((12.0, 13.1, 14.2), rival)  # three pairs cannot reach p < 0.1
+    assert not wilcoxon_prunes((9.0, 10.5, 13.0, 13.2), rival)
 
 
 def test_folds_of_a_search_hold_their_fold_out_and_never_open_the_test_set() -> None:
@@ -137,7 +145,7 @@ def test_repeated_suggestion_is_one_trial_told_its_known_value() -> None:
     search = Search(12, space=(Dimension("pool1", 0.0, 0.5, 0.25),), prune=False)
     results: dict[str, dict[str, object]] = {}
     trained = 0
-    while not (found := study(search, CELL, results, ())).over:
+    while not (found := study(search, CELL, results, ())).is_finished:
         for asked in found.asked:
             if asked.trial.key not in results:
                 trained += 1
@@ -174,7 +182,7 @@ def test_grid_is_every_point_once_and_no_more() -> None:
 
 def _all(search: Search) -> dict[str, dict[str, object]]:
     results: dict[str, dict[str, object]] = {}
-    while not (found := study(search, CELL, results, ())).over:
+    while not (found := study(search, CELL, results, ())).is_finished:
         results |= {asked.trial.key: result(asked.trial, 10.0) for asked in found.asked}
     return results
 
@@ -204,8 +212,8 @@ def test_tpe_finds_the_better_part_more_often_than_random() -> None:
 
 def test_bars_prune_what_optunas_percentile_pruner_prunes() -> None:
     curves = [[30 - k - e * (1 + k / 4) for e in range(8)] for k in range(6)]
-    bars = prune_bars([{"status": "finished", "curve": curve} for curve in curves])
-    assert bars[:3] == (NO_BAR,) * 3
+    bars = percentile_thresholds([{"status": "finished", "curve": curve} for curve in curves])
+    assert bars[:3] == (NO_THRESHOLD,) * 3
     pruner = optuna.pruners.PercentilePruner(100 / 3, n_startup_trials=4, n_warmup_steps=3)
     old = optuna.create_study(direction="minimize", pruner=pruner)
     for curve in curves:
@@ -224,8 +232,8 @@ def test_bars_prune_what_optunas_percentile_pruner_prunes() -> None:
 
 def test_bars_come_from_whole_trials_alone() -> None:
     whole = [{"status": "finished", "curve": [5.0] * 6}] * 3
-    assert prune_bars([*whole, {"status": "pruned", "curve": [1.0] * 6}]) == ()
-    assert prune_bars([*whole, {"status": "finished", "curve": [5.0] * 6}])[-1] == 5.0
+    assert percentile_thresholds([*whole, {"status": "pruned", "curve": [1.0] * 6}]) == ()
+    assert percentile_thresholds([*whole, {"status": "finished", "curve": [5.0] * 6}])[-1] == 5.0
 
 
 def finished(trials: Iterable[Trial]) -> dict[str, dict[str, object]]:
@@ -233,7 +241,7 @@ def finished(trials: Iterable[Trial]) -> dict[str, dict[str, object]]:
 
 
 def _to_come(sweep: Sweep, results: dict[str, dict[str, object]]) -> list[Trial]:
-    return [trial for cell in sweep.cells for trial in part(cell, sweep.protocol, results).to_come]
+    return [trial for cell in sweep.cells for trial in cell_trials(cell, sweep.protocol, results).pending]
 
 
 def test_cell_goes_on_to_its_protocol_when_its_own_study_is_over() -> None:

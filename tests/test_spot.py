@@ -15,7 +15,7 @@ import pytest
 from conftest import free_port
 
 from sweeps.ops import spot_notice
-from sweeps.ops.spot_notice import Metadata, NoMetadata, notice, watch
+from sweeps.ops.spot_notice import Metadata, NoMetadata, seconds_to_termination, watch
 
 ACTION = "/latest/meta-data/spot/instance-action"
 
@@ -70,18 +70,18 @@ def service() -> Iterator[Service]:
 
 def test_notice_is_read_with_a_token_that_is_renewed(service: Service) -> None:
     metadata = Metadata(service.address)
-    assert notice(metadata, 0.0) is None
+    assert seconds_to_termination(metadata, 0.0) is None
     service.token = "second"  # the session of the first is over
     service.said = json.dumps({"action": "terminate", "time": "2026-01-02T03:04:05Z"})
-    assert notice(metadata, 1767323045.0 - 119) == 119
+    assert seconds_to_termination(metadata, 1767323045.0 - 119) == 119
     assert metadata.token == "second"
-    assert notice(metadata, 1767323045.0 + 5) == 0, "it is late, and taken all the same"
+    assert seconds_to_termination(metadata, 1767323045.0 + 5) == 0, "it is late, and taken all the same"
 
 
 @pytest.mark.parametrize("said", ["", "gone", "[]", '{"action": "stop"}', '{"action": "stop", "time": 5}'])
 def test_notice_that_is_not_understood_is_one(service: Service, said: str) -> None:
     service.said = said
-    assert notice(Metadata(service.address), time.time()) == 120
+    assert seconds_to_termination(Metadata(service.address), time.time()) == 120
 
 
 def test_ray_is_told_once_and_again_where_it_did_not_hear(service: Service) -> None:

@@ -31,11 +31,11 @@ def test_a_task_that_is_lost_is_a_sentence_and_the_others_go_on() -> None:
         "    if n == 3: raise KeyError('three')\n"
         "    return n * n\n"
         "ray_runtime.RETRIES = 0\n"
-        "ray_runtime.connect('local', 2)\n"
-        "parts = ray_runtime.share(9), ray_runtime.share(1)\n"
-        "found = [*parts, sorted(ray_runtime.each(square, [1, 2, 3, 4], memory=2**60))]\n"
+        "ray_runtime.init_ray('local', 2)\n"
+        "parts = ray_runtime.cpus_per_task(9), ray_runtime.cpus_per_task(1)\n"
+        "found = [*parts, sorted(ray_runtime.map_tasks(square, [1, 2, 3, 4], memory=2**60))]\n"
         "time.sleep(2)  # for what Ray may print of the lost one\n"
-        "ray_runtime.leave()\n"
+        "ray_runtime.shutdown_ray()\n"
         "print(json.dumps(found))\n"
     )
     small, large, ((_, one), (_, lost), (_, raised), (_, four)) = printed(code)
@@ -45,9 +45,9 @@ def test_a_task_that_is_lost_is_a_sentence_and_the_others_go_on() -> None:
 
 
 def test_queue_is_as_wide_as_the_cluster_may_grow() -> None:
-    from sweeps.execution.ray_runtime import grown, kinds, room
+    from sweeps.execution.ray_runtime import max_slots, slots, worker_types
 
-    assert [room({"CPU": 8.0, "GPU": 1.0}, *needs) for needs in ((1, 1), (1, 0.3), (3, 0), (9, 0), (1, 2))] == [
+    assert [slots({"CPU": 8.0, "GPU": 1.0}, *needs) for needs in ((1, 1), (1, 0.3), (3, 0), (9, 0), (1, 2))] == [
         1, 3, 2, 0, 0,
     ]  # fmt: skip
     gpu, small = {"CPU": 8, "GPU": 1}, {"CPU": 2}
@@ -59,12 +59,12 @@ def test_queue_is_as_wide_as_the_cluster_may_grow() -> None:
         "any": {"resources": small},
     }
     file = {"max_workers": 4, "head_node_type": "head", "available_node_types": kinds_of}
-    assert kinds(file) == [({"CPU": 2.0}, 4), ({"CPU": 8.0, "GPU": 1.0}, 2), ({"CPU": 2.0}, 4)]
+    assert worker_types(file) == [({"CPU": 2.0}, 4), ({"CPU": 8.0, "GPU": 1.0}, 2), ({"CPU": 2.0}, 4)]
     # Two of the large ones, and what is left of four of the small ones.
-    assert grown(file, 1, 0) == 2 * 8 + 2 * 2
-    assert grown(file, 1, 0.5) == 2 * 2
-    assert grown(file, 3, 0) == 2 * 2
-    assert grown({}, 1, 0) == grown({"max_workers": 0} | {}, 1, 0) == 0
+    assert max_slots(file, 1, 0) == 2 * 8 + 2 * 2
+    assert max_slots(file, 1, 0.5) == 2 * 2
+    assert max_slots(file, 3, 0) == 2 * 2
+    assert max_slots({}, 1, 0) == max_slots({"max_workers": 0} | {}, 1, 0) == 0
 
 
 def test_a_ray_that_does_not_start_is_tried_twice_and_then_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +81,10 @@ def test_a_ray_that_does_not_start_is_tried_twice_and_then_a_sentence(monkeypatc
     monkeypatch.setattr(ray_runtime.ray, "shutdown", lambda: tried.append("shut down"))
     monkeypatch.setattr(ray_runtime.ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(ValueError, match=r"does not start on this machine.*timed out during startup\.$"):
-        ray_runtime.connect("local")
+        ray_runtime.init_ray("local")
     assert tried == ["local", "shut down"] * 2
     tried.append("and a busy moment later")
-    assert ray_runtime.connect("local") == {"CPU": 2.0}
+    assert ray_runtime.init_ray("local") == {"CPU": 2.0}
 
 
 def test_a_ray_that_is_started_here_has_no_spare_parts_and_is_left_at_once() -> None:
@@ -92,7 +92,7 @@ def test_a_ray_that_is_started_here_has_no_spare_parts_and_is_left_at_once() -> 
         "import json, os, time, pathlib\n"
         "from sweeps.execution import ray_runtime\n"
         "import ray\n"
-        "ray_runtime.connect('local', 1)\n"
+        "ray_runtime.init_ray('local', 1)\n"
         "session = ray._private.worker._global_node.get_session_dir_path()\n"
         "words = [p.read_bytes().decode().split('\\0') for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')]\n"
         "parts = {os.path.basename(w) for line in words if any(session in w for w in line) for w in line[:4]}\n"

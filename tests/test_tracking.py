@@ -19,7 +19,7 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import VIEW, Page, params_of, placement
-from sweeps.tracking.mlflow_runs import Projection, Store, connected, is_tracked, publish_report
+from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, is_tracked, publish_report
 from sweeps.tracking.tracker import Tracker
 from sweeps.training import checkpoint
 
@@ -90,12 +90,12 @@ def finish(ledger: Ledger, trial: Trial, error: float, epochs: int = 3, restarts
     ledger.commit(trial.key, result)
 
 
-def points(projection: Projection, trial: Trial, metric: str) -> list[tuple[int, float]]:
+def points(projection: MlflowRuns, trial: Trial, metric: str) -> list[tuple[int, float]]:
     run = projection.run_of(trial.key)
     return [(point.step, point.value) for point in projection.client.get_metric_history(run, metric)]
 
 
-def runs(projection: Projection) -> list[Any]:
+def runs(projection: MlflowRuns) -> list[Any]:
     return list(projection.client.search_runs([projection.experiment], max_results=1000))
 
 
@@ -118,16 +118,16 @@ def test_a_run_says_that_its_resume_is_exact_where_it_was_proved(
     finish(ledger, trial, 20.0)
     result = ledger.results()[trial.key]
     ledger.commit(trial.key, result | {"hardware": hardware})
-    projection = Projection(store, ledger, SWEEP)
-    projection.project_trial(trial, "RUNNING")
+    projection = MlflowRuns(store, ledger, SWEEP)
+    projection.sync_trial(trial, "RUNNING")
     assert (projection.client.get_run(projection.run_of(trial.key)).data.tags.get("resume") == "exact") is exact
 
 
 def test_trial_is_one_run_under_its_cell(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELLS[0], seed=1)
-    projection = Projection(store, ledger, SWEEP)
+    projection = MlflowRuns(store, ledger, SWEEP)
     under_way(ledger, trial, 2)
-    projection.project_trial(trial, "RUNNING")
+    projection.sync_trial(trial, "RUNNING")
     run = projection.client.get_run(projection.run_of(trial.key))
     assert run.info.status == "RUNNING"
     assert points(projection, trial, "train/loss") == [(1, 2.0), (2, 1.0)]
@@ -137,7 +137,7 @@ def test_trial_is_one_run_under_its_cell(store: Store, ledger: Ledger) -> None:
     assert run.data.params["dropout"] == "none"
     assert run.inputs.dataset_inputs[0].dataset.digest == "abc"
     finish(ledger, trial, 9.5)
-    projection.project_trial(trial, "RUNNING")
+    projection.sync_trial(trial, "RUNNING")
     run = projection.client.get_run(projection.run_of(trial.key))
     assert run.info.status == "FINISHED"
     assert run.data.metrics["final/test_top1_err"] == 9.5
@@ -151,8 +151,8 @@ def test_projecting_again_changes_nothing(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELLS[0])
     finish(ledger, trial, 9.5)
     for _ in range(3):  # three drivers, each of which knows nothing of what the others sent
-        projection = Projection(store, ledger, SWEEP)
-        projection.project_trial(trial, "RUNNING")
+        projection = MlflowRuns(store, ledger, SWEEP)
+        projection.sync_trial(trial, "RUNNING")
     assert points(projection, trial, "train/loss") == [(1, 2.0), (2, 1.0), (3, 2.0 / 3)]
     assert len(points(projection, trial, "final/test_top1_err")) == 1
     assert len(runs(projection)) == 2
@@ -161,11 +161,11 @@ def test_projecting_again_changes_nothing(store: Store, ledger: Ledger) -> None:
 def test_of_two_runs_of_a_trial_the_fuller_stays(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELLS[0])
     finish(ledger, trial, 9.5)
-    projection = Projection(store, ledger, SWEEP)
-    projection.project_trial(trial, "RUNNING")
+    projection = MlflowRuns(store, ledger, SWEEP)
+    projection.sync_trial(trial, "RUNNING")
     kept = projection.run_of(trial.key)
     projection.client.create_run(projection.experiment, tags={"trial.key": trial.key})
-    again = Projection(store, ledger, SWEEP)
+    again = MlflowRuns(store, ledger, SWEEP)
     assert again.run_of(trial.key) == kept
     assert len(runs(again)) == 2
 
@@ -173,12 +173,12 @@ def test_of_two_runs_of_a_trial_the_fuller_stays(store: Store, ledger: Ledger) -
 def test_training_begun_anew_begins_a_new_run(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELLS[0])
     under_way(ledger, trial, 3)
-    first = Projection(store, ledger, SWEEP)
-    first.project_trial(trial, "RUNNING")
+    first = MlflowRuns(store, ledger, SWEEP)
+    first.sync_trial(trial, "RUNNING")
     ledger.delete(f"checkpoints/{trial.key}")
     under_way(ledger, trial, 1, restarts=1)
-    second = Projection(store, ledger, SWEEP)
-    second.project_trial(trial, "RUNNING")
+    second = MlflowRuns(store, ledger, SWEEP)
+    second.sync_trial(trial, "RUNNING")
     assert points(second, trial, "train/loss") == [(1, 3.0)]
     assert len(runs(second)) == 2
 
@@ -186,15 +186,15 @@ def test_training_begun_anew_begins_a_new_run(store: Store, ledger: Ledger) -> N
 def test_epoch_trained_again_after_a_damaged_checkpoint_is_not_doubled(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELLS[0])
     under_way(ledger, trial, 3)
-    Projection(store, ledger, SWEEP).project_trial(trial, "RUNNING")
+    MlflowRuns(store, ledger, SWEEP).sync_trial(trial, "RUNNING")
     # The same values at another time: what exact resumption from an older checkpoint gives.
     finish(ledger, trial, 9.5, epochs=4)
     path = f"trials/{trial.key}/history.json"
     later = [row | {"time_ms": row["time_ms"] + 5e5} for row in json.loads(ledger.read(path) or b"")]
     ledger.write(path, json.dumps(later).encode())
     for _ in range(2):
-        projection = Projection(store, ledger, SWEEP)
-        projection.project_trial(trial, "RUNNING")
+        projection = MlflowRuns(store, ledger, SWEEP)
+        projection.sync_trial(trial, "RUNNING")
     assert [step for step, _ in points(projection, trial, "train/loss")] == [1, 2, 3, 4]
     assert len(points(projection, trial, "final/test_top1_err")) == 1
     assert len(runs(projection)) == 2
@@ -203,27 +203,27 @@ def test_epoch_trained_again_after_a_damaged_checkpoint_is_not_doubled(store: St
 def test_statuses_follow_the_ledger(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELLS[0])
     under_way(ledger, trial, 1)
-    projection = Projection(store, ledger, SWEEP)
+    projection = MlflowRuns(store, ledger, SWEEP)
 
     def status() -> str:
         return str(projection.client.get_run(projection.run_of(trial.key)).info.status)
 
     for state in ("RUNNING", "KILLED", "RUNNING"):
-        projection.project_trial(trial, state)
+        projection.sync_trial(trial, state)
         assert status() == state
     ledger.add_attempt(trial.key, {"error": "ValueError: no", "final": True})
-    projection.project_trial(trial, "RUNNING")
+    projection.sync_trial(trial, "RUNNING")
     assert status() == "FAILED"
 
 
 def test_cell_carries_average_error_and_count(store: Store, ledger: Ledger) -> None:
     trials = [Trial(CELLS[0], seed=seed) for seed in (0, 1)]
-    projection = Projection(store, ledger, SWEEP)
+    projection = MlflowRuns(store, ledger, SWEEP)
     for trial, error in zip(trials, (9.0, 10.0), strict=True):
         finish(ledger, trial, error)
-        projection.project_trial(trial, "RUNNING")
+        projection.sync_trial(trial, "RUNNING")
     for _ in range(2):
-        projection.project_cell(CELLS[0], trials, over=True)
+        projection.sync_cell(CELLS[0], trials, over=True)
     parent = projection.client.get_run(projection.runs[f"cell:{CELLS[0].key}"])
     assert parent.data.metrics["agg/test_top1_err_mean"] == 9.5
     assert parent.data.metrics["agg/test_top1_err_se"] == pytest.approx(0.5)
@@ -235,11 +235,11 @@ def test_tracker_brings_all_marks_home(store: Store, ledger: Ledger) -> None:
     trials = [Trial(cell, seed=seed) for cell in CELLS for seed in range(2)]
     said: list[str] = []
     tracker = Tracker(store, ledger, SWEEP, said.append)
-    tracker.know(trials)
+    tracker.register(trials)
     for trial in trials:
         finish(ledger, trial, 9.0)
         for _ in range(50):
-            tracker.mark(trial)
+            tracker.enqueue(trial)
     assert tracker.close(60.0) == 0
     assert said == []
     for trial in trials:
@@ -255,42 +255,42 @@ def test_trial_that_moves_all_the_time_keeps_no_other_waiting(
     restless, quiet = Trial(CELLS[0]), Trial(CELLS[1])
     under_way(ledger, restless, 1)
     under_way(ledger, quiet, 2)
-    send = Projection.project_trial
+    send = MlflowRuns.sync_trial
 
-    def sending(self: Projection, trial: Trial, state: str) -> bool:
+    def sending(self: MlflowRuns, trial: Trial, state: str) -> bool:
         done = send(self, trial, state)
         if trial == restless:
-            tracker.mark(restless)  # it has moved again before its news were sent
+            tracker.enqueue(restless)  # it has moved again before its news were sent
         return done
 
-    monkeypatch.setattr(Projection, "project_trial", sending)
+    monkeypatch.setattr(MlflowRuns, "sync_trial", sending)
     tracker = Tracker(store, ledger, SWEEP, print)
-    tracker.mark(restless)
-    tracker.mark(quiet)
-    projection = Projection(store, ledger, SWEEP)
+    tracker.enqueue(restless)
+    tracker.enqueue(quiet)
+    projection = MlflowRuns(store, ledger, SWEEP)
     ends = time.monotonic() + 60
     while not (projection.run_of(quiet.key) and len(points(projection, quiet, "train/loss")) == 2):
         assert time.monotonic() < ends
         time.sleep(0.2)
-        projection = Projection(store, ledger, SWEEP)
-    monkeypatch.setattr(Projection, "project_trial", send)
+        projection = MlflowRuns(store, ledger, SWEEP)
+    monkeypatch.setattr(MlflowRuns, "sync_trial", send)
     assert tracker.close(60.0) == 0
 
 
 def test_an_epoch_costs_the_server_one_request(store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = Trial(CELLS[0])
     under_way(ledger, trial, 1)
-    projection = Projection(store, ledger, SWEEP)
-    projection.project_trial(trial, "RUNNING")
+    projection = MlflowRuns(store, ledger, SWEEP)
+    projection.sync_trial(trial, "RUNNING")
     asked: list[str] = []
     for name in ("get_run", "log_batch", "set_tag", "update_run", "set_terminated", "get_metric_history"):
         monkeypatch.setattr(projection.client, name, _counted(getattr(projection.client, name), asked))
     for epochs in (2, 3, 3):
         under_way(ledger, trial, epochs)
-        projection.project_trial(trial, "RUNNING")
+        projection.sync_trial(trial, "RUNNING")
     assert asked == ["log_batch", "log_batch"]
     finish(ledger, trial, 9.5)
-    assert projection.project_trial(trial, "RUNNING")
+    assert projection.sync_trial(trial, "RUNNING")
     assert asked.count("set_terminated") == 1
 
 
@@ -312,7 +312,7 @@ def test_store_that_is_away_slows_nothing_and_is_told_once(ledger: Ledger, monke
     tracker = Tracker(away, ledger, SWEEP, said.append)
     began = time.monotonic()
     for _ in range(1000):
-        tracker.mark(trial)
+        tracker.enqueue(trial)
     assert time.monotonic() - began < 1.0
     assert tracker.close(30.0) == 1
     assert len(said) == 1
@@ -339,8 +339,8 @@ def test_folds_are_the_average_and_other_trainings_are_single(store: Store, ledg
     trials = [Trial(CELLS[0], "fold", fold=fold, folds=2) for fold in (0, 1)] + [Trial(CELLS[0])]
     for trial, error in zip(trials, (10.0, 12.0, 50.0), strict=True):
         finish(ledger, trial, error)
-    projection = Projection(store, ledger, SWEEP)
-    projection.project_cell(CELLS[0], trials, over=True)
+    projection = MlflowRuns(store, ledger, SWEEP)
+    projection.sync_cell(CELLS[0], trials, over=True)
     metrics = projection.client.get_run(projection.runs[f"cell:{CELLS[0].key}"]).data.metrics
     assert metrics["agg/test_top1_err_mean"] == 11.0
     assert metrics["agg/test_top1_err_single_mean"] == 50.0
@@ -350,9 +350,9 @@ def test_folds_are_the_average_and_other_trainings_are_single(store: Store, ledg
 def test_cells_stand_beside_each_other_in_the_ui(store: Store, ledger: Ledger) -> None:
     for trial in (Trial(CELLS[0]), Trial(CELLS[1])):
         finish(ledger, trial, 9.5)
-        projection = Projection(store, ledger, SWEEP)
-        projection.project_trial(trial, "RUNNING")
-        projection.project_cell(trial.cell, [trial], over=True)
+        projection = MlflowRuns(store, ledger, SWEEP)
+        projection.sync_trial(trial, "RUNNING")
+        projection.sync_cell(trial.cell, [trial], over=True)
     cells = [run for run in runs(projection) if "trial.key" not in run.data.tags]
     assert len({frozenset(run.data.params) for run in cells}) == 1
     assert {run.data.params["cell"] for run in cells} == {"Baseline", "CReLU"}
@@ -364,11 +364,11 @@ def test_cells_stand_beside_each_other_in_the_ui(store: Store, ledger: Ledger) -
 
 
 def test_experiment_keeps_what_somebody_else_says_of_it(store: Store, ledger: Ledger) -> None:
-    projection = Projection(store, ledger, SWEEP)
+    projection = MlflowRuns(store, ledger, SWEEP)
     name = f"mlflow.sharedViewState.{VIEW}"
     projection.client.set_experiment_tag(projection.experiment, name, "{}")
     projection.client.delete_experiment(projection.experiment)
-    again = Projection(store, ledger, SWEEP)
+    again = MlflowRuns(store, ledger, SWEEP)
     assert again.experiment == projection.experiment
     assert again.client.get_experiment(again.experiment).tags[name] == "{}"
 
@@ -376,8 +376,8 @@ def test_experiment_keeps_what_somebody_else_says_of_it(store: Store, ledger: Le
 def test_report_lies_on_the_run_of_each_cell_once(store: Store, ledger: Ledger) -> None:
     for trial in (Trial(CELLS[0]), Trial(CELLS[1])):
         finish(ledger, trial, 9.5)
-        projection = Projection(store, ledger, SWEEP)
-        projection.project_trial(trial, "RUNNING")
+        projection = MlflowRuns(store, ledger, SWEEP)
+        projection.sync_trial(trial, "RUNNING")
 
     def pages(experiment: str, cells: Mapping[str, str]) -> dict[str, Page]:
         assert experiment == projection.experiment
@@ -413,14 +413,14 @@ def test_postgresql_keeps_what_several_drivers_send_at_once(
         for ledger, tracker in zip(ledgers, trackers, strict=True):
             for trial in trials:
                 under_way(ledger, trial, epochs)
-                tracker.mark(trial)
+                tracker.enqueue(trial)
     for ledger, tracker in zip(ledgers, trackers, strict=True):
         for trial in trials:
             finish(ledger, trial, 9.5, epochs=5)
-            tracker.mark(trial)
+            tracker.enqueue(trial)
     assert [tracker.close(120.0) for tracker in trackers] == [0, 0]
     for store, ledger in zip(stores, ledgers, strict=True):
-        projection = Projection(store, ledger, SWEEP)
+        projection = MlflowRuns(store, ledger, SWEEP)
         assert len(runs(projection)) == len(trials) + len(CELLS)
         for trial in trials:
             for metric in ("train/loss", "val/top1_err"):

@@ -36,7 +36,7 @@ def test_what_changes_the_science_changes_the_key() -> None:
         Trial(CELL, "match", match="epoch", reference="a"),
         Trial(CELL, "match", match="epoch", reference="b"),
         Trial(CELL, dropout=(("pool1", 0.5),)),
-        Trial(CELL, "holdout", bars=(50.0,)),
+        Trial(CELL, "holdout", pruning_thresholds=(50.0,)),
     ]
     keys = {trial.key for trial in [TRIAL, *others]}
     assert len(keys) == len(others) + 1

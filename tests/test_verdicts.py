@@ -22,10 +22,10 @@ from sweeps.report.effect_tables import printed_table
 from sweeps.report.result_tables import result_tables
 from sweeps.results import paper, statistics
 from sweeps.results.cell_numbers import groups, number
-from sweeps.results.claims import in_print, printed_tests, rulings
+from sweeps.results.claims import in_print, judge_claims, printed_tests
 from sweeps.results.contrasts import contrast, effects, more_seeds
 from sweeps.results.deviations import CELLS, deviations
-from sweeps.results.evidence import Evidence, Survey, survey
+from sweeps.results.evidence import CellResults, SweepResults, survey
 from sweeps.results.marks import marks, still_falling
 from sweeps.results.paper import AVERAGE, CLAIMS, COLUMNS, PARAMETERS, TOP1, VOTE
 from sweeps.store.ledger import Ledger
@@ -34,7 +34,7 @@ PLACEMENTS = imagenet_placement.CELLS
 SIX = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=6))
 
 
-def seen(tmp_path: Path, sweep: Sweep, outcome: Callable[[Trial], Made | None]) -> Survey:
+def seen(tmp_path: Path, sweep: Sweep, outcome: Callable[[Trial], Made | None]) -> SweepResults:
     """Return the survey of a sweep whose trials came out as `outcome` says."""
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, sweep, outcome)
@@ -104,7 +104,7 @@ def test_fixture_of_the_printed_numbers_reproduces_each_of_them(tmp_path: Path) 
                 ours = number(row.evidence, metric)
                 assert f"{ours.average.mean:.2f}" == printed.text
                 assert printed.se is None or f"{ours.average.se:.2f}" == f"{printed.se:.2f}"
-    claims = {ruling.claim.id: ruling for ruling in rulings(found)}
+    claims = {ruling.claim.id: ruling for ruling in judge_claims(found)}
     by_metric = {
         one.contrast.metric: one
         for one in claims["crelu-below-baseline-and-double"].compared
@@ -122,7 +122,7 @@ def test_fixture_of_the_printed_numbers_reproduces_each_of_them(tmp_path: Path) 
 
 def test_claim_is_supported_contradicted_or_open_as_the_runs_are(tmp_path: Path) -> None:
     means = {"Baseline": 45.0, "AVR conv1-4": 45.0, "CReLU conv1-4": 38.0, "AVR conv1-7": 40.0, "CReLU all": 41.0}
-    found = {r.claim.id: r for r in rulings(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.2)))}
+    found = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.2)))}
     assert found["conv1-4-lowest-centre-crop"].decision == "supported"
     assert found["conv1,4,7-lowest-ten-crops"].decision == "contradicted"
     assert found["avr-deeper-no-better-than-baseline"].decision == "contradicted"
@@ -135,7 +135,7 @@ def test_claim_is_supported_contradicted_or_open_as_the_runs_are(tmp_path: Path)
 
 def test_further_seeds_and_their_cost_follow_from_spread_and_seconds(tmp_path: Path) -> None:
     means = {"Baseline": 42.0, "AVR conv1-4": 41.6}
-    found = {r.claim.id: r for r in rulings(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))}
+    found = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))}
     ruling = found["avr-1-4-below-baseline"]
     assert ruling.decision == "inconclusive"
     assert ruling.seeds is not None
@@ -151,7 +151,7 @@ def test_further_seeds_and_their_cost_follow_from_spread_and_seconds(tmp_path: P
 
 def test_one_training_each_asks_for_two_more(tmp_path: Path) -> None:
     sweep = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol())
-    found = {r.claim.id: r for r in rulings(seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.2)))}
+    found = {r.claim.id: r for r in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.2)))}
     ruling = found["avr-1-4-below-baseline"]
     assert (ruling.decision, ruling.seeds) == ("inconclusive", 2)
     assert ruling.hours == pytest.approx(2 * 2 * 600 / 3600)
@@ -161,7 +161,7 @@ def test_claims_on_other_data_are_withheld(tmp_path: Path) -> None:
     cells = tuple(scaled(cell, "demo") for cell in PLACEMENTS)
     sweep = Sweep("imagenet_placement", "demo", cells, Protocol(seeds=3))
     means = {"Baseline": 50.0}
-    for ruling in rulings(seen(tmp_path, sweep, lambda trial: drawn(trial, means, 0.1))):
+    for ruling in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, means, 0.1))):
         assert (ruling.decision, ruling.withheld) == ("not run", "embedded pictures")
 
 
@@ -180,7 +180,7 @@ def test_figures_and_later_tables_are_decided_from_the_analyses(tmp_path: Path) 
             own = {name: value for name, value in metrics.items() if name.startswith(job)}
             summary = {"job": job, "metrics": own, "rows": [], "notes": [], "files": {}}
             ledger.write_json(f"{folder}/{job}/summary.json", summary)
-    found = {ruling.claim.id: ruling.decision for ruling in rulings(survey(ledger, SIX.title))}
+    found = {ruling.claim.id: ruling.decision for ruling in judge_claims(survey(ledger, SIX.title))}
     assert found["pair-above-non-pair"] == "supported"
     assert found["relu-pairs-at-conv1"] == "supported"
     assert found["crelu-pairing-vanishes"] == "supported"
@@ -272,10 +272,10 @@ FALLING = [50.0 - i for i in range(30)]
 ONE = PLACEMENTS[:1]
 
 
-def marked(found: Survey, metric: str = TOP1) -> tuple[str, ...]:
+def marked(found: SweepResults, metric: str = TOP1) -> tuple[str, ...]:
     """Return the marks of the first cell's number."""
     group = groups(found)[0]
-    evidence: Evidence = found.cells[0]
+    evidence: CellResults = found.cells[0]
     return marks(group, evidence, number(evidence, metric), found.sweep.protocol.search)
 
 
@@ -385,7 +385,7 @@ def test_paper_s_cells_are_those_of_the_pages() -> None:
         assert bare == [row for row in PAPER[name].rows if type(row).__name__ != "Drop"]
 
 
-def departed(found: Survey) -> dict[str, tuple[str, str]]:
+def departed(found: SweepResults) -> dict[str, tuple[str, str]]:
     """Return the deviations of the first table by what they are."""
     return {one.what: (one.paper, one.here) for one in deviations(groups(found)[0])}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from test_plan import BASE, CRELU
 
-from sweeps.cli.live_view import Progress
-from sweeps.experiment.plan import Protocol, Sweep, part, plan
+from sweeps.cli.live_view import SweepProgress
+from sweeps.experiment.plan import Protocol, Sweep, cell_trials, plan
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
@@ -21,30 +21,30 @@ def result(error: float, tested: bool, status: str = "finished") -> Json:
 
 def test_total_stays_what_the_plan_said_while_searches_become_seeds_and_folds(tmp_path: Path) -> None:
     found = plan(SWEEP, Ledger(str(tmp_path)), {})
-    progress, results, told = Progress(found), dict[str, Json](), []
+    progress, results, told = SweepProgress(found), dict[str, Json](), []
     assert found.total == 2 * (2 + 1 + 2)
     while True:
-        parts = [part(cell, SWEEP.protocol, results) for cell in SWEEP.cells]
-        planned = [trial for one in parts for trial in (*one.waves, *one.rest)]
-        progress.know(planned, [trial for one in parts for trial in one.to_come])
+        parts = [cell_trials(cell, SWEEP.protocol, results) for cell in SWEEP.cells]
+        planned = [trial for one in parts for trial in (*one.search, *one.protocol)]
+        progress.update_plan(planned, [trial for one in parts for trial in one.pending])
         left = [trial for trial in planned if trial.key not in results]
         if not left:
             break
-        progress.take("started", left[0], {})
+        progress.apply("started", left[0], {})
         told.append(progress.counts())
         results[left[0].key] = result(30.0, left[0].phase in ("match", "fold"))
-        progress.take("done", left[0], results[left[0].key])
+        progress.apply("done", left[0], results[left[0].key])
     assert [words.split(",")[0] for words in told] == [f"{done}/10 done" for done in range(10)]
 
 
 def test_row_tells_parts_averages_and_marks(tmp_path: Path) -> None:
     found = plan(SWEEP, Ledger(str(tmp_path)), {})
-    progress = Progress(found)
+    progress = SweepProgress(found)
     folds = [Trial(BASE, "fold", 0, (), fold, 2) for fold in range(2)]
-    progress.know([standing.trial for standing in found.standings] + folds, [])
+    progress.update_plan([standing.trial for standing in found.statuses] + folds, [])
     for trial, error, status in zip(folds, (20.0, 24.0), ("finished", "diverged"), strict=True):
-        progress.take("done", trial, result(error, True, status))
-    progress.take("started", found.of(BASE)[0].trial, {})
+        progress.apply("done", trial, result(error, True, status))
+    progress.apply("started", found.of(BASE)[0].trial, {})
     label, parts, now, best, tested, marks = progress.rows()[0]
     assert (label, parts, best, tested, marks) == (
         "Baseline",

@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sweeps.analysis.sources import Misfit, Source
+from sweeps.analysis.sources import NotApplicable, Source
 from sweeps.store.ledger import Json, Ledger
 
 if TYPE_CHECKING:
-    from sweeps.training.runtime import Place
+    from sweeps.training.runtime import RuntimeConfig
 
 # Raised when the arithmetic of a job changes, or what it leaves, so that no old result is taken for a new one.
 SCHEMA = 2
@@ -36,7 +36,7 @@ class Findings(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Errand(NamedTuple):
+class JobSpec(NamedTuple):
     """A job as a machine is given it: its name, what computes it (module:function), what is asked, done or not."""
 
     job: str
@@ -45,52 +45,52 @@ class Errand(NamedTuple):
     fresh: bool
 
 
-class Outcome(NamedTuple):
+class JobResult(NamedTuple):
     """How one source came out: its summary, or why there is none; a misfit is no failure in a sweep."""
 
     source: Source
     summary: Json | None
     why: str = ""
-    misfit: bool = False
+    not_applicable: bool = False
 
 
-def attempt(errand: Errand, source: Source, place: Place) -> Outcome:
+def run_job(errand: JobSpec, source: Source, place: RuntimeConfig) -> JobResult:
     """Return the outcome of one source; whatever goes wrong with it is a sentence, and an error's trace on the ledger.
 
     All that passes here are plain values, so that what computes may be a task on another machine.
     """
     ledger, folder = Ledger(place.ledger), f"{_folder(source)}/analysis/{errand.job}"
     try:
-        return Outcome(source, analyse(errand, source, place))
-    except Misfit as error:
+        return JobResult(source, analyse(errand, source, place))
+    except NotApplicable as error:
         ledger.write_json(f"{folder}/misfit.json", {"schema": SCHEMA, "asked": errand.asked, "why": str(error)})
-        return Outcome(source, None, str(error), misfit=True)
+        return JobResult(source, None, str(error), not_applicable=True)
     except (ValueError, OSError) as error:
-        return Outcome(source, None, str(error))
+        return JobResult(source, None, str(error))
     except Exception as error:  # of one run; the others go on
         first = (str(error) or type(error).__name__).splitlines()[0]
         ledger.write(f"{folder}/error.txt", traceback.format_exc().encode())
-        return Outcome(source, None, f"{type(error).__name__}: {first} (trace: {ledger.path(folder)}/error.txt)")
+        return JobResult(source, None, f"{type(error).__name__}: {first} (trace: {ledger.path(folder)}/error.txt)")
 
 
-def known(ledger: Ledger, errand: Errand, source: Source) -> Outcome | None:
+def cached(ledger: Ledger, errand: JobSpec, source: Source) -> JobResult | None:
     """Return the outcome of a trial that the ledger has already, of what is asked now; None where it is to be done."""
     if not source.trial:
         return None
     summary = _kept(ledger, errand, f"{_folder(source)}/analysis/{errand.job}/summary.json")
     if summary is not None:
-        return Outcome(source, summary)
+        return JobResult(source, summary)
     misfit = _kept(ledger, errand, f"{_folder(source)}/analysis/{errand.job}/misfit.json")
-    return None if misfit is None else Outcome(source, None, misfit["why"], misfit=True)
+    return None if misfit is None else JobResult(source, None, misfit["why"], not_applicable=True)
 
 
-def _kept(ledger: Ledger, errand: Errand, name: str) -> Json | None:
+def _kept(ledger: Ledger, errand: JobSpec, name: str) -> Json | None:
     note = None if errand.fresh else ledger.read_json(name)
     fits = note is not None and note.get("schema") == SCHEMA and note.get("asked") == errand.asked
     return note if fits else None
 
 
-def analyse(errand: Errand, source: Source, place: Place) -> Json:
+def analyse(errand: JobSpec, source: Source, place: RuntimeConfig) -> Json:
     """Return the summary of the job on one source, from the ledger where it is there and was asked for in this way.
 
     The tables and pictures are written first and the summary last: where there is a summary, all is there.

@@ -24,8 +24,8 @@ from torch.nn import functional
 from sweeps.analysis import plots
 from sweeps.analysis.capture import batch_size, capture, hidden, response
 from sweeps.analysis.compute import Findings
-from sweeps.analysis.weights import Subject, View, choose, view
-from sweeps.training.runtime import Place
+from sweeps.analysis.weights import ImageSample, LoadedNet, choose, view
+from sweeps.training.runtime import RuntimeConfig
 
 ONE_IN = 100  # a filter fires at one place in this many
 
@@ -197,7 +197,7 @@ def _responses(model: nn.Sequential, acts: Mapping[str, str], views: Tensor) -> 
 LAYERS = 7  # the paper shows conv1 to conv7
 
 
-def findings(subject: Subject, place: Place, asked: dict[str, Any]) -> Findings:
+def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Score the first seven convs with an activation, or the layers asked for, on test pictures.
 
     `samples` pictures; by default 10,000 where a net sees the whole stored picture, and 5,000 where it sees a crop.
@@ -226,7 +226,7 @@ def findings(subject: Subject, place: Place, asked: dict[str, Any]) -> Findings:
 
 
 def score(
-    subject: Subject, shown: View, acts: Mapping[str, str], transforms: Sequence[str], device: str, fill: str
+    subject: LoadedNet, shown: ImageSample, acts: Mapping[str, str], transforms: Sequence[str], device: str, fill: str
 ) -> dict[str, Firing]:
     """Return the counts of each layer of `acts` over the pictures `shown`, in two passes over them."""
     model = subject.model(shown.crop, device)

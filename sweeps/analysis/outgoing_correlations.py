@@ -25,10 +25,10 @@ from torch import Tensor
 from crelu_models.spec import CHANNEL_FACTOR, Conv, Linear, Net
 from sweeps.analysis import plots
 from sweeps.analysis.compute import Findings
-from sweeps.analysis.sources import Misfit
-from sweeps.analysis.weights import Subject, choose
+from sweeps.analysis.sources import NotApplicable
+from sweeps.analysis.weights import LoadedNet, choose
 from sweeps.results.paper import NON_PAIR, PAIR, printed
-from sweeps.training.runtime import Place
+from sweeps.training.runtime import RuntimeConfig
 
 
 class Correlations(NamedTuple):
@@ -75,11 +75,13 @@ def read_by(net: Net) -> dict[str, str]:
 # The job ------------------------------------------------------------------------------------------------------
 
 
-def findings(subject: Subject, place: Place, asked: dict[str, Any]) -> Findings:
+def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Correlate the outgoing weights of every conv with two phases, or of the layers asked for."""
     readers = read_by(subject.net)
     if not readers:
-        raise Misfit(f"{subject.label}: no conv has CReLU and a conv behind it, so no filter has two phases to compare")
+        raise NotApplicable(
+            f"{subject.label}: no conv has CReLU and a conv behind it, so no filter has two phases to compare"
+        )
     layers = choose(
         subject.net, [*readers], asked["layers"], lambda name: f"{subject.label}: {name} gives no two phases to a conv"
     )
@@ -104,7 +106,7 @@ def findings(subject: Subject, place: Place, asked: dict[str, Any]) -> Findings:
     return Findings(tables, pictures, rows, metrics, (note,))
 
 
-def _row(subject: Subject, layer: str, cosine: Correlations, pearson: Correlations, least: float) -> dict[str, Any]:
+def _row(subject: LoadedNet, layer: str, cosine: Correlations, pearson: Correlations, least: float) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": layer, "filters": len(cosine.pair), "zero": int(cosine.pair.isnan().sum())}
     for name, values in (("pair", cosine.pair), ("non-pair", cosine.non_pair)):
         sizes = values[~values.isnan()].abs()

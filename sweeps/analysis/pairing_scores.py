@@ -19,8 +19,8 @@ from torch import Tensor
 from crelu_models.spec import Conv, mix
 from sweeps.analysis import plots
 from sweeps.analysis.compute import Findings
-from sweeps.analysis.weights import Subject, choose
-from sweeps.training.runtime import Place
+from sweeps.analysis.weights import LoadedNet, choose
+from sweeps.training.runtime import RuntimeConfig
 
 PERMUTATIONS = 1999
 OPPOSITE = -0.5  # a filter with mu below this has a mate that is more its negative than not
@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
     """mu (k,) float64 and mate (k,) int64 of each filter; zero filters have no direction: nan and -1."""
 
     mu: Tensor
-    mate: Tensor
+    pair: Tensor
 
 
 class Contrast(NamedTuple):
@@ -99,7 +99,7 @@ def contrast(mu: Tensor, random: Tensor, seed: int = 0) -> Contrast:
 SHOWN = 40  # pairs in the picture of filters
 
 
-def findings(subject: Subject, place: Place, asked: dict[str, Any]) -> Findings:
+def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Pair the filters of every conv, or of the layers asked for, and of `samples` random draws (default 10)."""
     convs = [row.name for row in subject.net.rows if isinstance(row, Conv)]
     layers = choose(subject.net, convs, asked["layers"], str)
@@ -152,7 +152,7 @@ def _part(layer: str, ours: Pairs, weight: Tensor) -> dict[str, np.ndarray[Any, 
         "layer": np.full(k, layer, object),
         "draw": np.full(k, -1, np.int32),
         "filter": np.arange(k, dtype=np.int32),
-        "mate": ours.mate.numpy().astype(np.int32),
+        "mate": ours.pair.numpy().astype(np.int32),
         "mu": ours.mu.numpy(),
         "norm": weight.double().flatten(1).norm(dim=1).numpy(),
     }
@@ -176,7 +176,7 @@ def filter_table(layer: str, weight: Tensor, found: Pairs) -> dict[str, Any]:
     return {
         "layer": [layer] * k,
         "filter": list(range(k)),
-        "mate": found.mate.tolist(),
+        "mate": found.pair.tolist(),
         "mu": found.mu.tolist(),
         "height": [height] * k,
         "width": [width] * k,
@@ -186,7 +186,7 @@ def filter_table(layer: str, weight: Tensor, found: Pairs) -> dict[str, Any]:
 
 def tiles(weight: Tensor, found: Pairs, title: str, across: int = 8) -> bytes:
     """Draw Figure 1: the filters (k, 3, h, w) of least mu, each beside its mate, both on one scale."""
-    ranked = [int(i) for i in found.mu.argsort() if found.mate[i] >= 0][:SHOWN]
+    ranked = [int(i) for i in found.mu.argsort() if found.pair[i] >= 0][:SHOWN]
     _, _, height, width = weight.shape
     head, gap = max(3, height // 3), max(1, width // 8)
     across = min(across, len(ranked))
@@ -196,11 +196,11 @@ def tiles(weight: Tensor, found: Pairs, title: str, across: int = 8) -> bytes:
     axis = axes[0, 0]
     for place, i in enumerate(ranked):
         top, left = place // across * (height + head) + head, place % across * (2 * width + 3 * gap)
-        both = weight[[i, int(found.mate[i])]].double()
+        both = weight[[i, int(found.pair[i])]].double()
         shown = (both - both.min()) / (both.max() - both.min()).clamp(min=1e-12)
         sheet[top : top + height, left : left + width] = shown[0].permute(1, 2, 0)
         sheet[top : top + height, left + width + gap : left + 2 * width + gap] = shown[1].permute(1, 2, 0)
-        axis.text(left, top - 1, f"{i}, {int(found.mate[i])}: μ {found.mu[i]:.2f}", fontsize=7, va="bottom")
+        axis.text(left, top - 1, f"{i}, {int(found.pair[i])}: μ {found.mu[i]:.2f}", fontsize=7, va="bottom")
     axis.imshow(sheet.numpy(), interpolation="nearest")
     axis.set_axis_off()
     return plots.png(figure)

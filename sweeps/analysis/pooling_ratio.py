@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crelu_models.spec import Conv, Pool, mix
 from sweeps.analysis.capture import capture, side_read
-from sweeps.analysis.weights import Subject
+from sweeps.analysis.weights import LoadedNet
 
 CUT = 1e-10  # of an eigenvalue against the largest: below it a direction is not spanned
 NUMBERS = 2**24  # in the Gram matrices of one batch of patches
@@ -80,7 +80,7 @@ class Deal(NamedTuple):
 
 
 def patch_ratios(
-    subject: Subject, conv: Conv, pool: Pool, views: Iterable[Tensor], deal: Deal, device: str = "cpu"
+    subject: LoadedNet, conv: Conv, pool: Pool, views: Iterable[Tensor], deal: Deal, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Return |x - x'| / |x| and how many columns are kept, each (deal.patches,), for patches of `views` (n, 3, h, w).
 

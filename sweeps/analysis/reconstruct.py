@@ -24,10 +24,10 @@ from sweeps.analysis.capture import batch_size, capture, side_read
 from sweeps.analysis.cgls import Likeness, Step, back, each, inverted, likeness, ratio, unrectified
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.pooling_ratio import Deal, clustered_se, patch_ratios
-from sweeps.analysis.sources import Misfit
-from sweeps.analysis.weights import Subject, View, choose, view
+from sweeps.analysis.sources import NotApplicable
+from sweeps.analysis.weights import ImageSample, LoadedNet, choose, view
 from sweeps.results.paper import LEARNED, RANDOM, printed
-from sweeps.training.runtime import Place
+from sweeps.training.runtime import RuntimeConfig
 
 # Which layers -------------------------------------------------------------------------------------------------
 
@@ -77,18 +77,18 @@ def why_not(net: Net, layer: str, algorithm: int) -> str:
     raise AssertionError(f"{layer} fits")
 
 
-def algorithm_of(subject: Subject, asked: int) -> int:
+def algorithm_of(subject: LoadedNet, asked: int) -> int:
     """Return the algorithm asked for, by default 2 where CReLU meets max-pooling; Misfit where none fits."""
     net = subject.net
     algorithm = asked or (2 if pooled(net) else 1)
     if not (unpooled(net) if algorithm == 1 else pooled(net)):
         layer = next(row.name for row in net.rows if isinstance(row, Conv))
         what = why_not(net, layer, 1) if algorithm == 1 else "no conv has CReLU and max-pooling behind it"
-        raise Misfit(f"{subject.label}: {what}")
+        raise NotApplicable(f"{subject.label}: {what}")
     return algorithm
 
 
-def randomised(subject: Subject, seed: int, only: str = "") -> Subject:
+def randomised(subject: LoadedNet, seed: int, only: str = "") -> LoadedNet:
     """Return the net with every conv (or `only` this one) drawn from N(0, 1) and its bias 0: the paper's control."""
     weights = dict(subject.weights)
     for conv in subject.convs():
@@ -105,7 +105,7 @@ PICTURES, LAYERS = 8, 4  # of Figure 5
 PATCHES = 20_000  # of Table S1: the printed standard errors come of about as many
 
 
-def findings(subject: Subject, place: Place, asked: dict[str, Any]) -> Findings:
+def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Reconstruct `samples` pictures (8) by Algorithm 1 or patches (20,000) by Algorithm 2, beside random weights."""
     algorithm = algorithm_of(subject, asked["algorithm"])
     fitting = unpooled(subject.net) if algorithm == 1 else [conv for conv, _ in pooled(subject.net)]
@@ -118,7 +118,7 @@ def findings(subject: Subject, place: Place, asked: dict[str, Any]) -> Findings:
     return (_pictures if algorithm == 1 else _patches)(subject, place, asked, layers)
 
 
-def _patches(subject: Subject, place: Place, asked: dict[str, Any], layers: Sequence[str]) -> Findings:
+def _patches(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any], layers: Sequence[str]) -> Findings:
     """Do Algorithm 2."""
     count = asked["samples"] or PATCHES
     shown = view(subject, place, count, asked["seed"])
@@ -142,7 +142,9 @@ def _patches(subject: Subject, place: Place, asked: dict[str, Any], layers: Sequ
     return Findings(tables, drawn, rows, metrics, (note,))
 
 
-def _patch_part(shown: View, layer: str, weights: str, ratios: Tensor, kept: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+def _patch_part(
+    shown: ImageSample, layer: str, weights: str, ratios: Tensor, kept: Tensor
+) -> dict[str, np.ndarray[Any, Any]]:
     count = len(ratios)
     return {
         "layer": np.full(count, layer, object),
@@ -154,7 +156,7 @@ def _patch_part(shown: View, layer: str, weights: str, ratios: Tensor, kept: Ten
 
 
 def _patch_row(
-    subject: Subject, conv: Conv, both: Mapping[str, tuple[Tensor, Tensor]], pictures: int
+    subject: LoadedNet, conv: Conv, both: Mapping[str, tuple[Tensor, Tensor]], pictures: int
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": conv.name, "filters": conv.filters, "patches": len(both["learned"][0])}
     for name, metric in (("learned", LEARNED), ("random", RANDOM)):
@@ -181,7 +183,7 @@ def patch_histograms(table: Mapping[str, Any], layers: Sequence[str], label: str
     return plots.png(figure)
 
 
-def _pictures(subject: Subject, place: Place, asked: dict[str, Any], layers: Sequence[str]) -> Findings:
+def _pictures(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any], layers: Sequence[str]) -> Findings:
     """Do Algorithm 1."""
     shown = view(subject, place, asked["samples"] or PICTURES, asked["seed"])
     limits = sorted({max(1, limit) for limit in asked["iterations"]})
@@ -218,7 +220,7 @@ def _pictures(subject: Subject, place: Place, asked: dict[str, Any], layers: Seq
     return Findings({"table.parquet": table}, pictures, rows, metrics, (note,))
 
 
-def chain_steps(subject: Subject, last: str, size: int, model: nn.Sequential) -> list[Step]:
+def chain_steps(subject: LoadedNet, last: str, size: int, model: nn.Sequential) -> list[Step]:
     """Return the steps from conv1 to the conv `last`, for pictures of side `size`, with the model's own weights."""
     steps = []
     for conv in unpooled(subject.net):
@@ -250,7 +252,7 @@ def chain(
 
 
 def _picture_part(
-    shown: View, weights: str, layer: str, limit: int, one_layer: Tensor, image: Tensor, like: Likeness
+    shown: ImageSample, weights: str, layer: str, limit: int, one_layer: Tensor, image: Tensor, like: Likeness
 ) -> dict[str, np.ndarray[Any, Any]]:
     n = len(one_layer)
     return {

@@ -34,8 +34,8 @@ from data.synthetic import picture as embedded
 from sweeps.analysis import plots
 from sweeps.analysis.compute import Findings, columns
 from sweeps.analysis.pooling_ratio import patch_columns
-from sweeps.analysis.weights import Subject
-from sweeps.training.runtime import Place
+from sweeps.analysis.weights import LoadedNet
+from sweeps.training.runtime import RuntimeConfig
 
 EXACT = 12  # points up to which all signs are enumerated
 
@@ -166,7 +166,7 @@ LINES = ((1, 9, 5), (2, 9, 5), (2, 50, 3), (4, 20, 5), (8, 20, 5))  # filters, t
 POINTS = 200
 
 
-def findings(subject: Subject, place: Place, asked: dict[str, Any]) -> Findings:
+def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Put each theorem to numbers, or A.5 and 4.1 for a run's conv1; `samples` cases and draws (1,000 and 2,000)."""
     seed, conv1 = asked["seed"], subject.weights.get("conv1.weight")
     bounds = pooling_cases(conv1, asked["samples"] or CASES, seed)

@@ -22,11 +22,11 @@ from crelu_models.spec import Conv, Linear, Net
 from crelu_models.tables import PAPER
 from data.datasets import beton_path, dataset, order, read_sidecar
 from data.load import Pictures
-from sweeps.analysis.sources import NETS, TORCHVISION, Misfit, Source
-from sweeps.experiment.plan import unknown
+from sweeps.analysis.sources import NETS, TORCHVISION, NotApplicable, Source
+from sweeps.experiment.plan import unknown_name
 from sweeps.experiment.trial import trial_from_json
 from sweeps.store.ledger import Ledger
-from sweeps.training.runtime import Place
+from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.splits import open_file
 
 RESIDENT = 2**29  # bytes of pictures that are kept decoded: an analysis stays within 4 GiB
@@ -38,7 +38,7 @@ RENAMED = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedNet:
     """Weights with what they are; `folder` is where the ledger keeps their analyses, `dataset` may be empty."""
 
     label: str
@@ -64,7 +64,7 @@ class Subject:
         return model.to(device, dtype).eval().requires_grad_(False)
 
 
-class View(NamedTuple):
+class ImageSample(NamedTuple):
     """The test pictures an analysis looks at: the file, which of them, stored side, side the net sees, colours."""
 
     pictures: Pictures
@@ -94,7 +94,7 @@ class View(NamedTuple):
         return read * self.std.to(read) + self.mean.to(read)
 
 
-def view(subject: Subject, place: Place, samples: int, seed: int) -> View:
+def view(subject: LoadedNet, place: RuntimeConfig, samples: int, seed: int) -> ImageSample:
     """Open the pictures the subject is tested on and choose `samples` of them (0: all), the same for every net.
 
     ValueError where no data set is named, or its files are not there.
@@ -110,7 +110,7 @@ def view(subject: Subject, place: Place, samples: int, seed: int) -> View:
     pictures = open_file(test, dataclasses.replace(place, resident_bytes=RESIDENT))
     chosen = order(seed, 0, np.arange(len(pictures), dtype=np.int64))[: samples or None]
     mean, std = (torch.tensor(c, device=place.device).view(3, 1, 1) for c in (colours.mean, colours.std))
-    return View(pictures, np.sort(chosen), facts.size, facts.crop, mean, std)
+    return ImageSample(pictures, np.sort(chosen), facts.size, facts.crop, mean, std)
 
 
 def choose(net: Net, fitting: Sequence[str], asked: Sequence[str], why: Callable[[str], str]) -> list[str]:
@@ -121,29 +121,29 @@ def choose(net: Net, fitting: Sequence[str], asked: Sequence[str], why: Callable
     names = [row.name for row in net.rows if isinstance(row, Conv)]
     for name in asked:
         if name not in names:
-            raise ValueError(unknown("conv", name, names, net.name))
+            raise ValueError(unknown_name("conv", name, names, net.name))
         if name not in fitting:
-            raise Misfit(why(name))
+            raise NotApplicable(why(name))
     return [name for name in names if name in (asked or fitting)]
 
 
-def read(source: Source, ledger: Ledger) -> Subject:
+def read(source: Source, ledger: Ledger) -> LoadedNet:
     """Return the weights of `source` with what they are; ValueError where they are not what they should be."""
     if source.trial:
         return _trial(source, ledger)
     if not source.file:
-        return Subject("no weights", "weights/none", PAPER["S2"], source.dataset, {})
+        return LoadedNet("no weights", "weights/none", PAPER["S2"], source.dataset, {})
     net = NETS[source.net]
     content = _download() if source.file == TORCHVISION else Path(source.file).read_bytes()
     weights = {_renamed(name): value for name, value in _loaded(content, source.file).items()}
     digest = hashlib.sha256(content + source.net.encode()).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(source.file).stem)
-    subject = Subject(f"{stem} ({net.name})", f"weights/{stem}-{digest}", net, source.dataset, weights)
+    subject = LoadedNet(f"{stem} ({net.name})", f"weights/{stem}-{digest}", net, source.dataset, weights)
     _check(subject)
     return subject
 
 
-def _trial(source: Source, ledger: Ledger) -> Subject:
+def _trial(source: Source, ledger: Ledger) -> LoadedNet:
     folder = f"trials/{source.trial}"
     trial = trial_from_json(ledger.read_json(f"{folder}/trial.json"))
     content = ledger.read(f"{folder}/weights.safetensors")
@@ -151,7 +151,7 @@ def _trial(source: Source, ledger: Ledger) -> Subject:
         raise ValueError(f"{ledger.path(folder)} has lost its weights.safetensors")
     label = f"{trial.cell.label} {trial.label}"
     data = source.dataset or trial.cell.dataset
-    subject = Subject(label, folder, trial.net, data, _loaded(content, f"{folder}/weights.safetensors"))
+    subject = LoadedNet(label, folder, trial.net, data, _loaded(content, f"{folder}/weights.safetensors"))
     _check(subject)
     return subject
 
@@ -193,7 +193,7 @@ def _renamed(name: str) -> str:
     return f"{RENAMED.get(module, module)}.{tensor}"
 
 
-def _check(subject: Subject) -> None:
+def _check(subject: LoadedNet) -> None:
     """Raise ValueError where the weights are not those of the net."""
     net, weights = subject.net, subject.weights
     head = next(row.name for row in net.rows if isinstance(row, Conv | Linear) and row[1] is None)

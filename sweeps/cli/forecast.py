@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from data.datasets import DataSet, dataset
 from sweeps.cli.settings import Errand, stamp
 from sweeps.execution.price import Speed, keep, known, speed_key
-from sweeps.execution.resources import allot, hardware
+from sweeps.execution.resources import hardware_key, resolve_resources
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import PHASES, Trial, probed
 
@@ -42,7 +42,7 @@ class Forecast:
         self.keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
         self.speeds = known(errand.ledger, self.keys.values())
         # A second phase whose first is done takes about as many epochs as that did to its best.
-        results = {s.trial.key: s.result for s in found.standings if s.result is not None}
+        results = {s.trial.key: s.result for s in found.statuses if s.result is not None}
         self.ends = {key: int(result["metrics"].get("best/epoch", 0)) for key, result in results.items()}
 
     def lacking(self) -> dict[str, tuple[Trial, int, int]]:
@@ -65,12 +65,12 @@ class Forecast:
         """Return the pictures a second that each cell's net learns from, as far as they are measured."""
         return {cell: self.speeds[key].train for cell, key in self.keys.items() if key in self.speeds}
 
-    def price(self, trial: Trial) -> Price | None:
+    def price(self, trial: Trial) -> TimeEstimate | None:
         """Return what a trial takes; None where its net is not measured."""
         speed = self.speeds.get(self.keys.get(trial.cell.key, ""))
         if speed is None:
             return None
-        return price(trial, self.facts[trial.cell.dataset], speed, self.ends.get(trial.reference, 0))
+        return estimate(trial, self.facts[trial.cell.dataset], speed, self.ends.get(trial.reference, 0))
 
     def start(self) -> float:
         """Return the seconds that all workers that are still to start take to import what a trial needs."""
@@ -82,13 +82,13 @@ class Forecast:
 
         Nothing where no net of it has been measured; `start` are seconds to add.
         """
-        trials = (*self.plan.to_do, *self.plan.to_come)
+        trials = (*self.plan.to_do, *self.plan.pending)
         prices = [found for trial in trials if (found := self.price(trial)) is not None]
         if not prices:
             return ""
-        whole, share = total([*prices, Price(start, start, start)]), self.gpus or 1.0
-        hours = Price(*(share * seconds / 3600 for seconds in whole))
-        cost = money(whole, self.errand.options.price_per_gpu_hour, share)
+        whole, share = total([*prices, TimeEstimate(start, start, start)]), self.gpus or 1.0
+        hours = TimeEstimate(*(share * seconds / 3600 for seconds in whole))
+        cost = cost_text(whole, self.errand.options.price_per_gpu_hour, share)
         return (
             f"forecast for {len(prices)} trials: {hours.likely:.3g} {'GPU-hours' if self.gpus else 'hours of trials'} "
             f"({hours.least:.3g} to {hours.most:.3g}), {whole.likely / self.at_once / 60:.1f} min with {self.at_once} "
@@ -102,8 +102,8 @@ def foretold(errand: Errand, found: Plan) -> str:
     cuda = options.gpus_per_trial != 0 and bool(glob.glob("/dev/nvidia[0-9]*"))
     gpus = (options.gpus_per_trial or max(1.0, options.ranks)) if cuda else 0.0
     asked = argparse.Namespace(**vars(options) | {"gpus_per_trial": gpus})
-    given = allot(asked, [], False)
-    here = hardware(given.device, given.threads, given.ranks)
+    given = resolve_resources(asked, [], False)
+    here = hardware_key(given.device, given.threads, given.ranks)
     facts = {name: dataset(name, where) for name in errand.sweep.datasets}
     room = len(glob.glob("/dev/nvidia[0-9]*")) / gpus if cuda else (os.cpu_count() or 1)
     at_once = options.max_concurrent or max(1, int(room if cuda else room / max(given.cpus, 1e-9)))
@@ -121,16 +121,16 @@ def compare(forecast: Forecast, took: Sequence[tuple[Trial, float]], view: Any) 
         return
     priced, actual = sum(found.likely for _, found in done) + forecast.start(), sum(seconds for seconds, _ in done)
     off = f"{actual / priced - 1:+.0%}"
-    view.say(f"{len(done)} trials: forecast {priced:.0f} s of trials, actual {actual:.0f} s ({off})")
+    view.log(f"{len(done)} trials: forecast {priced:.0f} s of trials, actual {actual:.0f} s ({off})")
     value = {"forecast_s": priced, "actual_s": actual, "trials": len(done)}
     ledger.write_json(f"forecasts/{errand.sweep.title}-{stamp()}.json", value)
 
 
-def bill(errand: Errand, session: Any, view: Any) -> None:
+def report_cost(errand: Errand, session: Any, view: Any) -> None:
     """Say what the session cost, failed tries included, and note the price for the report."""
     hourly, seconds = errand.options.price_per_gpu_hour, session.hours() * 3600
     if hourly:
-        view.say(f"this session used {seconds / 3600:.3g} hours, {money(Price(*[seconds] * 3), hourly)}")
+        view.log(f"this session used {seconds / 3600:.3g} hours, {cost_text(TimeEstimate(*[seconds] * 3), hourly)}")
         share = session.resources.gpus or 1.0
         errand.ledger.write_json(f"prices/{errand.sweep.title}.json", {"hourly": hourly, "share": share})
 
@@ -138,7 +138,7 @@ def bill(errand: Errand, session: Any, view: Any) -> None:
 FIXED = 0.2  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
 
 
-class Price(NamedTuple):
+class TimeEstimate(NamedTuple):
     """Seconds of one training, or of many: the likely value and the ends of its interval."""
 
     likely: float
@@ -158,19 +158,21 @@ def pictures(trial: Trial, facts: DataSet, epochs: int = 0) -> tuple[int, int]:
     return learned * epochs, (held_out + probed(trial, learned, facts.holdout)) * epochs + final
 
 
-def price(trial: Trial, facts: DataSet, speed: Speed, epochs: int = 0) -> Price:
+def estimate(trial: Trial, facts: DataSet, speed: Speed, epochs: int = 0) -> TimeEstimate:
     """Return the seconds one training of so many epochs (0: all) takes at this speed."""
     learned, evaluated = pictures(trial, facts, epochs)
     fixed = evaluated / speed.evaluate + FIXED
-    return Price(*(learned / rate + fixed for rate in (speed.train, speed.fastest, speed.slowest)))
+    return TimeEstimate(*(learned / rate + fixed for rate in (speed.train, speed.fastest, speed.slowest)))
 
 
-def total(prices: Sequence[Price]) -> Price:
+def total(prices: Sequence[TimeEstimate]) -> TimeEstimate:
     """Return the sum of prices."""
-    return Price(*(sum(column) for column in zip(*prices, strict=True))) if prices else Price(0.0, 0.0, 0.0)
+    return (
+        TimeEstimate(*(sum(column) for column in zip(*prices, strict=True))) if prices else TimeEstimate(0.0, 0.0, 0.0)
+    )
 
 
-def money(seconds: Price, hourly: float, share: float = 1.0) -> str:
+def cost_text(seconds: TimeEstimate, hourly: float, share: float = 1.0) -> str:
     """Return what trials that take so long cost, at so much an hour of a GPU of which each has a `share`.
 
     Without GPUs an hour of trials stands for one of a GPU, as it does where a budget is counted. Empty for no price.

@@ -9,19 +9,19 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from sweeps.execution.session import Session
+from sweeps.execution.session import DriverState
 
 
-class Interrupts:
+class GracefulInterrupt:
     """From enter to exit: the first SIGINT or SIGTERM stops the session in good order, the second ends it at once."""
 
-    def __init__(self, session: Session, tell: Callable[[str], None]) -> None:
+    def __init__(self, session: DriverState, tell: Callable[[str], None]) -> None:
         """Prepare to catch the signals for `session`."""
         self.session, self.tell = session, tell
         self.before: dict[int, Any] = {}
         self.caught = 0
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> GracefulInterrupt:
         """Install the handlers (in the main thread only: elsewhere there are none to install)."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):

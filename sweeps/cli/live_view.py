@@ -23,23 +23,23 @@ EVENTS = 6  # lines of the past under the live table
 PARTS = {"holdout": "first", "inner": "search", "ablation": "seeds", "match": "single", "fold": "folds"}
 
 
-class Progress:
+class SweepProgress:
     """The state of a sweep as events tell it: what runs, what is done, the latest of each cell."""
 
     def __init__(self, plan: Plan) -> None:
         """Begin from the plan."""
         self.plan = plan
         self.began = time.monotonic()
-        self.states = {standing.trial.key: standing.state for standing in plan.standings}
-        self.results = {s.trial.key: s.result for s in plan.standings if s.result is not None}
-        self.trials = {standing.trial.key: standing.trial for standing in plan.standings}
-        self.to_come = list(plan.to_come)
+        self.states = {standing.trial.key: standing.state for standing in plan.statuses}
+        self.results = {s.trial.key: s.result for s in plan.statuses if s.result is not None}
+        self.trials = {standing.trial.key: standing.trial for standing in plan.statuses}
+        self.to_come = list(plan.pending)
         self.planned: Sequence[Trial] = ()
         self.epochs: dict[str, tuple[int, float]] = {}
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
 
-    def know(self, planned: Sequence[Trial], to_come: Sequence[Trial]) -> None:
+    def update_plan(self, planned: Sequence[Trial], to_come: Sequence[Trial]) -> None:
         """Take in the trials that are planned now, and those that stand for others that will follow."""
         self.to_come = list(to_come)
         if planned is not self.planned:
@@ -48,7 +48,7 @@ class Progress:
                 self.trials.setdefault(trial.key, trial)
                 self.states.setdefault(trial.key, "new")
 
-    def take(self, event: str, trial: Trial, news: Json) -> str:
+    def apply(self, event: str, trial: Trial, news: Json) -> str:
         """Take in one event and return the line that tells it; empty where nothing is worth a line."""
         key, name = trial.key, f"{trial.cell.label} {trial.label}"
         self.trials[key] = trial
@@ -143,7 +143,7 @@ def _time(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-class View:
+class LiveView:
     """The window on a running sweep, from enter to exit; `hear` is called by the queue, `say` by anyone."""
 
     def __init__(self, plan: Plan, live: bool, quiet: bool, disk: str = "") -> None:
@@ -151,7 +151,7 @@ class View:
         self.disk, self.full = disk, False
         self.where = ""  # the cluster, once it is joined
         self.hours: Callable[[], float] = lambda: 0.0
-        self.progress, self.quiet = Progress(plan), quiet
+        self.progress, self.quiet = SweepProgress(plan), quiet
         self.live: Any = None
         self.use_live = live and not quiet
         self.events: deque[str] = deque(maxlen=EVENTS)
@@ -159,7 +159,7 @@ class View:
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._tick, name="view", daemon=True)
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> LiveView:
         """Open the window."""
         if self.use_live:
             from rich.console import Console
@@ -180,17 +180,17 @@ class View:
         if self.live is not None:
             self.live.stop()
 
-    def hear(
+    def on_event(
         self, event: str, trial: Trial, news: Mapping[str, Any], planned: Sequence[Trial], to_come: Sequence[Trial]
     ) -> None:
         """Show an event of a trial of those `planned`; `to_come` stands for the trials that are not known yet."""
         with self.lock:
-            self.progress.know(planned, to_come)
-            line = self.progress.take(event, trial, dict(news))
+            self.progress.update_plan(planned, to_come)
+            line = self.progress.apply(event, trial, dict(news))
         if line:
-            self.say(f"{line} [{self.progress.counts()}]" if event in ("done", "failed") else line)
+            self.log(f"{line} [{self.progress.counts()}]" if event in ("done", "failed") else line)
 
-    def say(self, sentence: str) -> None:
+    def log(self, sentence: str) -> None:
         """Show one sentence."""
         if self.quiet:
             return
@@ -209,7 +209,7 @@ class View:
             if self.live is not None:
                 self.live.update(self._picture())
             else:
-                self.say(self.progress.counts())
+                self.log(self.progress.counts())
 
     def _look_at_disk(self) -> None:
         """Say when the ledger's disk is full, and when it has room again."""
@@ -217,11 +217,11 @@ class View:
             return
         free = shutil.disk_usage(self.disk).free
         if free < ROOM and not self.full:
-            self.say(
+            self.log(
                 f"the disk of {self.disk} is full ({free / 1e6:.0f} MB free): trials wait, and go on when there is room"
             )
         elif free >= ROOM and self.full:
-            self.say(f"the disk of {self.disk} has room again; trials go on")
+            self.log(f"the disk of {self.disk} has room again; trials go on")
         self.full = free < ROOM
 
     def _picture(self) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from sweeps.experiment.plan import Protocol, Sweep, unknown
+from sweeps.experiment.plan import Protocol, Sweep, unknown_name
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
@@ -182,7 +182,7 @@ def change(cell: Cell, settings: Sequence[str]) -> Cell:
             recipe = dataclasses.replace(cell.recipe, **{fields[name]: value})
             cell = dataclasses.replace(cell, recipe=recipe)
         else:
-            raise ValueError(unknown("field", name, ["dataset", "net.final_activation", *fields], "a cell"))
+            raise ValueError(unknown_name("field", name, ["dataset", "net.final_activation", *fields], "a cell"))
     return cell
 
 

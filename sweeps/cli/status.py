@@ -38,7 +38,7 @@ def _state(ledger: Ledger, title: str, sweep: Sweep) -> Json:
         tested = [r["metrics"]["final/test_top1_err"] for r in results if "final/test_top1_err" in r["metrics"]]
         error = sum(tested) / len(tested) if tested else None
         cells.append({"label": cell.label, "test_top1_err": error, "n": len(tested)} | counts)
-    seconds = sum(float(s.result["seconds"]) for s in found.standings if s.result is not None)
+    seconds = sum(float(s.result["seconds"]) for s in found.statuses if s.result is not None)
     return {"sweep": title, "driver": now, "cells": cells, "hours": seconds / 3600}
 
 

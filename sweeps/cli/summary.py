@@ -12,7 +12,7 @@ from sweeps.cli.settings import BUDGET, DONE, FAILED, INTERRUPTED, Errand, as_js
 from sweeps.experiment.plan import plan
 
 
-def show(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str], code: int) -> int:
+def print_summary(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str], code: int) -> int:
     """Print the table, where everything is, and what to type next; return the exit code."""
     from sweeps.report import terminal
 
@@ -31,12 +31,12 @@ def show(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str]
     width = shutil.get_terminal_size((140, 40)).columns
     print(terminal.text(found, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     done = found.count("done", "stale")
-    print(f"{done} of {len(found.standings)} trials are done{f', {failed} failed' if failed else ''}.")
-    for standing in found.standings:
+    print(f"{done} of {len(found.statuses)} trials are done{f', {failed} failed' if failed else ''}.")
+    for standing in found.statuses:
         if standing.state == "failed":
             print(f"  failed: {standing.trial.cell.label} {standing.trial.label}: {standing.why}")
     if found.count("stale"):
-        print(f"{found.count('stale')} are stale ({next(s.why for s in found.standings if s.state == 'stale')}); "
+        print(f"{found.count('stale')} are stale ({next(s.why for s in found.statuses if s.state == 'stale')}); "
               "--stale retrain trains them anew.")  # fmt: skip
     print(f"results   {results}")
     if reported:

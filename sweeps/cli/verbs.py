@@ -7,7 +7,7 @@ import ast
 import os
 from pathlib import Path
 
-from sweeps.experiment.plan import Sweep, plan, sweep_from_json, unknown
+from sweeps.experiment.plan import Sweep, plan, sweep_from_json, unknown_name
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
 
@@ -42,7 +42,7 @@ def planned(ledger: Ledger, name: str | None) -> dict[str, Sweep]:
     """Return the sweeps whose plans lie on the ledger, by title; ValueError for one that does not."""
     titles = [title.removesuffix(".json") for title in ledger.names("plans")]
     if name is not None and name not in titles:
-        raise ValueError(unknown("sweep", name, titles or ["none"], f"the ledger {ledger.root}"))
+        raise ValueError(unknown_name("sweep", name, titles or ["none"], f"the ledger {ledger.root}"))
     if not titles:
         raise ValueError(f"no sweep has run in {ledger.root}; run one, or say where by --output")
     wanted = titles if name is None else [name]
@@ -51,29 +51,29 @@ def planned(ledger: Ledger, name: str | None) -> dict[str, Sweep]:
 
 def reconcile(options: argparse.Namespace) -> int:
     """Bring the runs of a sweep in MLflow to the ledger's state, and say how many there are."""
-    from sweeps.tracking.mlflow_runs import Projection, Store
+    from sweeps.tracking.mlflow_runs import MlflowRuns, Store
 
     ledger = _ledger(options)
     (title, sweep), = planned(ledger, options.sweep).items()  # fmt: skip
     output = ledger.root.removesuffix("/ledger")
     uri = options.tracking_uri or f"sqlite:///{output}/mlflow.db"
     artifacts = f"{output}/mlartifacts" if uri.startswith("sqlite") else ""
-    projection = Projection(Store(uri, options.experiment or title, artifacts), ledger, sweep)
+    projection = MlflowRuns(Store(uri, options.experiment or title, artifacts), ledger, sweep)
     found = plan(sweep, ledger, {})
     idle = "RUNNING" if driver(ledger, title) else "KILLED"
-    begun = [standing for standing in found.standings if standing.state != "new"]
+    begun = [standing for standing in found.statuses if standing.state != "new"]
     for standing in begun:
-        projection.project_trial(standing.trial, idle)
+        projection.sync_trial(standing.trial, idle)
     for cell in sweep.cells:
         trials = [standing.trial for standing in found.of(cell)]
-        projection.project_cell(cell, trials, over=all(s.result is not None for s in found.of(cell)))
+        projection.sync_cell(cell, trials, over=all(s.result is not None for s in found.of(cell)))
     print(f"{len(begun)} runs of {title} at {uri} are as the ledger says")
     return 0
 
 
 def export_study(options: argparse.Namespace) -> int:
     """Write the studies of a sweep to an Optuna storage."""
-    from sweeps.experiment.plan import given_up
+    from sweeps.experiment.plan import has_failed
     from sweeps.experiment.search import export, study
 
     ledger = _ledger(options)
@@ -82,7 +82,7 @@ def export_study(options: argparse.Namespace) -> int:
     if search is None:
         raise ValueError(f"{title} searches nothing")
     results = ledger.results()
-    failed = {key for key, tries in ledger.failed().items() if given_up(tries)}
+    failed = {key for key, tries in ledger.failed().items() if has_failed(tries)}
     count = export([study(search, cell, results, failed) for cell in sweep.cells], title, options.storage)
     print(f"{count} studies written; to look at them: optuna-dashboard {options.storage}")
     return 0
@@ -97,17 +97,19 @@ def verify_resume(options: argparse.Namespace) -> int:
     from data.datasets import data_dir
     from sweeps.experiment.trial import Trial, code_fingerprint
     from sweeps.training.run_trial import device_name
-    from sweeps.training.runtime import Place
+    from sweeps.training.runtime import RuntimeConfig
     from sweeps.training.verify_resume import shortened, verify
 
     ledger = _ledger(options)
     (_, sweep), = planned(ledger, options.sweep).items()  # fmt: skip
     labels = {cell.label: cell for cell in sweep.cells}
     if options.cell is not None and options.cell not in labels:
-        raise ValueError(unknown("cell", options.cell, labels, sweep.title))
+        raise ValueError(unknown_name("cell", options.cell, labels, sweep.title))
     cell = labels[options.cell] if options.cell else sweep.cells[0]
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(ledger="", data_dir=str(data_dir(options.data_dir)), device=options.device, reader=options.reader)
+        place = RuntimeConfig(
+            ledger="", data_dir=str(data_dir(options.data_dir)), device=options.device, reader=options.reader
+        )
         found = verify(shortened(Trial(cell)), place, folder, options.kills, options.seed)
     if found.differences:
         print(f"{cell.label}: killed {found.kills} times, and {', '.join(found.differences)} differ")

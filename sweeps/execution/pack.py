@@ -15,18 +15,18 @@ from typing import Any
 import torch
 
 from sweeps.experiment.trial import Trial
-from sweeps.store.ledger import Json, Ledger, attempt
-from sweeps.training.run_trial import out_of_memory, performing
-from sweeps.training.runtime import Place
-from sweeps.training.shared_batches import Company, Stream, Turn, Turns, stream
+from sweeps.store.ledger import Json, Ledger, failed_attempt
+from sweeps.training.run_trial import out_of_memory, trial_steps
+from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.shared_batches import BatchStream, PackContext, Position, Steps, stream_key
 
 # A member that has not begun comes before all others.
-BEGINNING = Turn(-1, 0, 0)
+BEGINNING = Position(-1, 0, 0)
 
 
 def perform_pack(
     trials: Sequence[Trial],
-    place: Place,
+    place: RuntimeConfig,
     tell: Callable[[Json], None],
     stop: Callable[[], bool] = lambda: False,
     alive: Callable[[str], None] = lambda key: None,
@@ -50,8 +50,8 @@ class _Member:
     """A trial on its way, and where it stands."""
 
     trial: Trial
-    turns: Turns[dict[str, Any] | None]
-    turn: Turn = BEGINNING
+    turns: Steps[dict[str, Any] | None]
+    turn: Position = BEGINNING
 
 
 class _Pack:
@@ -60,25 +60,25 @@ class _Pack:
     def __init__(
         self,
         trials: Sequence[Trial],
-        place: Place,
+        place: RuntimeConfig,
         tell: Callable[[Json], None],
         stop: Callable[[], bool],
         alive: Callable[[str], None],
     ) -> None:
         self.ledger, self.tell, self.stop, self.alive = Ledger(place.ledger), tell, stop, alive
         self.part, self.counted = 0.0, time.monotonic()
-        self.streams = {stream(trial): Stream() for trial in trials}
+        self.streams = {stream_key(trial): BatchStream() for trial in trials}
         self.leaving: set[str] = set()
         self.members = [_Member(trial, self._turns(trial, place)) for trial in trials]
 
-    def _turns(self, trial: Trial, place: Place) -> Turns[dict[str, Any] | None]:
+    def _turns(self, trial: Trial, place: RuntimeConfig) -> Steps[dict[str, Any] | None]:
         """Return the turns of a trial that has not begun."""
 
         def report(epoch: int, row: dict[str, float]) -> None:
             self.tell({"key": trial.key, "epoch": epoch, "row": row})
 
-        company = Company(self.streams[stream(trial)], self.clock, lambda: len(self.members) > 1)
-        return performing(trial, place, report, lambda: trial.key in self.leaving or self.stop(), company)
+        company = PackContext(self.streams[stream_key(trial)], self.clock, lambda: len(self.members) > 1)
+        return trial_steps(trial, place, report, lambda: trial.key in self.leaving or self.stop(), company)
 
     def clock(self) -> float:
         """Return the seconds of one member: while several are there, each has its equal part of the time."""
@@ -109,12 +109,12 @@ class _Pack:
         except StopIteration:
             pass
         except ValueError as error:
-            self.ledger.add_attempt(member.trial.key, attempt(error, final=True))
+            self.ledger.add_attempt(member.trial.key, failed_attempt(error, final=True))
         except Exception as error:
             if out_of_memory(error) and len(self.members) > 1:
                 fits = len(self.members) // 2
             else:
-                self.ledger.add_attempt(member.trial.key, attempt(error, final=False))
+                self.ledger.add_attempt(member.trial.key, failed_attempt(error, final=False))
                 if _of_the_device(error):
                     raise
         self._leave(member, fits)

@@ -67,10 +67,10 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, rank
         if place.type == "cuda":
             torch.cuda.synchronize()
 
-    learner.advance(images, labels)
-    first = _rate(lambda: learner.advance(images, labels), done)
+    learner.step(images, labels)
+    first = _rate(lambda: learner.step(images, labels), done)
     steps = STEPS if first > 1 / LONG else FEW
-    rates = sorted(_rate(lambda: learner.advance(images, labels), done) * recipe.batch for _ in range(steps))
+    rates = sorted(_rate(lambda: learner.step(images, labels), done) * recipe.batch for _ in range(steps))
     list(score(model, views, precision))
     evaluate = _rate(lambda: list(score(model, views, precision)), done) * BATCH * ranks
     return Speed(rates[steps // 2], rates[0], rates[-1], evaluate)

@@ -29,17 +29,21 @@ from typing import Any
 import torch
 from torch import distributed
 
-from data.availability import bring
+from data.availability import fetch_dataset
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.training import run_trial as alone
 from sweeps.training.distributed import Ranks
-from sweeps.training.runtime import Place
-from sweeps.training.shared_batches import Company
+from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.shared_batches import PackContext
 from sweeps.training.trainer import Report
 
-CHILD = "import sys; from sweeps.execution.rank_processes import serve; serve(*map(int, sys.argv[1:4]), *sys.argv[4:])"
+RANK_COMMAND = (
+    "import sys; from sweeps.execution.rank_processes import rank_main; "
+    "rank_main(*map(int, sys.argv[1:4]), *sys.argv[4:])"
+)
+
 # A rank may wait for another as long as that waits for room on a disk; who hangs is ended by the worker's watch.
-PATIENCE = timedelta(days=7)
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 GRACE = 0.5  # seconds in which the cause of a broken connection is looked for among the other ranks
 
 
@@ -47,8 +51,8 @@ class _OutOfMemory(Exception):
     """A rank's memory has run out."""
 
 
-def perform(
-    trial: Trial, place: Place, report: Report, stop: Callable[[], bool] = lambda: False
+def run_trial(
+    trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any] | None:
     """Do what sweeps.training.run_trial does, by `place.ranks` processes of this host; `stop` is asked after each step.
 
@@ -56,38 +60,38 @@ def perform(
     with the rank's trace as a note. Where memory has run out, ranks go on from the checkpoint in smaller parts.
     """
     if place.ranks == 1:
-        return alone.perform(trial, place, report, stop)
-    if not bring(trial.cell.dataset, place.data_dir, place.data_source, stop):
+        return alone.run_trial(trial, place, report, stop)
+    if not fetch_dataset(trial.cell.dataset, place.data_dir, place.data_source, stop):
         return None
     short = ""
     while True:
-        crew = _crew(place.ranks, place.device)
+        crew = rank_group(place.ranks, place.device)
         try:
-            return crew.perform(_Job(trial.to_json(), place, short), report, stop)
+            return crew.run(_Job(trial.to_json(), place, short), report, stop)
         except _OutOfMemory as error:
             short = str(error)
-            dismiss()
+            shutdown_ranks()
         except BaseException:
-            dismiss()
+            shutdown_ranks()
             raise
 
 
-def dismiss() -> None:
+def shutdown_ranks() -> None:
     """End the ranks that wait for this process's next trial, if there are some."""
-    while _kept():
-        _kept().pop().end()
+    while _groups():
+        _groups().pop().kill()
 
 
-def _crew(size: int, device: str) -> Crew:
+def rank_group(size: int, device: str) -> RankGroup:
     """Return so many ranks: those of the trial before, so that they start once a worker, or new ones."""
-    if not any(crew.size == size and crew.device == device and crew.whole() for crew in _kept()):
-        dismiss()
-        _kept().append(Crew(size, device))
-    return _kept()[0]
+    if not any(crew.size == size and crew.device == device and crew.all_alive() for crew in _groups()):
+        shutdown_ranks()
+        _groups().append(RankGroup(size, device))
+    return _groups()[0]
 
 
 @cache
-def _kept() -> list[Crew]:
+def _groups() -> list[RankGroup]:
     """Return the ranks that this process has: those of one crew, or none."""
     return []
 
@@ -97,11 +101,11 @@ class _Job:
     """What the ranks are to do; `short` says that memory ran out in the try before."""
 
     trial: dict[str, Any]
-    place: Place
+    place: RuntimeConfig
     short: str
 
 
-class Crew:
+class RankGroup:
     """The ranks as processes, and a pipe to each."""
 
     def __init__(self, size: int, device: str) -> None:
@@ -117,23 +121,23 @@ class Crew:
             here, there = Pipe()
             words = [str(there.fileno()), str(rank), str(size), device, self.folder]
             self.processes.append(subprocess.Popen(
-                [sys.executable, "-c", CHILD, *words], pass_fds=(there.fileno(),), env=os.environ | own
+                [sys.executable, "-c", RANK_COMMAND, *words], pass_fds=(there.fileno(),), env=os.environ | own
             ))  # fmt: skip
             there.close()
             self.pipes.append(here)
 
-    def whole(self) -> bool:
+    def all_alive(self) -> bool:
         """Return whether every rank is there."""
         return all(process.poll() is None for process in self.processes)
 
-    def perform(self, job: _Job, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
+    def run(self, job: _Job, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Let the ranks do a job and return what rank 0 returns; raise what the first of them raises or dies of."""
         busy, result = set(self.pipes), None
         for pipe in self.pipes:
             self._send(pipe, ("job", job))
         while busy:
             for pipe in [pipe for pipe in self.pipes if pipe in wait(busy)]:
-                word, *news = self._heard(pipe)
+                word, *news = self._receive(pipe)
                 if word == "step":
                     if stop():
                         self._send(pipe, ("stop",))
@@ -154,20 +158,20 @@ class Crew:
         try:
             pipe.send(words)
         except ConnectionError as error:
-            raise RuntimeError(self._death() or f"a rank cannot be reached: {error!r}") from None
+            raise RuntimeError(self._death_message() or f"a rank cannot be reached: {error!r}") from None
 
-    def _heard(self, pipe: Connection) -> tuple[Any, ...]:
+    def _receive(self, pipe: Connection) -> tuple[Any, ...]:
         """Return what a rank says."""
         try:
             words: tuple[Any, ...] = pipe.recv()
         except (EOFError, ConnectionError) as error:
-            raise RuntimeError(self._death() or f"a rank cannot be reached: {error!r}") from None
+            raise RuntimeError(self._death_message() or f"a rank cannot be reached: {error!r}") from None
         return words
 
-    def _death(self) -> str:
+    def _death_message(self) -> str:
         """Return which rank has died and how, as a sentence; nothing where all live on."""
         ends = time.monotonic() + GRACE
-        while time.monotonic() < ends and self.whole():
+        while time.monotonic() < ends and self.all_alive():
             time.sleep(0.02)
         dead = [(rank, process.returncode) for rank, process in enumerate(self.processes) if process.poll() is not None]
         return "; ".join(
@@ -177,14 +181,14 @@ class Crew:
 
     def _raise(self, rank: int, kind: str, text: str, final: bool, trace: str) -> None:
         """Raise what a rank has raised, unless it did so because another one has died."""
-        death = self._death()
+        death = self._death_message()
         error: Exception = (
             RuntimeError(death) if death else ValueError(text) if final else RuntimeError(f"{kind}: {text}")
         )
         error.add_note(f"In rank {rank} of {self.size}:\n{trace}")
         raise error
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Kill the ranks, whatever they do; what is worth keeping is in their checkpoints."""
         for process, pipe in zip(self.processes, self.pipes, strict=True):
             process.kill()
@@ -196,13 +200,13 @@ class Crew:
 # In a rank ----------------------------------------------------------------------------------------------------------
 
 
-class _Orders:
+class CommandChannel:
     """What comes through the pipe of a rank, read by a thread; when it closes, this process ends at once."""
 
     def __init__(self, pipe: Connection, folder: str) -> None:
         self.pipe, self.folder = pipe, folder
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self.heard: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.acknowledged: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.stopping = threading.Event()
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
@@ -214,7 +218,7 @@ class _Orders:
                     self.stopping.clear()
                     self.jobs.put(news[0])
                 elif word == "heard":
-                    self.heard.put(None)
+                    self.acknowledged.put(None)
                 else:
                     self.stopping.set()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -223,7 +227,7 @@ class _Orders:
     def report(self, epoch: int, row: dict[str, float]) -> None:
         """Report an epoch and wait until it was heard."""
         self.pipe.send(("epoch", epoch, row))
-        self.heard.get()
+        self.acknowledged.get()
 
     def stop(self) -> bool:
         """Give a sign of life, and return whether the trial is to save its state and leave."""
@@ -231,11 +235,11 @@ class _Orders:
         return self.stopping.is_set()
 
 
-def serve(handle: int, rank: int, size: int, device: str, folder: str) -> None:
+def rank_main(handle: int, rank: int, size: int, device: str, folder: str) -> None:
     """Be a rank: do the jobs that come through the pipe, until it closes."""
     # Ctrl-C on a terminal reaches every process there; what it means is the driver's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    orders = _Orders(Connection(handle), folder)
+    orders = CommandChannel(Connection(handle), folder)
     if device == "cuda":
         torch.cuda.set_device(rank)
     distributed.init_process_group(
@@ -243,13 +247,13 @@ def serve(handle: int, rank: int, size: int, device: str, folder: str) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=size,
-        timeout=PATIENCE,
+        timeout=COLLECTIVE_TIMEOUT,
     )
     ranks = Ranks(rank, size)
     while True:
         job = orders.jobs.get()
         try:
-            orders.pipe.send(("done", _perform(job, ranks, orders)))
+            orders.pipe.send(("done", _run_rank(job, ranks, orders)))
         except Exception as error:
             if alone.out_of_memory(error):
                 orders.pipe.send(("short", f"{error}"))
@@ -258,12 +262,12 @@ def serve(handle: int, rank: int, size: int, device: str, folder: str) -> None:
                 orders.pipe.send(("failed", rank, *what))
 
 
-def _perform(job: _Job, ranks: Ranks, orders: _Orders) -> dict[str, Any] | None:
+def _run_rank(job: _Job, ranks: Ranks, orders: CommandChannel) -> dict[str, Any] | None:
     """Do one rank's part of a trial; rank 0 reports, and asks whether to stop."""
     place = replace(job.place, device=f"cuda:{ranks.rank}") if job.place.device == "cuda" else job.place
-    company = Company()
-    report: Report = orders.report if ranks.lead else lambda epoch, row: None
-    turns = alone.performing(
+    company = PackContext()
+    report: Report = orders.report if ranks.is_rank0 else lambda epoch, row: None
+    turns = alone.trial_steps(
         trial_from_json(job.trial), place, report, orders.stop, company, ranks, job.short
     )  # fmt: skip
     try:
@@ -271,6 +275,6 @@ def _perform(job: _Job, ranks: Ranks, orders: _Orders) -> dict[str, Any] | None:
             next(turns)
     except StopIteration as end:
         result: dict[str, Any] | None = end.value
-        return result if ranks.lead else None
+        return result if ranks.is_rank0 else None
     finally:
         company.stream.close()

@@ -35,12 +35,12 @@ R = TypeVar("R")
 
 # Parts of a head that a sweep on one machine has no use for: what starts machines, what forwards the workers' logs, and
 # what a dashboard would ask. Without them Ray is up and gone 1.7 s sooner, and leaves trials the CPU that they take.
-SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
+UNUSED_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
 AUTOSCALER = "~/ray_bootstrap_config.yaml"  # on a head that `ray up` has started
 RETRIES = 2  # of a task whose process or node is gone
 
 
-def connect(address: str, cpus: int = 0) -> dict[str, float]:
+def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
     """Join the Ray cluster at `address`, or start one here ("local"), and return its resources.
 
     ValueError where none answers, or none can be started.
@@ -68,14 +68,14 @@ def _end() -> None:
     """
     if "triton" not in sys.modules:  # whose bindings print a page on what was not collected
         gc.freeze()
-    leave()
+    shutdown_ray()
 
 
 def _start(**options: Any) -> None:
     """Start Ray here; a machine that is very busy gets a second chance, since Ray waits for its parts half a minute."""
     for last in (False, True):
         try:
-            with _spared():
+            with _without_services():
                 ray.init("local", **options)
             return
         except Exception as error:
@@ -88,9 +88,9 @@ def _start(**options: Any) -> None:
 
 
 @contextmanager
-def _spared() -> Iterator[None]:
+def _without_services() -> Iterator[None]:
     """Have a Ray that is started here do without the parts in SPARED."""
-    kept = {name: getattr(Node, name) for name in SPARED if hasattr(Node, name)}
+    kept = {name: getattr(Node, name) for name in UNUSED_SERVICES if hasattr(Node, name)}
     for name in kept:
         setattr(Node, name, lambda *_, **__: None)
     try:
@@ -115,7 +115,7 @@ def own_handler(number: int) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def leave() -> None:
+def shutdown_ray() -> None:
     """Leave the cluster, and end it where it was started here; tasks that still run are ended."""
     ray.shutdown()
 
@@ -125,10 +125,10 @@ def drain(why: str, seconds: int) -> None:
 
     ValueError where no cluster answers or it refuses.
     """
-    connect("auto")
+    init_ray("auto")
     here = ray.get_runtime_context()
     node, address = here.get_node_id(), here.gcs_address
-    leave()
+    shutdown_ray()
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node,
         "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", why,
@@ -155,7 +155,7 @@ def autoscaler() -> Json:
     return found
 
 
-def kinds(file: Mapping[str, Any]) -> list[tuple[dict[str, float], int]]:
+def worker_types(file: Mapping[str, Any]) -> list[tuple[dict[str, float], int]]:
     """Return the kinds of worker in an autoscaler's file: what a machine has, and how many there may be."""
     most, found = int(file.get("max_workers") or 0), []
     for name, kind in (file.get("available_node_types") or {}).items():
@@ -166,16 +166,16 @@ def kinds(file: Mapping[str, Any]) -> list[tuple[dict[str, float], int]]:
     return found
 
 
-def grown(file: Mapping[str, Any], cpus: float, gpus: float) -> int:
+def max_slots(file: Mapping[str, Any], cpus: float, gpus: float) -> int:
     """Return how many tasks of so many CPUs and GPUs run at once when an autoscaler has started all it may."""
     left, found = int(file.get("max_workers") or 0), 0
-    for places, count in sorted(((room(kind, cpus, gpus), count) for kind, count in kinds(file)), reverse=True):
+    for places, count in sorted(((slots(kind, cpus, gpus), count) for kind, count in worker_types(file)), reverse=True):
         found += places * min(count, left)
         left -= min(count, left)
     return found
 
 
-def room(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
+def slots(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
     """Return how many tasks of so many CPUs and GPUs a machine takes at once."""
     needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
     # 0.3 goes three times into 0.9, whatever binary fractions say.
@@ -187,13 +187,13 @@ def machines() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def share(items: int) -> int:
+def cpus_per_task(items: int) -> int:
     """Return how many CPUs each of so many tasks may have for all to run at once: at least 1, at most a node's."""
     nodes = [cpus for machine in machines() if (cpus := machine.get("CPU", 0)) >= 1] or [1]
     return max(1, int(min(min(nodes), sum(nodes) // items)))
 
 
-def each(
+def map_tasks(
     function: Callable[[T], R], items: Sequence[T], *, cpus: float = 1, gpus: float = 0, memory: int = 0
 ) -> Iterator[tuple[T, R | str]]:
     """Call `function` on each item as a Ray task; yield items with what came of them, in the order they end.
@@ -211,11 +211,11 @@ def each(
         try:
             value = ray.get(ready)
         except Exception as error:
-            value = why(error)
+            value = error_text(error)
         yield waiting.pop(ready), value
 
 
-def why(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return as a sentence why a task has no value: the function's own error, or how Ray lost it."""
     error = getattr(error, "cause", None) or error
     lines = str(error).strip().splitlines()

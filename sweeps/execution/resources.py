@@ -12,7 +12,7 @@ from sweeps.experiment.trial import PHASES, Trial
 
 
 @dataclass(frozen=True)
-class Allotment:
+class TrialResources:
     """GPUs (0: the trial runs on CPUs), CPUs, and the ranks among which both are parted."""
 
     gpus: float
@@ -30,7 +30,9 @@ class Allotment:
         return max(1, int(self.cpus) // self.ranks)
 
 
-def allot(options: argparse.Namespace, machines: Sequence[Mapping[str, float]], local: bool) -> Allotment:
+def resolve_resources(
+    options: argparse.Namespace, machines: Sequence[Mapping[str, float]], local: bool
+) -> TrialResources:
     """Return what the flags give a trial of `machines`, the CPU and GPU of each that is up or may be started.
 
     ValueError for what cannot be, or is more than the one `local` machine has; for other machines see `lacking`.
@@ -54,10 +56,10 @@ def allot(options: argparse.Namespace, machines: Sequence[Mapping[str, float]], 
         raise ValueError(f"{what}: this machine has {_listed({'CPU': most['CPU']})}")
     if ranks > 1 and options.pack not in (1, "auto"):
         raise ValueError(f"--pack {options.pack}: trials that share a device; with {ranks} ranks a trial has several")
-    return Allotment(gpus, cpus, ranks)
+    return TrialResources(gpus, cpus, ranks)
 
 
-def lacking(given: Allotment, machines: Sequence[Mapping[str, float]]) -> str:
+def why_unschedulable(given: TrialResources, machines: Sequence[Mapping[str, float]]) -> str:
     """Return why no machine takes a trial: each lacks a part of what it is given on one machine; "" where one does."""
     needs = {name: need for name, need in (("GPU", given.gpus), ("CPU", given.cpus)) if need}
     if any(all(machine.get(name, 0.0) >= need for name, need in needs.items()) for machine in machines):
@@ -72,12 +74,12 @@ def _listed(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{number:g} {name}{'s' * (number != 1)}" for name, number in resources.items())
 
 
-def hardware(device: str, threads: int, ranks: int) -> str:
+def hardware_key(device: str, threads: int, ranks: int) -> str:
     """Return what a measurement of speed holds for."""
     return f"{platform.processor()} {device} x{threads}{f' by {ranks}' if ranks > 1 else ''}"
 
 
-def shareable(trials: Iterable[Trial], facts: Mapping[str, DataSet], ranks: int) -> None:
+def check_rank_batches(trials: Iterable[Trial], facts: Mapping[str, DataSet], ranks: int) -> None:
     """Raise ValueError for a trial of whose batches one has fewer pictures than there are ranks.
 
     Of folds, which differ by a picture, only the whole batches are looked at; the trial itself looks at the last one.

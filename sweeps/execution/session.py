@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sweeps.execution.packing import Packs
+from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import Resources
 from sweeps.execution.throughput import Gauge
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
-from sweeps.training.runtime import Place
+from sweeps.training.runtime import RuntimeConfig
 
 
 class Listener(Protocol):
@@ -31,31 +31,31 @@ class Limits:
 
 
 @dataclass
-class Session:
+class DriverState:
     """One driver's time on a sweep: what is asked for, what was seen, and whether it is to stop."""
 
     sweep: Sweep
     ledger: Ledger
-    place: Place
+    config: RuntimeConfig
     resources: Resources
-    listen: Listener
+    on_event: Listener
     name: str
     fingerprints: dict[str, str]
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     limits: Limits = Limits()
     # What trains a trial, as module:function: another one stands in for it where the queue itself is measured.
-    work: str = "sweeps.execution.rank_processes:perform"
-    packs: Packs = field(default_factory=Packs)
+    work: str = "sweeps.execution.rank_processes:run_trial"
+    pack_policy: PackPolicy = field(default_factory=PackPolicy)
     gauge: Gauge | None = None  # what is to be measured first
     stopping: bool = False
     over_budget: bool = False
-    why: str = ""
+    stop_reason: str = ""
     epochs: int = 0
     planned: list[Trial] = field(default_factory=list)  # as far as it is known; the others are to come
-    to_come: list[Trial] = field(default_factory=list)
-    began: dict[str, float] = field(default_factory=dict)  # by Tune's name of what runs
-    lost: float = 0.0  # seconds of what ran when a Tuner ended in an error
-    took: dict[str, float] = field(default_factory=dict)
+    pending: list[Trial] = field(default_factory=list)
+    started_at: dict[str, float] = field(default_factory=dict)  # by Tune's name of what runs
+    lost_seconds: float = 0.0  # seconds of what ran when a Tuner ended in an error
+    seconds_by_trial: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
     def size(self, trial: Trial) -> int:
@@ -72,8 +72,8 @@ class Session:
     def hours(self) -> float:
         """Return what this session has used: hours of GPUs, or of workers on CPUs; a pack counts once."""
         now = time.monotonic()
-        running = sum(now - began for began in self.began.values())
-        return (sum(self.took.values()) + self.lost + running) / 3600 * (self.resources.gpus or 1.0)
+        running = sum(now - began for began in self.started_at.values())
+        return (sum(self.seconds_by_trial.values()) + self.lost_seconds + running) / 3600 * (self.resources.gpus or 1.0)
 
     def stop(self) -> None:
         """Ask every running trial to save its state and leave, and start no more."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data.availability import bring
+from data.availability import fetch_dataset
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
 
 if TYPE_CHECKING:
-    from sweeps.training.runtime import Place
+    from sweeps.training.runtime import RuntimeConfig
 
 import json
 import time
@@ -25,10 +25,10 @@ from dataclasses import field
 from functools import partial
 
 from sweeps.execution.price import Speed, measure
-from sweeps.execution.watchdog import Tell, stop_watch
+from sweeps.execution.watchdog import Notify, stop_signal
 from sweeps.experiment.trial import trial_from_json
 from sweeps.store.ledger import Json
-from sweeps.training.runtime import Place
+from sweeps.training.runtime import RuntimeConfig
 
 
 class Maker(NamedTuple):
@@ -108,15 +108,15 @@ class Gauge:
             self.found(self.speeds, self.makers)
 
 
-def take(config: Json, tell: Tell) -> None:
+def take(config: Json, tell: Notify) -> None:
     """Measure a share, on a worker; tell {"measured": ...} of it."""
     began = time.perf_counter()
     import torch
 
     import sweeps.execution.rank_processes  # noqa: F401 - what a trial needs is a worker's start, whoever measures or trains first
 
-    place, share, start = Place(**config["place"]), config["measure"], time.perf_counter() - began
-    stop = stop_watch(Ledger(place.ledger), config["stop"])
+    place, share, start = RuntimeConfig(**config["place"]), config["measure"], time.perf_counter() - began
+    stop = stop_signal(Ledger(place.ledger), config["stop"])
     found: Json = {"start": start, "nets": {}, "data": {}}
     for key, text, classes, crop in share["nets"]:
         if not stop():
@@ -142,7 +142,7 @@ def _note(found: Json, name: str, work: Callable[[], Sequence[float]]) -> None:
 SECONDS = 1.5  # of decoding, after the decoder has been compiled
 
 
-def measure_maker(item: tuple[str, Place]) -> Maker:
+def measure_maker(item: tuple[str, RuntimeConfig]) -> Maker:
     """Return how fast a worker makes training views of a data set, by its name, that does not stay on the device."""
     import numpy as np
     import torch
@@ -152,7 +152,7 @@ def measure_maker(item: tuple[str, Place]) -> Maker:
     from data.load import open_pictures
 
     name, place = item
-    bring(name, place.data_dir, place.data_source)
+    fetch_dataset(name, place.data_dir, place.data_source)
     facts, device = dataset(name, Path(place.data_dir)), torch.device(place.device)
     torch.set_num_threads(place.threads)
     path = beton_path(name, "train", Path(place.data_dir))

@@ -19,13 +19,13 @@ from typing import Any
 
 from sweeps.execution import ray_runtime, throughput
 from sweeps.execution.resources import Resources
-from sweeps.execution.session import Session
+from sweeps.execution.session import DriverState
 from sweeps.execution.worker import work
-from sweeps.experiment.plan import TRIES, Part, given_up, ordered, part
+from sweeps.experiment.plan import MAX_ATTEMPTS, CellTrials, cell_trials, has_failed, ordered
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.lease import claim, elsewhere, unclaim
 from sweeps.store.ledger import Json
-from sweeps.training.shared_batches import Key
+from sweeps.training.shared_batches import StreamKey
 
 # Read by Tune when it is imported.
 os.environ.update(
@@ -42,46 +42,46 @@ os.environ.update(
 from ray import tune
 from ray.tune.search import Searcher
 
-FRUITLESS = 3  # sessions in a row without one finished epoch after which the supervisor gives up
+MAX_FRUITLESS_SESSIONS = 3  # sessions in a row without one finished epoch after which the supervisor gives up
 
 
-class Fruitless(Exception):
+class NoProgressError(Exception):
     """Ray ended session after session, and nothing was trained."""
 
 
-class Queue(Searcher):  # type: ignore[misc]
+class LedgerSearcher(Searcher):  # type: ignore[misc]
     """The flat queue: what the plan still lacks, in its order; done is what the ledger says is done."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: DriverState) -> None:
         """Read the results that are there."""
         super().__init__(metric="epoch", mode="max")
         self.session = session
-        session.lost += sum(time.monotonic() - began for began in session.began.values())
-        session.began.clear()
+        session.lost_seconds += sum(time.monotonic() - began for began in session.started_at.values())
+        session.started_at.clear()
         if session.gauge is not None:
             self._gauging(session.gauge.abandon)
         self.results = session.ledger.results()
-        self.given_up = {key for key, tries in session.ledger.failed().items() if given_up(tries)}
+        self.failed = {key for key, tries in session.ledger.failed().items() if has_failed(tries)}
         self.running: dict[str, list[Trial]] = {}  # by Tune's name: a trial, or the members of a pack
         self.shares: dict[str, list[str]] = {}  # who has a part in the time of a pack, also after leaving it
-        self.room: dict[Key, int] = {}  # members for which there was memory, by the kind of pack
-        self.left: set[str] = set()
+        self.pack_limits: dict[StreamKey, int] = {}  # members for which there was memory, by the kind of pack
+        self.set_aside: set[str] = set()
         self.failures: dict[str, set[str]] = {}
-        self.parts: dict[str, Part] = {}
+        self.cell_trials: dict[str, CellTrials] = {}
         for cell in session.sweep.cells:
-            self._part(cell)
-        self.waiting = self._lacking()
+            self._expand_cell(cell)
+        self.waiting = self._missing_trials()
 
-    def _part(self, cell: Cell) -> None:
+    def _expand_cell(self, cell: Cell) -> None:
         """Look again at what a cell comes to."""
-        self.parts[cell.key] = part(cell, self.session.sweep.protocol, self.results, self.given_up)
+        self.cell_trials[cell.key] = cell_trials(cell, self.session.sweep.protocol, self.results, self.failed)
 
-    def _lacking(self) -> list[Trial]:
+    def _missing_trials(self) -> list[Trial]:
         """Return the trials without a result, in order, that are not running, given up, or left."""
-        busy = {trial.key for pack in self.running.values() for trial in pack} | self.given_up | self.left
-        trials = ordered(self.parts.values())
+        busy = {trial.key for pack in self.running.values() for trial in pack} | self.failed | self.set_aside
+        trials = ordered(self.cell_trials.values())
         self.session.planned = trials
-        self.session.to_come = [trial for part in self.parts.values() for trial in part.to_come]
+        self.session.pending = [trial for part in self.cell_trials.values() for trial in part.pending]
         lacking = [trial for trial in trials if trial.key not in self.results and trial.key not in busy]
         if lacking and not self.session.epochs and not self.running:
             # The largest goes first, as a canary: what does not fit is known before the queue is under way.
@@ -103,17 +103,17 @@ class Queue(Searcher):  # type: ignore[misc]
         if session.gauge is not None:
             share = session.gauge.hand(trial_id)
             if share is not None:
-                place = asdict(session.place)
+                place = asdict(session.config)
                 return {"key": f"gauge-{trial_id}", "measure": share, "place": place, "stop": session.stop_mark}
             if session.gauge.first:
                 return None
-        pack = self._pack()
+        pack = self._claim_next_group()
         if not pack:
             return None if self.waiting or self.running else Searcher.FINISHED
         self.running[trial_id], self.shares[trial_id] = pack, [trial.key for trial in pack]
         for trial in pack:
-            self._tell("started", trial, {})
-        place = asdict(session.place) | {"fingerprint": session.fingerprints.get(pack[0].cell.dataset, "")}
+            self._notify("started", trial, {})
+        place = asdict(session.config) | {"fingerprint": session.fingerprints.get(pack[0].cell.dataset, "")}
         return {
             "key": pack[0].key + (f"+{len(pack) - 1}" if len(pack) > 1 else ""),
             "pack": f"{session.name}-{trial_id}",
@@ -123,10 +123,10 @@ class Queue(Searcher):  # type: ignore[misc]
             "work": session.work,
         }
 
-    def begin(self, trial_id: str) -> None:
+    def trial_started(self, trial_id: str) -> None:
         """Count the time of what has been given a machine: to wait for one, on a cluster that grows, costs nothing."""
         if trial_id in self.running:
-            self.session.began.setdefault(trial_id, time.monotonic())
+            self.session.started_at.setdefault(trial_id, time.monotonic())
 
     def _gauging(self, step: Callable[..., Any], *words: Any) -> None:
         """Take a step of the gauge, which may tell the driver what was found."""
@@ -135,7 +135,7 @@ class Queue(Searcher):  # type: ignore[misc]
         except Exception:
             self.session.errors.append(traceback.format_exc())
 
-    def _free(self, trial: Trial) -> bool:
+    def _available(self, trial: Trial) -> bool:
         """Return whether no other sweep's driver trains this trial; what such a one has finished is done here too."""
         session = self.session
         done = session.ledger.result(trial.key)
@@ -143,38 +143,38 @@ class Queue(Searcher):  # type: ignore[misc]
             return not elsewhere(session.ledger, session.sweep.title, trial.key)
         self.results[trial.key] = done
         self.waiting = [other for other in self.waiting if other.key != trial.key]
-        self._tell("done", trial, done)
-        self._follow(trial)
+        self._notify("done", trial, done)
+        self._replan_cell(trial)
         return False
 
-    def _pack(self) -> list[Trial]:
+    def _claim_next_group(self) -> list[Trial]:
         """Take the next trial off the queue, and those that are to train beside it; none where others train them."""
-        pack = self._chosen()
+        pack = self._next_group()
         for trial in pack:
             claim(self.session.ledger, self.session.sweep.title, trial.key)
         return pack
 
-    def _chosen(self) -> list[Trial]:
+    def _next_group(self) -> list[Trial]:
         session = self.session
-        first = next((trial for trial in self.waiting[::-1] if self._free(trial)), None)
+        first = next((trial for trial in self.waiting[::-1] if self._available(trial)), None)
         if first is None:
             return []
         self.waiting = [trial for trial in self.waiting if trial.key != first.key]
-        packs = session.packs
-        most = self.room.get(packs.kind(first), packs.most)
+        packs = session.pack_policy
+        most = self.pack_limits.get(packs.kind(first), packs.most)
         if most < 2:
             return [first]
         if packs.even:
-            idle = max(1, fits(session.resources) - len(self.running))
+            idle = max(1, max_concurrent(session.resources) - len(self.running))
             most = min(most, -(-(len(self.waiting) + 1) // idle))
         shape = session.shapes.get(first.cell.dataset, (10, first.cell.net.size))
-        mates = packs.mates(first, self.waiting[::-1], self._position, most, *shape)
-        mates = [trial for trial in mates if self._free(trial)]
+        mates = packs.members_for(first, self.waiting[::-1], self._epoch_of, most, *shape)
+        mates = [trial for trial in mates if self._available(trial)]
         taken = {trial.key for trial in mates}
         self.waiting = [trial for trial in self.waiting if trial.key not in taken]
         return [first, *mates]
 
-    def _position(self, trial: Trial) -> int:
+    def _epoch_of(self, trial: Trial) -> int:
         """Return the epoch a trial stands at; -1 for one that has failed before, and is better tried alone."""
         ledger = self.session.ledger
         if ledger.names(f"attempts/{trial.key}"):
@@ -185,11 +185,11 @@ class Queue(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: Json) -> None:
         """Take in what a worker has told: an epoch, a member that has left its pack, or what was measured."""
         for news in result.get("news", ()):
-            self._hear(trial_id, news)
+            self._on_news(trial_id, news)
         if self.session.hours() >= self.session.limits.hours:
             self._end_for_budget()
 
-    def _hear(self, trial_id: str, news: Json) -> None:
+    def _on_news(self, trial_id: str, news: Json) -> None:
         if "measured" in news and self.session.gauge is not None:
             self._gauging(self.session.gauge.hear, news["measured"])
         pack = self.running.get(trial_id, [])
@@ -198,17 +198,17 @@ class Queue(Searcher):  # type: ignore[misc]
             return
         if "row" in news:
             self.session.epochs += 1
-            self._tell("epoch", trial, news["row"])
+            self._notify("epoch", trial, news["row"])
         elif "over" in news:
             pack.remove(trial)
             if news["fits"]:
-                self._narrow(trial, news["fits"])
-            self._ended(trial, False, True)
+                self._limit_pack(trial, news["fits"])
+            self._on_trial_end(trial, False, True)
 
-    def _narrow(self, trial: Trial, room: int) -> None:
+    def _limit_pack(self, trial: Trial, room: int) -> None:
         """Let packs of this kind have no more than `room` members from now on."""
-        kind = self.session.packs.kind(trial)
-        self.room[kind] = max(1, min(room, self.room.get(kind, room)))
+        kind = self.session.pack_policy.kind(trial)
+        self.pack_limits[kind] = max(1, min(room, self.pack_limits.get(kind, room)))
 
     def _end_for_budget(self) -> None:
         """Stop in good order because the budget is used up: what runs saves its state, and nothing is lost."""
@@ -223,74 +223,74 @@ class Queue(Searcher):  # type: ignore[misc]
         if pack is None:
             return
         shares = self.shares.pop(trial_id)
-        size, seconds = len(shares), time.monotonic() - session.began.pop(trial_id, time.monotonic())
+        size, seconds = len(shares), time.monotonic() - session.started_at.pop(trial_id, time.monotonic())
         for key in shares:
-            session.took[key] = session.took.get(key, 0.0) + seconds / size
+            session.seconds_by_trial[key] = session.seconds_by_trial.get(key, 0.0) + seconds / size
         if error and len(pack) > 1:
             # Its process died again and again, which is how a host's memory runs out.
-            self._narrow(pack[0], len(pack) // 2)
+            self._limit_pack(pack[0], len(pack) // 2)
         for trial in pack:
-            self._ended(trial, error and size == 1, size > 1)
+            self._on_trial_end(trial, error and size == 1, size > 1)
         if size > 1:
             session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
 
-    def _ended(self, trial: Trial, error: bool, again: bool) -> None:
+    def _on_trial_end(self, trial: Trial, error: bool, again: bool) -> None:
         try:
             unclaim(self.session.ledger, trial.key)
-            self._settle(trial, error, again)
+            self._record_outcome(trial, error, again)
         except Exception:  # an error here would end every trial of the sweep; the next session sees the ledger again
-            self.left.add(trial.key)
+            self.set_aside.add(trial.key)
             self.session.errors.append(traceback.format_exc())
 
-    def _settle(self, trial: Trial, error: bool, again: bool) -> None:
+    def _record_outcome(self, trial: Trial, error: bool, again: bool) -> None:
         """See what became of a trial; `again` says that one without a result goes back to the queue."""
         ledger = self.session.ledger
         done = ledger.result(trial.key)
         if done is not None:
             self.results[trial.key] = done
-            self._tell("done", trial, done)
+            self._notify("done", trial, done)
         elif self.session.stopping:
-            self.left.add(trial.key)
-            self._tell("left", trial, {})
+            self.set_aside.add(trial.key)
+            self._notify("left", trial, {})
         else:
             tries = ledger.attempts(trial.key)
-            if error and not given_up(tries):
-                lost = {"error": f"the worker process died {TRIES} times", "final": True, "time": time.time()}
+            if error and not has_failed(tries):
+                lost = {"error": f"the worker process died {MAX_ATTEMPTS} times", "final": True, "time": time.time()}
                 ledger.add_attempt(trial.key, lost)
             tries = ledger.attempts(trial.key)
-            if given_up(tries):
-                self.given_up.add(trial.key)
-                self._tell("failed", trial, tries[-1])
-                self._enough(trial, tries[-1])
+            if has_failed(tries):
+                self.failed.add(trial.key)
+                self._notify("failed", trial, tries[-1])
+                self._check_failure_limits(trial, tries[-1])
             elif again:
-                self._tell("left", trial, {})
-                self.waiting = self._lacking()
+                self._notify("left", trial, {})
+                self.waiting = self._missing_trials()
             else:
-                self.left.add(trial.key)
-                self._tell("left", trial, {})
-        self._follow(trial)
+                self.set_aside.add(trial.key)
+                self._notify("left", trial, {})
+        self._replan_cell(trial)
 
-    def _follow(self, trial: Trial) -> None:
+    def _replan_cell(self, trial: Trial) -> None:
         """See what follows from a trial that has come to its end."""
         protocol = self.session.sweep.protocol
         if protocol.search is not None or protocol.single:  # only these make new trials of results
-            self._part(trial.cell)
-            self.waiting = self._lacking()
+            self._expand_cell(trial.cell)
+            self.waiting = self._missing_trials()
 
-    def _enough(self, trial: Trial, last: Json) -> None:
+    def _check_failure_limits(self, trial: Trial, last: Json) -> None:
         """Stop the session where failures are too many, or one error has met several cells."""
         limits, session = self.session.limits, self.session
-        self.failures.setdefault(signature(last), set()).add(trial.cell.key)
+        self.failures.setdefault(failure_signature(last), set()).add(trial.cell.key)
         if sum(map(len, self.failures.values())) >= limits.failures:
-            session.why = f"{limits.failures} trials have failed"
-        elif len(self.failures[signature(last)]) >= limits.same_error:
-            session.why = f"the same error in {limits.same_error} cells: {signature(last)}"
-        if session.why:
+            session.stop_reason = f"{limits.failures} trials have failed"
+        elif len(self.failures[failure_signature(last)]) >= limits.same_error:
+            session.stop_reason = f"the same error in {limits.same_error} cells: {failure_signature(last)}"
+        if session.stop_reason:
             session.stop()
 
-    def _tell(self, event: str, trial: Trial, news: Json) -> None:
+    def _notify(self, event: str, trial: Trial, news: Json) -> None:
         try:
-            self.session.listen(event, trial, news)
+            self.session.on_event(event, trial, news)
         except Exception:
             self.session.errors.append(traceback.format_exc())
 
@@ -315,7 +315,7 @@ def train_trial(config: Json) -> None:
     (throughput.take if "measure" in config else work)(config, tell)
 
 
-def signature(attempt: Json) -> str:
+def failure_signature(attempt: Json) -> str:
     """Return what makes two failures the same: the error's type and the innermost place in our code."""
     kind = str(attempt.get("error", "")).partition(":")[0]
     lines = str(attempt.get("trace", "")).splitlines()
@@ -324,21 +324,21 @@ def signature(attempt: Json) -> str:
     return f"{kind} at {place}" if place else kind
 
 
-def fits(resources: Resources) -> int:
+def max_concurrent(resources: Resources) -> int:
     """Return how many trials run at once, when all machines are up that the cluster may start for them."""
     cpus, gpus = resources.cpus, resources.gpus
-    room = sum(ray_runtime.room(machine, cpus, gpus) for machine in ray_runtime.machines())
-    return resources.at_once or max(1, room, ray_runtime.grown(ray_runtime.autoscaler(), cpus, gpus))
+    room = sum(ray_runtime.slots(machine, cpus, gpus) for machine in ray_runtime.machines())
+    return resources.at_once or max(1, room, ray_runtime.max_slots(ray_runtime.autoscaler(), cpus, gpus))
 
 
-def drive(session: Session) -> None:
+def run_trials(session: DriverState) -> None:
     """Run trials until every planned one is done or given up, or the session is told to stop.
 
     Ray may end a Tuner at any time (the memory monitor, a lost node, an error in a hook); a fresh one goes on.
     """
     fruitless = 0
     while not session.stopping:
-        queue, before = Queue(session), session.epochs
+        queue, before = LedgerSearcher(session), session.epochs
         if not queue.waiting:
             return
         folder = tempfile.mkdtemp(prefix="tune-")
@@ -352,12 +352,12 @@ def drive(session: Session) -> None:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         fruitless = 0 if session.epochs > before else fruitless + 1
-        if fruitless >= FRUITLESS:
+        if fruitless >= MAX_FRUITLESS_SESSIONS:
             last = session.errors[-1].strip().splitlines()[-1] if session.errors else "no error was seen"
-            raise Fruitless(f"{FRUITLESS} sessions in a row brought nothing: {last}")
+            raise NoProgressError(f"{MAX_FRUITLESS_SESSIONS} sessions in a row brought nothing: {last}")
 
 
-def _tuner(queue: Queue, session: Session, folder: str) -> tune.Tuner:
+def _tuner(queue: LedgerSearcher, session: DriverState, folder: str) -> tune.Tuner:
     """Return a Tuner over the queue, with nothing of its own worth keeping."""
     resources = session.resources
     needs = {"cpu": resources.cpus} | ({"gpu": resources.gpus} if resources.gpus else {})
@@ -366,7 +366,7 @@ def _tuner(queue: Queue, session: Session, folder: str) -> tune.Tuner:
         tune_config=tune.TuneConfig(
             search_alg=queue,
             num_samples=-1,
-            max_concurrent_trials=fits(resources),
+            max_concurrent_trials=max_concurrent(resources),
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -374,9 +374,9 @@ def _tuner(queue: Queue, session: Session, folder: str) -> tune.Tuner:
         run_config=tune.RunConfig(
             name=session.name,
             storage_path=folder,
-            failure_config=tune.FailureConfig(max_failures=TRIES - 1),
+            failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS - 1),
             verbose=0,
-            callbacks=[Starts(queue)],
+            callbacks=[StartCallback(queue)],
         ),
     )
 
@@ -385,13 +385,13 @@ def _name(trial: Any) -> str:
     return str(trial.config.get("key", trial.trial_id))
 
 
-class Starts(tune.Callback):  # type: ignore[misc]
+class StartCallback(tune.Callback):  # type: ignore[misc]
     """Tells the queue when a trial has its machine; a Searcher hears only of asking and of results."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: LedgerSearcher) -> None:
         """Tell this queue."""
-        self.queue = queue
+        self.searcher = queue
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass it on."""
-        self.queue.begin(trial.trial_id)
+        self.searcher.trial_started(trial.trial_id)

@@ -13,12 +13,12 @@ from sweeps.store.ledger import Json, Ledger
 
 STOP_POLL = {True: 0.5, False: 5.0}  # seconds between two looks for a stop, on a local ledger or not
 
-KEY = 24  # bytes of the line that names a trial in a trace
+KEY_BYTES = 24  # bytes of the line that names a trial in a trace
 
-Tell = Callable[[Json], None]
+Notify = Callable[[Json], None]
 
 
-class HangWatch:
+class Watchdog:
     """Ends this process, with a stack on the ledger, when a trial takes no step for so many seconds.
 
     Tune then starts the trial again elsewhere, from its checkpoint; the next try records the hang as a failed one.
@@ -30,7 +30,7 @@ class HangWatch:
         self.seconds, self.armed = seconds, 0.0
         for key in keys if ledger.local else ():
             content = (ledger.read(f"trials/{key}/hang.txt") or b"").decode(errors="replace")
-            blamed, trace = content[:KEY].strip(), content[KEY:]
+            blamed, trace = content[:KEY_BYTES].strip(), content[KEY_BYTES:]
             if trace:
                 what = f"Hang: no step for {seconds:.0f} s"
                 ledger.add_attempt(blamed, {"error": what, "trace": trace, "final": False, "time": time.time()})
@@ -44,12 +44,12 @@ class HangWatch:
         self.file.write(_line(keys[0] if keys else ""))
         self.file.flush()
 
-    def __enter__(self) -> HangWatch:
+    def __enter__(self) -> Watchdog:
         """Begin to watch."""
         self._arm()
         return self
 
-    def blame(self, key: str) -> None:
+    def set_current(self, key: str) -> None:
         """Note whose turn it is, which is a sign of life too."""
         os.pwrite(self.file.fileno(), _line(key), 0)
         self._live()
@@ -59,7 +59,7 @@ class HangWatch:
         faulthandler.cancel_dump_traceback_later()
         self.file.close()
 
-    def over(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+    def wrap(self, stop: Callable[[], bool]) -> Callable[[], bool]:
         """Return `stop`, which a trial asks after each step, as the sign of life too."""
 
         def alive() -> bool:
@@ -79,10 +79,10 @@ class HangWatch:
 
 def _line(key: str) -> bytes:
     """Return a key as a line of fixed length."""
-    return f"{key:<{KEY - 1}}\n".encode()
+    return f"{key:<{KEY_BYTES - 1}}\n".encode()
 
 
-def stop_watch(ledger: Ledger, mark: str) -> Callable[[], bool]:
+def stop_signal(ledger: Ledger, mark: str) -> Callable[[], bool]:
     """Return a function that says whether the driver asked this session to stop, looking only now and then."""
     folder, name = os.path.split(mark)
     looked, seen, every = time.monotonic(), False, STOP_POLL[ledger.local]

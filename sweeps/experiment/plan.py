@@ -18,7 +18,7 @@ from sweeps.store.ledger import Json, Ledger
 Rates = tuple[tuple[str, float], ...]
 
 # Tries of a trial before it counts as failed: the first and two more.
-TRIES = 3
+MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class Sweep:
         labels = [cell.label for cell in self.cells]
         for glob in wanted + barred:
             if not fnmatch.filter([label.lower() for label in labels], glob.lower()):
-                raise ValueError(unknown("cell", glob, labels, self.name))
+                raise ValueError(unknown_name("cell", glob, labels, self.name))
         kept = tuple(cell for cell in self.cells if _fits(cell.label, wanted) and not _fits(cell.label, barred))
         if not kept:
             raise ValueError(f"no cell of {self.name} is left by --only {' '.join(globs)}")
         return dataclasses.replace(self, cells=kept)
 
 
-def unknown(kind: str, given: str, known: Iterable[str], where: str) -> str:
+def unknown_name(kind: str, given: str, known: Iterable[str], where: str) -> str:
     """Return the sentence for a name that does not exist, with the nearest that does."""
     import difflib
 
@@ -101,37 +101,39 @@ def _fits(label: str, globs: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(label.lower(), glob.lower()) for glob in globs)
 
 
-class Part(NamedTuple):
+class CellTrials(NamedTuple):
     """What one cell comes to: its search, its protocol, and what will follow from these, as far as is known.
 
     Trials to come carry the cell's own dropout in place of the one that will be chosen: they are for counting.
     """
 
-    waves: list[Trial]
-    rest: list[Trial]
-    to_come: list[Trial]
+    search: list[Trial]
+    protocol: list[Trial]
+    pending: list[Trial]
 
 
-def part(cell: Cell, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str] = ()) -> Part:
+def cell_trials(
+    cell: Cell, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str] = ()
+) -> CellTrials:
     """Return what a cell comes to: a pure function of the ledger; once its study is over, its protocol at once."""
     search = protocol.search
     if search is None:
-        rest = replicas(cell, (), "", protocol, results)
-        return Part([], rest, _second_phases(cell, protocol, rest, failed))
+        rest = protocol_trials(cell, (), "", protocol, results)
+        return CellTrials([], rest, _second_phases(cell, protocol, rest, failed))
     found = study(search, cell, results, failed)
     waves = [trial for asked in found.asked for trial in asked.trials]
-    winner = found.winner if found.over else None
+    winner = found.winner if found.is_finished else None
     inner = search.folds == 0 and search.seed == 0  # the winner is a first phase of Single too
     if winner is not None:
         reference = winner.trial.key if inner else ""
-        rest = replicas(cell, winner.trial.dropout, reference, protocol, results)
-        return Part(waves, rest, _second_phases(cell, protocol, rest, failed))
-    if found.over:  # every one of its trials failed
-        return Part(waves, [], [])
+        rest = protocol_trials(cell, winner.trial.dropout, reference, protocol, results)
+        return CellTrials(waves, rest, _second_phases(cell, protocol, rest, failed))
+    if found.is_finished:  # every one of its trials failed
+        return CellTrials(waves, [], [])
     asked = budget(search, cell) * max(1, search.folds) - len(waves)
     again = Trial(cell, "inner", search.seed, (), 0, search.folds) if search.folds else Trial(cell, "holdout")
-    rest = replicas(cell, (), "-" if inner else "", protocol, {})
-    return Part(waves, [], [again] * asked + rest + _second_phases(cell, protocol, rest, ()))
+    rest = protocol_trials(cell, (), "-" if inner else "", protocol, {})
+    return CellTrials(waves, [], [again] * asked + rest + _second_phases(cell, protocol, rest, ()))
 
 
 def _second_phases(cell: Cell, protocol: Protocol, known: Sequence[Trial], failed: Collection[str]) -> list[Trial]:
@@ -143,24 +145,24 @@ def _second_phases(cell: Cell, protocol: Protocol, known: Sequence[Trial], faile
 
 def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = ()) -> list[Trial]:
     """Return the trials that are known now, in the order they should start: a pure function of the ledger."""
-    return ordered(part(cell, sweep.protocol, results, failed) for cell in sweep.cells)
+    return ordered(cell_trials(cell, sweep.protocol, results, failed) for cell in sweep.cells)
 
 
-def ordered(parts: Iterable[Part]) -> list[Trial]:
+def ordered(parts: Iterable[CellTrials]) -> list[Trial]:
     """Return the trials of all cells in the order they should start: searches first, wave by wave, each trial once.
 
     Then seed by seed over all cells, so that a sweep that is stopped has whole comparisons.
     """
     parts = list(parts)
-    rest = sorted((t for one in parts for t in one.rest), key=lambda trial: (trial.seed % SECOND_SEED, trial.fold))
-    return list({trial.key: trial for trial in [*(t for one in parts for t in one.waves), *rest]}.values())
+    rest = sorted((t for one in parts for t in one.protocol), key=lambda trial: (trial.seed % SECOND_SEED, trial.fold))
+    return list({trial.key: trial for trial in [*(t for one in parts for t in one.search), *rest]}.values())
 
 
 # The second phase of Single starts anew from another seed than the first: this much further.
 SECOND_SEED = 1000
 
 
-def replicas(
+def protocol_trials(
     cell: Cell, dropout: Rates, reference: str, protocol: Protocol, results: Mapping[str, Json]
 ) -> list[Trial]:
     """Return the trials of a cell with its dropout chosen; `reference` is a finished first phase with seed 0."""
@@ -180,7 +182,7 @@ def replicas(
     return found
 
 
-class Standing(NamedTuple):
+class TrialStatus(NamedTuple):
     """A trial and how far it is: new, running (it has a checkpoint), done, stale or failed."""
 
     trial: Trial
@@ -194,26 +196,26 @@ class Plan:
     """The standings of all trials of a sweep that are known, and what stands for those that will follow."""
 
     sweep: Sweep
-    standings: tuple[Standing, ...]
-    to_come: tuple[Trial, ...] = ()
+    statuses: tuple[TrialStatus, ...]
+    pending: tuple[Trial, ...] = ()
 
     def count(self, *states: str) -> int:
         """Return how many trials are in one of `states`."""
-        return sum(standing.state in states for standing in self.standings)
+        return sum(standing.state in states for standing in self.statuses)
 
-    def of(self, cell: Cell) -> list[Standing]:
+    def of(self, cell: Cell) -> list[TrialStatus]:
         """Return the standings of one cell's trials."""
-        return [standing for standing in self.standings if standing.trial.cell.key == cell.key]
+        return [standing for standing in self.statuses if standing.trial.cell.key == cell.key]
 
     @property
     def total(self) -> int:
         """Return how many trials the sweep comes to; fewer where a search suggests a point twice."""
-        return len(self.standings) + len(self.to_come)
+        return len(self.statuses) + len(self.pending)
 
     @property
     def to_do(self) -> list[Trial]:
         """Return the trials still to be trained."""
-        return [standing.trial for standing in self.standings if standing.state in ("new", "running")]
+        return [standing.trial for standing in self.statuses if standing.state in ("new", "running")]
 
 
 def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
@@ -222,25 +224,25 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     attempts = ledger.failed()
     begun = set(ledger.folders("checkpoints"))
     standings = []
-    failed = {key for key, tries in attempts.items() if given_up(tries)}
-    parts = [part(cell, sweep.protocol, results, failed) for cell in sweep.cells]
+    failed = {key for key, tries in attempts.items() if has_failed(tries)}
+    parts = [cell_trials(cell, sweep.protocol, results, failed) for cell in sweep.cells]
     for trial in ordered(parts):
         result = results.get(trial.key)
         state, why = "new", ""
         if result is not None:
             why = stale(result, fingerprints.get(trial.cell.dataset, ""))
             state = "stale" if why else "done"
-        elif given_up(attempts.get(trial.key, [])):
+        elif has_failed(attempts.get(trial.key, [])):
             state, why = "failed", str(attempts[trial.key][-1].get("error", ""))
         elif trial.key in begun:
             state = "running"
-        standings.append(Standing(trial, state, result, why))
-    return Plan(sweep, tuple(standings), tuple(trial for one in parts for trial in one.to_come))
+        standings.append(TrialStatus(trial, state, result, why))
+    return Plan(sweep, tuple(standings), tuple(trial for one in parts for trial in one.pending))
 
 
-def given_up(attempts: list[Json]) -> bool:
+def has_failed(attempts: list[Json]) -> bool:
     """Return whether a trial's failed tries are enough to leave it until someone says --retry-failed."""
-    return len(attempts) >= TRIES or any(attempt.get("final") for attempt in attempts)
+    return len(attempts) >= MAX_ATTEMPTS or any(attempt.get("final") for attempt in attempts)
 
 
 def stale(result: Json, fingerprint: str) -> str:
@@ -250,7 +252,7 @@ def stale(result: Json, fingerprint: str) -> str:
     return "the code has changed since" if result.get("code") != code_fingerprint() else ""
 
 
-def declared(plan: Plan) -> dict[str, Any]:
+def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON, for the ledger: enough to declare the sweep again without its page."""
     sweep, search = plan.sweep, plan.sweep.protocol.search
     protocol = {name: getattr(sweep.protocol, name) for name in ("seeds", "ablation", "single", "match", "folds")}
@@ -259,7 +261,7 @@ def declared(plan: Plan) -> dict[str, Any]:
         "profile": sweep.profile,
         "protocol": protocol | {"search": None if search is None else dataclasses.asdict(search)},
         "cells": [cell_to_json(cell) | {"key": cell.key} for cell in sweep.cells],
-        "trials": {standing.trial.key: standing.trial.label for standing in plan.standings},
+        "trials": {standing.trial.key: standing.trial.label for standing in plan.statuses},
     }
 
 

@@ -24,7 +24,7 @@ WARM_UP = 4  # finished trials, and epochs of a trial, before anything is pruned
 FOLDS_AT_ONCE = 4  # of a suggestion: fewer pairs cannot bring Wilcoxon's p below P_PRUNE
 P_PRUNE = 0.1
 KEPT = 1 / 3  # of earlier trials' errors at an epoch: what is above that quantile is pruned
-NO_BAR = 1000.0  # percent: no error is above it
+NO_THRESHOLD = 1000.0  # percent: no error is above it
 OBJECTIVE = "best/val_top1_err"
 
 Result = Mapping[str, Any]
@@ -57,7 +57,7 @@ class Search:
             raise ValueError(f"a search is on the hold-out (folds 0) or on two folds or more, not on {self.folds}")
 
 
-class Asked(NamedTuple):
+class Suggestion(NamedTuple):
     """One suggestion of a study, its trials (one, or one a fold), and its value.
 
     The value is None while unknown, nan where a trial failed; `cut` where the rest of its folds were left out.
@@ -66,7 +66,7 @@ class Asked(NamedTuple):
     number: int
     trials: tuple[Trial, ...]
     value: float | None
-    cut: bool = False
+    pruned: bool = False
 
     @property
     def trial(self) -> Trial:
@@ -80,15 +80,15 @@ class Study:
 
     cell: Cell
     search: Search
-    asked: tuple[Asked, ...]
+    asked: tuple[Suggestion, ...]
 
     @property
-    def over(self) -> bool:
+    def is_finished(self) -> bool:
         """Return whether the study has used its budget."""
         return len(self.asked) == budget(self.search, self.cell) and all(a.value is not None for a in self.asked)
 
     @property
-    def winner(self) -> Asked | None:
+    def winner(self) -> Suggestion | None:
         """Return the suggestion of least hold-out error (the earlier of two), or None where none is known."""
         known = [asked for asked in self.asked if _whole(asked)]
         return min(known, key=lambda asked: (asked.value, asked.number), default=None)
@@ -112,20 +112,20 @@ def budget(search: Search, cell: Cell) -> int:
 
 def study(search: Search, cell: Cell, results: Mapping[str, Result], failed: Collection[str]) -> Study:
     """Return the study of `cell` as far as `results` carry it: each wave follows from the ones before."""
-    asked: list[Asked] = []
+    asked: list[Suggestion] = []
     total = budget(search, cell)
     while len(asked) < total and all(one.value is not None for one in asked):
         told = tuple((_point(one.trial), one.value) for one in asked)
         best = min(filter(_whole, asked), key=lambda one: (one.value, one.number), default=None)
-        bars = prune_bars([results[one.trial.key] for one in asked if one.trial.key in results])
+        bars = percentile_thresholds([results[one.trial.key] for one in asked if one.trial.key in results])
         for number in range(len(asked), min(len(asked) + search.wave, total)):
             fresh = tuple(_point(one.trial) for one in asked[len(told) :])
             rates = suggest(search, cell.key, space(search, cell), number, told, fresh)
             if search.folds:
                 asked.append(_over_folds(search, cell, number, rates, best, results, failed))
             else:
-                trial = Trial(cell, "holdout", search.seed, rates, bars=bars if search.prune else ())
-                asked.append(Asked(number, (trial,), _value(trial, results, failed)))
+                trial = Trial(cell, "holdout", search.seed, rates, pruning_thresholds=bars if search.prune else ())
+                asked.append(Suggestion(number, (trial,), _value(trial, results, failed)))
     return Study(cell, search, tuple(asked))
 
 
@@ -134,10 +134,10 @@ def _over_folds(
     cell: Cell,
     number: int,
     rates: tuple[tuple[str, float], ...],
-    best: Asked | None,
+    best: Suggestion | None,
     results: Mapping[str, Result],
     failed: Collection[str],
-) -> Asked:
+) -> Suggestion:
     """Return a suggestion with the folds started so far: a few at once, then one by one while there is hope.
 
     What it is measured against, the best of earlier waves, does not depend on what else runs.
@@ -148,15 +148,15 @@ def _over_folds(
     for started in range(min(FOLDS_AT_ONCE, search.folds), search.folds + 1):
         known = [value for value in values[:started] if value is not None]
         if len(known) < started:
-            return Asked(number, trials[:started], None)
+            return Suggestion(number, trials[:started], None)
         mean = math.fsum(known) / started
-        if math.isnan(mean) or (rival and started < search.folds and hopeless(tuple(known), tuple(rival))):
-            return Asked(number, trials[:started], mean, cut=True)
-    return Asked(number, trials, mean)
+        if math.isnan(mean) or (rival and started < search.folds and wilcoxon_prunes(tuple(known), tuple(rival))):
+            return Suggestion(number, trials[:started], mean, pruned=True)
+    return Suggestion(number, trials, mean)
 
 
 @lru_cache(maxsize=65536)
-def hopeless(values: tuple[float, ...], rival: tuple[float, ...]) -> bool:
+def wilcoxon_prunes(values: tuple[float, ...], rival: tuple[float, ...]) -> bool:
     """Return whether Optuna's WilcoxonPruner gives up these errors, on the first folds of those of `rival`."""
     import optuna
     from optuna.trial import TrialState, create_trial
@@ -174,9 +174,9 @@ def hopeless(values: tuple[float, ...], rival: tuple[float, ...]) -> bool:
     return bool(trial.should_prune())
 
 
-def _whole(asked: Asked) -> bool:
+def _whole(asked: Suggestion) -> bool:
     """Return whether a suggestion has a value and all of its folds."""
-    return asked.value is not None and math.isfinite(asked.value) and not asked.cut
+    return asked.value is not None and math.isfinite(asked.value) and not asked.pruned
 
 
 def _value(trial: Trial, results: Mapping[str, Result], failed: Collection[str]) -> float | None:
@@ -276,7 +276,7 @@ def _shuffled(count: int, key: int) -> list[int]:
     return sorted(range(count), key=lambda index: mix(key, index))
 
 
-def prune_bars(results: Sequence[Result]) -> tuple[float, ...]:
+def percentile_thresholds(results: Sequence[Result]) -> tuple[float, ...]:
     """Return, by epoch, the hold-out error above which a trial of the next wave is given up.
 
     The best third of what earlier, whole trials had at that epoch, against a trial's best so far (Optuna's
@@ -291,7 +291,7 @@ def prune_bars(results: Sequence[Result]) -> tuple[float, ...]:
         below, share = divmod(KEPT * (len(column) - 1), 1.0)
         lower, upper = column[int(below)], column[min(int(below) + 1, len(column) - 1)]
         bars.append(lower + share * (upper - lower))
-    return tuple(round(bar, 6) if epoch >= WARM_UP - 1 else NO_BAR for epoch, bar in enumerate(bars))
+    return tuple(round(bar, 6) if epoch >= WARM_UP - 1 else NO_THRESHOLD for epoch, bar in enumerate(bars))
 
 
 def export(studies: Sequence[Study], sweep: str, url: str) -> int:

@@ -75,7 +75,7 @@ class Trial:
     folds: int = 0
     match: str = ""
     reference: str = ""
-    bars: tuple[float, ...] = ()
+    pruning_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError for a trial that cannot be."""
@@ -115,8 +115,8 @@ class Trial:
             content |= {"fold": self.fold, "folds": self.folds}
         if self.phase == "match":
             content |= {"match": self.match, "reference": self.reference}
-        if self.bars:
-            content["bars"] = list(self.bars)
+        if self.pruning_thresholds:
+            content["bars"] = list(self.pruning_thresholds)
         return content
 
     @property
@@ -138,7 +138,7 @@ class Trial:
             "key": self.key,
             "cell": cell_to_json(self.cell),
             "dropout": [list(rate) for rate in self.dropout],
-            "bars": list(self.bars),
+            "bars": list(self.pruning_thresholds),
         }
 
 
@@ -174,7 +174,7 @@ def trial_from_json(value: Any) -> Trial:
             folds=int(value["folds"]),
             match=str(value["match"]),
             reference=str(value["reference"]),
-            bars=tuple(float(bar) for bar in value["bars"]),
+            pruning_thresholds=tuple(float(bar) for bar in value["bars"]),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a trial: {error!r}") from None

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeps.ops.open_ports import exposed, listeners
+from sweeps.ops.open_ports import listeners, open_to_network
 
 DASHBOARD, MLFLOW = "http://127.0.0.1:8265", "http://127.0.0.1:5000"
 SECRETS = ("~/.ray/auth_token", "~/.ray/mlflow_password", "~/.mlflow/credentials", "~/ray_bootstrap_key.pem")
@@ -42,8 +42,13 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("say what to look at: --cluster on a head, or --file ray_cluster.yaml")
     checks: dict[str, Callable[[], Iterator[str]]] = {}
     if options.cluster:
-        checks = {"secrets": secrets, "listeners": lambda: iter(exposed(listeners())), "ray": ray, "mlflow": mlflow,
-                  "metadata": metadata}  # fmt: skip
+        checks = {
+            "secrets": secrets,
+            "listeners": lambda: iter(open_to_network(listeners())),
+            "ray": ray,
+            "mlflow": mlflow,
+            "metadata": metadata,
+        }
     file = Path(options.file or FILE).expanduser()
     checks["file"] = lambda: policy(read(file))
     findings = 0
@@ -128,7 +133,7 @@ def ray() -> Iterator[str]:
 
 def _own_address() -> str:
     """Return the address under which Ray's GCS is reached from other machines."""
-    found = next((one.address for one in listeners() if one.port == 10001 and not one.here), "127.0.0.1")
+    found = next((one.address for one in listeners() if one.port == 10001 and not one.is_loopback), "127.0.0.1")
     return "127.0.0.1" if found in ("0.0.0.0", "::") else found
 
 

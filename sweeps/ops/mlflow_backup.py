@@ -40,7 +40,7 @@ class _Read:
         return part
 
 
-class _Kept(NamedTuple):
+class StoreFiles(NamedTuple):
     """Where a store's parts lie here: the SQLite file (None: PostgreSQL, by `uri`), users, a folder of artifacts."""
 
     uri: str
@@ -49,10 +49,10 @@ class _Kept(NamedTuple):
     artifacts: Path | None
 
 
-def _kept(store: str, artifacts: str, users: Path) -> _Kept:
+def _kept(store: str, artifacts: str, users: Path) -> StoreFiles:
     sqlite = Path(store.removeprefix("sqlite:///")) if store.startswith("sqlite") else None
     uri = "postgresql://" + store.partition("://")[2]  # libpq knows no SQLAlchemy driver
-    return _Kept(uri, sqlite, users, None if "://" in artifacts else Path(artifacts))
+    return StoreFiles(uri, sqlite, users, None if "://" in artifacts else Path(artifacts))
 
 
 def write(target: str, store: str, artifacts: str, users: Path) -> str:
@@ -110,7 +110,7 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> str:
         return reading.digest.hexdigest()
 
 
-def _dumped(kept: _Kept, copy: Path) -> Path:
+def _dumped(kept: StoreFiles, copy: Path) -> Path:
     """Write the store's database to a file of its own."""
     if kept.sqlite:
         if not kept.sqlite.exists():

@@ -34,7 +34,7 @@ PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerConfig:
     """What the server keeps and whom it answers; `users` is the database of names and passwords, or None: no login."""
 
     store: str
@@ -67,17 +67,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Become the server, or back up or restore what it keeps; ValueError for what is not safe or cannot be."""
-    server = decided(options)
+    server = resolve(options)
     if options.backup:
         print(mlflow_backup.write(options.backup, server.store, server.artifacts, _users(options)))
     elif options.restore:
         print(mlflow_backup.restore(options.restore, server.store, server.artifacts, _users(options)))
     else:
-        become(server, password(options) if server.users else "")
+        exec_server(server, password(options) if server.users else "")
     return 0
 
 
-def become(server: Server, admin: str) -> NoReturn:
+def exec_server(server: ServerConfig, admin: str) -> NoReturn:
     """Become the server, whose files nobody else on this machine reads."""
     environment, command = environment_of(server, admin), command_of(server)
     login = f"user {ADMIN}" if server.users else "no login"
@@ -89,7 +89,7 @@ def become(server: Server, admin: str) -> NoReturn:
     os.execve(command[0], command, environment)
 
 
-def decided(options: argparse.Namespace) -> Server:
+def resolve(options: argparse.Namespace) -> ServerConfig:
     """Return what was asked for, completed; ValueError for what is not safe."""
     if "://" in options.output and not (options.store and options.artifacts):
         raise ValueError(f"the server's database cannot lie in {options.output}: give --store and --artifacts")
@@ -108,7 +108,7 @@ def decided(options: argparse.Namespace) -> Server:
     if options.host in ("0.0.0.0", "::") and not names:
         raise ValueError(f"--host {options.host}: say by --allowed-hosts by which names or addresses it may be called")
     artifacts = options.artifacts or f"{output}/mlartifacts"
-    return Server(
+    return ServerConfig(
         store=store,
         artifacts=artifacts if "://" in artifacts else os.path.abspath(os.path.expanduser(artifacts)),
         users=None if options.no_auth else _users(options),
@@ -150,7 +150,7 @@ def password(options: argparse.Namespace) -> str:
     return found
 
 
-def environment_of(server: Server, admin: str) -> dict[str, str]:
+def environment_of(server: ServerConfig, admin: str) -> dict[str, str]:
     """Return the environment of the server: what others must not read on a command line, and what it need not run.
 
     ValueError where the users' database has another password for the admin.
@@ -201,7 +201,7 @@ def _known(users: Path, admin: str) -> None:
                              "it there by MLflow's update_user_password")  # fmt: skip
 
 
-def command_of(server: Server) -> list[str]:
+def command_of(server: ServerConfig) -> list[str]:
     """Return the command line of the server; nothing on it is a secret."""
     return [
         sys.executable, "-m", "mlflow", "server", "--host", server.host, "--port", str(server.port),

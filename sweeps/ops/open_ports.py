@@ -26,7 +26,7 @@ class Listener(NamedTuple):
     command: str = ""
 
     @property
-    def here(self) -> bool:
+    def is_loopback(self) -> bool:
         """Return whether only this machine reaches it."""
         return ipaddress.ip_address(self.address).is_loopback
 
@@ -67,11 +67,11 @@ def _owners(proc: Path) -> dict[str, str]:
     return found
 
 
-def exposed(found: Iterable[Listener]) -> list[str]:
+def open_to_network(found: Iterable[Listener]) -> list[str]:
     """Return a sentence for each listener that others reach and should not: all but SSH and Ray's own ports."""
     sentences = []
     for one in found:
-        if one.here:
+        if one.is_loopback:
             continue
         if one.port in LOOPBACK_ONLY:
             sentences.append(f"{LOOPBACK_ONLY[one.port]}, listens on {one.address}:{one.port}: it belongs on 127.0.0.1")

@@ -63,7 +63,7 @@ class Metadata:
             raise NoMetadata(f"{self.address} does not answer: {error}") from None
 
 
-def notice(metadata: Metadata, now: float) -> int | None:
+def seconds_to_termination(metadata: Metadata, now: float) -> int | None:
     """Return the seconds until EC2 takes this machine; None where it has not said so."""
     said = metadata.read("spot/instance-action")
     if said is None:
@@ -101,7 +101,7 @@ def watch(metadata: Metadata, drain: Callable[[int], None], every: float) -> Non
     answered, seen = time.monotonic(), False
     while True:
         try:
-            seconds = notice(metadata, time.time())
+            seconds = seconds_to_termination(metadata, time.time())
             answered, seen = time.monotonic(), True
         except NoMetadata as error:
             seconds = None

@@ -29,7 +29,7 @@ from sweeps.report.render.formats import blocks, comma_separated, latex, markdow
 from sweeps.report.render.html import page
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
-from sweeps.results.evidence import Survey, survey, titles
+from sweeps.results.evidence import SweepResults, survey, titles
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import table_address
 
@@ -82,7 +82,7 @@ def make(ledger: Ledger, title: str, to: Path, to_mlflow: bool = True) -> tuple[
     return made, path, track(ledger, found, contents) if to_mlflow else ""
 
 
-def track(ledger: Ledger, found: Survey, contents: Mapping[str, bytes]) -> str:
+def track(ledger: Ledger, found: SweepResults, contents: Mapping[str, bytes]) -> str:
     """Put a report on the MLflow runs of a sweep's cells; return where to look, or why it is not there."""
     notes = [ledger.read_json(f"tracked/{run.key}.json") for run in found.runs if run.mlflow]
     stores = dict.fromkeys((str(note["uri"]), str(note["experiment"])) for note in notes if note is not None)

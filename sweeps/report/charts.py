@@ -11,9 +11,9 @@ import numpy as np
 from sweeps.experiment.search import Search, space
 from sweeps.report.render import svg
 from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, count, plain
-from sweeps.results.cell_numbers import DERIVED, Group, Row, named, number
+from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, named, number
 from sweeps.results.contrasts import Effect
-from sweeps.results.evidence import Evidence, Floats, Run, Survey
+from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
 from sweeps.results.marks import curve_runs
 from sweeps.results.paper import AVERAGE, PARAMETERS, TOP1, TRAIN
 from sweeps.store.ledger import Json, Ledger
@@ -33,7 +33,7 @@ def keys(runs: Sequence[Run]) -> str:
     return " ".join(run.key for run in runs)
 
 
-def effect_gallery(group: Group, effects: Sequence[Effect]) -> Gallery:
+def effect_gallery(group: ResultTable, effects: Sequence[Effect]) -> Gallery:
     """Return one forest chart a metric."""
     figures = []
     for metric in dict.fromkeys(one.contrast.metric for one in effects):
@@ -54,7 +54,7 @@ def effect_gallery(group: Group, effects: Sequence[Effect]) -> Gallery:
     return Gallery(group.title, tuple(figures), "medium", caption)
 
 
-def curve_gallery(group: Group) -> Gallery | None:
+def curve_gallery(group: ResultTable) -> Gallery | None:
     """Return one panel a row with its held-out error by epoch, the first row's mean behind it."""
     there = [(row, _band(row.evidence)) for row in group.rows if row.evidence is not None]
     known = [(row, band, runs) for row, (band, runs) in there if band is not None]
@@ -74,7 +74,7 @@ def curve_gallery(group: Group) -> Gallery | None:
     return Gallery(group.title, tuple(figures), "small", caption)
 
 
-def _band(evidence: Evidence) -> tuple[svg.Band | None, tuple[Run, ...]]:
+def _band(evidence: CellResults) -> tuple[svg.Band | None, tuple[Run, ...]]:
     runs = curve_runs(evidence)
     if not runs:
         return None, ()
@@ -85,7 +85,7 @@ def _band(evidence: Evidence) -> tuple[svg.Band | None, tuple[Run, ...]]:
     return svg.Band(mean, low, high), runs
 
 
-def size_gallery(group: Group) -> Gallery | None:
+def size_gallery(group: ResultTable) -> Gallery | None:
     """Return the errors of a table's rows against their parameters, with the paper's where the data are the same."""
     if group.table in DERIVED.values():
         return None
@@ -104,7 +104,7 @@ def size_gallery(group: Group) -> Gallery | None:
     return Gallery(group.title, tuple(figures), "medium", caption) if figures else None
 
 
-def _points(group: Group, row: Row, metric: str) -> list[svg.Point]:
+def _points(group: ResultTable, row: Row, metric: str) -> list[svg.Point]:
     ours = number(row.evidence, metric)
     if row.evidence is None or not math.isfinite(row.evidence.parameters):
         return []
@@ -118,7 +118,7 @@ def _points(group: Group, row: Row, metric: str) -> list[svg.Point]:
     return found
 
 
-def dropout_galleries(survey: Survey) -> list[Gallery]:
+def dropout_galleries(survey: SweepResults) -> list[Gallery]:
     """Return, a cell, one chart of hold-out error for each rate that its study chose."""
     search = survey.sweep.protocol.search
     return [] if search is None else [
@@ -127,7 +127,7 @@ def dropout_galleries(survey: Survey) -> list[Gallery]:
     ]  # fmt: skip
 
 
-def _responses(evidence: Evidence, search: Search) -> Gallery:
+def _responses(evidence: CellResults, search: Search) -> Gallery:
     known = [tried for tried in evidence.tried if tried.value is not None and math.isfinite(tried.value)]
     values = sorted(tried.value or 0.0 for tried in known)
     # Diverged trials sit at chance: drawn at the top edge, they do not press the others together.
@@ -150,7 +150,7 @@ def _responses(evidence: Evidence, search: Search) -> Gallery:
 # What the analysis jobs found ---------------------------------------------------------------------------------
 
 
-def analysis_parts(ledger: Ledger, survey: Survey) -> list[Table | Gallery]:
+def analysis_parts(ledger: Ledger, survey: SweepResults) -> list[Table | Gallery]:
     """Return the tables and pictures of the analysis jobs, of the first analysed run of each cell."""
     found: list[Table | Gallery] = []
     for job in JOBS:
@@ -167,7 +167,7 @@ def analysis_parts(ledger: Ledger, survey: Survey) -> list[Table | Gallery]:
     return found
 
 
-def _analysis_table(job: str, shown: Sequence[tuple[Evidence, Run, Json]]) -> Table:
+def _analysis_table(job: str, shown: Sequence[tuple[CellResults, Run, Json]]) -> Table:
     rows = [(evidence, run, row) for evidence, run, summary in shown for row in summary["rows"]]
     names = list(dict.fromkeys(name for *_, row in rows for name in row))
     lines = []

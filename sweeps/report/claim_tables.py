@@ -20,7 +20,7 @@ from sweeps.results.cell_numbers import (
     NAMES,
     SETS,
 )
-from sweeps.results.claims import Compared, InPrint, Ruling
+from sweeps.results.claims import ClaimResult, Compared, InPrint
 from sweeps.results.contrasts import over
 
 WORDS: Final = {
@@ -35,7 +35,7 @@ IN_PRINT: Final[dict[InPrint, str]] = {
 }
 
 
-def claim_table(found: Sequence[Ruling]) -> Table:
+def claim_table(found: Sequence[ClaimResult]) -> Table:
     """Return one row a claim: the sentence, what the paper's own numbers say, what ours do, what would settle it."""
     rows = tuple(
         (
@@ -52,18 +52,18 @@ def claim_table(found: Sequence[Ruling]) -> Table:
     return Table("claims", "Claims", columns, "lllll", rows, (note,))
 
 
-def source(ruling: Ruling) -> str:
+def source(ruling: ClaimResult) -> str:
     """Return where the paper makes a claim."""
     table = ruling.claim.table
     return table if table.startswith("Figure") else f"Table {table}"
 
 
-def decided(ruling: Ruling) -> str:
+def decided(ruling: ClaimResult) -> str:
     """Return the verdict on a claim."""
     return f"withheld: {ruling.withheld}" if ruling.withheld else ruling.decision
 
 
-def held(ruling: Ruling) -> str:
+def held(ruling: ClaimResult) -> str:
     """Return how many of a claim's comparisons stand, of those that have runs."""
     there = [one.decision for one in ruling.compared if one.decision != "not run"]
     if ruling.withheld or not there:
@@ -71,7 +71,7 @@ def held(ruling: Ruling) -> str:
     return f"{there.count('supported')} of {count(len(there), 'comparison')}"
 
 
-def needs(ruling: Ruling) -> str:
+def needs(ruling: ClaimResult) -> str:
     """Return what would settle a claim that is open."""
     if ruling.withheld:
         return NONE
@@ -87,7 +87,7 @@ def needs(ruling: Ruling) -> str:
     return f"{least}{count(ruling.seeds, 'further seed')} a row, {duration(ruling.hours)} of training"
 
 
-def comparison_table(ruling: Ruling) -> Table:
+def comparison_table(ruling: ClaimResult) -> Table:
     """Return the comparisons of one claim."""
     rows = tuple(_compared(one) for one in ruling.compared)
     columns = ("comparison", "difference", "95 % interval", "p (Holm)", "over", "", "more seeds")

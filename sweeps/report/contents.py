@@ -9,9 +9,9 @@ from sweeps.report.claim_tables import claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, print_section
 from sweeps.report.render.document import Document, Gallery, Section, Tile, count, duration
 from sweeps.report.result_tables import result_tables
-from sweeps.results.cell_numbers import Group, groups, verdicts
-from sweeps.results.claims import Ruling, rulings
-from sweeps.results.evidence import Survey
+from sweeps.results.cell_numbers import ResultTable, groups, verdicts
+from sweeps.results.claims import ClaimResult, judge_claims
+from sweeps.results.evidence import SweepResults
 from sweeps.store.ledger import Ledger
 
 EMBEDDED = (
@@ -21,10 +21,10 @@ EMBEDDED = (
 REDUCED = "Profile {}: not the paper's scale. What is other stands below each table, under deviations."
 
 
-def document(ledger: Ledger, survey: Survey) -> Document:
+def document(ledger: Ledger, survey: SweepResults) -> Document:
     """Return the report of a sweep; `ledger` is asked for the analyses' pictures alone."""
     # A sweep that only searches tests nothing, and so says nothing of what the paper says.
-    tables, claims = groups(survey), rulings(survey) if survey.sweep.protocol.trainings() else []
+    tables, claims = groups(survey), judge_claims(survey) if survey.sweep.protocol.trainings() else []
     found = [
         _claims(claims),
         *(_results(group, survey) for group in tables),
@@ -43,7 +43,7 @@ def document(ledger: Ledger, survey: Survey) -> Document:
     return Document(survey.title, survey.question, _banner(survey), tiles(survey, tables, claims), sections)
 
 
-def _banner(survey: Survey) -> str:
+def _banner(survey: SweepResults) -> str:
     """Return what has to be said before any number, empty for a sweep at the paper's scale on real pictures."""
     if all(evidence.synthetic for evidence in survey.cells):
         return EMBEDDED
@@ -53,7 +53,7 @@ def _banner(survey: Survey) -> str:
 RUNS = "Every number above names the trials it is made of; here is each trial with its MLflow run."
 
 
-def tiles(survey: Survey, tables: Sequence[Group], claims: Sequence[Ruling]) -> tuple[Tile, ...]:
+def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[ClaimResult]) -> tuple[Tile, ...]:
     """Return the numbers at the head: verdicts, claims, trainings, hours."""
     found, words = verdicts(tables), [one.decision for one in claims if not one.withheld]
     judged = found["reproduced"] + found["differs"]
@@ -76,18 +76,18 @@ def tiles(survey: Survey, tables: Sequence[Group], claims: Sequence[Ruling]) -> 
     return (*own, trained, cost)
 
 
-def _claims(found: Sequence[Ruling]) -> Section | None:
+def _claims(found: Sequence[ClaimResult]) -> Section | None:
     if not found:
         return None
     details = [comparison_table(one) for one in found if one.runs and not one.withheld]
     return Section("claims", "What the paper says, and what holds", (), (claim_table(found), *details), short="Claims")
 
 
-def _results(group: Group, survey: Survey) -> Section:
+def _results(group: ResultTable, survey: SweepResults) -> Section:
     return Section(group.id, group.title, (), tuple(result_tables(group, survey.sweep.protocol.search)))
 
 
-def _effects(tables: Sequence[Group]) -> Section | None:
+def _effects(tables: Sequence[ResultTable]) -> Section | None:
     found = effects_of(tables)
     parts = [
         part
@@ -102,7 +102,7 @@ def _galleries(name: str, heading: str, found: Sequence[Gallery | None]) -> Sect
     return Section(name, heading, (), there) if there else None
 
 
-def _dropout(survey: Survey) -> Section | None:
+def _dropout(survey: SweepResults) -> Section | None:
     table = record_tables.dropout_table(survey)
     if table is None:
         return None
@@ -110,13 +110,13 @@ def _dropout(survey: Survey) -> Section | None:
     return Section("dropout", "Dropout response", (words,), (table, *charts.dropout_galleries(survey)))
 
 
-def _analyses(ledger: Ledger, survey: Survey) -> Section | None:
+def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:
     parts = charts.analysis_parts(ledger, survey)
     words = "Of the first analysed run of each cell."
     return Section("analyses", "Analyses", (words,), tuple(parts)) if parts else None
 
 
-def _failures(survey: Survey) -> Section:
+def _failures(survey: SweepResults) -> Section:
     table = record_tables.failure_table(survey)
     words = () if table else ("No training failed, diverged or was begun anew.",)
     return Section("failures", "Failures", words, (table,) if table else ())

@@ -22,19 +22,19 @@ from sweeps.results import paper
 from sweeps.results.cell_numbers import (
     DERIVED,
     SETS,
-    Group,
+    ResultTable,
     named,
 )
 from sweeps.results.claims import PrintedTest, printed_tests
 from sweeps.results.contrasts import Effect, effects, over
-from sweeps.results.evidence import Survey
+from sweeps.results.evidence import SweepResults
 from sweeps.results.paper import TOP1
 from sweeps.results.statistics import wilson
 
 PICTURES: Final = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
 
 
-def effect_table(group: Group, found: Sequence[Effect]) -> Table:
+def effect_table(group: ResultTable, found: Sequence[Effect]) -> Table:
     """Return the differences of a table's rows from its first row, with every test of them."""
     columns = ("", "", "difference", "95 % interval", "t", "p (Holm)", "Wilcoxon p", "McNemar p", "over")
     rows = []
@@ -66,7 +66,7 @@ def effect_table(group: Group, found: Sequence[Effect]) -> Table:
     return Table(f"{group.id}-effects", f"{group.title}: effects", tuple(columns[i] for i in kept), align, lines, notes)
 
 
-def effects_of(groups: Sequence[Group]) -> list[tuple[Group, list[Effect]]]:
+def effects_of(groups: Sequence[ResultTable]) -> list[tuple[ResultTable, list[Effect]]]:
     """Return the effects of every table that has any, the derived ones left out."""
     found = [(group, effects(group)) for group in groups if group.table not in DERIVED.values()]
     return [(group, one) for group, one in found if one]
@@ -136,7 +136,7 @@ def interval_table(table: str) -> Table:
     return Table(f"print-{table}-single", title, columns, "llrrl", tuple(rows), notes)
 
 
-def print_section(survey: Survey) -> Section | None:
+def print_section(survey: SweepResults) -> Section | None:
     """Return what the paper's own numbers support, for the tables that this sweep has rows of."""
     used = [table for table in ("1", "2", "4") if any(evidence.cell.table == table for evidence in survey.cells)]
     averages = [found for found in map(printed_table, used) if found is not None]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from sweeps.report.render.document import signed
 from sweeps.report.result_tables import ours_text
-from sweeps.results.cell_numbers import DERIVED, Group, Row, groups, judged, named, number
-from sweeps.results.evidence import Evidence, Survey
+from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
+from sweeps.results.evidence import CellResults, SweepResults
 from sweeps.results.paper import PARAMETERS, VOTE
 from sweeps.tracking.layout import REPORT, Page, compare_address, run_address, table_address
 
@@ -16,7 +16,7 @@ WHOLE = ("fold", "match", "ablation")  # phases whose runs a note names one by o
 NAMED = 12  # of them at most
 
 
-def pages(survey: Survey, experiment: str, runs: Mapping[str, str]) -> dict[str, Page]:
+def pages(survey: SweepResults, experiment: str, runs: Mapping[str, str]) -> dict[str, Page]:
     """Return the note and the numbers for each cell of a sweep that has a run in `runs`, by cell key."""
     found: dict[str, Page] = {}
     for group in groups(survey):
@@ -26,7 +26,9 @@ def pages(survey: Survey, experiment: str, runs: Mapping[str, str]) -> dict[str,
     return found
 
 
-def _note(survey: Survey, group: Group, row: Row, evidence: Evidence, experiment: str, runs: Mapping[str, str]) -> str:
+def _note(
+    survey: SweepResults, group: ResultTable, row: Row, evidence: CellResults, experiment: str, runs: Mapping[str, str]
+) -> str:
     judging = group.comparable
     heads = ["", *(["paper"] if group.table else []), "ours ± se (n)", *(["difference", "verdict"] if judging else [])]
     lines = [f"**{group.title}: {row.label}**", ""] + _line(heads) + _line(["---"] + ["---:"] * (len(heads) - 1))
@@ -35,7 +37,7 @@ def _note(survey: Survey, group: Group, row: Row, evidence: Evidence, experiment
         values = [named(metric, group.table)]
         values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if group.table else []
         values.append(ours_text(ours) if ours.there else "–")
-        word = judged(group, row, metric, ours) if judging else None
+        word = verdict_for(group, row, metric, ours) if judging else None
         values += [signed(word.difference, 3 if metric == PARAMETERS else 2), word.word] if word is not None else []
         lines += _line(values + ["–"] * (len(heads) - len(values)))
     if evidence.synthetic:
@@ -47,7 +49,7 @@ def _line(values: Sequence[str]) -> list[str]:
     return [f"| {' | '.join(value.replace('|', '/') for value in values)} |"]
 
 
-def _links(survey: Survey, evidence: Evidence, experiment: str, runs: Mapping[str, str]) -> list[str]:
+def _links(survey: SweepResults, evidence: CellResults, experiment: str, runs: Mapping[str, str]) -> list[str]:
     cells = [runs[one.cell.key] for one in survey.cells if one.cell.key in runs]
     page = run_address(experiment, runs[evidence.cell.key], f"{REPORT}/report.html")
     found = [f"[the report]({page})", f"[all cells in a table]({table_address(experiment)})"]
@@ -59,7 +61,7 @@ def _links(survey: Survey, evidence: Evidence, experiment: str, runs: Mapping[st
     return [" · ".join(found), *(["", f"Trainings: {', '.join(trials)}{more}"] if trials else [])]
 
 
-def _metrics(group: Group, row: Row) -> dict[str, float]:
+def _metrics(group: ResultTable, row: Row) -> dict[str, float]:
     """Return what the table has and the trials' runs have not: the paper's numbers, the vote, the parameters."""
     found = {}
     for metric in group.metrics:

@@ -8,12 +8,12 @@ from typing import Any
 
 from sweeps.report.render.document import NONE, Entry, Table, count, duration, plain
 from sweeps.results.cell_numbers import HELD_OUT, NAMES
-from sweeps.results.evidence import Evidence, Run, Survey
+from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import TOP1
 from sweeps.store.ledger import Json
 
 
-def dropout_table(survey: Survey) -> Table | None:
+def dropout_table(survey: SweepResults) -> Table | None:
     """Return what each study chose and from how many trials, None for a sweep that searches nothing."""
     rows = tuple(_chosen(evidence) for evidence in survey.cells if evidence.tried)
     columns = ("cell", "chosen dropout", "hold-out error", "finished", "pruned", "failed", "open")
@@ -21,7 +21,7 @@ def dropout_table(survey: Survey) -> Table | None:
     return Table("chosen-dropout", "Chosen dropout", columns, "llrrrrr", rows, (note,)) if rows else None
 
 
-def _chosen(evidence: Evidence) -> tuple[Entry, ...]:
+def _chosen(evidence: CellResults) -> tuple[Entry, ...]:
     winner = evidence.winner
     counts = [
         sum(tried.whole for tried in evidence.tried),
@@ -35,7 +35,7 @@ def _chosen(evidence: Evidence) -> tuple[Entry, ...]:
     return (Entry(evidence.cell.label, cell=evidence.cell.key), Entry(rates), best, *(Entry(str(n)) for n in counts))
 
 
-def failure_table(survey: Survey) -> Table | None:
+def failure_table(survey: SweepResults) -> Table | None:
     """Return the trials that failed, diverged or were begun anew, with what they met; None where none did."""
     rows = []
     for run in survey.runs:
@@ -58,7 +58,7 @@ def _error(attempt: Json) -> str:
     return str(attempt.get("error", "")).partition("\n")[0][:200]
 
 
-def cost_table(survey: Survey) -> Table:
+def cost_table(survey: SweepResults) -> Table:
     """Return trainings and hours of each cell, its search apart, as measured; their cost where a price is known."""
     rows, total = [], [0, 0.0, 0, 0.0]
     for evidence in survey.cells:
@@ -100,7 +100,7 @@ HARDWARE = {
 }
 
 
-def record_table(survey: Survey) -> Table:
+def record_table(survey: SweepResults) -> Table:
     """Return what one needs to do it again: commit, lock, code, data, hardware, versions, MLflow."""
     record, results = survey.record, [run.result for run in survey.runs if run.result]
     changed = record["changed"]
@@ -141,12 +141,12 @@ def _versions(packages: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
 
 
-def run_tables(survey: Survey) -> list[Table]:
+def run_tables(survey: SweepResults) -> list[Table]:
     """Return every run of each cell: key, name, state, its errors and its MLflow run."""
     return [_runs(evidence) for evidence in survey.cells if evidence.runs]
 
 
-def _runs(evidence: Evidence) -> Table:
+def _runs(evidence: CellResults) -> Table:
     columns = ("trial", "", "state", f"test {NAMES[TOP1]}", "hold-out", "epochs", "time", "MLflow run")
     rows = tuple(
         (

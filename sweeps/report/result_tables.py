@@ -20,14 +20,14 @@ from sweeps.report.render.document import (
 from sweeps.results.cell_numbers import (
     DERIVED,
     SLUGS,
-    Group,
-    Number,
+    CellNumber,
+    ResultTable,
     Row,
-    judged,
     named,
     number,
     order_kept,
     tolerance_sentence,
+    verdict_for,
 )
 from sweeps.results.deviations import deviations
 from sweeps.results.marks import MARKS, marks
@@ -38,7 +38,7 @@ ERRORS: Final = "Errors in percent, lower is better; ± is the standard error, (
 BRACKETS: Final = "In brackets: 95 % interval over the test pictures (Wilson), where there is one network or one vote."
 
 
-def result_tables(group: Group, search: Search | None) -> list[Table]:
+def result_tables(group: ResultTable, search: Search | None) -> list[Table]:
     """Return a table in the paper's own shape, then one a metric with differences and verdicts, then deviations.
 
     Where ours is trained on other data than the paper's, nothing is subtracted and nothing judged.
@@ -52,7 +52,7 @@ def result_tables(group: Group, search: Search | None) -> list[Table]:
     return found
 
 
-def _overview(group: Group, search: Search | None) -> Table:
+def _overview(group: ResultTable, search: Search | None) -> Table:
     rows, used = [], set()
     for row in group.rows:
         entries = [Entry(row.label, cell=row.key)]
@@ -73,7 +73,7 @@ def _overview(group: Group, search: Search | None) -> Table:
     return Table(group.id, group.title, tuple(columns), "l" + "r" * (len(columns) - 1), tuple(rows), notes, heads)
 
 
-def _derivation(group: Group) -> Iterable[str]:
+def _derivation(group: ResultTable) -> Iterable[str]:
     if group.table == "3":
         yield "The paper's table sets votes of ten networks beside single networks of the literature."
         yield "VGG + CReLU is the row of Table 2 that the paper took, whatever our test errors say."
@@ -83,7 +83,7 @@ def _derivation(group: Group) -> Iterable[str]:
         yield "The paper's parameter counts are those of a net with one more layer than its Table S2 prints."
 
 
-def _detail(group: Group, metric: str, search: Search | None) -> Table:
+def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
     rows, used = [], set()
     for row in group.rows:
         if row.evidence is None and group.paper(row, metric) is None:
@@ -108,11 +108,11 @@ def _detail(group: Group, metric: str, search: Search | None) -> Table:
     )
 
 
-def _paper(printed: Printed | None, group: Group) -> Entry:
+def _paper(printed: Printed | None, group: ResultTable) -> Entry:
     return Entry(str(printed).replace("±", " ± ") if printed is not None else NONE, tone="paper")
 
 
-def _ours(group: Group, row: Row, metric: str, search: Search | None) -> Entry:
+def _ours(group: ResultTable, row: Row, metric: str, search: Search | None) -> Entry:
     ours = number(row.evidence, metric)
     if not ours.there:
         return Entry(NONE, tone="muted")
@@ -120,7 +120,7 @@ def _ours(group: Group, row: Row, metric: str, search: Search | None) -> Entry:
     return Entry(ours_text(ours), ours_spread(ours), "", found, ours.runs, row.key, metric)
 
 
-def ours_text(ours: Number) -> str:
+def ours_text(ours: CellNumber) -> str:
     """Return a number of ours: mean ± standard error (n), or what of it is known."""
     if ours.metric == PARAMETERS:
         return plain(ours.average.mean, 3)
@@ -128,15 +128,15 @@ def ours_text(ours: Number) -> str:
     return f"{plain(ours.average.mean)}{spread} ({ours.average.n})"
 
 
-def ours_spread(ours: Number) -> str:
+def ours_spread(ours: CellNumber) -> str:
     """Return the interval over pictures of what is one network or one vote."""
     single = ours.metric == VOTE or ours.average.n == 1
     return bounds(ours.interval) if single and math.isfinite(ours.interval.low) else ""
 
 
-def _verdict(group: Group, row: Row, metric: str) -> tuple[Entry, Entry]:
+def _verdict(group: ResultTable, row: Row, metric: str) -> tuple[Entry, Entry]:
     ours = number(row.evidence, metric)
-    found = judged(group, row, metric, ours)
+    found = verdict_for(group, row, metric, ours)
     if found is None:
         return Entry(NONE, tone="muted"), Entry(NONE, tone="muted")
     digits = 3 if metric == PARAMETERS else 2
@@ -151,7 +151,7 @@ def _legend(used: Iterable[str]) -> list[str]:
     return [f"{mark}  {name}: {sentence}." for mark, (name, sentence) in MARKS.items() if mark in there]
 
 
-def _votes(group: Group) -> Table | None:
+def _votes(group: ResultTable) -> Table | None:
     """Return the votes of each row's networks by method, None where there are none or the table is a derived one."""
     rows = []
     for row in group.rows if group.table not in DERIVED.values() else ():
@@ -167,7 +167,7 @@ def _votes(group: Group) -> Table | None:
     return Table(f"{group.id}-votes", title, columns, "lrrr", tuple(rows), (note,)) if rows else None
 
 
-def _departures(group: Group) -> Table | None:
+def _departures(group: ResultTable) -> Table | None:
     rows = tuple(
         (Entry(one.what), Entry(one.paper, tone="paper"), Entry(one.here), Entry(", ".join(one.rows) or "all"))
         for one in deviations(group)

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sweeps.experiment.plan import Plan, Standing
+from sweeps.experiment.plan import Plan, TrialStatus
 from sweeps.experiment.trial import Cell
 from sweeps.results.paper import AVERAGE, COLUMNS, TOP1, VOTE, Printed, printed
 from sweeps.store.ledger import Json, Ledger
@@ -38,7 +38,7 @@ class Number(NamedTuple):
         return f"{self.mean:.2f}" + (f" ±{self.se:.2f}" if math.isfinite(self.se) else "")
 
 
-class Line(NamedTuple):
+class TableRow(NamedTuple):
     """One row of the table."""
 
     label: str
@@ -49,7 +49,7 @@ class Line(NamedTuple):
     planned: int
 
 
-def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[Line]:
+def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableRow]:
     """Return the rows of the table: a cell's tested trials averaged, with marks; `classes` by data set."""
     found = []
     for cell in plan.sweep.cells:
@@ -60,11 +60,11 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[Line]:
         numbers = {metric: _number(cell, metric, standings, ledger) for metric in metrics if metric in HEADINGS}
         done = sum(standing.result is not None for standing in standings)
         count = cell.net.parameters(classes[cell.dataset])
-        found.append(Line(cell.label, count, numbers, _flags(standings), done, len(standings)))
+        found.append(TableRow(cell.label, count, numbers, _flags(standings), done, len(standings)))
     return found
 
 
-def _number(cell: Cell, metric: str, standings: Sequence[Standing], ledger: Ledger) -> Number:
+def _number(cell: Cell, metric: str, standings: Sequence[TrialStatus], ledger: Ledger) -> Number:
     """Return one entry: Single's over its second phases, Average and Vote over folds, Table 4's over its trainings."""
     phases = ("fold",) if metric in (AVERAGE, VOTE) else ("ablation", "match")
     taken = [s for s in standings if s.result is not None and s.trial.phase in phases]
@@ -105,7 +105,7 @@ def _paper_data(cell: Cell) -> str:
     return cell.dataset if cell.dataset in ("cifar10", "cifar100") else cell.label.rpartition(" ")[2]
 
 
-def _flags(standings: Sequence[Standing]) -> tuple[str, ...]:
+def _flags(standings: Sequence[TrialStatus]) -> tuple[str, ...]:
     flags = set()
     for standing in standings:
         result = standing.result
@@ -118,7 +118,7 @@ def _flags(standings: Sequence[Standing]) -> tuple[str, ...]:
     return tuple(sorted(flags))
 
 
-def text(plan: Plan, found: Sequence[Line], width: int, colour: bool) -> str:
+def text(plan: Plan, found: Sequence[TableRow], width: int, colour: bool) -> str:
     """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other data."""
     from rich.console import Console
     from rich.table import Table
@@ -150,7 +150,7 @@ def text(plan: Plan, found: Sequence[Line], width: int, colour: bool) -> str:
     return f"{sink.getvalue().rstrip()}\n{notes}\n"
 
 
-def as_json(plan: Plan, found: Sequence[Line]) -> Json:
+def as_json(plan: Plan, found: Sequence[TableRow]) -> Json:
     """Return the table as JSON."""
     return {
         "sweep": plan.sweep.name,
@@ -188,7 +188,7 @@ def write_results(plan: Plan, ledger: Ledger, name: str) -> str:
     import pyarrow.parquet as pq
 
     rows: list[dict[str, Any]] = []
-    for standing in plan.standings:
+    for standing in plan.statuses:
         trial, result = standing.trial, standing.result
         if result is None:
             continue

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sweeps.results.cell_numbers import DERIVED, groups, judged, number
-from sweeps.results.claims import printed_tests, rulings
+from sweeps.results.cell_numbers import DERIVED, groups, number, verdict_for
+from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, effects
-from sweeps.results.evidence import Run, Survey
+from sweeps.results.evidence import Run, SweepResults
 from sweeps.results.marks import MARKS, curve_runs, marks
 
 Line = dict[str, Any]
 
 
-def tidy(survey: Survey) -> dict[str, list[Line]]:
+def tidy(survey: SweepResults) -> dict[str, list[Line]]:
     """Return the rows by name: numbers, effects, claims, printed, curves, dropout."""
     used = [table for table in ("1", "2") if any(evidence.cell.table == table for evidence in survey.cells)]
     found = {
@@ -32,12 +32,12 @@ def _named(runs: Sequence[Run]) -> Line:
     return {"trials": [run.key for run in runs], "mlflow_runs": [run.mlflow for run in runs if run.mlflow]}
 
 
-def _numbers(survey: Survey) -> Iterable[Line]:
+def _numbers(survey: SweepResults) -> Iterable[Line]:
     for group in groups(survey):
         for row in group.rows:
             for metric in group.metrics:
                 ours, theirs = number(row.evidence, metric), group.paper(row, metric)
-                verdict = judged(group, row, metric, ours)
+                verdict = verdict_for(group, row, metric, ours)
                 found = marks(group, row.evidence, ours, survey.sweep.protocol.search)
                 yield {
                     "table": group.table,
@@ -77,15 +77,15 @@ def _contrast(one: Contrast, p: float) -> Line:
     } | _named(one.runs)
 
 
-def _effects(survey: Survey) -> Iterable[Line]:
+def _effects(survey: SweepResults) -> Iterable[Line]:
     for group in groups(survey):
         for one in effects(group) if group.table not in DERIVED.values() else ():
             names = {"table": group.table, "row": one.row.label, "reference": one.reference.label}
             yield names | _contrast(one.contrast, one.p)
 
 
-def _claims(survey: Survey) -> Iterable[Line]:
-    for ruling in rulings(survey):
+def _claims(survey: SweepResults) -> Iterable[Line]:
+    for ruling in judge_claims(survey):
         for one in ruling.compared:
             yield {
                 "claim": ruling.claim.id,
@@ -119,14 +119,14 @@ def _printed(table: str) -> Iterable[Line]:
         }
 
 
-def _curves(survey: Survey) -> Iterable[Line]:
+def _curves(survey: SweepResults) -> Iterable[Line]:
     for evidence in survey.cells:
         for run in curve_runs(evidence):
             for epoch, error in enumerate(run.curve, 1):
                 yield {"cell": evidence.cell.label, "trial": run.key, "epoch": epoch, "val_top1_err": float(error)}
 
 
-def _dropout(survey: Survey) -> Iterable[Line]:
+def _dropout(survey: SweepResults) -> Iterable[Line]:
     for evidence in survey.cells:
         for order, tried in enumerate(evidence.tried):
             yield {

@@ -24,8 +24,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from sweeps.results.decisions import Decisions
-from sweeps.results.evidence import MANIFEST, Survey
+from sweeps.results.decisions import Predictions
+from sweeps.results.evidence import MANIFEST, SweepResults
 from sweeps.results.provenance import LOCK
 from sweeps.store.ledger import Ledger
 
@@ -34,7 +34,7 @@ FIRST_DAY: Final = (1980, 1, 1, 0, 0, 0)  # of a zip: equal contents give equal 
 LARGEST: Final = 8 << 30  # bytes that a capsule may unpack to
 
 
-def write(ledger: Ledger, survey: Survey, report: Mapping[str, bytes], path: Path) -> int:
+def write(ledger: Ledger, survey: SweepResults, report: Mapping[str, bytes], path: Path) -> int:
     """Write the capsule of a sweep whole or not at all, and return its size in bytes."""
     contents = dict(_contents(ledger, survey)) | {f"report/{name}": content for name, content in report.items()}
     manifest = _manifest(survey) | {"files": {name: _digest(content) for name, content in sorted(contents.items())}}
@@ -51,9 +51,11 @@ def write(ledger: Ledger, survey: Survey, report: Mapping[str, bytes], path: Pat
     return path.stat().st_size
 
 
-def _manifest(survey: Survey) -> dict[str, Any]:
+def _manifest(survey: SweepResults) -> dict[str, Any]:
     studies = {
-        evidence.cell.key: [([run.key for run in tried.runs], tried.value, tried.cut) for tried in evidence.tried]
+        evidence.cell.key: [
+            ([run.key for run in tried.runs], tried.value, tried.pruned_early) for tried in evidence.tried
+        ]
         for evidence in survey.cells
         if evidence.tried
     }
@@ -67,7 +69,7 @@ def _manifest(survey: Survey) -> dict[str, Any]:
     }
 
 
-def _contents(ledger: Ledger, survey: Survey) -> Iterator[tuple[str, bytes]]:
+def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes]]:
     """Yield every file that the survey was read from."""
     names = [f"plans/{survey.title}.json", f"prices/{survey.title}.json"]
     for run in survey.runs:
@@ -91,7 +93,7 @@ def _contents(ledger: Ledger, survey: Survey) -> Iterator[tuple[str, bytes]]:
         yield "requirements.lock", lock
 
 
-def decisions_table(decisions: Decisions) -> bytes:
+def decisions_table(decisions: Predictions) -> bytes:
     """Return decisions as Parquet: id, label, and the class chosen by each kind of view or vote."""
     import pyarrow as pa
     import pyarrow.parquet as pq

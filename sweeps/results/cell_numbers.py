@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from sweeps.experiment.plan import Protocol
 from sweeps.experiment.trial import Cell
 from sweeps.results import paper
-from sweeps.results.evidence import Evidence, Run, Survey
+from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import AVERAGE, PARAMETERS, TOP1, TOP1_TEN, TOP5, TOP5_TEN, TRAIN, VOTE, Printed
 from sweeps.results.statistics import (
     TOLERANCE,
@@ -68,7 +68,7 @@ def named(metric: str, table: str) -> str:
     return "single" if metric == TOP1 and table in ("1", "2", "3") else NAMES.get(metric, metric)
 
 
-class Number(NamedTuple):
+class CellNumber(NamedTuple):
     """One number of ours: `runs` are those it is made of, `values` theirs (one for a vote), errors in percent."""
 
     metric: str
@@ -88,7 +88,7 @@ class Row(NamedTuple):
 
     label: str
     printed: str
-    evidence: Evidence | None
+    evidence: CellResults | None
 
     @property
     def key(self) -> str:
@@ -96,7 +96,7 @@ class Row(NamedTuple):
         return self.evidence.cell.key if self.evidence is not None else ""
 
 
-class Group(NamedTuple):
+class ResultTable(NamedTuple):
     """The rows of one table and data set; `comparable`: trained on the very data the paper's numbers are of."""
 
     id: str
@@ -119,15 +119,15 @@ def stands_for(cell: Cell) -> str:
     return [*named, *known, ""][0]
 
 
-def groups(survey: Survey) -> list[Group]:
+def groups(survey: SweepResults) -> list[ResultTable]:
     """Return the tables of a sweep: the paper's that its cells are rows of; one a data set and family of others."""
-    members: dict[tuple[str, str, str], list[Evidence]] = {}
+    members: dict[tuple[str, str, str], list[CellResults]] = {}
     for evidence in survey.cells:
         cell = evidence.cell
         kind = stands_for(cell) if cell.table in TABLES else cell.recipe.name.partition("-")[0]
         table = cell.table if cell.table in TABLES else ""
         members.setdefault((table, kind, cell.dataset), []).append(evidence)
-    found: list[Group] = []
+    found: list[ResultTable] = []
     for (table, kind, name), cells in members.items():
         group = _group(table, kind, name, cells, survey.sweep.protocol)
         if group.id in {other.id for other in found}:
@@ -138,21 +138,21 @@ def groups(survey: Survey) -> list[Group]:
     return found
 
 
-def _group(table: str, own: str, name: str, cells: Sequence[Evidence], protocol: Protocol) -> Group:
+def _group(table: str, own: str, name: str, cells: Sequence[CellResults], protocol: Protocol) -> ResultTable:
     rows = tuple(Row(evidence.cell.label, evidence.cell.row, evidence) for evidence in cells)
     if not table:
         title = f"{SETS.get(name, name)}, {own} recipe"
-        return Group(f"cells-{_slug(name)}-{_slug(own)}", "", "", title, rows, _metrics(cells, protocol), False)
+        return ResultTable(f"cells-{_slug(name)}-{_slug(own)}", "", "", title, rows, _metrics(cells, protocol), False)
     metrics = paper.COLUMNS[table] if protocol.trainings() else _metrics(cells, protocol)
     shared = len({row.dataset for row in paper.ROWS if row.table == table}) > 1
     title = f"Table {table}, {SETS[own]}"
     # Rows of Table 1 are called "CReLU half cifar10" where a sweep has both sets: the title says which.
     plain = tuple(row._replace(label=row.label.removesuffix(f" {own}")) for row in rows)
     known = f"table-{table.lower()}" + (f"-{own}" if shared else "")
-    return Group(known, table, own, title, plain, metrics, name == own)
+    return ResultTable(known, table, own, title, plain, metrics, name == own)
 
 
-def _derived(table: str, source: Group) -> Group:
+def _derived(table: str, source: ResultTable) -> ResultTable:
     """Return Table 3 or 5 with the rows that `source`, Table 2 or 4, has of it."""
     by_row = {row.printed: row.evidence for row in source.rows}
     rows = []
@@ -161,10 +161,10 @@ def _derived(table: str, source: Group) -> Group:
         rows.append(Row(row.label, row.label, by_row.get(own)))
     known = source.id.replace(f"table-{source.table}", f"table-{table}")
     title = source.title.replace(f"Table {source.table}", f"Table {table}")
-    return Group(known, table, source.dataset, title, tuple(rows), paper.COLUMNS[table], source.comparable)
+    return ResultTable(known, table, source.dataset, title, tuple(rows), paper.COLUMNS[table], source.comparable)
 
 
-def _metrics(cells: Sequence[Evidence], protocol: Protocol) -> tuple[str, ...]:
+def _metrics(cells: Sequence[CellResults], protocol: Protocol) -> tuple[str, ...]:
     """Return the columns for cells that the paper has no table of: what their runs measured."""
     measured = {name for evidence in cells for run in evidence.tested for name in run.metrics}
     alone = [name for name in (TOP1, TOP5, TOP1_TEN, TOP5_TEN) if name in measured] or [TOP1]
@@ -180,7 +180,7 @@ def _slug(text: str) -> str:
 # Numbers ------------------------------------------------------------------------------------------------------
 
 
-def runs_of(evidence: Evidence, metric: str) -> dict[tuple[int, int], tuple[Run, float]]:
+def runs_of(evidence: CellResults, metric: str) -> dict[tuple[int, int], tuple[Run, float]]:
     """Return the runs that a metric of a cell is made of, with their values, by seed and fold."""
     if metric in (AVERAGE, VOTE):
         found, name = evidence.done("fold"), TOP1
@@ -196,26 +196,26 @@ def runs_of(evidence: Evidence, metric: str) -> dict[tuple[int, int], tuple[Run,
     return {run.pair: (run, run.metrics[name]) for run in found if name in run.metrics}
 
 
-def number(evidence: Evidence | None, metric: str) -> Number:
+def number(evidence: CellResults | None, metric: str) -> CellNumber:
     """Return the number of a cell, its mean nan where no run has it."""
     nothing = Interval(math.nan, math.nan)
     found = () if evidence is None else tuple(runs_of(evidence, metric).values())
     runs, values = tuple(run for run, _ in found), tuple(value for _, value in found)
     if evidence is not None and metric == PARAMETERS:
         made = tuple(run for run in evidence.runs if run.result)
-        return Number(metric, Average(evidence.parameters, math.nan, 1), nothing, (evidence.parameters,), made)
+        return CellNumber(metric, Average(evidence.parameters, math.nan, 1), nothing, (evidence.parameters,), made)
     if evidence is not None and metric == VOTE:
         if evidence.vote is None:
-            return Number(metric, Average(math.nan, math.nan, 0), nothing, (), ())
+            return CellNumber(metric, Average(math.nan, math.nan, 0), nothing, (), ())
         right = evidence.vote.right("mean_softmax")
         wrong = len(right) - int(right.sum())
         error = 100 * wrong / len(right)
         voters = tuple(run for run in runs if run.decisions is not None)
-        return Number(metric, Average(error, math.nan, len(voters)), wilson(wrong, len(right)), (error,), voters)
+        return CellNumber(metric, Average(error, math.nan, len(voters)), wilson(wrong, len(right)), (error,), voters)
     if not values:
-        return Number(metric, Average(math.nan, math.nan, 0), nothing, (), ())
+        return CellNumber(metric, Average(math.nan, math.nan, 0), nothing, (), ())
     average = mean_se(values)
-    return Number(metric, average, t_interval(average) if average.n > 1 else _alone(found[0]), values, runs)
+    return CellNumber(metric, average, t_interval(average) if average.n > 1 else _alone(found[0]), values, runs)
 
 
 def _alone(found: tuple[Run, float]) -> Interval:
@@ -227,7 +227,7 @@ def _alone(found: tuple[Run, float]) -> Interval:
     return wilson(round(value / 100 * n), n)
 
 
-def judged(group: Group, row: Row, metric: str, ours: Number) -> Verdict | None:
+def verdict_for(group: ResultTable, row: Row, metric: str, ours: CellNumber) -> Verdict | None:
     """Return the verdict on a number; None where the paper prints none, or printed it of other data."""
     theirs = group.paper(row, metric)
     if theirs is None or row.evidence is None or not group.comparable:
@@ -243,7 +243,7 @@ def judged(group: Group, row: Row, metric: str, ours: Number) -> Verdict | None:
     return Verdict(found.difference, theirs.rounding, "reproduced" if fits else "differs")
 
 
-def order_kept(group: Group, metric: str) -> Order | None:
+def order_kept(group: ResultTable, metric: str) -> Order | None:
     """Count the pairs of rows in the paper's order, None where fewer than two rows have both numbers."""
     pairs = []
     for row in group.rows:
@@ -253,7 +253,7 @@ def order_kept(group: Group, metric: str) -> Order | None:
     return order(*zip(*pairs, strict=True)) if len(pairs) > 1 else None
 
 
-def verdicts(found: Sequence[Group]) -> Mapping[str, int]:
+def verdicts(found: Sequence[ResultTable]) -> Mapping[str, int]:
     """Count the verdicts on errors, over the tables that are the cells' own and not derived from those."""
     counts = {"reproduced": 0, "differs": 0, "not run": 0}
     for group in found:
@@ -261,7 +261,7 @@ def verdicts(found: Sequence[Group]) -> Mapping[str, int]:
             continue
         for row in group.rows:
             for metric in group.metrics:
-                word = judged(group, row, metric, number(row.evidence, metric))
+                word = verdict_for(group, row, metric, number(row.evidence, metric))
                 if word is not None and metric != PARAMETERS:
                     counts[word.word] += 1
     return counts

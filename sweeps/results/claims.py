@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple
 from sweeps.results import paper
 from sweeps.results.cell_numbers import TABLES, stands_for
 from sweeps.results.contrasts import Contrast, contrast, more_seeds
-from sweeps.results.evidence import Evidence, Run, Survey
+from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import AVERAGE, CLAIMS, FOLDS, Claim, Comparison
 from sweeps.results.statistics import Average, Decision, Difference, decide, decide_all, holm, welch
 
@@ -40,7 +40,7 @@ class Compared(NamedTuple):
     seeds: int | None
 
 
-class Ruling(NamedTuple):
+class ClaimResult(NamedTuple):
     """A claim as our runs have it, and as the paper's own numbers do; `withheld` says why there is no decision."""
 
     claim: Claim
@@ -75,7 +75,7 @@ class Ruling(NamedTuple):
         return tuple({run.key: run for one in self.compared for run in one.contrast.runs}.values())
 
 
-def rulings(survey: Survey) -> list[Ruling]:
+def judge_claims(survey: SweepResults) -> list[ClaimResult]:
     """Decide every claim that this sweep has a network of, in the paper's order."""
     cells = {
         (stands_for(evidence.cell), evidence.cell.row): evidence
@@ -89,7 +89,7 @@ def rulings(survey: Survey) -> list[Ruling]:
     return [ruling for claim in claims for ruling in found if ruling.claim is claim]
 
 
-def _touched(claim: Claim, cells: Mapping[tuple[str, str], Evidence]) -> bool:
+def _touched(claim: Claim, cells: Mapping[tuple[str, str], CellResults]) -> bool:
     """Tell whether the sweep has the network that a claim's comparisons are about."""
     return any(_network(claim, one, one.row) in cells for one in claim.comparisons)
 
@@ -111,7 +111,7 @@ def _metrics(claim: Claim, comparison: Comparison, rival: str) -> tuple[str, str
     return comparison.metric, comparison.against_metric or comparison.metric
 
 
-def _decided(claims: Sequence[Claim], cells: Mapping[tuple[str, str], Evidence]) -> list[Ruling]:
+def _decided(claims: Sequence[Claim], cells: Mapping[tuple[str, str], CellResults]) -> list[ClaimResult]:
     """Decide the claims of one table together."""
     asked: list[tuple[Claim, Comparison, str, Contrast]] = []
     for claim in claims:
@@ -130,7 +130,7 @@ def _decided(claims: Sequence[Claim], cells: Mapping[tuple[str, str], Evidence])
     return [_ruling(claim, by_claim[claim.id], cells) for claim in claims]
 
 
-def _ruling(claim: Claim, compared: Sequence[Compared], cells: Mapping[tuple[str, str], Evidence]) -> Ruling:
+def _ruling(claim: Claim, compared: Sequence[Compared], cells: Mapping[tuple[str, str], CellResults]) -> ClaimResult:
     named = {_network(claim, one.comparison, row) for one in compared for row in (one.comparison.row, one.rival)}
     used = {name: cells[name] for name in named if name in cells}
     strangers = [evidence for (dataset, _), evidence in used.items() if evidence.cell.dataset != dataset]
@@ -138,7 +138,7 @@ def _ruling(claim: Claim, compared: Sequence[Compared], cells: Mapping[tuple[str
     if strangers:
         withheld = "embedded pictures" if strangers[0].synthetic else "other data than the paper's"
     decision = "not run" if withheld else decide_all(one.decision for one in compared)
-    return Ruling(claim, decision, tuple(compared), withheld, in_print(claim))
+    return ClaimResult(claim, decision, tuple(compared), withheld, in_print(claim))
 
 
 # The paper's own numbers --------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from sweeps.results.cell_numbers import Group, Row, number, runs_of
-from sweeps.results.decisions import Decisions
-from sweeps.results.evidence import Evidence, Run
+from sweeps.results.cell_numbers import ResultTable, Row, number, runs_of
+from sweeps.results.decisions import Predictions
+from sweeps.results.evidence import CellResults, Run
 from sweeps.results.paper import PARAMETERS, TOP1, TOP1_TEN, TRAIN, VOTE
 from sweeps.results.statistics import Interval, McNemar, holm, mcnemar_exact, paired, seeds_needed
 
@@ -50,7 +50,7 @@ class Contrast(NamedTuple):
 
 
 def contrast(
-    row: Evidence | None, rival: Evidence | None, metric: str, rival_metric: str = "", scale: float = 1.0
+    row: CellResults | None, rival: CellResults | None, metric: str, rival_metric: str = "", scale: float = 1.0
 ) -> Contrast:
     """Compare a metric of two cells, or two metrics of one cell; `scale` multiplies the rival's."""
     against = rival_metric or metric
@@ -93,14 +93,14 @@ def _paired(
     )
 
 
-def _counts(row: Evidence, rival: Evidence, scale: float) -> Contrast:
+def _counts(row: CellResults, rival: CellResults, scale: float) -> Contrast:
     difference = row.parameters - scale * rival.parameters
     runs = tuple(run for evidence in (row, rival) for run in evidence.runs if run.result)
     exact = Interval(difference, difference)
     return Contrast(PARAMETERS, difference, "exact", exact, n=1, runs=runs)
 
 
-def _votes(row: Evidence, rival: Evidence) -> Contrast:
+def _votes(row: CellResults, rival: CellResults) -> Contrast:
     seen = _mcnemar(row.vote, rival.vote, VIEWS[VOTE])
     if seen is None:
         return Contrast(VOTE, math.nan, "not run")
@@ -108,14 +108,14 @@ def _votes(row: Evidence, rival: Evidence) -> Contrast:
     return Contrast(VOTE, seen.difference, "pictures", seen.interval, p=seen.p, n=1, pictures=seen, runs=runs)
 
 
-def _mcnemar(a: Decisions | None, b: Decisions | None, kind: str) -> McNemar | None:
+def _mcnemar(a: Predictions | None, b: Predictions | None, kind: str) -> McNemar | None:
     """Compare two networks on the same pictures; None where they did not see the same ones."""
     if a is None or b is None or kind not in a.chosen or kind not in b.chosen or not np.array_equal(a.ids, b.ids):
         return None
     return mcnemar_exact(a.right(kind), b.right(kind))
 
 
-def seed_hours(evidence: Evidence, metric: str) -> dict[str, float]:
+def seed_hours(evidence: CellResults, metric: str) -> dict[str, float]:
     """Return the hours of one more value of a metric, as its trainings have taken, under its cell and phase."""
     found = [run for run, _ in runs_of(evidence, metric).values()]
     if not found:
@@ -150,7 +150,7 @@ class Effect(NamedTuple):
     p: float
 
 
-def effects(group: Group) -> list[Effect]:
+def effects(group: ResultTable) -> list[Effect]:
     """Compare every row of a table that has runs with the first one, in each error it has."""
     rows = [row for row in group.rows if row.evidence is not None and row.evidence.tested]
     found: list[tuple[Row, Contrast]] = []

@@ -17,7 +17,7 @@ VIEWS: Final = ("centre", "ten_softmax")
 Ints = NDArray[np.int64]
 
 
-class Decisions(NamedTuple):
+class Predictions(NamedTuple):
     """Hold the class (n,) that networks give each test picture, by kind of view or of vote, in order of `ids`."""
 
     ids: Ints
@@ -38,13 +38,13 @@ class Scores(NamedTuple):
     labels: Ints
     views: Mapping[str, NDArray[np.floating[Any]]]
 
-    def decide(self) -> Decisions:
+    def decide(self) -> Predictions:
         """Return what they decide: the class of the highest score, of equal ones the first."""
         chosen = {view: x.argmax(axis=1).astype(np.int64) for view, x in self.views.items()}
-        return Decisions(self.ids, self.labels, self.views["centre"].shape[1], chosen)
+        return Predictions(self.ids, self.labels, self.views["centre"].shape[1], chosen)
 
 
-def read_decisions(ledger: Ledger, folder: str) -> Decisions | None:
+def read_decisions(ledger: Ledger, folder: str) -> Predictions | None:
     """Return the decisions kept in `folder`, else those that its table of scores amounts to, else None."""
     table = _table(ledger, f"{folder}/decisions.parquet", ())
     if table is None:
@@ -53,7 +53,7 @@ def read_decisions(ledger: Ledger, folder: str) -> Decisions | None:
     classes = int((table.schema.metadata or {})[b"classes"])
     kinds = [name for name in table.column_names if name not in ("id", "label")]
     chosen = {name: _column(table, name) for name in kinds}
-    return Decisions(_column(table, "id"), _column(table, "label"), classes, chosen)
+    return Predictions(_column(table, "id"), _column(table, "label"), classes, chosen)
 
 
 def read_scores(ledger: Ledger, folder: str) -> Scores | None:
@@ -69,7 +69,9 @@ def read_scores(ledger: Ledger, folder: str) -> Scores | None:
     return Scores(ids[order], labels[order], {view: x[order] for view, x in views.items()})
 
 
-def read_vote(ledger: Ledger, folder: str, members: Sequence[str]) -> tuple[list[Decisions | None], Decisions | None]:
+def read_vote(
+    ledger: Ledger, folder: str, members: Sequence[str]
+) -> tuple[list[Predictions | None], Predictions | None]:
     """Return what the networks whose tables lie in `members` decide, each alone, and together by method of voting.
 
     A vote that is kept in `folder` is taken from there. There is none of fewer than two networks, or where two did not
@@ -85,7 +87,7 @@ def read_vote(ledger: Ledger, folder: str, members: Sequence[str]) -> tuple[list
         return alone, None
     x = np.stack([scores.views["centre"] for scores in voters])
     chosen = {str(method): classes.astype(np.int64) for method, classes in votes(x).items()}
-    return alone, Decisions(voters[0].ids, voters[0].labels, x.shape[2], chosen)
+    return alone, Predictions(voters[0].ids, voters[0].labels, x.shape[2], chosen)
 
 
 def _table(ledger: Ledger, name: str, views: Sequence[str]) -> Any:

@@ -9,8 +9,8 @@ from crelu_models.spec import Conv, Drop, Linear, Net
 from crelu_models.tables import PAPER
 from data.datasets import DataSet, dataset
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
-from sweeps.results.cell_numbers import SETS, Group
-from sweeps.results.evidence import Evidence
+from sweeps.results.cell_numbers import SETS, ResultTable
+from sweeps.results.evidence import CellResults
 
 # What the paper trains in each row of its tables, and by which recipe.
 # fmt: off
@@ -62,7 +62,7 @@ class Deviation(NamedTuple):
     rows: tuple[str, ...]
 
 
-def deviations(group: Group) -> list[Deviation]:
+def deviations(group: ResultTable) -> list[Deviation]:
     """Return what the rows of one of the paper's tables did otherwise, each thing once with the rows it is true of."""
     found: dict[tuple[str, str, str], list[str]] = {}
     rows = [row for row in group.rows if row.evidence is not None and any(run.result for run in row.evidence.runs)]
@@ -73,7 +73,7 @@ def deviations(group: Group) -> list[Deviation]:
     return [Deviation(*what, () if len(labels) == len(rows) else tuple(labels)) for what, labels in found.items()]
 
 
-def _of(evidence: Evidence, group: Group) -> Iterator[tuple[str, str, str]]:
+def _of(evidence: CellResults, group: ResultTable) -> Iterator[tuple[str, str, str]]:
     cell = evidence.cell
     if (cell.table, cell.row) not in CELLS:
         return
@@ -89,7 +89,7 @@ def _of(evidence: Evidence, group: Group) -> Iterator[tuple[str, str, str]]:
         yield "dropout", printed, here
 
 
-def _data(evidence: Evidence, group: Group) -> Iterator[tuple[str, str, str]]:
+def _data(evidence: CellResults, group: ResultTable) -> Iterator[tuple[str, str, str]]:
     """Yield what is other about the pictures: which, how many, how large, how many were kept from training."""
     cell = evidence.cell
     if cell.dataset != group.dataset:

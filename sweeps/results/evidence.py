@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.datasets import beton_path, data_dir, dataset, read_sidecar
-from sweeps.experiment.plan import Standing, Sweep, given_up, plan, sweep_from_json, unknown
+from sweeps.experiment.plan import Sweep, TrialStatus, has_failed, plan, sweep_from_json, unknown_name
 from sweeps.experiment.search import study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
-from sweeps.results.decisions import Decisions, read_decisions, read_vote
+from sweeps.results.decisions import Predictions, read_decisions, read_vote
 from sweeps.results.provenance import provenance
 from sweeps.store.ledger import Json, Ledger
 
@@ -40,7 +40,7 @@ class Run(NamedTuple):
     result: Json | None
     metrics: Mapping[str, float]
     curve: Floats
-    decisions: Decisions | None
+    decisions: Predictions | None
     mlflow: str
     analyses: Mapping[str, Json]
 
@@ -55,7 +55,7 @@ class Run(NamedTuple):
         return self.trial.seed, self.trial.fold
 
 
-class Tried(NamedTuple):
+class SearchPoint(NamedTuple):
     """One suggestion of a dropout study: its runs (one, or one a fold) and its value.
 
     The value is nan where a run failed, None while unknown; `cut` where the rest of its folds were left out.
@@ -63,7 +63,7 @@ class Tried(NamedTuple):
 
     runs: tuple[Run, ...]
     value: float | None
-    cut: bool = False
+    pruned_early: bool = False
 
     @property
     def run(self) -> Run:
@@ -74,23 +74,23 @@ class Tried(NamedTuple):
     def whole(self) -> bool:
         """Return whether it trained to its end: neither pruned nor diverged nor failed."""
         finished = (run.result is not None and run.result["status"] == "finished" for run in self.runs)
-        return not self.cut and self.value is not None and all(finished)
+        return not self.pruned_early and self.value is not None and all(finished)
 
     @property
     def pruned(self) -> bool:
         """Return whether it was given up before its last epoch, or its last fold."""
         given_up = any(run.result is not None and run.result["status"] == "pruned" for run in self.runs)
-        return given_up or (self.cut and self.value is not None and math.isfinite(self.value))
+        return given_up or (self.pruned_early and self.value is not None and math.isfinite(self.value))
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CellResults:
     """The runs of one cell by phase, the study that chose its dropout, and what its folds' networks vote."""
 
     cell: Cell
     runs: tuple[Run, ...]
-    tried: tuple[Tried, ...]
-    vote: Decisions | None
+    tried: tuple[SearchPoint, ...]
+    vote: Predictions | None
 
     def done(self, *phases: str) -> tuple[Run, ...]:
         """Return the runs of these phases that have a result, search trials left out."""
@@ -103,10 +103,12 @@ class Evidence:
         return tuple(run for run in self.runs if run.result and PHASES[run.trial.phase].test)
 
     @property
-    def winner(self) -> Tried | None:
+    def winner(self) -> SearchPoint | None:
         """Return the suggestion of least hold-out error, the earlier of two."""
         known = [tried for tried in self.tried if tried.value is not None and math.isfinite(tried.value)]
-        return min((tried for tried in known if not tried.cut), key=lambda tried: tried.value or 0.0, default=None)
+        return min(
+            (tried for tried in known if not tried.pruned_early), key=lambda tried: tried.value or 0.0, default=None
+        )
 
     @property
     def classes(self) -> int | None:
@@ -131,7 +133,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Survey:
+class SweepResults:
     """All that is known of one sweep: `attempts` are failed tries by trial key, `record` is the provenance.
 
     `hourly` is what an hour of a trial costs, 0 where nobody said.
@@ -140,7 +142,7 @@ class Survey:
     title: str
     sweep: Sweep
     question: str
-    cells: tuple[Evidence, ...]
+    cells: tuple[CellResults, ...]
     attempts: Mapping[str, Sequence[Json]]
     record: Json
     hourly: float = 0.0
@@ -155,13 +157,13 @@ def titles(ledger: Ledger, name: str | None = None) -> list[str]:
     """Return the sweeps that have been declared, or the one called `name`; ValueError where there is none."""
     found = [plan.removesuffix(".json") for plan in ledger.names("plans")]
     if name is not None and name not in found:
-        raise ValueError(unknown("sweep", name, found or ["none"], f"the ledger {ledger.root}"))
+        raise ValueError(unknown_name("sweep", name, found or ["none"], f"the ledger {ledger.root}"))
     if not found:
         raise ValueError(f"no sweep has run in {ledger.root}; run one, or say where by --output")
     return found if name is None else [name]
 
 
-def survey(ledger: Ledger, title: str) -> Survey:
+def survey(ledger: Ledger, title: str) -> SweepResults:
     """Read all that the ledger, or a capsule's files, say of a sweep.
 
     ValueError for a sweep that is not there, and for a cell whose dropout was chosen on the test pictures.
@@ -176,37 +178,37 @@ def survey(ledger: Ledger, title: str) -> Survey:
     record = provenance() if frozen is None else dict(frozen["record"])
     price = ledger.read_json(f"prices/{title}.json") or {}
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
-    return Survey(title, sweep, question, cells, attempts, record, hourly)
+    return SweepResults(title, sweep, question, cells, attempts, record, hourly)
 
 
-def _stand(ledger: Ledger, sweep: Sweep) -> tuple[Sequence[Standing], dict[str, list[Point]]]:
+def _stand(ledger: Ledger, sweep: Sweep) -> tuple[Sequence[TrialStatus], dict[str, list[Point]]]:
     """Return the standings of a sweep's trials, and by cell key what its study has asked for, in order."""
     found = plan(sweep, ledger, {name: _fingerprint(name) for name in sweep.datasets})
     studies: dict[str, list[Point]] = {}
     if sweep.protocol.search is not None:
-        results = {s.trial.key: s.result for s in found.standings if s.result is not None}
-        failed = {key for key, tries in ledger.failed().items() if given_up(tries)}
+        results = {s.trial.key: s.result for s in found.statuses if s.result is not None}
+        failed = {key for key, tries in ledger.failed().items() if has_failed(tries)}
         for cell in sweep.cells:
             asked = study(sweep.protocol.search, cell, results, failed).asked
-            studies[cell.key] = [(tuple(trial.key for trial in one.trials), one.value, one.cut) for one in asked]
-    return found.standings, studies
+            studies[cell.key] = [(tuple(trial.key for trial in one.trials), one.value, one.pruned) for one in asked]
+    return found.statuses, studies
 
 
-def _thaw(ledger: Ledger, frozen: Json) -> tuple[list[Standing], dict[str, list[Point]]]:
+def _thaw(ledger: Ledger, frozen: Json) -> tuple[list[TrialStatus], dict[str, list[Point]]]:
     """Return the same from a capsule, where nothing is planned anew; ValueError for a key that is none."""
     standings = []
     for key, state, why in frozen["standings"]:
         if not re.fullmatch("[0-9a-f]{20}", key):
             raise ValueError(f"a capsule of a trial {key[:40]!r}, which is no trial's key")
         trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
-        standings.append(Standing(trial, state, ledger.result(key), why))
+        standings.append(TrialStatus(trial, state, ledger.result(key), why))
     studies = {
         cell: [(tuple(keys), value, cut) for keys, value, cut in asked] for cell, asked in frozen["studies"].items()
     }
     return standings, studies
 
 
-def _run(ledger: Ledger, standing: Standing) -> Run:
+def _run(ledger: Ledger, standing: TrialStatus) -> Run:
     trial, result = standing.trial, standing.result
     note = ledger.read_json(f"tracked/{trial.key}.json") or {}
     if result is None:
@@ -239,9 +241,9 @@ def _curve(ledger: Ledger, trial: Trial, result: Json) -> Floats:
     return np.asarray([row["val/top1_err"] for row in rows if "val/top1_err" in row], np.float64)
 
 
-def _evidence(ledger: Ledger, sweep: Sweep, cell: Cell, runs: Mapping[str, Run], asked: Iterable[Point]) -> Evidence:
+def _evidence(ledger: Ledger, sweep: Sweep, cell: Cell, runs: Mapping[str, Run], asked: Iterable[Point]) -> CellResults:
     own = tuple(run for run in runs.values() if run.trial.cell.key == cell.key)
-    tried = tuple(Tried(tuple(runs[key] for key in keys), value, cut) for keys, value, cut in asked)
+    tried = tuple(SearchPoint(tuple(runs[key] for key in keys), value, cut) for keys, value, cut in asked)
     for run in [run for one in tried for run in one.runs]:
         if _tested(run):
             raise ValueError(
@@ -251,7 +253,7 @@ def _evidence(ledger: Ledger, sweep: Sweep, cell: Cell, runs: Mapping[str, Run],
     folds = [run for run in own if run.trial.phase == "fold" and run.result]
     alone, together = read_vote(ledger, f"votes/{cell.key}", [f"trials/{run.key}/tables" for run in folds])
     read = {run.key: run._replace(decisions=decisions) for run, decisions in zip(folds, alone, strict=True)}
-    return Evidence(cell, tuple(read.get(run.key, run) for run in own), tried, together)
+    return CellResults(cell, tuple(read.get(run.key, run) for run in own), tried, together)
 
 
 def _tested(run: Run) -> bool:

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from sweeps.experiment.search import Search, budget, space
-from sweeps.results.cell_numbers import Group, Number
-from sweeps.results.evidence import Evidence, Floats, Run
+from sweeps.results.cell_numbers import CellNumber, ResultTable
+from sweeps.results.evidence import CellResults, Floats, Run
 from sweeps.results.paper import PARAMETERS, VOTE
 
 ENOUGH: Final = 5  # finished trials from which a chosen dropout is taken as chosen
@@ -37,7 +37,7 @@ MARKS: Final = {
 }
 
 
-def marks(group: Group, evidence: Evidence | None, ours: Number, search: Search | None) -> tuple[str, ...]:
+def marks(group: ResultTable, evidence: CellResults | None, ours: CellNumber, search: Search | None) -> tuple[str, ...]:
     """Return the marks of one number: some are of its own runs, some of all that its cell did."""
     if evidence is None or not ours.there:
         return ()
@@ -57,19 +57,19 @@ def marks(group: Group, evidence: Evidence | None, ours: Number, search: Search 
     return (*(mark for mark, there in found.items() if there), *_data_marks(group, evidence))
 
 
-def _data_marks(group: Group, evidence: Evidence) -> tuple[str, ...]:
+def _data_marks(group: ResultTable, evidence: CellResults) -> tuple[str, ...]:
     if not group.table or group.comparable:
         return ()
     return ("s",) if evidence.synthetic else ("o",)
 
 
-def under_trained(evidence: Evidence) -> bool:
+def under_trained(evidence: CellResults) -> bool:
     """Tell whether most of a cell's curves still fall; for Single they are those of its first phase."""
     curves = [run.curve for run in curve_runs(evidence)]
     return bool(curves) and 2 * sum(map(still_falling, curves)) > len(curves)
 
 
-def curve_runs(evidence: Evidence) -> tuple[Run, ...]:
+def curve_runs(evidence: CellResults) -> tuple[Run, ...]:
     """Return the runs whose held-out curves stand for a cell: those of its tested networks, else first phases."""
     tested = tuple(run for run in evidence.done("ablation", "fold") if len(run.curve))
     if tested:
@@ -92,7 +92,7 @@ def still_falling(curve: Floats) -> bool:
     return slope < 0 and -slope > 2 * se and -slope * (len(tail) - 1) >= FALL
 
 
-def at_edge(evidence: Evidence, search: Search) -> bool:
+def at_edge(evidence: CellResults, search: Search) -> bool:
     """Tell whether the chosen dropout lies where its range ends; that no rate is below 0 is no end of a range."""
     winner = evidence.winner
     if winner is None:
@@ -104,7 +104,7 @@ def at_edge(evidence: Evidence, search: Search) -> bool:
     )
 
 
-def few_trials(evidence: Evidence, search: Search) -> bool:
+def few_trials(evidence: CellResults, search: Search) -> bool:
     """Tell whether too few trials finished to choose by, unless they are all there are on the grid."""
     if not evidence.tried:
         return False

@@ -203,7 +203,7 @@ class Ledger:
             self.delete(f"{folder}/{key}")
 
 
-def attempt(error: BaseException, final: bool) -> Json:
+def failed_attempt(error: BaseException, final: bool) -> Json:
     """Return the record of a failed try; a final one is not tried again unless someone asks."""
     lines = "".join(traceback.format_exception(error))
     host = os.uname().nodename

@@ -17,7 +17,7 @@ from typing import Any
 
 from data.datasets import stem
 from sweeps.experiment.metrics import averages, flags_of
-from sweeps.experiment.plan import Sweep, given_up
+from sweeps.experiment.plan import Sweep, has_failed
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.ledger import Json, Ledger
@@ -38,7 +38,7 @@ class Store:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-class Projection:
+class MlflowRuns:
     """The runs of one sweep in one MLflow experiment; every call may raise what MLflow raises."""
 
     def __init__(self, store: Store, ledger: Ledger, sweep: Sweep) -> None:
@@ -96,7 +96,7 @@ class Projection:
         """Return the run of a trial key, if there is one."""
         return self.runs.get(key)
 
-    def project_trial(self, trial: Trial, state: str) -> bool:
+    def sync_trial(self, trial: Trial, state: str) -> bool:
         """Bring the run of `trial` to the ledger's word and return whether that is a result; without, it is `state`."""
         key, result = trial.key, self.ledger.result(trial.key)
         history = self._history(key, result)
@@ -116,7 +116,7 @@ class Projection:
             self._finish(trial, run, result)
             return True
         tries = self.ledger.attempts(key)
-        if given_up(tries):
+        if has_failed(tries):
             self.client.set_tag(run, "error", str(tries[-1].get("error", ""))[:4000])
             state = "FAILED"
         self._status(run, state)
@@ -222,7 +222,7 @@ class Projection:
                 self.client.update_run(run, state)
             self.states[run] = state
 
-    def project_cell(self, cell: Cell, trials: Iterable[Trial], over: bool) -> None:
+    def sync_cell(self, cell: Cell, trials: Iterable[Trial], over: bool) -> None:
         """Bring the parent run of `cell` to the averages of its tested trials."""
         run = self.runs.get(f"cell:{cell.key}") or self._create_parent(cell)
         phases = {trial.key: trial.phase for trial in trials}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.mlflow_runs import Projection, Store
+from sweeps.tracking.mlflow_runs import MlflowRuns, Store
 
 
 class Tracker:
@@ -34,12 +34,12 @@ class Tracker:
         self.thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self.thread.start()
 
-    def know(self, trials: Iterable[Trial]) -> None:
+    def register(self, trials: Iterable[Trial]) -> None:
         """Note the trials of the plan, whose results the cells' averages are made of."""
         with self.lock:
             self.trials |= {trial.key: trial for trial in trials}
 
-    def mark(self, trial: Trial, state: str = "RUNNING") -> None:
+    def enqueue(self, trial: Trial, state: str = "RUNNING") -> None:
         """Note that `trial` moved; without a result its run takes `state`."""
         with self.lock:
             self.trials[trial.key] = trial
@@ -60,7 +60,7 @@ class Tracker:
             return len(self.marked)
 
     def _work(self) -> None:
-        projection: Projection | None = None
+        projection: MlflowRuns | None = None
         failed = 0
         while True:
             with self.lock:
@@ -69,7 +69,7 @@ class Tracker:
                 if self.closing and not self.marked and not self.cells:
                     return
             try:
-                projection = projection or Projection(self.store, self.ledger, self.sweep)
+                projection = projection or MlflowRuns(self.store, self.ledger, self.sweep)
                 began = time.thread_time()
                 self._round(projection)
                 self._back()
@@ -86,12 +86,12 @@ class Tracker:
                 while not self.closing and (left := ends - time.monotonic()) > 0:
                     self.lock.wait(left)
 
-    def _round(self, projection: Projection) -> None:
+    def _round(self, projection: MlflowRuns) -> None:
         """Bring each trial that is marked now to its run, once: one that moves all the time keeps no other waiting."""
         with self.lock:
             marks = list(self.marked.items())
         for key, mark in marks:
-            done = projection.project_trial(mark[0], mark[1])
+            done = projection.sync_trial(mark[0], mark[1])
             with self.lock:
                 if done:  # epochs change nothing of a cell's averages
                     self.cells[mark[0].cell.key] = mark[0].cell
@@ -102,7 +102,7 @@ class Tracker:
         for cell in cells:
             own = [trial for trial in list(self.trials.values()) if trial.cell.key == cell.key]
             results = self.ledger.results(trial.key for trial in own)
-            projection.project_cell(cell, own, over=len(results) == len(own))
+            projection.sync_cell(cell, own, over=len(results) == len(own))
             with self.lock:
                 self.cells.pop(cell.key, None)
         self.runs = dict(projection.runs)

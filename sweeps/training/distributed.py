@@ -31,7 +31,7 @@ class Ranks:
     size: int = 1
 
     @property
-    def lead(self) -> bool:
+    def is_rank0(self) -> bool:
         """Return whether this is the rank that reads, writes and decides."""
         return self.rank == 0
 
@@ -39,7 +39,7 @@ class Ranks:
         """Return this rank's rows of a batch of `count` pictures: as many as any other's, or one more."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def own(self, indices: Indices, batch: int) -> Indices:
+    def own_rows(self, indices: Indices, batch: int) -> Indices:
         """Return this rank's rows of each batch of `indices`, in order."""
         starts = range(0, len(indices), batch)
         return np.concatenate([indices[start : start + batch][self.rows(len(indices[start : start + batch]))]
@@ -52,23 +52,23 @@ class Ranks:
 
     # Called by all ranks -----------------------------------------------------------------------------------------
 
-    def first(self, function: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, function: Callable[[], T]) -> T:
         """Return on every rank what `function` returns on rank 0, which alone calls it."""
         if self.size == 1:
             return function()
-        found: list[Any] = [function() if self.lead else None]
+        found: list[Any] = [function() if self.is_rank0 else None]
         distributed.broadcast_object_list(found, src=0, device=torch.device("cpu"))
         return cast(T, found[0])
 
-    def flags(self, function: Callable[[], tuple[bool, ...]], count: int) -> tuple[bool, ...]:
+    def broadcast_flags(self, function: Callable[[], tuple[bool, ...]], count: int) -> tuple[bool, ...]:
         """Do what `first` does for `count` booleans, cheaply enough for every step."""
         if self.size == 1:
             return function()
-        found = torch.tensor(function() if self.lead else (False,) * count)
+        found = torch.tensor(function() if self.is_rank0 else (False,) * count)
         distributed.broadcast(found, src=0)
         return tuple(found.tolist())
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of all ranks' `tensor`, which stays as it is."""
         if self.size == 1:
             return tensor
@@ -76,11 +76,11 @@ class Ranks:
         distributed.all_reduce(found)
         return found
 
-    def every(self, value: bool) -> bool:
+    def all_true(self, value: bool) -> bool:
         """Return whether `value` is true on all ranks."""
-        return int(self.total(torch.tensor(int(value)))) == self.size
+        return int(self.all_reduce_sum(torch.tensor(int(value)))) == self.size
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Return every rank's `value`, by rank."""
         if self.size == 1:
             return [value]
@@ -103,19 +103,19 @@ class Ranks:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def join(self, model: nn.Sequential) -> nn.Sequential:
+    def convert_batchnorm(self, model: nn.Sequential) -> nn.Sequential:
         """Return `model` with each batch norm measuring the whole batch; its state keeps its names."""
         if self.size > 1:
             for name, part in model.named_children():
                 if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-                    setattr(model, name, WholeBatchNorm(part))
+                    setattr(model, name, SyncBatchNorm(part))
         return model
 
 
 ALONE = Ranks()
 
 
-class WholeBatchNorm(nn.Module):
+class SyncBatchNorm(nn.Module):
     """Batch norm over the rows of all ranks, on any device (torch's own SyncBatchNorm is for GPUs alone)."""
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
@@ -132,7 +132,7 @@ class WholeBatchNorm(nn.Module):
         if not self.training:
             return functional.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
         y: Tensor
-        y, whole_mean, whole_variance, count = _WholeBatchNorm.apply(x, self.weight, self.bias, self.eps)
+        y, whole_mean, whole_variance, count = _SyncBatchNormFunction.apply(x, self.weight, self.bias, self.eps)
         momentum = cast(float, self.momentum)
         with torch.no_grad():
             mean.lerp_(whole_mean, momentum)
@@ -141,7 +141,7 @@ class WholeBatchNorm(nn.Module):
         return y
 
 
-class _WholeBatchNorm(torch.autograd.Function):
+class _SyncBatchNormFunction(torch.autograd.Function):
     """Normalise by statistics of all ranks; the gradient of the input takes the sums over all ranks too."""
 
     @staticmethod

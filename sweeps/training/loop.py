@@ -15,7 +15,7 @@ from sweeps.training.evaluate import Errors, autocast, errors, misses
 from sweeps.training.optim import Optimiser
 
 # Steps between two looks at whether the loss is still a number: each look waits for the device.
-LOOK = 100
+FINITE_CHECK_STEPS = 100
 
 
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
@@ -37,24 +37,24 @@ class Learner:
         """Begin at epoch 0, step 0 of `steps` an epoch; `model` is already initialised and on its device."""
         self.model, self.recipe, self.seed, self.steps, self.precision = model, recipe, seed, steps, precision
         self.ranks = ranks
-        self.parts = 1
-        self.epoch = self.step = 0
+        self.micro_batches = 1
+        self.epoch = self.step_count = 0
         self.device = next(model.parameters()).device
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         # Scores and labels whose errors are counted together: for a hundred steps that costs as much as for one.
         self.uncounted: list[tuple[Tensor, Tensor]] = []
         self.optimiser = Optimiser(recipe, list(model.parameters()))
 
-    def advance(self, images: Tensor, labels: Tensor) -> None:
+    def step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step on this rank's rows of float pictures (n, 3, h, w) and on labels (n,), in micro-batches."""
         recipe, batch, rows = self.recipe, len(labels), self.ranks.rows(len(labels))
         labels = labels[rows]
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        size = -(-len(images) // self.parts)
+        size = -(-len(images) // self.micro_batches)
         for start in range(0, len(images), size):
             part, target = images[start : start + size], labels[start : start + size]
-            seed_dropout(self.model, self.seed, self.epoch, self.step, rows.start + start, batch)
+            seed_dropout(self.model, self.seed, self.epoch, self.step_count, rows.start + start, batch)
             with autocast(self.precision, self.device):
                 scores = self.model(part)
             loss = functional.cross_entropy(scores.float(), target, reduction="sum")
@@ -65,12 +65,12 @@ class Learner:
         self.ranks.sum_gradients(self.model)
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
-        self.optimiser.step(recipe.learning_rate(self.epoch, self.step, self.steps), recipe.decay(self.epoch))
-        self.step += 1
-        if self.step % LOOK == 0:
-            self.look()
+        self.optimiser.step(recipe.learning_rate(self.epoch, self.step_count, self.steps), recipe.decay(self.epoch))
+        self.step_count += 1
+        if self.step_count % FINITE_CHECK_STEPS == 0:
+            self.check_finite()
 
-    def look(self) -> None:
+    def check_finite(self) -> None:
         """Raise Diverged where the loss of this epoch is no number."""
         self._finite(self._total())
 
@@ -80,7 +80,7 @@ class Learner:
             scores, labels = (torch.cat(each) for each in zip(*self.uncounted, strict=True))
             self.sums[1:3] += misses(scores, labels)
             self.uncounted.clear()
-        return self.ranks.total(self.sums)
+        return self.ranks.all_reduce_sum(self.sums)
 
     def _finite(self, sums: Tensor) -> Tensor:
         if not torch.isfinite(sums[0]):
@@ -92,7 +92,7 @@ class Learner:
         sums = self._finite(self._total())
         average = errors(sums[:3], int(sums[3].item()))
         self.sums.zero_()
-        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch, self.step_count = self.epoch + 1, 0
         return average
 
     def tensors(self) -> dict[str, Tensor]:
@@ -112,9 +112,9 @@ class Learner:
         self.optimiser.restore(
             {name.removeprefix("optimiser/"): value for name, value in tensors.items() if name.startswith("optimiser/")}
         )
-        self.sums.copy_(tensors["sums"] if self.ranks.lead else torch.zeros(4))
+        self.sums.copy_(tensors["sums"] if self.ranks.is_rank0 else torch.zeros(4))
         self.uncounted.clear()
-        self.epoch, self.step = epoch, step
+        self.epoch, self.step_count = epoch, step
 
 
 def train(learner: Learner, batches: Batches) -> Iterator[Errors | None]:
@@ -124,7 +124,7 @@ def train(learner: Learner, batches: Batches) -> Iterator[Errors | None]:
     caller may evaluate, save `learner.tensors()`, or leave for good. Raises Diverged.
     """
     while learner.epoch < learner.recipe.epochs:
-        for images, labels in batches(learner.epoch, learner.step):
-            learner.advance(images, labels)
+        for images, labels in batches(learner.epoch, learner.step_count):
+            learner.step(images, labels)
             yield None
         yield learner.end_epoch()

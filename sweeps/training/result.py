@@ -28,7 +28,7 @@ Row = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """A finished training before it is written; `scores` hold id, label (n,), centre and ten crops (n, c)."""
 
     history: tuple[Row, ...]
@@ -46,7 +46,7 @@ class Outcome:
     train: Errors | None
 
 
-def write_outcome(ledger: Ledger, trial: Trial, outcome: Outcome) -> dict[str, Any]:
+def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> dict[str, Any]:
     """Write the files of a trial, then commit its result, and return that; OSError where the ledger is full."""
     folder, files = f"trials/{trial.key}", {}
     contents = {
@@ -85,7 +85,7 @@ def write_outcome(ledger: Ledger, trial: Trial, outcome: Outcome) -> dict[str, A
     return result
 
 
-def metrics(trial: Trial, outcome: Outcome) -> dict[str, float]:
+def metrics(trial: Trial, outcome: TrialOutcome) -> dict[str, float]:
     """Return the numbers of a finished trial by metric name, errors in percent.
 
     A diverged training has the error of chance: it is a result, and marked as one that diverged.
@@ -112,7 +112,7 @@ def metrics(trial: Trial, outcome: Outcome) -> dict[str, float]:
     return found
 
 
-def _chance(trial: Trial, outcome: Outcome) -> dict[str, float]:
+def _chance(trial: Trial, outcome: TrialOutcome) -> dict[str, float]:
     """Return what a net that tells nothing apart scores, in place of what a diverged one did."""
     classes, phase = outcome.classes, PHASES[trial.phase]
     wrong = {"top1_err": 100 * (1 - 1 / classes), "top5_err": 100 * (1 - min(5, classes) / classes)}

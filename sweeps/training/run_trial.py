@@ -14,24 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.availability import bring
+from data.availability import fetch_dataset
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, score, ten_crop_scores
 from sweeps.training.loop import Diverged
-from sweeps.training.result import Outcome, write_outcome
-from sweeps.training.runtime import Place
-from sweeps.training.shared_batches import LEARNED, TEST, Company, Turns
-from sweeps.training.splits import fingerprint, open_sets
-from sweeps.training.trainer import Course, Report
+from sweeps.training.result import TrialOutcome, commit_result
+from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps
+from sweeps.training.splits import fingerprint, open_splits
+from sweeps.training.trainer import Report, Trainer
 
 # Of a test picture that is stored larger than a net sees it: the centre, and the ten crops.
 VIEWS = 11
 
 
-def perform(
-    trial: Trial, place: Place, report: Report, stop: Callable[[], bool] = lambda: False
+def run_trial(
+    trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any] | None:
     """Train `trial` from where it stands to its committed result, and return that.
 
@@ -39,8 +39,8 @@ def perform(
     after a resume the epochs that were reported before are not reported again. Returns None, with the state saved,
     soon after `stop()` says so. ValueError for data or a checkpoint that do not fit, OSError for an unwritable ledger.
     """
-    company = Company()
-    turns = performing(trial, place, report, stop, company)
+    company = PackContext()
+    turns = trial_steps(trial, place, report, stop, company)
     try:
         while True:
             next(turns)
@@ -51,32 +51,34 @@ def perform(
         company.stream.close()
 
 
-def performing(
+def trial_steps(
     trial: Trial,
-    place: Place,
+    place: RuntimeConfig,
     report: Report,
     stop: Callable[[], bool],
-    company: Company,
+    company: PackContext,
     ranks: Ranks = ALONE,
     short: str = "",
-) -> Turns[dict[str, Any] | None]:
+) -> Steps[dict[str, Any] | None]:
     """Do what `perform` does, giving way before each batch; in company memory that runs out is raised.
 
     A turn before the last one says that the training diverged and begins anew, its state saved. Of several `ranks`
     each calls this for itself, and memory that runs out is raised too; those that come next hear of it in `short`.
     """
     ledger = Ledger(place.ledger)
-    done = ranks.first(lambda: ledger.result(trial.key))
+    done = ranks.broadcast_from_rank0(lambda: ledger.result(trial.key))
     if done is not None:
         return done
-    if not ranks.first(lambda: bring(trial.cell.dataset, place.data_dir, place.data_source, stop)):
+    if not ranks.broadcast_from_rank0(
+        lambda: fetch_dataset(trial.cell.dataset, place.data_dir, place.data_source, stop)
+    ):
         return None
     _reset(place)
-    course = Course(trial, place, ledger, open_sets(trial, place), stop, company, ranks)
+    course = Trainer(trial, place, ledger, open_splits(trial, place), stop, company, ranks)
     if short:
         course.shrink(short)
         course.save()
-    ranks.first(lambda: ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json()))
+    ranks.broadcast_from_rank0(lambda: ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json()))
     while True:
         try:
             if not (yield from course.run(report)):
@@ -86,11 +88,11 @@ def performing(
             if not course.restart(str(error)):
                 break
         except RuntimeError as error:
-            if not out_of_memory(error) or company.crowded() or ranks.size > 1:
+            if not out_of_memory(error) or company.others_present() or ranks.size > 1:
                 raise
             course.shrink(str(error))
     outcome = yield from _outcome(course)
-    return ranks.first(lambda: with_room(lambda: write_outcome(ledger, trial, outcome), stop))
+    return ranks.broadcast_from_rank0(lambda: with_room(lambda: commit_result(ledger, trial, outcome), stop))
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -98,30 +100,30 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
-def _outcome(course: Course) -> Turns[Outcome]:
+def _outcome(course: Trainer) -> Steps[TrialOutcome]:
     """Return what the finished course amounts to; here, and only here, the test pictures are opened."""
     if course.best and course.ending != "diverged":
         course.learner.model.load_state_dict(course.best)
-    return Outcome(
+    return TrialOutcome(
         history=tuple(course.history),
         events=tuple(course.events),
         restarts=course.restarts,
         ending=course.ending,
         seconds=course.seconds + 0.0,
         precision=course.precision,
-        fingerprint=fingerprint(course.trial.cell.dataset, course.place.data_dir),
+        fingerprint=fingerprint(course.trial.cell.dataset, course.config.data_dir),
         hardware=_hardware(course),
-        classes=course.sets.facts.classes,
-        ten_crops=course.sets.facts.crop < course.sets.facts.size,
+        classes=course.splits.facts.classes,
+        ten_crops=course.splits.facts.crop < course.splits.facts.size,
         weights={name: value.detach().cpu() for name, value in course.learner.model.state_dict().items()},
         scores=(yield from _test_scores(course)),
         train=(yield from _train_errors(course)),
     )
 
 
-def _test_scores(course: Course) -> Turns[dict[str, np.ndarray[Any, Any]]]:
+def _test_scores(course: Trainer) -> Steps[dict[str, np.ndarray[Any, Any]]]:
     """Return ids, labels, and scores (n, c) over centre and, where the stored picture is larger, ten crops."""
-    test, facts = course.sets.test, course.sets.facts
+    test, facts = course.splits.test, course.splits.facts
     if test is None or course.ending == "diverged":
         return {}
     parts: dict[str, list[np.ndarray[Any, Any]]] = {}
@@ -131,7 +133,7 @@ def _test_scores(course: Course) -> Turns[dict[str, np.ndarray[Any, Any]]]:
     for first in range(0, views * -(-len(own) // BATCH), views):
         scores: list[Tensor] = []
         for number in range(first, first + views):
-            yield course.turn(TEST, number)
+            yield course.position(TEST, number)
             batch, view = course.view(TEST, test, own, number, views)
             scores += score(model, [view], precision)
         found = {"id": batch.ids, "label": batch.labels, "centre": scores[0]}
@@ -139,7 +141,7 @@ def _test_scores(course: Course) -> Turns[dict[str, np.ndarray[Any, Any]]]:
             found["ten_softmax"], found["ten_score"] = ten_crop_scores(scores[1:])
         for name, value in found.items():
             parts.setdefault(name, []).append(value.cpu().numpy())
-    return _in_order([found for found in course.ranks.gathered(parts) if found])
+    return _in_order([found for found in course.ranks.all_gather(parts) if found])
 
 
 def _in_order(gathered: list[dict[str, list[np.ndarray[Any, Any]]]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -149,14 +151,14 @@ def _in_order(gathered: list[dict[str, list[np.ndarray[Any, Any]]]]) -> dict[str
     return {name: values[rows] for name, values in whole.items()}
 
 
-def _train_errors(course: Course) -> Turns[Errors | None]:
+def _train_errors(course: Trainer) -> Steps[Errors | None]:
     """Return the errors on everything the net learned from, in evaluation mode: the "train" column of Table 1."""
     if not course.phase.probe or not course.phase.test or course.ending == "diverged":
         return None
-    return (yield from course.measure(LEARNED, course.sets.learn))[0]
+    return (yield from course.measure(LEARNED, course.splits.train_indices))[0]
 
 
-def _reset(place: Place) -> None:
+def _reset(place: RuntimeConfig) -> None:
     """Bring the process to the same state whatever ran in it before."""
     keep_memory()
     torch.manual_seed(0)
@@ -167,11 +169,11 @@ def _reset(place: Place) -> None:
     torch.backends.cudnn.allow_tf32 = True
 
 
-def _hardware(course: Course) -> dict[str, str]:
+def _hardware(course: Trainer) -> dict[str, str]:
     """Return what this trial ran on, for the record."""
     device, ranks = course.device, course.ranks
     notable = {"ranks": str(ranks.size)} if ranks.size > 1 else {}
-    if device.type == "cuda" and not course.place.deterministic:
+    if device.type == "cuda" and not course.config.deterministic:
         notable["kernels"] = "fastest"
     return notable | {
         "host": platform.node(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class RuntimeConfig:
     """Where and with what a trial runs. Nothing here changes the science, and nothing of it is in the key.
 
     `ledger` and `data_dir` are absolute; `workers` decode pictures, `threads` compute on a CPU; `fingerprint` is

@@ -22,7 +22,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Turn(NamedTuple):
+class Position(NamedTuple):
     """Where a trial stands: the epochs behind it, what it does there, and the number of the batch it asks for."""
 
     epoch: int
@@ -34,10 +34,10 @@ class Turn(NamedTuple):
 # before those that go on take another step.
 HELD_OUT, PROBE, TEST, LEARNED, STEP = range(5)
 
-Turns = Generator[Turn, None, T]
+Steps = Generator[Position, None, T]
 
 
-class Stream:
+class BatchStream:
     """One iterator over batches, where it stands, and the batch it gave last.
 
     Trials that ask for the same batches, none ahead of another, all get the one that the first of them caused to be
@@ -50,7 +50,7 @@ class Stream:
         self._batches: Generator[Any, None, None] | None = None
         self._last: Any = None
 
-    def take(self, name: Hashable, number: int, batches: Callable[[int], Generator[T, None, None]]) -> T:
+    def get(self, name: Hashable, number: int, batches: Callable[[int], Generator[T, None, None]]) -> T:
         """Return batch `number` of those called `name`; `batches(number)` opens them there."""
         if self._at != (name, number):
             if self._batches is None or self._at != (name, number - 1):
@@ -74,22 +74,22 @@ def _never() -> bool:
 
 
 @dataclass(frozen=True)
-class Company:
+class PackContext:
     """What a trial has in common with those beside it: their batches, and a clock that counts its part of the time.
 
     `crowded()` says whether others are there whose leaving would make room.
     """
 
-    stream: Stream = field(default_factory=Stream)
+    stream: BatchStream = field(default_factory=BatchStream)
     clock: Callable[[], float] = time.monotonic
-    crowded: Callable[[], bool] = _never
+    others_present: Callable[[], bool] = _never
 
 
-def stream(trial: Trial) -> Key:
+def stream_key(trial: Trial) -> StreamKey:
     """Return what makes two trials see the same batches: data, split, order, augmentation, length."""
     recipe = trial.cell.recipe
     what = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
     return *what, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting
 
 
-Key = tuple[Any, ...]
+StreamKey = tuple[Any, ...]

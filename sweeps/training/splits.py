@@ -13,7 +13,7 @@ import numpy as np
 from data.datasets import DataSet, beton_path, dataset, folds, holdout, order, read_sidecar
 from data.load import Pictures, open_pictures
 from sweeps.experiment.trial import PHASES, Trial, probed
-from sweeps.training.runtime import Place
+from sweeps.training.runtime import RuntimeConfig
 
 SPLIT_SEED = 0  # of hold-out and folds: one partition for all cells, seeds and sweeps
 
@@ -21,15 +21,15 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class Sets:
+class Splits:
     """A trial's data set: facts, training file with the indices of each part, test file where the phase opens it."""
 
     facts: DataSet
     train: Pictures
     test: Pictures | None
-    learn: Indices
-    held_out: Indices
-    probe: Indices
+    train_indices: Indices
+    val_indices: Indices
+    probe_indices: Indices
 
 
 def fingerprint(name: str, data_dir: str) -> str:
@@ -39,7 +39,7 @@ def fingerprint(name: str, data_dir: str) -> str:
     return ";".join(read_sidecar(path).fingerprint for path in paths)
 
 
-def open_sets(trial: Trial, place: Place) -> Sets:
+def open_splits(trial: Trial, place: RuntimeConfig) -> Splits:
     """Open the trial's files and part its pictures; ValueError where the data is not what the sweep planned for."""
     name, where, phase = trial.cell.dataset, Path(place.data_dir), PHASES[trial.phase]
     facts = dataset(name, where)
@@ -60,10 +60,10 @@ def open_sets(trial: Trial, place: Place) -> Sets:
         # Phase 1 of Single probes pictures it learns from; phase 2 the hold-out of phase 1, which it learns from too.
         base = learn if phase.split == "holdout" else holdout(pictures.labels, facts.holdout, SPLIT_SEED)[1]
         probe = np.sort(order(SPLIT_SEED, 0, base)[: probed(trial, len(learn), facts.holdout)])
-    return Sets(facts, pictures, test, learn, held_out, probe)
+    return Splits(facts, pictures, test, learn, held_out, probe)
 
 
-def open_file(path: Path, place: Place) -> Pictures:
+def open_file(path: Path, place: RuntimeConfig) -> Pictures:
     """Return the opened file; a worker keeps it over its trials, so that it is read and decoded once."""
     return _kept(path, os.stat(path).st_mtime_ns, place.reader, place.workers, place.device, place.resident_bytes)
 

@@ -21,20 +21,20 @@ from sweeps.training import checkpoint
 from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
 from sweeps.training.loop import Diverged, Learner, train
-from sweeps.training.runtime import Place
-from sweeps.training.shared_batches import HELD_OUT, PROBE, STEP, Company, Turn, Turns
-from sweeps.training.splits import Indices, Sets
+from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.shared_batches import HELD_OUT, PROBE, STEP, PackContext, Position, Steps
+from sweeps.training.splits import Indices, Splits
 
 # Two epochs at the loss of chance are a dead net where they are hundreds of steps; fewer steps are a slow start.
 SLOW_START = 400
 # A checkpoint follows an epoch that comes this many times its own time after the one before. Where epochs are shorter
 # than that, some go without: what a kill then costs is seconds, and saving takes about a hundredth of a trial.
-SPARING = 100
+SAVING_INTERVAL = 100
 
 Report = Callable[[int, dict[str, float]], None]
 
 
-class Course:
+class Trainer:
     """A trial on its way: learner, history and what happened to it; all of it survives in its checkpoint.
 
     With several ranks each has its course, and all take the same turns; the ledger is rank 0's.
@@ -43,28 +43,28 @@ class Course:
     def __init__(
         self,
         trial: Trial,
-        place: Place,
+        place: RuntimeConfig,
         ledger: Ledger,
-        sets: Sets,
+        sets: Splits,
         stop: Callable[[], bool],
-        company: Company,
+        company: PackContext,
         ranks: Ranks,
     ) -> None:
         """Begin anew, or continue from the newest whole checkpoint; `stop()` says, to rank 0, when to leave.
 
         ValueError where a batch has fewer pictures than there are ranks.
         """
-        self.trial, self.place, self.ledger, self.sets, self.stop = trial, place, ledger, sets, stop
-        self.company, self.ranks = company, ranks
-        trial.cell.recipe.shared(len(sets.learn), ranks.size)
+        self.trial, self.config, self.ledger, self.splits, self.stop = trial, place, ledger, sets, stop
+        self.context, self.ranks = company, ranks
+        trial.cell.recipe.shared(len(sets.train_indices), ranks.size)
         self.device = torch.device(place.device)
         self.precision = precision_of(trial.cell.recipe.precision, self.device)
         self.phase = PHASES[trial.phase]
         self.target = _target(trial, ledger)
-        self.parts = 1
-        self._load()
+        self.micro_batches = 1
+        self._load_checkpoint()
 
-    def _load(self) -> None:
+    def _load_checkpoint(self) -> None:
         """Take up the state of the newest whole checkpoint, or the initial one."""
         self.history: list[dict[str, float]] = []
         self.events: list[str] = []
@@ -72,19 +72,19 @@ class Course:
         self.restarts, self.seconds, self.flat, self.ending = 0, 0.0, 0, ""
         self.unsaved: list[dict[str, float]] = []  # rows of the history that no checkpoint holds yet
         self.saved_at, self.saving = time.monotonic(), 0.0
-        saved, told = self.ranks.first(self._saved)
+        saved, told = self.ranks.broadcast_from_rank0(self._newest_checkpoint)
         if saved is not None:
             state = saved.state
             self.history, self.events, self.ending = state["history"], state["events"], state["ending"]
             self.restarts, self.seconds, self.flat = state["restarts"], state["seconds"], state["flat"]
-            self.parts = max(self.parts, state["parts"])
+            self.micro_batches = max(self.micro_batches, state["parts"])
         self.events += told
         self.learner = self._learner()
         if saved is not None:
             self.learner.restore(saved.tensors, saved.state["epoch"], saved.state["step"])
             self.best = {name[5:]: value for name, value in saved.tensors.items() if name.startswith("best/")}
 
-    def _saved(self) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    def _newest_checkpoint(self) -> tuple[checkpoint.Checkpoint | None, list[str]]:
         """Return the newest checkpoint that can be gone on from, and what became of others."""
         saved, damaged = checkpoint.load(self.ledger, self.trial.key)
         told = [f"checkpoint {name} was damaged; the one before it was taken" for name in damaged]
@@ -100,53 +100,53 @@ class Course:
     def _learner(self) -> Learner:
         """Return the net at its initial weights, with this attempt's seed, on its device."""
         cell, seed = self.trial.cell, self.trial.restarted(self.restarts)
-        model = build(self.trial.net, self.sets.facts.classes, self.sets.facts.crop)
+        model = build(self.trial.net, self.splits.facts.classes, self.splits.facts.crop)
         initialise(model, self.trial.net, cell.recipe.init, seed)
-        model = self.ranks.join(model)
+        model = self.ranks.convert_batchnorm(model)
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         learner = Learner(model, cell.recipe, seed=seed, steps=self.steps, precision=self.precision, ranks=self.ranks)
-        learner.parts = self.parts
+        learner.micro_batches = self.micro_batches
         return learner
 
     @property
     def steps(self) -> int:
         """Return the steps of one epoch."""
-        return self.trial.cell.recipe.steps(len(self.sets.learn))
+        return self.trial.cell.recipe.steps(len(self.splits.train_indices))
 
-    def over(self) -> bool:
+    def is_finished(self) -> bool:
         """Return whether the training has come to an end."""
         return self.ending != ""
 
-    def run(self, report: Report) -> Turns[bool]:
+    def run(self, report: Report) -> Steps[bool]:
         """Train to the end; return False where `stop()` ended it. Raises Diverged.
 
         Each epoch is reported once a checkpoint holds it: at its end, or, where epochs are short, with later ones.
 
         Gives way before each batch, when nothing is half done: whoever goes on with it may also leave it there.
         """
-        began = self.company.clock()
-        if self.over():
+        began = self.context.clock()
+        if self.is_finished():
             return True
-        yield from self._step()
+        yield from self._yield_step()
         for average in train(self.learner, self._batches):
             if average is not None:
-                self.unsaved.append((yield from self._close(average, self.company.clock() - began)))
-                (worth,) = self.ranks.flags(lambda: (self._worth(),), 1)
-                if worth and not self._keep(report):
+                self.unsaved.append((yield from self._finish_epoch(average, self.context.clock() - began)))
+                (worth,) = self.ranks.broadcast_flags(lambda: (self._epoch_checkpoint_due(),), 1)
+                if worth and not self._save_and_report(report):
                     return False
-                began = self.company.clock()
-                if self.over():
+                began = self.context.clock()
+                if self.is_finished():
                     return True
-            due, leave = self.ranks.flags(lambda: (self._due(), self.stop()), 2)
-            if (due or leave) and not self._keep(report):
+            due, leave = self.ranks.broadcast_flags(lambda: (self._timed_checkpoint_due(), self.stop()), 2)
+            if (due or leave) and not self._save_and_report(report):
                 return False
             if leave:
                 return False
-            yield from self._step()
+            yield from self._yield_step()
         self.ending = "schedule"
         return True
 
-    def _keep(self, report: Report) -> bool:
+    def _save_and_report(self, report: Report) -> bool:
         """Save, and report the epochs that are safe now; False: the disk was full until `stop()`."""
         if not self.save():
             return False
@@ -155,37 +155,37 @@ class Course:
         self.unsaved.clear()
         return True
 
-    def _worth(self) -> bool:
+    def _epoch_checkpoint_due(self) -> bool:
         """Return whether the end of an epoch is to be saved: the last one, or where saving is cheap beside it."""
-        last = self.over() or self.learner.epoch >= self.trial.cell.recipe.epochs
-        return last or time.monotonic() - self.saved_at >= SPARING * self.saving
+        last = self.is_finished() or self.learner.epoch >= self.trial.cell.recipe.epochs
+        return last or time.monotonic() - self.saved_at >= SAVING_INTERVAL * self.saving
 
-    def _due(self) -> bool:
+    def _timed_checkpoint_due(self) -> bool:
         """Return whether it is time for a checkpoint within an epoch."""
-        return time.monotonic() - self.saved_at > 60 * self.place.checkpoint_minutes
+        return time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
 
-    def _step(self) -> Turns[None]:
+    def _yield_step(self) -> Steps[None]:
         """Give way before the next step, where there is one."""
         if self.learner.epoch < self.trial.cell.recipe.epochs:
-            yield self.turn(STEP, self.learner.step)
+            yield self.position(STEP, self.learner.step_count)
 
-    def turn(self, stage: int, number: int) -> Turn:
+    def position(self, stage: int, number: int) -> Position:
         """Return where the trial stands, about to take batch `number` of `stage`."""
-        return Turn(self.learner.epoch, stage, number)
+        return Position(self.learner.epoch, stage, number)
 
     def _batches(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's training views of `epoch` from batch `step` on, with the labels of the whole batch."""
         for number in range(step, self.steps):
-            yield self.company.stream.take((STEP, epoch), number, lambda start: self._training(epoch, start))
+            yield self.context.stream.get((STEP, epoch), number, lambda start: self._training_views(epoch, start))
 
-    def _training(self, epoch: int, step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def _training_views(self, epoch: int, step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Make the training views of `epoch` from batch `step` on."""
-        recipe, facts, sidecar = self.trial.cell.recipe, self.sets.facts, self.sets.train.sidecar
-        indices = order(self.trial.seed, epoch, self.sets.learn)[: self.steps * recipe.batch]
+        recipe, facts, sidecar = self.trial.cell.recipe, self.splits.facts, self.splits.train.sidecar
+        indices = order(self.trial.seed, epoch, self.splits.train_indices)[: self.steps * recipe.batch]
         rows = self.ranks.rows(min(recipe.batch, len(indices)))
-        own = self.ranks.own(indices, recipe.batch)
-        labels = torch.from_numpy(self.sets.train.labels[indices]).to(self.device)
-        for number, batch in enumerate(self.sets.train.batches(own, rows.stop - rows.start, start=step), step):
+        own = self.ranks.own_rows(indices, recipe.batch)
+        labels = torch.from_numpy(self.splits.train.labels[indices]).to(self.device)
+        for number, batch in enumerate(self.splits.train.batches(own, rows.stop - rows.start, start=step), step):
             yield (
                 training_view(
                     batch.images,
@@ -204,7 +204,7 @@ class Course:
                 labels[number * recipe.batch : (number + 1) * recipe.batch],
             )
 
-    def _close(self, average: Errors, seconds: float) -> Turns[dict[str, float]]:
+    def _finish_epoch(self, average: Errors, seconds: float) -> Steps[dict[str, float]]:
         """Measure the held-out pictures, add the epoch's row to the history, and see how the net fares."""
         learner, trial = self.learner, self.trial
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
@@ -212,44 +212,44 @@ class Course:
         row["lr"] = trial.cell.recipe.learning_rate(learner.epoch - 1, 0, self.steps)
         row["sys/images_per_s"] = self.steps * trial.cell.recipe.batch / max(seconds, 1e-9)
         lifeless = False
-        if len(self.sets.held_out):
-            held_out, lifeless = yield from self.measure(HELD_OUT, self.sets.held_out)
+        if len(self.splits.val_indices):
+            held_out, lifeless = yield from self.measure(HELD_OUT, self.splits.val_indices)
             row |= _named("val", held_out)
-        if len(self.sets.probe):
-            row["probe/loss"] = (yield from self.measure(PROBE, self.sets.probe))[0].loss
+        if len(self.splits.probe_indices):
+            row["probe/loss"] = (yield from self.measure(PROBE, self.splits.probe_indices))[0].loss
         self.seconds += seconds
         self.history.append(row)
-        at_chance = abs(average.loss - math.log(self.sets.facts.classes)) < 1e-3
+        at_chance = abs(average.loss - math.log(self.splits.facts.classes)) < 1e-3
         self.flat = self.flat + 1 if at_chance else 0
         if lifeless or (self.flat >= 2 and self.flat * self.steps >= SLOW_START):
             raise Diverged(f"the net is dead after epoch {learner.epoch}: it gives every picture the same scores")
-        self._select(row)
-        bars = self.trial.bars
+        self._keep_best(row)
+        bars = self.trial.pruning_thresholds
         if learner.epoch <= len(bars) and min(past["val/top1_err"] for past in self.history) > bars[learner.epoch - 1]:
             self.ending = "pruned"
         if row.get("probe/loss", math.inf) <= self.target.loss or learner.epoch >= self.target.epoch:
             self.ending = "matched"
         return row
 
-    def _select(self, row: dict[str, float]) -> None:
+    def _keep_best(self, row: dict[str, float]) -> None:
         """Keep these weights where the phase wants those of the least held-out error (ties: least loss, later)."""
-        if self.phase.select != "best" or not len(self.sets.held_out):
+        if self.phase.select != "best" or not len(self.splits.val_indices):
             return
         best = min(self.history, key=lambda past: (past["val/top1_err"], past["val/loss"], -past["epoch"]))
         if best is row:
             self.best = {name: value.detach().clone() for name, value in self.learner.model.state_dict().items()}
 
-    def measure(self, stage: int, indices: Indices) -> Turns[tuple[Errors, bool]]:
+    def measure(self, stage: int, indices: Indices) -> Steps[tuple[Errors, bool]]:
         """Return the centre-crop errors on `indices`, and whether every picture got the same scores."""
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
         lifeless, own = True, self.ranks.batches(indices, BATCH)
         for number in range(-(-len(own) // BATCH)):
-            yield self.turn(stage, number)
-            batch, centre = self.view(stage, self.sets.train, own, number)
+            yield self.position(stage, number)
+            batch, centre = self.view(stage, self.splits.train, own, number)
             (scores,) = score(self.learner.model, [centre], self.precision)
             lifeless = lifeless and dead(scores)
             total += counts(scores, batch.labels)
-        return errors(self.ranks.total(total), len(indices)), self.ranks.every(lifeless)
+        return errors(self.ranks.all_reduce_sum(total), len(indices)), self.ranks.all_true(lifeless)
 
     def view(
         self, stage: int, pictures: Pictures, indices: Indices, number: int, views: int = 1
@@ -258,7 +258,7 @@ class Course:
 
         The first is the centre; then come the four corners and the centre, each with its mirror image.
         """
-        sidecar, crop = self.sets.train.sidecar, self.sets.facts.crop
+        sidecar, crop = self.splits.train.sidecar, self.splits.facts.crop
 
         def made(start: int) -> Generator[tuple[Batch, Tensor], None, None]:
             first, skip = divmod(start, views)
@@ -269,7 +269,7 @@ class Course:
                     yield batch, each
                 skip = 0
 
-        return self.company.stream.take((stage, self.learner.epoch), number, made)
+        return self.context.stream.get((stage, self.learner.epoch), number, made)
 
     def save(self) -> bool:
         """Write the checkpoint; it is durable when this returns True. False: the disk was full until `stop()`."""
@@ -277,24 +277,24 @@ class Course:
         state = {
             "code": code_fingerprint(),
             "epoch": learner.epoch,
-            "step": learner.step,
+            "step": learner.step_count,
             "history": self.history,
             "events": self.events,
             "restarts": self.restarts,
             "seconds": self.seconds,
             "flat": self.flat,
             "ending": self.ending,
-            "parts": self.parts,
+            "parts": self.micro_batches,
         }
         tensors = learner.tensors() | {f"best/{name}": value for name, value in self.best.items()}
         whole = checkpoint.Checkpoint(tensors, state)
 
         def write() -> bool:
-            checkpoint.save(self.ledger, key, learner.epoch, learner.step, whole)
+            checkpoint.save(self.ledger, key, learner.epoch, learner.step_count, whole)
             return True
 
         began = time.monotonic()
-        saved = self.ranks.first(lambda: with_room(write, self.stop) is not None)
+        saved = self.ranks.broadcast_from_rank0(lambda: with_room(write, self.stop) is not None)
         self.saved_at = time.monotonic()
         self.saving = self.saved_at - began
         return saved
@@ -305,18 +305,18 @@ class Course:
         ValueError where a step cannot be parted: batch norm ties it to its batch, or it has one picture a part.
         """
         batch, normed = self.trial.cell.recipe.batch, any("_bn" in name for name in self.learner.model.state_dict())
-        if normed or 2 * self.parts * self.ranks.size > batch:
+        if normed or 2 * self.micro_batches * self.ranks.size > batch:
             why = "batch norm ties a step to its whole batch" if normed else "a part is one picture already"
             raise ValueError(
                 f"out of memory with batch {batch}, and {why}; give a trial more memory, or train another cell "
                 f"by --set recipe.batch={max(1, batch // 2)} ({error.splitlines()[0][:200]})"
             )
-        self.parts *= 2
+        self.micro_batches *= 2
         del self.learner
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._load()
-        self.events.append(f"out of memory: steps of batch {batch} are taken in {self.parts} parts")
+        self._load_checkpoint()
+        self.events.append(f"out of memory: steps of batch {batch} are taken in {self.micro_batches} parts")
 
     def restart(self, reason: str) -> bool:
         """Begin again with another seed and return True; False where the recipe's restarts are used up."""
@@ -324,7 +324,7 @@ class Course:
         if self.restarts >= self.trial.cell.recipe.restarts:
             self.ending = "diverged"
             return False
-        self.ranks.first(lambda: self.ledger.delete(f"checkpoints/{self.trial.key}"))
+        self.ranks.broadcast_from_rank0(lambda: self.ledger.delete(f"checkpoints/{self.trial.key}"))
         self.restarts += 1
         self.history, self.unsaved, self.best, self.flat = [], [], {}, 0
         self.learner = self._learner()

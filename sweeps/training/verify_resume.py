@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Ledger
 from sweeps.training.checkpoint import digest
-from sweeps.training.runtime import Place
+from sweeps.training.runtime import RuntimeConfig
 
 EPOCHS = 3
 
@@ -33,7 +33,7 @@ def shortened(trial: Trial) -> Trial:
     return dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, recipe=recipe))
 
 
-def verify(trial: Trial, place: Place, folder: str, kills: int, seed: int) -> Verdict:
+def verify(trial: Trial, place: RuntimeConfig, folder: str, kills: int, seed: int) -> Verdict:
     """Train `trial` once undisturbed and once killed (SIGKILL) after random steps, in processes of their own.
 
     The killed one saves at every step, so that kills within an epoch resume within it. RuntimeError where a
@@ -51,7 +51,7 @@ def verify(trial: Trial, place: Place, folder: str, kills: int, seed: int) -> Ve
     return Verdict(killed, tuple(_differences(trial, whole.ledger, broken.ledger)))
 
 
-def _train(trial: Trial, place: Place, kill_at: int) -> int:
+def _train(trial: Trial, place: RuntimeConfig, kill_at: int) -> int:
     """Train in a process that is killed at step `kill_at` (0: never); return its steps, or -1 where it was killed."""
     order = json.dumps({"trial": trial.to_json(), "place": asdict(place)})
     command = [sys.executable, "-m", "sweeps.training.verify_resume"]
@@ -93,7 +93,7 @@ def _differences(trial: Trial, one: str, other: str) -> list[str]:
 
 def _child() -> None:
     """Train what standard input says, with a line a step on standard output."""
-    from sweeps.training.run_trial import perform
+    from sweeps.training.run_trial import run_trial
 
     order: dict[str, Any] = json.load(sys.stdin)
 
@@ -101,7 +101,7 @@ def _child() -> None:
         print("step", flush=True)
         return False
 
-    perform(trial_from_json(order["trial"]), Place(**order["place"]), lambda *_: None, stop)
+    run_trial(trial_from_json(order["trial"]), RuntimeConfig(**order["place"]), lambda *_: None, stop)
 
 
 if __name__ == "__main__":
