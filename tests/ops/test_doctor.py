@@ -18,7 +18,7 @@ import yaml
 from sweeps.ops import doctor, open_ports
 from sweeps.ops.open_ports import Listener, listeners, open_to_network
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RAYLET = "/home/ubuntu/crelu/.venv/lib/python3.12/site-packages/ray/core/src/ray/raylet/raylet --raylet_socket_name=x"
 CLIENT = "/home/ubuntu/crelu/.venv/bin/python -m ray.util.client.server --address=10.0.0.1:6379"
 

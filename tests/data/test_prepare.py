@@ -8,7 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepared(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -117,7 +117,7 @@ def test_decisions_are_what_the_scores_decide(made: Path) -> None:
 def test_capsule_is_read_without_torch_ray_optuna_or_a_server(made: Path, tmp_path: Path) -> None:
     code = (
         "import argparse, sys\nfrom sweeps.report import build\n"
-        f"report.run(argparse.Namespace(sweep=None, check=None, capsule={str(made / 'one.zip')!r}, "
+        f"build.run(argparse.Namespace(sweep=None, check=None, capsule={str(made / 'one.zip')!r}, "
         f"to={str(tmp_path)!r}, output='nowhere'))\n"
         "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'ffcv', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -255,7 +255,7 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
         save(ledger, key, epoch, *rest)
         kept.append(epoch)
 
-    monkeypatch.setattr(trainer, "SPARING", sparing)
+    monkeypatch.setattr(trainer, "SAVING_INTERVAL", sparing)
     monkeypatch.setattr(checkpoint, "save", keep)
     trial = trial_of("allconv with dropout")
     run_trial(trial, place(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))

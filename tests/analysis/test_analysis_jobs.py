@@ -329,7 +329,7 @@ def test_missing_pictures_are_one_sentence_with_the_command(ledger: Ledger, tmp_
 def test_the_module_exits_2_with_a_sentence_and_no_traceback(ledger: Ledger) -> None:
     words = ["--run", TRIALS["Baseline"].key, "--output", str(Path(ledger.root).parent)]
     command = [sys.executable, "-m", "sweeps.analysis.outgoing", *words]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert found.returncode == 2
     assert "error: Baseline s0: no conv has CReLU" in found.stderr
     assert "Traceback" not in found.stderr

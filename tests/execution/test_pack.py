@@ -216,7 +216,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, trial: Trial, error: Callable[[], Ex
             raise error()
         advance(self, images, labels)
 
-    monkeypatch.setattr(Learner, "advance", fails)
+    monkeypatch.setattr(Learner, "step", fails)
 
 
 @pytest.mark.parametrize("final", [True, False])

@@ -58,7 +58,7 @@ def test_a_worker_trains_without_the_compiler_of_torch() -> None:
         "from sweeps.training.loop import Learner\nimport sweeps.execution.rank_processes\n"
         "net = PAPER['S2'].crelu(1, 2).width(0.1)\nmodel = build(net, 10)\ninitialise(model, net, 'he_fan_in', 0)\n"
         "learner = Learner(model, ALLCONV, seed=0, steps=9, precision='bf16')\n"
-        "learner.advance(torch.randn(4, 3, 32, 32), torch.arange(4))\n"
+        "learner.step(torch.randn(4, 3, 32, 32), torch.arange(4))\n"
         "assert learner.sums[0] > 0\nassert not {'torch._dynamo', 'sympy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

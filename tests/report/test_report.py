@@ -456,7 +456,7 @@ def test_report_needs_no_torch_no_ray_and_no_server(output: Path, tmp_path: Path
     code = (
         "import sys\nfrom sweeps.report import build\n"
         "import argparse\n"
-        f"report.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, to={str(tmp_path)!r}, "
+        f"build.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, to={str(tmp_path)!r}, "
         f"output={str(output)!r}))\n"
         "heavy = {'torch', 'ray', 'mlflow', 'ffcv', 'matplotlib', 'torchvision'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -14,7 +14,7 @@ from data.write import prepare
 from sweeps.analysis.compute import parquet
 from sweeps.store.ledger import Ledger
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 def code(name: str) -> list[str]:

@@ -19,7 +19,7 @@ from sweeps.analysis.sources import NotApplicable, of_sweep
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from sweeps.experiment.plan import Sweep, plan
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Found = tuple[dict[str, Speed], dict[str, Maker]]
 
 

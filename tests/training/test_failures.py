@@ -37,7 +37,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         advance(self, images, labels)
 
-    monkeypatch.setattr(Learner, "advance", limited)
+    monkeypatch.setattr(Learner, "step", limited)
 
 
 def test_step_that_does_not_fit_is_taken_in_parts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_wait_for_room_ends_when_told_to_and_other_errors_pass() -> None:
 
 def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom sweeps.execution.worker import HangWatch\nfrom sweeps.store.ledger import Ledger\n"
-        "watch = HangWatch(Ledger(sys.argv[1]), ['k'], 0.5).__enter__()\nalive = watch.over(lambda: False)\n"
+        "import sys, time\nfrom sweeps.execution.watchdog import Watchdog\nfrom sweeps.store.ledger import Ledger\n"
+        "watch = Watchdog(Ledger(sys.argv[1]), ['k'], 0.5).__enter__()\nalive = watch.wrap(lambda: False)\n"
         "for _ in range(10):\n    time.sleep(0.1)\n    alive()\n"
         "print('alive', flush=True)\n\ndef stuck():\n    time.sleep(60)\n\nstuck()\n"
     )

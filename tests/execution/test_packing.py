@@ -234,7 +234,7 @@ def test_trial_of_two_sweeps_is_trained_by_one_and_done_for_both(tmp_path: Path)
     second = dataclasses.replace(
         first,
         sweep=dataclasses.replace(first.sweep, name="second", cells=first.sweep.cells[1:]),
-        listen=lambda event, trial, news: heard.append((event, trial.cell.label)),
+        on_event=lambda event, trial, news: heard.append((event, trial.cell.label)),
     )
     with Lease(first.ledger, first.sweep.title), Lease(first.ledger, second.sweep.title):
         queue, other = LedgerSearcher(first), LedgerSearcher(second)
@@ -304,8 +304,8 @@ def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(data: Path, 
 
 def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom sweeps.execution.worker import HangWatch\nfrom sweeps.store.ledger import Ledger\n"
-        "watch = HangWatch(Ledger(sys.argv[1]), ['a', 'b', 'c'], 0.5).__enter__()\n"
+        "import sys, time\nfrom sweeps.execution.watchdog import Watchdog\nfrom sweeps.store.ledger import Ledger\n"
+        "watch = Watchdog(Ledger(sys.argv[1]), ['a', 'b', 'c'], 0.5).__enter__()\n"
         "for key in 'abcab':\n    time.sleep(0.2)\n    watch.set_current(key)\n"
         "def stuck():\n    time.sleep(60)\n\nstuck()\n"
     )
