@@ -58,4 +58,4 @@ setup: .venv/.complete
 lock:
 	@uv=$$(command -v uv || echo .setup/bin/uv); \
 		$$uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-			--no-annotate --all-extras --group dev pyproject.toml -o requirements.lock
+			--no-annotate --all-extras --group dev --group docs pyproject.toml -o requirements.lock
