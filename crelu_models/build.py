@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crelu_models.activations import activation
-from crelu_models.spec import CHANNEL_FACTOR, Conv, Drop, Linear, Net, Pool, mix
+from crelu_models.spec import CHANNEL_FACTOR, Conv, Drop, Linear, Net, Pool, seed_from
 
 STEPS = 1 << 16  # of a dropout rate on a CPU
 INITS = ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear")
@@ -48,7 +48,7 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate, self.name = rate, name
         self.generator: torch.Generator | None = None
-        self._seed, self._first, self._whole = mix("dropout", name), 0, 0
+        self._seed, self._first, self._whole = seed_from("dropout", name), 0, 0
 
     def seed(self, value: int, first: int = 0, whole: int = 0) -> None:
         """Begin the stream anew at this 63-bit seed; what comes are the rows from `first` of `whole` (0: all)."""
@@ -146,7 +146,7 @@ def initialise(module: nn.Module, net: Net, init: str, seed: int) -> None:
             layer, norm, act = (parts.get(row.name + suffix) for suffix in ("", "_bn", "_act"))
             assert isinstance(layer, nn.Conv2d | nn.Linear), f"{row.name} of this net is not in this module"
             assert layer.bias is not None
-            stream = torch.Generator().manual_seed(mix("weights", seed, row.name))
+            stream = torch.Generator().manual_seed(seed_from("weights", seed, row.name))
             with torch.no_grad():
                 layer.weight.copy_(_weights(layer.weight.shape, init, before, stream))
                 layer.bias.zero_()
@@ -164,7 +164,7 @@ def seed_dropout(module: nn.Module, seed: int, epoch: int, step: int, first: int
     """
     for layer in module.modules():
         if isinstance(layer, Dropout):
-            layer.seed(mix("dropout", seed, epoch, step, layer.name), first, whole)
+            layer.seed(seed_from("dropout", seed, epoch, step, layer.name), first, whole)
 
 
 def _pool(row: Pool) -> nn.Module:

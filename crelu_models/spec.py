@@ -249,7 +249,7 @@ class Net:
         return {f"conv{number}" for number in convs}
 
 
-def mix(*parts: int | str) -> int:
+def seed_from(*parts: int | str) -> int:
     """Return a 63-bit number that depends on every part and their order: the seed of one stream of draws."""
     content = json.dumps([part if isinstance(part, str) else operator.index(part) for part in parts])
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big") >> 1

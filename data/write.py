@@ -32,8 +32,8 @@ from data.datasets import (
     stem,
     write_sidecar,
 )
-from data.sources import Picture, Source, chosen, sources
-from data.storage import alone
+from data.sources import Picture, Source, sources, subset
+from data.storage import exclusive_lock
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
@@ -88,7 +88,7 @@ def prepare(
     if not fresh and _complete(found := _there(name, where, asked)):
         return found
     where.mkdir(parents=True, exist_ok=True)
-    with alone(where / f".{stem(name)}.lock"):
+    with exclusive_lock(where / f".{stem(name)}.lock"):
         found = {} if fresh else _there(name, where, asked)
         if _complete(found):  # by another process, while this one waited
             return found
@@ -240,7 +240,7 @@ def _written(path: Path, source: Source, split: str, way: _Way, progress: Progre
         many = f"{len(failed)} or more" if len(failed) > allowed else str(len(failed))
         raise ValueError(f"{many} of {count} pictures are unreadable, at most {allowed} may be left out: {named}")
     logging.getLogger("data").warning("%s: left out %d unreadable of %d: %s", split, len(failed), count, named)
-    return _written(path, chosen(source, np.setdiff1d(np.arange(count), failed)), split, way, progress)
+    return _written(path, subset(source, np.setdiff1d(np.arange(count), failed)), split, way, progress)
 
 
 def _reason(source: Source, record: int) -> str:
@@ -295,13 +295,13 @@ def _write_ffcv(path: Path, samples: _Samples, size: int, way: _Way, report: Cal
     try:
         allocator = MemoryAllocator(writer.fname, writer.data_region_start, writer.page_size)
         tables = (writer.metadata_sm, writer.metadata_type, fields, allocator)
-        writer.finalize(_crew(worker_job_indexed_dataset, tables, samples, workers, report))
+        writer.finalize(_run_writers(worker_job_indexed_dataset, tables, samples, workers, report))
     finally:
         writer.metadata_sm.close()
         writer.metadata_sm.unlink()
 
 
-def _crew(
+def _run_writers(
     job: Any, tables: tuple[Any, ...], samples: _Samples, workers: int, report: Callable[[int], None]
 ) -> list[Any]:
     """Run FFCV's job in processes and return their allocations; OSError as soon as one of them dies."""
@@ -325,7 +325,7 @@ def _crew(
                 parts.append(results.get(timeout=0.2))
                 continue
             for status in (process.exitcode for process in crew if process.exitcode):
-                raise OSError(status - 100 if status > 100 else 0, f"a writing process ended ({_ending(status)})")
+                raise OSError(status - 100 if status > 100 else 0, f"a writing process ended ({_exit_reason(status)})")
         for process in crew:
             process.join()
     finally:
@@ -348,7 +348,7 @@ def _work(job: Callable[..., None], *arguments: Any) -> None:
         sys.exit(100 + (error.errno or 0))
 
 
-def _ending(status: int) -> str:
+def _exit_reason(status: int) -> str:
     if status < 0:
         return f"by signal {signal.Signals(-status).name}"
     return os.strerror(status - 100) if status > 100 else "its traceback is above"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crelu_models.spec import mix
+from crelu_models.spec import seed_from
 from sweeps.analysis import paper
 from sweeps.analysis.paper import AVERAGE, TOP1, TRAIN, VOTE
 from sweeps.ledger import Ledger
@@ -59,7 +59,7 @@ def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
 
 def run_id(trial: Trial) -> str:
     """Return the MLflow run that a made trial says it has."""
-    return f"{mix(trial.key, 'run'):032x}"
+    return f"{seed_from(trial.key, 'run'):032x}"
 
 
 def make(ledger: Ledger, sweep: Sweep, outcome: Callable[[Trial], Made | None]) -> None:
