@@ -54,7 +54,7 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, rank
     """
     import torch
 
-    from crelu_models.build import build, initialise
+    from crelu_models.modules import build, initialise
     from sweeps.evaluate import BATCH, precision_of, score
     from sweeps.train import Learner, keep_memory
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from crelu_models.build import seed_dropout
+from crelu_models.modules import seed_dropout
 from sweeps.evaluate import Errors, autocast, errors, misses
 from sweeps.ranks import ALONE, Ranks
 from sweeps.recipe import Recipe

@@ -199,7 +199,7 @@ def code_fingerprint() -> str:
     """Return the hash of the source that decides what a trial computes; a result of other code is stale."""
     root = Path(__file__).resolve().parents[1]
     names = [
-        *(f"crelu_models/{name}.py" for name in ("spec", "activations", "build")),
+        *(f"crelu_models/{name}.py" for name in ("spec", "activations", "modules")),
         *(f"data/{name}.py" for name in ("datasets", "load", "augment")),
         *(
             f"sweeps/{name}.py"

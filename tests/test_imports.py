@@ -17,7 +17,7 @@ ROWS = (
      "sweeps.evaluate", "sweeps.ledger", "sweeps.backup", "sweeps.ranks", "sweeps.stream", "sweeps.tasks",
      "sweeps.exposure",
      "sweeps.analysis.statistics", "sweeps.analysis.picture", "sweeps.analysis.cgls"),
-    ("crelu_models.build", "data.load", "data.transfer", "sweeps.serve", "sweeps.progress", "sweeps.trial",
+    ("crelu_models.modules", "data.load", "data.transfer", "sweeps.serve", "sweeps.progress", "sweeps.trial",
      "sweeps.lease", "sweeps.spot", "sweeps.doctor", "sweeps.analysis.capture", "sweeps.analysis.decisions"),
     ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome",
      "sweeps.checkpoint", "sweeps.look", "sweeps.analysis.provenance"),
