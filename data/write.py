@@ -15,7 +15,7 @@ from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from queue import Empty
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from data.datasets import (
 )
 from data.sources import Picture, Source, sources, subset
 from data.storage import exclusive_lock
+
+if TYPE_CHECKING:
+    from data.ffcv_patches import Writer
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
@@ -276,34 +279,16 @@ def _jpeg(picture: Picture, quality: int) -> bytes:
 
 
 def _write_ffcv(path: Path, samples: _Samples, size: int, way: _Way, report: Callable[[int], None]) -> None:
-    """Write with FFCV's fields, allocator and worker, under a loop of our own: its own waits for dead workers."""
-    if not importlib.util.find_spec("ffcv"):
-        raise ValueError('FFCV is not installed: pip install "crelu-sweeps[ffcv]", or use --writer native')
-    from data.load import import_ffcv
+    """Write with FFCV's own worker in processes that this module watches."""
+    from data import ffcv_patches  # imports torch
 
-    import_ffcv()
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.memory_allocator import MemoryAllocator
-    from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
-
-    image = RGBImageField(write_mode="jpg" if size > RAW_UP_TO else "raw", jpeg_quality=way.quality)
-    fields = dict(zip(beton.FIELDS, (image, IntField(), IntField()), strict=True))
+    ffcv_patches.import_ffcv()
     workers = min(way.workers, -(-len(samples) // _CHUNK))
-    writer = DatasetWriter(os.fspath(path), fields, page_size=beton.page_size(size), num_workers=workers)
-    writer.num_samples = len(samples)
-    writer.prepare()
-    try:
-        allocator = MemoryAllocator(writer.fname, writer.data_region_start, writer.page_size)
-        tables = (writer.metadata_sm, writer.metadata_type, fields, allocator)
-        writer.finalize(_run_writers(worker_job_indexed_dataset, tables, samples, workers, report))
-    finally:
-        writer.metadata_sm.close()
-        writer.metadata_sm.unlink()
+    with ffcv_patches.open_writer(path, len(samples), size, way.quality) as writer:
+        writer.finalize(_run_writers(writer, samples, workers, report))
 
 
-def _run_writers(
-    job: Any, tables: tuple[Any, ...], samples: _Samples, workers: int, report: Callable[[int], None]
-) -> list[Any]:
+def _run_writers(writer: Writer, samples: _Samples, workers: int, report: Callable[[int], None]) -> list[Any]:
     """Run FFCV's job in processes and return their allocations; OSError as soon as one of them dies."""
     todo: Any = multiprocessing.Queue()
     results: Any = multiprocessing.Queue()
@@ -312,7 +297,7 @@ def _run_writers(
         todo.put([(record, record) for record in range(first, min(first + _CHUNK, len(samples)))])
     for _ in range(workers):
         todo.put(None)
-    arguments = (job, todo, *tables, done, results, samples)
+    arguments = (writer.job, todo, *writer.tables, done, results, samples)
     crew = [multiprocessing.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
     parts: list[list[Any]] = []
     try:

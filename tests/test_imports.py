@@ -17,8 +17,9 @@ ROWS = (
      "sweeps.evaluate", "sweeps.ledger", "sweeps.backup", "sweeps.ranks", "sweeps.stream", "sweeps.tasks",
      "sweeps.exposure",
      "sweeps.analysis.statistics", "sweeps.analysis.picture", "sweeps.analysis.cgls"),
-    ("crelu_models.modules", "data.load", "data.transfer", "sweeps.serve", "sweeps.progress", "sweeps.trial",
+    ("crelu_models.modules", "data.ffcv_patches", "data.transfer", "sweeps.serve", "sweeps.progress", "sweeps.trial",
      "sweeps.lease", "sweeps.spot", "sweeps.doctor", "sweeps.analysis.capture", "sweeps.analysis.decisions"),
+    ("data.load",),
     ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome",
      "sweeps.checkpoint", "sweeps.look", "sweeps.analysis.provenance"),
     ("sweeps.course", "sweeps.plan", "sweeps.price", "sweeps.ready", "sweeps.worker"),
@@ -53,9 +54,9 @@ DOORS = {
     "ray": {"sweeps.cluster", "sweeps.tasks"},
     "mlflow": {"sweeps.tracking"},
     "optuna": {"sweeps.search"},
-    "ffcv": {"data.load", "data.write"},
+    "ffcv": {"data.ffcv_patches"},
     "simplejpeg": {"data.load"},
-    "numba": {"crelu_models.kernels", "data.load"},
+    "numba": {"crelu_models.kernels", "data.ffcv_patches"},
 }
 LIGHT = {"crelu_models.spec", "crelu_models.tables", "sweeps.recipe", "sweeps.analysis.paper"}
 
