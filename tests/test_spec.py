@@ -188,7 +188,7 @@ def test_json_that_is_no_net_is_refused(value: object):
         (lambda: S8.parameters(0), "at least 1 class"),
         (lambda: S8.shapes(10, 34), "side 34 leave nothing at conv6: 35 is the least"),
         (lambda: small(CONV1, AVERAGE), "None for its filters"),
-        (lambda: small(SCORES, CONV1, AVERAGE), "one per class"),
+        (lambda: small(SCORES, CONV1, AVERAGE), "one score per class"),
         (lambda: small(CONV1, SCORES), "ends in a linear row or a pool"),
         (lambda: small(CONV1, Linear("fc", 3), SCORES, AVERAGE), "only linear rows"),
         (lambda: small(Drop("conv1", 0.5), CONV1, SCORES, AVERAGE), "right behind its layer"),
