@@ -13,9 +13,9 @@ PACKAGES = ("crelu_models", "data", "sweeps")
 ROWS = (
     ("crelu_models.spec", "crelu_models.kernels", "data.datasets", "data.synthetic", "data.storage",
      "sweeps.recipe", "sweeps.place", "sweeps.analysis.paper", "sweeps.analysis.drawing", "sweeps.analysis.style"),
-    ("crelu_models.tables", "crelu_models.activations", "data.beton", "data.sources", "data.augment",
-     "sweeps.evaluate", "sweeps.ledger", "sweeps.backup", "sweeps.ranks", "sweeps.stream", "sweeps.tasks",
-     "sweeps.exposure",
+    ("crelu_models.tables", "crelu_models.activations", "crelu_models.sources", "data.beton", "data.sources",
+     "data.augment", "sweeps.evaluate", "sweeps.ledger", "sweeps.backup", "sweeps.ranks", "sweeps.stream",
+     "sweeps.tasks", "sweeps.exposure",
      "sweeps.analysis.statistics", "sweeps.analysis.picture", "sweeps.analysis.cgls"),
     ("crelu_models.modules", "data.ffcv_patches", "data.transfer", "sweeps.serve", "sweeps.progress", "sweeps.trial",
      "sweeps.lease", "sweeps.spot", "sweeps.doctor", "sweeps.analysis.capture", "sweeps.analysis.decisions"),
@@ -58,7 +58,7 @@ DOORS = {
     "simplejpeg": {"data.load"},
     "numba": {"crelu_models.kernels", "data.ffcv_patches"},
 }
-LIGHT = {"crelu_models.spec", "crelu_models.tables", "sweeps.recipe", "sweeps.analysis.paper"}
+LIGHT = {"crelu_models.spec", "crelu_models.sources", "crelu_models.tables", "sweeps.recipe", "sweeps.analysis.paper"}
 
 
 def modules() -> dict[str, Path]:
