@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import LARGE, SMALL, Killed, left, place, trial_of
 
 from data.datasets import Ints, dataset
 from data.load import ThreadReader
-from data.write import prepare
 from sweeps.execution.pack import perform_pack
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
@@ -21,21 +19,7 @@ from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.splits import _kept
-
-FAMILIES = {
-    "allconv with dropout": (1.0, 0.5, 2.0),
-    "VGG with batch norm": (1.0, 0.5, 2.0),
-    "All-CNN-B": (1.0, 0.3, 2.0),
-    "All-CNN-B by Adam": (1.0, 0.5),
-}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("data")
-    for name in (SMALL, LARGE):
-        prepare(name, where)
-    return where
+from tests.support.trials import FAMILIES, SMALL, Killed, artifact_hashes, members, runtime_config, scaled_lr, trial_of
 
 
 @pytest.fixture
@@ -54,28 +38,18 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def streaming(data: Path, ledger: Path, **changes: Any) -> RuntimeConfig:
     """Return a place where every picture is read from its file each time it is asked for."""
-    return place(data, ledger, resident_bytes=0, **changes)
-
-
-def rates(trial: Trial, factor: float) -> Trial:
-    """Return the trial with another learning rate: another net after its first step, on the same stream."""
-    recipe = dataclasses.replace(trial.cell.recipe, lr=trial.cell.recipe.lr * factor)
-    return dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, recipe=recipe))
-
-
-def members(family: str, phase: str = "ablation") -> list[Trial]:
-    return [rates(trial_of(family, phase), factor) for factor in FAMILIES[family]]
+    return runtime_config(data, ledger, resident_bytes=0, **changes)
 
 
 def alone(trials: Sequence[Trial], here: RuntimeConfig) -> list[dict[str, str]]:
     """Return what each trial leaves that is trained for itself."""
     for trial in trials:
         run_trial(trial, here, lambda *_: None)
-    return [left(Path(here.ledger), trial) for trial in trials]
+    return [artifact_hashes(Path(here.ledger), trial) for trial in trials]
 
 
 def outcomes(trials: Sequence[Trial], here: RuntimeConfig) -> list[dict[str, str]]:
-    return [left(Path(here.ledger), trial) for trial in trials]
+    return [artifact_hashes(Path(here.ledger), trial) for trial in trials]
 
 
 def quiet(news: dict[str, Any]) -> None:
@@ -163,7 +137,7 @@ def over(reports: list[dict[str, Any]]) -> list[str]:
 
 def test_diverging_member_leaves_and_ends_as_alone(data: Path, tmp_path: Path) -> None:
     good = members("allconv with dropout")
-    wild = rates(good[0], 1e8)
+    wild = scaled_lr(good[0], 1e8)
     trials, reports = [good[0], wild, good[1]], list[dict[str, Any]]()
     expected = alone(trials, streaming(data, tmp_path / "alone"))
     here = streaming(data, tmp_path / "pack")
@@ -250,7 +224,7 @@ def test_error_of_the_device_ends_the_pack_and_is_its_causes(
 
 
 def test_pack_that_does_not_fit_goes_on_smaller(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trials = [rates(trial_of("allconv with dropout"), factor) for factor in (1.0, 0.5, 2.0, 0.7)]
+    trials = [scaled_lr(trial_of("allconv with dropout"), factor) for factor in (1.0, 0.5, 2.0, 0.7)]
     expected = alone(trials, streaming(data, tmp_path / "alone"))
     short = lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")  # noqa: E731
     broken(monkeypatch, trials[1], short)
@@ -269,10 +243,10 @@ def test_pack_that_does_not_fit_goes_on_smaller(data: Path, tmp_path: Path, monk
 def test_folds_of_a_resident_set_gather_their_own_pictures(data: Path, tmp_path: Path, decoded: Counter[str]) -> None:
     cell = trial_of("VGG with batch norm").cell
     trials = [Trial(cell, "fold", 0, fold=fold, folds=3) for fold in range(3)]
-    expected = alone(trials, place(data, tmp_path / "alone"))
+    expected = alone(trials, runtime_config(data, tmp_path / "alone"))
     _kept.cache_clear()
     decoded.clear()
-    perform_pack(trials, place(data, tmp_path / "pack"), quiet)
-    assert outcomes(trials, place(data, tmp_path / "pack")) == expected
+    perform_pack(trials, runtime_config(data, tmp_path / "pack"), quiet)
+    assert outcomes(trials, runtime_config(data, tmp_path / "pack")) == expected
     facts = dataset(SMALL)
     assert decoded == {name: facts.splits[name] for name in ("train", "test")}
