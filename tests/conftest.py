@@ -5,11 +5,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.postgres import Postgres, programs
 from tests.support.servers import free_port, s3_environment, wait_for_answer
+
+if TYPE_CHECKING:
+    from sweeps.experiment.trial import Trial
+    from tests.support.trials import Hashes
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +27,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (SMALL, LARGE):
         prepare(name, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> "Hashes":
+    """Return a function from a trial to the hashes of what it leaves undisturbed; each trial trains once a session."""
+    from sweeps.training.run_trial import run_trial
+    from tests.support.trials import artifact_hashes, runtime_config
+
+    ledger = tmp_path_factory.mktemp("uninterrupted")
+
+    def hashes(trial: "Trial") -> dict[str, str]:
+        run_trial(trial, runtime_config(data, ledger), lambda *_: None)  # a finished trial is only read
+        return artifact_hashes(ledger, trial)
+
+    return hashes
 
 
 @pytest.fixture(scope="session")

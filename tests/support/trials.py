@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ FACTORS = {
     "All-CNN-B": (1.0, 0.3, 2.0),
     "All-CNN-B by Adam": (1.0, 0.5),
 }
+Hashes = Callable[[Trial], dict[str, str]]
 
 
 class Killed(BaseException):

@@ -15,7 +15,7 @@ from sweeps.store.ledger import Ledger
 from sweeps.training import checkpoint, trainer
 from sweeps.training.run_trial import _reset, run_trial
 from sweeps.training.runtime import RuntimeConfig
-from tests.support.trials import FAMILIES, Killed, artifact_hashes, runtime_config, trial_of
+from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, runtime_config, trial_of
 
 
 def killed_at(steps: list[int], trial: Trial, here: RuntimeConfig) -> list[int]:
@@ -40,10 +40,11 @@ def killed_at(steps: list[int], trial: Trial, here: RuntimeConfig) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_killed_trial_ends_as_the_uninterrupted_one(family: str, workers: int, data: Path, tmp_path: Path) -> None:
+def test_killed_trial_ends_as_the_uninterrupted_one(
+    family: str, workers: int, data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
     trial = trial_of(family)
-    run_trial(trial, runtime_config(data, tmp_path / "whole"), lambda *_: None)
-    expected = artifact_hashes(tmp_path / "whole", trial)
+    expected = uninterrupted(trial)
     steps = random.Random(f"{family} {workers}").choices(range(2, 14), k=5)
     # Checkpoints as often as every step, so that kills inside an epoch resume inside it.
     reported = killed_at(
@@ -53,29 +54,26 @@ def test_killed_trial_ends_as_the_uninterrupted_one(family: str, workers: int, d
     assert reported == [1, 2, 3]
 
 
-def test_kill_between_checkpoints_repeats_the_epoch_exactly(data: Path, tmp_path: Path) -> None:
+def test_kill_between_checkpoints_repeats_the_epoch_exactly(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     trial = trial_of("allconv with dropout")
-    run_trial(trial, runtime_config(data, tmp_path / "whole"), lambda *_: None)
     killed_at([3, 8, 5], trial, runtime_config(data, tmp_path / "killed"))
-    assert artifact_hashes(tmp_path / "killed", trial) == artifact_hashes(tmp_path / "whole", trial)
+    assert artifact_hashes(tmp_path / "killed", trial) == uninterrupted(trial)
 
 
-def test_stopped_trial_saves_where_it_is_and_goes_on_there(data: Path, tmp_path: Path) -> None:
+def test_stopped_trial_saves_where_it_is_and_goes_on_there(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     trial = trial_of("All-CNN-B")
-    run_trial(trial, runtime_config(data, tmp_path / "whole"), lambda *_: None)
     here = runtime_config(data, tmp_path / "stopped")
     assert run_trial(trial, here, lambda *_: None, lambda: True) is None
     names = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
     assert names == ["00000-00000001.safetensors"]
     assert run_trial(trial, here, lambda *_: None) is not None
-    assert artifact_hashes(tmp_path / "stopped", trial) == artifact_hashes(tmp_path / "whole", trial)
+    assert artifact_hashes(tmp_path / "stopped", trial) == uninterrupted(trial)
 
 
 def test_training_begun_by_other_code_is_begun_anew(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Hashes
 ) -> None:
     trial = trial_of("allconv with dropout")
-    run_trial(trial, runtime_config(data, tmp_path / "whole"), lambda *_: None)
     here = runtime_config(data, tmp_path / "changed")
     with monkeypatch.context() as older:
         older.setattr("sweeps.training.trainer.code_fingerprint", lambda: "older")
@@ -83,15 +81,14 @@ def test_training_begun_by_other_code_is_begun_anew(
     result = run_trial(trial, here, lambda *_: None)
     assert result is not None
     assert any("the code has changed since epoch 1" in event for event in result["events"])
-    assert artifact_hashes(tmp_path / "changed", trial) == artifact_hashes(tmp_path / "whole", trial)
+    assert artifact_hashes(tmp_path / "changed", trial) == uninterrupted(trial)
 
 
-def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path) -> None:
+def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     pytest.importorskip("ffcv")
     trial = trial_of("allconv with dropout")
-    for reader in ("threads", "ffcv"):
-        run_trial(trial, runtime_config(data, tmp_path / reader, reader=reader), lambda *_: None)
-    assert artifact_hashes(tmp_path / "threads", trial) == artifact_hashes(tmp_path / "ffcv", trial)
+    run_trial(trial, runtime_config(data, tmp_path, reader="ffcv"), lambda *_: None)
+    assert artifact_hashes(tmp_path, trial) == uninterrupted(trial)
 
 
 def test_finished_trial_is_not_trained_again(data: Path, tmp_path: Path) -> None:
@@ -103,9 +100,8 @@ def test_finished_trial_is_not_trained_again(data: Path, tmp_path: Path) -> None
     assert epochs == [1, 2, 3]
 
 
-def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     trial, here = trial_of("allconv with dropout"), runtime_config(data, tmp_path / "killed", checkpoint_minutes=0.0)
-    run_trial(trial, runtime_config(data, tmp_path / "whole"), lambda *_: None)
     killed = iter(range(1, 100))
 
     def kill() -> bool:
@@ -122,7 +118,7 @@ def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path) 
     result = run_trial(trial, here, lambda *_: None)
     assert result is not None
     assert any("damaged" in event for event in result["events"])
-    assert artifact_hashes(tmp_path / "killed", trial) == artifact_hashes(tmp_path / "whole", trial)
+    assert artifact_hashes(tmp_path / "killed", trial) == uninterrupted(trial)
 
 
 def test_data_of_another_fingerprint_are_refused_before_training(data: Path, tmp_path: Path) -> None:
