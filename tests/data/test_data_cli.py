@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_write import cifar_tree
 
 from data.__main__ import main
 from data.datasets import beton_path
+from tests.support.pictures import cifar_tree
 
 
 def test_help_needs_no_heavy_import() -> None:
