@@ -24,6 +24,14 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(str(tmp_path / "ledger"))
 
 
+def test_ledger_of_an_output_is_one_wherever_a_command_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Ledger.in_output("outputs/../out") == Ledger(f"{tmp_path}/out/ledger")
+    assert Ledger.in_output("~/out") == Ledger(f"{tmp_path}/home/out/ledger")
+    assert Ledger.in_output("s3://bucket/~a/../out/") == Ledger("s3://bucket/~a/../out/ledger")
+
+
 def test_result_is_read_as_written(ledger: Ledger) -> None:
     assert ledger.result("k") is None
     ledger.commit("k", {"key": "k", "metrics": {"a": 1.5}})
