@@ -44,9 +44,9 @@ from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.report import build
 from sweeps.results import capsule, evidence
 from sweeps.results.evidence import MANIFEST
+from sweeps.store import checkpoint
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.ledger import Ledger
-from sweeps.training import checkpoint
 
 Border = Callable[[bytes], object]
 SECONDS = 5.0  # more than this for one small input counts as a hang

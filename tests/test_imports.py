@@ -43,7 +43,15 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ffcv": ("data",),
     "simplejpeg": ("data",),
     "numba": ("crelu_models.kernels", "data"),
-    "torch": ("crelu_models", "data", "sweeps.training", "sweeps.execution", "sweeps.analysis", "sweeps.cli.verbs"),
+    "torch": (
+        "crelu_models",
+        "data",
+        "sweeps.store.checkpoint",
+        "sweeps.training",
+        "sweeps.execution",
+        "sweeps.analysis",
+        "sweeps.cli.verbs",
+    ),
     "matplotlib": ("sweeps.analysis.plots",),
 }
 LIGHT = ("crelu_models.spec", "crelu_models.tables", "sweeps.experiment.recipe", "sweeps.results.paper")

@@ -95,10 +95,9 @@ def verify_resume(options: argparse.Namespace) -> int:
     import torch
 
     from data.datasets import data_dir
+    from sweeps.execution.verify_resume import shortened, verify
     from sweeps.experiment.trial import Trial, code_fingerprint
-    from sweeps.training.run_trial import device_name
-    from sweeps.training.runtime import RuntimeConfig
-    from sweeps.training.verify_resume import shortened, verify
+    from sweeps.training.runtime import RuntimeConfig, device_name
 
     ledger = _ledger(options)
     (_, sweep), = planned(ledger, options.sweep).items()  # fmt: skip

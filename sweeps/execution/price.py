@@ -48,7 +48,7 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, rank
     from crelu_models.build import build, initialise
     from sweeps.training.evaluate import BATCH, precision_of, score
     from sweeps.training.loop import Learner
-    from sweeps.training.run_trial import keep_memory
+    from sweeps.training.runtime import keep_memory
 
     keep_memory()
     place, recipe = torch.device(device), cell.recipe

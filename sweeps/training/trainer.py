@@ -16,8 +16,8 @@ from data.augment import centre_view, ten_views, training_view
 from data.datasets import order
 from data.load import Batch, Pictures
 from sweeps.experiment.trial import PHASES, Trial, code_fingerprint
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger, with_room
-from sweeps.training import checkpoint
 from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
 from sweeps.training.loop import Diverged, Learner, train

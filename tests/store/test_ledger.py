@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sweeps.store import checkpoint
+from sweeps.store.checkpoint import Checkpoint
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.lease import Busy, Lease, driver
 from sweeps.store.ledger import Ledger
-from sweeps.training import checkpoint
-from sweeps.training.checkpoint import Checkpoint
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from crelu_models.tables import S2, S5, S9
 from data.write import prepare
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
-from sweeps.training import checkpoint, trainer
+from sweeps.training import trainer
 from sweeps.training.run_trial import _reset, run_trial
 from sweeps.training.runtime import RuntimeConfig
 
