@@ -40,9 +40,9 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ray": ("sweeps.execution",),
     "mlflow": ("sweeps.tracking",),
     "optuna": ("sweeps.experiment.search",),
-    "ffcv": ("data",),
+    "ffcv": ("data.ffcv_patches",),
     "simplejpeg": ("data",),
-    "numba": ("crelu_models.kernels", "data"),
+    "numba": ("crelu_models.kernels", "data.ffcv_patches"),
     "torch": (
         "crelu_models",
         "data",
@@ -54,7 +54,13 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "matplotlib": ("sweeps.analysis.plots",),
 }
-LIGHT = ("crelu_models.spec", "crelu_models.tables", "sweeps.experiment.recipe", "sweeps.results.paper")
+LIGHT = (
+    "crelu_models.spec",
+    "crelu_models.sources",
+    "crelu_models.tables",
+    "sweeps.experiment.recipe",
+    "sweeps.results.paper",
+)
 NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+(:\w+)?")
 
 

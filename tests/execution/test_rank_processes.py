@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from test_resume import LARGE, SMALL, place, trial_of
 from test_sweep import child_runs, started, wait_for
 
-from crelu_models.build import Dropout
+from crelu_models.modules import Dropout
 from data.datasets import dataset
 from data.write import prepare
 from sweeps.cli.options import parser
