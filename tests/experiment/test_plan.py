@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from crelu_models.tables import S2
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, expand, plan, plan_to_json, sweep_from_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
-from sweeps.experiment.trial import Cell, Trial, code_fingerprint
+from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 
 BASE = Cell("Baseline", S2, "cifar10", ALLCONV, "1", "Baseline")
@@ -19,7 +20,7 @@ SWEEP = Sweep("s", "demo", (BASE, CRELU), Protocol(seeds=2))
 
 
 def done(ledger: Ledger, trial: Trial, **changes: object) -> None:
-    result = {"key": trial.key, "status": "finished", "fingerprint": "f", "code": code_fingerprint(),
+    result = {"key": trial.key, "status": "finished", "fingerprint": "f", "code": code_fingerprint(trial.cell.net),
               "metrics": {"best/val_top1_err": 9.0}, "curve": []}  # fmt: skip
     ledger.commit(trial.key, result | changes)
 

@@ -126,7 +126,7 @@ def test_training_begun_by_other_code_is_begun_anew(
     run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
     here = place(data, tmp_path / "changed")
     with monkeypatch.context() as older:
-        older.setattr("sweeps.training.trainer.code_fingerprint", lambda: "older")
+        older.setattr("sweeps.training.trainer.code_fingerprint", lambda net: "older")
         assert run_trial(trial, here, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
     result = run_trial(trial, here, lambda *_: None)
     assert result is not None
