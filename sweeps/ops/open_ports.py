@@ -33,7 +33,7 @@ def listeners() -> list[Listener]:
     sockets = {
         Listener(_plain_address(connection.laddr.ip), connection.laddr.port, _command(connection.pid))
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
+        if connection.status == psutil.CONN_LISTEN and connection.laddr
     }
     return sorted(sockets, key=lambda listener: (listener.port, listener.address))
 
