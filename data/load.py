@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator
@@ -40,6 +41,8 @@ class Batch(NamedTuple):
 class Reader(Protocol):
     """Decodes records in a given order, `batch` at a time, into new uint8 tensors (n, h, w, 3) on the host."""
 
+    decode_seconds: float  # processor time of decoding, of each thread
+
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order; the last tensor may be short."""
 
@@ -66,6 +69,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def decode_seconds(self) -> float:
+        """Return the processor time that each of the reader's threads has spent on decoding."""
+        return self._reader.decode_seconds
 
     def __enter__(self) -> Pictures:
         return self
@@ -175,18 +183,18 @@ class ThreadReader:
         self._pin = pin
         self._stored = beton.mapped(index)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self.decode_seconds = 0.0
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order; the last tensor may be short."""
-        begun: deque[tuple[Tensor, list[Future[None]]]] = deque()
+        begun: deque[tuple[Tensor, list[Future[float]]]] = deque()
         try:
             for first in range(0, len(order) + _AHEAD * batch, batch):
                 if first < len(order):
                     begun.append(self._begin(order[first : first + batch]))
                 if begun and first >= _AHEAD * batch:
                     pixels, parts = begun.popleft()
-                    for part in parts:
-                        part.result()
+                    self.decode_seconds += sum(part.result() for part in parts) / self._workers
                     yield pixels
         finally:
             for part in (part for _, parts in begun for part in parts):
@@ -196,12 +204,12 @@ class ThreadReader:
         """End all threads."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _begin(self, ids: Ints) -> tuple[Tensor, list[Future[None]]]:
+    def _begin(self, ids: Ints) -> tuple[Tensor, list[Future[float]]]:
         size = self._index.size
         pixels = torch.empty((len(ids), size, size, 3), dtype=torch.uint8, pin_memory=self._pin)
         decode = self._decode if self._index.jpeg else self._copy
         shares = zip(np.array_split(ids, self._workers), np.array_split(pixels.numpy(), self._workers), strict=True)
-        return pixels, [self._pool.submit(decode, part, out) for part, out in shares if len(part)]
+        return pixels, [self._pool.submit(_timed, decode, part, out) for part, out in shares if len(part)]
 
     def _decode(self, ids: Ints, out: beton.Bytes) -> None:
         import simplejpeg  # not needed for stored pixels
@@ -212,6 +220,13 @@ class ThreadReader:
     def _copy(self, ids: Ints, out: beton.Bytes) -> None:
         windows = np.lib.stride_tricks.sliding_window_view(self._stored, out[0].size)
         out.reshape(len(out), -1)[:] = windows[self._index.pointers[ids]]
+
+
+def _timed(decode: Callable[[Ints, beton.Bytes], None], ids: Ints, out: beton.Bytes) -> float:
+    """Decode, and return the processor time of this thread that it took."""
+    began = time.thread_time()
+    decode(ids, out)
+    return time.thread_time() - began
 
 
 class FFCVReader:
@@ -229,6 +244,7 @@ class FFCVReader:
         self._pin = pin
         self._failures: list[BaseException] = []
         self._running: list[Any] = []
+        self.decode_seconds = 0.0
         self._loader: Any = Loader(
             str(index.path),
             batch_size=1,
@@ -277,11 +293,14 @@ class FFCVReader:
         """Keep an error of FFCV's thread for the consumer; StopIteration makes that thread end in good order."""
 
         def run(**arguments: Any) -> Any:
+            began = time.thread_time()
             try:
                 return stage(**arguments)
             except Exception as error:
                 self._failures.append(error)
                 raise StopIteration from error
+            finally:
+                self.decode_seconds += time.thread_time() - began
 
         return run
 
