@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TypedDict
 
-from data.storage import located
+from data.storage import open_filesystem
 
 CHUNK = 16 << 20  # bytes that are copied at a time
 DATABASE, USERS, ARTIFACTS, MANIFEST = "store", "users.db", "artifacts", "list.json"
@@ -84,7 +84,7 @@ def write(target: str, store: str, artifacts: str, users: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "backup.tar")
         sentence = _write_file(copy, store, artifacts, users)
-        system, remote_path = located(target)
+        system, remote_path = open_filesystem(target)
         with copy.open("rb") as file, system.open_output_stream(remote_path) as stream:
             shutil.copyfileobj(file, stream, CHUNK)
     return sentence.replace(str(copy), target)
@@ -212,7 +212,7 @@ def _fetch(source: str, folder: Path) -> Path:
     """Return the path of a backup on this machine; one at a URI is copied into the folder."""
     if "://" not in source:
         return Path(source).expanduser()
-    system, remote_path = located(source)
+    system, remote_path = open_filesystem(source)
     copy = folder / "backup.tar"
     with system.open_input_stream(remote_path) as stream, copy.open("wb") as file:
         shutil.copyfileobj(stream, file, CHUNK)
