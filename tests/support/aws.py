@@ -1,4 +1,4 @@
-"""EC2, IAM, SSM and S3 of this machine: moto answers, hosts of tests.hosts run, each call is noted with its role.
+"""EC2, IAM, SSM and S3 of this machine: moto answers, hosts of support.hosts run, each call is noted with its role.
 
 As a program it is the cloud: moto's server and the metadata service that each instance asks (IMDSv2 alone), on the
 switch of whoever starts it. `Cloud` is the other side: it starts a host for each instance that runs, and stops it when

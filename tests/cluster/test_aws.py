@@ -1,7 +1,7 @@
 """ray_cluster.yaml on a cloud of this machine: up, a sweep on spot workers, one reclaimed, down; and who is let in.
 
 Ray is as it was installed and the file as it is shipped, but for what CHANGES says. EC2 is moto, an instance is a host
-of namespaces with an sshd (tests.hosts). Nothing here proves image, driver, quota, capacity, or what EC2's own group
+of namespaces with an sshd (support.hosts). Nothing here proves image, driver, quota, capacity, or what EC2's own group
 lets through.
 """
 
@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aws
-import hosts
 import pytest
 import yaml
+from support import aws, hosts
 
 from sweeps.exposure import Listener, exposed
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 BUCKET = "crelu-on-this-machine"
 # What the test changes in the shipped file, all of it; the lines marked EDIT are filled in beside.

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import hosts
 import pytest
+from support import hosts
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 GATEWAY, HEAD, WORKERS = "172.30.255.254", "172.30.0.10", ("172.30.0.11", "172.30.0.12")
 LACKING = hosts.lacking()
