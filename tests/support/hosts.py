@@ -7,6 +7,7 @@ of this machine changes, and no packet leaves it. It needs root, sshd, rsync and
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -15,17 +16,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import distribution
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 CLONE_NEWNET = 0x40000000
 PROGRAMS = ("sshd", "rsync", "ssh", "ip", "unshare", "setpriv", "curl", "make", "flock")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # What a host does when it starts. Its code comes by rsync to ~/crelu; the environment, which takes minutes to install,
-# is this machine's own, as an image's would be: so ~/crelu also lies where that environment looks for the code.
+# is this machine's own, as an image's would be: so ~/crelu also lies where that environment looks for the code, which
+# is another folder than the project's where two checkouts share one environment.
 BOOT = r"""
 set -euo pipefail
-home=$1 tmp=$2 address=$3 gateway=$4 project=$5 base=$6
+home=$1 tmp=$2 address=$3 gateway=$4 project=$5 base=$6 installed=$8
 mount --make-rprivate /
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
 ip link set lo up
@@ -42,8 +47,10 @@ if [ "$(within "$base")" != "$base" ]; then
 	mkdir -p "$(within "$base")"
 	mount --bind "$base" "$(within "$base")"
 fi
-mkdir -p "$(within "$project")"
-mount --rbind "$home/crelu" "$(within "$project")"
+for place in "$project" "$installed"; do
+	mkdir -p "$(within "$place")"
+	mount --rbind "$home/crelu" "$(within "$place")"
+done
 mount --bind "$home/.hosts" /etc/hosts
 mount --bind /dev/null /etc/resolv.conf
 mount -t tmpfs -o size=16g tmpfs /dev/shm
@@ -67,6 +74,12 @@ def lacking() -> str:
         return "only root makes hosts of namespaces"
     done = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
     return "" if done.returncode == 0 else f"no namespaces here: {done.stderr.decode().strip()}"
+
+
+def installed() -> Path:
+    """Return the folder in which this environment looks for the code."""
+    url = json.loads(distribution("crelu-sweeps").read_text("direct_url.json") or "{}")["url"]
+    return Path(url2pathname(urlsplit(url).path))
 
 
 def _called(function: str, *arguments: int) -> None:
@@ -127,7 +140,7 @@ class Hosts:
         command = [
             "setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork",
             "--kill-child", "--mount-proc", "bash", "-c", BOOT, "boot", str(home), str(tmp), address, self.gateway,
-            str(self.project), sys.base_prefix, words,
+            str(self.project), sys.base_prefix, words, str(installed()),
         ]  # fmt: skip
         clean = {"PATH": os.environ["PATH"], "HOME": "/root"}
         log = (home.parent / "boot.log").open("wb")
