@@ -27,6 +27,13 @@ touch ~/.bashrc
 grep -qxF '. ~/.crelu.sh' ~/.bashrc || printf '%s\n' '. ~/.crelu.sh' "$(cat ~/.bashrc)" > ~/.bashrc.new
 [ ! -e ~/.bashrc.new ] || mv ~/.bashrc.new ~/.bashrc
 
+# Ray computes a hash of all that it mounts, file by file, on the head before it sets up the first worker. It does not
+# follow links, and so leaves out the environment's gigabytes, which took a minute.
+if [ ! -e "$project/.venv" ]; then
+	mkdir -p ~/.crelu-venv
+	ln -sfn ~/.crelu-venv "$project/.venv"
+fi
+
 # A new machine installs its own updates first, and holds apt's lock meanwhile.
 if [ ! -e "$project/.venv/.complete" ] && command -v cloud-init >/dev/null; then
 	sudo systemctl stop unattended-upgrades 2>/dev/null || true

@@ -26,8 +26,8 @@ PROGRAMS = ("sshd", "rsync", "ssh", "ip", "unshare", "setpriv", "curl", "make", 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # What a host does when it starts. Its code comes by rsync to ~/crelu; the environment, which takes minutes to install,
-# is this machine's own, as an image's would be: so ~/crelu also lies where that environment looks for the code, which
-# is another folder than the project's where two checkouts share one environment.
+# is this machine's own, at the place that clusters/node.sh links to: so ~/crelu also lies where that environment looks
+# for the code, which is another folder than the project's where two checkouts share one environment.
 BOOT = r"""
 set -euo pipefail
 home=$1 tmp=$2 address=$3 gateway=$4 project=$5 base=$6 installed=$8
@@ -41,8 +41,8 @@ hostname "host-${address//./-}"
 within() { case $1 in /root/*) echo "$home/${1#/root/}";; /tmp/*) echo "$tmp/${1#/tmp/}";; *) echo "$1";; esac; }
 echo "127.0.0.1 localhost
 $address host-${address//./-}" > "$home/.hosts"
-mkdir -p "$home/crelu/.venv"
-mount --bind "$project/.venv" "$home/crelu/.venv"
+mkdir -p "$home/crelu" "$home/.crelu-venv"
+mount --bind "$project/.venv" "$home/.crelu-venv"
 if [ "$(within "$base")" != "$base" ]; then
 	mkdir -p "$(within "$base")"
 	mount --bind "$base" "$(within "$base")"
