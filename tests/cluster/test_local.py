@@ -10,20 +10,61 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from support import hosts
+from support.waiting import output, until
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 GATEWAY, HEAD, WORKERS = "172.30.255.254", "172.30.0.10", ("172.30.0.11", "172.30.0.12")
 LACKING = hosts.lacking()
 pytestmark = [
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(LACKING) and not os.environ.get("CI"), reason=LACKING),
 ]
-Ray = Callable[..., str]
+# As in test_aws.py: the autoscaler looks each second, and trials have the priority of all else on this machine.
+PACE = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_worker_niceness": "0"}
+Value = TypeVar("Value")
+
+
+@dataclass
+class Site:
+    """Hosts and the file of their cluster, and the laptop on which Ray's commands run."""
+
+    file: Path
+    code: Path
+    laptop: dict[str, str]
+    hosts: hosts.Hosts
+    began: float
+
+    def ray(self, *words: str) -> str:
+        """Run a command of Ray's on the laptop and return its output; fail where it failed."""
+        done = output([BIN / "ray", *words], self.laptop, self.code, 900, self.hosts.check)
+        assert done.returncode == 0, f"ray {' '.join(words)}\n{done.stdout[-9000:]}\n{self.log()}"
+        return done.stdout
+
+    def has_raylet(self, address: str) -> bool:
+        """Return whether Ray runs on a host."""
+        return any("raylet" in line for line in self.hosts.processes(address))
+
+    def log(self) -> str:
+        """Return the end of the autoscaler's logs."""
+        files = sorted(self.hosts.home(HEAD).parent.glob("tmp/ray/session_2*/logs/monitor*"))
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-4000:]}" for file in files)
+
+    def until(self, ready: Callable[[], Value], what: str, seconds: float = 600) -> Value:
+        """Wait for something; fail with the logs where it does not come, at once where a host has ended."""
+        value = until(ready, what, seconds, self.hosts.check, self.log)
+        self.note(what)
+        return value
+
+    def note(self, what: str) -> None:
+        """Write down when something came about."""
+        print(f"{time.monotonic() - self.began:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 @pytest.fixture
@@ -34,9 +75,10 @@ def shared() -> Iterator[Path]:
 
 
 @pytest.fixture
-def site(tmp_path: Path, shared: Path) -> Iterator[tuple[hosts.Hosts, Ray, Path]]:
-    """Start the hosts; yield them, what runs Ray's commands on the laptop, and the file with its lines filled in."""
+def site(tmp_path: Path, shared: Path) -> Iterator[Site]:
+    """Start the hosts, and fill in the lines of the file that are to edit."""
     assert not LACKING, LACKING
+    began = time.monotonic()
     subprocess.run(["make", "-s", "setup"], cwd=ROOT, check=True)
     home = tmp_path / "laptop"
     (home / ".ray").mkdir(parents=True)
@@ -60,47 +102,30 @@ def site(tmp_path: Path, shared: Path) -> Iterator[tuple[hosts.Hosts, Ray, Path]
         "RAY_UP_enable_autoscaler_v2": "0",
     }  # fmt: skip
 
-    def ray(*words: str) -> str:
-        done = subprocess.run(
-            [str(BIN / "ray"), *words], cwd=ROOT, env=laptop, capture_output=True, text=True, timeout=240,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert done.returncode == 0, f"ray {' '.join(words)}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
-        return done.stdout + done.stderr
-
     with ExitStack() as stack:
         stack.enter_context(hosts.switch(f"{GATEWAY}/16"))
-        made = hosts.Hosts(tmp_path / "hosts", ROOT, GATEWAY, {"CI": "true"})
-        stack.callback(made.close)
+        machines = hosts.Hosts(tmp_path / "hosts", ROOT, GATEWAY, {"CI": "true"} | PACE)
+        stack.callback(machines.close)
         for address in (HEAD, *WORKERS):
-            made.start(address, Path(f"{key}.pub").read_text())
-        yield made, ray, file
+            machines.start(address, Path(f"{key}.pub").read_text())
+        yield Site(file, hosts.checkout(ROOT, home / "crelu"), laptop, machines, began)
 
 
-def until(there: Callable[[], object], what: str, seconds: float = 180) -> None:
-    ends = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < ends, f"{what}: not within {seconds:g} s"
-        time.sleep(0.5)
-
-
-def test_machines_one_has_train_a_sweep_and_are_left_as_they_were(
-    site: tuple[hosts.Hosts, Ray, Path], shared: Path
-) -> None:
-    made, ray, file = site
-
-    def on_head(command: str) -> str:
-        return ray("exec", str(file), command)
-
-    ray("up", "-y", "--no-config-cache", str(file))
-    until(lambda: all(any("raylet" in line for line in made.processes(one)) for one in WORKERS), "Ray on both workers")
-    until(lambda: "/4.0 CPU" in on_head("ray status"), "both workers have joined")
+def test_machines_one_has_train_a_sweep_and_are_left_as_they_were(site: Site, shared: Path) -> None:
+    site.ray("up", "-y", "--no-config-cache", str(site.file))
+    site.note("ray up has returned")
+    for worker in WORKERS:
+        site.until(lambda: site.has_raylet(worker), f"Ray runs on {worker}")  # noqa: B023
+    site.until(lambda: "/4.0 CPU" in site.ray("exec", str(site.file), "ray status"), "both workers have joined")
     sweep = ["python", "-m", "sweeps.imagenet_placement", "--smoke-test", "--seeds", "2", "--output", f"{shared}/out"]
-    on_head(shlex.join(["ray", "job", "submit", "--submission-id", "sweep", "--", *sweep]))
+    submit = ["ray", "job", "submit", "--submission-id", "sweep", "--", *sweep]
+    site.ray("exec", str(site.file), shlex.join(submit))
+    site.note("the sweep has ended")
     results = [json.loads(path.read_text()) for path in (shared / "out" / "ledger" / "results").iterdir()]
     assert [result["status"] for result in results] == ["finished"] * 4
     trained = {result["hardware"]["host"] for result in results}
     assert trained <= {f"host-{address.replace('.', '-')}" for address in WORKERS}, "none beside the driver"
-    ray("down", "-y", str(file))
-    until(lambda: not any("raylet" in line for line in made.processes(HEAD)), "Ray has left the head")
-    until(lambda: not any("raylet" in line for one in WORKERS for line in made.processes(one)), "and the workers")
+    site.ray("down", "-y", str(site.file))
+    site.note("ray down has returned")
+    for address in (HEAD, *WORKERS):
+        site.until(lambda: not site.has_raylet(address), f"Ray has left {address}")  # noqa: B023

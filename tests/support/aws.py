@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,7 +57,7 @@ class Front:
     def __init__(self, application: Application, folder: Path) -> None:
         self.application, self.faults = application, folder / "faults"
         self.log = (folder / "calls.jsonl").open("a", buffering=1)
-        self.lock = threading.Lock()
+        self.lock, self.changes = threading.Lock(), folder / "changes"
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
         # All of the body first: a host that loses its power in the midst of one holds up nobody else.
@@ -74,6 +75,9 @@ class Front:
                 status, headers, answer = "500 ordered by the test", [], b""
             else:
                 status, headers, answer = self._answer(environ)
+                if calls[0][1].startswith("ec2:") and not calls[0][1].startswith("ec2:Describe"):
+                    self.changes.open("a").close()
+                    os.utime(self.changes)
         if int(status.split()[0]) >= 500:
             print(f"{status}: {calls[0]}: {answer[:2000]!r}", file=sys.stderr, flush=True)
             headers, answer = [("Content-Length", "0")], b""
@@ -86,12 +90,18 @@ class Front:
         return started[-1][0], started[-1][1], b"".join(answer)
 
     def _is_to_fail(self, action: str) -> bool:
-        """Return whether a test has ordered that this call fails: `order_faults` says how many still do."""
+        """Return whether a test has ordered that this call fails: the file says how many still do."""
         order = self.faults / action
         left = int(order.read_text()) if order.exists() else 0
         if left:
-            order.write_text(str(left - 1))
+            order_faults(self.faults, action, left - 1)
         return left > 0
+
+
+def order_faults(folder: Path, action: str, count: int) -> None:
+    """Write down how many of the next calls of an action fail; a reader never sees half of it."""
+    (folder / f".{action}").write_text(str(count))
+    (folder / f".{action}").replace(folder / action)
 
 
 def described(environ: dict[str, Any], body: bytes) -> tuple[list[list[str]], bytes]:
@@ -188,13 +198,13 @@ class Metadata(BaseHTTPRequestHandler):
 
 
 @cache
-def client(service: str) -> Any:
-    """Return the client of the cloud with the laptop's keys; it tries again what fails for a moment."""
+def client(service: str, attempts: int = 6) -> Any:
+    """Return the client of the cloud with the laptop's keys; a call that fails for a moment has so many attempts."""
     import boto3
     from botocore.config import Config
 
     keys = {"aws_access_key_id": LAPTOP, "aws_secret_access_key": "made-up"}
-    config = Config(retries={"mode": "standard", "total_max_attempts": 6}, connect_timeout=10, read_timeout=30)
+    config = Config(retries={"mode": "standard", "total_max_attempts": attempts}, connect_timeout=10, read_timeout=30)
     return boto3.client(service, region_name=REGION, endpoint_url=ENDPOINT, config=config, **keys)
 
 
@@ -255,34 +265,41 @@ class Cloud:
 
     def __init__(self, folder: Path, hosts: Hosts, key: Callable[[], str], patience: float = 60) -> None:
         self.folder, self.hosts, self.key, self.patience = folder, hosts, key, patience
-        self.calls = folder / "calls.jsonl"
+        self.calls, self.changes = folder / "calls.jsonl", folder / "changes"
         self.failure = ""
+        self._lock = threading.Lock()
+        self._present: list[dict[str, Any]] = []
+        self._changed, self._asked = -1, 0.0
         self._over = threading.Event()
-
-    def __enter__(self) -> Cloud:
-        for name in ("notices", "faults"):
-            (self.folder / name).mkdir()
-        with (self.folder / "cloud.log").open("wb") as log:
-            self.server = subprocess.Popen(
-                [sys.executable, "-m", "support.aws", str(self.folder)], cwd=TESTS, stdout=log, stderr=log
-            )
         # Hosts die with the thread that starts them.
         self._following = threading.Thread(target=self._follow, name="instances")
+
+    def __enter__(self) -> Cloud:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        reason = self._reason()
+        self.stop()
+        # The error of a test that has failed already stands: its wait has named this reason.
+        assert kind or not reason, reason
+
+    def start(self) -> None:
+        """Start the server, wait until it answers, and follow its instances."""
+        for name in ("notices", "faults"):
+            (self.folder / name).mkdir()
+        command = [sys.executable, "-m", "support.aws", str(self.folder)]
+        with (self.folder / "cloud.log").open("wb") as log:
+            self.server = subprocess.Popen(command, cwd=TESTS, stdout=log, stderr=log)
         try:
             until(self._answers, "moto answers", 120, self.check, self.log)
             self._following.start()
         except BaseException:
-            self._stop()
+            self.stop()
             raise
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        failure = self._reason()
-        self._stop()
-        # The error of a test that has failed already stands: its wait has named this reason.
-        assert kind or not failure, failure
-
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End the thread, and with it the hosts, and then the server."""
         self._over.set()
         if self._following.is_alive():
             self._following.join()
@@ -314,27 +331,38 @@ class Cloud:
 
     def order_faults(self, action: str, count: int) -> None:
         """Let the next calls of an action fail with a 500; actions are written as `ec2:DescribeInstances`."""
-        (self.folder / "faults" / action).write_text(str(count))
+        order_faults(self.folder / "faults", action, count)
+
+    def instances(self, attempts: int = 6) -> list[dict[str, Any]]:
+        """Return all present and past instances; moto is asked after each call that may have changed one."""
+        with self._lock:
+            changed = self.changes.stat().st_mtime_ns if self.changes.exists() else 0
+            if changed != self._changed or time.monotonic() > self._asked + 5:
+                self._present = instances(client("ec2", attempts))
+                self._changed, self._asked = changed, time.monotonic()
+            return self._present
 
     def _follow(self) -> None:
-        """Start and stop hosts as instances come and go; note in `failure` why it had to end."""
-        failing_since = 0.0
+        """Be the thread; note in `failure` what has ended it."""
         try:
-            while not self._over.is_set():
-                try:
-                    running = {i["PrivateIpAddress"] for i in instances(client("ec2")) if i["State"]["Name"] == "running"}
-                except Exception as error:
-                    failing_since = failing_since or time.monotonic()
-                    if not is_passing(error) or time.monotonic() > failing_since + self.patience:
-                        raise
-                else:
-                    failing_since = 0.0
-                    self._match(running)
-                self._over.wait(0.3)
+            with closing(self.hosts):
+                self._keep_up()
         except BaseException:
             self.failure = traceback.format_exc()
-        finally:
-            self.hosts.close()
+
+    def _keep_up(self) -> None:
+        """Start and stop hosts as instances come and go; raise what fails for longer than `patience`, or for good."""
+        failing_since = 0.0
+        while not self._over.wait(0.1):
+            try:
+                present = self.instances(attempts=1)
+            except Exception as error:
+                failing_since = failing_since or time.monotonic()
+                if not is_passing(error) or time.monotonic() > failing_since + self.patience:
+                    raise
+            else:
+                failing_since = 0.0
+                self._match({each["PrivateIpAddress"] for each in present if each["State"]["Name"] == "running"})
 
     def _match(self, running: set[str]) -> None:
         """Stop the hosts whose instances have ended, start those of new ones, and check that all others live."""
@@ -349,8 +377,8 @@ def calls(log: Path, name: str) -> Iterator[tuple[str, str, str]]:
     """Yield action, resource and the machine's address of what the role of this name has asked for, in order."""
     key = "ASIA" + name.replace("-", "").upper()
     for line in log.read_text().splitlines():
-        who, action, resource, address = json.loads(line)
-        if who == key:
+        if line.startswith(f'["{key}"'):
+            _, action, resource, address = json.loads(line)
             yield action, resource, address
 
 
