@@ -16,9 +16,12 @@ if [ -d /opt/dlami/nvme ]; then
 fi
 mkdir -p ~/pictures
 
+# AWS's tools ask once for the keys of their role, and wait a second: a head too busy to answer in time would have an
+# autoscaler without keys for good.
 cat > ~/.crelu.sh <<SHELL
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export CRELU_BUCKET=$bucket CRELU_DATA=$HOME/pictures CRELU_DATA_SOURCE=$bucket/data
+export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=5
 export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
 case :\$PATH: in *:$project/.venv/bin:*) ;; *) export PATH=$project/.venv/bin:\$PATH ;; esac
 SHELL
