@@ -20,13 +20,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.imagenet_placement import CELLS
 from sweeps.results.cell_numbers import groups
 from sweeps.results.contrasts import Effect, effects
 from sweeps.results.evidence import CellResults, Run, SweepResults
-from sweeps.results.paper import TOP1
 from sweeps.results.statistics import seeds_needed
 
 SHARED, OWN = 0.4, 0.25  # points of error that differ from seed to seed: those all cells share, and each cell's own

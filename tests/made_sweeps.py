@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crelu_models.spec import mix
+from sweeps.experiment.metrics import AVERAGE, TOP1, TRAIN, VOTE
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.trial import Cell, Trial, code_fingerprint
 from sweeps.results import paper
-from sweeps.results.paper import AVERAGE, TOP1, TRAIN, VOTE
 from sweeps.store.ledger import Ledger
 from sweeps.training.result import score_table
 

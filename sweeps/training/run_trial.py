@@ -8,13 +8,14 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.availability import fetch_dataset
+from data.availability import fetch_dataset, fingerprint
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
@@ -23,7 +24,7 @@ from sweeps.training.loop import Diverged
 from sweeps.training.result import TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps
-from sweeps.training.splits import fingerprint, open_splits
+from sweeps.training.splits import open_splits
 from sweeps.training.trainer import Report, Trainer
 
 # Of a test picture that is stored larger than a net sees it: the centre, and the ten crops.
@@ -111,7 +112,7 @@ def _outcome(course: Trainer) -> Steps[TrialOutcome]:
         ending=course.ending,
         seconds=course.seconds + 0.0,
         precision=course.precision,
-        fingerprint=fingerprint(course.trial.cell.dataset, course.config.data_dir),
+        fingerprint=fingerprint(course.trial.cell.dataset, Path(course.config.data_dir)),
         hardware=_hardware(course),
         classes=course.splits.facts.classes,
         ten_crops=course.splits.facts.crop < course.splits.facts.size,

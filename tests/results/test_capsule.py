@@ -16,13 +16,13 @@ import pytest
 from made_sweeps import Made, make, scores
 
 from sweeps.cifar_vgg import CELLS
+from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.results import capsule
 from sweeps.results.evidence import survey
-from sweeps.results.paper import TOP1
 from sweeps.store.ledger import Ledger
 
 TITLE = "cifar_vgg"
