@@ -35,7 +35,7 @@ Tested = tuple[str, Mapping[str, float]]  # the phase of a finished trial, and t
 
 
 class Average(NamedTuple):
-    """Hold the mean of n values and its standard error, nan where n is too small for one."""
+    """Hold the mean of n values and its standard error, nan where there is none: of one value, of a vote."""
 
     mean: float
     se: float
@@ -46,7 +46,7 @@ class Average(NamedTuple):
         return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (f" ± {self.se:.2f} (n {self.n})" if self.n > 1 else "")
+        return f"{self.mean:.2f}" + (f" ± {self.se:.2f} (n {self.n})" if math.isfinite(self.se) else "")
 
 
 def average(values: Sequence[float]) -> Average:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +14,7 @@ from sweeps.results.cell_numbers import stands_for, vote_average
 from sweeps.results.decisions import read_vote
 from sweeps.results.paper import COLUMNS, Printed, printed
 from sweeps.store.ledger import Json, Ledger
+from sweeps.store.tables import columns_of, parquet
 
 HEADINGS: Final = {
     "final/test_top1_err": "top-1",
@@ -100,7 +102,7 @@ def text(plan: Plan, found: Sequence[TableRow], width: int, colour: bool) -> str
 def _words(number: Average) -> str:
     if not number.n:
         return "-"
-    return f"{number.mean:.2f}" + (f" ±{number.se:.2f}" if number.n > 1 else "")
+    return f"{number.mean:.2f}" + (f" ±{number.se:.2f}" if math.isfinite(number.se) else "")
 
 
 def as_json(plan: Plan, found: Sequence[TableRow]) -> Json:
@@ -128,9 +130,6 @@ def as_json(plan: Plan, found: Sequence[TableRow]) -> Json:
 
 def write_results(plan: Plan, ledger: Ledger, name: str) -> str:
     """Write one row a finished trial (what it was, its numbers, where its files are) as Parquet; return the path."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows: list[dict[str, Any]] = []
     for standing in plan.statuses:
         trial, result = standing.trial, standing.result
@@ -161,9 +160,5 @@ def write_results(plan: Plan, ledger: Ledger, name: str) -> str:
             }
             | {metric: float(value) for metric, value in result["metrics"].items()}
         )
-    columns = dict.fromkeys(column for row in rows for column in row)
-    table = pa.table({column: [row.get(column) for row in rows] for column in columns})
-    sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"schema": "results/1"}), sink, compression="zstd")
-    ledger.write(f"results-{name}.parquet", sink.getvalue())
+    ledger.write(f"results-{name}.parquet", parquet(columns_of(rows), {"schema": "results/1"}))
     return ledger.path(f"results-{name}.parquet")
