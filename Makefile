@@ -9,13 +9,14 @@ APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 BIN := .venv/bin
 PACKAGES := crelu_models data sweeps
 
-.PHONY: help demo test test-cluster setup lint bench lock
+.PHONY: help demo test test-cluster setup lint docs bench lock
 
 help:
 	@echo "make demo    nine rows of Table 4 on embedded pictures, in minutes, on this machine"
 	@echo "make test    the tests that need one host"
 	@echo "make test-cluster    the tests of the clusters: hosts of namespaces; needs root, sshd, rsync and iproute2"
 	@echo "make lint    ruff and mypy --strict"
+	@echo "make docs    the site of docs/, into docs/_build; a warning is an error"
 	@echo "make bench   the benchmarks that need no GPU"
 	@echo "make lock    requirements.lock anew from pyproject.toml"
 	@echo "make setup   only the set-up: system libraries, uv, .venv from requirements.lock"
@@ -33,6 +34,10 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: setup
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo "docs/_build/index.html"
 
 bench: setup
 	@$(BIN)/python -m benchmarks
@@ -62,4 +67,4 @@ setup: .venv/.complete
 lock:
 	@uv=$$(command -v uv || echo .setup/bin/uv); \
 		$$uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-			--no-annotate --all-extras --group dev pyproject.toml -o requirements.lock
+			--no-annotate --all-extras --group dev --group docs pyproject.toml -o requirements.lock

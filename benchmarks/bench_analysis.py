@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crelu_models.build import build, initialise
+from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net
 from crelu_models.tables import PAPER
 from sweeps.analysis.capture import batch_size
 from sweeps.analysis.cgls import cgls, ratio
-from sweeps.analysis.finished import Subject
-from sweeps.analysis.firing import CIFAR, IMAGENET, ONE_IN, Largest, firing, moved, thresholds
-from sweeps.analysis.patches import Deal, kept_columns, patch_columns, patch_ratios, pooled_ratio
-from sweeps.analysis.recovery import pooled, randomised
+from sweeps.analysis.invariance_scores import CIFAR, IMAGENET, ONE_IN, Largest, firing, moved, thresholds
+from sweeps.analysis.pooling_ratio import Deal, kept_columns, patch_columns, patch_ratios, pooled_ratio
+from sweeps.analysis.reconstruct import pooled, randomised
+from sweeps.analysis.weights import LoadedNet
 
 Found = dict[str, Any]
 
@@ -60,12 +60,12 @@ def read(images: Tensor, device: str) -> Tensor:
     return images.to(device).float() / 255 - 0.5
 
 
-def drawn(name: str, classes: int) -> Subject:
+def drawn(name: str, classes: int) -> LoadedNet:
     """Return a net of the paper at its initial weights."""
     net = PAPER[name]
     model = build(net, classes)
     initialise(model, net, "he_fan_in", 0)
-    return Subject(name, "none", net, "", dict(model.state_dict()))
+    return LoadedNet(name, "none", net, "", dict(model.state_dict()))
 
 
 def invariance(name: str, stored: int, crop: int, count: int, share: float, device: str) -> Found:

@@ -18,15 +18,16 @@ import numpy as np
 
 from data.datasets import data_dir, dataset
 from data.write import prepare
-from sweeps import cluster, tasks
 from sweeps.cifar_width import NETS
-from sweeps.ledger import Ledger
-from sweeps.place import Place
-from sweeps.plan import Protocol, Sweep
-from sweeps.profile import scaled
-from sweeps.recipe import ALLCONV
-from sweeps.session import Resources, Session
-from sweeps.trial import Cell, Trial
+from sweeps.execution import ray_runtime, tuner
+from sweeps.execution.resources import TrialResources
+from sweeps.execution.session import DriverState
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.profiles import scaled
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training.runtime import RuntimeConfig
 
 METRIC = "final/test_top1_err"
 
@@ -39,17 +40,17 @@ def errors(cells: tuple[Cell, ...], seeds: int) -> np.ndarray:
     facts = dataset(name, where)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(folder)
-        session = Session(
+        session = DriverState(
             Sweep("common", "demo", cells, Protocol(seeds=seeds)),
             ledger,
-            Place(folder, str(where)),
-            Resources(),
+            RuntimeConfig(folder, str(where)),
+            TrialResources(),
             lambda event, trial, news: None,
             "common",
             {},
             {name: (facts.classes, facts.crop)},
         )
-        cluster.drive(session)
+        tuner.run_trials(session)
         results = ledger.results()
         found = [[results[Trial(cell, seed=seed).key]["metrics"][METRIC] for seed in range(seeds)] for cell in cells]
     return np.asarray(found)
@@ -80,7 +81,7 @@ def main() -> None:
         )
         for cell in nets.values()
     )
-    tasks.connect("local")
+    ray_runtime.init_ray("local")
     found = errors(cells, options.seeds)
     draw = np.random.default_rng(0).integers(options.seeds, size=(2000, options.seeds))
     print(f"{'cells':<28}{'sd':>7}{'sd':>7}{'sd of difference':>18}{'correlation':>13}{'gain':>7}   90 % interval")

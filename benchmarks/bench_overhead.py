@@ -20,19 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from crelu_models.tables import S2
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep, plan
-from sweeps.recipe import ALLCONV
-from sweeps.trial import Cell
+from sweeps.experiment.plan import Protocol, Sweep, plan
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell
+from sweeps.store.ledger import Ledger
 
 CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=1))
 
 
 def ours(trials: int, folder: str) -> dict[str, float]:
     """Run so many trivial trials through the queue; return seconds a trial, and the growth from first to last tenth."""
-    from sweeps import cluster, tasks
-    from sweeps.place import Place
-    from sweeps.session import Resources, Session
+    from sweeps.execution import ray_runtime, tuner
+    from sweeps.execution.resources import TrialResources
+    from sweeps.execution.session import DriverState
+    from sweeps.training.runtime import RuntimeConfig
 
     ends: list[float] = []
 
@@ -40,20 +41,20 @@ def ours(trials: int, folder: str) -> dict[str, float]:
         if event == "done":
             ends.append(time.perf_counter())
 
-    tasks.connect("local")
+    ray_runtime.init_ray("local")
     ledger = Ledger(f"{folder}/ledger")
-    session = Session(
+    session = DriverState(
         Sweep("overhead", "smoke", (CELL,), Protocol(seeds=trials)),
         ledger,
-        Place(ledger.root, folder),
-        Resources(),
+        RuntimeConfig(ledger.root, folder),
+        TrialResources(),
         listen,
         "overhead",
         {},
         work="benchmarks.trivial:at_once",
     )
     began = time.perf_counter()
-    cluster.drive(session)
+    tuner.run_trials(session)
     total = time.perf_counter() - began
     assert len(ledger.results()) == trials
     tenth = max(2, trials // 10)

@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from sweeps.cifar_width import CELLS
-from sweeps.ledger import Ledger
-from sweeps.outcome import score_table
-from sweeps.plan import Protocol, Sweep, declared, plan
-from sweeps.tracking import Projection, Store
-from sweeps.trial import Trial, code_fingerprint
+from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
+from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.mlflow_runs import MlflowRuns, Store
+from sweeps.training.result import score_table
 
 EPOCHS, PICTURES, CLASSES = 50, 1000, 10
 LIMITS = (20.0, 2048.0)  # seconds and MiB
@@ -56,7 +57,7 @@ def finish(ledger: Ledger, trial: Trial, stream: np.random.Generator) -> None:
         "status": "finished", "ending": "schedule", "epochs": EPOCHS, "files": dict.fromkeys(files, ""), "events": [],
         "metrics": {"final/test_top1_err": error, "best/val_top1_err": min(curve), "best/epoch": float(EPOCHS)},
         "curve": [], "restarts": 0, "seconds": 600.0, "precision": "bf16", "fingerprint": "f" * 64,
-        "code": code_fingerprint(), "finished_ms": START + 1000 * EPOCHS,
+        "code": code_fingerprint(trial.cell.net), "finished_ms": START + 1000 * EPOCHS,
         "hardware": {"host": "drawn", "device": "none", "torch": "none", "python": "none"},
     }  # fmt: skip
     ledger.commit(trial.key, result)
@@ -70,12 +71,12 @@ def fill(output: Path, runs: int) -> int:
     found = plan(sweep, ledger, {})
     for trial in found.to_do:
         finish(ledger, trial, stream)
-    ledger.write_json("plans/many.json", declared(plan(sweep, ledger, {})))
-    projection = Projection(Store(f"sqlite:///{output}/mlflow.db", "many", f"{output}/artifacts"), ledger, sweep)
+    ledger.write_json("plans/many.json", plan_to_json(plan(sweep, ledger, {})))
+    projection = MlflowRuns(Store(f"sqlite:///{output}/mlflow.db", "many", f"{output}/artifacts"), ledger, sweep)
     for trial in found.to_do:
-        projection.project_trial(trial, "RUNNING")
+        projection.sync_trial(trial, "RUNNING")
     for cell in sweep.cells:
-        projection.project_cell(cell, [trial for trial in found.to_do if trial.cell.key == cell.key], over=True)
+        projection.sync_cell(cell, [trial for trial in found.to_do if trial.cell.key == cell.key], over=True)
     return len(found.to_do)
 
 

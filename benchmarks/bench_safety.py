@@ -28,48 +28,48 @@ from typing import Any
 
 from data.datasets import data_dir, dataset
 from data.write import prepare
-from sweeps.course import Course, Report
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.profiles import scaled
+from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS
-from sweeps.ledger import Ledger
-from sweeps.perform import perform
-from sweeps.place import Place
-from sweeps.plan import Protocol, Sweep
-from sweeps.profile import scaled
-from sweeps.trial import Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training.run_trial import run_trial
+from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.trainer import Report, Trainer
 
 
-def clocked(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
+def clocked(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
     """Perform a trial as ever, and leave on the ledger the seconds that went into its checkpoints."""
-    whole, spent = Course.save, 0.0
+    whole, spent = Trainer.save, 0.0
 
-    def save(course: Course) -> bool:
+    def save(course: Trainer) -> bool:
         nonlocal spent
         began = time.perf_counter()
         saved = whole(course)
         spent += time.perf_counter() - began
         return saved
 
-    Course.save = save  # type: ignore[method-assign]
+    Trainer.save = save  # type: ignore[method-assign]
     try:
-        return perform(trial, place, report, stop)
+        return run_trial(trial, place, report, stop)
     finally:
-        Course.save = whole  # type: ignore[method-assign]
+        Trainer.save = whole  # type: ignore[method-assign]
         Ledger(place.ledger).write_json(f"saving/{trial.key}.json", {"seconds": spent})
 
 
-def unsaved(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
+def unsaved(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
     """Perform a trial that keeps nothing until its end."""
-    whole = Course.save
-    Course.save = lambda _: True  # type: ignore[method-assign]
+    whole = Trainer.save
+    Trainer.save = lambda _: True  # type: ignore[method-assign]
     try:
-        return perform(trial, place, report, stop)
+        return run_trial(trial, place, report, stop)
     finally:
-        Course.save = whole  # type: ignore[method-assign]
+        Trainer.save = whole  # type: ignore[method-assign]
 
 
 def driven(work: str) -> tuple[float, float]:
     """Drive the demo sweep's trials through the queue; return its wall time, and the share of theirs in saving."""
-    from sweeps import cluster
+    from sweeps.execution import tuner
 
     cells = tuple(scaled(cell, "demo") for cell in CELLS)
     sweep, where = Sweep("safety", "demo", cells, Protocol()), data_dir(None)
@@ -77,13 +77,13 @@ def driven(work: str) -> tuple[float, float]:
     shapes = {name: (fact.classes, fact.crop) for name, fact in facts.items()}
     with tempfile.TemporaryDirectory(dir=".") as folder:
         ledger = Ledger(str(Path(folder).absolute()))
-        place = Place(ledger.root, str(where))
+        place = RuntimeConfig(ledger.root, str(where))
         listen: Any = lambda *_: None  # noqa: E731
-        session = cluster.Session(
+        session = tuner.DriverState(
             sweep,
             ledger,
             place,
-            cluster.Resources(),
+            tuner.TrialResources(),
             listen,
             "safety",
             {},
@@ -91,7 +91,7 @@ def driven(work: str) -> tuple[float, float]:
             work=f"benchmarks.bench_safety:{work}",
         )
         began = time.perf_counter()
-        cluster.drive(session)
+        tuner.run_trials(session)
         seconds = time.perf_counter() - began
         results = ledger.results().values()
         assert len(results) == len(cells)
@@ -167,11 +167,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sweep-epochs", type=int, default=60)
     options = parser.parse_args()
-    from sweeps import tasks
+    from sweeps.execution import ray_runtime
 
     for name in {scaled(cell, "demo").dataset for cell in CELLS}:
         prepare(name, data_dir(None))
-    tasks.connect("local")
+    ray_runtime.init_ray("local")
     shares: list[float] = []
 
     def safe() -> float:
@@ -182,7 +182,7 @@ def main() -> None:
     sides = {"nothing kept": lambda: driven("unsaved")[0], "checkpoints, hashes and fsync": safe}
     table("the demo sweep, from its first trial to its last", sides, options.rounds)
     print(f"  {'of the time of its trials, in saving':<40}{median(shares):>38.1%}", flush=True)
-    tasks.leave()
+    ray_runtime.shutdown_ray()
     stores: dict[str, Callable[[], contextlib.AbstractContextManager[str]]] = {
         "MLflow in SQLite": lambda: contextlib.nullcontext(""),
         "a server that answers errors": lambda: serving(0.0),

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crelu_models.tables import S2
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep, declared, plan
-from sweeps.recipe import ALLCONV
-from sweeps.trial import Cell
+from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell
+from sweeps.store.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=1))
@@ -46,11 +46,11 @@ def cells(count: int) -> float:
         sweep = Sweep("large", "paper", made, Protocol(seeds=2))
         first = plan(sweep, ledger, {})
         seconds = time.perf_counter() - began
-        for standing in first.standings[::2]:
+        for standing in first.statuses[::2]:
             ledger.commit(standing.trial.key, {"key": standing.trial.key, "metrics": {}, "code": ""})
         began = time.perf_counter()
         found = plan(sweep, ledger, {})
-        ledger.write_json("plans/large.json", declared(found))
+        ledger.write_json("plans/large.json", plan_to_json(found))
         assert (len(first.to_do), len(found.to_do)) == (2 * count, count)
         return seconds + time.perf_counter() - began
 
@@ -75,9 +75,10 @@ def workers(count: int) -> float:
 
 def _session(count: int, at_once: int, work: str, enough: int) -> list[tuple[float, str]]:
     """Run so many trials, until `enough` are done since all workers are there; return when each was done, and where."""
-    from sweeps import cluster, tasks
-    from sweeps.place import Place
-    from sweeps.session import Resources, Session
+    from sweeps.execution import ray_runtime, tuner
+    from sweeps.execution.resources import TrialResources
+    from sweeps.execution.session import DriverState
+    from sweeps.training.runtime import RuntimeConfig
 
     ends: list[tuple[float, str]] = []
     seen: dict[str, int] = {}
@@ -89,13 +90,15 @@ def _session(count: int, at_once: int, work: str, enough: int) -> list[tuple[flo
             if len(seen) == at_once and len(ends) >= max(seen.values()) + enough:
                 session.stop()
 
-    tasks.connect("local", cpus=at_once)
+    ray_runtime.init_ray("local", cpus=at_once)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(f"{folder}/ledger")
         sweep = Sweep("scale", "smoke", (CELL,), Protocol(seeds=count))
-        place = Place(ledger.root, folder)
-        session = Session(sweep, ledger, place, Resources(at_once=at_once), listen, "scale", {}, work=work)
-        cluster.drive(session)
+        place = RuntimeConfig(ledger.root, folder)
+        session = DriverState(
+            sweep, ledger, place, TrialResources(max_concurrent=at_once), listen, "scale", {}, work=work
+        )
+        tuner.run_trials(session)
     return ends
 
 
@@ -120,8 +123,8 @@ def pictures(count: int) -> float:
 def ranks(count: int) -> float:
     """Return the seconds an epoch of the CIFAR baseline at a quarter of its width, by so many ranks of one thread."""
     from data.write import prepare
-    from sweeps import crew
-    from sweeps.place import Place
+    from sweeps.execution import rank_processes
+    from sweeps.training.runtime import RuntimeConfig
 
     name = "synthetic:size=32,classes=10,train=2048,test=10"
     recipe = dataclasses.replace(ALLCONV, epochs=4, precision="fp32")
@@ -129,12 +132,12 @@ def ranks(count: int) -> float:
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         prepare(name, Path(folder))
-        place = Place(f"{folder}/ledger", folder, reader="threads", ranks=count)
+        place = RuntimeConfig(f"{folder}/ledger", folder, reader="threads", ranks=count)
         trial = plan(Sweep("ranks", "smoke", (cell,), Protocol()), Ledger(place.ledger), {}).to_do[0]
         try:
-            crew.perform(trial, place, lambda epoch, row: ends.append(time.perf_counter()))
+            rank_processes.run_trial(trial, place, lambda epoch, row: ends.append(time.perf_counter()))
         finally:
-            crew.dismiss()
+            rank_processes.shutdown_ranks()
     return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 

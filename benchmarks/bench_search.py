@@ -18,14 +18,15 @@ from typing import Any
 
 from benchmarks.trivial import distance
 from crelu_models.tables import S2
-from sweeps import cluster, tasks
-from sweeps.ledger import Ledger
-from sweeps.place import Place
-from sweeps.plan import Protocol, Sweep
-from sweeps.recipe import ALLCONV
-from sweeps.search import Search, Study, space, study
-from sweeps.session import Resources, Session
-from sweeps.trial import Cell
+from sweeps.execution import ray_runtime, tuner
+from sweeps.execution.resources import TrialResources
+from sweeps.execution.session import DriverState
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.search import Search, Study, space, study
+from sweeps.experiment.trial import Cell
+from sweeps.store.ledger import Ledger
+from sweeps.training.runtime import RuntimeConfig
 
 EPOCHS = 40
 
@@ -34,17 +35,17 @@ def studies(cells: tuple[Cell, ...], search: Search) -> tuple[list[Study], dict[
     """Run a study for each cell through the queue; return them with all results."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(folder)
-        session = Session(
+        session = DriverState(
             Sweep("search", "smoke", cells, Protocol(ablation=False, search=search)),
             ledger,
-            Place(folder, folder),
-            Resources(),
+            RuntimeConfig(folder, folder),
+            TrialResources(),
             lambda event, trial, news: None,
             "search",
             {},
             work="benchmarks.trivial:bowl",
         )
-        cluster.drive(session)
+        tuner.run_trials(session)
         results = ledger.results()
         return [study(search, cell, results, ()) for cell in cells], results
 
@@ -57,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = dataclasses.replace(ALLCONV, epochs=EPOCHS)
     cells = tuple(Cell(f"x{k}", S2.width((k + 4) / 16), "synthetic", recipe) for k in range(options.cells))
-    tasks.connect("local")
+    ray_runtime.init_ray("local")
     found = {}
     for name, search in {
         "random": Search(options.trials, sampler="random", prune=False),
@@ -80,7 +81,7 @@ def main() -> None:
 
 
 def _least(one: Study) -> float:
-    assert one.over
+    assert one.is_finished
     return min(asked.value for asked in one.asked if asked.value is not None and math.isfinite(asked.value))
 
 

@@ -28,10 +28,10 @@ from typing import Any
 
 from crelu_models.spec import Net
 from data.datasets import dataset
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD, VGG
+from sweeps.experiment.trial import Cell, Trial
 from sweeps.imagenet_placement import CELLS
-from sweeps.ledger import Ledger
-from sweeps.recipe import ALLCONV, IMAGENET_SGD, VGG
-from sweeps.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 JPEG = "synthetic:size={2},classes=8,train={0},test={1}"
@@ -69,11 +69,11 @@ def cifar(pictures: int, epochs: int) -> list[Trial]:
 def train(trials: Sequence[Trial], side: str, place: dict[str, Any]) -> dict[str, float]:
     """Train side by side ("pack") or one after another ("apart"); return seconds and the pictures decoded."""
     from data.load import FFCVReader, ThreadReader
-    from sweeps.pack import perform_pack
-    from sweeps.perform import perform
-    from sweeps.place import Place
+    from sweeps.execution.pack import perform_pack
+    from sweeps.training.run_trial import run_trial
+    from sweeps.training.runtime import RuntimeConfig
 
-    decoded, here = 0, Place(**place)
+    decoded, here = 0, RuntimeConfig(**place)
     for reader in (FFCVReader, ThreadReader):
         read = reader.read
 
@@ -87,13 +87,13 @@ def train(trials: Sequence[Trial], side: str, place: dict[str, Any]) -> dict[str
     # What a worker pays once, whatever it trains: imports, and the decoder's compilation.
     warm = dataclasses.replace(trials[0], seed=99, cell=dataclasses.replace(
         trials[0].cell, recipe=dataclasses.replace(trials[0].cell.recipe, epochs=1)))  # fmt: skip
-    perform(warm, dataclasses.replace(here, ledger=f"{here.ledger}-warm"), lambda *_: None)
+    run_trial(warm, dataclasses.replace(here, ledger=f"{here.ledger}-warm"), lambda *_: None)
     decoded, began = 0, time.perf_counter()
     if side == "pack":
         perform_pack(trials, here, lambda news: None)
     else:
         for trial in trials:
-            perform(trial, here, lambda *_: None)
+            run_trial(trial, here, lambda *_: None)
     return {"seconds": time.perf_counter() - began, "decoded": decoded}
 
 

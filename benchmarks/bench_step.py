@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.turns import answer, ask, start
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
-from sweeps.recipe import ALLCONV, IMAGENET_ADAM, VGG, Recipe
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, VGG, Recipe
 
 # Net, recipe, stored side, crop, classes, pictures a step: on a CPU, and on a GPU.
 FAMILIES: dict[str, tuple[Net, Recipe, int, int, int, int, int]] = {
@@ -72,12 +72,13 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
     """Return how to take steps on real pictures, on resident ones, and to score."""
     import torch
 
-    from crelu_models.build import build, initialise
+    from crelu_models.modules import build, initialise
     from data.augment import training_view
     from data.datasets import beton_path, order
     from data.load import open_pictures
-    from sweeps.evaluate import precision_of, score
-    from sweeps.train import Learner, keep_memory
+    from sweeps.training.evaluate import precision_of, score
+    from sweeps.training.loop import Learner
+    from sweeps.training.runtime import keep_memory
 
     keep_memory()
     (net, batch), (_, recipe, stored, crop, classes, *_) = net_of(family, options), FAMILIES[family]
@@ -103,13 +104,13 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
                     lighting=0.0, mean=side.mean, std=side.std, eigenvalues=side.eigenvalues,
                     eigenvectors=side.eigenvectors,
                 )  # fmt: skip
-                learner.advance(view, found.labels)
+                learner.step(view, found.labels)
                 yield
             epoch += 1
 
     def resident() -> Iterator[None]:
         while True:
-            learner.advance(images, labels)
+            learner.step(images, labels)
             yield
 
     def test() -> Iterator[None]:
@@ -128,7 +129,7 @@ def plain(family: str, options: argparse.Namespace) -> dict[str, Callable[[], It
 
     from benchmarks.bench_loader import Files
     from benchmarks.plain import plainly
-    from crelu_models.build import build, initialise
+    from crelu_models.modules import build, initialise
 
     (net, batch), (_, recipe, stored, crop, classes, *_) = net_of(family, options), FAMILIES[family]
     gpu = options.device == "cuda"
@@ -167,7 +168,7 @@ def roof(options: argparse.Namespace) -> float:
     """Return the best GFLOP a second of matrix products and convolutions, in the precision that ours takes."""
     import torch
 
-    from sweeps.evaluate import precision_of
+    from sweeps.training.evaluate import precision_of
 
     place = torch.device(options.device)
     kind = torch.bfloat16 if precision_of(options.precision, place) == "bf16" else torch.float32

@@ -33,12 +33,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.postgres import Postgres, programs
 from crelu_models.tables import S2
-from sweeps.ledger import Ledger
-from sweeps.plan import Protocol, Sweep
-from sweeps.recipe import ALLCONV
-from sweeps.trial import Cell, Trial
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from tests.support.postgres import Postgres, programs
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = tuple(Cell(f"cell {i}", S2, "synthetic", dataclasses.replace(ALLCONV, lr=0.01 * (i + 1))) for i in range(4))
@@ -63,7 +63,7 @@ def report(ledger: Ledger, trials: Sequence[Trial], tracker: Any, seconds: float
     """Let every trial report an epoch each `every` seconds, evenly spread, then finish; return their histories."""
     import torch
 
-    from sweeps import checkpoint
+    from sweeps.store import checkpoint
 
     histories: dict[str, list[dict[str, float]]] = {trial.key: [] for trial in trials}
     began, tick = time.time(), 0
@@ -75,11 +75,11 @@ def report(ledger: Ledger, trials: Sequence[Trial], tracker: Any, seconds: float
         history.append({"epoch": float(epoch), "time_ms": float(time.time_ns() // 1_000_000), **row})
         saved = checkpoint.Checkpoint({"w": torch.zeros(8)}, {"epoch": epoch, "history": history})
         checkpoint.save(ledger, trial.key, epoch, 0, saved)
-        tracker.mark(trial)
+        tracker.enqueue(trial)
         tick += 1
     for trial in trials:
         _finish(ledger, trial, histories[trial.key])
-        tracker.mark(trial)
+        tracker.enqueue(trial)
     return histories
 
 
@@ -98,7 +98,8 @@ def drive(uri: str, name: str, trials: int, seconds: float, every: float) -> Fou
     """Be one driver: track so many trials for so long, then read everything back."""
     import mlflow
 
-    from sweeps.tracking import Projection, Store, Tracker
+    from sweeps.tracking.mlflow_runs import MlflowRuns, Store
+    from sweeps.tracking.tracker import Tracker
 
     taken: list[tuple[float, int, int]] = []  # when, time stamp, step: of the leading metric
     requests: list[float] = []
@@ -119,15 +120,15 @@ def drive(uri: str, name: str, trials: int, seconds: float, every: float) -> Fou
         ledger, sweep = Ledger(folder), Sweep(name, "demo", CELLS, Protocol(seeds=trials))
         own = [Trial(CELLS[number % len(CELLS)], seed=number // len(CELLS)) for number in range(trials)]
         store = Store(uri, name)
-        Projection(store, ledger, sweep)  # the experiment is there, as it is when a sweep begins to train
+        MlflowRuns(store, ledger, sweep)  # the experiment is there, as it is when a sweep begins to train
         tracker = Tracker(store, ledger, sweep, lambda sentence: print(sentence, file=sys.stderr))
-        tracker.know(own)
+        tracker.register(own)
         histories = report(ledger, own, tracker, seconds, every)
         before, ended = count, time.time()
         missing = tracker.close(300.0)
         drained = time.time() - ended
         assert not missing, f"{missing} trials are not tracked: {tracker.error}"
-        lost, doubled = compare(Projection(store, ledger, sweep), histories)
+        lost, doubled = compare(MlflowRuns(store, ledger, sweep), histories)
     latencies = [when - stamp / 1000 for when, stamp, _ in taken]
     return Found(sum(map(len, histories.values())), before, latencies, requests, drained, lost, doubled)
 

@@ -28,7 +28,7 @@ from benchmarks.plain import train
 from data.datasets import beton_path, data_dir, dataset
 from data.load import open_pictures
 from data.write import prepare
-from sweeps.ledger import Ledger
+from sweeps.store.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 Rows = list[dict[str, Any]]

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sweeps.ledger import Ledger
+from sweeps.store.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("kill driver", "kill worker", "kill server", "terminate driver", "interrupt driver", "pause worker",

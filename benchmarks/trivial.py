@@ -8,25 +8,26 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sweeps.ledger import Ledger
-from sweeps.place import Place
-from sweeps.trial import Trial, code_fingerprint
+from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training.runtime import RuntimeConfig
 
 Report = Callable[[int, dict[str, float]], None]
 
 
-def at_once(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
+def at_once(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
     """Commit a result without training: what is left is the queue's own cost."""
     return _commit(trial, place, [50.0])
 
 
-def wait(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
+def wait(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
     """Commit a result after a second in which nothing is computed here, as where a GPU computes."""
     time.sleep(1.0)
     return _commit(trial, place, [50.0])
 
 
-def bowl(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
+def bowl(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
     """Play a training whose hold-out error falls to a known function of the dropout rates, least at .1, .4, .5.
 
     Errors fall as 30 / epoch above their floor, the same for all: who is worse in the end is worse all the way.
@@ -34,7 +35,7 @@ def bowl(trial: Trial, place: Place, report: Report, stop: Callable[[], bool]) -
     floor, curve = 10 + 40 * distance([rate for _, rate in trial.dropout]), []
     for epoch in range(trial.cell.recipe.epochs):
         curve.append(floor + 30 / (epoch + 1))
-        if epoch < len(trial.bars) and min(curve) > trial.bars[epoch]:
+        if epoch < len(trial.pruning_thresholds) and min(curve) > trial.pruning_thresholds[epoch]:
             break
     pruned = len(curve) < trial.cell.recipe.epochs
     return _commit(trial, place, curve, "pruned" if pruned else "finished")
@@ -45,7 +46,7 @@ def distance(rates: Sequence[float]) -> float:
     return sum((rate - best) ** 2 for rate, best in zip(rates, (0.1, 0.4, 0.5), strict=True))
 
 
-def _commit(trial: Trial, place: Place, curve: list[float], status: str = "finished") -> dict[str, Any]:
+def _commit(trial: Trial, place: RuntimeConfig, curve: list[float], status: str = "finished") -> dict[str, Any]:
     result: dict[str, Any] = {
         "key": trial.key,
         "cell_key": trial.cell.key,
@@ -61,7 +62,7 @@ def _commit(trial: Trial, place: Place, curve: list[float], status: str = "finis
         "seconds": 0.0,
         "precision": "fp32",
         "fingerprint": place.fingerprint,
-        "code": code_fingerprint(),
+        "code": code_fingerprint(trial.cell.net),
         "hardware": {"worker": f"{os.getpid()}"},
         "finished_ms": time.time_ns() // 1_000_000,
         "files": {},

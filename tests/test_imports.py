@@ -1,124 +1,208 @@
-"""The import law: a module imports only from rows above its own, and each library has its one door."""
+"""The import law: rooms import in one direction, without a circle, and each library has one door."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("crelu_models", "data", "sweeps")
-# fmt: off
-ROWS = (
-    ("crelu_models.spec", "crelu_models.kernels", "data.datasets", "data.synthetic", "data.storage",
-     "sweeps.recipe", "sweeps.place", "sweeps.analysis.paper", "sweeps.analysis.drawing", "sweeps.analysis.style"),
-    ("crelu_models.tables", "crelu_models.activations", "data.beton", "data.sources", "data.augment",
-     "sweeps.evaluate", "sweeps.ledger", "sweeps.backup", "sweeps.ranks", "sweeps.stream", "sweeps.tasks",
-     "sweeps.exposure",
-     "sweeps.analysis.statistics", "sweeps.analysis.picture", "sweeps.analysis.cgls"),
-    ("crelu_models.build", "data.load", "data.transfer", "sweeps.serve", "sweeps.progress", "sweeps.trial",
-     "sweeps.lease", "sweeps.spot", "sweeps.doctor", "sweeps.analysis.capture", "sweeps.analysis.decisions"),
-    ("crelu_models", "data.write", "sweeps.train", "sweeps.search", "sweeps.profile", "sweeps.sets", "sweeps.outcome",
-     "sweeps.checkpoint", "sweeps.look", "sweeps.analysis.provenance"),
-    ("sweeps.course", "sweeps.plan", "sweeps.price", "sweeps.ready", "sweeps.worker"),
-    ("sweeps.perform", "sweeps.sharing", "sweeps.tracking", "sweeps.table", "sweeps.view",
-     "sweeps.allot", "sweeps.errand", "sweeps.analysis.sources", "sweeps.analysis.evidence"),
-    ("sweeps.crew",),
-    ("sweeps.gauge",),
-    ("sweeps.session", "sweeps.pack", "sweeps.verify", "sweeps.analysis.finished",
-     "sweeps.analysis.document", "sweeps.analysis.measures", "sweeps.analysis.capsule"),
-    ("sweeps.cluster", "sweeps.analysis.patches", "sweeps.analysis.marks",
-     "sweeps.analysis.contrasts", "sweeps.analysis.deviations",
-     "sweeps.analysis.records", "sweeps.analysis.formats", "sweeps.analysis.page"),
-    ("sweeps.forecast", "sweeps.analysis.verdicts",
-     "sweeps.analysis.results", "sweeps.analysis.figures", "sweeps.analysis.attempt"),
-    ("sweeps.analysis.effects", "sweeps.analysis.claims", "sweeps.analysis.tidy", "sweeps.analysis.overview",
-     "sweeps.analysis.mates", "sweeps.analysis.firing", "sweeps.analysis.recovery", "sweeps.analysis.phases",
-     "sweeps.analysis.theorems", "sweeps.analysis.notes"),
-    ("sweeps.analysis.contents", "sweeps.analysis.job"),
-    ("sweeps.analysis.report", "sweeps.analysis.pairing", "sweeps.analysis.invariance",
-     "sweeps.analysis.reconstruction", "sweeps.analysis.outgoing", "sweeps.analysis.theory"),
-    ("sweeps.ending",),
-    ("sweeps.drive",),
-    ("sweeps.launch",),
-    ("sweeps.imagenet_placement", "sweeps.cifar_width", "sweeps.cifar_vgg", "sweeps.full_grid", "data.__main__"),
-    ("sweeps.imagenet_dropout",),
-    ("sweeps.__main__",),
-)
-# fmt: on
-# Packages that hold no code of their own.
-BARE = ("data", "sweeps", "sweeps.analysis")
-DOORS = {
-    "ray": {"sweeps.cluster", "sweeps.tasks"},
-    "mlflow": {"sweeps.tracking"},
-    "optuna": {"sweeps.search"},
-    "ffcv": {"data.load", "data.write"},
-    "simplejpeg": {"data.load"},
-    "numba": {"crelu_models.kernels", "data.load"},
+# What a room may import from, besides itself. The pages and their door stand in "sweeps" itself.
+ROOMS: Mapping[str, tuple[str, ...]] = {
+    "crelu_models": (),
+    "data": ("crelu_models",),
+    "sweeps.store": ("data",),
+    "sweeps.experiment": ("crelu_models", "data", "sweeps.store"),
+    "sweeps.training": ("crelu_models", "data", "sweeps.store", "sweeps.experiment"),
+    "sweeps.execution": ("crelu_models", "data", "sweeps.store", "sweeps.experiment", "sweeps.training"),
+    "sweeps.tracking": ("crelu_models", "data", "sweeps.store", "sweeps.experiment"),
+    "sweeps.results": ("crelu_models", "data", "sweeps.store", "sweeps.experiment"),
+    "sweeps.report": ("sweeps.store", "sweeps.experiment", "sweeps.results", "sweeps.tracking"),
+    "sweeps.analysis": (
+        "crelu_models", "data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
+        "sweeps.tracking", "sweeps.results", "sweeps.report",
+    ),
+    "sweeps.ops": ("data", "sweeps.store", "sweeps.execution"),
+    "sweeps.cli": (
+        "crelu_models", "data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
+        "sweeps.tracking", "sweeps.results", "sweeps.report",
+    ),
+    "sweeps": ("crelu_models", "sweeps.experiment", "sweeps.results", "sweeps.report", "sweeps.ops", "sweeps.cli"),
+}  # fmt: skip
+# The room, or the module, that alone may import a library.
+DOORS: Mapping[str, tuple[str, ...]] = {
+    "ray": ("sweeps.execution",),
+    "mlflow": ("sweeps.tracking",),
+    "optuna": ("sweeps.experiment.search",),
+    "ffcv": ("data.ffcv_patches",),
+    "simplejpeg": ("data",),
+    "numba": ("crelu_models.kernels", "data.ffcv_patches"),
+    "torch": (
+        "crelu_models",
+        "data",
+        "sweeps.store.checkpoint",
+        "sweeps.training",
+        "sweeps.execution",
+        "sweeps.analysis",
+        "sweeps.cli.verbs",
+    ),
+    "matplotlib": ("sweeps.analysis.plots",),
 }
-LIGHT = {"crelu_models.spec", "crelu_models.tables", "sweeps.recipe", "sweeps.analysis.paper"}
+LIGHT = (
+    "crelu_models.spec",
+    "crelu_models.sources",
+    "crelu_models.tables",
+    "sweeps.experiment.recipe",
+    "sweeps.results.paper",
+)
+NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+(:\w+)?")
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Return our modules by dotted name."""
-    found = {}
+    names = {}
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imported(path: Path) -> set[str]:
-    """Return every module name that the file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            names.add(node.module or "")
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return names
 
 
-MODULES = modules()
-ROW = {name: number for number, row in enumerate(ROWS) for name in row}
+def room_of(module: str) -> str:
+    """Return the innermost room that holds a module."""
+    return max((room for room in ROOMS if module == room or module.startswith(f"{room}.")), key=len)
 
 
-def test_every_module_has_a_row() -> None:
-    assert set(MODULES) - set(BARE) == set(ROW), "add a new module to the law, take a gone one out"
+def named(node: ast.AST) -> Iterator[str]:
+    """Yield the modules that a node imports, or names in a string as import_module and workers take them."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "a relative import"
+        yield node.module or ""
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value):
+        yield node.value.partition(":")[0]
 
 
-@pytest.mark.parametrize("name", sorted(ROW))
-def test_module_imports_only_from_rows_above(name: str) -> None:
-    wrong = [other for other in imported(MODULES[name]) if other in ROW and other != name and ROW[other] >= ROW[name]]
-    # A package's own lazy re-exports reach down, and importing crelu_models.spec imports the package.
-    assert not [other for other in wrong if not name.startswith(other + ".")]
+def imported(source: str, known: Mapping[str, object]) -> tuple[set[str], set[str]]:
+    """Return our modules that a source names, and the other top-level packages."""
+    names = {name for node in ast.walk(ast.parse(source)) for name in named(node)}
+    ours = {name for name in names if name in known}
+    return ours, {name.partition(".")[0] for name in names} - set(PACKAGES)
 
 
-@pytest.mark.parametrize("library", sorted(DOORS))
-def test_library_has_its_doors_alone(library: str) -> None:
-    users = {name for name, path in MODULES.items() if any(m.split(".")[0] == library for m in imported(path))}
-    assert users <= DOORS[library]
+@cache
+def graph() -> dict[str, tuple[set[str], set[str]]]:
+    """Return what each module imports: each file is read once."""
+    return {name: imported(path.read_text(), modules()) for name, path in modules().items()}
 
 
-@pytest.mark.parametrize("name", sorted(LIGHT))
+def broken(imports: Mapping[str, tuple[set[str], set[str]]]) -> list[str]:
+    """Return each breach of the law as a sentence."""
+    wrong = []
+    for module, (ours, libraries) in imports.items():
+        room = room_of(module)
+        for other in sorted(ours):
+            # A package's __init__ holds only what it exports lazily, and python -m names its modules.
+            if room_of(other) not in (room, *ROOMS[room]) and other not in PACKAGES:
+                wrong.append(f"{module} imports {other}: {room} may not import {room_of(other)}")
+        for library in sorted(libraries & DOORS.keys()):
+            if not any(module == door or module.startswith(f"{door}.") for door in DOORS[library]):
+                wrong.append(f"{module} imports {library}, whose door is {' and '.join(DOORS[library])}")
+    edges = {module: {other for other in ours if other != module and not module.startswith(f"{other}.")
+                      and modules().get(other, Path()).name != "__init__.py"}
+             for module, (ours, _) in imports.items()}  # fmt: skip
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        wrong.append(f"a circle: {' <- '.join(error.args[1])}")
+    return wrong
+
+
+def test_rooms_have_one_direction() -> None:
+    TopologicalSorter(ROOMS).prepare()
+    assert {room_of(module) for module in modules()} == set(ROOMS)
+
+
+def test_law_holds() -> None:
+    assert broken(graph()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "sentence"),
+    [
+        ("sweeps.store.lease", "from sweeps.cli.run import dry_run", "sweeps.store may not import sweeps.cli"),
+        ("sweeps.training.loop", "def later():\n    import mlflow", "imports mlflow, whose door is sweeps.tracking"),
+        ("sweeps.experiment.trial", "from importlib import import_module\nimport_module('sweeps.experiment.plan')",
+         "a circle"),
+        ("sweeps.experiment.recipe", "WORK = 'sweeps.training.loop:train'", "may not import sweeps.training"),
+        ("data.load", "import ray", "imports ray, whose door is sweeps.execution"),
+    ],
+)  # fmt: skip
+def test_planted_breach_is_seen(module: str, line: str, sentence: str) -> None:
+    source = f"{modules()[module].read_text()}\n{line}\n"
+    assert any(sentence in breach for breach in broken({**graph(), module: imported(source, modules())}))
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_tables_and_recipes_need_only_the_standard_library(name: str) -> None:
-    outside = {m.split(".")[0] for m in imported(MODULES[name])} - set(sys.stdlib_module_names) - set(PACKAGES)
-    assert not outside
+    assert not graph()[name][1] - set(sys.stdlib_module_names)
 
 
 def test_driver_has_no_torch() -> None:
-    mine = "drive, ending, forecast, gauge, sharing, cluster, session, tracking, view, table"
-    found = subprocess.run(
-        [sys.executable, "-c", f"import sys, mlflow\nfrom sweeps import {mine}\nsys.exit('torch' in sys.modules)"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr or "torch takes a second to import, and half a GiB"
+    code = (
+        "import sys, mlflow\n"
+        "import sweeps.cli.run, sweeps.cli.live_view, sweeps.cli.summary, sweeps.cli.forecast, sweeps.execution.tuner\n"
+        "import sweeps.report.terminal, sweeps.tracking.tracker\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr or "torch takes a second to import, and half a GiB"
 
 
 def test_no_file_has_a_name_that_says_nothing() -> None:
     banned = {"utils", "common", "helpers", "misc", "config", "types"}
-    assert not banned & {name.rsplit(".", 1)[-1] for name in MODULES}
+    assert not banned & {name.rsplit(".", 1)[-1] for name in modules()}
+
+
+def test_the_top_of_sweeps_holds_pages_and_their_door_alone() -> None:
+    assert len(list((ROOT / "sweeps").glob("*.py"))) <= 8
+    for folder in {path.parent for path in modules().values()}:
+        assert len(list(folder.glob("*.py"))) <= 20, folder
+
+
+@pytest.mark.parametrize(
+    ("line", "heavy"),
+    [
+        ("from sweeps import ALLCONV, Cell, Protocol, Search, main", {"torch", "ray", "mlflow", "optuna", "numpy"}),
+        ("from crelu_models import S8, PAPER", {"torch", "numpy", "numba"}),
+        (
+            "import sweeps.imagenet_placement, sweeps.cifar_width, sweeps.full_grid",
+            {"torch", "ray", "mlflow", "optuna"},
+        ),
+    ],
+)
+def test_what_a_page_imports_is_light(line: str, heavy: set[str]) -> None:
+    code = f"import sys\n{line}\nprint(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_tests_import_their_support_and_no_other_test() -> None:
+    files = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    names = {f"tests.{path.stem}" if path.parent == ROOT / "tests" else f"tests.{path.parent.name}.{path.stem}": path
+             for path in files}  # fmt: skip
+    assert len(names) > 50
+    for path, source in files.items():
+        ours, libraries = imported(source, names)
+        assert "benchmarks" not in libraries, path
+        allowed = {f"tests.{path.parent.name}.{path.stem}"}  # a process of its own may run what the file holds
+        assert not {name for name in ours if not name.startswith("tests.support")} - allowed, path

@@ -13,7 +13,7 @@ import argparse
 
 from sweeps.analysis.job import Job, main, parser
 
-JOB = Job("invariance", "sweeps.analysis.firing:findings", pictures=True)
+JOB = Job("invariance", "sweeps.analysis.invariance_scores:findings", pictures=True)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from sweeps.analysis import overview, sources
-from sweeps.analysis.attempt import Errand, Outcome, attempt, known
+from sweeps.analysis import sources, summary
+from sweeps.analysis.compute import JobResult, JobSpec, cached, run_job
 from sweeps.analysis.sources import Source
-from sweeps.ledger import Json, Ledger
+from sweeps.store.ledger import Json, Ledger
 
 if TYPE_CHECKING:
-    from sweeps.place import Place
+    from sweeps.training.runtime import RuntimeConfig
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 MEMORY = 2**32  # bytes that one analysis keeps within
@@ -94,7 +94,7 @@ def perform(job: Job, options: argparse.Namespace) -> int:
     """Analyse what the options name, keep it on the ledger, show it, bring it to the runs; return the exit code."""
     ledger = Ledger(_root(options.output))
     found = _sources(job, options, ledger)
-    outcomes: dict[Source, Outcome] = {}
+    outcomes: dict[Source, JobResult] = {}
     for outcome in each(job, found, options):
         outcomes[outcome.source] = outcome
         if not options.quiet and len(found) > 1:
@@ -102,7 +102,7 @@ def perform(job: Job, options: argparse.Namespace) -> int:
     if not options.quiet and len(found) > 1:
         _tell_misfits(outcomes.values())
     done = [outcomes[source] for source in found if outcomes[source].summary is not None]
-    failed = [outcome for outcome in outcomes.values() if outcome.summary is None and not outcome.misfit]
+    failed = [outcome for outcome in outcomes.values() if outcome.summary is None and not outcome.not_applicable]
     if not done and len(found) == 1:
         raise ValueError(outcomes[found[0]].why)
     if not done and not failed:
@@ -113,33 +113,33 @@ def perform(job: Job, options: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
-def _tell(outcome: Outcome, number: int, total: int) -> None:
+def _tell(outcome: JobResult, number: int, total: int) -> None:
     """Say on standard error how one of several sources came out."""
     if outcome.summary is not None:
         print(f"{number}/{total} {outcome.source.name}: {outcome.summary['seconds']:.1f} s", file=sys.stderr)
-    elif not outcome.misfit:
+    elif not outcome.not_applicable:
         print(f"{number}/{total} failed on {outcome.source.name}: {_reason(outcome)}", file=sys.stderr)
 
 
-def _tell_misfits(outcomes: Iterable[Outcome]) -> None:
+def _tell_misfits(outcomes: Iterable[JobResult]) -> None:
     """Say on standard error which cells the analysis does not fit, and why, once for all their runs."""
-    cells = Counter((outcome.source.cell, _reason(outcome)) for outcome in outcomes if outcome.misfit)
+    cells = Counter((outcome.source.cell, _reason(outcome)) for outcome in outcomes if outcome.not_applicable)
     for (cell, why), runs in cells.items():
         print(f"not for {cell}{f' ({runs} runs)' if runs > 1 else ''}: {why}", file=sys.stderr)
 
 
-def _reason(outcome: Outcome) -> str:
+def _reason(outcome: JobResult) -> str:
     """Return why there is no summary, without the name of the run, which stands before it."""
     return outcome.why.removeprefix(f"{outcome.source.name}: ")
 
 
 def _show(ledger: Ledger, options: argparse.Namespace, summaries: Sequence[Json]) -> None:
     """Print the table, what a reader has to know, and where all of it lies."""
-    print(overview.table(summaries), end="")
-    for sentence in dict.fromkeys(note for summary in summaries for note in summary["notes"]):
+    print(summary.table(summaries), end="")
+    for sentence in dict.fromkeys(note for entry in summaries for note in entry["notes"]):
         print(f"  {sentence}")
     if options.sweep:
-        print(f"table      {overview.leave(ledger, options.sweep, summaries)} (and .parquet)")
+        print(f"table      {summary.leave(ledger, options.sweep, summaries)} (and .parquet)")
     more = f" and {len(summaries) - 1} more" if len(summaries) > 1 else ""
     print(f"files      {ledger.path(summaries[0]['folder'])}{more}")
 
@@ -165,51 +165,51 @@ def _root(output: str) -> str:
     return f"{output if '://' in output else os.path.abspath(os.path.expanduser(output))}/ledger"
 
 
-def each(job: Job, found: Sequence[Source], options: argparse.Namespace) -> Iterator[Outcome]:
+def each(job: Job, found: Sequence[Source], options: argparse.Namespace) -> Iterator[JobResult]:
     """Yield the outcome of each source as it is known: first those on the ledger, then those that are computed now.
 
     One is computed here, several as tasks on the Ray cluster that is given, or on one started here. ValueError for a
     device or a cluster that is not there.
     """
     asked = {name: value for name, value in vars(options).items() if name not in SHARED}
-    errand, ledger, lacking = Errand(job.name, job.work, asked, options.fresh), Ledger(_root(options.output)), []
+    errand, ledger, lacking = JobSpec(job.name, job.work, asked, options.fresh), Ledger(_root(options.output)), []
     for source in found:
-        outcome = known(ledger, errand, source)
+        outcome = cached(ledger, errand, source)
         if outcome is None:
             lacking.append(source)
         else:
             yield outcome
     if len(lacking) == 1 and not options.address:
-        yield attempt(errand, lacking[0], _place(options, _device(job, options)))
+        yield run_job(errand, lacking[0], _place(options, _device(job, options)))
     elif lacking:
         yield from _spread(job, errand, lacking, options)
 
 
-def _spread(job: Job, errand: Errand, lacking: Sequence[Source], options: argparse.Namespace) -> Iterator[Outcome]:
+def _spread(job: Job, errand: JobSpec, lacking: Sequence[Source], options: argparse.Namespace) -> Iterator[JobResult]:
     """Yield the outcomes of these sources as Ray tasks end; a lost one is an outcome too."""
-    from sweeps import tasks
+    from sweeps.execution import ray_runtime
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     if not options.quiet:
         print(f"{len(lacking)} runs to analyse; Ray {address}", file=sys.stderr)
     try:
-        gpus = tasks.connect(address).get("GPU", 0)
+        gpus = ray_runtime.init_ray(address).get("GPU", 0)
         device = options.device or ("cuda" if job.pictures and gpus >= 1 else "cpu")
         if device.startswith("cuda") and gpus < 1:
             raise ValueError(f"no device {device!r} in the Ray cluster {address}: it has no GPU")
-        cpus = tasks.share(len(lacking))
+        cpus = ray_runtime.cpus_per_task(len(lacking))
         place = dataclasses.replace(_place(options, device), workers=cpus, threads=cpus)
-        ended = tasks.each(
-            lambda source: attempt(errand, source, place),
+        ended = ray_runtime.map_tasks(
+            lambda source: run_job(errand, source, place),
             lacking,
             cpus=cpus,
             gpus=float(device.startswith("cuda")),
             memory=MEMORY,
         )
         for source, outcome in ended:
-            yield Outcome(source, None, outcome) if isinstance(outcome, str) else outcome
+            yield JobResult(source, None, outcome) if isinstance(outcome, str) else outcome
     finally:
-        tasks.leave()
+        ray_runtime.shutdown_ray()
 
 
 def _device(job: Job, options: argparse.Namespace) -> str:
@@ -226,30 +226,30 @@ def _device(job: Job, options: argparse.Namespace) -> str:
     return str(device)
 
 
-def _place(options: argparse.Namespace, device: str) -> Place:
+def _place(options: argparse.Namespace, device: str) -> RuntimeConfig:
     from data.datasets import cores, data_dir
     from data.load import default_reader
-    from sweeps.place import Place
+    from sweeps.training.runtime import RuntimeConfig
 
     reader = options.reader or default_reader()
-    return Place(_root(options.output), str(data_dir(options.data_dir)), device, reader, max(1, cores() - 1))
+    return RuntimeConfig(_root(options.output), str(data_dir(options.data_dir)), device, reader, max(1, cores() - 1))
 
 
 # Runs ---------------------------------------------------------------------------------------------------------
 
 
-def _track(ledger: Ledger, outcomes: Sequence[Outcome], quiet: bool) -> None:
+def _track(ledger: Ledger, outcomes: Sequence[JobResult], quiet: bool) -> None:
     """Bring tables, pictures and metrics to the MLflow runs; what fails there is said and costs nothing else."""
     sent, untracked, away = 0, 0, ""
-    for source, summary, *_ in outcomes:
-        if summary is None or not source.trial or away:
+    for source, entry, *_ in outcomes:
+        if entry is None or not source.trial or away:
             continue
         note = ledger.read_json(f"tracked/{source.trial}.json")
         if note is None:
             untracked += 1
             continue
         try:
-            sent += send(ledger, summary, str(note["uri"]), str(note["run"]))
+            sent += send(ledger, entry, str(note["uri"]), str(note["run"]))
         except Exception as error:  # whatever a server or its client comes up with, the results are on the ledger
             away = f"MLflow at {note['uri']} does not take them ({type(error).__name__}: {error})".splitlines()[0]
     if away and not quiet:
@@ -266,7 +266,7 @@ def send(ledger: Ledger, summary: Json, uri: str, run: str) -> bool:
     sent = {"uri": uri, "run": run, "finished_ms": summary["finished_ms"]}
     if ledger.read_json(f"{folder}/tracked.json") == sent:
         return False
-    from sweeps.tracking import log_files
+    from sweeps.tracking.mlflow_runs import log_files
 
     contents = {name: ledger.read(f"{folder}/{name}") for name in [*summary["files"], "summary.json"]}
     files = {f"analysis/{job}/{name}": content for name, content in contents.items() if content is not None}

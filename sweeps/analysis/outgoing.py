@@ -13,7 +13,7 @@ import argparse
 
 from sweeps.analysis.job import Job, main, parser
 
-JOB = Job("outgoing", "sweeps.analysis.phases:findings")
+JOB = Job("outgoing", "sweeps.analysis.outgoing_correlations:findings")
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ import argparse
 
 from sweeps.analysis.job import Job, main, parser
 
-JOB = Job("pairing", "sweeps.analysis.mates:findings")
+JOB = Job("pairing", "sweeps.analysis.pairing_scores:findings")
 
 
 def arguments() -> argparse.ArgumentParser:

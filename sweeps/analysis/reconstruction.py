@@ -15,7 +15,7 @@ import argparse
 
 from sweeps.analysis.job import Job, main, parser, whole
 
-JOB = Job("reconstruction", "sweeps.analysis.recovery:findings", pictures=True)
+JOB = Job("reconstruction", "sweeps.analysis.reconstruct:findings", pictures=True)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from crelu_models.spec import Conv, Linear, Net, Pool
 from crelu_models.tables import PAPER
-from sweeps.ledger import Json, Ledger
-from sweeps.plan import unknown
-from sweeps.trial import PHASES
+from sweeps.experiment.plan import unknown_name
+from sweeps.experiment.trial import PHASES
+from sweeps.store.ledger import Json, Ledger
 
 # fmt: off
 # torchvision's AlexNet: one tower, 64 filters in conv1 and no groups, so not the paper's. For Figures 1 and 2 alone.
@@ -31,7 +31,7 @@ TORCHVISION = "torchvision:alexnet"
 NETS = PAPER | {"alexnet": ALEXNET}
 
 
-class Misfit(ValueError):
+class NotApplicable(ValueError):
     """The analysis does not fit this net; the sentence says why."""
 
 
@@ -73,7 +73,9 @@ def of_sweep(ledger: Ledger, name: str) -> list[Source]:
     plans = [plan.removesuffix(".json") for plan in ledger.names("plans")]
     plan = ledger.read_json(f"plans/{name}.json")
     if plan is None:
-        raise ValueError(unknown("sweep", name, plans, ledger.root) if plans else f"{ledger.root} holds no sweep yet")
+        raise ValueError(
+            unknown_name("sweep", name, plans, ledger.root) if plans else f"{ledger.root} holds no sweep yet"
+        )
     cells = {cell["key"] for cell in plan["cells"]}
     found = []
     for key, result in ledger.results().items():
@@ -92,7 +94,7 @@ def of_file(file: str, net: str, dataset: str) -> Source:
     if not net:
         raise ValueError(f"say of which net the weights in {file} are, e.g. --net S8")
     if net not in NETS:
-        raise ValueError(unknown("net", net, NETS, "the paper"))
+        raise ValueError(unknown_name("net", net, NETS, "the paper"))
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise ValueError(f"no file {path}")

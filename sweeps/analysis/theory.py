@@ -14,7 +14,7 @@ import argparse
 
 from sweeps.analysis.job import Job, main, parser
 
-JOB = Job("theory", "sweeps.analysis.theorems:findings", alone=True)
+JOB = Job("theory", "sweeps.analysis.theory_checks:findings", alone=True)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 
 import pytest
 import yaml
-from support import aws, hosts
-from support.waiting import nothing, output, until
 
-from sweeps.exposure import Listener, exposed
+from sweeps.ops.open_ports import Listener, open_to_network
+from tests.support import aws, hosts
+from tests.support.waiting import nothing, output, until
 
 Value = TypeVar("Value")
 ROOT = Path(__file__).resolve().parents[2]
@@ -255,13 +255,16 @@ def test_nobody_is_let_in_without_token_or_password(site: Site) -> None:
 
 
 def test_listeners_are_those_that_are_known_and_the_doctor_sees_one_more(site: Site) -> None:
-    code = "from sweeps.exposure import listeners; print([[one.port, one.address, one.command] for one in listeners()])"
+    code = (
+        "from sweeps.ops.open_ports import listeners; "
+        "print([[one.port, one.address, one.command] for one in listeners()])"
+    )
     said = site.on_head(f"cd ~/crelu && python -c {shlex.quote(code)}")
     found = ast.literal_eval(next(line for line in said.splitlines() if line.startswith("[[")))
     bound = {port: address for port, address, _ in found}
     assert {port: bound[port] for port in (8265, 5000)} == {8265: "127.0.0.1", 5000: "127.0.0.1"}
     assert {22, 6379, 10001} <= bound.keys()
-    assert exposed(Listener(address, port, command) for port, address, command in found) == []
+    assert open_to_network(Listener(address, port, command) for port, address, command in found) == []
     # What is bound to more than loopback: SSH, what was asked above, and metrics, which the group alone keeps from all.
     known = ("sshd", "gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent",
              "ray/dashboard/dashboard.py", "autoscaler/v2/monitor.py", "ray.util.client.server")  # fmt: skip

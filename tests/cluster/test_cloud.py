@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
-from support import aws, hosts
-from support.waiting import until
+
+from tests.support import aws, hosts
+from tests.support.waiting import until
 
 LACKING = hosts.lacking()
 pytestmark = [

@@ -5,8 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import hosts
-from support.waiting import until
+
+from tests.support import hosts
+from tests.support.waiting import until
 
 LACKING = hosts.lacking()
 pytestmark = pytest.mark.skipif(bool(LACKING) and not os.environ.get("CI"), reason=LACKING)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from support import hosts
-from support.waiting import output, until
+
+from tests.support import hosts
+from tests.support.waiting import output, until
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

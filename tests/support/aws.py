@@ -27,16 +27,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from support.waiting import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from support.hosts import Hosts
+    from tests.support.hosts import Hosts
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 GATEWAY, METADATA, PORT = "172.31.255.254", "169.254.169.254", 5000
 ENDPOINT, REGION, ACCOUNT = f"http://{GATEWAY}:{PORT}", "us-west-2", "123456789012"
 LAPTOP = "AKIALAPTOP"
-TESTS = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = re.compile(r"<Key>([^<]*)</Key>")  # of a request to delete many objects
 
 
@@ -282,9 +282,9 @@ class Cloud:
         """Start the server, wait until it answers, and follow its instances."""
         for name in ("notices", "roles", "faults"):
             (self.folder / name).mkdir()
-        command = [sys.executable, "-m", "support.aws", str(self.folder)]
+        command = [sys.executable, "-m", "tests.support.aws", str(self.folder)]
         with (self.folder / "cloud.log").open("wb") as log:
-            self.server = subprocess.Popen(command, cwd=TESTS, stdout=log, stderr=log)
+            self.server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
             until(self._answers, "moto answers", 120, self.check, self.log)
             self._following.start()

@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from support.waiting import until
+from tests.support.waiting import until
 
 CLONE_NEWNET = 0x40000000
 PROGRAMS = ("sshd", "rsync", "ssh", "ip", "unshare", "setpriv", "curl", "make", "flock")

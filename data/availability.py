@@ -1,0 +1,146 @@
+"""Whether a sweep's pictures are there and whole, before anything starts; how they come; the sentence where not."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from data import beton
+from data.datasets import SPLITS, DataSet, beton_path, dataset, read_sidecar
+
+
+def fingerprints(names: Iterable[str], where: Path) -> dict[str, str]:
+    """Return the content fingerprint of each data set that is there."""
+    found = {}
+    for name in names:
+        try:
+            paths = _files(name, where)
+            found[name] = ";".join(read_sidecar(path.with_suffix(".json")).fingerprint for path in paths)
+        except ValueError:
+            continue
+    return found
+
+
+def _files(name: str, where: Path) -> list[Path]:
+    """Return the files a data set needs; ValueError where it was never prepared."""
+    return [beton_path(name, split, where) for split in ("train", dataset(name, where).final)]
+
+
+class _Left(Exception):
+    """Whoever waits for pictures was asked to leave."""
+
+
+def fetch_dataset(name: str, where: str, source: str, stop: Callable[[], bool] = lambda: False) -> bool:
+    """Bring a data set to this machine where it is not there; False where `stop()` ended it.
+
+    Pictures come from `source`, embedded ones are made; `stop` is asked all the while, as a sign of life. Without a
+    source the others are not looked for: their absence is told by whoever opens them. ValueError and OSError as of
+    data.transfer.pull.
+    """
+    embedded = name.partition(":")[0] == "synthetic"
+    if not (source or embedded) or _have(name, Path(where), (".beton", ".json")):
+        return True
+
+    def alive() -> None:
+        if stop():
+            raise _Left
+
+    try:
+        if embedded:
+            from data.write import prepare
+
+            prepare(name, Path(where), workers=1)
+        else:
+            from data.transfer import pull
+
+            pull(source, Path(where), [name], alive=alive)
+    except _Left:
+        return False
+    return True
+
+
+def _have(name: str, where: Path, suffixes: Iterable[str]) -> bool:
+    """Return whether files of a data set with these suffixes are there."""
+    try:
+        return all(path.with_suffix(suffix).exists() for path in _files(name, where) for suffix in suffixes)
+    except ValueError:
+        return False
+
+
+def _pull_if_missing(name: str, where: Path, source: str, pictures: bool, tell: Callable[[str], None]) -> None:
+    """Bring a data set, or its sidecars alone, from its source to the driver."""
+    wanted = (".beton", ".json") if pictures else (".json",)
+    if not source or name.startswith("synthetic") or _have(name, where, wanted):
+        return
+    from data.transfer import pull
+
+    tell(f"pulling {name} from {source} to {where}" if pictures else f"reading what {source} has of {name}")
+    pull(source, where, [name], pictures=pictures)
+
+
+def ensure_dataset(
+    name: str, where: Path, tell: Callable[[str], None], source: str = "", pictures: bool = True
+) -> DataSet:
+    """Return the facts of a data set that is there and whole; embedded pictures and folders are made on the way.
+
+    From a `source` it is pulled. Without `pictures` its sidecars are enough: the workers of a cluster pull for
+    themselves. ValueError says what was looked for, what was found, and the command that prepares it.
+    """
+    kind = name.partition(":")[0]
+    _pull_if_missing(name, where, source, pictures, tell)
+    if source and not pictures and kind != "synthetic":
+        check_integrity(name, where)
+        return dataset(name, where)
+    try:
+        missing = [path for path in _files(name, where) if not path.exists()]
+    except ValueError:
+        missing = [beton_path(name, "train", where)]
+    if missing and kind in ("synthetic", "folder"):
+        from data.write import prepare
+
+        tell(f"preparing {name} in {where}")
+        prepare(name, where)
+    elif missing:
+        raise ValueError(missing_message(name, missing, where))
+    check_integrity(name, where)
+    return dataset(name, where)
+
+
+# Files up to this size are read through before a sweep starts (a second or so); larger ones are checked picture by
+# picture while they are trained on.
+READ_THROUGH = 1 << 30
+
+
+def check_integrity(name: str, where: Path) -> None:
+    """Raise ValueError where a file of the data set is not the one its sidecar tells of."""
+    for path in filter(Path.exists, _files(name, where)):
+        sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
+        same = index.digest == sidecar.index
+        if same and sidecar.file_bytes <= READ_THROUGH:
+            same = beton.fingerprint(index) == sidecar.fingerprint
+        if not same:
+            raise ValueError(
+                f"{path} is not the file its sidecar tells of, or is damaged; "
+                f"to make it anew: python -m data prepare {name} --fresh --data-dir {where}"
+            )
+
+
+def missing_message(name: str, missing: list[Path], where: Path) -> str:
+    """Return the sentence for data that are not there: looked for, found, and what to do."""
+    source = os.environ.get("IMAGENET_DIR", "") if name.startswith("imagenet") else ""
+    seen = "nothing"
+    if source:
+        folders = glob.glob(f"{source}/train/*/")
+        pictures = sum(len(os.listdir(folder)) for folder in folders[:2000])
+        seen = (
+            f"in $IMAGENET_DIR {len(folders)} classes with {pictures} pictures" if folders else f"no {source}/train/*/"
+        )
+    found = [path.name for split in SPLITS if (path := beton_path(name, split, where)).exists()]
+    seen = ", ".join(found) or seen
+    option = f" --source {source or 'IMAGENET_DIR'}" if name.startswith("imagenet") else ""
+    return (
+        f"{name} is not prepared: looked for {' and '.join(path.name for path in missing)} in {where}, found {seen}. "
+        f"Run: python -m data prepare {name}{option} --data-dir {where}"
+    )

@@ -1,0 +1,88 @@
+"""The table of a job over many runs: shown with a line a layer of each cell, and left whole as Parquet and CSV."""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweeps.analysis.compute import columns
+from sweeps.store.ledger import Json, Ledger
+
+
+def table(summaries: Sequence[Json]) -> str:
+    """Return the rows of these summaries as text: a table for each kind of row, the net in the first column."""
+    kinds: dict[tuple[str, ...], list[Json]] = {}
+    for row in averaged(summaries):
+        kind = tuple(name for name in row if not name.startswith("paper") and name != "runs")
+        kinds.setdefault(kind, []).append(row)
+    return "\n".join(_drawn(rows, summaries[0]["job"]) for rows in kinds.values())
+
+
+def averaged(summaries: Sequence[Json]) -> list[Json]:
+    """Return the rows of each cell, averaged over its runs; words that differ and p values are left out."""
+    cells: dict[tuple[str, str], list[Json]] = {}
+    for summary in summaries:
+        cells.setdefault((summary["cell"], summary["dataset"]), []).append(summary)
+    several = len(cells) < len(summaries)
+    found = []
+    for (cell, _), runs in cells.items():
+        net = {"net": cell, "runs": len(runs)} if several else {"net": runs[0]["label"]}
+        # One net, asked one thing: its runs have the same rows in the same order.
+        for same in zip(*(run["rows"] for run in runs), strict=True):
+            found.append(net | {name: _together(name, [row.get(name) for row in same]) for name in same[0]})
+    return found
+
+
+def _together(name: str, values: Sequence[Any]) -> Any:
+    if all(value == values[0] for value in values):
+        return values[0]
+    # A mean of p values says nothing.
+    if name.split()[-1] == "p":
+        return None
+    return statistics.fmean(values) if all(isinstance(value, int | float) for value in values) else None
+
+
+def leave(ledger: Ledger, sweep: str, summaries: Sequence[Json]) -> str:
+    """Write the rows of every run as analysis/SWEEP/JOB.csv and .parquet; return the path of the first."""
+    from sweeps.report.render.formats import comma_separated, parquet
+
+    rows = [
+        {"cell": summary["cell"], "run": summary["label"], "trial": summary["trial"], "dataset": summary["dataset"]}
+        | row
+        for summary in summaries
+        for row in summary["rows"]
+    ]
+    job = summaries[0]["job"]
+    ledger.write(f"analysis/{sweep}/{job}.parquet", parquet(rows, f"analysis {job}"))
+    ledger.write(f"analysis/{sweep}/{job}.csv", comma_separated(rows))
+    return ledger.path(f"analysis/{sweep}/{job}.csv")
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return rows as a table as wide as it takes; the net is named where it changes."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    names = list(columns(rows))
+    for name in names:
+        numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
+        shown.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    before = ""
+    for row in rows:
+        net = row["net"] if row["net"] != before else ""
+        before = row["net"]
+        shown.add_row(net, *(_text(row.get(name)) for name in names[1:]))
+    sink = io.StringIO()
+    Console(file=sink, width=400, no_color=True, highlight=False).print(shown)
+    return "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,243 @@
+"""What a person sees while a sweep runs: one live table on a terminal, one line a change elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sweeps.experiment.metrics import averages, flags_of
+from sweeps.experiment.plan import Plan
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Json
+
+HEARTBEAT = 60.0  # seconds between two lines that say how far things are, off a terminal
+ROOM = 8e6  # bytes free under which a disk counts as full
+EVENTS = 6  # lines of the past under the live table
+# What the trainings of a phase are called in a cell's row.
+PARTS = {"holdout": "first", "inner": "search", "ablation": "seeds", "match": "single", "fold": "folds"}
+
+
+class SweepProgress:
+    """The state of a sweep as events tell it: what runs, what is done, the latest of each cell."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Begin from the plan."""
+        self.plan = plan
+        self.began = time.monotonic()
+        self.states = {standing.trial.key: standing.state for standing in plan.statuses}
+        self.results = {s.trial.key: s.result for s in plan.statuses if s.result is not None}
+        self.trials = {standing.trial.key: standing.trial for standing in plan.statuses}
+        self.to_come = list(plan.pending)
+        self.planned: Sequence[Trial] = ()
+        self.epochs: dict[str, tuple[int, float]] = {}
+        self.speed: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def update_plan(self, planned: Sequence[Trial], to_come: Sequence[Trial]) -> None:
+        """Take in the trials that are planned now, and those that stand for others that will follow."""
+        self.to_come = list(to_come)
+        if planned is not self.planned:
+            self.planned = planned
+            for trial in planned:
+                self.trials.setdefault(trial.key, trial)
+                self.states.setdefault(trial.key, "new")
+
+    def apply(self, event: str, trial: Trial, news: Json) -> str:
+        """Take in one event and return the line that tells it; empty where nothing is worth a line."""
+        key, name = trial.key, f"{trial.cell.label} {trial.label}"
+        self.trials[key] = trial
+        if event == "epoch":
+            self.epochs[key] = (
+                int(news["epoch"]),
+                float(news["val/top1_err"] if "val/top1_err" in news else news["train/top1_err"]),
+            )
+            self.speed[key] = float(news["sys/images_per_s"])
+            return ""
+        self.states[key] = {"started": "training", "left": "running"}.get(event, event)
+        if event == "done":
+            self.results[key] = news
+            self.seconds += float(news["seconds"])
+            found: dict[str, float] = news["metrics"]
+            error = found.get("final/test_top1_err", found.get("best/val_top1_err", float("nan")))
+            mark = "" if news["status"] == "finished" else f" ({news['status']})"
+            return f"{name}: done, {error:.2f} % error after {news['epochs']} epochs, {news['seconds']:.0f} s{mark}"
+        if event == "failed":
+            return f"{name}: failed: {news['error']}"
+        return f"{name}: {'training' if event == 'started' else 'left, to be resumed'}"
+
+    def counts(self) -> str:
+        """Return how many trials are done, training and left to do."""
+        states = list(self.states.values())
+        done = sum(state in ("done", "stale") for state in states)
+        failed = f", {states.count('failed')} failed" if "failed" in states else ""
+        return (
+            f"{done}/{len(states) + len(self.to_come)} done, {states.count('training')} training{failed}{self._eta()}"
+        )
+
+    def _eta(self) -> str:
+        """Return the time that is left, from the epochs done since the start."""
+        total = sum(trial.cell.recipe.epochs for key, trial in self.trials.items() if self._counts_for_eta(key))
+        total += sum(trial.cell.recipe.epochs for trial in self.to_come)
+        done = sum(epoch for key, (epoch, _) in self.epochs.items())
+        elapsed = time.monotonic() - self.began
+        if not done or total <= done:
+            return ""
+        return f", about {_time(elapsed * (total - done) / done)} left"
+
+    def _counts_for_eta(self, key: str) -> bool:
+        return self.states[key] in ("new", "training", "running") or key in self.epochs
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a row a cell: label, parts done, what trains now, best hold-out error, test error, marks."""
+        found: list[tuple[str, ...]] = []
+        for cell in self.plan.sweep.cells:
+            keys = [key for key, trial in self.trials.items() if trial.cell.key == cell.key]
+            now = [self._now(key) for key in keys if self.states[key] == "training"]
+            held_out = [self.epochs[key][1] for key in keys if key in self.epochs]
+            results = {key: self.results[key] for key in keys if key in self.results}
+            held_out += [
+                r["metrics"]["best/val_top1_err"] for r in results.values() if "best/val_top1_err" in r["metrics"]
+            ]
+            tested = averages([(self.trials[key].phase, result["metrics"]) for key, result in results.items()])
+            marks = sorted({mark for result in results.values() for mark in flags_of(result)})
+            failed = sum(self.states[key] == "failed" for key in keys)
+            best = f"{min(held_out):.2f}" if held_out else ""
+            marks += [f"{failed} failed"] if failed else []
+            found.append((cell.label, self._parts(cell, keys), "; ".join(now), best, _error(tested), " ".join(marks)))
+        return found
+
+    def _parts(self, cell: Cell, keys: Sequence[str]) -> str:
+        """Return how many of a cell's search trials, seeds and folds are done, of how many."""
+        search = self.plan.sweep.protocol.search
+        done: dict[str, int] = {}
+        planned: dict[str, int] = {}
+        for key, trial in [(key, self.trials[key]) for key in keys] + [("", trial) for trial in self.to_come]:
+            if trial.cell.key == cell.key:
+                searched = search is not None and trial.phase == "holdout" and trial.seed == search.seed
+                part = "search" if searched else PARTS[trial.phase]
+                planned[part] = planned.get(part, 0) + 1
+                done[part] = done.get(part, 0) + (self.states.get(key) in ("done", "stale"))
+        return " ".join(f"{part} {done[part]}/{count}" for part, count in planned.items())
+
+    def _now(self, key: str) -> str:
+        trial = self.trials[key]
+        epoch, _ = self.epochs.get(key, (0, 0.0))
+        speed = f", {self.speed[key]:.0f} pictures/s" if key in self.speed else ""
+        return f"{trial.label} epoch {epoch}/{trial.cell.recipe.epochs}{speed}"
+
+
+def _error(tested: Mapping[str, float]) -> str:
+    """Return a cell's mean test error, with its standard error and count, as far as it is known."""
+    mean, se, n = (tested.get(f"agg/test_top1_err_{name}") for name in ("mean", "se", "n"))
+    return "" if mean is None else f"{mean:.2f}" + (f" ±{se:.2f}" if se is not None else "") + f" (n {n:.0f})"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+class LiveView:
+    """The window on a running sweep, from enter to exit; `hear` is called by the queue, `say` by anyone."""
+
+    def __init__(self, plan: Plan, live: bool, quiet: bool, disk: str = "") -> None:
+        """Prepare a live table, or lines; `quiet` shows neither. `disk` is a folder whose disk is looked at."""
+        self.disk, self.full = disk, False
+        self.where = ""  # the cluster, once it is joined
+        self.hours: Callable[[], float] = lambda: 0.0
+        self.progress, self.quiet = SweepProgress(plan), quiet
+        self.live: Any = None
+        self.use_live = live and not quiet
+        self.events: deque[str] = deque(maxlen=EVENTS)
+        self.lock = threading.Lock()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._tick, name="view", daemon=True)
+
+    def __enter__(self) -> LiveView:
+        """Open the window."""
+        if self.use_live:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(file=sys.stdout)  # held here: Tune's prints are sent elsewhere meanwhile
+            self.live = Live(
+                self._picture(), console=console, refresh_per_second=2, transient=True, redirect_stdout=False
+            )
+            self.live.start()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.over.set()
+        self.thread.join()
+        if self.live is not None:
+            self.live.stop()
+
+    def on_event(
+        self, event: str, trial: Trial, news: Mapping[str, Any], planned: Sequence[Trial], to_come: Sequence[Trial]
+    ) -> None:
+        """Show an event of a trial of those `planned`; `to_come` stands for the trials that are not known yet."""
+        with self.lock:
+            self.progress.update_plan(planned, to_come)
+            line = self.progress.apply(event, trial, dict(news))
+        if line:
+            self.log(f"{line} [{self.progress.counts()}]" if event in ("done", "failed") else line)
+
+    def log(self, sentence: str) -> None:
+        """Show one sentence."""
+        if self.quiet:
+            return
+        if self.live is not None:
+            self.events.append(f"{time.strftime('%H:%M:%S')} {sentence}")
+        else:
+            print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
+
+    def _tick(self) -> None:
+        told = 0.0
+        while not self.over.wait(0.5 if self.live is not None else 2.0):
+            self._look_at_disk()
+            if self.live is None and time.monotonic() - told < HEARTBEAT:
+                continue
+            told = time.monotonic()
+            if self.live is not None:
+                self.live.update(self._picture())
+            else:
+                self.log(self.progress.counts())
+
+    def _look_at_disk(self) -> None:
+        """Say when the ledger's disk is full, and when it has room again."""
+        if not os.path.isdir(self.disk):
+            return
+        free = shutil.disk_usage(self.disk).free
+        if free < ROOM and not self.full:
+            self.log(
+                f"the disk of {self.disk} is full ({free / 1e6:.0f} MB free): trials wait, and go on when there is room"
+            )
+        elif free >= ROOM and self.full:
+            self.log(f"the disk of {self.disk} has room again; trials go on")
+        self.full = free < ROOM
+
+    def _picture(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        with self.lock:
+            rows, counts = self.progress.rows(), self.progress.counts()
+        table = Table(box=None, pad_edge=False)
+        for heading, justify in (("cell", "left"), ("done", "left"), ("now", "left"), ("best hold-out %", "right"),
+                                 ("test error %", "right"), ("", "left")):  # fmt: skip
+            table.add_column(heading, justify=justify, no_wrap=heading != "now")  # type: ignore[arg-type]
+        for row in rows:
+            table.add_row(*row)
+        sweep = self.progress.plan.sweep
+        place = f"; {self.where}, {self.hours():.2f} h used" if self.where else ""
+        head = Text(f"{sweep.title} on {', '.join(sweep.datasets)}: {counts}{place}", style="bold")
+        return Group(head, table, Text("\n".join(self.events), style="bright_black"))

@@ -1,0 +1,83 @@
+"""The end of a sweep's run: its table, its report, where everything lies, what to type next."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from data.datasets import DataSet
+from sweeps.cli.options import ExitCode
+from sweeps.cli.settings import Settings
+from sweeps.experiment.plan import Plan, Sweep
+
+
+def print_summary(plan: Plan, settings: Settings, facts: Mapping[str, DataSet], code: ExitCode) -> ExitCode:
+    """Print the table, where everything lies, and what to type next; return the exit code."""
+    from sweeps.report import terminal
+
+    sweep, display = plan.sweep, settings.display
+    rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
+    results = terminal.write_results(plan, settings.ledger, sweep.title)
+    failed = plan.count("failed")
+    if code == ExitCode.DONE and (failed or plan.to_do):
+        code = ExitCode.FAILED
+    report, tracked = _report(sweep, settings) if code in (ExitCode.DONE, ExitCode.FAILED) else ("", "")
+    if display.json:
+        places = {"results": results, "report": report, "tracking_uri": settings.tracking_uri}
+        print(json.dumps(terminal.as_json(plan, rows) | places | {"exit": code}, indent=1))
+        return code
+    width = shutil.get_terminal_size((140, 40)).columns
+    print(terminal.text(plan, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    _print_states(plan)
+    print(f"results   {results}")
+    if report:
+        print(f"report    {report}")
+    if settings.tracking_uri.startswith("sqlite"):
+        print(f"compare   {_mlflow_command()} ui --backend-store-uri {settings.tracking_uri}")
+    else:
+        print(f"compare   {settings.tracking_uri}, experiment {settings.experiment}")
+    if tracked:
+        print(f"          {tracked}")
+    if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
+        print(f"resume    the same command{', with a larger --max-gpu-hours' if code == ExitCode.BUDGET else ''}")
+    elif failed:
+        print("next      the same command with --retry-failed")
+    else:
+        more = sweep.protocol.seeds + 2
+        print(f"next      python -m sweeps.{sweep.name} --seeds {more}   (for standard errors)")
+    return code
+
+
+def _print_states(plan: Plan) -> None:
+    """Print how many trials are done, and which failed or are stale, and why."""
+    done, failed, stale = plan.count("done", "stale"), plan.count("failed"), plan.count("stale")
+    print(f"{done} of {len(plan.statuses)} trials are done{f', {failed} failed' if failed else ''}.")
+    for status in plan.statuses:
+        if status.state == "failed":
+            print(f"  failed: {status.trial.cell.label} {status.trial.label}: {status.why}")
+    if stale:
+        why = next(status.why for status in plan.statuses if status.state == "stale")
+        print(f"{stale} are stale ({why}); --stale retrain trains them anew.")
+
+
+def _report(sweep: Sweep, settings: Settings) -> tuple[str, str]:
+    """Write the report and put it on MLflow's runs; return its path and its place in MLflow, or why there is none."""
+    from sweeps.report import build
+
+    if "://" in settings.output:
+        return f"python -m sweeps report {sweep.title} --output {settings.output} --to DIR", ""
+    try:
+        _, path, tracked = build.make(settings.ledger, sweep.title, Path(settings.output, "reports"))
+    except ValueError as error:
+        return f"none: {error}", ""
+    return str(path), tracked
+
+
+def _mlflow_command() -> str:
+    """Return the mlflow command of this environment, as one would type it."""
+    program = Path(sys.executable).with_name("mlflow")
+    return os.path.relpath(program) if program.exists() else "mlflow"

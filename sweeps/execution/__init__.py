@@ -1,0 +1,1 @@
+"""Who trains what where: Ray, workers, packs, ranks."""

@@ -1,0 +1,1 @@
+"""What is compared: recipes, cells, trials, searches, plans."""

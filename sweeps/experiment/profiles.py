@@ -1,0 +1,66 @@
+"""The scales a sweep runs at: the paper's, a mini one on real data, demo and smoke test on embedded pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
+from sweeps.experiment.trial import Cell
+
+PROFILES = ("paper", "mini", "demo", "smoke")
+
+
+class Scale(NamedTuple):
+    """A reduced form: width of every layer but the classifier, and the recipes in place of the paper's."""
+
+    width: float
+    recipes: dict[str, Recipe]
+
+
+# A few hundred steps cannot follow a schedule of 45 or 350 epochs: the demo's has two drops near its end.
+SHORT = (Stage(1, 1.0), Stage(61, 0.2), Stage(86, 0.04))
+
+
+def _demo(recipe: Recipe, epochs: int, batch: int, lr: float) -> Recipe:
+    short = recipe.shortened(f"{recipe.name}-demo", epochs, batch, lr)
+    # On a CPU that has both, CIFAR's nets of a quarter's width are 1.2 to 1.5 times as fast in bf16 as in fp32;
+    # ImageNet's on 64 pixels are not, and up to 1.25 times as slow (benchmarks.bench_step --width 0.25 --batch 32).
+    precision = "fp32" if recipe.name.startswith("imagenet") else "auto"
+    return dataclasses.replace(short, schedule_epochs=100, stages=SHORT, precision=precision)
+
+
+DEMO = {
+    # By SGD these deep nets stay at chance for the few hundred steps of a demo; by Adam they learn in them.
+    "allconv": dataclasses.replace(_demo(ALLCONV, epochs=8, batch=32, lr=0.002), optimiser="adam", weight_decay=0.0),
+    "vgg": dataclasses.replace(_demo(VGG, epochs=8, batch=32, lr=0.003), optimiser="adam", weight_decay=0.0),
+    "imagenet-sgd": _demo(IMAGENET_SGD, epochs=12, batch=32, lr=0.02),
+    "imagenet-adam": _demo(IMAGENET_ADAM, epochs=12, batch=32, lr=1e-3),
+}
+SCALES = {
+    "paper": Scale(1.0, {}),
+    "mini": Scale(0.5, {recipe.name: dataclasses.replace(recipe, name=f"{recipe.name}-mini", epochs=recipe.epochs // 10)
+                        for recipe in (ALLCONV, VGG, IMAGENET_SGD, IMAGENET_ADAM)}),
+    "demo": Scale(0.25, DEMO),
+    "smoke": Scale(0.125, {name: dataclasses.replace(recipe, name=f"{name}-smoke", epochs=1)
+                           for name, recipe in DEMO.items()}),
+}  # fmt: skip
+
+# The embedded pictures that stand for each data set where its own are not to be had.
+EMBEDDED = {
+    "imagenet": "synthetic:size=72,classes=10,train=2000,test=600",
+    "cifar10": "synthetic:size=32,classes=5,train=1500,test=600",
+    "cifar100": "synthetic:size=32,classes=10,train=1500,test=600",
+}
+SMOKE = "synthetic:size=64,classes=4,train=96,test=48"
+
+
+def scaled(cell: Cell, profile: str, dataset: str = "") -> Cell:
+    """Return `cell` at the scale of `profile`, on `dataset` (default: its own, or embedded pictures in its place)."""
+    scale = SCALES[profile]
+    if not dataset:
+        embedded = SMOKE if profile == "smoke" else EMBEDDED.get(cell.dataset, cell.dataset)
+        dataset = cell.dataset if profile in ("paper", "mini") else embedded
+    recipe = scale.recipes.get(cell.recipe.name, cell.recipe)
+    net = cell.net if scale.width == 1.0 else cell.net.width(scale.width)
+    return dataclasses.replace(cell, net=dataclasses.replace(net, name=cell.net.name), dataset=dataset, recipe=recipe)

@@ -1,0 +1,216 @@
+"""Cell and Trial, what is compared and what is trained; light values that know their own identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from crelu_models.spec import Net, seed_from
+from sweeps.experiment.recipe import Recipe, Stage
+
+# Part of every key: raised when code changes what a trial means, so that old results are never taken for new.
+SCHEMA = 1
+PROBE = 10_000  # pictures at most on which the phases of Single measure their training loss
+
+
+class Phase(NamedTuple):
+    """What a training is for: what it trains on, which epoch's weights count, and whether it opens the test set."""
+
+    split: str  # "holdout": all but the hold-out; "full": everything; "fold": all but one fold
+    select: str  # "last" epoch, or "best" on the held-out pictures
+    test: bool
+    probe: bool = False  # also measure the training loss in evaluation mode, each epoch
+
+
+PHASES = {
+    "ablation": Phase("holdout", "last", True),  # a row of Table 4
+    "holdout": Phase("holdout", "best", False, True),  # a search trial; the first phase of Single
+    "inner": Phase("fold", "best", False),  # a search trial on one of several folds
+    "match": Phase("full", "last", True, True),  # the second phase of Single: until the first one's training loss
+    "fold": Phase("fold", "best", True),  # one of the ten networks of Average and Vote
+}
+MATCHES = ("train_loss", "valid_loss", "epoch", "none")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it."""
+
+    label: str
+    net: Net
+    dataset: str
+    recipe: Recipe
+    table: str = ""
+    row: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """Return the hash of what this cell is, whatever it is called."""
+        return _hash(self.texts)
+
+    @cached_property
+    def texts(self) -> tuple[str, str, str]:
+        """Return net, data set and recipe as canonical JSON: once a cell, whatever the number of its trials."""
+        return _canonical(self.net.to_json()), self.dataset, _canonical(_recipe_json(self.recipe))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a cell, dropout rates by layer, a seed, and a phase with its fold or its reference trial.
+
+    `bars` (percent, by epoch) end a search trial early whose best hold-out error so far is above them.
+    """
+
+    cell: Cell
+    phase: str = "ablation"
+    seed: int = 0
+    dropout: tuple[tuple[str, float], ...] = ()
+    fold: int = 0
+    folds: int = 0
+    match: str = ""
+    reference: str = ""
+    pruning_thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a trial that cannot be."""
+        if self.phase not in PHASES:
+            raise ValueError(f"phase is one of {', '.join(PHASES)}, not {self.phase!r}")
+        folded = PHASES[self.phase].split == "fold"
+        if folded != (self.folds > 1) or not 0 <= self.fold < max(self.folds, 1):
+            raise ValueError(f"phases fold and inner have a fold of 0..folds-1, not {self.fold} of {self.folds}")
+        if (self.phase == "match") != (self.match in MATCHES and bool(self.reference)):
+            raise ValueError(f"phase match needs a reference trial and one of {', '.join(MATCHES)}")
+
+    @cached_property
+    def net(self) -> Net:
+        """Return the cell's net with this trial's dropout rates in place."""
+        net = self.cell.net
+        for position, rate in self.dropout:
+            net = net.dropout(round(rate, 6), position)
+        return net
+
+    @cached_property
+    def key(self) -> str:
+        """Return the trial's identity: the hash of what changes the science, the same on every machine."""
+        return _hash(self.science())
+
+    def science(self) -> dict[str, Any]:
+        """Return what the key is made of; net and recipe as canonical JSON."""
+        net, dataset, recipe = self.cell.texts
+        content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "net": _canonical(self.net.to_json()) if self.dropout else net,
+            "dataset": dataset,
+            "recipe": recipe,
+            "phase": self.phase,
+            "seed": self.seed,
+        }
+        if self.folds:
+            content |= {"fold": self.fold, "folds": self.folds}
+        if self.phase == "match":
+            content |= {"match": self.match, "reference": self.reference}
+        if self.pruning_thresholds:
+            content["bars"] = list(self.pruning_thresholds)
+        return content
+
+    @property
+    def label(self) -> str:
+        """Return the trial's name for people, within its cell: s0 f3 d0.25."""
+        fold = f" f{self.fold}" if self.folds else ""
+        rates = "".join(f" {position}={rate:g}" for position, rate in self.dropout)
+        return f"s{self.seed}{fold}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{rates}"
+
+    def restarted(self, times: int) -> int:
+        """Return the seed of weights and dropout after `times` restarts of a diverged or dead training."""
+        return self.seed if times == 0 else seed_from(self.seed, "restart", times)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole trial as JSON, names for people included."""
+        own = {field: getattr(self, field) for field in ("phase", "seed", "fold", "folds", "match", "reference")}
+        return own | {
+            "schema": SCHEMA,
+            "key": self.key,
+            "cell": cell_to_json(self.cell),
+            "dropout": [list(rate) for rate in self.dropout],
+            "bars": list(self.pruning_thresholds),
+        }
+
+
+def cell_to_json(cell: Cell) -> dict[str, Any]:
+    """Return the whole cell as JSON, names for people included."""
+    names = {"label": cell.label, "net_name": cell.net.name, "table": cell.table, "row": cell.row}
+    return names | {"net": cell.net.to_json(), "dataset": cell.dataset, "recipe": dataclasses.asdict(cell.recipe)}
+
+
+def cell_from_json(value: Any) -> Cell:
+    """Return the cell that `cell_to_json` wrote; ValueError where it is none."""
+    try:
+        recipe = dict(value["recipe"])
+        recipe["stages"] = tuple(Stage(*stage) for stage in recipe["stages"])
+        net = dataclasses.replace(Net.from_json(value["net"]), name=str(value["net_name"]))
+        label, dataset, table, row = (str(value[name]) for name in ("label", "dataset", "table", "row"))
+        return Cell(label, net, dataset, Recipe(**recipe), table, row)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"not a cell: {error!r}") from None
+
+
+def trial_from_json(value: Any) -> Trial:
+    """Return the trial that `to_json` wrote; ValueError where it is none, or its key is not its own."""
+    try:
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"this trial has schema {value['schema']!r}; this version reads {SCHEMA}")
+        trial = Trial(
+            cell_from_json(value["cell"]),
+            phase=str(value["phase"]),
+            seed=int(value["seed"]),
+            dropout=tuple((str(position), float(rate)) for position, rate in value["dropout"]),
+            fold=int(value["fold"]),
+            folds=int(value["folds"]),
+            match=str(value["match"]),
+            reference=str(value["reference"]),
+            pruning_thresholds=tuple(float(bar) for bar in value["bars"]),
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"not a trial: {error!r}") from None
+    if trial.key != value.get("key"):
+        raise ValueError(f"not a trial: its key is {value.get('key')!r}, its content gives {trial.key!r}")
+    return trial
+
+
+def probed(trial: Trial, learned: int, holdout: int) -> int:
+    """Return on how many pictures Single's phases measure the training loss that the second of them is to reach.
+
+    10,000 of CIFAR's 40,000 in the first phase, and as large a part of a smaller set; its hold-out in the second.
+    """
+    phase = PHASES[trial.phase]
+    if not phase.probe:
+        return 0
+    return min(PROBE, -(-learned // 4) if phase.split == "holdout" else holdout)
+
+
+def _recipe_json(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe without its name: what it is called changes nothing."""
+    return {name: value for name, value in dataclasses.asdict(recipe).items() if name != "name"}
+
+
+def _rounded(value: Any) -> Any:
+    """Return `value` with floats cut to ten digits, so that 0.35000000000000003 and 0.35 are one trial."""
+    if isinstance(value, float):
+        return float(f"{value:.10g}")
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _canonical(value: Any) -> str:
+    """Return `value` as JSON of which there is one form: keys sorted, floats rounded, no spaces, no nan."""
+    return json.dumps(_rounded(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _hash(value: Any) -> str:
+    """Return the first 20 hex digits of the SHA-256 of `value` as canonical JSON."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:20]

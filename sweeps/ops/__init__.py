@@ -1,0 +1,1 @@
+"""A cluster's head: MLflow's server and backup, checks, spot notices."""

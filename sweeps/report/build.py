@@ -1,0 +1,221 @@
+"""The table one may publish: a sweep's finished trials as page, Markdown, LaTeX, CSV and Parquet.
+
+    python -m sweeps report                      every sweep of the output folder
+    python -m sweeps report SWEEP --to DIR       one of them, written there
+    python -m sweeps report --check README.md    exit 1 where a table in it no longer matches the store
+    python -m sweeps report --from FILE.zip      from a capsule: no GPU, no torch, no Ray, no server
+    python -m sweeps export SWEEP FILE.zip       the capsule: all that a report is made of, and the report
+
+It reads the ledger alone, trains nothing, and writes files; those of an output folder's sweeps also go to the MLflow
+runs of their cells, with the row of the table as each run's note. A store that is away costs no more than a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sweeps.report.contents import document
+from sweeps.report.mlflow_notes import pages
+from sweeps.report.render.document import Document
+from sweeps.report.render.formats import blocks, comma_separated, latex, markdown, markdown_table, parquet, same
+from sweeps.report.render.html import page
+from sweeps.report.tidy import tidy
+from sweeps.results import capsule
+from sweeps.results.evidence import SweepResults, survey, titles
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.layout import table_address
+
+DONE, DIFFERS = 0, 1
+ROWS = ("numbers", "effects", "claims", "printed", "curves", "dropout")
+KINDS = ("csv", "parquet")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `report`; --output is every verb's."""
+    parser.add_argument("sweep", nargs="?", help="one of the output folder's sweeps (default: all)")
+    parser.add_argument("--check", metavar="FILE", help="compare the tables in a Markdown document with the store")
+    parser.add_argument("--from", dest="capsule", metavar="FILE.zip", help="read a capsule, not the output folder")
+    parser.add_argument("--to", metavar="DIR", help="write here (default OUTPUT/reports; beside a capsule)")
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `export`; --output is every verb's."""
+    parser.add_argument("sweep", help="one of the output folder's sweeps")
+    parser.add_argument("file", metavar="FILE.zip", help="the capsule to write")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the reports that were asked for, or check a document; return the exit code.
+
+    ValueError for a sweep or table that is not there, and for a cell whose dropout was chosen on test data.
+    """
+    with source(options) as ledger:
+        if options.check:
+            return check(ledger, Path(options.check))
+        to = Path(options.to or (Path(options.capsule).parent / "reports" if options.capsule else _reports(options)))
+        for title in titles(ledger, options.sweep):
+            made, path, tracked = make(ledger, title, to, to_mlflow=not options.capsule)
+            print(summary(made))
+            print(f"report     {path}")
+            if tracked:
+                print(f"MLflow     {tracked}")
+    return DONE
+
+
+def make(ledger: Ledger, title: str, to: Path, to_mlflow: bool = True) -> tuple[Document, Path, str]:
+    """Write a sweep's report under `to` and put it on its MLflow runs.
+
+    Return the document, the path of its page, and what is to be said of MLflow. ValueError as for `run`.
+    """
+    found = survey(ledger, title)
+    made = document(ledger, found)
+    contents = files(made, tidy(found))
+    path = write(contents, to / title)[0]
+    return made, path, track(ledger, found, contents) if to_mlflow else ""
+
+
+def track(ledger: Ledger, found: SweepResults, contents: Mapping[str, bytes]) -> str:
+    """Put a report on the MLflow runs of a sweep's cells; return where to look, or why it is not there."""
+    notes = [ledger.read_json(f"tracked/{run.key}.json") for run in found.runs if run.mlflow]
+    stores = dict.fromkeys((str(note["uri"]), str(note["experiment"])) for note in notes if note is not None)
+    told = []
+    for uri, experiment in stores:
+        if not _answers(uri):
+            told.append(f"{uri} is not there: its runs are without this report; the same command sends it")
+            continue
+        from sweeps.tracking.mlflow_runs import publish_report
+
+        try:
+            number, runs, _ = publish_report(uri, experiment, contents, lambda number, runs: pages(found, number, runs))
+        except Exception as error:  # whatever a server or its client comes up with, the files are written
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            told.append(f"{uri} does not take the report ({why}); the same command sends it")
+            continue
+        server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+        told.append(f"{runs} runs carry it: {server}/{table_address(number)}" if runs else "")
+    return "; ".join(filter(None, told))
+
+
+def _answers(uri: str) -> bool:
+    """Tell whether a store is there, without waiting for the minutes that MLflow's client would."""
+    if uri.startswith("sqlite:///"):
+        return Path(uri.removeprefix("sqlite:///")).is_file()
+    place = urlsplit(uri)
+    if place.scheme not in ("http", "https") or place.hostname is None:
+        return True
+    try:
+        with socket.create_connection((place.hostname, place.port or (443 if place.scheme == "https" else 80)), 5.0):
+            return True
+    except OSError:
+        return False
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the capsule of a sweep and return the exit code."""
+    ledger = Ledger(_root(options.output))
+    found = survey(ledger, options.sweep)
+    made = files(document(ledger, found), tidy(found))
+    size = capsule.write(ledger, found, made, Path(options.file))
+    print(f"{options.file}: {found.title}, {len(found.runs)} trials, {size / 1e6:.1f} MB")
+    print(f"to look at it: python -m sweeps report --from {options.file}")
+    return DONE
+
+
+@contextlib.contextmanager
+def source(options: argparse.Namespace) -> Iterator[Ledger]:
+    """Yield the ledger of the output folder, or what a capsule holds in its place.
+
+    What a capsule cannot be meant to hold, although its digests fit, is a ValueError wherever it is met.
+    """
+    if not options.capsule:
+        yield Ledger(_root(options.output))
+        return
+    try:
+        with capsule.opened(Path(options.capsule)) as ledger:
+            yield ledger
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ValueError(f"{options.capsule} holds what no sweep writes ({why})") from error
+
+
+def files(made: Document, rows: Mapping[str, list[dict[str, object]]]) -> dict[str, bytes]:
+    """Return the files of a report by name: page, Markdown, LaTeX, and the numbers as CSV and Parquet."""
+    found = {"report.html": page(made).encode(), "report.md": markdown(made).encode()}
+    found |= {name: text.encode() for name, text in latex(made).items()}
+    for name, lines in rows.items():
+        found[f"{name}.csv"] = comma_separated(lines)
+        found[f"{name}.parquet"] = parquet(lines, f"{name}/1")
+    return found
+
+
+def write(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
+    """Write files into a folder, take away those of an earlier report that this one has not, and return the paths."""
+    for old in [*folder.glob("tables/*.tex"), *(folder / f"{name}.{kind}" for name in ROWS for kind in KINDS)]:
+        if str(old.relative_to(folder)) not in contents:
+            old.unlink(missing_ok=True)
+    paths = []
+    for name, content in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        paths.append(path)
+    return paths
+
+
+def summary(made: Document) -> str:
+    """Return the head of a report as one line a tile."""
+    return "\n".join(
+        [made.title, *(f"  {tile.value} {tile.label}" + (f" ({tile.sub})" if tile.sub else "") for tile in made.tiles)]
+    )
+
+
+def check(ledger: Ledger, path: Path) -> int:
+    """Compare each marked table of a Markdown document with the store, say what differs, and return the exit code."""
+    marked = blocks(path.read_text(encoding="utf-8"))
+    if not marked:
+        raise ValueError(f"{path} has no table to check: paste one from report.md, with the markers around it")
+    made: dict[str, Document] = {}
+    wrong = 0
+    for title, name, content in marked:
+        if title not in made:
+            made[title] = document(ledger, survey(ledger, title))
+        table = made[title].tables.get(name)
+        if table is None:
+            raise ValueError(f"{title} has no table {name!r}; it has {', '.join(made[title].tables)}")
+        now = markdown_table(table)
+        if not same(content, now):
+            wrong += 1
+            print(f"{path}: {title} {name} no longer matches the store", file=sys.stderr)
+            lines = difflib.unified_diff(content.splitlines(), now.splitlines(), "document", "store", lineterm="", n=0)
+            print("\n".join(list(lines)[:20]), file=sys.stderr)
+    print(f"{path}: {len(marked) - wrong} of {len(marked)} tables match the store")
+    return DIFFERS if wrong else DONE
+
+
+def _root(output: str) -> str:
+    return f"{output if '://' in output else os.path.abspath(os.path.expanduser(output))}/ledger"
+
+
+def _reports(options: argparse.Namespace) -> Path:
+    if "://" in options.output:
+        raise ValueError(f"--output {options.output} is no local folder: say by --to where the report goes")
+    return Path(options.output).expanduser().absolute() / "reports"
+
+
+if __name__ == "__main__":
+    _parser = argparse.ArgumentParser(prog="python -m sweeps.report.build")
+    arguments(_parser)
+    _parser.add_argument("--output", default="outputs", metavar="DIR")
+    try:
+        sys.exit(run(_parser.parse_args()))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

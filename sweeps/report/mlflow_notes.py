@@ -1,0 +1,74 @@
+"""What a report says of each cell, at the head of its MLflow run: its row of the table, and where to go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from sweeps.report.render.document import signed
+from sweeps.report.result_tables import ours_text
+from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
+from sweeps.results.evidence import CellResults, SweepResults
+from sweeps.results.paper import PARAMETERS, VOTE
+from sweeps.tracking.layout import REPORT, Page, compare_address, run_address, table_address
+
+WHOLE = ("fold", "match", "ablation")  # phases whose runs a note names one by one
+NAMED = 12  # of them at most
+
+
+def pages(survey: SweepResults, experiment: str, runs: Mapping[str, str]) -> dict[str, Page]:
+    """Return the note and the numbers for each cell of a sweep that has a run in `runs`, by cell key."""
+    found: dict[str, Page] = {}
+    for group in groups(survey):
+        for row in group.rows if group.table not in DERIVED.values() else ():
+            if row.evidence is not None and row.key in runs:
+                found[row.key] = Page(_note(survey, group, row, row.evidence, experiment, runs), _metrics(group, row))
+    return found
+
+
+def _note(
+    survey: SweepResults, group: ResultTable, row: Row, evidence: CellResults, experiment: str, runs: Mapping[str, str]
+) -> str:
+    judging = group.comparable
+    heads = ["", *(["paper"] if group.table else []), "ours ± se (n)", *(["difference", "verdict"] if judging else [])]
+    lines = [f"**{group.title}: {row.label}**", ""] + _line(heads) + _line(["---"] + ["---:"] * (len(heads) - 1))
+    for metric in group.metrics:
+        ours, theirs = number(evidence, metric), group.paper(row, metric)
+        values = [named(metric, group.table)]
+        values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if group.table else []
+        values.append(ours_text(ours) if ours.there else "–")
+        word = verdict_for(group, row, metric, ours) if judging else None
+        values += [signed(word.difference, 3 if metric == PARAMETERS else 2), word.word] if word is not None else []
+        lines += _line(values + ["–"] * (len(heads) - len(values)))
+    if evidence.synthetic:
+        lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
+    return "\n".join([*lines, "", *_links(survey, evidence, experiment, runs)])
+
+
+def _line(values: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(value.replace('|', '/') for value in values)} |"]
+
+
+def _links(survey: SweepResults, evidence: CellResults, experiment: str, runs: Mapping[str, str]) -> list[str]:
+    cells = [runs[one.cell.key] for one in survey.cells if one.cell.key in runs]
+    page = run_address(experiment, runs[evidence.cell.key], f"{REPORT}/report.html")
+    found = [f"[the report]({page})", f"[all cells in a table]({table_address(experiment)})"]
+    if len(cells) > 1:
+        found.append(f"[{len(cells)} cells beside each other]({compare_address(experiment, cells)})")
+    tested = [run for run in evidence.done(*WHOLE) if run.mlflow]
+    trials = [f"[{run.trial.label}]({run_address(experiment, run.mlflow)})" for run in tested[:NAMED]]
+    more = f" and {len(tested) - NAMED} more" if len(tested) > NAMED else ""
+    return [" · ".join(found), *(["", f"Trainings: {', '.join(trials)}{more}"] if trials else [])]
+
+
+def _metrics(group: ResultTable, row: Row) -> dict[str, float]:
+    """Return what the table has and the trials' runs have not: the paper's numbers, the vote, the parameters."""
+    found = {}
+    for metric in group.metrics:
+        ours, theirs = number(row.evidence, metric), group.paper(row, metric)
+        if group.comparable and theirs is not None:
+            found[f"paper/{metric.partition('/')[2]}"] = theirs.value
+        if metric in (VOTE, PARAMETERS):
+            found[metric] = ours.average.mean
+    own = number(row.evidence, PARAMETERS).average.mean
+    return {name: value for name, value in (found | {PARAMETERS: own}).items() if math.isfinite(value)}

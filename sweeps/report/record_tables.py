@@ -1,0 +1,174 @@
+"""The rest of a report's tables: chosen dropout, failures, cost, provenance, and every run behind every number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sweeps.report.render.document import NONE, Entry, Table, count, duration, plain
+from sweeps.results.cell_numbers import HELD_OUT, NAMES
+from sweeps.results.evidence import CellResults, Run, SweepResults
+from sweeps.results.paper import TOP1
+from sweeps.store.ledger import Json
+
+
+def dropout_table(survey: SweepResults) -> Table | None:
+    """Return what each study chose and from how many trials, None for a sweep that searches nothing."""
+    rows = tuple(_chosen(evidence) for evidence in survey.cells if evidence.tried)
+    columns = ("cell", "chosen dropout", "hold-out error", "finished", "pruned", "failed", "open")
+    note = "Chosen by the least hold-out error of the best epoch; the test pictures are not opened in a search."
+    return Table("chosen-dropout", "Chosen dropout", columns, "llrrrrr", rows, (note,)) if rows else None
+
+
+def _chosen(evidence: CellResults) -> tuple[Entry, ...]:
+    winner = evidence.winner
+    counts = [
+        sum(tried.whole for tried in evidence.tried),
+        sum(tried.pruned for tried in evidence.tried),
+        sum(any(run.state == "failed" for run in tried.runs) for tried in evidence.tried),
+        sum(tried.value is None for tried in evidence.tried),
+    ]
+    rates = ", ".join(f"{rate:g} after {place}" for place, rate in winner.run.trial.dropout) if winner else NONE
+    best = Entry(plain(winner.value or 0.0), runs=winner.runs, cell=evidence.cell.key, metric=HELD_OUT) \
+        if winner else Entry(NONE)  # fmt: skip
+    return (Entry(evidence.cell.label, cell=evidence.cell.key), Entry(rates), best, *(Entry(str(n)) for n in counts))
+
+
+def failure_table(survey: SweepResults) -> Table | None:
+    """Return the trials that failed, diverged or were begun anew, with what they met; None where none did."""
+    rows = []
+    for run in survey.runs:
+        tries = survey.attempts.get(run.key, ())
+        met = [*(str(event) for event in (run.result or {}).get("events", ())), *map(_error, tries)]
+        state = (run.result or {}).get("status", run.state)
+        if met or state in ("failed", "diverged"):
+            rows.append((
+                Entry(run.trial.cell.label, cell=run.trial.cell.key),
+                Entry(run.trial.label, runs=(run,)),
+                Entry(str(state), tone="bad" if state in ("failed", "diverged") else "muted"),
+                Entry(str(len(tries) + int((run.result or {}).get("restarts", 0)))),
+                Entry(met[-1] if met else NONE, tone="muted"),
+            ))  # fmt: skip
+    columns = ("cell", "trial", "now", "tries lost", "last error or event")
+    return Table("failed", "Failures and restarts", columns, "lllrl", tuple(rows)) if rows else None
+
+
+def _error(attempt: Json) -> str:
+    return str(attempt.get("error", "")).partition("\n")[0][:200]
+
+
+def cost_table(survey: SweepResults) -> Table:
+    """Return trainings and hours of each cell, its search apart, as measured; their cost where a price is known."""
+    rows, total = [], [0, 0.0, 0, 0.0]
+    for evidence in survey.cells:
+        searched = {run.key for tried in evidence.tried for run in tried.runs}
+        parts = [
+            [run for run in evidence.runs if run.result and (run.key in searched) == search] for search in (False, True)
+        ]
+        hours = [sum(float(run.result["seconds"]) for run in part if run.result) / 3600 for part in parts]
+        row = [len(parts[0]), hours[0], len(parts[1]), hours[1]]
+        total = [a + b for a, b in zip(total, row, strict=True)]
+        made = tuple(run for run in evidence.runs if run.result)
+        rows.append((Entry(evidence.cell.label, cell=evidence.cell.key), *_cost(row, made, survey.hourly)))
+    rows.append((Entry("all"), *_cost(total, tuple(run for run in survey.runs if run.result), survey.hourly)))
+    columns: tuple[str, ...] = ("cell", "trainings", "hours", "search trials", "search hours", "one training")
+    notes = ["Hours that one worker trained, evaluations included, waiting and failed tries left out."]
+    if survey.hourly:
+        columns += ("money",)
+        notes.append(f"Money at {survey.hourly:g} an hour of a trial, trainings and search together.")
+    return Table("costs", "Cost", columns, "l" + "r" * (len(columns) - 1), tuple(rows), tuple(notes))
+
+
+def _cost(row: Sequence[float], runs: tuple[Run, ...], hourly: float) -> Iterable[Entry]:
+    trainings, hours, trials, searching = row
+    each = duration(hours / trainings) if trainings else NONE
+    yield from (Entry(f"{trainings:g}"), Entry(duration(hours), runs=runs))
+    yield from (Entry(f"{trials:g}"), Entry(duration(searching) if trials else NONE), Entry(each))
+    if hourly:
+        yield Entry(f"{hourly * (hours + searching):,.2f}")
+
+
+# What a result says of its machine, and what the table calls it; the last two are of some results only.
+HARDWARE = {
+    "device": "device",
+    "host": "host",
+    "torch": "torch",
+    "python": "python of a worker",
+    "ranks": "ranks of a trial",
+    "kernels": "GPU kernels",
+}
+
+
+def record_table(survey: SweepResults) -> Table:
+    """Return what one needs to do it again: commit, lock, code, data, hardware, versions, MLflow."""
+    record, results = survey.record, [run.result for run in survey.runs if run.result]
+    changed = record["changed"]
+    state = f"{record['commit']}" + (f", {count(len(changed), 'changed file')}" if changed else ", nothing changed")
+    rows: list[tuple[str, str]] = [("commit of this report", state if record["commit"] else "not a git checkout")]
+    rows.append(("requirements.lock, SHA-256", record["lock"] or "not there"))
+    rows.append(("code of a trial, now", record["code"]))
+    rows += [("code of the results", text) for text in _shares(str(result["code"]) for result in results)]
+    prints: dict[str, set[str]] = {}
+    for run in survey.runs:
+        if run.result:
+            prints.setdefault(run.trial.cell.dataset, set()).add(str(run.result["fingerprint"]) or "not recorded")
+    rows += [(f"data {name}", text) for name, found in prints.items() for text in sorted(found)]
+    for field, name in HARDWARE.items():
+        rows += [(name, text) for text in _shares(str(result["hardware"].get(field, "")) for result in results)]
+    rows += [("precision", text) for text in _shares(str(result["precision"]) for result in results)]
+    rows.append(("made with", f"Python {record['python']}, {_versions(record['packages'])}"))
+    return Table(
+        "provenance",
+        "Reproducibility record",
+        ("what", ""),
+        "ll",
+        tuple((Entry(what, tone="muted"), Entry(text)) for what, text in rows),
+    )
+
+
+def _shares(values: Iterable[str]) -> list[str]:
+    """Return the values that occur, each with how often where there are several."""
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    there = {value: n for value, n in counts.items() if value}
+    alone = len(there) == len(counts) == 1
+    return list(there) if alone else [f"{value} ({count(n, 'trial')})" for value, n in sorted(there.items())]
+
+
+def _versions(packages: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
+
+
+def run_tables(survey: SweepResults) -> list[Table]:
+    """Return every run of each cell: key, name, state, its errors and its MLflow run."""
+    return [_runs(evidence) for evidence in survey.cells if evidence.runs]
+
+
+def _runs(evidence: CellResults) -> Table:
+    columns = ("trial", "", "state", f"test {NAMES[TOP1]}", "hold-out", "epochs", "time", "MLflow run")
+    rows = tuple(
+        (
+            Entry(run.key, runs=(run,)),
+            Entry(run.trial.label + ("" if run.trial.phase != "match" else f", {run.trial.match}"), tone="muted"),
+            Entry(state_of(run)),
+            *(_metric(run, name) for name in (TOP1, HELD_OUT)),
+            Entry(f"{run.result['epochs']:g}" if run.result else NONE),
+            Entry(duration(float(run.result["seconds"]) / 3600) if run.result else NONE),
+            Entry(run.mlflow or NONE, tone="muted"),
+        )
+        for run in evidence.runs
+    )
+    return Table(f"cell-{evidence.cell.key}", evidence.cell.label, columns, "lllrrrrl", rows)
+
+
+def _metric(run: Run, name: str) -> Entry:
+    value = run.metrics.get(name, math.nan)
+    return Entry(plain(value), runs=(run,), metric=name) if math.isfinite(value) else Entry(NONE)
+
+
+def state_of(run: Run) -> str:
+    """Return how a run stands: its ending where it is done, else its state."""
+    status = str((run.result or {}).get("status", run.state))
+    return f"{status}, stale" if run.state == "stale" else status

@@ -1,0 +1,1 @@
+"""Documents rendered as HTML, Markdown, LaTeX, CSV and SVG."""

@@ -1,0 +1,152 @@
+"""What a report consists of, before it is a page, Markdown or LaTeX: sections of tables, charts and words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from sweeps.results.evidence import Run
+from sweeps.results.statistics import Interval
+
+Tone = Literal["", "paper", "muted", "good", "bad", "open"]
+TONES: Final[dict[str, Tone]] = {
+    "reproduced": "good",
+    "supported": "good",
+    "differs": "bad",
+    "contradicted": "bad",
+    "inconclusive": "open",
+}
+MINUS: Final = "−"
+NONE: Final = "–"
+
+
+class Entry(NamedTuple):
+    """One place of a table: its text, a smaller second line, its marks, and the runs that the number is of.
+
+    `cell` is the key of the cell whose runs these are, `metric` the name the number has on them.
+    """
+
+    text: str
+    sub: str = ""
+    tone: Tone = ""
+    marks: tuple[str, ...] = ()
+    runs: tuple[Run, ...] = ()
+    cell: str = ""
+    metric: str = ""
+
+
+class Table(NamedTuple):
+    """A table with its notes; `align` has l, r or c for each column, `heads` what spans several of them."""
+
+    id: str
+    title: str
+    columns: tuple[str, ...]
+    align: str
+    rows: tuple[tuple[Entry, ...], ...]
+    notes: tuple[str, ...] = ()
+    heads: tuple[tuple[str, int], ...] = ()
+
+
+class Figure(NamedTuple):
+    """A chart (SVG, or a PNG's bytes) with what stands above and below it."""
+
+    title: str
+    svg: str
+    caption: str = ""
+    png: bytes = b""
+
+
+class Gallery(NamedTuple):
+    """Charts that belong together; `size` says how wide one is."""
+
+    title: str
+    figures: tuple[Figure, ...]
+    size: Literal["tiny", "small", "medium", "wide"]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: its anchor, heading (`short` in lists), words, tables and charts, in the order they are shown."""
+
+    id: str
+    heading: str
+    words: tuple[str, ...] = ()
+    parts: tuple[Table | Gallery, ...] = ()
+    folded: bool = False
+    short: str = ""
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Return the tables alone."""
+        return tuple(part for part in self.parts if isinstance(part, Table))
+
+
+class Tile(NamedTuple):
+    """A number at the head of the report."""
+
+    value: str
+    label: str
+    sub: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report of one sweep."""
+
+    title: str
+    question: str
+    banner: str
+    tiles: tuple[Tile, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """Return the tables by id."""
+        return {table.id: table for section in self.sections for table in section.tables}
+
+
+# Numbers as words ---------------------------------------------------------------------------------------------
+
+
+def plain(value: float, digits: int = 2) -> str:
+    """Return a number with a true minus, a dash where it is not one."""
+    return f"{value:.{digits}f}".replace("-", MINUS) if math.isfinite(value) else NONE
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a difference with its sign, zero without one."""
+    if not math.isfinite(value):
+        return NONE
+    words = f"{abs(value):.{digits}f}"
+    return words if not float(words) else (MINUS if value < 0 else "+") + words
+
+
+def bounds(interval: Interval, digits: int = 2) -> str:
+    """Return an interval in brackets, a dash where it is not known."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return NONE
+    return f"[{plain(interval.low, digits)}, {plain(interval.high, digits)}]"
+
+
+def chance(p: float) -> str:
+    """Return a p value as it is printed: three digits, no leading zero."""
+    if not math.isfinite(p):
+        return NONE
+    return "< .001" if p < 0.001 else "1" if p > 0.9995 else f"{p:.3f}".lstrip("0")
+
+
+def duration(hours: float) -> str:
+    """Return hours as hours, minutes or seconds, whichever reads best."""
+    if not math.isfinite(hours):
+        return NONE
+    if hours >= 1:
+        return f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
+
+
+def count(n: int, noun: str) -> str:
+    """Return a number of things: 1 cell, 2 cells, 3 studies."""
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n:,} {noun if n == 1 else many}"

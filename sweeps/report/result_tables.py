@@ -1,0 +1,178 @@
+"""The tables of results: ours beside the paper's, differences and verdicts, deviations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from sweeps.experiment.search import Search
+from sweeps.report.render.document import (
+    NONE,
+    TONES,
+    Entry,
+    Table,
+    bounds,
+    count,
+    plain,
+    signed,
+)
+from sweeps.results.cell_numbers import (
+    DERIVED,
+    SLUGS,
+    CellNumber,
+    ResultTable,
+    Row,
+    named,
+    number,
+    order_kept,
+    tolerance_sentence,
+    verdict_for,
+)
+from sweeps.results.deviations import deviations
+from sweeps.results.marks import MARKS, marks
+from sweeps.results.paper import PARAMETERS, VOTE, Printed
+from sweeps.results.statistics import METHODS
+
+ERRORS: Final = "Errors in percent, lower is better; ± is the standard error, (n) the trainings behind a number."
+BRACKETS: Final = "In brackets: 95 % interval over the test pictures (Wilson), where there is one network or one vote."
+
+
+def result_tables(group: ResultTable, search: Search | None) -> list[Table]:
+    """Return a table in the paper's own shape, then one a metric with differences and verdicts, then deviations.
+
+    Where ours is trained on other data than the paper's, nothing is subtracted and nothing judged.
+    """
+    found = [_overview(group, search)]
+    if group.table:
+        found += [_detail(group, metric, search) for metric in group.metrics if group.comparable]
+        found += [table for table in (_votes(group),) if table is not None]
+        departures = _departures(group)
+        found += [departures] if departures is not None and group.table not in DERIVED.values() else []
+    return found
+
+
+def _overview(group: ResultTable, search: Search | None) -> Table:
+    rows, used = [], set()
+    for row in group.rows:
+        entries = [Entry(row.label, cell=row.key)]
+        for metric in group.metrics:
+            ours = _ours(group, row, metric, search)
+            used |= set(ours.marks)
+            if group.table:
+                entries.append(_paper(group.paper(row, metric), group))
+            entries.append(ours)
+        rows.append(tuple(entries))
+    names = [named(metric, group.table) for metric in group.metrics]
+    both = bool(group.table)
+    columns = ["", *(column for name in names for column in (("paper", "ours") if both else (name,)))]
+    heads = (("", 1), *((name, 2) for name in names)) if both else ()
+    bracketed = any(entry.sub for line in rows for entry in line)
+    judging = [tolerance_sentence(group.dataset)] if group.comparable else []
+    notes = (ERRORS, *([BRACKETS] if bracketed else []), *judging, *_derivation(group), *_legend(used))
+    return Table(group.id, group.title, tuple(columns), "l" + "r" * (len(columns) - 1), tuple(rows), notes, heads)
+
+
+def _derivation(group: ResultTable) -> Iterable[str]:
+    if group.table == "3":
+        yield "The paper's table sets votes of ten networks beside single networks of the literature."
+        yield "VGG + CReLU is the row of Table 2 that the paper took, whatever our test errors say."
+    if group.table in ("4", "5"):
+        yield "The paper's rows differ in more than placement: Adam for 100 epochs at half width, SGD for 45 elsewhere."
+    if group.table == "1":
+        yield "The paper's parameter counts are those of a net with one more layer than its Table S2 prints."
+
+
+def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
+    rows, used = [], set()
+    for row in group.rows:
+        if row.evidence is None and group.paper(row, metric) is None:
+            continue
+        ours = _ours(group, row, metric, search)
+        used |= set(ours.marks)
+        difference, word = _verdict(group, row, metric)
+        rows.append((Entry(row.label, cell=row.key), _paper(group.paper(row, metric), group), ours, difference, word))
+    notes = [tolerance_sentence(group.dataset)]
+    kept = order_kept(group, metric) if metric != PARAMETERS else None
+    pairs = kept.same + kept.opposite + kept.tied if kept is not None else 0
+    if kept is not None and pairs:
+        tied = f", {kept.tied} equal" if kept.tied else ""
+        notes.append(f"Order: {kept.same} of {count(pairs, 'pair')} of rows as in the paper{tied}.")
+    return Table(
+        f"{group.id}-{SLUGS[metric]}",
+        f"{group.title}: {named(metric, group.table)}",
+        ("", "paper", "ours ± se (n)" if metric != PARAMETERS else "ours", "difference", "verdict"),
+        "lrrrl",
+        tuple(rows),
+        (*notes, *_legend(used)),
+    )
+
+
+def _paper(printed: Printed | None, group: ResultTable) -> Entry:
+    return Entry(str(printed).replace("±", " ± ") if printed is not None else NONE, tone="paper")
+
+
+def _ours(group: ResultTable, row: Row, metric: str, search: Search | None) -> Entry:
+    ours = number(row.evidence, metric)
+    if not ours.there:
+        return Entry(NONE, tone="muted")
+    found = marks(group, row.evidence, ours, search)
+    return Entry(ours_text(ours), ours_spread(ours), "", found, ours.runs, row.key, metric)
+
+
+def ours_text(ours: CellNumber) -> str:
+    """Return a number of ours: mean ± standard error (n), or what of it is known."""
+    if ours.metric == PARAMETERS:
+        return plain(ours.average.mean, 3)
+    spread = f" ± {plain(ours.average.se)}" if math.isfinite(ours.average.se) else ""
+    return f"{plain(ours.average.mean)}{spread} ({ours.average.n})"
+
+
+def ours_spread(ours: CellNumber) -> str:
+    """Return the interval over pictures of what is one network or one vote."""
+    single = ours.metric == VOTE or ours.average.n == 1
+    return bounds(ours.interval) if single and math.isfinite(ours.interval.low) else ""
+
+
+def _verdict(group: ResultTable, row: Row, metric: str) -> tuple[Entry, Entry]:
+    ours = number(row.evidence, metric)
+    found = verdict_for(group, row, metric, ours)
+    if found is None:
+        return Entry(NONE, tone="muted"), Entry(NONE, tone="muted")
+    digits = 3 if metric == PARAMETERS else 2
+    runs, cell = ours.runs, row.key
+    difference = Entry(signed(found.difference, digits), runs=runs if ours.there else (), cell=cell, metric=metric)
+    return difference, Entry(found.word, tone=TONES.get(found.word, "muted"))
+
+
+def _legend(used: Iterable[str]) -> list[str]:
+    """Return the explanations of the marks that a table has."""
+    there = set(used)
+    return [f"{mark}  {name}: {sentence}." for mark, (name, sentence) in MARKS.items() if mark in there]
+
+
+def _votes(group: ResultTable) -> Table | None:
+    """Return the votes of each row's networks by method, None where there are none or the table is a derived one."""
+    rows = []
+    for row in group.rows if group.table not in DERIVED.values() else ():
+        ours = number(row.evidence, VOTE)
+        if row.evidence is not None and row.evidence.vote is not None:
+            errors = [100 - 100 * float(row.evidence.vote.right(method).mean()) for method in METHODS]
+            entries = (Entry(plain(error), runs=ours.runs, cell=row.key, metric=VOTE) for error in errors[:1])
+            others = (Entry(plain(error), runs=ours.runs, cell=row.key) for error in errors[1:])
+            rows.append((Entry(row.label, cell=row.key), *entries, *others))
+    columns = ("", "mean softmax", "mean score", "majority")
+    title = f"{group.title}: ways to vote"
+    note = "The paper's vote is taken to be the mean softmax; error in percent of the folds' networks together."
+    return Table(f"{group.id}-votes", title, columns, "lrrr", tuple(rows), (note,)) if rows else None
+
+
+def _departures(group: ResultTable) -> Table | None:
+    rows = tuple(
+        (Entry(one.what), Entry(one.paper, tone="paper"), Entry(one.here), Entry(", ".join(one.rows) or "all"))
+        for one in deviations(group)
+    )
+    if not rows:
+        return None
+    title = f"{group.title}: deviations from the paper, as the trials have them"
+    return Table(f"{group.id}-deviations", title, ("what", "paper", "here", "rows"), "llll", rows)

@@ -1,0 +1,139 @@
+"""The numbers of a report as rows of plain values, one a number, for CSV and Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sweeps.results.cell_numbers import DERIVED, groups, number, verdict_for
+from sweeps.results.claims import judge_claims, printed_tests
+from sweeps.results.contrasts import Contrast, effects
+from sweeps.results.evidence import Run, SweepResults
+from sweeps.results.marks import MARKS, curve_runs, marks
+
+Line = dict[str, Any]
+
+
+def tidy(survey: SweepResults) -> dict[str, list[Line]]:
+    """Return the rows by name: numbers, effects, claims, printed, curves, dropout."""
+    used = [table for table in ("1", "2") if any(evidence.cell.table == table for evidence in survey.cells)]
+    found = {
+        "numbers": list(_numbers(survey)),
+        "effects": list(_effects(survey)),
+        "claims": list(_claims(survey)),
+        "printed": [line for table in used for line in _printed(table)],
+        "curves": list(_curves(survey)),
+        "dropout": list(_dropout(survey)),
+    }
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def _named(runs: Sequence[Run]) -> Line:
+    return {"trials": [run.key for run in runs], "mlflow_runs": [run.mlflow for run in runs if run.mlflow]}
+
+
+def _numbers(survey: SweepResults) -> Iterable[Line]:
+    for group in groups(survey):
+        for row in group.rows:
+            for metric in group.metrics:
+                ours, theirs = number(row.evidence, metric), group.paper(row, metric)
+                verdict = verdict_for(group, row, metric, ours)
+                found = marks(group, row.evidence, ours, survey.sweep.protocol.search)
+                yield {
+                    "table": group.table,
+                    "paper_dataset": group.dataset,
+                    "dataset": row.evidence.cell.dataset if row.evidence else "",
+                    "row": row.label,
+                    "cell_key": row.evidence.cell.key if row.evidence else "",
+                    "metric": metric,
+                    "mean": ours.average.mean,
+                    "se": ours.average.se,
+                    "n": ours.average.n,
+                    "low": ours.interval.low,
+                    "high": ours.interval.high,
+                    "paper": theirs.value if theirs else float("nan"),
+                    "paper_se": (theirs.se if theirs and theirs.se is not None else float("nan")),
+                    "difference": verdict.difference if verdict else float("nan"),
+                    "tolerance": verdict.tolerance if verdict else float("nan"),
+                    "verdict": verdict.word if verdict else "",
+                    "marks": [MARKS[mark][0] for mark in found],
+                } | _named(ours.runs)
+
+
+def _contrast(one: Contrast, p: float) -> Line:
+    return {
+        "metric": one.metric,
+        "difference": one.difference,
+        "low": one.interval.low,
+        "high": one.interval.high,
+        "t": one.t,
+        "p": one.p,
+        "p_holm": p,
+        "p_uncorrected": one.plain_p,
+        "p_wilcoxon": one.rank_p,
+        "p_mcnemar": one.pictures.p if one.pictures else float("nan"),
+        "n": one.n,
+        "over": one.basis,
+    } | _named(one.runs)
+
+
+def _effects(survey: SweepResults) -> Iterable[Line]:
+    for group in groups(survey):
+        for one in effects(group) if group.table not in DERIVED.values() else ():
+            names = {"table": group.table, "row": one.row.label, "reference": one.reference.label}
+            yield names | _contrast(one.contrast, one.p)
+
+
+def _claims(survey: SweepResults) -> Iterable[Line]:
+    for ruling in judge_claims(survey):
+        for one in ruling.compared:
+            yield {
+                "claim": ruling.claim.id,
+                "sentence": ruling.claim.sentence,
+                "in_print": ruling.in_print,
+                "claim_decision": ruling.decision,
+                "withheld": ruling.withheld,
+                "paper_dataset": one.comparison.dataset,
+                "row": one.comparison.row,
+                "relation": one.comparison.relation,
+                "rival": one.rival,
+                "decision": one.decision,
+                "more_seeds": one.seeds,
+            } | _contrast(one.contrast, one.p)
+
+
+def _printed(table: str) -> Iterable[Line]:
+    for one in printed_tests(table):
+        plain, corrected = one.difference.plain, one.difference.corrected
+        yield {
+            "table": table,
+            "paper_dataset": one.dataset,
+            "row": one.row,
+            "rival": one.rival,
+            "difference": one.difference.difference,
+            "t": plain.t,
+            "p": plain.p,
+            "t_corrected": corrected.t,
+            "p_corrected": corrected.p,
+            "p_holm": one.p,
+        }
+
+
+def _curves(survey: SweepResults) -> Iterable[Line]:
+    for evidence in survey.cells:
+        for run in curve_runs(evidence):
+            for epoch, error in enumerate(run.curve, 1):
+                yield {"cell": evidence.cell.label, "trial": run.key, "epoch": epoch, "val_top1_err": float(error)}
+
+
+def _dropout(survey: SweepResults) -> Iterable[Line]:
+    for evidence in survey.cells:
+        for order, tried in enumerate(evidence.tried):
+            yield {
+                "cell": evidence.cell.label,
+                "number": order,
+                "dropout": " ".join(f"{place}={rate:g}" for place, rate in tried.run.trial.dropout),
+                "val_top1_err": tried.value if tried.value is not None else float("nan"),
+                "state": "pruned" if tried.pruned else str((tried.run.result or {}).get("status", tried.run.state)),
+                "trials": [run.key for run in tried.runs],
+            }

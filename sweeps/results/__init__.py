@@ -1,0 +1,1 @@
+"""What finished trials say, in numbers: the paper's, ours, tests, claims."""

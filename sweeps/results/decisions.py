@@ -1,0 +1,123 @@
+"""Which class networks give each test picture: from tables of scores, or from what a capsule keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweeps.results.statistics import votes
+from sweeps.store.ledger import Ledger
+
+VIEWS: Final = ("centre", "ten_softmax")
+
+Ints = NDArray[np.int64]
+
+
+class Predictions(NamedTuple):
+    """Hold the class (n,) that networks give each test picture, by kind of view or of vote, in order of `ids`."""
+
+    ids: Ints
+    labels: Ints
+    classes: int
+    chosen: Mapping[str, Ints]
+
+    def right(self, kind: str) -> NDArray[np.bool_]:
+        """Return which pictures (n,) get their own class."""
+        same: NDArray[np.bool_] = self.chosen[kind] == self.labels
+        return same
+
+
+class Scores(NamedTuple):
+    """Hold the scores (n, c) of one network by kind of view, in order of the pictures' ids."""
+
+    ids: Ints
+    labels: Ints
+    views: Mapping[str, NDArray[np.floating[Any]]]
+
+    def decide(self) -> Predictions:
+        """Return what they decide: the class of the highest score, of equal ones the first."""
+        chosen = {view: x.argmax(axis=1).astype(np.int64) for view, x in self.views.items()}
+        return Predictions(self.ids, self.labels, self.views["centre"].shape[1], chosen)
+
+
+def read_decisions(ledger: Ledger, folder: str) -> Predictions | None:
+    """Return the decisions kept in `folder`, else those that its table of scores amounts to, else None."""
+    table = _table(ledger, f"{folder}/decisions.parquet", ())
+    if table is None:
+        scores = read_scores(ledger, folder)
+        return None if scores is None else scores.decide()
+    classes = int((table.schema.metadata or {})[b"classes"])
+    kinds = [name for name in table.column_names if name not in ("id", "label")]
+    chosen = {name: _column(table, name) for name in kinds}
+    return Predictions(_column(table, "id"), _column(table, "label"), classes, chosen)
+
+
+def read_scores(ledger: Ledger, folder: str) -> Scores | None:
+    """Return the scores in `folder`, None where there are none."""
+    table = _table(ledger, f"{folder}/scores.parquet", VIEWS)
+    if table is None:
+        return None
+    ids, labels = _column(table, "id"), _column(table, "label")
+    views = {view: _matrix(table, view) for view in VIEWS if view in table.column_names}
+    if np.all(np.diff(ids) > 0):
+        return Scores(ids, labels, views)
+    order = np.argsort(ids, kind="stable")
+    return Scores(ids[order], labels[order], {view: x[order] for view, x in views.items()})
+
+
+def read_vote(
+    ledger: Ledger, folder: str, members: Sequence[str]
+) -> tuple[list[Predictions | None], Predictions | None]:
+    """Return what the networks whose tables lie in `members` decide, each alone, and together by method of voting.
+
+    A vote that is kept in `folder` is taken from there. There is none of fewer than two networks, or where two did not
+    see the same pictures.
+    """
+    kept = _table(ledger, f"{folder}/decisions.parquet", ()) is not None
+    if kept:
+        return [read_decisions(ledger, member) for member in members], read_decisions(ledger, folder)
+    found = [read_scores(ledger, member) for member in members]
+    alone = [None if scores is None else scores.decide() for scores in found]
+    voters = [scores for scores in found if scores is not None]
+    if len(voters) < 2 or not all(np.array_equal(one.ids, voters[0].ids) for one in voters):
+        return alone, None
+    x = np.stack([scores.views["centre"] for scores in voters])
+    chosen = {str(method): classes.astype(np.int64) for method, classes in votes(x).items()}
+    return alone, Predictions(voters[0].ids, voters[0].labels, x.shape[2], chosen)
+
+
+def _table(ledger: Ledger, name: str, views: Sequence[str]) -> Any:
+    """Return id, label and `views` (all columns, where none is named) of a Parquet file; None where there is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source: Any = ledger.path(name)
+    if ledger.local:
+        if not Path(source).is_file():
+            return None
+    else:
+        content = ledger.read(name)
+        if content is None:
+            return None
+        source = pa.BufferReader(content)
+    try:
+        file = pq.ParquetFile(source)
+        there = [column for column in ("id", "label", *views) if column in file.schema_arrow.names]
+        return file.read(columns=there if views else None)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{ledger.path(name)} is not a whole Parquet file: {error}") from None
+
+
+def _column(table: Any, name: str) -> Ints:
+    return np.asarray(table.column(name).to_numpy(), np.int64)
+
+
+def _matrix(table: Any, name: str) -> NDArray[np.floating[Any]]:
+    """Return a column of fixed-size lists as (n, c)."""
+    column = table.column(name).combine_chunks()
+    flat: NDArray[np.floating[Any]] = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(table.num_rows, -1)

@@ -1,0 +1,360 @@
+"""Averages, intervals, tests, votes and verdicts, as pure functions on arrays; errors are in percent.
+
+Networks trained on folds share training pictures, so the spread over folds understates that over data sets.
+Nadeau and Bengio (2003) correct the variance of a mean difference from s^2/n to s^2 (1/n + n_test/n_train),
+with n - 1 degrees of freedom: 1/10 + 1/9 in ten folds, an SE 1.45 times as large. Both tests are always given.
+
+The paper prints mean ± SE of ten folds, not the folds, so nothing can be paired there. From two such numbers
+
+    SE = sqrt(SE_a^2 + SE_b^2)      t = (mean_a - mean_b) / SE      df: Welch and Satterthwaite
+    corrected: SE_i sqrt(1 + n_i n_test/n_train) in place of SE_i    df: the smaller n - 1, as for pairs
+
+so 10.20 ± .09 against 9.39 ± .11 has t = 5.7 at 17 degrees of freedom; corrected, t = 3.9 at 9 and p = .0035.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sweeps.results.paper import Relation
+
+# Points a reproduction may be off by, however small the standard errors: the paper leaves recipes open.
+TOLERANCE: Final = {"cifar10": 1.0, "cifar100": 2.0, "imagenet": 1.5}
+
+Method = Literal["mean_softmax", "mean_logit", "majority"]
+METHODS: Final[tuple[Method, ...]] = ("mean_softmax", "mean_logit", "majority")
+Decision = Literal["supported", "contradicted", "inconclusive", "not run"]
+
+
+class Average(NamedTuple):
+    """Hold the mean of n values and its standard error, nan for n = 1."""
+
+    mean: float
+    se: float
+    n: int
+
+
+class Interval(NamedTuple):
+    """Hold the ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
+class TTest(NamedTuple):
+    """Hold a two-sided t test of a difference and the confidence interval that goes with it."""
+
+    se: float
+    t: float
+    df: float
+    p: float
+    interval: Interval
+
+
+class Difference(NamedTuple):
+    """Hold a difference of means, a - b, tested plainly and after Nadeau and Bengio.
+
+    `signed_rank_p` is Wilcoxon's, exact and two-sided; nan where the values are not paired.
+    """
+
+    difference: float
+    plain: TTest
+    corrected: TTest
+    signed_rank_p: float
+
+
+class McNemar(NamedTuple):
+    """Hold two networks on the same pictures: errors of a minus errors of b, in percent, and the exact p.
+
+    `only_a` and `only_b` count the pictures that this network alone gets right.
+    """
+
+    difference: float
+    only_a: int
+    only_b: int
+    p: float
+    interval: Interval
+
+
+class Order(NamedTuple):
+    """Count pairs of rows that we find in the paper's order, in the opposite one, and equal."""
+
+    same: int
+    opposite: int
+    tied: int
+
+
+class Verdict(NamedTuple):
+    """Hold ours - paper, the most that counts as reproduced (both in points), and the word for it."""
+
+    difference: float
+    tolerance: float
+    word: Literal["reproduced", "differs", "not run"]
+
+
+def mean_se(values: ArrayLike) -> Average:
+    """Average values (n,); the standard error is their deviation (over n - 1) divided by sqrt(n)."""
+    x = _vector("values", values)
+    se = float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    return Average(float(x.mean()), se, len(x))
+
+
+def t_interval(average: Average, level: float = 0.95) -> Interval:
+    """Bound the mean that an average estimates by Student's t, nan for one value."""
+    half = _t_quantile(average.n - 1, level) * average.se
+    return Interval(average.mean - half, average.mean + half)
+
+
+def wilson(errors: int, n: int, level: float = 0.95) -> Interval:
+    """Bound an error rate, in percent, by Wilson's score interval from the wrong pictures among n."""
+    if not 0 <= errors <= n or n < 1:
+        raise ValueError(f"{errors} errors among {n} pictures; expected 0 <= errors <= n and n >= 1")
+    z = _t_quantile(math.inf, level)
+    rate, shrink = errors / n, z * z / n
+    centre = (rate + shrink / 2) / (1 + shrink)
+    half = z * math.sqrt(rate * (1 - rate) / n + shrink / n / 4) / (1 + shrink)
+    return Interval(100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
+
+
+def paired(a: ArrayLike, b: ArrayLike, test_fraction: float | None = None, level: float = 0.95) -> Difference:
+    """Compare the values (n,) of two cells on the same folds or seeds.
+
+    `test_fraction` is the share of the pictures that each fold holds out, 0.1 for ten folds; None or 0 (seeds
+    on one training set) corrects nothing. Differences that are all equal leave no spread to test by: p is then
+    the signed-rank p and the interval nan. One pair tests nothing: all nan.
+    """
+    x, y = _vector("a", a), _vector("b", b)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} values against {len(y)}; pairs need as many on either side")
+    widen = _widen(len(x), test_fraction)
+    mean, se, n = mean_se(x - y)
+    # 0.3 - 0.2 is not 0.2 - 0.1 in binary: rounded to 12 digits of the values, equal differences are equal.
+    unit = float(np.abs([x, y]).max()) or 1.0
+    d: NDArray[np.float64] = np.round((x - y) / unit, 12)
+    rank_p = _signed_rank_p(d)
+    if n > 1 and np.all(d == d[0]):
+        t = math.copysign(math.inf, mean) if d[0] else 0.0
+        test = TTest(0.0, t, n - 1, rank_p, Interval(math.nan, math.nan))
+        return Difference(mean, test, test, rank_p)
+    plain, corrected = (_t_test(mean, width, n - 1, level) for width in (se, widen * se))
+    return Difference(mean, plain, corrected, rank_p)
+
+
+def welch(a: Average, b: Average, test_fraction: float | None = None, level: float = 0.95) -> Difference:
+    """Compare two averages that are not paired, such as printed ones; the module's head has the formula."""
+    if min(a.n, b.n) < 2 or not (a.se > 0 and b.se > 0):
+        raise ValueError(f"{a} against {b}; each needs at least 2 values and a standard error above 0")
+    difference, se = a.mean - b.mean, math.hypot(a.se, b.se)
+    plain = _t_test(difference, se, se**4 / (a.se**4 / (a.n - 1) + b.se**4 / (b.n - 1)), level)
+    if not test_fraction:
+        return Difference(difference, plain, plain, math.nan)
+    wide = math.hypot(a.se * _widen(a.n, test_fraction), b.se * _widen(b.n, test_fraction))
+    return Difference(difference, plain, _t_test(difference, wide, min(a.n, b.n) - 1, level), math.nan)
+
+
+def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.95) -> McNemar:
+    """Compare two networks by which pictures (n,) each gets right, two booleans a picture.
+
+    p is the exact binomial one, the interval Bonett and Price's (2012). Both speak of these two networks on
+    other pictures, not of other trainings.
+    """
+    from scipy import special
+
+    a, b = np.asarray(correct_a), np.asarray(correct_b)
+    if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape or not len(a):
+        raise ValueError(f"{a.dtype} {a.shape} against {b.dtype} {b.shape}; expected two bool (n,)")
+    n, only_a, only_b = len(a), int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    p = min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    up, down = (only_b + 1) / (n + 2), (only_a + 1) / (n + 2)
+    half = _t_quantile(math.inf, level) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    low, high = 100 * max(-1.0, up - down - half), 100 * min(1.0, up - down + half)
+    return McNemar(100 * (only_b - only_a) / n, only_a, only_b, p, Interval(low, high))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Adjust p values (..., m) over the last axis by Holm's step-down; nan is not counted and stays nan."""
+    p = np.asarray(p_values, np.float64)
+    if np.any((p < 0) | (p > 1)):
+        raise ValueError(f"p values from {np.nanmin(p)} to {np.nanmax(p)}; expected 0 to 1")
+    rank = np.argsort(p, axis=-1)
+    left = np.sum(~np.isnan(p), axis=-1, keepdims=True) - np.arange(p.shape[-1])
+    steps = np.take_along_axis(p, rank, -1) * np.maximum(left, 1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, rank, np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0), -1)
+    return adjusted
+
+
+def vote(scores: ArrayLike, method: Method = "mean_softmax") -> NDArray[np.intp]:
+    """Return the classes (n,) that k networks with scores (k, n, c) before softmax choose together.
+
+    The paper's vote is "mean_softmax". Of equal classes the lowest wins; in "majority" the one of higher mean
+    softmax, then the lowest.
+    """
+    return votes(scores)[method]
+
+
+def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
+    """Return the classes (n,) that k networks with scores (k, n, c) choose together, by each method of voting."""
+    from scipy import special
+
+    x = np.asarray(scores)
+    if x.ndim != 3 or 0 in x.shape or not np.all(np.isfinite(x)):
+        raise ValueError(f"scores {x.shape}; expected finite numbers of shape (networks, pictures, classes)")
+    softmax, logit, counts = np.zeros(x.shape[1:]), np.zeros(x.shape[1:]), np.zeros(x.shape[1:], np.int64)
+    for member in x:
+        wide = member.astype(np.float64)
+        logit += wide
+        softmax += special.softmax(wide, axis=1)
+        counts[np.arange(len(wide)), wide.argmax(axis=1)] += 1
+    elected = np.where(counts < counts.max(axis=1, keepdims=True), -1.0, softmax)
+    means = {"mean_softmax": softmax, "mean_logit": logit, "majority": elected}
+    return {method: means[method].argmax(axis=1) for method in METHODS}
+
+
+def order(ours: ArrayLike, paper: ArrayLike) -> Order:
+    """Count the pairs of rows (n,) in the printed order; pairs that the paper prints as equal are left out."""
+    x, y = _vector("ours", ours), _vector("paper", paper)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} rows against {len(y)} printed ones; expected as many")
+    i, j = np.triu_indices(len(x), 1)
+    agreement = (np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]))[y[i] != y[j]]
+    return Order(int(np.sum(agreement > 0)), int(np.sum(agreement < 0)), int(np.sum(agreement == 0)))
+
+
+def verdict(ours: float, se_ours: float | None, paper: float, se_paper: float | None, dataset: str) -> Verdict:
+    """Judge one number: within max(2 SE of the difference, the data set's TOLERANCE) it is reproduced.
+
+    A standard error that is None or nan counts as 0; `ours` nan is "not run".
+    """
+    if dataset not in TOLERANCE:
+        raise ValueError(f"no tolerance for data set {dataset!r}; the paper has {', '.join(TOLERANCE)}")
+    spread = math.hypot(*(se for se in (se_ours, se_paper) if se is not None and not math.isnan(se)))
+    difference, tolerance = ours - paper, max(2 * spread, TOLERANCE[dataset])
+    if math.isnan(ours):
+        return Verdict(difference, tolerance, "not run")
+    # Printed decimals are not exact in binary: 10.17 - 9.17 is 1.0000000000000000 or a little more.
+    return Verdict(difference, tolerance, "reproduced" if abs(difference) <= tolerance + 1e-9 else "differs")
+
+
+def decide(
+    relation: Relation,
+    difference: float,
+    p: float,
+    interval: Interval | None = None,
+    margin: float = 0.0,
+    alpha: float = 0.05,
+) -> Decision:
+    """Decide one comparison from row - rival, its p adjusted over the table, and for "within" its interval.
+
+    A direction is decided where p < alpha; "not lower" therefore needs a difference above 0 to be supported.
+    "within" is supported by an interval inside ±margin and contradicted by one outside. A difference of nan
+    is "not run"; a p of nan (one seed) decides nothing.
+    """
+    if math.isnan(difference):
+        return "not run"
+    if relation == "within":
+        if interval is None:
+            raise ValueError('"within" is decided by the confidence interval of the difference; None given')
+        if interval.low > margin or interval.high < -margin:
+            return "contradicted"
+        return "supported" if -margin <= interval.low and interval.high <= margin else "inconclusive"
+    if not p < alpha or difference == 0:
+        return "inconclusive"
+    return "supported" if (difference < 0) == (relation in ("lower", "lowest")) else "contradicted"
+
+
+def decide_all(decisions: Iterable[Decision]) -> Decision:
+    """Decide a claim from its comparisons: one contradicts it, all must support it; none is "not run"."""
+    found = set(decisions)
+    for worst in ("contradicted", "not run", "inconclusive"):
+        if worst in found:
+            return worst
+    return "supported" if found else "not run"
+
+
+def seeds_needed(
+    sd: float, difference: float, alpha: float = 0.05, power: float = 0.8, have: int = 0, most: int = 100_000
+) -> int | None:
+    """Count the seeds to add to `have` for a paired t test to find `difference` with this power.
+
+    `sd` is that of the paired differences. The least n is found exactly by the noncentral t. None: more than
+    `most` seeds in all, or a difference of 0. From a few seeds' sd and difference it is a rough guide.
+    """
+    if not (sd >= 0 and math.isfinite(sd) and math.isfinite(difference)):
+        raise ValueError(f"sd {sd}, difference {difference}; expected finite numbers and sd >= 0")
+    if not (0 < alpha < 1 and 0 < power < 1):
+        raise ValueError(f"alpha {alpha}, power {power}; both lie between 0 and 1")
+    if difference == 0 or (sd > 0 and t_power(most, sd, difference, alpha) < power):
+        return None
+    low, high = 1, most if sd > 0 else 2  # power(low) is too small, power(high) is enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if t_power(middle, sd, difference, alpha) >= power else (middle, high)
+    return max(0, high - have)
+
+
+def t_power(n: int, sd: float, difference: float, alpha: float = 0.05) -> float:
+    """Return the chance of p < alpha in a two-sided paired t test on n > 1 differences of deviation sd > 0."""
+    from scipy import special
+
+    cut = _t_quantile(n - 1, 1 - alpha)
+    shift = math.sqrt(n) * abs(difference) / sd
+    below, above = (float(special.nctdtr(n - 1, shift, t)) for t in (-cut, cut))
+    # Far in a tail nctdtr gives nan for what is 0.
+    return 1 - (0.0 if math.isnan(above) else above) + (0.0 if math.isnan(below) else below)
+
+
+def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or not len(x) or not np.all(np.isfinite(x)):
+        raise ValueError(f"{name} {x!r}; expected one dimension of at least one finite number")
+    return x
+
+
+def _widen(n: int, test_fraction: float | None) -> float:
+    """Return sqrt((1/n + n_test/n_train) / (1/n)), what Nadeau and Bengio multiply a standard error by."""
+    fraction = test_fraction or 0.0
+    if not 0 <= fraction < 1:
+        raise ValueError(f"test_fraction {fraction}; expected the share held out, 0 <= share < 1")
+    return math.sqrt(1 + n * fraction / (1 - fraction))
+
+
+def _t_quantile(df: float, level: float) -> float:
+    """Return the two-sided quantile of Student's t (the normal's for df = inf), nan for df < 1."""
+    from scipy import special
+
+    if not 0 < level < 1:
+        raise ValueError(f"level {level}; expected between 0 and 1, such as 0.95")
+    if df < 1:
+        return math.nan
+    tail = 0.5 + level / 2
+    return float(special.ndtri(tail) if math.isinf(df) else special.stdtrit(df, tail))
+
+
+def _t_test(difference: float, se: float, df: float, level: float) -> TTest:
+    from scipy import special
+
+    half = _t_quantile(df, level) * se
+    t = difference / se
+    p = 2 * float(special.stdtr(df, -abs(t))) if df >= 1 else math.nan
+    return TTest(se, t, df, p, Interval(difference - half, difference + half))
+
+
+def _signed_rank_p(differences: NDArray[np.float64]) -> float:
+    """Return Wilcoxon's exact two-sided p: zeros dropped, ties at their mean rank, all 2^n signs counted."""
+    if len(differences) < 2:
+        return math.nan
+    d = differences[differences != 0]
+    size, inverse, count = np.unique(np.abs(d), return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    ranks = (2 * last - count + 1)[inverse] if len(size) else np.zeros(0, np.int64)  # doubled: whole numbers
+    chance = np.zeros(int(ranks.sum()) + 1)
+    chance[0] = 1.0
+    for rank in ranks:
+        chance[rank:] = (chance[rank:] + chance[: len(chance) - rank]) / 2
+        chance[:rank] /= 2
+    w = int(ranks[d > 0].sum())
+    return min(1.0, 2 * float(min(chance[: w + 1].sum(), chance[w:].sum())))

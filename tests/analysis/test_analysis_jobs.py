@@ -1,0 +1,342 @@
+"""The analysis jobs over finished trials on a ledger: what they read, leave, keep, skip and refuse."""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+
+from crelu_models.modules import build, initialise
+from crelu_models.spec import Net
+from crelu_models.tables import PAPER
+from data.write import prepare
+from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores
+from sweeps.results import paper
+from sweeps.store.ledger import Ledger
+from tests.support.analysis import LARGE, SMALL, TRIALS, fill, perform, read_summary
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    for name in (SMALL, LARGE):
+        prepare(name, where, writer="native", workers=1)
+    return where
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Ledger:
+    """Return a ledger on which every job was done on all nets that it fits."""
+    found = fill(Ledger(str(tmp_path_factory.mktemp("done") / "outputs/ledger")))
+    for name, words in {
+        "pairing": ("--samples", "2", "--layers", "conv1", "conv2", "conv3", "conv4"),
+        "invariance": (),
+        "outgoing": (),
+        "reconstruction": ("--samples", "4", "--iterations", "3", "60"),
+    }.items():
+        for label, trial in TRIALS.items():
+            if label != "Baseline" or name in ("pairing", "invariance"):
+                assert perform(name, found, data_dir, "--run", trial.key, *words) == 0
+    return found
+
+
+def table(ledger: Ledger, label: str, name: str, file: str = "table.parquet") -> dict[str, list[Any]]:
+    content = ledger.read(f"trials/{TRIALS[label].key}/analysis/{name}/{file}")
+    assert content is not None
+    found: dict[str, list[Any]] = pq.read_table(io.BytesIO(content)).to_pydict()
+    return found
+
+
+def is_picture(ledger: Ledger, label: str, name: str, file: str) -> bool:
+    from PIL import Image
+
+    with Image.open(ledger.path(f"trials/{TRIALS[label].key}/analysis/{name}/{file}")) as found:
+        return found.format == "PNG" and len(set(found.convert("L").tobytes())) > 20
+
+
+# What each job leaves -------------------------------------------------------------------------------------------
+
+
+def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
+    for label, trial in TRIALS.items():
+        weights = safetensors.torch.load(done.read(f"trials/{trial.key}/weights.safetensors") or b"")
+        rows, found = table(done, label, "pairing"), read_summary(done, label, "pairing")
+        layers = ["conv1", "conv2", "conv3", "conv4"]
+        assert [row["layer"] for row in found["rows"]] == layers
+        for layer in layers:
+            ours = pairing_scores.pairs(weights[f"{layer}.weight"])
+            chosen = [i for i, where in enumerate(rows["layer"]) if where == layer and rows["draw"][i] == -1]
+            assert [rows["mu"][i] for i in chosen] == ours.mu.tolist()
+            assert [rows["mate"][i] for i in chosen] == ours.pair.tolist()
+            assert found["metrics"][f"pairing/mu/{layer}"] == pytest.approx(float(ours.mu.mean()))
+            assert rows["layer"].count(layer) == 3 * len(ours.mu)
+        assert is_picture(done, label, "pairing", "pairing.png")
+        assert is_picture(done, label, "pairing", "filters.png")
+        filters = table(done, label, "pairing", "filters.parquet")
+        assert np.allclose(filters["weights"], weights["conv1.weight"].flatten(1))
+
+
+def test_metrics_have_the_names_of_the_papers_claims(done: Ledger) -> None:
+    claimed = {c.metric for claim in paper.CLAIMS if claim.table.startswith("Figure") for c in claim.comparisons}
+    jobs = ("pairing", "invariance", "outgoing")
+    four = {name for job in jobs for name in read_summary(done, "CReLU conv1-4", job)["metrics"]}
+    assert claimed <= four
+    assert {f"{paper.PAIR}/conv1", f"{paper.NON_PAIR}/conv4"} <= four
+    half = read_summary(done, "CReLU half", "reconstruction")["metrics"]
+    assert set(half) == {
+        f"{metric}/{layer}" for metric in (paper.LEARNED, paper.RANDOM) for layer in ("conv2", "conv5")
+    }
+
+
+def test_invariance_scores_the_first_seven_convs(done: Ledger) -> None:
+    for label in TRIALS:
+        rows, found = table(done, label, "invariance"), read_summary(done, label, "invariance")
+        moves = ["top left", "bottom right"] if label == "CReLU conv1-4" else ["down 3", "left 3"]
+        assert {"flip", "turn +15", "turn -15", *moves} <= set(rows)
+        assert [row["layer"] for row in found["rows"]] == [f"conv{i}" for i in range(1, 8)]
+        assert all(rate <= 0.01 for rate in rows["rate"])
+        assert all(dead or 0 <= score <= 100 for dead, score in zip(rows["dead"], rows["score"], strict=True))
+        assert is_picture(done, label, "invariance", "invariance.png")
+
+
+def test_reconstruction_takes_the_algorithm_that_fits(done: Ledger) -> None:
+    assert done.read(f"trials/{TRIALS['Baseline'].key}/analysis/reconstruction/summary.json") is None
+    pooled, plain = (table(done, label, "reconstruction") for label in ("CReLU half", "CReLU conv1-4"))
+    assert set(pooled["layer"]) == {"conv2", "conv5"}
+    assert len(pooled["ratio"]) == 2 * 2 * 4
+    assert all(0 <= ratio <= 1 for ratio in pooled["ratio"])
+    assert set(plain["layer"]) == {"conv1", "conv2", "conv3", "conv4"}
+    assert set(plain["iterations"]) == {3, 60}
+    assert len(plain["image"]) == 4 * 2 * 2 * 4
+    assert all(0 <= lost <= 1 for lost in plain["one_layer"])
+    assert is_picture(done, "CReLU half", "reconstruction", "reconstruction.png")
+    assert is_picture(done, "CReLU conv1-4", "reconstruction", "reconstruction_60.png")
+
+
+def test_outgoing_compares_the_phases_of_crelu_nets(done: Ledger) -> None:
+    rows = table(done, "CReLU conv1-4", "outgoing")
+    weights = safetensors.torch.load(done.read(f"trials/{TRIALS['CReLU conv1-4'].key}/weights.safetensors") or b"")
+    expected = torch.cat([outgoing_correlations.correlations(weights[f"conv{i}.weight"]).pair for i in range(2, 6)])
+    assert rows["pair"] == expected.tolist()
+    counts = table(done, "CReLU conv1-4", "outgoing", "non_pairs.parquet")
+    assert sum(counts["count"]) == sum(k * (k - 1) for k in (12, 12, 12, 32))
+    shown = (done.read(f"trials/{TRIALS['CReLU conv1-4'].key}/analysis/outgoing/summary.csv") or b"").decode()
+    assert shown.startswith("layer,filters,zero,pair,pair sd,")
+    assert len(shown.splitlines()) == 1 + 4
+    assert is_picture(done, "CReLU conv1-4", "outgoing", "outgoing.png")
+
+
+def test_theory_needs_no_run_and_takes_one(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    assert perform("theory", ledger, "", "--samples", "40") == 0
+    shown = capsys.readouterr().out
+    assert "f = (1, -1) on two points" in shown
+    assert "1.414" in shown
+    assert ledger.read("weights/none/analysis/theory/theory.png") is not None
+    assert perform("theory", ledger, "", "--run", TRIALS["CReLU half"].key, "--samples", "40") == 0
+    assert table(ledger, "CReLU half", "theory")["case"] == [
+        "conv1's filters on picture patches",
+        "2 of conv1, 3 x 3 shifts",
+    ]
+
+
+# What is kept, and what is redone ---------------------------------------------------------------------------------
+
+
+def test_results_are_kept_until_asked_for_otherwise(ledger: Ledger) -> None:
+    words = ("--run", TRIALS["CReLU half"].key)
+
+    def finished() -> object:
+        return read_summary(ledger, "CReLU half", "outgoing")["finished_ms"]
+
+    perform("outgoing", ledger, "", *words)
+    first = finished()
+    perform("outgoing", ledger, "", *words)
+    assert finished() == first
+    perform("outgoing", ledger, "", *words, "--fresh")
+    second = finished()
+    assert second != first
+    perform("outgoing", ledger, "", *words, "--layers", "conv2")
+    assert finished() != second
+    assert set(table(ledger, "CReLU half", "outgoing")["layer"]) == {"conv2"}
+
+
+def test_an_analysis_without_its_summary_is_done_again(ledger: Ledger) -> None:
+    words = ("--run", TRIALS["CReLU half"].key)
+    perform("outgoing", ledger, "", *words)
+    folder = Path(ledger.path(f"trials/{TRIALS['CReLU half'].key}/analysis/outgoing"))
+    (folder / "summary.json").write_text('{"schema": 1, "asked')
+    (folder / "table.parquet").unlink()
+    perform("outgoing", ledger, "", *words)
+    assert (folder / "table.parquet").exists()
+
+
+# Whose weights --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_by_mlflows_id(ledger: Ledger) -> None:
+    key = TRIALS["CReLU half"].key
+    ledger.write_json(f"tracked/{key}.json", {"uri": "sqlite:///x.db", "run": "abc123"})
+    options = argparse.Namespace(run="abc123", sweep=None, weights=None, net="", dataset="")
+    assert [source.trial for source in job._sources(outgoing.JOB, options, ledger)] == [key]
+
+
+def test_a_sweep_is_its_tested_runs(ledger: Ledger) -> None:
+    options = argparse.Namespace(run=None, sweep="small-demo", weights=None, net="", dataset="")
+    found = [source.trial for source in job._sources(pairing.JOB, options, ledger)]
+    assert sorted(found) == sorted(trial.key for trial in TRIALS.values())
+
+
+@pytest.mark.filterwarnings("ignore")  # what MLflow and SQLAlchemy warn about among themselves
+def test_tables_and_pictures_go_to_the_run_once(
+    ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    uri, key = f"sqlite:///{tmp_path}/mlflow.db", TRIALS["CReLU half"].key
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("small", str(tmp_path / "artifacts"))).info.run_id
+    ledger.write_json(f"tracked/{key}.json", {"uri": uri, "experiment": "small", "run": run, "finished_ms": 1})
+    perform("outgoing", ledger, "", "--run", run)
+    assert "MLflow     1 run has" in capsys.readouterr().out
+    files = {file.path for file in client.list_artifacts(run, "analysis/outgoing")}
+    names = ("summary.json", "summary.csv", "table.parquet", "non_pairs.parquet", "outgoing.png")
+    assert files == {f"analysis/outgoing/{name}" for name in names}
+    metrics = client.get_run(run).data.metrics
+    assert metrics == pytest.approx(read_summary(ledger, "CReLU half", "outgoing")["metrics"])
+    perform("outgoing", ledger, "", "--run", run)
+    assert "MLflow" not in capsys.readouterr().out
+    # A store that does not take them costs a sentence; the files are on the ledger.
+    ledger.write_json(f"tracked/{key}.json", {"uri": uri, "experiment": "small", "run": "gone", "finished_ms": 1})
+    assert perform("outgoing", ledger, "", "--run", key) == 0
+    assert "the same command sends them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "needs one of --run RUN_ID, --sweep NAME and --weights FILE"),
+        (("--run", "x", "--sweep", "y"), "needs one of"),
+        (("--run", "nobody"), "no finished run 'nobody'"),
+        (("--sweep", "smal-demo"), "did you mean 'small-demo'"),
+        (("--run", "KEY", "--net", "S8"), "--net is for --weights"),
+        (("--run", "KEY", "--layers", "conv77"), "no conv 'conv77'"),
+        (("--run", "KEY", "--device", "abacus"), "no device 'abacus' here"),
+        (("--weights", "nothing.pt", "--net", "S8"), "no file"),
+        (("--weights", "nothing.pt"), "say of which net"),
+        (("--weights", "nothing.pt", "--net", "S88"), "did you mean 'S8'"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(ledger: Ledger, words: tuple[str, ...], sentence: str) -> None:
+    given = [TRIALS["CReLU half"].key if word == "KEY" else word for word in words]
+    with pytest.raises(ValueError, match=sentence):
+        perform("outgoing", ledger, "", *given)
+
+
+def test_a_layer_behind_a_pool_is_refused_for_algorithm_1(ledger: Ledger, data_dir: Path) -> None:
+    words = ("--run", TRIALS["CReLU half"].key, "--algorithm", "1", "--layers", "conv3")
+    with pytest.raises(ValueError, match="pool1 pools in front of conv3"):
+        perform("reconstruction", ledger, data_dir, *words)
+
+
+def test_missing_pictures_are_one_sentence_with_the_command(ledger: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is missing; to make it: python -m data prepare synthetic"):
+        perform("invariance", ledger, tmp_path, "--run", TRIALS["Baseline"].key)
+
+
+def test_the_module_exits_2_with_a_sentence_and_no_traceback(ledger: Ledger) -> None:
+    words = ["--run", TRIALS["Baseline"].key, "--output", str(Path(ledger.root).parent)]
+    command = [sys.executable, "-m", "sweeps.analysis.outgoing", *words]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert found.returncode == 2
+    assert "error: Baseline s0: no conv has CReLU" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+# Anybody's weights ------------------------------------------------------------------------------------------------
+
+
+def state(net: Net, classes: int) -> dict[str, torch.Tensor]:
+    model = build(net, classes)
+    initialise(model, net, "he_fan_in", 0)
+    return dict(model.state_dict())
+
+
+def test_weights_of_a_paper_net_come_from_either_kind_of_file(ledger: Ledger, tmp_path: Path) -> None:
+    weights = state(PAPER["S3_half"], 10)
+    safetensors.torch.save_file(weights, tmp_path / "mine.safetensors")
+    torch.save({"state_dict": weights}, tmp_path / "mine.pt")
+    tables = []
+    for file in ("mine.safetensors", "mine.pt"):
+        assert perform("outgoing", ledger, "", "--weights", str(tmp_path / file), "--net", "S3_half") == 0
+    for folder in sorted(Path(ledger.path("weights")).iterdir()):
+        assert folder.name.startswith("mine-")
+        tables.append(pq.read_table(folder / "analysis/outgoing/table.parquet"))
+    assert len(tables) == 2
+    assert tables[0].equals(tables[1])
+
+
+def test_weights_of_another_net_are_refused(ledger: Ledger, tmp_path: Path) -> None:
+    safetensors.torch.save_file(state(PAPER["S3_half"], 10), tmp_path / "mine.safetensors")
+    with pytest.raises(ValueError, match=r"conv1.weight is \(48, 3, 3, 3\), S3.* has \(96, 3, 3, 3\)|conv1.weight is"):
+        perform("outgoing", ledger, "", "--weights", str(tmp_path / "mine.safetensors"), "--net", "S3_crelu")
+
+
+class Trap:
+    """What runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("sprung",)
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", pickle.dumps({"conv1.weight": Trap()}), pickle.dumps([1, 2])])
+def test_a_file_that_holds_no_weights_is_refused_and_not_executed(
+    ledger: Ledger, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad.pt holds no"):
+        perform("pairing", ledger, "", "--weights", str(tmp_path / "bad.pt"), "--net", "S2")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_torchvisions_alexnet_is_read_from_a_file(ledger: Ledger, tmp_path: Path) -> None:
+    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+    weights = {f"features.{i}.weight": torch.randn(shape) for i, shape in shapes.items()}
+    weights |= {f"features.{i}.bias": torch.zeros(shape[0]) for i, shape in shapes.items()}
+    for i in (1, 4, 6):  # of the linear layers any shape will do here: they would be 220 MB
+        weights |= {f"classifier.{i}.weight": torch.zeros(1000, 2), f"classifier.{i}.bias": torch.zeros(1000)}
+    torch.save(weights, tmp_path / "alexnet.pth")
+    assert (
+        perform("pairing", ledger, "", "--weights", str(tmp_path / "alexnet.pth"), "--net", "alexnet", "--samples", "1")
+        == 0
+    )
+    (folder,) = Path(ledger.path("weights")).iterdir()
+    found = json.loads((folder / "analysis/pairing/summary.json").read_text())
+    assert [(row["layer"], row["filters"]) for row in found["rows"]] == [
+        ("conv1", 64),
+        ("conv2", 192),
+        ("conv3", 384),
+        ("conv4", 256),
+        ("conv5", 256),
+    ]
+    assert found["metrics"]["pairing/mu_random/conv1"] == pytest.approx(-0.123, abs=0.01)
+
+
+def test_a_download_that_fails_is_one_sentence(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match=r"could not be downloaded .* --weights FILE --net alexnet"):
+        perform("pairing", ledger, "", "--weights", "torchvision:alexnet")

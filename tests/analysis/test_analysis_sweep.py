@@ -1,0 +1,153 @@
+"""Analyses over a whole sweep: Ray tasks, what is kept, what fails, the table; and help that comes at once."""
+
+import csv
+import io
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from sweeps.analysis import summary
+from sweeps.analysis.compute import JobSpec, run_job
+from sweeps.analysis.sources import NotApplicable, of_sweep
+from sweeps.store.ledger import Ledger
+from sweeps.training.runtime import RuntimeConfig
+from tests.support.analysis import PAGES, TRIALS, perform, read_summary
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python as somebody who has set nothing; what Ray and MLflow warn about is not looked at."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "OMP_NUM_THREADS") if name in os.environ}
+    given = kept | {"PYTHONWARNINGS": "ignore"}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=given, timeout=280)
+
+
+# Many runs ----------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_a_sweep_are_tasks_and_one_that_fails_is_a_sentence(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = f"trials/{TRIALS['CReLU half'].key}/weights.safetensors"
+    weights = ledger.read(broken)
+    assert weights is not None
+    ledger.write(broken, b"torn")
+    words = ("--sweep", "small-demo", "--output", str(Path(ledger.root).parent))
+    found = run("-m", "sweeps.analysis.outgoing", *words, "--device", "cpu")
+    assert found.returncode == 1, found.stderr
+    assert "Traceback" not in found.stderr
+    assert "3 runs to analyse; Ray local" in found.stderr
+    assert "failed on CReLU half s0: " in found.stderr
+    assert "holds no weights that can be read" in found.stderr
+    assert "not for Baseline: no conv has CReLU" in found.stderr
+    assert "1 of these runs not in MLflow yet" in found.stderr
+    assert all(word in found.stdout for word in ("CReLU conv1-4 s0", "floor", "non-pair", "small-demo/outgoing.csv"))
+    # The same command goes on where that one was: what is done, and what does not fit, is known.
+    first = read_summary(ledger, "CReLU conv1-4", "outgoing")
+    ledger.write(broken, weights)
+    assert perform("outgoing", ledger, "", "--sweep", "small-demo") == 0
+    shown = capsys.readouterr()
+    assert read_summary(ledger, "CReLU conv1-4", "outgoing") == first
+    assert "runs to analyse" not in shown.err
+    assert "not for Baseline: no conv has CReLU" in shown.err
+    rows = [line.split()[:4] for line in shown.out.splitlines()]
+    assert ["CReLU", "conv1-4", "s0", "conv1"] in rows
+    left = csv.DictReader(io.StringIO((ledger.read("analysis/small-demo/outgoing.csv") or b"").decode()))
+    runs = [row["run"] for row in left]
+    assert runs == ["CReLU conv1-4 s0"] * 4 + ["CReLU half s0"] * 7
+    table = pq.read_table(io.BytesIO(ledger.read("analysis/small-demo/outgoing.parquet") or b"")).to_pydict()
+    assert table["run"] == runs
+    assert table["pair"][:4] == [row["pair"] for row in first["rows"]]
+    # Columns come in the order of the table, from a summary that is read back too.
+    assert list(first["rows"][0])[:5] == ["layer", "filters", "zero", "pair", "pair sd"]
+
+
+def misfit(*_: object) -> None:
+    raise NotApplicable("never fits")
+
+
+def explode(*_: object) -> None:
+    raise RuntimeError("a shape that nobody thought of\nand more")
+
+
+def test_an_error_nobody_thought_of_is_a_sentence_with_its_trace_on_the_ledger(ledger: Ledger) -> None:
+    source = next(source for source in of_sweep(ledger, "small-demo") if source.cell == "CReLU half")
+    assert source.name == "CReLU half s0"
+    found = run_job(JobSpec("outgoing", f"{__name__}:explode", {}, False), source, RuntimeConfig(ledger.root, ""))
+    assert found.summary is None
+    assert not found.not_applicable
+    assert found.why.startswith("RuntimeError: a shape that nobody thought of (trace: ")
+    assert "in explode" in Path(found.why.partition("trace: ")[2].removesuffix(")")).read_text()
+    # What is done afterwards takes the trace away; a misfit is noted, and nothing that fits is hidden by it.
+    errand = JobSpec("outgoing", "sweeps.analysis.outgoing_correlations:findings", {"layers": ["conv2"]}, False)
+    assert run_job(errand._replace(work=f"{__name__}:misfit"), source, RuntimeConfig(ledger.root, "")).not_applicable
+    assert run_job(errand, source, RuntimeConfig(ledger.root, "")).summary is not None
+    assert ledger.names(f"trials/{source.trial}/analysis/outgoing") == [
+        "non_pairs.parquet", "outgoing.png", "summary.csv", "summary.json", "table.parquet",
+    ]  # fmt: skip
+
+
+# The table ----------------------------------------------------------------------------------------------------
+
+
+def runs_of(cell: str, *scores: float, verdict: str = "holds") -> list[dict[str, Any]]:
+    return [
+        {"job": "invariance", "cell": cell, "label": f"{cell} s{seed}", "trial": f"{cell}{seed}", "dataset": "toy",
+         "rows": [{"layer": "conv1", "score": score, "p": 0.1 * seed, "filters": 8, "verdict": verdict + "!" * seed}]}
+        for seed, score in enumerate(scores)
+    ]  # fmt: skip
+
+
+def test_several_runs_of_a_cell_are_one_line_with_their_mean(tmp_path: Path) -> None:
+    summaries = runs_of("Baseline", 10.0, 20.0) + runs_of("CReLU", 40.0)
+    assert summary.averaged(summaries) == [
+        {"net": "Baseline", "runs": 2, "layer": "conv1", "score": 15.0, "p": None, "filters": 8, "verdict": None},
+        {"net": "CReLU", "runs": 1, "layer": "conv1", "score": 40.0, "p": 0.0, "filters": 8, "verdict": "holds"},
+    ]
+    assert [row["net"] for row in summary.averaged(summaries[1:])] == ["Baseline s1", "CReLU s0"]
+    ledger = Ledger(str(tmp_path))
+    summary.leave(ledger, "toy", summaries)
+    lines = (tmp_path / "analysis/toy/invariance.csv").read_text().splitlines()
+    assert lines[0] == "cell,run,trial,dataset,layer,score,p,filters,verdict"
+    assert len(lines) == 1 + 3
+
+
+# The command line ---------------------------------------------------------------------------------------------
+
+USAGE = {
+    "--help": 0,
+    "--samples -1": 2,
+    "--run x --weights y": 2,
+    "--weights nothing.pt --net S88": 2,
+    "--run x --net S8": 2,
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_help_and_usage_errors_come_at_once(name: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        "name, _, words = sys.argv[1].partition(' ')\n"
+        "sys.argv = [name, *words.split()]\n"
+        "try:\n"
+        "    runpy.run_module('sweeps.analysis.' + name, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    heavy = {'torch', 'ray', 'mlflow', 'optuna', 'scipy', 'matplotlib', 'pyarrow', 'safetensors'}\n"
+        "    assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "    sys.exit(end.code)\n"
+    )
+    for words, status in USAGE.items():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found = run("-c", code, f"{name} {words}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert found.returncode == status, found.stderr
+        assert (f"python -m sweeps.analysis.{name} " in found.stdout) if not status else "error: " in found.stderr
+        # Of this process alone, however busy the machine.
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5

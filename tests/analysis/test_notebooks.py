@@ -1,0 +1,106 @@
+"""The notebooks run from top to bottom over what sweeps and analyses leave, and read nothing but tables."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data.write import prepare
+from sweeps.analysis.compute import parquet
+from sweeps.store.ledger import Ledger
+from tests.support.analysis import SMALL, TRIALS, fill, perform
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+def code(name: str) -> list[str]:
+    """Return the code cells of a notebook."""
+    found = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
+    assert found["nbformat"] == 4
+    return ["".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "code"]
+
+
+def execute(name: str) -> dict[str, Any]:
+    """Run the code cells as one program, and return its variables."""
+    variables: dict[str, Any] = {}
+    for number, cell in enumerate(code(name)):
+        exec(compile(cell, f"{name}, cell {number}", "exec"), variables)
+    return variables
+
+
+def results(ledger: Path) -> None:
+    """Write two cells with two trials each, one of which has scores."""
+    rng = np.random.default_rng(0)
+    columns = {
+        "cell": ["Baseline", "Baseline", "CReLU", "CReLU"],
+        "dataset": ["synthetic:size=72"] * 4,
+        "phase": ["ablation"] * 4,
+        "seed": [0, 1, 0, 1],
+        "fold": [0] * 4,
+        "status": ["finished"] * 4,
+        "epochs": [9] * 4,
+        "folder": [f"trials/{i}" for i in range(4)],
+        "final/test_top1_err": [40.0, 42.0, 30.0, 31.0],
+    }
+    (ledger / "results-small-demo.parquet").write_bytes(parquet(columns, {}))
+    scores = {"id": np.arange(6), "label": np.arange(6) % 3, "centre": list(rng.normal(size=(6, 3)))}
+    for i in range(3):
+        (ledger / f"trials/{i}/tables").mkdir(parents=True)
+        (ledger / f"trials/{i}/tables/scores.parquet").write_bytes(fixed(scores))
+
+
+def fixed(columns: dict[str, Any]) -> bytes:
+    """Return scores as a trial writes them: a fixed-size list for each picture."""
+    import io
+
+    import pyarrow as pa
+
+    flat = pa.array(np.concatenate(columns["centre"]), pa.float32())
+    table = pa.table({**columns, "centre": pa.FixedSizeListArray.from_arrays(flat, len(columns["centre"][0]))})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+@pytest.fixture
+def ledger_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    found = tmp_path / "outputs/ledger"
+    found.mkdir(parents=True)
+    return found
+
+
+def test_results_are_read_and_averaged(ledger_folder: Path) -> None:
+    results(ledger_folder)
+    found = execute("01_read_results")
+    errors = found["errors"]
+    assert errors.loc[("synthetic:size=72", "Baseline"), "mean"] == 41
+    assert errors.loc[("synthetic:size=72", "CReLU"), "sem"] == pytest.approx(0.5)
+    assert found["right"].shape == (6, 3)
+
+
+def test_filters_are_read_from_what_the_analyses_leave(ledger_folder: Path, tmp_path: Path) -> None:
+    prepare(SMALL, tmp_path / "data", writer="native", workers=1)
+    filled = fill(Ledger(str(ledger_folder)))
+    for job, layers in (("pairing", 1), ("invariance", 2), ("outgoing", 3), ("reconstruction", 2)):
+        run = ("--run", TRIALS["CReLU half"].key, "--samples", "30", "--layers", *[f"conv{layers}"])
+        assert perform(job, filled, tmp_path / "data", *run) == 0
+    found = execute("02_filters")
+    assert list(found["scores"].columns) == ["CReLU half s0"]
+    assert found["shown"].shape[0] == 2
+    assert set(found["lost"]["net"]) == {"CReLU half s0"}
+
+
+@pytest.mark.parametrize("name", ["01_read_results", "02_filters"])
+def test_notebooks_are_thin_and_read_tables_alone(name: str) -> None:
+    cells = code(name)
+    assert all(len(cell.splitlines()) <= 25 for cell in cells)
+    imported = set(re.findall(r"^(?:import|from) (\w+)", "\n".join(cells), re.MULTILINE))
+    assert imported <= {"pathlib", "matplotlib", "numpy", "pandas", "pyarrow"}
+    stored = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
+    assert not any(cell.get("outputs") for cell in stored["cells"])

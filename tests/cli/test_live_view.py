@@ -1,0 +1,57 @@
+"""What a person is told of a running sweep: totals that hold, parts of each cell, and what they come to."""
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.cli.live_view import SweepProgress
+from sweeps.experiment.plan import Protocol, Sweep, cell_trials, plan
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Json, Ledger
+from tests.support.sweeps import BASELINE, CRELU
+
+SWEEP = Sweep("s", "demo", (BASELINE, CRELU), Protocol(ablation=False, single=True, folds=2, search=Search(2, wave=2)))
+
+
+def result(error: float, tested: bool, status: str = "finished") -> Json:
+    metrics = {"best/val_top1_err": error, "best/epoch": 2.0} | ({"final/test_top1_err": error} if tested else {})
+    return {"metrics": metrics, "status": status, "restarts": 0, "seconds": 3600.0, "epochs": 2, "curve": [error]}
+
+
+def test_total_stays_what_the_plan_said_while_searches_become_seeds_and_folds(tmp_path: Path) -> None:
+    found = plan(SWEEP, Ledger(str(tmp_path)), {})
+    progress, results, told = SweepProgress(found), dict[str, Json](), []
+    assert found.total == 2 * (2 + 1 + 2)
+    while True:
+        parts = [cell_trials(cell, SWEEP.protocol, results) for cell in SWEEP.cells]
+        planned = [trial for one in parts for trial in (*one.search, *one.protocol)]
+        progress.update_plan(planned, [trial for one in parts for trial in one.pending])
+        left = [trial for trial in planned if trial.key not in results]
+        if not left:
+            break
+        progress.apply("started", left[0], {})
+        told.append(progress.counts())
+        results[left[0].key] = result(30.0, left[0].phase in ("match", "fold"))
+        progress.apply("done", left[0], results[left[0].key])
+    assert [words.split(",")[0] for words in told] == [f"{done}/10 done" for done in range(10)]
+
+
+def test_row_tells_parts_averages_and_marks(tmp_path: Path) -> None:
+    found = plan(SWEEP, Ledger(str(tmp_path)), {})
+    progress = SweepProgress(found)
+    folds = [Trial(BASELINE, "fold", 0, (), fold, 2) for fold in range(2)]
+    progress.update_plan([standing.trial for standing in found.statuses] + folds, [])
+    for trial, error, status in zip(folds, (20.0, 24.0), ("finished", "diverged"), strict=True):
+        progress.apply("done", trial, result(error, True, status))
+    progress.apply("started", found.of(BASELINE)[0].trial, {})
+    label, parts, now, best, tested, marks = progress.rows()[0]
+    assert (label, parts, best, tested, marks) == (
+        "Baseline",
+        "search 0/2 folds 2/2",
+        "20.00",
+        "22.00 ±2.00 (n 2)",
+        "diverged",
+    )
+    assert now.endswith(f"epoch 0/{BASELINE.recipe.epochs}")
+    assert progress.seconds == pytest.approx(7200.0)

@@ -1,0 +1,182 @@
+"""A whole sweep by its command line: real Ray, real .beton files, real MLflow; killed, interrupted, resumed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from sweeps.store.lease import driver
+from sweeps.store.ledger import Ledger
+from tests.support.commands import call, checkpoints, child_runs, command, environment, started, wait_for
+
+SMALL = ["--smoke-test", "--set", "recipe.epochs=6"]
+
+
+@pytest.mark.timeout(600)
+def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "out" / "ledger"))
+    slow = [*SMALL, "--max-concurrent", "1"]
+
+    with subprocess.Popen(
+        command(tmp_path, *slow), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+    ) as first:
+        wait_for("a checkpoint", lambda: checkpoints(ledger), first)
+        first.send_signal(signal.SIGKILL)
+    assert ledger.results() == {}
+    before = checkpoints(ledger)
+
+    with subprocess.Popen(
+        command(tmp_path, *slow), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+    ) as second:
+        # The killed driver's workers may live for a moment longer: what counts is that the second one drives.
+        wait_for(
+            "the lease", lambda: (driver(ledger, "imagenet_placement-smoke") or {}).get("pid") == second.pid, second
+        )
+        wait_for("a step", lambda: ledger.results() or checkpoints(ledger)[-1:] > before[-1:], second)
+        second.send_signal(signal.SIGSTOP)  # or it would be done before the third has started
+        busy = call(tmp_path, *slow)
+        second.send_signal(signal.SIGINT)
+        second.send_signal(signal.SIGCONT)
+        assert busy.returncode == 2
+        assert f"process {second.pid}" in busy.stderr
+        said = second.communicate(timeout=120)[1]
+        assert second.returncode == 130, said
+    assert "the same command resumes" in said
+
+    third = call(tmp_path, *slow, "--json")
+    assert third.returncode == 0, third.stderr
+    table = json.loads(third.stdout)
+    assert table["trials"] == {"new": 0, "running": 0, "done": 2, "stale": 0, "failed": 0}
+    runs = child_runs(tmp_path / "out" / "mlflow.db")
+    assert sorted(runs) == sorted(ledger.results())
+    assert [(status, points) for _, status, points in runs.values()] == [("FINISHED", 6)] * 2
+    for run, _, _ in runs.values():
+        (folder,) = (tmp_path / "out" / "mlartifacts").glob(f"{run}/artifacts")
+        assert {path.name for path in folder.rglob("*") if path.is_file()} == {
+            "trial.json", "history.json", "weights.safetensors", "scores.parquet",
+        }  # fmt: skip
+
+    began = time.monotonic()
+    last = call(tmp_path, *slow)
+    assert last.returncode == 0
+    assert "2 of 2 trials are done" in last.stdout
+    assert "Ray" not in last.stderr
+    assert time.monotonic() - began < 15
+    assert child_runs(tmp_path / "out" / "mlflow.db") == runs
+
+
+@pytest.mark.parametrize("seconds", [0.2, 3.0])
+def test_a_sweep_that_is_told_to_end_while_it_starts_says_how_to_go_on(tmp_path: Path, seconds: float) -> None:
+    with started(tmp_path, *SMALL) as process:
+        assert process.stderr is not None
+        said = ""
+        while "starting Ray" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        said += process.communicate(timeout=120)[1]
+    assert process.returncode == 130, said
+    assert "the same command resumes" in said
+    assert "***" not in said
+    assert "Traceback" not in said
+
+
+def refused(folder: Path, arguments: Sequence[str], *words: str, **more: str) -> None:
+    """Check that the command ends with exit code 2 and one sentence with these words, and leaves nothing."""
+    found = call(folder, *arguments, **more)
+    assert found.returncode == 2, found.stderr
+    assert "Traceback" not in found.stderr
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") or "error: " in last
+    for word in words:
+        assert word in found.stderr
+    assert not (folder / "out" / "ledger" / "results").exists()
+
+
+def test_unknown_cell_field_value_and_data_set_are_sentences(tmp_path: Path) -> None:
+    refused(tmp_path, ["--profile", "demo", "--only", "CReLU conv1_4"], "'CReLU conv1-4'")
+    refused(tmp_path, ["--profile", "demo", "--set", "recipe.epoch=3"], "recipe.epochs")
+    refused(tmp_path, ["--profile", "demo", "--set", "recipe.epochs=many"], "recipe.epochs", "'many'")
+    refused(tmp_path, ["--profile", "demo", "--set", "recipe.epochs=0"], "at least 1")
+    refused(tmp_path, ["--dataset", "imagnet"], "imagenet")
+    refused(tmp_path, ["--seeds", "none"], "whole number")
+
+
+def test_configured_data_that_are_missing_are_never_replaced(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    began = time.monotonic()
+    refused(tmp_path, ["--data-dir", str(empty)], "imagenet-train.beton", "python -m data prepare imagenet", str(empty))
+    assert time.monotonic() - began < 10
+    refused(tmp_path, [], "python -m data prepare imagenet", CRELU_DATA=str(empty))
+    refused(tmp_path, [], "--source", IMAGENET_DIR=str(empty))
+    refused(tmp_path, ["--address", "10.1.2.3:6379"], "--profile demo")
+
+
+def test_output_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    refused(tmp_path, ["--smoke-test"], "--output")
+
+
+def test_damaged_pictures_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    from data.datasets import beton_path
+    from data.write import prepare
+    from sweeps.experiment.profiles import SMOKE
+
+    where = tmp_path / "data"
+    prepare(SMOKE, where)
+    path = beton_path(SMOKE, "train", where)
+    content = path.read_bytes()
+    for damaged in (content[:-100], content[: len(content) // 2] + b"\x55" + content[len(content) // 2 + 1 :]):
+        path.write_bytes(damaged)
+        refused(tmp_path, ["--smoke-test", "--data-dir", str(where)], path.name)
+
+
+def test_list_and_dry_run_import_nothing_heavy_and_write_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n"
+        "    runpy.run_module('sweeps.' + sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'torchvision', 'ffcv', 'optuna', 'scipy', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    for flag in ("--help", "--list", "--dry-run"):
+        arguments = [sys.executable, "-c", code, "imagenet_placement", flag, "--output", str(tmp_path / "out")]
+        found = subprocess.run(arguments, capture_output=True, text=True, env=environment(tmp_path), timeout=60)
+        assert found.returncode == 0, found.stderr
+        assert "CReLU" in found.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["export", "--help"], ["list"]])
+def test_verbs_explain_themselves_without_anything_heavy(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy\n"
+        "try:\n"
+        "    runpy.run_module('sweeps', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'ffcv', 'optuna', 'scipy', 'pyarrow', 'matplotlib', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *words]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert "sweep" in found.stdout
+
+
+def test_set_changes_the_cells_and_their_keys(tmp_path: Path) -> None:
+    plain = call(tmp_path, "--profile", "demo", "--list").stdout
+    longer = call(tmp_path, "--profile", "demo", "--list", "--set", "recipe.epochs=13").stdout
+    assert len(plain.splitlines()) == len(longer.splitlines()) == 9
+    assert not set(plain.split()) & {word for word in longer.split() if len(word) == 20 and word.isalnum()}

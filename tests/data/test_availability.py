@@ -1,0 +1,102 @@
+"""A machine that lacks pictures gets them: from the source, or made anew; a driver needs their sidecars alone."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crelu_models.tables import S2
+from data.availability import ensure_dataset, fetch_dataset, fingerprints
+from data.transfer import push
+from data.write import prepare
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training.run_trial import run_trial
+from sweeps.training.runtime import RuntimeConfig
+
+EMBEDDED = "synthetic:train=64,test=32"
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from PIL import Image
+
+    folder, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(80):
+        (folder / f"class{number % 2}").mkdir(exist_ok=True)
+        picture = Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8))
+        picture.save(folder / f"class{number % 2}" / f"{number}.png")
+    return f"folder:{folder}"
+
+
+@pytest.fixture(scope="module")
+def source(name: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    here, there = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("shared")
+    prepare(name, here, size=32, writer="native")
+    push(here, str(there))
+    return str(there)
+
+
+def suffixes(where: Path) -> set[str]:
+    return {Path(file).suffix for file in os.listdir(where) if not file.endswith(".lock")}
+
+
+def test_worker_pulls_what_the_driver_only_read_of(name: str, source: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    facts = ensure_dataset(name, tmp_path / "head", said.append, source, pictures=False)
+    assert (facts.classes, sum(facts.splits.values())) == (2, 80)
+    assert suffixes(tmp_path / "head") == {".json"}
+    assert said == [f"reading what {source} has of {name}"]
+    planned = fingerprints([name], tmp_path / "head")[name]
+
+    recipe = dataclasses.replace(ALLCONV, epochs=1, batch=16)
+    trial = Trial(Cell("pulled", S2.width(0.125), name, recipe))
+    place = RuntimeConfig(str(tmp_path / "ledger"), str(tmp_path / "node"), reader="threads", fingerprint=planned)
+    with pytest.raises(ValueError, match="is not prepared"):
+        run_trial(trial, place, lambda *_: None)
+    result = run_trial(trial, dataclasses.replace(place, data_source=source), lambda *_: None)
+    assert result is not None
+    assert result["fingerprint"] == planned
+    assert suffixes(tmp_path / "node") == {".beton", ".json"}
+    assert Ledger(place.ledger).result(trial.key) is not None
+
+
+def test_driver_on_its_own_machine_pulls_all_of_it_once(name: str, source: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        ensure_dataset(name, tmp_path, said.append, source)
+    assert said == [f"pulling {name} from {source} to {tmp_path}"]
+    assert suffixes(tmp_path) == {".beton", ".json"}
+
+
+def test_trial_that_is_told_to_stop_leaves_before_its_pictures_are_there(
+    name: str, source: str, tmp_path: Path
+) -> None:
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    assert not fetch_dataset(name, str(tmp_path), source, stop)
+    assert asked
+    assert not list(tmp_path.glob("*.beton"))
+    assert fetch_dataset(name, str(tmp_path), source)
+    assert suffixes(tmp_path) == {".beton", ".json"}
+    assert fetch_dataset(name, str(tmp_path), source, stop)  # they are there: nobody is asked
+
+
+def test_embedded_pictures_are_made_by_whoever_lacks_them(tmp_path: Path) -> None:
+    for machine in ("head", "node"):
+        assert fetch_dataset(EMBEDDED, str(tmp_path / machine), "")
+    one, other = (fingerprints([EMBEDDED], tmp_path / machine) for machine in ("head", "node"))
+    assert one == other != {}
+
+
+def test_source_that_lacks_the_set_is_a_sentence(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no prepared files of folder"):
+        ensure_dataset(name, tmp_path / "head", print, str(tmp_path / "empty"))

@@ -1,0 +1,138 @@
+"""python -m data: quick to answer, one sentence for what is wrong, the documented exit codes."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.__main__ import main
+from data.datasets import beton_path
+from tests.support.pictures import cifar_tree
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys\nfrom data.__main__ import main\n"
+        "try: main(['prepare', '--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'torchvision', 'ffcv', 'numba', 'rich', 'PIL'} & set(sys.modules)))"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0
+    assert "--source" in finished.stdout
+
+
+def test_prepare_verify_info_and_bench_follow_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "synthetic:train=40,test=10"
+    place = ["--data-dir", str(tmp_path)]
+    assert main(["prepare", name, *place, "--writer", "native"]) == 0
+    assert "40 pictures of 32 pixels in 10 classes" in capsys.readouterr().out
+    assert main(["verify", name, *place]) == 0
+    assert capsys.readouterr().out.count("are intact") == 2
+    assert main(["info", name, *place, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [sidecar["count"] for sidecar in told.values()] == [40, 10]
+    assert main(["info", name, *place]) == 0
+    assert "fingerprint" in capsys.readouterr().out
+
+
+def test_bench_prints_a_row_for_each_file_and_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ffcv")
+    name = "synthetic:train=40,test=10"
+    place = ["--data-dir", str(tmp_path)]
+    assert main(["prepare", name, *place, "--writer", "native"]) == 0
+    assert main(["bench", name, *place, "--workers", "1", "--batch", "1000"]) == 0
+    rows = [
+        line.split() for line in capsys.readouterr().out.splitlines() if ".beton " in line and "pictures" not in line
+    ]
+    assert [row[1] for row in rows] == ["threads", "ffcv"] * 2 or [row[1] for row in rows] == ["ffcv", "threads"] * 2
+    assert all(float(row[3].replace(",", "")) > 0 for row in rows)
+
+
+def test_size_and_seed_are_part_of_a_synthetic_name(tmp_path: Path) -> None:
+    place = ["--data-dir", str(tmp_path), "--writer", "native"]
+    assert main(["prepare", "synthetic:train=10,test=10", "--size", "40", "--seed", "3", *place]) == 0
+    assert beton_path("synthetic:size=40,train=10,test=10,seed=3", "train", tmp_path).exists()
+
+
+def test_a_tree_of_cifar_in_the_data_dir_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cifar_tree(tmp_path, 6)
+    assert main(["prepare", "cifar10", "--data-dir", str(tmp_path), "--writer", "native"]) == 0
+    said = capsys.readouterr()
+    assert "30 pictures of 32 pixels" in said.out
+    assert "this one has 30 in 10" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["prepare", "cifra10"], "nearest: cifar10"),
+        (["prepare", "imagenet"], "IMAGENET_DIR"),
+        (["prepare", "imagenet", "--source", "/nowhere"], "train/<class>"),
+        (["prepare", "cifar10", "--source", "/nowhere"], "cifar-10-batches-py"),
+        (["prepare", "cifar10", "--size", "64"], "32 pixels"),
+        (["prepare", "folder:/nowhere"], "no folder /nowhere"),
+        (["prepare", "synthetic", "--quality", "101"], "1..100"),
+        (["verify", "synthetic"], "data prepare synthetic"),
+        (["info", "cifar10"], "data prepare cifar10"),
+        (["bench", "folder:/nowhere"], "data prepare folder:/nowhere"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_exit_2(
+    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IMAGENET_DIR", raising=False)
+    assert main([*arguments, "--data-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CRELU_DATA", str(tmp_path / "file"))
+    assert main(["prepare", "synthetic:train=10,test=10"]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_a_damaged_file_fails_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--data-dir", str(tmp_path)]
+    name = "synthetic:train=30,test=10"
+    main(["prepare", name, *place, "--writer", "native"])
+    path = beton_path(name, "test", tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:2_097_200] + b"\x01\x02\x03" + whole[2_097_203:])
+    assert main(["verify", name, *place]) == 2
+    assert "damaged: 0" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verb = ["prepare", "synthetic:train=300,test=10", "--writer", "native"]
+    leader, follower = pty.openpty()
+    environment = {key: value for key, value in os.environ.items() if key != "CI"} | {"TERM": "xterm", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "data", *verb, "--data-dir", str(tmp_path / "a")]
+    with subprocess.Popen(command, stderr=follower, stdout=subprocess.DEVNULL, env=environment) as process:
+        os.close(follower)
+        said = b""
+        while True:
+            try:
+                said += os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+        os.close(leader)
+        assert process.wait(60) == 0
+    assert b"300/300" in said
+    assert b"\x1b[" in said
+    monkeypatch.setattr(sys.modules["data.__main__"], "_EVERY", 0.0)
+    assert main([*verb, "--data-dir", str(tmp_path / "b")]) == 0
+    said_to_pipe = capsys.readouterr()
+    assert "writing train: 300 of 300" in said_to_pipe.err
+    assert "/s" in said_to_pipe.err
+    assert "\x1b" not in said_to_pipe.err + said_to_pipe.out

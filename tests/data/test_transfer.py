@@ -1,0 +1,226 @@
+"""Prepared files travel whole or not at all, once a machine, whoever is killed on the way."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data import transfer
+from data.__main__ import main
+from data.datasets import beton_path, read_sidecar
+from data.storage import open_filesystem
+from data.transfer import pull, push
+from data.write import prepare
+
+NAME = "synthetic:train=60,test=20"
+OTHER = "synthetic:train=50,test=10,seed=1"
+SPLITS = ("train", "test")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    for name in (NAME, OTHER):
+        prepare(name, folder, writer="native")
+    return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """Return a folder on shared storage that holds both sets."""
+    return Path(shutil.copytree(prepared, tmp_path / "shared"))
+
+
+def files(where: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in where.iterdir() if path.suffix in (".beton", ".json")}
+
+
+def left(where: Path) -> list[str]:
+    """Return what lies in a data folder besides whole files and locks."""
+    return sorted(name for name in os.listdir(where) if not name.endswith((".beton", ".json", ".lock")))
+
+
+def test_up_to_s3_and_down_again_is_the_same_once(prepared: Path, bucket: str, tmp_path: Path) -> None:
+    assert set(push(prepared, bucket).values()) == {True}
+    assert set(push(prepared, bucket).values()) == {False}
+    assert set(pull(bucket, tmp_path / "node").values()) == {True}
+    assert files(tmp_path / "node") == files(prepared)
+    assert left(tmp_path / "node") == []
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "node").iterdir()}
+    assert set(pull(bucket, tmp_path / "node").values()) == {False}
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "node").iterdir()}
+
+
+def test_commands_say_what_came_and_what_was_there(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared, node = tmp_path / "shared", ["--data-dir", str(tmp_path / "node")]
+    assert main(["push", str(shared), NAME, "--data-dir", str(prepared)]) == 0
+    assert main(["pull", f"file://{shared}", *node]) == 0
+    assert capsys.readouterr().out.count("pulled, its fingerprint is correct") == 2
+    assert main(["pull", str(shared), *node]) == 0
+    assert capsys.readouterr().out.count("already there") == 2
+    assert main(["verify", NAME, *node]) == 0
+
+
+def test_only_the_named_set_comes(folder: Path, tmp_path: Path) -> None:
+    found = pull(str(folder), tmp_path / "node", [NAME])
+    assert set(found) == {beton_path(NAME, split, tmp_path / "node") for split in SPLITS}
+    with pytest.raises(ValueError, match="no prepared files of cifar10; found synthetic"):
+        pull(str(folder), tmp_path / "node", ["cifar10"])
+    with pytest.raises(ValueError, match="found none at all"):
+        pull(str(tmp_path / "nothing"), tmp_path / "node")
+
+
+def test_sidecars_alone_tell_a_driver_what_its_workers_will_find(folder: Path, tmp_path: Path) -> None:
+    pull(str(folder), tmp_path / "node", pictures=False)
+    assert {path.suffix for path in (tmp_path / "node").iterdir() if path.suffix != ".lock"} == {".json"}
+    assert set(pull(str(folder), tmp_path / "node").values()) == {True}
+    assert files(tmp_path / "node") == files(folder)
+
+
+@pytest.mark.parametrize("where", [3_000, 2_097_200, -1])
+def test_one_wrong_bit_is_refused_and_nothing_is_kept(folder: Path, tmp_path: Path, where: int) -> None:
+    path = beton_path(NAME, "train", folder)
+    content = bytearray(path.read_bytes())
+    content[where] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"does not match its sidecar \(.*\); the copy was deleted"):
+        pull(str(folder), tmp_path / "node", [NAME])
+    assert not beton_path(NAME, "train", tmp_path / "node").exists()
+    assert not [name for name in left(tmp_path / "node") if "train=60" in name or "train60-test20-train" in name]
+
+
+def test_a_file_cut_short_is_refused_before_it_is_copied(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = beton_path(NAME, "train", folder)
+    os.truncate(path, path.stat().st_size - 1)
+    assert main(["pull", str(folder), "--data-dir", str(tmp_path / "node")]) == 2
+    assert "is incomplete; push it again" in capsys.readouterr().err
+    assert not (tmp_path / "node").exists()
+
+
+def test_other_pictures_are_replaced_only_where_someone_says_so(folder: Path, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    pull(str(folder), node)
+    for suffix in (".beton", ".json"):
+        here, there = (beton_path(name, "train", folder).with_suffix(suffix) for name in (NAME, OTHER))
+        shutil.copy(there, here)
+    with pytest.raises(ValueError, match="holds other pictures"):
+        pull(str(folder), node)
+    with pytest.raises(ValueError, match="holds other pictures"):
+        push(node, str(folder))
+    pull(str(folder), node, fresh=True)
+    assert files(node) == files(folder)
+
+
+def test_a_damaged_file_is_not_pushed_and_a_damaged_one_here_is_pulled_anew(folder: Path, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    pull(str(folder), node)
+    path = beton_path(NAME, "train", node)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:2_097_200] + b"\x01\x02\x03" + whole[2_097_203:])
+    with pytest.raises(ValueError, match="is damaged"):
+        push(node, str(tmp_path / "up"))
+    assert not list((tmp_path / "up").glob(path.stem + "*"))
+    os.truncate(path, 1000)
+    assert pull(str(folder), node)[path]
+    assert path.read_bytes() == whole
+
+
+def test_lack_of_room_is_told_before_anything_is_copied(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda where: usage)
+    sizes = sum(path.stat().st_size for path in folder.glob("*.beton"))
+    lack = f"0.005 GB free and .* needs {sizes / 1e9:.3f} GB: {(sizes - 5e6) / 1e9:.3f} GB are lacking"
+    with pytest.raises(ValueError, match=lack):
+        pull(str(folder), tmp_path / "node")
+    assert left(tmp_path / "node") == []
+    assert not list((tmp_path / "node").glob("*.beton"))
+
+
+SLOW = """
+import sys, time
+from data import transfer
+from data.__main__ import main
+transfer.PART = 1 << 16  # many small parts, each with a pause: time to be killed in
+read = transfer.beton.read_index
+def open_filesystem(where):
+    system, base = real(where)
+    class Slow:
+        def __getattr__(self, name): return getattr(system, name)
+        def open_input_file(self, path):
+            file = system.open_input_file(path)
+            class File:
+                def __enter__(self): return self
+                def __exit__(self, *rest): file.close()
+                def read_at(self, size, start):
+                    print(f"part {start}\\n", end="", flush=True)  # in one piece, whatever other threads print
+                    time.sleep(PAUSE)
+                    return file.read_at(size, start)
+            return File()
+    return Slow(), base
+PAUSE = float(sys.argv.pop(1))
+real, transfer.open_filesystem = transfer.open_filesystem, open_filesystem
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def slowly(pause: float, folder: Path, node: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOW, str(pause), "pull", str(folder), NAME, "--data-dir", str(node)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_pull_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    with slowly(0.05, folder, node) as first:
+        assert first.stdout is not None
+        asked = [first.stdout.readline() for _ in range(60)]
+        first.send_signal(signal.SIGKILL)
+        asked += first.stdout.readlines()
+    assert not list(node.glob("*.beton"))
+    with slowly(0.0, folder, node) as second:
+        said, error = second.communicate(timeout=60)
+    assert second.returncode == 0, error
+    assert files(node) == {name: content for name, content in files(folder).items() if "train60" in name}
+    again = said.count("part ")
+    every = sum(-(-read_sidecar(path).file_bytes // (1 << 16)) for path in node.glob("*.json"))
+    assert every - len(asked) <= again < every - 30
+    assert left(node) == []
+
+
+def test_processes_that_start_at_once_pull_once(folder: Path, tmp_path: Path) -> None:
+    crowd = [slowly(0.01, folder, tmp_path / "node") for _ in range(3)]
+    said = [process.communicate(timeout=100) for process in crowd]
+    assert [process.returncode for process in crowd] == [0, 0, 0], said
+    pulled = [out.count("part ") for out, _ in said]
+    assert sorted(map(bool, pulled)) == [False, False, True]
+    assert files(tmp_path / "node") == {name: content for name, content in files(folder).items() if "train60" in name}
+
+
+def test_whoever_waits_for_another_can_give_up(folder: Path, tmp_path: Path) -> None:
+    def weary() -> None:
+        raise InterruptedError("asked to leave")
+
+    with slowly(0.05, folder, tmp_path / "node") as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        began = time.monotonic()
+        with pytest.raises(InterruptedError, match="asked to leave"):
+            pull(str(folder), tmp_path / "node", [NAME], alive=weary)
+        assert time.monotonic() - began < 5
+        first.kill()
+
+
+def test_a_place_that_is_none_is_a_sentence() -> None:
+    for where in ("gopher://x/y", "s3:///"):
+        with pytest.raises(ValueError, match="a folder, or s3://BUCKET/PREFIX"):
+            open_filesystem(where)

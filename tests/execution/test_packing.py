@@ -1,0 +1,344 @@
+"""Which trials form a pack, and what the queue and the worker make of its members."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crelu_models.tables import S2
+from sweeps.cli.options import parser
+from sweeps.execution import packing, throughput
+from sweeps.execution.packing import PackPolicy
+from sweeps.execution.resources import TrialResources
+from sweeps.execution.session import DriverState, Limits
+from sweeps.execution.throughput import Maker
+from sweeps.execution.tuner import LedgerSearcher
+from sweeps.execution.watchdog import Watchdog
+from sweeps.execution.worker import work
+from sweeps.experiment.plan import Sweep
+from sweeps.experiment.trial import Cell, Trial, trial_from_json
+from sweeps.store.lease import Lease
+from sweeps.store.ledger import Json, Ledger, failed_attempt
+from sweeps.training import shared_batches
+from sweeps.training.run_trial import run_trial
+from sweeps.training.runtime import RuntimeConfig
+from tests.support.commands import call
+from tests.support.trials import LARGE, SMALL, Hashes, artifact_hashes, members, runtime_config, scaled_lr, trial_of
+
+
+def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
+    base = trial_of("allconv with dropout")
+    other = dataclasses.replace(base.cell, net=S2, label="another")
+    same = [
+        scaled_lr(base, 2.0),
+        dataclasses.replace(base, cell=other),
+        dataclasses.replace(base, dropout=(("pool1", 0.1),)),
+    ]
+    assert {shared_batches.stream_key(trial) for trial in same} == {shared_batches.stream_key(base)}
+    recipe = base.cell.recipe
+    changed = [{"batch": 8}, {"epochs": 4}, {"flip": False}, {"shift": 1}, {"lighting": 0.1}, {"drop_last": True}]
+    apart = [
+        dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=dataclasses.replace(recipe, **change)))
+        for change in changed
+    ]
+    apart += [dataclasses.replace(base, seed=4), dataclasses.replace(base, phase="holdout")]
+    apart += [dataclasses.replace(base, phase="fold", fold=fold, folds=3) for fold in range(3)]
+    assert len({shared_batches.stream_key(trial) for trial in (base, *apart)}) == 1 + len(apart)
+
+
+def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
+    base = trial_of("All-CNN-B")
+    trials = [scaled_lr(base, factor) for factor in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    other = dataclasses.replace(base, seed=9)
+    stand = {trials[2].key: 1, trials[3].key: -1}
+
+    def mates(packs: PackPolicy, most: int = 16) -> list[int]:
+        waiting = [other, *trials[1:]]
+        found = packs.members_for(trials[0], waiting, lambda trial: stand.get(trial.key, 0), most, 4, 64)
+        return [trials.index(trial) if trial in trials else -1 for trial in found]
+
+    assert mates(PackPolicy(16)) == [1, 4]
+    assert mates(PackPolicy(2)) == mates(PackPolicy(16), 2) == [1]
+    assert mates(PackPolicy()) == mates(PackPolicy(16), 1) == []
+    assert mates(PackPolicy(16, frozenset({trials[0].cell.key, trials[4].cell.key}))) == [4]
+    assert mates(PackPolicy(16, resident=frozenset({base.cell.dataset}))) == [-1, 1, 4]
+    state, step = packing.memory_estimate(base, 4, 64)
+    assert mates(PackPolicy(16, memory=2 * state + step)) == [1]
+    assert mates(PackPolicy(16, memory=2 * state + step - 1)) == []
+
+
+def test_packs_form_where_making_a_picture_takes_a_tenth_of_learning_from_it() -> None:
+    trials = [scaled_lr(trial_of("All-CNN-B"), factor) for factor in (1.0, 2.0)]
+    speeds = {trials[0].cell.key: 200.0, trials[1].cell.key: 50.0}
+    makers = {LARGE: Maker(1000.0, 8e9)}
+    packs = packing.policy_from_throughput(trials, speeds, makers, "cpu")
+    assert packs.cells == {trials[0].cell.key}
+    assert (packs.most, packs.even, packs.memory) == (packing.MAX_MEMBERS, True, 8e9)
+    # A GPU waits for its decoder only where that is the slower of the two.
+    assert packing.policy_from_throughput(trials, speeds, makers, "cuda").most == 1
+    assert packing.policy_from_throughput(trials, speeds, {LARGE: Maker(100.0, 8e9)}, "cuda").cells == {
+        trials[0].cell.key
+    }
+    assert packing.policy_from_throughput(trials, {}, makers, "cpu").most == 1
+
+
+def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
+    """Return a session over so many cells that share a stream; nothing is trained."""
+    base = trial_of("All-CNN-B").cell
+    cells = tuple(
+        Cell(f"{number}", base.net, base.dataset, dataclasses.replace(base.recipe, lr=0.01 * number))
+        for number in range(1, count + 1)
+    )
+    ledger = Ledger(str(folder))
+    found = DriverState(
+        Sweep("s", "demo", cells),
+        ledger,
+        runtime_config(folder, folder),
+        TrialResources(),
+        lambda *_: None,
+        "now",
+        {},
+        pack_policy=packs,
+    )
+    found.epochs = 1  # no canary
+    return found
+
+
+def asked(queue: LedgerSearcher, name: str) -> list[str]:
+    """Return the labels of the trials that the queue suggests."""
+    return [trial.cell.label for trial in given(queue.suggest(name))]
+
+
+def given(config: Any) -> list[Trial]:
+    return [trial_from_json(json.loads(text)) for text in config["trials"]]
+
+
+def done(ledger: Ledger, trial: Trial) -> None:
+    ledger.commit(trial.key, {"key": trial.key, "metrics": {}})
+
+
+def gone(trial: Trial, fits: int = 0) -> Json:
+    return told({"key": trial.key, "epoch": 0, "over": True, "fits": fits})
+
+
+def told(news: Json) -> Json:
+    return {"news": [news]}
+
+
+def test_queue_gives_packs_and_sees_each_member_off(tmp_path: Path) -> None:
+    here, heard = session(tmp_path, PackPolicy(3)), list[tuple[str, str]]()
+    here.on_event = lambda event, trial, news: heard.append((event, trial.cell.label))
+    queue = LedgerSearcher(here)
+    pack = given(queue.suggest("a"))
+    assert [trial.cell.label for trial in pack] == ["1", "2", "3"]
+    assert asked(queue, "b") == ["4"]
+    assert queue.suggest("c") is None
+    queue.on_trial_result("a", told({"key": pack[1].key, "epoch": 1, "row": {"epoch": 1.0}}))
+    done(here.ledger, pack[0])
+    queue.on_trial_result("a", gone(pack[0]))
+    here.ledger.add_attempt(pack[1].key, failed_attempt(RuntimeError("this time"), final=False))
+    queue.on_trial_result("a", gone(pack[1]))
+    here.ledger.add_attempt(pack[2].key, failed_attempt(ValueError("never"), final=True))
+    queue.on_trial_result("a", gone(pack[2]))
+    assert heard[4:] == [("epoch", "2"), ("done", "1"), ("left", "2"), ("failed", "3")]
+    # What failed once is tried again, alone.
+    assert asked(queue, "c") == ["2"]
+    queue.on_trial_complete("a")
+    assert queue.suggest("d") is None
+    assert [event for event, _ in heard[8:]] == ["started"]
+
+
+def test_budget_counts_a_pack_once_and_its_members_their_part(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(4))
+    queue = LedgerSearcher(here)
+    pack = given(queue.suggest("a"))
+    assert not here.started_at, "to wait for a machine costs nothing"
+    queue.trial_started("a")
+    here.started_at["a"] -= 7200
+    assert here.hours() == pytest.approx(2.0, abs=0.01)
+    queue.on_trial_result("a", gone(pack[3]))
+    assert here.hours() == pytest.approx(2.0, abs=0.01)
+    for trial in pack[:3]:
+        done(here.ledger, trial)
+    queue.on_trial_complete("a")
+    assert here.hours() == pytest.approx(2.0, abs=0.01)
+    assert {round(seconds) for seconds in here.seconds_by_trial.values()} == {1800}
+    here.limits = Limits(hours=1.0)
+    assert queue.suggest("b") == "FINISHED"
+    assert here.over_budget
+
+
+def test_time_of_a_tuner_that_ended_in_an_error_is_counted_and_no_more_runs(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(4))
+    first = LedgerSearcher(here)
+    first.suggest("a")
+    first.trial_started("a")
+    here.started_at["a"] -= 3600
+    again = LedgerSearcher(here)
+    assert not here.started_at
+    assert here.hours() == pytest.approx(1.0, abs=0.01)
+    assert asked(again, "b") == ["1", "2", "3", "4"]
+    assert here.hours() == pytest.approx(1.0, abs=0.01)
+
+
+def test_pack_whose_process_dies_comes_back_smaller(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(8))
+    queue = LedgerSearcher(here)
+    assert asked(queue, "a") == ["1", "2", "3", "4"]
+    queue.on_trial_complete("a", error=True)
+    assert asked(queue, "b") == ["1", "2"]
+    queue.on_trial_complete("b", error=True)
+    assert asked(queue, "c") == ["1"]
+    queue.on_trial_complete("c", error=True)
+    (lost,) = here.ledger.attempts(queue_trial(here, "1").key)
+    assert lost["final"]
+    assert asked(queue, "d") == ["2"]
+
+
+def queue_trial(here: DriverState, label: str) -> Trial:
+    return next(Trial(cell) for cell in here.sweep.cells if cell.label == label)
+
+
+def test_memory_that_ran_out_bounds_the_packs_to_come(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(6), count=8)
+    queue = LedgerSearcher(here)
+    pack = given(queue.suggest("a"))
+    assert len(pack) == 6
+    queue.on_trial_result("a", gone(pack[5], fits=3))
+    assert asked(queue, "b") == ["6", "7", "8"]
+
+
+def test_members_at_other_epochs_are_no_mates_and_stopping_leaves_all(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(4))
+    here.ledger.write(f"checkpoints/{queue_trial(here, '2').key}/00002-00000007.safetensors", b"")
+    here.ledger.write(f"checkpoints/{queue_trial(here, '4').key}/00002-00000001.safetensors", b"")
+    queue = LedgerSearcher(here)
+    assert asked(queue, "a") == ["1", "3"]
+    assert asked(queue, "b") == ["2", "4"]
+    here.stop()
+    for name in "ab":
+        queue.on_trial_complete(name)
+    assert len(queue.set_aside) == 4
+    assert queue.suggest("c") == "FINISHED"
+
+
+def test_trial_of_two_sweeps_is_trained_by_one_and_done_for_both(tmp_path: Path) -> None:
+    first = session(tmp_path, PackPolicy(), count=3)
+    heard = list[tuple[str, str]]()
+    second = dataclasses.replace(
+        first,
+        sweep=dataclasses.replace(first.sweep, name="second", cells=first.sweep.cells[1:]),
+        on_event=lambda event, trial, news: heard.append((event, trial.cell.label)),
+    )
+    with Lease(first.ledger, first.sweep.title), Lease(first.ledger, second.sweep.title):
+        queue, other = LedgerSearcher(first), LedgerSearcher(second)
+        assert asked(queue, "a") + asked(queue, "b") == ["1", "2"]
+        assert asked(other, "a") == ["3"]
+        # What is left for the second sweep trains in the first.
+        assert other.suggest("b") is None
+        done(first.ledger, queue_trial(first, "2"))
+        queue.on_trial_complete("b")
+        assert other.suggest("c") is None
+        assert heard == [("started", "3"), ("done", "2")]
+        assert queue.suggest("c") is None
+        done(first.ledger, queue_trial(first, "3"))
+        other.on_trial_complete("a")
+        assert other.suggest("d") == "FINISHED"
+        assert queue.suggest("d") is None  # its own "1" still trains
+        assert asked(LedgerSearcher(first), "e") == ["1"]
+    # The driver of the first is gone: nobody waits for what it had begun.
+    alone = dataclasses.replace(
+        second, sweep=dataclasses.replace(first.sweep, name="third", cells=first.sweep.cells[:1])
+    )
+    assert asked(LedgerSearcher(alone), "a") == ["1"]
+
+
+def test_even_packs_leave_no_worker_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.execution.tuner.max_concurrent", lambda resources: 3)
+    queue = LedgerSearcher(session(tmp_path, PackPolicy(16, even=True), count=8))
+    assert [len(asked(queue, name)) for name in "abc"] == [3, 3, 2]
+
+
+def order(trials: list[Trial], data: Path, ledger: Path, **changes: Any) -> Json:
+    """Return what the queue gives a worker."""
+    return {
+        "key": "k",
+        "pack": "now-a",
+        "trials": [json.dumps(trial.to_json()) for trial in trials],
+        "place": dataclasses.asdict(runtime_config(data, ledger, **changes)),
+        "stop": "stops/now",
+        "work": "sweeps.training.run_trial:run_trial",
+    }
+
+
+def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(
+    data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
+    trials, heard = members("All-CNN-B"), list[Json]()
+    ledger = Ledger(str(tmp_path / "pack"))
+    ledger.write_json("packs/now-a.json", {"left": [trials[0].key]})
+    # The process died of the second: its stack was dumped, with its key in the first line.
+    trace = f"{trials[1].key:<23}\nstack".encode()
+    ledger.write(f"trials/{trials[2].key}/hang.txt", trace)
+    work(order(trials, data, tmp_path / "pack"), heard.append)
+    assert set(ledger.results()) == {trials[2].key}
+    assert [news["key"] for news in heard if "over" in news] == [trials[1].key, trials[2].key]
+    assert [len(ledger.attempts(trial.key)) for trial in trials] == [0, 1, 0]
+    assert ledger.attempts(trials[1].key)[0]["trace"] == "stack"
+    assert ledger.read_json("packs/now-a.json") == {"left": sorted(trial.key for trial in trials)}
+    assert artifact_hashes(tmp_path / "pack", trials[2]) == uninterrupted(trials[2])
+
+
+def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom sweeps.execution.watchdog import Watchdog\nfrom sweeps.store.ledger import Ledger\n"
+        "watch = Watchdog(Ledger(sys.argv[1]), ['a', 'b', 'c'], 0.5).__enter__()\n"
+        "for key in 'abcab':\n    time.sleep(0.2)\n    watch.set_current(key)\n"
+        "def stuck():\n    time.sleep(60)\n\nstuck()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == 1
+    ledger = Ledger(str(tmp_path))
+    # Another session may pack them otherwise.
+    with Watchdog(ledger, ["c", "a"], 1800.0):
+        pass
+    assert [len(ledger.attempts(key)) for key in "abc"] == [0, 1, 0]
+    assert "stuck" in ledger.attempts("b")[0]["trace"]
+
+
+@pytest.mark.timeout(400)
+def test_sweep_in_packs_ends_as_each_trial_alone(tmp_path: Path) -> None:
+    said = call(tmp_path, "--smoke-test", "--pack", "2", seconds=360)
+    assert said.returncode == 0, said.stderr
+    ledger = Ledger(str(tmp_path / "out" / "ledger"))
+    assert len(ledger.results()) == 2
+    assert not ledger.names("packs")
+    where = str(tmp_path / "home" / ".cache" / "crelu-sweeps" / "data")
+    for key in ledger.results():
+        trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
+        run_trial(trial, RuntimeConfig(str(tmp_path / "alone"), where), lambda *_: None)
+        assert artifact_hashes(tmp_path / "alone", trial) == artifact_hashes(Path(ledger.root), trial)
+
+
+def test_pack_is_off_auto_or_a_number() -> None:
+    options = parser("s", "").parse_args
+    assert [options(["--pack", word]).pack for word in ("off", "auto", "9")] == [1, "auto", 9]
+    assert options([]).pack == 1
+    with pytest.raises(SystemExit):
+        options(["--pack", "many"])
+
+
+def test_reading_is_measured_where_streams_are_shared_and_kept(data: Path, tmp_path: Path) -> None:
+    pair, other = members("All-CNN-B")[:2], trial_of("allconv with dropout")
+    assert packing.shared_datasets([*pair, other], ()) == {LARGE}
+    assert packing.shared_datasets([*pair, other], {LARGE}) == set()
+    maker = throughput.measure_maker((LARGE, runtime_config(data, tmp_path)))
+    assert maker.pictures_per_s > 0
+    ledger = Ledger(str(tmp_path))
+    throughput.keep(ledger, {LARGE: maker}, "here")
+    assert throughput.known(ledger, [LARGE, SMALL], "here") == {LARGE: maker}
+    assert throughput.known(ledger, [LARGE], "elsewhere") == {}

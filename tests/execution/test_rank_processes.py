@@ -1,0 +1,403 @@
+"""A trial that several ranks train is the trial that one device trains, within float error; ranks may die."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crelu_models.modules import Dropout
+from data.datasets import dataset
+from data.write import prepare
+from sweeps.cifar_width import CELLS
+from sweeps.cli.options import parser
+from sweeps.cli.settings import settle
+from sweeps.execution import rank_processes
+from sweeps.execution.resources import (
+    ResourceRequest,
+    TrialResources,
+    check_rank_batches,
+    resolve_resources,
+    why_unschedulable,
+)
+from sweeps.execution.tuner import failure_signature
+from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Ledger, failed_attempt
+from sweeps.training.distributed import Ranks
+from sweeps.training.run_trial import run_trial
+from sweeps.training.runtime import RuntimeConfig
+from tests.support.commands import checkpoints, child_runs, started, wait_for
+from tests.support.trials import SMALL, runtime_config, trial_of
+
+# With learning rates at which a net does not blow the order of its sums up: two threads in place of one differ as much.
+FAMILIES = {"allconv with dropout": 1e-3, "VGG with batch norm": 3e-4, "All-CNN-B": 0.01, "All-CNN-B by Adam": 1e-4}
+ERROR = 1e-3
+TESTED = "synthetic:size=32,classes=4,train=100,test=600"
+
+
+@pytest.fixture(scope="module")
+def data(data: Path) -> Path:
+    prepare(TESTED, data)
+    return data
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _dismissed() -> Iterator[None]:
+    yield
+    rank_processes.shutdown_ranks()
+
+
+def exact(family: str, phase: str = "ablation", **changes: Any) -> Trial:
+    """Return the family's trial in float32, where float error is small."""
+    trial = trial_of(family, phase)
+    recipe = dataclasses.replace(trial.cell.recipe, precision="fp32", **changes)
+    return dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, recipe=recipe))
+
+
+def lost(trial: Trial, here: RuntimeConfig, rank: int, epoch: int = 1) -> None:
+    """Kill a rank when it has reported an epoch, and check that the try ends and no process is left."""
+    left: list[int] = []
+
+    def kill(at: int, row: dict[str, float]) -> None:
+        left.extend(process.pid for process in rank_processes._groups()[0].processes)
+        if at == epoch:
+            os.kill(left[rank], signal.SIGKILL)
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=f"rank {rank} of {here.ranks} died .signal 9."):
+        rank_processes.run_trial(trial, here, kill)
+    assert time.monotonic() - began < 60
+    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+
+
+def history(trial: Trial, here: RuntimeConfig) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = json.loads((folder(trial, here) / "history.json").read_text())
+    return [{name: row[name] for name in row if "sys/" not in name and name != "time_ms"} for row in rows]
+
+
+def folder(trial: Trial, here: RuntimeConfig) -> Path:
+    return Path(Ledger(here.ledger).path(f"trials/{trial.key}"))
+
+
+def assert_same(trial: Trial, here: RuntimeConfig, there: RuntimeConfig) -> None:
+    """Compare curves, weights, running statistics and scores of two ledgers, relative to their size."""
+    one, other = (safetensors.torch.load_file(folder(trial, at) / "weights.safetensors") for at in (here, there))
+    assert one.keys() == other.keys()
+    for name in one:
+        apart = (one[name].double() - other[name].double()).norm() / one[name].double().norm().clamp_min(1e-3)
+        assert apart < ERROR, f"{name} {apart}"
+    for mine, theirs in zip(history(trial, here), history(trial, there), strict=True):
+        assert mine == pytest.approx(theirs, abs=ERROR)
+    tables = [folder(trial, at) / "tables/scores.parquet" for at in (here, there)]
+    if any(path.exists() for path in tables):
+        mine, theirs = (pq.read_table(path) for path in tables)
+        assert mine["id"].to_pylist() == theirs["id"].to_pylist() == sorted(mine["id"].to_pylist())
+        assert mine["label"] == theirs["label"]
+        for name in set(mine.column_names) & {"centre", "ten_softmax", "ten_score"}:
+            np.testing.assert_allclose(mine[name].to_pylist(), theirs[name].to_pylist(), atol=ERROR)
+
+
+@pytest.mark.parametrize(("family", "lr"), [*FAMILIES.items()])
+def test_two_ranks_end_as_one_device_does(family: str, lr: float, data: Path, tmp_path: Path) -> None:
+    trial, epochs = exact(family, lr=lr), []
+    one, two = runtime_config(data, tmp_path / "one"), runtime_config(data, tmp_path / "two", ranks=2)
+    alone = run_trial(trial, one, lambda *_: None)
+    result = rank_processes.run_trial(trial, two, lambda epoch, _: epochs.append(epoch))
+    assert_same(trial, one, two)
+    assert epochs == [1, 2, 3]
+    assert alone is not None
+    assert result is not None
+    assert (result["hardware"].get("ranks"), alone["hardware"].get("ranks")) == ("2", None)
+    assert result["metrics"] == pytest.approx(alone["metrics"], abs=1e-3)
+
+
+@pytest.mark.parametrize("phase", ["ablation", "holdout"])
+def test_uneven_ranks_end_as_one_device_does(phase: str, data: Path, tmp_path: Path) -> None:
+    # 19 pictures make 6, 6 and 7; the last four of an epoch 1, 1 and 2. The tested ones are three batches.
+    trial = exact("allconv with dropout", phase, lr=1e-3, batch=19)
+    if phase == "ablation":
+        trial = dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, dataset=TESTED))
+    one, three = (
+        runtime_config(data, tmp_path / "one"),
+        runtime_config(data, tmp_path / "three", ranks=3, resident_bytes=0),
+    )
+    run_trial(trial, one, lambda *_: None)
+    rank_processes.run_trial(trial, three, lambda *_: None)
+    assert_same(trial, one, three)
+    assert "probe/loss" in history(trial, three)[0] or phase == "ablation"
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+def test_trial_of_which_a_rank_died_goes_on_with_any_number_of_ranks(
+    before: int, after: int, data: Path, tmp_path: Path
+) -> None:
+    trial, epochs = exact("VGG with batch norm", lr=3e-4), []
+    one, here = (
+        runtime_config(data, tmp_path / "one"),
+        runtime_config(data, tmp_path / "here", checkpoint_minutes=0.0, ranks=before),
+    )
+    run_trial(trial, one, lambda *_: None)
+    if before > 1:
+        lost(trial, here, before - 1)
+    else:
+        steps = iter([False] * 9 + [True])
+        assert run_trial(trial, here, lambda *_: None, lambda: next(steps)) is None
+    assert Ledger(here.ledger).names(f"checkpoints/{trial.key}")[-1] >= "00001"
+    rank_processes.run_trial(trial, dataclasses.replace(here, ranks=after), lambda epoch, _: epochs.append(epoch))
+    assert epochs == [2, 3]
+    assert_same(trial, one, here)
+
+
+def test_leader_may_die_too(data: Path, tmp_path: Path) -> None:
+    trial, here = exact("allconv with dropout"), runtime_config(data, tmp_path, ranks=2)
+    lost(trial, here, 0)
+    assert rank_processes.run_trial(trial, here, lambda *_: None) is not None
+
+
+def test_stopped_ranks_save_where_they_are_and_stay_for_the_next_trial(data: Path, tmp_path: Path) -> None:
+    trial, here, told = exact("allconv with dropout", lr=1e-3), runtime_config(data, tmp_path, ranks=2), []
+    assert rank_processes.run_trial(trial, here, lambda epoch, _: told.append(epoch), lambda: bool(told)) is None
+    (kept,) = rank_processes._groups()
+    saved = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
+    assert saved[-1] > "00001-00000000"
+    assert rank_processes.run_trial(trial, here, lambda epoch, _: told.append(epoch)) is not None
+    assert told == [1, 2, 3]
+    assert rank_processes._groups() == [kept]
+    run_trial(trial, runtime_config(data, tmp_path / "one"), lambda *_: None)
+    assert_same(trial, runtime_config(data, tmp_path / "one"), here)
+
+
+def test_ranks_of_a_killed_worker_end(data: Path, tmp_path: Path) -> None:
+    code = (
+        "import json, os, signal, sys\n"
+        "from sweeps.execution import rank_processes\n"
+        "from sweeps.training.runtime import RuntimeConfig\n"
+        "from sweeps.experiment.trial import trial_from_json\n"
+        "def die(epoch, row):\n"
+        "    print(*(process.pid for process in rank_processes._groups()[0].processes), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "trial, config = (json.loads(word) for word in sys.argv[1:])\n"
+        "rank_processes.run_trial(trial_from_json(trial), RuntimeConfig(**config), die)\n"
+    )
+    here = dataclasses.asdict(runtime_config(data, tmp_path, ranks=2))
+    words = [sys.executable, "-c", code, json.dumps(exact("All-CNN-B").to_json()), json.dumps(here)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = done.stdout.split()
+    assert len(pids) == 2
+    ends = time.monotonic() + 10
+    while any(running(pid) for pid in pids):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def running(pid: str) -> bool:
+    """Return whether a process is there and no zombie that nobody waits for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_batch_with_fewer_pictures_than_ranks_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a batch of 1 pictures cannot be shared by 2 ranks \(batch 79 of 80"):
+        rank_processes.run_trial(
+            exact("allconv with dropout", batch=79), runtime_config(data, tmp_path, ranks=2), lambda *_: None
+        )
+    recipe = exact("VGG with batch norm", batch=33).cell.recipe
+    recipe.shared(100, 33)  # its last batch is dropped
+    with pytest.raises(ValueError, match=r"a batch of 33 pictures cannot be shared by 34 ranks .*recipe.batch"):
+        recipe.shared(100, 34)
+
+
+def test_error_of_a_rank_is_told_with_its_own_trace(data: Path, tmp_path: Path) -> None:
+    here = runtime_config(data, tmp_path, ranks=2, fingerprint="other")
+    with pytest.raises(ValueError, match="not those the sweep was planned with") as found:
+        rank_processes.run_trial(exact("All-CNN-B"), here, lambda *_: None)
+    told = failed_attempt(found.value, final=True)
+    assert "in open_sets" in told["trace"]
+    assert failure_signature(told) == failure_signature(failed_attempt(own_error(data, tmp_path), final=True))
+
+
+def own_error(data: Path, folder: Path) -> ValueError:
+    with pytest.raises(ValueError, match="planned") as found:
+        run_trial(exact("All-CNN-B"), runtime_config(data, folder, fingerprint="other"), lambda *_: None)
+    return found.value
+
+
+def test_ranks_whose_memory_runs_out_go_on_in_smaller_parts(data: Path, tmp_path: Path) -> None:
+    trial, here = exact("allconv with dropout", lr=1e-3), runtime_config(data, tmp_path / "two", ranks=2)
+    # In the ranks' own processes, a step of more than two pictures at once does not fit in the middle of an epoch.
+    (tmp_path / "sitecustomize.py").write_text(SHORT)
+    sys.path.insert(0, str(tmp_path))
+    rank_processes.shutdown_ranks()
+    try:
+        result = rank_processes.run_trial(trial, here, lambda *_: None)
+    finally:
+        sys.path.remove(str(tmp_path))
+        rank_processes.shutdown_ranks()
+    assert result is not None
+    assert [event for event in result["events"] if "parts" in event] == [
+        f"out of memory: steps of batch 16 are taken in {parts} parts" for parts in (2, 4)
+    ]
+    run_trial(trial, runtime_config(data, tmp_path / "one"), lambda *_: None)
+    assert_same(trial, runtime_config(data, tmp_path / "one"), here)
+
+
+SHORT = """
+import torch
+from sweeps.training.loop import Learner
+
+def limited(learner, images, labels, advance=Learner.step):
+    if len(images) > 2 * learner.micro_batches and learner.step_count >= 2:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    advance(learner, images, labels)
+
+Learner.step = limited
+"""
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 8, 8), (15, 6, 1, 1), (9, 10)])
+@pytest.mark.parametrize("last", [True, False])
+def test_rows_of_a_batch_get_their_rows_of_its_dropout(shape: tuple[int, ...], last: bool) -> None:
+    x = torch.ones(shape)
+    if last and len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    layer = Dropout(0.4, "pool1").train()
+    layer.seed(7)
+    whole = layer(x)
+    for ranks in (2, 3):
+        for rank in range(ranks):
+            rows = Ranks(rank, ranks).rows(shape[0])
+            layer.seed(7, rows.start, shape[0])
+            assert layer(x[rows]).equal(whole[rows])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 7))
+def test_ranks_part_what_there_is_evenly_and_leave_nothing_out(pictures: int, batch: int, size: int) -> None:
+    indices = np.random.default_rng(pictures).permutation(pictures)
+    ranks = [Ranks(rank, size) for rank in range(size)]
+    own = [rank.own_rows(indices, batch) for rank in ranks]
+    assert sorted(np.concatenate(own)) == sorted(indices)
+    for start in range(0, pictures, batch):
+        step = indices[start : start + batch]
+        rows = [step[rank.rows(len(step))] for rank in ranks]
+        assert np.concatenate(rows).tolist() == step.tolist()
+        assert max(map(len, rows)) - min(map(len, rows)) <= 1
+    whole = {tuple(indices[start : start + batch]) for start in range(0, pictures, batch)}
+    evaluated = [rank.batches(indices, batch) for rank in ranks]
+    assert {tuple(part[at : at + batch]) for part in evaluated for at in range(0, len(part), batch)} == whole
+    assert sum(map(len, evaluated)) == pictures
+
+
+def ranks_below(folder: Path) -> list[int]:
+    """Return the ranks that a command with its home in `folder` has started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            ours = str(folder).encode() in (process / "environ").read_bytes()
+            if ours and b"sweeps.execution.rank_processes" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return sorted(found)
+
+
+@pytest.mark.timeout(600)
+def test_sweep_whose_trials_have_two_ranks_survives_the_death_of_one(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "out" / "ledger"))
+    words = ["--smoke-test", "--set", "recipe.epochs=6", "--ranks", "2"]
+    with started(tmp_path, *words) as process:
+        wait_for("a checkpoint", lambda: checkpoints(ledger), process)
+        os.kill(ranks_below(tmp_path)[-1], signal.SIGKILL)
+        said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    results = ledger.results()
+    assert [result["hardware"]["ranks"] for result in results.values()] == ["2", "2"]
+    (attempt,) = [attempt for key in results for attempt in ledger.attempts(key)]
+    assert "of 2 died (signal 9)" in attempt["error"]
+    assert [points for _, _, points in child_runs(tmp_path / "out" / "mlflow.db").values()] == [6, 6]
+    assert not ranks_below(tmp_path)
+
+
+def request(*words: str) -> ResourceRequest:
+    return settle(CELLS, parser("cifar_width", "").parse_args(["--profile", "demo", *words])).resources
+
+
+@pytest.mark.parametrize(
+    ("words", "there", "given"),
+    [
+        ((), {"CPU": 2}, TrialResources(0.0, 1.0, 1)),
+        ((), {"CPU": 8, "GPU": 2}, TrialResources(1.0, 1.0, 1)),
+        (("--gpus-per-trial", "0.25"), {"CPU": 8, "GPU": 2}, TrialResources(0.25, 1.0, 1)),
+        (("--gpus-per-trial", "2"), {"CPU": 8, "GPU": 2}, TrialResources(2.0, 2.0, 2)),
+        (("--gpus-per-trial", "2", "--cpus-per-trial", "8"), {"CPU": 8, "GPU": 2}, TrialResources(2.0, 8.0, 2)),
+        (("--ranks", "2"), {"CPU": 8, "GPU": 4}, TrialResources(2.0, 2.0, 2)),
+        (("--ranks", "2"), {"CPU": 2}, TrialResources(0.0, 2.0, 2)),
+        (("--ranks", "2", "--gpus-per-trial", "0"), {"CPU": 2, "GPU": 1}, TrialResources(0.0, 2.0, 2)),
+    ],
+)
+def test_a_trial_is_given_what_the_flags_say(
+    words: tuple[str, ...], there: dict[str, float], given: TrialResources
+) -> None:
+    assert resolve_resources(request(*words), [there], True) == given
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--gpus-per-trial", "2"), "this machine has 1 GPU$"),
+        (("--gpus-per-trial", "1.5"), "1.5.*this machine has 1"),
+        (("--ranks", "2"), "one rank a GPU.*--gpus-per-trial 0"),
+        (("--cpus-per-trial", "5"), "--cpus-per-trial 5: this machine has 4 CPUs$"),
+        (("--ranks", "9", "--gpus-per-trial", "0"), "9 ranks need a CPU each: this machine has 4 CPUs$"),
+        (("--ranks", "2", "--gpus-per-trial", "0", "--pack", "3"), "--pack 3"),
+    ],
+)
+def test_what_a_trial_cannot_be_given_is_a_sentence(words: tuple[str, ...], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        resolve_resources(request(*words), [{"CPU": 4, "GPU": 1}], True)
+
+
+def test_what_no_single_machine_of_a_cluster_has_is_told() -> None:
+    head, single, pair = {"CPU": 0.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}
+    two = resolve_resources(request("--gpus-per-trial", "2"), [head, single, single], False)
+    assert two == TrialResources(2.0, 2.0, 2)
+    assert why_unschedulable(two, [head, single, pair]) == ""
+    assert why_unschedulable(two, [head, single, single]) == (
+        "a trial needs 2 GPUs and 2 CPUs of one machine, "
+        "and the cluster's machines have 1 GPU and 8 CPUs, 0 GPUs and 0 CPUs"
+    )
+    wide = resolve_resources(request("--gpus-per-trial", "2", "--cpus-per-trial", "8"), [single, pair], False)
+    assert "have 2 GPUs and 4 CPUs, 1 GPU and 8 CPUs" in why_unschedulable(wide, [single, pair])
+    assert why_unschedulable(resolve_resources(request(), [], False), [{"CPU": 1.0}]) == ""
+    assert why_unschedulable(TrialResources(0.0, 1.0, 1), []).endswith("have none")
+
+
+def test_more_than_one_gpu_is_a_whole_number_of_them() -> None:
+    with pytest.raises(ValueError, match="whole ones"):
+        resolve_resources(request("--gpus-per-trial", "1.5"), [{"CPU": 4, "GPU": 4}], False)
+
+
+def test_batches_that_ranks_cannot_share_are_refused_before_anything_is_trained() -> None:
+    facts = {SMALL: dataset(SMALL)}
+    check_rank_batches([exact("VGG with batch norm")], facts, 16)
+    with pytest.raises(ValueError, match="VGG with batch norm: a batch of 16 pictures cannot be shared by 17 ranks"):
+        check_rank_batches([exact("VGG with batch norm")], facts, 17)
+    cell = exact("allconv with dropout", batch=33).cell
+    check_rank_batches([Trial(cell, "fold", 0, fold=0, folds=3)], facts, 2)
+    with pytest.raises(ValueError, match="a batch of 1 pictures cannot be shared by 2"):
+        check_rank_batches([Trial(cell, "match", match="none", reference="k")], facts, 2)

@@ -1,0 +1,132 @@
+"""The plan: what a sweep comes to, what of it is done, and the sentences for what is not there."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from crelu_models.tables import S2
+from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.plan import Protocol, Sweep, expand, plan, plan_to_json, sweep_from_json
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Ledger
+from tests.support.sweeps import BASELINE, CRELU
+
+SWEEP = Sweep("s", "demo", (BASELINE, CRELU), Protocol(seeds=2))
+
+
+def done(ledger: Ledger, trial: Trial, **changes: object) -> None:
+    result = {"key": trial.key, "status": "finished", "fingerprint": "f", "code": code_fingerprint(trial.cell.net),
+              "metrics": {"best/val_top1_err": 9.0}, "curve": []}  # fmt: skip
+    ledger.commit(trial.key, result | changes)
+
+
+def test_seeds_come_one_after_another_over_all_cells() -> None:
+    assert [(trial.cell.label, trial.seed) for trial in expand(SWEEP, {})] == [
+        ("Baseline", 0), ("CReLU conv1-4", 0), ("Baseline", 1), ("CReLU conv1-4", 1),
+    ]  # fmt: skip
+
+
+def test_states_are_those_of_the_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    first, second, third, fourth = expand(SWEEP, {})
+    done(ledger, first)
+    ledger.write(f"checkpoints/{second.key}/00001-00000000.safetensors", b"")
+    ledger.add_attempt(third.key, {"error": "no", "final": True})
+    found = plan(SWEEP, ledger, {"cifar10": "f"})
+    assert [standing.state for standing in found.statuses] == ["done", "running", "failed", "new"]
+    assert found.to_do == [second, fourth]
+    assert found.count("done", "failed") == 2
+
+
+@pytest.mark.parametrize(("change", "why"), [({"fingerprint": "g"}, "data"), ({"code": "old"}, "code")])
+def test_result_of_other_data_or_code_is_stale(tmp_path: Path, change: dict[str, str], why: str) -> None:
+    ledger = Ledger(str(tmp_path))
+    done(ledger, expand(SWEEP, {})[0], **change)
+    standing = plan(SWEEP, ledger, {"cifar10": "f"}).statuses[0]
+    assert standing.state == "stale"
+    assert why in standing.why
+
+
+def test_three_tries_or_a_final_one_give_up(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    trial = expand(SWEEP, {})[0]
+    states = []
+    for _ in range(3):
+        ledger.add_attempt(trial.key, {"error": "no"})
+        states.append(plan(SWEEP, ledger, {}).statuses[0].state)
+    assert states == ["new", "new", "failed"]
+
+
+def test_adding_a_cell_and_seeds_adds_only_their_trials(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    for trial in expand(SWEEP, {}):
+        done(ledger, trial)
+    third = dataclasses.replace(CRELU, label="AVR", net=S2.avr(1))
+    wider = Sweep("s", "demo", (BASELINE, CRELU, third), Protocol(seeds=3))
+    new = [(trial.cell.label, trial.seed) for trial in plan(wider, ledger, {}).to_do]
+    assert sorted(new) == [("AVR", 0), ("AVR", 1), ("AVR", 2), ("Baseline", 2), ("CReLU conv1-4", 2)]
+
+
+def test_sweeps_that_share_a_cell_share_its_trials(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    done(ledger, Trial(BASELINE))
+    renamed = dataclasses.replace(BASELINE, label="ReLU", table="2")
+    assert plan(Sweep("other", "paper", (renamed,)), ledger, {}).count("done") == 1
+
+
+def test_only_takes_cells_by_glob_in_any_case() -> None:
+    assert [cell.label for cell in SWEEP.only(["crelu*"]).cells] == ["CReLU conv1-4"]
+    assert [cell.label for cell in SWEEP.only(["!crelu*"]).cells] == ["Baseline"]
+
+
+@pytest.mark.parametrize(("globs", "said"), [(["Bselin"], "'Baseline'"), (["!nothing"], "there are|did you mean"),
+                                             (["*", "!*"], "no cell")])  # fmt: skip
+def test_cell_that_does_not_exist_is_named_with_the_nearest(globs: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SWEEP.only(globs)
+
+
+def test_two_cells_of_one_content_or_label_are_refused() -> None:
+    with pytest.raises(ValueError, match="content: Baseline, again"):
+        Sweep("s", "demo", (BASELINE, dataclasses.replace(BASELINE, label="again")))
+    with pytest.raises(ValueError, match="label"):
+        Sweep("s", "demo", (BASELINE, dataclasses.replace(CRELU, label="Baseline")))
+
+
+def test_declared_sweep_is_declared_again_from_the_ledger(tmp_path: Path) -> None:
+    protocol = Protocol(ablation=False, single=True, folds=3, search=Search(5))
+    sweep = Sweep("s", "demo", (BASELINE, CRELU), protocol)
+    ledger = Ledger(str(tmp_path))
+    back = sweep_from_json(json.loads(json.dumps(plan_to_json(plan(sweep, ledger, {})))))
+    assert back == sweep
+    assert [trial.key for trial in expand(back, {})] == [trial.key for trial in expand(sweep, {})]
+
+
+@pytest.mark.parametrize("value", [None, {}, {"cells": 3}, {"protocol": {"search": 1}}])
+def test_plan_of_a_stranger_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="not a"):
+        sweep_from_json(value)
+
+
+def total(tmp_path: Path, sweep: Sweep) -> int:
+    return plan(sweep, Ledger(str(tmp_path)), {}).total
+
+
+def test_total_counts_search_and_protocol_before_anything_is_known(tmp_path: Path) -> None:
+    protocol = Protocol(ablation=False, single=True, folds=10, search=Search(20))
+    # The winner of a search on the hold-out is the first phase of Single.
+    assert total(tmp_path, Sweep("s", "paper", (BASELINE, CRELU), protocol)) == 2 * (20 + 1 + 10)
+    over_folds = dataclasses.replace(protocol, search=Search(20, folds=5))
+    assert total(tmp_path, Sweep("s", "paper", (BASELINE, CRELU), over_folds)) == 2 * (20 * 5 + 2 + 10)
+
+
+def test_paper_counts_of_trainings(tmp_path: Path) -> None:
+    from sweeps import cifar_vgg, cifar_width, imagenet_placement
+
+    for page, count in ((cifar_width, 120), (cifar_vgg, 96)):
+        protocol = dataclasses.replace(page.PROTOCOL, search=None)
+        assert total(tmp_path, Sweep("s", "paper", page.CELLS, protocol)) == count  # science: Tables 1 and 2
+    assert total(tmp_path, Sweep("s", "paper", imagenet_placement.CELLS)) == 9

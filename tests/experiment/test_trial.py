@@ -1,0 +1,114 @@
+"""A trial is its content: the same science has one key, any change of it another, names and machines none."""
+
+import dataclasses
+import json
+
+import pytest
+
+from crelu_models.tables import PAPER, S2, S8
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG
+from sweeps.experiment.trial import PHASES, Cell, Trial, cell_from_json, cell_to_json, trial_from_json
+
+CELL = Cell("Baseline", S2, "cifar10", ALLCONV, "1", "Baseline")
+TRIAL = Trial(CELL)
+
+
+def test_names_are_not_in_the_key() -> None:
+    other = Cell(
+        "another", dataclasses.replace(S2, name="x"), "cifar10", dataclasses.replace(ALLCONV, name="y"), "4", "z"
+    )
+    assert Trial(other).key == TRIAL.key
+    assert other.key == CELL.key
+
+
+def test_what_changes_the_science_changes_the_key() -> None:
+    recipe = dataclasses.replace(ALLCONV, epochs=349)
+    others = [
+        Trial(dataclasses.replace(CELL, net=S2.crelu(1))),
+        Trial(dataclasses.replace(CELL, dataset="cifar100")),
+        Trial(dataclasses.replace(CELL, recipe=recipe)),
+        Trial(CELL, seed=1),
+        Trial(CELL, "holdout"),
+        Trial(CELL, "fold", folds=10),
+        Trial(CELL, "fold", fold=1, folds=10),
+        Trial(CELL, "fold", folds=5),
+        Trial(CELL, "match", match="train_loss", reference="a"),
+        Trial(CELL, "match", match="epoch", reference="a"),
+        Trial(CELL, "match", match="epoch", reference="b"),
+        Trial(CELL, dropout=(("pool1", 0.5),)),
+        Trial(CELL, "holdout", pruning_thresholds=(50.0,)),
+    ]
+    keys = {trial.key for trial in [TRIAL, *others]}
+    assert len(keys) == len(others) + 1
+
+
+def test_dropout_is_part_of_the_net_however_it_came_there() -> None:
+    there = dataclasses.replace(CELL, net=S2.dropout(0.35, "pool1"))
+    assert Trial(CELL, dropout=(("pool1", 0.1 + 0.25),)).key == Trial(there).key
+    assert Trial(CELL, dropout=(("pool1", 0.0),)).key == TRIAL.key
+
+
+def test_key_is_written_down() -> None:
+    """A changed key would orphan every result there is: raise SCHEMA on purpose, never by accident."""
+    assert (
+        Trial(Cell("", S8, "imagenet", IMAGENET_SGD)).key == Trial(Cell("", PAPER["S8"], "imagenet", IMAGENET_SGD)).key
+    )
+    assert len(TRIAL.key) == 20
+    assert set(TRIAL.key) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize("phase", sorted(PHASES))
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_trial_survives_json(name: str, phase: str) -> None:
+    recipe = {"S2": ALLCONV, "S3": ALLCONV, "S4": VGG}.get(name[:2], IMAGENET_ADAM)
+    cell = Cell(f"cell {name}", PAPER[name], "cifar10", recipe, "1", "row")
+    folded = {"fold": 2, "folds": 3}
+    extra = {"fold": folded, "inner": folded, "match": {"match": "none", "reference": "a"}}.get(phase, {})
+    trial = Trial(cell, phase, 3, **extra)  # type: ignore[arg-type]
+    back = trial_from_json(json.loads(json.dumps(trial.to_json())))
+    assert back == trial
+    assert back.key == trial.key
+    assert cell_from_json(json.loads(json.dumps(cell_to_json(cell)))) == cell
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"seed": 1},
+        {"key": "0" * 20},
+        {"schema": 99},
+        {"phase": "nonsense"},
+        {"cell": None},
+        {"dropout": [["nowhere", 0.5]]},
+        {"dropout": 5},
+        {"bars": ["x"]},
+    ],
+)
+def test_trial_of_a_stranger_is_refused(damage: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"not a|schema|phase|dropout|convert"):
+        trial_from_json(TRIAL.to_json() | damage)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"phase": "final"},
+        {"phase": "fold"},
+        {"phase": "inner"},
+        {"phase": "fold", "fold": 3, "folds": 3},
+        {"phase": "match"},
+        {"folds": 3},
+    ],
+)
+def test_impossible_trial_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"phase|fold"):
+        dataclasses.replace(TRIAL, **wrong)  # type: ignore[arg-type]
+
+
+def test_restart_takes_another_seed_and_keeps_the_key() -> None:
+    assert TRIAL.restarted(0) == TRIAL.seed
+    assert len({TRIAL.restarted(times) for times in range(4)}) == 4
+
+
+def test_only_phases_that_end_a_protocol_open_the_test_set() -> None:
+    assert {name for name, phase in PHASES.items() if phase.test} == {"ablation", "match", "fold"}

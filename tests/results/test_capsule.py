@@ -1,0 +1,219 @@
+"""A capsule holds all that a report is made of: from it the report is rebuilt byte by byte, and from nothing else."""
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sweeps.cifar_vgg import CELLS
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Trial
+from sweeps.report import build
+from sweeps.results import capsule
+from sweeps.results.evidence import survey
+from sweeps.results.paper import TOP1
+from sweeps.store.ledger import Ledger
+from tests.support.sweeps import Made, make, scores
+
+TITLE = "cifar_vgg"
+SWEEP = Sweep(TITLE, "paper", CELLS[:2], Protocol(ablation=False, single=True, folds=3, search=Search(2)))
+PNG = bytes.fromhex("89504e470d0a1a0a")
+
+
+def outcome(trial: Trial) -> Made | None:
+    """Return some outcome with scores where the phase tests; one training is lost."""
+    if trial.phase == "fold" and trial.fold == 2 and trial.cell is CELLS[1]:
+        return None
+    if trial.phase == "holdout":
+        return Made({})
+    wrong = np.arange(20 + trial.fold)
+    return Made({TOP1: len(wrong) / 2}, scores=scores(np.arange(200) % 10, wrong, 10))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a small sweep, its report, an analysis, a failed trial, and its capsule."""
+    folder = tmp_path_factory.mktemp("made")
+    ledger = Ledger(str(folder / "ledger"))
+    make(ledger, SWEEP, outcome)
+    run = next(run for run in survey(ledger, TITLE).runs if run.trial.phase == "match")
+    summary = {
+        "job": "pairing", "rows": [{"layer": "conv1", "mu": -0.25}], "metrics": {"pairing/mu/conv1": -0.25},
+        "notes": ["mu: least cosine"], "files": {"filters.png": ""},
+    }  # fmt: skip
+    ledger.write_json(f"trials/{run.key}/analysis/pairing/summary.json", summary)
+    ledger.write(f"trials/{run.key}/analysis/pairing/filters.png", PNG)
+    lost = next(run for run in survey(ledger, TITLE).runs if run.result is None)
+    for _ in range(3):
+        ledger.add_attempt(lost.key, {"error": "RuntimeError: gone"})
+    build.run(options(folder))
+    build.export(argparse.Namespace(sweep=TITLE, file=str(folder / "one.zip"), output=str(folder)))
+    return folder
+
+
+def options(output: Path, **given: str | None) -> argparse.Namespace:
+    """Return the options of `report` as the command line gives them."""
+    return argparse.Namespace(
+        **{"sweep": None, "check": None, "capsule": None, "to": None, "output": str(output)} | given
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_report_from_a_capsule_is_byte_by_byte_the_report(made: Path, tmp_path: Path) -> None:
+    moved = shutil.copy(made / "one.zip", tmp_path / "moved.zip")
+    assert build.run(options(tmp_path / "nothing here", capsule=str(moved), to=str(tmp_path / "out"))) == 0
+    ours, theirs = files(tmp_path / "out" / TITLE), files(made / "reports" / TITLE)
+    assert ours == theirs
+    text = ours["report.html"].decode()
+    assert "data:image/png;base64," in text
+    assert "RuntimeError: gone" in text
+    assert "report.tex" in ours
+
+
+def test_capsule_carries_the_report_and_no_weights(made: Path) -> None:
+    with zipfile.ZipFile(made / "one.zip") as archive:
+        names = archive.namelist()
+        page = archive.read("report/report.html")
+    assert page == (made / "reports" / TITLE / "report.html").read_bytes()
+    assert "requirements.lock" in names
+    assert not [name for name in names if "safetensors" in name or "scores" in name]
+
+
+def test_equal_sweeps_make_equal_capsules(made: Path, tmp_path: Path) -> None:
+    build.export(argparse.Namespace(sweep=TITLE, file=str(tmp_path / "two.zip"), output=str(made)))
+    assert (tmp_path / "two.zip").read_bytes() == (made / "one.zip").read_bytes()
+
+
+def test_decisions_are_what_the_scores_decide(made: Path) -> None:
+    ledger = Ledger(str(made / "ledger"))
+    with capsule.opened(made / "one.zip") as opened:
+        found, kept = survey(ledger, TITLE), survey(opened, TITLE)
+        for ours, theirs in zip(found.cells, kept.cells, strict=True):
+            assert (ours.vote is None) == (theirs.vote is None)
+            if ours.vote is not None and theirs.vote is not None:
+                assert ours.vote.classes == theirs.vote.classes == 10
+                for method in ("mean_softmax", "mean_logit", "majority"):
+                    assert np.array_equal(ours.vote.chosen[method], theirs.vote.chosen[method])
+        run = next(run for run in kept.runs if run.trial.phase == "fold")
+        assert run.decisions is not None
+        table = pq.read_table(ledger.path(f"trials/{run.key}/tables/scores.parquet")).to_pydict()
+        naive = [max(range(10), key=row.__getitem__) for row in table["centre"]]
+        assert run.decisions.chosen["centre"].tolist() == naive
+
+
+def test_capsule_is_read_without_torch_ray_optuna_or_a_server(made: Path, tmp_path: Path) -> None:
+    code = (
+        "import argparse, sys\nfrom sweeps.report import build\n"
+        f"build.run(argparse.Namespace(sweep=None, check=None, capsule={str(made / 'one.zip')!r}, "
+        f"to={str(tmp_path)!r}, output='nowhere'))\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'ffcv', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run((sys.executable, "-c", code), check=True, capture_output=True)
+    assert (tmp_path / TITLE / "report.tex").exists()
+
+
+def rewritten(source: Path, target: Path, change: Callable[[dict[str, bytes]], None], resign: bool = False) -> Path:
+    """Write a capsule anew with other contents; `resign` brings its manifest up to them."""
+    with zipfile.ZipFile(source) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    change(contents)
+    if resign:
+        manifest = json.loads(contents["capsule.json"])
+        digests = {n: hashlib.sha256(c).hexdigest() for n, c in contents.items() if n != "capsule.json"}
+        contents["capsule.json"] = json.dumps(manifest | {"files": digests}).encode()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "resign", "word"),
+    [
+        (lambda c: c.update({"requirements.lock": b"other"}), False, "damaged: requirements.lock"),
+        (lambda c: c.pop("requirements.lock"), False, "has lost requirements.lock"),
+        (lambda c: c.pop("capsule.json"), False, "no capsule.json"),
+        (lambda c: c.update({"capsule.json": b"[1]"}), False, "no capsule.json"),
+        (lambda c: c.update({"capsule.json": b'{"schema": 9, "files": {}}'}), False, "schema 9"),
+        (lambda c: c.update({"../../evil.txt": b"x"}), True, "lies outside"),
+        (lambda c: c.update({"/evil.txt": b"x"}), True, "lies outside"),
+        (lambda c: c.update({"..\\evil.txt": b"x"}), True, "lies outside"),
+    ],
+)
+def test_damaged_and_hostile_capsules_are_refused(
+    made: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None], resign: bool, word: str
+) -> None:
+    path = rewritten(made / "one.zip", tmp_path / "bad.zip", change, resign)
+    with pytest.raises(ValueError, match=word):
+        build.run(options(tmp_path, capsule=str(path)))
+    assert not (tmp_path / "reports").exists()
+    assert not list(tmp_path.parent.glob("evil.txt"))
+
+
+def test_capsule_whose_digests_fit_but_which_no_sweep_writes_is_refused(made: Path, tmp_path: Path) -> None:
+    def change(contents: dict[str, bytes]) -> None:
+        manifest = json.loads(contents["capsule.json"])
+        contents["capsule.json"] = json.dumps(manifest | {"studies": "none"}).encode()
+
+    path = rewritten(made / "one.zip", tmp_path / "odd.zip", change)
+    with pytest.raises(ValueError, match=r"odd\.zip holds what no sweep writes \(AttributeError"):
+        build.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
+
+
+@pytest.mark.parametrize("key", ["x" * 300, "../../results/0123", "ABCDEF0123456789abcd"])
+def test_capsule_that_names_a_trial_by_no_key_is_refused(made: Path, tmp_path: Path, key: str) -> None:
+    def change(contents: dict[str, bytes]) -> None:
+        manifest = json.loads(contents["capsule.json"])
+        manifest["standings"][0][0] = key
+        contents["capsule.json"] = json.dumps(manifest).encode()
+
+    path = rewritten(made / "one.zip", tmp_path / "odd.zip", change)
+    with pytest.raises(ValueError, match="is no trial's key"):
+        build.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
+
+
+def test_capsule_with_a_damaged_place_is_refused(made: Path, tmp_path: Path) -> None:
+    content = bytearray((made / "one.zip").read_bytes())
+    with zipfile.ZipFile(made / "one.zip") as archive:
+        at = archive.getinfo("requirements.lock").header_offset
+    content[at + 60 : at + 90] = b"\xff" * 30  # of what is compressed there
+    (tmp_path / "bad.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.zip is damaged: requirements\.lock cannot be read"):
+        build.run(options(tmp_path, capsule=str(tmp_path / "bad.zip")))
+
+
+def test_capsule_of_a_later_zip_is_refused(made: Path, tmp_path: Path) -> None:
+    content = bytearray((made / "one.zip").read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 6] = 84  # the version that is needed to read the last file
+    (tmp_path / "late.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"late\.zip is no capsule: zip file version 8\.4"):
+        build.run(options(tmp_path, capsule=str(tmp_path / "late.zip")))
+
+
+def test_files_that_the_manifest_does_not_name_are_left_out(made: Path, tmp_path: Path) -> None:
+    path = rewritten(made / "one.zip", tmp_path / "more.zip", lambda c: c.update({"results/extra.json": b"{}"}))
+    with capsule.opened(path) as ledger:
+        assert ledger.read("results/extra.json") is None
+
+
+def test_what_is_no_zip_is_no_capsule(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    path.write_bytes(b"PK\x03\x04 but then nothing")
+    with pytest.raises(ValueError, match="is no capsule"):
+        build.run(options(tmp_path, capsule=str(path)))
+    with pytest.raises(FileNotFoundError):
+        build.run(options(tmp_path, capsule=str(tmp_path / "missing.zip")))

@@ -1,0 +1,452 @@
+"""Claims are decided by tests, marks say what a number is worth, deviations are what trials did; none by hope."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from crelu_models.tables import PAPER
+from sweeps import cifar_vgg, cifar_width, imagenet_placement
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.profiles import scaled
+from sweeps.experiment.recipe import Dimension
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.report.effect_tables import printed_table
+from sweeps.report.result_tables import result_tables
+from sweeps.results import paper, statistics
+from sweeps.results.cell_numbers import groups, number
+from sweeps.results.claims import in_print, judge_claims, printed_tests
+from sweeps.results.contrasts import contrast, effects, more_seeds
+from sweeps.results.deviations import CELLS, deviations
+from sweeps.results.evidence import CellResults, SweepResults, survey
+from sweeps.results.marks import marks, still_falling
+from sweeps.results.paper import AVERAGE, CLAIMS, COLUMNS, PARAMETERS, TOP1, VOTE
+from sweeps.store.ledger import Ledger
+from tests.support.simulation import measure
+from tests.support.sweeps import Made, as_printed, finish, make, scores, unsearched
+
+PLACEMENTS = imagenet_placement.CELLS
+SIX = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=6))
+
+
+def seen(tmp_path: Path, sweep: Sweep, outcome: Callable[[Trial], Made | None]) -> SweepResults:
+    """Return the survey of a sweep whose trials came out as `outcome` says."""
+    ledger = Ledger(str(tmp_path / "ledger"))
+    make(ledger, sweep, outcome)
+    return survey(ledger, sweep.title)
+
+
+def drawn(trial: Trial, means: dict[str, float], sd: float) -> Made:
+    """Return errors around a mean by row, the same whenever asked."""
+    noise = np.random.default_rng([trial.seed, *trial.cell.row.encode()]).normal(0, sd, 4)
+    mean = means.get(trial.cell.row, 42.0)
+    return Made({metric: mean + float(x) for metric, x in zip(COLUMNS["4"], noise, strict=True)})
+
+
+# The paper's own numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "dataset", "row", "rival", "t", "corrected"),
+    [
+        ("1", "cifar10", "CReLU", "Baseline", "5.7", "3.9"),
+        ("1", "cifar10", "CReLU half", "Baseline", "6.0", "4.1"),
+        ("1", "cifar100", "CReLU", "Baseline", "28.0", "19.3"),
+        ("2", "cifar10", "CReLU (1,3)", "VGG", "12.5", "8.6"),
+    ],
+)
+def test_printed_averages_have_these_t(table: str, dataset: str, row: str, rival: str, t: str, corrected: str) -> None:
+    (found,) = (x for x in printed_tests(table) if (x.dataset, x.row, x.rival) == (dataset, row, rival))
+    assert (f"{-found.difference.plain.t:.1f}", f"{-found.difference.corrected.t:.1f}") == (t, corrected)
+    assert found.significant
+    shown = printed_table(table)
+    assert shown is not None
+    name = "CIFAR-10" if dataset == "cifar10" else "CIFAR-100"
+    (line,) = (r for r in shown.rows if [e.text for e in r[:3]] == [name, row, rival])
+    assert (line[4].text, line[6].text, line[9].text) == (t, corrected, "yes")
+
+
+def test_printed_averages_do_not_order_the_vgg_placements() -> None:
+    tests = {(x.dataset, x.row, x.rival): x for x in printed_tests("2")}
+    assert f"{tests['cifar100', 'CReLU (1,3,5)', 'CReLU (1,3)'].difference.plain.p:.2f}" == "0.27"
+    for row, rival in (("(1,3)", "(1)"), ("(1,3,5)", "(1,3)"), ("(1,3,5)", "(1)")):
+        found = tests["cifar10", f"CReLU {row}", f"CReLU {rival}"]
+        assert found.difference.difference == 0
+        assert not found.significant
+    assert not {(x.dataset, x.row): x for x in printed_tests("1")}["cifar10", "AVR"].significant
+
+
+def test_claims_in_print() -> None:
+    found = {claim.id: in_print(claim) for claim in CLAIMS}
+    assert found["half-below-baseline"] == found["vgg-crelu-below-vgg"] == "significant"
+    assert found["vgg-placement-order-cifar10"] == "denied"
+    assert found["vgg-placement-order-cifar100"] == "not significant"
+    assert found["crelu-below-baseline-and-double"] == "not significant"  # against Double, after correction
+    assert found["conv1-4-lowest-centre-crop"] == "at face value"
+    assert found["crelu-more-invariant"] == "no numbers"
+    assert all((found[claim.id] == "denied") == (paper.holds_in_print(claim) is False) for claim in CLAIMS)
+
+
+def test_fixture_of_the_printed_numbers_reproduces_each_of_them(tmp_path: Path) -> None:
+    ten = tuple(cell for cell in cifar_width.CELLS if cell.dataset == "cifar10")
+    found = seen(tmp_path, unsearched("cifar_width", ten, cifar_width.PROTOCOL), lambda t: as_printed(t, 10_000))
+    (group,) = groups(found)
+    for row in group.rows:
+        for metric in group.metrics:
+            printed = group.paper(row, metric)
+            assert printed is not None
+            if metric != PARAMETERS:
+                ours = number(row.evidence, metric)
+                assert f"{ours.average.mean:.2f}" == printed.text
+                assert printed.se is None or f"{ours.average.se:.2f}" == f"{printed.se:.2f}"
+    claims = {ruling.claim.id: ruling for ruling in judge_claims(found)}
+    by_metric = {
+        one.contrast.metric: one
+        for one in claims["crelu-below-baseline-and-double"].compared
+        if (one.comparison.dataset, one.rival) == ("cifar10", "Baseline")
+    }
+    assert by_metric[AVERAGE].decision == "supported"
+    assert by_metric[VOTE].decision == "supported"
+    assert by_metric[TOP1].contrast.basis == "one training"
+    assert by_metric[TOP1].decision == "inconclusive"
+    assert claims["crelu-below-baseline-and-double"].decision == "not run"  # CIFAR-100 is missing
+
+
+# Claims -------------------------------------------------------------------------------------------------------
+
+
+def test_claim_is_supported_contradicted_or_open_as_the_runs_are(tmp_path: Path) -> None:
+    means = {"Baseline": 45.0, "AVR conv1-4": 45.0, "CReLU conv1-4": 38.0, "AVR conv1-7": 40.0, "CReLU all": 41.0}
+    found = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.2)))}
+    assert found["conv1-4-lowest-centre-crop"].decision == "supported"
+    assert found["conv1,4,7-lowest-ten-crops"].decision == "contradicted"
+    assert found["avr-deeper-no-better-than-baseline"].decision == "contradicted"
+    assert found["all-below-baseline-with-half"].decision == "supported"
+    even = found["avr-1-4-below-baseline"]
+    assert even.decision == "inconclusive"
+    assert len(even.open) == 4
+    assert found["pair-above-non-pair"].decision == "not run"
+
+
+def test_further_seeds_and_their_cost_follow_from_spread_and_seconds(tmp_path: Path) -> None:
+    means = {"Baseline": 42.0, "AVR conv1-4": 41.6}
+    found = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))}
+    ruling = found["avr-1-4-below-baseline"]
+    assert ruling.decision == "inconclusive"
+    assert ruling.seeds is not None
+    family = sum(math.isfinite(one.p) for r in found.values() if r.claim.table == "4" for one in r.compared)
+    expected = [
+        statistics.seeds_needed(one.contrast.sd, one.contrast.difference, 0.05 / family, have=6, most=1000)
+        for one in ruling.open
+    ]
+    assert ruling.seeds == max(seeds for seeds in expected if seeds is not None)
+    # Both rows train for 600 seconds a seed.
+    assert ruling.hours == pytest.approx(2 * ruling.seeds * 600 / 3600)
+
+
+def test_one_training_each_asks_for_two_more(tmp_path: Path) -> None:
+    sweep = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol())
+    found = {r.claim.id: r for r in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.2)))}
+    ruling = found["avr-1-4-below-baseline"]
+    assert (ruling.decision, ruling.seeds) == ("inconclusive", 2)
+    assert ruling.hours == pytest.approx(2 * 2 * 600 / 3600)
+
+
+def test_claims_on_other_data_are_withheld(tmp_path: Path) -> None:
+    cells = tuple(scaled(cell, "demo") for cell in PLACEMENTS)
+    sweep = Sweep("imagenet_placement", "demo", cells, Protocol(seeds=3))
+    means = {"Baseline": 50.0}
+    for ruling in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, means, 0.1))):
+        assert (ruling.decision, ruling.withheld) == ("not run", "embedded pictures")
+
+
+def test_figures_and_later_tables_are_decided_from_the_analyses(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+    make(ledger, SIX, lambda trial: drawn(trial, {}, 0.2))
+    rng = np.random.default_rng(0)
+    for run in survey(ledger, SIX.title).runs:
+        metrics = {f"outgoing/pair/conv{i}": 0.3 + 0.02 * rng.random() for i in range(1, 8)}
+        metrics |= {f"outgoing/non_pair/conv{i}": 0.1 + 0.02 * rng.random() for i in range(1, 8)}
+        metrics |= {f"pairing/mu/conv{i}": -0.13 - 0.001 * rng.random() for i in range(1, 5)}
+        metrics |= {f"pairing/mu_random/conv{i}": -0.13 for i in range(1, 5)}
+        metrics["pairing/mu/conv1"] -= 0.3 * (run.trial.cell.row == "Baseline")
+        folder = f"trials/{run.key}/analysis"
+        for job in ("outgoing", "pairing"):
+            own = {name: value for name, value in metrics.items() if name.startswith(job)}
+            summary = {"job": job, "metrics": own, "rows": [], "notes": [], "files": {}}
+            ledger.write_json(f"{folder}/{job}/summary.json", summary)
+    found = {ruling.claim.id: ruling.decision for ruling in judge_claims(survey(ledger, SIX.title))}
+    assert found["pair-above-non-pair"] == "supported"
+    assert found["relu-pairs-at-conv1"] == "supported"
+    assert found["crelu-pairing-vanishes"] == "supported"
+    assert found["crelu-more-invariant"] == "not run"
+
+
+# Contrasts ----------------------------------------------------------------------------------------------------
+
+
+def test_folds_are_paired_and_corrected(tmp_path: Path) -> None:
+    cells = cifar_vgg.CELLS[:2]
+    sweep = Sweep("folds", "paper", cells, Protocol(ablation=False, folds=10))
+    rng = np.random.default_rng(1)
+    errors = {cell.key: rng.normal(7, 0.3, 10) for cell in cells}
+    found = seen(tmp_path, sweep, lambda trial: Made({TOP1: float(errors[trial.cell.key][trial.fold])}))
+    one = contrast(found.cells[1], found.cells[0], AVERAGE)
+    d = errors[cells[1].key] - errors[cells[0].key]
+    se = d.std(ddof=1) * math.sqrt(1 / 10 + 1 / 9)
+    assert one.t == pytest.approx(d.mean() / se)
+    assert one.p == pytest.approx(2 * stats.t.sf(abs(d.mean() / se), 9))
+    assert one.plain_p == pytest.approx(stats.ttest_rel(errors[cells[1].key], errors[cells[0].key]).pvalue)
+    assert one.rank_p == pytest.approx(stats.wilcoxon(d).pvalue)
+    assert (one.basis, one.n) == ("folds", 10)
+
+
+def test_networks_are_compared_on_the_same_pictures(tmp_path: Path) -> None:
+    labels = np.arange(400) % 10
+    wrong = {"VGG": np.arange(60), "CReLU (1)": np.arange(40, 70)}
+
+    def outcome(trial: Trial) -> Made:
+        kept = wrong[trial.cell.row]
+        return Made({TOP1: len(kept) / 4}, scores=scores(labels, kept, 10))
+
+    found = seen(tmp_path, Sweep("pictures", "paper", cifar_vgg.CELLS[:2], Protocol()), outcome)
+    seen_ = contrast(found.cells[1], found.cells[0], TOP1).pictures
+    assert seen_ is not None
+    assert (seen_.only_a, seen_.only_b) == (40, 10)
+    assert seen_.p == pytest.approx(stats.binomtest(10, 50).pvalue)
+
+
+def test_votes_by_every_method_are_those_of_a_naive_count(tmp_path: Path) -> None:
+    labels, rng = np.arange(300) % 10, np.random.default_rng(3)
+    raw = rng.normal(0, 1, (3, 300, 10)).astype(np.float32)
+    raw[:, np.arange(300), labels] += 1.0
+
+    def outcome(trial: Trial) -> Made:
+        centre = raw[trial.fold]
+        back = np.arange(300)[::-1]  # a table may hold its pictures in any order
+        kept = {"id": back, "label": labels[back], "centre": centre[back]}
+        return Made({TOP1: float(100 * np.mean(centre.argmax(1) != labels))}, scores=kept)
+
+    sweep = Sweep("votes", "paper", cifar_vgg.CELLS[:1], Protocol(ablation=False, folds=3))
+    (group, _) = groups(seen(tmp_path, sweep, outcome))
+    (table,) = (one for one in result_tables(group, None) if one.id.endswith("-votes"))
+    softmax = np.exp(raw.astype(float)) / np.exp(raw.astype(float)).sum(2, keepdims=True)
+    wrong = [0, 0, 0]
+    for i in range(300):
+        ballots = [int(raw[k, i].argmax()) for k in range(3)]
+        most = max(ballots.count(c) for c in range(10))
+        winner = max((c for c in range(10) if ballots.count(c) == most), key=lambda c: softmax[:, i, c].sum())
+        chosen = (softmax[:, i].mean(0).argmax(), raw[:, i].astype(float).mean(0).argmax(), winner)
+        wrong = [count + (c != labels[i]) for count, c in zip(wrong, chosen, strict=True)]
+    assert [entry.text for entry in table.rows[0][1:]] == [f"{100 * count / 300:.2f}" for count in wrong]
+    assert len(set(wrong)) > 1
+
+
+def test_holm_runs_over_all_effects_of_a_table(tmp_path: Path) -> None:
+    (group, _) = groups(seen(tmp_path, SIX, lambda trial: drawn(trial, {"Baseline": 42.5}, 0.4)))
+    found = effects(group)
+    assert len(found) == 8 * 4
+    assert [one.p for one in found] == pytest.approx(list(statistics.holm([one.contrast.p for one in found])))
+    assert {one.reference.label for one in found} == {"Baseline"}
+
+
+def test_what_seeds_cannot_settle_asks_for_none() -> None:
+    base = contrast(None, None, TOP1)
+    assert base.basis == "not run"
+    assert more_seeds(base, 4) is None
+    assert more_seeds(base._replace(basis="pictures", difference=0.1), 4) is None
+    assert more_seeds(base._replace(basis="seeds", difference=0.0, sd=1.0, n=3), 4) is None
+    # 3 seeds, a difference of one sd: as many as statistics says at a quarter of alpha.
+    asked = more_seeds(base._replace(basis="seeds", difference=1.0, sd=1.0, n=3), 4)
+    assert asked == statistics.seeds_needed(1.0, 1.0, 0.05 / 4, have=3)
+
+
+# Marks --------------------------------------------------------------------------------------------------------
+
+FALLING = [50.0 - i for i in range(30)]
+ONE = PLACEMENTS[:1]
+
+
+def marked(found: SweepResults, metric: str = TOP1) -> tuple[str, ...]:
+    """Return the marks of the first cell's number."""
+    group = groups(found)[0]
+    evidence: CellResults = found.cells[0]
+    return marks(group, evidence, number(evidence, metric), found.sweep.protocol.search)
+
+
+@pytest.mark.parametrize(
+    ("mark", "change"),
+    [
+        ("d", {"status": "diverged"}),
+        ("r", {"restarts": 1}),
+        ("u", {"curve": FALLING}),
+        ("", {}),
+    ],
+)
+def test_mark_of_a_training(tmp_path: Path, mark: str, change: dict[str, object]) -> None:
+    sweep = Sweep("marks", "paper", ONE, Protocol(seeds=2))
+    found = seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.1)._replace(**change))
+    assert "".join(marked(found)) == mark
+
+
+def test_marks_of_one_training_and_of_missing_ones(tmp_path: Path) -> None:
+    found = seen(tmp_path, Sweep("one", "paper", ONE, Protocol(seeds=2)), lambda t: None if t.seed else drawn(t, {}, 0))
+    assert marked(found) == ("1", "i")
+    assert marked(found, PARAMETERS) == ()
+
+
+def test_marks_of_data(tmp_path: Path) -> None:
+    for name, mark in (("synthetic:size=72", "s"), ("imagenet:size=64", "o")):
+        cell = dataclasses.replace(ONE[0], dataset=name)
+        sweep = Sweep("data" + mark, "paper", (cell,), Protocol(seeds=2))
+        assert marked(seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.1))) == (mark,)
+
+
+def test_mark_of_a_stale_result(tmp_path: Path) -> None:
+    sweep = Sweep("stale", "paper", ONE, Protocol(seeds=2))
+    ledger = Ledger(str(tmp_path / "ledger"))
+    make(ledger, sweep, lambda trial: drawn(trial, {}, 0.1))
+    assert marked(survey(ledger, "stale")) == ()
+    trial = Trial(ONE[0], seed=1)
+    result = ledger.result(trial.key)
+    assert result is not None
+    ledger.commit(trial.key, result | {"code": "another"})
+    assert marked(survey(ledger, "stale")) == ("x",)
+
+
+def test_marks_of_a_search(tmp_path: Path) -> None:
+    def best_at(rate: float) -> Callable[[Trial], Made]:
+        return lambda t: (
+            drawn(t, {}, 0.1)
+            if t.phase == "ablation"
+            else Made({}, curve=[60.0, 50.0, 45.0, 40.0 + abs(dict(t.dropout)["conv9"] - rate)])
+        )
+
+    grid = Search(3, sampler="grid", wave=3)
+    assert marked(seen(tmp_path, Sweep("in", "paper", ONE, Protocol(2, search=grid)), best_at(0.25))) == ()
+    other = (PLACEMENTS[1],)
+    assert marked(seen(tmp_path, Sweep("high", "paper", other, Protocol(2, search=grid)), best_at(0.5))) == ("e",)
+    # Nothing lies below no dropout at all: zero is not the end of a range.
+    none = (PLACEMENTS[2],)
+    assert marked(seen(tmp_path, Sweep("low", "paper", none, Protocol(2, search=grid)), best_at(0.0))) == ()
+    wide = Search(3, sampler="random", space=(Dimension("conv9", 0.0, 0.9, 0.01),))
+    few = (PLACEMENTS[3],)
+    assert marked(seen(tmp_path, Sweep("few", "paper", few, Protocol(2, search=wide)), best_at(0.3))) == ("f",)
+
+
+def test_dropout_chosen_on_test_pictures_is_refused(tmp_path: Path) -> None:
+    search = Search(3, sampler="grid", wave=3)
+    sweep = Sweep("cheat", "paper", ONE, Protocol(search=search))
+    ledger = Ledger(str(tmp_path / "ledger"))
+
+    def outcome(trial: Trial) -> Made:
+        return drawn(trial, {}, 0.1) if trial.phase == "ablation" else Made({}, curve=[50.0, 45.0])
+
+    make(ledger, sweep, outcome)
+    asked = next(run for run in survey(ledger, "cheat").runs if run.trial.phase == "holdout")
+    finish(ledger, asked.trial, Made({TOP1: 41.0}, curve=[50.0, 45.0]))
+    with pytest.raises(ValueError, match=f"Baseline was chosen by trial {asked.key}, which saw the test pictures"):
+        survey(ledger, "cheat")
+    finish(ledger, asked.trial, Made({}, curve=[50.0, 45.0], scores=scores(np.arange(20) % 10, np.arange(2), 10)))
+    with pytest.raises(ValueError, match="saw the test pictures"):
+        survey(ledger, "cheat")
+
+
+def test_last_fifth_falls_where_a_regression_says_so() -> None:
+    rng = np.random.default_rng(2)
+    answers = []
+    for slope in np.linspace(-0.4, 0.2, 60):
+        curve = np.concatenate([np.full(80, 30.0), 20 + slope * np.arange(20) + rng.normal(0, 0.5, 20)])
+        line = stats.linregress(np.arange(20), curve[-20:])
+        expected = line.slope < 0 and -line.slope > 2 * line.stderr and -line.slope * 19 >= 0.1
+        answers.append(still_falling(curve))
+        assert answers[-1] == expected
+    assert any(answers)
+    assert not all(answers)
+    assert not still_falling(np.full(40, 10.0))
+    assert not still_falling(np.array([50.0, 40.0, 30.0]))
+
+
+# Deviations ---------------------------------------------------------------------------------------------------
+
+
+def test_paper_s_cells_are_those_of_the_pages() -> None:
+    pages = (*cifar_width.CELLS, *cifar_vgg.CELLS, *PLACEMENTS)
+    assert {(cell.table, cell.row) for cell in pages} == set(CELLS)
+    for cell in pages:
+        name, recipe = CELLS[cell.table, cell.row]
+        assert cell.recipe == recipe
+        bare = [row for row in cell.net.rows if type(row).__name__ != "Drop"]
+        assert bare == [row for row in PAPER[name].rows if type(row).__name__ != "Drop"]
+
+
+def departed(found: SweepResults) -> dict[str, tuple[str, str]]:
+    """Return the deviations of the first table by what they are."""
+    return {one.what: (one.paper, one.here) for one in deviations(groups(found)[0])}
+
+
+def test_paper_s_own_cells_deviate_only_where_the_readme_says(tmp_path: Path) -> None:
+    found = departed(seen(tmp_path, Sweep("own", "paper", PLACEMENTS, Protocol()), lambda t: drawn(t, {}, 0.1)))
+    assert set(found) == {"activation on the scores", "precision", "training pictures"}
+    assert found["training pictures"] == ("all", "all but 50,000 held out")
+    assert found["precision"] == ("fp32", "bf16")
+
+
+def test_deviations_are_collected_from_the_trials(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(PLACEMENTS[0].recipe, batch=256, epochs=10, lr=0.04, lighting=0.1)
+    cell = Cell("Baseline", PLACEMENTS[0].net.width(0.5), "imagenet:size=64", recipe, "4", "Baseline")
+    found = departed(seen(tmp_path, Sweep("other", "paper", (cell,), Protocol()), lambda t: drawn(t, {}, 0.1)))
+    assert found["batch"] == ("64", "256")
+    assert found["epochs"] == ("45", "10")
+    assert found["learning rate"] == ("0.01", "0.04")
+    assert found["colour noise (std)"] == ("0", "0.1")
+    assert found["data"] == ("ImageNet", "imagenet:size=64")
+    assert found["picture and crop (pixels)"] == ("256, 224", "64, 56")
+    paper_count, ours = (int(text.replace(",", "")) for text in found["net (parameters)"])
+    assert (paper_count, ours) == (9_372_840, cell.net.parameters(1000))
+
+
+def test_deviation_of_some_rows_names_them(tmp_path: Path) -> None:
+    slow = dataclasses.replace(PLACEMENTS[1], recipe=dataclasses.replace(PLACEMENTS[1].recipe, epochs=5))
+    sweep = Sweep("some", "paper", (PLACEMENTS[0], slow), Protocol())
+    found = {one.what: one.rows for one in deviations(groups(seen(tmp_path, sweep, lambda t: drawn(t, {}, 0.1)))[0])}
+    assert found["epochs"] == ("AVR conv1-4",)
+    assert found["precision"] == ()
+
+
+def test_cells_of_no_table_stand_by_data_set_and_family(tmp_path: Path) -> None:
+    cells = (
+        Cell("a", cifar_vgg.CELLS[0].net, "cifar10", cifar_vgg.CELLS[0].recipe),
+        Cell("b", cifar_width.CELLS[0].net, "cifar10", cifar_width.CELLS[0].recipe, "6", "conv1"),
+        dataclasses.replace(PLACEMENTS[0], label="64", dataset="imagenet:size=64"),
+        PLACEMENTS[0],
+    )
+    found = groups(seen(tmp_path, Sweep("mixed", "paper", cells, Protocol()), lambda t: drawn(t, {}, 0.1)))
+    ids = [group.id for group in found]
+    assert ids == [
+        "cells-cifar10-vgg",
+        "cells-cifar10-allconv",
+        "table-4",
+        "table-5",
+        "table-4-imagenet",
+        "table-5-imagenet",
+    ]
+    assert [group.comparable for group in found] == [False, False, False, False, True, True]
+
+
+# Simulated sweeps ---------------------------------------------------------------------------------------------
+
+
+def test_effects_of_simulated_sweeps_keep_their_word() -> None:
+    # In full, with 2,000 sweeps each: python -m benchmarks.bench_statistics.
+    family, coverage, *powers = measure(400, 5)
+    assert family[1] <= family[3]
+    assert 92 < coverage[1] < 98
+    assert len(powers) == 2
+    for _, found, *_ in powers:
+        assert abs(found - 80) < 5 + 300 * math.sqrt(0.8 * 0.2 / 400)

@@ -1,0 +1,188 @@
+"""The ledger: whole files or none, results as the commit point, tries counted, nothing lost."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sweeps.store import checkpoint
+from sweeps.store.checkpoint import Checkpoint
+from sweeps.store.checkpoint_header import progress
+from sweeps.store.lease import Busy, Lease, driver
+from sweeps.store.ledger import Ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(str(tmp_path / "ledger"))
+
+
+def test_ledger_of_an_output_is_one_wherever_a_command_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Ledger.in_output("outputs/../out") == Ledger(f"{tmp_path}/out/ledger")
+    assert Ledger.in_output("~/out") == Ledger(f"{tmp_path}/home/out/ledger")
+    assert Ledger.in_output("s3://bucket/~a/../out/") == Ledger("s3://bucket/~a/../out/ledger")
+
+
+def test_result_is_read_as_written(ledger: Ledger) -> None:
+    assert ledger.result("k") is None
+    ledger.commit("k", {"key": "k", "metrics": {"a": 1.5}})
+    assert ledger.result("k") == {"key": "k", "metrics": {"a": 1.5}}
+    assert ledger.results() == {"k": {"key": "k", "metrics": {"a": 1.5}}}
+    assert ledger.results(["other"]) == {}
+
+
+def test_torn_result_is_no_result(ledger: Ledger) -> None:
+    ledger.commit("k", {"key": "k"})
+    path = Path(ledger.path("results/k.json"))
+    path.write_bytes(path.read_bytes()[:-4])
+    assert ledger.result("k") is None
+    assert ledger.results() == {}
+
+
+def test_result_with_one_changed_digit_is_no_result(ledger: Ledger) -> None:
+    ledger.commit("k", {"key": "k", "metrics": {"final/test_top1_err": 9.17}})
+    path = Path(ledger.path("results/k.json"))
+    path.write_text(path.read_text().replace("9.17", "9.07"))
+    assert json.loads(path.read_text())["metrics"] == {"final/test_top1_err": 9.07}
+    assert ledger.result("k") is None
+
+
+def test_commit_takes_the_checkpoints_away(ledger: Ledger) -> None:
+    ledger.write("checkpoints/k/00001-00000000.safetensors", b"x")
+    ledger.commit("k", {"key": "k"})
+    assert ledger.names("checkpoints/k") == []
+
+
+def test_failing_write_leaves_the_old_file_and_no_half_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.write("a/b.json", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        ledger.write("a/b.json", b"new")
+    assert ledger.read("a/b.json") == b"old"
+    assert os.listdir(ledger.path("a")) == ["b.json"]
+
+
+def test_half_written_files_are_not_named(ledger: Ledger) -> None:
+    ledger.write("a/b.json", b"")
+    Path(ledger.path("a/.c.json.1.2.part")).write_bytes(b"")
+    assert ledger.names("a") == ["b.json"]
+
+
+def test_tries_are_kept_in_order(ledger: Ledger) -> None:
+    for error in ("first", "second"):
+        ledger.add_attempt("k", {"error": error})
+    assert [attempt["error"] for attempt in ledger.attempts("k")] == ["first", "second"]
+    assert list(ledger.failed()) == ["k"]
+    ledger.forget("k")
+    assert ledger.failed() == {}
+
+
+def state(value: float) -> Checkpoint:
+    tensors = {"model/w": torch.full((3, 2), value), "sums": torch.zeros(4, dtype=torch.float64)}
+    return Checkpoint(tensors, {"epoch": int(value), "history": [{"epoch": value}]})
+
+
+def test_checkpoint_is_read_as_written_and_two_are_kept(ledger: Ledger) -> None:
+    for epoch in (1, 2, 3):
+        checkpoint.save(ledger, "k", epoch, 0, state(epoch))
+    found, damaged = checkpoint.load(ledger, "k")
+    assert damaged == []
+    assert found is not None
+    assert torch.equal(found.tensors["model/w"], torch.full((3, 2), 3.0))
+    assert found.state["history"] == [{"epoch": 3.0}]
+    assert len(ledger.names("checkpoints/k")) == 2
+    assert progress(ledger, "k") == found.state
+
+
+@pytest.mark.parametrize("where", [0, 9, 60, -1])
+def test_one_wrong_byte_falls_back_to_the_checkpoint_before(ledger: Ledger, where: int) -> None:
+    for epoch in (1, 2):
+        checkpoint.save(ledger, "k", epoch, 0, state(epoch))
+    newest = ledger.names("checkpoints/k")[-1]
+    path = Path(ledger.path(f"checkpoints/k/{newest}"))
+    content = bytearray(path.read_bytes())
+    content[where] ^= 0x11
+    path.write_bytes(content)
+    found, damaged = checkpoint.load(ledger, "k")
+    assert damaged == [newest]
+    assert found is not None
+    assert found.state["epoch"] == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_what_is_no_checkpoint_is_passed_over(ledger: Ledger, content: bytes) -> None:
+    ledger.write("checkpoints/k/00009-00000000.safetensors", content)
+    assert checkpoint.load(ledger, "k") == (None, ["00009-00000000.safetensors"])
+    assert progress(ledger, "k") is None
+
+
+def test_digest_changes_with_every_part() -> None:
+    base = {"a": torch.zeros(2, 3)}
+    others = [{"b": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3).double()}, {"a": -base["a"]}]
+    digests = {checkpoint.digest(value) for value in [base, *others]}
+    assert len(digests) == 5  # -0.0 is another bit pattern than 0.0
+    assert checkpoint.digest(base, "x") not in digests
+
+
+def test_second_driver_is_told_who_the_first_is(ledger: Ledger) -> None:
+    with Lease(ledger, "s"):
+        assert (driver(ledger, "s") or {}).get("pid") == os.getpid()
+        with pytest.raises(Busy, match=f"process {os.getpid()} on"), Lease(ledger, "s"):
+            pass
+        with Lease(ledger, "another"):
+            pass
+    assert driver(ledger, "s") is None
+    with Lease(ledger, "s"):
+        pass
+
+
+def test_lease_of_a_killed_driver_is_taken_over(ledger: Ledger) -> None:
+    code = (
+        "import sys, time\nfrom sweeps.store.lease import Lease\nfrom sweeps.store.ledger import Ledger\n"
+        "with Lease(Ledger(sys.argv[1]), 's'):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, ledger.root], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(Busy), Lease(ledger, "s"):
+            pass
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with Lease(ledger, "s"):
+        assert json.loads((ledger.read("leases/s.json") or b"").decode())["pid"] == os.getpid()
+
+
+def _write_many(root: str, value: str) -> None:
+    for _ in range(50):
+        Ledger(root).write("results/k.json", json.dumps({"key": value * 2000}).encode())
+
+
+def test_reader_never_sees_half_a_file(ledger: Ledger) -> None:
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    writers = [context.Process(target=_write_many, args=(ledger.root, value)) for value in "ab"]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        found = ledger.read("results/k.json")
+        if found is not None:
+            seen.add(json.loads(found)["key"])
+        time.sleep(0.001)
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert seen <= {"a" * 2000, "b" * 2000}
+    assert seen

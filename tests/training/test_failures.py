@@ -1,0 +1,113 @@
+"""What fails in a trial: memory, disk, a hang. Each is survived, or said with what would fit."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from sweeps.execution.tuner import failure_signature
+from sweeps.execution.watchdog import Watchdog
+from sweeps.store.ledger import Ledger, with_room
+from sweeps.training.loop import Learner
+from sweeps.training.run_trial import run_trial
+from tests.support.trials import Hashes, artifact_hashes, runtime_config, trial_of
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    """Let a step of more than `fits` pictures at once run out of memory in the middle of an epoch."""
+    advance = Learner.step
+
+    def limited(self: Learner, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if len(images) > fits * self.micro_batches and self.step_count >= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        advance(self, images, labels)
+
+    monkeypatch.setattr(Learner, "step", limited)
+
+
+def test_step_that_does_not_fit_is_taken_in_parts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = trial_of("All-CNN-B by Adam")
+    whole = run_trial(trial, runtime_config(data, tmp_path / "whole"), lambda *_: None)
+    short_of_memory(monkeypatch, 4)
+    result = run_trial(trial, runtime_config(data, tmp_path / "parts"), lambda *_: None)
+    assert whole is not None
+    assert result is not None
+    assert any("in 4 parts" in event for event in result["events"])
+    weights = [
+        safetensors.torch.load_file(Ledger(str(tmp_path / name)).path(f"trials/{trial.key}/weights.safetensors"))
+        for name in ("whole", "parts")
+    ]
+    assert result["epochs"] == whole["epochs"]
+    # The same gradients summed in another order, in bf16 where the processor has it.
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=0.02), name
+
+
+def test_net_with_batch_norm_that_does_not_fit_says_what_would(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_of_memory(monkeypatch, 4)
+    with pytest.raises(ValueError, match=r"batch 16.*batch norm.*recipe.batch=8"):
+        run_trial(trial_of("VGG with batch norm"), runtime_config(data, tmp_path), lambda *_: None)
+
+
+def test_trial_waits_while_the_disk_is_full_and_ends_the_same(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Hashes
+) -> None:
+    trial = trial_of("allconv with dropout")
+    expected = uninterrupted(trial)
+    sync, calls = os.fsync, iter(range(10**6))
+
+    def full_for_a_while(file: int) -> None:
+        if 2 <= next(calls) < 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full_for_a_while)
+    assert run_trial(trial, runtime_config(data, tmp_path / "full"), lambda *_: None) is not None
+    assert artifact_hashes(tmp_path / "full", trial) == expected
+
+
+def test_wait_for_room_ends_when_told_to_and_other_errors_pass() -> None:
+    def fail(code: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    assert with_room(lambda: fail(errno.ENOSPC), lambda: True) is None
+    with pytest.raises(OSError, match="Read-only"):
+        with_room(lambda: fail(errno.EROFS), lambda: True)
+
+
+def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom sweeps.execution.watchdog import Watchdog\nfrom sweeps.store.ledger import Ledger\n"
+        "watch = Watchdog(Ledger(sys.argv[1]), ['k'], 0.5).__enter__()\nalive = watch.wrap(lambda: False)\n"
+        "for _ in range(10):\n    time.sleep(0.1)\n    alive()\n"
+        "print('alive', flush=True)\n\ndef stuck():\n    time.sleep(60)\n\nstuck()\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "alive\n"
+    assert done.returncode == 1
+    assert time.monotonic() - began < 50
+    ledger = Ledger(str(tmp_path))
+    with Watchdog(ledger, ["k"], 1800.0):
+        pass
+    (attempt,) = ledger.attempts("k")
+    assert attempt["error"].startswith("Hang: no step for")
+    assert "stuck" in attempt["trace"]
+    assert not attempt["final"]
+
+
+def test_same_error_at_the_same_place_is_one_signature() -> None:
+    trace = 'Traceback\n  File "/a/b/data/load.py", line 7, in read\n    x\nValueError: record 5'
+    other = trace.replace("line 7", "line 8")
+    one = {"error": "ValueError: record 5 of x", "trace": trace}
+    assert failure_signature(one) == failure_signature(one | {"error": "ValueError: record 6 of y"})
+    assert failure_signature(one) != failure_signature(one | {"trace": other})
+    assert failure_signature(one) != failure_signature(one | {"error": "OSError: record 5"})

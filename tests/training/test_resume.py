@@ -1,0 +1,223 @@
+"""A trial that was killed anywhere ends bit for bit as if it had not been: weights, curves, scores."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crelu_models.tables import S2
+from sweeps.experiment.trial import Trial
+from sweeps.store import checkpoint
+from sweeps.store.ledger import Ledger
+from sweeps.training import trainer
+from sweeps.training.run_trial import _reset, run_trial
+from sweeps.training.runtime import RuntimeConfig
+from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, runtime_config, trial_of
+
+
+def killed_at(steps: list[int], trial: Trial, here: RuntimeConfig) -> list[int]:
+    """Perform `trial`, killing it at each of `steps` of an attempt; return the epochs that were reported."""
+    reported: list[int] = []
+    for step in [*steps, 10**9]:
+        seen = 0
+
+        def kill(limit: int = step) -> bool:
+            nonlocal seen
+            seen += 1
+            if seen == limit:
+                raise Killed
+            return False
+
+        try:
+            run_trial(trial, here, lambda epoch, _: reported.append(epoch), kill)
+        except Killed:
+            continue
+    return reported
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_killed_trial_ends_as_the_uninterrupted_one(
+    family: str, workers: int, data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
+    trial = trial_of(family)
+    expected = uninterrupted(trial)
+    steps = random.Random(f"{family} {workers}").choices(range(2, 14), k=5)
+    # Checkpoints as often as every step, so that kills inside an epoch resume inside it.
+    reported = killed_at(
+        steps, trial, runtime_config(data, tmp_path / "killed", workers=workers, checkpoint_minutes=0.0)
+    )
+    assert artifact_hashes(tmp_path / "killed", trial) == expected
+    assert reported == [1, 2, 3]
+
+
+def test_kill_between_checkpoints_repeats_the_epoch_exactly(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
+    trial = trial_of("allconv with dropout")
+    killed_at([3, 8, 5], trial, runtime_config(data, tmp_path / "killed"))
+    assert artifact_hashes(tmp_path / "killed", trial) == uninterrupted(trial)
+
+
+def test_stopped_trial_saves_where_it_is_and_goes_on_there(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
+    trial = trial_of("All-CNN-B")
+    here = runtime_config(data, tmp_path / "stopped")
+    assert run_trial(trial, here, lambda *_: None, lambda: True) is None
+    names = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
+    assert names == ["00000-00000001.safetensors"]
+    assert run_trial(trial, here, lambda *_: None) is not None
+    assert artifact_hashes(tmp_path / "stopped", trial) == uninterrupted(trial)
+
+
+def test_training_begun_by_other_code_is_begun_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Hashes
+) -> None:
+    trial = trial_of("allconv with dropout")
+    here = runtime_config(data, tmp_path / "changed")
+    with monkeypatch.context() as older:
+        older.setattr("sweeps.training.trainer.code_fingerprint", lambda net: "older")
+        assert run_trial(trial, here, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
+    result = run_trial(trial, here, lambda *_: None)
+    assert result is not None
+    assert any("the code has changed since epoch 1" in event for event in result["events"])
+    assert artifact_hashes(tmp_path / "changed", trial) == uninterrupted(trial)
+
+
+def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
+    pytest.importorskip("ffcv")
+    trial = trial_of("allconv with dropout")
+    run_trial(trial, runtime_config(data, tmp_path, reader="ffcv"), lambda *_: None)
+    assert artifact_hashes(tmp_path, trial) == uninterrupted(trial)
+
+
+def test_finished_trial_is_not_trained_again(data: Path, tmp_path: Path) -> None:
+    trial, epochs = trial_of("allconv with dropout"), []
+    here = runtime_config(data, tmp_path)
+    first = run_trial(trial, here, lambda epoch, _: epochs.append(epoch))
+    again = run_trial(trial, here, lambda epoch, _: epochs.append(epoch))
+    assert again == first
+    assert epochs == [1, 2, 3]
+
+
+def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
+    trial, here = trial_of("allconv with dropout"), runtime_config(data, tmp_path / "killed", checkpoint_minutes=0.0)
+    killed = iter(range(1, 100))
+
+    def kill() -> bool:
+        if next(killed) == 9:
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        run_trial(trial, here, lambda *_: None, kill)
+    newest = Path(
+        Ledger(here.ledger).path(f"checkpoints/{trial.key}"), Ledger(here.ledger).names(f"checkpoints/{trial.key}")[-1]
+    )
+    newest.write_bytes(newest.read_bytes()[:-7])
+    result = run_trial(trial, here, lambda *_: None)
+    assert result is not None
+    assert any("damaged" in event for event in result["events"])
+    assert artifact_hashes(tmp_path / "killed", trial) == uninterrupted(trial)
+
+
+def test_data_of_another_fingerprint_are_refused_before_training(data: Path, tmp_path: Path) -> None:
+    trial = trial_of("allconv with dropout")
+    with pytest.raises(ValueError, match="not those the sweep was planned with"):
+        run_trial(trial, runtime_config(data, tmp_path, fingerprint="other"), lambda *_: None)
+
+
+@pytest.mark.parametrize(("lr", "word"), [(1e6, "not a number"), (0.05, "dead")])
+def test_training_that_fails_starts_anew_three_times_and_is_marked(
+    lr: float, word: str, data: Path, tmp_path: Path
+) -> None:
+    base = trial_of("allconv with dropout")
+    recipe = dataclasses.replace(base.cell.recipe, lr=lr, init="torch" if word == "dead" else "he_fan_in")
+    net = S2.width(0.125).final_activation("relu") if word == "dead" else base.cell.net
+    if word == "dead":
+        recipe = dataclasses.replace(recipe, init="normal_0.01", lr=50.0, clip_norm=1e-9)
+    trial = Trial(dataclasses.replace(base.cell, net=net, recipe=recipe))
+    result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert result["restarts"] == 3
+    assert result["status"] == "diverged"
+    assert any(word in event for event in result["events"])
+    assert result["metrics"]["final/test_top1_err"] == 75.0
+
+
+def test_search_trial_that_diverges_has_the_error_of_chance(data: Path, tmp_path: Path) -> None:
+    base = trial_of("allconv with dropout", "holdout")
+    recipe = dataclasses.replace(base.cell.recipe, lr=1e6)
+    trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
+    result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert (result["status"], result["epochs"]) == ("diverged", 0)
+    assert result["metrics"]["best/val_top1_err"] == 75.0
+    assert not any("test" in name for name in result["metrics"])
+
+
+def test_search_trial_never_opens_the_test_set(data: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "data"
+    alone.mkdir()
+    for path in data.glob("synthetic-*-train.*"):
+        (alone / path.name).symlink_to(path)
+    for path in data.glob("synthetic-*-test.json"):
+        (alone / path.name).symlink_to(path)
+    trial = trial_of("allconv with dropout", "holdout")
+    result = run_trial(trial, runtime_config(alone, tmp_path / "ledger"), lambda *_: None)
+    assert result is not None
+    assert not any("test" in name for name in result["metrics"])
+    assert len(result["curve"]) == 3
+
+
+def test_second_phase_stops_at_the_training_loss_of_the_first(data: Path, tmp_path: Path) -> None:
+    first = trial_of("VGG with batch norm", "holdout")
+    here = runtime_config(data, tmp_path)
+    one = run_trial(first, here, lambda *_: None)
+    assert one is not None
+    second = Trial(first.cell, "match", seed=1003, match="train_loss", reference=first.key)
+    two = run_trial(second, here, lambda *_: None)
+    assert two is not None
+    history = json.loads(Path(Ledger(here.ledger).path(f"trials/{second.key}/history.json")).read_text())
+    below = [row["probe/loss"] <= one["metrics"]["best/probe_loss"] for row in history]
+    assert not any(below[:-1])
+    assert two["ending"] == ("matched" if below[-1] else "schedule")
+    assert "final/train_top1_err" in two["metrics"]
+
+
+def test_pruned_trial_ends_where_it_is_above_the_bar(data: Path, tmp_path: Path) -> None:
+    trial = dataclasses.replace(trial_of("allconv with dropout", "holdout"), pruning_thresholds=(1000.0, -1.0, 1000.0))
+    result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert (result["status"], result["epochs"]) == ("pruned", 2)
+
+
+@pytest.mark.parametrize(("sparing", "saved"), [(0.0, [1, 2, 3]), (1e9, [1, 3])])
+def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reported(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparing: float, saved: list[int]
+) -> None:
+    kept: list[int] = []
+    told: list[tuple[int, int]] = []  # epochs as reported, with how many checkpoints there were by then
+    save = checkpoint.save
+
+    def keep(ledger: Ledger, key: str, epoch: int, *rest: Any) -> None:
+        save(ledger, key, epoch, *rest)
+        kept.append(epoch)
+
+    monkeypatch.setattr(trainer, "SAVING_INTERVAL", sparing)
+    monkeypatch.setattr(checkpoint, "save", keep)
+    trial = trial_of("allconv with dropout")
+    run_trial(trial, runtime_config(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))
+    assert kept == saved
+    assert [epoch for epoch, _ in told] == [1, 2, 3]
+    assert all(epoch <= last for epoch, last in told)
+
+
+def test_kernels_are_deterministic_unless_the_fastest_are_asked_for() -> None:
+    seen = []
+    for kind in (False, True):
+        _reset(RuntimeConfig("", "", deterministic=kind))
+        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
+    assert seen == [(False, True), (True, False)]
+    assert RuntimeConfig("", "").deterministic
