@@ -308,10 +308,11 @@ class Cloud:
 
     def _reason(self) -> str:
         """Return why nothing that happens on this cloud can be waited for any more; empty while it is well."""
-        if self.failure:
-            return f"the thread that follows the instances has ended: {self.failure}\n{self.log()}"
+        # The server first: without it the thread ends as well.
         if self.server.poll() is not None:
             return f"moto's server has ended with {self.server.returncode}\n{self.log()}"
+        if self.failure:
+            return f"the thread that follows the instances has ended: {self.failure}\n{self.log()}"
         return ""
 
     def check(self) -> None:
