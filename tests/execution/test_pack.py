@@ -20,7 +20,7 @@ from sweeps.store.ledger import Ledger
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
-from sweeps.training.splits import _kept
+from sweeps.training.splits import _cached
 
 FAMILIES = {
     "allconv with dropout": (1.0, 0.5, 2.0),
@@ -270,7 +270,7 @@ def test_folds_of_a_resident_set_gather_their_own_pictures(data: Path, tmp_path:
     cell = trial_of("VGG with batch norm").cell
     trials = [Trial(cell, "fold", 0, fold=fold, folds=3) for fold in range(3)]
     expected = alone(trials, place(data, tmp_path / "alone"))
-    _kept.cache_clear()
+    _cached.cache_clear()
     decoded.clear()
     perform_pack(trials, place(data, tmp_path / "pack"), quiet)
     assert outcomes(trials, place(data, tmp_path / "pack")) == expected

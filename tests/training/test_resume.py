@@ -17,7 +17,6 @@ from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, 
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
-from sweeps.training import trainer
 from sweeps.training.run_trial import _reset, run_trial
 from sweeps.training.runtime import RuntimeConfig
 
@@ -256,7 +255,7 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
         save(ledger, key, epoch, *rest)
         kept.append(epoch)
 
-    monkeypatch.setattr(trainer, "SAVING_INTERVAL", sparing)
+    monkeypatch.setattr(checkpoint, "SAVING_INTERVAL", sparing)
     monkeypatch.setattr(checkpoint, "save", keep)
     trial = trial_of("allconv with dropout")
     run_trial(trial, place(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))
