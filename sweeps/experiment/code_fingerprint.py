@@ -25,6 +25,7 @@ ENDS = (
     "sweeps.experiment.trial.Trial.key",
     "sweeps.experiment.trial.Trial.label",
     "sweeps.experiment.trial.Trial.to_json",
+    "sweeps.training.data_time.",
     "sweeps.training.runtime.",
 )
 

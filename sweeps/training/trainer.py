@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger, with_room
+from sweeps.training.data_time import DataTimer
 from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import BATCH, Errors, Row, best_epoch, counts, dead, errors, precision_of, score
 from sweeps.training.loop import Diverged, Learner, train
@@ -83,6 +85,7 @@ class Trainer:
         self.target = _target(trial, ledger)
         self.code = code_fingerprint(trial.cell.net)
         self.views = Views(trial, splits, context.stream, ranks, self.device)
+        self.data_timer = DataTimer(self.device, lambda: splits.train.decode_seconds)
         self._load_checkpoint()
 
     def _load_checkpoint(self, parts: int = 1) -> None:
@@ -130,8 +133,9 @@ class Trainer:
         if self.is_finished():
             return True
         began = self.context.clock()
+        self.data_timer.start()
         yield from self._yield_step()
-        for average in train(self.learner, self.views.training):
+        for average in train(self.learner, self._batches):
             # End of an epoch: measure it, then save and report it, or leave that to a later checkpoint.
             if average is not None:
                 row = yield from self._finish_epoch(average, self.context.clock() - began)
@@ -140,6 +144,7 @@ class Trainer:
                 if epoch_due and not self._save_and_report(report):
                     return False
                 began = self.context.clock()
+                self.data_timer.start()
                 if self.is_finished():
                     return True
             # After each step: save now and then, and leave when asked to, with the state saved.
@@ -151,6 +156,12 @@ class Trainer:
             yield from self._yield_step()
         self.state.ending = "schedule"
         return True
+
+    def _batches(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the training views of `epoch` from batch `step` on, timed."""
+        views = self.views.training(epoch, step)
+        for _ in range(step, self.views.steps):
+            yield self.data_timer.fetch(partial(next, views), shared=self.context.others_present())
 
     def _save_and_report(self, report: Report) -> bool:
         """Save, and report the epochs that are now durable; False where `stop()` ended the wait for a full disk."""
@@ -188,7 +199,9 @@ class Trainer:
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
         row |= _named("train", average)
         row["lr"] = trial.cell.recipe.learning_rate(learner.epoch - 1, 0, steps)
-        row["sys/images_per_s"] = steps * trial.cell.recipe.batch / max(seconds, 1e-9)
+        row["sys/images_per_s"] = self.data_timer.batches * trial.cell.recipe.batch / max(seconds, 1e-9)
+        if (data_share := self.data_timer.share()) is not None:
+            row["sys/data_share"] = data_share
         lifeless = False
         if len(self.splits.val_indices):
             held_out, lifeless = yield from self.measure(HELD_OUT, self.splits.val_indices)

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crelu_models.spec import seed_from
+from crelu_models.tables import S2
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
+from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.results import paper
 from sweeps.results.paper import AVERAGE, TOP1, TRAIN, VOTE
@@ -18,6 +20,8 @@ from sweeps.store.ledger import Ledger
 from sweeps.training.result import score_table
 
 START = 1_790_000_000_000
+BASELINE = Cell("Baseline", S2, "cifar10", ALLCONV, "1", "Baseline")
+CRELU = Cell("CReLU conv1-4", S2.crelu(1, 2, 3, 4), "cifar10", ALLCONV)
 
 
 class Made(NamedTuple):
