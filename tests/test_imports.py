@@ -175,3 +175,20 @@ def test_tests_import_their_support_and_no_other_test() -> None:
         assert "benchmarks" not in libraries, path
         allowed = {f"tests.{path.parent.name}.{path.stem}"}  # a process of its own may run what the file holds
         assert not {name for name in ours if not name.startswith("tests.support")} - allowed, path
+
+
+@pytest.mark.parametrize(
+    ("line", "heavy"),
+    [
+        ("from sweeps import ALLCONV, Cell, Protocol, Search, main", {"torch", "ray", "mlflow", "optuna", "numpy"}),
+        ("from crelu_models import S8, PAPER", {"torch", "numpy", "numba"}),
+        (
+            "import sweeps.imagenet_placement, sweeps.cifar_width, sweeps.full_grid",
+            {"torch", "ray", "mlflow", "optuna"},
+        ),
+    ],
+)
+def test_what_a_page_imports_is_light(line: str, heavy: set[str]) -> None:
+    code = f"import sys\n{line}\nprint(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -13,7 +13,7 @@ from crelu_models.tables import S2
 from sweeps.cli.options import parser
 from sweeps.execution import packing, throughput
 from sweeps.execution.packing import PackPolicy
-from sweeps.execution.resources import Resources
+from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState, Limits
 from sweeps.execution.throughput import Maker
 from sweeps.execution.tuner import LedgerSearcher
@@ -98,7 +98,7 @@ def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
         Sweep("s", "demo", cells),
         ledger,
         runtime_config(folder, folder),
-        Resources(),
+        TrialResources(),
         lambda *_: None,
         "now",
         {},

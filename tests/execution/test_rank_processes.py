@@ -23,9 +23,17 @@ from hypothesis import strategies as st
 from crelu_models.build import Dropout
 from data.datasets import dataset
 from data.write import prepare
+from sweeps.cifar_width import CELLS
 from sweeps.cli.options import parser
+from sweeps.cli.settings import settle
 from sweeps.execution import rank_processes
-from sweeps.execution.resources import TrialResources, check_rank_batches, resolve_resources, why_unschedulable
+from sweeps.execution.resources import (
+    ResourceRequest,
+    TrialResources,
+    check_rank_batches,
+    resolve_resources,
+    why_unschedulable,
+)
 from sweeps.execution.tuner import failure_signature
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger, failed_attempt
@@ -325,8 +333,8 @@ def test_sweep_whose_trials_have_two_ranks_survives_the_death_of_one(tmp_path: P
     assert not ranks_below(tmp_path)
 
 
-def options(*words: str) -> Any:
-    return parser("cifar_width", "").parse_args(words)
+def request(*words: str) -> ResourceRequest:
+    return settle(CELLS, parser("cifar_width", "").parse_args(["--profile", "demo", *words])).resources
 
 
 @pytest.mark.parametrize(
@@ -345,7 +353,7 @@ def options(*words: str) -> Any:
 def test_a_trial_is_given_what_the_flags_say(
     words: tuple[str, ...], there: dict[str, float], given: TrialResources
 ) -> None:
-    assert resolve_resources(options(*words), [there], True) == given
+    assert resolve_resources(request(*words), [there], True) == given
 
 
 @pytest.mark.parametrize(
@@ -361,27 +369,27 @@ def test_a_trial_is_given_what_the_flags_say(
 )
 def test_what_a_trial_cannot_be_given_is_a_sentence(words: tuple[str, ...], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        resolve_resources(options(*words), [{"CPU": 4, "GPU": 1}], True)
+        resolve_resources(request(*words), [{"CPU": 4, "GPU": 1}], True)
 
 
 def test_what_no_single_machine_of_a_cluster_has_is_told() -> None:
     head, single, pair = {"CPU": 0.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}
-    two = resolve_resources(options("--gpus-per-trial", "2"), [head, single, single], False)
+    two = resolve_resources(request("--gpus-per-trial", "2"), [head, single, single], False)
     assert two == TrialResources(2.0, 2.0, 2)
     assert why_unschedulable(two, [head, single, pair]) == ""
     assert why_unschedulable(two, [head, single, single]) == (
         "a trial needs 2 GPUs and 2 CPUs of one machine, "
         "and the cluster's machines have 1 GPU and 8 CPUs, 0 GPUs and 0 CPUs"
     )
-    wide = resolve_resources(options("--gpus-per-trial", "2", "--cpus-per-trial", "8"), [single, pair], False)
+    wide = resolve_resources(request("--gpus-per-trial", "2", "--cpus-per-trial", "8"), [single, pair], False)
     assert "have 2 GPUs and 4 CPUs, 1 GPU and 8 CPUs" in why_unschedulable(wide, [single, pair])
-    assert why_unschedulable(resolve_resources(options(), [], False), [{"CPU": 1.0}]) == ""
+    assert why_unschedulable(resolve_resources(request(), [], False), [{"CPU": 1.0}]) == ""
     assert why_unschedulable(TrialResources(0.0, 1.0, 1), []).endswith("have none")
 
 
 def test_more_than_one_gpu_is_a_whole_number_of_them() -> None:
     with pytest.raises(ValueError, match="whole ones"):
-        resolve_resources(options("--gpus-per-trial", "1.5"), [{"CPU": 4, "GPU": 4}], False)
+        resolve_resources(request("--gpus-per-trial", "1.5"), [{"CPU": 4, "GPU": 4}], False)
 
 
 def test_batches_that_ranks_cannot_share_are_refused_before_anything_is_trained() -> None:

@@ -13,9 +13,9 @@ from data.datasets import dataset
 from data.write import prepare
 from sweeps.cli.forecast import FIXED, Forecast, pictures
 from sweeps.cli.options import parser
-from sweeps.cli.settings import Choice, Errand
+from sweeps.cli.settings import settle
 from sweeps.execution.price import Speed
-from sweeps.execution.resources import Resources
+from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.execution.throughput import Gauge, Maker, take
 from sweeps.experiment.plan import Sweep, plan
@@ -100,13 +100,13 @@ def test_what_cannot_be_measured_is_left_out(tmp_path: Path) -> None:
 def test_a_forecast_is_speeds_times_pictures_and_keeps_what_it_learns(tmp_path: Path) -> None:
     cells = tuple(trial.cell for trial, *_ in nets(1.0, 0.5).values())
     sweep = Sweep("s", "demo", cells)
-    options = parser("s", "").parse_args(["--price-per-gpu-hour", "36"])
-    errand = Errand(sweep, Choice("demo", "", "", "local", tmp_path, str(tmp_path)), options)
+    words = ["--price-per-gpu-hour", "36", "--output", str(tmp_path), "--profile", "demo"]
+    settings = settle(cells, parser("s", "").parse_args(words))
     facts = {SMALL: dataset(SMALL, tmp_path)}
-    todo = plan(sweep, errand.ledger, {})
+    todo = plan(sweep, settings.ledger, {})
 
     def made() -> Forecast:
-        return Forecast(errand, todo, facts, "here", 0.0, 2)
+        return Forecast(todo, settings, facts, "here", 0.0, 2)
 
     one = made()
     assert [trial.cell for trial, *_ in one.lacking().values()] == list(cells)
@@ -143,7 +143,7 @@ def drive(folder: str) -> None:
     cells = tuple(dataclasses.replace(trial.cell, label=f"{n}", net=trial.cell.net.width(n)) for n in (1.0, 0.5))
     ray_runtime.init_ray("local", 2)
     session = DriverState(
-        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data), Resources(),
+        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data), TrialResources(),
         lambda event, trial, news: events.update([event + (f" {news['epoch']:g}" if event == "epoch" else "")]),
         "now", {},
     )  # fmt: skip
