@@ -127,7 +127,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
             except OSError:  # the other end is closed
                 break
         os.close(leader)
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
     assert b"300/300" in said
     assert b"\x1b[" in said
     monkeypatch.setattr(sys.modules["data.__main__"], "_EVERY", 0.0)

@@ -17,7 +17,7 @@ def printed(code: str) -> Any:
     """Return what `code` prints, as JSON, run by a Python of its own."""
     given = os.environ | {"PYTHONWARNINGS": "ignore"}
     words = [sys.executable, "-c", code]
-    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=given, timeout=280, check=False)
+    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=given, timeout=400, check=False)
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout)
 

@@ -16,6 +16,7 @@ import pytest
 from sweeps.ops import spot_notice
 from sweeps.ops.spot_notice import Metadata, NoMetadata, seconds_to_termination, watch
 from tests.support.servers import free_port
+from tests.support.waiting import until
 
 ACTION = "/latest/meta-data/spot/instance-action"
 
@@ -94,11 +95,10 @@ def test_ray_is_told_once_and_again_where_it_did_not_hear(service: Service) -> N
 
     watching = threading.Thread(target=watch, args=(Metadata(service.address), drain, 0.02))
     watching.start()
-    while service.asked < 5:
-        time.sleep(0.01)
+    until(lambda: service.asked >= 5, "five requests", 120, poll=0.01)
     assert told == []
     service.said = json.dumps({"action": "terminate", "time": "2026-01-02T03:04:05Z"})
-    watching.join(10)
+    watching.join(120)
     assert not watching.is_alive()
     assert told == [0, 0, 0]
 
@@ -128,7 +128,7 @@ def test_watch_spot_drains_the_node_of_its_machine(service: Service) -> None:
         with subprocess.Popen(ray, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
             try:
                 command = [sys.executable, "-m", "sweeps", "watch-spot", "--every", "0.2"]
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
                 assert (done.returncode, "gives this machine no new trials" in done.stderr) == (0, True), done.stderr
                 logs = Path(folder) / "session_latest/logs"
                 said = "".join(path.read_text() for path in (logs / "raylet.out", logs / "gcs_server.out"))
