@@ -185,7 +185,7 @@ def _as_stored(facts: DataSet, where: Path) -> DataSet:
 # Orders and folds
 
 
-def mix(*parts: int | str) -> int:
+def sample_key(*parts: int | str) -> int:
     """Hash whole numbers and words to 63 bits; different tuples give unrelated keys (BLAKE2b)."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
@@ -204,7 +204,7 @@ def order(seed: int, epoch: int, indices: Ints) -> Ints:
 
     Seed and epoch are hashed together, so that no seed replays another seed's orders (FFCV adds the two).
     """
-    return np.asarray(indices, np.int64)[keyed_permutation(mix("order", seed, epoch), len(indices))]
+    return np.asarray(indices, np.int64)[keyed_permutation(sample_key("order", seed, epoch), len(indices))]
 
 
 def holdout(labels: Ints, count: int, seed: int) -> tuple[Ints, Ints]:
@@ -217,7 +217,7 @@ def holdout(labels: Ints, count: int, seed: int) -> tuple[Ints, Ints]:
     quota = np.floor(exact).astype(np.int64)
     quota[np.argsort(quota - exact, kind="stable")[: count - int(quota.sum())]] += 1  # largest remainders
     chosen = [
-        _shuffled(labels, label, mix("holdout", seed, int(label)))[:wanted]
+        _shuffled(labels, label, sample_key("holdout", seed, int(label)))[:wanted]
         for label, wanted in zip(classes, quota, strict=True)
     ]
     return _partition(len(labels), np.concatenate(chosen))
@@ -228,7 +228,7 @@ def folds(labels: Ints, k: int, seed: int) -> list[tuple[Ints, Ints]]:
     labels = np.asarray(labels)
     if not 2 <= k <= len(labels):
         raise ValueError(f"{k} folds of {len(labels)} pictures; from 2 to one picture a fold are possible")
-    dealt = np.concatenate([_shuffled(labels, c, mix("folds", seed, int(c))) for c in np.unique(labels)])
+    dealt = np.concatenate([_shuffled(labels, c, sample_key("folds", seed, int(c))) for c in np.unique(labels)])
     return [_partition(len(labels), dealt[fold::k]) for fold in range(k)]
 
 

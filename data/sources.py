@@ -190,7 +190,7 @@ def _folder(root: Path, size: int | None, seed: int) -> dict[str, Source]:
     if len(whole.labels) < 5:
         raise ValueError(f"{len(whole.labels)} pictures in {root} are too few to set every fifth aside for testing")
     train, test = holdout(whole.labels, len(whole.labels) // 5, seed)
-    return {"train": chosen(whole, train), "test": chosen(whole, test)}
+    return {"train": subset(whole, train), "test": subset(whole, test)}
 
 
 def _splits(roots: dict[str, Path], size: int | None, seed: int, upright: bool) -> dict[str, Source]:
@@ -255,7 +255,7 @@ def _read(index: int, paths: Sequence[str], size: int, upright: bool) -> Picture
         return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
-def chosen(source: Source, kept: Ints) -> Source:
+def subset(source: Source, kept: Ints) -> Source:
     """Return the source with the pictures `kept` alone, in that order."""
     return source._replace(
         labels=source.labels[kept],

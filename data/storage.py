@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
 
 
-def located(where: str) -> tuple[arrow_fs.FileSystem, str]:
+def open_filesystem(where: str) -> tuple[arrow_fs.FileSystem, str]:
     """Return the file system of a folder or URI, and the path there; ValueError for a URI that cannot be one.
 
     pyarrow is imported with the first file: what only declares and explains a sweep needs none.
@@ -31,7 +31,7 @@ def located(where: str) -> tuple[arrow_fs.FileSystem, str]:
 
 
 @contextmanager
-def alone(lock: Path, alive: Callable[[], object] = lambda: None) -> Iterator[None]:
+def exclusive_lock(lock: Path, alive: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Wait for any other process that holds the lock; it is freed however its holder dies.
 
     `alive` is called now and then while waiting, and may raise to give up.

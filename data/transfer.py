@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data import beton
 from data.datasets import SPLITS, Sidecar, read_sidecar, sidecar_of, stem, write_sidecar
-from data.storage import alone, located
+from data.storage import exclusive_lock, open_filesystem
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
@@ -53,27 +53,27 @@ def pull(
     up. ValueError where there is nothing to pull, no room for it, or a file is not what its sidecar tells of: of that
     nothing is kept.
     """
-    system, base = located(source)
-    offers = _offers(system, base, source, tuple(names))
+    system, base = open_filesystem(source)
+    offers = _list_remote(system, base, source, tuple(names))
     found = {where / f"{offer.name}.beton": not _there(offer, where, source, fresh) for offer in offers}
     if not any(found.values()):
         return found
     where.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for name in sorted({offer.name.rpartition("-")[0] for offer in offers}):  # the lock of data.write.prepare
-            locks.enter_context(alone(where / f".{name}.lock", alive))
+            locks.enter_context(exclusive_lock(where / f".{name}.lock", alive))
         lacking = [offer for offer in offers if not _there(offer, where, source, fresh)]
         found = {path: path.stem in {offer.name for offer in lacking} for path in found}
         if pictures:
             _room(lacking, where, source)
-            _all_brought(system, lacking, where, source, progress, alive)
+            _download_all(system, lacking, where, source, progress, alive)
         else:
             for offer in lacking:
                 write_sidecar(where / f"{offer.name}.json", offer.sidecar)
     return found
 
 
-def _offers(system: arrow_fs.FileSystem, base: str, source: str, names: Sequence[str]) -> list[Offer]:
+def _list_remote(system: arrow_fs.FileSystem, base: str, source: str, names: Sequence[str]) -> list[Offer]:
     """Return the whole files on the storage, of these data sets; ValueError where there are none."""
     from pyarrow import fs
 
@@ -128,7 +128,7 @@ def _partial(where: Path, offer: Offer) -> Path:
     return where / f".{offer.name}.beton.pulling"
 
 
-def _all_brought(
+def _download_all(
     system: arrow_fs.FileSystem,
     lacking: Sequence[Offer],
     where: Path,
@@ -138,7 +138,7 @@ def _all_brought(
 ) -> None:
     """Copy files side by side, each in parts side by side; after an error no further part is begun."""
     with ThreadPoolExecutor(FILES) as files, ThreadPoolExecutor(THREADS) as parts:
-        copies = [files.submit(_brought, system, offer, where, source, parts, progress, alive) for offer in lacking]
+        copies = [files.submit(_download, system, offer, where, source, parts, progress, alive) for offer in lacking]
         try:
             for copy in copies:
                 copy.result()
@@ -148,7 +148,7 @@ def _all_brought(
             raise
 
 
-def _brought(
+def _download(
     system: arrow_fs.FileSystem,
     offer: Offer,
     where: Path,
@@ -227,7 +227,7 @@ def push(
     ValueError where there is none, one is damaged, or other pictures are there and `fresh` does not say to replace
     them.
     """
-    system, base = located(target)
+    system, base = open_filesystem(target)
     wanted = [where / f"{stem(name)}-{split}.beton" for name in names for split in SPLITS]
     paths = [path for path in (wanted or sorted(where.glob("*.beton"))) if path.exists()]
     if not paths:
@@ -259,12 +259,12 @@ def _sent(system: arrow_fs.FileSystem, base: str, path: Path, target: str, fresh
         system.create_dir(base, recursive=True)
     with path.open("rb") as file:
         parts = iter(lambda: file.read(PART), b"")
-        _write(system, f"{base}/{path.name}", _told(parts, path.stem, sidecar.file_bytes, progress))
+        _write(system, f"{base}/{path.name}", _with_progress(parts, path.stem, sidecar.file_bytes, progress))
     _write(system, f"{base}/{path.stem}.json", [path.with_suffix(".json").read_bytes()])
     return True
 
 
-def _told(parts: Iterable[bytes], name: str, total: int, progress: Progress) -> Iterable[bytes]:
+def _with_progress(parts: Iterable[bytes], name: str, total: int, progress: Progress) -> Iterable[bytes]:
     """Pass parts on, telling how far they are."""
     sent = 0
     for part in parts:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from queue import Empty
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,11 @@ from data.datasets import (
     stem,
     write_sidecar,
 )
-from data.sources import Picture, Source, chosen, sources
-from data.storage import alone
+from data.sources import Picture, Source, sources, subset
+from data.storage import exclusive_lock
+
+if TYPE_CHECKING:
+    from data.ffcv_patches import Writer
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
@@ -88,7 +91,7 @@ def prepare(
     if not fresh and _complete(found := _there(name, where, asked)):
         return found
     where.mkdir(parents=True, exist_ok=True)
-    with alone(where / f".{stem(name)}.lock"):
+    with exclusive_lock(where / f".{stem(name)}.lock"):
         found = {} if fresh else _there(name, where, asked)
         if _complete(found):  # by another process, while this one waited
             return found
@@ -240,7 +243,7 @@ def _written(path: Path, source: Source, split: str, way: _Way, progress: Progre
         many = f"{len(failed)} or more" if len(failed) > allowed else str(len(failed))
         raise ValueError(f"{many} of {count} pictures are unreadable, at most {allowed} may be left out: {named}")
     logging.getLogger("data").warning("%s: left out %d unreadable of %d: %s", split, len(failed), count, named)
-    return _written(path, chosen(source, np.setdiff1d(np.arange(count), failed)), split, way, progress)
+    return _written(path, subset(source, np.setdiff1d(np.arange(count), failed)), split, way, progress)
 
 
 def _reason(source: Source, record: int) -> str:
@@ -276,34 +279,16 @@ def _jpeg(picture: Picture, quality: int) -> bytes:
 
 
 def _write_ffcv(path: Path, samples: _Samples, size: int, way: _Way, report: Callable[[int], None]) -> None:
-    """Write with FFCV's fields, allocator and worker, under a loop of our own: its own waits for dead workers."""
-    if not importlib.util.find_spec("ffcv"):
-        raise ValueError('FFCV is not installed: pip install "crelu-sweeps[ffcv]", or use --writer native')
-    from data.load import import_ffcv
+    """Write with FFCV's own worker in processes that this module watches."""
+    from data import ffcv_patches  # imports torch
 
-    import_ffcv()
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.memory_allocator import MemoryAllocator
-    from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
-
-    image = RGBImageField(write_mode="jpg" if size > RAW_UP_TO else "raw", jpeg_quality=way.quality)
-    fields = dict(zip(beton.FIELDS, (image, IntField(), IntField()), strict=True))
+    ffcv_patches.import_ffcv()
     workers = min(way.workers, -(-len(samples) // _CHUNK))
-    writer = DatasetWriter(os.fspath(path), fields, page_size=beton.page_size(size), num_workers=workers)
-    writer.num_samples = len(samples)
-    writer.prepare()
-    try:
-        allocator = MemoryAllocator(writer.fname, writer.data_region_start, writer.page_size)
-        tables = (writer.metadata_sm, writer.metadata_type, fields, allocator)
-        writer.finalize(_crew(worker_job_indexed_dataset, tables, samples, workers, report))
-    finally:
-        writer.metadata_sm.close()
-        writer.metadata_sm.unlink()
+    with ffcv_patches.open_writer(path, len(samples), size, way.quality) as writer:
+        writer.finalize(_run_writers(writer, samples, workers, report))
 
 
-def _crew(
-    job: Any, tables: tuple[Any, ...], samples: _Samples, workers: int, report: Callable[[int], None]
-) -> list[Any]:
+def _run_writers(writer: Writer, samples: _Samples, workers: int, report: Callable[[int], None]) -> list[Any]:
     """Run FFCV's job in processes and return their allocations; OSError as soon as one of them dies."""
     todo: Any = multiprocessing.Queue()
     results: Any = multiprocessing.Queue()
@@ -312,7 +297,7 @@ def _crew(
         todo.put([(record, record) for record in range(first, min(first + _CHUNK, len(samples)))])
     for _ in range(workers):
         todo.put(None)
-    arguments = (job, todo, *tables, done, results, samples)
+    arguments = (writer.job, todo, *writer.tables, done, results, samples)
     crew = [multiprocessing.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
     parts: list[list[Any]] = []
     try:
@@ -325,7 +310,7 @@ def _crew(
                 parts.append(results.get(timeout=0.2))
                 continue
             for status in (process.exitcode for process in crew if process.exitcode):
-                raise OSError(status - 100 if status > 100 else 0, f"a writing process ended ({_ending(status)})")
+                raise OSError(status - 100 if status > 100 else 0, f"a writing process ended ({_exit_reason(status)})")
         for process in crew:
             process.join()
     finally:
@@ -348,7 +333,7 @@ def _work(job: Callable[..., None], *arguments: Any) -> None:
         sys.exit(100 + (error.errno or 0))
 
 
-def _ending(status: int) -> str:
+def _exit_reason(status: int) -> str:
     if status < 0:
         return f"by signal {signal.Signals(-status).name}"
     return os.strerror(status - 100) if status > 100 else "its traceback is above"

@@ -4,19 +4,11 @@ import re
 
 from sphinx.application import Sphinx
 
-import crelu_models
-import crelu_models.build
-import sweeps
 from data.__main__ import _parser as data_parser
 from docs.parser_tables import directive
 from sweeps.__main__ import parser as verb_parser
 from sweeps.analysis import invariance, outgoing, pairing, reconstruction, theory
 from sweeps.cli.options import parser as page_parser
-from sweeps.experiment.plan import Protocol
-from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
-from sweeps.experiment.search import Search
-from sweeps.experiment.trial import Cell
-from sweeps.launch import main
 
 # What commands.md shows, by the name that it calls each parser.
 PARSERS = {
@@ -29,15 +21,6 @@ PARSERS = {
     "outgoing": outgoing.arguments,
     "theory": theory.arguments,
 }
-
-# Names that api.md documents under the package that a page imports them from.
-for door, names in {
-    sweeps: {"main": main, "Cell": Cell, "Protocol": Protocol, "Search": Search, "Recipe": Recipe, "ALLCONV": ALLCONV,
-             "VGG": VGG, "IMAGENET_SGD": IMAGENET_SGD, "IMAGENET_ADAM": IMAGENET_ADAM},
-    crelu_models: {"build": crelu_models.build.build},
-}.items():  # fmt: skip
-    for name, value in names.items():
-        setattr(door, name, value)
 
 project = "CReLU sweeps"
 author = "the authors of CReLU sweeps"

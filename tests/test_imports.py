@@ -165,18 +165,6 @@ def test_the_top_of_sweeps_holds_pages_and_their_door_alone() -> None:
         assert len(list(folder.glob("*.py"))) <= 20, folder
 
 
-def test_tests_import_their_support_and_no_other_test() -> None:
-    files = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
-    names = {f"tests.{path.stem}" if path.parent == ROOT / "tests" else f"tests.{path.parent.name}.{path.stem}": path
-             for path in files}  # fmt: skip
-    assert len(names) > 50
-    for path, source in files.items():
-        ours, libraries = imported(source, names)
-        assert "benchmarks" not in libraries, path
-        allowed = {f"tests.{path.parent.name}.{path.stem}"}  # a process of its own may run what the file holds
-        assert not {name for name in ours if not name.startswith("tests.support")} - allowed, path
-
-
 @pytest.mark.parametrize(
     ("line", "heavy"),
     [
@@ -192,3 +180,15 @@ def test_what_a_page_imports_is_light(line: str, heavy: set[str]) -> None:
     code = f"import sys\n{line}\nprint(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_tests_import_their_support_and_no_other_test() -> None:
+    files = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    names = {f"tests.{path.stem}" if path.parent == ROOT / "tests" else f"tests.{path.parent.name}.{path.stem}": path
+             for path in files}  # fmt: skip
+    assert len(names) > 50
+    for path, source in files.items():
+        ours, libraries = imported(source, names)
+        assert "benchmarks" not in libraries, path
+        allowed = {f"tests.{path.parent.name}.{path.stem}"}  # a process of its own may run what the file holds
+        assert not {name for name in ours if not name.startswith("tests.support")} - allowed, path

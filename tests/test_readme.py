@@ -176,9 +176,6 @@ def test_readme_and_guide_show_the_same_page() -> None:
     assert examples(README) == examples(ROOT / "docs/own-sweep.md")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ImportError, reason="`from sweeps import Cell` comes with the move of the modules"
-)
 def test_page_of_ones_own_is_a_sweep() -> None:
     (page,) = examples(README)
     names: dict[str, object] = {"__name__": "sweeps.leaky"}

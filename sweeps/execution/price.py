@@ -45,7 +45,7 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, rank
     """
     import torch
 
-    from crelu_models.build import build, initialise
+    from crelu_models.modules import build, initialise
     from sweeps.training.evaluate import BATCH, precision_of, score
     from sweeps.training.loop import Learner
     from sweeps.training.run_trial import keep_memory

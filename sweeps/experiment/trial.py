@@ -11,7 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from crelu_models.spec import Net, mix
+from crelu_models.spec import Net, seed_from
 from sweeps.experiment.recipe import Recipe, Stage
 
 # Part of every key: raised when code changes what a trial means, so that old results are never taken for new.
@@ -128,7 +128,7 @@ class Trial:
 
     def restarted(self, times: int) -> int:
         """Return the seed of weights and dropout after `times` restarts of a diverged or dead training."""
-        return self.seed if times == 0 else mix(self.seed, "restart", times)
+        return self.seed if times == 0 else seed_from(self.seed, "restart", times)
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole trial as JSON, names for people included."""
@@ -199,7 +199,7 @@ def code_fingerprint() -> str:
     """Return the hash of the source that decides what a trial computes; a result of other code is stale."""
     root = Path(__file__).resolve().parents[2]
     names = [
-        *(f"crelu_models/{name}.py" for name in ("spec", "activations", "build")),
+        *(f"crelu_models/{name}.py" for name in ("spec", "activations", "modules")),
         *(f"data/{name}.py" for name in ("datasets", "load", "augment")),
         *(f"sweeps/experiment/{name}.py" for name in ("recipe", "trial")),
         *(

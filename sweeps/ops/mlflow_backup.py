@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from data.storage import located
+from data.storage import open_filesystem
 
 PART = 16 << 20  # bytes of a copy at a time
 DUMP, USERS, ARTIFACTS, LIST = "store", "users.db", "artifacts", "list.json"
@@ -61,7 +61,7 @@ def write(target: str, store: str, artifacts: str, users: Path) -> str:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder, "kept.tar")
             told = write(str(local), store, artifacts, users)
-            system, there = located(target)
+            system, there = open_filesystem(target)
             with local.open("rb") as file, system.open_output_stream(there) as stream:
                 shutil.copyfileobj(file, stream, PART)
         return told.replace(str(local), target)
@@ -175,7 +175,7 @@ def _fetched(source: str, folder: Path) -> Path:
     """Return where a backup lies on this machine, copied from its URI where it has one."""
     if "://" not in source:
         return Path(source).expanduser()
-    system, there = located(source)
+    system, there = open_filesystem(source)
     with system.open_input_stream(there) as stream, Path(folder, "kept.tar").open("wb") as file:
         shutil.copyfileobj(stream, file, PART)
     return Path(folder, "kept.tar")

@@ -31,7 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data.storage import located
+from data.storage import open_filesystem
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
@@ -73,7 +73,7 @@ class Ledger:
 
     @cached_property
     def _place(self) -> tuple[arrow_fs.FileSystem, str]:
-        return located(self.root)
+        return open_filesystem(self.root)
 
     @property
     def local(self) -> bool:

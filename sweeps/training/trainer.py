@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crelu_models.build import build, initialise
+from crelu_models.modules import build, initialise
 from data.augment import centre_view, ten_views, training_view
 from data.datasets import order
 from data.load import Batch, Pictures

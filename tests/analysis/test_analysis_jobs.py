@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from crelu_models.build import build, initialise
+from crelu_models.modules import build, initialise
 from crelu_models.spec import Net
 from crelu_models.tables import PAPER
 from data.write import prepare

@@ -12,7 +12,7 @@ import pytest
 from data import transfer
 from data.__main__ import main
 from data.datasets import beton_path, read_sidecar
-from data.storage import located
+from data.storage import open_filesystem
 from data.transfer import pull, push
 from data.write import prepare
 
@@ -152,7 +152,7 @@ from data import transfer
 from data.__main__ import main
 transfer.PART = 1 << 16  # many small parts, each with a pause: time to be killed in
 read = transfer.beton.read_index
-def located(where):
+def open_filesystem(where):
     system, base = real(where)
     class Slow:
         def __getattr__(self, name): return getattr(system, name)
@@ -168,7 +168,7 @@ def located(where):
             return File()
     return Slow(), base
 PAUSE = float(sys.argv.pop(1))
-real, transfer.located = transfer.located, located
+real, transfer.open_filesystem = transfer.open_filesystem, open_filesystem
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -221,4 +221,4 @@ def test_whoever_waits_for_another_can_give_up(folder: Path, tmp_path: Path) -> 
 def test_a_place_that_is_none_is_a_sentence() -> None:
     for where in ("gopher://x/y", "s3:///"):
         with pytest.raises(ValueError, match="a folder, or s3://BUCKET/PREFIX"):
-            located(where)
+            open_filesystem(where)

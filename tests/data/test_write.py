@@ -325,7 +325,7 @@ def test_a_dead_writing_process_is_an_error_not_a_wait(tmp_path: Path) -> None:
 
 def test_native_files_are_ffcvs_own_format(tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
-    from data.load import import_ffcv
+    from data.ffcv_patches import import_ffcv
 
     import_ffcv()
     from ffcv.reader import Reader

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crelu_models.build import Dropout
+from crelu_models.modules import Dropout
 from data.datasets import dataset
 from data.write import prepare
 from sweeps.cifar_width import CELLS

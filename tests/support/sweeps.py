@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crelu_models.spec import mix
+from crelu_models.spec import seed_from
 from crelu_models.tables import S2
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
@@ -63,7 +63,7 @@ def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
 
 def run_id(trial: Trial) -> str:
     """Return the MLflow run that a made trial says it has."""
-    return f"{mix(trial.key, 'run'):032x}"
+    return f"{seed_from(trial.key, 'run'):032x}"
 
 
 def make(ledger: Ledger, sweep: Sweep, outcome: Callable[[Trial], Made | None]) -> None:
