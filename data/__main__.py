@@ -16,6 +16,7 @@ from pathlib import Path
 from data.datasets import SPLITS, Sidecar, beton_path, cores, data_dir, dataset, read_sidecar
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
+_BENCH_PICTURES = 20_000  # that `bench` reads at least: a small set is read several times
 _NAMES = "synthetic[:size=72,train=3000,...] | cifar10 | cifar100 | imagenet[:size=N] | folder:PATH"
 
 
@@ -181,7 +182,8 @@ def _bench(options: argparse.Namespace) -> None:
             workers = options.workers or cores()
             with open_pictures(path, reader=reader, workers=workers, resident_bytes=0) as pictures:
                 # Several rounds of a small set in one order: an epoch of FFCV's takes 0.2 s to begin.
-                order = np.random.default_rng(0).permutation(np.arange(max(len(pictures), 20_000)) % len(pictures))
+                count = max(len(pictures), _BENCH_PICTURES)
+                order = np.random.default_rng(0).permutation(np.arange(count) % len(pictures))
                 for _ in range(2):  # the first time compiles, fills the page cache and compares checksums
                     wall, busy = time.perf_counter(), time.process_time()
                     for _ in pictures.batches(order, options.batch):

@@ -34,7 +34,7 @@ from sweeps.execution.resources import (
     why_unschedulable,
 )
 from sweeps.execution.tuner import failure_signature
-from sweeps.experiment.trial import Trial
+from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.ledger import Ledger, failed_attempt
 from sweeps.training.distributed import Ranks
 from sweeps.training.run_trial import run_trial
@@ -101,7 +101,8 @@ def assert_same(trial: Trial, here: RuntimeConfig, there: RuntimeConfig) -> None
     for mine, theirs in zip(history(trial, here), history(trial, there), strict=True):
         assert mine == pytest.approx(theirs, abs=ERROR)
     tables = [folder(trial, at) / "tables/scores.parquet" for at in (here, there)]
-    if any(path.exists() for path in tables):
+    assert [path.exists() for path in tables] == [PHASES[trial.phase].test] * 2
+    if PHASES[trial.phase].test:
         mine, theirs = (pq.read_table(path) for path in tables)
         assert mine["id"].to_pylist() == theirs["id"].to_pylist() == sorted(mine["id"].to_pylist())
         assert mine["label"] == theirs["label"]
