@@ -101,14 +101,13 @@ def test_decisions_are_what_the_scores_decide(made: Path) -> None:
     ledger = Ledger(str(made / "ledger"))
     with capsule.opened(made / "one.zip") as opened:
         found, kept = survey(ledger, TITLE), survey(opened, TITLE)
-        # One cell lost a fold, so it has no vote.
-        assert [[cell.vote is None for cell in survey.cells] for survey in (found, kept)] == [[False, True]] * 2
-        ours, theirs = found.cells[0].vote, kept.cells[0].vote
-        assert ours is not None
-        assert theirs is not None
-        assert ours.classes == theirs.classes == 10
-        for method in ("mean_softmax", "mean_logit", "majority"):
-            assert np.array_equal(ours.chosen[method], theirs.chosen[method])
+        assert len(found.cells) == len(kept.cells) == 2
+        for mine, theirs in zip(found.cells, kept.cells, strict=True):
+            assert mine.vote is not None
+            assert theirs.vote is not None
+            assert mine.vote.classes == theirs.vote.classes == 10
+            for method in ("mean_softmax", "mean_logit", "majority"):
+                assert np.array_equal(mine.vote.chosen[method], theirs.vote.chosen[method])
         run = next(run for run in kept.runs if run.trial.phase == "fold")
         assert run.decisions is not None
         table = pq.read_table(ledger.path(f"trials/{run.key}/tables/scores.parquet")).to_pydict()
