@@ -63,7 +63,7 @@ def report(ledger: Ledger, trials: Sequence[Trial], tracker: Any, seconds: float
     """Let every trial report an epoch each `every` seconds, evenly spread, then finish; return their histories."""
     import torch
 
-    from sweeps.training import checkpoint
+    from sweeps.store import checkpoint
 
     histories: dict[str, list[dict[str, float]]] = {trial.key: [] for trial in trials}
     began, tick = time.time(), 0

@@ -40,13 +40,27 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ray": ("sweeps.execution",),
     "mlflow": ("sweeps.tracking",),
     "optuna": ("sweeps.experiment.search",),
-    "ffcv": ("data",),
+    "ffcv": ("data.ffcv_patches",),
     "simplejpeg": ("data",),
-    "numba": ("crelu_models.kernels", "data"),
-    "torch": ("crelu_models", "data", "sweeps.training", "sweeps.execution", "sweeps.analysis", "sweeps.cli.verbs"),
+    "numba": ("crelu_models.kernels", "data.ffcv_patches"),
+    "torch": (
+        "crelu_models",
+        "data",
+        "sweeps.store.checkpoint",
+        "sweeps.training",
+        "sweeps.execution",
+        "sweeps.analysis",
+        "sweeps.cli.verbs",
+    ),
     "matplotlib": ("sweeps.analysis.plots",),
 }
-LIGHT = ("crelu_models.spec", "crelu_models.tables", "sweeps.experiment.recipe", "sweeps.results.paper")
+LIGHT = (
+    "crelu_models.spec",
+    "crelu_models.sources",
+    "crelu_models.tables",
+    "sweeps.experiment.recipe",
+    "sweeps.results.paper",
+)
 NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+(:\w+)?")
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from crelu_models.tables import S2
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, expand, plan, plan_to_json, sweep_from_json
 from sweeps.experiment.search import Search
-from sweeps.experiment.trial import Trial, code_fingerprint
+from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, CRELU
 
@@ -17,7 +18,7 @@ SWEEP = Sweep("s", "demo", (BASELINE, CRELU), Protocol(seeds=2))
 
 
 def done(ledger: Ledger, trial: Trial, **changes: object) -> None:
-    result = {"key": trial.key, "status": "finished", "fingerprint": "f", "code": code_fingerprint(),
+    result = {"key": trial.key, "status": "finished", "fingerprint": "f", "code": code_fingerprint(trial.cell.net),
               "metrics": {"best/val_top1_err": 9.0}, "curve": []}  # fmt: skip
     ledger.commit(trial.key, result | changes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crelu_models.modules import build, initialise
+from crelu_models import build, initialise
 from crelu_models.tables import PAPER
 from sweeps.analysis import invariance, job, outgoing, pairing, reconstruction, theory
 from sweeps.experiment.plan import Sweep, plan, plan_to_json

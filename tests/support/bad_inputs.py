@@ -35,9 +35,9 @@ from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.report import build
 from sweeps.results import capsule, evidence
 from sweeps.results.evidence import MANIFEST
+from sweeps.store import checkpoint
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.ledger import Ledger
-from sweeps.training import checkpoint
 from tests.support.sweeps import Made, finish, scores
 
 Border = Callable[[bytes], object]

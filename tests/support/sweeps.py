@@ -10,9 +10,10 @@ import numpy as np
 
 from crelu_models.spec import seed_from
 from crelu_models.tables import S2
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.trial import Cell, Trial, code_fingerprint
+from sweeps.experiment.trial import Cell, Trial
 from sweeps.results import paper
 from sweeps.results.paper import AVERAGE, TOP1, TRAIN, VOTE
 from sweeps.store.ledger import Ledger
@@ -54,7 +55,7 @@ def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
         "status": made.status, "ending": "schedule", "metrics": best | made.metrics,
         "curve": made.curve if trial.phase == "holdout" else [], "epochs": len(made.curve), "files": files,
         "events": list(made.events), "restarts": made.restarts, "seconds": made.seconds, "precision": "bf16",
-        "fingerprint": "f" * 64, "code": code_fingerprint(), "finished_ms": START + 9000,
+        "fingerprint": "f" * 64, "code": code_fingerprint(trial.cell.net), "finished_ms": START + 9000,
         "hardware": {"host": "made", "device": "NVIDIA H200", "torch": "2.15.0", "python": "3.11.7"},
     }  # fmt: skip
     ledger.write_json(f"tracked/{trial.key}.json", {"run": run_id(trial), "uri": "sqlite:///x", "experiment": "x"})

@@ -11,8 +11,9 @@ import torch
 
 from crelu_models.tables import S2
 from sweeps.experiment.trial import Trial
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
-from sweeps.training import checkpoint, trainer
+from sweeps.training import trainer
 from sweeps.training.run_trial import _reset, run_trial
 from sweeps.training.runtime import RuntimeConfig
 from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, runtime_config, trial_of
@@ -76,7 +77,7 @@ def test_training_begun_by_other_code_is_begun_anew(
     trial = trial_of("allconv with dropout")
     here = runtime_config(data, tmp_path / "changed")
     with monkeypatch.context() as older:
-        older.setattr("sweeps.training.trainer.code_fingerprint", lambda: "older")
+        older.setattr("sweeps.training.trainer.code_fingerprint", lambda net: "older")
         assert run_trial(trial, here, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
     result = run_trial(trial, here, lambda *_: None)
     assert result is not None
