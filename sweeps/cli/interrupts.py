@@ -5,11 +5,39 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sweeps.execution.session import DriverState
+if TYPE_CHECKING:
+    from sweeps.execution.session import DriverState
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while a library starts, and raise KeyboardInterrupt when it has; the second ends it.
+
+    Raised inside the library's code, the exception may be caught there, or leave a lock taken for good.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        if len(caught) > 1:
+            os._exit(130)
+
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if caught:
+        raise KeyboardInterrupt
 
 
 class GracefulInterrupt:
