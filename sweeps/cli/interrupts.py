@@ -36,8 +36,8 @@ def hold_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if caught:
-        raise KeyboardInterrupt
+        if caught:
+            raise KeyboardInterrupt from None  # also where the library did not start: the user has ended it before
 
 
 class GracefulInterrupt:

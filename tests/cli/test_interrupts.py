@@ -11,18 +11,21 @@ from sweeps.cli.interrupts import hold_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_comes_when_the_library_has_started(number: signal.Signals) -> None:
+@pytest.mark.parametrize("starts", [True, False])
+def test_signal_comes_when_the_library_has_started_or_failed(number: signal.Signals, starts: bool) -> None:
     before = signal.getsignal(number)
     steps: list[str] = []
 
     def start() -> None:
         with hold_signals():
             os.kill(os.getpid(), number)
-            steps.append("started")
+            steps.append("tried")
+            if not starts:
+                raise OSError("no room")
 
     with pytest.raises(KeyboardInterrupt):
         start()
-    assert steps == ["started"]
+    assert steps == ["tried"]
     assert signal.getsignal(number) == before
 
 
@@ -31,7 +34,6 @@ def test_error_of_the_library_is_its_own() -> None:
 
     def start() -> None:
         with hold_signals():
-            os.kill(os.getpid(), signal.SIGTERM)
             raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
