@@ -312,8 +312,8 @@ def test_a_dead_writing_process_is_an_error_not_a_wait(tmp_path: Path) -> None:
         "from data import write, sources\n"
         "def fall(index): os.kill(os.getpid(), signal.SIGKILL)\n"
         "source = sources.sources('synthetic:train=20,test=10', None, Path('.'), None, 0)['train']\n"
-        "way = write._Way('ffcv', 90, 1)\n"
-        "try: write._written(Path(sys.argv[1]), source._replace(picture=fall), 'train', way, lambda *x: None)\n"
+        "options = write._Options('ffcv', 90, 1)\n"
+        "try: write._write_readable(Path(sys.argv[1]), source._replace(picture=fall), 'train', options, print)\n"
         "except OSError as error: print(error)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, timeout=300)
