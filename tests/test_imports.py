@@ -111,7 +111,7 @@ def broken(imports: Mapping[str, tuple[set[str], set[str]]]) -> list[str]:
     for module, (ours, libraries) in imports.items():
         room = room_of(module)
         for other in sorted(ours):
-            # A package's __init__ holds no more than what it exports lazily; what is taken from it is a name of its own.
+            # A package's __init__ holds no more than what it exports lazily; a name taken from it stands for itself.
             if room_of(other) not in (room, *ROOMS[room]) and modules()[other].name != "__init__.py":
                 wrong.append(f"{module} imports {other}: {room} may not import {room_of(other)}")
         for library in sorted(libraries & DOORS.keys()):
