@@ -226,7 +226,8 @@ def test_bars_prune_what_optunas_percentile_pruner_prunes() -> None:
                 intermediate_values=dict(enumerate(curve)),
             )
         )  # fmt: skip
-    for start in (20.0, 26.0, 29.0, 40.0):
+    # At the fourth epoch 23.5 and 24.7 are between the quantiles 1/4 and 1/3, and 1/3 and 1/2, of the curves.
+    for start in (20.0, 23.5, 24.7, 26.0, 29.0, 40.0):
         trial, curve = old.ask(), [start - 0.9 * e for e in range(8)]
         for epoch, value in enumerate(curve):
             trial.report(value, epoch)
