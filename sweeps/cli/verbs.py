@@ -65,8 +65,7 @@ def reconcile(options: argparse.Namespace) -> int:
     for standing in begun:
         projection.sync_trial(standing.trial, idle)
     for cell in sweep.cells:
-        trials = [standing.trial for standing in found.of(cell)]
-        projection.sync_cell(cell, trials, over=all(s.result is not None for s in found.of(cell)))
+        projection.sync_cell(cell, [standing.trial for standing in found.of(cell)])
     print(f"{len(begun)} runs of {title} at {uri} are as the ledger says")
     return 0
 
