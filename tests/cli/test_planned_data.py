@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_sweeps import Made, finish
 
 from data import availability
 from data.write import prepare
@@ -24,6 +23,7 @@ from sweeps.results.evidence import survey
 from sweeps.results.marks import marks
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import connected
+from tests.support.sweeps import Made, finish
 
 
 @pytest.fixture(autouse=True)

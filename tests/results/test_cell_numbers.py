@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_sweeps import Made, as_printed, make, only, unsearched
 
 from sweeps.cifar_width import CELLS, PROTOCOL
 from sweeps.cli.status import status
@@ -21,6 +20,7 @@ from sweeps.results.cell_numbers import number
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, tracked
+from tests.support.sweeps import Made, as_printed, make, only, unsearched
 
 SWEEP = unsearched("cifar_width", tuple(cell for cell in only(CELLS, "cifar10") if cell.row == "CReLU"), PROTOCOL)
 (CELL,) = SWEEP.cells
