@@ -112,7 +112,7 @@ def _points(group: ResultTable, row: Row, metric: str) -> list[svg.Point]:
     printed = group.paper(row, metric) if group.comparable else None
     if printed is not None:
         found.append(svg.Point(f"{row.label}, paper", size, printed.value, kind="paper"))
-    if ours.there:
+    if ours.known:
         low, high = ours.interval
         found.append(svg.Point(row.label, size, ours.average.mean, low, high, "ours", keys(ours.runs)))
     return found
@@ -138,7 +138,7 @@ def _responses(evidence: CellResults, search: Search) -> Gallery:
         points = []
         for tried in known:
             rate, value = dict(tried.run.trial.dropout)[place.after], tried.value or 0.0
-            kind = "pick" if tried is winner else "ours" if tried.whole else "open"
+            kind = "pick" if tried is winner else "ours" if tried.complete else "open"
             keys = " ".join(run.key for run in tried.runs)
             points.append(svg.Point(f"{rate:g}: {value:.2f}", rate, value, kind=kind, runs=keys))
         title = f"{evidence.cell.label}: hold-out error by dropout after {place.after}"

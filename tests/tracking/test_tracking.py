@@ -221,16 +221,18 @@ def test_statuses_follow_the_ledger(store: Store, ledger: Ledger) -> None:
 def test_cell_carries_average_error_and_count(store: Store, ledger: Ledger) -> None:
     trials = [Trial(CELLS[0], seed=seed) for seed in (0, 1)]
     projection = MlflowRuns(store, ledger, SWEEP)
+    statuses = []
     for trial, error in zip(trials, (9.0, 10.0), strict=True):
         finish(ledger, trial, error)
         projection.sync_trial(trial, "RUNNING")
-    for _ in range(2):
-        projection.sync_cell(CELLS[0], trials, over=True)
+        for _ in range(2):
+            projection.sync_cell(CELLS[0], trials)
+        statuses.append(projection.client.get_run(projection.runs[f"cell:{CELLS[0].key}"]).info.status)
+    assert statuses == ["RUNNING", "FINISHED"]
     parent = projection.client.get_run(projection.runs[f"cell:{CELLS[0].key}"])
     assert parent.data.metrics["agg/test_top1_err_mean"] == 9.5
     assert parent.data.metrics["agg/test_top1_err_se"] == pytest.approx(0.5)
     assert parent.data.metrics["agg/test_top1_err_n"] == 2
-    assert parent.info.status == "FINISHED"
 
 
 def test_tracker_brings_all_marks_home(store: Store, ledger: Ledger) -> None:
@@ -343,7 +345,7 @@ def test_folds_are_the_average_and_other_trainings_are_single(store: Store, ledg
     for trial, error in zip(trials, (10.0, 12.0, 50.0), strict=True):
         finish(ledger, trial, error)
     projection = MlflowRuns(store, ledger, SWEEP)
-    projection.sync_cell(CELLS[0], trials, over=True)
+    projection.sync_cell(CELLS[0], trials)
     metrics = projection.client.get_run(projection.runs[f"cell:{CELLS[0].key}"]).data.metrics
     assert metrics["agg/test_top1_err_mean"] == 11.0
     assert metrics["agg/test_top1_err_single_mean"] == 50.0
@@ -355,7 +357,7 @@ def test_cells_stand_beside_each_other_in_the_ui(store: Store, ledger: Ledger) -
         finish(ledger, trial, 9.5)
         projection = MlflowRuns(store, ledger, SWEEP)
         projection.sync_trial(trial, "RUNNING")
-        projection.sync_cell(trial.cell, [trial], over=True)
+        projection.sync_cell(trial.cell, [trial])
     cells = [run for run in runs(projection) if "trial.key" not in run.data.tags]
     assert len({frozenset(run.data.params) for run in cells}) == 1
     assert {run.data.params["cell"] for run in cells} == {"Baseline", "CReLU"}
