@@ -44,7 +44,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "simplejpeg": ("data",),
     "numba": ("crelu_models.kernels", "data"),
     "torch": ("crelu_models", "data", "sweeps.training", "sweeps.execution", "sweeps.analysis", "sweeps.cli.verbs"),
-    "matplotlib": ("sweeps.analysis.plots",),
+    "matplotlib": ("sweeps.report.render.plots", "sweeps.report.render.svg"),
 }
 LIGHT = ("crelu_models.spec", "crelu_models.tables", "sweeps.experiment.recipe", "sweeps.results.paper")
 NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+(:\w+)?")
