@@ -9,12 +9,13 @@ APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 BIN := .venv/bin
 PACKAGES := crelu_models data sweeps
 
-.PHONY: help demo test setup lint bench lock
+.PHONY: help demo test setup lint docs bench lock
 
 help:
 	@echo "make demo    nine rows of Table 4 on embedded pictures, in minutes, on this machine"
 	@echo "make test    the tests"
 	@echo "make lint    ruff and mypy --strict"
+	@echo "make docs    the site of docs/, into docs/_build; a warning is an error"
 	@echo "make bench   the benchmarks that need no GPU"
 	@echo "make lock    requirements.lock anew from pyproject.toml"
 	@echo "make setup   only the set-up: system libraries, uv, .venv from requirements.lock"
@@ -29,6 +30,10 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: setup
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo "docs/_build/index.html"
 
 bench: setup
 	@$(BIN)/python -m benchmarks

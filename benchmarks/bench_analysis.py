@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crelu_models.build import build, initialise
+from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net
 from crelu_models.tables import PAPER
 from sweeps.analysis.capture import batch_size

@@ -20,7 +20,7 @@ from data.datasets import data_dir, dataset
 from data.write import prepare
 from sweeps.cifar_width import NETS
 from sweeps.execution import ray_runtime, tuner
-from sweeps.execution.resources import Resources
+from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
@@ -44,7 +44,7 @@ def errors(cells: tuple[Cell, ...], seeds: int) -> np.ndarray:
             Sweep("common", "demo", cells, Protocol(seeds=seeds)),
             ledger,
             RuntimeConfig(folder, str(where)),
-            Resources(),
+            TrialResources(),
             lambda event, trial, news: None,
             "common",
             {},

@@ -31,7 +31,7 @@ CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=1))
 def ours(trials: int, folder: str) -> dict[str, float]:
     """Run so many trivial trials through the queue; return seconds a trial, and the growth from first to last tenth."""
     from sweeps.execution import ray_runtime, tuner
-    from sweeps.execution.resources import Resources
+    from sweeps.execution.resources import TrialResources
     from sweeps.execution.session import DriverState
     from sweeps.training.runtime import RuntimeConfig
 
@@ -47,7 +47,7 @@ def ours(trials: int, folder: str) -> dict[str, float]:
         Sweep("overhead", "smoke", (CELL,), Protocol(seeds=trials)),
         ledger,
         RuntimeConfig(ledger.root, folder),
-        Resources(),
+        TrialResources(),
         listen,
         "overhead",
         {},

@@ -83,7 +83,7 @@ def driven(work: str) -> tuple[float, float]:
             sweep,
             ledger,
             place,
-            tuner.Resources(),
+            tuner.TrialResources(),
             listen,
             "safety",
             {},

@@ -76,7 +76,7 @@ def workers(count: int) -> float:
 def _session(count: int, at_once: int, work: str, enough: int) -> list[tuple[float, str]]:
     """Run so many trials, until `enough` are done since all workers are there; return when each was done, and where."""
     from sweeps.execution import ray_runtime, tuner
-    from sweeps.execution.resources import Resources
+    from sweeps.execution.resources import TrialResources
     from sweeps.execution.session import DriverState
     from sweeps.training.runtime import RuntimeConfig
 
@@ -95,7 +95,9 @@ def _session(count: int, at_once: int, work: str, enough: int) -> list[tuple[flo
         ledger = Ledger(f"{folder}/ledger")
         sweep = Sweep("scale", "smoke", (CELL,), Protocol(seeds=count))
         place = RuntimeConfig(ledger.root, folder)
-        session = DriverState(sweep, ledger, place, Resources(at_once=at_once), listen, "scale", {}, work=work)
+        session = DriverState(
+            sweep, ledger, place, TrialResources(max_concurrent=at_once), listen, "scale", {}, work=work
+        )
         tuner.run_trials(session)
     return ends
 

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.trivial import distance
 from crelu_models.tables import S2
 from sweeps.execution import ray_runtime, tuner
-from sweeps.execution.resources import Resources
+from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
@@ -39,7 +39,7 @@ def studies(cells: tuple[Cell, ...], search: Search) -> tuple[list[Study], dict[
             Sweep("search", "smoke", cells, Protocol(ablation=False, search=search)),
             ledger,
             RuntimeConfig(folder, folder),
-            Resources(),
+            TrialResources(),
             lambda event, trial, news: None,
             "search",
             {},

@@ -72,13 +72,13 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
     """Return how to take steps on real pictures, on resident ones, and to score."""
     import torch
 
-    from crelu_models.build import build, initialise
+    from crelu_models.modules import build, initialise
     from data.augment import training_view
     from data.datasets import beton_path, order
     from data.load import open_pictures
     from sweeps.training.evaluate import precision_of, score
     from sweeps.training.loop import Learner
-    from sweeps.training.run_trial import keep_memory
+    from sweeps.training.runtime import keep_memory
 
     keep_memory()
     (net, batch), (_, recipe, stored, crop, classes, *_) = net_of(family, options), FAMILIES[family]
@@ -129,7 +129,7 @@ def plain(family: str, options: argparse.Namespace) -> dict[str, Callable[[], It
 
     from benchmarks.bench_loader import Files
     from benchmarks.plain import plainly
-    from crelu_models.build import build, initialise
+    from crelu_models.modules import build, initialise
 
     (net, batch), (_, recipe, stored, crop, classes, *_) = net_of(family, options), FAMILIES[family]
     gpu = options.device == "cuda"

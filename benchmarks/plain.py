@@ -24,7 +24,7 @@ def train(row: dict[str, Any], pictures: str, report: Callable[[dict[str, float]
     from torch.utils.data import DataLoader, Subset
     from torchvision import transforms
 
-    from crelu_models.build import build, initialise
+    from crelu_models.modules import build, initialise
     from data.datasets import folds, holdout
     from sweeps.experiment.trial import PHASES, trial_from_json
     from sweeps.training.splits import SPLIT_SEED
@@ -107,7 +107,7 @@ def plainly(model: Any) -> Any:
     from torch import nn
 
     from crelu_models.activations import CReLU
-    from crelu_models.build import Dropout
+    from crelu_models.modules import Dropout
 
     class Naive(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

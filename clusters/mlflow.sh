@@ -10,7 +10,7 @@ printf '[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = %
 answers() { curl -sf -o /dev/null http://127.0.0.1:5000/health; }
 if answers; then exit 0; fi
 kept=(--output ~/mlflow --artifacts "$CRELU_BUCKET/mlflow")
-there='import sys; from data.storage import located; system, path = located(sys.argv[1])
+there='import sys; from data.storage import open_filesystem; system, path = open_filesystem(sys.argv[1])
 sys.exit(not system.get_file_info(path).is_file)'
 if [ ! -e ~/mlflow/mlflow.db ] && python -c "$there" "$CRELU_BUCKET/mlflow.tar"; then
 	python -m sweeps serve "${kept[@]}" --restore "$CRELU_BUCKET/mlflow.tar"

@@ -1,8 +1,8 @@
-"""The networks of the paper's supplement, Tables S2 to S13, as data.
+"""Networks of the paper's supplement, Tables S2 to S13, as data.
 
-S2, S4 and S8 are typed row by row; each other net is one line made from another. The supplement's slips are settled
-where they occur, and tests/paper_tables holds what it prints. No net here has an activation on its scores:
-`.final_activation("relu")`, or "avr" for the AVR nets, gives the printed one.
+S2, S4 and S8 are typed row by row; every other net is derived from another in one line. A comment settles each slip of
+the supplement, and tests/paper_tables holds the printed tables. No net here has an activation on its scores;
+`.final_activation("relu")`, or "avr" for the AVR nets, adds the printed one.
 """
 
 from crelu_models.spec import Conv, Drop, Linear, Net, Pool
@@ -102,7 +102,7 @@ S11 = S8.crelu(*range(1, 10)).dropout(0.25, 9)
 S12 = S8.crelu(*range(1, 11), width=0.5).width(0.5, 11).dropout(0.25, 9)
 S13 = S8.crelu(1, 4, 7, width=0.5).dropout(0.25, 9)
 
-# By table, as Tables 1, 2, 4 and 5 name them; the nets no table of the supplement prints stand below.
+# Nets by table, as Tables 1, 2, 4 and 5 name them; nets without a table in the supplement come last.
 PAPER = {
     "S2": S2,
     "S2_avr": S2_AVR,

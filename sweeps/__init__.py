@@ -1,1 +1,32 @@
-"""Sweeps over the paper's networks: declared as cells, trained as trials, kept in a ledger, shown as tables."""
+"""Sweeps over the paper's networks: declared as cells, trained as trials, kept in a ledger, shown as tables.
+
+    from sweeps import ALLCONV, Cell, Protocol, Search, main
+
+Each name is loaded when it is first asked for: a page imports nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sweeps.experiment.plan import Protocol
+    from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
+    from sweeps.experiment.search import Search
+    from sweeps.experiment.trial import Cell
+    from sweeps.launch import main
+
+__all__ = ["ALLCONV", "IMAGENET_ADAM", "IMAGENET_SGD", "VGG", "Cell", "Protocol", "Recipe", "Search", "main"]
+
+_MODULES = {
+    "Cell": "sweeps.experiment.trial",
+    "Protocol": "sweeps.experiment.plan",
+    "Search": "sweeps.experiment.search",
+    "main": "sweeps.launch",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return an exported name from its module."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES.get(name, "sweeps.experiment.recipe")), name)

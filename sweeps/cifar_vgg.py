@@ -9,11 +9,7 @@ paper's numbers do not order them. 96 trainings and 160 of search, about 65 GPU-
 """
 
 from crelu_models.tables import S4, S5, S6, S7
-from sweeps.experiment.plan import Protocol
-from sweeps.experiment.recipe import VGG
-from sweeps.experiment.search import Search
-from sweeps.experiment.trial import Cell
-from sweeps.launch import main
+from sweeps import VGG, Cell, Protocol, Search, main
 
 NETS = {"VGG": S4, "CReLU (1)": S5, "CReLU (1,3)": S6, "CReLU (1,3,5)": S7}
 CELLS = tuple(

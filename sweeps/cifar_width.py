@@ -10,11 +10,7 @@ trained by the Single protocol and on ten folds: 120 trainings and 200 of search
 """
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import Protocol
-from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.search import Search
-from sweeps.experiment.trial import Cell
-from sweeps.launch import main
+from sweeps import ALLCONV, Cell, Protocol, Search, main
 
 # Springenberg's dropout, which the search replaces.
 S2_DROP = S2.dropout(0.2, "input").dropout(0.5, "pool1").dropout(0.5, "pool2")

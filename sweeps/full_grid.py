@@ -9,11 +9,7 @@ Python. Hundreds of trainings: look at --dry-run, and take parts by --only.
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
-from sweeps.experiment.plan import Protocol
-from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD, VGG
-from sweeps.experiment.search import Search
-from sweeps.experiment.trial import Cell
-from sweeps.launch import main
+from sweeps import ALLCONV, IMAGENET_SGD, VGG, Cell, Protocol, Search, main
 
 ARCHITECTURES = {
     "allconv": (S2, ALLCONV, ("cifar10", "cifar100"), ((1,), (2,), (4,), (1, 2), (1, 2, 3, 4), tuple(range(1, 8)))),

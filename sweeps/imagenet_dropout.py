@@ -8,10 +8,8 @@ between on a hold-out of the training pictures; the validation set is not opened
     python -m sweeps.imagenet_dropout --dry-run    what it would do, and what is already done
 """
 
-from sweeps.experiment.plan import Protocol
-from sweeps.experiment.search import Search
+from sweeps import Protocol, Search, main
 from sweeps.imagenet_placement import CELLS
-from sweeps.launch import main
 
 PROTOCOL = Protocol(ablation=False, search=Search(3, sampler="grid", wave=3))
 

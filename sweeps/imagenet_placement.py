@@ -12,9 +12,7 @@ the placement.
 """
 
 from crelu_models.tables import PAPER, S8, S9, S10, S11, S12, S13
-from sweeps.experiment.recipe import IMAGENET_ADAM, IMAGENET_SGD
-from sweeps.experiment.trial import Cell
-from sweeps.launch import main
+from sweeps import IMAGENET_ADAM, IMAGENET_SGD, Cell, main
 
 # fmt: off
 CELLS = (

@@ -1,4 +1,4 @@
-"""The command line that every sweep shares: what is asked, whether it can be done, then doing it."""
+"""The door of a sweep's page: `main`, which does what its command line asks for."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import argparse
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NoReturn
 
-from sweeps.cli.options import parser
-from sweeps.cli.settings import ABLATION, decide, declare
+from sweeps.cli.options import ExitCode, parser
+from sweeps.cli.settings import declare, settle
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.trial import Cell
 
-DONE, USAGE, INTERRUPTED = 0, 2, 130
+ABLATION = Protocol()
 
 
 def main(
@@ -29,7 +30,7 @@ def main(
     `also` holds further groups of cells by name, each trained only where --also names it.
     """
     options = parser(name, question, tuple(also)).parse_args()
-    # A preempted machine's signal is Ctrl-C's equal, also before there is anything to save.
+    # A preempted machine sends SIGTERM. It means what Ctrl-C means, also before there is anything to save.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         more = [cell for group in options.also for cell in also[group]]
@@ -40,33 +41,32 @@ def main(
         refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
 
 
 def refuse(sentence: str) -> NoReturn:
     """Say why nothing was done, and exit 2."""
     print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(USAGE)
+    sys.exit(ExitCode.USAGE)
 
 
-def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argparse.Namespace) -> int:
+def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argparse.Namespace) -> ExitCode:
     """Do what the options say and return the exit code."""
-    choice = decide(name, cells, options)
-    sweep = declare(name, cells, protocol, options, choice)
+    settings = settle(cells, options)
+    sweep = declare(name, cells, protocol, options, settings)
     if options.list:
         return show_cells(sweep)
     from sweeps.cli.run import dry_run, run_sweep
-    from sweeps.cli.settings import Errand
 
-    errand = Errand(sweep, choice, options)
-    return dry_run(errand) if options.dry_run else run_sweep(errand)
+    settings = replace(settings, experiment=settings.experiment or sweep.title)
+    return dry_run(sweep, settings) if options.dry_run else run_sweep(sweep, settings)
 
 
-def show_cells(sweep: Sweep) -> int:
+def show_cells(sweep: Sweep) -> ExitCode:
     """Print the cells of a sweep, one a line."""
     width = max(len(cell.label) for cell in sweep.cells)
     for cell in sweep.cells:
         table = f"Table {cell.table}" if cell.table else ""
         what = f"{cell.net.name:<12} {cell.dataset}  {cell.recipe.name}  {table}"
         print(f"{cell.label:<{width}}  {cell.key}  {what}".rstrip())
-    return DONE
+    return ExitCode.DONE

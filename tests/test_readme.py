@@ -1,7 +1,9 @@
-"""The README tells the truth: its commands parse, its paths and targets exist, its page is a sweep."""
+"""README and the guide tell the truth: commands parse, links and pictures exist, the example page is a sweep."""
 
+import importlib.util
 import re
 import shlex
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -9,74 +11,175 @@ import pytest
 
 from data.__main__ import _parser as data_parser
 from sweeps.__main__ import parser as verb_parser
-from sweeps.cli.options import parser
+from sweeps.cli.options import parser as page_parser
 from sweeps.cli.verbs import pages
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-LINES = [line.strip().removeprefix("$ ") for kind, block in BLOCKS if not kind for line in block.splitlines()]
-INLINE = [
-    code for code in re.findall(r"`([^`\n]+)`", README) if re.match(r"(\.venv/bin/)?(python -m|make|mlflow) ", code)
-]
-# What is run on a cluster's head stands in quotes.
-REMOTE = [
-    re.sub(r"^ray job submit [-\w ]*-- ", "", line.split("'")[1]) for line in LINES if line.startswith("ray exec ")
-]
-COMMANDS = sorted({line.partition(" #")[0].strip() for line in [*LINES, *INLINE, *REMOTE]
-                   if re.match(r"(\.venv/bin/)?(python -m|make|mlflow) ?", line)})  # fmt: skip
-SECTIONS = ("What you get", "`make demo`", "`make test`", "Your GPU", "On a cluster", "Your pictures", "Words",
-            "The tree", "Deviations from the paper", "Troubleshooting")  # fmt: skip
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
+SHELL = ("", "bash", "console")
+PAGES = pages()
+PROGRAM = re.compile(r"(\.venv/bin/)?(python (-m|clusters/)|make$|make |mlflow )")
+# Words that stand for a reader's own: a page, a verb, a job.
+STAND_INS = {"sweeps.NAME", "sweeps.leaky", "sweeps.analysis.NAME", "VERB"}
 
 
-def test_readme_has_commands_to_check() -> None:
-    assert len(COMMANDS) > 12
+def named(path: Path) -> str:
+    """Return the path of a document as a reader says it."""
+    return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command_parses(command: str) -> None:
+def prose(path: Path) -> str:
+    """Return a document without its blocks of code."""
+    return FENCE.sub("", path.read_text())
+
+
+def commands(path: Path) -> Iterator[str]:
+    """Yield every command of ours in a document: in blocks, in quotes behind `ray exec`, and in the text."""
+    for _, kind, block in FENCE.findall(path.read_text()):
+        if kind.strip() in SHELL:
+            for line in block.replace("\\\n", " ").splitlines():
+                yield from _ours(line.split(" #")[0].strip().removeprefix("exec "))
+    for code in re.findall(r"`([^`\n]+)`", prose(path)):
+        # In the text a verb may be named without what it needs.
+        yield from _ours(f"{code} --help" if re.fullmatch(r"python -m (data|sweeps) [\w-]+", code) else code)
+
+
+def _ours(line: str) -> Iterator[str]:
+    if line.startswith("ray exec "):
+        line = re.sub(r"^ray job submit [-\w ]*-- ", "", line.split("'")[1])
+    if PROGRAM.match(line):
+        yield line
+
+
+COMMANDS = sorted({(named(path), line) for path in DOCUMENTS for line in commands(path)})
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/cluster.md", "docs/figures.md", "docs/first-sweep.md"])
+def test_document_has_commands_to_check(document: str) -> None:
+    assert sum(document == name for name, _ in COMMANDS) >= 5
+
+
+def test_command_behind_ray_exec_is_checked() -> None:
+    assert ("README.md", "python -m sweeps status --output $CRELU_BUCKET/out") in COMMANDS
+
+
+@pytest.mark.parametrize(("document", "command"), COMMANDS)
+def test_command_parses(document: str, command: str) -> None:
     words = shlex.split(command)
     program = words[0].removeprefix(".venv/bin/")
     if program == "make":
-        targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        assert set(words[1:]) <= targets
+        assert set(words[1:]) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     elif program == "mlflow":
         assert words[1:3] == ["ui", "--backend-store-uri"]
+    elif words[1].startswith("clusters/"):
+        script = (ROOT / words[1]).read_text()
+        assert all(f'"{word}"' in script for word in words if word.startswith("--"))
     else:
-        module, arguments = words[2], words[3:]
-        if module == "data":
-            data_parser().parse_args(arguments)
-        elif module.startswith("sweeps.analysis."):
-            import_module(module).arguments().parse_args(arguments)
-        elif module == "sweeps":
-            verb_parser().parse_args(arguments)
-        else:
-            name = module.removeprefix("sweeps.")
-            assert name in pages()
-            groups = re.findall(r"also=\{\"(\w+)\"", (ROOT / "sweeps" / f"{name}.py").read_text())
-            parser(name, "", groups).parse_args(arguments)
+        _parse(words[2], words[3:])
 
 
-def test_sections_come_in_their_order() -> None:
-    found = re.findall(r"^## (.+)$", README, re.MULTILINE)
-    assert [section for section in found if section in SECTIONS] == list(SECTIONS)
+def _parse(module: str, arguments: list[str]) -> None:
+    """Let the parser of `python -m module` read the arguments; SystemExit where it refuses them."""
+    if STAND_INS & {module, *arguments}:
+        return
+    if module in ("data", "sweeps"):
+        parser = data_parser() if module == "data" else verb_parser()
+        if "--help" in arguments:
+            with pytest.raises(SystemExit, match=r"^0$"):
+                parser.parse_args(arguments)
+        elif arguments:
+            parser.parse_args(arguments)
+    elif module.startswith("sweeps.analysis."):
+        import_module(module).arguments().parse_args(arguments)
+    elif module.startswith("benchmarks."):
+        assert importlib.util.find_spec(module)
+    else:
+        name = module.removeprefix("sweeps.")
+        assert name in PAGES
+        groups = re.findall(r"also=\{\"(\w+)\"", (ROOT / "sweeps" / f"{name}.py").read_text())
+        page_parser(name, "", groups).parse_args(arguments)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))))
-def test_picture_exists(path: str) -> None:
-    assert (ROOT / path).is_file()
+def test_option_that_does_not_exist_is_found() -> None:
+    for module, wrong in (("data", ["info", "--no"]), ("sweeps", ["status", "--no"]), ("sweeps.cifar_vgg", ["--no"])):
+        with pytest.raises(SystemExit):
+            _parse(module, wrong)
 
 
-def test_tree_names_what_is_there() -> None:
-    (tree,) = (block for kind, block in BLOCKS if not kind and block.startswith("crelu_models/"))
-    for name in re.findall(r"^ *(\S+/)", tree, re.MULTILINE):
-        assert (ROOT / name).is_dir() or (ROOT / "sweeps" / name).is_dir(), name
+def test_readme_is_read_in_five_minutes() -> None:
+    assert len(README.read_text().splitlines()) <= 130
+
+
+def targets(path: Path) -> list[str]:
+    """Return where the links and pictures of a document lead, other sites left out."""
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(path))
+    return [target for target in found if "://" not in target]
+
+
+LINKS = sorted({(named(path), target) for path in DOCUMENTS for target in targets(path)})
+
+
+@pytest.mark.parametrize(("document", "target"), LINKS)
+def test_link_leads_somewhere(document: str, target: str) -> None:
+    name, _, anchor = target.partition("#")
+    path = (ROOT / document).parent / name if name else ROOT / document
+    assert path.is_file()
+    if anchor:
+        assert anchor in {slug(title) for title in re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)}
+
+
+def slug(title: str) -> str:
+    """Return the anchor of a heading, as GitHub and MyST make it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_readme_shows_a_picture_and_leads_to_the_guide() -> None:
+    assert "docs/pictures/table.png" in targets(README)
+    assert {"docs/own-sweep.md", "docs/cluster.md", "docs/science.md"} <= set(targets(README))
+
+
+def test_every_page_of_the_site_is_in_its_index() -> None:
+    blocks = [block for _, kind, block in FENCE.findall((ROOT / "docs/index.md").read_text()) if "toctree" in kind]
+    listed = {line for block in blocks for line in block.splitlines() if re.fullmatch(r"[\w-]+", line)}
+    assert listed == {path.stem for path in DOCUMENTS} - {"README", "index"}
+
+
+@pytest.mark.parametrize("document", ["docs/first-sweep.md", "docs/commands.md"])
+def test_document_names_every_sweep(document: str) -> None:
+    text = (ROOT / document).read_text()
+    assert [name for name in PAGES if f"`{name}`" not in text] == []
+
+
+def test_commands_show_every_parser() -> None:
+    shown = set(re.findall(r"^```\{options\} (\w+)$", (ROOT / "docs/commands.md").read_text(), re.MULTILINE))
+    jobs = {path.stem for path in (ROOT / "sweeps/analysis").glob("*.py") if "\ndef arguments() ->" in path.read_text()}
+    assert shown == {"sweep", "verbs", "data"} | jobs
+
+
+def test_rooms_are_those_of_the_tree() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    named_rooms = set(re.findall(r"^\| `sweeps/(\w+)/` \|", text, re.MULTILINE))
+    drawn = set(re.findall(r'class="name"[^>]*>(\w+)<', (ROOT / "docs/pictures/rooms.svg").read_text()))
+    rooms = {path.parent.name for path in (ROOT / "sweeps").glob("*/__init__.py")}
+    assert named_rooms == rooms == drawn - {"launch", "__main__", "crelu_models", "data"}
+
+
+def examples(path: Path) -> list[str]:
+    """Return the Python pages of a document: blocks with a docstring and cells."""
+    blocks = [block for _, kind, block in FENCE.findall(path.read_text()) if kind.strip() == "python"]
+    return [block for block in blocks if block.startswith('"""') and "CELLS" in block]
+
+
+def test_readme_and_guide_show_the_same_page() -> None:
+    assert examples(README) == examples(ROOT / "docs/own-sweep.md")
 
 
 def test_page_of_ones_own_is_a_sweep() -> None:
-    (page,) = (block for kind, block in BLOCKS if kind == "python")
-    found: dict[str, object] = {"__name__": "sweeps.leaky"}
-    exec(compile(page, "README", "exec"), found)
-    cells = found["CELLS"]
+    (page,) = examples(README)
+    names: dict[str, object] = {"__name__": "sweeps.leaky"}
+    exec(compile(page, "README", "exec"), names)
+    cells = names["CELLS"]
     assert isinstance(cells, tuple)
     assert len({cell.key for cell in cells}) == 4

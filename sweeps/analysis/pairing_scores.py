@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crelu_models.spec import Conv, mix
+from crelu_models.spec import Conv, seed_from
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.weights import LoadedNet, choose
 from sweeps.report.render import plots
@@ -64,7 +64,7 @@ def pairs(weight: Tensor) -> Pairs:
 
 def random_mu(shape: torch.Size, draws: int, seed: int, layer: str = "") -> Tensor:
     """Return mu (draws, k) of filters drawn from N(0, 1) in this shape (k, c, h, w), by a stream of the layer's own."""
-    stream = torch.Generator().manual_seed(mix("pairing", seed, layer))
+    stream = torch.Generator().manual_seed(seed_from("pairing", seed, layer))
     return torch.stack([pairs(torch.randn(shape, generator=stream)).mu for _ in range(draws)])
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crelu_models.spec import Conv, Pool, mix
+from crelu_models.spec import Conv, Pool, seed_from
 from sweeps.analysis.capture import capture, side_read
 from sweeps.analysis.weights import LoadedNet
 
@@ -90,7 +90,7 @@ def patch_ratios(
     w = patch_columns(weight, pool.kernel, conv.stride)
     gram, side = w.T @ w, (pool.kernel - 1) * conv.stride + conv.kernel
     starts = torch.tensor(inner_starts(conv, pool, side_read(subject.net, conv.name, deal.size)))
-    stream = torch.Generator().manual_seed(mix("patches", deal.seed, conv.name))
+    stream = torch.Generator().manual_seed(seed_from("patches", deal.seed, conv.name))
     corner = starts[torch.randint(len(starts), (deal.patches, 2), generator=stream)]
     of = torch.arange(deal.patches) % deal.pictures
     ratios, kept = torch.empty(deal.patches, dtype=torch.float64), torch.empty(deal.patches, dtype=torch.int64)

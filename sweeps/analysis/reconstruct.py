@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from crelu_models.activations import crelu
-from crelu_models.spec import Conv, Drop, Net, Pool, mix
+from crelu_models.spec import Conv, Drop, Net, Pool, seed_from
 from sweeps.analysis.capture import batch_size, capture, side_read
 from sweeps.analysis.cgls import Likeness, Step, back, each, inverted, likeness, ratio, unrectified
 from sweeps.analysis.compute import Findings
@@ -93,7 +93,7 @@ def randomised(subject: LoadedNet, seed: int, only: str = "") -> LoadedNet:
     weights = dict(subject.weights)
     for conv in subject.convs():
         if only in ("", conv.name):
-            stream = torch.Generator().manual_seed(mix("reconstruction", seed, conv.name))
+            stream = torch.Generator().manual_seed(seed_from("reconstruction", seed, conv.name))
             weights[f"{conv.name}.weight"] = torch.randn(weights[f"{conv.name}.weight"].shape, generator=stream)
             weights[f"{conv.name}.bias"] = torch.zeros_like(weights[f"{conv.name}.bias"])
     return dataclasses.replace(subject, weights=weights)

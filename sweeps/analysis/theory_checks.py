@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from crelu_models.activations import crelu
-from crelu_models.spec import mix
+from crelu_models.spec import seed_from
 from data.synthetic import picture as embedded
 from sweeps.analysis.compute import Findings, columns
 from sweeps.analysis.pooling_ratio import patch_columns
@@ -95,7 +95,7 @@ def expected_norm(d: int, k: int) -> float:
 
 def subspace_norms(d: int, k: int, draws: int, seed: int) -> Tensor:
     """Return |x_s| (draws,) of a unit vector on random subspaces of dimension k of R^d."""
-    stream = torch.Generator().manual_seed(mix("subspace", seed, d, k))
+    stream = torch.Generator().manual_seed(seed_from("subspace", seed, d, k))
     found = []
     for some in torch.split(torch.arange(draws), max(1, 2**22 // (d * k))):
         basis = torch.randn(len(some), d, k, generator=stream, dtype=torch.float64)
@@ -121,7 +121,7 @@ def rademacher_ratio(values: Tensor, draws: int, seed: int) -> Ratio:
     if points <= EXACT:
         signs = torch.tensor([*itertools.product((-1.0, 1.0), repeat=points)], dtype=torch.float64)
     else:
-        stream = torch.Generator().manual_seed(mix("signs", seed, *values.shape))
+        stream = torch.Generator().manual_seed(seed_from("signs", seed, *values.shape))
         signs = torch.randint(2, (draws, points), generator=stream).double() * 2 - 1
     above, below = values.double().clamp(min=0).T, (-values.double()).clamp(min=0).T
     tops = []
@@ -149,7 +149,7 @@ def directions(dimension: int, count: int) -> Tensor:
 
 def natural_patches(count: int, kernel: int, seed: int) -> Tensor:
     """Return patches (count, 3 * kernel^2), float64, of embedded pictures: less their mean, over their deviation."""
-    rng = np.random.Generator(np.random.PCG64(mix("patches", seed, kernel)))
+    rng = np.random.Generator(np.random.PCG64(seed_from("patches", seed, kernel)))
     found = []
     for index in range(count):
         drawn = torch.from_numpy(embedded(seed, index % 100, index % 10, 32, 10)).double().permute(2, 0, 1)
@@ -196,7 +196,7 @@ def _projection_rows(seed: int) -> list[dict[str, Any]]:
     """Measure Proposition 2.1 for fewer and for more filters than inputs."""
     found = []
     for d, k in ((75, 30), (30, 75)):
-        stream = torch.Generator().manual_seed(mix("projection", seed, d, k))
+        stream = torch.Generator().manual_seed(seed_from("projection", seed, d, k))
         w, x = (torch.randn(n, m, generator=stream, dtype=torch.float64) for n, m in ((d, k), (100, d)))
         again = projection(w, crelu(x @ w))
         whole, kept, lost = (part.square().sum(1) for part in (x, again, x - again))
@@ -210,14 +210,14 @@ def pooling_cases(conv1: Tensor | None, cases: int, seed: int) -> dict[str, list
     """Draw cases of Theorem A.5: random filters on a line, or 2 and 8 of conv1's (k, 3, h, h) at 3 x 3 places each."""
     found = {}
     for k, length, n in LINES if conv1 is None else ():
-        stream = torch.Generator().manual_seed(mix("pooling", seed, k, length, n))
+        stream = torch.Generator().manual_seed(seed_from("pooling", seed, k, length, n))
         drawn = (torch.randn(k, length, generator=stream, dtype=torch.float64) for _ in range(cases))
         name = f"{k} random of length {length}, {n} shifts"
         found[name] = [_drawn(shifts(filters, n), stream) for filters in drawn]
     for k in (2, 8):
         if conv1 is None or k > len(conv1):
             break
-        stream = torch.Generator().manual_seed(mix("pooling", seed, "conv1", k))
+        stream = torch.Generator().manual_seed(seed_from("pooling", seed, "conv1", k))
         chosen = (torch.randperm(len(conv1), generator=stream)[:k] for _ in range(cases // 4 + 1))
         at = [patch_columns(conv1[some], 3).T.view(k, 9, -1) for some in chosen]
         found[f"{k} of conv1, 3 x 3 shifts"] = [_drawn(shifted, stream) for shifted in at]
@@ -267,7 +267,7 @@ def rademacher_cases(conv1: Tensor | None, draws: int, seed: int) -> dict[str, R
     if conv1 is not None:
         values = conv1.double().flatten(1) @ natural_patches(POINTS, conv1.shape[2], seed).T
         return {CONV1: rademacher_ratio(values, draws, seed)}
-    stream = torch.Generator().manual_seed(mix("rademacher", seed))
+    stream = torch.Generator().manual_seed(seed_from("rademacher", seed))
     found = {COUNTEREXAMPLE: rademacher_ratio(torch.tensor([[1.0, -1.0]]), draws, seed)}
     for size in (1, 8, 512):
         values = torch.randn(size, POINTS, generator=stream)

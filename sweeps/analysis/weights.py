@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from crelu_models.build import build
+from crelu_models.modules import build
 from crelu_models.spec import Conv, Linear, Net
 from crelu_models.tables import PAPER
 from data.datasets import beton_path, dataset, order, read_sidecar

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import glob
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from data.datasets import DataSet, dataset
-from sweeps.cli.settings import Errand, stamp
+from sweeps.cli.settings import Settings
 from sweeps.execution.price import Speed, keep, known, speed_key
 from sweeps.execution.resources import hardware_key, resolve_resources
-from sweeps.experiment.plan import Plan
+from sweeps.experiment.plan import Plan, Sweep
 from sweeps.experiment.trial import PHASES, Trial, probed
+
+if TYPE_CHECKING:
+    from sweeps.cli.live_view import LiveView
+    from sweeps.execution.session import DriverState
 
 
 def workload(trials: Iterable[Trial], where: Path) -> tuple[float, float]:
@@ -34,15 +39,15 @@ class Forecast:
     """What the trials of a plan will take by the measured speeds of their nets: those known, and those learned yet."""
 
     def __init__(
-        self, errand: Errand, found: Plan, facts: Mapping[str, DataSet], here: str, gpus: float, at_once: int
+        self, plan: Plan, settings: Settings, facts: Mapping[str, DataSet], hardware: str, gpus: float, at_once: int
     ) -> None:
-        """Look up what the ledger knows of the hardware `here`; `gpus` is a trial's share, 0 on CPUs."""
-        self.errand, self.plan, self.facts, self.here = errand, found, facts, here
+        """Look up what the ledger knows of this `hardware`; `gpus` is a trial's share, 0 on CPUs."""
+        self.plan, self.settings, self.facts, self.hardware = plan, settings, facts, hardware
         self.gpus, self.at_once, self.started = gpus, at_once, 0
-        self.keys = {cell.key: speed_key(cell, facts[cell.dataset], here) for cell in errand.sweep.cells}
-        self.speeds = known(errand.ledger, self.keys.values())
+        self.keys = {cell.key: speed_key(cell, facts[cell.dataset], hardware) for cell in plan.sweep.cells}
+        self.speeds = known(settings.ledger, self.keys.values())
         # A second phase whose first is done takes about as many epochs as that did to its best.
-        results = {s.trial.key: s.result for s in found.statuses if s.result is not None}
+        results = {s.trial.key: s.result for s in plan.statuses if s.result is not None}
         self.ends = {key: int(result["metrics"].get("best/epoch", 0)) for key, result in results.items()}
 
     def lacking(self) -> dict[str, tuple[Trial, int, int]]:
@@ -58,7 +63,7 @@ class Forecast:
         """Take in what was measured by so many workers, which have started by that, and keep it."""
         self.started = started
         for key, speed in speeds.items():
-            keep(self.errand.ledger, key, speed)
+            keep(self.settings.ledger, key, speed)
         self.speeds = {**self.speeds, **speeds}
 
     def rates(self) -> dict[str, float]:
@@ -88,7 +93,7 @@ class Forecast:
             return ""
         whole, share = total([*prices, TimeEstimate(start, start, start)]), self.gpus or 1.0
         hours = TimeEstimate(*(share * seconds / 3600 for seconds in whole))
-        cost = cost_text(whole, self.errand.options.price_per_gpu_hour, share)
+        cost = cost_text(whole, self.settings.price_per_gpu_hour, share)
         return (
             f"forecast for {len(prices)} trials: {hours.likely:.3g} {'GPU-hours' if self.gpus else 'hours of trials'} "
             f"({hours.least:.3g} to {hours.most:.3g}), {whole.likely / self.at_once / 60:.1f} min with {self.at_once} "
@@ -96,43 +101,47 @@ class Forecast:
         )
 
 
-def foretold(errand: Errand, found: Plan) -> str:
+def forecast_before_start(plan: Plan, settings: Settings) -> str:
     """Return the forecast from what has been measured on this machine before."""
-    options, where = errand.options, errand.choice.data_dir
-    cuda = options.gpus_per_trial != 0 and bool(glob.glob("/dev/nvidia[0-9]*"))
-    gpus = (options.gpus_per_trial or max(1.0, options.ranks)) if cuda else 0.0
-    asked = argparse.Namespace(**vars(options) | {"gpus_per_trial": gpus})
-    given = resolve_resources(asked, [], False)
-    here = hardware_key(given.device, given.threads, given.ranks)
-    facts = {name: dataset(name, where) for name in errand.sweep.datasets}
-    room = len(glob.glob("/dev/nvidia[0-9]*")) / gpus if cuda else (os.cpu_count() or 1)
-    at_once = options.max_concurrent or max(1, int(room if cuda else room / max(given.cpus, 1e-9)))
-    sentence = Forecast(errand, found, facts, here, gpus, at_once).sentence()
+    devices = len(glob.glob("/dev/nvidia[0-9]*"))
+    request = settings.resources
+    cuda = request.gpus != 0 and devices > 0
+    gpus = (request.gpus or max(1.0, request.ranks)) if cuda else 0.0
+    resources = resolve_resources(replace(request, gpus=gpus), [], False)
+    hardware = hardware_key(resources.device, resources.threads, resources.ranks)
+    facts = {name: dataset(name, settings.data_dir) for name in plan.sweep.datasets}
+    slots = devices / gpus if cuda else (os.cpu_count() or 1) / max(resources.cpus, 1e-9)
+    at_once = request.max_concurrent or max(1, int(slots))
+    sentence = Forecast(plan, settings, facts, hardware, gpus, at_once).sentence()
     return sentence or "no forecast: the speed of these nets is measured when the sweep first starts on a machine"
 
 
-def compare(forecast: Forecast, took: Sequence[tuple[Trial, float]], view: Any) -> None:
-    """Say what the finished trials were priced at and what they took; keep both on the ledger."""
-    errand, ledger = forecast.errand, forecast.errand.ledger
+def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]], view: LiveView) -> None:
+    """Log what the finished trials were priced at and what they took; keep both on the ledger."""
+    ledger = forecast.settings.ledger
     done = [
-        (seconds, found) for trial, seconds in took if ledger.result(trial.key) and (found := forecast.price(trial))
+        (seconds, estimated)
+        for trial, seconds in seconds_by_trial
+        if ledger.result(trial.key) and (estimated := forecast.price(trial))
     ]
     if not done:
         return
-    priced, actual = sum(found.likely for _, found in done) + forecast.start(), sum(seconds for seconds, _ in done)
-    off = f"{actual / priced - 1:+.0%}"
-    view.log(f"{len(done)} trials: forecast {priced:.0f} s of trials, actual {actual:.0f} s ({off})")
-    value = {"forecast_s": priced, "actual_s": actual, "trials": len(done)}
-    ledger.write_json(f"forecasts/{errand.sweep.title}-{stamp()}.json", value)
+    expected = sum(estimated.likely for _, estimated in done) + forecast.start()
+    actual = sum(seconds for seconds, _ in done)
+    off = f"{actual / expected - 1:+.0%}"
+    view.log(f"{len(done)} trials: forecast {expected:.0f} s of trials, actual {actual:.0f} s ({off})")
+    value = {"forecast_s": expected, "actual_s": actual, "trials": len(done)}
+    name = f"{forecast.plan.sweep.title}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    ledger.write_json(f"forecasts/{name}.json", value)
 
 
-def report_cost(errand: Errand, session: Any, view: Any) -> None:
-    """Say what the session cost, failed tries included, and note the price for the report."""
-    hourly, seconds = errand.options.price_per_gpu_hour, session.hours() * 3600
+def report_cost(sweep: Sweep, settings: Settings, state: DriverState, view: LiveView) -> None:
+    """Log what the session cost, failed tries included, and note the price for the report."""
+    hourly, seconds = settings.price_per_gpu_hour, state.hours() * 3600
     if hourly:
         view.log(f"this session used {seconds / 3600:.3g} hours, {cost_text(TimeEstimate(*[seconds] * 3), hourly)}")
-        share = session.resources.gpus or 1.0
-        errand.ledger.write_json(f"prices/{errand.sweep.title}.json", {"hourly": hourly, "share": share})
+        share = state.resources.gpus or 1.0
+        settings.ledger.write_json(f"prices/{sweep.title}.json", {"hourly": hourly, "share": share})
 
 
 FIXED = 0.2  # seconds of a trial besides its pictures: opening its files, checkpoints, its result

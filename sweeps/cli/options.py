@@ -6,12 +6,23 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from enum import IntEnum
 
 from sweeps.experiment.profiles import PROFILES
 from sweeps.experiment.search import SAMPLERS
 from sweeps.experiment.trial import MATCHES
 
 PRICE = "CRELU_PRICE_PER_GPU_HOUR"
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a sweep's command, as its --help lists them."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    BUDGET = 3
+    INTERRUPTED = 130
 
 
 def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -1,155 +1,181 @@
-"""From a decided sweep to its table: data there, plan read, lease taken, trials run, runs tracked, table shown."""
+"""A run of a sweep, from its settings to its table: data, plan, lease, trials, MLflow, summary."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data import availability
-from data.availability import ensure_dataset
 from data.datasets import DataSet
-from sweeps.cli.forecast import Forecast, compare, foretold, report_cost, workload
-from sweeps.cli.settings import BUDGET, DONE, INTERRUPTED, Errand, as_json, stamp
+from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, workload
+from sweeps.cli.options import ExitCode
+from sweeps.cli.settings import Settings
 from sweeps.cli.summary import print_summary
 from sweeps.execution import packing, throughput
 from sweeps.execution.price import Speed
-from sweeps.execution.resources import check_rank_batches, hardware_key, resolve_resources, why_unschedulable
-from sweeps.experiment.plan import Plan, plan, plan_to_json
+from sweeps.execution.resources import (
+    TrialResources,
+    check_rank_batches,
+    hardware_key,
+    resolve_resources,
+    why_unschedulable,
+)
+from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json
 from sweeps.experiment.trial import Trial
+from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
 
 if TYPE_CHECKING:
+    from sweeps.cli.live_view import LiveView
     from sweeps.execution.session import DriverState
+    from sweeps.tracking.tracker import Tracker
+
+STATES = ("new", "running", "done", "stale", "failed")
 
 
-def dry_run(errand: Errand) -> int:
+def dry_run(sweep: Sweep, settings: Settings) -> ExitCode:
     """Print what would run and what is done; nothing is written."""
-    found = plan(errand.sweep, errand.ledger, availability.fingerprints(errand.sweep.datasets, errand.choice.data_dir))
-    if errand.options.json:
-        print(
-            as_json(
-                plan_to_json(found) | {"total": found.total, "states": {s.trial.key: s.state for s in found.statuses}}
-            )
-        )
-        return DONE
-    if errand.choice.banner:
-        print(errand.choice.banner)
-    width = max(len(cell.label) for cell in errand.sweep.cells)
+    fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
+    today = plan(sweep, settings.ledger, fingerprints)
+    if settings.display.json:
+        states = {status.trial.key: status.state for status in today.statuses}
+        print(json.dumps(plan_to_json(today) | {"total": today.total, "states": states}, indent=1))
+        return ExitCode.DONE
+    if settings.display.banner:
+        print(settings.display.banner)
+    _print_cells(today, settings)
+    if today.pending:
+        print("later: what follows once a cell's dropout is chosen, or a first phase is over")
+    to_train = (*today.to_do, *today.pending)
+    print(f"{today.total} trials, {len(to_train)} of them to train, data: {', '.join(sweep.datasets)}")
+    pictures, operations = workload(to_train, settings.data_dir)
+    if pictures or operations:
+        print(f"to train: {pictures:.3g} pictures seen, {operations:.3g} floating-point operations")
+        print(forecast_before_start(today, settings))
+    return ExitCode.DONE
+
+
+def _print_cells(today: Plan, settings: Settings) -> None:
+    """Print a row for each cell: its trials by state, and what is still to be trained."""
+    width = max(len(cell.label) for cell in today.sweep.cells)
     print(f"{'cell':<{width}}  trials   new  run  done stale fail later   epochs   pictures  operations")
     to_train: dict[str, list[Trial]] = {}
-    for trial in (*found.to_do, *found.pending):
+    for trial in (*today.to_do, *today.pending):
         to_train.setdefault(trial.cell.key, []).append(trial)
-    for cell in errand.sweep.cells:
-        states = [standing.state for standing in found.of(cell)]
-        counts = [states.count(state) for state in ("new", "running", "done", "stale", "failed")]
-        own = to_train.get(cell.key, [])
-        later = len(own) - counts[0] - counts[1]
+    for cell in today.sweep.cells:
+        states = [status.state for status in today.of(cell)]
+        counts = [states.count(state) for state in STATES]
+        trials = to_train.get(cell.key, [])
+        later = len(trials) - counts[0] - counts[1]
         row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
-        seen, arithmetic = (f"{value:.3g}" if value else "." for value in workload(own, errand.choice.data_dir))
-        epochs = cell.recipe.epochs * len(own)
-        print(f"{cell.label:<{width}}  {len(states) + later:>6} {row}   {epochs or '.':>6} {seen:>10} {arithmetic:>11}")
-    if found.pending:
-        print("later: what follows once a cell's dropout is chosen, or a first phase is over")
-    left = len(found.to_do) + len(found.pending)
-    print(f"{found.total} trials, {left} of them to train, data: {', '.join(errand.sweep.datasets)}")
-    work = workload((*found.to_do, *found.pending), errand.choice.data_dir)
-    if any(work):
-        print(f"to train: {work[0]:.3g} pictures seen, {work[1]:.3g} floating-point operations")
-        print(foretold(errand, found))
-    return DONE
+        epochs = cell.recipe.epochs * len(trials)
+        pictures, operations = (f"{value:.3g}" if value else "." for value in workload(trials, settings.data_dir))
+        total = len(states) + later
+        print(f"{cell.label:<{width}}  {total:>6} {row}   {epochs or '.':>6} {pictures:>10} {operations:>11}")
 
 
-def run_sweep(errand: Errand) -> int:
-    """Run the sweep to its table and return the exit code."""
-    options, ledger = errand.options, errand.ledger
-    if errand.choice.banner and not options.quiet:
-        print(errand.choice.banner, file=sys.stderr)
-    _writable(errand)
-
-    def tell(sentence: str) -> None:
-        if not options.quiet:
-            print(sentence, file=sys.stderr)
-
-    choice, local = errand.choice, errand.choice.address == "local"
-    facts = {
-        name: ensure_dataset(name, choice.data_dir, tell, choice.data_source, pictures=local)
-        for name in errand.sweep.datasets
-    }
-    fingerprints = availability.fingerprints(errand.sweep.datasets, errand.choice.data_dir)
+def run_sweep(sweep: Sweep, settings: Settings) -> ExitCode:
+    """Run a sweep to its table and return the exit code."""
     from sweeps.store.lease import Busy, Lease
 
+    if settings.display.banner and not settings.display.quiet:
+        print(settings.display.banner, file=sys.stderr)
+    _check_writable(settings)
+    facts = _ensure_datasets(sweep, settings)
+    fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
-        with Lease(ledger, errand.sweep.title):
-            _prepare_ledger(errand, fingerprints)
-            found = plan(errand.sweep, ledger, fingerprints)
-            if _forget_stale(errand, found):
-                found = plan(errand.sweep, ledger, fingerprints)
-            ledger.write_json(f"plans/{errand.sweep.title}.json", plan_to_json(found))
-            code = _run(errand, found, facts, fingerprints)
+        with Lease(settings.ledger, sweep.title):
+            today = _current_plan(sweep, settings, fingerprints)
+            settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(today))
+            code = _run(today, settings, facts, fingerprints)
+            if today.to_do:
+                today = plan(sweep, settings.ledger, fingerprints)
     except Busy as busy:
         raise ValueError(str(busy)) from None
-    return print_summary(errand, facts, fingerprints, code)
+    return print_summary(today, settings, facts, code)
 
 
-def _prepare_ledger(errand: Errand, fingerprints: dict[str, str]) -> None:
-    """Do what --fresh and --retry-failed ask for."""
-    if not (errand.options.fresh or errand.options.retry_failed):
-        return
-    for standing in plan(errand.sweep, errand.ledger, fingerprints).statuses:
-        if errand.options.fresh:
-            errand.ledger.forget(standing.trial.key)
-        elif standing.state == "failed":
-            errand.ledger.delete(f"attempts/{standing.trial.key}")
+def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
+    """Return the facts of each data set, prepared where that can be done on the way."""
+
+    def log(sentence: str) -> None:
+        if not settings.display.quiet:
+            print(sentence, file=sys.stderr)
+
+    local = settings.address == "local"
+    return {
+        name: availability.ensure_dataset(name, settings.data_dir, log, settings.data_source, pictures=local)
+        for name in sweep.datasets
+    }
 
 
-def _forget_stale(errand: Errand, found: Plan) -> bool:
+def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, str]) -> Plan:
+    """Return the plan after --fresh, --retry-failed and --stale have been obeyed."""
+    ledger = settings.ledger
+    today = plan(sweep, ledger, fingerprints)
+    changed = False
+    for status in today.statuses:
+        if settings.fresh:
+            ledger.forget(status.trial.key)
+            changed = True
+        elif settings.retry_failed and status.state == "failed":
+            ledger.delete(f"attempts/{status.trial.key}")
+            changed = True
+    if changed:
+        today = plan(sweep, ledger, fingerprints)
+    if _forget_stale(today, settings):
+        today = plan(sweep, ledger, fingerprints)
+    return today
+
+
+def _forget_stale(today: Plan, settings: Settings) -> bool:
     """Ask, or do as --stale says: return whether stale results were forgotten, to be trained anew."""
-    stale = [standing for standing in found.statuses if standing.state == "stale"]
-    wanted = errand.options.stale
-    if not stale or wanted == "keep":
+    stale = [status for status in today.statuses if status.state == "stale"]
+    if not stale or settings.stale == "keep":
         return False
-    if wanted == "ask" and not errand.options.yes:
+    if settings.stale == "ask":
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             return False
-        cells = len({standing.trial.cell.key for standing in stale})
+        cells = len({status.trial.cell.key for status in stale})
         print(f"{len(stale)} results of {cells} cells are stale: {stale[0].why}.", file=sys.stderr)
-        print("Train them anew? What they were is lost then. [y/N] ", end="", file=sys.stderr, flush=True)
+        print("Train them anew? The present ones are lost then. [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return False
-    for standing in stale:
-        errand.ledger.forget(standing.trial.key)
+    for status in stale:
+        settings.ledger.forget(status.trial.key)
     return True
 
 
-def _run(errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints: dict[str, str]) -> int:
-    """Train what is to be trained, keeping MLflow at the ledger's word; return the exit code so far."""
+def _run(today: Plan, settings: Settings, facts: Mapping[str, DataSet], fingerprints: dict[str, str]) -> ExitCode:
+    """Train what the plan lacks while a tracker brings MLflow up to date; return the exit code so far."""
     from sweeps.tracking.mlflow_runs import Store, is_tracked
+
+    store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
+    untracked = [
+        status.trial
+        for status in today.statuses
+        if status.result is not None and not is_tracked(settings.ledger, store, status.result)
+    ]
+    if not today.to_do and not untracked:
+        return ExitCode.DONE
+    from sweeps.cli.live_view import LiveView
     from sweeps.tracking.tracker import Tracker
 
-    ledger, options = errand.ledger, errand.options
-    store = Store(errand.uri, errand.experiment, _artifacts(errand), fingerprints)
-    behind = [
-        standing.trial
-        for standing in found.statuses
-        if standing.result is not None and not is_tracked(ledger, store, standing.result)
-    ]
-    if not found.to_do and not behind:
-        return DONE
-    from sweeps.cli.live_view import LiveView
-
-    code = DONE
-    with LiveView(
-        found, sys.stdout.isatty() and "CI" not in os.environ, options.quiet or options.json, ledger.root
-    ) as view:
-        tracker = Tracker(store, ledger, errand.sweep, view.log)
-        tracker.register(standing.trial for standing in found.statuses)
-        for trial in behind:
+    code = ExitCode.DONE
+    live = sys.stdout.isatty() and "CI" not in os.environ
+    quiet = settings.display.quiet or settings.display.json
+    with LiveView(today, live, quiet, settings.ledger.root) as view:
+        tracker = Tracker(store, settings.ledger, today.sweep, view.log)
+        tracker.register(status.trial for status in today.statuses)
+        for trial in untracked:
             tracker.enqueue(trial)
-        if found.to_do:
-            code = _run_trials(errand, found, facts, fingerprints, view, tracker)
-        missing = tracker.close(20.0 if code == INTERRUPTED else 120.0)
+        if today.to_do:
+            code = _run_trials(today, settings, facts, fingerprints, view, tracker)
+        missing = tracker.close(20.0 if code == ExitCode.INTERRUPTED else 120.0)
         if missing:
             view.log(
                 f"{missing} runs are not in MLflow at {store.uri} yet ({tracker.error}); the same command sends them"
@@ -158,134 +184,141 @@ def _run(errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints
 
 
 def _run_trials(
-    errand: Errand, found: Plan, facts: Mapping[str, DataSet], fingerprints: dict[str, str], view: Any, tracker: Any
-) -> int:
-    """Start or join Ray and drive the queue; return the exit code that this led to."""
+    today: Plan,
+    settings: Settings,
+    facts: Mapping[str, DataSet],
+    fingerprints: dict[str, str],
+    view: LiveView,
+    tracker: Tracker,
+) -> ExitCode:
+    """Start or join Ray and run the trials; return the exit code that this led to."""
     from sweeps.cli.interrupts import GracefulInterrupt
-    from sweeps.execution import ray_runtime, tuner
-    from sweeps.execution.resources import Resources
-    from sweeps.execution.session import DriverState, Limits
+    from sweeps.execution import tuner
+    from sweeps.execution.session import DriverState
 
-    options, choice = errand.options, errand.choice
-    view.log(f"{len(found.to_do)} trials to train; starting Ray")
-    there, kinds = ray_runtime.init_ray(choice.address), ray_runtime.worker_types(ray_runtime.autoscaler())
-    # A cluster that grows with its queue may have no machine yet.
-    machines = [*ray_runtime.machines(), *(kind for kind, _ in kinds)]
-    given = resolve_resources(options, machines, choice.address == "local")
-    if short := why_unschedulable(given, machines):
-        if kinds:
-            raise ValueError(short)
-        view.log(f"{short}: trials wait for a machine that has as much")
-    check_rank_batches((*found.to_do, *found.pending), facts, given.ranks)
-    place = RuntimeConfig(
-        ledger=errand.ledger.root,
-        data_dir=str(choice.data_dir),
-        device=given.device,
-        reader=options.reader,
-        workers=given.threads,
-        threads=given.threads,
-        deterministic=options.kernels == "exact",
-        data_source=choice.data_source,
-        ranks=given.ranks,
+    view.log(f"{len(today.to_do)} trials to train; starting Ray")
+    resources = _join_ray(today, settings, facts, view)
+    config = RuntimeConfig(
+        ledger=settings.ledger.root,
+        data_dir=str(settings.data_dir),
+        device=resources.device,
+        reader=settings.reader,
+        workers=resources.threads,
+        threads=resources.threads,
+        deterministic=settings.deterministic,
+        data_source=settings.data_source,
+        ranks=resources.ranks,
     )
-    resources = Resources(given.cpus, given.gpus, options.max_concurrent)
-    at_once = tuner.max_concurrent(resources)
-    if kinds and not there.get("GPU" if given.gpus else "CPU"):
-        view.log(
-            f"no machine for trials is up yet; the cluster starts as many as there are trials for, {at_once} at once"
-        )
-    here = hardware_key(place.device, place.threads, place.ranks)
-    forecast = Forecast(errand, found, facts, here, resources.gpus, at_once)
+    hardware = hardware_key(config.device, config.threads, config.ranks)
+    forecast = Forecast(today, settings, facts, hardware, resources.gpus, tuner.max_concurrent(resources))
     seen: dict[str, Trial] = {}
 
-    def listen(event: str, trial: Trial, news: dict[str, Any]) -> None:
+    def on_event(event: str, trial: Trial, news: Json) -> None:
         seen[trial.key] = trial
-        view.on_event(event, trial, news, session.planned, session.pending)
+        view.on_event(event, trial, news, state.planned, state.pending)
         tracker.enqueue(trial, {"left": "KILLED", "failed": "FAILED"}.get(event, "RUNNING"))
 
-    session = DriverState(
-        errand.sweep,
-        errand.ledger,
-        place,
-        resources,
-        listen,
-        stamp(),
-        fingerprints,
-        {name: (fact.classes, fact.crop) for name, fact in facts.items()},
-        Limits(options.max_gpu_hours, 1 if options.fail_fast else options.max_failures),
+    state = DriverState(
+        sweep=today.sweep,
+        ledger=settings.ledger,
+        config=config,
+        resources=resources,
+        on_event=on_event,
+        name=session_name(),
+        fingerprints=fingerprints,
+        shapes={name: (fact.classes, fact.crop) for name, fact in facts.items()},
+        limits=settings.limits,
     )
-    _plan_measurements(session, forecast, view)
-    view.hours = session.hours
-    view.where = f"Ray {choice.address}: {_machines(there)}"
-    with GracefulInterrupt(session, view.log) as interrupts:
+    _plan_measurements(state, forecast, view)
+    view.hours = state.hours
+    with GracefulInterrupt(state, view.log) as interrupt:
         try:
-            tuner.run_trials(session)
+            tuner.run_trials(state)
         except tuner.NoProgressError as error:
             view.log(f"giving up: {error}; -v shows all of it")
         finally:
-            errand.ledger.delete(session.stop_mark)
-            if options.verbose:
-                for trace in session.errors:
+            settings.ledger.delete(state.stop_mark)
+            if settings.display.verbose:
+                for trace in state.errors:
                     view.log(trace)
-    if session.stop_reason:
-        view.log(f"stopped: {session.stop_reason}")
-    compare(forecast, [(seen[key], seconds) for key, seconds in session.seconds_by_trial.items()], view)
-    report_cost(errand, session, view)
-    if interrupts.caught:
-        return INTERRUPTED
-    return BUDGET if session.over_budget else DONE
+    if state.stop_reason:
+        view.log(f"stopped: {state.stop_reason}")
+    compare(forecast, [(seen[key], seconds) for key, seconds in state.seconds_by_trial.items()], view)
+    report_cost(today.sweep, settings, state, view)
+    if interrupt.caught:
+        return ExitCode.INTERRUPTED
+    return ExitCode.BUDGET if state.over_budget else ExitCode.DONE
 
 
-def _machines(there: Mapping[str, float]) -> str:
-    """Return what a cluster has."""
-    return ", ".join(f"{there[name]:g} {name}s" for name in ("CPU", "GPU") if there.get(name))
+def _join_ray(today: Plan, settings: Settings, facts: Mapping[str, DataSet], view: LiveView) -> TrialResources:
+    """Start or join Ray and return the resources of each trial; ValueError where no machine can take a trial."""
+    from sweeps.execution import ray_runtime, tuner
+
+    available = ray_runtime.init_ray(settings.address)
+    worker_types = ray_runtime.worker_types(ray_runtime.autoscaler())
+    # A cluster that grows with its queue may have no machine yet.
+    machines = [*ray_runtime.machines(), *(machine for machine, _ in worker_types)]
+    resources = resolve_resources(settings.resources, machines, settings.address == "local")
+    reason = why_unschedulable(resources, machines)
+    if reason and worker_types:
+        raise ValueError(reason)
+    if reason:
+        view.log(f"{reason}: trials wait for a machine that has as much")
+    check_rank_batches((*today.to_do, *today.pending), facts, resources.ranks)
+    if worker_types and not available.get("GPU" if resources.gpus else "CPU"):
+        at_once = tuner.max_concurrent(resources)
+        view.log(
+            f"no machine for trials is up yet; the cluster starts as many as there are trials for, {at_once} at once"
+        )
+    hardware = ", ".join(f"{available[name]:g} {name}s" for name in ("CPU", "GPU") if available.get(name))
+    view.where = f"Ray {settings.address}: {hardware}"
+    return resources
 
 
-def _plan_measurements(session: DriverState, forecast: Forecast, view: Any) -> None:
-    """Set how trials share their pictures, as asked for or as pays; give the session what is to be measured first."""
+def _plan_measurements(state: DriverState, forecast: Forecast, view: LiveView) -> None:
+    """Set how trials share their pictures, as asked for or as pays; say what is to be measured first."""
     from sweeps.execution.throughput import Gauge
 
-    errand, facts, place, gpus = forecast.errand, forecast.facts, session.config, session.resources.gpus
-    trials, smoke, streams = forecast.plan.to_do, errand.choice.profile == "smoke", set[str]()
-    stay = frozenset(name for name, fact in facts.items() if packing.fits_on_device(fact, place.resident_bytes))
-    if errand.options.pack != "auto":
-        session.pack_policy = packing.PackPolicy(errand.options.pack, resident=stay)
-    elif place.ranks == 1 and len(trials) > forecast.at_once and not smoke:
+    settings, facts, config, gpus = forecast.settings, forecast.facts, state.config, state.resources.gpus
+    trials, smoke, streams = forecast.plan.to_do, settings.profile == "smoke", set[str]()
+    stay = frozenset(name for name, fact in facts.items() if packing.fits_on_device(fact, config.resident_bytes))
+    if settings.resources.pack != "auto":
+        state.pack_policy = packing.PackPolicy(settings.resources.pack, resident=stay)
+    elif config.ranks == 1 and len(trials) > forecast.at_once and not smoke:
         streams = packing.shared_datasets(trials, stay)
-    reading = f"{forecast.here} {place.reader} {gpus:g}"
-    makers = throughput.known(errand.ledger, streams, reading)
+    reading = f"{forecast.hardware} {config.reader} {gpus:g}"
+    makers = throughput.known(settings.ledger, streams, reading)
 
-    def found(speeds: Mapping[str, Speed], read: Mapping[str, throughput.Maker]) -> None:
-        forecast.learn(speeds, len(session.gauge.starts) if session.gauge else 0)
-        throughput.keep(errand.ledger, read, reading)
+    def measured(speeds: Mapping[str, Speed], read: Mapping[str, throughput.Maker]) -> None:
+        forecast.learn(speeds, len(state.gauge.starts) if state.gauge else 0)
+        throughput.keep(settings.ledger, read, reading)
         if streams:
-            session.pack_policy = packing.policy_from_throughput(
-                trials, forecast.rates(), {**makers, **read}, place.device
-            )
-        if cells := session.pack_policy.cells:
+            policy = packing.policy_from_throughput(trials, forecast.rates(), {**makers, **read}, config.device)
+            state.pack_policy = policy
+        if cells := state.pack_policy.cells:
             view.log(f"{len(cells)} cells share their pictures in packs: reading them takes much of a step")
         if sentence := forecast.sentence(forecast.start()):
             view.log(sentence)
 
     nets, unread = {} if smoke else forecast.lacking(), sorted(streams - makers.keys())
     if not nets and not unread:
-        found({}, {})
+        measured({}, {})
         return
     what = [f"the speed of {len(nets)} nets"] if nets else []
     what += [f"how fast {', '.join(unread)} can be read"] if unread else []
     view.log(f"measuring {' and '.join(what)}")
-    session.gauge = Gauge(nets, unread, found, forecast.at_once, first=bool(streams), share=gpus or 1.0)
+    state.gauge = Gauge(nets, unread, measured, forecast.at_once, first=bool(streams), share=gpus or 1.0)
 
 
-def _artifacts(errand: Errand) -> str:
-    """Return where a new experiment of a store without a server keeps its artifacts."""
-    return f"{errand.choice.output}/mlartifacts" if errand.uri.startswith("sqlite") else ""
+def session_name() -> str:
+    """Return the time and the process as the name of this driver's session."""
+    return time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
 
 
-def _writable(errand: Errand) -> None:
+def _check_writable(settings: Settings) -> None:
     """Raise ValueError where the output folder cannot be written to."""
     try:
-        errand.ledger.write("probe", b"")
-        errand.ledger.delete("probe")
+        settings.ledger.write("probe", b"")
+        settings.ledger.delete("probe")
     except OSError as error:
-        raise ValueError(f"cannot write to --output {errand.choice.output}: {error.strerror or error}") from None
+        raise ValueError(f"cannot write to --output {settings.output}: {error.strerror or error}") from None

@@ -1,76 +1,83 @@
-"""How a sweep ends: its table, its report, where everything is, what to type next, and the exit code."""
+"""The end of a sweep's run: its table, its report, where everything lies, what to type next."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from data.datasets import DataSet
-from sweeps.cli.settings import BUDGET, DONE, FAILED, INTERRUPTED, Errand, as_json
-from sweeps.experiment.plan import plan
+from sweeps.cli.options import ExitCode
+from sweeps.cli.settings import Settings
+from sweeps.experiment.plan import Plan, Sweep
 
 
-def print_summary(errand: Errand, facts: dict[str, DataSet], fingerprints: dict[str, str], code: int) -> int:
-    """Print the table, where everything is, and what to type next; return the exit code."""
+def print_summary(plan: Plan, settings: Settings, facts: Mapping[str, DataSet], code: ExitCode) -> ExitCode:
+    """Print the table, where everything lies, and what to type next; return the exit code."""
     from sweeps.report import terminal
 
-    ledger, options = errand.ledger, errand.options
-    found = plan(errand.sweep, ledger, fingerprints)
-    rows = terminal.lines(found, {name: fact.classes for name, fact in facts.items()}, ledger)
-    results = terminal.write_results(found, ledger, errand.sweep.title)
-    failed = found.count("failed")
-    if code == DONE and (failed or found.to_do):
-        code = FAILED
-    reported, tracked = _report(errand) if code in (DONE, FAILED) else ("", "")
-    if options.json:
-        places = {"results": results, "report": reported, "tracking_uri": errand.uri}
-        print(as_json(terminal.as_json(found, rows) | places | {"exit": code}))
+    sweep, display = plan.sweep, settings.display
+    rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
+    results = terminal.write_results(plan, settings.ledger, sweep.title)
+    failed = plan.count("failed")
+    if code == ExitCode.DONE and (failed or plan.to_do):
+        code = ExitCode.FAILED
+    report, tracked = _report(sweep, settings) if code in (ExitCode.DONE, ExitCode.FAILED) else ("", "")
+    if display.json:
+        places = {"results": results, "report": report, "tracking_uri": settings.tracking_uri}
+        print(json.dumps(terminal.as_json(plan, rows) | places | {"exit": code}, indent=1))
         return code
     width = shutil.get_terminal_size((140, 40)).columns
-    print(terminal.text(found, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-    done = found.count("done", "stale")
-    print(f"{done} of {len(found.statuses)} trials are done{f', {failed} failed' if failed else ''}.")
-    for standing in found.statuses:
-        if standing.state == "failed":
-            print(f"  failed: {standing.trial.cell.label} {standing.trial.label}: {standing.why}")
-    if found.count("stale"):
-        print(f"{found.count('stale')} are stale ({next(s.why for s in found.statuses if s.state == 'stale')}); "
-              "--stale retrain trains them anew.")  # fmt: skip
+    print(terminal.text(plan, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    _print_states(plan)
     print(f"results   {results}")
-    if reported:
-        print(f"report    {reported}")
-    if errand.uri.startswith("sqlite"):
-        print(f"compare   {_mlflow()} ui --backend-store-uri {errand.uri}")
+    if report:
+        print(f"report    {report}")
+    if settings.tracking_uri.startswith("sqlite"):
+        print(f"compare   {_mlflow_command()} ui --backend-store-uri {settings.tracking_uri}")
     else:
-        print(f"compare   {errand.uri}, experiment {errand.experiment}")
+        print(f"compare   {settings.tracking_uri}, experiment {settings.experiment}")
     if tracked:
         print(f"          {tracked}")
-    if code in (INTERRUPTED, BUDGET):
-        print(f"resume    the same command{', with a larger --max-gpu-hours' if code == BUDGET else ''}")
+    if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
+        print(f"resume    the same command{', with a larger --max-gpu-hours' if code == ExitCode.BUDGET else ''}")
     elif failed:
         print("next      the same command with --retry-failed")
     else:
-        more = errand.sweep.protocol.seeds + 2
-        print(f"next      python -m sweeps.{errand.sweep.name} --seeds {more}   (for standard errors)")
+        more = sweep.protocol.seeds + 2
+        print(f"next      python -m sweeps.{sweep.name} --seeds {more}   (for standard errors)")
     return code
 
 
-def _report(errand: Errand) -> tuple[str, str]:
-    """Write the report and put it on MLflow's runs; return its path and where MLflow has it, or why there is none."""
+def _print_states(plan: Plan) -> None:
+    """Print how many trials are done, and which failed or are stale, and why."""
+    done, failed, stale = plan.count("done", "stale"), plan.count("failed"), plan.count("stale")
+    print(f"{done} of {len(plan.statuses)} trials are done{f', {failed} failed' if failed else ''}.")
+    for status in plan.statuses:
+        if status.state == "failed":
+            print(f"  failed: {status.trial.cell.label} {status.trial.label}: {status.why}")
+    if stale:
+        why = next(status.why for status in plan.statuses if status.state == "stale")
+        print(f"{stale} are stale ({why}); --stale retrain trains them anew.")
+
+
+def _report(sweep: Sweep, settings: Settings) -> tuple[str, str]:
+    """Write the report and put it on MLflow's runs; return its path and its place in MLflow, or why there is none."""
     from sweeps.report import build
 
-    if "://" in errand.choice.output:
-        return f"python -m sweeps report {errand.sweep.title} --output {errand.choice.output} --to DIR", ""
+    if "://" in settings.output:
+        return f"python -m sweeps report {sweep.title} --output {settings.output} --to DIR", ""
     try:
-        _, path, tracked = build.make(errand.ledger, errand.sweep.title, Path(errand.choice.output, "reports"))
+        _, path, tracked = build.make(settings.ledger, sweep.title, Path(settings.output, "reports"))
     except ValueError as error:
         return f"none: {error}", ""
     return str(path), tracked
 
 
-def _mlflow() -> str:
+def _mlflow_command() -> str:
     """Return the mlflow command of this environment, as one would type it."""
-    beside = Path(sys.executable).with_name("mlflow")
-    return os.path.relpath(beside) if beside.exists() else "mlflow"
+    program = Path(sys.executable).with_name("mlflow")
+    return os.path.relpath(program) if program.exists() else "mlflow"

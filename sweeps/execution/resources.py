@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from data.datasets import DataSet
 from sweeps.experiment.trial import PHASES, Trial
 
 
 @dataclass(frozen=True)
-class TrialResources:
-    """GPUs (0: the trial runs on CPUs), CPUs, and the ranks among which both are parted."""
+class ResourceRequest:
+    """Resources of a trial as asked for, before a cluster is seen.
 
-    gpus: float
-    cpus: float
-    ranks: int
+    `gpus` None: one where there are GPUs. `ranks` 0: one a GPU, on CPUs one. `max_concurrent` 0: as many as fit.
+    """
+
+    gpus: float | None = None
+    cpus: float = 1.0
+    ranks: int = 0
+    max_concurrent: int = 0
+    pack: int | Literal["auto"] = 1
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """Resources of one trial: GPUs (0: it runs on CPUs) and CPUs, shared by its ranks; and how many trials run at once.
+
+    `max_concurrent` 0: as many as fit.
+    """
+
+    gpus: float = 0.0
+    cpus: float = 1.0
+    ranks: int = 1
+    max_concurrent: int = 0
 
     @property
     def device(self) -> str:
@@ -30,15 +48,13 @@ class TrialResources:
         return max(1, int(self.cpus) // self.ranks)
 
 
-def resolve_resources(
-    options: argparse.Namespace, machines: Sequence[Mapping[str, float]], local: bool
-) -> TrialResources:
-    """Return what the flags give a trial of `machines`, the CPU and GPU of each that is up or may be started.
+def resolve_resources(request: ResourceRequest, machines: Sequence[Mapping[str, float]], local: bool) -> TrialResources:
+    """Return the resources of a trial on `machines`, the CPU and GPU of each that is up or may be started.
 
-    ValueError for what cannot be, or is more than the one `local` machine has; for other machines see `lacking`.
+    ValueError for what cannot be, or is more than the one `local` machine has; for others see `why_unschedulable`.
     """
     most = {name: max((machine.get(name, 0.0) for machine in machines), default=0.0) for name in ("CPU", "GPU")}
-    gpus, ranks = options.gpus_per_trial, options.ranks
+    gpus, ranks = request.gpus, request.ranks
     if gpus is None:
         gpus = 1.0 if most["GPU"] >= 1 and not ranks else float(min(ranks, most["GPU"]))
     if gpus > most["GPU"] and local:
@@ -50,13 +66,13 @@ def resolve_resources(
         raise ValueError(
             f"--ranks {ranks}: on GPUs a trial has one rank a GPU, not {gpus:g} (--gpus-per-trial 0: on CPUs)"
         )
-    cpus = max(options.cpus_per_trial, float(ranks)) if ranks > 1 else options.cpus_per_trial
+    cpus = max(request.cpus, float(ranks)) if ranks > 1 else request.cpus
     if local and cpus > most["CPU"]:
         what = f"{ranks} ranks need a CPU each" if cpus == ranks > 1 else f"--cpus-per-trial {cpus:g}"
         raise ValueError(f"{what}: this machine has {_listed({'CPU': most['CPU']})}")
-    if ranks > 1 and options.pack not in (1, "auto"):
-        raise ValueError(f"--pack {options.pack}: trials that share a device; with {ranks} ranks a trial has several")
-    return TrialResources(gpus, cpus, ranks)
+    if ranks > 1 and request.pack not in (1, "auto"):
+        raise ValueError(f"--pack {request.pack}: trials that share a device; with {ranks} ranks a trial has several")
+    return TrialResources(gpus, cpus, ranks, request.max_concurrent)
 
 
 def why_unschedulable(given: TrialResources, machines: Sequence[Mapping[str, float]]) -> str:
@@ -91,12 +107,3 @@ def check_rank_batches(trials: Iterable[Trial], facts: Mapping[str, DataSet], ra
             recipe.shared(learned.get(PHASES[trial.phase].split, recipe.batch), ranks)
         except ValueError as error:
             raise ValueError(f"{trial.cell.label}: {error}") from None
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial is given, and how many may run at once (0: as many as fit)."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    at_once: int = 0

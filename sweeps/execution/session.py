@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sweeps.execution.packing import PackPolicy
-from sweeps.execution.resources import Resources
+from sweeps.execution.resources import TrialResources
 from sweeps.execution.throughput import Gauge
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Trial
@@ -37,7 +37,7 @@ class DriverState:
     sweep: Sweep
     ledger: Ledger
     config: RuntimeConfig
-    resources: Resources
+    resources: TrialResources
     on_event: Listener
     name: str
     fingerprints: dict[str, str]

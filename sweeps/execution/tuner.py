@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sweeps.execution import ray_runtime, throughput
-from sweeps.execution.resources import Resources
+from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.execution.worker import work
 from sweeps.experiment.plan import MAX_ATTEMPTS, CellTrials, cell_trials, has_failed, ordered
@@ -324,11 +324,11 @@ def failure_signature(attempt: Json) -> str:
     return f"{kind} at {place}" if place else kind
 
 
-def max_concurrent(resources: Resources) -> int:
+def max_concurrent(resources: TrialResources) -> int:
     """Return how many trials run at once, when all machines are up that the cluster may start for them."""
     cpus, gpus = resources.cpus, resources.gpus
     room = sum(ray_runtime.slots(machine, cpus, gpus) for machine in ray_runtime.machines())
-    return resources.at_once or max(1, room, ray_runtime.max_slots(ray_runtime.autoscaler(), cpus, gpus))
+    return resources.max_concurrent or max(1, room, ray_runtime.max_slots(ray_runtime.autoscaler(), cpus, gpus))
 
 
 def run_trials(session: DriverState) -> None:

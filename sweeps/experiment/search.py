@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from crelu_models.spec import mix
+from crelu_models.spec import seed_from
 from sweeps.experiment.recipe import SPACES, Dimension
 from sweeps.experiment.trial import Cell, Trial
 
@@ -202,7 +202,7 @@ def suggest(
     """Return suggestion `number` of the study `key`, given the values told and the points asked in this wave."""
     if search.sampler == "grid":
         points = _grid(dimensions)
-        chosen: Sequence[float] = points[_shuffled(len(points), mix(search.seed, key))[number]]
+        chosen: Sequence[float] = points[_shuffled(len(points), seed_from(search.seed, key))[number]]
     else:
         study = optuna_study(search, key, dimensions, number, told, fresh)
         asked = study.ask(_distributions(dimensions))
@@ -225,7 +225,7 @@ def optuna_study(
     from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seed = mix(search.seed, key, number) % 2**32
+    seed = seed_from(search.seed, key, number) % 2**32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         samplers = {
@@ -273,7 +273,7 @@ def _steps(dimension: Dimension) -> int:
 @lru_cache(maxsize=64)
 def _shuffled(count: int, key: int) -> list[int]:
     """Return 0..count-1 in an order keyed by `key`: a grid cut short is a fair sample of it."""
-    return sorted(range(count), key=lambda index: mix(key, index))
+    return sorted(range(count), key=lambda index: seed_from(key, index))
 
 
 def percentile_thresholds(results: Sequence[Result]) -> tuple[float, ...]:

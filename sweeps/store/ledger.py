@@ -31,7 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data.storage import located
+from data.storage import open_filesystem
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
@@ -64,6 +64,12 @@ class Ledger:
 
     root: str
 
+    @classmethod
+    def in_output(cls, output: str) -> Ledger:
+        """Return the ledger of an output folder or URI; a local path may be relative, or begin with ~."""
+        root = output.rstrip("/") if "://" in output else os.path.abspath(os.path.expanduser(output))
+        return cls(f"{root}/ledger")
+
     @property
     def _arrow(self) -> Any:
         """Return pyarrow.fs, imported with the first file: what only declares and explains a sweep needs none."""
@@ -73,7 +79,7 @@ class Ledger:
 
     @cached_property
     def _place(self) -> tuple[arrow_fs.FileSystem, str]:
-        return located(self.root)
+        return open_filesystem(self.root)
 
     @property
     def local(self) -> bool:

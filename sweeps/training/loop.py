@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crelu_models.build import seed_dropout
+from crelu_models.modules import seed_dropout
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import Errors, autocast, errors, misses

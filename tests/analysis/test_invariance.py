@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crelu_models.build import build, initialise
+from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net, Pool
 from sweeps.analysis.capture import batch_size, capture, hidden, response
 from sweeps.analysis.invariance_scores import (

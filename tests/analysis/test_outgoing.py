@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crelu_models.build import build, initialise
+from crelu_models.modules import build, initialise
 from crelu_models.tables import PAPER
 from sweeps.analysis.outgoing_correlations import correlations, floor, read_by
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from crelu_models.activations import crelu
-from crelu_models.build import build, initialise
+from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net, Pool
 from crelu_models.tables import PAPER
 from data.synthetic import picture

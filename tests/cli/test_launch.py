@@ -10,25 +10,24 @@ from sweeps.cifar_width import PROTOCOL
 from sweeps.cli import run
 from sweeps.cli.forecast import TimeEstimate, cost_text
 from sweeps.cli.options import parser
-from sweeps.cli.settings import Choice, Errand, asked
+from sweeps.cli.settings import protocol_of, settle
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, expand, plan
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.search import Search
-from sweeps.experiment.trial import code_fingerprint
 from sweeps.imagenet_placement import CELLS, CROSSED
-from sweeps.store.ledger import Ledger
 
 
-def protocol_of(*words: str, protocol: Protocol = PROTOCOL) -> Protocol:
-    return asked(protocol, "paper", parser("cifar_width", "").parse_args(words))
+def asked(*words: str, protocol: Protocol = PROTOCOL) -> Protocol:
+    return protocol_of(protocol, "paper", parser("cifar_width", "").parse_args(words))
 
 
 def test_flags_choose_how_dropout_is_searched_and_where_single_stops() -> None:
-    found = protocol_of("--search-folds", "5", "--sampler", "gp", "--match", "valid_loss")
+    found = asked("--search-folds", "5", "--sampler", "gp", "--match", "valid_loss")
     assert found == Protocol(
         ablation=False, single=True, match="valid_loss", folds=10, search=Search(20, "gp", folds=5)
     )
-    assert protocol_of() == PROTOCOL
+    assert asked() == PROTOCOL
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,7 @@ def test_flags_choose_how_dropout_is_searched_and_where_single_stops() -> None:
 )
 def test_flags_that_a_sweep_has_no_use_for_are_refused(words: tuple[str, ...], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        protocol_of(*words, protocol=Protocol())
+        asked(*words, protocol=Protocol())
 
 
 def test_crossed_cells_part_optimiser_and_dropout_from_placement() -> None:
@@ -95,17 +94,19 @@ def test_stale_results_are_trained_anew_only_where_someone_says_so(
     words: tuple[str, ...], answer: str, terminal: bool, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = Sweep("s", "demo", tuple(scaled(cell, "demo") for cell in WIDTH[:2]), Protocol())
-    errand = Errand(sweep, Choice("demo", "", "", "local", tmp_path, str(tmp_path)), parser("s", "").parse_args(words))
-    for trial, code in zip(expand(sweep, {}), (code_fingerprint(), "older"), strict=True):
+    options = parser("s", "").parse_args([*words, "--output", str(tmp_path), "--profile", "demo"])
+    settings = settle(sweep.cells, options)
+    first, second = expand(sweep, {})
+    for trial, code in ((first, code_fingerprint(first.cell.net)), (second, "older")):
         result: dict[str, Any] = {"key": trial.key, "status": "finished", "fingerprint": "", "code": code}
-        errand.ledger.commit(trial.key, result | {"metrics": {}, "curve": []})
-    found = plan(sweep, Ledger(errand.ledger.root), {})
-    assert [standing.state for standing in found.statuses] == ["done", "stale"]
+        settings.ledger.commit(trial.key, result | {"metrics": {}, "curve": []})
+    today = plan(sweep, settings.ledger, {})
+    assert [standing.state for standing in today.statuses] == ["done", "stale"]
     person = Terminal(answer, terminal)
     monkeypatch.setattr(run.sys, "stdin", person)
     monkeypatch.setattr(run.sys, "stderr", person)
-    assert run._forget_stale(errand, found) == (left == 1)
-    assert len(errand.ledger.results()) == left
+    assert run._forget_stale(today, settings) == (left == 1)
+    assert len(settings.ledger.results()) == left
     assert ("Train them anew?" in person.said) == (terminal and not words)
 
 

@@ -82,9 +82,9 @@ def test_compiled_loops_agree_on_every_number(kind: torch.dtype):
     for value in (0.0, -0.0, INF, -INF):
         weight.view(-1)[draw((weight.numel(),), int(value == 0)).abs() < 0.1] = value
     y, by_x = torch.empty(len(x), 128, dtype=kind), torch.empty_like(x)
-    assert kernels.take(x, len(x))
-    assert kernels.crelu(x, y, len(x))
-    assert kernels.crelu_gradient(weight, y, by_x, len(x))
+    assert kernels.accepts(x, len(x))
+    assert kernels.write_crelu(x, y, len(x))
+    assert kernels.write_gradient(weight, y, by_x, len(x))
     expected, gradient = value_and_gradient(naive, x, weight)
     assert torch.equal(bits(y), bits(expected))
     assert torch.equal(bits(by_x), bits(gradient))
@@ -93,20 +93,20 @@ def test_compiled_loops_agree_on_every_number(kind: torch.dtype):
 def test_compiled_loops_leave_to_torch_what_is_no_number():
     x = draw((3, 64))
     y, by_x, weight = torch.empty(3, 128), torch.empty(3, 64), draw((3, 128), 1)
-    assert kernels.crelu(x, y, 3)
+    assert kernels.write_crelu(x, y, 3)
     for place in (0, 63, 127):
         odd = weight.clone()
         odd[1, place] = NAN
-        assert not kernels.crelu_gradient(odd, y, by_x, 3)
+        assert not kernels.write_gradient(odd, y, by_x, 3)
     x[2, 5] = -NAN
-    assert not kernels.crelu(x, y, 3)
+    assert not kernels.write_crelu(x, y, 3)
     y.fill_(NAN)
-    assert not kernels.crelu_gradient(weight, y, by_x, 3)
+    assert not kernels.write_gradient(weight, y, by_x, 3)
 
 
 def test_crelu_takes_the_compiled_loops_where_they_are_faster(form: str, monkeypatch: pytest.MonkeyPatch):
     taken: list[int] = []
-    monkeypatch.setattr(kernels, "crelu", lambda x, y, rows: taken.append(rows) or False)
+    monkeypatch.setattr(kernels, "write_crelu", lambda x, y, rows: taken.append(rows) or False)
     crelu(draw((2, 8, 3, 3)))
     crelu(draw((2, 8, 3, 3)).contiguous(memory_format=torch.channels_last))
     crelu(draw((2, 3, 3, 3)).contiguous(memory_format=torch.channels_last))  # rows of three floats: no whole words

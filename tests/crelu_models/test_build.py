@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crelu_models.activations import activation
-from crelu_models.build import ENERGY, INITS, Dropout, build, initialise, seed_dropout
+from crelu_models.modules import ENERGY, INITS, Dropout, build, initialise, seed_dropout
 from crelu_models.spec import CHANNEL_FACTOR, Conv, Drop, Net, Pool
 from crelu_models.tables import PAPER, S2, S4, S8, S13
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from crelu_models.spec import ALIASES, CHANNEL_FACTOR, Conv, Drop, Linear, Net, Pool, Row, mix
+from crelu_models.spec import ALIASES, CHANNEL_FACTOR, Conv, Drop, Linear, Net, Pool, Row, seed_from
 from crelu_models.tables import PAPER, S2, S4, S8, S13
 
 NETS = pytest.mark.parametrize("net", PAPER.values(), ids=PAPER.keys())
@@ -188,7 +188,7 @@ def test_json_that_is_no_net_is_refused(value: object):
         (lambda: S8.parameters(0), "at least 1 class"),
         (lambda: S8.shapes(10, 34), "side 34 leave nothing at conv6: 35 is the least"),
         (lambda: small(CONV1, AVERAGE), "None for its filters"),
-        (lambda: small(SCORES, CONV1, AVERAGE), "one per class"),
+        (lambda: small(SCORES, CONV1, AVERAGE), "one score per class"),
         (lambda: small(CONV1, SCORES), "ends in a linear row or a pool"),
         (lambda: small(CONV1, Linear("fc", 3), SCORES, AVERAGE), "only linear rows"),
         (lambda: small(Drop("conv1", 0.5), CONV1, SCORES, AVERAGE), "right behind its layer"),
@@ -215,21 +215,21 @@ def test_every_activation_counts_its_channels():
         assert SMALL.activation(name, 1).shapes(5)[0] == ("conv1", 8 * factor, 8)
 
 
-def test_mix_depends_on_every_part_and_fits_63_bits():
+def test_seed_from_depends_on_every_part_and_fits_63_bits():
     keys = [(), (0,), (1,), ("1",), (0, 0), (0, 1), (1, 0), (12, 3), (1, 23), ("a", "b"), ("ab",), ("b", "a"), (-1,)]
-    numbers = [mix(*key) for key in keys]
+    numbers = [seed_from(*key) for key in keys]
     assert len(set(numbers)) == len(keys)
     assert all(0 <= number < 2**63 for number in numbers)
     # Bits fall evenly: the mean of 4,096 numbers lies within 4 standard errors of the middle.
-    mean = sum(mix("seed", index) for index in range(4096)) / 4096 / 2**63
+    mean = sum(seed_from("seed", index) for index in range(4096)) / 4096 / 2**63
     assert abs(mean - 0.5) < 4 * (1 / 12) ** 0.5 / 64
 
 
-def test_mix_takes_numpys_integers_for_the_numbers_they_are():
+def test_seed_from_takes_numpys_integers_for_the_numbers_they_are():
     numpy = pytest.importorskip("numpy")
-    assert mix(numpy.int64(5), "a") == mix(5, "a")
+    assert seed_from(numpy.int64(5), "a") == seed_from(5, "a")
     with pytest.raises(TypeError):
-        mix(0.5)  # type: ignore[arg-type]
+        seed_from(0.5)  # type: ignore[arg-type]
 
 
 def test_kernel_no_picture_can_fill_is_refused_at_once() -> None:

@@ -165,12 +165,25 @@ def test_nets_need_no_torch():
     assert done.stdout.strip() == "set()"
 
 
-def test_what_needs_torch_is_found_when_asked_for():
+def test_one_import_gives_nets_and_the_function_build():
+    code = (
+        "import sys, crelu_models.spec; assert 'torch' not in sys.modules\n"
+        "from crelu_models import S8, build, initialise\n"
+        "import crelu_models.modules\n"
+        "assert build is crelu_models.modules.build is crelu_models.build\n"
+        "model = build(S8.width(1 / 16), classes=10); initialise(model, S8.width(1 / 16), 'torch', 0)\n"
+        "print(next(model.named_children())[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "conv1\n"
+
+
+def test_names_that_need_torch_load_at_first_use():
     import crelu_models
-    from crelu_models import activations, build
+    from crelu_models import activations, modules
 
     assert crelu_models.CReLU is activations.CReLU
-    assert crelu_models.initialise is build.initialise
+    assert crelu_models.initialise is modules.initialise
     assert all(hasattr(crelu_models, name) for name in crelu_models.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
         crelu_models.Trainer  # noqa: B018

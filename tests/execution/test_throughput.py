@@ -9,20 +9,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from test_resume import SMALL, place, trial_of
-
 from data.datasets import dataset
 from data.write import prepare
 from sweeps.cli.forecast import FIXED, Forecast, pictures
 from sweeps.cli.options import parser
-from sweeps.cli.settings import Choice, Errand
+from sweeps.cli.settings import settle
 from sweeps.execution.price import Speed
-from sweeps.execution.resources import Resources
+from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.execution.throughput import Gauge, Maker, take
 from sweeps.experiment.plan import Sweep, plan
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
+from tests.support.trials import SMALL, runtime_config, trial_of
 
 ROOT = Path(__file__).parents[2]
 Found = tuple[dict[str, Speed], dict[str, Maker]]
@@ -88,7 +87,7 @@ def test_what_cannot_be_measured_is_left_out(tmp_path: Path) -> None:
     assert share is not None
     share["nets"][0][3] = 1  # no map is left of pictures of one pixel
     prepare(SMALL, tmp_path)
-    config = {"measure": share, "place": dataclasses.asdict(place(tmp_path, tmp_path)), "stop": "stops/x"}
+    config = {"measure": share, "place": dataclasses.asdict(runtime_config(tmp_path, tmp_path)), "stop": "stops/x"}
     take(config, told_of.append)
     ((_, found),) = told_of[0].items()
     assert sorted(found["nets"]) == ["0.5", "1.0"]
@@ -101,13 +100,13 @@ def test_what_cannot_be_measured_is_left_out(tmp_path: Path) -> None:
 def test_a_forecast_is_speeds_times_pictures_and_keeps_what_it_learns(tmp_path: Path) -> None:
     cells = tuple(trial.cell for trial, *_ in nets(1.0, 0.5).values())
     sweep = Sweep("s", "demo", cells)
-    options = parser("s", "").parse_args(["--price-per-gpu-hour", "36"])
-    errand = Errand(sweep, Choice("demo", "", "", "local", tmp_path, str(tmp_path)), options)
+    words = ["--price-per-gpu-hour", "36", "--output", str(tmp_path), "--profile", "demo"]
+    settings = settle(cells, parser("s", "").parse_args(words))
     facts = {SMALL: dataset(SMALL, tmp_path)}
-    todo = plan(sweep, errand.ledger, {})
+    todo = plan(sweep, settings.ledger, {})
 
     def made() -> Forecast:
-        return Forecast(errand, todo, facts, "here", 0.0, 2)
+        return Forecast(todo, settings, facts, "here", 0.0, 2)
 
     one = made()
     assert [trial.cell for trial, *_ in one.lacking().values()] == list(cells)
@@ -144,7 +143,7 @@ def drive(folder: str) -> None:
     cells = tuple(dataclasses.replace(trial.cell, label=f"{n}", net=trial.cell.net.width(n)) for n in (1.0, 0.5))
     ray_runtime.init_ray("local", 2)
     session = DriverState(
-        Sweep("s", "demo", cells), Ledger(folder), place(data, data), Resources(),
+        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data), TrialResources(),
         lambda event, trial, news: events.update([event + (f" {news['epoch']:g}" if event == "epoch" else "")]),
         "now", {},
     )  # fmt: skip
@@ -156,10 +155,10 @@ def drive(folder: str) -> None:
 
 
 def test_the_driver_hears_of_each_epoch_and_each_measurement(tmp_path: Path) -> None:
-    code = "import sys; from test_gauge import drive; drive(sys.argv[1])"
+    code = "import sys; from tests.execution.test_throughput import drive; drive(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=280,
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}"}, check=False,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     events, found, epochs, errors = json.loads(done.stdout.strip().splitlines()[-1])

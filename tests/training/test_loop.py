@@ -53,7 +53,7 @@ def test_optimiser_is_that_of_torch_bit_for_bit_also_when_restored(recipe: Recip
 
 def test_a_worker_trains_without_the_compiler_of_torch() -> None:
     code = (
-        "import sys, torch\nfrom crelu_models import PAPER\nfrom crelu_models.build import build, initialise\n"
+        "import sys, torch\nfrom crelu_models import PAPER\nfrom crelu_models.modules import build, initialise\n"
         "from sweeps.experiment.recipe import ALLCONV\n"
         "from sweeps.training.loop import Learner\nimport sweeps.execution.rank_processes\n"
         "net = PAPER['S2'].crelu(1, 2).width(0.1)\nmodel = build(net, 10)\ninitialise(model, net, 'he_fan_in', 0)\n"

@@ -1,4 +1,4 @@
-"""From a net to modules with the paper's layer names; initial weights and dropout, each drawn from a keyed stream."""
+"""Modules of a net under the paper's layer names; initial weights and dropout, each from its own keyed stream."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from crelu_models.activations import activation
-from crelu_models.spec import CHANNEL_FACTOR, Conv, Drop, Linear, Net, Pool, mix
+from crelu_models.spec import CHANNEL_FACTOR, Conv, Drop, Linear, Net, Pool, seed_from
 
-STEPS = 1 << 16  # of a dropout rate on a CPU
+STEPS = 1 << 16  # resolution of a dropout rate on a CPU
 INITS = ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear")
-# Mean square of each output channel for N(0, 1) in. He init divides by what its inputs carry, so that the signal keeps
-# its size: the factor sqrt(2) for ReLU and both phases of CReLU, 1 for AVR, with which a factor sqrt(2) would grow.
+# Mean square of each output channel for an input from N(0, 1). He init divides by that of the layer's inputs, so that
+# the signal keeps its size: factor sqrt(2) behind ReLU and CReLU, 1 behind AVR, where sqrt(2) would make it grow.
 ENERGY = {
     "relu": 0.5,
     "crelu": 0.5,
@@ -31,64 +31,67 @@ ENERGY = {
     "concat_elu": 0.6449,
     "antirectifier": 0.5,
 }
+PICTURE_ENERGY = 0.5  # He et al. treat the picture as the output of a ReLU
 # cifar.torch's batch norm.
 BN_EPS, BN_MOMENTUM = 1e-3, 0.1
 
 
 class Dropout(nn.Module):
-    """Elementwise dropout that scales what it keeps by 1 / (1 - rate), from a random stream of its own.
+    """Elementwise dropout with its own random stream; surviving elements are scaled by 1 / (1 - rate).
 
-    The stream is `generator`, made on the device of the first training batch; `seed` sets it. The same seed gives the
-    same mask for tensors of one shape and layout on one device; rows of a batch get their rows of its mask. A CPU
-    takes the rate as the nearest 65,536th, in scaling too. In evaluation mode the identity.
+    The stream is `generator`, created on the device of the first training batch; `seed` sets it. On one device, equal
+    seeds give equal masks for tensors of equal shape and layout; rows of a batch get their rows of its mask. A CPU
+    rounds the rate to the nearest 65,536th, in scaling too. In evaluation mode it is the identity.
     """
 
     def __init__(self, rate: float, name: str) -> None:
-        """Drop with probability `rate`; `name` is the layer it stands behind, part of its seeds."""
+        """Drop elements with probability `rate`; the name of the layer in front, `name`, is part of the seeds."""
         super().__init__()
         self.rate, self.name = rate, name
         self.generator: torch.Generator | None = None
-        self._seed, self._first, self._whole = mix("dropout", name), 0, 0
+        self._seed = seed_from("dropout", name)
+        self._first, self._batch = 0, 0
 
-    def seed(self, value: int, first: int = 0, whole: int = 0) -> None:
-        """Begin the stream anew at this 63-bit seed; what comes are the rows from `first` of `whole` (0: all)."""
-        self._seed, self._first, self._whole = value, first, whole
+    def seed(self, value: int, first: int = 0, batch: int = 0) -> None:
+        """Restart the stream at a 63-bit seed; the next rows are those from `first` of a batch of `batch` (0: all)."""
+        self._seed = value
+        self._first, self._batch = first, batch
         if self.generator is not None:
             self.generator.manual_seed(value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x, in training with each element kept and scaled up, or 0."""
+        """Return x; in training each element is either scaled up or 0."""
         if not self.training:
             return x
         if self.generator is None or self.generator.device != x.device:
             self.generator = torch.Generator(x.device)
             self.generator.manual_seed(self._seed)
-        # A mask of x's own type: multiplying by it is several times faster on the CPU than filling by a boolean one.
-        mask = self._like(x)
+        # A mask of the type of x: on the CPU a product is several times faster than masked_fill.
+        mask = self._empty_mask(x)
         rate = self._draw(mask)
         if len(mask) > len(x):
             mask = mask[self._first : self._first + len(x)].clone()
         return x * mask * (1 / (1 - rate))
 
     def _draw(self, mask: Tensor) -> float:
-        """Fill a mask with the stream's next 1s and 0s; return the share of 0s to expect of it."""
+        """Fill a mask with the stream's next 1s and 0s; return the expected share of 0s."""
         if mask.device.type != "cpu":
             mask.bernoulli_(1 - self.rate, generator=self.generator)
             return self.rate
-        # Whole words of random bits, four elements each, cost a tenth of as many draws from a distribution.
+        # A 64-bit word of random bits serves four elements: a tenth of the cost of four draws.
         words = torch.empty((mask.numel() + 3) // 4, dtype=torch.int64)
         bits = words.random_(-(1 << 63), None, generator=self.generator).view(torch.int16)[: mask.numel()]
         dropped = min(round(self.rate * STEPS), STEPS - 1)
         torch.ge(bits, dropped - STEPS // 2, out=mask.as_strided(bits.shape, (1,)))
         return dropped / STEPS
 
-    def _like(self, x: Tensor) -> Tensor:
-        """Return an empty tensor for the mask of the whole batch that x has rows of, laid out as x is."""
-        if self._whole <= len(x):
+    def _empty_mask(self, x: Tensor) -> Tensor:
+        """Return an empty mask for the full batch of which x holds rows, in the layout of x."""
+        if self._batch <= len(x):
             return torch.empty_like(x)
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         layout = torch.channels_last if last else torch.contiguous_format
-        return torch.empty((self._whole, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+        return torch.empty((self._batch, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
 
     def extra_repr(self) -> str:
         """Return the rate and the layer."""
@@ -96,13 +99,13 @@ class Dropout(nn.Module):
 
 
 def build(net: Net, classes: int, size: int | None = None) -> nn.Sequential:
-    """Return the net as modules for pictures (n, 3, size, size), the paper's size by default: scores (n, classes).
+    """Return the net as modules from pictures (n, 3, size, size), by default the paper's size, to scores (n, classes).
 
     A conv is "conv1", with "conv1_bn" and "conv1_act" behind it; dropout is "drop_input", "drop_conv9", "drop_pool1".
-    Only a linear layer ties the module to `size`: a pool over all positions takes any map. ValueError where `size`
-    leaves no map. The weights are torch's: `initialise` draws the recipe's.
+    Only linear layers fix `size`; a pool over all positions takes any map. The weights are torch's defaults until
+    `initialise` draws the recipe's. ValueError where `size` is too small for a layer.
     """
-    places = {layer.row.name: layer for layer in net.layers(classes, size)}
+    layers = {layer.row.name: layer for layer in net.layers(classes, size)}
     modules: dict[str, nn.Module] = {}
     for row in net.rows:
         if isinstance(row, Drop):
@@ -110,7 +113,8 @@ def build(net: Net, classes: int, size: int | None = None) -> nn.Sequential:
         elif isinstance(row, Pool):
             modules[row.name] = _pool(row)
         else:
-            inputs, filters = places[row.name].inputs, places[row.name].filters
+            layer = layers[row.name]
+            inputs, filters = layer.inputs, layer.filters
             if isinstance(row, Conv):
                 modules[row.name] = nn.Conv2d(inputs, filters, row.kernel, row.stride, row.pad)
             else:
@@ -128,8 +132,8 @@ def build(net: Net, classes: int, size: int | None = None) -> nn.Sequential:
 def initialise(module: nn.Module, net: Net, init: str, seed: int) -> None:
     """Draw all weights of a built net; biases are 0, batch norm is the identity, PReLU has slope 0.25.
 
-    Each layer draws on the CPU from its own stream, keyed by seed and layer name: nets whose tensors agree in name and
-    shape start alike, on every device, up to the scale for what they read. ValueError for an init not in INITS.
+    Each layer draws on the CPU from its own stream, keyed by seed and layer name. Tensors of equal name and shape thus
+    start equal in all nets and on all devices, up to the scale for their inputs. ValueError for an init not in INITS.
 
     he_fan_in    N(0, 1 / (fan_in * ENERGY)), 2 / fan_in behind ReLU and CReLU (He et al. 2015)
     he_fan_out   N(0, 2 / (k^2 * filters)); linear layers as torch (cifar.torch)
@@ -139,32 +143,33 @@ def initialise(module: nn.Module, net: Net, init: str, seed: int) -> None:
     looks_linear he_fan_in, but [V, -V] for the two phases, so that a CReLU net starts linear (Balduzzi et al. 2017)
     """
     if init not in INITS:
-        raise ValueError(f"no initialisation {init!r}; there are {', '.join(INITS)}")
-    parts, before = dict(module.named_children()), "relu"  # the picture counts as He et al. count it
+        raise ValueError(f"unknown initialisation {init!r}; use one of {', '.join(INITS)}")
+    parts = dict(module.named_children())
+    energy, factor = PICTURE_ENERGY, 1  # of the layer's inputs
     for row in net.rows:
         if isinstance(row, Conv | Linear):
             layer, norm, act = (parts.get(row.name + suffix) for suffix in ("", "_bn", "_act"))
-            assert isinstance(layer, nn.Conv2d | nn.Linear), f"{row.name} of this net is not in this module"
+            assert isinstance(layer, nn.Conv2d | nn.Linear), f"the module has no layer {row.name}"
             assert layer.bias is not None
-            stream = torch.Generator().manual_seed(mix("weights", seed, row.name))
+            stream = torch.Generator().manual_seed(seed_from("weights", seed, row.name))
             with torch.no_grad():
-                layer.weight.copy_(_weights(layer.weight.shape, init, before, stream))
+                layer.weight.copy_(_weights(layer.weight.shape, init, energy, factor, stream))
                 layer.bias.zero_()
                 if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
                     norm.reset_parameters()
                 if isinstance(act, nn.PReLU):
                     act.reset_parameters()
-            before = row.act
+            energy, factor = ENERGY[row.act], CHANNEL_FACTOR[row.act]
 
 
-def seed_dropout(module: nn.Module, seed: int, epoch: int, step: int, first: int = 0, whole: int = 0) -> None:
-    """Seed every dropout layer of `module` for one training step: a pure function of these numbers and its name.
+def seed_dropout(module: nn.Module, seed: int, epoch: int, step: int, first: int = 0, batch: int = 0) -> None:
+    """Seed every dropout layer of `module` for one training step, by these numbers and its name alone.
 
-    What comes next are the rows from `first` of a batch of `whole` (0: all of it), which get their rows of its masks.
+    The next forward pass gets the masks of the rows from `first` of a batch of `batch` rows (0: all rows).
     """
     for layer in module.modules():
         if isinstance(layer, Dropout):
-            layer.seed(mix("dropout", seed, epoch, step, layer.name), first, whole)
+            layer.seed(seed_from("dropout", seed, epoch, step, layer.name), first, batch)
 
 
 def _pool(row: Pool) -> nn.Module:
@@ -175,9 +180,10 @@ def _pool(row: Pool) -> nn.Module:
     return kind(row.kernel, row.stride, row.pad, ceil_mode=row.ceil)
 
 
-def _weights(shape: torch.Size, init: str, before: str, stream: torch.Generator) -> Tensor:
-    """Draw weights (filters, inputs, ...) that read the activation `before`."""
-    fan_in, fan_out = shape[1:].numel(), shape[0] * shape[2:].numel()
+def _weights(shape: torch.Size, init: str, energy: float, factor: int, stream: torch.Generator) -> Tensor:
+    """Draw weights (filters, inputs, ...) for inputs of this mean square; `factor` 2 means two phases of each."""
+    fan_in = shape[1:].numel()
+    fan_out = shape[0] * shape[2:].numel()
     if init in ("xavier", "torch") or (init == "he_fan_out" and len(shape) == 2):
         bound = math.sqrt((3 if init == "xavier" else 1) / fan_in)
         return torch.empty(shape).uniform_(-bound, bound, generator=stream)
@@ -186,8 +192,8 @@ def _weights(shape: torch.Size, init: str, before: str, stream: torch.Generator)
     elif init == "he_fan_out":
         scale = math.sqrt(2 / fan_out)
     else:
-        scale = math.sqrt(1 / (ENERGY[before] * fan_in))
-    if init == "looks_linear" and CHANNEL_FACTOR[before] == 2:
+        scale = math.sqrt(1 / (energy * fan_in))
+    if init == "looks_linear" and factor == 2:
         half = torch.empty((shape[0], shape[1] // 2, *shape[2:])).normal_(0, scale, generator=stream)
         return torch.cat([half, -half], 1)
     return torch.empty(shape).normal_(0, scale, generator=stream)

@@ -1,0 +1,230 @@
+"""Each patch of FFCV: the private code that it relies on, the fault without it, and its absence with it."""
+
+import ast
+import importlib.util
+import inspect
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data import beton, ffcv_patches
+from data.datasets import beton_path
+from data.write import prepare
+
+if importlib.util.find_spec("ffcv") is None:
+    pytest.skip("FFCV is not installed", allow_module_level=True)
+ffcv_patches.import_ffcv()
+
+from ffcv.fields import rgb_image  # noqa: E402
+from ffcv.loader import Loader, epoch_iterator  # noqa: E402
+from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.memory_managers import base, os_cache  # noqa: E402
+from ffcv.pipeline import compiler, graph  # noqa: E402
+from ffcv.writer import DatasetWriter, worker_job_indexed_dataset  # noqa: E402
+
+NAME = "synthetic:train=250,test=10"
+PATIENCE = 0.7  # seconds; FFCV's thread looks whether it should end every 0.5 s
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of 250 pictures stored as pixels."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare(NAME, folder, writer="native")
+    return beton_path(NAME, "train", folder)
+
+
+@pytest.fixture
+def failures() -> list[BaseException]:
+    return []
+
+
+@pytest.fixture
+def loader(path: Path, failures: list[BaseException]) -> Iterator[Any]:
+    """Return a patched loader; end all its threads afterwards."""
+    before = set(threading.enumerate())
+    yield ffcv_patches.open_loader(path, 1, 3, False, failures, lambda seconds: None)
+    for thread in set(threading.enumerate()) - before:
+        if isinstance(thread, EpochIterator):
+            ffcv_patches.stop_epoch(thread)
+
+
+def source(value: Any) -> str:
+    return textwrap.dedent(inspect.getsource(value))
+
+
+def test_ffcv_is_the_version_that_the_patches_were_written_for() -> None:
+    assert version("ffcv") == "1.0.2"
+    pinned = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text()
+    assert '"ffcv==1.0.2"' in pinned
+
+
+def test_ffcvs_typed_dictionary_is_read_by_python_alone() -> None:
+    for module in (rgb_image, base):
+        assert "from numba.typed import Dict" in source(module)
+    lines = source(rgb_image).splitlines()
+    assert [line for line in lines if "Dict(" in line] == ["IMAGE_MODES = Dict()"]
+    assert not [name for name, value in vars(rgb_image).items() if hasattr(value, "py_func")], "compiled functions"
+    code = (
+        "from data.ffcv_patches import import_ffcv; import_ffcv()\n"
+        "import numba.typed; from ffcv.fields.rgb_image import IMAGE_MODES\n"
+        "print(type(IMAGE_MODES) is dict, numba.typed.Dict is dict, IMAGE_MODES)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == f"True False {{'jpg': {beton.JPEG}, 'raw': {beton.RAW}}}\n"
+
+
+def test_ffcvs_compiler_uses_torch_for_its_threads_alone() -> None:
+    tree = ast.parse(source(compiler))
+    uses = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_name(node.value, "ch")]
+    assert uses == ["set_num_threads"]
+    assert _is_call(tree.body[-1], "Compiler.set_num_threads(1)"), "the import takes torch's threads away"
+    threads = torch.get_num_threads()
+    compiler.Compiler.set_num_threads(threads + 1 if threads == 1 else 1)
+    assert torch.get_num_threads() == threads
+    assert isinstance(compiler.ch, SimpleNamespace)
+
+
+def _is_name(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _is_call(node: ast.AST, text: str) -> bool:
+    return ast.unparse(node) == text
+
+
+def test_without_the_patch_the_compiler_takes_torchs_threads() -> None:
+    code = "import torch; torch.set_num_threads(3); import ffcv.pipeline.compiler; print(torch.get_num_threads())"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_a_loader_draws_no_seed_where_it_is_given_one() -> None:
+    parameters = inspect.signature(Loader).parameters
+    ours = ("fname", "batch_size", "num_workers", "order", "seed", "drop_last", "batches_ahead", "pipelines")
+    assert set(ours) <= set(parameters)
+    assert "seed = np.random.randint(0, tinfo.max)" in source(Loader.__init__)
+
+
+def test_order_and_batch_are_read_from_the_loaders_attributes(loader: Any, failures: list[BaseException]) -> None:
+    assert "self.traversal_order.sample_order(self.next_epoch)" in source(Loader.next_traversal_order)
+    assert "next_order = self.first_traversal_order" in source(Loader.__len__)
+    # The patch of the first order decides the length: with it 7 of 7 records come, without it as many as the file has.
+    order = np.array([5, 3, 249, 0, 7, 7, 1])
+    epoch = ffcv_patches.start_epoch(loader, order, 3)
+    stored = beton.mapped(index := beton.read_index(Path(loader.fname)))
+    pictures = np.concatenate([ffcv_patches.next_pixels(epoch, failures) for _ in range(3)])
+    assert [bytes(picture) for picture in pictures] == [
+        bytes(beton.stored_bytes(index, stored, record)) for record in order
+    ]
+    assert len(loader) == 3
+    with pytest.raises(RuntimeError, match="its thread died"):
+        ffcv_patches.next_pixels(epoch, failures)
+
+
+def test_the_file_is_mapped_when_it_is_opened(loader: Any, path: Path) -> None:
+    assert loader.memory_manager.context.mmap is not None
+    assert loader.memory_manager.schedule_epoch([]) is loader.memory_manager.context
+    bare = os_cache.OSCacheManager(loader.reader)
+    assert bare.context.mmap is None, "FFCV maps the file at its first epoch, by its name"
+    bare.context.__enter__()
+    assert bare.context.mmap is not None
+
+
+def batches(loader: Any, failures: list[BaseException]) -> tuple[list[beton.Bytes], list[beton.Bytes]]:
+    """Return 25 batches as they are after the epoch, and as they were when they came."""
+    epoch = ffcv_patches.start_epoch(loader, np.arange(250), 10)
+    held, copies = [], []
+    for _ in range(25):
+        held.append(ffcv_patches.next_pixels(epoch, failures))
+        copies.append(held[-1].copy())
+    return held, copies
+
+
+def test_each_batch_has_memory_of_its_own(loader: Any, failures: list[BaseException]) -> None:
+    requests, _ = loader.graph.collect_requirements()
+    assert [type(request) for request in requests["operation"].values()] == [graph.AllocationQuery]
+    assert list(requests["shared"].values()) == [None]
+    assert "return buffer[batch_slot][:count]" in source(epoch_iterator.select_buffer)
+    held, copies = batches(loader, failures)
+    assert all(np.array_equal(a, b) for a, b in zip(held, copies, strict=True))
+
+
+def test_without_the_patch_batches_are_overwritten(loader: Any, failures: list[BaseException]) -> None:
+    del loader.graph.allocate_memory
+    assert loader.graph.allocate_memory.__func__ is graph.Graph.allocate_memory
+    held, copies = batches(loader, failures)
+    assert not all(np.array_equal(a, b) for a, b in zip(held, copies, strict=True))
+
+
+def fail(**arguments: Any) -> Any:
+    raise OSError("the disk is gone")
+
+
+def test_an_error_in_a_stage_reaches_the_consumer(loader: Any, failures: list[BaseException]) -> None:
+    stages, outputs = loader.code
+    assert [(callable(stage), type(names)) for stage, names in stages] == [(True, list)] * len(stages)
+    assert "except StopIteration:\n        self.output_queue.put(None)" in source(EpochIterator.run)
+    loader.code = [(ffcv_patches._guarded(fail, failures, lambda seconds: None), names) for _, names in stages], outputs
+    epoch = ffcv_patches.start_epoch(loader, np.arange(250), 10)
+    with pytest.raises(RuntimeError, match="in the middle of an epoch: the disk is gone") as error:
+        ffcv_patches.next_pixels(epoch, failures)
+    assert isinstance(error.value.__cause__, OSError)
+    assert not failures
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_without_the_patch_an_error_ends_the_thread_in_silence(loader: Any, failures: list[BaseException]) -> None:
+    stages, outputs = loader.code
+    loader.code = [(fail, names) for _, names in stages], outputs
+    epoch = ffcv_patches.start_epoch(loader, np.arange(250), 10)
+    epoch.join(timeout=10)
+    assert not epoch.is_alive()
+    assert epoch.output_queue.empty(), "FFCV's own __next__ would wait here for ever"
+    assert "result = self.output_queue.get()" in source(EpochIterator.__next__)
+    with pytest.raises(RuntimeError, match="its thread died"):
+        ffcv_patches.next_pixels(epoch, failures)
+
+
+def test_a_stopped_epoch_leaves_no_thread(loader: Any, failures: list[BaseException]) -> None:
+    epoch = ffcv_patches.start_epoch(loader, np.arange(250), 2)
+    ffcv_patches.next_pixels(epoch, failures)
+    epoch.join(timeout=PATIENCE)
+    assert epoch.is_alive(), "FFCV's thread waits for a consumer that has left"
+    began = time.monotonic()
+    ffcv_patches.stop_epoch(epoch)
+    assert not epoch.is_alive()
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_the_writers_parts_are_those_that_its_own_loop_uses(tmp_path: Path) -> None:
+    arguments = list(inspect.signature(worker_job_indexed_dataset).parameters)
+    assert arguments == [
+        "input_queue", "metadata_sm", "metadata_type", "fields", "allocator", "done_number", "allocations_queue",
+        "dataset",
+    ]  # fmt: skip
+    loop = source(DatasetWriter._write_common)
+    assert "while previous != self.num_samples:" in loop, "FFCV's loop waits for the records of a dead process"
+    assert "is_alive" not in loop
+    assert "exitcode" not in loop
+    for line in ("self.num_samples = num_samples", "self.prepare()", "self.finalize(allocation_list)"):
+        assert line in loop
+    with ffcv_patches.open_writer(tmp_path / "x.beton", 3, 32, 90) as writer:
+        shared, metadata, fields, allocator = writer.tables
+        assert writer.job is worker_job_indexed_dataset
+        assert tuple(fields) == beton.FIELDS
+        assert shared.size >= 3 * metadata.itemsize
+        assert (allocator.fname, allocator.page_size) == (str(tmp_path / "x.beton"), beton.page_size(32))
+    with pytest.raises(FileNotFoundError):
+        type(shared)(name=shared.name)
