@@ -52,7 +52,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "sweeps.analysis",
         "sweeps.cli.verbs",
     ),
-    "matplotlib": ("sweeps.analysis.plots",),
+    "matplotlib": ("sweeps.report.render.plots", "sweeps.report.render.svg"),
 }
 LIGHT = (
     "crelu_models.spec",

@@ -471,11 +471,23 @@ def test_report_needs_no_torch_no_ray_and_no_server(output: Path, tmp_path: Path
         "import argparse\n"
         f"build.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, to={str(tmp_path)!r}, "
         f"output={str(output)!r}))\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'ffcv', 'matplotlib', 'torchvision'} & set(sys.modules)\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'ffcv', 'torchvision'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run((sys.executable, "-c", code), check=True, capture_output=True)
     assert (tmp_path / "cifar_vgg" / "report.html").exists()
+
+
+def test_only_a_page_needs_matplotlib(output: Path) -> None:
+    code = (
+        "import argparse, sys\nfrom sweeps.report import build\n"
+        f"path = {str(output / 'reports' / 'imagenet_placement' / 'report.md')!r}\n"
+        "options = argparse.Namespace(sweep=None, check=path, capsule=None, to=None, "
+        f"output={str(output)!r})\n"
+        "assert build.run(options) == 0\n"
+        "assert 'matplotlib' not in sys.modules\n"
+    )
+    subprocess.run((sys.executable, "-c", code), check=True, capture_output=True)
 
 
 def test_two_hundred_runs_take_seconds(tmp_path: Path) -> None:
