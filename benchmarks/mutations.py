@@ -1,0 +1,709 @@
+"""Would a test fail if this line were wrong? One-line faults, each in a copy of the tree, each against a few tests.
+
+    python -m benchmarks.mutations --record mutations.jsonl        # all, a second start goes on where this one ended
+    python -m benchmarks.mutations --only 'crelu_models/*' --list
+
+A mutation names text that occurs exactly once in its file, what replaces it, and the tests that ought to notice.
+`caught` is a failing test, `survived` none, `invalid` a run that says nothing: a syntax error, a test that is not
+there, a timeout. tests/test_mutations.py holds the list against the tree, so that it cannot rot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TREE = ("crelu_models", "data", "sweeps", "tests", "benchmarks", "pyproject.toml")
+# Imported once for all runs: each of these takes longer to load than a test of ours takes.
+LIBRARIES = ("torch", "scipy.special", "scipy.stats", "pyarrow.parquet", "pyarrow.fs", "safetensors.torch", "optuna",
+             "numba", "simplejpeg", "PIL.Image", "pytest")  # fmt: skip
+
+
+class Mutation(NamedTuple):
+    """A fault in one line: file, text that occurs in it exactly once, text in its place, tests that ought to fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the mutation in one line."""
+        return f"{self.file}: {_line(self.old)} → {_line(self.new) or 'nothing'}"
+
+    @property
+    def room(self) -> str:
+        """Return the room that the file lies in: a package, of sweeps a folder below it."""
+        package, _, rest = self.file.partition("/")
+        return f"{package}/{rest.partition('/')[0]}" if package == "sweeps" else package
+
+    def apply(self, root: Path) -> str:
+        """Return the mutated file of a tree; ValueError where the text is not there exactly once."""
+        content = (root / self.file).read_text(encoding="utf-8")
+        if content.count(self.old) != 1:
+            raise ValueError(f"{self.file} has {self.old!r} {content.count(self.old)} times, not once")
+        return content.replace(self.old, self.new)
+
+
+class Outcome(NamedTuple):
+    """Result of one run: the word, the test that failed or the reason, and seconds."""
+
+    word: Literal["caught", "survived", "invalid"]
+    by: str
+    seconds: float
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _faults(file: str, tests: tuple[str, ...], *changes: tuple[str, str]) -> list[Mutation]:
+    """Return the mutations of a file that the same tests ought to notice."""
+    return [Mutation(file, old, new, tests) for old, new in changes]
+
+
+# fmt: off
+MUTATIONS: tuple[Mutation, ...] = (
+    # crelu_models
+    *_faults("crelu_models/activations.py", ("tests/crelu_models/test_activations.py",),
+        ("torch.neg(part, out=down).clamp_min_(0)",
+         "torch.neg(part, out=down).clamp_max_(0)"),
+        ("return up - down, None",
+         "return up + down, None"),
+        ("part.sub_(_where_positive(down, negative, 0))",
+         "part.add_(_where_positive(down, negative, 0))"),
+        ("return torch.cat([x, x.neg()], 1).relu_()",
+         "return torch.cat([x.neg(), x], 1).relu_()"),
+        ("return x.abs()",
+         "return x.relu()"),
+        ("nn.LeakyReLU(1 / 3)",
+         "nn.LeakyReLU(3)"),
+        ("[self.inner(x), self.inner(-x)]",
+         "[self.inner(x), -self.inner(-x)]"),
+        ("crelu(x - x.mean(1, keepdim=True))",
+         "crelu(x - x.mean(0, keepdim=True))"),
+    ),
+    *_faults("crelu_models/activations.py", ("tests/crelu_models/test_activations.py", "tests/crelu_models/test_build.py"),
+        ("nn.PReLU(channels, init=0.25)",
+         "nn.PReLU(1, init=0.25)"),
+    ),
+    *_faults("crelu_models/kernels.py", ("tests/crelu_models/test_activations.py",),
+        ("outputs[row, width + word] = (value ^ sign) &",
+         "outputs[row, width + word] = value &"),
+        ("negated = size | ((size + magnitude) & sign & ~down)",
+         "negated = size | (sign & ~down)"),
+        ("nan |= size + over\n",
+         "nan |= size\n"),
+    ),
+    *_faults("crelu_models/modules.py", ("tests/crelu_models/test_build.py",),
+        ("return x * mask * (1 / (1 - rate))",
+         "return x * mask"),
+        ("dropped = min(round(self.rate * STEPS), STEPS - 1)",
+         "dropped = min(round((1 - self.rate) * STEPS), STEPS - 1)"),
+        ("BN_EPS, BN_MOMENTUM = 1e-3, 0.1",
+         "BN_EPS, BN_MOMENTUM = 1e-5, 0.1"),
+        ("scale = math.sqrt(2 / fan_out)",
+         "scale = math.sqrt(1 / fan_out)"),
+        ("shape[1:].numel(), shape[0] * shape[2:].numel()",
+         "shape[1:].numel(), shape[0]"),
+        ("torch.cat([half, -half], 1)",
+         "torch.cat([half, half], 1)"),
+        ("energy, factor = ENERGY[row.act], CHANNEL_FACTOR[row.act]",
+         "energy, factor = PICTURE_ENERGY, CHANNEL_FACTOR[row.act]"),
+        ("seed_from(\"weights\", seed, row.name)",
+         "seed_from(\"weights\", seed)"),
+        ("seed_from(\"dropout\", seed, epoch, step, layer.name)",
+         "seed_from(\"dropout\", seed, epoch, layer.name)"),
+        ("nn.AdaptiveAvgPool2d(1)",
+         "nn.AdaptiveMaxPool2d(1)"),
+        ("ceil_mode=row.ceil",
+         "ceil_mode=False"),
+    ),
+    *_faults("crelu_models/spec.py", ("tests/crelu_models/test_spec.py", "tests/crelu_models/test_build.py"),
+        ("layer.filters * (1 + 2 * layer.row.bn",
+         "layer.filters * (1 + layer.row.bn"),
+    ),
+    *_faults("crelu_models/spec.py", ("tests/crelu_models/test_spec.py",),
+        ("scaled = int(row[1] * factor + 0.5)",
+         "scaled = int(row[1] * factor)"),
+        ("inputs = channels * before**2 if",
+         "inputs = channels * before if"),
+    ),
+    *_faults("crelu_models/spec.py", ("tests/crelu_models/test_build.py",),
+        ("(windows - 1) * row.stride >= side + row.pad",
+         "(windows - 1) * row.stride > side + row.pad"),
+    ),
+    *_faults("crelu_models/spec.py", ("tests/crelu_models/test_spec.py", "tests/crelu_models/test_tables.py"),
+        ("layer.weights * layer.side**2 for",
+         "layer.weights * layer.side for"),
+    ),
+    *_faults("crelu_models/tables.py", ("tests/crelu_models/test_tables.py",),
+        ("S10 = S8.crelu(*range(1, 8)).dropout(0.25, 9)",
+         "S10 = S8.crelu(*range(1, 8)).dropout(0.5, 9)"),
+        ("Conv(\"conv9\",   384,  3, 2, 1),",
+         "Conv(\"conv9\",   384,  3, 2, 0),"),
+        ("width=0.5).width(0.5, 11).dropout(0.25, 9)",
+         "width=0.5).dropout(0.25, 9)"),
+    ),
+    *_faults("crelu_models/sources.py", ("tests/test_sources.py",),
+        ("entries = [table[kind] for kind in kinds if kind in table]",
+         "entries = list(table.values())"),
+    ),
+    # data
+    *_faults("data/augment.py", ("tests/data/test_augment.py",),
+        ("(_uniform(base, ids, _FLIP) < 0.5)",
+         "(_uniform(base, ids, _FLIP) < 0.4)"),
+        ("top = _integers(base, ids, _ROW, side - crop + 1) - shift",
+         "top = _integers(base, ids, _ROW, side - crop) - shift"),
+        ("left = _integers(base, ids, _COLUMN,",
+         "left = _integers(base, ids, _ROW,"),
+        ("at = (images.shape[2] - crop) // 2",
+         "at = images.shape[2] - crop"),
+        ("mean, std).to(dtype)\n\n\ndef ten_views",
+         "mean, std).flip(3).to(dtype)\n\n\ndef ten_views"),
+        ("(far, 0), (far, far), (far",
+         "(far, 0), (0, 0), (far"),
+        ("yield view.flip(3)",
+         "yield view.flip(2)"),
+        ("torch.tensor([-m / s for",
+         "torch.tensor([m / s for"),
+        ("[1 / (255 * s) for s in std]",
+         "[1 / (256 * s) for s in std]"),
+        ("[math.sqrt(value) for value in eigenvalues]",
+         "[value for value in eigenvalues]"),
+        ("((epoch * 0x9E3779B97F4A7C15) & _MASK)",
+         "((0 * 0x9E3779B97F4A7C15) & _MASK)"),
+    ),
+    *_faults("data/load.py", ("tests/data/test_load.py",),
+        ("self._batches(order[start * batch :], batch)",
+         "self._batches(order[start:], batch)"),
+        ("torch.from_numpy(self.labels[order])",
+         "torch.from_numpy(self.labels[np.sort(order)])"),
+        ("self._check(order[first : first + batch])",
+         "self._check(order[:0])"),
+    ),
+    *_faults("data/datasets.py", ("tests/data/test_datasets.py",),
+        ("sample_key(\"order\", seed, epoch)",
+         "sample_key(\"order\", seed + epoch)"),
+        ("np.argsort(quota - exact, kind=\"stable\")",
+         "np.argsort(exact - quota, kind=\"stable\")"),
+        ("dealt[fold::k]",
+         "dealt[fold * len(dealt) // k : (fold + 1) * len(dealt) // k]"),
+        ("sample_key(\"folds\", seed, int(c))",
+         "sample_key(\"folds\", int(c))"),
+        ("rest[chosen] = False",
+         "rest[chosen[:-1]] = False"),
+        ("return 8 * round(7 * size / 64)",
+         "return 8 * (7 * size // 64)"),
+        ("\"val\": 50_000}, \"val\", 50_000)",
+         "\"val\": 50_000}, \"val\", 100_000)"),
+        ("holdout=train // 5,",
+         "holdout=train // 10,"),
+        ("max(1, facts.holdout * counts[\"train\"] // facts.splits[\"train\"])",
+         "max(1, facts.holdout)"),
+    ),
+    *_faults("data/beton.py", ("tests/data/test_write.py",),
+        ("    digest.update(index.labels.astype(\"<i8\").tobytes())\n",
+         ""),
+    ),
+    *_faults("data/write.py", ("tests/data/test_write.py",),
+        ("covariance = second / pixels / 255**2 - np.outer(mean, mean)",
+         "covariance = second / pixels / 255**2"),
+        ("values[::-1].clip(0), vectors[:, ::-1]",
+         "values[::-1].clip(0), vectors"),
+        ("allowed = max(1, count // 1000)",
+         "allowed = max(1, count // 100)"),
+    ),
+    *_faults("data/sources.py", ("tests/data/test_write.py",),
+        (".transpose(0, 2, 3, 1))",
+         ".transpose(0, 3, 2, 1))"),
+        ("batch.get(b\"fine_labels\")",
+         "batch.get(b\"coarse_labels\")"),
+    ),
+    *_faults("data/sources.py", ("tests/data/test_write.py", "tests/data/test_synthetic.py"),
+        ("(\"test\", _TEST_FROM)",
+         "(\"test\", 0)"),
+    ),
+    # sweeps/experiment
+    *_faults("sweeps/experiment/recipe.py", ("tests/experiment/test_recipe.py",),
+        ("self.schedule_epochs // self.epochs + 1",
+         "self.schedule_epochs // self.epochs"),
+        ("dampening=0.9, shift=4, drop_last=True",
+         "dampening=0.0, shift=4, drop_last=True"),
+        ("350, 350, 0.05, 1e-3,",
+         "350, 350, 0.05, 5e-4,"),
+        ("momentum: float = 0.9\n",
+         "momentum: float = 0.99\n"),
+        ("if self.drop_last else -(-pictures // self.batch))",
+         "if self.drop_last else pictures // self.batch)"),
+        ("return self.weight_decay * self.stage(epoch).decay_factor",
+         "return self.weight_decay"),
+        ("(done + 1 / steps) / self.warmup_epochs",
+         "done / self.warmup_epochs"),
+    ),
+    *_faults("sweeps/experiment/recipe.py", ("tests/experiment/test_recipe.py", "tests/experiment/test_search.py"),
+        ("Dimension(\"conv9\", 0.0, 0.5, 0.25)",
+         "Dimension(\"conv9\", 0.0, 0.5, 0.05)"),
+    ),
+    *_faults("sweeps/experiment/trial.py", ("tests/experiment/test_trial.py",),
+        ("SCHEMA = 1\n",
+         "SCHEMA = 2\n"),
+        ("Phase(\"holdout\", \"last\", True)",
+         "Phase(\"full\", \"last\", True)"),
+        ("Phase(\"fold\", \"best\", True)",
+         "Phase(\"fold\", \"last\", True)"),
+        ("Phase(\"holdout\", \"best\", False, True)",
+         "Phase(\"holdout\", \"best\", True, True)"),
+        ("hashlib.sha256(_canonical(value).encode())",
+         "hashlib.sha256((_canonical(value) + \"\\n\").encode())"),
+        ("seed_from(self.seed, \"restart\", times)",
+         "self.seed + times"),
+        ("\"net\": _canonical(self.net.to_json()) if self.dropout else net",
+         "\"net\": net"),
+        ("content[\"bars\"] = list(self.pruning_thresholds)",
+         "content[\"bars\"] = len(self.pruning_thresholds)"),
+    ),
+    *_faults("sweeps/experiment/trial.py", ("tests/experiment/test_trial.py", "tests/training/test_resume.py"),
+        ("min(PROBE, -(-learned // 4)",
+         "min(PROBE, -(-learned // 5)"),
+    ),
+    *_faults("sweeps/experiment/plan.py", ("tests/experiment/test_plan.py",),
+        ("why = stale(result, fingerprints.get(trial.cell.dataset, \"\"))",
+         "why = \"\""),
+        ("len(attempts) >= MAX_ATTEMPTS",
+         "len(attempts) > MAX_ATTEMPTS"),
+        (" or any(attempt.get(\"final\") for attempt in attempts)",
+         ""),
+        ("key=lambda trial: (trial.seed % SECOND_SEED, trial.fold)",
+         "key=lambda trial: (trial.fold, trial.seed)"),
+        ("for fold in range(protocol.folds)]",
+         "for fold in range(protocol.folds - 1)]"),
+        ("self.seeds * (self.ablation + 2 * self.single)",
+         "self.seeds * (self.ablation + self.single)"),
+    ),
+    *_faults("sweeps/experiment/plan.py", ("tests/experiment/test_plan.py", "tests/experiment/test_search.py"),
+        ("Trial(cell, \"match\", SECOND_SEED + seed,",
+         "Trial(cell, \"match\", seed,"),
+        ("inner = search.folds == 0 and search.seed == 0",
+         "inner = search.folds == 0"),
+    ),
+    *_faults("sweeps/experiment/search.py", ("tests/experiment/test_search.py",),
+        ("KEPT = 1 / 3",
+         "KEPT = 1 / 2"),
+        (" if result.get(\"status\") == \"finished\" and result.get(\"curve\")",
+         " if result.get(\"curve\")"),
+        ("return min(known, key=lambda asked: (asked.value, asked.number)",
+         "return max(known, key=lambda asked: (asked.value, asked.number)"),
+        ("if epoch >= WARM_UP - 1 else NO_THRESHOLD",
+         "if epoch >= WARM_UP else NO_THRESHOLD"),
+        ("seed_from(search.seed, key, number)",
+         "seed_from(search.seed, key)"),
+        ("OBJECTIVE = \"best/val_top1_err\"",
+         "OBJECTIVE = \"best/val_loss\""),
+        ("P_PRUNE = 0.1",
+         "P_PRUNE = 0.3"),
+        ("for step in range(_steps(dimension) + 1)]",
+         "for step in range(_steps(dimension))]"),
+    ),
+    *_faults("sweeps/experiment/profiles.py", ("tests/experiment/test_recipe.py", "tests/experiment/test_plan.py"),
+        ("epochs=recipe.epochs // 10)",
+         "epochs=recipe.epochs // 5)"),
+    ),
+    *_faults("sweeps/experiment/metrics.py", ("tests/experiment", "tests/results/test_statistics.py"),
+        ("statistics.stdev(values) / math.sqrt(len(values))",
+         "statistics.pstdev(values) / math.sqrt(len(values))"),
+    ),
+    # sweeps/training
+    *_faults("sweeps/training/loop.py", ("tests/training/test_loop.py",),
+        ("target, reduction=\"sum\")",
+         "target, reduction=\"sum\", label_smoothing=0.1)"),
+        ("self.model.parameters(), recipe.clip_norm)",
+         "self.model.parameters(), 10 * recipe.clip_norm)"),
+        ("recipe.learning_rate(self.epoch, self.step_count, self.steps)",
+         "recipe.learning_rate(self.epoch, 0, self.steps)"),
+    ),
+    *_faults("sweeps/training/loop.py", ("tests/training/test_loop.py", "tests/training/test_failures.py"),
+        ("(loss / batch).backward()",
+         "(loss / len(part)).backward()"),
+    ),
+    *_faults("sweeps/training/loop.py", ("tests/training/test_loop.py", "tests/training/test_resume.py"),
+        ("self.epoch, self.step_count = epoch, step\n",
+         "self.epoch, self.step_count = epoch, 0\n"),
+        ("        self.sums.zero_()\n",
+         ""),
+        ("        self.model.train()\n",
+         ""),
+        ("if not torch.isfinite(sums[0]):",
+         "if torch.isnan(sums[0]):"),
+    ),
+    *_faults("sweeps/training/optim.py", ("tests/training/test_loop.py",),
+        ("BETAS, EPSILON = (0.9, 0.999), 1e-8",
+         "BETAS, EPSILON = (0.9, 0.99), 1e-8"),
+        ("dampening=self.recipe.dampening",
+         "dampening=0.0"),
+        ("nesterov=False",
+         "nesterov=True"),
+        ("fused=True, weight_decay=decay, momentum",
+         "fused=True, weight_decay=0.0, momentum"),
+    ),
+    *_faults("sweeps/training/evaluate.py", ("tests/training/test_evaluate.py",),
+        ("(scores > own) | ((scores == own) & (index < labels[:, None]))",
+         "scores > own"),
+        ("(rank >= 5) | wrong",
+         "(rank > 5) | wrong"),
+        ("softmax + (probabilities - softmax) / number",
+         "softmax + probabilities"),
+    ),
+    *_faults("sweeps/training/evaluate.py", ("tests/training/test_evaluate.py", "tests/training/test_resume.py"),
+        ("    model.eval()\n",
+         "    model.train()\n"),
+    ),
+    *_faults("sweeps/training/splits.py", ("tests/training/test_splits.py", "tests/training/test_resume.py"),
+        ("beton_path(name, facts.final, where), place) if phase.test",
+         "beton_path(name, \"train\", where), place) if phase.test"),
+        ("learn, held_out = holdout(pictures.labels, facts.holdout, SPLIT_SEED)",
+         "held_out = holdout(pictures.labels, facts.holdout, SPLIT_SEED)[1]"),
+        ("SPLIT_SEED)[trial.fold]",
+         "SPLIT_SEED)[0]"),
+        ("holdout(pictures.labels, facts.holdout, SPLIT_SEED)[1]\n",
+         "holdout(pictures.labels, facts.holdout, SPLIT_SEED)[0]\n"),
+    ),
+    *_faults("sweeps/training/trainer.py", ("tests/training/test_loop.py", "tests/training/test_resume.py"),
+        ("if best is row:",
+         "if row:"),
+        ("seed=self.trial.seed,\n",
+         "seed=0,\n"),
+        ("order(self.trial.seed, epoch, self.splits.train_indices)",
+         "order(self.trial.seed, 0, self.splits.train_indices)"),
+        ("min(past[\"val/top1_err\"] for past in self.history) > bars",
+         "row[\"val/top1_err\"] > bars"),
+        ("row.get(\"probe/loss\", math.inf) <= self.target.loss",
+         "row[\"train/loss\"] <= self.target.loss"),
+        ("\"best/probe_loss\" if trial.match == \"train_loss\" else",
+         "\"best/val_loss\" if trial.match == \"train_loss\" else"),
+        ("self.best = {name[5:]: value for name, value in saved.tensors.items() if name.startswith(\"best/\")}",
+         "self.best = {}"),
+        ("self.flat = state[\"restarts\"],",
+         "self.flat = 0,"),
+        ("flip=recipe.flip",
+         "flip=True"),
+    ),
+    *_faults("sweeps/training/run_trial.py", ("tests/training/test_loop.py", "tests/training/test_resume.py"),
+        ("course.learner.model.load_state_dict(course.best)",
+         "pass"),
+    ),
+    *_faults("sweeps/training/result.py", ("tests/training/test_result.py", "tests/training/test_resume.py"),
+        ("best = min(outcome.history, key=lambda row: (row[\"val/top1_err\"], row[\"val/loss\"], -row[\"epoch\"]))",
+         "best = outcome.history[-1]"),
+        ("scores.log() if name == \"ten_softmax\" else scores",
+         "scores"),
+        ("{\"top1_err\": 100 * (1 - 1 / classes),",
+         "{\"top1_err\": 100 / classes,"),
+    ),
+    *_faults("sweeps/training/shared_batches.py", ("tests/execution/test_packing.py",),
+        ("(trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)",
+         "(trial.cell.dataset, trial.phase, trial.fold, trial.folds)"),
+    ),
+    *_faults("sweeps/training/checkpoint.py", ("tests/store/test_ledger.py",),
+        ("if digest(tensors, notes[\"state\"]) != notes[\"sha256\"]:",
+         "if digest(tensors, notes[\"state\"]) == \"\":"),
+        ("KEPT = 2\n",
+         "KEPT = 1\n"),
+    ),
+    # sweeps/store
+    *_faults("sweeps/store/ledger.py", ("tests/store/test_ledger.py",),
+        ("                os.fsync(stream.fileno())\n",
+         ""),
+        ("result.pop(\"check\", None) == _check(result)",
+         "result.pop(\"check\", None)"),
+        ("there.intersection(keys)",
+         "there"),
+        ("        self.delete(f\"checkpoints/{key}\")\n",
+         ""),
+    ),
+    *_faults("sweeps/store/lease.py", ("tests/store/test_ledger.py",),
+        ("return other if time.time() - float(other.get(\"beat\", 0)) < SILENCE else None",
+         "return other"),
+    ),
+    *_faults("sweeps/store/lease.py", ("tests/store/test_ledger.py", "tests/execution/test_packing.py"),
+        ("if note is None or note.get(\"sweep\") == sweep:",
+         "if note is None:"),
+        ("all(now.get(name) == note.get(name) for name in (\"pid\", \"host\"))",
+         "bool(now)"),
+    ),
+    *_faults("sweeps/store/checkpoint_header.py", ("tests/store/test_ledger.py",),
+        ("for name in reversed(ledger.names(",
+         "for name in iter(ledger.names("),
+    ),
+    # sweeps/results
+    *_faults("sweeps/results/statistics.py", ("tests/results/test_statistics.py",),
+        ("se = float(x.std(ddof=1))",
+         "se = float(x.std(ddof=0))"),
+        ("p = 2 * float(special.stdtr(df, -abs(t)))",
+         "p = float(special.stdtr(df, -abs(t)))"),
+        ("math.sqrt(1 + n * fraction / (1 - fraction))",
+         "math.sqrt(1 + n * fraction)"),
+        ("wide, min(a.n, b.n) - 1, level)",
+         "wide, a.n + b.n - 2, level)"),
+        ("rank = np.argsort(p, axis=-1)",
+         "rank = np.argsort(-p, axis=-1)"),
+        ("np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0)",
+         "np.minimum(steps, 1.0)"),
+        ("min(1.0, 2 * float(special.bdtr(",
+         "min(1.0, 1 * float(special.bdtr("),
+        ("rate, shrink = errors / n, z * z / n",
+         "rate, shrink = errors / n, z / n"),
+        ("softmax += special.softmax(wide, axis=1)",
+         "softmax += wide"),
+        ("\"cifar100\": 2.0",
+         "\"cifar100\": 1.0"),
+        ("max(2 * spread, TOLERANCE[dataset])",
+         "max(spread, TOLERANCE[dataset])"),
+        ("interval.low > margin or interval.high < -margin",
+         "interval.low > margin and interval.high < -margin"),
+        ("ranks = (2 * last - count + 1)[inverse]",
+         "ranks = (2 * last)[inverse]"),
+        ("tail = 0.5 + level / 2",
+         "tail = level"),
+    ),
+    *_faults("sweeps/results/paper.py", ("tests/results/test_paper.py",),
+        ("\"CReLU half\",  \" 4.73   8.37   9.44±.09",
+         "\"CReLU half\",  \" 4.73   8.37   9.94±.09"),
+        ("Comparison(\"imagenet\", \"CReLU conv1-4\", metric, \"lowest\")",
+         "Comparison(\"imagenet\", \"CReLU conv1-7\", metric, \"lowest\")"),
+        ("return difference >= 0",
+         "return difference > 0"),
+    ),
+    *_faults("sweeps/results/cell_numbers.py", ("tests/results/test_claims.py", "tests/report/test_report.py"),
+        ("\"cifar100\": \"CReLU (1,3,5)\"}",
+         "\"cifar100\": \"CReLU (1,3)\"}"),
+        ("elif metric == TRAIN or evidence.done(\"match\"):",
+         "elif metric == TRAIN:"),
+        ("fits = abs(found.difference) <= theirs.rounding + 1e-9",
+         "fits = abs(found.difference) <= found.tolerance"),
+    ),
+    *_faults("sweeps/results/contrasts.py", ("tests/results/test_claims.py",),
+        ("1 / folds if folds else None",
+         "None"),
+        ("adjusted = holm([one.p for _, one in found])",
+         "adjusted = [one.p for _, one in found]"),
+        ("alpha / max(family, 1)",
+         "alpha"),
+    ),
+    *_faults("sweeps/results/claims.py", ("tests/results/test_claims.py",),
+        ("adjusted = holm([one.p for *_, one in asked])",
+         "adjusted = [one.p for *_, one in asked]"),
+        ("decision = \"not run\" if withheld else decide_all(",
+         "decision = decide_all("),
+    ),
+    *_faults("sweeps/results/decisions.py", ("tests/results/test_claims.py", "tests/results/test_capsule.py"),
+        ("return Scores(ids[order], labels[order],",
+         "return Scores(ids[order], labels,"),
+    ),
+    *_faults("sweeps/results/marks.py", ("tests/results/test_claims.py",),
+        ("2 * sum(map(still_falling, curves)) > len(curves)",
+         "sum(map(still_falling, curves)) > 0"),
+    ),
+    *_faults("sweeps/results/evidence.py", ("tests/results/test_claims.py",),
+        ("        if _tested(run):",
+         "        if not run.result:"),
+    ),
+    *_faults("sweeps/results/deviations.py", ("tests/results/test_claims.py",),
+        ("(\"4\", \"CReLU conv1,4,7\"): (\"S13\",        IMAGENET_ADAM)",
+         "(\"4\", \"CReLU conv1,4,7\"): (\"S13\",        IMAGENET_SGD)"),
+    ),
+    # sweeps/execution
+    *_faults("sweeps/execution/packing.py", ("tests/execution/test_packing.py",),
+        ("MIN_RATIO = {\"cpu\": 0.1",
+         "MIN_RATIO = {\"cpu\": 0.5"),
+        ("if state + more + max(peak, step) <= self.memory:",
+         "if state + more <= self.memory:"),
+    ),
+    *_faults("sweeps/execution/resources.py", ("tests/execution/test_rank_processes.py::test_a_trial_is_given_what_the_flags_say",),
+        ("int(self.cpus) // self.ranks)",
+         "int(self.cpus))"),
+    ),
+    *_faults("sweeps/execution/worker.py", ("tests/execution/test_packing.py", "tests/training/test_failures.py"),
+        ("failed_attempt(error, final=True)",
+         "failed_attempt(error, final=False)"),
+    ),
+    *_faults("sweeps/execution/throughput.py", ("tests/execution/test_throughput.py",),
+        ("Maker(rate, memory * self.share)",
+         "Maker(rate, memory)"),
+    ),
+    # sweeps/tracking
+    *_faults("sweeps/tracking/layout.py", ("tests/tracking/test_tracking.py::test_placement_fits_an_axis",),
+        ("number == runs[-1][-1] + 1",
+         "number >= runs[-1][-1] + 1"),
+    ),
+)
+# fmt: on
+
+
+class _FirstFailure:
+    """Plugin of pytest that notes the first failure."""
+
+    def __init__(self) -> None:
+        self.test = ""
+        self.reason = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a failed phase of a test."""
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a file that cannot be collected."""
+        self._note(report)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.failed and not self.test:
+            self.test = report.nodeid
+            self.reason = _line(report.longreprtext)[-200:]
+
+
+@contextmanager
+def mutated_tree(mutation: Mutation | None) -> Iterator[Path]:
+    """Copy the tree to a temporary folder, with one file mutated."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        root = Path(folder)
+        for name in TREE:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, root / name)
+            else:
+                shutil.copy2(source, root / name)
+        if mutation is not None:
+            content = mutation.apply(root)
+            compile(content, mutation.file, "exec")
+            (root / mutation.file).write_text(content, encoding="utf-8")
+        yield root
+
+
+def run_tests(root: Path, tests: tuple[str, ...]) -> Outcome:
+    """Run tests in a tree, in a forked process that shares the imported libraries and none of our code."""
+    began = time.monotonic()
+    answer = root / "outcome.json"
+    child = os.fork()
+    if child == 0:
+        try:
+            _run_in_child(root, tests, answer)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    seconds = time.monotonic() - began
+    if not answer.exists():
+        return Outcome("invalid", "the process of the tests ended", seconds)
+    code, test, reason = json.loads(answer.read_text())
+    if code == 0:
+        return Outcome("survived", "", seconds)
+    if code != 1 or "Timeout" in reason:
+        return Outcome("invalid", f"{test} {reason}" or f"pytest ended with {code}", seconds)
+    return Outcome("caught", test, seconds)
+
+
+def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
+    """Run pytest with the tree first on the path, its output in a file; write exit code and first failure."""
+    import pytest
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+    os.chdir(root)
+    sys.path[:] = [str(root), *(entry for entry in sys.path if entry and Path(entry).resolve() != ROOT)]
+    os.environ["PYTHONPATH"] = str(root)
+    seen = _FirstFailure()
+    with (root / "pytest.log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[seen])
+    answer.write_text(json.dumps([int(code), seen.test, seen.reason]))
+
+
+def try_mutation(mutation: Mutation) -> Outcome:
+    """Apply a mutation to a copy of the tree and run its tests there."""
+    try:
+        with mutated_tree(mutation) as root:
+            return run_tests(root, mutation.tests)
+    except SyntaxError as error:
+        return Outcome("invalid", f"it does not compile: {error}", 0.0)
+
+
+def main() -> int:
+    """Run the mutations asked for and print what became of each; return 1 where one survived or was invalid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="GLOB", nargs="+", default=["*"], help="of the mutations' names")
+    parser.add_argument("--list", action="store_true", help="print the mutations and run none")
+    parser.add_argument("--record", type=Path, help="file of outcomes; mutations that it holds as caught are not run")
+    parser.add_argument("--baseline", action="store_true", help="run the tests on the unchanged tree: all must pass")
+    options = parser.parse_args()
+    chosen = [each for each in MUTATIONS if any(fnmatch.fnmatchcase(each.name, glob + "*") for glob in options.only)]
+    if options.list:
+        print("\n".join(mutation.name for mutation in chosen))
+        return 0
+    for library in LIBRARIES:
+        __import__(library)
+    if options.baseline:
+        return _baseline(chosen)
+    outcomes = _recorded(options.record)
+    for mutation in chosen:
+        if mutation.name not in outcomes or outcomes[mutation.name].word != "caught":
+            outcome = outcomes[mutation.name] = try_mutation(mutation)
+            print(f"{outcome.word:9}{outcome.seconds:6.1f} s  {mutation.name}  {outcome.by}", flush=True)
+            if options.record:
+                with options.record.open("a") as file:
+                    file.write(json.dumps([mutation.name, *outcome]) + "\n")
+    print(table(chosen, outcomes))
+    return int(any(outcomes[mutation.name].word != "caught" for mutation in chosen))
+
+
+def _recorded(path: Path | None) -> dict[str, Outcome]:
+    """Return the outcomes that a file holds, the last one of each mutation."""
+    lines = path.read_text().splitlines() if path is not None and path.exists() else []
+    return {name: Outcome(*rest) for name, *rest in map(json.loads, lines)}
+
+
+def _baseline(chosen: list[Mutation]) -> int:
+    """Run each test once on the unchanged tree; return 1 where one fails, which would pass for a caught mutation."""
+    failed = 0
+    for test in dict.fromkeys(test for mutation in chosen for test in mutation.tests):
+        with mutated_tree(None) as root:
+            outcome = run_tests(root, (test,))
+        failed += outcome.word != "survived"
+        print(f"{'passed' if outcome.word == 'survived' else 'FAILED':9}{outcome.seconds:6.1f} s  {test}  {outcome.by}",
+              flush=True)  # fmt: skip
+    return int(failed > 0)
+
+
+def table(chosen: list[Mutation], outcomes: dict[str, Outcome]) -> str:
+    """Return counts by room, then every mutation with the test that caught it, as Markdown."""
+    lines = ["| room | mutations | caught | survived | invalid |", "|---|---:|---:|---:|---:|"]
+    rooms = {room: Counter(outcomes[each.name].word for each in chosen if each.room == room)
+             for room in dict.fromkeys(each.room for each in chosen)}  # fmt: skip
+    total = sum(rooms.values(), Counter[str]())
+    for room, words in [*rooms.items(), ("all", total)]:
+        lines.append(f"| {room} | {words.total()} | {words['caught']} | {words['survived']} | {words['invalid']} |")
+    share = 100 * total["caught"] / max(1, total.total())
+    lines += [f"\n{share:.1f} % caught.\n", "| file | line | caught by |", "|---|---|---|"]
+    for each in chosen:
+        outcome = outcomes[each.name]
+        shown = outcome.by.rpartition("/")[2] if outcome.word == "caught" else f"**{outcome.word}** {outcome.by}".strip()
+        change = f"`{_line(each.old)}` → `{_line(each.new)}`" if _line(each.new) else f"`{_line(each.old)}` → nothing"
+        lines.append(f"| {each.file} | {change} | {shown} |".replace("||", "\\|\\|"))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
