@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,8 +55,13 @@ def import_ffcv() -> None:
 # Reading
 
 
-def open_loader(path: Path, workers: int, ahead: int, pin: bool, failures: list[BaseException]) -> Any:
-    """Return a Loader for all epochs over the file, decoding `ahead` batches in advance; errors go to `failures`."""
+def open_loader(
+    path: Path, workers: int, ahead: int, pin: bool, failures: list[BaseException], count: Callable[[float], None]
+) -> Any:
+    """Return a Loader for all epochs over the file, decoding `ahead` batches in advance.
+
+    Errors go to `failures`; `count` is called with the processor seconds of each batch.
+    """
     import numba
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -72,7 +78,7 @@ def open_loader(path: Path, workers: int, ahead: int, pin: bool, failures: list[
     )
     # An exception in a stage kills FFCV's thread, and the consumer waits for ever.
     stages, outputs = loader.code
-    loader.code = [(_guarded(stage, failures), names) for stage, names in stages], outputs
+    loader.code = [(_guarded(stage, failures, count), names) for stage, names in stages], outputs
     # FFCV maps the file by name at its first epoch; by then another file may have that name.
     loader.memory_manager.context.__enter__()
     # FFCV decodes into a ring of buffers and overwrites batches that the consumer still holds.
@@ -122,15 +128,20 @@ def stop_epoch(epoch: Any) -> None:
     epoch.join()
 
 
-def _guarded(stage: Callable[..., Any], failures: list[BaseException]) -> Callable[..., Any]:
-    """Return the stage with its errors stored in `failures`; StopIteration is how FFCV's thread ends in order."""
+def _guarded(
+    stage: Callable[..., Any], failures: list[BaseException], count: Callable[[float], None]
+) -> Callable[..., Any]:
+    """Return the stage, timed, with its errors in `failures`; StopIteration is how FFCV's thread ends in order."""
 
     def run(**arguments: Any) -> Any:
+        began = time.thread_time()
         try:
             return stage(**arguments)
         except Exception as error:
             failures.append(error)
             raise StopIteration from error
+        finally:
+            count(time.thread_time() - began)
 
     return run
 

@@ -7,8 +7,9 @@ clean-up, because FFCV 1.0.2 guarantees none of them; tests/test_load.py shows e
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from data import beton, ffcv_patches
-from data.datasets import Ints, Sidecar, cores, read_sidecar
+from data.datasets import Ints, Sidecar, cores
 
 READERS = ("ffcv", "threads")
 _AHEAD = 3  # batches decoded in advance
@@ -35,6 +36,8 @@ class Batch(NamedTuple):
 
 class Reader(Protocol):
     """Decoder of records in a given order, `batch` at a time, into new uint8 tensors (n, h, w, 3) on the host."""
+
+    decode_seconds: float  # processor time of decoding, of each thread
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order; the last tensor may be short."""
@@ -62,6 +65,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def decode_seconds(self) -> float:
+        """Return the processor time that each of the reader's threads has spent on decoding."""
+        return self._reader.decode_seconds
 
     def __enter__(self) -> Pictures:
         return self
@@ -125,7 +133,8 @@ class Pictures:
         self._checked[unchecked] = True
 
     def _read_all(self) -> Tensor:
-        size, count = self._index.size, len(self)
+        size = self._index.size
+        count = len(self)
         store = torch.empty((count, size, size, 3), dtype=torch.uint8, device=self._device)
         batch = max(1, (1 << 24) // (3 * size * size))
         for number, pixels in enumerate(self._decoded(np.arange(count), batch)):
@@ -143,14 +152,13 @@ def open_pictures(
 ) -> Pictures:
     """Open a .beton file and the sidecar beside it.
 
-    `reader` is "ffcv" or "threads", `workers` its threads (0: one a core). Pixels that fit in `resident_bytes` are
+    `reader` is "ffcv" or "threads", `workers` its threads (0: one per core). Pixels that fit in `resident_bytes` are
     read once and then served from the device's memory. ValueError where the file and its sidecar do not match, or
     where FFCV is not installed and `reader` names it.
     """
     if reader not in READERS:
         raise ValueError(f"unknown reader {reader!r}; use one of {', '.join(READERS)}")
-    sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
-    beton.check_pair(sidecar, index)
+    sidecar, index = beton.read_pair(path)
     target = torch.device(device)
     kind = FFCVReader if reader == "ffcv" else ThreadReader
     decoder = kind(index, workers or cores(), target.type == "cuda")
@@ -172,18 +180,18 @@ class ThreadReader:
         self._pin = pin
         self._stored = beton.mapped(index)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self.decode_seconds = 0.0
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order; the last tensor may be short."""
-        pending: deque[tuple[Tensor, list[Future[None]]]] = deque()
+        pending: deque[tuple[Tensor, list[Future[float]]]] = deque()
         try:
             for first in range(0, len(order) + _AHEAD * batch, batch):
                 if first < len(order):
                     pending.append(self._begin(order[first : first + batch]))
                 if pending and first >= _AHEAD * batch:
                     pixels, parts = pending.popleft()
-                    for part in parts:
-                        part.result()
+                    self.decode_seconds += sum(part.result() for part in parts) / self._workers
                     yield pixels
         finally:
             for part in (part for _, parts in pending for part in parts):
@@ -193,12 +201,12 @@ class ThreadReader:
         """End all threads."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _begin(self, ids: Ints) -> tuple[Tensor, list[Future[None]]]:
+    def _begin(self, ids: Ints) -> tuple[Tensor, list[Future[float]]]:
         size = self._index.size
         pixels = torch.empty((len(ids), size, size, 3), dtype=torch.uint8, pin_memory=self._pin)
         decode = self._decode if self._index.jpeg else self._copy
         shares = zip(np.array_split(ids, self._workers), np.array_split(pixels.numpy(), self._workers), strict=True)
-        return pixels, [self._pool.submit(decode, part, out) for part, out in shares if len(part)]
+        return pixels, [self._pool.submit(_timed, decode, part, out) for part, out in shares if len(part)]
 
     def _decode(self, ids: Ints, out: beton.Bytes) -> None:
         import simplejpeg  # stored pixels do not need it
@@ -211,15 +219,26 @@ class ThreadReader:
         out.reshape(len(out), -1)[:] = windows[self._index.pointers[ids]]
 
 
+def _timed(decode: Callable[[Ints, beton.Bytes], None], ids: Ints, out: beton.Bytes) -> float:
+    """Decode, and return the processor time of this thread that it took."""
+    began = time.thread_time()
+    decode(ids, out)
+    return time.thread_time() - began
+
+
 class FFCVReader:
     """Reader on one FFCV Loader that serves all epochs (a new one would be compiled again)."""
 
     def __init__(self, index: beton.Index, workers: int, pin: bool) -> None:
-        """Compile the decoder for up to `workers` threads, at most one a core."""
+        """Compile the decoder for up to `workers` threads, at most one per core."""
         ffcv_patches.import_ffcv()
         self._failures: list[BaseException] = []
         self._epochs: list[Any] = []
-        self._loader: Any = ffcv_patches.open_loader(index.path, workers, _AHEAD, pin, self._failures)
+        self.decode_seconds = 0.0
+        self._loader: Any = ffcv_patches.open_loader(index.path, workers, _AHEAD, pin, self._failures, self._count)
+
+    def _count(self, seconds: float) -> None:
+        self.decode_seconds += seconds
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order; the last tensor may be short."""

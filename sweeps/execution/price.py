@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from data.datasets import DataSet
-from sweeps.experiment.trial import Cell, code_fingerprint
+from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger
 
 # Steps that are timed, of whose times the spread is the interval of a forecast; fewer of a net whose step takes longer
@@ -34,7 +35,7 @@ def speed_key(cell: Cell, facts: DataSet, hardware: str) -> str:
     """Return the name of a measurement: the net, batch and size on this hardware with this code."""
     recipe = cell.recipe
     what = [cell.net.to_json(), facts.crop, facts.classes, recipe.batch, recipe.optimiser, recipe.precision]
-    content = json.dumps([what, hardware, code_fingerprint()], sort_keys=True)
+    content = json.dumps([what, hardware, code_fingerprint(cell.net)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
@@ -48,7 +49,7 @@ def measure(cell: Cell, classes: int, crop: int, device: str, threads: int, rank
     from crelu_models.modules import build, initialise
     from sweeps.training.evaluate import BATCH, precision_of, score
     from sweeps.training.loop import Learner
-    from sweeps.training.run_trial import keep_memory
+    from sweeps.training.runtime import keep_memory
 
     keep_memory()
     place, recipe = torch.device(device), cell.recipe

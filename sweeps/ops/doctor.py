@@ -1,8 +1,9 @@
-"""Whether this machine, or the cluster whose head it is, is as it should be: python -m sweeps doctor [--cluster].
+"""Security check of a cluster, on its head: python -m sweeps doctor --cluster, or --file ray_cluster.yaml anywhere.
 
-One line a finding, and exit code 1 where there is any. With --cluster, on the head: Ray asks for the token and takes no
-other, MLflow asks for the password and knows its own names, nothing listens to others that need not, secrets are read
-by their owner alone, and the cluster's file keeps the rules of docs/cluster.md. Nothing is changed.
+It prints one line a finding, exits with 1 where there is any, and changes nothing. It checks that Ray accepts its token
+and no other, that MLflow asks for its password and answers only to its own host names, that only the necessary ports
+are open to other machines, that only their owner can read the secrets, and that the cluster's file keeps the rules of
+docs/cluster.md.
 """
 
 from __future__ import annotations
@@ -26,20 +27,21 @@ DASHBOARD, MLFLOW = "http://127.0.0.1:8265", "http://127.0.0.1:5000"
 SECRETS = ("~/.ray/auth_token", "~/.ray/mlflow_password", "~/.mlflow/credentials", "~/ray_bootstrap_key.pem")
 FILE = "~/ray_bootstrap_config.yaml"
 GCS_PORT = 6379
-LEAST = 12  # characters of a secret
+CLIENT_PORT = 10001
+MIN_LENGTH = 12  # characters of a secret
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--cluster", action="store_true", help="look at the cluster whose head this machine is")
-    parser.add_argument("--file", metavar="YAML", help=f"the cluster's file alone, anywhere (default: {FILE} too)")
+    parser.add_argument("--cluster", action="store_true", help="check the cluster whose head this machine is")
+    parser.add_argument("--file", metavar="YAML", help=f"check the cluster's file only, anywhere (default: {FILE} too)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what is found; return 1 where something is wrong. ValueError where there is nothing to look at."""
+    """Print the findings; return 1 where there are any. ValueError where there is nothing to check."""
     if not (options.cluster or options.file):
-        raise ValueError("say what to look at: --cluster on a head, or --file ray_cluster.yaml")
+        raise ValueError("say what to check: --cluster on a head, or --file ray_cluster.yaml")
     checks: dict[str, Callable[[], Iterator[str]]] = {}
     if options.cluster:
         checks = {
@@ -51,15 +53,15 @@ def run(options: argparse.Namespace) -> int:
         }
     file = Path(options.file or FILE).expanduser()
     checks["file"] = lambda: policy(read(file))
-    findings = 0
+    total = 0
     for name, check in checks.items():
-        found = list(check())
-        findings += len(found)
-        for sentence in found or ["as it should be"]:
-            print(f"{name:<10} {'WRONG  ' if found else 'ok     '} {sentence}")
-    if findings:
-        print(f"{findings} findings: what is WRONG above is open, or costs, more than it should", file=sys.stderr)
-    return 1 if findings else 0
+        findings = list(check())
+        total += len(findings)
+        for sentence in findings or ["as it should be"]:
+            print(f"{name:<10} {'WRONG  ' if findings else 'ok     '} {sentence}")
+    if total:
+        print(f"{total} findings: each WRONG above is open to others, or costs more, than it should", file=sys.stderr)
+    return 1 if total else 0
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -67,18 +69,18 @@ def read(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        cluster = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{file} is not there: --cluster is for a head that `ray up` has started") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is no YAML: {error}".replace("\n", " ")) from None
-    if not isinstance(found, dict) or "provider" not in found:
+    if not isinstance(cluster, dict) or "provider" not in cluster:
         raise ValueError(f"{file} is no file of a cluster")
-    return found
+    return cluster
 
 
 def secrets() -> Iterator[str]:
-    """Yield what is wrong with the files of secrets."""
+    """Yield each file of a secret that is missing, too short, or readable by others."""
     for name in SECRETS:
         path = Path(name).expanduser()
         if not path.exists():
@@ -88,16 +90,16 @@ def secrets() -> Iterator[str]:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             yield f"{name} can be read by others (mode {mode:04o}): chmod 600 {name}"
-        if name in SECRETS[:2] and len(path.read_text().strip()) < LEAST:
-            yield f"{name} holds less than {LEAST} characters"
+        if name in SECRETS[:2] and len(path.read_text().strip()) < MIN_LENGTH:
+            yield f"{name} holds less than {MIN_LENGTH} characters"
 
 
 def answer(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> int:
-    """Return the status with which an address answers; 0 where nobody does."""
+    """Return the HTTP status of an address; 0 where nothing answers."""
     request = urllib.request.Request(url, headers=dict(headers or {}), method=method)
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as found:
-            return int(found.status)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:
@@ -105,9 +107,9 @@ def answer(url: str, headers: Mapping[str, str] | None = None, method: str = "GE
 
 
 def ray() -> Iterator[str]:
-    """Yield where Ray takes someone who has no token, or the wrong one, and where a shell would not show its own."""
+    """Yield how Ray accepts a missing or wrong token, or refuses the right one."""
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        yield "RAY_AUTH_MODE is not token in this shell: what it starts would ask nobody for one"
+        yield "RAY_AUTH_MODE is not token in this shell: a Ray that it starts would ask for none"
     jobs, token = f"{DASHBOARD}/api/jobs/", _text("~/.ray/auth_token")
     if not answer(jobs):
         yield f"Ray's dashboard does not answer at {DASHBOARD}"
@@ -117,28 +119,29 @@ def ray() -> Iterator[str]:
             yield f"Ray takes jobs {who}: {jobs} answers {status}"
     if (status := answer(jobs, {"Authorization": f"Bearer {token}"})) != 200:
         yield f"Ray does not take the token of ~/.ray/auth_token: {jobs} answers {status}"
-    place = (_own_address(), GCS_PORT)
+    host = _own_address()
     try:
-        socket.create_connection(place, timeout=5).close()
-    except OSError:  # who is not there tells nothing; Ray would ask for a minute
+        socket.create_connection((host, GCS_PORT), timeout=5).close()
+    except OSError:  # without this look Ray would try for a minute
         return
-    # The shell's own token is put out of sight: a home without one.
+    # A stranger has no token: none in the environment, and a home directory without one.
     stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     stranger |= {"RAY_AUTH_MODE": "disabled", "HOME": "/nonexistent"}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", f"{place[0]}:{place[1]}"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", f"{host}:{GCS_PORT}"]
     done = subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode == 0:
-        yield "Ray's GCS tells its state without a token"
+        yield "Ray's GCS shows its state without a token"
 
 
 def _own_address() -> str:
-    """Return the address under which Ray's GCS is reached from other machines."""
-    found = next((one.address for one in listeners() if one.port == 10001 and not one.is_loopback), "127.0.0.1")
-    return "127.0.0.1" if found in ("0.0.0.0", "::") else found
+    """Return the address by which other machines reach Ray's GCS: that of its client port."""
+    clients = (listener for listener in listeners() if listener.port == CLIENT_PORT and not listener.is_loopback)
+    address = next((listener.address for listener in clients), "127.0.0.1")
+    return "127.0.0.1" if address in ("0.0.0.0", "::") else address
 
 
 def mlflow() -> Iterator[str]:
-    """Yield where MLflow shows runs to someone who has no password, or is called by a name that is not its own."""
+    """Yield how MLflow accepts a missing or wrong password or a foreign host name, or refuses the right password."""
     runs = f"{MLFLOW}/api/2.0/mlflow/experiments/search?max_results=1"
     if not answer(f"{MLFLOW}/health"):
         yield f"MLflow does not answer at {MLFLOW}"
@@ -150,7 +153,7 @@ def mlflow() -> Iterator[str]:
     if (status := answer(runs, right)) != 200:
         yield f"MLflow does not take the password of ~/.ray/mlflow_password: it answers {status}"
     if (status := answer(runs, right | {"Host": "rebound.example"})) != 403:
-        yield f"MLflow answers {status} when it is called by a foreign name: any web page could reach it"
+        yield f"MLflow answers {status} to a foreign name: any web page could reach it"
 
 
 def _login(password: str) -> dict[str, str]:
@@ -163,14 +166,14 @@ def _text(name: str) -> str:
 
 
 def metadata() -> Iterator[str]:
-    """Yield where this machine's metadata, and so the keys of its role, are told to whoever merely asks (IMDSv1)."""
+    """Yield a finding where the metadata service, which has the keys of this machine's role, asks for no session."""
     address = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254")
     if answer(f"{address}/latest/meta-data/") == 200:
         yield "the metadata service answers without a session (IMDSv1): MetadataOptions.HttpTokens: required"
 
 
 def policy(cluster: Mapping[str, Any]) -> Iterator[str]:
-    """Yield where the file of a cluster breaks a rule of docs/cluster.md."""
+    """Yield each rule of docs/cluster.md that the file of a cluster breaks."""
     starts = " ".join(cluster.get("head_start_ray_commands") or ())
     if "--dashboard-host=127.0.0.1" not in starts:
         yield "head_start_ray_commands: without --dashboard-host=127.0.0.1 Ray's default opens the dashboard to all"
@@ -188,7 +191,8 @@ def policy(cluster: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _machine(kind: Mapping[str, Any], head: bool) -> Iterator[str]:
-    machine, has = kind["node_config"], kind.get("resources") or {}
+    """Yield each rule that a type of machine breaks."""
+    machine, resources = kind["node_config"], kind.get("resources") or {}
     if machine.get("MetadataOptions", {}).get("HttpTokens") != "required":
         yield "MetadataOptions.HttpTokens is not required"
     if not machine.get("SecurityGroupIds"):
@@ -200,7 +204,7 @@ def _machine(kind: Mapping[str, Any], head: bool) -> Iterator[str]:
     disks = [device.get("Ebs", {}) for device in machine.get("BlockDeviceMappings", ())]
     if not disks or not all(disk.get("Encrypted") and disk.get("DeleteOnTermination") for disk in disks):
         yield "its volumes are not encrypted, or outlive it"
-    if head and (has.get("CPU", 1) or has.get("GPU", 0)):
+    if head and (resources.get("CPU", 1) or resources.get("GPU", 0)):
         yield "trials may run on the head, beside driver, GCS and MLflow: resources {CPU: 0, GPU: 0}"
     if head and machine.get("InstanceMarketOptions"):
         yield "the head may be reclaimed"

@@ -1,8 +1,8 @@
-"""What an MLflow server keeps, in one file and back again: its database, its users, its artifacts.
+"""Backup and restore of an MLflow server: its database, its users and its artifacts, in one tar file.
 
-The database comes first and is whole in itself (SQLite's own backup, or pg_dump), so that whatever it tells of is
-among the artifacts that follow; the last member lists them all with their checksums, and without it a file is not
-whole. Artifacts on S3 stay where they are.
+The database comes first, as of one moment (SQLite's own backup, or pg_dump), so that every artifact it names is among
+those that follow. The last member lists the checksums of all others; a file without it is incomplete. Artifacts on S3
+stay where they are.
 """
 
 from __future__ import annotations
@@ -17,203 +17,248 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TypedDict
 
 from data.storage import open_filesystem
 
-PART = 16 << 20  # bytes of a copy at a time
-DUMP, USERS, ARTIFACTS, LIST = "store", "users.db", "artifacts", "list.json"
+CHUNK = 16 << 20  # bytes that are copied at a time
+DATABASE, USERS, ARTIFACTS, MANIFEST = "store", "users.db", "artifacts", "list.json"
+
+# MLflow's private tables, of which nothing else in this project knows. tests/ops/test_mlflow_tables.py compares them
+# with MLflow's own: the columns that hold a folder of artifacts, and the one that holds a user's hashed password.
+ARTIFACT_COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
+PASSWORD_HASH = "select password_hash from users where username = ?"
 
 
-class _Read:
-    """A file that keeps count and checksum of what is read of it."""
+class Manifest(TypedDict):
+    """List of a backup's members with their checksums, and what it is a backup of."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        part = self.file.read(size)
-        self.digest.update(part)
-        return part
+    kind: str
+    artifacts: str
+    mlflow: str
+    made: float
+    sums: dict[str, str]
 
 
-class StoreFiles(NamedTuple):
-    """Where a store's parts lie here: the SQLite file (None: PostgreSQL, by `uri`), users, a folder of artifacts."""
+@dataclass(frozen=True)
+class StoreFiles:
+    """Files of a store: its database (`sqlite`, or PostgreSQL by `uri`), its users, its folder of artifacts."""
 
     uri: str
     sqlite: Path | None
     users: Path
     artifacts: Path | None
 
+    @property
+    def kind(self) -> str:
+        """Return the kind of database."""
+        return "sqlite" if self.sqlite else "postgresql"
 
-def _kept(store: str, artifacts: str, users: Path) -> StoreFiles:
+
+def store_files(store: str, artifacts: str, users: Path) -> StoreFiles:
+    """Return where the parts of a store lie; artifacts at a URI have no folder."""
     sqlite = Path(store.removeprefix("sqlite:///")) if store.startswith("sqlite") else None
     uri = "postgresql://" + store.partition("://")[2]  # libpq knows no SQLAlchemy driver
     return StoreFiles(uri, sqlite, users, None if "://" in artifacts else Path(artifacts))
 
 
+def password_hash(users: Path, name: str) -> str | None:
+    """Return a user's hashed password from the database of users; None where there is no such user or table yet."""
+    with closing(sqlite3.connect(users)) as base, suppress(sqlite3.OperationalError):
+        row = base.execute(PASSWORD_HASH, (name,)).fetchone()
+        return str(row[0]) if row is not None else None
+    return None
+
+
+# Backup -------------------------------------------------------------------------------------------------------------
+
+
 def write(target: str, store: str, artifacts: str, users: Path) -> str:
     """Back up a store, which may be in use, to a file or URI; return a sentence. ValueError where there is none."""
-    if "://" in target:
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder, "kept.tar")
-            told = write(str(local), store, artifacts, users)
-            system, there = open_filesystem(target)
-            with local.open("rb") as file, system.open_output_stream(there) as stream:
-                shutil.copyfileobj(file, stream, PART)
-        return told.replace(str(local), target)
-    kept, path = _kept(store, artifacts, users), Path(target).expanduser().absolute()
+    if "://" not in target:
+        return _write_file(Path(target).expanduser().absolute(), store, artifacts, users)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "backup.tar")
+        sentence = _write_file(copy, store, artifacts, users)
+        system, remote_path = open_filesystem(target)
+        with copy.open("rb") as file, system.open_output_stream(remote_path) as stream:
+            shutil.copyfileobj(file, stream, CHUNK)
+    return sentence.replace(str(copy), target)
+
+
+def _write_file(path: Path, store: str, artifacts: str, users: Path) -> str:
+    files = store_files(store, artifacts, users)
     partial = path.with_name(f".{path.name}.partial")
-    sums: dict[str, str] = {}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".backup-") as folder:
-        copies = {DUMP: _dumped(kept, Path(folder, DUMP))}
-        if kept.users.exists():
-            copies[USERS] = _copied(kept.users, Path(folder, USERS))
+        members = {DATABASE: _dump_database(files, Path(folder, DATABASE))}
+        if users.exists():
+            members[USERS] = _copy_sqlite(users, Path(folder, USERS))
+        members |= _artifact_files(files.artifacts)
         try:
             with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 with tarfile.open(fileobj=file, mode="w|") as tar:
-                    for name, copy in copies.items():
-                        sums[name] = _add(tar, name, copy)
-                    for name in _files(kept.artifacts):
-                        sums[f"{ARTIFACTS}/{name}"] = _add(tar, f"{ARTIFACTS}/{name}", Path(str(kept.artifacts), name))
-                    notes = {"kind": "sqlite" if kept.sqlite else "postgresql", "artifacts": artifacts,
-                             "mlflow": version("mlflow"), "made": time.time(), "sums": sums}  # fmt: skip
-                    content = json.dumps(notes, indent=1).encode()
-                    entry = tarfile.TarInfo(LIST)
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
+                    sums = {name: _add(tar, name, member) for name, member in members.items()}
+                    _add_manifest(tar, Manifest(kind=files.kind, artifacts=artifacts, mlflow=version("mlflow"),
+                                                made=time.time(), sums=sums))  # fmt: skip
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-    where = f"{sum(name.startswith(ARTIFACTS) for name in sums)} artifacts" if kept.artifacts else "no artifacts: " \
-        f"they stay in {artifacts}"  # fmt: skip
-    return f"{path}: the database{', its users' if USERS in sums else ''} and {where}, {path.stat().st_size:,} bytes"
+    count = sum(name.startswith(f"{ARTIFACTS}/") for name in members)
+    where = f"{count} artifacts" if files.artifacts else f"no artifacts: they stay in {artifacts}"
+    whose = ", its users" if USERS in members else ""
+    return f"{path}: the database{whose} and {where}, {path.stat().st_size:,} bytes"
 
 
-def _files(folder: Path | None) -> list[str]:
-    if folder is None or not folder.is_dir():
-        return []
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+def _dump_database(files: StoreFiles, copy: Path) -> Path:
+    """Write the store's database to a file."""
+    if files.sqlite is None:
+        _run_postgres("pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={copy}", files.uri)
+        return copy
+    if not files.sqlite.exists():
+        raise ValueError(f"there is no MLflow store in {files.sqlite} to back up")
+    return _copy_sqlite(files.sqlite, copy)
 
 
-def _add(tar: tarfile.TarFile, name: str, path: Path) -> str:
-    """Put a file into the archive and return its checksum."""
-    with path.open("rb") as file:
-        entry, reading = tarfile.TarInfo(name), _Read(file)
-        entry.size, entry.mtime = path.stat().st_size, int(path.stat().st_mtime)
-        tar.addfile(entry, reading)
-        return reading.digest.hexdigest()
-
-
-def _dumped(kept: StoreFiles, copy: Path) -> Path:
-    """Write the store's database to a file of its own."""
-    if kept.sqlite:
-        if not kept.sqlite.exists():
-            raise ValueError(f"there is no MLflow store in {kept.sqlite} to back up")
-        return _copied(kept.sqlite, copy)
-    _called("pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={copy}", kept.uri)
-    return copy
-
-
-def _copied(path: Path, copy: Path) -> Path:
-    """Copy a SQLite database as of one moment, whoever writes to it meanwhile."""
+def _copy_sqlite(path: Path, copy: Path) -> Path:
+    """Copy a SQLite database as of one moment; it may be written to meanwhile."""
     with closing(sqlite3.connect(path, timeout=60)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
     return copy
 
 
-def _called(*command: str) -> None:
-    """Run a program of PostgreSQL's; ValueError with the last thing it said."""
+def _artifact_files(folder: Path | None) -> dict[str, Path]:
+    """Return the files of a folder of artifacts by their names in a backup."""
+    if folder is None or not folder.is_dir():
+        return {}
+    return {f"{ARTIFACTS}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class _HashingReader:
+    """A file whose content is hashed as it is read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = self.file.read(size)
+        self.digest.update(chunk)
+        return chunk
+
+
+def _add(tar: tarfile.TarFile, name: str, path: Path) -> str:
+    """Add a file to the archive and return its checksum."""
+    with path.open("rb") as file:
+        reader, entry = _HashingReader(file), tarfile.TarInfo(name)
+        entry.size, entry.mtime = path.stat().st_size, int(path.stat().st_mtime)
+        tar.addfile(entry, reader)
+        return reader.digest.hexdigest()
+
+
+def _add_manifest(tar: tarfile.TarFile, manifest: Manifest) -> None:
+    content = json.dumps(manifest, indent=1).encode()
+    entry = tarfile.TarInfo(MANIFEST)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+# Restore ------------------------------------------------------------------------------------------------------------
+
+
+def restore(source: str, store: str, artifacts: str, users: Path) -> str:
+    """Restore a backup to an empty place, and return a sentence.
+
+    ValueError, with nothing written, where the place is not empty or the backup is incomplete. Experiments that name
+    the old folder of artifacts name the new one afterwards.
+    """
+    files = store_files(store, artifacts, users)
+    _check_empty(files)
+    users.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=users.parent, prefix=".restore-") as folder:
+        unpacked = Path(folder)
+        manifest = _unpack(_fetch(source, unpacked), unpacked)
+        if manifest["kind"] != files.kind:
+            raise ValueError(f"{source} holds a {manifest['kind']} database: say by --store where one is to be")
+        if files.sqlite:
+            _move_artifact_folder(unpacked / DATABASE, manifest["artifacts"], artifacts)
+        else:
+            # In one transaction: where a table of these names exists nothing is restored.
+            _run_postgres("pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges",
+                          f"--dbname={files.uri}", str(unpacked / DATABASE))  # fmt: skip
+        for name, target in ((ARTIFACTS, files.artifacts), (USERS, users), (DATABASE, files.sqlite)):
+            if target is not None and (unpacked / name).exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.is_dir():
+                    target.rmdir()
+                shutil.move(unpacked / name, target)
+    if users.exists():
+        users.chmod(0o600)
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest["made"]))
+    return f"{source}: restored as of {when} to {store}"
+
+
+def _check_empty(files: StoreFiles) -> None:
+    for path in (files.sqlite, files.users, files.artifacts):
+        if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ValueError(f"{path} is there already: a backup is restored to where nothing is")
+
+
+def _fetch(source: str, folder: Path) -> Path:
+    """Return the path of a backup on this machine; one at a URI is copied into the folder."""
+    if "://" not in source:
+        return Path(source).expanduser()
+    system, remote_path = open_filesystem(source)
+    copy = folder / "backup.tar"
+    with system.open_input_stream(remote_path) as stream, copy.open("wb") as file:
+        shutil.copyfileobj(stream, file, CHUNK)
+    return copy
+
+
+def _unpack(source: Path, folder: Path) -> Manifest:
+    """Unpack a backup and check each file of it; ValueError where one is missing or damaged."""
+    try:
+        with tarfile.open(source) as tar:
+            tar.extractall(folder, filter="data")
+        manifest: Manifest = json.loads((folder / MANIFEST).read_bytes())
+        sums = manifest["sums"]
+    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{source} is not a whole backup: {error}") from None
+    except FileNotFoundError:
+        reason = "its end is missing" if source.exists() else "there is no such file"
+        raise ValueError(f"{source} is not a whole backup: {reason}") from None
+    for name, expected in sums.items():
+        if not (folder / name).is_file() or _checksum(folder / name) != expected:
+            raise ValueError(f"{source} is not a whole backup: {name} is damaged")
+    return manifest
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _move_artifact_folder(database: Path, before: str, after: str) -> None:
+    """Change the folder of artifacts that experiments and runs name, in MLflow's own tables."""
+    with closing(sqlite3.connect(database)) as base:
+        for table, column in ARTIFACT_COLUMNS:
+            for scheme in ("", "file://"):
+                old, new = f"{scheme}{before}/", f"{scheme}{after}/"
+                base.execute(f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
+                             (new, len(old) + 1, len(old), old))  # fmt: skip
+        base.commit()
+
+
+def _run_postgres(*command: str) -> None:
+    """Run a program of PostgreSQL's; ValueError with its error message."""
     if shutil.which(command[0]) is None:
         raise ValueError(f"{command[0]} is not installed: apt-get install postgresql-client")
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["failed"]
-        said = next((line for line in lines if "error: " in line), lines[-1])  # what follows is the statement
-        raise ValueError(said if command[0] in said else f"{command[0]}: {said}")
-
-
-def restore(source: str, store: str, artifacts: str, users: Path) -> str:
-    """Bring a backup back to where nothing is yet, and return a sentence.
-
-    ValueError where something is there, or the file is not whole; then nothing is left. An experiment that was made
-    without a server names its folder of artifacts; one that was the store's own is named anew.
-    """
-    kept = _kept(store, artifacts, users)
-    there = [path for path in (kept.sqlite, kept.users, kept.artifacts) if path is not None and path.exists()]
-    there = [path for path in there if not path.is_dir() or any(path.iterdir())]
-    if there:
-        raise ValueError(f"{there[0]} is there already: a backup is restored to where nothing is")
-    users.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=users.parent, prefix=".restore-") as folder:
-        notes = _unpacked(_fetched(source, Path(folder)), Path(folder))
-        if notes["kind"] != ("sqlite" if kept.sqlite else "postgresql"):
-            raise ValueError(f"{source} holds a {notes['kind']} database: say by --store where one is to be")
-        if kept.sqlite:
-            _renamed(Path(folder, DUMP), str(notes["artifacts"]), artifacts)
-        else:
-            # All of it or nothing: into a database that has tables of these names it puts none.
-            _called("pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges",
-                    f"--dbname={kept.uri}", f"{folder}/{DUMP}")  # fmt: skip
-        for name, target in ((ARTIFACTS, kept.artifacts), (USERS, kept.users), (DUMP, kept.sqlite)):
-            if target is not None and Path(folder, name).exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if target.is_dir():
-                    target.rmdir()
-                shutil.move(Path(folder, name), target)
-    if kept.users.exists():
-        kept.users.chmod(0o600)
-    return f"{source}: restored as of {time.strftime('%Y-%m-%d %H:%M', time.localtime(notes['made']))} to {store}"
-
-
-def _fetched(source: str, folder: Path) -> Path:
-    """Return where a backup lies on this machine, copied from its URI where it has one."""
-    if "://" not in source:
-        return Path(source).expanduser()
-    system, there = open_filesystem(source)
-    with system.open_input_stream(there) as stream, Path(folder, "kept.tar").open("wb") as file:
-        shutil.copyfileobj(stream, file, PART)
-    return Path(folder, "kept.tar")
-
-
-def _unpacked(source: Path, folder: Path) -> dict[str, Any]:
-    """Unpack a backup and check every file of it; ValueError where it is not whole."""
-    try:
-        with tarfile.open(source) as tar:
-            tar.extractall(folder, filter="data")
-        notes = json.loads(Path(folder, LIST).read_bytes())
-        sums: dict[str, str] = notes["sums"]
-    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{source} is not a whole backup: {error}") from None
-    except FileNotFoundError:
-        why = "its end is missing" if source.exists() else "there is no such file"
-        raise ValueError(f"{source} is not a whole backup: {why}") from None
-    for name, said in sums.items():
-        path = Path(folder, name)
-        if not path.is_file() or _digest(path) != said:
-            raise ValueError(f"{source} is not a whole backup: {name} is damaged")
-    found: dict[str, Any] = notes
-    return found
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _renamed(database: Path, before: str, after: str) -> None:
-    """Let experiments and runs that name the old folder of artifacts name the new one."""
-    if before == after:
-        return
-    with closing(sqlite3.connect(database)) as base:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            for prefix in ("", "file://"):
-                old = f"{prefix}{before}/"
-                base.execute(f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
-                             (f"{prefix}{after}/", len(old) + 1, len(old), old))  # fmt: skip
-        base.commit()
+        message = next((line for line in lines if "error: " in line), lines[-1])  # the SQL statement follows it
+        raise ValueError(message if command[0] in message else f"{command[0]}: {message}")

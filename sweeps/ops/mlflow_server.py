@@ -1,12 +1,12 @@
-"""MLflow's server for a cluster's head or for a desk, with the choices made that are safe: python -m sweeps serve.
+"""MLflow server for a cluster's head or a desk, with safe defaults: python -m sweeps serve.
 
-It listens on this machine alone, asks for a password, knows the names it is called by, and keeps database and
-artifacts in --output, where sweeps without a server put theirs: what is there already is shown. The process becomes
-`mlflow server` and ends with it. Over a network without TLS the password travels in clear: prefer a tunnel.
+It listens on this machine only, asks for a password, answers only to its own host names, and keeps its database and
+artifacts in --output, where sweeps without a server put theirs: earlier runs are shown. The process becomes
+`mlflow server` and ends with it. Over a network without TLS the password is sent in clear text: prefer a tunnel.
 
-The admin is called admin; the password comes from $MLFLOW_AUTH_ADMIN_PASSWORD or --password-file, never from the
-command line, and counts when the server first starts. Clients say it by $MLFLOW_TRACKING_USERNAME and
-$MLFLOW_TRACKING_PASSWORD. A password for PostgreSQL is libpq's affair: $PGPASSWORD, $PGPASSFILE or ~/.pgpass.
+The admin's name is admin. The password comes from $MLFLOW_AUTH_ADMIN_PASSWORD or --password-file, never from the
+command line, and is set when the server first starts. Clients give it by $MLFLOW_TRACKING_USERNAME and
+$MLFLOW_TRACKING_PASSWORD. The password of PostgreSQL comes from $PGPASSWORD, $PGPASSFILE or ~/.pgpass.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import argparse
 import ipaddress
 import os
 import secrets
-import sqlite3
 import stat
 import sys
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -27,22 +26,22 @@ from urllib.parse import urlsplit
 from sweeps.ops import mlflow_backup
 
 ADMIN = "admin"
-LEAST = 12  # characters of a password, MLflow's own rule
-# Through a tunnel a browser names the near end of it.
-NEAR = ("localhost", "127.0.0.1", "localhost:*", "127.0.0.1:*")
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
+MIN_LENGTH = 12  # characters of a password, MLflow's own rule
+# A browser at the other end of a tunnel uses these host names.
+LOCAL_NAMES = ("localhost", "127.0.0.1", "localhost:*", "127.0.0.1:*")
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What the server keeps and whom it answers; `users` is the database of names and passwords, or None: no login."""
+    """Configuration of a server; `users` is its database of names and passwords, None for no login."""
 
     store: str
     artifacts: str
     users: Path | None
     host: str = "127.0.0.1"
     port: int = 5000
-    allowed: tuple[str, ...] = NEAR
+    allowed: tuple[str, ...] = LOCAL_NAMES
     workers: int = 1
 
 
@@ -66,7 +65,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Become the server, or back up or restore what it keeps; ValueError for what is not safe or cannot be."""
+    """Become the server, or back up or restore its data; ValueError for unsafe or impossible options."""
     server = resolve(options)
     if options.backup:
         print(mlflow_backup.write(options.backup, server.store, server.artifacts, _users(options)))
@@ -78,19 +77,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def exec_server(server: ServerConfig, admin: str) -> NoReturn:
-    """Become the server, whose files nobody else on this machine reads."""
-    environment, command = environment_of(server, admin), command_of(server)
+    """Become the server; no other user of this machine may read its files."""
+    environment = server_environment(server, admin)
+    command = server_command(server)
     login = f"user {ADMIN}" if server.users else "no login"
     where = f"{server.store}, artifacts in {server.artifacts}"
     print(f"MLflow at http://{server.host}:{server.port} ({login}): {where}", file=sys.stderr, flush=True)
-    if not loopback(server.host):
+    if not is_loopback(server.host):
         print("note: without TLS the password travels in clear; let only a private network reach it", file=sys.stderr)
     os.umask(0o077)
     os.execve(command[0], command, environment)
 
 
 def resolve(options: argparse.Namespace) -> ServerConfig:
-    """Return what was asked for, completed; ValueError for what is not safe."""
+    """Return the server that the options ask for; ValueError for an unsafe one."""
     if "://" in options.output and not (options.store and options.artifacts):
         raise ValueError(f"the server's database cannot lie in {options.output}: give --store and --artifacts")
     output = os.path.abspath(os.path.expanduser(options.output))
@@ -100,7 +100,7 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         raise ValueError(f"--store {store.partition('@')[2] or store}: sqlite:///FILE or postgresql://USER@HOST/NAME")
     if parts.password:
         raise ValueError("--store holds a password, which every user here could read: use $PGPASSWORD or ~/.pgpass")
-    if options.no_auth and not loopback(options.host):
+    if options.no_auth and not is_loopback(options.host):
         raise ValueError(f"--no-auth with --host {options.host}: without a login only the loopback address may listen")
     if not 1 <= options.port <= 65535 or options.workers < 1:
         raise ValueError(f"--port {options.port} --workers {options.workers}: a port of 1 to 65535, 1 worker or more")
@@ -114,7 +114,7 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         users=None if options.no_auth else _users(options),
         host=options.host,
         port=options.port,
-        allowed=(*NEAR, options.host, f"{options.host}:{options.port}", *names),
+        allowed=(*LOCAL_NAMES, options.host, f"{options.host}:{options.port}", *names),
         workers=options.workers,
     )
 
@@ -125,7 +125,7 @@ def _users(options: argparse.Namespace) -> Path:
     return Path(folder).absolute() / "mlflow-users.db"
 
 
-def loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Return whether only this machine reaches the address."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
@@ -134,75 +134,73 @@ def loopback(host: str) -> bool:
 
 def password(options: argparse.Namespace) -> str:
     """Return the admin's password; ValueError where there is none, it is short, or others can read it."""
-    if not options.password_file:
-        found = os.environ.get(PASSWORD, "")
-        where = f"${PASSWORD}"
-        if not found:
-            raise ValueError(f"no password for the admin: set ${PASSWORD}, or --password-file FILE; or --no-auth here")
-    else:
+    if options.password_file:
         path = Path(options.password_file).expanduser()
         where, mode = str(path), path.stat().st_mode
         if not stat.S_ISREG(mode) or mode & 0o077:
             raise ValueError(f"{path} can be read by others (mode {mode & 0o777:04o}): chmod 600 {path}")
-        found = path.read_text(encoding="utf-8").strip("\r\n")
-    if len(found) < LEAST:
-        raise ValueError(f"the password in {where} has {len(found)} characters; MLflow asks for {LEAST}")
-    return found
+        secret = path.read_text(encoding="utf-8").strip("\r\n")
+    else:
+        where, secret = f"${PASSWORD}", os.environ.get(PASSWORD, "")
+        if not secret:
+            raise ValueError(f"no password for the admin: set ${PASSWORD}, or --password-file FILE; or --no-auth here")
+    if len(secret) < MIN_LENGTH:
+        raise ValueError(f"the password in {where} has {len(secret)} characters; MLflow asks for {MIN_LENGTH}")
+    return secret
 
 
-def environment_of(server: ServerConfig, admin: str) -> dict[str, str]:
-    """Return the environment of the server: what others must not read on a command line, and what it need not run.
+def server_environment(server: ServerConfig, admin: str) -> dict[str, str]:
+    """Return the environment of the server: its secrets, which a command line would show, and services turned off.
 
     ValueError where the users' database has another password for the admin.
     """
-    found = os.environ | {
+    environment = os.environ | {
         "MLFLOW_BACKEND_STORE_URI": server.store,
         # Its evaluation jobs, which no sweep uses, are eight processes of 160 MB.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    found.pop(PASSWORD, None)
+    environment.pop(PASSWORD, None)
     if server.users is None:
-        return found
+        return environment
     server.users.parent.mkdir(parents=True, exist_ok=True)
-    _known(server.users, admin)
+    _check_password(server.users, admin)
     key, settings = server.users.with_suffix(".key"), server.users.with_suffix(".ini")
     if not key.exists():
-        _private(key, secrets.token_hex(32))
-    # A checked password is remembered for a minute: the check takes longer than most answers.
-    _private(settings, f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{server.users}\n"
-                       f"admin_username = {ADMIN}\nauth_cache_ttl_seconds = 60\n")  # fmt: skip
-    return found | {
+        _write_private(key, secrets.token_hex(32))
+    # MLflow remembers a checked password for a minute: the check takes longer than most requests.
+    _write_private(settings, f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{server.users}\n"
+                             f"admin_username = {ADMIN}\nauth_cache_ttl_seconds = 60\n")  # fmt: skip
+    return environment | {
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text(),
         PASSWORD: admin,
     }
 
 
-def _private(path: Path, text: str) -> None:
-    """Write a file that nobody else reads."""
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that no other user can read."""
     with suppress(FileNotFoundError):
         path.unlink()
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def _known(users: Path, admin: str) -> None:
-    """Raise ValueError where the admin is there with another password: MLflow would go on with the old one."""
+def _check_password(users: Path, admin: str) -> None:
+    """Raise ValueError where the admin has another password already: MLflow would go on with that one."""
     if not users.exists():
         os.close(os.open(users, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         return
-    with closing(sqlite3.connect(users)) as base, suppress(sqlite3.OperationalError):  # no table yet
-        row = base.execute("select password_hash from users where username = ?", (ADMIN,)).fetchone()
-        from werkzeug.security import check_password_hash
+    from werkzeug.security import check_password_hash
 
-        if row is not None and not check_password_hash(row[0], admin):
-            raise ValueError(f"the admin in {users} has another password than the one given; give that one, or change "
-                             "it there by MLflow's update_user_password")  # fmt: skip
+    hashed = mlflow_backup.password_hash(users, ADMIN)
+    if hashed is not None and not check_password_hash(hashed, admin):
+        raise ValueError(f"the admin in {users} has another password than the one given; give that one, or change "
+                         "it there by MLflow's update_user_password")  # fmt: skip
 
 
-def command_of(server: ServerConfig) -> list[str]:
-    """Return the command line of the server; nothing on it is a secret."""
+def server_command(server: ServerConfig) -> list[str]:
+    """Return the command line of the server, which holds no secret."""
     return [
         sys.executable, "-m", "mlflow", "server", "--host", server.host, "--port", str(server.port),
         "--workers", str(server.workers), "--allowed-hosts", ",".join(server.allowed),

@@ -1,8 +1,8 @@
-"""EC2's two minutes' notice, told to Ray: python -m sweeps watch-spot, beside Ray on each worker.
+"""EC2's two-minute notice, passed on to Ray: python -m sweeps watch-spot, beside Ray on each worker.
 
-Nothing in Ray asks for it. A node that is lost without a word counts as a failure of its trials; one that was drained
-as preempted does not, and is given no new ones. The notice is read from the machine's metadata (IMDSv2) every five
-seconds, as AWS recommends; $AWS_EC2_METADATA_SERVICE_ENDPOINT names another place, as for AWS's own tools.
+Ray itself does not look for it. The sudden loss of a node counts as a failure of its trials. A node that was drained as
+preempted gets no new trials, and its loss does not count. The notice is read from the machine's metadata (IMDSv2) every
+five seconds, as AWS recommends; $AWS_EC2_METADATA_SERVICE_ENDPOINT sets another address, as for AWS's own tools.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-HERE = "http://169.254.169.254"
-LIFE = 21_600  # seconds of a session of the metadata service, its longest
-PATIENCE = 60.0  # seconds after which a machine without metadata is none of EC2's
+SERVICE = "http://169.254.169.254"
+SESSION = 21_600  # seconds of a session of the metadata service, its longest
+PATIENCE = 60.0  # seconds after which a machine without metadata is no machine of EC2
+NOTICE = 120  # seconds of EC2's notice, where its own time cannot be read
 
 
 class NoMetadata(Exception):
@@ -30,25 +31,27 @@ class NoMetadata(Exception):
 
 @dataclass
 class Metadata:
-    """The metadata service of this machine: each answer needs the token of a session."""
+    """Metadata service of this machine; each request needs the token of a session."""
 
     address: str
     token: str = ""
 
     def read(self, path: str) -> str | None:
-        """Return what is at a path, None where nothing is; NoMetadata where nobody answers."""
+        """Return the text at a path, None where there is none; NoMetadata where nothing answers."""
         for _ in range(2):
-            self.token = self.token or self._asked("PUT", "/latest/api/token", "token-ttl-seconds", str(LIFE)) or ""
+            self.token = (
+                self.token or self._request("PUT", "/latest/api/token", "token-ttl-seconds", str(SESSION)) or ""
+            )
             try:
-                return self._asked("GET", f"/latest/meta-data/{path}", "token", self.token)
+                return self._request("GET", f"/latest/meta-data/{path}", "token", self.token)
             except PermissionError:  # the session is over
                 self.token = ""
         raise NoMetadata(f"{self.address} refuses its own token")
 
-    def _asked(self, method: str, path: str, header: str, value: str) -> str | None:
+    def _request(self, method: str, path: str, header: str, value: str) -> str | None:
         headers = {f"X-aws-ec2-metadata-{header}": value}
         request = urllib.request.Request(self.address + path, method=method, headers=headers)
-        # Without a proxy: the address is of this machine.
+        # Without a proxy: the address is this machine's.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=2) as answer:
@@ -64,15 +67,15 @@ class Metadata:
 
 
 def seconds_to_termination(metadata: Metadata, now: float) -> int | None:
-    """Return the seconds until EC2 takes this machine; None where it has not said so."""
-    said = metadata.read("spot/instance-action")
-    if said is None:
+    """Return the seconds until EC2 takes this machine; None where it has given no notice."""
+    notice = metadata.read("spot/instance-action")
+    if notice is None:
         return None
-    left = 120.0
-    with suppress(ValueError, KeyError, TypeError):  # that it is taken is known; when is a courtesy
-        at = datetime.strptime(json.loads(said)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-        left = at.timestamp() - now
-    return max(0, int(left))
+    seconds = float(NOTICE)
+    with suppress(ValueError, KeyError, TypeError):  # a notice without a readable time is a notice too
+        at = datetime.strptime(json.loads(notice)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        seconds = at.timestamp() - now
+    return max(0, int(seconds))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +85,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Watch until EC2 gives notice and Ray has been told; ValueError where this is no machine of EC2's."""
+    """Watch until EC2 gives notice and Ray knows of it; ValueError where this is no machine of EC2's."""
     if options.every <= 0:
         raise ValueError(f"--every {options.every:g}: more than 0 seconds")
 
@@ -91,34 +94,34 @@ def run(options: argparse.Namespace) -> int:
 
         ray_runtime.drain("EC2 reclaims this spot machine", seconds)
 
-    metadata = Metadata(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", HERE).rstrip("/"))
+    metadata = Metadata(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", SERVICE).rstrip("/"))
     watch(metadata, drain, options.every)
     return 0
 
 
 def watch(metadata: Metadata, drain: Callable[[int], None], every: float) -> None:
-    """Look every so many seconds until there is a notice and `drain` has taken it; one that fails is tried again."""
-    answered, seen = time.monotonic(), False
+    """Look every so many seconds for a notice, until `drain` has passed one on; a failed `drain` is repeated."""
+    last_answer, answered = time.monotonic(), False
     while True:
         try:
             seconds = seconds_to_termination(metadata, time.time())
-            answered, seen = time.monotonic(), True
+            last_answer, answered = time.monotonic(), True
         except NoMetadata as error:
             seconds = None
-            if not seen and time.monotonic() - answered > PATIENCE:
+            if not answered and time.monotonic() - last_answer > PATIENCE:
                 raise ValueError(f"this is no machine of EC2's: {error}") from None
         if seconds is not None:
-            say(f"EC2 takes this machine in {seconds} s; telling Ray")
+            log(f"EC2 takes this machine in {seconds} s; telling Ray")
             try:
                 drain(seconds)
             except Exception as error:
-                say(f"Ray could not be told, again in {every:g} s: {error}")
+                log(f"Ray could not be told, again in {every:g} s: {error}")
             else:
-                say("Ray gives this machine no new trials, and does not count its loss as their failure")
+                log("Ray gives this machine no new trials, and does not count its loss as their failure")
                 return
         time.sleep(every)
 
 
-def say(sentence: str) -> None:
+def log(sentence: str) -> None:
     """Write a line with its time to the log."""
     print(time.strftime("%Y-%m-%d %H:%M:%S"), sentence, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -15,9 +16,11 @@ from crelu_models.modules import build, initialise
 from data.augment import centre_view, ten_views, training_view
 from data.datasets import order
 from data.load import Batch, Pictures
-from sweeps.experiment.trial import PHASES, Trial, code_fingerprint
+from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.trial import PHASES, Trial
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger, with_room
-from sweeps.training import checkpoint
+from sweeps.training.data_time import DataTimer
 from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
 from sweeps.training.loop import Diverged, Learner, train
@@ -58,6 +61,7 @@ class Trainer:
         self.context, self.ranks = company, ranks
         trial.cell.recipe.shared(len(sets.train_indices), ranks.size)
         self.device = torch.device(place.device)
+        self.data_timer = DataTimer(self.device, lambda: sets.train.decode_seconds)
         self.precision = precision_of(trial.cell.recipe.precision, self.device)
         self.phase = PHASES[trial.phase]
         self.target = _target(trial, ledger)
@@ -90,7 +94,7 @@ class Trainer:
         told = [f"checkpoint {name} was damaged; the one before it was taken" for name in damaged]
         for name in damaged:
             self.ledger.delete(f"checkpoints/{self.trial.key}/{name}")
-        if saved is not None and saved.state.get("code") != code_fingerprint():
+        if saved is not None and saved.state.get("code") != code_fingerprint(self.trial.cell.net):
             # Half a training by other code would be a result of neither.
             self.ledger.delete(f"checkpoints/{self.trial.key}")
             told.append(f"the code has changed since epoch {saved.state['epoch']}; begun anew")
@@ -125,6 +129,7 @@ class Trainer:
         Gives way before each batch, when nothing is half done: whoever goes on with it may also leave it there.
         """
         began = self.context.clock()
+        self.data_timer.start()
         if self.is_finished():
             return True
         yield from self._yield_step()
@@ -135,6 +140,7 @@ class Trainer:
                 if worth and not self._save_and_report(report):
                     return False
                 began = self.context.clock()
+                self.data_timer.start()
                 if self.is_finished():
                     return True
             due, leave = self.ranks.broadcast_flags(lambda: (self._timed_checkpoint_due(), self.stop()), 2)
@@ -176,7 +182,10 @@ class Trainer:
     def _batches(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's training views of `epoch` from batch `step` on, with the labels of the whole batch."""
         for number in range(step, self.steps):
-            yield self.context.stream.get((STEP, epoch), number, lambda start: self._training_views(epoch, start))
+            yield self.data_timer.fetch(
+                partial(self.context.stream.get, (STEP, epoch), number, partial(self._training_views, epoch)),
+                shared=self.context.others_present(),
+            )
 
     def _training_views(self, epoch: int, step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Make the training views of `epoch` from batch `step` on."""
@@ -210,7 +219,9 @@ class Trainer:
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
         row |= _named("train", average)
         row["lr"] = trial.cell.recipe.learning_rate(learner.epoch - 1, 0, self.steps)
-        row["sys/images_per_s"] = self.steps * trial.cell.recipe.batch / max(seconds, 1e-9)
+        row["sys/images_per_s"] = self.data_timer.batches * trial.cell.recipe.batch / max(seconds, 1e-9)
+        if (data_share := self.data_timer.share()) is not None:
+            row["sys/data_share"] = data_share
         lifeless = False
         if len(self.splits.val_indices):
             held_out, lifeless = yield from self.measure(HELD_OUT, self.splits.val_indices)
@@ -275,7 +286,7 @@ class Trainer:
         """Write the checkpoint; it is durable when this returns True. False: the disk was full until `stop()`."""
         learner, key = self.learner, self.trial.key
         state = {
-            "code": code_fingerprint(),
+            "code": code_fingerprint(self.trial.cell.net),
             "epoch": learner.epoch,
             "step": learner.step_count,
             "history": self.history,

@@ -12,10 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
-from sweeps.ops import doctor, open_ports
+from sweeps.ops import doctor
 from sweeps.ops.open_ports import Listener, listeners, open_to_network
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,10 +207,24 @@ def test_doctor_fails_loudly(tmp_path: Path) -> None:
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
 
 
-def test_sockets_of_other_users_have_no_name(tmp_path: Path) -> None:
-    net = tmp_path / "self" / "net"
-    net.mkdir(parents=True)
+def test_sockets_of_other_users_have_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net").mkdir()
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-    line = "   0: 0100A8C0:1F90 00000000:0000 {} 00000000:00000000 00:00000000 00000000  1000 0 4711\n"
-    (net / "tcp").write_text(head + line.format("0A") + line.format("01"))
-    assert open_ports.listeners(tmp_path) == [Listener("192.168.0.1", 8080, "")]
+    line = "   0: {} 00000000:0000 {} 00000000:00000000 00:00000000 00000000  1000 0 4711\n"
+    listening, connected = line.format("0100A8C0:1F90", "0A"), line.format("0100A8C0:1F91", "01")
+    (tmp_path / "net" / "tcp").write_text(head + listening + connected)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert listeners() == [Listener("192.168.0.1", 8080, "")]
+
+
+def test_address_of_a_socket_for_both_families_is_of_its_own() -> None:
+    """A socket of IPv6 that is bound to an address of IPv4 is seen under that."""
+    with socket.socket(socket.AF_INET6) as both:
+        try:
+            both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            both.bind(("::ffff:127.0.0.1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        both.listen()
+        (listener,) = (listener for listener in listeners() if listener.port == both.getsockname()[1])
+        assert (listener.address, listener.is_loopback) == ("127.0.0.1", True)

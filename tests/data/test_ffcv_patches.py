@@ -54,7 +54,7 @@ def failures() -> list[BaseException]:
 def loader(path: Path, failures: list[BaseException]) -> Iterator[Any]:
     """Return a patched loader; end all its threads afterwards."""
     before = set(threading.enumerate())
-    yield ffcv_patches.open_loader(path, 1, 3, False, failures)
+    yield ffcv_patches.open_loader(path, 1, 3, False, failures, lambda seconds: None)
     for thread in set(threading.enumerate()) - before:
         if isinstance(thread, EpochIterator):
             ffcv_patches.stop_epoch(thread)
@@ -176,7 +176,7 @@ def test_an_error_in_a_stage_reaches_the_consumer(loader: Any, failures: list[Ba
     stages, outputs = loader.code
     assert [(callable(stage), type(names)) for stage, names in stages] == [(True, list)] * len(stages)
     assert "except StopIteration:\n        self.output_queue.put(None)" in source(EpochIterator.run)
-    loader.code = [(ffcv_patches._guarded(fail, failures), names) for _, names in stages], outputs
+    loader.code = [(ffcv_patches._guarded(fail, failures, lambda seconds: None), names) for _, names in stages], outputs
     epoch = ffcv_patches.start_epoch(loader, np.arange(250), 10)
     with pytest.raises(RuntimeError, match="in the middle of an epoch: the disk is gone") as error:
         ffcv_patches.next_pixels(epoch, failures)
