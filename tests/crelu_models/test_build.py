@@ -155,6 +155,12 @@ def test_the_scores_of_a_narrow_net_by_plain_functions():
     torch.testing.assert_close(module.eval()(x), expected.mean((2, 3)))
 
 
+def test_batch_norm_is_that_of_cifar_torch() -> None:
+    norms = [each for each in build(S4, 10).modules() if isinstance(each, nn.BatchNorm2d | nn.BatchNorm1d)]
+    assert len(norms) == 14
+    assert {(norm.eps, norm.momentum, norm.affine) for norm in norms} == {(1e-3, 0.1, True)}
+
+
 def test_channels_last_and_bf16_train():
     net = S4.width(0.125).crelu(1, 3, width=0.5)
     module = ready(net).to(memory_format=torch.channels_last)
