@@ -292,7 +292,7 @@ def test_rows_of_a_batch_get_their_rows_of_its_dropout(shape: tuple[int, ...], l
 def test_ranks_part_what_there_is_evenly_and_leave_nothing_out(pictures: int, batch: int, size: int) -> None:
     indices = np.random.default_rng(pictures).permutation(pictures)
     ranks = [Ranks(rank, size) for rank in range(size)]
-    own = [rank.own_rows(indices, batch) for rank in ranks]
+    own = [rank.rows_of_batches(indices, batch) for rank in ranks]
     assert sorted(np.concatenate(own)) == sorted(indices)
     for start in range(0, pictures, batch):
         step = indices[start : start + batch]
@@ -300,7 +300,7 @@ def test_ranks_part_what_there_is_evenly_and_leave_nothing_out(pictures: int, ba
         assert np.concatenate(rows).tolist() == step.tolist()
         assert max(map(len, rows)) - min(map(len, rows)) <= 1
     whole = {tuple(indices[start : start + batch]) for start in range(0, pictures, batch)}
-    evaluated = [rank.batches(indices, batch) for rank in ranks]
+    evaluated = [rank.full_batches(indices, batch) for rank in ranks]
     assert {tuple(part[at : at + batch]) for part in evaluated for at in range(0, len(part), batch)} == whole
     assert sum(map(len, evaluated)) == pictures
 
