@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import gc
 import json
 import os
 import shutil
@@ -33,6 +34,8 @@ TREE = ("crelu_models", "data", "sweeps", "tests", "benchmarks", "pyproject.toml
 # Imported once for all runs: each of these takes longer to load than a test of ours takes.
 LIBRARIES = ("torch", "scipy.special", "scipy.stats", "pyarrow.parquet", "pyarrow.fs", "safetensors.torch", "optuna",
              "numba", "simplejpeg", "PIL.Image", "pytest")  # fmt: skip
+
+OPTIONS = ("-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "pytest_timeout")
 
 
 class Mutation(NamedTuple):
@@ -696,9 +699,11 @@ def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
     os.chdir(root)
     sys.path[:] = [str(root), *(entry for entry in sys.path if entry and Path(entry).resolve() != ROOT)]
     os.environ["PYTHONPATH"] = str(root)
+    # Without the plugins that no test needs: pytest would rewrite all of Hypothesis anew each time.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     seen = _FirstFailure()
     with (root / "pytest.log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[seen])
+        code = pytest.main([*OPTIONS, *tests], plugins=[seen])
     answer.write_text(json.dumps([int(code), seen.test, seen.reason]))
 
 
@@ -726,6 +731,7 @@ def main() -> int:
         return 0
     for library in LIBRARIES:
         __import__(library)
+    gc.freeze()
     if options.baseline:
         return _baseline(chosen)
     outcomes = _recorded(options.record)
