@@ -44,7 +44,7 @@ def serving(folder: Path, *words: str, **more: str) -> Iterator[tuple[str, subpr
         wait_for_answer(f"http://127.0.0.1:{port}/health", server)
         yield f"http://127.0.0.1:{port}", server
         server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        server.wait(120)
         with pytest.raises(ProcessLookupError):
             os.killpg(server.pid, 0)
     finally:
