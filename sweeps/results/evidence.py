@@ -190,7 +190,7 @@ def _stand(ledger: Ledger, now: Plan) -> tuple[Sequence[TrialStatus], dict[str, 
         results = {s.trial.key: s.result for s in now.statuses if s.result is not None}
         failed = {key for key, tries in ledger.failed().items() if has_failed(tries)}
         for cell in sweep.cells:
-            asked = study(sweep.protocol.search, cell, results, failed).asked
+            asked = study(sweep.protocol.search, cell, results, failed).suggestions
             studies[cell.key] = [(tuple(trial.key for trial in one.trials), one.value, one.pruned) for one in asked]
     return now.statuses, studies
 
