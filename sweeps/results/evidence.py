@@ -204,7 +204,7 @@ def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
     return {
         cell.key: [
             (tuple(trial.key for trial in suggestion.trials), suggestion.value, suggestion.pruned)
-            for suggestion in study(search, cell, results, failed).asked
+            for suggestion in study(search, cell, results, failed).suggestions
         ]
         for cell in plan.sweep.cells
     }
