@@ -185,6 +185,8 @@ def protocol_trials(
 
 
 STATES = ("new", "running", "done", "stale", "failed")
+DATA_CHANGED = "the data have changed since"
+CODE_CHANGED = "the code has changed since"
 
 
 class TrialStatus(NamedTuple):
@@ -277,8 +279,8 @@ def has_failed(attempts: list[Json]) -> bool:
 def stale(result: Json, fingerprint: str, code: str) -> str:
     """Return why a result no longer stands (its data or the code have changed since), or nothing."""
     if fingerprint and result.get("fingerprint") != fingerprint:
-        return "the data have changed since"
-    return "the code has changed since" if result.get("code") != code else ""
+        return DATA_CHANGED
+    return CODE_CHANGED if result.get("code") != code else ""
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
