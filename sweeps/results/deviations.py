@@ -50,7 +50,8 @@ FIELDS: Final = {
     "drop_last": "drop the last batch",
     "warmup_epochs": "warm-up epochs",
     "clip_norm": "gradient norm cut at",
-}
+}  # fmt: skip
+Differences = Iterator[tuple[str, str, str]]  # what differs, the paper's, ours
 
 
 class Deviation(NamedTuple):
@@ -60,9 +61,6 @@ class Deviation(NamedTuple):
     paper: str
     here: str
     rows: tuple[str, ...]
-
-
-Differences = Iterator[tuple[str, str, str]]  # what differs, the paper's, ours
 
 
 def deviations(table: ResultTable) -> list[Deviation]:
