@@ -1,4 +1,4 @@
-"""What a report was made with: commit, lock, code and versions, for its reproducibility record."""
+"""Provenance of a report: commit, lock, code and versions, for its reproducibility record."""
 
 from __future__ import annotations
 
