@@ -8,12 +8,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 BIN := .venv/bin
 PACKAGES := crelu_models data sweeps
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test setup lint docs bench lock
+.PHONY: help demo test test-cluster setup lint docs bench lock
 
 help:
 	@echo "make demo    nine rows of Table 4 on embedded pictures, in minutes, on this machine"
-	@echo "make test    the tests"
+	@echo "make test    the tests that need one host"
+	@echo "make test-cluster    the tests of the clusters: hosts of namespaces; needs root, sshd, rsync and iproute2"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make docs    the site of docs/, into docs/_build; a warning is an error"
 	@echo "make bench   the benchmarks that need no GPU"
@@ -24,7 +26,10 @@ demo: setup
 	@$(BIN)/python -m sweeps.imagenet_placement
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --ignore=tests/cluster
+
+test-cluster: setup
+	@$(BIN)/python -m pytest tests/cluster
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -32,10 +32,11 @@ from crelu_models.activations import crelu
 from crelu_models.spec import seed_from
 from data.synthetic import picture as embedded
 from sweeps.analysis.cgls import unrectified
-from sweeps.analysis.compute import Findings, columns
+from sweeps.analysis.compute import Findings
 from sweeps.analysis.pooling_ratio import patch_columns
 from sweeps.analysis.weights import LoadedNet
 from sweeps.report.render import plots
+from sweeps.store.tables import columns_of
 from sweeps.training.runtime import RuntimeConfig
 
 EXACT = 12  # points up to which all signs are enumerated
@@ -190,7 +191,7 @@ def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) 
         f"Theorem A.5 was violated in {broken or 'no'} case; where its bound is 1 or more it says nothing",
         "Theorem 4.1 is false with the constant 1: f = (1, -1) gives sqrt(2). Up to a constant below 4 it stands",
     )
-    return Findings({"table.parquet": columns(rows)}, {"theory.png": drawing(bounds, ratios)}, rows, metrics, notes)
+    return Findings({"table.parquet": columns_of(rows)}, {"theory.png": drawing(bounds, ratios)}, rows, metrics, notes)
 
 
 def _row(statement: str, case: str, measured: float, se: float, stated: str, verdict: str) -> dict[str, Any]:

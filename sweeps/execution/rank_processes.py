@@ -34,7 +34,7 @@ from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.training import run_trial as alone
 from sweeps.training.distributed import Ranks
 from sweeps.training.runtime import RuntimeConfig
-from sweeps.training.shared_batches import PackContext
+from sweeps.training.shared_batches import PackContext, drain
 from sweeps.training.trainer import Report
 
 RANK_COMMAND = (
@@ -267,14 +267,9 @@ def _run_rank(job: _Job, ranks: Ranks, orders: CommandChannel) -> dict[str, Any]
     place = replace(job.place, device=f"cuda:{ranks.rank}") if job.place.device == "cuda" else job.place
     company = PackContext()
     report: Report = orders.report if ranks.is_rank0 else lambda epoch, row: None
-    turns = alone.trial_steps(
-        trial_from_json(job.trial), place, report, orders.stop, company, ranks, job.short
-    )  # fmt: skip
+    trial = trial_from_json(job.trial)
     try:
-        while True:
-            next(turns)
-    except StopIteration as end:
-        result: dict[str, Any] | None = end.value
-        return result if ranks.is_rank0 else None
+        result = drain(alone.trial_steps(trial, place, report, orders.stop, company, ranks, job.short))
     finally:
         company.stream.close()
+    return result if ranks.is_rank0 else None

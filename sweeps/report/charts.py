@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TRAIN
 from sweeps.experiment.search import Search, space
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, count, plain, signed
@@ -15,7 +16,6 @@ from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, named, number
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
 from sweeps.results.marks import curve_runs
-from sweeps.results.paper import AVERAGE, PARAMETERS, TOP1, TRAIN
 from sweeps.store.ledger import Json, Ledger
 
 LARGEST: Final = 2_000_000  # bytes of a picture that a page takes in
@@ -115,7 +115,7 @@ def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
     if printed is not None:
         tip = f"{row.label}, paper: {printed.value:.2f} at {size:.3g}"
         yield Point(printed.value, tip=tip, x=size, kind="paper")
-    if ours.there:
+    if ours.known:
         mean = ours.average.mean
         tip = f"{row.label}: {mean:.2f} at {size:.3g}"
         yield Point(mean, row.label, tip, size, ours.interval, trials=keys(ours.runs))
@@ -144,7 +144,7 @@ def _response_gallery(evidence: CellResults, search: Search) -> Gallery | None:
         points = []
         for point, value in tried:
             rate = dict(point.run.trial.dropout)[place.after]
-            kind: Kind = "pick" if point is evidence.winner else "ours" if point.whole else "open"
+            kind: Kind = "pick" if point is evidence.winner else "ours" if point.complete else "open"
             points.append(Point(value, "", f"{rate:g}: {value:.2f}", rate, kind=kind, trials=keys(point.runs)))
         chart = Responses(points, low - pad, high + pad, (place.low, place.high))
         alt = f"{evidence.cell.label}: hold-out error by dropout after {place.after}"

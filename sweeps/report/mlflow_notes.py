@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.report.render.document import signed
 from sweeps.report.result_tables import ours_text
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
 from sweeps.results.evidence import CellResults, SweepResults
-from sweeps.results.paper import PARAMETERS, VOTE
 from sweeps.tracking.layout import REPORT, Page, compare_address, run_address, table_address
 
 WHOLE = ("fold", "match", "ablation")  # phases whose runs a note names one by one
@@ -36,7 +36,7 @@ def _note(
         ours, theirs = number(evidence, metric), group.paper(row, metric)
         values = [named(metric, group.table)]
         values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if group.table else []
-        values.append(ours_text(ours) if ours.there else "–")
+        values.append(ours_text(ours) if ours.known else "–")
         word = verdict_for(group, row, metric, ours) if judging else None
         values += [signed(word.difference, 3 if metric == PARAMETERS else 2), word.word] if word is not None else []
         lines += _line(values + ["–"] * (len(heads) - len(values)))

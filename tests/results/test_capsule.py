@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweeps.cifar_vgg import CELLS
+from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.results import capsule
 from sweeps.results.evidence import survey
-from sweeps.results.paper import TOP1
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, make, scores
 
@@ -101,12 +101,13 @@ def test_decisions_are_what_the_scores_decide(made: Path) -> None:
     ledger = Ledger(str(made / "ledger"))
     with capsule.opened(made / "one.zip") as opened:
         found, kept = survey(ledger, TITLE), survey(opened, TITLE)
-        for ours, theirs in zip(found.cells, kept.cells, strict=True):
-            assert (ours.vote is None) == (theirs.vote is None)
-            if ours.vote is not None and theirs.vote is not None:
-                assert ours.vote.classes == theirs.vote.classes == 10
-                for method in ("mean_softmax", "mean_logit", "majority"):
-                    assert np.array_equal(ours.vote.chosen[method], theirs.vote.chosen[method])
+        assert len(found.cells) == len(kept.cells) == 2
+        for mine, theirs in zip(found.cells, kept.cells, strict=True):
+            assert mine.vote is not None
+            assert theirs.vote is not None
+            assert mine.vote.classes == theirs.vote.classes == 10
+            for method in ("mean_softmax", "mean_logit", "majority"):
+                assert np.array_equal(mine.vote.chosen[method], theirs.vote.chosen[method])
         run = next(run for run in kept.runs if run.trial.phase == "fold")
         assert run.decisions is not None
         table = pq.read_table(ledger.path(f"trials/{run.key}/tables/scores.parquet")).to_pydict()

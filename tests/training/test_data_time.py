@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.trials import LARGE, SMALL, runtime_config
 
 from data.datasets import dataset
 from data.write import prepare
@@ -16,6 +15,7 @@ from sweeps.execution.pack import perform_pack
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.data_time import DataTimer
 from sweeps.training.run_trial import run_trial
+from tests.support.trials import LARGE, SMALL, Killed, runtime_config, trial_of
 
 
 def compute(seconds: float) -> None:
