@@ -274,7 +274,7 @@ def test_trial_that_moves_all_the_time_keeps_no_other_waiting(
 
     def sent() -> bool:
         projection = MlflowRuns(store, ledger, SWEEP)
-        return bool(projection.run_of(quiet.key)) and len(points(projection, quiet, "train/loss")) == 2
+        return bool(projection.runs.get(quiet.key)) and len(points(projection, quiet, "train/loss")) == 2
 
     until(sent, "both epochs of the quiet trial", 300)
     monkeypatch.setattr(MlflowRuns, "sync_trial", send)
