@@ -1,7 +1,6 @@
 """The ledger: whole files or none, results as the commit point, tries counted, nothing lost."""
 
 import json
-import multiprocessing
 import os
 import platform
 import signal
@@ -207,24 +206,22 @@ def test_trial_is_elsewhere_while_the_driver_that_claimed_it_lives(ledger: Ledge
     assert not elsewhere(ledger, "mine", "k")
 
 
-def _write_many(root: str, value: str) -> None:
-    for _ in range(50):
-        Ledger(root).write("results/k.json", json.dumps({"key": value * 2000}).encode())
+WRITE_MANY = """
+import json, sys
+from sweeps.store.ledger import Ledger
+for _ in range(50):
+    Ledger(sys.argv[1]).write("results/k.json", json.dumps({"key": sys.argv[2] * 2000}).encode())
+"""
 
 
 def test_reader_never_sees_half_a_file(ledger: Ledger) -> None:
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    writers = [context.Process(target=_write_many, args=(ledger.root, value)) for value in "ab"]
-    for writer in writers:
-        writer.start()
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE_MANY, ledger.root, value]) for value in "ab"]
     seen = set()
-    while any(writer.is_alive() for writer in writers):
+    while any(writer.poll() is None for writer in writers):
         found = ledger.read("results/k.json")
         if found is not None:
             seen.add(json.loads(found)["key"])
         time.sleep(0.001)
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
+    assert [writer.wait() for writer in writers] == [0, 0]
     assert seen <= {"a" * 2000, "b" * 2000}
     assert seen
