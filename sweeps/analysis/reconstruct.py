@@ -24,7 +24,7 @@ from sweeps.analysis.capture import batch_size, capture, side_read
 from sweeps.analysis.cgls import Step, back, each, inverted, likeness, ratio, unrectified
 from sweeps.analysis.compute import Findings, stacked
 from sweeps.analysis.pooling_ratio import Deal, clustered_se, patch_ratios
-from sweeps.analysis.sources import NotApplicable
+from sweeps.analysis.sources import NotApplicableError
 from sweeps.analysis.weights import LoadedNet, choose_layers, open_sample
 from sweeps.report.render import plots
 from sweeps.results.paper import LEARNED, RANDOM, printed
@@ -79,7 +79,7 @@ def algorithm_of(loaded: LoadedNet, asked: int) -> int:
         why = (
             why_not(net, loaded.convs()[0].name, 1) if algorithm == 1 else "no conv has CReLU and max-pooling behind it"
         )
-        raise NotApplicable(f"{loaded.label}: {why}")
+        raise NotApplicableError(f"{loaded.label}: {why}")
     return algorithm
 
 

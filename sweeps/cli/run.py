@@ -80,7 +80,7 @@ def _print_cells(today: Plan, settings: Settings) -> None:
 
 def run_sweep(sweep: Sweep, settings: Settings) -> ExitCode:
     """Run a sweep to its table and return the exit code."""
-    from sweeps.store.lease import Busy, Lease
+    from sweeps.store.lease import Lease, LeaseHeldError
 
     if settings.display.banner and not settings.display.quiet:
         print(settings.display.banner, file=sys.stderr)
@@ -94,7 +94,7 @@ def run_sweep(sweep: Sweep, settings: Settings) -> ExitCode:
             code = _run(today, settings, facts, fingerprints)
             if today.to_do:
                 today = plan(sweep, settings.ledger, fingerprints)
-    except Busy as busy:
+    except LeaseHeldError as busy:
         raise ValueError(str(busy)) from None
     return print_summary(today, settings, facts, code)
 

@@ -20,7 +20,7 @@ SILENCE = 60.0  # seconds without one after which a driver on another host count
 SETTLE = 1.0  # seconds in which two drivers that write at once see who wrote last
 
 
-class Busy(Exception):
+class LeaseHeldError(Exception):
     """Another driver works on this sweep."""
 
 
@@ -75,11 +75,11 @@ class Lease:
         if self.lock is not None:
             self.lock.close()
 
-    def _busy(self) -> Busy:
+    def _busy(self) -> LeaseHeldError:
         """Return the error that says who holds the lease, and for how long."""
         other = self.ledger.read_json(self.name) or {}
         minutes = max(0.0, time.time() - float(other.get("since", time.time()))) / 60
-        return Busy(
+        return LeaseHeldError(
             f"another driver works on this sweep: process {other.get('pid', '?')} on {other.get('host', '?')}, "
             f"for {minutes:.0f} min. When it ends or dies, the same command takes over"
         )

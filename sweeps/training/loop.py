@@ -22,7 +22,7 @@ FINITE_CHECK_STEPS = 100
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """The loss of a training is not finite."""
 
 
@@ -86,7 +86,7 @@ class Learner:
         """Return the sums of this epoch over all ranks; Diverged where the loss is not finite."""
         sums = self._total()
         if not torch.isfinite(sums[0]):
-            raise Diverged(f"the training loss is not a number in epoch {self.epoch + 1}")
+            raise DivergedError(f"the training loss is not a number in epoch {self.epoch + 1}")
         return sums
 
     def _total(self) -> Tensor:

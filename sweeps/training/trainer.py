@@ -21,7 +21,7 @@ from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.data_time import DataTimer
 from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import BATCH, Errors, Row, best_epoch, counts, dead, errors, precision_of, score
-from sweeps.training.loop import Diverged, Learner, train
+from sweeps.training.loop import DivergedError, Learner, train
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import HELD_OUT, PROBE, STEP, PackContext, Position, Steps
 from sweeps.training.splits import Splits
@@ -215,7 +215,7 @@ class Trainer:
         at_chance = abs(average.loss - math.log(self.splits.facts.classes)) < 1e-3
         state.flat = state.flat + 1 if at_chance else 0
         if lifeless or (state.flat >= 2 and state.flat * steps >= SLOW_START):
-            raise Diverged(f"the net is dead after epoch {learner.epoch}: it gives every picture the same scores")
+            raise DivergedError(f"the net is dead after epoch {learner.epoch}: it gives every picture the same scores")
         # The best weights, and the ends before the schedule's.
         if self.phase.select == "best" and len(self.splits.val_indices) and best_epoch(state.history) is row:
             self.best = {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
