@@ -115,7 +115,7 @@ def open_sample(loaded: LoadedNet, runtime: RuntimeConfig, samples: int, seed: i
 def choose_layers(net: Net, fitting: Sequence[str], asked: Sequence[str], why: Callable[[str], str]) -> list[str]:
     """Return the asked layers, or all `fitting` ones.
 
-    ValueError for a layer that the net lacks, NotApplicable with `why(layer)` for one that does not fit.
+    ValueError for a layer that the net lacks, NotApplicableError with `why(layer)` for one that does not fit.
     """
     names = [row.name for row in net.rows if isinstance(row, Conv)]
     for name in asked:

@@ -37,7 +37,7 @@ class Metadata:
     token: str = ""
 
     def read(self, path: str) -> str | None:
-        """Return the text at a path, None where there is none; NoMetadata where nothing answers."""
+        """Return the text at a path, None where there is none; NoMetadataError where nothing answers."""
         for _ in range(2):
             self.token = (
                 self.token or self._request("PUT", "/latest/api/token", "token-ttl-seconds", str(SESSION)) or ""

@@ -25,7 +25,7 @@ class LeaseHeldError(Exception):
 
 
 class Lease:
-    """Right to drive a sweep, held inside `with` and renewed by a thread; entering raises Busy.
+    """Right to drive a sweep, held inside `with` and renewed by a thread; entering raises LeaseHeldError.
 
     On a local ledger the kernel frees the lock of a dead owner at once. On any other, an owner on this host is dead
     when its process is gone, and one on another host when it is silent.

@@ -124,7 +124,7 @@ class Trainer:
         return self.state.ending != ""
 
     def run(self, report: Report) -> Steps[bool]:
-        """Train to the end; return False where `stop()` ended it before. Raises Diverged.
+        """Train to the end; return False where `stop()` ended it before. Raises DivergedError.
 
         An epoch is reported once a checkpoint holds it: at its end or, where epochs are short, with later ones.
 
@@ -189,7 +189,7 @@ class Trainer:
     def _finish_epoch(self, average: Errors, seconds: float) -> Steps[Row]:
         """Evaluate the net after an epoch, add the row to the history and return it; sets `ending` where it ends.
 
-        Diverged where the net is dead.
+        DivergedError where the net is dead.
         """
         learner = self.learner
         trial = self.trial
