@@ -83,8 +83,6 @@ def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) 
         raise NotApplicableError(
             f"{label}: no conv has CReLU and a conv behind it, so no filter has two phases to compare"
         )
-            f"{label}: no conv has CReLU and a conv behind it, so no filter has two phases to compare"
-        )
     layers = choose_layers(
         loaded.net, [*readers], asked["layers"], lambda name: f"{label}: {name} gives no two phases to a conv"
     )

@@ -72,7 +72,7 @@ def why_not(net: Net, layer: str, algorithm: int) -> str:
 
 
 def algorithm_of(loaded: LoadedNet, asked: int) -> int:
-    """Return the algorithm asked for, by default 2 where CReLU meets max-pooling; NotApplicableError where none fits."""
+    """Return the algorithm asked for, else 2 where CReLU meets max-pooling; NotApplicableError where none fits."""
     net = loaded.net
     algorithm = asked or (2 if pooled(net) else 1)
     if not (unpooled(net) if algorithm == 1 else pooled(net)):

@@ -135,7 +135,8 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def train(learner: Learner, batches: Batches) -> Iterator[Errors | None]:
     """Train to the end of the recipe; yield None after each step and the training errors after each epoch.
 
-    At each yield the state is consistent: the caller may evaluate, save `learner.tensors()`, or stop. Raises DivergedError.
+    At each yield the state is consistent: the caller may evaluate, save `learner.tensors()`, or stop. Raises
+    DivergedError.
     """
     while learner.epoch < learner.recipe.epochs:
         for images, labels in batches(learner.epoch, learner.step_count):
