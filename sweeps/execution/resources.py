@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -88,11 +87,6 @@ def why_unschedulable(given: TrialResources, machines: Sequence[Mapping[str, flo
 def _listed(resources: Mapping[str, float]) -> str:
     """Return so many of each as words, "2 GPUs and 1 CPU"."""
     return " and ".join(f"{number:g} {name}{'s' * (number != 1)}" for name, number in resources.items())
-
-
-def hardware_key(device: str, threads: int, ranks: int) -> str:
-    """Return what a measurement of speed holds for."""
-    return f"{platform.processor()} {device} x{threads}{f' by {ranks}' if ranks > 1 else ''}"
 
 
 def check_rank_batches(trials: Iterable[Trial], facts: Mapping[str, DataSet], ranks: int) -> None:

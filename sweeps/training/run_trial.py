@@ -173,8 +173,12 @@ def _hardware(course: Trainer) -> dict[str, str]:
     """Return what this trial ran on, for the record."""
     device, ranks = course.device, course.ranks
     notable = {"ranks": str(ranks.size)} if ranks.size > 1 else {}
-    if device.type == "cuda" and not course.config.deterministic:
-        notable["kernels"] = "fastest"
+    if device.type == "cuda":
+        notable["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
+        if not course.config.deterministic:
+            notable["kernels"] = "fastest"
+    elif course.config.threads > 1:
+        notable["threads"] = str(course.config.threads)
     return notable | {
         "host": platform.node(),
         "device": device_name(device),
