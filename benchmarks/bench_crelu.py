@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from crelu_models.activations import crelu
-from sweeps.training.run_trial import keep_memory
+from sweeps.training.runtime import keep_memory
 
 Form = Callable[[Tensor], Tensor]
 GOAL = (64, 96, 54, 54)

@@ -70,7 +70,7 @@ def ours(where: Path, size: int, views: bool, reader: str, device: str) -> Epoch
     from data.augment import training_view
     from data.datasets import beton_path, order
     from data.load import open_pictures
-    from sweeps.training.run_trial import keep_memory
+    from sweeps.training.runtime import keep_memory
 
     keep_memory()
     path = beton_path(name(size), "train", where)

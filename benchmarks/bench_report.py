@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from sweeps.cifar_width import CELLS
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
-from sweeps.experiment.trial import Trial, code_fingerprint
+from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns, Store
 from sweeps.training.result import score_table
@@ -56,7 +57,7 @@ def finish(ledger: Ledger, trial: Trial, stream: np.random.Generator) -> None:
         "status": "finished", "ending": "schedule", "epochs": EPOCHS, "files": dict.fromkeys(files, ""), "events": [],
         "metrics": {"final/test_top1_err": error, "best/val_top1_err": min(curve), "best/epoch": float(EPOCHS)},
         "curve": [], "restarts": 0, "seconds": 600.0, "precision": "bf16", "fingerprint": "f" * 64,
-        "code": code_fingerprint(), "finished_ms": START + 1000 * EPOCHS,
+        "code": code_fingerprint(trial.cell.net), "finished_ms": START + 1000 * EPOCHS,
         "hardware": {"host": "drawn", "device": "none", "torch": "none", "python": "none"},
     }  # fmt: skip
     ledger.commit(trial.key, result)

@@ -78,7 +78,7 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
     from data.load import open_pictures
     from sweeps.training.evaluate import precision_of, score
     from sweeps.training.loop import Learner
-    from sweeps.training.run_trial import keep_memory
+    from sweeps.training.runtime import keep_memory
 
     keep_memory()
     (net, batch), (_, recipe, stored, crop, classes, *_) = net_of(family, options), FAMILIES[family]

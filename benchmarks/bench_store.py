@@ -33,12 +33,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.postgres import Postgres, programs
 from crelu_models.tables import S2
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
+from tests.support.postgres import Postgres, programs
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = tuple(Cell(f"cell {i}", S2, "synthetic", dataclasses.replace(ALLCONV, lr=0.01 * (i + 1))) for i in range(4))
@@ -63,7 +63,7 @@ def report(ledger: Ledger, trials: Sequence[Trial], tracker: Any, seconds: float
     """Let every trial report an epoch each `every` seconds, evenly spread, then finish; return their histories."""
     import torch
 
-    from sweeps.training import checkpoint
+    from sweeps.store import checkpoint
 
     histories: dict[str, list[dict[str, float]]] = {trial.key: [] for trial in trials}
     began, tick = time.time(), 0

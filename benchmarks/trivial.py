@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sweeps.experiment.trial import Trial, code_fingerprint
+from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
 
@@ -61,7 +62,7 @@ def _commit(trial: Trial, place: RuntimeConfig, curve: list[float], status: str 
         "seconds": 0.0,
         "precision": "fp32",
         "fingerprint": place.fingerprint,
-        "code": code_fingerprint(),
+        "code": code_fingerprint(trial.cell.net),
         "hardware": {"worker": f"{os.getpid()}"},
         "finished_ms": time.time_ns() // 1_000_000,
         "files": {},

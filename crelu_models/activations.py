@@ -163,7 +163,7 @@ class Antirectifier(nn.Module):
         return crelu(x - x.mean(1, keepdim=True))
 
 
-# Constructors by kind, given the number of channels. One line a kind: `sources` reads only those that a net uses.
+# Constructors by kind, given the number of channels. One line per kind: `sources` reads only those that a net uses.
 KINDS: dict[str, Callable[[int], nn.Module]] = {
     "relu": lambda channels: nn.ReLU(),
     "crelu": lambda channels: CReLU(),

@@ -113,7 +113,8 @@ def build(net: Net, classes: int, size: int | None = None) -> nn.Sequential:
         elif isinstance(row, Pool):
             modules[row.name] = _pool(row)
         else:
-            inputs, filters = layers[row.name].inputs, layers[row.name].filters
+            layer = layers[row.name]
+            inputs, filters = layer.inputs, layer.filters
             if isinstance(row, Conv):
                 modules[row.name] = nn.Conv2d(inputs, filters, row.kernel, row.stride, row.pad)
             else:
@@ -181,7 +182,8 @@ def _pool(row: Pool) -> nn.Module:
 
 def _weights(shape: torch.Size, init: str, energy: float, factor: int, stream: torch.Generator) -> Tensor:
     """Draw weights (filters, inputs, ...) for inputs of this mean square; `factor` 2 means two phases of each."""
-    fan_in, fan_out = shape[1:].numel(), shape[0] * shape[2:].numel()
+    fan_in = shape[1:].numel()
+    fan_out = shape[0] * shape[2:].numel()
     if init in ("xavier", "torch") or (init == "he_fan_out" and len(shape) == 2):
         bound = math.sqrt((3 if init == "xavier" else 1) / fan_in)
         return torch.empty(shape).uniform_(-bound, bound, generator=stream)

@@ -1,29 +1,31 @@
-"""Source code that a net runs, so that a changed activation affects only the nets that use it.
+"""Source code that a net or a trial runs, so that a changed function affects only the results that it computed.
 
-The package's files are parsed and not imported, so this needs no torch. Definitions are followed by name from the
-functions that a training calls. Of a table with one entry per kind of activation only the net's own kinds are read.
+Files are parsed and not imported, so this needs no torch. Definitions are followed by name from those that a training
+calls. Of a table with one entry per kind of activation only the net's own kinds are read.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from crelu_models.spec import Conv, Linear, Net
 
-# What a training calls, in modules.py.
-ROOTS = ("build", "initialise", "seed_dropout")
+# What a training calls.
+ROOTS = tuple(("crelu_models.modules", name) for name in ("build", "initialise", "seed_dropout"))
 # Dictionaries with one entry per kind of activation.
 TABLES = ("KINDS", "ENERGY", "CHANNEL_FACTOR", "ALIASES")
-_PACKAGE = "crelu_models"
 _VALUE_CLASSES = ("NamedTuple", "dataclass")
+
+# A definition: the dotted name of its module, and its own, "Class.method" for a method of a value class.
+Definition = tuple[str, str]
 
 
 class _Code(NamedTuple):
-    """Piece of source: its normalised text, and all names and attributes in it."""
+    """Piece of source: its normalised text, the names in it, "a.b" for an attribute of a name, and all attributes."""
 
     text: str
     names: frozenset[str]
@@ -42,69 +44,106 @@ class _Module(NamedTuple):
     statements: list[_Code]
 
 
+class Rooms(NamedTuple):
+    """Folders that hold our packages, by dotted name; code elsewhere in these packages is not followed.
+
+    Nor are definitions whose dotted name begins with one of `ends`.
+    """
+
+    folders: tuple[tuple[str, Path], ...]
+    ends: tuple[str, ...] = ()
+
+    def definitions(self, package: str) -> Iterator[Definition]:
+        """Yield the definitions in the files of a package."""
+        for path in dict(self.folders)[package].glob("*.py"):
+            yield from ((f"{package}.{path.stem}", name) for name in _parse_file(path).definitions)
+
+
 def source_of(net: Net, folder: Path = Path(__file__).parent) -> str:
     """Return the normalised source in `folder` that decides what `net` computes.
 
     Comments, docstrings, annotations and error messages are removed; the order depends neither on the names of files
     nor on the order of definitions. The net's rows, their checks, and printing and counting of nets are left out.
     """
-    return _source(frozenset(row.act for row in net.rows if isinstance(row, Conv | Linear)), folder)
+    return reached_source(Rooms((("crelu_models", folder),)), ROOTS, kinds_of(net))
+
+
+def kinds_of(net: Net) -> frozenset[str]:
+    """Return the kinds of activation in a net."""
+    return frozenset(row.act for row in net.rows if isinstance(row, Conv | Linear))
 
 
 @cache
-def _source(kinds: frozenset[str], folder: Path) -> str:
-    """Return the normalised source of nets with these kinds of activation."""
-    modules = _parse(folder)
-    reached: dict[tuple[str, str], list[_Code]] = {}
+def reached_source(rooms: Rooms, roots: tuple[Definition, ...], kinds: frozenset[str]) -> str:
+    """Return the normalised source of these definitions and of all that they use, for these kinds of activation."""
+    reached: dict[Definition, list[_Code]] = {}
     external: set[str] = set()
-    pending = [("modules", name) for name in ROOTS]
+    pending = list(roots)
     while pending:
         # Functions, classes and constants, from name to name.
         while pending:
-            stem, name = pending.pop()
-            if (stem, name) not in reached:
-                reached[stem, name] = _select(modules[stem], name, kinds)
-                for used in frozenset[str]().union(*(code.names for code in reached[stem, name])):
-                    if used in modules[stem].definitions or used in modules[stem].tables:
-                        pending.append((stem, used))
-                    elif used in modules[stem].imports:
-                        origin, original = modules[stem].imports[used]
-                        if origin.partition(".")[0] == _PACKAGE:
-                            pending += _exports(modules, origin, original)
-                        else:
-                            external.add(f"from {origin} import {original} as {used}")
+            module, name = pending.pop()
+            if (module, name) in reached or f"{module}.{name}".startswith(rooms.ends):
+                continue
+            reached[module, name] = _select(_module(rooms, module), name, kinds)
+            for used in frozenset[str]().union(*(code.names for code in reached[module, name])):
+                definitions, imported = _follow(rooms, module, used)
+                pending += definitions
+                external.add(imported)
         # Methods of the value classes reached, where any code reached has an attribute of that name.
         attributes = frozenset[str]().union(*(code.attributes for codes in reached.values() for code in codes))
-        for stem, module in modules.items():
-            for name in module.definitions:
-                owner, _, method = name.partition(".")
-                if (stem, owner) in reached and method in attributes and (stem, name) not in reached:
-                    pending.append((stem, name))
+        for module, owner in list(reached):
+            parsed = _module(rooms, module)
+            for name in parsed.definitions if parsed is not None else ():
+                same, _, method = name.partition(".")
+                if same == owner and method in attributes and (module, name) not in reached:
+                    pending.append((module, name))
+        pending = [item for item in pending if not ".".join(item).startswith(rooms.ends)]
     return "\n".join(sorted({code.text for codes in reached.values() for code in codes} | external))
 
 
-def _select(module: _Module, name: str, kinds: Iterable[str]) -> list[_Code]:
+def _select(module: _Module | None, name: str, kinds: Iterable[str]) -> list[_Code]:
     """Return the code that defines a name, of a table the entries of these kinds; and the module's statements."""
+    assert module is not None, name
     table = module.tables.get(name, {})
     entries = [table[kind] for kind in kinds if kind in table]
     return [*module.definitions.get(name, []), *entries, *module.statements]
 
 
-def _exports(modules: Mapping[str, _Module], origin: str, name: str) -> list[tuple[str, str]]:
-    """Return what an import from the package names: one definition, or all definitions of a module."""
-    _, _, stem = origin.partition(".")
-    return [(stem, name)] if stem else [(name, definition) for definition in modules[name].definitions]
+@cache
+def _follow(rooms: Rooms, module: str, used: str) -> tuple[tuple[Definition, ...], str]:
+    """Return the definitions that a name stands for in a module; or the import, where it is not ours."""
+    parsed = _module(rooms, module)
+    local, _, attribute = used.partition(".")
+    if parsed is None:
+        return (), ""
+    if local in parsed.definitions or local in parsed.tables:
+        return ((module, local),), ""
+    if local not in parsed.imports:
+        return (), ""
+    origin, original = parsed.imports[local]
+    if origin.partition(".")[0] not in {package.partition(".")[0] for package, _ in rooms.folders}:
+        return (), f"from {origin} import {original} as {local}"
+    target = _module(rooms, f"{origin}.{original}")
+    if target is None:
+        return _follow(rooms, origin, original)
+    # An imported module: one definition of it by attribute, or all where it is passed on as a value.
+    return tuple((f"{origin}.{original}", name) for name in target.definitions if name == (attribute or name)), ""
+
+
+@cache
+def _module(rooms: Rooms, name: str) -> _Module | None:
+    """Return the parsed module of this dotted name; None for one that is not followed."""
+    package, _, stem = name.rpartition(".")
+    folder = dict(rooms.folders).get(package)
+    path = folder / f"{stem}.py" if folder is not None else None
+    return _parse_file(path) if path is not None and path.is_file() else None
 
 
 # Parsing
 
 
 @cache
-def _parse(folder: Path) -> dict[str, _Module]:
-    """Parse the files of a package, by their names without suffix."""
-    return {path.stem: _parse_file(path) for path in sorted(folder.glob("*.py"))}
-
-
 def _parse_file(path: Path) -> _Module:
     """Parse one file; ValueError where a table has no literal keys."""
     module = _Module({}, {}, {}, [])
@@ -128,17 +167,16 @@ def _parse_file(path: Path) -> _Module:
         elif names:
             for name in names:
                 module.definitions.setdefault(name, []).append(_code(node))
-        elif not isinstance(node, ast.Import | ast.ImportFrom) and not _is_constant(node):
+        elif not isinstance(node, ast.Import | ast.ImportFrom) and not _is_constant(node) and not _is_for_types(node):
             module.statements.append(_code(node))
     return module
 
 
 def _code(node: ast.AST, before: str = "") -> _Code:
     """Return a statement or expression as code; the text `before` precedes its own."""
-    nodes = list(ast.walk(node))
-    names = frozenset(item.id for item in nodes if isinstance(item, ast.Name))
-    attributes = frozenset(item.attr for item in nodes if isinstance(item, ast.Attribute))
-    return _Code(before + ast.unparse(_Normaliser().visit(node)), names, attributes)
+    normaliser = _Normaliser()
+    text = before + ast.unparse(normaliser.visit(node))
+    return _Code(text, frozenset(normaliser.names), frozenset(normaliser.attributes))
 
 
 def _entries(name: str, table: ast.expr | None) -> dict[str, _Code]:
@@ -171,32 +209,83 @@ def _is_constant(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+def _is_for_types(node: ast.AST) -> bool:
+    """Return whether a statement is read by type checkers alone."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 class _Normaliser(ast.NodeTransformer):
-    """Remover of what computes nothing: docstrings, annotations of functions, messages of errors."""
+    """Remover of what computes nothing: docstrings, annotations but those of fields, imports, messages of errors.
+
+    It notes the names and attributes that it meets, in annotations too: these name the classes whose methods are
+    called.
+    """
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.in_class = False
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """Note a name."""
+        self.names.add(node.id)
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """Note an attribute, with the name that it belongs to."""
+        self.attributes.add(node.attr)
+        if isinstance(node.value, ast.Name):
+            self.names.add(f"{node.value.id}.{node.attr}")
+            return node
+        return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         """Drop the docstring and the annotations of a function."""
         for argument in ast.walk(node.args):
-            if isinstance(argument, ast.arg):
+            if isinstance(argument, ast.arg) and argument.annotation is not None:
+                self.visit(argument.annotation)
                 argument.annotation = None
-        node.returns = None
-        return self._without_docstring(node)
+        if node.returns is not None:
+            self.visit(node.returns)
+            node.returns = None
+        return self._without_docstring(node, in_class=False)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         """Drop the docstring of a class."""
-        return self._without_docstring(node)
+        return self._without_docstring(node, in_class=True)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        """Drop the annotation of a variable; the annotated names of a class are its fields."""
+        self.generic_visit(node)
+        if self.in_class:
+            return node
+        if node.value is None:
+            return ast.Pass()
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_Import(self, node: ast.Import) -> ast.AST:
+        """Drop an import: what is used of it is followed by name."""
+        return ast.Pass()
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        """Drop an import, as above."""
+        return ast.Pass()
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         """Drop the message of an exception."""
         if isinstance(node.exc, ast.Call):
             node.exc = node.exc.func
-        return node
+        return self.generic_visit(node)
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         """Drop the message of an assertion."""
         node.msg = None
-        return node
-
-    def _without_docstring(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
-        node.body = [item for item in node.body if not _is_constant(item)] or [ast.Pass()]
         return self.generic_visit(node)
+
+    def _without_docstring(self, node: ast.FunctionDef | ast.ClassDef, in_class: bool) -> ast.AST:
+        node.body = [item for item in node.body if not _is_constant(item)] or [ast.Pass()]
+        outer = self.in_class
+        self.in_class = in_class
+        self.generic_visit(node)
+        self.in_class = outer
+        return node

@@ -1,1 +1,1 @@
-"""Pictures for the sweeps: facts about the sets, .beton files written and read, views cut on the device."""
+"""Pictures for the sweeps: facts about data sets, .beton files, and training and test views."""

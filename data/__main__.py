@@ -1,4 +1,4 @@
-"""python -m data prepare | verify | info | bench | pull | push: write, check, show, time and move pictures' files."""
+"""Commands for data sets: python -m data prepare | verify | info | bench | pull | push."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from data.datasets import SPLITS, Sidecar, beton_path, cores, data_dir, dataset, read_sidecar
+from data.storage import Progress
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
+_LONG = ("class_names", "label_counts")  # fields of which `info` prints ten items
 _NAMES = "synthetic[:size=72,train=3000,...] | cifar10 | cifar100 | imagenet[:size=N] | folder:PATH"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; return 0, or 2 after one sentence about what is wrong, or 130 after Ctrl-C."""
+    """Run one verb; return 0, or 2 after an error in one sentence, or 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         verbs: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -33,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         verbs[options.verb](options)
     except KeyboardInterrupt:
-        again = "goes on" if options.verb == "pull" else "begins again"
-        print(f"interrupted: nothing half-written has a name; the same command {again}", file=sys.stderr)
+        again = "resumes" if options.verb == "pull" else "starts again"
+        print(f"interrupted, and no incomplete file has a final name; the same command {again}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"data {options.verb}: {error}", file=sys.stderr)
@@ -43,49 +45,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
     parser = argparse.ArgumentParser(prog="python -m data", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     prepare = verbs.add_parser("prepare", help="write NAME-{train,val,test}.beton and their sidecars")
-    verify = verbs.add_parser("verify", help="read everything back: checksums, labels, decoding")
+    verify = verbs.add_parser("verify", help="check files completely: checksums, labels, decoding")
     info = verbs.add_parser("info", help="print the sidecars")
-    bench = verbs.add_parser("bench", help="print pictures a second of each reader")
-    pull = verbs.add_parser("pull", help="copy prepared files from shared storage to the data folder, once a machine")
+    bench = verbs.add_parser("bench", help="print pictures per second of each reader")
+    pull = verbs.add_parser("pull", help="copy prepared files from shared storage to the data folder, once per machine")
     push = verbs.add_parser("push", help="copy prepared files from the data folder to shared storage")
     pull.add_argument("source", metavar="SOURCE", help="s3://BUCKET/PREFIX, or a folder")
     push.add_argument("target", metavar="DEST", help="s3://BUCKET/PREFIX, or a folder")
     for verb in (prepare, verify, info, bench):
         verb.add_argument("name", metavar="NAME", help=_NAMES)
     for verb in (pull, push):
-        verb.add_argument("names", metavar="NAME", nargs="*", help="only these data sets (default: all)")
-        verb.add_argument("--fresh", action="store_true", help="replace files that hold other pictures")
+        verb.add_argument("names", metavar="NAME", nargs="*", help="data sets to copy (default: all)")
+        verb.add_argument("--fresh", action="store_true", help="replace files with other pictures")
     for verb in (prepare, verify, info, bench, pull, push):
-        verb.add_argument("--data-dir", metavar="DIR", help="place of the files (default: $CRELU_DATA, ~/.cache/...)")
+        verb.add_argument("--data-dir", metavar="DIR", help="folder of the files (default: $CRELU_DATA, ~/.cache/...)")
     for verb in (prepare, verify, bench):
-        verb.add_argument("--workers", type=int, default=0, metavar="N", help="processes or threads (default: cores)")
-    prepare.add_argument("--source", metavar="DIR", help="place of the originals (ImageNet: $IMAGENET_DIR)")
-    prepare.add_argument("--size", type=int, metavar="N", help="side to store in pixels")
-    prepare.add_argument("--quality", type=int, metavar="Q", help="of JPEG, for sides above 64 (default: 90)")
-    prepare.add_argument("--seed", type=int, metavar="S", help="of a folder's split, or of the synthetic pictures")
+        verb.add_argument(
+            "--workers", type=int, default=0, metavar="N", help="processes or threads (default: one per core)"
+        )
+    prepare.add_argument("--source", metavar="DIR", help="folder of the originals (ImageNet: $IMAGENET_DIR)")
+    prepare.add_argument("--size", type=int, metavar="N", help="stored side in pixels")
+    prepare.add_argument("--quality", type=int, metavar="Q", help="quality of JPEG, for sides above 64 (default: 90)")
+    prepare.add_argument("--seed", type=int, metavar="S", help="seed of a folder's split, or of synthetic pictures")
     prepare.add_argument("--writer", default="", choices=("ffcv", "native"), help="default: ffcv where installed")
-    prepare.add_argument("--fresh", action="store_true", help="write again what is there")
+    prepare.add_argument("--fresh", action="store_true", help="write existing files again")
     info.add_argument("--json", action="store_true", help="print JSON")
-    bench.add_argument("--batch", type=int, default=256, metavar="N", help="pictures a batch (default: 256)")
+    bench.add_argument("--batch", type=int, default=256, metavar="N", help="pictures per batch (default: 256)")
     return parser
 
 
 def _prepare(options: argparse.Namespace) -> None:
     from data.write import prepare
 
-    name, where = options.name, data_dir(options.data_dir)
+    name = options.name
+    where = data_dir(options.data_dir)
     kind = name.partition(":")[0]
     fields = {"size": options.size, "seed": options.seed} if kind == "synthetic" else {"size": options.size}
     if kind in ("synthetic", "imagenet"):
         for field, value in fields.items():
             name += "" if value is None else f"{',' if ':' in name else ':'}{field}={value}"
     elif kind.startswith("cifar") and options.size not in (None, 32):
-        raise ValueError(f"--size {options.size}: CIFAR's pictures are stored as they are, 32 pixels")
+        raise ValueError(f"--size {options.size}: CIFAR's pictures are stored unchanged, with 32 pixels")
     with _progress() as progress:
-        found = prepare(
+        sidecars = prepare(
             name,
             where,
             origin=Path(options.source).expanduser().absolute() if options.source else None,
@@ -97,33 +103,34 @@ def _prepare(options: argparse.Namespace) -> None:
             fresh=options.fresh,
             progress=progress,
         )
-    for split, sidecar in found.items():
+    for split, sidecar in sidecars.items():
         path = beton_path(name, split, where)
         print(f"{path}: {sidecar.count:,} pictures of {sidecar.size} pixels in {sidecar.classes} classes")
-    _compare(name, found)
+    _note_differences(name, sidecars)
 
 
-def _compare(name: str, found: dict[str, Sidecar]) -> None:
-    """Say where a set is smaller than the one everybody means by its name."""
+def _note_differences(name: str, sidecars: dict[str, Sidecar]) -> None:
+    """Print where a set is smaller than the published one of its name."""
     if name.startswith("folder:"):
         return
     facts = dataset(name)
-    for split, sidecar in found.items():
+    for split, sidecar in sidecars.items():
         if (sidecar.count, sidecar.classes) != (facts.splits[split], facts.classes):
             print(
                 f"note: the {split} split of {facts.name} has {facts.splits[split]:,} pictures in {facts.classes} "
-                f"classes; here are {sidecar.count:,} in {sidecar.classes}",
+                f"classes; this one has {sidecar.count:,} in {sidecar.classes}",
                 file=sys.stderr,
             )
 
 
 def _files(options: argparse.Namespace) -> list[Path]:
+    """Return the prepared files of the data set; ValueError where there are none."""
     where = data_dir(options.data_dir)
-    dataset(options.name, where)  # a wrong name is told from a missing file
-    found = [path for split in SPLITS if (path := beton_path(options.name, split, where)).exists()]
-    if not found:
+    dataset(options.name, where)  # raises for a wrong name, as distinct from a missing file
+    paths = [path for split in SPLITS if (path := beton_path(options.name, split, where)).exists()]
+    if not paths:
         raise ValueError(f"{options.name} is not prepared in {where}: python -m data prepare {options.name}")
-    return found
+    return paths
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -132,7 +139,7 @@ def _verify(options: argparse.Namespace) -> None:
     for path in _files(options):
         with _progress() as progress:
             sidecar = verify(path, options.workers, progress)
-        print(f"{path}: {sidecar.count:,} pictures are whole, fingerprint {sidecar.fingerprint[:16]}")
+        print(f"{path}: {sidecar.count:,} pictures are intact, fingerprint {sidecar.fingerprint[:16]}")
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -152,9 +159,9 @@ def _pull(options: argparse.Namespace) -> None:
 
     where = data_dir(options.data_dir)
     with _progress() as progress:
-        found = pull(options.source, where, options.names, fresh=options.fresh, progress=progress)
-    for path, new in found.items():
-        print(f"{path}: {'pulled, its fingerprint is right' if new else 'was there'}")
+        copied = pull(options.source, where, options.names, fresh=options.fresh, progress=progress)
+    for path, new in copied.items():
+        print(f"{path}: {'pulled, its fingerprint is correct' if new else 'already there'}")
 
 
 def _push(options: argparse.Namespace) -> None:
@@ -162,12 +169,9 @@ def _push(options: argparse.Namespace) -> None:
 
     where = data_dir(options.data_dir)
     with _progress() as progress:
-        found = push(where, options.target, options.names, fresh=options.fresh, progress=progress)
-    for name, new in found.items():
-        print(f"{name}: {'pushed' if new else 'was there'}")
-
-
-_LONG = ("class_names", "label_counts")
+        copied = push(where, options.target, options.names, fresh=options.fresh, progress=progress)
+    for name, new in copied.items():
+        print(f"{name}: {'pushed' if new else 'already there'}")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -180,19 +184,21 @@ def _bench(options: argparse.Namespace) -> None:
         for reader in READERS if default_reader() == "ffcv" else ("threads",):
             workers = options.workers or cores()
             with open_pictures(path, reader=reader, workers=workers, resident_bytes=0) as pictures:
-                # Several rounds of a small set in one order: an epoch of FFCV's takes 0.2 s to begin.
+                # An order of at least 20,000 pictures, with repetition: an epoch of FFCV takes 0.2 s to start.
                 order = np.random.default_rng(0).permutation(np.arange(max(len(pictures), 20_000)) % len(pictures))
-                for _ in range(2):  # the first time compiles, fills the page cache and compares checksums
-                    wall, busy = time.perf_counter(), time.process_time()
+                for _ in range(2):  # the first round compiles, fills the page cache and compares checksums
+                    wall = time.perf_counter()
+                    busy = time.process_time()
                     for _ in pictures.batches(order, options.batch):
                         pass
-                    wall, busy = time.perf_counter() - wall, time.process_time() - busy
+                    wall = time.perf_counter() - wall
+                    busy = time.process_time() - busy
             print(f"{path.name:40} {reader:8} {workers:7} {len(order) / wall:11,.0f} {len(order) / busy:10,.0f}")
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a report of what is done: a bar on a terminal, a line every few seconds elsewhere."""
+def _progress() -> Iterator[Progress]:
+    """Yield a function that shows progress: a bar on a terminal, a line every few seconds elsewhere."""
     if not sys.stderr.isatty() or os.environ.get("CI"):
         yield _lines()
         return
@@ -204,32 +210,33 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, rate=0.0)
-            task = bars.tasks[tasks[what]]
+        def report(text: str, done: int, total: int) -> None:
+            if text not in tasks:
+                tasks[text] = bars.add_task(text, total=total, rate=0.0)
+            task = bars.tasks[tasks[text]]
             bars.update(task.id, completed=done, total=total, rate=task.finished_speed or task.speed or 0.0)
 
         yield report
 
 
-def _lines() -> Callable[[str, int, int], None]:
-    began: dict[str, float] = {}
+def _lines() -> Progress:
+    """Return a function that prints a line of progress every few seconds."""
+    starts: dict[str, float] = {}
     last = time.monotonic()
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(text: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        began.setdefault(what, now)
+        starts.setdefault(text, now)
         if now - last >= _EVERY:
             last = now
-            rate = done / max(now - began[what], 1e-9)
+            rate = done / max(now - starts[text], 1e-9)
             left = f", {(total - done) / rate:,.0f} s left" if rate else ""
-            print(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
+            print(f"{text}: {done:,} of {total:,}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
 
     return report
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed job leaves no half file either
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed job leaves no incomplete file either
     sys.exit(main())

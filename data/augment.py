@@ -1,7 +1,7 @@
-"""What a net sees of a stored picture: crops, mirror images, shifts, lighting, normalised, on the training device.
+"""Views of stored pictures on the training device: normalised crops with mirror images, shifts and lighting.
 
-Every draw is a hash of (seed, epoch, sample id), not the state of a generator: a picture looks the same whatever the
-batch, the worker or the cell, and a resumed training needs nothing but its position.
+Every draw is a hash of (seed, epoch, sample id), and no generator has a state. A view thus depends neither on the batch
+nor on the worker nor on the cell, and a resumed training needs only its position.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Splitmix64 (Steele, Lea and Flood 2014), its unsigned constants as signed ones: torch's int64 products wrap.
-_GOLDEN, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+from data.datasets import SPLITMIX64
+
 _MASK = (1 << 64) - 1
-# One stream of draws for each use.
+# Streams of draws, one for each use.
 _ROW, _COLUMN, _FLIP, _LIGHT = range(4)
 Rows = np.ndarray[Any, Any]
-_PART = 1 << 20  # bytes that stay in a core's cache from one operation on them to the next
+_PART = 1 << 20  # bytes that stay in a core's cache between two operations
 
 
 def training_view(
@@ -41,12 +41,13 @@ def training_view(
 ) -> Tensor:
     """Return the training views (n, 3, crop, crop), channels last, of uint8 pictures (n, 3, h, w) with ids (n,).
 
-    A crop at a uniform place of the picture with a border of `shift` pixels (the mean colour: zero once normalised),
-    mirrored half of the time, with Krizhevsky's lighting of standard deviation `lighting` (0: none). Colours are on
-    0..1; column k of `eigenvectors` belongs to eigenvalue k. ValueError where the crop does not fit.
+    A view is a crop at a uniform position of the picture with a border of `shift` pixels in the mean colour, zero after
+    normalisation. Half of the crops are mirrored, and all get Krizhevsky's lighting of standard deviation `lighting`
+    (0: none). Colours are in 0..1; column k of `eigenvectors` belongs to eigenvalue k. ValueError where the crop is
+    larger than the picture.
     """
     side = images.shape[2] + 2 * shift
-    _fits(crop, side, images)
+    _check_crop(crop, side, images)
     base = _base(seed, epoch)
     top = _integers(base, ids, _ROW, side - crop + 1) - shift
     left = _integers(base, ids, _COLUMN, side - crop + 1) - shift
@@ -69,9 +70,10 @@ def centre_view(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return the centre crops (n, 3, crop, crop), normalised, channels last, of uint8 pictures (n, 3, h, w)."""
-    _fits(crop, images.shape[2], images)
-    at = (images.shape[2] - crop) // 2
-    return _normalised(images[:, :, at : at + crop, at : at + crop], mean, std).to(dtype)
+    _check_crop(crop, images.shape[2], images)
+    first = (images.shape[2] - crop) // 2
+    middle = slice(first, first + crop)
+    return _normalised(images[:, :, middle, middle], mean, std).to(dtype)
 
 
 def ten_views(
@@ -82,41 +84,46 @@ def ten_views(
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
-    """Yield the ten views of each picture: the four corners and the centre, each with its mirror image."""
-    _fits(crop, images.shape[2], images)
+    """Yield the ten views (n, 3, crop, crop): the four corners and the centre, each followed by its mirror image."""
+    _check_crop(crop, images.shape[2], images)
     far = images.shape[2] - crop
-    whole = _normalised(images, mean, std).to(dtype)
+    normalised = _normalised(images, mean, std).to(dtype)
     for top, left in ((0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)):
-        view = whole[:, :, top : top + crop, left : left + crop].contiguous(memory_format=torch.channels_last)
+        view = normalised[:, :, top : top + crop, left : left + crop].contiguous(memory_format=torch.channels_last)
         yield view
         yield view.flip(3).contiguous(memory_format=torch.channels_last)
 
 
-def _fits(crop: int, side: int, images: Tensor) -> None:
+def _check_crop(crop: int, side: int, images: Tensor) -> None:
+    """Raise ValueError unless the pictures are square and a crop fits into a side of this length."""
     if images.shape[2] != images.shape[3] or not 0 < crop <= side:
-        raise ValueError(f"no {crop}-pixel crop of pictures {tuple(images.shape[2:])}: they are square and no smaller")
+        raise ValueError(
+            f"no {crop}-pixel crop of pictures {tuple(images.shape[2:])}: they must be square and large enough"
+        )
 
 
 def _normalised(images: Tensor, mean: Sequence[float], std: Sequence[float], border: int = 0) -> Tensor:
-    """Return (pixel / 255 - mean) / std of uint8 (n, 3, h, w), as one multiplication and one addition.
+    """Return (pixel / 255 - mean) / std of uint8 (n, 3, h, w), computed as one product and one sum.
 
-    Float32, channels last, with a border of so many zeros.
+    The result is float32 and channels last, with a border of `border` zeros.
     """
     n, _, height, width = images.shape
-    # One factor for each byte of a row: a broadcast over three channels is nine times slower on the CPU.
+    # One factor per byte of a row: on the CPU a broadcast over three channels is nine times slower.
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).repeat(width)
     offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).repeat(width)
-    made = (torch.zeros if border else torch.empty)(n, height + 2 * border, width + 2 * border, 3, device=images.device)
-    inside = made[:, border : border + height, border : border + width]
+    result = (torch.zeros if border else torch.empty)(
+        n, height + 2 * border, width + 2 * border, 3, device=images.device
+    )
+    inside = result[:, border : border + height, border : border + width]
     count = max(1, _PART // max(1, 12 * height * width)) if images.device.type == "cpu" else max(1, n)
     for first in range(0, n, count):
         part = inside[first : first + count].copy_(images[first : first + count].permute(0, 2, 3, 1))
         part.flatten(2).mul_(scale).add_(offset)
-    return made.permute(0, 3, 1, 2)
+    return result.permute(0, 3, 1, 2)
 
 
 def _cut(images: Tensor, top: Tensor, left: Tensor, crop: int, mirrored: Tensor) -> Tensor:
-    """Return each picture's own crop, mirrored where asked: (n, 3, crop, crop), channels last."""
+    """Return one crop of each picture, mirrored where `mirrored` is set: (n, 3, crop, crop), channels last."""
     n, _, height, width = images.shape
     if images.device.type == "cpu":
         return _rows(images, top, left, crop, mirrored).permute(0, 3, 1, 2)
@@ -130,21 +137,22 @@ def _cut(images: Tensor, top: Tensor, left: Tensor, crop: int, mirrored: Tensor)
 
 
 def _rows(images: Tensor, top: Tensor, left: Tensor, crop: int, mirrored: Tensor) -> Tensor:
-    """Return each picture's own crop, mirrored where asked, on the CPU: (n, crop, crop, 3).
+    """Return one crop of each picture, mirrored where `mirrored` is set, on the CPU: (n, crop, crop, 3).
 
-    NumPy copies windows of whole rows, 35 times as fast as a slice for each picture; torch mirrors many at once.
+    NumPy copies complete rows of crops, 35 times as fast as a slice per picture; torch mirrors many at once.
     """
     n, _, height, width = images.shape
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    row, many = np.dtype(f"V{3 * crop * pixels.itemsize}"), max(0, n * height * width - crop + 1)
-    # Element i is the row of `crop` pixels that begins at pixel i of all pictures in a line.
-    windows: Rows = np.ndarray((many,), row, buffer=pixels, strides=(3 * pixels.itemsize,))
+    row = np.dtype(f"V{3 * crop * pixels.itemsize}")
+    count = max(0, n * height * width - crop + 1)
+    # Element i is the row of `crop` pixels from pixel i on, counted over all pictures.
+    windows: Rows = np.ndarray((count,), row, buffer=pixels, strides=(3 * pixels.itemsize,))
     first = (np.arange(n) * height + top.numpy()) * width + left.numpy()
     rows = windows[first[:, None] + np.arange(crop) * width]
     cut = torch.from_numpy(rows.view(pixels.dtype).reshape(n, crop, crop, 3))
-    (which,) = mirrored.nonzero(as_tuple=True)
-    turned = cut.index_select(0, which).permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1).numpy()
-    rows[which.numpy()] = turned.reshape(len(which), crop, 3 * crop).view(row)[:, :, 0]
+    (selected,) = mirrored.nonzero(as_tuple=True)
+    flipped = cut.index_select(0, selected).permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1).numpy()
+    rows[selected.numpy()] = flipped.reshape(len(selected), crop, 3 * crop).view(row)[:, :, 0]
     return cut
 
 
@@ -168,29 +176,35 @@ def _light(
 
 
 def _base(seed: int, epoch: int) -> int:
-    """Return the key of all draws of an epoch; neighbouring seeds and epochs share nothing."""
-    return _scramble(_scramble(seed & _MASK) ^ ((epoch * 0x9E3779B97F4A7C15) & _MASK))
+    """Return the key of all draws of an epoch; keys of neighbouring seeds and epochs are unrelated."""
+    return _scramble(_scramble(seed & _MASK) ^ ((epoch * SPLITMIX64[0]) & _MASK))
 
 
 def _scramble(value: int) -> int:
     """Return splitmix64's output for one unsigned 64-bit integer."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    golden, first, second = SPLITMIX64
+    value = (value + golden) & _MASK
+    value = ((value ^ (value >> 30)) * first) & _MASK
+    value = ((value ^ (value >> 27)) * second) & _MASK
     return value ^ (value >> 31)
 
 
 def _bits(base: int, ids: Tensor, stream: int) -> Tensor:
     """Return 64 hashed bits for each id, as int64: splitmix64 of the id under a key of epoch and stream."""
-    key = _scramble(base ^ (stream + 1))
-    value = ids * _GOLDEN + (key - (1 << 64) if key >= 1 << 63 else key)
-    value = (value ^ _shifted(value, 30)) * _FIRST
-    value = (value ^ _shifted(value, 27)) * _SECOND
+    golden, first, second = map(_signed, SPLITMIX64)
+    value = ids * golden + _signed(_scramble(base ^ (stream + 1)))
+    value = (value ^ _shifted(value, 30)) * first
+    value = (value ^ _shifted(value, 27)) * second
     return value ^ _shifted(value, 31)
 
 
+def _signed(value: int) -> int:
+    """Return the int64 with the bits of an unsigned number: torch's int64 products wrap."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
 def _shifted(value: Tensor, by: int) -> Tensor:
-    """Return a logical shift to the right: torch's own is arithmetic."""
+    """Return a logical shift to the right; torch's is arithmetic."""
     return (value >> by) & ((1 << (64 - by)) - 1)
 
 

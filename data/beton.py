@@ -1,7 +1,7 @@
-"""The .beton format (FFCV's, version 2) of a square picture, a label and a checksum a record, in plain NumPy.
+"""Files in FFCV's .beton format, version 2, in plain NumPy: a square picture, a label and a checksum per record.
 
-Layout: header, one descriptor a field, one metadata row a record, pages of picture bytes, allocation table.
-The third field is ours: CRC-32 of the stored bytes, because FFCV's decoder ignores what a broken JPEG returns.
+Layout: header, one descriptor per field, one metadata row per record, pages of picture bytes, allocation table.
+The third field is ours, a CRC-32 of the stored bytes, because FFCV's decoder ignores errors of broken JPEGs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.datasets import Sidecar
+from data.datasets import Sidecar, read_sidecar, write_sidecar
 
 Bytes = NDArray[np.uint8]
 
@@ -24,7 +24,7 @@ JPEG, RAW = 0, 1  # ffcv.fields.rgb_image.IMAGE_MODES
 FIELDS = ("image", "label", "crc32")
 _TYPE_IDS = (2, 1, 1)  # ffcv.types.TYPE_ID_HANDLER: an RGB image and two integers
 _VERSION = 2
-_LEAST_PAGE = 1 << 21
+_MIN_PAGE = 1 << 21
 
 _HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("count", "<u8"), ("table", "<u8")], align=True
@@ -37,7 +37,7 @@ _RECORDS_AT = _HEADER.itemsize + len(FIELDS) * _DESCRIPTOR.itemsize
 
 
 class Index(NamedTuple):
-    """Where the records of a file lie: arrays of n in record order, and the SHA-256 of all tables."""
+    """Positions of the records in a file: arrays (n,) in record order, and the SHA-256 of all tables."""
 
     path: Path
     size: int
@@ -50,24 +50,26 @@ class Index(NamedTuple):
 
 
 def page_size(size: int) -> int:
-    """Return the bytes of a page that holds any picture of side `size`: a power of two, 2 MiB at least."""
-    return max(_LEAST_PAGE, 1 << (4 * size * size).bit_length())  # a JPEG of noise may take more than its pixels
+    """Return the page size in bytes for pictures of side `size`: a power of two, at least 2 MiB."""
+    return max(_MIN_PAGE, 1 << (4 * size * size).bit_length())  # a JPEG of noise may be larger than its pixels
 
 
 def read_index(path: Path) -> Index:
-    """Read the tables of a .beton file and check them; ValueError where they do not fit each other."""
+    """Read and check the tables of a .beton file; ValueError where they contradict each other."""
     try:
         return _read_index(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not a whole .beton file of this project: {error}") from None
+        raise ValueError(f"{path} is not a complete .beton file of this project: {error}") from None
 
 
 def _read_index(path: Path) -> Index:
     records, allocations, table, digest = _tables(path)
-    image, owners = records["image"], allocations["record"]
-    size, mode = int(image["width"][0]), int(image["mode"][0])
+    image = records["image"]
+    owners = allocations["record"]
+    size = int(image["width"][0])
+    mode = int(image["mode"][0])
     sizes = np.zeros(len(records), np.int64)
     fits = (image["mode"] == mode) & (image["width"] == size) & (image["height"] == size) & (mode in (JPEG, RAW))
     if (owners < len(records)).all():
@@ -78,27 +80,30 @@ def _read_index(path: Path) -> Index:
     if mode == RAW:
         fits &= sizes == 3 * size * size
     if not fits.all():
-        raise ValueError(f"record {int(np.argmin(fits))} is of another kind or lies outside the file")
-    labels, crcs = records["label"].astype(np.int64), records["crc32"].astype(np.int64)
+        raise ValueError(f"record {int(np.argmin(fits))} has another size or mode, or lies outside the file")
+    labels = records["label"].astype(np.int64)
+    crcs = records["crc32"].astype(np.int64)
     return Index(path, size, mode == JPEG, labels, crcs, pointers, sizes, digest)
 
 
 def _tables(path: Path) -> tuple[Any, Any, int, str]:
+    """Return the metadata rows, the allocation table and its position, and the SHA-256 of all tables."""
     length = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_RECORDS_AT)
         if len(head) < _RECORDS_AT:
-            raise ValueError(f"it has {length} bytes and its head alone takes {_RECORDS_AT}")
+            raise ValueError(f"it has {length} bytes, fewer than the {_RECORDS_AT} of a header")
         header = np.frombuffer(head, _HEADER, 1)[0]
         described = np.frombuffer(head, _DESCRIPTOR, len(FIELDS), _HEADER.itemsize)
         names = tuple(row["name"].tobytes().rstrip(b"\0").decode("ascii", "replace") for row in described)
         if header["version"] != _VERSION or header["fields"] != len(FIELDS) or names != FIELDS:
-            raise ValueError(f"it has version {header['version']} and fields {names}, not {_VERSION} and {FIELDS}")
-        count, table = int(header["count"]), int(header["table"])
+            raise ValueError(f"it has version {header['version']} and fields {names}, expected {_VERSION} and {FIELDS}")
+        count = int(header["count"])
+        table = int(header["table"])
         if count < 1 or _RECORDS_AT + count * _RECORD.itemsize > table:
-            raise ValueError(f"it claims {count} records before byte {table}")
+            raise ValueError(f"its header has {count} records before byte {table}")
         if table + count * _ALLOCATION.itemsize != length:
-            raise ValueError(f"it has {length} bytes, its tables say {table + count * _ALLOCATION.itemsize}")
+            raise ValueError(f"it has {length} bytes, by its tables {table + count * _ALLOCATION.itemsize}")
         records = file.read(count * _RECORD.itemsize)
         file.seek(table)
         allocations = file.read()
@@ -107,7 +112,7 @@ def _tables(path: Path) -> tuple[Any, Any, int, str]:
 
 
 def check_pair(sidecar: Sidecar, index: Index) -> None:
-    """Raise ValueError unless the sidecar describes this very file (its length, its tables, its labels)."""
+    """Raise ValueError unless the sidecar describes this file: its length, size, mode, tables and labels."""
     pairs = {
         "length": (sidecar.file_bytes, index.path.stat().st_size),
         "size": (sidecar.size, index.size),
@@ -118,32 +123,53 @@ def check_pair(sidecar: Sidecar, index: Index) -> None:
             tuple(np.bincount(index.labels, minlength=sidecar.classes).tolist()),
         ),
     }
-    for what, (said, found) in pairs.items():
-        if said != found:
+    for fact, (expected, actual) in pairs.items():
+        if expected != actual:
             raise ValueError(
-                f"{index.path} is not the file its sidecar describes ({what}: {said} there, {found} here); "
+                f"{index.path} does not match its sidecar ({fact}: {actual}, by the sidecar {expected}); "
                 f"python -m data prepare {sidecar.name} --fresh writes both again"
             )
 
 
+def read_pair(path: Path) -> tuple[Sidecar, Index]:
+    """Read a .beton file's sidecar and tables; ValueError where one is damaged or they do not match."""
+    sidecar = read_sidecar(path.with_suffix(".json"))
+    index = read_index(path)
+    check_pair(sidecar, index)
+    return sidecar, index
+
+
+def publish(partial: Path, path: Path, sidecar: Sidecar) -> None:
+    """Give a finished file its name, and write its sidecar.
+
+    The sidecar comes first: after a crash in between the pair does not match, so it never passes for complete.
+    """
+    write_sidecar(path.with_suffix(".json"), sidecar)
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
 def mapped(index: Index) -> Bytes:
-    """Map the file into memory, read only: uint8 (file bytes,)."""
+    """Return the file mapped into memory, read only: uint8 (bytes,)."""
     return np.memmap(index.path, np.uint8, mode="r")
 
 
 def damaged(index: Index, stored: Bytes, records: Iterable[int]) -> list[int]:
-    """Return those records whose stored bytes do not have the checksum they were written with."""
+    """Return the records whose stored bytes contradict their checksum."""
     return [int(record) for record in records if zlib.crc32(stored_bytes(index, stored, record)) != index.crcs[record]]
 
 
 def stored_bytes(index: Index, stored: Bytes, record: int) -> memoryview:
-    """Return one record's bytes in the mapped file."""
+    """Return the bytes of a record in the mapped file."""
     return stored[index.pointers[record] : index.pointers[record] + index.sizes[record]].data
 
 
 def fingerprint(index: Index, alive: Callable[[], object] = lambda: None) -> str:
-    """Return the SHA-256 of the stored pictures in record order, then of the labels; `alive` is called on the way."""
-    stored, digest = mapped(index), hashlib.sha256()
+    """Return the SHA-256 of the stored pictures in record order and the labels; `alive` may raise to give up."""
+    stored = mapped(index)
+    digest = hashlib.sha256()
     for record in range(len(index.labels)):
         if record % 10_000 == 0:
             alive()
@@ -153,7 +179,7 @@ def fingerprint(index: Index, alive: Callable[[], object] = lambda: None) -> str
 
 
 def seal(path: Path) -> Index:
-    """Fill in the checksums of a freshly written file, bring it to the disk and return its index."""
+    """Write the checksums into a new file, flush it to disk and return its index."""
     index = read_index(path)
     stored = mapped(index)
     with path.open("r+b") as file:
@@ -168,24 +194,25 @@ def seal(path: Path) -> Index:
 
 
 def write(path: Path, count: int, pictures: Iterable[tuple[bytes, int]], size: int, jpeg: bool) -> None:
-    """Write `count` encoded square pictures of `size` pixels with their labels as a .beton file without checksums.
+    """Write a .beton file without checksums from `count` encoded square pictures of `size` pixels and their labels.
 
-    Serves where FFCV's own writer is not installed; both readers read either writer's files.
+    It needs no FFCV; both readers read the files of either writer.
     """
     page = page_size(size)
-    records, allocations = np.zeros(count, _RECORD), np.zeros(count, _ALLOCATION)
-    at = -(-(_RECORDS_AT + records.nbytes) // page) * page
+    records = np.zeros(count, _RECORD)
+    allocations = np.zeros(count, _ALLOCATION)
+    position = -(-(_RECORDS_AT + records.nbytes) // page) * page
     with path.open("wb") as file:
         for record, (picture, label) in enumerate(pictures):
             assert len(picture) <= page
-            if at // page != (at + len(picture) - 1) // page:  # no record of FFCV's crosses a page
-                at = -(-at // page) * page
-            file.seek(at)
+            if position // page != (position + len(picture) - 1) // page:  # in FFCV's files no record crosses a page
+                position = -(-position // page) * page
+            file.seek(position)
             file.write(picture)
-            records[record] = ((JPEG if jpeg else RAW, size, size, at), label, 0)
-            allocations[record] = (record, at, len(picture))
-            at += len(picture)
-        table = -(-at // page) * page
+            records[record] = ((JPEG if jpeg else RAW, size, size, position), label, 0)
+            allocations[record] = (record, position, len(picture))
+            position += len(picture)
+        table = -(-position // page) * page
         file.seek(table)
         file.write(allocations.tobytes())
         file.seek(0)
@@ -193,6 +220,7 @@ def write(path: Path, count: int, pictures: Iterable[tuple[bytes, int]], size: i
 
 
 def _head(count: int, page: int, table: int) -> bytes:
+    """Return the header and the descriptors of the fields."""
     header = np.zeros(1, _HEADER)
     header[0] = (_VERSION, len(FIELDS), page, count, table)
     described = np.zeros(len(FIELDS), _DESCRIPTOR)

@@ -1,4 +1,4 @@
-"""What is known about each data set before a picture is read: sizes, splits, folds, orders and sidecars."""
+"""Facts about data sets without their pictures: sizes, splits, folds, orders and sidecars."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ Ints = NDArray[np.int64]
 Colour = tuple[float, float, float]
 
 SIDECAR_VERSION = 1
-RAW_UP_TO = 64  # sides up to this are stored as pixels: JPEG would cost more time than it saves bytes
+RAW_UP_TO = 64  # sides up to this are stored as pixels: JPEG would save few bytes and cost time
 SPLITS = ("train", "val", "test")
+# Constants of splitmix64 (Steele, Lea and Flood 2014): increment, first and second factor.
+SPLITMIX64 = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 @dataclass(frozen=True)
 class DataSet:
     """Facts of one data set.
 
-    `name` is what `dataset` accepts, `size` the stored side and `crop` the side of a training view in pixels,
-    `final` the split whose error is reported, `holdout` the pictures set aside from train for choosing.
+    `name` is an argument of `dataset`, `size` the stored side and `crop` the side of a training view in pixels,
+    `final` the split whose error is reported, `holdout` the number of pictures held out from train for the search.
     """
 
     name: str
@@ -51,11 +53,11 @@ _KNOWN = "synthetic, synthetic:size=72,train=3000, cifar10, cifar100, imagenet, 
 
 
 def dataset(name: str, where: Path | None = None) -> DataSet:
-    """Look up a data set by name.
+    """Return a data set by name.
 
-    With the folder `where`, counts and classes are those of the files prepared there: a small tree in CIFAR's
-    layout, or a part of ImageNet, is a set too. Those of `folder:PATH` exist only there (default: `data_dir(None)`).
-    ValueError for a name or field that does not exist, or a folder that was never prepared.
+    With the folder `where`, counts and classes are those of its prepared files, which may be a part of ImageNet or a
+    small tree in CIFAR's layout. The facts of `folder:PATH` exist only there (default: `data_dir(None)`). ValueError
+    for an unknown name or field, or a folder that is not prepared.
     """
     kind, _, rest = name.partition(":")
     if kind == "folder" and rest:
@@ -67,26 +69,23 @@ def dataset(name: str, where: Path | None = None) -> DataSet:
         facts = _imagenet(_options(name, {"size": IMAGENET.size})["size"])
     elif facts is None or rest:
         near = get_close_matches(kind, ("synthetic", "cifar10", "cifar100", "imagenet", "folder"), 1)
-        raise ValueError(f"no data set {name!r}{f' (nearest: {near[0]})' if near else ''}; there are {_KNOWN}")
+        raise ValueError(f"unknown data set {name!r}{f' (nearest: {near[0]})' if near else ''}; use one of {_KNOWN}")
     return facts if where is None else _as_stored(facts, where)
 
 
 def synthetic_options(name: str) -> dict[str, int]:
-    """Return size, classes, train, test and seed of a `synthetic[:...]` name; ValueError where one is wrong.
-
-    Sizes are sides in pixels.
-    """
+    """Return size (side in pixels), classes, train, test and seed of a `synthetic[:...]` name; or raise ValueError."""
     return _options(name, SYNTHETIC)
 
 
 def canonical(name: str) -> str:
-    """Return the one spelling of a name: fields at their defaults left out, a folder's path absolute."""
+    """Return the canonical spelling of a name: without default fields, and with a folder's absolute path."""
     kind, _, rest = name.partition(":")
     return f"folder:{Path(rest).expanduser().absolute()}" if kind == "folder" and rest else dataset(name).name
 
 
 def stem(name: str) -> str:
-    """Return the part of the file names that stands for `name`: letters, digits, '-', '_' and '.' only."""
+    """Return the data set's part of its file names: letters, digits, '-', '_' and '.' only."""
     kind, _, rest = canonical(name).partition(":")
     if kind == "folder":
         digest = hashlib.sha256(os.fsencode(rest)).hexdigest()[:6]
@@ -96,19 +95,19 @@ def stem(name: str) -> str:
 
 def data_dir(flag: str | os.PathLike[str] | None) -> Path:
     """Return the absolute folder of the .beton files: the flag, else $CRELU_DATA, else one under ~/.cache."""
-    place = flag or os.environ.get("CRELU_DATA") or "~/.cache/crelu-sweeps/data"
-    return Path(place).expanduser().absolute()
+    folder = flag or os.environ.get("CRELU_DATA") or "~/.cache/crelu-sweeps/data"
+    return Path(folder).expanduser().absolute()
 
 
 def beton_path(name: str, split: str, where: Path) -> Path:
-    """Return where the split's pictures lie; the sidecar is beside it with the suffix .json."""
+    """Return the path of a split's pictures; its sidecar has the suffix .json instead."""
     if split not in SPLITS:
-        raise ValueError(f"no split {split!r}; one of {', '.join(SPLITS)}")
+        raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
     return where / f"{stem(name)}-{split}.beton"
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -119,17 +118,17 @@ def crop_of(size: int) -> int:
 
 def _options(name: str, defaults: Mapping[str, int]) -> dict[str, int]:
     kind, _, rest = name.partition(":")
-    chosen = dict(defaults)
+    options = dict(defaults)
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
         if key not in defaults or not value.isdecimal():
             allowed = ", ".join(f"{k}={v}" for k, v in defaults.items())
-            raise ValueError(f"{part!r} in {name!r} is not one of {kind}'s fields with a whole number: {allowed}")
-        chosen[key] = int(value)
+            raise ValueError(f"{part!r} in {name!r} is not one of {kind}'s fields with an integer: {allowed}")
+        options[key] = int(value)
     for key, least in {"size": 16, "classes": 2, "train": 1, "test": 1}.items():
-        if key in chosen and not least <= chosen[key] < 10**9:
-            raise ValueError(f"{key}={chosen[key]} in {name!r} must be {least} or more")
-    return chosen
+        if key in options and not least <= options[key] < 10**9:
+            raise ValueError(f"{key}={options[key]} in {name!r} must be {least} or more and less than 10**9")
+    return options
 
 
 def _canonical(kind: str, options: Mapping[str, int], defaults: Mapping[str, int]) -> str:
@@ -138,7 +137,8 @@ def _canonical(kind: str, options: Mapping[str, int], defaults: Mapping[str, int
 
 
 def _synthetic(options: Mapping[str, int]) -> DataSet:
-    size, train = options["size"], options["train"]
+    size = options["size"]
+    train = options["train"]
     return DataSet(
         name=_canonical("synthetic", options, SYNTHETIC),
         classes=options["classes"],
@@ -156,14 +156,14 @@ def _imagenet(size: int) -> DataSet:
 
 
 def _folder(name: str, where: Path) -> DataSet:
-    found = {split: beton_path(name, split, where).with_suffix(".json") for split in SPLITS}
-    sidecars = {split: read_sidecar(path) for split, path in found.items() if path.exists()}
+    paths = {split: beton_path(name, split, where).with_suffix(".json") for split in SPLITS}
+    sidecars = {split: read_sidecar(path) for split, path in paths.items() if path.exists()}
     final = next((split for split in ("test", "val") if split in sidecars), None)
     if "train" not in sidecars or final is None:
-        seen = ", ".join(sidecars) or "none"
+        prepared = ", ".join(sidecars) or "none"
         raise ValueError(
-            f"{name!r} is not prepared in {where} (looked for {stem(name)}-train and -test or -val, "
-            f"found {seen}): python -m data prepare {name}"
+            f"{name!r} is not prepared in {where} (expected {stem(name)}-train and -test or -val, "
+            f"found {prepared}): python -m data prepare {name}"
         )
     train = sidecars["train"]
     crop = crop_of(train.size) if train.size > RAW_UP_TO else train.size
@@ -172,12 +172,14 @@ def _folder(name: str, where: Path) -> DataSet:
 
 
 def _as_stored(facts: DataSet, where: Path) -> DataSet:
-    counts, classes = dict(facts.splits), facts.classes
+    counts = dict(facts.splits)
+    classes = facts.classes
     for split in facts.splits:
         path = beton_path(facts.name, split, where).with_suffix(".json")
         if path.exists():
             sidecar = read_sidecar(path)
-            counts[split], classes = sidecar.count, sidecar.classes
+            counts[split] = sidecar.count
+            classes = sidecar.classes
     holdout = max(1, facts.holdout * counts["train"] // facts.splits["train"])
     return replace(facts, classes=classes, splits=counts, holdout=holdout)
 
@@ -186,50 +188,51 @@ def _as_stored(facts: DataSet, where: Path) -> DataSet:
 
 
 def sample_key(*parts: int | str) -> int:
-    """Hash whole numbers and words to 63 bits; different tuples give unrelated keys (BLAKE2b)."""
+    """Return a 63-bit key of integers and words; different tuples give unrelated keys (BLAKE2b)."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def keyed_permutation(key: int, count: int) -> Ints:
-    """Return a permutation of 0..count-1: splitmix64 keys, sorted, so that no version of NumPy changes it."""
-    z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    """Return a permutation of 0..count-1 from sorted splitmix64 keys, the same in every version of NumPy."""
+    golden, first, second = map(np.uint64, SPLITMIX64)
+    z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * golden
+    z = (z ^ (z >> np.uint64(30))) * first
+    z = (z ^ (z >> np.uint64(27))) * second
     return np.argsort(z ^ (z >> np.uint64(31)), kind="stable").astype(np.int64)
 
 
 def order(seed: int, epoch: int, indices: Ints) -> Ints:
-    """Return the indices in the order of one epoch: a pure function of its arguments.
+    """Return the indices in the order of one epoch, which depends on the arguments alone.
 
-    Seed and epoch are hashed together, so that no seed replays another seed's orders (FFCV adds the two).
+    Seed and epoch are hashed, so that no seed repeats another seed's orders; FFCV adds the two.
     """
     return np.asarray(indices, np.int64)[keyed_permutation(sample_key("order", seed, epoch), len(indices))]
 
 
 def holdout(labels: Ints, count: int, seed: int) -> tuple[Ints, Ints]:
-    """Split 0..n-1 into (train, held out) with `count` held out, each class in proportion; both ascending."""
+    """Return 0..n-1 as (train, held out), both ascending, with `count` held out and each class in proportion."""
     labels = np.asarray(labels)
     if not 1 <= count < len(labels):
-        raise ValueError(f"a hold-out of {count} pictures needs a set of more than {count}; this has {len(labels)}")
+        raise ValueError(f"a hold-out of {count} pictures needs a set of more than {count}; this one has {len(labels)}")
     classes, sizes = np.unique(labels, return_counts=True)
     exact = sizes * (count / len(labels))
     quota = np.floor(exact).astype(np.int64)
     quota[np.argsort(quota - exact, kind="stable")[: count - int(quota.sum())]] += 1  # largest remainders
-    chosen = [
-        _shuffled(labels, label, sample_key("holdout", seed, int(label)))[:wanted]
-        for label, wanted in zip(classes, quota, strict=True)
+    members = [
+        _shuffled(labels, label, sample_key("holdout", seed, int(label)))[:size]
+        for label, size in zip(classes, quota, strict=True)
     ]
-    return _partition(len(labels), np.concatenate(chosen))
+    return _partition(len(labels), np.concatenate(members))
 
 
 def folds(labels: Ints, k: int, seed: int) -> list[tuple[Ints, Ints]]:
-    """Split 0..n-1 into k (train, validation) pairs; fold sizes and class counts differ by one at most."""
+    """Return k (train, validation) pairs of 0..n-1; fold sizes and class counts differ by at most one."""
     labels = np.asarray(labels)
     if not 2 <= k <= len(labels):
-        raise ValueError(f"{k} folds of {len(labels)} pictures; from 2 to one picture a fold are possible")
-    dealt = np.concatenate([_shuffled(labels, c, sample_key("folds", seed, int(c))) for c in np.unique(labels)])
-    return [_partition(len(labels), dealt[fold::k]) for fold in range(k)]
+        raise ValueError(f"{k} folds of {len(labels)} pictures; from 2 folds to one per picture are possible")
+    shuffled = np.concatenate([_shuffled(labels, c, sample_key("folds", seed, int(c))) for c in np.unique(labels)])
+    return [_partition(len(labels), shuffled[fold::k]) for fold in range(k)]
 
 
 def _shuffled(labels: Ints, label: int, key: int) -> Ints:
@@ -237,10 +240,10 @@ def _shuffled(labels: Ints, label: int, key: int) -> Ints:
     return members[keyed_permutation(key, len(members))]
 
 
-def _partition(count: int, chosen: Ints) -> tuple[Ints, Ints]:
+def _partition(count: int, selected: Ints) -> tuple[Ints, Ints]:
     rest = np.ones(count, bool)
-    rest[chosen] = False
-    return np.flatnonzero(rest).astype(np.int64), np.sort(chosen).astype(np.int64)
+    rest[selected] = False
+    return np.flatnonzero(rest).astype(np.int64), np.sort(selected).astype(np.int64)
 
 
 # Sidecars
@@ -248,12 +251,12 @@ def _partition(count: int, chosen: Ints) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a .beton file holds, as computed from it when it was written.
+    """Facts of a .beton file, computed from it when it was written.
 
-    Colours are R, G, B on pixels in 0..1: mean, std and the eigenvalues of the colour covariance; column k of
+    Colours are R, G, B of pixels in 0..1: mean, std and the eigenvalues of the colour covariance; column k of
     `eigenvectors` belongs to eigenvalue k. `fingerprint` is the SHA-256 of the stored pictures in order and the
-    labels, `index` that of the file's tables, `measured` the pictures behind the statistics, `skipped` the
-    unreadable pictures left out. A sidecar may come from anywhere: `read_sidecar` checks every field.
+    labels, `index` that of the file's tables. `measured` counts the pictures behind the statistics, `skipped` the
+    unreadable ones left out. `read_sidecar` checks every field, because a sidecar may come from anywhere.
     """
 
     name: str
@@ -280,7 +283,7 @@ class Sidecar:
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:
-    """Write the sidecar in one step: readers see the old file, none, or the whole new one."""
+    """Write a sidecar atomically: readers see the old file, none, or the complete new one."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         json.dump(asdict(sidecar), file, indent=1, ensure_ascii=False)
@@ -290,7 +293,7 @@ def write_sidecar(path: Path, sidecar: Sidecar) -> None:
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """Read and check a sidecar; ValueError names the file and what is wrong with it."""
+    """Read and check a sidecar; ValueError names the file and the fault."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -301,7 +304,7 @@ def read_sidecar(path: Path) -> Sidecar:
 
 
 def sidecar_of(content: bytes, name: str) -> Sidecar:
-    """Return the sidecar that a file holds; ValueError names the file and what is wrong with it."""
+    """Return the sidecar in the content of a file; ValueError names the file and the fault."""
     try:
         value = json.loads(content.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

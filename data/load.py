@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from data import beton, ffcv_patches
-from data.datasets import Ints, Sidecar, cores, read_sidecar
+from data.datasets import Ints, Sidecar, cores
 
 READERS = ("ffcv", "threads")
 _AHEAD = 3  # batches decoded in advance
@@ -133,7 +133,8 @@ class Pictures:
         self._checked[unchecked] = True
 
     def _read_all(self) -> Tensor:
-        size, count = self._index.size, len(self)
+        size = self._index.size
+        count = len(self)
         store = torch.empty((count, size, size, 3), dtype=torch.uint8, device=self._device)
         batch = max(1, (1 << 24) // (3 * size * size))
         for number, pixels in enumerate(self._decoded(np.arange(count), batch)):
@@ -151,14 +152,13 @@ def open_pictures(
 ) -> Pictures:
     """Open a .beton file and the sidecar beside it.
 
-    `reader` is "ffcv" or "threads", `workers` its threads (0: one a core). Pixels that fit in `resident_bytes` are
+    `reader` is "ffcv" or "threads", `workers` its threads (0: one per core). Pixels that fit in `resident_bytes` are
     read once and then served from the device's memory. ValueError where the file and its sidecar do not match, or
     where FFCV is not installed and `reader` names it.
     """
     if reader not in READERS:
         raise ValueError(f"unknown reader {reader!r}; use one of {', '.join(READERS)}")
-    sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
-    beton.check_pair(sidecar, index)
+    sidecar, index = beton.read_pair(path)
     target = torch.device(device)
     kind = FFCVReader if reader == "ffcv" else ThreadReader
     decoder = kind(index, workers or cores(), target.type == "cuda")
@@ -230,7 +230,7 @@ class FFCVReader:
     """Reader on one FFCV Loader that serves all epochs (a new one would be compiled again)."""
 
     def __init__(self, index: beton.Index, workers: int, pin: bool) -> None:
-        """Compile the decoder for up to `workers` threads, at most one a core."""
+        """Compile the decoder for up to `workers` threads, at most one per core."""
         ffcv_patches.import_ffcv()
         self._failures: list[BaseException] = []
         self._epochs: list[Any] = []

@@ -1,4 +1,4 @@
-"""Where pictures come from before they are a .beton file: drawn, CIFAR's own files, or folders of classes."""
+"""Sources of original pictures: drawn ones, CIFAR's files, and folders of classes such as ImageNet's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +17,19 @@ from data import synthetic
 from data.datasets import Ints, dataset, holdout, synthetic_options
 
 Picture = NDArray[np.uint8]
+T = TypeVar("T")
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
-_TEST_FROM = 1 << 40  # index of the first synthetic test picture: no count of training pictures reaches it
+_TEST_FROM = 1 << 40  # index of the first synthetic test picture, above every count of training pictures
+_TEST = {"cifar10": "test_batch", "cifar100": "test"}
+_META = {"cifar10": ("batches.meta", b"label_names", 10), "cifar100": ("meta", b"fine_label_names", 100)}
 _CIFAR = {"cifar10": ("cifar-10-batches-py", "CIFAR10"), "cifar100": ("cifar-100-python", "CIFAR100")}
 
 
 class Source(NamedTuple):
-    """One split: labels (n,), class names, the side to store, and how to get and to name a picture by its number.
+    """Originals of one split: labels (n,), class names, the side to store, and functions of a picture's number.
 
-    `picture` returns uint8 (size, size, 3) and raises where the original is unreadable.
+    `picture` returns uint8 (size, size, 3), or raises where the original is unreadable; `name_of` returns its name.
     """
 
     labels: Ints
@@ -38,11 +41,11 @@ class Source(NamedTuple):
 
 
 def sources(name: str, origin: Path | None, where: Path, size: int | None, seed: int) -> dict[str, Source]:
-    """Find the originals of a data set by split.
+    """Return the originals of a data set by split.
 
-    `origin` is the folder they lie in, `where` that of the .beton files (CIFAR is looked for and downloaded
-    there), `size` the side of a folder's pictures (None: as they are, at most 256), `seed` that of its split.
-    ValueError where nothing is found says what was looked for.
+    `origin` is their folder. `where` is that of the .beton files, in which CIFAR is searched and to which it is
+    downloaded. `size` is the side of a folder's pictures (None: unchanged, at most 256), `seed` that of its split.
+    ValueError for missing originals names the files expected.
     """
     kind, _, rest = name.partition(":")
     if kind == "synthetic":
@@ -57,17 +60,19 @@ def sources(name: str, origin: Path | None, where: Path, size: int | None, seed:
 
 
 def _synthetic(options: dict[str, int]) -> dict[str, Source]:
-    size, classes, seed = options["size"], options["classes"], options["seed"]
-    found = {}
+    size = options["size"]
+    classes = options["classes"]
+    seed = options["seed"]
+    splits = {}
     for split, first in (("train", 0), ("test", _TEST_FROM)):
-        draw = partial(_drawn, seed=seed, first=first, size=size, classes=classes)
+        draw = partial(_draw, seed=seed, first=first, size=size, classes=classes)
         labels = np.arange(options[split], dtype=np.int64) % classes
         names = tuple(synthetic.class_name(label) for label in range(classes))
-        found[split] = Source(labels, names, size, seed, draw, str)
-    return found
+        splits[split] = Source(labels, names, size, seed, draw, str)
+    return splits
 
 
-def _drawn(index: int, seed: int, first: int, size: int, classes: int) -> Picture:
+def _draw(index: int, seed: int, first: int, size: int, classes: int) -> Picture:
     return synthetic.picture(seed, first + index, index % classes, size, classes)
 
 
@@ -76,10 +81,10 @@ def _drawn(index: int, seed: int, first: int, size: int, classes: int) -> Pictur
 
 def _cifar(kind: str, origin: Path | None, where: Path) -> dict[str, Source]:
     folder, loader = _CIFAR[kind]
-    places = [place for base in ((origin,) if origin else (where,)) for place in (base / folder, base)]
-    tree = next((place for place in places if (place / _TEST[kind]).exists()), None)
+    base = origin or where
+    tree = next((path for path in (base / folder, base) if (path / _TEST[kind]).exists()), None)
     if tree is None and origin is not None:
-        raise ValueError(f"no {kind} in {origin}: looked for {folder}/{_TEST[kind]}")
+        raise ValueError(f"no {kind} in {origin}: expected {folder}/{_TEST[kind]}")
     if tree is None:
         _download(loader, where)
         tree = where / folder
@@ -88,22 +93,19 @@ def _cifar(kind: str, origin: Path | None, where: Path) -> dict[str, Source]:
     return {"train": _batches(train, names), "test": _batches([tree / _TEST[kind]], names)}
 
 
-_TEST = {"cifar10": "test_batch", "cifar100": "test"}
-
-
 def _download(loader: str, where: Path) -> None:
-    from torchvision import datasets  # for its address book and checksums alone
+    from torchvision import datasets  # for its addresses and checksums
 
     try:
         getattr(datasets, loader)(os.fspath(where), download=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"{loader} could not be downloaded to {where} ({error}); an existing tree is taken with --source DIR"
+            f"{loader} could not be downloaded to {where} ({error}); use an existing tree with --source DIR"
         ) from None
 
 
 def _cifar_names(tree: Path, kind: str) -> tuple[str, ...]:
-    meta, key, count = ("batches.meta", b"label_names", 10) if kind == "cifar10" else ("meta", b"fine_label_names", 100)
+    meta, key, count = _META[kind]
     if not (tree / meta).exists():
         return tuple(str(label) for label in range(count))
     names = tuple(
@@ -118,23 +120,24 @@ def _batches(paths: Sequence[Path], names: tuple[str, ...]) -> Source:
     pixels, labels = [], []
     for path in paths:
         batch = _unpickled(path)
-        data, found = batch.get(b"data"), batch.get(b"labels", batch.get(b"fine_labels"))
+        data = batch.get(b"data")
+        targets = batch.get(b"labels", batch.get(b"fine_labels"))
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
             raise ValueError(f"{path} holds no pictures of 3 x 32 x 32 bytes")
-        marks = np.array(found if isinstance(found, list | np.ndarray) else [])
-        if marks.dtype.kind not in "iu" or marks.shape != (len(data),):
-            raise ValueError(f"{path} has {len(data)} pictures and not as many whole numbers for labels")
-        if len(marks) and not 0 <= marks.min() <= marks.max() < len(names):
+        classes = np.array(targets if isinstance(targets, list | np.ndarray) else [])
+        if classes.dtype.kind not in "iu" or classes.shape != (len(data),):
+            raise ValueError(f"{path} has {len(data)} pictures, but not as many integer labels")
+        if len(classes) and not 0 <= classes.min() <= classes.max() < len(names):
             raise ValueError(f"{path} has labels outside 0..{len(names) - 1}")
         pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        labels.append(marks.astype(np.int64))
+        labels.append(classes.astype(np.int64))
     if not sum(map(len, labels)):
         raise ValueError(f"no pictures in {', '.join(map(str, paths)) or 'data_batch_*'}")
     return Source(np.concatenate(labels), names, 32, 0, np.concatenate(pixels).__getitem__, str)
 
 
 class _Plain(pickle.Unpickler):
-    """Reads CIFAR's pickles, and nothing that could run code: arrays and the plain containers only."""
+    """Reader of CIFAR's pickles: arrays and plain containers only, nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -147,7 +150,7 @@ class _Plain(pickle.Unpickler):
             return getattr(np, name)
         if (module, name) == ("_codecs", "encode"):
             return lambda text, encoding: text.encode("latin1")
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}")
 
 
 def _unpickled(path: Path) -> dict[Any, Any]:
@@ -156,7 +159,7 @@ def _unpickled(path: Path) -> dict[Any, Any]:
             value = _Plain(file, encoding="bytes").load()
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
-    except Exception as error:  # whatever a damaged or foreign pickle makes its reader raise
+    except Exception as error:  # a damaged or foreign pickle may raise anything
         raise ValueError(f"{path} is not one of CIFAR's files: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not one of CIFAR's files: it holds a {type(value).__name__}")
@@ -167,54 +170,56 @@ def _unpickled(path: Path) -> dict[Any, Any]:
 
 
 def _imagenet_dir() -> Path:
-    place = os.environ.get("IMAGENET_DIR")
-    if not place:
-        raise ValueError("ImageNet cannot be downloaded: say where it lies with --source DIR or $IMAGENET_DIR")
-    return Path(place).expanduser().absolute()
+    folder = os.environ.get("IMAGENET_DIR")
+    if not folder:
+        raise ValueError("ImageNet cannot be downloaded: give its folder with --source DIR or $IMAGENET_DIR")
+    return Path(folder).expanduser().absolute()
 
 
 def _imagenet(root: Path, size: int) -> dict[str, Source]:
     missing = [split for split in ("train", "val") if not (root / split).is_dir()]
     if missing:
-        raise ValueError(f"no ImageNet in {root}: looked for train/<class>/*.JPEG and val/<class>/*.JPEG")
+        raise ValueError(f"no ImageNet in {root}: expected train/<class>/*.JPEG and val/<class>/*.JPEG")
     return _splits({split: root / split for split in ("train", "val")}, size, 0, upright=False)
 
 
 def _folder(root: Path, size: int | None, seed: int) -> dict[str, Source]:
     if not root.is_dir():
         raise ValueError(f"no folder {root}")
-    given = {split: root / split for split in ("train", "val", "test") if (root / split).is_dir()}
-    if "train" in given and len(given) > 1:
-        return _splits(given, size, seed, upright=True)
-    whole = _splits({"train": given.get("train", root)}, size, seed, upright=True)["train"]
-    if len(whole.labels) < 5:
-        raise ValueError(f"{len(whole.labels)} pictures in {root} are too few to set every fifth aside for testing")
-    train, test = holdout(whole.labels, len(whole.labels) // 5, seed)
-    return {"train": subset(whole, train), "test": subset(whole, test)}
+    folders = {split: root / split for split in ("train", "val", "test") if (root / split).is_dir()}
+    if "train" in folders and len(folders) > 1:
+        return _splits(folders, size, seed, upright=True)
+    source = _splits({"train": folders.get("train", root)}, size, seed, upright=True)["train"]
+    count = len(source.labels)
+    if count < 5:
+        raise ValueError(f"{count} pictures in {root} are too few to hold every fifth out for testing")
+    train, test = holdout(source.labels, count // 5, seed)
+    return {"train": subset(source, train), "test": subset(source, test)}
 
 
 def _splits(roots: dict[str, Path], size: int | None, seed: int, upright: bool) -> dict[str, Source]:
-    names = tuple(sorted(entry.name for entry in os.scandir(roots["train"]) if _plain_folder(entry)))
-    found = {}
+    names = tuple(sorted(_class_names(roots["train"])))
+    splits = {}
     for split, root in roots.items():
-        others = {entry.name for entry in os.scandir(root) if _plain_folder(entry)} - set(names)
+        others = _class_names(root) - set(names)
         if others:
-            raise ValueError(f"{root} has classes that train has not: {', '.join(sorted(others)[:5])}")
+            raise ValueError(f"{root} has classes that train lacks: {', '.join(sorted(others)[:5])}")
         files = [(path, label) for label, name in enumerate(names) for path in _pictures(root / name)]
         if len(names) < 2 or not files:
             raise ValueError(
-                f"found {len(names)} classes with {len(files)} pictures in {root}/<class>/; two are needed"
+                f"{len(names)} classes with {len(files)} pictures in {root}/<class>/; at least two classes are needed"
             )
         paths = tuple(path for path, _ in files)
         size = size or _common_side(paths)
         read = partial(_read, paths=paths, size=size, upright=upright)
         labels = np.array([label for _, label in files], np.int64)
-        found[split] = Source(labels, names, size, seed, read, paths.__getitem__)
-    return found
+        splits[split] = Source(labels, names, size, seed, read, paths.__getitem__)
+    return splits
 
 
-def _plain_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+def _class_names(root: Path) -> set[str]:
+    """Return the names of the folders in `root`, except hidden ones."""
+    return {entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")}
 
 
 def _pictures(folder: Path) -> list[str]:
@@ -225,7 +230,7 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _common_side(paths: Sequence[str]) -> int:
-    """Return the median shorter side of up to 100 pictures, 256 at most."""
+    """Return the median shorter side of up to 100 pictures, at least 16 and at most 256."""
     from PIL import Image
 
     sides = []
@@ -233,17 +238,17 @@ def _common_side(paths: Sequence[str]) -> int:
         try:
             with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
                 sides.append(min(picture.size))
-        except Exception:  # named later, when it is read in earnest
+        except Exception:  # writing will name the unreadable picture
             continue
     return min(256, max(16, int(np.median(sides)))) if sides else 256
 
 
 def _read(index: int, paths: Sequence[str], size: int, upright: bool) -> Picture:
-    """Return the centre square of a picture whose shorter side has been made `size` pixels."""
+    """Return the centre square of a picture, after its shorter side is resized to `size` pixels."""
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings(action="ignore"), Image.open(paths[index]) as opened:  # odd EXIF and palettes
-        opened.draft("RGB", (2 * size, 2 * size))  # libjpeg leaves out detail that would be averaged away
+    with warnings.catch_warnings(action="ignore"), Image.open(paths[index]) as opened:  # unusual EXIF and palettes
+        opened.draft("RGB", (2 * size, 2 * size))  # libjpeg skips detail that resizing would average away
         picture = ImageOps.exif_transpose(opened) if upright else opened
         picture = picture.convert("RGB")
         wide, high = picture.size
@@ -255,14 +260,14 @@ def _read(index: int, paths: Sequence[str], size: int, upright: bool) -> Picture
         return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
-def subset(source: Source, kept: Ints) -> Source:
-    """Return the source with the pictures `kept` alone, in that order."""
+def subset(source: Source, indices: Ints) -> Source:
+    """Return a source of the pictures `indices` of another one, in that order."""
     return source._replace(
-        labels=source.labels[kept],
-        picture=partial(_through, call=source.picture, kept=kept),
-        name_of=partial(_through, call=source.name_of, kept=kept),
+        labels=source.labels[indices],
+        picture=partial(_at, function=source.picture, indices=indices),
+        name_of=partial(_at, function=source.name_of, indices=indices),
     )
 
 
-def _through(index: int, call: Callable[[int], Any], kept: Ints) -> Any:
-    return call(int(kept[index]))
+def _at(number: int, function: Callable[[int], T], indices: Ints) -> T:
+    return function(int(indices[number]))

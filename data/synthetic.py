@@ -1,10 +1,9 @@
-"""The embedded data set: procedural pictures with natural statistics, of any size and count, without a download.
+"""Synthetic pictures with natural statistics, of any size and count, without a download.
 
-A picture is a dead-leaves scene (Lee, Mumford & Huang 2001): opaque shapes with power-law radii that hide each
-other, so that edges, scale invariance and a falling spectrum come out as in photographs. Its class is the texture
-on some of the shapes; others are plain or carry another class's texture. Phase, colours, contrast, scale and
-polarity (which of two colours is the figure) are drawn for every shape, so that a net which answers to both signs
-of a filter, the point of CReLU, has something to gain.
+A picture is a dead-leaves scene (Lee, Mumford & Huang 2001): opaque shapes with power-law radii that hide each other.
+It has the edges, the scale invariance and the falling spectrum of photographs. Its class is the texture of some shapes;
+others are plain or have another class's texture. Phase, colours, contrast, scale and polarity (which of two colours is
+the figure) are drawn for every shape, so that responses to both signs of a filter, as in CReLU, are of use.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-# Textures; with more classes than these the period counts too.
+# Textures; with more classes than textures the period distinguishes them too.
 FAMILIES = ("bars", "posts", "slants", "checks", "spots", "rings", "rays", "mosaic", "hairlines", "ripples")
 _LEAVES = 20
 _TAU = np.float32(2 * np.pi)
-# Colours of photographs vary along luminance, then blue-yellow, then red-green.
+# The colours of photographs vary most along luminance, then blue-yellow, then red-green.
 _AXES = np.array([[0.58, 0.58, 0.57], [-0.67, -0.06, 0.74], [0.46, -0.81, 0.36]], np.float32)
 _SPREAD = np.array([0.30, 0.10, 0.05], np.float32)
 
 
 class _Leaves(NamedTuple):
-    """The shapes of a picture, nearest first; arrays of `_LEAVES` numbers, lengths in picture sides."""
+    """Shapes of a picture, nearest first; arrays of `_LEAVES` numbers, lengths in picture sides."""
 
     x: Floats
     y: Floats
@@ -37,9 +36,9 @@ class _Leaves(NamedTuple):
 
 
 def picture(seed: int, index: int, label: int, size: int, classes: int) -> NDArray[np.uint8]:
-    """Draw picture `index` of a set: uint8 (size, size, 3), the same for the same arguments.
+    """Draw picture `index` of a set, uint8 (size, size, 3); equal arguments give equal pictures.
 
-    Another release of NumPy or another kind of processor may round a pixel otherwise; the fingerprint tells.
+    Another version of NumPy or another type of processor may round a pixel differently, which changes the fingerprint.
     ValueError for a label outside 0..classes-1 or a side under 16 pixels.
     """
     if not 0 <= label < classes or size < 16:
@@ -56,29 +55,29 @@ def picture(seed: int, index: int, label: int, size: int, classes: int) -> NDArr
 
 
 def class_name(label: int) -> str:
-    """Return the name of a class: its texture, and from the eleventh class on its band of periods."""
+    """Return a class's name: its texture, and from the eleventh class on its band of periods."""
     band, family = divmod(label, len(FAMILIES))
     return f"{FAMILIES[family]}-{band + 1}" if band else FAMILIES[family]
 
 
 def _scatter(rng: np.random.Generator) -> _Leaves:
-    """Throw the shapes; their radii have density r**-3, the exponent that looks the same at every scale."""
+    """Draw the shapes; their radii have density r**-3, which is scale invariant."""
     share, x, y, turn, aspect = rng.random((5, _LEAVES), np.float32)
     radius = 1 / np.sqrt(share / 0.5**2 + (1 - share) / 0.17**2)
     return _Leaves(x, y, radius, np.exp(aspect - 0.5), turn * _TAU, rng.integers(0, 3, _LEAVES))
 
 
 def _front(leaves: _Leaves, grid: Floats) -> NDArray[np.intp]:
-    """Return which shape is seen at each pixel, (h, w): ellipses, boxes and diamonds before the last, the ground."""
+    """Return the visible shape at each pixel, (h, w): ellipses, boxes and diamonds; the last shape is the ground."""
     dx, dy = grid[None, :] - leaves.x[:, None], grid[None, :] - leaves.y[:, None]
     c, s = np.cos(leaves.turn)[:, None], np.sin(leaves.turn)[:, None]
     a, b = (leaves.radius * leaves.aspect)[:, None], (leaves.radius / leaves.aspect)[:, None]
     u = np.abs((c * dx / a)[:, None, :] + (s * dy / a)[:, :, None])
     v = np.abs((-s * dx / b)[:, None, :] + (c * dy / b)[:, :, None])
     inside = np.empty(u.shape, bool)
-    for kind, gauge in enumerate((_ellipse, _box, _diamond)):
-        chosen = leaves.kind == kind
-        inside[chosen] = gauge(u[chosen], v[chosen]) < 1
+    for kind, radius in enumerate((_ellipse, _box, _diamond)):
+        selected = leaves.kind == kind
+        inside[selected] = radius(u[selected], v[selected]) < 1
     inside[-1] = True
     front: NDArray[np.intp] = inside.argmax(0)
     return front
@@ -97,20 +96,20 @@ def _diamond(u: Floats, v: Floats) -> Floats:
 
 
 def _roles(rng: np.random.Generator, front: NDArray[np.intp]) -> NDArray[np.int64]:
-    """Deal the visible shapes: 0 carries the class's texture, 1 another one, 2 none; by area seen."""
+    """Return the role of each shape, by visible area: 0 has the class's texture, 1 another one, 2 none."""
     area = np.bincount(front.ravel(), minlength=_LEAVES) / front.size
-    dealt = rng.permutation(_LEAVES)
-    before = np.cumsum(area[dealt]) - area[dealt]
+    shuffled = rng.permutation(_LEAVES)
+    before = np.cumsum(area[shuffled]) - area[shuffled]
     share = rng.uniform(0.55, 0.9)
     role = np.empty(_LEAVES, np.int64)
-    role[dealt] = np.searchsorted([share, share + 0.1], before, side="right")
+    role[shuffled] = np.searchsorted([share, share + 0.1], before, side="right")
     return role
 
 
 def _texture(
     rng: np.random.Generator, leaves: _Leaves, front: NDArray[np.intp], grid: Floats, label: int, classes: int
 ) -> Floats:
-    """Return the texture of class `label` in -1..1 at each pixel, (h, w), drawn anew for each shape."""
+    """Return the texture of class `label` in -1..1 at each pixel, (h, w), with new parameters for each shape."""
     family, variant = label % len(FAMILIES), label // len(FAMILIES)
     scale, jitter, side, sign, du, dv = rng.random((6, _LEAVES), np.float32)
     bands = -(-classes // len(FAMILIES))
@@ -125,13 +124,13 @@ def _texture(
     return value * np.where(sign < 0.5, np.float32(-1), np.float32(1))[front]
 
 
-# Mean turn and its spread in radians: bars lie, stand or lean (either way, so that a mirrored picture keeps its
-# class); the others are turned at random.
+# Mean turn and its spread in radians: bars are horizontal, vertical or slanted (to either side, so that a mirrored
+# picture keeps its class); all others are turned at random.
 _TURN = ((0.0, 0.4), (np.pi / 2, 0.4), (np.pi / 4, 0.4), *((0.0, 2 * np.pi),) * 7)
 
 
 def _wave(family: str, u: Floats, v: Floats, rng: np.random.Generator) -> Floats:
-    """Return a texture in -1..1 from coordinates in periods."""
+    """Return a texture in -1..1 at coordinates in periods."""
     value: Floats
     if family == "checks":
         value = np.tanh(4 * np.sin(_TAU * u) * np.sin(_TAU * v))
@@ -154,7 +153,7 @@ def _wave(family: str, u: Floats, v: Floats, rng: np.random.Generator) -> Floats
 
 
 def _paint(rng: np.random.Generator, front: NDArray[np.intp], tone: Floats, grid: Floats) -> NDArray[np.uint8]:
-    """Colour the shapes, light the scene from one side, add the camera's noise; uint8 (h, w, 3)."""
+    """Return the picture uint8 (h, w, 3): coloured shapes, light from one side, camera noise."""
     base = 0.46 + (rng.standard_normal((_LEAVES, 3), np.float32) * _SPREAD) @ _AXES
     swing = (rng.standard_normal((_LEAVES, 3), np.float32) * np.float32(0.35) + [1, 0, 0]) @ _AXES
     depth = 0.15 * 2.5 ** rng.random((_LEAVES, 1), np.float32)

@@ -1,37 +1,47 @@
-"""What several test files stand on: an S3 and a PostgreSQL of this machine."""
+"""Fixtures of several folders: prepared pictures, an S3 and a PostgreSQL of this machine."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.postgres import Postgres, programs
+from tests.support.postgres import Postgres, programs
+from tests.support.servers import free_port, s3_environment, wait_for_answer
+
+if TYPE_CHECKING:
+    from sweeps.experiment.trial import Trial
+    from tests.support.trials import Hashes
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the pictures on which the families of `tests.support.trials` train."""
+    from data.write import prepare
+    from tests.support.trials import LARGE, SMALL  # torch, which few folders need
+
+    folder = tmp_path_factory.mktemp("data")
+    for name in (SMALL, LARGE):
+        prepare(name, folder)
+    return folder
 
 
-def answering(address: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Wait until something answers at an address; fail where the process ends or the time is over before."""
-    ends = time.monotonic() + seconds
-    while True:
-        assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"
-        with suppress(OSError):
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        assert time.monotonic() < ends, f"{address} does not answer"
-        time.sleep(0.1)
+@pytest.fixture(scope="session")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> "Hashes":
+    """Return a function from a trial to the hashes of what it leaves undisturbed; each trial trains once a session."""
+    from sweeps.training.run_trial import run_trial
+    from tests.support.trials import artifact_hashes, runtime_config
+
+    ledger = tmp_path_factory.mktemp("uninterrupted")
+
+    def hashes(trial: "Trial") -> dict[str, str]:
+        run_trial(trial, runtime_config(data, ledger), lambda *_: None)  # a finished trial is only read
+        return artifact_hashes(ledger, trial)
+
+    return hashes
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +53,7 @@ def _moto() -> Iterator[str]:
     command = [str(program), "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            answering(f"http://127.0.0.1:{port}/moto-api/", server)
+            wait_for_answer(f"http://127.0.0.1:{port}/moto-api/", server)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.kill()
@@ -61,18 +71,12 @@ def bucket(_moto: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     return "s3://crelu/" + "".join(c if c.isalnum() else "-" for c in request.node.name)
 
 
-def s3_environment(endpoint: str) -> dict[str, str]:
-    """Return the variables by which a program finds an S3."""
-    return {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "made", "AWS_SECRET_ACCESS_KEY": "up",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """Return a PostgreSQL of our own; a laptop may have none, continuous integration must."""
-    found = programs()
-    if found is None and not os.environ.get("CI"):
+    folder = programs()
+    if folder is None and not os.environ.get("CI"):
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    assert found is not None, "PostgreSQL is not installed"
-    with Postgres(found) as server:
+    assert folder is not None, "PostgreSQL is not installed"
+    with Postgres(folder) as server:
         yield server

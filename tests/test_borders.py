@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.fuzz import fuzz
+from tests.support.bad_inputs import fuzz
 
 
 @pytest.mark.parametrize("seed", [1, 2])

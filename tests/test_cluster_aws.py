@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aws
-import hosts
 import pytest
 import yaml
 
 from sweeps.ops.open_ports import Listener, open_to_network
+from tests.support import aws, hosts
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

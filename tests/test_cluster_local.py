@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import hosts
 import pytest
+
+from tests.support import hosts
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

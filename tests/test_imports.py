@@ -40,13 +40,27 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ray": ("sweeps.execution",),
     "mlflow": ("sweeps.tracking",),
     "optuna": ("sweeps.experiment.search",),
-    "ffcv": ("data",),
+    "ffcv": ("data.ffcv_patches",),
     "simplejpeg": ("data",),
-    "numba": ("crelu_models.kernels", "data"),
-    "torch": ("crelu_models", "data", "sweeps.training", "sweeps.execution", "sweeps.analysis", "sweeps.cli.verbs"),
+    "numba": ("crelu_models.kernels", "data.ffcv_patches"),
+    "torch": (
+        "crelu_models",
+        "data",
+        "sweeps.store.checkpoint",
+        "sweeps.training",
+        "sweeps.execution",
+        "sweeps.analysis",
+        "sweeps.cli.verbs",
+    ),
     "matplotlib": ("sweeps.analysis.plots",),
 }
-LIGHT = ("crelu_models.spec", "crelu_models.tables", "sweeps.experiment.recipe", "sweeps.results.paper")
+LIGHT = (
+    "crelu_models.spec",
+    "crelu_models.sources",
+    "crelu_models.tables",
+    "sweeps.experiment.recipe",
+    "sweeps.results.paper",
+)
 NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+(:\w+)?")
 
 
@@ -180,3 +194,15 @@ def test_what_a_page_imports_is_light(line: str, heavy: set[str]) -> None:
     code = f"import sys\n{line}\nprint(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_tests_import_their_support_and_no_other_test() -> None:
+    files = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    names = {f"tests.{path.stem}" if path.parent == ROOT / "tests" else f"tests.{path.parent.name}.{path.stem}": path
+             for path in files}  # fmt: skip
+    assert len(names) > 50
+    for path, source in files.items():
+        ours, libraries = imported(source, names)
+        assert "benchmarks" not in libraries, path
+        allowed = {f"tests.{path.parent.name}.{path.stem}"}  # a process of its own may run what the file holds
+        assert not {name for name in ours if not name.startswith("tests.support")} - allowed, path

@@ -2,45 +2,25 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from data.transfer import push
 from data.write import prepare
 from sweeps.store.lease import SILENCE, Busy, Lease, driver
 from sweeps.store.ledger import Ledger
-
-
-def pictures(folder: Path) -> str:
-    """Write a folder of random pictures in two classes and return the name of its data set."""
-    from PIL import Image
-
-    draw = np.random.default_rng(0)
-    for number in range(120):
-        place = folder / f"class{number % 2}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(place / f"{number}.png")
-    return f"folder:{folder}"
-
-
-def waited(there: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
-    ends = time.monotonic() + seconds
-    while not there():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < ends
-        time.sleep(0.2)
+from tests.support.commands import checkpoints, child_runs, wait_for
+from tests.support.pictures import picture_folder
 
 
 @pytest.mark.timeout(600)
 def test_killed_sweep_on_s3_is_ended_by_the_same_command(bucket: str, tmp_path: Path) -> None:
-    name, ledger = pictures(tmp_path / "pictures"), Ledger(f"{bucket}/out/ledger")
+    picture_folder(tmp_path, "pictures", {"class0": 60, "class1": 60}, (32, 32))
+    name, ledger = f"folder:{tmp_path / 'pictures'}", Ledger(f"{bucket}/out/ledger")
     prepare(name, tmp_path / "prepared", size=32)
     push(tmp_path / "prepared", f"{bucket}/data")
     home = tmp_path / "home"
@@ -53,15 +33,12 @@ def test_killed_sweep_on_s3_is_ended_by_the_same_command(bucket: str, tmp_path: 
         "--price-per-gpu-hour", "2.5",
     ]  # fmt: skip
 
-    def checkpoints() -> list[str]:
-        return [file for key in ledger.folders("checkpoints") for file in ledger.names(f"checkpoints/{key}")]
-
     def started() -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
     with started() as first:
-        waited(checkpoints, first)
+        wait_for("a checkpoint", lambda: checkpoints(ledger), first, 240)
         first.send_signal(signal.SIGKILL)
     assert ledger.results() == {}
     began = time.monotonic()
@@ -73,15 +50,12 @@ def test_killed_sweep_on_s3_is_ended_by_the_same_command(bucket: str, tmp_path: 
     assert time.monotonic() - began < SILENCE + 200
     results = ledger.results()
     assert f"{len(results)} of {len(results)} trials are done" in out
-    with sqlite3.connect(tmp_path / "mlflow.db") as base:
-        rows = base.execute(
-            "select t.value, r.status, (select count(*) from metrics m where m.run_uuid = r.run_uuid and"
-            " m.key = 'train/loss') from runs r join tags t on t.run_uuid = r.run_uuid and t.key = 'trial.key'"
-            " where r.lifecycle_stage = 'active'"
-        ).fetchall()
-    assert sorted(key for key, _, _ in rows) == sorted(results)
-    assert all((status, points) == ("FINISHED", results[key]["epochs"]) for key, status, points in rows)
-    assert checkpoints() == []
+    runs = child_runs(tmp_path / "mlflow.db")
+    assert sorted(runs) == sorted(results)
+    assert {key: run[1:] for key, run in runs.items()} == {
+        key: ("FINISHED", result["epochs"]) for key, result in results.items()
+    }
+    assert checkpoints(ledger) == []
     assert ledger.names("leases") == []
     verb = [sys.executable, "-m", "sweeps", "status", "--output", f"{bucket}/out"]
     said = subprocess.run(verb, capture_output=True, text=True, env=environment, check=True).stdout
@@ -92,6 +66,8 @@ HELD = """
 import os, sys
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
+from tests.support.commands import checkpoints, child_runs, wait_for
+from tests.support.pictures import picture_folder
 with Lease(Ledger(sys.argv[1]), "s"):
     os.kill(os.getpid(), 9)
 """

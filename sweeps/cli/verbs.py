@@ -95,10 +95,10 @@ def verify_resume(options: argparse.Namespace) -> int:
     import torch
 
     from data.datasets import data_dir
-    from sweeps.experiment.trial import Trial, code_fingerprint
-    from sweeps.training.run_trial import device_name
-    from sweeps.training.runtime import RuntimeConfig
-    from sweeps.training.verify_resume import shortened, verify
+    from sweeps.execution.verify_resume import shortened, verify
+    from sweeps.experiment.code_fingerprint import code_fingerprint
+    from sweeps.experiment.trial import Trial
+    from sweeps.training.runtime import RuntimeConfig, device_name
 
     ledger = _ledger(options)
     (_, sweep), = planned(ledger, options.sweep).items()  # fmt: skip
@@ -114,7 +114,11 @@ def verify_resume(options: argparse.Namespace) -> int:
     if found.differences:
         print(f"{cell.label}: killed {found.kills} times, and {', '.join(found.differences)} differ")
         return 1
-    proof = {"code": code_fingerprint(), "kills": found.kills, "device": device_name(torch.device(options.device))}
+    proof = {
+        "code": code_fingerprint(cell.net),
+        "kills": found.kills,
+        "device": device_name(torch.device(options.device)),
+    }
     ledger.write_json(f"verified/{cell.key}.json", proof)
     print(
         f"{cell.label}: killed {found.kills} times, weights, curves and scores are bit for bit those of one left alone"

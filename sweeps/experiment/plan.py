@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
-from sweeps.experiment.trial import Cell, Trial, cell_from_json, cell_to_json, code_fingerprint
+from sweeps.experiment.trial import Cell, Trial, cell_from_json, cell_to_json
 from sweeps.store.ledger import Json, Ledger
 
 Rates = tuple[tuple[str, float], ...]
@@ -224,13 +225,14 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     attempts = ledger.failed()
     begun = set(ledger.folders("checkpoints"))
     standings = []
+    codes = {cell.key: code_fingerprint(cell.net) for cell in sweep.cells}
     failed = {key for key, tries in attempts.items() if has_failed(tries)}
     parts = [cell_trials(cell, sweep.protocol, results, failed) for cell in sweep.cells]
     for trial in ordered(parts):
         result = results.get(trial.key)
         state, why = "new", ""
         if result is not None:
-            why = stale(result, fingerprints.get(trial.cell.dataset, ""))
+            why = stale(result, fingerprints.get(trial.cell.dataset, ""), codes[trial.cell.key])
             state = "stale" if why else "done"
         elif has_failed(attempts.get(trial.key, [])):
             state, why = "failed", str(attempts[trial.key][-1].get("error", ""))
@@ -245,11 +247,11 @@ def has_failed(attempts: list[Json]) -> bool:
     return len(attempts) >= MAX_ATTEMPTS or any(attempt.get("final") for attempt in attempts)
 
 
-def stale(result: Json, fingerprint: str) -> str:
+def stale(result: Json, fingerprint: str, code: str) -> str:
     """Return why a result no longer stands (its data or the code have changed since), or nothing."""
     if fingerprint and result.get("fingerprint") != fingerprint:
         return "the data have changed since"
-    return "the code has changed since" if result.get("code") != code_fingerprint() else ""
+    return "the code has changed since" if result.get("code") != code else ""
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from crelu_models.spec import Net, seed_from
@@ -192,30 +190,6 @@ def probed(trial: Trial, learned: int, holdout: int) -> int:
     if not phase.probe:
         return 0
     return min(PROBE, -(-learned // 4) if phase.split == "holdout" else holdout)
-
-
-@cache
-def code_fingerprint() -> str:
-    """Return the hash of the source that decides what a trial computes; a result of other code is stale."""
-    root = Path(__file__).resolve().parents[2]
-    names = [
-        *(f"crelu_models/{name}.py" for name in ("spec", "activations", "modules")),
-        *(f"data/{name}.py" for name in ("datasets", "load", "augment")),
-        *(f"sweeps/experiment/{name}.py" for name in ("recipe", "trial")),
-        *(
-            f"sweeps/training/{name}.py"
-            for name in ("distributed", "loop", "evaluate", "splits", "shared_batches", "trainer", "result")
-        ),
-    ]
-    total = hashlib.sha256()
-    for name in names:
-        tree = ast.parse((root / name).read_bytes())
-        for node in ast.walk(tree):
-            # Comments and docstrings compute nothing.
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                node.value = ast.Constant("")
-        total.update(f"{name} {ast.dump(tree)}".encode())
-    return total.hexdigest()[:16]
 
 
 def _recipe_json(recipe: Recipe) -> dict[str, Any]:

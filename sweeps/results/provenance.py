@@ -10,7 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sweeps.experiment.trial import code_fingerprint
+from crelu_models.tables import PAPER
+from sweeps.experiment.code_fingerprint import code_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"
@@ -24,7 +25,7 @@ def provenance() -> dict[str, Any]:
         "commit": commit,
         "changed": changed,
         "lock": hashlib.sha256(LOCK.read_bytes()).hexdigest() if LOCK.is_file() else "",
-        "code": code_fingerprint(),
+        "code": code_fingerprint(*PAPER.values()),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("numpy", "scipy", "pyarrow")},
     }

@@ -64,6 +64,12 @@ class Ledger:
 
     root: str
 
+    @classmethod
+    def in_output(cls, output: str) -> Ledger:
+        """Return the ledger of an output folder or URI; a local path may be relative, or begin with ~."""
+        root = output.rstrip("/") if "://" in output else os.path.abspath(os.path.expanduser(output))
+        return cls(f"{root}/ledger")
+
     @property
     def _arrow(self) -> Any:
         """Return pyarrow.fs, imported with the first file: what only declares and explains a sweep needs none."""

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sweeps.experiment.trial import PHASES, Trial, code_fingerprint
+from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.evaluate import Errors, counts, errors
 
@@ -76,7 +77,7 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> dict[s
         "seconds": outcome.seconds,
         "precision": outcome.precision,
         "fingerprint": outcome.fingerprint,
-        "code": code_fingerprint(),
+        "code": code_fingerprint(trial.cell.net),
         "hardware": outcome.hardware,
         "finished_ms": time.time_ns() // 1_000_000,
         "files": files,

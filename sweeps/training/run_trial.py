@@ -5,8 +5,6 @@ No Ray, no Optuna, no MLflow: a test, a notebook or a bare GPU machine can call 
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +19,7 @@ from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, score, ten_crop_scores
 from sweeps.training.loop import Diverged
 from sweeps.training.result import TrialOutcome, commit_result
-from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
 from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps
 from sweeps.training.splits import fingerprint, open_splits
 from sweeps.training.trainer import Report, Trainer
@@ -112,7 +110,7 @@ def _outcome(course: Trainer) -> Steps[TrialOutcome]:
         seconds=course.seconds + 0.0,
         precision=course.precision,
         fingerprint=fingerprint(course.trial.cell.dataset, course.config.data_dir),
-        hardware=_hardware(course),
+        hardware=hardware(course.device, course.config),
         classes=course.splits.facts.classes,
         ten_crops=course.splits.facts.crop < course.splits.facts.size,
         weights={name: value.detach().cpu() for name, value in course.learner.model.state_dict().items()},
@@ -167,41 +165,3 @@ def _reset(place: RuntimeConfig) -> None:
     torch.backends.cudnn.deterministic = place.deterministic
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-
-
-def _hardware(course: Trainer) -> dict[str, str]:
-    """Return what this trial ran on, for the record."""
-    device, ranks = course.device, course.ranks
-    notable = {"ranks": str(ranks.size)} if ranks.size > 1 else {}
-    if device.type == "cuda":
-        notable["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
-        if not course.config.deterministic:
-            notable["kernels"] = "fastest"
-    elif course.config.threads > 1:
-        notable["threads"] = str(course.config.threads)
-    return notable | {
-        "host": platform.node(),
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """Return what kind of device this is: bits are those of another one of the same name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory of tensors that are gone for the next ones, where its C library can.
-
-    glibc maps each tensor of more than 32 MiB anew, and the system clears its pages one by one at the first touch: on a
-    CPU a tenth of a training step, and several times what an activation itself costs.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_MMAP_MAX, 0)
-        set_option(_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h

@@ -1,20 +1,26 @@
-"""Where a trial runs: its ledger, its data, its device."""
+"""Where and with what a trial runs. Nothing in this module decides a number, so no change of it makes results stale."""
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Where and with what a trial runs. Nothing here changes the science, and nothing of it is in the key.
+    """Where a trial runs: ledger, data, device and the resources there. None of it is part of a trial's key.
 
-    `ledger` and `data_dir` are absolute; `workers` decode pictures, `threads` compute on a CPU; `fingerprint` is
-    that of the data the sweep was planned with (empty: any). A worker that takes no step for `hang_seconds` ends. A
-    file whose decoded pictures take no more than `resident_bytes` is decoded once and kept on the device. A data set
-    that is not in `data_dir` is pulled from `data_source`, where one is given. A trial is trained by so many `ranks`,
-    processes of one host that share each batch; each has `workers` and `threads` of its own, and a GPU where `device`
-    is cuda. There, without `deterministic`, cuDNN takes its fastest kernels: a step done again may differ in a bit.
+    `ledger` and `data_dir` are absolute. `workers` decode pictures, `threads` compute on a CPU. `fingerprint` is that
+    of the data the sweep was planned with ("": any). A worker that takes no step for `hang_seconds` ends. A file
+    whose decoded pictures take at most `resident_bytes` is decoded once and kept on the device. A data set that is
+    not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
+    each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. Without
+    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit.
     """
 
     ledger: str
@@ -30,3 +36,44 @@ class RuntimeConfig:
     resident_bytes: int = 2 << 30
     data_source: str = ""
     ranks: int = 1
+
+
+def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
+    """Return what a trial ran on, for its record."""
+    import torch
+
+    notable = {"ranks": str(config.ranks)} if config.ranks > 1 else {}
+    if device.type == "cuda":
+        notable["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
+        if not config.deterministic:
+            notable["kernels"] = "fastest"
+    elif config.threads > 1:
+        notable["threads"] = str(config.threads)
+    return notable | {
+        "host": platform.node(),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model of a device: another of the same model computes the same bits."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory of freed tensors for the next ones, where its C library can.
+
+    glibc maps each tensor of more than 32 MiB anew, and the system clears its pages one by one at the first touch: on a
+    CPU that is a tenth of a training step, and several times the cost of an activation.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_MMAP_MAX, 0)
+        set_option(_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -16,9 +16,10 @@ from crelu_models.modules import build, initialise
 from data.augment import centre_view, ten_views, training_view
 from data.datasets import order
 from data.load import Batch, Pictures
-from sweeps.experiment.trial import PHASES, Trial, code_fingerprint
+from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.trial import PHASES, Trial
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger, with_room
-from sweeps.training import checkpoint
 from sweeps.training.data_time import DataTimer
 from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import BATCH, Errors, counts, dead, errors, precision_of, score
@@ -93,7 +94,7 @@ class Trainer:
         told = [f"checkpoint {name} was damaged; the one before it was taken" for name in damaged]
         for name in damaged:
             self.ledger.delete(f"checkpoints/{self.trial.key}/{name}")
-        if saved is not None and saved.state.get("code") != code_fingerprint():
+        if saved is not None and saved.state.get("code") != code_fingerprint(self.trial.cell.net):
             # Half a training by other code would be a result of neither.
             self.ledger.delete(f"checkpoints/{self.trial.key}")
             told.append(f"the code has changed since epoch {saved.state['epoch']}; begun anew")
@@ -285,7 +286,7 @@ class Trainer:
         """Write the checkpoint; it is durable when this returns True. False: the disk was full until `stop()`."""
         learner, key = self.learner, self.trial.key
         state = {
-            "code": code_fingerprint(),
+            "code": code_fingerprint(self.trial.cell.net),
             "epoch": learner.epoch,
             "step": learner.step_count,
             "history": self.history,

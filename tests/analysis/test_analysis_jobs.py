@@ -20,52 +20,10 @@ from crelu_models.modules import build, initialise
 from crelu_models.spec import Net
 from crelu_models.tables import PAPER
 from data.write import prepare
-from sweeps.analysis import (
-    invariance,
-    job,
-    outgoing,
-    outgoing_correlations,
-    pairing,
-    pairing_scores,
-    reconstruction,
-    theory,
-)
-from sweeps.experiment.plan import Sweep, plan, plan_to_json
-from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
-from sweeps.experiment.trial import Cell, Trial
+from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores
 from sweeps.results import paper
 from sweeps.store.ledger import Ledger
-from sweeps.training.result import TrialOutcome, commit_result
-
-SMALL, LARGE = "synthetic:classes=4,train=40,test=40", "synthetic:size=72,classes=4,train=20,test=40"
-CELLS = (
-    Cell("Baseline", PAPER["S2"].width(1 / 16), SMALL, ALLCONV, "1", "Baseline"),
-    Cell("CReLU half", PAPER["S3_half"].width(1 / 12), SMALL, ALLCONV, "1", "CReLU half"),
-    Cell("CReLU conv1-4", PAPER["S9"].width(1 / 8), LARGE, IMAGENET_SGD, "4", "CReLU conv1-4"),
-)
-TRIALS = {cell.label: Trial(cell) for cell in CELLS}
-
-
-def outcome(trial: Trial, ending: str = "schedule") -> TrialOutcome:
-    net = trial.net
-    crop = 64 if trial.cell.dataset == LARGE else 32
-    model = build(net, 4, crop)
-    initialise(model, net, "he_fan_in", 0)
-    return TrialOutcome(
-        history=(),
-        events=(),
-        restarts=0,
-        ending=ending,
-        seconds=1.0,
-        precision="fp32",
-        fingerprint="f",
-        hardware={"host": "here"},
-        classes=4,
-        ten_crops=False,
-        weights=dict(model.state_dict()),
-        scores={},
-        train=None,
-    )
+from tests.support.analysis import LARGE, SMALL, TRIALS, fill, perform, read_summary
 
 
 @pytest.fixture(scope="session")
@@ -74,20 +32,6 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (SMALL, LARGE):
         prepare(name, where, writer="native", workers=1)
     return where
-
-
-def fill(found: Ledger) -> Ledger:
-    """Write a finished run a cell, one that only chose dropout, and one that diverged."""
-    for trial in (*TRIALS.values(), Trial(CELLS[0], "holdout"), Trial(CELLS[0], seed=1)):
-        found.write_json(f"trials/{trial.key}/trial.json", trial.to_json())
-        commit_result(found, trial, outcome(trial, "diverged" if trial.seed else "schedule"))
-    found.write_json("plans/small-demo.json", plan_to_json(plan(Sweep("small", "demo", CELLS), found, {})))
-    return found
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return fill(Ledger(str(tmp_path / "outputs/ledger")))
 
 
 @pytest.fixture(scope="session")
@@ -103,23 +47,6 @@ def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Ledger:
         for label, trial in TRIALS.items():
             if label != "Baseline" or name in ("pairing", "invariance"):
                 assert perform(name, found, data_dir, "--run", trial.key, *words) == 0
-    return found
-
-
-PAGES = {"pairing": pairing, "invariance": invariance, "reconstruction": reconstruction,
-         "outgoing": outgoing, "theory": theory}  # fmt: skip
-
-
-def perform(name: str, ledger: Ledger, data_dir: Path | str, *words: str) -> int:
-    output = str(Path(ledger.root).parent)
-    places = ["--output", output, "--data-dir", str(data_dir), "--reader", "threads"]
-    device = [] if "--device" in words else ["--device", "cpu"]
-    return job.perform(PAGES[name].JOB, PAGES[name].arguments().parse_args([*words, *places, *device]))
-
-
-def read_summary(ledger: Ledger, label: str, name: str) -> dict[str, Any]:
-    found = ledger.read_json(f"trials/{TRIALS[label].key}/analysis/{name}/summary.json")
-    assert found is not None, (label, name)
     return found
 
 

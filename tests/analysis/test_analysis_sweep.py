@@ -11,20 +11,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from test_analysis_jobs import PAGES, TRIALS, fill, perform, read_summary
 
 from sweeps.analysis import summary
 from sweeps.analysis.compute import JobSpec, run_job
 from sweeps.analysis.sources import NotApplicable, of_sweep
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
+from tests.support.analysis import PAGES, TRIALS, perform, read_summary
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return fill(Ledger(str(tmp_path / "outputs/ledger")))
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_analysis_jobs import SMALL, TRIALS, fill, perform
 
 from data.write import prepare
 from sweeps.analysis.compute import parquet
 from sweeps.store.ledger import Ledger
+from tests.support.analysis import SMALL, TRIALS, fill, perform
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -67,7 +67,7 @@ def fixed(columns: dict[str, Any]) -> bytes:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def ledger_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     found = tmp_path / "outputs/ledger"
@@ -75,8 +75,8 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return found
 
 
-def test_results_are_read_and_averaged(ledger: Path) -> None:
-    results(ledger)
+def test_results_are_read_and_averaged(ledger_folder: Path) -> None:
+    results(ledger_folder)
     found = execute("01_read_results")
     errors = found["errors"]
     assert errors.loc[("synthetic:size=72", "Baseline"), "mean"] == 41
@@ -84,9 +84,9 @@ def test_results_are_read_and_averaged(ledger: Path) -> None:
     assert found["right"].shape == (6, 3)
 
 
-def test_filters_are_read_from_what_the_analyses_leave(ledger: Path, tmp_path: Path) -> None:
+def test_filters_are_read_from_what_the_analyses_leave(ledger_folder: Path, tmp_path: Path) -> None:
     prepare(SMALL, tmp_path / "data", writer="native", workers=1)
-    filled = fill(Ledger(str(ledger)))
+    filled = fill(Ledger(str(ledger_folder)))
     for job, layers in (("pairing", 1), ("invariance", 2), ("outgoing", 3), ("reconstruction", 2)):
         run = ("--run", TRIALS["CReLU half"].key, "--samples", "30", "--layers", *[f"conv{layers}"])
         assert perform(job, filled, tmp_path / "data", *run) == 0

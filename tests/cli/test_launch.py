@@ -11,10 +11,10 @@ from sweeps.cli import run
 from sweeps.cli.forecast import TimeEstimate, cost_text
 from sweeps.cli.options import parser
 from sweeps.cli.settings import protocol_of, settle
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, expand, plan
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.search import Search
-from sweeps.experiment.trial import code_fingerprint
 from sweeps.imagenet_placement import CELLS, CROSSED
 
 
@@ -96,7 +96,8 @@ def test_stale_results_are_trained_anew_only_where_someone_says_so(
     sweep = Sweep("s", "demo", tuple(scaled(cell, "demo") for cell in WIDTH[:2]), Protocol())
     options = parser("s", "").parse_args([*words, "--output", str(tmp_path), "--profile", "demo"])
     settings = settle(sweep.cells, options)
-    for trial, code in zip(expand(sweep, {}), (code_fingerprint(), "older"), strict=True):
+    first, second = expand(sweep, {})
+    for trial, code in ((first, code_fingerprint(first.cell.net)), (second, "older")):
         result: dict[str, Any] = {"key": trial.key, "status": "finished", "fingerprint": "", "code": code}
         settings.ledger.commit(trial.key, result | {"metrics": {}, "curve": []})
     today = plan(sweep, settings.ledger, {})

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-from test_plan import BASE, CRELU
 
 from sweeps.cli.live_view import SweepProgress
 from sweeps.experiment.plan import Protocol, Sweep, cell_trials, plan
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
+from tests.support.sweeps import BASELINE, CRELU
 
-SWEEP = Sweep("s", "demo", (BASE, CRELU), Protocol(ablation=False, single=True, folds=2, search=Search(2, wave=2)))
+SWEEP = Sweep("s", "demo", (BASELINE, CRELU), Protocol(ablation=False, single=True, folds=2, search=Search(2, wave=2)))
 
 
 def result(error: float, tested: bool, status: str = "finished") -> Json:
@@ -40,11 +40,11 @@ def test_total_stays_what_the_plan_said_while_searches_become_seeds_and_folds(tm
 def test_row_tells_parts_averages_and_marks(tmp_path: Path) -> None:
     found = plan(SWEEP, Ledger(str(tmp_path)), {})
     progress = SweepProgress(found)
-    folds = [Trial(BASE, "fold", 0, (), fold, 2) for fold in range(2)]
+    folds = [Trial(BASELINE, "fold", 0, (), fold, 2) for fold in range(2)]
     progress.update_plan([standing.trial for standing in found.statuses] + folds, [])
     for trial, error, status in zip(folds, (20.0, 24.0), ("finished", "diverged"), strict=True):
         progress.apply("done", trial, result(error, True, status))
-    progress.apply("started", found.of(BASE)[0].trial, {})
+    progress.apply("started", found.of(BASELINE)[0].trial, {})
     label, parts, now, best, tested, marks = progress.rows()[0]
     assert (label, parts, best, tested, marks) == (
         "Baseline",
@@ -53,5 +53,5 @@ def test_row_tells_parts_averages_and_marks(tmp_path: Path) -> None:
         "22.00 ±2.00 (n 2)",
         "diverged",
     )
-    assert now.endswith(f"epoch 0/{BASE.recipe.epochs}")
+    assert now.endswith(f"epoch 0/{BASELINE.recipe.epochs}")
     assert progress.seconds == pytest.approx(7200.0)

@@ -1,69 +1,20 @@
 """A whole sweep by its command line: real Ray, real .beton files, real MLflow; killed, interrupted, resumed."""
 
 import json
-import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
+from tests.support.commands import call, checkpoints, child_runs, command, environment, started, wait_for
 
 SMALL = ["--smoke-test", "--set", "recipe.epochs=6"]
-
-
-def command(folder: Path, *arguments: str, sweep: str = "imagenet_placement") -> list[str]:
-    return [sys.executable, "-m", f"sweeps.{sweep}", *arguments, "--output", str(folder / "out")]
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a user who has set nothing, with a home of their own."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
-    home = folder / "home"
-    home.mkdir(exist_ok=True)
-    # What this test's python warns about in Ray and MLflow is not what it looks at.
-    return kept | {"HOME": str(home), "PYTHONWARNINGS": "ignore", "CI": "true", "COLUMNS": "140"} | more
-
-
-def call(folder: Path, *arguments: str, seconds: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(folder, *arguments), capture_output=True, text=True, timeout=seconds, env=environment(folder, **more)
-    )
-
-
-def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Return the running command, its lines on a pipe."""
-    return subprocess.Popen(
-        command(folder, *arguments), env=environment(folder), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(there: Any, process: subprocess.Popen[str], seconds: float = 180) -> None:
-    """Wait until `there()` is true; fail where the process ends or the time is over before."""
-    began = time.monotonic()
-    while not there():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() - began < seconds
-        time.sleep(0.05)
-
-
-def child_runs(folder: Path) -> dict[str, tuple[str, str, int]]:
-    """Return trial key -> (run, status, number of train/loss points) of the runs that are not deleted."""
-    with sqlite3.connect(folder / "out" / "mlflow.db") as base:
-        rows = base.execute(
-            "select t.value, r.run_uuid, r.status, (select count(*) from metrics m where m.run_uuid = r.run_uuid and"
-            " m.key = 'train/loss') from runs r join tags t on t.run_uuid = r.run_uuid and t.key = 'trial.key'"
-            " where r.lifecycle_stage = 'active'"
-        ).fetchall()
-    assert len({row[0] for row in rows}) == len(rows)
-    return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
 
 @pytest.mark.timeout(600)
@@ -71,23 +22,22 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
     slow = [*SMALL, "--max-concurrent", "1"]
 
-    def checkpoints() -> list[str]:
-        return [name for key in ledger.folders("checkpoints") for name in ledger.names(f"checkpoints/{key}")]
-
     with subprocess.Popen(
         command(tmp_path, *slow), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
     ) as first:
-        wait_for(checkpoints, first)
+        wait_for("a checkpoint", lambda: checkpoints(ledger), first)
         first.send_signal(signal.SIGKILL)
     assert ledger.results() == {}
-    before = checkpoints()
+    before = checkpoints(ledger)
 
     with subprocess.Popen(
         command(tmp_path, *slow), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
     ) as second:
         # The killed driver's workers may live for a moment longer: what counts is that the second one drives.
-        wait_for(lambda: (driver(ledger, "imagenet_placement-smoke") or {}).get("pid") == second.pid, second)
-        wait_for(lambda: ledger.results() or checkpoints()[-1:] > before[-1:], second)
+        wait_for(
+            "the lease", lambda: (driver(ledger, "imagenet_placement-smoke") or {}).get("pid") == second.pid, second
+        )
+        wait_for("a step", lambda: ledger.results() or checkpoints(ledger)[-1:] > before[-1:], second)
         second.send_signal(signal.SIGSTOP)  # or it would be done before the third has started
         busy = call(tmp_path, *slow)
         second.send_signal(signal.SIGINT)
@@ -102,7 +52,7 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
     assert third.returncode == 0, third.stderr
     table = json.loads(third.stdout)
     assert table["trials"] == {"new": 0, "running": 0, "done": 2, "stale": 0, "failed": 0}
-    runs = child_runs(tmp_path)
+    runs = child_runs(tmp_path / "out" / "mlflow.db")
     assert sorted(runs) == sorted(ledger.results())
     assert [(status, points) for _, status, points in runs.values()] == [("FINISHED", 6)] * 2
     for run, _, _ in runs.values():
@@ -117,7 +67,7 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
     assert "2 of 2 trials are done" in last.stdout
     assert "Ray" not in last.stderr
     assert time.monotonic() - began < 15
-    assert child_runs(tmp_path) == runs
+    assert child_runs(tmp_path / "out" / "mlflow.db") == runs
 
 
 @pytest.mark.parametrize("seconds", [0.2, 3.0])

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_write import cifar_tree
 
 from data.__main__ import main
 from data.datasets import beton_path
+from tests.support.pictures import cifar_tree
 
 
 def test_help_needs_no_heavy_import() -> None:
@@ -31,7 +31,7 @@ def test_prepare_verify_info_and_bench_follow_each_other(tmp_path: Path, capsys:
     assert main(["prepare", name, *place, "--writer", "native"]) == 0
     assert "40 pictures of 32 pixels in 10 classes" in capsys.readouterr().out
     assert main(["verify", name, *place]) == 0
-    assert capsys.readouterr().out.count("are whole") == 2
+    assert capsys.readouterr().out.count("are intact") == 2
     assert main(["info", name, *place, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [sidecar["count"] for sidecar in told.values()] == [40, 10]
@@ -63,7 +63,7 @@ def test_a_tree_of_cifar_in_the_data_dir_is_taken(tmp_path: Path, capsys: pytest
     assert main(["prepare", "cifar10", "--data-dir", str(tmp_path), "--writer", "native"]) == 0
     said = capsys.readouterr()
     assert "30 pictures of 32 pixels" in said.out
-    assert "here are 30 in 10" in said.err
+    assert "this one has 30 in 10" in said.err
 
 
 @pytest.mark.parametrize(

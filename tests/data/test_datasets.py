@@ -83,11 +83,11 @@ def test_stems_of_folders_are_safe_and_differ(tmp_path: Path) -> None:
     ("name", "told"),
     [
         ("cifra10", "nearest: cifar10"),
-        ("cifar10:size=64", "there are"),
+        ("cifar10:size=64", "use one of"),
         ("synthetic:colour=3", "not a field of synthetic|not one of"),
         ("synthetic:size=8", "16 or more"),
-        ("synthetic:size=-3", "whole number"),
-        ("folder:", "there are"),
+        ("synthetic:size=-3", "with an integer"),
+        ("folder:", "use one of"),
         ("folder:/nowhere", "data prepare folder:/nowhere"),
     ],
 )

@@ -62,9 +62,9 @@ def test_commands_say_what_came_and_what_was_there(
     shared, node = tmp_path / "shared", ["--data-dir", str(tmp_path / "node")]
     assert main(["push", str(shared), NAME, "--data-dir", str(prepared)]) == 0
     assert main(["pull", f"file://{shared}", *node]) == 0
-    assert capsys.readouterr().out.count("pulled, its fingerprint is right") == 2
+    assert capsys.readouterr().out.count("pulled, its fingerprint is correct") == 2
     assert main(["pull", str(shared), *node]) == 0
-    assert capsys.readouterr().out.count("was there") == 2
+    assert capsys.readouterr().out.count("already there") == 2
     assert main(["verify", NAME, *node]) == 0
 
 
@@ -90,7 +90,7 @@ def test_one_wrong_bit_is_refused_and_nothing_is_kept(folder: Path, tmp_path: Pa
     content = bytearray(path.read_bytes())
     content[where] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"is not the file its sidecar tells of \(.*\); nothing of it was kept"):
+    with pytest.raises(ValueError, match=r"does not match its sidecar \(.*\); the copy was deleted"):
         pull(str(folder), tmp_path / "node", [NAME])
     assert not beton_path(NAME, "train", tmp_path / "node").exists()
     assert not [name for name in left(tmp_path / "node") if "train=60" in name or "train60-test20-train" in name]
@@ -102,7 +102,7 @@ def test_a_file_cut_short_is_refused_before_it_is_copied(
     path = beton_path(NAME, "train", folder)
     os.truncate(path, path.stat().st_size - 1)
     assert main(["pull", str(folder), "--data-dir", str(tmp_path / "node")]) == 2
-    assert "is not whole; push it again" in capsys.readouterr().err
+    assert "is incomplete; push it again" in capsys.readouterr().err
     assert not (tmp_path / "node").exists()
 
 

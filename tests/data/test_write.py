@@ -21,6 +21,7 @@ from data import beton, synthetic
 from data.datasets import beton_path, dataset, holdout, stem
 from data.load import ThreadReader
 from data.write import prepare, verify
+from tests.support.pictures import cifar_tree, picture_folder
 
 WRITERS = ["native", *(["ffcv"] if importlib.util.find_spec("ffcv") else [])]
 
@@ -32,16 +33,6 @@ def stored(path: Path) -> np.ndarray:
     pictures = [pixels.numpy() for pixels in reader.read(np.arange(len(index.labels)), 64)]
     reader.close()
     return np.concatenate(pictures)
-
-
-def picture_folder(root: Path, split: str, counts: dict[str, int], size: tuple[int, int], suffix: str = "png") -> None:
-    """Write noise pictures root/split/class/0.png, ..."""
-    rng = np.random.default_rng(0)
-    for name, count in counts.items():
-        (root / split / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / split / name / f"{number}.{suffix}")
 
 
 def left_over(where: Path) -> list[str]:
@@ -143,22 +134,6 @@ def test_a_torn_pair_is_refused(tmp_path: Path) -> None:
 
 
 # CIFAR
-
-
-def cifar_tree(root: Path, per_batch: int) -> np.ndarray:
-    """Write a small tree in CIFAR-10's own layout (Python 2 pickles: protocol 2, bytes for str)."""
-    tree = root / "cifar-10-batches-py"
-    tree.mkdir(parents=True)
-    rng = np.random.default_rng(1)
-    pixels = rng.integers(0, 256, (6, per_batch, 3072), dtype=np.uint8)
-    for number, file in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        labels = [(i + number) % 10 for i in range(per_batch)]
-        kinds = (labels, np.array(labels), [np.int64(label) for label in labels])
-        batch = {b"data": pixels[number], b"labels": kinds[number % 3], b"filenames": [b"a.png"] * per_batch}
-        (tree / file).write_bytes(pickle.dumps(batch, protocol=2))
-    names = [f"class {label}".encode() for label in range(10)]
-    (tree / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
-    return pixels
 
 
 def test_a_small_tree_in_cifars_layout_is_read(tmp_path: Path) -> None:
@@ -335,8 +310,8 @@ def test_a_dead_writing_process_is_an_error_not_a_wait(tmp_path: Path) -> None:
         "from data import write, sources\n"
         "def fall(index): os.kill(os.getpid(), signal.SIGKILL)\n"
         "source = sources.sources('synthetic:train=20,test=10', None, Path('.'), None, 0)['train']\n"
-        "way = write._Way('ffcv', 90, 1)\n"
-        "try: write._written(Path(sys.argv[1]), source._replace(picture=fall), 'train', way, lambda *x: None)\n"
+        "options = write._Options('ffcv', 90, 1)\n"
+        "try: write._write_readable(Path(sys.argv[1]), source._replace(picture=fall), 'train', options, print)\n"
         "except OSError as error: print(error)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, timeout=120)

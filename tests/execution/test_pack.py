@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import LARGE, SMALL, Killed, left, place, trial_of
 
 from data.datasets import Ints, dataset
 from data.load import ThreadReader
-from data.write import prepare
 from sweeps.execution.pack import perform_pack
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
@@ -21,21 +19,17 @@ from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.splits import _kept
-
-FAMILIES = {
-    "allconv with dropout": (1.0, 0.5, 2.0),
-    "VGG with batch norm": (1.0, 0.5, 2.0),
-    "All-CNN-B": (1.0, 0.3, 2.0),
-    "All-CNN-B by Adam": (1.0, 0.5),
-}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("data")
-    for name in (SMALL, LARGE):
-        prepare(name, where)
-    return where
+from tests.support.trials import (
+    FAMILIES,
+    SMALL,
+    Hashes,
+    Killed,
+    artifact_hashes,
+    members,
+    runtime_config,
+    scaled_lr,
+    trial_of,
+)
 
 
 @pytest.fixture
@@ -54,28 +48,18 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def streaming(data: Path, ledger: Path, **changes: Any) -> RuntimeConfig:
     """Return a place where every picture is read from its file each time it is asked for."""
-    return place(data, ledger, resident_bytes=0, **changes)
+    return runtime_config(data, ledger, resident_bytes=0, **changes)
 
 
-def rates(trial: Trial, factor: float) -> Trial:
-    """Return the trial with another learning rate: another net after its first step, on the same stream."""
-    recipe = dataclasses.replace(trial.cell.recipe, lr=trial.cell.recipe.lr * factor)
-    return dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, recipe=recipe))
-
-
-def members(family: str, phase: str = "ablation") -> list[Trial]:
-    return [rates(trial_of(family, phase), factor) for factor in FAMILIES[family]]
-
-
-def alone(trials: Sequence[Trial], here: RuntimeConfig) -> list[dict[str, str]]:
-    """Return what each trial leaves that is trained for itself."""
+def trained_alone(trials: Sequence[Trial], here: RuntimeConfig) -> list[dict[str, str]]:
+    """Return what trials leave that train one after another on a ledger that a test has prepared."""
     for trial in trials:
         run_trial(trial, here, lambda *_: None)
-    return [left(Path(here.ledger), trial) for trial in trials]
+    return outcomes(trials, here)
 
 
 def outcomes(trials: Sequence[Trial], here: RuntimeConfig) -> list[dict[str, str]]:
-    return [left(Path(here.ledger), trial) for trial in trials]
+    return [artifact_hashes(Path(here.ledger), trial) for trial in trials]
 
 
 def quiet(news: dict[str, Any]) -> None:
@@ -85,16 +69,19 @@ def quiet(news: dict[str, Any]) -> None:
 @pytest.mark.parametrize("phase", ["ablation", "holdout"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_member_ends_as_alone_and_pictures_are_read_once_for_all(
-    family: str, phase: str, data: Path, tmp_path: Path, decoded: Counter[str]
+    family: str, phase: str, data: Path, tmp_path: Path, decoded: Counter[str], uninterrupted: Hashes
 ) -> None:
     trials = members(family, phase)
-    expected = alone(trials, streaming(data, tmp_path / "alone"))
-    apart, reports = decoded.copy(), []
+    expected = [uninterrupted(trial) for trial in trials]
+    decoded.clear()
+    run_trial(trials[0], streaming(data, tmp_path / "alone"), lambda *_: None)
+    assert artifact_hashes(tmp_path / "alone", trials[0]) == expected[0]
+    by_one, reports = decoded.copy(), []
     decoded.clear()
     perform_pack(trials, streaming(data, tmp_path / "pack"), reports.append)
     assert outcomes(trials, streaming(data, tmp_path / "pack")) == expected
     assert len({found["history"] for found in expected}) == len(trials)
-    assert {name: len(trials) * count for name, count in decoded.items()} == apart
+    assert decoded == by_one
     assert set(decoded) == ({"train", "test"} if phase == "ablation" else {"train"})
     rows = [(news["key"], news["epoch"]) for news in reports if "row" in news]
     assert sorted(rows) == sorted((trial.key, epoch) for trial in trials for epoch in (1, 2, 3))
@@ -117,9 +104,11 @@ def killed(trials: Sequence[Trial], here: RuntimeConfig, turns: int) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_killed_pack_goes_on_alone_or_in_another_pack(family: str, data: Path, tmp_path: Path) -> None:
+def test_killed_pack_goes_on_alone_or_in_another_pack(
+    family: str, data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
     trials, draw = members(family), random.Random(family)
-    expected = alone(trials, streaming(data, tmp_path / "alone"))
+    expected = [uninterrupted(trial) for trial in trials]
     # Checkpoints at every step; killed between members, so that they stand at different steps.
     here = streaming(data, tmp_path / "killed", checkpoint_minutes=0.0)
     assert killed(trials, here, draw.randrange(4, 10))
@@ -130,22 +119,26 @@ def test_killed_pack_goes_on_alone_or_in_another_pack(family: str, data: Path, t
     assert outcomes(trials, here) == expected
 
 
-def test_member_behind_catches_up_and_then_shares(data: Path, tmp_path: Path, decoded: Counter[str]) -> None:
+def test_member_behind_catches_up_and_then_shares(
+    data: Path, tmp_path: Path, decoded: Counter[str], uninterrupted: Hashes
+) -> None:
     trials = members("allconv with dropout")
-    expected = alone(trials, streaming(data, tmp_path / "alone"))
-    once = decoded["train"] // len(trials)
+    expected = [uninterrupted(trial) for trial in trials]
+    decoded.clear()
+    run_trial(trials[0], streaming(data, tmp_path / "alone"), lambda *_: None)
+    by_one = decoded["train"]
     here = streaming(data, tmp_path / "pack", checkpoint_minutes=0.0)
     assert killed(trials[:1], here, 9)
     decoded.clear()
     perform_pack(trials, here, quiet)
     assert outcomes(trials, here) == expected
     # The laggards' way is the whole way: what the first had behind it is read for them alone, and nothing twice.
-    assert decoded["train"] == once
+    assert decoded["train"] == by_one
 
 
-def test_stopped_pack_saves_every_member(data: Path, tmp_path: Path) -> None:
+def test_stopped_pack_saves_every_member(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     trials = members("All-CNN-B")
-    expected = alone(trials, streaming(data, tmp_path / "alone"))
+    expected = [uninterrupted(trial) for trial in trials]
     here, count = streaming(data, tmp_path / "stopped"), iter(range(10))
     perform_pack(trials, here, quiet, lambda: next(count, None) is None)
     ledger = Ledger(here.ledger)
@@ -161,11 +154,11 @@ def over(reports: list[dict[str, Any]]) -> list[str]:
     return [news["key"] for news in reports if "over" in news]
 
 
-def test_diverging_member_leaves_and_ends_as_alone(data: Path, tmp_path: Path) -> None:
+def test_diverging_member_leaves_and_ends_as_alone(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     good = members("allconv with dropout")
-    wild = rates(good[0], 1e8)
+    wild = scaled_lr(good[0], 1e8)
     trials, reports = [good[0], wild, good[1]], list[dict[str, Any]]()
-    expected = alone(trials, streaming(data, tmp_path / "alone"))
+    expected = [uninterrupted(trial) for trial in trials]
     here = streaming(data, tmp_path / "pack")
     perform_pack(trials, here, reports.append)
     ledger = Ledger(here.ledger)
@@ -180,10 +173,10 @@ def test_diverging_member_leaves_and_ends_as_alone(data: Path, tmp_path: Path) -
     assert (result["status"], result["restarts"]) == ("diverged", 3)
 
 
-def test_pruned_member_leaves_and_the_others_go_on(data: Path, tmp_path: Path) -> None:
+def test_pruned_member_leaves_and_the_others_go_on(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     trials = members("VGG with batch norm", "holdout")
     trials[1] = dataclasses.replace(trials[1], pruning_thresholds=(1000.0, -1.0))
-    expected, reports = alone(trials, streaming(data, tmp_path / "alone")), list[dict[str, Any]]()
+    expected, reports = [uninterrupted(trial) for trial in trials], list[dict[str, Any]]()
     perform_pack(trials, streaming(data, tmp_path / "pack"), reports.append)
     assert outcomes(trials, streaming(data, tmp_path / "pack")) == expected
     assert over(reports)[0] == trials[1].key
@@ -200,7 +193,7 @@ def test_matched_member_leaves_and_the_others_go_on(data: Path, tmp_path: Path) 
         result = Ledger(str(tmp_path / name)).result(first.key)
         assert result is not None
         Ledger(str(tmp_path / name)).commit(first.key, result | {"metrics": result["metrics"] | {"best/epoch": 1.0}})
-    expected, reports = alone(trials, streaming(data, tmp_path / "alone")), list[dict[str, Any]]()
+    expected, reports = trained_alone(trials, streaming(data, tmp_path / "alone")), list[dict[str, Any]]()
     perform_pack(trials, streaming(data, tmp_path / "pack"), reports.append)
     assert outcomes(trials, streaming(data, tmp_path / "pack")) == expected
     assert [news["key"] for news in reports if "row" in news] == [*(t.key for t in trials), *2 * [trials[1].key]]
@@ -221,10 +214,10 @@ def broken(monkeypatch: pytest.MonkeyPatch, trial: Trial, error: Callable[[], Ex
 
 @pytest.mark.parametrize("final", [True, False])
 def test_failing_member_harms_no_other(
-    final: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    final: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Hashes
 ) -> None:
     trials = members("All-CNN-B")
-    expected = alone(trials, streaming(data, tmp_path / "alone"))
+    expected = [uninterrupted(trial) for trial in trials]
     broken(monkeypatch, trials[1], lambda: ValueError("never") if final else RuntimeError("this time"))
     here, reports = streaming(data, tmp_path / "pack"), list[dict[str, Any]]()
     perform_pack(trials, here, reports.append)
@@ -249,9 +242,11 @@ def test_error_of_the_device_ends_the_pack_and_is_its_causes(
     assert [len(Ledger(here.ledger).attempts(trial.key)) for trial in trials] == [0, 1, 0]
 
 
-def test_pack_that_does_not_fit_goes_on_smaller(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trials = [rates(trial_of("allconv with dropout"), factor) for factor in (1.0, 0.5, 2.0, 0.7)]
-    expected = alone(trials, streaming(data, tmp_path / "alone"))
+def test_pack_that_does_not_fit_goes_on_smaller(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Hashes
+) -> None:
+    trials = [scaled_lr(trial_of("allconv with dropout"), factor) for factor in (1.0, 0.5, 2.0, 0.7)]
+    expected = [uninterrupted(trial) for trial in trials]
     short = lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")  # noqa: E731
     broken(monkeypatch, trials[1], short)
     here, reports = streaming(data, tmp_path / "pack"), list[dict[str, Any]]()
@@ -266,13 +261,15 @@ def test_pack_that_does_not_fit_goes_on_smaller(data: Path, tmp_path: Path, monk
     assert outcomes(trials, here) == expected
 
 
-def test_folds_of_a_resident_set_gather_their_own_pictures(data: Path, tmp_path: Path, decoded: Counter[str]) -> None:
+def test_folds_of_a_resident_set_gather_their_own_pictures(
+    data: Path, tmp_path: Path, decoded: Counter[str], uninterrupted: Hashes
+) -> None:
     cell = trial_of("VGG with batch norm").cell
     trials = [Trial(cell, "fold", 0, fold=fold, folds=3) for fold in range(3)]
-    expected = alone(trials, place(data, tmp_path / "alone"))
+    expected = [uninterrupted(trial) for trial in trials]
     _kept.cache_clear()
     decoded.clear()
-    perform_pack(trials, place(data, tmp_path / "pack"), quiet)
-    assert outcomes(trials, place(data, tmp_path / "pack")) == expected
+    perform_pack(trials, runtime_config(data, tmp_path / "pack"), quiet)
+    assert outcomes(trials, runtime_config(data, tmp_path / "pack")) == expected
     facts = dataset(SMALL)
     assert decoded == {name: facts.splits[name] for name in ("train", "test")}

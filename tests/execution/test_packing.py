@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pack import members, rates
-from test_resume import LARGE, SMALL, left, place, trial_of
-from test_sweep import call
 
 from crelu_models.tables import S2
-from data.write import prepare
 from sweeps.cli.options import parser
 from sweeps.execution import packing, throughput
 from sweeps.execution.packing import PackPolicy
@@ -30,13 +26,15 @@ from sweeps.store.ledger import Json, Ledger, failed_attempt
 from sweeps.training import shared_batches
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
+from tests.support.commands import call
+from tests.support.trials import LARGE, SMALL, Hashes, artifact_hashes, members, runtime_config, scaled_lr, trial_of
 
 
 def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
     base = trial_of("allconv with dropout")
     other = dataclasses.replace(base.cell, net=S2, label="another")
     same = [
-        rates(base, 2.0),
+        scaled_lr(base, 2.0),
         dataclasses.replace(base, cell=other),
         dataclasses.replace(base, dropout=(("pool1", 0.1),)),
     ]
@@ -54,7 +52,7 @@ def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
 
 def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
     base = trial_of("All-CNN-B")
-    trials = [rates(base, factor) for factor in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    trials = [scaled_lr(base, factor) for factor in (1.0, 2.0, 3.0, 4.0, 5.0)]
     other = dataclasses.replace(base, seed=9)
     stand = {trials[2].key: 1, trials[3].key: -1}
 
@@ -74,7 +72,7 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
 
 
 def test_packs_form_where_making_a_picture_takes_a_tenth_of_learning_from_it() -> None:
-    trials = [rates(trial_of("All-CNN-B"), factor) for factor in (1.0, 2.0)]
+    trials = [scaled_lr(trial_of("All-CNN-B"), factor) for factor in (1.0, 2.0)]
     speeds = {trials[0].cell.key: 200.0, trials[1].cell.key: 50.0}
     makers = {LARGE: Maker(1000.0, 8e9)}
     packs = packing.policy_from_throughput(trials, speeds, makers, "cpu")
@@ -99,7 +97,7 @@ def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
     found = DriverState(
         Sweep("s", "demo", cells),
         ledger,
-        place(folder, folder),
+        runtime_config(folder, folder),
         TrialResources(),
         lambda *_: None,
         "now",
@@ -265,27 +263,21 @@ def test_even_packs_leave_no_worker_idle(tmp_path: Path, monkeypatch: pytest.Mon
     assert [len(asked(queue, name)) for name in "abc"] == [3, 3, 2]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("data")
-    for name in (SMALL, LARGE):
-        prepare(name, where)
-    return where
-
-
 def order(trials: list[Trial], data: Path, ledger: Path, **changes: Any) -> Json:
     """Return what the queue gives a worker."""
     return {
         "key": "k",
         "pack": "now-a",
         "trials": [json.dumps(trial.to_json()) for trial in trials],
-        "place": dataclasses.asdict(place(data, ledger, **changes)),
+        "place": dataclasses.asdict(runtime_config(data, ledger, **changes)),
         "stop": "stops/now",
         "work": "sweeps.training.run_trial:run_trial",
     }
 
 
-def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(data: Path, tmp_path: Path) -> None:
+def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(
+    data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
     trials, heard = members("All-CNN-B"), list[Json]()
     ledger = Ledger(str(tmp_path / "pack"))
     ledger.write_json("packs/now-a.json", {"left": [trials[0].key]})
@@ -298,8 +290,7 @@ def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(data: Path, 
     assert [len(ledger.attempts(trial.key)) for trial in trials] == [0, 1, 0]
     assert ledger.attempts(trials[1].key)[0]["trace"] == "stack"
     assert ledger.read_json("packs/now-a.json") == {"left": sorted(trial.key for trial in trials)}
-    run_trial(trials[2], place(data, tmp_path / "alone"), lambda *_: None)
-    assert left(tmp_path / "pack", trials[2]) == left(tmp_path / "alone", trials[2])
+    assert artifact_hashes(tmp_path / "pack", trials[2]) == uninterrupted(trials[2])
 
 
 def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
@@ -330,7 +321,7 @@ def test_sweep_in_packs_ends_as_each_trial_alone(tmp_path: Path) -> None:
     for key in ledger.results():
         trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
         run_trial(trial, RuntimeConfig(str(tmp_path / "alone"), where), lambda *_: None)
-        assert left(tmp_path / "alone", trial) == left(Path(ledger.root), trial)
+        assert artifact_hashes(tmp_path / "alone", trial) == artifact_hashes(Path(ledger.root), trial)
 
 
 def test_pack_is_off_auto_or_a_number() -> None:
@@ -345,7 +336,7 @@ def test_reading_is_measured_where_streams_are_shared_and_kept(data: Path, tmp_p
     pair, other = members("All-CNN-B")[:2], trial_of("allconv with dropout")
     assert packing.shared_datasets([*pair, other], ()) == {LARGE}
     assert packing.shared_datasets([*pair, other], {LARGE}) == set()
-    maker = throughput.measure_maker((LARGE, place(data, tmp_path)))
+    maker = throughput.measure_maker((LARGE, runtime_config(data, tmp_path)))
     assert maker.pictures_per_s > 0
     ledger = Ledger(str(tmp_path))
     throughput.keep(ledger, {LARGE: maker}, "here")

@@ -19,8 +19,6 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_resume import LARGE, SMALL, place, trial_of
-from test_sweep import child_runs, started, wait_for
 
 from crelu_models.modules import Dropout
 from data.datasets import dataset
@@ -42,6 +40,8 @@ from sweeps.store.ledger import Ledger, failed_attempt
 from sweeps.training.distributed import Ranks
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
+from tests.support.commands import checkpoints, child_runs, started, wait_for
+from tests.support.trials import SMALL, runtime_config, trial_of
 
 # With learning rates at which a net does not blow the order of its sums up: two threads in place of one differ as much.
 FAMILIES = {"allconv with dropout": 1e-3, "VGG with batch norm": 3e-4, "All-CNN-B": 0.01, "All-CNN-B by Adam": 1e-4}
@@ -50,11 +50,9 @@ TESTED = "synthetic:size=32,classes=4,train=100,test=600"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("data")
-    for name in (SMALL, LARGE, TESTED):
-        prepare(name, where)
-    return where
+def data(data: Path) -> Path:
+    prepare(TESTED, data)
+    return data
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +114,7 @@ def assert_same(trial: Trial, here: RuntimeConfig, there: RuntimeConfig) -> None
 @pytest.mark.parametrize(("family", "lr"), [*FAMILIES.items()])
 def test_two_ranks_end_as_one_device_does(family: str, lr: float, data: Path, tmp_path: Path) -> None:
     trial, epochs = exact(family, lr=lr), []
-    one, two = place(data, tmp_path / "one"), place(data, tmp_path / "two", ranks=2)
+    one, two = runtime_config(data, tmp_path / "one"), runtime_config(data, tmp_path / "two", ranks=2)
     alone = run_trial(trial, one, lambda *_: None)
     result = rank_processes.run_trial(trial, two, lambda epoch, _: epochs.append(epoch))
     assert_same(trial, one, two)
@@ -133,7 +131,10 @@ def test_uneven_ranks_end_as_one_device_does(phase: str, data: Path, tmp_path: P
     trial = exact("allconv with dropout", phase, lr=1e-3, batch=19)
     if phase == "ablation":
         trial = dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, dataset=TESTED))
-    one, three = place(data, tmp_path / "one"), place(data, tmp_path / "three", ranks=3, resident_bytes=0)
+    one, three = (
+        runtime_config(data, tmp_path / "one"),
+        runtime_config(data, tmp_path / "three", ranks=3, resident_bytes=0),
+    )
     run_trial(trial, one, lambda *_: None)
     rank_processes.run_trial(trial, three, lambda *_: None)
     assert_same(trial, one, three)
@@ -145,7 +146,10 @@ def test_trial_of_which_a_rank_died_goes_on_with_any_number_of_ranks(
     before: int, after: int, data: Path, tmp_path: Path
 ) -> None:
     trial, epochs = exact("VGG with batch norm", lr=3e-4), []
-    one, here = place(data, tmp_path / "one"), place(data, tmp_path / "here", checkpoint_minutes=0.0, ranks=before)
+    one, here = (
+        runtime_config(data, tmp_path / "one"),
+        runtime_config(data, tmp_path / "here", checkpoint_minutes=0.0, ranks=before),
+    )
     run_trial(trial, one, lambda *_: None)
     if before > 1:
         lost(trial, here, before - 1)
@@ -159,13 +163,13 @@ def test_trial_of_which_a_rank_died_goes_on_with_any_number_of_ranks(
 
 
 def test_leader_may_die_too(data: Path, tmp_path: Path) -> None:
-    trial, here = exact("allconv with dropout"), place(data, tmp_path, ranks=2)
+    trial, here = exact("allconv with dropout"), runtime_config(data, tmp_path, ranks=2)
     lost(trial, here, 0)
     assert rank_processes.run_trial(trial, here, lambda *_: None) is not None
 
 
 def test_stopped_ranks_save_where_they_are_and_stay_for_the_next_trial(data: Path, tmp_path: Path) -> None:
-    trial, here, told = exact("allconv with dropout", lr=1e-3), place(data, tmp_path, ranks=2), []
+    trial, here, told = exact("allconv with dropout", lr=1e-3), runtime_config(data, tmp_path, ranks=2), []
     assert rank_processes.run_trial(trial, here, lambda epoch, _: told.append(epoch), lambda: bool(told)) is None
     (kept,) = rank_processes._groups()
     saved = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
@@ -173,8 +177,8 @@ def test_stopped_ranks_save_where_they_are_and_stay_for_the_next_trial(data: Pat
     assert rank_processes.run_trial(trial, here, lambda epoch, _: told.append(epoch)) is not None
     assert told == [1, 2, 3]
     assert rank_processes._groups() == [kept]
-    run_trial(trial, place(data, tmp_path / "one"), lambda *_: None)
-    assert_same(trial, place(data, tmp_path / "one"), here)
+    run_trial(trial, runtime_config(data, tmp_path / "one"), lambda *_: None)
+    assert_same(trial, runtime_config(data, tmp_path / "one"), here)
 
 
 def test_ranks_of_a_killed_worker_end(data: Path, tmp_path: Path) -> None:
@@ -189,7 +193,7 @@ def test_ranks_of_a_killed_worker_end(data: Path, tmp_path: Path) -> None:
         "trial, config = (json.loads(word) for word in sys.argv[1:])\n"
         "rank_processes.run_trial(trial_from_json(trial), RuntimeConfig(**config), die)\n"
     )
-    here = dataclasses.asdict(place(data, tmp_path, ranks=2))
+    here = dataclasses.asdict(runtime_config(data, tmp_path, ranks=2))
     words = [sys.executable, "-c", code, json.dumps(exact("All-CNN-B").to_json()), json.dumps(here)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -212,7 +216,7 @@ def running(pid: str) -> bool:
 def test_batch_with_fewer_pictures_than_ranks_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a batch of 1 pictures cannot be shared by 2 ranks \(batch 79 of 80"):
         rank_processes.run_trial(
-            exact("allconv with dropout", batch=79), place(data, tmp_path, ranks=2), lambda *_: None
+            exact("allconv with dropout", batch=79), runtime_config(data, tmp_path, ranks=2), lambda *_: None
         )
     recipe = exact("VGG with batch norm", batch=33).cell.recipe
     recipe.shared(100, 33)  # its last batch is dropped
@@ -221,7 +225,7 @@ def test_batch_with_fewer_pictures_than_ranks_is_refused(data: Path, tmp_path: P
 
 
 def test_error_of_a_rank_is_told_with_its_own_trace(data: Path, tmp_path: Path) -> None:
-    here = place(data, tmp_path, ranks=2, fingerprint="other")
+    here = runtime_config(data, tmp_path, ranks=2, fingerprint="other")
     with pytest.raises(ValueError, match="not those the sweep was planned with") as found:
         rank_processes.run_trial(exact("All-CNN-B"), here, lambda *_: None)
     told = failed_attempt(found.value, final=True)
@@ -231,12 +235,12 @@ def test_error_of_a_rank_is_told_with_its_own_trace(data: Path, tmp_path: Path) 
 
 def own_error(data: Path, folder: Path) -> ValueError:
     with pytest.raises(ValueError, match="planned") as found:
-        run_trial(exact("All-CNN-B"), place(data, folder, fingerprint="other"), lambda *_: None)
+        run_trial(exact("All-CNN-B"), runtime_config(data, folder, fingerprint="other"), lambda *_: None)
     return found.value
 
 
 def test_ranks_whose_memory_runs_out_go_on_in_smaller_parts(data: Path, tmp_path: Path) -> None:
-    trial, here = exact("allconv with dropout", lr=1e-3), place(data, tmp_path / "two", ranks=2)
+    trial, here = exact("allconv with dropout", lr=1e-3), runtime_config(data, tmp_path / "two", ranks=2)
     # In the ranks' own processes, a step of more than two pictures at once does not fit in the middle of an epoch.
     (tmp_path / "sitecustomize.py").write_text(SHORT)
     sys.path.insert(0, str(tmp_path))
@@ -250,20 +254,20 @@ def test_ranks_whose_memory_runs_out_go_on_in_smaller_parts(data: Path, tmp_path
     assert [event for event in result["events"] if "parts" in event] == [
         f"out of memory: steps of batch 16 are taken in {parts} parts" for parts in (2, 4)
     ]
-    run_trial(trial, place(data, tmp_path / "one"), lambda *_: None)
-    assert_same(trial, place(data, tmp_path / "one"), here)
+    run_trial(trial, runtime_config(data, tmp_path / "one"), lambda *_: None)
+    assert_same(trial, runtime_config(data, tmp_path / "one"), here)
 
 
 SHORT = """
 import torch
-from sweeps.training import loop
+from sweeps.training.loop import Learner
 
-def limited(learner, images, labels, advance=train.Learner.advance):
-    if len(images) > 2 * learner.parts and learner.step >= 2:
+def limited(learner, images, labels, advance=Learner.step):
+    if len(images) > 2 * learner.micro_batches and learner.step_count >= 2:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     advance(learner, images, labels)
 
-train.Learner.advance = limited
+Learner.step = limited
 """
 
 
@@ -307,7 +311,7 @@ def ranks_below(folder: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             ours = str(folder).encode() in (process / "environ").read_bytes()
-            if ours and b"sweeps.crew" in (process / "cmdline").read_bytes():
+            if ours and b"sweeps.execution.rank_processes" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return sorted(found)
 
@@ -317,7 +321,7 @@ def test_sweep_whose_trials_have_two_ranks_survives_the_death_of_one(tmp_path: P
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
     words = ["--smoke-test", "--set", "recipe.epochs=6", "--ranks", "2"]
     with started(tmp_path, *words) as process:
-        wait_for(lambda: any(ledger.names(f"checkpoints/{key}") for key in ledger.folders("checkpoints")), process)
+        wait_for("a checkpoint", lambda: checkpoints(ledger), process)
         os.kill(ranks_below(tmp_path)[-1], signal.SIGKILL)
         said = process.communicate(timeout=300)
     assert process.returncode == 0, said
@@ -325,7 +329,7 @@ def test_sweep_whose_trials_have_two_ranks_survives_the_death_of_one(tmp_path: P
     assert [result["hardware"]["ranks"] for result in results.values()] == ["2", "2"]
     (attempt,) = [attempt for key in results for attempt in ledger.attempts(key)]
     assert "of 2 died (signal 9)" in attempt["error"]
-    assert [points for _, _, points in child_runs(tmp_path).values()] == [6, 6]
+    assert [points for _, _, points in child_runs(tmp_path / "out" / "mlflow.db").values()] == [6, 6]
     assert not ranks_below(tmp_path)
 
 

@@ -9,8 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from test_resume import SMALL, place, trial_of
-
 from data.datasets import dataset
 from data.write import prepare
 from sweeps.cli.forecast import FIXED, Forecast, pictures
@@ -23,6 +21,7 @@ from sweeps.execution.throughput import Gauge, Maker, take
 from sweeps.experiment.plan import Sweep, plan
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
+from tests.support.trials import SMALL, runtime_config, trial_of
 
 ROOT = Path(__file__).parents[2]
 Found = tuple[dict[str, Speed], dict[str, Maker]]
@@ -88,7 +87,7 @@ def test_what_cannot_be_measured_is_left_out(tmp_path: Path) -> None:
     assert share is not None
     share["nets"][0][3] = 1  # no map is left of pictures of one pixel
     prepare(SMALL, tmp_path)
-    config = {"measure": share, "place": dataclasses.asdict(place(tmp_path, tmp_path)), "stop": "stops/x"}
+    config = {"measure": share, "place": dataclasses.asdict(runtime_config(tmp_path, tmp_path)), "stop": "stops/x"}
     take(config, told_of.append)
     ((_, found),) = told_of[0].items()
     assert sorted(found["nets"]) == ["0.5", "1.0"]
@@ -144,7 +143,7 @@ def drive(folder: str) -> None:
     cells = tuple(dataclasses.replace(trial.cell, label=f"{n}", net=trial.cell.net.width(n)) for n in (1.0, 0.5))
     ray_runtime.init_ray("local", 2)
     session = DriverState(
-        Sweep("s", "demo", cells), Ledger(folder), place(data, data), TrialResources(),
+        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data), TrialResources(),
         lambda event, trial, news: events.update([event + (f" {news['epoch']:g}" if event == "epoch" else "")]),
         "now", {},
     )  # fmt: skip
@@ -156,10 +155,10 @@ def drive(folder: str) -> None:
 
 
 def test_the_driver_hears_of_each_epoch_and_each_measurement(tmp_path: Path) -> None:
-    code = "import sys; from test_throughput import drive; drive(sys.argv[1])"
+    code = "import sys; from tests.execution.test_throughput import drive; drive(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=280,
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}/tests/execution:{ROOT}/tests/training:{ROOT}"}, check=False,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     events, found, epochs, errors = json.loads(done.stdout.strip().splitlines()[-1])

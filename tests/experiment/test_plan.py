@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 
 from crelu_models.tables import S2
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, expand, plan, plan_to_json, sweep_from_json
-from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
-from sweeps.experiment.trial import Cell, Trial, code_fingerprint
+from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
+from tests.support.sweeps import BASELINE, CRELU
 
-BASE = Cell("Baseline", S2, "cifar10", ALLCONV, "1", "Baseline")
-CRELU = Cell("CReLU conv1-4", S2.crelu(1, 2, 3, 4), "cifar10", ALLCONV)
-SWEEP = Sweep("s", "demo", (BASE, CRELU), Protocol(seeds=2))
+SWEEP = Sweep("s", "demo", (BASELINE, CRELU), Protocol(seeds=2))
 
 
 def done(ledger: Ledger, trial: Trial, **changes: object) -> None:
-    result = {"key": trial.key, "status": "finished", "fingerprint": "f", "code": code_fingerprint(),
+    result = {"key": trial.key, "status": "finished", "fingerprint": "f", "code": code_fingerprint(trial.cell.net),
               "metrics": {"best/val_top1_err": 9.0}, "curve": []}  # fmt: skip
     ledger.commit(trial.key, result | changes)
 
@@ -66,15 +65,15 @@ def test_adding_a_cell_and_seeds_adds_only_their_trials(tmp_path: Path) -> None:
     for trial in expand(SWEEP, {}):
         done(ledger, trial)
     third = dataclasses.replace(CRELU, label="AVR", net=S2.avr(1))
-    wider = Sweep("s", "demo", (BASE, CRELU, third), Protocol(seeds=3))
+    wider = Sweep("s", "demo", (BASELINE, CRELU, third), Protocol(seeds=3))
     new = [(trial.cell.label, trial.seed) for trial in plan(wider, ledger, {}).to_do]
     assert sorted(new) == [("AVR", 0), ("AVR", 1), ("AVR", 2), ("Baseline", 2), ("CReLU conv1-4", 2)]
 
 
 def test_sweeps_that_share_a_cell_share_its_trials(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
-    done(ledger, Trial(BASE))
-    renamed = dataclasses.replace(BASE, label="ReLU", table="2")
+    done(ledger, Trial(BASELINE))
+    renamed = dataclasses.replace(BASELINE, label="ReLU", table="2")
     assert plan(Sweep("other", "paper", (renamed,)), ledger, {}).count("done") == 1
 
 
@@ -92,14 +91,14 @@ def test_cell_that_does_not_exist_is_named_with_the_nearest(globs: list[str], sa
 
 def test_two_cells_of_one_content_or_label_are_refused() -> None:
     with pytest.raises(ValueError, match="content: Baseline, again"):
-        Sweep("s", "demo", (BASE, dataclasses.replace(BASE, label="again")))
+        Sweep("s", "demo", (BASELINE, dataclasses.replace(BASELINE, label="again")))
     with pytest.raises(ValueError, match="label"):
-        Sweep("s", "demo", (BASE, dataclasses.replace(CRELU, label="Baseline")))
+        Sweep("s", "demo", (BASELINE, dataclasses.replace(CRELU, label="Baseline")))
 
 
 def test_declared_sweep_is_declared_again_from_the_ledger(tmp_path: Path) -> None:
     protocol = Protocol(ablation=False, single=True, folds=3, search=Search(5))
-    sweep = Sweep("s", "demo", (BASE, CRELU), protocol)
+    sweep = Sweep("s", "demo", (BASELINE, CRELU), protocol)
     ledger = Ledger(str(tmp_path))
     back = sweep_from_json(json.loads(json.dumps(plan_to_json(plan(sweep, ledger, {})))))
     assert back == sweep
@@ -119,9 +118,9 @@ def total(tmp_path: Path, sweep: Sweep) -> int:
 def test_total_counts_search_and_protocol_before_anything_is_known(tmp_path: Path) -> None:
     protocol = Protocol(ablation=False, single=True, folds=10, search=Search(20))
     # The winner of a search on the hold-out is the first phase of Single.
-    assert total(tmp_path, Sweep("s", "paper", (BASE, CRELU), protocol)) == 2 * (20 + 1 + 10)
+    assert total(tmp_path, Sweep("s", "paper", (BASELINE, CRELU), protocol)) == 2 * (20 + 1 + 10)
     over_folds = dataclasses.replace(protocol, search=Search(20, folds=5))
-    assert total(tmp_path, Sweep("s", "paper", (BASE, CRELU), over_folds)) == 2 * (20 * 5 + 2 + 10)
+    assert total(tmp_path, Sweep("s", "paper", (BASELINE, CRELU), over_folds)) == 2 * (20 * 5 + 2 + 10)
 
 
 def test_paper_counts_of_trainings(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import answering, free_port
 
-from benchmarks.postgres import Postgres
+from tests.support.postgres import Postgres
+from tests.support.servers import free_port, wait_for_answer
 
 SECRET = "correct horse battery staple"
 VERB = [sys.executable, "-m", "sweeps", "serve"]
@@ -41,7 +41,7 @@ def serving(folder: Path, *words: str, **more: str) -> Iterator[tuple[str, subpr
     with open(folder.parent / "server.log", "ab") as log:
         server = subprocess.Popen(command, env=environment(**more), stdout=log, stderr=log, start_new_session=True)
     try:
-        answering(f"http://127.0.0.1:{port}/health", server)
+        wait_for_answer(f"http://127.0.0.1:{port}/health", server)
         yield f"http://127.0.0.1:{port}", server
         server.send_signal(signal.SIGTERM)
         server.wait(30)

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import free_port
 
 from sweeps.ops import spot_notice
 from sweeps.ops.spot_notice import Metadata, NoMetadata, seconds_to_termination, watch
+from tests.support.servers import free_port
 
 ACTION = "/latest/meta-data/spot/instance-action"
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_sweeps import Made, as_printed, make, run_id, scores, unsearched
 
 from sweeps.cifar_vgg import CELLS as VGG_CELLS
 from sweeps.cifar_vgg import PROTOCOL as VGG_PROTOCOL
@@ -33,6 +32,7 @@ from sweeps.results import paper
 from sweeps.results.evidence import survey, titles
 from sweeps.results.paper import AVERAGE, COLUMNS, PARAMETERS, TOP1, VOTE
 from sweeps.store.ledger import Ledger
+from tests.support.sweeps import Made, as_printed, make, run_id, scores, unsearched
 
 VGG = unsearched("cifar_vgg", VGG_CELLS, VGG_PROTOCOL)
 PLACEMENT = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=3))

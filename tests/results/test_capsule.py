@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_sweeps import Made, make, scores
 
 from sweeps.cifar_vgg import CELLS
 from sweeps.experiment.plan import Protocol, Sweep
@@ -24,6 +23,7 @@ from sweeps.results import capsule
 from sweeps.results.evidence import survey
 from sweeps.results.paper import TOP1
 from sweeps.store.ledger import Ledger
+from tests.support.sweeps import Made, make, scores
 
 TITLE = "cifar_vgg"
 SWEEP = Sweep(TITLE, "paper", CELLS[:2], Protocol(ablation=False, single=True, folds=3, search=Search(2)))

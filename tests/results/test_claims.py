@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_sweeps import Made, as_printed, finish, make, scores, unsearched
 from scipy import stats
 
-from benchmarks.bench_statistics import measure
 from crelu_models.tables import PAPER
 from sweeps import cifar_vgg, cifar_width, imagenet_placement
 from sweeps.experiment.plan import Protocol, Sweep
@@ -29,6 +27,8 @@ from sweeps.results.evidence import CellResults, SweepResults, survey
 from sweeps.results.marks import marks, still_falling
 from sweeps.results.paper import AVERAGE, CLAIMS, COLUMNS, PARAMETERS, TOP1, VOTE
 from sweeps.store.ledger import Ledger
+from tests.support.simulation import measure
+from tests.support.sweeps import Made, as_printed, finish, make, scores, unsearched
 
 PLACEMENTS = imagenet_placement.CELLS
 SIX = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=6))

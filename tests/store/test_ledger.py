@@ -12,16 +12,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from sweeps.store import checkpoint
+from sweeps.store.checkpoint import Checkpoint
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.lease import Busy, Lease, driver
 from sweeps.store.ledger import Ledger
-from sweeps.training import checkpoint
-from sweeps.training.checkpoint import Checkpoint
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(str(tmp_path / "ledger"))
+
+
+def test_ledger_of_an_output_is_one_wherever_a_command_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Ledger.in_output("outputs/../out") == Ledger(f"{tmp_path}/out/ledger")
+    assert Ledger.in_output("~/out") == Ledger(f"{tmp_path}/home/out/ledger")
+    assert Ledger.in_output("s3://bucket/~a/../out/") == Ledger("s3://bucket/~a/../out/ledger")
 
 
 def test_result_is_read_as_written(ledger: Ledger) -> None:

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.postgres import Postgres
 from crelu_models.spec import Net
 from crelu_models.tables import S2
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import VIEW, Page, params_of, placement
 from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, is_tracked, publish_report
 from sweeps.tracking.tracker import Tracker
-from sweeps.training import checkpoint
+from tests.support.postgres import Postgres
 
 CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV, "1", "Baseline"), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
 SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))

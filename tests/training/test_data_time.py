@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import LARGE, SMALL, Killed, place, trial_of
+from tests.support.trials import LARGE, SMALL, runtime_config
 
 from data.datasets import dataset
 from data.write import prepare
@@ -107,7 +107,7 @@ def shares(ledger: Path, key: str) -> list[float | None]:
 def test_decoding_jpeg_takes_more_of_an_epoch_than_gathering_pixels(reader: str, data: Path, tmp_path: Path) -> None:
     trial = trial_of("All-CNN-B")
     for name, resident in (("decoded", 0), ("gathered", 2 << 30)):
-        run_trial(trial, place(data, tmp_path / name, reader=reader, resident_bytes=resident), lambda *_: None)
+        run_trial(trial, runtime_config(data, tmp_path / name, reader=reader, resident_bytes=resident), lambda *_: None)
     decoded, gathered = (shares(tmp_path / name, trial.key)[1:] for name in ("decoded", "gathered"))
     assert len(decoded) == 2
     for one, other in zip(decoded, gathered, strict=True):
@@ -119,7 +119,7 @@ def test_decoding_jpeg_takes_more_of_an_epoch_than_gathering_pixels(reader: str,
 def test_rows_of_a_pack_have_no_share_while_it_has_several_members(data: Path, tmp_path: Path) -> None:
     trials = [trial_of("allconv with dropout"), trial_of("allconv with dropout", "holdout")]
     news: list[Json] = []
-    perform_pack(trials, place(data, tmp_path), news.append)
+    perform_pack(trials, runtime_config(data, tmp_path), news.append)
     rows = [event["row"] for event in news if "row" in event]
     assert len(rows) == 6
     assert "sys/data_share" not in rows[0]
@@ -133,7 +133,7 @@ def test_speed_of_a_resumed_epoch_is_of_the_steps_that_were_taken_since(data: Pa
             raise Killed
         return False
 
-    here = place(data, tmp_path, checkpoint_minutes=0.0)
+    here = runtime_config(data, tmp_path, checkpoint_minutes=0.0)
     with pytest.raises(Killed):
         run_trial(trial, here, lambda *_: None, kill)
     (*_, saved) = Ledger(here.ledger).names(f"checkpoints/{trial.key}")

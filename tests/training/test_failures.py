@@ -10,22 +10,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_resume import LARGE, SMALL, left, place, trial_of
 
-from data.write import prepare
 from sweeps.execution.tuner import failure_signature
 from sweeps.execution.watchdog import Watchdog
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("data")
-    for name in (SMALL, LARGE):
-        prepare(name, where)
-    return where
+from tests.support.trials import Hashes, artifact_hashes, runtime_config, trial_of
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
@@ -42,9 +33,9 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
 
 def test_step_that_does_not_fit_is_taken_in_parts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = trial_of("All-CNN-B by Adam")
-    whole = run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    whole = run_trial(trial, runtime_config(data, tmp_path / "whole"), lambda *_: None)
     short_of_memory(monkeypatch, 4)
-    result = run_trial(trial, place(data, tmp_path / "parts"), lambda *_: None)
+    result = run_trial(trial, runtime_config(data, tmp_path / "parts"), lambda *_: None)
     assert whole is not None
     assert result is not None
     assert any("in 4 parts" in event for event in result["events"])
@@ -63,14 +54,14 @@ def test_net_with_batch_norm_that_does_not_fit_says_what_would(
 ) -> None:
     short_of_memory(monkeypatch, 4)
     with pytest.raises(ValueError, match=r"batch 16.*batch norm.*recipe.batch=8"):
-        run_trial(trial_of("VGG with batch norm"), place(data, tmp_path), lambda *_: None)
+        run_trial(trial_of("VGG with batch norm"), runtime_config(data, tmp_path), lambda *_: None)
 
 
 def test_trial_waits_while_the_disk_is_full_and_ends_the_same(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Hashes
 ) -> None:
     trial = trial_of("allconv with dropout")
-    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
+    expected = uninterrupted(trial)
     sync, calls = os.fsync, iter(range(10**6))
 
     def full_for_a_while(file: int) -> None:
@@ -79,8 +70,8 @@ def test_trial_waits_while_the_disk_is_full_and_ends_the_same(
         sync(file)
 
     monkeypatch.setattr(os, "fsync", full_for_a_while)
-    assert run_trial(trial, place(data, tmp_path / "full"), lambda *_: None) is not None
-    assert left(tmp_path / "full", trial) == left(tmp_path / "whole", trial)
+    assert run_trial(trial, runtime_config(data, tmp_path / "full"), lambda *_: None) is not None
+    assert artifact_hashes(tmp_path / "full", trial) == expected
 
 
 def test_wait_for_room_ends_when_told_to_and_other_errors_pass() -> None:

@@ -1,7 +1,6 @@
 """A trial that was killed anywhere ends bit for bit as if it had not been: weights, curves, scores."""
 
 import dataclasses
-import hashlib
 import json
 import random
 from pathlib import Path
@@ -10,61 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from crelu_models.spec import Net
-from crelu_models.tables import S2, S5, S9
-from data.write import prepare
-from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
-from sweeps.experiment.trial import Cell, Trial
+from crelu_models.tables import S2
+from sweeps.experiment.trial import Trial
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
-from sweeps.training import checkpoint, trainer
+from sweeps.training import trainer
 from sweeps.training.run_trial import _reset, run_trial
 from sweeps.training.runtime import RuntimeConfig
-
-SMALL = "synthetic:size=32,classes=4,train=100,test=24"
-LARGE = "synthetic:size=72,classes=4,train=60,test=12"
-DROPPED = S2.crelu(1, 2).dropout(0.2, "input").dropout(0.5, "pool1")
-FAMILIES: dict[str, tuple[Net, str, Recipe, float]] = {
-    "allconv with dropout": (DROPPED, SMALL, ALLCONV, 0.01),
-    "VGG with batch norm": (S5, SMALL, VGG, 0.1),
-    "All-CNN-B": (S9.dropout(0.25, 9), LARGE, IMAGENET_SGD, 0.01),
-    "All-CNN-B by Adam": (S9, LARGE, IMAGENET_ADAM, 1e-3),
-}
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in the trial may catch it."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("data")
-    for name in (SMALL, LARGE):
-        prepare(name, where)
-    return where
-
-
-def trial_of(family: str, phase: str = "ablation") -> Trial:
-    net, dataset, recipe, lr = FAMILIES[family]
-    short = dataclasses.replace(recipe, epochs=3, batch=16, lr=lr)
-    return Trial(Cell(family, net.width(0.125), dataset, short), phase, seed=3)
-
-
-def place(data: Path, ledger: Path, **changes: Any) -> RuntimeConfig:
-    return dataclasses.replace(RuntimeConfig(str(ledger), str(data), reader="threads"), **changes)
-
-
-def left(ledger: Path, trial: Trial) -> dict[str, str]:
-    """Return hashes of all a finished trial left that time does not change."""
-    folder = Ledger(str(ledger)).path(f"trials/{trial.key}")
-    history = json.loads(Path(folder, "history.json").read_text())
-    curves = [
-        {name: value for name, value in row.items() if name != "time_ms" and "sys/" not in name} for row in history
-    ]
-    found = {"history": json.dumps(curves)}
-    for name in ("weights.safetensors", "tables/scores.parquet"):
-        path = Path(folder, name)
-        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-    return found
+from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, runtime_config, trial_of
 
 
 def killed_at(steps: list[int], trial: Trial, here: RuntimeConfig) -> list[int]:
@@ -89,70 +41,68 @@ def killed_at(steps: list[int], trial: Trial, here: RuntimeConfig) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_killed_trial_ends_as_the_uninterrupted_one(family: str, workers: int, data: Path, tmp_path: Path) -> None:
+def test_killed_trial_ends_as_the_uninterrupted_one(
+    family: str, workers: int, data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
     trial = trial_of(family)
-    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
-    expected = left(tmp_path / "whole", trial)
+    expected = uninterrupted(trial)
     steps = random.Random(f"{family} {workers}").choices(range(2, 14), k=5)
     # Checkpoints as often as every step, so that kills inside an epoch resume inside it.
-    reported = killed_at(steps, trial, place(data, tmp_path / "killed", workers=workers, checkpoint_minutes=0.0))
-    assert left(tmp_path / "killed", trial) == expected
+    reported = killed_at(
+        steps, trial, runtime_config(data, tmp_path / "killed", workers=workers, checkpoint_minutes=0.0)
+    )
+    assert artifact_hashes(tmp_path / "killed", trial) == expected
     assert reported == [1, 2, 3]
 
 
-def test_kill_between_checkpoints_repeats_the_epoch_exactly(data: Path, tmp_path: Path) -> None:
+def test_kill_between_checkpoints_repeats_the_epoch_exactly(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     trial = trial_of("allconv with dropout")
-    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
-    killed_at([3, 8, 5], trial, place(data, tmp_path / "killed"))
-    assert left(tmp_path / "killed", trial) == left(tmp_path / "whole", trial)
+    killed_at([3, 8, 5], trial, runtime_config(data, tmp_path / "killed"))
+    assert artifact_hashes(tmp_path / "killed", trial) == uninterrupted(trial)
 
 
-def test_stopped_trial_saves_where_it_is_and_goes_on_there(data: Path, tmp_path: Path) -> None:
+def test_stopped_trial_saves_where_it_is_and_goes_on_there(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     trial = trial_of("All-CNN-B")
-    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
-    here = place(data, tmp_path / "stopped")
+    here = runtime_config(data, tmp_path / "stopped")
     assert run_trial(trial, here, lambda *_: None, lambda: True) is None
     names = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
     assert names == ["00000-00000001.safetensors"]
     assert run_trial(trial, here, lambda *_: None) is not None
-    assert left(tmp_path / "stopped", trial) == left(tmp_path / "whole", trial)
+    assert artifact_hashes(tmp_path / "stopped", trial) == uninterrupted(trial)
 
 
 def test_training_begun_by_other_code_is_begun_anew(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Hashes
 ) -> None:
     trial = trial_of("allconv with dropout")
-    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
-    here = place(data, tmp_path / "changed")
+    here = runtime_config(data, tmp_path / "changed")
     with monkeypatch.context() as older:
-        older.setattr("sweeps.training.trainer.code_fingerprint", lambda: "older")
+        older.setattr("sweeps.training.trainer.code_fingerprint", lambda net: "older")
         assert run_trial(trial, here, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
     result = run_trial(trial, here, lambda *_: None)
     assert result is not None
     assert any("the code has changed since epoch 1" in event for event in result["events"])
-    assert left(tmp_path / "changed", trial) == left(tmp_path / "whole", trial)
+    assert artifact_hashes(tmp_path / "changed", trial) == uninterrupted(trial)
 
 
-def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path) -> None:
+def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     pytest.importorskip("ffcv")
     trial = trial_of("allconv with dropout")
-    for reader in ("threads", "ffcv"):
-        run_trial(trial, place(data, tmp_path / reader, reader=reader), lambda *_: None)
-    assert left(tmp_path / "threads", trial) == left(tmp_path / "ffcv", trial)
+    run_trial(trial, runtime_config(data, tmp_path, reader="ffcv"), lambda *_: None)
+    assert artifact_hashes(tmp_path, trial) == uninterrupted(trial)
 
 
 def test_finished_trial_is_not_trained_again(data: Path, tmp_path: Path) -> None:
     trial, epochs = trial_of("allconv with dropout"), []
-    here = place(data, tmp_path)
+    here = runtime_config(data, tmp_path)
     first = run_trial(trial, here, lambda epoch, _: epochs.append(epoch))
     again = run_trial(trial, here, lambda epoch, _: epochs.append(epoch))
     assert again == first
     assert epochs == [1, 2, 3]
 
 
-def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path) -> None:
-    trial, here = trial_of("allconv with dropout"), place(data, tmp_path / "killed", checkpoint_minutes=0.0)
-    run_trial(trial, place(data, tmp_path / "whole"), lambda *_: None)
+def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
+    trial, here = trial_of("allconv with dropout"), runtime_config(data, tmp_path / "killed", checkpoint_minutes=0.0)
     killed = iter(range(1, 100))
 
     def kill() -> bool:
@@ -169,13 +119,13 @@ def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path) 
     result = run_trial(trial, here, lambda *_: None)
     assert result is not None
     assert any("damaged" in event for event in result["events"])
-    assert left(tmp_path / "killed", trial) == left(tmp_path / "whole", trial)
+    assert artifact_hashes(tmp_path / "killed", trial) == uninterrupted(trial)
 
 
 def test_data_of_another_fingerprint_are_refused_before_training(data: Path, tmp_path: Path) -> None:
     trial = trial_of("allconv with dropout")
     with pytest.raises(ValueError, match="not those the sweep was planned with"):
-        run_trial(trial, place(data, tmp_path, fingerprint="other"), lambda *_: None)
+        run_trial(trial, runtime_config(data, tmp_path, fingerprint="other"), lambda *_: None)
 
 
 @pytest.mark.parametrize(("lr", "word"), [(1e6, "not a number"), (0.05, "dead")])
@@ -188,7 +138,7 @@ def test_training_that_fails_starts_anew_three_times_and_is_marked(
     if word == "dead":
         recipe = dataclasses.replace(recipe, init="normal_0.01", lr=50.0, clip_norm=1e-9)
     trial = Trial(dataclasses.replace(base.cell, net=net, recipe=recipe))
-    result = run_trial(trial, place(data, tmp_path), lambda *_: None)
+    result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
     assert result is not None
     assert result["restarts"] == 3
     assert result["status"] == "diverged"
@@ -200,7 +150,7 @@ def test_search_trial_that_diverges_has_the_error_of_chance(data: Path, tmp_path
     base = trial_of("allconv with dropout", "holdout")
     recipe = dataclasses.replace(base.cell.recipe, lr=1e6)
     trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
-    result = run_trial(trial, place(data, tmp_path), lambda *_: None)
+    result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
     assert result is not None
     assert (result["status"], result["epochs"]) == ("diverged", 0)
     assert result["metrics"]["best/val_top1_err"] == 75.0
@@ -215,7 +165,7 @@ def test_search_trial_never_opens_the_test_set(data: Path, tmp_path: Path) -> No
     for path in data.glob("synthetic-*-test.json"):
         (alone / path.name).symlink_to(path)
     trial = trial_of("allconv with dropout", "holdout")
-    result = run_trial(trial, place(alone, tmp_path / "ledger"), lambda *_: None)
+    result = run_trial(trial, runtime_config(alone, tmp_path / "ledger"), lambda *_: None)
     assert result is not None
     assert not any("test" in name for name in result["metrics"])
     assert len(result["curve"]) == 3
@@ -223,7 +173,7 @@ def test_search_trial_never_opens_the_test_set(data: Path, tmp_path: Path) -> No
 
 def test_second_phase_stops_at_the_training_loss_of_the_first(data: Path, tmp_path: Path) -> None:
     first = trial_of("VGG with batch norm", "holdout")
-    here = place(data, tmp_path)
+    here = runtime_config(data, tmp_path)
     one = run_trial(first, here, lambda *_: None)
     assert one is not None
     second = Trial(first.cell, "match", seed=1003, match="train_loss", reference=first.key)
@@ -238,7 +188,7 @@ def test_second_phase_stops_at_the_training_loss_of_the_first(data: Path, tmp_pa
 
 def test_pruned_trial_ends_where_it_is_above_the_bar(data: Path, tmp_path: Path) -> None:
     trial = dataclasses.replace(trial_of("allconv with dropout", "holdout"), pruning_thresholds=(1000.0, -1.0, 1000.0))
-    result = run_trial(trial, place(data, tmp_path), lambda *_: None)
+    result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
     assert result is not None
     assert (result["status"], result["epochs"]) == ("pruned", 2)
 
@@ -258,7 +208,7 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
     monkeypatch.setattr(trainer, "SAVING_INTERVAL", sparing)
     monkeypatch.setattr(checkpoint, "save", keep)
     trial = trial_of("allconv with dropout")
-    run_trial(trial, place(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))
+    run_trial(trial, runtime_config(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))
     assert kept == saved
     assert [epoch for epoch, _ in told] == [1, 2, 3]
     assert all(epoch <= last for epoch, last in told)

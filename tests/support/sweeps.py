@@ -9,14 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crelu_models.spec import seed_from
+from crelu_models.tables import S2
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
-from sweeps.experiment.trial import Cell, Trial, code_fingerprint
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
 from sweeps.results import paper
 from sweeps.results.paper import AVERAGE, TOP1, TRAIN, VOTE
 from sweeps.store.ledger import Ledger
 from sweeps.training.result import score_table
 
 START = 1_790_000_000_000
+BASELINE = Cell("Baseline", S2, "cifar10", ALLCONV, "1", "Baseline")
+CRELU = Cell("CReLU conv1-4", S2.crelu(1, 2, 3, 4), "cifar10", ALLCONV)
 
 
 class Made(NamedTuple):
@@ -50,7 +55,7 @@ def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
         "status": made.status, "ending": "schedule", "metrics": best | made.metrics,
         "curve": made.curve if trial.phase == "holdout" else [], "epochs": len(made.curve), "files": files,
         "events": list(made.events), "restarts": made.restarts, "seconds": made.seconds, "precision": "bf16",
-        "fingerprint": "f" * 64, "code": code_fingerprint(), "finished_ms": START + 9000,
+        "fingerprint": "f" * 64, "code": code_fingerprint(trial.cell.net), "finished_ms": START + 9000,
         "hardware": {"host": "made", "device": "NVIDIA H200", "torch": "2.15.0", "python": "3.11.7"},
     }  # fmt: skip
     ledger.write_json(f"tracked/{trial.key}.json", {"run": run_id(trial), "uri": "sqlite:///x", "experiment": "x"})

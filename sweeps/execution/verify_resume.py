@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from sweeps.experiment.trial import Trial, trial_from_json
+from sweeps.store.checkpoint import digest
 from sweeps.store.ledger import Ledger
-from sweeps.training.checkpoint import digest
 from sweeps.training.runtime import RuntimeConfig
 
 EPOCHS = 3
@@ -54,7 +54,7 @@ def verify(trial: Trial, place: RuntimeConfig, folder: str, kills: int, seed: in
 def _train(trial: Trial, place: RuntimeConfig, kill_at: int) -> int:
     """Train in a process that is killed at step `kill_at` (0: never); return its steps, or -1 where it was killed."""
     order = json.dumps({"trial": trial.to_json(), "place": asdict(place)})
-    command = [sys.executable, "-m", "sweeps.training.verify_resume"]
+    command = [sys.executable, "-m", "sweeps.execution.verify_resume"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
+
+from tests.support.servers import free_port
 
 
 def programs() -> Path | None:
@@ -23,7 +24,7 @@ class Postgres:
 
     def __init__(self, bin: Path) -> None:
         """Make the folder, and a database cluster in it with the one user crelu."""
-        self.bin, self.password, self.port = bin, secrets.token_hex(16), _free_port()
+        self.bin, self.password, self.port = bin, secrets.token_hex(16), free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         secret = self.folder / "password"
         secret.write_text(self.password)
@@ -70,9 +71,3 @@ class Postgres:
     def process(self) -> int:
         """Return the number of the server's first process."""
         return int((self.folder / "base" / "postmaster.pid").read_text().split()[0])
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

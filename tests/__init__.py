@@ -1,0 +1,1 @@
+"""The tests. Each folder has the name of the room or package that it tests."""
