@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from data.datasets import DataSet
 from sweeps.execution.throughput import Throughputs
@@ -109,10 +110,10 @@ def policy_from_throughput(trials: Sequence[Trial], throughputs: Throughputs, gp
     cells = {trial.cell.key: trial.cell.dataset for trial in trials}
     packed = set()
     for key, dataset in cells.items():
-        known = [other for other in shares if cells.get(other) == dataset]
+        known = [key] if key in shares else [other for other in shares if cells.get(other) == dataset]
         if known:
-            nearest = min(known, key=lambda other: _distance(throughputs.macs, key, other))
-            if shares[nearest] / (1 - shares[nearest]) >= MIN_RATIO:
+            share = shares[min(known, key=partial(_distance, throughputs.macs, key))]
+            if share / (1 - share) >= MIN_RATIO:
                 packed.add(key)
     memory = MEMORY_SHARE * throughputs.device_bytes * (gpus or 1.0)
     return PackPolicy(MAX_MEMBERS if packed else 1, frozenset(packed), True, memory=memory)

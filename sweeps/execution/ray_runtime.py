@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 # Ray reads these when it is imported.
 os.environ.update(
-    {
+    RAY_SETTINGS := {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Retries of a task that has filled its machine's memory; Ray's default is no limit.

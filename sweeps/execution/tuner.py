@@ -38,7 +38,7 @@ from ray.tune.search import Searcher
 
 MAX_FRUITLESS_SESSIONS = 3  # Tuners in a row without a finished epoch, after which the driver gives up
 PACKAGES = Path(__file__).resolve().parents[2]  # holds sweeps, data and crelu_models
-TRACE_LINE = re.compile(r'File "[^"]*?((?:sweeps|data|crelu_models)/[\w/]+\.py)", line (\d+)')
+TRACE_LINE = re.compile(r'File "(?:[^"]*/)?((?:sweeps|data|crelu_models)/[\w/]+\.py)", line (\d+)')
 
 
 class NoProgressError(Exception):
