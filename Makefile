@@ -9,11 +9,12 @@ APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 BIN := .venv/bin
 PACKAGES := crelu_models data sweeps
 
-.PHONY: help demo test setup lint docs bench lock
+.PHONY: help demo test test-cluster setup lint docs bench lock
 
 help:
 	@echo "make demo    nine rows of Table 4 on embedded pictures, in minutes, on this machine"
-	@echo "make test    the tests"
+	@echo "make test    the tests that need one host"
+	@echo "make test-cluster    the tests of the clusters: hosts of namespaces; needs root, sshd, rsync and iproute2"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make docs    the site of docs/, into docs/_build; a warning is an error"
 	@echo "make bench   the benchmarks that need no GPU"
@@ -24,7 +25,10 @@ demo: setup
 	@$(BIN)/python -m sweeps.imagenet_placement
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --ignore=tests/cluster
+
+test-cluster: setup
+	@$(BIN)/python -m pytest tests/cluster
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -16,9 +16,12 @@ if [ -d /opt/dlami/nvme ]; then
 fi
 mkdir -p ~/pictures
 
+# AWS's tools ask once for the keys of their role, and wait a second: a head too busy to answer in time would have an
+# autoscaler without keys for good.
 cat > ~/.crelu.sh <<SHELL
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export CRELU_BUCKET=$bucket CRELU_DATA=$HOME/pictures CRELU_DATA_SOURCE=$bucket/data
+export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=5
 export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
 case :\$PATH: in *:$project/.venv/bin:*) ;; *) export PATH=$project/.venv/bin:\$PATH ;; esac
 SHELL
@@ -26,6 +29,13 @@ SHELL
 touch ~/.bashrc
 grep -qxF '. ~/.crelu.sh' ~/.bashrc || printf '%s\n' '. ~/.crelu.sh' "$(cat ~/.bashrc)" > ~/.bashrc.new
 [ ! -e ~/.bashrc.new ] || mv ~/.bashrc.new ~/.bashrc
+
+# Ray computes a hash of all that it mounts, file by file, on the head before it sets up the first worker. It does not
+# follow links, and so leaves out the environment's gigabytes, which took a minute.
+if [ ! -e "$project/.venv" ]; then
+	mkdir -p ~/.crelu-venv
+	ln -sfn ~/.crelu-venv "$project/.venv"
+fi
 
 # A new machine installs its own updates first, and holds apt's lock meanwhile.
 if [ ! -e "$project/.venv/.complete" ] && command -v cloud-init >/dev/null; then

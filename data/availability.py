@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Callable, Iterable
@@ -11,16 +12,18 @@ from data import beton
 from data.datasets import SPLITS, DataSet, beton_path, dataset, read_sidecar
 
 
+def fingerprint(name: str, where: Path) -> str:
+    """Return the content fingerprints of a data set's files as one; ValueError where a file is missing."""
+    return ";".join(read_sidecar(path.with_suffix(".json")).fingerprint for path in _files(name, where))
+
+
 def fingerprints(names: Iterable[str], where: Path) -> dict[str, str]:
     """Return the content fingerprint of each data set that is there."""
-    found = {}
+    known = {}
     for name in names:
-        try:
-            paths = _files(name, where)
-            found[name] = ";".join(read_sidecar(path.with_suffix(".json")).fingerprint for path in paths)
-        except ValueError:
-            continue
-    return found
+        with contextlib.suppress(ValueError):
+            known[name] = fingerprint(name, where)
+    return known
 
 
 def _files(name: str, where: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,27 @@ def test_lines_to_edit_are_marked() -> None:
 
 def test_local_file_says_which_autoscaler_it_needs() -> None:
     assert "RAY_UP_enable_autoscaler_v2=0 ray up" in LOCAL.read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_hashes_the_code_and_not_the_environment(tmp_path: Path, secrets: None) -> None:
+    from ray.autoscaler._private.util import hash_runtime_conf
+
+    project = tmp_path / "crelu"
+    (project / "clusters").mkdir(parents=True)
+    shutil.copy(ROOT / "clusters" / "node.sh", project / "clusters")
+    (project / "Makefile").write_text("setup:\n\t@mkdir -p .venv/bin && touch .venv/bin/python\n")
+    for _ in range(2):  # Ray runs it twice
+        subprocess.run(["bash", project / "clusters" / "node.sh", "s3://bucket"], check=True)
+
+    def contents() -> str:
+        return str(hash_runtime_conf({"~/crelu": str(project)}, [], [], generate_file_mounts_contents_hash=True)[1])
+
+    before = contents()
+    (project / ".venv" / "bin" / "python").write_text("gigabytes")
+    assert contents() == before
+    (project / "Makefile").write_text("setup:\n")
+    assert contents() != before
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "clusters").glob("*.sh")), ids=lambda path: path.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 import traceback
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sweeps.analysis.sources import NotApplicable, Source
 from sweeps.store.ledger import Json, Ledger
+from sweeps.store.tables import constant, parquet
 
 if TYPE_CHECKING:
     from sweeps.training.runtime import RuntimeConfig
@@ -141,7 +141,7 @@ def _written(ledger: Ledger, folder: str, found: Findings, names: Mapping[str, s
     """Write tables and pictures where no summary vouches for them yet; return their SHA-256 by file name."""
     from sweeps.report.render.formats import comma_separated
 
-    contents = {name: parquet(columns, names) for name, columns in found.tables.items()} | dict(found.pictures)
+    contents = {name: table(columns, names) for name, columns in found.tables.items()} | dict(found.pictures)
     # The rows that are shown, too, as a table that MLflow's page can show; all digits are in the summary.
     contents["summary.csv"] = comma_separated(
         [{name: _short(value) for name, value in row.items()} for row in found.rows]
@@ -156,19 +156,7 @@ def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def parquet(columns: Mapping[str, Any], constants: Mapping[str, str]) -> bytes:
-    """Return columns (sequences or NumPy arrays of one length), behind `constants` in every row, as a Parquet file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrays = {name: pa.array(values) for name, values in columns.items()}
-    count = len(next(iter(arrays.values())))
-    same = {name: pa.array([value] * count).dictionary_encode() for name, value in constants.items()}
-    sink = io.BytesIO()
-    pq.write_table(pa.table(same | arrays), sink, compression="zstd")
-    return sink.getvalue()
-
-
-def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return rows as columns; a value that a row has not is None."""
-    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+def table(columns: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
+    """Return columns of one length as Parquet, behind `names` in every row."""
+    count = len(next(iter(columns.values())))
+    return parquet({name: constant(value, count) for name, value in names.items()} | dict(columns))

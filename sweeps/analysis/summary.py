@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeps.analysis.compute import columns
 from sweeps.store.ledger import Json, Ledger
+from sweeps.store.tables import columns_of
 
 
 def table(summaries: Sequence[Json]) -> str:
@@ -68,7 +68,7 @@ def _drawn(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     from rich.table import Table
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    names = list(columns(rows))
+    names = list(columns_of(rows))
     for name in names:
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
         shown.add_column(name, justify="right" if numeric else "left", no_wrap=True)

@@ -32,9 +32,10 @@ from crelu_models.activations import crelu
 from crelu_models.spec import seed_from
 from data.synthetic import picture as embedded
 from sweeps.analysis import plots
-from sweeps.analysis.compute import Findings, columns
+from sweeps.analysis.compute import Findings
 from sweeps.analysis.pooling_ratio import patch_columns
 from sweeps.analysis.weights import LoadedNet
+from sweeps.store.tables import columns_of
 from sweeps.training.runtime import RuntimeConfig
 
 EXACT = 12  # points up to which all signs are enumerated
@@ -185,7 +186,7 @@ def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) ->
         "Theorem 4.1 is false with the constant 1: f = (1, -1) gives sqrt(2). Up to a constant below 4 it stands",
     )
     rows.sort(key=lambda row: str(row["statement"]))
-    return Findings({"table.parquet": columns(rows)}, {"theory.png": drawing(bounds, ratios)}, rows, metrics, notes)
+    return Findings({"table.parquet": columns_of(rows)}, {"theory.png": drawing(bounds, ratios)}, rows, metrics, notes)
 
 
 def _line(statement: str, case: str, measured: float, se: float, stated: str, verdict: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweeps.cli.forecast import Forecast
-from sweeps.experiment.metrics import averages, flags_of
+from sweeps.experiment.metrics import error_text, flags_of
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Json
@@ -107,12 +107,12 @@ class SweepProgress:
             held_out += [
                 r["metrics"]["best/val_top1_err"] for r in results.values() if "best/val_top1_err" in r["metrics"]
             ]
-            tested = averages([(self.trials[key].phase, result["metrics"]) for key, result in results.items()])
+            tested = error_text([(self.trials[key].phase, result["metrics"]) for key, result in results.items()])
             marks = sorted({mark for result in results.values() for mark in flags_of(result)})
             failed = sum(self.states[key] == "failed" for key in keys)
             best = f"{min(held_out):.2f}" if held_out else ""
             marks += [f"{failed} failed"] if failed else []
-            found.append((cell.label, self._parts(cell, keys), "; ".join(now), best, _error(tested), " ".join(marks)))
+            found.append((cell.label, self._parts(cell, keys), "; ".join(now), best, tested, " ".join(marks)))
         return found
 
     def _parts(self, cell: Cell, keys: Sequence[str]) -> str:
@@ -133,12 +133,6 @@ class SweepProgress:
         epoch, _ = self.epochs.get(key, (0, 0.0))
         speed = f", {self.speed[key]:.0f} pictures/s" if key in self.speed else ""
         return f"{trial.label} epoch {epoch}/{trial.cell.recipe.epochs}{speed}"
-
-
-def _error(tested: Mapping[str, float]) -> str:
-    """Return a cell's mean test error, with its standard error and count, as far as it is known."""
-    mean, se, n = (tested.get(f"agg/test_top1_err_{name}") for name in ("mean", "se", "n"))
-    return "" if mean is None else f"{mean:.2f}" + (f" ±{se:.2f}" if se is not None else "") + f" (n {n:.0f})"
 
 
 def _time(seconds: float) -> str:

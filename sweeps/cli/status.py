@@ -7,51 +7,56 @@ import json
 import sys
 import time
 
-from sweeps.cli.verbs import _ledger, planned
-from sweeps.experiment.plan import Sweep, plan
+from sweeps.cli.verbs import _ledger
+from sweeps.experiment.metrics import AVERAGE, TOP1, cell_average, error_text
+from sweeps.experiment.plan import STATES, Plan, current_plan
+from sweeps.results.evidence import titles
 from sweeps.store.lease import driver
-from sweeps.store.ledger import Json, Ledger
+from sweeps.store.ledger import Json
 
 
 def status(options: argparse.Namespace) -> int:
     """Print where each cell of each sweep stands, and who drives it."""
     ledger = _ledger(options)
     while True:
-        found = {title: _state(ledger, title, sweep) for title, sweep in planned(ledger, options.sweep).items()}
-        if options.watch and sys.stdout.isatty():
-            print("\x1b[2J\x1b[H", end="")
-        print(json.dumps(found, indent=1) if options.json else "\n\n".join(map(_text, found.values())), flush=True)
+        plans = {title: current_plan(ledger, title) for title in titles(ledger, options.sweep)}
+        if options.json:
+            shown = json.dumps({title: as_json(plan, driver(ledger, title)) for title, plan in plans.items()}, indent=1)
+        else:
+            shown = "\n\n".join(text(plan, driver(ledger, title)) for title, plan in plans.items())
+        print(f"\x1b[2J\x1b[H{shown}" if options.watch and sys.stdout.isatty() else shown, flush=True)
         if not options.watch:
             return 0
         time.sleep(2.0)
 
 
-def _state(ledger: Ledger, title: str, sweep: Sweep) -> Json:
-    found, now = plan(sweep, ledger, {}), driver(ledger, title)
+def as_json(plan: Plan, drives: Json | None) -> Json:
+    """Return a sweep's status as JSON; `test_top1_err` is the average over folds where a cell has folds."""
     cells = []
-    for cell in sweep.cells:
-        standings = found.of(cell)
-        counts = {
-            state: sum(s.state == state for s in standings) for state in ("new", "running", "done", "stale", "failed")
-        }
-        results = [standing.result for standing in standings if standing.result is not None]
-        tested = [r["metrics"]["final/test_top1_err"] for r in results if "final/test_top1_err" in r["metrics"]]
-        error = sum(tested) / len(tested) if tested else None
-        cells.append({"label": cell.label, "test_top1_err": error, "n": len(tested)} | counts)
-    seconds = sum(float(s.result["seconds"]) for s in found.statuses if s.result is not None)
-    return {"sweep": title, "driver": now, "cells": cells, "hours": seconds / 3600}
+    for cell in plan.sweep.cells:
+        tested = plan.tested(cell)
+        numbers = {"single": cell_average(tested, TOP1), "folds": cell_average(tested, AVERAGE)}
+        known = {name: number for name, number in numbers.items() if number.n}
+        main = known.get("folds") or known.get("single")
+        cells.append(
+            {"label": cell.label, "test_top1_err": main.mean if main else None, "n": main.n if main else 0}
+            | {state: plan.count(state, cell=cell) for state in STATES}
+            | {"numbers": {name: number.as_json() for name, number in known.items()}}
+        )
+    return {"sweep": plan.sweep.title, "driver": drives, "cells": cells, "hours": plan.hours}
 
 
-def _text(state: Json) -> str:
-    now = state["driver"]
+def text(plan: Plan, drives: Json | None) -> str:
+    """Return a sweep's status as lines."""
     who = (
-        f"driven by process {now['pid']} on {now['host']}" if now else "no driver runs; the sweep's command resumes it"
+        f"driven by process {drives['pid']} on {drives['host']}"
+        if drives
+        else "no driver runs; the sweep's command resumes it"
     )
-    width = max(len(cell["label"]) for cell in state["cells"])
-    lines = [f"{state['sweep']}: {who}; {state['hours']:.2f} h of training so far"]
+    width = max(len(cell.label) for cell in plan.sweep.cells)
+    lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
     lines.append(f"{'cell':<{width}}   new  run done stale fail   test error %")
-    for cell in state["cells"]:
-        counts = "".join(f"{cell[name] or '.':>5}" for name in ("new", "running", "done", "stale", "failed"))
-        error = "" if cell["test_top1_err"] is None else f"{cell['test_top1_err']:.2f} (n {cell['n']})"
-        lines.append(f"{cell['label']:<{width}} {counts}   {error}".rstrip())
+    for cell in plan.sweep.cells:
+        counts = "".join(f"{plan.count(state, cell=cell) or '.':>5}" for state in STATES)
+        lines.append(f"{cell.label:<{width}} {counts}   {error_text(plan.tested(cell))}".rstrip())
     return "\n".join(lines)

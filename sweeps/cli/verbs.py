@@ -7,7 +7,7 @@ import ast
 import os
 from pathlib import Path
 
-from sweeps.experiment.plan import Sweep, plan, sweep_from_json, unknown_name
+from sweeps.experiment.plan import Sweep, current_plan, sweep_from_json, unknown_name
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
 
@@ -58,8 +58,8 @@ def reconcile(options: argparse.Namespace) -> int:
     output = ledger.root.removesuffix("/ledger")
     uri = options.tracking_uri or f"sqlite:///{output}/mlflow.db"
     artifacts = f"{output}/mlartifacts" if uri.startswith("sqlite") else ""
-    projection = MlflowRuns(Store(uri, options.experiment or title, artifacts), ledger, sweep)
-    found = plan(sweep, ledger, {})
+    found = current_plan(ledger, title)
+    projection = MlflowRuns(Store(uri, options.experiment or title, artifacts, found.fingerprints), ledger, sweep)
     idle = "RUNNING" if driver(ledger, title) else "KILLED"
     begun = [standing for standing in found.statuses if standing.state != "new"]
     for standing in begun:

@@ -313,9 +313,11 @@ def failure_signature(attempt: Json) -> str:
 
 def max_concurrent(resources: TrialResources) -> int:
     """Return how many trials run at once, with every machine that the cluster may start for them."""
+    if resources.max_concurrent:
+        return resources.max_concurrent
     cpus, gpus = resources.cpus, resources.gpus
     slots = sum(ray_runtime.slots(machine, cpus, gpus) for machine in ray_runtime.machines())
-    return resources.max_concurrent or max(1, slots, ray_runtime.max_slots(ray_runtime.autoscaler(), cpus, gpus))
+    return max(1, slots, ray_runtime.max_slots(ray_runtime.autoscaler(), cpus, gpus))
 
 
 def run_trials(session: DriverState) -> None:

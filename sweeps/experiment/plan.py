@@ -6,11 +6,12 @@ import dataclasses
 import fnmatch
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.metrics import Tested
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
 from sweeps.experiment.trial import Cell, Trial, cell_from_json, cell_to_json
@@ -183,6 +184,9 @@ def protocol_trials(
     return found
 
 
+STATES = ("new", "running", "done", "stale", "failed")
+
+
 class TrialStatus(NamedTuple):
     """A trial and how far it is: new, running (it has a checkpoint), done, stale or failed."""
 
@@ -194,19 +198,29 @@ class TrialStatus(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The standings of all trials of a sweep that are known, and what stands for those that will follow."""
+    """The statuses of all known trials of a sweep, stand-ins for those to follow, and its data's fingerprints."""
 
     sweep: Sweep
     statuses: tuple[TrialStatus, ...]
     pending: tuple[Trial, ...] = ()
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
-    def count(self, *states: str) -> int:
-        """Return how many trials are in one of `states`."""
-        return sum(standing.state in states for standing in self.statuses)
+    def count(self, *states: str, cell: Cell | None = None) -> int:
+        """Count the trials, of one cell or of all, that are in one of `states`."""
+        return sum(status.state in states for status in (self.statuses if cell is None else self.of(cell)))
 
     def of(self, cell: Cell) -> list[TrialStatus]:
-        """Return the standings of one cell's trials."""
-        return [standing for standing in self.statuses if standing.trial.cell.key == cell.key]
+        """Return the statuses of one cell's trials."""
+        return [status for status in self.statuses if status.trial.cell.key == cell.key]
+
+    def tested(self, cell: Cell) -> list[Tested]:
+        """Return the results of a cell's trials, as its numbers are made from."""
+        return [(status.trial.phase, status.result["metrics"]) for status in self.of(cell) if status.result is not None]
+
+    @property
+    def hours(self) -> float:
+        """Return the hours of training behind the results."""
+        return sum(float(status.result["seconds"]) for status in self.statuses if status.result is not None) / 3600
 
     @property
     def total(self) -> int:
@@ -239,7 +253,20 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         elif trial.key in begun:
             state = "running"
         standings.append(TrialStatus(trial, state, result, why))
-    return Plan(sweep, tuple(standings), tuple(trial for one in parts for trial in one.pending))
+    return Plan(sweep, tuple(standings), tuple(trial for one in parts for trial in one.pending), fingerprints)
+
+
+def current_plan(ledger: Ledger, title: str) -> Plan:
+    """Return where the trials of a declared sweep stand now; ValueError where its plan is none.
+
+    The data are those of its last run, wherever they lie. A plan that does not name them makes no result stale.
+    """
+    declared = ledger.read_json(f"plans/{title}.json")
+    sweep = sweep_from_json(declared)
+    fingerprints = (declared or {}).get("fingerprints", {})
+    if not isinstance(fingerprints, dict):
+        raise ValueError(f"not a plan: its fingerprints are {fingerprints!r}")
+    return plan(sweep, ledger, fingerprints)
 
 
 def has_failed(attempts: list[Json]) -> bool:
@@ -264,6 +291,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "protocol": protocol | {"search": None if search is None else dataclasses.asdict(search)},
         "cells": [cell_to_json(cell) | {"key": cell.key} for cell in sweep.cells],
         "trials": {standing.trial.key: standing.trial.label for standing in plan.statuses},
+        "fingerprints": dict(plan.fingerprints),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TRAIN
 from sweeps.experiment.search import Search, space
 from sweeps.report.render import svg
 from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, count, plain
@@ -15,7 +16,6 @@ from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, named, number
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
 from sweeps.results.marks import curve_runs
-from sweeps.results.paper import AVERAGE, PARAMETERS, TOP1, TRAIN
 from sweeps.store.ledger import Json, Ledger
 
 LARGEST: Final = 2_000_000  # bytes of a picture that a page takes in

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from sweeps.experiment.metrics import TOP1
 from sweeps.report.render.document import (
     NONE,
     Entry,
@@ -28,7 +29,6 @@ from sweeps.results.cell_numbers import (
 from sweeps.results.claims import PrintedTest, printed_tests
 from sweeps.results.contrasts import Effect, effects, over
 from sweeps.results.evidence import SweepResults
-from sweeps.results.paper import TOP1
 from sweeps.results.statistics import wilson
 
 PICTURES: Final = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}

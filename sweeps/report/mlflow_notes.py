@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.report.render.document import signed
 from sweeps.report.result_tables import ours_text
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
 from sweeps.results.evidence import CellResults, SweepResults
-from sweeps.results.paper import PARAMETERS, VOTE
 from sweeps.tracking.layout import REPORT, Page, compare_address, run_address, table_address
 
 WHOLE = ("fold", "match", "ablation")  # phases whose runs a note names one by one

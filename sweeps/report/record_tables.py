@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sweeps.experiment.metrics import HELD_OUT, TOP1
 from sweeps.report.render.document import NONE, Entry, Table, count, duration, plain
-from sweeps.results.cell_numbers import HELD_OUT, NAMES
+from sweeps.results.cell_numbers import NAMES
 from sweeps.results.evidence import CellResults, Run, SweepResults
-from sweeps.results.paper import TOP1
 from sweeps.store.ledger import Json
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
+from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.experiment.search import Search
 from sweeps.report.render.document import (
     NONE,
@@ -31,7 +32,7 @@ from sweeps.results.cell_numbers import (
 )
 from sweeps.results.deviations import deviations
 from sweeps.results.marks import MARKS, marks
-from sweeps.results.paper import PARAMETERS, VOTE, Printed
+from sweeps.results.paper import Printed
 from sweeps.results.statistics import METHODS
 
 ERRORS: Final = "Errors in percent, lower is better; ± is the standard error, (n) the trainings behind a number."
@@ -157,7 +158,7 @@ def _votes(group: ResultTable) -> Table | None:
     for row in group.rows if group.table not in DERIVED.values() else ():
         ours = number(row.evidence, VOTE)
         if row.evidence is not None and row.evidence.vote is not None:
-            errors = [100 - 100 * float(row.evidence.vote.right(method).mean()) for method in METHODS]
+            errors = [row.evidence.vote.error(method) for method in METHODS]
             entries = (Entry(plain(error), runs=ours.runs, cell=row.key, metric=VOTE) for error in errors[:1])
             others = (Entry(plain(error), runs=ours.runs, cell=row.key) for error in errors[1:])
             rows.append((Entry(row.label, cell=row.key), *entries, *others))

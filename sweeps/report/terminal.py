@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sweeps.experiment.plan import Plan, TrialStatus
+from sweeps.experiment.metrics import AVERAGE, TOP1, VOTE, Average, cell_average, flags_of
+from sweeps.experiment.plan import STATES, Plan, TrialStatus
 from sweeps.experiment.trial import Cell
-from sweeps.results.paper import AVERAGE, COLUMNS, TOP1, VOTE, Printed, printed
+from sweeps.results.cell_numbers import stands_for, vote_average
+from sweeps.results.decisions import read_vote
+from sweeps.results.paper import COLUMNS, Printed, printed
 from sweeps.store.ledger import Json, Ledger
+from sweeps.store.tables import columns_of, parquet
 
-HEADINGS = {
+HEADINGS: Final = {
     "final/test_top1_err": "top-1",
     "final/test_top5_err": "top-5",
     "final/test_top1_err_10crop": "top-1†",
@@ -24,97 +27,43 @@ HEADINGS = {
 }
 
 
-class Number(NamedTuple):
-    """An average in percent over `n` trials, its standard error (nan for one), and the paper's number, if printed."""
-
-    mean: float
-    se: float
-    n: int
-    paper: Printed | None
-
-    def __str__(self) -> str:
-        if not self.n:
-            return "-"
-        return f"{self.mean:.2f}" + (f" ±{self.se:.2f}" if math.isfinite(self.se) else "")
-
-
 class TableRow(NamedTuple):
-    """One row of the table."""
+    """One row of the table: ours and the paper's numbers by metric, flags, and how many of its trials are done."""
 
     label: str
     parameters: int
-    numbers: dict[str, Number]
+    numbers: dict[str, Average]
+    paper: dict[str, Printed | None]
     flags: tuple[str, ...]
     done: int
     planned: int
 
 
 def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableRow]:
-    """Return the rows of the table: a cell's tested trials averaged, with marks; `classes` by data set."""
-    found = []
+    """Return the rows of the table; `classes` by data set."""
+    protocol = plan.sweep.protocol
+    measured = (TOP1,) * (protocol.ablation or protocol.single) + (AVERAGE, VOTE) * (protocol.folds > 0) or (TOP1,)
+    rows = []
     for cell in plan.sweep.cells:
-        standings = plan.of(cell)
-        protocol = plan.sweep.protocol
-        own = (TOP1,) * (protocol.ablation or protocol.single) + (AVERAGE, VOTE) * (protocol.folds > 0)
-        metrics = COLUMNS.get(cell.table, own or (TOP1,))
-        numbers = {metric: _number(cell, metric, standings, ledger) for metric in metrics if metric in HEADINGS}
-        done = sum(standing.result is not None for standing in standings)
-        count = cell.net.parameters(classes[cell.dataset])
-        found.append(TableRow(cell.label, count, numbers, _flags(standings), done, len(standings)))
-    return found
+        statuses = plan.of(cell)
+        metrics = [metric for metric in COLUMNS.get(cell.table, measured) if metric in HEADINGS]
+        tested = plan.tested(cell)
+        numbers = {m: _vote(ledger, cell, statuses) if m == VOTE else cell_average(tested, m) for m in metrics}
+        paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
+        parameters = cell.net.parameters(classes[cell.dataset])
+        rows.append(TableRow(cell.label, parameters, numbers, paper, _flags(statuses), len(tested), len(statuses)))
+    return rows
 
 
-def _number(cell: Cell, metric: str, standings: Sequence[TrialStatus], ledger: Ledger) -> Number:
-    """Return one entry: Single's over its second phases, Average and Vote over folds, Table 4's over its trainings."""
-    phases = ("fold",) if metric in (AVERAGE, VOTE) else ("ablation", "match")
-    taken = [s for s in standings if s.result is not None and s.trial.phase in phases]
-    paper = printed(cell.table, _paper_data(cell), cell.row, metric) if cell.table else None
-    if metric == VOTE:
-        value = _vote([standing.trial.key for standing in taken], ledger)
-        return Number(value, math.nan, len(taken) if math.isfinite(value) else 0, paper)
-    name = TOP1 if metric == AVERAGE else metric
-    values = [s.result["metrics"][name] for s in taken if s.result is not None and name in s.result["metrics"]]
-    se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Number(statistics.fmean(values) if values else math.nan, se, len(values), paper)
+def _vote(ledger: Ledger, cell: Cell, statuses: Sequence[TrialStatus]) -> Average:
+    folds = [s.trial.key for s in statuses if s.trial.phase == "fold" and s.result is not None]
+    voters, vote = read_vote(ledger, f"votes/{cell.key}", [f"trials/{key}/tables" for key in folds])
+    return vote_average(vote, sum(voter is not None for voter in voters))
 
 
-def _vote(keys: Sequence[str], ledger: Ledger) -> float:
-    """Return the error in percent of the mean softmax over the folds' networks, nan where there are none."""
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    from sweeps.results.statistics import vote
-
-    scores, labels = [], None
-    for key in keys:
-        content = ledger.read(f"trials/{key}/tables/scores.parquet")
-        if content is not None:
-            table = pq.read_table(io.BytesIO(content), columns=["label", "centre"])
-            labels = table["label"].to_numpy()
-            flat = table["centre"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            scores.append(flat.reshape(len(labels), -1))
-    if labels is None:
-        return math.nan
-    return float(100 * (vote(np.stack(scores).astype(np.float64)) != labels).mean())
-
-
-def _paper_data(cell: Cell) -> str:
-    """Return the paper's data set for a cell, whatever a demo trained on in its place."""
-    if cell.table in ("4", "5"):
-        return "imagenet"
-    return cell.dataset if cell.dataset in ("cifar10", "cifar100") else cell.label.rpartition(" ")[2]
-
-
-def _flags(standings: Sequence[TrialStatus]) -> tuple[str, ...]:
-    flags = set()
-    for standing in standings:
-        result = standing.result
-        if standing.state in ("failed", "stale"):
-            flags.add(standing.state)
-        if result is not None and result["status"] == "diverged":
-            flags.add("diverged")
-        if result is not None and result["restarts"]:
-            flags.add(f"restarted {result['restarts']}x")
+def _flags(statuses: Sequence[TrialStatus]) -> tuple[str, ...]:
+    flags = {status.state for status in statuses if status.state in ("failed", "stale")}
+    flags |= {flag for status in statuses if status.result is not None for flag in flags_of(status.result)}
     return tuple(sorted(flags))
 
 
@@ -136,8 +85,8 @@ def text(plan: Plan, found: Sequence[TableRow], width: int, colour: bool) -> str
     for line in found:
         cells = [line.label, f"{line.parameters / 1e6:.2f}M"]
         for metric in metrics:
-            number = line.numbers.get(metric)
-            cells += [str(number) if number else "", str(number.paper or "") if number else ""]
+            known = metric in line.numbers
+            cells += [_words(line.numbers[metric]), str(line.paper[metric] or "")] if known else ["", ""]
         marks = [*line.flags, *([f"{line.done}/{line.planned}"] if line.done < line.planned else [])]
         table.add_row(*cells, Text(", ".join(marks), style="yellow"))
     sink = io.StringIO()
@@ -148,6 +97,12 @@ def text(plan: Plan, found: Sequence[TableRow], width: int, colour: bool) -> str
     if foreign:
         notes += "\nother pictures than the paper's: its numbers stand beside ours, and nothing follows from that"
     return f"{sink.getvalue().rstrip()}\n{notes}\n"
+
+
+def _words(number: Average) -> str:
+    if not number.n:
+        return "-"
+    return f"{number.mean:.2f}" + (f" ±{number.se:.2f}" if math.isfinite(number.se) else "")
 
 
 def as_json(plan: Plan, found: Sequence[TableRow]) -> Json:
@@ -163,30 +118,18 @@ def as_json(plan: Plan, found: Sequence[TableRow]) -> Json:
                 "planned": line.planned,
                 "flags": list(line.flags),
                 "numbers": {
-                    metric: {
-                        "mean": _finite(number.mean),
-                        "se": _finite(number.se),
-                        "n": number.n,
-                        "paper": number.paper.value if number.paper else None,
-                    }
+                    metric: number.as_json() | {"paper": paper.value if (paper := line.paper[metric]) else None}
                     for metric, number in line.numbers.items()
                 },
             }
             for line in found
         ],
-        "trials": {state: plan.count(state) for state in ("new", "running", "done", "stale", "failed")},
+        "trials": {state: plan.count(state) for state in STATES},
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def write_results(plan: Plan, ledger: Ledger, name: str) -> str:
     """Write one row a finished trial (what it was, its numbers, where its files are) as Parquet; return the path."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows: list[dict[str, Any]] = []
     for standing in plan.statuses:
         trial, result = standing.trial, standing.result
@@ -217,9 +160,5 @@ def write_results(plan: Plan, ledger: Ledger, name: str) -> str:
             }
             | {metric: float(value) for metric, value in result["metrics"].items()}
         )
-    columns = dict.fromkeys(column for row in rows for column in row)
-    table = pa.table({column: [row.get(column) for row in rows] for column in columns})
-    sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"schema": "results/1"}), sink, compression="zstd")
-    ledger.write(f"results-{name}.parquet", sink.getvalue())
+    ledger.write(f"results-{name}.parquet", parquet(columns_of(rows), {"schema": "results/1"}))
     return ledger.path(f"results-{name}.parquet")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import struct
 import tempfile
@@ -24,10 +23,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+import numpy as np
+
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import MANIFEST, SweepResults
 from sweeps.results.provenance import LOCK
 from sweeps.store.ledger import Ledger
+from sweeps.store.tables import parquet
 
 SCHEMA: Final = 2
 FIRST_DAY: Final = (1980, 1, 1, 0, 0, 0)  # of a zip: equal contents give equal files
@@ -95,15 +97,9 @@ def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes
 
 def decisions_table(decisions: Predictions) -> bytes:
     """Return decisions as Parquet: id, label, and the class chosen by each kind of view or vote."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {"id": pa.array(decisions.ids, pa.int32()), "label": pa.array(decisions.labels, pa.int16())}
-    columns |= {kind: pa.array(chosen, pa.int16()) for kind, chosen in decisions.chosen.items()}
-    notes = {"schema": "decisions/1", "classes": str(decisions.classes)}
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata(notes), sink, compression="zstd")
-    return sink.getvalue()
+    classes = {"label": decisions.labels, **decisions.chosen}
+    columns = {"id": decisions.ids.astype(np.int32)} | {name: x.astype(np.int16) for name, x in classes.items()}
+    return parquet(columns, {"schema": "decisions/1", "classes": str(decisions.classes)})
 
 
 @contextlib.contextmanager

@@ -13,25 +13,38 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from sweeps.experiment.metrics import (
+    AVERAGE,
+    HELD_OUT,
+    PARAMETERS,
+    TOP1,
+    TOP1_TEN,
+    TOP5,
+    TOP5_TEN,
+    TRAIN,
+    VOTE,
+    Average,
+    average,
+    measured_as,
+    phase_behind,
+)
 from sweeps.experiment.plan import Protocol
-from sweeps.experiment.trial import Cell
+from sweeps.experiment.trial import PHASES, Cell
 from sweeps.results import paper
+from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run, SweepResults
-from sweeps.results.paper import AVERAGE, PARAMETERS, TOP1, TOP1_TEN, TOP5, TOP5_TEN, TRAIN, VOTE, Printed
+from sweeps.results.paper import Printed
 from sweeps.results.statistics import (
     TOLERANCE,
-    Average,
     Interval,
     Order,
     Verdict,
-    mean_se,
     order,
     t_interval,
     verdict,
     wilson,
 )
 
-HELD_OUT: Final = "best/val_top1_err"
 NAMES: Final = {
     TRAIN: "train error",
     TOP1: "top-1",
@@ -60,6 +73,8 @@ TABLES: Final = ("1", "2", "3", "4", "5")
 DERIVED: Final = {"2": "3", "4": "5"}
 # The row of Table 2 behind "VGG + CReLU", by data set: the paper's choice, not ours by test error.
 CHOSEN: Final = {"cifar10": "CReLU (1,3)", "cifar100": "CReLU (1,3,5)"}
+VOTING: Final = "mean_softmax"  # the paper's way to vote
+UNKNOWN: Final = Interval(math.nan, math.nan)
 SETS: Final = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 
 
@@ -181,50 +196,49 @@ def _slug(text: str) -> str:
 
 
 def runs_of(evidence: CellResults, metric: str) -> dict[tuple[int, int], tuple[Run, float]]:
-    """Return the runs that a metric of a cell is made of, with their values, by seed and fold."""
-    if metric in (AVERAGE, VOTE):
-        found, name = evidence.done("fold"), TOP1
-    elif metric == HELD_OUT:
-        winner = evidence.winner
-        found, name = winner.runs if winner is not None else evidence.done("ablation"), HELD_OUT
-    elif metric == TRAIN or evidence.done("match"):
-        found, name = evidence.done("match"), metric
-    elif metric.startswith("final/"):
-        found, name = evidence.done("ablation"), metric
+    """Return the runs that make a metric of a cell, with their values, by seed and fold."""
+    name = measured_as(metric)
+    if metric == HELD_OUT and evidence.winner is not None:
+        runs = evidence.winner.runs
     else:
-        found, name = evidence.done("ablation", "match") or evidence.done("fold"), metric
-    return {run.pair: (run, run.metrics[name]) for run in found if name in run.metrics}
+        finished = {run.trial.phase for run in evidence.done(*PHASES)}
+        runs = evidence.done("ablation" if metric == HELD_OUT else phase_behind(metric, finished))
+    return {run.pair: (run, run.metrics[name]) for run in runs if name in run.metrics}
 
 
 def number(evidence: CellResults | None, metric: str) -> CellNumber:
     """Return the number of a cell, its mean nan where no run has it."""
-    nothing = Interval(math.nan, math.nan)
-    found = () if evidence is None else tuple(runs_of(evidence, metric).values())
-    runs, values = tuple(run for run, _ in found), tuple(value for _, value in found)
-    if evidence is not None and metric == PARAMETERS:
-        made = tuple(run for run in evidence.runs if run.result)
-        return CellNumber(metric, Average(evidence.parameters, math.nan, 1), nothing, (evidence.parameters,), made)
-    if evidence is not None and metric == VOTE:
-        if evidence.vote is None:
-            return CellNumber(metric, Average(math.nan, math.nan, 0), nothing, (), ())
-        right = evidence.vote.right("mean_softmax")
-        wrong = len(right) - int(right.sum())
-        error = 100 * wrong / len(right)
+    if evidence is None:
+        return CellNumber(metric, Average(math.nan, math.nan, 0), UNKNOWN, (), ())
+    if metric == PARAMETERS:
+        trained = tuple(run for run in evidence.runs if run.result)
+        count = evidence.parameters
+        return CellNumber(metric, Average(count, math.nan, 1), UNKNOWN, (count,), trained)
+    pairs = tuple(runs_of(evidence, metric).values())
+    runs, values = tuple(run for run, _ in pairs), tuple(value for _, value in pairs)
+    if metric == VOTE:
         voters = tuple(run for run in runs if run.decisions is not None)
-        return CellNumber(metric, Average(error, math.nan, len(voters)), wilson(wrong, len(right)), (error,), voters)
-    if not values:
-        return CellNumber(metric, Average(math.nan, math.nan, 0), nothing, (), ())
-    average = mean_se(values)
-    return CellNumber(metric, average, t_interval(average) if average.n > 1 else _alone(found[0]), values, runs)
+        ours = vote_average(evidence.vote, len(voters))
+        if evidence.vote is None:
+            return CellNumber(metric, ours, UNKNOWN, (), ())
+        bounds = wilson(evidence.vote.wrong(VOTING), len(evidence.vote.ids))
+        return CellNumber(metric, ours, bounds, (ours.mean,), voters)
+    ours = average(values)
+    bounds = t_interval(ours) if ours.n > 1 else _over_pictures(runs, values)
+    return CellNumber(metric, ours, bounds, values, runs)
 
 
-def _alone(found: tuple[Run, float]) -> Interval:
-    """Return Wilson's interval for the error of one network, nan where its pictures were not counted."""
-    run, value = found
-    if run.decisions is None or not 0 <= value <= 100:
-        return Interval(math.nan, math.nan)
-    n = len(run.decisions.ids)
-    return wilson(round(value / 100 * n), n)
+def vote_average(vote: Predictions | None, voters: int) -> Average:
+    """Return the error in percent of networks that vote, by mean softmax as in the paper; nan without a vote."""
+    return Average(math.nan, math.nan, 0) if vote is None else Average(vote.error(VOTING), math.nan, voters)
+
+
+def _over_pictures(runs: Sequence[Run], values: Sequence[float]) -> Interval:
+    """Return Wilson's interval for the error of one network, nan where there is none or its pictures are not known."""
+    if not runs or runs[0].decisions is None or not 0 <= values[0] <= 100:
+        return UNKNOWN
+    n = len(runs[0].decisions.ids)
+    return wilson(round(values[0] / 100 * n), n)
 
 
 def verdict_for(group: ResultTable, row: Row, metric: str, ours: CellNumber) -> Verdict | None:

@@ -12,12 +12,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
+from sweeps.experiment.metrics import AVERAGE, Average
 from sweeps.results import paper
 from sweeps.results.cell_numbers import TABLES, stands_for
 from sweeps.results.contrasts import Contrast, contrast, more_seeds
 from sweeps.results.evidence import CellResults, Run, SweepResults
-from sweeps.results.paper import AVERAGE, CLAIMS, FOLDS, Claim, Comparison
-from sweeps.results.statistics import Average, Decision, Difference, decide, decide_all, holm, welch
+from sweeps.results.paper import CLAIMS, FOLDS, Claim, Comparison
+from sweeps.results.statistics import Decision, Difference, decide, decide_all, holm, welch
 
 # Where Figures 2 to 4 and Tables 6 and S1, whose rows are layers, find their networks: table and row of a cell.
 NETWORKS: Final = {

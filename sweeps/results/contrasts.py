@@ -14,16 +14,15 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from sweeps.results.cell_numbers import ResultTable, Row, number, runs_of
+from sweeps.experiment.metrics import PARAMETERS, TOP1, TOP1_TEN, TRAIN, VOTE
+from sweeps.results.cell_numbers import UNKNOWN, VOTING, ResultTable, Row, number, runs_of
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run
-from sweeps.results.paper import PARAMETERS, TOP1, TOP1_TEN, TRAIN, VOTE
 from sweeps.results.statistics import Interval, McNemar, holm, mcnemar_exact, paired, seeds_needed
 
 Basis = Literal["folds", "seeds", "pictures", "exact", "one training", "not run"]
-UNKNOWN: Final = Interval(math.nan, math.nan)
 NO_HOURS: Final[Mapping[str, float]] = {}
-VIEWS: Final = {TOP1: "centre", TOP1_TEN: "ten_softmax", VOTE: "mean_softmax"}
+VIEWS: Final = {TOP1: "centre", TOP1_TEN: "ten_softmax", VOTE: VOTING}
 
 
 class Contrast(NamedTuple):

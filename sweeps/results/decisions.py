@@ -30,6 +30,14 @@ class Predictions(NamedTuple):
         same: NDArray[np.bool_] = self.chosen[kind] == self.labels
         return same
 
+    def wrong(self, kind: str) -> int:
+        """Count the pictures that get another class than their own."""
+        return len(self.ids) - int(self.right(kind).sum())
+
+    def error(self, kind: str) -> float:
+        """Return the error in percent."""
+        return 100 * self.wrong(kind) / len(self.ids)
+
 
 class Scores(NamedTuple):
     """Hold the scores (n, c) of one network by kind of view, in order of the pictures' ids."""

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.datasets import beton_path, data_dir, dataset, read_sidecar
-from sweeps.experiment.plan import Sweep, TrialStatus, has_failed, plan, sweep_from_json, unknown_name
+from data.datasets import dataset
+from sweeps.experiment.plan import Plan, Sweep, TrialStatus, current_plan, has_failed, sweep_from_json, unknown_name
 from sweeps.experiment.search import study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
@@ -168,9 +168,10 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
 
     ValueError for a sweep that is not there, and for a cell whose dropout was chosen on the test pictures.
     """
-    sweep = sweep_from_json(ledger.read_json(f"plans/{titles(ledger, title)[0]}.json"))
+    titles(ledger, title)
+    sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
     frozen = ledger.read_json(MANIFEST)
-    standings, studies = _stand(ledger, sweep) if frozen is None else _thaw(ledger, frozen)
+    standings, studies = _stand(ledger, current_plan(ledger, title)) if frozen is None else _thaw(ledger, frozen)
     runs = {standing.trial.key: _run(ledger, standing) for standing in standings}
     cells = tuple(_evidence(ledger, sweep, cell, runs, studies.get(cell.key, [])) for cell in sweep.cells)
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
@@ -181,17 +182,17 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
     return SweepResults(title, sweep, question, cells, attempts, record, hourly)
 
 
-def _stand(ledger: Ledger, sweep: Sweep) -> tuple[Sequence[TrialStatus], dict[str, list[Point]]]:
-    """Return the standings of a sweep's trials, and by cell key what its study has asked for, in order."""
-    found = plan(sweep, ledger, {name: _fingerprint(name) for name in sweep.datasets})
+def _stand(ledger: Ledger, now: Plan) -> tuple[Sequence[TrialStatus], dict[str, list[Point]]]:
+    """Return the statuses of a sweep's trials, and by cell key what its study has asked for, in order."""
+    sweep = now.sweep
     studies: dict[str, list[Point]] = {}
     if sweep.protocol.search is not None:
-        results = {s.trial.key: s.result for s in found.statuses if s.result is not None}
+        results = {s.trial.key: s.result for s in now.statuses if s.result is not None}
         failed = {key for key, tries in ledger.failed().items() if has_failed(tries)}
         for cell in sweep.cells:
             asked = study(sweep.protocol.search, cell, results, failed).asked
             studies[cell.key] = [(tuple(trial.key for trial in one.trials), one.value, one.pruned) for one in asked]
-    return found.statuses, studies
+    return now.statuses, studies
 
 
 def _thaw(ledger: Ledger, frozen: Json) -> tuple[list[TrialStatus], dict[str, list[Point]]]:
@@ -261,20 +262,6 @@ def _tested(run: Run) -> bool:
     files = run.result["files"] if run.result else {}
     named = any(name.startswith("final/test") for name in run.metrics)
     return PHASES[run.trial.phase].test or named or any("scores" in name for name in files)
-
-
-# Where it comes from ------------------------------------------------------------------------------------------
-
-
-def _fingerprint(name: str) -> str:
-    """Return the fingerprint of a data set's files where they lie, empty where they are not here."""
-    where = data_dir(None)
-    try:
-        final = dataset(name, where).final
-        paths = [beton_path(name, split, where).with_suffix(".json") for split in ("train", final)]
-        return ";".join(read_sidecar(path).fingerprint for path in paths)
-    except ValueError:
-        return ""
 
 
 def _question(name: str) -> str:

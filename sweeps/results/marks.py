@@ -12,10 +12,10 @@ from typing import Final
 
 import numpy as np
 
+from sweeps.experiment.metrics import PARAMETERS, VOTE, flags_of
 from sweeps.experiment.search import Search, budget, space
 from sweeps.results.cell_numbers import CellNumber, ResultTable
 from sweeps.results.evidence import CellResults, Floats, Run
-from sweeps.results.paper import PARAMETERS, VOTE
 
 ENOUGH: Final = 5  # finished trials from which a chosen dropout is taken as chosen
 FALL: Final = 0.1  # points over the last fifth of a curve
@@ -44,9 +44,10 @@ def marks(group: ResultTable, evidence: CellResults | None, ours: CellNumber, se
     if ours.metric == PARAMETERS:
         return _data_marks(group, evidence)
     phases = {run.trial.phase for run in ours.runs}
+    flags = {flag.partition(":")[0] for run in ours.runs if run.result for flag in flags_of(run.result)}
     found = {
-        "d": any(run.result and run.result["status"] == "diverged" for run in ours.runs),
-        "r": any(run.result and run.result["restarts"] for run in ours.runs),
+        "d": "diverged" in flags,
+        "r": "restarted" in flags,
         "u": under_trained(evidence),
         "1": ours.average.n == 1 and ours.metric != VOTE,
         "e": search is not None and at_edge(evidence, search),

@@ -7,14 +7,8 @@ Rectified Linear Units", ICML 2016: Tables 1 to 6, and Table S1 of the supplemen
 import itertools
 from typing import Final, Literal, NamedTuple
 
-TRAIN: Final = "final/train_top1_err"  # "Single", on the pictures trained on
-TOP1: Final = "final/test_top1_err"  # one network; ImageNet: one centre crop
-TOP5: Final = "final/test_top5_err"
-TOP1_TEN: Final = "final/test_top1_err_10crop"  # the columns with a dagger
-TOP5_TEN: Final = "final/test_top5_err_10crop"
-AVERAGE: Final = "agg/test_top1_err_mean"  # mean over the folds' networks, ± its standard error
-VOTE: Final = "agg/test_top1_err_vote"  # the folds' networks together
-PARAMETERS: Final = "net/parameters_millions"
+from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TOP1_TEN, TOP5, TOP5_TEN, TRAIN, VOTE
+
 PAIR: Final = "outgoing/pair"  # correlation of the outgoing weights of one filter's two phases
 NON_PAIR: Final = "outgoing/non_pair"  # and of phases of two different filters
 LEARNED: Final = "reconstruction/learned"  # ||x - x'|| / ||x|| after max-pooling, trained weights

@@ -19,6 +19,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sweeps.experiment.metrics import Average, average
 from sweeps.results.paper import Relation
 
 # Points a reproduction may be off by, however small the standard errors: the paper leaves recipes open.
@@ -27,14 +28,6 @@ TOLERANCE: Final = {"cifar10": 1.0, "cifar100": 2.0, "imagenet": 1.5}
 Method = Literal["mean_softmax", "mean_logit", "majority"]
 METHODS: Final[tuple[Method, ...]] = ("mean_softmax", "mean_logit", "majority")
 Decision = Literal["supported", "contradicted", "inconclusive", "not run"]
-
-
-class Average(NamedTuple):
-    """Hold the mean of n values and its standard error, nan for n = 1."""
-
-    mean: float
-    se: float
-    n: int
 
 
 class Interval(NamedTuple):
@@ -96,10 +89,8 @@ class Verdict(NamedTuple):
 
 
 def mean_se(values: ArrayLike) -> Average:
-    """Average values (n,); the standard error is their deviation (over n - 1) divided by sqrt(n)."""
-    x = _vector("values", values)
-    se = float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
-    return Average(float(x.mean()), se, len(x))
+    """Average values (n,); ValueError for none, and for one that is not finite."""
+    return average(_vector("values", values).tolist())
 
 
 def t_interval(average: Average, level: float = 0.95) -> Interval:

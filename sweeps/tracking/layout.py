@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from crelu_models.spec import Conv, Net
-from sweeps.experiment.metrics import ERROR
+from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE
 from sweeps.experiment.trial import Cell, Trial
 
 VIEW: Final = "cells"
 # What one compares cells by; the trials below a cell, opened by its +, fill the later ones.
 METRICS: Final = (
-    *(f"agg/{ERROR}_{part}" for part in ("mean", "se", "n", "vote", "single_mean")),
-    f"agg/{ERROR}_10crop_mean",
-    f"paper/{ERROR}",
-    "net/parameters_millions",
-    f"final/{ERROR}",
-    "best/val_top1_err",
+    AVERAGE,
+    "agg/test_top1_err_se",
+    "agg/test_top1_err_n",
+    VOTE,
+    "agg/test_top1_err_single_mean",
+    "agg/test_top1_err_10crop_mean",
+    "paper/test_top1_err",
+    PARAMETERS,
+    TOP1,
+    HELD_OUT,
 )
 PARAMS: Final = ("activation", "dropout", "optimiser", "lr", "epochs")
 NOTE: Final = "mlflow.note.content"
@@ -85,7 +89,7 @@ def experiment_tags() -> dict[str, str]:
     view = {"selectedColumns": [*(f"metrics.`{name}`" for name in METRICS), *(f"params.`{name}`" for name in PARAMS)]}
     return {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.experiment.primaryMetric.name": f"agg/{ERROR}_mean",
+        "mlflow.experiment.primaryMetric.name": AVERAGE,
         "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
         f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
     }

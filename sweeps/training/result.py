@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import time
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from torch import Tensor
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.ledger import Ledger
+from sweeps.store.tables import constant, parquet
 from sweeps.training.evaluate import Errors, counts, errors
 
 # Score tables up to this many numbers keep float32, which votes over folds need; ImageNet's keep float16.
@@ -141,10 +140,6 @@ def score_table(trial: Trial, scores: dict[str, np.ndarray[Any, Any]]) -> bytes:
             flat = scores[name].astype(np.float32 if kind == pa.float32() else np.float16).reshape(-1)
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat, kind), classes)
     count = len(scores["id"])
-    columns["trial_key"] = pa.array([trial.key] * count).dictionary_encode()
+    columns["trial_key"] = constant(trial.key, count)
     columns["fold"] = pa.array(np.full(count, trial.fold, np.int16))
-    notes = {"schema": "scores/1", "trial_key": trial.key}
-    table = pa.table(columns).replace_schema_metadata(notes)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    return parquet(columns, {"schema": "scores/1", "trial_key": trial.key})

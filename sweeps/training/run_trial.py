@@ -6,13 +6,14 @@ No Ray, no Optuna, no MLflow: a test, a notebook or a bare GPU machine can call 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.availability import fetch_dataset
+from data.availability import fetch_dataset, fingerprint
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
@@ -21,7 +22,7 @@ from sweeps.training.loop import Diverged
 from sweeps.training.result import TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
 from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps
-from sweeps.training.splits import fingerprint, open_splits
+from sweeps.training.splits import open_splits
 from sweeps.training.trainer import Report, Trainer
 
 # Of a test picture that is stored larger than a net sees it: the centre, and the ten crops.
@@ -109,7 +110,7 @@ def _outcome(course: Trainer) -> Steps[TrialOutcome]:
         ending=course.ending,
         seconds=course.seconds + 0.0,
         precision=course.precision,
-        fingerprint=fingerprint(course.trial.cell.dataset, course.config.data_dir),
+        fingerprint=fingerprint(course.trial.cell.dataset, Path(course.config.data_dir)),
         hardware=hardware(course.device, course.config),
         classes=course.splits.facts.classes,
         ten_crops=course.splits.facts.crop < course.splits.facts.size,

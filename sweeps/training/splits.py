@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data.datasets import DataSet, beton_path, dataset, folds, holdout, order, read_sidecar
+from data.availability import fingerprint
+from data.datasets import DataSet, beton_path, dataset, folds, holdout, order
 from data.load import Pictures, open_pictures
 from sweeps.experiment.trial import PHASES, Trial, probed
 from sweeps.training.runtime import RuntimeConfig
@@ -32,18 +33,11 @@ class Splits:
     probe_indices: Indices
 
 
-def fingerprint(name: str, data_dir: str) -> str:
-    """Return the content fingerprints of a data set's files as one; ValueError where a file is missing."""
-    where = Path(data_dir)
-    paths = [beton_path(name, split, where).with_suffix(".json") for split in ("train", dataset(name, where).final)]
-    return ";".join(read_sidecar(path).fingerprint for path in paths)
-
-
 def open_splits(trial: Trial, place: RuntimeConfig) -> Splits:
     """Open the trial's files and part its pictures; ValueError where the data is not what the sweep planned for."""
     name, where, phase = trial.cell.dataset, Path(place.data_dir), PHASES[trial.phase]
     facts = dataset(name, where)
-    if place.fingerprint and fingerprint(name, place.data_dir) != place.fingerprint:
+    if place.fingerprint and fingerprint(name, where) != place.fingerprint:
         raise ValueError(
             f"the data of {name} in {place.data_dir} are not those the sweep was planned with; "
             f"to look at them: python -m data verify {name}"

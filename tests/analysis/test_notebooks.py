@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from data.write import prepare
-from sweeps.analysis.compute import parquet
 from sweeps.store.ledger import Ledger
+from sweeps.store.tables import parquet
 from tests.support.analysis import SMALL, TRIALS, fill, perform
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -46,7 +45,7 @@ def results(ledger: Path) -> None:
         "folder": [f"trials/{i}" for i in range(4)],
         "final/test_top1_err": [40.0, 42.0, 30.0, 31.0],
     }
-    (ledger / "results-small-demo.parquet").write_bytes(parquet(columns, {}))
+    (ledger / "results-small-demo.parquet").write_bytes(parquet(columns))
     scores = {"id": np.arange(6), "label": np.arange(6) % 3, "centre": list(rng.normal(size=(6, 3)))}
     for i in range(3):
         (ledger / f"trials/{i}/tables").mkdir(parents=True)
@@ -55,15 +54,10 @@ def results(ledger: Path) -> None:
 
 def fixed(columns: dict[str, Any]) -> bytes:
     """Return scores as a trial writes them: a fixed-size list for each picture."""
-    import io
-
     import pyarrow as pa
 
     flat = pa.array(np.concatenate(columns["centre"]), pa.float32())
-    table = pa.table({**columns, "centre": pa.FixedSizeListArray.from_arrays(flat, len(columns["centre"][0]))})
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
+    return parquet({**columns, "centre": pa.FixedSizeListArray.from_arrays(flat, len(columns["centre"][0]))})
 
 
 @pytest.fixture

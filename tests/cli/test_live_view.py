@@ -50,7 +50,7 @@ def test_row_tells_parts_averages_and_marks(tmp_path: Path) -> None:
         "Baseline",
         "search 0/2 folds 2/2",
         "20.00",
-        "22.00 ±2.00 (n 2)",
+        "folds 22.00 ± 2.00 (n 2)",
         "diverged",
     )
     assert now.endswith(f"epoch 0/{BASELINE.recipe.epochs}")

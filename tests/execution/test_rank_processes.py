@@ -231,7 +231,7 @@ def test_error_of_a_rank_is_told_with_its_own_trace(data: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="not those the sweep was planned with") as found:
         rank_processes.run_trial(exact("All-CNN-B"), here, lambda *_: None)
     told = failed_attempt(found.value, final=True)
-    assert "in open_sets" in told["trace"]
+    assert "in open_splits" in told["trace"]
     assert failure_signature(told) == failure_signature(failed_attempt(own_error(data, tmp_path), final=True))
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from sweeps.cifar_vgg import CELLS as VGG_CELLS
 from sweeps.cifar_vgg import PROTOCOL as VGG_PROTOCOL
+from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.trial import Cell, Trial
@@ -30,7 +31,7 @@ from sweeps.report.render.formats import latex_table, markdown_table, tex
 from sweeps.report.tidy import tidy
 from sweeps.results import paper
 from sweeps.results.evidence import survey, titles
-from sweeps.results.paper import AVERAGE, COLUMNS, PARAMETERS, TOP1, VOTE
+from sweeps.results.paper import COLUMNS
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, as_printed, make, run_id, scores, unsearched
 

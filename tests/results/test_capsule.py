@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweeps.cifar_vgg import CELLS
+from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.results import capsule
 from sweeps.results.evidence import survey
-from sweeps.results.paper import TOP1
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, make, scores
 

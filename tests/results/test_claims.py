@@ -11,6 +11,7 @@ from scipy import stats
 
 from crelu_models.tables import PAPER
 from sweeps import cifar_vgg, cifar_width, imagenet_placement
+from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.recipe import Dimension
@@ -25,7 +26,7 @@ from sweeps.results.contrasts import contrast, effects, more_seeds
 from sweeps.results.deviations import CELLS, deviations
 from sweeps.results.evidence import CellResults, SweepResults, survey
 from sweeps.results.marks import marks, still_falling
-from sweeps.results.paper import AVERAGE, CLAIMS, COLUMNS, PARAMETERS, TOP1, VOTE
+from sweeps.results.paper import CLAIMS, COLUMNS
 from sweeps.store.ledger import Ledger
 from tests.support.simulation import measure
 from tests.support.sweeps import Made, as_printed, finish, make, scores, unsearched

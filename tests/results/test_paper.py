@@ -2,20 +2,16 @@
 
 import pytest
 
+from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TOP1_TEN, VOTE
 from sweeps.results import paper
 from sweeps.results.paper import (
-    AVERAGE,
     CLAIMS,
     COLUMNS,
     LEARNED,
     NON_PAIR,
     PAIR,
-    PARAMETERS,
     RANDOM,
     ROWS,
-    TOP1,
-    TOP1_TEN,
-    VOTE,
     Claim,
     Comparison,
     Printed,

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sweeps.results.paper import AVERAGE, FOLDS, Relation, printed
+from sweeps.experiment.metrics import AVERAGE, Average
+from sweeps.results.paper import FOLDS, Relation, printed
 from sweeps.results.statistics import (
-    Average,
     Decision,
     Difference,
     Interval,

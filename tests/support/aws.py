@@ -1,8 +1,8 @@
-"""EC2, IAM, SSM and S3 of this machine: moto answers, hosts of tests.hosts run, each call is noted with its role.
+"""EC2, IAM, SSM and S3 of this machine: moto answers, hosts of support.hosts run, each call is noted with its role.
 
 As a program it is the cloud: moto's server and the metadata service that each instance asks (IMDSv2 alone), on the
-switch of whoever starts it. `Cloud` is the other side: it starts a host for each instance that runs, and stops it when
-the instance ends.
+switch of its parent. `Cloud` is the other side: it starts a host for each instance that runs, and stops it when the
+instance ends. Calls may fail as they do on AWS, and a test may order it: they are tried again.
 """
 
 from __future__ import annotations
@@ -10,22 +10,33 @@ from __future__ import annotations
 import fnmatch
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
 import time
+import traceback
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from tests.support.hosts import Hosts
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 GATEWAY, METADATA, PORT = "172.31.255.254", "169.254.169.254", 5000
 ENDPOINT, REGION, ACCOUNT = f"http://{GATEWAY}:{PORT}", "us-west-2", "123456789012"
 LAPTOP = "AKIALAPTOP"
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = re.compile(r"<Key>([^<]*)</Key>")  # of a request to delete many objects
 
 
@@ -35,41 +46,82 @@ def environment(key: str = "") -> dict[str, str]:
     return {"AWS_ENDPOINT_URL": ENDPOINT, "AWS_DEFAULT_REGION": REGION} | (keys if key else {})
 
 
-def noted(log: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return what wraps a WSGI application to write each call down: the caller's key, action, resource, address."""
-    file, lock = log.open("a", buffering=1), threading.Lock()
+class Front:
+    """WSGI application before moto's: it notes each call, lets moto answer them in turn, and says errors as AWS does.
 
-    def wrapping(application: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(environ: dict[str, Any], start: Any) -> Any:
-            size, lines = int(environ.get("CONTENT_LENGTH") or 0), []
-            signed = re.search(r"Credential=(\w+)/\d+/[\w-]+/(\w+)/", environ.get("HTTP_AUTHORIZATION", ""))
-            # Bodies of files are not kept in memory twice.
-            if signed and signed[2] != "s3":
-                body = environ["wsgi.input"].read(size) if size else b""
-                # moto starts MinCount machines, EC2 as many as it has, up to MaxCount.
-                most = re.search(rb"\bMaxCount=(\d+)", body)
-                body = re.sub(rb"\bMinCount=\d+", b"MinCount=" + most[1], body) if most else body
-                environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
-                target = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
-                action = target or parse_qs(body.decode(errors="replace")).get("Action", [""])[0]
-                line = [signed[1], f"{signed[2]}:{action}", "*"]
-            elif signed:
-                action, resource = on_s3(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"])
-                line = [signed[1], action, resource]
-                if resource.endswith("/"):  # many at once: IAM asks for each
-                    body = environ["wsgi.input"].read(size)
-                    environ["wsgi.input"] = io.BytesIO(body)
-                    lines += [[signed[1], action, resource + key] for key in KEYS.findall(body.decode())]
+    moto changes its state from several threads without a lock, and then fails now and then ("dictionary changed size
+    during iteration"). Its page for that is one that botocore cannot parse and so does not try again; a 5xx without a
+    body is tried again by every client.
+    """
+
+    def __init__(self, application: Application, folder: Path) -> None:
+        self.application, self.faults = application, folder / "faults"
+        self.log = (folder / "calls.jsonl").open("a", buffering=1)
+        self.lock, self.changes = threading.Lock(), folder / "changes"
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        # All of the body first: a host that loses its power in the midst of one holds up nobody else.
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        body = environ["wsgi.input"].read(*([] if environ.get("wsgi.input_terminated") else [length]))
+        if len(body) < length:
+            start("400 Bad Request", [("Content-Length", "0")])
+            return [b""]
+        calls, body = described(environ, body)
+        environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body)), "wsgi.input_terminated": True}
+        with self.lock:
+            for call in calls:
+                self.log.write(json.dumps([*call, environ["REMOTE_ADDR"]]) + "\n")
+            if self._is_to_fail(calls[0][1]):
+                status, headers, answer = "500 ordered by the test", [], b""
             else:
-                line = ["nobody", environ["REQUEST_METHOD"], environ["PATH_INFO"]]
-            with lock:
-                for each in lines or [line]:
-                    file.write(json.dumps([*each, environ["REMOTE_ADDR"]]) + "\n")
-            return application(environ, start)
+                status, headers, answer = self._answer(environ)
+                if calls[0][1].startswith("ec2:") and not calls[0][1].startswith("ec2:Describe"):
+                    self.changes.open("a").close()
+                    os.utime(self.changes)
+        if int(status.split()[0]) >= 500:
+            print(f"{status}: {calls[0]}: {answer[:2000]!r}", file=sys.stderr, flush=True)
+            headers, answer = [("Content-Length", "0")], b""
+        start(status, headers)
+        return [answer]
 
-        return wrapped
+    def _answer(self, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
+        started: list[Any] = []
+        answer = self.application(environ, lambda *words: started.append(words))
+        return started[-1][0], started[-1][1], b"".join(answer)
 
-    return wrapping
+    def _is_to_fail(self, action: str) -> bool:
+        """Return whether a test has ordered that this call fails: the file says how many still do."""
+        order = self.faults / action
+        left = int(order.read_text()) if order.exists() else 0
+        if left:
+            order_faults(self.faults, action, left - 1)
+        return left > 0
+
+
+def order_faults(folder: Path, action: str, count: int) -> None:
+    """Write down how many of the next calls of an action fail; a reader never sees half of it."""
+    (folder / f".{action}").write_text(str(count))
+    (folder / f".{action}").replace(folder / action)
+
+
+def described(environ: dict[str, Any], body: bytes) -> tuple[list[list[str]], bytes]:
+    """Return the calls of one request, each as key, action and resource, and the body to hand on."""
+    signed = re.search(r"Credential=(\w+)/\d+/[\w-]+/(\w+)/", environ.get("HTTP_AUTHORIZATION", ""))
+    if not signed:
+        return [["nobody", environ["REQUEST_METHOD"], environ["PATH_INFO"]]], body
+    if signed[2] != "s3":
+        # moto starts MinCount machines, EC2 as many as it has, up to MaxCount.
+        most = re.search(rb"\bMaxCount=(\d+)", body)
+        body = re.sub(rb"\bMinCount=\d+", b"MinCount=" + most[1], body) if most else body
+        target = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
+        action = target or parse_qs(body.decode(errors="replace")).get("Action", [""])[0]
+        return [[signed[1], f"{signed[2]}:{action}", "*"]], body
+    action, resource = on_s3(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"])
+    if not resource.endswith("/"):
+        return [[signed[1], action, resource]], body
+    # Many at once: IAM asks for each.
+    keys = KEYS.findall(body.decode())
+    return [[signed[1], action, resource + key] for key in keys or [""]], body
 
 
 def on_s3(method: str, path: str, query: str) -> tuple[str, str]:
@@ -145,17 +197,30 @@ class Metadata(BaseHTTPRequestHandler):
         pass
 
 
-def client(service: str) -> Any:
-    """Return a client of the cloud with the laptop's keys."""
+@cache
+def client(service: str, attempts: int = 6) -> Any:
+    """Return the client of the cloud with the laptop's keys; a call that fails for a moment has so many attempts."""
     import boto3
+    from botocore.config import Config
 
     keys = {"aws_access_key_id": LAPTOP, "aws_secret_access_key": "made-up"}
-    return boto3.client(service, region_name=REGION, endpoint_url=ENDPOINT, **keys)
+    config = Config(retries={"mode": "standard", "total_max_attempts": attempts}, connect_timeout=10, read_timeout=30)
+    return boto3.client(service, region_name=REGION, endpoint_url=ENDPOINT, config=config, **keys)
 
 
 def instances(ec2: Any) -> list[dict[str, Any]]:
-    """Return all instances there are and were."""
-    return [found for page in ec2.describe_instances()["Reservations"] for found in page["Instances"]]
+    """Return all present and past instances."""
+    return [instance for page in ec2.describe_instances()["Reservations"] for instance in page["Instances"]]
+
+
+def is_passing(error: Exception) -> bool:
+    """Return whether a call that failed with this error may succeed the next time."""
+    from botocore.exceptions import ClientError, HTTPClientError
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(error, ClientError):
+        return bool(error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500)
+    return isinstance(error, HTTPClientError | ResponseParserError)
 
 
 _roles: dict[str, str] = {}
@@ -176,72 +241,144 @@ def role(host: str) -> str:
 def serve(folder: Path) -> None:
     """Be the cloud until the end of the process."""
     from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        """Handler whose log has the errors alone: calls.jsonl has every call."""
+
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            pass
 
     Metadata.notices = folder / "notices"
-    Metadata.notices.mkdir()
     metadata = ThreadingHTTPServer((METADATA, 80), Metadata)
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
-    application = noted(folder / "calls.jsonl")(DomainDispatcherApplication(create_backend_app))
-    make_server(GATEWAY, PORT, application, threaded=True).serve_forever()
+    application = Front(DomainDispatcherApplication(create_backend_app), folder)
+    make_server(GATEWAY, PORT, application, threaded=True, request_handler=Quiet).serve_forever()
 
 
-@contextmanager
-def cloud(folder: Path, hosts: Any, key: Callable[[], str]) -> Iterator[Path]:
-    """From enter to exit: the cloud, and a host for each of its instances that runs; yield the list of calls.
+class Cloud:
+    """The cloud from enter to exit: its server, and a thread that starts and stops a host for each instance.
 
-    `key` returns the public key that an instance lets in, as EC2 would put it there.
+    `check` raises as soon as either has ended; each wait on something of the cloud calls it. `key` returns the public
+    key that an instance lets in, as EC2 would put it there.
     """
-    log = (folder / "cloud.log").open("wb")
-    server = subprocess.Popen([sys.executable, __file__, str(folder)], stdout=log, stderr=log)
-    over, failed = threading.Event(), []
 
-    def follow() -> None:
-        ec2 = client("ec2")
+    def __init__(self, folder: Path, hosts: Hosts, key: Callable[[], str], patience: float = 60) -> None:
+        self.folder, self.hosts, self.key, self.patience = folder, hosts, key, patience
+        self.calls, self.changes = folder / "calls.jsonl", folder / "changes"
+        self.failure = ""
+        self._lock = threading.Lock()
+        self._present: list[dict[str, Any]] = []
+        self._changed, self._asked = -1, 0.0
+        self._over = threading.Event()
+        # Hosts die with the thread that starts them.
+        self._following = threading.Thread(target=self._follow, name="instances")
+
+    def __enter__(self) -> Cloud:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        reason = self._reason()
+        self.stop()
+        # The error of a test that has failed already stands: its wait has named this reason.
+        assert kind or not reason, reason
+
+    def start(self) -> None:
+        """Start the server, wait until it answers, and follow its instances."""
+        for name in ("notices", "faults"):
+            (self.folder / name).mkdir()
+        command = [sys.executable, "-m", "tests.support.aws", str(self.folder)]
+        with (self.folder / "cloud.log").open("wb") as log:
+            self.server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
-            while not over.is_set():
-                up = {i["PrivateIpAddress"] for i in instances(ec2) if i["State"]["Name"] == "running"}
-                for address in hosts.running.keys() - up:
-                    hosts.stop(address)
-                for address in up - hosts.running.keys():
-                    hosts.start(address, key())
-                over.wait(0.5)
-        except Exception as error:
-            failed.append(error)
-        finally:
-            hosts.close()
+            until(self._answers, "moto answers", 120, self.check, self.log)
+            self._following.start()
+        except BaseException:
+            self.stop()
+            raise
 
-    # Hosts die with the thread that starts them.
-    following = threading.Thread(target=follow)
-    try:
-        ends = time.monotonic() + 120
-        while True:
-            assert server.poll() is None, (folder / "cloud.log").read_text()
-            assert time.monotonic() < ends, "moto does not answer"
-            with suppress(OSError):
-                import urllib.request
+    def stop(self) -> None:
+        """End the thread, and with it the hosts, and then the server."""
+        self._over.set()
+        if self._following.is_alive():
+            self._following.join()
+        self.server.kill()
+        self.server.wait()
 
-                urllib.request.urlopen(f"{ENDPOINT}/moto-api/", timeout=5).close()
-                break
-            time.sleep(0.2)
-        following.start()
-        yield folder / "calls.jsonl"
-    finally:
-        over.set()
-        if following.is_alive():
-            following.join()
-        server.kill()
-        server.wait()
-        log.close()
-    assert not failed, failed[0]
+    def _answers(self) -> bool:
+        with suppress(OSError):
+            urllib.request.urlopen(f"{ENDPOINT}/moto-api/", timeout=5).close()
+            return True
+        return False
+
+    def _reason(self) -> str:
+        """Return why nothing that happens on this cloud can be waited for any more; empty while it is well."""
+        if self.failure:
+            return f"the thread that follows the instances has ended: {self.failure}\n{self.log()}"
+        if self.server.poll() is not None:
+            return f"moto's server has ended with {self.server.returncode}\n{self.log()}"
+        return ""
+
+    def check(self) -> None:
+        """Raise AssertionError with the reason where the server or the thread has ended."""
+        reason = self._reason()
+        assert not reason, reason
+
+    def log(self) -> str:
+        """Return the end of what the server has written, which is its errors."""
+        return "--- cloud.log\n" + (self.folder / "cloud.log").read_text(errors="replace")[-4000:]
+
+    def order_faults(self, action: str, count: int) -> None:
+        """Let the next calls of an action fail with a 500; actions are written as `ec2:DescribeInstances`."""
+        order_faults(self.folder / "faults", action, count)
+
+    def instances(self, attempts: int = 6) -> list[dict[str, Any]]:
+        """Return all present and past instances; moto is asked after each call that may have changed one."""
+        with self._lock:
+            changed = self.changes.stat().st_mtime_ns if self.changes.exists() else 0
+            if changed != self._changed or time.monotonic() > self._asked + 5:
+                self._present = instances(client("ec2", attempts))
+                self._changed, self._asked = changed, time.monotonic()
+            return self._present
+
+    def _follow(self) -> None:
+        """Be the thread; note in `failure` what has ended it."""
+        try:
+            with closing(self.hosts):
+                self._keep_up()
+        except BaseException:
+            self.failure = traceback.format_exc()
+
+    def _keep_up(self) -> None:
+        """Start and stop hosts as instances come and go; raise what fails for longer than `patience`, or for good."""
+        failing_since = 0.0
+        while not self._over.wait(0.1):
+            try:
+                present = self.instances(attempts=1)
+            except Exception as error:
+                failing_since = failing_since or time.monotonic()
+                if not is_passing(error) or time.monotonic() > failing_since + self.patience:
+                    raise
+            else:
+                failing_since = 0.0
+                self._match({each["PrivateIpAddress"] for each in present if each["State"]["Name"] == "running"})
+
+    def _match(self, running: set[str]) -> None:
+        """Stop the hosts whose instances have ended, start those of new ones, and check that all others live."""
+        for address in self.hosts.running.keys() - running:
+            self.hosts.stop(address)
+        self.hosts.check()
+        for address in running - self.hosts.running.keys():
+            self.hosts.start(address, self.key())
 
 
 def calls(log: Path, name: str) -> Iterator[tuple[str, str, str]]:
     """Yield action, resource and the machine's address of what the role of this name has asked for, in order."""
     key = "ASIA" + name.replace("-", "").upper()
     for line in log.read_text().splitlines():
-        who, action, resource, address = json.loads(line)
-        if who == key:
+        if line.startswith(f'["{key}"'):
+            _, action, resource, address = json.loads(line)
             yield action, resource, address
 
 

@@ -7,25 +7,31 @@ of this machine changes, and no packet leaves it. It needs root, sshd, rsync and
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import distribution
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from tests.support.waiting import until
 
 CLONE_NEWNET = 0x40000000
 PROGRAMS = ("sshd", "rsync", "ssh", "ip", "unshare", "setpriv", "curl", "make", "flock")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # What a host does when it starts. Its code comes by rsync to ~/crelu; the environment, which takes minutes to install,
-# is this machine's own, as an image's would be: so ~/crelu also lies where that environment looks for the code.
+# is this machine's own, at the place that clusters/node.sh links to: so ~/crelu also lies where that environment looks
+# for the code, which is another folder than the project's where two checkouts share one environment.
 BOOT = r"""
 set -euo pipefail
-home=$1 tmp=$2 address=$3 gateway=$4 project=$5 base=$6
+home=$1 tmp=$2 address=$3 gateway=$4 project=$5 base=$6 installed=$8
 mount --make-rprivate /
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
 ip link set lo up
@@ -36,14 +42,16 @@ hostname "host-${address//./-}"
 within() { case $1 in /root/*) echo "$home/${1#/root/}";; /tmp/*) echo "$tmp/${1#/tmp/}";; *) echo "$1";; esac; }
 echo "127.0.0.1 localhost
 $address host-${address//./-}" > "$home/.hosts"
-mkdir -p "$home/crelu/.venv"
-mount --bind "$project/.venv" "$home/crelu/.venv"
+mkdir -p "$home/crelu" "$home/.crelu-venv"
+mount --bind "$project/.venv" "$home/.crelu-venv"
 if [ "$(within "$base")" != "$base" ]; then
 	mkdir -p "$(within "$base")"
 	mount --bind "$base" "$(within "$base")"
 fi
-mkdir -p "$(within "$project")"
-mount --rbind "$home/crelu" "$(within "$project")"
+for place in "$project" "$installed"; do
+	mkdir -p "$(within "$place")"
+	mount --rbind "$home/crelu" "$(within "$place")"
+done
 mount --bind "$home/.hosts" /etc/hosts
 mount --bind /dev/null /etc/resolv.conf
 mount -t tmpfs -o size=16g tmpfs /dev/shm
@@ -69,6 +77,23 @@ def lacking() -> str:
     return "" if done.returncode == 0 else f"no namespaces here: {done.stderr.decode().strip()}"
 
 
+def installed() -> Path:
+    """Return the folder in which this environment looks for the code."""
+    url = json.loads(distribution("crelu-sweeps").read_text("direct_url.json") or "{}")["url"]
+    return Path(url2pathname(urlsplit(url).path))
+
+
+def checkout(project: Path, folder: Path) -> Path:
+    """Copy the code to a folder for the laptop, and return it.
+
+    `ray up` computes a hash of all files of the folder it mounts, .venv's gigabytes among them; and the copy does not
+    change while someone edits the original.
+    """
+    without = ["--exclude=.git", "--exclude=.venv", "--exclude=.setup", "--filter=:- .gitignore"]
+    subprocess.run(["rsync", "-a", *without, f"{project}/", f"{folder}/"], check=True)
+    return folder
+
+
 def _called(function: str, *arguments: int) -> None:
     if getattr(_libc, function)(*arguments) != 0:
         raise OSError(ctypes.get_errno(), f"{function}: {os.strerror(ctypes.get_errno())}")
@@ -86,7 +111,9 @@ def switch(*addresses: str) -> Iterator[None]:
     _called("unshare", CLONE_NEWNET)
     try:
         _ip("link set lo up")
-        _ip("link add br0 type bridge")
+        # A bridge without an address takes the least of its ports', another one as hosts come and go; and hosts that
+        # know the old one reach the gateway, and with it the cloud, a minute later.
+        _ip("link add br0 address 02:00:00:00:00:01 type bridge")
         for address in addresses:
             _ip(f"address add {address} dev br0")
         _ip("link set br0 up")
@@ -127,19 +154,21 @@ class Hosts:
         command = [
             "setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork",
             "--kill-child", "--mount-proc", "bash", "-c", BOOT, "boot", str(home), str(tmp), address, self.gateway,
-            str(self.project), sys.base_prefix, words,
+            str(self.project), sys.base_prefix, words, str(installed()),
         ]  # fmt: skip
         clean = {"PATH": os.environ["PATH"], "HOME": "/root"}
         log = (home.parent / "boot.log").open("wb")
         host = subprocess.Popen(command, env=clean, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         log.close()
         self.running[address] = host
-        own = os.readlink("/proc/thread-self/ns/net")
-        ends = time.monotonic() + 30
-        while os.readlink(f"/proc/{host.pid}/ns/net") == own:
-            assert host.poll() is None, (home.parent / "boot.log").read_text()
-            assert time.monotonic() < ends
-            time.sleep(0.02)
+        network = os.readlink("/proc/thread-self/ns/net")
+
+        def has_network() -> bool:
+            with suppress(OSError):  # it has ended: check() says so
+                return os.readlink(f"/proc/{host.pid}/ns/net") != network
+            return False
+
+        until(has_network, f"{address} has a network", 60, self.check, lambda: self.log(address), poll=0.02)
         self.made += 1
         _ip(f"link add port{self.made} type veth peer name eth0 netns {host.pid}")
         _ip(f"link set port{self.made} master br0 up")
@@ -149,6 +178,16 @@ class Hosts:
         host = self.running.pop(address)
         host.kill()
         host.wait()
+
+    def log(self, address: str) -> str:
+        """Return what the start of a host and its sshd have written."""
+        files = (self.folder / address / "boot.log", self.home(address) / "sshd.log")
+        return "\n".join(f"--- {address} {file.name}\n{file.read_text()[-3000:]}" for file in files if file.exists())
+
+    def check(self) -> None:
+        """Raise AssertionError with its log where a host has ended that nobody has stopped."""
+        for address, host in list(self.running.items()):
+            assert host.poll() is None, f"the host {address} has ended with {host.returncode}\n{self.log(address)}"
 
     def processes(self, address: str) -> list[str]:
         """Return the command lines of the processes in the network of a running host."""

@@ -11,11 +11,11 @@ import numpy as np
 from crelu_models.spec import seed_from
 from crelu_models.tables import S2
 from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.metrics import AVERAGE, TOP1, TRAIN, VOTE
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.results import paper
-from sweeps.results.paper import AVERAGE, TOP1, TRAIN, VOTE
 from sweeps.store.ledger import Ledger
 from sweeps.training.result import score_table
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sweeps.report.render.document import Document, Entry, Table
+from sweeps.store import tables
 
 # Sections whose tables are for the page alone: too long to print.
 PAGE_ONLY: Final = ("runs",)
@@ -225,14 +226,8 @@ def _flat(value: Any) -> Any:
 
 def parquet(rows: Sequence[Mapping[str, Any]], schema: str) -> bytes:
     """Return rows as Parquet with `schema` in its metadata; numbers that are not known are null."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: [_known(row.get(name)) for row in rows] for name in names}
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata({"schema": schema}), sink, compression="zstd")
-    return sink.getvalue()
+    known = [{name: _known(value) for name, value in row.items()} for row in rows]
+    return tables.parquet(tables.columns_of(known), {"schema": schema})
 
 
 def _known(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """ray_cluster.yaml on a cloud of this machine: up, a sweep on spot workers, one reclaimed, down; and who is let in.
 
 Ray is as it was installed and the file as it is shipped, but for what CHANGES says. EC2 is moto, an instance is a host
-of namespaces with an sshd (tests.hosts). Nothing here proves image, driver, quota, capacity, or what EC2's own group
+of namespaces with an sshd (support.hosts). Nothing here proves image, driver, quota, capacity, or what EC2's own group
 lets through.
 """
 
@@ -17,18 +17,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
 
 from sweeps.ops.open_ports import Listener, open_to_network
 from tests.support import aws, hosts
+from tests.support.waiting import nothing, output, until
 
-ROOT = Path(__file__).resolve().parents[1]
+Value = TypeVar("Value")
+ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 BUCKET = "crelu-on-this-machine"
+STRANGERS = ["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+# The autoscaler looks at the cluster each second, and not each fifth; and trials, which on a machine of their own have
+# the CPU for them although Ray gives them the least priority, do not wait here for all else that runs.
+PACE = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_worker_niceness": "0"}
 # What the test changes in the shipped file, all of it; the lines marked EDIT are filled in beside.
 CHANGES: dict[tuple[str, ...], Any] = {
     ("provider", "use_internal_ips"): True,  # there are no public addresses
@@ -43,7 +50,7 @@ CHANGES: dict[tuple[str, ...], Any] = {
 }
 LACKING = hosts.lacking()
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(bool(LACKING) and not os.environ.get("CI"), reason=LACKING),
     pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning"),
 ]
@@ -54,48 +61,70 @@ class Site:
     """A cluster that is up: its file, its laptop, its hosts."""
 
     file: Path
+    code: Path
     laptop: dict[str, str]
     hosts: hosts.Hosts
-    calls: Path
+    cloud: aws.Cloud
     began: float
 
-    def ray(self, *words: str, seconds: float = 240) -> str:
-        """Run a command of Ray's on the laptop and return what it said; fail where it failed."""
-        done = subprocess.run(
-            [str(BIN / "ray"), *words], cwd=ROOT, env=self.laptop, capture_output=True, text=True, timeout=seconds,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert done.returncode == 0, (
-            f"ray {' '.join(words)}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}\n{self.log()}"
-        )
-        return done.stdout + done.stderr
+    def ray(self, *words: str, seconds: float = 600) -> str:
+        """Run a command of Ray's on the laptop and return its output; fail where it failed."""
+        done = output([BIN / "ray", *words], self.laptop, self.code, seconds, self.cloud.check)
+        assert done.returncode == 0, f"ray {' '.join(words)}\n{done.stdout[-9000:]}\n{self.log()}"
+        return done.stdout
 
-    def on_head(self, command: str, seconds: float = 240) -> str:
-        """Run a command on the head, as `ray exec` does."""
-        return self.ray("exec", str(self.file), command, seconds=seconds)
+    def on_head(self, command: str, seconds: float = 300) -> str:
+        """Run a command in a shell of the head, as `ray exec` does, and return its output; fail where it failed."""
+        (pem,) = (Path(self.laptop["HOME"]) / ".ssh").glob("*.pem")
+        shell = f"bash --login -c -i {shlex.quote(f'source ~/.bashrc; {command}')}"
+        ssh = ["ssh", "-tt", "-i", pem, *STRANGERS, f"root@{self.address}", shell]
+        done = output(ssh, self.laptop, self.code, seconds, self.cloud.check)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-9000:]}\n{self.log()}"
+        return done.stdout
 
     def instances(self, *states: str, kind: str = "") -> list[dict[str, Any]]:
         """Return the instances in one of these states, of head or worker."""
-        found = aws.instances(aws.client("ec2"))
-        found = [one for one in found if one["State"]["Name"] in (states or ("running",))]
-        return [one for one in found if kind in (tags(one)["ray-user-node-type"], "")]
+        wanted = states or ("running",)
+        present = [instance for instance in self.cloud.instances() if instance["State"]["Name"] in wanted]
+        return [instance for instance in present if kind in (tags(instance)["ray-user-node-type"], "")]
+
+    @cached_property
+    def address(self) -> str:
+        """Return the address of the head."""
+        (head,) = self.instances(kind="head")
+        return str(head["PrivateIpAddress"])
+
+    def runs_on_head(self, command: str) -> bool:
+        """Return whether a process of the head has a command line that begins so."""
+        return any(line.startswith(command) for line in self.hosts.processes(self.address))
 
     def log(self) -> str:
-        """Return the end of the logs of autoscaler and sweep."""
-        heads = self.instances(kind="head")
+        """Return what the cloud runs, and the end of the logs of cloud, autoscaler and sweep."""
+        heads = self.instances("pending", "running", kind="head")
         home = self.hosts.home(heads[0]["PrivateIpAddress"]) if heads else Path("/nowhere")
         logs = home.parent.glob("tmp/ray/session_2*/logs/*")
         files = sorted(file for file in logs if file.name.startswith(("monitor", "job-driver")))
-        return "\n".join(f"--- {file.name}\n{file.read_text()[-4000:]}" for file in files)
+        running = [f"{tags(i)['ray-user-node-type']} {i['PrivateIpAddress']} {i['State']['Name']}"
+                   for i in self.cloud.instances()]  # fmt: skip
+        texts = [f"--- {file.name}\n{file.read_text()[-4000:]}" for file in files]
+        return "\n".join([f"--- instances: {', '.join(running)}", self.cloud.log(), *texts])
 
-    def until(self, there: Callable[[], object], what: str, seconds: float = 240) -> Any:
-        """Wait for something; fail with the autoscaler's log where it does not come."""
-        ends = time.monotonic() + seconds
-        while not (found := there()):
-            assert time.monotonic() < ends, f"{what}: not within {seconds:g} s\n{self.log()}"
-            time.sleep(0.3)
+    def until(
+        self, ready: Callable[[], Value], what: str, seconds: float = 600, check: Callable[[], object] = nothing
+    ) -> Value:
+        """Wait for something; fail with the logs where it does not come, at once where the cloud or `check` fails."""
+
+        def checks() -> None:
+            self.cloud.check()
+            check()
+
+        value = until(ready, what, seconds, checks, self.log, poll=0.5)
+        self.note(what)
+        return value
+
+    def note(self, what: str) -> None:
+        """Write down when something came about."""
         print(f"{time.monotonic() - self.began:6.1f} s  {what}", file=sys.stderr, flush=True)
-        return found
 
 
 def tags(instance: dict[str, Any]) -> dict[str, str]:
@@ -137,29 +166,31 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
     with ExitStack() as stack:
         stack.enter_context(hosts.switch(f"{aws.GATEWAY}/16", f"{aws.METADATA}/32"))
-        made = hosts.Hosts(folder / "hosts", ROOT, aws.GATEWAY, aws.environment())
-        calls = stack.enter_context(aws.cloud(folder, made, key))
+        machines = hosts.Hosts(folder / "hosts", ROOT, aws.GATEWAY, aws.environment() | PACE)
+        cloud = stack.enter_context(aws.Cloud(folder, machines, key))
         prepare = [sys.executable, "clusters/prepare.py", "--bucket", BUCKET, "--ssh-from", "172.31.0.0/16",
                    "--image", "ami-12345678901234567"]  # fmt: skip
-        subprocess.run(prepare, cwd=ROOT, env=laptop, check=True, capture_output=True)
+        prepared = output(prepare, laptop, ROOT, 120, cloud.check)
+        assert prepared.returncode == 0, prepared.stdout
         (group,) = aws.client("ec2").describe_security_groups(GroupNames=["crelu"])["SecurityGroups"]
         file = folder / "ray_cluster.yaml"
         file.write_text(yaml.safe_dump(shipped({"sg-EDIT": group["GroupId"], "s3://EDIT": f"s3://{BUCKET}"})))
-        found = Site(file, laptop, made, calls, began)
-        found.ray("up", "-y", "--no-config-cache", str(file))
-        print(f"{time.monotonic() - began:6.1f} s  ray up has returned", file=sys.stderr, flush=True)
-        yield found
+        site = Site(file, hosts.checkout(ROOT, home / "crelu"), laptop, machines, cloud, began)
+        site.ray("up", "-y", "--no-config-cache", str(file))
+        site.note("ray up has returned")
+        yield site
 
 
 def outside(site: Site, command: list[str], **changed: str) -> subprocess.CompletedProcess[str]:
     """Run a command on another machine of the network, that of the laptop, with neither token nor keys of its own."""
     stranger = {"PATH": site.laptop["PATH"], "HOME": "/nonexistent", "PYTHONWARNINGS": "ignore",
                 "TMPDIR": site.laptop["TMPDIR"], "RAY_USAGE_STATS_ENABLED": "0"} | changed  # fmt: skip
-    return subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
+    return subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
 
 
 def status(*words: str) -> str:
-    return f"curl -s -m 10 -o /dev/null -w '%{{http_code}}\\n' {' '.join(words)}"
+    """Return the command that says with which status a server answers; 000 where none does."""
+    return f"{{ curl -s -m 10 -o /dev/null -w '%{{http_code}}\\n' {' '.join(words)} || true; }}"
 
 
 def client_answers(address: str, token: str) -> str:
@@ -177,7 +208,7 @@ def client_answers(address: str, token: str) -> str:
 
 
 def test_nobody_is_let_in_without_token_or_password(site: Site) -> None:
-    (head,) = (one["PrivateIpAddress"] for one in site.instances(kind="head"))
+    head = site.address
     secrets = {
         name: (Path(site.laptop["HOME"]) / ".ray" / name).read_text() for name in ("auth_token", "mlflow_password")
     }
@@ -186,8 +217,7 @@ def test_nobody_is_let_in_without_token_or_password(site: Site) -> None:
     # From outside, dashboard and MLflow are not there at all; SSH, which is, wants its key.
     for port in (8265, 5000):
         assert outside(site, ["curl", "-sS", "-m", "10", f"http://{head}:{port}/"]).returncode == 7
-    knock = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    assert "Permission denied" in outside(site, [*knock, f"root@{head}", "true"]).stderr
+    assert "Permission denied" in outside(site, ["ssh", *STRANGERS, f"root@{head}", "true"]).stderr
 
     # GCS and Ray Client, which the file cannot bind to loopback, take nobody without the token, nor with another.
     member = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets["auth_token"]}
@@ -244,7 +274,8 @@ def test_listeners_are_those_that_are_known_and_the_doctor_sees_one_more(site: S
     assert "WRONG" not in (well := site.on_head("python -m sweeps doctor --cluster")), well
     assert well.count(" ok ") == 6
     opened = (
-        "chmod 644 ~/.ray/auth_token; python -m http.server 9999 --bind 0.0.0.0 >/dev/null 2>&1 & opened=$!; sleep 2;"
+        "chmod 644 ~/.ray/auth_token; python -m http.server 9999 --bind 0.0.0.0 >/dev/null 2>&1 & opened=$!;"
+        " curl -s -o /dev/null --retry 60 --retry-delay 1 --retry-connrefused http://127.0.0.1:9999/;"
         " python -m sweeps doctor --cluster; echo code $?; kill $opened; chmod 600 ~/.ray/auth_token"
     )
     ill = site.on_head(opened)
@@ -254,7 +285,7 @@ def test_listeners_are_those_that_are_known_and_the_doctor_sees_one_more(site: S
     assert "listens on 0.0.0.0:9999" in ill
 
 
-EPOCHS = 60
+EPOCHS = 40
 CELLS = ("Baseline", "AVR conv1-4", "CReLU conv1-4")
 SWEEP = ["python", "-m", "sweeps.imagenet_placement", "--profile", "demo", "--only", *CELLS,
          "--set", f"recipe.epochs={EPOCHS}", "--output", f"s3://{BUCKET}/out"]  # fmt: skip
@@ -263,7 +294,7 @@ SWEEP = ["python", "-m", "sweeps.imagenet_placement", "--profile", "demo", "--on
 def written(site: Site) -> dict[str, list[tuple[int, str]]]:
     """Return of each trial the epochs after which it has saved its state, and from where, in order."""
     found: dict[str, list[tuple[int, str]]] = {}
-    for action, resource, address in aws.calls(site.calls, "crelu-worker"):
+    for action, resource, address in aws.calls(site.cloud.calls, "crelu-worker"):
         saved = re.search(r"/out/ledger/checkpoints/(\w+)/(\d+)-\d+\.safetensors$", resource)
         if saved and action == "s3:PutObject" and (int(saved[2]), address) not in found.get(saved[1], []):
             found.setdefault(saved[1], []).append((int(saved[2]), address))
@@ -281,32 +312,52 @@ def names(folder: str) -> list[str]:
     return [found["Key"].rpartition("/")[2] for found in page.get("Contents", []) if not found["Key"].endswith("/")]
 
 
+def lasting(site: Site, command: str) -> Callable[[], None]:
+    """Return a check that fails once a command of the head has come and gone: what it was to do does not come then."""
+    seen = False
+
+    def check() -> None:
+        nonlocal seen
+        running = site.runs_on_head(command)
+        assert running or not seen, f"{command} has ended\n{site.log()}"
+        seen = running
+
+    return check
+
+
 def test_sweep_grows_the_cluster_outlives_a_reclaimed_machine_and_leaves_nothing(site: Site) -> None:
     assert site.instances() == site.instances(kind="head")
     (head,) = site.instances()
     assert head["InstanceType"] == "m7i.large"
     submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "sweep", "--", *SWEEP]
-    site.on_head(shlex.join(submit))
-    workers = site.until(lambda: up if len(up := site.instances(kind="gpu")) == 3 else None, "three workers run")
+    site.ray("exec", str(site.file), shlex.join(submit))
+    site.note("the sweep is submitted")
+    sweep = " ".join(SWEEP[:3])
+    lasts = lasting(site, sweep)
+    workers = site.until(
+        lambda: up if len(up := site.instances(kind="gpu")) == 3 else None, "three workers run", check=lasts
+    )
     assert {worker["InstanceLifecycle"] for worker in workers} == {"spot"}
 
-    def under_way() -> str:
-        saved = {key: places[-1] for key, places in written(site).items() if len(places) >= 2}
-        return next((key for key, (epoch, _) in saved.items() if 2 <= epoch < 2 * EPOCHS // 3), "")
-
-    trial = site.until(under_way, "a trial has saved its state twice")
+    # The notice comes when a trial has saved its state once, the end when it has saved another.
+    trial = site.until(lambda: next(iter(written(site)), ""), "a trial has saved its state", check=lasts)
     address = written(site)[trial][-1][1]
     (taken,) = (worker for worker in workers if worker["PrivateIpAddress"] == address)
     notice = {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))}
-    (site.calls.parent / "notices" / address).write_text(json.dumps(notice))
+    (site.cloud.folder / "notices" / address).write_text(json.dumps(notice))
     log = site.hosts.home(address) / "watch-spot.log"
-    site.until(lambda: "gives this machine no new trials" in log.read_text(), "Ray knows that it will be taken")
+    known = "gives this machine no new trials"
+    site.until(lambda: known in log.read_text(), "Ray knows that the machine will be taken", check=lasts)
+    site.until(lambda: len(written(site)[trial]) >= 2, "the trial has saved its state again", check=lasts)
+    assert f"{trial}.json" not in names("results"), "the trial was over before its machine was taken"
     aws.client("ec2").terminate_instances(InstanceIds=[taken["InstanceId"]])
-    print(
-        f"{time.monotonic() - site.began:6.1f} s  {address} is taken, after {written(site)[trial][-1]}", file=sys.stderr
-    )
-    site.until(lambda: len(names("results")) == 3, "three results", seconds=300)
-    site.until(lambda: "Job 'sweep' succeeded" in site.on_head("ray job status sweep"), "the sweep has ended")
+    site.note(f"{address} is taken, after {written(site)[trial][-1]}")
+    site.until(lambda: len(site.instances(kind="gpu")) == 3, "another worker runs", check=lasts)
+    site.until(lambda: written(site)[trial][-1][1] != address, "the trial goes on elsewhere", check=lasts)
+    for count in range(1, 4):
+        site.until(lambda: len(names("results")) >= count, f"{count} results", check=lasts)  # noqa: B023
+    site.until(lambda: not site.runs_on_head(sweep), "the sweep's process has ended")
+    site.until(lambda: "Job 'sweep' succeeded" in site.on_head("ray job status sweep"), "the sweep has succeeded")
 
     saved = written(site)
     assert len(saved) == 3
@@ -326,13 +377,15 @@ def test_sweep_grows_the_cluster_outlives_a_reclaimed_machine_and_leaves_nothing
         ).fetchall()
     assert sorted(rows) == [(key, "FINISHED", EPOCHS, EPOCHS) for key in sorted(saved)]
 
-    site.until(lambda: site.instances() == site.instances(kind="head"), "idle workers are gone")
+    site.until(lambda: len(site.instances()) == 1, "idle workers are gone")
+    assert site.instances() == site.instances(kind="head")
     for role in ("head", "worker"):
-        asked = {(action, resource) for action, resource, _ in aws.calls(site.calls, f"crelu-{role}")}
+        asked = {(action, resource) for action, resource, _ in aws.calls(site.cloud.calls, f"crelu-{role}")}
         assert len(asked) > 3
         assert aws.refused(asked, json.loads((ROOT / "docs" / "iam" / f"{role}.json").read_text()
                                              .replace("BUCKET", BUCKET))) == set()  # fmt: skip
     site.ray("down", "-y", str(site.file))
+    site.note("ray down has returned")
     site.until(lambda: not site.instances("pending", "running", "stopping", "stopped"), "all machines are terminated")
     site.until(lambda: not site.hosts.running, "their hosts are gone")
     own = os.readlink("/proc/thread-self/ns/net")

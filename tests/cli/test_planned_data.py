@@ -1,0 +1,124 @@
+"""A sweep's results stand on the data it was planned with, wherever a report or a status looks from."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data import availability
+from data.write import prepare
+from sweeps.cli.status import status
+from sweeps.cli.verbs import reconcile
+from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.plan import Sweep, current_plan, expand, sweep_from_json
+from sweeps.results.cell_numbers import groups, number
+from sweeps.results.evidence import survey
+from sweeps.results.marks import marks
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.mlflow_runs import connected
+from tests.support.sweeps import Made, finish
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what MLflow and SQLAlchemy warn about among themselves
+        yield
+
+
+def command(folder: Path, *more: str) -> str:
+    """Return what a sweep with --data-dir A prints while $CRELU_DATA is B."""
+    words = ["-m", "sweeps.imagenet_placement", "--smoke-test", "--data-dir", str(folder / "A"), "--json", *more]
+    environment = os.environ | {"CRELU_DATA": str(folder / "B"), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, *words, "--output", str(folder / "out")],
+        capture_output=True, text=True, timeout=240, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def other_data(name: str, here: Path, there: Path) -> None:
+    """Put a data set of the same name but other pictures into `there`."""
+    shutil.copytree(here, there)
+    for path in there.glob("*.json"):
+        sidecar = json.loads(path.read_text())
+        path.write_text(json.dumps(sidecar | {"fingerprint": "0" * 64}))
+    assert availability.fingerprint(name, there) != availability.fingerprint(name, here)
+
+
+def states(ledger: Ledger, title: str) -> set[str]:
+    return {run.state for run in survey(ledger, title).runs}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """Return a sweep whose trials are done with the data of A; other data of the same name lie in B."""
+    sweep = sweep_from_json(json.loads(command(tmp_path, "--dry-run")))
+    (name,) = sweep.datasets
+    prepare(name, tmp_path / "A", workers=1)
+    other_data(name, tmp_path / "A", tmp_path / "B")
+    ledger = Ledger(str(tmp_path / "out" / "ledger"))
+    print_of_a = availability.fingerprint(name, tmp_path / "A")
+    for trial in expand(sweep, {}):
+        finish(ledger, trial, Made({TOP1: 50.0}))
+        result = ledger.result(trial.key)
+        assert result is not None
+        ledger.commit(trial.key, result | {"fingerprint": print_of_a})
+        store = {"uri": f"sqlite:///{tmp_path}/out/mlflow.db", "experiment": sweep.title, "run": "r"}
+        ledger.write_json(f"tracked/{trial.key}.json", store | {"finished_ms": result["finished_ms"]})
+    return sweep
+
+
+def test_sweep_with_its_own_data_dir_is_done_in_its_report_and_in_status(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(str(tmp_path / "out" / "ledger"))
+    count, title = len(expand(sweep, {})), sweep.title
+    table = json.loads(command(tmp_path))
+    assert table["trials"] == {"new": 0, "running": 0, "done": count, "stale": 0, "failed": 0}
+    for elsewhere in (str(tmp_path / "B"), ""):
+        monkeypatch.setenv("CRELU_DATA", elsewhere)
+        assert states(ledger, title) == {"done"}
+        found = survey(ledger, title)
+        for group in groups(found):
+            for row in group.rows:
+                assert "x" not in marks(group, row.evidence, number(row.evidence, TOP1), None)
+        status(argparse.Namespace(output=str(tmp_path / "out"), sweep=title, watch=False, json=True))
+        cells = json.loads(capsys.readouterr().out)[title]["cells"]
+        assert (sum(cell["done"] for cell in cells), sum(cell["stale"] for cell in cells)) == (count, 0)
+    # What reconcile tells MLflow of the data is what the sweep itself would have told.
+    uri = f"sqlite:///{tmp_path}/rebuilt.db"
+    reconcile(argparse.Namespace(output=str(tmp_path / "out"), sweep=title, tracking_uri=uri, experiment=None))
+    client = connected(uri)
+    runs = client.search_runs([client.get_experiment_by_name(title).experiment_id])
+    prints = {run.inputs.dataset_inputs[0].dataset.digest for run in runs}
+    assert prints == {availability.fingerprint(sweep.datasets[0], tmp_path / "A")[:36]}
+
+
+def test_results_of_other_data_than_the_last_run_had_are_stale_everywhere(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger, title = Ledger(str(tmp_path / "out" / "ledger")), sweep.title
+    command(tmp_path)
+    path = f"plans/{title}.json"
+    declared = ledger.read_json(path)
+    assert declared is not None
+    ledger.write_json(path, declared | {"fingerprints": {sweep.datasets[0]: "0" * 64}})
+    assert states(ledger, title) == {"stale"}
+    status(argparse.Namespace(output=str(tmp_path / "out"), sweep=title, watch=False, json=False))
+    assert " ".join(capsys.readouterr().out.splitlines()[-1].split()[-6:]).startswith(". . . 1 .")
+    # A plan from before they were noted says nothing of its data.
+    del declared["fingerprints"]
+    ledger.write_json(path, declared)
+    assert states(ledger, title) == {"done"}
+    ledger.write_json(path, declared | {"fingerprints": 5})
+    with pytest.raises(ValueError, match="not a plan: its fingerprints are 5"):
+        current_plan(ledger, title)

@@ -1,0 +1,177 @@
+"""A cell's number is the same in status, in the terminal's table, on MLflow's run of the cell, and in the report."""
+
+import argparse
+import json
+import statistics
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sweeps.cifar_width import CELLS, PROTOCOL
+from sweeps.cli.status import status
+from sweeps.experiment.metrics import AVERAGE, TOP1, TRAIN, VOTE, Average, averages, error_text, flags_of, phase_behind
+from sweeps.experiment.plan import current_plan
+from sweeps.experiment.trial import Trial
+from sweeps.report import build, terminal
+from sweeps.report.contents import document
+from sweeps.results.cell_numbers import number
+from sweeps.results.evidence import survey
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, tracked
+from tests.support.sweeps import Made, as_printed, make, only, unsearched
+
+SWEEP = unsearched("cifar_width", tuple(cell for cell in only(CELLS, "cifar10") if cell.row == "CReLU"), PROTOCOL)
+(CELL,) = SWEEP.cells
+SINGLE, FOLDS, TOGETHER = 8.43, 9.39, 7.09  # Table 1's printed numbers of this row
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what MLflow and SQLAlchemy warn about among themselves
+        yield
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an output folder with a cell that has Single and ten folds, on the ledger and in MLflow."""
+    folder = tmp_path_factory.mktemp("output")
+    ledger = Ledger(str(folder / "ledger"))
+    make(ledger, SWEEP, lambda trial: as_printed(trial, 10_000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store = Store(f"sqlite:///{folder}/mlflow.db", SWEEP.title, f"{folder}/mlartifacts")
+        runs = MlflowRuns(store, ledger, SWEEP)
+        trials = [status.trial for status in current_plan(ledger, SWEEP.title).statuses]
+        runs.sync_cell(CELL, trials, over=True)
+        for trial in trials:  # so that the report knows the store
+            result = ledger.result(trial.key)
+            assert result is not None
+            ledger.write_json(f"tracked/{trial.key}.json", tracked(store, "", result) | {"run": trial.key})
+        build.make(ledger, SWEEP.title, folder / "reports")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fold_errors(output: Path) -> list[float]:
+    """Return the test errors of the ten folds' networks."""
+    results = Ledger(str(output / "ledger")).results().values()
+    errors = [float(result["metrics"][TOP1]) for result in results if " f" in result["trial"]]
+    assert len(errors) == 10
+    assert len(set(errors)) == 10
+    assert statistics.fmean(errors) == pytest.approx(FOLDS)
+    return errors
+
+
+def in_status(output: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Average]:
+    """Return Single and Average as `status --json` has them, once its text is seen to say the same."""
+    options = argparse.Namespace(output=str(output), sweep=None, watch=False, json=False)
+    status(options)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith("single 8.43, folds 9.39 ± 0.11 (n 10)")
+    status(argparse.Namespace(**{**vars(options), "json": True}))
+    (cell,) = json.loads(capsys.readouterr().out)[SWEEP.title]["cells"]
+    assert (cell["test_top1_err"], cell["n"]) == (cell["numbers"]["folds"]["mean"], 10)
+    return {metric: Average(**cell["numbers"][name]) for metric, name in ((TOP1, "single"), (AVERAGE, "folds"))}
+
+
+def in_terminal(output: Path) -> dict[str, Average]:
+    """Return the numbers of the table that a sweep ends with, once its text is seen to say the same."""
+    ledger = Ledger(str(output / "ledger"))
+    plan = current_plan(ledger, SWEEP.title)
+    rows = terminal.lines(plan, {"cifar10": 10}, ledger)
+    (line,) = (line for line in terminal.text(plan, rows, 160, colour=False).splitlines() if line.startswith("CReLU"))
+    assert line.split()[3:] == ["4.23", "4.23", "8.43", "8.43", "9.39", "±0.11", "9.39±.11", "7.09", "7.09"]
+    (cell,) = terminal.as_json(plan, rows)["cells"]
+    assert cell["numbers"][AVERAGE] == {**rows[0].numbers[AVERAGE]._asdict(), "paper": 9.39}
+    return rows[0].numbers
+
+
+def in_mlflow(output: Path) -> dict[str, Average]:
+    """Return the numbers on MLflow's run of the cell: Average, Single and Vote."""
+    client = connected(f"sqlite:///{output}/mlflow.db")
+    experiment = client.get_experiment_by_name(SWEEP.title)
+    (run,) = client.search_runs([experiment.experiment_id])
+    metrics = run.data.metrics
+    over_folds = Average(metrics[AVERAGE], metrics["agg/test_top1_err_se"], int(metrics["agg/test_top1_err_n"]))
+    single = Average(metrics["agg/test_top1_err_single_mean"], float("nan"), int(metrics["agg/test_top1_err_single_n"]))
+    return {AVERAGE: over_folds, TOP1: single, VOTE: Average(metrics[VOTE], float("nan"), 10)}
+
+
+def in_report(output: Path) -> dict[str, Average]:
+    """Return the numbers of the report, once its table is seen to say the same."""
+    ledger = Ledger(str(output / "ledger"))
+    found = survey(ledger, SWEEP.title)
+    (row,) = document(ledger, found).tables["table-1-cifar10"].rows
+    assert {"8.43 (1)", "9.39 ± 0.11 (10)", "7.09 (10)"} <= {entry.text for entry in row}
+    return {metric: number(found.cells[0], metric).average for metric in (TRAIN, TOP1, AVERAGE, VOTE)}
+
+
+def test_four_views_show_the_same_numbers(
+    output: Path, fold_errors: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    views = [in_status(output, capsys), in_terminal(output), in_mlflow(output), in_report(output)]
+    spread = statistics.stdev(fold_errors) / 10**0.5
+    for view in views:
+        assert (view[TOP1].mean, view[TOP1].n) == (SINGLE, 1)
+        assert (view[AVERAGE].mean, view[AVERAGE].n) == (pytest.approx(statistics.fmean(fold_errors), abs=1e-9), 10)
+        assert view[AVERAGE].se == pytest.approx(spread)
+    assert [(view[VOTE].mean, view[VOTE].n) for view in views[1:]] == [(TOGETHER, 10)] * 3
+    assert views[1][TRAIN].mean == views[3][TRAIN].mean == 4.23
+
+
+def test_a_first_training_and_a_lost_fold_are_no_part_of_a_number(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+
+    def outcome(trial: Trial) -> Made | None:
+        return None if trial.phase == "fold" and trial.fold > 1 else as_printed(trial, 1000)
+
+    make(ledger, SWEEP, outcome)
+    rows = terminal.lines(current_plan(ledger, SWEEP.title), {"cifar10": 10}, ledger)
+    cell = survey(ledger, SWEEP.title).cells[0]
+    for metric, n in ((TOP1, 1), (AVERAGE, 2), (VOTE, 2)):
+        assert rows[0].numbers[metric].n == number(cell, metric).average.n == n
+        assert rows[0].numbers[metric].mean == number(cell, metric).average.mean
+
+
+@pytest.mark.parametrize(
+    ("metric", "finished", "phase"),
+    [
+        (TOP1, {"match", "fold"}, "match"),
+        (TOP1, {"ablation", "match", "fold"}, "match"),
+        (TOP1, {"ablation"}, "ablation"),
+        (TOP1, {"fold"}, "ablation"),  # there is no Single then, rather than the folds' in its place
+        (TRAIN, {"ablation"}, "match"),
+        (AVERAGE, {"match", "fold"}, "fold"),
+        (VOTE, {"match"}, "fold"),
+        ("agg/test_top5_err_10crop_mean", {"ablation"}, "fold"),
+        ("pairing/mu/conv1", {"fold"}, "fold"),
+        ("pairing/mu/conv1", {"ablation", "fold"}, "ablation"),
+    ],
+)
+def test_a_number_is_of_one_phase(metric: str, finished: set[str], phase: str) -> None:
+    assert phase_behind(metric, finished) == phase
+
+
+def test_mlflow_has_single_beside_the_average_over_folds() -> None:
+    folds = [("fold", {TOP1: error, "final/test_loss": 1.0}) for error in (10.0, 12.0)]
+    assert averages(folds) == {AVERAGE: 11.0, "agg/test_top1_err_se": pytest.approx(1.0), "agg/test_top1_err_n": 2.0}
+    both = averages([*folds, ("match", {TOP1: 50.0}), ("holdout", {"best/val_top1_err": 3.0})])
+    assert {both[AVERAGE], both["agg/test_top1_err_single_mean"]} == {11.0, 50.0}
+    assert averages([("ablation", {TOP1: 50.0})]) == {AVERAGE: 50.0, "agg/test_top1_err_n": 1.0}
+    assert averages([]) == {}
+
+
+def test_error_in_a_line() -> None:
+    seeds = [("ablation", {TOP1: error}) for error in (40.0, 41.0)]
+    assert error_text(seeds) == "40.50 ± 0.50 (n 2)"
+    assert error_text(seeds[:1]) == "40.00"
+    assert error_text([("fold", {TOP1: 9.0})]) == "folds 9.00"
+    assert error_text([("holdout", {})]) == ""
+
+
+def test_flags_say_what_happened_to_a_training() -> None:
+    assert flags_of({"status": "finished", "restarts": 0}) == []
+    assert flags_of({"status": "diverged", "restarts": 2}) == ["diverged", "restarted:2"]
