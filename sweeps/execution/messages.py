@@ -10,7 +10,8 @@ class Assignment(TypedDict):
     """Trials for one worker, as Tune hands them over: all values are JSON.
 
     `work` names a trainer as module:function; empty for ours. `runtime` is a RuntimeConfig,
-    `stop` the file on the ledger whose presence asks the worker to leave, `pack` the name of this group of trials.
+    `stop` the file on the ledger whose presence asks the worker to leave, `pack` the name of this group of trials. A
+    `probe` leaves after its next epoch, which shows whether packs pay.
     """
 
     key: str
@@ -19,6 +20,7 @@ class Assignment(TypedDict):
     runtime: dict[str, Any]
     stop: str
     work: str
+    probe: bool
 
 
 @final

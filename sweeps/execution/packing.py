@@ -29,7 +29,8 @@ class PackPolicy:
     """Rules for packs: up to `most` members, of the cells in `cells` (None: of all), within `memory` bytes.
 
     With `even`, no pack takes so many trials that another worker has none. Trials on data sets in `resident` need no
-    common stream: each takes its own pictures from the device.
+    common stream: each takes its own pictures from the device. Of the cells in `unknown` an epoch is to show whether
+    packs pay.
     """
 
     most: int = 1
@@ -37,6 +38,7 @@ class PackPolicy:
     even: bool = False
     resident: frozenset[str] = frozenset()
     memory: float = float("inf")
+    unknown: frozenset[str] = frozenset()
 
     def kind(self, trial: Trial) -> StreamKey:
         """Return what the trials of one pack have in common."""
@@ -53,9 +55,10 @@ class PackPolicy:
         classes: int,
         crop: int,
     ) -> list[Trial]:
-        """Return those of `waiting` to train beside `first`: of its kind, at its epoch, at most `most` with it.
+        """Return those of `waiting` to train beside `first`: of its kind, within an epoch of it, at most `most` in all.
 
-        `epoch(trial)` is the epoch a trial has reached, negative for one that should train alone.
+        `epoch(trial)` is the epoch a trial has reached, negative for one that should train alone. Members behind catch
+        up with the others first.
         """
         members: list[Trial] = []
         start, most = epoch(first), min(most, self.most)
@@ -66,7 +69,7 @@ class PackPolicy:
         for trial in waiting:
             if len(members) + 2 > most:
                 break
-            if self.kind(trial) == kind and self._packs(trial) and epoch(trial) == start:
+            if self.kind(trial) == kind and self._packs(trial) and max(0, start - 1) <= epoch(trial) <= start + 1:
                 more, step = memory_estimate(trial, classes, crop)
                 if state + more + max(peak, step) <= self.memory:
                     members.append(trial)
@@ -102,21 +105,24 @@ def shared_datasets(trials: Iterable[Trial], resident: Collection[str]) -> set[s
 def policy_from_throughput(trials: Sequence[Trial], throughputs: Throughputs, gpus: float = 0.0) -> PackPolicy:
     """Return the policy for `trials` by the epochs trained so far: packs of the cells where batches take their time.
 
-    A cell without epochs is judged by the cell on the same data whose net is nearest in multiply-adds. While none is
-    known all trials train alone. `gpus` is a trial's share of a GPU.
+    A cell without epochs is judged by the cell on the same data whose net is nearest in multiply-adds. While nothing is
+    known of the data, trials on it train alone. `gpus` is a trial's share of a GPU.
     """
     trained = throughputs.trained()
     shares = {key: value.data_share for key, value in trained.items() if value.data_share is not None}
     cells = {trial.cell.key: trial.cell.dataset for trial in trials}
-    packed = set()
+    packed, unknown = set(), set()
     for key, dataset in cells.items():
         known = [key] if key in shares else [other for other in shares if cells.get(other) == dataset]
         if known:
             share = shares[min(known, key=partial(_distance, throughputs.macs, key))]
             if share / (1 - share) >= MIN_RATIO:
                 packed.add(key)
+        else:
+            unknown.add(key)
     memory = MEMORY_SHARE * throughputs.device_bytes * (gpus or 1.0)
-    return PackPolicy(MAX_MEMBERS if packed else 1, frozenset(packed), True, memory=memory)
+    most = MAX_MEMBERS if packed else 1
+    return PackPolicy(most, frozenset(packed), even=True, memory=memory, unknown=frozenset(unknown))
 
 
 def _distance(macs: Mapping[str, float], key: str, other: str) -> float:

@@ -60,6 +60,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.running: dict[str, list[Trial]] = {}  # by Tune's name: one trial, or the members of a pack
         self.members: dict[str, list[str]] = {}  # keys of all that share a pack's time, also after they have left it
         self.pack_limits: dict[StreamKey, int] = {}  # members that memory allows, by kind of pack
+        self.probes: set[str] = set()  # Tune's names of trials that leave after an epoch
+        self.probed: set[str] = set()  # keys of trials that were probes; each is one at most once
         self.set_aside: set[str] = set()  # not to be tried again in this session
         self.failures: dict[str, set[str]] = {}  # cells that have failed, by the signature of the error
         self.cell_trials: dict[str, CellTrials] = {}
@@ -103,6 +105,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         for trial in group:
             self._notify("started", trial, {})
         fingerprint = session.fingerprints.get(group[0].cell.dataset, "")
+        if probe := len(group) == 1 and self._is_probe(group[0]):
+            self.probes.add(trial_id)
+            self.probed.add(group[0].key)
         return {
             "key": group[0].key + (f"+{len(group) - 1}" if len(group) > 1 else ""),
             "pack": f"{session.name}-{trial_id}",
@@ -110,6 +115,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             "runtime": asdict(session.config) | {"fingerprint": fingerprint},
             "stop": session.stop_mark,
             "work": session.work,
+            "probe": probe,
         }
 
     def _next_group(self) -> list[Trial]:
@@ -130,6 +136,13 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         others = [trial for trial in others if self._available(trial)]
         self._take(others)
         return [first, *others]
+
+    def _is_probe(self, trial: Trial) -> bool:
+        """Return whether a trial is to leave after its next epoch, which shows whether it should train in a pack."""
+        policy = self.session.pack_policy()
+        if trial.cell.key not in policy.unknown or trial.key in self.probed:
+            return False
+        return any(policy.kind(other) == policy.kind(trial) for other in self.waiting)
 
     def _take(self, trials: Sequence[Trial]) -> None:
         keys = {trial.key for trial in trials}
@@ -194,9 +207,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         # A pack whose process died several times has probably run out of the host's memory.
         if error and len(group) > 1:
             self._limit_pack(group[0], len(group) // 2)
-        packed = len(keys) > 1
+        packed, probe = len(keys) > 1, trial_id in self.probes
+        self.probes.discard(trial_id)
         for trial in group:
-            self._on_trial_end(trial, died=error and not packed, retry=packed)
+            self._on_trial_end(trial, died=error and not packed, retry=packed or probe)
         if packed:
             session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
 

@@ -29,7 +29,8 @@ def work(assignment: Assignment, notify: Notify) -> None:
     if len(trials) > 1:
         _train_pack(assignment["pack"], trials, runtime, notify, stop)
     else:
-        _train_one(trials[0], train_function(assignment["work"], runtime.ranks), runtime, notify, stop)
+        train = train_function(assignment["work"], runtime.ranks)
+        _train_one(trials[0], train, runtime, notify, stop, assignment["probe"])
 
 
 def train_function(name: str, ranks: int) -> Train:
@@ -47,15 +48,23 @@ def train_function(name: str, ranks: int) -> Train:
     return run_trial
 
 
-def _train_one(trial: Trial, train: Train, runtime: RuntimeConfig, notify: Notify, stop: Callable[[], bool]) -> None:
-    ledger = Ledger(runtime.ledger)
+def _train_one(
+    trial: Trial, train: Train, runtime: RuntimeConfig, notify: Notify, stop: Callable[[], bool], probe: bool
+) -> None:
+    """Train a trial; a probe leaves once it has reported an epoch."""
+    ledger, reported = Ledger(runtime.ledger), False
 
     def report(epoch: int, row: dict[str, float]) -> None:
+        nonlocal reported
         notify({"key": trial.key, "epoch": epoch, "row": row})
+        reported = True
+
+    def leave() -> bool:
+        return stop() or (probe and reported)
 
     try:
         with Watchdog(ledger, [trial.key], runtime.hang_seconds) as watchdog:
-            train(trial, runtime, report, watchdog.wrap(stop))
+            train(trial, runtime, report, watchdog.wrap(leave))
     except ValueError as error:
         ledger.add_attempt(trial.key, failed_attempt(error, final=True))
     except Exception as error:

@@ -8,7 +8,7 @@
     checkpoints/KEY/00007-00000123.safetensors   the last two states of a running trial
     trials/KEY/                    trial.json, history.json, weights.safetensors, tables/scores.parquet, log.txt
     packs/NAME.json                who has left a pack that still runs
-    speeds/, makers/               how fast nets learn and pictures are read here
+    forecasts/SWEEP-TIME.json      what a session was forecast to take, and what it took
     prices/SWEEP.json              what an hour of a GPU costs, where someone said so, and a trial's share of one
     tracked/KEY.json               what the tracker last brought to MLflow
 

@@ -54,7 +54,7 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
     base = trial_of("All-CNN-B")
     trials = [scaled_lr(base, factor) for factor in (1.0, 2.0, 3.0, 4.0, 5.0)]
     other = dataclasses.replace(base, seed=9)
-    stand = {trials[2].key: 1, trials[3].key: -1}
+    stand = {trials[2].key: 2, trials[3].key: -1}
 
     def mates(packs: PackPolicy, most: int = 16) -> list[int]:
         waiting = [other, *trials[1:]]
@@ -103,7 +103,10 @@ def test_cell_without_epochs_is_judged_by_the_nearest_net_on_the_same_data() -> 
     assert policy.cells == {trials[0].cell.key, trials[1].cell.key}
 
 
-def test_searcher_packs_the_rest_once_the_first_epochs_are_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "labels"), [(0.5, ["1", "3", "4", "5", "6"]), (0.01, ["1"])])
+def test_first_trials_leave_after_an_epoch_and_all_go_on_as_it_showed(
+    share: float, labels: list[str], tmp_path: Path
+) -> None:
     here = session(tmp_path, PackPolicy(), count=6)
     trials = [Trial(cell) for cell in here.sweep.cells]
     known = throughputs(trials, {})
@@ -111,12 +114,18 @@ def test_searcher_packs_the_rest_once_the_first_epochs_are_in(tmp_path: Path) ->
     here.on_event = lambda event, trial, row: known.add(trial.cell.key, row) if event == "epoch" else None
     here.resources = TrialResources(max_concurrent=2)
     queue = LedgerSearcher(here)
-    assert (asked(queue, "a"), asked(queue, "b")) == (["1"], ["2"])
-    row = {"epoch": 1.0, "sys/images_per_s": 100.0, "sys/data_share": 0.5}
+    first, second = queue.suggest("a"), queue.suggest("b")
+    assert [trial.cell.label for config in (first, second) for trial in given(config)] == ["1", "2"]
+    assert first["probe"]
+    assert second["probe"]
+    row = {"epoch": 1.0, "sys/images_per_s": 100.0, "sys/data_share": share}
     queue.on_trial_result("a", told({"key": trials[0].key, "epoch": 1, "row": row}))
-    done(here.ledger, trials[0])
+    # It leaves with its state after an epoch, and takes the others with it, or goes on alone.
+    here.ledger.write(f"checkpoints/{trials[0].key}/00001-00000000.safetensors", b"")
     queue.on_trial_complete("a")
-    assert asked(queue, "c") == ["3", "4", "5", "6"]
+    third = queue.suggest("c")
+    assert not third["probe"]
+    assert [trial.cell.label for trial in given(third)] == labels
 
 
 def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
@@ -296,7 +305,7 @@ def test_even_packs_leave_no_worker_idle(tmp_path: Path, monkeypatch: pytest.Mon
     assert [len(asked(queue, name)) for name in "abc"] == [3, 3, 2]
 
 
-def order(trials: list[Trial], data: Path, ledger: Path, **changes: Any) -> Json:
+def order(trials: list[Trial], data: Path, ledger: Path, probe: bool = False, **changes: Any) -> Json:
     """Return what the queue gives a worker."""
     return {
         "key": "k",
@@ -305,6 +314,7 @@ def order(trials: list[Trial], data: Path, ledger: Path, **changes: Any) -> Json
         "runtime": dataclasses.asdict(runtime_config(data, ledger, **changes)),
         "stop": "stops/now",
         "work": "",
+        "probe": probe,
     }
 
 
@@ -390,3 +400,17 @@ def test_worker_of_one_rank_imports_no_rank_processes(data: Path, tmp_path: Path
     ended = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
     assert Ledger(str(tmp_path)).result(trial.key) is not None
+
+
+def test_probe_leaves_after_an_epoch_and_goes_on_as_if_it_had_not(
+    data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
+    trial, heard = trial_of("All-CNN-B"), list[Json]()
+    work(order([trial], data, tmp_path, probe=True), heard.append)
+    assert [news["epoch"] for news in heard] == [1]
+    ledger = Ledger(str(tmp_path))
+    assert ledger.result(trial.key) is None
+    assert not ledger.attempts(trial.key)
+    work(order([trial], data, tmp_path), heard.append)
+    assert [news["epoch"] for news in heard] == [1, 2, 3]
+    assert artifact_hashes(tmp_path, trial) == uninterrupted(trial)
