@@ -35,7 +35,7 @@ from sweeps.store.ledger import Json
 from sweeps.training.distributed import Ranks
 from sweeps.training.run_trial import out_of_memory, trial_steps
 from sweeps.training.runtime import RuntimeConfig
-from sweeps.training.shared_batches import PackContext
+from sweeps.training.shared_batches import PackContext, drain
 from sweeps.training.trainer import Report
 
 RANK_COMMAND = (
@@ -290,12 +290,8 @@ def _run_rank(job: _Job, ranks: Ranks, channel: CommandChannel) -> Json | None:
     context = PackContext()
     report: Report = channel.report if ranks.is_rank0 else lambda epoch, row: None
     trial = trial_from_json(job.trial)
-    steps = trial_steps(trial, runtime, report, channel.stop, context, ranks, job.memory_error)
     try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        result: Json | None = end.value
-        return result if ranks.is_rank0 else None
+        result = drain(trial_steps(trial, runtime, report, channel.stop, context, ranks, job.memory_error))
     finally:
         context.stream.close()
+    return result if ranks.is_rank0 else None

@@ -14,9 +14,9 @@ from crelu_models.sources import Rooms, kinds_of, reached_source
 from crelu_models.spec import Net
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINING = "sweeps.training"
+TRAINING = "sweeps/training"
 # The store and execution are not among them: how states are saved, and who trains what where, decides no number.
-PACKAGES = ("crelu_models", "data", "sweeps.experiment", TRAINING)
+FOLDERS = ("crelu_models", "data", "sweeps/experiment", TRAINING)
 # Definitions in these packages that decide no number either, by what their dotted names begin with.
 ENDS = (
     "data.availability.",  # pictures have a fingerprint of their own, wherever they come from
@@ -25,6 +25,7 @@ ENDS = (
     "sweeps.experiment.trial.Trial.key",
     "sweeps.experiment.trial.Trial.label",
     "sweeps.experiment.trial.Trial.to_json",
+    "sweeps.training.data_time.",
     "sweeps.training.runtime.",
     "sweeps.training.data_time.",
 )
@@ -37,6 +38,7 @@ def code_fingerprint(*nets: Net, root: Path = ROOT) -> str:
 
 @cache
 def _fingerprint(kinds: frozenset[str], root: Path) -> str:
-    rooms = Rooms(tuple((package, root / package.replace(".", "/")) for package in PACKAGES), ENDS)
-    source = reached_source(rooms, tuple(rooms.definitions(TRAINING)), kinds)
+    packages = {folder: folder.replace("/", ".") for folder in FOLDERS}
+    rooms = Rooms(tuple((package, root / folder) for folder, package in packages.items()), ENDS)
+    source = reached_source(rooms, tuple(rooms.definitions(packages[TRAINING])), kinds)
     return hashlib.sha256(source.encode()).hexdigest()[:16]

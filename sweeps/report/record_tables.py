@@ -24,7 +24,7 @@ def dropout_table(survey: SweepResults) -> Table | None:
 def _chosen(evidence: CellResults) -> tuple[Entry, ...]:
     winner = evidence.winner
     counts = [
-        sum(tried.whole for tried in evidence.tried),
+        sum(tried.complete for tried in evidence.tried),
         sum(tried.pruned for tried in evidence.tried),
         sum(any(run.state == "failed" for run in tried.runs) for tried in evidence.tried),
         sum(tried.value is None for tried in evidence.tried),

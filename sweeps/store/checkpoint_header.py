@@ -1,16 +1,15 @@
-"""What a checkpoint says without its tensors, read by whoever follows a trial and has no torch."""
+"""Headers of checkpoints: the state of a running trial without its tensors, readable without torch."""
 
 from __future__ import annotations
 
 import json
 import struct
-from typing import Any
 
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Json, Ledger
 
 
 def header(content: bytes) -> dict[str, str]:
-    """Return the notes in the header of a checkpoint of which `content` holds at least that; else ValueError."""
+    """Return the notes in the header of a checkpoint, of which `content` holds at least that; else ValueError."""
     try:
         (size,) = struct.unpack("<Q", content[:8])
         notes = json.loads(content[8 : 8 + size])["__metadata__"]
@@ -21,8 +20,8 @@ def header(content: bytes) -> dict[str, str]:
         raise ValueError(f"not a checkpoint: {error}") from None
 
 
-def progress(ledger: Ledger, key: str) -> dict[str, Any] | None:
-    """Return the plain state in the newest readable checkpoint of trial `key`, without its tensors."""
+def progress(ledger: Ledger, key: str) -> Json | None:
+    """Return the plain state in the newest readable checkpoint of trial `key`."""
     for name in reversed(ledger.names(f"checkpoints/{key}")):
         path = f"checkpoints/{key}/{name}"
         try:

@@ -1,8 +1,8 @@
-"""Several processes that train one net together: each takes its rows of every batch, and all end with one net's state.
+"""Processes that train one net together: each takes its rows of every batch, and all hold the same state.
 
-Every rank holds the whole net. A step sums the gradients of the ranks' rows, batch norm measures the whole batch,
-and a dropout mask is drawn for the whole batch, of which a rank takes its rows: what is computed is what one device
-computes, up to the order of sums. Rank 0 leads: it alone reads and writes the ledger, and decides what all then do.
+Every rank holds the whole net. A step sums the gradients of all ranks, batch norm measures the whole batch, and each
+rank draws the dropout mask of the whole batch and uses its rows of it. The result is that of one device, up to the
+order of sums. Rank 0 alone reads and writes the ledger, and decides what all ranks do next.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from data.datasets import Ints
+
 T = TypeVar("T")
-Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of `size` processes, by number; alone it does everything itself and waits for nobody.
+    """Process number `rank` of `size` that train together; a single one waits for nobody.
 
-    With several, torch.distributed is initialised, and each method that says so is called by all of them in turn.
+    With several, torch.distributed is initialised, and all ranks call the collective methods below in the same order.
     """
 
     rank: int = 0
@@ -36,60 +37,64 @@ class Ranks:
         return self.rank == 0
 
     def rows(self, count: int) -> slice:
-        """Return this rank's rows of a batch of `count` pictures: as many as any other's, or one more."""
+        """Return this rank's rows of a batch of `count` pictures; ranks differ by one row at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def own_rows(self, indices: Indices, batch: int) -> Indices:
-        """Return this rank's rows of each batch of `indices`, in order."""
-        starts = range(0, len(indices), batch)
-        return np.concatenate([indices[start : start + batch][self.rows(len(indices[start : start + batch]))]
-                               for start in starts]) if self.size > 1 else indices  # fmt: skip
+    def rows_of_batches(self, indices: Ints, batch: int) -> Ints:
+        """Return this rank's rows of each batch of `indices`, in order: what it trains on."""
+        if self.size == 1:
+            return indices
+        batches = [indices[start : start + batch] for start in range(0, len(indices), batch)]
+        rows: Ints = np.concatenate([part[self.rows(len(part))] for part in batches])
+        return rows
 
-    def batches(self, indices: Indices, batch: int) -> Indices:
-        """Return every size-th batch of `indices`, whole: what this rank evaluates, as one device would batch it."""
-        chosen = np.arange(len(indices)) // batch % self.size == self.rank
-        return indices[chosen] if self.size > 1 else indices
+    def full_batches(self, indices: Ints, batch: int) -> Ints:
+        """Return every size-th batch of `indices`: what this rank evaluates, batched as on one device."""
+        if self.size == 1:
+            return indices
+        local: Ints = indices[np.arange(len(indices)) // batch % self.size == self.rank]
+        return local
 
-    # Called by all ranks -----------------------------------------------------------------------------------------
+    # Collectives
 
     def broadcast_from_rank0(self, function: Callable[[], T]) -> T:
-        """Return on every rank what `function` returns on rank 0, which alone calls it."""
+        """Return on every rank what `function` returns on rank 0; the others do not call it."""
         if self.size == 1:
             return function()
-        found: list[Any] = [function() if self.is_rank0 else None]
-        distributed.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-        return cast(T, found[0])
+        values: list[Any] = [function() if self.is_rank0 else None]
+        distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return cast(T, values[0])
 
     def broadcast_flags(self, function: Callable[[], tuple[bool, ...]], count: int) -> tuple[bool, ...]:
-        """Do what `first` does for `count` booleans, cheaply enough for every step."""
+        """Return `broadcast_from_rank0(function)` for `count` booleans, cheaply enough for every step."""
         if self.size == 1:
             return function()
-        found = torch.tensor(function() if self.is_rank0 else (False,) * count)
-        distributed.broadcast(found, src=0)
-        return tuple(found.tolist())
+        flags = torch.tensor(function() if self.is_rank0 else (False,) * count)
+        distributed.broadcast(flags, src=0)
+        return tuple(flags.tolist())
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of all ranks' `tensor`, which stays as it is."""
+        """Return the sum of `tensor` over all ranks; with several, as a new tensor."""
         if self.size == 1:
             return tensor
-        found = tensor.clone()
-        distributed.all_reduce(found)
-        return found
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
 
     def all_true(self, value: bool) -> bool:
         """Return whether `value` is true on all ranks."""
         return int(self.all_reduce_sum(torch.tensor(int(value)))) == self.size
 
     def all_gather(self, value: T) -> list[T]:
-        """Return every rank's `value`, by rank."""
+        """Return the `value` of every rank, by rank."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Replace each gradient by the sum over the ranks, in one message; a missing one counts as zero."""
+        """Replace each gradient by its sum over the ranks, in one message; a missing one counts as zero."""
         if self.size == 1:
             return
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -103,12 +108,14 @@ class Ranks:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    # Modules
+
     def convert_batchnorm(self, model: nn.Sequential) -> nn.Sequential:
-        """Return `model` with each batch norm measuring the whole batch; its state keeps its names."""
+        """Return `model` with batch norm over the rows of all ranks; its state keeps its names."""
         if self.size > 1:
-            for name, part in model.named_children():
-                if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-                    setattr(model, name, SyncBatchNorm(part))
+            for name, layer in model.named_children():
+                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                    setattr(model, name, SyncBatchNorm(layer))
         return model
 
 
@@ -116,71 +123,78 @@ ALONE = Ranks()
 
 
 class SyncBatchNorm(nn.Module):
-    """Batch norm over the rows of all ranks, on any device (torch's own SyncBatchNorm is for GPUs alone)."""
+    """Batch norm over the rows of all ranks, on any device; torch's own needs GPUs."""
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
-        """Take over the parameters and running statistics of `norm`."""
+        """Take the parameters and running statistics of `norm`."""
         super().__init__()
-        self.eps, self.momentum = norm.eps, norm.momentum
-        self.weight, self.bias = norm.weight, norm.bias
+        self.eps = norm.eps
+        self.momentum = norm.momentum
+        self.weight = norm.weight
+        self.bias = norm.bias
         for name, buffer in norm.named_buffers():
             self.register_buffer(name, buffer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (n, c, ...) normalised, in training by mean and variance over the rows of all ranks."""
-        mean, variance = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+        """Return x (n, c, ...) normalised; in training by mean and variance over the rows of all ranks."""
+        running_mean = cast(Tensor, self.running_mean)
+        running_variance = cast(Tensor, self.running_var)
         if not self.training:
-            return functional.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
-        y: Tensor
-        y, whole_mean, whole_variance, count = _SyncBatchNormFunction.apply(x, self.weight, self.bias, self.eps)
+            return functional.batch_norm(
+                x, running_mean, running_variance, self.weight, self.bias, False, 0.0, self.eps
+            )
+        y, mean, variance, count = _SyncBatchNormFunction.apply(x, self.weight, self.bias, self.eps)
         momentum = cast(float, self.momentum)
         with torch.no_grad():
-            mean.lerp_(whole_mean, momentum)
-            variance.lerp_(whole_variance * (count / (count - 1)), momentum)
+            running_mean.lerp_(mean, momentum)
+            running_variance.lerp_(variance * (count / (count - 1)), momentum)
             cast(Tensor, self.num_batches_tracked).add_(1)
-        return y
+        return cast(Tensor, y)
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):
-    """Normalise by statistics of all ranks; the gradient of the input takes the sums over all ranks too."""
+    """Normalisation by statistics of all ranks; the gradient of the input sums over all ranks too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return y, and the mean, the biased variance (c,) and the number of values a channel of the whole batch."""
+        """Return y; and of the whole batch mean and biased variance (c,), and the number of values per channel."""
         values = x.float()
-        variance, mean = torch.var_mean(values, _others(x), correction=0)
-        own = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
-        everyone = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(everyone, own)
-        means, variances, counts = torch.split(torch.stack(everyone), [len(mean), len(mean), 1], 1)
+        variance, mean = torch.var_mean(values, _not_channels(x), correction=0)
+        local = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
+        gathered = [torch.empty_like(local) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(gathered, local)
+        means, variances, counts = torch.split(torch.stack(gathered), [len(mean), len(mean), 1], 1)
         count = counts.sum()
-        # Chan, Golub and LeVeque 1979: of parts' means and variances, without a difference of large numbers.
+        # Chan, Golub and LeVeque 1979: from the means and variances of parts, without differences of large numbers.
         mean = (means * counts).sum(0) / count
         variance = ((variances + (means - mean).square()) * counts).sum(0) / count
         scale = (variance + eps).rsqrt()
-        normal = (values - _wide(mean, x)) * _wide(scale, x)
+        normal = (values - _per_channel(mean, x)) * _per_channel(scale, x)
         ctx.save_for_backward(x, weight, mean, scale, count)
         ctx.mark_non_differentiable(mean, variance, count)
-        return (normal * _wide(weight, x) + _wide(bias, x)).to(x.dtype), mean, variance, count
+        y = (normal * _per_channel(weight, x) + _per_channel(bias, x)).to(x.dtype)
+        return y, mean, variance, count
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Return the gradients; those of weight and bias are this rank's part of the sum."""
+        """Return the gradients; those of weight and bias are this rank's term of the sum."""
         x, weight, mean, scale, count = ctx.saved_tensors
-        normal, slope = (x.float() - _wide(mean, x)) * _wide(scale, x), gradient.float()
-        bias, by_weight = slope.sum(_others(x)), (slope * normal).sum(_others(x))
-        sums = torch.cat([bias, by_weight])
+        normal = (x.float() - _per_channel(mean, x)) * _per_channel(scale, x)
+        slope = gradient.float()
+        by_bias = slope.sum(_not_channels(x))
+        by_weight = (slope * normal).sum(_not_channels(x))
+        sums = torch.cat([by_bias, by_weight])
         distributed.all_reduce(sums)
-        all_bias, all_weight = (sums / count).chunk(2)
-        slope = slope - _wide(all_bias, x) - normal * _wide(all_weight, x)
-        return (slope * _wide(weight * scale, x)).to(x.dtype), by_weight, bias, None
+        mean_by_bias, mean_by_weight = (sums / count).chunk(2)
+        slope = slope - _per_channel(mean_by_bias, x) - normal * _per_channel(mean_by_weight, x)
+        return (slope * _per_channel(weight * scale, x)).to(x.dtype), by_weight, by_bias, None
 
 
-def _others(x: Tensor) -> list[int]:
+def _not_channels(x: Tensor) -> list[int]:
     """Return the dimensions that are not the channels."""
     return [dim for dim in range(x.dim()) if dim != 1]
 
 
-def _wide(values: Tensor, x: Tensor) -> Tensor:
-    """Return one value a channel in a shape that meets x."""
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Return one value per channel in a shape that broadcasts against x."""
     return values.view(1, -1, *[1] * (x.dim() - 2))

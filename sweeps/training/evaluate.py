@@ -1,8 +1,8 @@
-"""Errors and scores of a net on pictures it has not seen: top-1, top-5, centre crop and ten crops (section 4)."""
+"""Errors and scores of a net in evaluation mode: top-1, top-5, centre crop and ten crops (section 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Pictures in one forward pass of an evaluation. Fixed: another size may change the last bit of a score.
+# Pictures in a forward pass. Fixed, because another number may change the last bit of a score.
 BATCH = 250
+
+# One epoch of a trial's history: numbers by metric name.
+Row = dict[str, float]
 
 
 class Errors(NamedTuple):
@@ -46,19 +49,25 @@ def counts(scores: Tensor, labels: Tensor) -> Tensor:
 def misses(scores: Tensor, labels: Tensor) -> Tensor:
     """Return how many of `scores` (n, c) are wrong top-1 and top-5, as float64 on their device."""
     scores = scores.float()
-    own = scores.gather(1, labels[:, None])
-    # A class counts before the true one if it scores higher, or equal at a lower index; NaN never wins.
+    true = scores.gather(1, labels[:, None])
+    # A class ranks before the true one where its score is higher, or equal and its index lower.
     index = torch.arange(scores.shape[1], device=scores.device)
-    before = (scores > own) | ((scores == own) & (index < labels[:, None]))
+    before = (scores > true) | ((scores == true) & (index < labels[:, None]))
     rank = before.sum(1)
-    wrong = ~torch.isfinite(own[:, 0])
-    return torch.stack([((rank >= 1) | wrong).sum(), ((rank >= 5) | wrong).sum()]).double()
+    # No class ranks before a score that is no number.
+    invalid = ~torch.isfinite(true[:, 0])
+    return torch.stack([((rank >= 1) | invalid).sum(), ((rank >= 5) | invalid).sum()]).double()
 
 
 def errors(total: Tensor, pictures: int) -> Errors:
-    """Return the errors in percent that summed `counts` over `pictures` pictures amount to."""
+    """Return the errors that summed `counts` over this many pictures come to."""
     loss, top1, top5 = (total / pictures).tolist()
     return Errors(loss, 100 * top1, 100 * top5)
+
+
+def best_epoch(history: Sequence[Row]) -> Row:
+    """Return the row of least held-out error; of equal ones that of least loss, and then the later."""
+    return min(history, key=lambda row: (row["val/top1_err"], row["val/loss"], -row["epoch"]))
 
 
 def score(model: nn.Module, views: Iterable[Tensor], precision: str) -> Iterator[Tensor]:
@@ -71,22 +80,19 @@ def score(model: nn.Module, views: Iterable[Tensor], precision: str) -> Iterator
             yield scores.float()
 
 
-def ten_crop_scores(found: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return (mean softmax, mean score) over the scores of ten views of one batch, each (n, c).
-
-    The paper's is the first.
-    """
-    softmax: Tensor | None = None
-    raw: Tensor | None = None
-    for number, scores in enumerate(found, 1):
-        probabilities = scores.softmax(1)
-        softmax = probabilities if softmax is None else softmax + (probabilities - softmax) / number
-        raw = scores if raw is None else raw + (scores - raw) / number
-    assert softmax is not None
-    assert raw is not None
-    return softmax, raw
+def ten_crop_scores(views: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return (mean softmax, mean score) over the scores (n, c) of a batch in ten views; the paper's is the first."""
+    mean_softmax: Tensor | None = None
+    mean_score: Tensor | None = None
+    for number, scores in enumerate(views, 1):
+        softmax = scores.softmax(1)
+        mean_softmax = softmax if mean_softmax is None else mean_softmax + (softmax - mean_softmax) / number
+        mean_score = scores if mean_score is None else mean_score + (scores - mean_score) / number
+    assert mean_softmax is not None
+    assert mean_score is not None
+    return mean_softmax, mean_score
 
 
 def dead(scores: Tensor) -> bool:
-    """Return whether a net gives every one of at least two pictures the same scores: it has died."""
+    """Return whether a net gives all of at least two pictures the same scores, as one does that has died."""
     return len(scores) > 1 and bool((scores == scores[:1]).all())

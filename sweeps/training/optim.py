@@ -1,4 +1,4 @@
-"""SGD and Adam by torch's fused steps."""
+"""Optimisers of the recipes, SGD and Adam, by torch's fused steps."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # Kingma and Ba, 2015
 
 
 class Optimiser:
-    """SGD with momentum, or Adam, by torch's fused steps; weight decay is coupled, on biases too (Torch7's habit).
+    """SGD with momentum, or Adam; weight decay is part of the gradient, of biases too (Torch7's habit).
 
-    `state` holds its tensors by name, one a parameter, from the first step on. torch.optim's own classes load torch's
-    compiler, a second of every worker's start, and take longer to gather what a step is about than these tensors.
+    `state` holds its tensors by name, one per parameter, from the first step on. torch.optim's own classes load torch's
+    compiler, a second of every worker's start, and take longer to prepare a step than to step these nets' tensors.
     """
 
     def __init__(self, recipe: Recipe, parameters: list[nn.Parameter]) -> None:
         """Prepare to step all `parameters`."""
-        self.recipe, self.parameters = recipe, parameters
+        self.recipe = recipe
+        self.parameters = parameters
         self.state: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
     def step(self, rate: float, decay: float) -> None:
         """Move every parameter along its gradient, by this learning rate and weight decay."""
         parameters: list[Tensor] = [*self.parameters]
-        gradients = [each.grad for each in parameters if each.grad is not None]
-        assert len(gradients) == len(parameters), "every parameter has its part in the scores"
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        assert len(gradients) == len(parameters), "the scores depend on every parameter"
         if self.recipe.optimiser == "adam":
             self._adam(parameters, gradients, rate, decay)
         else:
@@ -39,31 +40,31 @@ class Optimiser:
 
     def _adam(self, parameters: list[Tensor], gradients: list[Tensor], rate: float, decay: float) -> None:
         if not self.state:
-            self.state["step"] = [torch.zeros((), device=each.device) for each in parameters]
-            self.state |= {name: [torch.zeros_like(each) for each in parameters] for name in ("exp_avg", "exp_avg_sq")}
-        steps, means, squares = self.state["step"], self.state["exp_avg"], self.state["exp_avg_sq"]
+            self.state["step"] = [torch.zeros((), device=parameter.device) for parameter in parameters]
+            for name in ("exp_avg", "exp_avg_sq"):
+                self.state[name] = [torch.zeros_like(parameter) for parameter in parameters]
         adam(
-            parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False, beta1=BETAS[0],
-            beta2=BETAS[1], lr=rate, weight_decay=decay, eps=EPSILON, maximize=False,
+            parameters, gradients, self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"],
+            fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=rate, weight_decay=decay, eps=EPSILON,
+            maximize=False,
         )  # fmt: skip
 
     def _sgd(self, parameters: list[Tensor], gradients: list[Tensor], rate: float, decay: float) -> None:
-        # Without buffers this is the first step, which begins them with the gradients.
+        # Before the first step there are no buffers; it makes them of its gradients.
         buffers: list[Tensor | None] = [*self.state.get("momentum_buffer", [None] * len(parameters))]
         sgd(
             parameters, gradients, buffers, fused=True, weight_decay=decay, momentum=self.recipe.momentum, lr=rate,
             dampening=self.recipe.dampening, nesterov=False, maximize=False,
         )  # fmt: skip
         if self.recipe.momentum:
-            self.state["momentum_buffer"] = [each for each in buffers if each is not None]
+            self.state["momentum_buffer"] = [buffer for buffer in buffers if buffer is not None]
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up the tensors of a checkpoint, by index/name; buffers take their parameter's layout."""
-        names = sorted({name.partition("/")[2] for name in tensors})
-        self.state = {name: [] for name in names}
-        for name in names:
+        """Continue with the tensors of a checkpoint, by index/name; buffers get the layout of their parameters."""
+        self.state = {name: [] for name in sorted({key.partition("/")[2] for key in tensors})}
+        for name, values in self.state.items():
             for index, parameter in enumerate(self.parameters):
                 value = tensors[f"{index}/{name}"]
-                same = value.shape == parameter.shape  # Adam's count of steps is a scalar
-                there = torch.empty_like(parameter).copy_(value) if same else value.to(parameter.device)
-                self.state[name].append(there.detach())
+                # Adam's count of steps is a scalar.
+                buffer = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+                values.append(buffer.detach().to(parameter.device))

@@ -1,47 +1,51 @@
-"""Batches that trials side by side take together: each is read, decoded and augmented once, by whoever comes first.
+"""Batches that trials side by side share: each is read, decoded and augmented once, for the first that asks for it.
 
-A trial gives way before each batch and says where it stands, as a turn. Whoever lets several take their turns, the
-least first, makes them share; a trial that is drained alone shares with nobody, and computes the same.
+A trial yields its position before each batch. A caller that advances several trials, always those furthest behind,
+makes them share batches; a trial that runs alone computes the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+import time
+from collections.abc import Callable, Generator, Hashable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 from sweeps.experiment.trial import Trial
-
-if TYPE_CHECKING:
-    pass
-import time
-from collections.abc import Generator, Hashable
-from dataclasses import field
-from typing import TypeVar
 
 T = TypeVar("T")
 
 
 class Position(NamedTuple):
-    """Where a trial stands: the epochs behind it, what it does there, and the number of the batch it asks for."""
+    """Position of a trial: epochs completed, the stage that it is in, and the number of the batch it asks for."""
 
     epoch: int
     stage: int
     number: int
 
 
-# What follows an epoch, in this order, and then the steps of the next: a trial that has come to its end is tested
-# before those that go on take another step.
+# What follows an epoch, in this order, and last the steps of the next: a trial at its end is tested before those that
+# continue take another step.
 HELD_OUT, PROBE, TEST, LEARNED, STEP = range(5)
 
 Steps = Generator[Position, None, T]
 
 
-class BatchStream:
-    """One iterator over batches, where it stands, and the batch it gave last.
+def drain(steps: Steps[T]) -> T:
+    """Take all steps of a trial that runs alone, and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
-    Trials that ask for the same batches, none ahead of another, all get the one that the first of them caused to be
-    made. Whoever asks for any other moves the iterator there.
+
+class BatchStream:
+    """Iterator over batches, its position, and the batch it gave last.
+
+    Trials that ask for the same batch in turn all get the one made for the first of them. A request for any other
+    batch moves the iterator there.
     """
 
     def __init__(self) -> None:
@@ -56,17 +60,20 @@ class BatchStream:
             if self._batches is None or self._at != (name, number - 1):
                 self.close()
                 self._batches = batches(number)
-            self._at = self._last = None
+            self._at = None
+            self._last = None
             self._last = next(self._batches)
             self._at = (name, number)
         batch: T = self._last
         return batch
 
     def close(self) -> None:
-        """Let go of the iterator and of the batch."""
+        """Close the iterator and release the batch."""
         if self._batches is not None:
             self._batches.close()
-        self._at = self._batches = self._last = None
+        self._at = None
+        self._batches = None
+        self._last = None
 
 
 def _never() -> bool:
@@ -75,9 +82,9 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class PackContext:
-    """What a trial has in common with those beside it: their batches, and a clock that counts its part of the time.
+    """What a trial shares with those beside it: their batches, and a clock that counts its part of the time.
 
-    `crowded()` says whether others are there whose leaving would make room.
+    `others_present()` returns whether there are others that would free memory by leaving.
     """
 
     stream: BatchStream = field(default_factory=BatchStream)
@@ -85,11 +92,11 @@ class PackContext:
     others_present: Callable[[], bool] = _never
 
 
-def stream_key(trial: Trial) -> StreamKey:
-    """Return what makes two trials see the same batches: data, split, order, augmentation, length."""
-    recipe = trial.cell.recipe
-    what = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
-    return *what, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting
-
-
 StreamKey = tuple[Any, ...]
+
+
+def stream_key(trial: Trial) -> StreamKey:
+    """Return what decides a trial's batches: data, split, order, augmentation, length."""
+    recipe = trial.cell.recipe
+    pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
+    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting

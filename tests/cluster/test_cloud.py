@@ -109,7 +109,7 @@ def test_page_that_botocore_cannot_parse_does_not_end_the_thread(
 def test_thread_that_ends_is_reported_at_once_with_its_reason(
     cloud: aws.Cloud, lights: Lights, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    instance = {"PrivateIpAddress": "172.31.0.1", "State": {"Name": "running"}}
+    instance = {"PrivateIpAddress": "172.31.0.1", "State": {"Name": "running"}, "IamInstanceProfile": None}
     if fault == "host does not start":
         lights.start_error = reason = "no sshd on this host"
     elif fault == "host has ended":

@@ -18,7 +18,7 @@ from sweeps.store.ledger import Ledger
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
-from sweeps.training.splits import _kept
+from sweeps.training.splits import _cached
 from tests.support.trials import (
     FAMILIES,
     SMALL,
@@ -267,7 +267,7 @@ def test_folds_of_a_resident_set_gather_their_own_pictures(
     cell = trial_of("VGG with batch norm").cell
     trials = [Trial(cell, "fold", 0, fold=fold, folds=3) for fold in range(3)]
     expected = [uninterrupted(trial) for trial in trials]
-    _kept.cache_clear()
+    _cached.cache_clear()
     decoded.clear()
     perform_pack(trials, runtime_config(data, tmp_path / "pack"), quiet)
     assert outcomes(trials, runtime_config(data, tmp_path / "pack")) == expected

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -36,13 +35,14 @@ from sweeps.execution.resources import (
 )
 from sweeps.execution.tuner import failure_signature
 from sweeps.execution.worker import train_function
-from sweeps.experiment.trial import Trial
+from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.ledger import Ledger, failed_attempt
 from sweeps.training.distributed import Ranks
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
 from tests.support.commands import checkpoints, child_runs, started, wait_for
 from tests.support.trials import SMALL, runtime_config, trial_of
+from tests.support.waiting import until
 
 # With learning rates at which a net does not blow the order of its sums up: two threads in place of one differ as much.
 FAMILIES = {"allconv with dropout": 1e-3, "VGG with batch norm": 3e-4, "All-CNN-B": 0.01, "All-CNN-B by Adam": 1e-4}
@@ -78,10 +78,8 @@ def lost(trial: Trial, here: RuntimeConfig, rank: int, epoch: int = 1) -> None:
         if at == epoch:
             os.kill(left[rank], signal.SIGKILL)
 
-    began = time.monotonic()
     with pytest.raises(RuntimeError, match=f"rank {rank} of {here.ranks} died .signal 9."):
         rank_processes.run_trial(trial, here, kill)
-    assert time.monotonic() - began < 60
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
 
 
@@ -104,7 +102,8 @@ def assert_same(trial: Trial, here: RuntimeConfig, there: RuntimeConfig) -> None
     for mine, theirs in zip(history(trial, here), history(trial, there), strict=True):
         assert mine == pytest.approx(theirs, abs=ERROR)
     tables = [folder(trial, at) / "tables/scores.parquet" for at in (here, there)]
-    if any(path.exists() for path in tables):
+    assert [path.exists() for path in tables] == [PHASES[trial.phase].test] * 2
+    if PHASES[trial.phase].test:
         mine, theirs = (pq.read_table(path) for path in tables)
         assert mine["id"].to_pylist() == theirs["id"].to_pylist() == sorted(mine["id"].to_pylist())
         assert mine["label"] == theirs["label"]
@@ -197,14 +196,11 @@ def test_ranks_of_a_killed_worker_end(data: Path, tmp_path: Path) -> None:
     )
     here = dataclasses.asdict(runtime_config(data, tmp_path, ranks=2))
     words = [sys.executable, "-c", code, json.dumps(exact("All-CNN-B").to_json()), json.dumps(here)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400)
     assert done.returncode == -signal.SIGKILL, done.stderr
     pids = done.stdout.split()
     assert len(pids) == 2
-    ends = time.monotonic() + 10
-    while any(running(pid) for pid in pids):
-        assert time.monotonic() < ends
-        time.sleep(0.05)
+    until(lambda: not any(running(pid) for pid in pids), f"ranks {pids} have ended", 60, poll=0.05)
 
 
 def running(pid: str) -> bool:
@@ -294,7 +290,7 @@ def test_rows_of_a_batch_get_their_rows_of_its_dropout(shape: tuple[int, ...], l
 def test_ranks_part_what_there_is_evenly_and_leave_nothing_out(pictures: int, batch: int, size: int) -> None:
     indices = np.random.default_rng(pictures).permutation(pictures)
     ranks = [Ranks(rank, size) for rank in range(size)]
-    own = [rank.own_rows(indices, batch) for rank in ranks]
+    own = [rank.rows_of_batches(indices, batch) for rank in ranks]
     assert sorted(np.concatenate(own)) == sorted(indices)
     for start in range(0, pictures, batch):
         step = indices[start : start + batch]
@@ -302,7 +298,7 @@ def test_ranks_part_what_there_is_evenly_and_leave_nothing_out(pictures: int, ba
         assert np.concatenate(rows).tolist() == step.tolist()
         assert max(map(len, rows)) - min(map(len, rows)) <= 1
     whole = {tuple(indices[start : start + batch]) for start in range(0, pictures, batch)}
-    evaluated = [rank.batches(indices, batch) for rank in ranks]
+    evaluated = [rank.full_batches(indices, batch) for rank in ranks]
     assert {tuple(part[at : at + batch]) for part in evaluated for at in range(0, len(part), batch)} == whole
     assert sum(map(len, evaluated)) == pictures
 
@@ -318,14 +314,13 @@ def ranks_below(folder: Path) -> list[int]:
     return sorted(found)
 
 
-@pytest.mark.timeout(600)
 def test_sweep_whose_trials_have_two_ranks_survives_the_death_of_one(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
     words = ["--smoke-test", "--set", "recipe.epochs=6", "--ranks", "2"]
     with started(tmp_path, *words) as process:
         wait_for("a checkpoint", lambda: checkpoints(ledger), process)
         os.kill(ranks_below(tmp_path)[-1], signal.SIGKILL)
-        said = process.communicate(timeout=300)
+        said = process.communicate(timeout=500)
     assert process.returncode == 0, said
     results = ledger.results()
     assert [result["hardware"]["ranks"] for result in results.values()] == ["2", "2"]

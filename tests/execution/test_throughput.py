@@ -240,8 +240,8 @@ def drive(folder: str) -> None:
 def test_the_driver_hears_of_each_epoch_with_the_share_of_its_batches(tmp_path: Path) -> None:
     code = "import sys; from tests.execution.test_throughput import drive; drive(sys.argv[1])"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=280,
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}"}, check=False,
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=400,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     events, shares, epochs, errors = json.loads(done.stdout.strip().splitlines()[-1])

@@ -16,6 +16,7 @@ import pytest
 from sweeps.ops import spot_notice
 from sweeps.ops.spot_notice import Metadata, NoMetadata, seconds_to_termination, watch
 from tests.support.servers import free_port
+from tests.support.waiting import output, until
 
 ACTION = "/latest/meta-data/spot/instance-action"
 
@@ -94,11 +95,14 @@ def test_ray_is_told_once_and_again_where_it_did_not_hear(service: Service) -> N
 
     watching = threading.Thread(target=watch, args=(Metadata(service.address), drain, 0.02))
     watching.start()
-    while service.asked < 5:
-        time.sleep(0.01)
+
+    def runs() -> None:
+        assert watching.is_alive(), "the thread that watches has ended"
+
+    until(lambda: service.asked >= 5, "five questions to the service", 60, runs, poll=0.01)
     assert told == []
     service.said = json.dumps({"action": "terminate", "time": "2026-01-02T03:04:05Z"})
-    watching.join(10)
+    watching.join(60)
     assert not watching.is_alive()
     assert told == [0, 0, 0]
 
@@ -125,11 +129,16 @@ def test_watch_spot_drains_the_node_of_its_machine(service: Service) -> None:
                "--object-store-memory=80000000"]  # fmt: skip
         # The notice is there before the cluster is: what Ray does not hear is said again.
         service.said = json.dumps({"action": "terminate", "time": "2099-01-02T03:04:05Z"})
-        with subprocess.Popen(ray, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        log = Path(folder) / "ray.log"
+        with log.open("wb") as file, subprocess.Popen(ray, env=environment, stdout=file, stderr=file) as head:
+
+            def runs() -> None:
+                assert head.poll() is None, f"Ray ended with {head.returncode}\n{log.read_text()[-4000:]}"
+
             try:
                 command = [sys.executable, "-m", "sweeps", "watch-spot", "--every", "0.2"]
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
-                assert (done.returncode, "gives this machine no new trials" in done.stderr) == (0, True), done.stderr
+                done = output(command, environment, Path.cwd(), 250, runs)
+                assert (done.returncode, "gives this machine no new trials" in done.stdout) == (0, True), done.stdout
                 logs = Path(folder) / "session_latest/logs"
                 said = "".join(path.read_text() for path in (logs / "raylet.out", logs / "gcs_server.out"))
                 assert "DRAIN_NODE_REASON_PREEMPTION" in said

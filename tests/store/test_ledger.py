@@ -1,7 +1,6 @@
 """The ledger: whole files or none, results as the commit point, tries counted, nothing lost."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -165,24 +164,22 @@ def test_lease_of_a_killed_driver_is_taken_over(ledger: Ledger) -> None:
         assert json.loads((ledger.read("leases/s.json") or b"").decode())["pid"] == os.getpid()
 
 
-def _write_many(root: str, value: str) -> None:
-    for _ in range(50):
-        Ledger(root).write("results/k.json", json.dumps({"key": value * 2000}).encode())
+WRITE_MANY = """
+import json, sys
+from sweeps.store.ledger import Ledger
+for _ in range(50):
+    Ledger(sys.argv[1]).write("results/k.json", json.dumps({"key": sys.argv[2] * 2000}).encode())
+"""
 
 
 def test_reader_never_sees_half_a_file(ledger: Ledger) -> None:
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    writers = [context.Process(target=_write_many, args=(ledger.root, value)) for value in "ab"]
-    for writer in writers:
-        writer.start()
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE_MANY, ledger.root, value]) for value in "ab"]
     seen = set()
-    while any(writer.is_alive() for writer in writers):
+    while any(writer.poll() is None for writer in writers):
         found = ledger.read("results/k.json")
         if found is not None:
             seen.add(json.loads(found)["key"])
         time.sleep(0.001)
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
+    assert [writer.wait() for writer in writers] == [0, 0]
     assert seen <= {"a" * 2000, "b" * 2000}
     assert seen

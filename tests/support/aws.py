@@ -158,10 +158,15 @@ def refused(calls: Iterable[tuple[str, str]], policy: dict[str, Any]) -> set[tup
     }
 
 
+def role_key(name: str) -> str:
+    """Return the id of the key that the machines of a role have, by which calls are told apart."""
+    return "ASIA" + name.replace("-", "").upper()
+
+
 class Metadata(BaseHTTPRequestHandler):
     """What a machine is told of itself: the keys of its role, and whether it is about to be reclaimed."""
 
-    notices: Path
+    folder: Path
 
     def do_PUT(self) -> None:
         self._say(200 if self.path == "/latest/api/token" else 404, "made-up-session")
@@ -171,21 +176,23 @@ class Metadata(BaseHTTPRequestHandler):
         if self.headers["X-aws-ec2-metadata-token"] != "made-up-session":
             self._say(401, "")
         elif path == "spot/instance-action":
-            notice = self.notices / host
-            self._say(200, notice.read_text()) if notice.exists() else self._say(404, "")
+            self._say_file(self.folder / "notices" / host)
         elif path == "placement/region":
             self._say(200, REGION)
         elif path == "iam/security-credentials":
-            self._say(200, role(host))
+            self._say_file(self.folder / "roles" / host)
         elif path.startswith("iam/security-credentials/"):
             # As long as EC2's own: tools ask anew shortly before the end.
             ends = datetime.now(UTC) + timedelta(hours=6)
-            keys = {"AccessKeyId": "ASIA" + role(host).replace("-", "").upper(), "SecretAccessKey": "made-up",
-                    "Token": "made-up", "Expiration": ends.strftime("%Y-%m-%dT%H:%M:%SZ"), "Code": "Success",
-                    "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z"}  # fmt: skip
+            keys = {"AccessKeyId": role_key(path.rpartition("/")[2]), "SecretAccessKey": "made-up", "Token": "made-up",
+                    "Expiration": ends.strftime("%Y-%m-%dT%H:%M:%SZ"), "Code": "Success", "Type": "AWS-HMAC",
+                    "LastUpdated": "2026-01-01T00:00:00Z"}  # fmt: skip
             self._say(200, json.dumps(keys))
         else:
             self._say(404, "")
+
+    def _say_file(self, file: Path) -> None:
+        self._say(200, file.read_text()) if file.exists() else self._say(404, "")
 
     def _say(self, code: int, text: str) -> None:
         self.send_response(code)
@@ -210,7 +217,9 @@ def client(service: str, attempts: int = 6) -> Any:
 
 def instances(ec2: Any) -> list[dict[str, Any]]:
     """Return all present and past instances."""
-    return [instance for page in ec2.describe_instances()["Reservations"] for instance in page["Instances"]]
+    # Of machines that one call has started moto gives the profile to the first alone.
+    pages = [page["Instances"] for page in ec2.describe_instances()["Reservations"]]
+    return [{"IamInstanceProfile": page[0].get("IamInstanceProfile")} | instance for page in pages for instance in page]
 
 
 def is_passing(error: Exception) -> bool:
@@ -221,21 +230,6 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, ClientError):
         return bool(error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500)
     return isinstance(error, HTTPClientError | ResponseParserError)
-
-
-_roles: dict[str, str] = {}
-
-
-def role(host: str) -> str:
-    """Return the name of the role of the machine at an address; looked up once, while all of its like run."""
-    if host not in _roles:
-        for started in client("ec2").describe_instances()["Reservations"]:
-            # Of machines that one call has started moto gives the profile to the first alone, and only while it runs.
-            profile = started["Instances"][0].get("IamInstanceProfile")
-            if profile:
-                name = profile["Arn"].rpartition("/")[2]
-                _roles.update({found["PrivateIpAddress"]: name for found in started["Instances"]})
-    return _roles[host]
 
 
 def serve(folder: Path) -> None:
@@ -249,7 +243,7 @@ def serve(folder: Path) -> None:
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
             pass
 
-    Metadata.notices = folder / "notices"
+    Metadata.folder = folder
     metadata = ThreadingHTTPServer((METADATA, 80), Metadata)
     threading.Thread(target=metadata.serve_forever, daemon=True).start()
     application = Front(DomainDispatcherApplication(create_backend_app), folder)
@@ -286,7 +280,7 @@ class Cloud:
 
     def start(self) -> None:
         """Start the server, wait until it answers, and follow its instances."""
-        for name in ("notices", "faults"):
+        for name in ("notices", "roles", "faults"):
             (self.folder / name).mkdir()
         command = [sys.executable, "-m", "tests.support.aws", str(self.folder)]
         with (self.folder / "cloud.log").open("wb") as log:
@@ -314,10 +308,11 @@ class Cloud:
 
     def _reason(self) -> str:
         """Return why nothing that happens on this cloud can be waited for any more; empty while it is well."""
-        if self.failure:
-            return f"the thread that follows the instances has ended: {self.failure}\n{self.log()}"
+        # The server first: without it the thread ends as well.
         if self.server.poll() is not None:
             return f"moto's server has ended with {self.server.returncode}\n{self.log()}"
+        if self.failure:
+            return f"the thread that follows the instances has ended: {self.failure}\n{self.log()}"
         return ""
 
     def check(self) -> None:
@@ -362,20 +357,23 @@ class Cloud:
                     raise
             else:
                 failing_since = 0.0
-                self._match({each["PrivateIpAddress"] for each in present if each["State"]["Name"] == "running"})
+                self._match({each["PrivateIpAddress"]: each for each in present if each["State"]["Name"] == "running"})
 
-    def _match(self, running: set[str]) -> None:
+    def _match(self, running: dict[str, dict[str, Any]]) -> None:
         """Stop the hosts whose instances have ended, start those of new ones, and check that all others live."""
-        for address in self.hosts.running.keys() - running:
+        for address in self.hosts.running.keys() - running.keys():
             self.hosts.stop(address)
         self.hosts.check()
-        for address in running - self.hosts.running.keys():
+        for address in running.keys() - self.hosts.running.keys():
+            profile = running[address]["IamInstanceProfile"]
+            if profile:
+                (self.folder / "roles" / address).write_text(profile["Arn"].rpartition("/")[2])
             self.hosts.start(address, self.key())
 
 
 def calls(log: Path, name: str) -> Iterator[tuple[str, str, str]]:
     """Yield action, resource and the machine's address of what the role of this name has asked for, in order."""
-    key = "ASIA" + name.replace("-", "").upper()
+    key = role_key(name)
     for line in log.read_text().splitlines():
         if line.startswith(f'["{key}"'):
             _, action, resource, address = json.loads(line)

@@ -13,7 +13,6 @@ from crelu_models.tables import S2
 from sweeps.experiment.trial import Trial
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
-from sweeps.training import trainer
 from sweeps.training.run_trial import _reset, run_trial
 from sweeps.training.runtime import RuntimeConfig
 from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, runtime_config, trial_of
@@ -205,7 +204,7 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
         save(ledger, key, epoch, *rest)
         kept.append(epoch)
 
-    monkeypatch.setattr(trainer, "SAVING_INTERVAL", sparing)
+    monkeypatch.setattr(checkpoint, "SAVING_INTERVAL", sparing)
     monkeypatch.setattr(checkpoint, "save", keep)
     trial = trial_of("allconv with dropout")
     run_trial(trial, runtime_config(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))

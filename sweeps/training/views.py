@@ -1,0 +1,94 @@
+"""Views of a trial's pictures as its net sees them: augmented for training, centre and ten crops for evaluation.
+
+Trials of a pack share a stream of batches. Each asks for a batch by all that decides its content, so what shares a
+stream changes how long a batch takes and never what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from functools import partial
+from itertools import chain, islice
+
+import torch
+from torch import Tensor
+
+from data.augment import centre_view, ten_views, training_view
+from data.datasets import Ints, order
+from data.load import Batch, Pictures
+from sweeps.experiment.trial import Trial
+from sweeps.training.distributed import Ranks
+from sweeps.training.evaluate import BATCH
+from sweeps.training.shared_batches import STEP, BatchStream, stream_key
+from sweeps.training.splits import Splits
+
+# Of a test picture that is stored larger than a net sees it: the centre, and ten crops.
+TEST_VIEWS = 11
+
+
+class Views:
+    """Source of a trial's batches, for its rank, on its device."""
+
+    def __init__(self, trial: Trial, splits: Splits, stream: BatchStream, ranks: Ranks, device: torch.device) -> None:
+        """Take the batches of `trial` from `stream`; `steps` is how many an epoch of training has."""
+        self.trial = trial
+        self.splits = splits
+        self.stream = stream
+        self.ranks = ranks
+        self.device = device
+        self.key = stream_key(trial)
+        self.steps = trial.cell.recipe.steps(len(splits.train_indices))
+
+    def training(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this rank's views of each batch of `epoch` from `step` on, with the labels of the whole batch."""
+        for number in range(step, self.steps):
+            yield self.stream.get((self.key, STEP, epoch), number, partial(self._training, epoch))
+
+    def _training(self, epoch: int, step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+        recipe = self.trial.cell.recipe
+        train = self.splits.train
+        sidecar = train.sidecar
+        indices = order(self.trial.seed, epoch, self.splits.train_indices)[: self.steps * recipe.batch]
+        rows = self.ranks.rows(min(recipe.batch, len(indices)))
+        local = self.ranks.rows_of_batches(indices, recipe.batch)
+        labels = torch.from_numpy(train.labels[indices]).to(self.device)
+        for number, batch in enumerate(train.batches(local, rows.stop - rows.start, start=step), step):
+            view = training_view(
+                batch.images,
+                batch.ids,
+                seed=self.trial.seed,
+                epoch=epoch,
+                crop=self.splits.facts.crop,
+                flip=recipe.flip,
+                shift=recipe.shift,
+                lighting=recipe.lighting,
+                mean=sidecar.mean,
+                std=sidecar.std,
+                eigenvalues=sidecar.eigenvalues,
+                eigenvectors=sidecar.eigenvectors,
+            )
+            yield view, labels[number * recipe.batch : (number + 1) * recipe.batch]
+
+    def evaluation(
+        self, stage: int, epoch: int, pictures: Pictures, indices: Ints, number: int, views: int = 1
+    ) -> tuple[Batch, Tensor]:
+        """Return view `number` of an evaluation and its batch; every batch has `views` of them in turn.
+
+        The first is the centre; the others are the four corners and the centre, each with its mirror image.
+        """
+        batches = partial(self._evaluation, pictures, indices, views)
+        return self.stream.get((self.key, stage, epoch), number, batches)
+
+    def _evaluation(
+        self, pictures: Pictures, indices: Ints, views: int, start: int
+    ) -> Generator[tuple[Batch, Tensor], None, None]:
+        # Mean and deviation are those of the training pictures, for test pictures too.
+        sidecar = self.splits.train.sidecar
+        crop = self.splits.facts.crop
+        first, skip = divmod(start, views)
+        for batch in pictures.batches(indices, BATCH, start=first):
+            centre = centre_view(batch.images, crop=crop, mean=sidecar.mean, std=sidecar.std)
+            ten = ten_views(batch.images, crop=crop, mean=sidecar.mean, std=sidecar.std)
+            for view in islice(chain([centre], ten), skip, views):
+                yield batch, view
+            skip = 0
