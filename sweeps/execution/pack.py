@@ -28,7 +28,7 @@ def perform_pack(
     runtime: RuntimeConfig,
     notify: Notify,
     stop: Callable[[], bool] = lambda: False,
-    alive: Callable[[str], None] = lambda key: None,
+    alive: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Train `trials` side by side, each from its last checkpoint, until each has its result or has left.
 

@@ -48,7 +48,7 @@ COLLECTIVE_TIMEOUT = timedelta(days=7)
 GRACE = 0.5  # seconds in which another rank's death is looked for as the cause of an error
 
 
-class _OutOfMemory(Exception):
+class _RankOutOfMemoryError(Exception):
     """Memory of a rank has run out."""
 
 
@@ -67,7 +67,7 @@ def run_trial(
         group = rank_group(runtime.ranks, runtime.device)
         try:
             return group.run(_Job(trial.to_json(), runtime, memory_error), report, stop)
-        except _OutOfMemory as error:
+        except _RankOutOfMemoryError as error:
             memory_error = str(error)
             shutdown_ranks()
         except BaseException:
@@ -201,7 +201,7 @@ class RankGroup:
     def _raise(self, failure: _Failed) -> NoReturn:
         """Raise the error of a rank; where another rank's death has caused it, that death."""
         if failure.kind == "memory":
-            raise _OutOfMemory(failure.text)
+            raise _RankOutOfMemoryError(failure.text)
         death = self._death_message()
         kind = ValueError if failure.kind == "final" and not death else RuntimeError
         error = kind(death or failure.text)
@@ -288,7 +288,7 @@ def _run_rank(job: _Job, ranks: Ranks, channel: CommandChannel) -> Json | None:
     """Do one rank's part of a trial; rank 0 reports, and returns the result."""
     runtime = replace(job.runtime, device=f"cuda:{ranks.rank}") if job.runtime.device == "cuda" else job.runtime
     context = PackContext()
-    report: Report = channel.report if ranks.is_rank0 else lambda epoch, row: None
+    report: Report = channel.report if ranks.is_rank0 else lambda *_: None
     trial = trial_from_json(job.trial)
     try:
         result = drain(trial_steps(trial, runtime, report, channel.stop, context, ranks, job.memory_error))

@@ -109,7 +109,7 @@ def _without_services() -> Iterator[None]:
 def _without_signal_handlers() -> Iterator[None]:
     """Keep the caller's SIGTERM handler: Ray's two end the process from inside Ray's code."""
     genuine = ray._private.utils.set_sigterm_handler
-    ray._private.utils.set_sigterm_handler = lambda handler: None
+    ray._private.utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:

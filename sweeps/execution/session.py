@@ -18,7 +18,8 @@ from sweeps.training.runtime import RuntimeConfig
 class Listener(Protocol):
     """Listener to events of trials: "started", "epoch", "done", "failed", "left"; `news` is a row or a result."""
 
-    def __call__(self, event: str, trial: Trial, news: Json) -> None: ...
+    def __call__(self, event: str, trial: Trial, news: Json) -> None:
+        """Take in an event of a trial."""
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
                 self._limit_pack(trial, message["fits"])
             self._on_trial_end(trial, died=False, retry=True)
 
-    def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Record from the ledger what became of the trials of a worker that has ended."""
         group, session = self.running.pop(trial_id, None), self.session
         if group is None:
@@ -395,6 +395,6 @@ class StartCallback(tune.Callback):  # type: ignore[misc]
         """Tell this searcher."""
         self.searcher = searcher
 
-    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
+    def on_trial_start(self, trial: TuneTrial, **_: object) -> None:
         """Tell it."""
         self.searcher.trial_started(trial.trial_id)
