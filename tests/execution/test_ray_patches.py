@@ -75,3 +75,18 @@ def test_drain_is_a_command_of_rays_command_line() -> None:
     assert {"--address", "--node-id", "--reason", "--reason-message", "--deadline-remaining-seconds"} <= flags
     (reason,) = (parameter for parameter in command.params if "--reason" in parameter.opts)
     assert "DRAIN_NODE_REASON_PREEMPTION" in reason.type.choices
+
+
+def test_ray_sets_its_signal_handlers_by_the_one_function_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = importlib.import_module("ray._private.utils")
+    assert [*inspect.signature(utils.set_sigterm_handler).parameters] == ["sigterm_handler"]
+    for name in ("ray._private.node", "ray._private.worker"):
+        source = inspect.getsource(importlib.import_module(name))
+        assert "ray._private.utils.set_sigterm_handler(sigterm_handler)" in source
+        assert "signal.signal(signal.SIGTERM" not in source
+    seen: list[object] = []
+    monkeypatch.setattr(utils, "set_sigterm_handler", seen.append)
+    with ray_runtime._without_signal_handlers():
+        utils.set_sigterm_handler("Ray's")
+    utils.set_sigterm_handler("after")
+    assert seen == ["after"]
