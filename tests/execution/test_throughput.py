@@ -21,11 +21,13 @@ from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.execution.throughput import SCALING, SPREAD, EpochRates, Throughput, Throughputs, past_epochs
 from sweeps.experiment.plan import Plan, Sweep, plan
-from sweeps.experiment.trial import Trial
+from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json, Ledger
-from tests.support.trials import SMALL, runtime_config, trial_of
+from sweeps.training.run_trial import run_trial
+from tests.support.trials import SMALL, artifact_hashes, runtime_config, scaled_lr, trial_of
 
 ROOT = Path(__file__).parents[2]
+JPEG = "synthetic:size=240,classes=4,train=60,test=12"  # of which a narrow net spends a quarter of an epoch on decoding
 CPU = platform.processor() or platform.machine()
 
 
@@ -249,3 +251,53 @@ def test_the_driver_hears_of_each_epoch_with_the_share_of_its_batches(tmp_path: 
     assert events == {"started": 2, "epoch 1": 2, "epoch 2": 2, "epoch 3": 2, "done": 2}
     assert shares == [True] * 6
     assert epochs == 6
+
+
+def drive_packs(folder: str) -> None:
+    """Train four trials of one stream by real Ray, one worker, packed where that pays; print what was heard."""
+    from sweeps.execution import packing, ray_runtime, tuner
+
+    data, events = Path(folder), []
+    prepare(JPEG, data)
+    trials = [scaled_lr(trial_of("All-CNN-B"), factor) for factor in (1.0, 0.7, 0.5, 0.3)]
+    net = trials[0].cell.net.width(0.25)
+    cells = tuple(dataclasses.replace(t.cell, label=f"{t.cell.recipe.lr:g}", net=net, dataset=JPEG) for t in trials)
+    known = Throughputs({cell.key: 1.0 for cell in cells})
+
+    def on_event(event: str, trial: Trial, news: Json) -> None:
+        if event == "epoch":
+            known.add(trial.cell.key, news)
+        events.append((event, trial.cell.label, "sys/data_share" in news))
+
+    ray_runtime.init_ray("local", 1)
+    session = DriverState(
+        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data, resident_bytes=0),
+        TrialResources(max_concurrent=1), on_event, "now", {}, {JPEG: (4, dataset(JPEG).crop)},
+        pack_policy=lambda: packing.policy_from_throughput([Trial(cell) for cell in cells], known),
+    )  # fmt: skip
+    tuner.run_trials(session)
+    ray_runtime.shutdown_ray()
+    keys = [Trial(cell).key for cell in cells]
+    print(json.dumps([events, session.errors, keys, {key: share.data_share for key, share in known.trained().items()}]))
+
+
+@pytest.mark.timeout(500)
+def test_first_trial_shows_that_packs_pay_and_all_end_as_alone(tmp_path: Path) -> None:
+    code = "import sys; from tests.execution.test_throughput import drive_packs; drive_packs(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=400,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    events, errors, keys, shares = json.loads(done.stdout.strip().splitlines()[-1])
+    assert errors == []
+    first = events[0][1]
+    assert events[:3] == [["started", first, False], ["epoch", first, True], ["left", first, False]]
+    # The others are with it from then on: all have started before another epoch is over.
+    assert [event for event, *_ in events[3:7]] == ["started"] * 4
+    assert [event for event in events[7:] if event[0] == "epoch" and event[2]] == [], "alone no more"
+    assert [share > 0.1 for share in shares.values() if share is not None] == [True]
+    for key in keys:
+        trial = trial_from_json(Ledger(str(tmp_path)).read_json(f"trials/{key}/trial.json"))
+        run_trial(trial, runtime_config(tmp_path, tmp_path / "alone", resident_bytes=0), lambda *_: None)
+        assert artifact_hashes(tmp_path / "alone", trial) == artifact_hashes(tmp_path, trial)

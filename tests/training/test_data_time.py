@@ -43,6 +43,13 @@ def test_share_is_the_batches_part_of_processor_time() -> None:
     assert timer.share() == pytest.approx(0.0, abs=0.1)
 
 
+def test_first_step_of_a_process_which_compiles_kernels_is_not_counted() -> None:
+    timer, steps = DataTimer(torch.device("cpu"), lambda: 0.0), iter([0.2, *[0.01] * 9])
+    epoch(timer, lambda: compute(0.03), lambda: compute(next(steps)))
+    assert timer.share() == pytest.approx(0.75, abs=0.05)
+    assert timer.batches == 5
+
+
 def test_decoder_in_other_threads_counts() -> None:
     seconds = [0.0]
 
