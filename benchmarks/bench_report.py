@@ -76,7 +76,7 @@ def fill(output: Path, runs: int) -> int:
     for trial in found.to_do:
         projection.sync_trial(trial, "RUNNING")
     for cell in sweep.cells:
-        projection.sync_cell(cell, [trial for trial in found.to_do if trial.cell.key == cell.key], over=True)
+        projection.sync_cell(cell, [trial for trial in found.to_do if trial.cell.key == cell.key])
     return len(found.to_do)
 
 

@@ -57,9 +57,7 @@ def reconcile(options: argparse.Namespace) -> int:
     for trial in started:
         runs.sync_trial(trial, idle)
     for cell in plan.sweep.cells:
-        statuses = plan.of(cell)
-        finished = all(status.result is not None for status in statuses)
-        runs.sync_cell(cell, [status.trial for status in statuses], over=finished)
+        runs.sync_cell(cell, [status.trial for status in plan.of(cell)])
     print(f"{len(started)} runs of {title} at {uri} are as the ledger says")
     return 0
 

@@ -36,7 +36,7 @@ def _note(
         ours, theirs = number(evidence, metric), group.paper(row, metric)
         values = [named(metric, group.table)]
         values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if group.table else []
-        values.append(ours_text(ours) if ours.there else "–")
+        values.append(ours_text(ours) if ours.known else "–")
         word = verdict_for(group, row, metric, ours) if judging else None
         values += [signed(word.difference, 3 if metric == PARAMETERS else 2), word.word] if word is not None else []
         lines += _line(values + ["–"] * (len(heads) - len(values)))

@@ -115,7 +115,7 @@ def _paper(printed: Printed | None, group: ResultTable) -> Entry:
 
 def _ours(group: ResultTable, row: Row, metric: str, search: Search | None) -> Entry:
     ours = number(row.evidence, metric)
-    if not ours.there:
+    if not ours.known:
         return Entry(NONE, tone="muted")
     found = marks(group, row.evidence, ours, search)
     return Entry(ours_text(ours), ours_spread(ours), "", found, ours.runs, row.key, metric)
@@ -142,7 +142,7 @@ def _verdict(group: ResultTable, row: Row, metric: str) -> tuple[Entry, Entry]:
         return Entry(NONE, tone="muted"), Entry(NONE, tone="muted")
     digits = 3 if metric == PARAMETERS else 2
     runs, cell = ours.runs, row.key
-    difference = Entry(signed(found.difference, digits), runs=runs if ours.there else (), cell=cell, metric=metric)
+    difference = Entry(signed(found.difference, digits), runs=runs if ours.known else (), cell=cell, metric=metric)
     return difference, Entry(found.word, tone=TONES.get(found.word, "muted"))
 
 

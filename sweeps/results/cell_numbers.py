@@ -1,14 +1,15 @@
-"""Which rows make a table, and the number in each of its places: ours with its spread, the paper's, the verdict.
+"""The numbers of cells, as tables: ours with its spread, the paper's, and the verdict.
 
-A number of a table is, for a cell with the runs of one phase,
+    single   mean over seeds of one training each, ± its standard error; of one seed with Wilson's interval
+    average  mean over the folds' networks, ± its standard error, as the paper gives it
+    vote     error of the folds' networks together (mean softmax), with Wilson's interval
 
-    single   the mean over seeds of one training each, ± its standard error; one seed: Wilson's interval instead
-    average  the mean over the folds' networks, ± its standard error, as the paper gives it
-    vote     the error of the folds' networks together (mean softmax), with Wilson's interval
+Which runs make a number is said in experiment/metrics.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -46,27 +47,13 @@ from sweeps.results.statistics import (
 )
 
 NAMES: Final = {
-    TRAIN: "train error",
-    TOP1: "top-1",
-    TOP5: "top-5",
-    TOP1_TEN: "top-1, ten crops",
-    TOP5_TEN: "top-5, ten crops",
-    AVERAGE: "average",
-    VOTE: "vote",
-    PARAMETERS: "parameters (M)",
-    HELD_OUT: "hold-out error",
-}
+    TRAIN: "train error", TOP1: "top-1", TOP5: "top-5", TOP1_TEN: "top-1, ten crops", TOP5_TEN: "top-5, ten crops",
+    AVERAGE: "average", VOTE: "vote", PARAMETERS: "parameters (M)", HELD_OUT: "hold-out error",
+}  # fmt: skip
 SLUGS: Final = {
-    TRAIN: "train",
-    TOP1: "top1",
-    TOP5: "top5",
-    TOP1_TEN: "top1-ten",
-    TOP5_TEN: "top5-ten",
-    AVERAGE: "average",
-    VOTE: "vote",
-    PARAMETERS: "parameters",
-    HELD_OUT: "hold-out",
-}
+    TRAIN: "train", TOP1: "top1", TOP5: "top5", TOP1_TEN: "top1-ten", TOP5_TEN: "top5-ten",
+    AVERAGE: "average", VOTE: "vote", PARAMETERS: "parameters", HELD_OUT: "hold-out",
+}  # fmt: skip
 # The tables of errors; the rows of Tables 6 and S1 are layers.
 TABLES: Final = ("1", "2", "3", "4", "5")
 # Tables 3 and 5 are made of the rows of Tables 2 and 4, and of the literature's.
@@ -79,12 +66,12 @@ SETS: Final = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "Imag
 
 
 def named(metric: str, table: str) -> str:
-    """Return what a metric is called: one network's test error is "single" in Tables 1 to 3."""
+    """Return the name of a metric; one network's test error is "single" in Tables 1 to 3."""
     return "single" if metric == TOP1 and table in ("1", "2", "3") else NAMES.get(metric, metric)
 
 
 class CellNumber(NamedTuple):
-    """One number of ours: `runs` are those it is made of, `values` theirs (one for a vote), errors in percent."""
+    """One number of ours, in percent where it is an error: `runs` and `values` are those it is made of."""
 
     metric: str
     average: Average
@@ -93,13 +80,13 @@ class CellNumber(NamedTuple):
     runs: tuple[Run, ...]
 
     @property
-    def there(self) -> bool:
-        """Return whether anything is known."""
+    def known(self) -> bool:
+        """Return whether there is a number."""
         return math.isfinite(self.average.mean)
 
 
 class Row(NamedTuple):
-    """One row of a table: how it is called, the row of the paper it stands for, its cell (None: the literature's)."""
+    """One row of a table: its label, the paper's row that it stands for, its cell (None for the literature's)."""
 
     label: str
     printed: str
@@ -112,7 +99,7 @@ class Row(NamedTuple):
 
 
 class ResultTable(NamedTuple):
-    """The rows of one table and data set; `comparable`: trained on the very data the paper's numbers are of."""
+    """The rows of one table and data set; `comparable` where they were trained on the paper's own data."""
 
     id: str
     table: str
@@ -128,64 +115,64 @@ class ResultTable(NamedTuple):
 
 
 def stands_for(cell: Cell) -> str:
-    """Return the paper's data set that a cell's is, or stands for: embedded pictures, say, for CIFAR-10."""
-    known = list(dict.fromkeys(row.dataset for row in paper.ROWS if row.table == cell.table))
-    named = [name for name in (cell.dataset, cell.label.rpartition(" ")[2]) if name in known]
-    return [*named, *known, ""][0]
+    """Return the paper's data set that a cell stands for: its own, one that its label names, or the table's first."""
+    printed = list(dict.fromkeys(row.dataset for row in paper.ROWS if row.table == cell.table))
+    named = [name for name in (cell.dataset, cell.label.rpartition(" ")[2]) if name in printed]
+    return [*named, *printed, ""][0]
 
 
 def groups(survey: SweepResults) -> list[ResultTable]:
-    """Return the tables of a sweep: the paper's that its cells are rows of; one a data set and family of others."""
+    """Return the tables of a sweep: the paper's that its cells are rows of, and one a data set and recipe of others."""
     members: dict[tuple[str, str, str], list[CellResults]] = {}
-    for evidence in survey.cells:
-        cell = evidence.cell
-        kind = stands_for(cell) if cell.table in TABLES else cell.recipe.name.partition("-")[0]
+    for results in survey.cells:
+        cell = results.cell
         table = cell.table if cell.table in TABLES else ""
-        members.setdefault((table, kind, cell.dataset), []).append(evidence)
-    found: list[ResultTable] = []
-    for (table, kind, name), cells in members.items():
-        group = _group(table, kind, name, cells, survey.sweep.protocol)
-        if group.id in {other.id for other in found}:
-            group = group._replace(id=f"{group.id}-{_slug(name)}", title=f"{group.title} ({name})")
-        found.append(group)
-        if table in DERIVED and any(evidence.tested for evidence in cells):
-            found.append(_derived(DERIVED[table], group))
-    return found
+        kind = stands_for(cell) if table else cell.recipe.name.partition("-")[0]
+        members.setdefault((table, kind, cell.dataset), []).append(results)
+    tables: list[ResultTable] = []
+    for (table, kind, dataset), cells in members.items():
+        result = _table(table, kind, dataset, cells, survey.sweep.protocol)
+        if result.id in {other.id for other in tables}:
+            result = result._replace(id=f"{result.id}-{_slug(dataset)}", title=f"{result.title} ({dataset})")
+        tables.append(result)
+        if table in DERIVED and any(results.tested for results in cells):
+            tables.append(_derived(DERIVED[table], result))
+    return tables
 
 
-def _group(table: str, own: str, name: str, cells: Sequence[CellResults], protocol: Protocol) -> ResultTable:
-    rows = tuple(Row(evidence.cell.label, evidence.cell.row, evidence) for evidence in cells)
+def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], protocol: Protocol) -> ResultTable:
+    rows = tuple(Row(results.cell.label, results.cell.row, results) for results in cells)
     if not table:
-        title = f"{SETS.get(name, name)}, {own} recipe"
-        return ResultTable(f"cells-{_slug(name)}-{_slug(own)}", "", "", title, rows, _metrics(cells, protocol), False)
-    metrics = paper.COLUMNS[table] if protocol.trainings() else _metrics(cells, protocol)
-    shared = len({row.dataset for row in paper.ROWS if row.table == table}) > 1
-    title = f"Table {table}, {SETS[own]}"
+        title = f"{SETS.get(dataset, dataset)}, {kind} recipe"
+        name = f"cells-{_slug(dataset)}-{_slug(kind)}"
+        return ResultTable(name, "", "", title, rows, _measured(cells, protocol), False)
+    metrics = paper.COLUMNS[table] if protocol.trainings() else _measured(cells, protocol)
     # Rows of Table 1 are called "CReLU half cifar10" where a sweep has both sets: the title says which.
-    plain = tuple(row._replace(label=row.label.removesuffix(f" {own}")) for row in rows)
-    known = f"table-{table.lower()}" + (f"-{own}" if shared else "")
-    return ResultTable(known, table, own, title, plain, metrics, name == own)
+    rows = tuple(row._replace(label=row.label.removesuffix(f" {kind}")) for row in rows)
+    several = len({row.dataset for row in paper.ROWS if row.table == table}) > 1
+    name = f"table-{table.lower()}" + (f"-{kind}" if several else "")
+    return ResultTable(name, table, kind, f"Table {table}, {SETS[kind]}", rows, metrics, dataset == kind)
 
 
 def _derived(table: str, source: ResultTable) -> ResultTable:
     """Return Table 3 or 5 with the rows that `source`, Table 2 or 4, has of it."""
     by_row = {row.printed: row.evidence for row in source.rows}
-    rows = []
-    for row in paper.rows(table, source.dataset):
-        own = CHOSEN[source.dataset] if row.label == "VGG + CReLU" else row.label
-        rows.append(Row(row.label, row.label, by_row.get(own)))
-    known = source.id.replace(f"table-{source.table}", f"table-{table}")
+    sources = {"VGG + CReLU": CHOSEN.get(source.dataset, "")}
+    rows = tuple(
+        Row(row.label, row.label, by_row.get(sources.get(row.label, row.label)))
+        for row in paper.rows(table, source.dataset)
+    )
+    name = source.id.replace(f"table-{source.table}", f"table-{table}")
     title = source.title.replace(f"Table {source.table}", f"Table {table}")
-    return ResultTable(known, table, source.dataset, title, tuple(rows), paper.COLUMNS[table], source.comparable)
+    return ResultTable(name, table, source.dataset, title, rows, paper.COLUMNS[table], source.comparable)
 
 
-def _metrics(cells: Sequence[CellResults], protocol: Protocol) -> tuple[str, ...]:
+def _measured(cells: Sequence[CellResults], protocol: Protocol) -> tuple[str, ...]:
     """Return the columns for cells that the paper has no table of: what their runs measured."""
-    measured = {name for evidence in cells for run in evidence.tested for name in run.metrics}
-    alone = [name for name in (TOP1, TOP5, TOP1_TEN, TOP5_TEN) if name in measured] or [TOP1]
-    own = alone if protocol.ablation or protocol.single else []
-    folds = [AVERAGE, VOTE] if protocol.folds else []
-    return (*(own or folds or [HELD_OUT]), *(folds if own else []), PARAMETERS)
+    measured = {name for results in cells for run in results.tested for name in run.metrics}
+    errors = [name for name in (TOP1, TOP5, TOP1_TEN, TOP5_TEN) if name in measured] or [TOP1]
+    columns = errors * (protocol.ablation or protocol.single) + [AVERAGE, VOTE] * (protocol.folds > 0)
+    return (*(columns or [HELD_OUT]), PARAMETERS)
 
 
 def _slug(text: str) -> str:
@@ -195,37 +182,34 @@ def _slug(text: str) -> str:
 # Numbers ------------------------------------------------------------------------------------------------------
 
 
-def runs_of(evidence: CellResults, metric: str) -> dict[tuple[int, int], tuple[Run, float]]:
+def runs_of(cell: CellResults, metric: str) -> dict[tuple[int, int], tuple[Run, float]]:
     """Return the runs that make a metric of a cell, with their values, by seed and fold."""
     name = measured_as(metric)
-    if metric == HELD_OUT and evidence.winner is not None:
-        runs = evidence.winner.runs
+    if metric == HELD_OUT:
+        runs = cell.winner.runs if cell.winner is not None else cell.done("ablation")
     else:
-        finished = {run.trial.phase for run in evidence.done(*PHASES)}
-        runs = evidence.done("ablation" if metric == HELD_OUT else phase_behind(metric, finished))
+        runs = cell.done(phase_behind(metric, {run.trial.phase for run in cell.done(*PHASES)}))
     return {run.pair: (run, run.metrics[name]) for run in runs if name in run.metrics}
 
 
-def number(evidence: CellResults | None, metric: str) -> CellNumber:
-    """Return the number of a cell, its mean nan where no run has it."""
-    if evidence is None:
-        return CellNumber(metric, Average(math.nan, math.nan, 0), UNKNOWN, (), ())
+def number(cell: CellResults | None, metric: str) -> CellNumber:
+    """Return the number of a cell, its mean nan where no run makes it."""
+    if cell is None:
+        return CellNumber(metric, average(()), UNKNOWN, (), ())
     if metric == PARAMETERS:
-        trained = tuple(run for run in evidence.runs if run.result)
-        count = evidence.parameters
-        return CellNumber(metric, Average(count, math.nan, 1), UNKNOWN, (count,), trained)
-    pairs = tuple(runs_of(evidence, metric).values())
+        trained = tuple(run for run in cell.runs if run.result)
+        return CellNumber(metric, average([cell.parameters]), UNKNOWN, (cell.parameters,), trained)
+    pairs = tuple(runs_of(cell, metric).values())
     runs, values = tuple(run for run, _ in pairs), tuple(value for _, value in pairs)
     if metric == VOTE:
         voters = tuple(run for run in runs if run.decisions is not None)
-        ours = vote_average(evidence.vote, len(voters))
-        if evidence.vote is None:
-            return CellNumber(metric, ours, UNKNOWN, (), ())
-        bounds = wilson(evidence.vote.wrong(VOTING), len(evidence.vote.ids))
-        return CellNumber(metric, ours, bounds, (ours.mean,), voters)
+        together = vote_average(cell.vote, len(voters))
+        if cell.vote is None:
+            return CellNumber(metric, together, UNKNOWN, (), ())
+        interval = wilson(cell.vote.wrong(VOTING), len(cell.vote.ids))
+        return CellNumber(metric, together, interval, (together.mean,), voters)
     ours = average(values)
-    bounds = t_interval(ours) if ours.n > 1 else _over_pictures(runs, values)
-    return CellNumber(metric, ours, bounds, values, runs)
+    return CellNumber(metric, ours, t_interval(ours) if ours.n > 1 else _over_pictures(runs, values), values, runs)
 
 
 def vote_average(vote: Predictions | None, voters: int) -> Average:
@@ -241,48 +225,42 @@ def _over_pictures(runs: Sequence[Run], values: Sequence[float]) -> Interval:
     return wilson(round(values[0] / 100 * n), n)
 
 
-def verdict_for(group: ResultTable, row: Row, metric: str, ours: CellNumber) -> Verdict | None:
+def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> Verdict | None:
     """Return the verdict on a number; None where the paper prints none, or printed it of other data."""
-    theirs = group.paper(row, metric)
-    if theirs is None or row.evidence is None or not group.comparable:
+    printed = table.paper(row, metric)
+    if printed is None or row.evidence is None or not table.comparable:
         return None
     if metric != PARAMETERS:
-        return verdict(ours.average.mean, ours.average.se if metric != VOTE else None, theirs.value, theirs.se,
-                       group.dataset)  # fmt: skip
+        return verdict(ours.average.mean, ours.average.se, printed.value, printed.se, table.dataset)
+    judged = verdict(ours.average.mean, None, printed.value, None, table.dataset)
+    if judged.word == "not run":
+        return judged
     # Counts are exact: they have to round to what is printed.
-    found = verdict(ours.average.mean, None, theirs.value, None, group.dataset)
-    if found.word == "not run":
-        return found
-    fits = abs(found.difference) <= theirs.rounding + 1e-9
-    return Verdict(found.difference, theirs.rounding, "reproduced" if fits else "differs")
+    rounds = abs(judged.difference) <= printed.rounding + 1e-9
+    return Verdict(judged.difference, printed.rounding, "reproduced" if rounds else "differs")
 
 
-def order_kept(group: ResultTable, metric: str) -> Order | None:
+def order_kept(table: ResultTable, metric: str) -> Order | None:
     """Count the pairs of rows in the paper's order, None where fewer than two rows have both numbers."""
-    pairs = []
-    for row in group.rows:
-        ours, theirs = number(row.evidence, metric), group.paper(row, metric)
-        if ours.there and theirs is not None:
-            pairs.append((ours.average.mean, theirs.value))
+    numbers = [(number(row.evidence, metric), table.paper(row, metric)) for row in table.rows]
+    pairs = [(ours.average.mean, printed.value) for ours, printed in numbers if ours.known and printed is not None]
     return order(*zip(*pairs, strict=True)) if len(pairs) > 1 else None
 
 
-def verdicts(found: Sequence[ResultTable]) -> Mapping[str, int]:
+def verdicts(tables: Sequence[ResultTable]) -> Mapping[str, int]:
     """Count the verdicts on errors, over the tables that are the cells' own and not derived from those."""
     counts = {"reproduced": 0, "differs": 0, "not run": 0}
-    for group in found:
-        if group.table in DERIVED.values():
-            continue
-        for row in group.rows:
-            for metric in group.metrics:
-                word = verdict_for(group, row, metric, number(row.evidence, metric))
-                if word is not None and metric != PARAMETERS:
-                    counts[word.word] += 1
+    for table in tables:
+        if table.table not in DERIVED.values():
+            for row, metric in itertools.product(table.rows, table.metrics):
+                judged = verdict_for(table, row, metric, number(row.evidence, metric))
+                if judged is not None and metric != PARAMETERS:
+                    counts[judged.word] += 1
     return counts
 
 
 def tolerance_sentence(dataset: str) -> str:
-    """Say what counts as reproduced."""
+    """Return the sentence that says what counts as reproduced."""
     return (
         f"Reproduced: within twice the standard error of the difference, or within {TOLERANCE[dataset]:.1f} points, "
         "whichever is more; parameters: rounding to the printed digits."

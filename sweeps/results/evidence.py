@@ -1,4 +1,4 @@
-"""What the trials of a sweep say, cell by cell: read from a ledger or a capsule, without torch, Ray or a server."""
+"""The results of a sweep, cell by cell: read from a ledger or a capsule, without torch, Ray or a server."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.datasets import dataset
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Plan, Sweep, TrialStatus, current_plan, has_failed, sweep_from_json, unknown_name
 from sweeps.experiment.search import study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
-from sweeps.results.provenance import provenance
+from sweeps.results.provenance import provenance, shares
 from sweeps.store.ledger import Json, Ledger
 
-# What a capsule holds and a ledger does not: the standings of its trials, frozen. Where it is, it is believed.
+# What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
 MANIFEST: Final = "capsule.json"
 
 Floats = NDArray[np.float64]
 
-# What a study asked for: the keys of its trials, its value, and whether the rest of its folds were left out.
-Point = tuple[tuple[str, ...], float | None, bool]
+# A suggestion of a study: the keys of its trials, its value, and whether the rest of its folds were left out.
+Suggested = tuple[tuple[str, ...], float | None, bool]
 
 
 class Run(NamedTuple):
-    """One trial as it stands: its result and analyses, its held-out errors by epoch, its MLflow run."""
+    """One trial with its status, result and analyses, its held-out errors by epoch, and its MLflow run."""
 
     trial: Trial
     state: str
@@ -51,14 +52,14 @@ class Run(NamedTuple):
 
     @property
     def pair(self) -> tuple[int, int]:
-        """Return what the runs of two cells are paired by: seed and fold."""
+        """Return seed and fold, by which the runs of two cells are paired."""
         return self.trial.seed, self.trial.fold
 
 
 class SearchPoint(NamedTuple):
     """One suggestion of a dropout study: its runs (one, or one a fold) and its value.
 
-    The value is nan where a run failed, None while unknown; `cut` where the rest of its folds were left out.
+    The value is nan where a run failed, None while unknown; `pruned_early` where the rest of its folds were left out.
     """
 
     runs: tuple[Run, ...]
@@ -71,21 +72,28 @@ class SearchPoint(NamedTuple):
         return self.runs[0]
 
     @property
-    def whole(self) -> bool:
-        """Return whether it trained to its end: neither pruned nor diverged nor failed."""
-        finished = (run.result is not None and run.result["status"] == "finished" for run in self.runs)
-        return not self.pruned_early and self.value is not None and all(finished)
+    def scored(self) -> bool:
+        """Return whether it has a value."""
+        return self.value is not None and math.isfinite(self.value)
+
+    @property
+    def complete(self) -> bool:
+        """Return whether all of it was trained to the end: neither pruned nor diverged nor failed."""
+        return self.value is not None and not self.pruned_early and self._statuses == {"finished"}
 
     @property
     def pruned(self) -> bool:
         """Return whether it was given up before its last epoch, or its last fold."""
-        given_up = any(run.result is not None and run.result["status"] == "pruned" for run in self.runs)
-        return given_up or (self.pruned_early and self.value is not None and math.isfinite(self.value))
+        return "pruned" in self._statuses or (self.pruned_early and self.scored)
+
+    @property
+    def _statuses(self) -> set[str]:
+        return {str(run.result["status"]) if run.result is not None else "" for run in self.runs}
 
 
 @dataclass(frozen=True)
 class CellResults:
-    """The runs of one cell by phase, the study that chose its dropout, and what its folds' networks vote."""
+    """The runs of one cell, the suggestions of its dropout study, and the vote of its folds' networks."""
 
     cell: Cell
     runs: tuple[Run, ...]
@@ -94,7 +102,7 @@ class CellResults:
 
     def done(self, *phases: str) -> tuple[Run, ...]:
         """Return the runs of these phases that have a result, search trials left out."""
-        searched = {run.key for tried in self.tried for run in tried.runs}
+        searched = {run.key for point in self.tried for run in point.runs}
         return tuple(r for r in self.runs if r.result and r.trial.phase in phases and r.key not in searched)
 
     @property
@@ -104,18 +112,16 @@ class CellResults:
 
     @property
     def winner(self) -> SearchPoint | None:
-        """Return the suggestion of least hold-out error, the earlier of two."""
-        known = [tried for tried in self.tried if tried.value is not None and math.isfinite(tried.value)]
-        return min(
-            (tried for tried in known if not tried.pruned_early), key=lambda tried: tried.value or 0.0, default=None
-        )
+        """Return the suggestion of least hold-out error, of equal ones the first."""
+        scored = [point for point in self.tried if point.scored and not point.pruned_early]
+        return min(scored, key=lambda point: point.value or 0.0, default=None)
 
     @property
     def classes(self) -> int | None:
-        """Return the classes of the data: those the scores have, else those the data set is known for."""
-        seen = [run.decisions.classes for run in self.runs if run.decisions is not None]
-        if seen:
-            return seen[0]
+        """Return the number of classes: of the scores, else of the data set, None where neither is known."""
+        for run in self.runs:
+            if run.decisions is not None:
+                return run.decisions.classes
         try:
             return dataset(self.cell.dataset).classes
         except ValueError:
@@ -134,9 +140,9 @@ class CellResults:
 
 @dataclass(frozen=True)
 class SweepResults:
-    """All that is known of one sweep: `attempts` are failed tries by trial key, `record` is the provenance.
+    """The results of one sweep: `attempts` are failed tries by trial key, `record` is the provenance.
 
-    `hourly` is what an hour of a trial costs, 0 where nobody said.
+    `hourly` is the price of an hour of a trial, 0 where none was given.
     """
 
     title: str
@@ -150,122 +156,123 @@ class SweepResults:
     @property
     def runs(self) -> tuple[Run, ...]:
         """Return the runs of all cells."""
-        return tuple(run for evidence in self.cells for run in evidence.runs)
+        return tuple(run for cell in self.cells for run in cell.runs)
 
 
 def titles(ledger: Ledger, name: str | None = None) -> list[str]:
     """Return the sweeps that have been declared, or the one called `name`; ValueError where there is none."""
-    found = [plan.removesuffix(".json") for plan in ledger.names("plans")]
-    if name is not None and name not in found:
-        raise ValueError(unknown_name("sweep", name, found or ["none"], f"the ledger {ledger.root}"))
-    if not found:
+    declared = [plan.removesuffix(".json") for plan in ledger.names("plans")]
+    if name is not None and name not in declared:
+        raise ValueError(unknown_name("sweep", name, declared or ["none"], f"the ledger {ledger.root}"))
+    if not declared:
         raise ValueError(f"no sweep has run in {ledger.root}; run one, or say where by --output")
-    return found if name is None else [name]
+    return declared if name is None else [name]
 
 
 def survey(ledger: Ledger, title: str) -> SweepResults:
-    """Read all that the ledger, or a capsule's files, say of a sweep.
+    """Read the results of a sweep from a ledger, or from a capsule's files.
 
     ValueError for a sweep that is not there, and for a cell whose dropout was chosen on the test pictures.
     """
     titles(ledger, title)
-    sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
-    frozen = ledger.read_json(MANIFEST)
-    standings, studies = _stand(ledger, current_plan(ledger, title)) if frozen is None else _thaw(ledger, frozen)
-    runs = {standing.trial.key: _run(ledger, standing) for standing in standings}
-    cells = tuple(_evidence(ledger, sweep, cell, runs, studies.get(cell.key, [])) for cell in sweep.cells)
+    manifest = ledger.read_json(MANIFEST)
+    if manifest is None:
+        plan = current_plan(ledger, title)
+        sweep, statuses, studies = plan.sweep, plan.statuses, _studies(ledger, plan)
+        question = _question(plan.sweep.name)
+        trained = [status.trial.net for status in plan.statuses if status.result is not None]
+        record = provenance() | {"code": "; ".join(shares(map(code_fingerprint, trained)))}
+    else:
+        sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
+        statuses, studies = _frozen(ledger, manifest)
+        question, record = str(manifest["question"]), dict(manifest["record"])
+    runs = {status.trial.key: _run(ledger, status) for status in statuses}
+    cells = tuple(_cell_results(ledger, cell, runs, studies.get(cell.key, ())) for cell in sweep.cells)
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
-    question = _question(sweep.name) if frozen is None else str(frozen["question"])
-    record = provenance() if frozen is None else dict(frozen["record"])
     price = ledger.read_json(f"prices/{title}.json") or {}
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
     return SweepResults(title, sweep, question, cells, attempts, record, hourly)
 
 
-def _stand(ledger: Ledger, now: Plan) -> tuple[Sequence[TrialStatus], dict[str, list[Point]]]:
-    """Return the statuses of a sweep's trials, and by cell key what its study has asked for, in order."""
-    sweep = now.sweep
-    studies: dict[str, list[Point]] = {}
-    if sweep.protocol.search is not None:
-        results = {s.trial.key: s.result for s in now.statuses if s.result is not None}
-        failed = {key for key, tries in ledger.failed().items() if has_failed(tries)}
-        for cell in sweep.cells:
-            asked = study(sweep.protocol.search, cell, results, failed).suggestions
-            studies[cell.key] = [(tuple(trial.key for trial in one.trials), one.value, one.pruned) for one in asked]
-    return now.statuses, studies
+def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
+    """Return by cell key what its study has suggested, in order."""
+    search = plan.sweep.protocol.search
+    if search is None:
+        return {}
+    results = {status.trial.key: status.result for status in plan.statuses if status.result is not None}
+    failed = {key for key, tries in ledger.failed().items() if has_failed(tries)}
+    return {
+        cell.key: [
+            (tuple(trial.key for trial in suggestion.trials), suggestion.value, suggestion.pruned)
+            for suggestion in study(search, cell, results, failed).suggestions
+        ]
+        for cell in plan.sweep.cells
+    }
 
 
-def _thaw(ledger: Ledger, frozen: Json) -> tuple[list[TrialStatus], dict[str, list[Point]]]:
-    """Return the same from a capsule, where nothing is planned anew; ValueError for a key that is none."""
-    standings = []
-    for key, state, why in frozen["standings"]:
+def _frozen(ledger: Ledger, manifest: Json) -> tuple[tuple[TrialStatus, ...], dict[str, list[Suggested]]]:
+    """Return statuses and studies from a capsule, where nothing is planned anew; ValueError for a bad key."""
+    statuses = []
+    for key, state, why in manifest["standings"]:
         if not re.fullmatch("[0-9a-f]{20}", key):
             raise ValueError(f"a capsule of a trial {key[:40]!r}, which is no trial's key")
         trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
-        standings.append(TrialStatus(trial, state, ledger.result(key), why))
+        statuses.append(TrialStatus(trial, state, ledger.result(key), why))
     studies = {
-        cell: [(tuple(keys), value, cut) for keys, value, cut in asked] for cell, asked in frozen["studies"].items()
+        cell: [(tuple(keys), value, pruned) for keys, value, pruned in suggestions]
+        for cell, suggestions in manifest["studies"].items()
     }
-    return standings, studies
+    return tuple(statuses), studies
 
 
-def _run(ledger: Ledger, standing: TrialStatus) -> Run:
-    trial, result = standing.trial, standing.result
-    note = ledger.read_json(f"tracked/{trial.key}.json") or {}
+def _run(ledger: Ledger, status: TrialStatus) -> Run:
+    trial, state, result, why = status
+    mlflow = str((ledger.read_json(f"tracked/{trial.key}.json") or {}).get("run", ""))
     if result is None:
-        return Run(trial, standing.state, standing.why, None, {}, np.zeros(0), None, str(note.get("run", "")), {})
-    analyses = _analyses(ledger, trial.key)
-    metrics = {name: float(value) for name, value in result["metrics"].items()}
-    for summary in analyses.values():
-        metrics |= {name: float(value) for name, value in summary["metrics"].items()}
-    # Those of folds are read together with their vote.
+        return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {})
+    jobs = ledger.folders(f"trials/{trial.key}/analysis")
+    summaries = {job: ledger.read_json(f"trials/{trial.key}/analysis/{job}/summary.json") for job in jobs}
+    analyses = {job: summary for job, summary in summaries.items() if summary is not None}
+    measured = [result["metrics"], *(summary["metrics"] for summary in analyses.values())]
+    metrics = {name: float(value) for metrics in measured for name, value in metrics.items()}
+    # The decisions of folds are read together with their vote.
     alone = PHASES[trial.phase].test and trial.phase != "fold"
     decisions = read_decisions(ledger, f"trials/{trial.key}/tables") if alone else None
-    curve = _curve(ledger, trial, result)
-    mlflow = str(note.get("run", ""))
-    return Run(trial, standing.state, standing.why, result, metrics, curve, decisions, mlflow, analyses)
-
-
-def _analyses(ledger: Ledger, key: str) -> dict[str, Json]:
-    """Return the summaries of the analysis jobs on one trial, by job."""
-    jobs = ledger.folders(f"trials/{key}/analysis")
-    read = {job: ledger.read_json(f"trials/{key}/analysis/{job}/summary.json") for job in jobs}
-    return {job: summary for job, summary in read.items() if summary is not None}
+    return Run(trial, state, why, result, metrics, _curve(ledger, trial, result), decisions, mlflow, analyses)
 
 
 def _curve(ledger: Ledger, trial: Trial, result: Json) -> Floats:
     """Return the held-out top-1 error in percent after each epoch; none where the phase holds nothing out."""
-    if result.get("curve"):
-        return np.asarray(result["curve"], np.float64)
-    content = ledger.read(f"trials/{trial.key}/history.json")
-    rows = json.loads(content) if content else []
-    return np.asarray([row["val/top1_err"] for row in rows if "val/top1_err" in row], np.float64)
+    errors = result.get("curve")
+    if not errors:
+        rows = json.loads(ledger.read(f"trials/{trial.key}/history.json") or b"[]")
+        errors = [row["val/top1_err"] for row in rows if "val/top1_err" in row]
+    return np.asarray(errors, np.float64)
 
 
-def _evidence(ledger: Ledger, sweep: Sweep, cell: Cell, runs: Mapping[str, Run], asked: Iterable[Point]) -> CellResults:
-    own = tuple(run for run in runs.values() if run.trial.cell.key == cell.key)
-    tried = tuple(SearchPoint(tuple(runs[key] for key in keys), value, cut) for keys, value, cut in asked)
-    for run in [run for one in tried for run in one.runs]:
-        if _tested(run):
+def _cell_results(ledger: Ledger, cell: Cell, runs: Mapping[str, Run], suggestions: Iterable[Suggested]) -> CellResults:
+    points = tuple(SearchPoint(tuple(runs[key] for key in keys), value, pruned) for keys, value, pruned in suggestions)
+    for run in [run for point in points for run in point.runs]:
+        if _knows_test_set(run):
             raise ValueError(
                 f"the dropout of {cell.label} was chosen by trial {run.key}, which saw the test pictures; "
                 "a cell whose dropout is chosen on test data has no place in a table: search on a hold-out"
             )
-    folds = [run for run in own if run.trial.phase == "fold" and run.result]
+    of_cell = {key: run for key, run in runs.items() if run.trial.cell.key == cell.key}
+    folds = [run for run in of_cell.values() if run.trial.phase == "fold" and run.result]
     alone, together = read_vote(ledger, f"votes/{cell.key}", [f"trials/{run.key}/tables" for run in folds])
-    read = {run.key: run._replace(decisions=decisions) for run, decisions in zip(folds, alone, strict=True)}
-    return CellResults(cell, tuple(read.get(run.key, run) for run in own), tried, together)
+    of_cell |= {run.key: run._replace(decisions=decisions) for run, decisions in zip(folds, alone, strict=True)}
+    return CellResults(cell, tuple(of_cell.values()), points, together)
 
 
-def _tested(run: Run) -> bool:
-    """Tell whether a trial knows anything of the test pictures."""
+def _knows_test_set(run: Run) -> bool:
     files = run.result["files"] if run.result else {}
-    named = any(name.startswith("final/test") for name in run.metrics)
-    return PHASES[run.trial.phase].test or named or any("scores" in name for name in files)
+    measured = any(name.startswith("final/test") for name in run.metrics)
+    return PHASES[run.trial.phase].test or measured or any("scores" in name for name in files)
 
 
 def _question(name: str) -> str:
-    """Return the question of a sweep's page, the first sentence of its docstring; empty where it has no page."""
+    """Return the first line of a page's docstring, which asks the sweep's question; empty where it has no page."""
     path = Path(__file__).resolve().parents[2] / "sweeps" / f"{name}.py"
     text = ast.get_docstring(ast.parse(path.read_text())) if path.is_file() else None
     return (text or "").partition("\n")[0]

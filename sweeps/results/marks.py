@@ -39,7 +39,7 @@ MARKS: Final = {
 
 def marks(group: ResultTable, evidence: CellResults | None, ours: CellNumber, search: Search | None) -> tuple[str, ...]:
     """Return the marks of one number: some are of its own runs, some of all that its cell did."""
-    if evidence is None or not ours.there:
+    if evidence is None or not ours.known:
         return ()
     if ours.metric == PARAMETERS:
         return _data_marks(group, evidence)
@@ -109,7 +109,7 @@ def few_trials(evidence: CellResults, search: Search) -> bool:
     """Tell whether too few trials finished to choose by, unless they are all there are on the grid."""
     if not evidence.tried:
         return False
-    whole = sum(tried.whole for tried in evidence.tried)
+    whole = sum(tried.complete for tried in evidence.tried)
     points = math.prod(round((one.high - one.low) / one.step) + 1 for one in space(search, evidence.cell))
     exhausted = search.sampler == "grid" and whole == points == budget(search, evidence.cell)
     return whole < ENOUGH and not exhausted

@@ -44,16 +44,17 @@ def result(trial: Trial, error: float | None = None, status: str = "finished") -
     }
 
 
-def played(search: Search, cell: Cell, order: random.Random | None = None) -> dict[str, dict[str, object]]:
-    """Play a study to its end, finishing the open trials one at a time in any order."""
+def played(search: Search, cell: Cell, draw: random.Random | None = None) -> dict[str, dict[str, object]]:
+    """Play a study to its end; with `draw`, the open trials finish in any order, some at a time."""
     results: dict[str, dict[str, object]] = {}
     while True:
-        found = study(search, cell, results, ())
-        if found.is_finished:
+        state = study(search, cell, results, ())
+        if state.is_finished:
             return results
-        asked = [trial for asked in found.suggestions if asked.value is None for trial in asked.trials]
-        trial = (order or random.Random(0)).choice([trial for trial in asked if trial.key not in results])
-        results[trial.key] = result(trial)
+        asked = [trial for one in state.suggestions if one.value is None for trial in one.trials]
+        still_open = [trial for trial in asked if trial.key not in results]
+        finished = draw.sample(still_open, draw.randint(1, min(4, len(still_open)))) if draw else still_open
+        results |= {trial.key: result(trial) for trial in finished}
 
 
 @pytest.mark.parametrize("folds", [0, 5])

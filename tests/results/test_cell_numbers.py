@@ -45,7 +45,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store = Store(f"sqlite:///{folder}/mlflow.db", SWEEP.title, f"{folder}/mlartifacts")
         runs = MlflowRuns(store, ledger, SWEEP)
         trials = [status.trial for status in current_plan(ledger, SWEEP.title).statuses]
-        runs.sync_cell(CELL, trials, over=True)
+        runs.sync_cell(CELL, trials)
         for trial in trials:  # so that the report knows the store
             result = ledger.result(trial.key)
             assert result is not None

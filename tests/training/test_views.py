@@ -1,41 +1,85 @@
-"""A trial's batches are its own, whatever else takes batches from the same stream."""
+"""The batches of a trial against pictures taken one by one: which, in which order, with which label, as which view."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
+from data.augment import training_view
+from data.datasets import beton_path, order
+from data.load import open_pictures
 from data.write import prepare
+from sweeps.experiment.trial import Trial
 from sweeps.training.distributed import ALONE
-from sweeps.training.shared_batches import HELD_OUT, PROBE, BatchStream
+from sweeps.training.shared_batches import TEST, BatchStream
 from sweeps.training.splits import open_splits
-from sweeps.training.views import Views
-from tests.support.trials import SMALL, runtime_config, trial_of
+from sweeps.training.views import TEST_VIEWS, Views
+from tests.support.trials import LARGE, SMALL, runtime_config, trial_of
 
 
-def test_trials_of_other_seeds_on_one_stream_get_their_own_batches(tmp_path: Path) -> None:
-    prepare(SMALL, tmp_path)
-    config = runtime_config(tmp_path, tmp_path)
-    device = torch.device("cpu")
-    first = trial_of("VGG with batch norm", "holdout")
-    trials = [first, dataclasses.replace(first, seed=first.seed + 1)]
-    alone = [Views(trial, open_splits(trial, config), BatchStream(), ALONE, device) for trial in trials]
-    stream = BatchStream()
-    together = [Views(trial, open_splits(trial, config), stream, ALONE, device) for trial in trials]
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    for name in (SMALL, LARGE):
+        prepare(name, where)
+    return where
 
-    # Steps of an epoch, in turn: each has the batches that it has alone, and they are not those of the other.
-    rounds = list(zip(*(views.training(1, 0) for views in [*alone, *together]), strict=True))
-    assert len(rounds) == alone[0].steps > 1
-    for pair, other, shared_pair, shared_other in rounds:
-        assert torch.equal(pair[0], shared_pair[0])
-        assert torch.equal(pair[1], shared_pair[1])
-        assert torch.equal(other[0], shared_other[0])
-        assert not torch.equal(pair[0], other[0])
 
-    # Evaluations of other pictures at the same place of the same epoch.
-    splits = together[0].splits
-    held_out, view = together[0].evaluation(HELD_OUT, 1, splits.train, splits.val_indices, 0)
-    probe, other_view = together[0].evaluation(PROBE, 1, splits.train, splits.probe_indices, 0)
-    assert held_out.ids.tolist() == splits.val_indices.tolist()
-    assert probe.ids.tolist() == splits.probe_indices.tolist()
-    assert not torch.equal(view[: len(other_view)], other_view[: len(view)])
+def changed(trial: Trial, **fields: Any) -> Trial:
+    recipe = dataclasses.replace(trial.cell.recipe, **fields)
+    return dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, recipe=recipe))
+
+
+def views_of(trial: Trial, data: Path) -> Views:
+    splits = open_splits(trial, runtime_config(data, data / "ledger"))
+    return Views(trial, splits, BatchStream(), ALONE, torch.device("cpu"))
+
+
+def stored(name: str, split: str, data: Path) -> tuple[Tensor, np.ndarray[Any, Any]]:
+    """Return all pictures of a file (n, 3, size, size) and their labels, in the order of the file."""
+    with open_pictures(beton_path(name, split, data), reader="threads") as pictures:
+        (batch,) = pictures.batches(np.arange(len(pictures)), len(pictures))
+        return batch.images, pictures.labels
+
+
+@pytest.mark.parametrize("fields", [{}, {"flip": False, "shift": 4}, {"lighting": 0.1}], ids=str)
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (3, 2)])
+def test_training_views_follow_seed_epoch_and_recipe(fields: dict[str, Any], seed: int, epoch: int, data: Path) -> None:
+    trial = dataclasses.replace(changed(trial_of("All-CNN-B"), **fields), seed=seed)
+    found = views_of(trial, data)
+    images, labels = stored(LARGE, "train", data)
+    indices = order(seed, epoch, found.splits.train_indices)
+    sidecar, recipe = found.splits.train.sidecar, trial.cell.recipe
+    batches = list(found.training(epoch, 1))
+    assert len(batches) == 2  # 48 pictures are three batches of 16, the first of which is left out
+    for number, (view, target) in enumerate(batches, 1):
+        ids = indices[16 * number : 16 * (number + 1)]
+        expected = training_view(
+            images[ids], torch.from_numpy(ids), seed=seed, epoch=epoch, crop=64, flip=recipe.flip, shift=recipe.shift,
+            lighting=recipe.lighting, mean=sidecar.mean, std=sidecar.std, eigenvalues=sidecar.eigenvalues,
+            eigenvectors=sidecar.eigenvectors,
+        )  # fmt: skip
+        assert torch.equal(view, expected)
+        assert target.tolist() == labels[ids].tolist()
+
+
+def test_evaluation_sees_the_centre_as_it_is_and_then_ten_crops(data: Path) -> None:
+    trial = trial_of("All-CNN-B")
+    found = views_of(trial, data)
+    assert found.splits.test is not None
+    images, labels = stored(LARGE, "test", data)
+    sidecar = found.splits.train.sidecar
+    mean, std = (torch.tensor(colour)[:, None, None] for colour in (sidecar.mean, sidecar.std))
+    normal = (images.float() / 255 - mean) / std
+    corners = [(4, 4), (0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
+    crops = [normal[:, :, top : top + 64, left : left + 64] for top, left in corners]
+    expected = [crops[0], *(view for crop in crops[1:] for view in (crop, crop.flip(3)))]
+    assert len(expected) == TEST_VIEWS
+    for number, each in enumerate(expected):
+        batch, view = found.evaluation(TEST, 0, found.splits.test, np.arange(12), number, TEST_VIEWS)
+        assert batch.labels.tolist() == labels.tolist()
+        assert torch.allclose(view, each, atol=1e-5)
