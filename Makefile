@@ -8,6 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 BIN := .venv/bin
 PACKAGES := crelu_models data sweeps
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-cluster setup lint docs bench lock
 
@@ -25,7 +26,7 @@ demo: setup
 	@$(BIN)/python -m sweeps.imagenet_placement
 
 test: setup
-	@$(BIN)/python -m pytest --ignore=tests/cluster
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --ignore=tests/cluster
 
 test-cluster: setup
 	@$(BIN)/python -m pytest tests/cluster

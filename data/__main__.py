@@ -17,6 +17,7 @@ from data.datasets import SPLITS, Sidecar, beton_path, cores, data_dir, dataset,
 from data.storage import Progress
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
+_BENCH_PICTURES = 20_000  # that `bench` reads at least; a small set is repeated
 _LONG = ("class_names", "label_counts")  # fields of which `info` prints ten items
 _NAMES = "synthetic[:size=72,train=3000,...] | cifar10 | cifar100 | imagenet[:size=N] | folder:PATH"
 
@@ -184,8 +185,9 @@ def _bench(options: argparse.Namespace) -> None:
         for reader in READERS if default_reader() == "ffcv" else ("threads",):
             workers = options.workers or cores()
             with open_pictures(path, reader=reader, workers=workers, resident_bytes=0) as pictures:
-                # An order of at least 20,000 pictures, with repetition: an epoch of FFCV takes 0.2 s to start.
-                order = np.random.default_rng(0).permutation(np.arange(max(len(pictures), 20_000)) % len(pictures))
+                # An order of as many pictures at least, with repetition: an epoch of FFCV takes 0.2 s to start.
+                count = max(len(pictures), _BENCH_PICTURES)
+                order = np.random.default_rng(0).permutation(np.arange(count) % len(pictures))
                 for _ in range(2):  # the first round compiles, fills the page cache and compares checksums
                     wall = time.perf_counter()
                     busy = time.process_time()

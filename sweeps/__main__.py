@@ -1,10 +1,11 @@
-"""What one asks of sweeps from another terminal: python -m sweeps list | status | report | reconcile | ..."""
+"""Verbs for sweeps that have run or are running: python -m sweeps list | status | report | reconcile | ..."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Callable, Mapping
 
 from sweeps.cli.status import status
 from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
@@ -26,55 +27,68 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m sweeps`."""
-    found = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
-    verbs = found.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("list", help="the sweeps there are, and what each asks")
-    verb.set_defaults(verb=show_pages)
-    verb = verbs.add_parser("status", help="how far the sweeps of an output folder are")
+    parser = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for name, (run, add_arguments, text) in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        verb.set_defaults(verb=run)
+        add_arguments(verb)
+        verb.add_argument("--output", default="outputs", metavar="DIR", help="the sweeps' output (default outputs)")
+    return parser
+
+
+def _no_arguments(verb: argparse.ArgumentParser) -> None:
+    """Add no options."""
+
+
+def _status_arguments(verb: argparse.ArgumentParser) -> None:
+    """Add the options of status."""
     verb.add_argument("sweep", nargs="?", help="one of them (default: all)")
     verb.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
-    verb.add_argument("--json", action="store_true")
-    verb.set_defaults(verb=status)
-    verb = verbs.add_parser(
-        "reconcile", help="bring MLflow to the ledger's state: complete, no doubles, statuses right"
-    )
-    verb.add_argument("sweep")
-    verb.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), metavar="URI")
-    verb.add_argument("--experiment", default=os.environ.get("MLFLOW_EXPERIMENT_NAME"), metavar="NAME")
-    verb.set_defaults(verb=reconcile)
-    verb = verbs.add_parser("export-study", help="write the dropout studies to an Optuna storage, for a dashboard")
-    verb.add_argument("sweep")
+    verb.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _reconcile_arguments(verb: argparse.ArgumentParser) -> None:
+    """Add the options of reconcile."""
+    verb.add_argument("sweep", help="a sweep that has run, as status shows it")
+    verb.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), metavar="URI",
+                      help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")  # fmt: skip
+    verb.add_argument("--experiment", default=os.environ.get("MLFLOW_EXPERIMENT_NAME"), metavar="NAME",
+                      help="MLflow experiment (default: the sweep's name)")  # fmt: skip
+
+
+def _export_study_arguments(verb: argparse.ArgumentParser) -> None:
+    """Add the options of export-study."""
+    verb.add_argument("sweep", help="a sweep that has run, as status shows it")
     verb.add_argument("--storage", required=True, metavar="URL", help="e.g. sqlite:///studies.db")
-    verb.set_defaults(verb=export_study)
-    verb = verbs.add_parser(
-        "verify-resume", help="kill a real trial at random steps, and compare it with one left alone"
-    )
+
+
+def _verify_resume_arguments(verb: argparse.ArgumentParser) -> None:
+    """Add the options of verify-resume."""
     verb.add_argument("sweep", help="a sweep that has run, as status shows it")
     verb.add_argument("cell", nargs="?", help="one of its cells (default: the first)")
-    verb.add_argument("--kills", type=int, default=5, metavar="N")
-    verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--data-dir", metavar="DIR")
-    verb.add_argument("--device", default="cpu")
-    verb.add_argument("--reader", choices=("ffcv", "threads"), default="ffcv")
-    verb.set_defaults(verb=verify_resume)
-    verb = verbs.add_parser("report", help="the table one may publish: page, Markdown, LaTeX, CSV, Parquet")
-    build.arguments(verb)
-    verb.set_defaults(verb=build.run)
-    verb = verbs.add_parser("export", help="a sweep in one file, from which its report is rebuilt")
-    build.export_arguments(verb)
-    verb.set_defaults(verb=build.export)
-    verb = verbs.add_parser("serve", help="MLflow's server over --output, for a cluster's head; its backup too")
-    mlflow_server.arguments(verb)
-    verb.set_defaults(verb=mlflow_server.run)
-    verb = verbs.add_parser("doctor", help="whether a cluster is closed to the world: --cluster on its head")
-    doctor.arguments(verb)
-    verb.set_defaults(verb=doctor.run)
-    verb = verbs.add_parser("watch-spot", help="tell Ray when EC2 reclaims this machine, on each worker of a cluster")
-    spot_notice.arguments(verb)
-    verb.set_defaults(verb=spot_notice.run)
-    for parser in verbs.choices.values():
-        parser.add_argument("--output", default="outputs", metavar="DIR", help="the sweeps' output (default outputs)")
-    return found
+    verb.add_argument("--kills", type=int, default=5, metavar="N", help="how often to kill the trial (default 5)")
+    verb.add_argument("--seed", type=int, default=0, help="seed of the steps at which it is killed (default 0)")
+    verb.add_argument("--data-dir", metavar="DIR", help="the .beton files (default $CRELU_DATA)")
+    verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    verb.add_argument("--reader", choices=("ffcv", "threads"), default="ffcv", help="decoder (default ffcv)")
+
+
+Verb = tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None], str]
+# By name: the function that does it, the one that adds its options, and its help.
+VERBS: Mapping[str, Verb] = {
+    "list": (show_pages, _no_arguments, "the sweeps that have a page, and the question of each"),
+    "status": (status, _status_arguments, "how far the sweeps of an output folder are"),
+    "reconcile": (reconcile, _reconcile_arguments, "bring MLflow to the ledger's state: complete, no doubles"),
+    "export-study": (export_study, _export_study_arguments, "write the studies to an Optuna storage, for a dashboard"),
+    "verify-resume": (verify_resume, _verify_resume_arguments,
+                      "kill a real trial at random steps, and compare it with an undisturbed one"),
+    "report": (build.run, build.arguments, "the table one may publish: page, Markdown, LaTeX, CSV, Parquet"),
+    "export": (build.export, build.export_arguments, "a sweep in one file, from which its report is rebuilt"),
+    "serve": (mlflow_server.run, mlflow_server.arguments, "MLflow's server over --output, and its backup"),
+    "doctor": (doctor.run, doctor.arguments, "check whether a cluster is closed to the world: --cluster on its head"),
+    "watch-spot": (spot_notice.run, spot_notice.arguments, "tell Ray when EC2 reclaims this machine"),
+}  # fmt: skip
 
 
 if __name__ == "__main__":

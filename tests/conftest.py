@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from sweeps.experiment.trial import Trial
     from tests.support.trials import Hashes
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; set before torch is imported
+
+# With pytest -n, these start first, the longest before the others: a worker that begins one last keeps all waiting.
+LONGEST = (
+    "test_chaos.py", "test_sweep.py", "test_rank_processes.py", "test_pack.py", "test_resume.py", "test_packing.py",
+    "test_mlflow_server.py", "test_on_s3.py", "test_analysis_jobs.py", "test_load.py", "test_write.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sweeps.analysis import plots
 from sweeps.analysis.capture import batch_size, capture, hidden, response
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.weights import ImageSample, LoadedNet, choose, view
+from sweeps.report.render import plots
 from sweeps.training.runtime import RuntimeConfig
 
 ONE_IN = 100  # a filter fires at one place in this many
@@ -270,7 +270,7 @@ def _part(layer: str, found: Firing, transforms: Sequence[str]) -> dict[str, np.
 def curve(rows: Sequence[Mapping[str, Any]], transforms: Sequence[str], title: str) -> bytes:
     """Draw Figure 4 for one net: the score of each layer, and of each transform behind it."""
     figure, axes = plots.panels(1, 1, width=5.2, height=3.4, title=title)
-    axis, places = axes[0, 0], range(len(rows))
+    axis, places = axes[0][0], range(len(rows))
     last = [float(rows[-1][transform]) for transform in transforms]
     shown = [float(row[transform]) for row in rows for transform in transforms]
     top = max((score for score in shown if score == score), default=1.0)  # a layer whose filters are all dead has none

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from crelu_models.spec import CHANNEL_FACTOR, Conv, Linear, Net
-from sweeps.analysis import plots
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.sources import NotApplicable
 from sweeps.analysis.weights import LoadedNet, choose
+from sweeps.report.render import plots
 from sweeps.results.paper import NON_PAIR, PAIR, printed
 from sweeps.training.runtime import RuntimeConfig
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from crelu_models.spec import Conv, seed_from
-from sweeps.analysis import plots
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.weights import LoadedNet, choose
+from sweeps.report.render import plots
 from sweeps.training.runtime import RuntimeConfig
 
 PERMUTATIONS = 1999
@@ -193,7 +193,7 @@ def tiles(weight: Tensor, found: Pairs, title: str, across: int = 8) -> bytes:
     down = -(-len(ranked) // across)
     sheet = torch.ones(down * (height + head), across * (2 * width + 3 * gap), 3, dtype=torch.float64)
     figure, axes = plots.panels(1, 1, width=9.0, height=9.0 * sheet.shape[0] / sheet.shape[1], title=title)
-    axis = axes[0, 0]
+    axis = axes[0][0]
     for place, i in enumerate(ranked):
         top, left = place // across * (height + head) + head, place % across * (2 * width + 3 * gap)
         both = weight[[i, int(found.pair[i])]].double()

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from crelu_models.activations import crelu
 from crelu_models.spec import Conv, Drop, Net, Pool, seed_from
-from sweeps.analysis import plots
 from sweeps.analysis.capture import batch_size, capture, side_read
 from sweeps.analysis.cgls import Likeness, Step, back, each, inverted, likeness, ratio, unrectified
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.pooling_ratio import Deal, clustered_se, patch_ratios
 from sweeps.analysis.sources import NotApplicable
 from sweeps.analysis.weights import ImageSample, LoadedNet, choose, view
+from sweeps.report.render import plots
 from sweeps.results.paper import LEARNED, RANDOM, printed
 from sweeps.training.runtime import RuntimeConfig
 

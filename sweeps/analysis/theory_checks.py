@@ -31,10 +31,10 @@ from torch import Tensor
 from crelu_models.activations import crelu
 from crelu_models.spec import seed_from
 from data.synthetic import picture as embedded
-from sweeps.analysis import plots
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.pooling_ratio import patch_columns
 from sweeps.analysis.weights import LoadedNet
+from sweeps.report.render import plots
 from sweeps.store.tables import columns_of
 from sweeps.training.runtime import RuntimeConfig
 

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: one live table on a terminal, one line a change elsewhere."""
+"""Live view of a running sweep: one table on a terminal, one line per change elsewhere."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Json
 
-HEARTBEAT = 60.0  # seconds between two lines that say how far things are, off a terminal
+HEARTBEAT = 60.0  # seconds between two lines of progress, off a terminal
 ROOM = 8e6  # bytes free under which a disk counts as full
-EVENTS = 6  # lines of the past under the live table
-# What the trainings of a phase are called in a cell's row.
+EVENTS = 6  # latest lines under the live table
+# Name of a phase's trainings in a cell's row.
 PARTS = {"holdout": "first", "inner": "search", "ablation": "seeds", "match": "single", "fold": "folds"}
 
 
 class SweepProgress:
-    """The state of a sweep as events tell it: what runs, what is done, the latest of each cell."""
+    """Progress of a sweep, from its events: which trials run, which are done, the latest epoch of each."""
 
     def __init__(self, plan: Plan) -> None:
         """Begin from the plan."""
         self.plan = plan
         self.began = time.monotonic()
-        self.states = {standing.trial.key: standing.state for standing in plan.statuses}
-        self.results = {s.trial.key: s.result for s in plan.statuses if s.result is not None}
-        self.trials = {standing.trial.key: standing.trial for standing in plan.statuses}
-        self.to_come = list(plan.pending)
+        self.states = {status.trial.key: status.state for status in plan.statuses}
+        self.results = {status.trial.key: status.result for status in plan.statuses if status.result is not None}
+        self.trials = {status.trial.key: status.trial for status in plan.statuses}
+        self.pending = list(plan.pending)
         self.planned: Sequence[Trial] = ()
         self.epochs: dict[str, tuple[int, float]] = {}
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
 
-    def update_plan(self, planned: Sequence[Trial], to_come: Sequence[Trial]) -> None:
-        """Take in the trials that are planned now, and those that stand for others that will follow."""
-        self.to_come = list(to_come)
+    def update_plan(self, planned: Sequence[Trial], pending: Sequence[Trial]) -> None:
+        """Take in the trials that are planned now; `pending` stand for trials that are not known yet."""
+        self.pending = list(pending)
         if planned is not self.planned:
             self.planned = planned
             for trial in planned:
@@ -49,7 +49,7 @@ class SweepProgress:
                 self.states.setdefault(trial.key, "new")
 
     def apply(self, event: str, trial: Trial, news: Json) -> str:
-        """Take in one event and return the line that tells it; empty where nothing is worth a line."""
+        """Take in one event and return its line; empty for an event without one."""
         key, name = trial.key, f"{trial.cell.label} {trial.label}"
         self.trials[key] = trial
         if event == "epoch":
@@ -63,8 +63,8 @@ class SweepProgress:
         if event == "done":
             self.results[key] = news
             self.seconds += float(news["seconds"])
-            found: dict[str, float] = news["metrics"]
-            error = found.get("final/test_top1_err", found.get("best/val_top1_err", float("nan")))
+            metrics: dict[str, float] = news["metrics"]
+            error = metrics.get("final/test_top1_err", metrics.get("best/val_top1_err", float("nan")))
             mark = "" if news["status"] == "finished" else f" ({news['status']})"
             return f"{name}: done, {error:.2f} % error after {news['epochs']} epochs, {news['seconds']:.0f} s{mark}"
         if event == "failed":
@@ -72,18 +72,18 @@ class SweepProgress:
         return f"{name}: {'training' if event == 'started' else 'left, to be resumed'}"
 
     def counts(self) -> str:
-        """Return how many trials are done, training and left to do."""
+        """Return how many trials are done, how many train, and the time left."""
         states = list(self.states.values())
         done = sum(state in ("done", "stale") for state in states)
         failed = f", {states.count('failed')} failed" if "failed" in states else ""
         return (
-            f"{done}/{len(states) + len(self.to_come)} done, {states.count('training')} training{failed}{self._eta()}"
+            f"{done}/{len(states) + len(self.pending)} done, {states.count('training')} training{failed}{self._eta()}"
         )
 
     def _eta(self) -> str:
-        """Return the time that is left, from the epochs done since the start."""
+        """Return the time left, estimated from the epochs done since the start."""
         total = sum(trial.cell.recipe.epochs for key, trial in self.trials.items() if self._counts_for_eta(key))
-        total += sum(trial.cell.recipe.epochs for trial in self.to_come)
+        total += sum(trial.cell.recipe.epochs for trial in self.pending)
         done = sum(epoch for key, (epoch, _) in self.epochs.items())
         elapsed = time.monotonic() - self.began
         if not done or total <= done:
@@ -94,8 +94,8 @@ class SweepProgress:
         return self.states[key] in ("new", "training", "running") or key in self.epochs
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return a row a cell: label, parts done, what trains now, best hold-out error, test error, marks."""
-        found: list[tuple[str, ...]] = []
+        """Return one row per cell: label, parts done, training now, best hold-out error, test error, marks."""
+        rows: list[tuple[str, ...]] = []
         for cell in self.plan.sweep.cells:
             keys = [key for key, trial in self.trials.items() if trial.cell.key == cell.key]
             now = [self._now(key) for key in keys if self.states[key] == "training"]
@@ -109,15 +109,15 @@ class SweepProgress:
             failed = sum(self.states[key] == "failed" for key in keys)
             best = f"{min(held_out):.2f}" if held_out else ""
             marks += [f"{failed} failed"] if failed else []
-            found.append((cell.label, self._parts(cell, keys), "; ".join(now), best, tested, " ".join(marks)))
-        return found
+            rows.append((cell.label, self._parts(cell, keys), "; ".join(now), best, tested, " ".join(marks)))
+        return rows
 
     def _parts(self, cell: Cell, keys: Sequence[str]) -> str:
-        """Return how many of a cell's search trials, seeds and folds are done, of how many."""
+        """Return how many of a cell's search trials, seeds and folds are done, and of how many."""
         search = self.plan.sweep.protocol.search
         done: dict[str, int] = {}
         planned: dict[str, int] = {}
-        for key, trial in [(key, self.trials[key]) for key in keys] + [("", trial) for trial in self.to_come]:
+        for key, trial in [(key, self.trials[key]) for key in keys] + [("", trial) for trial in self.pending]:
             if trial.cell.key == cell.key:
                 searched = search is not None and trial.phase == "holdout" and trial.seed == search.seed
                 part = "search" if searched else PARTS[trial.phase]
@@ -138,14 +138,16 @@ def _time(seconds: float) -> str:
 
 
 class LiveView:
-    """The window on a running sweep, from enter to exit; `hear` is called by the queue, `say` by anyone."""
+    """Live view of a running sweep, open from enter to exit. Any thread may call `on_event` and `log`."""
 
     def __init__(self, plan: Plan, live: bool, quiet: bool, disk: str = "") -> None:
-        """Prepare a live table, or lines; `quiet` shows neither. `disk` is a folder whose disk is looked at."""
-        self.disk, self.full = disk, False
+        """Prepare a live table, or lines; `quiet` shows neither. `disk` is a folder whose free space is watched."""
+        self.disk = disk
+        self.full = False
         self.where = ""  # the cluster, once it is joined
         self.hours: Callable[[], float] = lambda: 0.0
-        self.progress, self.quiet = SweepProgress(plan), quiet
+        self.progress = SweepProgress(plan)
+        self.quiet = quiet
         self.live: Any = None
         self.use_live = live and not quiet
         self.events: deque[str] = deque(maxlen=EVENTS)
@@ -154,12 +156,12 @@ class LiveView:
         self.thread = threading.Thread(target=self._tick, name="view", daemon=True)
 
     def __enter__(self) -> LiveView:
-        """Open the window."""
+        """Show the view."""
         if self.use_live:
             from rich.console import Console
             from rich.live import Live
 
-            console = Console(file=sys.stdout)  # held here: Tune's prints are sent elsewhere meanwhile
+            console = Console(file=sys.stdout)  # opened now: Tune's prints are redirected later
             self.live = Live(
                 self._picture(), console=console, refresh_per_second=2, transient=True, redirect_stdout=False
             )
@@ -168,18 +170,18 @@ class LiveView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the view."""
         self.over.set()
         self.thread.join()
         if self.live is not None:
             self.live.stop()
 
     def on_event(
-        self, event: str, trial: Trial, news: Mapping[str, Any], planned: Sequence[Trial], to_come: Sequence[Trial]
+        self, event: str, trial: Trial, news: Mapping[str, Any], planned: Sequence[Trial], pending: Sequence[Trial]
     ) -> None:
-        """Show an event of a trial of those `planned`; `to_come` stands for the trials that are not known yet."""
+        """Show an event of a trial; `planned` and `pending` are the plan as it is now."""
         with self.lock:
-            self.progress.update_plan(planned, to_come)
+            self.progress.update_plan(planned, pending)
             line = self.progress.apply(event, trial, dict(news))
         if line:
             self.log(f"{line} [{self.progress.counts()}]" if event in ("done", "failed") else line)
@@ -194,19 +196,19 @@ class LiveView:
             print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
 
     def _tick(self) -> None:
-        told = 0.0
+        last = 0.0
         while not self.over.wait(0.5 if self.live is not None else 2.0):
-            self._look_at_disk()
-            if self.live is None and time.monotonic() - told < HEARTBEAT:
+            self._watch_disk()
+            if self.live is None and time.monotonic() - last < HEARTBEAT:
                 continue
-            told = time.monotonic()
+            last = time.monotonic()
             if self.live is not None:
                 self.live.update(self._picture())
             else:
                 self.log(self.progress.counts())
 
-    def _look_at_disk(self) -> None:
-        """Say when the ledger's disk is full, and when it has room again."""
+    def _watch_disk(self) -> None:
+        """Log when the ledger's disk is full, and when it has space again."""
         if not os.path.isdir(self.disk):
             return
         free = shutil.disk_usage(self.disk).free

@@ -1,4 +1,4 @@
-"""The options of a sweep's command line."""
+"""Options of a sweep's command line, and its exit codes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ExitCode(IntEnum):
 
 
 def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Return the parser of `python -m sweeps.NAME`."""
-    found = argparse.ArgumentParser(
+    """Return the parser of `python -m sweeps.NAME`; `groups` are further cells that --also may name."""
+    parser = argparse.ArgumentParser(
         prog=f"python -m sweeps.{name}",
         description=question.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,89 +35,84 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
         "2 usage, configuration or data, 3 budget reached, 130 interrupted.",
         allow_abbrev=False,
     )
-    what = found.add_argument_group("what to run")
-    what.add_argument("--list", action="store_true", help="show the cells and leave")
-    what.add_argument("--dry-run", action="store_true", help="show what would run and what is done, and leave")
-    what.add_argument("--smoke-test", action="store_true", help="two tiny cells, seconds on a CPU")
-    what.add_argument(
-        "--profile", choices=PROFILES[:3], help="scale: the paper's, or smaller (default: by what is there)"
-    )
-    what.add_argument(
-        "--dataset", metavar="NAME", help="train on this: imagenet, cifar10, cifar100, synthetic, folder:PATH"
-    )
-    what.add_argument(
-        "--only", nargs="+", default=[], metavar="GLOB", help="only cells that fit; '!GLOB': all but those"
-    )
-    what.add_argument("--also", nargs="+", default=[], choices=groups, metavar="GROUP",
-                      help=f"further cells: {', '.join(groups)}" if groups else argparse.SUPPRESS)  # fmt: skip
-    what.add_argument("--seeds", type=positive, default=0, metavar="N", help="trainings per cell")
-    what.add_argument("--folds", type=whole, metavar="K", help="folds, where the sweep has folds; 0: none")
-    what.add_argument("--search-trials", type=whole, metavar="N", help="dropout trials per cell; 0: no search")
-    what.add_argument("--search-folds", type=whole, metavar="K",
-                      help="judge a dropout by K folds, the hopeless by fewer; 0: by the hold-out")  # fmt: skip
-    what.add_argument("--sampler", choices=SAMPLERS, help="what suggests dropout (default: the sweep's own, tpe)")
-    what.add_argument("--match", choices=MATCHES, help="what the second phase of Single stops at (default train_loss)")
-    what.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
-                      help="change a field of every cell, e.g. recipe.epochs=10")  # fmt: skip
-    what.add_argument("--fresh", action="store_true", help="forget the results of these cells and train them anew")
-    what.add_argument("--retry-failed", action="store_true", help="try again what failed")
-    what.add_argument("--stale", choices=("ask", "keep", "retrain"), default="ask",
-                      help="results of other code or data (default: ask on a terminal, else keep)")  # fmt: skip
-    what.add_argument("--yes", action="store_true", help="answer each question with yes: retrain what is stale")
-    what.add_argument("--resume", action="store_true", help="accepted; the same command always resumes")
-    where = found.add_argument_group("where and with what")
-    where.add_argument(
-        "--data-dir", metavar="DIR", help="the .beton files (default $CRELU_DATA, ~/.cache/crelu-sweeps/data)"
-    )
-    where.add_argument("--data-source", metavar="URI",
-                       help="where a machine pulls from what it lacks (default $CRELU_DATA_SOURCE)")  # fmt: skip
-    where.add_argument(
-        "--output", default="outputs", metavar="DIR", help="ledger, results and the MLflow store (default outputs)"
-    )
-    where.add_argument(
-        "--address",
-        default=None,
-        metavar="HOST",
-        help="Ray cluster: auto, a host, or local (default $RAY_ADDRESS, local)",
-    )
-    where.add_argument(
-        "--gpus-per-trial",
-        type=fraction,
-        default=None,
-        metavar="G",
-        help="e.g. 0.25, or 2 that share each batch (default: 1 where there are GPUs)",
-    )
-    where.add_argument("--ranks", type=positive, default=0, metavar="N",
-                       help="processes that share each batch of a trial (default: one a GPU, on CPUs one)")  # fmt: skip
-    where.add_argument("--cpus-per-trial", type=fraction, default=1.0, metavar="C", help="(default 1)")
-    where.add_argument(
-        "--max-concurrent", type=positive, default=0, metavar="N", help="trials at once (default: as many as fit)"
-    )
-    where.add_argument("--pack", type=pack, default=1, metavar="off|auto|N",
-                       help="trials of one worker that share pictures (auto: where it pays; default: off)")  # fmt: skip
-    where.add_argument("--kernels", choices=("exact", "fastest"), default="exact",
-                       help="on a GPU: exact resumes bit for bit, fastest does not (default exact)")  # fmt: skip
-    where.add_argument("--reader", choices=("ffcv", "threads"), default="ffcv", help="what decodes the pictures")
-    where.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)"
-    )
-    where.add_argument("--experiment", metavar="NAME", help="MLflow experiment (default: the sweep's name)")
-    ends = found.add_argument_group("when to stop")
-    ends.add_argument(
-        "--max-gpu-hours", type=fraction, default=math.inf, metavar="H", help="save, leave and exit 3 then"
-    )
-    ends.add_argument("--price-per-gpu-hour", type=fraction, default=os.environ.get(PRICE, "0"), metavar="X",
-                      help=f"tell the forecast, the end and the report in money too (default ${PRICE})")  # fmt: skip
-    ends.add_argument("--max-failures", type=positive, default=10**6, metavar="N", help="stop after N failed trials")
-    ends.add_argument("--fail-fast", action="store_true", help="stop at the first failed trial")
-    shown = found.add_argument_group("what to show")
-    shown.add_argument("--json", action="store_true", help="the table as JSON on standard output")
-    shown.add_argument("-q", "--quiet", action="store_true", help="only the table")
-    shown.add_argument("-v", "--verbose", action="store_true", help="also what Ray and the supervisor met")
-    return found
+    _add_cells(parser, groups)
+    _add_resources(parser)
+    _add_limits(parser)
+    _add_display(parser)
+    return parser
 
 
-def pack(word: str) -> str | int:
+# fmt: off
+def _add_cells(parser: argparse.ArgumentParser, groups: Sequence[str]) -> None:
+    """Add the options that say what is trained."""
+    add = parser.add_argument_group("what to run").add_argument
+    add("--list", action="store_true", help="show the cells and leave")
+    add("--dry-run", action="store_true", help="show what would run and what is done, and leave")
+    add("--smoke-test", action="store_true", help="two tiny cells, seconds on a CPU")
+    add("--profile", choices=PROFILES[:3], help="scale: the paper's, or smaller (default: the data decide)")
+    add("--dataset", metavar="NAME", help="train on this: imagenet, cifar10, cifar100, synthetic, folder:PATH")
+    add("--only", nargs="+", default=[], metavar="GLOB", help="only matching cells; '!GLOB': all but those")
+    add("--also", nargs="+", default=[], choices=groups, metavar="GROUP",
+        help=f"further cells: {', '.join(groups)}" if groups else argparse.SUPPRESS)
+    add("--seeds", type=positive_int, default=0, metavar="N", help="trainings per cell")
+    add("--folds", type=nonnegative_int, metavar="K", help="folds, where the sweep has folds; 0: none")
+    add("--search-trials", type=nonnegative_int, metavar="N", help="dropout trials per cell; 0: no search")
+    add("--search-folds", type=nonnegative_int, metavar="K",
+        help="judge a dropout rate by K folds, a hopeless one by fewer; 0: by the hold-out")
+    add("--sampler", choices=SAMPLERS, help="sampler of dropout rates (default: the sweep's own, tpe)")
+    add("--match", choices=MATCHES, help="where the second phase of Single stops (default train_loss)")
+    add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
+        help="change a field of every cell, e.g. recipe.epochs=10")
+    add("--fresh", action="store_true", help="forget the results of these cells and train them anew")
+    add("--retry-failed", action="store_true", help="try again what failed")
+    add("--stale", choices=("ask", "keep", "retrain"), default="ask",
+        help="results of other code or data (default: ask on a terminal, else keep)")
+    add("--yes", action="store_true", help="answer each question with yes: retrain what is stale")
+    add("--resume", action="store_true", help="accepted; the same command always resumes")
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where trials run, and on what."""
+    add = parser.add_argument_group("where and with what").add_argument
+    add("--data-dir", metavar="DIR", help="the .beton files (default $CRELU_DATA, ~/.cache/crelu-sweeps/data)")
+    add("--data-source", metavar="URI", help="source of missing .beton files (default $CRELU_DATA_SOURCE)")
+    add("--output", default="outputs", metavar="DIR", help="ledger, results and MLflow's store (default outputs)")
+    add("--address", metavar="HOST", help="Ray cluster: auto, a host, or local (default $RAY_ADDRESS, local)")
+    add("--gpus-per-trial", type=nonnegative_float, metavar="G",
+        help="e.g. 0.25, or 2 that share each batch (default: 1 where there are GPUs)")
+    add("--ranks", type=positive_int, default=0, metavar="N",
+        help="processes that share each batch of a trial (default: one per GPU, on CPUs one)")
+    add("--cpus-per-trial", type=nonnegative_float, default=1.0, metavar="C", help="CPUs of a trial (default 1)")
+    add("--max-concurrent", type=positive_int, default=0, metavar="N", help="trials at once (default: as many as fit)")
+    add("--pack", type=pack_size, default=1, metavar="off|auto|N",
+        help="trials of one worker that share pictures (auto: where it pays; default: off)")
+    add("--kernels", choices=("exact", "fastest"), default="exact",
+        help="on a GPU: exact resumes bit for bit, fastest does not (default exact)")
+    add("--reader", choices=("ffcv", "threads"), default="ffcv", help="decoder of the pictures (default ffcv)")
+    add("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")
+    add("--experiment", metavar="NAME", help="MLflow experiment (default: the sweep's name)")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say when a sweep ends early, and its price."""
+    add = parser.add_argument_group("when to stop").add_argument
+    add("--max-gpu-hours", type=nonnegative_float, default=math.inf, metavar="H", help="save, leave and exit 3 then")
+    add("--price-per-gpu-hour", type=nonnegative_float, default=os.environ.get(PRICE, "0"), metavar="X",
+        help=f"show forecast, end and report in money too (default ${PRICE})")
+    add("--max-failures", type=positive_int, default=10**6, metavar="N", help="stop after N failed trials")
+    add("--fail-fast", action="store_true", help="stop at the first failed trial")
+
+
+def _add_display(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is shown."""
+    add = parser.add_argument_group("what to show").add_argument
+    add("--json", action="store_true", help="the table as JSON on standard output")
+    add("-q", "--quiet", action="store_true", help="only the table")
+    add("-v", "--verbose", action="store_true", help="also errors that Ray and the driver recovered from")
+# fmt: on
+
+
+def pack_size(word: str) -> str | int:
     """Return "auto", or how many trials a pack may have: off is 1."""
     if word == "auto":
         return word
@@ -128,21 +123,21 @@ def pack(word: str) -> str | int:
     return int(word)
 
 
-def whole(word: str) -> int:
+def nonnegative_int(word: str) -> int:
     """Return a whole number of at least 0."""
     if not word.isdecimal():
         raise argparse.ArgumentTypeError(f"a whole number of at least 0, not {word!r}")
     return int(word)
 
 
-def positive(word: str) -> int:
+def positive_int(word: str) -> int:
     """Return a whole number of at least 1."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {word!r}")
     return int(word)
 
 
-def fraction(word: str) -> float:
+def nonnegative_float(word: str) -> float:
     """Return a number of at least 0."""
     try:
         value = float(word)

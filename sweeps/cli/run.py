@@ -192,12 +192,14 @@ def _run_trials(
     tracker: Tracker,
 ) -> ExitCode:
     """Start or join Ray and run the trials; return the exit code that this led to."""
-    from sweeps.cli.interrupts import GracefulInterrupt
-    from sweeps.execution import tuner
-    from sweeps.execution.session import DriverState
+    from sweeps.cli.interrupts import GracefulInterrupt, hold_signals
 
     view.log(f"{len(today.to_do)} trials to train; starting Ray")
-    resources = _join_ray(today, settings, facts, view)
+    with hold_signals():
+        from sweeps.execution import tuner
+        from sweeps.execution.session import DriverState
+
+        resources = _join_ray(today, settings, facts, view)
     config = RuntimeConfig(
         ledger=settings.ledger.root,
         data_dir=str(settings.data_dir),

@@ -7,17 +7,16 @@ import json
 import sys
 import time
 
-from sweeps.cli.verbs import _ledger
 from sweeps.experiment.metrics import AVERAGE, TOP1, cell_average, error_text
 from sweeps.experiment.plan import STATES, Plan, current_plan
 from sweeps.results.evidence import titles
 from sweeps.store.lease import driver
-from sweeps.store.ledger import Json
+from sweeps.store.ledger import Json, Ledger
 
 
 def status(options: argparse.Namespace) -> int:
     """Print where each cell of each sweep stands, and who drives it."""
-    ledger = _ledger(options)
+    ledger = Ledger.in_output(options.output)
     while True:
         plans = {title: current_plan(ledger, title) for title in titles(ledger, options.sweep)}
         if options.json:

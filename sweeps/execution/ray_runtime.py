@@ -6,10 +6,8 @@ import atexit
 import gc
 import logging
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -48,7 +46,7 @@ def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
     silent = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with own_handler(signal.SIGTERM):
+    with _without_signal_handlers():
         if address == "local":
             _start(num_cpus=cpus or os.cpu_count(), include_dashboard=False, **silent)
         else:
@@ -101,18 +99,14 @@ def _without_services() -> Iterator[None]:
 
 
 @contextmanager
-def own_handler(number: int) -> Iterator[None]:
-    """Keep a signal's handler over what sets another: Ray's ends the process with a stack of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(number)
+def _without_signal_handlers() -> Iterator[None]:
+    """Keep the caller's SIGTERM handler: Ray's two end the process from inside Ray's code."""
+    genuine = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
         yield
-    except SystemExit:  # Ray's handler has caught it meanwhile
-        raise KeyboardInterrupt from None
     finally:
-        signal.signal(number, before)
+        ray._private.utils.set_sigterm_handler = genuine
 
 
 def shutdown_ray() -> None:

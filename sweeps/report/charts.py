@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TRAIN
 from sweeps.experiment.search import Search, space
-from sweeps.report.render import svg
-from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, count, plain
+from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
+from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, count, plain, signed
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, named, number
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
@@ -35,54 +35,56 @@ def keys(runs: Sequence[Run]) -> str:
 
 def effect_gallery(group: ResultTable, effects: Sequence[Effect]) -> Gallery:
     """Return one forest chart a metric."""
+    reference = effects[0].reference.label
     figures = []
-    for metric in dict.fromkeys(one.contrast.metric for one in effects):
-        rows = []
-        for one in effects:
-            found = one.contrast
-            if found.metric == metric:
-                decided, ends = one.p < 0.05, found.interval
-                rows.append(svg.Interval(one.row.label, found.difference, ends.low, ends.high, decided,
-                                             keys(found.runs)))  # fmt: skip
+    for metric in dict.fromkeys(effect.contrast.metric for effect in effects):
         name = named(metric, group.table)
-        picture = svg.forest(rows, f"{group.title}, {name}: differences from {effects[0].reference.label}")
-        figures.append(Figure(name, picture))
+        points = [_effect_point(effect) for effect in effects if effect.contrast.metric == metric]
+        figures.append(Figure(name, Forest(points), alt=f"{group.title}, {name}: differences from {reference}"))
     caption = (
-        f"Points of error less {effects[0].reference.label}, with 95 % intervals of each difference alone; "
-        "filled: p < .05 after Holm."
+        f"Points of error less {reference}, with 95 % intervals of each difference alone; filled: p < .05 after Holm."
     )
     return Gallery(group.title, tuple(figures), "medium", caption)
 
 
+def _effect_point(effect: Effect) -> Point:
+    label, contrast = effect.row.label, effect.contrast
+    interval = f" {bounds(contrast.interval)}" if math.isfinite(contrast.interval.low) else ""
+    return Point(
+        contrast.difference,
+        label,
+        f"{label}: {signed(contrast.difference)}{interval}",
+        interval=contrast.interval,
+        kind="ours" if effect.p < 0.05 else "open",
+        trials=keys(contrast.runs),
+    )
+
+
 def curve_gallery(group: ResultTable) -> Gallery | None:
     """Return one panel a row with its held-out error by epoch, the first row's mean behind it."""
-    there = [(row, _band(row.evidence)) for row in group.rows if row.evidence is not None]
-    known = [(row, band, runs) for row, (band, runs) in there if band is not None]
-    if not known or group.table in DERIVED.values():
+    runs_by_row = [(row, curve_runs(row.evidence)) for row in group.rows if row.evidence is not None]
+    bands = [(row, _band(runs), runs) for row, runs in runs_by_row if runs]
+    if not bands or group.table in DERIVED.values():
         return None
     # The first tenth of a curve falls from chance and would press all else to the floor.
-    settled = [band.high[len(band.high) // 10 :] for _, band, _ in known]
-    low, high = min(min(band.low) for _, band, _ in known), max(max(part) for part in settled)
+    settled = [band.high[len(band.high) // 10 :] for _, band, _ in bands]
+    low, high = min(band.low.min() for _, band, _ in bands), max(part.max() for part in settled)
     pad = 0.04 * (high - low or 1.0)
+    first_row, first, _ = bands[0]
     figures = []
-    first = known[0][1]
-    for row, band, runs in known:
-        bands = [band] + ([] if band is first else [first._replace(base=True)])
-        picture = svg.curves(bands, low - pad, high + pad, f"{row.label}: held-out error by epoch", keys(runs))
-        figures.append(Figure(row.label, picture, f"{plain(band.mean[-1])} at the end, {count(len(runs), 'run')}"))
-    caption = f"Held-out top-1 error by epoch: mean and range of a row's trainings; grey: {known[0][0].label}."
+    for row, band, runs in bands:
+        chart = Curves(band, first if band is not first else None, low - pad, high + pad, keys(runs))
+        caption = f"{plain(band.mean[-1])} at the end, {count(len(runs), 'run')}"
+        figures.append(Figure(row.label, chart, caption, f"{row.label}: held-out error by epoch"))
+    caption = f"Held-out top-1 error by epoch: mean and range of a row's trainings; grey: {first_row.label}."
     return Gallery(group.title, tuple(figures), "small", caption)
 
 
-def _band(evidence: CellResults) -> tuple[svg.Band | None, tuple[Run, ...]]:
-    runs = curve_runs(evidence)
-    if not runs:
-        return None, ()
+def _band(runs: Sequence[Run]) -> Band:
     # A training that stopped early stays where it was.
     longest = max(len(run.curve) for run in runs)
-    stacked: Floats = np.stack([np.pad(run.curve, (0, longest - len(run.curve)), mode="edge") for run in runs])
-    mean, low, high = (list(map(float, x)) for x in (stacked.mean(axis=0), stacked.min(axis=0), stacked.max(axis=0)))
-    return svg.Band(mean, low, high), runs
+    curves: Floats = np.stack([np.pad(run.curve, (0, longest - len(run.curve)), mode="edge") for run in runs])
+    return Band(curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0))
 
 
 def size_gallery(group: ResultTable) -> Gallery | None:
@@ -94,56 +96,59 @@ def size_gallery(group: ResultTable) -> Gallery | None:
         metrics = [AVERAGE, *(metric for metric in metrics if metric == TOP1)]
     figures = []
     for metric in metrics[:2]:
-        points = [point for row in group.rows for point in _points(group, row, metric)]
+        points = [point for row in group.rows for point in _size_points(group, row, metric)]
         if len({point.x for point in points}) > 1:
-            title = f"{group.title}: {named(metric, group.table)} against parameters"
-            picture = svg.scatter(points, "million parameters", "error, %", title, logarithmic=True)
-            figures.append(Figure(named(metric, group.table), picture))
+            name = named(metric, group.table)
+            chart = Scatter(points, "million parameters", "error, %")
+            figures.append(Figure(name, chart, alt=f"{group.title}: {name} against parameters"))
     paper = "; hollow: the paper's error" if group.comparable else ""
     caption = f"Error with its 95 % interval against exact parameter counts, logarithmic{paper}."
     return Gallery(group.title, tuple(figures), "medium", caption) if figures else None
 
 
-def _points(group: ResultTable, row: Row, metric: str) -> list[svg.Point]:
-    ours = number(row.evidence, metric)
+def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
+    """Yield the paper's point of a row, and ours."""
     if row.evidence is None or not math.isfinite(row.evidence.parameters):
-        return []
-    found, size = [], row.evidence.parameters
+        return
+    ours, size = number(row.evidence, metric), row.evidence.parameters
     printed = group.paper(row, metric) if group.comparable else None
     if printed is not None:
-        found.append(svg.Point(f"{row.label}, paper", size, printed.value, kind="paper"))
+        tip = f"{row.label}, paper: {printed.value:.2f} at {size:.3g}"
+        yield Point(printed.value, tip=tip, x=size, kind="paper")
     if ours.known:
-        low, high = ours.interval
-        found.append(svg.Point(row.label, size, ours.average.mean, low, high, "ours", keys(ours.runs)))
-    return found
+        mean = ours.average.mean
+        tip = f"{row.label}: {mean:.2f} at {size:.3g}"
+        yield Point(mean, row.label, tip, size, ours.interval, trials=keys(ours.runs))
 
 
 def dropout_galleries(survey: SweepResults) -> list[Gallery]:
     """Return, a cell, one chart of hold-out error for each rate that its study chose."""
     search = survey.sweep.protocol.search
-    return [] if search is None else [
-        _responses(evidence, search) for evidence in survey.cells
-        if any(tried.value is not None and math.isfinite(tried.value) for tried in evidence.tried)
-    ]  # fmt: skip
+    if search is None:
+        return []
+    galleries = (_response_gallery(evidence, search) for evidence in survey.cells)
+    return [gallery for gallery in galleries if gallery is not None]
 
 
-def _responses(evidence: CellResults, search: Search) -> Gallery:
-    known = [tried for tried in evidence.tried if tried.value is not None and math.isfinite(tried.value)]
-    values = sorted(tried.value or 0.0 for tried in known)
+def _response_gallery(evidence: CellResults, search: Search) -> Gallery | None:
+    tried = [(point, point.value) for point in evidence.tried if point.value is not None and math.isfinite(point.value)]
+    if not tried:
+        return None
+    values = sorted(value for _, value in tried)
+    low, median = values[0], values[len(values) // 2]
     # Diverged trials sit at chance: drawn at the top edge, they do not press the others together.
-    low, high = values[0], min(values[-1], values[len(values) // 2] + 3 * (values[len(values) // 2] - values[0]) + 0.5)
-    pad, winner = 0.06 * (high - low or 1.0), evidence.winner
+    high = min(values[-1], median + 3 * (median - low) + 0.5)
+    pad = 0.06 * (high - low or 1.0)
     figures = []
     for place in space(search, evidence.cell):
         points = []
-        for tried in known:
-            rate, value = dict(tried.run.trial.dropout)[place.after], tried.value or 0.0
-            kind = "pick" if tried is winner else "ours" if tried.complete else "open"
-            keys = " ".join(run.key for run in tried.runs)
-            points.append(svg.Point(f"{rate:g}: {value:.2f}", rate, value, kind=kind, runs=keys))
-        title = f"{evidence.cell.label}: hold-out error by dropout after {place.after}"
-        picture = svg.response(points, low - pad, high + pad, (place.low, place.high), title)
-        figures.append(Figure(f"after {place.after}", picture))
+        for point, value in tried:
+            rate = dict(point.run.trial.dropout)[place.after]
+            kind: Kind = "pick" if point is evidence.winner else "ours" if point.complete else "open"
+            points.append(Point(value, "", f"{rate:g}: {value:.2f}", rate, kind=kind, trials=keys(point.runs)))
+        chart = Responses(points, low - pad, high + pad, (place.low, place.high))
+        alt = f"{evidence.cell.label}: hold-out error by dropout after {place.after}"
+        figures.append(Figure(f"after {place.after}", chart, alt=alt))
     return Gallery(evidence.cell.label, tuple(figures), "tiny")
 
 
@@ -152,45 +157,40 @@ def _responses(evidence: CellResults, search: Search) -> Gallery:
 
 def analysis_parts(ledger: Ledger, survey: SweepResults) -> list[Table | Gallery]:
     """Return the tables and pictures of the analysis jobs, of the first analysed run of each cell."""
-    found: list[Table | Gallery] = []
-    for job in JOBS:
-        shown = [
-            (evidence, run, run.analyses[job])
-            for evidence in survey.cells
-            for run in [run for run in evidence.runs if job in run.analyses][:1]
-        ]
-        if shown:
-            found.append(_analysis_table(job, shown))
-            pictures = tuple(figure for _, run, summary in shown for figure in _pictures(ledger, run, summary))
-            if pictures:
-                found.append(Gallery(JOBS[job], pictures, "wide"))
-    return found
+    parts: list[Table | Gallery] = []
+    for job, title in JOBS.items():
+        analysed = [[run for run in evidence.runs if job in run.analyses][:1] for evidence in survey.cells]
+        runs = [run for first in analysed for run in first]
+        if runs:
+            parts.append(_analysis_table(job, runs))
+            pictures = tuple(figure for run in runs for figure in _pictures(ledger, run, run.analyses[job]))
+            parts += [Gallery(title, pictures, "wide")] if pictures else []
+    return parts
 
 
-def _analysis_table(job: str, shown: Sequence[tuple[CellResults, Run, Json]]) -> Table:
-    rows = [(evidence, run, row) for evidence, run, summary in shown for row in summary["rows"]]
-    names = list(dict.fromkeys(name for *_, row in rows for name in row))
+def _analysis_table(job: str, runs: Sequence[Run]) -> Table:
+    rows = [(run, row) for run in runs for row in run.analyses[job]["rows"]]
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
     lines = []
-    for evidence, run, row in rows:
-        places = [Entry(_word(row.get(name)), runs=(run,), cell=evidence.cell.key) for name in names]
-        lines.append((Entry(evidence.cell.label, cell=evidence.cell.key), *places))
-    numeric = {name: all(isinstance(row.get(name), int | float | None) for *_, row in rows) for name in names}
+    for run, row in rows:
+        cell = run.trial.cell
+        entries = [Entry(_word(row.get(name)), runs=(run,), cell=cell.key) for name in names]
+        lines.append((Entry(cell.label, cell=cell.key), *entries))
+    numeric = {name: all(isinstance(row.get(name), int | float | None) for _, row in rows) for name in names}
     align = "l" + "".join("r" if numeric[name] else "l" for name in names)
-    notes = tuple(dict.fromkeys(str(note) for *_, summary in shown for note in summary.get("notes", ())))
+    notes = tuple(dict.fromkeys(str(note) for run in runs for note in run.analyses[job].get("notes", ())))
     return Table(f"analysis-{job}", JOBS[job], ("cell", *names), align, tuple(lines), notes)
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NONE
-    return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else str(value)
+    return f"{value:.4g}".replace("-", MINUS) if isinstance(value, float) else str(value)
 
 
-def _pictures(ledger: Ledger, run: Run, summary: Mapping[str, Any]) -> list[Figure]:
-    figures = []
+def _pictures(ledger: Ledger, run: Run, summary: Json) -> Iterator[Figure]:
     for name in summary["files"]:
         content = ledger.read(f"trials/{run.key}/analysis/{summary['job']}/{name}") if name.endswith(".png") else None
         if content is not None and len(content) <= LARGEST:
             title = f"{run.trial.cell.label}: {name.removesuffix('.png').replace('_', ' ')}"
-            figures.append(Figure(title, "", run.key, content))
-    return figures
+            yield Figure(title, content, run.key, title)

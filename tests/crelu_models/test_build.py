@@ -1,6 +1,7 @@
 """Built nets: the paper's names, shapes and counts; initial weights; dropout."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -155,6 +156,12 @@ def test_the_scores_of_a_narrow_net_by_plain_functions():
     torch.testing.assert_close(module.eval()(x), expected.mean((2, 3)))
 
 
+def test_batch_norm_is_that_of_cifar_torch() -> None:
+    norms = [each for each in build(S4, 10).modules() if isinstance(each, nn.BatchNorm2d | nn.BatchNorm1d)]
+    assert len(norms) == 14
+    assert {(norm.eps, norm.momentum, norm.affine) for norm in norms} == {(1e-3, 0.1, True)}
+
+
 def test_channels_last_and_bf16_train():
     net = S4.width(0.125).crelu(1, 3, width=0.5)
     module = ready(net).to(memory_format=torch.channels_last)
@@ -201,6 +208,15 @@ def test_nets_start_alike_where_their_tensors_agree():
     other = {name for name in plain if plain[name].shape != halved[name].shape}
     assert other == {"conv4.weight", "conv4.bias"}
     assert all(torch.equal(plain[name], halved[name]) for name in plain if name not in other)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_layers_of_one_shape_start_apart(init: str):
+    module = ready(S2.width(0.125), init)
+    weights = [module.conv4.weight, module.conv5.weight, module.conv6.weight]
+    assert len({weight.shape for weight in weights}) == 1
+    for one, other in itertools.combinations(weights, 2):
+        assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.1
 
 
 def test_initialise_is_no_different_in_another_layout():

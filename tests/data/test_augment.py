@@ -33,20 +33,11 @@ def plain(image: Tensor) -> Tensor:
 
 def places(images: Tensor, seen: Tensor, crop: int) -> list[tuple[int, int, bool]]:
     """Return where in its picture each view was cut, and whether mirrored, by looking for it."""
-    found = []
-    for image, cut in zip(images, seen, strict=True):
-        normal = plain(image)
-        hits = [
-            (y, x, mirror)
-            for y in range(image.shape[1] - crop + 1)
-            for x in range(image.shape[2] - crop + 1)
-            for mirror in (False, True)
-            if torch.allclose(normal[:, y : y + crop, x : x + crop].flip(2) if mirror else
-                              normal[:, y : y + crop, x : x + crop], cut, atol=1e-5)
-        ]  # fmt: skip
-        assert len(hits) == 1
-        found.append(hits[0])
-    return found
+    windows = plain(images).unfold(2, crop, 1).unfold(3, crop, 1).movedim(1, 3)  # (n, y, x, 3, crop, crop)
+    either = torch.stack([windows, windows.flip(5)], 3)
+    hits = (either - seen[:, None, None, None]).abs().amax((4, 5, 6)) < 3e-5
+    assert (hits.flatten(1).sum(1) == 1).all()
+    return [(y, x, bool(mirror)) for _, y, x, mirror in hits.nonzero().tolist()]
 
 
 def test_scrambler_is_splitmix64() -> None:

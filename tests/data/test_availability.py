@@ -4,7 +4,6 @@ import dataclasses
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from crelu_models.tables import S2
@@ -16,20 +15,16 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
+from tests.support.pictures import picture_folder
 
 EMBEDDED = "synthetic:train=64,test=32"
 
 
 @pytest.fixture(scope="module")
 def name(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from PIL import Image
-
-    folder, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for number in range(80):
-        (folder / f"class{number % 2}").mkdir(exist_ok=True)
-        picture = Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8))
-        picture.save(folder / f"class{number % 2}" / f"{number}.png")
-    return f"folder:{folder}"
+    folder = tmp_path_factory.mktemp("pictures")
+    picture_folder(folder, "all", {"class0": 40, "class1": 40}, (32, 32))
+    return f"folder:{folder / 'all'}"
 
 
 @pytest.fixture(scope="module")

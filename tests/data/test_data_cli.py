@@ -39,8 +39,11 @@ def test_prepare_verify_info_and_bench_follow_each_other(tmp_path: Path, capsys:
     assert "fingerprint" in capsys.readouterr().out
 
 
-def test_bench_prints_a_row_for_each_file_and_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_prints_a_row_for_each_file_and_reader(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ffcv")
+    monkeypatch.setattr(sys.modules["data.__main__"], "_BENCH_PICTURES", 2000)
     name = "synthetic:train=40,test=10"
     place = ["--data-dir", str(tmp_path)]
     assert main(["prepare", name, *place, "--writer", "native"]) == 0
@@ -127,7 +130,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
             except OSError:  # the other end is closed
                 break
         os.close(leader)
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
     assert b"300/300" in said
     assert b"\x1b[" in said
     monkeypatch.setattr(sys.modules["data.__main__"], "_EVERY", 0.0)

@@ -105,6 +105,23 @@ def test_data_dir_is_flag_then_variable_then_default(monkeypatch: pytest.MonkeyP
     assert data_dir("relative").is_absolute()
 
 
+@pytest.mark.parametrize(
+    ("name", "held_out"), [("cifar10", 10_000), ("cifar100", 10_000), ("imagenet", 50_000), ("synthetic", 800)]
+)
+def test_hold_out_is_a_fifth_of_cifar_and_50_pictures_a_class_of_imagenet(name: str, held_out: int) -> None:
+    assert dataset(name).holdout == held_out
+
+
+def test_orders_and_parts_are_written_down() -> None:
+    """Other ones would give every result other pictures, and no result would say so."""
+    labels = np.arange(12) % 3
+    assert order(0, 0, np.arange(12)).tolist() == [6, 1, 2, 4, 5, 0, 10, 11, 7, 3, 9, 8]
+    assert order(3, 7, np.arange(12)).tolist() == [1, 10, 7, 8, 4, 2, 11, 5, 6, 3, 0, 9]
+    assert [holdout(labels, 4, seed)[1].tolist() for seed in (0, 1)] == [[3, 9, 10, 11], [0, 4, 5, 6]]
+    assert [held_out.tolist() for _, held_out in folds(labels, 4, 0)] == [[1, 3, 11], [0, 5, 7], [4, 6, 8], [2, 9, 10]]
+    assert [held_out.tolist() for _, held_out in folds(labels, 4, 1)] == [[2, 4, 9], [1, 6, 11], [3, 5, 10], [0, 7, 8]]
+
+
 def test_order_is_a_permutation_of_its_indices() -> None:
     indices = np.arange(100, 1100)
     shuffled = order(3, 1, indices)

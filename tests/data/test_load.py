@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -202,10 +201,8 @@ def test_an_error_in_ffcvs_thread_reaches_the_consumer(files: dict) -> None:
     reader = FFCVReader(beton.read_index(files["raw"]), 1, pin=False)
     metadata = reader._loader.reader.metadata
     reader._loader.reader.metadata = None
-    began = time.monotonic()
     with pytest.raises(RuntimeError, match="FFCV stopped"):
         list(reader.read(np.arange(100), 10))
-    assert time.monotonic() - began < 60
     reader._loader.reader.metadata = metadata
     assert len(list(reader.read(np.arange(100), 10))) == 10  # and the loader still serves
 

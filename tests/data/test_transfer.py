@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -188,7 +187,7 @@ def test_a_killed_pull_goes_on_where_it_was(folder: Path, tmp_path: Path) -> Non
         asked += first.stdout.readlines()
     assert not list(node.glob("*.beton"))
     with slowly(0.0, folder, node) as second:
-        said, error = second.communicate(timeout=60)
+        said, error = second.communicate(timeout=300)
     assert second.returncode == 0, error
     assert files(node) == {name: content for name, content in files(folder).items() if "train60" in name}
     again = said.count("part ")
@@ -199,7 +198,7 @@ def test_a_killed_pull_goes_on_where_it_was(folder: Path, tmp_path: Path) -> Non
 
 def test_processes_that_start_at_once_pull_once(folder: Path, tmp_path: Path) -> None:
     crowd = [slowly(0.01, folder, tmp_path / "node") for _ in range(3)]
-    said = [process.communicate(timeout=100) for process in crowd]
+    said = [process.communicate(timeout=300) for process in crowd]
     assert [process.returncode for process in crowd] == [0, 0, 0], said
     pulled = [out.count("part ") for out, _ in said]
     assert sorted(map(bool, pulled)) == [False, False, True]
@@ -210,13 +209,12 @@ def test_whoever_waits_for_another_can_give_up(folder: Path, tmp_path: Path) -> 
     def weary() -> None:
         raise InterruptedError("asked to leave")
 
-    with slowly(0.05, folder, tmp_path / "node") as first:
+    with slowly(5.0, folder, tmp_path / "node") as first:
         assert first.stdout is not None
         first.stdout.readline()
-        began = time.monotonic()
         with pytest.raises(InterruptedError, match="asked to leave"):
             pull(str(folder), tmp_path / "node", [NAME], alive=weary)
-        assert time.monotonic() - began < 5
+        assert first.poll() is None, "it has waited for the other's end"
         first.kill()
 
 

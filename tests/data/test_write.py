@@ -8,7 +8,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from data.datasets import beton_path, dataset, holdout, stem
 from data.load import ThreadReader
 from data.write import prepare, verify
 from tests.support.pictures import cifar_tree, picture_folder
+from tests.support.waiting import until
 
 WRITERS = ["native", *(["ffcv"] if importlib.util.find_spec("ffcv") else [])]
 
@@ -289,11 +289,13 @@ def test_a_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
         process = subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
         )
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".*.partial")) and time.monotonic() < deadline:
-            time.sleep(0.02)
+
+        def alive(process: subprocess.Popen[str] = process) -> None:
+            assert process.poll() is None, process.communicate()
+
+        until(lambda: list(tmp_path.glob(".*.partial")), "a file under way", 300, alive, poll=0.02)
         process.send_signal(blow)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == status, said
         assert "Traceback" not in said
         assert not list(tmp_path.glob("*.beton"))
@@ -314,7 +316,7 @@ def test_a_dead_writing_process_is_an_error_not_a_wait(tmp_path: Path) -> None:
         "try: write._write_readable(Path(sys.argv[1]), source._replace(picture=fall), 'train', options, print)\n"
         "except OSError as error: print(error)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, timeout=300)
     assert "SIGKILL" in ran.stdout, ran.stderr
 
 

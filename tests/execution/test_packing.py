@@ -296,11 +296,11 @@ def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(
 def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom sweeps.execution.watchdog import Watchdog\nfrom sweeps.store.ledger import Ledger\n"
-        "watch = Watchdog(Ledger(sys.argv[1]), ['a', 'b', 'c'], 0.5).__enter__()\n"
-        "for key in 'abcab':\n    time.sleep(0.2)\n    watch.set_current(key)\n"
-        "def stuck():\n    time.sleep(60)\n\nstuck()\n"
+        "watch = Watchdog(Ledger(sys.argv[1]), ['a', 'b', 'c'], 2.0).__enter__()\n"
+        "for key in 'abcab':\n    time.sleep(0.5)\n    watch.set_current(key)\n"
+        "def stuck():\n    time.sleep(600)\n\nstuck()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=300, check=False)
     assert done.returncode == 1
     ledger = Ledger(str(tmp_path))
     # Another session may pack them otherwise.
@@ -310,9 +310,8 @@ def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
     assert "stuck" in ledger.attempts("b")[0]["trace"]
 
 
-@pytest.mark.timeout(400)
 def test_sweep_in_packs_ends_as_each_trial_alone(tmp_path: Path) -> None:
-    said = call(tmp_path, "--smoke-test", "--pack", "2", seconds=360)
+    said = call(tmp_path, "--smoke-test", "--pack", "2")
     assert said.returncode == 0, said.stderr
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
     assert len(ledger.results()) == 2

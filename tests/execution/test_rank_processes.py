@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,13 +34,14 @@ from sweeps.execution.resources import (
     why_unschedulable,
 )
 from sweeps.execution.tuner import failure_signature
-from sweeps.experiment.trial import Trial
+from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.ledger import Ledger, failed_attempt
 from sweeps.training.distributed import Ranks
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
 from tests.support.commands import checkpoints, child_runs, started, wait_for
 from tests.support.trials import SMALL, runtime_config, trial_of
+from tests.support.waiting import until
 
 # With learning rates at which a net does not blow the order of its sums up: two threads in place of one differ as much.
 FAMILIES = {"allconv with dropout": 1e-3, "VGG with batch norm": 3e-4, "All-CNN-B": 0.01, "All-CNN-B by Adam": 1e-4}
@@ -77,10 +77,8 @@ def lost(trial: Trial, here: RuntimeConfig, rank: int, epoch: int = 1) -> None:
         if at == epoch:
             os.kill(left[rank], signal.SIGKILL)
 
-    began = time.monotonic()
     with pytest.raises(RuntimeError, match=f"rank {rank} of {here.ranks} died .signal 9."):
         rank_processes.run_trial(trial, here, kill)
-    assert time.monotonic() - began < 60
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
 
 
@@ -103,7 +101,8 @@ def assert_same(trial: Trial, here: RuntimeConfig, there: RuntimeConfig) -> None
     for mine, theirs in zip(history(trial, here), history(trial, there), strict=True):
         assert mine == pytest.approx(theirs, abs=ERROR)
     tables = [folder(trial, at) / "tables/scores.parquet" for at in (here, there)]
-    if any(path.exists() for path in tables):
+    assert [path.exists() for path in tables] == [PHASES[trial.phase].test] * 2
+    if PHASES[trial.phase].test:
         mine, theirs = (pq.read_table(path) for path in tables)
         assert mine["id"].to_pylist() == theirs["id"].to_pylist() == sorted(mine["id"].to_pylist())
         assert mine["label"] == theirs["label"]
@@ -195,14 +194,11 @@ def test_ranks_of_a_killed_worker_end(data: Path, tmp_path: Path) -> None:
     )
     here = dataclasses.asdict(runtime_config(data, tmp_path, ranks=2))
     words = [sys.executable, "-c", code, json.dumps(exact("All-CNN-B").to_json()), json.dumps(here)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400)
     assert done.returncode == -signal.SIGKILL, done.stderr
     pids = done.stdout.split()
     assert len(pids) == 2
-    ends = time.monotonic() + 10
-    while any(running(pid) for pid in pids):
-        assert time.monotonic() < ends
-        time.sleep(0.05)
+    until(lambda: not any(running(pid) for pid in pids), f"ranks {pids} have ended", 60, poll=0.05)
 
 
 def running(pid: str) -> bool:
@@ -229,7 +225,7 @@ def test_error_of_a_rank_is_told_with_its_own_trace(data: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="not those the sweep was planned with") as found:
         rank_processes.run_trial(exact("All-CNN-B"), here, lambda *_: None)
     told = failed_attempt(found.value, final=True)
-    assert "in open_sets" in told["trace"]
+    assert "in open_splits" in told["trace"]
     assert failure_signature(told) == failure_signature(failed_attempt(own_error(data, tmp_path), final=True))
 
 
@@ -316,14 +312,13 @@ def ranks_below(folder: Path) -> list[int]:
     return sorted(found)
 
 
-@pytest.mark.timeout(600)
 def test_sweep_whose_trials_have_two_ranks_survives_the_death_of_one(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
     words = ["--smoke-test", "--set", "recipe.epochs=6", "--ranks", "2"]
     with started(tmp_path, *words) as process:
         wait_for("a checkpoint", lambda: checkpoints(ledger), process)
         os.kill(ranks_below(tmp_path)[-1], signal.SIGKILL)
-        said = process.communicate(timeout=300)
+        said = process.communicate(timeout=500)
     assert process.returncode == 0, said
     results = ledger.results()
     assert [result["hardware"]["ranks"] for result in results.values()] == ["2", "2"]

@@ -17,7 +17,7 @@ def printed(code: str) -> Any:
     """Return what `code` prints, as JSON, run by a Python of its own."""
     given = os.environ | {"PYTHONWARNINGS": "ignore"}
     words = [sys.executable, "-c", code]
-    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=given, timeout=280, check=False)
+    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=given, timeout=400, check=False)
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout)
 
@@ -89,17 +89,19 @@ def test_a_ray_that_does_not_start_is_tried_twice_and_then_a_sentence(monkeypatc
 
 def test_a_ray_that_is_started_here_has_no_spare_parts_and_is_left_at_once() -> None:
     code = (
-        "import json, os, time, pathlib\n"
+        "import json, os, time, pathlib, signal\n"
         "from sweeps.execution import ray_runtime\n"
         "import ray\n"
+        "signal.signal(signal.SIGTERM, ours := lambda *_: None)\n"
         "ray_runtime.init_ray('local', 1)\n"
         "session = ray._private.worker._global_node.get_session_dir_path()\n"
         "words = [p.read_bytes().decode().split('\\0') for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')]\n"
         "parts = {os.path.basename(w) for line in words if any(session in w for w in line) for w in line[:4]}\n"
-        "print(json.dumps([sorted(parts), time.time()]))\n"
+        "print(json.dumps([sorted(parts), signal.getsignal(signal.SIGTERM) is ours, time.time()]))\n"
     )
-    parts, last = printed(code)
+    parts, same_handler, last = printed(code)
     ended = time.time()
     assert {"raylet", "gcs_server"} <= set(parts)
     assert not {"monitor.py", "log_monitor.py", "dashboard.py"} & set(parts)
+    assert same_handler, "Ray's handler of SIGTERM ends the process from inside Ray's code"
     assert ended - last < 20

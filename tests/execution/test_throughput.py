@@ -157,7 +157,7 @@ def drive(folder: str) -> None:
 def test_the_driver_hears_of_each_epoch_and_each_measurement(tmp_path: Path) -> None:
     code = "import sys; from tests.execution.test_throughput import drive; drive(sys.argv[1])"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=280,
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=400,
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

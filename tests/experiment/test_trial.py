@@ -6,8 +6,8 @@ import json
 import pytest
 
 from crelu_models.tables import PAPER, S2, S8
-from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG
-from sweeps.experiment.trial import PHASES, Cell, Trial, cell_from_json, cell_to_json, trial_from_json
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, VGG
+from sweeps.experiment.trial import PHASES, SCHEMA, Cell, Trial, cell_from_json, cell_to_json, trial_from_json
 
 CELL = Cell("Baseline", S2, "cifar10", ALLCONV, "1", "Baseline")
 TRIAL = Trial(CELL)
@@ -48,13 +48,16 @@ def test_dropout_is_part_of_the_net_however_it_came_there() -> None:
     assert Trial(CELL, dropout=(("pool1", 0.0),)).key == TRIAL.key
 
 
-def test_key_is_written_down() -> None:
+def test_keys_are_written_down() -> None:
     """A changed key would orphan every result there is: raise SCHEMA on purpose, never by accident."""
-    assert (
-        Trial(Cell("", S8, "imagenet", IMAGENET_SGD)).key == Trial(Cell("", PAPER["S8"], "imagenet", IMAGENET_SGD)).key
-    )
-    assert len(TRIAL.key) == 20
-    assert set(TRIAL.key) <= set("0123456789abcdef")
+    assert SCHEMA == 1
+    assert CELL.key == "40832de40927d5d9e739"
+    assert TRIAL.key == "6d8ad5ef5cae97be13cc"
+    fold = Cell("", S8.crelu(1, 4, 7, width=0.5), "imagenet", IMAGENET_ADAM)
+    assert Trial(fold, "fold", 2, (("conv9", 0.25),), 3, 10).key == "2ea73d8bccfbd0b56962"
+    second = Trial(Cell("", PAPER["S4"], "cifar100", VGG), "match", 1000, match="train_loss", reference="0" * 20)
+    assert second.key == "316870175b288779e903"
+    assert Trial(CELL, "holdout", pruning_thresholds=(1000.0, 50.5)).key == "f4d7b05a69c8d6ff7f76"
 
 
 @pytest.mark.parametrize("phase", sorted(PHASES))
@@ -72,20 +75,20 @@ def test_trial_survives_json(name: str, phase: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "says"),
     [
-        {"seed": 1},
-        {"key": "0" * 20},
-        {"schema": 99},
-        {"phase": "nonsense"},
-        {"cell": None},
-        {"dropout": [["nowhere", 0.5]]},
-        {"dropout": 5},
-        {"bars": ["x"]},
+        ({"seed": 1}, "its key is"),
+        ({"key": "0" * 20}, "its key is '00000000000000000000'"),
+        ({"schema": 99}, "has schema 99; this version reads"),
+        ({"phase": "nonsense"}, "phase is one of .*, not 'nonsense'"),
+        ({"cell": None}, "not a cell"),
+        ({"dropout": [["nowhere", 0.5]]}, "no dropout after 'nowhere'"),
+        ({"dropout": 5}, "not a trial: TypeError"),
+        ({"bars": ["x"]}, "could not convert string to float: 'x'"),
     ],
 )
-def test_trial_of_a_stranger_is_refused(damage: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"not a|schema|phase|dropout|convert"):
+def test_trial_of_a_stranger_is_refused(damage: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
         trial_from_json(TRIAL.to_json() | damage)
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.postgres import Postgres
 from tests.support.servers import free_port, wait_for_answer
+from tests.support.waiting import until
 
 SECRET = "correct horse battery staple"
 VERB = [sys.executable, "-m", "sweeps", "serve"]
@@ -29,7 +30,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def said(*words: str, **more: str) -> tuple[int, str]:
-    done = subprocess.run([*VERB, *words], capture_output=True, text=True, env=environment(**more), timeout=120)
+    done = subprocess.run([*VERB, *words], capture_output=True, text=True, env=environment(**more), timeout=300)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -45,12 +46,20 @@ def serving(folder: Path, *words: str, **more: str) -> Iterator[tuple[str, subpr
         yield f"http://127.0.0.1:{port}", server
         server.send_signal(signal.SIGTERM)
         server.wait(120)
-        with pytest.raises(ProcessLookupError):
-            os.killpg(server.pid, 0)
+        until(lambda: not group_lives(server.pid), "the end of all the server's processes", 60)
     finally:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+
+
+def group_lives(group: int) -> bool:
+    """Return whether a process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def status(address: str, user: str = "", host: str = "") -> int:
@@ -103,14 +112,13 @@ def client(address: str, what: str, artifacts: str = "", **more: str) -> Any:
     """Return all that a client sees at an address, after it wrote three runs where `what` says so."""
     login = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": SECRET}
     done = subprocess.run(
-        [sys.executable, "-c", CLIENT, address, what, artifacts], capture_output=True, text=True, timeout=240,
+        [sys.executable, "-c", CLIENT, address, what, artifacts], capture_output=True, text=True, timeout=400,
         env=environment(**login, **more),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.timeout(600)
 def test_server_asks_who_comes_and_by_which_name_and_is_restored_whole(tmp_path: Path) -> None:
     secret, out, tar = tmp_path / "secret", tmp_path / "out", tmp_path / "kept.tar"
     secret.write_text(SECRET + "\n")
@@ -153,7 +161,6 @@ def _own_address() -> str:
             return "127.0.0.2"
 
 
-@pytest.mark.timeout(600)
 def test_store_on_postgresql_is_restored_whole_to_another(tmp_path: Path, postgres: Postgres) -> None:
     first, second, tar = postgres.database("one"), postgres.database("other"), tmp_path / "kept.tar"
     key, artifacts = {"PGPASSWORD": postgres.password}, tmp_path / "a" / "mlartifacts"

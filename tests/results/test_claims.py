@@ -162,7 +162,9 @@ def test_claims_on_other_data_are_withheld(tmp_path: Path) -> None:
     cells = tuple(scaled(cell, "demo") for cell in PLACEMENTS)
     sweep = Sweep("imagenet_placement", "demo", cells, Protocol(seeds=3))
     means = {"Baseline": 50.0}
-    for ruling in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, means, 0.1))):
+    rulings = judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, means, 0.1)))
+    assert len(rulings) > 5
+    for ruling in rulings:
         assert (ruling.decision, ruling.withheld) == ("not run", "embedded pictures")
 
 

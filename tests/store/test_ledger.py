@@ -1,8 +1,8 @@
 """The ledger: whole files or none, results as the commit point, tries counted, nothing lost."""
 
 import json
-import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -15,7 +15,7 @@ import torch
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Checkpoint
 from sweeps.store.checkpoint_header import progress
-from sweeps.store.lease import Busy, Lease, driver
+from sweeps.store.lease import Busy, Lease, claim, driver, elsewhere, unclaim
 from sweeps.store.ledger import Ledger
 
 
@@ -73,6 +73,22 @@ def test_failing_write_leaves_the_old_file_and_no_half_one(ledger: Ledger, monke
         ledger.write("a/b.json", b"new")
     assert ledger.read("a/b.json") == b"old"
     assert os.listdir(ledger.path("a")) == ["b.json"]
+
+
+def test_file_is_on_the_disk_before_it_takes_its_name(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (calls.append("fsync"), fsync(number)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new)))
+    ledger.write("a/b.json", b"new")
+    assert calls == ["fsync", "replace"]
+
+
+def test_results_are_those_of_the_keys_asked_for(ledger: Ledger) -> None:
+    for key in "abc":
+        ledger.commit(key, {"key": key})
+    assert ledger.results(["c", "a", "missing"]) == {"a": {"key": "a"}, "c": {"key": "c"}}
+    assert list(ledger.results()) == ["a", "b", "c"]
 
 
 def test_half_written_files_are_not_named(ledger: Ledger) -> None:
@@ -165,24 +181,47 @@ def test_lease_of_a_killed_driver_is_taken_over(ledger: Ledger) -> None:
         assert json.loads((ledger.read("leases/s.json") or b"").decode())["pid"] == os.getpid()
 
 
-def _write_many(root: str, value: str) -> None:
-    for _ in range(50):
-        Ledger(root).write("results/k.json", json.dumps({"key": value * 2000}).encode())
+def held(ledger: Ledger, sweep: str, host: str, pid: int, silent: float) -> None:
+    """Write the lease of a driver that gave its last sign of life so many seconds ago."""
+    ledger.write_json(f"leases/{sweep}.json", {"owner": "x", "pid": pid, "host": host, "beat": time.time() - silent})
+
+
+@pytest.mark.parametrize(("silent", "lives"), [(0, True), (50, True), (70, False), (1e6, False)])
+def test_driver_on_another_host_is_dead_after_a_minute_of_silence(ledger: Ledger, silent: float, lives: bool) -> None:
+    held(ledger, "s", "another host", 1, silent)
+    assert (driver(ledger, "s") is not None) == lives
+
+
+def test_trial_is_elsewhere_while_the_driver_that_claimed_it_lives(ledger: Ledger) -> None:
+    claim(ledger, "other", "k")
+    assert not elsewhere(ledger, "mine", "k")  # nobody drives the other sweep
+    held(ledger, "other", platform.node(), os.getpid(), 0)
+    assert elsewhere(ledger, "mine", "k")
+    assert not elsewhere(ledger, "other", "k")
+    assert not elsewhere(ledger, "mine", "another")
+    held(ledger, "other", "another host", os.getpid(), 0)
+    assert not elsewhere(ledger, "mine", "k")  # the driver that claimed it has gone; this one is another
+    unclaim(ledger, "k")
+    held(ledger, "other", platform.node(), os.getpid(), 0)
+    assert not elsewhere(ledger, "mine", "k")
+
+
+WRITE_MANY = """
+import json, sys
+from sweeps.store.ledger import Ledger
+for _ in range(50):
+    Ledger(sys.argv[1]).write("results/k.json", json.dumps({"key": sys.argv[2] * 2000}).encode())
+"""
 
 
 def test_reader_never_sees_half_a_file(ledger: Ledger) -> None:
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    writers = [context.Process(target=_write_many, args=(ledger.root, value)) for value in "ab"]
-    for writer in writers:
-        writer.start()
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE_MANY, ledger.root, value]) for value in "ab"]
     seen = set()
-    while any(writer.is_alive() for writer in writers):
+    while any(writer.poll() is None for writer in writers):
         found = ledger.read("results/k.json")
         if found is not None:
             seen.add(json.loads(found)["key"])
         time.sleep(0.001)
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
+    assert [writer.wait() for writer in writers] == [0, 0]
     assert seen <= {"a" * 2000, "b" * 2000}
     assert seen

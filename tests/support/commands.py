@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return inherited | {"HOME": str(home), "PYTHONWARNINGS": "ignore", "CI": "true", "COLUMNS": "140"} | more
 
 
-def call(folder: Path, *arguments: str, seconds: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
+def call(folder: Path, *arguments: str, seconds: float = 400, **more: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
         command(folder, *arguments), capture_output=True, text=True, timeout=seconds, env=environment(folder, **more)
@@ -41,13 +42,19 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(what: str, ready: Callable[[], object], process: subprocess.Popen[str], seconds: float = 180) -> None:
+def wait_for(what: str, ready: Callable[[], object], process: subprocess.Popen[str], seconds: float = 300) -> None:
     """Wait until `ready()` is true; fail where the process ends first or the time is over."""
 
     def alive() -> None:
         assert process.poll() is None, f"{what}: the command ended with {process.returncode}\n{process.communicate()}"
 
     until(ready, what, seconds, alive, poll=0.05)
+
+
+def children_cpu_seconds() -> float:
+    """Return the CPU seconds of this process's children that have ended: what they cost, however busy the machine."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def checkpoints(ledger: Ledger) -> list[str]:

@@ -15,8 +15,8 @@ from tests.support.servers import free_port
 
 def programs() -> Path | None:
     """Return the folder of the newest PostgreSQL's programs, or None where none is installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), key=lambda path: int(path.parts[-3]))
-    return found[-1].parent if found else None
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), key=lambda path: int(path.parts[-3]))
+    return installed[-1].parent if installed else None
 
 
 class Postgres:

@@ -71,8 +71,8 @@ def make(ledger: Ledger, sweep: Sweep, outcome: Callable[[Trial], Made | None]) 
     """Finish every trial of a sweep, wave by wave; those for which `outcome` is None stay to do."""
     left: set[str] = set()
     while True:
-        found = plan(sweep, ledger, {})
-        todo = [trial for trial in found.to_do if trial.key not in left]
+        today = plan(sweep, ledger, {})
+        todo = [trial for trial in today.to_do if trial.key not in left]
         if not todo:
             break
         for trial in todo:
@@ -103,13 +103,14 @@ def scores(labels: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any], classes: i
 def voting(errors: list[float], vote: float, n: int) -> list[np.ndarray[Any, Any]]:
     """Return the pictures that each network gets wrong, so that they err as `errors` say, and together as `vote`."""
     shared = round(n * vote / 100)
-    found, cursor = [], 0
+    wrong = []
+    cursor = 0
     for error in errors:
-        own = round(n * error / 100) - shared
-        extra = shared + (cursor + np.arange(own)) % (n - shared)
-        cursor += own
-        found.append(np.concatenate([np.arange(shared), extra]))
-    return found
+        count = round(n * error / 100) - shared
+        extra = shared + (cursor + np.arange(count)) % (n - shared)
+        cursor += count
+        wrong.append(np.concatenate([np.arange(shared), extra]))
+    return wrong
 
 
 def as_printed(trial: Trial, n: int = 0, classes: int = 10) -> Made:
@@ -122,15 +123,15 @@ def as_printed(trial: Trial, n: int = 0, classes: int = 10) -> Made:
     if trial.phase == "fold":
         average = printed(AVERAGE)
         errors = spread(average.value, average.se, trial.folds)
-        kept: dict[str, np.ndarray[Any, Any]] = {}
+        table: dict[str, np.ndarray[Any, Any]] = {}
         if n:
             wrong = voting(errors, printed(VOTE).value, n)[trial.fold]
-            kept = scores(np.arange(n) % classes, wrong, classes)
-        return Made({TOP1: errors[trial.fold]}, scores=kept)
+            table = scores(np.arange(n) % classes, wrong, classes)
+        return Made({TOP1: errors[trial.fold]}, scores=table)
     if trial.phase == "match":
         train = printed(TRAIN)
-        found = {TOP1: printed(TOP1).value} | ({TRAIN: train.value} if train else {})
-        return Made(found, curve=[], seconds=900.0)
+        metrics = {TOP1: printed(TOP1).value} | ({TRAIN: train.value} if train else {})
+        return Made(metrics, curve=[], seconds=900.0)
     return Made({}, seconds=800.0)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S5, S9
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
-from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.trial import PHASES, Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
 
@@ -64,13 +64,15 @@ def runtime_config(data: Path, ledger: Path, **changes: Any) -> RuntimeConfig:
 
 def artifact_hashes(ledger: Path, trial: Trial) -> dict[str, str]:
     """Return hashes of a finished trial's curves, weights and scores; times and speeds are left out."""
+    result = Ledger(str(ledger)).result(trial.key)
+    assert result is not None
+    tested = PHASES[trial.phase].test and result["status"] == "finished"
+    assert ("tables/scores.parquet" in result["files"]) == tested
     folder = Ledger(str(ledger)).path(f"trials/{trial.key}")
     history = json.loads(Path(folder, "history.json").read_text())
     curves = [
         {name: value for name, value in row.items() if name != "time_ms" and "sys/" not in name} for row in history
     ]
-    hashes = {"history": json.dumps(curves)}
-    for name in ("weights.safetensors", "tables/scores.parquet"):
-        path = Path(folder, name)
-        hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-    return hashes
+    names = ["weights.safetensors", *(["tables/scores.parquet"] if tested else [])]
+    hashes = {name: hashlib.sha256(Path(folder, name).read_bytes()).hexdigest() for name in names}
+    return hashes | {"history": json.dumps(curves)}

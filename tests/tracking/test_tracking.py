@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from sweeps.tracking.layout import VIEW, Page, params_of, placement
 from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, is_tracked, publish_report
 from sweeps.tracking.tracker import Tracker
 from tests.support.postgres import Postgres
+from tests.support.waiting import until
 
 CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV, "1", "Baseline"), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
 SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))
@@ -269,12 +271,12 @@ def test_trial_that_moves_all_the_time_keeps_no_other_waiting(
     tracker = Tracker(store, ledger, SWEEP, print)
     tracker.enqueue(restless)
     tracker.enqueue(quiet)
-    projection = MlflowRuns(store, ledger, SWEEP)
-    ends = time.monotonic() + 60
-    while not (projection.runs.get(quiet.key) and len(points(projection, quiet, "train/loss")) == 2):
-        assert time.monotonic() < ends
-        time.sleep(0.2)
+
+    def sent() -> bool:
         projection = MlflowRuns(store, ledger, SWEEP)
+        return bool(projection.runs.get(quiet.key)) and len(points(projection, quiet, "train/loss")) == 2
+
+    until(sent, "both epochs of the quiet trial", 300)
     monkeypatch.setattr(MlflowRuns, "sync_trial", send)
     assert tracker.close(60.0) == 0
 
@@ -307,16 +309,17 @@ def _counted(call: Any, asked: list[str]) -> Any:
 def test_store_that_is_away_slows_nothing_and_is_told_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    away = Store("http://127.0.0.1:9", "away")
     said: list[str] = []
     trial = Trial(CELLS[0])
     finish(ledger, trial, 9.0)
-    tracker = Tracker(away, ledger, SWEEP, said.append)
-    began = time.monotonic()
-    for _ in range(1000):
-        tracker.enqueue(trial)
-    assert time.monotonic() - began < 1.0
-    assert tracker.close(30.0) == 1
+    # A server that takes connections and answers nothing: each request costs a second.
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        tracker = Tracker(Store(f"http://127.0.0.1:{silent.getsockname()[1]}", "away"), ledger, SWEEP, said.append)
+        began = time.monotonic()
+        for _ in range(1000):
+            tracker.enqueue(trial)
+        assert time.monotonic() - began < 100
+        assert tracker.close(30.0) == 1
     assert len(said) == 1
     assert "training goes on" in said[0]
 

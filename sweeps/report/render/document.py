@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+from sweeps.report.render.chart import Chart
 from sweeps.results.evidence import Run
 from sweeps.results.statistics import Interval
 
@@ -49,12 +50,12 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A chart (SVG, or a PNG's bytes) with what stands above and below it."""
+    """A chart, or a picture as PNG, with the title and caption above it; `alt` is what a screen reader says."""
 
     title: str
-    svg: str
+    content: Chart | bytes
     caption: str = ""
-    png: bytes = b""
+    alt: str = ""
 
 
 class Gallery(NamedTuple):
@@ -150,3 +151,9 @@ def count(n: int, noun: str) -> str:
     """Return a number of things: 1 cell, 2 cells, 3 studies."""
     many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{n:,} {noun if n == 1 else many}"
+
+
+def split_note(note: str) -> tuple[str, str]:
+    """Return the mark that a note explains (empty for a note on the table), and its words."""
+    mark, gap, words = note.partition("  ")
+    return (mark, words) if gap else ("", note)

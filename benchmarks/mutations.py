@@ -1,0 +1,787 @@
+"""Would a test fail if this line were wrong? One-line faults, each in a copy of the tree, each against a few tests.
+
+    python -m benchmarks.mutations --record mutations.jsonl        # all, a second start goes on where this one ended
+    python -m benchmarks.mutations --only 'crelu_models/*' --list
+
+A mutation names text that occurs exactly once in its file, what replaces it, and the tests that ought to notice.
+`caught` is a failing test, `survived` none, `invalid` a run that says nothing: a syntax error, a test that is not
+there, a timeout. tests/test_mutations.py holds the list against the tree, so that it cannot rot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import gc
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TREE = ("crelu_models", "data", "sweeps", "tests", "benchmarks", "pyproject.toml")
+# Imported once for all runs: each of these takes longer to load than a test of ours takes.
+LIBRARIES = ("torch", "scipy.special", "scipy.stats", "pyarrow.parquet", "pyarrow.fs", "safetensors.torch", "optuna",
+             "numba", "simplejpeg", "PIL.Image", "pytest")  # fmt: skip
+
+OPTIONS = ("-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "pytest_timeout")
+
+
+class Mutation(NamedTuple):
+    """A fault in one line: file, text that occurs in it exactly once, text in its place, tests that ought to fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the mutation in one line."""
+        return f"{self.file}: {_line(self.old)} → {_line(self.new) or 'nothing'}"
+
+    @property
+    def room(self) -> str:
+        """Return the room that the file lies in: a package, of sweeps a folder below it."""
+        package, _, rest = self.file.partition("/")
+        return f"{package}/{rest.partition('/')[0]}" if package == "sweeps" else package
+
+    def apply(self, root: Path) -> str:
+        """Return the mutated file of a tree; ValueError where the text is not there exactly once."""
+        content = (root / self.file).read_text(encoding="utf-8")
+        if content.count(self.old) != 1:
+            raise ValueError(f"{self.file} has {self.old!r} {content.count(self.old)} times, not once")
+        return content.replace(self.old, self.new)
+
+
+class Outcome(NamedTuple):
+    """Result of one run: the word, the test that failed or the reason, and seconds."""
+
+    word: Literal["caught", "survived", "invalid"]
+    by: str
+    seconds: float
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _faults(file: str, tests: str | tuple[str, ...], *changes: tuple[str, ...]) -> list[Mutation]:
+    """Return mutations of a file: old text, new text, and the test that is the likeliest to fail."""
+    files = (tests,) if isinstance(tests, str) else tests
+    return [
+        Mutation(file, old, new, (*(test if "::" in test else f"{files[0]}::{test}" for test in likely), *files))
+        for old, new, *likely in changes
+    ]
+
+
+# fmt: off
+MUTATIONS: tuple[Mutation, ...] = (
+    # crelu_models
+    *_faults("crelu_models/activations.py", "tests/crelu_models/test_activations.py",
+        ("torch.neg(part, out=down).clamp_min_(0)",
+         "torch.neg(part, out=down).clamp_max_(0)"),
+        ("return up - down, None",
+         "return up + down, None"),
+        ("part.sub_(_where_positive(down, negative, 0))",
+         "part.add_(_where_positive(down, negative, 0))"),
+        ("return torch.cat([x, x.neg()], 1).relu_()",
+         "return torch.cat([x.neg(), x], 1).relu_()"),
+        ("return x.abs()",
+         "return x.relu()"),
+        ("nn.LeakyReLU(1 / 3)",
+         "nn.LeakyReLU(3)"),
+        ("[self.inner(x), self.inner(-x)]",
+         "[self.inner(x), -self.inner(-x)]"),
+        ("crelu(x - x.mean(1, keepdim=True))",
+         "crelu(x - x.mean(0, keepdim=True))"),
+    ),
+    *_faults("crelu_models/activations.py",
+             ("tests/crelu_models/test_activations.py", "tests/crelu_models/test_build.py"),
+        ("nn.PReLU(channels, init=0.25)",
+         "nn.PReLU(1, init=0.25)",
+         "test_only_prelu_learns"),
+    ),
+    *_faults("crelu_models/kernels.py", "tests/crelu_models/test_activations.py",
+        ("outputs[row, width + word] = (value ^ sign) &",
+         "outputs[row, width + word] = value &"),
+        ("negated = size | ((size + magnitude) & sign & ~down)",
+         "negated = size | (sign & ~down)",
+         "test_compiled_loops_agree_on_every_number"),
+        ("nan |= size + over\n",
+         "nan |= size\n"),
+    ),
+    *_faults("crelu_models/modules.py", "tests/crelu_models/test_build.py",
+        ("return x * mask * (1 / (1 - rate))",
+         "return x * mask",
+         "test_dropout_drops_its_share_and_scales_the_rest"),
+        ("dropped = min(round(self.rate * STEPS), STEPS - 1)",
+         "dropped = min(round((1 - self.rate) * STEPS), STEPS - 1)",
+         "test_dropout_drops_its_share_and_scales_the_rest"),
+        ("BN_EPS, BN_MOMENTUM = 1e-3, 0.1",
+         "BN_EPS, BN_MOMENTUM = 1e-5, 0.1",
+         "test_batch_norm_is_that_of_cifar_torch"),
+        ("scale = math.sqrt(2 / fan_out)",
+         "scale = math.sqrt(1 / fan_out)",
+         "test_weights_have_the_spread_of_their_initialisation"),
+        ("fan_out = shape[0] * shape[2:].numel()",
+         "fan_out = shape[0]",
+         "test_weights_have_the_spread_of_their_initialisation"),
+        ("torch.cat([half, -half], 1)",
+         "torch.cat([half, half], 1)",
+         "test_a_looks_linear_crelu_net_starts_linear"),
+        ("energy, factor = ENERGY[row.act], CHANNEL_FACTOR[row.act]",
+         "energy, factor = PICTURE_ENERGY, CHANNEL_FACTOR[row.act]",
+         "test_he_fan_in_does_not_blow_up_behind_avr"),
+        ("seed_from(\"weights\", seed, row.name)",
+         "seed_from(\"weights\", seed)",
+         "test_initialise_undoes_a_training"),
+        ("seed_from(\"dropout\", seed, epoch, step, layer.name)",
+         "seed_from(\"dropout\", seed, epoch, layer.name)",
+         "test_masks_are_a_function_of_seed_epoch_step_and_layer"),
+        ("nn.AdaptiveAvgPool2d(1)",
+         "nn.AdaptiveMaxPool2d(1)",
+         "test_the_average_pool_is_over_whatever_map_is_there"),
+        ("ceil_mode=row.ceil",
+         "ceil_mode=False",
+         "test_sides_behind_a_pool_are_torchs"),
+    ),
+    *_faults("crelu_models/spec.py", ("tests/crelu_models/test_spec.py", "tests/crelu_models/test_build.py"),
+        ("layer.filters * (1 + 2 * layer.row.bn",
+         "layer.filters * (1 + layer.row.bn"),
+    ),
+    *_faults("crelu_models/spec.py", "tests/crelu_models/test_spec.py",
+        ("scaled = int(row[1] * factor + 0.5)",
+         "scaled = int(row[1] * factor)"),
+        ("inputs = channels * before**2 if",
+         "inputs = channels * before if"),
+    ),
+    *_faults("crelu_models/spec.py", "tests/crelu_models/test_build.py",
+        ("(windows - 1) * row.stride >= side + row.pad",
+         "(windows - 1) * row.stride > side + row.pad",
+         "test_sides_behind_a_pool_are_torchs"),
+    ),
+    *_faults("crelu_models/spec.py", ("tests/crelu_models/test_spec.py", "tests/crelu_models/test_tables.py"),
+        ("layer.weights * layer.side**2 for",
+         "layer.weights * layer.side for"),
+    ),
+    *_faults("crelu_models/tables.py", "tests/crelu_models/test_tables.py",
+        ("S10 = S8.crelu(*range(1, 8)).dropout(0.25, 9)",
+         "S10 = S8.crelu(*range(1, 8)).dropout(0.5, 9)"),
+        ("Conv(\"conv9\",   384,  3, 2, 1),",
+         "Conv(\"conv9\",   384,  3, 2, 0),"),
+        ("width=0.5).width(0.5, 11).dropout(0.25, 9)",
+         "width=0.5).dropout(0.25, 9)"),
+    ),
+    *_faults("crelu_models/sources.py", "tests/crelu_models/test_sources.py",
+        ("entries = [table[kind] for kind in kinds if kind in table]",
+         "entries = list(table.values())",
+         "test_an_edit_of_an_activation_changes_exactly_the_nets_that_use_it"),
+    ),
+    # data
+    *_faults("data/augment.py", "tests/data/test_augment.py",
+        ("(_uniform(base, ids, _FLIP) < 0.5)",
+         "(_uniform(base, ids, _FLIP) < 0.4)"),
+        ("top = _integers(base, ids, _ROW, side - crop + 1) - shift",
+         "top = _integers(base, ids, _ROW, side - crop) - shift"),
+        ("left = _integers(base, ids, _COLUMN,",
+         "left = _integers(base, ids, _ROW,"),
+        ("first = (images.shape[2] - crop) // 2\n",
+         "first = images.shape[2] - crop\n"),
+        ("mean, std).to(dtype)\n\n\ndef ten_views",
+         "mean, std).flip(3).to(dtype)\n\n\ndef ten_views"),
+        ("(far, 0), (far, far), (far",
+         "(far, 0), (0, 0), (far"),
+        ("yield view.flip(3)",
+         "yield view.flip(2)"),
+        ("torch.tensor([-m / s for",
+         "torch.tensor([m / s for"),
+        ("[1 / (255 * s) for s in std]",
+         "[1 / (256 * s) for s in std]"),
+        ("[math.sqrt(value) for value in eigenvalues]",
+         "[value for value in eigenvalues]"),
+        ("((epoch * SPLITMIX64[0]) & _MASK)",
+         "((0 * SPLITMIX64[0]) & _MASK)"),
+    ),
+    *_faults("data/load.py", "tests/data/test_load.py",
+        ("self._batches(order[start * batch :], batch)",
+         "self._batches(order[start:], batch)",
+         "test_an_epoch_resumes_in_its_middle"),
+        ("torch.from_numpy(self.labels[order])",
+         "torch.from_numpy(self.labels[np.sort(order)])",
+         "test_batches_are_the_indices_in_their_order"),
+        ("self._check(order[first : first + batch])",
+         "self._check(order[:0])",
+         "test_a_damaged_picture_is_named"),
+    ),
+    *_faults("data/datasets.py", "tests/data/test_datasets.py",
+        ("sample_key(\"order\", seed, epoch)",
+         "sample_key(\"order\", seed + epoch)",
+         "test_orders_and_parts_are_written_down"),
+        ("np.argsort(quota - exact, kind=\"stable\")",
+         "np.argsort(exact - quota, kind=\"stable\")"),
+        ("shuffled[fold::k]",
+         "shuffled[fold * len(labels) // k : (fold + 1) * len(labels) // k]"),
+        ("sample_key(\"folds\", seed, int(c))",
+         "sample_key(\"folds\", int(c))",
+         "test_orders_and_parts_are_written_down"),
+        ("rest[selected] = False",
+         "rest[selected[:-1]] = False"),
+        ("return 8 * round(7 * size / 64)",
+         "return 8 * (7 * size // 64)"),
+        ("\"val\": 50_000}, \"val\", 50_000)",
+         "\"val\": 50_000}, \"val\", 100_000)"),
+        ("holdout=train // 5,",
+         "holdout=train // 10,"),
+        ("max(1, facts.holdout * counts[\"train\"] // facts.splits[\"train\"])",
+         "max(1, facts.holdout)"),
+    ),
+    *_faults("data/beton.py", "tests/data/test_write.py",
+        ("    digest.update(index.labels.astype(\"<i8\").tobytes())\n",
+         "",
+         "test_number_of_workers_changes_no_digit"),
+    ),
+    *_faults("data/write.py", "tests/data/test_write.py",
+        ("covariance = second / pixels / 255**2 - np.outer(mean, mean)",
+         "covariance = second / pixels / 255**2",
+         "test_colours_of_the_sidecar_are_those_of_the_pictures"),
+        ("    vectors = vectors[:, ::-1]\n",
+         "",
+         "test_colours_of_the_sidecar_are_those_of_the_pictures"),
+        ("allowed = max(1, count // 1000)",
+         "allowed = max(1, count // 100)",
+         "test_many_unreadable_pictures_stop_it_without_a_file"),
+    ),
+    *_faults("data/sources.py", "tests/data/test_write.py",
+        (".transpose(0, 2, 3, 1))",
+         ".transpose(0, 3, 2, 1))",
+         "test_a_small_tree_in_cifars_layout_is_read"),
+        ("batch.get(b\"fine_labels\")",
+         "batch.get(b\"coarse_labels\")",
+         "test_cifar100_uses_its_fine_labels"),
+    ),
+    *_faults("data/sources.py", ("tests/data/test_write.py", "tests/data/test_synthetic.py"),
+        ("(\"test\", _TEST_FROM)",
+         "(\"test\", 0)"),
+    ),
+    # sweeps/experiment
+    *_faults("sweeps/experiment/recipe.py",
+             ("tests/experiment/test_written_down.py", "tests/experiment/test_recipe.py"),
+        ("self.schedule_epochs // self.epochs + 1",
+         "self.schedule_epochs // self.epochs"),
+        ("dampening=0.9, shift=4, drop_last=True",
+         "dampening=0.0, shift=4, drop_last=True"),
+        ("350, 350, 0.05, 1e-3,",
+         "350, 350, 0.05, 5e-4,"),
+        ("momentum: float = 0.9\n",
+         "momentum: float = 0.99\n"),
+        ("if self.drop_last else -(-pictures // self.batch))",
+         "if self.drop_last else pictures // self.batch)"),
+        ("return self.weight_decay * self.stage(epoch).decay_factor",
+         "return self.weight_decay"),
+        ("Dimension(\"conv9\", 0.0, 0.5, 0.25)",
+         "Dimension(\"conv9\", 0.0, 0.5, 0.05)"),
+        ("(done + 1 / steps) / self.warmup_epochs",
+         "done / self.warmup_epochs"),
+    ),
+    *_faults("sweeps/experiment/trial.py", ("tests/experiment/test_phases.py", "tests/experiment/test_trial.py"),
+        ("SCHEMA = 1\n",
+         "SCHEMA = 2\n"),
+        ("Phase(\"holdout\", \"last\", True)",
+         "Phase(\"full\", \"last\", True)"),
+        ("Phase(\"fold\", \"best\", True)",
+         "Phase(\"fold\", \"last\", True)"),
+        ("Phase(\"holdout\", \"best\", False, True)",
+         "Phase(\"holdout\", \"best\", True, True)"),
+        ("hashlib.sha256(_canonical(value).encode())",
+         "hashlib.sha256((_canonical(value) + \"\\n\").encode())"),
+        ("seed_from(self.seed, \"restart\", times)",
+         "self.seed + times"),
+        ("min(PROBE, -(-learned // 4)",
+         "min(PROBE, -(-learned // 5)"),
+        ("\"net\": _canonical(self.net.to_json()) if self.dropout else net",
+         "\"net\": net"),
+        ("content[\"bars\"] = list(self.pruning_thresholds)",
+         "content[\"bars\"] = len(self.pruning_thresholds)"),
+    ),
+    *_faults("sweeps/experiment/plan.py", ("tests/experiment/test_phases.py", "tests/experiment/test_plan.py"),
+        ("why = stale(result, fingerprints.get(trial.cell.dataset, \"\"), codes[trial.cell.key])",
+         "why = \"\""),
+        ("len(attempts) >= MAX_ATTEMPTS",
+         "len(attempts) > MAX_ATTEMPTS"),
+        (" or any(attempt.get(\"final\") for attempt in attempts)",
+         ""),
+        ("Trial(cell, \"match\", SECOND_SEED + seed,",
+         "Trial(cell, \"match\", seed,"),
+        ("key=lambda trial: (trial.seed % SECOND_SEED, trial.fold)",
+         "key=lambda trial: (trial.fold, trial.seed)"),
+        ("inner = search.folds == 0 and search.seed == 0",
+         "inner = search.folds == 0"),
+        ("for fold in range(protocol.folds)]",
+         "for fold in range(protocol.folds - 1)]"),
+        ("self.seeds * (self.ablation + 2 * self.single)",
+         "self.seeds * (self.ablation + self.single)"),
+    ),
+    *_faults("sweeps/experiment/search.py", "tests/experiment/test_search.py",
+        ("KEPT = 1 / 3",
+         "KEPT = 1 / 2"),
+        (" if result.get(\"status\") == \"finished\" and result.get(\"curve\")",
+         " if result.get(\"curve\")"),
+        ("return min(known, key=lambda asked: (asked.value, asked.number)",
+         "return max(known, key=lambda asked: (asked.value, asked.number)"),
+        ("if epoch >= WARM_UP - 1 else NO_THRESHOLD",
+         "if epoch >= WARM_UP else NO_THRESHOLD"),
+        ("seed_from(search.seed, key, number)",
+         "seed_from(search.seed, key)"),
+        ("OBJECTIVE = \"best/val_top1_err\"",
+         "OBJECTIVE = \"best/val_loss\""),
+        ("P_PRUNE = 0.1",
+         "P_PRUNE = 0.3"),
+        ("for step in range(_steps(dimension) + 1)]",
+         "for step in range(_steps(dimension))]"),
+    ),
+    *_faults("sweeps/experiment/profiles.py",
+             ("tests/experiment/test_written_down.py", "tests/experiment/test_recipe.py"),
+        ("epochs=recipe.epochs // 10)",
+         "epochs=recipe.epochs // 5)"),
+    ),
+    # sweeps/training
+    *_faults("sweeps/training/loop.py", "tests/training/test_learner.py",
+        ('target, reduction="sum")',
+         'target, reduction="sum", label_smoothing=0.1)',
+         "test_a_step_in_parts_is_the_step_on_the_mean_loss_of_the_batch"),
+        ("self.model.parameters(), recipe.clip_norm)",
+         "self.model.parameters(), 10 * recipe.clip_norm)",
+         "test_a_gradient_is_cut_at_the_norm_of_the_recipe"),
+        ("(loss / batch).backward()",
+         "(loss / len(part)).backward()",
+         "test_a_step_in_parts_is_the_step_on_the_mean_loss_of_the_batch"),
+        ("recipe.learning_rate(self.epoch, self.step_count, self.steps)",
+         "recipe.learning_rate(self.epoch, 0, self.steps)",
+         "test_each_step_has_the_rate_and_decay_of_its_epoch_and_place"),
+        ("recipe.decay(self.epoch)",
+         "recipe.decay(0)",
+         "test_each_step_has_the_rate_and_decay_of_its_epoch_and_place"),
+        ("        self.step_count = step\n",
+         "        self.step_count = 0\n",
+         "test_a_restored_learner_goes_on_as_the_one_that_was_saved"),
+        ('        self.sums.copy_(tensors["sums"] if self.ranks.is_rank0 else torch.zeros(4))\n',
+         "",
+         "test_a_restored_learner_goes_on_as_the_one_that_was_saved"),
+        ("        self.sums.zero_()\n",
+         "",
+         "test_errors_of_an_epoch_are_over_its_own_batches"),
+        ("        self.model.train()\n",
+         "",
+         "test_a_step_trains_also_after_an_evaluation"),
+        ("if not torch.isfinite(sums[0]):",
+         "if torch.isnan(sums[0]):",
+         "test_a_loss_that_is_infinite_or_no_number_has_diverged"),
+    ),
+    *_faults("sweeps/training/optim.py", "tests/training/test_loop.py",
+        ("BETAS, EPSILON = (0.9, 0.999), 1e-8",
+         "BETAS, EPSILON = (0.9, 0.99), 1e-8"),
+        ("dampening=self.recipe.dampening",
+         "dampening=0.0"),
+        ("nesterov=False",
+         "nesterov=True"),
+        ("fused=True, weight_decay=decay, momentum",
+         "fused=True, weight_decay=0.0, momentum"),
+    ),
+    *_faults("sweeps/training/evaluate.py", "tests/training/test_evaluate.py",
+        ("(scores > true) | ((scores == true) & (index < labels[:, None]))",
+         "scores > true"),
+        ("(rank >= 5) | invalid",
+         "(rank > 5) | invalid"),
+        ("return Errors(loss, 100 * top1, 100 * top5)",
+         "return Errors(loss, 100 * top5, 100 * top1)"),
+        ('row["val/loss"], -row["epoch"])',
+         'row["val/loss"], row["epoch"])',
+         "tests/training/test_result.py::test_the_best_epoch_has_the_least_error_then_the_least_loss_then_is_the_later"),
+        ("    model.eval()\n",
+         "    model.train()\n"),
+        ("mean_softmax + (softmax - mean_softmax) / number",
+         "mean_softmax + softmax"),
+    ),
+    *_faults("sweeps/training/splits.py", "tests/training/test_splits.py",
+        ("beton_path(name, facts.final, where), config) if phase.test",
+         'beton_path(name, "train", where), config) if phase.test'),
+        ("        train_indices, val_indices = holdout(train.labels, facts.holdout, SPLIT_SEED)\n",
+         "        _, val_indices = holdout(train.labels, facts.holdout, SPLIT_SEED)\n"),
+        ("SPLIT_SEED)[trial.fold]",
+         "SPLIT_SEED)[0]"),
+        ("holdout(train.labels, facts.holdout, SPLIT_SEED)[1]\n",
+         "holdout(train.labels, facts.holdout, SPLIT_SEED)[0]\n"),
+    ),
+    *_faults("sweeps/training/views.py", "tests/training/test_views.py",
+        ("seed=self.trial.seed,\n",
+         "seed=0,\n"),
+        ("order(self.trial.seed, epoch, self.splits.train_indices)",
+         "order(self.trial.seed, 0, self.splits.train_indices)"),
+        ("torch.from_numpy(train.labels[indices])",
+         "torch.from_numpy(train.labels[self.splits.train_indices])"),
+        ("flip=recipe.flip",
+         "flip=True"),
+        ("                yield batch, view\n",
+         "                yield batch, view.flip(3)\n"),
+        ("sidecar = self.splits.train.sidecar\n        crop",
+         "sidecar = pictures.sidecar\n        crop"),
+    ),
+    *_faults("sweeps/training/trainer.py", "tests/training/test_trainer.py",
+        ("and best_epoch(state.history) is row:",
+         "and row:",
+         "test_weights_of_the_best_epoch_are_kept_and_tested"),
+        ('if self.phase.select == "best" and len',
+         "if len",
+         "test_a_row_of_table_4_keeps_the_last_weights"),
+        ("value.detach().clone() for name, value in learner.model",
+         "value.detach() for name, value in learner.model",
+         "test_weights_of_the_best_epoch_are_kept_and_tested"),
+        ('least = min(past["val/top1_err"] for past in state.history)',
+         'least = row["val/top1_err"]',
+         "test_a_search_trial_is_pruned_where_its_least_error_is_above_the_threshold"),
+        ("if least > trial.pruning_thresholds",
+         "if least < trial.pruning_thresholds",
+         "test_a_search_trial_is_pruned_where_its_least_error_is_above_the_threshold"),
+        ('row.get("probe/loss", math.inf) <= self.target.loss',
+         'row["train/loss"] <= self.target.loss',
+         "test_the_second_phase_of_single_stops_where_its_rule_says"),
+        ('"best/probe_loss" if trial.match == "train_loss" else',
+         '"best/val_loss" if trial.match == "train_loss" else',
+         "test_the_second_phase_of_single_stops_where_its_rule_says"),
+        ("learner.epoch >= self.target.epoch",
+         "learner.epoch > self.target.epoch",
+         "test_the_second_phase_of_single_stops_where_its_rule_says"),
+        ('self.best = {name[5:]: value for name, value in saved.tensors.items() if name.startswith("best/")}',
+         "self.best = {}",
+         "test_weights_of_the_best_epoch_are_kept_and_tested"),
+        ("        state.restarts += 1\n",
+         "        state.restarts += 2\n",
+         "tests/training/test_resume.py::test_training_that_fails_starts_anew_three_times_and_is_marked"),
+    ),
+    *_faults("sweeps/training/run_trial.py", "tests/training/test_trainer.py",
+        ("trainer.learner.model.load_state_dict(trainer.best)",
+         "pass",
+         "test_weights_of_the_best_epoch_are_kept_and_tested"),
+        ("trainer.measure(LEARNED, trainer.splits.train_indices)",
+         "trainer.measure(LEARNED, trainer.splits.probe_indices)"),
+    ),
+    *_faults("sweeps/training/result.py", "tests/training/test_result.py",
+        ("best = best_epoch(outcome.history)",
+         "best = outcome.history[-1]"),
+        ('scores.log() if name == "ten_softmax" else scores',
+         "scores"),
+        ('{"top1_err": 100 * (1 - 1 / classes),',
+         '{"top1_err": 100 / classes,'),
+        ("        return numbers | _chance(trial, outcome)\n",
+         "        return _chance(trial, outcome) | numbers\n"),
+    ),
+    *_faults("sweeps/training/shared_batches.py", "tests/execution/test_packing.py",
+        ("(trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)",
+         "(trial.cell.dataset, trial.phase, trial.fold, trial.folds)",
+         "test_only_what_decides_the_batches_is_in_the_key_of_a_stream"),
+    ),
+    # sweeps/store
+    *_faults("sweeps/store/checkpoint.py", "tests/store/test_ledger.py",
+        ("if digest(tensors, notes[\"state\"]) != notes[\"sha256\"]:",
+         "if digest(tensors, notes[\"state\"]) == \"\":"),
+        ("[:-KEEP]",
+         "[: -KEEP + 1]"),
+    ),
+    *_faults("sweeps/store/ledger.py", "tests/store/test_ledger.py",
+        ("                os.fsync(stream.fileno())\n",
+         ""),
+        ("result.pop(\"check\", None) == _check(result)",
+         "result.pop(\"check\", None)"),
+        ("there.intersection(keys)",
+         "there"),
+        ("        self.delete(f\"checkpoints/{key}\")\n",
+         ""),
+    ),
+    *_faults("sweeps/store/lease.py", "tests/store/test_ledger.py",
+        ("return other if time.time() - float(other.get(\"beat\", 0)) < SILENCE else None",
+         "return other"),
+    ),
+    *_faults("sweeps/store/lease.py", ("tests/store/test_ledger.py", "tests/execution/test_packing.py"),
+        ("if note is None or note.get(\"sweep\") == sweep:",
+         "if note is None:"),
+        ("all(now.get(name) == note.get(name) for name in (\"pid\", \"host\"))",
+         "bool(now)"),
+    ),
+    *_faults("sweeps/store/checkpoint_header.py", "tests/store/test_ledger.py",
+        ("for name in reversed(ledger.names(",
+         "for name in iter(ledger.names("),
+    ),
+    # sweeps/results
+    *_faults("sweeps/results/statistics.py", "tests/results/test_statistics.py",
+        ("se = float(x.std(ddof=1))",
+         "se = float(x.std(ddof=0))"),
+        ("p = 2 * float(special.stdtr(df, -abs(t)))",
+         "p = float(special.stdtr(df, -abs(t)))"),
+        ("math.sqrt(1 + n * fraction / (1 - fraction))",
+         "math.sqrt(1 + n * fraction)"),
+        ("wide, min(a.n, b.n) - 1, level)",
+         "wide, a.n + b.n - 2, level)"),
+        ("rank = np.argsort(p, axis=-1)",
+         "rank = np.argsort(-p, axis=-1)"),
+        ("np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0)",
+         "np.minimum(steps, 1.0)"),
+        ("min(1.0, 2 * float(special.bdtr(",
+         "min(1.0, 1 * float(special.bdtr("),
+        ("rate, shrink = errors / n, z * z / n",
+         "rate, shrink = errors / n, z / n"),
+        ("softmax += special.softmax(wide, axis=1)",
+         "softmax += wide"),
+        ("\"cifar100\": 2.0",
+         "\"cifar100\": 1.0"),
+        ("max(2 * spread, TOLERANCE[dataset])",
+         "max(spread, TOLERANCE[dataset])"),
+        ("interval.low > margin or interval.high < -margin",
+         "interval.low > margin and interval.high < -margin"),
+        ("ranks = (2 * last - count + 1)[inverse]",
+         "ranks = (2 * last)[inverse]"),
+        ("tail = 0.5 + level / 2",
+         "tail = level"),
+    ),
+    *_faults("sweeps/results/paper.py", "tests/results/test_paper.py",
+        ("\"CReLU half\",  \" 4.73   8.37   9.44±.09",
+         "\"CReLU half\",  \" 4.73   8.37   9.94±.09"),
+        ("Comparison(\"imagenet\", \"CReLU conv1-4\", metric, \"lowest\")",
+         "Comparison(\"imagenet\", \"CReLU conv1-7\", metric, \"lowest\")"),
+        ("return difference >= 0",
+         "return difference > 0"),
+    ),
+    *_faults("sweeps/results/cell_numbers.py", ("tests/results/test_claims.py", "tests/report/test_report.py"),
+        ("\"cifar100\": \"CReLU (1,3,5)\"}",
+         "\"cifar100\": \"CReLU (1,3)\"}"),
+        ("elif metric == TRAIN or evidence.done(\"match\"):",
+         "elif metric == TRAIN:"),
+        ("fits = abs(found.difference) <= theirs.rounding + 1e-9",
+         "fits = abs(found.difference) <= found.tolerance"),
+    ),
+    *_faults("sweeps/results/contrasts.py", "tests/results/test_claims.py",
+        ("1 / folds if folds else None",
+         "None"),
+        ("adjusted = holm([one.p for _, one in found])",
+         "adjusted = [one.p for _, one in found]"),
+        ("alpha / max(family, 1)",
+         "alpha"),
+    ),
+    *_faults("sweeps/results/claims.py", "tests/results/test_claims.py",
+        ("adjusted = holm([one.p for *_, one in asked])",
+         "adjusted = [one.p for *_, one in asked]"),
+        ("decision = \"not run\" if withheld else decide_all(",
+         "decision = decide_all("),
+    ),
+    *_faults("sweeps/results/decisions.py", ("tests/results/test_claims.py", "tests/results/test_capsule.py"),
+        ("return Scores(ids[order], labels[order],",
+         "return Scores(ids[order], labels,"),
+    ),
+    *_faults("sweeps/results/marks.py", "tests/results/test_claims.py",
+        ("2 * sum(map(still_falling, curves)) > len(curves)",
+         "sum(map(still_falling, curves)) > 0"),
+    ),
+    *_faults("sweeps/results/evidence.py", "tests/results/test_claims.py",
+        ("        if _tested(run):",
+         "        if not run.result:"),
+    ),
+    *_faults("sweeps/results/deviations.py", "tests/results/test_claims.py",
+        ("(\"4\", \"CReLU conv1,4,7\"): (\"S13\",        IMAGENET_ADAM)",
+         "(\"4\", \"CReLU conv1,4,7\"): (\"S13\",        IMAGENET_SGD)"),
+    ),
+    # sweeps/execution
+    *_faults("sweeps/execution/packing.py", "tests/execution/test_packing.py",
+        ("MIN_RATIO = {\"cpu\": 0.1",
+         "MIN_RATIO = {\"cpu\": 0.5"),
+        ("if state + more + max(peak, step) <= self.memory:",
+         "if state + more <= self.memory:"),
+    ),
+    *_faults("sweeps/execution/resources.py",
+             "tests/execution/test_rank_processes.py::test_a_trial_is_given_what_the_flags_say",
+        ("int(self.cpus) // self.ranks)",
+         "int(self.cpus))"),
+    ),
+    *_faults("sweeps/execution/worker.py", ("tests/execution/test_packing.py", "tests/training/test_failures.py"),
+        ("failed_attempt(error, final=True)",
+         "failed_attempt(error, final=False)"),
+    ),
+    *_faults("sweeps/execution/throughput.py", "tests/execution/test_throughput.py",
+        ("Maker(rate, memory * self.share)",
+         "Maker(rate, memory)"),
+    ),
+    # sweeps/tracking
+    *_faults("sweeps/tracking/layout.py", "tests/tracking/test_tracking.py::test_placement_fits_an_axis",
+        ("number == runs[-1][-1] + 1",
+         "number >= runs[-1][-1] + 1"),
+    ),
+)
+# fmt: on
+
+
+class _FirstFailure:
+    """Plugin of pytest that notes the first failure."""
+
+    def __init__(self) -> None:
+        self.test = ""
+        self.reason = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a failed phase of a test."""
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a file that cannot be collected."""
+        self._note(report)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.failed and not self.test:
+            self.test = report.nodeid
+            self.reason = _line(report.longreprtext)[-200:]
+
+
+@contextmanager
+def mutated_tree(mutation: Mutation | None) -> Iterator[Path]:
+    """Copy the tree to a temporary folder, with one file mutated."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        root = Path(folder)
+        for name in TREE:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, root / name)
+            else:
+                shutil.copy2(source, root / name)
+        if mutation is not None:
+            content = mutation.apply(root)
+            compile(content, mutation.file, "exec")
+            (root / mutation.file).write_text(content, encoding="utf-8")
+        yield root
+
+
+def run_tests(root: Path, tests: tuple[str, ...]) -> Outcome:
+    """Run tests in a tree, in a forked process that shares the imported libraries and none of our code."""
+    began = time.monotonic()
+    answer = root / "outcome.json"
+    child = os.fork()
+    if child == 0:
+        try:
+            _run_in_child(root, tests, answer)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    seconds = round(time.monotonic() - began, 1)
+    if not answer.exists():
+        return Outcome("invalid", "the process of the tests ended", seconds)
+    code, test, reason = json.loads(answer.read_text())
+    if code == 0:
+        return Outcome("survived", "", seconds)
+    if code != 1 or "Timeout" in reason:
+        return Outcome("invalid", f"{test} {reason}".strip() or f"pytest ended with {code}", seconds)
+    return Outcome("caught", test, seconds)
+
+
+def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
+    """Run pytest with the tree first on the path, its output in a file; write exit code and first failure."""
+    import pytest
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+    os.chdir(root)
+    sys.path[:] = [str(root), *(entry for entry in sys.path if entry and Path(entry).resolve() != ROOT)]
+    os.environ["PYTHONPATH"] = str(root)
+    # Without the plugins that no test needs: pytest would rewrite all of Hypothesis anew each time.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    seen = _FirstFailure()
+    with (root / "pytest.log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
+        code = pytest.main([*OPTIONS, *tests], plugins=[seen])
+    answer.write_text(json.dumps([int(code), seen.test, seen.reason]))
+
+
+def try_mutation(mutation: Mutation) -> Outcome:
+    """Apply a mutation to a copy of the tree and run its tests there."""
+    try:
+        with mutated_tree(mutation) as root:
+            return run_tests(root, mutation.tests)
+    except SyntaxError as error:
+        return Outcome("invalid", f"it does not compile: {error}", 0.0)
+
+
+def main() -> int:
+    """Run the mutations asked for and print what became of each; return 1 where one survived or was invalid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="GLOB", nargs="+", default=["*"], help="of the mutations' names")
+    parser.add_argument("--list", action="store_true", help="print the mutations and run none")
+    parser.add_argument("--record", type=Path, help="file of outcomes; mutations that it holds as caught are not run")
+    parser.add_argument("--jobs", type=int, default=1, help="copies at a time (default 1)")
+    parser.add_argument("--baseline", action="store_true", help="run the tests on the unchanged tree: all must pass")
+    options = parser.parse_args()
+    chosen = [each for each in MUTATIONS if any(fnmatch.fnmatchcase(each.name, glob + "*") for glob in options.only)]
+    if options.list:
+        print("\n".join(mutation.name for mutation in chosen))
+        return 0
+    for library in LIBRARIES:
+        __import__(library)
+    gc.freeze()
+    if options.baseline:
+        return _baseline(chosen)
+    outcomes = _recorded(options.record)
+    to_do = [each for each in chosen if each.name not in outcomes or outcomes[each.name].word != "caught"]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for mutation, outcome in zip(to_do, pool.map(try_mutation, to_do), strict=True):
+            outcomes[mutation.name] = outcome
+            print(f"{outcome.word:9}{outcome.seconds:6.1f} s  {mutation.name}  {outcome.by}", flush=True)
+            if options.record:
+                with options.record.open("a") as file:
+                    file.write(json.dumps([mutation.name, *outcome]) + "\n")
+    print(table(chosen, outcomes))
+    return int(any(outcomes[mutation.name].word != "caught" for mutation in chosen))
+
+
+def _recorded(path: Path | None) -> dict[str, Outcome]:
+    """Return the outcomes that a file holds, the last one of each mutation."""
+    lines = path.read_text().splitlines() if path is not None and path.exists() else []
+    return {name: Outcome(*rest) for name, *rest in map(json.loads, lines)}
+
+
+def _baseline(chosen: list[Mutation]) -> int:
+    """Run each test once on the unchanged tree; return 1 where one fails, which would pass for a caught mutation."""
+    failed = 0
+    for test in dict.fromkeys(test for mutation in chosen for test in mutation.tests):
+        with mutated_tree(None) as root:
+            outcome = run_tests(root, (test,))
+        failed += outcome.word != "survived"
+        print(f"{'passed' if outcome.word == 'survived' else 'FAILED':9}{outcome.seconds:6.1f} s  {test}  {outcome.by}",
+              flush=True)  # fmt: skip
+    return int(failed > 0)
+
+
+def table(chosen: list[Mutation], outcomes: dict[str, Outcome]) -> str:
+    """Return counts by room, then every mutation with the test that caught it, as Markdown."""
+    lines = ["| room | mutations | caught | survived | invalid |", "|---|---:|---:|---:|---:|"]
+    rooms = {room: Counter(outcomes[each.name].word for each in chosen if each.room == room)
+             for room in dict.fromkeys(each.room for each in chosen)}  # fmt: skip
+    total = sum(rooms.values(), Counter[str]())
+    for room, words in [*rooms.items(), ("all", total)]:
+        lines.append(f"| {room} | {words.total()} | {words['caught']} | {words['survived']} | {words['invalid']} |")
+    share = 100 * total["caught"] / max(1, total.total())
+    lines += [f"\n{share:.1f} % caught.\n", "| file | line | caught by |", "|---|---|---|"]
+    for each in chosen:
+        word, by, _ = outcomes[each.name]
+        shown = by.partition("::")[2].partition("[")[0] if word == "caught" else f"**{word}** {by}".strip()
+        change = " → ".join(f"`{_line(text)}`" if _line(text) else "nothing" for text in (each.old, each.new))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (each.file, change, shown)) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The charts of a report as values: what svg.py draws, and a document holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from sweeps.results.evidence import Floats
+from sweeps.results.statistics import Interval
+
+Kind = Literal["ours", "paper", "open", "pick"]
+
+
+class Point(NamedTuple):
+    """A value in a chart: the label beside it, the words under the pointer, its interval, the trials behind it.
+
+    `x` is for charts that have an axis for it.
+    """
+
+    value: float
+    label: str = ""
+    tip: str = ""
+    x: float = math.nan
+    interval: Interval = Interval(math.nan, math.nan)
+    kind: Kind = "ours"
+    trials: str = ""
+
+
+class Band(NamedTuple):
+    """A curve: values by epoch, the mean of some runs, with the least and the greatest of them."""
+
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+class Forest(NamedTuple):
+    """A chart of differences with their intervals around zero, a line each."""
+
+    points: Sequence[Point]
+
+
+class Curves(NamedTuple):
+    """A chart of errors by epoch between `low` and `high` percent, in front of a reference."""
+
+    ours: Band
+    reference: Band | None
+    low: float
+    high: float
+    trials: str
+
+
+class Scatter(NamedTuple):
+    """A chart of values against x on a logarithmic scale, with a label at each point of ours."""
+
+    points: Sequence[Point]
+    x_label: str
+    y_label: str
+
+
+class Responses(NamedTuple):
+    """A chart of values between `low` and `high` by dropout rate; a greater one stands at the edge."""
+
+    points: Sequence[Point]
+    low: float
+    high: float
+    rates: tuple[float, float]
+
+
+Chart = Forest | Curves | Scatter | Responses

@@ -1,0 +1,153 @@
+"""What others wrote is text on the page, the same document is the same page, and a chart has what a page needs."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from jinja2 import UndefinedError
+
+from sweeps.experiment.trial import Trial
+from sweeps.imagenet_placement import CELLS
+from sweeps.report.render import svg
+from sweeps.report.render.chart import Band, Chart, Curves, Forest, Point, Responses, Scatter
+from sweeps.report.render.document import Document, Entry, Figure, Gallery, Section, Table, Tile
+from sweeps.report.render.html import page
+from sweeps.results.evidence import Run
+from sweeps.results.statistics import Interval
+
+NASTY = (
+    'x"><meta http-equiv="refresh" content="0;url=https://evil.example"><form action=\'//evil.example\'>{{ 1 }}&amp;'
+)
+PLAIN = "x" * len(NASTY)
+EPOCHS = np.arange(10.0)
+
+
+class Elements(HTMLParser):
+    """The tags of a page with the names of their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.values: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, tuple(name for name, _ in attrs)))
+        self.values += [value or "" for _, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.values.append(data)
+
+
+def charts(text: str) -> list[Chart]:
+    """Return a chart of each kind with points of each kind, `text` at each."""
+    points = [
+        Point(1.0, text, text, 2.0, Interval(0.5, 1.5), "ours", text),
+        Point(2.0, text, text, 3.0, Interval(1.5, 2.5), "open", text),
+        Point(3.0, text, text, 4.0, kind="pick", trials=text),
+        Point(1.1, text, text, 2.0, kind="paper"),
+    ]
+    ours, reference = Band(90 - EPOCHS, 89 - EPOCHS, 91 - EPOCHS), Band(95 - EPOCHS, EPOCHS, EPOCHS)
+    return [
+        Forest(points),
+        Curves(ours, reference, 80.0, 88.0, text),
+        Scatter(points, text, text),
+        Responses(points, 0.5, 2.0, (1.0, 5.0)),
+    ]
+
+
+def filled(text: str) -> Document:
+    """Return a document with every part that a page has, and `text` wherever there is text."""
+    trial = Trial(dataclasses.replace(CELLS[0], label=text))
+    run = Run(trial, "done", "", None, {}, EPOCHS, None, text, {})
+    tones = [Entry(text, text, tone, (text,), (run,) * 9, text, text) for tone in ("", "good", "bad", "open", "muted")]
+    rows = (tuple(tones), tuple(tones))
+    table = Table(text, text, (text,) * 5, "lrclr", rows, (f"{text}  {text}", text), ((text, 2), ("", 1), (text, 2)))
+    judged = table._replace(columns=(text,) * 4 + ("verdict",), title=text + text)
+    figures = tuple(Figure(text, chart, text, text) for chart in charts(text))
+    tiny, wide = Gallery(text, figures, "tiny", text), Gallery(text, (Figure(text, b"png", text, text),), "wide", text)
+    sections = (
+        Section("claims", text, (text,), (table, table)),
+        Section(text, text, (text,), (table, judged, judged, tiny, wide)),
+        Section(text, text, (text,), (table,), folded=True, short=text),
+    )
+    return Document(text, text, text, (Tile(text, text, text),), sections)
+
+
+def test_markup_in_any_text_is_text() -> None:
+    nasty, plain = Elements(page(filled(NASTY))), Elements(page(filled(PLAIN)))
+    assert nasty.tags == plain.tags
+    written = [value for value in nasty.values if NASTY in value]
+    assert len(written) > 250
+    assert len(written) >= 0.9 * sum(PLAIN in value for value in plain.values)
+
+
+def test_same_document_is_the_same_page() -> None:
+    assert page(filled("words")) == page(filled("words"))
+
+
+def test_policy_forbids_the_page_every_request() -> None:
+    text = page(filled("words"))
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text[:200]
+    assert text.startswith("<!doctype html>")
+
+
+def test_name_that_the_template_lacks_is_an_error() -> None:
+    broken = filled("words")
+    object.__setattr__(broken, "tiles", (("value", "label"),))
+    with pytest.raises(UndefinedError):
+        page(broken)
+
+
+@pytest.mark.parametrize("chart", charts("words"), ids=lambda chart: type(chart).__name__)
+def test_chart_takes_its_colours_from_the_page_and_has_no_ids(chart: Chart) -> None:
+    text = svg.draw(chart, "what it shows")
+    assert 'aria-label="what it shows"' in text
+    assert not re.search(r"#[0-9a-f]{3}|style=|font|url\(|\bid=|xmlns|href", text)
+    assert set(re.findall(r'class="([\w ]+)"', text)) <= {
+        "grid", "axis", "whisker", "band", "ours line", "base line", "ours", "open", "paper", "pick", "name",
+    }  # fmt: skip
+    assert "grid" in text
+
+
+def test_points_name_their_trials_and_say_what_they_are() -> None:
+    points = [
+        Point(float(i), f"row {i}", f"tip {i}", trials=f"key{i}", kind="open" if i % 2 else "ours") for i in range(4)
+    ]
+    text = svg.draw(Forest(points), "")
+    drawn = re.findall(
+        r'<circle cx="([\d.]+)" cy="([\d.]+)" r="4" class="(\w+)" data-trials="(\w+)"><title>([\w ]+)<', text
+    )
+    assert {(kind, trials, tip) for _, _, kind, trials, tip in drawn} == {
+        ("ours", "key0", "tip 0"), ("open", "key1", "tip 1"), ("ours", "key2", "tip 2"), ("open", "key3", "tip 3")
+    }  # fmt: skip
+    # Along one line: each a step to the right and a row below the one before.
+    places = sorted((float(x), float(y)) for x, y, *_ in drawn)
+    steps = np.diff(np.array(places), axis=0)
+    assert np.allclose(steps, steps[0], atol=0.25)
+    assert (steps > 15).all()
+
+
+def test_curve_begins_where_it_enters_the_chart_and_stays_within() -> None:
+    mean = np.array([90.0, 60.0, 40.0, 30.0, 55.0])
+    text = svg.draw(Curves(Band(mean, mean, mean), None, 20.0, 50.0, "k"), "")
+    (path,) = re.findall(r'<path d="([^"]+)" class="ours line" data-trials="k"', text)
+    points = np.array(re.findall(r"([\d.]+) ([\d.]+)", path), float)
+    # Epochs 3 to 5 of 1 to 5 over 180 pixels from 30; 50 percent at the upper edge, 8, and 20 at the lower, 118.
+    assert np.allclose(points, [[120, 44.7], [165, 81.3], [210, 8]], atol=0.1)
+
+
+def test_label_keeps_clear_of_the_points() -> None:
+    points = [Point(10.0 + 0.01 * i, f"name {i}", x=5.0 + 0.01 * i) for i in range(4)] + [Point(20.0, "far", x=9.0)]
+    text = svg.draw(Scatter(points, "", ""), "")
+    labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="\w+">(?:name|far)', text)
+    assert len(labels) == 5
+    assert len(set(labels)) == 5
+
+
+def test_letters_that_xml_or_the_font_lack_are_left_to_the_browser() -> None:
+    text = svg.draw(Forest([Point(1.0, "$x$ 宽\x0b", "tip")]), "alt")
+    assert "$x$ 宽<" in text

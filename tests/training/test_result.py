@@ -1,0 +1,66 @@
+"""The numbers of a finished trial: from its history, its scores, or, where it diverged, those of chance."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from crelu_models.tables import S2
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.training.evaluate import Errors
+from sweeps.training.result import TrialOutcome, metrics
+
+CELL = Cell("Baseline", S2, "cifar10", ALLCONV)
+CURVE = [(30.0, 1.0), (10.0, 0.5), (10.0, 0.4), (10.0, 0.4), (12.0, 0.1)]
+HISTORY = tuple(
+    {"epoch": float(epoch), "val/top1_err": error, "val/loss": loss, "probe/loss": 1.0 / epoch}
+    for epoch, (error, loss) in enumerate(CURVE, 1)
+)
+
+
+def outcome(ending: str = "schedule", classes: int = 10, **changes: object) -> TrialOutcome:
+    fields: dict[str, object] = {
+        "history": HISTORY, "events": (), "restarts": 0, "ending": ending, "seconds": 1.0, "precision": "fp32",
+        "fingerprint": "f", "hardware": {}, "classes": classes, "ten_crops": False, "weights": {}, "scores": {},
+        "train": None,
+    }  # fmt: skip
+    return TrialOutcome(**fields | changes)  # type: ignore[arg-type]
+
+
+def test_the_best_epoch_has_the_least_error_then_the_least_loss_then_is_the_later() -> None:
+    found = metrics(Trial(CELL, "holdout"), outcome())
+    assert found["best/epoch"] == 4.0
+    assert found["best/val_top1_err"] == 10.0
+    assert found["best/val_loss"] == 0.4
+    assert found["best/probe_loss"] == 0.25
+
+
+def test_errors_and_losses_of_each_view_are_those_of_its_scores() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centre, views = torch.randn(40, 6, generator=generator), torch.randn(10, 40, 6, generator=generator)
+    labels = torch.randint(0, 6, (40,), generator=generator)
+    softmax = views.softmax(2).mean(0)
+    scores = {"id": np.arange(40), "label": labels.numpy(), "centre": centre.numpy(),
+              "ten_softmax": softmax.numpy(), "ten_score": views.mean(0).numpy()}  # fmt: skip
+    found = metrics(Trial(CELL), outcome(scores=scores, train=Errors(0.5, 7.0, 1.0)))
+    for name, of in (("", centre.softmax(1)), ("_10crop", softmax), ("_10crop_logit", views.mean(0).softmax(1))):
+        wrong = (of.argmax(1) != labels).float().mean()
+        loss = -of[torch.arange(40), labels].log().mean()
+        in_five = (of.topk(5).indices == labels[:, None]).any(1).float().mean()
+        assert found[f"final/test_top1_err{name}"] == pytest.approx(100 * float(wrong))
+        assert found[f"final/test_top5_err{name}"] == pytest.approx(100 * (1 - float(in_five)), abs=1e-4)
+        assert found[f"final/test_loss{name}"] == pytest.approx(float(loss), rel=1e-5)
+    assert (found["final/train_loss"], found["final/train_top1_err"]) == (0.5, 7.0)
+
+
+@pytest.mark.parametrize(("classes", "top1", "top5"), [(10, 90.0, 50.0), (4, 75.0, 0.0), (1000, 99.9, 99.5)])
+def test_a_diverged_training_has_the_errors_of_chance(classes: int, top1: float, top5: float) -> None:
+    tested = metrics(Trial(CELL), outcome("diverged", classes))
+    assert tested["final/test_top1_err"] == pytest.approx(top1)
+    assert tested["final/test_top5_err"] == pytest.approx(top5)
+    searched = metrics(Trial(CELL, "holdout"), outcome("diverged", classes))
+    assert searched["best/val_top1_err"] == pytest.approx(top1)
+    assert searched["best/val_loss"] == searched["best/probe_loss"] == pytest.approx(math.log(classes))
+    assert not any(name.startswith("final/test") for name in searched)

@@ -1,0 +1,129 @@
+"""The trainer's decisions on errors that a test chooses: best weights, pruning, the end of Single's second phase."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from data.write import prepare
+from sweeps.experiment.trial import Trial
+from sweeps.store import checkpoint
+from sweeps.store.ledger import Json, Ledger
+from sweeps.training import trainer
+from sweeps.training.evaluate import Errors
+from sweeps.training.run_trial import run_trial
+from tests.support.trials import SMALL, runtime_config, trial_of
+
+FAMILY = "allconv with dropout"
+Choose = Callable[[list[float]], None]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    prepare(SMALL, where)
+    return where
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Choose:
+    """Return a function that sets what the next evaluations measure, loss and error alike."""
+
+    def choose(values: list[float]) -> None:
+        left: Iterator[float] = iter(values)
+
+        def chosen(total: Tensor, pictures: int) -> Errors:
+            value = next(left)
+            return Errors(value, value, 0.0)
+
+        monkeypatch.setattr(trainer, "errors", chosen)
+
+    return choose
+
+
+def states(trial: Trial, ledger: Ledger, seen: dict[int, dict[str, Tensor]]) -> Callable[[int, object], None]:
+    """Return a report that keeps the net's weights of each epoch, from its checkpoint."""
+
+    def keep(epoch: int, _: object) -> None:
+        saved, _damaged = checkpoint.load(ledger, trial.key)
+        assert saved is not None
+        assert (saved.state["epoch"], saved.state["step"]) == (epoch, 0)
+        seen[epoch] = {name[6:]: value for name, value in saved.tensors.items() if name.startswith("model/")}
+
+    return keep
+
+
+@pytest.mark.parametrize(("errors", "best"), [([50.0, 10.0, 30.0], 2), ([10.0, 20.0, 30.0], 1), ([9.0, 9.0, 9.0], 3)])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_weights_of_the_best_epoch_are_kept_and_tested(
+    errors: list[float], best: int, interrupted: bool, data: Path, tmp_path: Path, measured: Choose
+) -> None:
+    trial = Trial(trial_of(FAMILY).cell, "fold", 3, folds=5)
+    config, ledger = runtime_config(data, tmp_path, checkpoint_minutes=0.0), Ledger(str(tmp_path))
+    seen: dict[int, dict[str, Tensor]] = {}
+    measured(errors)
+    if interrupted:  # within the last epoch
+        steps = iter([False] * 12 + [True])
+        assert run_trial(trial, config, states(trial, ledger, seen), lambda: next(steps)) is None
+    result = run_trial(trial, config, states(trial, ledger, seen))
+    assert result is not None
+    assert result["metrics"]["best/epoch"] == best
+    weights = safetensors.torch.load(ledger.read(f"trials/{trial.key}/weights.safetensors") or b"")
+    assert weights.keys() == seen[best].keys()
+    assert all(torch.equal(value, seen[best][name]) for name, value in weights.items())
+    others = [state for epoch, state in seen.items() if epoch != best]
+    assert all(any(not torch.equal(value, other[name]) for name, value in weights.items()) for other in others)
+
+
+def test_a_row_of_table_4_keeps_the_last_weights(data: Path, tmp_path: Path, measured: Choose) -> None:
+    trial = trial_of(FAMILY, "ablation")
+    config, ledger = runtime_config(data, tmp_path, checkpoint_minutes=0.0), Ledger(str(tmp_path))
+    seen: dict[int, dict[str, Tensor]] = {}
+    measured([1.0, 2.0, 3.0])
+    run_trial(trial, config, states(trial, ledger, seen))
+    weights = safetensors.torch.load(ledger.read(f"trials/{trial.key}/weights.safetensors") or b"")
+    assert all(torch.equal(value, seen[3][name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("errors", "bars", "epochs"),
+    [
+        ([10.0, 30.0, 30.0], (1000.0, 20.0, 20.0), 3),  # its best so far is below
+        ([30.0, 30.0, 10.0], (1000.0, 20.0, 20.0), 2),
+        ([30.0, 20.0, 20.0], (1000.0, 20.0, 20.0), 3),  # as good as the threshold is good enough
+        ([30.0, 30.0, 30.0], (1000.0,), 3),  # epochs without a threshold
+    ],
+)
+def test_a_search_trial_is_pruned_where_its_least_error_is_above_the_threshold(
+    errors: list[float], bars: tuple[float, ...], epochs: int, data: Path, tmp_path: Path, measured: Choose
+) -> None:
+    trial = dataclasses.replace(trial_of(FAMILY, "holdout"), pruning_thresholds=bars)
+    # The hold-out and the probe are measured after each epoch.
+    measured([value for error in errors for value in (error, 0.0)])
+    result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert (result["status"], result["epochs"]) == ("pruned" if epochs < 3 else "finished", epochs)
+    assert result["curve"] == errors[:epochs]
+
+
+REFERENCE: Json = {"metrics": {"best/epoch": 1.0, "best/probe_loss": 0.6, "best/val_loss": 0.05}}
+
+
+@pytest.mark.parametrize(
+    ("match", "epochs", "ending"),
+    [("train_loss", 2, "matched"), ("valid_loss", 3, "schedule"), ("epoch", 1, "matched"), ("none", 3, "schedule")],
+)
+def test_the_second_phase_of_single_stops_where_its_rule_says(
+    match: str, epochs: int, ending: str, data: Path, tmp_path: Path, measured: Choose
+) -> None:
+    Ledger(str(tmp_path)).commit("reference", REFERENCE)
+    trial = Trial(trial_of(FAMILY).cell, "match", 3, match=match, reference="reference")
+    measured([2.0, 0.5, 0.1][:epochs] + [0.25])  # the probe after each epoch, and all training pictures at the end
+    result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert (result["epochs"], result["ending"]) == (epochs, ending)
+    assert result["metrics"]["final/train_loss"] == 0.25

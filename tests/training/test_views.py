@@ -1,0 +1,85 @@
+"""The batches of a trial against pictures taken one by one: which, in which order, with which label, as which view."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.augment import training_view
+from data.datasets import beton_path, order
+from data.load import open_pictures
+from data.write import prepare
+from sweeps.experiment.trial import Trial
+from sweeps.training.distributed import ALONE
+from sweeps.training.shared_batches import TEST, BatchStream
+from sweeps.training.splits import open_splits
+from sweeps.training.views import TEST_VIEWS, Views
+from tests.support.trials import LARGE, SMALL, runtime_config, trial_of
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    for name in (SMALL, LARGE):
+        prepare(name, where)
+    return where
+
+
+def changed(trial: Trial, **fields: Any) -> Trial:
+    recipe = dataclasses.replace(trial.cell.recipe, **fields)
+    return dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, recipe=recipe))
+
+
+def views_of(trial: Trial, data: Path) -> Views:
+    splits = open_splits(trial, runtime_config(data, data / "ledger"))
+    return Views(trial, splits, BatchStream(), ALONE, torch.device("cpu"))
+
+
+def stored(name: str, split: str, data: Path) -> tuple[Tensor, np.ndarray[Any, Any]]:
+    """Return all pictures of a file (n, 3, size, size) and their labels, in the order of the file."""
+    with open_pictures(beton_path(name, split, data), reader="threads") as pictures:
+        (batch,) = pictures.batches(np.arange(len(pictures)), len(pictures))
+        return batch.images, pictures.labels
+
+
+@pytest.mark.parametrize("fields", [{}, {"flip": False, "shift": 4}, {"lighting": 0.1}], ids=str)
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (3, 2)])
+def test_training_views_follow_seed_epoch_and_recipe(fields: dict[str, Any], seed: int, epoch: int, data: Path) -> None:
+    trial = dataclasses.replace(changed(trial_of("All-CNN-B"), **fields), seed=seed)
+    found = views_of(trial, data)
+    images, labels = stored(LARGE, "train", data)
+    indices = order(seed, epoch, found.splits.train_indices)
+    sidecar, recipe = found.splits.train.sidecar, trial.cell.recipe
+    batches = list(found.training(epoch, 1))
+    assert len(batches) == 2  # 48 pictures are three batches of 16, the first of which is left out
+    for number, (view, target) in enumerate(batches, 1):
+        ids = indices[16 * number : 16 * (number + 1)]
+        expected = training_view(
+            images[ids], torch.from_numpy(ids), seed=seed, epoch=epoch, crop=64, flip=recipe.flip, shift=recipe.shift,
+            lighting=recipe.lighting, mean=sidecar.mean, std=sidecar.std, eigenvalues=sidecar.eigenvalues,
+            eigenvectors=sidecar.eigenvectors,
+        )  # fmt: skip
+        assert torch.equal(view, expected)
+        assert target.tolist() == labels[ids].tolist()
+
+
+def test_evaluation_sees_the_centre_as_it_is_and_then_ten_crops(data: Path) -> None:
+    trial = trial_of("All-CNN-B")
+    found = views_of(trial, data)
+    assert found.splits.test is not None
+    images, labels = stored(LARGE, "test", data)
+    sidecar = found.splits.train.sidecar
+    mean, std = (torch.tensor(colour)[:, None, None] for colour in (sidecar.mean, sidecar.std))
+    normal = (images.float() / 255 - mean) / std
+    corners = [(4, 4), (0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
+    crops = [normal[:, :, top : top + 64, left : left + 64] for top, left in corners]
+    expected = [crops[0], *(view for crop in crops[1:] for view in (crop, crop.flip(3)))]
+    assert len(expected) == TEST_VIEWS
+    for number, each in enumerate(expected):
+        batch, view = found.evaluation(TEST, 0, found.splits.test, np.arange(12), number, TEST_VIEWS)
+        assert batch.labels.tolist() == labels.tolist()
+        assert torch.allclose(view, each, atol=1e-5)
