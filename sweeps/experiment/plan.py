@@ -188,8 +188,6 @@ def ordered(cells: Iterable[CellTrials]) -> list[Trial]:
 # Where each trial stands
 
 STATES = ("new", "running", "done", "stale", "failed")
-DATA_CHANGED = "the data have changed since"
-CODE_CHANGED = "the code has changed since"
 
 
 class TrialStatus(NamedTuple):
@@ -284,8 +282,8 @@ def has_failed(attempts: list[Json]) -> bool:
 def stale(result: Json, fingerprint: str, code: str) -> str:
     """Return why a result does not stand, as its data ("": unknown) or its code differ from these; "" where it does."""
     if fingerprint and result.get("fingerprint") != fingerprint:
-        return DATA_CHANGED
-    return CODE_CHANGED if result.get("code") != code else ""
+        return "the data have changed since"
+    return "the code has changed since" if result.get("code") != code else ""
 
 
 def plan_to_json(plan: Plan) -> Json:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps.experiment.metrics import HELD_OUT, TOP1
-from sweeps.experiment.plan import CODE_CHANGED
 from sweeps.report.render.document import NONE, Entry, Table, count, duration, plain
 from sweeps.results.cell_numbers import NAMES
 from sweeps.results.evidence import CellResults, Run, SweepResults

@@ -28,7 +28,6 @@ from sweeps.imagenet_dropout import PROTOCOL as DROPOUT_PROTOCOL
 from sweeps.imagenet_placement import CELLS as PLACEMENTS
 from sweeps.report import build
 from sweeps.report.contents import document
-from sweeps.report.record_tables import record_table
 from sweeps.report.render.document import Document, Table, plain
 from sweeps.report.render.formats import latex_table, markdown_table, tex
 from sweeps.report.tidy import tidy
