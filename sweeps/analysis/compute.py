@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sweeps.analysis.sources import NotApplicable, Source
+from sweeps.analysis.sources import NotApplicableError, Source
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import constant, parquet
 
@@ -64,7 +64,7 @@ def run_job(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> JobResult:
     ledger, folder = Ledger(runtime.ledger), _folder(spec, source)
     try:
         return JobResult(source, analyse(spec, source, runtime))
-    except NotApplicable as error:
+    except NotApplicableError as error:
         ledger.write_json(f"{folder}/misfit.json", {"schema": SCHEMA, "asked": spec.asked, "why": str(error)})
         return JobResult(source, None, str(error), not_applicable=True)
     except (ValueError, OSError) as error:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from crelu_models.spec import CHANNEL_FACTOR, Conv, Linear, Net
 from sweeps.analysis.compute import Findings, stacked
-from sweeps.analysis.sources import NotApplicable
+from sweeps.analysis.sources import NotApplicableError
 from sweeps.analysis.weights import LoadedNet, choose_layers
 from sweeps.report.render import plots
 from sweeps.results.paper import NON_PAIR, PAIR, printed
@@ -80,7 +80,9 @@ def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) 
     """Correlate the outgoing weights of every conv with two phases, or of the layers asked for."""
     label, readers = loaded.label, read_by(loaded.net)
     if not readers:
-        raise NotApplicable(f"{label}: no conv has CReLU and a conv behind it, so no filter has two phases to compare")
+        raise NotApplicableError(
+            f"{label}: no conv has CReLU and a conv behind it, so no filter has two phases to compare"
+        )
     layers = choose_layers(
         loaded.net, [*readers], asked["layers"], lambda name: f"{label}: {name} gives no two phases to a conv"
     )

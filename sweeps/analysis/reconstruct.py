@@ -24,7 +24,7 @@ from sweeps.analysis.capture import batch_size, capture, side_read
 from sweeps.analysis.cgls import Step, back, each, inverted, likeness, ratio, unrectified
 from sweeps.analysis.compute import Findings, stacked
 from sweeps.analysis.pooling_ratio import Deal, clustered_se, patch_ratios
-from sweeps.analysis.sources import NotApplicable
+from sweeps.analysis.sources import NotApplicableError
 from sweeps.analysis.weights import LoadedNet, choose_layers, open_sample
 from sweeps.report.render import plots
 from sweeps.results.paper import LEARNED, RANDOM, printed
@@ -72,14 +72,14 @@ def why_not(net: Net, layer: str, algorithm: int) -> str:
 
 
 def algorithm_of(loaded: LoadedNet, asked: int) -> int:
-    """Return the algorithm asked for, by default 2 where CReLU meets max-pooling; NotApplicable where none fits."""
+    """Return the algorithm asked for, else 2 where CReLU meets max-pooling; NotApplicableError where none fits."""
     net = loaded.net
     algorithm = asked or (2 if pooled(net) else 1)
     if not (unpooled(net) if algorithm == 1 else pooled(net)):
         why = (
             why_not(net, loaded.convs()[0].name, 1) if algorithm == 1 else "no conv has CReLU and max-pooling behind it"
         )
-        raise NotApplicable(f"{loaded.label}: {why}")
+        raise NotApplicableError(f"{loaded.label}: {why}")
     return algorithm
 
 

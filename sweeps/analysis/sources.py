@@ -31,7 +31,7 @@ TORCHVISION = "torchvision:alexnet"
 NETS = PAPER | {"alexnet": ALEXNET}
 
 
-class NotApplicable(ValueError):
+class NotApplicableError(ValueError):
     """The analysis does not fit this net; the sentence says why."""
 
 

@@ -22,7 +22,7 @@ from crelu_models.spec import Conv, Linear, Net
 from crelu_models.tables import PAPER
 from data.datasets import beton_path, dataset, order, read_sidecar
 from data.load import Pictures
-from sweeps.analysis.sources import NETS, TORCHVISION, NotApplicable, Source
+from sweeps.analysis.sources import NETS, TORCHVISION, NotApplicableError, Source
 from sweeps.experiment.plan import unknown_name
 from sweeps.experiment.trial import trial_from_json
 from sweeps.store.ledger import Ledger
@@ -115,14 +115,14 @@ def open_sample(loaded: LoadedNet, runtime: RuntimeConfig, samples: int, seed: i
 def choose_layers(net: Net, fitting: Sequence[str], asked: Sequence[str], why: Callable[[str], str]) -> list[str]:
     """Return the asked layers, or all `fitting` ones.
 
-    ValueError for a layer that the net lacks, NotApplicable with `why(layer)` for one that does not fit.
+    ValueError for a layer that the net lacks, NotApplicableError with `why(layer)` for one that does not fit.
     """
     names = [row.name for row in net.rows if isinstance(row, Conv)]
     for name in asked:
         if name not in names:
             raise ValueError(unknown_name("conv", name, names, net.name))
         if name not in fitting:
-            raise NotApplicable(why(name))
+            raise NotApplicableError(why(name))
     return [name for name in names if name in (asked or fitting)]
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps.experiment.metrics import HELD_OUT, TOP1
+from sweeps.experiment.plan import CODE_CHANGED
 from sweeps.report.render.document import NONE, Entry, Table, count, duration, plain
 from sweeps.results.cell_numbers import NAMES
 from sweeps.results.evidence import CellResults, Run, SweepResults
+from sweeps.results.provenance import shares
 from sweeps.store.ledger import Json
 
 
@@ -108,16 +109,18 @@ def record_table(survey: SweepResults) -> Table:
     state = f"{record['commit']}" + (f", {count(len(changed), 'changed file')}" if changed else ", nothing changed")
     rows: list[tuple[str, str]] = [("commit of this report", state if record["commit"] else "not a git checkout")]
     rows.append(("requirements.lock, SHA-256", record["lock"] or "not there"))
-    rows.append(("code of a trial, now", record["code"]))
-    rows += [("code of the results", text) for text in _shares(str(result["code"]) for result in results)]
+    older = sum(run.why == CODE_CHANGED for run in survey.runs if run.result)
+    rows.append(("trained by the code as it is now", f"{len(results) - older} of {count(len(results), 'trial')}"))
+    rows.append(("code of these trials, now", record["code"]))
+    rows.append(("code of the results", "; ".join(shares(str(result["code"]) for result in results))))
     prints: dict[str, set[str]] = {}
     for run in survey.runs:
         if run.result:
             prints.setdefault(run.trial.cell.dataset, set()).add(str(run.result["fingerprint"]) or "not recorded")
     rows += [(f"data {name}", text) for name, fingerprints in prints.items() for text in sorted(fingerprints)]
     for field, name in HARDWARE.items():
-        rows += [(name, text) for text in _shares(str(result["hardware"].get(field, "")) for result in results)]
-    rows += [("precision", text) for text in _shares(str(result["precision"]) for result in results)]
+        rows += [(name, text) for text in shares(str(result["hardware"].get(field, "")) for result in results)]
+    rows += [("precision", text) for text in shares(str(result["precision"]) for result in results)]
     rows.append(("made with", f"Python {record['python']}, {_versions(record['packages'])}"))
     return Table(
         "provenance",
@@ -126,14 +129,6 @@ def record_table(survey: SweepResults) -> Table:
         "ll",
         tuple((Entry(what, tone="muted"), Entry(text)) for what, text in rows),
     )
-
-
-def _shares(values: Iterable[str]) -> list[str]:
-    """Return the values that occur, each with how often where there are several."""
-    counts = Counter(values)
-    if len(counts) == 1:
-        return [value for value in counts if value]
-    return [f"{value} ({count(n, 'trial')})" for value, n in sorted(counts.items()) if value]
 
 
 def _versions(packages: Mapping[str, Any]) -> str:

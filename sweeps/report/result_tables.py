@@ -50,7 +50,7 @@ def _overview(group: ResultTable, search: Search | None) -> Table:
             ours = _ours(group, row, metric, search)
             used |= set(ours.marks)
             if group.table:
-                entries.append(_paper(group.paper(row, metric), group))
+                entries.append(_paper(group.paper(row, metric)))
             entries.append(ours)
         rows.append(tuple(entries))
     names = [named(metric, group.table) for metric in group.metrics]
@@ -81,7 +81,7 @@ def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
         ours = _ours(group, row, metric, search)
         used |= set(ours.marks)
         difference, word = _verdict(group, row, metric)
-        rows.append((Entry(row.label, cell=row.key), _paper(group.paper(row, metric), group), ours, difference, word))
+        rows.append((Entry(row.label, cell=row.key), _paper(group.paper(row, metric)), ours, difference, word))
     notes = [tolerance_sentence(group.dataset)]
     order = order_kept(group, metric) if metric != PARAMETERS else None
     if order is not None and (pairs := order.same + order.opposite + order.tied):
@@ -97,7 +97,7 @@ def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
     )
 
 
-def _paper(printed: Printed | None, group: ResultTable) -> Entry:
+def _paper(printed: Printed | None) -> Entry:
     return Entry(str(printed).replace("±", " ± ") if printed is not None else NONE, tone="paper")
 
 

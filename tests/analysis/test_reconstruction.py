@@ -25,7 +25,7 @@ from sweeps.analysis.pooling_ratio import (
     pooled_ratio,
 )
 from sweeps.analysis.reconstruct import algorithm_of, chain, chain_steps, pooled, randomised, unpooled, why_not
-from sweeps.analysis.sources import NotApplicable
+from sweeps.analysis.sources import NotApplicableError
 from sweeps.analysis.weights import LoadedNet
 
 # Kernel, stride, padding, inputs, filters, side: the five geometries of the ImageNet net, small.
@@ -390,7 +390,7 @@ def test_each_algorithm_fits_its_layers(name: str, one: list[str], two: list[str
     assert [conv.name for conv in unpooled(net)] == one
     assert [conv.name for conv, _ in pooled(net)] == two
     if not one and not two:
-        with pytest.raises(NotApplicable, match=r"only CReLU keeps both phases|batch norm"):
+        with pytest.raises(NotApplicableError, match=r"only CReLU keeps both phases|batch norm"):
             algorithm_of(bare(net), 0)
     else:
         assert algorithm_of(bare(net), 0) == (2 if two else 1)
@@ -405,5 +405,5 @@ def test_why_not_says_what_stands_in_the_way() -> None:
     assert "behind conv2 stands relu" in why_not(PAPER["S13"], "conv4", 1)
     assert "conv1 has batch norm" in why_not(PAPER["S6"], "conv1", 1)
     assert "max-pooling behind it" in why_not(PAPER["S9"], "conv1", 2)
-    with pytest.raises(NotApplicable, match="mine: no conv has CReLU and max-pooling"):
+    with pytest.raises(NotApplicableError, match="mine: no conv has CReLU and max-pooling"):
         algorithm_of(bare(PAPER["S9"]), 2)

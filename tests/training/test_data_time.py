@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from data.datasets import dataset
-from data.write import prepare
 from sweeps.execution.pack import perform_pack
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.data_time import DataTimer
 from sweeps.training.run_trial import run_trial
-from tests.support.trials import LARGE, SMALL, Killed, runtime_config, trial_of
+from tests.support.trials import SMALL, Killed, runtime_config, trial_of
 
 
 def compute(seconds: float) -> None:
@@ -88,14 +87,6 @@ def test_gpu_waits_only_for_batches_that_come_after_its_step() -> None:
     assert quick is not None
     assert slow is not None
     assert quick < 0.1 < 0.5 < slow
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("data")
-    for name in (SMALL, LARGE):
-        prepare(name, where)
-    return where
 
 
 def shares(ledger: Path, key: str) -> list[float | None]:

@@ -103,7 +103,7 @@ LINE: Final = 40  # characters up to which a column of words is not broken into 
 
 
 def latex(document: Document) -> dict[str, str]:
-    """Return report.tex, which compiles as it is, and one file a table, to be put into a paper by \\input."""
+    r"""Return report.tex, which compiles as it is, and one file a table, to be put into a paper by \input."""
     files, inputs = {}, []
     for section in document.sections:
         if section.id in PAGE_ONLY:
