@@ -91,7 +91,7 @@ def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
 
 def perform(job: Job, options: argparse.Namespace) -> int:
     """Analyse the named weights, store the results on the ledger, print and send them; return the exit code."""
-    ledger = Ledger(_root(options.output))
+    ledger = Ledger.in_output(options.output)
     chosen = find_sources(job, options, ledger)
     several = len(chosen) > 1 and not options.quiet
     results: dict[Source, JobResult] = {}
@@ -156,17 +156,13 @@ def find_sources(job: Job, options: argparse.Namespace, ledger: Ledger) -> list[
     return [source._replace(dataset=options.dataset) for source in trials]
 
 
-def _root(output: str) -> str:
-    return f"{output if '://' in output else os.path.abspath(os.path.expanduser(output))}/ledger"
-
-
 def run_jobs(job: Job, chosen: Sequence[Source], options: argparse.Namespace) -> Iterator[JobResult]:
     """Yield the result of each source as it is known, those on the ledger first.
 
     One is computed in this process, several as Ray tasks. ValueError for a device or a cluster that is not there.
     """
     asked = {name: value for name, value in vars(options).items() if name not in SHARED}
-    spec, ledger = JobSpec(job.name, job.work, asked, options.fresh), Ledger(_root(options.output))
+    spec, ledger = JobSpec(job.name, job.work, asked, options.fresh), Ledger.in_output(options.output)
     missing = []
     for source in chosen:
         result = cached(ledger, spec, source)
@@ -227,7 +223,9 @@ def _runtime(options: argparse.Namespace, device: str) -> RuntimeConfig:
     from sweeps.training.runtime import RuntimeConfig
 
     reader = options.reader or default_reader()
-    return RuntimeConfig(_root(options.output), str(data_dir(options.data_dir)), device, reader, max(1, cores() - 1))
+    return RuntimeConfig(
+        Ledger.in_output(options.output).root, str(data_dir(options.data_dir)), device, reader, max(1, cores() - 1)
+    )
 
 
 # MLflow -------------------------------------------------------------------------------------------------------
