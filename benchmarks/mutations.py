@@ -66,11 +66,12 @@ class Mutation(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Result of one run: the word, the test that failed or the reason, and seconds."""
+    """Result of one run: the word, the test that failed, seconds, and why it failed."""
 
     word: Literal["caught", "survived", "invalid"]
     by: str
     seconds: float
+    why: str = ""
 
 
 def _line(text: str) -> str:
@@ -474,7 +475,8 @@ MUTATIONS: tuple[Mutation, ...] = (
          "pass",
          "test_weights_of_the_best_epoch_are_kept_and_tested"),
         ("trainer.measure(LEARNED, trainer.splits.train_indices)",
-         "trainer.measure(LEARNED, trainer.splits.probe_indices)"),
+         "trainer.measure(LEARNED, trainer.splits.probe_indices)",
+         "test_the_second_phase_of_single_stops_where_its_rule_says"),
     ),
     *_faults("sweeps/training/result.py", "tests/training/test_result.py",
         ("best = best_epoch(outcome.history)",
@@ -699,29 +701,30 @@ def mutated_tree(mutation: Mutation | None) -> Iterator[Path]:
         yield root
 
 
-def run_tests(root: Path, tests: tuple[str, ...]) -> Outcome:
-    """Run tests in a tree, in a forked process that shares the imported libraries and none of our code."""
+def run_tests(root: Path, test: str) -> Outcome:
+    """Run a test or a file of tests in a tree, in a forked process that has the libraries and none of our code."""
     began = time.monotonic()
     answer = root / "outcome.json"
+    answer.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         try:
-            _run_in_child(root, tests, answer)
+            _run_in_child(root, test, answer)
         finally:
             os._exit(0)
     os.waitpid(child, 0)
     seconds = round(time.monotonic() - began, 1)
     if not answer.exists():
-        return Outcome("invalid", "the process of the tests ended", seconds)
+        return Outcome("invalid", "", seconds, "the process of the tests ended")
     code, test, reason = json.loads(answer.read_text())
     if code == 0:
         return Outcome("survived", "", seconds)
     if code != 1 or "Timeout" in reason:
-        return Outcome("invalid", f"{test} {reason}".strip() or f"pytest ended with {code}", seconds)
-    return Outcome("caught", test, seconds)
+        return Outcome("invalid", test, seconds, reason or f"pytest ended with {code}")
+    return Outcome("caught", test, seconds, reason)
 
 
-def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
+def _run_in_child(root: Path, test: str, answer: Path) -> None:
     """Run pytest with the tree first on the path, its output in a file; write exit code and first failure."""
     import pytest
 
@@ -734,17 +737,20 @@ def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     seen = _FirstFailure()
     with (root / "pytest.log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
-        code = pytest.main([*OPTIONS, *tests], plugins=[seen])
+        code = pytest.main([*OPTIONS, test], plugins=[seen])
     answer.write_text(json.dumps([int(code), seen.test, seen.reason]))
 
 
 def try_mutation(mutation: Mutation) -> Outcome:
-    """Apply a mutation to a copy of the tree and run its tests there."""
+    """Apply a mutation to a copy of the tree and run its tests there, one after another, until one fails."""
+    began = time.monotonic()
     try:
         with mutated_tree(mutation) as root:
-            return run_tests(root, mutation.tests)
+            outcomes = (run_tests(root, test) for test in mutation.tests)
+            last = next((outcome for outcome in outcomes if outcome.word != "survived"), Outcome("survived", "", 0.0))
     except SyntaxError as error:
-        return Outcome("invalid", f"it does not compile: {error}", 0.0)
+        last = Outcome("invalid", "", 0.0, f"it does not compile: {error}")
+    return last._replace(seconds=round(time.monotonic() - began, 1))
 
 
 def main() -> int:
@@ -770,7 +776,10 @@ def main() -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         for mutation, outcome in zip(to_do, pool.map(try_mutation, to_do), strict=True):
             outcomes[mutation.name] = outcome
-            print(f"{outcome.word:9}{outcome.seconds:6.1f} s  {mutation.name}  {outcome.by}", flush=True)
+            print(
+                f"{outcome.word:9}{outcome.seconds:6.1f} s  {mutation.name}  {outcome.by}  {outcome.why[-80:]}",
+                flush=True,
+            )
             if options.record:
                 with options.record.open("a") as file:
                     file.write(json.dumps([mutation.name, *outcome]) + "\n")
@@ -789,10 +798,10 @@ def _baseline(chosen: list[Mutation]) -> int:
     failed = 0
     for test in dict.fromkeys(test for mutation in chosen for test in mutation.tests):
         with mutated_tree(None) as root:
-            outcome = run_tests(root, (test,))
+            outcome = run_tests(root, test)
         failed += outcome.word != "survived"
-        print(f"{'passed' if outcome.word == 'survived' else 'FAILED':9}{outcome.seconds:6.1f} s  {test}  {outcome.by}",
-              flush=True)  # fmt: skip
+        word = "passed" if outcome.word == "survived" else "FAILED"
+        print(f"{word:9}{outcome.seconds:6.1f} s  {test}  {outcome.by} {outcome.why}", flush=True)
     return int(failed > 0)
 
 
@@ -807,8 +816,9 @@ def table(chosen: list[Mutation], outcomes: dict[str, Outcome]) -> str:
     share = 100 * total["caught"] / max(1, total.total())
     lines += [f"\n{share:.1f} % caught.\n", "| file | line | caught by |", "|---|---|---|"]
     for each in chosen:
-        word, by, _ = outcomes[each.name]
-        shown = by.partition("::")[2].partition("[")[0] if word == "caught" else f"**{word}** {by}".strip()
+        outcome = outcomes[each.name]
+        test = outcome.by.partition("::")[2].partition("[")[0]
+        shown = test if outcome.word == "caught" else f"**{outcome.word}** {outcome.why}".strip()
         change = " → ".join(f"`{_line(text)}`" if _line(text) else "nothing" for text in (each.old, each.new))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (each.file, change, shown)) + " |")
     return "\n".join(lines)
