@@ -766,6 +766,8 @@ def main() -> int:
     if options.list:
         print("\n".join(mutation.name for mutation in chosen))
         return 0
+    for mutation in chosen:
+        mutation.apply(ROOT)
     for library in LIBRARIES:
         __import__(library)
     gc.freeze()

@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Choose:
-    """Return a function that sets what the next evaluations measure, loss and error alike, and counts their pictures."""
+    """Return a function that sets what the next evaluations measure, and returns how many pictures each has."""
 
     def choose(values: list[float]) -> list[int]:
         left: Iterator[float] = iter(values)
