@@ -701,15 +701,15 @@ def mutated_tree(mutation: Mutation | None) -> Iterator[Path]:
         yield root
 
 
-def run_tests(root: Path, test: str) -> Outcome:
-    """Run a test or a file of tests in a tree, in a forked process that has the libraries and none of our code."""
+def run_tests(root: Path, *tests: str) -> Outcome:
+    """Run tests or files of tests in a tree, in a forked process that has the libraries and none of our code."""
     began = time.monotonic()
     answer = root / "outcome.json"
     answer.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         try:
-            _run_in_child(root, test, answer)
+            _run_in_child(root, tests, answer)
         finally:
             os._exit(0)
     os.waitpid(child, 0)
@@ -724,7 +724,7 @@ def run_tests(root: Path, test: str) -> Outcome:
     return Outcome("caught", test, seconds, reason)
 
 
-def _run_in_child(root: Path, test: str, answer: Path) -> None:
+def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
     """Run pytest with the tree first on the path, its output in a file; write exit code and first failure."""
     import pytest
 
@@ -737,7 +737,7 @@ def _run_in_child(root: Path, test: str, answer: Path) -> None:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     seen = _FirstFailure()
     with (root / "pytest.log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
-        code = pytest.main([*OPTIONS, test], plugins=[seen])
+        code = pytest.main([*OPTIONS, *tests], plugins=[seen])
     answer.write_text(json.dumps([int(code), seen.test, seen.reason]))
 
 
@@ -760,7 +760,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the mutations and run none")
     parser.add_argument("--record", type=Path, help="file of outcomes; mutations that it holds as caught are not run")
     parser.add_argument("--jobs", type=int, default=1, help="copies at a time (default 1)")
-    parser.add_argument("--baseline", action="store_true", help="run the tests on the unchanged tree: all must pass")
+    parser.add_argument("--baseline", action="store_true", help="run what caught a mutation on the unchanged tree")
     options = parser.parse_args()
     chosen = [each for each in MUTATIONS if any(fnmatch.fnmatchcase(each.name, glob + "*") for glob in options.only)]
     if options.list:
@@ -771,9 +771,9 @@ def main() -> int:
     for library in LIBRARIES:
         __import__(library)
     gc.freeze()
-    if options.baseline:
-        return _baseline(chosen)
     outcomes = _recorded(options.record)
+    if options.baseline:
+        return _baseline([outcomes[each.name].by for each in chosen if each.name in outcomes])
     to_do = [each for each in chosen if each.name not in outcomes or outcomes[each.name].word != "caught"]
     with ThreadPoolExecutor(options.jobs) as pool:
         for mutation, outcome in zip(to_do, pool.map(try_mutation, to_do), strict=True):
@@ -795,15 +795,19 @@ def _recorded(path: Path | None) -> dict[str, Outcome]:
     return {name: Outcome(*rest) for name, *rest in map(json.loads, lines)}
 
 
-def _baseline(chosen: list[Mutation]) -> int:
-    """Run each test once on the unchanged tree; return 1 where one fails, which would pass for a caught mutation."""
+def _baseline(tests: list[str]) -> int:
+    """Run tests on the unchanged tree, file by file; return 1 where one fails, which says nothing of a mutation."""
     failed = 0
-    for test in dict.fromkeys(test for mutation in chosen for test in mutation.tests):
+    by_file: dict[str, set[str]] = {}
+    for test in filter(None, tests):
+        by_file.setdefault(test.partition("::")[0], set()).add(test.partition("[")[0])
+    for file, chosen in sorted(by_file.items()):
         with mutated_tree(None) as root:
-            outcome = run_tests(root, test)
-        failed += outcome.word != "survived"
-        word = "passed" if outcome.word == "survived" else "FAILED"
-        print(f"{word:9}{outcome.seconds:6.1f} s  {test}  {outcome.by} {outcome.why}", flush=True)
+            outcome = run_tests(root, *sorted(chosen))
+        passed = outcome.word == "survived"
+        failed += not passed
+        word = "passed" if passed else "FAILED"
+        print(f"{word:9}{outcome.seconds:6.1f} s  {len(chosen):3} of {file}  {outcome.by} {outcome.why}", flush=True)
     return int(failed > 0)
 
 
