@@ -66,11 +66,12 @@ class Mutation(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Result of one run: the word, the test that failed or the reason, and seconds."""
+    """Result of one run: the word, the test that failed, seconds, and why it failed."""
 
     word: Literal["caught", "survived", "invalid"]
     by: str
     seconds: float
+    why: str = ""
 
 
 def _line(text: str) -> str:
@@ -474,7 +475,8 @@ MUTATIONS: tuple[Mutation, ...] = (
          "pass",
          "test_weights_of_the_best_epoch_are_kept_and_tested"),
         ("trainer.measure(LEARNED, trainer.splits.train_indices)",
-         "trainer.measure(LEARNED, trainer.splits.probe_indices)"),
+         "trainer.measure(LEARNED, trainer.splits.probe_indices)",
+         "test_the_second_phase_of_single_stops_where_its_rule_says"),
     ),
     *_faults("sweeps/training/result.py", "tests/training/test_result.py",
         ("best = best_epoch(outcome.history)",
@@ -699,10 +701,11 @@ def mutated_tree(mutation: Mutation | None) -> Iterator[Path]:
         yield root
 
 
-def run_tests(root: Path, tests: tuple[str, ...]) -> Outcome:
-    """Run tests in a tree, in a forked process that shares the imported libraries and none of our code."""
+def run_tests(root: Path, *tests: str) -> Outcome:
+    """Run tests or files of tests in a tree, in a forked process that has the libraries and none of our code."""
     began = time.monotonic()
     answer = root / "outcome.json"
+    answer.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         try:
@@ -712,13 +715,13 @@ def run_tests(root: Path, tests: tuple[str, ...]) -> Outcome:
     os.waitpid(child, 0)
     seconds = round(time.monotonic() - began, 1)
     if not answer.exists():
-        return Outcome("invalid", "the process of the tests ended", seconds)
+        return Outcome("invalid", "", seconds, "the process of the tests ended")
     code, test, reason = json.loads(answer.read_text())
     if code == 0:
         return Outcome("survived", "", seconds)
     if code != 1 or "Timeout" in reason:
-        return Outcome("invalid", f"{test} {reason}".strip() or f"pytest ended with {code}", seconds)
-    return Outcome("caught", test, seconds)
+        return Outcome("invalid", test, seconds, reason or f"pytest ended with {code}")
+    return Outcome("caught", test, seconds, reason)
 
 
 def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
@@ -739,12 +742,15 @@ def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
 
 
 def try_mutation(mutation: Mutation) -> Outcome:
-    """Apply a mutation to a copy of the tree and run its tests there."""
+    """Apply a mutation to a copy of the tree and run its tests there, one after another, until one fails."""
+    began = time.monotonic()
     try:
         with mutated_tree(mutation) as root:
-            return run_tests(root, mutation.tests)
+            outcomes = (run_tests(root, test) for test in mutation.tests)
+            last = next((outcome for outcome in outcomes if outcome.word != "survived"), Outcome("survived", "", 0.0))
     except SyntaxError as error:
-        return Outcome("invalid", f"it does not compile: {error}", 0.0)
+        last = Outcome("invalid", "", 0.0, f"it does not compile: {error}")
+    return last._replace(seconds=round(time.monotonic() - began, 1))
 
 
 def main() -> int:
@@ -754,23 +760,28 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the mutations and run none")
     parser.add_argument("--record", type=Path, help="file of outcomes; mutations that it holds as caught are not run")
     parser.add_argument("--jobs", type=int, default=1, help="copies at a time (default 1)")
-    parser.add_argument("--baseline", action="store_true", help="run the tests on the unchanged tree: all must pass")
+    parser.add_argument("--baseline", action="store_true", help="run what caught a mutation on the unchanged tree")
     options = parser.parse_args()
     chosen = [each for each in MUTATIONS if any(fnmatch.fnmatchcase(each.name, glob + "*") for glob in options.only)]
     if options.list:
         print("\n".join(mutation.name for mutation in chosen))
         return 0
+    for mutation in chosen:
+        mutation.apply(ROOT)
     for library in LIBRARIES:
         __import__(library)
     gc.freeze()
-    if options.baseline:
-        return _baseline(chosen)
     outcomes = _recorded(options.record)
+    if options.baseline:
+        return _baseline([outcomes[each.name].by for each in chosen if each.name in outcomes])
     to_do = [each for each in chosen if each.name not in outcomes or outcomes[each.name].word != "caught"]
     with ThreadPoolExecutor(options.jobs) as pool:
         for mutation, outcome in zip(to_do, pool.map(try_mutation, to_do), strict=True):
             outcomes[mutation.name] = outcome
-            print(f"{outcome.word:9}{outcome.seconds:6.1f} s  {mutation.name}  {outcome.by}", flush=True)
+            print(
+                f"{outcome.word:9}{outcome.seconds:6.1f} s  {mutation.name}  {outcome.by}  {outcome.why[-80:]}",
+                flush=True,
+            )
             if options.record:
                 with options.record.open("a") as file:
                     file.write(json.dumps([mutation.name, *outcome]) + "\n")
@@ -784,15 +795,19 @@ def _recorded(path: Path | None) -> dict[str, Outcome]:
     return {name: Outcome(*rest) for name, *rest in map(json.loads, lines)}
 
 
-def _baseline(chosen: list[Mutation]) -> int:
-    """Run each test once on the unchanged tree; return 1 where one fails, which would pass for a caught mutation."""
+def _baseline(tests: list[str]) -> int:
+    """Run tests on the unchanged tree, file by file; return 1 where one fails, which says nothing of a mutation."""
     failed = 0
-    for test in dict.fromkeys(test for mutation in chosen for test in mutation.tests):
+    by_file: dict[str, set[str]] = {}
+    for test in filter(None, tests):
+        by_file.setdefault(test.partition("::")[0], set()).add(test.partition("[")[0])
+    for file, chosen in sorted(by_file.items()):
         with mutated_tree(None) as root:
-            outcome = run_tests(root, (test,))
-        failed += outcome.word != "survived"
-        print(f"{'passed' if outcome.word == 'survived' else 'FAILED':9}{outcome.seconds:6.1f} s  {test}  {outcome.by}",
-              flush=True)  # fmt: skip
+            outcome = run_tests(root, *sorted(chosen))
+        passed = outcome.word == "survived"
+        failed += not passed
+        word = "passed" if passed else "FAILED"
+        print(f"{word:9}{outcome.seconds:6.1f} s  {len(chosen):3} of {file}  {outcome.by} {outcome.why}", flush=True)
     return int(failed > 0)
 
 
@@ -807,8 +822,9 @@ def table(chosen: list[Mutation], outcomes: dict[str, Outcome]) -> str:
     share = 100 * total["caught"] / max(1, total.total())
     lines += [f"\n{share:.1f} % caught.\n", "| file | line | caught by |", "|---|---|---|"]
     for each in chosen:
-        word, by, _ = outcomes[each.name]
-        shown = by.partition("::")[2].partition("[")[0] if word == "caught" else f"**{word}** {by}".strip()
+        outcome = outcomes[each.name]
+        test = outcome.by.partition("::")[2].partition("[")[0]
+        shown = test if outcome.word == "caught" else f"**{outcome.word}** {outcome.why}".strip()
         change = " → ".join(f"`{_line(text)}`" if _line(text) else "nothing" for text in (each.old, each.new))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (each.file, change, shown)) + " |")
     return "\n".join(lines)
