@@ -108,8 +108,6 @@ def record_table(survey: SweepResults) -> Table:
     state = f"{record['commit']}" + (f", {count(len(changed), 'changed file')}" if changed else ", nothing changed")
     rows: list[tuple[str, str]] = [("commit of this report", state if record["commit"] else "not a git checkout")]
     rows.append(("requirements.lock, SHA-256", record["lock"] or "not there"))
-    older = sum(run.why == CODE_CHANGED for run in survey.runs if run.result)
-    rows.append(("trained by the code as it is now", f"{len(results) - older} of {count(len(results), 'trial')}"))
     rows.append(("code of these trials, now", record["code"]))
     rows.append(("code of the results", "; ".join(shares(str(result["code"]) for result in results))))
     prints: dict[str, set[str]] = {}
