@@ -82,7 +82,7 @@ def main() -> None:
 
 def _least(one: Study) -> float:
     assert one.is_finished
-    return min(asked.value for asked in one.asked if asked.value is not None and math.isfinite(asked.value))
+    return min(asked.value for asked in one.suggestions if asked.value is not None and math.isfinite(asked.value))
 
 
 def _better_half(one: Study) -> float:
@@ -90,13 +90,13 @@ def _better_half(one: Study) -> float:
     dimensions = space(one.search, one.cell)
     axes = [[d.low + step * d.step for step in range(round((d.high - d.low) / d.step) + 1)] for d in dimensions]
     middle = statistics.median(map(distance, itertools.product(*axes)))
-    points = [distance([rate for _, rate in asked.trial.dropout]) for asked in one.asked]
+    points = [distance([rate for _, rate in asked.trial.dropout]) for asked in one.suggestions]
     return sum(point < middle for point in points) / len(points)
 
 
 def _pruned_winner(one: Study, results: dict[str, Any]) -> bool:
     """Return whether the point of the least floor, as the bowl tells it, was pruned before its end."""
-    floors = {asked.trial.key: distance([rate for _, rate in asked.trial.dropout]) for asked in one.asked}
+    floors = {asked.trial.key: distance([rate for _, rate in asked.trial.dropout]) for asked in one.suggestions}
     return bool(results[min(floors, key=lambda key: floors[key])]["status"] == "pruned")
 
 

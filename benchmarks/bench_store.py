@@ -139,7 +139,7 @@ def compare(projection: Any, histories: dict[str, Any]) -> tuple[int, int]:
 
     def read(job: tuple[str, str]) -> tuple[int, int]:
         key, name = job
-        points = projection.client.get_metric_history(projection.run_of(key), name)
+        points = projection.client.get_metric_history(projection.runs[key], name)
         there = [(point.step, point.timestamp, point.value) for point in points]
         wanted = {(int(row["epoch"]), int(row["time_ms"]), row[name]) for row in histories[key]}
         return len(wanted - set(there)), len(there) - len(set(there) & wanted)

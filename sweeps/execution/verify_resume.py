@@ -1,4 +1,4 @@
-"""Proof that a killed trial resumes exactly: a real training, killed for real, against one left alone."""
+"""Proof that a killed trial resumes exactly: a training that is killed ends as one that is left alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import random
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.checkpoint import digest
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig
 
 EPOCHS = 3
 
 
 class Verdict(NamedTuple):
-    """What the comparison found: how often the trial was killed, and where the two differ (nothing: exact)."""
+    """Result of the comparison: how often the trial was killed, and where the two trainings differ (nothing: exact)."""
 
     kills: int
     differences: tuple[str, ...]
@@ -33,27 +32,26 @@ def shortened(trial: Trial) -> Trial:
     return dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, recipe=recipe))
 
 
-def verify(trial: Trial, place: RuntimeConfig, folder: str, kills: int, seed: int) -> Verdict:
+def verify(trial: Trial, config: RuntimeConfig, folder: str, kills: int, seed: int) -> Verdict:
     """Train `trial` once undisturbed and once killed (SIGKILL) after random steps, in processes of their own.
 
     The killed one saves at every step, so that kills within an epoch resume within it. RuntimeError where a
     training fails by itself.
     """
-    whole = dataclasses.replace(place, ledger=f"{folder}/whole")
-    broken = dataclasses.replace(place, ledger=f"{folder}/killed", checkpoint_minutes=0.0)
-    steps = _train(trial, whole, 0)
-    draw, killed = random.Random(seed), 0
-    while killed < kills:
-        if _train(trial, broken, draw.randint(2, max(3, steps // 2))) >= 0:
-            break
+    undisturbed = dataclasses.replace(config, ledger=f"{folder}/whole")
+    disturbed = dataclasses.replace(config, ledger=f"{folder}/killed", checkpoint_minutes=0.0)
+    steps = _train(trial, undisturbed, 0)
+    draw = random.Random(seed)
+    killed = 0
+    while killed < kills and _train(trial, disturbed, draw.randint(2, max(3, steps // 2))) < 0:
         killed += 1
-    _train(trial, broken, 0)
-    return Verdict(killed, tuple(_differences(trial, whole.ledger, broken.ledger)))
+    _train(trial, disturbed, 0)
+    return Verdict(killed, tuple(_differences(trial, undisturbed.ledger, disturbed.ledger)))
 
 
-def _train(trial: Trial, place: RuntimeConfig, kill_at: int) -> int:
+def _train(trial: Trial, config: RuntimeConfig, kill_at: int) -> int:
     """Train in a process that is killed at step `kill_at` (0: never); return its steps, or -1 where it was killed."""
-    order = json.dumps({"trial": trial.to_json(), "place": asdict(place)})
+    order = json.dumps({"trial": trial.to_json(), "config": dataclasses.asdict(config)})
     command = [sys.executable, "-m", "sweeps.execution.verify_resume"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -74,34 +72,34 @@ def _train(trial: Trial, place: RuntimeConfig, kill_at: int) -> int:
         return steps
 
 
-def _differences(trial: Trial, one: str, other: str) -> list[str]:
-    """Return what differs between what two ledgers hold of a finished trial, times apart."""
+def _differences(trial: Trial, *roots: str) -> list[str]:
+    """Return what differs between the files of a finished trial on two ledgers, times apart."""
     import safetensors.torch
 
-    found, seen = [], []
-    for root in (one, other):
-        ledger, folder = Ledger(root), f"trials/{trial.key}"
+    contents = []
+    for root in roots:
+        ledger = Ledger(root)
+        folder = f"trials/{trial.key}"
         history = json.loads(ledger.read(f"{folder}/history.json") or b"[]")
         curves = [{name: x for name, x in row.items() if name != "time_ms" and "sys/" not in name} for row in history]
         weights = safetensors.torch.load(ledger.read(f"{folder}/weights.safetensors") or b"")
-        seen.append((digest(weights), curves, ledger.read(f"{folder}/tables/scores.parquet")))
-    for index, what in enumerate(("weights", "curves", "scores")):
-        if seen[0][index] != seen[1][index]:
-            found.append(what)
-    return found
+        scores = ledger.read(f"{folder}/tables/scores.parquet")
+        contents.append({"weights": digest(weights), "curves": curves, "scores": scores})
+    first, second = contents
+    return [name for name in first if first[name] != second[name]]
 
 
 def _child() -> None:
-    """Train what standard input says, with a line a step on standard output."""
+    """Train what standard input says, with a line per step on standard output."""
     from sweeps.training.run_trial import run_trial
 
-    order: dict[str, Any] = json.load(sys.stdin)
+    order: Json = json.load(sys.stdin)
 
     def stop() -> bool:
         print("step", flush=True)
         return False
 
-    run_trial(trial_from_json(order["trial"]), RuntimeConfig(**order["place"]), lambda *_: None, stop)
+    run_trial(trial_from_json(order["trial"]), RuntimeConfig(**order["config"]), lambda *_: None, stop)
 
 
 if __name__ == "__main__":

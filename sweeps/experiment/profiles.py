@@ -1,4 +1,4 @@
-"""The scales a sweep runs at: the paper's, a mini one on real data, demo and smoke test on embedded pictures."""
+"""Scales of a sweep: the paper's, a mini one on real data, demo and smoke test on embedded pictures."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ PROFILES = ("paper", "mini", "demo", "smoke")
 
 
 class Scale(NamedTuple):
-    """A reduced form: width of every layer but the classifier, and the recipes in place of the paper's."""
+    """Reduced form: width of every layer but the classifier, and the recipes in place of the paper's."""
 
     width: float
     recipes: dict[str, Recipe]
 
 
-# A few hundred steps cannot follow a schedule of 45 or 350 epochs: the demo's has two drops near its end.
+# A few hundred steps are too few for a schedule of 45 or 350 epochs: the demo's has two drops near its end.
 SHORT = (Stage(1, 1.0), Stage(61, 0.2), Stage(86, 0.04))
 
 
 def _demo(recipe: Recipe, epochs: int, batch: int, lr: float) -> Recipe:
+    """Return a recipe for the few hundred steps of a demo."""
     short = recipe.shortened(f"{recipe.name}-demo", epochs, batch, lr)
     # On a CPU that has both, CIFAR's nets of a quarter's width are 1.2 to 1.5 times as fast in bf16 as in fp32;
     # ImageNet's on 64 pixels are not, and up to 1.25 times as slow (benchmarks.bench_step --width 0.25 --batch 32).
@@ -31,7 +32,7 @@ def _demo(recipe: Recipe, epochs: int, batch: int, lr: float) -> Recipe:
 
 
 DEMO = {
-    # By SGD these deep nets stay at chance for the few hundred steps of a demo; by Adam they learn in them.
+    # With SGD these deep nets stay at chance for the few hundred steps of a demo; with Adam they learn.
     "allconv": dataclasses.replace(_demo(ALLCONV, epochs=8, batch=32, lr=0.002), optimiser="adam", weight_decay=0.0),
     "vgg": dataclasses.replace(_demo(VGG, epochs=8, batch=32, lr=0.003), optimiser="adam", weight_decay=0.0),
     "imagenet-sgd": _demo(IMAGENET_SGD, epochs=12, batch=32, lr=0.02),
@@ -46,7 +47,7 @@ SCALES = {
                            for name, recipe in DEMO.items()}),
 }  # fmt: skip
 
-# The embedded pictures that stand for each data set where its own are not to be had.
+# Embedded pictures in place of each data set, for profiles that need no download.
 EMBEDDED = {
     "imagenet": "synthetic:size=72,classes=10,train=2000,test=600",
     "cifar10": "synthetic:size=32,classes=5,train=1500,test=600",

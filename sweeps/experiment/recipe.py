@@ -1,4 +1,4 @@
-"""The paper's training recipes as data (section 4 and supplement E; gaps closed from the sources it names)."""
+"""Training recipes of the paper as data (section 4, supplement E; gaps closed from the sources that it names)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """One stretch of a schedule: from `first_epoch` (1-based) on, lr and weight decay times these factors."""
+    """Stretch of a schedule: from `first_epoch` (1-based) on, lr and weight decay are multiplied by these factors."""
 
     first_epoch: int
     lr_factor: float
@@ -17,10 +17,10 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything about a training that is not the net or the data.
+    """Recipe of a training: everything but the net and the data.
 
-    `stages` count epochs of a schedule `schedule_epochs` long; a recipe with fewer `epochs` runs the same
-    schedule compressed. `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32.
+    `stages` count epochs of a schedule of `schedule_epochs`; a recipe with fewer `epochs` compresses that schedule.
+    `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Recipe:
     restarts: int = 3
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a value no training can have."""
+        """Raise ValueError for a value that no training can have."""
         choices = {
             "optimiser": ("sgd", "adam"),
             "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear"),
@@ -68,22 +68,22 @@ class Recipe:
             raise ValueError(f"recipe.stages begin at epoch 1 and rise, not {starts}")
 
     def stage(self, epoch: int) -> Stage:
-        """Return the stage that `epoch` (0-based, of this recipe's own `epochs`) falls into."""
+        """Return the stage of `epoch` (0-based, of this recipe's `epochs`)."""
         paper_epoch = epoch * self.schedule_epochs // self.epochs + 1
         return next(stage for stage in reversed(self.stages) if stage.first_epoch <= paper_epoch)
 
     def learning_rate(self, epoch: int, step: int, steps: int) -> float:
-        """Return the learning rate of `step` out of `steps` of `epoch` (both 0-based)."""
+        """Return the learning rate of `step`, of `steps` in `epoch` (both 0-based)."""
         rate = self.lr * self.stage(epoch).lr_factor
         done = epoch + step / steps
         return rate * min(1.0, (done + 1 / steps) / self.warmup_epochs) if done < self.warmup_epochs else rate
 
     def steps(self, pictures: int) -> int:
-        """Return the steps of an epoch over so many pictures."""
+        """Return the steps of an epoch over this many pictures."""
         return max(1, pictures // self.batch if self.drop_last else -(-pictures // self.batch))
 
     def shared(self, pictures: int, ranks: int) -> None:
-        """Raise ValueError where a batch of an epoch over so many pictures has fewer of them than there are ranks."""
+        """Raise ValueError where a batch of an epoch over this many pictures has fewer of them than ranks."""
         last = pictures - (self.steps(pictures) - 1) * self.batch
         least = min(self.batch, last)
         if least < ranks:
@@ -98,13 +98,13 @@ class Recipe:
         return self.weight_decay * self.stage(epoch).decay_factor
 
     def shortened(self, name: str, epochs: int, batch: int, lr: float) -> Recipe:
-        """Return the same recipe on a small scale: its schedule compressed to `epochs`, its own batch and lr."""
+        """Return the recipe with its schedule compressed to `epochs`, and this batch and lr."""
         return dataclasses.replace(self, name=name, epochs=epochs, batch=batch, lr=lr)
 
 
 # fmt: off
 # All-conv nets on CIFAR (Springenberg et al. 2015): x0.1 at 200, 250, 300 of 350 epochs. The lr is the best of
-# {.25, .1, .05, .01} on the baseline's hold-out; He init makes .05 safe for every net without batch norm.
+# {.25, .1, .05, .01} on the baseline's hold-out; with He init, .05 trains every net without batch norm.
 ALLCONV = Recipe("allconv", "sgd", 128, 350, 350, 0.05, 1e-3,
                  (Stage(1, 1.0), Stage(201, 0.1), Stage(251, 0.01), Stage(301, 0.001)), "he_fan_in")
 
@@ -123,7 +123,7 @@ IMAGENET_ADAM = Recipe("imagenet-adam", "adam", 64, 100, 100, 2e-4, 0.0, (Stage(
 
 
 class Dimension(NamedTuple):
-    """One dropout rate that a search may choose: behind which layer, from, to, in steps of."""
+    """Dropout rate for a search to choose: after which layer, and from low to high in steps."""
 
     after: str
     low: float
@@ -131,7 +131,7 @@ class Dimension(NamedTuple):
     step: float
 
 
-# What the paper tuned, and all it tuned; by the family that a recipe's name begins with.
+# The dropout rates that the paper tuned, by the family that a recipe's name begins with.
 SPACES = {
     "allconv": (Dimension("input", 0.0, 0.4, 0.05), Dimension("pool1", 0.0, 0.7, 0.05),
                 Dimension("pool2", 0.0, 0.7, 0.05)),

@@ -1,4 +1,4 @@
-"""Cell and Trial, what is compared and what is trained; light values that know their own identity."""
+"""Cells, which are compared, and trials, which are trained: light values with keys that say what they are."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from typing import Any, NamedTuple
 
 from crelu_models.spec import Net, seed_from
 from sweeps.experiment.recipe import Recipe, Stage
+from sweeps.store.ledger import Json
 
-# Part of every key: raised when code changes what a trial means, so that old results are never taken for new.
+# Part of every key. It is raised when a trial comes to mean something else, so that old results do not pass for new.
 SCHEMA = 1
 PROBE = 10_000  # pictures at most on which the phases of Single measure their training loss
 
+# Dropout rates by the layer that they follow.
+Rates = tuple[tuple[str, float], ...]
+
 
 class Phase(NamedTuple):
-    """What a training is for: what it trains on, which epoch's weights count, and whether it opens the test set."""
+    """Purpose of a training: what it trains on, which epoch's weights it selects, whether it opens the test set."""
 
-    split: str  # "holdout": all but the hold-out; "full": everything; "fold": all but one fold
+    split: str  # what it trains on: all but the "holdout", all but one "fold", or the "full" set
     select: str  # "last" epoch, or "best" on the held-out pictures
     test: bool
     probe: bool = False  # also measure the training loss in evaluation mode, each epoch
@@ -38,7 +42,7 @@ MATCHES = ("train_loss", "valid_loss", "epoch", "none")
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it."""
+    """Row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it."""
 
     label: str
     net: Net
@@ -49,26 +53,28 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """Return the hash of what this cell is, whatever it is called."""
+        """Return the hash of net, data set and recipe; names do not change it."""
         return _hash(self.texts)
 
     @cached_property
     def texts(self) -> tuple[str, str, str]:
-        """Return net, data set and recipe as canonical JSON: once a cell, whatever the number of its trials."""
-        return _canonical(self.net.to_json()), self.dataset, _canonical(_recipe_json(self.recipe))
+        """Return net, data set and recipe as canonical JSON: once per cell, for all of its trials."""
+        recipe = dataclasses.asdict(self.recipe)
+        del recipe["name"]
+        return _canonical(self.net.to_json()), self.dataset, _canonical(recipe)
 
 
 @dataclass(frozen=True)
 class Trial:
     """One training: a cell, dropout rates by layer, a seed, and a phase with its fold or its reference trial.
 
-    `bars` (percent, by epoch) end a search trial early whose best hold-out error so far is above them.
+    `pruning_thresholds` (percent, by epoch) end a search trial whose best hold-out error so far is above them.
     """
 
     cell: Cell
     phase: str = "ablation"
     seed: int = 0
-    dropout: tuple[tuple[str, float], ...] = ()
+    dropout: Rates = ()
     fold: int = 0
     folds: int = 0
     match: str = ""
@@ -79,15 +85,15 @@ class Trial:
         """Raise ValueError for a trial that cannot be."""
         if self.phase not in PHASES:
             raise ValueError(f"phase is one of {', '.join(PHASES)}, not {self.phase!r}")
-        folded = PHASES[self.phase].split == "fold"
-        if folded != (self.folds > 1) or not 0 <= self.fold < max(self.folds, 1):
+        needs_fold = PHASES[self.phase].split == "fold"
+        if needs_fold != (self.folds > 1) or not 0 <= self.fold < max(self.folds, 1):
             raise ValueError(f"phases fold and inner have a fold of 0..folds-1, not {self.fold} of {self.folds}")
         if (self.phase == "match") != (self.match in MATCHES and bool(self.reference)):
             raise ValueError(f"phase match needs a reference trial and one of {', '.join(MATCHES)}")
 
     @cached_property
     def net(self) -> Net:
-        """Return the cell's net with this trial's dropout rates in place."""
+        """Return the cell's net with this trial's dropout rates."""
         net = self.cell.net
         for position, rate in self.dropout:
             net = net.dropout(round(rate, 6), position)
@@ -95,13 +101,13 @@ class Trial:
 
     @cached_property
     def key(self) -> str:
-        """Return the trial's identity: the hash of what changes the science, the same on every machine."""
+        """Return the hash of what changes the science, the same on every machine."""
         return _hash(self.science())
 
-    def science(self) -> dict[str, Any]:
-        """Return what the key is made of; net and recipe as canonical JSON."""
+    def science(self) -> Json:
+        """Return the content of the key, with net and recipe as canonical JSON."""
         net, dataset, recipe = self.cell.texts
-        content: dict[str, Any] = {
+        content: Json = {
             "schema": SCHEMA,
             "net": _canonical(self.net.to_json()) if self.dropout else net,
             "dataset": dataset,
@@ -119,47 +125,62 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """Return the trial's name for people, within its cell: s0 f3 d0.25."""
+        """Return the trial's name within its cell, for people: s0 f3 pool1=0.25."""
         fold = f" f{self.fold}" if self.folds else ""
         rates = "".join(f" {position}={rate:g}" for position, rate in self.dropout)
         return f"s{self.seed}{fold}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{rates}"
 
     def restarted(self, times: int) -> int:
-        """Return the seed of weights and dropout after `times` restarts of a diverged or dead training."""
+        """Return the seed of weights and dropout after this many restarts of a diverged or dead training."""
         return self.seed if times == 0 else seed_from(self.seed, "restart", times)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the whole trial as JSON, names for people included."""
-        own = {field: getattr(self, field) for field in ("phase", "seed", "fold", "folds", "match", "reference")}
-        return own | {
+    def to_json(self) -> Json:
+        """Return the trial as JSON, with its names for people."""
+        return {
             "schema": SCHEMA,
             "key": self.key,
             "cell": cell_to_json(self.cell),
+            "phase": self.phase,
+            "seed": self.seed,
+            "fold": self.fold,
+            "folds": self.folds,
+            "match": self.match,
+            "reference": self.reference,
             "dropout": [list(rate) for rate in self.dropout],
             "bars": list(self.pruning_thresholds),
         }
 
 
-def cell_to_json(cell: Cell) -> dict[str, Any]:
-    """Return the whole cell as JSON, names for people included."""
-    names = {"label": cell.label, "net_name": cell.net.name, "table": cell.table, "row": cell.row}
-    return names | {"net": cell.net.to_json(), "dataset": cell.dataset, "recipe": dataclasses.asdict(cell.recipe)}
+def cell_to_json(cell: Cell) -> Json:
+    """Return the cell as JSON, with its names for people."""
+    return {
+        "label": cell.label,
+        "net_name": cell.net.name,
+        "table": cell.table,
+        "row": cell.row,
+        "net": cell.net.to_json(),
+        "dataset": cell.dataset,
+        "recipe": dataclasses.asdict(cell.recipe),
+    }
 
 
-def cell_from_json(value: Any) -> Cell:
-    """Return the cell that `cell_to_json` wrote; ValueError where it is none."""
+def cell_from_json(value: Json | None) -> Cell:
+    """Return the cell that `cell_to_json` wrote; ValueError for any other value."""
+    value = value or {}
     try:
         recipe = dict(value["recipe"])
         recipe["stages"] = tuple(Stage(*stage) for stage in recipe["stages"])
         net = dataclasses.replace(Net.from_json(value["net"]), name=str(value["net_name"]))
-        label, dataset, table, row = (str(value[name]) for name in ("label", "dataset", "table", "row"))
-        return Cell(label, net, dataset, Recipe(**recipe), table, row)
+        label = str(value["label"])
+        dataset = str(value["dataset"])
+        return Cell(label, net, dataset, Recipe(**recipe), str(value["table"]), str(value["row"]))
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None
 
 
-def trial_from_json(value: Any) -> Trial:
-    """Return the trial that `to_json` wrote; ValueError where it is none, or its key is not its own."""
+def trial_from_json(value: Json | None) -> Trial:
+    """Return the trial that `to_json` wrote; ValueError for any other value, or a key that is not of its content."""
+    value = value or {}
     try:
         if value["schema"] != SCHEMA:
             raise ValueError(f"this trial has schema {value['schema']!r}; this version reads {SCHEMA}")
@@ -172,7 +193,7 @@ def trial_from_json(value: Any) -> Trial:
             folds=int(value["folds"]),
             match=str(value["match"]),
             reference=str(value["reference"]),
-            pruning_thresholds=tuple(float(bar) for bar in value["bars"]),
+            pruning_thresholds=tuple(float(threshold) for threshold in value["bars"]),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a trial: {error!r}") from None
@@ -182,9 +203,9 @@ def trial_from_json(value: Any) -> Trial:
 
 
 def probed(trial: Trial, learned: int, holdout: int) -> int:
-    """Return on how many pictures Single's phases measure the training loss that the second of them is to reach.
+    """Return on how many pictures a phase of Single measures the training loss that the second phase is to reach.
 
-    10,000 of CIFAR's 40,000 in the first phase, and as large a part of a smaller set; its hold-out in the second.
+    The first takes 10,000 of CIFAR's 40,000, or as large a part of a smaller set; the second the hold-out.
     """
     phase = PHASES[trial.phase]
     if not phase.probe:
@@ -192,13 +213,8 @@ def probed(trial: Trial, learned: int, holdout: int) -> int:
     return min(PROBE, -(-learned // 4) if phase.split == "holdout" else holdout)
 
 
-def _recipe_json(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe without its name: what it is called changes nothing."""
-    return {name: value for name, value in dataclasses.asdict(recipe).items() if name != "name"}
-
-
 def _rounded(value: Any) -> Any:
-    """Return `value` with floats cut to ten digits, so that 0.35000000000000003 and 0.35 are one trial."""
+    """Return `value` with floats of ten digits, so that 0.35000000000000003 and 0.35 are one trial."""
     if isinstance(value, float):
         return float(f"{value:.10g}")
     if isinstance(value, dict):
@@ -207,7 +223,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _canonical(value: Any) -> str:
-    """Return `value` as JSON of which there is one form: keys sorted, floats rounded, no spaces, no nan."""
+    """Return `value` as JSON in its one form: keys sorted, floats rounded, no spaces, no nan."""
     return json.dumps(_rounded(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

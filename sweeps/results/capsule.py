@@ -1,4 +1,4 @@
-"""A sweep in one file: a zip of all that its report is made of, from which the report is rebuilt byte by byte.
+"""Capsule of a sweep: one zip with all that its report is made of, which rebuilds the report byte by byte.
 
     capsule.json             sweep, question, standings, studies, provenance, and the SHA-256 of every other file
     plans/ results/ attempts/ tracked/
@@ -7,7 +7,7 @@
     report/                  the page, Markdown, LaTeX, CSV and Parquet
     requirements.lock
 
-Scores (the larger part of a ledger) are kept as what they decide, one class a picture; weights are left out.
+Of scores, the larger part of a ledger, only the decisions are in it, one class a picture; weights are left out.
 """
 
 from __future__ import annotations
@@ -37,29 +37,27 @@ LARGEST: Final = 8 << 30  # bytes that a capsule may unpack to
 
 
 def write(ledger: Ledger, survey: SweepResults, report: Mapping[str, bytes], path: Path) -> int:
-    """Write the capsule of a sweep whole or not at all, and return its size in bytes."""
+    """Write the capsule of a sweep, complete or not at all, and return its size in bytes."""
     contents = dict(_contents(ledger, survey)) | {f"report/{name}": content for name, content in report.items()}
     manifest = _manifest(survey) | {"files": {name: _digest(content) for name, content in sorted(contents.items())}}
-    contents[MANIFEST] = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+    contents[MANIFEST] = _json(manifest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
-        with zipfile.ZipFile(torn, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for name, content in sorted(contents.items()):
                 archive.writestr(zipfile.ZipInfo(name, FIRST_DAY), content, zipfile.ZIP_DEFLATED)
-        torn.replace(path)
+        part.replace(path)
     finally:
-        torn.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     return path.stat().st_size
 
 
 def _manifest(survey: SweepResults) -> dict[str, Any]:
     studies = {
-        evidence.cell.key: [
-            ([run.key for run in tried.runs], tried.value, tried.pruned_early) for tried in evidence.tried
-        ]
-        for evidence in survey.cells
-        if evidence.tried
+        cell.cell.key: [([run.key for run in point.runs], point.value, point.pruned_early) for point in cell.tried]
+        for cell in survey.cells
+        if cell.tried
     }
     return {
         "schema": SCHEMA,
@@ -72,7 +70,7 @@ def _manifest(survey: SweepResults) -> dict[str, Any]:
 
 
 def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes]]:
-    """Yield every file that the survey was read from."""
+    """Yield the files that the results of a sweep were read from, by name."""
     names = [f"plans/{survey.title}.json", f"prices/{survey.title}.json"]
     for run in survey.runs:
         yield f"trials/{run.key}/trial.json", _json(run.trial.to_json())
@@ -83,9 +81,9 @@ def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes
             names += [f"{folder}/summary.json", *(f"{folder}/{name}" for name in summary["files"])]
         if run.decisions is not None:
             yield f"trials/{run.key}/tables/decisions.parquet", decisions_table(run.decisions)
-    for evidence in survey.cells:
-        if evidence.vote is not None:
-            yield f"votes/{evidence.cell.key}/decisions.parquet", decisions_table(evidence.vote)
+    for results in survey.cells:
+        if results.vote is not None:
+            yield f"votes/{results.cell.key}/decisions.parquet", decisions_table(results.vote)
     for name in names:
         content = ledger.read(name)
         if content is not None:
@@ -106,7 +104,7 @@ def decisions_table(decisions: Predictions) -> bytes:
 def opened(path: Path) -> Iterator[Ledger]:
     """Yield the ledger that a capsule unpacks to, for as long as the block lasts.
 
-    ValueError for a file that is no capsule, is damaged, or names files outside of itself.
+    ValueError for a file that is no capsule, is damaged, or names a file outside of itself.
     """
     with tempfile.TemporaryDirectory(prefix="capsule-") as folder:
         try:
@@ -118,7 +116,7 @@ def opened(path: Path) -> Iterator[Ledger]:
 
 
 def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
-    """Write the files that the manifest names, each as it was; nothing else is touched."""
+    """Write the files that the manifest names, each by its digest, and no others."""
     try:
         manifest = json.loads(_read(archive, MANIFEST, path))
         schema, digests = manifest["schema"], dict(manifest["files"])
@@ -145,7 +143,7 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
 
 
 def _read(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
-    """Return the content of a file; KeyError where it is not there, ValueError where the archive is damaged."""
+    """Return the content of a file; KeyError where there is none, ValueError where the archive is damaged."""
     try:
         return archive.read(name)
     except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:

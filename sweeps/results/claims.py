@@ -1,15 +1,15 @@
-"""Whether the paper's sentences hold: in our runs, and in its own printed numbers.
+"""Claims of the paper, decided in our runs and in its own printed numbers.
 
 A claim is a list of comparisons. Each is decided by its p, adjusted after Holm over all comparisons that the claims of
 one table make, and a claim stands where all its comparisons do. The printed means ± SE are tested as the head of
-statistics.py says: t, and t after Nadeau and Bengio; a number printed without a spread can only be taken at its face.
+statistics.py says; a number printed without a spread is taken at face value.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from sweeps.experiment.metrics import AVERAGE, Average
@@ -20,18 +20,19 @@ from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import CLAIMS, FOLDS, Claim, Comparison
 from sweeps.results.statistics import Decision, Difference, decide, decide_all, holm, welch
 
-# Where Figures 2 to 4 and Tables 6 and S1, whose rows are layers, find their networks: table and row of a cell.
+# The networks of Tables 6 and S1, whose rows are layers: table and row of a cell.
 NETWORKS: Final = {
     "6": ("4", "CReLU conv1-7"),
     "S1": ("1", "CReLU half"),
 }
 RANDOM: Final = "Random"
 TEST_FRACTION: Final = 1 / FOLDS
+Cells = Mapping[tuple[str, str], CellResults]  # by the paper's data set and row
 InPrint = Literal["significant", "at face value", "not significant", "denied", "no numbers"]
 
 
 class Compared(NamedTuple):
-    """One comparison of a claim with one rival: `p` adjusted, `seeds` more that would decide it where it is open."""
+    """One comparison of a claim with one rival: `p` is adjusted; `seeds` more would decide it where it is open."""
 
     comparison: Comparison
     rival: str
@@ -42,7 +43,7 @@ class Compared(NamedTuple):
 
 
 class ClaimResult(NamedTuple):
-    """A claim as our runs have it, and as the paper's own numbers do; `withheld` says why there is no decision."""
+    """A claim as our runs and the paper's own numbers decide it; `withheld` says why there is no decision."""
 
     claim: Claim
     decision: Decision
@@ -58,45 +59,40 @@ class ClaimResult(NamedTuple):
     @property
     def seeds(self) -> int | None:
         """Return the further seeds that would decide all that is open; None where seeds would not."""
-        asked = [one.seeds for one in self.open]
-        return None if not asked or None in asked else max(seeds for seeds in asked if seeds is not None)
+        needed = [one.seeds for one in self.open if one.seeds is not None]
+        return max(needed) if needed and len(needed) == len(self.open) else None
 
     @property
     def hours(self) -> float:
-        """Return what those seeds cost, each cell's trainings once, however many comparisons it is in."""
+        """Return the hours that those seeds take, each cell's trainings once, however many comparisons it is in."""
         needed: dict[str, float] = {}
         for one in self.open:
-            for side, hours in one.contrast.hours.items():
-                needed[side] = max(needed.get(side, 0.0), (one.seeds or 0) * hours)
+            for trainings, hours in one.contrast.hours.items():
+                needed[trainings] = max(needed.get(trainings, 0.0), (one.seeds or 0) * hours)
         return sum(needed.values())
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Return the runs it rests on."""
+        """Return the runs behind it."""
         return tuple({run.key: run for one in self.compared for run in one.contrast.runs}.values())
 
 
 def judge_claims(survey: SweepResults) -> list[ClaimResult]:
     """Decide every claim that this sweep has a network of, in the paper's order."""
     cells = {
-        (stands_for(evidence.cell), evidence.cell.row): evidence
-        for evidence in reversed(survey.cells)  # of two cells for one row the first counts
-        if evidence.cell.table in TABLES
+        (stands_for(results.cell), results.cell.row): results
+        for results in reversed(survey.cells)  # of two cells for one row the first counts
+        if results.cell.table in TABLES
     }
-    found = []
-    claims = [claim for claim in CLAIMS if _touched(claim, cells)]
+    claims = [claim for claim in CLAIMS if any(_network(claim, one, one.row) in cells for one in claim.comparisons)]
+    decided: dict[str, ClaimResult] = {}
     for table in dict.fromkeys(claim.table for claim in claims):
-        found += _decided([claim for claim in claims if claim.table == table], cells)
-    return [ruling for claim in claims for ruling in found if ruling.claim is claim]
-
-
-def _touched(claim: Claim, cells: Mapping[tuple[str, str], CellResults]) -> bool:
-    """Tell whether the sweep has the network that a claim's comparisons are about."""
-    return any(_network(claim, one, one.row) in cells for one in claim.comparisons)
+        decided |= _decide_together([claim for claim in claims if claim.table == table], cells)
+    return [decided[claim.id] for claim in claims]
 
 
 def _network(claim: Claim, comparison: Comparison, row: str) -> tuple[str, str]:
-    """Return the data set and row of the cell that a row of a claim speaks of."""
+    """Return the data set and row of the cell behind a row of a claim."""
     if claim.table in NETWORKS:
         return comparison.dataset, NETWORKS[claim.table][1]
     return comparison.dataset, comparison.row if row == RANDOM else row
@@ -112,32 +108,32 @@ def _metrics(claim: Claim, comparison: Comparison, rival: str) -> tuple[str, str
     return comparison.metric, comparison.against_metric or comparison.metric
 
 
-def _decided(claims: Sequence[Claim], cells: Mapping[tuple[str, str], CellResults]) -> list[ClaimResult]:
-    """Decide the claims of one table together."""
-    asked: list[tuple[Claim, Comparison, str, Contrast]] = []
+def _decide_together(claims: Sequence[Claim], cells: Cells) -> dict[str, ClaimResult]:
+    """Decide the claims of one table, by id: their p values are adjusted together."""
+    contrasts: list[tuple[Claim, Comparison, str, Contrast]] = []
     for claim in claims:
         for comparison in claim.comparisons:
             for rival in paper.rivals(claim.table, comparison):
                 ours, theirs = (cells.get(_network(claim, comparison, row)) for row in (comparison.row, rival))
-                found = contrast(ours, theirs, *_metrics(claim, comparison, rival), comparison.scale)
-                asked.append((claim, comparison, rival, found))
-    adjusted = holm([one.p for *_, one in asked])
-    family = sum(not math.isnan(one.p) for *_, one in asked)
-    by_claim: dict[str, list[Compared]] = {}
-    for (claim, comparison, rival, one), p in zip(asked, adjusted, strict=True):
-        decision = decide(comparison.relation, one.difference, float(p), one.interval, comparison.margin)
-        seeds = more_seeds(one, family, comparison.margin) if decision == "inconclusive" else None
-        by_claim.setdefault(claim.id, []).append(Compared(comparison, rival, one, float(p), decision, seeds))
-    return [_ruling(claim, by_claim[claim.id], cells) for claim in claims]
+                test = contrast(ours, theirs, *_metrics(claim, comparison, rival), comparison.scale)
+                contrasts.append((claim, comparison, rival, test))
+    adjusted = holm([test.p for *_, test in contrasts])
+    family = sum(not math.isnan(test.p) for *_, test in contrasts)
+    compared: dict[str, list[Compared]] = {claim.id: [] for claim in claims}
+    for (claim, comparison, rival, test), p in zip(contrasts, adjusted, strict=True):
+        decision = decide(comparison.relation, test.difference, float(p), test.interval, comparison.margin)
+        seeds = more_seeds(test, family, comparison.margin) if decision == "inconclusive" else None
+        compared[claim.id].append(Compared(comparison, rival, test, float(p), decision, seeds))
+    return {claim.id: _claim_result(claim, compared[claim.id], cells) for claim in claims}
 
 
-def _ruling(claim: Claim, compared: Sequence[Compared], cells: Mapping[tuple[str, str], CellResults]) -> ClaimResult:
-    named = {_network(claim, one.comparison, row) for one in compared for row in (one.comparison.row, one.rival)}
-    used = {name: cells[name] for name in named if name in cells}
-    strangers = [evidence for (dataset, _), evidence in used.items() if evidence.cell.dataset != dataset]
+def _claim_result(claim: Claim, compared: Sequence[Compared], cells: Cells) -> ClaimResult:
+    networks = {_network(claim, one.comparison, row) for one in compared for row in (one.comparison.row, one.rival)}
+    used = {network: cells[network] for network in networks if network in cells}
+    on_other_data = [results for (dataset, _), results in used.items() if results.cell.dataset != dataset]
     withheld = ""
-    if strangers:
-        withheld = "embedded pictures" if strangers[0].synthetic else "other data than the paper's"
+    if on_other_data:
+        withheld = "embedded pictures" if on_other_data[0].synthetic else "other data than the paper's"
     decision = "not run" if withheld else decide_all(one.decision for one in compared)
     return ClaimResult(claim, decision, tuple(compared), withheld, in_print(claim))
 
@@ -157,31 +153,34 @@ class PrintedTest(NamedTuple):
 
     @property
     def significant(self) -> bool:
-        """Return whether the printed numbers tell the two rows apart."""
+        """Return whether the printed numbers differ by more than chance."""
         return self.p < 0.05
 
 
 def printed_tests(table: str) -> list[PrintedTest]:
     """Test every row's average of Table 1 or 2 against the first row's, and what its claims compare besides."""
-    asked: list[tuple[str, str, str]] = []
+    claimed = [pair for claim in CLAIMS if claim.table == table for pair in _averages_of(claim)]
+    pairs: list[tuple[str, str, str]] = []
     for dataset in dict.fromkeys(row.dataset for row in paper.ROWS if row.table == table):
         first, *others = [row.label for row in paper.rows(table, dataset)]
-        asked += [(dataset, other, first) for other in others]
-        asked += [(dataset, one.row, rival) for one, rival in _claimed(table) if one.dataset == dataset]
+        pairs += [(dataset, other, first) for other in others]
+        pairs += [pair for pair in claimed if pair[0] == dataset]
         if table == "2":
-            asked += [(dataset, more, fewer) for fewer, more in itertools.combinations(others, 2)]
-    found = [(key, _welch(table, *key)) for key in dict.fromkeys(asked)]
-    known = [(key, one) for key, one in found if one is not None]
-    adjusted = holm([one.corrected.p for _, one in known])
-    return [PrintedTest(table, *key, one, float(p)) for (key, one), p in zip(known, adjusted, strict=True)]
+            pairs += [(dataset, more, fewer) for fewer, more in itertools.combinations(others, 2)]
+    tests = {pair: _welch(table, *pair) for pair in pairs}
+    known = [(pair, test) for pair, test in tests.items() if test is not None]
+    adjusted = holm([test.corrected.p for _, test in known])
+    return [PrintedTest(table, *pair, test, float(p)) for (pair, test), p in zip(known, adjusted, strict=True)]
 
 
-def _claimed(table: str) -> Iterable[tuple[Comparison, str]]:
-    """Yield the comparisons of averages that the claims of a table make."""
-    for claim in CLAIMS:
-        for comparison in claim.comparisons:
-            if claim.table == table and comparison.metric == AVERAGE:
-                yield from ((comparison, rival) for rival in paper.rivals(table, comparison))
+def _averages_of(claim: Claim) -> list[tuple[str, str, str]]:
+    """Return data set, row and rival of the averages that a claim compares."""
+    return [
+        (comparison.dataset, comparison.row, rival)
+        for comparison in claim.comparisons
+        if comparison.metric == AVERAGE
+        for rival in paper.rivals(claim.table, comparison)
+    ]
 
 
 def _welch(table: str, dataset: str, row: str, rival: str) -> Difference | None:
@@ -192,19 +191,14 @@ def _welch(table: str, dataset: str, row: str, rival: str) -> Difference | None:
 
 
 def in_print(claim: Claim) -> InPrint:
-    """Tell what the printed numbers say of a claim: taken at their face, and tested where they have a spread."""
+    """Return what the printed numbers say of a claim: at face value, and tested where they have a spread."""
     holds = paper.holds_in_print(claim)
     if holds is None:
         return "no numbers"
     if not holds:
         return "denied"
-    tests = {(one.dataset, one.row, one.rival): one for one in printed_tests(claim.table)}
-    pairs = [
-        (one.dataset, one.row, rival)
-        for one in claim.comparisons
-        if one.metric == AVERAGE
-        for rival in paper.rivals(claim.table, one)
-    ]
+    pairs = _averages_of(claim)
     if not pairs:
         return "at face value"
+    tests = {(test.dataset, test.row, test.rival): test for test in printed_tests(claim.table)}
     return "significant" if all(tests[pair].significant for pair in pairs) else "not significant"

@@ -1,4 +1,4 @@
-"""Which class networks give each test picture: from tables of scores, or from what a capsule keeps of them."""
+"""Decisions of networks, the class that each test picture gets: from tables of scores, or from a capsule's."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Predictions(NamedTuple):
 
     def right(self, kind: str) -> NDArray[np.bool_]:
         """Return which pictures (n,) get their own class."""
-        same: NDArray[np.bool_] = self.chosen[kind] == self.labels
-        return same
+        right: NDArray[np.bool_] = self.chosen[kind] == self.labels
+        return right
 
     def wrong(self, kind: str) -> int:
         """Count the pictures that get another class than their own."""
@@ -47,13 +47,13 @@ class Scores(NamedTuple):
     views: Mapping[str, NDArray[np.floating[Any]]]
 
     def decide(self) -> Predictions:
-        """Return what they decide: the class of the highest score, of equal ones the first."""
+        """Return the class of the highest score, of equal ones the first."""
         chosen = {view: x.argmax(axis=1).astype(np.int64) for view, x in self.views.items()}
         return Predictions(self.ids, self.labels, self.views["centre"].shape[1], chosen)
 
 
 def read_decisions(ledger: Ledger, folder: str) -> Predictions | None:
-    """Return the decisions kept in `folder`, else those that its table of scores amounts to, else None."""
+    """Return the decisions in `folder`, else those of its table of scores, else None."""
     table = _table(ledger, f"{folder}/decisions.parquet", ())
     if table is None:
         scores = read_scores(ledger, folder)
@@ -80,18 +80,16 @@ def read_scores(ledger: Ledger, folder: str) -> Scores | None:
 def read_vote(
     ledger: Ledger, folder: str, members: Sequence[str]
 ) -> tuple[list[Predictions | None], Predictions | None]:
-    """Return what the networks whose tables lie in `members` decide, each alone, and together by method of voting.
+    """Return the decisions of the networks whose tables lie in `members`, each alone, and together by method of voting.
 
-    A vote that is kept in `folder` is taken from there. There is none of fewer than two networks, or where two did not
-    see the same pictures.
+    A vote in `folder` is taken as it is. Fewer than two networks have none, nor do networks on different pictures.
     """
-    kept = _table(ledger, f"{folder}/decisions.parquet", ()) is not None
-    if kept:
+    if _table(ledger, f"{folder}/decisions.parquet", ()) is not None:
         return [read_decisions(ledger, member) for member in members], read_decisions(ledger, folder)
-    found = [read_scores(ledger, member) for member in members]
-    alone = [None if scores is None else scores.decide() for scores in found]
-    voters = [scores for scores in found if scores is not None]
-    if len(voters) < 2 or not all(np.array_equal(one.ids, voters[0].ids) for one in voters):
+    tables = [read_scores(ledger, member) for member in members]
+    alone = [None if scores is None else scores.decide() for scores in tables]
+    voters = [scores for scores in tables if scores is not None]
+    if len(voters) < 2 or not all(np.array_equal(scores.ids, voters[0].ids) for scores in voters):
         return alone, None
     x = np.stack([scores.views["centre"] for scores in voters])
     chosen = {str(method): classes.astype(np.int64) for method, classes in votes(x).items()}
@@ -114,8 +112,8 @@ def _table(ledger: Ledger, name: str, views: Sequence[str]) -> Any:
         source = pa.BufferReader(content)
     try:
         file = pq.ParquetFile(source)
-        there = [column for column in ("id", "label", *views) if column in file.schema_arrow.names]
-        return file.read(columns=there if views else None)
+        columns = [column for column in ("id", "label", *views) if column in file.schema_arrow.names]
+        return file.read(columns=columns if views else None)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{ledger.path(name)} is not a whole Parquet file: {error}") from None
 

@@ -1,9 +1,9 @@
-"""Where trials departed from the paper: collected from their cells and results, not from what anybody remembers."""
+"""Deviations of trials from the paper, collected from their cells and results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from crelu_models.spec import Conv, Drop, Linear, Net
 from crelu_models.tables import PAPER
@@ -12,7 +12,7 @@ from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, 
 from sweeps.results.cell_numbers import SETS, ResultTable
 from sweeps.results.evidence import CellResults
 
-# What the paper trains in each row of its tables, and by which recipe.
+# The net and the recipe of each row of the paper's tables.
 # fmt: off
 CELLS: Final = {
     ("1", "Baseline"):        ("S2",         ALLCONV),
@@ -50,11 +50,12 @@ FIELDS: Final = {
     "drop_last": "drop the last batch",
     "warmup_epochs": "warm-up epochs",
     "clip_norm": "gradient norm cut at",
-}
+}  # fmt: skip
+Differences = Iterator[tuple[str, str, str]]  # what differs, the paper's, ours
 
 
 class Deviation(NamedTuple):
-    """One thing that rows of a table did otherwise than the paper; `rows` are their labels, all of them: ()."""
+    """One deviation of rows of a table from the paper; `rows` are their labels, () for all of them."""
 
     what: str
     paper: str
@@ -62,46 +63,52 @@ class Deviation(NamedTuple):
     rows: tuple[str, ...]
 
 
-def deviations(group: ResultTable) -> list[Deviation]:
-    """Return what the rows of one of the paper's tables did otherwise, each thing once with the rows it is true of."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    rows = [row for row in group.rows if row.evidence is not None and any(run.result for run in row.evidence.runs)]
-    for row in rows:
-        if row.evidence is not None:
-            for what in dict.fromkeys(_of(row.evidence, group)):
-                found.setdefault(what, []).append(row.label)
-    return [Deviation(*what, () if len(labels) == len(rows) else tuple(labels)) for what, labels in found.items()]
+def deviations(table: ResultTable) -> list[Deviation]:
+    """Return the deviations of the rows of one of the paper's tables, each once with its rows."""
+    labels: dict[tuple[str, str, str], list[str]] = {}
+    trained = [
+        (row.label, row.evidence)
+        for row in table.rows
+        if row.evidence is not None and any(run.result for run in row.evidence.runs)
+    ]
+    for label, cell in trained:
+        for difference in dict.fromkeys(_differences(cell, table)):
+            labels.setdefault(difference, []).append(label)
+    return [
+        Deviation(*difference, () if len(rows) == len(trained) else tuple(rows)) for difference, rows in labels.items()
+    ]
 
 
-def _of(evidence: CellResults, group: ResultTable) -> Iterator[tuple[str, str, str]]:
-    cell = evidence.cell
+def _differences(results: CellResults, table: ResultTable) -> Differences:
+    cell = results.cell
     if (cell.table, cell.row) not in CELLS:
         return
     name, recipe = CELLS[cell.table, cell.row]
-    yield from _data(evidence, group)
-    yield from _nets(cell.net, PAPER[name], evidence.classes)
+    yield from _data(results, table)
+    yield from _nets(cell.net, PAPER[name], results.classes)
     yield from _recipes(cell.recipe, recipe)
-    for precision in sorted({str(run.result["precision"]) for run in evidence.runs if run.result} - {"fp32"}):
+    for precision in sorted({str(run.result["precision"]) for run in results.runs if run.result} - {"fp32"}):
         yield "precision", "fp32", precision
     printed = _dropout(PAPER[name])
-    # The paper tuned the dropout of the all-convolutional CIFAR nets, and does not print what it found.
-    for here in sorted({_dropout(run.trial.net) for run in evidence.tested} - {printed}) if cell.table != "1" else ():
-        yield "dropout", printed, here
+    # The paper tuned the dropout of the all-convolutional CIFAR nets, and does not print the rates.
+    if cell.table != "1":
+        for rates in sorted({_dropout(run.trial.net) for run in results.tested} - {printed}):
+            yield "dropout", printed, rates
 
 
-def _data(evidence: CellResults, group: ResultTable) -> Iterator[tuple[str, str, str]]:
-    """Yield what is other about the pictures: which, how many, how large, how many were kept from training."""
-    cell = evidence.cell
-    if cell.dataset != group.dataset:
-        yield "data", SETS[group.dataset], cell.dataset
-    own, facts = dataset(group.dataset), _facts(cell.dataset)
-    tested = {len(run.decisions.ids) for run in evidence.tested if run.decisions is not None}
-    for count in sorted(tested - {own.splits[own.final]}):
-        yield "test pictures", f"{own.splits[own.final]:,}", f"{count:,}"
-    if facts is not None and (facts.size, facts.crop) != (own.size, own.crop):
-        yield "picture and crop (pixels)", f"{own.size}, {own.crop}", f"{facts.size}, {facts.crop}"
-    if evidence.done("ablation") and facts is not None:
-        yield "training pictures", "all", f"all but {facts.holdout:,} held out"
+def _data(results: CellResults, table: ResultTable) -> Differences:
+    """Yield differences of the pictures: which, how many, how large, how many were held out of training."""
+    name = results.cell.dataset
+    if name != table.dataset:
+        yield "data", SETS[table.dataset], name
+    paper, ours = dataset(table.dataset), _facts(name)
+    tested = {len(run.decisions.ids) for run in results.tested if run.decisions is not None}
+    for count in sorted(tested - {paper.splits[paper.final]}):
+        yield "test pictures", f"{paper.splits[paper.final]:,}", f"{count:,}"
+    if ours is not None and (ours.size, ours.crop) != (paper.size, paper.crop):
+        yield "picture and crop (pixels)", f"{paper.size}, {paper.crop}", f"{ours.size}, {ours.crop}"
+    if results.done("ablation") and ours is not None:
+        yield "training pictures", "all", f"all but {ours.holdout:,} held out"
 
 
 def _facts(name: str) -> DataSet | None:
@@ -111,20 +118,20 @@ def _facts(name: str) -> DataSet | None:
         return None
 
 
-def _nets(here: Net, paper: Net, classes: int | None) -> Iterator[tuple[str, str, str]]:
-    if _layers(here) != _layers(paper):
+def _nets(ours: Net, paper: Net, classes: int | None) -> Differences:
+    if _layers(ours) != _layers(paper):
         if classes is None:
             yield "net", str(paper.name), "another one"
         else:
-            yield "net (parameters)", f"{paper.parameters(classes):,}", f"{here.parameters(classes):,}"
+            yield "net (parameters)", f"{paper.parameters(classes):,}", f"{ours.parameters(classes):,}"
     # The supplement prints an activation on the scores of all nets but VGG; ours have none by default.
     printed = "none" if isinstance(_last(paper), Linear) else "avr" if ".avr(" in paper.name else "relu"
-    if _last(here).act != printed:
-        yield "activation on the scores", printed, _last(here).act
+    if _last(ours).act != printed:
+        yield "activation on the scores", printed, _last(ours).act
 
 
-def _layers(net: Net) -> list[Any]:
-    """Return what a net is besides its dropout and the activation on its scores."""
+def _layers(net: Net) -> list[object]:
+    """Return the layers of a net without its dropout and the activation on its scores."""
     rows = [row for row in net.rows if not isinstance(row, Drop)]
     return [row._replace(act="none") if row == _last(net) else row for row in rows]
 
@@ -133,13 +140,12 @@ def _last(net: Net) -> Conv | Linear:
     return [row for row in net.rows if isinstance(row, Conv | Linear)][-1]
 
 
-def _recipes(here: Recipe, paper: Recipe) -> Iterator[tuple[str, str, str]]:
-    for field, what in FIELDS.items():
-        ours, theirs = getattr(here, field), getattr(paper, field)
-        if ours != theirs:
-            yield what, _text(theirs), _text(ours)
-    if (here.stages, here.schedule_epochs) != (paper.stages, paper.schedule_epochs):
-        yield "schedule", _schedule(paper), _schedule(here)
+def _recipes(ours: Recipe, paper: Recipe) -> Differences:
+    for field, name in FIELDS.items():
+        if getattr(ours, field) != getattr(paper, field):
+            yield name, _text(getattr(paper, field)), _text(getattr(ours, field))
+    if (ours.stages, ours.schedule_epochs) != (paper.stages, paper.schedule_epochs):
+        yield "schedule", _schedule(paper), _schedule(ours)
 
 
 def _schedule(recipe: Recipe) -> str:
@@ -156,5 +162,6 @@ def _dropout(net: Net) -> str:
 
 
 def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else {True: "yes", False: "no"}.get(value, str(value)) \
-        if isinstance(value, bool) else str(value)  # fmt: skip
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.datasets import dataset
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Plan, Sweep, TrialStatus, current_plan, has_failed, sweep_from_json, unknown_name
 from sweeps.experiment.search import study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
-from sweeps.results.provenance import provenance
+from sweeps.results.provenance import provenance, shares
 from sweeps.store.ledger import Json, Ledger
 
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
@@ -178,7 +179,9 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
     if manifest is None:
         plan = current_plan(ledger, title)
         sweep, statuses, studies = plan.sweep, plan.statuses, _studies(ledger, plan)
-        question, record = _question(plan.sweep.name), provenance()
+        question = _question(plan.sweep.name)
+        trained = [status.trial.net for status in plan.statuses if status.result is not None]
+        record = provenance() | {"code": "; ".join(shares(map(code_fingerprint, trained)))}
     else:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
@@ -201,7 +204,7 @@ def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
     return {
         cell.key: [
             (tuple(trial.key for trial in suggestion.trials), suggestion.value, suggestion.pruned)
-            for suggestion in study(search, cell, results, failed).asked
+            for suggestion in study(search, cell, results, failed).suggestions
         ]
         for cell in plan.sweep.cells
     }

@@ -1,4 +1,4 @@
-"""What a reader has to know of a number before believing it: marks in the tables, explained below them.
+"""Marks of a number, which a reader has to know before believing it: letters in the tables, explained below them.
 
 A curve still falls if over its last fifth (at least four epochs) the least-squares line of the held-out error
 
@@ -37,52 +37,46 @@ MARKS: Final = {
 }
 
 
-def marks(group: ResultTable, evidence: CellResults | None, ours: CellNumber, search: Search | None) -> tuple[str, ...]:
-    """Return the marks of one number: some are of its own runs, some of all that its cell did."""
-    if evidence is None or not ours.known:
+def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search: Search | None) -> tuple[str, ...]:
+    """Return the marks of one number: of its own runs, of its cell's search and curves, of its data."""
+    if cell is None or not ours.known:
         return ()
+    of_data = () if not table.table or table.comparable else ("s",) if cell.synthetic else ("o",)
     if ours.metric == PARAMETERS:
-        return _data_marks(group, evidence)
+        return of_data
     phases = {run.trial.phase for run in ours.runs}
     flags = {flag.partition(":")[0] for run in ours.runs if run.result for flag in flags_of(run.result)}
-    found = {
+    apply = {
         "d": "diverged" in flags,
         "r": "restarted" in flags,
-        "u": under_trained(evidence),
+        "u": under_trained(cell),
         "1": ours.average.n == 1 and ours.metric != VOTE,
-        "e": search is not None and at_edge(evidence, search),
-        "f": search is not None and few_trials(evidence, search),
-        "i": any(run.result is None for run in evidence.runs if run.trial.phase in phases),
+        "e": search is not None and at_edge(cell, search),
+        "f": search is not None and few_trials(cell, search),
+        "i": any(run.result is None for run in cell.runs if run.trial.phase in phases),
         "x": any(run.state == "stale" for run in ours.runs),
     }
-    return (*(mark for mark, there in found.items() if there), *_data_marks(group, evidence))
+    return (*(mark for mark, applies in apply.items() if applies), *of_data)
 
 
-def _data_marks(group: ResultTable, evidence: CellResults) -> tuple[str, ...]:
-    if not group.table or group.comparable:
-        return ()
-    return ("s",) if evidence.synthetic else ("o",)
-
-
-def under_trained(evidence: CellResults) -> bool:
-    """Tell whether most of a cell's curves still fall; for Single they are those of its first phase."""
-    curves = [run.curve for run in curve_runs(evidence)]
+def under_trained(cell: CellResults) -> bool:
+    """Return whether most of a cell's curves still fall; for Single they are those of its first phase."""
+    curves = [run.curve for run in curve_runs(cell)]
     return bool(curves) and 2 * sum(map(still_falling, curves)) > len(curves)
 
 
-def curve_runs(evidence: CellResults) -> tuple[Run, ...]:
-    """Return the runs whose held-out curves stand for a cell: those of its tested networks, else first phases."""
-    tested = tuple(run for run in evidence.done("ablation", "fold") if len(run.curve))
-    if tested:
-        return tested
-    references = {run.trial.reference for run in evidence.done("match")}
-    first = [run for run in evidence.runs if run.key in references and len(run.curve)]
-    winner = evidence.winner
-    return tuple(first or ([winner.run] if winner is not None and len(winner.run.curve) else []))
+def curve_runs(cell: CellResults) -> tuple[Run, ...]:
+    """Return the runs whose held-out curves stand for a cell: its tested networks, first phases, or search winner."""
+    references = {run.trial.reference for run in cell.done("match")}
+    first_phases = [run for run in cell.runs if run.key in references]
+    for runs in (cell.done("ablation", "fold"), first_phases, [cell.winner.run] if cell.winner is not None else []):
+        if curves := tuple(run for run in runs if len(run.curve)):
+            return curves
+    return ()
 
 
 def still_falling(curve: Floats) -> bool:
-    """Tell whether the last fifth of a curve of errors (n,) falls; too short a curve tells nothing."""
+    """Return whether the last fifth of a curve of errors (n,) falls; not of a curve of less than four epochs."""
     tail = curve[-max(4, math.ceil(len(curve) / 5)) :]
     if len(tail) < 4:
         return False
@@ -93,23 +87,18 @@ def still_falling(curve: Floats) -> bool:
     return slope < 0 and -slope > 2 * se and -slope * (len(tail) - 1) >= FALL
 
 
-def at_edge(evidence: CellResults, search: Search) -> bool:
-    """Tell whether the chosen dropout lies where its range ends; that no rate is below 0 is no end of a range."""
-    winner = evidence.winner
-    if winner is None:
-        return False
-    rates = dict(winner.run.trial.dropout)
+def at_edge(cell: CellResults, search: Search) -> bool:
+    """Return whether the chosen dropout lies where its range ends; a rate of 0 is no end of a range."""
+    rates = dict(cell.winner.run.trial.dropout) if cell.winner is not None else {}
     return any(
-        rates.get(one.after) == one.high or (one.low > 0 and rates.get(one.after) == one.low)
-        for one in space(search, evidence.cell)
+        rates.get(rate.after) == rate.high or (rate.low > 0 and rates.get(rate.after) == rate.low)
+        for rate in space(search, cell.cell)
     )
 
 
-def few_trials(evidence: CellResults, search: Search) -> bool:
-    """Tell whether too few trials finished to choose by, unless they are all there are on the grid."""
-    if not evidence.tried:
-        return False
-    whole = sum(tried.complete for tried in evidence.tried)
-    points = math.prod(round((one.high - one.low) / one.step) + 1 for one in space(search, evidence.cell))
-    exhausted = search.sampler == "grid" and whole == points == budget(search, evidence.cell)
-    return whole < ENOUGH and not exhausted
+def few_trials(cell: CellResults, search: Search) -> bool:
+    """Return whether too few search trials finished to choose by, unless they are the whole grid."""
+    finished = sum(point.complete for point in cell.tried)
+    points = math.prod(round((rate.high - rate.low) / rate.step) + 1 for rate in space(search, cell.cell))
+    exhausted = search.sampler == "grid" and finished == points == budget(search, cell.cell)
+    return bool(cell.tried) and finished < ENOUGH and not exhausted

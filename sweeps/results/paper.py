@@ -1,4 +1,4 @@
-"""The paper's printed numbers and sentences as data.
+"""Printed numbers and sentences of the paper as data.
 
 Source: Shang, Sohn, Almeida, Lee, "Understanding and Improving Convolutional Neural Networks via Concatenated
 Rectified Linear Units", ICML 2016: Tables 1 to 6, and Table S1 of the supplement. Errors are in percent.
@@ -166,9 +166,9 @@ def rows(table: str, dataset: str) -> tuple[Row, ...]:
 
 def printed(table: str, dataset: str, row: str, metric: str) -> Printed | None:
     """Look up one printed number, None where the paper prints none."""
-    for found in rows(table, dataset):
-        if found.label == row and metric in COLUMNS[table]:
-            return found.numbers[COLUMNS[table].index(metric)]
+    for candidate in rows(table, dataset):
+        if candidate.label == row and metric in COLUMNS[table]:
+            return candidate.numbers[COLUMNS[table].index(metric)]
     return None
 
 

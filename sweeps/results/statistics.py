@@ -1,8 +1,8 @@
-"""Averages, intervals, tests, votes and verdicts, as pure functions on arrays; errors are in percent.
+"""Statistics of results: averages, intervals, tests, votes and verdicts, pure functions; errors are in percent.
 
 Networks trained on folds share training pictures, so the spread over folds understates that over data sets.
 Nadeau and Bengio (2003) correct the variance of a mean difference from s^2/n to s^2 (1/n + n_test/n_train),
-with n - 1 degrees of freedom: 1/10 + 1/9 in ten folds, an SE 1.45 times as large. Both tests are always given.
+with n - 1 degrees of freedom: 1/10 + 1/9 in ten folds, an SE 1.45 times as large. Both tests are reported.
 
 The paper prints mean ± SE of ten folds, not the folds, so nothing can be paired there. From two such numbers
 
@@ -60,9 +60,9 @@ class Difference(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """Hold two networks on the same pictures: errors of a minus errors of b, in percent, and the exact p.
+    """Hold a test of two networks on the same pictures: errors of a minus errors of b in percent, and the exact p.
 
-    `only_a` and `only_b` count the pictures that this network alone gets right.
+    `only_a` and `only_b` count the pictures that one of them alone gets right.
     """
 
     difference: float
@@ -73,7 +73,7 @@ class McNemar(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Count pairs of rows that we find in the paper's order, in the opposite one, and equal."""
+    """Count pairs of rows in the paper's order, in the opposite one, and equal."""
 
     same: int
     opposite: int
@@ -81,7 +81,7 @@ class Order(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Hold ours - paper, the most that counts as reproduced (both in points), and the word for it."""
+    """Hold ours - paper, the largest difference that counts as reproduced (both in points), and the word for it."""
 
     difference: float
     tolerance: float
@@ -148,8 +148,8 @@ def welch(a: Average, b: Average, test_fraction: float | None = None, level: flo
 def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike, level: float = 0.95) -> McNemar:
     """Compare two networks by which pictures (n,) each gets right, two booleans a picture.
 
-    p is the exact binomial one, the interval Bonett and Price's (2012). Both speak of these two networks on
-    other pictures, not of other trainings.
+    p is that of the exact binomial test, the interval Bonett and Price's (2012). Both speak of these two networks
+    on other pictures, not of other trainings.
     """
     from scipy import stats
 
@@ -170,24 +170,19 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     if np.any((p < 0) | (p > 1)):
         raise ValueError(f"p values from {np.nanmin(p)} to {np.nanmax(p)}; expected 0 to 1")
     rank = np.argsort(p, axis=-1)
-    left = np.sum(~np.isnan(p), axis=-1, keepdims=True) - np.arange(p.shape[-1])
-    steps = np.take_along_axis(p, rank, -1) * np.maximum(left, 1)
+    factors = np.sum(~np.isnan(p), axis=-1, keepdims=True) - np.arange(p.shape[-1])
+    steps = np.take_along_axis(p, rank, -1) * np.maximum(factors, 1)
     adjusted = np.empty_like(p)
     np.put_along_axis(adjusted, rank, np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0), -1)
     return adjusted
 
 
-def vote(scores: ArrayLike, method: Method = "mean_softmax") -> NDArray[np.intp]:
-    """Return the classes (n,) that k networks with scores (k, n, c) before softmax choose together.
+def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
+    """Return the classes (n,) that k networks with scores (k, n, c) before softmax choose together, by method.
 
     The paper's vote is "mean_softmax". Of equal classes the lowest wins; in "majority" the one of higher mean
     softmax, then the lowest.
     """
-    return votes(scores)[method]
-
-
-def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
-    """Return the classes (n,) that k networks with scores (k, n, c) choose together, by each method of voting."""
     from scipy import special
 
     x = np.asarray(scores)
@@ -195,10 +190,10 @@ def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
         raise ValueError(f"scores {x.shape}; expected finite numbers of shape (networks, pictures, classes)")
     softmax, logit, counts = np.zeros(x.shape[1:]), np.zeros(x.shape[1:]), np.zeros(x.shape[1:], np.int64)
     for member in x:
-        wide = member.astype(np.float64)
-        logit += wide
-        softmax += special.softmax(wide, axis=1)
-        counts[np.arange(len(wide)), wide.argmax(axis=1)] += 1
+        logits = member.astype(np.float64)
+        logit += logits
+        softmax += special.softmax(logits, axis=1)
+        counts[np.arange(len(logits)), logits.argmax(axis=1)] += 1
     elected = np.where(counts < counts.max(axis=1, keepdims=True), -1.0, softmax)
     means = {"mean_softmax": softmax, "mean_logit": logit, "majority": elected}
     return {method: means[method].argmax(axis=1) for method in METHODS}
@@ -257,12 +252,12 @@ def decide(
 
 
 def decide_all(decisions: Iterable[Decision]) -> Decision:
-    """Decide a claim from its comparisons: one contradicts it, all must support it; none is "not run"."""
-    found = set(decisions)
+    """Decide a claim from its comparisons: one contradicts it, all must support it; without any it is "not run"."""
+    reached = set(decisions)
     for worst in ("contradicted", "not run", "inconclusive"):
-        if worst in found:
+        if worst in reached:
             return worst
-    return "supported" if found else "not run"
+    return "supported" if reached else "not run"
 
 
 def seeds_needed(

@@ -91,10 +91,6 @@ class MlflowRuns:
             for _, _, double in doubles:
                 self.client.delete_run(double)
 
-    def run_of(self, key: str) -> str | None:
-        """Return the run of a trial key, if there is one."""
-        return self.runs.get(key)
-
     # Trials --------------------------------------------------------------------------------------------------
 
     def sync_trial(self, trial: Trial, state: str) -> bool:

@@ -74,7 +74,7 @@ def test_an_edit_of_what_a_trial_computes_makes_all_results_stale(
 
 
 def test_an_edit_of_relu_makes_exactly_the_results_with_relu_stale(tmp_path: Path) -> None:
-    edit = ("crelu_models/activations.py", '"relu": lambda channels: nn.ReLU()', '"relu": lambda channels: nn.ReLU6()')
+    edit = ("crelu_models/activations.py", '"relu": lambda _: nn.ReLU()', '"relu": lambda _: nn.ReLU6()')
     assert stale(copied(tmp_path, [edit])) == ReLU
     assert ALL_CRELU not in ReLU
 
@@ -142,7 +142,7 @@ def test_fingerprint_of_several_nets_has_all_their_activations(tmp_path: Path) -
 
 # Functions that a trial calls and that decide no number: names, keys and checks of trials, the ledger's file system,
 # exports, and what takes this fingerprint.
-NUMBERLESS = {"__getattr__", "__post_init__", "_canonical", "_hash", "_recipe_json", "_rounded", "cell_to_json", "key",
+NUMBERLESS = {"__getattr__", "__post_init__", "_canonical", "_hash", "_rounded", "cell_to_json", "key",
               "kinds_of", "label", "open_filesystem", "science", "texts", "to_json"}  # fmt: skip
 
 

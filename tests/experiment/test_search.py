@@ -51,7 +51,7 @@ def played(search: Search, cell: Cell, draw: random.Random | None = None) -> dic
         state = study(search, cell, results, ())
         if state.is_finished:
             return results
-        asked = [trial for one in state.asked if one.value is None for trial in one.trials]
+        asked = [trial for one in state.suggestions if one.value is None for trial in one.trials]
         still_open = [trial for trial in asked if trial.key not in results]
         finished = draw.sample(still_open, draw.randint(1, min(4, len(still_open)))) if draw else still_open
         results |= {trial.key: result(trial) for trial in finished}
@@ -64,7 +64,7 @@ def test_study_is_the_same_in_any_order_of_finishing(sampler: str, folds: int) -
     asked = []
     for seed in range(2 if folds else 3):
         results = played(search, CELL, random.Random(seed))
-        asked.append(study(search, CELL, results, ()).asked)
+        asked.append(study(search, CELL, results, ()).suggestions)
         assert results.keys() == {trial.key for one in asked[-1] for trial in one.trials}
     assert all(one == asked[0] for one in asked)
     assert len(asked[0]) == search.trials
@@ -74,17 +74,19 @@ def test_search_over_folds_leaves_out_the_rest_of_a_hopeless_suggestions_folds()
     pruned, whole = Search(10, folds=8, sampler="random"), Search(10, folds=8, sampler="random", prune=False)
     found = {one: study(one, CELL, played(one, CELL), ()) for one in (pruned, whole)}
     # Random points do not depend on values: both studies ask for the same, and must find the same winner.
-    assert [one.trial.dropout for one in found[pruned].asked] == [one.trial.dropout for one in found[whole].asked]
+    assert [one.trial.dropout for one in found[pruned].suggestions] == [
+        one.trial.dropout for one in found[whole].suggestions
+    ]
     winners = [one.winner for one in found.values()]
     assert winners[0] is not None
     assert winners[1] is not None
     assert winners[0].trial.dropout == winners[1].trial.dropout
     assert len(winners[0].trials) == 8
-    started = [len(one.trials) for one in found[pruned].asked]
+    started = [len(one.trials) for one in found[pruned].suggestions]
     assert started[:4] == [8] * 4  # the first wave has nobody to be worse than
     assert min(started) == 4
     assert sum(started) < 0.8 * 80
-    assert all(one.pruned == (len(one.trials) < 8) for one in found[pruned].asked)
+    assert all(one.pruned == (len(one.trials) < 8) for one in found[pruned].suggestions)
 
 
 def test_search_over_folds_is_pruned_by_optunas_wilcoxon_pruner() -> None:
@@ -95,7 +97,7 @@ def test_search_over_folds_is_pruned_by_optunas_wilcoxon_pruner() -> None:
 
 
 def test_folds_of_a_search_hold_their_fold_out_and_never_open_the_test_set() -> None:
-    (first,) = study(Search(1, folds=4), CELL, {}, ()).asked
+    (first,) = study(Search(1, folds=4), CELL, {}, ()).suggestions
     assert [(trial.phase, trial.fold, trial.folds) for trial in first.trials] == [("inner", k, 4) for k in range(4)]
     assert not PHASES["inner"].test
     with pytest.raises(ValueError, match="two folds or more"):
@@ -124,19 +126,19 @@ def test_gp_study_is_the_same_when_asked_again() -> None:
 def test_wave_waits_for_the_one_before() -> None:
     search = Search(8, wave=4)
     results: dict[str, dict[str, object]] = {}
-    first = study(search, CELL, results, ()).asked
+    first = study(search, CELL, results, ()).suggestions
     assert len(first) == 4
     for asked in first[:3]:
         results[asked.trial.key] = result(asked.trial)
-    assert study(search, CELL, results, ()).asked[:4] != first  # three values are known now
-    assert len(study(search, CELL, results, ()).asked) == 4
+    assert study(search, CELL, results, ()).suggestions[:4] != first  # three values are known now
+    assert len(study(search, CELL, results, ()).suggestions) == 4
     results[first[3].trial.key] = result(first[3].trial)
-    assert len(study(search, CELL, results, ()).asked) == 8
+    assert len(study(search, CELL, results, ()).suggestions) == 8
 
 
 def test_cells_and_seeds_have_studies_of_their_own() -> None:
     points = {
-        tuple(asked.trial.dropout for asked in study(Search(4, seed=seed), cell, {}, ()).asked)
+        tuple(asked.trial.dropout for asked in study(Search(4, seed=seed), cell, {}, ()).suggestions)
         for cell in (CELL, OTHER)
         for seed in (0, 1)
     }
@@ -148,11 +150,11 @@ def test_repeated_suggestion_is_one_trial_told_its_known_value() -> None:
     results: dict[str, dict[str, object]] = {}
     trained = 0
     while not (found := study(search, CELL, results, ())).is_finished:
-        for asked in found.asked:
+        for asked in found.suggestions:
             if asked.trial.key not in results:
                 trained += 1
                 results[asked.trial.key] = result(asked.trial, 10 + dict(asked.trial.dropout)["pool1"])
-    assert len(found.asked) == 12
+    assert len(found.suggestions) == 12
     assert trained == len(results) <= 3
     assert found.winner is not None
     assert found.winner.trial.dropout == (("pool1", 0.0),)
@@ -161,13 +163,13 @@ def test_repeated_suggestion_is_one_trial_told_its_known_value() -> None:
 def test_failed_trial_does_not_hold_the_study_up() -> None:
     search = Search(8, prune=False)
     results: dict[str, dict[str, object]] = {}
-    first = study(search, CELL, results, ()).asked
+    first = study(search, CELL, results, ()).suggestions
     failed = {first[0].trial.key}
     for asked in first[1:]:
         results[asked.trial.key] = result(asked.trial)
     found = study(search, CELL, results, failed)
-    assert len(found.asked) == 8
-    assert math.isnan(found.asked[0].value or 0.0)
+    assert len(found.suggestions) == 8
+    assert math.isnan(found.suggestions[0].value or 0.0)
     assert found.winner is not None
     assert found.winner.number != 0
 
@@ -177,7 +179,7 @@ def test_grid_is_every_point_once_and_no_more() -> None:
     search = Search(100, sampler="grid", space=space, prune=False)
     assert budget(search, CELL) == 6
     found = study(search, CELL, _all(search), ())
-    assert {asked.trial.dropout for asked in found.asked} == {
+    assert {asked.trial.dropout for asked in found.suggestions} == {
         (("conv1", a), ("pool1", b)) for a, b in itertools.product((0.0, 0.25, 0.5), (0.0, 0.1))
     }
 
@@ -185,13 +187,13 @@ def test_grid_is_every_point_once_and_no_more() -> None:
 def _all(search: Search) -> dict[str, dict[str, object]]:
     results: dict[str, dict[str, object]] = {}
     while not (found := study(search, CELL, results, ())).is_finished:
-        results |= {asked.trial.key: result(asked.trial, 10.0) for asked in found.asked}
+        results |= {asked.trial.key: result(asked.trial, 10.0) for asked in found.suggestions}
     return results
 
 
 def test_winner_is_the_least_error_and_the_earlier_of_two() -> None:
     search = Search(4, prune=False)
-    first = study(search, CELL, {}, ()).asked
+    first = study(search, CELL, {}, ()).suggestions
     errors = (12.0, 11.0, 11.0, 13.0)
     results = {asked.trial.key: result(asked.trial, error) for asked, error in zip(first, errors, strict=True)}
     winner = study(search, CELL, results, ()).winner
@@ -204,9 +206,9 @@ def late_rates(sampler: str, lowest: float) -> float:
     results: dict[str, dict[str, object]] = {}
     search = Search(20, sampler=sampler, prune=False)
     while not (found := study(search, CELL, results, ())).is_finished:
-        for trial in (asked.trial for asked in found.asked if asked.value is None):
+        for trial in (asked.trial for asked in found.suggestions if asked.value is None):
             results[trial.key] = result(trial, 10 + sum(40 * (rate - lowest) ** 2 for _, rate in trial.dropout))
-    return statistics.mean(rate for asked in found.asked[10:] for _, rate in asked.trial.dropout)
+    return statistics.mean(rate for asked in found.suggestions[10:] for _, rate in asked.trial.dropout)
 
 
 def test_tpe_is_told_the_errors_and_follows_the_lower_ones() -> None:
@@ -280,4 +282,4 @@ def test_every_cell_has_the_same_budget() -> None:
         results |= finished(new)
     search = sweep.protocol.search
     assert search is not None
-    assert [len(study(search, cell, results, ()).asked) for cell in (CELL, OTHER)] == [7, 7]
+    assert [len(study(search, cell, results, ()).suggestions) for cell in (CELL, OTHER)] == [7, 7]

@@ -325,7 +325,7 @@ def test_record_says_with_what_it_was_made(ledger: Ledger) -> None:
     assert rows["requirements.lock, SHA-256"] == hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
     assert rows["data imagenet"] == "f" * 64
     assert rows["device"] == "NVIDIA H200"
-    assert rows["code of the results"] == rows["code of a trial, now"]
+    assert rows["code of the results"] == rows["code of these trials, now"]
 
 
 # Formats ------------------------------------------------------------------------------------------------------

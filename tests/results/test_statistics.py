@@ -16,6 +16,7 @@ from sweeps.results.statistics import (
     Decision,
     Difference,
     Interval,
+    Method,
     decide,
     decide_all,
     holm,
@@ -27,7 +28,7 @@ from sweeps.results.statistics import (
     t_interval,
     t_power,
     verdict,
-    vote,
+    votes,
     welch,
     wilson,
 )
@@ -353,6 +354,10 @@ def test_without_an_effect_holm_errs_in_at_most_5_percent_of_tables() -> None:
     family = np.mean((holm(p) < 0.05).any(axis=-1))
     assert 0.01 < family < 0.05 + 3 * math.sqrt(0.05 * 0.95 / RUNS)
     assert np.mean((p < 0.05).any(axis=-1)) > 0.15  # what it would be without
+
+
+def vote(scores: NDArray[np.floating[Any]], method: Method = "mean_softmax") -> NDArray[np.intp]:
+    return votes(scores)[method]
 
 
 # Votes -----------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def finish(ledger: Ledger, trial: Trial, error: float, epochs: int = 3, restarts
 
 
 def points(projection: MlflowRuns, trial: Trial, metric: str) -> list[tuple[int, float]]:
-    run = projection.run_of(trial.key)
+    run = projection.runs.get(trial.key)
     return [(point.step, point.value) for point in projection.client.get_metric_history(run, metric)]
 
 
@@ -122,7 +122,7 @@ def test_a_run_says_that_its_resume_is_exact_where_it_was_proved(
     ledger.commit(trial.key, result | {"hardware": hardware})
     projection = MlflowRuns(store, ledger, SWEEP)
     projection.sync_trial(trial, "RUNNING")
-    assert (projection.client.get_run(projection.run_of(trial.key)).data.tags.get("resume") == "exact") is exact
+    assert (projection.client.get_run(projection.runs.get(trial.key)).data.tags.get("resume") == "exact") is exact
 
 
 def test_trial_is_one_run_under_its_cell(store: Store, ledger: Ledger) -> None:
@@ -130,7 +130,7 @@ def test_trial_is_one_run_under_its_cell(store: Store, ledger: Ledger) -> None:
     projection = MlflowRuns(store, ledger, SWEEP)
     under_way(ledger, trial, 2)
     projection.sync_trial(trial, "RUNNING")
-    run = projection.client.get_run(projection.run_of(trial.key))
+    run = projection.client.get_run(projection.runs.get(trial.key))
     assert run.info.status == "RUNNING"
     assert points(projection, trial, "train/loss") == [(1, 2.0), (2, 1.0)]
     parent = projection.client.get_run(run.data.tags["mlflow.parentRunId"])
@@ -140,7 +140,7 @@ def test_trial_is_one_run_under_its_cell(store: Store, ledger: Ledger) -> None:
     assert run.inputs.dataset_inputs[0].dataset.digest == "abc"
     finish(ledger, trial, 9.5)
     projection.sync_trial(trial, "RUNNING")
-    run = projection.client.get_run(projection.run_of(trial.key))
+    run = projection.client.get_run(projection.runs.get(trial.key))
     assert run.info.status == "FINISHED"
     assert run.data.metrics["final/test_top1_err"] == 9.5
     assert points(projection, trial, "train/loss") == [(1, 2.0), (2, 1.0), (3, 2.0 / 3)]
@@ -165,10 +165,10 @@ def test_of_two_runs_of_a_trial_the_fuller_stays(store: Store, ledger: Ledger) -
     finish(ledger, trial, 9.5)
     projection = MlflowRuns(store, ledger, SWEEP)
     projection.sync_trial(trial, "RUNNING")
-    kept = projection.run_of(trial.key)
+    kept = projection.runs.get(trial.key)
     projection.client.create_run(projection.experiment, tags={"trial.key": trial.key})
     again = MlflowRuns(store, ledger, SWEEP)
-    assert again.run_of(trial.key) == kept
+    assert again.runs.get(trial.key) == kept
     assert len(runs(again)) == 2
 
 
@@ -208,7 +208,7 @@ def test_statuses_follow_the_ledger(store: Store, ledger: Ledger) -> None:
     projection = MlflowRuns(store, ledger, SWEEP)
 
     def status() -> str:
-        return str(projection.client.get_run(projection.run_of(trial.key)).info.status)
+        return str(projection.client.get_run(projection.runs.get(trial.key)).info.status)
 
     for state in ("RUNNING", "KILLED", "RUNNING"):
         projection.sync_trial(trial, state)
@@ -274,7 +274,7 @@ def test_trial_that_moves_all_the_time_keeps_no_other_waiting(
 
     def sent() -> bool:
         projection = MlflowRuns(store, ledger, SWEEP)
-        return bool(projection.run_of(quiet.key)) and len(points(projection, quiet, "train/loss")) == 2
+        return bool(projection.runs.get(quiet.key)) and len(points(projection, quiet, "train/loss")) == 2
 
     until(sent, "both epochs of the quiet trial", 300)
     monkeypatch.setattr(MlflowRuns, "sync_trial", send)
@@ -431,4 +431,4 @@ def test_postgresql_keeps_what_several_drivers_send_at_once(
             for metric in ("train/loss", "val/top1_err"):
                 wanted = [(int(row["epoch"]), row[metric]) for row in rows(5)]
                 assert sorted(points(projection, trial, metric)) == wanted
-            assert projection.client.get_run(projection.run_of(trial.key)).info.status == "FINISHED"
+            assert projection.client.get_run(projection.runs.get(trial.key)).info.status == "FINISHED"
