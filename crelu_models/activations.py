@@ -85,7 +85,7 @@ class _CReLU(torch.autograd.Function):
         return _gradient(gradient, y, ctx.dim), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dim: int) -> tuple[Tensor, int]:
+    def vmap(_info: Any, in_dims: tuple[int, None], x: Tensor, dim: int) -> tuple[Tensor, int]:
         """Move the mapped dimension to the front."""
         return _CReLU.apply(x.movedim(in_dims[0], 0), dim + 1), 0
 
@@ -165,20 +165,20 @@ class Antirectifier(nn.Module):
 
 # Constructors by kind, given the number of channels. One line per kind: `sources` reads only those that a net uses.
 KINDS: dict[str, Callable[[int], nn.Module]] = {
-    "relu": lambda channels: nn.ReLU(),
-    "crelu": lambda channels: CReLU(),
-    "avr": lambda channels: AVR(),
-    "none": lambda channels: nn.Identity(),
-    "leaky_100": lambda channels: nn.LeakyReLU(1 / 100),
-    "leaky_3": lambda channels: nn.LeakyReLU(1 / 3),
-    "leaky_5.5": lambda channels: nn.LeakyReLU(1 / 5.5),
+    "relu": lambda _: nn.ReLU(),
+    "crelu": lambda _: CReLU(),
+    "avr": lambda _: AVR(),
+    "none": lambda _: nn.Identity(),
+    "leaky_100": lambda _: nn.LeakyReLU(1 / 100),
+    "leaky_3": lambda _: nn.LeakyReLU(1 / 3),
+    "leaky_5.5": lambda _: nn.LeakyReLU(1 / 5.5),
     "prelu": lambda channels: nn.PReLU(channels, init=0.25),
-    "elu": lambda channels: nn.ELU(),
-    "gelu": lambda channels: nn.GELU(),
-    "silu": lambda channels: nn.SiLU(),
-    "crelu_leaky": lambda channels: Both(nn.LeakyReLU(1 / 100)),
-    "concat_elu": lambda channels: Both(nn.ELU()),
-    "antirectifier": lambda channels: Antirectifier(),
+    "elu": lambda _: nn.ELU(),
+    "gelu": lambda _: nn.GELU(),
+    "silu": lambda _: nn.SiLU(),
+    "crelu_leaky": lambda _: Both(nn.LeakyReLU(1 / 100)),
+    "concat_elu": lambda _: Both(nn.ELU()),
+    "antirectifier": lambda _: Antirectifier(),
 }
 
 

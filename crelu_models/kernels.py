@@ -104,8 +104,9 @@ def _crelu(x, y, rows, width, sign, over, place):  # type: ignore[no-untyped-def
 
 @_compiled(3)
 def _crelu_gradient(gradient, y, by_x, rows, width, sign, over, place):  # type: ignore[no-untyped-def]
-    """Write the gradient by x from that by y = CReLU(x): up where y's positive phase is above 0, minus down where its
-    negative phase is; return 0 without NaN.
+    """Write the gradient by x of y = CReLU(x), and return 0 without NaN.
+
+    It is that of the positive phase where this is above 0, minus that of the negative phase where that is.
     """
     by_y = carray(gradient, (rows, 2 * width))
     value = carray(y, (rows, 2 * width))

@@ -263,11 +263,11 @@ class _Normaliser(ast.NodeTransformer):
             return ast.Pass()
         return ast.copy_location(ast.Assign([node.target], node.value), node)
 
-    def visit_Import(self, node: ast.Import) -> ast.AST:
+    def visit_Import(self, _: ast.Import) -> ast.AST:
         """Drop an import: what is used of it is followed by name."""
         return ast.Pass()
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+    def visit_ImportFrom(self, _: ast.ImportFrom) -> ast.AST:
         """Drop an import, as above."""
         return ast.Pass()
 

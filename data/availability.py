@@ -31,7 +31,7 @@ def _files(name: str, where: Path) -> list[Path]:
     return [beton_path(name, split, where) for split in ("train", dataset(name, where).final)]
 
 
-class _Left(Exception):
+class _StopRequestedError(Exception):
     """Whoever waits for pictures was asked to leave."""
 
 
@@ -48,7 +48,7 @@ def fetch_dataset(name: str, where: str, source: str, stop: Callable[[], bool] =
 
     def alive() -> None:
         if stop():
-            raise _Left
+            raise _StopRequestedError
 
     try:
         if embedded:
@@ -59,7 +59,7 @@ def fetch_dataset(name: str, where: str, source: str, stop: Callable[[], bool] =
             from data.transfer import pull
 
             pull(source, Path(where), [name], alive=alive)
-    except _Left:
+    except _StopRequestedError:
         return False
     return True
 

@@ -49,7 +49,7 @@ def import_ffcv() -> None:
             # The import sets torch to one thread.
             torch.set_num_threads(threads)
     # The compiler module uses torch for set_num_threads alone, which changes the whole process from several threads.
-    ffcv.pipeline.compiler.ch = SimpleNamespace(set_num_threads=lambda count: None)
+    ffcv.pipeline.compiler.ch = SimpleNamespace(set_num_threads=lambda _: None)
 
 
 # Reading
@@ -82,7 +82,7 @@ def open_loader(
     # FFCV maps the file by name at its first epoch; by then another file may have that name.
     loader.memory_manager.context.__enter__()
     # FFCV decodes into a ring of buffers and overwrites batches that the consumer still holds.
-    loader.graph.allocate_memory = lambda batch, slots: _new_memory(loader.graph, batch, pin)
+    loader.graph.allocate_memory = lambda batch, _: _new_memory(loader.graph, batch, pin)
     return loader
 
 
@@ -90,7 +90,7 @@ def start_epoch(loader: Any, order: Ints, batch: int) -> Any:
     """Return FFCV's running thread for one epoch over the records `order`, `batch` at a time."""
     # Loader's order= takes neither an instance nor a subclass, and its len() uses the first order.
     loader.batch_size = batch
-    loader.traversal_order = SimpleNamespace(sample_order=lambda epoch: order)
+    loader.traversal_order = SimpleNamespace(sample_order=lambda _: order)
     loader.first_traversal_order = order
     return iter(loader)
 

@@ -149,7 +149,7 @@ class _Plain(pickle.Unpickler):
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
         if (module, name) == ("_codecs", "encode"):
-            return lambda text, encoding: text.encode("latin1")
+            return lambda text, _: text.encode("latin1")
         raise pickle.UnpicklingError(f"it contains {module}.{name}")
 
 

@@ -51,7 +51,7 @@ html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 
 
-def plain(app: Sphinx, what: str, name: str, subject: object, options: object, lines: list[str]) -> None:
+def plain(_app: Sphinx, _what: str, _name: str, _subject: object, _options: object, lines: list[str]) -> None:
     """Take a docstring for plain text: no markup in it, and a paragraph of aligned columns stays as it is typed."""
     paragraphs = "\n".join(lines).strip().split("\n\n")
     shown: list[str] = []

@@ -1,4 +1,4 @@
-"""What a layer of a net reads, taken during the net's own forward pass by the paper's layer names."""
+"""The inputs of a net's layers, captured in its forward pass by the paper's layer names."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from torch import Tensor, nn
 
 from crelu_models.spec import CHANNEL_FACTOR, Conv, Net
 
-# Numbers that one batch may capture; with what computing on them needs, a few times as many are in memory.
+# Numbers that one batch may capture; computing on them takes a few times their memory.
 CAPTURED = 2**25
 
 
 def capture(model: nn.Sequential, names: Sequence[str], pictures: Tensor) -> dict[str, Tensor]:
-    """Return what the modules `names` of a built net read when it sees `pictures` (n, 3, h, w).
+    """Return the inputs of the modules `names` of a built net when it sees `pictures` (n, 3, h, w).
 
-    "conv1_act" reads the pre-activations of conv1 (n, k, h, w), batch norm included; "conv2" reads what the rows
-    before it give. The pass ends at the last of them. ValueError for a module that the net has not.
+    The input of "conv1_act" is conv1's pre-activations (n, k, h, w), batch norm included; that of "conv2" is the output
+    of the rows before it. The pass ends at the last of them. ValueError for a module that the net lacks.
     """
     places = {name: place for place, (name, _) in enumerate(model.named_children())}
     if wrong := [name for name in names if name not in places]:
         raise ValueError(f"the net has no module {wrong[0]!r}; there are {', '.join(places)}")
     assert not model.training, "analyses see a net as it is used: no dropout, batch norm at rest"
-    found: dict[str, Tensor] = {}
+    captured: dict[str, Tensor] = {}
     *before, last = sorted(names, key=places.__getitem__)
     hooks = []
     for name in before:
 
         def keep(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            found[name] = inputs[0]
+            captured[name] = inputs[0]
 
         hooks.append(model.get_submodule(name).register_forward_pre_hook(keep))
     try:
         with torch.inference_mode():
-            found[last] = model[: places[last]](pictures)
+            captured[last] = model[: places[last]](pictures)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return captured
 
 
 def response(pre_activation: Tensor, act: str) -> Tensor:
@@ -51,7 +51,7 @@ def response(pre_activation: Tensor, act: str) -> Tensor:
 
 
 def batch_size(net: Net, layers: Sequence[str], size: int, most: int = 250) -> int:
-    """Return how many pictures of this side to take at once, so that captured `layers` keep to CAPTURED numbers."""
+    """Return how many pictures of this side to pass at once, so that `layers` capture at most CAPTURED numbers."""
     placed = {layer.row.name: layer for layer in net.layers(1, size)}
     numbers = sum(placed[name].filters * placed[name].side ** 2 for name in layers)
     return max(1, min(most, CAPTURED // max(1, numbers)))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TOLERANCE = 1e-12  # of |A^T r| against |A^T z|, where CGLS has nothing left to do
+TOLERANCE = 1e-12  # of |A^T r| against |A^T z|, where CGLS has converged
 
 
 def unrectified(y: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def cgls(
     s = transposed(r, weight, stride, pad, size)
     x, p, gamma = torch.zeros_like(s), s.clone(), squared(s)
     enough = tolerance**2 * gamma
-    found = []
+    solutions = []
     for step in range(1, limits[-1] + 1):
         going = gamma > enough
         if not going.any():
@@ -63,14 +63,14 @@ def cgls(
         gamma, before = torch.where(going, squared(s), gamma), gamma
         p = s + each(torch.where(going, gamma / before, 0.0), x) * p
         if step in limits:
-            found.append(x.clone())
-    return found + [x] * (len(limits) - len(found))
+            solutions.append(x.clone())
+    return solutions + [x] * (len(limits) - len(solutions))
 
 
 def inverted(z: Tensor, weight: Tensor, stride: int, pad: int, size: int, limits: Sequence[int]) -> list[Tensor]:
     """Return A^+ z (n, c, size, size) as CGLS has it after each of `limits` iterations.
 
-    A 1x1 conv that sees each place once needs none: its pseudoinverse is that of its k x c matrix at every place.
+    A 1x1 conv at stride 1 needs no iteration: its pseudoinverse is that of its k x c matrix at every place.
     """
     if weight.shape[2] == stride == 1 and pad == 0:
         exact = torch.einsum("ck,nkhw->nchw", torch.linalg.pinv(weight[:, :, 0, 0]), z)
@@ -105,7 +105,7 @@ class Step(NamedTuple):
 
 
 def back(features: Tensor, steps: Sequence[Step], limit: int) -> Tensor:
-    """Return the picture that `features` (n, c, s, s), read by the row behind `steps`, go back to.
+    """Return the picture reconstructed from `features` (n, c, s, s), the input of the row behind `steps`.
 
     The paper's plain chain: undo CReLU, subtract the bias, invert the conv by at most `limit` iterations.
     """

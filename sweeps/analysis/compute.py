@@ -1,4 +1,4 @@
-"""One analysis of one net, from the ledger where it is there already: what it leaves, or why it came to nothing."""
+"""One analysis of one net: computed, or read from the ledger; its result, or why there is none."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sweeps.analysis.sources import NotApplicable, Source
+from sweeps.analysis.sources import NotApplicableError, Source
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import constant, parquet
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
     from sweeps.training.runtime import RuntimeConfig
 
-# Raised when the arithmetic of a job changes, or what it leaves, so that no old result is taken for a new one.
+# Goes up when a job's arithmetic or its files change, so that no old result is taken for a new one.
 SCHEMA = 2
 
 
 class Findings(NamedTuple):
-    """What one analysis of one net found.
+    """The results of one analysis of one net.
 
-    `tables` are columns by file name, `pictures` PNG bytes by file name, `rows` the lines of the table that is shown,
+    `tables` are columns by file name, `pictures` PNG bytes by file name, `rows` the lines of the printed table,
     `metrics` what goes on the run, `notes` what a reader has to know.
     """
 
@@ -37,7 +39,7 @@ class Findings(NamedTuple):
 
 
 class JobSpec(NamedTuple):
-    """A job as a machine is given it: its name, what computes it (module:function), what is asked, done or not."""
+    """A job for any machine: its name, its function (module:function), its options, whether to do it again."""
 
     job: str
     work: str
@@ -46,7 +48,7 @@ class JobSpec(NamedTuple):
 
 
 class JobResult(NamedTuple):
-    """How one source came out: its summary, or why there is none; a misfit is no failure in a sweep."""
+    """The result for one source: a summary, or why there is none; in a sweep a net may not be applicable."""
 
     source: Source
     summary: Json | None
@@ -54,16 +56,16 @@ class JobResult(NamedTuple):
     not_applicable: bool = False
 
 
-def run_job(errand: JobSpec, source: Source, place: RuntimeConfig) -> JobResult:
-    """Return the outcome of one source; whatever goes wrong with it is a sentence, and an error's trace on the ledger.
+def run_job(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> JobResult:
+    """Return the result for one source; an error becomes its sentence, and a trace on the ledger.
 
-    All that passes here are plain values, so that what computes may be a task on another machine.
+    Arguments and result are plain values, so that this may be a task on another machine.
     """
-    ledger, folder = Ledger(place.ledger), f"{_folder(source)}/analysis/{errand.job}"
+    ledger, folder = Ledger(runtime.ledger), _folder(spec, source)
     try:
-        return JobResult(source, analyse(errand, source, place))
-    except NotApplicable as error:
-        ledger.write_json(f"{folder}/misfit.json", {"schema": SCHEMA, "asked": errand.asked, "why": str(error)})
+        return JobResult(source, analyse(spec, source, runtime))
+    except NotApplicableError as error:
+        ledger.write_json(f"{folder}/misfit.json", {"schema": SCHEMA, "asked": spec.asked, "why": str(error)})
         return JobResult(source, None, str(error), not_applicable=True)
     except (ValueError, OSError) as error:
         return JobResult(source, None, str(error))
@@ -73,56 +75,56 @@ def run_job(errand: JobSpec, source: Source, place: RuntimeConfig) -> JobResult:
         return JobResult(source, None, f"{type(error).__name__}: {first} (trace: {ledger.path(folder)}/error.txt)")
 
 
-def cached(ledger: Ledger, errand: JobSpec, source: Source) -> JobResult | None:
-    """Return the outcome of a trial that the ledger has already, of what is asked now; None where it is to be done."""
+def cached(ledger: Ledger, spec: JobSpec, source: Source) -> JobResult | None:
+    """Return the ledger's result for a trial and these options, None where there is none."""
     if not source.trial:
         return None
-    summary = _kept(ledger, errand, f"{_folder(source)}/analysis/{errand.job}/summary.json")
-    if summary is not None:
+    folder = _folder(spec, source)
+    if (summary := _read(ledger, spec, f"{folder}/summary.json")) is not None:
         return JobResult(source, summary)
-    misfit = _kept(ledger, errand, f"{_folder(source)}/analysis/{errand.job}/misfit.json")
+    misfit = _read(ledger, spec, f"{folder}/misfit.json")
     return None if misfit is None else JobResult(source, None, misfit["why"], not_applicable=True)
 
 
-def _kept(ledger: Ledger, errand: JobSpec, name: str) -> Json | None:
-    note = None if errand.fresh else ledger.read_json(name)
-    fits = note is not None and note.get("schema") == SCHEMA and note.get("asked") == errand.asked
+def _read(ledger: Ledger, spec: JobSpec, name: str) -> Json | None:
+    """Return a file of the ledger where it answers these options."""
+    note = None if spec.fresh else ledger.read_json(name)
+    fits = note is not None and note.get("schema") == SCHEMA and note.get("asked") == spec.asked
     return note if fits else None
 
 
-def analyse(errand: JobSpec, source: Source, place: RuntimeConfig) -> Json:
-    """Return the summary of the job on one source, from the ledger where it is there and was asked for in this way.
+def analyse(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> Json:
+    """Return the summary of the job for one source, from the ledger where it has one for these options.
 
-    The tables and pictures are written first and the summary last: where there is a summary, all is there.
+    Tables and pictures are written first and the summary last: a summary vouches for all of them.
     """
     # Torch is imported here, in the process that computes.
-    from sweeps.analysis.weights import read
+    from sweeps.analysis.weights import load
 
-    ledger = Ledger(place.ledger)
-    subject = read(source, ledger)
-    folder = f"{subject.folder}/analysis/{errand.job}"
-    there = _kept(ledger, errand, f"{folder}/summary.json")
-    if there is not None:
-        return there
+    ledger = Ledger(runtime.ledger)
+    loaded = load(source, ledger)
+    folder = f"{loaded.folder}/analysis/{spec.job}"
+    if (summary := _read(ledger, spec, f"{folder}/summary.json")) is not None:
+        return summary
     began = time.monotonic()
-    module, _, name = errand.work.partition(":")
-    found: Findings = getattr(import_module(module), name)(subject, place, errand.asked)
-    names = {"net": subject.label, "trial": source.trial, "dataset": subject.dataset}
+    module, _, name = spec.work.partition(":")
+    findings: Findings = getattr(import_module(module), name)(loaded, runtime, spec.asked)
+    names = {"net": loaded.label, "trial": source.trial, "dataset": loaded.dataset}
     summary = {
         "schema": SCHEMA,
-        "job": errand.job,
+        "job": spec.job,
         "folder": folder,
-        "label": subject.label,
-        "cell": source.cell or subject.label,
-        "net": subject.net.name,
-        "dataset": subject.dataset,
+        "label": loaded.label,
+        "cell": source.cell or loaded.label,
+        "net": loaded.net.name,
+        "dataset": loaded.dataset,
         "trial": source.trial,
-        "asked": errand.asked,
-        "rows": [dict(row) for row in found.rows],
-        "metrics": dict(found.metrics),
-        "notes": list(found.notes),
-        "files": _written(ledger, folder, found, names),
-        "device": place.device,
+        "asked": spec.asked,
+        "rows": [dict(row) for row in findings.rows],
+        "metrics": dict(findings.metrics),
+        "notes": list(findings.notes),
+        "files": _write(ledger, folder, findings, names),
+        "device": runtime.device,
         "seconds": round(time.monotonic() - began, 3),
         "finished_ms": time.time_ns() // 1_000_000,
     }
@@ -133,18 +135,19 @@ def analyse(errand: JobSpec, source: Source, place: RuntimeConfig) -> Json:
     return summary
 
 
-def _folder(source: Source) -> str:
-    return f"trials/{source.trial}" if source.trial else f"weights/{Path(source.file).stem or 'none'}"
+def _folder(spec: JobSpec, source: Source) -> str:
+    owner = f"trials/{source.trial}" if source.trial else f"weights/{Path(source.file).stem or 'none'}"
+    return f"{owner}/analysis/{spec.job}"
 
 
-def _written(ledger: Ledger, folder: str, found: Findings, names: Mapping[str, str]) -> dict[str, str]:
-    """Write tables and pictures where no summary vouches for them yet; return their SHA-256 by file name."""
+def _write(ledger: Ledger, folder: str, findings: Findings, names: Mapping[str, str]) -> dict[str, str]:
+    """Write tables and pictures while no summary vouches for them; return their SHA-256 by file name."""
     from sweeps.report.render.formats import comma_separated
 
-    contents = {name: table(columns, names) for name, columns in found.tables.items()} | dict(found.pictures)
-    # The rows that are shown, too, as a table that MLflow's page can show; all digits are in the summary.
+    contents = {name: table(columns, names) for name, columns in findings.tables.items()} | dict(findings.pictures)
+    # The printed rows, too, as a table that MLflow's page can show; all digits are in the summary.
     contents["summary.csv"] = comma_separated(
-        [{name: _short(value) for name, value in row.items()} for row in found.rows]
+        [{name: _short(value) for name, value in row.items()} for row in findings.rows]
     )
     ledger.delete(f"{folder}/summary.json")
     for name, content in contents.items():
@@ -152,7 +155,7 @@ def _written(ledger: Ledger, folder: str, found: Findings, names: Mapping[str, s
     return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> object:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -160,3 +163,18 @@ def table(columns: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
     """Return columns of one length as Parquet, behind `names` in every row."""
     count = len(next(iter(columns.values())))
     return parquet({name: constant(value, count) for name, value in names.items()} | dict(columns))
+
+
+def stacked(parts: Sequence[Mapping[str, ArrayLike]]) -> dict[str, NDArray[Any]]:
+    """Return tables of the same columns as one, below each other; a single value stands for all rows of its part."""
+    import numpy as np
+
+    table = {}
+    for name in parts[0]:
+        columns = []
+        for part in parts:
+            value = part[name]
+            rows = max(np.size(column) for column in part.values())
+            columns.append(np.broadcast_to(np.asarray(value, object if isinstance(value, str) else None), rows))
+        table[name] = np.concatenate(columns)
+    return table

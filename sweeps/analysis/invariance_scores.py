@@ -6,9 +6,9 @@ For filter i with responses r_i(x, u, v) on picture x at place (u, v), |z| under
     L_i = sum_{x,u,v} f_i(x, u, v) * mean_T f_i(T x, u, v)  /  sum_{x,u,v} f_i(x, u, v)
     S_i = L_i / 0.01, from 1 where the move decides anew to 100 where it changes nothing; a layer's score is their mean
 
-Thresholds come from the pictures as they are, exactly: each filter keeps its largest responses while batches go by.
-A filter that fires at less than 1 % of the places has t = 0 and is counted as under-firing; S still divides by 0.01,
-or rare firing would count as invariance. Filters that never fire are counted as dead and left out.
+Thresholds are exact and come from the pictures as they are: a filter's largest responses over all batches. A filter
+that fires at less than 1 % of the places has t = 0 and is counted as under-firing; S still divides by 0.01, or rare
+firing would count as invariance. Filters that never fire are counted as dead and left out.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sweeps.analysis.capture import batch_size, capture, hidden, response
-from sweeps.analysis.compute import Findings
-from sweeps.analysis.weights import ImageSample, LoadedNet, choose, view
+from sweeps.analysis.compute import Findings, stacked
+from sweeps.analysis.weights import ImageSample, LoadedNet, choose_layers, open_sample
 from sweeps.report.render import plots
 from sweeps.training.runtime import RuntimeConfig
 
@@ -38,7 +39,7 @@ IMAGENET = ("flip", *TURNS, *CORNERS)
 
 
 class Firing(NamedTuple):
-    """Counts of one layer's filters (k,): threshold, places it fires at, and (k, transforms) at which still after."""
+    """Counts of one layer's filters (k,): threshold, firing places, and (k, transforms) those that still fire after."""
 
     threshold: Tensor
     fires: Tensor
@@ -52,7 +53,7 @@ class Firing(NamedTuple):
 
     @property
     def under_firing(self) -> Tensor:
-        """Return which live filters answer at fewer places than they should fire at (k,)."""
+        """Return which live filters respond at fewer places than they should fire at (k,)."""
         return (self.fires < self.places // ONE_IN) & (self.threshold == 0) & ~self.dead
 
     @property
@@ -62,20 +63,20 @@ class Firing(NamedTuple):
 
 
 class Largest:
-    """The `k` largest of the values that go by, for each filter; exact, in about two times their memory."""
+    """The `k` largest values of each filter over all batches; exact, in about two times their memory."""
 
     def __init__(self, k: int) -> None:
-        """Keep the k largest."""
+        """Start without values."""
         self.k = k
         self.parts: list[Tensor] = []
         self.width = 0
         self.floor: Tensor | None = None
 
     def add(self, values: Tensor) -> None:
-        """Look at `values` (filters, n)."""
+        """Add `values` (filters, n)."""
         most = min(self.k, values.shape[1])
         if self.floor is not None:
-            # What is not above the kth largest so far changes nothing.
+            # A value not above the kth largest so far changes nothing.
             most = min(most, int((values > self.floor[:, None]).sum(1).max()))
         if most:
             self.parts.append(values if most == values.shape[1] else values.topk(most, sorted=False).values)
@@ -128,9 +129,9 @@ def turned(images: Tensor, degrees: float, fill: str = "reflect") -> Tensor:
     cos, sin = float(angle.cos()), float(angle.sin())
     # The sampling grid goes from the turned picture to the one that is read; rows count downwards.
     matrix = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]], dtype=images.dtype, device=images.device)
-    where = functional.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
     mode = "zeros" if fill == "zero" else "reflection"
-    return functional.grid_sample(images, where, mode="bilinear", padding_mode=mode, align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode=mode, align_corners=False)
 
 
 def thresholds(
@@ -153,11 +154,11 @@ def thresholds(
                     )
                 largest[layer] = Largest(places // ONE_IN + 1)
             largest[layer].add(responses.transpose(0, 1).flatten(1))
-    found = {layer: kept.kth() for layer, kept in largest.items()}
-    for layer, threshold in found.items():
+    kth = {layer: values.kth() for layer, values in largest.items()}
+    for layer, threshold in kth.items():
         if not threshold.isfinite().all():
             raise ValueError(f"{layer} has responses that are not finite")
-    return found
+    return kth
 
 
 def firing(
@@ -168,21 +169,19 @@ def firing(
     transforms: int,
 ) -> dict[str, Firing]:
     """Count where filters fire; each batch is its views (n, 3, h, w) as they are, then after each of `transforms`."""
-    zero = {
+    counts = {
         layer: torch.zeros(len(t), 1 + transforms, dtype=torch.int64, device=t.device) for layer, t in threshold.items()
     }
     places = dict.fromkeys(threshold, 0)
     for batch in batches:
-        still: dict[str, Tensor] = {}
+        first: dict[str, Tensor] = {}
         for column, views in enumerate(batch):
             for layer, responses in _responses(model, acts, views):
                 fires = responses > threshold[layer][:, None, None]
-                still.setdefault(layer, fires)
-                zero[layer][:, column] += (fires & still[layer]).sum((0, 2, 3))
+                first.setdefault(layer, fires)
+                counts[layer][:, column] += (fires & first[layer]).sum((0, 2, 3))
                 places[layer] += 0 if column else responses[:, 0].numel()
-    return {
-        layer: Firing(threshold[layer], counts[:, 0], counts[:, 1:], places[layer]) for layer, counts in zero.items()
-    }
+    return {layer: Firing(threshold[layer], n[:, 0], n[:, 1:], places[layer]) for layer, n in counts.items()}
 
 
 def _responses(model: nn.Sequential, acts: Mapping[str, str], views: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -197,74 +196,76 @@ def _responses(model: nn.Sequential, acts: Mapping[str, str], views: Tensor) -> 
 LAYERS = 7  # the paper shows conv1 to conv7
 
 
-def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
+def findings(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Score the first seven convs with an activation, or the layers asked for, on test pictures.
 
-    `samples` pictures; by default 10,000 where a net sees the whole stored picture, and 5,000 where it sees a crop.
+    `samples` pictures; by default 10,000 where a net sees all of a stored picture, and 5,000 where it sees a crop.
     """
-    convs = {row.name: row.act for row in hidden(subject.net)}
-    first = [*convs][:LAYERS] if not asked["layers"] else [*convs]
-    layers = choose(subject.net, first, asked["layers"], lambda name: f"{subject.label}: {name} has no activation")
-    shown = view(subject, place, asked["samples"], asked["seed"])
+    convs = {row.name: row.act for row in hidden(loaded.net)}
+    first = [*convs] if asked["layers"] else [*convs][:LAYERS]
+    layers = choose_layers(loaded.net, first, asked["layers"], lambda name: f"{loaded.label}: {name} has no activation")
+    sample = open_sample(loaded, runtime, asked["samples"], asked["seed"])
+    cropped = sample.crop < sample.size
     if not asked["samples"]:
-        shown = view(subject, place, 10_000 if shown.crop == shown.size else 5_000, asked["seed"])
-    transforms = CIFAR if shown.crop == shown.size else IMAGENET
+        sample = open_sample(loaded, runtime, 5_000 if cropped else 10_000, asked["seed"])
+    transforms = IMAGENET if cropped else CIFAR
     acts = {layer: convs[layer] for layer in layers}
-    counted = score(subject, shown, acts, transforms, place.device, asked["fill"])
-    rows = [_row(layer, found, transforms) for layer, found in counted.items()]
-    metrics = {f"invariance/score/{row['layer']}": row["score"] for row in rows}
-    metrics |= {f"invariance/dead/{row['layer']}": float(row["dead"]) for row in rows}
-    metrics |= {f"invariance/under_firing/{row['layer']}": float(row["under-firing"]) for row in rows}
-    parts = [_part(layer, found, transforms) for layer, found in counted.items()]
-    tables = {"table.parquet": {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}}
-    pictures = {"invariance.png": curve(rows, transforms, f"{subject.label}: invariance of filters")}
+    counts = score(loaded, sample, acts, transforms, runtime.device, asked["fill"])
+    rows = [_row(layer, filters, transforms) for layer, filters in counts.items()]
+    metrics = {
+        f"invariance/{name}/{row['layer']}": float(row[column])
+        for name, column in (("score", "score"), ("dead", "dead"), ("under_firing", "under-firing"))
+        for row in rows
+    }
+    tables = {"table.parquet": stacked([_part(layer, filters, transforms) for layer, filters in counts.items()])}
+    pictures = {"invariance.png": curve(rows, transforms, f"{loaded.label}: invariance of filters")}
     note = (
-        f"score: 1 by chance, 100 where nothing changes; over {len(shown.indices)} pictures. "
+        f"score: 1 by chance, 100 where nothing changes; over {len(sample.indices)} pictures. "
         "Deeper maps are coarser: there a shift is less than one place"
     )
     return Findings(tables, pictures, rows, metrics, (note,))
 
 
 def score(
-    subject: LoadedNet, shown: ImageSample, acts: Mapping[str, str], transforms: Sequence[str], device: str, fill: str
+    loaded: LoadedNet, sample: ImageSample, acts: Mapping[str, str], transforms: Sequence[str], device: str, fill: str
 ) -> dict[str, Firing]:
-    """Return the counts of each layer of `acts` over the pictures `shown`, in two passes over them."""
-    model = subject.model(shown.crop, device)
-    count = batch_size(subject.net, [*acts], shown.crop)
-    threshold = thresholds(model, acts, len(shown.indices), shown.seen(count))
-    both = (
-        (shown.read(moved(images, transform, shown.crop, fill)) for transform in ("identity", *transforms))
-        for images in shown.batches(count)
+    """Return the counts of each layer of `acts` over the pictures of `sample`, in two passes over them."""
+    model = loaded.model(sample.crop, device)
+    count = batch_size(loaded.net, [*acts], sample.crop)
+    threshold = thresholds(model, acts, len(sample.indices), sample.seen(count))
+    batches = (
+        (sample.normalised(moved(images, name, sample.crop, fill)) for name in ("identity", *transforms))
+        for images in sample.batches(count)
     )
-    return firing(model, acts, threshold, both, len(transforms))
+    return firing(model, acts, threshold, batches, len(transforms))
 
 
-def _row(layer: str, found: Firing, transforms: Sequence[str]) -> dict[str, Any]:
-    scores = found.scores[~found.dead]
+def _row(layer: str, filters: Firing, transforms: Sequence[str]) -> dict[str, Any]:
+    scores = filters.scores[~filters.dead]
     per_filter = scores.mean(1)
     return {
         "layer": layer,
-        "filters": len(found.fires),
-        "dead": int(found.dead.sum()),
-        "under-firing": int(found.under_firing.sum()),
+        "filters": len(filters.fires),
+        "dead": int(filters.dead.sum()),
+        "under-firing": int(filters.under_firing.sum()),
         "score": float(per_filter.mean()),
         "se": float(per_filter.std() / len(per_filter) ** 0.5) if len(per_filter) > 1 else float("nan"),
     } | {transform: float(scores[:, i].mean()) for i, transform in enumerate(transforms)}
 
 
-def _part(layer: str, found: Firing, transforms: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+def _part(layer: str, filters: Firing, transforms: Sequence[str]) -> dict[str, ArrayLike]:
     """Return the rows of the table of one layer, one a filter."""
-    scores = found.scores.cpu()
-    k = len(scores)
-    return {
-        "layer": np.full(k, layer, object),
-        "filter": np.arange(k, dtype=np.int32),
-        "threshold": found.threshold.cpu().numpy(),
-        "rate": (found.fires.double() / found.places).cpu().numpy(),
-        "dead": found.dead.cpu().numpy(),
-        "under_firing": found.under_firing.cpu().numpy(),
+    scores = filters.scores.cpu()
+    part: dict[str, ArrayLike] = {
+        "layer": layer,
+        "filter": np.arange(len(scores), dtype=np.int32),
+        "threshold": filters.threshold.cpu().numpy(),
+        "rate": (filters.fires.double() / filters.places).cpu().numpy(),
+        "dead": filters.dead.cpu().numpy(),
+        "under_firing": filters.under_firing.cpu().numpy(),
         "score": scores.mean(1).numpy(),
-    } | {transform: scores[:, i].numpy() for i, transform in enumerate(transforms)}
+    }
+    return part | {transform: scores[:, i].numpy() for i, transform in enumerate(transforms)}
 
 
 def curve(rows: Sequence[Mapping[str, Any]], transforms: Sequence[str], title: str) -> bytes:
@@ -272,21 +273,14 @@ def curve(rows: Sequence[Mapping[str, Any]], transforms: Sequence[str], title: s
     figure, axes = plots.panels(1, 1, width=5.2, height=3.4, title=title)
     axis, places = axes[0][0], range(len(rows))
     last = [float(rows[-1][transform]) for transform in transforms]
-    shown = [float(row[transform]) for row in rows for transform in transforms]
-    top = max((score for score in shown if score == score), default=1.0)  # a layer whose filters are all dead has none
-    for transform, place in zip(transforms, plots.spread(last, top / 28), strict=True):
+    scores = [float(row[transform]) for row in rows for transform in transforms]
+    top = max((score for score in scores if score == score), default=1.0)  # a layer of dead filters has none
+    for transform, level in zip(transforms, plots.spread(last, top / 28), strict=True):
         axis.plot(places, [row[transform] for row in rows], color=plots.GREY, linewidth=0.8, alpha=0.7)
-        axis.annotate(transform, (places[-1], place), (5, 0), textcoords="offset points", fontsize=6.5, va="center",
+        axis.annotate(transform, (places[-1], level), (5, 0), textcoords="offset points", fontsize=6.5, va="center",
                       color=plots.GREY)  # fmt: skip
-    spread = [row["se"] for row in rows]
-    axis.errorbar(
-        places,
-        [row["score"] for row in rows],
-        spread,
-        color=plots.LEARNED,
-        marker="o",
-        label="mean ± se over filters",
-    )
+    means, errors = ([row[name] for row in rows] for name in ("score", "se"))
+    axis.errorbar(places, means, errors, color=plots.LEARNED, marker="o", label="mean ± se over filters")
     axis.set_xticks(places, [row["layer"] for row in rows])
     axis.set_ylim(bottom=0)
     axis.set_ylabel("invariance score (chance 1, at most 100)")

@@ -1,4 +1,4 @@
-"""The command line that the analysis jobs share: whose weights, where, what is there; then doing it, and showing it."""
+"""The command line of the analysis jobs: find weights, compute what the ledger lacks, print it, send it to MLflow."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from sweeps.analysis import sources, summary
 from sweeps.analysis.compute import JobResult, JobSpec, cached, run_job
 from sweeps.analysis.sources import Source
+from sweeps.experiment.option_types import nonnegative_int
 from sweeps.store.ledger import Json, Ledger
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ MEMORY = 2**32  # bytes that one analysis keeps within
 
 
 class Job(NamedTuple):
-    """An analysis: its name, what computes it (module:function), whether nets see pictures in it, for which a GPU is
-    good, and whether it makes sense `alone`, without weights.
+    """An analysis by name, and the function that computes it (module:function).
+
+    One whose nets see `pictures` is faster on a GPU; one that is `alone` makes sense without weights.
     """
 
     name: str
@@ -35,48 +37,45 @@ class Job(NamedTuple):
 
 
 def parser(job: Job, question: str | None) -> argparse.ArgumentParser:
-    """Return the parser of `python -m sweeps.analysis.NAME`, to which a job adds its own options."""
-    found = argparse.ArgumentParser(
+    """Return the parser of `python -m sweeps.analysis.NAME`, to which a job adds its options."""
+    options = argparse.ArgumentParser(
         prog=f"python -m sweeps.analysis.{job.name}",
         description=question,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Results already there are kept. Exit codes: 0 done, 1 some runs failed, 2 usage, data or nothing fits.",
         allow_abbrev=False,
     )
-    what = found.add_argument_group("whose weights")
+    what = options.add_argument_group("whose weights")
     what.add_argument("--run", metavar="RUN_ID", help="one finished run, by MLflow's run id or by its trial key")
     what.add_argument("--sweep", metavar="NAME", help="all finished runs of a sweep that the analysis fits")
     what.add_argument("--weights", metavar="FILE", help=f"anybody's weights, or {sources.TORCHVISION}")
     what.add_argument("--net", default="", metavar="NAME", help="the net of --weights: S2, S8, S3_crelu, alexnet ...")
-    how = found.add_argument_group("how")
+    how = options.add_argument_group("how")
     how.add_argument("--layers", nargs="+", default=[], metavar="CONV", help="only these, e.g. conv1 conv2")
-    how.add_argument("--samples", type=whole, default=0, metavar="N", help="pictures or draws (default: the paper's)")
-    how.add_argument("--seed", type=whole, default=0, metavar="N", help="of what is drawn at random (default 0)")
+    how.add_argument(
+        "--samples", type=nonnegative_int, default=0, metavar="N", help="pictures or draws (default: the paper's)"
+    )
+    how.add_argument(
+        "--seed", type=nonnegative_int, default=0, metavar="N", help="of what is drawn at random (default 0)"
+    )
     how.add_argument("--dataset", default="", metavar="NAME", help="pictures to look at (default: the run's own)")
-    how.add_argument("--fresh", action="store_true", help="redo what is there")
-    where = found.add_argument_group("where and with what")
+    how.add_argument("--fresh", action="store_true", help="compute again what the ledger has")
+    where = options.add_argument_group("where and with what")
     where.add_argument("--device", default="", metavar="NAME", help="cpu, cuda (default: cuda where there is one)")
     where.add_argument("--address", metavar="HOST", help="Ray cluster for many runs (default $RAY_ADDRESS, local)")
     where.add_argument("--output", default="outputs", metavar="DIR", help="where the ledger lies (default outputs)")
     where.add_argument("--data-dir", metavar="DIR", help="the .beton files (default $CRELU_DATA)")
     where.add_argument("--reader", choices=("ffcv", "threads"), help="what decodes the pictures (default: FFCV)")
     where.add_argument("-q", "--quiet", action="store_true", help="only the table")
-    return found
+    return options
 
 
-def whole(word: str) -> int:
-    """Return a whole number of at least 0."""
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"a whole number of at least 0, not {word!r}")
-    return int(word)
-
-
-# What changes no number: all else is what was asked.
+# Options that change no number; all others are part of what a result answers.
 SHARED = ("run", "sweep", "weights", "net", "fresh", "device", "address", "output", "data_dir", "reader", "quiet")
 
 
 def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
-    """Do the job as the command line says, and exit."""
+    """Run the job as the command line says, and exit."""
     options = parser.parse_args()
     try:
         sys.exit(perform(job, options))
@@ -91,50 +90,45 @@ def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
 
 
 def perform(job: Job, options: argparse.Namespace) -> int:
-    """Analyse what the options name, keep it on the ledger, show it, bring it to the runs; return the exit code."""
-    ledger = Ledger(_root(options.output))
-    found = _sources(job, options, ledger)
-    outcomes: dict[Source, JobResult] = {}
-    for outcome in each(job, found, options):
-        outcomes[outcome.source] = outcome
-        if not options.quiet and len(found) > 1:
-            _tell(outcome, len(outcomes), len(found))
-    if not options.quiet and len(found) > 1:
-        _tell_misfits(outcomes.values())
-    done = [outcomes[source] for source in found if outcomes[source].summary is not None]
-    failed = [outcome for outcome in outcomes.values() if outcome.summary is None and not outcome.not_applicable]
-    if not done and len(found) == 1:
-        raise ValueError(outcomes[found[0]].why)
+    """Analyse the named weights, store the results on the ledger, print and send them; return the exit code."""
+    ledger = Ledger.in_output(options.output)
+    chosen = find_sources(job, options, ledger)
+    several = len(chosen) > 1 and not options.quiet
+    results: dict[Source, JobResult] = {}
+    for result in run_jobs(job, chosen, options):
+        results[result.source] = result
+        if several and (result.summary is not None or not result.not_applicable):
+            print(f"{len(results)}/{len(chosen)} {_sentence(result)}", file=sys.stderr)
+    # Which cells the analysis does not fit, once for all runs of a cell.
+    misfits = Counter((r.source.cell, _reason(r)) for r in results.values() if r.not_applicable)
+    for (cell, why), runs in misfits.items() if several else ():
+        print(f"not for {cell}{f' ({runs} runs)' if runs > 1 else ''}: {why}", file=sys.stderr)
+
+    done = [(source, entry) for source in chosen if (entry := results[source].summary) is not None]
+    failed = any(result.summary is None and not result.not_applicable for result in results.values())
+    if not done and len(chosen) == 1:
+        raise ValueError(results[chosen[0]].why)
     if not done and not failed:
-        raise ValueError(f"{job.name} fits none of these {len(found)} runs")
+        raise ValueError(f"{job.name} fits none of these {len(chosen)} runs")
     if done:
-        _show(ledger, options, [outcome.summary for outcome in done if outcome.summary is not None])
+        _show(ledger, options, [entry for _, entry in done])
         _track(ledger, done, options.quiet)
     return FAILED if failed else DONE
 
 
-def _tell(outcome: JobResult, number: int, total: int) -> None:
-    """Say on standard error how one of several sources came out."""
-    if outcome.summary is not None:
-        print(f"{number}/{total} {outcome.source.name}: {outcome.summary['seconds']:.1f} s", file=sys.stderr)
-    elif not outcome.not_applicable:
-        print(f"{number}/{total} failed on {outcome.source.name}: {_reason(outcome)}", file=sys.stderr)
+def _sentence(result: JobResult) -> str:
+    """Return how one of several sources came out."""
+    name = result.source.name
+    return f"{name}: {result.summary['seconds']:.1f} s" if result.summary else f"failed on {name}: {_reason(result)}"
 
 
-def _tell_misfits(outcomes: Iterable[JobResult]) -> None:
-    """Say on standard error which cells the analysis does not fit, and why, once for all their runs."""
-    cells = Counter((outcome.source.cell, _reason(outcome)) for outcome in outcomes if outcome.not_applicable)
-    for (cell, why), runs in cells.items():
-        print(f"not for {cell}{f' ({runs} runs)' if runs > 1 else ''}: {why}", file=sys.stderr)
-
-
-def _reason(outcome: JobResult) -> str:
+def _reason(result: JobResult) -> str:
     """Return why there is no summary, without the name of the run, which stands before it."""
-    return outcome.why.removeprefix(f"{outcome.source.name}: ")
+    return result.why.removeprefix(f"{result.source.name}: ")
 
 
 def _show(ledger: Ledger, options: argparse.Namespace, summaries: Sequence[Json]) -> None:
-    """Print the table, what a reader has to know, and where all of it lies."""
+    """Print the table, the notes on it, and where the files lie."""
     print(summary.table(summaries), end="")
     for sentence in dict.fromkeys(note for entry in summaries for note in entry["notes"]):
         print(f"  {sentence}")
@@ -144,76 +138,73 @@ def _show(ledger: Ledger, options: argparse.Namespace, summaries: Sequence[Json]
     print(f"files      {ledger.path(summaries[0]['folder'])}{more}")
 
 
-# Which, and where -------------------------------------------------------------------------------------------------
+# Sources and results ------------------------------------------------------------------------------------------
 
 
-def _sources(job: Job, options: argparse.Namespace, ledger: Ledger) -> list[Source]:
-    given = [name for name in ("run", "sweep", "weights") if getattr(options, name)]
-    if job.alone and not given:
+def find_sources(job: Job, options: argparse.Namespace, ledger: Ledger) -> list[Source]:
+    """Return the weights that the options name; ValueError for none, or for more than one option that names some."""
+    named = [name for name in ("run", "sweep", "weights") if getattr(options, name)]
+    if job.alone and not named:
         return [Source()]
-    if len(given) != 1:
-        raise ValueError(f"{job.name} needs one of --run RUN_ID, --sweep NAME and --weights FILE, not {len(given)}")
-    if options.net and given != ["weights"]:
-        raise ValueError(f"--net is for --weights: a {given[0]} knows its net")
+    if len(named) != 1:
+        raise ValueError(f"{job.name} needs one of --run RUN_ID, --sweep NAME and --weights FILE, not {len(named)}")
+    if options.net and named != ["weights"]:
+        raise ValueError(f"--net is for --weights: a {named[0]} knows its net")
     if options.weights:
         return [sources.of_file(options.weights, options.net, options.dataset)]
-    found = [sources.of_run(ledger, options.run)] if options.run else sources.of_sweep(ledger, options.sweep)
-    return [source._replace(dataset=options.dataset) for source in found]
+    trials = [sources.of_run(ledger, options.run)] if options.run else sources.of_sweep(ledger, options.sweep)
+    return [source._replace(dataset=options.dataset) for source in trials]
 
 
-def _root(output: str) -> str:
-    return f"{output if '://' in output else os.path.abspath(os.path.expanduser(output))}/ledger"
+def run_jobs(job: Job, chosen: Sequence[Source], options: argparse.Namespace) -> Iterator[JobResult]:
+    """Yield the result of each source as it is known, those on the ledger first.
 
-
-def each(job: Job, found: Sequence[Source], options: argparse.Namespace) -> Iterator[JobResult]:
-    """Yield the outcome of each source as it is known: first those on the ledger, then those that are computed now.
-
-    One is computed here, several as tasks on the Ray cluster that is given, or on one started here. ValueError for a
-    device or a cluster that is not there.
+    One is computed in this process, several as Ray tasks. ValueError for a device or a cluster that is not there.
     """
     asked = {name: value for name, value in vars(options).items() if name not in SHARED}
-    errand, ledger, lacking = JobSpec(job.name, job.work, asked, options.fresh), Ledger(_root(options.output)), []
-    for source in found:
-        outcome = cached(ledger, errand, source)
-        if outcome is None:
-            lacking.append(source)
+    spec, ledger = JobSpec(job.name, job.work, asked, options.fresh), Ledger.in_output(options.output)
+    missing = []
+    for source in chosen:
+        result = cached(ledger, spec, source)
+        if result is None:
+            missing.append(source)
         else:
-            yield outcome
-    if len(lacking) == 1 and not options.address:
-        yield run_job(errand, lacking[0], _place(options, _device(job, options)))
-    elif lacking:
-        yield from _spread(job, errand, lacking, options)
+            yield result
+    if len(missing) == 1 and not options.address:
+        yield run_job(spec, missing[0], _runtime(options, _device(job, options)))
+    elif missing:
+        yield from _run_on_ray(job, spec, missing, options)
 
 
-def _spread(job: Job, errand: JobSpec, lacking: Sequence[Source], options: argparse.Namespace) -> Iterator[JobResult]:
-    """Yield the outcomes of these sources as Ray tasks end; a lost one is an outcome too."""
+def _run_on_ray(job: Job, spec: JobSpec, missing: Sequence[Source], options: argparse.Namespace) -> Iterator[JobResult]:
+    """Yield the results of these sources as Ray tasks end; a lost task is a result too."""
     from sweeps.execution import ray_runtime
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     if not options.quiet:
-        print(f"{len(lacking)} runs to analyse; Ray {address}", file=sys.stderr)
+        print(f"{len(missing)} runs to analyse; Ray {address}", file=sys.stderr)
     try:
         gpus = ray_runtime.init_ray(address).get("GPU", 0)
         device = options.device or ("cuda" if job.pictures and gpus >= 1 else "cpu")
         if device.startswith("cuda") and gpus < 1:
             raise ValueError(f"no device {device!r} in the Ray cluster {address}: it has no GPU")
-        cpus = ray_runtime.cpus_per_task(len(lacking))
-        place = dataclasses.replace(_place(options, device), workers=cpus, threads=cpus)
+        cpus = ray_runtime.cpus_per_task(len(missing))
+        runtime = dataclasses.replace(_runtime(options, device), workers=cpus, threads=cpus)
         ended = ray_runtime.map_tasks(
-            lambda source: run_job(errand, source, place),
-            lacking,
+            lambda source: run_job(spec, source, runtime),
+            missing,
             cpus=cpus,
             gpus=float(device.startswith("cuda")),
             memory=MEMORY,
         )
-        for source, outcome in ended:
-            yield JobResult(source, None, outcome) if isinstance(outcome, str) else outcome
+        for source, result in ended:
+            yield JobResult(source, None, result) if isinstance(result, str) else result
     finally:
         ray_runtime.shutdown_ray()
 
 
 def _device(job: Job, options: argparse.Namespace) -> str:
-    """Return the device to compute on here; ValueError where it is not."""
+    """Return the device to compute on in this process; ValueError where it is not."""
     if not options.device and not job.pictures:
         return "cpu"
     import torch
@@ -226,37 +217,40 @@ def _device(job: Job, options: argparse.Namespace) -> str:
     return str(device)
 
 
-def _place(options: argparse.Namespace, device: str) -> RuntimeConfig:
+def _runtime(options: argparse.Namespace, device: str) -> RuntimeConfig:
     from data.datasets import cores, data_dir
     from data.load import default_reader
     from sweeps.training.runtime import RuntimeConfig
 
     reader = options.reader or default_reader()
-    return RuntimeConfig(_root(options.output), str(data_dir(options.data_dir)), device, reader, max(1, cores() - 1))
+    return RuntimeConfig(
+        Ledger.in_output(options.output).root, str(data_dir(options.data_dir)), device, reader, max(1, cores() - 1)
+    )
 
 
-# Runs ---------------------------------------------------------------------------------------------------------
+# MLflow -------------------------------------------------------------------------------------------------------
 
 
-def _track(ledger: Ledger, outcomes: Sequence[JobResult], quiet: bool) -> None:
-    """Bring tables, pictures and metrics to the MLflow runs; what fails there is said and costs nothing else."""
-    sent, untracked, away = 0, 0, ""
-    for source, entry, *_ in outcomes:
-        if entry is None or not source.trial or away:
-            continue
-        note = ledger.read_json(f"tracked/{source.trial}.json")
+def _track(ledger: Ledger, done: Sequence[tuple[Source, Json]], quiet: bool) -> None:
+    """Send tables, pictures and metrics to the MLflow runs; a failure there is told and costs nothing else."""
+    sent, untracked, failure = 0, 0, ""
+    for source, entry in done:
+        note = ledger.read_json(f"tracked/{source.trial}.json") if source.trial else None
         if note is None:
-            untracked += 1
+            untracked += bool(source.trial)
             continue
         try:
             sent += send(ledger, entry, str(note["uri"]), str(note["run"]))
-        except Exception as error:  # whatever a server or its client comes up with, the results are on the ledger
-            away = f"MLflow at {note['uri']} does not take them ({type(error).__name__}: {error})".splitlines()[0]
-    if away and not quiet:
-        print(f"{away}; the same command sends them", file=sys.stderr)
-    if untracked and not quiet:
+        except Exception as error:  # of any kind, from a server or its client; the results are on the ledger
+            failure = f"MLflow at {note['uri']} does not take them ({type(error).__name__}: {error})".splitlines()[0]
+            break
+    if quiet:
+        return
+    if failure:
+        print(f"{failure}; the same command sends them", file=sys.stderr)
+    if untracked:
         print(f"{untracked} of these runs not in MLflow yet: files on the ledger alone", file=sys.stderr)
-    if sent and not quiet:
+    if sent:
         print(f"MLflow     {sent} run{'s have' if sent > 1 else ' has'} the tables and pictures under analysis/")
 
 

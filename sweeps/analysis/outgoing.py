@@ -2,9 +2,9 @@
 
 For each conv with CReLU: the cosines of the weights with which the next conv reads the two phases of one filter (pair)
 and of different ones (non-pair). A pair at -1 is a linear unit, at +1 absolute value rectification. The paper prints
-.13 to .46 for pairs and .08 to .17 for others; what random weights would give stands beside it.
+.13 to .46 for pairs and .08 to .17 for others; the value of random weights stands beside it.
 
-Leaves histograms, a Parquet row a filter, and the counts of non-pairs.
+Writes histograms, a Parquet row a filter, and the counts of non-pairs.
 
     python -m sweeps.analysis.outgoing --sweep imagenet_placement
 """

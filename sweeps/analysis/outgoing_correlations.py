@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from crelu_models.spec import CHANNEL_FACTOR, Conv, Linear, Net
-from sweeps.analysis.compute import Findings
-from sweeps.analysis.sources import NotApplicable
-from sweeps.analysis.weights import LoadedNet, choose
+from sweeps.analysis.compute import Findings, stacked
+from sweeps.analysis.sources import NotApplicableError
+from sweeps.analysis.weights import LoadedNet, choose_layers
 from sweeps.report.render import plots
 from sweeps.results.paper import NON_PAIR, PAIR, printed
 from sweeps.training.runtime import RuntimeConfig
@@ -63,55 +64,51 @@ def floor(weight: Tensor) -> float:
 
 def read_by(net: Net) -> dict[str, str]:
     """Return, for each conv that gives two phases, the conv that reads them; pooling and dropout change no channel."""
-    found, before = {}, ""
+    readers, before = {}, ""
     for row in net.rows:
         if isinstance(row, Conv | Linear):
             if before and isinstance(row, Conv):
-                found[before] = row.name
+                readers[before] = row.name
             before = row.name if CHANNEL_FACTOR[row.act] == 2 else ""
-    return found
+    return readers
 
 
 # The job ------------------------------------------------------------------------------------------------------
 
 
-def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
+def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Correlate the outgoing weights of every conv with two phases, or of the layers asked for."""
-    readers = read_by(subject.net)
+    label, readers = loaded.label, read_by(loaded.net)
     if not readers:
-        raise NotApplicable(
-            f"{subject.label}: no conv has CReLU and a conv behind it, so no filter has two phases to compare"
+        raise NotApplicableError(
+            f"{label}: no conv has CReLU and a conv behind it, so no filter has two phases to compare"
         )
-    layers = choose(
-        subject.net, [*readers], asked["layers"], lambda name: f"{subject.label}: {name} gives no two phases to a conv"
+    layers = choose_layers(
+        loaded.net, [*readers], asked["layers"], lambda name: f"{label}: {name} gives no two phases to a conv"
     )
-    rows, parts, drawn = [], [], {}
+    rows, parts, cosines = [], [], {}
     metrics: dict[str, float] = {}
     for layer in layers:
-        weight = subject.weights[f"{readers[layer]}.weight"]
-        cosine, pearson = correlations(weight), correlations(weight, centred=True)
-        rows.append(_row(subject, layer, cosine, pearson, floor(weight)))
+        weight = loaded.weights[f"{readers[layer]}.weight"]
+        cosine, pearson, least = correlations(weight), correlations(weight, centred=True), floor(weight)
+        rows.append(_row(loaded, layer, cosine, pearson, least))
         parts.append(_part(layer, cosine, pearson))
-        drawn[layer] = (cosine, floor(weight))
+        cosines[layer] = (cosine, least)
         metrics |= {f"{PAIR}/{layer}": rows[-1]["pair"], f"{NON_PAIR}/{layer}": rows[-1]["non-pair"]}
-        metrics |= {f"outgoing/pair_signed/{layer}": rows[-1]["pair signed"], f"outgoing/floor/{layer}": floor(weight)}
-    tables = {
-        "table.parquet": {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
-        "non_pairs.parquet": _non_pairs(drawn),
-    }
+        metrics |= {f"outgoing/pair_signed/{layer}": rows[-1]["pair signed"], f"outgoing/floor/{layer}": least}
+    tables = {"table.parquet": stacked(parts), "non_pairs.parquet": _non_pairs(cosines)}
     note = (
         "mean ± sd of absolute cosines of outgoing weights; floor: that of random weights, which the paper leaves out"
     )
-    pictures = {"outgoing.png": histograms(drawn, subject.label)}
-    return Findings(tables, pictures, rows, metrics, (note,))
+    return Findings(tables, {"outgoing.png": histograms(cosines, label)}, rows, metrics, (note,))
 
 
-def _row(subject: LoadedNet, layer: str, cosine: Correlations, pearson: Correlations, least: float) -> dict[str, Any]:
+def _row(loaded: LoadedNet, layer: str, cosine: Correlations, pearson: Correlations, least: float) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": layer, "filters": len(cosine.pair), "zero": int(cosine.pair.isnan().sum())}
-    for name, values in (("pair", cosine.pair), ("non-pair", cosine.non_pair)):
+    for name, values, metric in (("pair", cosine.pair, PAIR), ("non-pair", cosine.non_pair, NON_PAIR)):
         sizes = values[~values.isnan()].abs()
         row |= {name: float(sizes.mean()), f"{name} sd": float(sizes.std())}
-        paper = printed("6", subject.dataset, layer, PAIR if name == "pair" else NON_PAIR)
+        paper = printed("6", loaded.dataset, layer, metric)
         row |= {f"paper {name}": str(paper)} if paper else {}
     return row | {
         "floor": least,
@@ -122,12 +119,11 @@ def _row(subject: LoadedNet, layer: str, cosine: Correlations, pearson: Correlat
     }
 
 
-def _part(layer: str, cosine: Correlations, pearson: Correlations) -> dict[str, np.ndarray[Any, Any]]:
+def _part(layer: str, cosine: Correlations, pearson: Correlations) -> dict[str, ArrayLike]:
     """Return the rows of the table, one a filter: its pair, and the mean size of its non-pairs."""
-    k = len(cosine.pair)
     return {
-        "layer": np.full(k, layer, object),
-        "filter": np.arange(k, dtype=np.int32),
+        "layer": layer,
+        "filter": np.arange(len(cosine.pair), dtype=np.int32),
         "pair": cosine.pair.numpy(),
         "pair_pearson": pearson.pair.numpy(),
         "non_pair_abs": cosine.non_pair.abs().nanmean(1).numpy(),
@@ -135,30 +131,26 @@ def _part(layer: str, cosine: Correlations, pearson: Correlations) -> dict[str, 
     }
 
 
-def _non_pairs(drawn: Mapping[str, tuple[Correlations, float]]) -> dict[str, Any]:
-    """Return all non-pairs as counts in bins of a hundredth: there are up to a million a layer."""
+def _non_pairs(cosines: Mapping[str, tuple[Correlations, float]]) -> dict[str, Any]:
+    """Return all non-pairs as counts in bins of a hundredth, as a layer may have a million."""
     edges = np.linspace(-1, 1, 201)
-    layers = [*drawn]
-    counts = [np.histogram(drawn[layer][0].non_pair.nan_to_num(nan=2).numpy(), edges)[0] for layer in layers]
-    return {
-        "layer": np.repeat(np.array(layers, object), len(edges) - 1),
-        "from": np.tile(edges[:-1], len(layers)),
-        "to": np.tile(edges[1:], len(layers)),
-        "count": np.concatenate(counts),
-    }
+    parts: list[dict[str, ArrayLike]] = []
+    for layer, (cosine, _) in cosines.items():
+        # A value beyond the last edge stands for nan, and is counted nowhere.
+        counts = np.histogram(cosine.non_pair.nan_to_num(nan=2).numpy(), edges)[0]
+        parts.append({"layer": layer, "from": edges[:-1], "to": edges[1:], "count": counts})
+    return stacked(parts)
 
 
-def histograms(drawn: Mapping[str, tuple[Correlations, float]], label: str) -> bytes:
+def histograms(cosines: Mapping[str, tuple[Correlations, float]], label: str) -> bytes:
     """Draw the signed cosines of pairs and of non-pairs, a panel a layer; dotted: the size of a random one."""
-    figure, axes = plots.grid(len(drawn), title=f"{label}: outgoing weights of a filter's two phases")
+    figure, axes = plots.grid(len(cosines), title=f"{label}: outgoing weights of a filter's two phases")
     bins = np.linspace(-1, 1, 61)
-    for (layer, (cosine, least)), axis in zip(drawn.items(), axes, strict=True):
+    for (layer, (cosine, least)), axis in zip(cosines.items(), axes, strict=True):
         plots.histogram(axis, cosine.non_pair.flatten().numpy(), bins, plots.RANDOM, "non-pair")
         plots.histogram(axis, cosine.pair.numpy(), bins, plots.LEARNED, "pair")
         for sign in (-1, 1):
             axis.axvline(sign * least, color=plots.GREY, linewidth=0.9, linestyle=":")
-        axis.set_title(layer)
-        axis.set_xlabel("cosine")
-        axis.set_ylabel("density")
+        axis.set(title=layer, xlabel="cosine", ylabel="density")
     plots.legend(figure, axes[0])
     return plots.png(figure)

@@ -1,11 +1,11 @@
 """Do filters come in pairs of opposite phase? Figures 1, 2 and 3 of the paper, with a random control.
 
-The paper's observation behind CReLU: in the first ReLU layers most filters have a mate that is nearly their negative.
-For each filter of a conv: mu, its least cosine with another one. A perfect pair has -1, a filter without any mate a
-little below 0: how far is shown by random filters of the same shape. The paper finds conv1 clearly negative, less so
-deeper layers, and under CReLU no more than by chance.
+The paper's observation behind CReLU: in the first ReLU layers most filters have a pair that is nearly their negative.
+For each filter of a conv: mu, its least cosine with another one. A perfect pair has -1. Filters without a pair are a
+little below 0, as random filters of the same shape are. The paper finds conv1 clearly negative, deeper layers less so,
+and CReLU no more than chance.
 
-Leaves the filters with their mates as a picture, histograms of mu, and a Parquet row a filter.
+Writes a picture of filters beside their pairing filters, histograms of mu, and a Parquet row a filter.
 
     python -m sweeps.analysis.pairing --sweep imagenet_placement --layers conv1 conv2 conv3 conv4
     python -m sweeps.analysis.pairing --weights torchvision:alexnet

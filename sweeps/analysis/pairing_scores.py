@@ -1,8 +1,8 @@
-"""The least cosine of each filter with another one, its mate, and random filters beside it.
+"""The least cosine of each filter with another one, its pair, and random filters beside it.
 
 For the filters of one conv, flattened and of unit norm, w_i in R^d (section 2.1 and Definition 1.1 of the paper):
 
-    mu_i = min_j <w_i, w_j>        mate(i) = argmin_j <w_i, w_j>
+    mu_i = min_j <w_i, w_j>        pair(i) = argmin_j <w_i, w_j>
 
 Random filters have mu below 0 as well, the more of them and the shorter: about -E[max of K - 1 normals] / sqrt(d). So
 each conv stands beside draws from N(0, 1) of its shape.
@@ -14,20 +14,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from crelu_models.spec import Conv, seed_from
-from sweeps.analysis.compute import Findings
-from sweeps.analysis.weights import LoadedNet, choose
+from crelu_models.spec import seed_from
+from sweeps.analysis.compute import Findings, stacked
+from sweeps.analysis.weights import LoadedNet, choose_layers
 from sweeps.report.render import plots
 from sweeps.training.runtime import RuntimeConfig
 
 PERMUTATIONS = 1999
-OPPOSITE = -0.5  # a filter with mu below this has a mate that is more its negative than not
+OPPOSITE = -0.5  # a filter with mu below this has a pair that is more its negative than not
 
 
 class Pairs(NamedTuple):
-    """mu (k,) float64 and mate (k,) int64 of each filter; zero filters have no direction: nan and -1."""
+    """mu (k,) float64 and pair (k,) int64 of each filter; zero filters have no direction: nan and -1."""
 
     mu: Tensor
     pair: Tensor
@@ -45,25 +46,25 @@ class Contrast(NamedTuple):
 
 
 def pairs(weight: Tensor) -> Pairs:
-    """Return mu and mate of each filter of `weight` (k, c, h, w) or (k, d), in float64.
+    """Return mu and pair of each filter of `weight` (k, c, h, w) or (k, d), in float64.
 
-    mu_i = min_j <w_i, w_j> over unit filters (Definition 1.1); of equal mates the lowest. ValueError for fewer than
+    mu_i = min_j <w_i, w_j> over unit filters (Definition 1.1); of equal pairs the lowest. ValueError for fewer than
     two filters that are not zero.
     """
     flat = weight.double().flatten(1)
     norm = flat.norm(dim=1)
-    kept = torch.nonzero(norm > 0)[:, 0]
-    if len(kept) < 2:
-        raise ValueError(f"{len(kept)} of {len(flat)} filters are not zero; pairs need two")
-    unit = flat[kept] / norm[kept, None]
-    mu, mate = (unit @ unit.T).min(dim=1)
-    all_mu, all_mate = torch.full_like(norm, torch.nan), torch.full_like(norm, -1, dtype=torch.int64)
-    all_mu[kept], all_mate[kept] = mu, kept[mate]
-    return Pairs(all_mu, all_mate)
+    nonzero = torch.nonzero(norm > 0)[:, 0]
+    if len(nonzero) < 2:
+        raise ValueError(f"{len(nonzero)} of {len(flat)} filters are not zero; pairs need two")
+    unit = flat[nonzero] / norm[nonzero, None]
+    least = (unit @ unit.T).min(dim=1)
+    mu, pair = torch.full_like(norm, torch.nan), torch.full_like(norm, -1, dtype=torch.int64)
+    mu[nonzero], pair[nonzero] = least.values, nonzero[least.indices]
+    return Pairs(mu, pair)
 
 
 def random_mu(shape: torch.Size, draws: int, seed: int, layer: str = "") -> Tensor:
-    """Return mu (draws, k) of filters drawn from N(0, 1) in this shape (k, c, h, w), by a stream of the layer's own."""
+    """Return mu (draws, k) of filters drawn from N(0, 1) in this shape (k, c, h, w), a stream a layer."""
     stream = torch.Generator().manual_seed(seed_from("pairing", seed, layer))
     return torch.stack([pairs(torch.randn(shape, generator=stream)).mu for _ in range(draws)])
 
@@ -75,23 +76,19 @@ def contrast(mu: Tensor, random: Tensor, seed: int = 0) -> Contrast:
     """
     from scipy import stats
 
-    ours, theirs = mu[~mu.isnan()].numpy(), random.flatten().numpy()
-    gap = float(ours.mean() - theirs.mean())
-    ks = stats.ks_2samp(ours, theirs, method="asymp")
-    pooled, rng = np.concatenate([ours, theirs]), np.random.Generator(np.random.PCG64(seed))
-    n, total, share = len(ours), pooled.sum(), len(theirs)
+    learned, drawn = mu[~mu.isnan()].numpy(), random.flatten().numpy()
+    gap = float(learned.mean() - drawn.mean())
+    ks = stats.ks_2samp(learned, drawn, method="asymp")
+    pooled = np.concatenate([learned, drawn])
+    rng = np.random.Generator(np.random.PCG64(seed))
+    n, total = len(learned), pooled.sum()
     extreme = 0
     for _ in range(PERMUTATIONS):
         dealt = rng.choice(pooled, n, replace=False, shuffle=False).sum()
-        extreme += abs(dealt / n - (total - dealt) / share) >= abs(gap) - 1e-12
-    return Contrast(
-        gap,
-        float(ks.statistic),
-        float(ks.pvalue),
-        float((ours < OPPOSITE).mean()),
-        float((theirs < OPPOSITE).mean()),
-        (1 + extreme) / (1 + PERMUTATIONS),
-    )
+        extreme += abs(dealt / n - (total - dealt) / len(drawn)) >= abs(gap) - 1e-12
+    below, below_random = (float((values < OPPOSITE).mean()) for values in (learned, drawn))
+    p = (1 + extreme) / (1 + PERMUTATIONS)
+    return Contrast(gap, float(ks.statistic), float(ks.pvalue), below, below_random, p)
 
 
 # The job ------------------------------------------------------------------------------------------------------
@@ -99,44 +96,44 @@ def contrast(mu: Tensor, random: Tensor, seed: int = 0) -> Contrast:
 SHOWN = 40  # pairs in the picture of filters
 
 
-def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
+def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Pair the filters of every conv, or of the layers asked for, and of `samples` random draws (default 10)."""
-    convs = [row.name for row in subject.net.rows if isinstance(row, Conv)]
-    layers = choose(subject.net, convs, asked["layers"], str)
+    layers = choose_layers(loaded.net, [conv.name for conv in loaded.convs()], asked["layers"], str)
     draws = asked["samples"] or 10
-    parts: list[dict[str, np.ndarray[Any, Any]]] = []
-    rows, found = [], {}
+    parts: list[dict[str, ArrayLike]] = []
+    rows: list[dict[str, Any]] = []
+    mu_by_layer: dict[str, tuple[Tensor, Tensor]] = {}
     metrics: dict[str, float] = {}
+    tables: dict[str, Any] = {}
+    pictures: dict[str, bytes] = {}
     for layer in layers:
-        weight = subject.weights[f"{layer}.weight"]
-        ours, theirs = pairs(weight), random_mu(weight.shape, draws, asked["seed"], layer)
-        found[layer] = (ours, theirs)
-        compared = contrast(ours.mu, theirs)
-        parts += [_part(layer, ours, weight), _random_part(layer, theirs)]
-        rows.append(_row(layer, weight, ours, theirs, compared))
+        weight = loaded.weights[f"{layer}.weight"]
+        learned, random = pairs(weight), random_mu(weight.shape, draws, asked["seed"], layer)
+        compared = contrast(learned.mu, random)
+        mu_by_layer[layer] = learned.mu, random
+        parts += [_learned_part(layer, learned, weight), _random_part(layer, random)]
+        rows.append(_row(layer, weight, learned, random, compared))
         metrics |= {f"pairing/mu/{layer}": rows[-1]["mu"], f"pairing/mu_random/{layer}": rows[-1]["random mu"]}
-        metrics |= {f"pairing/gap/{layer}": compared.gap, f"pairing/ks/{layer}": compared.ks}
-        metrics |= {f"pairing/below/{layer}": compared.below, f"pairing/p/{layer}": compared.p}
-    tables: dict[str, Any] = {"table.parquet": {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}}
-    pictures = {"pairing.png": histograms(found, subject.label)}
-    for layer in layers:
-        weight = subject.weights[f"{layer}.weight"]
+        metrics |= {f"pairing/{name}/{layer}": getattr(compared, name) for name in ("gap", "ks", "below", "p")}
+        # Filters that read pictures can be looked at.
         if weight.shape[1] == 3 and weight.shape[2] > 1:
-            tables["filters.parquet"] = filter_table(layer, weight, found[layer][0])
-            title = f"{subject.label}: {layer} filters, each with its mate"
-            pictures["filters.png"] = tiles(weight, found[layer][0], title)
+            tables["filters.parquet"] = filter_table(layer, weight, learned)
+            title = f"{loaded.label}: {layer} filters, each with its pairing filter"
+            pictures["filters.png"] = tiles(weight, learned, title)
+    tables = {"table.parquet": stacked(parts)} | tables
+    pictures = {"pairing.png": histograms(mu_by_layer, loaded.label)} | pictures
     return Findings(tables, pictures, rows, metrics, ("mu: least cosine with another filter, averaged over filters",))
 
 
-def _row(layer: str, weight: Tensor, ours: Pairs, theirs: Tensor, compared: Contrast) -> dict[str, Any]:
+def _row(layer: str, weight: Tensor, learned: Pairs, random: Tensor, compared: Contrast) -> dict[str, Any]:
     return {
         "layer": layer,
         "filters": len(weight),
-        "zero": int(ours.mu.isnan().sum()),
+        "zero": int(learned.mu.isnan().sum()),
         "inputs": weight[0].numel(),
-        "mu": float(ours.mu.nanmean()),
-        "random mu": float(theirs.mean()),
-        "random sd": float(theirs.std()),
+        "mu": float(learned.mu.nanmean()),
+        "random mu": float(random.mean()),
+        "random sd": float(random.std()),
         "gap": compared.gap,
         "KS": compared.ks,
         "KS p": compared.ks_p,
@@ -145,76 +142,75 @@ def _row(layer: str, weight: Tensor, ours: Pairs, theirs: Tensor, compared: Cont
     }
 
 
-def _part(layer: str, ours: Pairs, weight: Tensor) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the rows of the table of one conv's learned filters; draw -1 is what was learned."""
-    k = len(ours.mu)
+def _learned_part(layer: str, learned: Pairs, weight: Tensor) -> dict[str, ArrayLike]:
+    """Return the rows of the table of one conv's learned filters; their draw is -1."""
     return {
-        "layer": np.full(k, layer, object),
-        "draw": np.full(k, -1, np.int32),
-        "filter": np.arange(k, dtype=np.int32),
-        "mate": ours.pair.numpy().astype(np.int32),
-        "mu": ours.mu.numpy(),
+        "layer": layer,
+        "draw": np.int32(-1),
+        "filter": np.arange(len(weight), dtype=np.int32),
+        "mate": learned.pair.numpy().astype(np.int32),
+        "mu": learned.mu.numpy(),
         "norm": weight.double().flatten(1).norm(dim=1).numpy(),
     }
 
 
-def _random_part(layer: str, theirs: Tensor) -> dict[str, np.ndarray[Any, Any]]:
-    draws, k = theirs.shape
+def _random_part(layer: str, random: Tensor) -> dict[str, ArrayLike]:
+    draws, k = random.shape
     return {
-        "layer": np.full(draws * k, layer, object),
+        "layer": layer,
         "draw": np.repeat(np.arange(draws, dtype=np.int32), k),
         "filter": np.tile(np.arange(k, dtype=np.int32), draws),
-        "mate": np.full(draws * k, -1, np.int32),
-        "mu": theirs.flatten().numpy(),
-        "norm": np.full(draws * k, np.nan),
+        "mate": np.int32(-1),
+        "mu": random.flatten().numpy(),
+        "norm": np.nan,
     }
 
 
-def filter_table(layer: str, weight: Tensor, found: Pairs) -> dict[str, Any]:
-    """Return the filters of a conv that reads pictures, as lists of c * h * w numbers, with their mates."""
+def filter_table(layer: str, weight: Tensor, learned: Pairs) -> dict[str, Any]:
+    """Return the filters of a conv that reads pictures, as lists of c * h * w numbers, with their pairs."""
     k, _, height, width = weight.shape
     return {
         "layer": [layer] * k,
         "filter": list(range(k)),
-        "mate": found.pair.tolist(),
-        "mu": found.mu.tolist(),
+        "mate": learned.pair.tolist(),
+        "mu": learned.mu.tolist(),
         "height": [height] * k,
         "width": [width] * k,
         "weights": list(weight.float().flatten(1).numpy()),
     }
 
 
-def tiles(weight: Tensor, found: Pairs, title: str, across: int = 8) -> bytes:
-    """Draw Figure 1: the filters (k, 3, h, w) of least mu, each beside its mate, both on one scale."""
-    ranked = [int(i) for i in found.mu.argsort() if found.pair[i] >= 0][:SHOWN]
+def tiles(weight: Tensor, learned: Pairs, title: str, across: int = 8) -> bytes:
+    """Draw Figure 1: the filters (k, 3, h, w) of least mu, each beside its pair, both on one scale."""
+    ranked = [int(i) for i in learned.mu.argsort() if learned.pair[i] >= 0][:SHOWN]
     _, _, height, width = weight.shape
     head, gap = max(3, height // 3), max(1, width // 8)
+    down_pitch, across_pitch = height + head, 2 * width + 3 * gap
     across = min(across, len(ranked))
     down = -(-len(ranked) // across)
-    sheet = torch.ones(down * (height + head), across * (2 * width + 3 * gap), 3, dtype=torch.float64)
+    sheet = torch.ones(down * down_pitch, across * across_pitch, 3, dtype=torch.float64)
     figure, axes = plots.panels(1, 1, width=9.0, height=9.0 * sheet.shape[0] / sheet.shape[1], title=title)
     axis = axes[0][0]
     for place, i in enumerate(ranked):
-        top, left = place // across * (height + head) + head, place % across * (2 * width + 3 * gap)
-        both = weight[[i, int(found.pair[i])]].double()
-        shown = (both - both.min()) / (both.max() - both.min()).clamp(min=1e-12)
-        sheet[top : top + height, left : left + width] = shown[0].permute(1, 2, 0)
-        sheet[top : top + height, left + width + gap : left + 2 * width + gap] = shown[1].permute(1, 2, 0)
-        axis.text(left, top - 1, f"{i}, {int(found.pair[i])}: μ {found.mu[i]:.2f}", fontsize=7, va="bottom")
+        top, left = place // across * down_pitch + head, place % across * across_pitch
+        pair = int(learned.pair[i])
+        both = weight[[i, pair]].double()
+        scaled = (both - both.min()) / (both.max() - both.min()).clamp(min=1e-12)
+        for image, at in zip(scaled, (left, left + width + gap), strict=True):
+            sheet[top : top + height, at : at + width] = image.permute(1, 2, 0)
+        axis.text(left, top - 1, f"{i}, {pair}: μ {learned.mu[i]:.2f}", fontsize=7, va="bottom")
     axis.imshow(sheet.numpy(), interpolation="nearest")
     axis.set_axis_off()
     return plots.png(figure)
 
 
-def histograms(found: dict[str, tuple[Pairs, Tensor]], label: str) -> bytes:
+def histograms(mu_by_layer: dict[str, tuple[Tensor, Tensor]], label: str) -> bytes:
     """Draw Figures 2 and 3: mu of the learned filters of each conv over that of random ones."""
-    figure, axes = plots.grid(len(found), title=f"{label}: least cosine μ of each filter with another")
+    figure, axes = plots.grid(len(mu_by_layer), title=f"{label}: least cosine μ of each filter with another")
     bins = np.linspace(-1, 0.2, 49)
-    for (layer, (ours, theirs)), axis in zip(found.items(), axes, strict=True):
-        plots.histogram(axis, theirs.flatten().numpy(), bins, plots.RANDOM, "random")
-        plots.histogram(axis, ours.mu.numpy(), bins, plots.LEARNED, "learned")
-        axis.set_title(f"{layer} ({len(ours.mu)} filters)")
-        axis.set_xlabel("μ")
-        axis.set_ylabel("density")
+    for (layer, (learned, random)), axis in zip(mu_by_layer.items(), axes, strict=True):
+        plots.histogram(axis, random.flatten().numpy(), bins, plots.RANDOM, "random")
+        plots.histogram(axis, learned.numpy(), bins, plots.LEARNED, "learned")
+        axis.set(title=f"{layer} ({len(learned)} filters)", xlabel="μ", ylabel="density")
     plots.legend(figure, axes[0])
     return plots.png(figure)

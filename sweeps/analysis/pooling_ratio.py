@@ -1,8 +1,8 @@
-"""What of a patch is left behind CReLU and max-pooling: Algorithm 2 of the paper, by Gram matrices.
+"""The loss of a patch behind CReLU and max-pooling: Algorithm 2 of the paper, by Gram matrices.
 
 One pooling window of m x m places sees a patch x in R^D of the conv's input. Filter i at place j is a column w_i^j with
-response z_i^j = <w_i^j, x>. The pool keeps, for either phase of each filter, its largest value and (unpooling) where
-it was; W holds the columns whose phase is above 0. With z the kept responses less the bias
+response z_i^j = <w_i^j, x>. The pool selects, for either phase of each filter, its largest value and (unpooling) its
+place; W holds the columns whose phase is above 0. With z the selected responses less the bias
 
     x' = (W^T)^+ z      |x - x'| / |x| = sqrt(1 - z^T (W^T W)^+ z / |x|^2)
 
@@ -40,27 +40,27 @@ def patch_columns(weight: Tensor, window: int, stride: int = 1) -> Tensor:
     return placed.flatten(2).flatten(0, 1).T.contiguous()
 
 
-def kept_columns(activation: Tensor) -> Tensor:
-    """Return which columns max-pooling both phases keeps: bool (n, k, window^2) for activations of that shape.
+def pooled_columns(activation: Tensor) -> Tensor:
+    """Return which columns max-pooling of both phases selects: bool (n, k, window^2) for activations of that shape.
 
     The largest value of each phase, where it is above 0; of equal ones the first.
     """
-    kept = torch.zeros_like(activation, dtype=torch.bool)
+    selected = torch.zeros_like(activation, dtype=torch.bool)
     for phase in (activation, -activation):
         value, place = phase.max(2, keepdim=True)
-        kept |= torch.zeros_like(kept).scatter_(2, place, value > 0)
-    return kept
+        selected |= torch.zeros_like(selected).scatter_(2, place, value > 0)
+    return selected
 
 
-def pooled_ratio(size: Tensor, z: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
-    """Return |x - x'| / |x| (n,) for patches of squared norm `size` (n,), responses z and `kept` columns (n, columns).
+def pooled_ratio(size: Tensor, z: Tensor, selected: Tensor, gram: Tensor) -> Tensor:
+    """Return |x - x'| / |x| (n,) of patches: squared norms `size` (n,), responses z and `selected` (n, columns).
 
-    sqrt(1 - z^T G^+ z / |x|^2) over the kept columns, G their part of `gram` = W^T W, by eigenvalues above CUT.
+    sqrt(1 - z^T G^+ z / |x|^2) over the selected columns, G their part of `gram` = W^T W, by eigenvalues above CUT.
     """
-    most = max(1, int(kept.sum(1).max()))
-    # Kept columns first, filled up with others that are then put to zero: one shape for the whole batch.
-    chosen = kept.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    real = kept.gather(1, chosen)
+    most = max(1, int(selected.sum(1).max()))
+    # Selected columns first, filled up with others that are then put to zero: one shape for the whole batch.
+    chosen = selected.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    real = selected.gather(1, chosen)
     part = gram[chosen[:, :, None], chosen[:, None, :]] * (real[:, :, None] & real[:, None, :])
     values, vectors = torch.linalg.eigh(part)
     along = torch.einsum("nij,ni->nj", vectors, z.gather(1, chosen) * real)
@@ -71,7 +71,7 @@ def pooled_ratio(size: Tensor, z: Tensor, kept: Tensor, gram: Tensor) -> Tensor:
 
 
 class Deal(NamedTuple):
-    """How patches are dealt: how many over how many pictures of which side, by which seed."""
+    """Patches dealt over pictures: how many of each, the pictures' side, and the seed."""
 
     patches: int
     pictures: int
@@ -80,21 +80,21 @@ class Deal(NamedTuple):
 
 
 def patch_ratios(
-    subject: LoadedNet, conv: Conv, pool: Pool, views: Iterable[Tensor], deal: Deal, device: str = "cpu"
+    loaded: LoadedNet, conv: Conv, pool: Pool, views: Iterable[Tensor], deal: Deal, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Return |x - x'| / |x| and how many columns are kept, each (deal.patches,), for patches of `views` (n, 3, h, w).
+    """Return |x - x'| / |x| and the selected columns of patches of `views` (n, 3, h, w), each (deal.patches,).
 
     Patch r is of picture r modulo their number, at a pooling window chosen uniformly among those that see no padding.
     """
-    weight, bias = (subject.weights[f"{conv.name}.{part}"].double().to(device) for part in ("weight", "bias"))
+    weight, bias = (loaded.weights[f"{conv.name}.{part}"].double().to(device) for part in ("weight", "bias"))
     w = patch_columns(weight, pool.kernel, conv.stride)
     gram, side = w.T @ w, (pool.kernel - 1) * conv.stride + conv.kernel
-    starts = torch.tensor(inner_starts(conv, pool, side_read(subject.net, conv.name, deal.size)))
+    starts = torch.tensor(inner_starts(conv, pool, side_read(loaded.net, conv.name, deal.size)))
     stream = torch.Generator().manual_seed(seed_from("patches", deal.seed, conv.name))
     corner = starts[torch.randint(len(starts), (deal.patches, 2), generator=stream)]
     of = torch.arange(deal.patches) % deal.pictures
-    ratios, kept = torch.empty(deal.patches, dtype=torch.float64), torch.empty(deal.patches, dtype=torch.int64)
-    model, most, first = subject.model(deal.size, device), max(1, NUMBERS // (2 * len(weight)) ** 2), 0
+    ratios, counts = torch.empty(deal.patches, dtype=torch.float64), torch.empty(deal.patches, dtype=torch.int64)
+    model, most, first = loaded.model(deal.size, device), max(1, NUMBERS // (2 * len(weight)) ** 2), 0
     for pictures in views:
         read = capture(model, [conv.name], pictures)[conv.name]
         mine = torch.nonzero((first <= of) & (of < first + len(pictures)))[:, 0]
@@ -102,11 +102,11 @@ def patch_ratios(
             at = zip((of[chunk] - first).tolist(), corner[chunk].tolist(), strict=True)
             x = torch.stack([read[i, :, y : y + side, x : x + side] for i, (y, x) in at]).double().flatten(1)
             z = x @ w
-            chosen = kept_columns(z.view(len(x), len(weight), -1) + bias[:, None]).flatten(1)
+            chosen = pooled_columns(z.view(len(x), len(weight), -1) + bias[:, None]).flatten(1)
             ratios[chunk] = pooled_ratio(x.square().sum(1), z, chosen, gram).cpu()
-            kept[chunk] = chosen.sum(1).cpu()
+            counts[chunk] = chosen.sum(1).cpu()
         first += len(pictures)
-    return ratios, kept
+    return ratios, counts
 
 
 def inner_starts(conv: Conv, pool: Pool, side: int) -> list[int]:

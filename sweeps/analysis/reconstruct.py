@@ -1,8 +1,8 @@
-"""What comes back of pictures from the features of a net: which layers an algorithm fits, and both algorithms on it.
+"""Pictures reconstructed from the features of a net: which layers an algorithm fits, and both algorithms on them.
 
-Algorithm 1 (cgls.py) chains the inverses of convs. Each step amplifies what the one before left out; stopping early
-damps that, so several limits are reported, and beside the picture what one layer alone loses of what it reads.
-Algorithm 2 (patches.py) measures the norm of what is lost of the patch that a max-pooling window sees.
+Algorithm 1 (cgls.py) chains the inverses of convs. Each step amplifies the loss of the one before; stopping early damps
+that, so several limits are reported, and beside the picture the loss of one layer alone.
+Algorithm 2 (pooling_ratio.py) measures |x - x'| / |x| of the patch that a max-pooling window sees.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from crelu_models.activations import crelu
 from crelu_models.spec import Conv, Drop, Net, Pool, seed_from
 from sweeps.analysis.capture import batch_size, capture, side_read
-from sweeps.analysis.cgls import Likeness, Step, back, each, inverted, likeness, ratio, unrectified
-from sweeps.analysis.compute import Findings
+from sweeps.analysis.cgls import Step, back, each, inverted, likeness, ratio, unrectified
+from sweeps.analysis.compute import Findings, stacked
 from sweeps.analysis.pooling_ratio import Deal, clustered_se, patch_ratios
-from sweeps.analysis.sources import NotApplicable
-from sweeps.analysis.weights import ImageSample, LoadedNet, choose, view
+from sweeps.analysis.sources import NotApplicableError
+from sweeps.analysis.weights import LoadedNet, choose_layers, open_sample
 from sweeps.report.render import plots
 from sweeps.results.paper import LEARNED, RANDOM, printed
 from sweeps.training.runtime import RuntimeConfig
@@ -34,27 +35,20 @@ from sweeps.training.runtime import RuntimeConfig
 
 def unpooled(net: Net) -> list[Conv]:
     """Return the convs that Algorithm 1 goes back from: CReLU behind each from conv1 on, and no pooling."""
-    found = []
-    for row in net.rows:
-        if isinstance(row, Drop):
-            continue
-        if not isinstance(row, Conv) or row.act != "crelu" or row.bn:
-            break
-        found.append(row)
-    return found
+    rows = (row for row in net.rows if not isinstance(row, Drop))
+    fitting = itertools.takewhile(lambda row: isinstance(row, Conv) and row.act == "crelu" and not row.bn, rows)
+    return [row for row in fitting if isinstance(row, Conv)]
 
 
 def pooled(net: Net) -> list[tuple[Conv, Pool]]:
     """Return the convs that Algorithm 2 is about: CReLU and then max-pooling behind them."""
     rows = [row for row in net.rows if not isinstance(row, Drop)]
-    pairs = itertools.pairwise(rows)
     return [
         (conv, pool)
-        for conv, pool in pairs
+        for conv, pool in itertools.pairwise(rows)
         if isinstance(conv, Conv)
         and isinstance(pool, Pool)
-        and (conv.act, pool.kind) == ("crelu", "max")
-        and not conv.bn
+        and (conv.act, conv.bn, pool.kind) == ("crelu", False, "max")
     ]
 
 
@@ -77,26 +71,27 @@ def why_not(net: Net, layer: str, algorithm: int) -> str:
     raise AssertionError(f"{layer} fits")
 
 
-def algorithm_of(subject: LoadedNet, asked: int) -> int:
-    """Return the algorithm asked for, by default 2 where CReLU meets max-pooling; Misfit where none fits."""
-    net = subject.net
+def algorithm_of(loaded: LoadedNet, asked: int) -> int:
+    """Return the algorithm asked for, else 2 where CReLU meets max-pooling; NotApplicableError where none fits."""
+    net = loaded.net
     algorithm = asked or (2 if pooled(net) else 1)
     if not (unpooled(net) if algorithm == 1 else pooled(net)):
-        layer = next(row.name for row in net.rows if isinstance(row, Conv))
-        what = why_not(net, layer, 1) if algorithm == 1 else "no conv has CReLU and max-pooling behind it"
-        raise NotApplicable(f"{subject.label}: {what}")
+        why = (
+            why_not(net, loaded.convs()[0].name, 1) if algorithm == 1 else "no conv has CReLU and max-pooling behind it"
+        )
+        raise NotApplicableError(f"{loaded.label}: {why}")
     return algorithm
 
 
-def randomised(subject: LoadedNet, seed: int, only: str = "") -> LoadedNet:
+def randomised(loaded: LoadedNet, seed: int, only: str = "") -> LoadedNet:
     """Return the net with every conv (or `only` this one) drawn from N(0, 1) and its bias 0: the paper's control."""
-    weights = dict(subject.weights)
-    for conv in subject.convs():
+    weights = dict(loaded.weights)
+    for conv in loaded.convs():
         if only in ("", conv.name):
             stream = torch.Generator().manual_seed(seed_from("reconstruction", seed, conv.name))
             weights[f"{conv.name}.weight"] = torch.randn(weights[f"{conv.name}.weight"].shape, generator=stream)
             weights[f"{conv.name}.bias"] = torch.zeros_like(weights[f"{conv.name}.bias"])
-    return dataclasses.replace(subject, weights=weights)
+    return dataclasses.replace(loaded, weights=weights)
 
 
 # The job ------------------------------------------------------------------------------------------------------
@@ -105,67 +100,53 @@ PICTURES, LAYERS = 8, 4  # of Figure 5
 PATCHES = 20_000  # of Table S1: the printed standard errors come of about as many
 
 
-def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
+def findings(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Reconstruct `samples` pictures (8) by Algorithm 1 or patches (20,000) by Algorithm 2, beside random weights."""
-    algorithm = algorithm_of(subject, asked["algorithm"])
-    fitting = unpooled(subject.net) if algorithm == 1 else [conv for conv, _ in pooled(subject.net)]
-    names = [conv.name for conv in fitting]
+    algorithm, net = algorithm_of(loaded, asked["algorithm"]), loaded.net
+    fitting = [conv.name for conv in (unpooled(net) if algorithm == 1 else [conv for conv, _ in pooled(net)])]
     if algorithm == 1 and not asked["layers"]:
-        names = names[:LAYERS]
-    layers = choose(
-        subject.net, names, asked["layers"], lambda name: f"{subject.label}: {why_not(subject.net, name, algorithm)}"
+        fitting = fitting[:LAYERS]
+    layers = choose_layers(
+        net, fitting, asked["layers"], lambda name: f"{loaded.label}: {why_not(net, name, algorithm)}"
     )
-    return (_pictures if algorithm == 1 else _patches)(subject, place, asked, layers)
+    return (_pictures if algorithm == 1 else _patches)(loaded, runtime, asked, layers)
 
 
-def _patches(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any], layers: Sequence[str]) -> Findings:
-    """Do Algorithm 2."""
+# Algorithm 2 --------------------------------------------------------------------------------------------------
+
+
+def _patches(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any], layers: Sequence[str]) -> Findings:
     count = asked["samples"] or PATCHES
-    shown = view(subject, place, count, asked["seed"])
-    deal = Deal(count, len(shown.indices), shown.crop, asked["seed"])
-    parts, rows = [], []
-    for conv, pool in pooled(subject.net):
+    sample = open_sample(loaded, runtime, count, asked["seed"])
+    deal = Deal(count, len(sample.indices), sample.crop, asked["seed"])
+    parts: list[dict[str, ArrayLike]] = []
+    rows = []
+    metrics: dict[str, float] = {}
+    for conv, pool in pooled(loaded.net):
         if conv.name not in layers:
             continue
-        control = randomised(subject, asked["seed"], conv.name if asked["control"] == "random_layer" else "")
-        batch, both = batch_size(subject.net, [conv.name], shown.crop), {}
-        for name, weights in (("learned", subject), ("random", control)):
-            both[name] = patch_ratios(weights, conv, pool, shown.seen(batch), deal, place.device)
-            parts.append(_patch_part(shown, conv.name, name, *both[name]))
-        rows.append(_patch_row(subject, conv, both, deal.pictures))
-    metrics: dict[str, float] = {}
-    for row in rows:
-        metrics |= {f"{LEARNED}/{row['layer']}": row["learned"], f"{RANDOM}/{row['layer']}": row["random"]}
-    tables = {"table.parquet": {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}}
-    drawn = {"reconstruction.png": patch_histograms(tables["table.parquet"], layers, subject.label)}
+        control = randomised(loaded, asked["seed"], conv.name if asked["control"] == "random_layer" else "")
+        batch = batch_size(loaded.net, [conv.name], sample.crop)
+        row: dict[str, Any] = {"layer": conv.name, "filters": conv.filters, "patches": count}
+        for name, net, metric in (("learned", loaded, LEARNED), ("random", control, RANDOM)):
+            ratios, columns = patch_ratios(net, conv, pool, sample.seen(batch), deal, runtime.device)
+            parts.append({
+                "layer": conv.name,
+                "weights": name,
+                "picture": sample.indices[np.arange(count) % len(sample.indices)],
+                "ratio": ratios.numpy(),
+                "columns": columns.numpy().astype(np.int32),
+            })  # fmt: skip
+            row |= {name: float(ratios.mean()), f"{name} se": clustered_se(ratios, deal.pictures)}
+            row |= {f"{name} columns": float(columns.double().mean())}
+            paper = printed("S1", loaded.dataset, conv.name, metric)
+            row |= {f"paper {name}": str(paper)} if paper else {}
+            metrics[f"{metric}/{conv.name}"] = row[name]
+        rows.append(row)
+    table = stacked(parts)
+    pictures = {"reconstruction.png": patch_histograms(table, layers, loaded.label)}
     note = f"|x - x'| / |x| of patches behind max-pooling (Algorithm 2), se over pictures; control: {asked['control']}"
-    return Findings(tables, drawn, rows, metrics, (note,))
-
-
-def _patch_part(
-    shown: ImageSample, layer: str, weights: str, ratios: Tensor, kept: Tensor
-) -> dict[str, np.ndarray[Any, Any]]:
-    count = len(ratios)
-    return {
-        "layer": np.full(count, layer, object),
-        "weights": np.full(count, weights, object),
-        "picture": shown.indices[np.arange(count) % len(shown.indices)],
-        "ratio": ratios.numpy(),
-        "columns": kept.numpy().astype(np.int32),
-    }
-
-
-def _patch_row(
-    subject: LoadedNet, conv: Conv, both: Mapping[str, tuple[Tensor, Tensor]], pictures: int
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"layer": conv.name, "filters": conv.filters, "patches": len(both["learned"][0])}
-    for name, metric in (("learned", LEARNED), ("random", RANDOM)):
-        ratios, kept = both[name]
-        row |= {name: float(ratios.mean()), f"{name} se": clustered_se(ratios, pictures)}
-        row |= {f"{name} columns": float(kept.double().mean())}
-        printed_one = printed("S1", subject.dataset, conv.name, metric)
-        row |= {f"paper {name}": str(printed_one)} if printed_one else {}
-    return row
+    return Findings({"table.parquet": table}, pictures, rows, metrics, (note,))
 
 
 def patch_histograms(table: Mapping[str, Any], layers: Sequence[str], label: str) -> bytes:
@@ -176,40 +157,47 @@ def patch_histograms(table: Mapping[str, Any], layers: Sequence[str], label: str
         for name, colour in (("random", plots.RANDOM), ("learned", plots.LEARNED)):
             chosen = (table["layer"] == layer) & (table["weights"] == name)
             plots.histogram(axis, table["ratio"][chosen], bins, colour, name)
-        axis.set_title(layer)
-        axis.set_xlabel("|x − x′| / |x|")
-        axis.set_ylabel("density")
+        axis.set(title=layer, xlabel="|x − x′| / |x|", ylabel="density")
     plots.legend(figure, axes[0])
     return plots.png(figure)
 
 
-def _pictures(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any], layers: Sequence[str]) -> Findings:
-    """Do Algorithm 1."""
-    shown = view(subject, place, asked["samples"] or PICTURES, asked["seed"])
+# Algorithm 1 --------------------------------------------------------------------------------------------------
+
+
+def _pictures(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any], layers: Sequence[str]) -> Findings:
+    sample = open_sample(loaded, runtime, asked["samples"] or PICTURES, asked["seed"])
     limits = sorted({max(1, limit) for limit in asked["iterations"]})
-    parts, drawn = [], {}
-    for name, weights in (("learned", subject), ("random", randomised(subject, asked["seed"]))):
-        model = weights.model(shown.crop, place.device, torch.float64)
-        x = torch.cat([*shown.seen(250)]).double()
-        found = chain(model, chain_steps(weights, layers[-1], shown.crop, model), layers, x, limits)
-        for (layer, limit), (one_layer, image) in found.items():
-            like = likeness(x, image, shown.std)
-            parts.append(_picture_part(shown, name, layer, limit, one_layer, ratio(x, image), like))
+    x = torch.cat([*sample.seen(250)]).double()
+    parts: list[dict[str, ArrayLike]] = []
+    drawn: dict[int, dict[str, Tensor]] = {limit: {} for limit in limits}
+    for name, net in (("learned", loaded), ("random", randomised(loaded, asked["seed"]))):
+        model = net.model(sample.crop, runtime.device, torch.float64)
+        images = chain(model, chain_steps(net, layers[-1], sample.crop, model), layers, x, limits)
+        for (layer, limit), (one_layer, image) in images.items():
+            like = likeness(x, image, sample.std)
+            parts.append({
+                "layer": layer,
+                "weights": name,
+                "iterations": np.int32(limit),
+                "picture": sample.indices,
+                "one_layer": one_layer.numpy(),
+                "image": ratio(x, image).cpu().numpy(),
+                "cosine": like.cosine.cpu().numpy(),
+                "psnr": like.psnr.cpu().numpy(),
+            })  # fmt: skip
             if name == "learned":
-                drawn[layer, limit] = shown.pixels(image * each(like.scale, image))
-    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                drawn[limit][layer] = sample.pixels(image * each(like.scale, image))
+    table = stacked(parts)
     rows = [_picture_row(table, layer, limit) for layer in layers for limit in limits]
     metrics: dict[str, float] = {}
     for row in rows[len(limits) - 1 :: len(limits)]:
         metrics |= {f"reconstruction/one_layer/{row['layer']}": row["one layer"]}
         metrics |= {f"reconstruction/one_layer_random/{row['layer']}": row["random"]}
-    for row in rows:
-        metrics |= {f"reconstruction/picture_{row['iterations']}/{row['layer']}": row["picture"]}
+    metrics |= {f"reconstruction/picture_{row['iterations']}/{row['layer']}": row["picture"] for row in rows}
     pictures = {
         f"reconstruction_{limit}.png": strip(
-            shown.pixels(x),
-            {layer: drawn[layer, limit] for layer in layers},
-            f"{subject.label}: {limit} iterations a layer",
+            sample.pixels(x), drawn[limit], f"{loaded.label}: {limit} iterations a layer"
         )
         for limit in limits
     }
@@ -220,15 +208,15 @@ def _pictures(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any], l
     return Findings({"table.parquet": table}, pictures, rows, metrics, (note,))
 
 
-def chain_steps(subject: LoadedNet, last: str, size: int, model: nn.Sequential) -> list[Step]:
-    """Return the steps from conv1 to the conv `last`, for pictures of side `size`, with the model's own weights."""
+def chain_steps(loaded: LoadedNet, last: str, size: int, model: nn.Sequential) -> list[Step]:
+    """Return the steps from conv1 to the conv `last`, for pictures of side `size`, with the model's weights."""
     steps = []
-    for conv in unpooled(subject.net):
+    for conv in unpooled(loaded.net):
         layer = model.get_submodule(conv.name)
         assert isinstance(layer, nn.Conv2d)
         assert layer.bias is not None
-        reads = side_read(subject.net, conv.name, size)
-        steps.append(Step(conv.name, layer.weight, layer.bias, conv.stride, conv.pad, reads))
+        side = side_read(loaded.net, conv.name, size)
+        steps.append(Step(conv.name, layer.weight, layer.bias, conv.stride, conv.pad, side))
         if conv.name == last:
             break
     return steps
@@ -238,33 +226,18 @@ def chain(
     model: nn.Sequential, steps: Sequence[Step], layers: Sequence[str], x: Tensor, limits: Sequence[int]
 ) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
     """Return by layer and limit the one-layer ratio (n,), and the picture (n, 3, h, w) that features go back to."""
-    found: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+    images: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
     for place, step in enumerate(steps):
         if step.name not in layers:
             continue
         captured = capture(model, [step.name, f"{step.name}_act"], x)
         features = crelu(captured[f"{step.name}_act"])
         z = unrectified(features) - step.bias[:, None, None]
-        for limit, read in zip(limits, inverted(z, step.weight, step.stride, step.pad, step.size, limits), strict=True):
-            image = back(read, steps[:place], limit)
-            found[step.name, limit] = (ratio(captured[step.name], read).cpu(), image)
-    return found
-
-
-def _picture_part(
-    shown: ImageSample, weights: str, layer: str, limit: int, one_layer: Tensor, image: Tensor, like: Likeness
-) -> dict[str, np.ndarray[Any, Any]]:
-    n = len(one_layer)
-    return {
-        "layer": np.full(n, layer, object),
-        "weights": np.full(n, weights, object),
-        "iterations": np.full(n, limit, np.int32),
-        "picture": shown.indices,
-        "one_layer": one_layer.numpy(),
-        "image": image.cpu().numpy(),
-        "cosine": like.cosine.cpu().numpy(),
-        "psnr": like.psnr.cpu().numpy(),
-    }
+        inputs = inverted(z, step.weight, step.stride, step.pad, step.size, limits)
+        for limit, read in zip(limits, inputs, strict=True):
+            one_layer = ratio(captured[step.name], read).cpu()
+            images[step.name, limit] = (one_layer, back(read, steps[:place], limit))
+    return images
 
 
 def _picture_row(table: Mapping[str, Any], layer: str, limit: int) -> dict[str, Any]:
@@ -273,13 +246,13 @@ def _picture_row(table: Mapping[str, Any], layer: str, limit: int) -> dict[str, 
         values = table[column][chosen]
         return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
 
-    one, one_se = mean("one_layer", "learned")
+    one_layer, one_layer_se = mean("one_layer", "learned")
     image, image_se = mean("image", "learned")
     return {
         "layer": layer,
         "iterations": limit,
-        "one layer": one,
-        "± se": one_se,
+        "one layer": one_layer,
+        "± se": one_layer_se,
         "random": mean("one_layer", "random")[0],
         "picture": image,
         "picture se": image_se,
@@ -289,12 +262,12 @@ def _picture_row(table: Mapping[str, Any], layer: str, limit: int) -> dict[str, 
     }
 
 
-def strip(originals: Tensor, found: Mapping[str, Tensor], title: str) -> bytes:
+def strip(originals: Tensor, reconstructed: Mapping[str, Tensor], title: str) -> bytes:
     """Draw Figure 5: a row a picture (pixels on 0..1), the original, then what each layer's features go back to."""
-    shown = {"original": originals} | dict(found)
-    figure, axes = plots.panels(len(originals), len(shown), width=1.5, height=1.5, title=title)
+    columns = {"original": originals} | dict(reconstructed)
+    figure, axes = plots.panels(len(originals), len(columns), width=1.5, height=1.5, title=title)
     for row in range(len(originals)):
-        for axis, (name, images) in zip(axes[row], shown.items(), strict=True):
+        for axis, (name, images) in zip(axes[row], columns.items(), strict=True):
             axis.imshow(images[row].clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
             axis.set_axis_off()
             if row == 0:

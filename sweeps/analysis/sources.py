@@ -1,4 +1,4 @@
-"""Whose weights an analysis is asked for: finished trials of a ledger, or anybody's file. Nothing heavy is imported."""
+"""Weights to analyse, before they are loaded: finished trials of a ledger, or anybody's file; nothing heavy."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ TORCHVISION = "torchvision:alexnet"
 NETS = PAPER | {"alexnet": ALEXNET}
 
 
-class NotApplicable(ValueError):
+class NotApplicableError(ValueError):
     """The analysis does not fit this net; the sentence says why."""
 
 
 class Source(NamedTuple):
-    """Where weights lie, in words any machine of a cluster understands: a trial's key, a file and its net, nowhere.
+    """A place of weights in plain values, for any machine: a trial's key, a file with its net, or neither.
 
-    `dataset` is empty for the trial's own; `cell` and `label` are what people call it.
+    An empty `dataset` is the trial's; `cell` and `label` are its names for people.
     """
 
     trial: str = ""
@@ -55,7 +55,7 @@ class Source(NamedTuple):
 
 
 def of_run(ledger: Ledger, run: str) -> Source:
-    """Return the finished trial that this MLflow run, or this trial key, stands for; ValueError where there is none."""
+    """Return the finished trial of this MLflow run, or of this trial key; ValueError where there is none."""
     key = run if ledger.result(run) else ""
     for name in [] if key else ledger.names("tracked"):
         if (ledger.read_json(f"tracked/{name}") or {}).get("run") == run:
@@ -77,14 +77,14 @@ def of_sweep(ledger: Ledger, name: str) -> list[Source]:
             unknown_name("sweep", name, plans, ledger.root) if plans else f"{ledger.root} holds no sweep yet"
         )
     cells = {cell["key"] for cell in plan["cells"]}
-    found = []
+    finished = []
     for key, result in ledger.results().items():
         trial = ledger.read_json(f"trials/{key}/trial.json") if result["cell_key"] in cells else None
         if trial is not None and PHASES[trial["phase"]].test and _has_weights(result):
-            found.append(_source(key, result))
-    if not found:
+            finished.append(_source(key, result))
+    if not finished:
         raise ValueError(f"no run of {name} is finished yet")
-    return sorted(found, key=lambda source: (source.cell, source.label, source.trial))
+    return sorted(finished, key=lambda source: (source.cell, source.label, source.trial))
 
 
 def of_file(file: str, net: str, dataset: str) -> Source:

@@ -1,4 +1,4 @@
-"""The table of a job over many runs: shown with a line a layer of each cell, and left whole as Parquet and CSV."""
+"""The table of a job over many runs: printed with a line a layer of each cell, and written as Parquet and CSV."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def table(summaries: Sequence[Json]) -> str:
     for row in averaged(summaries):
         kind = tuple(name for name in row if not name.startswith("paper") and name != "runs")
         kinds.setdefault(kind, []).append(row)
-    return "\n".join(_drawn(rows, summaries[0]["job"]) for rows in kinds.values())
+    return "\n".join(_table(rows, summaries[0]["job"]) for rows in kinds.values())
 
 
 def averaged(summaries: Sequence[Json]) -> list[Json]:
@@ -27,16 +27,16 @@ def averaged(summaries: Sequence[Json]) -> list[Json]:
     for summary in summaries:
         cells.setdefault((summary["cell"], summary["dataset"]), []).append(summary)
     several = len(cells) < len(summaries)
-    found = []
+    averages = []
     for (cell, _), runs in cells.items():
         net = {"net": cell, "runs": len(runs)} if several else {"net": runs[0]["label"]}
         # One net, asked one thing: its runs have the same rows in the same order.
         for same in zip(*(run["rows"] for run in runs), strict=True):
-            found.append(net | {name: _together(name, [row.get(name) for row in same]) for name in same[0]})
-    return found
+            averages.append(net | {name: _average(name, [row.get(name) for row in same]) for name in same[0]})
+    return averages
 
 
-def _together(name: str, values: Sequence[Any]) -> Any:
+def _average(name: str, values: Sequence[Any]) -> Any:
     if all(value == values[0] for value in values):
         return values[0]
     # A mean of p values says nothing.
@@ -61,24 +61,24 @@ def leave(ledger: Ledger, sweep: str, summaries: Sequence[Json]) -> str:
     return ledger.path(f"analysis/{sweep}/{job}.csv")
 
 
-def _drawn(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     """Return rows as a table as wide as it takes; the net is named where it changes."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    printed = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     names = list(columns_of(rows))
     for name in names:
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
-        shown.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+        printed.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     before = ""
     for row in rows:
         net = row["net"] if row["net"] != before else ""
         before = row["net"]
-        shown.add_row(net, *(_text(row.get(name)) for name in names[1:]))
+        printed.add_row(net, *(_text(row.get(name)) for name in names[1:]))
     sink = io.StringIO()
-    Console(file=sink, width=400, no_color=True, highlight=False).print(shown)
+    Console(file=sink, width=400, no_color=True, highlight=False).print(printed)
     return "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
 
 

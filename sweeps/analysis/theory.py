@@ -4,7 +4,7 @@ Proposition 2.1 is exact. Theorem A.5 holds in every case tried, and for all but
 holds for squared norms. Theorem 4.1 is false as stated: the ratio that it bounds by 1 is sqrt(2) for one function with
 values (1, -1); up to a constant below 4 it stands.
 
-Without a run all is drawn at random; with one its conv1 filters are put to A.5 and 4.1, on embedded pictures.
+Without a run all is drawn at random; with a run A.5 and 4.1 are tried on its conv1 filters and embedded pictures.
 
     python -m sweeps.analysis.theory
     python -m sweeps.analysis.theory --sweep imagenet_placement

@@ -14,7 +14,7 @@ Theorem 4.1       Rademacher complexity of a CReLU layer against a linear one, w
                   is also the most that one function can give (Khintchine); any class stays below 4. The message, that
                   CReLU is as complex as ReLU up to a constant, stands.
 
-Without weights all is drawn at random; with them conv1's filters are put to A.5 and 4.1, on embedded pictures.
+Without weights all is drawn at random; with weights A.5 and 4.1 are tried on conv1's filters and embedded pictures.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor
 from crelu_models.activations import crelu
 from crelu_models.spec import seed_from
 from data.synthetic import picture as embedded
+from sweeps.analysis.cgls import unrectified
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.pooling_ratio import patch_columns
 from sweeps.analysis.weights import LoadedNet
@@ -41,11 +42,15 @@ from sweeps.training.runtime import RuntimeConfig
 EXACT = 12  # points up to which all signs are enumerated
 
 
+def _stream(*names: str | int) -> torch.Generator:
+    """Return a stream of random numbers of its own for each use."""
+    return torch.Generator().manual_seed(seed_from(*names))
+
+
 def projection(w: Tensor, y: Tensor) -> Tensor:
     """Return x' (n, d) from y = CReLU(W^T x) (n, 2k), W (d, k): undo CReLU, then the pseudoinverse of W^T."""
-    positive, negative = y.chunk(2, 1)
-    again: Tensor = (positive - negative) @ torch.linalg.pinv(w)
-    return again
+    reconstructed: Tensor = unrectified(y) @ torch.linalg.pinv(w)
+    return reconstructed
 
 
 class PoolingBound(NamedTuple):
@@ -72,11 +77,11 @@ def pooling_bound(shifted: Tensor, places: Tensor, coefficients: Tensor) -> Pool
     responses = shifted @ x
     phase = torch.where(coefficients > 0, responses.argmax(1), responses.argmin(1))
     selected = shifted[filters, phase]
-    left = x - torch.linalg.pinv(selected) @ (selected @ x)
+    lost = x - torch.linalg.pinv(selected) @ (selected @ x)
     least, most = torch.linalg.svdvals(true)[-1] ** 2, torch.linalg.svdvals(selected)[0] ** 2
     bound = float((most - least).clamp(min=0).div(least).sqrt())
     step = bool((true @ x).norm() <= (selected @ x).norm() * (1 + 1e-12))
-    return PoolingBound(float(left.norm() / x.norm()), bound, step)
+    return PoolingBound(float(lost.norm() / x.norm()), bound, step)
 
 
 def shifts(filters: Tensor, n: int) -> Tensor:
@@ -96,14 +101,14 @@ def expected_norm(d: int, k: int) -> float:
 
 def subspace_norms(d: int, k: int, draws: int, seed: int) -> Tensor:
     """Return |x_s| (draws,) of a unit vector on random subspaces of dimension k of R^d."""
-    stream = torch.Generator().manual_seed(seed_from("subspace", seed, d, k))
-    found = []
+    stream = _stream("subspace", seed, d, k)
+    norms = []
     for some in torch.split(torch.arange(draws), max(1, 2**22 // (d * k))):
         basis = torch.randn(len(some), d, k, generator=stream, dtype=torch.float64)
-        # Of the first unit vector, one being as good as another: |P e|^2 = e^T B (B^T B)^-1 B^T e.
+        # Any unit vector will do, so e = (1, 0, ...): |P e|^2 = e^T B (B^T B)^-1 B^T e.
         first = basis[:, 0]
-        found.append((first * torch.linalg.solve(basis.mT @ basis, first)).sum(1).sqrt())
-    return torch.cat(found)
+        norms.append((first * torch.linalg.solve(basis.mT @ basis, first)).sum(1).sqrt())
+    return torch.cat(norms)
 
 
 class Ratio(NamedTuple):
@@ -122,7 +127,7 @@ def rademacher_ratio(values: Tensor, draws: int, seed: int) -> Ratio:
     if points <= EXACT:
         signs = torch.tensor([*itertools.product((-1.0, 1.0), repeat=points)], dtype=torch.float64)
     else:
-        stream = torch.Generator().manual_seed(seed_from("signs", seed, *values.shape))
+        stream = _stream("signs", seed, *values.shape)
         signs = torch.randint(2, (draws, points), generator=stream).double() * 2 - 1
     above, below = values.double().clamp(min=0).T, (-values.double()).clamp(min=0).T
     tops = []
@@ -151,13 +156,13 @@ def directions(dimension: int, count: int) -> Tensor:
 def natural_patches(count: int, kernel: int, seed: int) -> Tensor:
     """Return patches (count, 3 * kernel^2), float64, of embedded pictures: less their mean, over their deviation."""
     rng = np.random.Generator(np.random.PCG64(seed_from("patches", seed, kernel)))
-    found = []
+    patches = []
     for index in range(count):
         drawn = torch.from_numpy(embedded(seed, index % 100, index % 10, 32, 10)).double().permute(2, 0, 1)
         top, left = rng.integers(0, 33 - kernel, 2)
-        found.append(drawn[:, top : top + kernel, left : left + kernel].flatten())
-    patches = torch.stack(found)
-    return (patches - patches.mean()) / patches.std()
+        patches.append(drawn[:, top : top + kernel, left : left + kernel].flatten())
+    stacked = torch.stack(patches)
+    return (stacked - stacked.mean()) / stacked.std()
 
 
 # The job ------------------------------------------------------------------------------------------------------
@@ -167,17 +172,18 @@ LINES = ((1, 9, 5), (2, 9, 5), (2, 50, 3), (4, 20, 5), (8, 20, 5))  # filters, t
 POINTS = 200
 
 
-def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) -> Findings:
+def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Put each theorem to numbers, or A.5 and 4.1 for a run's conv1; `samples` cases and draws (1,000 and 2,000)."""
-    seed, conv1 = asked["seed"], subject.weights.get("conv1.weight")
+    seed, conv1 = asked["seed"], loaded.weights.get("conv1.weight")
     bounds = pooling_cases(conv1, asked["samples"] or CASES, seed)
     ratios = rademacher_cases(conv1, asked["samples"] or SIGNS, seed)
+    rows = _norm_rows(seed) + _projection_rows(seed) if conv1 is None else []
+    rows += [_pooling_row(name, cases) for name, cases in bounds.items()]
+    rows += [_ratio_row(name, ratio) for name, ratio in ratios.items()]
+    rows.sort(key=lambda row: str(row["statement"]))
     broken = sum(_violations(cases) for cases in bounds.values())
-    rows = [_pooling_row(name, cases) for name, cases in bounds.items()]
-    rows += [_ratio_row(case, found) for case, found in ratios.items()]
     metrics = {"theory/bound_violations": float(broken)}
     if conv1 is None:
-        rows += _projection_rows(seed) + _norm_rows(seed)
         metrics["theory/ratio_counterexample"] = ratios[COUNTEREXAMPLE].value
     else:
         metrics["theory/ratio_conv1"] = ratios[CONV1].value
@@ -185,47 +191,46 @@ def findings(subject: LoadedNet, place: RuntimeConfig, asked: dict[str, Any]) ->
         f"Theorem A.5 was violated in {broken or 'no'} case; where its bound is 1 or more it says nothing",
         "Theorem 4.1 is false with the constant 1: f = (1, -1) gives sqrt(2). Up to a constant below 4 it stands",
     )
-    rows.sort(key=lambda row: str(row["statement"]))
     return Findings({"table.parquet": columns_of(rows)}, {"theory.png": drawing(bounds, ratios)}, rows, metrics, notes)
 
 
-def _line(statement: str, case: str, measured: float, se: float, stated: str, verdict: str) -> dict[str, Any]:
+def _row(statement: str, case: str, measured: float, se: float, stated: str, verdict: str) -> dict[str, Any]:
     return {"statement": statement, "case": case, "measured": measured, "se": se, "stated": stated, "verdict": verdict}
 
 
 def _projection_rows(seed: int) -> list[dict[str, Any]]:
-    """Measure Proposition 2.1 for fewer and for more filters than inputs."""
-    found = []
+    """Measure Proposition 2.1, |x|^2 = |x'|^2 + |x - x'|^2, for fewer and for more filters than inputs."""
+    rows = []
     for d, k in ((75, 30), (30, 75)):
-        stream = torch.Generator().manual_seed(seed_from("projection", seed, d, k))
+        stream = _stream("projection", seed, d, k)
         w, x = (torch.randn(n, m, generator=stream, dtype=torch.float64) for n, m in ((d, k), (100, d)))
-        again = projection(w, crelu(x @ w))
-        whole, kept, lost = (part.square().sum(1) for part in (x, again, x - again))
-        error = float(((kept + lost - whole) / whole).abs().max())
-        verdict = "holds; nothing is lost" if float((lost / whole).max()) < 1e-12 else "holds"
-        found.append(_line("Prop. 2.1", f"{k} filters in R^{d}", error, math.nan, "0", verdict))
-    return found
+        reconstructed = projection(w, crelu(x @ w))
+        total, explained, lost = (part.square().sum(1) for part in (x, reconstructed, x - reconstructed))
+        error = float(((explained + lost - total) / total).abs().max())
+        verdict = "holds; nothing is lost" if float((lost / total).max()) < 1e-12 else "holds"
+        rows.append(_row("Prop. 2.1", f"{k} filters in R^{d}", error, math.nan, "0", verdict))
+    return rows
 
 
 def pooling_cases(conv1: Tensor | None, cases: int, seed: int) -> dict[str, list[PoolingBound]]:
     """Draw cases of Theorem A.5: random filters on a line, or 2 and 8 of conv1's (k, 3, h, h) at 3 x 3 places each."""
-    found = {}
+    bounds = {}
     for k, length, n in LINES if conv1 is None else ():
-        stream = torch.Generator().manual_seed(seed_from("pooling", seed, k, length, n))
-        drawn = (torch.randn(k, length, generator=stream, dtype=torch.float64) for _ in range(cases))
+        stream = _stream("pooling", seed, k, length, n)
+        filters = (torch.randn(k, length, generator=stream, dtype=torch.float64) for _ in range(cases))
         name = f"{k} random of length {length}, {n} shifts"
-        found[name] = [_drawn(shifts(filters, n), stream) for filters in drawn]
+        bounds[name] = [_random_bound(shifts(some, n), stream) for some in filters]
     for k in (2, 8):
         if conv1 is None or k > len(conv1):
             break
-        stream = torch.Generator().manual_seed(seed_from("pooling", seed, "conv1", k))
+        stream = _stream("pooling", seed, "conv1", k)
         chosen = (torch.randperm(len(conv1), generator=stream)[:k] for _ in range(cases // 4 + 1))
-        at = [patch_columns(conv1[some], 3).T.view(k, 9, -1) for some in chosen]
-        found[f"{k} of conv1, 3 x 3 shifts"] = [_drawn(shifted, stream) for shifted in at]
-    return found
+        shifted = [patch_columns(conv1[some], 3).T.view(k, 9, -1) for some in chosen]
+        bounds[f"{k} of conv1, 3 x 3 shifts"] = [_random_bound(filters, stream) for filters in shifted]
+    return bounds
 
 
-def _drawn(shifted: Tensor, stream: torch.Generator) -> PoolingBound:
+def _random_bound(shifted: Tensor, stream: torch.Generator) -> PoolingBound:
     """Return the bound for filters (k, n, d) at random places with normal coefficients."""
     k, n, _ = shifted.shape
     places = torch.randint(n, (k,), generator=stream)
@@ -237,18 +242,19 @@ def _violations(cases: Sequence[PoolingBound]) -> int:
 
 
 def _pooling_row(name: str, cases: Sequence[PoolingBound]) -> dict[str, Any]:
-    vacuous, steps = (sum(kind) / len(cases) for kind in ((c.vacuous for c in cases), (not c.step for c in cases)))
+    vacuous = sum(case.vacuous for case in cases) / len(cases)
+    failing = sum(not case.step for case in cases) / len(cases)
     broken = _violations(cases)
     holds = "holds" if not broken else f"violated {broken} times"
-    verdict = f"{holds}; says nothing in {vacuous:.0%}, a step of the proof fails in {steps:.0%}"
+    verdict = f"{holds}; says nothing in {vacuous:.0%}, a step of the proof fails in {failing:.0%}"
     mean = sum(case.ratio for case in cases) / len(cases)
     bound = float(np.median([case.bound for case in cases]))
-    return _line("Thm. A.5", name, mean, math.nan, f"at most {bound:.3g} (median)", verdict)
+    return _row("Thm. A.5", name, mean, math.nan, f"at most {bound:.3g} (median)", verdict)
 
 
 def _norm_rows(seed: int) -> list[dict[str, Any]]:
     """Measure Theorem C.1, squared and as it is stated."""
-    found = []
+    rows = []
     for d, k, draws in ((10, 2, 20_000), (1200, 48, 500)):
         norms = subspace_norms(d, k, draws, seed)
         for power, stated, true in ((2, k / d, k / d), (1, math.sqrt(k / d), expected_norm(d, k))):
@@ -256,8 +262,8 @@ def _norm_rows(seed: int) -> list[dict[str, Any]]:
             verdict = "holds" if power == 2 else f"a bound from above: exactly {true:.4f}"
             se = float(values.std() / draws**0.5)
             name = f"E|x_s|{'^2' * (power == 2)}, {k} of {d} dimensions"
-            found.append(_line("Thm. C.1", name, float(values.mean()), se, f"{stated:.4f}", verdict))
-    return found
+            rows.append(_row("Thm. C.1", name, float(values.mean()), se, f"{stated:.4f}", verdict))
+    return rows
 
 
 COUNTEREXAMPLE, CONV1 = "f = (1, -1) on two points", "conv1's filters on picture patches"
@@ -268,27 +274,25 @@ def rademacher_cases(conv1: Tensor | None, draws: int, seed: int) -> dict[str, R
     if conv1 is not None:
         values = conv1.double().flatten(1) @ natural_patches(POINTS, conv1.shape[2], seed).T
         return {CONV1: rademacher_ratio(values, draws, seed)}
-    stream = torch.Generator().manual_seed(seed_from("rademacher", seed))
-    found = {COUNTEREXAMPLE: rademacher_ratio(torch.tensor([[1.0, -1.0]]), draws, seed)}
+    stream = _stream("rademacher", seed)
+    classes = {COUNTEREXAMPLE: torch.tensor([[1.0, -1.0]])}
     for size in (1, 8, 512):
-        values = torch.randn(size, POINTS, generator=stream)
-        found[f"normal functions: {size}, on {POINTS} points"] = rademacher_ratio(values, draws, seed)
+        classes[f"normal functions: {size}, on {POINTS} points"] = torch.randn(size, POINTS, generator=stream)
     for dimension in (2, 3):
         points = torch.randn(POINTS, dimension, generator=stream, dtype=torch.float64)
-        values = directions(dimension, 2000) @ points.T
-        found[f"linear, unit ball of R^{dimension}"] = rademacher_ratio(values, draws, seed)
+        classes[f"linear, unit ball of R^{dimension}"] = directions(dimension, 2000) @ points.T
     patches = natural_patches(POINTS, 3, seed)
     axes = torch.linalg.svd(patches, full_matrices=False).Vh
     for dimension in (2, 3):
-        values = directions(dimension, 2000) @ (patches @ axes[:dimension].T).T
-        found[f"linear, {dimension} first axes of 3 x 3 picture patches"] = rademacher_ratio(values, draws, seed)
-    return found
+        points = patches @ axes[:dimension].T
+        classes[f"linear, {dimension} first axes of 3 x 3 picture patches"] = directions(dimension, 2000) @ points.T
+    return {name: rademacher_ratio(values, draws, seed) for name, values in classes.items()}
 
 
-def _ratio_row(case: str, found: Ratio) -> dict[str, Any]:
-    above = found.value > 1 + 3 * found.se
+def _ratio_row(case: str, ratio: Ratio) -> dict[str, Any]:
+    above = ratio.value > 1 + 3 * ratio.se
     verdict = "above 1: as stated it is false" if above else "not above 1 beyond chance"
-    return _line("Thm. 4.1", case, found.value, found.se, "at most 1", verdict)
+    return _row("Thm. 4.1", case, ratio.value, ratio.se, "at most 1", verdict)
 
 
 def drawing(bounds: dict[str, list[PoolingBound]], ratios: dict[str, Ratio]) -> bytes:
@@ -302,12 +306,11 @@ def drawing(bounds: dict[str, list[PoolingBound]], ratios: dict[str, Ratio]) -> 
     left.set(xscale="log", xlim=(0.05, 1e2), ylim=(0, 1), xlabel="bound (grey: says nothing)", ylabel="|x − x′| / |x|")
     left.set_title("Theorem A.5: what is lost against its bound")
     left.legend(fontsize=6, markerscale=3)
+    values, errors = ([*column] for column in zip(*((r.value, 2 * r.se) for r in ratios.values()), strict=True))
     places = range(len(ratios))
-    errors = [2 * found.se for found in ratios.values()]
-    right.errorbar([found.value for found in ratios.values()], places, xerr=errors, fmt="o", color=plots.LEARNED)
+    right.errorbar(values, places, xerr=errors, fmt="o", color=plots.LEARNED)
     right.axvline(1, color=plots.RANDOM, linewidth=1)
     right.set_yticks(places, [*ratios], fontsize=7)
     right.invert_yaxis()
-    right.set_xlabel("CReLU to linear (± 2 se; at most 1 as stated)")
-    right.set_title("Theorem 4.1: ratio of complexities")
+    right.set(title="Theorem 4.1: ratio of complexities", xlabel="CReLU to linear (± 2 se; at most 1 as stated)")
     return plots.png(figure)

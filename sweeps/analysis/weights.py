@@ -1,4 +1,4 @@
-"""Weights to analyse with what they are, read and checked, and the pictures that a net is looked at with."""
+"""Weights to analyse, loaded with their net and checked, and the test pictures to analyse them on."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from crelu_models.spec import Conv, Linear, Net
 from crelu_models.tables import PAPER
 from data.datasets import beton_path, dataset, order, read_sidecar
 from data.load import Pictures
-from sweeps.analysis.sources import NETS, TORCHVISION, NotApplicable, Source
+from sweeps.analysis.sources import NETS, TORCHVISION, NotApplicableError, Source
 from sweeps.experiment.plan import unknown_name
 from sweeps.experiment.trial import trial_from_json
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.splits import open_file
 
-RESIDENT = 2**29  # bytes of pictures that are kept decoded: an analysis stays within 4 GiB
-# Where torchvision keeps what our net has under the paper's names.
+RESIDENT = 2**29  # bytes of decoded pictures in memory: an analysis stays within 4 GiB
+# Torchvision's names of the layers that our net has under the paper's names.
 RENAMED = {
     **{f"features.{place}": f"conv{i}" for i, place in enumerate((0, 3, 6, 8, 10), 1)},
     **{f"classifier.{place}": f"fc{i}" for i, place in enumerate((1, 4, 6), 6)},
@@ -39,7 +39,7 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class LoadedNet:
-    """Weights with what they are; `folder` is where the ledger keeps their analyses, `dataset` may be empty."""
+    """Weights with their net; `folder` is where the ledger stores their analyses, `dataset` may be empty."""
 
     label: str
     folder: str
@@ -50,8 +50,7 @@ class LoadedNet:
     @property
     def classes(self) -> int:
         """Return how many scores the net gives."""
-        head = next(row for row in self.net.rows if isinstance(row, Conv | Linear) and row[1] is None)
-        return len(self.weights[f"{head.name}.weight"])
+        return len(self.weights[f"{_head(self.net)}.weight"])
 
     def convs(self) -> list[Conv]:
         """Return the net's convs, in order."""
@@ -65,7 +64,7 @@ class LoadedNet:
 
 
 class ImageSample(NamedTuple):
-    """The test pictures an analysis looks at: the file, which of them, stored side, side the net sees, colours."""
+    """The test pictures of an analysis: file, chosen indices, stored side, the side a net sees, colours."""
 
     pictures: Pictures
     indices: np.ndarray[Any, np.dtype[np.int64]]
@@ -80,83 +79,77 @@ class ImageSample(NamedTuple):
             yield batch.images
 
     def seen(self, count: int) -> Iterator[Tensor]:
-        """Yield the chosen pictures as the net reads them, centre crops: float32 (n, 3, crop, crop)."""
+        """Yield the chosen pictures as a net sees them, centre crops: float32 (n, 3, crop, crop)."""
         edge = (self.size - self.crop) // 2
         for images in self.batches(count):
-            yield self.read(images[:, :, edge : edge + self.crop, edge : edge + self.crop])
+            yield self.normalised(images[:, :, edge : edge + self.crop, edge : edge + self.crop])
 
-    def read(self, images: Tensor) -> Tensor:
-        """Return pictures (n, 3, h, w) of 0..255 as a net reads them: float32, less the mean, over the deviation."""
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return pictures (n, 3, h, w) of 0..255 as a net sees them: float32, less the mean, over the deviation."""
         return (images.float() / 255 - self.mean) / self.std
 
-    def pixels(self, read: Tensor) -> Tensor:
-        """Return what `read` gave as pixels on 0..1, and a little beyond where it is no picture."""
-        return read * self.std.to(read) + self.mean.to(read)
+    def pixels(self, normalised: Tensor) -> Tensor:
+        """Return normalised pictures as pixels on 0..1, and a little beyond where they are no pictures."""
+        return normalised * self.std.to(normalised) + self.mean.to(normalised)
 
 
-def view(subject: LoadedNet, place: RuntimeConfig, samples: int, seed: int) -> ImageSample:
-    """Open the pictures the subject is tested on and choose `samples` of them (0: all), the same for every net.
+def open_sample(loaded: LoadedNet, runtime: RuntimeConfig, samples: int, seed: int) -> ImageSample:
+    """Open the pictures that the net is tested on and choose `samples` of them (0: all), the same for every net.
 
     ValueError where no data set is named, or its files are not there.
     """
-    if not subject.dataset:
-        raise ValueError(f"{subject.label} says nothing of its pictures: name their set, e.g. --dataset cifar10")
-    where = Path(place.data_dir)
-    facts = dataset(subject.dataset, where)
-    test, train = (beton_path(subject.dataset, split, where) for split in (facts.final, "train"))
+    if not loaded.dataset:
+        raise ValueError(f"{loaded.label} says nothing of its pictures: name their set, e.g. --dataset cifar10")
+    folder = Path(runtime.data_dir)
+    facts = dataset(loaded.dataset, folder)
+    test, train = (beton_path(loaded.dataset, split, folder) for split in (facts.final, "train"))
     if not test.exists():
-        raise ValueError(f"{test} is missing; to make it: python -m data prepare {subject.dataset}")
+        raise ValueError(f"{test} is missing; to make it: python -m data prepare {loaded.dataset}")
     colours = read_sidecar(train.with_suffix(".json"))
-    pictures = open_file(test, dataclasses.replace(place, resident_bytes=RESIDENT))
+    pictures = open_file(test, dataclasses.replace(runtime, resident_bytes=RESIDENT))
     chosen = order(seed, 0, np.arange(len(pictures), dtype=np.int64))[: samples or None]
-    mean, std = (torch.tensor(c, device=place.device).view(3, 1, 1) for c in (colours.mean, colours.std))
+    mean, std = (torch.tensor(c, device=runtime.device).view(3, 1, 1) for c in (colours.mean, colours.std))
     return ImageSample(pictures, np.sort(chosen), facts.size, facts.crop, mean, std)
 
 
-def choose(net: Net, fitting: Sequence[str], asked: Sequence[str], why: Callable[[str], str]) -> list[str]:
-    """Return the asked layers, all `fitting` ones where none is asked for.
+def choose_layers(net: Net, fitting: Sequence[str], asked: Sequence[str], why: Callable[[str], str]) -> list[str]:
+    """Return the asked layers, or all `fitting` ones.
 
-    ValueError for a layer the net has not, Misfit with `why(layer)` for one that does not fit.
+    ValueError for a layer that the net lacks, NotApplicableError with `why(layer)` for one that does not fit.
     """
     names = [row.name for row in net.rows if isinstance(row, Conv)]
     for name in asked:
         if name not in names:
             raise ValueError(unknown_name("conv", name, names, net.name))
         if name not in fitting:
-            raise NotApplicable(why(name))
+            raise NotApplicableError(why(name))
     return [name for name in names if name in (asked or fitting)]
 
 
-def read(source: Source, ledger: Ledger) -> LoadedNet:
-    """Return the weights of `source` with what they are; ValueError where they are not what they should be."""
+def load(source: Source, ledger: Ledger) -> LoadedNet:
+    """Return the weights of `source` with their net; ValueError where they are not of that net."""
     if source.trial:
-        return _trial(source, ledger)
-    if not source.file:
+        folder = f"trials/{source.trial}"
+        trial = trial_from_json(ledger.read_json(f"{folder}/trial.json"))
+        content = ledger.read(f"{folder}/weights.safetensors")
+        if content is None:
+            raise ValueError(f"{ledger.path(folder)} has lost its weights.safetensors")
+        label, weights = f"{trial.cell.label} {trial.label}", _tensors(content, f"{folder}/weights.safetensors")
+        loaded = LoadedNet(label, folder, trial.net, source.dataset or trial.cell.dataset, weights)
+    elif source.file:
+        net = NETS[source.net]
+        content = _download() if source.file == TORCHVISION else Path(source.file).read_bytes()
+        weights = {_renamed(name): value for name, value in _tensors(content, source.file).items()}
+        digest = hashlib.sha256(content + source.net.encode()).hexdigest()[:12]
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(source.file).stem)
+        loaded = LoadedNet(f"{stem} ({net.name})", f"weights/{stem}-{digest}", net, source.dataset, weights)
+    else:
         return LoadedNet("no weights", "weights/none", PAPER["S2"], source.dataset, {})
-    net = NETS[source.net]
-    content = _download() if source.file == TORCHVISION else Path(source.file).read_bytes()
-    weights = {_renamed(name): value for name, value in _loaded(content, source.file).items()}
-    digest = hashlib.sha256(content + source.net.encode()).hexdigest()[:12]
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(source.file).stem)
-    subject = LoadedNet(f"{stem} ({net.name})", f"weights/{stem}-{digest}", net, source.dataset, weights)
-    _check(subject)
-    return subject
+    _check(loaded)
+    return loaded
 
 
-def _trial(source: Source, ledger: Ledger) -> LoadedNet:
-    folder = f"trials/{source.trial}"
-    trial = trial_from_json(ledger.read_json(f"{folder}/trial.json"))
-    content = ledger.read(f"{folder}/weights.safetensors")
-    if content is None:
-        raise ValueError(f"{ledger.path(folder)} has lost its weights.safetensors")
-    label = f"{trial.cell.label} {trial.label}"
-    data = source.dataset or trial.cell.dataset
-    subject = LoadedNet(label, folder, trial.net, data, _loaded(content, f"{folder}/weights.safetensors"))
-    _check(subject)
-    return subject
-
-
-def _loaded(content: bytes, name: str) -> dict[str, Tensor]:
+def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
     """Return the tensors in the bytes of a file. Nothing in it is executed."""
     try:
         if name.endswith(".safetensors"):
@@ -193,21 +186,24 @@ def _renamed(name: str) -> str:
     return f"{RENAMED.get(module, module)}.{tensor}"
 
 
-def _check(subject: LoadedNet) -> None:
+def _head(net: Net) -> str:
+    """Return the name of the layer that gives the scores."""
+    return next(row.name for row in net.rows if isinstance(row, Conv | Linear) and row[1] is None)
+
+
+def _check(loaded: LoadedNet) -> None:
     """Raise ValueError where the weights are not those of the net."""
-    net, weights = subject.net, subject.weights
-    head = next(row.name for row in net.rows if isinstance(row, Conv | Linear) and row[1] is None)
-    if f"{head}.weight" not in weights:
-        raise ValueError(f"{subject.label}: there is no {head}.weight, which {net.name} has")
+    net, weights = loaded.net, loaded.weights
+    if f"{_head(net)}.weight" not in weights:
+        raise ValueError(f"{loaded.label}: there is no {_head(net)}.weight, which {net.name} has")
     # On the meta device a net costs no memory. Only linear layers know the side of the picture.
     with torch.device("meta"):
-        wanted = build(net, subject.classes).state_dict()
+        expected = build(net, loaded.classes).state_dict()
     linears = [row.name for row in net.rows if isinstance(row, Linear)]
-    for name, tensor in wanted.items():
-        found = weights.get(name)
-        linear = name.partition(".")[0] in linears
-        if found is None or (found.shape != tensor.shape and not linear):
-            has = "missing" if found is None else f"{tuple(found.shape)}"
-            raise ValueError(f"{subject.label}: {name} is {has}, {net.name} has {tuple(tensor.shape)}")
-    if extra := [name for name in weights if name not in wanted]:
-        raise ValueError(f"{subject.label}: {extra[0]} is no tensor of {net.name}")
+    for name, tensor in expected.items():
+        shape = weights[name].shape if name in weights else None
+        if shape is None or (shape != tensor.shape and name.partition(".")[0] not in linears):
+            has = "missing" if shape is None else f"{tuple(shape)}"
+            raise ValueError(f"{loaded.label}: {name} is {has}, {net.name} has {tuple(tensor.shape)}")
+    if extra := [name for name in weights if name not in expected]:
+        raise ValueError(f"{loaded.label}: {extra[0]} is no tensor of {net.name}")

@@ -1,150 +1,31 @@
-"""What a sweep will take, what it has taken, and what that costs: said before, compared after, kept on the ledger."""
+"""Forecast of a sweep: what it will take, what it has taken, and what that costs."""
 
 from __future__ import annotations
 
 import glob
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from data.datasets import DataSet, dataset
 from sweeps.cli.settings import Settings
-from sweeps.execution.price import Speed, keep, known, speed_key
-from sweeps.execution.resources import hardware_key, resolve_resources
+from sweeps.execution.resources import TrialResources, resolve_resources
+from sweeps.execution.throughput import Throughput, Throughputs, past_epochs
 from sweeps.experiment.plan import Plan, Sweep
 from sweeps.experiment.trial import PHASES, Trial, probed
+from sweeps.store.ledger import Json
 
 if TYPE_CHECKING:
-    from sweeps.cli.live_view import LiveView
     from sweeps.execution.session import DriverState
 
+TRIAL_START = 0.2  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
+WORKER_START = 3.0  # seconds until a worker has imported what its first trial needs
+EVALUATION = 1 / 3  # of the time to learn from a picture, by operations: forward without backward
 
-def workload(trials: Iterable[Trial], where: Path) -> tuple[float, float]:
-    """Return the pictures and the operations of trials; zeros where a folder of theirs is not prepared yet."""
-    seen = arithmetic = 0.0
-    try:
-        for trial in trials:
-            facts = dataset(trial.cell.dataset, where)
-            seen += sum(pictures(trial, facts))
-            arithmetic += operations(trial, facts)
-    except ValueError:
-        return 0.0, 0.0
-    return seen, arithmetic
-
-
-class Forecast:
-    """What the trials of a plan will take by the measured speeds of their nets: those known, and those learned yet."""
-
-    def __init__(
-        self, plan: Plan, settings: Settings, facts: Mapping[str, DataSet], hardware: str, gpus: float, at_once: int
-    ) -> None:
-        """Look up what the ledger knows of this `hardware`; `gpus` is a trial's share, 0 on CPUs."""
-        self.plan, self.settings, self.facts, self.hardware = plan, settings, facts, hardware
-        self.gpus, self.at_once, self.started = gpus, at_once, 0
-        self.keys = {cell.key: speed_key(cell, facts[cell.dataset], hardware) for cell in plan.sweep.cells}
-        self.speeds = known(settings.ledger, self.keys.values())
-        # A second phase whose first is done takes about as many epochs as that did to its best.
-        results = {s.trial.key: s.result for s in plan.statuses if s.result is not None}
-        self.ends = {key: int(result["metrics"].get("best/epoch", 0)) for key, result in results.items()}
-
-    def lacking(self) -> dict[str, tuple[Trial, int, int]]:
-        """Return for each net to measure a trial of it, with classes and crop."""
-        first: dict[str, Trial] = {}
-        for trial in self.plan.to_do:
-            first.setdefault(trial.cell.key, trial)
-        nets = {self.keys[key]: trial for key, trial in first.items() if self.keys[key] not in self.speeds}
-        facts = {key: self.facts[trial.cell.dataset] for key, trial in nets.items()}
-        return {key: (trial, facts[key].classes, facts[key].crop) for key, trial in nets.items()}
-
-    def learn(self, speeds: Mapping[str, Speed], started: int) -> None:
-        """Take in what was measured by so many workers, which have started by that, and keep it."""
-        self.started = started
-        for key, speed in speeds.items():
-            keep(self.settings.ledger, key, speed)
-        self.speeds = {**self.speeds, **speeds}
-
-    def rates(self) -> dict[str, float]:
-        """Return the pictures a second that each cell's net learns from, as far as they are measured."""
-        return {cell: self.speeds[key].train for cell, key in self.keys.items() if key in self.speeds}
-
-    def price(self, trial: Trial) -> TimeEstimate | None:
-        """Return what a trial takes; None where its net is not measured."""
-        speed = self.speeds.get(self.keys.get(trial.cell.key, ""))
-        if speed is None:
-            return None
-        return estimate(trial, self.facts[trial.cell.dataset], speed, self.ends.get(trial.reference, 0))
-
-    def start(self) -> float:
-        """Return the seconds that all workers that are still to start take to import what a trial needs."""
-        slowest = max((speed.start for speed in self.speeds.values()), default=0.0)
-        return slowest * max(0, min(self.at_once, len(self.plan.to_do)) - self.started)
-
-    def sentence(self, start: float = 0.0) -> str:
-        """Return what is left of the sweep in hours, with an interval, and in money where an hour has a price.
-
-        Nothing where no net of it has been measured; `start` are seconds to add.
-        """
-        trials = (*self.plan.to_do, *self.plan.pending)
-        prices = [found for trial in trials if (found := self.price(trial)) is not None]
-        if not prices:
-            return ""
-        whole, share = total([*prices, TimeEstimate(start, start, start)]), self.gpus or 1.0
-        hours = TimeEstimate(*(share * seconds / 3600 for seconds in whole))
-        cost = cost_text(whole, self.settings.price_per_gpu_hour, share)
-        return (
-            f"forecast for {len(prices)} trials: {hours.likely:.3g} {'GPU-hours' if self.gpus else 'hours of trials'} "
-            f"({hours.least:.3g} to {hours.most:.3g}), {whole.likely / self.at_once / 60:.1f} min with {self.at_once} "
-            f"at once" + (f", {cost}" if cost else "")
-        )
-
-
-def forecast_before_start(plan: Plan, settings: Settings) -> str:
-    """Return the forecast from what has been measured on this machine before."""
-    devices = len(glob.glob("/dev/nvidia[0-9]*"))
-    request = settings.resources
-    cuda = request.gpus != 0 and devices > 0
-    gpus = (request.gpus or max(1.0, request.ranks)) if cuda else 0.0
-    resources = resolve_resources(replace(request, gpus=gpus), [], False)
-    hardware = hardware_key(resources.device, resources.threads, resources.ranks)
-    facts = {name: dataset(name, settings.data_dir) for name in plan.sweep.datasets}
-    slots = devices / gpus if cuda else (os.cpu_count() or 1) / max(resources.cpus, 1e-9)
-    at_once = request.max_concurrent or max(1, int(slots))
-    sentence = Forecast(plan, settings, facts, hardware, gpus, at_once).sentence()
-    return sentence or "no forecast: the speed of these nets is measured when the sweep first starts on a machine"
-
-
-def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]], view: LiveView) -> None:
-    """Log what the finished trials were priced at and what they took; keep both on the ledger."""
-    ledger = forecast.settings.ledger
-    done = [
-        (seconds, estimated)
-        for trial, seconds in seconds_by_trial
-        if ledger.result(trial.key) and (estimated := forecast.price(trial))
-    ]
-    if not done:
-        return
-    expected = sum(estimated.likely for _, estimated in done) + forecast.start()
-    actual = sum(seconds for seconds, _ in done)
-    off = f"{actual / expected - 1:+.0%}"
-    view.log(f"{len(done)} trials: forecast {expected:.0f} s of trials, actual {actual:.0f} s ({off})")
-    value = {"forecast_s": expected, "actual_s": actual, "trials": len(done)}
-    name = f"{forecast.plan.sweep.title}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    ledger.write_json(f"forecasts/{name}.json", value)
-
-
-def report_cost(sweep: Sweep, settings: Settings, state: DriverState, view: LiveView) -> None:
-    """Log what the session cost, failed tries included, and note the price for the report."""
-    hourly, seconds = settings.price_per_gpu_hour, state.hours() * 3600
-    if hourly:
-        view.log(f"this session used {seconds / 3600:.3g} hours, {cost_text(TimeEstimate(*[seconds] * 3), hourly)}")
-        share = state.resources.gpus or 1.0
-        settings.ledger.write_json(f"prices/{sweep.title}.json", {"hourly": hourly, "share": share})
-
-
-FIXED = 0.2  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
+Remaining = Iterable[tuple[Trial, int]]  # trials to train, and the epochs that each has behind it
 
 
 class TimeEstimate(NamedTuple):
@@ -155,30 +36,159 @@ class TimeEstimate(NamedTuple):
     most: float
 
 
-def pictures(trial: Trial, facts: DataSet, epochs: int = 0) -> tuple[int, int]:
-    """Return how many pictures a training learns from and evaluates, over its epochs (0: all) and its final test."""
+class Forecast:
+    """Forecast for the trials of a plan, by the epochs known on this hardware: of earlier sessions and of this one."""
+
+    def __init__(
+        self, plan: Plan, settings: Settings, facts: Mapping[str, DataSet], resources: TrialResources, at_once: int
+    ) -> None:
+        """Read what the ledger knows of the hardware of `resources`; `at_once` trials run at the same time."""
+        results = [status.result for status in plan.statuses if status.result is not None]
+        shapes = {name: (fact.classes, fact.crop) for name, fact in facts.items()}
+        macs = {cell.key: float(cell.net.macs(*shapes[cell.dataset])) for cell in plan.sweep.cells}
+        self.throughputs = Throughputs(macs, past_epochs(settings.ledger, results, resources))
+        self.plan, self.settings, self.facts, self.resources, self.at_once = plan, settings, facts, resources, at_once
+        # A second phase of Single takes about as many epochs as its first phase did to its best.
+        self.match_epochs = {str(result["key"]): int(result["metrics"].get("best/epoch", 0)) for result in results}
+        self.epochs = 0  # of all trials in this session
+        self.workers = 0  # the most that were seen at once
+        self.announced: dict[str, Throughput] = {}  # behind the latest sentence
+
+    def add_epoch(self, trial: Trial, row: Mapping[str, float]) -> None:
+        """Take in an epoch of this session."""
+        self.epochs += 1
+        self.throughputs.add(trial.cell.key, row)
+
+    def add_result(self, result: Json) -> None:
+        """Take in what a finished trial says of its device."""
+        self.throughputs.device_bytes = float(result["hardware"].get("memory", self.throughputs.device_bytes))
+
+    def estimates(
+        self, remaining: Remaining, throughputs: Mapping[str, Throughput] | None = None
+    ) -> list[TimeEstimate]:
+        """Return what each trial will take; those of cells without a throughput are left out."""
+        known = self.throughputs.all() if throughputs is None else throughputs
+        return [
+            estimate(trial, self.facts[trial.cell.dataset], known[trial.cell.key], self._epochs(trial) - done)
+            for trial, done in remaining
+            if trial.cell.key in known
+        ]
+
+    def _epochs(self, trial: Trial) -> int:
+        return self.match_epochs.get(trial.reference, 0) or trial.cell.recipe.epochs
+
+    def seconds_left(self, remaining: Remaining) -> float | None:
+        """Return the seconds until all are trained by as many workers as were seen; None while nothing is known."""
+        seconds = [trial.likely for trial in self.estimates(remaining)]
+        if not seconds:
+            return None
+        return max(max(seconds), sum(seconds) / (self.workers or self.at_once))
+
+    def is_settled(self) -> bool:
+        """Return whether this was the epoch by which each of the first trials may have reported one."""
+        return self.epochs == self.at_once
+
+    def sentence(self, remaining: Remaining) -> str:
+        """Return a forecast in hours, with an interval, and in money where an hour has a price; empty for none."""
+        trials = self.estimates(remaining)
+        if not trials:
+            return ""
+        self.announced = self.throughputs.all()
+        starts = WORKER_START * min(self.at_once, len(trials))
+        seconds = total([*trials, TimeEstimate(starts, starts, starts)])
+        share = self.resources.gpus or 1.0
+        hours = TimeEstimate(*(share * value / 3600 for value in seconds))
+        unit = "GPU-hours" if self.resources.gpus else "hours of trials"
+        cost = cost_text(seconds, self.settings.price_per_gpu_hour, share)
+        return (
+            f"forecast for {len(trials)} trials: {hours.likely:.3g} {unit} ({hours.least:.3g} to {hours.most:.3g}), "
+            f"{seconds.likely / self.at_once / 60:.1f} min with {self.at_once} at once" + (f", {cost}" if cost else "")
+        )
+
+
+def forecast_before_start(plan: Plan, settings: Settings) -> str:
+    """Return the forecast from what this machine has trained before, without a look at Ray."""
+    devices = len(glob.glob("/dev/nvidia[0-9]*"))
+    request = settings.resources
+    cuda = request.gpus != 0 and devices > 0
+    gpus = (request.gpus or max(1.0, request.ranks)) if cuda else 0.0
+    resources = resolve_resources(replace(request, gpus=gpus), [], False)
+    facts = {name: dataset(name, settings.data_dir) for name in plan.sweep.datasets}
+    slots = devices / gpus if cuda else (os.cpu_count() or 1) / max(resources.cpus, 1e-9)
+    at_once = request.max_concurrent or max(1, int(slots))
+    forecast = Forecast(plan, settings, facts, resources, at_once)
+    sentence = forecast.sentence((trial, 0) for trial in (*plan.to_do, *plan.pending))
+    return sentence or "no forecast: nothing has been trained on this hardware yet; it comes with the first epochs"
+
+
+def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]], log: Callable[[str], None]) -> None:
+    """Log what the finished trials took beside the latest forecast for them; write both to the ledger."""
+    ledger = forecast.settings.ledger
+    done = [
+        (trial, seconds)
+        for trial, seconds in seconds_by_trial
+        if trial.cell.key in forecast.announced and ledger.result(trial.key)
+    ]
+    if not done:
+        return
+    estimates = forecast.estimates(((trial, 0) for trial, _ in done), forecast.announced)
+    expected = total(estimates).likely + WORKER_START * min(forecast.at_once, len(done))
+    actual = sum(seconds for _, seconds in done)
+    off = f"{actual / expected - 1:+.0%}"
+    log(f"{len(done)} trials: forecast {expected:.0f} s of trials, actual {actual:.0f} s ({off})")
+    value = {"forecast_s": expected, "actual_s": actual, "trials": len(done)}
+    name = f"{forecast.plan.sweep.title}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    ledger.write_json(f"forecasts/{name}.json", value)
+
+
+def report_cost(sweep: Sweep, settings: Settings, state: DriverState, log: Callable[[str], None]) -> None:
+    """Log what the session cost, failed attempts included, and note the price for the report."""
+    hourly, seconds = settings.price_per_gpu_hour, state.hours() * 3600
+    if hourly:
+        log(f"this session used {seconds / 3600:.3g} hours, {cost_text(TimeEstimate(*[seconds] * 3), hourly)}")
+        share = state.resources.gpus or 1.0
+        settings.ledger.write_json(f"prices/{sweep.title}.json", {"hourly": hourly, "share": share})
+
+
+# Arithmetic ---------------------------------------------------------------------------------------------------------
+
+
+def pictures(trial: Trial, facts: DataSet, epochs: int | None = None) -> tuple[int, int]:
+    """Return how many pictures a training learns from and evaluates, over its epochs (None: all) and its final test."""
     phase, recipe = PHASES[trial.phase], trial.cell.recipe
     everything, tested = facts.splits["train"], facts.splits[facts.final]
     held_out = {"holdout": facts.holdout, "fold": everything // max(trial.folds, 1), "full": 0}[phase.split]
     learned = everything - held_out
     crops = 11 if facts.crop < facts.size else 1
     final = tested * crops if phase.test else 0
-    epochs = epochs or recipe.epochs
+    epochs = recipe.epochs if epochs is None else max(0, epochs)
     return learned * epochs, (held_out + probed(trial, learned, facts.holdout)) * epochs + final
 
 
-def estimate(trial: Trial, facts: DataSet, speed: Speed, epochs: int = 0) -> TimeEstimate:
-    """Return the seconds one training of so many epochs (0: all) takes at this speed."""
+def estimate(trial: Trial, facts: DataSet, throughput: Throughput, epochs: int | None = None) -> TimeEstimate:
+    """Return the seconds that so many epochs (None: all) and the final test take at this throughput."""
     learned, evaluated = pictures(trial, facts, epochs)
-    fixed = evaluated / speed.evaluate + FIXED
-    return TimeEstimate(*(learned / rate + fixed for rate in (speed.train, speed.fastest, speed.slowest)))
+    work = learned + EVALUATION * evaluated
+    rates = (throughput.likely, throughput.fastest, throughput.slowest)
+    return TimeEstimate(*(work / rate + TRIAL_START for rate in rates))
 
 
-def total(prices: Sequence[TimeEstimate]) -> TimeEstimate:
-    """Return the sum of prices."""
-    return (
-        TimeEstimate(*(sum(column) for column in zip(*prices, strict=True))) if prices else TimeEstimate(0.0, 0.0, 0.0)
-    )
+def total(estimates: Sequence[TimeEstimate]) -> TimeEstimate:
+    """Return the sum of estimates."""
+    return TimeEstimate(*(sum(column) for column in zip(*estimates, strict=True)))
+
+
+def workload(trials: Iterable[Trial], data_dir: Path) -> tuple[float, float]:
+    """Return the pictures and the operations of trials; zeros where one of their folders is not prepared yet."""
+    seen = arithmetic = 0.0
+    try:
+        for trial in trials:
+            facts = dataset(trial.cell.dataset, data_dir)
+            seen += sum(pictures(trial, facts))
+            arithmetic += operations(trial, facts)
+    except ValueError:
+        return 0.0, 0.0
+    return seen, arithmetic
 
 
 def cost_text(seconds: TimeEstimate, hourly: float, share: float = 1.0) -> str:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sweeps.cli.forecast import Forecast
 from sweeps.experiment.metrics import error_text, flags_of
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import Cell, Trial
@@ -29,7 +30,7 @@ class SweepProgress:
     def __init__(self, plan: Plan) -> None:
         """Begin from the plan."""
         self.plan = plan
-        self.began = time.monotonic()
+        self.forecast: Forecast | None = None  # once the hardware is known
         self.states = {status.trial.key: status.state for status in plan.statuses}
         self.results = {status.trial.key: status.result for status in plan.statuses if status.result is not None}
         self.trials = {status.trial.key: status.trial for status in plan.statuses}
@@ -58,11 +59,15 @@ class SweepProgress:
                 float(news["val/top1_err"] if "val/top1_err" in news else news["train/top1_err"]),
             )
             self.speed[key] = float(news["sys/images_per_s"])
+            if self.forecast is not None:
+                self.forecast.add_epoch(trial, news)
             return ""
         self.states[key] = {"started": "training", "left": "running"}.get(event, event)
         if event == "done":
             self.results[key] = news
             self.seconds += float(news["seconds"])
+            if self.forecast is not None:
+                self.forecast.add_result(news)
             metrics: dict[str, float] = news["metrics"]
             error = metrics.get("final/test_top1_err", metrics.get("best/val_top1_err", float("nan")))
             mark = "" if news["status"] == "finished" else f" ({news['status']})"
@@ -80,18 +85,16 @@ class SweepProgress:
             f"{done}/{len(states) + len(self.pending)} done, {states.count('training')} training{failed}{self._eta()}"
         )
 
-    def _eta(self) -> str:
-        """Return the time left, estimated from the epochs done since the start."""
-        total = sum(trial.cell.recipe.epochs for key, trial in self.trials.items() if self._counts_for_eta(key))
-        total += sum(trial.cell.recipe.epochs for trial in self.pending)
-        done = sum(epoch for key, (epoch, _) in self.epochs.items())
-        elapsed = time.monotonic() - self.began
-        if not done or total <= done:
-            return ""
-        return f", about {_time(elapsed * (total - done) / done)} left"
+    def remaining(self) -> list[tuple[Trial, int]]:
+        """Return the trials that are still to be trained, with the epochs that each has behind it."""
+        planned = [key for key, state in self.states.items() if state in ("new", "training", "running")]
+        begun = [(self.trials[key], self.epochs[key][0] if key in self.epochs else 0) for key in planned]
+        return begun + [(trial, 0) for trial in self.pending]
 
-    def _counts_for_eta(self, key: str) -> bool:
-        return self.states[key] in ("new", "training", "running") or key in self.epochs
+    def _eta(self) -> str:
+        """Return the time until the end by the forecast; empty while there is none."""
+        seconds = self.forecast.seconds_left(self.remaining()) if self.forecast is not None else None
+        return "" if seconds is None else f", about {_time(seconds)} left"
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return one row per cell: label, parts done, training now, best hold-out error, test error, marks."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from enum import IntEnum
 
+from sweeps.experiment.option_types import nonnegative_int
 from sweeps.experiment.profiles import PROFILES
 from sweeps.experiment.search import SAMPLERS
 from sweeps.experiment.trial import MATCHES
@@ -120,13 +121,6 @@ def pack_size(word: str) -> str | int:
         return 1
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"off, auto, or a whole number of at least 1, not {word!r}")
-    return int(word)
-
-
-def nonnegative_int(word: str) -> int:
-    """Return a whole number of at least 0."""
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"a whole number of at least 0, not {word!r}")
     return int(word)
 
 

@@ -15,12 +15,10 @@ from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.cli.summary import print_summary
-from sweeps.execution import packing, throughput
-from sweeps.execution.price import Speed
+from sweeps.execution import packing
 from sweeps.execution.resources import (
     TrialResources,
     check_rank_batches,
-    hardware_key,
     resolve_resources,
     why_unschedulable,
 )
@@ -80,7 +78,7 @@ def _print_cells(today: Plan, settings: Settings) -> None:
 
 def run_sweep(sweep: Sweep, settings: Settings) -> ExitCode:
     """Run a sweep to its table and return the exit code."""
-    from sweeps.store.lease import Busy, Lease
+    from sweeps.store.lease import Lease, LeaseHeldError
 
     if settings.display.banner and not settings.display.quiet:
         print(settings.display.banner, file=sys.stderr)
@@ -94,7 +92,7 @@ def run_sweep(sweep: Sweep, settings: Settings) -> ExitCode:
             code = _run(today, settings, facts, fingerprints)
             if today.to_do:
                 today = plan(sweep, settings.ledger, fingerprints)
-    except Busy as busy:
+    except LeaseHeldError as busy:
         raise ValueError(str(busy)) from None
     return print_summary(today, settings, facts, code)
 
@@ -211,13 +209,21 @@ def _run_trials(
         data_source=settings.data_source,
         ranks=resources.ranks,
     )
-    hardware = hardware_key(config.device, config.threads, config.ranks)
-    forecast = Forecast(today, settings, facts, hardware, resources.gpus, tuner.max_concurrent(resources))
+    forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
+    view.progress.forecast = forecast
     seen: dict[str, Trial] = {}
+
+    def log_forecast() -> None:
+        sentence = forecast.sentence(view.progress.remaining()) if settings.profile != "smoke" else ""
+        if sentence:  # a smoke test is over before it would help
+            view.log(sentence)
 
     def on_event(event: str, trial: Trial, news: Json) -> None:
         seen[trial.key] = trial
+        forecast.workers = max(forecast.workers, len(state.started_at))
         view.on_event(event, trial, news, state.planned, state.pending)
+        if event == "epoch" and forecast.is_settled():
+            log_forecast()
         tracker.enqueue(trial, {"left": "KILLED", "failed": "FAILED"}.get(event, "RUNNING"))
 
     state = DriverState(
@@ -231,7 +237,8 @@ def _run_trials(
         shapes={name: (fact.classes, fact.crop) for name, fact in facts.items()},
         limits=settings.limits,
     )
-    _plan_measurements(state, forecast, view)
+    _set_pack_policy(state, forecast, view)
+    log_forecast()
     view.hours = state.hours
     with GracefulInterrupt(state, view.log) as interrupt:
         try:
@@ -245,8 +252,8 @@ def _run_trials(
                     view.log(trace)
     if state.stop_reason:
         view.log(f"stopped: {state.stop_reason}")
-    compare(forecast, [(seen[key], seconds) for key, seconds in state.seconds_by_trial.items()], view)
-    report_cost(today.sweep, settings, state, view)
+    compare(forecast, [(seen[key], seconds) for key, seconds in state.seconds_by_trial.items()], view.log)
+    report_cost(today.sweep, settings, state, view.log)
     if interrupt.caught:
         return ExitCode.INTERRUPTED
     return ExitCode.BUDGET if state.over_budget else ExitCode.DONE
@@ -277,39 +284,29 @@ def _join_ray(today: Plan, settings: Settings, facts: Mapping[str, DataSet], vie
     return resources
 
 
-def _plan_measurements(state: DriverState, forecast: Forecast, view: LiveView) -> None:
-    """Set how trials share their pictures, as asked for or as pays; say what is to be measured first."""
-    from sweeps.execution.throughput import Gauge
-
-    settings, facts, config, gpus = forecast.settings, forecast.facts, state.config, state.resources.gpus
-    trials, smoke, streams = forecast.plan.to_do, settings.profile == "smoke", set[str]()
-    stay = frozenset(name for name, fact in facts.items() if packing.fits_on_device(fact, config.resident_bytes))
-    if settings.resources.pack != "auto":
-        state.pack_policy = packing.PackPolicy(settings.resources.pack, resident=stay)
-    elif config.ranks == 1 and len(trials) > forecast.at_once and not smoke:
-        streams = packing.shared_datasets(trials, stay)
-    reading = f"{forecast.hardware} {config.reader} {gpus:g}"
-    makers = throughput.known(settings.ledger, streams, reading)
-
-    def measured(speeds: Mapping[str, Speed], read: Mapping[str, throughput.Maker]) -> None:
-        forecast.learn(speeds, len(state.gauge.starts) if state.gauge else 0)
-        throughput.keep(settings.ledger, read, reading)
-        if streams:
-            policy = packing.policy_from_throughput(trials, forecast.rates(), {**makers, **read}, config.device)
-            state.pack_policy = policy
-        if cells := state.pack_policy.cells:
-            view.log(f"{len(cells)} cells share their pictures in packs: reading them takes much of a step")
-        if sentence := forecast.sentence(forecast.start()):
-            view.log(sentence)
-
-    nets, unread = {} if smoke else forecast.lacking(), sorted(streams - makers.keys())
-    if not nets and not unread:
-        measured({}, {})
+def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> None:
+    """Set how trials share their pictures: as asked for, or, once epochs have shown where that pays, there."""
+    pack, trials, limit = forecast.settings.resources.pack, forecast.plan.to_do, state.config.resident_bytes
+    resident = frozenset(name for name, fact in forecast.facts.items() if packing.fits_on_device(fact, limit))
+    if pack != "auto":
+        fixed = packing.PackPolicy(pack, resident=resident)
+        state.pack_policy = lambda: fixed
         return
-    what = [f"the speed of {len(nets)} nets"] if nets else []
-    what += [f"how fast {', '.join(unread)} can be read"] if unread else []
-    view.log(f"measuring {' and '.join(what)}")
-    state.gauge = Gauge(nets, unread, measured, forecast.at_once, first=bool(streams), share=gpus or 1.0)
+    if state.config.ranks > 1:
+        return
+    shared = packing.shared_datasets(trials, resident)
+    candidates = [trial for trial in trials if trial.cell.dataset in shared]
+    announced = False
+
+    def policy_now() -> packing.PackPolicy:
+        nonlocal announced
+        policy = packing.policy_from_throughput(candidates, forecast.throughputs, state.resources.gpus)
+        if policy.cells and not announced:
+            view.log(f"{len(policy.cells)} cells share their pictures in packs: reading them takes much of a step")
+            announced = True
+        return policy
+
+    state.pack_policy = policy_now
 
 
 def session_name() -> str:

@@ -1,8 +1,8 @@
-"""Which trials share a stream of pictures, and how many of them one worker trains side by side: a pack.
+"""Packing: which trials share a stream of batches, and how many of them one worker trains side by side.
 
-Members take the same batches in the same order, so a pack decodes and augments once what its members would each do
-for themselves. That pays where decoding takes a good part of a step, and nowhere else: pictures that stay on the
-device are decoded once for all trials of a worker anyway. Nothing of it changes what a trial computes.
+Members of a pack take the same batches in the same order, so a pack decodes and augments once what each member would
+for itself. That pays only where making a batch takes a good part of a step. Pictures that stay on the device need no
+pack: a worker decodes them once for all its trials. A pack changes nothing in what a trial computes.
 """
 
 from __future__ import annotations
@@ -10,28 +10,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 from data.datasets import DataSet
-from sweeps.execution.throughput import Maker
+from sweeps.execution.throughput import Throughputs
 from sweeps.experiment.trial import Trial
 from sweeps.training.shared_batches import StreamKey, stream_key
 
-if TYPE_CHECKING:
-    pass
-
-MAX_MEMBERS = 16  # members of a pack that forms itself; what is shared is a tenth of its cost by then
-# Packing pays from this ratio of (time to make a picture / time to learn from it). On a CPU both take turns at the
-# same cores; a GPU learns while the cores decode, and waits only for a decoder that is slower.
-MIN_RATIO = {"cpu": 0.1, "cuda": 1.1}
+MAX_MEMBERS = 16  # of a pack under --pack auto: with more, what is shared is less than a tenth of a member's cost
+# Packing pays from this ratio of the time for batches to the time for learning. Of a GPU's time only its waits for
+# batches count, so it means a decoder that takes 1.1 times as long as the net.
+MIN_RATIO = 0.1
+MEMORY_SHARE = 0.8  # of a GPU's memory that a pack may fill
 
 
 @dataclass(frozen=True)
 class PackPolicy:
-    """How packs form: up to `most` members, of the cells in `cells` (none: of all), within `memory` bytes.
+    """Rules for packs: up to `most` members, of the cells in `cells` (None: of all), within `memory` bytes.
 
-    With `even` set no pack takes so many that another worker is left without work. Trials on data in `resident` need
-    no common stream: each gathers its own pictures from the device.
+    With `even`, no pack takes so many trials that another worker has none. Trials on data sets in `resident` need no
+    common stream: each takes its own pictures from the device. Of the cells in `unknown` an epoch is to show whether
+    packs pay.
     """
 
     most: int = 1
@@ -39,76 +38,93 @@ class PackPolicy:
     even: bool = False
     resident: frozenset[str] = frozenset()
     memory: float = float("inf")
+    unknown: frozenset[str] = frozenset()
 
     def kind(self, trial: Trial) -> StreamKey:
         """Return what the trials of one pack have in common."""
-        own = stream_key(trial)
-        # Folds and seeds of a resident set may train side by side; each with its own indices, never a masked stream.
-        return (own[0], own[1], *own[5:]) if trial.cell.dataset in self.resident else own
+        key = stream_key(trial)
+        # On a resident data set folds and seeds may train side by side, each with its own order.
+        return (key[0], key[1], *key[5:]) if trial.cell.dataset in self.resident else key
 
     def members_for(
         self,
         first: Trial,
         waiting: Sequence[Trial],
-        position: Callable[[Trial], int],
+        epoch: Callable[[Trial], int],
         most: int,
         classes: int,
         crop: int,
     ) -> list[Trial]:
-        """Return those of `waiting` to train beside `first`: of its kind, at its epoch, at most `most` with it.
+        """Return those of `waiting` to train beside `first`: of its kind, within an epoch of it, at most `most` in all.
 
-        `position(trial)` is the epoch a trial stands at, negative for one that should be alone.
+        `epoch(trial)` is the epoch a trial has reached, negative for one that should train alone. Members behind catch
+        up with the others first.
         """
-        found: list[Trial] = []
-        at, most = position(first), min(most, self.most)
-        if most < 2 or at < 0 or not self._wanted(first):
-            return found
-        kind, (state, peak) = self.kind(first), memory_estimate(first, classes, crop)
+        members: list[Trial] = []
+        start, most = epoch(first), min(most, self.most)
+        if most < 2 or start < 0 or not self._packs(first):
+            return members
+        kind = self.kind(first)
+        state, peak = memory_estimate(first, classes, crop)
         for trial in waiting:
-            if len(found) + 2 > most:
+            if len(members) + 2 > most:
                 break
-            if self.kind(trial) == kind and self._wanted(trial) and position(trial) == at:
+            if self.kind(trial) == kind and self._packs(trial) and max(0, start - 1) <= epoch(trial) <= start + 1:
                 more, step = memory_estimate(trial, classes, crop)
                 if state + more + max(peak, step) <= self.memory:
-                    found.append(trial)
+                    members.append(trial)
                     state, peak = state + more, max(peak, step)
-        return found
+        return members
 
-    def _wanted(self, trial: Trial) -> bool:
+    def _packs(self, trial: Trial) -> bool:
         return self.cells is None or trial.cell.key in self.cells
 
 
 def memory_estimate(trial: Trial, classes: int, crop: int) -> tuple[int, int]:
-    """Return a trial's bytes between two steps, and the further ones of a step: members take theirs one by one.
+    """Return a trial's bytes between steps, and its further bytes in a step; members take their steps in turn.
 
-    Weights, gradients and the optimiser's buffers, and the best weights where the phase keeps them; four bytes for
-    each element of each map, as the activation leaves it, as the convolution does, and its gradient.
+    Between steps: weights, gradients, the optimiser's buffers, and the best weights where the phase keeps them. In a
+    step: four bytes for each element of each map after the convolution, after the activation, and for its gradient.
     """
     copies = 5 if trial.cell.recipe.optimiser == "adam" else 4
     maps = sum(channels * side * side for _, channels, side in trial.net.shapes(classes, crop))
     return 4 * copies * trial.net.parameters(classes, crop), 12 * trial.cell.recipe.batch * maps
 
 
-def fits_on_device(facts: DataSet, place_bytes: int) -> bool:
+def fits_on_device(facts: DataSet, resident_bytes: int) -> bool:
     """Return whether the training pictures stay on the device once they are decoded."""
-    return 3 * facts.size**2 * facts.splits["train"] <= place_bytes
+    return 3 * facts.size**2 * facts.splits["train"] <= resident_bytes
 
 
 def shared_datasets(trials: Iterable[Trial], resident: Collection[str]) -> set[str]:
-    """Return the data sets of which several trials see the same batches, and that do not stay on the device."""
+    """Return the data sets, not resident, of which several trials see the same batches."""
     streams = Counter(stream_key(trial) for trial in trials if trial.cell.dataset not in resident)
     return {key[0] for key, count in streams.items() if count > 1}
 
 
-def policy_from_throughput(
-    trials: Iterable[Trial], speeds: Mapping[str, float], makers: Mapping[str, Maker], device: str
-) -> PackPolicy:
-    """Return the packs that measurement asks for; `speeds` are pictures learned a second by cell key."""
-    cells = set()
-    for trial in trials:
-        cell = trial.cell
-        maker, learned = makers.get(cell.dataset), speeds.get(cell.key)
-        if maker is not None and learned is not None and learned / maker.pictures_per_s >= MIN_RATIO[device]:
-            cells.add(cell.key)
-    memory = min((maker.memory for maker in makers.values()), default=float("inf"))
-    return PackPolicy(MAX_MEMBERS if cells else 1, frozenset(cells), True, memory=memory)
+def policy_from_throughput(trials: Sequence[Trial], throughputs: Throughputs, gpus: float = 0.0) -> PackPolicy:
+    """Return the policy for `trials` by the epochs trained so far: packs of the cells where batches take their time.
+
+    A cell without epochs is judged by the cell on the same data whose net is nearest in multiply-adds. While nothing is
+    known of the data, trials on it train alone. `gpus` is a trial's share of a GPU.
+    """
+    trained = throughputs.trained()
+    shares = {key: value.data_share for key, value in trained.items() if value.data_share is not None}
+    cells = {trial.cell.key: trial.cell.dataset for trial in trials}
+    packed, unknown = set(), set()
+    for key, dataset in cells.items():
+        known = [key] if key in shares else [other for other in shares if cells.get(other) == dataset]
+        if known:
+            share = shares[min(known, key=partial(_distance, throughputs.macs, key))]
+            if share / (1 - share) >= MIN_RATIO:
+                packed.add(key)
+        else:
+            unknown.add(key)
+    memory = MEMORY_SHARE * throughputs.device_bytes * (gpus or 1.0)
+    most = MAX_MEMBERS if packed else 1
+    return PackPolicy(most, frozenset(packed), even=True, memory=memory, unknown=frozenset(unknown))
+
+
+def _distance(macs: Mapping[str, float], key: str, other: str) -> float:
+    """Return how far apart two cells' nets are, by the factor between their multiply-adds."""
+    return max(macs[key], macs[other]) / min(macs[key], macs[other])

@@ -1,8 +1,8 @@
-"""The processes of a trial that is trained by several ranks: started, given the trial, watched, and ended with it.
+"""Processes of a trial that several ranks train: started, given the trial, watched, and ended with it.
 
-The process that calls `perform` trains nothing itself. It hears of the ranks through pipes, so that whatever becomes
-of one (an error, a signal, memory that runs out) ends all of them and is raised here, where nobody waits in a
-collective; and a rank whose pipe has closed ends itself, so that none outlives a worker that was killed.
+The process that calls `run_trial` trains nothing itself. It reads the messages of the ranks from pipes, so that an
+error, a signal or a lack of memory in one rank ends all of them and is raised here, and no rank is left waiting in a
+collective. A rank whose pipe has closed ends itself, so that none outlives a worker that was killed.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Literal, NamedTuple, NoReturn
 
 import torch
 from torch import distributed
 
 from data.availability import fetch_dataset
 from sweeps.experiment.trial import Trial, trial_from_json
-from sweeps.training import run_trial as alone
+from sweeps.store.ledger import Json
 from sweeps.training.distributed import Ranks
+from sweeps.training.run_trial import out_of_memory, trial_steps
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import PackContext, drain
 from sweeps.training.trainer import Report
@@ -42,34 +43,32 @@ RANK_COMMAND = (
     "rank_main(*map(int, sys.argv[1:4]), *sys.argv[4:])"
 )
 
-# A rank may wait for another as long as that waits for room on a disk; who hangs is ended by the worker's watch.
+# A rank waits for others as long as these wait for room on a disk; the worker's watchdog ends those that hang.
 COLLECTIVE_TIMEOUT = timedelta(days=7)
-GRACE = 0.5  # seconds in which the cause of a broken connection is looked for among the other ranks
+GRACE = 0.5  # seconds in which another rank's death is looked for as the cause of an error
 
 
-class _OutOfMemory(Exception):
-    """A rank's memory has run out."""
+class _RankOutOfMemoryError(Exception):
+    """Memory of a rank has run out."""
 
 
 def run_trial(
-    trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool] = lambda: False
-) -> dict[str, Any] | None:
-    """Do what sweeps.training.run_trial does, by `place.ranks` processes of this host; `stop` is asked after each step.
+    trial: Trial, runtime: RuntimeConfig, report: Report, stop: Callable[[], bool] = lambda: False
+) -> Json | None:
+    """Train a trial as sweeps.training.run_trial does, by `runtime.ranks` processes of this host.
 
-    A rank that dies, or raises, ends the others and is raised here, as ValueError where it was one, else RuntimeError
-    with the rank's trace as a note. Where memory has run out, ranks go on from the checkpoint in smaller parts.
+    A rank that dies or raises ends the others. Its error is raised here: as ValueError where it was one, else as
+    RuntimeError, with the rank's trace as a note. After a lack of memory the ranks go on with smaller micro-batches.
     """
-    if place.ranks == 1:
-        return alone.run_trial(trial, place, report, stop)
-    if not fetch_dataset(trial.cell.dataset, place.data_dir, place.data_source, stop):
+    if not fetch_dataset(trial.cell.dataset, runtime.data_dir, runtime.data_source, stop):
         return None
-    short = ""
+    memory_error = ""
     while True:
-        crew = rank_group(place.ranks, place.device)
+        group = rank_group(runtime.ranks, runtime.device)
         try:
-            return crew.run(_Job(trial.to_json(), place, short), report, stop)
-        except _OutOfMemory as error:
-            short = str(error)
+            return group.run(_Job(trial.to_json(), runtime, memory_error), report, stop)
+        except _RankOutOfMemoryError as error:
+            memory_error = str(error)
             shutdown_ranks()
         except BaseException:
             shutdown_ranks()
@@ -77,14 +76,14 @@ def run_trial(
 
 
 def shutdown_ranks() -> None:
-    """End the ranks that wait for this process's next trial, if there are some."""
+    """End the ranks that wait for this process's next trial, if there are any."""
     while _groups():
         _groups().pop().kill()
 
 
 def rank_group(size: int, device: str) -> RankGroup:
-    """Return so many ranks: those of the trial before, so that they start once a worker, or new ones."""
-    if not any(crew.size == size and crew.device == device and crew.all_alive() for crew in _groups()):
+    """Return the ranks of the trial before, so that a worker starts them once, or new ones."""
+    if not any(group.size == size and group.device == device and group.all_alive() for group in _groups()):
         shutdown_ranks()
         _groups().append(RankGroup(size, device))
     return _groups()[0]
@@ -92,21 +91,45 @@ def rank_group(size: int, device: str) -> RankGroup:
 
 @cache
 def _groups() -> list[RankGroup]:
-    """Return the ranks that this process has: those of one crew, or none."""
+    """Return the list of this process's groups of ranks: one, or none."""
     return []
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What the ranks are to do; `short` says that memory ran out in the try before."""
+class _Job(NamedTuple):
+    """A trial for the ranks; `memory_error` is the error of the attempt before, where memory ran out."""
 
-    trial: dict[str, Any]
-    place: RuntimeConfig
-    short: str
+    trial: Json
+    runtime: RuntimeConfig
+    memory_error: str
+
+
+class _Epoch(NamedTuple):
+    """Message of rank 0 after an epoch; it waits until the epoch is reported."""
+
+    epoch: int
+    row: dict[str, float]
+
+
+class _Done(NamedTuple):
+    """Message of a rank that has done its job."""
+
+    result: Json | None
+
+
+class _Failed(NamedTuple):
+    """Message of a rank that has raised an error."""
+
+    rank: int
+    kind: Literal["memory", "final", "other"]
+    text: str
+    trace: str
+
+
+# A rank also says "step" after each step; the worker sends a job, "reported" after an epoch, and "stop".
 
 
 class RankGroup:
-    """The ranks as processes, and a pipe to each."""
+    """Processes of the ranks, with a pipe to each."""
 
     def __init__(self, size: int, device: str) -> None:
         """Start `size` ranks on this host, each on its own GPU where `device` is cuda."""
@@ -115,63 +138,59 @@ class RankGroup:
         self.pipes: list[Connection] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        # Ranks speak over loopback: nobody else is to listen, and no host name has to be known.
-        own = {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        # Ranks talk over loopback: no other machine can listen, and no host name must be known.
+        environment = {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         for rank in range(size):
-            here, there = Pipe()
-            words = [str(there.fileno()), str(rank), str(size), device, self.folder]
+            worker_end, rank_end = Pipe()
+            words = [str(rank_end.fileno()), str(rank), str(size), device, self.folder]
             self.processes.append(subprocess.Popen(
-                [sys.executable, "-c", RANK_COMMAND, *words], pass_fds=(there.fileno(),), env=os.environ | own
+                [sys.executable, "-c", RANK_COMMAND, *words], pass_fds=(rank_end.fileno(),),
+                env=os.environ | environment,
             ))  # fmt: skip
-            there.close()
-            self.pipes.append(here)
+            rank_end.close()
+            self.pipes.append(worker_end)
 
     def all_alive(self) -> bool:
-        """Return whether every rank is there."""
+        """Return whether every rank is alive."""
         return all(process.poll() is None for process in self.processes)
 
-    def run(self, job: _Job, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """Let the ranks do a job and return what rank 0 returns; raise what the first of them raises or dies of."""
+    def run(self, job: _Job, report: Report, stop: Callable[[], bool]) -> Json | None:
+        """Let the ranks do a job and return rank 0's result; raise the error of the first that fails or dies."""
         busy, result = set(self.pipes), None
         for pipe in self.pipes:
-            self._send(pipe, ("job", job))
+            self._send(pipe, job)
         while busy:
             for pipe in [pipe for pipe in self.pipes if pipe in wait(busy)]:
-                word, *news = self._receive(pipe)
-                if word == "step":
-                    if stop():
-                        self._send(pipe, ("stop",))
-                elif word == "epoch":
-                    report(*news)
-                    self._send(pipe, ("heard",))
-                elif word == "done":
-                    busy.remove(pipe)
-                    result = news[0] if pipe is self.pipes[0] else result
-                elif word == "short":
-                    raise _OutOfMemory(*news)
-                else:
-                    self._raise(*news)
+                match self._receive(pipe):
+                    case "step":
+                        if stop():
+                            self._send(pipe, "stop")
+                    case _Epoch(epoch, row):
+                        report(epoch, row)
+                        self._send(pipe, "reported")
+                    case _Done(value):
+                        busy.remove(pipe)
+                        result = value if pipe is self.pipes[0] else result
+                    case _Failed() as failure:
+                        self._raise(failure)
         return result
 
-    def _send(self, pipe: Connection, words: tuple[Any, ...]) -> None:
-        """Tell a rank something."""
+    def _send(self, pipe: Connection, command: _Job | str) -> None:
         try:
-            pipe.send(words)
+            pipe.send(command)
         except ConnectionError as error:
             raise RuntimeError(self._death_message() or f"a rank cannot be reached: {error!r}") from None
 
-    def _receive(self, pipe: Connection) -> tuple[Any, ...]:
-        """Return what a rank says."""
+    def _receive(self, pipe: Connection) -> object:
         try:
-            words: tuple[Any, ...] = pipe.recv()
+            return pipe.recv()
         except (EOFError, ConnectionError) as error:
             raise RuntimeError(self._death_message() or f"a rank cannot be reached: {error!r}") from None
-        return words
 
     def _death_message(self) -> str:
-        """Return which rank has died and how, as a sentence; nothing where all live on."""
-        ends = time.monotonic() + GRACE
-        while time.monotonic() < ends and self.all_alive():
+        """Return which ranks have died and how, as a sentence; empty where all are alive."""
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline and self.all_alive():
             time.sleep(0.02)
         dead = [(rank, process.returncode) for rank, process in enumerate(self.processes) if process.poll() is not None]
         return "; ".join(
@@ -179,17 +198,18 @@ class RankGroup:
             for rank, code in dead
         )
 
-    def _raise(self, rank: int, kind: str, text: str, final: bool, trace: str) -> None:
-        """Raise what a rank has raised, unless it did so because another one has died."""
+    def _raise(self, failure: _Failed) -> NoReturn:
+        """Raise the error of a rank; where another rank's death has caused it, that death."""
+        if failure.kind == "memory":
+            raise _RankOutOfMemoryError(failure.text)
         death = self._death_message()
-        error: Exception = (
-            RuntimeError(death) if death else ValueError(text) if final else RuntimeError(f"{kind}: {text}")
-        )
-        error.add_note(f"In rank {rank} of {self.size}:\n{trace}")
+        kind = ValueError if failure.kind == "final" and not death else RuntimeError
+        error = kind(death or failure.text)
+        error.add_note(f"In rank {failure.rank} of {self.size}:\n{failure.trace}")
         raise error
 
     def kill(self) -> None:
-        """Kill the ranks, whatever they do; what is worth keeping is in their checkpoints."""
+        """Kill the ranks; a trial goes on from its checkpoint."""
         for process, pipe in zip(self.processes, self.pipes, strict=True):
             process.kill()
             process.wait()
@@ -201,45 +221,45 @@ class RankGroup:
 
 
 class CommandChannel:
-    """What comes through the pipe of a rank, read by a thread; when it closes, this process ends at once."""
+    """A rank's end of its pipe, read by a thread; when it closes, this process ends at once."""
 
     def __init__(self, pipe: Connection, folder: str) -> None:
         self.pipe, self.folder = pipe, folder
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self.acknowledged: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.reported: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.stopping = threading.Event()
-        threading.Thread(target=self._read, name="orders", daemon=True).start()
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def _read(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                word, *news = self.pipe.recv()
-                if word == "job":
+                command: _Job | str = self.pipe.recv()
+                if isinstance(command, _Job):
                     self.stopping.clear()
-                    self.jobs.put(news[0])
-                elif word == "heard":
-                    self.acknowledged.put(None)
+                    self.jobs.put(command)
+                elif command == "reported":
+                    self.reported.put(None)
                 else:
                     self.stopping.set()
         shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(1)
 
     def report(self, epoch: int, row: dict[str, float]) -> None:
-        """Report an epoch and wait until it was heard."""
-        self.pipe.send(("epoch", epoch, row))
-        self.acknowledged.get()
+        """Report an epoch, and wait until the worker has passed it on."""
+        self.pipe.send(_Epoch(epoch, row))
+        self.reported.get()
 
     def stop(self) -> bool:
-        """Give a sign of life, and return whether the trial is to save its state and leave."""
-        self.pipe.send(("step",))
+        """Send a sign of life; return whether the trial is to save its state and leave."""
+        self.pipe.send("step")
         return self.stopping.is_set()
 
 
 def rank_main(handle: int, rank: int, size: int, device: str, folder: str) -> None:
-    """Be a rank: do the jobs that come through the pipe, until it closes."""
-    # Ctrl-C on a terminal reaches every process there; what it means is the driver's to say.
+    """Run a rank: do the jobs that come through the pipe, until it closes."""
+    # Ctrl-C on a terminal reaches every process there; the driver decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    orders = CommandChannel(Connection(handle), folder)
+    channel = CommandChannel(Connection(handle), folder)
     if device == "cuda":
         torch.cuda.set_device(rank)
     distributed.init_process_group(
@@ -251,25 +271,27 @@ def rank_main(handle: int, rank: int, size: int, device: str, folder: str) -> No
     )
     ranks = Ranks(rank, size)
     while True:
-        job = orders.jobs.get()
+        job = channel.jobs.get()
         try:
-            orders.pipe.send(("done", _run_rank(job, ranks, orders)))
+            channel.pipe.send(_Done(_run_rank(job, ranks, channel)))
         except Exception as error:
-            if alone.out_of_memory(error):
-                orders.pipe.send(("short", f"{error}"))
+            trace = traceback.format_exc()
+            if out_of_memory(error):
+                channel.pipe.send(_Failed(rank, "memory", f"{error}", trace))
+            elif isinstance(error, ValueError):
+                channel.pipe.send(_Failed(rank, "final", f"{error}", trace))
             else:
-                what = type(error).__name__, f"{error}", isinstance(error, ValueError), traceback.format_exc()
-                orders.pipe.send(("failed", rank, *what))
+                channel.pipe.send(_Failed(rank, "other", f"{type(error).__name__}: {error}", trace))
 
 
-def _run_rank(job: _Job, ranks: Ranks, orders: CommandChannel) -> dict[str, Any] | None:
-    """Do one rank's part of a trial; rank 0 reports, and asks whether to stop."""
-    place = replace(job.place, device=f"cuda:{ranks.rank}") if job.place.device == "cuda" else job.place
-    company = PackContext()
-    report: Report = orders.report if ranks.is_rank0 else lambda epoch, row: None
+def _run_rank(job: _Job, ranks: Ranks, channel: CommandChannel) -> Json | None:
+    """Do one rank's part of a trial; rank 0 reports, and returns the result."""
+    runtime = replace(job.runtime, device=f"cuda:{ranks.rank}") if job.runtime.device == "cuda" else job.runtime
+    context = PackContext()
+    report: Report = channel.report if ranks.is_rank0 else lambda *_: None
     trial = trial_from_json(job.trial)
     try:
-        result = drain(alone.trial_steps(trial, place, report, orders.stop, company, ranks, job.short))
+        result = drain(trial_steps(trial, runtime, report, channel.stop, context, ranks, job.memory_error))
     finally:
-        company.stream.close()
+        context.stream.close()
     return result if ranks.is_rank0 else None

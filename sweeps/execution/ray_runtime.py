@@ -1,4 +1,8 @@
-"""Ray, joined or started here, and plain calls as its tasks."""
+"""Ray: a cluster joined or started here, what its machines have, and plain calls as its tasks.
+
+All settings of Ray and Tune, and all patches of Ray's private code, stand in this file. Where a new Ray no longer has
+what they change, tests/execution/test_ray_patches.py fails first.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-# Read by Ray when it is imported.
+# Ray reads these when it is imported.
 os.environ.update(
-    {
+    RAY_SETTINGS := {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Of a task that has filled its machine's memory; Ray would try for ever.
+        # Retries of a task that has filled its machine's memory; Ray's default is no limit.
         "RAY_task_oom_retries": "1",
-        # Not one line of a lost process on standard output, where a thread of Ray's prints it whenever it hears of it.
+        # All lines: a thread of Ray prints the news of lost processes on standard output at any time.
         "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
     }
 )
@@ -31,11 +35,24 @@ Json = dict[str, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Parts of a head that a sweep on one machine has no use for: what starts machines, what forwards the workers' logs, and
-# what a dashboard would ask. Without them Ray is up and gone 1.7 s sooner, and leaves trials the CPU that they take.
+# Tune reads these when it is imported.
+TUNE_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+# Methods of Ray's private Node that start parts which a sweep on one machine does not use: the autoscaler, the
+# forwarding of workers' logs, the dashboard's server. Without them Ray starts and ends 1.7 s sooner and leaves trials
+# the CPU time that they take. Each is replaced by a method that does nothing and returns None, as Ray's own do.
 UNUSED_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
 AUTOSCALER = "~/ray_bootstrap_config.yaml"  # on a head that `ray up` has started
-RETRIES = 2  # of a task whose process or node is gone
+RETRIES = 2  # of a task whose process or node is lost
+
+
+# The cluster --------------------------------------------------------------------------------------------------------
 
 
 def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
@@ -54,23 +71,13 @@ def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
                 ray.init(address, **silent)
             except (ConnectionError, RuntimeError) as error:
                 raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
-    atexit.unregister(_end)
-    atexit.register(_end)
+    atexit.unregister(_exit)
+    atexit.register(_exit)
     return dict(ray.cluster_resources())
 
 
-def _end() -> None:
-    """Leave the cluster as this process ends, sooner than Ray does by itself, which waits half a second for logs.
-
-    What is left is no garbage to be looked for: that would take a second.
-    """
-    if "triton" not in sys.modules:  # whose bindings print a page on what was not collected
-        gc.freeze()
-    shutdown_ray()
-
-
 def _start(**options: Any) -> None:
-    """Start Ray here; a machine that is very busy gets a second chance, since Ray waits for its parts half a minute."""
+    """Start Ray here; twice, since on a very busy machine Ray may wait in vain for its own processes."""
     for last in (False, True):
         try:
             with _without_services():
@@ -87,45 +94,55 @@ def _start(**options: Any) -> None:
 
 @contextmanager
 def _without_services() -> Iterator[None]:
-    """Have a Ray that is started here do without the parts in SPARED."""
-    kept = {name: getattr(Node, name) for name in UNUSED_SERVICES if hasattr(Node, name)}
-    for name in kept:
+    """Let a Ray that starts here leave out UNUSED_SERVICES."""
+    methods = {name: getattr(Node, name) for name in UNUSED_SERVICES}
+    for name in methods:
         setattr(Node, name, lambda *_, **__: None)
     try:
         yield
     finally:
-        for name, start in kept.items():
-            setattr(Node, name, start)
+        for name, method in methods.items():
+            setattr(Node, name, method)
 
 
 @contextmanager
 def _without_signal_handlers() -> Iterator[None]:
     """Keep the caller's SIGTERM handler: Ray's two end the process from inside Ray's code."""
     genuine = ray._private.utils.set_sigterm_handler
-    ray._private.utils.set_sigterm_handler = lambda handler: None
+    ray._private.utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
         ray._private.utils.set_sigterm_handler = genuine
 
 
+def _exit() -> None:
+    """Leave the cluster as this process ends, half a second sooner than Ray's own exit, which waits for logs.
+
+    Nothing is garbage-collected then, which would take a second.
+    """
+    if "triton" not in sys.modules:  # its bindings print a page about objects that were not collected
+        gc.freeze()
+    shutdown_ray()
+
+
 def shutdown_ray() -> None:
-    """Leave the cluster, and end it where it was started here; tasks that still run are ended."""
+    """Leave the cluster, with an end to its tasks and, where it was started here, to itself."""
     ray.shutdown()
 
 
-def drain(why: str, seconds: int) -> None:
-    """Tell the cluster that this process's machine is taken in `seconds`: nobody's failure is what is lost there.
+def drain(reason: str, seconds: int) -> None:
+    """Tell the cluster that this machine is taken away in `seconds`, so that its loss counts as nobody's failure.
 
     ValueError where no cluster answers or it refuses.
     """
     init_ray("auto")
-    here = ray.get_runtime_context()
-    node, address = here.get_node_id(), here.gcs_address
+    context = ray.get_runtime_context()
+    node, address = context.get_node_id(), context.gcs_address
     shutdown_ray()
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node,
-        "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", why,
+        "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", reason,
         "--deadline-remaining-seconds", str(seconds),
     ]  # fmt: skip
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -133,52 +150,56 @@ def drain(why: str, seconds: int) -> None:
         raise ValueError(f"Ray did not drain node {node}: {(done.stderr or done.stdout).strip()[-300:]}")
 
 
-def autoscaler() -> Json:
-    """Return the autoscaler's file of the cluster joined; empty where none scales it.
+# Its machines -------------------------------------------------------------------------------------------------------
 
-    It lies on the head alone: elsewhere a driver knows of no machine but those that are up.
-    """
+
+def machines() -> list[dict[str, float]]:
+    """Return the resources of each machine that is up."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def autoscaler() -> Json:
+    """Return the autoscaler's file of the cluster joined; empty where there is none, and off the head."""
     file = os.path.expanduser(AUTOSCALER)
-    here = ray.get_runtime_context().gcs_address.rpartition(":")[0]
-    if not os.path.exists(file) or here != ray.util.get_node_ip_address():
+    head = ray.get_runtime_context().gcs_address.rpartition(":")[0]
+    if not os.path.exists(file) or head != ray.util.get_node_ip_address():
         return {}
     import yaml
 
     with open(file, encoding="utf-8") as stream:
-        found: Json = yaml.safe_load(stream)
-    return found
+        cluster: Json = yaml.safe_load(stream)
+    return cluster
 
 
 def worker_types(file: Mapping[str, Any]) -> list[tuple[dict[str, float], int]]:
-    """Return the kinds of worker in an autoscaler's file: what a machine has, and how many there may be."""
-    most, found = int(file.get("max_workers") or 0), []
+    """Return the types of worker in an autoscaler's file: a machine's resources, and how many there may be."""
+    most, types = int(file.get("max_workers") or 0), []
     for name, kind in (file.get("available_node_types") or {}).items():
         count = min(most, int(kind.get("max_workers", most)))
         if name != file.get("head_node_type") and count > 0:
             resources = {key: float(value) for key, value in (kind.get("resources") or {}).items()}
-            found.append((resources, count))
-    return found
+            types.append((resources, count))
+    return types
 
 
 def max_slots(file: Mapping[str, Any], cpus: float, gpus: float) -> int:
-    """Return how many tasks of so many CPUs and GPUs run at once when an autoscaler has started all it may."""
-    left, found = int(file.get("max_workers") or 0), 0
-    for places, count in sorted(((slots(kind, cpus, gpus), count) for kind, count in worker_types(file)), reverse=True):
-        found += places * min(count, left)
-        left -= min(count, left)
-    return found
+    """Return how many tasks of so many CPUs and GPUs run at once when an autoscaler has started all machines it may."""
+    machines_left, total = int(file.get("max_workers") or 0), 0
+    by_slots = sorted(((slots(kind, cpus, gpus), count) for kind, count in worker_types(file)), reverse=True)
+    for slots_each, count in by_slots:
+        total += slots_each * min(count, machines_left)
+        machines_left -= min(count, machines_left)
+    return total
 
 
 def slots(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """Return how many tasks of so many CPUs and GPUs a machine takes at once."""
+    """Return how many tasks of so many CPUs and GPUs a machine runs at once."""
     needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
     # 0.3 goes three times into 0.9, whatever binary fractions say.
     return min((int(machine.get(name, 0.0) / need + 1e-9) for name, need in needs.items()), default=1)
 
 
-def machines() -> list[dict[str, float]]:
-    """Return the resources of each machine of the cluster that is up."""
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+# Plain calls as tasks -----------------------------------------------------------------------------------------------
 
 
 def cpus_per_task(items: int) -> int:
@@ -190,10 +211,10 @@ def cpus_per_task(items: int) -> int:
 def map_tasks(
     function: Callable[[T], R], items: Sequence[T], *, cpus: float = 1, gpus: float = 0, memory: int = 0
 ) -> Iterator[tuple[T, R | str]]:
-    """Call `function` on each item as a Ray task; yield items with what came of them, in the order they end.
+    """Call `function` on each item as a Ray task; yield items with their values, in the order they end.
 
-    A task has `cpus`, `gpus` and `memory` bytes of its node to itself, at most what the largest node has. One that
-    raises or is lost, with its process or its node, comes to a sentence; the others go on.
+    A task has `cpus`, `gpus` and `memory` bytes of its node to itself, at most what the largest node has. The value of
+    a task that raises or is lost, with its process or its node, is a sentence; the others go on.
     """
     most = max((machine.get("memory", 0) for machine in machines()), default=0)
     needs: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "memory": int(min(memory, most)) or None}

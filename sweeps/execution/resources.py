@@ -1,8 +1,7 @@
-"""What one trial is given of a machine or a cluster: a share of a GPU, or several, CPUs, and the ranks on them."""
+"""Resources of one trial: a share of a GPU or several GPUs, CPUs, and the ranks that share them."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -75,30 +74,25 @@ def resolve_resources(request: ResourceRequest, machines: Sequence[Mapping[str, 
     return TrialResources(gpus, cpus, ranks, request.max_concurrent)
 
 
-def why_unschedulable(given: TrialResources, machines: Sequence[Mapping[str, float]]) -> str:
-    """Return why no machine takes a trial: each lacks a part of what it is given on one machine; "" where one does."""
-    needs = {name: need for name, need in (("GPU", given.gpus), ("CPU", given.cpus)) if need}
+def why_unschedulable(resources: TrialResources, machines: Sequence[Mapping[str, float]]) -> str:
+    """Return why no machine can run a trial, as a sentence; empty where one can."""
+    needs = {name: need for name, need in (("GPU", resources.gpus), ("CPU", resources.cpus)) if need}
     if any(all(machine.get(name, 0.0) >= need for name, need in needs.items()) for machine in machines):
         return ""
-    seen = sorted({tuple(machine.get(name, 0.0) for name in needs) for machine in machines}, reverse=True)
-    have = ", ".join(_listed(dict(zip(needs, row, strict=True))) for row in seen)
+    kinds = sorted({tuple(machine.get(name, 0.0) for name in needs) for machine in machines}, reverse=True)
+    have = ", ".join(_listed(dict(zip(needs, kind, strict=True))) for kind in kinds)
     return f"a trial needs {_listed(needs)} of one machine, and the cluster's machines have {have or 'none'}"
 
 
 def _listed(resources: Mapping[str, float]) -> str:
-    """Return so many of each as words, "2 GPUs and 1 CPU"."""
+    """Return resources in words, as "2 GPUs and 1 CPU"."""
     return " and ".join(f"{number:g} {name}{'s' * (number != 1)}" for name, number in resources.items())
 
 
-def hardware_key(device: str, threads: int, ranks: int) -> str:
-    """Return what a measurement of speed holds for."""
-    return f"{platform.processor()} {device} x{threads}{f' by {ranks}' if ranks > 1 else ''}"
-
-
 def check_rank_batches(trials: Iterable[Trial], facts: Mapping[str, DataSet], ranks: int) -> None:
-    """Raise ValueError for a trial of whose batches one has fewer pictures than there are ranks.
+    """Raise ValueError where some batch of a trial has fewer pictures than there are ranks.
 
-    Of folds, which differ by a picture, only the whole batches are looked at; the trial itself looks at the last one.
+    Folds differ in size by a picture, so for them only full batches are checked here; the trial checks its last one.
     """
     for trial in trials:
         recipe, fact = trial.cell.recipe, facts[trial.cell.dataset]

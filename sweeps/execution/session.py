@@ -1,14 +1,14 @@
-"""One driver's time on a sweep: what a trial is given, when to stop, who listens, and the signals that end it."""
+"""State of a driver: what its trials get, what it has seen of them, and whether it is to stop."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
-from sweeps.execution.throughput import Gauge
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
@@ -16,23 +16,28 @@ from sweeps.training.runtime import RuntimeConfig
 
 
 class Listener(Protocol):
-    """What hears of trials: "started", "epoch", "done", "failed", "left"; `news` is a metrics row or a result."""
+    """Listener to events of trials: "started", "epoch", "done", "failed", "left"; `news` is a row or a result."""
 
-    def __call__(self, event: str, trial: Trial, news: Json) -> None: ...
+    def __call__(self, event: str, trial: Trial, news: Json) -> None:
+        """Take in an event of a trial."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a session ends before its sweep: hours of GPUs (of trials, on CPUs), failed trials, errors that repeat."""
+    """Limits of a session: hours of GPUs (of trials, on CPUs), failed trials, cells that fail by the same error."""
 
     hours: float = float("inf")
     failures: int = 1_000_000
-    same_error: int = 3  # cells that fail by one and the same error: it is not the cell
+    same_error: int = 3
 
 
 @dataclass
 class DriverState:
-    """One driver's time on a sweep: what is asked for, what was seen, and whether it is to stop."""
+    """State of one driver, from its start to its end.
+
+    `work` names another trainer than ours as module:function, for benchmarks of the queue itself. `pack_policy` is
+    asked each time that trials are handed out, since epochs may have shown by then that packing pays.
+    """
 
     sweep: Sweep
     ledger: Ledger
@@ -41,36 +46,35 @@ class DriverState:
     on_event: Listener
     name: str
     fingerprints: dict[str, str]
-    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # classes and crop, by data set
     limits: Limits = Limits()
-    # What trains a trial, as module:function: another one stands in for it where the queue itself is measured.
-    work: str = "sweeps.execution.rank_processes:run_trial"
-    pack_policy: PackPolicy = field(default_factory=PackPolicy)
-    gauge: Gauge | None = None  # what is to be measured first
+    work: str = ""
+    pack_policy: Callable[[], PackPolicy] = PackPolicy
+    # What was seen so far.
     stopping: bool = False
     over_budget: bool = False
     stop_reason: str = ""
     epochs: int = 0
-    planned: list[Trial] = field(default_factory=list)  # as far as it is known; the others are to come
-    pending: list[Trial] = field(default_factory=list)
-    started_at: dict[str, float] = field(default_factory=dict)  # by Tune's name of what runs
-    lost_seconds: float = 0.0  # seconds of what ran when a Tuner ended in an error
+    planned: list[Trial] = field(default_factory=list)
+    pending: list[Trial] = field(default_factory=list)  # stand for trials that will follow from results
+    started_at: dict[str, float] = field(default_factory=dict)  # of what runs now, by Tune's name
+    lost_seconds: float = 0.0  # of what ran when a Tuner ended in an error
     seconds_by_trial: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
     def size(self, trial: Trial) -> int:
-        """Return how much memory a step of the trial takes, in numbers: its batch times the maps of its layers."""
+        """Return a measure of a step's memory: the batch times the elements of all maps."""
         classes, crop = self.shapes.get(trial.cell.dataset, (10, trial.cell.net.size))
         maps = sum(channels * side * side for _, channels, side in trial.cell.net.shapes(classes, crop))
         return trial.cell.recipe.batch * maps
 
     @property
     def stop_mark(self) -> str:
-        """Return the ledger's name of the file whose presence asks this session's trials to leave."""
+        """Return the ledger's name of the file whose presence asks this session's workers to stop."""
         return f"stops/{self.name}"
 
     def hours(self) -> float:
-        """Return what this session has used: hours of GPUs, or of workers on CPUs; a pack counts once."""
+        """Return the hours of GPUs, or of workers on CPUs, that this session has used; a pack counts once."""
         now = time.monotonic()
         running = sum(now - began for began in self.started_at.values())
         return (sum(self.seconds_by_trial.values()) + self.lost_seconds + running) / 3600 * (self.resources.gpus or 1.0)

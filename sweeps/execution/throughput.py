@@ -1,192 +1,134 @@
-"""What the first workers measure before they train: how fast nets learn, and how fast pictures are read.
+"""Throughput of nets: what the epochs trained so far, on the ledger and in this session, say of those to come.
 
-It goes through the queue in shares, ahead of the trials: who measures has started, and imported, what its first trial
-needs anyway, and a cluster that has no machine yet starts one for it as it would for a trial.
+A cell's throughput is that of its own epochs. One that has not been trained yet is estimated from those that have:
+seconds a picture grow with the net's multiply-adds. Where nothing has been trained, nothing is known.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from data.availability import fetch_dataset
-from sweeps.experiment.trial import Trial
-from sweeps.store.ledger import Ledger
-
-if TYPE_CHECKING:
-    from sweeps.training.runtime import RuntimeConfig
-
 import json
-import time
-from dataclasses import field
-from functools import partial
+import platform
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import NamedTuple
 
-from sweeps.execution.price import Speed, measure
-from sweeps.execution.watchdog import Notify, stop_signal
-from sweeps.experiment.trial import trial_from_json
-from sweeps.store.ledger import Json
-from sweeps.training.runtime import RuntimeConfig
+from sweeps.execution.resources import TrialResources
+from sweeps.store.ledger import Json, Ledger
+
+FEW = 3  # finished trials of a cell, the latest ones, whose epochs are read
+RECENT = 20  # epochs of this session by which a cell is judged
+SPREAD = 1.1  # least factor between the likely speed and either end of its interval: sessions differ by that
+# The same for a net that is scaled from a single other one: a small net's convolutions may run at less than half the
+# speed of a large one's (benchmarks/RESULTS.md).
+SCALING = 2.0
 
 
-class Maker(NamedTuple):
-    """What a worker found of a data set: training views made a second, and the bytes of memory it may fill."""
+class Throughput(NamedTuple):
+    """Pictures a second that a net learns from, with the ends of an interval, and its batches' share of the time."""
 
-    pictures_per_s: float
-    memory: float
+    likely: float
+    slowest: float
+    fastest: float
+    data_share: float | None = None
 
-
-Found = Callable[[dict[str, Speed], dict[str, Maker]], None]
+    def scaled(self, factor: float) -> Throughput:
+        """Return the throughput times a factor."""
+        return Throughput(self.likely * factor, self.slowest * factor, self.fastest * factor, self.data_share)
 
 
 @dataclass
-class Gauge:
-    """What is to be measured: nets, each by a trial of it with classes and crop, and data sets.
+class EpochRates:
+    """Rates of one cell's epochs: pictures a second, and the batches' share of the time where it was measured."""
 
-    `found` is called once with all that was, when nobody measures any more. With `first` no trial starts before that.
-    What cannot be measured is left out: its trial will say what is wrong with it.
+    speeds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    data_shares: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Add an epoch by its row."""
+        self.speeds.append(float(row["sys/images_per_s"]))
+        if "sys/data_share" in row:
+            self.data_shares.append(float(row["sys/data_share"]))
+
+    def throughput(self) -> Throughput | None:
+        """Return the median speed with the deciles of the epochs, at least a factor of SPREAD apart; None for none."""
+        if not self.speeds:
+            return None
+        likely = median(self.speeds)
+        deciles = quantiles(self.speeds, n=10, method="inclusive") if len(self.speeds) > 1 else [likely]
+        share = median(self.data_shares) if self.data_shares else None
+        return Throughput(likely, min(deciles[0], likely / SPREAD), max(deciles[-1], likely * SPREAD), share)
+
+
+@dataclass
+class Throughputs:
+    """Throughput of each cell of a sweep on one kind of hardware, as far as it is known.
+
+    `macs` are a cell's multiply-adds a picture, `past` the epochs of finished trials. A cell's own epochs in this
+    session take the place of its past ones. `device_bytes` is the memory of a trial's GPU, once a trial has told it.
     """
 
-    nets: Mapping[str, tuple[Trial, int, int]]
-    data: Sequence[str]
-    found: Found
-    workers: int
-    first: bool = False
-    share: float = 1.0  # of a GPU, that a worker has
-    running: set[str] = field(default_factory=set)
-    speeds: dict[str, Speed] = field(default_factory=dict)
-    makers: dict[str, Maker] = field(default_factory=dict)
+    macs: Mapping[str, float]
+    past: Mapping[str, EpochRates] = field(default_factory=dict)
+    present: dict[str, EpochRates] = field(default_factory=dict)
+    device_bytes: float = float("inf")
 
-    def __post_init__(self) -> None:
-        """Deal what there is among the workers, the largest nets first."""
-        largest = sorted(self.nets, key=lambda key: -self._work(key))
-        items: list[tuple[str, Any]] = [("data", name) for name in self.data]
-        items += [("nets", [key, json.dumps(self.nets[key][0].to_json()), *self.nets[key][1:]]) for key in largest]
-        workers = max(1, min(self.workers, len(items)))
-        dealt = [items[worker::workers] for worker in range(workers)] if items else []
-        self.waiting = [{kind: [item for sort, item in share if sort == kind] for kind in ("nets", "data")}
-                        for share in dealt]  # fmt: skip
-        self.starts: list[float] = []
+    def add(self, cell_key: str, row: Mapping[str, float]) -> None:
+        """Add an epoch of this session."""
+        self.present.setdefault(cell_key, EpochRates()).add(row)
 
-    def _work(self, key: str) -> int:
-        trial, classes, crop = self.nets[key]
-        return trial.cell.net.macs(classes, crop)
+    def trained(self) -> dict[str, Throughput]:
+        """Return the throughput of each cell of which an epoch is known."""
+        trained: dict[str, Throughput] = {}
+        for key in self.macs:
+            past, present = (rates.get(key, EpochRates()).throughput() for rates in (self.past, self.present))
+            if past is not None and present is not None and present.data_share is None:
+                present = present._replace(data_share=past.data_share)
+            if (latest := present or past) is not None:
+                trained[key] = latest
+        return trained
 
-    def hand(self, name: str) -> Json | None:
-        """Return the next share, for Tune's trial of this name; None: all are handed out."""
-        if not self.waiting:
-            return None
-        self.running.add(name)
-        return self.waiting.pop(0)
-
-    def hear(self, measured: Json) -> None:
-        """Take in what a worker has found."""
-        self.starts.append(float(measured["start"]))
-        self.speeds |= {key: Speed(*speed)._replace(start=self.starts[-1]) for key, speed in measured["nets"].items()}
-        for name, (rate, memory) in measured["data"].items():
-            self.makers[name] = Maker(rate, memory * self.share)
-
-    def leave(self, name: str) -> bool:
-        """See a worker off; return whether it measured."""
-        if name not in self.running:
-            return False
-        self.running.remove(name)
-        self._end()
-        return True
-
-    def abandon(self) -> None:
-        """Expect nothing more of those that measure: their Tuner is gone."""
-        if self.running:
-            self.running.clear()
-            self._end()
-
-    def _end(self) -> None:
-        if not self.running and not self.waiting:
-            self.first = False
-            self.found(self.speeds, self.makers)
+    def all(self) -> dict[str, Throughput]:
+        """Return the throughput of every cell, by its own epochs or scaled from others'; empty where none is known."""
+        trained = self.trained()
+        if not trained:
+            return {}
+        # In multiply-adds a second, which nets of other sizes share better than pictures a second.
+        rates = [value.scaled(self.macs[key]) for key, value in trained.items()]
+        likely = median(rate.likely for rate in rates)
+        slowest = min([rate.slowest for rate in rates] + [likely / SCALING] * (len(rates) == 1))
+        fastest = max([rate.fastest for rate in rates] + [likely * SCALING] * (len(rates) == 1))
+        other = Throughput(likely, slowest, fastest)
+        return {key: trained.get(key) or other.scaled(1 / macs) for key, macs in self.macs.items()}
 
 
-def take(config: Json, tell: Notify) -> None:
-    """Measure a share, on a worker; tell {"measured": ...} of it."""
-    began = time.perf_counter()
-    import torch
+def past_epochs(ledger: Ledger, results: Iterable[Json], resources: TrialResources) -> dict[str, EpochRates]:
+    """Return the epochs of the latest finished trials of each cell on this kind of hardware, by cell key.
 
-    import sweeps.execution.rank_processes  # noqa: F401 - what a trial needs is a worker's start, whoever measures or trains first
-
-    place, share, start = RuntimeConfig(**config["place"]), config["measure"], time.perf_counter() - began
-    stop = stop_signal(Ledger(place.ledger), config["stop"])
-    found: Json = {"start": start, "nets": {}, "data": {}}
-    for key, text, classes, crop in share["nets"]:
-        if not stop():
-            cell = trial_from_json(json.loads(text)).cell
-            work = partial(measure, cell, classes, crop, place.device, place.threads, place.ranks)
-            _note(found["nets"], key, work)
-    for name in share["data"]:
-        if not stop():
-            _note(found["data"], name, partial(measure_maker, (name, place)))
-    if place.device == "cuda":
-        torch.cuda.empty_cache()  # the memory is that of the trials, of other workers too
-    tell({"measured": found})
+    Of several kinds of GPU those count that trained last.
+    """
+    latest = sorted((result for result in results if _same_kind(result, resources)), key=_finished, reverse=True)
+    by_cell: dict[str, list[Json]] = {}
+    for result in latest:
+        if result["hardware"]["device"] == latest[0]["hardware"]["device"]:
+            by_cell.setdefault(str(result["cell_key"]), []).append(result)
+    epochs = {cell_key: EpochRates() for cell_key in by_cell}
+    for cell_key, finished in by_cell.items():
+        for result in finished[FEW - 1 :: -1]:
+            for row in json.loads(ledger.read(f"trials/{result['key']}/history.json") or b"[]"):
+                epochs[cell_key].add(row)
+    return epochs
 
 
-def _note(found: Json, name: str, work: Callable[[], Sequence[float]]) -> None:
-    try:
-        found[name] = list(work())
-    except Exception as error:
-        # Its trial will meet this too, and have it on the ledger.
-        print(f"not measured: {name}: {error!r}")
+def _finished(result: Json) -> float:
+    return float(result.get("finished_ms", 0))
 
 
-SECONDS = 1.5  # of decoding, after the decoder has been compiled
-
-
-def measure_maker(item: tuple[str, RuntimeConfig]) -> Maker:
-    """Return how fast a worker makes training views of a data set, by its name, that does not stay on the device."""
-    import numpy as np
-    import torch
-
-    from data.augment import training_view
-    from data.datasets import beton_path, dataset, order
-    from data.load import open_pictures
-
-    name, place = item
-    fetch_dataset(name, place.data_dir, place.data_source)
-    facts, device = dataset(name, Path(place.data_dir)), torch.device(place.device)
-    torch.set_num_threads(place.threads)
-    path = beton_path(name, "train", Path(place.data_dir))
-    with open_pictures(path, reader=place.reader, workers=place.workers, device=device, resident_bytes=0) as pictures:
-        sidecar = pictures.sidecar
-        indices, made, began = order(0, 0, np.arange(len(pictures), dtype=np.int64)), 0, 0.0
-        for number, batch in enumerate(pictures.batches(indices, 64)):
-            training_view(
-                batch.images, batch.ids, seed=0, epoch=0, crop=facts.crop, flip=True, shift=0, lighting=0.0,
-                mean=sidecar.mean, std=sidecar.std, eigenvalues=sidecar.eigenvalues, eigenvectors=sidecar.eigenvectors,
-            )  # fmt: skip
-            # The first batches were decoded ahead while the decoder was compiled.
-            if number == 4:
-                began = time.perf_counter()
-            elif number > 4:
-                made += len(batch.labels)
-                if time.perf_counter() - began > SECONDS:
-                    break
-    cuda = device.type == "cuda"
-    memory = 0.8 * torch.cuda.get_device_properties(device).total_memory if cuda else float("inf")
-    return Maker(made / (time.perf_counter() - began) if made else float("inf"), memory)
-
-
-def known(ledger: Ledger, names: Iterable[str], hardware: str) -> dict[str, Maker]:
-    """Return the measurements of data sets that the ledger keeps."""
-    found = ((name, ledger.read_json(_file(name, hardware))) for name in names)
-    return {name: Maker(**value) for name, value in found if value is not None}
-
-
-def keep(ledger: Ledger, makers: Mapping[str, Maker], hardware: str) -> None:
-    """Put measurements on the ledger."""
-    for name, maker in makers.items():
-        ledger.write_json(_file(name, hardware), maker._asdict())
-
-
-def _file(name: str, hardware: str) -> str:
-    return f"makers/{hashlib.sha256(f'{name} {hardware}'.encode()).hexdigest()[:20]}.json"
+def _same_kind(result: Json, resources: TrialResources) -> bool:
+    """Return whether a trial ran on such a device, by as many ranks, on a CPU by as many threads."""
+    hardware = result.get("hardware", {})
+    device = "cpu" if hardware.get("device") == (platform.processor() or platform.machine()) else "cuda"
+    ranks, threads = int(hardware.get("ranks", 1)), int(hardware.get("threads", 1))
+    same = device == resources.device and ranks == resources.ranks
+    return same and "device" in hardware and (device == "cuda" or threads == resources.threads)

@@ -1,23 +1,26 @@
-"""Ray: one Tuner over a flat queue of trials, and the supervisor that outlives whatever ends a Tuner.
+"""Driver of Ray Tune: a searcher that suggests what the plan lacks, and a loop that starts a Tuner anew when one ends.
 
-The queue is a Searcher that suggests what the plan lacks and believes only the ledger: a trial is done when its
-result is there, whatever Tune says of it. Every start, and every restart after an error, builds a fresh Tuner.
+The ledger alone decides: a trial is done when its result is there, whatever Tune says of it. Each start, and each
+restart after an error, builds a fresh Tuner.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
-from sweeps.execution import ray_runtime, throughput
+from sweeps.execution import ray_runtime
+from sweeps.execution.messages import Assignment, Message
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.execution.worker import work
@@ -27,264 +30,254 @@ from sweeps.store.lease import claim, elsewhere, unclaim
 from sweeps.store.ledger import Json
 from sweeps.training.shared_batches import StreamKey
 
-# Read by Tune when it is imported.
-os.environ.update(
-    {
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    }
-)
+os.environ.update(ray_runtime.TUNE_SETTINGS)
 
 from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
-MAX_FRUITLESS_SESSIONS = 3  # sessions in a row without one finished epoch after which the supervisor gives up
+MAX_FRUITLESS_SESSIONS = 3  # Tuners in a row without a finished epoch, after which the driver gives up
+PACKAGES = Path(__file__).resolve().parents[2]  # holds sweeps, data and crelu_models
+TRACE_LINE = re.compile(r'File "(?:[^"]*/)?((?:sweeps|data|crelu_models)/[\w/]+\.py)", line (\d+)')
 
 
 class NoProgressError(Exception):
-    """Ray ended session after session, and nothing was trained."""
+    """Ray ended several Tuners in a row before anything was trained."""
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
-    """The flat queue: what the plan still lacks, in its order; done is what the ledger says is done."""
+    """Queue of trials: those of the plan without a result on the ledger, in the plan's order."""
 
     def __init__(self, session: DriverState) -> None:
-        """Read the results that are there."""
+        """Read results and failures from the ledger, and plan the rest."""
         super().__init__(metric="epoch", mode="max")
         self.session = session
+        # What ran under a Tuner that has ended runs no more, but has used its time.
         session.lost_seconds += sum(time.monotonic() - began for began in session.started_at.values())
         session.started_at.clear()
-        if session.gauge is not None:
-            self._gauging(session.gauge.abandon)
         self.results = session.ledger.results()
-        self.failed = {key for key, tries in session.ledger.failed().items() if has_failed(tries)}
-        self.running: dict[str, list[Trial]] = {}  # by Tune's name: a trial, or the members of a pack
-        self.shares: dict[str, list[str]] = {}  # who has a part in the time of a pack, also after leaving it
-        self.pack_limits: dict[StreamKey, int] = {}  # members for which there was memory, by the kind of pack
-        self.set_aside: set[str] = set()
-        self.failures: dict[str, set[str]] = {}
+        self.failed = {key for key, attempts in session.ledger.failed().items() if has_failed(attempts)}
+        self.running: dict[str, list[Trial]] = {}  # by Tune's name: one trial, or the members of a pack
+        self.members: dict[str, list[str]] = {}  # keys of all that share a pack's time, also after they have left it
+        self.pack_limits: dict[StreamKey, int] = {}  # members that memory allows, by kind of pack
+        self.probes: set[str] = set()  # Tune's names of trials that leave after an epoch
+        self.probed: set[str] = set()  # keys of trials that were probes; each is one at most once
+        self.set_aside: set[str] = set()  # not to be tried again in this session
+        self.failures: dict[str, set[str]] = {}  # cells that have failed, by the signature of the error
         self.cell_trials: dict[str, CellTrials] = {}
         for cell in session.sweep.cells:
             self._expand_cell(cell)
         self.waiting = self._missing_trials()
 
+    # What runs next --------------------------------------------------------------------------------------------------
+
     def _expand_cell(self, cell: Cell) -> None:
-        """Look again at what a cell comes to."""
+        """Plan the trials of a cell from the results so far."""
         self.cell_trials[cell.key] = cell_trials(cell, self.session.sweep.protocol, self.results, self.failed)
 
     def _missing_trials(self) -> list[Trial]:
-        """Return the trials without a result, in order, that are not running, given up, or left."""
-        busy = {trial.key for pack in self.running.values() for trial in pack} | self.failed | self.set_aside
+        """Return the trials that are neither done, running, failed nor set aside; the next one stands last."""
+        excluded = {trial.key for pack in self.running.values() for trial in pack} | self.failed | self.set_aside
         trials = ordered(self.cell_trials.values())
         self.session.planned = trials
         self.session.pending = [trial for part in self.cell_trials.values() for trial in part.pending]
-        lacking = [trial for trial in trials if trial.key not in self.results and trial.key not in busy]
-        if lacking and not self.session.epochs and not self.running:
-            # The largest goes first, as a canary: what does not fit is known before the queue is under way.
-            largest = max(lacking, key=lambda trial: self.session.size(trial))
-            lacking.remove(largest)
-            lacking.insert(0, largest)
-        return lacking[::-1]
+        missing = [trial for trial in trials if trial.key not in self.results and trial.key not in excluded]
+        if missing and not self.session.epochs and not self.running:
+            # The largest trial goes first: a lack of memory shows before the others have begun.
+            largest = max(missing, key=self.session.size)
+            missing.remove(largest)
+            missing.insert(0, largest)
+        return missing[::-1]
 
-    def suggest(self, trial_id: str) -> Any:
-        """Return the configuration of the next trial; None while a running one may bring more; else FINISHED."""
+    def suggest(self, trial_id: str) -> Assignment | Literal["FINISHED"] | None:
+        """Return the next assignment; None while running trials may bring more; else FINISHED."""
         session = self.session
-        if session.stopping:
-            return Searcher.FINISHED
-        if not self.waiting:
-            return None if self.running else Searcher.FINISHED
-        if session.hours() >= session.limits.hours:
+        if not session.stopping and self.waiting and session.hours() >= session.limits.hours:
             self._end_for_budget()
-            return None if self.running else Searcher.FINISHED
-        if session.gauge is not None:
-            share = session.gauge.hand(trial_id)
-            if share is not None:
-                place = asdict(session.config)
-                return {"key": f"gauge-{trial_id}", "measure": share, "place": place, "stop": session.stop_mark}
-            if session.gauge.first:
-                return None
-        pack = self._claim_next_group()
-        if not pack:
-            return None if self.waiting or self.running else Searcher.FINISHED
-        self.running[trial_id], self.shares[trial_id] = pack, [trial.key for trial in pack]
-        for trial in pack:
+            return None if self.running else "FINISHED"
+        group = [] if session.stopping else self._next_group()
+        if not group:
+            more_may_come = not session.stopping and bool(self.waiting or self.running)
+            return None if more_may_come else "FINISHED"
+        for trial in group:
+            claim(session.ledger, session.sweep.title, trial.key)
+        self.running[trial_id], self.members[trial_id] = group, [trial.key for trial in group]
+        for trial in group:
             self._notify("started", trial, {})
-        place = asdict(session.config) | {"fingerprint": session.fingerprints.get(pack[0].cell.dataset, "")}
+        fingerprint = session.fingerprints.get(group[0].cell.dataset, "")
+        if probe := len(group) == 1 and self._is_probe(group[0]):
+            self.probes.add(trial_id)
+            self.probed.add(group[0].key)
         return {
-            "key": pack[0].key + (f"+{len(pack) - 1}" if len(pack) > 1 else ""),
+            "key": group[0].key + (f"+{len(group) - 1}" if len(group) > 1 else ""),
             "pack": f"{session.name}-{trial_id}",
-            "trials": [json.dumps(trial.to_json()) for trial in pack],
-            "place": place,
+            "trials": [json.dumps(trial.to_json()) for trial in group],
+            "runtime": asdict(session.config) | {"fingerprint": fingerprint},
             "stop": session.stop_mark,
             "work": session.work,
+            "probe": probe,
         }
 
-    def trial_started(self, trial_id: str) -> None:
-        """Count the time of what has been given a machine: to wait for one, on a cluster that grows, costs nothing."""
-        if trial_id in self.running:
-            self.session.started_at.setdefault(trial_id, time.monotonic())
-
-    def _gauging(self, step: Callable[..., Any], *words: Any) -> None:
-        """Take a step of the gauge, which may tell the driver what was found."""
-        try:
-            step(*words)
-        except Exception:
-            self.session.errors.append(traceback.format_exc())
-
-    def _available(self, trial: Trial) -> bool:
-        """Return whether no other sweep's driver trains this trial; what such a one has finished is done here too."""
-        session = self.session
-        done = session.ledger.result(trial.key)
-        if done is None:
-            return not elsewhere(session.ledger, session.sweep.title, trial.key)
-        self.results[trial.key] = done
-        self.waiting = [other for other in self.waiting if other.key != trial.key]
-        self._notify("done", trial, done)
-        self._replan_cell(trial)
-        return False
-
-    def _claim_next_group(self) -> list[Trial]:
-        """Take the next trial off the queue, and those that are to train beside it; none where others train them."""
-        pack = self._next_group()
-        for trial in pack:
-            claim(self.session.ledger, self.session.sweep.title, trial.key)
-        return pack
-
     def _next_group(self) -> list[Trial]:
-        session = self.session
+        """Take the next trial off the queue with those to train beside it; none where other drivers train the rest."""
         first = next((trial for trial in self.waiting[::-1] if self._available(trial)), None)
         if first is None:
             return []
-        self.waiting = [trial for trial in self.waiting if trial.key != first.key]
-        packs = session.pack_policy
-        most = self.pack_limits.get(packs.kind(first), packs.most)
+        self._take([first])
+        policy = self.session.pack_policy()
+        most = self.pack_limits.get(policy.kind(first), policy.most)
         if most < 2:
             return [first]
-        if packs.even:
-            idle = max(1, max_concurrent(session.resources) - len(self.running))
-            most = min(most, -(-(len(self.waiting) + 1) // idle))
-        shape = session.shapes.get(first.cell.dataset, (10, first.cell.net.size))
-        mates = packs.members_for(first, self.waiting[::-1], self._epoch_of, most, *shape)
-        mates = [trial for trial in mates if self._available(trial)]
-        taken = {trial.key for trial in mates}
-        self.waiting = [trial for trial in self.waiting if trial.key not in taken]
-        return [first, *mates]
+        if policy.even:
+            idle_workers = max(1, max_concurrent(self.session.resources) - len(self.running))
+            most = min(most, -(-(len(self.waiting) + 1) // idle_workers))
+        shape = self.session.shapes.get(first.cell.dataset, (10, first.cell.net.size))
+        others = policy.members_for(first, self.waiting[::-1], self._epoch_of, most, *shape)
+        others = [trial for trial in others if self._available(trial)]
+        self._take(others)
+        return [first, *others]
+
+    def _is_probe(self, trial: Trial) -> bool:
+        """Return whether a trial is to leave after its next epoch, which shows whether it should train in a pack."""
+        policy = self.session.pack_policy()
+        if trial.cell.key not in policy.unknown or trial.key in self.probed:
+            return False
+        return any(policy.kind(other) == policy.kind(trial) for other in self.waiting)
+
+    def _take(self, trials: Sequence[Trial]) -> None:
+        keys = {trial.key for trial in trials}
+        self.waiting = [trial for trial in self.waiting if trial.key not in keys]
+
+    def _available(self, trial: Trial) -> bool:
+        """Return whether no driver of another sweep trains or has trained this trial; its result counts here too."""
+        session = self.session
+        result = session.ledger.result(trial.key)
+        if result is None:
+            return not elsewhere(session.ledger, session.sweep.title, trial.key)
+        self._take([trial])
+        self._record_result(trial, result)
+        return False
 
     def _epoch_of(self, trial: Trial) -> int:
-        """Return the epoch a trial stands at; -1 for one that has failed before, and is better tried alone."""
+        """Return the epoch a trial has reached; -1 for one that has failed before, which should train alone."""
         ledger = self.session.ledger
         if ledger.names(f"attempts/{trial.key}"):
             return -1
-        saved = ledger.names(f"checkpoints/{trial.key}")
-        return int(saved[-1].partition("-")[0]) if saved else 0
+        checkpoints = ledger.names(f"checkpoints/{trial.key}")
+        return int(checkpoints[-1].partition("-")[0]) if checkpoints else 0
 
-    def on_trial_result(self, trial_id: str, result: Json) -> None:
-        """Take in what a worker has told: an epoch, a member that has left its pack, or what was measured."""
-        for news in result.get("news", ()):
-            self._on_news(trial_id, news)
+    # What workers report ---------------------------------------------------------------------------------------------
+
+    def trial_started(self, trial_id: str) -> None:
+        """Start the clock of trials that have got a machine: waiting for one, on a growing cluster, costs nothing."""
+        if trial_id in self.running:
+            self.session.started_at.setdefault(trial_id, time.monotonic())
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Sequence[Message]]) -> None:
+        """Handle a worker's messages."""
+        for message in result.get("news", ()):
+            self._on_message(trial_id, message)
         if self.session.hours() >= self.session.limits.hours:
             self._end_for_budget()
 
-    def _on_news(self, trial_id: str, news: Json) -> None:
-        if "measured" in news and self.session.gauge is not None:
-            self._gauging(self.session.gauge.hear, news["measured"])
-        pack = self.running.get(trial_id, [])
-        trial = next((trial for trial in pack if trial.key == news.get("key")), None)
+    def _on_message(self, trial_id: str, message: Message) -> None:
+        group = self.running.get(trial_id, [])
+        trial = next((trial for trial in group if trial.key == message["key"]), None)
         if trial is None:
             return
-        if "row" in news:
+        if "row" in message:
             self.session.epochs += 1
-            self._notify("epoch", trial, news["row"])
-        elif "over" in news:
-            pack.remove(trial)
-            if news["fits"]:
-                self._limit_pack(trial, news["fits"])
-            self._on_trial_end(trial, False, True)
+            self._notify("epoch", trial, message["row"])
+        else:
+            group.remove(trial)
+            if message["fits"]:
+                self._limit_pack(trial, message["fits"])
+            self._on_trial_end(trial, died=False, retry=True)
 
-    def _limit_pack(self, trial: Trial, room: int) -> None:
-        """Let packs of this kind have no more than `room` members from now on."""
-        kind = self.session.pack_policy.kind(trial)
-        self.pack_limits[kind] = max(1, min(room, self.pack_limits.get(kind, room)))
+    def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:  # noqa: ARG002
+        """Record from the ledger what became of the trials of a worker that has ended."""
+        group, session = self.running.pop(trial_id, None), self.session
+        if group is None:
+            return
+        # Members of a pack have equal parts of its time.
+        keys = self.members.pop(trial_id)
+        seconds = time.monotonic() - session.started_at.pop(trial_id, time.monotonic())
+        for key in keys:
+            session.seconds_by_trial[key] = session.seconds_by_trial.get(key, 0.0) + seconds / len(keys)
+        # A pack whose process died several times has probably run out of the host's memory.
+        if error and len(group) > 1:
+            self._limit_pack(group[0], len(group) // 2)
+        packed, probe = len(keys) > 1, trial_id in self.probes
+        self.probes.discard(trial_id)
+        for trial in group:
+            self._on_trial_end(trial, died=error and not packed, retry=packed or probe)
+        if packed:
+            session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
+
+    def _limit_pack(self, trial: Trial, members: int) -> None:
+        """Let later packs of this kind have at most so many members."""
+        kind = self.session.pack_policy().kind(trial)
+        self.pack_limits[kind] = max(1, min(members, self.pack_limits.get(kind, members)))
 
     def _end_for_budget(self) -> None:
-        """Stop in good order because the budget is used up: what runs saves its state, and nothing is lost."""
+        """Stop because the budget is used up: running trials save their state, and nothing is lost."""
         self.session.over_budget = True
         self.session.stop()
 
-    def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:
-        """Look up on the ledger what became of a trial that Tune has ended, or of those left of a pack."""
-        pack, session = self.running.pop(trial_id, None), self.session
-        if session.gauge is not None:
-            self._gauging(session.gauge.leave, trial_id)
-        if pack is None:
-            return
-        shares = self.shares.pop(trial_id)
-        size, seconds = len(shares), time.monotonic() - session.started_at.pop(trial_id, time.monotonic())
-        for key in shares:
-            session.seconds_by_trial[key] = session.seconds_by_trial.get(key, 0.0) + seconds / size
-        if error and len(pack) > 1:
-            # Its process died again and again, which is how a host's memory runs out.
-            self._limit_pack(pack[0], len(pack) // 2)
-        for trial in pack:
-            self._on_trial_end(trial, error and size == 1, size > 1)
-        if size > 1:
-            session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
+    # What becomes of a trial -----------------------------------------------------------------------------------------
 
-    def _on_trial_end(self, trial: Trial, error: bool, again: bool) -> None:
+    def _on_trial_end(self, trial: Trial, *, died: bool, retry: bool) -> None:
         try:
             unclaim(self.session.ledger, trial.key)
-            self._record_outcome(trial, error, again)
-        except Exception:  # an error here would end every trial of the sweep; the next session sees the ledger again
+            self._record_outcome(trial, died, retry)
+        except Exception:  # raised here it would end every trial; the next Tuner reads the ledger again
             self.set_aside.add(trial.key)
             self.session.errors.append(traceback.format_exc())
 
-    def _record_outcome(self, trial: Trial, error: bool, again: bool) -> None:
-        """See what became of a trial; `again` says that one without a result goes back to the queue."""
+    def _record_outcome(self, trial: Trial, died: bool, retry: bool) -> None:
+        """Record a trial as done, failed or left. `died`: its process did; `retry`: a trial left may run again."""
         ledger = self.session.ledger
-        done = ledger.result(trial.key)
-        if done is not None:
-            self.results[trial.key] = done
-            self._notify("done", trial, done)
-        elif self.session.stopping:
-            self.set_aside.add(trial.key)
-            self._notify("left", trial, {})
+        result = ledger.result(trial.key)
+        if result is not None:
+            self._record_result(trial, result)
+            return
+        attempts = ledger.attempts(trial.key)
+        if died and not self.session.stopping and not has_failed(attempts):
+            error = f"the worker process died {MAX_ATTEMPTS} times"
+            ledger.add_attempt(trial.key, {"error": error, "final": True, "time": time.time()})
+            attempts = ledger.attempts(trial.key)
+        if has_failed(attempts) and not self.session.stopping:
+            self.failed.add(trial.key)
+            self._notify("failed", trial, attempts[-1])
+            self._check_failure_limits(trial, attempts[-1])
         else:
-            tries = ledger.attempts(trial.key)
-            if error and not has_failed(tries):
-                lost = {"error": f"the worker process died {MAX_ATTEMPTS} times", "final": True, "time": time.time()}
-                ledger.add_attempt(trial.key, lost)
-            tries = ledger.attempts(trial.key)
-            if has_failed(tries):
-                self.failed.add(trial.key)
-                self._notify("failed", trial, tries[-1])
-                self._check_failure_limits(trial, tries[-1])
-            elif again:
-                self._notify("left", trial, {})
-                self.waiting = self._missing_trials()
-            else:
+            self._notify("left", trial, {})
+            if self.session.stopping or not retry:
                 self.set_aside.add(trial.key)
-                self._notify("left", trial, {})
+            else:
+                self.waiting = self._missing_trials()
+        self._replan_cell(trial)
+
+    def _record_result(self, trial: Trial, result: Json) -> None:
+        self.results[trial.key] = result
+        self._notify("done", trial, result)
         self._replan_cell(trial)
 
     def _replan_cell(self, trial: Trial) -> None:
-        """See what follows from a trial that has come to its end."""
+        """Plan the trials that follow from this one, where the protocol derives trials from results."""
         protocol = self.session.sweep.protocol
-        if protocol.search is not None or protocol.single:  # only these make new trials of results
+        if protocol.search is not None or protocol.single:
             self._expand_cell(trial.cell)
             self.waiting = self._missing_trials()
 
-    def _check_failure_limits(self, trial: Trial, last: Json) -> None:
-        """Stop the session where failures are too many, or one error has met several cells."""
-        limits, session = self.session.limits, self.session
-        self.failures.setdefault(failure_signature(last), set()).add(trial.cell.key)
+    def _check_failure_limits(self, trial: Trial, attempt: Json) -> None:
+        """Stop the session where too many trials have failed, or several cells by the same error."""
+        limits, session, signature = self.session.limits, self.session, failure_signature(attempt)
+        self.failures.setdefault(signature, set()).add(trial.cell.key)
         if sum(map(len, self.failures.values())) >= limits.failures:
             session.stop_reason = f"{limits.failures} trials have failed"
-        elif len(self.failures[failure_signature(last)]) >= limits.same_error:
-            session.stop_reason = f"the same error in {limits.same_error} cells: {failure_signature(last)}"
+        elif len(self.failures[signature]) >= limits.same_error:
+            session.stop_reason = f"the same error in {limits.same_error} cells: {signature}"
         if session.stop_reason:
             session.stop()
 
@@ -294,77 +287,87 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         except Exception:
             self.session.errors.append(traceback.format_exc())
 
+    # Tune saves and restores its searcher; this one is rebuilt from the ledger instead -------------------------------
+
     def __getstate__(self) -> Json:
-        """Return nothing: Tune pickles its searcher to be restored from, and this one is rebuilt instead."""
+        """Return nothing to pickle."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the ledger is the state."""
+        """Save nothing."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing: the ledger is the state."""
+        """Restore nothing."""
 
 
-def train_trial(config: Json) -> None:
-    """Perform the trials in `config` on a worker, telling Tune each epoch; or measure what it says."""
+def train_assignment(config: Assignment) -> None:
+    """Train an assignment on a worker and report each message to Tune."""
 
-    def tell(news: Json) -> None:
-        # In a list: of dictionaries within a result Tune makes columns, whose names the queue does not know.
-        tune.report({"news": [news]})
+    def notify(message: Message) -> None:
+        # In a list, since Tune makes columns of dictionaries within a result.
+        tune.report({"news": [message]})
 
-    (throughput.take if "measure" in config else work)(config, tell)
+    work(config, notify)
 
 
 def failure_signature(attempt: Json) -> str:
-    """Return what makes two failures the same: the error's type and the innermost place in our code."""
+    """Return the type of an error and the innermost line of our code: two failures with the same are one fault.
+
+    Our files are known by their paths within the packages, so that workers and installations elsewhere give the same.
+    """
     kind = str(attempt.get("error", "")).partition(":")[0]
-    lines = str(attempt.get("trace", "")).splitlines()
-    ours = [line.strip() for line in lines if "/sweeps/" in line or "/data/" in line]
-    place = ours[-1].rpartition("/")[2] if ours else ""
-    return f"{kind} at {place}" if place else kind
+    trace = str(attempt.get("trace", ""))
+    lines = [(file, number) for file, number in TRACE_LINE.findall(trace) if (PACKAGES / file).is_file()]
+    if not lines:
+        return kind
+    # The stack of a process that hung begins with its innermost line.
+    file, number = lines[0] if "most recent call first" in trace else lines[-1]
+    return f"{kind} at {file}:{number}"
 
 
 def max_concurrent(resources: TrialResources) -> int:
-    """Return how many trials run at once, when all machines are up that the cluster may start for them."""
+    """Return how many trials run at once, with every machine that the cluster may start for them."""
+    if resources.max_concurrent:
+        return resources.max_concurrent
     cpus, gpus = resources.cpus, resources.gpus
-    room = sum(ray_runtime.slots(machine, cpus, gpus) for machine in ray_runtime.machines())
-    return resources.max_concurrent or max(1, room, ray_runtime.max_slots(ray_runtime.autoscaler(), cpus, gpus))
+    slots = sum(ray_runtime.slots(machine, cpus, gpus) for machine in ray_runtime.machines())
+    return max(1, slots, ray_runtime.max_slots(ray_runtime.autoscaler(), cpus, gpus))
 
 
 def run_trials(session: DriverState) -> None:
-    """Run trials until every planned one is done or given up, or the session is told to stop.
+    """Run trials until each is done or has failed, or the session is told to stop; NoProgressError where Ray fails.
 
-    Ray may end a Tuner at any time (the memory monitor, a lost node, an error in a hook); a fresh one goes on.
+    Ray may end a Tuner at any time (the memory monitor, a lost node, an error in a hook); a new one continues.
     """
     fruitless = 0
     while not session.stopping:
-        queue, before = LedgerSearcher(session), session.epochs
-        if not queue.waiting:
+        searcher, epochs_before = LedgerSearcher(session), session.epochs
+        if not searcher.waiting:
             return
         folder = tempfile.mkdtemp(prefix="tune-")
         try:
-            # Tune prints on standard output whatever its verbosity; the view has its own hold of the terminal.
+            # Tune prints on standard output at every verbosity; the live view keeps its own handle of the terminal.
             with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
-                _tuner(queue, session, folder).fit()
+                _tuner(searcher, session, folder).fit()
         except Exception as error:
             session.errors.append("".join(traceback.format_exception(error)))
             time.sleep(1.0)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        fruitless = 0 if session.epochs > before else fruitless + 1
+        fruitless = 0 if session.epochs > epochs_before else fruitless + 1
         if fruitless >= MAX_FRUITLESS_SESSIONS:
             last = session.errors[-1].strip().splitlines()[-1] if session.errors else "no error was seen"
             raise NoProgressError(f"{MAX_FRUITLESS_SESSIONS} sessions in a row brought nothing: {last}")
 
 
-def _tuner(queue: LedgerSearcher, session: DriverState, folder: str) -> tune.Tuner:
-    """Return a Tuner over the queue, with nothing of its own worth keeping."""
+def _tuner(searcher: LedgerSearcher, session: DriverState, folder: str) -> tune.Tuner:
+    """Return a Tuner over the queue; nothing in its folder is needed later."""
     resources = session.resources
     needs = {"cpu": resources.cpus} | ({"gpu": resources.gpus} if resources.gpus else {})
     return tune.Tuner(
-        tune.with_resources(train_trial, needs),
+        tune.with_resources(train_assignment, needs),
         tune_config=tune.TuneConfig(
-            search_alg=queue,
+            search_alg=searcher,
             num_samples=-1,
             max_concurrent_trials=max_concurrent(resources),
             reuse_actors=True,
@@ -376,22 +379,22 @@ def _tuner(queue: LedgerSearcher, session: DriverState, folder: str) -> tune.Tun
             storage_path=folder,
             failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS - 1),
             verbose=0,
-            callbacks=[StartCallback(queue)],
+            callbacks=[StartCallback(searcher)],
         ),
     )
 
 
-def _name(trial: Any) -> str:
+def _name(trial: TuneTrial) -> str:
     return str(trial.config.get("key", trial.trial_id))
 
 
 class StartCallback(tune.Callback):  # type: ignore[misc]
-    """Tells the queue when a trial has its machine; a Searcher hears only of asking and of results."""
+    """Callback that tells the searcher when a trial gets its machine; Tune itself tells it only of results."""
 
-    def __init__(self, queue: LedgerSearcher) -> None:
-        """Tell this queue."""
-        self.searcher = queue
+    def __init__(self, searcher: LedgerSearcher) -> None:
+        """Tell this searcher."""
+        self.searcher = searcher
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Pass it on."""
+    def on_trial_start(self, trial: TuneTrial, **_: object) -> None:
+        """Tell it."""
         self.searcher.trial_started(trial.trial_id)

@@ -1,4 +1,4 @@
-"""A watch over a worker: ends it when a trial hangs, and tells it when the driver asks it to stop."""
+"""Watchdog of a worker: ends a process whose trial hangs. Beside it, the signal by which the driver stops workers."""
 
 from __future__ import annotations
 
@@ -9,66 +9,58 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from sweeps.store.ledger import Json, Ledger
+from sweeps.store.ledger import Ledger
 
-STOP_POLL = {True: 0.5, False: 5.0}  # seconds between two looks for a stop, on a local ledger or not
-
-KEY_BYTES = 24  # bytes of the line that names a trial in a trace
-
-Notify = Callable[[Json], None]
+STOP_POLL = {True: 0.5, False: 5.0}  # seconds between two looks for a stop, by whether the ledger is local
+KEY_BYTES = 24  # length of the first line of a trace, which names the trial
 
 
 class Watchdog:
-    """Ends this process, with a stack on the ledger, when a trial takes no step for so many seconds.
+    """Timer that ends this process, with its stack on the ledger, when no step is taken for `seconds`.
 
-    Tune then starts the trial again elsewhere, from its checkpoint; the next try records the hang as a failed one.
-    The file begins with the key of the trial that is to blame, in a line of fixed length.
+    Tune then starts the trial again elsewhere, from its checkpoint, and the next process records the hang as a failed
+    attempt. The first line of the stack's file is the key of the trial that hung.
     """
 
     def __init__(self, ledger: Ledger, keys: Sequence[str], seconds: float) -> None:
-        """Record a hang of the try before, if there was one."""
+        """Record the hangs of earlier processes in these trials, and open the file for the next stack."""
         self.seconds, self.armed = seconds, 0.0
         for key in keys if ledger.local else ():
-            content = (ledger.read(f"trials/{key}/hang.txt") or b"").decode(errors="replace")
-            blamed, trace = content[:KEY_BYTES].strip(), content[KEY_BYTES:]
-            if trace:
-                what = f"Hang: no step for {seconds:.0f} s"
-                ledger.add_attempt(blamed, {"error": what, "trace": trace, "final": False, "time": time.time()})
-                ledger.delete(f"trials/{key}/hang.txt")
+            _record_hang(ledger, f"trials/{key}/hang.txt", seconds)
         if ledger.local and keys:
             name = f"trials/{keys[0]}/hang.txt"
             ledger.write(name, b"")
-            self.file: IO[bytes] = open(ledger.path(name), "wb")  # noqa: SIM115 - the dump needs it open
+            self.file: IO[bytes] = open(ledger.path(name), "wb")  # noqa: SIM115 - open until the process ends
         else:
             self.file = tempfile.TemporaryFile()  # noqa: SIM115
-        self.file.write(_line(keys[0] if keys else ""))
+        self.file.write(_first_line(keys[0] if keys else ""))
         self.file.flush()
 
     def __enter__(self) -> Watchdog:
-        """Begin to watch."""
+        """Start the timer."""
         self._arm()
         return self
 
-    def set_current(self, key: str) -> None:
-        """Note whose turn it is, which is a sign of life too."""
-        os.pwrite(self.file.fileno(), _line(key), 0)
-        self._live()
-
     def __exit__(self, *_: object) -> None:
-        """Watch no more."""
+        """Stop the timer."""
         faulthandler.cancel_dump_traceback_later()
         self.file.close()
 
+    def set_current(self, key: str) -> None:
+        """Name the trial that takes the next step; this restarts the timer too."""
+        os.pwrite(self.file.fileno(), _first_line(key), 0)
+        self._restart()
+
     def wrap(self, stop: Callable[[], bool]) -> Callable[[], bool]:
-        """Return `stop`, which a trial asks after each step, as the sign of life too."""
+        """Return `stop`, which a trial calls after each step, such that each call restarts the timer."""
 
         def alive() -> bool:
-            self._live()
+            self._restart()
             return stop()
 
         return alive
 
-    def _live(self) -> None:
+    def _restart(self) -> None:
         if time.monotonic() - self.armed > min(10.0, self.seconds / 10):
             self._arm()
 
@@ -77,20 +69,31 @@ class Watchdog:
         faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
 
 
-def _line(key: str) -> bytes:
+def _record_hang(ledger: Ledger, name: str, seconds: float) -> None:
+    """Turn the stack that a hung process has left, if any, into a failed attempt of the trial it names."""
+    content = (ledger.read(name) or b"").decode(errors="replace")
+    key, trace = content[:KEY_BYTES].strip(), content[KEY_BYTES:]
+    if trace:
+        error = f"Hang: no step for {seconds:.0f} s"
+        ledger.add_attempt(key, {"error": error, "trace": trace, "final": False, "time": time.time()})
+        ledger.delete(name)
+
+
+def _first_line(key: str) -> bytes:
     """Return a key as a line of fixed length."""
     return f"{key:<{KEY_BYTES - 1}}\n".encode()
 
 
 def stop_signal(ledger: Ledger, mark: str) -> Callable[[], bool]:
-    """Return a function that says whether the driver asked this session to stop, looking only now and then."""
+    """Return a function that says whether the driver has asked its workers to stop, by a look every STOP_POLL s."""
     folder, name = os.path.split(mark)
-    looked, seen, every = time.monotonic(), False, STOP_POLL[ledger.local]
+    interval = STOP_POLL[ledger.local]
+    last_look, stopping = time.monotonic(), False
 
     def stop() -> bool:
-        nonlocal looked, seen
-        if not seen and time.monotonic() - looked > every:
-            looked, seen = time.monotonic(), name in ledger.names(folder)
-        return seen
+        nonlocal last_look, stopping
+        if not stopping and time.monotonic() - last_look > interval:
+            last_look, stopping = time.monotonic(), name in ledger.names(folder)
+        return stopping
 
     return stop

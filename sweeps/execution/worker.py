@@ -1,4 +1,4 @@
-"""What a worker does with a trial or a pack: perform it, watch over it, put what goes wrong on the ledger. No Ray."""
+"""Work of a worker: train a trial or a pack under a watchdog, with failures on the ledger. It knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -6,33 +6,65 @@ import importlib
 import json
 from collections.abc import Callable
 
-from sweeps.execution.watchdog import Notify, Watchdog, stop_signal
+from sweeps.execution.messages import Assignment, Message, Notify, left
+from sweeps.execution.watchdog import Watchdog, stop_signal
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json, Ledger, failed_attempt
 from sweeps.training.runtime import RuntimeConfig
 
+# Torch is imported inside functions here: the driver imports this module, and never pays for torch.
 
-def work(config: Json, tell: Notify) -> None:
-    """Perform the trials in the queue's `config`; failures go to the ledger, and those that may pass are raised too.
+Report = Callable[[int, dict[str, float]], None]
+Train = Callable[[Trial, RuntimeConfig, Report, Callable[[], bool]], Json | None]
 
-    `tell` hears {"key", "epoch", "row"} of each epoch; of a pack also {"key", "over"} when a member is gone.
+
+def work(assignment: Assignment, notify: Notify) -> None:
+    """Train the trials of an assignment.
+
+    All failures go to the ledger, and those that may pass are raised too: Tune then starts the worker again.
     """
-    trials, place = [trial_from_json(json.loads(text)) for text in config["trials"]], RuntimeConfig(**config["place"])
-    ledger = Ledger(place.ledger)
-    stop = stop_signal(ledger, config["stop"])
+    trials = [trial_from_json(json.loads(text)) for text in assignment["trials"]]
+    runtime = RuntimeConfig(**assignment["runtime"])
+    stop = stop_signal(Ledger(runtime.ledger), assignment["stop"])
     if len(trials) > 1:
-        _work_on_pack(config["pack"], trials, place, tell, stop)
-        return
-    (trial,) = trials
+        _train_pack(assignment["pack"], trials, runtime, notify, stop)
+    else:
+        train = train_function(assignment["work"], runtime.ranks)
+        _train_one(trials[0], train, runtime, notify, stop, assignment["probe"])
+
+
+def train_function(name: str, ranks: int) -> Train:
+    """Return what trains a trial: the function of this name (module:function), or ours for so many ranks."""
+    if name:
+        module, _, function = name.partition(":")
+        train: Train = getattr(importlib.import_module(module), function)
+        return train
+    if ranks > 1:
+        from sweeps.execution import rank_processes
+
+        return rank_processes.run_trial
+    from sweeps.training.run_trial import run_trial
+
+    return run_trial
+
+
+def _train_one(
+    trial: Trial, train: Train, runtime: RuntimeConfig, notify: Notify, stop: Callable[[], bool], probe: bool
+) -> None:
+    """Train a trial; a probe leaves once it has reported an epoch."""
+    ledger, reported = Ledger(runtime.ledger), False
 
     def report(epoch: int, row: dict[str, float]) -> None:
-        tell({"key": trial.key, "epoch": epoch, "row": row})
+        nonlocal reported
+        notify({"key": trial.key, "epoch": epoch, "row": row})
+        reported = True
+
+    def leave() -> bool:
+        return stop() or (probe and reported)
 
     try:
-        with Watchdog(ledger, [trial.key], place.hang_seconds) as watch:
-            # Torch is imported here, in the worker alone: the driver never pays for it.
-            module, _, name = config["work"].partition(":")
-            getattr(importlib.import_module(module), name)(trial, place, report, watch.wrap(stop))
+        with Watchdog(ledger, [trial.key], runtime.hang_seconds) as watchdog:
+            train(trial, runtime, report, watchdog.wrap(leave))
     except ValueError as error:
         ledger.add_attempt(trial.key, failed_attempt(error, final=True))
     except Exception as error:
@@ -40,25 +72,31 @@ def work(config: Json, tell: Notify) -> None:
         raise
 
 
-def _work_on_pack(name: str, trials: list[Trial], place: RuntimeConfig, tell: Notify, stop: Callable[[], bool]) -> None:
-    """Perform trials side by side; a try after a dead process takes only those that had not left the one before."""
-    pack = importlib.import_module("sweeps.execution.pack")
-    ledger, note = Ledger(place.ledger), f"packs/{name}.json"
-    left = set((ledger.read_json(note) or {}).get("left", []))
+def _train_pack(
+    name: str, trials: list[Trial], runtime: RuntimeConfig, notify: Notify, stop: Callable[[], bool]
+) -> None:
+    """Train trials side by side.
 
-    def told(news: Json) -> None:
-        if "over" in news:
-            # Noted first: once the queue has heard of it, the trial may train elsewhere.
-            left.add(news["key"])
-            ledger.write_json(note, {"left": sorted(left)})
-        tell(news)
+    Tune starts a worker whose process died again with the same trials. A note on the ledger says which of them had
+    left the pack by then: these may train elsewhere already.
+    """
+    from sweeps.execution.pack import perform_pack
 
-    staying = [trial for trial in trials if trial.key not in left]
-    with Watchdog(ledger, [trial.key for trial in staying], place.hang_seconds) as watch:
-        # A member that the process before died of does not take the others with it again.
-        suspects = [trial for trial in staying if ledger.attempts(trial.key)]
+    ledger, note = Ledger(runtime.ledger), f"packs/{name}.json"
+    gone = set((ledger.read_json(note) or {}).get("left", []))
+
+    def noting(message: Message) -> None:
+        if "over" in message:
+            # The note comes first: after the message the driver may start the trial elsewhere.
+            gone.add(message["key"])
+            ledger.write_json(note, {"left": sorted(gone)})
+        notify(message)
+
+    members = [trial for trial in trials if trial.key not in gone]
+    with Watchdog(ledger, [trial.key for trial in members], runtime.hang_seconds) as watchdog:
+        # A member that has failed, or ended the process before, leaves: it must not end the others again.
+        suspects = [trial for trial in members if ledger.attempts(trial.key)]
         for trial in suspects:
-            told({"key": trial.key, "epoch": 0, "over": True, "fits": 0})
-        pack.perform_pack(
-            [trial for trial in staying if trial not in suspects], place, told, watch.wrap(stop), watch.set_current
-        )
+            noting(left(trial.key))
+        healthy = [trial for trial in members if trial not in suspects]
+        perform_pack(healthy, runtime, noting, watchdog.wrap(stop), watchdog.set_current)

@@ -25,7 +25,7 @@ PATIENCE = 60.0  # seconds after which a machine without metadata is no machine 
 NOTICE = 120  # seconds of EC2's notice, where its own time cannot be read
 
 
-class NoMetadata(Exception):
+class NoMetadataError(Exception):
     """The metadata service does not answer."""
 
 
@@ -37,7 +37,7 @@ class Metadata:
     token: str = ""
 
     def read(self, path: str) -> str | None:
-        """Return the text at a path, None where there is none; NoMetadata where nothing answers."""
+        """Return the text at a path, None where there is none; NoMetadataError where nothing answers."""
         for _ in range(2):
             self.token = (
                 self.token or self._request("PUT", "/latest/api/token", "token-ttl-seconds", str(SESSION)) or ""
@@ -46,7 +46,7 @@ class Metadata:
                 return self._request("GET", f"/latest/meta-data/{path}", "token", self.token)
             except PermissionError:  # the session is over
                 self.token = ""
-        raise NoMetadata(f"{self.address} refuses its own token")
+        raise NoMetadataError(f"{self.address} refuses its own token")
 
     def _request(self, method: str, path: str, header: str, value: str) -> str | None:
         headers = {f"X-aws-ec2-metadata-{header}": value}
@@ -61,9 +61,9 @@ class Metadata:
                 raise PermissionError from None
             if error.code == 404:
                 return None
-            raise NoMetadata(f"{self.address}{path}: {error}") from None
+            raise NoMetadataError(f"{self.address}{path}: {error}") from None
         except OSError as error:
-            raise NoMetadata(f"{self.address} does not answer: {error}") from None
+            raise NoMetadataError(f"{self.address} does not answer: {error}") from None
 
 
 def seconds_to_termination(metadata: Metadata, now: float) -> int | None:
@@ -106,7 +106,7 @@ def watch(metadata: Metadata, drain: Callable[[int], None], every: float) -> Non
         try:
             seconds = seconds_to_termination(metadata, time.time())
             last_answer, answered = time.monotonic(), True
-        except NoMetadata as error:
+        except NoMetadataError as error:
             seconds = None
             if not answered and time.monotonic() - last_answer > PATIENCE:
                 raise ValueError(f"this is no machine of EC2's: {error}") from None

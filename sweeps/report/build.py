@@ -1,4 +1,4 @@
-"""The table one may publish: a sweep's finished trials as page, Markdown, LaTeX, CSV and Parquet.
+"""Reports of sweeps: their finished trials as page, Markdown, LaTeX, CSV and Parquet.
 
     python -m sweeps report                      every sweep of the output folder
     python -m sweeps report SWEEP --to DIR       one of them, written there
@@ -6,8 +6,8 @@
     python -m sweeps report --from FILE.zip      from a capsule: no GPU, no torch, no Ray, no server
     python -m sweeps export SWEEP FILE.zip       the capsule: all that a report is made of, and the report
 
-It reads the ledger alone, trains nothing, and writes files; those of an output folder's sweeps also go to the MLflow
-runs of their cells, with the row of the table as each run's note. A store that is away costs no more than a sentence.
+It reads the ledger alone, trains nothing, and writes files. Those of an output folder's sweeps also go to the MLflow
+runs of their cells, with the row of the table as each run's note. A store that does not answer costs one sentence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -62,8 +61,8 @@ def run(options: argparse.Namespace) -> int:
             return check(ledger, Path(options.check))
         to = Path(options.to or (Path(options.capsule).parent / "reports" if options.capsule else _reports(options)))
         for title in titles(ledger, options.sweep):
-            made, path, tracked = make(ledger, title, to, to_mlflow=not options.capsule)
-            print(summary(made))
+            report, path, tracked = make(ledger, title, to, to_mlflow=not options.capsule)
+            print(summary(report))
             print(f"report     {path}")
             if tracked:
                 print(f"MLflow     {tracked}")
@@ -73,46 +72,49 @@ def run(options: argparse.Namespace) -> int:
 def make(ledger: Ledger, title: str, to: Path, to_mlflow: bool = True) -> tuple[Document, Path, str]:
     """Write a sweep's report under `to` and put it on its MLflow runs.
 
-    Return the document, the path of its page, and what is to be said of MLflow. ValueError as for `run`.
+    Return the document, the path of its page, and a sentence on MLflow. ValueError as for `run`.
     """
-    found = survey(ledger, title)
-    made = document(ledger, found)
-    contents = files(made, tidy(found))
+    results = survey(ledger, title)
+    report = document(ledger, results)
+    contents = files(report, tidy(results))
     path = write(contents, to / title)[0]
-    return made, path, track(ledger, found, contents) if to_mlflow else ""
+    return report, path, track(ledger, results, contents) if to_mlflow else ""
 
 
-def track(ledger: Ledger, found: SweepResults, contents: Mapping[str, bytes]) -> str:
+def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes]) -> str:
     """Put a report on the MLflow runs of a sweep's cells; return where to look, or why it is not there."""
-    notes = [ledger.read_json(f"tracked/{run.key}.json") for run in found.runs if run.mlflow]
+    notes = [ledger.read_json(f"tracked/{run.key}.json") for run in results.runs if run.mlflow]
     stores = dict.fromkeys((str(note["uri"]), str(note["experiment"])) for note in notes if note is not None)
-    told = []
+    sentences = []
     for uri, experiment in stores:
         if not _answers(uri):
-            told.append(f"{uri} is not there: its runs are without this report; the same command sends it")
+            sentences.append(f"{uri} is not there: its runs are without this report; the same command sends it")
             continue
         from sweeps.tracking.mlflow_runs import publish_report
 
         try:
-            number, runs, _ = publish_report(uri, experiment, contents, lambda number, runs: pages(found, number, runs))
-        except Exception as error:  # whatever a server or its client comes up with, the files are written
+            number, runs, _ = publish_report(
+                uri, experiment, contents, lambda number, runs: pages(results, number, runs)
+            )
+        except Exception as error:  # of any kind, from a server or its client; the files are written
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-            told.append(f"{uri} does not take the report ({why}); the same command sends it")
+            sentences.append(f"{uri} does not take the report ({why}); the same command sends it")
             continue
         server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-        told.append(f"{runs} runs carry it: {server}/{table_address(number)}" if runs else "")
-    return "; ".join(filter(None, told))
+        sentences.append(f"{runs} runs carry it: {server}/{table_address(number)}" if runs else "")
+    return "; ".join(filter(None, sentences))
 
 
 def _answers(uri: str) -> bool:
-    """Tell whether a store is there, without waiting for the minutes that MLflow's client would."""
+    """Tell whether a store answers, without the minutes that MLflow's client would wait."""
     if uri.startswith("sqlite:///"):
         return Path(uri.removeprefix("sqlite:///")).is_file()
-    place = urlsplit(uri)
-    if place.scheme not in ("http", "https") or place.hostname is None:
+    address = urlsplit(uri)
+    if address.scheme not in ("http", "https") or address.hostname is None:
         return True
     try:
-        with socket.create_connection((place.hostname, place.port or (443 if place.scheme == "https" else 80)), 5.0):
+        port = address.port or (443 if address.scheme == "https" else 80)
+        with socket.create_connection((address.hostname, port), 5.0):
             return True
     except OSError:
         return False
@@ -120,23 +122,23 @@ def _answers(uri: str) -> bool:
 
 def export(options: argparse.Namespace) -> int:
     """Write the capsule of a sweep and return the exit code."""
-    ledger = Ledger(_root(options.output))
-    found = survey(ledger, options.sweep)
-    made = files(document(ledger, found), tidy(found))
-    size = capsule.write(ledger, found, made, Path(options.file))
-    print(f"{options.file}: {found.title}, {len(found.runs)} trials, {size / 1e6:.1f} MB")
+    ledger = Ledger.in_output(options.output)
+    results = survey(ledger, options.sweep)
+    contents = files(document(ledger, results), tidy(results))
+    size = capsule.write(ledger, results, contents, Path(options.file))
+    print(f"{options.file}: {results.title}, {len(results.runs)} trials, {size / 1e6:.1f} MB")
     print(f"to look at it: python -m sweeps report --from {options.file}")
     return DONE
 
 
 @contextlib.contextmanager
 def source(options: argparse.Namespace) -> Iterator[Ledger]:
-    """Yield the ledger of the output folder, or what a capsule holds in its place.
+    """Yield the ledger of the output folder, or that of a capsule.
 
-    What a capsule cannot be meant to hold, although its digests fit, is a ValueError wherever it is met.
+    A capsule whose digests fit may still hold values that no sweep writes: any error of theirs becomes a ValueError.
     """
     if not options.capsule:
-        yield Ledger(_root(options.output))
+        yield Ledger.in_output(options.output)
         return
     try:
         with capsule.opened(Path(options.capsule)) as ledger:
@@ -146,18 +148,17 @@ def source(options: argparse.Namespace) -> Iterator[Ledger]:
         raise ValueError(f"{options.capsule} holds what no sweep writes ({why})") from error
 
 
-def files(made: Document, rows: Mapping[str, list[dict[str, object]]]) -> dict[str, bytes]:
+def files(report: Document, rows: Mapping[str, list[dict[str, object]]]) -> dict[str, bytes]:
     """Return the files of a report by name: page, Markdown, LaTeX, and the numbers as CSV and Parquet."""
-    found = {"report.html": page(made).encode(), "report.md": markdown(made).encode()}
-    found |= {name: text.encode() for name, text in latex(made).items()}
+    contents = {"report.html": page(report).encode(), "report.md": markdown(report).encode()}
+    contents |= {name: text.encode() for name, text in latex(report).items()}
     for name, lines in rows.items():
-        found[f"{name}.csv"] = comma_separated(lines)
-        found[f"{name}.parquet"] = parquet(lines, f"{name}/1")
-    return found
+        contents |= {f"{name}.csv": comma_separated(lines), f"{name}.parquet": parquet(lines, f"{name}/1")}
+    return contents
 
 
 def write(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
-    """Write files into a folder, take away those of an earlier report that this one has not, and return the paths."""
+    """Write files into a folder, delete an earlier report's others, and return the paths."""
     for old in [*folder.glob("tables/*.tex"), *(folder / f"{name}.{kind}" for name in ROWS for kind in KINDS)]:
         if str(old.relative_to(folder)) not in contents:
             old.unlink(missing_ok=True)
@@ -170,11 +171,10 @@ def write(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
     return paths
 
 
-def summary(made: Document) -> str:
+def summary(report: Document) -> str:
     """Return the head of a report as one line a tile."""
-    return "\n".join(
-        [made.title, *(f"  {tile.value} {tile.label}" + (f" ({tile.sub})" if tile.sub else "") for tile in made.tiles)]
-    )
+    tiles = (f"  {tile.value} {tile.label}" + (f" ({tile.sub})" if tile.sub else "") for tile in report.tiles)
+    return "\n".join([report.title, *tiles])
 
 
 def check(ledger: Ledger, path: Path) -> int:
@@ -182,14 +182,14 @@ def check(ledger: Ledger, path: Path) -> int:
     marked = blocks(path.read_text(encoding="utf-8"))
     if not marked:
         raise ValueError(f"{path} has no table to check: paste one from report.md, with the markers around it")
-    made: dict[str, Document] = {}
+    reports: dict[str, Document] = {}
     wrong = 0
     for title, name, content in marked:
-        if title not in made:
-            made[title] = document(ledger, survey(ledger, title))
-        table = made[title].tables.get(name)
+        if title not in reports:
+            reports[title] = document(ledger, survey(ledger, title))
+        table = reports[title].tables.get(name)
         if table is None:
-            raise ValueError(f"{title} has no table {name!r}; it has {', '.join(made[title].tables)}")
+            raise ValueError(f"{title} has no table {name!r}; it has {', '.join(reports[title].tables)}")
         now = markdown_table(table)
         if not same(content, now):
             wrong += 1
@@ -198,10 +198,6 @@ def check(ledger: Ledger, path: Path) -> int:
             print("\n".join(list(lines)[:20]), file=sys.stderr)
     print(f"{path}: {len(marked) - wrong} of {len(marked)} tables match the store")
     return DIFFERS if wrong else DONE
-
-
-def _root(output: str) -> str:
-    return f"{output if '://' in output else os.path.abspath(os.path.expanduser(output))}/ledger"
 
 
 def _reports(options: argparse.Namespace) -> Path:

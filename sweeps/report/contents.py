@@ -1,4 +1,4 @@
-"""From a survey to the document: which sections there are, and in which order a reader meets them."""
+"""The sections of a report, in the order in which a reader meets them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ EMBEDDED = (
     "Embedded pictures, not the paper's data: this shows how things work and says nothing of what CReLU is worth. "
     "Verdicts are withheld, and the paper's numbers stand greyed beside ours."
 )
+RUNS = "Every number above names the trials it is made of; here is each trial with its MLflow run."
 REDUCED = "Profile {}: not the paper's scale. What is other stands below each table, under deviations."
 
 
 def document(ledger: Ledger, survey: SweepResults) -> Document:
-    """Return the report of a sweep; `ledger` is asked for the analyses' pictures alone."""
-    # A sweep that only searches tests nothing, and so says nothing of what the paper says.
+    """Return the report of a sweep; `ledger` is read for the analyses' pictures alone."""
+    # A sweep that only searches tests nothing, so it decides no claim.
     tables, claims = groups(survey), judge_claims(survey) if survey.sweep.protocol.trainings() else []
-    found = [
+    sections = [
         _claims(claims),
-        *(_results(group, survey) for group in tables),
+        *(Section(group.id, group.title, (), tuple(result_tables(group, survey.sweep.protocol.search)))
+          for group in tables),
         _effects(tables),
         print_section(survey),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
@@ -38,68 +40,58 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
         Section("cost", "Cost", (), (record_tables.cost_table(survey),)),
         Section("record", "Reproducibility record", (), (record_tables.record_table(survey),), short="Record"),
         Section("runs", "Runs", (RUNS,), tuple(record_tables.run_tables(survey)), folded=True),
-    ]
-    sections = tuple(section for section in found if section is not None)
-    return Document(survey.title, survey.question, _banner(survey), tiles(survey, tables, claims), sections)
+    ]  # fmt: skip
+    shown = tuple(section for section in sections if section is not None)
+    return Document(survey.title, survey.question, _banner(survey), tiles(survey, tables, claims), shown)
 
 
 def _banner(survey: SweepResults) -> str:
-    """Return what has to be said before any number, empty for a sweep at the paper's scale on real pictures."""
+    """Return the warning before all numbers, empty for a sweep at the paper's scale on real pictures."""
     if all(evidence.synthetic for evidence in survey.cells):
         return EMBEDDED
     return REDUCED.format(survey.sweep.profile) if survey.sweep.profile != "paper" else ""
 
 
-RUNS = "Every number above names the trials it is made of; here is each trial with its MLflow run."
-
-
 def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[ClaimResult]) -> tuple[Tile, ...]:
     """Return the numbers at the head: verdicts, claims, trainings, hours."""
-    found, words = verdicts(tables), [one.decision for one in claims if not one.withheld]
-    judged = found["reproduced"] + found["differs"]
-    numbers = Tile(f"{found['reproduced']} of {judged}", "errors reproduced", f"{found['not run']} not run")
-    others = [word for word in ("contradicted", "inconclusive", "not run") if word in words]
-    said = Tile(
-        f"{words.count('supported')} of {len(words)}",
-        "claims supported",
-        ", ".join(f"{words.count(word)} {word}" for word in others),
-    )
-    done = [run for run in survey.runs if run.result]
+    words, decisions = verdicts(tables), [claim.decision for claim in claims if not claim.withheld]
+    judged = words["reproduced"] + words["differs"]
+    others = [word for word in ("contradicted", "inconclusive", "not run") if word in decisions]
+    counts = ", ".join(f"{decisions.count(word)} {word}" for word in others)
+    results = [run.result for run in survey.runs if run.result]
     failed = sum(run.state == "failed" for run in survey.runs)
     todo = sum(run.state in ("new", "running") for run in survey.runs)
-    trained = Tile(f"{len(done):,}", "trainings", f"{failed} failed, {todo} to do")
-    hours = sum(float(run.result["seconds"]) for run in done if run.result) / 3600
-    cost = Tile(duration(hours), "of training", f"in {count(len(survey.cells), 'cell')}")
-    withheld = Tile("withheld", "verdicts", "embedded or other data")
+    hours = sum(float(result["seconds"]) for result in results) / 3600
+    judging = [
+        Tile(f"{words['reproduced']} of {judged}", "errors reproduced", f"{words['not run']} not run"),
+        Tile(f"{decisions.count('supported')} of {len(decisions)}", "claims supported", counts),
+    ]
     tested = [group for group in tables if group.table and survey.sweep.protocol.trainings()]
-    own = [numbers, said] if any(group.comparable for group in tested) else [withheld] if tested else []
-    return (*own, trained, cost)
+    if not any(group.comparable for group in tested):
+        judging = [Tile("withheld", "verdicts", "embedded or other data")] if tested else []
+    trained = Tile(f"{len(results):,}", "trainings", f"{failed} failed, {todo} to do")
+    return (*judging, trained, Tile(duration(hours), "of training", f"in {count(len(survey.cells), 'cell')}"))
 
 
-def _claims(found: Sequence[ClaimResult]) -> Section | None:
-    if not found:
+def _claims(claims: Sequence[ClaimResult]) -> Section | None:
+    if not claims:
         return None
-    details = [comparison_table(one) for one in found if one.runs and not one.withheld]
-    return Section("claims", "What the paper says, and what holds", (), (claim_table(found), *details), short="Claims")
-
-
-def _results(group: ResultTable, survey: SweepResults) -> Section:
-    return Section(group.id, group.title, (), tuple(result_tables(group, survey.sweep.protocol.search)))
+    details = [comparison_table(claim) for claim in claims if claim.runs and not claim.withheld]
+    return Section("claims", "What the paper says, and what holds", (), (claim_table(claims), *details), short="Claims")
 
 
 def _effects(tables: Sequence[ResultTable]) -> Section | None:
-    found = effects_of(tables)
     parts = [
         part
-        for group, effects in found
+        for group, effects in effects_of(tables)
         for part in (charts.effect_gallery(group, effects), effect_table(group, effects))
     ]
     return Section("effects", "Effects", (), tuple(parts)) if parts else None
 
 
-def _galleries(name: str, heading: str, found: Sequence[Gallery | None]) -> Section | None:
-    there = tuple(gallery for gallery in found if gallery is not None)
-    return Section(name, heading, (), there) if there else None
+def _galleries(name: str, heading: str, galleries: Sequence[Gallery | None]) -> Section | None:
+    parts = tuple(gallery for gallery in galleries if gallery is not None)
+    return Section(name, heading, (), parts) if parts else None
 
 
 def _dropout(survey: SweepResults) -> Section | None:
@@ -112,8 +104,9 @@ def _dropout(survey: SweepResults) -> Section | None:
 
 def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:
     parts = charts.analysis_parts(ledger, survey)
-    words = "Of the first analysed run of each cell."
-    return Section("analyses", "Analyses", (words,), tuple(parts)) if parts else None
+    return (
+        Section("analyses", "Analyses", ("Of the first analysed run of each cell.",), tuple(parts)) if parts else None
+    )
 
 
 def _failures(survey: SweepResults) -> Section:

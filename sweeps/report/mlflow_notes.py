@@ -1,4 +1,4 @@
-"""What a report says of each cell, at the head of its MLflow run: its row of the table, and where to go."""
+"""Notes at the head of each cell's MLflow run: its row of the table, and links."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named
 from sweeps.results.evidence import CellResults, SweepResults
 from sweeps.tracking.layout import REPORT, Page, compare_address, run_address, table_address
 
-WHOLE = ("fold", "match", "ablation")  # phases whose runs a note names one by one
+TESTED = ("fold", "match", "ablation")  # phases whose runs a note names one by one
 NAMED = 12  # of them at most
 
 
 def pages(survey: SweepResults, experiment: str, runs: Mapping[str, str]) -> dict[str, Page]:
     """Return the note and the numbers for each cell of a sweep that has a run in `runs`, by cell key."""
-    found: dict[str, Page] = {}
+    pages: dict[str, Page] = {}
     for group in groups(survey):
         for row in group.rows if group.table not in DERIVED.values() else ():
             if row.evidence is not None and row.key in runs:
-                found[row.key] = Page(_note(survey, group, row, row.evidence, experiment, runs), _metrics(group, row))
-    return found
+                pages[row.key] = Page(_note(survey, group, row, row.evidence, experiment, runs), _metrics(group, row))
+    return pages
 
 
 def _note(
@@ -50,25 +50,24 @@ def _line(values: Sequence[str]) -> list[str]:
 
 
 def _links(survey: SweepResults, evidence: CellResults, experiment: str, runs: Mapping[str, str]) -> list[str]:
-    cells = [runs[one.cell.key] for one in survey.cells if one.cell.key in runs]
+    cells = [runs[cell.cell.key] for cell in survey.cells if cell.cell.key in runs]
     page = run_address(experiment, runs[evidence.cell.key], f"{REPORT}/report.html")
-    found = [f"[the report]({page})", f"[all cells in a table]({table_address(experiment)})"]
+    links = [f"[the report]({page})", f"[all cells in a table]({table_address(experiment)})"]
     if len(cells) > 1:
-        found.append(f"[{len(cells)} cells beside each other]({compare_address(experiment, cells)})")
-    tested = [run for run in evidence.done(*WHOLE) if run.mlflow]
+        links.append(f"[{len(cells)} cells beside each other]({compare_address(experiment, cells)})")
+    tested = [run for run in evidence.done(*TESTED) if run.mlflow]
     trials = [f"[{run.trial.label}]({run_address(experiment, run.mlflow)})" for run in tested[:NAMED]]
     more = f" and {len(tested) - NAMED} more" if len(tested) > NAMED else ""
-    return [" · ".join(found), *(["", f"Trainings: {', '.join(trials)}{more}"] if trials else [])]
+    return [" · ".join(links), *(["", f"Trainings: {', '.join(trials)}{more}"] if trials else [])]
 
 
 def _metrics(group: ResultTable, row: Row) -> dict[str, float]:
-    """Return what the table has and the trials' runs have not: the paper's numbers, the vote, the parameters."""
-    found = {}
+    """Return the numbers that no trial's run has: the paper's, the vote, the parameters."""
+    metrics = {PARAMETERS: number(row.evidence, PARAMETERS).average.mean}
     for metric in group.metrics:
         ours, theirs = number(row.evidence, metric), group.paper(row, metric)
         if group.comparable and theirs is not None:
-            found[f"paper/{metric.partition('/')[2]}"] = theirs.value
+            metrics[f"paper/{metric.partition('/')[2]}"] = theirs.value
         if metric in (VOTE, PARAMETERS):
-            found[metric] = ours.average.mean
-    own = number(row.evidence, PARAMETERS).average.mean
-    return {name: value for name, value in (found | {PARAMETERS: own}).items() if math.isfinite(value)}
+            metrics[metric] = ours.average.mean
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

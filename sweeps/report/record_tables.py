@@ -1,4 +1,4 @@
-"""The rest of a report's tables: chosen dropout, failures, cost, provenance, and every run behind every number."""
+"""Tables of record: chosen dropout, failures, cost, provenance, and every run behind every number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sweeps.store.ledger import Json
 
 
 def dropout_table(survey: SweepResults) -> Table | None:
-    """Return what each study chose and from how many trials, None for a sweep that searches nothing."""
+    """Return the chosen dropout of each study and its trials by state, None for a sweep that searches nothing."""
     rows = tuple(_chosen(evidence) for evidence in survey.cells if evidence.tried)
     columns = ("cell", "chosen dropout", "hold-out error", "finished", "pruned", "failed", "open")
     note = "Chosen by the least hold-out error of the best epoch; the test pictures are not opened in a search."
@@ -37,19 +37,19 @@ def _chosen(evidence: CellResults) -> tuple[Entry, ...]:
 
 
 def failure_table(survey: SweepResults) -> Table | None:
-    """Return the trials that failed, diverged or were begun anew, with what they met; None where none did."""
+    """Return the trials that failed, diverged or were begun anew, with their last error; None where none did."""
     rows = []
     for run in survey.runs:
         tries = survey.attempts.get(run.key, ())
-        met = [*(str(event) for event in (run.result or {}).get("events", ())), *map(_error, tries)]
+        events = [*(str(event) for event in (run.result or {}).get("events", ())), *map(_error, tries)]
         state = (run.result or {}).get("status", run.state)
-        if met or state in ("failed", "diverged"):
+        if events or state in ("failed", "diverged"):
             rows.append((
                 Entry(run.trial.cell.label, cell=run.trial.cell.key),
                 Entry(run.trial.label, runs=(run,)),
                 Entry(str(state), tone="bad" if state in ("failed", "diverged") else "muted"),
                 Entry(str(len(tries) + int((run.result or {}).get("restarts", 0)))),
-                Entry(met[-1] if met else NONE, tone="muted"),
+                Entry(events[-1] if events else NONE, tone="muted"),
             ))  # fmt: skip
     columns = ("cell", "trial", "now", "tries lost", "last error or event")
     return Table("failed", "Failures and restarts", columns, "lllrl", tuple(rows)) if rows else None
@@ -70,8 +70,8 @@ def cost_table(survey: SweepResults) -> Table:
         hours = [sum(float(run.result["seconds"]) for run in part if run.result) / 3600 for part in parts]
         row = [len(parts[0]), hours[0], len(parts[1]), hours[1]]
         total = [a + b for a, b in zip(total, row, strict=True)]
-        made = tuple(run for run in evidence.runs if run.result)
-        rows.append((Entry(evidence.cell.label, cell=evidence.cell.key), *_cost(row, made, survey.hourly)))
+        done = tuple(run for run in evidence.runs if run.result)
+        rows.append((Entry(evidence.cell.label, cell=evidence.cell.key), *_cost(row, done, survey.hourly)))
     rows.append((Entry("all"), *_cost(total, tuple(run for run in survey.runs if run.result), survey.hourly)))
     columns: tuple[str, ...] = ("cell", "trainings", "hours", "search trials", "search hours", "one training")
     notes = ["Hours that one worker trained, evaluations included, waiting and failed tries left out."]
@@ -90,7 +90,7 @@ def _cost(row: Sequence[float], runs: tuple[Run, ...], hourly: float) -> Iterabl
         yield Entry(f"{hourly * (hours + searching):,.2f}")
 
 
-# What a result says of its machine, and what the table calls it; the last two are of some results only.
+# Fields of a result's hardware and their names in the table; the last two are of some results only.
 HARDWARE = {
     "device": "device",
     "host": "host",
@@ -102,7 +102,7 @@ HARDWARE = {
 
 
 def record_table(survey: SweepResults) -> Table:
-    """Return what one needs to do it again: commit, lock, code, data, hardware, versions, MLflow."""
+    """Return the record of a reproduction: commit, lock, code, data, hardware, versions, MLflow."""
     record, results = survey.record, [run.result for run in survey.runs if run.result]
     changed = record["changed"]
     state = f"{record['commit']}" + (f", {count(len(changed), 'changed file')}" if changed else ", nothing changed")
@@ -114,7 +114,7 @@ def record_table(survey: SweepResults) -> Table:
     for run in survey.runs:
         if run.result:
             prints.setdefault(run.trial.cell.dataset, set()).add(str(run.result["fingerprint"]) or "not recorded")
-    rows += [(f"data {name}", text) for name, found in prints.items() for text in sorted(found)]
+    rows += [(f"data {name}", text) for name, fingerprints in prints.items() for text in sorted(fingerprints)]
     for field, name in HARDWARE.items():
         rows += [(name, text) for text in shares(str(result["hardware"].get(field, "")) for result in results)]
     rows += [("precision", text) for text in shares(str(result["precision"]) for result in results)]

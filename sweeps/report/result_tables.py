@@ -8,16 +8,7 @@ from typing import Final
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.experiment.search import Search
-from sweeps.report.render.document import (
-    NONE,
-    TONES,
-    Entry,
-    Table,
-    bounds,
-    count,
-    plain,
-    signed,
-)
+from sweeps.report.render.document import NONE, TONES, Entry, Table, bounds, count, plain, signed
 from sweeps.results.cell_numbers import (
     DERIVED,
     SLUGS,
@@ -44,13 +35,11 @@ def result_tables(group: ResultTable, search: Search | None) -> list[Table]:
 
     Where ours is trained on other data than the paper's, nothing is subtracted and nothing judged.
     """
-    found = [_overview(group, search)]
+    details: list[Table | None] = []
     if group.table:
-        found += [_detail(group, metric, search) for metric in group.metrics if group.comparable]
-        found += [table for table in (_votes(group),) if table is not None]
-        departures = _departures(group)
-        found += [departures] if departures is not None and group.table not in DERIVED.values() else []
-    return found
+        details += [_detail(group, metric, search) for metric in group.metrics if group.comparable]
+        details += [_votes(group), _deviations(group)]
+    return [_overview(group, search), *(table for table in details if table is not None)]
 
 
 def _overview(group: ResultTable, search: Search | None) -> Table:
@@ -61,7 +50,7 @@ def _overview(group: ResultTable, search: Search | None) -> Table:
             ours = _ours(group, row, metric, search)
             used |= set(ours.marks)
             if group.table:
-                entries.append(_paper(group.paper(row, metric), group))
+                entries.append(_paper(group.paper(row, metric)))
             entries.append(ours)
         rows.append(tuple(entries))
     names = [named(metric, group.table) for metric in group.metrics]
@@ -92,13 +81,12 @@ def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
         ours = _ours(group, row, metric, search)
         used |= set(ours.marks)
         difference, word = _verdict(group, row, metric)
-        rows.append((Entry(row.label, cell=row.key), _paper(group.paper(row, metric), group), ours, difference, word))
+        rows.append((Entry(row.label, cell=row.key), _paper(group.paper(row, metric)), ours, difference, word))
     notes = [tolerance_sentence(group.dataset)]
-    kept = order_kept(group, metric) if metric != PARAMETERS else None
-    pairs = kept.same + kept.opposite + kept.tied if kept is not None else 0
-    if kept is not None and pairs:
-        tied = f", {kept.tied} equal" if kept.tied else ""
-        notes.append(f"Order: {kept.same} of {count(pairs, 'pair')} of rows as in the paper{tied}.")
+    order = order_kept(group, metric) if metric != PARAMETERS else None
+    if order is not None and (pairs := order.same + order.opposite + order.tied):
+        tied = f", {order.tied} equal" if order.tied else ""
+        notes.append(f"Order: {order.same} of {count(pairs, 'pair')} of rows as in the paper{tied}.")
     return Table(
         f"{group.id}-{SLUGS[metric]}",
         f"{group.title}: {named(metric, group.table)}",
@@ -109,7 +97,7 @@ def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
     )
 
 
-def _paper(printed: Printed | None, group: ResultTable) -> Entry:
+def _paper(printed: Printed | None) -> Entry:
     return Entry(str(printed).replace("±", " ± ") if printed is not None else NONE, tone="paper")
 
 
@@ -117,39 +105,39 @@ def _ours(group: ResultTable, row: Row, metric: str, search: Search | None) -> E
     ours = number(row.evidence, metric)
     if not ours.known:
         return Entry(NONE, tone="muted")
-    found = marks(group, row.evidence, ours, search)
-    return Entry(ours_text(ours), ours_spread(ours), "", found, ours.runs, row.key, metric)
+    text, interval = ours_text(ours), ours_interval(ours)
+    return Entry(text, interval, "", marks(group, row.evidence, ours, search), ours.runs, row.key, metric)
 
 
 def ours_text(ours: CellNumber) -> str:
-    """Return a number of ours: mean ± standard error (n), or what of it is known."""
+    """Return a number of ours: mean ± standard error (n), as far as known."""
     if ours.metric == PARAMETERS:
         return plain(ours.average.mean, 3)
     spread = f" ± {plain(ours.average.se)}" if math.isfinite(ours.average.se) else ""
     return f"{plain(ours.average.mean)}{spread} ({ours.average.n})"
 
 
-def ours_spread(ours: CellNumber) -> str:
-    """Return the interval over pictures of what is one network or one vote."""
+def ours_interval(ours: CellNumber) -> str:
+    """Return the interval over test pictures of a single network, or of one vote."""
     single = ours.metric == VOTE or ours.average.n == 1
     return bounds(ours.interval) if single and math.isfinite(ours.interval.low) else ""
 
 
 def _verdict(group: ResultTable, row: Row, metric: str) -> tuple[Entry, Entry]:
     ours = number(row.evidence, metric)
-    found = verdict_for(group, row, metric, ours)
-    if found is None:
+    verdict = verdict_for(group, row, metric, ours)
+    if verdict is None:
         return Entry(NONE, tone="muted"), Entry(NONE, tone="muted")
     digits = 3 if metric == PARAMETERS else 2
     runs, cell = ours.runs, row.key
-    difference = Entry(signed(found.difference, digits), runs=runs if ours.known else (), cell=cell, metric=metric)
-    return difference, Entry(found.word, tone=TONES.get(found.word, "muted"))
+    difference = Entry(signed(verdict.difference, digits), runs=runs if ours.known else (), cell=cell, metric=metric)
+    return difference, Entry(verdict.word, tone=TONES.get(verdict.word, "muted"))
 
 
 def _legend(used: Iterable[str]) -> list[str]:
-    """Return the explanations of the marks that a table has."""
-    there = set(used)
-    return [f"{mark}  {name}: {sentence}." for mark, (name, sentence) in MARKS.items() if mark in there]
+    """Return the explanations of the marks that a table has, in the marks' order."""
+    marks_used = set(used)
+    return [f"{mark}  {name}: {sentence}." for mark, (name, sentence) in MARKS.items() if mark in marks_used]
 
 
 def _votes(group: ResultTable) -> Table | None:
@@ -158,20 +146,26 @@ def _votes(group: ResultTable) -> Table | None:
     for row in group.rows if group.table not in DERIVED.values() else ():
         ours = number(row.evidence, VOTE)
         if row.evidence is not None and row.evidence.vote is not None:
-            errors = [row.evidence.vote.error(method) for method in METHODS]
-            entries = (Entry(plain(error), runs=ours.runs, cell=row.key, metric=VOTE) for error in errors[:1])
-            others = (Entry(plain(error), runs=ours.runs, cell=row.key) for error in errors[1:])
-            rows.append((Entry(row.label, cell=row.key), *entries, *others))
+            errors = zip(METHODS, (VOTE, "", ""), strict=True)
+            entries = [Entry(plain(row.evidence.vote.error(method)), runs=ours.runs, cell=row.key, metric=metric)
+                       for method, metric in errors]  # fmt: skip
+            rows.append((Entry(row.label, cell=row.key), *entries))
     columns = ("", "mean softmax", "mean score", "majority")
     title = f"{group.title}: ways to vote"
     note = "The paper's vote is taken to be the mean softmax; error in percent of the folds' networks together."
     return Table(f"{group.id}-votes", title, columns, "lrrr", tuple(rows), (note,)) if rows else None
 
 
-def _departures(group: ResultTable) -> Table | None:
+def _deviations(group: ResultTable) -> Table | None:
+    """Return how the trials differ from the paper, None where they do not or the table is a derived one."""
     rows = tuple(
-        (Entry(one.what), Entry(one.paper, tone="paper"), Entry(one.here), Entry(", ".join(one.rows) or "all"))
-        for one in deviations(group)
+        (
+            Entry(change.what),
+            Entry(change.paper, tone="paper"),
+            Entry(change.here),
+            Entry(", ".join(change.rows) or "all"),
+        )
+        for change in (deviations(group) if group.table not in DERIVED.values() else ())
     )
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""The numbers of a report as rows of plain values, one a number, for CSV and Parquet."""
+"""The numbers of a report as rows of plain values, a row a number, for CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Line = dict[str, Any]
 def tidy(survey: SweepResults) -> dict[str, list[Line]]:
     """Return the rows by name: numbers, effects, claims, printed, curves, dropout."""
     used = [table for table in ("1", "2") if any(evidence.cell.table == table for evidence in survey.cells)]
-    found = {
+    rows = {
         "numbers": list(_numbers(survey)),
         "effects": list(_effects(survey)),
         "claims": list(_claims(survey)),
@@ -25,7 +25,7 @@ def tidy(survey: SweepResults) -> dict[str, list[Line]]:
         "curves": list(_curves(survey)),
         "dropout": list(_dropout(survey)),
     }
-    return {name: lines for name, lines in found.items() if lines}
+    return {name: lines for name, lines in rows.items() if lines}
 
 
 def _named(runs: Sequence[Run]) -> Line:
@@ -38,7 +38,6 @@ def _numbers(survey: SweepResults) -> Iterable[Line]:
             for metric in group.metrics:
                 ours, theirs = number(row.evidence, metric), group.paper(row, metric)
                 verdict = verdict_for(group, row, metric, ours)
-                found = marks(group, row.evidence, ours, survey.sweep.protocol.search)
                 yield {
                     "table": group.table,
                     "paper_dataset": group.dataset,
@@ -56,66 +55,68 @@ def _numbers(survey: SweepResults) -> Iterable[Line]:
                     "difference": verdict.difference if verdict else float("nan"),
                     "tolerance": verdict.tolerance if verdict else float("nan"),
                     "verdict": verdict.word if verdict else "",
-                    "marks": [MARKS[mark][0] for mark in found],
+                    "marks": [
+                        MARKS[mark][0] for mark in marks(group, row.evidence, ours, survey.sweep.protocol.search)
+                    ],
                 } | _named(ours.runs)
 
 
-def _contrast(one: Contrast, p: float) -> Line:
+def _contrast(contrast: Contrast, p: float) -> Line:
     return {
-        "metric": one.metric,
-        "difference": one.difference,
-        "low": one.interval.low,
-        "high": one.interval.high,
-        "t": one.t,
-        "p": one.p,
+        "metric": contrast.metric,
+        "difference": contrast.difference,
+        "low": contrast.interval.low,
+        "high": contrast.interval.high,
+        "t": contrast.t,
+        "p": contrast.p,
         "p_holm": p,
-        "p_uncorrected": one.plain_p,
-        "p_wilcoxon": one.rank_p,
-        "p_mcnemar": one.pictures.p if one.pictures else float("nan"),
-        "n": one.n,
-        "over": one.basis,
-    } | _named(one.runs)
+        "p_uncorrected": contrast.plain_p,
+        "p_wilcoxon": contrast.rank_p,
+        "p_mcnemar": contrast.pictures.p if contrast.pictures else float("nan"),
+        "n": contrast.n,
+        "over": contrast.basis,
+    } | _named(contrast.runs)
 
 
 def _effects(survey: SweepResults) -> Iterable[Line]:
     for group in groups(survey):
-        for one in effects(group) if group.table not in DERIVED.values() else ():
-            names = {"table": group.table, "row": one.row.label, "reference": one.reference.label}
-            yield names | _contrast(one.contrast, one.p)
+        for effect in effects(group) if group.table not in DERIVED.values() else ():
+            names = {"table": group.table, "row": effect.row.label, "reference": effect.reference.label}
+            yield names | _contrast(effect.contrast, effect.p)
 
 
 def _claims(survey: SweepResults) -> Iterable[Line]:
-    for ruling in judge_claims(survey):
-        for one in ruling.compared:
+    for result in judge_claims(survey):
+        for compared in result.compared:
             yield {
-                "claim": ruling.claim.id,
-                "sentence": ruling.claim.sentence,
-                "in_print": ruling.in_print,
-                "claim_decision": ruling.decision,
-                "withheld": ruling.withheld,
-                "paper_dataset": one.comparison.dataset,
-                "row": one.comparison.row,
-                "relation": one.comparison.relation,
-                "rival": one.rival,
-                "decision": one.decision,
-                "more_seeds": one.seeds,
-            } | _contrast(one.contrast, one.p)
+                "claim": result.claim.id,
+                "sentence": result.claim.sentence,
+                "in_print": result.in_print,
+                "claim_decision": result.decision,
+                "withheld": result.withheld,
+                "paper_dataset": compared.comparison.dataset,
+                "row": compared.comparison.row,
+                "relation": compared.comparison.relation,
+                "rival": compared.rival,
+                "decision": compared.decision,
+                "more_seeds": compared.seeds,
+            } | _contrast(compared.contrast, compared.p)
 
 
 def _printed(table: str) -> Iterable[Line]:
-    for one in printed_tests(table):
-        plain, corrected = one.difference.plain, one.difference.corrected
+    for test in printed_tests(table):
+        welch, corrected = test.difference.plain, test.difference.corrected
         yield {
             "table": table,
-            "paper_dataset": one.dataset,
-            "row": one.row,
-            "rival": one.rival,
-            "difference": one.difference.difference,
-            "t": plain.t,
-            "p": plain.p,
+            "paper_dataset": test.dataset,
+            "row": test.row,
+            "rival": test.rival,
+            "difference": test.difference.difference,
+            "t": welch.t,
+            "p": welch.p,
             "t_corrected": corrected.t,
             "p_corrected": corrected.p,
-            "p_holm": one.p,
+            "p_holm": test.p,
         }
 
 

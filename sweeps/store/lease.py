@@ -20,12 +20,12 @@ SILENCE = 60.0  # seconds without one after which a driver on another host count
 SETTLE = 1.0  # seconds in which two drivers that write at once see who wrote last
 
 
-class Busy(Exception):
+class LeaseHeldError(Exception):
     """Another driver works on this sweep."""
 
 
 class Lease:
-    """Right to drive a sweep, held inside `with` and renewed by a thread; entering raises Busy.
+    """Right to drive a sweep, held inside `with` and renewed by a thread; entering raises LeaseHeldError.
 
     On a local ledger the kernel frees the lock of a dead owner at once. On any other, an owner on this host is dead
     when its process is gone, and one on another host when it is silent.
@@ -75,11 +75,11 @@ class Lease:
         if self.lock is not None:
             self.lock.close()
 
-    def _busy(self) -> Busy:
+    def _busy(self) -> LeaseHeldError:
         """Return the error that says who holds the lease, and for how long."""
         other = self.ledger.read_json(self.name) or {}
         minutes = max(0.0, time.time() - float(other.get("since", time.time()))) / 60
-        return Busy(
+        return LeaseHeldError(
             f"another driver works on this sweep: process {other.get('pid', '?')} on {other.get('host', '?')}, "
             f"for {minutes:.0f} min. When it ends or dies, the same command takes over"
         )

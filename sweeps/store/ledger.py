@@ -8,7 +8,7 @@
     checkpoints/KEY/00007-00000123.safetensors   the last two states of a running trial
     trials/KEY/                    trial.json, history.json, weights.safetensors, tables/scores.parquet, log.txt
     packs/NAME.json                the members that have left a pack that still runs
-    speeds/, makers/               how fast nets learn and pictures are read here
+    forecasts/SWEEP-TIME.json      the time that a session was forecast to take, and the time it took
     prices/SWEEP.json              the price of an hour of a GPU, where given, and a trial's share of a GPU
     tracked/KEY.json               what the tracker last brought to MLflow
 

@@ -25,18 +25,25 @@ class DataTimer:
         """Time batches for `device`; `decode_seconds()` is the processor time of the decoder's threads so far."""
         self.cuda = device.type == "cuda"
         self.decode_seconds = decode_seconds
+        self.is_warm = False
         self.start()
 
     def start(self) -> None:
         """Begin an epoch, or the rest of one that is resumed."""
-        self.batches, self.seconds = 0, 0.0
-        self.alone = True
+        self.batches, self.alone = 0, True
+        self._reset()
+
+    def _reset(self) -> None:
+        self.seconds = 0.0
         self.waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self.decoded = self.decode_seconds()
         self.began = self._now()
 
     def fetch(self, get: Callable[[], T], shared: bool) -> T:
         """Return the next batch from `get`; `shared` says that other trials take the same one."""
+        if self.batches == 1 and not self.is_warm:
+            self.is_warm = True
+            self._reset()  # the first step compiles kernels, and says nothing of the others
         self.batches += 1
         self.alone = self.alone and not shared
         if self.cuda:

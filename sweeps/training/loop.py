@@ -22,7 +22,7 @@ FINITE_CHECK_STEPS = 100
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """The loss of a training is not finite."""
 
 
@@ -83,10 +83,10 @@ class Learner:
             self.check_finite()
 
     def check_finite(self) -> Tensor:
-        """Return the sums of this epoch over all ranks; Diverged where the loss is not finite."""
+        """Return the sums of this epoch over all ranks; DivergedError where the loss is not finite."""
         sums = self._total()
         if not torch.isfinite(sums[0]):
-            raise Diverged(f"the training loss is not a number in epoch {self.epoch + 1}")
+            raise DivergedError(f"the training loss is not a number in epoch {self.epoch + 1}")
         return sums
 
     def _total(self) -> Tensor:
@@ -135,7 +135,8 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def train(learner: Learner, batches: Batches) -> Iterator[Errors | None]:
     """Train to the end of the recipe; yield None after each step and the training errors after each epoch.
 
-    At each yield the state is consistent: the caller may evaluate, save `learner.tensors()`, or stop. Raises Diverged.
+    At each yield the state is consistent: the caller may evaluate, save `learner.tensors()`, or stop. Raises
+    DivergedError.
     """
     while learner.epoch < learner.recipe.epochs:
         for images, labels in batches(learner.epoch, learner.step_count):

@@ -16,7 +16,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, score, ten_crop_scores
-from sweeps.training.loop import Diverged
+from sweeps.training.loop import DivergedError
 from sweeps.training.result import Scores, TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
 from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps, drain
@@ -77,7 +77,7 @@ def trial_steps(
             if not (yield from trainer.run(report)):
                 return None
             break
-        except Diverged as error:
+        except DivergedError as error:
             if not trainer.restart(str(error)):
                 break
         except RuntimeError as error:

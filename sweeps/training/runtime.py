@@ -43,8 +43,12 @@ def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
     import torch
 
     notable = {"ranks": str(config.ranks)} if config.ranks > 1 else {}
-    if device.type == "cuda" and not config.deterministic:
-        notable["kernels"] = "fastest"
+    if device.type == "cuda":
+        notable["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
+        if not config.deterministic:
+            notable["kernels"] = "fastest"
+    elif config.threads > 1:
+        notable["threads"] = str(config.threads)
     return notable | {
         "host": platform.node(),
         "device": device_name(device),

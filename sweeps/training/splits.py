@@ -69,5 +69,5 @@ def open_file(path: Path, config: RuntimeConfig) -> Pictures:
 
 
 @lru_cache(maxsize=4)
-def _cached(path: Path, changed: int, reader: str, workers: int, device: str, resident_bytes: int) -> Pictures:
+def _cached(path: Path, _changed_ns: int, reader: str, workers: int, device: str, resident_bytes: int) -> Pictures:
     return open_pictures(path, reader=reader, workers=workers, device=device, resident_bytes=resident_bytes)

@@ -21,7 +21,7 @@ from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.data_time import DataTimer
 from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import BATCH, Errors, Row, best_epoch, counts, dead, errors, precision_of, score
-from sweeps.training.loop import Diverged, Learner, train
+from sweeps.training.loop import DivergedError, Learner, train
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import HELD_OUT, PROBE, STEP, PackContext, Position, Steps
 from sweeps.training.splits import Splits
@@ -124,7 +124,7 @@ class Trainer:
         return self.state.ending != ""
 
     def run(self, report: Report) -> Steps[bool]:
-        """Train to the end; return False where `stop()` ended it before. Raises Diverged.
+        """Train to the end; return False where `stop()` ended it before. Raises DivergedError.
 
         An epoch is reported once a checkpoint holds it: at its end or, where epochs are short, with later ones.
 
@@ -189,7 +189,7 @@ class Trainer:
     def _finish_epoch(self, average: Errors, seconds: float) -> Steps[Row]:
         """Evaluate the net after an epoch, add the row to the history and return it; sets `ending` where it ends.
 
-        Diverged where the net is dead.
+        DivergedError where the net is dead.
         """
         learner = self.learner
         trial = self.trial
@@ -215,7 +215,7 @@ class Trainer:
         at_chance = abs(average.loss - math.log(self.splits.facts.classes)) < 1e-3
         state.flat = state.flat + 1 if at_chance else 0
         if lifeless or (state.flat >= 2 and state.flat * steps >= SLOW_START):
-            raise Diverged(f"the net is dead after epoch {learner.epoch}: it gives every picture the same scores")
+            raise DivergedError(f"the net is dead after epoch {learner.epoch}: it gives every picture the same scores")
         # The best weights, and the ends before the schedule's.
         if self.phase.select == "best" and len(self.splits.val_indices) and best_epoch(state.history) is row:
             self.best = {name: value.detach().clone() for name, value in learner.model.state_dict().items()}

@@ -7,7 +7,8 @@ stream changes how long a batch takes and never what it holds.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain, islice
 
 import torch
@@ -19,25 +20,32 @@ from data.load import Batch, Pictures
 from sweeps.experiment.trial import Trial
 from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import BATCH
-from sweeps.training.shared_batches import STEP, BatchStream, stream_key
+from sweeps.training.shared_batches import STEP, BatchStream, StreamKey, stream_key
 from sweeps.training.splits import Splits
 
 # Of a test picture that is stored larger than a net sees it: the centre, and ten crops.
 TEST_VIEWS = 11
 
 
+@dataclass(frozen=True)
 class Views:
     """Source of a trial's batches, for its rank, on its device."""
 
-    def __init__(self, trial: Trial, splits: Splits, stream: BatchStream, ranks: Ranks, device: torch.device) -> None:
-        """Take the batches of `trial` from `stream`; `steps` is how many an epoch of training has."""
-        self.trial = trial
-        self.splits = splits
-        self.stream = stream
-        self.ranks = ranks
-        self.device = device
-        self.key = stream_key(trial)
-        self.steps = trial.cell.recipe.steps(len(splits.train_indices))
+    trial: Trial
+    splits: Splits
+    stream: BatchStream
+    ranks: Ranks
+    device: torch.device
+
+    @cached_property
+    def key(self) -> StreamKey:
+        """Return what decides the trial's batches."""
+        return stream_key(self.trial)
+
+    @cached_property
+    def steps(self) -> int:
+        """Return the steps of an epoch of training."""
+        return self.trial.cell.recipe.steps(len(self.splits.train_indices))
 
     def training(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's views of each batch of `epoch` from `step` on, with the labels of the whole batch."""

@@ -187,12 +187,12 @@ def test_a_run_goes_by_mlflows_id(ledger: Ledger) -> None:
     key = TRIALS["CReLU half"].key
     ledger.write_json(f"tracked/{key}.json", {"uri": "sqlite:///x.db", "run": "abc123"})
     options = argparse.Namespace(run="abc123", sweep=None, weights=None, net="", dataset="")
-    assert [source.trial for source in job._sources(outgoing.JOB, options, ledger)] == [key]
+    assert [source.trial for source in job.find_sources(outgoing.JOB, options, ledger)] == [key]
 
 
 def test_a_sweep_is_its_tested_runs(ledger: Ledger) -> None:
     options = argparse.Namespace(run=None, sweep="small-demo", weights=None, net="", dataset="")
-    found = [source.trial for source in job._sources(pairing.JOB, options, ledger)]
+    found = [source.trial for source in job.find_sources(pairing.JOB, options, ledger)]
     assert sorted(found) == sorted(trial.key for trial in TRIALS.values())
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from sweeps.analysis import summary
 from sweeps.analysis.compute import JobSpec, run_job
-from sweeps.analysis.sources import NotApplicable, of_sweep
+from sweeps.analysis.sources import NotApplicableError, of_sweep
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
 from tests.support.analysis import PAGES, TRIALS, perform, read_summary
@@ -70,7 +70,7 @@ def test_runs_of_a_sweep_are_tasks_and_one_that_fails_is_a_sentence(
 
 
 def misfit(*_: object) -> None:
-    raise NotApplicable("never fits")
+    raise NotApplicableError("never fits")
 
 
 def explode(*_: object) -> None:

@@ -21,7 +21,7 @@ from sweeps.analysis.invariance_scores import (
     thresholds,
     turned,
 )
-from sweeps.analysis.plots import spread
+from sweeps.report.render.plots import spread
 
 NET = Net(
     "small",

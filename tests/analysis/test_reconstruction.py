@@ -19,13 +19,13 @@ from sweeps.analysis.pooling_ratio import (
     Deal,
     clustered_se,
     inner_starts,
-    kept_columns,
     patch_columns,
     patch_ratios,
+    pooled_columns,
     pooled_ratio,
 )
 from sweeps.analysis.reconstruct import algorithm_of, chain, chain_steps, pooled, randomised, unpooled, why_not
-from sweeps.analysis.sources import NotApplicable
+from sweeps.analysis.sources import NotApplicableError
 from sweeps.analysis.weights import LoadedNet
 
 # Kernel, stride, padding, inputs, filters, side: the five geometries of the ImageNet net, small.
@@ -247,7 +247,7 @@ def test_gram_matrices_give_what_dense_least_squares_gives() -> None:
     weight, x = normal(6, 4, 3, 3), normal(40, 100, seed=1)
     w = patch_columns(weight, 3)
     z = x @ w
-    kept = kept_columns((z + 0.3).view(40, 6, 9)).flatten(1)
+    kept = pooled_columns((z + 0.3).view(40, 6, 9)).flatten(1)
     assert kept.sum(1).min() < kept.sum(1).max()
     found = pooled_ratio(x.square().sum(1), z, kept, w.T @ w)
     for i in range(40):
@@ -268,7 +268,7 @@ def test_a_patch_that_is_one_filter_is_not_lost() -> None:
     for j in range(9):
         x = -2.5 * w[:, j][None]
         z = x @ w
-        kept = kept_columns(z.view(1, 1, 9)).flatten(1)
+        kept = pooled_columns(z.view(1, 1, 9)).flatten(1)
         assert kept[0, j]
         assert float(pooled_ratio(x.square().sum(1), z, kept, w.T @ w)) < 1e-6
 
@@ -276,7 +276,7 @@ def test_a_patch_that_is_one_filter_is_not_lost() -> None:
 def test_more_columns_never_lose_more_and_ratios_stay_within_bounds() -> None:
     w, x = patch_columns(normal(5, 4, 3, 3), 3), normal(60, 100, seed=1)
     z, size, gram = x @ w, x.square().sum(1), w.T @ w
-    both = kept_columns(z.view(60, 5, 9)).flatten(1)
+    both = pooled_columns(z.view(60, 5, 9)).flatten(1)
     positive = both & (z > 0)
     few, more, none = (pooled_ratio(size, z, kept, gram) for kept in (positive, both, torch.zeros_like(both)))
     assert ((more >= 0) & (few <= 1)).all()
@@ -286,9 +286,9 @@ def test_more_columns_never_lose_more_and_ratios_stay_within_bounds() -> None:
     assert pooled_ratio(size[:1] * 0, z[:1] * 0, torch.zeros_like(both[:1]), gram).tolist() == [0]
 
 
-def test_kept_columns_are_what_the_pool_keeps() -> None:
+def test_pooled_columns_are_what_the_pool_keeps() -> None:
     a = normal(7, 5, 9) + 0.4
-    kept = kept_columns(a)
+    kept = pooled_columns(a)
     features = functional.max_pool2d(crelu(a.view(7, 5, 3, 3)), 3)
     for n, i in itertools.product(range(7), range(5)):
         values = a[n, i][kept[n, i]]
@@ -313,7 +313,7 @@ def test_patches_see_no_padding() -> None:
 def test_normal_patches_lose_as_measured(inputs: int, filters: int, expected: float) -> None:
     w, x = patch_columns(normal(filters, inputs, 3, 3), 3), normal(40, 25 * inputs, seed=1)
     z = x @ w
-    kept = kept_columns(z.view(40, filters, 9)).flatten(1)
+    kept = pooled_columns(z.view(40, filters, 9)).flatten(1)
     assert float(pooled_ratio(x.square().sum(1), z, kept, w.T @ w).mean()) == pytest.approx(expected, abs=0.004)
 
 
@@ -390,7 +390,7 @@ def test_each_algorithm_fits_its_layers(name: str, one: list[str], two: list[str
     assert [conv.name for conv in unpooled(net)] == one
     assert [conv.name for conv, _ in pooled(net)] == two
     if not one and not two:
-        with pytest.raises(NotApplicable, match=r"only CReLU keeps both phases|batch norm"):
+        with pytest.raises(NotApplicableError, match=r"only CReLU keeps both phases|batch norm"):
             algorithm_of(bare(net), 0)
     else:
         assert algorithm_of(bare(net), 0) == (2 if two else 1)
@@ -405,5 +405,5 @@ def test_why_not_says_what_stands_in_the_way() -> None:
     assert "behind conv2 stands relu" in why_not(PAPER["S13"], "conv4", 1)
     assert "conv1 has batch norm" in why_not(PAPER["S6"], "conv1", 1)
     assert "max-pooling behind it" in why_not(PAPER["S9"], "conv1", 2)
-    with pytest.raises(NotApplicable, match="mine: no conv has CReLU and max-pooling"):
+    with pytest.raises(NotApplicableError, match="mine: no conv has CReLU and max-pooling"):
         algorithm_of(bare(PAPER["S9"]), 2)

@@ -49,7 +49,7 @@ TWO_PHASES = ("crelu", "antirectifier")
 @pytest.mark.parametrize(
     ("file", "old", "new", "acts"),
     [
-        ("activations.py", '"relu": lambda channels: nn.ReLU()', '"relu": lambda channels: nn.ReLU6()', ["relu"]),
+        ("activations.py", '"relu": lambda _: nn.ReLU()', '"relu": lambda _: nn.ReLU6()', ["relu"]),
         ("modules.py", '"relu": 0.5', '"relu": 0.25', ["relu"]),
         ("spec.py", '"relu": 1', '"relu": 2', ["relu"]),
         ("activations.py", "nn.PReLU(channels, init=0.25)", "nn.PReLU(channels, init=0.5)", ["prelu"]),
@@ -124,7 +124,7 @@ def test_a_new_activation_changes_no_net(tmp_path: Path) -> None:
     folder = shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
     edits = {
         "activations.py": [
-            ('    "elu": lambda', '    "mish": lambda channels: Mish(3.0),\n    "elu": lambda'),
+            ('    "elu": lambda', '    "mish": lambda _: Mish(3.0),\n    "elu": lambda'),
             ("\n\n# Constructors", "\n\nclass Mish(nn.Module):\n    slope = math.e\n\n\n# Constructors"),
             ("import math\n", "import math\nimport cmath\n"),
         ],

@@ -19,6 +19,7 @@ from PIL import Image
 from data import beton, synthetic
 from data.datasets import beton_path, dataset, holdout, stem
 from data.load import ThreadReader
+from data.sources import sources
 from data.write import prepare, verify
 from tests.support.pictures import cifar_tree, picture_folder
 from tests.support.waiting import until
@@ -264,6 +265,24 @@ def test_many_unreadable_pictures_stop_it_without_a_file(writer: str, tmp_path: 
         prepare(f"folder:{tmp_path / 'pics'}", tmp_path / "out", writer=writer)
     assert not list((tmp_path / "out").glob("*.beton"))
     assert not left_over(tmp_path / "out")
+
+
+def test_one_unreadable_picture_in_a_thousand_is_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(seed: int, index: int, *rest: int) -> np.ndarray:
+        if index in (5, 17):
+            raise OSError("cannot be read")
+        return drawn(seed, index, *rest)
+
+    drawn = synthetic.picture
+    monkeypatch.setattr(synthetic, "picture", damaged)
+    with pytest.raises(ValueError, match="of 250 pictures are unreadable, at most 1 may be left out"):
+        prepare("synthetic:size=16,train=250,test=10", tmp_path, writer="native")
+
+
+def test_no_embedded_test_picture_is_one_of_the_training_pictures() -> None:
+    parts = sources("synthetic:size=16,train=60,test=60", None, Path("nowhere"), None, 0)
+    train, test = ({parts[split].picture(index).tobytes() for index in range(60)} for split in ("train", "test"))
+    assert len(train | test) == 120
 
 
 def test_odd_pictures_become_colours(tmp_path: Path) -> None:

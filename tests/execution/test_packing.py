@@ -11,14 +11,14 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.cli.options import parser
-from sweeps.execution import packing, throughput
+from sweeps.execution import packing
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState, Limits
-from sweeps.execution.throughput import Maker
+from sweeps.execution.throughput import Throughputs
 from sweeps.execution.tuner import LedgerSearcher
 from sweeps.execution.watchdog import Watchdog
-from sweeps.execution.worker import work
+from sweeps.execution.worker import train_function, work
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.store.lease import Lease
@@ -54,7 +54,7 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
     base = trial_of("All-CNN-B")
     trials = [scaled_lr(base, factor) for factor in (1.0, 2.0, 3.0, 4.0, 5.0)]
     other = dataclasses.replace(base, seed=9)
-    stand = {trials[2].key: 1, trials[3].key: -1}
+    stand = {trials[2].key: 2, trials[3].key: -1}
 
     def mates(packs: PackPolicy, most: int = 16) -> list[int]:
         waiting = [other, *trials[1:]]
@@ -71,19 +71,61 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
     assert mates(PackPolicy(16, memory=2 * state + step - 1)) == []
 
 
-def test_packs_form_where_making_a_picture_takes_a_tenth_of_learning_from_it() -> None:
-    trials = [scaled_lr(trial_of("All-CNN-B"), factor) for factor in (1.0, 2.0)]
-    speeds = {trials[0].cell.key: 200.0, trials[1].cell.key: 50.0}
-    makers = {LARGE: Maker(1000.0, 8e9)}
-    packs = packing.policy_from_throughput(trials, speeds, makers, "cpu")
-    assert packs.cells == {trials[0].cell.key}
-    assert (packs.most, packs.even, packs.memory) == (packing.MAX_MEMBERS, True, 8e9)
-    # A GPU waits for its decoder only where that is the slower of the two.
-    assert packing.policy_from_throughput(trials, speeds, makers, "cuda").most == 1
-    assert packing.policy_from_throughput(trials, speeds, {LARGE: Maker(100.0, 8e9)}, "cuda").cells == {
-        trials[0].cell.key
-    }
-    assert packing.policy_from_throughput(trials, {}, makers, "cpu").most == 1
+def throughputs(trials: list[Trial], shares: dict[int, float | None]) -> Throughputs:
+    """Return the throughputs of `trials`, of which some (by number) have trained an epoch with such a data share."""
+    known = Throughputs({trial.cell.key: float(trial.cell.net.macs(4, 64)) for trial in trials})
+    for number, share in shares.items():
+        row = {"sys/images_per_s": 100.0} | ({"sys/data_share": share} if share is not None else {})
+        known.add(trials[number].cell.key, row)
+    return known
+
+
+def test_packs_form_where_batches_take_a_tenth_of_the_time_to_learn_from_them() -> None:
+    base = trial_of("All-CNN-B")
+    trials = [scaled_lr(base, factor) for factor in (1.0, 2.0)]
+    assert packing.policy_from_throughput(trials, throughputs(trials, {})).most == 1
+    assert packing.policy_from_throughput(trials, throughputs(trials, {0: None})).most == 1
+    policy = packing.policy_from_throughput(trials, throughputs(trials, {0: 0.1, 1: 0.09}))
+    assert policy.cells == {trials[0].cell.key}, "a share of 0.1 is a ratio of 0.11, one of 0.09 of 0.099"
+    assert (policy.most, policy.even, policy.memory) == (packing.MAX_MEMBERS, True, float("inf"))
+    known = throughputs(trials, {0: 0.5})
+    known.device_bytes = 1e10
+    assert packing.policy_from_throughput(trials, known, gpus=0.25).memory == 2e9
+
+
+def test_cell_without_epochs_is_judged_by_the_nearest_net_on_the_same_data() -> None:
+    base = trial_of("All-CNN-B")
+    cells = [dataclasses.replace(base.cell, label=f"{w}", net=base.cell.net.width(w)) for w in (1.0, 1.5, 4.0, 8.0)]
+    other = dataclasses.replace(cells[0], label="other", dataset=SMALL)
+    trials = [dataclasses.replace(base, cell=cell) for cell in (*cells, other)]
+    # The narrow net waits for its pictures, the wide one does not; the second is near the first, the fourth the third.
+    policy = packing.policy_from_throughput(trials, throughputs(trials, {0: 0.4, 2: 0.01}))
+    assert policy.cells == {trials[0].cell.key, trials[1].cell.key}
+
+
+@pytest.mark.parametrize(("share", "labels"), [(0.5, ["1", "3", "4", "5", "6"]), (0.01, ["1"])])
+def test_first_trials_leave_after_an_epoch_and_all_go_on_as_it_showed(
+    share: float, labels: list[str], tmp_path: Path
+) -> None:
+    here = session(tmp_path, PackPolicy(), count=6)
+    trials = [Trial(cell) for cell in here.sweep.cells]
+    known = throughputs(trials, {})
+    here.pack_policy = lambda: packing.policy_from_throughput(trials, known)
+    here.on_event = lambda event, trial, row: known.add(trial.cell.key, row) if event == "epoch" else None
+    here.resources = TrialResources(max_concurrent=2)
+    queue = LedgerSearcher(here)
+    first, second = queue.suggest("a"), queue.suggest("b")
+    assert [trial.cell.label for config in (first, second) for trial in given(config)] == ["1", "2"]
+    assert first["probe"]
+    assert second["probe"]
+    row = {"epoch": 1.0, "sys/images_per_s": 100.0, "sys/data_share": share}
+    queue.on_trial_result("a", told({"key": trials[0].key, "epoch": 1, "row": row}))
+    # It leaves with its state after an epoch, and takes the others with it, or goes on alone.
+    here.ledger.write(f"checkpoints/{trials[0].key}/00001-00000000.safetensors", b"")
+    queue.on_trial_complete("a")
+    third = queue.suggest("c")
+    assert not third["probe"]
+    assert [trial.cell.label for trial in given(third)] == labels
 
 
 def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
@@ -102,7 +144,7 @@ def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
         lambda *_: None,
         "now",
         {},
-        pack_policy=packs,
+        pack_policy=lambda: packs,
     )
     found.epochs = 1  # no canary
     return found
@@ -263,15 +305,16 @@ def test_even_packs_leave_no_worker_idle(tmp_path: Path, monkeypatch: pytest.Mon
     assert [len(asked(queue, name)) for name in "abc"] == [3, 3, 2]
 
 
-def order(trials: list[Trial], data: Path, ledger: Path, **changes: Any) -> Json:
+def order(trials: list[Trial], data: Path, ledger: Path, probe: bool = False, **changes: Any) -> Json:
     """Return what the queue gives a worker."""
     return {
         "key": "k",
         "pack": "now-a",
         "trials": [json.dumps(trial.to_json()) for trial in trials],
-        "place": dataclasses.asdict(runtime_config(data, ledger, **changes)),
+        "runtime": dataclasses.asdict(runtime_config(data, ledger, **changes)),
         "stop": "stops/now",
-        "work": "sweeps.training.run_trial:run_trial",
+        "work": "",
+        "probe": probe,
     }
 
 
@@ -331,13 +374,42 @@ def test_pack_is_off_auto_or_a_number() -> None:
         options(["--pack", "many"])
 
 
-def test_reading_is_measured_where_streams_are_shared_and_kept(data: Path, tmp_path: Path) -> None:
+def test_streams_that_several_trials_share_are_of_data_that_does_not_stay_on_the_device() -> None:
     pair, other = members("All-CNN-B")[:2], trial_of("allconv with dropout")
     assert packing.shared_datasets([*pair, other], ()) == {LARGE}
     assert packing.shared_datasets([*pair, other], {LARGE}) == set()
-    maker = throughput.measure_maker((LARGE, runtime_config(data, tmp_path)))
-    assert maker.pictures_per_s > 0
+
+
+def test_trainer_of_a_worker_is_the_one_that_its_ranks_or_a_benchmark_need() -> None:
+    from sweeps.execution import rank_processes
+
+    assert train_function("", 1) is run_trial
+    assert train_function("", 2) is rank_processes.run_trial
+    assert train_function("benchmarks.trivial:bowl", 1).__name__ == "bowl"
+
+
+def test_worker_of_one_rank_imports_no_rank_processes(data: Path, tmp_path: Path) -> None:
+    code = (
+        "import json, sys\nfrom sweeps.execution.worker import work\n"
+        "work(json.loads(sys.argv[1]), lambda message: None)\n"
+        "sys.exit('sweeps.execution.rank_processes' in sys.modules)"
+    )
+    trial = trial_of("allconv with dropout")
+    words = [sys.executable, "-W", "ignore", "-c", code, json.dumps(order([trial], data, tmp_path))]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert Ledger(str(tmp_path)).result(trial.key) is not None
+
+
+def test_probe_leaves_after_an_epoch_and_goes_on_as_if_it_had_not(
+    data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
+    trial, heard = trial_of("All-CNN-B"), list[Json]()
+    work(order([trial], data, tmp_path, probe=True), heard.append)
+    assert [news["epoch"] for news in heard] == [1]
     ledger = Ledger(str(tmp_path))
-    throughput.keep(ledger, {LARGE: maker}, "here")
-    assert throughput.known(ledger, [LARGE, SMALL], "here") == {LARGE: maker}
-    assert throughput.known(ledger, [LARGE], "elsewhere") == {}
+    assert ledger.result(trial.key) is None
+    assert not ledger.attempts(trial.key)
+    work(order([trial], data, tmp_path), heard.append)
+    assert [news["epoch"] for news in heard] == [1, 2, 3]
+    assert artifact_hashes(tmp_path, trial) == uninterrupted(trial)

@@ -34,6 +34,7 @@ from sweeps.execution.resources import (
     why_unschedulable,
 )
 from sweeps.execution.tuner import failure_signature
+from sweeps.execution.worker import train_function
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.ledger import Ledger, failed_attempt
 from sweeps.training.distributed import Ranks
@@ -156,7 +157,8 @@ def test_trial_of_which_a_rank_died_goes_on_with_any_number_of_ranks(
         steps = iter([False] * 9 + [True])
         assert run_trial(trial, here, lambda *_: None, lambda: next(steps)) is None
     assert Ledger(here.ledger).names(f"checkpoints/{trial.key}")[-1] >= "00001"
-    rank_processes.run_trial(trial, dataclasses.replace(here, ranks=after), lambda epoch, _: epochs.append(epoch))
+    later = dataclasses.replace(here, ranks=after)
+    train_function("", after)(trial, later, lambda epoch, _: epochs.append(epoch), lambda: False)
     assert epochs == [2, 3]
     assert_same(trial, one, here)
 

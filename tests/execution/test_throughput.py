@@ -1,168 +1,303 @@
-"""What workers measure before they train: dealt, handed out, told; and by real Ray, that each epoch is heard."""
+"""What the epochs so far say of those to come: by cell, scaled to other nets, in a forecast; and by real Ray."""
 
 import dataclasses
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+
+import pytest
 
 from data.datasets import dataset
 from data.write import prepare
-from sweeps.cli.forecast import FIXED, Forecast, pictures
+from sweeps.cli.forecast import EVALUATION, TRIAL_START, WORKER_START, Forecast, compare, pictures
+from sweeps.cli.live_view import SweepProgress
 from sweeps.cli.options import parser
 from sweeps.cli.settings import settle
-from sweeps.execution.price import Speed
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
-from sweeps.execution.throughput import Gauge, Maker, take
-from sweeps.experiment.plan import Sweep, plan
-from sweeps.experiment.trial import Trial
+from sweeps.execution.throughput import SCALING, SPREAD, EpochRates, Throughput, Throughputs, past_epochs
+from sweeps.experiment.plan import Plan, Sweep, plan
+from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json, Ledger
-from tests.support.trials import SMALL, runtime_config, trial_of
+from sweeps.training.run_trial import run_trial
+from tests.support.trials import SMALL, artifact_hashes, runtime_config, scaled_lr, trial_of
 
 ROOT = Path(__file__).parents[2]
-Found = tuple[dict[str, Speed], dict[str, Maker]]
+JPEG = "synthetic:size=240,classes=4,train=60,test=12"  # of which a narrow net spends a quarter of an epoch on decoding
+CPU = platform.processor() or platform.machine()
 
 
-def nets(*widths: float) -> dict[str, tuple[Trial, int, int]]:
-    base = trial_of("allconv with dropout")
-    cells = {
-        f"{width}": dataclasses.replace(base.cell, label=f"{width}", net=base.cell.net.width(width)) for width in widths
-    }
-    return {key: (dataclasses.replace(base, cell=cell), 4, 32) for key, cell in cells.items()}
-
-
-def gauge(workers: int, heard: list[Found], data: tuple[str, ...] = (), **more: Any) -> Gauge:
-    return Gauge(nets(1.0, 2.0, 0.5), data, lambda speeds, makers: heard.append((speeds, makers)), workers, **more)
-
-
-def names(share: Json | None) -> list[str]:
-    assert share is not None
-    return [key for key, *_ in share["nets"]] + share["data"]
-
-
-def told(start: float, **rates: float) -> Json:
-    return {"start": start, "nets": {key: [rate, rate, rate, 1.0, 0.0] for key, rate in rates.items()}, "data": {}}
-
-
-def test_measurements_are_dealt_largest_first_and_told_once() -> None:
-    heard: list[Found] = []
-    both = gauge(2, heard, ("pictures",), first=True, share=0.25)
-    assert [names(both.hand("a")), names(both.hand("b"))] == [["1.0", "pictures"], ["2.0", "0.5"]]
-    assert both.hand("c") is None
-    assert not both.leave("c"), "what trains has measured nothing"
-    both.hear({"start": 1.5, "nets": {"2.0": [9.0, 8.0, 10.0, 30.0, 0.0]}, "data": {}})
-    assert both.leave("a")
-    assert both.first
-    assert not heard
-    both.hear({"start": 2.5, "nets": {}, "data": {"pictures": [100.0, 8e9]}})
-    assert both.leave("b")
-    assert not both.first
-    ((speeds, makers),) = heard
-    assert makers == {"pictures": Maker(100.0, 2e9)}
-    assert speeds == {"2.0": Speed(9.0, 8.0, 10.0, 30.0, 1.5)}, "of the others nothing was found"
-    assert both.starts == [1.5, 2.5]
-
-
-def test_more_workers_than_nets_and_a_tuner_that_is_gone() -> None:
-    heard: list[Found] = []
-    many = gauge(99, heard)
-    shares = [names(many.hand(f"{number}")) for number in range(3)]
-    assert shares == [["2.0"], ["1.0"], ["0.5"]]
-    assert many.hand("4") is None
-    many.hear(told(1.0, **{"2.0": 7.0}))
-    many.leave("0")
-    many.abandon()
-    many.abandon()
-    ((speeds, _),) = heard
-    assert list(speeds) == ["2.0"]
-
-
-def test_what_cannot_be_measured_is_left_out(tmp_path: Path) -> None:
-    one = gauge(1, [], ("synthetic:size=9", SMALL))
-    share, told_of = one.hand("a"), list[Json]()
-    assert share is not None
-    share["nets"][0][3] = 1  # no map is left of pictures of one pixel
-    prepare(SMALL, tmp_path)
-    config = {"measure": share, "place": dataclasses.asdict(runtime_config(tmp_path, tmp_path)), "stop": "stops/x"}
-    take(config, told_of.append)
-    ((_, found),) = told_of[0].items()
-    assert sorted(found["nets"]) == ["0.5", "1.0"]
-    assert list(found["data"]) == [SMALL]
-    speed = Speed(*found["nets"]["0.5"])
-    assert 0 < speed.slowest <= speed.train <= speed.fastest
-    assert speed.evaluate > 0
-
-
-def test_a_forecast_is_speeds_times_pictures_and_keeps_what_it_learns(tmp_path: Path) -> None:
-    cells = tuple(trial.cell for trial, *_ in nets(1.0, 0.5).values())
-    sweep = Sweep("s", "demo", cells)
-    words = ["--price-per-gpu-hour", "36", "--output", str(tmp_path), "--profile", "demo"]
-    settings = settle(cells, parser("s", "").parse_args(words))
-    facts = {SMALL: dataset(SMALL, tmp_path)}
-    todo = plan(sweep, settings.ledger, {})
-
-    def made() -> Forecast:
-        return Forecast(todo, settings, facts, "here", 0.0, 2)
-
-    one = made()
-    assert [trial.cell for trial, *_ in one.lacking().values()] == list(cells)
-    assert one.sentence() == ""
-    large, small = one.keys[cells[0].key], one.keys[cells[1].key]
-    one.learn({large: Speed(10.0, 8.0, 20.0, 50.0, 3.0)}, 1)
-    trial = todo.to_do[0]
-    learned, evaluated = pictures(trial, facts[SMALL])
-    price = one.price(trial)
-    assert price is not None
-    assert price.likely == learned / 10 + evaluated / 50 + FIXED
-    assert (price.least, price.most) == (learned / 20 + evaluated / 50 + FIXED, learned / 8 + evaluated / 50 + FIXED)
-    assert one.price(todo.to_do[1]) is None
-    # One of two workers has started; the other is still to import what a trial needs.
-    assert one.start() == 3.0
-    assert one.sentence(one.start()) == (
-        f"forecast for 1 trials: {(price.likely + 3) / 3600:.3g} hours of trials "
-        f"({(price.least + 3) / 3600:.3g} to {(price.most + 3) / 3600:.3g}), "
-        f"{(price.likely + 3) / 120:.1f} min with 2 at once, costs {(price.likely + 3) / 100:.2f} "
-        f"({(price.least + 3) / 100:.2f} to {(price.most + 3) / 100:.2f}) at 36 an hour"
+def row(speed: float, share: float | None = None) -> dict[str, float]:
+    return {"epoch": 1.0, "train/top1_err": 50.0, "sys/images_per_s": speed} | (
+        {} if share is None else {"sys/data_share": share}
     )
-    again = made()
-    assert list(again.lacking()) == [small]
-    assert again.rates() == {cells[0].key: 10.0}
-    assert again.start() == 6.0
+
+
+def rates(*speeds: float) -> EpochRates:
+    epochs = EpochRates()
+    for speed in speeds:
+        epochs.add(row(speed))
+    return epochs
+
+
+def test_throughput_is_the_median_with_the_deciles_of_the_epochs() -> None:
+    assert rates().throughput() is None
+    assert rates(10.0).throughput() == Throughput(10.0, 10.0 / SPREAD, 10.0 * SPREAD)
+    assert rates(1.0, 5.0, 2.0).throughput() == (2.0, pytest.approx(1.2), pytest.approx(4.4), None)
+    mixed = EpochRates()
+    for number in range(3):
+        mixed.add(row(10.0, 0.25 * (number + 1)))
+    mixed.add(row(40.0))
+    value = mixed.throughput()
+    assert value is not None
+    assert value.data_share == 0.5
+
+
+def test_only_the_latest_epochs_count() -> None:
+    value = rates(*[1.0] * 50, *[100.0] * 20).throughput()
+    assert value is not None
+    assert value.likely == 100.0
+
+
+def test_epochs_of_this_session_take_the_place_of_past_ones() -> None:
+    known = Throughputs({"a": 1.0}, {"a": rates(10.0)})
+    assert known.trained()["a"].likely == 10.0
+    known.add("a", row(30.0))
+    assert known.trained()["a"].likely == 30.0
+
+
+def test_share_of_the_batches_stays_known_when_packs_no_longer_measure_it() -> None:
+    alone = EpochRates()
+    alone.add(row(10.0, 0.4))
+    known = Throughputs({"a": 1.0}, {"a": alone})
+    known.add("a", row(50.0))
+    assert known.trained()["a"] == (50.0, 50.0 / SPREAD, 50.0 * SPREAD, 0.4)
+
+
+def test_nets_that_were_not_trained_are_scaled_by_multiply_adds() -> None:
+    macs = {"small": 1e6, "large": 1e8, "other": 1e7}
+    assert Throughputs(macs).all() == {}
+    one = Throughputs(macs, {"small": rates(100.0)}).all()
+    assert one["small"] == Throughput(100.0, 100.0 / SPREAD, 100.0 * SPREAD)
+    # Of a single net's throughput a factor of SCALING either way is not excluded.
+    assert one["large"][:3] == pytest.approx((1.0, 1.0 / SCALING, 1.0 * SCALING))
+    # Of two nets, one of which computes twice as much a second, the interval holds both.
+    two = Throughputs(macs, {"small": rates(100.0), "large": rates(2.0)}).all()
+    assert two["other"][:3] == pytest.approx((15.0, 10.0 / SPREAD, 20.0 * SPREAD))
+
+
+def finished(ledger: Ledger, trial: Trial, speeds: list[float], when: int, **hardware: str) -> Json:
+    """Commit a result with such epochs, and return it."""
+    ledger.write(f"trials/{trial.key}/history.json", json.dumps([row(speed) for speed in speeds]).encode())
+    result = {
+        "key": trial.key, "cell_key": trial.cell.key, "metrics": {}, "status": "finished", "restarts": 0,
+        "seconds": 1.0, "epochs": len(speeds), "finished_ms": when, "hardware": {"device": CPU} | hardware,
+    }  # fmt: skip
+    ledger.commit(trial.key, result)
+    return result
+
+
+def test_only_epochs_of_the_same_kind_of_hardware_are_read(tmp_path: Path) -> None:
+    ledger, base = Ledger(str(tmp_path)), trial_of("allconv with dropout")
+    kinds = [{}, {"threads": "4"}, {"ranks": "2"}, {"device": "NVIDIA H100"}, {"device": "NVIDIA H200"}]
+    results = [
+        finished(ledger, dataclasses.replace(base, seed=number), [10.0 * number], number, **kind)
+        for number, kind in enumerate(kinds, 1)
+    ]
+
+    def speeds(resources: TrialResources) -> list[float]:
+        return [speed for epochs in past_epochs(ledger, results, resources).values() for speed in epochs.speeds]
+
+    assert speeds(TrialResources()) == [10.0]
+    assert speeds(TrialResources(cpus=4)) == [20.0]
+    assert speeds(TrialResources(cpus=2, ranks=2)) == [30.0]
+    assert speeds(TrialResources(gpus=1.0)) == [50.0], "of two kinds of GPU the one that trained last"
+    assert speeds(TrialResources(gpus=2.0, ranks=2)) == []
+
+
+def test_of_a_cell_the_latest_finished_trials_are_read_the_newest_last(tmp_path: Path) -> None:
+    ledger, base = Ledger(str(tmp_path)), trial_of("allconv with dropout")
+    results = [finished(ledger, dataclasses.replace(base, seed=n), [1.0 * n, 10.0 * n], n) for n in (4, 1, 3, 2)]
+    (epochs,) = past_epochs(ledger, results, TrialResources()).values()
+    assert list(epochs.speeds) == [2.0, 20.0, 3.0, 30.0, 4.0, 40.0]
+
+
+def forecast(folder: Path, *words: str) -> tuple[Forecast, Plan]:
+    """Return the forecast for two cells of which the second is half as wide, by two workers of one thread."""
+    base = trial_of("allconv with dropout").cell
+    cells = tuple(dataclasses.replace(base, label=f"{w}", net=base.net.width(w)) for w in (1.0, 0.5))
+    options = parser("s", "").parse_args(["--output", str(folder), "--profile", "demo", *words])
+    today = plan(Sweep("s", "demo", cells), Ledger(f"{folder}/ledger"), {})
+    facts = {SMALL: dataset(SMALL, folder)}
+    return Forecast(today, settle(cells, options), facts, TrialResources(), 2), today
+
+
+def test_forecast_is_pictures_over_throughput_in_hours_and_money(tmp_path: Path) -> None:
+    here, today = forecast(tmp_path, "--price-per-gpu-hour", "36")
+    trials = [(trial, 0) for trial in today.to_do]
+    assert here.sentence(trials) == ""
+    assert here.seconds_left(trials) is None
+    (wide, _), (narrow, _) = trials
+    for speed in (10.0, 10.0):
+        here.add_epoch(wide, row(speed))
+    learned, evaluated = pictures(wide, here.facts[SMALL])
+    work = learned + EVALUATION * evaluated
+    first, second = here.estimates(trials)
+    assert first == pytest.approx((work / 10 + TRIAL_START, work / 11 + TRIAL_START, work / (10 / 1.1) + TRIAL_START))
+    factor = narrow.cell.net.macs(4, 32) / wide.cell.net.macs(4, 32)
+    assert second.likely == pytest.approx(factor * work / 10 + TRIAL_START)
+    assert second.most == pytest.approx(SCALING * factor * work / 10 + TRIAL_START)
+    likely, least, most = (first[n] + second[n] + 2 * WORKER_START for n in range(3))
+    assert here.sentence(trials) == (
+        f"forecast for 2 trials: {likely / 3600:.3g} hours of trials ({least / 3600:.3g} to {most / 3600:.3g}), "
+        f"{likely / 120:.1f} min with 2 at once, costs {likely / 100:.2f} ({least / 100:.2f} to {most / 100:.2f}) "
+        f"at 36 an hour"
+    )
+    # By one worker one after the other; by two it takes as long as the longer one.
+    here.workers = 1
+    assert here.seconds_left(trials) == pytest.approx(first.likely + second.likely)
+    here.workers = 2
+    assert here.seconds_left(trials) == pytest.approx(first.likely)
+    # What is behind a trial takes no more time; its test does.
+    (rest,) = here.estimates([(wide, 3)])
+    assert rest.likely == pytest.approx(EVALUATION * pictures(wide, here.facts[SMALL], 0)[1] / 10 + TRIAL_START)
+
+
+def test_forecast_is_announced_once_after_as_many_epochs_as_trials_run_at_once(tmp_path: Path) -> None:
+    here, today = forecast(tmp_path)
+    settled = []
+    for number in range(4):
+        here.add_epoch(today.to_do[number % 2], row(10.0))
+        settled.append(here.is_settled())
+    assert settled == [False, True, False, False]
+
+
+def test_forecast_of_a_sweep_that_has_begun_is_from_its_ledger(tmp_path: Path) -> None:
+    _, before = forecast(tmp_path)
+    finished(Ledger(f"{tmp_path}/ledger"), before.to_do[0], [20.0, 20.0], 1)
+    here, today = forecast(tmp_path)
+    assert [trial.cell.label for trial in today.to_do] == ["0.5"]
+    assert here.sentence((trial, 0) for trial in today.to_do).startswith("forecast for 1 trials: ")
+    assert here.throughputs.trained()[before.to_do[0].cell.key].likely == 20.0
+
+
+def test_live_view_says_how_long_it_will_take_by_the_same_forecast(tmp_path: Path) -> None:
+    here, today = forecast(tmp_path)
+    progress = SweepProgress(today)
+    progress.forecast = here
+    assert "left" not in progress.counts()
+    progress.apply("started", today.to_do[0], {})
+    progress.apply("epoch", today.to_do[0], row(10.0))
+    assert progress.remaining() == [(today.to_do[0], 1), (today.to_do[1], 0)]
+    seconds = here.seconds_left(progress.remaining())
+    assert seconds is not None
+    assert progress.counts().endswith(f", about {seconds // 60:.0f} min {round(seconds) % 60} s left")
+
+
+def test_at_the_end_the_forecast_stands_beside_what_it_took(tmp_path: Path) -> None:
+    here, today = forecast(tmp_path)
+    said: list[str] = []
+    trial = today.to_do[0]
+    compare(here, [(trial, 9.0)], said.append)
+    assert said == [], "nothing was forecast"
+    here.add_epoch(trial, row(10.0))
+    here.sentence([(trial, 0)])
+    expected = here.estimates([(trial, 0)])[0].likely + WORKER_START
+    # What the trial shows later does not make the forecast a better one.
+    here.add_epoch(trial, row(1000.0))
+    finished(Ledger(f"{tmp_path}/ledger"), trial, [10.0], 1)
+    compare(here, [(trial, 2 * expected)], said.append)
+    assert said == [f"1 trials: forecast {expected:.0f} s of trials, actual {2 * expected:.0f} s (+100%)"]
+    (name,) = Ledger(f"{tmp_path}/ledger").names("forecasts")
+    kept = Ledger(f"{tmp_path}/ledger").read_json(f"forecasts/{name}")
+    assert kept == {"forecast_s": pytest.approx(expected), "actual_s": pytest.approx(2 * expected), "trials": 1}
 
 
 def drive(folder: str) -> None:
-    """Measure and train two cells by real Ray, and print what was heard."""
+    """Train two cells by real Ray, and print what was heard."""
     from sweeps.execution import ray_runtime, tuner
 
-    data, trial, events, found = Path(folder), trial_of("allconv with dropout"), Counter[str](), list[int]()
+    data, trial, events, shares = Path(folder), trial_of("allconv with dropout"), Counter[str](), list[bool]()
     prepare(SMALL, data)
     cells = tuple(dataclasses.replace(trial.cell, label=f"{n}", net=trial.cell.net.width(n)) for n in (1.0, 0.5))
     ray_runtime.init_ray("local", 2)
+
+    def on_event(event: str, trial: Trial, news: Json) -> None:
+        events.update([event + (f" {news['epoch']:g}" if event == "epoch" else "")])
+        if event == "epoch":
+            shares.append(0 <= news["sys/data_share"] < 1)
+
     session = DriverState(
-        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data), TrialResources(),
-        lambda event, trial, news: events.update([event + (f" {news['epoch']:g}" if event == "epoch" else "")]),
-        "now", {},
-    )  # fmt: skip
-    items = {cell.label: (dataclasses.replace(trial, cell=cell), 4, 32) for cell in cells}
-    session.gauge = Gauge(items, (), lambda speeds, _: found.append(len(speeds)), 2, first=True)
+        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data), TrialResources(), on_event, "now", {}
+    )
     tuner.run_trials(session)
     ray_runtime.shutdown_ray()
-    print(json.dumps([dict(events), found, session.epochs, session.errors]))
+    print(json.dumps([dict(events), shares, session.epochs, session.errors]))
 
 
-def test_the_driver_hears_of_each_epoch_and_each_measurement(tmp_path: Path) -> None:
+def test_the_driver_hears_of_each_epoch_with_the_share_of_its_batches(tmp_path: Path) -> None:
     code = "import sys; from tests.execution.test_throughput import drive; drive(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=400,
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    events, found, epochs, errors = json.loads(done.stdout.strip().splitlines()[-1])
+    events, shares, epochs, errors = json.loads(done.stdout.strip().splitlines()[-1])
     assert errors == []
-    assert found == [2]
     assert events == {"started": 2, "epoch 1": 2, "epoch 2": 2, "epoch 3": 2, "done": 2}
+    assert shares == [True] * 6
     assert epochs == 6
+
+
+def drive_packs(folder: str) -> None:
+    """Train four trials of one stream by real Ray, one worker, packed where that pays; print what was heard."""
+    from sweeps.execution import packing, ray_runtime, tuner
+
+    data, events = Path(folder), []
+    prepare(JPEG, data)
+    trials = [scaled_lr(trial_of("All-CNN-B"), factor) for factor in (1.0, 0.7, 0.5, 0.3)]
+    net = trials[0].cell.net.width(0.25)
+    cells = tuple(dataclasses.replace(t.cell, label=f"{t.cell.recipe.lr:g}", net=net, dataset=JPEG) for t in trials)
+    known = Throughputs({cell.key: 1.0 for cell in cells})
+
+    def on_event(event: str, trial: Trial, news: Json) -> None:
+        if event == "epoch":
+            known.add(trial.cell.key, news)
+        events.append((event, trial.cell.label, "sys/data_share" in news))
+
+    ray_runtime.init_ray("local", 1)
+    session = DriverState(
+        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data, resident_bytes=0),
+        TrialResources(max_concurrent=1), on_event, "now", {}, {JPEG: (4, dataset(JPEG).crop)},
+        pack_policy=lambda: packing.policy_from_throughput([Trial(cell) for cell in cells], known),
+    )  # fmt: skip
+    tuner.run_trials(session)
+    ray_runtime.shutdown_ray()
+    keys = [Trial(cell).key for cell in cells]
+    print(json.dumps([events, session.errors, keys, {key: share.data_share for key, share in known.trained().items()}]))
+
+
+@pytest.mark.timeout(500)
+def test_first_trial_shows_that_packs_pay_and_all_end_as_alone(tmp_path: Path) -> None:
+    code = "import sys; from tests.execution.test_throughput import drive_packs; drive_packs(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=400,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    events, errors, keys, shares = json.loads(done.stdout.strip().splitlines()[-1])
+    assert errors == []
+    first = events[0][1]
+    assert events[:3] == [["started", first, False], ["epoch", first, True], ["left", first, False]]
+    # The others are with it from then on: all have started before another epoch is over.
+    assert [event for event, *_ in events[3:7]] == ["started"] * 4
+    assert [event for event in events[7:] if event[0] == "epoch" and event[2]] == [], "alone no more"
+    assert [share > 0.1 for share in shares.values() if share is not None] == [True]
+    for key in keys:
+        trial = trial_from_json(Ledger(str(tmp_path)).read_json(f"trials/{key}/trial.json"))
+        run_trial(trial, runtime_config(tmp_path, tmp_path / "alone", resident_bytes=0), lambda *_: None)
+        assert artifact_hashes(tmp_path / "alone", trial) == artifact_hashes(tmp_path, trial)

@@ -74,7 +74,7 @@ def test_an_edit_of_what_a_trial_computes_makes_all_results_stale(
 
 
 def test_an_edit_of_relu_makes_exactly_the_results_with_relu_stale(tmp_path: Path) -> None:
-    edit = ("crelu_models/activations.py", '"relu": lambda channels: nn.ReLU()', '"relu": lambda channels: nn.ReLU6()')
+    edit = ("crelu_models/activations.py", '"relu": lambda _: nn.ReLU()', '"relu": lambda _: nn.ReLU6()')
     assert stale(copied(tmp_path, [edit])) == ReLU
     assert ALL_CRELU not in ReLU
 

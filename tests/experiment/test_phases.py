@@ -92,7 +92,7 @@ def test_trainings_of_a_protocol_are_counted(protocol: Protocol, count: int) -> 
 def after_search(seed: int) -> tuple[Trial, list[Trial]]:
     """Return the winner of a search with this seed, and the trials of Single that follow from it."""
     search = Search(2, wave=2, seed=seed, prune=False)
-    asked = study(search, BASE, {}, ()).asked
+    asked = study(search, BASE, {}, ()).suggestions
     results = {one.trial.key: {"metrics": {"best/val_top1_err": 10.0 + one.number}} for one in asked}
     protocol = Protocol(ablation=False, single=True, search=search)
     return asked[0].trial, cell_trials(BASE, protocol, results).protocol

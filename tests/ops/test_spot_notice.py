@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.ops import spot_notice
-from sweeps.ops.spot_notice import Metadata, NoMetadata, seconds_to_termination, watch
+from sweeps.ops.spot_notice import Metadata, NoMetadataError, seconds_to_termination, watch
 from tests.support.servers import free_port
 from tests.support.waiting import output, until
 
@@ -115,7 +115,7 @@ def test_machine_that_is_none_of_ec2s_is_said_to_be(monkeypatch: pytest.MonkeyPa
 
 def test_service_that_refuses_everything_is_no_notice(service: Service) -> None:
     metadata = Metadata(f"{service.address}/elsewhere")
-    with pytest.raises(NoMetadata):
+    with pytest.raises(NoMetadataError):
         metadata.read("spot/instance-action")
 
 

@@ -258,6 +258,21 @@ def test_holm_runs_over_all_effects_of_a_table(tmp_path: Path) -> None:
     assert {one.reference.label for one in found} == {"Baseline"}
 
 
+def test_holm_runs_over_all_comparisons_that_the_claims_of_a_table_make(tmp_path: Path) -> None:
+    means = {"Baseline": 42.0, "AVR conv1-4": 41.6}
+    rulings = judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))
+    for table in ("4", "5"):
+        compared = [one for ruling in rulings if ruling.claim.table == table for one in ruling.compared]
+        raw = np.array([one.contrast.p for one in compared])
+        # Holm by hand: the k-th smallest of m times m - k + 1, never below the one before.
+        expected, largest = np.full(len(raw), np.nan), 0.0
+        finite = [i for i in np.argsort(raw) if np.isfinite(raw[i])]
+        for place, i in enumerate(finite):
+            largest = expected[i] = max(largest, min(1.0, raw[i] * (len(finite) - place)))
+        assert [one.p for one in compared] == pytest.approx(expected.tolist(), nan_ok=True)
+        assert len(finite) >= 4
+
+
 def test_what_seeds_cannot_settle_asks_for_none() -> None:
     base = contrast(None, None, TOP1)
     assert base.basis == "not run"
@@ -295,6 +310,17 @@ def test_mark_of_a_training(tmp_path: Path, mark: str, change: dict[str, object]
     sweep = Sweep("marks", "paper", ONE, Protocol(seeds=2))
     found = seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.1)._replace(**change))
     assert "".join(marked(found)) == mark
+
+
+@pytest.mark.parametrize(("falling", "mark"), [(1, ""), (2, ""), (3, "u"), (4, "u")])
+def test_cell_is_under_trained_where_most_of_its_curves_still_fall(tmp_path: Path, falling: int, mark: str) -> None:
+    sweep = Sweep("marks", "paper", ONE, Protocol(seeds=4))
+
+    def outcome(trial: Trial) -> Made:
+        made = drawn(trial, {}, 0.1)
+        return made._replace(curve=FALLING) if trial.seed < falling else made
+
+    assert "".join(marked(seen(tmp_path, sweep, outcome))) == mark
 
 
 def test_marks_of_one_training_and_of_missing_ones(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Checkpoint
 from sweeps.store.checkpoint_header import progress
-from sweeps.store.lease import Busy, Lease, claim, driver, elsewhere, unclaim
+from sweeps.store.lease import Lease, LeaseHeldError, claim, driver, elsewhere, unclaim
 from sweeps.store.ledger import Ledger
 
 
@@ -156,7 +156,7 @@ def test_digest_changes_with_every_part() -> None:
 def test_second_driver_is_told_who_the_first_is(ledger: Ledger) -> None:
     with Lease(ledger, "s"):
         assert (driver(ledger, "s") or {}).get("pid") == os.getpid()
-        with pytest.raises(Busy, match=f"process {os.getpid()} on"), Lease(ledger, "s"):
+        with pytest.raises(LeaseHeldError, match=f"process {os.getpid()} on"), Lease(ledger, "s"):
             pass
         with Lease(ledger, "another"):
             pass
@@ -173,7 +173,7 @@ def test_lease_of_a_killed_driver_is_taken_over(ledger: Ledger) -> None:
     with subprocess.Popen([sys.executable, "-c", code, ledger.root], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(Busy), Lease(ledger, "s"):
+        with pytest.raises(LeaseHeldError), Lease(ledger, "s"):
             pass
         other.send_signal(signal.SIGKILL)
         other.wait()

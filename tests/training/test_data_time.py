@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from data.datasets import dataset
-from data.write import prepare
 from sweeps.execution.pack import perform_pack
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.data_time import DataTimer
 from sweeps.training.run_trial import run_trial
-from tests.support.trials import LARGE, SMALL, Killed, runtime_config, trial_of
+from tests.support.trials import SMALL, Killed, runtime_config, trial_of
 
 
 def compute(seconds: float) -> None:
@@ -42,6 +41,13 @@ def test_share_is_the_batches_part_of_processor_time() -> None:
     # To wait uses no processor, and says nothing of what a pack saves.
     epoch(timer, lambda: time.sleep(0.03), lambda: compute(0.01))
     assert timer.share() == pytest.approx(0.0, abs=0.1)
+
+
+def test_first_step_of_a_process_which_compiles_kernels_is_not_counted() -> None:
+    timer, steps = DataTimer(torch.device("cpu"), lambda: 0.0), iter([0.2, *[0.01] * 9])
+    epoch(timer, lambda: compute(0.03), lambda: compute(next(steps)))
+    assert timer.share() == pytest.approx(0.75, abs=0.05)
+    assert timer.batches == 5
 
 
 def test_decoder_in_other_threads_counts() -> None:
@@ -88,14 +94,6 @@ def test_gpu_waits_only_for_batches_that_come_after_its_step() -> None:
     assert quick is not None
     assert slow is not None
     assert quick < 0.1 < 0.5 < slow
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("data")
-    for name in (SMALL, LARGE):
-        prepare(name, where)
-    return where
 
 
 def shares(ledger: Path, key: str) -> list[float | None]:

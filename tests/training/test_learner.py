@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sweeps.experiment.recipe import ALLCONV, Recipe, Stage
 from sweeps.training.evaluate import score
-from sweeps.training.loop import Diverged, Learner
+from sweeps.training.loop import DivergedError, Learner
 
 PLAIN = dataclasses.replace(ALLCONV, momentum=0.0, weight_decay=0.0, lr=1.0, epochs=2, schedule_epochs=2,
                             stages=(Stage(1, 1.0),))  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_loss_that_is_infinite_or_no_number_has_diverged(value: float) -> None
     one = learner()
     one.model[3].bias.data = torch.tensor([value, -value, 0.0])
     one.step(*batch(12))
-    with pytest.raises(Diverged, match="epoch 1"):
+    with pytest.raises(DivergedError, match="epoch 1"):
         one.end_epoch()
 
 

@@ -19,7 +19,7 @@ from sweeps.training.run_trial import run_trial
 from tests.support.trials import SMALL, runtime_config, trial_of
 
 FAMILY = "allconv with dropout"
-Choose = Callable[[list[float]], None]
+Choose = Callable[[list[float]], list[int]]
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +31,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Choose:
-    """Return a function that sets what the next evaluations measure, loss and error alike."""
+    """Return a function that sets what the next evaluations measure, and returns how many pictures each has."""
 
-    def choose(values: list[float]) -> None:
+    def choose(values: list[float]) -> list[int]:
         left: Iterator[float] = iter(values)
+        counted: list[int] = []
 
         def chosen(total: Tensor, pictures: int) -> Errors:
+            counted.append(pictures)
             value = next(left)
             return Errors(value, value, 0.0)
 
         monkeypatch.setattr(trainer, "errors", chosen)
+        return counted
 
     return choose
 
@@ -122,8 +125,10 @@ def test_the_second_phase_of_single_stops_where_its_rule_says(
 ) -> None:
     Ledger(str(tmp_path)).commit("reference", REFERENCE)
     trial = Trial(trial_of(FAMILY).cell, "match", 3, match=match, reference="reference")
-    measured([2.0, 0.5, 0.1][:epochs] + [0.25])  # the probe after each epoch, and all training pictures at the end
+    # The probe after each epoch, and all training pictures at the end: the "train" column of Table 1.
+    counted = measured([2.0, 0.5, 0.1][:epochs] + [0.25])
     result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
     assert result is not None
     assert (result["epochs"], result["ending"]) == (epochs, ending)
     assert result["metrics"]["final/train_loss"] == 0.25
+    assert counted == [20] * epochs + [100]

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sweeps.report.render.document import Document, Entry, Table
+from sweeps.report.render.document import Document, Entry, Table, split_note
 from sweeps.store import tables
 
 # Sections whose tables are for the page alone: too long to print.
@@ -34,62 +34,48 @@ def markdown(document: Document) -> str:
     for section in document.sections:
         if section.id in PAGE_ONLY or not (section.tables or section.words):
             continue
-        lines += [f"## {section.heading}", ""]
-        for words in section.words:
-            lines += [words, ""]
+        lines += [f"## {section.heading}", "", *(line for words in section.words for line in (words, ""))]
         for table in section.tables:
             lines += [f"### {table.title}", ""] if table.title != section.heading else []
-            lines += [block(document.title, table), ""]
+            lines += [f"<!-- sweeps:{document.title} {table.id} -->\n{markdown_table(table)}<!-- /sweeps -->", ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def block(title: str, table: Table) -> str:
-    """Return a table between its markers."""
-    return f"<!-- sweeps:{title} {table.id} -->\n{markdown_table(table)}<!-- /sweeps -->"
 
 
 def markdown_table(table: Table) -> str:
     """Return a table as GitHub's Markdown, its notes below it."""
-    columns = _spanned(table)
-    rule = ["---" if side == "l" else "---:" if side == "r" else ":---:" for side in table.align]
-    rows = [[_cell(entry) for entry in row] for row in table.rows]
-    lines = [f"| {' | '.join(row)} |" for row in ([_escape(name) for name in columns], rule, *rows)]
-    notes = [f"- {_note(note)}" for note in table.notes]
+    heads = [name for name, span in table.heads for _ in range(span)] or [""] * len(table.columns)
+    columns = [_escape(f"{head} {name}") for head, name in zip(heads, table.columns, strict=True)]
+    rule = [{"l": "---", "r": "---:", "c": ":---:"}[side] for side in table.align]
+    rows = [[_markdown_entry(entry) for entry in row] for row in table.rows]
+    lines = [f"| {' | '.join(row)} |" for row in (columns, rule, *rows)]
+    notes = [
+        f"- {_superscript(mark)}{' ' if mark else ''}{_escape(words)}" for mark, words in map(split_note, table.notes)
+    ]
     return "\n".join([*lines, *(["", *notes] if notes else []), ""])
 
 
-def _spanned(table: Table) -> list[str]:
-    """Return the names of the columns, each with the head above it where there are heads."""
-    if not table.heads:
-        return list(table.columns)
-    above = [name for name, span in table.heads for _ in range(span)]
-    return [f"{head} {name}".strip() for head, name in zip(above, table.columns, strict=True)]
+def _markdown_entry(entry: Entry) -> str:
+    return f"{_escape(entry.text)}{_superscript(','.join(entry.marks))} {_escape(entry.sub)}".rstrip()
 
 
-def _cell(entry: Entry) -> str:
-    marks = f"<sup>{','.join(entry.marks)}</sup>" if entry.marks else ""
-    return f"{_escape(entry.text)}{marks}" + (f" {_escape(entry.sub)}" if entry.sub else "")
+def _superscript(marks: str) -> str:
+    return f"<sup>{marks}</sup>" if marks else ""
 
 
 def _escape(words: str) -> str:
     return re.sub(r"([\\`*_|<>])", r"\\\1", " ".join(words.split()))
 
 
-def _note(note: str) -> str:
-    mark, gap, rest = note.partition("  ")
-    return f"<sup>{mark}</sup> {_escape(rest)}" if gap else _escape(note)
-
-
 def blocks(text: str) -> list[tuple[str, str, str]]:
     """Return (sweep, table, content) of every marked table in a document; ValueError for a marker without its end."""
-    found = BLOCK.findall(text)
-    if len(found) != text.count("<!-- sweeps:"):
+    marked = BLOCK.findall(text)
+    if len(marked) != text.count("<!-- sweeps:"):
         raise ValueError("a marker <!-- sweeps:SWEEP TABLE --> is not followed by its <!-- /sweeps -->")
-    return [(sweep, table, content) for sweep, table, content in found]
+    return [(sweep, table, content) for sweep, table, content in marked]
 
 
 def same(ours: str, theirs: str) -> bool:
-    """Tell whether two Markdown tables say the same, however their columns are padded."""
+    """Tell whether two Markdown tables are equal but for the padding of their columns."""
     return _bare(ours) == _bare(theirs)
 
 
@@ -117,7 +103,7 @@ LINE: Final = 40  # characters up to which a column of words is not broken into 
 
 
 def latex(document: Document) -> dict[str, str]:
-    """Return report.tex, which compiles as it is, and one file a table, to be put into a paper by \\input."""
+    r"""Return report.tex, which compiles as it is, and one file a table, to be put into a paper by \input."""
     files, inputs = {}, []
     for section in document.sections:
         if section.id in PAGE_ONLY:
@@ -135,9 +121,8 @@ def latex(document: Document) -> dict[str, str]:
 def latex_table(table: Table) -> str:
     """Return a table as a booktabs table, as wide as its page at most; notes stand below it."""
     rows = [" & ".join(_tex_entry(entry) for entry in row) + r" \\" for row in table.rows]
-    heads = [_tex_heads(table)] if table.heads else []
-    head = " & ".join(tex(name) for name in table.columns) + r" \\"
-    notes = [rf"\par\smallskip {_tex_note(note)}" for note in table.notes]
+    notes = [rf"\par\smallskip {_tex_marks(mark)}{' ' if mark else ''}{tex(words)}"
+             for mark, words in map(split_note, table.notes)]  # fmt: skip
     return "\n".join([
         "% needs booktabs, array and graphicx",
         r"\begin{table}[htbp]\centering\footnotesize",
@@ -145,10 +130,10 @@ def latex_table(table: Table) -> str:
         rf"\label{{tab:{table.id}}}",
         r"\setlength{\tabcolsep}{4pt}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{_spec(table)}}}",
+        rf"\begin{{tabular}}{{@{{}}{''.join(_column(table, i) for i in range(len(table.columns)))}@{{}}}}",
         r"\toprule",
-        *heads,
-        head,
+        *([_tex_heads(table)] if table.heads else []),
+        " & ".join(tex(name) for name in table.columns) + r" \\",
         r"\midrule",
         *rows,
         r"\bottomrule",
@@ -161,17 +146,13 @@ def latex_table(table: Table) -> str:
     ])  # fmt: skip
 
 
-def _spec(table: Table) -> str:
-    """Return the alignment of the columns; long words get lines of their own."""
-    return f"@{{}}{''.join(_column(table, i) for i in range(len(table.columns)))}@{{}}"
-
-
 def _column(table: Table, i: int) -> str:
+    """Return the alignment of a column; one of long words is broken into lines."""
     words = [row[i].text for row in table.rows]
     longest = max(map(len, words), default=0)
     if table.align[i] != "l" or longest <= LINE:
         return table.align[i]
-    # A name without a space, a digest say, needs its own width: 0.19 cm a letter.
+    # A name without a space, a digest say, needs all its width: 0.19 cm a letter.
     unbroken = max(len(word) for text in words for word in text.split() or [""])
     wide = max(7.0 if longest > 60 else 4.5, 0.19 * unbroken)
     return rf">{{\raggedright\arraybackslash}}p{{{wide:.1f}cm}}"
@@ -187,19 +168,18 @@ def _tex_heads(table: Table) -> str:
 
 
 def _tex_entry(entry: Entry) -> str:
-    marks = rf"\textsuperscript{{{tex(','.join(entry.marks))}}}" if entry.marks else ""
+    text = tex(entry.text) + _tex_marks(",".join(entry.marks))
     sub = rf" {{\tiny {tex(entry.sub)}}}" if entry.sub else ""
     # A row that begins with [ would be read as the argument of the \\ before it.
-    return rf"{{}}{tex(entry.text)}{marks}{sub}" if entry.text.startswith(("[", "*")) else tex(entry.text) + marks + sub
+    return f"{'{}' if entry.text.startswith(('[', '*')) else ''}{text}{sub}"
 
 
-def _tex_note(note: str) -> str:
-    mark, gap, rest = note.partition("  ")
-    return rf"\textsuperscript{{{tex(mark)}}} {tex(rest)}" if gap else tex(note)
+def _tex_marks(marks: str) -> str:
+    return rf"\textsuperscript{{{tex(marks)}}}" if marks else ""
 
 
 def tex(words: str) -> str:
-    """Return words with every sign that LaTeX reads as its own made plain; what it cannot print becomes a mark."""
+    """Return words with LaTeX's signs escaped; a letter that it cannot print becomes a question mark."""
     known = "".join(SIGNS.get(letter, letter) for letter in words)
     return "".join(letter if letter.isascii() or letter in "äöüßéèáàñç×°µ²³·" else "?" for letter in known)
 
@@ -208,7 +188,7 @@ def tex(words: str) -> str:
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return rows as CSV; a column that a row lacks is empty there."""
+    """Return rows as CSV; a row's missing columns are empty."""
     sink = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(sink, names, lineterminator="\n")
