@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sweeps.experiment.metrics import (
     AVERAGE,
@@ -136,7 +136,7 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
 
 def write_results(plan: Plan, ledger: Ledger, name: str) -> str:
     """Write one row a finished trial (what it was, its numbers, where its files are) as Parquet; return the path."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for standing in plan.statuses:
         trial, result = standing.trial, standing.result
         if result is None:
