@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sweeps.cifar_width import CELLS, PROTOCOL
@@ -20,7 +21,7 @@ from sweeps.results.cell_numbers import number
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, tracked
-from tests.support.sweeps import Made, as_printed, make, only, unsearched
+from tests.support.sweeps import Made, as_printed, make, only, scores, unsearched
 
 SWEEP = unsearched("cifar_width", tuple(cell for cell in only(CELLS, "cifar10") if cell.row == "CReLU"), PROTOCOL)
 (CELL,) = SWEEP.cells
@@ -134,6 +135,21 @@ def test_a_first_training_and_a_lost_fold_are_no_part_of_a_number(tmp_path: Path
     for metric, n in ((TOP1, 1), (AVERAGE, 2), (VOTE, 2)):
         assert rows[0].numbers[metric].n == number(cell, metric).average.n == n
         assert rows[0].numbers[metric].mean == number(cell, metric).average.mean
+
+
+def test_folds_alone_vote_also_where_single_left_scores(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+    labels = np.arange(1000) % 10
+
+    def outcome(trial: Trial) -> Made:
+        made = as_printed(trial, 1000)
+        return made._replace(scores=scores(labels, np.arange(1000), 10)) if trial.phase == "match" else made
+
+    make(ledger, SWEEP, outcome)
+    (row,) = terminal.lines(current_plan(ledger, SWEEP.title), {"cifar10": 10}, ledger)
+    for vote in (row.numbers[VOTE], number(survey(ledger, SWEEP.title).cells[0], VOTE).average):
+        assert vote.n == 10
+        assert vote.mean == pytest.approx(TOGETHER, abs=0.05)
 
 
 @pytest.mark.parametrize(
