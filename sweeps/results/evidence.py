@@ -24,6 +24,7 @@ from sweeps.results.provenance import provenance, shares
 from sweeps.store.ledger import Json, Ledger
 
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
+LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and axes of more overflow
 MANIFEST: Final = "capsule.json"
 
 Floats = NDArray[np.float64]
@@ -238,7 +239,11 @@ def _run(ledger: Ledger, status: TrialStatus) -> Run:
     # The decisions of folds are read together with their vote.
     alone = PHASES[trial.phase].test and trial.phase != "fold"
     decisions = read_decisions(ledger, f"trials/{trial.key}/tables") if alone else None
-    return Run(trial, state, why, result, metrics, _curve(ledger, trial, result), decisions, mlflow, analyses)
+    curve = _curve(ledger, trial, result)
+    for value in (*metrics.values(), *curve):
+        if math.isfinite(value) and abs(value) > LARGEST:
+            raise ValueError(f"trial {trial.key} has a metric of {value:g}, which nothing here measures")
+    return Run(trial, state, why, result, metrics, curve, decisions, mlflow, analyses)
 
 
 def _curve(ledger: Ledger, trial: Trial, result: Json) -> Floats:
