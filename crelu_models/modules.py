@@ -86,7 +86,7 @@ class Dropout(nn.Module):
         return dropped / STEPS
 
     def _empty_mask(self, x: Tensor) -> Tensor:
-        """Return an empty mask for the full batch of which x holds rows, in the layout of x."""
+        """Return an empty mask for the full batch, in the layout of x; x holds rows of that batch."""
         if self._batch <= len(x):
             return torch.empty_like(x)
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

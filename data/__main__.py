@@ -18,7 +18,7 @@ from data.storage import Progress
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
 _BENCH_PICTURES = 20_000  # that `bench` reads at least; a small set is repeated
-_LONG = ("class_names", "label_counts")  # fields of which `info` prints ten items
+_LONG = ("class_names", "label_counts")  # fields that `info` cuts to ten items
 _NAMES = "synthetic[:size=72,train=3000,...] | cifar10 | cifar100 | imagenet[:size=N] | folder:PATH"
 
 

@@ -32,14 +32,14 @@ def _files(name: str, where: Path) -> list[Path]:
 
 
 class _StopRequestedError(Exception):
-    """Whoever waits for pictures was asked to leave."""
+    """The caller asked to stop while it waited for pictures."""
 
 
 def fetch_dataset(name: str, where: str, source: str, stop: Callable[[], bool] = lambda: False) -> bool:
     """Bring a data set to this machine where it is not there; False where `stop()` ended it.
 
-    Pictures come from `source`, embedded ones are made; `stop` is asked all the while, as a sign of life. Without a
-    source the others are not looked for: their absence is told by whoever opens them. ValueError and OSError as of
+    Pictures come from `source`; embedded ones are made here. `stop` is called all the while, as a sign of life. Without
+    a source nothing is fetched, and opening the data set reports what is missing. ValueError and OSError as in
     data.transfer.pull.
     """
     embedded = name.partition(":")[0] == "synthetic"
@@ -140,8 +140,8 @@ def missing_message(name: str, missing: list[Path], where: Path) -> str:
         seen = (
             f"in $IMAGENET_DIR {len(folders)} classes with {pictures} pictures" if folders else f"no {source}/train/*/"
         )
-    found = [path.name for split in SPLITS if (path := beton_path(name, split, where)).exists()]
-    seen = ", ".join(found) or seen
+    present = [path.name for split in SPLITS if (path := beton_path(name, split, where)).exists()]
+    seen = ", ".join(present) or seen
     option = f" --source {source or 'IMAGENET_DIR'}" if name.startswith("imagenet") else ""
     return (
         f"{name} is not prepared: looked for {' and '.join(path.name for path in missing)} in {where}, found {seen}. "

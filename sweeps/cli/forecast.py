@@ -192,7 +192,7 @@ def workload(trials: Iterable[Trial], data_dir: Path) -> tuple[float, float]:
 
 
 def cost_text(seconds: TimeEstimate, hourly: float, share: float = 1.0) -> str:
-    """Return what trials that take so long cost, at so much an hour of a GPU of which each has a `share`.
+    """Return the cost of trials that take `seconds`, at a price per GPU-hour and a `share` of a GPU each.
 
     Without GPUs an hour of trials stands for one of a GPU, as it does where a budget is counted. Empty for no price.
     """

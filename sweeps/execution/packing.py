@@ -97,7 +97,7 @@ def fits_on_device(facts: DataSet, resident_bytes: int) -> bool:
 
 
 def shared_datasets(trials: Iterable[Trial], resident: Collection[str]) -> set[str]:
-    """Return the data sets, not resident, of which several trials see the same batches."""
+    """Return the data sets that are not resident and whose batches several trials share."""
     streams = Counter(stream_key(trial) for trial in trials if trial.cell.dataset not in resident)
     return {key[0] for key, count in streams.items() if count > 1}
 

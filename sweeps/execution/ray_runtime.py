@@ -195,7 +195,7 @@ def max_slots(file: Mapping[str, Any], cpus: float, gpus: float) -> int:
 def slots(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
     """Return how many tasks of so many CPUs and GPUs a machine runs at once."""
     needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
-    # 0.3 goes three times into 0.9, whatever binary fractions say.
+    # 0.3 goes three times into 0.9, although binary fractions say 2.99.
     return min((int(machine.get(name, 0.0) / need + 1e-9) for name, need in needs.items()), default=1)
 
 

@@ -79,7 +79,7 @@ class Throughputs:
         self.present.setdefault(cell_key, EpochRates()).add(row)
 
     def trained(self) -> dict[str, Throughput]:
-        """Return the throughput of each cell of which an epoch is known."""
+        """Return the throughput of each cell with a known epoch."""
         trained: dict[str, Throughput] = {}
         for key in self.macs:
             past, present = (rates.get(key, EpochRates()).throughput() for rates in (self.past, self.present))

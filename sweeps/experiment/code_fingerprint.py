@@ -19,7 +19,7 @@ TRAINING = "sweeps/training"
 FOLDERS = ("crelu_models", "data", "sweeps/experiment", TRAINING)
 # Definitions in these packages that decide no number either, by what their dotted names begin with.
 ENDS = (
-    "data.availability.",  # pictures have a fingerprint of their own, wherever they come from
+    "data.availability.",  # pictures have a fingerprint of their own
     "sweeps.experiment.code_fingerprint.",
     "sweeps.experiment.trial.Cell.key",
     "sweeps.experiment.trial.Trial.key",

@@ -89,11 +89,11 @@ def averages(trials: Sequence[Tested]) -> dict[str, float]:
         base = name.replace("final/", "agg/")
         folds, single = cell_average(trials, f"{base}_mean"), cell_average(trials, name)
         numbers |= {base: folds, f"{base}_single": single} if folds.n else {base: single}
-    found: dict[str, float] = {}
-    for base, number in numbers.items():
-        found |= {f"{base}_mean": number.mean, f"{base}_n": float(number.n)} if number.n else {}
-        found |= {f"{base}_se": number.se} if number.n > 1 else {}
-    return found
+    known: dict[str, float] = {}
+    for base, (mean, se, n) in numbers.items():
+        known |= {f"{base}_mean": mean, f"{base}_n": float(n)} if n else {}
+        known |= {f"{base}_se": se} if n > 1 else {}
+    return known
 
 
 def error_text(trials: Sequence[Tested]) -> str:

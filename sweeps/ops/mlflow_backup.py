@@ -28,7 +28,7 @@ from data.storage import open_filesystem
 CHUNK = 16 << 20  # bytes that are copied at a time
 DATABASE, USERS, ARTIFACTS, MANIFEST = "store", "users.db", "artifacts", "list.json"
 
-# MLflow's private tables, of which nothing else in this project knows. tests/ops/test_mlflow_tables.py compares them
+# MLflow's private tables. No other module of this project names them. tests/ops/test_mlflow_tables.py compares them
 # with MLflow's own: the columns that hold a folder of artifacts, and the one that holds a user's hashed password.
 ARTIFACT_COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
 PASSWORD_HASH = "select password_hash from users where username = ?"

@@ -5,9 +5,20 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from sweeps.experiment.metrics import AVERAGE, TOP1, VOTE, Average, cell_average, flags_of
+from sweeps.experiment.metrics import (
+    AVERAGE,
+    TOP1,
+    TOP1_TEN,
+    TOP5,
+    TOP5_TEN,
+    TRAIN,
+    VOTE,
+    Average,
+    cell_average,
+    flags_of,
+)
 from sweeps.experiment.plan import STATES, Plan, TrialStatus
 from sweeps.experiment.trial import Cell
 from sweeps.results.cell_numbers import stands_for, vote_average
@@ -17,14 +28,9 @@ from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import columns_of, parquet
 
 HEADINGS: Final = {
-    "final/test_top1_err": "top-1",
-    "final/test_top5_err": "top-5",
-    "final/test_top1_err_10crop": "top-1†",
-    "final/test_top5_err_10crop": "top-5†",
-    "final/train_top1_err": "train",
-    "agg/test_top1_err_mean": "average",
-    "agg/test_top1_err_vote": "vote",
-}
+    TOP1: "top-1", TOP5: "top-5", TOP1_TEN: "top-1†", TOP5_TEN: "top-5†", TRAIN: "train",
+    AVERAGE: "average", VOTE: "vote",
+}  # fmt: skip
 
 
 class TableRow(NamedTuple):
@@ -67,7 +73,7 @@ def _flags(statuses: Sequence[TrialStatus]) -> tuple[str, ...]:
     return tuple(sorted(flags))
 
 
-def text(plan: Plan, found: Sequence[TableRow], width: int, colour: bool) -> str:
+def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
     """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other data."""
     from rich.console import Console
     from rich.table import Table
@@ -77,12 +83,12 @@ def text(plan: Plan, found: Sequence[TableRow], width: int, colour: bool) -> str
     table = Table(box=None, pad_edge=False, title=plan.sweep.title, title_justify="left")
     table.add_column("cell", no_wrap=True)
     table.add_column("params", justify="right", no_wrap=True)
-    metrics = list(dict.fromkeys(metric for line in found for metric in line.numbers))
+    metrics = list(dict.fromkeys(metric for line in rows for metric in line.numbers))
     for metric in metrics:
         table.add_column(HEADINGS[metric], justify="right", no_wrap=True)
         table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
     table.add_column("marks")
-    for line in found:
+    for line in rows:
         cells = [line.label, f"{line.parameters / 1e6:.2f}M"]
         for metric in metrics:
             known = metric in line.numbers
@@ -105,7 +111,7 @@ def _words(number: Average) -> str:
     return f"{number.mean:.2f}" + (f" ±{number.se:.2f}" if math.isfinite(number.se) else "")
 
 
-def as_json(plan: Plan, found: Sequence[TableRow]) -> Json:
+def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
     """Return the table as JSON."""
     return {
         "sweep": plan.sweep.name,
@@ -122,7 +128,7 @@ def as_json(plan: Plan, found: Sequence[TableRow]) -> Json:
                     for metric, number in line.numbers.items()
                 },
             }
-            for line in found
+            for line in rows
         ],
         "trials": {state: plan.count(state) for state in STATES},
     }
@@ -130,7 +136,7 @@ def as_json(plan: Plan, found: Sequence[TableRow]) -> Json:
 
 def write_results(plan: Plan, ledger: Ledger, name: str) -> str:
     """Write one row a finished trial (what it was, its numbers, where its files are) as Parquet; return the path."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for standing in plan.statuses:
         trial, result = standing.trial, standing.result
         if result is None:

@@ -21,14 +21,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import MANIFEST, SweepResults
 from sweeps.results.provenance import LOCK
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import parquet
 
 SCHEMA: Final = 2
@@ -53,7 +53,7 @@ def write(ledger: Ledger, survey: SweepResults, report: Mapping[str, bytes], pat
     return path.stat().st_size
 
 
-def _manifest(survey: SweepResults) -> dict[str, Any]:
+def _manifest(survey: SweepResults) -> Json:
     studies = {
         cell.cell.key: [([run.key for run in point.runs], point.value, point.pruned_early) for point in cell.tried]
         for cell in survey.cells
@@ -150,7 +150,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
         raise ValueError(f"{path} is damaged: {name} cannot be read ({error})") from None
 
 
-def _json(value: Any) -> bytes:
+def _json(value: Json) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 

@@ -54,27 +54,27 @@ class ClaimResult(NamedTuple):
     @property
     def open(self) -> tuple[Compared, ...]:
         """Return the comparisons that decide nothing yet."""
-        return tuple(one for one in self.compared if one.decision == "inconclusive")
+        return tuple(compared for compared in self.compared if compared.decision == "inconclusive")
 
     @property
     def seeds(self) -> int | None:
         """Return the further seeds that would decide all that is open; None where seeds would not."""
-        needed = [one.seeds for one in self.open if one.seeds is not None]
+        needed = [compared.seeds for compared in self.open if compared.seeds is not None]
         return max(needed) if needed and len(needed) == len(self.open) else None
 
     @property
     def hours(self) -> float:
         """Return the hours that those seeds take, each cell's trainings once, however many comparisons it is in."""
         needed: dict[str, float] = {}
-        for one in self.open:
-            for trainings, hours in one.contrast.hours.items():
-                needed[trainings] = max(needed.get(trainings, 0.0), (one.seeds or 0) * hours)
+        for compared in self.open:
+            for trainings, hours in compared.contrast.hours.items():
+                needed[trainings] = max(needed.get(trainings, 0.0), (compared.seeds or 0) * hours)
         return sum(needed.values())
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """Return the runs behind it."""
-        return tuple({run.key: run for one in self.compared for run in one.contrast.runs}.values())
+        return tuple({run.key: run for compared in self.compared for run in compared.contrast.runs}.values())
 
 
 def judge_claims(survey: SweepResults) -> list[ClaimResult]:
@@ -84,7 +84,11 @@ def judge_claims(survey: SweepResults) -> list[ClaimResult]:
         for results in reversed(survey.cells)  # of two cells for one row the first counts
         if results.cell.table in TABLES
     }
-    claims = [claim for claim in CLAIMS if any(_network(claim, one, one.row) in cells for one in claim.comparisons)]
+    claims = [
+        claim
+        for claim in CLAIMS
+        if any(_network(claim, comparison, comparison.row) in cells for comparison in claim.comparisons)
+    ]
     decided: dict[str, ClaimResult] = {}
     for table in dict.fromkeys(claim.table for claim in claims):
         decided |= _decide_together([claim for claim in claims if claim.table == table], cells)
@@ -127,15 +131,19 @@ def _decide_together(claims: Sequence[Claim], cells: Cells) -> dict[str, ClaimRe
     return {claim.id: _claim_result(claim, compared[claim.id], cells) for claim in claims}
 
 
-def _claim_result(claim: Claim, compared: Sequence[Compared], cells: Cells) -> ClaimResult:
-    networks = {_network(claim, one.comparison, row) for one in compared for row in (one.comparison.row, one.rival)}
+def _claim_result(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -> ClaimResult:
+    networks = {
+        _network(claim, compared.comparison, row)
+        for compared in comparisons
+        for row in (compared.comparison.row, compared.rival)
+    }
     used = {network: cells[network] for network in networks if network in cells}
     on_other_data = [results for (dataset, _), results in used.items() if results.cell.dataset != dataset]
     withheld = ""
     if on_other_data:
         withheld = "embedded pictures" if on_other_data[0].synthetic else "other data than the paper's"
-    decision = "not run" if withheld else decide_all(one.decision for one in compared)
-    return ClaimResult(claim, decision, tuple(compared), withheld, in_print(claim))
+    decision = "not run" if withheld else decide_all(compared.decision for compared in comparisons)
+    return ClaimResult(claim, decision, tuple(comparisons), withheld, in_print(claim))
 
 
 # The paper's own numbers --------------------------------------------------------------------------------------

@@ -10,14 +10,15 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+from sweeps.store.ledger import Json
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"
 
 
 @cache
-def provenance() -> dict[str, Any]:
+def provenance() -> Json:
     """Return commit, changed files, the lock's SHA-256, versions; "" for what is not there."""
     commit, changed = git_state(ROOT)
     return {

@@ -9,7 +9,7 @@ from sweeps.store.ledger import Json, Ledger
 
 
 def header(content: bytes) -> dict[str, str]:
-    """Return the notes in the header of a checkpoint, of which `content` holds at least that; else ValueError."""
+    """Return the notes in the header of a checkpoint; ValueError where `content` does not hold a whole header."""
     try:
         (size,) = struct.unpack("<Q", content[:8])
         notes = json.loads(content[8 : 8 + size])["__metadata__"]

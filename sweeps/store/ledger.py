@@ -93,7 +93,7 @@ class Ledger:
     # Bytes
 
     def write(self, name: str, content: bytes) -> None:
-        """Write `content` under `name`, of which a reader sees all or nothing; OSError where that fails."""
+        """Write `content` under `name`. A reader sees all of it or nothing. OSError where that fails."""
         system, path = self._opened[0], self.path(name)
         if not self.local:
             with system.open_output_stream(path) as stream:

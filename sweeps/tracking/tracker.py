@@ -71,7 +71,7 @@ class Tracker:
                 self._sync(runs)
                 failures, pause = 0, max(PAUSE, RATIO * (time.thread_time() - began))
                 self._note_answer()
-            except Exception as error:  # whatever a server or its client raises, training goes on
+            except Exception as error:  # an error of the server or its client does not end training
                 self._note_error(error)
                 if self.closing and failures:
                     return

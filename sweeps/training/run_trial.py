@@ -157,7 +157,7 @@ def _train_errors(trainer: Trainer) -> Steps[Errors | None]:
 
 
 def _reset(config: RuntimeConfig) -> None:
-    """Set the state of this process that decides bits, whatever ran in it before."""
+    """Set the state of this process that decides bits, independent of what ran in it before."""
     keep_memory()
     torch.manual_seed(0)
     torch.set_num_threads(config.threads)

@@ -23,7 +23,8 @@ from tests.support.commands import (
     wait_for,
 )
 
-SMALL = ["--smoke-test", "--set", "recipe.epochs=6"]
+EPOCHS = 20  # of a few tenths of a second: a sweep of two trials is still under way when a busy test looks
+SMALL = ["--smoke-test", "--set", f"recipe.epochs={EPOCHS}"]
 
 
 def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
     assert table["trials"] == {"new": 0, "running": 0, "done": 2, "stale": 0, "failed": 0}
     runs = child_runs(tmp_path / "out" / "mlflow.db")
     assert sorted(runs) == sorted(ledger.results())
-    assert [(status, points) for _, status, points in runs.values()] == [("FINISHED", 6)] * 2
+    assert [(status, points) for _, status, points in runs.values()] == [("FINISHED", EPOCHS)] * 2
     for run, _, _ in runs.values():
         (folder,) = (tmp_path / "out" / "mlartifacts").glob(f"{run}/artifacts")
         assert {path.name for path in folder.rglob("*") if path.is_file()} == {

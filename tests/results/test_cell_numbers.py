@@ -204,6 +204,8 @@ def test_mlflow_has_single_beside_the_average_over_folds() -> None:
     both = averages([*folds, ("match", {TOP1: 50.0}), ("holdout", {"best/val_top1_err": 3.0})])
     assert {both[AVERAGE], both["agg/test_top1_err_single_mean"]} == {11.0, 50.0}
     assert averages([("ablation", {TOP1: 50.0})]) == {AVERAGE: 50.0, "agg/test_top1_err_n": 1.0}
+    perfect = [("fold", {TOP1: 0.0})] * 2
+    assert averages(perfect) == {AVERAGE: 0.0, "agg/test_top1_err_se": 0.0, "agg/test_top1_err_n": 2.0}
     assert averages([]) == {}
 
 

@@ -70,10 +70,9 @@ def _curves(curves: Curves, alt: str) -> Markup:
             axis.fill([*epochs, *epochs[::-1]], [*high, *low[::-1]], gid="band")
         axis.plot(epochs, mean, gid="ours line")
         longest = max(len(band.mean) for band in (curves.ours, curves.reference) if band is not None)
-        whole = [
-            int(tick) for tick in MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(1, longest) if 1 <= tick <= longest
-        ]
-        axis.set(xlim=(1, max(2, longest)), ylim=(curves.low, curves.high), xticks=sorted({1, *whole[-2:]}))
+        round_epochs = MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(1, longest)
+        ticks = {1, *[int(epoch) for epoch in round_epochs if 1 <= epoch <= longest][-2:]}
+        axis.set(xlim=(1, max(2, longest)), ylim=(curves.low, curves.high), xticks=sorted(ticks))
         _ticks(axis.yaxis, 6)
         return svg(axis, alt, {"ours line": [(curves.trials, "")]})
 
