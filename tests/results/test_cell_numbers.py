@@ -1,6 +1,7 @@
 """A cell's number is the same in status, in the terminal's table, on MLflow's run of the cell, and in the report."""
 
 import argparse
+import dataclasses
 import json
 import statistics
 import warnings
@@ -10,14 +11,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crelu_models.tables import PAPER
 from sweeps.cifar_width import CELLS, PROTOCOL
 from sweeps.cli.status import status
-from sweeps.experiment.metrics import AVERAGE, TOP1, TRAIN, VOTE, Average, averages, error_text, flags_of, phase_behind
+from sweeps.experiment.metrics import (
+    AVERAGE,
+    PARAMETERS,
+    TOP1,
+    TRAIN,
+    VOTE,
+    Average,
+    averages,
+    error_text,
+    flags_of,
+    phase_behind,
+)
 from sweeps.experiment.plan import current_plan
 from sweeps.experiment.trial import Trial
 from sweeps.report import build, terminal
 from sweeps.report.contents import document
-from sweeps.results.cell_numbers import number
+from sweeps.results.cell_numbers import groups, number, verdict_for
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, tracked
@@ -150,6 +163,20 @@ def test_folds_alone_vote_also_where_single_left_scores(tmp_path: Path) -> None:
     for vote in (row.numbers[VOTE], number(survey(ledger, SWEEP.title).cells[0], VOTE).average):
         assert vote.n == 10
         assert vote.mean == pytest.approx(TOGETHER, abs=0.05)
+
+
+@pytest.mark.parametrize(("net", "word"), [("S2", "differs"), ("convpool_cnn_c", "reproduced")])
+def test_parameters_have_to_round_to_the_printed_count(net: str, word: str, tmp_path: Path) -> None:
+    """1.37 million round to the printed 1.4, and 1.29 million do not, however near they are."""
+    (baseline,) = (cell for cell in only(CELLS, "cifar10") if cell.row == "Baseline")
+    sweep = unsearched("cifar_width", (dataclasses.replace(baseline, net=PAPER[net]),), PROTOCOL)
+    ledger = Ledger(str(tmp_path / "ledger"))
+    make(ledger, sweep, lambda trial: as_printed(trial, 100))
+    (table,) = groups(survey(ledger, sweep.title))
+    (row,) = table.rows
+    verdict = verdict_for(table, row, PARAMETERS, number(row.evidence, PARAMETERS))
+    assert verdict is not None
+    assert verdict.word == word
 
 
 @pytest.mark.parametrize(
