@@ -78,7 +78,7 @@ def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
     """Run the job as the command line says, and exit."""
     options = parser.parse_args()
     try:
-        sys.exit(perform(job, options))
+        sys.exit(run_command(job, options))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
@@ -89,7 +89,7 @@ def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
     sys.exit(USAGE)
 
 
-def perform(job: Job, options: argparse.Namespace) -> int:
+def run_command(job: Job, options: argparse.Namespace) -> int:
     """Analyse the named weights, store the results on the ledger, print and send them; return the exit code."""
     ledger = Ledger.in_output(options.output)
     chosen = find_sources(job, options, ledger)

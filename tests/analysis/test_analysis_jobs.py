@@ -23,7 +23,7 @@ from data.write import prepare
 from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores
 from sweeps.results import paper
 from sweeps.store.ledger import Ledger
-from tests.support.analysis import LARGE, SMALL, TRIALS, fill, perform, read_summary
+from tests.support.analysis import LARGE, SMALL, TRIALS, fill, read_summary, run_job_command
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Ledger:
     }.items():
         for label, trial in TRIALS.items():
             if label != "Baseline" or name in ("pairing", "invariance"):
-                assert perform(name, found, data_dir, "--run", trial.key, *words) == 0
+                assert run_job_command(name, found, data_dir, "--run", trial.key, *words) == 0
     return found
 
 
@@ -137,12 +137,12 @@ def test_outgoing_compares_the_phases_of_crelu_nets(done: Ledger) -> None:
 
 
 def test_theory_needs_no_run_and_takes_one(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
-    assert perform("theory", ledger, "", "--samples", "40") == 0
+    assert run_job_command("theory", ledger, "", "--samples", "40") == 0
     shown = capsys.readouterr().out
     assert "f = (1, -1) on two points" in shown
     assert "1.414" in shown
     assert ledger.read("weights/none/analysis/theory/theory.png") is not None
-    assert perform("theory", ledger, "", "--run", TRIALS["CReLU half"].key, "--samples", "40") == 0
+    assert run_job_command("theory", ledger, "", "--run", TRIALS["CReLU half"].key, "--samples", "40") == 0
     assert table(ledger, "CReLU half", "theory")["case"] == [
         "conv1's filters on picture patches",
         "2 of conv1, 3 x 3 shifts",
@@ -158,25 +158,25 @@ def test_results_are_kept_until_asked_for_otherwise(ledger: Ledger) -> None:
     def finished() -> object:
         return read_summary(ledger, "CReLU half", "outgoing")["finished_ms"]
 
-    perform("outgoing", ledger, "", *words)
+    run_job_command("outgoing", ledger, "", *words)
     first = finished()
-    perform("outgoing", ledger, "", *words)
+    run_job_command("outgoing", ledger, "", *words)
     assert finished() == first
-    perform("outgoing", ledger, "", *words, "--fresh")
+    run_job_command("outgoing", ledger, "", *words, "--fresh")
     second = finished()
     assert second != first
-    perform("outgoing", ledger, "", *words, "--layers", "conv2")
+    run_job_command("outgoing", ledger, "", *words, "--layers", "conv2")
     assert finished() != second
     assert set(table(ledger, "CReLU half", "outgoing")["layer"]) == {"conv2"}
 
 
 def test_an_analysis_without_its_summary_is_done_again(ledger: Ledger) -> None:
     words = ("--run", TRIALS["CReLU half"].key)
-    perform("outgoing", ledger, "", *words)
+    run_job_command("outgoing", ledger, "", *words)
     folder = Path(ledger.path(f"trials/{TRIALS['CReLU half'].key}/analysis/outgoing"))
     (folder / "summary.json").write_text('{"schema": 1, "asked')
     (folder / "table.parquet").unlink()
-    perform("outgoing", ledger, "", *words)
+    run_job_command("outgoing", ledger, "", *words)
     assert (folder / "table.parquet").exists()
 
 
@@ -206,18 +206,18 @@ def test_tables_and_pictures_go_to_the_run_once(
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("small", str(tmp_path / "artifacts"))).info.run_id
     ledger.write_json(f"tracked/{key}.json", {"uri": uri, "experiment": "small", "run": run, "finished_ms": 1})
-    perform("outgoing", ledger, "", "--run", run)
+    run_job_command("outgoing", ledger, "", "--run", run)
     assert "MLflow     1 run has" in capsys.readouterr().out
     files = {file.path for file in client.list_artifacts(run, "analysis/outgoing")}
     names = ("summary.json", "summary.csv", "table.parquet", "non_pairs.parquet", "outgoing.png")
     assert files == {f"analysis/outgoing/{name}" for name in names}
     metrics = client.get_run(run).data.metrics
     assert metrics == pytest.approx(read_summary(ledger, "CReLU half", "outgoing")["metrics"])
-    perform("outgoing", ledger, "", "--run", run)
+    run_job_command("outgoing", ledger, "", "--run", run)
     assert "MLflow" not in capsys.readouterr().out
     # A store that does not take them costs a sentence; the files are on the ledger.
     ledger.write_json(f"tracked/{key}.json", {"uri": uri, "experiment": "small", "run": "gone", "finished_ms": 1})
-    assert perform("outgoing", ledger, "", "--run", key) == 0
+    assert run_job_command("outgoing", ledger, "", "--run", key) == 0
     assert "the same command sends them" in capsys.readouterr().err
 
 
@@ -239,18 +239,18 @@ def test_tables_and_pictures_go_to_the_run_once(
 def test_what_cannot_be_is_one_sentence(ledger: Ledger, words: tuple[str, ...], sentence: str) -> None:
     given = [TRIALS["CReLU half"].key if word == "KEY" else word for word in words]
     with pytest.raises(ValueError, match=sentence):
-        perform("outgoing", ledger, "", *given)
+        run_job_command("outgoing", ledger, "", *given)
 
 
 def test_a_layer_behind_a_pool_is_refused_for_algorithm_1(ledger: Ledger, data_dir: Path) -> None:
     words = ("--run", TRIALS["CReLU half"].key, "--algorithm", "1", "--layers", "conv3")
     with pytest.raises(ValueError, match="pool1 pools in front of conv3"):
-        perform("reconstruction", ledger, data_dir, *words)
+        run_job_command("reconstruction", ledger, data_dir, *words)
 
 
 def test_missing_pictures_are_one_sentence_with_the_command(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is missing; to make it: python -m data prepare synthetic"):
-        perform("invariance", ledger, tmp_path, "--run", TRIALS["Baseline"].key)
+        run_job_command("invariance", ledger, tmp_path, "--run", TRIALS["Baseline"].key)
 
 
 def test_the_module_exits_2_with_a_sentence_and_no_traceback(ledger: Ledger) -> None:
@@ -277,7 +277,7 @@ def test_weights_of_a_paper_net_come_from_either_kind_of_file(ledger: Ledger, tm
     torch.save({"state_dict": weights}, tmp_path / "mine.pt")
     tables = []
     for file in ("mine.safetensors", "mine.pt"):
-        assert perform("outgoing", ledger, "", "--weights", str(tmp_path / file), "--net", "S3_half") == 0
+        assert run_job_command("outgoing", ledger, "", "--weights", str(tmp_path / file), "--net", "S3_half") == 0
     for folder in sorted(Path(ledger.path("weights")).iterdir()):
         assert folder.name.startswith("mine-")
         tables.append(pq.read_table(folder / "analysis/outgoing/table.parquet"))
@@ -288,7 +288,7 @@ def test_weights_of_a_paper_net_come_from_either_kind_of_file(ledger: Ledger, tm
 def test_weights_of_another_net_are_refused(ledger: Ledger, tmp_path: Path) -> None:
     safetensors.torch.save_file(state(PAPER["S3_half"], 10), tmp_path / "mine.safetensors")
     with pytest.raises(ValueError, match=r"conv1\.weight is \(48, 3, 3, 3\), S2\.crelu\(.*\) has \(96, 3, 3, 3\)"):
-        perform("outgoing", ledger, "", "--weights", str(tmp_path / "mine.safetensors"), "--net", "S3_crelu")
+        run_job_command("outgoing", ledger, "", "--weights", str(tmp_path / "mine.safetensors"), "--net", "S3_crelu")
 
 
 class Trap:
@@ -305,7 +305,7 @@ def test_a_file_that_holds_no_weights_is_refused_and_not_executed(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"bad.pt holds no"):
-        perform("pairing", ledger, "", "--weights", str(tmp_path / "bad.pt"), "--net", "S2")
+        run_job_command("pairing", ledger, "", "--weights", str(tmp_path / "bad.pt"), "--net", "S2")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -317,7 +317,9 @@ def test_torchvisions_alexnet_is_read_from_a_file(ledger: Ledger, tmp_path: Path
         weights |= {f"classifier.{i}.weight": torch.zeros(1000, 2), f"classifier.{i}.bias": torch.zeros(1000)}
     torch.save(weights, tmp_path / "alexnet.pth")
     assert (
-        perform("pairing", ledger, "", "--weights", str(tmp_path / "alexnet.pth"), "--net", "alexnet", "--samples", "1")
+        run_job_command(
+            "pairing", ledger, "", "--weights", str(tmp_path / "alexnet.pth"), "--net", "alexnet", "--samples", "1"
+        )
         == 0
     )
     (folder,) = Path(ledger.path("weights")).iterdir()
@@ -339,4 +341,4 @@ def test_a_download_that_fails_is_one_sentence(ledger: Ledger, tmp_path: Path, m
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=r"could not be downloaded .* --weights FILE --net alexnet"):
-        perform("pairing", ledger, "", "--weights", "torchvision:alexnet")
+        run_job_command("pairing", ledger, "", "--weights", "torchvision:alexnet")

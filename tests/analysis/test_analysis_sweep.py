@@ -17,7 +17,7 @@ from sweeps.analysis.compute import JobSpec, run_job
 from sweeps.analysis.sources import NotApplicableError, of_sweep
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
-from tests.support.analysis import PAGES, TRIALS, perform, read_summary
+from tests.support.analysis import PAGES, TRIALS, read_summary, run_job_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_runs_of_a_sweep_are_tasks_and_one_that_fails_is_a_sentence(
     # The same command goes on where that one was: what is done, and what does not fit, is known.
     first = read_summary(ledger, "CReLU conv1-4", "outgoing")
     ledger.write(broken, weights)
-    assert perform("outgoing", ledger, "", "--sweep", "small-demo") == 0
+    assert run_job_command("outgoing", ledger, "", "--sweep", "small-demo") == 0
     shown = capsys.readouterr()
     assert read_summary(ledger, "CReLU conv1-4", "outgoing") == first
     assert "runs to analyse" not in shown.err

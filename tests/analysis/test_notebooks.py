@@ -11,7 +11,7 @@ import pytest
 from data.write import prepare
 from sweeps.store.ledger import Ledger
 from sweeps.store.tables import parquet
-from tests.support.analysis import SMALL, TRIALS, fill, perform
+from tests.support.analysis import SMALL, TRIALS, fill, run_job_command
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -83,7 +83,7 @@ def test_filters_are_read_from_what_the_analyses_leave(ledger_folder: Path, tmp_
     filled = fill(Ledger(str(ledger_folder)))
     for job, layers in (("pairing", 1), ("invariance", 2), ("outgoing", 3), ("reconstruction", 2)):
         run = ("--run", TRIALS["CReLU half"].key, "--samples", "30", "--layers", *[f"conv{layers}"])
-        assert perform(job, filled, tmp_path / "data", *run) == 0
+        assert run_job_command(job, filled, tmp_path / "data", *run) == 0
     found = execute("02_filters")
     assert list(found["scores"].columns) == ["CReLU half s0"]
     assert found["shown"].shape[0] == 2

@@ -56,19 +56,19 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
     other = dataclasses.replace(base, seed=9)
     stand = {trials[2].key: 2, trials[3].key: -1}
 
-    def mates(packs: PackPolicy, most: int = 16) -> list[int]:
+    def grouped(packs: PackPolicy, most: int = 16) -> list[int]:
         waiting = [other, *trials[1:]]
         found = packs.members_for(trials[0], waiting, lambda trial: stand.get(trial.key, 0), most, 4, 64)
         return [trials.index(trial) if trial in trials else -1 for trial in found]
 
-    assert mates(PackPolicy(16)) == [1, 4]
-    assert mates(PackPolicy(2)) == mates(PackPolicy(16), 2) == [1]
-    assert mates(PackPolicy()) == mates(PackPolicy(16), 1) == []
-    assert mates(PackPolicy(16, frozenset({trials[0].cell.key, trials[4].cell.key}))) == [4]
-    assert mates(PackPolicy(16, resident=frozenset({base.cell.dataset}))) == [-1, 1, 4]
+    assert grouped(PackPolicy(16)) == [1, 4]
+    assert grouped(PackPolicy(2)) == grouped(PackPolicy(16), 2) == [1]
+    assert grouped(PackPolicy()) == grouped(PackPolicy(16), 1) == []
+    assert grouped(PackPolicy(16, frozenset({trials[0].cell.key, trials[4].cell.key}))) == [4]
+    assert grouped(PackPolicy(16, resident=frozenset({base.cell.dataset}))) == [-1, 1, 4]
     state, step = packing.memory_estimate(base, 4, 64)
-    assert mates(PackPolicy(16, memory=2 * state + step)) == [1]
-    assert mates(PackPolicy(16, memory=2 * state + step - 1)) == []
+    assert grouped(PackPolicy(16, memory=2 * state + step)) == [1]
+    assert grouped(PackPolicy(16, memory=2 * state + step - 1)) == []
 
 
 def throughputs(trials: list[Trial], shares: dict[int, float | None]) -> Throughputs:

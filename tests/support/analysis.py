@@ -57,12 +57,12 @@ def fill(ledger: Ledger) -> Ledger:
     return ledger
 
 
-def perform(name: str, ledger: Ledger, data_dir: Path | str, *words: str) -> int:
+def run_job_command(name: str, ledger: Ledger, data_dir: Path | str, *words: str) -> int:
     """Run a job's command in this process, on the CPU unless `words` say otherwise; return its exit code."""
     output = str(Path(ledger.root).parent)
     paths = ["--output", output, "--data-dir", str(data_dir), "--reader", "threads"]
     device = [] if "--device" in words else ["--device", "cpu"]
-    return job.perform(PAGES[name].JOB, PAGES[name].arguments().parse_args([*words, *paths, *device]))
+    return job.run_command(PAGES[name].JOB, PAGES[name].arguments().parse_args([*words, *paths, *device]))
 
 
 def read_summary(ledger: Ledger, label: str, name: str) -> dict[str, Any]:
