@@ -8,7 +8,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 BIN := .venv/bin
 PACKAGES := crelu_models data sweeps
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Three processes on two cores: many tests wait for Ray, MLflow or a signal.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-cluster setup lint docs bench lock
 
