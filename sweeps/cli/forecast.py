@@ -53,10 +53,12 @@ class Forecast:
         self.epochs = 0  # of all trials in this session
         self.workers = 0  # the most that were seen at once
         self.announced: dict[str, Throughput] = {}  # behind the latest sentence
+        self.epochs_before: dict[str, int] = {}  # by trial key: epochs of earlier sessions
 
     def add_epoch(self, trial: Trial, row: Mapping[str, float]) -> None:
         """Take in an epoch of this session."""
         self.epochs += 1
+        self.epochs_before.setdefault(trial.key, int(row["epoch"]) - 1)
         self.throughputs.add(trial.cell.key, row)
 
     def add_result(self, result: Json) -> None:
@@ -131,7 +133,8 @@ def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]],
     ]
     if not done:
         return
-    estimates = forecast.estimates(((trial, 0) for trial, _ in done), forecast.announced)
+    trials = ((trial, forecast.epochs_before.get(trial.key, 0)) for trial, _ in done)
+    estimates = forecast.estimates(trials, forecast.announced)
     expected = total(estimates).likely + WORKER_START * min(forecast.at_once, len(done))
     actual = sum(seconds for _, seconds in done)
     off = f"{actual / expected - 1:+.0%}"

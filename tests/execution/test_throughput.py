@@ -217,6 +217,18 @@ def test_at_the_end_the_forecast_stands_beside_what_it_took(tmp_path: Path) -> N
     assert kept == {"forecast_s": pytest.approx(expected), "actual_s": pytest.approx(2 * expected), "trials": 1}
 
 
+def test_a_continued_trial_is_compared_by_the_epochs_of_this_session(tmp_path: Path) -> None:
+    here, today = forecast(tmp_path)
+    said: list[str] = []
+    trial = today.to_do[0]
+    here.add_epoch(trial, row(10.0) | {"epoch": 3.0})
+    here.sentence([(trial, 2)])
+    expected = here.estimates([(trial, 2)])[0].likely + WORKER_START
+    finished(Ledger(f"{tmp_path}/ledger"), trial, [10.0], 1)
+    compare(here, [(trial, expected)], said.append)
+    assert said == [f"1 trials: forecast {expected:.0f} s of trials, actual {expected:.0f} s (+0%)"]
+
+
 def drive(folder: str) -> None:
     """Train two cells by real Ray, and print what was heard."""
     from sweeps.execution import ray_runtime, tuner
