@@ -8,8 +8,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 BIN := .venv/bin
 PACKAGES := crelu_models data sweeps
-# Three processes on two cores: many tests wait for Ray, MLflow or a signal.
-SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
+# By pytest-xdist, a file in one process. More processes than cores: many tests wait for Ray, MLflow or a signal.
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder -n
 
 .PHONY: help demo test test-cluster setup lint docs bench lock
 
@@ -27,10 +27,10 @@ demo: setup
 	@$(BIN)/python -m sweeps.imagenet_placement
 
 test: setup
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --ignore=tests/cluster
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) 3 --ignore=tests/cluster
 
 test-cluster: setup
-	@$(BIN)/python -m pytest tests/cluster
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) 2 tests/cluster
 
 lint: setup
 	@$(BIN)/ruff check .
