@@ -1,7 +1,7 @@
 """Driver of Ray Tune: a searcher that suggests what the plan lacks, and a loop that starts a Tuner anew when one ends.
 
-The ledger alone decides: a trial is done when its result is there, whatever Tune says of it. Each start, and each
-restart after an error, builds a fresh Tuner.
+The ledger alone decides: a trial is done when its result is on the ledger. Tune's own word does not count. Each start,
+and each restart after an error, builds a fresh Tuner.
 """
 
 from __future__ import annotations

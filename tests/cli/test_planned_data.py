@@ -1,4 +1,4 @@
-"""A sweep's results stand on the data it was planned with, wherever a report or a status looks from."""
+"""A sweep's results stand on the data it was planned with, also in reports and status from another data folder."""
 
 import argparse
 import json

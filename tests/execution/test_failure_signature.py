@@ -1,4 +1,4 @@
-"""Two failures are one fault where type and innermost line of our own code agree, wherever that code is installed."""
+"""Failures are one fault if type and innermost line of our code agree: in a checkout, installed, or on a worker."""
 
 import subprocess
 import sys

@@ -72,7 +72,7 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
 
 
 def throughputs(trials: list[Trial], shares: dict[int, float | None]) -> Throughputs:
-    """Return the throughputs of `trials`, of which some (by number) have trained an epoch with such a data share."""
+    """Return the throughputs of `trials`; some, given by number, have trained an epoch with this data share."""
     known = Throughputs({trial.cell.key: float(trial.cell.net.macs(4, 64)) for trial in trials})
     for number, share in shares.items():
         row = {"sys/images_per_s": 100.0} | ({"sys/data_share": share} if share is not None else {})
@@ -280,7 +280,7 @@ def test_trial_of_two_sweeps_is_trained_by_one_and_done_for_both(tmp_path: Path)
         queue, other = LedgerSearcher(first), LedgerSearcher(second)
         assert asked(queue, "a") + asked(queue, "b") == ["1", "2"]
         assert asked(other, "a") == ["3"]
-        # What is left for the second sweep trains in the first.
+        # The trials that the second sweep lacks train in the first.
         assert other.suggest("b") is None
         done(first.ledger, queue_trial(first, "2"))
         queue.on_trial_complete("b")

@@ -27,7 +27,7 @@ from sweeps.training.run_trial import run_trial
 from tests.support.trials import SMALL, artifact_hashes, runtime_config, scaled_lr, trial_of
 
 ROOT = Path(__file__).parents[2]
-JPEG = "synthetic:size=240,classes=4,train=60,test=12"  # of which a narrow net spends a quarter of an epoch on decoding
+JPEG = "synthetic:size=240,classes=4,train=60,test=12"  # decoding takes a quarter of a narrow net's epoch
 CPU = platform.processor() or platform.machine()
 
 
@@ -85,7 +85,7 @@ def test_nets_that_were_not_trained_are_scaled_by_multiply_adds() -> None:
     assert one["small"] == Throughput(100.0, 100.0 / SPREAD, 100.0 * SPREAD)
     # Of a single net's throughput a factor of SCALING either way is not excluded.
     assert one["large"][:3] == pytest.approx((1.0, 1.0 / SCALING, 1.0 * SCALING))
-    # Of two nets, one of which computes twice as much a second, the interval holds both.
+    # The second net computes twice as much a second as the first: the interval holds both.
     two = Throughputs(macs, {"small": rates(100.0), "large": rates(2.0)}).all()
     assert two["other"][:3] == pytest.approx((15.0, 10.0 / SPREAD, 20.0 * SPREAD))
 
@@ -127,7 +127,7 @@ def test_of_a_cell_the_latest_finished_trials_are_read_the_newest_last(tmp_path:
 
 
 def forecast(folder: Path, *words: str) -> tuple[Forecast, Plan]:
-    """Return the forecast for two cells of which the second is half as wide, by two workers of one thread."""
+    """Return the forecast for two cells by two workers of one thread; the second cell is half as wide."""
     base = trial_of("allconv with dropout").cell
     cells = tuple(dataclasses.replace(base, label=f"{w}", net=base.net.width(w)) for w in (1.0, 0.5))
     options = parser("s", "").parse_args(["--output", str(folder), "--profile", "demo", *words])

@@ -59,7 +59,7 @@ def charts(text: str) -> list[Chart]:
 
 
 def filled(text: str) -> Document:
-    """Return a document with every part that a page has, and `text` wherever there is text."""
+    """Return a document with every part that a page has, and with `text` as each of its texts."""
     trial = Trial(dataclasses.replace(CELLS[0], label=text))
     run = Run(trial, "done", "", None, {}, EPOCHS, None, text, {})
     tones = [Entry(text, text, tone, (text,), (run,) * 9, text, text) for tone in ("", "good", "bad", "open", "muted")]
