@@ -56,6 +56,10 @@ def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argp
     sweep = declare(name, cells, protocol, options, settings)
     if options.list:
         return show_cells(sweep)
+    if options.rehearse:
+        from sweeps.cli.rehearse import rehearse_sweep
+
+        return rehearse_sweep(sweep, settings, options.rehearse)
     from sweeps.cli.run import dry_run, run_sweep
 
     settings = replace(settings, experiment=settings.experiment or sweep.title)

@@ -115,6 +115,9 @@ def choose_profile(cells: Sequence[Cell], options: argparse.Namespace, address: 
     """
     if options.smoke_test:
         return "smoke", options.dataset or "", SMOKE
+    if options.rehearse:
+        # What is rehearsed is the sweep at its real size, on whatever pictures and device there are.
+        return options.profile or "paper", absolute_dataset(options.dataset or ""), ""
     if options.profile == "demo" and not options.dataset:
         return "demo", "", DEMO
     if options.dataset:
