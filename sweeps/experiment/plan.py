@@ -164,7 +164,8 @@ def protocol_trials(
             if key in results:
                 second = Trial(cell, "match", SECOND_SEED + seed, dropout, match=protocol.match, reference=key)
                 trials.append(second)
-    trials += [Trial(cell, "fold", 0, dropout, fold, protocol.folds) for fold in range(protocol.folds)]
+    # Each fold starts from weights of its own, the same for all cells, so that their differences are independent.
+    trials += [Trial(cell, "fold", fold, dropout, fold, protocol.folds) for fold in range(protocol.folds)]
     return trials
 
 
@@ -176,12 +177,13 @@ def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = 
 def ordered(cells: Iterable[CellTrials]) -> list[Trial]:
     """Return the trials of all cells in the order in which they should start, each once: searches first.
 
-    The protocols follow seed by seed over all cells, so that a sweep that is stopped has complete comparisons.
+    The protocols follow seed by seed over all cells, so that a sweep that is stopped has complete comparisons. The
+    folds come fold by fold with the first seed.
     """
     cells = list(cells)
     searched = [trial for cell in cells for trial in cell.search]
     protocol = [trial for cell in cells for trial in cell.protocol]
-    protocol.sort(key=lambda trial: (trial.seed % SECOND_SEED, trial.fold))
+    protocol.sort(key=lambda trial: (0 if trial.folds else trial.seed % SECOND_SEED, trial.fold))
     return list({trial.key: trial for trial in searched + protocol}.values())
 
 
