@@ -46,12 +46,16 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Declared list of cells, with the protocol that turns each into trials."""
+    """Declared list of cells, with the protocol that turns each into trials.
+
+    `variant` names what the cells have in place of the page's own: another data set, or fields of --set.
+    """
 
     name: str
     profile: str
     cells: tuple[Cell, ...]
     protocol: Protocol = Protocol()
+    variant: str = ""
 
     def __post_init__(self) -> None:
         """Raise ValueError where two cells have the same label or the same content."""
@@ -66,8 +70,9 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """Return the name of the sweep's experiment: each profile but the paper's has its own."""
-        return self.name if self.profile == "paper" else f"{self.name}-{self.profile}"
+        """Return the name of the sweep's plan, experiment and report: its page's, then profile and variant, if any."""
+        profile = "" if self.profile == "paper" else self.profile
+        return "-".join(filter(None, (self.name, profile, self.variant)))
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:
@@ -292,6 +297,7 @@ def plan_to_json(plan: Plan) -> Json:
     return {
         "sweep": sweep.name,
         "profile": sweep.profile,
+        "variant": sweep.variant,
         "protocol": dataclasses.asdict(sweep.protocol),
         "cells": [cell_to_json(cell) | {"key": cell.key} for cell in sweep.cells],
         "trials": {status.trial.key: status.trial.label for status in plan.statuses},
@@ -309,6 +315,7 @@ def sweep_from_json(value: Json | None) -> Sweep:
             search["space"] = tuple(Dimension(*dimension) for dimension in search["space"])
             protocol["search"] = Search(**search)
         cells = tuple(cell_from_json(cell) for cell in value["cells"])
-        return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol))
+        variant = str(value.get("variant", ""))  # older plans lack it
+        return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol), variant)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a plan: {error!r}") from None
