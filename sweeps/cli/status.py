@@ -42,7 +42,13 @@ def as_json(plan: Plan, drives: Json | None) -> Json:
             | {state: plan.count(state, cell=cell) for state in STATES}
             | {"numbers": {name: number.as_json() for name, number in known.items()}}
         )
-    return {"sweep": plan.sweep.title, "driver": drives, "cells": cells, "hours": plan.hours, "seeds": plan.seeds_text()}
+    return {
+        "sweep": plan.sweep.title,
+        "driver": drives,
+        "cells": cells,
+        "hours": plan.hours,
+        "seeds": plan.seeds_text(),
+    }
 
 
 def text(plan: Plan, drives: Json | None) -> str:

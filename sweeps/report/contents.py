@@ -27,10 +27,13 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
     """Return the report of a sweep; `ledger` is read for the analyses' pictures alone."""
     # A sweep that only searches tests nothing, so it decides no claim.
     tables, claims = groups(survey), judge_claims(survey) if survey.sweep.protocol.trainings() else []
+    search = survey.sweep.protocol.search
     sections = [
         _claims(claims),
-        *(Section(group.id, group.title, _seeds(survey, group), tuple(result_tables(group, survey.sweep.protocol.search)))
-          for group in tables),
+        *(
+            Section(group.id, group.title, _seeds(survey, group), tuple(result_tables(group, search)))
+            for group in tables
+        ),
         _effects(tables),
         print_section(survey),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
