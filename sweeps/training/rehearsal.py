@@ -12,7 +12,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import chain, count
 from pathlib import Path
@@ -187,7 +187,7 @@ def _epoch_steps(cell: Cell, splits: Splits) -> int:
     return cell.recipe.steps(learned)
 
 
-def _views(trial: Trial, splits: Splits, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _views(trial: Trial, splits: Splits, device: torch.device) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield training views, epoch after epoch."""
     stream = BatchStream()
     try:
