@@ -208,19 +208,19 @@ def _train(learner: Learner, batches: Iterator[tuple[Tensor, Tensor]], steps: in
     hook = learner.model.register_forward_hook(keep_scores)
     rows: list[Tensor] = []
     sizes: list[int] = []
-    total = learner.sums[0].clone()
     try:
         for number in range(1, steps + 1):
             images, labels = next(batches)
             diverged = False
+            learner.sums.zero_()  # a later loss would be lost in the sum with one of 1e25
             try:
                 learner.step(images, labels)
             except DivergedError:
                 diverged = True
             assert learner.gradient_norm is not None
-            before, total = total, learner.sums[0].clone()
-            same = (scores[0] == scores[0][:1]).all() if len(scores[0]) > 1 else torch.zeros_like(total)
-            values = ((total - before) / len(labels), misses(scores[0], labels)[0], learner.gradient_norm, same)
+            loss = learner.sums[0] / len(labels)
+            same = (scores[0] == scores[0][:1]).all() if len(labels) > 1 else torch.zeros_like(loss)
+            values = (loss, misses(scores[0], labels)[0], learner.gradient_norm, same)
             rows.append(torch.stack([value.double() for value in values]))
             sizes.append(len(labels))
             if diverged or number == 1 or number % every == 0 or number == steps:
