@@ -122,6 +122,9 @@ def choose_profile(cells: Sequence[Cell], options: argparse.Namespace, address: 
     """
     if options.smoke_test:
         return "smoke", options.dataset or "", SMOKE
+    if options.rehearse:
+        # What is rehearsed is the sweep at its real size, on whatever pictures and device there are.
+        return options.profile or "paper", absolute_dataset(options.dataset or ""), ""
     if options.profile == "demo" and not options.dataset:
         return "demo", "", DEMO
     if options.dataset:
@@ -175,7 +178,7 @@ def _tracking_uri(options: argparse.Namespace, output: str) -> str:
 def declare(
     name: str, cells: Sequence[Cell], protocol: Protocol, options: argparse.Namespace, settings: Settings
 ) -> Sweep:
-    """Return the sweep that was asked for; ValueError for a cell or field that does not exist."""
+    """Return the sweep as it is declared, whatever part of it is asked for; ValueError for an unknown field."""
     profile, dataset = settings.profile, _asked_dataset(options) or settings.dataset
     page = [scaled(cell, profile) for cell in taken(cells, profile, "")]
     cells = taken(cells, profile, dataset)
@@ -189,8 +192,18 @@ def declare(
     if other_data:
         digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
         hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, parts[1]))))
-        sweep = hashed if _is_taken(sweep, hashed, settings.ledger) else sweep
-    return sweep.only(options.only) if options.only else sweep
+        return hashed if _is_taken(sweep, hashed, settings.ledger) else sweep
+    return sweep
+
+
+def asked_part(sweep: Sweep, options: argparse.Namespace) -> Sweep:
+    """Return what --only and --seeds ask to train: some of the cells, fewer or more seeds; the rest stays declared.
+
+    ValueError for a cell that does not exist.
+    """
+    part = sweep.only(options.only) if options.only else sweep
+    seeds = options.seeds or sweep.protocol.seeds
+    return dataclasses.replace(part, protocol=dataclasses.replace(part.protocol, seeds=seeds))
 
 
 def taken(cells: Sequence[Cell], profile: str, dataset: str) -> tuple[Cell, ...]:
@@ -246,7 +259,7 @@ def _asked_dataset(options: argparse.Namespace) -> str:
 
 
 def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -> Protocol:
-    """Return the protocol as the profile scales it and the flags change it."""
+    """Return the protocol as the profile scales it and the flags change it, --seeds left out."""
     small = profile in ("demo", "smoke")
     folds = min(protocol.folds, 3) if small else protocol.folds
     if options.match and not protocol.single:
@@ -254,7 +267,7 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
     return dataclasses.replace(
         protocol,
         match=options.match or protocol.match,
-        seeds=options.seeds or (1 if small else protocol.seeds),
+        seeds=1 if small else protocol.seeds,
         folds=protocol.folds and (folds if options.folds is None else options.folds),
         search=search_of(protocol.search, small, options),
     )

@@ -131,10 +131,12 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """Return the trial's name within its cell, for people: s0 f3 pool1=0.25."""
-        fold = f" f{self.fold}" if self.folds else ""
+        """Return the trial's name within its cell, for people: s0 pool1=0.25, or f3 for fold 3 with its own seed."""
+        seed = f"f{self.fold}" if self.folds else f"s{self.seed}"
+        if self.folds and self.seed != self.fold:
+            seed = f"s{self.seed} {seed}"
         rates = "".join(f" {position}={rate:g}" for position, rate in self.dropout)
-        return f"s{self.seed}{fold}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{rates}"
+        return f"{seed}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{rates}"
 
     def restarted(self, times: int) -> int:
         """Return the seed of weights and dropout after this many restarts of a diverged or dead training."""

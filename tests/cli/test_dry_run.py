@@ -10,7 +10,7 @@ from data.write import prepare
 from sweeps.cifar_width import CELLS
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.run import dry_run
-from sweeps.cli.settings import declare, settle
+from sweeps.cli.settings import asked_part, declare, settle
 from sweeps.experiment.plan import Protocol
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
@@ -24,7 +24,8 @@ def ended(folder: Path, *words: str) -> ExitCode:
     options = parser("cifar_width", "").parse_args(words)
     settings = settle(CELLS, options)
     before = sorted(folder.rglob("*"))
-    code = dry_run(declare("cifar_width", CELLS, Protocol(), options, settings), settings)
+    sweep = declare("cifar_width", CELLS, Protocol(), options, settings)
+    code = dry_run(sweep, asked_part(sweep, options), settings)
     assert sorted(folder.rglob("*")) == before
     return code
 
