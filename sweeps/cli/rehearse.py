@@ -57,7 +57,8 @@ def rehearse_sweep(sweep: Sweep, settings: Settings, steps: int) -> ExitCode:
             if not quiet:
                 print(f"{cell.label:<{width}}  {row(done[-1])}", flush=True)
     except KeyboardInterrupt:
-        print(f"interrupted after {len(done)} of {count(len(cells), 'cell')}; a rehearsal keeps nothing", file=sys.stderr)
+        share = f"{len(done)} of {count(len(cells), 'cell')}"
+        print(f"interrupted after {share}; a rehearsal keeps nothing", file=sys.stderr)
         return ExitCode.INTERRUPTED
     if quiet:
         print(json.dumps([as_json(rehearsal) for rehearsal in done], indent=1))
