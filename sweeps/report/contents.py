@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sweeps.experiment.plan import seeds_text
+from sweeps.experiment.wording import count
 from sweeps.report import charts, record_tables
 from sweeps.report.claim_tables import claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, print_section
-from sweeps.report.render.document import Document, Gallery, Section, Tile, count, duration
+from sweeps.report.render.document import Document, Gallery, Section, Tile, duration
 from sweeps.report.result_tables import result_tables
 from sweeps.results.cell_numbers import ResultTable, groups, verdicts
 from sweeps.results.claims import ClaimResult, judge_claims
