@@ -168,19 +168,28 @@ def _tracking_uri(options: argparse.Namespace, output: str) -> str:
 def declare(
     name: str, cells: Sequence[Cell], protocol: Protocol, options: argparse.Namespace, settings: Settings
 ) -> Sweep:
-    """Return the sweep that was asked for; ValueError for a cell or field that does not exist."""
+    """Return the sweep as it is declared, whatever part of it is asked for; ValueError for an unknown field."""
     if settings.profile in ("demo", "smoke"):
         # Every data set would be embedded pictures: one of them shows as much as all.
         cells = [cell for cell in cells if cell.dataset == cells[0].dataset]
     if options.smoke_test:
         cells = (cells[0], cells[-1])
     changed = [change(scaled(cell, settings.profile, settings.dataset), options.set) for cell in cells]
-    sweep = Sweep(name, settings.profile, tuple(changed), protocol_of(protocol, settings.profile, options))
-    return sweep.only(options.only) if options.only else sweep
+    return Sweep(name, settings.profile, tuple(changed), protocol_of(protocol, settings.profile, options))
+
+
+def asked_part(sweep: Sweep, options: argparse.Namespace) -> Sweep:
+    """Return what --only and --seeds ask to train: some of the cells, fewer or more seeds; the rest stays declared.
+
+    ValueError for a cell that does not exist.
+    """
+    part = sweep.only(options.only) if options.only else sweep
+    seeds = options.seeds or sweep.protocol.seeds
+    return dataclasses.replace(part, protocol=dataclasses.replace(part.protocol, seeds=seeds))
 
 
 def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -> Protocol:
-    """Return the protocol as the profile scales it and the flags change it."""
+    """Return the protocol as the profile scales it and the flags change it, --seeds left out."""
     small = profile in ("demo", "smoke")
     folds = min(protocol.folds, 3) if small else protocol.folds
     if options.match and not protocol.single:
@@ -188,7 +197,7 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
     return dataclasses.replace(
         protocol,
         match=options.match or protocol.match,
-        seeds=options.seeds or (1 if small else protocol.seeds),
+        seeds=1 if small else protocol.seeds,
         folds=protocol.folds and (folds if options.folds is None else options.folds),
         search=search_of(protocol.search, small, options),
     )
