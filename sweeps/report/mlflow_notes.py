@@ -40,6 +40,9 @@ def _note(
         word = verdict_for(group, row, metric, ours) if judging else None
         values += [signed(word.difference, 3 if metric == PARAMETERS else 2), word.word] if word is not None else []
         lines += _line(values + ["–"] * (len(heads) - len(values)))
+    lost = {metric: evidence.lost(metric) for metric in group.metrics}
+    if any(lost.values()):
+        lines += ["", f"Of its trainings: {'; '.join(dict.fromkeys(filter(None, lost.values())))}."]
     if evidence.synthetic:
         lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
     return "\n".join([*lines, "", *_links(survey, evidence, experiment, runs)])

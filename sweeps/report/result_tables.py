@@ -59,7 +59,7 @@ def _overview(group: ResultTable, search: Search | None) -> Table:
     heads = (("", 1), *((name, 2) for name in names)) if both else ()
     bracketed = any(entry.sub for line in rows for entry in line)
     judging = [tolerance_sentence(group.dataset)] if group.comparable else []
-    notes = (ERRORS, *([BRACKETS] if bracketed else []), *judging, *_derivation(group), *_legend(used))
+    notes = (ERRORS, *([BRACKETS] if bracketed else []), *judging, *_derivation(group), *legend(used))
     return Table(group.id, group.title, tuple(columns), "l" + "r" * (len(columns) - 1), tuple(rows), notes, heads)
 
 
@@ -93,7 +93,7 @@ def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
         ("", "paper", "ours ± se (n)" if metric != PARAMETERS else "ours", "difference", "verdict"),
         "lrrrl",
         tuple(rows),
-        (*notes, *_legend(used)),
+        (*notes, *legend(used)),
     )
 
 
@@ -104,7 +104,7 @@ def _paper(printed: Printed | None) -> Entry:
 def _ours(group: ResultTable, row: Row, metric: str, search: Search | None) -> Entry:
     ours = number(row.evidence, metric)
     if not ours.known:
-        return Entry(NONE, tone="muted")
+        return Entry(NONE, tone="muted", marks=marks(group, row.evidence, ours, search))
     text, interval = ours_text(ours), ours_interval(ours)
     return Entry(text, interval, "", marks(group, row.evidence, ours, search), ours.runs, row.key, metric)
 
@@ -134,7 +134,7 @@ def _verdict(group: ResultTable, row: Row, metric: str) -> tuple[Entry, Entry]:
     return difference, Entry(verdict.word, tone=TONES.get(verdict.word, "muted"))
 
 
-def _legend(used: Iterable[str]) -> list[str]:
+def legend(used: Iterable[str]) -> list[str]:
     """Return the explanations of the marks that a table has, in the marks' order."""
     marks_used = set(used)
     return [f"{mark}  {name}: {sentence}." for mark, (name, sentence) in MARKS.items() if mark in marks_used]

@@ -82,7 +82,11 @@ def _effects(survey: SweepResults) -> Iterable[Line]:
     for group in groups(survey):
         for effect in effects(group) if group.table not in DERIVED.values() else ():
             names = {"table": group.table, "row": effect.row.label, "reference": effect.reference.label}
-            yield names | _contrast(effect.contrast, effect.p)
+            sides = [row.evidence for row in (effect.row, effect.reference) if row.evidence is not None]
+            lost = "; ".join(
+                f"{side.cell.label}: {words}" for side in sides if (words := side.lost(effect.contrast.metric))
+            )
+            yield names | _contrast(effect.contrast, effect.p) | {"lost": lost}
 
 
 def _claims(survey: SweepResults) -> Iterable[Line]:

@@ -26,6 +26,7 @@ from sweeps.experiment.metrics import (
     VOTE,
     Average,
     average,
+    has_diverged,
     measured_as,
     phase_behind,
 )
@@ -202,19 +203,28 @@ def number(cell: CellResults | None, metric: str) -> CellNumber:
     pairs = tuple(runs_of(cell, metric).values())
     runs, values = tuple(run for run, _ in pairs), tuple(value for _, value in pairs)
     if metric == VOTE:
-        voters = tuple(run for run in runs if run.decisions is not None)
-        together = vote_average(cell.vote, len(voters))
+        voters = tuple(run for run in runs if run.decisions is not None or has_diverged(run.result))
+        together = vote_average(cell.vote, [run.metrics[TOP1] for run in voters], all(map(_guesses, voters)))
         if cell.vote is None:
-            return CellNumber(metric, together, UNKNOWN, (), ())
+            return CellNumber(metric, together, UNKNOWN, (together.mean,) * (together.n > 0), voters * (together.n > 0))
         interval = wilson(cell.vote.wrong(VOTING), len(cell.vote.ids))
         return CellNumber(metric, together, interval, (together.mean,), voters)
     ours = average(values)
     return CellNumber(metric, ours, t_interval(ours) if ours.n > 1 else _over_pictures(runs, values), values, runs)
 
 
-def vote_average(vote: Predictions | None, voters: int) -> Average:
-    """Return the error in percent of networks that vote, by mean softmax as in the paper; nan without a vote."""
-    return Average(math.nan, math.nan, 0) if vote is None else Average(vote.error(VOTING), math.nan, voters)
+def _guesses(run: Run) -> bool:
+    return has_diverged(run.result)
+
+
+def vote_average(vote: Predictions | None, errors: Sequence[float], guessed: bool) -> Average:
+    """Return the error in percent of networks that vote, by mean softmax as in the paper; nan without a vote.
+
+    `errors` are those of each network alone. Where all of them diverged (`guessed`), the vote is a guess as well.
+    """
+    if vote is not None:
+        return Average(vote.error(VOTING), math.nan, len(errors))
+    return Average(average(errors).mean, math.nan, len(errors)) if guessed and errors else average(())
 
 
 def _over_pictures(runs: Sequence[Run], values: Sequence[float]) -> Interval:

@@ -142,8 +142,21 @@ def _claim_result(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -
     withheld = ""
     if on_other_data:
         withheld = "embedded pictures" if on_other_data[0].synthetic else "other data than the paper's"
+    withheld = withheld or _lost(claim, comparisons, cells)
     decision = "not run" if withheld else decide_all(compared.decision for compared in comparisons)
     return ClaimResult(claim, decision, tuple(comparisons), withheld, in_print(claim))
+
+
+def _lost(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -> str:
+    """Return what of the trainings behind a claim diverged, failed or was skipped, by cell; empty for nothing."""
+    reasons: dict[str, None] = {}
+    for compared in comparisons:
+        metrics = _metrics(claim, compared.comparison, compared.rival)
+        for row, metric in zip((compared.comparison.row, compared.rival), metrics, strict=True):
+            results = cells.get(_network(claim, compared.comparison, row))
+            if results is not None and (lost := results.lost(metric)):
+                reasons[f"{lost} of {results.cell.label}"] = None
+    return "; ".join(reasons)
 
 
 # The paper's own numbers --------------------------------------------------------------------------------------

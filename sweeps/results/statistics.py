@@ -181,7 +181,7 @@ def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
     """Return the classes (n,) that k networks with scores (k, n, c) before softmax choose together, by method.
 
     The paper's vote is "mean_softmax". Of equal classes the lowest wins; in "majority" the one of higher mean
-    softmax, then the lowest.
+    softmax, then the lowest, and a network that gives all classes the same score votes for none.
     """
     from scipy import special
 
@@ -193,7 +193,7 @@ def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
         logits = member.astype(np.float64)
         logit += logits
         softmax += special.softmax(logits, axis=1)
-        counts[np.arange(len(logits)), logits.argmax(axis=1)] += 1
+        counts[np.arange(len(logits)), logits.argmax(axis=1)] += logits.min(axis=1) < logits.max(axis=1)
     elected = np.where(counts < counts.max(axis=1, keepdims=True), -1.0, softmax)
     means = {"mean_softmax": softmax, "mean_logit": logit, "majority": elected}
     return {method: means[method].argmax(axis=1) for method in METHODS}

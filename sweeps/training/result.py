@@ -126,6 +126,8 @@ def _chance(trial: Trial, outcome: TrialOutcome) -> Row:
         numbers |= {"best/epoch": 0.0, "best/val_top1_err": wrong["top1_err"], "best/val_loss": math.log(classes)}
     if phase.probe:
         numbers["best/probe_loss"] = math.log(classes)
+    if phase.probe and phase.test:
+        numbers |= {"final/train_top1_err": wrong["top1_err"], "final/train_loss": math.log(classes)}
     return numbers
 
 
