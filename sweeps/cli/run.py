@@ -156,7 +156,7 @@ def _run(today: Plan, settings: Settings, facts: Mapping[str, DataSet], fingerpr
     untracked = [
         status.trial
         for status in today.statuses
-        if status.result is not None and not is_tracked(settings.ledger, store, status.result)
+        if status.result is not None and not is_tracked(settings.ledger, store, today.sweep.title, status.result)
     ]
     if not today.to_do and not untracked:
         return ExitCode.DONE
