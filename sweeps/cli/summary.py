@@ -15,15 +15,20 @@ from sweeps.cli.settings import Settings
 from sweeps.experiment.plan import Plan, Sweep
 
 
-def print_summary(plan: Plan, settings: Settings, facts: Mapping[str, DataSet], code: ExitCode) -> ExitCode:
-    """Print the table, where everything lies, and what to type next; return the exit code."""
+def print_summary(
+    plan: Plan, asked: Plan, settings: Settings, facts: Mapping[str, DataSet], code: ExitCode
+) -> ExitCode:
+    """Print the table of the declared plan, where everything lies, and what to type next; return the exit code.
+
+    The counts and the exit code are those of the part that was `asked` for.
+    """
     from sweeps.report import terminal
 
     sweep, display = plan.sweep, settings.display
     rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
     results = terminal.write_results(plan, settings.ledger, sweep.title)
-    failed = plan.count("failed")
-    if code == ExitCode.DONE and (failed or plan.to_do):
+    failed = asked.count("failed")
+    if code == ExitCode.DONE and (failed or asked.to_do):
         code = ExitCode.FAILED
     report, tracked = _report(sweep, settings) if code in (ExitCode.DONE, ExitCode.FAILED) else ("", "")
     if display.json:
@@ -32,7 +37,11 @@ def print_summary(plan: Plan, settings: Settings, facts: Mapping[str, DataSet], 
         return code
     width = shutil.get_terminal_size((140, 40)).columns
     print(terminal.text(plan, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-    _print_states(plan)
+    _print_states(asked)
+    if further := plan.seeds_text():
+        print(f"{further}.")
+    if asked.sweep.others:
+        print(f"not asked for: {', '.join(cell.label for cell in asked.sweep.others)}.")
     print(f"results   {results}")
     if report:
         print(f"report    {report}")
