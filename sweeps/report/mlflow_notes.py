@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
@@ -16,6 +15,7 @@ from sweeps.tracking.layout import (
     cell_metrics,
     compare_address,
     run_address,
+    shown,
     table_address,
     trainings_digest,
 )
@@ -92,4 +92,4 @@ def _metrics(group: ResultTable, row: Row, evidence: CellResults) -> dict[str, f
             metrics[f"paper/{metric.partition('/')[2]}"] = theirs.value
         if metric in (VOTE, PARAMETERS):
             metrics[metric] = ours.average.mean
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return shown(metrics)

@@ -47,6 +47,7 @@ TRAININGS: Final = "cell.trainings"  # the tag that says of which trainings a ce
 # The tags by which runs are told from those of another ledger or sweep in the same experiment.
 LEDGER: Final = "ledger.id"
 SWEEP: Final = "sweep.title"
+DECIMALS: Final = 9
 AXIS: Final = 10  # characters of a parameter's value that MLflow's compare view shows
 
 
@@ -172,7 +173,12 @@ def cell_metrics(trials: Sequence[Tested]) -> dict[str, float]:
     searched = [metrics[HELD_OUT] for phase, metrics in trials if phase == "holdout" and HELD_OUT in metrics]
     held_out = min(searched) if searched else cell_average(trials, HELD_OUT).mean
     numbers = averages(trials) | {TOP1: cell_average(trials, TOP1).mean, HELD_OUT: held_out}
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+    return shown(numbers)
+
+
+def shown(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers that are known, without the last digits of their sums: 40.17, not 40.169999999999995."""
+    return {name: round(value, DECIMALS) for name, value in numbers.items() if math.isfinite(value)}
 
 
 def trainings_digest(results: Mapping[str, Json]) -> str:

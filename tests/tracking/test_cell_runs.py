@@ -302,6 +302,13 @@ def test_placements_differ_in_what_the_compare_view_shows() -> None:
     assert placement(nets[-1]) == "1,3,5,8 leaky crelu"
 
 
+def test_a_mean_in_the_table_has_no_rounding_noise() -> None:
+    errors = [40.07, 40.17, 40.27]
+    assert sum(errors) / 3 != 40.17
+    numbers = cell_metrics([("ablation", {TOP1: error}) for error in errors])
+    assert (numbers[AVERAGE], numbers[TOP1]) == (40.17, 40.17)
+
+
 def test_cells_have_the_parameters_and_numbers_that_their_trials_have(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELL)
     projection = MlflowRuns(store, ledger, PLACEMENT)
