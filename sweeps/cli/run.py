@@ -254,7 +254,7 @@ def _run(
     untracked = [
         status.trial
         for status in declared.statuses
-        if status.result is not None and not is_tracked(settings.ledger, store, status.result)
+        if status.result is not None and not is_tracked(settings.ledger, store, declared.sweep.title, status.result)
     ]
     if not today.to_do and not untracked:
         return ExitCode.DONE

@@ -207,7 +207,7 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
         question, record = str(manifest["question"]), dict(manifest["record"])
-    runs = {status.trial.key: _run(ledger, status) for status in statuses}
+    runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
     cells = tuple(_cell_results(ledger, cell, runs, studies.get(cell.key, ())) for cell in sweep.cells)
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     price = ledger.read_json(f"prices/{title}.json") or {}
@@ -246,9 +246,9 @@ def _frozen(ledger: Ledger, manifest: Json) -> tuple[tuple[TrialStatus, ...], di
     return tuple(statuses), studies
 
 
-def _run(ledger: Ledger, status: TrialStatus) -> Run:
+def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
     trial, state, result, why = status
-    mlflow = str((ledger.read_json(f"tracked/{trial.key}.json") or {}).get("run", ""))
+    mlflow = str(ledger.tracked(trial.key, title).get("run", ""))
     if result is None:
         return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {})
     jobs = ledger.folders(f"trials/{trial.key}/analysis")
