@@ -27,7 +27,7 @@ from crelu_models.tables import PAPER
 from sweeps.analysis.capture import batch_size
 from sweeps.analysis.cgls import cgls, ratio
 from sweeps.analysis.invariance_scores import CIFAR, IMAGENET, ONE_IN, Largest, firing, moved, thresholds
-from sweeps.analysis.pooling_ratio import Deal, pooled_columns, patch_columns, patch_ratios, pooled_ratio
+from sweeps.analysis.pooling_ratio import Deal, patch_columns, patch_ratios, pooled_columns, pooled_ratio
 from sweeps.analysis.reconstruct import pooled, randomised
 from sweeps.analysis.weights import LoadedNet
 

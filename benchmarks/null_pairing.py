@@ -32,7 +32,8 @@ def main() -> int:
     failed = False
     for name, shape in SHAPES.items():
         stream = torch.Generator().manual_seed(len(name))
-        tests = [compare(torch.randn(shape, generator=stream), options.draws, i).contrast for i in range(options.layers)]
+        weights = (torch.randn(shape, generator=stream) for _ in range(options.layers))
+        tests = [compare(weight, options.draws, seed).contrast for seed, weight in enumerate(weights)]
         rejected = [sum(getattr(test, p) <= 0.05 for test in tests) / len(tests) for p in ("p", "ks_p", "below_p")]
         failed |= max(rejected) > most
         shown = " ".join(f"{100 * share:>5.1f} %" for share in rejected)

@@ -10,13 +10,14 @@ Writes a picture of filters beside their pairing filters, histograms of mu, and 
 
     python -m sweeps.analysis.pairing --sweep imagenet_placement --layers conv1 conv2 conv3 conv4
     python -m sweeps.analysis.pairing --weights torchvision:alexnet
+    python -m sweeps.analysis.pairing --weights anybodys.safetensors
 """
 
 import argparse
 
 from sweeps.analysis.job import Job, main, parser
 
-JOB = Job("pairing", "sweeps.analysis.pairing_scores:findings")
+JOB = Job("pairing", "sweeps.analysis.pairing_scores:findings", any_net=True)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from crelu_models.spec import seed_from
 from sweeps.analysis.compute import Findings, stacked
-from sweeps.analysis.weights import LoadedNet, choose_layers
+from sweeps.analysis.weights import LoadedNet
+from sweeps.experiment.plan import unknown_name
 from sweeps.report.render import plots
 from sweeps.training.runtime import RuntimeConfig
 
@@ -71,8 +72,8 @@ class Compared(NamedTuple):
 def pairs(weight: Tensor, groups: int = 1) -> Pairs:
     """Return mu and pair of each filter of `weight` (k, c, h, w) or (k, d), in float64.
 
-    mu_i = min_j <w_i, w_j> over unit filters (Definition 1.1); of equal pairs the lowest. Filters of a grouped conv have
-    their pair in their own group. ValueError for fewer than two filters that are not zero, and for nan and infinity.
+    mu_i = min_j <w_i, w_j> over unit filters (Definition 1.1); of equal pairs the lowest. In a grouped conv j is of i's
+    group. ValueError for fewer than two filters that are not zero, and for nan and infinity.
     """
     flat = weight.double().flatten(1)
     if not flat.isfinite().all():
@@ -122,9 +123,7 @@ def compare(weight: Tensor, draws: int, seed: int, layer: str = "", groups: int 
     learned = pairs(weight, groups)
     nonzero = [int((~part.isnan()).sum()) for part in learned.mu.chunk(groups)]
     streams = [layer if groups == 1 else f"{layer} group {i}" for i in range(groups)]
-    parts = [
-        random_mu(k, weight[0].numel(), draws, seed, stream) for k, stream in zip(nonzero, streams, strict=True)
-    ]
+    parts = [random_mu(k, weight[0].numel(), draws, seed, stream) for k, stream in zip(nonzero, streams, strict=True)]
     random = torch.cat(parts, dim=1)
     return Compared(learned, random, contrast(learned.mu, random))
 
@@ -179,7 +178,11 @@ TABLED = 10  # random layers of a conv whose every filter is in the table
 
 def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Pair the filters of every conv, or of the layers asked for, beside `samples` random layers of each."""
-    layers = choose_layers(loaded.net, [conv.name for conv in loaded.convs()], asked["layers"], str)
+    names = loaded.conv_names
+    for name in asked["layers"]:
+        if name not in names:
+            raise ValueError(unknown_name("conv", name, names, loaded.label))
+    layers = [name for name in names if name in (asked["layers"] or names)]
     groups = groups_by_layer(asked["groups"], layers)
     parts: list[dict[str, ArrayLike]] = []
     drawn: list[dict[str, ArrayLike]] = []
