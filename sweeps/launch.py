@@ -10,8 +10,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import NoReturn
 
+from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
-from sweeps.cli.settings import declare, settle
+from sweeps.cli.settings import asked_part, declare, settle
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.trial import Cell
 
@@ -54,12 +55,18 @@ def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argp
     """Do what the options say and return the exit code."""
     settings = settle(cells, options)
     sweep = declare(name, cells, protocol, options, settings)
+    asked = asked_part(sweep, options)
     if options.list:
-        return show_cells(sweep)
+        return show_cells(asked)
+    if options.rehearse:
+        from sweeps.cli.rehearse import rehearse_sweep
+
+        return rehearse_sweep(asked, settings, options.rehearse)
     from sweeps.cli.run import dry_run, run_sweep
 
-    settings = replace(settings, experiment=settings.experiment or sweep.title)
-    return dry_run(sweep, settings) if options.dry_run else run_sweep(sweep, settings)
+    command = Command.typed(f"sweeps.{name}")
+    settings = replace(settings, experiment=settings.experiment or sweep.title, command=command)
+    return dry_run(sweep, asked, settings) if options.dry_run else run_sweep(sweep, asked, settings)
 
 
 def show_cells(sweep: Sweep) -> ExitCode:

@@ -7,11 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import availability
-from data.datasets import DataSet
-from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, workload
+from data.datasets import DataSet, dataset
+from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.cli.summary import print_summary
@@ -24,6 +26,8 @@ from sweeps.execution.resources import (
 )
 from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json
 from sweeps.experiment.trial import Trial
+from sweeps.experiment.wording import count
+from sweeps.store.lease import driver
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
 
@@ -35,38 +39,59 @@ if TYPE_CHECKING:
 STATES = ("new", "running", "done", "stale", "failed")
 
 
-def dry_run(sweep: Sweep, settings: Settings) -> ExitCode:
-    """Print what would run and what is done; nothing is written."""
+def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
+    """Print what of a declared sweep would run, by the part that is `asked` for, and what is done; write nothing.
+
+    Then say why the run would be refused, if it would.
+    """
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
-    today = plan(sweep, settings.ledger, fingerprints)
+    declared = plan(sweep, settings.ledger, fingerprints)
+    today = plan(asked, settings.ledger, fingerprints)
     if settings.display.json:
-        states = {status.trial.key: status.state for status in today.statuses}
-        print(json.dumps(plan_to_json(today) | {"total": today.total, "states": states}, indent=1))
-        return ExitCode.DONE
+        states = {status.trial.key: status.state for status in (*declared.statuses, *today.statuses)}
+        part = {"total": today.total, "states": states, "asked": [cell.label for cell in asked.cells]}
+        print(json.dumps(plan_to_json(declared) | part, indent=1))
+    else:
+        _print_plan(declared, today, settings)
+    reason = next(filter(None, (check(today, settings) for check in REFUSALS)), "")
+    if reason:
+        print(f"error: {reason}", file=sys.stderr)
+    return ExitCode.USAGE if reason else ExitCode.DONE
+
+
+def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
+    """Print the cells with their trials, what of them is to be trained, and the forecast."""
     if settings.display.banner:
         print(settings.display.banner)
-    _print_cells(today, settings)
+    _print_cells(declared, today, settings)
     if today.pending:
         print("later: what follows once a cell's dropout is chosen, or a first phase is over")
+    if further := declared.seeds_text():
+        print(further)
     to_train = (*today.to_do, *today.pending)
-    print(f"{today.total} trials, {len(to_train)} of them to train, data: {', '.join(sweep.datasets)}")
+    share = f"{len(to_train)}{' of them' if today.total > 1 else ''} to train"
+    print(f"{count(today.total, 'trial')}, {share}, data: {', '.join(today.sweep.datasets)}")
     pictures, operations = workload(to_train, settings.data_dir)
     if pictures or operations:
         print(f"to train: {pictures:.3g} pictures seen, {operations:.3g} floating-point operations")
         print(forecast_before_start(today, settings))
-    return ExitCode.DONE
 
 
-def _print_cells(today: Plan, settings: Settings) -> None:
-    """Print a row for each cell: its trials by state, and what is still to be trained."""
-    width = max(len(cell.label) for cell in today.sweep.cells)
+def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
+    """Print a row for each declared cell: its trials by state, and what is to be trained where it is asked for."""
+    width = max(len(cell.label) for cell in declared.sweep.cells)
     print(f"{'cell':<{width}}  trials   new  run  done stale fail later   epochs   pictures  operations")
     to_train: dict[str, list[Trial]] = {}
     for trial in (*today.to_do, *today.pending):
         to_train.setdefault(trial.cell.key, []).append(trial)
-    for cell in today.sweep.cells:
-        states = [status.state for status in today.of(cell)]
+    for cell in declared.sweep.cells:
+        asked = cell not in today.sweep.others
+        states = [status.state for status in (today if asked else declared).of(cell)]
         counts = [states.count(state) for state in STATES]
+        if not asked:
+            row = "".join(f"{count or '.':>5}" for count in counts)
+            print(f"{cell.label:<{width}}  {len(states):>6} {row}      .   not asked for")
+            continue
         trials = to_train.get(cell.key, [])
         later = len(trials) - counts[0] - counts[1]
         row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
@@ -76,25 +101,80 @@ def _print_cells(today: Plan, settings: Settings) -> None:
         print(f"{cell.label:<{width}}  {total:>6} {row}   {epochs or '.':>6} {pictures:>10} {operations:>11}")
 
 
-def run_sweep(sweep: Sweep, settings: Settings) -> ExitCode:
-    """Run a sweep to its table and return the exit code."""
+# Checks of a run that write nothing: each returns why it would be refused, or nothing.
+
+
+def _no_data(today: Plan, settings: Settings) -> str:
+    local = settings.address == "local"
+    try:
+        for name in today.sweep.datasets:
+            availability.check_available(name, settings.data_dir, settings.data_source, pictures=local)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _not_writable(_: Plan, settings: Settings) -> str:
+    if "://" in settings.output:
+        return ""  # a store elsewhere says so only when something is written
+    folder = Path(settings.ledger.root)
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"cannot write to --output {settings.output}: {folder} is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"cannot write to --output {settings.output}: no permission in {folder}"
+    return ""
+
+
+def _driven(today: Plan, settings: Settings) -> str:
+    other = driver(settings.ledger, today.sweep.title)
+    if other is None:
+        return ""
+    return f"another driver works on this sweep: process {other.get('pid', '?')} on {other.get('host', '?')}"
+
+
+def _no_resources(today: Plan, settings: Settings) -> str:
+    """Return why this machine cannot run the trials; for a cluster only Ray knows."""
+    if settings.address != "local" or not today.to_do:
+        return ""
+    facts = {
+        name: dataset(name, settings.data_dir)
+        for name in availability.fingerprints(today.sweep.datasets, settings.data_dir)
+    }
+    trials = [trial for trial in (*today.to_do, *today.pending) if trial.cell.dataset in facts]
+    machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(visible_gpus())}
+    try:
+        check_rank_batches(trials, facts, resolve_resources(settings.resources, [machine], True).ranks)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+REFUSALS = (_not_writable, _no_data, _driven, _no_resources)
+
+
+def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
+    """Train the part of a declared sweep that is `asked` for, show the table of all of it, and return the exit code."""
     from sweeps.store.lease import Lease, LeaseHeldError
 
     if settings.display.banner and not settings.display.quiet:
         print(settings.display.banner, file=sys.stderr)
     _check_writable(settings)
-    facts = _ensure_datasets(sweep, settings)
+    facts = _ensure_datasets(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
         with Lease(settings.ledger, sweep.title):
-            today = _current_plan(sweep, settings, fingerprints)
-            settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(today))
-            code = _run(today, settings, facts, fingerprints)
+            today = _current_plan(asked, settings, fingerprints)
+            declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
+            settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(declared))
+            code = _run(declared, today, settings, facts, fingerprints)
             if today.to_do:
-                today = plan(sweep, settings.ledger, fingerprints)
+                today = plan(asked, settings.ledger, fingerprints)
+                declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
     except LeaseHeldError as busy:
         raise ValueError(str(busy)) from None
-    return print_summary(today, settings, facts, code)
+    return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
 
 
 def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
@@ -111,12 +191,23 @@ def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
     }
 
 
+def _known_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
+    """Return the facts of the data sets that are known without preparing one."""
+    known: dict[str, DataSet] = {}
+    for name in sweep.datasets:
+        with suppress(ValueError):
+            known[name] = dataset(name, settings.data_dir)
+    return known
+
+
 def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, str]) -> Plan:
     """Return the plan after --fresh, --retry-failed and --stale have been obeyed."""
     ledger = settings.ledger
     today = plan(sweep, ledger, fingerprints)
     changed = False
     for status in today.statuses:
+        if status.trial.key in today.further:  # not asked for: it stays as it is
+            continue
         if settings.fresh:
             ledger.forget(status.trial.key)
             changed = True
@@ -132,14 +223,16 @@ def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, s
 
 def _forget_stale(today: Plan, settings: Settings) -> bool:
     """Ask, or do as --stale says: return whether stale results were forgotten, to be trained anew."""
-    stale = [status for status in today.statuses if status.state == "stale"]
+    stale = [s for s in today.statuses if s.state == "stale" and s.trial.key not in today.further]
     if not stale or settings.stale == "keep":
         return False
     if settings.stale == "ask":
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             return False
         cells = len({status.trial.cell.key for status in stale})
-        print(f"{len(stale)} results of {cells} cells are stale: {stale[0].why}.", file=sys.stderr)
+        verb = "is" if len(stale) == 1 else "are"
+        results = f"{count(len(stale), 'result')} of {count(cells, 'cell')}"
+        print(f"{results} {verb} stale: {stale[0].why}.", file=sys.stderr)
         print("Train them anew? The present ones are lost then. [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return False
@@ -148,14 +241,19 @@ def _forget_stale(today: Plan, settings: Settings) -> bool:
     return True
 
 
-def _run(today: Plan, settings: Settings, facts: Mapping[str, DataSet], fingerprints: dict[str, str]) -> ExitCode:
-    """Train what the plan lacks while a tracker brings MLflow up to date; return the exit code so far."""
+def _run(
+    declared: Plan, today: Plan, settings: Settings, facts: Mapping[str, DataSet], fingerprints: dict[str, str]
+) -> ExitCode:
+    """Train what today's plan lacks while a tracker brings MLflow up to date with all of the declared one.
+
+    Return the exit code so far.
+    """
     from sweeps.tracking.mlflow_runs import Store, is_tracked
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
     untracked = [
         status.trial
-        for status in today.statuses
+        for status in declared.statuses
         if status.result is not None and not is_tracked(settings.ledger, store, status.result)
     ]
     if not today.to_do and not untracked:
@@ -167,17 +265,16 @@ def _run(today: Plan, settings: Settings, facts: Mapping[str, DataSet], fingerpr
     live = sys.stdout.isatty() and "CI" not in os.environ
     quiet = settings.display.quiet or settings.display.json
     with LiveView(today, live, quiet, settings.ledger.root) as view:
-        tracker = Tracker(store, settings.ledger, today.sweep, view.log)
-        tracker.register(status.trial for status in today.statuses)
+        tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
+        tracker.register(status.trial for status in declared.statuses)
         for trial in untracked:
             tracker.enqueue(trial)
         if today.to_do:
             code = _run_trials(today, settings, facts, fingerprints, view, tracker)
         missing = tracker.close(20.0 if code == ExitCode.INTERRUPTED else 120.0)
         if missing:
-            view.log(
-                f"{missing} runs are not in MLflow at {store.uri} yet ({tracker.error}); the same command sends them"
-            )
+            runs = f"{count(missing, 'run')} not in MLflow at {store.uri} yet"
+            view.log(f"{runs} ({tracker.error}); the same command sends what is missing")
     return code
 
 
@@ -192,7 +289,7 @@ def _run_trials(
     """Start or join Ray and run the trials; return the exit code that this led to."""
     from sweeps.cli.interrupts import GracefulInterrupt, hold_signals
 
-    view.log(f"{len(today.to_do)} trials to train; starting Ray")
+    view.log(f"{count(len(today.to_do), 'trial')} to train; starting Ray")
     with hold_signals():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
@@ -302,7 +399,8 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
         nonlocal announced
         policy = packing.policy_from_throughput(candidates, forecast.throughputs, state.resources.gpus)
         if policy.cells and not announced:
-            view.log(f"{len(policy.cells)} cells share their pictures in packs: reading them takes much of a step")
+            cells = count(len(policy.cells), "cell")
+            view.log(f"packs share their pictures in {cells}: reading them takes much of a step")
             announced = True
         return policy
 

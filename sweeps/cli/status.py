@@ -42,7 +42,13 @@ def as_json(plan: Plan, drives: Json | None) -> Json:
             | {state: plan.count(state, cell=cell) for state in STATES}
             | {"numbers": {name: number.as_json() for name, number in known.items()}}
         )
-    return {"sweep": plan.sweep.title, "driver": drives, "cells": cells, "hours": plan.hours}
+    return {
+        "sweep": plan.sweep.title,
+        "driver": drives,
+        "cells": cells,
+        "hours": plan.hours,
+        "seeds": plan.seeds_text(),
+    }
 
 
 def text(plan: Plan, drives: Json | None) -> str:
@@ -58,4 +64,6 @@ def text(plan: Plan, drives: Json | None) -> str:
     for cell in plan.sweep.cells:
         counts = "".join(f"{plan.count(state, cell=cell) or '.':>5}" for state in STATES)
         lines.append(f"{cell.label:<{width}} {counts}   {error_text(plan.tested(cell))}".rstrip())
+    if further := plan.seeds_text():
+        lines.append(further)
     return "\n".join(lines)

@@ -22,6 +22,8 @@ from sweeps.store.ledger import Json, Ledger
 MAX_ATTEMPTS = 3
 # The second phase of Single has the seed of the first plus this, so that it starts from other weights.
 SECOND_SEED = 1000
+# Seeds beyond the declared ones that are looked for after the last that the ledger has.
+LOOKAHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,18 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Declared list of cells, with the protocol that turns each into trials."""
+    """Declared list of cells, with the protocol that turns each into trials.
+
+    `variant` names what the cells have in place of the page's own: another data set, or fields of --set. `others` are
+    cells of the same declaration that are not asked for, of a part that was chosen by `only`.
+    """
 
     name: str
     profile: str
     cells: tuple[Cell, ...]
     protocol: Protocol = Protocol()
+    variant: str = ""
+    others: tuple[Cell, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError where two cells have the same label or the same content."""
@@ -66,8 +74,9 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """Return the name of the sweep's experiment: each profile but the paper's has its own."""
-        return self.name if self.profile == "paper" else f"{self.name}-{self.profile}"
+        """Return the name of the sweep's plan, experiment and report: its page's, then profile and variant, if any."""
+        profile = "" if self.profile == "paper" else self.profile
+        return "-".join(filter(None, (self.name, profile, self.variant)))
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:
@@ -75,7 +84,7 @@ class Sweep:
         return tuple(dict.fromkeys(cell.dataset for cell in self.cells))
 
     def only(self, globs: Iterable[str]) -> Sweep:
-        """Return the sweep with the cells whose label matches a glob and no !glob; ValueError where none remains."""
+        """Return the part of the sweep whose cells' labels match a glob and no !glob; ValueError where none does."""
         globs = tuple(globs)
         wanted = [glob for glob in globs if not glob.startswith("!")] or ["*"]
         excluded = [glob[1:] for glob in globs if glob.startswith("!")]
@@ -86,7 +95,7 @@ class Sweep:
         cells = [cell for cell in self.cells if _matches(cell.label, wanted) and not _matches(cell.label, excluded)]
         if not cells:
             raise ValueError(f"no cell of {self.name} is left by --only {' '.join(globs)}")
-        return dataclasses.replace(self, cells=tuple(cells))
+        return dataclasses.replace(self, cells=tuple(cells), others=tuple(c for c in self.cells if c not in cells))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str) -> str:
@@ -108,11 +117,13 @@ class CellTrials(NamedTuple):
     """Trials of a cell: of its search, of its protocol, and those that will follow, as far as is known.
 
     Pending trials have the cell's own dropout in place of the one that will be chosen: they are for counting.
+    `further` are trials of more seeds than are declared, which the ledger has.
     """
 
     search: list[Trial]
     protocol: list[Trial]
     pending: list[Trial]
+    further: Sequence[Trial] = ()
 
 
 def cell_trials(
@@ -122,7 +133,8 @@ def cell_trials(
     search = protocol.search
     if search is None:
         trials = protocol_trials(cell, (), "", protocol, results)
-        return CellTrials([], trials, _second_phases(cell, protocol, trials, failed))
+        further = further_seeds(cell, (), protocol, results, failed)
+        return CellTrials([], trials, _second_phases(cell, protocol, trials, failed), further)
     cell_study = study(search, cell, results, failed)
     searched = [trial for suggestion in cell_study.suggestions for trial in suggestion.trials]
     # A winner on the hold-out with seed 0 is also the first phase of Single.
@@ -137,8 +149,10 @@ def cell_trials(
     if winner is None:  # all of its trials failed
         return CellTrials(searched, [], [])
     reference = winner.trial.key if is_first_phase else ""
-    trials = protocol_trials(cell, winner.trial.dropout, reference, protocol, results)
-    return CellTrials(searched, trials, _second_phases(cell, protocol, trials, failed))
+    dropout = winner.trial.dropout
+    trials = protocol_trials(cell, dropout, reference, protocol, results)
+    further = further_seeds(cell, dropout, protocol, results, failed)
+    return CellTrials(searched, trials, _second_phases(cell, protocol, trials, failed), further)
 
 
 def _second_phases(cell: Cell, protocol: Protocol, known: Sequence[Trial], failed: Collection[str]) -> list[Trial]:
@@ -154,18 +168,63 @@ def protocol_trials(
     """Return the trials of a cell with its dropout chosen; `reference` is a finished first phase with seed 0."""
     trials = []
     for seed in range(protocol.seeds):
-        if protocol.ablation:
-            trials.append(Trial(cell, "ablation", seed, dropout))
-        if protocol.single:
-            first = Trial(cell, "holdout", seed, dropout)
-            key = reference if seed == 0 and reference else first.key
-            if key == first.key:
-                trials.append(first)
-            if key in results:
-                second = Trial(cell, "match", SECOND_SEED + seed, dropout, match=protocol.match, reference=key)
-                trials.append(second)
-    trials += [Trial(cell, "fold", 0, dropout, fold, protocol.folds) for fold in range(protocol.folds)]
+        trials += _seed_trials(cell, seed, dropout, reference if seed == 0 else "", protocol, results)
+    # Each fold starts from weights of its own, the same for all cells, so that their differences are independent.
+    trials += [Trial(cell, "fold", fold, dropout, fold, protocol.folds) for fold in range(protocol.folds)]
     return trials
+
+
+def _seed_trials(
+    cell: Cell, seed: int, dropout: Rates, reference: str, protocol: Protocol, results: Mapping[str, Json]
+) -> list[Trial]:
+    """Return the trials of one seed: the ablation's, and the phases of Single, the second once the first is known."""
+    trials = []
+    if protocol.ablation:
+        trials.append(Trial(cell, "ablation", seed, dropout))
+    if protocol.single:
+        first = Trial(cell, "holdout", seed, dropout)
+        key = reference or first.key
+        if key == first.key:
+            trials.append(first)
+        if key in results:
+            second = Trial(cell, "match", SECOND_SEED + seed, dropout, match=protocol.match, reference=key)
+            trials.append(second)
+    return trials
+
+
+def further_seeds(
+    cell: Cell, dropout: Rates, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str]
+) -> list[Trial]:
+    """Return the trials of more seeds than are declared that were trained, or have failed: they count as well."""
+    trials: list[Trial] = []
+    seed = protocol.seeds
+    last = seed + LOOKAHEAD if protocol.ablation or protocol.single else seed
+    while seed < last:
+        known = [
+            trial
+            for trial in _seed_trials(cell, seed, dropout, "", protocol, results)
+            if trial.key in results or trial.key in failed
+        ]
+        seed += 1
+        if known:
+            trials += known
+            last = seed + LOOKAHEAD
+    return trials
+
+
+def seeds_text(protocol: Protocol, trials: Iterable[Trial]) -> str:
+    """Return how many seeds are declared and how many the ledger has, by cell; empty where it has no more."""
+    most: dict[str, set[int]] = {}
+    for trial in trials:
+        seed = trial.seed % SECOND_SEED
+        if trial.phase in ("ablation", "match") and seed >= protocol.seeds:
+            most.setdefault(trial.cell.label, set()).add(seed)
+    by_count: dict[int, list[str]] = {}
+    for label, seeds in most.items():
+        by_count.setdefault(protocol.seeds + len(seeds), []).append(label)
+    counts = "; ".join(f"{count} on the ledger of {', '.join(labels)}" for count, labels in sorted(by_count.items()))
+    declared = f"{protocol.seeds} seed{'s' if protocol.seeds > 1 else ''} declared"
+    return f"{declared}, {counts}" if counts else ""
 
 
 def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = ()) -> list[Trial]:
@@ -176,12 +235,13 @@ def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = 
 def ordered(cells: Iterable[CellTrials]) -> list[Trial]:
     """Return the trials of all cells in the order in which they should start, each once: searches first.
 
-    The protocols follow seed by seed over all cells, so that a sweep that is stopped has complete comparisons.
+    The protocols follow seed by seed over all cells, so that a sweep that is stopped has complete comparisons. The
+    folds come fold by fold with the first seed.
     """
     cells = list(cells)
     searched = [trial for cell in cells for trial in cell.search]
-    protocol = [trial for cell in cells for trial in cell.protocol]
-    protocol.sort(key=lambda trial: (trial.seed % SECOND_SEED, trial.fold))
+    protocol = [trial for cell in cells for trial in (*cell.protocol, *cell.further)]
+    protocol.sort(key=lambda trial: (0 if trial.folds else trial.seed % SECOND_SEED, trial.fold))
     return list({trial.key: trial for trial in searched + protocol}.values())
 
 
@@ -201,12 +261,16 @@ class TrialStatus(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Statuses of all known trials of a sweep, stand-ins for those to follow, and its data's fingerprints."""
+    """Statuses of all known trials of a sweep, stand-ins for those to follow, and its data's fingerprints.
+
+    `further` are the keys of trials of more seeds than the sweep has, which were trained before.
+    """
 
     sweep: Sweep
     statuses: tuple[TrialStatus, ...]
     pending: tuple[Trial, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    further: frozenset[str] = frozenset()
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
@@ -219,6 +283,11 @@ class Plan:
     def tested(self, cell: Cell) -> list[Tested]:
         """Return phase and metrics of a cell's finished trials, from which its numbers are made."""
         return [(status.trial.phase, status.result["metrics"]) for status in self.of(cell) if status.result is not None]
+
+    def seeds_text(self) -> str:
+        """Return how many seeds are declared and how many the ledger has; empty where it has no more."""
+        trained = [status.trial for status in self.statuses if status.result is not None]
+        return seeds_text(self.sweep.protocol, trained)
 
     @property
     def hours(self) -> float:
@@ -258,7 +327,9 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         elif trial.key in begun:
             state = "running"
         statuses.append(TrialStatus(trial, state, result, why))
-    return Plan(sweep, tuple(statuses), tuple(trial for cell in cells for trial in cell.pending), fingerprints)
+    pending = tuple(trial for cell in cells for trial in cell.pending)
+    further = frozenset(trial.key for cell in cells for trial in cell.further)
+    return Plan(sweep, tuple(statuses), pending, fingerprints, further)
 
 
 def current_plan(ledger: Ledger, title: str) -> Plan:
@@ -292,6 +363,7 @@ def plan_to_json(plan: Plan) -> Json:
     return {
         "sweep": sweep.name,
         "profile": sweep.profile,
+        "variant": sweep.variant,
         "protocol": dataclasses.asdict(sweep.protocol),
         "cells": [cell_to_json(cell) | {"key": cell.key} for cell in sweep.cells],
         "trials": {status.trial.key: status.trial.label for status in plan.statuses},
@@ -309,6 +381,7 @@ def sweep_from_json(value: Json | None) -> Sweep:
             search["space"] = tuple(Dimension(*dimension) for dimension in search["space"])
             protocol["search"] = Search(**search)
         cells = tuple(cell_from_json(cell) for cell in value["cells"])
-        return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol))
+        variant = str(value.get("variant", ""))  # older plans lack it
+        return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol), variant)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a plan: {error!r}") from None

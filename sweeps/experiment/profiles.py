@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
 from sweeps.experiment.trial import Cell
@@ -55,6 +58,50 @@ EMBEDDED = {
 }
 SMOKE = "synthetic:size=64,classes=4,train=96,test=48"
 
+# Names that a folder's own name would be mistaken for.
+TAKEN: Final = ("imagenet", "cifar10", "cifar100", "synthetic", "embedded", *PROFILES)
+
+
+def data_name(dataset: str) -> str:
+    """Return a data set's short name for labels and file names: cifar10, embedded, or that of its folder."""
+    kind, _, rest = dataset.partition(":")
+    if kind == "synthetic":
+        return "embedded"
+    if kind != "folder":
+        return file_name(dataset)
+    name = file_name(Path(rest).name)
+    return name if name and name not in TAKEN else f"folder-{name or 'root'}"
+
+
+def file_name(words: str) -> str:
+    """Return words as part of a file name: letters, digits and . = , + - remain, other signs become one underscore."""
+    return re.sub(r"[^\w.=,+-]+", "_", words).strip("._")
+
+
+def on_dataset(cell: Cell, dataset: str) -> Cell:
+    """Return `cell` trained on another data set, which its label names; it stands for the paper's as before."""
+    if dataset == cell.dataset:
+        return cell
+    paper_dataset = (cell.paper_dataset or cell.dataset) if cell.table else ""
+    label, versus = (_with_data_name(words, cell.dataset, dataset) for words in (cell.label, cell.versus))
+    return dataclasses.replace(cell, dataset=dataset, label=label, versus=versus, paper_dataset=paper_dataset)
+
+
+def _with_data_name(label: str, before: str, after: str) -> str:
+    """Return a label in which the word for a data set is that for another one."""
+    return " ".join(data_name(after) if word == data_name(before) else word for word in label.split(" "))
+
+
+def on_one_dataset(cells: Sequence[Cell], dataset: str) -> tuple[Cell, ...]:
+    """Return the cells of a page that are trained where all are trained on one data set.
+
+    They are those of this data set where the page has some, else those of the page's first data set: the others would
+    be the same nets on the same pictures once more.
+    """
+    names = [cell.dataset for cell in cells]
+    of = dataset if dataset in names else names[0]
+    return tuple(cell for cell in cells if cell.dataset == of)
+
 
 def scaled(cell: Cell, profile: str, dataset: str = "") -> Cell:
     """Return `cell` at the scale of `profile`, on `dataset` (default: its own, or embedded pictures in its place)."""
@@ -64,4 +111,5 @@ def scaled(cell: Cell, profile: str, dataset: str = "") -> Cell:
         dataset = cell.dataset if profile in ("paper", "mini") else embedded
     recipe = scale.recipes.get(cell.recipe.name, cell.recipe)
     net = cell.net if scale.width == 1.0 else cell.net.width(scale.width)
-    return dataclasses.replace(cell, net=dataclasses.replace(net, name=cell.net.name), dataset=dataset, recipe=recipe)
+    small = dataclasses.replace(cell, net=dataclasses.replace(net, name=cell.net.name), recipe=recipe)
+    return on_dataset(small, dataset)

@@ -156,7 +156,7 @@ def _over_folds(
 
     It is compared with `rival`, the best of earlier waves, so pruning does not depend on what else runs.
     """
-    trials = tuple(Trial(cell, "inner", search.seed, rates, fold, search.folds) for fold in range(search.folds))
+    trials = tuple(Trial(cell, "inner", search.seed + fold, rates, fold, search.folds) for fold in range(search.folds))
     values = [_value(trial, results, failed) for trial in trials]
     errors: tuple[float, ...] = ()
     if rival is not None and search.prune:

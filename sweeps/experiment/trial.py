@@ -42,7 +42,11 @@ MATCHES = ("train_loss", "valid_loss", "epoch", "none")
 
 @dataclass(frozen=True)
 class Cell:
-    """Row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it."""
+    """Row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it.
+
+    `versus` is the label of the cell with which this one is compared, besides the first of its table.
+    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one.
+    """
 
     label: str
     net: Net
@@ -50,6 +54,8 @@ class Cell:
     recipe: Recipe
     table: str = ""
     row: str = ""
+    versus: str = ""
+    paper_dataset: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -125,10 +131,12 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """Return the trial's name within its cell, for people: s0 f3 pool1=0.25."""
-        fold = f" f{self.fold}" if self.folds else ""
+        """Return the trial's name within its cell, for people: s0 pool1=0.25, or f3 for fold 3 with its own seed."""
+        seed = f"f{self.fold}" if self.folds else f"s{self.seed}"
+        if self.folds and self.seed != self.fold:
+            seed = f"s{self.seed} {seed}"
         rates = "".join(f" {position}={rate:g}" for position, rate in self.dropout)
-        return f"s{self.seed}{fold}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{rates}"
+        return f"{seed}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{rates}"
 
     def restarted(self, times: int) -> int:
         """Return the seed of weights and dropout after this many restarts of a diverged or dead training."""
@@ -158,6 +166,8 @@ def cell_to_json(cell: Cell) -> Json:
         "net_name": cell.net.name,
         "table": cell.table,
         "row": cell.row,
+        "versus": cell.versus,
+        "paper_dataset": cell.paper_dataset,
         "net": cell.net.to_json(),
         "dataset": cell.dataset,
         "recipe": dataclasses.asdict(cell.recipe),
@@ -171,9 +181,16 @@ def cell_from_json(value: Json | None) -> Cell:
         recipe = dict(value["recipe"])
         recipe["stages"] = tuple(Stage(*stage) for stage in recipe["stages"])
         net = dataclasses.replace(Net.from_json(value["net"]), name=str(value["net_name"]))
-        label = str(value["label"])
-        dataset = str(value["dataset"])
-        return Cell(label, net, dataset, Recipe(**recipe), str(value["table"]), str(value["row"]))
+        return Cell(
+            str(value["label"]),
+            net,
+            str(value["dataset"]),
+            Recipe(**recipe),
+            str(value["table"]),
+            str(value["row"]),
+            str(value.get("versus", "")),  # older ledgers lack these two
+            str(value.get("paper_dataset", "")),
+        )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import shlex
 import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sweeps.experiment.wording import count
 from sweeps.report.contents import document
 from sweeps.report.mlflow_notes import pages
 from sweeps.report.render.document import Document
@@ -101,7 +103,8 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes]) 
             sentences.append(f"{uri} does not take the report ({why}); the same command sends it")
             continue
         server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-        sentences.append(f"{runs} runs carry it: {server}/{table_address(number)}" if runs else "")
+        carry = "carries" if runs == 1 else "carry"
+        sentences.append(f"{count(runs, 'run')} {carry} it: {server}/{table_address(number)}" if runs else "")
     return "; ".join(filter(None, sentences))
 
 
@@ -126,8 +129,9 @@ def export(options: argparse.Namespace) -> int:
     results = survey(ledger, options.sweep)
     contents = files(document(ledger, results), tidy(results))
     size = capsule.write(ledger, results, contents, Path(options.file))
-    print(f"{options.file}: {results.title}, {len(results.runs)} trials, {size / 1e6:.1f} MB")
-    print(f"to look at it: python -m sweeps report --from {options.file}")
+    print(f"{options.file}: {results.title}, {count(len(results.runs), 'trial')}, {size / 1e6:.1f} MB")
+    look = [sys.orig_argv[0], "-m", "sweeps", "report", "--from", options.file]
+    print(f"to look at it: {shlex.join(look)}")
     return DONE
 
 
@@ -196,7 +200,7 @@ def check(ledger: Ledger, path: Path) -> int:
             print(f"{path}: {title} {name} no longer matches the store", file=sys.stderr)
             lines = difflib.unified_diff(content.splitlines(), now.splitlines(), "document", "store", lineterm="", n=0)
             print("\n".join(list(lines)[:20]), file=sys.stderr)
-    print(f"{path}: {len(marked) - wrong} of {len(marked)} tables match the store")
+    print(f"{path}: {len(marked) - wrong} of {count(len(marked), 'table')} as in the store")
     return DIFFERS if wrong else DONE
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sweeps.report.render.document import NONE, TONES, Entry, Table, bounds, chance, count, duration, signed
+from sweeps.experiment.wording import count
+from sweeps.report.render.document import NONE, TONES, Entry, Table, bounds, chance, duration, signed
 from sweeps.results.cell_numbers import NAMES, SETS
 from sweeps.results.claims import ClaimResult, Compared, InPrint
 from sweeps.results.contrasts import over

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sweeps.experiment.plan import seeds_text
+from sweeps.experiment.wording import count
 from sweeps.report import charts, record_tables
 from sweeps.report.claim_tables import claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, print_section
-from sweeps.report.render.document import Document, Gallery, Section, Tile, count, duration
+from sweeps.report.render.document import Document, Gallery, Section, Tile, duration
 from sweeps.report.result_tables import result_tables
 from sweeps.results.cell_numbers import ResultTable, groups, verdicts
 from sweeps.results.claims import ClaimResult, judge_claims
@@ -26,10 +28,13 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
     """Return the report of a sweep; `ledger` is read for the analyses' pictures alone."""
     # A sweep that only searches tests nothing, so it decides no claim.
     tables, claims = groups(survey), judge_claims(survey) if survey.sweep.protocol.trainings() else []
+    search = survey.sweep.protocol.search
     sections = [
         _claims(claims),
-        *(Section(group.id, group.title, (), tuple(result_tables(group, survey.sweep.protocol.search)))
-          for group in tables),
+        *(
+            Section(group.id, group.title, _seeds(survey, group), tuple(result_tables(group, search)))
+            for group in tables
+        ),
         _effects(tables),
         print_section(survey),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
@@ -78,6 +83,13 @@ def _claims(claims: Sequence[ClaimResult]) -> Section | None:
         return None
     details = [comparison_table(claim) for claim in claims if claim.runs and not claim.withheld]
     return Section("claims", "What the paper says, and what holds", (), (claim_table(claims), *details), short="Claims")
+
+
+def _seeds(survey: SweepResults, group: ResultTable) -> tuple[str, ...]:
+    """Return the sentence that says where the ledger has more seeds than are declared, none where it has not."""
+    runs = [run for row in group.rows if row.evidence is not None for run in row.evidence.runs if run.result]
+    further = seeds_text(survey.sweep.protocol, (run.trial for run in runs))
+    return (f"{further}: all of them count.",) if further else ()
 
 
 def _effects(tables: Sequence[ResultTable]) -> Section | None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from sweeps.experiment.metrics import TOP1
-from sweeps.report.render.document import NONE, Entry, Section, Table, bounds, chance, count, plain, signed
+from sweeps.experiment.wording import count
+from sweeps.report.render.document import NONE, Entry, Section, Table, bounds, chance, plain, signed
 from sweeps.results import paper
 from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, named
 from sweeps.results.claims import PrintedTest, printed_tests

@@ -8,7 +8,8 @@ from typing import Final
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.experiment.search import Search
-from sweeps.report.render.document import NONE, TONES, Entry, Table, bounds, count, plain, signed
+from sweeps.experiment.wording import count
+from sweeps.report.render.document import NONE, TONES, Entry, Table, bounds, plain, signed
 from sweeps.results.cell_numbers import (
     DERIVED,
     SLUGS,

@@ -37,7 +37,7 @@ class TableRow(NamedTuple):
     """One row of the table: ours and the paper's numbers by metric, flags, and how many of its trials are done."""
 
     label: str
-    parameters: int
+    parameters: int | None
     numbers: dict[str, Average]
     paper: dict[str, Printed | None]
     flags: tuple[str, ...]
@@ -46,7 +46,7 @@ class TableRow(NamedTuple):
 
 
 def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableRow]:
-    """Return the rows of the table; `classes` by data set."""
+    """Return the rows of the table; `classes` by data set, as far as they are known."""
     protocol = plan.sweep.protocol
     measured = (TOP1,) * (protocol.ablation or protocol.single) + (AVERAGE, VOTE) * (protocol.folds > 0) or (TOP1,)
     rows = []
@@ -56,7 +56,7 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         tested = plan.tested(cell)
         numbers = {m: _vote(ledger, cell, statuses) if m == VOTE else cell_average(tested, m) for m in metrics}
         paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
-        parameters = cell.net.parameters(classes[cell.dataset])
+        parameters = cell.net.parameters(classes[cell.dataset]) if cell.dataset in classes else None
         rows.append(TableRow(cell.label, parameters, numbers, paper, _flags(statuses), len(tested), len(statuses)))
     return rows
 
@@ -89,7 +89,7 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
         table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
     table.add_column("marks")
     for line in rows:
-        cells = [line.label, f"{line.parameters / 1e6:.2f}M"]
+        cells = [line.label, f"{line.parameters / 1e6:.2f}M" if line.parameters is not None else "-"]
         for metric in metrics:
             known = metric in line.numbers
             cells += [_words(line.numbers[metric]), str(line.paper[metric] or "")] if known else ["", ""]

@@ -115,10 +115,10 @@ class ResultTable(NamedTuple):
 
 
 def stands_for(cell: Cell) -> str:
-    """Return the paper's data set that a cell stands for: its own, one that its label names, or the table's first."""
+    """Return the paper's data set that a cell stands for: the one it names, its own, or its table's first."""
     printed = list(dict.fromkeys(row.dataset for row in paper.ROWS if row.table == cell.table))
-    named = [name for name in (cell.dataset, cell.label.rpartition(" ")[2]) if name in printed]
-    return [*named, *printed, ""][0]
+    candidates = [name for name in (cell.paper_dataset, cell.dataset) if name in printed]
+    return [*candidates, *printed, ""][0]
 
 
 def groups(survey: SweepResults) -> list[ResultTable]:

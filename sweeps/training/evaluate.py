@@ -25,6 +25,23 @@ class Errors(NamedTuple):
     top5: float
 
 
+class Chance(NamedTuple):
+    """What guessing scores on a set of pictures: the entropy of its classes (nats), and the error in percent.
+
+    A net that has learned no more than the classes' shares has this loss; one that always says the most frequent class
+    has this error. With equal classes they are ln(classes) and 100 (1 - 1 / classes).
+    """
+
+    loss: float
+    error: float
+
+
+def chance(labels: Tensor, classes: int) -> Chance:
+    """Return what guessing scores on pictures of these `labels` (n,)."""
+    shares = torch.bincount(labels, minlength=classes).double() / len(labels)
+    return Chance(float(torch.special.entr(shares).sum()), 100 * (1 - float(shares.max())))
+
+
 def precision_of(precision: str, device: torch.device) -> str:
     """Return "bf16" or "fp32" for a recipe's precision; "auto" is bf16 where the device computes in it."""
     if precision != "auto":

@@ -65,7 +65,7 @@ def trial_steps(
         lambda: fetch_dataset(trial.cell.dataset, config.data_dir, config.data_source, stop)
     ):
         return None
-    _reset(config)
+    reset_process(config)
     trainer = Trainer(trial, config, ledger, open_splits(trial, config), stop, context, ranks)
     if memory_error:
         trainer.shrink(memory_error)
@@ -156,7 +156,7 @@ def _train_errors(trainer: Trainer) -> Steps[Errors | None]:
     return train
 
 
-def _reset(config: RuntimeConfig) -> None:
+def reset_process(config: RuntimeConfig) -> None:
     """Set the state of this process that decides bits, independent of what ran in it before."""
     keep_memory()
     torch.manual_seed(0)

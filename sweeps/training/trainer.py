@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from crelu_models.modules import build, initialise
-from data.datasets import Ints
+from data.datasets import DataSet, Ints
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.data_time import DataTimer
-from sweeps.training.distributed import Ranks
+from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, Row, best_epoch, counts, dead, errors, precision_of, score
 from sweeps.training.loop import DivergedError, Learner, train
 from sweeps.training.runtime import RuntimeConfig
@@ -108,14 +108,8 @@ class Trainer:
 
     def _learner(self) -> Learner:
         """Return the net at its initial weights, with the seed of this attempt, on its device."""
-        cell = self.trial.cell
         seed = self.trial.restarted(self.state.restarts)
-        model = build(self.trial.net, self.splits.facts.classes, self.splits.facts.crop)
-        initialise(model, self.trial.net, cell.recipe.init, seed)
-        model = self.ranks.convert_batchnorm(model)
-        model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        steps = self.views.steps
-        learner = Learner(model, cell.recipe, seed=seed, steps=steps, precision=self.precision, ranks=self.ranks)
+        learner = new_learner(self.trial, self.splits.facts, seed, self.views.steps, self.device, self.ranks)
         learner.micro_batches = self.state.parts
         return learner
 
@@ -293,6 +287,18 @@ class Trainer:
         self.learner = self._learner()
         self.save()
         return True
+
+
+def new_learner(
+    trial: Trial, facts: DataSet, seed: int, steps: int, device: torch.device, ranks: Ranks = ALONE
+) -> Learner:
+    """Return a trial's net at the initial weights of `seed`, on `device`, with `steps` in an epoch."""
+    recipe = trial.cell.recipe
+    model = build(trial.net, facts.classes, facts.crop)
+    initialise(model, trial.net, recipe.init, seed)
+    model = ranks.convert_batchnorm(model)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Learner(model, recipe, seed=seed, steps=steps, precision=precision_of(recipe.precision, device), ranks=ranks)
 
 
 class Target(NamedTuple):

@@ -1,21 +1,26 @@
 """What the shared flags make of a sweep: groups of further cells, the search's ways, stale results."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sweeps.cifar_width import CELLS as WIDTH
 from sweeps.cifar_width import PROTOCOL
-from sweeps.cli import run
+from sweeps.cli import run, summary
 from sweeps.cli.forecast import TimeEstimate, cost_text
-from sweeps.cli.options import parser
-from sweeps.cli.settings import protocol_of, settle
+from sweeps.cli.options import ExitCode, parser
+from sweeps.cli.settings import Settings, asked_part, declare, protocol_of, settle
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.plan import Protocol, Sweep, expand, plan
+from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.plan import Protocol, Sweep, current_plan, expand, plan
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.search import Search
 from sweeps.imagenet_placement import CELLS, CROSSED
+from tests.support.sweeps import Made, finish
 
 
 def asked(*words: str, protocol: Protocol = PROTOCOL) -> Protocol:
@@ -50,6 +55,73 @@ def test_crossed_cells_part_optimiser_and_dropout_from_placement() -> None:
     }
     assert all(row.recipe != cell.recipe for cell in CROSSED if (row := found[cell.label]) is not None)
     assert CROSSED[1].net.dropout(0.0, 9).to_json() == CELLS[0].net.dropout(0.0, 9).to_json()
+
+
+def command_line(folder: Path, *words: str) -> tuple[Sweep, Sweep, Settings]:
+    """Return what cifar_width declares, what of it a command line asks for, and the settings."""
+    options = parser("cifar_width", "").parse_args([*words, "--profile", "demo", "--output", str(folder)])
+    settings = settle(WIDTH, options)
+    sweep = declare("cifar_width", WIDTH, Protocol(seeds=2), options, settings)
+    return sweep, asked_part(sweep, options), settings
+
+
+def test_only_and_seeds_choose_what_is_trained_and_never_what_is_declared(tmp_path: Path) -> None:
+    plain, all_of_it, _ = command_line(tmp_path)
+    sweep, part, _ = command_line(tmp_path, "--only", "CReLU*", "--seeds", "3")
+    assert all_of_it == plain == sweep
+    assert len(sweep.cells) == 5
+    assert sweep.protocol.seeds == 1  # the demo's
+    assert [cell.label.split()[0] for cell in part.cells] == ["CReLU", "CReLU"]
+    assert part.protocol.seeds == 3
+    assert len(part.others) == 3
+    with pytest.raises(ValueError, match="has no cell"):
+        command_line(tmp_path, "--only", "Relu*x")
+
+
+def test_dry_run_shows_every_declared_cell_and_counts_what_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, part, settings = command_line(tmp_path, "--only", "CReLU*", "--seeds", "3")
+    first = expand(sweep, {})[0]
+    settings.ledger.commit(first.key, {"key": first.key, "fingerprint": "", "code": code_fingerprint(first.cell.net)})
+    run.dry_run(sweep, part, settings)
+    lines = capsys.readouterr().out.splitlines()
+    rows = {cell.label: next(line for line in lines if line.startswith(cell.label + " ")) for cell in sweep.cells}
+    unasked = {label for label, row in rows.items() if row.endswith("not asked for")}
+    assert unasked == {cell.label for cell in part.others}
+    assert rows[first.cell.label].split()[2:] == [*"1..1...", "not", "asked", "for"]
+    assert "6 trials, 6 of them to train" in "\n".join(lines)
+
+
+def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*")
+    for trial in expand(sweep, {}):
+        finish(settings.ledger, trial, Made({TOP1: 50.0}))
+    monkeypatch.setattr(run, "_run", lambda *_: ExitCode.DONE)
+    monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
+    monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
+    assert run.run_sweep(sweep, part, settings) == ExitCode.DONE
+    table = capsys.readouterr().out
+    assert all(cell.label in table for cell in sweep.cells)
+    assert "1 of 1 trial is done" in table
+    assert "not asked for: " in table
+    assert current_plan(settings.ledger, sweep.title).sweep == sweep
+    content = settings.ledger.read(f"results-{sweep.title}.parquet")
+    assert content is not None
+    assert set(pq.read_table(pa.BufferReader(content)).column("cell").to_pylist()) == {c.label for c in sweep.cells}
+
+
+def test_fresh_and_retry_leave_alone_what_is_not_asked_for(tmp_path: Path) -> None:
+    sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*", "--fresh")
+    longer = dataclasses.replace(part, protocol=dataclasses.replace(part.protocol, seeds=2))
+    for trial in (*expand(sweep, {}), *expand(longer, {})):
+        result = {"key": trial.key, "status": "finished", "fingerprint": "", "code": code_fingerprint(trial.cell.net)}
+        settings.ledger.commit(trial.key, result | {"metrics": {}, "curve": []})
+    today = run._current_plan(part, settings, {})
+    assert [(status.trial.seed, status.state) for status in today.statuses] == [(0, "new"), (1, "done")]
+    assert plan(sweep, settings.ledger, {}).count("done") == len(sweep.cells)  # four others, and a further seed
 
 
 def test_further_groups_are_offered_only_where_there_are_some() -> None:

@@ -101,7 +101,7 @@ def test_a_new_activation_makes_no_result_stale(tmp_path: Path) -> None:
         # What a sweep declares is part of its trials' keys, and names are for people.
         ("sweeps/experiment/recipe.py", '"conv9", 0.0, 0.5', '"conv9", 0.0, 0.7'),
         ("sweeps/experiment/recipe.py", '"allconv", "sgd", 128', '"allconv", "sgd", 64'),
-        ("sweeps/experiment/trial.py", 'f"s{self.seed}{fold}', 'f"seed {self.seed}{fold}'),
+        ("sweeps/experiment/trial.py", 'f"s{self.seed} {seed}"', 'f"seed {self.seed} {seed}"'),
         ("sweeps/experiment/search.py", "P_PRUNE = 0.1", "P_PRUNE = 0.2"),
         ("data/availability.py", "def fingerprints(", "def _fingerprints("),
         # What computes nothing.

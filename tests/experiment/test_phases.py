@@ -59,11 +59,23 @@ def test_trials_start_seed_by_seed_and_fold_by_fold_over_all_cells() -> None:
         ("Baseline", "fold", 0, 0),
         ("CReLU", "ablation", 0, 0),
         ("CReLU", "fold", 0, 0),
-        ("Baseline", "fold", 0, 1),
-        ("CReLU", "fold", 0, 1),
+        ("Baseline", "fold", 1, 1),
+        ("CReLU", "fold", 1, 1),
         ("Baseline", "ablation", 1, 0),
         ("CReLU", "ablation", 1, 0),
     ]
+
+
+def test_folds_start_from_weights_of_their_own_that_are_the_same_for_all_cells() -> None:
+    """Ten networks of one initialisation are no ten networks: their errors move together, cell by cell."""
+    sweep = Sweep("s", "demo", (BASE, CRELU), Protocol(ablation=False, folds=10))
+    seeds = {cell: [trial.seed for trial in expand(sweep, {}) if trial.cell == cell] for cell in sweep.cells}
+    assert seeds[BASE] == seeds[CRELU] == list(range(10))
+    assert [trial.label for trial in expand(sweep, {}) if trial.cell == BASE][:2] == ["f0", "f1"]
+    # A search over folds draws its own weights for each fold too, beginning at its own seed.
+    inner = study(Search(1, folds=4, seed=5), BASE, {}, ()).suggestions[0].trials
+    assert [(trial.seed, trial.fold) for trial in inner] == [(5, 0), (6, 1), (7, 2), (8, 3)]
+    assert inner[3].label.startswith("s8 f3 inner")
 
 
 def test_second_phase_of_a_seed_starts_with_that_seed() -> None:

@@ -70,6 +70,48 @@ def test_adding_a_cell_and_seeds_adds_only_their_trials(tmp_path: Path) -> None:
     assert sorted(new) == [("AVR", 0), ("AVR", 1), ("AVR", 2), ("Baseline", 2), ("CReLU conv1-4", 2)]
 
 
+def seeds_of(sweep: Sweep, results: dict[str, dict[str, object]], failed: tuple[str, ...] = ()) -> list[int]:
+    return [trial.seed for trial in expand(sweep, results, failed) if trial.cell == BASELINE]
+
+
+def test_seeds_on_the_ledger_count_where_fewer_are_declared(tmp_path: Path) -> None:
+    """A plain command after `--seeds 5` must not drop what was paid for."""
+    ledger = Ledger(str(tmp_path))
+    more = dataclasses.replace(SWEEP, protocol=Protocol(seeds=5))
+    paid = [trial for trial in expand(more, {}) if trial.cell == BASELINE and trial.seed in (2, 4)]
+    for trial in paid:
+        done(ledger, trial)
+    today = plan(SWEEP, ledger, {})
+    assert [s.trial.seed for s in today.of(BASELINE)] == [0, 1, 2, 4]
+    assert [s.trial.seed for s in today.of(CRELU)] == [0, 1]
+    assert [trial.seed for trial in today.to_do] == [0, 0, 1, 1]  # seed 3 is not declared, and nobody trained it
+    assert today.further == {trial.key for trial in paid}
+    assert today.seeds_text() == "2 seeds declared, 4 on the ledger of Baseline"
+    assert plan(more, ledger, {}).further == frozenset()
+    assert plan(more, ledger, {}).seeds_text() == ""
+
+
+def test_further_seed_counts_with_what_is_there_of_it() -> None:
+    sweep = Sweep("s", "demo", (BASELINE,), Protocol(ablation=False, single=True, folds=2))
+    more = dataclasses.replace(sweep, protocol=dataclasses.replace(sweep.protocol, seeds=2))
+    first = next(trial for trial in expand(more, {}) if trial.phase == "holdout" and trial.seed == 1)
+    results: dict[str, dict[str, object]] = {first.key: {"metrics": {}}}
+    # Its second phase was not trained: it is asked for by --seeds 2 alone.
+    assert [(t.phase, t.seed) for t in expand(sweep, results) if not t.folds] == [("holdout", 0), ("holdout", 1)]
+    assert ("match", 1001) in [(trial.phase, trial.seed) for trial in expand(more, results)]
+    # A failed seed is one that was tried.
+    seeds = Protocol(seeds=1)
+    (third,) = [trial for trial in expand(dataclasses.replace(SWEEP, protocol=Protocol(seeds=3)), {})
+                if trial.cell == BASELINE and trial.seed == 2]  # fmt: skip
+    assert seeds_of(dataclasses.replace(SWEEP, protocol=seeds), {}, (third.key,)) == [0, 2]
+
+
+def test_part_of_a_sweep_keeps_the_cells_that_are_not_asked_for() -> None:
+    part = SWEEP.only(["crelu*"])
+    assert (part.cells, part.others) == ((CRELU,), (BASELINE,))
+    assert part.title == SWEEP.title
+
+
 def test_sweeps_that_share_a_cell_share_its_trials(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     done(ledger, Trial(BASELINE))

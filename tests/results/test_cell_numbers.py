@@ -72,7 +72,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fold_errors(output: Path) -> list[float]:
     """Return the test errors of the ten folds' networks."""
     results = Ledger(str(output / "ledger")).results().values()
-    errors = [float(result["metrics"][TOP1]) for result in results if " f" in result["trial"]]
+    errors = [float(result["metrics"][TOP1]) for result in results if result["trial"].startswith("f")]
     assert len(errors) == 10
     assert len(set(errors)) == 10
     assert statistics.fmean(errors) == pytest.approx(FOLDS)
