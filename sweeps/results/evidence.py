@@ -20,6 +20,7 @@ from sweeps.experiment.metrics import PARAMETERS, has_diverged, lost_text, phase
 from sweeps.experiment.plan import Plan, Sweep, TrialStatus, current_plan, has_failed, sweep_from_json, unknown_name
 from sweeps.experiment.search import study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
+from sweeps.results.analyses import default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
 from sweeps.results.provenance import provenance, shares
 from sweeps.store.ledger import Json, Ledger
@@ -251,9 +252,7 @@ def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
     mlflow = str(ledger.tracked(trial.key, title).get("run", ""))
     if result is None:
         return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {})
-    jobs = ledger.folders(f"trials/{trial.key}/analysis")
-    summaries = {job: ledger.read_json(f"trials/{trial.key}/analysis/{job}/summary.json") for job in jobs}
-    analyses = {job: summary for job, summary in summaries.items() if summary is not None}
+    analyses = default_summaries(ledger, trial.key)
     measured = [result["metrics"], *(summary["metrics"] for summary in analyses.values())]
     metrics = {name: float(value) for metrics in measured for name, value in metrics.items()}
     # The decisions of folds are read together with their vote.

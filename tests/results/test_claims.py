@@ -20,6 +20,7 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.effect_tables import printed_table
 from sweeps.report.result_tables import result_tables
 from sweeps.results import paper, statistics
+from sweeps.results.analyses import SCHEMA
 from sweeps.results.cell_numbers import groups, number
 from sweeps.results.claims import in_print, judge_claims, printed_tests
 from sweeps.results.contrasts import contrast, effects, more_seeds
@@ -181,7 +182,7 @@ def test_figures_and_later_tables_are_decided_from_the_analyses(tmp_path: Path) 
         folder = f"trials/{run.key}/analysis"
         for job in ("outgoing", "pairing"):
             own = {name: value for name, value in metrics.items() if name.startswith(job)}
-            summary = {"job": job, "metrics": own, "rows": [], "notes": [], "files": {}}
+            summary = {"schema": SCHEMA, "job": job, "metrics": own, "rows": [], "notes": [], "files": {}}
             ledger.write_json(f"{folder}/{job}/summary.json", summary)
     found = {ruling.claim.id: ruling.decision for ruling in judge_claims(survey(ledger, SIX.title))}
     assert found["pair-above-non-pair"] == "supported"
