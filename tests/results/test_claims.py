@@ -22,11 +22,12 @@ from sweeps.report.result_tables import result_tables
 from sweeps.results import paper, statistics
 from sweeps.results.cell_numbers import groups, number
 from sweeps.results.claims import in_print, judge_claims, printed_tests
-from sweeps.results.contrasts import contrast, effects, more_seeds
-from sweeps.results.deviations import CELLS, deviations
+from sweeps.results.contrasts import contrast, effects, more_trainings
+from sweeps.results.deviations import deviations
 from sweeps.results.evidence import CellResults, SweepResults, survey
 from sweeps.results.marks import marks, still_falling
 from sweeps.results.paper import CLAIMS, COLUMNS
+from sweeps.results.paper_cells import CELLS
 from sweeps.store.ledger import Ledger
 from tests.support.simulation import measure
 from tests.support.sweeps import Made, as_printed, finish, make, scores, unsearched
@@ -276,11 +277,11 @@ def test_holm_runs_over_all_comparisons_that_the_claims_of_a_table_make(tmp_path
 def test_what_seeds_cannot_settle_asks_for_none() -> None:
     base = contrast(None, None, TOP1)
     assert base.basis == "not run"
-    assert more_seeds(base, 4) is None
-    assert more_seeds(base._replace(basis="pictures", difference=0.1), 4) is None
-    assert more_seeds(base._replace(basis="seeds", difference=0.0, sd=1.0, n=3), 4) is None
+    assert more_trainings(base, 4) is None
+    assert more_trainings(base._replace(basis="pictures", difference=0.1), 4) is None
+    assert more_trainings(base._replace(basis="seeds", difference=0.0, sd=1.0, n=3), 4) is None
     # 3 seeds, a difference of one sd: as many as statistics says at a quarter of alpha.
-    asked = more_seeds(base._replace(basis="seeds", difference=1.0, sd=1.0, n=3), 4)
+    asked = more_trainings(base._replace(basis="seeds", difference=1.0, sd=1.0, n=3), 4)
     assert asked == statistics.seeds_needed(1.0, 1.0, 0.05 / 4, have=3)
 
 
