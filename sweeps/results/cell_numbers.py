@@ -35,7 +35,7 @@ from sweeps.results import paper
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import FOLDS, GAP, Printed
-from sweeps.results.paper_cells import other_data, reduced
+from sweeps.results.paper_cells import other_classes, reduced
 from sweeps.results.statistics import (
     TOLERANCE,
     Interval,
@@ -249,7 +249,8 @@ def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> 
         return Verdict(math.nan, UNKNOWN, TOLERANCE[table.dataset], "not run")
     difference = ours.average.mean - printed.value
     if metric == PARAMETERS:
-        if why := other_data(row.evidence, table.dataset):
+        # The picture counts do not change a net, the classes do.
+        if why := other_classes(row.evidence, table.dataset):
             return Verdict(math.nan, UNKNOWN, printed.rounding, "withheld", why)
         # Counts are exact: they have to round to what is printed.
         rounds = abs(difference) <= printed.rounding + 1e-9

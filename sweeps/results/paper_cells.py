@@ -97,9 +97,9 @@ def other_data(results: CellResults, paper_set: str) -> str:
         return "embedded pictures"
     if results.cell.dataset != paper_set:
         return "other data than the paper's"
+    if classes := other_classes(results, paper_set):
+        return classes
     paper = dataset(paper_set)
-    if results.classes not in (None, paper.classes):
-        return f"{results.classes:,} classes, not {paper.classes:,}"
     for kind, counts, full in (
         ("training", training_pictures(results), paper.splits["train"]),
         ("test", tested_pictures(results), paper.splits[paper.final]),
@@ -109,6 +109,12 @@ def other_data(results: CellResults, paper_set: str) -> str:
                 return f"{count:,} {kind} pictures, not {full:,}"
     prints = {str(run.result["fingerprint"]) for run in results.tested if run.result}
     return "trainings on different pictures" if len(prints) > 1 else ""
+
+
+def other_classes(results: CellResults, paper_set: str) -> str:
+    """Return how many classes a cell has where they are not as many as the paper's, else nothing."""
+    classes = dataset(paper_set).classes
+    return "" if results.classes in (None, classes) else f"{results.classes:,} classes, not {classes:,}"
 
 
 def reduced(results: CellResults, paper_set: str) -> str:

@@ -1,9 +1,9 @@
 """Null sweeps on real ledgers: every cell errs alike, and what a reader would be told is counted.
 
-A ledger is written once with the trials of a page, under their real keys. For each sweep the errors on it are drawn anew
-and it is read as a report reads it: survey, tables, effects, claims. A rejection is a p < .05 after Holm in a table of
-effects, or a comparison of a claim that comes out supported or contradicted. Parameter counts differ between cells, and
-equivalences hold under the null; neither is counted.
+A ledger is written once with the trials of a page, under their real keys. For each sweep the errors on it are drawn
+anew and it is read as a report reads it: survey, tables, effects, claims. A rejection is a p < .05 after Holm in a
+table of effects, or a comparison of a claim that comes out supported or contradicted. Parameter counts differ between
+cells, and equivalences hold under the null; neither is counted.
 
 Errors are SHARED between all cells of a seed or fold, plus a cell's own noise. Differences of folds correlate by 1/10,
 the share of pictures that a fold holds out, as networks on folds learn from the same pictures. Votes disagree on
@@ -12,7 +12,6 @@ DISCORDANT of the test pictures by chance, and differ by VOTE_NOISE points from 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -84,9 +83,7 @@ def null_surveys(
             if trial.phase != "holdout":
                 off = shift if trial.cell == sweep.cells[-1] else 0.0
                 metrics = {name: value + off for name, value in errors[trial.key].items()}
-                # In place: a commit's fsync costs more than all the rest of a sweep.
-                result = Path(ledger.path(f"results/{trial.key}.json"))
-                result.write_text(json.dumps(results[trial.key] | {"metrics": metrics}))
+                ledger.commit(trial.key, results[trial.key] | {"metrics": metrics})
         if sweep.protocol.folds:
             write_votes(ledger, sweep, trials, stream)
         yield survey(Ledger(str(folder / "ledger")), sweep.title)
@@ -117,9 +114,7 @@ def write_votes(ledger: Ledger, sweep: Sweep, trials: Iterable[Trial], stream: n
         noise = round(stream.normal(0, VOTE_NOISE) / 100 * PICTURES)
         contested = stream.permutation(2 * DISCORDANT)[: stream.binomial(2 * DISCORDANT, 0.5) + noise]
         wrong = np.concatenate([np.arange(WRONG - DISCORDANT), WRONG - DISCORDANT + contested])
-        vote = Path(ledger.path(f"votes/{cell.key}/decisions.parquet"))
-        vote.parent.mkdir(parents=True, exist_ok=True)
-        vote.write_bytes(_decisions(labels, wrong, METHODS))
+        ledger.write(f"votes/{cell.key}/decisions.parquet", _decisions(labels, wrong, METHODS))
     alone = _decisions(labels, np.arange(WRONG), ("centre",))
     for trial in trials:
         name = f"trials/{trial.key}/tables/decisions.parquet"
