@@ -39,11 +39,14 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
             Entry(over(contrast.basis, contrast.n), tone="muted"),
         ))  # fmt: skip
     family = sum(math.isfinite(effect.contrast.p) for effect in group_effects)
-    holm = f"p adjusted after Holm over the {count(family, 'test')} of this table; Wilcoxon's and McNemar's are not."
+    holm = (
+        f"p adjusted after Holm over the {count(family, 'test')} of this table; votes and single trainings are no part "
+        "of them. Wilcoxon's and McNemar's p are not adjusted."
+    )
     reference = group_effects[0].reference.label
     notes = (
         f"Each row less {reference}. Over folds: paired, corrected after Nadeau and Bengio; over "
-        "seeds: paired; votes: McNemar on the test pictures.",
+        "seeds: paired; votes: not tested, their interval is over the test pictures.",
         *([holm] if family else []),
         "McNemar speaks of these networks on other pictures, not of other trainings.",
     )

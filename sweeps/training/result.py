@@ -47,6 +47,7 @@ class TrialOutcome:
     weights: dict[str, Tensor]
     scores: Scores
     train: Errors | None
+    train_pictures: int = 0
 
 
 def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
@@ -77,6 +78,7 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
         "seconds": outcome.seconds,
         "precision": outcome.precision,
         "fingerprint": outcome.fingerprint,
+        "train_pictures": outcome.train_pictures,
         "code": code_fingerprint(trial.cell.net),
         "hardware": outcome.hardware,
         "finished_ms": time.time_ns() // 1_000_000,
