@@ -28,7 +28,7 @@ def print_summary(
     rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
     results = terminal.write_results(plan, settings.ledger, sweep.title)
     failed = asked.count("failed")
-    if code == ExitCode.DONE and (failed or asked.to_do):
+    if code == ExitCode.DONE and (failed or asked.to_do or asked.given_up):
         code = ExitCode.FAILED
     report, tracked = _report(sweep, settings) if code in (ExitCode.DONE, ExitCode.FAILED) else ("", "")
     if display.json:
@@ -53,7 +53,7 @@ def print_summary(
         print(f"          {tracked}")
     if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
         print(f"resume    the same command{', with a larger --max-gpu-hours' if code == ExitCode.BUDGET else ''}")
-    elif failed:
+    elif failed or asked.given_up:
         print("next      the same command with --retry-failed")
     else:
         more = sweep.protocol.seeds + 2
@@ -68,6 +68,9 @@ def _print_states(plan: Plan) -> None:
     for status in plan.statuses:
         if status.state == "failed":
             print(f"  failed: {status.trial.cell.label} {status.trial.label}: {status.why}")
+    for label, why in plan.given_up.items():
+        skipped = sum(s.state == "skipped" and s.trial.cell.label == label for s in plan.statuses)
+        print(f"  skipped: {skipped} of {label}: {why}; --retry-failed trains them.")
     if stale:
         why = next(status.why for status in plan.statuses if status.state == "stale")
         print(f"{stale} are stale ({why}); --stale retrain trains them anew.")
