@@ -125,7 +125,7 @@ def test_fresh_and_retry_leave_alone_what_is_not_asked_for(tmp_path: Path) -> No
 
 
 def test_retry_failed_trains_what_was_skipped_and_fresh_forgets_that(tmp_path: Path) -> None:
-    _, part, settings = command_line(tmp_path, "--only", "CReLU c*", "--seeds", "4", "--retry-failed")
+    _, part, settings = command_line(tmp_path, "--only", "CReLU e*", "--seeds", "4", "--retry-failed")
     trials = expand(part, {})
     for trial in trials[:2]:
         finish(settings.ledger, trial, Made({TOP1: 80.0}, status="diverged"))
