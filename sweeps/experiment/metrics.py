@@ -105,6 +105,7 @@ def error_text(trials: Sequence[Tested]) -> str:
 
 
 def flags_of(result: Json) -> list[str]:
-    """Return what a reader must know of a result before believing it: diverged, restarted:TIMES."""
-    flags = ["diverged"] if result["status"] == "diverged" else []
+    """Return what a reader must know of a result before believing it: diverged or dead, restarted:TIMES."""
+    lost = "dead" if result.get("ending") == "dead" else "diverged"
+    flags = [lost] if result["status"] == "diverged" else []
     return flags + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])
