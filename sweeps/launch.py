@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import NoReturn
 
+from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import asked_part, declare, settle
 from sweeps.experiment.plan import Protocol, Sweep
@@ -63,7 +64,8 @@ def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argp
         return rehearse_sweep(asked, settings, options.rehearse)
     from sweeps.cli.run import dry_run, run_sweep
 
-    settings = replace(settings, experiment=settings.experiment or sweep.title)
+    command = Command.typed(f"sweeps.{name}")
+    settings = replace(settings, experiment=settings.experiment or sweep.title, command=command)
     return dry_run(sweep, asked, settings) if options.dry_run else run_sweep(sweep, asked, settings)
 
 

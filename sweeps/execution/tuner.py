@@ -26,6 +26,7 @@ from sweeps.execution.session import DriverState
 from sweeps.execution.worker import work
 from sweeps.experiment.plan import MAX_ATTEMPTS, CellTrials, cell_trials, has_failed, ordered
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, elsewhere, unclaim
 from sweeps.store.ledger import Json
 from sweeps.training.shared_batches import StreamKey
@@ -275,7 +276,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         limits, session, signature = self.session.limits, self.session, failure_signature(attempt)
         self.failures.setdefault(signature, set()).add(trial.cell.key)
         if sum(map(len, self.failures.values())) >= limits.failures:
-            session.stop_reason = f"{limits.failures} trials have failed"
+            have = "has" if limits.failures == 1 else "have"
+            session.stop_reason = f"{count(limits.failures, 'trial')} {have} failed"
         elif len(self.failures[signature]) >= limits.same_error:
             session.stop_reason = f"the same error in {limits.same_error} cells: {signature}"
         if session.stop_reason:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.metrics import Tested
+from sweeps.experiment.metrics import Tested, lost_text
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
 from sweeps.experiment.trial import Cell, Rates, Trial, cell_from_json, cell_to_json
@@ -263,7 +263,8 @@ class TrialStatus(NamedTuple):
 class Plan:
     """Statuses of all known trials of a sweep, stand-ins for those to follow, and its data's fingerprints.
 
-    `further` are the keys of trials of more seeds than the sweep has, which were trained before.
+    `further` are the keys of trials of more seeds than the sweep has, which were trained before; `searched` those of
+    search trials.
     """
 
     sweep: Sweep
@@ -271,6 +272,7 @@ class Plan:
     pending: tuple[Trial, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     further: frozenset[str] = frozenset()
+    searched: frozenset[str] = frozenset()
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
@@ -283,6 +285,11 @@ class Plan:
     def tested(self, cell: Cell) -> list[Tested]:
         """Return phase and metrics of a cell's finished trials, from which its numbers are made."""
         return [(status.trial.phase, status.result["metrics"]) for status in self.of(cell) if status.result is not None]
+
+    def lost(self, cell: Cell) -> str:
+        """Return what of a cell's trials, its search left out, diverged, failed or was skipped; empty for none."""
+        tried = [status for status in self.of(cell) if status.trial.key not in self.searched]
+        return lost_text((status.trial.phase, status.state, status.result) for status in tried)
 
     def seeds_text(self) -> str:
         """Return how many seeds are declared and how many the ledger has; empty where it has no more."""
@@ -329,7 +336,8 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         statuses.append(TrialStatus(trial, state, result, why))
     pending = tuple(trial for cell in cells for trial in cell.pending)
     further = frozenset(trial.key for cell in cells for trial in cell.further)
-    return Plan(sweep, tuple(statuses), pending, fingerprints, further)
+    searched = frozenset(trial.key for cell in cells for trial in cell.search)
+    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched)
 
 
 def current_plan(ledger: Ledger, title: str) -> Plan:

@@ -10,8 +10,9 @@ import numpy as np
 
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TRAIN
 from sweeps.experiment.search import Search, space
+from sweeps.experiment.wording import count
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
-from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, count, plain, signed
+from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, named, number
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps.experiment.metrics import HELD_OUT, TOP1
-from sweeps.report.render.document import NONE, Entry, Table, count, duration, plain
+from sweeps.experiment.wording import count
+from sweeps.report.render.document import NONE, Entry, Table, duration, plain
 from sweeps.results.cell_numbers import NAMES
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.provenance import shares

@@ -47,6 +47,7 @@ class TrialOutcome:
     weights: dict[str, Tensor]
     scores: Scores
     train: Errors | None
+    train_pictures: int = 0
 
 
 def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
@@ -77,6 +78,7 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
         "seconds": outcome.seconds,
         "precision": outcome.precision,
         "fingerprint": outcome.fingerprint,
+        "train_pictures": outcome.train_pictures,
         "code": code_fingerprint(trial.cell.net),
         "hardware": outcome.hardware,
         "finished_ms": time.time_ns() // 1_000_000,
@@ -131,6 +133,8 @@ def _chance(trial: Trial, outcome: TrialOutcome) -> Row:
         numbers |= {"best/epoch": 0.0, "best/val_top1_err": wrong["top1_err"], "best/val_loss": guessing.loss}
     if phase.probe:
         numbers["best/probe_loss"] = guessing.loss
+    if phase.probe and phase.test:
+        numbers |= {"final/train_top1_err": wrong["top1_err"], "final/train_loss": guessing.loss}
     return numbers
 
 

@@ -115,6 +115,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         weights={name: value.detach().cpu() for name, value in trainer.learner.model.state_dict().items()},
         scores=(yield from _test_scores(trainer)),
         train=(yield from _train_errors(trainer)),
+        train_pictures=len(trainer.splits.train),
     )
 
 
