@@ -124,5 +124,5 @@ def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:
 
 def _failures(survey: SweepResults) -> Section:
     table = record_tables.failure_table(survey)
-    words = () if table else ("No training failed, diverged or was begun anew.",)
+    words = () if table else ("No training failed, diverged, died or was begun anew.",)
     return Section("failures", "Failures", words, (table,) if table else ())

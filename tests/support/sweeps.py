@@ -36,6 +36,7 @@ class Made(NamedTuple):
     events: tuple[str, ...] = ()
     seconds: float = 600.0
     train_pictures: int = 0  # 0: as many as the data set has by its name
+    ending: str = "schedule"
 
 
 def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
@@ -56,7 +57,7 @@ def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
     best |= {"best/probe_loss": 0.1} if trial.phase == "holdout" else {}
     result = {
         "key": trial.key, "cell_key": trial.cell.key, "label": trial.cell.label, "trial": trial.label,
-        "status": made.status, "ending": "schedule", "metrics": best | made.metrics,
+        "status": made.status, "ending": made.ending, "metrics": best | made.metrics,
         "curve": made.curve if trial.phase == "holdout" else [], "epochs": len(made.curve), "files": files,
         "events": list(made.events), "restarts": made.restarts, "seconds": made.seconds, "precision": "bf16",
         "fingerprint": "f" * 64, "train_pictures": learned, "code": code_fingerprint(trial.cell.net),
