@@ -38,7 +38,7 @@ def _chosen(evidence: CellResults) -> tuple[Entry, ...]:
 
 
 def failure_table(survey: SweepResults) -> Table | None:
-    """Return the trials that failed, diverged, died, were skipped or begun anew, with the last error; None for no such."""
+    """Return the trials that failed, diverged, died, were skipped or begun anew, with their last error; None for none."""
     rows = []
     for run in survey.runs:
         tries = survey.attempts.get(run.key, ())
