@@ -10,7 +10,7 @@ trained by the Single protocol and on ten folds: 120 trainings and 200 of search
 """
 
 from crelu_models.tables import S2
-from sweeps import ALLCONV, Cell, Protocol, Search, main
+from sweeps import ALLCONV, Cell, Protocol, RateStudy, Search, main
 
 # Springenberg's dropout, which the search replaces.
 S2_DROP = S2.dropout(0.2, "input").dropout(0.5, "pool1").dropout(0.5, "pool2")
@@ -27,7 +27,7 @@ CELLS = tuple(
     for data in ("cifar10", "cifar100")
     for label, net in NETS.items()
 )
-PROTOCOL = Protocol(ablation=False, single=True, folds=10, search=Search(20))
+PROTOCOL = Protocol(ablation=False, single=True, folds=10, search=Search(20), rates=RateStudy("Baseline *"))
 
 if __name__ == "__main__":
     main("cifar_width", __doc__, CELLS, PROTOCOL)

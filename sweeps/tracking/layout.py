@@ -86,6 +86,7 @@ def params_of_cell(cell: Cell) -> dict[str, str | int | float]:
 def params_of(trial: Trial) -> dict[str, str | int | float]:
     """Return what varies between trials, for people; everything else is in trial.json."""
     return params_of_cell(trial.cell) | {
+        "lr": trial.recipe.lr,
         "dropout": " ".join(f"{name}={rate:g}" for name, rate in sorted(trial.net.dropouts().items())) or "none",
         "phase": trial.phase,
         "seed": trial.seed,

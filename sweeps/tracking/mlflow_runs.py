@@ -133,7 +133,11 @@ class MlflowRuns:
         return self._create(trial.key, cell, f"{cell.label} {trial.label}", tags, params_of(trial))
 
     def _create_cell_run(self, cell: Cell) -> str:
-        return self._create(f"cell:{cell.key}", cell, cell.label, {}, params_of_cell(cell))
+        params = params_of_cell(cell)
+        study = self.sweep.protocol.rates
+        if study is not None and study.baseline_of(cell, self.sweep.cells) is not None:
+            params["lr"] = "studied"  # a parameter cannot be changed: the trials have the rate that was chosen
+        return self._create(f"cell:{cell.key}", cell, cell.label, {}, params)
 
     def _create(
         self, key: str, cell: Cell, name: str, tags: Mapping[str, str], params: Mapping[str, str | int | float]

@@ -71,7 +71,7 @@ class Trainer:
 
         ValueError where a batch has fewer pictures than there are ranks.
         """
-        trial.cell.recipe.shared(len(splits.train_indices), ranks.size)
+        trial.recipe.shared(len(splits.train_indices), ranks.size)
         self.trial = trial
         self.config = config
         self.ledger = ledger
@@ -80,7 +80,7 @@ class Trainer:
         self.context = context
         self.ranks = ranks
         self.device = torch.device(config.device)
-        self.precision = precision_of(trial.cell.recipe.precision, self.device)
+        self.precision = precision_of(trial.recipe.precision, self.device)
         self.phase = PHASES[trial.phase]
         self.target = _target(trial, ledger)
         self.code = code_fingerprint(trial.cell.net)
@@ -108,14 +108,14 @@ class Trainer:
 
     def _learner(self) -> Learner:
         """Return the net at its initial weights, with the seed of this attempt, on its device."""
-        cell = self.trial.cell
+        recipe = self.trial.recipe
         seed = self.trial.restarted(self.state.restarts)
         model = build(self.trial.net, self.splits.facts.classes, self.splits.facts.crop)
-        initialise(model, self.trial.net, cell.recipe.init, seed)
+        initialise(model, self.trial.net, recipe.init, seed)
         model = self.ranks.convert_batchnorm(model)
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         steps = self.views.steps
-        learner = Learner(model, cell.recipe, seed=seed, steps=steps, precision=self.precision, ranks=self.ranks)
+        learner = Learner(model, recipe, seed=seed, steps=steps, precision=self.precision, ranks=self.ranks)
         learner.micro_batches = self.state.parts
         return learner
 
@@ -174,12 +174,12 @@ class Trainer:
 
     def _epoch_is_due(self) -> bool:
         """Return whether the end of this epoch is saved: the last is, and others where saving is cheap."""
-        last = self.is_finished() or self.learner.epoch >= self.trial.cell.recipe.epochs
+        last = self.is_finished() or self.learner.epoch >= self.trial.recipe.epochs
         return last or self.cadence.epoch_is_due()
 
     def _yield_step(self) -> Steps[None]:
         """Yield before the next step, where there is one."""
-        if self.learner.epoch < self.trial.cell.recipe.epochs:
+        if self.learner.epoch < self.trial.recipe.epochs:
             yield self.position(STEP, self.learner.step_count)
 
     def position(self, stage: int, number: int) -> Position:
@@ -198,8 +198,8 @@ class Trainer:
         # The row: training errors as summed during the epoch, then what is measured in evaluation mode.
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
         row |= _named("train", average)
-        row["lr"] = trial.cell.recipe.learning_rate(learner.epoch - 1, 0, steps)
-        row["sys/images_per_s"] = self.data_timer.batches * trial.cell.recipe.batch / max(seconds, 1e-9)
+        row["lr"] = trial.recipe.learning_rate(learner.epoch - 1, 0, steps)
+        row["sys/images_per_s"] = self.data_timer.batches * trial.recipe.batch / max(seconds, 1e-9)
         if (data_share := self.data_timer.share()) is not None:
             row["sys/data_share"] = data_share
         lifeless = False
@@ -261,7 +261,7 @@ class Trainer:
 
         ValueError where that is impossible: batch norm needs its whole batch, or a micro-batch is one picture.
         """
-        batch = self.trial.cell.recipe.batch
+        batch = self.trial.recipe.batch
         parts = 2 * self.state.parts
         normed = any("_bn" in name for name in self.learner.model.state_dict())
         if normed or parts * self.ranks.size > batch:
@@ -281,7 +281,7 @@ class Trainer:
         """Begin again with another seed and return True; False where the recipe's restarts are used up."""
         state = self.state
         state.events.append(reason)
-        if state.restarts >= self.trial.cell.recipe.restarts:
+        if state.restarts >= self.trial.recipe.restarts:
             state.ending = "diverged"
             return False
         self.ranks.broadcast_from_rank0(lambda: self.ledger.delete(f"checkpoints/{self.trial.key}"))
