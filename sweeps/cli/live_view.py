@@ -125,7 +125,7 @@ class SweepProgress:
         for key, trial in [(key, self.trials[key]) for key in keys] + [("", trial) for trial in self.pending]:
             if trial.cell.key == cell.key:
                 searched = search is not None and trial.phase == "holdout" and trial.seed == search.seed
-                part = "search" if searched else PARTS[trial.phase]
+                part = "rates" if key in self.plan.studied else "search" if searched else PARTS[trial.phase]
                 planned[part] = planned.get(part, 0) + 1
                 done[part] = done.get(part, 0) + (self.states.get(key) in ("done", "stale"))
         return " ".join(f"{part} {done[part]}/{count}" for part, count in planned.items())
@@ -134,7 +134,7 @@ class SweepProgress:
         trial = self.trials[key]
         epoch, _ = self.epochs.get(key, (0, 0.0))
         speed = f", {self.speed[key]:.0f} pictures/s" if key in self.speed else ""
-        return f"{trial.label} epoch {epoch}/{trial.cell.recipe.epochs}{speed}"
+        return f"{trial.label} epoch {epoch}/{trial.recipe.epochs}{speed}"
 
 
 def _time(seconds: float) -> str:

@@ -39,6 +39,7 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
         print_section(survey),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
         _galleries("size", "Error against parameters", [charts.size_gallery(group) for group in tables]),
+        _rates(survey),
         _dropout(survey),
         _analyses(ledger, survey),
         _failures(survey),
@@ -105,6 +106,11 @@ def _effects(tables: Sequence[ResultTable]) -> Section | None:
 def _galleries(name: str, heading: str, galleries: Sequence[Gallery | None]) -> Section | None:
     parts = tuple(gallery for gallery in galleries if gallery is not None)
     return Section(name, heading, (), parts) if parts else None
+
+
+def _rates(survey: SweepResults) -> Section | None:
+    table = record_tables.rate_table(survey)
+    return Section("rates", "Learning rate", (), (table,)) if table is not None else None
 
 
 def _dropout(survey: SweepResults) -> Section | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps.experiment.metrics import HELD_OUT, TOP1, ending_word
+from sweeps.experiment.rates import choose
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, Entry, Table, duration, plain
 from sweeps.results.cell_numbers import NAMES
@@ -37,8 +38,34 @@ def _chosen(evidence: CellResults) -> tuple[Entry, ...]:
     return (Entry(evidence.cell.label, cell=evidence.cell.key), Entry(rates), best, *(Entry(str(n)) for n in counts))
 
 
+def rate_table(survey: SweepResults) -> Table | None:
+    """Return the studies of the learning rate, None for a sweep that has none."""
+    study = survey.sweep.protocol.rates
+    rows: list[tuple[Entry, ...]] = []
+    for evidence in survey.cells if study is not None else ():
+        runs = {run.key: run for run in evidence.runs if run.key in evidence.rates}
+        if study is None or not runs:
+            continue
+        results = {key: run.result for key, run in runs.items() if run.result is not None}
+        choice = choose(study, evidence.cell, results, {key for key, run in runs.items() if run.state == "failed"})
+        for trial in choice.trials:
+            word = "chosen" if trial.rate == choice.rate else choice.why or NONE
+            if trial.key in runs:
+                run = runs[trial.key]
+                rows.append((
+                    Entry(evidence.cell.label, cell=evidence.cell.key),
+                    Entry(f"{trial.rate:g}"),
+                    _metric(run, HELD_OUT),
+                    Entry(state_of(run)),
+                    Entry(word, tone="good" if word == "chosen" else "muted"),
+                ))  # fmt: skip
+    columns = ("baseline", "rate", "hold-out error", "", "")
+    note = "The rate of least hold-out error, of equal ones the larger: that of all cells with these data and recipe."
+    return Table("learning-rate", "Learning rate", columns, "lrrll", tuple(rows), (note,)) if rows else None
+
+
 def failure_table(survey: SweepResults) -> Table | None:
-    """Return the trials that failed, diverged, died, were skipped or begun anew, with their last error; None for none."""
+    """Return the trials that failed, diverged, died, were skipped or begun anew, with the last error; None: no such."""
     rows = []
     for run in survey.runs:
         tries = survey.attempts.get(run.key, ())
