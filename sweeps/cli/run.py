@@ -27,6 +27,7 @@ from sweeps.execution.resources import (
 from sweeps.experiment.plan import STATES, Plan, Sweep, plan, plan_to_json
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
+from sweeps.store.checkpoint_header import progress
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
@@ -275,6 +276,9 @@ def _run(
     live = sys.stdout.isatty() and "CI" not in os.environ
     quiet = settings.display.quiet or settings.display.json
     with LiveView(today, live, quiet, settings.ledger.root) as view:
+        for status in today.statuses:
+            if status.state == "running":
+                view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
         tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
         tracker.register(status.trial for status in declared.statuses)
         for trial in untracked:
