@@ -258,13 +258,11 @@ def _metrics(layer: str, row: Mapping[str, Any], compared: Compared) -> dict[str
         "filters": row["filters"] - row["zero"],
         "mu_random": row["random mu"],
         "mu_random_sd": float(against.means.std(ddof=1)) if len(against.means) > 1 else float("nan"),
-        "draws": row["draws"],
         "gap": against.gap,
         "p": against.p,
         "ks": against.ks,
         "ks_p": against.ks_p,
         "below": against.below,
-        "below_p": against.below_p,
     }
     return {f"pairing/{name}/{layer}": float(value) for name, value in values.items()}
 

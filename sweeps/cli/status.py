@@ -61,11 +61,12 @@ def text(plan: Plan, drives: Json | None) -> str:
     )
     width = max(len(cell.label) for cell in plan.sweep.cells)
     lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
-    lines.append(f"{'cell':<{width}}   new  run done stale fail   test error %")
+    lines.append(f"{'cell':<{width}}   new  run done stale fail skip   test error %")
     for cell in plan.sweep.cells:
         counts = "".join(f"{plan.count(state, cell=cell) or '.':>5}" for state in STATES)
         words = "; ".join(filter(None, (error_text(plan.tested(cell)), plan.lost(cell))))
         lines.append(f"{cell.label:<{width}} {counts}   {words}".rstrip())
+    lines += [f"{label}: {why}; the others are skipped" for label, why in plan.given_up.items()]
     if further := plan.seeds_text():
         lines.append(further)
     return "\n".join(lines)

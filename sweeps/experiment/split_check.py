@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from crelu_models.spec import Conv, Linear
 from data.datasets import beton_path, check_folds, check_holdout, dataset, read_sidecar
 from sweeps.experiment.trial import PHASES, Trial
 
@@ -37,7 +38,7 @@ def _check(trial: Trial, where: Path) -> None:
         learned -= -(-learned // trial.folds)
     if min(recipe.batch, learned) > 1:
         return
-    normed = {row.name for row in trial.net.rows if getattr(row, "bn", False)}
+    normed = {row.name for row in trial.net.rows if isinstance(row, Conv | Linear) and row.bn}
     for name, _, side in trial.net.shapes(facts.classes, facts.crop):
         if side == 1 and name in normed:
             raise ValueError(

@@ -200,7 +200,8 @@ def check(ledger: Ledger, path: Path) -> int:
             print(f"{path}: {title} {name} no longer matches the store", file=sys.stderr)
             lines = difflib.unified_diff(content.splitlines(), now.splitlines(), "document", "store", lineterm="", n=0)
             print("\n".join(list(lines)[:20]), file=sys.stderr)
-    print(f"{path}: {len(marked) - wrong} of {count(len(marked), 'table')} as in the store")
+    match = "matches" if len(marked) == 1 else "match"
+    print(f"{path}: {len(marked) - wrong} of {count(len(marked), 'table')} {match} the store")
     return DIFFERS if wrong else DONE
 
 

@@ -90,11 +90,15 @@ class CellNumber(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of a table: its label, the paper's row that it stands for, its cell (None for the literature's)."""
+    """One row of a table: its label, the paper's row that it stands for, its cell (None for the literature's).
+
+    `versus` is the row with which its cell asks to be compared; it may stand in another table.
+    """
 
     label: str
     printed: str
     evidence: CellResults | None
+    versus: Row | None = None
 
     @property
     def key(self) -> str:
@@ -141,7 +145,22 @@ def groups(survey: SweepResults) -> list[ResultTable]:
         tables.append(result)
         if table in DERIVED and any(results.tested for results in cells):
             tables.append(_derived(DERIVED[table], result))
-    return tables
+    return [_with_references(table, tables) for table in tables]
+
+
+def _with_references(table: ResultTable, tables: Sequence[ResultTable]) -> ResultTable:
+    """Return a table whose rows have the references that their cells name, in this table or another one of cells."""
+    if table.table in DERIVED.values():
+        return table
+    labelled: dict[str, Row] = {}
+    for other in tables:
+        if other.table not in DERIVED.values():
+            members = [(row.evidence.cell.label, row) for row in other.rows if row.evidence is not None]
+            # Another table's row has its whole label here: its title does not stand above.
+            labelled |= {label: row if other.id == table.id else row._replace(label=label) for label, row in members}
+    names = [row.evidence.cell.versus if row.evidence is not None else "" for row in table.rows]
+    rows = tuple(row._replace(versus=labelled.get(name)) for row, name in zip(table.rows, names, strict=True))
+    return table._replace(rows=rows)
 
 
 def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], protocol: Protocol) -> ResultTable:

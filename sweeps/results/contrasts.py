@@ -185,13 +185,27 @@ class Effect(NamedTuple):
 
 
 def effects(table: ResultTable) -> list[Effect]:
-    """Compare every row of a table that has runs with the first one, in each error it has."""
-    rows = [row for row in table.rows if row.evidence is not None and row.evidence.tested]
+    """Compare every row of a table that has runs with its references, in each error it has."""
+    pairs = compared([row for row in table.rows if _has_runs(row)])
     metrics = [metric for metric in table.metrics if metric not in (TRAIN, PARAMETERS)]
-    contrasts = [(row, contrast(row.evidence, rows[0].evidence, metric)) for metric in metrics for row in rows[1:]]
-    known = [(row, effect) for row, effect in contrasts if effect.basis not in ("not run", "always 0")]
+    contrasts = [(pair, contrast(pair[0].evidence, pair[1].evidence, metric)) for metric in metrics for pair in pairs]
+    known = [(pair, effect) for pair, effect in contrasts if effect.basis not in ("not run", "always 0")]
     adjusted = holm([effect.p for _, effect in known])
-    return [Effect(row, rows[0], effect, float(p)) for (row, effect), p in zip(known, adjusted, strict=True)]
+    return [Effect(*pair, effect, float(p)) for (pair, effect), p in zip(known, adjusted, strict=True)]
+
+
+def compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return the rows with their references: the first row, and the one that a row's cell names; no two cells twice."""
+    pairs: dict[frozenset[str], tuple[Row, Row]] = {}
+    for row in (*rows[1:], *rows[:1]):
+        for reference in (rows[0], row.versus):
+            if reference is not None and _has_runs(reference) and reference.key != row.key:
+                pairs.setdefault(frozenset((row.key, reference.key)), (row, reference))
+    return list(pairs.values())
+
+
+def _has_runs(row: Row) -> bool:
+    return row.evidence is not None and bool(row.evidence.tested)
 
 
 def over(basis: str, n: int) -> str:

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from crelu_models.modules import build, initialise
-from crelu_models.spec import Net
+from crelu_models.spec import Conv, Net
 from crelu_models.tables import PAPER
 from data.write import prepare
 from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores
@@ -40,7 +40,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Ledger:
     """Return a ledger on which every job was done on all nets that it fits."""
     found = fill(Ledger(str(tmp_path_factory.mktemp("done") / "outputs/ledger")))
     for name, words in {
-        "pairing": ("--samples", "2", "--layers", "conv1", "conv2", "conv3", "conv4"),
+        "pairing": ("--samples", "2"),
         "invariance": (),
         "outgoing": (),
         "reconstruction": ("--samples", "4", "--iterations", "3", "60"),
@@ -72,7 +72,7 @@ def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
     for label, trial in TRIALS.items():
         weights = safetensors.torch.load(done.read(f"trials/{trial.key}/weights.safetensors") or b"")
         rows, found = table(done, label, "pairing"), read_summary(done, label, "pairing")
-        layers = ["conv1", "conv2", "conv3", "conv4"]
+        layers = [conv.name for conv in trial.net.rows if isinstance(conv, Conv)]
         assert [row["layer"] for row in found["rows"]] == layers
         for layer in layers:
             ours = pairing_scores.pairs(weights[f"{layer}.weight"])
@@ -81,6 +81,8 @@ def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
             assert [rows["mate"][i] for i in chosen] == ours.pair.tolist()
             assert found["metrics"][f"pairing/mu/{layer}"] == pytest.approx(float(ours.mu.mean()))
             assert rows["layer"].count(layer) == 3 * len(ours.mu)
+            assert found["metrics"][f"pairing/mu_sd/{layer}"] == pytest.approx(float(ours.mu.std()))
+            assert found["metrics"][f"pairing/filters/{layer}"] == len(ours.mu)
         assert is_picture(done, label, "pairing", "pairing.png")
         assert is_picture(done, label, "pairing", "filters.png")
         filters = table(done, label, "pairing", "filters.parquet")
@@ -95,8 +97,40 @@ def test_metrics_have_the_names_of_the_papers_claims(done: Ledger) -> None:
     assert {f"{paper.PAIR}/conv1", f"{paper.NON_PAIR}/conv4"} <= four
     half = read_summary(done, "CReLU half", "reconstruction")["metrics"]
     assert set(half) == {
-        f"{metric}/{layer}" for metric in (paper.LEARNED, paper.RANDOM) for layer in ("conv2", "conv5")
-    }
+        f"{metric}/{layer}"
+        for metric in (
+            paper.LEARNED, f"{paper.LEARNED}_se", paper.RANDOM, f"{paper.RANDOM}_se", "reconstruction/patches",
+        )
+        for layer in ("conv2", "conv5")
+    } | {"reconstruction/pictures"}  # fmt: skip
+
+
+def test_metrics_have_their_spread_and_their_n(done: Ledger) -> None:
+    def metrics(job: str, label: str = "CReLU conv1-4") -> dict[str, float]:
+        found: dict[str, float] = read_summary(done, label, job)["metrics"]
+        return found
+
+    weights = safetensors.torch.load(done.read(f"trials/{TRIALS['CReLU conv1-4'].key}/weights.safetensors") or b"")
+    cosine = outgoing_correlations.correlations(weights["conv3.weight"])
+    found = metrics("outgoing")
+    for name, values in (("pair", cosine.pair), ("non_pair", cosine.non_pair)):
+        assert found[f"outgoing/{name}/conv2"] == pytest.approx(float(values.abs().mean()))
+        assert found[f"outgoing/{name}_sd/conv2"] == pytest.approx(float(values.abs().std()))
+    assert found["outgoing/filters/conv2"] == len(cosine.pair)
+    rows, found = table(done, "CReLU conv1-4", "invariance"), metrics("invariance")
+    alive = [i for i, layer in enumerate(rows["layer"]) if layer == "conv3" and not rows["dead"][i]]
+    scores = np.array([rows["score"][i] for i in alive])
+    assert found["invariance/filters/conv3"] == len(alive)
+    assert found["invariance/score/conv3"] == pytest.approx(scores.mean())
+    assert found["invariance/se/conv3"] == pytest.approx(scores.std(ddof=1) / len(scores) ** 0.5)
+    assert found["invariance/pictures"] == 40
+    found = metrics("reconstruction", "CReLU half")
+    assert (found["reconstruction/patches/conv5"], found["reconstruction/pictures"]) == (4, 4)
+    rows = table(done, "CReLU half", "reconstruction")
+    columns = zip(rows["layer"], rows["weights"], rows["ratio"], strict=True)
+    ratios = np.array([ratio for *of, ratio in columns if of == ["conv5", "learned"]])
+    # A patch a picture: the standard error over pictures is that of independent numbers.
+    assert found["reconstruction/learned_se/conv5"] == pytest.approx(ratios.std(ddof=1) / 2)
 
 
 def test_invariance_scores_the_first_seven_convs(done: Ledger) -> None:

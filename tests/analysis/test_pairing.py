@@ -76,6 +76,8 @@ def test_a_single_filter_has_no_pair() -> None:
         (384, 1728, -0.071),
         (256, 1728, -0.068),
         (96, 192, -0.180),  # conv2 of the CReLU net, 1x1
+        (96, 1728, -0.060),  # its conv3
+        (256, 4800, -0.041),  # its conv4
         (96, 27, -0.46),  # conv1 of the CIFAR net
     ],
 )

@@ -196,9 +196,7 @@ def test_a_class_s_only_picture_is_in_no_fold(k: int) -> None:
 
 
 def test_classes_of_one_picture_cannot_be_held_out() -> None:
-    with pytest.raises(
-        ValueError, match="a hold-out of 2 of 8 pictures: none is possible, since one of"
-    ):
+    with pytest.raises(ValueError, match="a hold-out of 2 of 8 pictures: none is possible, since one of"):
         holdout(np.arange(8), 2, 0)
     with pytest.raises(ValueError, match="none is possible"):
         folds(np.arange(8), 2, 0)

@@ -35,6 +35,7 @@ class Made(NamedTuple):
     restarts: int = 0
     events: tuple[str, ...] = ()
     seconds: float = 600.0
+    train_pictures: int = 0  # 0: as many as the data set has by its name
     ending: str = "schedule"
 
 
@@ -51,7 +52,7 @@ def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
         ledger.write(f"trials/{trial.key}/tables/scores.parquet", score_table(trial, made.scores))
         files["tables/scores.parquet"] = ""
     facts = set_facts(trial.cell.dataset)
-    learned = facts.splits["train"] if facts is not None else 100
+    learned = made.train_pictures or (facts.splits["train"] if facts is not None else 100)
     best = {"best/epoch": float(len(made.curve)), "best/val_top1_err": min(made.curve)} if made.curve else {}
     best |= {"best/probe_loss": 0.1} if trial.phase == "holdout" else {}
     result = {
