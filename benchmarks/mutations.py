@@ -691,11 +691,6 @@ MUTATIONS: tuple[Mutation, ...] = (
          "room = 100 * LARGEST",
          "test_all_analyses_fit_on_the_page"),
     ),
-    *_faults("sweeps/report/render/page.html.j2", "tests/report/test_size.py",
-        ("table.rows | length >= folded",
-         "table.rows | length > folded",
-         "test_long_tables_are_folded"),
-    ),
     # sweeps/cli and sweeps/report
     *_faults("sweeps/cli/status.py", "tests/results/test_cell_numbers.py",
         ('"test_top1_err": main.mean if main else None',
