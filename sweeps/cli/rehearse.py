@@ -13,6 +13,7 @@ from data.datasets import cores
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.experiment.plan import Sweep
+from sweeps.experiment.wording import count
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
 
@@ -46,7 +47,7 @@ def rehearse_sweep(sweep: Sweep, settings: Settings, steps: int) -> ExitCode:
     quiet = settings.display.json
     width = max(len(cell.label) for cell in cells.values())
     if not quiet:
-        print(f"{len(cells)} cells, {steps} steps each, on {config.device}")
+        print(f"{count(len(cells), 'cell')}, {count(steps, 'step')} each, on {config.device}")
         print(f"{'cell':<{width}}  {HEAD}", flush=True)
     done: list[Rehearsal] = []
     try:
@@ -56,14 +57,15 @@ def rehearse_sweep(sweep: Sweep, settings: Settings, steps: int) -> ExitCode:
             if not quiet:
                 print(f"{cell.label:<{width}}  {row(done[-1])}", flush=True)
     except KeyboardInterrupt:
-        print(f"interrupted after {len(done)} of {len(cells)} cells; a rehearsal keeps nothing", file=sys.stderr)
+        share = f"{len(done)} of {count(len(cells), 'cell')}"
+        print(f"interrupted after {share}; a rehearsal keeps nothing", file=sys.stderr)
         return ExitCode.INTERRUPTED
     if quiet:
         print(json.dumps([as_json(rehearsal) for rehearsal in done], indent=1))
     faults = [rehearsal for rehearsal in done if rehearsal.is_fault]
     names = ", ".join(f"{rehearsal.label} ({rehearsal.words})" for rehearsal in faults)
     if faults:
-        print(f"{len(faults)} of {len(done)} cells would not train: {names}", file=sys.stderr)
+        print(f"{len(faults)} of {count(len(done), 'cell')} would not train: {names}", file=sys.stderr)
     return ExitCode.FAILED if faults else ExitCode.DONE
 
 

@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import availability
 from data.datasets import DataSet, dataset
-from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, workload
+from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.cli.summary import print_summary
@@ -23,8 +24,10 @@ from sweeps.execution.resources import (
     resolve_resources,
     why_unschedulable,
 )
-from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json
+from sweeps.experiment.plan import STATES, Plan, Sweep, plan, plan_to_json
 from sweeps.experiment.trial import Trial
+from sweeps.experiment.wording import count
+from sweeps.store.lease import driver
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
 
@@ -33,11 +36,12 @@ if TYPE_CHECKING:
     from sweeps.execution.session import DriverState
     from sweeps.tracking.tracker import Tracker
 
-STATES = ("new", "running", "done", "stale", "failed")
-
 
 def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
-    """Print what of a declared sweep would run, by the part that is `asked` for, and what is done; write nothing."""
+    """Print what of a declared sweep would run, by the part that is `asked` for, and what is done; write nothing.
+
+    Then say why the run would be refused, if it would.
+    """
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     declared = plan(sweep, settings.ledger, fingerprints)
     today = plan(asked, settings.ledger, fingerprints)
@@ -45,27 +49,38 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
         states = {status.trial.key: status.state for status in (*declared.statuses, *today.statuses)}
         part = {"total": today.total, "states": states, "asked": [cell.label for cell in asked.cells]}
         print(json.dumps(plan_to_json(declared) | part, indent=1))
-        return ExitCode.DONE
+    else:
+        _print_plan(declared, today, settings)
+    reason = next(filter(None, (check(today, settings) for check in REFUSALS)), "")
+    if reason:
+        print(f"error: {reason}", file=sys.stderr)
+    return ExitCode.USAGE if reason else ExitCode.DONE
+
+
+def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
+    """Print the cells with their trials, what of them is to be trained, and the forecast."""
     if settings.display.banner:
         print(settings.display.banner)
     _print_cells(declared, today, settings)
     if today.pending:
         print("later: what follows once a cell's dropout is chosen, or a first phase is over")
+    for label, why in declared.given_up.items():
+        print(f"{label}: {why}; the others are skipped (--retry-failed trains them)")
     if further := declared.seeds_text():
         print(further)
     to_train = (*today.to_do, *today.pending)
-    print(f"{today.total} trials, {len(to_train)} of them to train, data: {', '.join(asked.datasets)}")
+    share = f"{len(to_train)}{' of them' if today.total > 1 else ''} to train"
+    print(f"{count(today.total, 'trial')}, {share}, data: {', '.join(today.sweep.datasets)}")
     pictures, operations = workload(to_train, settings.data_dir)
     if pictures or operations:
         print(f"to train: {pictures:.3g} pictures seen, {operations:.3g} floating-point operations")
         print(forecast_before_start(today, settings))
-    return ExitCode.DONE
 
 
 def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
     """Print a row for each declared cell: its trials by state, and what is to be trained where it is asked for."""
     width = max(len(cell.label) for cell in declared.sweep.cells)
-    print(f"{'cell':<{width}}  trials   new  run  done stale fail later   epochs   pictures  operations")
+    print(f"{'cell':<{width}}  trials   new  run  done stale fail skip later   epochs   pictures  operations")
     to_train: dict[str, list[Trial]] = {}
     for trial in (*today.to_do, *today.pending):
         to_train.setdefault(trial.cell.key, []).append(trial)
@@ -84,6 +99,59 @@ def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
         pictures, operations = (f"{value:.3g}" if value else "." for value in workload(trials, settings.data_dir))
         total = len(states) + later
         print(f"{cell.label:<{width}}  {total:>6} {row}   {epochs or '.':>6} {pictures:>10} {operations:>11}")
+
+
+# Checks of a run that write nothing: each returns why it would be refused, or nothing.
+
+
+def _no_data(today: Plan, settings: Settings) -> str:
+    local = settings.address == "local"
+    try:
+        for name in today.sweep.datasets:
+            availability.check_available(name, settings.data_dir, settings.data_source, pictures=local)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _not_writable(_: Plan, settings: Settings) -> str:
+    if "://" in settings.output:
+        return ""  # a store elsewhere says so only when something is written
+    folder = Path(settings.ledger.root)
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"cannot write to --output {settings.output}: {folder} is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"cannot write to --output {settings.output}: no permission in {folder}"
+    return ""
+
+
+def _driven(today: Plan, settings: Settings) -> str:
+    other = driver(settings.ledger, today.sweep.title)
+    if other is None:
+        return ""
+    return f"another driver works on this sweep: process {other.get('pid', '?')} on {other.get('host', '?')}"
+
+
+def _no_resources(today: Plan, settings: Settings) -> str:
+    """Return why this machine cannot run the trials; for a cluster only Ray knows."""
+    if settings.address != "local" or not today.to_do:
+        return ""
+    facts = {
+        name: dataset(name, settings.data_dir)
+        for name in availability.fingerprints(today.sweep.datasets, settings.data_dir)
+    }
+    trials = [trial for trial in (*today.to_do, *today.pending) if trial.cell.dataset in facts]
+    machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(visible_gpus())}
+    try:
+        check_rank_batches(trials, facts, resolve_resources(settings.resources, [machine], True).ranks)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+REFUSALS = (_not_writable, _no_data, _driven, _no_resources)
 
 
 def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
@@ -137,6 +205,12 @@ def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, s
     ledger = settings.ledger
     today = plan(sweep, ledger, fingerprints)
     changed = False
+    for cell in today.sweep.cells:
+        if settings.fresh:
+            ledger.delete(f"insisted/{cell.key}")
+        elif settings.retry_failed and today.count("skipped", cell=cell):
+            ledger.write(f"insisted/{cell.key}", b"")
+            changed = True
     for status in today.statuses:
         if status.trial.key in today.further:  # not asked for: it stays as it is
             continue
@@ -162,7 +236,9 @@ def _forget_stale(today: Plan, settings: Settings) -> bool:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             return False
         cells = len({status.trial.cell.key for status in stale})
-        print(f"{len(stale)} results of {cells} cells are stale: {stale[0].why}.", file=sys.stderr)
+        verb = "is" if len(stale) == 1 else "are"
+        results = f"{count(len(stale), 'result')} of {count(cells, 'cell')}"
+        print(f"{results} {verb} stale: {stale[0].why}.", file=sys.stderr)
         print("Train them anew? The present ones are lost then. [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return False
@@ -203,9 +279,8 @@ def _run(
             code = _run_trials(today, settings, facts, fingerprints, view, tracker)
         missing = tracker.close(20.0 if code == ExitCode.INTERRUPTED else 120.0)
         if missing:
-            view.log(
-                f"{missing} runs are not in MLflow at {store.uri} yet ({tracker.error}); the same command sends them"
-            )
+            runs = f"{count(missing, 'run')} not in MLflow at {store.uri} yet"
+            view.log(f"{runs} ({tracker.error}); the same command sends what is missing")
     return code
 
 
@@ -220,7 +295,7 @@ def _run_trials(
     """Start or join Ray and run the trials; return the exit code that this led to."""
     from sweeps.cli.interrupts import GracefulInterrupt, hold_signals
 
-    view.log(f"{len(today.to_do)} trials to train; starting Ray")
+    view.log(f"{count(len(today.to_do), 'trial')} to train; starting Ray")
     with hold_signals():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
@@ -240,6 +315,7 @@ def _run_trials(
     forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
     view.progress.forecast = forecast
     seen: dict[str, Trial] = {}
+    given_up: set[str] = set()  # labels of the cells of which this was said
 
     def log_forecast() -> None:
         sentence = forecast.sentence(view.progress.remaining()) if settings.profile != "smoke" else ""
@@ -252,6 +328,9 @@ def _run_trials(
         view.on_event(event, trial, news, state.planned, state.pending)
         if event == "epoch" and forecast.is_settled():
             log_forecast()
+        for label in state.given_up.keys() - given_up:
+            given_up.add(label)
+            view.log(f"{label}: {state.given_up[label]}; its other trainings are skipped")
         tracker.enqueue(trial, {"left": "KILLED", "failed": "FAILED"}.get(event, "RUNNING"))
 
     state = DriverState(
@@ -330,7 +409,8 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
         nonlocal announced
         policy = packing.policy_from_throughput(candidates, forecast.throughputs, state.resources.gpus)
         if policy.cells and not announced:
-            view.log(f"{len(policy.cells)} cells share their pictures in packs: reading them takes much of a step")
+            cells = count(len(policy.cells), "cell")
+            view.log(f"packs share their pictures in {cells}: reading them takes much of a step")
             announced = True
         return policy
 

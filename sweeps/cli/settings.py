@@ -9,10 +9,11 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from sweeps.cli.command import Command
 from sweeps.experiment.plan import Protocol, Sweep, sweep_from_json, unknown_name
 from sweeps.experiment.profiles import data_name, file_name, on_dataset, on_one_dataset, scaled
 from sweeps.experiment.recipe import Recipe
@@ -64,6 +65,7 @@ class Settings:
     retry_failed: bool = False
     display: Display = Display()
     price_per_gpu_hour: float = 0.0
+    command: Command = field(default_factory=Command)
 
     @property
     def ledger(self) -> Ledger:

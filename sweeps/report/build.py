@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import shlex
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,9 +24,10 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sweeps.experiment.wording import count
 from sweeps.report.contents import document
 from sweeps.report.mlflow_notes import pages
-from sweeps.report.render.document import Document, count
+from sweeps.report.render.document import Document
 from sweeps.report.render.formats import blocks, comma_separated, latex, markdown, markdown_table, parquet, same
 from sweeps.report.render.html import page
 from sweeps.report.tidy import tidy
@@ -127,8 +129,9 @@ def export(options: argparse.Namespace) -> int:
     results = survey(ledger, options.sweep)
     contents = files(document(ledger, results), tidy(results))
     size = capsule.write(ledger, results, contents, Path(options.file))
-    print(f"{options.file}: {results.title}, {len(results.runs)} trials, {size / 1e6:.1f} MB")
-    print(f"to look at it: python -m sweeps report --from {options.file}")
+    print(f"{options.file}: {results.title}, {count(len(results.runs), 'trial')}, {size / 1e6:.1f} MB")
+    look = [sys.orig_argv[0], "-m", "sweeps", "report", "--from", options.file]
+    print(f"to look at it: {shlex.join(look)}")
     return DONE
 
 
@@ -197,7 +200,8 @@ def check(ledger: Ledger, path: Path) -> int:
             print(f"{path}: {title} {name} no longer matches the store", file=sys.stderr)
             lines = difflib.unified_diff(content.splitlines(), now.splitlines(), "document", "store", lineterm="", n=0)
             print("\n".join(list(lines)[:20]), file=sys.stderr)
-    print(f"{path}: {len(marked) - wrong} of {len(marked)} tables match the store")
+    match = "matches" if len(marked) == 1 else "match"
+    print(f"{path}: {len(marked) - wrong} of {count(len(marked), 'table')} {match} the store")
     return DIFFERS if wrong else DONE
 
 

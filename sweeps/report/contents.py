@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Sequence
 
 from sweeps.experiment.plan import seeds_text
+from sweeps.experiment.wording import count
 from sweeps.report import charts, record_tables
 from sweeps.report.claim_tables import claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, print_section
-from sweeps.report.render.document import Document, Gallery, Section, Tile, count, duration
+from sweeps.report.render.document import Document, Gallery, Section, Tile, duration
 from sweeps.report.result_tables import result_tables
 from sweeps.results.cell_numbers import ResultTable, groups, verdicts
 from sweeps.results.claims import ClaimResult, judge_claims
@@ -65,7 +66,8 @@ def _banner(survey: SweepResults) -> str:
 def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[ClaimResult]) -> tuple[Tile, ...]:
     """Return the numbers at the head: verdicts, claims, trainings, hours."""
     words, decisions = verdicts(tables), [claim.decision for claim in claims if not claim.withheld]
-    judged = words["reproduced"] + words["differs"]
+    judged = words["reproduced"] + words["differs"] + words["inconclusive"]
+    unjudged = ", ".join(f"{words[word]} {word}" for word in ("withheld", "not run") if words[word])
     others = [word for word in ("contradicted", "inconclusive", "not run") if word in decisions]
     counts = ", ".join(f"{decisions.count(word)} {word}" for word in others)
     results = [run.result for run in survey.runs if run.result]
@@ -73,7 +75,7 @@ def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[
     todo = sum(run.state in ("new", "running") for run in survey.runs)
     hours = sum(float(result["seconds"]) for result in results) / 3600
     judging = [
-        Tile(f"{words['reproduced']} of {judged}", "errors reproduced", f"{words['not run']} not run"),
+        Tile(f"{words['reproduced']} of {judged}", "errors reproduced", unjudged),
         Tile(f"{decisions.count('supported')} of {len(decisions)}", "claims supported", counts),
     ]
     tested = [group for group in tables if group.table and survey.sweep.protocol.trainings()]
@@ -131,5 +133,5 @@ def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:
 
 def _failures(survey: SweepResults) -> Section:
     table = record_tables.failure_table(survey)
-    words = () if table else ("No training failed, diverged or was begun anew.",)
+    words = () if table else ("No training failed, diverged, died or was begun anew.",)
     return Section("failures", "Failures", words, (table,) if table else ())

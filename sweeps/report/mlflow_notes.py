@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.report.render.document import signed
-from sweeps.report.result_tables import ours_text
+from sweeps.report.result_tables import ours_text, verdict_text
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
 from sweeps.results.evidence import CellResults, SweepResults
 from sweeps.tracking.layout import (
@@ -57,8 +57,12 @@ def _note(
         values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if group.table else []
         values.append(ours_text(ours) if ours.known else "–")
         word = verdict_for(group, row, metric, ours) if judging else None
-        values += [signed(word.difference, 3 if metric == PARAMETERS else 2), word.word] if word is not None else []
+        digits = 3 if metric == PARAMETERS else 2
+        values += [signed(word.difference, digits), verdict_text(word)] if word is not None else []
         lines += _line(values + ["–"] * (len(heads) - len(values)))
+    lost = {metric: evidence.lost(metric) for metric in group.metrics}
+    if any(lost.values()):
+        lines += ["", f"Of its trainings: {'; '.join(dict.fromkeys(filter(None, lost.values())))}."]
     if evidence.synthetic:
         lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
     return "\n".join([*lines, "", *_links(survey, evidence, experiment, runs, report)])
