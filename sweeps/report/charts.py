@@ -13,13 +13,14 @@ from sweeps.experiment.search import Search, space
 from sweeps.experiment.wording import count
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
+from sweeps.report.render.pictures import fitted
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, named, number
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
 from sweeps.results.marks import curve_runs
 from sweeps.store.ledger import Json, Ledger
 
-LARGEST: Final = 2_000_000  # bytes of a picture that a page takes in
+PICTURES: Final = 1_200_000  # bytes of all pictures of a page: with all else it stays below 3 MB, a third more in text
 JOBS: Final = {
     "pairing": "Pairing of filters (Figures 1 to 3)",
     "invariance": "Invariance (Figure 4)",
@@ -158,14 +159,27 @@ def _response_gallery(evidence: CellResults, search: Search) -> Gallery | None:
 
 def analysis_parts(ledger: Ledger, survey: SweepResults) -> list[Table | Gallery]:
     """Return the tables and pictures of the analysis jobs, of the first analysed run of each cell."""
+    analysed = {}
+    for job in JOBS:
+        by_cell = [[run for run in evidence.runs if job in run.analyses][:1] for evidence in survey.cells]
+        analysed[job] = [run for first in by_cell for run in first]
+    drawn = [
+        (job, run.trial.cell.label, name, content)
+        for job, runs in analysed.items()
+        for run in runs
+        for name, content in _pictures(ledger, run, run.analyses[job])
+    ]
+    contents = fitted([content for *_, content in drawn], PICTURES)
+    reduced = any(len(content) > len(fitting) for (*_, content), fitting in zip(drawn, contents, strict=True))
+    caption = "Full size: trials/KEY/analysis on the ledger, and on the MLflow run." if reduced else ""
     parts: list[Table | Gallery] = []
-    for job, title in JOBS.items():
-        analysed = [[run for run in evidence.runs if job in run.analyses][:1] for evidence in survey.cells]
-        runs = [run for first in analysed for run in first]
-        if runs:
-            parts.append(_analysis_table(job, runs))
-            pictures = tuple(figure for run in runs for figure in _pictures(ledger, run, run.analyses[job]))
-            parts += [Gallery(title, pictures, "wide")] if pictures else []
+    for job, runs in analysed.items():
+        figures = []
+        for (of, label, name, _), content in zip(drawn, contents, strict=True):
+            title = f"{label}: {name.removesuffix('.png').replace('_', ' ')}"
+            figures += [Figure(title, content, alt=title)] if of == job else []
+        parts += [_analysis_table(job, runs)] if runs else []
+        parts += [Gallery(JOBS[job], tuple(figures), "wide", caption)] if figures else []
     return parts
 
 
@@ -175,8 +189,9 @@ def _analysis_table(job: str, runs: Sequence[Run]) -> Table:
     lines = []
     for run, row in rows:
         cell = run.trial.cell
-        entries = [Entry(_word(row.get(name)), runs=(run,), cell=cell.key) for name in names]
-        lines.append((Entry(cell.label, cell=cell.key), *entries))
+        # The run is said once a row: said at each number, it would be most of the page.
+        entries = [Entry(_word(row.get(name))) for name in names]
+        lines.append((Entry(cell.label, runs=(run,), cell=cell.key), *entries))
     numeric = {name: all(isinstance(row.get(name), int | float | None) for _, row in rows) for name in names}
     align = "l" + "".join("r" if numeric[name] else "l" for name in names)
     notes = tuple(dict.fromkeys(str(note) for run in runs for note in run.analyses[job].get("notes", ())))
@@ -189,9 +204,9 @@ def _word(value: object) -> str:
     return f"{value:.4g}".replace("-", MINUS) if isinstance(value, float) else str(value)
 
 
-def _pictures(ledger: Ledger, run: Run, summary: Json) -> Iterator[Figure]:
+def _pictures(ledger: Ledger, run: Run, summary: Json) -> Iterator[tuple[str, bytes]]:
+    """Yield the pictures of an analysis by file name."""
     for name in summary["files"]:
         content = ledger.read(f"trials/{run.key}/analysis/{summary['job']}/{name}") if name.endswith(".png") else None
-        if content is not None and len(content) <= LARGEST:
-            title = f"{run.trial.cell.label}: {name.removesuffix('.png').replace('_', ' ')}"
-            yield Figure(title, content, run.key, title)
+        if content is not None:
+            yield name, content

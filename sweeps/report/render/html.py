@@ -21,6 +21,7 @@ from sweeps.results.evidence import Run
 
 LONG: Final = 14  # letters from which the words of a place may be broken into lines
 SHOWN: Final = 6  # runs that a title spells out
+JPEG: Final = b"\xff\xd8"  # its first bytes
 SIGNS: Final = {"good": "✓", "bad": "✗", "open": "?"}
 
 
@@ -72,10 +73,11 @@ def tip(runs: Sequence[Run]) -> str:
 
 
 def picture(figure: Figure) -> Markup:
-    """Return a figure's chart as SVG, or its PNG as an image."""
+    """Return a figure's chart as SVG, or its PNG or JPEG as an image."""
     if isinstance(figure.content, bytes):
-        png = base64.b64encode(figure.content).decode()
-        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(figure.alt, png)
+        kind = "jpeg" if figure.content.startswith(JPEG) else "png"
+        content = base64.b64encode(figure.content).decode()
+        return Markup('<img alt="{}" src="data:image/{};base64,{}">').format(figure.alt, kind, content)
     # Matplotlib takes a second to import: a report that is not drawn does without it.
     from sweeps.report.render.svg import draw
 
