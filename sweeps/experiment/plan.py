@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.metrics import Tested
+from sweeps.experiment.metrics import Tested, has_diverged, lost_text
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
 from sweeps.experiment.trial import Cell, Rates, Trial, cell_from_json, cell_to_json
@@ -22,6 +22,8 @@ from sweeps.store.ledger import Json, Ledger
 MAX_ATTEMPTS = 3
 # The second phase of Single has the seed of the first plus this, so that it starts from other weights.
 SECOND_SEED = 1000
+# Trainings of a cell after which it is given up where all of them diverged.
+GIVE_UP = 2
 # Seeds beyond the declared ones that are looked for after the last that the ledger has.
 LOOKAHEAD = 4
 
@@ -117,19 +119,56 @@ class CellTrials(NamedTuple):
     """Trials of a cell: of its search, of its protocol, and those that will follow, as far as is known.
 
     Pending trials have the cell's own dropout in place of the one that will be chosen: they are for counting.
-    `further` are trials of more seeds than are declared, which the ledger has.
+    `further` are trials of more seeds than are declared, which the ledger has. `skipped` are the keys of those that are
+    given up before they begin, and `why` says why.
     """
 
     search: list[Trial]
     protocol: list[Trial]
     pending: list[Trial]
     further: Sequence[Trial] = ()
+    skipped: frozenset[str] = frozenset()
+    why: str = ""
 
 
 def cell_trials(
-    cell: Cell, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str] = ()
+    cell: Cell,
+    protocol: Protocol,
+    results: Mapping[str, Json],
+    failed: Collection[str] = (),
+    insisted: Collection[str] = (),
 ) -> CellTrials:
-    """Return the trials of a cell, a pure function of the ledger: its protocol begins once its own study is over."""
+    """Return the trials of a cell, a pure function of the ledger: its protocol begins once its own study is over.
+
+    A cell whose first trainings all diverged is given up: its other trials are skipped, unless it is `insisted` on.
+    """
+    trials = _trials_of(cell, protocol, results, failed)
+    why = "" if cell.key in insisted else _why_given_up(trials, protocol.search, results, failed)
+    if not why:
+        return trials
+    known = [*trials.search, *trials.protocol]
+    skipped = frozenset(trial.key for trial in known if trial.key not in results and trial.key not in failed)
+    return trials._replace(pending=[], skipped=skipped, why=why)
+
+
+def _why_given_up(
+    trials: CellTrials, search: Search | None, results: Mapping[str, Json], failed: Collection[str]
+) -> str:
+    """Return why a cell is given up: its protocol's first trainings, or all of its search's first wave, diverged."""
+    searched = {trial.key for trial in trials.search}
+    trained = [t.key for t in (*trials.protocol, *trials.further) if t.key in results and t.key not in searched]
+    if len(trained) >= GIVE_UP and all(has_diverged(results[key]) for key in trained):
+        return f"the first {len(trained)} trainings of this cell diverged"
+    if search is None:
+        return ""
+    points = list(dict.fromkeys(trial.dropout for trial in trials.search))[: max(search.wave, GIVE_UP)]
+    wave = {trial.key for trial in trials.search if trial.dropout in points}
+    diverged = [key for key in wave if has_diverged(results.get(key))]
+    settled = all(key in failed or key in diverged for key in wave)
+    return f"all {len(diverged)} trainings of its search diverged" if settled and len(diverged) >= GIVE_UP else ""
+
+
+def _trials_of(cell: Cell, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str]) -> CellTrials:
     search = protocol.search
     if search is None:
         trials = protocol_trials(cell, (), "", protocol, results)
@@ -229,7 +268,14 @@ def seeds_text(protocol: Protocol, trials: Iterable[Trial]) -> str:
 
 def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = ()) -> list[Trial]:
     """Return the trials known now, in the order in which they should start: a pure function of the ledger."""
-    return ordered(cell_trials(cell, sweep.protocol, results, failed) for cell in sweep.cells)
+    return planned(cell_trials(cell, sweep.protocol, results, failed) for cell in sweep.cells)
+
+
+def planned(cells: Iterable[CellTrials]) -> list[Trial]:
+    """Return the trials of all cells in their order, those that are skipped left out."""
+    cells = list(cells)
+    skipped = frozenset[str]().union(*(cell.skipped for cell in cells))
+    return [trial for trial in ordered(cells) if trial.key not in skipped]
 
 
 def ordered(cells: Iterable[CellTrials]) -> list[Trial]:
@@ -247,11 +293,11 @@ def ordered(cells: Iterable[CellTrials]) -> list[Trial]:
 
 # Where each trial stands
 
-STATES = ("new", "running", "done", "stale", "failed")
+STATES = ("new", "running", "done", "stale", "failed", "skipped")
 
 
 class TrialStatus(NamedTuple):
-    """Trial and its state: new, running (it has a checkpoint), done, stale or failed; `why` for the last two."""
+    """Trial and its state: new, running (it has a checkpoint), done, stale, failed or skipped; `why` for the last."""
 
     trial: Trial
     state: str
@@ -263,7 +309,8 @@ class TrialStatus(NamedTuple):
 class Plan:
     """Statuses of all known trials of a sweep, stand-ins for those to follow, and its data's fingerprints.
 
-    `further` are the keys of trials of more seeds than the sweep has, which were trained before.
+    `further` are the keys of trials of more seeds than the sweep has, which were trained before; `searched` those of
+    search trials.
     """
 
     sweep: Sweep
@@ -271,6 +318,7 @@ class Plan:
     pending: tuple[Trial, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     further: frozenset[str] = frozenset()
+    searched: frozenset[str] = frozenset()
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
@@ -283,6 +331,16 @@ class Plan:
     def tested(self, cell: Cell) -> list[Tested]:
         """Return phase and metrics of a cell's finished trials, from which its numbers are made."""
         return [(status.trial.phase, status.result["metrics"]) for status in self.of(cell) if status.result is not None]
+
+    def lost(self, cell: Cell) -> str:
+        """Return what of a cell's trials, its search left out, diverged, failed or was skipped; empty for none."""
+        tried = [status for status in self.of(cell) if status.trial.key not in self.searched]
+        return lost_text((status.trial.phase, status.state, status.result) for status in tried)
+
+    @property
+    def given_up(self) -> dict[str, str]:
+        """Return why cells were given up before all of their trials, by label."""
+        return {status.trial.cell.label: status.why for status in self.statuses if status.state == "skipped"}
 
     def seeds_text(self) -> str:
         """Return how many seeds are declared and how many the ledger has; empty where it has no more."""
@@ -312,7 +370,9 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     failed = {key for key, tries in attempts.items() if has_failed(tries)}
     begun = set(ledger.folders("checkpoints"))
     codes = {cell.key: code_fingerprint(cell.net) for cell in sweep.cells}
-    cells = [cell_trials(cell, sweep.protocol, results, failed) for cell in sweep.cells]
+    insisted = set(ledger.names("insisted"))
+    cells = [cell_trials(cell, sweep.protocol, results, failed, insisted) for cell in sweep.cells]
+    given_up = {key: cell.why for cell in cells for key in cell.skipped}
     statuses = []
     for trial in ordered(cells):
         result = results.get(trial.key)
@@ -324,12 +384,16 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         elif trial.key in failed:
             state = "failed"
             why = str(attempts[trial.key][-1].get("error", ""))
+        elif trial.key in given_up:
+            state = "skipped"
+            why = given_up[trial.key]
         elif trial.key in begun:
             state = "running"
         statuses.append(TrialStatus(trial, state, result, why))
     pending = tuple(trial for cell in cells for trial in cell.pending)
     further = frozenset(trial.key for cell in cells for trial in cell.further)
-    return Plan(sweep, tuple(statuses), pending, fingerprints, further)
+    searched = frozenset(trial.key for cell in cells for trial in cell.search)
+    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched)
 
 
 def current_plan(ledger: Ledger, title: str) -> Plan:

@@ -1,8 +1,8 @@
 """Dropout searches: one study per cell, derived from the ledger, asked in waves, the same on a cluster of any size.
 
-A suggestion is a pure function of search, cell, number and the values of all earlier waves: each has a new sampler of
-its own seed, and a wave begins when all values of the one before are known. So a killed sweep asks for the same points
-again. A point that is suggested twice is one trial, trained once.
+The first suggestion of each is zero dropout. A suggestion is a pure function of search, cell, number and the values of
+all earlier waves: each has a new sampler of its own seed, and a wave begins when all values of the one before are
+known. So a killed sweep asks for the same points again. A point that is suggested twice is one trial, trained once.
 """
 
 from __future__ import annotations
@@ -209,10 +209,18 @@ def suggest(
     observed: tuple[tuple[Point, float | None], ...],
     running: tuple[Point, ...],
 ) -> Rates:
-    """Return suggestion `number` of the study `key`, given the values observed and the points of this wave so far."""
+    """Return suggestion `number` of the study `key`, given the values observed and the points of this wave so far.
+
+    The first suggestion is no dropout at all, where the space has that: whatever a sampler draws, it is compared.
+    """
+    has_zero = all(dimension.low == 0 for dimension in dimensions)
+    rates: Sequence[float]
     if search.sampler == "grid":
         points = _grid(dimensions)
-        rates: Sequence[float] = points[_shuffled(len(points), seed_from(search.seed, key))[number]]
+        order = _shuffled(len(points), seed_from(search.seed, key))
+        rates = points[([0, *(index for index in order if index)] if has_zero else order)[number]]
+    elif number == 0 and has_zero:
+        rates = [0.0] * len(dimensions)
     else:
         study = optuna_study(search, key, dimensions, number, observed, running)
         params = study.ask(_distributions(dimensions)).params

@@ -60,7 +60,8 @@ def _banner(survey: SweepResults) -> str:
 def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[ClaimResult]) -> tuple[Tile, ...]:
     """Return the numbers at the head: verdicts, claims, trainings, hours."""
     words, decisions = verdicts(tables), [claim.decision for claim in claims if not claim.withheld]
-    judged = words["reproduced"] + words["differs"]
+    judged = words["reproduced"] + words["differs"] + words["inconclusive"]
+    unjudged = ", ".join(f"{words[word]} {word}" for word in ("withheld", "not run") if words[word])
     others = [word for word in ("contradicted", "inconclusive", "not run") if word in decisions]
     counts = ", ".join(f"{decisions.count(word)} {word}" for word in others)
     results = [run.result for run in survey.runs if run.result]
@@ -68,7 +69,7 @@ def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[
     todo = sum(run.state in ("new", "running") for run in survey.runs)
     hours = sum(float(result["seconds"]) for result in results) / 3600
     judging = [
-        Tile(f"{words['reproduced']} of {judged}", "errors reproduced", f"{words['not run']} not run"),
+        Tile(f"{words['reproduced']} of {judged}", "errors reproduced", unjudged),
         Tile(f"{decisions.count('supported')} of {len(decisions)}", "claims supported", counts),
     ]
     tested = [group for group in tables if group.table and survey.sweep.protocol.trainings()]
@@ -123,5 +124,5 @@ def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:
 
 def _failures(survey: SweepResults) -> Section:
     table = record_tables.failure_table(survey)
-    words = () if table else ("No training failed, diverged or was begun anew.",)
+    words = () if table else ("No training failed, diverged, died or was begun anew.",)
     return Section("failures", "Failures", words, (table,) if table else ())

@@ -12,6 +12,7 @@ from sweeps.experiment.plan import Sweep, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
+from sweeps.training.evaluate import Errors
 from sweeps.training.result import TrialOutcome, commit_result
 
 SMALL, LARGE = "synthetic:classes=4,train=40,test=40", "synthetic:size=72,classes=4,train=20,test=40"
@@ -40,7 +41,7 @@ def untrained(trial: Trial, ending: str = "schedule") -> TrialOutcome:
         precision="fp32",
         fingerprint="f",
         hardware={"host": "here"},
-        classes=4,
+        chance=Errors(1.0, 75.0, 0.0),
         ten_crops=False,
         weights=dict(model.state_dict()),
         scores={},

@@ -18,14 +18,14 @@ from sweeps.experiment.plan import Protocol
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell
 from sweeps.launch import launch
-from sweeps.training.evaluate import Chance, chance
+from sweeps.training.evaluate import Errors
 from sweeps.training.loop import Learner
 from sweeps.training.rehearsal import _Step, judge, rehearse, stand_in
 from sweeps.training.run_trial import run_trial
 from tests.support.trials import SMALL, runtime_config, trial_of
 
 FAMILY = "allconv with dropout"
-TEN = Chance(math.log(10), 90.0)
+TEN = Errors(math.log(10), 90.0, 50.0)
 
 
 # Two convs: a step takes milliseconds, and thirty of them learn four textures in part.
@@ -129,6 +129,9 @@ def steps_of(losses: list[float], wrong: float = 90, dead: Callable[[int], bool]
         (steps_of([2.4] * 30 + [90.0] * 30), ("diverged", 31)),
         (steps_of([2.4, 60.0] + [2.3] * 58), ("at chance", 0)),  # it has come back
         (steps_of([60.0] * 60), ("at chance", 0)),  # as large as it began
+        (steps_of([2.31] * 1999), ("at chance", 0)),
+        (steps_of([2.31] * 2100), ("dead", 101)),  # as many as a trial waits
+        (steps_of([2.31] * 2050 + [2.2] * 50), ("trains", 0)),
         (steps_of([2.4] * 60, dead=lambda number: number > 40), ("dead", 41)),
         (steps_of([2.4] * 60, dead=lambda number: number > 41), ("at chance", 0)),
         (steps_of([2.4] * 60, dead=lambda number: number <= 40), ("at chance", 0)),
@@ -181,10 +184,3 @@ def test_stand_in_has_size_and_classes_of_the_real_data() -> None:
     assert stand_in("cifar100").startswith("synthetic:size=32,classes=100,")
     assert stand_in("imagenet:size=64").startswith("synthetic:size=64,classes=1000,")
     assert stand_in(SMALL) == stand_in("folder:/pictures") == ""
-
-
-def test_chance_of_unequal_classes_is_the_largest_share() -> None:
-    assert chance(torch.tensor([0, 1, 2, 3] * 5), 4) == pytest.approx((math.log(4), 75.0))
-    entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
-    assert chance(torch.tensor([0] * 8 + [1] * 2), 2) == pytest.approx((entropy, 20.0))
-    assert chance(torch.tensor([0, 0]), 3) == (0.0, 0.0)
