@@ -55,7 +55,7 @@ def rate_table(survey: SweepResults) -> Table | None:
                 rows.append((
                     Entry(evidence.cell.label, cell=evidence.cell.key),
                     Entry(f"{trial.rate:g}"),
-                    _metric(run, HELD_OUT),
+                    Entry(plain(run.metrics.get(HELD_OUT, math.nan)), runs=(run,), metric=HELD_OUT),
                     Entry(state_of(run)),
                     Entry(word, tone="good" if word == "chosen" else "muted"),
                 ))  # fmt: skip
