@@ -111,6 +111,27 @@ def ensure_dataset(
     return dataset(name, where)
 
 
+def check_available(name: str, where: Path, source: str = "", pictures: bool = True) -> None:
+    """Raise ValueError where `ensure_dataset` would for want of pictures or a damaged file; nothing is written."""
+    kind = name.partition(":")[0]
+    if _have(name, where, (".beton", ".json") if pictures or not source else (".json",)):
+        check_integrity(name, where)
+    elif source and kind != "synthetic":
+        from data.transfer import check_source
+
+        check_source(source, [name])
+    elif kind == "folder":
+        from data.sources import sources
+
+        sources(name, None, where, None, 0)
+    elif kind != "synthetic":
+        split = dataset(name).final
+        missing = [path for path in (beton_path(name, part, where) for part in ("train", split)) if not path.exists()]
+        raise ValueError(missing_message(name, missing, where))
+    else:
+        dataset(name)
+
+
 # Files up to this size are read through before a sweep starts (a second or so); larger ones are checked picture by
 # picture while they are trained on.
 READ_THROUGH = 1 << 30

@@ -48,7 +48,8 @@ class DataSet:
 CIFAR10 = DataSet("cifar10", 10, 32, 32, {"train": 50_000, "test": 10_000}, "test", 10_000)
 CIFAR100 = replace(CIFAR10, name="cifar100", classes=100)
 IMAGENET = DataSet("imagenet", 1000, 256, 224, {"train": 1_281_167, "val": 50_000}, "val", 50_000)
-SYNTHETIC = {"size": 32, "classes": 10, "train": 4000, "test": 1000, "seed": 0}
+# Clutter and contrast are in percent.
+SYNTHETIC = {"size": 32, "classes": 10, "train": 4000, "test": 1000, "seed": 0, "clutter": 45, "contrast": 15}
 _KNOWN = "synthetic, synthetic:size=72,train=3000, cifar10, cifar100, imagenet, imagenet:size=64, folder:PATH"
 
 
@@ -74,7 +75,7 @@ def dataset(name: str, where: Path | None = None) -> DataSet:
 
 
 def synthetic_options(name: str) -> dict[str, int]:
-    """Return size (side in pixels), classes, train, test and seed of a `synthetic[:...]` name; or raise ValueError."""
+    """Return the fields of a `synthetic[:...]` name, such as size (side in pixels) and classes; or raise ValueError."""
     return _options(name, SYNTHETIC)
 
 
@@ -128,6 +129,9 @@ def _options(name: str, defaults: Mapping[str, int]) -> dict[str, int]:
     for key, least in {"size": 16, "classes": 2, "train": 1, "test": 1}.items():
         if key in options and not least <= options[key] < 10**9:
             raise ValueError(f"{key}={options[key]} in {name!r} must be {least} or more and less than 10**9")
+    for key in ("clutter", "contrast"):
+        if key in options and not 1 <= options[key] <= 90:
+            raise ValueError(f"{key}={options[key]} in {name!r} is a percentage from 1 to 90")
     return options
 
 

@@ -63,17 +63,18 @@ def _synthetic(options: dict[str, int]) -> dict[str, Source]:
     size = options["size"]
     classes = options["classes"]
     seed = options["seed"]
+    kind = {name: options[name] for name in ("size", "classes", "clutter", "contrast")}
     splits = {}
     for split, first in (("train", 0), ("test", _TEST_FROM)):
-        draw = partial(_draw, seed=seed, first=first, size=size, classes=classes)
+        draw = partial(_draw, seed=seed, first=first, **kind)
         labels = np.arange(options[split], dtype=np.int64) % classes
         names = tuple(synthetic.class_name(label) for label in range(classes))
         splits[split] = Source(labels, names, size, seed, draw, str)
     return splits
 
 
-def _draw(index: int, seed: int, first: int, size: int, classes: int) -> Picture:
-    return synthetic.picture(seed, first + index, index % classes, size, classes)
+def _draw(index: int, seed: int, first: int, size: int, classes: int, clutter: int, contrast: int) -> Picture:
+    return synthetic.picture(seed, first + index, index % classes, size, classes, clutter, contrast)
 
 
 # CIFAR

@@ -35,8 +35,13 @@ class _Leaves(NamedTuple):
     kind: NDArray[np.int64]
 
 
-def picture(seed: int, index: int, label: int, size: int, classes: int) -> NDArray[np.uint8]:
+def picture(
+    seed: int, index: int, label: int, size: int, classes: int, clutter: int = 45, contrast: int = 15
+) -> NDArray[np.uint8]:
     """Draw picture `index` of a set, uint8 (size, size, 3); equal arguments give equal pictures.
+
+    Up to `clutter` percent of a picture lack its class's texture; `contrast`, in percent, is that of the faintest
+    shapes. Less clutter and more contrast make the classes easier to learn.
 
     Another version of NumPy or another type of processor may round a pixel differently, which changes the fingerprint.
     ValueError for a label outside 0..classes-1 or a side under 16 pixels.
@@ -47,11 +52,11 @@ def picture(seed: int, index: int, label: int, size: int, classes: int) -> NDArr
     grid: Floats = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     leaves = _scatter(rng)
     front = _front(leaves, grid)
-    role = _roles(rng, front)
+    role = _roles(rng, front, clutter / 100)
     figure = _texture(rng, leaves, front, grid, label, classes)
     other = _texture(rng, leaves, front, grid, int(rng.integers(classes)), classes)
     tone = np.where((role == 0)[front], figure, np.where((role == 1)[front], other, 0))
-    return _paint(rng, front, tone, grid)
+    return _paint(rng, front, tone, grid, contrast / 100)
 
 
 def class_name(label: int) -> str:
@@ -95,14 +100,15 @@ def _diamond(u: Floats, v: Floats) -> Floats:
     return (u + v) * np.float32(0.8)
 
 
-def _roles(rng: np.random.Generator, front: NDArray[np.intp]) -> NDArray[np.int64]:
+def _roles(rng: np.random.Generator, front: NDArray[np.intp], clutter: float) -> NDArray[np.int64]:
     """Return the role of each shape, by visible area: 0 has the class's texture, 1 another one, 2 none."""
     area = np.bincount(front.ravel(), minlength=_LEAVES) / front.size
     shuffled = rng.permutation(_LEAVES)
     before = np.cumsum(area[shuffled]) - area[shuffled]
-    share = rng.uniform(0.55, 0.9)
+    other = clutter * 2 / 9
+    share = rng.uniform(1 - clutter, 1 - other)
     role = np.empty(_LEAVES, np.int64)
-    role[shuffled] = np.searchsorted([share, share + 0.1], before, side="right")
+    role[shuffled] = np.searchsorted([share, share + other], before, side="right")
     return role
 
 
@@ -152,11 +158,13 @@ def _wave(family: str, u: Floats, v: Floats, rng: np.random.Generator) -> Floats
     return value
 
 
-def _paint(rng: np.random.Generator, front: NDArray[np.intp], tone: Floats, grid: Floats) -> NDArray[np.uint8]:
+def _paint(
+    rng: np.random.Generator, front: NDArray[np.intp], tone: Floats, grid: Floats, contrast: float
+) -> NDArray[np.uint8]:
     """Return the picture uint8 (h, w, 3): coloured shapes, light from one side, camera noise."""
     base = 0.46 + (rng.standard_normal((_LEAVES, 3), np.float32) * _SPREAD) @ _AXES
     swing = (rng.standard_normal((_LEAVES, 3), np.float32) * np.float32(0.35) + [1, 0, 0]) @ _AXES
-    depth = 0.15 * 2.5 ** rng.random((_LEAVES, 1), np.float32)
+    depth = contrast * 2.5 ** rng.random((_LEAVES, 1), np.float32)
     colour = base.astype(np.float32)[front]
     colour += (swing * depth).astype(np.float32)[front] * tone[:, :, None]
     slope = rng.uniform(-0.25, 0.25, 2).astype(np.float32)

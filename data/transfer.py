@@ -87,6 +87,12 @@ def pull(
     return copied
 
 
+def check_source(source: str, names: Iterable[str]) -> None:
+    """Raise ValueError where `source` has no complete file of these data sets."""
+    system, base = open_filesystem(source)
+    _list_remote(system, base, source, tuple(names))
+
+
 def _list_remote(system: arrow_fs.FileSystem, base: str, source: str, names: Sequence[str]) -> list[RemoteFile]:
     """Return the complete files of these data sets on the storage; ValueError where there are none."""
     from pyarrow import fs

@@ -26,12 +26,12 @@ CELLS = (
     Cell("CReLU conv1-9",   S11,                 "imagenet", IMAGENET_SGD,  "4", "CReLU conv1-9"),
     Cell("CReLU all",       S12,                 "imagenet", IMAGENET_ADAM, "4", "CReLU all"),
 )
-# Adam or dropout where the paper had neither, SGD where it had Adam.
+# Adam or dropout where the paper had neither, SGD where it had Adam; each compared with the paper's row.
 CROSSED = (
-    Cell("Baseline, Adam",          S8,                   "imagenet", IMAGENET_ADAM),
-    Cell("Baseline, dropout .25",   S8.dropout(0.25, 9),  "imagenet", IMAGENET_SGD),
-    Cell("CReLU conv1-4, Adam",     S9,                   "imagenet", IMAGENET_ADAM),
-    Cell("CReLU conv1,4,7, SGD",    S13,                  "imagenet", IMAGENET_SGD),
+    Cell("Baseline, Adam",        S8,                  "imagenet", IMAGENET_ADAM, versus="Baseline"),
+    Cell("Baseline, dropout .25", S8.dropout(0.25, 9), "imagenet", IMAGENET_SGD,  versus="Baseline"),
+    Cell("CReLU conv1-4, Adam",   S9,                  "imagenet", IMAGENET_ADAM, versus="CReLU conv1-4"),
+    Cell("CReLU conv1,4,7, SGD",  S13,                 "imagenet", IMAGENET_SGD,  versus="CReLU conv1,4,7"),
 )
 # fmt: on
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import NoReturn
 
+from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import asked_part, declare, settle
-from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.plan import Protocol, Sweep, unknown_name
 from sweeps.experiment.trial import Cell
 
 ABLATION = Protocol()
@@ -27,12 +28,14 @@ def main(
 ) -> NoReturn:
     """Run the sweep `name` as the command line says, and exit: 0 done, 1 failed cells, 2 usage or data, 130 stopped.
 
-    `also` holds further groups of cells by name, each trained only where --also names it.
+    `also` holds further groups of cells by name, each trained only where --also names it. A cell's `versus` names the
+    cell with which the report compares it besides the first of its table.
     """
     options = parser(name, question, tuple(also)).parse_args()
     # A preempted machine sends SIGTERM. It means what Ctrl-C means, also before there is anything to save.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        check_references(name, [*cells, *(cell for group in also.values() for cell in group)])
         more = [cell for group in options.also for cell in also[group]]
         sys.exit(launch(name, (*cells, *more), protocol, options))
     except ValueError as error:
@@ -42,6 +45,22 @@ def main(
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
+
+
+def check_references(name: str, cells: Sequence[Cell]) -> None:
+    """Raise ValueError where a cell asks to be compared with itself, a cell of other data, or none of the page."""
+    labelled = {cell.label: cell for cell in cells}
+    for cell in cells:
+        if not cell.versus:
+            continue
+        if cell.versus not in labelled:
+            raise ValueError(f"versus of {cell.label!r}: {unknown_name('cell', cell.versus, labelled, name)}")
+        reference = labelled[cell.versus]
+        if reference is cell:
+            raise ValueError(f"versus of {cell.label!r} names the cell itself")
+        if reference.dataset != cell.dataset:
+            data = f"{cell.dataset} and {reference.dataset}"
+            raise ValueError(f"versus of {cell.label!r}: {cell.versus!r} has other pictures ({data})")
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -57,9 +76,14 @@ def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argp
     asked = asked_part(sweep, options)
     if options.list:
         return show_cells(asked)
+    if options.rehearse:
+        from sweeps.cli.rehearse import rehearse_sweep
+
+        return rehearse_sweep(asked, settings, options.rehearse)
     from sweeps.cli.run import dry_run, run_sweep
 
-    settings = replace(settings, experiment=settings.experiment or sweep.title)
+    command = Command.typed(f"sweeps.{name}")
+    settings = replace(settings, experiment=settings.experiment or sweep.title, command=command)
     return dry_run(sweep, asked, settings) if options.dry_run else run_sweep(sweep, asked, settings)
 
 

@@ -16,6 +16,7 @@ from sweeps.execution.resources import TrialResources, resolve_resources
 from sweeps.execution.throughput import Throughput, Throughputs, past_epochs
 from sweeps.experiment.plan import Plan, Sweep
 from sweeps.experiment.trial import PHASES, Trial, probed
+from sweeps.experiment.wording import against_forecast, count
 from sweeps.store.ledger import Json
 
 if TYPE_CHECKING:
@@ -102,15 +103,16 @@ class Forecast:
         hours = TimeEstimate(*(share * value / 3600 for value in seconds))
         unit = "GPU-hours" if self.resources.gpus else "hours of trials"
         cost = cost_text(seconds, self.settings.price_per_gpu_hour, share)
+        spread = f"{hours.least:.3g} to {hours.most:.3g}"
         return (
-            f"forecast for {len(trials)} trials: {hours.likely:.3g} {unit} ({hours.least:.3g} to {hours.most:.3g}), "
+            f"forecast for {count(len(trials), 'trial')}: {hours.likely:.3g} {unit} ({spread}), "
             f"{seconds.likely / self.at_once / 60:.1f} min with {self.at_once} at once" + (f", {cost}" if cost else "")
         )
 
 
 def forecast_before_start(plan: Plan, settings: Settings) -> str:
     """Return the forecast from what this machine has trained before, without a look at Ray."""
-    devices = len(glob.glob("/dev/nvidia[0-9]*"))
+    devices = visible_gpus()
     request = settings.resources
     cuda = request.gpus != 0 and devices > 0
     gpus = (request.gpus or max(1.0, request.ranks)) if cuda else 0.0
@@ -121,6 +123,13 @@ def forecast_before_start(plan: Plan, settings: Settings) -> str:
     forecast = Forecast(plan, settings, facts, resources, at_once)
     sentence = forecast.sentence((trial, 0) for trial in (*plan.to_do, *plan.pending))
     return sentence or "no forecast: nothing has been trained on this hardware yet; it comes with the first epochs"
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs of this machine a process may use, without a look at CUDA."""
+    devices = len(glob.glob("/dev/nvidia[0-9]*"))
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return devices if chosen is None else min(devices, len([name for name in chosen.split(",") if name.strip()]))
 
 
 def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]], log: Callable[[str], None]) -> None:
@@ -137,8 +146,8 @@ def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]],
     estimates = forecast.estimates(trials, forecast.announced)
     expected = total(estimates).likely + WORKER_START * min(forecast.at_once, len(done))
     actual = sum(seconds for _, seconds in done)
-    off = f"{actual / expected - 1:+.0%}"
-    log(f"{len(done)} trials: forecast {expected:.0f} s of trials, actual {actual:.0f} s ({off})")
+    off = against_forecast(actual, expected)
+    log(f"{count(len(done), 'trial')}: forecast {expected:.0f} s of trials, actual {actual:.0f} s ({off})")
     value = {"forecast_s": expected, "actual_s": actual, "trials": len(done)}
     name = f"{forecast.plan.sweep.title}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     ledger.write_json(f"forecasts/{name}.json", value)

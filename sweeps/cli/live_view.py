@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweeps.cli.forecast import Forecast
-from sweeps.experiment.metrics import error_text, flags_of
+from sweeps.experiment.metrics import ending_word, error_text, flags_of
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.wording import count
 from sweeps.store.ledger import Json
 
 HEARTBEAT = 60.0  # seconds between two lines of progress, off a terminal
@@ -70,8 +71,9 @@ class SweepProgress:
                 self.forecast.add_result(news)
             metrics: dict[str, float] = news["metrics"]
             error = metrics.get("final/test_top1_err", metrics.get("best/val_top1_err", float("nan")))
-            mark = "" if news["status"] == "finished" else f" ({news['status']})"
-            return f"{name}: done, {error:.2f} % error after {news['epochs']} epochs, {news['seconds']:.0f} s{mark}"
+            mark = "" if news["status"] == "finished" else f" ({ending_word(news)})"
+            epochs = count(int(news["epochs"]), "epoch")
+            return f"{name}: done, {error:.2f} % error after {epochs}, {news['seconds']:.0f} s{mark}"
         if event == "failed":
             return f"{name}: failed: {news['error']}"
         return f"{name}: {'training' if event == 'started' else 'left, to be resumed'}"

@@ -13,6 +13,7 @@ from sweeps.experiment.profiles import PROFILES
 from sweeps.experiment.search import SAMPLERS
 from sweeps.experiment.trial import MATCHES
 
+REHEARSED = 300  # steps of a rehearsal
 PRICE = "CRELU_PRICE_PER_GPU_HOUR"
 
 
@@ -49,6 +50,8 @@ def _add_cells(parser: argparse.ArgumentParser, groups: Sequence[str]) -> None:
     add = parser.add_argument_group("what to run").add_argument
     add("--list", action="store_true", help="show the cells and leave")
     add("--dry-run", action="store_true", help="show what would run and what is done, and leave")
+    add("--rehearse", nargs="?", type=positive_int, const=REHEARSED, default=0, metavar="STEPS",
+        help=f"train each cell for some steps (default {REHEARSED}), say whether it learns, and leave")
     add("--smoke-test", action="store_true", help="two tiny cells, seconds on a CPU")
     add("--profile", choices=PROFILES[:3], help="scale: the paper's, or smaller (default: the data decide)")
     add("--dataset", metavar="NAME", help="train on this: imagenet, cifar10, cifar100, synthetic, folder:PATH")

@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import availability
 from data.datasets import DataSet, dataset
-from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, workload
+from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.cli.summary import print_summary
@@ -25,6 +26,8 @@ from sweeps.execution.resources import (
 )
 from sweeps.experiment.plan import STATES, Plan, Sweep, plan, plan_to_json
 from sweeps.experiment.trial import Trial
+from sweeps.experiment.wording import count
+from sweeps.store.lease import driver
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
 
@@ -35,7 +38,10 @@ if TYPE_CHECKING:
 
 
 def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
-    """Print what of a declared sweep would run, by the part that is `asked` for, and what is done; write nothing."""
+    """Print what of a declared sweep would run, by the part that is `asked` for, and what is done; write nothing.
+
+    Then say why the run would be refused, if it would.
+    """
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     declared = plan(sweep, settings.ledger, fingerprints)
     today = plan(asked, settings.ledger, fingerprints)
@@ -43,7 +49,16 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
         states = {status.trial.key: status.state for status in (*declared.statuses, *today.statuses)}
         part = {"total": today.total, "states": states, "asked": [cell.label for cell in asked.cells]}
         print(json.dumps(plan_to_json(declared) | part, indent=1))
-        return ExitCode.DONE
+    else:
+        _print_plan(declared, today, settings)
+    reason = next(filter(None, (check(today, settings) for check in REFUSALS)), "")
+    if reason:
+        print(f"error: {reason}", file=sys.stderr)
+    return ExitCode.USAGE if reason else ExitCode.DONE
+
+
+def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
+    """Print the cells with their trials, what of them is to be trained, and the forecast."""
     if settings.display.banner:
         print(settings.display.banner)
     _print_cells(declared, today, settings)
@@ -58,12 +73,12 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     if further := declared.seeds_text():
         print(further)
     to_train = (*today.to_do, *today.pending)
-    print(f"{today.total} trials, {len(to_train)} of them to train, data: {', '.join(asked.datasets)}")
+    share = f"{len(to_train)}{' of them' if today.total > 1 else ''} to train"
+    print(f"{count(today.total, 'trial')}, {share}, data: {', '.join(today.sweep.datasets)}")
     pictures, operations = workload(to_train, settings.data_dir)
     if pictures or operations:
         print(f"to train: {pictures:.3g} pictures seen, {operations:.3g} floating-point operations")
         print(forecast_before_start(today, settings))
-    return ExitCode.DONE
 
 
 def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
@@ -88,6 +103,59 @@ def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
         pictures, operations = (f"{value:.3g}" if value else "." for value in workload(trials, settings.data_dir))
         total = len(states) + later
         print(f"{cell.label:<{width}}  {total:>6} {row}   {epochs or '.':>6} {pictures:>10} {operations:>11}")
+
+
+# Checks of a run that write nothing: each returns why it would be refused, or nothing.
+
+
+def _no_data(today: Plan, settings: Settings) -> str:
+    local = settings.address == "local"
+    try:
+        for name in today.sweep.datasets:
+            availability.check_available(name, settings.data_dir, settings.data_source, pictures=local)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _not_writable(_: Plan, settings: Settings) -> str:
+    if "://" in settings.output:
+        return ""  # a store elsewhere says so only when something is written
+    folder = Path(settings.ledger.root)
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"cannot write to --output {settings.output}: {folder} is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"cannot write to --output {settings.output}: no permission in {folder}"
+    return ""
+
+
+def _driven(today: Plan, settings: Settings) -> str:
+    other = driver(settings.ledger, today.sweep.title)
+    if other is None:
+        return ""
+    return f"another driver works on this sweep: process {other.get('pid', '?')} on {other.get('host', '?')}"
+
+
+def _no_resources(today: Plan, settings: Settings) -> str:
+    """Return why this machine cannot run the trials; for a cluster only Ray knows."""
+    if settings.address != "local" or not today.to_do:
+        return ""
+    facts = {
+        name: dataset(name, settings.data_dir)
+        for name in availability.fingerprints(today.sweep.datasets, settings.data_dir)
+    }
+    trials = [trial for trial in (*today.to_do, *today.pending) if trial.cell.dataset in facts]
+    machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(visible_gpus())}
+    try:
+        check_rank_batches(trials, facts, resolve_resources(settings.resources, [machine], True).ranks)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+REFUSALS = (_not_writable, _no_data, _driven, _no_resources)
 
 
 def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
@@ -172,7 +240,9 @@ def _forget_stale(today: Plan, settings: Settings) -> bool:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             return False
         cells = len({status.trial.cell.key for status in stale})
-        print(f"{len(stale)} results of {cells} cells are stale: {stale[0].why}.", file=sys.stderr)
+        verb = "is" if len(stale) == 1 else "are"
+        results = f"{count(len(stale), 'result')} of {count(cells, 'cell')}"
+        print(f"{results} {verb} stale: {stale[0].why}.", file=sys.stderr)
         print("Train them anew? The present ones are lost then. [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return False
@@ -194,7 +264,7 @@ def _run(
     untracked = [
         status.trial
         for status in declared.statuses
-        if status.result is not None and not is_tracked(settings.ledger, store, status.result)
+        if status.result is not None and not is_tracked(settings.ledger, store, declared.sweep.title, status.result)
     ]
     if not today.to_do and not untracked:
         return ExitCode.DONE
@@ -213,9 +283,8 @@ def _run(
             code = _run_trials(today, settings, facts, fingerprints, view, tracker)
         missing = tracker.close(20.0 if code == ExitCode.INTERRUPTED else 120.0)
         if missing:
-            view.log(
-                f"{missing} runs are not in MLflow at {store.uri} yet ({tracker.error}); the same command sends them"
-            )
+            runs = f"{count(missing, 'run')} not in MLflow at {store.uri} yet"
+            view.log(f"{runs} ({tracker.error}); the same command sends what is missing")
     return code
 
 
@@ -230,7 +299,7 @@ def _run_trials(
     """Start or join Ray and run the trials; return the exit code that this led to."""
     from sweeps.cli.interrupts import GracefulInterrupt, hold_signals
 
-    view.log(f"{len(today.to_do)} trials to train; starting Ray")
+    view.log(f"{count(len(today.to_do), 'trial')} to train; starting Ray")
     with hold_signals():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
@@ -344,7 +413,8 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
         nonlocal announced
         policy = packing.policy_from_throughput(candidates, forecast.throughputs, state.resources.gpus)
         if policy.cells and not announced:
-            view.log(f"{len(policy.cells)} cells share their pictures in packs: reading them takes much of a step")
+            cells = count(len(policy.cells), "cell")
+            view.log(f"packs share their pictures in {cells}: reading them takes much of a step")
             announced = True
         return policy
 

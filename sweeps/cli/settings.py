@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import glob
+import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from sweeps.experiment.plan import Protocol, Sweep, unknown_name
-from sweeps.experiment.profiles import scaled
+from sweeps.cli.command import Command
+from sweeps.experiment.plan import Protocol, Sweep, sweep_from_json, unknown_name
+from sweeps.experiment.profiles import data_name, file_name, on_dataset, on_one_dataset, scaled
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 DEMO = "demo: embedded pictures, small nets, a short recipe; it shows how things work, not what CReLU is worth"
 SMOKE = "smoke test: two tiny cells on embedded pictures"
 SMALL = "no GPU here: the demo's small nets and short recipes (--profile paper for the paper's)"
+
+LONGEST = 60  # letters of a variant's name; a longer one is cut and ends with a hash
 
 StalePolicy = Literal["ask", "keep", "retrain"]
 
@@ -60,6 +65,7 @@ class Settings:
     retry_failed: bool = False
     display: Display = Display()
     price_per_gpu_hour: float = 0.0
+    command: Command = field(default_factory=Command)
 
     @property
     def ledger(self) -> Ledger:
@@ -80,6 +86,7 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace) -> Settings:
     output = absolute(options.output)
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     profile, dataset, banner = choose_profile(cells, options, address)
+    sentences = [banner, taken_sentence(cells, profile, _asked_dataset(options) or dataset)]
     return Settings(
         profile=profile,
         dataset=dataset,
@@ -102,7 +109,7 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace) -> Settings:
         stale="retrain" if options.yes and options.stale == "ask" else options.stale,
         fresh=options.fresh,
         retry_failed=options.retry_failed,
-        display=Display(options.json, options.quiet, options.verbose, banner),
+        display=Display(options.json, options.quiet, options.verbose, "\n".join(filter(None, sentences))),
         price_per_gpu_hour=options.price_per_gpu_hour,
     )
 
@@ -115,6 +122,9 @@ def choose_profile(cells: Sequence[Cell], options: argparse.Namespace, address: 
     """
     if options.smoke_test:
         return "smoke", options.dataset or "", SMOKE
+    if options.rehearse:
+        # What is rehearsed is the sweep at its real size, on whatever pictures and device there are.
+        return options.profile or "paper", absolute_dataset(options.dataset or ""), ""
     if options.profile == "demo" and not options.dataset:
         return "demo", "", DEMO
     if options.dataset:
@@ -169,13 +179,21 @@ def declare(
     name: str, cells: Sequence[Cell], protocol: Protocol, options: argparse.Namespace, settings: Settings
 ) -> Sweep:
     """Return the sweep as it is declared, whatever part of it is asked for; ValueError for an unknown field."""
-    if settings.profile in ("demo", "smoke"):
-        # Every data set would be embedded pictures: one of them shows as much as all.
-        cells = [cell for cell in cells if cell.dataset == cells[0].dataset]
+    profile, dataset = settings.profile, _asked_dataset(options) or settings.dataset
+    page = [scaled(cell, profile) for cell in taken(cells, profile, "")]
+    cells = taken(cells, profile, dataset)
     if options.smoke_test:
-        cells = (cells[0], cells[-1])
-    changed = [change(scaled(cell, settings.profile, settings.dataset), options.set) for cell in cells]
-    return Sweep(name, settings.profile, tuple(changed), protocol_of(protocol, settings.profile, options))
+        cells, page = (cells[0], cells[-1]), [page[0], page[-1]]
+    on_data = [scaled(cell, profile, dataset) for cell in cells]
+    changed = tuple(change(cell, options.set) for cell in on_data)
+    other_data = [cell.key for cell in on_data] != [cell.key for cell in page]
+    parts = [data_name(dataset) if other_data else "", fields_name(on_data, options.set)]
+    sweep = Sweep(name, profile, changed, protocol_of(protocol, profile, options), "-".join(filter(None, parts)))
+    if other_data:
+        digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
+        hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, parts[1]))))
+        return hashed if _is_taken(sweep, hashed, settings.ledger) else sweep
+    return sweep
 
 
 def asked_part(sweep: Sweep, options: argparse.Namespace) -> Sweep:
@@ -186,6 +204,58 @@ def asked_part(sweep: Sweep, options: argparse.Namespace) -> Sweep:
     part = sweep.only(options.only) if options.only else sweep
     seeds = options.seeds or sweep.protocol.seeds
     return dataclasses.replace(part, protocol=dataclasses.replace(part.protocol, seeds=seeds))
+
+
+def taken(cells: Sequence[Cell], profile: str, dataset: str) -> tuple[Cell, ...]:
+    """Return the cells of a page that a profile trains on `dataset` (empty: each on its own, or embedded pictures)."""
+    if dataset:
+        return on_one_dataset(cells, dataset)
+    # Every data set would be embedded pictures: one of them shows as much as all.
+    return on_one_dataset(cells, cells[0].dataset) if profile in ("demo", "smoke") else tuple(cells)
+
+
+def taken_sentence(cells: Sequence[Cell], profile: str, dataset: str) -> str:
+    """Return the sentence that says which cells of a page are trained; empty where all are."""
+    chosen = taken(cells, profile, dataset)
+    if len(chosen) == len(cells):
+        return ""
+    pictures = data_name(dataset) if dataset else "embedded"
+    return (
+        f"one data set ({pictures}): the page's cells of {chosen[0].dataset} are taken, {len(chosen)} of {len(cells)}"
+    )
+
+
+def fields_name(cells: Sequence[Cell], assignments: Sequence[str]) -> str:
+    """Return the fields of --set that change a cell as a part of a title, e.g. recipe.epochs=10; empty for none."""
+    values: dict[str, str] = {}
+    for assignment in assignments:
+        name, _, word = assignment.partition("=")
+        before = [cell.key for cell in cells]
+        after = [change(cell, [assignment]) for cell in cells]
+        values.pop(name, None)  # the last value of a field counts
+        if name != "dataset" and [cell.key for cell in after] != before:
+            value = getattr(after[0].recipe, name.removeprefix("recipe."), word)
+            values[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    words = file_name(",".join(f"{name}={values[name]}" for name in sorted(values)))
+    if len(words) <= LONGEST:
+        return words
+    return f"{words[: LONGEST - 7]}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
+
+
+def _is_taken(sweep: Sweep, hashed: Sweep, ledger: Ledger) -> bool:
+    """Return whether a sweep of other data has this title, or this sweep has run under its `hashed` one before."""
+    with suppress(ValueError):  # what is no plan holds no title
+        if ledger.read_json(f"plans/{hashed.title}.json") is not None:
+            return True
+        declared = ledger.read_json(f"plans/{sweep.title}.json")
+        return declared is not None and sweep_from_json(declared).datasets != sweep.datasets
+    return False
+
+
+def _asked_dataset(options: argparse.Namespace) -> str:
+    """Return the data set that --set dataset=NAME asks for, empty for none."""
+    names = [word.partition("=")[2] for word in options.set if word.startswith("dataset=")]
+    return absolute_dataset(names[-1]) if names else ""
 
 
 def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -> Protocol:
@@ -232,7 +302,7 @@ def change(cell: Cell, assignments: Sequence[str]) -> Cell:
         if not equals:
             raise ValueError(f"--set takes FIELD=VALUE, not {assignment!r}")
         if name == "dataset":
-            cell = dataclasses.replace(cell, dataset=absolute_dataset(word))
+            cell = on_dataset(cell, absolute_dataset(word))
         elif name == "net.final_activation":
             cell = dataclasses.replace(cell, net=cell.net.final_activation(word))
         elif name in fields:

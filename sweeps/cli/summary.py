@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from data.datasets import DataSet
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.experiment.plan import Plan, Sweep
+from sweeps.experiment.wording import count
 
 
 def print_summary(
@@ -46,25 +48,38 @@ def print_summary(
     if report:
         print(f"report    {report}")
     if settings.tracking_uri.startswith("sqlite"):
-        print(f"compare   {_mlflow_command()} ui --backend-store-uri {settings.tracking_uri}")
+        print(f"compare   {shlex.join([_mlflow_command(), 'ui', '--backend-store-uri', settings.tracking_uri])}")
     else:
         print(f"compare   {settings.tracking_uri}, experiment {settings.experiment}")
     if tracked:
         print(f"          {tracked}")
-    if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
-        print(f"resume    the same command{', with a larger --max-gpu-hours' if code == ExitCode.BUDGET else ''}")
-    elif failed or asked.given_up:
-        print("next      the same command with --retry-failed")
-    else:
-        more = sweep.protocol.seeds + 2
-        print(f"next      python -m sweeps.{sweep.name} --seeds {more}   (for standard errors)")
+    print(_next_command(asked.sweep, settings, code, failed + len(asked.given_up)))
     return code
+
+
+def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: int) -> str:
+    """Return the line with the command to type next, as it runs."""
+    command, protocol = settings.command, sweep.protocol
+    if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
+        hint = "   (or with a larger --max-gpu-hours)" if code == ExitCode.BUDGET else ""
+        return f"resume    {command.again()}{hint}"
+    if unfinished:
+        return f"next      {command.again('--retry-failed')}"
+    if code != ExitCode.DONE:
+        return f"next      {command.again()}"
+    if sweep.profile == "smoke":
+        return f"next      {command.again(drop='--smoke-test')}   (the sweep itself)"
+    if protocol.ablation or protocol.single:
+        return f"next      {command.again('--seeds', str(protocol.seeds + 2))}   (for standard errors)"
+    return f"next      {command.verb('export', sweep.title, f'{sweep.title}.zip', '--output', settings.output)}"
 
 
 def _print_states(plan: Plan) -> None:
     """Print how many trials are done, and which failed or are stale, and why."""
     done, failed, stale = plan.count("done", "stale"), plan.count("failed"), plan.count("stale")
-    print(f"{done} of {len(plan.statuses)} trials are done{f', {failed} failed' if failed else ''}.")
+    planned = count(len(plan.statuses), "trial")
+    verb = "is" if len(plan.statuses) == 1 else "are"
+    print(f"{done} of {planned} {verb} done{f', {failed} failed' if failed else ''}.")
     for status in plan.statuses:
         if status.state == "failed":
             print(f"  failed: {status.trial.cell.label} {status.trial.label}: {status.why}")
@@ -73,7 +88,8 @@ def _print_states(plan: Plan) -> None:
         print(f"  skipped: {skipped} of {label}: {why}; --retry-failed trains them.")
     if stale:
         why = next(status.why for status in plan.statuses if status.state == "stale")
-        print(f"{stale} are stale ({why}); --stale retrain trains them anew.")
+        verb, them = ("is", "it") if stale == 1 else ("are", "them")
+        print(f"{stale} {verb} stale ({why}); --stale retrain trains {them} anew.")
 
 
 def _report(sweep: Sweep, settings: Settings) -> tuple[str, str]:
@@ -81,7 +97,7 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[str, str]:
     from sweeps.report import build
 
     if "://" in settings.output:
-        return f"python -m sweeps report {sweep.title} --output {settings.output} --to DIR", ""
+        return settings.command.verb("report", sweep.title, "--output", settings.output, "--to", "report"), ""
     try:
         _, path, tracked = build.make(settings.ledger, sweep.title, Path(settings.output, "reports"))
     except ValueError as error:

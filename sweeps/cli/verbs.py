@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import shlex
 import tempfile
 from pathlib import Path
 
 from sweeps.experiment.plan import Sweep, current_plan, has_failed, sweep_from_json, unknown_name
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.wording import count
 from sweeps.results.evidence import titles
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
@@ -58,7 +60,8 @@ def reconcile(options: argparse.Namespace) -> int:
         runs.sync_trial(trial, idle)
     for cell in plan.sweep.cells:
         runs.sync_cell(cell, [status.trial for status in plan.of(cell)])
-    print(f"{len(started)} runs of {title} at {uri} are as the ledger says")
+    verb = "is" if len(started) == 1 else "are"
+    print(f"{count(len(started), 'run')} of {title} at {uri} {verb} as the ledger says")
     return 0
 
 
@@ -77,8 +80,8 @@ def export_study(options: argparse.Namespace) -> int:
     # A search that waits for its learning rate has asked for nothing.
     cells = [cell for cell in sweep.cells if plan.rates.get(cell.key, 0.0) is not None]
     studies = [study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0) for cell in cells]
-    count = export(studies, sweep.title, options.storage)
-    print(f"{count} studies written; to look at them: optuna-dashboard {options.storage}")
+    written = export(studies, sweep.title, options.storage)
+    print(f"{count(written, 'study')} written; to look at them: {shlex.join(['optuna-dashboard', options.storage])}")
     return 0
 
 
@@ -99,7 +102,7 @@ def verify_resume(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         verdict = verify(shortened(Trial(cell)), config, folder, options.kills, options.seed)
     if verdict.differences:
-        print(f"{cell.label}: killed {verdict.kills} times, and {', '.join(verdict.differences)} differ")
+        print(f"{cell.label}: killed {count(verdict.kills, 'time')}, and {', '.join(verdict.differences)} differ")
         return 1
     proof = {
         "code": code_fingerprint(cell.net),
@@ -108,8 +111,8 @@ def verify_resume(options: argparse.Namespace) -> int:
     }
     ledger.write_json(f"verified/{cell.key}.json", proof)
     print(
-        f"{cell.label}: killed {verdict.kills} times, weights, curves and scores are bit for bit those of a training "
-        "without interruption"
+        f"{cell.label}: killed {count(verdict.kills, 'time')}, weights, curves and scores are bit for bit those of a "
+        "training without interruption"
     )
     return 0
 

@@ -36,6 +36,7 @@ from sweeps.experiment.plan import (
     rate_trials,
 )
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, elsewhere, unclaim
 from sweeps.store.ledger import Json
 from sweeps.training.shared_batches import StreamKey
@@ -304,7 +305,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         limits, session, signature = self.session.limits, self.session, failure_signature(attempt)
         self.failures.setdefault(signature, set()).add(trial.cell.key)
         if sum(map(len, self.failures.values())) >= limits.failures:
-            session.stop_reason = f"{limits.failures} trials have failed"
+            have = "has" if limits.failures == 1 else "have"
+            session.stop_reason = f"{count(limits.failures, 'trial')} {have} failed"
         elif len(self.failures[signature]) >= limits.same_error:
             session.stop_reason = f"the same error in {limits.same_error} cells: {signature}"
         if session.stop_reason:

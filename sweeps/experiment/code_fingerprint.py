@@ -27,7 +27,7 @@ ENDS = (
     "sweeps.experiment.trial.Trial.to_json",
     "sweeps.training.data_time.",
     "sweeps.training.runtime.",
-    "sweeps.training.data_time.",
+    "sweeps.training.rehearsal.",
 )
 
 

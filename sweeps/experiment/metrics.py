@@ -109,13 +109,23 @@ def has_diverged(result: Json | None) -> bool:
     return result is not None and result.get("status") == "diverged"
 
 
+def has_died(result: Json | None) -> bool:
+    """Return whether a training with this result ended at chance, its loss a number to the end."""
+    return has_diverged(result) and (result or {}).get("ending") == "dead"
+
+
+def ending_word(result: Json) -> str:
+    """Return how a training ended in a word: finished, pruned, diverged or dead."""
+    return "dead" if has_died(result) else str(result["status"])
+
+
 # What a trial is to its cell's numbers, by phase; search trials left out.
 PARTS: Final = {"ablation": "seed", "holdout": "first phase", "match": "second phase", "fold": "fold"}
 Stand = tuple[str, str, Json | None]  # of a trial: its phase, its state, its result
 
 
 def lost_text(trials: Iterable[Stand]) -> str:
-    """Return what of a cell's trials trained nothing: "1 of 10 folds diverged, 1 of 3 seeds failed"; empty for none."""
+    """Return what of a cell's trials trained nothing: "1 of 10 folds diverged, 1 of 3 seeds died"; empty for none."""
     by_phase: dict[str, list[Stand]] = {}
     for trial in trials:
         by_phase.setdefault(trial[0], []).append(trial)
@@ -123,7 +133,8 @@ def lost_text(trials: Iterable[Stand]) -> str:
     for phase, part in PARTS.items():
         stands = by_phase.get(phase, [])
         lost = {
-            "diverged": sum(has_diverged(result) for _, _, result in stands),
+            "diverged": sum(has_diverged(result) and not has_died(result) for _, _, result in stands),
+            "died": sum(has_died(result) for _, _, result in stands),
             "failed": sum(state == "failed" for _, state, _ in stands),
             "skipped": sum(state == "skipped" for _, state, _ in stands),
         }
@@ -137,6 +148,6 @@ def lost_text(trials: Iterable[Stand]) -> str:
 
 
 def flags_of(result: Json) -> list[str]:
-    """Return what a reader must know of a result before believing it: diverged, restarted:TIMES."""
-    flags = ["diverged"] if result["status"] == "diverged" else []
+    """Return what a reader must know of a result before believing it: diverged or dead, restarted:TIMES."""
+    flags = [ending_word(result)] if has_diverged(result) else []
     return flags + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])

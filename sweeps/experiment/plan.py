@@ -54,13 +54,15 @@ class Protocol:
 class Sweep:
     """Declared list of cells, with the protocol that turns each into trials.
 
-    `others` are cells of the same declaration that are not asked for, of a part that was chosen by `only`.
+    `variant` names what the cells have in place of the page's own: another data set, or fields of --set. `others` are
+    cells of the same declaration that are not asked for, of a part that was chosen by `only`.
     """
 
     name: str
     profile: str
     cells: tuple[Cell, ...]
     protocol: Protocol = Protocol()
+    variant: str = ""
     others: tuple[Cell, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,8 +78,9 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """Return the name of the sweep's experiment: each profile but the paper's has its own."""
-        return self.name if self.profile == "paper" else f"{self.name}-{self.profile}"
+        """Return the name of the sweep's plan, experiment and report: its page's, then profile and variant, if any."""
+        profile = "" if self.profile == "paper" else self.profile
+        return "-".join(filter(None, (self.name, profile, self.variant)))
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:
@@ -476,6 +479,7 @@ def plan_to_json(plan: Plan) -> Json:
     return {
         "sweep": sweep.name,
         "profile": sweep.profile,
+        "variant": sweep.variant,
         "protocol": dataclasses.asdict(sweep.protocol),
         "cells": [cell_to_json(cell) | {"key": cell.key} for cell in sweep.cells],
         "trials": {status.trial.key: status.trial.label for status in plan.statuses},
@@ -495,6 +499,7 @@ def sweep_from_json(value: Json | None) -> Sweep:
         if protocol.get("rates") is not None:
             protocol["rates"] = RateStudy(str(protocol["rates"]["baseline"]), tuple(protocol["rates"]["rates"]))
         cells = tuple(cell_from_json(cell) for cell in value["cells"])
-        return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol))
+        variant = str(value.get("variant", ""))  # older plans lack it
+        return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol), variant)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a plan: {error!r}") from None

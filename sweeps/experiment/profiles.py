@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
 from sweeps.experiment.trial import Cell
@@ -12,10 +15,11 @@ PROFILES = ("paper", "mini", "demo", "smoke")
 
 
 class Scale(NamedTuple):
-    """Reduced form: width of every layer but the classifier, and the recipes in place of the paper's."""
+    """Reduced form: width of every layer but the classifier, the recipes in place of the paper's, share of dropout."""
 
     width: float
     recipes: dict[str, Recipe]
+    dropout: float = 1.0
 
 
 # A few hundred steps are too few for a schedule of 45 or 350 epochs: the demo's has two drops near its end.
@@ -28,32 +32,78 @@ def _demo(recipe: Recipe, epochs: int, batch: int, lr: float) -> Recipe:
     # On a CPU that has both, CIFAR's nets of a quarter's width are 1.2 to 1.5 times as fast in bf16 as in fp32;
     # ImageNet's on 64 pixels are not, and up to 1.25 times as slow (benchmarks.bench_step --width 0.25 --batch 32).
     precision = "fp32" if recipe.name.startswith("imagenet") else "auto"
-    return dataclasses.replace(short, schedule_epochs=100, stages=SHORT, precision=precision)
+    return dataclasses.replace(short, schedule_epochs=100, stages=SHORT, precision=precision, clip_norm=1.0)
 
 
 DEMO = {
     # With SGD these deep nets stay at chance for the few hundred steps of a demo; with Adam they learn.
     "allconv": dataclasses.replace(_demo(ALLCONV, epochs=8, batch=32, lr=0.002), optimiser="adam", weight_decay=0.0),
     "vgg": dataclasses.replace(_demo(VGG, epochs=8, batch=32, lr=0.003), optimiser="adam", weight_decay=0.0),
-    "imagenet-sgd": _demo(IMAGENET_SGD, epochs=12, batch=32, lr=0.02),
-    "imagenet-adam": _demo(IMAGENET_ADAM, epochs=12, batch=32, lr=1e-3),
+    "imagenet-sgd": _demo(IMAGENET_SGD, epochs=16, batch=32, lr=0.02),
+    "imagenet-adam": _demo(IMAGENET_ADAM, epochs=16, batch=32, lr=1e-3),
 }
+# Narrow nets that see few pictures need little dropout: VGG with all of it stays near chance.
+LITTLE_DROPOUT = 0.25
 SCALES = {
     "paper": Scale(1.0, {}),
     "mini": Scale(0.5, {recipe.name: dataclasses.replace(recipe, name=f"{recipe.name}-mini", epochs=recipe.epochs // 10)
                         for recipe in (ALLCONV, VGG, IMAGENET_SGD, IMAGENET_ADAM)}),
-    "demo": Scale(0.25, DEMO),
+    "demo": Scale(0.25, DEMO, LITTLE_DROPOUT),
     "smoke": Scale(0.125, {name: dataclasses.replace(recipe, name=f"{name}-smoke", epochs=1)
-                           for name, recipe in DEMO.items()}),
+                           for name, recipe in DEMO.items()}, LITTLE_DROPOUT),
 }  # fmt: skip
 
-# Embedded pictures in place of each data set, for profiles that need no download.
+# Embedded pictures in place of each data set, for profiles that need no download; a few hundred steps learn them.
 EMBEDDED = {
-    "imagenet": "synthetic:size=72,classes=10,train=2000,test=600",
-    "cifar10": "synthetic:size=32,classes=5,train=1500,test=600",
-    "cifar100": "synthetic:size=32,classes=10,train=1500,test=600",
+    "imagenet": "synthetic:size=72,classes=10,train=2000,test=600,clutter=20,contrast=30",
+    "cifar10": "synthetic:size=32,classes=5,train=1500,test=600,clutter=35,contrast=20",
+    "cifar100": "synthetic:size=32,classes=10,train=1500,test=600,clutter=35,contrast=20",
 }
 SMOKE = "synthetic:size=64,classes=4,train=96,test=48"
+
+# Names that a folder's own name would be mistaken for.
+TAKEN: Final = ("imagenet", "cifar10", "cifar100", "synthetic", "embedded", *PROFILES)
+
+
+def data_name(dataset: str) -> str:
+    """Return a data set's short name for labels and file names: cifar10, embedded, or that of its folder."""
+    kind, _, rest = dataset.partition(":")
+    if kind == "synthetic":
+        return "embedded"
+    if kind != "folder":
+        return file_name(dataset)
+    name = file_name(Path(rest).name)
+    return name if name and name not in TAKEN else f"folder-{name or 'root'}"
+
+
+def file_name(words: str) -> str:
+    """Return words as part of a file name: letters, digits and . = , + - remain, other signs become one underscore."""
+    return re.sub(r"[^\w.=,+-]+", "_", words).strip("._")
+
+
+def on_dataset(cell: Cell, dataset: str) -> Cell:
+    """Return `cell` trained on another data set, which its label names; it stands for the paper's as before."""
+    if dataset == cell.dataset:
+        return cell
+    paper_dataset = (cell.paper_dataset or cell.dataset) if cell.table else ""
+    label, versus = (_with_data_name(words, cell.dataset, dataset) for words in (cell.label, cell.versus))
+    return dataclasses.replace(cell, dataset=dataset, label=label, versus=versus, paper_dataset=paper_dataset)
+
+
+def _with_data_name(label: str, before: str, after: str) -> str:
+    """Return a label in which the word for a data set is that for another one."""
+    return " ".join(data_name(after) if word == data_name(before) else word for word in label.split(" "))
+
+
+def on_one_dataset(cells: Sequence[Cell], dataset: str) -> tuple[Cell, ...]:
+    """Return the cells of a page that are trained where all are trained on one data set.
+
+    They are those of this data set where the page has some, else those of the page's first data set: the others would
+    be the same nets on the same pictures once more.
+    """
+    names = [cell.dataset for cell in cells]
+    of = dataset if dataset in names else names[0]
+    return tuple(cell for cell in cells if cell.dataset == of)
 
 
 def scaled(cell: Cell, profile: str, dataset: str = "") -> Cell:
@@ -64,4 +114,8 @@ def scaled(cell: Cell, profile: str, dataset: str = "") -> Cell:
         dataset = cell.dataset if profile in ("paper", "mini") else embedded
     recipe = scale.recipes.get(cell.recipe.name, cell.recipe)
     net = cell.net if scale.width == 1.0 else cell.net.width(scale.width)
-    return dataclasses.replace(cell, net=dataclasses.replace(net, name=cell.net.name), dataset=dataset, recipe=recipe)
+    if scale.dropout != 1.0:
+        for after, rate in net.dropouts().items():
+            net = net.dropout(rate * scale.dropout, after)
+    small = dataclasses.replace(cell, net=dataclasses.replace(net, name=cell.net.name), recipe=recipe)
+    return on_dataset(small, dataset)

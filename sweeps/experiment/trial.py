@@ -42,7 +42,11 @@ MATCHES = ("train_loss", "valid_loss", "epoch", "none")
 
 @dataclass(frozen=True)
 class Cell:
-    """Row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it."""
+    """Row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it.
+
+    `versus` is the label of the cell with which this one is compared, besides the first of its table.
+    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one.
+    """
 
     label: str
     net: Net
@@ -50,6 +54,8 @@ class Cell:
     recipe: Recipe
     table: str = ""
     row: str = ""
+    versus: str = ""
+    paper_dataset: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -167,6 +173,8 @@ def cell_to_json(cell: Cell) -> Json:
         "net_name": cell.net.name,
         "table": cell.table,
         "row": cell.row,
+        "versus": cell.versus,
+        "paper_dataset": cell.paper_dataset,
         "net": cell.net.to_json(),
         "dataset": cell.dataset,
         "recipe": dataclasses.asdict(cell.recipe),
@@ -180,9 +188,16 @@ def cell_from_json(value: Json | None) -> Cell:
         recipe = dict(value["recipe"])
         recipe["stages"] = tuple(Stage(*stage) for stage in recipe["stages"])
         net = dataclasses.replace(Net.from_json(value["net"]), name=str(value["net_name"]))
-        label = str(value["label"])
-        dataset = str(value["dataset"])
-        return Cell(label, net, dataset, Recipe(**recipe), str(value["table"]), str(value["row"]))
+        return Cell(
+            str(value["label"]),
+            net,
+            str(value["dataset"]),
+            Recipe(**recipe),
+            str(value["table"]),
+            str(value["row"]),
+            str(value.get("versus", "")),  # older ledgers lack these two
+            str(value.get("paper_dataset", "")),
+        )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None
 

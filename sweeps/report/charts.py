@@ -10,8 +10,9 @@ import numpy as np
 
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TRAIN
 from sweeps.experiment.search import Search, space
+from sweeps.experiment.wording import count
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
-from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, count, plain, signed
+from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, named, number
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
@@ -34,21 +35,26 @@ def keys(runs: Sequence[Run]) -> str:
 
 
 def effect_gallery(group: ResultTable, effects: Sequence[Effect]) -> Gallery:
-    """Return one forest chart a metric."""
-    reference = effects[0].reference.label
+    """Return one forest chart a metric; a row's label names its reference where that is not every row's."""
+    references = list(dict.fromkeys(effect.reference.label for effect in effects))
+    reference = references[0]
     figures = []
     for metric in dict.fromkeys(effect.contrast.metric for effect in effects):
         name = named(metric, group.table)
-        points = [_effect_point(effect) for effect in effects if effect.contrast.metric == metric]
-        figures.append(Figure(name, Forest(points), alt=f"{group.title}, {name}: differences from {reference}"))
+        points = [_effect_point(effect, reference) for effect in effects if effect.contrast.metric == metric]
+        alt = f"{group.title}, {name}: differences from {', '.join(references)}"
+        figures.append(Figure(name, Forest(points), alt=alt))
+    others = f", or the row named behind {MINUS}" if len(references) > 1 else ""
     caption = (
-        f"Points of error less {reference}, with 95 % intervals of each difference alone; filled: p < .05 after Holm."
+        f"Points of error less {reference}{others}, with 95 % intervals of each difference alone; filled: p < .05 "
+        "after Holm."
     )
     return Gallery(group.title, tuple(figures), "medium", caption)
 
 
-def _effect_point(effect: Effect) -> Point:
-    label, contrast = effect.row.label, effect.contrast
+def _effect_point(effect: Effect, reference: str) -> Point:
+    named_reference = f" {MINUS} {effect.reference.label}" if effect.reference.label != reference else ""
+    label, contrast = f"{effect.row.label}{named_reference}", effect.contrast
     interval = f" {bounds(contrast.interval)}" if math.isfinite(contrast.interval.low) else ""
     return Point(
         contrast.difference,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sweeps.experiment.plan import seeds_text
+from sweeps.experiment.wording import count
 from sweeps.report import charts, record_tables
 from sweeps.report.claim_tables import claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, print_section
-from sweeps.report.render.document import Document, Gallery, Section, Tile, count, duration
+from sweeps.report.render.document import Document, Gallery, Section, Tile, duration
 from sweeps.report.result_tables import result_tables
 from sweeps.results.cell_numbers import ResultTable, groups, verdicts
 from sweeps.results.claims import ClaimResult, judge_claims
@@ -27,11 +28,13 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
     """Return the report of a sweep; `ledger` is read for the analyses' pictures alone."""
     # A sweep that only searches tests nothing, so it decides no claim.
     tables, claims = groups(survey), judge_claims(survey) if survey.sweep.protocol.trainings() else []
+    search = survey.sweep.protocol.search
     sections = [
         _claims(claims),
-        *(Section(group.id, group.title, _seeds(survey, group),
-                  tuple(result_tables(group, survey.sweep.protocol.search)))
-          for group in tables),
+        *(
+            Section(group.id, group.title, _seeds(survey, group), tuple(result_tables(group, search)))
+            for group in tables
+        ),
         _effects(tables),
         print_section(survey),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
@@ -58,7 +61,8 @@ def _banner(survey: SweepResults) -> str:
 def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[ClaimResult]) -> tuple[Tile, ...]:
     """Return the numbers at the head: verdicts, claims, trainings, hours."""
     words, decisions = verdicts(tables), [claim.decision for claim in claims if not claim.withheld]
-    judged = words["reproduced"] + words["differs"]
+    judged = words["reproduced"] + words["differs"] + words["inconclusive"]
+    unjudged = ", ".join(f"{words[word]} {word}" for word in ("withheld", "not run") if words[word])
     others = [word for word in ("contradicted", "inconclusive", "not run") if word in decisions]
     counts = ", ".join(f"{decisions.count(word)} {word}" for word in others)
     results = [run.result for run in survey.runs if run.result]
@@ -66,7 +70,7 @@ def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[
     todo = sum(run.state in ("new", "running") for run in survey.runs)
     hours = sum(float(result["seconds"]) for result in results) / 3600
     judging = [
-        Tile(f"{words['reproduced']} of {judged}", "errors reproduced", f"{words['not run']} not run"),
+        Tile(f"{words['reproduced']} of {judged}", "errors reproduced", unjudged),
         Tile(f"{decisions.count('supported')} of {len(decisions)}", "claims supported", counts),
     ]
     tested = [group for group in tables if group.table and survey.sweep.protocol.trainings()]
@@ -126,5 +130,5 @@ def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:
 
 def _failures(survey: SweepResults) -> Section:
     table = record_tables.failure_table(survey)
-    words = () if table else ("No training failed, diverged or was begun anew.",)
+    words = () if table else ("No training failed, diverged, died or was begun anew.",)
     return Section("failures", "Failures", words, (table,) if table else ())

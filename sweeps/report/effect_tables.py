@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from sweeps.experiment.metrics import TOP1
-from sweeps.report.render.document import NONE, Entry, Section, Table, bounds, chance, count, plain, signed
+from sweeps.experiment.wording import count
+from sweeps.report.render.document import NONE, Entry, Section, Table, bounds, chance, plain, signed
 from sweeps.report.result_tables import legend
 from sweeps.results import paper
 from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, named
@@ -17,17 +18,21 @@ from sweeps.results.evidence import SweepResults
 from sweeps.results.marks import MARKS, lost_marks
 from sweeps.results.statistics import wilson
 
+BESIDE: Final = "the one beside it: the first of the table, or the one that its cell names"
 PICTURES: Final = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
 
 
 def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
-    """Return the differences of a table's rows from its first row, with every test of them."""
-    columns = ("", "", "difference", "95 % interval", "t", "p (Holm)", "Wilcoxon p", "McNemar p", "over")
+    """Return the differences of a table's rows from their references, with every test of them."""
+    columns = ("", "less", "", "difference", "95 % interval", "t", "p (Holm)", "Wilcoxon p", "McNemar p", "over")
+    references = {effect.reference.label for effect in group_effects}
+    only = references.pop() if len(references) == 1 else ""
     rows = []
     for effect in group_effects:
         contrast, cell = effect.contrast, effect.row.key
         rows.append((
             Entry(effect.row.label, cell=cell),
+            Entry(NONE if only else effect.reference.label, cell=effect.reference.key),
             Entry(named(contrast.metric, group.table), tone="muted"),
             Entry(signed(contrast.difference), "", "", _marks(effect), contrast.runs, cell, contrast.metric),
             Entry(bounds(contrast.interval)),
@@ -38,19 +43,21 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
             Entry(over(contrast.basis, contrast.n), tone="muted"),
         ))  # fmt: skip
     family = sum(math.isfinite(effect.contrast.p) for effect in group_effects)
-    holm = f"p adjusted after Holm over the {count(family, 'test')} of this table; Wilcoxon's and McNemar's are not."
-    reference = group_effects[0].reference.label
+    holm = (
+        f"p adjusted after Holm over the {count(family, 'test')} of this table; votes and single trainings are no part "
+        "of them. Wilcoxon's and McNemar's p are not adjusted."
+    )
     notes = (
-        f"Each row less {reference}. Over folds: paired, corrected after Nadeau and Bengio; over "
-        "seeds: paired; votes: McNemar on the test pictures.",
+        f"Each row less {only or BESIDE}. Over folds: paired, corrected after Nadeau and Bengio; over "
+        "seeds: paired; votes: not tested, their interval is over the test pictures.",
         *([holm] if family else []),
         "McNemar speaks of these networks on other pictures, not of other trainings.",
     )
     notes += tuple(legend(mark for effect in group_effects for mark in _marks(effect)))
-    # A column that is empty in all rows, t of votes say, is left out.
+    # A column that is empty in all rows, t of votes say, is left out; so is the reference where all have the same.
     used = [i for i in range(len(columns)) if any(row[i].text != NONE for row in rows)]
     lines = tuple(tuple(row[i] for i in used) for row in rows)
-    align = "".join("llrrrrrrl"[i] for i in used)
+    align = "".join("lllrrrrrrl"[i] for i in used)
     return Table(f"{group.id}-effects", f"{group.title}: effects", tuple(columns[i] for i in used), align, lines, notes)
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sweeps.experiment.metrics import HELD_OUT, TOP1
+from sweeps.experiment.metrics import HELD_OUT, TOP1, ending_word
 from sweeps.experiment.rates import choose
-from sweeps.report.render.document import NONE, Entry, Table, count, duration, plain
+from sweeps.experiment.wording import count
+from sweeps.report.render.document import NONE, Entry, Table, duration, plain
 from sweeps.results.cell_numbers import NAMES
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.provenance import shares
@@ -64,17 +65,17 @@ def rate_table(survey: SweepResults) -> Table | None:
 
 
 def failure_table(survey: SweepResults) -> Table | None:
-    """Return the trials that failed, diverged, were skipped or begun anew, with the last error; None for no such."""
+    """Return the trials that failed, diverged, died, were skipped or begun anew, with the last error; None: no such."""
     rows = []
     for run in survey.runs:
         tries = survey.attempts.get(run.key, ())
         events = [*(str(event) for event in (run.result or {}).get("events", ())), *map(_error, tries)]
-        state = (run.result or {}).get("status", run.state)
-        if events or state in ("failed", "diverged", "skipped"):
+        state = ending_word(run.result) if run.result else run.state
+        if events or state in ("failed", "diverged", "dead", "skipped"):
             rows.append((
                 Entry(run.trial.cell.label, cell=run.trial.cell.key),
                 Entry(run.trial.label, runs=(run,)),
-                Entry(str(state), tone="bad" if state in ("failed", "diverged") else "muted"),
+                Entry(str(state), tone="bad" if state in ("failed", "diverged", "dead") else "muted"),
                 Entry(str(len(tries) + int((run.result or {}).get("restarts", 0)))),
                 Entry(events[-1] if events else run.why or NONE, tone="muted"),
             ))  # fmt: skip
@@ -188,5 +189,5 @@ def _metric(run: Run, name: str) -> Entry:
 
 def state_of(run: Run) -> str:
     """Return how a run stands: its ending where it is done, else its state."""
-    status = str((run.result or {}).get("status", run.state))
+    status = ending_word(run.result) if run.result else run.state
     return f"{status}, stale" if run.state == "stale" else status

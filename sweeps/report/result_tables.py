@@ -8,7 +8,8 @@ from typing import Final
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.experiment.search import Search
-from sweeps.report.render.document import NONE, TONES, Entry, Table, bounds, count, plain, signed
+from sweeps.experiment.wording import count
+from sweeps.report.render.document import NONE, TONES, Entry, Table, bounds, plain, signed
 from sweeps.results.cell_numbers import (
     DERIVED,
     SLUGS,
@@ -24,7 +25,7 @@ from sweeps.results.cell_numbers import (
 from sweeps.results.deviations import deviations
 from sweeps.results.marks import MARKS, marks
 from sweeps.results.paper import Printed
-from sweeps.results.statistics import METHODS
+from sweeps.results.statistics import METHODS, Verdict
 
 ERRORS: Final = "Errors in percent, lower is better; ± is the standard error, (n) the trainings behind a number."
 BRACKETS: Final = "In brackets: 95 % interval over the test pictures (Wilson), where there is one network or one vote."
@@ -130,8 +131,16 @@ def _verdict(group: ResultTable, row: Row, metric: str) -> tuple[Entry, Entry]:
         return Entry(NONE, tone="muted"), Entry(NONE, tone="muted")
     digits = 3 if metric == PARAMETERS else 2
     runs, cell = ours.runs, row.key
-    difference = Entry(signed(verdict.difference, digits), runs=runs if ours.known else (), cell=cell, metric=metric)
-    return difference, Entry(verdict.word, tone=TONES.get(verdict.word, "muted"))
+    interval = bounds(verdict.interval) if metric != PARAMETERS and math.isfinite(verdict.interval.low) else ""
+    difference = Entry(
+        signed(verdict.difference, digits), interval, runs=runs if ours.known else (), cell=cell, metric=metric
+    )
+    return difference, Entry(verdict_text(verdict), tone=TONES.get(verdict.word, "muted"))
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """Return the word of a verdict, with the reason where it is withheld."""
+    return f"withheld: {verdict.why}" if verdict.why else verdict.word
 
 
 def legend(used: Iterable[str]) -> list[str]:

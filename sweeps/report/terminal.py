@@ -105,7 +105,7 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
         for metric in metrics:
             known = metric in line.numbers
             cells += [_words(line.numbers[metric]), str(line.paper[metric] or "")] if known else ["", ""]
-        flags = [flag for flag in line.flags if not line.lost or flag not in ("diverged", "failed")]
+        flags = [flag for flag in line.flags if not line.lost or flag not in ("diverged", "dead", "failed")]
         marks = [
             *flags,
             *([line.lost] if line.lost else []),

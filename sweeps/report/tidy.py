@@ -53,8 +53,11 @@ def _numbers(survey: SweepResults) -> Iterable[Line]:
                     "paper": theirs.value if theirs else float("nan"),
                     "paper_se": (theirs.se if theirs and theirs.se is not None else float("nan")),
                     "difference": verdict.difference if verdict else float("nan"),
-                    "tolerance": verdict.tolerance if verdict else float("nan"),
+                    "difference_low": verdict.interval.low if verdict else float("nan"),
+                    "difference_high": verdict.interval.high if verdict else float("nan"),
+                    "tolerance": verdict.margin if verdict else float("nan"),
                     "verdict": verdict.word if verdict else "",
+                    "withheld": verdict.why if verdict else "",
                     "marks": [
                         MARKS[mark][0] for mark in marks(group, row.evidence, ours, survey.sweep.protocol.search)
                     ],
@@ -103,7 +106,8 @@ def _claims(survey: SweepResults) -> Iterable[Line]:
                 "relation": compared.comparison.relation,
                 "rival": compared.rival,
                 "decision": compared.decision,
-                "more_seeds": compared.seeds,
+                "more_seeds": compared.more,
+                "more_of": compared.contrast.unit,
             } | _contrast(compared.contrast, compared.p)
 
 

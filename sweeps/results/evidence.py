@@ -21,6 +21,7 @@ from sweeps.experiment.metrics import PARAMETERS, has_diverged, lost_text, phase
 from sweeps.experiment.plan import Plan, Sweep, TrialStatus, current_plan, has_failed, sweep_from_json, unknown_name
 from sweeps.experiment.search import study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
+from sweeps.results.analyses import default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
 from sweeps.results.provenance import provenance, shares
 from sweeps.store.ledger import Json, Ledger
@@ -212,7 +213,7 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
         question, record = str(manifest["question"]), dict(manifest["record"])
-    runs = {status.trial.key: _run(ledger, status) for status in statuses}
+    runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
     cells = tuple(
         dataclasses.replace(_cell_results(ledger, cell, runs, studies.get(cell.key, ())), rates=_rate_keys(sweep, cell))
         for cell in sweep.cells
@@ -263,14 +264,12 @@ def _frozen(ledger: Ledger, manifest: Json) -> tuple[tuple[TrialStatus, ...], di
     return tuple(statuses), studies
 
 
-def _run(ledger: Ledger, status: TrialStatus) -> Run:
+def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
     trial, state, result, why = status
-    mlflow = str((ledger.read_json(f"tracked/{trial.key}.json") or {}).get("run", ""))
+    mlflow = str(ledger.tracked(trial.key, title).get("run", ""))
     if result is None:
         return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {})
-    jobs = ledger.folders(f"trials/{trial.key}/analysis")
-    summaries = {job: ledger.read_json(f"trials/{trial.key}/analysis/{job}/summary.json") for job in jobs}
-    analyses = {job: summary for job, summary in summaries.items() if summary is not None}
+    analyses = default_summaries(ledger, trial.key)
     measured = [result["metrics"], *(summary["metrics"] for summary in analyses.values())]
     metrics = {name: float(value) for metrics in measured for name, value in metrics.items()}
     # The decisions of folds are read together with their vote.

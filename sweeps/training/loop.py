@@ -25,6 +25,18 @@ Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 class DivergedError(Exception):
     """The loss of a training is not finite."""
 
+    ending = "diverged"
+
+
+class DeadError(DivergedError):
+    """The net of a training gives all pictures the same class, or has the loss of guessing, and learns no more."""
+
+    ending = "dead"
+
+
+# Endings of trainings that came to nothing: their numbers are those of guessing.
+LOST = (DivergedError.ending, DeadError.ending)
+
 
 class Learner:
     """Net in training: weights, optimiser and position, all of them in `tensors`, `epoch` and `step_count`.
@@ -43,6 +55,9 @@ class Learner:
         self.precision = precision
         self.ranks = ranks
         self.micro_batches = 1
+        # Norm of the last step's gradient before clipping, where the recipe clips or `measures_norm` is set.
+        self.measures_norm = False
+        self.gradient_norm: Tensor | None = None
         self.epoch = 0
         self.step_count = 0
         self.device = next(model.parameters()).device
@@ -75,8 +90,11 @@ class Learner:
         self.sums[3] += len(images)
         self.ranks.sum_gradients(self.model)
         # The step itself.
-        if recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        if recipe.clip_norm or self.measures_norm:
+            gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
+            self.gradient_norm = nn.utils.get_total_norm(gradients)
+            if recipe.clip_norm:
+                nn.utils.clip_grads_with_norm_(self.model.parameters(), recipe.clip_norm, self.gradient_norm)
         self.optimiser.step(recipe.learning_rate(self.epoch, self.step_count, self.steps), recipe.decay(self.epoch))
         self.step_count += 1
         if self.step_count % FINITE_CHECK_STEPS == 0:

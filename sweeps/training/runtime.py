@@ -38,6 +38,13 @@ class RuntimeConfig:
     ranks: int = 1
 
 
+def available_device() -> str:
+    """Return the kind of the fastest device of this machine."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
     """Return what a trial ran on, for its record."""
     import torch

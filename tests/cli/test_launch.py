@@ -101,7 +101,7 @@ def test_dry_run_shows_every_declared_cell_and_counts_what_is_asked_for(
 def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep, part, settings = command_line(tmp_path, "--only", "CReLU c*")
+    sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*")
     for trial in expand(sweep, {}):
         finish(settings.ledger, trial, Made({TOP1: 50.0}))
     monkeypatch.setattr(run, "_run", lambda *_: ExitCode.DONE)
@@ -110,7 +110,7 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
     assert run.run_sweep(sweep, part, settings) == ExitCode.DONE
     table = capsys.readouterr().out
     assert all(cell.label in table for cell in sweep.cells)
-    assert "1 of 1 trials are done" in table
+    assert "1 of 1 trial is done" in table
     assert "not asked for: " in table
     assert current_plan(settings.ledger, sweep.title).sweep == sweep
     content = settings.ledger.read(f"results-{sweep.title}.parquet")
@@ -119,7 +119,7 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
 
 
 def test_fresh_and_retry_leave_alone_what_is_not_asked_for(tmp_path: Path) -> None:
-    sweep, part, settings = command_line(tmp_path, "--only", "CReLU c*", "--fresh")
+    sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*", "--fresh")
     longer = dataclasses.replace(part, protocol=dataclasses.replace(part.protocol, seeds=2))
     for trial in (*expand(sweep, {}), *expand(longer, {})):
         result = {"key": trial.key, "status": "finished", "fingerprint": "", "code": code_fingerprint(trial.cell.net)}
@@ -130,7 +130,7 @@ def test_fresh_and_retry_leave_alone_what_is_not_asked_for(tmp_path: Path) -> No
 
 
 def test_retry_failed_trains_what_was_skipped_and_fresh_forgets_that(tmp_path: Path) -> None:
-    _, part, settings = command_line(tmp_path, "--only", "CReLU c*", "--seeds", "4", "--retry-failed")
+    _, part, settings = command_line(tmp_path, "--only", "CReLU e*", "--seeds", "4", "--retry-failed")
     trials = expand(part, {})
     for trial in trials[:2]:
         finish(settings.ledger, trial, Made({TOP1: 80.0}, status="diverged"))

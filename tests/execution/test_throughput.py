@@ -181,7 +181,7 @@ def test_forecast_of_a_sweep_that_has_begun_is_from_its_ledger(tmp_path: Path) -
     finished(Ledger(f"{tmp_path}/ledger"), before.to_do[0], [20.0, 20.0], 1)
     here, today = forecast(tmp_path)
     assert [trial.cell.label for trial in today.to_do] == ["0.5"]
-    assert here.sentence((trial, 0) for trial in today.to_do).startswith("forecast for 1 trials: ")
+    assert here.sentence((trial, 0) for trial in today.to_do).startswith("forecast for 1 trial: ")
     assert here.throughputs.trained()[before.to_do[0].cell.key].likely == 20.0
 
 
@@ -211,7 +211,7 @@ def test_at_the_end_the_forecast_stands_beside_what_it_took(tmp_path: Path) -> N
     here.add_epoch(trial, row(1000.0))
     finished(Ledger(f"{tmp_path}/ledger"), trial, [10.0], 1)
     compare(here, [(trial, 2 * expected)], said.append)
-    assert said == [f"1 trials: forecast {expected:.0f} s of trials, actual {2 * expected:.0f} s (+100%)"]
+    assert said == [f"1 trial: forecast {expected:.0f} s of trials, actual {2 * expected:.0f} s (+100%)"]
     (name,) = Ledger(f"{tmp_path}/ledger").names("forecasts")
     kept = Ledger(f"{tmp_path}/ledger").read_json(f"forecasts/{name}")
     assert kept == {"forecast_s": pytest.approx(expected), "actual_s": pytest.approx(2 * expected), "trials": 1}
@@ -226,7 +226,7 @@ def test_a_continued_trial_is_compared_by_the_epochs_of_this_session(tmp_path: P
     expected = here.estimates([(trial, 2)])[0].likely + WORKER_START
     finished(Ledger(f"{tmp_path}/ledger"), trial, [10.0], 1)
     compare(here, [(trial, expected)], said.append)
-    assert said == [f"1 trials: forecast {expected:.0f} s of trials, actual {expected:.0f} s (+0%)"]
+    assert said == [f"1 trial: forecast {expected:.0f} s of trials, actual {expected:.0f} s (+0%)"]
 
 
 def drive(folder: str) -> None:

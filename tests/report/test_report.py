@@ -414,7 +414,7 @@ def test_check_passes_what_the_store_says_and_fails_what_it_does_not(
     assert build.run(options(output, check=str(path))) == 1
     captured = capsys.readouterr()
     assert "table-4 no longer matches the store" in captured.err
-    assert "0 of 1 tables match" in captured.out
+    assert "0 of 1 table matches the store" in captured.out
 
 
 def test_check_sees_a_result_that_came_later(tmp_path: Path) -> None:

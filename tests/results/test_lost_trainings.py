@@ -10,7 +10,7 @@ import pytest
 
 from sweeps.cifar_width import CELLS
 from sweeps.cli.status import status
-from sweeps.experiment.metrics import AVERAGE, TOP1, VOTE, has_diverged, lost_text
+from sweeps.experiment.metrics import AVERAGE, TOP1, VOTE, ending_word, has_diverged, lost_text
 from sweeps.experiment.plan import Protocol, Sweep, current_plan
 from sweeps.experiment.trial import Trial
 from sweeps.report import mlflow_notes, terminal
@@ -29,20 +29,25 @@ N, CLASSES, CHANCE = 200, 10, 90.0
 PROTOCOL = Protocol(seeds=3, folds=4)
 SWEEP = Sweep("lost", "paper", only(CELLS, "cifar10")[:4], PROTOCOL)
 BASELINE, DOUBLE, AVR, CRELU = SWEEP.cells
-DIVERGED = Made({TOP1: CHANCE}, curve=[], status="diverged", restarts=3, events=("the net is dead after epoch 2",))
+DIVERGED = Made(
+    {TOP1: CHANCE}, curve=[], status="diverged", ending="diverged", restarts=3, events=("the loss is not a number",)
+)
+DEAD = DIVERGED._replace(ending="dead", events=("the net is dead after epoch 2",))
 # What each cell's row says, in every view.
 LOST = {
     "Baseline": "",
     "Double": "1 of 4 folds diverged",
     "AVR": "1 of 3 seeds failed",
-    "CReLU": "3 of 3 seeds diverged, 4 of 4 folds diverged",
+    "CReLU": "3 of 3 seeds died, 4 of 4 folds died",
 }
 
 
 def outcome(trial: Trial) -> Made | None:
     """Return what became of a trial: most train, a fold of Double diverges, a seed of AVR fails, CReLU is dead."""
     cell = trial.cell
-    if cell is CRELU or (cell is DOUBLE and trial.phase == "fold" and trial.fold == 2):
+    if cell is CRELU:
+        return DEAD
+    if cell is DOUBLE and trial.phase == "fold" and trial.fold == 2:
         return DIVERGED
     if cell is AVR and trial.phase == "ablation" and trial.seed == 1:
         return None
@@ -87,7 +92,7 @@ def test_status_says_what_was_lost(output: Path, capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     for label, lost in names():
         (line,) = (line for line in lines if line.startswith(label + " "))
-        assert line.endswith(f"; {lost}") if lost else ("diverged" not in line and "failed" not in line)
+        assert line.endswith(f"; {lost}") if lost else not any(word in line for word in ("diverged", "died", "failed"))
     status(argparse.Namespace(output=str(output), sweep=None, watch=False, json=True))
     cells = json.loads(capsys.readouterr().out)["lost"]["cells"]
     assert {cell["label"]: cell["lost"] for cell in cells} == dict(names())
@@ -162,7 +167,7 @@ def test_claims_over_such_cells_are_withheld_with_the_reason(results: SweepResul
     averages = [claim for claim in used if any(c.comparison.metric == AVERAGE for c in claim.compared)]
     assert averages
     for claim in averages:
-        assert "4 of 4 folds diverged of CReLU cifar10" in claim.withheld
+        assert "4 of 4 folds died of CReLU cifar10" in claim.withheld
         assert claim.decision == "not run"
 
 
@@ -183,5 +188,8 @@ def test_what_was_lost_is_counted_by_part() -> None:
     assert not has_diverged(None)
     folds = [("fold", "done", good)] * 7 + [("fold", "done", bad), ("fold", "failed", None), ("fold", "skipped", None)]
     assert lost_text(folds) == "1 of 10 folds diverged, 1 failed, 1 skipped"
+    died = ("fold", "done", {**bad, "ending": "dead"})
+    assert lost_text([died, *folds[1:]]) == "1 of 10 folds died, 1 failed, 1 skipped"
+    assert [ending_word(result) for result in (good, bad, died[2])] == ["finished", "diverged", "dead"]
     assert lost_text([("ablation", "failed", None)]) == "1 of 1 seed failed"
     assert lost_text([("inner", "failed", None), ("fold", "new", None), ("fold", "stale", good)]) == ""

@@ -147,12 +147,6 @@ def duration(hours: float) -> str:
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
 
 
-def count(n: int, noun: str) -> str:
-    """Return a number of things: 1 cell, 2 cells, 3 studies."""
-    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{n:,} {noun if n == 1 else many}"
-
-
 def split_note(note: str) -> tuple[str, str]:
     """Return the mark that a note explains (empty for a note on the table), and its words."""
     mark, gap, words = note.partition("  ")

@@ -15,7 +15,8 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sweeps.report.render.document import Document, Entry, Figure, Gallery, Section, Table, count, split_note
+from sweeps.experiment.wording import count
+from sweeps.report.render.document import Document, Entry, Figure, Gallery, Section, Table, split_note
 from sweeps.results.evidence import Run
 
 LONG: Final = 14  # letters from which the words of a place may be broken into lines

@@ -1,0 +1,122 @@
+"""Rehearsal of a sweep: each distinct cell takes its first steps, and its row says whether it would train."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from data import availability
+from data.datasets import cores
+from sweeps.cli.options import ExitCode
+from sweeps.cli.settings import Settings
+from sweeps.experiment.plan import Sweep
+from sweeps.experiment.wording import count
+from sweeps.store.ledger import Json
+from sweeps.training.runtime import RuntimeConfig
+
+if TYPE_CHECKING:
+    from sweeps.training.rehearsal import Progress, Rehearsal
+
+PAUSE = 20.0  # seconds between two lines on the progress of a cell
+
+
+def rehearse_sweep(sweep: Sweep, settings: Settings, steps: int) -> ExitCode:
+    """Rehearse the cells of a sweep, print a row for each as it is done, and return FAILED where one would not train.
+
+    ValueError where pictures are asked for that are not there.
+    """
+    from sweeps.training.rehearsal import rehearse
+    from sweeps.training.runtime import available_device
+
+    cells = {cell.key: cell for cell in sweep.cells}
+    pictures = {name: _pictures(name, settings) for name in sweep.datasets}
+    threads = cores()
+    config = RuntimeConfig(
+        ledger="",
+        data_dir=str(settings.data_dir),
+        device="cpu" if settings.resources.gpus == 0 else available_device(),
+        reader=settings.reader,
+        workers=threads,
+        threads=threads,
+        deterministic=settings.deterministic,
+        data_source=settings.data_source,
+    )
+    quiet = settings.display.json
+    width = max(len(cell.label) for cell in cells.values())
+    if not quiet:
+        print(f"{count(len(cells), 'cell')}, {count(steps, 'step')} each, on {config.device}")
+        print(f"{'cell':<{width}}  {HEAD}", flush=True)
+    done: list[Rehearsal] = []
+    try:
+        for cell in cells.values():
+            report = _reporter(cell.label, steps, settings.display.quiet)
+            done.append(rehearse(cell, steps, config, pictures[cell.dataset], report))
+            if not quiet:
+                print(f"{cell.label:<{width}}  {row(done[-1])}", flush=True)
+    except KeyboardInterrupt:
+        share = f"{len(done)} of {count(len(cells), 'cell')}"
+        print(f"interrupted after {share}; a rehearsal keeps nothing", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    if quiet:
+        print(json.dumps([as_json(rehearsal) for rehearsal in done], indent=1))
+    faults = [rehearsal for rehearsal in done if rehearsal.is_fault]
+    names = ", ".join(f"{rehearsal.label} ({rehearsal.words})" for rehearsal in faults)
+    if faults:
+        print(f"{len(faults)} of {count(len(done), 'cell')} would not train: {names}", file=sys.stderr)
+    return ExitCode.FAILED if faults else ExitCode.DONE
+
+
+HEAD = (
+    f"{'loss first':>10} {'last':>7} {'error':>7}  {'norm max':>8} {'median':>8} {'memory':>9} {'images/s':>9}  verdict"
+)
+
+
+def row(rehearsal: Rehearsal) -> str:
+    """Return the numbers of a rehearsed cell as a row under HEAD."""
+    return (
+        f"{rehearsal.first_loss:>10.3f} {rehearsal.last_loss:>7.3f} {rehearsal.error:>5.1f} %  "
+        f"{rehearsal.largest_norm:>8.3g} {rehearsal.median_norm:>8.3g} {rehearsal.memory / 2**20:>5.0f} MiB "
+        f"{rehearsal.images_per_s:>9.4g}  {rehearsal.words}"
+    )
+
+
+def as_json(rehearsal: Rehearsal) -> Json:
+    """Return a rehearsed cell as JSON, None for a number that is not finite."""
+    numbers = {name: value for name, value in rehearsal._asdict().items() if name != "losses"}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in numbers.items()
+    }
+
+
+def _pictures(name: str, settings: Settings) -> str:
+    """Return the data set to rehearse on in place of `name`: itself where it is there, else embedded pictures."""
+    from sweeps.training.rehearsal import stand_in
+
+    def log(sentence: str) -> None:
+        if not settings.display.quiet:
+            print(sentence, file=sys.stderr)
+
+    present = name in availability.fingerprints([name], settings.data_dir)
+    embedded = "" if present or settings.data_source else stand_in(name)
+    if embedded:
+        log(f"{name} is not in {settings.data_dir}: embedded pictures of its size and classes take its place")
+    availability.ensure_dataset(embedded or name, settings.data_dir, log, settings.data_source)
+    return embedded or name
+
+
+def _reporter(label: str, steps: int, quiet: bool) -> Progress:
+    """Return a function that prints a line on a cell's progress now and then, on a terminal."""
+    shown = not quiet and sys.stderr.isatty()
+    last = time.monotonic()
+
+    def report(done: int, loss: float, images_per_s: float) -> None:
+        nonlocal last
+        if shown and done < steps and time.monotonic() - last >= PAUSE:
+            last = time.monotonic()
+            print(f"{label}: step {done} of {steps}, loss {loss:.3f}, {images_per_s:.4g} images/s", file=sys.stderr)
+
+    return report

@@ -1,0 +1,99 @@
+"""The commands that a sweep prints at its end: they repeat what was typed, and run as printed."""
+
+import dataclasses
+import shlex
+
+import pytest
+
+from sweeps.cli import summary
+from sweeps.cli.command import Command, program, without
+from sweeps.cli.options import ExitCode, parser
+from sweeps.cli.settings import Settings, settle
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.search import Search
+from sweeps.experiment.wording import against_forecast, count
+from tests.support.sweeps import BASELINE
+
+PROGRAM = (".venv/bin/python", "-m", "sweeps.cifar_width")
+GIVEN = ("--output", "my out", "--dataset", "folder:a b", "--only", "CReLU*", "!*half", "--profile", "mini", "--set",
+         "recipe.epochs=3")  # fmt: skip
+
+ABLATION = Protocol()
+
+
+def settings(*words: str) -> Settings:
+    typed = dataclasses.replace(settle((BASELINE,), parser("s", "").parse_args(words)), command=Command(PROGRAM, words))
+    return dataclasses.replace(typed, output="/my out")
+
+
+def line(code: ExitCode, *words: str, protocol: Protocol = ABLATION, profile: str = "mini", failed: int = 0) -> str:
+    return summary._next_command(Sweep("cifar_width", profile, (BASELINE,), protocol), settings(*words), code, failed)
+
+
+def test_next_line_repeats_what_was_given_with_more_seeds() -> None:
+    said = line(ExitCode.DONE, *GIVEN, "--seeds", "3", protocol=Protocol(seeds=3))
+    assert said.startswith("next      .venv/bin/python -m sweeps.cifar_width --output 'my out'")
+    assert said.endswith("   (for standard errors)")
+    words = shlex.split(said.partition("   (")[0])[1:]
+    assert tuple(words) == (*PROGRAM, *GIVEN, "--seeds", "5")
+    again = parser("cifar_width", "").parse_args(words[len(PROGRAM) :])
+    assert (again.seeds, again.only, again.dataset) == (5, ["CReLU*", "!*half"], "folder:a b")
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "failed", "more"),
+    [
+        (ExitCode.INTERRUPTED, ("--fresh", "--smoke-test"), 0, ("--smoke-test",)),
+        (ExitCode.INTERRUPTED, ("--stale", "retrain", "--yes"), 0, ()),
+        (ExitCode.INTERRUPTED, ("--stale=keep",), 0, ("--stale=keep",)),
+        (ExitCode.BUDGET, ("--max-gpu-hours", "5"), 0, ("--max-gpu-hours", "5")),
+        (ExitCode.FAILED, ("--retry-failed", "--seeds=2"), 1, ("--seeds=2", "--retry-failed")),
+        (ExitCode.FAILED, ("--seeds=2", "--resume"), 0, ("--seeds=2",)),
+        (ExitCode.DONE, ("--seeds=2", "--fresh"), 0, ("--seeds", "3")),
+    ],
+)
+def test_what_is_asked_for_once_is_not_repeated(
+    code: ExitCode, words: tuple[str, ...], failed: int, more: tuple[str, ...]
+) -> None:
+    said = line(code, *GIVEN, *words, failed=failed)
+    assert tuple(shlex.split(said.partition("   (")[0])[1:]) == (*PROGRAM, *GIVEN, *more)
+
+
+def test_smoke_test_is_followed_by_the_sweep_and_a_search_by_its_capsule() -> None:
+    assert line(ExitCode.DONE, "--smoke-test", "--output", "o", profile="smoke") == (
+        "next      .venv/bin/python -m sweeps.cifar_width --output o   (the sweep itself)"
+    )
+    searched = Protocol(ablation=False, search=Search(3))  # which more seeds would not change
+    assert line(ExitCode.DONE, protocol=searched) == (
+        "next      .venv/bin/python -m sweeps export cifar_width-mini cifar_width-mini.zip --output '/my out'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        (["python3", "-X", "dev", "-m", "sweeps.s", "--seeds", "1"], ("python3", "-X", "dev", "-m", "sweeps.s")),
+        ([".venv/bin/python", "-c", "code", "s", "--seeds", "1"], (".venv/bin/python", "-m", "sweeps.s")),
+        (["/v/bin/python", "/v/bin/pytest", "--seeds", "1"], ("/v/bin/python", "-m", "sweeps.s")),
+    ],
+)
+def test_program_is_the_one_that_was_called(called: list[str], expected: tuple[str, ...]) -> None:
+    assert program("sweeps.s", called, ["--seeds", "1"]) == expected
+
+
+def test_flag_is_left_out_with_its_words() -> None:
+    assert without(("-q", "--seeds", "3", "--only", "a", "--seeds=4"), "--seeds", 1) == ("-q", "--only", "a")
+    assert without(("--fresh", "--only", "--fresh-one"), "--fresh", 0) == ("--only", "--fresh-one")
+
+
+@pytest.mark.parametrize(
+    ("actual", "said"),
+    [(120.0, "+20%"), (50.0, "-50%"), (200.0, "+100%"), (250.0, "2.5 times as long"), (3913.0, "39 times as long")],
+)
+def test_time_far_above_its_forecast_is_a_factor(actual: float, said: str) -> None:
+    assert against_forecast(actual, 100.0) == said
+
+
+def test_one_thing_is_not_many() -> None:
+    assert [count(n, "trial") for n in (0, 1, 2, 1200)] == ["0 trials", "1 trial", "2 trials", "1,200 trials"]
+    assert (count(1, "study"), count(3, "study")) == ("1 study", "3 studies")

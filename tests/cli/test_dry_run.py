@@ -1,0 +1,99 @@
+"""A dry run ends with 2 where the run would be refused, says why, and writes nothing."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.datasets import beton_path
+from data.write import prepare
+from sweeps.cifar_width import CELLS
+from sweeps.cli.options import ExitCode, parser
+from sweeps.cli.run import dry_run
+from sweeps.cli.settings import asked_part, declare, settle
+from sweeps.experiment.plan import Protocol
+from sweeps.store.lease import Lease
+from sweeps.store.ledger import Ledger
+
+SMALL = "synthetic:size=32,classes=2,train=20,test=8"
+
+
+def ended(folder: Path, *words: str) -> ExitCode:
+    """Return the exit code of a dry run whose output and data lie below `folder`, which must stay as it was."""
+    words = (*words, "--output", str(folder / "out"), "--data-dir", str(folder / "data"))
+    options = parser("cifar_width", "").parse_args(words)
+    settings = settle(CELLS, options)
+    before = sorted(folder.rglob("*"))
+    sweep = declare("cifar_width", CELLS, Protocol(), options, settings)
+    code = dry_run(sweep, asked_part(sweep, options), settings)
+    assert sorted(folder.rglob("*")) == before
+    return code
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_data_that_are_not_there(more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(tmp_path, "--profile", "paper", *more) == ExitCode.USAGE == 2
+    shown, said = capsys.readouterr()
+    assert "Baseline cifar10" in shown
+    assert "cifar10 is not prepared: looked for cifar10-train.beton and cifar10-test.beton" in said
+    assert ended(tmp_path, "--profile", "demo", *more) == ExitCode.DONE
+    assert capsys.readouterr().err == ""
+
+
+def test_folder_that_is_not_there_or_holds_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--profile", "mini", "--dataset", f"folder:{tmp_path}/pictures")
+    assert ended(tmp_path, *words) == ExitCode.USAGE
+    assert f"error: no folder {tmp_path}/pictures" in capsys.readouterr().err
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    assert ended(tmp_path, *words) == ExitCode.USAGE
+    assert "at least two classes are needed" in capsys.readouterr().err
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(exist_ok=True)
+        for number in range(5):
+            Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
+    assert ended(tmp_path, *words) == ExitCode.DONE
+
+
+def test_source_that_does_not_hold_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "source").mkdir()
+    assert ended(tmp_path, "--profile", "paper", "--data-source", str(tmp_path / "source")) == ExitCode.USAGE
+    assert "holds no prepared files of cifar10" in capsys.readouterr().err
+
+
+def test_damaged_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(SMALL, tmp_path / "data", workers=1)
+    words = ("--profile", "mini", "--dataset", SMALL)
+    assert ended(tmp_path, *words) == ExitCode.DONE
+    path = beton_path(SMALL, "train", tmp_path / "data")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert ended(tmp_path, *words) == ExitCode.USAGE
+    assert path.name in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("a file")
+    assert ended(tmp_path, "--profile", "demo") == ExitCode.USAGE
+    assert f"cannot write to --output {tmp_path}/out" in capsys.readouterr().err
+
+
+def test_sweep_that_is_driven_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Lease(Ledger(str(tmp_path / "out" / "ledger")), "cifar_width-demo"):
+        assert ended(tmp_path, "--profile", "demo") == ExitCode.USAGE
+    assert "another driver works on this sweep" in capsys.readouterr().err
+    assert ended(tmp_path, "--profile", "demo") == ExitCode.DONE
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--cpus-per-trial", "5000"), "this machine has"),
+        (("--gpus-per-trial", "900"), "this machine has"),
+        (("--ranks", "21", "--gpus-per-trial", "0", "--cpus-per-trial", "1"), "ranks"),
+    ],
+)
+def test_resources_that_this_machine_lacks(
+    words: tuple[str, ...], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(SMALL, tmp_path / "data", workers=1)
+    assert ended(tmp_path, "--profile", "mini", "--dataset", SMALL, *words) == ExitCode.USAGE
+    assert why in capsys.readouterr().err

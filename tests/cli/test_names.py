@@ -1,0 +1,173 @@
+"""What a sweep on other data or with other fields is called: its title, its cells, its place on the ledger."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from sweeps.cli.options import parser
+from sweeps.cli.settings import declare, settle
+from sweeps.cli.verbs import pages
+from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json, sweep_from_json
+from sweeps.experiment.profiles import data_name
+from sweeps.experiment.trial import Trial, cell_from_json, cell_to_json
+from sweeps.results.cell_numbers import groups, stands_for
+from sweeps.results.evidence import survey, titles
+from sweeps.store.ledger import Ledger
+
+
+def declared(page: str, *words: str, output: Path | str = "/nowhere/out") -> tuple[Sweep, str]:
+    """Return the sweep that a page's command line asks for, and what is said before it."""
+    module = import_module(f"sweeps.{page}")
+    options = parser(page, "").parse_args([*words, "--output", str(output)])
+    settings = settle(module.CELLS, options)
+    protocol = getattr(module, "PROTOCOL", Protocol())
+    return declare(page, module.CELLS, protocol, options, settings), settings.display.banner
+
+
+def written(sweep: Sweep, output: Path) -> Sweep:
+    """Write the plan of a sweep, as its run does."""
+    ledger = Ledger.in_output(str(output))
+    ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(plan(sweep, ledger, {})))
+    return sweep
+
+
+@pytest.mark.parametrize("profile", ["paper", "mini"])
+@pytest.mark.parametrize("page", sorted(pages()))
+def test_every_sweep_trains_on_a_folder(page: str, profile: str) -> None:
+    cells = import_module(f"sweeps.{page}").CELLS
+    sweep, said = declared(page, "--profile", profile, "--dataset", "folder:/pictures/flowers")
+    first = [cell for cell in cells if cell.dataset == cells[0].dataset]
+    assert sweep.datasets == ("folder:/pictures/flowers",)
+    assert len(sweep.cells) == len(first) == len({cell.key for cell in sweep.cells})
+    expected = f"the page's cells of {cells[0].dataset} are taken, {len(first)} of {len(cells)}"
+    assert said == ("" if len(first) == len(cells) else f"one data set (flowers): {expected}")
+
+
+def test_cells_of_the_data_set_that_is_asked_for_are_taken_where_the_page_has_some() -> None:
+    sweep, said = declared("cifar_width", "--profile", "paper", "--dataset", "cifar100")
+    page = import_module("sweeps.cifar_width").CELLS
+    assert sweep.cells == tuple(cell for cell in page if cell.dataset == "cifar100")
+    assert said.endswith("the page's cells of cifar100 are taken, 5 of 10")
+    again, _ = declared("cifar_width", "--profile", "paper", "--set", "dataset=cifar100")
+    assert (again.cells, again.title) == (sweep.cells, sweep.title)
+
+
+@pytest.mark.parametrize(
+    ("page", "words", "title"),
+    [
+        ("imagenet_placement", "--profile paper", "imagenet_placement"),
+        ("imagenet_placement", "--profile paper --dataset imagenet", "imagenet_placement"),
+        ("imagenet_placement", "--profile demo", "imagenet_placement-demo"),
+        ("imagenet_placement", "--smoke-test", "imagenet_placement-smoke"),
+        ("imagenet_placement", "--profile paper --dataset folder:/a/flowers", "imagenet_placement-flowers"),
+        ("imagenet_placement", "--profile demo --dataset folder:/a/flowers", "imagenet_placement-demo-flowers"),
+        ("imagenet_placement", "--profile paper --set dataset=folder:/a/flowers", "imagenet_placement-flowers"),
+        ("imagenet_placement", "--profile mini --dataset synthetic", "imagenet_placement-mini-embedded"),
+        ("imagenet_placement", "--profile mini --dataset folder:/a/demo", "imagenet_placement-mini-folder-demo"),
+        ("imagenet_placement", "--profile mini --dataset imagenet:size=64", "imagenet_placement-mini-imagenet_size=64"),
+        ("cifar_width", "--profile paper --dataset cifar10", "cifar_width-cifar10"),
+        ("cifar_width", "--profile paper --set recipe.epochs=10", "cifar_width-recipe.epochs=10"),
+        ("cifar_width", "--profile paper --set recipe.epochs=350", "cifar_width"),  # which it has
+        ("cifar_width", "--profile paper --set recipe.epochs=9 recipe.epochs=350", "cifar_width"),
+        (
+            "cifar_width",
+            "--profile paper --set recipe.lr=1e-2 recipe.flip=0",
+            "cifar_width-recipe.flip=false,recipe.lr=0.01",
+        ),
+        (
+            "cifar_width",
+            "--profile paper --set recipe.flip=false recipe.lr=.01",
+            "cifar_width-recipe.flip=false,recipe.lr=0.01",
+        ),
+    ],
+)
+def test_title_names_what_the_page_s_cells_are_not(page: str, words: str, title: str) -> None:
+    sweep, _ = declared(page, *words.split())
+    assert sweep.title == title
+    again = sweep_from_json(plan_to_json(plan(sweep, Ledger("/nowhere"), {})))
+    assert (again.title, again) == (title, sweep)
+
+
+@pytest.mark.parametrize(
+    "words", ["folder:/a/my flowers/../my: flowers*", "folder:/ä/Blüten", "folder:/", "folder:/..."]
+)
+def test_title_is_a_file_name(words: str) -> None:
+    title = declared("cifar_width", "--profile", "paper", "--dataset", words)[0].title
+    assert title.startswith("cifar_width-")
+    assert len(title) > len("cifar_width-")
+    assert not set(title) & set(" /\\:*?\"'<>|\t")
+
+
+def test_long_title_is_cut_and_remains_its_own() -> None:
+    fields = ["recipe.epochs=7", "recipe.lr=0.02", "recipe.momentum=0.8", "recipe.weight_decay=0.01", "recipe.shift=3"]
+    long, _ = declared("cifar_width", "--profile", "paper", "--set", *fields)
+    other, _ = declared("cifar_width", "--profile", "paper", "--set", *fields[:-1], "recipe.shift=2")
+    assert long.title.startswith("cifar_width-recipe.epochs=7,recipe.lr=0.02")
+    assert len(long.title) <= len("cifar_width-") + 60
+    assert long.title != other.title
+
+
+def test_two_folders_of_one_name_are_two_sweeps(tmp_path: Path) -> None:
+    def of(folder: str) -> Sweep:
+        words = ("--profile", "mini", "--dataset", f"folder:{folder}")
+        return declared("imagenet_placement", *words, output=tmp_path)[0]
+
+    first = written(of("/a/flowers"), tmp_path)
+    second = written(of("/b/flowers"), tmp_path)
+    assert first.title == "imagenet_placement-mini-flowers"
+    assert second.title.startswith("imagenet_placement-mini-flowers-")
+    assert len(second.title) == len(first.title) + len("-123abc")
+    assert (of("/a/flowers"), of("/b/flowers")) == (first, second)
+    Path(Ledger.in_output(str(tmp_path)).path(f"plans/{first.title}.json")).unlink()
+    assert of("/b/flowers").title == second.title  # it stays where its results are
+
+
+def test_sweeps_of_one_output_stand_side_by_side_under_their_titles(tmp_path: Path) -> None:
+    asked: tuple[tuple[str, ...], ...] = (
+        ("--profile", "demo"),
+        ("--profile", "demo", "--dataset", "folder:/a/flowers"),
+        ("--profile", "demo", "--set", "recipe.epochs=3"),
+    )
+    sweeps = [written(declared("cifar_width", *words, output=tmp_path)[0], tmp_path) for words in asked]
+    ledger = Ledger.in_output(str(tmp_path))
+    assert sorted(titles(ledger)) == sorted(sweep.title for sweep in sweeps)
+    assert len({sweep.title for sweep in sweeps}) == 3
+    for sweep in sweeps:
+        assert titles(ledger, sweep.title) == [sweep.title]
+        assert survey(ledger, sweep.title).sweep == sweep
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        (("--profile", "demo"), "CReLU half embedded"),
+        (("--profile", "paper", "--dataset", "folder:/a/flowers"), "CReLU half flowers"),
+        (("--profile", "paper", "--dataset", "folder:/a/cifar10"), "CReLU half folder-cifar10"),
+        (("--profile", "paper"), "CReLU half cifar10"),
+    ],
+)
+def test_cells_are_named_for_what_they_train_on(words: tuple[str, ...], label: str) -> None:
+    sweep, _ = declared("cifar_width", *words)
+    (cell,) = [cell for cell in sweep.cells if cell.row == "CReLU half" and stands_for(cell) == "cifar10"]
+    assert cell.label == label
+    assert data_name(cell.dataset) == label.split()[-1]
+
+
+def test_cell_says_for_which_data_set_of_the_paper_it_stands(tmp_path: Path) -> None:
+    cell = import_module("sweeps.cifar_width").CELLS[-1]
+    assert (cell.dataset, stands_for(cell)) == ("cifar100", "cifar100")
+    options = parser("cifar_width", "").parse_args(["--profile", "paper", "--set", "dataset=folder:/a/flowers"])
+    moved = declare("p", (cell,), Protocol(), options, settle((cell,), options))
+    (there,) = moved.cells
+    assert (there.label, there.dataset, stands_for(there)) == ("CReLU half flowers", "folder:/a/flowers", "cifar100")
+    written(moved, tmp_path)
+    (group,) = groups(survey(Ledger.in_output(str(tmp_path)), moved.title))
+    assert (group.id, group.title, group.comparable) == ("table-1-cifar100", "Table 1, CIFAR-100", False)
+    # No part of any key; and older ledgers, which lack it, are read.
+    value = cell_to_json(there)
+    assert value.pop("paper_dataset") == "cifar100"
+    del value["versus"]
+    older = cell_from_json(value)
+    assert (older.key, Trial(older).key) == (there.key, Trial(there).key)
+    assert older.paper_dataset == ""
