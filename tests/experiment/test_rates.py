@@ -1,4 +1,4 @@
-"""The learning rate is chosen once, on a baseline's hold-out, before all else: it is that of every cell like it."""
+"""The learning rate is chosen once, on a baseline's hold-out, before all else; then all cells like it have it."""
 
 import dataclasses
 import json
