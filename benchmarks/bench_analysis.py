@@ -27,7 +27,7 @@ from crelu_models.tables import PAPER
 from sweeps.analysis.capture import batch_size
 from sweeps.analysis.cgls import cgls, ratio
 from sweeps.analysis.invariance_scores import CIFAR, IMAGENET, ONE_IN, Largest, firing, moved, thresholds
-from sweeps.analysis.pooling_ratio import Deal, kept_columns, patch_columns, patch_ratios, pooled_ratio
+from sweeps.analysis.pooling_ratio import Deal, patch_columns, patch_ratios, pooled_columns, pooled_ratio
 from sweeps.analysis.reconstruct import pooled, randomised
 from sweeps.analysis.weights import LoadedNet
 
@@ -151,7 +151,7 @@ def naive_patches(count: int) -> tuple[float, float, float]:
     w = patch_columns(torch.randn(96, 192, 3, 3, generator=stream, dtype=torch.float64), 3)
     x = torch.randn(count, len(w), generator=stream, dtype=torch.float64)
     gram, z = w.T @ w, x @ w
-    kept = kept_columns(z.view(count, 96, 9)).flatten(1)
+    kept = pooled_columns(z.view(count, 96, 9)).flatten(1)
     began = time.perf_counter()
     ours = pooled_ratio(x.square().sum(1), z, kept, gram)
     middle = time.perf_counter()

@@ -1,6 +1,6 @@
 """What does each choice do on its own? Architecture x placement x activation x width, each with its dropout searched.
 
-Beyond the paper: every prefix of CReLU layers at full and half width, the places it says did not help (conv2 and
+Beyond the paper: every prefix of CReLU layers at full and half width, the places it says did not help (VGG's conv2 and
 conv4, before pooling), AVR in the same places, and the concatenated leaky form it suggests. Constraints are plain
 Python. Hundreds of trainings: look at --dry-run, and take parts by --only.
 
@@ -9,11 +9,11 @@ Python. Hundreds of trainings: look at --dry-run, and take parts by --only.
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
-from sweeps import ALLCONV, IMAGENET_SGD, VGG, Cell, Protocol, Search, main
+from sweeps import ALLCONV, IMAGENET_SGD, VGG, Cell, Protocol, RateStudy, Search, main
 
 ARCHITECTURES = {
     "allconv": (S2, ALLCONV, ("cifar10", "cifar100"), ((1,), (2,), (4,), (1, 2), (1, 2, 3, 4), tuple(range(1, 8)))),
-    "vgg": (S4, VGG, ("cifar10", "cifar100"), ((1,), (1, 3), (1, 3, 5), (1, 3, 5, 8))),
+    "vgg": (S4, VGG, ("cifar10", "cifar100"), ((1,), (2,), (4,), (1, 3), (1, 3, 5), (1, 3, 5, 8))),
     "allcnnb": (S8, IMAGENET_SGD, ("imagenet",), ((1, 2, 3, 4), (1, 4, 7), tuple(range(1, 8)), tuple(range(1, 10)))),
 }
 ACTIVATIONS = ("crelu", "avr", "crelu_leaky")
@@ -46,7 +46,7 @@ CELLS = (
         if allowed(act, width)
     ),
 )
-PROTOCOL = Protocol(seeds=3, search=Search(20))
+PROTOCOL = Protocol(seeds=3, search=Search(20), rates=RateStudy("allconv * ReLU"))
 
 if __name__ == "__main__":
     main("full_grid", __doc__, CELLS, PROTOCOL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sweeps.analysis.sources import NotApplicableError, Source
+from sweeps.results.analyses import SCHEMA
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import constant, parquet
 
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from sweeps.training.runtime import RuntimeConfig
-
-# Goes up when a job's arithmetic or its files change, so that no old result is taken for a new one.
-SCHEMA = 2
 
 
 class Findings(NamedTuple):
@@ -39,12 +38,16 @@ class Findings(NamedTuple):
 
 
 class JobSpec(NamedTuple):
-    """A job for any machine: its name, its function (module:function), its options, whether to do it again."""
+    """A job for any machine: its name, its function (module:function), its options, whether to do it again.
+
+    `request` is the folder of these options below the job's own, "" for the defaults.
+    """
 
     job: str
     work: str
     asked: Json
     fresh: bool
+    request: str = ""
 
 
 class JobResult(NamedTuple):
@@ -54,6 +57,16 @@ class JobResult(NamedTuple):
     summary: Json | None
     why: str = ""
     not_applicable: bool = False
+
+
+def request_name(asked: Json, defaults: Json) -> str:
+    """Return the name of a request: the options that differ from the defaults, and their hash; "" where none does."""
+    differing = {name: value for name, value in asked.items() if value != defaults[name]}
+    if not differing:
+        return ""
+    words = " ".join(f"{name} {json.dumps(value)}" for name, value in differing.items())
+    digest = hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{re.sub('[^A-Za-z0-9.]+', '-', words)[:60].strip('-.')}-{digest}"
 
 
 def run_job(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> JobResult:
@@ -103,7 +116,7 @@ def analyse(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> Json:
 
     ledger = Ledger(runtime.ledger)
     loaded = load(source, ledger)
-    folder = f"{loaded.folder}/analysis/{spec.job}"
+    folder = f"{loaded.folder}/analysis/{_place(spec)}"
     if (summary := _read(ledger, spec, f"{folder}/summary.json")) is not None:
         return summary
     began = time.monotonic()
@@ -116,10 +129,11 @@ def analyse(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> Json:
         "folder": folder,
         "label": loaded.label,
         "cell": source.cell or loaded.label,
-        "net": loaded.net.name,
+        "net": loaded.known.name if loaded.known else "",
         "dataset": loaded.dataset,
         "trial": source.trial,
         "asked": spec.asked,
+        "request": spec.request,
         "rows": [dict(row) for row in findings.rows],
         "metrics": dict(findings.metrics),
         "notes": list(findings.notes),
@@ -137,7 +151,12 @@ def analyse(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> Json:
 
 def _folder(spec: JobSpec, source: Source) -> str:
     owner = f"trials/{source.trial}" if source.trial else f"weights/{Path(source.file).stem or 'none'}"
-    return f"{owner}/analysis/{spec.job}"
+    return f"{owner}/analysis/{_place(spec)}"
+
+
+def _place(spec: JobSpec) -> str:
+    """Return the folder of a request among a net's analyses: the job's own for its defaults, else one below it."""
+    return f"{spec.job}/{spec.request}" if spec.request else spec.job
 
 
 def _write(ledger: Ledger, folder: str, findings: Findings, names: Mapping[str, str]) -> dict[str, str]:

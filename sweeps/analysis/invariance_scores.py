@@ -214,9 +214,11 @@ def findings(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any]) -
     rows = [_row(layer, filters, transforms) for layer, filters in counts.items()]
     metrics = {
         f"invariance/{name}/{row['layer']}": float(row[column])
-        for name, column in (("score", "score"), ("dead", "dead"), ("under_firing", "under-firing"))
+        for name, column in (("score", "score"), ("se", "se"), ("dead", "dead"), ("under_firing", "under-firing"))
         for row in rows
     }
+    metrics |= {f"invariance/filters/{row['layer']}": float(row["filters"] - row["dead"]) for row in rows}
+    metrics["invariance/pictures"] = float(len(sample.indices))
     tables = {"table.parquet": stacked([_part(layer, filters, transforms) for layer, filters in counts.items()])}
     pictures = {"invariance.png": curve(rows, transforms, f"{loaded.label}: invariance of filters")}
     note = (

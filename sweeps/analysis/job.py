@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from sweeps.analysis import sources, summary
-from sweeps.analysis.compute import JobResult, JobSpec, cached, run_job
+from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, run_job
 from sweeps.analysis.sources import Source
 from sweeps.experiment.option_types import nonnegative_int
 from sweeps.store.ledger import Json, Ledger
@@ -27,13 +27,15 @@ MEMORY = 2**32  # bytes that one analysis keeps within
 class Job(NamedTuple):
     """An analysis by name, and the function that computes it (module:function).
 
-    One whose nets see `pictures` is faster on a GPU; one that is `alone` makes sense without weights.
+    One whose nets see `pictures` is faster on a GPU; one that is `alone` makes sense without weights; one for
+    `any_net` takes a file of weights whose net is not known.
     """
 
     name: str
     work: str
     pictures: bool = False
     alone: bool = False
+    any_net: bool = False
 
 
 def parser(job: Job, question: str | None) -> argparse.ArgumentParser:
@@ -42,14 +44,16 @@ def parser(job: Job, question: str | None) -> argparse.ArgumentParser:
         prog=f"python -m sweeps.analysis.{job.name}",
         description=question,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Results already there are kept. Exit codes: 0 done, 1 some runs failed, 2 usage, data or nothing fits.",
+        epilog="Results already there are kept, each request (samples, seed ...) apart; the report reads those of the "
+        "defaults. Exit codes: 0 done, 1 some runs failed, 2 usage, data or nothing fits.",
         allow_abbrev=False,
     )
     what = options.add_argument_group("whose weights")
     what.add_argument("--run", metavar="RUN_ID", help="one finished run, by MLflow's run id or by its trial key")
     what.add_argument("--sweep", metavar="NAME", help="all finished runs of a sweep that the analysis fits")
     what.add_argument("--weights", metavar="FILE", help=f"anybody's weights, or {sources.TORCHVISION}")
-    what.add_argument("--net", default="", metavar="NAME", help="the net of --weights: S2, S8, S3_crelu, alexnet ...")
+    nets = "S2, S8, S3_crelu, alexnet ..." + (" (default: every tensor of four dimensions)" if job.any_net else "")
+    what.add_argument("--net", default="", metavar="NAME", help=f"the net of --weights: {nets}")
     how = options.add_argument_group("how")
     how.add_argument("--layers", nargs="+", default=[], metavar="CONV", help="only these, e.g. conv1 conv2")
     how.add_argument(
@@ -78,7 +82,7 @@ def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
     """Run the job as the command line says, and exit."""
     options = parser.parse_args()
     try:
-        sys.exit(run_command(job, options))
+        sys.exit(run_command(job, options, parser.parse_args([])))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
@@ -89,13 +93,15 @@ def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
     sys.exit(USAGE)
 
 
-def run_command(job: Job, options: argparse.Namespace) -> int:
+def run_command(job: Job, options: argparse.Namespace, defaults: argparse.Namespace) -> int:
     """Analyse the named weights, store the results on the ledger, print and send them; return the exit code."""
+    asked = asked_of(options)
+    spec = JobSpec(job.name, job.work, asked, options.fresh, request_name(asked, asked_of(defaults)))
     ledger = Ledger.in_output(options.output)
     chosen = find_sources(job, options, ledger)
     several = len(chosen) > 1 and not options.quiet
     results: dict[Source, JobResult] = {}
-    for result in run_jobs(job, chosen, options):
+    for result in run_jobs(job, spec, chosen, options):
         results[result.source] = result
         if several and (result.summary is not None or not result.not_applicable):
             print(f"{len(results)}/{len(chosen)} {_sentence(result)}", file=sys.stderr)
@@ -134,8 +140,15 @@ def _show(ledger: Ledger, options: argparse.Namespace, summaries: Sequence[Json]
         print(f"  {sentence}")
     if options.sweep:
         print(f"table      {summary.leave(ledger, options.sweep, summaries)} (and .parquet)")
+    first = summaries[0]
     more = f" and {len(summaries) - 1} more" if len(summaries) > 1 else ""
-    print(f"files      {ledger.path(summaries[0]['folder'])}{more}")
+    print(f"files      {ledger.path(first['folder'])}{more}")
+    if first["request"]:
+        print("           asked for other than the defaults, which alone the report and the claims read")
+    home = first["folder"].removesuffix(f"/{first['request']}") if first["request"] else first["folder"]
+    others = [name for name in ledger.folders(home) if name != first["request"]]
+    if others:
+        print(f"other      requests in {ledger.path(home)}: {', '.join(others)}")
 
 
 # Sources and results ------------------------------------------------------------------------------------------
@@ -151,18 +164,23 @@ def find_sources(job: Job, options: argparse.Namespace, ledger: Ledger) -> list[
     if options.net and named != ["weights"]:
         raise ValueError(f"--net is for --weights: a {named[0]} knows its net")
     if options.weights:
-        return [sources.of_file(options.weights, options.net, options.dataset)]
+        return [sources.of_file(options.weights, options.net, options.dataset, any_net=job.any_net)]
     trials = [sources.of_run(ledger, options.run)] if options.run else sources.of_sweep(ledger, options.sweep)
     return [source._replace(dataset=options.dataset) for source in trials]
 
 
-def run_jobs(job: Job, chosen: Sequence[Source], options: argparse.Namespace) -> Iterator[JobResult]:
+def asked_of(options: argparse.Namespace) -> Json:
+    """Return the options that a result answers; lists sorted, as the order of layers changes nothing."""
+    asked = {name: value for name, value in vars(options).items() if name not in SHARED}
+    return {name: sorted(set(value)) if isinstance(value, list) else value for name, value in asked.items()}
+
+
+def run_jobs(job: Job, spec: JobSpec, chosen: Sequence[Source], options: argparse.Namespace) -> Iterator[JobResult]:
     """Yield the result of each source as it is known, those on the ledger first.
 
     One is computed in this process, several as Ray tasks. ValueError for a device or a cluster that is not there.
     """
-    asked = {name: value for name, value in vars(options).items() if name not in SHARED}
-    spec, ledger = JobSpec(job.name, job.work, asked, options.fresh), Ledger.in_output(options.output)
+    ledger = Ledger.in_output(options.output)
     missing = []
     for source in chosen:
         result = cached(ledger, spec, source)
@@ -255,7 +273,7 @@ def _track(ledger: Ledger, done: Sequence[tuple[Source, Json]], quiet: bool) -> 
 
 
 def send(ledger: Ledger, summary: Json, uri: str, run: str) -> bool:
-    """Log the files and metrics of an analysis on an MLflow run, once; return whether that was still to do."""
+    """Log the files of an analysis on an MLflow run, once, and of the defaults the metrics; return whether it did."""
     folder, job = summary["folder"], summary["job"]
     sent = {"uri": uri, "run": run, "finished_ms": summary["finished_ms"]}
     if ledger.read_json(f"{folder}/tracked.json") == sent:
@@ -263,7 +281,10 @@ def send(ledger: Ledger, summary: Json, uri: str, run: str) -> bool:
     from sweeps.tracking.mlflow_runs import log_files
 
     contents = {name: ledger.read(f"{folder}/{name}") for name in [*summary["files"], "summary.json"]}
-    files = {f"analysis/{job}/{name}": content for name, content in contents.items() if content is not None}
-    log_files(uri, run, files, {name: value for name, value in summary["metrics"].items() if math.isfinite(value)})
+    place = f"analysis/{job}/{summary['request']}".rstrip("/")
+    files = {f"{place}/{name}": content for name, content in contents.items() if content is not None}
+    # A run has one number of a name: that of the defaults.
+    numbers = {} if summary["request"] else summary["metrics"]
+    log_files(uri, run, files, {name: value for name, value in numbers.items() if math.isfinite(value)})
     ledger.write_json(f"{folder}/tracked.json", sent)
     return True

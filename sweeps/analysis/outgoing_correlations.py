@@ -95,6 +95,8 @@ def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) 
         parts.append(_part(layer, cosine, pearson))
         cosines[layer] = (cosine, least)
         metrics |= {f"{PAIR}/{layer}": rows[-1]["pair"], f"{NON_PAIR}/{layer}": rows[-1]["non-pair"]}
+        metrics |= {f"{PAIR}_sd/{layer}": rows[-1]["pair sd"], f"{NON_PAIR}_sd/{layer}": rows[-1]["non-pair sd"]}
+        metrics |= {f"outgoing/filters/{layer}": rows[-1]["filters"] - rows[-1]["zero"]}
         metrics |= {f"outgoing/pair_signed/{layer}": rows[-1]["pair signed"], f"outgoing/floor/{layer}": least}
     tables = {"table.parquet": stacked(parts), "non_pairs.parquet": _non_pairs(cosines)}
     note = (

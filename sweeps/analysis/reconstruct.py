@@ -141,7 +141,8 @@ def _patches(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any], l
             row |= {f"{name} columns": float(columns.double().mean())}
             paper = printed("S1", loaded.dataset, conv.name, metric)
             row |= {f"paper {name}": str(paper)} if paper else {}
-            metrics[f"{metric}/{conv.name}"] = row[name]
+            metrics |= {f"{metric}/{conv.name}": row[name], f"{metric}_se/{conv.name}": row[f"{name} se"]}
+        metrics |= {f"reconstruction/patches/{conv.name}": count, "reconstruction/pictures": deal.pictures}
         rows.append(row)
     table = stacked(parts)
     pictures = {"reconstruction.png": patch_histograms(table, layers, loaded.label)}
@@ -193,8 +194,10 @@ def _pictures(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any], 
     metrics: dict[str, float] = {}
     for row in rows[len(limits) - 1 :: len(limits)]:
         metrics |= {f"reconstruction/one_layer/{row['layer']}": row["one layer"]}
+        metrics |= {f"reconstruction/one_layer_se/{row['layer']}": row["± se"]}
         metrics |= {f"reconstruction/one_layer_random/{row['layer']}": row["random"]}
     metrics |= {f"reconstruction/picture_{row['iterations']}/{row['layer']}": row["picture"] for row in rows}
+    metrics["reconstruction/pictures"] = len(x)
     pictures = {
         f"reconstruction_{limit}.png": strip(
             sample.pixels(x), drawn[limit], f"{loaded.label}: {limit} iterations a layer"

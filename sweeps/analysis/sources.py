@@ -36,7 +36,7 @@ class NotApplicableError(ValueError):
 
 
 class Source(NamedTuple):
-    """A place of weights in plain values, for any machine: a trial's key, a file with its net, or neither.
+    """A place of weights in plain values, for any machine: a trial's key, a file, with its net if known, or neither.
 
     An empty `dataset` is the trial's; `cell` and `label` are its names for people.
     """
@@ -87,13 +87,16 @@ def of_sweep(ledger: Ledger, name: str) -> list[Source]:
     return sorted(finished, key=lambda source: (source.cell, source.label, source.trial))
 
 
-def of_file(file: str, net: str, dataset: str) -> Source:
-    """Return anybody's weights: a .safetensors file or a torch state dict of one of NETS, or torchvision's AlexNet."""
+def of_file(file: str, net: str, dataset: str, *, any_net: bool = False) -> Source:
+    """Return anybody's weights: a .safetensors file or a torch state dict of one of NETS, or torchvision's AlexNet.
+
+    The net may be unknown, "", where the analysis fits `any_net`.
+    """
     if file == TORCHVISION:
         return Source(file=file, net=net or "alexnet", dataset=dataset)
-    if not net:
+    if not net and not any_net:
         raise ValueError(f"say of which net the weights in {file} are, e.g. --net S8")
-    if net not in NETS:
+    if net and net not in NETS:
         raise ValueError(unknown_name("net", net, NETS, "the paper"))
     path = Path(file).expanduser().absolute()
     if not path.is_file():

@@ -46,7 +46,10 @@ def _average(name: str, values: Sequence[Any]) -> Any:
 
 
 def leave(ledger: Ledger, sweep: str, summaries: Sequence[Json]) -> str:
-    """Write the rows of every run as analysis/SWEEP/JOB.csv and .parquet; return the path of the first."""
+    """Write the rows of every run as analysis/SWEEP/JOB.csv and .parquet; return the path of the first.
+
+    What was asked for other than the defaults has the request's name in its file's.
+    """
     from sweeps.report.render.formats import comma_separated, parquet
 
     rows = [
@@ -55,10 +58,11 @@ def leave(ledger: Ledger, sweep: str, summaries: Sequence[Json]) -> str:
         for summary in summaries
         for row in summary["rows"]
     ]
-    job = summaries[0]["job"]
-    ledger.write(f"analysis/{sweep}/{job}.parquet", parquet(rows, f"analysis {job}"))
-    ledger.write(f"analysis/{sweep}/{job}.csv", comma_separated(rows))
-    return ledger.path(f"analysis/{sweep}/{job}.csv")
+    job, request = summaries[0]["job"], summaries[0]["request"]
+    file = f"analysis/{sweep}/{job}{f'-{request}' if request else ''}"
+    ledger.write(f"{file}.parquet", parquet(rows, f"analysis {job}"))
+    ledger.write(f"{file}.csv", comma_separated(rows))
+    return ledger.path(f"{file}.csv")
 
 
 def _table(rows: Sequence[Mapping[str, Any]], title: str) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.splits import open_file
 
+STATE_DICTS = ("state_dict", "model", "model_state_dict")
 RESIDENT = 2**29  # bytes of decoded pictures in memory: an analysis stays within 4 GiB
 # Torchvision's names of the layers that our net has under the paper's names.
 RENAMED = {
@@ -39,13 +40,27 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class LoadedNet:
-    """Weights with their net; `folder` is where the ledger stores their analyses, `dataset` may be empty."""
+    """Weights with their net, if it is known; `folder` has their analyses on the ledger, `dataset` may be empty."""
 
     label: str
     folder: str
-    net: Net
+    known: Net | None
     dataset: str
     weights: dict[str, Tensor]
+
+    @property
+    def net(self) -> Net:
+        """Return the net; NotApplicableError where it is not known."""
+        if self.known is None:
+            raise NotApplicableError(f"{self.label}: say of which net the weights are, e.g. --net S8")
+        return self.known
+
+    @property
+    def conv_names(self) -> list[str]:
+        """Return the names of the convs, in order; of an unknown net those of its tensors of four dimensions."""
+        if self.known is None:
+            return [name.removesuffix(".weight") for name in self.weights]
+        return [conv.name for conv in self.convs()]
 
     @property
     def classes(self) -> int:
@@ -137,12 +152,16 @@ def load(source: Source, ledger: Ledger) -> LoadedNet:
         label, weights = f"{trial.cell.label} {trial.label}", _tensors(content, f"{folder}/weights.safetensors")
         loaded = LoadedNet(label, folder, trial.net, source.dataset or trial.cell.dataset, weights)
     elif source.file:
-        net = NETS[source.net]
         content = _download() if source.file == TORCHVISION else Path(source.file).read_bytes()
-        weights = {_renamed(name): value for name, value in _tensors(content, source.file).items()}
+        tensors = _tensors(content, source.file)
         digest = hashlib.sha256(content + source.net.encode()).hexdigest()[:12]
         stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(source.file).stem)
-        loaded = LoadedNet(f"{stem} ({net.name})", f"weights/{stem}-{digest}", net, source.dataset, weights)
+        folder = f"weights/{stem}-{digest}"
+        if not source.net:
+            return LoadedNet(stem, folder, None, source.dataset, _conv_weights(tensors, source.file))
+        net = NETS[source.net]
+        weights = {_renamed(name): value for name, value in tensors.items()}
+        loaded = LoadedNet(f"{stem} ({net.name})", folder, net, source.dataset, weights)
     else:
         return LoadedNet("no weights", "weights/none", PAPER["S2"], source.dataset, {})
     _check(loaded)
@@ -160,10 +179,27 @@ def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
     except Exception as error:  # torch, pickle and safetensors raise of all kinds on a damaged file
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} holds no weights that can be read: {why}") from None
-    value = value.get("state_dict", value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        # A training's checkpoint has its state dict beside other things.
+        value = next((value[key] for key in STATE_DICTS if isinstance(value.get(key), dict)), value)
     if not isinstance(value, dict) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise ValueError(f"{name} holds no state dict of tensors but a {type(value).__name__}")
     return value
+
+
+def _conv_weights(tensors: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
+    """Return the weights of convs among anybody's tensors: four dimensions (k, c, h, w), k of 2 or more."""
+    convs = {
+        f"{name.removesuffix('.weight')}.weight": tensor
+        for name, tensor in tensors.items()
+        if tensor.ndim == 4 and len(tensor) > 1 and tensor.is_floating_point()
+    }
+    if not convs:
+        raise ValueError(
+            f"{file} holds no tensor of four dimensions (filters, channels, height, width) with two filters or more, "
+            "so no conv"
+        )
+    return convs
 
 
 def _download() -> bytes:

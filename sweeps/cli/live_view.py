@@ -14,7 +14,7 @@ from typing import Any
 
 from sweeps.cli.forecast import Forecast
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.metrics import error_text, flags_of
+from sweeps.experiment.metrics import ending_word, error_text, flags_of
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
@@ -74,7 +74,7 @@ class SweepProgress:
                 self.forecast.add_result(news)
             metrics: dict[str, float] = news["metrics"]
             error = metrics.get("final/test_top1_err", metrics.get("best/val_top1_err", float("nan")))
-            mark = "" if news["status"] == "finished" else f" ({news['status']})"
+            mark = "" if news["status"] == "finished" else f" ({ending_word(news)})"
             epochs = count(int(news["epochs"]), "epoch")
             return f"{name}: done, {error:.2f} % error after {epochs}, {news['seconds']:.0f} s{mark}"
         if event == "failed":
@@ -139,7 +139,7 @@ class SweepProgress:
         for key, trial in [(key, self.trials[key]) for key in keys] + [("", trial) for trial in self.pending]:
             if trial.cell.key == cell.key:
                 searched = search is not None and trial.phase == "holdout" and trial.seed == search.seed
-                part = "search" if searched else PARTS[trial.phase]
+                part = "rates" if key in self.plan.studied else "search" if searched else PARTS[trial.phase]
                 planned[part] = planned.get(part, 0) + 1
                 done[part] = done.get(part, 0) + (self.states.get(key) in ("done", "stale"))
         return " ".join(f"{part} {done[part]}/{count}" for part, count in planned.items())
@@ -148,7 +148,7 @@ class SweepProgress:
         trial = self.trials[key]
         epoch = self.epochs.get(key, 0)
         speed = f", {self.speed[key]:.0f} pictures/s" if key in self.speed else ""
-        return f"{trial.label} epoch {epoch}/{trial.cell.recipe.epochs}{speed}"
+        return f"{trial.label} epoch {epoch}/{trial.recipe.epochs}{speed}"
 
 
 def _time(seconds: float) -> str:

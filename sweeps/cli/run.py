@@ -24,7 +24,8 @@ from sweeps.execution.resources import (
     resolve_resources,
     why_unschedulable,
 )
-from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json
+from sweeps.experiment.plan import STATES, Plan, Sweep, plan, plan_to_json
+from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.store.checkpoint_header import progress
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from sweeps.cli.live_view import LiveView
     from sweeps.execution.session import DriverState
     from sweeps.tracking.tracker import Tracker
-
-STATES = ("new", "running", "done", "stale", "failed")
 
 
 def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
@@ -66,7 +65,13 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
         print(settings.display.banner)
     _print_cells(declared, today, settings)
     if today.pending:
-        print("later: what follows once a cell's dropout is chosen, or a first phase is over")
+        rate = "the learning rate or " if today.sweep.protocol.rates else ""
+        print(f"later: what follows once {rate}a cell's dropout is chosen, or a first phase is over")
+    for status in today.statuses:
+        if status.trial.key in today.studied:
+            print(f"learning rate: {status.trial.cell.label} {status.trial.label}, {status.state}")
+    for label, why in declared.given_up.items():
+        print(f"{label}: {why}; the others are skipped (--retry-failed trains them)")
     if further := declared.seeds_text():
         print(further)
     to_train = (*today.to_do, *today.pending)
@@ -81,7 +86,7 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
 def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
     """Print a row for each declared cell: its trials by state, and what is to be trained where it is asked for."""
     width = max(len(cell.label) for cell in declared.sweep.cells)
-    print(f"{'cell':<{width}}  trials   new  run  done stale fail later   epochs   pictures  operations")
+    print(f"{'cell':<{width}}  trials   new  run  done stale fail skip later   epochs   pictures  operations")
     to_train: dict[str, list[Trial]] = {}
     for trial in (*today.to_do, *today.pending):
         to_train.setdefault(trial.cell.key, []).append(trial)
@@ -152,7 +157,17 @@ def _no_resources(today: Plan, settings: Settings) -> str:
     return ""
 
 
-REFUSALS = (_not_writable, _no_data, _driven, _no_resources)
+def _no_splits(today: Plan, settings: Settings) -> str:
+    """Return why the pictures that are there cannot be split as the trials need it."""
+    known = availability.fingerprints(today.sweep.datasets, settings.data_dir)
+    try:
+        check_splits((t for t in (*today.to_do, *today.pending) if t.cell.dataset in known), settings.data_dir)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+REFUSALS = (_not_writable, _no_data, _driven, _no_splits, _no_resources)
 
 
 def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
@@ -168,6 +183,7 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
         with Lease(settings.ledger, sweep.title):
             today = _current_plan(asked, settings, fingerprints)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
+            check_splits((*today.to_do, *today.pending), settings.data_dir)
             settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(declared))
             code = _run(declared, today, settings, facts, fingerprints)
             if today.to_do:
@@ -206,6 +222,12 @@ def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, s
     ledger = settings.ledger
     today = plan(sweep, ledger, fingerprints)
     changed = False
+    for cell in today.sweep.cells:
+        if settings.fresh:
+            ledger.delete(f"insisted/{cell.key}")
+        elif settings.retry_failed and today.count("skipped", cell=cell):
+            ledger.write(f"insisted/{cell.key}", b"")
+            changed = True
     for status in today.statuses:
         if status.trial.key in today.further:  # not asked for: it stays as it is
             continue
@@ -255,7 +277,7 @@ def _run(
     untracked = [
         status.trial
         for status in declared.statuses
-        if status.result is not None and not is_tracked(settings.ledger, store, status.result)
+        if status.result is not None and not is_tracked(settings.ledger, store, declared.sweep.title, status.result)
     ]
     if not today.to_do and not untracked:
         return ExitCode.DONE
@@ -313,6 +335,7 @@ def _run_trials(
     forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
     view.progress.forecast = forecast
     seen: dict[str, Trial] = {}
+    given_up: set[str] = set()  # labels of the cells of which this was said
 
     def log_forecast() -> None:
         sentence = forecast.sentence(view.progress.remaining()) if settings.profile != "smoke" else ""
@@ -325,6 +348,9 @@ def _run_trials(
         view.on_event(event, trial, news, state.planned, state.pending)
         if event == "epoch" and forecast.is_settled():
             log_forecast()
+        for label in state.given_up.keys() - given_up:
+            given_up.add(label)
+            view.log(f"{label}: {state.given_up[label]}; its other trainings are skipped")
         tracker.enqueue(trial, {"left": "KILLED", "failed": "FAILED"}.get(event, "RUNNING"))
 
     state = DriverState(

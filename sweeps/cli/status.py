@@ -40,6 +40,7 @@ def as_json(plan: Plan, drives: Json | None) -> Json:
         cells.append(
             {"label": cell.label, "test_top1_err": main.mean if main else None, "n": main.n if main else 0}
             | {state: plan.count(state, cell=cell) for state in STATES}
+            | {"lost": plan.lost(cell)}
             | {"numbers": {name: number.as_json() for name, number in known.items()}}
         )
     return {
@@ -60,10 +61,12 @@ def text(plan: Plan, drives: Json | None) -> str:
     )
     width = max(len(cell.label) for cell in plan.sweep.cells)
     lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
-    lines.append(f"{'cell':<{width}}   new  run done stale fail   test error %")
+    lines.append(f"{'cell':<{width}}   new  run done stale fail skip   test error %")
     for cell in plan.sweep.cells:
         counts = "".join(f"{plan.count(state, cell=cell) or '.':>5}" for state in STATES)
-        lines.append(f"{cell.label:<{width}} {counts}   {error_text(plan.tested(cell))}".rstrip())
+        words = "; ".join(filter(None, (error_text(plan.tested(cell)), plan.lost(cell))))
+        lines.append(f"{cell.label:<{width}} {counts}   {words}".rstrip())
+    lines += [f"{label}: {why}; the others are skipped" for label, why in plan.given_up.items()]
     if further := plan.seeds_text():
         lines.append(further)
     return "\n".join(lines)

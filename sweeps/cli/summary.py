@@ -30,7 +30,7 @@ def print_summary(
     rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
     results = terminal.write_results(plan, settings.ledger, sweep.title)
     failed = asked.count("failed")
-    if code == ExitCode.DONE and (failed or asked.to_do):
+    if code == ExitCode.DONE and (failed or asked.to_do or asked.given_up):
         code = ExitCode.FAILED
     report, tracked = _report(sweep, settings) if code in (ExitCode.DONE, ExitCode.FAILED) else ("", "")
     if display.json:
@@ -53,17 +53,17 @@ def print_summary(
         print(f"compare   {settings.tracking_uri}, experiment {settings.experiment}")
     if tracked:
         print(f"          {tracked}")
-    print(_next_command(asked.sweep, settings, code, failed))
+    print(_next_command(asked.sweep, settings, code, failed + len(asked.given_up)))
     return code
 
 
-def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, failed: int) -> str:
+def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: int) -> str:
     """Return the line with the command to type next, as it runs."""
     command, protocol = settings.command, sweep.protocol
     if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
         hint = "   (or with a larger --max-gpu-hours)" if code == ExitCode.BUDGET else ""
         return f"resume    {command.again()}{hint}"
-    if failed:
+    if unfinished:
         return f"next      {command.again('--retry-failed')}"
     if code != ExitCode.DONE:
         return f"next      {command.again()}"
@@ -83,6 +83,9 @@ def _print_states(plan: Plan) -> None:
     for status in plan.statuses:
         if status.state == "failed":
             print(f"  failed: {status.trial.cell.label} {status.trial.label}: {status.why}")
+    for label, why in plan.given_up.items():
+        skipped = sum(s.state == "skipped" and s.trial.cell.label == label for s in plan.statuses)
+        print(f"  skipped: {skipped} of {label}: {why}; --retry-failed trains them.")
     if stale:
         why = next(status.why for status in plan.statuses if status.state == "stale")
         verb, them = ("is", "it") if stale == 1 else ("are", "them")

@@ -57,6 +57,7 @@ class DriverState:
     epochs: int = 0
     planned: list[Trial] = field(default_factory=list)
     pending: list[Trial] = field(default_factory=list)  # stand for trials that will follow from results
+    given_up: dict[str, str] = field(default_factory=dict)  # why no more of a cell is trained, by its label
     started_at: dict[str, float] = field(default_factory=dict)  # of what runs now, by Tune's name
     lost_seconds: float = 0.0  # of what ran when a Tuner ended in an error
     seconds_by_trial: dict[str, float] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class DriverState:
         """Return a measure of a step's memory: the batch times the elements of all maps."""
         classes, crop = self.shapes.get(trial.cell.dataset, (10, trial.cell.net.size))
         maps = sum(channels * side * side for _, channels, side in trial.cell.net.shapes(classes, crop))
-        return trial.cell.recipe.batch * maps
+        return trial.recipe.batch * maps
 
     @property
     def stop_mark(self) -> str:

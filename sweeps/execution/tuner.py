@@ -24,7 +24,17 @@ from sweeps.execution.messages import Assignment, Message
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.execution.worker import work
-from sweeps.experiment.plan import MAX_ATTEMPTS, CellTrials, cell_trials, has_failed, ordered
+from sweeps.experiment.metrics import has_diverged
+from sweeps.experiment.plan import (
+    MAX_ATTEMPTS,
+    OWN_RATE,
+    CellTrials,
+    cell_trials,
+    has_failed,
+    planned,
+    rate_choices,
+    rate_trials,
+)
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, elsewhere, unclaim
@@ -58,6 +68,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         session.started_at.clear()
         self.results = session.ledger.results()
         self.failed = {key for key, attempts in session.ledger.failed().items() if has_failed(attempts)}
+        self.insisted = set(session.ledger.names("insisted"))
         self.running: dict[str, list[Trial]] = {}  # by Tune's name: one trial, or the members of a pack
         self.members: dict[str, list[str]] = {}  # keys of all that share a pack's time, also after they have left it
         self.pack_limits: dict[StreamKey, int] = {}  # members that memory allows, by kind of pack
@@ -66,20 +77,33 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.set_aside: set[str] = set()  # not to be tried again in this session
         self.failures: dict[str, set[str]] = {}  # cells that have failed, by the signature of the error
         self.cell_trials: dict[str, CellTrials] = {}
-        for cell in session.sweep.cells:
-            self._expand_cell(cell)
+        self._expand()
         self.waiting = self._missing_trials()
 
     # What runs next --------------------------------------------------------------------------------------------------
 
+    def _expand(self) -> None:
+        """Plan the studies of the learning rate, and the trials of all cells, from the results so far."""
+        self.choices = rate_choices(self.session.sweep, self.results, self.failed)
+        self.cell_trials[""] = rate_trials(self.choices)
+        for cell in self.session.sweep.cells:
+            self._expand_cell(cell)
+
     def _expand_cell(self, cell: Cell) -> None:
         """Plan the trials of a cell from the results so far."""
-        self.cell_trials[cell.key] = cell_trials(cell, self.session.sweep.protocol, self.results, self.failed)
+        protocol = self.session.sweep.protocol
+        choice = self.choices.get(cell.key, OWN_RATE)
+        trials = cell_trials(cell, protocol, self.results, self.failed, self.insisted, choice)
+        self.cell_trials[cell.key] = trials
+        if trials.why:
+            self.session.given_up[cell.label] = trials.why
+        else:  # a training that still ran has come to something
+            self.session.given_up.pop(cell.label, None)
 
     def _missing_trials(self) -> list[Trial]:
         """Return the trials that are neither done, running, failed nor set aside; the next one stands last."""
         excluded = {trial.key for pack in self.running.values() for trial in pack} | self.failed | self.set_aside
-        trials = ordered(self.cell_trials.values())
+        trials = planned(self.cell_trials.values())
         self.session.planned = trials
         self.session.pending = [trial for part in self.cell_trials.values() for trial in part.pending]
         missing = [trial for trial in trials if trial.key not in self.results and trial.key not in excluded]
@@ -261,14 +285,19 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _record_result(self, trial: Trial, result: Json) -> None:
         self.results[trial.key] = result
-        self._notify("done", trial, result)
         self._replan_cell(trial)
+        self._notify("done", trial, result)
 
     def _replan_cell(self, trial: Trial) -> None:
-        """Plan the trials that follow from this one, where the protocol derives trials from results."""
+        """Plan the trials that follow from this one, where results decide that: a search, Single, a divergence."""
         protocol = self.session.sweep.protocol
-        if protocol.search is not None or protocol.single:
+        diverged = has_diverged(self.results.get(trial.key)) or trial.cell.label in self.session.given_up
+        studied = any(trial.key == other.key for other in self.cell_trials[""].rates)
+        if studied:  # the trials of other cells wait for it
+            self._expand()
+        elif protocol.search is not None or protocol.single or diverged:
             self._expand_cell(trial.cell)
+        if studied or protocol.search is not None or protocol.single or diverged:
             self.waiting = self._missing_trials()
 
     def _check_failure_limits(self, trial: Trial, attempt: Json) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from sweeps.store.ledger import Json
@@ -104,7 +104,50 @@ def error_text(trials: Sequence[Tested]) -> str:
     return f"single {single}, folds {folds}" if single.n else f"folds {folds}"
 
 
+def has_diverged(result: Json | None) -> bool:
+    """Return whether a result is that of a training that diverged or died after all its restarts: a guess."""
+    return result is not None and result.get("status") == "diverged"
+
+
+def has_died(result: Json | None) -> bool:
+    """Return whether a training with this result ended at chance, its loss a number to the end."""
+    return has_diverged(result) and (result or {}).get("ending") == "dead"
+
+
+def ending_word(result: Json) -> str:
+    """Return how a training ended in a word: finished, pruned, diverged or dead."""
+    return "dead" if has_died(result) else str(result["status"])
+
+
+# What a trial is to its cell's numbers, by phase; search trials left out.
+PARTS: Final = {"ablation": "seed", "holdout": "first phase", "match": "second phase", "fold": "fold"}
+Stand = tuple[str, str, Json | None]  # of a trial: its phase, its state, its result
+
+
+def lost_text(trials: Iterable[Stand]) -> str:
+    """Return what of a cell's trials trained nothing: "1 of 10 folds diverged, 1 of 3 seeds died"; empty for none."""
+    by_phase: dict[str, list[Stand]] = {}
+    for trial in trials:
+        by_phase.setdefault(trial[0], []).append(trial)
+    parts = []
+    for phase, part in PARTS.items():
+        stands = by_phase.get(phase, [])
+        lost = {
+            "diverged": sum(has_diverged(result) and not has_died(result) for _, _, result in stands),
+            "died": sum(has_died(result) for _, _, result in stands),
+            "failed": sum(state == "failed" for _, state, _ in stands),
+            "skipped": sum(state == "skipped" for _, state, _ in stands),
+        }
+        of = f"of {len(stands)} {part}{'s' if len(stands) > 1 else ''}"
+        words = [f"{number} {word}" for word, number in lost.items() if number]
+        if words:
+            first, *others = words
+            number, _, word = first.partition(" ")
+            parts.append(", ".join([f"{number} {of} {word}", *others]))
+    return ", ".join(parts)
+
+
 def flags_of(result: Json) -> list[str]:
-    """Return what a reader must know of a result before believing it: diverged, restarted:TIMES."""
-    flags = ["diverged"] if result["status"] == "diverged" else []
+    """Return what a reader must know of a result before believing it: diverged or dead, restarted:TIMES."""
+    flags = [ending_word(result)] if has_diverged(result) else []
     return flags + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])

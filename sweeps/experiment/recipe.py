@@ -79,8 +79,12 @@ class Recipe:
         return rate * min(1.0, (done + 1 / steps) / self.warmup_epochs) if done < self.warmup_epochs else rate
 
     def steps(self, pictures: int) -> int:
-        """Return the steps of an epoch over this many pictures."""
-        return max(1, pictures // self.batch if self.drop_last else -(-pictures // self.batch))
+        """Return the steps of an epoch over this many pictures.
+
+        A last batch of a single picture is left out as with `drop_last`: batch norm needs two.
+        """
+        full, rest = divmod(pictures, self.batch)
+        return max(1, full if self.drop_last or rest <= 1 else full + 1)
 
     def shared(self, pictures: int, ranks: int) -> None:
         """Raise ValueError where a batch of an epoch over this many pictures has fewer of them than ranks."""
@@ -109,9 +113,9 @@ ALLCONV = Recipe("allconv", "sgd", 128, 350, 350, 0.05, 1e-3,
                  (Stage(1, 1.0), Stage(201, 0.1), Stage(251, 0.01), Stage(301, 0.001)), "he_fan_in")
 
 # VGG on CIFAR (Zagoruyko's cifar.torch): lr 1 with Torch7's default dampening = momentum, i.e. 0.1 in effect;
-# halved at the start of epochs 25, 50, ...; the incomplete last batch is dropped.
+# halved at the start of epochs 25, 50, ... and 300, the last; the incomplete last batch is dropped.
 VGG = Recipe("vgg", "sgd", 128, 300, 300, 1.0, 5e-4,
-             (Stage(1, 1.0), *(Stage(25 * k, 0.5**k) for k in range(1, 12))), "he_fan_out",
+             (Stage(1, 1.0), *(Stage(25 * k, 0.5**k) for k in range(1, 13))), "he_fan_out",
              dampening=0.9, shift=4, drop_last=True)
 
 # ImageNet, supplement E: (lr, weight decay) by ranges of epochs; lr 1e-2 and decay 5e-4 at first, decay 0 from 26.

@@ -6,8 +6,9 @@
     python -m sweeps report --from FILE.zip      from a capsule: no GPU, no torch, no Ray, no server
     python -m sweeps export SWEEP FILE.zip       the capsule: all that a report is made of, and the report
 
-It reads the ledger alone, trains nothing, and writes files. Those of an output folder's sweeps also go to the MLflow
-runs of their cells, with the row of the table as each run's note. A store that does not answer costs one sentence.
+It reads the ledger alone, trains nothing, and writes files. Those of an output folder's sweep also go to the MLflow
+run of one of its cells; each cell's run links them, with its row of the table as its note. A store that does not answer
+costs one sentence.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,10 +34,10 @@ from sweeps.report.tidy import tidy
 from sweeps.results import capsule
 from sweeps.results.evidence import SweepResults, survey, titles
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.layout import table_address
+from sweeps.tracking.layout import Owner, table_address
 
 DONE, DIFFERS = 0, 1
-ROWS = ("numbers", "effects", "claims", "printed", "curves", "dropout")
+ROWS = ("numbers", "effects", "claims", "printed", "curves", "dropout", "runs")
 KINDS = ("csv", "parquet")
 
 
@@ -85,8 +87,8 @@ def make(ledger: Ledger, title: str, to: Path, to_mlflow: bool = True) -> tuple[
 
 def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes]) -> str:
     """Put a report on the MLflow runs of a sweep's cells; return where to look, or why it is not there."""
-    notes = [ledger.read_json(f"tracked/{run.key}.json") for run in results.runs if run.mlflow]
-    stores = dict.fromkeys((str(note["uri"]), str(note["experiment"])) for note in notes if note is not None)
+    notes = [ledger.tracked(run.key, results.title) for run in results.runs if run.mlflow]
+    stores = dict.fromkeys((str(note["uri"]), str(note["experiment"])) for note in notes if note)
     sentences = []
     for uri, experiment in stores:
         if not _answers(uri):
@@ -95,16 +97,14 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes]) 
         from sweeps.tracking.mlflow_runs import publish_report
 
         try:
-            number, runs, _ = publish_report(
-                uri, experiment, contents, lambda number, runs: pages(results, number, runs)
-            )
+            owner = Owner(ledger.identity, results.title)
+            number, runs, _ = publish_report(uri, experiment, owner, contents, partial(pages, results))
         except Exception as error:  # of any kind, from a server or its client; the files are written
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             sentences.append(f"{uri} does not take the report ({why}); the same command sends it")
             continue
         server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-        carry = "carries" if runs == 1 else "carry"
-        sentences.append(f"{count(runs, 'run')} {carry} it: {server}/{table_address(number)}" if runs else "")
+        sentences.append(f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}" if runs else "")
     return "; ".join(filter(None, sentences))
 
 

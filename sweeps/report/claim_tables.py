@@ -19,8 +19,11 @@ IN_PRINT: Final[dict[InPrint, str]] = {
     "at face value": "say so; printed without a spread, they cannot be tested",
     "not significant": "say so, but not all of it beyond chance",
     "denied": "do not say so",
-    "no numbers": "none printed",
+    "no numbers": "none to compare",
 }
+
+
+MCNEMAR: Final = "McNemar's p speaks of these networks on other pictures, not of other trainings: it decides nothing."
 
 
 def claim_table(results: Sequence[ClaimResult]) -> Table:
@@ -31,19 +34,24 @@ def claim_table(results: Sequence[ClaimResult]) -> Table:
         decision = f"withheld: {result.withheld}" if result.withheld else result.decision
         rows.append((
             Entry(result.claim.sentence),
-            Entry(table if table.startswith("Figure") else f"Table {table}", tone="muted"),
+            Entry(table if table.startswith(("Figure", "Footnote")) else f"Table {table}", tone="muted"),
             Entry(IN_PRINT[result.in_print], tone="paper"),
             Entry(decision, _share(result), tone=TONES.get(result.decision, "muted"), runs=result.runs),
             Entry(_needs(result), tone="muted"),
         ))  # fmt: skip
     columns = ("the paper says", "where", "its own numbers", "here", "what would settle it")
-    note = "A comparison is decided where p < .05 after Holm over all comparisons that the claims of one table make."
-    return Table("claims", "Claims", columns, "lllll", tuple(rows), (note,))
+    notes = (
+        "A comparison is decided where p < .05 after Holm over all comparisons of these claims together. Not tested: "
+        "votes, and top-5 errors of five classes or fewer. They are shown and decide nothing.",
+        "Withheld: a training behind the claim is not the paper's.",
+    )
+    return Table("claims", "Claims", columns, "lllll", tuple(rows), notes)
 
 
 def _share(result: ClaimResult) -> str:
     """Return how many of a claim's comparisons that have runs support it."""
-    decisions = [compared.decision for compared in result.compared if compared.decision != "not run"]
+    decisions = [compared.decision for compared in result.compared]
+    decisions = [decision for decision in decisions if decision not in ("not run", "not tested")]
     if result.withheld or not decisions:
         return ""
     return f"{decisions.count('supported')} of {count(len(decisions), 'comparison')}"
@@ -55,18 +63,24 @@ def _needs(result: ClaimResult) -> str:
         return NONE
     if result.decision == "not run":
         return f"runs for {count(sum(c.decision == 'not run' for c in result.compared), 'comparison')}"
-    if result.seeds is None:
-        stuck = sum(compared.seeds is None for compared in result.open)
-        return f"{count(stuck, 'comparison')} that further seeds would not settle"
+    if not result.open:
+        return "cannot be decided so: votes are not tested"
+    if not result.more:
+        stuck = [compared for compared in result.open if compared.more is None]
+        units = " or ".join(f"{unit}s" for unit in sorted({compared.contrast.unit for compared in stuck}, reverse=True))
+        return f"cannot be decided so: {count(len(stuck), 'comparison')} that further {units} would not settle"
     least = "at least " if any(compared.contrast.basis == "one training" for compared in result.open) else ""
-    return f"{least}{count(result.seeds, 'further seed')} a row, {duration(result.hours)} of training"
+    needed = " and ".join(count(more, f"further {unit}") for unit, more in result.more.items())
+    return f"{least}{needed} a row, {duration(result.hours)} of training"
 
 
 def comparison_table(result: ClaimResult) -> Table:
     """Return the comparisons of one claim."""
     rows = tuple(_comparison(compared) for compared in result.compared)
-    columns = ("comparison", "difference", "95 % interval", "p (Holm)", "over", "", "more seeds")
-    return Table(f"claim-{result.claim.id}", result.claim.sentence, columns, "lrrrllr", rows)
+    columns = ("comparison", "difference", "95 % interval", "p (Holm)", "over", "", "more trainings")
+    votes = any(compared.contrast.pictures is not None for compared in result.compared)
+    notes = (MCNEMAR,) if votes else ()
+    return Table(f"claim-{result.claim.id}", result.claim.sentence, columns, "lrrrllr", rows, notes)
 
 
 def _comparison(compared: Compared) -> tuple[Entry, ...]:
@@ -77,13 +91,21 @@ def _comparison(compared: Compared) -> tuple[Entry, ...]:
     other_metric = NAMES.get(comparison.against_metric, comparison.against_metric)
     rival = compared.rival if compared.rival != comparison.row else other_metric
     metric = NAMES.get(comparison.metric, comparison.metric)
-    digits = 2 if comparison.metric.startswith(("final/", "agg/")) else 3
+    digits = 2 if comparison.metric.startswith(("final/", "agg/", "single/")) else 3
+    pictures = f"McNemar {chance(contrast.pictures.p)}" if contrast.pictures is not None else ""
     return (
         Entry(f"{dataset}{metric}: {comparison.row} {relation} {scale}{rival}"),
         Entry(signed(contrast.difference, digits), runs=contrast.runs, metric=contrast.metric),
         Entry(bounds(contrast.interval, digits)),
-        Entry(chance(compared.p)),
+        Entry(chance(compared.p), pictures),
         Entry(over(contrast.basis, contrast.n), tone="muted"),
         Entry(compared.decision, tone=TONES.get(compared.decision, "muted")),
-        Entry(NONE if compared.seeds is None else str(compared.seeds), tone="muted"),
+        Entry(_more(compared), tone="muted"),
     )
+
+
+def _more(compared: Compared) -> str:
+    """Return the further trainings a row that would decide a comparison."""
+    if compared.more is not None:
+        return count(compared.more, compared.contrast.unit)
+    return "cannot be decided so" if compared.decision == "inconclusive" else NONE

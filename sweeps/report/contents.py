@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from sweeps.experiment.plan import seeds_text
@@ -21,6 +22,11 @@ EMBEDDED = (
     "Verdicts are withheld, and the paper's numbers stand greyed beside ours."
 )
 RUNS = "Every number above names the trials it is made of; here is each trial with its MLflow run."
+PICTURES = (
+    "Of the first analysed run of each cell. Where the page would be too large, pictures are smaller than they are: in "
+    "full they lie in the output folder under ledger/trials, and on the MLflow run of the trial."
+)
+CHARTS = 60  # charts of dropout response on a page
 REDUCED = "Profile {}: not the paper's scale. What is other stands below each table, under deviations."
 
 
@@ -39,6 +45,7 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
         print_section(survey),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
         _galleries("size", "Error against parameters", [charts.size_gallery(group) for group in tables]),
+        _rates(survey),
         _dropout(survey),
         _analyses(ledger, survey),
         _failures(survey),
@@ -60,7 +67,8 @@ def _banner(survey: SweepResults) -> str:
 def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[ClaimResult]) -> tuple[Tile, ...]:
     """Return the numbers at the head: verdicts, claims, trainings, hours."""
     words, decisions = verdicts(tables), [claim.decision for claim in claims if not claim.withheld]
-    judged = words["reproduced"] + words["differs"]
+    judged = words["reproduced"] + words["differs"] + words["inconclusive"]
+    unjudged = ", ".join(f"{words[word]} {word}" for word in ("withheld", "not run") if words[word])
     others = [word for word in ("contradicted", "inconclusive", "not run") if word in decisions]
     counts = ", ".join(f"{decisions.count(word)} {word}" for word in others)
     results = [run.result for run in survey.runs if run.result]
@@ -68,7 +76,7 @@ def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[
     todo = sum(run.state in ("new", "running") for run in survey.runs)
     hours = sum(float(result["seconds"]) for result in results) / 3600
     judging = [
-        Tile(f"{words['reproduced']} of {judged}", "errors reproduced", f"{words['not run']} not run"),
+        Tile(f"{words['reproduced']} of {judged}", "errors reproduced", unjudged),
         Tile(f"{decisions.count('supported')} of {len(decisions)}", "claims supported", counts),
     ]
     tested = [group for group in tables if group.table and survey.sweep.protocol.trainings()]
@@ -106,22 +114,30 @@ def _galleries(name: str, heading: str, galleries: Sequence[Gallery | None]) -> 
     return Section(name, heading, (), parts) if parts else None
 
 
+def _rates(survey: SweepResults) -> Section | None:
+    table = record_tables.rate_table(survey)
+    return Section("rates", "Learning rate", (), (table,)) if table is not None else None
+
+
 def _dropout(survey: SweepResults) -> Section | None:
     table = record_tables.dropout_table(survey)
     if table is None:
         return None
-    words = "Filled: trained to the end; hollow: pruned; ringed: chosen."
-    return Section("dropout", "Dropout response", (words,), (table, *charts.dropout_galleries(survey)))
+    words = ["Filled: trained to the end; hollow: pruned; ringed: chosen."]
+    galleries = charts.dropout_galleries(survey)
+    drawn = list(itertools.accumulate(len(gallery.figures) for gallery in galleries))
+    shown = sum(number <= CHARTS for number in drawn)
+    if shown < len(galleries):
+        words.append(f"Charts of the first {count(shown, 'cell')}; dropout.csv has the numbers of all.")
+    return Section("dropout", "Dropout response", tuple(words), (table, *galleries[:shown]))
 
 
 def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:
     parts = charts.analysis_parts(ledger, survey)
-    return (
-        Section("analyses", "Analyses", ("Of the first analysed run of each cell.",), tuple(parts)) if parts else None
-    )
+    return Section("analyses", "Analyses", (PICTURES,), tuple(parts)) if parts else None
 
 
 def _failures(survey: SweepResults) -> Section:
     table = record_tables.failure_table(survey)
-    words = () if table else ("No training failed, diverged or was begun anew.",)
+    words = () if table else ("No training failed, diverged, died or was begun anew.",)
     return Section("failures", "Failures", words, (table,) if table else ())

@@ -9,11 +9,13 @@ from typing import Final
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, Entry, Section, Table, bounds, chance, plain, signed
+from sweeps.report.result_tables import legend
 from sweeps.results import paper
 from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, named
 from sweeps.results.claims import PrintedTest, printed_tests
 from sweeps.results.contrasts import Effect, effects, over
 from sweeps.results.evidence import SweepResults
+from sweeps.results.marks import MARKS, lost_marks
 from sweeps.results.statistics import wilson
 
 BESIDE: Final = "the one beside it: the first of the table, or the one that its cell names"
@@ -32,7 +34,7 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
             Entry(effect.row.label, cell=cell),
             Entry(NONE if only else effect.reference.label, cell=effect.reference.key),
             Entry(named(contrast.metric, group.table), tone="muted"),
-            Entry(signed(contrast.difference), runs=contrast.runs, cell=cell, metric=contrast.metric),
+            Entry(signed(contrast.difference), "", "", _marks(effect), contrast.runs, cell, contrast.metric),
             Entry(bounds(contrast.interval)),
             Entry(signed(contrast.t, 1)),
             Entry(chance(effect.p), tone="good" if effect.p < 0.05 else ""),
@@ -41,18 +43,29 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
             Entry(over(contrast.basis, contrast.n), tone="muted"),
         ))  # fmt: skip
     family = sum(math.isfinite(effect.contrast.p) for effect in group_effects)
-    holm = f"p adjusted after Holm over the {count(family, 'test')} of this table; Wilcoxon's and McNemar's are not."
+    holm = (
+        f"p adjusted after Holm over the {count(family, 'test')} of this table; votes and single trainings are no part "
+        "of them. Wilcoxon's and McNemar's p are not adjusted."
+    )
     notes = (
         f"Each row less {only or BESIDE}. Over folds: paired, corrected after Nadeau and Bengio; over "
-        "seeds: paired; votes: McNemar on the test pictures.",
+        "seeds: paired; votes: not tested, their interval is over the test pictures.",
         *([holm] if family else []),
         "McNemar speaks of these networks on other pictures, not of other trainings.",
     )
+    notes += tuple(legend(mark for effect in group_effects for mark in _marks(effect)))
     # A column that is empty in all rows, t of votes say, is left out; so is the reference where all have the same.
     used = [i for i in range(len(columns)) if any(row[i].text != NONE for row in rows)]
     lines = tuple(tuple(row[i] for i in used) for row in rows)
     align = "".join("lllrrrrrrl"[i] for i in used)
     return Table(f"{group.id}-effects", f"{group.title}: effects", tuple(columns[i] for i in used), align, lines, notes)
+
+
+def _marks(effect: Effect) -> tuple[str, ...]:
+    """Return the marks of an effect: those of either side whose trainings diverged, failed or were skipped."""
+    sides = [row.evidence for row in (effect.row, effect.reference) if row.evidence is not None]
+    used = {mark for side in sides for mark in lost_marks(side, effect.contrast.metric)}
+    return tuple(mark for mark in MARKS if mark in used)
 
 
 def effects_of(groups: Sequence[ResultTable]) -> list[tuple[ResultTable, list[Effect]]]:

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.report.render.document import signed
-from sweeps.report.result_tables import ours_text
+from sweeps.report.result_tables import ours_text, verdict_text
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
 from sweeps.results.evidence import CellResults, SweepResults
-from sweeps.tracking.layout import REPORT, Page, compare_address, run_address, table_address
+from sweeps.tracking.layout import (
+    REPORT,
+    Page,
+    cell_metrics,
+    compare_address,
+    run_address,
+    shown,
+    table_address,
+    trainings_digest,
+)
 
 TESTED = ("fold", "match", "ablation")  # phases whose runs a note names one by one
 NAMED = 12  # of them at most
 
 
-def pages(survey: SweepResults, experiment: str, runs: Mapping[str, str]) -> dict[str, Page]:
-    """Return the note and the numbers for each cell of a sweep that has a run in `runs`, by cell key."""
+def pages(survey: SweepResults, experiment: str, runs: Mapping[str, str], report: str) -> dict[str, Page]:
+    """Return the note and the numbers for each cell of a sweep that has a run in `runs`, by cell key.
+
+    `report` is the run on which the report lies.
+    """
     pages: dict[str, Page] = {}
     for group in groups(survey):
         for row in group.rows if group.table not in DERIVED.values() else ():
             if row.evidence is not None and row.key in runs:
-                pages[row.key] = Page(_note(survey, group, row, row.evidence, experiment, runs), _metrics(group, row))
+                note = _note(survey, group, row, row.evidence, experiment, runs, report)
+                results = {run.key: run.result for run in row.evidence.runs if run.result}
+                pages[row.key] = Page(note, _metrics(group, row, row.evidence), trainings_digest(results))
     return pages
 
 
 def _note(
-    survey: SweepResults, group: ResultTable, row: Row, evidence: CellResults, experiment: str, runs: Mapping[str, str]
+    survey: SweepResults,
+    group: ResultTable,
+    row: Row,
+    evidence: CellResults,
+    experiment: str,
+    runs: Mapping[str, str],
+    report: str,
 ) -> str:
     judging = group.comparable
     heads = ["", *(["paper"] if group.table else []), "ours ± se (n)", *(["difference", "verdict"] if judging else [])]
@@ -38,20 +57,26 @@ def _note(
         values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if group.table else []
         values.append(ours_text(ours) if ours.known else "–")
         word = verdict_for(group, row, metric, ours) if judging else None
-        values += [signed(word.difference, 3 if metric == PARAMETERS else 2), word.word] if word is not None else []
+        digits = 3 if metric == PARAMETERS else 2
+        values += [signed(word.difference, digits), verdict_text(word)] if word is not None else []
         lines += _line(values + ["–"] * (len(heads) - len(values)))
+    lost = {metric: evidence.lost(metric) for metric in group.metrics}
+    if any(lost.values()):
+        lines += ["", f"Of its trainings: {'; '.join(dict.fromkeys(filter(None, lost.values())))}."]
     if evidence.synthetic:
         lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
-    return "\n".join([*lines, "", *_links(survey, evidence, experiment, runs)])
+    return "\n".join([*lines, "", *_links(survey, evidence, experiment, runs, report)])
 
 
 def _line(values: Sequence[str]) -> list[str]:
     return [f"| {' | '.join(value.replace('|', '/') for value in values)} |"]
 
 
-def _links(survey: SweepResults, evidence: CellResults, experiment: str, runs: Mapping[str, str]) -> list[str]:
+def _links(
+    survey: SweepResults, evidence: CellResults, experiment: str, runs: Mapping[str, str], report: str
+) -> list[str]:
     cells = [runs[cell.cell.key] for cell in survey.cells if cell.cell.key in runs]
-    page = run_address(experiment, runs[evidence.cell.key], f"{REPORT}/report.html")
+    page = run_address(experiment, report, f"{REPORT}/report.html")
     links = [f"[the report]({page})", f"[all cells in a table]({table_address(experiment)})"]
     if len(cells) > 1:
         links.append(f"[{len(cells)} cells beside each other]({compare_address(experiment, cells)})")
@@ -61,13 +86,14 @@ def _links(survey: SweepResults, evidence: CellResults, experiment: str, runs: M
     return [" · ".join(links), *(["", f"Trainings: {', '.join(trials)}{more}"] if trials else [])]
 
 
-def _metrics(group: ResultTable, row: Row) -> dict[str, float]:
-    """Return the numbers that no trial's run has: the paper's, the vote, the parameters."""
-    metrics = {PARAMETERS: number(row.evidence, PARAMETERS).average.mean}
+def _metrics(group: ResultTable, row: Row, evidence: CellResults) -> dict[str, float]:
+    """Return the numbers of a cell's run: its averages, and what no trial's run has: paper, vote, parameters."""
+    metrics = cell_metrics([(run.trial.phase, run.result["metrics"]) for run in evidence.runs if run.result])
+    metrics[PARAMETERS] = number(evidence, PARAMETERS).average.mean
     for metric in group.metrics:
-        ours, theirs = number(row.evidence, metric), group.paper(row, metric)
+        ours, theirs = number(evidence, metric), group.paper(row, metric)
         if group.comparable and theirs is not None:
             metrics[f"paper/{metric.partition('/')[2]}"] = theirs.value
         if metric in (VOTE, PARAMETERS):
             metrics[metric] = ours.average.mean
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return shown(metrics)

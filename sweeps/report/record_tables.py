@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sweeps.experiment.metrics import HELD_OUT, TOP1
+from sweeps.experiment.metrics import HELD_OUT, TOP1, ending_word
+from sweeps.experiment.rates import choose
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, Entry, Table, duration, plain
 from sweeps.results.cell_numbers import NAMES
@@ -37,20 +38,46 @@ def _chosen(evidence: CellResults) -> tuple[Entry, ...]:
     return (Entry(evidence.cell.label, cell=evidence.cell.key), Entry(rates), best, *(Entry(str(n)) for n in counts))
 
 
+def rate_table(survey: SweepResults) -> Table | None:
+    """Return the studies of the learning rate, None for a sweep that has none."""
+    study = survey.sweep.protocol.rates
+    rows: list[tuple[Entry, ...]] = []
+    for evidence in survey.cells if study is not None else ():
+        runs = {run.key: run for run in evidence.runs if run.key in evidence.rates}
+        if study is None or not runs:
+            continue
+        results = {key: run.result for key, run in runs.items() if run.result is not None}
+        choice = choose(study, evidence.cell, results, {key for key, run in runs.items() if run.state == "failed"})
+        for trial in choice.trials:
+            word = "chosen" if trial.rate == choice.rate else choice.why or NONE
+            if trial.key in runs:
+                run = runs[trial.key]
+                rows.append((
+                    Entry(evidence.cell.label, cell=evidence.cell.key),
+                    Entry(f"{trial.rate:g}"),
+                    _metric(run, HELD_OUT),
+                    Entry(state_of(run)),
+                    Entry(word, tone="good" if word == "chosen" else "muted"),
+                ))  # fmt: skip
+    columns = ("baseline", "rate", "hold-out error", "", "")
+    note = "The rate of least hold-out error, of equal ones the larger: that of all cells with these data and recipe."
+    return Table("learning-rate", "Learning rate", columns, "lrrll", tuple(rows), (note,)) if rows else None
+
+
 def failure_table(survey: SweepResults) -> Table | None:
-    """Return the trials that failed, diverged or were begun anew, with their last error; None where none did."""
+    """Return the trials that failed, diverged, died, were skipped or begun anew, with the last error; None: no such."""
     rows = []
     for run in survey.runs:
         tries = survey.attempts.get(run.key, ())
         events = [*(str(event) for event in (run.result or {}).get("events", ())), *map(_error, tries)]
-        state = (run.result or {}).get("status", run.state)
-        if events or state in ("failed", "diverged"):
+        state = ending_word(run.result) if run.result else run.state
+        if events or state in ("failed", "diverged", "dead", "skipped"):
             rows.append((
                 Entry(run.trial.cell.label, cell=run.trial.cell.key),
                 Entry(run.trial.label, runs=(run,)),
-                Entry(str(state), tone="bad" if state in ("failed", "diverged") else "muted"),
+                Entry(str(state), tone="bad" if state in ("failed", "diverged", "dead") else "muted"),
                 Entry(str(len(tries) + int((run.result or {}).get("restarts", 0)))),
-                Entry(events[-1] if events else NONE, tone="muted"),
+                Entry(events[-1] if events else run.why or NONE, tone="muted"),
             ))  # fmt: skip
     columns = ("cell", "trial", "now", "tries lost", "last error or event")
     return Table("failed", "Failures and restarts", columns, "lllrl", tuple(rows)) if rows else None
@@ -90,6 +117,8 @@ def _cost(row: Sequence[float], runs: tuple[Run, ...], hourly: float) -> Iterabl
     if hourly:
         yield Entry(f"{hourly * (hours + searching):,.2f}")
 
+
+LISTED = 1000  # runs that the page lists one by one
 
 # Fields of a result's hardware and their names in the table; the last two are of some results only.
 HARDWARE = {
@@ -134,33 +163,43 @@ def _versions(packages: Mapping[str, Any]) -> str:
 
 
 def run_tables(survey: SweepResults) -> list[Table]:
-    """Return every run of each cell: key, name, state, its errors and its MLflow run."""
-    return [_runs(evidence) for evidence in survey.cells if evidence.runs]
+    """Return every run of each cell: key, name, state, its errors and its MLflow run.
+
+    Beyond LISTED runs, those of searches are left to runs.csv; beyond as many others, the last of each cell too.
+    """
+    tables = []
+    listed = {evidence.cell.key: evidence.runs for evidence in survey.cells if evidence.runs}
+    if len(survey.runs) > LISTED:
+        for evidence in survey.cells:
+            searched = {run.key for tried in evidence.tried for run in tried.runs}
+            listed[evidence.cell.key] = tuple(run for run in evidence.runs if run.key not in searched)
+    most = LISTED // len(listed) if sum(map(len, listed.values())) > LISTED else LISTED
+    for evidence in survey.cells:
+        if evidence.runs:
+            tables.append(_runs(evidence, listed[evidence.cell.key][:most]))
+    return tables
 
 
-def _runs(evidence: CellResults) -> Table:
+def _runs(evidence: CellResults, listed: Sequence[Run]) -> Table:
     columns = ("trial", "", "state", f"test {NAMES[TOP1]}", "hold-out", "epochs", "time", "MLflow run")
     rows = tuple(
         (
             Entry(run.key, runs=(run,)),
             Entry(run.trial.label + ("" if run.trial.phase != "match" else f", {run.trial.match}"), tone="muted"),
             Entry(state_of(run)),
-            *(_metric(run, name) for name in (TOP1, HELD_OUT)),
+            *(Entry(plain(run.metrics.get(name, math.nan))) for name in (TOP1, HELD_OUT)),
             Entry(f"{run.result['epochs']:g}" if run.result else NONE),
             Entry(duration(float(run.result["seconds"]) / 3600) if run.result else NONE),
             Entry(run.mlflow or NONE, tone="muted"),
         )
-        for run in evidence.runs
+        for run in listed
     )
-    return Table(f"cell-{evidence.cell.key}", evidence.cell.label, columns, "lllrrrrl", rows)
-
-
-def _metric(run: Run, name: str) -> Entry:
-    value = run.metrics.get(name, math.nan)
-    return Entry(plain(value), runs=(run,), metric=name) if math.isfinite(value) else Entry(NONE)
+    others = len(evidence.runs) - len(listed)
+    notes = (f"{count(others, 'further run')} of this cell: runs.csv.",) if others else ()
+    return Table(f"cell-{evidence.cell.key}", evidence.cell.label, columns, "lllrrrrl", rows, notes)
 
 
 def state_of(run: Run) -> str:
     """Return how a run stands: its ending where it is done, else its state."""
-    status = str((run.result or {}).get("status", run.state))
+    status = ending_word(run.result) if run.result else run.state
     return f"{status}, stale" if run.state == "stale" else status

@@ -25,7 +25,7 @@ from sweeps.results.cell_numbers import (
 from sweeps.results.deviations import deviations
 from sweeps.results.marks import MARKS, marks
 from sweeps.results.paper import Printed
-from sweeps.results.statistics import METHODS
+from sweeps.results.statistics import METHODS, Verdict
 
 ERRORS: Final = "Errors in percent, lower is better; ± is the standard error, (n) the trainings behind a number."
 BRACKETS: Final = "In brackets: 95 % interval over the test pictures (Wilson), where there is one network or one vote."
@@ -60,7 +60,7 @@ def _overview(group: ResultTable, search: Search | None) -> Table:
     heads = (("", 1), *((name, 2) for name in names)) if both else ()
     bracketed = any(entry.sub for line in rows for entry in line)
     judging = [tolerance_sentence(group.dataset)] if group.comparable else []
-    notes = (ERRORS, *([BRACKETS] if bracketed else []), *judging, *_derivation(group), *_legend(used))
+    notes = (ERRORS, *([BRACKETS] if bracketed else []), *judging, *_derivation(group), *legend(used))
     return Table(group.id, group.title, tuple(columns), "l" + "r" * (len(columns) - 1), tuple(rows), notes, heads)
 
 
@@ -94,7 +94,7 @@ def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
         ("", "paper", "ours ± se (n)" if metric != PARAMETERS else "ours", "difference", "verdict"),
         "lrrrl",
         tuple(rows),
-        (*notes, *_legend(used)),
+        (*notes, *legend(used)),
     )
 
 
@@ -105,7 +105,7 @@ def _paper(printed: Printed | None) -> Entry:
 def _ours(group: ResultTable, row: Row, metric: str, search: Search | None) -> Entry:
     ours = number(row.evidence, metric)
     if not ours.known:
-        return Entry(NONE, tone="muted")
+        return Entry(NONE, tone="muted", marks=marks(group, row.evidence, ours, search))
     text, interval = ours_text(ours), ours_interval(ours)
     return Entry(text, interval, "", marks(group, row.evidence, ours, search), ours.runs, row.key, metric)
 
@@ -131,11 +131,19 @@ def _verdict(group: ResultTable, row: Row, metric: str) -> tuple[Entry, Entry]:
         return Entry(NONE, tone="muted"), Entry(NONE, tone="muted")
     digits = 3 if metric == PARAMETERS else 2
     runs, cell = ours.runs, row.key
-    difference = Entry(signed(verdict.difference, digits), runs=runs if ours.known else (), cell=cell, metric=metric)
-    return difference, Entry(verdict.word, tone=TONES.get(verdict.word, "muted"))
+    interval = bounds(verdict.interval) if metric != PARAMETERS and math.isfinite(verdict.interval.low) else ""
+    difference = Entry(
+        signed(verdict.difference, digits), interval, runs=runs if ours.known else (), cell=cell, metric=metric
+    )
+    return difference, Entry(verdict_text(verdict), tone=TONES.get(verdict.word, "muted"))
 
 
-def _legend(used: Iterable[str]) -> list[str]:
+def verdict_text(verdict: Verdict) -> str:
+    """Return the word of a verdict, with the reason where it is withheld."""
+    return f"withheld: {verdict.why}" if verdict.why else verdict.word
+
+
+def legend(used: Iterable[str]) -> list[str]:
     """Return the explanations of the marks that a table has, in the marks' order."""
     marks_used = set(used)
     return [f"{mark}  {name}: {sentence}." for mark, (name, sentence) in MARKS.items() if mark in marks_used]

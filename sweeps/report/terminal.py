@@ -18,6 +18,7 @@ from sweeps.experiment.metrics import (
     Average,
     cell_average,
     flags_of,
+    has_diverged,
 )
 from sweeps.experiment.plan import STATES, Plan, TrialStatus
 from sweeps.experiment.trial import Cell
@@ -34,13 +35,17 @@ HEADINGS: Final = {
 
 
 class TableRow(NamedTuple):
-    """One row of the table: ours and the paper's numbers by metric, flags, and how many of its trials are done."""
+    """One row of the table: ours and the paper's numbers by metric, flags, and how many of its trials are done.
+
+    `lost` says what of its trials diverged, failed or were skipped.
+    """
 
     label: str
     parameters: int | None
     numbers: dict[str, Average]
     paper: dict[str, Printed | None]
     flags: tuple[str, ...]
+    lost: str
     done: int
     planned: int
 
@@ -57,14 +62,21 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         numbers = {m: _vote(ledger, cell, statuses) if m == VOTE else cell_average(tested, m) for m in metrics}
         paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
         parameters = cell.net.parameters(classes[cell.dataset]) if cell.dataset in classes else None
-        rows.append(TableRow(cell.label, parameters, numbers, paper, _flags(statuses), len(tested), len(statuses)))
+        row = TableRow(
+            cell.label, parameters, numbers, paper, _flags(statuses), plan.lost(cell), len(tested), len(statuses)
+        )
+        rows.append(row)
     return rows
 
 
 def _vote(ledger: Ledger, cell: Cell, statuses: Sequence[TrialStatus]) -> Average:
-    folds = [s.trial.key for s in statuses if s.trial.phase == "fold" and s.result is not None]
-    voters, vote = read_vote(ledger, f"votes/{cell.key}", [f"trials/{key}/tables" for key in folds])
-    return vote_average(vote, sum(voter is not None for voter in voters))
+    folds = [(s.trial.key, s.result) for s in statuses if s.trial.phase == "fold" and s.result is not None]
+    guesses = [has_diverged(result) for _, result in folds]
+    members = [f"trials/{key}/tables" for key, _ in folds]
+    voters, vote = read_vote(ledger, f"votes/{cell.key}", members, sum(guesses))
+    voting = zip(folds, voters, guesses, strict=True)
+    errors = [float(result["metrics"][TOP1]) for (_, result), voter, guess in voting if guess or voter is not None]
+    return vote_average(vote, errors, all(guesses))
 
 
 def _flags(statuses: Sequence[TrialStatus]) -> tuple[str, ...]:
@@ -93,7 +105,12 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
         for metric in metrics:
             known = metric in line.numbers
             cells += [_words(line.numbers[metric]), str(line.paper[metric] or "")] if known else ["", ""]
-        marks = [*line.flags, *([f"{line.done}/{line.planned}"] if line.done < line.planned else [])]
+        flags = [flag for flag in line.flags if not line.lost or flag not in ("diverged", "dead", "failed")]
+        marks = [
+            *flags,
+            *([line.lost] if line.lost else []),
+            *([f"{line.done}/{line.planned}"] if line.done < line.planned else []),
+        ]
         table.add_row(*cells, Text(", ".join(marks), style="yellow"))
     sink = io.StringIO()
     Console(file=sink, width=max(width, 40), force_terminal=colour, no_color=not colour, highlight=False).print(table)
@@ -123,6 +140,7 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
                 "done": line.done,
                 "planned": line.planned,
                 "flags": list(line.flags),
+                "lost": line.lost,
                 "numbers": {
                     metric: number.as_json() | {"paper": paper.value if (paper := line.paper[metric]) else None}
                     for metric, number in line.numbers.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sweeps.experiment.metrics import HELD_OUT, TOP1
 from sweeps.results.cell_numbers import DERIVED, groups, number, verdict_for
 from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, effects
@@ -15,7 +16,7 @@ Line = dict[str, Any]
 
 
 def tidy(survey: SweepResults) -> dict[str, list[Line]]:
-    """Return the rows by name: numbers, effects, claims, printed, curves, dropout."""
+    """Return the rows by name: numbers, effects, claims, printed, curves, dropout, runs."""
     used = [table for table in ("1", "2") if any(evidence.cell.table == table for evidence in survey.cells)]
     rows = {
         "numbers": list(_numbers(survey)),
@@ -24,6 +25,7 @@ def tidy(survey: SweepResults) -> dict[str, list[Line]]:
         "printed": [line for table in used for line in _printed(table)],
         "curves": list(_curves(survey)),
         "dropout": list(_dropout(survey)),
+        "runs": list(_runs(survey)),
     }
     return {name: lines for name, lines in rows.items() if lines}
 
@@ -53,8 +55,11 @@ def _numbers(survey: SweepResults) -> Iterable[Line]:
                     "paper": theirs.value if theirs else float("nan"),
                     "paper_se": (theirs.se if theirs and theirs.se is not None else float("nan")),
                     "difference": verdict.difference if verdict else float("nan"),
-                    "tolerance": verdict.tolerance if verdict else float("nan"),
+                    "difference_low": verdict.interval.low if verdict else float("nan"),
+                    "difference_high": verdict.interval.high if verdict else float("nan"),
+                    "tolerance": verdict.margin if verdict else float("nan"),
                     "verdict": verdict.word if verdict else "",
+                    "withheld": verdict.why if verdict else "",
                     "marks": [
                         MARKS[mark][0] for mark in marks(group, row.evidence, ours, survey.sweep.protocol.search)
                     ],
@@ -82,7 +87,11 @@ def _effects(survey: SweepResults) -> Iterable[Line]:
     for group in groups(survey):
         for effect in effects(group) if group.table not in DERIVED.values() else ():
             names = {"table": group.table, "row": effect.row.label, "reference": effect.reference.label}
-            yield names | _contrast(effect.contrast, effect.p)
+            sides = [row.evidence for row in (effect.row, effect.reference) if row.evidence is not None]
+            lost = "; ".join(
+                f"{side.cell.label}: {words}" for side in sides if (words := side.lost(effect.contrast.metric))
+            )
+            yield names | _contrast(effect.contrast, effect.p) | {"lost": lost}
 
 
 def _claims(survey: SweepResults) -> Iterable[Line]:
@@ -99,7 +108,8 @@ def _claims(survey: SweepResults) -> Iterable[Line]:
                 "relation": compared.comparison.relation,
                 "rival": compared.rival,
                 "decision": compared.decision,
-                "more_seeds": compared.seeds,
+                "more_seeds": compared.more,
+                "more_of": compared.contrast.unit,
             } | _contrast(compared.contrast, compared.p)
 
 
@@ -138,3 +148,18 @@ def _dropout(survey: SweepResults) -> Iterable[Line]:
                 "state": "pruned" if tried.pruned else str((tried.run.result or {}).get("status", tried.run.state)),
                 "trials": [run.key for run in tried.runs],
             }
+
+
+def _runs(survey: SweepResults) -> Iterable[Line]:
+    for run in survey.runs:
+        yield {
+            "cell": run.trial.cell.label,
+            "trial": run.key,
+            "name": run.trial.label,
+            "state": str((run.result or {}).get("status", run.state)),
+            "test_top1_err": run.metrics.get(TOP1, float("nan")),
+            "val_top1_err": run.metrics.get(HELD_OUT, float("nan")),
+            "epochs": int(run.result["epochs"]) if run.result else 0,
+            "seconds": float(run.result["seconds"]) if run.result else float("nan"),
+            "mlflow_run": run.mlflow,
+        }

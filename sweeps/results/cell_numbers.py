@@ -26,6 +26,7 @@ from sweeps.experiment.metrics import (
     VOTE,
     Average,
     average,
+    has_diverged,
     measured_as,
     phase_behind,
 )
@@ -34,12 +35,14 @@ from sweeps.experiment.trial import PHASES, Cell
 from sweeps.results import paper
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run, SweepResults
-from sweeps.results.paper import Printed
+from sweeps.results.paper import FOLDS, GAP, Printed
+from sweeps.results.paper_cells import other_classes, reduced
 from sweeps.results.statistics import (
     TOLERANCE,
     Interval,
     Order,
     Verdict,
+    fold_interval,
     order,
     t_interval,
     verdict,
@@ -49,6 +52,7 @@ from sweeps.results.statistics import (
 NAMES: Final = {
     TRAIN: "train error", TOP1: "top-1", TOP5: "top-5", TOP1_TEN: "top-1, ten crops", TOP5_TEN: "top-5, ten crops",
     AVERAGE: "average", VOTE: "vote", PARAMETERS: "parameters (M)", HELD_OUT: "hold-out error",
+    GAP: "test less train error",
 }  # fmt: skip
 SLUGS: Final = {
     TRAIN: "train", TOP1: "top1", TOP5: "top5", TOP1_TEN: "top1-ten", TOP5_TEN: "top5-ten",
@@ -203,12 +207,20 @@ def _slug(text: str) -> str:
 
 def runs_of(cell: CellResults, metric: str) -> dict[tuple[int, int], tuple[Run, float]]:
     """Return the runs that make a metric of a cell, with their values, by seed and fold."""
+    if metric == GAP:
+        train, test = runs_of(cell, TRAIN), runs_of(cell, TOP1)
+        return {pair: (run, test[pair][1] - error) for pair, (run, error) in train.items() if pair in test}
     name = measured_as(metric)
     if metric == HELD_OUT:
         runs = cell.winner.runs if cell.winner is not None else cell.done("ablation")
     else:
         runs = cell.done(phase_behind(metric, {run.trial.phase for run in cell.done(*PHASES)}))
     return {run.pair: (run, run.metrics[name]) for run in runs if name in run.metrics}
+
+
+def is_always_zero(cell: CellResults, metric: str) -> bool:
+    """Return whether a metric is the top-5 error of so few classes that it cannot be but 0."""
+    return metric in (TOP5, TOP5_TEN) and cell.classes is not None and cell.classes <= 5
 
 
 def number(cell: CellResults | None, metric: str) -> CellNumber:
@@ -221,19 +233,28 @@ def number(cell: CellResults | None, metric: str) -> CellNumber:
     pairs = tuple(runs_of(cell, metric).values())
     runs, values = tuple(run for run, _ in pairs), tuple(value for _, value in pairs)
     if metric == VOTE:
-        voters = tuple(run for run in runs if run.decisions is not None)
-        together = vote_average(cell.vote, len(voters))
+        voters = tuple(run for run in runs if run.decisions is not None or has_diverged(run.result))
+        together = vote_average(cell.vote, [run.metrics[TOP1] for run in voters], all(map(_guesses, voters)))
         if cell.vote is None:
-            return CellNumber(metric, together, UNKNOWN, (), ())
+            return CellNumber(metric, together, UNKNOWN, (together.mean,) * (together.n > 0), voters * (together.n > 0))
         interval = wilson(cell.vote.wrong(VOTING), len(cell.vote.ids))
         return CellNumber(metric, together, interval, (together.mean,), voters)
     ours = average(values)
     return CellNumber(metric, ours, t_interval(ours) if ours.n > 1 else _over_pictures(runs, values), values, runs)
 
 
-def vote_average(vote: Predictions | None, voters: int) -> Average:
-    """Return the error in percent of networks that vote, by mean softmax as in the paper; nan without a vote."""
-    return Average(math.nan, math.nan, 0) if vote is None else Average(vote.error(VOTING), math.nan, voters)
+def _guesses(run: Run) -> bool:
+    return has_diverged(run.result)
+
+
+def vote_average(vote: Predictions | None, errors: Sequence[float], guessed: bool) -> Average:
+    """Return the error in percent of networks that vote, by mean softmax as in the paper; nan without a vote.
+
+    `errors` are those of each network alone. Where all of them diverged (`guessed`), the vote is a guess as well.
+    """
+    if vote is not None:
+        return Average(vote.error(VOTING), math.nan, len(errors))
+    return Average(average(errors).mean, math.nan, len(errors)) if guessed and errors else average(())
 
 
 def _over_pictures(runs: Sequence[Run], values: Sequence[float]) -> Interval:
@@ -245,18 +266,41 @@ def _over_pictures(runs: Sequence[Run], values: Sequence[float]) -> Interval:
 
 
 def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> Verdict | None:
-    """Return the verdict on a number; None where the paper prints none, or printed it of other data."""
+    """Return the verdict on a number; None where the paper prints none, or printed it of other data.
+
+    It is withheld where the trainings are not the paper's, or too few to know their spread. Nothing is subtracted
+    from trainings that are not the paper's.
+    """
     printed = table.paper(row, metric)
     if printed is None or row.evidence is None or not table.comparable:
         return None
-    if metric != PARAMETERS:
-        return verdict(ours.average.mean, ours.average.se, printed.value, printed.se, table.dataset)
-    judged = verdict(ours.average.mean, None, printed.value, None, table.dataset)
-    if judged.word == "not run":
-        return judged
-    # Counts are exact: they have to round to what is printed.
-    rounds = abs(judged.difference) <= printed.rounding + 1e-9
-    return Verdict(judged.difference, printed.rounding, "reproduced" if rounds else "differs")
+    if not ours.known:
+        return Verdict(math.nan, UNKNOWN, TOLERANCE[table.dataset], "not run")
+    difference = ours.average.mean - printed.value
+    if metric == PARAMETERS:
+        # The picture counts do not change a net, the classes do.
+        if why := other_classes(row.evidence, table.dataset):
+            return Verdict(math.nan, UNKNOWN, printed.rounding, "withheld", why)
+        # Counts are exact: they have to round to what is printed.
+        rounds = abs(difference) <= printed.rounding + 1e-9
+        interval = Interval(difference, difference)
+        return Verdict(difference, interval, printed.rounding, "reproduced" if rounds else "differs")
+    if why := reduced(row.evidence, table.dataset):
+        return Verdict(math.nan, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
+    if why := too_few(metric, table.table, ours):
+        return Verdict(difference, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
+    interval = fold_interval(ours.average, 1 / FOLDS) if metric == AVERAGE else ours.interval
+    return verdict(ours.average, interval, printed.value, printed.se, table.dataset)
+
+
+def too_few(metric: str, table: str, ours: CellNumber) -> str:
+    """Return why the trainings behind a number are too few to judge it, empty where they are enough."""
+    if metric in (AVERAGE, VOTE):
+        folds = {run.trial.folds for run in ours.runs}
+        return "" if len(ours.runs) == FOLDS and folds == {FOLDS} else f"{len(ours.runs)} of the paper's {FOLDS} folds"
+    if table in ("1", "2", "3") and {run.trial.phase for run in ours.runs} != {"match"}:
+        return "not trained by the protocol of Single"
+    return "one training: its spread is not known" if ours.average.n < 2 else ""
 
 
 def order_kept(table: ResultTable, metric: str) -> Order | None:
@@ -268,7 +312,7 @@ def order_kept(table: ResultTable, metric: str) -> Order | None:
 
 def verdicts(tables: Sequence[ResultTable]) -> Mapping[str, int]:
     """Count the verdicts on errors, over the tables that are the cells' own and not derived from those."""
-    counts = {"reproduced": 0, "differs": 0, "not run": 0}
+    counts = {"reproduced": 0, "differs": 0, "inconclusive": 0, "withheld": 0, "not run": 0}
     for table in tables:
         if table.table not in DERIVED.values():
             for row, metric in itertools.product(table.rows, table.metrics):
@@ -281,6 +325,7 @@ def verdicts(tables: Sequence[ResultTable]) -> Mapping[str, int]:
 def tolerance_sentence(dataset: str) -> str:
     """Return the sentence that says what counts as reproduced."""
     return (
-        f"Reproduced: within twice the standard error of the difference, or within {TOLERANCE[dataset]:.1f} points, "
-        "whichever is more; parameters: rounding to the printed digits."
+        f"Reproduced: the 95 % interval of ours less the paper's lies within {TOLERANCE[dataset]:.1f} points; differs: "
+        "it lies wholly outside; else inconclusive. The interval is over trainings, of a vote over test pictures; a "
+        "standard error that the paper prints widens it. Parameters: rounding to the printed digits."
     )

@@ -1,8 +1,11 @@
 """Claims of the paper, decided in our runs and in its own printed numbers.
 
 A claim is a list of comparisons. Each is decided by its p, adjusted after Holm over all comparisons that the claims of
-one table make, and a claim stands where all its comparisons do. The printed means ± SE are tested as the head of
-statistics.py says; a number printed without a spread is taken at face value.
+a sweep make, and a claim stands where all its comparisons do. Comparisons of votes are shown, and decide nothing: one
+vote a side says nothing of other trainings. A claim is withheld where a training behind it is not the paper's.
+
+The printed means ± SE are tested as the head of statistics.py says; a number printed without a spread is taken at face
+value.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from typing import Final, Literal, NamedTuple
 from sweeps.experiment.metrics import AVERAGE, Average
 from sweeps.results import paper
 from sweeps.results.cell_numbers import TABLES, stands_for
-from sweeps.results.contrasts import Contrast, contrast, more_seeds
+from sweeps.results.contrasts import UNTESTED, Contrast, contrast, contrast_with, more_trainings
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import CLAIMS, FOLDS, Claim, Comparison
-from sweeps.results.statistics import Decision, Difference, decide, decide_all, holm, welch
+from sweeps.results.paper_cells import CELLS, footnote_row, reduced
+from sweeps.results.statistics import Decision, Difference, decide, decide_all, holm, p_beyond, welch
 
 # The networks of Tables 6 and S1, whose rows are layers: table and row of a cell.
 NETWORKS: Final = {
@@ -26,20 +30,21 @@ NETWORKS: Final = {
     "S1": ("1", "CReLU half"),
 }
 RANDOM: Final = "Random"
+FOOTNOTE: Final = "Footnote"  # of cells that no table prints
 TEST_FRACTION: Final = 1 / FOLDS
 Cells = Mapping[tuple[str, str], CellResults]  # by the paper's data set and row
 InPrint = Literal["significant", "at face value", "not significant", "denied", "no numbers"]
 
 
 class Compared(NamedTuple):
-    """One comparison of a claim with one rival: `p` is adjusted; `seeds` more would decide it where it is open."""
+    """One comparison of a claim with one rival: `p` is adjusted; `more` trainings would decide it where it is open."""
 
     comparison: Comparison
     rival: str
     contrast: Contrast
     p: float
     decision: Decision
-    seeds: int | None
+    more: int | None
 
 
 class ClaimResult(NamedTuple):
@@ -57,18 +62,23 @@ class ClaimResult(NamedTuple):
         return tuple(compared for compared in self.compared if compared.decision == "inconclusive")
 
     @property
-    def seeds(self) -> int | None:
-        """Return the further seeds that would decide all that is open; None where seeds would not."""
-        needed = [compared.seeds for compared in self.open if compared.seeds is not None]
-        return max(needed) if needed and len(needed) == len(self.open) else None
+    def more(self) -> Mapping[str, int]:
+        """Return how many further seeds, and folds, a row would decide all that is open; empty where none would."""
+        if not self.open or any(compared.more is None for compared in self.open):
+            return {}
+        needed: dict[str, int] = {}
+        for compared in self.open:
+            unit = compared.contrast.unit
+            needed[unit] = max(needed.get(unit, 0), compared.more or 0)
+        return needed
 
     @property
     def hours(self) -> float:
-        """Return the hours that those seeds take, each cell's trainings once, however many comparisons it is in."""
+        """Return the hours that those take, each cell's trainings once, however many comparisons it is in."""
         needed: dict[str, float] = {}
         for compared in self.open:
             for trainings, hours in compared.contrast.hours.items():
-                needed[trainings] = max(needed.get(trainings, 0.0), (compared.seeds or 0) * hours)
+                needed[trainings] = max(needed.get(trainings, 0.0), (compared.more or 0) * hours)
         return sum(needed.values())
 
     @property
@@ -79,26 +89,33 @@ class ClaimResult(NamedTuple):
 
 def judge_claims(survey: SweepResults) -> list[ClaimResult]:
     """Decide every claim that this sweep has a network of, in the paper's order."""
+    # Of two cells for one row the first counts.
     cells = {
         (stands_for(results.cell), results.cell.row): results
-        for results in reversed(survey.cells)  # of two cells for one row the first counts
+        for results in reversed(survey.cells)
         if results.cell.table in TABLES
     }
-    claims = [
-        claim
-        for claim in CLAIMS
-        if any(_network(claim, comparison, comparison.row) in cells for comparison in claim.comparisons)
-    ]
-    decided: dict[str, ClaimResult] = {}
-    for table in dict.fromkeys(claim.table for claim in claims):
-        decided |= _decide_together([claim for claim in claims if claim.table == table], cells)
-    return [decided[claim.id] for claim in claims]
+    footnotes = {
+        (results.cell.dataset, FOOTNOTE + footnote_row(results.cell)): results
+        for results in reversed(survey.cells)
+        if footnote_row(results.cell)
+    }
+    return _decide_together(
+        [
+            claim
+            for claim in CLAIMS
+            if any(_network(claim, comparison, comparison.row) in cells | footnotes for comparison in claim.comparisons)
+        ],
+        cells | footnotes,
+    )
 
 
 def _network(claim: Claim, comparison: Comparison, row: str) -> tuple[str, str]:
     """Return the data set and row of the cell behind a row of a claim."""
     if claim.table in NETWORKS:
         return comparison.dataset, NETWORKS[claim.table][1]
+    if claim.table.startswith(FOOTNOTE):
+        return comparison.dataset, FOOTNOTE + row
     return comparison.dataset, comparison.row if row == RANDOM else row
 
 
@@ -112,38 +129,77 @@ def _metrics(claim: Claim, comparison: Comparison, rival: str) -> tuple[str, str
     return comparison.metric, comparison.against_metric or comparison.metric
 
 
-def _decide_together(claims: Sequence[Claim], cells: Cells) -> dict[str, ClaimResult]:
-    """Decide the claims of one table, by id: their p values are adjusted together."""
-    contrasts: list[tuple[Claim, Comparison, str, Contrast]] = []
-    for claim in claims:
-        for comparison in claim.comparisons:
-            for rival in paper.rivals(claim.table, comparison):
-                ours, theirs = (cells.get(_network(claim, comparison, row)) for row in (comparison.row, rival))
-                test = contrast(ours, theirs, *_metrics(claim, comparison, rival), comparison.scale)
-                contrasts.append((claim, comparison, rival, test))
-    adjusted = holm([test.p for *_, test in contrasts])
-    family = sum(not math.isnan(test.p) for *_, test in contrasts)
+def _decide_together(claims: Sequence[Claim], cells: Cells) -> list[ClaimResult]:
+    """Decide claims whose p values are adjusted as one family."""
+    contrasts = [
+        (claim, comparison, rival, _contrast(claim, comparison, rival, cells))
+        for claim in claims
+        for comparison in claim.comparisons
+        for rival in paper.rivals(claim.table, comparison)
+    ]
+    raw = [_p(comparison, test) for _, comparison, _, test in contrasts]
+    adjusted = holm(raw).tolist()
+    family = sum(not math.isnan(p) for p in raw)
     compared: dict[str, list[Compared]] = {claim.id: [] for claim in claims}
     for (claim, comparison, rival, test), p in zip(contrasts, adjusted, strict=True):
         decision = decide(comparison.relation, test.difference, float(p), test.interval, comparison.margin)
-        seeds = more_seeds(test, family, comparison.margin) if decision == "inconclusive" else None
-        compared[claim.id].append(Compared(comparison, rival, test, float(p), decision, seeds))
-    return {claim.id: _claim_result(claim, compared[claim.id], cells) for claim in claims}
+        if test.basis in UNTESTED:
+            decision = "not tested"
+        if test.basis == "exact" and comparison.relation != "within":
+            decision = "supported" if paper.holds(comparison, test.difference, 0.0) else "contradicted"
+        more = more_trainings(test, family, comparison.margin) if decision == "inconclusive" else None
+        compared[claim.id].append(Compared(comparison, rival, test, float(p), decision, more))
+    return [_claim_result(claim, compared[claim.id], cells) for claim in claims]
+
+
+def _contrast(claim: Claim, comparison: Comparison, rival: str, cells: Cells) -> Contrast:
+    """Compare the networks of a row and its rival; the rival may be a number of the literature, or a bound."""
+    ours = cells.get(_network(claim, comparison, comparison.row))
+    metric, rival_metric = _metrics(claim, comparison, rival)
+    value = comparison.bound if comparison.bound is not None else _of_literature(claim, comparison, rival)
+    if value is not None:
+        return contrast_with(ours, metric, value)
+    theirs = cells.get(_network(claim, comparison, rival))
+    return contrast(ours, theirs, metric, rival_metric, comparison.scale)
+
+
+def _of_literature(claim: Claim, comparison: Comparison, rival: str) -> float | None:
+    """Return the printed number of a rival that no cell stands for, None for other rivals."""
+    if claim.table != "5" or ("4", rival) in CELLS:
+        return None
+    number = paper.printed(claim.table, comparison.dataset, rival, comparison.metric)
+    return None if number is None else number.value
+
+
+def _p(comparison: Comparison, test: Contrast) -> float:
+    """Return the p that a comparison is decided by: of a difference, for "within" of one beyond the margin."""
+    if comparison.relation != "within" or not (test.n > 1 and test.t):
+        return test.p
+    return p_beyond(comparison.margin, test.difference, abs(test.difference / test.t), test.n - 1)
 
 
 def _claim_result(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -> ClaimResult:
     networks = {
-        _network(claim, compared.comparison, row)
+        _network(claim, compared.comparison, row): None
         for compared in comparisons
         for row in (compared.comparison.row, compared.rival)
     }
-    used = {network: cells[network] for network in networks if network in cells}
-    on_other_data = [results for (dataset, _), results in used.items() if results.cell.dataset != dataset]
-    withheld = ""
-    if on_other_data:
-        withheld = "embedded pictures" if on_other_data[0].synthetic else "other data than the paper's"
+    reasons = [reduced(cells[network], network[0]) for network in networks if network in cells]
+    withheld = next((reason for reason in reasons if reason), "") or _lost(claim, comparisons, cells)
     decision = "not run" if withheld else decide_all(compared.decision for compared in comparisons)
     return ClaimResult(claim, decision, tuple(comparisons), withheld, in_print(claim))
+
+
+def _lost(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -> str:
+    """Return what of the trainings behind a claim diverged, failed or was skipped, by cell; empty for nothing."""
+    reasons: dict[str, None] = {}
+    for compared in comparisons:
+        metrics = _metrics(claim, compared.comparison, compared.rival)
+        for row, metric in zip((compared.comparison.row, compared.rival), metrics, strict=True):
+            results = cells.get(_network(claim, compared.comparison, row))
+            if results is not None and (lost := results.lost(metric)):
+                reasons[f"{lost} of {results.cell.label}"] = None
+    return "; ".join(reasons)
 
 
 # The paper's own numbers --------------------------------------------------------------------------------------

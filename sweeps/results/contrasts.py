@@ -2,8 +2,10 @@
 
 folds     paired differences, corrected after Nadeau and Bengio; the plain test and Wilcoxon's stand beside it
 seeds     paired differences; as many degrees of freedom as seeds, less one
-pictures  McNemar's exact test: it speaks of these networks on other pictures, not of other trainings
-exact     parameter counts, which have no spread
+pictures  two votes: not tested. McNemar's exact test is shown, which speaks of these networks on other pictures, not of
+          other trainings: votes that differ by the noise of training alone, .1 point, reject in 12 % of cases
+exact     counts of a net, which have no spread
+always 0  top-5 errors of five classes or fewer: not tested
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 
 from sweeps.experiment.metrics import PARAMETERS, TOP1, TOP1_TEN, TRAIN, VOTE
-from sweeps.results.cell_numbers import UNKNOWN, VOTING, ResultTable, Row, number, runs_of
+from sweeps.results.cell_numbers import UNKNOWN, VOTING, ResultTable, Row, is_always_zero, number, runs_of
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run
+from sweeps.results.paper import CHANNELS
 from sweeps.results.statistics import Interval, McNemar, holm, mcnemar_exact, paired, seeds_needed
 
-Basis = Literal["folds", "seeds", "pictures", "exact", "one training", "not run"]
+Basis = Literal["folds", "seeds", "pictures", "exact", "one training", "always 0", "not run"]
+UNTESTED: Final[tuple[Basis, ...]] = ("pictures", "always 0")  # shown, and no part of any family or decision
 NO_HOURS: Final[Mapping[str, float]] = {}
 VIEWS: Final = {TOP1: "centre", TOP1_TEN: "ten_softmax", VOTE: VOTING}
 
@@ -30,7 +34,7 @@ class Contrast(NamedTuple):
 
     `plain_p` and `rank_p` are the uncorrected paired t's and Wilcoxon's; `pictures` compares two networks, or two
     votes, on the same pictures; `sd` is that of the n paired differences. `hours` is what one more training of each
-    side costs, by cell and phase.
+    side costs, by cell and phase; `folds` is the size of the partition that the runs are folds of, 0 for seeds.
     """
 
     metric: str
@@ -46,6 +50,12 @@ class Contrast(NamedTuple):
     pictures: McNemar | None = None
     runs: tuple[Run, ...] = ()
     hours: Mapping[str, float] = NO_HOURS
+    folds: int = 0
+
+    @property
+    def unit(self) -> Literal["fold", "seed"]:
+        """Return what one more training of each side would be."""
+        return "fold" if self.folds else "seed"
 
 
 def contrast(
@@ -54,10 +64,12 @@ def contrast(
     """Compare a metric of two cells, or two metrics of one cell; `scale` multiplies the rival's."""
     if row is None or rival is None:
         return Contrast(metric, math.nan, "not run")
-    if metric == PARAMETERS:
-        return _counts(row, rival, scale)
+    if metric == PARAMETERS or metric.startswith(CHANNELS):
+        return _counts(metric, row, rival, scale)
     if metric == VOTE:
         return _votes(row, rival)
+    if is_always_zero(row, metric) and is_always_zero(rival, metric):
+        return Contrast(metric, 0.0, "always 0")
     ours, theirs = runs_of(row, metric), runs_of(rival, rival_metric or metric)
     pairs = sorted(ours.keys() & theirs.keys())
     if not pairs:
@@ -72,23 +84,49 @@ def _paired(
     a, b = [value for _, value, _, _ in pairs], [scale * value for _, _, _, value in pairs]
     runs = tuple({run.key: run for run in [pair[0] for pair in pairs] + [pair[2] for pair in pairs]}.values())
     first, _, second, _ = pairs[0]
-    pictures = None if first is second else _mcnemar(first.decisions, second.decisions, VIEWS.get(metric, ""))
-    if len(pairs) == 1:
-        return Contrast(metric, a[0] - b[0], "one training", n=1, pictures=pictures, runs=runs, hours=hours)
     folds = first.trial.folds if first.trial.phase == "fold" else 0
+    if len(pairs) == 1:
+        # No one fold's network stands for a cell; the folds' votes are compared on pictures instead.
+        comparable = first is not second and not folds
+        pictures = _mcnemar(first.decisions, second.decisions, VIEWS.get(metric, "")) if comparable else None
+        return Contrast(
+            metric, a[0] - b[0], "one training", n=1, pictures=pictures, runs=runs, hours=hours, folds=folds
+        )  # fmt: skip
     difference, plain, test, rank_p = paired(a, b, 1 / folds if folds else None)
     return Contrast(
         metric, difference, "folds" if folds else "seeds", test.interval, test.t, test.p, plain.p, rank_p, len(pairs),
-        sd=float(np.std(np.subtract(a, b), ddof=1)),
-        # No one fold's network stands for a cell; the folds' votes are compared on pictures instead.
-        pictures=None if folds else pictures, runs=runs, hours=hours,
+        sd=float(np.std(np.subtract(a, b), ddof=1)), runs=runs, hours=hours, folds=folds,
     )  # fmt: skip
 
 
-def _counts(row: CellResults, rival: CellResults, scale: float) -> Contrast:
-    difference = row.parameters - scale * rival.parameters
-    runs = tuple(run for run in (*row.runs, *rival.runs) if run.result)
-    return Contrast(PARAMETERS, difference, "exact", Interval(difference, difference), n=1, runs=runs)
+def contrast_with(row: CellResults | None, metric: str, value: float) -> Contrast:
+    """Compare a metric of a cell with a number that has no spread: one of the literature, or a bound."""
+    if row is None:
+        return Contrast(metric, math.nan, "not run")
+    if metric == PARAMETERS:
+        return _exact(metric, row.parameters - value, (row,))
+    pairs = [(run, error, run, value) for run, error in runs_of(row, metric).values()]
+    return _paired(metric, pairs, 1.0, seed_hours(row, metric)) if pairs else Contrast(metric, math.nan, "not run")
+
+
+def _counts(metric: str, row: CellResults, rival: CellResults, scale: float) -> Contrast:
+    ours, theirs = row.parameters, rival.parameters
+    if metric.startswith(CHANNELS):
+        ours, theirs = (_channels(cell, metric.removeprefix(CHANNELS)) for cell in (row, rival))
+    return _exact(metric, ours - scale * theirs, (row, rival))
+
+
+def _channels(cell: CellResults, layer: str) -> float:
+    """Return how many channels a layer hands to the next one, behind its activation; nan where it has no such layer."""
+    channels = {name: count for name, count, _ in cell.cell.net.shapes(cell.classes or 1)}
+    return float(channels.get(layer, math.nan))
+
+
+def _exact(metric: str, difference: float, cells: Sequence[CellResults]) -> Contrast:
+    if math.isnan(difference):
+        return Contrast(metric, math.nan, "not run")
+    runs = tuple(run for cell in cells for run in cell.runs if run.result)
+    return Contrast(metric, difference, "exact", Interval(difference, difference), n=1, runs=runs)
 
 
 def _votes(row: CellResults, rival: CellResults) -> Contrast:
@@ -96,7 +134,7 @@ def _votes(row: CellResults, rival: CellResults) -> Contrast:
     if test is None:
         return Contrast(VOTE, math.nan, "not run")
     runs = (*number(row, VOTE).runs, *number(rival, VOTE).runs)
-    return Contrast(VOTE, test.difference, "pictures", test.interval, p=test.p, n=1, pictures=test, runs=runs)
+    return Contrast(VOTE, test.difference, "pictures", test.interval, n=1, pictures=test, runs=runs)
 
 
 def _mcnemar(a: Predictions | None, b: Predictions | None, kind: str) -> McNemar | None:
@@ -121,8 +159,8 @@ def _mean_hours(runs: Sequence[Run]) -> float:
     return sum(hours) / len(hours) if hours else 0.0
 
 
-def more_seeds(contrast: Contrast, family: int, margin: float = 0.0, alpha: float = 0.05) -> int | None:
-    """Count the further seeds that would decide a contrast one time in 1.25; None where seeds would not.
+def more_trainings(contrast: Contrast, family: int, margin: float = 0.0, alpha: float = 0.05) -> int | None:
+    """Count the further seeds, or folds, that would decide a contrast one time in 1.25; None where none would.
 
     With one training a side the spread is not known, so 2 are asked for to learn it. In a family of m comparisons
     each is planned at alpha / m. For "within" the distance to find is that from the difference to the margin.
@@ -132,11 +170,13 @@ def more_seeds(contrast: Contrast, family: int, margin: float = 0.0, alpha: floa
     if contrast.basis not in ("seeds", "folds") or not contrast.sd > 0:
         return None
     distance = margin - abs(contrast.difference) if margin else contrast.difference
-    return seeds_needed(contrast.sd, distance, alpha / max(family, 1), have=contrast.n, most=1000)
+    fraction = 1 / contrast.folds if contrast.folds else None
+    level = alpha / max(family, 1)
+    return seeds_needed(contrast.sd, distance, level, have=contrast.n, most=1000, test_fraction=fraction)
 
 
 class Effect(NamedTuple):
-    """A row of a table against its reference, in one metric; `p` adjusted after Holm over the whole table."""
+    """A row of a table against its reference, in one metric; `p` adjusted after Holm over the table, nan for votes."""
 
     row: Row
     reference: Row
@@ -149,7 +189,7 @@ def effects(table: ResultTable) -> list[Effect]:
     pairs = compared([row for row in table.rows if _has_runs(row)])
     metrics = [metric for metric in table.metrics if metric not in (TRAIN, PARAMETERS)]
     contrasts = [(pair, contrast(pair[0].evidence, pair[1].evidence, metric)) for metric in metrics for pair in pairs]
-    known = [(pair, effect) for pair, effect in contrasts if effect.basis != "not run"]
+    known = [(pair, effect) for pair, effect in contrasts if effect.basis not in ("not run", "always 0")]
     adjusted = holm([effect.p for _, effect in known])
     return [Effect(*pair, effect, float(p)) for (pair, effect), p in zip(known, adjusted, strict=True)]
 

@@ -78,20 +78,26 @@ def read_scores(ledger: Ledger, folder: str) -> Scores | None:
 
 
 def read_vote(
-    ledger: Ledger, folder: str, members: Sequence[str]
+    ledger: Ledger, folder: str, members: Sequence[str], guesses: int = 0
 ) -> tuple[list[Predictions | None], Predictions | None]:
     """Return the decisions of the networks whose tables lie in `members`, each alone, and together by method of voting.
 
-    A vote in `folder` is taken as it is. Fewer than two networks have none, nor do networks on different pictures.
+    `guesses` more networks have diverged: they give every class the same score. A vote in `folder` is taken as it is.
+    Fewer than two networks have none, nor do networks on different pictures.
     """
     if _table(ledger, f"{folder}/decisions.parquet", ()) is not None:
         return [read_decisions(ledger, member) for member in members], read_decisions(ledger, folder)
     tables = [read_scores(ledger, member) for member in members]
     alone = [None if scores is None else scores.decide() for scores in tables]
     voters = [scores for scores in tables if scores is not None]
-    if len(voters) < 2 or not all(np.array_equal(scores.ids, voters[0].ids) for scores in voters):
+    if (
+        not voters
+        or len(voters) + guesses < 2
+        or not all(np.array_equal(scores.ids, voters[0].ids) for scores in voters)
+    ):
         return alone, None
     x = np.stack([scores.views["centre"] for scores in voters])
+    x = np.concatenate([x, np.zeros((guesses, *x.shape[1:]), x.dtype)])
     chosen = {str(method): classes.astype(np.int64) for method, classes in votes(x).items()}
     return alone, Predictions(voters[0].ids, voters[0].labels, x.shape[2], chosen)
 

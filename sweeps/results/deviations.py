@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from crelu_models.spec import Conv, Drop, Linear, Net
+from crelu_models.spec import Linear, Net
 from crelu_models.tables import PAPER
-from data.datasets import DataSet, dataset
-from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
+from data.datasets import RAW_UP_TO, dataset
 from sweeps.results.cell_numbers import SETS, ResultTable
 from sweeps.results.evidence import CellResults
+from sweeps.results.paper_cells import (
+    CELLS,
+    Differences,
+    is_other_count,
+    last_layer,
+    layers,
+    recipe_differences,
+    set_facts,
+    tested_pictures,
+    training_pictures,
+)
 
-# The net and the recipe of each row of the paper's tables.
-# fmt: off
-CELLS: Final = {
-    ("1", "Baseline"):        ("S2",         ALLCONV),
-    ("1", "Double"):          ("S3_double",  ALLCONV),
-    ("1", "AVR"):             ("S2_avr",     ALLCONV),
-    ("1", "CReLU"):           ("S3_crelu",   ALLCONV),
-    ("1", "CReLU half"):      ("S3_half",    ALLCONV),
-    ("2", "VGG"):             ("S4",         VGG),
-    ("2", "CReLU (1)"):       ("S5",         VGG),
-    ("2", "CReLU (1,3)"):     ("S6",         VGG),
-    ("2", "CReLU (1,3,5)"):   ("S7",         VGG),
-    ("4", "Baseline"):        ("S8",         IMAGENET_SGD),
-    ("4", "AVR conv1-4"):     ("S8_avr_1_4", IMAGENET_SGD),
-    ("4", "AVR conv1-7"):     ("S8_avr_1_7", IMAGENET_SGD),
-    ("4", "AVR conv1-9"):     ("S8_avr_1_9", IMAGENET_SGD),
-    ("4", "CReLU conv1,4,7"): ("S13",        IMAGENET_ADAM),
-    ("4", "CReLU conv1-4"):   ("S9",         IMAGENET_SGD),
-    ("4", "CReLU conv1-7"):   ("S10",        IMAGENET_SGD),
-    ("4", "CReLU conv1-9"):   ("S11",        IMAGENET_SGD),
-    ("4", "CReLU all"):       ("S12",        IMAGENET_ADAM),
+NOT_STATED: Final = "not stated"
+# What the second phase of Single is stopped by, as a reader reads it.
+MATCHES: Final = {
+    "train_loss": "at the first phase's training loss",
+    "valid_loss": "at the first phase's hold-out loss",
+    "epoch": "after as many epochs as the first phase",
+    "none": "at the end of the schedule",
 }
-# fmt: on
-FIELDS: Final = {
-    "optimiser": "optimiser",
-    "batch": "batch",
-    "epochs": "epochs",
-    "lr": "learning rate",
-    "weight_decay": "weight decay",
-    "momentum": "momentum",
-    "dampening": "dampening",
-    "init": "initialisation",
-    "flip": "flips",
-    "shift": "shifts (pixels)",
-    "lighting": "colour noise (std)",
-    "drop_last": "drop the last batch",
-    "warmup_epochs": "warm-up epochs",
-    "clip_norm": "gradient norm cut at",
-}  # fmt: skip
-Differences = Iterator[tuple[str, str, str]]  # what differs, the paper's, ours
 
 
 class Deviation(NamedTuple):
@@ -85,15 +62,12 @@ def _differences(results: CellResults, table: ResultTable) -> Differences:
         return
     name, recipe = CELLS[cell.table, cell.row]
     yield from _data(results, table)
-    yield from _nets(cell.net, PAPER[name], results.classes)
-    yield from _recipes(cell.recipe, recipe)
+    yield from _nets(cell.net, PAPER[name], dataset(table.dataset).classes)
+    yield from recipe_differences(cell.recipe, recipe)
     for precision in sorted({str(run.result["precision"]) for run in results.runs if run.result} - {"fp32"}):
         yield "precision", "fp32", precision
-    printed = _dropout(PAPER[name])
-    # The paper tuned the dropout of the all-convolutional CIFAR nets, and does not print the rates.
-    if cell.table != "1":
-        for rates in sorted({_dropout(run.trial.net) for run in results.tested} - {printed}):
-            yield "dropout", printed, rates
+    yield from _dropout(results, PAPER[name])
+    yield from _protocol(results)
 
 
 def _data(results: CellResults, table: ResultTable) -> Differences:
@@ -101,67 +75,55 @@ def _data(results: CellResults, table: ResultTable) -> Differences:
     name = results.cell.dataset
     if name != table.dataset:
         yield "data", SETS[table.dataset], name
-    paper, ours = dataset(table.dataset), _facts(name)
-    tested = {len(run.decisions.ids) for run in results.tested if run.decisions is not None}
-    for count in sorted(tested - {paper.splits[paper.final]}):
+    paper, ours = dataset(table.dataset), set_facts(name)
+    if results.classes not in (None, paper.classes):
+        yield "classes", f"{paper.classes:,}", f"{results.classes:,}"
+    learned, all_learned = training_pictures(results), paper.splits["train"]
+    for count in sorted(count for count in learned if is_other_count(count, all_learned)):
+        yield "training pictures", f"{all_learned:,}", f"{count:,}"
+    if not learned:
+        yield "training pictures", f"{all_learned:,}", "not recorded"
+    for count in sorted(tested_pictures(results) - {paper.splits[paper.final]}):
         yield "test pictures", f"{paper.splits[paper.final]:,}", f"{count:,}"
     if ours is not None and (ours.size, ours.crop) != (paper.size, paper.crop):
         yield "picture and crop (pixels)", f"{paper.size}, {paper.crop}", f"{ours.size}, {ours.crop}"
+    if ours is not None and ours.size > RAW_UP_TO and not results.synthetic:
+        yield "stored pictures", "the original files", f"cut to {ours.size} pixels, JPEG of quality 90 by default"
     if results.done("ablation") and ours is not None:
-        yield "training pictures", "all", f"all but {ours.holdout:,} held out"
+        yield "pictures learned from", "all", f"all but {ours.holdout:,} held out"
 
 
-def _facts(name: str) -> DataSet | None:
-    try:
-        return dataset(name)
-    except ValueError:  # a folder that was prepared elsewhere
-        return None
-
-
-def _nets(ours: Net, paper: Net, classes: int | None) -> Differences:
-    if _layers(ours) != _layers(paper):
-        if classes is None:
-            yield "net", str(paper.name), "another one"
-        else:
-            yield "net (parameters)", f"{paper.parameters(classes):,}", f"{ours.parameters(classes):,}"
+def _nets(ours: Net, paper: Net, classes: int) -> Differences:
+    if layers(ours) != layers(paper):
+        yield "net (parameters)", f"{paper.parameters(classes):,}", f"{ours.parameters(classes):,}"
     # The supplement prints an activation on the scores of all nets but VGG; ours have none by default.
-    printed = "none" if isinstance(_last(paper), Linear) else "avr" if ".avr(" in paper.name else "relu"
-    if _last(ours).act != printed:
-        yield "activation on the scores", printed, _last(ours).act
+    if not isinstance(last_layer(paper), Linear) and last_layer(ours).act == "none":
+        yield "activation on the scores", "as on the layers before", "none"
 
 
-def _layers(net: Net) -> list[object]:
-    """Return the layers of a net without its dropout and the activation on its scores."""
-    rows = [row for row in net.rows if not isinstance(row, Drop)]
-    return [row._replace(act="none") if row == _last(net) else row for row in rows]
+def _dropout(results: CellResults, paper: Net) -> Differences:
+    """Yield how dropout was chosen, and rates that are not the printed ones.
+
+    The paper tuned the dropout of the all-convolutional CIFAR nets, Table 1, and does not print the rates.
+    """
+    if results.cell.table == "1":
+        return
+    if results.tried:
+        yield "choice of dropout", "rates printed", "searched on the hold-out"
+    printed = _rates(paper)
+    for rates in sorted({_rates(run.trial.net) for run in results.tested} - {printed}):
+        yield "dropout", printed, rates
 
 
-def _last(net: Net) -> Conv | Linear:
-    return [row for row in net.rows if isinstance(row, Conv | Linear)][-1]
+def _protocol(results: CellResults) -> Differences:
+    """Yield what the paper leaves open and a trial has to settle."""
+    if results.done("fold"):
+        yield "weights of a fold", NOT_STATED, "of the best epoch on the held-out fold"
+    for match in sorted({run.trial.match for run in results.done("match")}):
+        yield "second phase of Single ends", "at the first phase's loss, on pictures not stated", MATCHES[match]
+    if results.cell.table == "2" and results.cell.recipe.shift:
+        yield "size of the shifts", NOT_STATED, f"{results.cell.recipe.shift} pixels"
 
 
-def _recipes(ours: Recipe, paper: Recipe) -> Differences:
-    for field, name in FIELDS.items():
-        if getattr(ours, field) != getattr(paper, field):
-            yield name, _text(getattr(paper, field)), _text(getattr(ours, field))
-    if (ours.stages, ours.schedule_epochs) != (paper.stages, paper.schedule_epochs):
-        yield "schedule", _schedule(paper), _schedule(ours)
-
-
-def _schedule(recipe: Recipe) -> str:
-    """Return the factors of the learning rate and where they begin, in epochs of this recipe."""
-    steps = [
-        f"x{stage.lr_factor:g} from {(stage.first_epoch - 1) * recipe.epochs // recipe.schedule_epochs + 1}"
-        for stage in recipe.stages[1:]
-    ]
-    return ", ".join(steps[:4] + ["..."] * (len(steps) > 4)) or "constant"
-
-
-def _dropout(net: Net) -> str:
+def _rates(net: Net) -> str:
     return ", ".join(f"{rate:g} after {place}" for place, rate in net.dropouts().items()) or "none"
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)

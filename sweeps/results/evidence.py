@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import math
 import re
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 
 from data.datasets import dataset
 from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.metrics import PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.plan import Plan, Sweep, TrialStatus, current_plan, has_failed, sweep_from_json, unknown_name
 from sweeps.experiment.search import study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
+from sweeps.results.analyses import default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
 from sweeps.results.provenance import provenance, shares
 from sweeps.store.ledger import Json, Ledger
@@ -94,17 +97,26 @@ class SearchPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class CellResults:
-    """The runs of one cell, the suggestions of its dropout study, and the vote of its folds' networks."""
+    """The runs of one cell, the suggestions of its dropout study, and the vote of its folds' networks.
+
+    `rates` are the keys of the trials by which it chose the learning rate of the cells like it, if it did.
+    """
 
     cell: Cell
     runs: tuple[Run, ...]
     tried: tuple[SearchPoint, ...]
     vote: Predictions | None
+    rates: tuple[str, ...] = ()
 
     def done(self, *phases: str) -> tuple[Run, ...]:
         """Return the runs of these phases that have a result, search trials left out."""
-        searched = {run.key for point in self.tried for run in point.runs}
+        searched = self.searched
         return tuple(r for r in self.runs if r.result and r.trial.phase in phases and r.key not in searched)
+
+    @property
+    def searched(self) -> frozenset[str]:
+        """Return the keys of its search trials, and of its study of the learning rate."""
+        return frozenset(run.key for point in self.tried for run in point.runs) | frozenset(self.rates)
 
     @property
     def tested(self) -> tuple[Run, ...]:
@@ -116,6 +128,20 @@ class CellResults:
         """Return the suggestion of least hold-out error, of equal ones the first."""
         scored = [point for point in self.tried if point.scored and not point.pruned_early]
         return min(scored, key=lambda point: point.value or 0.0, default=None)
+
+    def behind(self, metric: str) -> tuple[Run, ...]:
+        """Return the runs that make a number of the cell or were to make it: Single's with their first phases."""
+        searched = self.searched
+        runs = [run for run in self.runs if run.key not in searched and run.trial.phase != "inner"]
+        phases = {run.trial.phase for run in runs}
+        phase = phase_behind(metric, phases | ({"match"} if "holdout" in phases else set()))
+        return tuple(run for run in runs if run.trial.phase in ((phase, "holdout") if phase == "match" else (phase,)))
+
+    def lost(self, metric: str) -> str:
+        """Return what of the trials behind a number diverged, failed or were skipped; empty for none."""
+        if metric == PARAMETERS:
+            return ""
+        return lost_text((run.trial.phase, run.state, run.result) for run in self.behind(metric))
 
     @property
     def classes(self) -> int | None:
@@ -187,12 +213,23 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
         question, record = str(manifest["question"]), dict(manifest["record"])
-    runs = {status.trial.key: _run(ledger, status) for status in statuses}
-    cells = tuple(_cell_results(ledger, cell, runs, studies.get(cell.key, ())) for cell in sweep.cells)
+    runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
+    cells = tuple(
+        dataclasses.replace(_cell_results(ledger, cell, runs, studies.get(cell.key, ())), rates=_rate_keys(sweep, cell))
+        for cell in sweep.cells
+    )
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     price = ledger.read_json(f"prices/{title}.json") or {}
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
     return SweepResults(title, sweep, question, cells, attempts, record, hourly)
+
+
+def _rate_keys(sweep: Sweep, cell: Cell) -> tuple[str, ...]:
+    """Return the keys of the trials of a baseline's study of the learning rate; none for any other cell."""
+    study = sweep.protocol.rates
+    if study is None or study.baseline_of(cell, sweep.cells) != cell:
+        return ()
+    return tuple(trial.key for trial in study.trials(cell))
 
 
 def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
@@ -205,9 +242,10 @@ def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
     return {
         cell.key: [
             (tuple(trial.key for trial in suggestion.trials), suggestion.value, suggestion.pruned)
-            for suggestion in study(search, cell, results, failed).suggestions
+            for suggestion in study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0).suggestions
         ]
         for cell in plan.sweep.cells
+        if plan.rates.get(cell.key, 0.0) is not None  # else its search waits for the learning rate
     }
 
 
@@ -226,14 +264,12 @@ def _frozen(ledger: Ledger, manifest: Json) -> tuple[tuple[TrialStatus, ...], di
     return tuple(statuses), studies
 
 
-def _run(ledger: Ledger, status: TrialStatus) -> Run:
+def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
     trial, state, result, why = status
-    mlflow = str((ledger.read_json(f"tracked/{trial.key}.json") or {}).get("run", ""))
+    mlflow = str(ledger.tracked(trial.key, title).get("run", ""))
     if result is None:
         return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {})
-    jobs = ledger.folders(f"trials/{trial.key}/analysis")
-    summaries = {job: ledger.read_json(f"trials/{trial.key}/analysis/{job}/summary.json") for job in jobs}
-    analyses = {job: summary for job, summary in summaries.items() if summary is not None}
+    analyses = default_summaries(ledger, trial.key)
     measured = [result["metrics"], *(summary["metrics"] for summary in analyses.values())]
     metrics = {name: float(value) for metrics in measured for name, value in metrics.items()}
     # The decisions of folds are read together with their vote.
@@ -265,7 +301,8 @@ def _cell_results(ledger: Ledger, cell: Cell, runs: Mapping[str, Run], suggestio
             )
     of_cell = {key: run for key, run in runs.items() if run.trial.cell.key == cell.key}
     folds = [run for run in of_cell.values() if run.trial.phase == "fold" and run.result]
-    alone, together = read_vote(ledger, f"votes/{cell.key}", [f"trials/{run.key}/tables" for run in folds])
+    guesses = sum(has_diverged(run.result) for run in folds)
+    alone, together = read_vote(ledger, f"votes/{cell.key}", [f"trials/{run.key}/tables" for run in folds], guesses)
     of_cell |= {run.key: run._replace(decisions=decisions) for run, decisions in zip(folds, alone, strict=True)}
     return CellResults(cell, tuple(of_cell.values()), points, together)
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from sweeps.experiment.metrics import PARAMETERS, VOTE, flags_of
+from sweeps.experiment.metrics import HELD_OUT, PARAMETERS, VOTE, flags_of, has_diverged
 from sweeps.experiment.search import Search, budget, space
 from sweeps.results.cell_numbers import CellNumber, ResultTable
 from sweeps.results.evidence import CellResults, Floats, Run
@@ -21,7 +21,9 @@ ENOUGH: Final = 5  # finished trials from which a chosen dropout is taken as cho
 FALL: Final = 0.1  # points over the last fifth of a curve
 # By letter: what it is called, and the sentence below the table.
 MARKS: Final = {
-    "d": ("diverged", "a training diverged, after all its restarts: it counts with the error of chance"),
+    "d": ("diverged", "a training diverged or died, after all its restarts: it counts with the error of chance"),
+    "m": ("missing", "a training failed at all its attempts: it is missing, and n says how many there are"),
+    "c": ("cut short", "its first trainings all diverged, so the others were skipped"),
     "r": ("restarted", "a training diverged or died and was begun anew with another seed"),
     "u": ("under-trained", "the held-out error was still falling in the last fifth of most of its curves"),
     "1": (
@@ -39,24 +41,43 @@ MARKS: Final = {
 
 def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search: Search | None) -> tuple[str, ...]:
     """Return the marks of one number: of its own runs, of its cell's search and curves, of its data."""
-    if cell is None or not ours.known:
+    if cell is None:
         return ()
+    if not ours.known:
+        return tuple(mark for mark in lost_marks(cell, ours.metric) if mark != "d")
     of_data = () if not table.table or table.comparable else ("s",) if cell.synthetic else ("o",)
     if ours.metric == PARAMETERS:
         return of_data
     phases = {run.trial.phase for run in ours.runs}
     flags = {flag.partition(":")[0] for run in ours.runs if run.result for flag in flags_of(run.result)}
     apply = {
-        "d": "diverged" in flags,
+        **{mark: mark in lost_marks(cell, ours.metric) for mark in "dmc"},
         "r": "restarted" in flags,
         "u": under_trained(cell),
         "1": ours.average.n == 1 and ours.metric != VOTE,
         "e": search is not None and at_edge(cell, search),
         "f": search is not None and few_trials(cell, search),
-        "i": any(run.result is None for run in cell.runs if run.trial.phase in phases),
+        "i": any(_is_open(run) for run in cell.runs if run.trial.phase in phases),
         "x": any(run.state == "stale" for run in ours.runs),
     }
     return (*(mark for mark, applies in apply.items() if applies), *of_data)
+
+
+def lost_marks(cell: CellResults, metric: str) -> tuple[str, ...]:
+    """Return the marks of trials behind a number that diverged (d), failed (m) or were skipped (c)."""
+    if metric == PARAMETERS:
+        return ()
+    runs = cell.winner.runs if metric == HELD_OUT and cell.winner is not None else cell.behind(metric)
+    apply = {
+        "d": any(has_diverged(run.result) for run in runs),
+        "m": any(run.state == "failed" for run in runs),
+        "c": any(run.state == "skipped" for run in runs),
+    }
+    return tuple(mark for mark, applies in apply.items() if applies)
+
+
+def _is_open(run: Run) -> bool:
+    return run.result is None and run.state not in ("failed", "skipped")
 
 
 def under_trained(cell: CellResults) -> bool:

@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sweeps.experiment.metrics import Average, average
-from sweeps.results.paper import Relation
+from sweeps.results.paper import FOLDS, Relation
 
-# Points a reproduction may be off by, however small the standard errors: the paper leaves recipes open.
+# Points that a reproduction may be off by: the paper leaves recipes open.
 TOLERANCE: Final = {"cifar10": 1.0, "cifar100": 2.0, "imagenet": 1.5}
 
 Method = Literal["mean_softmax", "mean_logit", "majority"]
 METHODS: Final[tuple[Method, ...]] = ("mean_softmax", "mean_logit", "majority")
-Decision = Literal["supported", "contradicted", "inconclusive", "not run"]
+Decision = Literal["supported", "contradicted", "inconclusive", "not run", "not tested"]
 
 
 class Interval(NamedTuple):
@@ -81,11 +81,13 @@ class Order(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Hold ours - paper, the largest difference that counts as reproduced (both in points), and the word for it."""
+    """Hold ours - paper with its 95 % interval, the margin (all in points), and the word; `why` it is withheld."""
 
     difference: float
-    tolerance: float
-    word: Literal["reproduced", "differs", "not run"]
+    interval: Interval
+    margin: float
+    word: Literal["reproduced", "differs", "inconclusive", "withheld", "not run"]
+    why: str = ""
 
 
 def mean_se(values: ArrayLike) -> Average:
@@ -97,6 +99,11 @@ def t_interval(average: Average, level: float = 0.95) -> Interval:
     """Bound the mean that an average estimates by Student's t, nan for one value."""
     half = _t_quantile(average.n - 1, level) * average.se
     return Interval(average.mean - half, average.mean + half)
+
+
+def fold_interval(average: Average, test_fraction: float, level: float = 0.95) -> Interval:
+    """Bound the mean over folds as `t_interval` does, by the standard error after Nadeau and Bengio."""
+    return t_interval(average._replace(se=average.se * _widen(average.n, test_fraction)), level)
 
 
 def wilson(errors: int, n: int, level: float = 0.95) -> Interval:
@@ -181,7 +188,7 @@ def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
     """Return the classes (n,) that k networks with scores (k, n, c) before softmax choose together, by method.
 
     The paper's vote is "mean_softmax". Of equal classes the lowest wins; in "majority" the one of higher mean
-    softmax, then the lowest.
+    softmax, then the lowest, and a network that gives all classes the same score votes for none.
     """
     from scipy import special
 
@@ -193,7 +200,7 @@ def votes(scores: ArrayLike) -> dict[Method, NDArray[np.intp]]:
         logits = member.astype(np.float64)
         logit += logits
         softmax += special.softmax(logits, axis=1)
-        counts[np.arange(len(logits)), logits.argmax(axis=1)] += 1
+        counts[np.arange(len(logits)), logits.argmax(axis=1)] += logits.min(axis=1) < logits.max(axis=1)
     elected = np.where(counts < counts.max(axis=1, keepdims=True), -1.0, softmax)
     means = {"mean_softmax": softmax, "mean_logit": logit, "majority": elected}
     return {method: means[method].argmax(axis=1) for method in METHODS}
@@ -209,19 +216,28 @@ def order(ours: ArrayLike, paper: ArrayLike) -> Order:
     return Order(int(np.sum(agreement > 0)), int(np.sum(agreement < 0)), int(np.sum(agreement == 0)))
 
 
-def verdict(ours: float, se_ours: float | None, paper: float, se_paper: float | None, dataset: str) -> Verdict:
-    """Judge one number: within max(2 SE of the difference, the data set's TOLERANCE) it is reproduced.
+def verdict(ours: Average, interval: Interval, paper: float, se_paper: float | None, dataset: str) -> Verdict:
+    """Judge one number by equivalence, within the data set's TOLERANCE of the paper's.
 
-    A standard error that is None or nan counts as 0; `ours` nan is "not run".
+    It is reproduced where the 95 % interval of ours - paper lies inside ±TOLERANCE, differs where it lies wholly
+    outside, and is else inconclusive. `interval` is that of ours; the half-width of the paper's, whose standard errors
+    are all of ten folds, is added in quadrature. `ours` nan is "not run".
     """
     if dataset not in TOLERANCE:
         raise ValueError(f"no tolerance for data set {dataset!r}; the paper has {', '.join(TOLERANCE)}")
-    spread = math.hypot(*(se for se in (se_ours, se_paper) if se is not None and not math.isnan(se)))
-    difference, tolerance = ours - paper, max(2 * spread, TOLERANCE[dataset])
-    if math.isnan(ours):
-        return Verdict(difference, tolerance, "not run")
+    difference, margin = ours.mean - paper, TOLERANCE[dataset]
+    if math.isnan(difference):
+        return Verdict(difference, Interval(math.nan, math.nan), margin, "not run")
+    theirs = fold_interval(Average(paper, se_paper or 0.0, FOLDS), 1 / FOLDS)
+    printed = theirs.high - paper
+    low = difference - math.hypot(ours.mean - interval.low, printed)
+    high = difference + math.hypot(interval.high - ours.mean, printed)
     # Printed decimals are not exact in binary: 10.17 - 9.17 is 1.0000000000000000 or a little more.
-    return Verdict(difference, tolerance, "reproduced" if abs(difference) <= tolerance + 1e-9 else "differs")
+    reach = margin + 1e-9
+    if -reach <= low and high <= reach:
+        return Verdict(difference, Interval(low, high), margin, "reproduced")
+    outside = low > reach or high < -reach
+    return Verdict(difference, Interval(low, high), margin, "differs" if outside else "inconclusive")
 
 
 def decide(
@@ -232,18 +248,18 @@ def decide(
     margin: float = 0.0,
     alpha: float = 0.05,
 ) -> Decision:
-    """Decide one comparison from row - rival, its p adjusted over the table, and for "within" its interval.
+    """Decide one comparison from row - rival, its p adjusted over the page, and for "within" its interval.
 
     A direction is decided where p < alpha; "not lower" therefore needs a difference above 0 to be supported.
-    "within" is supported by an interval inside ±margin and contradicted by one outside. A difference of nan
-    is "not run"; a p of nan (one seed) decides nothing.
+    "within" is supported by an interval inside ±margin, and contradicted by one outside whose `p_beyond` is below
+    alpha too. A difference of nan is "not run"; a p of nan (one seed) decides no direction.
     """
     if math.isnan(difference):
         return "not run"
     if relation == "within":
         if interval is None:
             raise ValueError('"within" is decided by the confidence interval of the difference; None given')
-        if interval.low > margin or interval.high < -margin:
+        if (interval.low > margin or interval.high < -margin) and not p >= alpha:
             return "contradicted"
         return "supported" if -margin <= interval.low and interval.high <= margin else "inconclusive"
     if not p < alpha or difference == 0:
@@ -252,41 +268,67 @@ def decide(
 
 
 def decide_all(decisions: Iterable[Decision]) -> Decision:
-    """Decide a claim from its comparisons: one contradicts it, all must support it; without any it is "not run"."""
+    """Decide a claim from its comparisons: one contradicts it, all must support it; without any it is "not run".
+
+    Those "not tested" do not enter; a claim that has no others is "inconclusive".
+    """
     reached = set(decisions)
     for worst in ("contradicted", "not run", "inconclusive"):
         if worst in reached:
             return worst
-    return "supported" if reached else "not run"
+    if "supported" in reached:
+        return "supported"
+    return "inconclusive" if reached else "not run"
+
+
+def p_beyond(margin: float, difference: float, se: float, df: float) -> float:
+    """Return the two-sided p of a difference that lies beyond ±margin by chance alone; nan without a spread."""
+    from scipy import special
+
+    if not se > 0:
+        return math.nan
+    return min(1.0, 2 * float(special.stdtr(df, -(abs(difference) - margin) / se)))
 
 
 def seeds_needed(
-    sd: float, difference: float, alpha: float = 0.05, power: float = 0.8, have: int = 0, most: int = 100_000
+    sd: float,
+    difference: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    have: int = 0,
+    most: int = 100_000,
+    test_fraction: float | None = None,
 ) -> int | None:
-    """Count the seeds to add to `have` for a paired t test to find `difference` with this power.
+    """Count the seeds, or folds, to add to `have` for a paired t test to find `difference` with this power.
 
-    `sd` is that of the paired differences. The least n is exact, by the noncentral F of t squared. None: more than
-    `most` seeds in all, or a difference of 0. From a few seeds' sd and difference it is a rough guide.
+    `sd` is that of the paired differences, `test_fraction` as in `paired`. The least n is exact, by the noncentral F
+    of t squared. None: a difference of 0, more than `most` in all, or folds of which no number is enough, as their
+    corrected variance stays above s^2 n_test/n_train. From a few seeds' sd and difference it is a rough guide.
     """
     if not (sd >= 0 and math.isfinite(sd) and math.isfinite(difference)):
         raise ValueError(f"sd {sd}, difference {difference}; expected finite numbers and sd >= 0")
     if not (0 < alpha < 1 and 0 < power < 1):
         raise ValueError(f"alpha {alpha}, power {power}; both lie between 0 and 1")
-    if difference == 0 or (sd > 0 and t_power(most, sd, difference, alpha) < power):
+    if difference == 0 or (sd > 0 and t_power(most, sd, difference, alpha, test_fraction) < power):
         return None
     low, high = 1, most if sd > 0 else 2  # power(low) is too small, power(high) is enough
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if t_power(middle, sd, difference, alpha) >= power else (middle, high)
+        enough = t_power(middle, sd, difference, alpha, test_fraction) >= power
+        low, high = (low, middle) if enough else (middle, high)
     return max(0, high - have)
 
 
-def t_power(n: int, sd: float, difference: float, alpha: float = 0.05) -> float:
-    """Return the chance of p < alpha in a two-sided paired t test on n > 1 differences of deviation sd > 0."""
+def t_power(n: int, sd: float, difference: float, alpha: float = 0.05, test_fraction: float | None = None) -> float:
+    """Return the chance of p < alpha in a two-sided paired t test on n > 1 differences of deviation sd > 0.
+
+    With `test_fraction` it is the test that Nadeau and Bengio correct, of variance sd^2 (1/n + n_test/n_train).
+    """
     from scipy import stats
 
     # t^2 has a noncentral F: both tails at once, where scipy's noncentral t is nan far out in one.
-    return float(stats.ncf.sf(stats.f.isf(alpha, 1, n - 1), 1, n - 1, n * (difference / sd) ** 2))
+    effect = (difference / sd) ** 2 * n / _widen(n, test_fraction) ** 2
+    return float(stats.ncf.sf(stats.f.isf(alpha, 1, n - 1), 1, n - 1, effect))
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:

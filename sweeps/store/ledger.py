@@ -10,7 +10,8 @@
     packs/NAME.json                the members that have left a pack that still runs
     forecasts/SWEEP-TIME.json      the time that a session was forecast to take, and the time it took
     prices/SWEEP.json              the price of an hour of a GPU, where given, and a trial's share of a GPU
-    tracked/KEY.json               what the tracker last brought to MLflow
+    tracked/KEY.json               what the tracker last brought to MLflow, for each sweep that has the trial
+    ledger.json                    the name of this ledger, by which a shared MLflow server tells its runs from others'
 
 This is the state of record. Tune's own directory is disposable; Optuna's studies and MLflow's runs are rebuilt from it.
 """
@@ -24,6 +25,7 @@ import os
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 T = TypeVar("T")
+SETTLE = 1.0  # seconds in which two processes that name a ledger at once see who wrote last
 
 
 def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
@@ -86,6 +89,17 @@ class Ledger:
         """Return whether the ledger is on a file system of this host."""
         return isinstance(self._opened[0], self._arrow.LocalFileSystem)
 
+    @cached_property
+    def identity(self) -> str:
+        """Return the name of this ledger, a UUID that is written once; a copy of the folder has the same."""
+        name = "ledger.json"
+        known = (self.read_json(name) or {}).get("id")
+        if known:
+            return str(known)
+        fresh = uuid.uuid4().hex
+        self._write_once(name, (json.dumps({"id": fresh}) + "\n").encode())
+        return str((self.read_json(name) or {}).get("id") or fresh)
+
     def path(self, name: str) -> str:
         """Return the full path of `name` on the ledger's file system."""
         return f"{self._opened[1]}/{name}"
@@ -111,6 +125,25 @@ class Ledger:
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _write_once(self, name: str, content: bytes) -> None:
+        """Write a file that two processes may want to create at once; the first of them wins, elsewhere the last."""
+        if not self.local:
+            self.write(name, content)
+            time.sleep(SETTLE)
+            return
+        target = Path(self.path(name))
+        draft = f".{name}.{os.getpid()}.{threading.get_ident()}.draft"
+        self.write(draft, content)
+        try:
+            os.link(self.path(draft), target)
+        except FileExistsError:
+            if self.read_json(name) is None:  # a damaged one
+                self.write(name, content)
+        except OSError:  # a file system without links
+            self.write(name, content)
+        finally:
+            self.delete(draft)
 
     def read(self, name: str) -> bytes | None:
         """Return the bytes of `name`, or None where there is no such file."""
@@ -198,6 +231,12 @@ class Ledger:
         """Record one more failed attempt of trial `key`."""
         number = len(self.names(f"attempts/{key}")) + 1
         self.write_json(f"attempts/{key}/{number:04d}.json", attempt)
+
+    def tracked(self, key: str, sweep: str) -> Json:
+        """Return the note of a trial's run in MLflow: that of `sweep`, else the last one; empty where there is none."""
+        note = self.read_json(f"tracked/{key}.json") or {}
+        of_sweep = note.get("sweeps", {}).get(sweep)
+        return dict(of_sweep or note)
 
     def forget(self, key: str) -> None:
         """Delete all files of trial `key`, so that it runs anew."""

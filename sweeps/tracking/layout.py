@@ -7,20 +7,25 @@ experiment's: a reader who rearranges it in a browser changes his own copy.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from crelu_models.spec import Conv, Net
-from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE
-from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE, Tested, averages, cell_average
+from sweeps.experiment.plan import Protocol
+from sweeps.experiment.trial import PHASES, Cell, Trial
+from sweeps.store.ledger import Json
 
 # Private to MLflow's page: the tag of a shared view, the address's name for its key, and what a view holds.
 VIEW_TAG: Final = "mlflow.sharedViewState."
 VIEW_KEY: Final = "viewStateShareKey"
 VIEW_COLUMNS: Final = "selectedColumns"
 VIEW: Final = "cells"
-# What cells are compared by; the trials below a cell, opened by its +, fill the later columns.
+# What cells are compared by.
 METRICS: Final = (
     AVERAGE,
     "agg/test_top1_err_se",
@@ -37,25 +42,70 @@ PARAMS: Final = ("activation", "dropout", "optimiser", "lr", "epochs")
 NOTE: Final = "mlflow.note.content"
 NOTE_LENGTH: Final = 8000  # characters of a tag
 REPORT: Final = "report"  # the folder of a run's artifacts, and the tag that says which report lies there
+REPORT_RUN: Final = "report.run"  # the tag of a cell's run that says on which run the report lies
+TRAININGS: Final = "cell.trainings"  # the tag that says of which trainings a cell's note and numbers are
+# The tags by which runs are told from those of another ledger or sweep in the same experiment.
+LEDGER: Final = "ledger.id"
+SWEEP: Final = "sweep.title"
+DECIMALS: Final = 9
+AXIS: Final = 10  # characters of a parameter's value that MLflow's compare view shows
 
 
 class Page(NamedTuple):
-    """What the report puts on a cell's run: the note at its head, and numbers that its trials do not have."""
+    """What the report puts on a cell's run: its note, its numbers, and the trainings that both are of."""
 
     note: str
     metrics: Mapping[str, float]
+    trainings: str
+
+
+class Owner(NamedTuple):
+    """Ledger and sweep that a run belongs to."""
+
+    ledger: str
+    sweep: str
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Return the owner as tags of a run."""
+        return {LEDGER: self.ledger, SWEEP: self.sweep}
+
+    def has(self, tags: Mapping[str, str]) -> bool:
+        """Return whether a run with these tags is the owner's."""
+        return (tags.get(LEDGER), tags.get(SWEEP)) == self
+
+
+# Names ----------------------------------------------------------------------------------------------------------
+
+
+def short_names(labels: Sequence[str]) -> dict[str, str]:
+    """Return a name for each label of a sweep's cells, its first AXIS characters unlike those of all others.
+
+    "CReLU conv1-4" is "CReLU 1-4". A name whose beginning an earlier cell has begins with the cell's number. So cells
+    that are added at the end leave the names of the others as they are.
+    """
+    names: dict[str, str] = {}
+    beginnings: set[str] = set()
+    for number, label in enumerate(labels, 1):
+        name = re.sub(r"\bconv(?=\d)", "", re.sub(r"\bcifar(?=\d)", "C", label))
+        while name[:AXIS] in beginnings:
+            name = f"{number:02} {name}"
+        beginnings.add(name[:AXIS])
+        names[label] = name
+    return names
 
 
 def placement(net: Net) -> str:
-    """Return where a net has another activation than ReLU, as short as an axis of the UI needs it.
+    """Return where a net has another activation than ReLU, with what differs before the axis of the UI is cut.
 
-    Such as "crelu 1-4" or "avr 1,4,7", by the numbers in the layers' names; "relu" for a net that has no other.
+    Such as "1-4 crelu" or "1,4,7 avr", by the numbers in the layers' names; "relu" for a net that has no other.
     """
     layers: dict[str, list[int]] = {}
     for row in net.rows:
         if isinstance(row, Conv) and row.act not in ("relu", "none"):
             layers.setdefault(row.act, []).append(int("".join(filter(str.isdigit, row.name)) or 0))
-    return " ".join(f"{act} {_ranges(numbers)}" for act, numbers in layers.items()) or "relu"
+    words = {act: " ".join(reversed(act.split("_"))) for act in layers}  # crelu_leaky is "leaky crelu"
+    return " ".join(f"{_ranges(numbers)} {words[act]}" for act, numbers in layers.items()) or "relu"
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -68,12 +118,43 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def params_of_cell(cell: Cell) -> dict[str, str | int | float]:
-    """Return what varies between cells, for people."""
+def params_of_cell(cell: Cell, name: str, protocol: Protocol, trials: Iterable[Trial]) -> dict[str, str | int | float]:
+    """Return what varies between cells, for people, under the same names as on the runs of its trials.
+
+    Dropout and learning rate are missing until the cell's studies have chosen them.
+    """
+    trials = [trial for trial in trials if PHASES[trial.phase].test]
+    tested = {_dropout(trial) for trial in trials}
+    if protocol.search is None:
+        tested = {_dropout(Trial(cell))}
+    elif not protocol.trainings():
+        tested = {"searched"}
+    of_cell: dict[str, str] = {"phase": "cell", "seed": "all", "fold": "all" if protocol.folds else ""}
+    params = _params(cell, name) | of_cell | ({"dropout": tested.pop()} if len(tested) == 1 else {})
+    if protocol.rates is not None:
+        rates = {trial.recipe.lr for trial in trials}
+        del params["lr"]
+        params |= {"lr": rates.pop()} if len(rates) == 1 else {}
+    return params
+
+
+def params_of(trial: Trial, name: str) -> dict[str, str | int | float]:
+    """Return what varies between trials, for people; everything else is in trial.json."""
+    fold = trial.fold if trial.folds else ""
+    return _params(trial.cell, name) | {
+        "lr": trial.recipe.lr,
+        "dropout": _dropout(trial),
+        "phase": trial.phase,
+        "seed": trial.seed,
+        "fold": fold,
+    }
+
+
+def _params(cell: Cell, name: str) -> dict[str, str | int | float]:
     recipe = cell.recipe
     return {
         "activation": placement(cell.net),
-        "cell": cell.label,
+        "cell": name,
         "dataset": cell.dataset[:200],
         "net": cell.net.name,
         "optimiser": recipe.optimiser,
@@ -83,14 +164,37 @@ def params_of_cell(cell: Cell) -> dict[str, str | int | float]:
     }
 
 
-def params_of(trial: Trial) -> dict[str, str | int | float]:
-    """Return what varies between trials, for people; everything else is in trial.json."""
-    return params_of_cell(trial.cell) | {
-        "dropout": " ".join(f"{name}={rate:g}" for name, rate in sorted(trial.net.dropouts().items())) or "none",
-        "phase": trial.phase,
-        "seed": trial.seed,
-        "fold": trial.fold if trial.folds else "",
-    }
+def _dropout(trial: Trial) -> str:
+    return " ".join(f"{place}={rate:g}" for place, rate in sorted(trial.net.dropouts().items())) or "none"
+
+
+# Numbers --------------------------------------------------------------------------------------------------------
+
+
+def cell_metrics(trials: Sequence[Tested]) -> dict[str, float]:
+    """Return the numbers of a cell that its finished trials alone make, by their names in MLflow.
+
+    The names of its trials' numbers are there too, so that no column of the table is empty on the row of a cell:
+    Single, and the hold-out error, which is the least of a search where there was one.
+    """
+    searched = [metrics[HELD_OUT] for phase, metrics in trials if phase == "holdout" and HELD_OUT in metrics]
+    held_out = min(searched) if searched else cell_average(trials, HELD_OUT).mean
+    numbers = averages(trials) | {TOP1: cell_average(trials, TOP1).mean, HELD_OUT: held_out}
+    return shown(numbers)
+
+
+def shown(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers that are known, without the last digits of their sums: 40.17, not 40.169999999999995."""
+    return {name: round(value, DECIMALS) for name, value in numbers.items() if math.isfinite(value)}
+
+
+def trainings_digest(results: Mapping[str, Json]) -> str:
+    """Return what tells these results, by trial key, from any others of the same cell."""
+    content = json.dumps(sorted((key, result["finished_ms"]) for key, result in results.items()))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+# The experiment ---------------------------------------------------------------------------------------------------
 
 
 def experiment_tags() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -23,23 +24,6 @@ class Errors(NamedTuple):
     loss: float
     top1: float
     top5: float
-
-
-class Chance(NamedTuple):
-    """What guessing scores on a set of pictures: the entropy of its classes (nats), and the error in percent.
-
-    A net that has learned no more than the classes' shares has this loss; one that always says the most frequent class
-    has this error. With equal classes they are ln(classes) and 100 (1 - 1 / classes).
-    """
-
-    loss: float
-    error: float
-
-
-def chance(labels: Tensor, classes: int) -> Chance:
-    """Return what guessing scores on pictures of these `labels` (n,)."""
-    shares = torch.bincount(labels, minlength=classes).double() / len(labels)
-    return Chance(float(torch.special.entr(shares).sum()), 100 * (1 - float(shares.max())))
 
 
 def precision_of(precision: str, device: torch.device) -> str:
@@ -80,6 +64,24 @@ def errors(total: Tensor, pictures: int) -> Errors:
     """Return the errors that summed `counts` over this many pictures come to."""
     loss, top1, top5 = (total / pictures).tolist()
     return Errors(loss, 100 * top1, 100 * top5)
+
+
+def chance(label_counts: Sequence[int]) -> Errors:
+    """Return the errors of guessing on a set with so many pictures of each class.
+
+    A net that has learned nothing but the classes' shares has their entropy as its loss, and is right on the largest
+    class; with C equal classes that is ln(C) and 100 (1 - 1/C) percent.
+    """
+    total = sum(label_counts)
+    shares = sorted((count / total for count in label_counts if count), reverse=True)
+    entropy = -sum(share * math.log(share) for share in shares)
+    return Errors(entropy, 100 * (1 - shares[0]), 100 * max(0.0, 1 - sum(shares[:5])))
+
+
+def beats(top1: float, pictures: int, guessing: Errors) -> bool:
+    """Return whether an error in percent on so many pictures is below that of guessing by three standard errors."""
+    share = guessing.top1 / 100
+    return top1 / 100 < share - 3 * math.sqrt(share * (1 - share) / pictures)
 
 
 def best_epoch(history: Sequence[Row]) -> Row:

@@ -25,6 +25,18 @@ Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 class DivergedError(Exception):
     """The loss of a training is not finite."""
 
+    ending = "diverged"
+
+
+class DeadError(DivergedError):
+    """The net of a training gives all pictures the same class, or has the loss of guessing, and learns no more."""
+
+    ending = "dead"
+
+
+# Endings of trainings that came to nothing: their numbers are those of guessing.
+LOST = (DivergedError.ending, DeadError.ending)
+
 
 class Learner:
     """Net in training: weights, optimiser and position, all of them in `tensors`, `epoch` and `step_count`.

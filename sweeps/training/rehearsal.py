@@ -26,18 +26,17 @@ from data.availability import fetch_dataset
 from data.datasets import DataSet, dataset
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.training.distributed import ALONE
-from sweeps.training.evaluate import Chance, chance, misses
+from sweeps.training.evaluate import Errors, beats, chance, misses
 from sweeps.training.loop import DivergedError, Learner
 from sweeps.training.run_trial import out_of_memory, reset_process
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import BatchStream
 from sweeps.training.splits import Splits, open_splits
-from sweeps.training.trainer import new_learner
+from sweeps.training.trainer import JITTER, SLOW_START, new_learner
 from sweeps.training.views import Views
 
 LAST: Final = 20  # steps over which a rehearsal's end is measured, and between two reads of a GPU
 BLOWN_UP: Final = 2.0  # a loss of so many times the first one and that of chance has diverged
-LEARNED: Final = 0.98  # a loss below this share of chance's shows that a net learns
 # Embedded pictures in place of a data set that is not there: enough to train on, and made within a minute.
 STAND_IN_PICTURES: Final = {"imagenet": "train=2000,test=100", "cifar10": "train=4000,test=100",
                             "cifar100": "train=4000,test=100"}  # fmt: skip
@@ -123,8 +122,8 @@ def rehearse(
         if not out_of_memory(error):
             raise
         verdict = "out of memory"
-    shares = chance(torch.from_numpy(splits.train.labels[splits.train_indices]), splits.facts.classes)
-    word, fault_step = (verdict, len(measured) + 1) if verdict else judge(measured, shares)
+    guessing = chance(splits.train.sidecar.label_counts)
+    word, fault_step = (verdict, len(measured) + 1) if verdict else judge(measured, guessing)
     end = measured[-LAST:]
     norms = [step.norm for step in measured if math.isfinite(step.norm)]
     return Rehearsal(
@@ -154,7 +153,7 @@ def stand_in(name: str) -> str:
     return f"synthetic:size={facts.size},classes={facts.classes},{STAND_IN_PICTURES[kind]}"
 
 
-def judge(measured: list[_Step], at_chance: Chance) -> tuple[str, int]:
+def judge(measured: list[_Step], guessing: Errors) -> tuple[str, int]:
     """Return the verdict on the steps of a training, and for a fault the step (1-based) at which it began."""
     losses = [step.loss for step in measured]
     for number, loss in enumerate(losses, 1):
@@ -162,7 +161,7 @@ def judge(measured: list[_Step], at_chance: Chance) -> tuple[str, int]:
             return "diverged", number
     end = measured[-LAST:]
     last = fmean(losses[-LAST:])
-    blown_up = BLOWN_UP * max(losses[0], at_chance.loss)
+    blown_up = BLOWN_UP * max(losses[0], guessing.loss)
     if last > blown_up:
         return "diverged", next(number for number, loss in enumerate(losses, 1) if loss > blown_up)
     alive = max((number for number, step in enumerate(measured, 1) if not step.dead), default=0)
@@ -170,11 +169,12 @@ def judge(measured: list[_Step], at_chance: Chance) -> tuple[str, int]:
         return "dead", alive + 1
     # Three standard errors below chance, in the error or in the loss, are learning.
     pictures = sum(step.pictures for step in end)
-    wrong = sum(step.wrong for step in end) / pictures
-    least = at_chance.error / 100 - 3 * math.sqrt(at_chance.error / 100 * (1 - at_chance.error / 100) / pictures)
     spread = 3 * stdev(losses[-LAST:]) / math.sqrt(len(end)) if len(end) > 1 else math.inf
-    learns = wrong < least or last < min(LEARNED * at_chance.loss, at_chance.loss - spread)
-    return "trains" if learns else "at chance", 0
+    below = last < min((1 - JITTER) * guessing.loss, guessing.loss - spread)
+    learns = below or beats(100 * sum(step.wrong for step in end) / pictures, pictures, guessing)
+    if learns or len(measured) < SLOW_START or fmean(losses[-SLOW_START:]) < (1 - JITTER) * guessing.loss:
+        return "trains" if learns else "at chance", 0
+    return "dead", len(measured) - SLOW_START + 1  # as long as a trial would wait
 
 
 def _epoch_steps(cell: Cell, splits: Splits) -> int:
@@ -208,19 +208,19 @@ def _train(learner: Learner, batches: Iterator[tuple[Tensor, Tensor]], steps: in
     hook = learner.model.register_forward_hook(keep_scores)
     rows: list[Tensor] = []
     sizes: list[int] = []
-    total = learner.sums[0].clone()
     try:
         for number in range(1, steps + 1):
             images, labels = next(batches)
             diverged = False
+            learner.sums.zero_()  # a later loss would be lost in the sum with one of 1e25
             try:
                 learner.step(images, labels)
             except DivergedError:
                 diverged = True
             assert learner.gradient_norm is not None
-            before, total = total, learner.sums[0].clone()
-            same = (scores[0] == scores[0][:1]).all() if len(scores[0]) > 1 else torch.zeros_like(total)
-            values = ((total - before) / len(labels), misses(scores[0], labels)[0], learner.gradient_norm, same)
+            loss = learner.sums[0] / len(labels)
+            same = (scores[0] == scores[0][:1]).all() if len(labels) > 1 else torch.zeros_like(loss)
+            values = (loss, misses(scores[0], labels)[0], learner.gradient_norm, same)
             rows.append(torch.stack([value.double() for value in values]))
             sizes.append(len(labels))
             if diverged or number == 1 or number % every == 0 or number == steps:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import constant, parquet
 from sweeps.training.evaluate import Errors, Row, best_epoch, counts, errors
+from sweeps.training.loop import LOST
 
 # Score tables up to this many numbers keep float32, which votes over folds need; ImageNet's keep float16.
 FULL_PRECISION = 4_000_000
@@ -42,11 +42,12 @@ class TrialOutcome:
     precision: str
     fingerprint: str
     hardware: dict[str, str]
-    classes: int
+    chance: Errors
     ten_crops: bool
     weights: dict[str, Tensor]
     scores: Scores
     train: Errors | None
+    train_pictures: int = 0
 
 
 def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
@@ -67,7 +68,7 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
         "cell_key": trial.cell.key,
         "label": trial.cell.label,
         "trial": trial.label,
-        "status": outcome.ending if outcome.ending in ("diverged", "pruned") else "finished",
+        "status": _status(outcome.ending),
         "ending": outcome.ending,
         "metrics": metrics(trial, outcome),
         "curve": [row["val/top1_err"] for row in outcome.history] if trial.phase in ("holdout", "inner") else [],
@@ -77,6 +78,7 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
         "seconds": outcome.seconds,
         "precision": outcome.precision,
         "fingerprint": outcome.fingerprint,
+        "train_pictures": outcome.train_pictures,
         "code": code_fingerprint(trial.cell.net),
         "hardware": outcome.hardware,
         "finished_ms": time.time_ns() // 1_000_000,
@@ -86,10 +88,15 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
     return result
 
 
+def _status(ending: str) -> str:
+    """Return finished, pruned, or diverged, which a dead training is too; `ending` tells them apart."""
+    return "diverged" if ending in LOST else "pruned" if ending == "pruned" else "finished"
+
+
 def metrics(trial: Trial, outcome: TrialOutcome) -> Row:
     """Return the numbers of a finished trial by metric name, errors in percent.
 
-    A diverged training has the error of chance: it counts as a result, marked as diverged.
+    A diverged or dead training has the error of chance: it counts as a result, marked as what it is.
     """
     numbers: Row = {}
     if outcome.history and "val/top1_err" in outcome.history[0]:
@@ -100,7 +107,7 @@ def metrics(trial: Trial, outcome: TrialOutcome) -> Row:
             numbers["best/probe_loss"] = best["probe/loss"]
     if outcome.train is not None:
         numbers |= {"final/train_loss": outcome.train.loss, "final/train_top1_err": outcome.train.top1}
-    if outcome.ending == "diverged":
+    if outcome.ending in LOST:
         return numbers | _chance(trial, outcome)
     for name, suffix in VIEWS.items():
         if name in outcome.scores:
@@ -114,18 +121,20 @@ def metrics(trial: Trial, outcome: TrialOutcome) -> Row:
 
 
 def _chance(trial: Trial, outcome: TrialOutcome) -> Row:
-    """Return the metrics of guessing, in place of those of a diverged net."""
-    classes = outcome.classes
+    """Return the metrics of guessing, in place of those of a diverged or dead net."""
+    guessing = outcome.chance
     phase = PHASES[trial.phase]
-    wrong = {"top1_err": 100 * (1 - 1 / classes), "top5_err": 100 * (1 - min(5, classes) / classes)}
+    wrong = {"top1_err": guessing.top1, "top5_err": guessing.top5}
     numbers: Row = {}
     if phase.test:
         crops = ("", "_10crop") if outcome.ten_crops else ("",)
         numbers |= {f"final/test_{name}{crop}": value for name, value in wrong.items() for crop in crops}
     if phase.split != "full":
-        numbers |= {"best/epoch": 0.0, "best/val_top1_err": wrong["top1_err"], "best/val_loss": math.log(classes)}
+        numbers |= {"best/epoch": 0.0, "best/val_top1_err": wrong["top1_err"], "best/val_loss": guessing.loss}
     if phase.probe:
-        numbers["best/probe_loss"] = math.log(classes)
+        numbers["best/probe_loss"] = guessing.loss
+    if phase.probe and phase.test:
+        numbers |= {"final/train_top1_err": wrong["top1_err"], "final/train_loss": guessing.loss}
     return numbers
 
 

@@ -16,7 +16,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, score, ten_crop_scores
-from sweeps.training.loop import DivergedError
+from sweeps.training.loop import LOST, DivergedError
 from sweeps.training.result import Scores, TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
 from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps, drain
@@ -78,7 +78,7 @@ def trial_steps(
                 return None
             break
         except DivergedError as error:
-            if not trainer.restart(str(error)):
+            if not trainer.restart(str(error), error.ending):
                 break
         except RuntimeError as error:
             if not out_of_memory(error) or context.others_present() or ranks.size > 1:
@@ -99,7 +99,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
     The test pictures are evaluated here and nowhere else.
     """
     state = trainer.state
-    if trainer.best and state.ending != "diverged":
+    if trainer.best and state.ending not in LOST:
         trainer.learner.model.load_state_dict(trainer.best)
     return TrialOutcome(
         history=tuple(state.history),
@@ -110,11 +110,12 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         precision=trainer.precision,
         fingerprint=trainer.splits.fingerprint,
         hardware=hardware(trainer.device, trainer.config),
-        classes=trainer.splits.facts.classes,
+        chance=trainer.chance,
         ten_crops=trainer.splits.facts.crop < trainer.splits.facts.size,
         weights={name: value.detach().cpu() for name, value in trainer.learner.model.state_dict().items()},
         scores=(yield from _test_scores(trainer)),
         train=(yield from _train_errors(trainer)),
+        train_pictures=len(trainer.splits.train),
     )
 
 
@@ -122,7 +123,7 @@ def _test_scores(trainer: Trainer) -> Steps[Scores]:
     """Return ids, labels, and scores (n, c) over the centre and, where stored pictures are larger, ten crops."""
     test = trainer.splits.test
     facts = trainer.splits.facts
-    if test is None or trainer.state.ending == "diverged":
+    if test is None or trainer.state.ending in LOST:
         return {}
     batches: list[Scores] = []
     local = trainer.ranks.full_batches(np.arange(len(test), dtype=np.int64), BATCH)
@@ -150,10 +151,10 @@ def _in_order(batches: list[dict[str, np.ndarray[Any, Any]]]) -> Scores:
 
 def _train_errors(trainer: Trainer) -> Steps[Errors | None]:
     """Return the errors on all training pictures in evaluation mode: the "train" column of Table 1."""
-    if not trainer.phase.probe or not trainer.phase.test or trainer.state.ending == "diverged":
+    if not trainer.phase.probe or not trainer.phase.test or trainer.state.ending in LOST:
         return None
-    train, _ = yield from trainer.measure(LEARNED, trainer.splits.train_indices)
-    return train
+    train = yield from trainer.measure(LEARNED, trainer.splits.train_indices)
+    return train.errors
 
 
 def reset_process(config: RuntimeConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -20,25 +20,50 @@ from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.data_time import DataTimer
 from sweeps.training.distributed import ALONE, Ranks
-from sweeps.training.evaluate import BATCH, Errors, Row, best_epoch, counts, dead, errors, precision_of, score
-from sweeps.training.loop import DivergedError, Learner, train
+from sweeps.training.evaluate import (
+    BATCH,
+    Errors,
+    Row,
+    beats,
+    best_epoch,
+    chance,
+    counts,
+    dead,
+    errors,
+    precision_of,
+    score,
+)
+from sweeps.training.loop import DeadError, Learner, train
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import HELD_OUT, PROBE, STEP, PackContext, Position, Steps
 from sweeps.training.splits import Splits
 from sweeps.training.views import Views
 
-# Two epochs at the loss of chance are a dead net where they have this many steps; fewer steps are a slow start.
-SLOW_START = 400
+# Epochs at chance, two or more, are a dead net where they have this many steps together; fewer are a slow start.
+SLOW_START = 2000
+# A training of fewer steps says nothing of its net where it ends at chance.
+SHORTEST = 100
+# A loss within this share of that of guessing is at chance; an epoch that learns nothing wanders by less.
+JITTER = 0.01
 
 # Called with the number of an epoch (1-based) and its row of the history.
 Report = Callable[[int, Row], None]
+
+
+class Evaluation(NamedTuple):
+    """Errors on a number of pictures, and whether all of them, two or more, got the same scores or the same class."""
+
+    errors: Errors
+    pictures: int
+    same_scores: bool
+    same_class: bool
 
 
 @dataclass
 class TrainingState:
     """Plain state of a training beside its learner, as a checkpoint holds it.
 
-    `flat` counts the last epochs at the loss of chance. `ending` is "" while the training goes on. A step is taken in
+    `flat` counts the last epochs at chance. `ending` is "" while the training goes on. A step is taken in
     `parts` micro-batches.
     """
 
@@ -71,7 +96,7 @@ class Trainer:
 
         ValueError where a batch has fewer pictures than there are ranks.
         """
-        trial.cell.recipe.shared(len(splits.train_indices), ranks.size)
+        trial.recipe.shared(len(splits.train_indices), ranks.size)
         self.trial = trial
         self.config = config
         self.ledger = ledger
@@ -80,8 +105,9 @@ class Trainer:
         self.context = context
         self.ranks = ranks
         self.device = torch.device(config.device)
-        self.precision = precision_of(trial.cell.recipe.precision, self.device)
+        self.precision = precision_of(trial.recipe.precision, self.device)
         self.phase = PHASES[trial.phase]
+        self.chance = chance(splits.train.sidecar.label_counts)
         self.target = _target(trial, ledger)
         self.code = code_fingerprint(trial.cell.net)
         self.views = Views(trial, splits, context.stream, ranks, self.device)
@@ -168,12 +194,12 @@ class Trainer:
 
     def _epoch_is_due(self) -> bool:
         """Return whether the end of this epoch is saved: the last is, and others where saving is cheap."""
-        last = self.is_finished() or self.learner.epoch >= self.trial.cell.recipe.epochs
+        last = self.is_finished() or self.learner.epoch >= self.trial.recipe.epochs
         return last or self.cadence.epoch_is_due()
 
     def _yield_step(self) -> Steps[None]:
         """Yield before the next step, where there is one."""
-        if self.learner.epoch < self.trial.cell.recipe.epochs:
+        if self.learner.epoch < self.trial.recipe.epochs:
             yield self.position(STEP, self.learner.step_count)
 
     def position(self, stage: int, number: int) -> Position:
@@ -183,7 +209,7 @@ class Trainer:
     def _finish_epoch(self, average: Errors, seconds: float) -> Steps[Row]:
         """Evaluate the net after an epoch, add the row to the history and return it; sets `ending` where it ends.
 
-        DivergedError where the net is dead.
+        DeadError where the net is dead.
         """
         learner = self.learner
         trial = self.trial
@@ -192,24 +218,19 @@ class Trainer:
         # The row: training errors as summed during the epoch, then what is measured in evaluation mode.
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
         row |= _named("train", average)
-        row["lr"] = trial.cell.recipe.learning_rate(learner.epoch - 1, 0, steps)
-        row["sys/images_per_s"] = self.data_timer.batches * trial.cell.recipe.batch / max(seconds, 1e-9)
+        row["lr"] = trial.recipe.learning_rate(learner.epoch - 1, 0, steps)
+        row["sys/images_per_s"] = self.data_timer.batches * trial.recipe.batch / max(seconds, 1e-9)
         if (data_share := self.data_timer.share()) is not None:
             row["sys/data_share"] = data_share
-        lifeless = False
+        evaluations: list[Evaluation] = []
         if len(self.splits.val_indices):
-            held_out, lifeless = yield from self.measure(HELD_OUT, self.splits.val_indices)
-            row |= _named("val", held_out)
+            evaluations.append((yield from self.measure(HELD_OUT, self.splits.val_indices)))
+            row |= _named("val", evaluations[0].errors)
         if len(self.splits.probe_indices):
-            probe, _ = yield from self.measure(PROBE, self.splits.probe_indices)
-            row["probe/loss"] = probe.loss
+            evaluations.append((yield from self.measure(PROBE, self.splits.probe_indices)))
+            row["probe/loss"] = evaluations[-1].errors.loss
         state.seconds += seconds
         state.history.append(row)
-        # A dead net has the loss of chance, and gives every picture the same scores.
-        at_chance = abs(average.loss - math.log(self.splits.facts.classes)) < 1e-3
-        state.flat = state.flat + 1 if at_chance else 0
-        if lifeless or (state.flat >= 2 and state.flat * steps >= SLOW_START):
-            raise DivergedError(f"the net is dead after epoch {learner.epoch}: it gives every picture the same scores")
         # The best weights, and the ends before the schedule's.
         if self.phase.select == "best" and len(self.splits.val_indices) and best_epoch(state.history) is row:
             self.best = {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
@@ -219,11 +240,30 @@ class Trainer:
                 state.ending = "pruned"
         if row.get("probe/loss", math.inf) <= self.target.loss or learner.epoch >= self.target.epoch:
             state.ending = "matched"
+        self._check_alive(average, evaluations)
         return row
 
-    def measure(self, stage: int, indices: Ints) -> Steps[tuple[Errors, bool]]:
-        """Return the centre-crop errors on training pictures, and whether all of them got the same scores."""
-        total = torch.zeros(3, dtype=torch.float64, device=self.device)
+    def _check_alive(self, average: Errors, evaluations: Sequence[Evaluation]) -> None:
+        """Raise DeadError where the net is dead, or at chance for long, or at chance when its training ends."""
+        state = self.state
+        epoch = self.learner.epoch
+        stays = at_chance(average, len(self.splits.train_indices), evaluations, self.chance)
+        state.flat = state.flat + 1 if stays else 0
+        if any(evaluation.same_scores for evaluation in evaluations):
+            raise DeadError(f"the net is dead after epoch {epoch}: it gives every picture the same scores")
+        ends = state.ending == "matched" or (epoch >= self.trial.recipe.epochs and state.ending == "")
+        long = state.flat >= 2 and state.flat * self.views.steps >= SLOW_START
+        if stays and (long or (ends and epoch * self.views.steps >= SHORTEST)):
+            same = "gives every picture the same class" if evaluations[0].same_class else "is no better than guessing"
+            raise DeadError(
+                f"the net is at chance after epoch {epoch}: it {same}, and its training loss is {average.loss:.4f} "
+                f"(guessing: {self.chance.loss:.4f})"
+            )
+
+    def measure(self, stage: int, indices: Ints) -> Steps[Evaluation]:
+        """Return the centre-crop errors on training pictures, and whether all of them got the same scores or class."""
+        classes = self.splits.facts.classes
+        total = torch.zeros(3 + classes, dtype=torch.float64, device=self.device)
         lifeless = True
         local = self.ranks.full_batches(indices, BATCH)
         for number in range(-(-len(local) // BATCH)):
@@ -231,8 +271,13 @@ class Trainer:
             batch, view = self.views.evaluation(stage, self.learner.epoch, self.splits.train, local, number)
             (scores,) = score(self.learner.model, [view], self.precision)
             lifeless = lifeless and dead(scores)
-            total += counts(scores, batch.labels)
-        return errors(self.ranks.all_reduce_sum(total), len(indices)), self.ranks.all_true(lifeless)
+            total[:3] += counts(scores, batch.labels)
+            total[3:] += torch.bincount(scores.argmax(1), minlength=classes)
+        total = self.ranks.all_reduce_sum(total)
+        said = int((total[3:] > 0).sum())
+        return Evaluation(
+            errors(total[:3], len(indices)), len(indices), self.ranks.all_true(lifeless), said == 1 < len(indices)
+        )
 
     def save(self) -> bool:
         """Write a durable checkpoint and return True; False where `stop()` ended the wait for a full disk."""
@@ -255,7 +300,7 @@ class Trainer:
 
         ValueError where that is impossible: batch norm needs its whole batch, or a micro-batch is one picture.
         """
-        batch = self.trial.cell.recipe.batch
+        batch = self.trial.recipe.batch
         parts = 2 * self.state.parts
         normed = any("_bn" in name for name in self.learner.model.state_dict())
         if normed or parts * self.ranks.size > batch:
@@ -271,17 +316,18 @@ class Trainer:
         self._load_checkpoint(parts)
         self.state.events.append(f"out of memory: steps of batch {batch} are taken in {self.state.parts} parts")
 
-    def restart(self, reason: str) -> bool:
-        """Begin again with another seed and return True; False where the recipe's restarts are used up."""
+    def restart(self, reason: str, ending: str) -> bool:
+        """Begin again with another seed and return True; False, with this `ending`, where no restart is left."""
         state = self.state
         state.events.append(reason)
-        if state.restarts >= self.trial.cell.recipe.restarts:
-            state.ending = "diverged"
+        if state.restarts >= self.trial.recipe.restarts:
+            state.ending = ending
             return False
         self.ranks.broadcast_from_rank0(lambda: self.ledger.delete(f"checkpoints/{self.trial.key}"))
         state.restarts += 1
         state.history = []
         state.flat = 0
+        state.ending = ""
         self.unsaved = []
         self.best = {}
         self.learner = self._learner()
@@ -293,12 +339,26 @@ def new_learner(
     trial: Trial, facts: DataSet, seed: int, steps: int, device: torch.device, ranks: Ranks = ALONE
 ) -> Learner:
     """Return a trial's net at the initial weights of `seed`, on `device`, with `steps` in an epoch."""
-    recipe = trial.cell.recipe
+    recipe = trial.recipe
     model = build(trial.net, facts.classes, facts.crop)
     initialise(model, trial.net, recipe.init, seed)
     model = ranks.convert_batchnorm(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Learner(model, recipe, seed=seed, steps=steps, precision=precision_of(recipe.precision, device), ranks=ranks)
+
+
+def at_chance(train: Errors, pictures: int, evaluations: Sequence[Evaluation], guessing: Errors) -> bool:
+    """Return whether an epoch over so many pictures, and the evaluations after it, show nothing learned.
+
+    Neither is its loss below that of guessing, nor its error or that of an evaluation. Dropout may keep the first two
+    there, and batch norm the last, while a net learns. Of pictures of a single class nothing can be said.
+    """
+    learned = (
+        train.loss < (1 - JITTER) * guessing.loss
+        or beats(train.top1, pictures, guessing)
+        or any(beats(evaluation.errors.top1, evaluation.pictures, guessing) for evaluation in evaluations)
+    )
+    return guessing.top1 > 0 and not learned
 
 
 class Target(NamedTuple):

@@ -17,13 +17,14 @@ import safetensors.torch
 import torch
 
 from crelu_models.modules import build, initialise
-from crelu_models.spec import Net
+from crelu_models.spec import Conv, Net
 from crelu_models.tables import PAPER
 from data.write import prepare
 from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores
 from sweeps.results import paper
+from sweeps.results.analyses import default_summaries
 from sweeps.store.ledger import Ledger
-from tests.support.analysis import LARGE, SMALL, TRIALS, fill, read_summary, run_job_command
+from tests.support.analysis import LARGE, SMALL, TRIALS, fill, folder_of, read_summary, run_job_command
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +40,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Ledger:
     """Return a ledger on which every job was done on all nets that it fits."""
     found = fill(Ledger(str(tmp_path_factory.mktemp("done") / "outputs/ledger")))
     for name, words in {
-        "pairing": ("--samples", "2", "--layers", "conv1", "conv2", "conv3", "conv4"),
+        "pairing": ("--samples", "2"),
         "invariance": (),
         "outgoing": (),
         "reconstruction": ("--samples", "4", "--iterations", "3", "60"),
@@ -51,7 +52,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Ledger:
 
 
 def table(ledger: Ledger, label: str, name: str, file: str = "table.parquet") -> dict[str, list[Any]]:
-    content = ledger.read(f"trials/{TRIALS[label].key}/analysis/{name}/{file}")
+    content = ledger.read(f"{folder_of(ledger, label, name)}/{file}")
     assert content is not None
     found: dict[str, list[Any]] = pq.read_table(io.BytesIO(content)).to_pydict()
     return found
@@ -60,7 +61,7 @@ def table(ledger: Ledger, label: str, name: str, file: str = "table.parquet") ->
 def is_picture(ledger: Ledger, label: str, name: str, file: str) -> bool:
     from PIL import Image
 
-    with Image.open(ledger.path(f"trials/{TRIALS[label].key}/analysis/{name}/{file}")) as found:
+    with Image.open(ledger.path(f"{folder_of(ledger, label, name)}/{file}")) as found:
         return found.format == "PNG" and len(set(found.convert("L").tobytes())) > 20
 
 
@@ -71,7 +72,7 @@ def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
     for label, trial in TRIALS.items():
         weights = safetensors.torch.load(done.read(f"trials/{trial.key}/weights.safetensors") or b"")
         rows, found = table(done, label, "pairing"), read_summary(done, label, "pairing")
-        layers = ["conv1", "conv2", "conv3", "conv4"]
+        layers = [conv.name for conv in trial.net.rows if isinstance(conv, Conv)]
         assert [row["layer"] for row in found["rows"]] == layers
         for layer in layers:
             ours = pairing_scores.pairs(weights[f"{layer}.weight"])
@@ -80,6 +81,8 @@ def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
             assert [rows["mate"][i] for i in chosen] == ours.pair.tolist()
             assert found["metrics"][f"pairing/mu/{layer}"] == pytest.approx(float(ours.mu.mean()))
             assert rows["layer"].count(layer) == 3 * len(ours.mu)
+            assert found["metrics"][f"pairing/mu_sd/{layer}"] == pytest.approx(float(ours.mu.std()))
+            assert found["metrics"][f"pairing/filters/{layer}"] == len(ours.mu)
         assert is_picture(done, label, "pairing", "pairing.png")
         assert is_picture(done, label, "pairing", "filters.png")
         filters = table(done, label, "pairing", "filters.parquet")
@@ -94,8 +97,40 @@ def test_metrics_have_the_names_of_the_papers_claims(done: Ledger) -> None:
     assert {f"{paper.PAIR}/conv1", f"{paper.NON_PAIR}/conv4"} <= four
     half = read_summary(done, "CReLU half", "reconstruction")["metrics"]
     assert set(half) == {
-        f"{metric}/{layer}" for metric in (paper.LEARNED, paper.RANDOM) for layer in ("conv2", "conv5")
-    }
+        f"{metric}/{layer}"
+        for metric in (
+            paper.LEARNED, f"{paper.LEARNED}_se", paper.RANDOM, f"{paper.RANDOM}_se", "reconstruction/patches",
+        )
+        for layer in ("conv2", "conv5")
+    } | {"reconstruction/pictures"}  # fmt: skip
+
+
+def test_metrics_have_their_spread_and_their_n(done: Ledger) -> None:
+    def metrics(job: str, label: str = "CReLU conv1-4") -> dict[str, float]:
+        found: dict[str, float] = read_summary(done, label, job)["metrics"]
+        return found
+
+    weights = safetensors.torch.load(done.read(f"trials/{TRIALS['CReLU conv1-4'].key}/weights.safetensors") or b"")
+    cosine = outgoing_correlations.correlations(weights["conv3.weight"])
+    found = metrics("outgoing")
+    for name, values in (("pair", cosine.pair), ("non_pair", cosine.non_pair)):
+        assert found[f"outgoing/{name}/conv2"] == pytest.approx(float(values.abs().mean()))
+        assert found[f"outgoing/{name}_sd/conv2"] == pytest.approx(float(values.abs().std()))
+    assert found["outgoing/filters/conv2"] == len(cosine.pair)
+    rows, found = table(done, "CReLU conv1-4", "invariance"), metrics("invariance")
+    alive = [i for i, layer in enumerate(rows["layer"]) if layer == "conv3" and not rows["dead"][i]]
+    scores = np.array([rows["score"][i] for i in alive])
+    assert found["invariance/filters/conv3"] == len(alive)
+    assert found["invariance/score/conv3"] == pytest.approx(scores.mean())
+    assert found["invariance/se/conv3"] == pytest.approx(scores.std(ddof=1) / len(scores) ** 0.5)
+    assert found["invariance/pictures"] == 40
+    found = metrics("reconstruction", "CReLU half")
+    assert (found["reconstruction/patches/conv5"], found["reconstruction/pictures"]) == (4, 4)
+    rows = table(done, "CReLU half", "reconstruction")
+    columns = zip(rows["layer"], rows["weights"], rows["ratio"], strict=True)
+    ratios = np.array([ratio for *of, ratio in columns if of == ["conv5", "learned"]])
+    # A patch a picture: the standard error over pictures is that of independent numbers.
+    assert found["reconstruction/learned_se/conv5"] == pytest.approx(ratios.std(ddof=1) / 2)
 
 
 def test_invariance_scores_the_first_seven_convs(done: Ledger) -> None:
@@ -110,7 +145,7 @@ def test_invariance_scores_the_first_seven_convs(done: Ledger) -> None:
 
 
 def test_reconstruction_takes_the_algorithm_that_fits(done: Ledger) -> None:
-    assert done.read(f"trials/{TRIALS['Baseline'].key}/analysis/reconstruction/summary.json") is None
+    assert done.folders(f"trials/{TRIALS['Baseline'].key}/analysis") == ["invariance", "pairing"]
     pooled, plain = (table(done, label, "reconstruction") for label in ("CReLU half", "CReLU conv1-4"))
     assert set(pooled["layer"]) == {"conv2", "conv5"}
     assert len(pooled["ratio"]) == 2 * 2 * 4
@@ -141,7 +176,9 @@ def test_theory_needs_no_run_and_takes_one(ledger: Ledger, capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert "f = (1, -1) on two points" in shown
     assert "1.414" in shown
-    assert ledger.read("weights/none/analysis/theory/theory.png") is not None
+    (request,) = ledger.folders("weights/none/analysis/theory")
+    assert request.startswith("samples-40-")
+    assert ledger.read(f"weights/none/analysis/theory/{request}/theory.png") is not None
     assert run_job_command("theory", ledger, "", "--run", TRIALS["CReLU half"].key, "--samples", "40") == 0
     assert table(ledger, "CReLU half", "theory")["case"] == [
         "conv1's filters on picture patches",
@@ -165,9 +202,49 @@ def test_results_are_kept_until_asked_for_otherwise(ledger: Ledger) -> None:
     run_job_command("outgoing", ledger, "", *words, "--fresh")
     second = finished()
     assert second != first
-    run_job_command("outgoing", ledger, "", *words, "--layers", "conv2")
-    assert finished() != second
-    assert set(table(ledger, "CReLU half", "outgoing")["layer"]) == {"conv2"}
+
+
+def test_each_request_has_its_own_place_and_the_report_reads_the_defaults(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = TRIALS["CReLU half"].key
+    words, home = ("--run", key), f"trials/{key}/analysis/pairing"
+    run_job_command("pairing", ledger, "", *words)
+    assert "other   " not in capsys.readouterr().out
+    full = ledger.read_json(f"{home}/summary.json")
+    assert full is not None
+    assert full["rows"][0]["draws"] == 999
+    # Fewer draws, of other layers, stand beside it; the order of layers is none of the request.
+    for layers in (("conv2", "conv1"), ("conv1", "conv2")):
+        run_job_command("pairing", ledger, "", *words, "--samples", "3", "--layers", *layers)
+    shown = capsys.readouterr().out
+    (request,) = ledger.folders(home)
+    assert request.startswith("layers-conv1-conv2-samples-3-")
+    assert f"{home}/{request}\n" in shown
+    assert "asked for other than the defaults, which alone the report and the claims read" in shown
+    part = ledger.read_json(f"{home}/{request}/summary.json")
+    assert part is not None
+    assert [row["draws"] for row in part["rows"]] == [3, 3]
+    assert ledger.read_json(f"{home}/summary.json") == full
+    assert default_summaries(ledger, key) == {"pairing": full}
+    # Each names the others.
+    run_job_command("pairing", ledger, "", *words)
+    assert f"other      requests in {ledger.path(home)}: {request}" in capsys.readouterr().out
+    # What an older version left there is not taken for the defaults.
+    ledger.write_json(f"{home}/summary.json", full | {"schema": 2, "asked": {"samples": 10}})
+    assert default_summaries(ledger, key) == {}
+
+
+def test_a_sweeps_table_of_another_request_has_its_own_file(ledger: Ledger) -> None:
+    for words in ((), ("--layers", "conv1")):
+        for cell in ("CReLU half", "CReLU conv1-4"):
+            run_job_command("outgoing", ledger, "", "--run", TRIALS[cell].key, *words)
+        run_job_command("outgoing", ledger, "", "--sweep", "small-demo", *words)
+    (other, csv) = [name for name in ledger.names("analysis/small-demo") if name.endswith(".csv")]
+    assert other.startswith("outgoing-layers-conv1-")
+    assert csv == "outgoing.csv"
+    assert len((ledger.read(f"analysis/small-demo/{csv}") or b"").splitlines()) == 1 + 4 + 7
+    assert len((ledger.read(f"analysis/small-demo/{other}") or b"").splitlines()) == 1 + 2
 
 
 def test_an_analysis_without_its_summary_is_done_again(ledger: Ledger) -> None:
@@ -215,6 +292,13 @@ def test_tables_and_pictures_go_to_the_run_once(
     assert metrics == pytest.approx(read_summary(ledger, "CReLU half", "outgoing")["metrics"])
     run_job_command("outgoing", ledger, "", "--run", run)
     assert "MLflow" not in capsys.readouterr().out
+    # Another request stands beside it, and the numbers of the run stay those of the defaults.
+    run_job_command("outgoing", ledger, "", "--run", run, "--layers", "conv1", "--seed", "3")
+    assert "MLflow     1 run has" in capsys.readouterr().out
+    (folder,) = (file.path for file in client.list_artifacts(run, "analysis/outgoing") if file.is_dir)
+    assert folder.startswith("analysis/outgoing/layers-conv1-seed-3-")
+    assert {Path(file.path).name for file in client.list_artifacts(run, folder)} == set(names)
+    assert client.get_run(run).data.metrics == metrics
     # A store that does not take them costs a sentence; the files are on the ledger.
     ledger.write_json(f"tracked/{key}.json", {"uri": uri, "experiment": "small", "run": "gone", "finished_ms": 1})
     assert run_job_command("outgoing", ledger, "", "--run", key) == 0
@@ -285,6 +369,54 @@ def test_weights_of_a_paper_net_come_from_either_kind_of_file(ledger: Ledger, tm
     assert tables[0].equals(tables[1])
 
 
+@pytest.mark.parametrize("file", ["mine.safetensors", "mine.pt", "checkpoint.pt"])
+def test_pairing_takes_the_convs_of_any_file(ledger: Ledger, tmp_path: Path, file: str) -> None:
+    stream = torch.Generator().manual_seed(0)
+    weights = {
+        "stem.conv.weight": torch.randn(6, 3, 3, 3, generator=stream).half(),
+        "stem.conv.bias": torch.zeros(6),
+        "depthwise": torch.randn(8, 1, 3, 3, generator=stream),
+        "grouped.weight": torch.randn(4, 3, 1, 1, generator=stream),
+        "scores.weight": torch.randn(1, 4, 1, 1, generator=stream),
+        "bn.num_batches_tracked": torch.tensor(3),
+        "fc.weight": torch.randn(10, 4, generator=stream),
+    }
+    if file.endswith(".safetensors"):
+        safetensors.torch.save_file(weights, tmp_path / file)
+    else:
+        torch.save({"model": weights, "epoch": 3} if file == "checkpoint.pt" else weights, tmp_path / file)
+    assert run_job_command("pairing", ledger, "", "--weights", str(tmp_path / file)) == 0
+    (summary_file,) = Path(ledger.path("weights")).glob("*/analysis/pairing/summary.json")
+    found = json.loads(summary_file.read_text())
+    # safetensors sorts its tensors; a conv has four dimensions and a filter to pair with.
+    assert {(row["layer"], row["filters"], row["inputs"]) for row in found["rows"]} == {
+        ("stem.conv", 6, 27),
+        ("depthwise", 8, 9),
+        ("grouped", 4, 3),
+    }
+    assert (found["label"], found["net"]) == (file.partition(".")[0], "")
+    assert found["metrics"]["pairing/mu/depthwise"] == pytest.approx(
+        float(pairing_scores.pairs(weights["depthwise"]).mu.mean())
+    )
+    words = ("--weights", str(tmp_path / file), "--layers", "grouped", "--groups", "grouped=2")
+    assert run_job_command("pairing", ledger, "", *words) == 0
+    with pytest.raises(ValueError, match="has no conv 'deptwise'; did you mean 'depthwise'"):
+        run_job_command("pairing", ledger, "", "--weights", str(tmp_path / file), "--layers", "deptwise")
+    # The other jobs need the net.
+    with pytest.raises(ValueError, match="say of which net"):
+        run_job_command("outgoing", ledger, "", "--weights", str(tmp_path / file))
+
+
+def test_a_file_without_a_conv_is_a_sentence_and_exit_code_2(ledger: Ledger, tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(4, 4), "one.weight": torch.zeros(1, 3, 3, 3)}, tmp_path / "flat.pt")
+    words = ["--weights", str(tmp_path / "flat.pt"), "--output", str(Path(ledger.root).parent)]
+    command = [sys.executable, "-m", "sweeps.analysis.pairing", *words]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert found.returncode == 2
+    assert "flat.pt holds no tensor of four dimensions" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_weights_of_another_net_are_refused(ledger: Ledger, tmp_path: Path) -> None:
     safetensors.torch.save_file(state(PAPER["S3_half"], 10), tmp_path / "mine.safetensors")
     with pytest.raises(ValueError, match=r"conv1\.weight is \(48, 3, 3, 3\), S2\.crelu\(.*\) has \(96, 3, 3, 3\)"):
@@ -322,8 +454,8 @@ def test_torchvisions_alexnet_is_read_from_a_file(ledger: Ledger, tmp_path: Path
         )
         == 0
     )
-    (folder,) = Path(ledger.path("weights")).iterdir()
-    found = json.loads((folder / "analysis/pairing/summary.json").read_text())
+    (file,) = Path(ledger.path("weights")).glob("*/analysis/pairing/samples-1-*/summary.json")
+    found = json.loads(file.read_text())
     assert [(row["layer"], row["filters"]) for row in found["rows"]] == [
         ("conv1", 64),
         ("conv2", 192),

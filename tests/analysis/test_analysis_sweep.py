@@ -99,7 +99,8 @@ def test_an_error_nobody_thought_of_is_a_sentence_with_its_trace_on_the_ledger(l
 
 def runs_of(cell: str, *scores: float, verdict: str = "holds") -> list[dict[str, Any]]:
     return [
-        {"job": "invariance", "cell": cell, "label": f"{cell} s{seed}", "trial": f"{cell}{seed}", "dataset": "toy",
+        {"job": "invariance", "request": "", "cell": cell, "label": f"{cell} s{seed}", "trial": f"{cell}{seed}",
+         "dataset": "toy",
          "rows": [{"layer": "conv1", "score": score, "p": 0.1 * seed, "filters": 8, "verdict": verdict + "!" * seed}]}
         for seed, score in enumerate(scores)
     ]  # fmt: skip

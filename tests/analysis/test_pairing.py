@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sweeps.analysis.pairing_scores import contrast, pairs, random_mu
+from sweeps.analysis.pairing_scores import compare, contrast, groups_by_layer, pairs, random_mu
 
 
 def test_mu_is_the_least_cosine_with_another_filter() -> None:
@@ -76,11 +76,13 @@ def test_a_single_filter_has_no_pair() -> None:
         (384, 1728, -0.071),
         (256, 1728, -0.068),
         (96, 192, -0.180),  # conv2 of the CReLU net, 1x1
+        (96, 1728, -0.060),  # its conv3
+        (256, 4800, -0.041),  # its conv4
         (96, 27, -0.46),  # conv1 of the CIFAR net
     ],
 )
 def test_random_filters_have_the_mu_of_a_minimum_of_normals(filters: int, inputs: int, expected: float) -> None:
-    mu = random_mu(torch.Size((filters, inputs)), 3, 0)
+    mu = random_mu(filters, inputs, 3, 0)
     assert mu.shape == (3, filters)
     # The sd of mu over filters is 0.022 for conv1; the mean of three draws is far closer.
     assert float(mu.mean()) == pytest.approx(expected, abs=0.004 if inputs > 27 else 0.01)
@@ -91,39 +93,103 @@ def test_random_filters_have_the_mu_of_a_minimum_of_normals(filters: int, inputs
 
 
 def test_conv1_of_random_filters_spreads_as_measured() -> None:
-    mu = random_mu(torch.Size((96, 3, 11, 11)), 8, 0)
+    mu = random_mu(96, 363, 8, 0)
     assert float(mu.mean()) == pytest.approx(-0.131, abs=0.004)
     assert float(mu.std()) == pytest.approx(0.022, abs=0.005)
 
 
 def test_random_draws_are_keyed() -> None:
-    shape = torch.Size((5, 8))
-    assert torch.equal(random_mu(shape, 2, 7), random_mu(shape, 2, 7))
-    assert not torch.equal(random_mu(shape, 2, 7), random_mu(shape, 2, 8))
+    assert torch.equal(random_mu(5, 8, 2, 7), random_mu.__wrapped__(5, 8, 2, 7))
+    assert not torch.equal(random_mu(5, 8, 2, 7), random_mu(5, 8, 2, 8))
+    assert not torch.equal(random_mu(5, 8, 2, 7, "conv1"), random_mu(5, 8, 2, 7, "conv2"))
+
+
+@pytest.mark.parametrize(("filters", "inputs"), [(6, 9), (12, 4), (5, 5)])
+def test_a_triangle_of_filters_has_the_mu_of_filters_drawn_one_by_one(filters: int, inputs: int) -> None:
+    stream = torch.Generator().manual_seed(10)
+    drawn = torch.randn(1500, filters, inputs, generator=stream, dtype=torch.float64)
+    cosines = torch.nn.functional.cosine_similarity(drawn[:, :, None], drawn[:, None], dim=3)
+    one_by_one = (cosines + 2 * torch.eye(filters)).amin(2)
+    triangles = random_mu(filters, inputs, 1500, 0)
+    # Layers are independent, their filters are not: mean, extremes and spread of a layer each have one value a layer.
+    for of_layer in (lambda mu: mu.mean(1), lambda mu: mu.amin(1), lambda mu: mu.amax(1), lambda mu: mu.std(1)):
+        assert stats.ks_2samp(of_layer(one_by_one), of_layer(triangles)).pvalue > 0.01
+    # Every filter is like every other one, the first and the last row of the triangle too.
+    assert stats.ks_2samp(triangles[:, 0], triangles[:, -1]).pvalue > 0.01
 
 
 def test_random_filters_do_not_differ_from_random_filters_and_paired_ones_do() -> None:
-    random = random_mu(torch.Size((32, 75)), 6, 0)
-    same = contrast(random_mu(torch.Size((32, 75)), 1, 99)[0], random)
-    assert same.p > 0.01
-    assert same.ks_p > 0.01
-    assert (same.below, same.below_random) == (0.0, 0.0)
-    half = torch.randn(16, 75, generator=torch.Generator().manual_seed(8))
-    paired = contrast(pairs(torch.cat([half, -half])).mu, random)
-    assert (paired.ks, paired.below) == (1.0, 1.0)
-    assert paired.gap == pytest.approx(-1 - float(random.mean()), abs=1e-12)
-    assert paired.p == pytest.approx(1 / 2000)
+    stream = torch.Generator().manual_seed(8)
+    same = compare(torch.randn(32, 3, 5, 5, generator=stream), 199, 0).contrast
+    assert min(same.p, same.ks_p, same.below_p) > 0.05
+    assert (same.below, same.below_random) == (0.0, pytest.approx(0, abs=1e-3))
+    half = torch.randn(16, 3, 5, 5, generator=stream)
+    paired = compare(torch.cat([half, -half]), 199, 0)
+    assert (paired.contrast.ks, paired.contrast.below) == (pytest.approx(1), 1)
+    assert paired.contrast.gap == pytest.approx(-1 - float(paired.random.mean()), abs=1e-12)
+    assert paired.contrast.p == paired.contrast.ks_p == paired.contrast.below_p == pytest.approx(1 / 200)
 
 
-def test_permutation_p_is_uniform_without_a_difference() -> None:
+def test_p_of_the_mean_is_two_sided() -> None:
+    apart = compare(torch.eye(32, 75), 199, 0).contrast
+    assert apart.gap > 0
+    assert apart.p == pytest.approx(1 / 200)
+    assert apart.below_p == 1
+
+
+def test_of_random_layers_no_more_than_one_in_twenty_is_rejected() -> None:
     stream = torch.Generator().manual_seed(9)
-    p = [contrast(values[:12], values[12:].view(2, 10)).p for values in torch.randn(40, 32, generator=stream)]
-    assert stats.kstest(p, "uniform").pvalue > 0.01
+    layers, error = 500, math.sqrt(0.05 * 0.95 / 500)
+    tests = [compare(torch.randn(16, 27, generator=stream), 99, seed).contrast for seed in range(layers)]
+    for name in ("p", "ks_p", "below_p"):
+        rejected = np.mean([getattr(test, name) <= 0.05 for test in tests])
+        assert rejected <= 0.05 + 2 * error, name
+        # A p that never rejects would stay below as well. Counts of filters below -.5 have ties, which never reject.
+        assert name == "below_p" or rejected >= 0.05 - 3 * error, name
 
 
 def test_contrast_measures_what_it_says() -> None:
-    ours, theirs = torch.tensor([-0.9, -0.4, torch.nan]), torch.tensor([[-0.6, -0.1, -0.2, -0.3]])
-    found = contrast(ours.double(), theirs.double())
-    assert found.gap == pytest.approx(-0.65 + 0.3)
-    assert (found.below, found.below_random) == (0.5, 0.25)
-    assert found.ks == pytest.approx(0.75)
+    ours = torch.tensor([-0.9, torch.nan, -0.4], dtype=torch.float64)
+    theirs = torch.tensor([[-0.6, -0.2], [-0.2, -0.3], [-0.8, -0.7]], dtype=torch.float64)
+    found = contrast(ours, theirs)
+    assert found.gap == pytest.approx(-0.65 - theirs.mean().item())
+    assert found.means.tolist() == pytest.approx([-0.4, -0.25, -0.75])
+    assert (found.below, found.below_random) == (0.5, pytest.approx(0.5))
+    assert found.ks == pytest.approx(stats.ks_2samp(ours[[0, 2]], theirs.flatten()).statistic)
+    # The means lie .1375, .1125, .2625 and .2375 from that of all four.
+    assert found.p == 0.75
+    # Three layers have as many filters below -.5 as ours, or more: the first has one, the last has two.
+    assert found.below_p == 0.75
+
+
+def test_a_layer_is_ranked_among_layers_of_as_many_filters() -> None:
+    weight = torch.randn(8, 12, generator=torch.Generator().manual_seed(11))
+    weight[3] = 0
+    assert compare(weight, 5, 0).random.shape == (5, 7)
+    with pytest.raises(ValueError, match="8 filters against random layers of 7"):
+        contrast(pairs(weight[[0, 0, 1, 2, 4, 5, 6, 7]]).mu, random_mu(7, 12, 5, 0))
+
+
+def test_filters_of_a_grouped_conv_have_their_pair_in_their_group() -> None:
+    weight = torch.randn(8, 12, generator=torch.Generator().manual_seed(12))
+    weight[5], weight[6] = -weight[0], -weight[1]
+    assert pairs(weight).pair[[0, 1]].tolist() == [5, 6]
+    grouped = compare(weight, 4, 0, "conv2", 2)
+    assert [pair // 4 for pair in grouped.learned.pair.tolist()] == [0] * 4 + [1] * 4
+    for first in (0, 4):
+        assert torch.equal(grouped.learned.mu[first : first + 4], pairs(weight[first : first + 4]).mu)
+    assert torch.equal(grouped.random[:, 4:], random_mu(4, 12, 4, 0, "conv2 group 1"))
+    with pytest.raises(ValueError, match="8 filters are not 3 groups"):
+        pairs(weight, 3)
+
+
+def test_groups_are_named_by_their_conv() -> None:
+    assert groups_by_layer(["conv2=2", "conv4=4"], ["conv1", "conv2", "conv4"]) == {"conv2": 2, "conv4": 4}
+    for word in ("conv9=2", "conv2", "conv2=two", "conv2=0"):
+        with pytest.raises(ValueError, match=f"not '{word}'"):
+            groups_by_layer([word], ["conv1", "conv2"])
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        pairs(torch.tensor([[1.0, 2.0], [torch.nan, 0.0], [1.0, 0.0]]))

@@ -89,7 +89,7 @@ def test_dry_run_shows_every_declared_cell_and_counts_what_is_asked_for(
     rows = {cell.label: next(line for line in lines if line.startswith(cell.label + " ")) for cell in sweep.cells}
     unasked = {label for label, row in rows.items() if row.endswith("not asked for")}
     assert unasked == {cell.label for cell in part.others}
-    assert rows[first.cell.label].split()[2:] == [*"1..1...", "not", "asked", "for"]
+    assert rows[first.cell.label].split()[2:] == [*"1..1....", "not", "asked", "for"]
     assert "6 trials, 6 of them to train" in "\n".join(lines)
 
 
@@ -122,6 +122,19 @@ def test_fresh_and_retry_leave_alone_what_is_not_asked_for(tmp_path: Path) -> No
     today = run._current_plan(part, settings, {})
     assert [(status.trial.seed, status.state) for status in today.statuses] == [(0, "new"), (1, "done")]
     assert plan(sweep, settings.ledger, {}).count("done") == len(sweep.cells)  # four others, and a further seed
+
+
+def test_retry_failed_trains_what_was_skipped_and_fresh_forgets_that(tmp_path: Path) -> None:
+    _, part, settings = command_line(tmp_path, "--only", "CReLU e*", "--seeds", "4", "--retry-failed")
+    trials = expand(part, {})
+    for trial in trials[:2]:
+        finish(settings.ledger, trial, Made({TOP1: 80.0}, status="diverged"))
+    assert plan(part, settings.ledger, {}).count("skipped") == 2
+    assert run._current_plan(part, settings, {}).to_do == trials[2:]
+    assert plan(part, settings.ledger, {}).given_up == {}
+    fresh = dataclasses.replace(settings, retry_failed=False, fresh=True)
+    assert run._current_plan(part, fresh, {}).to_do == trials
+    assert settings.ledger.names("insisted") == []
 
 
 def test_further_groups_are_offered_only_where_there_are_some() -> None:

@@ -83,7 +83,7 @@ def test_sweep_with_its_own_data_dir_is_done_in_its_report_and_in_status(
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
     count, title = len(expand(sweep, {})), sweep.title
     table = json.loads(command(tmp_path))
-    assert table["trials"] == {"new": 0, "running": 0, "done": count, "stale": 0, "failed": 0}
+    assert table["trials"] == {"new": 0, "running": 0, "done": count, "stale": 0, "failed": 0, "skipped": 0}
     for elsewhere in (str(tmp_path / "B"), ""):
         monkeypatch.setenv("CRELU_DATA", elsewhere)
         assert states(ledger, title) == {"done"}
@@ -114,7 +114,7 @@ def test_results_of_other_data_than_the_last_run_had_are_stale_everywhere(
     ledger.write_json(path, declared | {"fingerprints": {sweep.datasets[0]: "0" * 64}})
     assert states(ledger, title) == {"stale"}
     status(argparse.Namespace(output=str(tmp_path / "out"), sweep=title, watch=False, json=False))
-    assert " ".join(capsys.readouterr().out.splitlines()[-1].split()[-6:]).startswith(". . . 1 .")
+    assert " ".join(capsys.readouterr().out.splitlines()[-1].split()[-7:]).startswith(". . . 1 . .")
     # A plan from before they were noted says nothing of its data.
     del declared["fingerprints"]
     ledger.write_json(path, declared)

@@ -8,7 +8,7 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.plan import Protocol, Sweep, expand, plan, plan_to_json, sweep_from_json
+from sweeps.experiment.plan import Protocol, Sweep, cell_trials, expand, plan, plan_to_json, planned, sweep_from_json
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
@@ -104,6 +104,49 @@ def test_further_seed_counts_with_what_is_there_of_it() -> None:
     (third,) = [trial for trial in expand(dataclasses.replace(SWEEP, protocol=Protocol(seeds=3)), {})
                 if trial.cell == BASELINE and trial.seed == 2]  # fmt: skip
     assert seeds_of(dataclasses.replace(SWEEP, protocol=seeds), {}, (third.key,)) == [0, 2]
+
+
+DIVERGED = {"status": "diverged", "metrics": {"best/val_top1_err": 90.0}, "curve": []}
+GOOD = {"status": "finished", "metrics": {"best/val_top1_err": 9.0}, "curve": []}
+
+
+def test_cell_whose_first_two_trainings_diverge_is_given_up(tmp_path: Path) -> None:
+    sweep = Sweep("s", "demo", (BASELINE, CRELU), Protocol(seeds=2, folds=3))
+    ledger = Ledger(str(tmp_path))
+    mine = [trial for trial in expand(sweep, {}) if trial.cell == CRELU]
+    done(ledger, mine[0], status="diverged")
+    assert plan(sweep, ledger, {}).given_up == {}  # one may be an accident
+    done(ledger, mine[1], status="diverged")
+    today = plan(sweep, ledger, {})
+    assert [status.state for status in today.of(CRELU)] == ["done"] * 2 + ["skipped"] * 3
+    assert today.given_up == {CRELU.label: "the first 2 trainings of this cell diverged"}
+    assert {trial.cell for trial in today.to_do} == {BASELINE}
+    assert today.lost(CRELU) == "1 of 2 seeds diverged, 1 skipped, 1 of 3 folds diverged, 2 skipped"
+    # A training that still ran, and came to something, brings the others back; so does --retry-failed.
+    ledger.write(f"insisted/{CRELU.key}", b"")
+    assert plan(sweep, ledger, {}).count("new", cell=CRELU) == 3
+    ledger.delete(f"insisted/{CRELU.key}")
+    done(ledger, mine[2])
+    assert plan(sweep, ledger, {}).given_up == {}
+
+
+def test_cell_is_given_up_in_its_search_once_the_whole_first_wave_diverged() -> None:
+    protocol = Protocol(folds=3, search=Search(8, wave=3, prune=False))
+    first = cell_trials(BASELINE, protocol, {}).search
+    results = {trial.key: DIVERGED for trial in first[:2]}
+    assert cell_trials(BASELINE, protocol, results).why == ""
+    whole = results | {first[2].key: DIVERGED}
+    stopped = cell_trials(BASELINE, protocol, whole)
+    assert stopped.why == "all 3 trainings of its search diverged"
+    assert stopped.pending == []
+    assert planned([stopped]) == first
+    assert stopped.skipped == {trial.key for trial in stopped.search} - whole.keys() != set()
+    assert cell_trials(BASELINE, protocol, whole, insisted={BASELINE.key}).why == ""
+    assert cell_trials(BASELINE, protocol, results | {first[2].key: GOOD}).why == ""
+    # A failed training of the wave speaks for nothing, and holds nothing up.
+    assert cell_trials(BASELINE, protocol, results, {first[2].key}).why == "all 2 trainings of its search diverged"
+    alone = {first[0].key: DIVERGED}
+    assert cell_trials(BASELINE, protocol, alone, {trial.key for trial in first[1:]}).why == ""
 
 
 def test_part_of_a_sweep_keeps_the_cells_that_are_not_asked_for() -> None:

@@ -71,7 +71,7 @@ def test_study_is_the_same_in_any_order_of_finishing(sampler: str, folds: int) -
 
 
 def test_search_over_folds_leaves_out_the_rest_of_a_hopeless_suggestions_folds() -> None:
-    pruned, whole = Search(10, folds=8, sampler="random"), Search(10, folds=8, sampler="random", prune=False)
+    pruned, whole = Search(20, folds=8, sampler="random"), Search(20, folds=8, sampler="random", prune=False)
     found = {one: study(one, CELL, played(one, CELL), ()) for one in (pruned, whole)}
     # Random points do not depend on values: both studies ask for the same, and must find the same winner.
     assert [one.trial.dropout for one in found[pruned].suggestions] == [
@@ -85,7 +85,7 @@ def test_search_over_folds_leaves_out_the_rest_of_a_hopeless_suggestions_folds()
     started = [len(one.trials) for one in found[pruned].suggestions]
     assert started[:4] == [8] * 4  # the first wave has nobody to be worse than
     assert min(started) == 4
-    assert sum(started) < 0.8 * 80
+    assert sum(started) < 0.8 * 160
     assert all(one.pruned == (len(one.trials) < 8) for one in found[pruned].suggestions)
 
 
@@ -172,6 +172,18 @@ def test_failed_trial_does_not_hold_the_study_up() -> None:
     assert math.isnan(found.suggestions[0].value or 0.0)
     assert found.winner is not None
     assert found.winner.number != 0
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "grid"])
+def test_search_tries_zero_dropout_first(sampler: str, folds: int) -> None:
+    for seed, cell in itertools.product(range(3), (CELL, OTHER)):
+        asked = study(Search(3, sampler, wave=3, seed=seed, folds=folds), cell, {}, ()).suggestions
+        assert {rate for _, rate in asked[0].trial.dropout} == {0.0}
+        assert any(rate for one in asked[1:] for _, rate in one.trial.dropout)
+    # A space without zero is taken as it is.
+    above = study(Search(1, sampler, space=(Dimension("pool1", 0.2, 0.4, 0.1),)), CELL, {}, ()).suggestions[0]
+    assert dict(above.trial.dropout)["pool1"] >= 0.2
 
 
 def test_grid_is_every_point_once_and_no_more() -> None:

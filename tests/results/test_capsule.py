@@ -21,6 +21,7 @@ from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.results import capsule
+from sweeps.results.analyses import SCHEMA
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, make, scores
@@ -48,7 +49,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make(ledger, SWEEP, outcome)
     run = next(run for run in survey(ledger, TITLE).runs if run.trial.phase == "match")
     summary = {
-        "job": "pairing", "rows": [{"layer": "conv1", "mu": -0.25}], "metrics": {"pairing/mu/conv1": -0.25},
+        "schema": SCHEMA, "job": "pairing",
+        "rows": [{"layer": "conv1", "mu": -0.25}], "metrics": {"pairing/mu/conv1": -0.25},
         "notes": ["mu: least cosine"], "files": {"filters.png": ""},
     }  # fmt: skip
     ledger.write_json(f"trials/{run.key}/analysis/pairing/summary.json", summary)

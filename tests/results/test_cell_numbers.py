@@ -220,3 +220,4 @@ def test_error_in_a_line() -> None:
 def test_flags_say_what_happened_to_a_training() -> None:
     assert flags_of({"status": "finished", "restarts": 0}) == []
     assert flags_of({"status": "diverged", "restarts": 2}) == ["diverged", "restarted:2"]
+    assert flags_of({"status": "diverged", "ending": "dead", "restarts": 0}) == ["dead"]

@@ -10,23 +10,26 @@ import pytest
 from scipy import stats
 
 from crelu_models.tables import PAPER
-from sweeps import cifar_vgg, cifar_width, imagenet_placement
-from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
+from sweeps import cifar_vgg, cifar_width, full_grid, imagenet_placement
+from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TOP1_TEN, TOP5, TOP5_TEN, TRAIN, VOTE
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.report.claim_tables import claim_table
 from sweeps.report.effect_tables import printed_table
 from sweeps.report.result_tables import result_tables
 from sweeps.results import paper, statistics
+from sweeps.results.analyses import SCHEMA
 from sweeps.results.cell_numbers import groups, number
-from sweeps.results.claims import in_print, judge_claims, printed_tests
-from sweeps.results.contrasts import contrast, effects, more_seeds
-from sweeps.results.deviations import CELLS, deviations
+from sweeps.results.claims import ClaimResult, Compared, in_print, judge_claims, printed_tests
+from sweeps.results.contrasts import contrast, effects, more_trainings
+from sweeps.results.deviations import deviations
 from sweeps.results.evidence import CellResults, SweepResults, survey
 from sweeps.results.marks import marks, still_falling
 from sweeps.results.paper import CLAIMS, COLUMNS
+from sweeps.results.paper_cells import CELLS, footnote_row
 from sweeps.store.ledger import Ledger
 from tests.support.simulation import measure
 from tests.support.sweeps import Made, as_printed, finish, make, scores, unsearched
@@ -112,7 +115,7 @@ def test_fixture_of_the_printed_numbers_reproduces_each_of_them(tmp_path: Path) 
         if (one.comparison.dataset, one.rival) == ("cifar10", "Baseline")
     }
     assert by_metric[AVERAGE].decision == "supported"
-    assert by_metric[VOTE].decision == "supported"
+    assert by_metric[VOTE].decision == "not tested"
     assert by_metric[TOP1].contrast.basis == "one training"
     assert by_metric[TOP1].decision == "inconclusive"
     assert claims["crelu-below-baseline-and-double"].decision == "not run"  # CIFAR-100 is missing
@@ -139,22 +142,22 @@ def test_further_seeds_and_their_cost_follow_from_spread_and_seconds(tmp_path: P
     found = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))}
     ruling = found["avr-1-4-below-baseline"]
     assert ruling.decision == "inconclusive"
-    assert ruling.seeds is not None
-    family = sum(math.isfinite(one.p) for r in found.values() if r.claim.table == "4" for one in r.compared)
+    family = sum(math.isfinite(one.p) for r in found.values() for one in r.compared)
     expected = [
         statistics.seeds_needed(one.contrast.sd, one.contrast.difference, 0.05 / family, have=6, most=1000)
         for one in ruling.open
     ]
-    assert ruling.seeds == max(seeds for seeds in expected if seeds is not None)
+    most = max(seeds for seeds in expected if seeds is not None)
+    assert ruling.more == {"seed": most}
     # Both rows train for 600 seconds a seed.
-    assert ruling.hours == pytest.approx(2 * ruling.seeds * 600 / 3600)
+    assert ruling.hours == pytest.approx(2 * most * 600 / 3600)
 
 
 def test_one_training_each_asks_for_two_more(tmp_path: Path) -> None:
     sweep = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol())
     found = {r.claim.id: r for r in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.2)))}
     ruling = found["avr-1-4-below-baseline"]
-    assert (ruling.decision, ruling.seeds) == ("inconclusive", 2)
+    assert (ruling.decision, ruling.more) == ("inconclusive", {"seed": 2})
     assert ruling.hours == pytest.approx(2 * 2 * 600 / 3600)
 
 
@@ -181,13 +184,131 @@ def test_figures_and_later_tables_are_decided_from_the_analyses(tmp_path: Path) 
         folder = f"trials/{run.key}/analysis"
         for job in ("outgoing", "pairing"):
             own = {name: value for name, value in metrics.items() if name.startswith(job)}
-            summary = {"job": job, "metrics": own, "rows": [], "notes": [], "files": {}}
+            summary = {"schema": SCHEMA, "job": job, "metrics": own, "rows": [], "notes": [], "files": {}}
             ledger.write_json(f"{folder}/{job}/summary.json", summary)
     found = {ruling.claim.id: ruling.decision for ruling in judge_claims(survey(ledger, SIX.title))}
     assert found["pair-above-non-pair"] == "supported"
     assert found["relu-pairs-at-conv1"] == "supported"
     assert found["crelu-pairing-vanishes"] == "supported"
     assert found["crelu-more-invariant"] == "not run"
+
+
+def analysed(tmp_path: Path, sweep: Sweep, metrics: Callable[[Trial], dict[str, float]]) -> dict[str, ClaimResult]:
+    """Return the claims of a sweep whose trials have one analysis with these metrics."""
+    ledger = Ledger(str(tmp_path / "ledger"))
+    make(ledger, sweep, lambda trial: drawn(trial, {}, 0.2))
+    for run in survey(ledger, sweep.title).runs:
+        summary = {"job": "made", "metrics": metrics(run.trial), "rows": [], "notes": [], "files": {}}
+        ledger.write_json(f"trials/{run.key}/analysis/made/summary.json", summary)
+    return {ruling.claim.id: ruling for ruling in judge_claims(survey(ledger, sweep.title))}
+
+
+def by_layer(trial: Trial, name: str, values: dict[int, float]) -> dict[str, float]:
+    """Return a metric of layers, a little off for each seed."""
+    return {f"{name}conv{i}": value + 0.001 * trial.seed * (i + 1) for i, value in values.items()}
+
+
+def test_pairing_fades_where_every_deeper_layer_lies_nearer_to_0(tmp_path: Path) -> None:
+    fading = {1: -0.6, 2: -0.4, 3: -0.3, 4: -0.2, 5: -0.1}
+    for i, (deep, decision) in enumerate([(-0.1, "supported"), (-0.7, "contradicted")]):
+        found = analysed(
+            tmp_path / str(i),
+            SIX,
+            lambda trial, deep=deep: by_layer(trial, paper.MU, fading | {5: deep}),  # type: ignore[misc]
+        )
+        assert found["relu-pairing-fades-with-depth"].decision == decision
+
+
+def test_invariance_peaks_and_jumps_are_compared_within_a_network(tmp_path: Path) -> None:
+    peaks = {1: 60.0, 2: 40.0, 3: 45.0, 4: 70.0, 5: 50.0, 6: 55.0, 7: 65.0}
+    found = analysed(tmp_path / "a", SIX, lambda trial: by_layer(trial, paper.INVARIANCE, peaks))
+    assert found["invariance-peaks-on-imagenet"].decision == "supported"
+    flat = analysed(tmp_path / "b", SIX, lambda trial: by_layer(trial, paper.INVARIANCE, peaks | {5: 75.0}))
+    assert flat["invariance-peaks-on-imagenet"].decision == "contradicted"
+    cifar = unsearched("cifar_width", cifar_width.CELLS, Protocol(seeds=3))
+    jumps = analysed(tmp_path / "c", cifar, lambda trial: by_layer(trial, paper.INVARIANCE, peaks))
+    claim = jumps["invariance-jumps-on-cifar"]
+    assert {one.decision for one in claim.compared} == {
+        "supported",
+        "contradicted",
+    }  # conv3 above conv2, conv6 not conv4
+    assert len(claim.compared) == 2 * 2 * 2
+
+
+def test_pairs_of_outgoing_weights_stay_below_one_half(tmp_path: Path) -> None:
+    low = dict.fromkeys(range(1, 8), 0.3)
+    for i, (one, decision) in enumerate([(0.3, "supported"), (0.8, "contradicted")]):
+        found = analysed(
+            tmp_path / str(i),
+            SIX,
+            lambda trial, one=one: by_layer(trial, f"{paper.PAIR}/", low | {3: one}),  # type: ignore[misc]
+        )
+        assert found["pair-far-from-one"].decision == decision
+
+
+def test_numbers_of_the_literature_are_rivals_without_a_spread(tmp_path: Path) -> None:
+    for i, (error, decision) in enumerate([(41.0, "supported"), (42.4, "contradicted")]):
+        found = seen(tmp_path / str(i), SIX, lambda trial, error=error: drawn(trial, {"CReLU all": error}, 0.1))  # type: ignore[misc]
+        claim = {ruling.claim.id: ruling for ruling in judge_claims(found)}["all-below-friednet-and-prunednet"]
+        first = claim.compared[0]
+        assert (first.rival, first.contrast.metric, first.decision) == ("FriedNet", TOP1, decision)
+        errors = [run.metrics[TOP1] for run in found.cells[-1].tested]
+        assert first.contrast.p == pytest.approx(stats.ttest_1samp(errors, 41.93).pvalue)
+        exact = [one for one in claim.compared if one.contrast.metric == PARAMETERS]
+        assert [(one.rival, one.decision) for one in exact] == [("FriedNet", "supported"), ("PrunedNet", "supported")]
+
+
+def test_half_has_the_neurons_of_the_baseline_and_the_literal_net_has_not(tmp_path: Path) -> None:
+    cells = {cell.row: cell for cell in cifar_width.CELLS if cell.dataset == "cifar10"}
+    for i, (net, decision) in enumerate([("S3_half", "supported"), ("S3_half_literal", "contradicted")]):
+        half = dataclasses.replace(cells["CReLU half"], net=PAPER[net])
+        sweep = unsearched("cifar_width", (cells["Baseline"], half), Protocol(seeds=2))
+        found = seen(tmp_path / str(i), sweep, lambda trial: drawn(trial, {}, 0.1))
+        claim = {ruling.claim.id: ruling for ruling in judge_claims(found)}["half-has-the-baseline-s-neurons"]
+        assert len(claim.compared) == 7
+        # conv3 has 48 filters in the printed table, 96 in half of the baseline: 96 less 192 channels.
+        assert claim.compared[2].contrast.difference == (0.0 if decision == "supported" else -96.0)
+        assert statistics.decide_all(one.decision for one in claim.compared) == decision
+
+
+def test_gap_of_train_and_test_is_that_of_the_same_network(tmp_path: Path) -> None:
+    cells = tuple(cell for cell in cifar_width.CELLS if cell.dataset == "cifar10")
+    trained = {"Baseline": 1.0, "AVR": 4.0, "CReLU": 4.2, "CReLU half": 0.5}
+
+    def outcome(trial: Trial) -> Made:
+        off = 0.01 * trial.seed * (1 + len(trial.cell.row))
+        return Made({TOP1: 9.0 + off, TRAIN: trained.get(trial.cell.row, 0.4)} if trial.phase == "match" else {})
+
+    sweep = unsearched("cifar_width", cells, Protocol(seeds=4, ablation=False, single=True))
+    claim = {ruling.claim.id: ruling for ruling in judge_claims(seen(tmp_path, sweep, outcome))}[
+        "smaller-train-test-gap"
+    ]
+    ten = {one.comparison.row: one for one in claim.compared if one.comparison.dataset == "cifar10"}
+    assert {row: one.decision for row, one in ten.items()} == {
+        "AVR": "supported", "CReLU": "supported", "CReLU half": "contradicted",
+    }  # fmt: skip
+    runs = {cell.cell.row: cell.done("match") for cell in survey(Ledger(str(tmp_path / "ledger")), sweep.title).cells}
+    gaps = {row: np.mean([run.metrics[TOP1] - run.metrics[TRAIN] for run in of]) for row, of in runs.items()}
+    assert ten["AVR"].contrast.difference == pytest.approx(gaps["AVR"] - gaps["Baseline"])
+    assert paper.printed("1", "cifar10", "AVR", paper.GAP) == paper.Printed("4.22")
+
+
+def test_footnote_5_is_decided_from_cells_that_no_table_prints(tmp_path: Path) -> None:
+    cells = tuple(cell for cell in full_grid.CELLS if footnote_row(cell))
+    assert len(cells) == 2 * 3
+    means = {"vgg cifar10 crelu conv2 x0.5": 6.5}
+
+    def outcome(trial: Trial) -> Made:
+        noise = np.random.default_rng([trial.seed, *trial.cell.label.encode()]).normal(0, 0.02)
+        return Made({TOP1: means.get(trial.cell.label, 6.9) + float(noise)})
+
+    sweep = unsearched("full_grid", cells, Protocol(seeds=6))
+    (claim,) = judge_claims(seen(tmp_path, sweep, outcome))
+    assert claim.claim.table == "Footnote 5"
+    decisions = {(one.comparison.dataset, one.comparison.row): one.decision for one in claim.compared}
+    assert decisions["cifar10", "CReLU (2)"] == claim.decision == "contradicted"
+    assert decisions["cifar100", "CReLU (4)"] == "inconclusive"
+    assert not claim.withheld
 
 
 # Contrasts ----------------------------------------------------------------------------------------------------
@@ -258,29 +379,100 @@ def test_holm_runs_over_all_effects_of_a_table(tmp_path: Path) -> None:
     assert {one.reference.label for one in found} == {"Baseline"}
 
 
-def test_holm_runs_over_all_comparisons_that_the_claims_of_a_table_make(tmp_path: Path) -> None:
+def test_holm_runs_over_all_comparisons_that_the_claims_of_a_sweep_make(tmp_path: Path) -> None:
     means = {"Baseline": 42.0, "AVR conv1-4": 41.6}
     rulings = judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))
-    for table in ("4", "5"):
-        compared = [one for ruling in rulings if ruling.claim.table == table for one in ruling.compared]
-        raw = np.array([one.contrast.p for one in compared])
-        # Holm by hand: the k-th smallest of m times m - k + 1, never below the one before.
-        expected, largest = np.full(len(raw), np.nan), 0.0
-        finite = [i for i in np.argsort(raw) if np.isfinite(raw[i])]
-        for place, i in enumerate(finite):
-            largest = expected[i] = max(largest, min(1.0, raw[i] * (len(finite) - place)))
-        assert [one.p for one in compared] == pytest.approx(expected.tolist(), nan_ok=True)
-        assert len(finite) >= 4
+    compared = [one for ruling in rulings for one in ruling.compared]
+    assert {ruling.claim.table for ruling in rulings for one in ruling.compared if one.p < 1} == {"4", "5"}
+    raw = np.array([one.contrast.p for one in compared])
+    # Holm by hand: the k-th smallest of m times m - k + 1, never below the one before.
+    expected, largest = np.full(len(raw), np.nan), 0.0
+    finite = [i for i in np.argsort(raw) if np.isfinite(raw[i])]
+    for place, i in enumerate(finite):
+        largest = expected[i] = max(largest, min(1.0, raw[i] * (len(finite) - place)))
+    assert [one.p for one in compared] == pytest.approx(expected.tolist(), nan_ok=True)
+    assert len(finite) >= 40
+
+
+def voters(trial: Trial) -> Made:
+    """Return folds' networks that agree with each other, VGG's wrong on 60 of 400 pictures, CReLU (1)'s on 5."""
+    wrong = np.arange(60 if trial.cell.row == "VGG" else 5)
+    return Made({TOP1: len(wrong) / 4 + 0.1 * trial.fold}, scores=scores(np.arange(400) % 10, wrong, 10))
+
+
+def test_votes_are_shown_and_decide_nothing(tmp_path: Path) -> None:
+    sweep = Sweep("votes", "paper", cifar_vgg.CELLS[:2], Protocol(ablation=False, folds=3))
+    found = seen(tmp_path, sweep, voters)
+    (effect,) = (effect for effect in effects(groups(found)[0]) if effect.contrast.metric == VOTE)
+    assert effect.contrast.pictures is not None
+    assert effect.contrast.pictures.p < 1e-9
+    assert (effect.contrast.difference, effect.contrast.basis) == (-13.75, "pictures")
+    assert math.isnan(effect.contrast.p)
+    assert math.isnan(effect.p)
+    (ruling,) = (ruling for ruling in judge_claims(found) if ruling.claim.id == "vgg-crelu-below-vgg")
+    votes = [one for one in ruling.compared if one.contrast.metric == VOTE and one.contrast.basis != "not run"]
+    assert [(one.decision, math.isnan(one.p), one.more) for one in votes] == [("not tested", True, None)]
+
+
+def test_mcnemar_is_not_shown_where_a_cell_has_several_seeds(tmp_path: Path) -> None:
+    for seeds, shown in ((1, True), (2, False)):
+        sweep = Sweep(f"seeds{seeds}", "paper", cifar_vgg.CELLS[:2], Protocol(seeds=seeds))
+        found = seen(tmp_path, sweep, voters)
+        assert (contrast(found.cells[1], found.cells[0], TOP1).pictures is not None) == shown
+
+
+@pytest.mark.parametrize(("classes", "tested"), [(5, False), (6, True)])
+def test_top_5_errors_of_five_classes_are_no_part_of_a_family(tmp_path: Path, classes: int, tested: bool) -> None:
+    cells = tuple(scaled(cell, "demo") for cell in PLACEMENTS[:3])
+    table = scores(np.arange(60) % classes, np.arange(6), classes)
+
+    def outcome(trial: Trial) -> Made:
+        made = drawn(trial, {}, 0.5)
+        top5 = {TOP5: 0.0, TOP5_TEN: 0.0} if classes <= 5 else {}
+        return made._replace(metrics=made.metrics | top5, scores=table)
+
+    found = seen(tmp_path, Sweep("classes", "demo", cells, Protocol(seeds=3)), outcome)
+    metrics = {effect.contrast.metric for effect in effects(groups(found)[0])}
+    assert metrics == ({TOP1, TOP1_TEN, TOP5, TOP5_TEN} if tested else {TOP1, TOP1_TEN})
+    compared = [one for ruling in judge_claims(found) for one in ruling.compared if one.contrast.metric == TOP5]
+    decisions = {one.decision for one in compared if one.contrast.basis != "not run"}
+    assert ("not tested" in decisions) != tested
+    assert all(math.isnan(one.p) != tested for one in compared if one.contrast.basis != "not run")
+
+
+def noisy_folds(difference: float) -> Callable[[Trial], Made]:
+    """Return the outcome of ten folds whose paired differences have this mean and a deviation of .3."""
+    d = np.random.default_rng(8).normal(0, 1, 10)
+    d = difference + 0.3 * (d - d.mean()) / d.std(ddof=1)
+    return lambda trial: Made({TOP1: 7.0 + (float(d[trial.fold]) if trial.cell.row != "VGG" else 0.0)})
+
+
+@pytest.mark.parametrize(("difference", "more"), [(-0.5, True), (-0.1, False)])
+def test_further_folds_are_asked_for_where_they_would_decide(tmp_path: Path, difference: float, more: bool) -> None:
+    sweep = Sweep("folds", "paper", cifar_vgg.CELLS[:2], Protocol(ablation=False, folds=10))
+    found = seen(tmp_path, sweep, noisy_folds(difference))
+    test = contrast(found.cells[1], found.cells[0], AVERAGE)
+    needed = statistics.seeds_needed(0.3, difference, 0.05 / 4, have=10, most=1000, test_fraction=0.1)
+    assert more_trainings(test, 4) == needed
+    assert (needed is not None) == more
+    assert statistics.seeds_needed(0.3, difference, 0.05 / 4, have=10) is not None  # of seeds there always is a number
+    comparison = CLAIMS[0].comparisons[0]._replace(dataset="cifar10", metric=AVERAGE)
+    open_ = Compared(comparison, "VGG", test, 0.2, "inconclusive", needed)
+    words = claim_table([ClaimResult(CLAIMS[0], "inconclusive", (open_,), "", "no numbers")]).rows[0][4].text
+    if more:
+        assert words.startswith(f"{needed} further folds a row, ")
+    else:
+        assert words == "cannot be decided so: 1 comparison that further folds would not settle"
 
 
 def test_what_seeds_cannot_settle_asks_for_none() -> None:
     base = contrast(None, None, TOP1)
     assert base.basis == "not run"
-    assert more_seeds(base, 4) is None
-    assert more_seeds(base._replace(basis="pictures", difference=0.1), 4) is None
-    assert more_seeds(base._replace(basis="seeds", difference=0.0, sd=1.0, n=3), 4) is None
+    assert more_trainings(base, 4) is None
+    assert more_trainings(base._replace(basis="pictures", difference=0.1), 4) is None
+    assert more_trainings(base._replace(basis="seeds", difference=0.0, sd=1.0, n=3), 4) is None
     # 3 seeds, a difference of one sd: as many as statistics says at a quarter of alpha.
-    asked = more_seeds(base._replace(basis="seeds", difference=1.0, sd=1.0, n=3), 4)
+    asked = more_trainings(base._replace(basis="seeds", difference=1.0, sd=1.0, n=3), 4)
     assert asked == statistics.seeds_needed(1.0, 1.0, 0.05 / 4, have=3)
 
 
@@ -421,8 +613,8 @@ def departed(found: SweepResults) -> dict[str, tuple[str, str]]:
 
 def test_paper_s_own_cells_deviate_only_where_the_readme_says(tmp_path: Path) -> None:
     found = departed(seen(tmp_path, Sweep("own", "paper", PLACEMENTS, Protocol()), lambda t: drawn(t, {}, 0.1)))
-    assert set(found) == {"activation on the scores", "precision", "training pictures"}
-    assert found["training pictures"] == ("all", "all but 50,000 held out")
+    assert set(found) == {"activation on the scores", "precision", "pictures learned from", "stored pictures"}
+    assert found["pictures learned from"] == ("all", "all but 50,000 held out")
     assert found["precision"] == ("fp32", "bf16")
 
 
@@ -438,6 +630,41 @@ def test_deviations_are_collected_from_the_trials(tmp_path: Path) -> None:
     assert found["picture and crop (pixels)"] == ("256, 224", "64, 56")
     paper_count, ours = (int(text.replace(",", "")) for text in found["net (parameters)"])
     assert (paper_count, ours) == (9_372_840, cell.net.parameters(1000))
+
+
+def test_classes_and_pictures_that_are_not_the_paper_s_are_deviations(tmp_path: Path) -> None:
+    table = scores(np.arange(900) % 9, np.arange(90), 9)
+
+    def outcome(trial: Trial) -> Made:
+        return drawn(trial, {}, 0.1)._replace(scores=table, train_pictures=9_000)
+
+    found = departed(seen(tmp_path, Sweep("nine", "paper", PLACEMENTS, Protocol()), outcome))
+    assert found["classes"] == ("1,000", "9")
+    assert found["training pictures"] == ("1,281,167", "9,000")
+    assert found["test pictures"] == ("50,000", "900")
+    assert "net (parameters)" not in found  # the same layers, whatever the classes
+
+
+def test_what_the_paper_leaves_open_stands_among_the_deviations(tmp_path: Path) -> None:
+    def outcome(trial: Trial) -> Made:
+        return Made({} if trial.phase == "holdout" else {TOP1: 7.0, TRAIN: 1.0})
+
+    protocol = Protocol(ablation=False, single=True, folds=2, search=Search(3, sampler="random"))
+    found = departed(seen(tmp_path, Sweep("open", "paper", cifar_vgg.CELLS[:2], protocol), outcome))
+    assert found["weights of a fold"] == ("not stated", "of the best epoch on the held-out fold")
+    assert found["second phase of Single ends"][1] == "at the first phase's training loss"
+    assert found["choice of dropout"] == ("rates printed", "searched on the hold-out")
+    assert found["size of the shifts"] == ("not stated", "4 pixels")
+    assert "stored pictures" not in found  # of 32 pixels: kept as pixels
+    large = departed(seen(tmp_path / "large", SIX, lambda trial: drawn(trial, {}, 0.1)))
+    assert large["stored pictures"][1] == "cut to 256 pixels, JPEG of quality 90 by default"
+    assert not {"choice of dropout", "size of the shifts", "weights of a fold"} & set(large)
+
+
+def test_activation_on_the_scores_is_one_deviation_of_all_rows(tmp_path: Path) -> None:
+    found = deviations(groups(seen(tmp_path, SIX, lambda trial: drawn(trial, {}, 0.1)))[0])
+    (one,) = (deviation for deviation in found if deviation.what == "activation on the scores")
+    assert (one.paper, one.here, one.rows) == ("as on the layers before", "none", ())
 
 
 def test_deviation_of_some_rows_names_them(tmp_path: Path) -> None:

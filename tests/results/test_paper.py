@@ -168,8 +168,9 @@ def test_table_6_lists_pairs_and_non_pairs() -> None:
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=[claim.id for claim in CLAIMS])
 def test_the_printed_numbers_bear_out_a_claim(claim: Claim) -> None:
-    # Figures print no numbers. Table 2's row order does not hold on CIFAR-10, where all averages are 6.45.
-    expected = None if claim.table.startswith("Figure") else claim.id != "vgg-placement-order-cifar10"
+    # Figures, footnotes and Table S3 print no errors. Table 2's row order does not hold on CIFAR-10: all are 6.45.
+    printless = claim.table.startswith(("Figure", "Footnote")) or claim.table == "S3"
+    expected = None if printless else claim.id != "vgg-placement-order-cifar10"
     assert holds_in_print(claim) is expected
 
 
@@ -186,7 +187,7 @@ def test_claims_of_tables_1_to_s1_name_rows_and_metrics_that_are_printed() -> No
     for claim in CLAIMS:
         for c in claim.comparisons if claim.table in COLUMNS else ():
             number(claim.table, c.dataset, c.row, c.metric)
-            for rival in rivals(claim.table, c):
+            for rival in rivals(claim.table, c) if c.bound is None else ():
                 number(claim.table, c.dataset, rival, c.against_metric or c.metric)
 
 

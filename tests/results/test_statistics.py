@@ -19,10 +19,12 @@ from sweeps.results.statistics import (
     Method,
     decide,
     decide_all,
+    fold_interval,
     holm,
     mcnemar_exact,
     mean_se,
     order,
+    p_beyond,
     paired,
     seeds_needed,
     t_interval,
@@ -413,29 +415,46 @@ def test_a_vote_needs_finite_scores_of_three_axes(scores: NDArray[np.float64]) -
 
 
 @pytest.mark.parametrize(
-    ("ours", "se", "theirs", "se_theirs", "dataset", "tolerance", "word"),
+    ("ours", "half", "theirs", "se_theirs", "dataset", "word"),
     [
-        (8.05, None, 7.05, None, "cifar10", 1.0, "reproduced"),  # over 1 in binary
-        (10.17, None, 9.17, None, "cifar10", 1.0, "reproduced"),
-        (10.18, None, 9.17, None, "cifar10", 1.0, "differs"),
-        (34.30, 0.1, 36.30, 0.2, "cifar100", 2.0, "reproduced"),
-        (43.35, math.nan, 41.81, None, "imagenet", 1.5, "differs"),
-        (11.60, 0.6, 10.20, 0.8, "cifar10", 2.0, "reproduced"),
-        (math.nan, None, 10.20, 0.09, "cifar10", 1.0, "not run"),
+        (8.05, 0.0, 7.05, None, "cifar10", "reproduced"),  # over 1 in binary
+        (10.17, 0.0, 9.17, None, "cifar10", "reproduced"),
+        (10.18, 0.0, 9.17, None, "cifar10", "differs"),
+        (9.17, 1.0, 9.17, None, "cifar10", "reproduced"),
+        (9.17, 1.01, 9.17, None, "cifar10", "inconclusive"),
+        (9.67, 0.6, 9.17, None, "cifar10", "inconclusive"),  # near, and not known well enough
+        (60.0, 30.0, 9.17, None, "cifar10", "differs"),
+        (39.0, 30.0, 9.17, None, "cifar10", "inconclusive"),
+        (10.80, 0.7, 9.17, None, "cifar10", "inconclusive"),
+        (10.80, 0.6, 9.17, None, "imagenet", "inconclusive"),
+        (11.00, 0.2, 9.17, None, "imagenet", "differs"),
+        (34.30, 0.0, 36.30, None, "cifar100", "reproduced"),
+        (math.nan, math.nan, 10.20, 0.09, "cifar10", "not run"),
     ],
 )
-def test_a_number_is_reproduced_within_two_standard_errors_or_the_floor(
-    ours: float, se: float | None, theirs: float, se_theirs: float | None, dataset: str, tolerance: float, word: str
+def test_a_number_is_reproduced_where_its_interval_lies_within_the_margin(
+    ours: float, half: float, theirs: float, se_theirs: float | None, dataset: str, word: str
 ) -> None:
-    found = verdict(ours, se, theirs, se_theirs, dataset)
+    found = verdict(Average(ours, half, 3), Interval(ours - half, ours + half), theirs, se_theirs, dataset)
     assert found.word == word
-    assert found.tolerance == pytest.approx(tolerance)
+    assert found.margin == {"cifar10": 1.0, "cifar100": 2.0, "imagenet": 1.5}[dataset]
     assert found.difference == pytest.approx(ours - theirs, nan_ok=True)
+
+
+def test_the_printed_standard_error_widens_the_interval_of_a_difference() -> None:
+    # Ten folds on either side, se .11 and .09, each sqrt(1 + 10/9) as large after correction, t(9) = 2.262.
+    ours = Average(9.39, 0.11, 10)
+    found = verdict(ours, fold_interval(ours, 0.1), 10.20, 0.09, "cifar10")
+    half = 2.262157 * math.sqrt(1 + 10 / 9) * math.hypot(0.11, 0.09)
+    assert found.interval == pytest.approx((-0.81 - half, -0.81 + half), abs=1e-6)
+    assert found.word == "inconclusive"
+    alone = verdict(ours, fold_interval(ours, 0.1), 10.20, None, "cifar10")
+    assert alone.interval.high == pytest.approx(-0.81 + 2.262157 * math.sqrt(1 + 10 / 9) * 0.11, abs=1e-6)
 
 
 def test_a_data_set_without_printed_numbers_has_no_verdict() -> None:
     with pytest.raises(ValueError, match=r"synthetic.*cifar10, cifar100, imagenet"):
-        verdict(10, 0.1, 10, 0.1, "synthetic")
+        verdict(Average(10, 0.1, 3), Interval(9.9, 10.1), 10, 0.1, "synthetic")
 
 
 @pytest.mark.parametrize(
@@ -463,18 +482,31 @@ def test_a_direction_is_decided_by_its_adjusted_p(
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"),
+    ("low", "high", "p", "expected"),
     [
-        (-0.4, 0.5, "supported"),
-        (0.6, 0.9, "contradicted"),
-        (-0.9, -0.6, "contradicted"),
-        (0.4, 0.6, "inconclusive"),
-        (-0.6, 0.6, "inconclusive"),
-        (math.nan, math.nan, "inconclusive"),
+        (-0.4, 0.5, 1.0, "supported"),
+        (0.6, 0.9, 0.01, "contradicted"),
+        (-0.9, -0.6, 0.01, "contradicted"),
+        (0.6, 0.6, math.nan, "contradicted"),  # exact counts
+        (0.6, 0.9, 0.06, "inconclusive"),  # outside alone, and not after Holm
+        (0.4, 0.6, 1.0, "inconclusive"),
+        (-0.6, 0.6, 1.0, "inconclusive"),
+        (math.nan, math.nan, math.nan, "inconclusive"),
     ],
 )
-def test_within_is_decided_by_the_interval(low: float, high: float, expected: Decision) -> None:
-    assert decide("within", 0.1, 0.9, Interval(low, high), margin=0.5) == expected
+def test_within_is_decided_by_the_interval(low: float, high: float, p: float, expected: Decision) -> None:
+    assert decide("within", 0.1, p, Interval(low, high), margin=0.5) == expected
+
+
+def test_p_beyond_a_margin_is_that_of_a_t_test_from_its_edge() -> None:
+    assert p_beyond(0.5, 0.9, 0.1, 4) == pytest.approx(2 * stats.t.sf(4.0, 4))
+    assert p_beyond(0.5, -0.9, 0.1, 4) == pytest.approx(2 * stats.t.sf(4.0, 4))
+    assert p_beyond(0.5, 0.3, 0.1, 4) == 1.0
+    assert math.isnan(p_beyond(0.5, 0.9, 0.0, 4))
+    # A difference that lies on the margin is taken for one beyond it in 2.5 % of the cases.
+    d = np.random.default_rng(5).normal(0.5, 0.3, (RUNS, 5))
+    beyond = [p_beyond(0.5, row.mean(), row.std(ddof=1) / math.sqrt(5), 4) < 0.05 for row in d]
+    assert 0.01 < np.mean(beyond) < 0.04
 
 
 def test_within_needs_an_interval() -> None:
@@ -488,6 +520,13 @@ def test_a_claim_needs_all_of_its_comparisons() -> None:
     assert decide_all(["supported", "not run", "inconclusive"]) == "not run"
     assert decide_all(["not run", "contradicted", "supported"]) == "contradicted"
     assert decide_all([]) == "not run"
+
+
+def test_what_is_not_tested_decides_no_claim() -> None:
+    assert decide_all(["supported", "not tested"]) == "supported"
+    assert decide_all(["contradicted", "not tested"]) == "contradicted"
+    assert decide_all(["not run", "not tested"]) == "not run"
+    assert decide_all(["not tested", "not tested"]) == "inconclusive"
 
 
 def test_an_order_is_counted_by_pairs() -> None:
@@ -548,3 +587,18 @@ def test_what_no_number_of_seeds_settles_is_none() -> None:
         seeds_needed(math.nan, 1)
     with pytest.raises(ValueError, match="power 1"):
         seeds_needed(1, 1, power=1)
+
+
+def test_further_folds_are_counted_by_the_corrected_variance() -> None:
+    # Ten folds: the variance of a mean difference is sd^2 (1/n + 1/9), by hand from the noncentral F.
+    def power(n: int, difference: float) -> float:
+        effect = difference**2 / (1 / n + 1 / 9)
+        return float(stats.ncf.sf(stats.f.isf(0.05, 1, n - 1), 1, n - 1, effect))
+
+    for difference in (1.0, 1.5, 3.0):
+        n = seeds_needed(1.0, difference, test_fraction=0.1)
+        assert n == next(m for m in range(2, 1000) if power(m, difference) >= 0.8)
+    # More folds never shrink the variance below sd^2 / 9, so .8 sd is out of reach; of seeds, 15 are enough.
+    assert power(100_000, 0.8) < 0.8
+    assert seeds_needed(1.0, 0.8, test_fraction=0.1) is None
+    assert seeds_needed(1.0, 0.8) == 15

@@ -12,6 +12,7 @@ from sweeps.experiment.plan import Sweep, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
+from sweeps.training.evaluate import Errors
 from sweeps.training.result import TrialOutcome, commit_result
 
 SMALL, LARGE = "synthetic:classes=4,train=40,test=40", "synthetic:size=72,classes=4,train=20,test=40"
@@ -40,7 +41,7 @@ def untrained(trial: Trial, ending: str = "schedule") -> TrialOutcome:
         precision="fp32",
         fingerprint="f",
         hardware={"host": "here"},
-        classes=4,
+        chance=Errors(1.0, 75.0, 0.0),
         ten_crops=False,
         weights=dict(model.state_dict()),
         scores={},
@@ -62,11 +63,21 @@ def run_job_command(name: str, ledger: Ledger, data_dir: Path | str, *words: str
     output = str(Path(ledger.root).parent)
     paths = ["--output", output, "--data-dir", str(data_dir), "--reader", "threads"]
     device = [] if "--device" in words else ["--device", "cpu"]
-    return job.run_command(PAGES[name].JOB, PAGES[name].arguments().parse_args([*words, *paths, *device]))
+    parser = PAGES[name].arguments()
+    return job.run_command(PAGES[name].JOB, parser.parse_args([*words, *paths, *device]), parser.parse_args([]))
+
+
+def folder_of(ledger: Ledger, label: str, name: str) -> str:
+    """Return the folder of a job's result for the trial of a cell: the defaults', else the only other request's."""
+    home = f"trials/{TRIALS[label].key}/analysis/{name}"
+    if ledger.read(f"{home}/summary.json") is not None:
+        return home
+    (request,) = ledger.folders(home)
+    return f"{home}/{request}"
 
 
 def read_summary(ledger: Ledger, label: str, name: str) -> dict[str, Any]:
     """Return the summary that a job left for the trial of a cell."""
-    summary = ledger.read_json(f"trials/{TRIALS[label].key}/analysis/{name}/summary.json")
+    summary = ledger.read_json(f"{folder_of(ledger, label, name)}/summary.json")
     assert summary is not None, (label, name)
     return summary

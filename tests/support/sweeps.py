@@ -16,6 +16,7 @@ from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.results import paper
+from sweeps.results.paper_cells import set_facts
 from sweeps.store.ledger import Ledger
 from sweeps.training.result import score_table
 
@@ -34,6 +35,8 @@ class Made(NamedTuple):
     restarts: int = 0
     events: tuple[str, ...] = ()
     seconds: float = 600.0
+    train_pictures: int = 0  # 0: as many as the data set has by its name
+    ending: str = "schedule"
 
 
 def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
@@ -48,14 +51,17 @@ def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
     if made.scores:
         ledger.write(f"trials/{trial.key}/tables/scores.parquet", score_table(trial, made.scores))
         files["tables/scores.parquet"] = ""
+    facts = set_facts(trial.cell.dataset)
+    learned = made.train_pictures or (facts.splits["train"] if facts is not None else 100)
     best = {"best/epoch": float(len(made.curve)), "best/val_top1_err": min(made.curve)} if made.curve else {}
     best |= {"best/probe_loss": 0.1} if trial.phase == "holdout" else {}
     result = {
         "key": trial.key, "cell_key": trial.cell.key, "label": trial.cell.label, "trial": trial.label,
-        "status": made.status, "ending": "schedule", "metrics": best | made.metrics,
+        "status": made.status, "ending": made.ending, "metrics": best | made.metrics,
         "curve": made.curve if trial.phase == "holdout" else [], "epochs": len(made.curve), "files": files,
         "events": list(made.events), "restarts": made.restarts, "seconds": made.seconds, "precision": "bf16",
-        "fingerprint": "f" * 64, "code": code_fingerprint(trial.cell.net), "finished_ms": START + 9000,
+        "fingerprint": "f" * 64, "train_pictures": learned, "code": code_fingerprint(trial.cell.net),
+        "finished_ms": START + 9000,
         "hardware": {"host": "made", "device": "NVIDIA H200", "torch": "2.15.0", "python": "3.11.7"},
     }  # fmt: skip
     ledger.write_json(f"tracked/{trial.key}.json", {"run": run_id(trial), "uri": "sqlite:///x", "experiment": "x"})

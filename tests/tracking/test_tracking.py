@@ -4,101 +4,26 @@ import dataclasses
 import json
 import socket
 import time
-import warnings
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
-from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.layout import VIEW, Page, params_of, placement
-from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, is_tracked, publish_report
+from sweeps.tracking.layout import VIEW, params_of, placement
+from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, is_tracked
 from sweeps.tracking.tracker import Tracker
 from tests.support.postgres import Postgres
+from tests.support.tracked import finish, points, rows, runs, under_way
 from tests.support.waiting import until
 
 CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV, "1", "Baseline"), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
 SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))
-START = 1_790_000_000_000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _mlflow() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # What MLflow and SQLAlchemy warn about among themselves.
-        warnings.simplefilter("ignore")
-        import mlflow  # noqa: F401
-
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with one SQLite store for all tests here: making its tables takes seconds."""
-    return tmp_path_factory.mktemp("mlflow")
-
-
-@pytest.fixture
-def store(root: Path, request: pytest.FixtureRequest) -> Store:
-    return Store(f"sqlite:///{root}/mlflow.db", request.node.name, f"{root}/artifacts", {"synthetic": "abc"})
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(str(tmp_path / "ledger"))
-
-
-def rows(epochs: int, offset: float = 0.0) -> list[dict[str, float]]:
-    return [
-        {
-            "epoch": float(e),
-            "time_ms": float(START + 1000 * e),
-            "train/loss": 2.0 / e + offset,
-            "val/top1_err": 50.0 / e,
-        }
-        for e in range(1, epochs + 1)
-    ]
-
-
-def under_way(ledger: Ledger, trial: Trial, epochs: int, restarts: int = 0) -> None:
-    state = {"epoch": epochs, "history": rows(epochs, restarts), "restarts": restarts}
-    checkpoint.save(ledger, trial.key, epochs, 0, checkpoint.Checkpoint({"w": torch.zeros(1)}, state))
-
-
-def finish(ledger: Ledger, trial: Trial, error: float, epochs: int = 3, restarts: int = 0) -> None:
-    ledger.write(f"trials/{trial.key}/history.json", json.dumps(rows(epochs, restarts)).encode())
-    ledger.write(f"trials/{trial.key}/tables/scores.parquet", b"scores")
-    ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json())
-    result: dict[str, Any] = {
-        "key": trial.key, "cell_key": trial.cell.key, "status": "finished", "restarts": restarts, "epochs": epochs,
-        "metrics": {"final/test_top1_err": error}, "finished_ms": START + 9000, "fingerprint": "abc", "code": "c",
-        "precision": "fp32", "hardware": {"host": "h"}, "files": {"trial.json": "", "tables/scores.parquet": ""},
-    }  # fmt: skip
-    ledger.commit(trial.key, result)
-
-
-def points(projection: MlflowRuns, trial: Trial, metric: str) -> list[tuple[int, float]]:
-    run = projection.runs.get(trial.key)
-    return [(point.step, point.value) for point in projection.client.get_metric_history(run, metric)]
-
-
-def runs(projection: MlflowRuns) -> list[Any]:
-    return list(projection.client.search_runs([projection.experiment], max_results=1000))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +91,7 @@ def test_of_two_runs_of_a_trial_the_fuller_stays(store: Store, ledger: Ledger) -
     projection = MlflowRuns(store, ledger, SWEEP)
     projection.sync_trial(trial, "RUNNING")
     kept = projection.runs.get(trial.key)
-    projection.client.create_run(projection.experiment, tags={"trial.key": trial.key})
+    projection.client.create_run(projection.experiment, tags=projection.owner.tags | {"trial.key": trial.key})
     again = MlflowRuns(store, ledger, SWEEP)
     assert again.runs.get(trial.key) == kept
     assert len(runs(again)) == 2
@@ -249,8 +174,9 @@ def test_tracker_brings_all_marks_home(store: Store, ledger: Ledger) -> None:
     for trial in trials:
         result = ledger.result(trial.key)
         assert result is not None
-        assert is_tracked(ledger, store, result)
-        assert not is_tracked(ledger, dataclasses.replace(store, uri="sqlite:///elsewhere.db"), result)
+        assert is_tracked(ledger, store, SWEEP.title, result)
+        assert not is_tracked(ledger, dataclasses.replace(store, uri="sqlite:///elsewhere.db"), SWEEP.title, result)
+        assert not is_tracked(ledger, store, "another sweep", result)
 
 
 def test_trial_that_moves_all_the_time_keeps_no_other_waiting(
@@ -326,7 +252,7 @@ def test_store_that_is_away_slows_nothing_and_is_told_once(ledger: Ledger, monke
 
 def test_params_are_few_and_short() -> None:
     for cell in CELLS:
-        params = params_of(Trial(cell, dropout=(("pool1", 0.5),)))
+        params = params_of(Trial(cell, dropout=(("pool1", 0.5),)), cell.label)
         assert len(params) <= 12
         assert all(len(str(value)) < 500 for value in params.values())
         assert params["dropout"] == "pool1=0.5"
@@ -334,7 +260,7 @@ def test_params_are_few_and_short() -> None:
 
 @pytest.mark.parametrize(
     ("net", "words"),
-    [(S2, "relu"), (S2.crelu(1, 2, 3, 4), "crelu 1-4"), (S2.crelu(1, 4, 7), "crelu 1,4,7"), (S2.avr(1, 2), "avr 1-2")],
+    [(S2, "relu"), (S2.crelu(1, 2, 3, 4), "1-4 crelu"), (S2.crelu(1, 4, 7), "1,4,7 crelu"), (S2.avr(1, 2), "1-2 avr")],
 )
 def test_placement_fits_an_axis(net: Net, words: str) -> None:
     assert placement(net) == words
@@ -376,32 +302,6 @@ def test_experiment_keeps_what_somebody_else_says_of_it(store: Store, ledger: Le
     again = MlflowRuns(store, ledger, SWEEP)
     assert again.experiment == projection.experiment
     assert again.client.get_experiment(again.experiment).tags[name] == "{}"
-
-
-def test_report_lies_on_the_run_of_each_cell_once(store: Store, ledger: Ledger) -> None:
-    for trial in (Trial(CELLS[0]), Trial(CELLS[1])):
-        finish(ledger, trial, 9.5)
-        projection = MlflowRuns(store, ledger, SWEEP)
-        projection.sync_trial(trial, "RUNNING")
-
-    def pages(experiment: str, cells: Mapping[str, str]) -> dict[str, Page]:
-        assert experiment == projection.experiment
-        return {key: Page(f"| row of {run} |", {"net/parameters_millions": 1.25}) for key, run in cells.items()}
-
-    files = {"report.html": b"<p>one</p>", "tables/a.tex": b"x"}
-    assert publish_report(store.uri, store.experiment, files, pages) == (projection.experiment, 2, 2)
-    assert publish_report(store.uri, store.experiment, files, pages) == (projection.experiment, 2, 0)
-    assert publish_report(store.uri, store.experiment, files | {"report.html": b"<p>two</p>"}, pages)[2] == 2
-    for cell in CELLS:
-        run = projection.client.get_run(projection.runs[f"cell:{cell.key}"])
-        assert run.data.tags["mlflow.note.content"] == f"| row of {run.info.run_id} |"
-        assert len(projection.client.get_metric_history(run.info.run_id, "net/parameters_millions")) == 1
-        assert {item.path for item in projection.client.list_artifacts(run.info.run_id, "report")} == {
-            "report/report.html",
-            "report/tables",
-        }
-        assert Path(run.info.artifact_uri, "report", "report.html").read_bytes() == b"<p>two</p>"
-    assert publish_report(store.uri, "nowhere", files, pages) == ("", 0, 0)
 
 
 def test_postgresql_keeps_what_several_drivers_send_at_once(

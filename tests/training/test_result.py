@@ -1,6 +1,7 @@
 """The numbers of a finished trial: from its history, its scores, or, where it diverged, those of chance."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from crelu_models.tables import S2
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
-from sweeps.training.evaluate import Errors
+from sweeps.training.evaluate import Errors, chance
 from sweeps.training.result import TrialOutcome, metrics
 
 CELL = Cell("Baseline", S2, "cifar10", ALLCONV)
@@ -20,10 +21,10 @@ HISTORY = tuple(
 )
 
 
-def outcome(ending: str = "schedule", classes: int = 10, **changes: object) -> TrialOutcome:
+def outcome(ending: str = "schedule", counts: Sequence[int] = (5,) * 10, **changes: object) -> TrialOutcome:
     fields: dict[str, object] = {
         "history": HISTORY, "events": (), "restarts": 0, "ending": ending, "seconds": 1.0, "precision": "fp32",
-        "fingerprint": "f", "hardware": {}, "classes": classes, "ten_crops": False, "weights": {}, "scores": {},
+        "fingerprint": "f", "hardware": {}, "chance": chance(counts), "ten_crops": False, "weights": {}, "scores": {},
         "train": None,
     }  # fmt: skip
     return TrialOutcome(**fields | changes)  # type: ignore[arg-type]
@@ -55,12 +56,24 @@ def test_errors_and_losses_of_each_view_are_those_of_its_scores() -> None:
     assert (found["final/train_loss"], found["final/train_top1_err"]) == (0.5, 7.0)
 
 
-@pytest.mark.parametrize(("classes", "top1", "top5"), [(10, 90.0, 50.0), (4, 75.0, 0.0), (1000, 99.9, 99.5)])
-def test_a_diverged_training_has_the_errors_of_chance(classes: int, top1: float, top5: float) -> None:
-    tested = metrics(Trial(CELL), outcome("diverged", classes))
+@pytest.mark.parametrize("ending", ["diverged", "dead"])
+@pytest.mark.parametrize(
+    ("counts", "top1", "top5", "loss"),
+    [
+        ((50,) * 10, 90.0, 50.0, math.log(10)),
+        ((25,) * 4, 75.0, 0.0, math.log(4)),
+        ((1,) * 1000, 99.9, 99.5, math.log(1000)),
+        ((8, 0, 2), 20.0, 0.0, 0.5004024),  # of unequal classes: the largest one's share, the shares' entropy
+        ((1, 40, 1, 1, 1, 1, 5), 20.0, 4.0, 0.79997565),
+    ],
+)
+def test_a_diverged_or_dead_training_has_the_errors_of_chance(
+    counts: tuple[int, ...], top1: float, top5: float, loss: float, ending: str
+) -> None:
+    tested = metrics(Trial(CELL), outcome(ending, counts))
     assert tested["final/test_top1_err"] == pytest.approx(top1)
     assert tested["final/test_top5_err"] == pytest.approx(top5)
-    searched = metrics(Trial(CELL, "holdout"), outcome("diverged", classes))
+    searched = metrics(Trial(CELL, "holdout"), outcome(ending, counts))
     assert searched["best/val_top1_err"] == pytest.approx(top1)
-    assert searched["best/val_loss"] == searched["best/probe_loss"] == pytest.approx(math.log(classes))
+    assert searched["best/val_loss"] == searched["best/probe_loss"] == pytest.approx(loss)
     assert not any(name.startswith("final/test") for name in searched)

@@ -13,7 +13,7 @@ from crelu_models.tables import S2
 from sweeps.experiment.trial import Trial
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
-from sweeps.training.run_trial import _reset, run_trial
+from sweeps.training.run_trial import reset_process, run_trial
 from sweeps.training.runtime import RuntimeConfig
 from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, runtime_config, trial_of
 
@@ -216,7 +216,7 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
 def test_kernels_are_deterministic_unless_the_fastest_are_asked_for() -> None:
     seen = []
     for kind in (False, True):
-        _reset(RuntimeConfig("", "", deterministic=kind))
+        reset_process(RuntimeConfig("", "", deterministic=kind))
         seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
     assert seen == [(False, True), (True, False)]
     assert RuntimeConfig("", "").deterministic

@@ -1,0 +1,191 @@
+"""Cells of the paper: the net and the recipe of each printed row, and what keeps a cell of ours from being one of them.
+
+A number of ours is judged by the paper's, and a sentence of the paper decided, where the trainings are the paper's:
+
+    data      the public set by its name, all of its pictures (one unreadable in a thousand may be missing), its classes
+    recipe    every field, epochs and stages; precision and the number of restarts are not the paper's to say
+    net       every layer at its full width; dropout is tuned, and the activation on the scores is left open
+
+The results name how many pictures were in the training file and in the test file. The pictures themselves have no
+public fingerprint: that all trainings of a cell had the same ones is checked, that they are the public ones is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from crelu_models.spec import Conv, Drop, Linear, Net
+from crelu_models.tables import PAPER, S4
+from data.datasets import DataSet, dataset
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
+from sweeps.experiment.trial import Cell
+from sweeps.results.evidence import CellResults
+
+# The net and the recipe of each row of the paper's tables.
+# fmt: off
+CELLS: Final = {
+    ("1", "Baseline"):        ("S2",         ALLCONV),
+    ("1", "Double"):          ("S3_double",  ALLCONV),
+    ("1", "AVR"):             ("S2_avr",     ALLCONV),
+    ("1", "CReLU"):           ("S3_crelu",   ALLCONV),
+    ("1", "CReLU half"):      ("S3_half",    ALLCONV),
+    ("2", "VGG"):             ("S4",         VGG),
+    ("2", "CReLU (1)"):       ("S5",         VGG),
+    ("2", "CReLU (1,3)"):     ("S6",         VGG),
+    ("2", "CReLU (1,3,5)"):   ("S7",         VGG),
+    ("4", "Baseline"):        ("S8",         IMAGENET_SGD),
+    ("4", "AVR conv1-4"):     ("S8_avr_1_4", IMAGENET_SGD),
+    ("4", "AVR conv1-7"):     ("S8_avr_1_7", IMAGENET_SGD),
+    ("4", "AVR conv1-9"):     ("S8_avr_1_9", IMAGENET_SGD),
+    ("4", "CReLU conv1,4,7"): ("S13",        IMAGENET_ADAM),
+    ("4", "CReLU conv1-4"):   ("S9",         IMAGENET_SGD),
+    ("4", "CReLU conv1-7"):   ("S10",        IMAGENET_SGD),
+    ("4", "CReLU conv1-9"):   ("S11",        IMAGENET_SGD),
+    ("4", "CReLU all"):       ("S12",        IMAGENET_ADAM),
+}
+# Nets of footnote 5, which no table prints; a cell without a table is one of them by its net and data set.
+FOOTNOTE_5: Final = {
+    "VGG":       S4,
+    "CReLU (2)": S4.crelu(2, width=0.5),
+    "CReLU (4)": S4.crelu(4, width=0.5),
+}
+# fmt: on
+FIELDS: Final = {
+    "optimiser": "optimiser",
+    "batch": "batch",
+    "epochs": "epochs",
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "momentum": "momentum",
+    "dampening": "dampening",
+    "init": "initialisation",
+    "flip": "flips",
+    "shift": "shifts (pixels)",
+    "lighting": "colour noise (std)",
+    "drop_last": "drop the last batch",
+    "warmup_epochs": "warm-up epochs",
+    "clip_norm": "gradient norm cut at",
+}  # fmt: skip
+UNREADABLE: Final = 0.001  # share of a set's pictures that its preparation may leave out
+
+Differences = Iterator[tuple[str, str, str]]  # what differs, the paper's, ours
+
+
+def paper_net(cell: Cell) -> Net | None:
+    """Return the net that the paper has in the place of a cell, None where it prints no such row."""
+    if (cell.table, cell.row) in CELLS:
+        return PAPER[CELLS[cell.table, cell.row][0]]
+    return FOOTNOTE_5.get(footnote_row(cell))
+
+
+def paper_recipe(cell: Cell) -> Recipe:
+    """Return the recipe that the paper has in the place of a cell."""
+    return CELLS[cell.table, cell.row][1] if (cell.table, cell.row) in CELLS else VGG
+
+
+def footnote_row(cell: Cell) -> str:
+    """Return the row of footnote 5 that a cell without a table is, empty where it is none."""
+    if cell.table or not cell.dataset.startswith("cifar"):
+        return ""
+    return next((row for row, net in FOOTNOTE_5.items() if layers(net) == layers(cell.net)), "")
+
+
+def other_data(results: CellResults, paper_set: str) -> str:
+    """Return in what the pictures of a cell are not the paper's, empty where they are."""
+    if results.synthetic:
+        return "embedded pictures"
+    if results.cell.dataset != paper_set:
+        return "other data than the paper's"
+    if classes := other_classes(results, paper_set):
+        return classes
+    paper = dataset(paper_set)
+    for kind, counts, full in (
+        ("training", training_pictures(results), paper.splits["train"]),
+        ("test", tested_pictures(results), paper.splits[paper.final]),
+    ):
+        for count in sorted(counts):
+            if is_other_count(count, full):
+                return f"{count:,} {kind} pictures, not {full:,}"
+    prints = {str(run.result["fingerprint"]) for run in results.tested if run.result}
+    return "trainings on different pictures" if len(prints) > 1 else ""
+
+
+def other_classes(results: CellResults, paper_set: str) -> str:
+    """Return how many classes a cell has where they are not as many as the paper's, else nothing."""
+    classes = dataset(paper_set).classes
+    return "" if results.classes in (None, classes) else f"{results.classes:,} classes, not {classes:,}"
+
+
+def reduced(results: CellResults, paper_set: str) -> str:
+    """Return in what the trainings of a cell are not the paper's, empty where they are."""
+    if data := other_data(results, paper_set):
+        return data
+    net = paper_net(results.cell)
+    if net is None:
+        return "no row of the paper's"
+    if layers(results.cell.net) != layers(net):
+        return f"another net than the paper's {net.name}"
+    changed = [f"{what} {ours}, not {paper}" for what, paper, ours in recipe_differences(
+        results.cell.recipe, paper_recipe(results.cell))]  # fmt: skip
+    return f"another recipe: {changed[0]}" + (f" and {len(changed) - 1} more" if changed[1:] else "") if changed else ""
+
+
+def training_pictures(results: CellResults) -> set[int]:
+    """Return how many pictures the training files of a cell's results had, as far as they say."""
+    counts = {int(run.result.get("train_pictures", 0)) for run in results.runs if run.result}
+    return counts - {0}
+
+
+def tested_pictures(results: CellResults) -> set[int]:
+    """Return on how many pictures a cell's networks were tested, as far as their decisions are known."""
+    return {len(run.decisions.ids) for run in results.tested if run.decisions is not None}
+
+
+def is_other_count(count: int, full: int) -> bool:
+    """Return whether a file of `count` pictures is not the public one of `full`."""
+    return not (1 - UNREADABLE) * full <= count <= full
+
+
+def set_facts(name: str) -> DataSet | None:
+    """Return the facts of a data set by its name, None for a folder that was prepared elsewhere."""
+    try:
+        return dataset(name)
+    except ValueError:
+        return None
+
+
+def layers(net: Net) -> list[object]:
+    """Return the layers of a net without its dropout and the activation on its scores."""
+    scores = last_layer(net)
+    rows = [row for row in net.rows if not isinstance(row, Drop)]
+    return [row._replace(act="none") if row == scores else row for row in rows]
+
+
+def last_layer(net: Net) -> Conv | Linear:
+    """Return the layer whose outputs are the scores."""
+    return [row for row in net.rows if isinstance(row, Conv | Linear)][-1]
+
+
+def recipe_differences(ours: Recipe, paper: Recipe) -> Differences:
+    """Yield the fields in which a recipe is not the paper's."""
+    for field, name in FIELDS.items():
+        if getattr(ours, field) != getattr(paper, field):
+            yield name, _text(getattr(paper, field)), _text(getattr(ours, field))
+    if (ours.stages, ours.schedule_epochs) != (paper.stages, paper.schedule_epochs):
+        yield "schedule", _schedule(paper), _schedule(ours)
+
+
+def _schedule(recipe: Recipe) -> str:
+    """Return the factors of the learning rate and where they begin, in epochs of this recipe."""
+    steps = [
+        f"x{stage.lr_factor:g} from {(stage.first_epoch - 1) * recipe.epochs // recipe.schedule_epochs + 1}"
+        for stage in recipe.stages[1:]
+    ]
+    return ", ".join(steps[:4] + ["..."] * (len(steps) > 4)) or "constant"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

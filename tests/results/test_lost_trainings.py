@@ -1,0 +1,195 @@
+"""One diverged fold, one failed seed, one dead cell: every view of a sweep counts them and says so alike."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sweeps.cifar_width import CELLS
+from sweeps.cli.status import status
+from sweeps.experiment.metrics import AVERAGE, TOP1, VOTE, ending_word, has_diverged, lost_text
+from sweeps.experiment.plan import Protocol, Sweep, current_plan
+from sweeps.experiment.trial import Trial
+from sweeps.report import mlflow_notes, terminal
+from sweeps.report.contents import document
+from sweeps.report.render.document import Document, Entry
+from sweeps.report.tidy import tidy
+from sweeps.results.cell_numbers import groups, number
+from sweeps.results.claims import judge_claims
+from sweeps.results.evidence import CellResults, SweepResults, survey
+from sweeps.results.marks import lost_marks, marks
+from sweeps.results.statistics import votes
+from sweeps.store.ledger import Ledger
+from tests.support.sweeps import Made, make, only, scores
+
+N, CLASSES, CHANCE = 200, 10, 90.0
+PROTOCOL = Protocol(seeds=3, folds=4)
+SWEEP = Sweep("lost", "paper", only(CELLS, "cifar10")[:4], PROTOCOL)
+BASELINE, DOUBLE, AVR, CRELU = SWEEP.cells
+DIVERGED = Made(
+    {TOP1: CHANCE}, curve=[], status="diverged", ending="diverged", restarts=3, events=("the loss is not a number",)
+)
+DEAD = DIVERGED._replace(ending="dead", events=("the net is dead after epoch 2",))
+# What each cell's row says, in every view.
+LOST = {
+    "Baseline": "",
+    "Double": "1 of 4 folds diverged",
+    "AVR": "1 of 3 seeds failed",
+    "CReLU": "3 of 3 seeds died, 4 of 4 folds died",
+}
+
+
+def outcome(trial: Trial) -> Made | None:
+    """Return what became of a trial: most train, a fold of Double diverges, a seed of AVR fails, CReLU is dead."""
+    cell = trial.cell
+    if cell is CRELU:
+        return DEAD
+    if cell is DOUBLE and trial.phase == "fold" and trial.fold == 2:
+        return DIVERGED
+    if cell is AVR and trial.phase == "ablation" and trial.seed == 1:
+        return None
+    wrong = np.arange(10 * trial.fold, 20 + 10 * trial.fold + 2 * trial.seed)
+    return Made({TOP1: 100 * len(wrong) / N}, scores=scores(np.arange(N) % CLASSES, wrong, CLASSES))
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output folder of the sweep."""
+    folder = tmp_path_factory.mktemp("lost")
+    ledger = Ledger.in_output(str(folder))
+    make(ledger, SWEEP, outcome)
+    failed = next(status.trial for status in current_plan(ledger, "lost").statuses if status.result is None)
+    ledger.add_attempt(failed.key, {"error": "RuntimeError: gone", "final": True})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(output: Path) -> SweepResults:
+    """Return its results."""
+    return survey(Ledger.in_output(str(output)), "lost")
+
+
+@pytest.fixture(scope="module")
+def page(output: Path, results: SweepResults) -> Document:
+    """Return its report."""
+    return document(Ledger.in_output(str(output)), results)
+
+
+def names() -> Iterator[tuple[str, str]]:
+    for cell in SWEEP.cells:
+        yield cell.label, LOST[cell.row]
+
+
+def of(results: SweepResults, row: str) -> CellResults:
+    return next(cell for cell in results.cells if cell.cell.row == row)
+
+
+def test_status_says_what_was_lost(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status(argparse.Namespace(output=str(output), sweep=None, watch=False, json=False))
+    lines = capsys.readouterr().out.splitlines()
+    for label, lost in names():
+        (line,) = (line for line in lines if line.startswith(label + " "))
+        assert line.endswith(f"; {lost}") if lost else not any(word in line for word in ("diverged", "died", "failed"))
+    status(argparse.Namespace(output=str(output), sweep=None, watch=False, json=True))
+    cells = json.loads(capsys.readouterr().out)["lost"]["cells"]
+    assert {cell["label"]: cell["lost"] for cell in cells} == dict(names())
+
+
+def test_terminal_table_says_what_was_lost(output: Path) -> None:
+    ledger = Ledger.in_output(str(output))
+    plan = current_plan(ledger, "lost")
+    rows = terminal.lines(plan, {"cifar10": CLASSES}, ledger)
+    assert {row.label: row.lost for row in rows} == dict(names())
+    assert all(lost in terminal.text(plan, rows, 240, colour=False) for _, lost in names())
+    by_row = {row.label.split()[0]: row.numbers for row in rows}
+    assert (by_row["Double"][VOTE].n, by_row["Double"][AVERAGE].n, by_row["AVR"][TOP1].n) == (4, 4, 2)
+    assert by_row["CReLU"][VOTE][:3:2] == by_row["CReLU"][AVERAGE][:3:2] == (CHANCE, 4)
+
+
+def test_diverged_network_votes_as_a_guess_and_counts(results: SweepResults) -> None:
+    vote = number(of(results, "Double"), VOTE)
+    assert (vote.average.n, len(vote.runs)) == (4, 4)
+    alone = [run.decisions for run in of(results, "Double").done("fold")]
+    assert sum(decisions is None for decisions in alone) == 1
+    average = number(of(results, "Double"), AVERAGE).average
+    assert average.n == 4
+    assert average.mean == pytest.approx((10 + 10 + CHANCE + 10 + 0.01 * (0 + 1 + 3) * 100) / 4)
+    dead = number(of(results, "CReLU"), VOTE)
+    assert (dead.average.mean, dead.average.n) == (CHANCE, 4)
+
+
+def test_guess_changes_no_majority() -> None:
+    chosen = np.asarray([[[0.0, 0.0, 4.0]], [[0.0, 3.0, 2.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]])
+    assert votes(chosen)["majority"].tolist() == votes(chosen[:2])["majority"].tolist() == [2]
+    assert votes(chosen)["mean_softmax"].tolist() == votes(chosen[:2])["mean_softmax"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("row", "metric", "expected"),
+    [
+        ("Baseline", AVERAGE, ""),
+        ("Double", AVERAGE, "d"),
+        ("Double", VOTE, "d"),
+        ("Double", TOP1, ""),
+        ("AVR", TOP1, "m"),
+        ("AVR", AVERAGE, ""),
+        ("CReLU", VOTE, "d"),
+        ("CReLU", TOP1, "d"),
+    ],
+)
+def test_numbers_carry_the_marks_of_their_own_trials(
+    results: SweepResults, row: str, metric: str, expected: str
+) -> None:
+    (table,) = (group for group in groups(results) if group.id == "table-1-cifar10")
+    shown = marks(table, of(results, row), number(of(results, row), metric), None)
+    assert "".join(mark for mark in shown if mark in "dmci") == expected
+    assert "".join(lost_marks(of(results, row), metric)) == expected
+
+
+def test_report_shows_the_marks_at_numbers_and_effects(page: Document) -> None:
+    rows = page.tables["table-1-cifar10-effects"].rows
+    marked: dict[tuple[str, str], str] = {
+        (row[0].text, row[1].text): "".join(row[2].marks) for row in rows if isinstance(row[0], Entry)
+    }
+    assert marked["Double", "average"] == marked["Double", "vote"] == "d"
+    assert (marked["AVR", "single"], marked["AVR", "average"], marked["CReLU", "single"]) == ("m", "", "d")
+    notes = " ".join(page.tables["table-1-cifar10-effects"].notes)
+    assert "m  missing:" in notes
+    assert "d  diverged:" in notes
+
+
+def test_claims_over_such_cells_are_withheld_with_the_reason(results: SweepResults) -> None:
+    claims = judge_claims(results)
+    used = [claim for claim in claims if any("CReLU" in (c.comparison.row, c.rival) for c in claim.compared)]
+    averages = [claim for claim in used if any(c.comparison.metric == AVERAGE for c in claim.compared)]
+    assert averages
+    for claim in averages:
+        assert "4 of 4 folds died of CReLU cifar10" in claim.withheld
+        assert claim.decision == "not run"
+
+
+def test_mlflow_note_and_tidy_rows_say_what_was_lost(results: SweepResults) -> None:
+    runs = {cell.cell.key: "0" * 32 for cell in results.cells}
+    pages = mlflow_notes.pages(results, "1", runs)
+    assert "1 of 4 folds diverged" in pages[DOUBLE.key].note
+    assert "1 of 3 seeds failed" in pages[AVR.key].note
+    assert "Of its trainings" not in pages[BASELINE.key].note
+    lines = [line for line in tidy(results)["effects"] if line["row"] == "Double" and line["metric"] == AVERAGE]
+    assert [line["lost"] for line in lines] == [f"{DOUBLE.label}: 1 of 4 folds diverged"]
+
+
+def test_what_was_lost_is_counted_by_part() -> None:
+    good, bad = {"status": "finished"}, {"status": "diverged"}
+    assert has_diverged(bad)
+    assert not has_diverged(good)
+    assert not has_diverged(None)
+    folds = [("fold", "done", good)] * 7 + [("fold", "done", bad), ("fold", "failed", None), ("fold", "skipped", None)]
+    assert lost_text(folds) == "1 of 10 folds diverged, 1 failed, 1 skipped"
+    died = ("fold", "done", {**bad, "ending": "dead"})
+    assert lost_text([died, *folds[1:]]) == "1 of 10 folds died, 1 failed, 1 skipped"
+    assert [ending_word(result) for result in (good, bad, died[2])] == ["finished", "diverged", "dead"]
+    assert lost_text([("ablation", "failed", None)]) == "1 of 1 seed failed"
+    assert lost_text([("inner", "failed", None), ("fold", "new", None), ("fold", "stale", good)]) == ""

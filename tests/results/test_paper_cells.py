@@ -1,0 +1,208 @@
+"""A number is judged, and a claim decided, by trainings that are the paper's: data, recipe, net, and enough of them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.datasets import dataset
+from sweeps import cifar_vgg, cifar_width, imagenet_placement
+from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.profiles import scaled
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.report.result_tables import result_tables, verdict_text
+from sweeps.results.cell_numbers import groups, number, verdict_for, verdicts
+from sweeps.results.claims import judge_claims
+from sweeps.results.evidence import SweepResults, survey
+from sweeps.results.paper import COLUMNS, printed
+from sweeps.results.paper_cells import CELLS, is_other_count, paper_net, reduced
+from sweeps.results.statistics import Verdict
+from sweeps.store.ledger import Ledger
+from tests.support.sweeps import Made, as_printed, make, only, scores, unsearched
+
+BASELINE = imagenet_placement.CELLS[0]
+VGG = cifar_vgg.CELLS[:1]
+
+
+def seen(tmp_path: Path, sweep: Sweep, outcome: Callable[[Trial], Made | None]) -> SweepResults:
+    """Return the survey of a sweep whose trials came out as `outcome` says."""
+    ledger = Ledger(str(tmp_path / "ledger"))
+    make(ledger, sweep, outcome)
+    return survey(ledger, sweep.title)
+
+
+def table_4(trial: Trial) -> Made:
+    """Return Table 4's printed errors, a little off for each seed."""
+    numbers = {metric: printed("4", "imagenet", trial.cell.row, metric) for metric in COLUMNS["4"]}
+    off = 0.02 * trial.seed
+    return Made({metric: shown.value + off for metric, shown in numbers.items() if shown is not None})
+
+
+def judged(results: SweepResults, metric: str = TOP1) -> Verdict:
+    """Return the verdict on the first row's number."""
+    table = groups(results)[0]
+    verdict = verdict_for(table, table.rows[0], metric, number(table.rows[0].evidence, metric))
+    assert verdict is not None
+    return verdict
+
+
+def of_cell(tmp_path: Path, cell: Cell, **changes: object) -> SweepResults:
+    """Return the survey of one cell's two seeds, whose outcomes have these changes."""
+    sweep = Sweep("imagenet_placement", "paper", (cell,), Protocol(seeds=2))
+    return seen(tmp_path, sweep, lambda trial: table_4(trial)._replace(**changes))
+
+
+def test_cell_as_the_page_declares_it_is_the_paper_s(tmp_path: Path) -> None:
+    results = of_cell(tmp_path, BASELINE)
+    assert reduced(results.cells[0], "imagenet") == ""
+    assert judged(results).word == "reproduced"
+    assert judged(results).why == ""
+    for cell in (*cifar_width.CELLS, *cifar_vgg.CELLS, *imagenet_placement.CELLS):
+        assert (cell.table, cell.row) in CELLS
+        assert paper_net(cell) is not None
+
+
+RECIPE = BASELINE.recipe
+REDUCED = {
+    "one epoch": (
+        dataclasses.replace(BASELINE, recipe=dataclasses.replace(RECIPE, epochs=1)),
+        {},
+        "another recipe: epochs 1, not 45",
+    ),
+    "profile mini": (scaled(BASELINE, "mini"), {}, "another net than the paper's S8"),
+    "other stages": (
+        dataclasses.replace(BASELINE, recipe=dataclasses.replace(RECIPE, stages=RECIPE.stages[:2])),
+        {},
+        "another recipe: schedule x0.1 from 11, not x0.1 from 11, x0.01 from 21, x0.005 from 26, x0.001 from 31, ...",
+    ),
+    "rate and batch": (
+        dataclasses.replace(BASELINE, recipe=dataclasses.replace(RECIPE, lr=0.02, batch=32)),
+        {},
+        "another recipe: batch 32, not 64 and 1 more",
+    ),
+    "ten classes": (BASELINE, {"scores": scores(np.arange(500) % 10, np.arange(50), 10)}, "10 classes, not 1,000"),
+    "few to learn from": (BASELINE, {"train_pictures": 5000}, "5,000 training pictures, not 1,281,167"),
+    "few to test on": (
+        BASELINE,
+        {"scores": scores(np.arange(2000) % 1000, np.arange(50), 1000)},
+        "2,000 test pictures, not 50,000",
+    ),
+    "smaller pictures": (dataclasses.replace(BASELINE, dataset="imagenet:size=64"), {}, "other data than the paper's"),
+    "embedded": (scaled(BASELINE, "demo"), {}, "embedded pictures"),
+}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_verdicts_and_claims_are_withheld_with_the_reason(tmp_path: Path, name: str) -> None:
+    cell, changes, why = REDUCED[name]
+    results = of_cell(tmp_path, cell, **changes)
+    assert reduced(results.cells[0], "imagenet") == why
+    if groups(results)[0].comparable:
+        verdict = judged(results)
+        assert (verdict.word, verdict.why) == ("withheld", why)
+        assert verdict_text(verdict) == f"withheld: {why}"
+        assert math.isnan(verdict.difference)  # nothing is subtracted from what is not the paper's
+        assert verdicts(groups(results)) == {
+            "reproduced": 0, "differs": 0, "inconclusive": 0, "withheld": 4, "not run": 0,
+        }  # fmt: skip
+    with_rival = Sweep("two", "paper", (cell, imagenet_placement.CELLS[1]), Protocol(seeds=2))
+    both = seen(tmp_path / "two", with_rival, lambda trial: table_4(trial)._replace(**changes))
+    claim = {ruling.claim.id: ruling for ruling in judge_claims(both)}["avr-1-4-below-baseline"]
+    assert (claim.decision, bool(claim.withheld)) == ("not run", True)
+
+
+def test_small_set_under_a_public_name_is_not_the_public_set(tmp_path: Path) -> None:
+    """A tree of 5,000 pictures prepared as cifar10 has cifar10's name, classes and layout."""
+    sweep = unsearched("cifar_vgg", VGG, cifar_vgg.PROTOCOL)
+    results = seen(tmp_path, sweep, lambda trial: as_printed(trial, 1000)._replace(train_pictures=5000))
+    for metric in (TOP1, AVERAGE, VOTE):
+        assert judged(results, metric).why == "5,000 training pictures, not 50,000"
+
+
+def test_one_unreadable_picture_in_a_thousand_may_be_missing() -> None:
+    full = dataset("imagenet").splits["train"]
+    assert not is_other_count(full, full)
+    assert not is_other_count(full - full // 1000, full)
+    assert is_other_count(full - full // 500, full)
+    assert is_other_count(full + 1, full)
+
+
+def test_trainings_on_different_pictures_are_no_cell_of_the_paper(tmp_path: Path) -> None:
+    results = of_cell(tmp_path, BASELINE)
+    ledger = Ledger(str(tmp_path / "ledger"))
+    key = results.cells[0].runs[0].key
+    ledger.commit(key, (ledger.result(key) or {}) | {"fingerprint": "0" * 64})
+    assert judged(survey(ledger, results.title)).why == "trainings on different pictures"
+
+
+def test_results_of_before_the_pictures_were_counted_are_judged_by_the_rest(tmp_path: Path) -> None:
+    results = of_cell(tmp_path, BASELINE)
+    ledger = Ledger(str(tmp_path / "ledger"))
+    for run in results.runs:
+        result = ledger.result(run.key) or {}
+        ledger.commit(run.key, {name: value for name, value in result.items() if name != "train_pictures"})
+    found = survey(ledger, results.title)
+    assert judged(found).word == "reproduced"
+    (table,) = (table for table in result_tables(groups(found)[0], None) if table.id.endswith("-deviations"))
+    assert ["training pictures", "1,281,167", "not recorded", "all"] in [[e.text for e in row] for row in table.rows]
+
+
+def test_one_training_has_no_verdict(tmp_path: Path) -> None:
+    sweep = Sweep("imagenet_placement", "paper", (BASELINE,), Protocol())
+    verdict = judged(seen(tmp_path, sweep, table_4))
+    assert (verdict.word, verdict.why) == ("withheld", "one training: its spread is not known")
+    assert verdict.difference == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("lost", "word"), [(0, "reproduced"), (1, "withheld")])
+def test_average_and_vote_need_all_ten_folds(tmp_path: Path, lost: int, word: str) -> None:
+    sweep = unsearched("cifar_vgg", VGG, dataclasses.replace(cifar_vgg.PROTOCOL, seeds=2))
+
+    def outcome(trial: Trial) -> Made | None:
+        return None if trial.phase == "fold" and trial.fold < lost else as_printed(trial, 10_000)
+
+    results = seen(tmp_path, sweep, outcome)
+    for metric in (AVERAGE, VOTE):
+        verdict = judged(results, metric)
+        assert verdict.word == word
+        assert verdict.why == ("9 of the paper's 10 folds" if lost else "")
+    assert judged(results).word == "reproduced"  # of two seeds by the protocol of Single
+
+
+def test_other_folds_than_ten_are_not_the_paper_s(tmp_path: Path) -> None:
+    sweep = unsearched("cifar_vgg", VGG, Protocol(ablation=False, folds=5))
+    results = seen(tmp_path, sweep, lambda trial: Made({TOP1: 6.9 + 0.01 * trial.fold}))
+    assert judged(results, AVERAGE).why == "5 of the paper's 10 folds"
+
+
+def test_ablation_is_not_the_single_of_tables_1_and_2(tmp_path: Path) -> None:
+    sweep = unsearched("cifar_vgg", VGG, Protocol(seeds=3))
+    results = seen(tmp_path, sweep, lambda trial: Made({TOP1: 6.35 + 0.01 * trial.seed}))
+    assert judged(results).why == "not trained by the protocol of Single"
+
+
+def test_large_error_is_inconclusive_and_a_far_number_differs(tmp_path: Path) -> None:
+    words = {}
+    for spread, mean in ((30.0, 41.81), (0.1, 41.81), (0.1, 60.0)):
+        sweep = Sweep(f"spread{spread}{mean}", "paper", (BASELINE,), Protocol(seeds=3))
+        results = seen(
+            tmp_path / f"{spread}{mean}", sweep,
+            lambda trial, spread=spread, mean=mean: Made({TOP1: mean + spread * (trial.seed - 1)}),  # type: ignore[misc]
+        )  # fmt: skip
+        words[spread, mean] = judged(results).word
+    assert words == {(30.0, 41.81): "inconclusive", (0.1, 41.81): "reproduced", (0.1, 60.0): "differs"}
+
+
+def test_parameters_are_judged_by_the_classes_alone(tmp_path: Path) -> None:
+    ten = only(cifar_width.CELLS, "cifar10")[:1]
+    sweep = unsearched("cifar_width", ten, Protocol(seeds=1, ablation=False, folds=2))
+    few = seen(
+        tmp_path / "few", sweep, lambda trial: Made({TOP1: 9.0}, scores=scores(np.arange(90) % 9, np.arange(9), 9))
+    )
+    assert judged(few, PARAMETERS).why == "9 classes, not 10"
+    small = seen(tmp_path / "small", sweep, lambda trial: Made({TOP1: 9.0}, train_pictures=100))
+    assert judged(small, PARAMETERS).word == "differs"  # 1.287 million do not round to 1.4

@@ -1,0 +1,43 @@
+"""A store and a ledger for the tests of MLflow's runs."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.mlflow_runs import Store
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _mlflow() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # What MLflow and SQLAlchemy warn about among themselves.
+        warnings.simplefilter("ignore")
+        import mlflow  # noqa: F401
+
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture(scope="package")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with one SQLite store for all tests here: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture
+def store(root: Path, request: pytest.FixtureRequest) -> Store:
+    return Store(f"sqlite:///{root}/mlflow.db", request.node.name, f"{root}/artifacts", {"synthetic": "abc"})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(str(tmp_path / "ledger"))

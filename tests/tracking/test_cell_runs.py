@@ -1,0 +1,367 @@
+"""A cell's run says of the present trainings what they say, and whose they are, whatever happened before."""
+
+import dataclasses
+import importlib
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crelu_models.tables import S2, S4
+from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.layout import AXIS, LEDGER, NOTE, SWEEP, Page, cell_metrics, placement, short_names
+from sweeps.tracking.layout import trainings_digest as digest_of
+from sweeps.tracking.mlflow_runs import MlflowRuns, Published, Store, is_tracked, log_files, publish_report
+from tests.support.tracked import START, finish, runs, under_way
+
+CELL = Cell("CReLU conv1-4", S2.crelu(1, 2, 3, 4), "synthetic", ALLCONV)
+OTHER = Cell("CReLU conv1-7", S2.crelu(1, 2, 3, 4, 5, 6, 7), "synthetic", ALLCONV)
+PLACEMENT = Sweep("imagenet_placement", "demo", (CELL, OTHER), Protocol(seeds=3))
+FILES = {"report.html": b"<p>one</p>", "tables/a.tex": b"x"}
+
+
+def cell_run(projection: MlflowRuns, cell: Cell = CELL) -> Any:
+    """Return the run of a cell as the server has it."""
+    return projection.client.get_run(projection.runs[f"cell:{cell.key}"])
+
+
+def train(projection: MlflowRuns, trials: Sequence[Trial], errors: Sequence[float], **how: Any) -> None:
+    """Finish trials with these errors, and bring them and their cell to MLflow."""
+    for trial, error in zip(trials, errors, strict=True):
+        finish(projection.ledger, trial, error, **how)
+        projection.sync_trial(trial, "RUNNING")
+    projection.sync_cell(trials[0].cell, trials)
+
+
+def pages_of(ledger: Ledger, trials: Sequence[Trial], extra: Mapping[str, float]) -> Any:
+    """Return what makes the page of these trials' cell: its averages, numbers of the report alone, and a note."""
+
+    def pages(experiment: str, cells: Mapping[str, str], report: str) -> dict[str, Page]:
+        results = ledger.results(trial.key for trial in trials)
+        numbers = cell_metrics([("ablation", result["metrics"]) for result in results.values()])
+        page = Page(f"{experiment}: {numbers[AVERAGE]:.2f}, report on {report}", numbers | extra, digest_of(results))
+        return {trials[0].cell.key: page}
+
+    return pages
+
+
+# Averages, note and report agree
+
+
+def test_a_worker_whose_clock_is_ahead_does_not_freeze_the_averages(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(3)]
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    for trial, error, late in zip(trials, (60.0, 40.0, 20.0), (300_000, 0, 100_000), strict=True):
+        finish(ledger, trial, error, finished_ms=START + late)
+        projection.sync_trial(trial, "RUNNING")
+        projection.sync_cell(CELL, trials)
+    shown = cell_run(projection).data.metrics
+    assert shown[AVERAGE] == 40.0
+    assert shown["agg/test_top1_err_n"] == 3.0
+    assert shown["agg/test_top1_err_se"] == pytest.approx(20 / 3**0.5)
+
+
+def test_numbers_of_earlier_trainings_are_gone(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(3)]
+    first = MlflowRuns(store, ledger, PLACEMENT)
+    train(first, trials, (40.0, 50.0, 60.0))
+    before = cell_run(first).info.run_id
+    for trial in trials:
+        ledger.forget(trial.key)
+    again = MlflowRuns(store, ledger, PLACEMENT)
+    finish(ledger, trials[0], 44.0, restarts=1)
+    again.sync_trial(trials[0], "RUNNING")
+    again.sync_cell(CELL, trials[:1])
+    run = cell_run(again)
+    assert run.data.metrics == {AVERAGE: 44.0, "agg/test_top1_err_n": 1.0, TOP1: 44.0}
+    assert again.client.get_run(before).info.lifecycle_stage == "deleted"
+    below = {run.data.tags.get("mlflow.parentRunId") for run in runs(again) if "trial.key" in run.data.tags}
+    assert below == {run.info.run_id}
+    assert run.info.status == "FINISHED"
+    # Whoever reads them next has nothing to mend.
+    MlflowRuns(store, ledger, PLACEMENT).sync_cell(CELL, trials[:1])
+    assert cell_run(again).info.lifecycle_stage == "active"
+
+
+def test_vote_and_note_go_with_the_trainings_that_they_are_of(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(2)]
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    train(projection, trials[:1], (40.0,))
+    extra = {VOTE: 30.0, PARAMETERS: 1.25, "paper/test_top1_err": 39.8}
+    publish_report(store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, trials[:1], extra))
+    projection.sync_cell(CELL, trials[:1])  # nothing has changed: all stays
+    run = cell_run(projection)
+    assert run.data.metrics.items() >= extra.items()
+    assert "40.00" in run.data.tags[NOTE]
+    train(projection, trials, (40.0, 50.0))
+    run = cell_run(projection)
+    assert VOTE not in run.data.metrics
+    assert (run.data.metrics[PARAMETERS], run.data.metrics["paper/test_top1_err"]) == (1.25, 39.8)
+    assert run.data.metrics[AVERAGE] == 45.0
+    assert "40.00" not in run.data.tags[NOTE]
+    assert "report.run" not in run.data.tags
+    assert "2 of the 2 trainings" in run.data.tags[NOTE]
+    publish_report(store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, trials, {VOTE: 20.0}))
+    run = cell_run(MlflowRuns(store, ledger, PLACEMENT))
+    assert (run.data.metrics[AVERAGE], run.data.metrics[VOTE]) == (45.0, 20.0)
+    assert "45.00" in run.data.tags[NOTE]
+    assert "paper/test_top1_err" not in run.data.metrics  # a verdict that the report no longer gives
+
+
+def test_a_trial_trained_anew_to_another_error_has_a_new_run(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELL)
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    finish(ledger, trial, 40.0, finished_ms=START + 100_000)
+    projection.sync_trial(trial, "RUNNING")
+    before = projection.runs[trial.key]
+    finish(ledger, trial, 30.0)  # by a clock that is behind
+    again = MlflowRuns(store, ledger, PLACEMENT)
+    again.sync_trial(trial, "RUNNING")
+    assert again.client.get_run(again.runs[trial.key]).data.metrics[TOP1] == 30.0
+    assert again.client.get_run(before).info.lifecycle_stage == "deleted"
+
+
+def test_a_trial_trained_anew_leaves_no_note_of_the_earlier_one(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELL)
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    train(projection, [trial], (40.0,))
+    publish_report(store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, [trial], {VOTE: 30.0}))
+    train(MlflowRuns(store, ledger, PLACEMENT), [trial], (40.0,), finished_ms=START + 60_000)  # by chance the same
+    run = cell_run(MlflowRuns(store, ledger, PLACEMENT))
+    assert VOTE not in run.data.metrics
+    assert "1 of the 1 trainings" in run.data.tags[NOTE]
+
+
+def test_a_forgotten_trial_shows_no_last_numbers_while_it_trains(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELL)
+    finish(ledger, trial, 40.0)
+    MlflowRuns(store, ledger, PLACEMENT).sync_trial(trial, "RUNNING")
+    ledger.forget(trial.key)
+    under_way(ledger, trial, 1)
+    again = MlflowRuns(store, ledger, PLACEMENT)
+    again.sync_trial(trial, "RUNNING")
+    assert TOP1 not in again.client.get_run(again.runs[trial.key]).data.metrics
+
+
+def test_an_analysis_made_again_shows_its_new_number(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELL)
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    train(projection, [trial], (40.0,))
+    for value in (0.5, 0.25):
+        log_files(store.uri, projection.runs[trial.key], {}, {"pairing/mu": value})
+    assert projection.client.get_run(projection.runs[trial.key]).data.metrics["pairing/mu"] == 0.25
+
+
+def test_report_lies_on_one_run_and_all_cells_name_it(store: Store, ledger: Ledger) -> None:
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    for cell in (CELL, OTHER):
+        train(projection, [Trial(cell)], (9.5,))
+
+    def pages(experiment: str, cells: Mapping[str, str], report: str) -> dict[str, Page]:
+        assert experiment == projection.experiment
+        numbers = cell_metrics([("ablation", {TOP1: 9.5})]) | {PARAMETERS: 1.25}
+        return {key: Page(f"| row of {run} on {report} |", numbers, "abc") for key, run in cells.items()}
+
+    def publish(files: Mapping[str, bytes]) -> Published:
+        return publish_report(store.uri, store.experiment, projection.owner, files, pages)
+
+    assert publish(FILES) == (projection.experiment, 2, 2)
+    assert publish(FILES) == (projection.experiment, 2, 0)
+    assert publish(FILES | {"report.html": b"<p>two</p>"}).changed == 1
+    stored = [cell_run(projection, cell) for cell in (CELL, OTHER)]
+    (holder,) = [run.info.run_id for run in stored if "report" in run.data.tags]
+    for run in stored:
+        assert run.data.tags[NOTE] == f"| row of {run.info.run_id} on {holder} |"
+        assert run.data.tags["report.run"] == holder
+        assert len(projection.client.get_metric_history(run.info.run_id, PARAMETERS)) == 1
+        names = {item.path for item in projection.client.list_artifacts(run.info.run_id, "report")}
+        assert names == ({"report/report.html", "report/tables"} if run.info.run_id == holder else set())
+    held = Path(projection.client.get_run(holder).info.artifact_uri, "report", "report.html")
+    assert held.read_bytes() == b"<p>two</p>"
+    assert publish_report(store.uri, "nowhere", projection.owner, FILES, pages) == ("", 0, 0)
+
+
+# Whose runs they are
+
+
+def test_two_sweeps_with_one_cell_have_a_run_of_it_each(store: Store, ledger: Ledger) -> None:
+    placement_runs = MlflowRuns(store, ledger, PLACEMENT)
+    train(placement_runs, [Trial(CELL)], (41.0,))
+    dropout = Sweep("imagenet_dropout", "demo", (CELL,), Protocol())
+    result = ledger.result(Trial(CELL).key)
+    assert result is not None
+    assert not is_tracked(ledger, store, dropout.title, result)
+    dropout_runs = MlflowRuns(store, ledger, dropout)
+    more = [Trial(CELL), Trial(CELL, dropout=(("pool1", 0.5),))]
+    dropout_runs.sync_trial(more[0], "RUNNING")
+    train(dropout_runs, more[1:], (61.0,))
+    dropout_runs.sync_cell(CELL, more)
+    assert cell_run(MlflowRuns(store, ledger, PLACEMENT)).data.metrics[AVERAGE] == 41.0
+    assert cell_run(MlflowRuns(store, ledger, dropout)).data.metrics[AVERAGE] == 51.0
+    for projection, count in ((placement_runs, 1), (dropout_runs, 2)):
+        parent = cell_run(projection)
+        below = [run for run in runs(projection) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert {run.data.tags[SWEEP] for run in [parent, *below]} == {projection.sweep.title}
+        assert len(below) == count
+        assert is_tracked(ledger, store, projection.sweep.title, result)
+        assert ledger.tracked(Trial(CELL).key, projection.sweep.title)["run"] == projection.runs[Trial(CELL).key]
+
+
+def test_two_people_on_one_server_leave_each_other_s_runs_alone(store: Store, tmp_path: Path) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(2)]
+    mine, theirs = Ledger(str(tmp_path / "mine")), Ledger(str(tmp_path / "theirs"))
+    train(MlflowRuns(store, mine, PLACEMENT), trials, (40.0, 42.0))
+    train(MlflowRuns(store, theirs, PLACEMENT), trials[:1], (50.0,), restarts=1)  # another history of the same trial
+    here, there = MlflowRuns(store, mine, PLACEMENT), MlflowRuns(store, theirs, PLACEMENT)
+    assert len(runs(here)) == 3 + 2
+    assert not set(here.runs.values()) & set(there.runs.values())
+    publish_report(store.uri, store.experiment, there.owner, FILES, pages_of(theirs, trials[:1], {}))
+    assert "report.run" in cell_run(there).data.tags
+    assert "report.run" not in cell_run(here).data.tags
+    assert (cell_run(here).data.metrics[AVERAGE], cell_run(there).data.metrics[AVERAGE]) == (41.0, 50.0)
+
+
+def test_runs_of_an_earlier_version_are_taken_over_where_the_ledger_names_them(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELL)
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    train(projection, [trial], (40.0,))
+    for run in runs(projection):  # what an earlier version left: no owner on the runs, no sweep in the note
+        for tag in (LEDGER, SWEEP):
+            projection.client.delete_tag(run.info.run_id, tag)
+    note = ledger.tracked(trial.key, PLACEMENT.title)
+    ledger.write_json(f"tracked/{trial.key}.json", note)
+    somebody_else = MlflowRuns(store, Ledger(f"{ledger.root}-other"), PLACEMENT)
+    assert somebody_else.runs == {}
+    again = MlflowRuns(store, ledger, PLACEMENT)
+    assert again.runs[trial.key] == note["run"]
+    again.sync_trial(trial, "RUNNING")
+    again.sync_cell(CELL, [trial])
+    assert len(runs(again)) == 2
+    assert cell_run(again).data.metrics[AVERAGE] == 40.0
+    assert all(again.owner.has(run.data.tags) for run in runs(again))
+
+
+def test_a_cell_s_run_of_an_earlier_version_stays_where_somebody_s_trial_is_below_it(
+    store: Store, ledger: Ledger
+) -> None:
+    trial = Trial(CELL)
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    train(projection, [trial], (40.0,))
+    for run in runs(projection):
+        projection.client.delete_tag(run.info.run_id, LEDGER)
+    shared = projection.runs[f"cell:{CELL.key}"]
+    tags = {"trial.key": "theirs", "cell.key": CELL.key, "sweep": PLACEMENT.name, "profile": "demo"}
+    projection.client.create_run(projection.experiment, tags=tags | {"mlflow.parentRunId": shared})
+    again = MlflowRuns(store, ledger, PLACEMENT)
+    again.sync_trial(trial, "RUNNING")
+    again.sync_cell(CELL, [trial])
+    assert again.runs[f"cell:{CELL.key}"] != shared
+    assert again.client.get_run(shared).info.lifecycle_stage == "active"
+    assert again.client.get_run(again.runs[trial.key]).data.tags["mlflow.parentRunId"] == cell_run(again).info.run_id
+
+
+def test_a_ledger_has_one_name_whoever_asks_first(tmp_path: Path) -> None:
+    names: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def ask() -> None:
+        ledger = Ledger(str(tmp_path / "ledger"))
+        barrier.wait()
+        names.append(ledger.identity)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(names) == 8
+    assert len(set(names)) == 1
+    assert Ledger(str(tmp_path / "ledger")).identity == names[0]
+    assert Ledger(str(tmp_path / "another")).identity != names[0]
+    assert Ledger(str(tmp_path / "ledger")).names("") == ["ledger.json"]
+
+
+# What the table and the compare view show
+
+
+@pytest.mark.parametrize("page", ["imagenet_placement", "imagenet_dropout", "cifar_width", "cifar_vgg", "full_grid"])
+def test_names_of_cells_differ_in_what_the_compare_view_shows(page: str) -> None:
+    module = importlib.import_module(f"sweeps.{page}")
+    labels = [cell.label for cell in (*module.CELLS, *getattr(module, "CROSSED", ()))]
+    names = short_names(labels)
+    assert len({name[:AXIS] for name in names.values()}) == len(labels)
+    assert short_names(labels[:-1]) == {label: names[label] for label in labels[:-1]}
+
+
+def test_names_of_cells_stay_readable() -> None:
+    labels = ["Baseline", "CReLU conv1-4", "CReLU conv1,4,7", "CReLU conv1,4,7, SGD", "VGG cifar10", "VGG cifar100"]
+    short = ["Baseline", "CReLU 1-4", "CReLU 1,4,7", "04 CReLU 1,4,7, SGD", "VGG C10", "VGG C100"]
+    assert list(short_names(labels).values()) == short
+
+
+def test_placements_differ_in_what_the_compare_view_shows() -> None:
+    places = ((1,), (1, 3), (1, 3, 5), (1, 3, 5, 8))
+    nets = [S4, *(S4.activation(act, *at) for act in ("crelu", "avr", "crelu_leaky") for at in places)]
+    assert len({placement(net)[:AXIS] for net in nets}) == len(nets)
+    assert placement(nets[-1]) == "1,3,5,8 leaky crelu"
+
+
+def test_a_mean_in_the_table_has_no_rounding_noise() -> None:
+    errors = [40.07, 40.17, 40.27]
+    assert sum(errors) / 3 != 40.17
+    numbers = cell_metrics([("ablation", {TOP1: error}) for error in errors])
+    assert (numbers[AVERAGE], numbers[TOP1]) == (40.17, 40.17)
+
+
+def test_cells_have_the_parameters_and_numbers_that_their_trials_have(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELL)
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    finish(ledger, trial, 9.5)
+    result = ledger.result(trial.key)
+    assert result is not None
+    ledger.commit(trial.key, result | {"metrics": result["metrics"] | {HELD_OUT: 11.0}})
+    projection.sync_trial(trial, "RUNNING")
+    projection.sync_cell(CELL, [trial])
+    of_trial, of_cell = projection.client.get_run(projection.runs[trial.key]).data, cell_run(projection).data
+    assert of_trial.params.keys() == of_cell.params.keys()
+    assert {name for name in of_trial.metrics if name.startswith(("final/", "best/"))} <= of_cell.metrics.keys()
+    assert (of_cell.metrics[TOP1], of_cell.metrics[HELD_OUT]) == (9.5, 11.0)
+    assert {"phase", "seed", "sweep", "cell.key"} <= of_cell.tags.keys() & of_trial.tags.keys()
+    assert (of_cell.params["cell"], of_trial.params["cell"]) == ("CReLU 1-4", "CReLU 1-4")
+
+
+def searched(store: Store, ledger: Ledger) -> tuple[MlflowRuns, list[Trial]]:
+    """Return the runs of a sweep that searches, and two trials of a search that chooses the lower rate."""
+    searching = dataclasses.replace(PLACEMENT, protocol=Protocol(search=Search(4)))
+    tried = [Trial(CELL, "holdout", dropout=(("pool1", rate),)) for rate in (0.25, 0.5)]
+    for trial in tried:
+        finish(ledger, trial, 0.0)
+        result = ledger.result(trial.key)
+        assert result is not None
+        ledger.commit(trial.key, result | {"metrics": {HELD_OUT: 100 * trial.dropout[0][1]}})
+    return MlflowRuns(store, ledger, searching), tried
+
+
+def test_a_cell_s_dropout_is_the_one_that_its_study_chose(store: Store, ledger: Ledger) -> None:
+    projection, tried = searched(store, ledger)
+    projection.sync_cell(CELL, tried)
+    assert "dropout" not in cell_run(projection).data.params
+    assert cell_run(projection).data.metrics == {HELD_OUT: 25.0}
+    for rate in (0.25, 0.5):  # the second time, the study has been made again
+        projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", rate),))])
+        assert cell_run(projection).data.params["dropout"] == f"pool1={rate:g}"
+    assert len([run for run in runs(projection) if "trial.key" not in run.data.tags]) == 1
+
+
+def test_a_cell_s_dropout_goes_while_its_study_is_made_again(store: Store, ledger: Ledger) -> None:
+    projection, tried = searched(store, ledger)
+    projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", 0.25),))])
+    projection.sync_cell(CELL, tried)
+    assert "dropout" not in cell_run(projection).data.params
