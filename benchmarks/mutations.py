@@ -711,7 +711,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("return names <= numbers.keys() and all(",
          "return all(",
          "test_numbers_of_earlier_trainings_are_gone"),
-        ('or name == "dropout"',
+        ("or name in CHOSEN",
          "",
          "test_a_cell_s_dropout_goes_while_its_study_is_made_again"),
         ("if tags.get(TRAININGS) == digest and VOTE in metrics:",
