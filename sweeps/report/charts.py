@@ -19,6 +19,7 @@ from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
 from sweeps.results.marks import curve_runs
 from sweeps.store.ledger import Json, Ledger
+from sweeps.store.tables import columns_of
 
 PICTURES: Final = 1_200_000  # bytes of all pictures of a page: with all else it stays below 3 MB, a third more in text
 JOBS: Final = {
@@ -183,14 +184,24 @@ def analysis_parts(ledger: Ledger, survey: SweepResults) -> list[Table | Gallery
         for (of, label, name, _), content in zip(drawn, contents, strict=True):
             title = f"{label}: {name.removesuffix('.png').replace('_', ' ')}"
             figures += [Figure(title, content, alt=title)] if of == job else []
-        parts += [_analysis_table(job, runs)] if runs else []
+        parts += _analysis_tables(job, runs)
         parts += [Gallery(JOBS[job], tuple(figures), "wide", caption)] if figures else []
     return parts
 
 
-def _analysis_table(job: str, runs: Sequence[Run]) -> Table:
-    rows = [(run, row) for run in runs for row in run.analyses[job]["rows"]]
-    names = list(dict.fromkeys(name for _, row in rows for name in row))
+def _analysis_tables(job: str, runs: Sequence[Run]) -> list[Table]:
+    """Return a table for each kind of row: two algorithms have columns of one name that mean different things."""
+    kinds: dict[tuple[str, ...], list[tuple[Run, Json]]] = {}
+    for run in runs:
+        for row in run.analyses[job]["rows"]:
+            kind = tuple(name for name in row if not name.startswith("paper"))
+            kinds.setdefault(kind, []).append((run, row))
+    tables = [_analysis_table(job, rows) for rows in kinds.values()]
+    return [table._replace(id=f"{table.id}-{place}" if place else table.id) for place, table in enumerate(tables)]
+
+
+def _analysis_table(job: str, rows: Sequence[tuple[Run, Json]]) -> Table:
+    names = list(columns_of([row for _, row in rows]))
     lines = []
     for run, row in rows:
         cell = run.trial.cell
@@ -199,7 +210,7 @@ def _analysis_table(job: str, runs: Sequence[Run]) -> Table:
         lines.append((Entry(cell.label, runs=(run,), cell=cell.key), *entries))
     numeric = {name: all(isinstance(row.get(name), int | float | None) for _, row in rows) for name in names}
     align = "l" + "".join("r" if numeric[name] else "l" for name in names)
-    notes = tuple(dict.fromkeys(str(note) for run in runs for note in run.analyses[job].get("notes", ())))
+    notes = tuple(dict.fromkeys(str(note) for run, _ in rows for note in run.analyses[job].get("notes", ())))
     return Table(f"analysis-{job}", JOBS[job], ("cell", *names), align, tuple(lines), notes)
 
 
