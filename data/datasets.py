@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from math import isfinite
@@ -214,15 +214,41 @@ def order(seed: int, epoch: int, indices: Ints) -> Ints:
     return np.asarray(indices, np.int64)[keyed_permutation(sample_key("order", seed, epoch), len(indices))]
 
 
+def check_holdout(label_counts: Sequence[int], count: int) -> None:
+    """Raise ValueError where `count` pictures cannot be held out and one of each class be left to train on."""
+    total = sum(label_counts)
+    most = total - sum(size > 0 for size in label_counts)
+    if not 1 <= count <= most:
+        raise ValueError(
+            f"a hold-out of {count} of {total} pictures: {f'from 1 to {most} are' if most else 'none is'} possible, "
+            f"since one of each of {total - most} classes stays to train on"
+        )
+
+
+def check_folds(label_counts: Sequence[int], k: int) -> None:
+    """Raise ValueError where k folds of so many pictures of each class cannot be: a class's only one is in none."""
+    total = sum(label_counts)
+    most = sum(size for size in label_counts if size > 1)
+    if not 2 <= k <= most:
+        raise ValueError(
+            f"{k} folds of {total} pictures: {f'from 2 to {most} are' if most else 'none is'} possible"
+            + (f", since {total - most} are the only one of their class and stay to train on" if most < total else "")
+        )
+
+
 def holdout(labels: Ints, count: int, seed: int) -> tuple[Ints, Ints]:
-    """Return 0..n-1 as (train, held out), both ascending, with `count` held out and each class in proportion."""
+    """Return 0..n-1 as (train, held out), both ascending, with `count` held out and each class in proportion.
+
+    Of each class at least one picture stays in train; ValueError where that is impossible.
+    """
     labels = np.asarray(labels)
-    if not 1 <= count < len(labels):
-        raise ValueError(f"a hold-out of {count} pictures needs a set of more than {count}; this one has {len(labels)}")
     classes, sizes = np.unique(labels, return_counts=True)
+    check_holdout(sizes.tolist(), count)
     exact = sizes * (count / len(labels))
     quota = np.floor(exact).astype(np.int64)
-    quota[np.argsort(quota - exact, kind="stable")[: count - int(quota.sum())]] += 1  # largest remainders
+    by_remainder = np.argsort(quota - exact, kind="stable")  # the largest first
+    while missing := count - int(quota.sum()):
+        quota[by_remainder[quota[by_remainder] < sizes[by_remainder] - 1][:missing]] += 1
     members = [
         _shuffled(labels, label, sample_key("holdout", seed, int(label)))[:size]
         for label, size in zip(classes, quota, strict=True)
@@ -231,11 +257,15 @@ def holdout(labels: Ints, count: int, seed: int) -> tuple[Ints, Ints]:
 
 
 def folds(labels: Ints, k: int, seed: int) -> list[tuple[Ints, Ints]]:
-    """Return k (train, validation) pairs of 0..n-1; fold sizes and class counts differ by at most one."""
+    """Return k (train, validation) pairs of 0..n-1; sizes and class counts of validations differ by at most one.
+
+    A class's only picture stays in train; each other picture is in one validation. ValueError where a fold would be
+    empty.
+    """
     labels = np.asarray(labels)
-    if not 2 <= k <= len(labels):
-        raise ValueError(f"{k} folds of {len(labels)} pictures; from 2 folds to one per picture are possible")
-    shuffled = np.concatenate([_shuffled(labels, c, sample_key("folds", seed, int(c))) for c in np.unique(labels)])
+    classes, sizes = np.unique(labels, return_counts=True)
+    check_folds(sizes.tolist(), k)
+    shuffled = np.concatenate([_shuffled(labels, c, sample_key("folds", seed, int(c))) for c in classes[sizes > 1]])
     return [_partition(len(labels), shuffled[fold::k]) for fold in range(k)]
 
 

@@ -79,8 +79,12 @@ class Recipe:
         return rate * min(1.0, (done + 1 / steps) / self.warmup_epochs) if done < self.warmup_epochs else rate
 
     def steps(self, pictures: int) -> int:
-        """Return the steps of an epoch over this many pictures."""
-        return max(1, pictures // self.batch if self.drop_last else -(-pictures // self.batch))
+        """Return the steps of an epoch over this many pictures.
+
+        A last batch of a single picture is left out as with `drop_last`: batch norm needs two.
+        """
+        full, rest = divmod(pictures, self.batch)
+        return max(1, full if self.drop_last or rest <= 1 else full + 1)
 
     def shared(self, pictures: int, ranks: int) -> None:
         """Raise ValueError where a batch of an epoch over this many pictures has fewer of them than ranks."""

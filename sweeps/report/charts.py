@@ -13,7 +13,6 @@ from sweeps.experiment.search import Search, space
 from sweeps.experiment.wording import count
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
-from sweeps.report.render.pictures import fitted
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, named, number
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
@@ -21,7 +20,7 @@ from sweeps.results.marks import curve_runs
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import columns_of
 
-PICTURES: Final = 1_200_000  # bytes of all pictures of a page: with all else it stays below 3 MB, a third more in text
+LARGEST: Final = 20_000_000  # bytes of a picture that a page takes in, and makes smaller
 JOBS: Final = {
     "pairing": "Pairing of filters (Figures 1 to 3)",
     "invariance": "Invariance (Figure 4)",
@@ -165,27 +164,14 @@ def _response_gallery(evidence: CellResults, search: Search) -> Gallery | None:
 
 def analysis_parts(ledger: Ledger, survey: SweepResults) -> list[Table | Gallery]:
     """Return the tables and pictures of the analysis jobs, of the first analysed run of each cell."""
-    analysed = {}
-    for job in JOBS:
-        by_cell = [[run for run in evidence.runs if job in run.analyses][:1] for evidence in survey.cells]
-        analysed[job] = [run for first in by_cell for run in first]
-    drawn = [
-        (job, run.trial.cell.label, name, content)
-        for job, runs in analysed.items()
-        for run in runs
-        for name, content in _pictures(ledger, run, run.analyses[job])
-    ]
-    contents = fitted([content for *_, content in drawn], PICTURES)
-    reduced = any(len(content) > len(fitting) for (*_, content), fitting in zip(drawn, contents, strict=True))
-    caption = "Full size: trials/KEY/analysis on the ledger, and on the MLflow run." if reduced else ""
     parts: list[Table | Gallery] = []
-    for job, runs in analysed.items():
-        figures = []
-        for (of, label, name, _), content in zip(drawn, contents, strict=True):
-            title = f"{label}: {name.removesuffix('.png').replace('_', ' ')}"
-            figures += [Figure(title, content, alt=title)] if of == job else []
-        parts += _analysis_tables(job, runs)
-        parts += [Gallery(JOBS[job], tuple(figures), "wide", caption)] if figures else []
+    for job, title in JOBS.items():
+        analysed = [[run for run in evidence.runs if job in run.analyses][:1] for evidence in survey.cells]
+        runs = [run for first in analysed for run in first]
+        if runs:
+            parts += _analysis_tables(job, runs)
+            pictures = tuple(figure for run in runs for figure in _pictures(ledger, run, run.analyses[job]))
+            parts += [Gallery(title, pictures, "wide")] if pictures else []
     return parts
 
 
@@ -220,9 +206,9 @@ def _word(value: object) -> str:
     return f"{value:.4g}".replace("-", MINUS) if isinstance(value, float) else str(value)
 
 
-def _pictures(ledger: Ledger, run: Run, summary: Json) -> Iterator[tuple[str, bytes]]:
-    """Yield the pictures of an analysis by file name."""
+def _pictures(ledger: Ledger, run: Run, summary: Json) -> Iterator[Figure]:
     for name in summary["files"]:
         content = ledger.read(f"trials/{run.key}/analysis/{summary['job']}/{name}") if name.endswith(".png") else None
-        if content is not None:
-            yield name, content
+        if content is not None and len(content) <= LARGEST:
+            title = f"{run.trial.cell.label}: {name.removesuffix('.png').replace('_', ' ')}"
+            yield Figure(title, content, run.key, title)

@@ -121,21 +121,28 @@ def _ranges(numbers: Sequence[int]) -> str:
 def params_of_cell(cell: Cell, name: str, protocol: Protocol, trials: Iterable[Trial]) -> dict[str, str | int | float]:
     """Return what varies between cells, for people, under the same names as on the runs of its trials.
 
-    The dropout is missing until the cell's study has chosen it.
+    Dropout and learning rate are missing until the cell's studies have chosen them.
     """
-    tested = {_dropout(trial) for trial in trials if PHASES[trial.phase].test}
+    trials = [trial for trial in trials if PHASES[trial.phase].test]
+    tested = {_dropout(trial) for trial in trials}
     if protocol.search is None:
         tested = {_dropout(Trial(cell))}
     elif not protocol.trainings():
         tested = {"searched"}
     of_cell: dict[str, str] = {"phase": "cell", "seed": "all", "fold": "all" if protocol.folds else ""}
-    return _params(cell, name) | of_cell | ({"dropout": tested.pop()} if len(tested) == 1 else {})
+    params = _params(cell, name) | of_cell | ({"dropout": tested.pop()} if len(tested) == 1 else {})
+    if protocol.rates is not None:
+        rates = {trial.recipe.lr for trial in trials}
+        del params["lr"]
+        params |= {"lr": rates.pop()} if len(rates) == 1 else {}
+    return params
 
 
 def params_of(trial: Trial, name: str) -> dict[str, str | int | float]:
     """Return what varies between trials, for people; everything else is in trial.json."""
     fold = trial.fold if trial.folds else ""
     return _params(trial.cell, name) | {
+        "lr": trial.recipe.lr,
         "dropout": _dropout(trial),
         "phase": trial.phase,
         "seed": trial.seed,

@@ -165,7 +165,44 @@ def test_folds_part_the_set_and_every_class() -> None:
         assert np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(1003))
 
 
-@pytest.mark.parametrize("call", [lambda x: holdout(x, 0, 0), lambda x: holdout(x, 5, 0), lambda x: folds(x, 6, 0)])
+@pytest.mark.parametrize("count", range(1, 14))
+def test_holdout_leaves_a_picture_of_each_class(count: int) -> None:
+    labels = np.asarray([0] * 8 + [1, 2, 3] + [4] * 5 + [5] * 3)  # 19 pictures: 13 may go
+    train, held = holdout(labels, count, seed=0)
+    assert len(held) == count
+    assert set(labels[train]) == set(range(6))
+    assert np.array_equal(np.sort(np.concatenate([train, held])), np.arange(19))
+
+
+def test_holdout_without_rare_classes_is_the_proportional_one() -> None:
+    """One that changed would give every result other pictures."""
+    labels = np.repeat(np.arange(5), [9, 4, 6, 7, 5])
+    _, held = holdout(labels, 11, seed=0)
+    assert np.bincount(labels[held]).tolist() == [3, 1, 2, 3, 2]  # 3.19, 1.42, 2.13, 2.48, 1.77
+
+
+@pytest.mark.parametrize("k", range(2, 9))
+def test_a_class_s_only_picture_is_in_no_fold(k: int) -> None:
+    labels = np.asarray([3, 0, 0, 1, 1, 1, 2, 1, 4, 0])
+    parts = folds(labels, k, seed=0) if k < 8 else []
+    if k == 8:
+        with pytest.raises(ValueError, match="8 folds of 10 pictures: from 2 to 7 are possible, since 3 are the only"):
+            folds(labels, k, seed=0)
+    for train, validation in parts:
+        assert len(validation) >= 1
+        assert set(labels[train]) == set(range(5))
+    held = [picture for _, validation in parts for picture in validation]
+    assert k == 8 or sorted(held) == [1, 2, 3, 4, 5, 7, 9]
+
+
+def test_classes_of_one_picture_cannot_be_held_out() -> None:
+    with pytest.raises(ValueError, match="a hold-out of 2 of 8 pictures: none is possible, since one of"):
+        holdout(np.arange(8), 2, 0)
+    with pytest.raises(ValueError, match="none is possible"):
+        folds(np.arange(8), 2, 0)
+
+
+@pytest.mark.parametrize("call", [lambda x: holdout(x, 0, 0), lambda x: holdout(x, 4, 0), lambda x: folds(x, 6, 0)])
 def test_impossible_parts_are_refused(call: object) -> None:
     with pytest.raises(ValueError, match="pictures"):
         call(np.array([0, 0, 1, 1, 1]))  # type: ignore[operator]

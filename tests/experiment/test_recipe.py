@@ -75,3 +75,17 @@ def test_recipe_is_a_value() -> None:
     assert again == ALLCONV
     assert hash(again) == hash(ALLCONV)
     assert dataclasses.replace(ALLCONV, lr=0.1) != ALLCONV
+
+
+@pytest.mark.parametrize(
+    ("pictures", "drop_last", "steps"),
+    [(40_000, False, 313), (40_000, True, 312), (256, False, 2), (257, False, 2), (258, False, 3), (1, False, 1),
+     (129, False, 1), (100, True, 1)],
+)  # fmt: skip
+def test_last_batch_of_one_picture_is_left_out(pictures: int, drop_last: bool, steps: int) -> None:
+    recipe = dataclasses.replace(ALLCONV, batch=128, drop_last=drop_last)
+    assert recipe.steps(pictures) == steps
+
+
+def test_each_picture_is_a_step_where_the_batch_is_one() -> None:
+    assert dataclasses.replace(ALLCONV, batch=1).steps(7) == 7

@@ -128,6 +128,17 @@ def test_a_trial_trained_anew_to_another_error_has_a_new_run(store: Store, ledge
     assert again.client.get_run(before).info.lifecycle_stage == "deleted"
 
 
+def test_a_trial_trained_anew_leaves_no_note_of_the_earlier_one(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELL)
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    train(projection, [trial], (40.0,))
+    publish_report(store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, [trial], {VOTE: 30.0}))
+    train(MlflowRuns(store, ledger, PLACEMENT), [trial], (40.0,), finished_ms=START + 60_000)  # by chance the same
+    run = cell_run(MlflowRuns(store, ledger, PLACEMENT))
+    assert VOTE not in run.data.metrics
+    assert "1 of the 1 trainings" in run.data.tags[NOTE]
+
+
 def test_a_forgotten_trial_shows_no_last_numbers_while_it_trains(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELL)
     finish(ledger, trial, 40.0)
@@ -326,15 +337,20 @@ def test_cells_have_the_parameters_and_numbers_that_their_trials_have(store: Sto
     assert (of_cell.params["cell"], of_trial.params["cell"]) == ("CReLU 1-4", "CReLU 1-4")
 
 
-def test_a_cell_s_dropout_is_the_one_that_its_study_chose(store: Store, ledger: Ledger) -> None:
+def searched(store: Store, ledger: Ledger) -> tuple[MlflowRuns, list[Trial]]:
+    """Return the runs of a sweep that searches, and two trials of a search that chooses the lower rate."""
     searching = dataclasses.replace(PLACEMENT, protocol=Protocol(search=Search(4)))
-    projection = MlflowRuns(store, ledger, searching)
     tried = [Trial(CELL, "holdout", dropout=(("pool1", rate),)) for rate in (0.25, 0.5)]
     for trial in tried:
         finish(ledger, trial, 0.0)
         result = ledger.result(trial.key)
         assert result is not None
         ledger.commit(trial.key, result | {"metrics": {HELD_OUT: 100 * trial.dropout[0][1]}})
+    return MlflowRuns(store, ledger, searching), tried
+
+
+def test_a_cell_s_dropout_is_the_one_that_its_study_chose(store: Store, ledger: Ledger) -> None:
+    projection, tried = searched(store, ledger)
     projection.sync_cell(CELL, tried)
     assert "dropout" not in cell_run(projection).data.params
     assert cell_run(projection).data.metrics == {HELD_OUT: 25.0}
@@ -342,3 +358,10 @@ def test_a_cell_s_dropout_is_the_one_that_its_study_chose(store: Store, ledger: 
         projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", rate),))])
         assert cell_run(projection).data.params["dropout"] == f"pool1={rate:g}"
     assert len([run for run in runs(projection) if "trial.key" not in run.data.tags]) == 1
+
+
+def test_a_cell_s_dropout_goes_while_its_study_is_made_again(store: Store, ledger: Ledger) -> None:
+    projection, tried = searched(store, ledger)
+    projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", 0.25),))])
+    projection.sync_cell(CELL, tried)
+    assert "dropout" not in cell_run(projection).data.params

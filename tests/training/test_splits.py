@@ -1,15 +1,17 @@
 """The pictures of a trial by phase: no test picture and no hold-out picture among those it trains on."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from crelu_models.tables import S2
+from crelu_models.tables import S2, S5
 from data.datasets import folds, holdout, order
 from data.write import prepare
-from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.recipe import ALLCONV, VGG
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.splits import Splits, open_splits
 
@@ -82,3 +84,11 @@ def test_the_second_phase_trains_on_everything_and_probes_the_hold_out_of_the_fi
     assert np.array_equal(second.train_indices, np.arange(100))
     assert len(second.val_indices) == 0
     assert np.array_equal(second.probe_indices, first.val_indices)
+
+
+def test_a_last_batch_of_one_picture_is_left_out_and_batch_norm_trains(data: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(VGG, batch=79, epochs=1, lr=0.1, drop_last=False, precision="fp32")
+    trial = Trial(Cell("VGG", S5.width(0.125), NAME, recipe))  # 80 pictures are trained on, so one is left over
+    result = run_trial(trial, RuntimeConfig(str(tmp_path), str(data), reader="threads"), lambda *_: None)
+    assert result is not None
+    assert (result["status"], result["epochs"]) == ("finished", 1)

@@ -19,7 +19,6 @@ TONES: Final[dict[str, Tone]] = {
     "inconclusive": "open",
 }
 MINUS: Final = "−"
-LONG: Final = 100  # rows of a table that a page folds
 NONE: Final = "–"
 
 
@@ -49,14 +48,9 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
     heads: tuple[tuple[str, int], ...] = ()
 
-    @property
-    def long(self) -> bool:
-        """Return whether a page folds it: nobody reads a hundred rows on the way to the next table."""
-        return len(self.rows) >= LONG
-
 
 class Figure(NamedTuple):
-    """A chart, or a picture as PNG or JPEG, with the title and caption above it; `alt` is what a screen reader says."""
+    """A chart, or a picture as PNG, with the title and caption above it; `alt` is what a screen reader says."""
 
     title: str
     content: Chart | bytes

@@ -1,4 +1,4 @@
-"""Pictures of a page within a number of bytes: fewer colours, then smaller sides; the full ones lie elsewhere."""
+"""Pictures of a page, made small enough for it."""
 
 from __future__ import annotations
 
@@ -6,55 +6,49 @@ import io
 from collections.abc import Sequence
 from typing import Final
 
-COLOURS: Final = 64  # of a chart: two hues, their mixtures with white, and grey
-QUALITY: Final = 80  # of JPEG, for photographs
-SIDES: Final = (1.0, 0.75, 0.5, 0.35, 0.25)  # of the full ones
+from PIL import Image
+
+# Longest side in pixels and WebP's quality, from hardly to clearly worse than the picture on the ledger.
+STEPS: Final = ((1000, 70), (800, 60), (640, 50), (480, 40), (360, 30), (240, 20))
 
 
-def fitted(pictures: Sequence[bytes], budget: int) -> list[bytes]:
-    """Return pictures, PNG, as PNG or JPEG of `budget` bytes together; those that take little keep all they need."""
-    if sum(map(len, pictures)) <= budget:
+def fitted(pictures: Sequence[bytes], room: int) -> list[bytes | None]:
+    """Return pictures of together `room` bytes at most: as they are, else smaller, None in place of the last of them.
+
+    A picture that cannot be read is None too, where it would have to be made smaller.
+    """
+    if sum(map(len, pictures)) <= room:
         return list(pictures)
-    reduced = [_least(content, 1.0) for content in pictures]
-    share = _share([len(content) for content in reduced], budget)
-    return [
-        content if len(content) <= share else _within(full, share)
-        for full, content in zip(pictures, reduced, strict=True)
-    ]
+    images = [_opened(picture) for picture in pictures]
+    smaller: list[bytes | None] = []
+    for side, quality in STEPS:
+        smaller = [_encoded(image, side, quality) if image is not None else None for image in images]
+        if sum(len(picture or b"") for picture in smaller) <= room:
+            return smaller
+    fitting: list[bytes | None] = []
+    for picture in smaller:
+        room -= len(picture or b"")
+        fitting.append(picture if room >= 0 else None)
+    return fitting
 
 
-def _share(sizes: Sequence[int], budget: int) -> float:
-    """Return the most bytes of a picture so that all pictures, cut to it, take the budget."""
-    remaining, share = float(budget), float("inf")
-    for place, size in enumerate(sorted(sizes)):
-        share = remaining / (len(sizes) - place)
-        if size > share:
-            return share
-        remaining -= size
-    return max(share, max(sizes))
+def kind(picture: bytes) -> str:
+    """Return the type of an encoded picture, as a page names it."""
+    return "image/webp" if picture.startswith(b"RIFF") else "image/png"
 
 
-def _within(content: bytes, most: float) -> bytes:
-    """Return a picture of at most `most` bytes; the smallest where none is."""
-    smallest = content
-    for side in SIDES[1:]:
-        smallest = _least(content, side)
-        if len(smallest) <= most:
-            break
-    return smallest
+def _opened(picture: bytes) -> Image.Image | None:
+    """Return the pixels of a picture, no larger than the first step."""
+    try:
+        image = Image.open(io.BytesIO(picture)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    image.thumbnail((STEPS[0][0], STEPS[0][0]))
+    return image
 
 
-def _least(content: bytes, side: float) -> bytes:
-    """Return a picture with its sides times `side`, as what takes fewer bytes: PNG of few colours, JPEG, or itself."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as opened:
-        picture = opened.convert("RGB")
-    if side != 1:
-        size = (max(1, round(picture.width * side)), max(1, round(picture.height * side)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    png, jpeg = io.BytesIO(), io.BytesIO()
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(png, "PNG", optimize=True)
-    picture.save(jpeg, "JPEG", quality=QUALITY, optimize=True)
-    forms = [png.getvalue(), jpeg.getvalue()] + ([content] if side == 1 else [])
-    return min(forms, key=len)
+def _encoded(image: Image.Image, side: int, quality: int) -> bytes:
+    smaller, sink = image.copy(), io.BytesIO()
+    smaller.thumbnail((side, side))
+    smaller.save(sink, "WEBP", quality=quality, method=2)
+    return sink.getvalue()
