@@ -34,7 +34,8 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
         description=question.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="The same command again resumes. Exit codes: 0 all cells done, 1 finished with failed cells or, after "
-        "--rehearse, with cells that would not train, 2 usage, configuration or data, 3 budget reached, 130 interrupted.",
+        "--rehearse, with cells that would not train, 2 usage, configuration or data, 3 budget reached, "
+        "130 interrupted.",
         allow_abbrev=False,
     )
     _add_cells(parser, groups)
