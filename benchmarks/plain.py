@@ -30,7 +30,7 @@ def train(row: dict[str, Any], pictures: str, report: Callable[[dict[str, float]
     from sweeps.training.splits import SPLIT_SEED
 
     trial = trial_from_json(row["trial"])
-    recipe, phase = trial.cell.recipe, PHASES[trial.phase]
+    recipe, phase = trial.recipe, PHASES[trial.phase]
     there = np.load(pictures)
     labels, mean, std = there["train_labels"], tuple(there["mean"]), tuple(there["std"])
     learn = held_out = np.arange(len(labels))

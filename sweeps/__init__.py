@@ -10,16 +10,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sweeps.experiment.plan import Protocol
+    from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
     from sweeps.experiment.search import Search
     from sweeps.experiment.trial import Cell
     from sweeps.launch import main
 
-__all__ = ["ALLCONV", "IMAGENET_ADAM", "IMAGENET_SGD", "VGG", "Cell", "Protocol", "Recipe", "Search", "main"]
+__all__ = [
+    "ALLCONV",
+    "IMAGENET_ADAM",
+    "IMAGENET_SGD",
+    "VGG",
+    "Cell",
+    "Protocol",
+    "RateStudy",
+    "Recipe",
+    "Search",
+    "main",
+]
 
 _MODULES = {
     "Cell": "sweeps.experiment.trial",
     "Protocol": "sweeps.experiment.plan",
+    "RateStudy": "sweeps.experiment.rates",
     "Search": "sweeps.experiment.search",
     "main": "sweeps.launch",
 }

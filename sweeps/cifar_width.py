@@ -11,7 +11,7 @@ well. A cell's dropout is searched on the hold-out, then the net is trained by t
 """
 
 from crelu_models.tables import S2
-from sweeps import ALLCONV, Cell, Protocol, Search, main
+from sweeps import ALLCONV, Cell, Protocol, RateStudy, Search, main
 
 # Springenberg's dropout, which the search replaces.
 S2_DROP = S2.dropout(0.2, "input").dropout(0.5, "pool1").dropout(0.5, "pool2")
@@ -29,7 +29,7 @@ CELLS = tuple(
     for data in ("cifar10", "cifar100")
     for label, net in NETS.items()
 )
-PROTOCOL = Protocol(ablation=False, single=True, folds=10, search=Search(20))
+PROTOCOL = Protocol(ablation=False, single=True, folds=10, search=Search(20), rates=RateStudy("Baseline *"))
 
 if __name__ == "__main__":
     main("cifar_width", __doc__, CELLS, PROTOCOL)

@@ -9,7 +9,7 @@ Python. Hundreds of trainings: look at --dry-run, and take parts by --only.
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
-from sweeps import ALLCONV, IMAGENET_SGD, VGG, Cell, Protocol, Search, main
+from sweeps import ALLCONV, IMAGENET_SGD, VGG, Cell, Protocol, RateStudy, Search, main
 
 ARCHITECTURES = {
     "allconv": (S2, ALLCONV, ("cifar10", "cifar100"), ((1,), (2,), (4,), (1, 2), (1, 2, 3, 4), tuple(range(1, 8)))),
@@ -46,7 +46,7 @@ CELLS = (
         if allowed(act, width)
     ),
 )
-PROTOCOL = Protocol(seeds=3, search=Search(20))
+PROTOCOL = Protocol(seeds=3, search=Search(20), rates=RateStudy("allconv * ReLU"))
 
 if __name__ == "__main__":
     main("full_grid", __doc__, CELLS, PROTOCOL)

@@ -6,13 +6,21 @@ import shlex
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.__main__ import _parser as data_parser
+from sweeps import launch
 from sweeps.__main__ import parser as verb_parser
 from sweeps.cli.options import parser as page_parser
+from sweeps.cli.settings import declare, settle
 from sweeps.cli.verbs import pages
+from sweeps.experiment.metrics import TOP1
+from sweeps.report.effect_tables import effects_of
+from sweeps.results.cell_numbers import groups
+from sweeps.results.evidence import survey
+from tests.support.sweeps import Made, make
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -183,3 +191,21 @@ def test_page_of_ones_own_is_a_sweep() -> None:
     cells = names["CELLS"]
     assert isinstance(cells, tuple)
     assert len({cell.key for cell in cells}) == 4
+
+
+def test_page_of_ones_own_answers_its_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page as printed, declared by its command line at the demo's scale, has the row that its question asks for."""
+    (page,) = examples(README)
+    called: list[Any] = []
+    monkeypatch.setattr(launch, "main", lambda *arguments: called.extend(arguments))
+    exec(compile(page, "README", "exec"), {"__name__": "__main__"})
+    name, question, cells, protocol = called
+    launch.check_references(name, cells)
+    options = page_parser(name, question).parse_args(["--profile", "demo", "--output", str(tmp_path)])
+    settings = settle(cells, options)
+    sweep = declare(name, cells, protocol, options, settings)
+    assert "leaky form beat CReLU" in question
+    make(settings.ledger, sweep, lambda trial: Made({TOP1: 20.0} if trial.phase == "ablation" else {}))
+    ((_, found),) = effects_of(groups(survey(settings.ledger, sweep.title)))
+    pairs = [(effect.row.label, effect.reference.label) for effect in found if effect.contrast.metric == TOP1]
+    assert pairs == [("crelu", "relu"), ("crelu_leaky", "relu"), ("crelu_leaky", "crelu"), ("elu", "relu")]

@@ -78,7 +78,7 @@ class Forecast:
         ]
 
     def _epochs(self, trial: Trial) -> int:
-        return self.match_epochs.get(trial.reference, 0) or trial.cell.recipe.epochs
+        return self.match_epochs.get(trial.reference, 0) or trial.recipe.epochs
 
     def seconds_left(self, remaining: Remaining) -> float | None:
         """Return the seconds until all are trained by as many workers as were seen; None while nothing is known."""
@@ -167,7 +167,7 @@ def report_cost(sweep: Sweep, settings: Settings, state: DriverState, log: Calla
 
 def pictures(trial: Trial, facts: DataSet, epochs: int | None = None) -> tuple[int, int]:
     """Return how many pictures a training learns from and evaluates, over its epochs (None: all) and its final test."""
-    phase, recipe = PHASES[trial.phase], trial.cell.recipe
+    phase, recipe = PHASES[trial.phase], trial.recipe
     everything, tested = facts.splits["train"], facts.splits[facts.final]
     held_out = {"holdout": facts.holdout, "fold": everything // max(trial.folds, 1), "full": 0}[phase.split]
     learned = everything - held_out

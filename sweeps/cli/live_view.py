@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweeps.cli.forecast import Forecast
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import ending_word, error_text, flags_of
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import Cell, Trial
@@ -37,7 +39,8 @@ class SweepProgress:
         self.trials = {status.trial.key: status.trial for status in plan.statuses}
         self.pending = list(plan.pending)
         self.planned: Sequence[Trial] = ()
-        self.epochs: dict[str, tuple[int, float]] = {}
+        self.epochs: dict[str, int] = {}  # done, by trial key: of this session and of earlier ones
+        self.best: dict[str, float] = {}  # hold-out errors so far, the least of each trial
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
 
@@ -55,10 +58,10 @@ class SweepProgress:
         key, name = trial.key, f"{trial.cell.label} {trial.label}"
         self.trials[key] = trial
         if event == "epoch":
-            self.epochs[key] = (
-                int(news["epoch"]),
-                float(news["val/top1_err"] if "val/top1_err" in news else news["train/top1_err"]),
-            )
+            self.epochs[key] = int(news["epoch"])
+            if self.epochs[key] == 1:
+                self.best.pop(key, None)  # of an attempt that diverged, and was begun again
+            self._add_held_out(key, news.get("val/top1_err"))
             self.speed[key] = float(news["sys/images_per_s"])
             if self.forecast is not None:
                 self.forecast.add_epoch(trial, news)
@@ -78,6 +81,18 @@ class SweepProgress:
             return f"{name}: failed: {news['error']}"
         return f"{name}: {'training' if event == 'started' else 'left, to be resumed'}"
 
+    def resume(self, trial: Trial, state: Json | None) -> None:
+        """Take in where a trial that was begun goes on: the plain state of its checkpoint, unless by other code."""
+        if state is not None and state.get("code") == code_fingerprint(trial.cell.net):
+            self.epochs[trial.key] = int(state.get("epoch", 0))
+            for row in state.get("history", ()):
+                self._add_held_out(trial.key, row.get("val/top1_err"))
+
+    def _add_held_out(self, key: str, error: float | None) -> None:
+        """Take in a hold-out error of a trial; a phase that holds nothing out has none."""
+        if error is not None and math.isfinite(error):
+            self.best[key] = min(float(error), self.best.get(key, math.inf))
+
     def counts(self) -> str:
         """Return how many trials are done, how many train, and the time left."""
         states = list(self.states.values())
@@ -90,7 +105,7 @@ class SweepProgress:
     def remaining(self) -> list[tuple[Trial, int]]:
         """Return the trials that are still to be trained, with the epochs that each has behind it."""
         planned = [key for key, state in self.states.items() if state in ("new", "training", "running")]
-        begun = [(self.trials[key], self.epochs[key][0] if key in self.epochs else 0) for key in planned]
+        begun = [(self.trials[key], self.epochs.get(key, 0)) for key in planned]
         return begun + [(trial, 0) for trial in self.pending]
 
     def _eta(self) -> str:
@@ -104,11 +119,10 @@ class SweepProgress:
         for cell in self.plan.sweep.cells:
             keys = [key for key, trial in self.trials.items() if trial.cell.key == cell.key]
             now = [self._now(key) for key in keys if self.states[key] == "training"]
-            held_out = [self.epochs[key][1] for key in keys if key in self.epochs]
             results = {key: self.results[key] for key in keys if key in self.results}
-            held_out += [
-                r["metrics"]["best/val_top1_err"] for r in results.values() if "best/val_top1_err" in r["metrics"]
-            ]
+            finished = {key: result["metrics"].get("best/val_top1_err") for key, result in results.items()}
+            known = {key: finished.get(key, self.best.get(key)) for key in keys}
+            held_out = [error for error in known.values() if error is not None and math.isfinite(error)]
             tested = error_text([(self.trials[key].phase, result["metrics"]) for key, result in results.items()])
             marks = sorted({mark for result in results.values() for mark in flags_of(result)})
             failed = sum(self.states[key] == "failed" for key in keys)
@@ -125,16 +139,16 @@ class SweepProgress:
         for key, trial in [(key, self.trials[key]) for key in keys] + [("", trial) for trial in self.pending]:
             if trial.cell.key == cell.key:
                 searched = search is not None and trial.phase == "holdout" and trial.seed == search.seed
-                part = "search" if searched else PARTS[trial.phase]
+                part = "rates" if key in self.plan.studied else "search" if searched else PARTS[trial.phase]
                 planned[part] = planned.get(part, 0) + 1
                 done[part] = done.get(part, 0) + (self.states.get(key) in ("done", "stale"))
         return " ".join(f"{part} {done[part]}/{count}" for part, count in planned.items())
 
     def _now(self, key: str) -> str:
         trial = self.trials[key]
-        epoch, _ = self.epochs.get(key, (0, 0.0))
+        epoch = self.epochs.get(key, 0)
         speed = f", {self.speed[key]:.0f} pictures/s" if key in self.speed else ""
-        return f"{trial.label} epoch {epoch}/{trial.cell.recipe.epochs}{speed}"
+        return f"{trial.label} epoch {epoch}/{trial.recipe.epochs}{speed}"
 
 
 def _time(seconds: float) -> str:

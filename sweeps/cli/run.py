@@ -28,6 +28,7 @@ from sweeps.experiment.plan import STATES, Plan, Sweep, plan, plan_to_json
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
+from sweeps.store.checkpoint_header import progress
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
@@ -64,7 +65,11 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
         print(settings.display.banner)
     _print_cells(declared, today, settings)
     if today.pending:
-        print("later: what follows once a cell's dropout is chosen, or a first phase is over")
+        rate = "the learning rate or " if today.sweep.protocol.rates else ""
+        print(f"later: what follows once {rate}a cell's dropout is chosen, or a first phase is over")
+    for status in today.statuses:
+        if status.trial.key in today.studied:
+            print(f"learning rate: {status.trial.cell.label} {status.trial.label}, {status.state}")
     for label, why in declared.given_up.items():
         print(f"{label}: {why}; the others are skipped (--retry-failed trains them)")
     if further := declared.seeds_text():
@@ -283,6 +288,9 @@ def _run(
     live = sys.stdout.isatty() and "CI" not in os.environ
     quiet = settings.display.quiet or settings.display.json
     with LiveView(today, live, quiet, settings.ledger.root) as view:
+        for status in today.statuses:
+            if status.state == "running":
+                view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
         tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
         tracker.register(status.trial for status in declared.statuses)
         for trial in untracked:

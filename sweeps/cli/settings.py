@@ -268,6 +268,8 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
         protocol,
         match=options.match or protocol.match,
         seeds=1 if small else protocol.seeds,
+        # The recipes of small profiles, and a rate that was said, are not chosen anew.
+        rates=None if small or any(word.startswith("recipe.lr=") for word in options.set) else protocol.rates,
         folds=protocol.folds and (folds if options.folds is None else options.folds),
         search=search_of(protocol.search, small, options),
     )

@@ -70,14 +70,18 @@ def export_study(options: argparse.Namespace) -> int:
     from sweeps.experiment.search import export, study
 
     ledger = Ledger.in_output(options.output)
-    sweep = planned_sweep(ledger, options.sweep)
+    plan = current_plan(ledger, titles(ledger, options.sweep)[0])
+    sweep = plan.sweep
     search = sweep.protocol.search
     if search is None:
         raise ValueError(f"{sweep.title} searches nothing")
     results = ledger.results()
     failed = {key for key, attempts in ledger.failed().items() if has_failed(attempts)}
-    studies = export([study(search, cell, results, failed) for cell in sweep.cells], sweep.title, options.storage)
-    print(f"{count(studies, 'study')} written; to look at them: {shlex.join(['optuna-dashboard', options.storage])}")
+    # A search that waits for its learning rate has asked for nothing.
+    cells = [cell for cell in sweep.cells if plan.rates.get(cell.key, 0.0) is not None]
+    studies = [study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0) for cell in cells]
+    written = export(studies, sweep.title, options.storage)
+    print(f"{count(written, 'study')} written; to look at them: {shlex.join(['optuna-dashboard', options.storage])}")
     return 0
 
 

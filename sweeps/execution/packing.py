@@ -86,9 +86,9 @@ def memory_estimate(trial: Trial, classes: int, crop: int) -> tuple[int, int]:
     Between steps: weights, gradients, the optimiser's buffers, and the best weights where the phase keeps them. In a
     step: four bytes for each element of each map after the convolution, after the activation, and for its gradient.
     """
-    copies = 5 if trial.cell.recipe.optimiser == "adam" else 4
+    copies = 5 if trial.recipe.optimiser == "adam" else 4
     maps = sum(channels * side * side for _, channels, side in trial.net.shapes(classes, crop))
-    return 4 * copies * trial.net.parameters(classes, crop), 12 * trial.cell.recipe.batch * maps
+    return 4 * copies * trial.net.parameters(classes, crop), 12 * trial.recipe.batch * maps
 
 
 def fits_on_device(facts: DataSet, resident_bytes: int) -> bool:

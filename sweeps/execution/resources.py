@@ -95,7 +95,7 @@ def check_rank_batches(trials: Iterable[Trial], facts: Mapping[str, DataSet], ra
     Folds differ in size by a picture, so for them only full batches are checked here; the trial checks its last one.
     """
     for trial in trials:
-        recipe, fact = trial.cell.recipe, facts[trial.cell.dataset]
+        recipe, fact = trial.recipe, facts[trial.cell.dataset]
         learned = {"full": fact.splits["train"], "holdout": fact.splits["train"] - fact.holdout}
         try:
             recipe.shared(learned.get(PHASES[trial.phase].split, recipe.batch), ranks)

@@ -67,7 +67,7 @@ class DriverState:
         """Return a measure of a step's memory: the batch times the elements of all maps."""
         classes, crop = self.shapes.get(trial.cell.dataset, (10, trial.cell.net.size))
         maps = sum(channels * side * side for _, channels, side in trial.cell.net.shapes(classes, crop))
-        return trial.cell.recipe.batch * maps
+        return trial.recipe.batch * maps
 
     @property
     def stop_mark(self) -> str:

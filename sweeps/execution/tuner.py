@@ -25,7 +25,16 @@ from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.execution.worker import work
 from sweeps.experiment.metrics import has_diverged
-from sweeps.experiment.plan import MAX_ATTEMPTS, CellTrials, cell_trials, has_failed, planned
+from sweeps.experiment.plan import (
+    MAX_ATTEMPTS,
+    OWN_RATE,
+    CellTrials,
+    cell_trials,
+    has_failed,
+    planned,
+    rate_choices,
+    rate_trials,
+)
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, elsewhere, unclaim
@@ -68,16 +77,23 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.set_aside: set[str] = set()  # not to be tried again in this session
         self.failures: dict[str, set[str]] = {}  # cells that have failed, by the signature of the error
         self.cell_trials: dict[str, CellTrials] = {}
-        for cell in session.sweep.cells:
-            self._expand_cell(cell)
+        self._expand()
         self.waiting = self._missing_trials()
 
     # What runs next --------------------------------------------------------------------------------------------------
 
+    def _expand(self) -> None:
+        """Plan the studies of the learning rate, and the trials of all cells, from the results so far."""
+        self.choices = rate_choices(self.session.sweep, self.results, self.failed)
+        self.cell_trials[""] = rate_trials(self.choices)
+        for cell in self.session.sweep.cells:
+            self._expand_cell(cell)
+
     def _expand_cell(self, cell: Cell) -> None:
         """Plan the trials of a cell from the results so far."""
         protocol = self.session.sweep.protocol
-        trials = cell_trials(cell, protocol, self.results, self.failed, self.insisted)
+        choice = self.choices.get(cell.key, OWN_RATE)
+        trials = cell_trials(cell, protocol, self.results, self.failed, self.insisted, choice)
         self.cell_trials[cell.key] = trials
         if trials.why:
             self.session.given_up[cell.label] = trials.why
@@ -276,8 +292,12 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """Plan the trials that follow from this one, where results decide that: a search, Single, a divergence."""
         protocol = self.session.sweep.protocol
         diverged = has_diverged(self.results.get(trial.key)) or trial.cell.label in self.session.given_up
-        if protocol.search is not None or protocol.single or diverged:
+        studied = any(trial.key == other.key for other in self.cell_trials[""].rates)
+        if studied:  # the trials of other cells wait for it
+            self._expand()
+        elif protocol.search is not None or protocol.single or diverged:
             self._expand_cell(trial.cell)
+        if studied or protocol.search is not None or protocol.single or diverged:
             self.waiting = self._missing_trials()
 
     def _check_failure_limits(self, trial: Trial, attempt: Json) -> None:

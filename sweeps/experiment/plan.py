@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import Tested, has_diverged, lost_text
+from sweeps.experiment.rates import RateChoice, RateStudy, choose
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
 from sweeps.experiment.trial import Cell, Rates, Trial, cell_from_json, cell_to_json
@@ -33,7 +34,7 @@ class Protocol:
     """How a cell becomes trials: its search, then trainings with the chosen dropout (science.md's protocols).
 
     `ablation`: one training per seed, on all but the hold-out (Table 4). `single`: Goodfellow's two phases per seed.
-    `folds`: that many networks, each validated on one fold (Average, Vote).
+    `folds`: that many networks, each validated on one fold (Average, Vote). `rates`: the learning rate is chosen first.
     """
 
     seeds: int = 1
@@ -42,6 +43,7 @@ class Protocol:
     match: str = "train_loss"
     folds: int = 0
     search: Search | None = None
+    rates: RateStudy | None = None
 
     def trainings(self) -> int:
         """Return how many trainings a cell comes to, besides its search."""
@@ -115,12 +117,16 @@ def _matches(label: str, globs: Iterable[str]) -> bool:
 # From cells to trials
 
 
+# Choice of a cell for which no study chooses: its recipe's own rate.
+OWN_RATE = RateChoice((), 0.0)
+
+
 class CellTrials(NamedTuple):
     """Trials of a cell: of its search, of its protocol, and those that will follow, as far as is known.
 
     Pending trials have the cell's own dropout in place of the one that will be chosen: they are for counting.
     `further` are trials of more seeds than are declared, which the ledger has. `skipped` are the keys of those that are
-    given up before they begin, and `why` says why.
+    given up before they begin, and `why` says why. `rates` are the trials of a study of the learning rate.
     """
 
     search: list[Trial]
@@ -129,6 +135,7 @@ class CellTrials(NamedTuple):
     further: Sequence[Trial] = ()
     skipped: frozenset[str] = frozenset()
     why: str = ""
+    rates: Sequence[Trial] = ()
 
 
 def cell_trials(
@@ -137,13 +144,20 @@ def cell_trials(
     results: Mapping[str, Json],
     failed: Collection[str] = (),
     insisted: Collection[str] = (),
+    choice: RateChoice = OWN_RATE,
 ) -> CellTrials:
     """Return the trials of a cell, a pure function of the ledger: its protocol begins once its own study is over.
 
-    A cell whose first trainings all diverged is given up: its other trials are skipped, unless it is `insisted` on.
+    A cell whose first trainings all diverged is given up: its other trials are skipped, unless it is `insisted` on. All
+    of its trials wait for the `choice` of a learning rate, and are skipped where no rate trains.
     """
-    trials = _trials_of(cell, protocol, results, failed)
-    why = "" if cell.key in insisted else _why_given_up(trials, protocol.search, results, failed)
+    if choice.rate is None and not choice.why:
+        later = _trials_of(cell, protocol, {}, (), 0.0)
+        return CellTrials([], [], [*later.search, *later.protocol, *later.pending])
+    trials = _trials_of(cell, protocol, results, failed, choice.rate or 0.0)
+    why = choice.why
+    if not why and cell.key not in insisted:
+        why = _why_given_up(trials, protocol.search, results, failed)
     if not why:
         return trials
     known = [*trials.search, *trials.protocol]
@@ -168,20 +182,22 @@ def _why_given_up(
     return f"all {len(diverged)} trainings of its search diverged" if settled and len(diverged) >= GIVE_UP else ""
 
 
-def _trials_of(cell: Cell, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str]) -> CellTrials:
+def _trials_of(
+    cell: Cell, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str], rate: float
+) -> CellTrials:
     search = protocol.search
     if search is None:
-        trials = protocol_trials(cell, (), "", protocol, results)
-        further = further_seeds(cell, (), protocol, results, failed)
+        trials = protocol_trials(cell, (), "", protocol, results, rate)
+        further = further_seeds(cell, (), protocol, results, failed, rate)
         return CellTrials([], trials, _second_phases(cell, protocol, trials, failed), further)
-    cell_study = study(search, cell, results, failed)
+    cell_study = study(search, cell, results, failed, rate)
     searched = [trial for suggestion in cell_study.suggestions for trial in suggestion.trials]
     # A winner on the hold-out with seed 0 is also the first phase of Single.
     is_first_phase = search.folds == 0 and search.seed == 0
     if not cell_study.is_finished:
         missing = budget(search, cell) * max(1, search.folds) - len(searched)
         stand_in = Trial(cell, "inner", search.seed, (), 0, search.folds) if search.folds else Trial(cell, "holdout")
-        trials = protocol_trials(cell, (), "-" if is_first_phase else "", protocol, {})
+        trials = protocol_trials(cell, (), "-" if is_first_phase else "", protocol, {}, rate)
         pending = [stand_in] * missing + trials + _second_phases(cell, protocol, trials, ())
         return CellTrials(searched, [], pending)
     winner = cell_study.winner
@@ -189,8 +205,8 @@ def _trials_of(cell: Cell, protocol: Protocol, results: Mapping[str, Json], fail
         return CellTrials(searched, [], [])
     reference = winner.trial.key if is_first_phase else ""
     dropout = winner.trial.dropout
-    trials = protocol_trials(cell, dropout, reference, protocol, results)
-    further = further_seeds(cell, dropout, protocol, results, failed)
+    trials = protocol_trials(cell, dropout, reference, protocol, results, rate)
+    further = further_seeds(cell, dropout, protocol, results, failed, rate)
     return CellTrials(searched, trials, _second_phases(cell, protocol, trials, failed), further)
 
 
@@ -202,37 +218,37 @@ def _second_phases(cell: Cell, protocol: Protocol, known: Sequence[Trial], faile
 
 
 def protocol_trials(
-    cell: Cell, dropout: Rates, reference: str, protocol: Protocol, results: Mapping[str, Json]
+    cell: Cell, dropout: Rates, reference: str, protocol: Protocol, results: Mapping[str, Json], rate: float = 0.0
 ) -> list[Trial]:
     """Return the trials of a cell with its dropout chosen; `reference` is a finished first phase with seed 0."""
     trials = []
     for seed in range(protocol.seeds):
-        trials += _seed_trials(cell, seed, dropout, reference if seed == 0 else "", protocol, results)
+        trials += _seed_trials(cell, seed, dropout, reference if seed == 0 else "", protocol, results, rate)
     # Each fold starts from weights of its own, the same for all cells, so that their differences are independent.
-    trials += [Trial(cell, "fold", fold, dropout, fold, protocol.folds) for fold in range(protocol.folds)]
+    trials += [Trial(cell, "fold", fold, dropout, fold, protocol.folds, rate=rate) for fold in range(protocol.folds)]
     return trials
 
 
 def _seed_trials(
-    cell: Cell, seed: int, dropout: Rates, reference: str, protocol: Protocol, results: Mapping[str, Json]
+    cell: Cell, seed: int, dropout: Rates, reference: str, protocol: Protocol, results: Mapping[str, Json], rate: float
 ) -> list[Trial]:
     """Return the trials of one seed: the ablation's, and the phases of Single, the second once the first is known."""
     trials = []
     if protocol.ablation:
-        trials.append(Trial(cell, "ablation", seed, dropout))
+        trials.append(Trial(cell, "ablation", seed, dropout, rate=rate))
     if protocol.single:
-        first = Trial(cell, "holdout", seed, dropout)
+        first = Trial(cell, "holdout", seed, dropout, rate=rate)
         key = reference or first.key
         if key == first.key:
             trials.append(first)
         if key in results:
-            second = Trial(cell, "match", SECOND_SEED + seed, dropout, match=protocol.match, reference=key)
-            trials.append(second)
+            second = SECOND_SEED + seed
+            trials.append(Trial(cell, "match", second, dropout, match=protocol.match, reference=key, rate=rate))
     return trials
 
 
 def further_seeds(
-    cell: Cell, dropout: Rates, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str]
+    cell: Cell, dropout: Rates, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str], rate: float
 ) -> list[Trial]:
     """Return the trials of more seeds than are declared that were trained, or have failed: they count as well."""
     trials: list[Trial] = []
@@ -241,7 +257,7 @@ def further_seeds(
     while seed < last:
         known = [
             trial
-            for trial in _seed_trials(cell, seed, dropout, "", protocol, results)
+            for trial in _seed_trials(cell, seed, dropout, "", protocol, results, rate)
             if trial.key in results or trial.key in failed
         ]
         seed += 1
@@ -268,7 +284,36 @@ def seeds_text(protocol: Protocol, trials: Iterable[Trial]) -> str:
 
 def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = ()) -> list[Trial]:
     """Return the trials known now, in the order in which they should start: a pure function of the ledger."""
-    return planned(cell_trials(cell, sweep.protocol, results, failed) for cell in sweep.cells)
+    return planned(sweep_trials(sweep, results, failed).values())
+
+
+def rate_choices(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str]) -> dict[str, RateChoice]:
+    """Return the choice of the learning rate for each cell that has one, by the cell's key."""
+    study = sweep.protocol.rates
+    if study is None:
+        return {}
+    cells = (*sweep.cells, *sweep.others)
+    baselines = {cell.key: study.baseline_of(cell, cells) for cell in sweep.cells}
+    found = {baseline.key: choose(study, baseline, results, failed) for baseline in baselines.values() if baseline}
+    return {key: found[baseline.key] for key, baseline in baselines.items() if baseline}
+
+
+def rate_trials(choices: Mapping[str, RateChoice]) -> CellTrials:
+    """Return the trials of the studies of the learning rate, each once; those of a rate that is still open."""
+    trials = {trial.key: trial for choice in choices.values() for trial in choice.trials}
+    return CellTrials([], [], [], rates=list(trials.values()))
+
+
+def sweep_trials(
+    sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = (), insisted: Collection[str] = ()
+) -> dict[str, CellTrials]:
+    """Return the trials of each cell by its key, and under "" those of the studies of the learning rate."""
+    choices = rate_choices(sweep, results, failed)
+    cells = {
+        cell.key: cell_trials(cell, sweep.protocol, results, failed, insisted, choices.get(cell.key, OWN_RATE))
+        for cell in sweep.cells
+    }
+    return {"": rate_trials(choices)} | cells
 
 
 def planned(cells: Iterable[CellTrials]) -> list[Trial]:
@@ -279,13 +324,14 @@ def planned(cells: Iterable[CellTrials]) -> list[Trial]:
 
 
 def ordered(cells: Iterable[CellTrials]) -> list[Trial]:
-    """Return the trials of all cells in the order in which they should start, each once: searches first.
+    """Return the trials of all cells in the order in which they should start, each once: rates, then searches first.
 
     The protocols follow seed by seed over all cells, so that a sweep that is stopped has complete comparisons. The
     folds come fold by fold with the first seed.
     """
     cells = list(cells)
-    searched = [trial for cell in cells for trial in cell.search]
+    searched = [trial for cell in cells for trial in cell.rates]
+    searched += [trial for cell in cells for trial in cell.search]
     protocol = [trial for cell in cells for trial in (*cell.protocol, *cell.further)]
     protocol.sort(key=lambda trial: (0 if trial.folds else trial.seed % SECOND_SEED, trial.fold))
     return list({trial.key: trial for trial in searched + protocol}.values())
@@ -310,7 +356,8 @@ class Plan:
     """Statuses of all known trials of a sweep, stand-ins for those to follow, and its data's fingerprints.
 
     `further` are the keys of trials of more seeds than the sweep has, which were trained before; `searched` those of
-    search trials.
+    search trials, `studied` those of studies of the learning rate. `rates` has the rate of each cell that such a study
+    chooses for, None while it is open or where none trains.
     """
 
     sweep: Sweep
@@ -319,6 +366,8 @@ class Plan:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     further: frozenset[str] = frozenset()
     searched: frozenset[str] = frozenset()
+    studied: frozenset[str] = frozenset()
+    rates: Mapping[str, float | None] = field(default_factory=dict)
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
@@ -334,7 +383,8 @@ class Plan:
 
     def lost(self, cell: Cell) -> str:
         """Return what of a cell's trials, its search left out, diverged, failed or was skipped; empty for none."""
-        tried = [status for status in self.of(cell) if status.trial.key not in self.searched]
+        left_out = self.searched | self.studied
+        tried = [status for status in self.of(cell) if status.trial.key not in left_out]
         return lost_text((status.trial.phase, status.state, status.result) for status in tried)
 
     @property
@@ -371,7 +421,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     begun = set(ledger.folders("checkpoints"))
     codes = {cell.key: code_fingerprint(cell.net) for cell in sweep.cells}
     insisted = set(ledger.names("insisted"))
-    cells = [cell_trials(cell, sweep.protocol, results, failed, insisted) for cell in sweep.cells]
+    cells = list(sweep_trials(sweep, results, failed, insisted).values())
     given_up = {key: cell.why for cell in cells for key in cell.skipped}
     statuses = []
     for trial in ordered(cells):
@@ -393,7 +443,9 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     pending = tuple(trial for cell in cells for trial in cell.pending)
     further = frozenset(trial.key for cell in cells for trial in cell.further)
     searched = frozenset(trial.key for cell in cells for trial in cell.search)
-    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched)
+    studied = frozenset(trial.key for cell in cells for trial in cell.rates)
+    rates = {key: choice.rate for key, choice in rate_choices(sweep, results, failed).items()}
+    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates)
 
 
 def current_plan(ledger: Ledger, title: str) -> Plan:
@@ -444,6 +496,8 @@ def sweep_from_json(value: Json | None) -> Sweep:
             search = dict(protocol["search"])
             search["space"] = tuple(Dimension(*dimension) for dimension in search["space"])
             protocol["search"] = Search(**search)
+        if protocol.get("rates") is not None:
+            protocol["rates"] = RateStudy(str(protocol["rates"]["baseline"]), tuple(protocol["rates"]["rates"]))
         cells = tuple(cell_from_json(cell) for cell in value["cells"])
         variant = str(value.get("variant", ""))  # older plans lack it
         return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol), variant)

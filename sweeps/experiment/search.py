@@ -120,8 +120,13 @@ def budget(search: Search, cell: Cell) -> int:
     return min(search.trials, len(_grid(space(search, cell)))) if search.sampler == "grid" else search.trials
 
 
-def study(search: Search, cell: Cell, results: Mapping[str, Result], failed: Collection[str]) -> Study:
-    """Return the study of `cell` as far as `results` go: each wave follows from those before it."""
+def study(
+    search: Search, cell: Cell, results: Mapping[str, Result], failed: Collection[str], rate: float = 0.0
+) -> Study:
+    """Return the study of `cell` as far as `results` go: each wave follows from those before it.
+
+    `rate` is the learning rate of its trials, 0 for the recipe's own.
+    """
     suggestions: list[Suggestion] = []
     total = budget(search, cell)
     dimensions = space(search, cell)
@@ -136,9 +141,9 @@ def study(search: Search, cell: Cell, results: Mapping[str, Result], failed: Col
             running = tuple(_point(suggestion.trial) for suggestion in suggestions[len(observed) :])
             rates = suggest(search, cell.key, dimensions, number, observed, running)
             if search.folds:
-                suggestions.append(_over_folds(search, cell, number, rates, rival, results, failed))
+                suggestions.append(_over_folds(search, cell, number, rates, rival, results, failed, rate))
             else:
-                trial = Trial(cell, "holdout", search.seed, rates, pruning_thresholds=thresholds)
+                trial = Trial(cell, "holdout", search.seed, rates, pruning_thresholds=thresholds, rate=rate)
                 suggestions.append(Suggestion(number, (trial,), _value(trial, results, failed)))
     return Study(cell, search, tuple(suggestions))
 
@@ -151,12 +156,15 @@ def _over_folds(
     rival: Suggestion | None,
     results: Mapping[str, Result],
     failed: Collection[str],
+    rate: float,
 ) -> Suggestion:
     """Return a suggestion with the folds started so far: a few at once, then one by one while it may still be best.
 
     It is compared with `rival`, the best of earlier waves, so pruning does not depend on what else runs.
     """
-    trials = tuple(Trial(cell, "inner", search.seed + fold, rates, fold, search.folds) for fold in range(search.folds))
+    trials = tuple(
+        Trial(cell, "inner", search.seed + fold, rates, fold, search.folds, rate=rate) for fold in range(search.folds)
+    )
     values = [_value(trial, results, failed) for trial in trials]
     errors: tuple[float, ...] = ()
     if rival is not None and search.prune:

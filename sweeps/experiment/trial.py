@@ -65,16 +65,15 @@ class Cell:
     @cached_property
     def texts(self) -> tuple[str, str, str]:
         """Return net, data set and recipe as canonical JSON: once per cell, for all of its trials."""
-        recipe = dataclasses.asdict(self.recipe)
-        del recipe["name"]
-        return _canonical(self.net.to_json()), self.dataset, _canonical(recipe)
+        return _canonical(self.net.to_json()), self.dataset, _recipe_text(self.recipe)
 
 
 @dataclass(frozen=True)
 class Trial:
     """One training: a cell, dropout rates by layer, a seed, and a phase with its fold or its reference trial.
 
-    `pruning_thresholds` (percent, by epoch) end a search trial whose best hold-out error so far is above them.
+    `pruning_thresholds` (percent, by epoch) end a search trial whose best hold-out error so far is above them. `rate`
+    is the learning rate that a study chose or tries, 0 for the recipe's own.
     """
 
     cell: Cell
@@ -86,6 +85,7 @@ class Trial:
     match: str = ""
     reference: str = ""
     pruning_thresholds: tuple[float, ...] = ()
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise ValueError for a trial that cannot be."""
@@ -96,6 +96,11 @@ class Trial:
             raise ValueError(f"phases fold and inner have a fold of 0..folds-1, not {self.fold} of {self.folds}")
         if (self.phase == "match") != (self.match in MATCHES and bool(self.reference)):
             raise ValueError(f"phase match needs a reference trial and one of {', '.join(MATCHES)}")
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Return the cell's recipe with this trial's learning rate."""
+        return dataclasses.replace(self.cell.recipe, lr=self.rate) if self.rate else self.cell.recipe
 
     @cached_property
     def net(self) -> Net:
@@ -117,7 +122,7 @@ class Trial:
             "schema": SCHEMA,
             "net": _canonical(self.net.to_json()) if self.dropout else net,
             "dataset": dataset,
-            "recipe": recipe,
+            "recipe": _recipe_text(self.recipe) if self.rate else recipe,
             "phase": self.phase,
             "seed": self.seed,
         }
@@ -135,8 +140,9 @@ class Trial:
         seed = f"f{self.fold}" if self.folds else f"s{self.seed}"
         if self.folds and self.seed != self.fold:
             seed = f"s{self.seed} {seed}"
+        lr = f" lr={self.rate:g}" if self.rate else ""
         rates = "".join(f" {position}={rate:g}" for position, rate in self.dropout)
-        return f"{seed}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{rates}"
+        return f"{seed}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{lr}{rates}"
 
     def restarted(self, times: int) -> int:
         """Return the seed of weights and dropout after this many restarts of a diverged or dead training."""
@@ -156,6 +162,7 @@ class Trial:
             "reference": self.reference,
             "dropout": [list(rate) for rate in self.dropout],
             "bars": list(self.pruning_thresholds),
+            "rate": self.rate,
         }
 
 
@@ -211,6 +218,7 @@ def trial_from_json(value: Json | None) -> Trial:
             match=str(value["match"]),
             reference=str(value["reference"]),
             pruning_thresholds=tuple(float(threshold) for threshold in value["bars"]),
+            rate=float(value.get("rate", 0.0)),  # older ledgers lack it
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a trial: {error!r}") from None
@@ -228,6 +236,13 @@ def probed(trial: Trial, learned: int, holdout: int) -> int:
     if not phase.probe:
         return 0
     return min(PROBE, -(-learned // 4) if phase.split == "holdout" else holdout)
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    """Return a recipe as canonical JSON, without its name."""
+    content = dataclasses.asdict(recipe)
+    del content["name"]
+    return _canonical(content)
 
 
 def _rounded(value: Any) -> Any:

@@ -37,7 +37,7 @@ from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import Owner, table_address
 
 DONE, DIFFERS = 0, 1
-ROWS = ("numbers", "effects", "claims", "printed", "curves", "dropout")
+ROWS = ("numbers", "effects", "claims", "printed", "curves", "dropout", "runs")
 KINDS = ("csv", "parquet")
 
 

@@ -18,8 +18,9 @@ from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
 from sweeps.results.marks import curve_runs
 from sweeps.store.ledger import Json, Ledger
+from sweeps.store.tables import columns_of
 
-LARGEST: Final = 2_000_000  # bytes of a picture that a page takes in
+LARGEST: Final = 20_000_000  # bytes of a picture that a page takes in, and makes smaller
 JOBS: Final = {
     "pairing": "Pairing of filters (Figures 1 to 3)",
     "invariance": "Invariance (Figure 4)",
@@ -168,23 +169,34 @@ def analysis_parts(ledger: Ledger, survey: SweepResults) -> list[Table | Gallery
         analysed = [[run for run in evidence.runs if job in run.analyses][:1] for evidence in survey.cells]
         runs = [run for first in analysed for run in first]
         if runs:
-            parts.append(_analysis_table(job, runs))
+            parts += _analysis_tables(job, runs)
             pictures = tuple(figure for run in runs for figure in _pictures(ledger, run, run.analyses[job]))
             parts += [Gallery(title, pictures, "wide")] if pictures else []
     return parts
 
 
-def _analysis_table(job: str, runs: Sequence[Run]) -> Table:
-    rows = [(run, row) for run in runs for row in run.analyses[job]["rows"]]
-    names = list(dict.fromkeys(name for _, row in rows for name in row))
+def _analysis_tables(job: str, runs: Sequence[Run]) -> list[Table]:
+    """Return a table for each kind of row: two algorithms have columns of one name that mean different things."""
+    kinds: dict[tuple[str, ...], list[tuple[Run, Json]]] = {}
+    for run in runs:
+        for row in run.analyses[job]["rows"]:
+            kind = tuple(name for name in row if not name.startswith("paper"))
+            kinds.setdefault(kind, []).append((run, row))
+    tables = [_analysis_table(job, rows) for rows in kinds.values()]
+    return [table._replace(id=f"{table.id}-{place}" if place else table.id) for place, table in enumerate(tables)]
+
+
+def _analysis_table(job: str, rows: Sequence[tuple[Run, Json]]) -> Table:
+    names = list(columns_of([row for _, row in rows]))
     lines = []
     for run, row in rows:
         cell = run.trial.cell
-        entries = [Entry(_word(row.get(name)), runs=(run,), cell=cell.key) for name in names]
-        lines.append((Entry(cell.label, cell=cell.key), *entries))
+        # The run is said once a row: said at each number, it would be most of the page.
+        entries = [Entry(_word(row.get(name))) for name in names]
+        lines.append((Entry(cell.label, runs=(run,), cell=cell.key), *entries))
     numeric = {name: all(isinstance(row.get(name), int | float | None) for _, row in rows) for name in names}
     align = "l" + "".join("r" if numeric[name] else "l" for name in names)
-    notes = tuple(dict.fromkeys(str(note) for run in runs for note in run.analyses[job].get("notes", ())))
+    notes = tuple(dict.fromkeys(str(note) for run, _ in rows for note in run.analyses[job].get("notes", ())))
     return Table(f"analysis-{job}", JOBS[job], ("cell", *names), align, tuple(lines), notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from sweeps.experiment.plan import seeds_text
@@ -21,6 +22,11 @@ EMBEDDED = (
     "Verdicts are withheld, and the paper's numbers stand greyed beside ours."
 )
 RUNS = "Every number above names the trials it is made of; here is each trial with its MLflow run."
+PICTURES = (
+    "Of the first analysed run of each cell. Where the page would be too large, pictures are smaller than they are: in "
+    "full they lie in the output folder under ledger/trials, and on the MLflow run of the trial."
+)
+CHARTS = 60  # charts of dropout response on a page
 REDUCED = "Profile {}: not the paper's scale. What is other stands below each table, under deviations."
 
 
@@ -39,6 +45,7 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
         print_section(survey),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
         _galleries("size", "Error against parameters", [charts.size_gallery(group) for group in tables]),
+        _rates(survey),
         _dropout(survey),
         _analyses(ledger, survey),
         _failures(survey),
@@ -107,19 +114,27 @@ def _galleries(name: str, heading: str, galleries: Sequence[Gallery | None]) -> 
     return Section(name, heading, (), parts) if parts else None
 
 
+def _rates(survey: SweepResults) -> Section | None:
+    table = record_tables.rate_table(survey)
+    return Section("rates", "Learning rate", (), (table,)) if table is not None else None
+
+
 def _dropout(survey: SweepResults) -> Section | None:
     table = record_tables.dropout_table(survey)
     if table is None:
         return None
-    words = "Filled: trained to the end; hollow: pruned; ringed: chosen."
-    return Section("dropout", "Dropout response", (words,), (table, *charts.dropout_galleries(survey)))
+    words = ["Filled: trained to the end; hollow: pruned; ringed: chosen."]
+    galleries = charts.dropout_galleries(survey)
+    drawn = list(itertools.accumulate(len(gallery.figures) for gallery in galleries))
+    shown = sum(number <= CHARTS for number in drawn)
+    if shown < len(galleries):
+        words.append(f"Charts of the first {count(shown, 'cell')}; dropout.csv has the numbers of all.")
+    return Section("dropout", "Dropout response", tuple(words), (table, *galleries[:shown]))
 
 
 def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:
     parts = charts.analysis_parts(ledger, survey)
-    return (
-        Section("analyses", "Analyses", ("Of the first analysed run of each cell.",), tuple(parts)) if parts else None
-    )
+    return Section("analyses", "Analyses", (PICTURES,), tuple(parts)) if parts else None
 
 
 def _failures(survey: SweepResults) -> Section:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps.experiment.metrics import HELD_OUT, TOP1, ending_word
+from sweeps.experiment.rates import choose
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, Entry, Table, duration, plain
 from sweeps.results.cell_numbers import NAMES
@@ -37,8 +38,34 @@ def _chosen(evidence: CellResults) -> tuple[Entry, ...]:
     return (Entry(evidence.cell.label, cell=evidence.cell.key), Entry(rates), best, *(Entry(str(n)) for n in counts))
 
 
+def rate_table(survey: SweepResults) -> Table | None:
+    """Return the studies of the learning rate, None for a sweep that has none."""
+    study = survey.sweep.protocol.rates
+    rows: list[tuple[Entry, ...]] = []
+    for evidence in survey.cells if study is not None else ():
+        runs = {run.key: run for run in evidence.runs if run.key in evidence.rates}
+        if study is None or not runs:
+            continue
+        results = {key: run.result for key, run in runs.items() if run.result is not None}
+        choice = choose(study, evidence.cell, results, {key for key, run in runs.items() if run.state == "failed"})
+        for trial in choice.trials:
+            word = "chosen" if trial.rate == choice.rate else choice.why or NONE
+            if trial.key in runs:
+                run = runs[trial.key]
+                rows.append((
+                    Entry(evidence.cell.label, cell=evidence.cell.key),
+                    Entry(f"{trial.rate:g}"),
+                    Entry(plain(run.metrics.get(HELD_OUT, math.nan)), runs=(run,), metric=HELD_OUT),
+                    Entry(state_of(run)),
+                    Entry(word, tone="good" if word == "chosen" else "muted"),
+                ))  # fmt: skip
+    columns = ("baseline", "rate", "hold-out error", "", "")
+    note = "The rate of least hold-out error, of equal ones the larger: that of all cells with these data and recipe."
+    return Table("learning-rate", "Learning rate", columns, "lrrll", tuple(rows), (note,)) if rows else None
+
+
 def failure_table(survey: SweepResults) -> Table | None:
-    """Return the trials that failed, diverged, died, were skipped or begun anew, with the last error; None for none."""
+    """Return the trials that failed, diverged, died, were skipped or begun anew, with the last error; None: no such."""
     rows = []
     for run in survey.runs:
         tries = survey.attempts.get(run.key, ())
@@ -91,6 +118,8 @@ def _cost(row: Sequence[float], runs: tuple[Run, ...], hourly: float) -> Iterabl
         yield Entry(f"{hourly * (hours + searching):,.2f}")
 
 
+LISTED = 1000  # runs that the page lists one by one
+
 # Fields of a result's hardware and their names in the table; the last two are of some results only.
 HARDWARE = {
     "device": "device",
@@ -134,25 +163,40 @@ def _versions(packages: Mapping[str, Any]) -> str:
 
 
 def run_tables(survey: SweepResults) -> list[Table]:
-    """Return every run of each cell: key, name, state, its errors and its MLflow run."""
-    return [_runs(evidence) for evidence in survey.cells if evidence.runs]
+    """Return every run of each cell: key, name, state, its errors and its MLflow run.
+
+    Beyond LISTED runs, those of searches are left to runs.csv; beyond as many others, the last of each cell too.
+    """
+    tables = []
+    listed = {evidence.cell.key: evidence.runs for evidence in survey.cells if evidence.runs}
+    if len(survey.runs) > LISTED:
+        for evidence in survey.cells:
+            searched = {run.key for tried in evidence.tried for run in tried.runs}
+            listed[evidence.cell.key] = tuple(run for run in evidence.runs if run.key not in searched)
+    most = LISTED // len(listed) if sum(map(len, listed.values())) > LISTED else LISTED
+    for evidence in survey.cells:
+        if evidence.runs:
+            tables.append(_runs(evidence, listed[evidence.cell.key][:most]))
+    return tables
 
 
-def _runs(evidence: CellResults) -> Table:
+def _runs(evidence: CellResults, listed: Sequence[Run]) -> Table:
     columns = ("trial", "", "state", f"test {NAMES[TOP1]}", "hold-out", "epochs", "time", "MLflow run")
     rows = tuple(
         (
             Entry(run.key, runs=(run,)),
             Entry(run.trial.label + ("" if run.trial.phase != "match" else f", {run.trial.match}"), tone="muted"),
             Entry(state_of(run)),
-            *(_metric(run, name) for name in (TOP1, HELD_OUT)),
+            *(Entry(plain(run.metrics.get(name, math.nan))) for name in (TOP1, HELD_OUT)),
             Entry(f"{run.result['epochs']:g}" if run.result else NONE),
             Entry(duration(float(run.result["seconds"]) / 3600) if run.result else NONE),
             Entry(run.mlflow or NONE, tone="muted"),
         )
-        for run in evidence.runs
+        for run in listed
     )
-    return Table(f"cell-{evidence.cell.key}", evidence.cell.label, columns, "lllrrrrl", rows)
+    others = len(evidence.runs) - len(listed)
+    notes = (f"{count(others, 'further run')} of this cell: runs.csv.",) if others else ()
+    return Table(f"cell-{evidence.cell.key}", evidence.cell.label, columns, "lllrrrrl", rows, notes)
 
 
 def _metric(run: Run, name: str) -> Entry:

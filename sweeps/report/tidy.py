@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sweeps.experiment.metrics import HELD_OUT, TOP1
 from sweeps.results.cell_numbers import DERIVED, groups, number, verdict_for
 from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, effects
@@ -15,7 +16,7 @@ Line = dict[str, Any]
 
 
 def tidy(survey: SweepResults) -> dict[str, list[Line]]:
-    """Return the rows by name: numbers, effects, claims, printed, curves, dropout."""
+    """Return the rows by name: numbers, effects, claims, printed, curves, dropout, runs."""
     used = [table for table in ("1", "2") if any(evidence.cell.table == table for evidence in survey.cells)]
     rows = {
         "numbers": list(_numbers(survey)),
@@ -24,6 +25,7 @@ def tidy(survey: SweepResults) -> dict[str, list[Line]]:
         "printed": [line for table in used for line in _printed(table)],
         "curves": list(_curves(survey)),
         "dropout": list(_dropout(survey)),
+        "runs": list(_runs(survey)),
     }
     return {name: lines for name, lines in rows.items() if lines}
 
@@ -146,3 +148,18 @@ def _dropout(survey: SweepResults) -> Iterable[Line]:
                 "state": "pruned" if tried.pruned else str((tried.run.result or {}).get("status", tried.run.state)),
                 "trials": [run.key for run in tried.runs],
             }
+
+
+def _runs(survey: SweepResults) -> Iterable[Line]:
+    for run in survey.runs:
+        yield {
+            "cell": run.trial.cell.label,
+            "trial": run.key,
+            "name": run.trial.label,
+            "state": str((run.result or {}).get("status", run.state)),
+            "test_top1_err": run.metrics.get(TOP1, float("nan")),
+            "val_top1_err": run.metrics.get(HELD_OUT, float("nan")),
+            "epochs": int(run.result["epochs"]) if run.result else 0,
+            "seconds": float(run.result["seconds"]) if run.result else float("nan"),
+            "mlflow_run": run.mlflow,
+        }

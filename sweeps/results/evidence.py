@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import math
 import re
@@ -96,12 +97,16 @@ class SearchPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class CellResults:
-    """The runs of one cell, the suggestions of its dropout study, and the vote of its folds' networks."""
+    """The runs of one cell, the suggestions of its dropout study, and the vote of its folds' networks.
+
+    `rates` are the keys of the trials by which it chose the learning rate of the cells like it, if it did.
+    """
 
     cell: Cell
     runs: tuple[Run, ...]
     tried: tuple[SearchPoint, ...]
     vote: Predictions | None
+    rates: tuple[str, ...] = ()
 
     def done(self, *phases: str) -> tuple[Run, ...]:
         """Return the runs of these phases that have a result, search trials left out."""
@@ -110,8 +115,8 @@ class CellResults:
 
     @property
     def searched(self) -> frozenset[str]:
-        """Return the keys of its search trials."""
-        return frozenset(run.key for point in self.tried for run in point.runs)
+        """Return the keys of its search trials, and of its study of the learning rate."""
+        return frozenset(run.key for point in self.tried for run in point.runs) | frozenset(self.rates)
 
     @property
     def tested(self) -> tuple[Run, ...]:
@@ -209,11 +214,22 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
         statuses, studies = _frozen(ledger, manifest)
         question, record = str(manifest["question"]), dict(manifest["record"])
     runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
-    cells = tuple(_cell_results(ledger, cell, runs, studies.get(cell.key, ())) for cell in sweep.cells)
+    cells = tuple(
+        dataclasses.replace(_cell_results(ledger, cell, runs, studies.get(cell.key, ())), rates=_rate_keys(sweep, cell))
+        for cell in sweep.cells
+    )
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     price = ledger.read_json(f"prices/{title}.json") or {}
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
     return SweepResults(title, sweep, question, cells, attempts, record, hourly)
+
+
+def _rate_keys(sweep: Sweep, cell: Cell) -> tuple[str, ...]:
+    """Return the keys of the trials of a baseline's study of the learning rate; none for any other cell."""
+    study = sweep.protocol.rates
+    if study is None or study.baseline_of(cell, sweep.cells) != cell:
+        return ()
+    return tuple(trial.key for trial in study.trials(cell))
 
 
 def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
@@ -226,9 +242,10 @@ def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
     return {
         cell.key: [
             (tuple(trial.key for trial in suggestion.trials), suggestion.value, suggestion.pruned)
-            for suggestion in study(search, cell, results, failed).suggestions
+            for suggestion in study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0).suggestions
         ]
         for cell in plan.sweep.cells
+        if plan.rates.get(cell.key, 0.0) is not None  # else its search waits for the learning rate
     }
 
 

@@ -96,7 +96,7 @@ class Trainer:
 
         ValueError where a batch has fewer pictures than there are ranks.
         """
-        trial.cell.recipe.shared(len(splits.train_indices), ranks.size)
+        trial.recipe.shared(len(splits.train_indices), ranks.size)
         self.trial = trial
         self.config = config
         self.ledger = ledger
@@ -105,7 +105,7 @@ class Trainer:
         self.context = context
         self.ranks = ranks
         self.device = torch.device(config.device)
-        self.precision = precision_of(trial.cell.recipe.precision, self.device)
+        self.precision = precision_of(trial.recipe.precision, self.device)
         self.phase = PHASES[trial.phase]
         self.chance = chance(splits.train.sidecar.label_counts)
         self.target = _target(trial, ledger)
@@ -194,12 +194,12 @@ class Trainer:
 
     def _epoch_is_due(self) -> bool:
         """Return whether the end of this epoch is saved: the last is, and others where saving is cheap."""
-        last = self.is_finished() or self.learner.epoch >= self.trial.cell.recipe.epochs
+        last = self.is_finished() or self.learner.epoch >= self.trial.recipe.epochs
         return last or self.cadence.epoch_is_due()
 
     def _yield_step(self) -> Steps[None]:
         """Yield before the next step, where there is one."""
-        if self.learner.epoch < self.trial.cell.recipe.epochs:
+        if self.learner.epoch < self.trial.recipe.epochs:
             yield self.position(STEP, self.learner.step_count)
 
     def position(self, stage: int, number: int) -> Position:
@@ -218,8 +218,8 @@ class Trainer:
         # The row: training errors as summed during the epoch, then what is measured in evaluation mode.
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
         row |= _named("train", average)
-        row["lr"] = trial.cell.recipe.learning_rate(learner.epoch - 1, 0, steps)
-        row["sys/images_per_s"] = self.data_timer.batches * trial.cell.recipe.batch / max(seconds, 1e-9)
+        row["lr"] = trial.recipe.learning_rate(learner.epoch - 1, 0, steps)
+        row["sys/images_per_s"] = self.data_timer.batches * trial.recipe.batch / max(seconds, 1e-9)
         if (data_share := self.data_timer.share()) is not None:
             row["sys/data_share"] = data_share
         evaluations: list[Evaluation] = []
@@ -251,7 +251,7 @@ class Trainer:
         state.flat = state.flat + 1 if stays else 0
         if any(evaluation.same_scores for evaluation in evaluations):
             raise DeadError(f"the net is dead after epoch {epoch}: it gives every picture the same scores")
-        ends = state.ending == "matched" or (epoch >= self.trial.cell.recipe.epochs and state.ending == "")
+        ends = state.ending == "matched" or (epoch >= self.trial.recipe.epochs and state.ending == "")
         long = state.flat >= 2 and state.flat * self.views.steps >= SLOW_START
         if stays and (long or (ends and epoch * self.views.steps >= SHORTEST)):
             same = "gives every picture the same class" if evaluations[0].same_class else "is no better than guessing"
@@ -300,7 +300,7 @@ class Trainer:
 
         ValueError where that is impossible: batch norm needs its whole batch, or a micro-batch is one picture.
         """
-        batch = self.trial.cell.recipe.batch
+        batch = self.trial.recipe.batch
         parts = 2 * self.state.parts
         normed = any("_bn" in name for name in self.learner.model.state_dict())
         if normed or parts * self.ranks.size > batch:
@@ -320,7 +320,7 @@ class Trainer:
         """Begin again with another seed and return True; False, with this `ending`, where no restart is left."""
         state = self.state
         state.events.append(reason)
-        if state.restarts >= self.trial.cell.recipe.restarts:
+        if state.restarts >= self.trial.recipe.restarts:
             state.ending = ending
             return False
         self.ranks.broadcast_from_rank0(lambda: self.ledger.delete(f"checkpoints/{self.trial.key}"))
@@ -339,7 +339,7 @@ def new_learner(
     trial: Trial, facts: DataSet, seed: int, steps: int, device: torch.device, ranks: Ranks = ALONE
 ) -> Learner:
     """Return a trial's net at the initial weights of `seed`, on `device`, with `steps` in an epoch."""
-    recipe = trial.cell.recipe
+    recipe = trial.recipe
     model = build(trial.net, facts.classes, facts.crop)
     initialise(model, trial.net, recipe.init, seed)
     model = ranks.convert_batchnorm(model)

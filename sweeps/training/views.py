@@ -45,7 +45,7 @@ class Views:
     @cached_property
     def steps(self) -> int:
         """Return the steps of an epoch of training."""
-        return self.trial.cell.recipe.steps(len(self.splits.train_indices))
+        return self.trial.recipe.steps(len(self.splits.train_indices))
 
     def training(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's views of each batch of `epoch` from `step` on, with the labels of the whole batch."""
@@ -53,7 +53,7 @@ class Views:
             yield self.stream.get((self.key, STEP, epoch), number, partial(self._training, epoch))
 
     def _training(self, epoch: int, step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        recipe = self.trial.cell.recipe
+        recipe = self.trial.recipe
         train = self.splits.train
         sidecar = train.sidecar
         indices = order(self.trial.seed, epoch, self.splits.train_indices)[: self.steps * recipe.batch]

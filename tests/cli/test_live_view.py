@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli.live_view import SweepProgress
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, cell_trials, plan
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
@@ -55,3 +56,45 @@ def test_row_tells_parts_averages_and_marks(tmp_path: Path) -> None:
     )
     assert now.endswith(f"epoch 0/{BASELINE.recipe.epochs}")
     assert progress.seconds == pytest.approx(7200.0)
+
+
+def row(epoch: int, error: float | None, train: float = 1.0) -> Json:
+    return {"epoch": epoch, "train/top1_err": train, "sys/images_per_s": 100.0} | (
+        {} if error is None else {"val/top1_err": error}
+    )
+
+
+def test_best_hold_out_error_is_the_least_so_far(tmp_path: Path) -> None:
+    found = plan(SWEEP, Ledger(str(tmp_path)), {})
+    progress, (first, second) = SweepProgress(found), [status.trial for status in found.of(BASELINE)]
+    for epoch, error in enumerate((50.0, 30.0, 40.0), 1):
+        progress.apply("epoch", first, row(epoch, error))
+    assert progress.rows()[0][3] == "30.00"
+    # A training on everything holds nothing out: its training error is no hold-out error.
+    whole = Trial(BASELINE, "match", 1000, match="epoch", reference=first.key)
+    progress.apply("started", whole, {})
+    progress.apply("epoch", whole, row(1, None, 2.0))
+    assert progress.rows()[0][3] == "30.00"
+    progress.apply("epoch", second, row(1, 20.0))
+    assert progress.rows()[0][3] == "20.00"
+    # It diverged, and is begun again: what came before is no result of it.
+    progress.apply("epoch", second, row(1, 60.0))
+    progress.apply("epoch", second, row(2, float("nan")))
+    assert progress.rows()[0][3] == "30.00"
+    progress.apply("done", first, result(35.0, False, "diverged"))
+    assert progress.rows()[0][3] == "35.00"
+
+
+def test_trial_that_was_begun_shows_where_it_goes_on(tmp_path: Path) -> None:
+    found = plan(SWEEP, Ledger(str(tmp_path)), {})
+    progress, (trial, other) = SweepProgress(found), [status.trial for status in found.of(BASELINE)]
+    state = {"code": code_fingerprint(BASELINE.net), "epoch": 3, "history": [row(1, 45.0), row(2, 25.0), row(3, 28.0)]}
+    progress.resume(trial, state)
+    progress.resume(other, state | {"code": "older"})  # it begins anew
+    for begun in (trial, other):
+        progress.apply("started", begun, {})
+    _, _, now, best, _, _ = progress.rows()[0]
+    epochs = BASELINE.recipe.epochs
+    assert now == f"{trial.label} epoch 3/{epochs}; {other.label} epoch 0/{epochs}"
+    assert best == "25.00"
+    assert dict(progress.remaining())[trial] == 3
