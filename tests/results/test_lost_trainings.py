@@ -192,7 +192,7 @@ def test_what_was_lost_is_counted_by_part() -> None:
     folds = [("fold", "done", good)] * 7 + [("fold", "done", bad), ("fold", "failed", None), ("fold", "skipped", None)]
     assert lost_text(folds) == "1 of 10 folds diverged, 1 failed, 1 skipped"
     died = ("fold", "done", {**bad, "ending": "dead"})
-    assert lost_text([died, *folds[:7], *folds[8:]]) == "1 of 10 folds died, 1 failed, 1 skipped"
+    assert lost_text([*folds[:7], died, *folds[8:]]) == "1 of 10 folds died, 1 failed, 1 skipped"
     assert [ending_word(result) for result in (good, bad, died[2])] == ["finished", "diverged", "dead"]
     assert lost_text([("ablation", "failed", None)]) == "1 of 1 seed failed"
     assert lost_text([("inner", "failed", None), ("fold", "new", None), ("fold", "stale", good)]) == ""
