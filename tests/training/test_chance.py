@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,8 +16,9 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training import trainer
 from sweeps.training.evaluate import Errors, beats, chance
+from sweeps.training.loop import DeadError
 from sweeps.training.run_trial import run_trial
-from sweeps.training.trainer import Evaluation, at_chance
+from sweeps.training.trainer import Evaluation, Trainer, TrainingState, at_chance
 from tests.support.trials import SMALL, runtime_config
 
 TWO = "synthetic:size=32,classes=2,train=40,test=20"
@@ -120,6 +122,24 @@ def test_epochs_at_chance_are_counted_until_they_are_no_slow_start(
     result = trained(trial_with(lr=STILL, restarts=1), data, tmp_path)
     assert result["ending"] == "dead"
     assert all("at chance after epoch 5:" in event for event in result["events"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "dead_after"),
+    [([GUESS] * 2, 2), ([GUESS, 2.0, GUESS], 0), ([2.0, GUESS, GUESS], 3), ([2.0] * 4, 0)],
+)
+def test_only_epochs_at_chance_in_a_row_are_counted(losses: list[float], dead_after: int) -> None:
+    epochs = SimpleNamespace(
+        state=TrainingState(), learner=SimpleNamespace(epoch=0), splits=SimpleNamespace(train_indices=range(4000)),
+        chance=TEN, trial=trial_with(epochs=100), views=SimpleNamespace(steps=trainer.SLOW_START // 2),
+    )  # fmt: skip
+    evaluation = Evaluation(Errors(GUESS, 90.0, 50.0), 400, False, True)
+    for epochs.learner.epoch, loss in enumerate(losses, 1):
+        if epochs.learner.epoch == dead_after:
+            with pytest.raises(DeadError, match="at chance after epoch"):
+                Trainer._check_alive(epochs, Errors(loss, 90.0, 50.0), [evaluation])  # type: ignore[arg-type]
+        else:
+            Trainer._check_alive(epochs, Errors(loss, 90.0, 50.0), [evaluation])  # type: ignore[arg-type]
 
 
 def test_the_count_of_epochs_at_chance_survives_a_resume(
