@@ -26,15 +26,15 @@ def test_imagenet_schedule_is_supplement_e(first: int, last: int, rate: float, d
 
 
 def test_vgg_halves_at_the_start_of_epochs_25_50_75() -> None:
-    rates = [VGG.learning_rate(epoch - 1, 0, 1) for epoch in (1, 24, 25, 49, 50, 300)]
-    assert rates == [1, 1, 0.5, 0.5, 0.25, 0.5**12]
+    rates = [VGG.learning_rate(epoch - 1, 0, 1) for epoch in (1, 24, 25, 49, 50, 299, 300)]
+    assert rates == [1, 1, 0.5, 0.5, 0.25, 0.5**11, 0.5**12]
     assert VGG.dampening == VGG.momentum == 0.9
 
 
-def test_vgg_last_halving_is_at_300() -> None:
-    assert VGG.learning_rate(273, 0, 1) == 0.5**10
-    assert VGG.learning_rate(298, 0, 1) == 0.5**11
-    assert VGG.learning_rate(299, 0, 1) == 0.5**12
+def test_vgg_last_halvings_are_at_275_and_at_its_last_epoch() -> None:
+    # cifar.torch halves where the epoch is a multiple of 25, and its last one is 300.
+    rates = [VGG.learning_rate(epoch - 1, 0, 1) for epoch in (274, 275, 299, 300)]
+    assert rates == [0.5**10, 0.5**11, 0.5**11, 0.5**12]
 
 
 def test_allconv_drops_tenfold_after_200_250_300_epochs() -> None:
