@@ -185,7 +185,8 @@ def _claim_result(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -
         for row in (compared.comparison.row, compared.rival)
     }
     reasons = [reduced(cells[network], network[0]) for network in networks if network in cells]
-    withheld = next((reason for reason in reasons if reason), "") or _lost(claim, comparisons, cells)
+    first = next((reason for reason in reasons if reason), "")
+    withheld = "; ".join(filter(None, (first, _lost(claim, comparisons, cells))))
     decision = "not run" if withheld else decide_all(compared.decision for compared in comparisons)
     return ClaimResult(claim, decision, tuple(comparisons), withheld, in_print(claim))
 

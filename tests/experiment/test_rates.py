@@ -36,7 +36,7 @@ def test_rate_is_part_of_the_recipe_that_is_trained_and_of_the_key() -> None:
     assert (trial.recipe, trial.key) == (there.recipe, Trial(there).key)
     assert Trial(BASELINE, rate=BASELINE.recipe.lr).key == Trial(BASELINE).key != trial.key
     assert Trial(BASELINE).recipe is BASELINE.recipe
-    assert (trial.label, params_of(trial)["lr"]) == ("s0 lr=0.1", 0.1)
+    assert (trial.label, params_of(trial, "a")["lr"]) == ("s0 lr=0.1", 0.1)
     value = json.loads(json.dumps(trial.to_json()))
     assert trial_from_json(value) == trial
     older = Trial(BASELINE).to_json()

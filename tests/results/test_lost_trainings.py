@@ -150,10 +150,13 @@ def test_numbers_carry_the_marks_of_their_own_trials(
 
 
 def test_report_shows_the_marks_at_numbers_and_effects(page: Document) -> None:
-    rows = page.tables["table-1-cifar10-effects"].rows
-    marked: dict[tuple[str, str], str] = {
-        (row[0].text, row[1].text): "".join(row[2].marks) for row in rows if isinstance(row[0], Entry)
-    }
+    table = page.tables["table-1-cifar10-effects"]
+    place = table.columns.index("difference")
+    marked: dict[tuple[str, str], str] = {}
+    for row in table.rows:
+        name, metric, difference = row[0], row[place - 1], row[place]
+        assert isinstance(name, Entry)
+        marked.setdefault((name.text, metric.text), "".join(difference.marks))
     assert marked["Double", "average"] == marked["Double", "vote"] == "d"
     assert (marked["AVR", "single"], marked["AVR", "average"], marked["CReLU", "single"]) == ("m", "", "d")
     notes = " ".join(page.tables["table-1-cifar10-effects"].notes)
@@ -173,7 +176,7 @@ def test_claims_over_such_cells_are_withheld_with_the_reason(results: SweepResul
 
 def test_mlflow_note_and_tidy_rows_say_what_was_lost(results: SweepResults) -> None:
     runs = {cell.cell.key: "0" * 32 for cell in results.cells}
-    pages = mlflow_notes.pages(results, "1", runs)
+    pages = mlflow_notes.pages(results, "1", runs, "0" * 32)
     assert "1 of 4 folds diverged" in pages[DOUBLE.key].note
     assert "1 of 3 seeds failed" in pages[AVR.key].note
     assert "Of its trainings" not in pages[BASELINE.key].note

@@ -376,8 +376,9 @@ def test_rates_that_were_tried_are_no_part_of_a_cell() -> None:
     tried = [(Trial(CELL, "holdout", rate=rate), {HELD_OUT: error}) for rate, error in ((0.05, 30.0), (0.01, 40.0))]
     chosen = (Trial(CELL, rate=0.01), {TOP1: 42.0})
     assert cell_metrics([*tried, chosen])[HELD_OUT] == 40.0
-    assert params_of_cell(CELL, "c", Protocol(rates=RateStudy()), [trial for trial, _ in tried]).get("lr") is None
-    assert params_of_cell(CELL, "c", Protocol(rates=RateStudy()), [chosen[0]])["lr"] == 0.01
+    protocol = Protocol(rates=RateStudy("*"))
+    assert "lr" not in params_of_cell(CELL, "c", protocol, [trial for trial, _ in tried])
+    assert params_of_cell(CELL, "c", protocol, [chosen[0]])["lr"] == 0.01
     assert params_of(tried[0][0], "c")["lr"] == 0.05
 
 
