@@ -296,7 +296,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "if self.drop_last or rest <= 1 else full)"),
         ("if self.drop_last or rest <= 1 else full + 1)",
          "if self.drop_last or rest == 0 else full + 1)",
-         "test_last_batch_of_one_picture_is_left_out"),
+         "tests/experiment/test_recipe.py::test_last_batch_of_one_picture_is_left_out"),
         ("return self.weight_decay * self.stage(epoch).decay_factor",
          "return self.weight_decay"),
         ("Dimension(\"conv9\", 0.0, 0.5, 0.25)",

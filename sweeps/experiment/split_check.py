@@ -25,7 +25,7 @@ def check_splits(trials: Iterable[Trial], where: Path) -> None:
 
 def _check(trial: Trial, where: Path) -> None:
     phase = PHASES[trial.phase]
-    recipe = trial.cell.recipe
+    recipe = trial.recipe
     facts = dataset(trial.cell.dataset, where)
     label_counts = read_sidecar(beton_path(trial.cell.dataset, "train", where).with_suffix(".json")).label_counts
     learned = sum(label_counts)

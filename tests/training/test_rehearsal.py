@@ -129,9 +129,9 @@ def steps_of(losses: list[float], wrong: float = 90, dead: Callable[[int], bool]
         (steps_of([2.4] * 30 + [90.0] * 30), ("diverged", 31)),
         (steps_of([2.4, 60.0] + [2.3] * 58), ("at chance", 0)),  # it has come back
         (steps_of([60.0] * 60), ("at chance", 0)),  # as large as it began
-        (steps_of([2.31] * 1999), ("at chance", 0)),
-        (steps_of([2.31] * 2100), ("dead", 101)),  # as many as a trial waits
-        (steps_of([2.31] * 2050 + [2.2] * 50), ("trains", 0)),
+        (steps_of([2.31] * 3999), ("at chance", 0)),
+        (steps_of([2.31] * 4100), ("dead", 101)),  # as many as a trial waits
+        (steps_of([2.31] * 4050 + [2.2] * 50), ("trains", 0)),
         (steps_of([2.4] * 60, dead=lambda number: number > 40), ("dead", 41)),
         (steps_of([2.4] * 60, dead=lambda number: number > 41), ("at chance", 0)),
         (steps_of([2.4] * 60, dead=lambda number: number <= 40), ("at chance", 0)),
