@@ -88,7 +88,7 @@ def _links(
 
 def _metrics(group: ResultTable, row: Row, evidence: CellResults) -> dict[str, float]:
     """Return the numbers of a cell's run: its averages, and what no trial's run has: paper, vote, parameters."""
-    metrics = cell_metrics([(run.trial.phase, run.result["metrics"]) for run in evidence.runs if run.result])
+    metrics = cell_metrics((run.trial, run.result["metrics"]) for run in evidence.runs if run.result)
     metrics[PARAMETERS] = number(evidence, PARAMETERS).average.mean
     for metric in group.metrics:
         ours, theirs = number(evidence, metric), group.paper(row, metric)

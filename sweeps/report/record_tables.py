@@ -199,6 +199,11 @@ def _runs(evidence: CellResults, listed: Sequence[Run]) -> Table:
     return Table(f"cell-{evidence.cell.key}", evidence.cell.label, columns, "lllrrrrl", rows, notes)
 
 
+def _metric(run: Run, name: str) -> Entry:
+    value = run.metrics.get(name, math.nan)
+    return Entry(plain(value), runs=(run,), metric=name) if math.isfinite(value) else Entry(NONE)
+
+
 def state_of(run: Run) -> str:
     """Return how a run stands: its ending where it is done, else its state."""
     status = ending_word(run.result) if run.result else run.state

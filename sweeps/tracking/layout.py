@@ -121,21 +121,21 @@ def _ranges(numbers: Sequence[int]) -> str:
 def params_of_cell(cell: Cell, name: str, protocol: Protocol, trials: Iterable[Trial]) -> dict[str, str | int | float]:
     """Return what varies between cells, for people, under the same names as on the runs of its trials.
 
-    Dropout and learning rate are missing until the cell's studies have chosen them.
+    Dropout and learning rate are missing until a study has chosen them.
     """
-    trials = [trial for trial in trials if PHASES[trial.phase].test]
-    tested = {_dropout(trial) for trial in trials}
+    tested = [trial for trial in trials if PHASES[trial.phase].test]
+    dropouts = {_dropout(trial) for trial in tested}
+    rates = {trial.recipe.lr for trial in tested}
     if protocol.search is None:
-        tested = {_dropout(Trial(cell))}
+        dropouts = {_dropout(Trial(cell))}
     elif not protocol.trainings():
-        tested = {"searched"}
-    of_cell: dict[str, str] = {"phase": "cell", "seed": "all", "fold": "all" if protocol.folds else ""}
-    params = _params(cell, name) | of_cell | ({"dropout": tested.pop()} if len(tested) == 1 else {})
-    if protocol.rates is not None:
-        rates = {trial.recipe.lr for trial in trials}
-        del params["lr"]
-        params |= {"lr": rates.pop()} if len(rates) == 1 else {}
-    return params
+        dropouts = {"searched"}
+    if protocol.rates is None:
+        rates = {cell.recipe.lr}
+    of_cell: dict[str, str | int | float] = {"phase": "cell", "seed": "all", "fold": "all" if protocol.folds else ""}
+    of_cell |= {"dropout": dropouts.pop()} if len(dropouts) == 1 else {}
+    of_cell |= {"lr": rates.pop()} if len(rates) == 1 else {}
+    return _params(cell, name) | of_cell
 
 
 def params_of(trial: Trial, name: str) -> dict[str, str | int | float]:
@@ -158,7 +158,6 @@ def _params(cell: Cell, name: str) -> dict[str, str | int | float]:
         "dataset": cell.dataset[:200],
         "net": cell.net.name,
         "optimiser": recipe.optimiser,
-        "lr": recipe.lr,
         "batch": recipe.batch,
         "epochs": recipe.epochs,
     }
@@ -171,16 +170,19 @@ def _dropout(trial: Trial) -> str:
 # Numbers --------------------------------------------------------------------------------------------------------
 
 
-def cell_metrics(trials: Sequence[Tested]) -> dict[str, float]:
+def cell_metrics(measured: Iterable[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
     """Return the numbers of a cell that its finished trials alone make, by their names in MLflow.
 
     The names of its trials' numbers are there too, so that no column of the table is empty on the row of a cell:
-    Single, and the hold-out error, which is the least of a search where there was one.
+    Single, and the hold-out error, which is the least of a search where there was one. Trials at a learning rate that
+    was tried and not chosen do not count.
     """
-    searched = [metrics[HELD_OUT] for phase, metrics in trials if phase == "holdout" and HELD_OUT in metrics]
-    held_out = min(searched) if searched else cell_average(trials, HELD_OUT).mean
-    numbers = averages(trials) | {TOP1: cell_average(trials, TOP1).mean, HELD_OUT: held_out}
-    return shown(numbers)
+    measured = list(measured)
+    rates = {trial.rate for trial, _ in measured if PHASES[trial.phase].test}
+    tested: list[Tested] = [(trial.phase, m) for trial, m in measured if not rates or trial.rate in rates]
+    searched = [metrics[HELD_OUT] for phase, metrics in tested if phase == "holdout" and HELD_OUT in metrics]
+    held_out = min(searched) if searched else cell_average(tested, HELD_OUT).mean
+    return shown(averages(tested) | {TOP1: cell_average(tested, TOP1).mean, HELD_OUT: held_out})
 
 
 def shown(numbers: Mapping[str, float]) -> dict[str, float]:

@@ -53,6 +53,7 @@ LEADING: Final = "train/loss"  # the metric that every epoch has: its points say
 FINAL: Final = ("final/", "best/")  # how the names of a trial's last numbers begin
 LASTING: Final = ("net/", "paper/")  # how the names of a cell's numbers begin that hold for any trainings
 OF_CELL: Final = ("agg/", *FINAL, *LASTING)  # how the names of all numbers begin that are logged on a cell's run
+CHOSEN: Final = ("dropout", "lr")  # parameters of a cell that a study chooses
 PARENT: Final = "mlflow.parentRunId"
 REVISION: Final = "revision"  # the tag that counts how often a run's numbers have changed
 Row = Mapping[str, float]
@@ -308,10 +309,9 @@ class MlflowRuns:
         Where they change, the report's note and vote are of other trainings: they go, until the next report.
         """
         trials = list(trials)
-        phases = {trial.key: trial.phase for trial in trials}
-        results = self.ledger.results(phases)
+        results = self.ledger.results(trial.key for trial in trials)
         params = self._params_of_cell(cell, trials)
-        numbers = cell_metrics([(phases[key], result["metrics"]) for key, result in results.items()])
+        numbers = cell_metrics((trial, results[trial.key]["metrics"]) for trial in trials if trial.key in results)
         digest = trainings_digest(results)
         stored = self.client.get_run(self.runs.get(f"cell:{cell.key}") or self._create_cell_run(cell, trials))
         metrics, tags = stored.data.metrics, stored.data.tags
@@ -338,8 +338,10 @@ class MlflowRuns:
         if stored.data.tags.get(TRAININGS) != digest:
             if REPORT_RUN in stored.data.tags:
                 self.client.delete_tag(run, REPORT_RUN)
-            self._tag(run, {NOTE: self._provisional_note(len(results), len(phases)), TRAININGS: digest})
-        self._set_status(run, "FINISHED" if len(results) == len(phases) else "RUNNING")
+            self._tag(run, {NOTE: self._provisional_note(len(results), len(trials)), TRAININGS: digest})
+        missing_trials = [trial for trial in trials if trial.key not in results]
+        is_failed = missing_trials and all(has_failed(self.ledger.attempts(trial.key)) for trial in missing_trials)
+        self._set_status(run, "FAILED" if is_failed else "RUNNING" if missing_trials else "FINISHED")
 
     def _provisional_note(self, done: int, planned: int) -> str:
         """Return the note of a cell that no report has seen as it is now."""
@@ -405,7 +407,7 @@ def _holds(stored: Run, numbers: Mapping[str, float], params: Mapping[str, str |
     wanted = {name: str(value) for name, value in params.items()}
     names = {name for name in stored.data.metrics if name.startswith(OF_CELL)}
     return names <= numbers.keys() and all(
-        wanted.get(name) == value for name, value in stored.data.params.items() if name in wanted or name == "dropout"
+        wanted.get(name) == value for name, value in stored.data.params.items() if name in wanted or name in CHOSEN
     )
 
 

@@ -30,7 +30,12 @@ def asked(*words: str, protocol: Protocol = PROTOCOL) -> Protocol:
 def test_flags_choose_how_dropout_is_searched_and_where_single_stops() -> None:
     found = asked("--search-folds", "5", "--sampler", "gp", "--match", "valid_loss")
     assert found == Protocol(
-        ablation=False, single=True, match="valid_loss", folds=10, search=Search(20, "gp", folds=5)
+        ablation=False,
+        single=True,
+        match="valid_loss",
+        folds=10,
+        search=Search(20, "gp", folds=5),
+        rates=PROTOCOL.rates,
     )
     assert asked() == PROTOCOL
 

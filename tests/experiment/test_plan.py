@@ -212,6 +212,8 @@ def test_paper_counts_of_trainings(tmp_path: Path) -> None:
     from sweeps import cifar_vgg, cifar_width, imagenet_placement
 
     for page, count in ((cifar_width, 120), (cifar_vgg, 96)):
-        protocol = dataclasses.replace(page.PROTOCOL, search=None)
+        protocol = dataclasses.replace(page.PROTOCOL, search=None, rates=None)
         assert total(tmp_path, Sweep("s", "paper", page.CELLS, protocol)) == count  # science: Tables 1 and 2
+    studied = dataclasses.replace(cifar_width.PROTOCOL, search=None)
+    assert total(tmp_path, Sweep("s", "paper", cifar_width.CELLS, studied)) == 120 + 2 * 4  # rates of two baselines
     assert total(tmp_path, Sweep("s", "paper", imagenet_placement.CELLS)) == 9

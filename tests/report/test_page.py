@@ -1,6 +1,7 @@
 """What others wrote is text on the page, the same document is the same page, and a chart has what a page needs."""
 
 import dataclasses
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -146,6 +147,39 @@ def test_label_keeps_clear_of_the_points() -> None:
     labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="\w+">(?:name|far)', text)
     assert len(labels) == 5
     assert len(set(labels)) == 5
+
+
+# Nine rows of a demo: three of them differ by less than a label's height, and whiskers reach far.
+CROWDED = {
+    "Baseline": (0.60, 71.3), "AVR conv1-4": (0.60, 74.0), "AVR conv1-7": (0.60, 78.2), "AVR conv1-9": (0.60, 70.9),
+    "CReLU conv1,4,7": (0.55, 66.2), "CReLU conv1-4": (0.69, 64.5), "CReLU conv1-7": (0.93, 66.0),
+    "CReLU conv1-9": (1.18, 68.3), "CReLU all": (0.31, 72.1),
+}  # fmt: skip
+
+
+def test_each_label_stands_by_its_own_point_and_over_no_other() -> None:
+    points = [Point(y, label, label, x, Interval(y - 3.5, y + 3.5)) for label, (x, y) in CROWDED.items()]
+    text = str(svg.draw(Scatter(points, "", ""), ""))
+    circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"[^>]*><title>([^<]+)<', text)
+    places = {label: np.array([float(x), float(y)]) for x, y, label in circles}
+    written = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', text)
+    boxes = {}
+    for x, y, anchor, label in [words for words in written if words[3] in CROWDED]:
+        width = 6.0 * len(label)
+        left = float(x) - {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor] * width
+        boxes[label] = np.array([left, float(y) - 9, left + width, float(y)])
+    assert boxes.keys() == places.keys() == CROWDED.keys()
+    for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+        apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        assert apart, f"{one} and {other} cover each other"
+    lines = np.array(re.findall(r'd="M ([\d.]+) ([\d.]+) L [\d. ]+" class="lead"', text), float)
+    led = {label for label, place in places.items() if any(np.allclose(start, place, atol=0.2) for start in lines)}
+    assert len(led) == len(lines) <= 5
+    for label, (left, top, right, bottom) in boxes.items():
+        gaps = {
+            name: np.hypot(max(left - x, x - right, 0), max(top - y, y - bottom, 0)) for name, (x, y) in places.items()
+        }
+        assert label in led or min(gaps, key=gaps.__getitem__) == label
 
 
 def test_letters_that_xml_or_the_font_lack_are_left_to_the_browser() -> None:

@@ -147,5 +147,5 @@ def only(cells: tuple[Cell, ...], dataset: str) -> tuple[Cell, ...]:
 
 
 def unsearched(name: str, cells: tuple[Cell, ...], protocol: Protocol, profile: str = "paper") -> Sweep:
-    """Return a sweep whose dropout is not searched."""
-    return Sweep(name, profile, cells, dataclasses.replace(protocol, search=None))
+    """Return a sweep whose dropout and learning rate are not searched."""
+    return Sweep(name, profile, cells, dataclasses.replace(protocol, search=None, rates=None))

@@ -12,11 +12,23 @@ import pytest
 from crelu_models.tables import S2, S4
 from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE
 from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.layout import AXIS, LEDGER, NOTE, SWEEP, Page, cell_metrics, placement, short_names
+from sweeps.tracking.layout import (
+    AXIS,
+    LEDGER,
+    NOTE,
+    SWEEP,
+    Page,
+    cell_metrics,
+    params_of,
+    params_of_cell,
+    placement,
+    short_names,
+)
 from sweeps.tracking.layout import trainings_digest as digest_of
 from sweeps.tracking.mlflow_runs import MlflowRuns, Published, Store, is_tracked, log_files, publish_report
 from tests.support.tracked import START, finish, runs, under_way
@@ -45,7 +57,7 @@ def pages_of(ledger: Ledger, trials: Sequence[Trial], extra: Mapping[str, float]
 
     def pages(experiment: str, cells: Mapping[str, str], report: str) -> dict[str, Page]:
         results = ledger.results(trial.key for trial in trials)
-        numbers = cell_metrics([("ablation", result["metrics"]) for result in results.values()])
+        numbers = cell_metrics((trial, results[trial.key]["metrics"]) for trial in trials)
         page = Page(f"{experiment}: {numbers[AVERAGE]:.2f}, report on {report}", numbers | extra, digest_of(results))
         return {trials[0].cell.key: page}
 
@@ -166,7 +178,7 @@ def test_report_lies_on_one_run_and_all_cells_name_it(store: Store, ledger: Ledg
 
     def pages(experiment: str, cells: Mapping[str, str], report: str) -> dict[str, Page]:
         assert experiment == projection.experiment
-        numbers = cell_metrics([("ablation", {TOP1: 9.5})]) | {PARAMETERS: 1.25}
+        numbers = cell_metrics([(Trial(CELL), {TOP1: 9.5})]) | {PARAMETERS: 1.25}
         return {key: Page(f"| row of {run} on {report} |", numbers, "abc") for key, run in cells.items()}
 
     def publish(files: Mapping[str, bytes]) -> Published:
@@ -316,7 +328,7 @@ def test_placements_differ_in_what_the_compare_view_shows() -> None:
 def test_a_mean_in_the_table_has_no_rounding_noise() -> None:
     errors = [40.07, 40.17, 40.27]
     assert sum(errors) / 3 != 40.17
-    numbers = cell_metrics([("ablation", {TOP1: error}) for error in errors])
+    numbers = cell_metrics((Trial(CELL, seed=seed), {TOP1: error}) for seed, error in enumerate(errors))
     assert (numbers[AVERAGE], numbers[TOP1]) == (40.17, 40.17)
 
 
@@ -358,6 +370,26 @@ def test_a_cell_s_dropout_is_the_one_that_its_study_chose(store: Store, ledger: 
         projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", rate),))])
         assert cell_run(projection).data.params["dropout"] == f"pool1={rate:g}"
     assert len([run for run in runs(projection) if "trial.key" not in run.data.tags]) == 1
+
+
+def test_rates_that_were_tried_are_no_part_of_a_cell() -> None:
+    tried = [(Trial(CELL, "holdout", rate=rate), {HELD_OUT: error}) for rate, error in ((0.05, 30.0), (0.01, 40.0))]
+    chosen = (Trial(CELL, rate=0.01), {TOP1: 42.0})
+    assert cell_metrics([*tried, chosen])[HELD_OUT] == 40.0
+    assert params_of_cell(CELL, "c", Protocol(rates=RateStudy()), [trial for trial, _ in tried]).get("lr") is None
+    assert params_of_cell(CELL, "c", Protocol(rates=RateStudy()), [chosen[0]])["lr"] == 0.01
+    assert params_of(tried[0][0], "c")["lr"] == 0.05
+
+
+def test_a_cell_whose_last_trial_failed_is_failed(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(2)]
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    finish(ledger, trials[0], 40.0)
+    projection.sync_cell(CELL, trials)
+    assert cell_run(projection).info.status == "RUNNING"
+    ledger.add_attempt(trials[1].key, {"error": "ValueError: no", "final": True})
+    projection.sync_cell(CELL, trials)
+    assert cell_run(projection).info.status == "FAILED"
 
 
 def test_a_cell_s_dropout_goes_while_its_study_is_made_again(store: Store, ledger: Ledger) -> None:

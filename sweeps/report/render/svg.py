@@ -11,7 +11,6 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 
 from sweeps.report.render.chart import Band, Chart, Curves, Forest, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS
@@ -20,11 +19,19 @@ from sweeps.results.evidence import Floats
 
 LETTER: Final = 5.6  # pixels of an average letter at the size of a chart's text
 KINDS: Final = ("paper", "open", "ours", "pick")  # of points, the last on top
+LABEL: Final = (6.2, 12.0)  # pixels of a letter at its widest, and of a line, in the label of a point
 # Where a label may stand beside its point, the best places first: pixels to the right and up, the side of its anchor.
-PLACES: Final = (
+BESIDE: Final = (
     (8, -4, "left"), (-8, -4, "right"), (0, 9, "center"), (0, -16, "center"), (7, 8, "left"), (-7, 8, "right"),
-    (7, -15, "left"), (-7, -15, "right"), (8, 20, "left"), (8, -27, "left"), (-8, 20, "right"), (-8, -27, "right"),
+    (7, -15, "left"), (-7, -15, "right"),
 )  # fmt: skip
+# Farther places, from which a line leads to the point.
+FARTHER: Final = tuple(
+    (right, up, side)
+    for up in (14, -22, 26, -34, 40, -48, 54, -62)
+    for right, side in ((12, "left"), (-12, "right"), (30, "left"), (-30, "right"), (0, "center"))
+)
+PLACES: Final = (*BESIDE, *FARTHER)
 BEFORE: Final = {"left": 0.0, "center": 0.5, "right": 1.0}  # share of a label that stands left of its anchor
 
 
@@ -42,7 +49,9 @@ def draw(drawn: Chart, alt: str) -> Markup:
 
 
 def _forest(forest: Forest, alt: str) -> Markup:
-    width, left, pitch = 340, 118, 21
+    longest = max((len(point.label) for point in forest.points), default=0)
+    left, pitch = round(min(max(118, LETTER * longest + 12), 230)), 21  # a comparison's label names two rows
+    width = 222 + left
     height = 28 + pitch * len(forest.points)
     with chart(width, height, left + 4, 20, width - 8, height - 8) as axis:
         rows = range(len(forest.points))
@@ -139,35 +148,81 @@ def _points(
 
 
 def _label(axis: Axes, points: Sequence[Point]) -> None:
-    """Write a label beside each point of ours, where it covers least of what is drawn and stays within the frame."""
-    frame = axis.get_window_extent()
-    taken = []
-    for point in points:
-        (x, y), (_, low), (_, high) = axis.transData.transform(
-            [(point.x, end) for end in (point.value, *point.interval)]
-        )
-        taken.append(Bbox.from_extents(x - 5, y - 5, x + 5, y + 5))
-        if math.isfinite(low):
-            taken.append(Bbox.from_extents(x - 1, low, x + 1, high))
-    for point in points:
-        if point.kind == "paper" or not point.label:
-            continue
-        x, y = axis.transData.transform((point.x, point.value))
-        width = LETTER * len(point.label)
-        boxes = [
-            Bbox.from_bounds(x + right - BEFORE[side] * width, y + up - 2, width, 12) for right, up, side in PLACES
-        ]
-        costs = [sum(_shared(box, other) for other in taken) - 5 * _shared(box, frame) for box in boxes]
-        best = int(np.argmin(costs))
-        taken.append(boxes[best])
-        right, up, side = PLACES[best]
+    """Write a label beside each point of ours: by no other point, over as little as possible, within the frame.
+
+    Labels are placed one after another where they cost least, then moved as long as that makes all of them better.
+    """
+    axis.autoscale_view()  # or the limits would change once the labels are placed
+    axis.autoscale(False)
+    places = axis.transData.transform([(point.x, point.value) for point in points])
+    labelled = [i for i, point in enumerate(points) if point.kind != "paper" and point.label]
+    boxes = np.stack([_boxes(places[i], points[i].label) for i in labelled]) if labelled else np.zeros((0, 1, 4))
+    costs = _own_costs(axis, points, places, labelled, boxes)
+    chosen: dict[int, int] = {}
+    for _ in range(ROUNDS):
+        before = dict(chosen)
+        for row in range(len(labelled)):
+            others = [boxes[other, place] for other, place in chosen.items() if other != row]
+            crossed = sum((OVERLAP * _shared(boxes[row], other) for other in others), np.zeros(len(PLACES)))
+            chosen[row] = int(np.argmin(costs[row] + crossed))
+        if chosen == before:
+            break
+    for row, place in chosen.items():
+        point, (right, up, side) = points[labelled[row]], PLACES[place]
         axis.annotate(point.label, (point.x, point.value), (right, up), textcoords="offset points", ha=side)
+        if place >= len(BESIDE):
+            x, y = places[labelled[row]]
+            end = (x + right, y + up + (-3 if up > 0 else LABEL[1] - 2))  # below the label, or above it
+            ends = axis.transData.inverted().transform([(x, y), end])
+            axis.plot(ends[:, 0], ends[:, 1], gid="lead")
 
 
-def _shared(a: Bbox, b: Bbox) -> float:
-    """Return the area that two boxes share."""
-    both = Bbox.intersection(a, b)
-    return float(both.width * both.height) if both is not None else 0.0
+OVERLAP: Final = 20.0  # cost of a pixel that two labels, or a label and a point, share
+ROUNDS: Final = 20  # at most, in which each label may move
+
+
+def _boxes(place: Floats, label: str) -> Floats:
+    """Return the boxes (places, 4) that a label may take: left, bottom, right, top in pixels."""
+    width, height = LABEL[0] * len(label), LABEL[1]
+    corners = [(right - BEFORE[side] * width, up - 2) for right, up, side in PLACES]
+    return np.array([(x, y, x + width, y + height) for x, y in place + np.array(corners)])
+
+
+def _own_costs(axis: Axes, points: Sequence[Point], places: Floats, labelled: Sequence[int], boxes: Floats) -> Floats:
+    """Return what each place costs each label (labels, places), whatever the other labels do."""
+    frame = np.array(axis.get_window_extent().extents)
+    # The later places are the worse ones; those with a line are worse by more.
+    costs = np.tile(np.array([3.0 * i + 40.0 * (i >= len(BESIDE)) for i in range(len(PLACES))]), (len(labelled), 1))
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    costs += OVERLAP * (area - _shared(boxes, frame))
+    for point, (x, y) in zip(points, places, strict=True):
+        costs += OVERLAP * _shared(boxes, np.array([x - 5, y - 5, x + 5, y + 5]))
+        ends = axis.transData.transform([(point.x, end) for end in point.interval])[:, 1]
+        if np.isfinite(ends).all():
+            costs += OVERLAP / 4 * _shared(boxes, np.array([x - 2, ends[0], x + 2, ends[1]]))
+    # A label that is nearer to another point would be read as that one's, unless a line leads from it.
+    gaps = np.stack([_gap(boxes, place) for place in places])
+    for row, i in enumerate(labelled):
+        own = gaps[i, row]
+        rival = np.min(np.delete(gaps[:, row], i, axis=0), axis=0, initial=np.inf)
+        nearer = np.arange(len(PLACES)) < len(BESIDE)
+        costs[row] += 400.0 * (nearer & (rival <= own)) + 60.0 * (rival <= np.where(nearer, own + 6, 8))
+    return costs
+
+
+def _gap(boxes: Floats, place: Floats) -> Floats:
+    """Return the distance of boxes from a point, 0 within."""
+    x, y = place
+    right = np.maximum(np.maximum(boxes[..., 0] - x, x - boxes[..., 2]), 0)
+    up = np.maximum(np.maximum(boxes[..., 1] - y, y - boxes[..., 3]), 0)
+    return np.asarray(np.hypot(right, up), np.float64)
+
+
+def _shared(boxes: Floats, other: Floats) -> Floats:
+    """Return the areas that boxes share with another one."""
+    width = np.minimum(boxes[..., 2], other[2]) - np.maximum(boxes[..., 0], other[0])
+    height = np.minimum(boxes[..., 3], other[3]) - np.maximum(boxes[..., 1], other[1])
+    return np.asarray(np.maximum(width, 0) * np.maximum(height, 0), np.float64)
 
 
 def _cut(words: str, pixels: float) -> str:
