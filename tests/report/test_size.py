@@ -22,6 +22,7 @@ from sweeps.report.render.document import Document, Entry, Figure, Gallery, Sect
 from sweeps.report.render.html import FOLDED, LARGEST, page
 from sweeps.report.render.pictures import fitted
 from sweeps.report.tidy import tidy
+from sweeps.results.analyses import SCHEMA
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, make
@@ -49,7 +50,8 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
             for figure, name in enumerate(names):
                 ledger.write(f"{folder}/{name}", picture(10 * number + figure))
             rows = [{"layer": f"conv{layer}", "value": 0.5} for layer in range(12)]
-            ledger.write_json(f"{folder}/summary.json", {"job": job, "rows": rows, "files": names, "metrics": {}})
+            summary = {"schema": SCHEMA, "job": job, "rows": rows, "files": names, "metrics": {}}
+            ledger.write_json(f"{folder}/summary.json", summary)
     return ledger
 
 

@@ -198,7 +198,7 @@ def analysed(tmp_path: Path, sweep: Sweep, metrics: Callable[[Trial], dict[str, 
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, sweep, lambda trial: drawn(trial, {}, 0.2))
     for run in survey(ledger, sweep.title).runs:
-        summary = {"job": "made", "metrics": metrics(run.trial), "rows": [], "notes": [], "files": {}}
+        summary = {"schema": SCHEMA, "job": "made", "metrics": metrics(run.trial), "rows": [], "notes": [], "files": {}}
         ledger.write_json(f"trials/{run.key}/analysis/made/summary.json", summary)
     return {ruling.claim.id: ruling for ruling in judge_claims(survey(ledger, sweep.title))}
 
