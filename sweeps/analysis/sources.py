@@ -72,6 +72,8 @@ def of_sweep(ledger: Ledger, name: str) -> list[Source]:
     """Return the finished trials of a sweep that were tested; those that only chose dropout are left out."""
     plans = [plan.removesuffix(".json") for plan in ledger.names("plans")]
     plan = ledger.read_json(f"plans/{name}.json")
+    if plan is None and name in plans:
+        raise ValueError(f"{ledger.path(f'plans/{name}.json')} is damaged; to write it anew, start the sweep again")
     if plan is None:
         raise ValueError(
             unknown_name("sweep", name, plans, ledger.root) if plans else f"{ledger.root} holds no sweep yet"
@@ -80,7 +82,8 @@ def of_sweep(ledger: Ledger, name: str) -> list[Source]:
     finished = []
     for key, result in ledger.results().items():
         trial = ledger.read_json(f"trials/{key}/trial.json") if result["cell_key"] in cells else None
-        if trial is not None and PHASES[trial["phase"]].test and _has_weights(result):
+        phase = PHASES.get(trial.get("phase", "")) if trial is not None else None
+        if phase is not None and phase.test and _has_weights(result):
             finished.append(_source(key, result))
     if not finished:
         raise ValueError(f"no run of {name} is finished yet")

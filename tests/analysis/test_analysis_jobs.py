@@ -332,6 +332,16 @@ def test_a_layer_behind_a_pool_is_refused_for_algorithm_1(ledger: Ledger, data_d
         run_job_command("reconstruction", ledger, data_dir, *words)
 
 
+def test_a_damaged_plan_and_trials_of_another_version_are_one_sentence(ledger: Ledger) -> None:
+    for trial in TRIALS.values():
+        ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json() | {"phase": "of yesterday"})
+    with pytest.raises(ValueError, match="no run of small-demo is finished yet"):
+        run_job_command("outgoing", ledger, "", "--sweep", "small-demo")
+    ledger.write("plans/small-demo.json", b'{"torn')
+    with pytest.raises(ValueError, match=r"plans/small-demo\.json is damaged"):
+        run_job_command("outgoing", ledger, "", "--sweep", "small-demo")
+
+
 def test_missing_pictures_are_one_sentence_with_the_command(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is missing; to make it: python -m data prepare synthetic"):
         run_job_command("invariance", ledger, tmp_path, "--run", TRIALS["Baseline"].key)
