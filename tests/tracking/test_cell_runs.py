@@ -5,6 +5,7 @@ import importlib
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
+from sweeps.tracking import mlflow_runs
 from sweeps.tracking.layout import (
     AXIS,
     LEDGER,
@@ -162,11 +164,14 @@ def test_a_forgotten_trial_shows_no_last_numbers_while_it_trains(store: Store, l
     assert TOP1 not in again.client.get_run(again.runs[trial.key]).data.metrics
 
 
-def test_an_analysis_made_again_shows_its_new_number(store: Store, ledger: Ledger) -> None:
+def test_an_analysis_made_again_shows_its_new_number(
+    store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = Trial(CELL)
     projection = MlflowRuns(store, ledger, PLACEMENT)
     train(projection, [trial], (40.0,))
-    for value in (0.5, 0.25):
+    for value, seconds in ((0.5, 1.9e9), (0.25, 1.8e9)):  # the second time, on a machine whose clock is behind
+        monkeypatch.setattr(mlflow_runs, "time", SimpleNamespace(time=lambda seconds=seconds: seconds))
         log_files(store.uri, projection.runs[trial.key], {}, {"pairing/mu": value})
     assert projection.client.get_run(projection.runs[trial.key]).data.metrics["pairing/mu"] == 0.25
 
