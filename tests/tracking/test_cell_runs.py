@@ -18,6 +18,7 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
+from sweeps.tracking import mlflow_runs
 from sweeps.tracking.layout import (
     AXIS,
     LEDGER,
