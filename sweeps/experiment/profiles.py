@@ -32,7 +32,7 @@ def _demo(recipe: Recipe, epochs: int, batch: int, lr: float) -> Recipe:
     # On a CPU that has both, CIFAR's nets of a quarter's width are 1.2 to 1.5 times as fast in bf16 as in fp32;
     # ImageNet's on 64 pixels are not, and up to 1.25 times as slow (benchmarks.bench_step --width 0.25 --batch 32).
     precision = "fp32" if recipe.name.startswith("imagenet") else "auto"
-    return dataclasses.replace(short, schedule_epochs=100, stages=SHORT, precision=precision, clip_norm=1.0)
+    return dataclasses.replace(short, schedule_epochs=100, stages=SHORT, precision=precision)
 
 
 DEMO = {

@@ -16,10 +16,10 @@ FIELDS = ("optimiser", "batch", "epochs", "lr", "weight_decay", "momentum", "dam
 @pytest.mark.parametrize(
     ("recipe", "values"),
     [
-        (ALLCONV, ("sgd", 128, 350, 0.05, 0.001, 0.9, 0.0, "he_fan_in", True, 0, 0.0, False, 0.0, 0.0)),
+        (ALLCONV, ("sgd", 128, 350, 0.05, 0.001, 0.9, 0.0, "he_fan_in", True, 0, 0.0, False, 1.0, 1.0)),
         (VGG, ("sgd", 128, 300, 1.0, 0.0005, 0.9, 0.9, "he_fan_out", True, 4, 0.0, True, 0.0, 0.0)),
-        (IMAGENET_SGD, ("sgd", 64, 45, 0.01, 0.0005, 0.9, 0.0, "he_fan_in", True, 0, 0.0, False, 0.0, 0.0)),
-        (IMAGENET_ADAM, ("adam", 64, 100, 0.0002, 0.0, 0.9, 0.0, "he_fan_in", True, 0, 0.0, False, 0.0, 0.0)),
+        (IMAGENET_SGD, ("sgd", 64, 45, 0.01, 0.0005, 0.9, 0.0, "he_fan_in", True, 0, 0.0, False, 0.0, 1.0)),
+        (IMAGENET_ADAM, ("adam", 64, 100, 0.0002, 0.0, 0.9, 0.0, "he_fan_in", True, 0, 0.0, False, 0.0, 1.0)),
     ],
     ids=lambda value: value.name if isinstance(value, Recipe) else "",
 )
