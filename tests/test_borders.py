@@ -11,5 +11,5 @@ def test_no_bad_input_gets_more_than_a_refusal(seed: int) -> None:
     assert findings == []
     # Every border refuses some, and the mutations are not so wild that nothing is ever valid.
     for border in ("sidecar", "beton", "trial", "plan", "net", "words"):
-        assert counts[f"{border}: refused"] > 50
+        assert counts[f"{border}: refused"] > 30
     assert counts["plan: taken"] > 0

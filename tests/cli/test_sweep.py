@@ -43,9 +43,8 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
         command(tmp_path, *slow), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
     ) as second:
         # The killed driver's workers may live for a moment longer: what counts is that the second one drives.
-        wait_for(
-            "the lease", lambda: (driver(ledger, "imagenet_placement-smoke") or {}).get("pid") == second.pid, second
-        )
+        title = f"imagenet_placement-smoke-recipe.epochs={EPOCHS}"
+        wait_for("the lease", lambda: (driver(ledger, title) or {}).get("pid") == second.pid, second)
         wait_for("a step", lambda: ledger.results() or checkpoints(ledger)[-1:] > before[-1:], second)
         second.send_signal(signal.SIGSTOP)  # or it would be done before the third has started
         busy = call(tmp_path, *slow)

@@ -212,9 +212,9 @@ def running(pid: str) -> bool:
 
 
 def test_batch_with_fewer_pictures_than_ranks_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a batch of 1 pictures cannot be shared by 2 ranks \(batch 79 of 80"):
+    with pytest.raises(ValueError, match=r"a batch of 2 pictures cannot be shared by 3 ranks \(batch 78 of 80"):
         rank_processes.run_trial(
-            exact("allconv with dropout", batch=79), runtime_config(data, tmp_path, ranks=2), lambda *_: None
+            exact("allconv with dropout", batch=78), runtime_config(data, tmp_path, ranks=3), lambda *_: None
         )
     recipe = exact("VGG with batch norm", batch=33).cell.recipe
     recipe.shared(100, 33)  # its last batch is dropped
@@ -394,7 +394,7 @@ def test_batches_that_ranks_cannot_share_are_refused_before_anything_is_trained(
     check_rank_batches([exact("VGG with batch norm")], facts, 16)
     with pytest.raises(ValueError, match="VGG with batch norm: a batch of 16 pictures cannot be shared by 17 ranks"):
         check_rank_batches([exact("VGG with batch norm")], facts, 17)
-    cell = exact("allconv with dropout", batch=33).cell
-    check_rank_batches([Trial(cell, "fold", 0, fold=0, folds=3)], facts, 2)
-    with pytest.raises(ValueError, match="a batch of 1 pictures cannot be shared by 2"):
-        check_rank_batches([Trial(cell, "match", match="none", reference="k")], facts, 2)
+    cell = exact("allconv with dropout", batch=49).cell
+    check_rank_batches([Trial(cell, "fold", 0, fold=0, folds=3)], facts, 3)
+    with pytest.raises(ValueError, match="a batch of 2 pictures cannot be shared by 3"):
+        check_rank_batches([Trial(cell, "match", match="none", reference="k")], facts, 3)

@@ -11,7 +11,7 @@ from sweeps.training.evaluate import score
 from sweeps.training.loop import DivergedError, Learner
 
 PLAIN = dataclasses.replace(ALLCONV, momentum=0.0, weight_decay=0.0, lr=1.0, epochs=2, schedule_epochs=2,
-                            stages=(Stage(1, 1.0),))  # fmt: skip
+                            stages=(Stage(1, 1.0),), warmup_epochs=0.0, clip_norm=0.0)  # fmt: skip
 
 
 def learner(recipe: Recipe = PLAIN, steps: int = 4) -> Learner:
