@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data import beton
 from data.datasets import SPLITS, Sidecar, sidecar_of, stem, write_sidecar
+from data.interrupts import deferred_interrupts
 from data.storage import Progress, exclusive_lock, no_progress, open_filesystem
 
 if TYPE_CHECKING:
@@ -169,8 +170,13 @@ def _partial_path(where: Path, file: RemoteFile) -> Path:
 
 def _download_all(missing: Sequence[RemoteFile], job: _Pull) -> None:
     """Copy files in parallel, and the parts of each in parallel; after an error no further part starts."""
-    with ThreadPoolExecutor(FILES) as files, ThreadPoolExecutor(THREADS) as parts:
-        copies = [files.submit(_download, file, job, parts) for file in missing]
+    with deferred_interrupts() as check, ThreadPoolExecutor(FILES) as files, ThreadPoolExecutor(THREADS) as parts:
+
+        def alive() -> None:
+            check()
+            job.alive()
+
+        copies = [files.submit(_download, file, job._replace(alive=alive), parts) for file in missing]
         try:
             for copy in copies:
                 copy.result()
@@ -263,8 +269,13 @@ def push(
     paths = [path for path in (wanted or sorted(where.glob("*.beton"))) if path.exists()]
     if not paths:
         raise ValueError(f"{where} holds no prepared files{_of(names)}: python -m data prepare NAME --data-dir {where}")
-    with ThreadPoolExecutor(FILES) as pool:
-        copied = pool.map(lambda path: _upload(system, base, path, target, fresh, progress), paths)
+    with deferred_interrupts() as check, ThreadPoolExecutor(FILES) as pool:
+
+        def progress_while_wanted(what: str, done: int, total: int) -> None:
+            check()
+            progress(what, done, total)
+
+        copied = pool.map(lambda path: _upload(system, base, path, target, fresh, progress_while_wanted), paths)
         return {f"{target.rstrip('/')}/{path.name}": new for path, new in zip(paths, copied, strict=True)}
 
 

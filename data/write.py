@@ -30,6 +30,7 @@ from data.datasets import (
     cores,
     stem,
 )
+from data.interrupts import deferred_interrupts
 from data.sources import Picture, Source, sources, subset
 from data.storage import Progress, exclusive_lock, no_progress
 
@@ -262,13 +263,14 @@ def _write_native(path: Path, samples: _Samples, size: int, options: _Options, r
         picture, label, _ = samples[record]
         return _jpeg(picture, options.quality) if jpeg else picture.tobytes(), label
 
-    def encode_all(pool: ThreadPoolExecutor) -> Iterator[tuple[bytes, int]]:
+    def encode_all(pool: ThreadPoolExecutor, check: Callable[[], None]) -> Iterator[tuple[bytes, int]]:
         for first in range(0, len(samples), _CHUNK):
+            check()
             yield from pool.map(encode, range(first, min(first + _CHUNK, len(samples))))
             report(min(first + _CHUNK, len(samples)))
 
-    with ThreadPoolExecutor(options.workers) as pool:
-        beton.write(path, len(samples), encode_all(pool), size, jpeg)
+    with deferred_interrupts() as check, ThreadPoolExecutor(options.workers) as pool:
+        beton.write(path, len(samples), encode_all(pool, check), size, jpeg)
 
 
 def _jpeg(picture: Picture, quality: int) -> bytes:

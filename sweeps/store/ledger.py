@@ -26,13 +26,14 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from data.interrupts import deferred_interrupts
 from data.storage import open_filesystem
 
 if TYPE_CHECKING:
@@ -206,12 +207,18 @@ class Ledger:
         """Return the results of `keys` (all, where None) that are committed."""
         committed = {name.removesuffix(".json") for name in self.names("results") if name.endswith(".json")}
         wanted = sorted(committed if keys is None else committed.intersection(keys))
-        if self.local:
-            read = {key: self.result(key) for key in wanted}
-        else:
-            with ThreadPoolExecutor(32) as pool:
-                read = dict(zip(wanted, pool.map(self.result, wanted), strict=True))
+        read = {key: self.result(key) for key in wanted} if self.local else self._read_all(wanted)
         return {key: value for key, value in read.items() if value is not None}
+
+    def _read_all(self, keys: Sequence[str]) -> dict[str, Json | None]:
+        """Return the results of `keys`, read side by side: each is a request."""
+        with deferred_interrupts() as check, ThreadPoolExecutor(32) as pool:
+
+            def read(key: str) -> Json | None:
+                check()
+                return self.result(key)
+
+            return dict(zip(keys, pool.map(read, keys), strict=True))
 
     def commit(self, key: str, result: Mapping[str, Any]) -> None:
         """Write the result of trial `key`, which is done from then on, and delete its checkpoints."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from crelu_models.modules import build, initialise
 from data.datasets import DataSet, Ints
 from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.metrics import has_diverged
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger, with_room
@@ -372,12 +373,17 @@ class Target(NamedTuple):
 
 
 def _target(trial: Trial, ledger: Ledger) -> Target:
-    """Return where a trial stops, from its reference trial; ValueError where that has no result yet."""
+    """Return where a trial stops, from its reference trial; ValueError where that has no result yet.
+
+    A reference that diverged or died has no loss to reach: the trial is trained to the end of its schedule.
+    """
     if trial.phase != "match" or trial.match == "none":
         return Target()
     reference = ledger.result(trial.reference)
     if reference is None:
         raise ValueError(f"trial {trial.key} needs the result of {trial.reference}, which is not there")
+    if has_diverged(reference):
+        return Target()
     metrics = reference["metrics"]
     if trial.match == "epoch":
         return Target(epoch=float(metrics["best/epoch"]))

@@ -64,7 +64,9 @@ def test_crossed_cells_part_optimiser_and_dropout_from_placement() -> None:
 
 def command_line(folder: Path, *words: str) -> tuple[Sweep, Sweep, Settings]:
     """Return what cifar_width declares, what of it a command line asks for, and the settings."""
-    options = parser("cifar_width", "").parse_args([*words, "--profile", "demo", "--output", str(folder)])
+    options = parser("cifar_width", "").parse_args(
+        [*words, "--profile", "demo", "--output", str(folder), "--data-dir", str(folder / "data")]
+    )
     settings = settle(WIDTH, options)
     sweep = declare("cifar_width", WIDTH, Protocol(seeds=2), options, settings)
     return sweep, asked_part(sweep, options), settings

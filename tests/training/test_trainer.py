@@ -132,3 +132,15 @@ def test_the_second_phase_of_single_stops_where_its_rule_says(
     assert (result["epochs"], result["ending"]) == (epochs, ending)
     assert result["metrics"]["final/train_loss"] == 0.25
     assert counted == [20] * epochs + [100]
+
+
+@pytest.mark.parametrize("match", ["train_loss", "valid_loss", "epoch"])
+def test_the_second_phase_of_a_first_that_diverged_goes_on_to_the_end(
+    match: str, data: Path, tmp_path: Path, measured: Choose
+) -> None:
+    Ledger(str(tmp_path)).commit("reference", REFERENCE | {"status": "diverged"})
+    trial = Trial(trial_of(FAMILY).cell, "match", 3, match=match, reference="reference")
+    measured([0.04, 0.03, 0.02, 0.25])  # below each of the reference's losses from the first epoch on
+    result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert (result["epochs"], result["ending"]) == (3, "schedule")
