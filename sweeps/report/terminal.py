@@ -63,7 +63,7 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
         parameters = cell.net.parameters(classes[cell.dataset]) if cell.dataset in classes else None
         row = TableRow(
-            cell.label, parameters, numbers, paper, _flags(statuses), plan.lost(cell), len(tested), len(statuses)
+            cell.label, parameters, numbers, paper, _flags(plan, cell), plan.lost(cell), len(tested), len(statuses)
         )
         rows.append(row)
     return rows
@@ -79,9 +79,17 @@ def _vote(ledger: Ledger, cell: Cell, statuses: Sequence[TrialStatus]) -> Averag
     return vote_average(vote, errors, all(guesses))
 
 
-def _flags(statuses: Sequence[TrialStatus]) -> tuple[str, ...]:
+def _flags(plan: Plan, cell: Cell) -> tuple[str, ...]:
+    """Return the flags of the trainings behind a cell's numbers, and whether any of its trials failed or is stale."""
+    statuses = plan.of(cell)
+    choosing = plan.searched | plan.studied
     flags = {status.state for status in statuses if status.state in ("failed", "stale")}
-    flags |= {flag for status in statuses if status.result is not None for flag in flags_of(status.result)}
+    flags |= {
+        flag
+        for status in statuses
+        if status.result is not None and status.trial.key not in choosing
+        for flag in flags_of(status.result)
+    }
     return tuple(sorted(flags))
 
 

@@ -31,6 +31,7 @@ from sweeps.experiment.metrics import (
     phase_behind,
 )
 from sweeps.experiment.plan import Protocol
+from sweeps.experiment.profiles import data_name
 from sweeps.experiment.trial import PHASES, Cell
 from sweeps.results import paper
 from sweeps.results.decisions import Predictions
@@ -66,6 +67,7 @@ DERIVED: Final = {"2": "3", "4": "5"}
 CHOSEN: Final = {"cifar10": "CReLU (1,3)", "cifar100": "CReLU (1,3,5)"}
 VOTING: Final = "mean_softmax"  # the paper's way to vote
 UNKNOWN: Final = Interval(math.nan, math.nan)
+TITLES: Final = {"embedded": "Embedded pictures"}
 SETS: Final = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 
 
@@ -166,8 +168,9 @@ def _with_references(table: ResultTable, tables: Sequence[ResultTable]) -> Resul
 def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], protocol: Protocol) -> ResultTable:
     rows = tuple(Row(results.cell.label, results.cell.row, results) for results in cells)
     if not table:
-        title = f"{SETS.get(dataset, dataset)}, {kind} recipe"
-        name = f"cells-{_slug(dataset)}-{_slug(kind)}"
+        pictures = data_name(dataset)
+        title = f"{SETS.get(dataset) or TITLES.get(pictures, pictures)}, {kind} recipe"
+        name = f"cells-{_slug(pictures)}-{_slug(kind)}"
         return ResultTable(name, "", "", title, rows, _measured(cells, protocol), False)
     metrics = paper.COLUMNS[table] if protocol.trainings() else _measured(cells, protocol)
     # Rows of Table 1 are called "CReLU half cifar10" where a sweep has both sets: the title says which.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crelu_models.tables import PAPER
+from crelu_models.tables import PAPER, S2
 from sweeps.cifar_width import CELLS, PROTOCOL
 from sweeps.cli.status import status
 from sweeps.experiment.metrics import (
@@ -26,15 +26,17 @@ from sweeps.experiment.metrics import (
     flags_of,
     phase_behind,
 )
-from sweeps.experiment.plan import current_plan
-from sweeps.experiment.trial import Trial
+from sweeps.experiment.plan import Protocol, Sweep, current_plan, expand, plan, plan_to_json
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Cell, Trial
 from sweeps.report import build, terminal
 from sweeps.report.contents import document
 from sweeps.results.cell_numbers import groups, number, verdict_for
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, tracked
-from tests.support.sweeps import Made, as_printed, make, only, scores, unsearched
+from tests.support.sweeps import Made, as_printed, finish, make, only, scores, unsearched
 
 SWEEP = unsearched("cifar_width", tuple(cell for cell in only(CELLS, "cifar10") if cell.row == "CReLU"), PROTOCOL)
 (CELL,) = SWEEP.cells
@@ -221,3 +223,27 @@ def test_flags_say_what_happened_to_a_training() -> None:
     assert flags_of({"status": "finished", "restarts": 0}) == []
     assert flags_of({"status": "diverged", "restarts": 2}) == ["diverged", "restarted:2"]
     assert flags_of({"status": "diverged", "ending": "dead", "restarts": 0}) == ["dead"]
+
+
+def test_restart_of_a_search_trial_is_no_mark_of_the_cells_number(tmp_path: Path) -> None:
+    cell, ledger = CELLS[0], Ledger(str(tmp_path))
+    sweep = Sweep("searched", "paper", (cell,), Protocol(search=Search(2, wave=2)))
+    for _ in range(2):
+        for trial in expand(sweep, ledger.results()):
+            searched = trial.phase == "holdout"
+            finish(ledger, trial, Made({} if searched else {TOP1: 9.0}, restarts=int(searched)))
+    (row,) = terminal.lines(plan(sweep, ledger, {}), {"cifar10": 10}, ledger)
+    assert (row.numbers[TOP1].mean, row.flags) == (9.0, ())
+
+
+def test_titles_name_the_pictures_for_people(tmp_path: Path) -> None:
+    names = ("synthetic:size=32,classes=5", "folder:/a/flowers", "cifar10")
+    cells = tuple(Cell(name, S2, name, ALLCONV) for name in names)
+    ledger = Ledger(str(tmp_path))
+    ledger.write_json("plans/a.json", plan_to_json(plan(Sweep("a", "paper", cells), ledger, {})))
+    titles = [(table.id, table.title) for table in groups(survey(ledger, "a"))]
+    assert titles == [
+        ("cells-embedded-allconv", "Embedded pictures, allconv recipe"),
+        ("cells-flowers-allconv", "flowers, allconv recipe"),
+        ("cells-cifar10-allconv", "CIFAR-10, allconv recipe"),
+    ]
