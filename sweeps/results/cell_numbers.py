@@ -271,8 +271,8 @@ def _over_pictures(runs: Sequence[Run], values: Sequence[float]) -> Interval:
 def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> Verdict | None:
     """Return the verdict on a number; None where the paper prints none, or printed it of other data.
 
-    It is withheld where the trainings are not the paper's, or too few to know their spread. Nothing is subtracted
-    from trainings that are not the paper's.
+    It is withheld where the trainings are not the paper's, where some diverged or failed, or where they are too few to
+    know their spread. Nothing is subtracted from trainings that are not the paper's.
     """
     printed = table.paper(row, metric)
     if printed is None or row.evidence is None or not table.comparable:
@@ -290,7 +290,7 @@ def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> 
         return Verdict(difference, interval, printed.rounding, "reproduced" if rounds else "differs")
     if why := reduced(row.evidence, table.dataset):
         return Verdict(math.nan, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
-    if why := too_few(metric, table.table, ours):
+    if why := row.evidence.lost(metric) or too_few(metric, table.table, ours):
         return Verdict(difference, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
     interval = fold_interval(ours.average, 1 / FOLDS) if metric == AVERAGE else ours.interval
     return verdict(ours.average, interval, printed.value, printed.se, table.dataset)

@@ -173,6 +173,21 @@ def test_average_and_vote_need_all_ten_folds(tmp_path: Path, lost: int, word: st
     assert judged(results).word == "reproduced"  # of two seeds by the protocol of Single
 
 
+def test_number_with_a_lost_training_has_no_verdict(tmp_path: Path) -> None:
+    sweep = unsearched("cifar_vgg", VGG, dataclasses.replace(cifar_vgg.PROTOCOL, seeds=2))
+
+    def outcome(trial: Trial) -> Made:
+        made = as_printed(trial, 10_000)
+        diverged = trial.phase == "fold" and trial.fold == 3
+        return made._replace(status="diverged", ending="diverged", scores={}) if diverged else made
+
+    results = seen(tmp_path, sweep, outcome)
+    for metric in (AVERAGE, VOTE):
+        verdict = judged(results, metric)
+        assert (verdict.word, verdict.why) == ("withheld", "1 of 10 folds diverged")
+    assert judged(results).word == "reproduced"
+
+
 def test_other_folds_than_ten_are_not_the_paper_s(tmp_path: Path) -> None:
     sweep = unsearched("cifar_vgg", VGG, Protocol(ablation=False, folds=5))
     results = seen(tmp_path, sweep, lambda trial: Made({TOP1: 6.9 + 0.01 * trial.fold}))
