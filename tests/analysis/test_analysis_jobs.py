@@ -299,6 +299,8 @@ def test_tables_and_pictures_go_to_the_run_once(
     assert folder.startswith("analysis/outgoing/layers-conv1-seed-3-")
     assert {Path(file.path).name for file in client.list_artifacts(run, folder)} == set(names)
     assert client.get_run(run).data.metrics == metrics
+    run_job_command("pairing", ledger, "", "--run", run, "--samples", "3")
+    assert client.get_run(run).data.metrics == metrics
     # A store that does not take them costs a sentence; the files are on the ledger.
     ledger.write_json(f"tracked/{key}.json", {"uri": uri, "experiment": "small", "run": "gone", "finished_ms": 1})
     assert run_job_command("outgoing", ledger, "", "--run", key) == 0
