@@ -225,3 +225,14 @@ def test_reader_never_sees_half_a_file(ledger: Ledger) -> None:
     assert [writer.wait() for writer in writers] == [0, 0]
     assert seen <= {"a" * 2000, "b" * 2000}
     assert seen
+
+
+def test_of_two_who_write_once_the_first_stays_unless_it_is_damaged(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    for content in (b'{"id": "first"}', b'{"id": "second"}'):
+        ledger._write_once("ledger.json", content)
+    assert ledger.read_json("ledger.json") == {"id": "first"}
+    ledger.write("ledger.json", b'{"torn')
+    ledger._write_once("ledger.json", b'{"id": "third"}')
+    assert ledger.read_json("ledger.json") == {"id": "third"}
+    assert ledger.names("") == ["ledger.json"]
