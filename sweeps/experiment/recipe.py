@@ -107,8 +107,8 @@ class Recipe:
 
 
 # fmt: off
-# The nets without batch norm need two things that their sources do not name: gradients cut at norm 1, and for CIFAR's
-# higher rates an epoch of warm-up. Without them AVR and CReLU diverge within some ten steps (docs/recipes.md).
+# The nets without batch norm need what their sources do not name: gradients cut at norm 1. Without that AVR and CReLU
+# diverge within some ten steps. An epoch of warm-up helps at CIFAR's higher rates (docs/recipes.md).
 CLIP = 1.0
 
 # All-conv nets on CIFAR (Springenberg et al. 2015): x0.1 at 200, 250, 300 of 350 epochs. The pages choose the lr out of
