@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from data.interrupts import SIGNALS
 from sweeps.cli.options import ExitCode
 
 if TYPE_CHECKING:
     from sweeps.execution.session import DriverState
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager

@@ -335,7 +335,7 @@ def _run_trials(
     forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
     view.progress.forecast = forecast
     seen: dict[str, Trial] = {}
-    given_up: set[str] = set()  # labels of the cells of which this was said
+    given_up: set[str] = set()  # labels of cells that the log names as given up
 
     def log_forecast() -> None:
         sentence = forecast.sentence(view.progress.remaining()) if settings.profile != "smoke" else ""

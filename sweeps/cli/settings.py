@@ -123,7 +123,7 @@ def choose_profile(cells: Sequence[Cell], options: argparse.Namespace, address: 
     if options.smoke_test:
         return "smoke", options.dataset or "", SMOKE
     if options.rehearse:
-        # What is rehearsed is the sweep at its real size, on whatever pictures and device there are.
+        # A rehearsal takes the sweep at its real size, with the pictures and the device at hand.
         return options.profile or "paper", absolute_dataset(options.dataset or ""), ""
     if options.profile == "demo" and not options.dataset:
         return "demo", "", DEMO
@@ -178,7 +178,7 @@ def _tracking_uri(options: argparse.Namespace, output: str) -> str:
 def declare(
     name: str, cells: Sequence[Cell], protocol: Protocol, options: argparse.Namespace, settings: Settings
 ) -> Sweep:
-    """Return the sweep as it is declared, whatever part of it is asked for; ValueError for an unknown field."""
+    """Return the declared sweep, cells that are not asked for included; ValueError for an unknown field."""
     profile, dataset = settings.profile, _asked_dataset(options) or settings.dataset
     page = [scaled(cell, profile) for cell in taken(cells, profile, "")]
     cells = taken(cells, profile, dataset)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sweeps.experiment.metrics import HELD_OUT, has_diverged
+from sweeps.experiment.recipe import SPRINGENBERG
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Json
-
-SPRINGENBERG = (0.25, 0.1, 0.05, 0.01)  # Springenberg et al. (2015), section 3.1
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,8 @@ class Recipe:
 # diverge within some ten steps. An epoch of warm-up helps at CIFAR's higher rates (docs/recipes.md).
 CLIP = 1.0
 
+SPRINGENBERG = (0.25, 0.1, 0.05, 0.01)  # the rates that Springenberg et al. (2015) tried, section 3.1
+
 # All-conv nets on CIFAR (Springenberg et al. 2015): x0.1 at 200, 250, 300 of 350 epochs. The pages choose the lr out of
 # {.25, .1, .05, .01} on the baseline's hold-out; .05 is that of the published All-CNN-C.
 ALLCONV = Recipe("allconv", "sgd", 128, 350, 350, 0.05, 1e-3,

@@ -219,7 +219,7 @@ def suggest(
 ) -> Rates:
     """Return suggestion `number` of the study `key`, given the values observed and the points of this wave so far.
 
-    The first suggestion is no dropout at all, where the space has that: whatever a sampler draws, it is compared.
+    The first suggestion is no dropout at all, where the space has it. Every later suggestion is compared with it.
     """
     has_zero = all(dimension.low == 0 for dimension in dimensions)
     rates: Sequence[float]

@@ -302,8 +302,8 @@ def seeds_needed(
     """Count the seeds, or folds, to add to `have` for a paired t test to find `difference` with this power.
 
     `sd` is that of the paired differences, `test_fraction` as in `paired`. The least n is exact, by the noncentral F
-    of t squared. None: a difference of 0, more than `most` in all, or folds of which no number is enough, as their
-    corrected variance stays above s^2 n_test/n_train. From a few seeds' sd and difference it is a rough guide.
+    of t squared. None: a difference of 0, or more than `most` in all. Folds may never be enough: their corrected
+    variance stays above s^2 n_test/n_train. From a few seeds' sd and difference it is a rough guide.
     """
     if not (sd >= 0 and math.isfinite(sd) and math.isfinite(difference)):
         raise ValueError(f"sd {sd}, difference {difference}; expected finite numbers and sd >= 0")

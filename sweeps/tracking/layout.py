@@ -43,7 +43,7 @@ NOTE: Final = "mlflow.note.content"
 NOTE_LENGTH: Final = 8000  # characters of a tag
 REPORT: Final = "report"  # the folder of a run's artifacts, and the tag that says which report lies there
 REPORT_RUN: Final = "report.run"  # the tag of a cell's run that says on which run the report lies
-TRAININGS: Final = "cell.trainings"  # the tag that says of which trainings a cell's note and numbers are
+TRAININGS: Final = "cell.trainings"  # tag with the digest of the trainings behind a cell's note and numbers
 # The tags by which runs are told from those of another ledger or sweep in the same experiment.
 LEDGER: Final = "ledger.id"
 SWEEP: Final = "sweep.title"

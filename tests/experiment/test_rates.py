@@ -9,8 +9,8 @@ from sweeps import cifar_width, full_grid
 from sweeps.cli.options import parser
 from sweeps.cli.settings import protocol_of
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json, rate_choices, sweep_from_json, sweep_trials
-from sweeps.experiment.rates import SPRINGENBERG, RateStudy, choose
-from sweeps.experiment.recipe import VGG
+from sweeps.experiment.rates import RateStudy, choose
+from sweeps.experiment.recipe import SPRINGENBERG, VGG
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.store.ledger import Json, Ledger

@@ -189,7 +189,7 @@ def _boxes(place: Floats, label: str) -> Floats:
 
 
 def _own_costs(axis: Axes, points: Sequence[Point], places: Floats, labelled: Sequence[int], boxes: Floats) -> Floats:
-    """Return what each place costs each label (labels, places), whatever the other labels do."""
+    """Return what each place costs each label (labels, places), as if it stood alone."""
     frame = np.array(axis.get_window_extent().extents)
     # The later places are the worse ones; those with a line are worse by more.
     costs = np.tile(np.array([3.0 * i + 40.0 * (i >= len(BESIDE)) for i in range(len(PLACES))]), (len(labelled), 1))
