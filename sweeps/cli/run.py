@@ -271,7 +271,8 @@ def _run(
 
     Return the exit code so far.
     """
-    from sweeps.tracking.mlflow_runs import Store, is_tracked
+    from sweeps.tracking.mlflow_runs import is_tracked
+    from sweeps.tracking.run_index import Store
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
     untracked = [

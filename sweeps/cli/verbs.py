@@ -45,7 +45,8 @@ def planned_sweep(ledger: Ledger, title: str) -> Sweep:
 
 def reconcile(options: argparse.Namespace) -> int:
     """Bring the runs of a sweep in MLflow to the ledger's state, and print how many there are."""
-    from sweeps.tracking.mlflow_runs import MlflowRuns, Store
+    from sweeps.tracking.mlflow_runs import MlflowRuns
+    from sweeps.tracking.run_index import Store
 
     ledger = Ledger.in_output(options.output)
     (title,) = titles(ledger, options.sweep)

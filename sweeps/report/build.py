@@ -94,7 +94,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes]) 
         if not _answers(uri):
             sentences.append(f"{uri} is not there: its runs are without this report; the same command sends it")
             continue
-        from sweeps.tracking.mlflow_runs import publish_report
+        from sweeps.tracking.cell_runs import publish_report
 
         try:
             owner = Owner(ledger.identity, results.title)

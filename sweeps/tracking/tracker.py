@@ -10,7 +10,8 @@ from typing import Final
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.mlflow_runs import MlflowRuns, Store
+from sweeps.tracking.mlflow_runs import MlflowRuns
+from sweeps.tracking.run_index import Store
 
 PAUSE: Final = 2.0  # seconds between two rounds of the thread, at least
 RATIO: Final = 30.0  # seconds of pause for each second that a round computed, which leaves the CPU to the trials

@@ -16,7 +16,9 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import VIEW, params_of, placement
-from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, is_tracked
+from sweeps.tracking.mlflow_client import connected
+from sweeps.tracking.mlflow_runs import MlflowRuns, is_tracked
+from sweeps.tracking.run_index import Store
 from sweeps.tracking.tracker import Tracker
 from tests.support.postgres import Postgres
 from tests.support.tracked import finish, points, rows, runs, under_way
