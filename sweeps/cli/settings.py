@@ -20,6 +20,7 @@ from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import artifacts_in, sqlite_uri
 
 if TYPE_CHECKING:
     from sweeps.execution.resources import ResourceRequest
@@ -75,7 +76,7 @@ class Settings:
     @property
     def artifacts(self) -> str:
         """Return where a new experiment keeps its artifacts; empty where a server decides."""
-        return f"{self.output}/mlartifacts" if self.tracking_uri.startswith("sqlite") else ""
+        return artifacts_in(self.output) if self.tracking_uri.startswith("sqlite") else ""
 
 
 def settle(cells: Sequence[Cell], options: argparse.Namespace) -> Settings:
@@ -172,7 +173,12 @@ def _tracking_uri(options: argparse.Namespace, output: str) -> str:
     uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri and "://" in output:
         raise ValueError("an --output that is no local folder needs --tracking-uri or MLFLOW_TRACKING_URI")
-    return uri or f"sqlite:///{output}/mlflow.db"
+    return uri or default_tracking_uri(output)
+
+
+def default_tracking_uri(output: str) -> str:
+    """Return the URI of MLflow's store in an output folder."""
+    return sqlite_uri(f"{output}/mlflow.db")
 
 
 def declare(

@@ -34,6 +34,7 @@ from sweeps.report.tidy import tidy
 from sweeps.results import capsule
 from sweeps.results.evidence import SweepResults, survey, titles
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import sqlite_file
 from sweeps.tracking.layout import Owner, table_address
 
 DONE, DIFFERS = 0, 1
@@ -110,8 +111,8 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes]) 
 
 def _answers(uri: str) -> bool:
     """Tell whether a store answers, without the minutes that MLflow's client would wait."""
-    if uri.startswith("sqlite:///"):
-        return Path(uri.removeprefix("sqlite:///")).is_file()
+    if (file := sqlite_file(uri)) is not None:
+        return file.is_file()
     address = urlsplit(uri)
     if address.scheme not in ("http", "https") or address.hostname is None:
         return True

@@ -7,7 +7,7 @@ takes its place. Numbers that change are points at rising steps, since MLflow sh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sweeps.experiment.metrics import VOTE
@@ -55,8 +55,8 @@ class CellRuns:
         """Take the runs from an index, which the cells share with their trials."""
         self.index = index
 
-    def sync(self, cell: Cell, trials: Iterable[Trial]) -> None:
-        """Bring a cell's run to the averages of its trials' test errors; it is over with the last of them.
+    def sync(self, cell: Cell, trials: Iterable[Trial], skipped: Collection[str] = ()) -> None:
+        """Bring a cell's run to the averages of its trials' test errors; it is over with the last that is not skipped.
 
         Where they change, the report's note and vote are of other trainings: they go, until the next report.
         """
@@ -65,7 +65,8 @@ class CellRuns:
         params = self._params_of_cell(cell, trials)
         numbers = cell_metrics((trial, results[trial.key]["metrics"]) for trial in trials if trial.key in results)
         digest = trainings_digest(results)
-        stored = self.index.client.get_run(self.index.runs.get(f"cell:{cell.key}") or self.create(cell, trials))
+        known_run = self.index.runs.get(f"cell:{cell.key}") or self.create(cell, trials)
+        stored = self.index.stored.pop(known_run, None) or self.index.client.get_run(known_run)
         metrics, tags = stored.data.metrics, stored.data.tags
         numbers |= {name: value for name, value in metrics.items() if name.startswith(LASTING)}
         if tags.get(TRAININGS) == digest and VOTE in metrics:
@@ -93,7 +94,7 @@ class CellRuns:
             self.index.tag(run, {NOTE: self._provisional_note(len(results), len(trials)), TRAININGS: digest})
         missing_trials = [trial for trial in trials if trial.key not in results]
         is_failed = missing_trials and all(
-            has_failed(self.index.ledger.attempts(trial.key)) for trial in missing_trials
+            trial.key in skipped or has_failed(self.index.ledger.attempts(trial.key)) for trial in missing_trials
         )
         self.index.set_status(run, "FAILED" if is_failed else "RUNNING" if missing_trials else "FINISHED")
 

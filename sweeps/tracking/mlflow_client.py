@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from sweeps.store.local_uris import SCHEME, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -15,15 +20,79 @@ if TYPE_CHECKING:
 
 PARENT: Final = "mlflow.parentRunId"
 REVISION: Final = "revision"  # the tag that counts how often a run's numbers have changed
+PATIENCE: Final = 8.0  # seconds in which a store answers the first question
+# Limits of MLflow's client, where the environment sets no others.
+LIMITS: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
-def connected(uri: str) -> MlflowClient:
-    """Return a client of a store, without what MLflow and its migrations log about themselves."""
+def connected(uri: str, tell: Callable[[str], None] = lambda _: None) -> MlflowClient:
+    """Return a client of a store that has answered it; raise what the store raises, within seconds.
+
+    A SQLite file is made where there is none; `tell` gets a sentence where an unfinished one is moved aside.
+    """
+    file = sqlite_file(uri)
+    if file is not None:
+        from sweeps.tracking.sqlite_store import prepare
+
+        prepare(file, tell)
+    elif urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
+        _reach_database(uri)
+    client = client_of(uri)
+    with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=f"{PATIENCE:.0f}"):
+        client.search_experiments(max_results=1)
+    return client
+
+
+def client_of(uri: str) -> MlflowClient:
+    """Return a client of a store, without what MLflow and its migrations log about themselves.
+
+    It sends each request once: whether a request whose answer was lost has been obeyed is seen by a search, while one
+    that is sent again may double a run.
+    """
     import mlflow
 
+    for name, value in LIMITS.items():
+        os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return mlflow.MlflowClient(uri)
+    file = sqlite_file(uri)
+    # MLflow makes the folder that the quoted path would name.
+    named = Path(uri.removeprefix(SCHEME)).parent if file is not None else Path()
+    is_new = not named.exists()
+    client = mlflow.MlflowClient(uri)
+    while is_new and file is not None and named != file.parent and not os.path.samefile(named, "/"):
+        try:
+            named.rmdir()
+        except OSError:
+            break
+        named = named.parent
+    return client
+
+
+def _reach_database(uri: str) -> None:
+    """Connect to a database server once: MLflow would try for minutes."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(
+        uri, poolclass=sqlalchemy.pool.NullPool, connect_args={"connect_timeout": int(PATIENCE)}
+    )
+    engine.connect().close()
+    engine.dispose()
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set variables of the environment for a while, where they are not set already to something else."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def all_runs(client: MlflowClient, experiment: str, condition: str = "") -> Iterator[Run]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from sweeps.experiment.metrics import flags_of
@@ -30,24 +30,79 @@ Row = Mapping[str, float]
 class MlflowRuns:
     """The runs of one sweep in one MLflow experiment; every call may raise what MLflow raises."""
 
-    def __init__(self, store: Store, ledger: Ledger, sweep: Sweep) -> None:
-        """Open or create the experiment, and read the runs that it has."""
+    def __init__(
+        self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Open or create the experiment, and read the runs that it has; `tell` gets what had to be mended for that."""
         self.store, self.ledger, self.sweep = store, ledger, sweep
-        self.index = RunIndex(store, ledger, sweep)
+        self.index = RunIndex(store, ledger, sweep, tell)
         self.client, self.owner, self.experiment = self.index.client, self.index.owner, self.index.experiment
         self.runs: Mapping[str, str] = self.index.runs  # by trial key, or "cell:" and cell key
         self.cells = CellRuns(self.index)
         self.sent: dict[str, dict[int, float]] = {}  # LEADING by epoch, by trial key
 
-    def sync_cell(self, cell: Cell, trials: Iterable[Trial]) -> None:
-        """Bring a cell's run to the averages of its trials' test errors."""
-        self.cells.sync(cell, trials)
+    def sync_cell(self, cell: Cell, trials: Iterable[Trial], skipped: Collection[str] = ()) -> None:
+        """Bring a cell's run to the averages of its trials' test errors; `skipped` trials are not waited for."""
+        self.cells.sync(cell, trials, skipped)
+
+    # What differs from the ledger -----------------------------------------------------------------------------
+
+    def outdated(self, expected: Mapping[str, tuple[Trial, str]]) -> dict[str, tuple[Trial, str]]:
+        """Return those of the `expected` trials, with their statuses, whose runs are not as the ledger says.
+
+        The status of a trial with a result or too many failed attempts is not what is expected, but the ledger's. The
+        runs are compared as they were read or sent; only an unfinished training is asked for its epochs, by its sync.
+        """
+        results = self.ledger.results(expected)
+        begun = set(self.ledger.folders("checkpoints"))
+        failed = {key for key, attempts in self.ledger.failed().items() if has_failed(attempts)}
+        differing: dict[str, tuple[Trial, str]] = {}
+        for key, (trial, state) in expected.items():
+            run = self.runs.get(key)
+            status = self.index.states.get(run, "RUNNING") if run is not None else ""
+            if key in results:
+                differs = not self._is_complete(key, results[key])
+            elif key in failed:
+                differs = status != "FAILED"
+            elif key in begun:
+                differs = True
+            else:
+                differs = run is not None and (status != state or key in self.index.measured)
+            if differs:
+                differing[key] = (trial, state)
+        return differing
+
+    def _is_complete(self, key: str, result: Json) -> bool:
+        """Return whether a trial's run shows this result, as far as a search shows it, and the ledger notes it."""
+        run = self.runs.get(key)
+        if run is None or self.index.states.get(run) != "FINISHED":
+            return False
+        finals = {name: value for name, value in _finite(result["metrics"]).items() if name.startswith(FINAL)}
+        logged = self.index.finals.get(key, {})
+        if self.index.ended.get(run) != int(result["finished_ms"]) or logged.keys() != finals.keys():
+            return False
+        return _agree(logged, finals) and is_tracked(self.ledger, self.store, self.sweep.title, result, run)
+
+    def remove_strangers(self, known: Collection[str]) -> None:
+        """Delete the runs of trials that are neither `known` nor anywhere on the ledger."""
+        strangers = [key for key in self.runs if not key.startswith("cell:") and key not in known]
+        results = self.ledger.results(strangers) if strangers else {}
+        for key in strangers:
+            if key not in results and not self.ledger.attempts(key) and progress(self.ledger, key) is None:
+                self._delete(key, self.runs[key])
+
+    def shown_cells(self, keys: Collection[str]) -> list[Cell]:
+        """Return the sweep's cells that have a run, or whose key is among `keys`."""
+        return [cell for cell in self.sweep.cells if f"cell:{cell.key}" in self.runs or cell.key in keys]
 
     def sync_trial(self, trial: Trial, state: str) -> bool:
         """Bring a trial's run to what the ledger says, its status to `state` without a result; return if it has one."""
         key, result = trial.key, self.ledger.result(trial.key)
         history = self._history(key, result)
         run = self.runs.get(key)
+        if run is not None and key in self.index.measured and self._is_forgotten(key, result, history, state):
+            self._delete(key, run)
+            return False
         measured = _finite(result["metrics"]) if result is not None else {}
         if run is not None and not _agree(self.index.finals.get(key, {}), measured):
             # Last numbers of another training cannot be taken back: this one begins a new run.
@@ -57,7 +112,7 @@ class MlflowRuns:
             # What another driver sent is asked once.
             points = self.client.get_metric_history(run, LEADING)
             self.sent[key] = {int(point.step): float(point.value) for point in points}
-        if run is not None and any(self.sent[key].get(_epoch(row), row[LEADING]) != row[LEADING] for row in history):
+        if run is not None and self._shows_another(key, history, is_over=result is not None):
             # Points cannot be taken back: a training that began anew, with other values, begins a new run.
             self.client.delete_run(run)
             run = None
@@ -73,6 +128,25 @@ class MlflowRuns:
             state = "FAILED"
         self.index.set_status(run, state)
         return False
+
+    def _is_forgotten(self, key: str, result: Json | None, history: Sequence[Row], state: str) -> bool:
+        """Return whether the ledger has nothing of a trial any more, which does not train either."""
+        is_idle = result is None and not history and state != "RUNNING"
+        return is_idle and not has_failed(self.ledger.attempts(key))
+
+    def _shows_another(self, key: str, history: Sequence[Row], is_over: bool) -> bool:
+        """Return whether a trial's run has epochs of another training: other values, or more than it came to."""
+        sent, epochs = self.sent[key], {_epoch(row): row[LEADING] for row in history}
+        return any(epochs.get(epoch, value) != value for epoch, value in sent.items()) or (
+            is_over and bool(epochs) and not sent.keys() <= epochs.keys()
+        )
+
+    def _delete(self, key: str, run: str) -> None:
+        """Delete a trial's run without another in its place."""
+        self.client.delete_run(run)
+        del self.index.runs[key]
+        self.index.measured.discard(key)
+        self.sent.pop(key, None)
 
     def _history(self, key: str, result: Json | None) -> list[Row]:
         """Return the epochs of a trial as far as they are durable."""
@@ -113,7 +187,7 @@ class MlflowRuns:
         contents = {name: self.ledger.read(f"trials/{trial.key}/{name}") for name in result["files"]}
         log_folder(self.client, run, {name: content for name, content in contents.items() if content is not None})
         self.client.set_terminated(run, "FINISHED", end_time=when)
-        self.index.states[run] = "FINISHED"
+        self.index.states[run], self.index.ended[run] = "FINISHED", when
         note = self.ledger.read_json(f"tracked/{trial.key}.json") or {}
         latest = tracked(self.store, run, result)
         sweeps = note.get("sweeps", {}) | {self.sweep.title: latest}
@@ -159,8 +233,8 @@ def tracked(store: Store, run: str, result: Json) -> Json:
     return {"uri": store.uri, "experiment": store.experiment, "run": run, "finished_ms": result["finished_ms"]}
 
 
-def is_tracked(ledger: Ledger, store: Store, sweep: str, result: Json) -> bool:
-    """Return whether the ledger notes that this result is complete in `store`, on a run of this sweep."""
+def is_tracked(ledger: Ledger, store: Store, sweep: str, result: Json, run: str = "") -> bool:
+    """Return whether the ledger notes that this result is complete in `store`, on a run of this sweep, or on `run`."""
     notes = (ledger.read_json(f"tracked/{result['key']}.json") or {}).get("sweeps", {})
     note = notes.get(sweep)
-    return note is not None and note == tracked(store, str(note.get("run")), result)
+    return note is not None and note == tracked(store, run or str(note.get("run")), result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -33,12 +33,12 @@ class Store:
 class RunIndex:
     """Index of the runs of one sweep in one MLflow experiment; every call may raise what MLflow raises."""
 
-    def __init__(self, store: Store, ledger: Ledger, sweep: Sweep) -> None:
-        """Open or create the experiment, and read the runs that it has."""
+    def __init__(self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None]) -> None:
+        """Open or create the experiment, and read the runs that it has; `tell` gets what the store had to be mended."""
         import mlflow
 
         self.mlflow, self.store, self.ledger, self.sweep = mlflow, store, ledger, sweep
-        self.client = connected(store.uri)
+        self.client = connected(store.uri, tell)
         self.owner = Owner(ledger.identity, sweep.title)
         self.names = short_names([cell.label for cell in sweep.cells])
         self.experiment = self._open_experiment()
@@ -46,6 +46,9 @@ class RunIndex:
         self.states: dict[str, str] = {}  # by run, as this driver read or set them
         self.finals: dict[str, dict[str, float]] = {}  # last numbers on a trial's run, by trial key
         self.parents: dict[str, str] = {}  # the run above a trial's, by trial key
+        self.ended: dict[str, int] = {}  # when a run ended, by run
+        self.measured: set[str] = set()  # keys of trials whose runs had numbers when they were read
+        self.stored: dict[str, Run] = {}  # cells' runs as they were read, until something is sent to them
         self._read_runs()
 
     def _open_experiment(self) -> str:
@@ -67,13 +70,17 @@ class RunIndex:
     def _read_runs(self) -> None:
         """Read all runs once and take those of this ledger and sweep; of two runs for one thing, one is deleted.
 
-        Of a trial the run with more metrics stays, of a cell the newer one: it takes the place of the other.
+        Of a trial the run with more metrics stays, of a cell the newer one: it takes the place of the other. A run
+        without parameters was never created to its end, and is deleted too.
         """
         ranked: dict[str, list[tuple[int, int, Run]]] = {}
         for run in self._own_runs():
             tags, info = run.data.tags, run.info
             is_trial = "trial.key" in tags
             name = tags["trial.key"] if is_trial else "cell:" + tags.get("cell.key", "")
+            if not run.data.params:
+                self.client.delete_run(info.run_id)
+                continue
             rank = (len(run.data.metrics), -info.start_time) if is_trial else (info.start_time, 0)
             ranked.setdefault(name, []).append((*rank, run))
         last: dict[str, Run] = {}
@@ -86,6 +93,10 @@ class RunIndex:
             if "trial.key" in run.data.tags:
                 self.finals[name] = {key: value for key, value in run.data.metrics.items() if key.startswith(FINAL)}
                 self.parents[name] = run.data.tags.get(PARENT, "")
+                self.ended[run.info.run_id] = run.info.end_time or 0
+                self.measured |= {name} if run.data.metrics else set()
+            else:
+                self.stored[run.info.run_id] = run
 
     def _own_runs(self) -> list[Run]:
         """Return the runs of this ledger and sweep, those of an earlier version included.
@@ -138,7 +149,10 @@ class RunIndex:
         params: Mapping[str, str | int | float],
         began: int | None = None,
     ) -> str:
-        """Create a run with its parameters and the data set that it saw; it began now, where nothing else is known."""
+        """Create a run with the data set that it saw and its parameters, the last of which say that it is complete.
+
+        It began now, where nothing else is known.
+        """
         kind = "synthetic" if cell.dataset.startswith("synthetic") else "real"
         of_cell = self.owner.tags | {
             "sweep": self.sweep.name,
@@ -153,11 +167,11 @@ class RunIndex:
         run = str(created.info.run_id)
         self.runs[key] = run
         entities = self.mlflow.entities
-        self.client.log_batch(run, params=param_entities(params))
         digest = self.store.digests.get(cell.dataset, "")[:36] or "unknown"
         dataset = entities.Dataset(stem(cell.dataset)[:500], digest, "local", json.dumps({"uri": cell.dataset}))
         context = entities.InputTag("mlflow.data.context", "training")
         self.client.log_inputs(run, [entities.DatasetInput(dataset, [context])])
+        self.client.log_batch(run, params=param_entities(params))
         return run
 
     def set_status(self, run: str, state: str) -> None:

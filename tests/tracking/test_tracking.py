@@ -237,6 +237,8 @@ def _counted(call: Any, asked: list[str]) -> Any:
 def test_store_that_is_away_slows_nothing_and_is_told_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setattr("sweeps.tracking.mlflow_client.PATIENCE", 1.0)
+    monkeypatch.setattr("sweeps.tracking.tracker.GRACE", 1.0)
     said: list[str] = []
     trial = Trial(CELLS[0])
     finish(ledger, trial, 9.0)
