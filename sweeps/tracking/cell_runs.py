@@ -71,7 +71,9 @@ class CellRuns:
         numbers |= {name: value for name, value in metrics.items() if name.startswith(LASTING)}
         if tags.get(TRAININGS) == digest and VOTE in metrics:
             numbers[VOTE] = metrics[VOTE]
-        if not self.index.owner.has(tags) or not _holds(stored, numbers, params):
+        # Numbers that differ though they are of the same trainings are somebody else's, at steps that are not known.
+        is_foreign = tags.get(TRAININGS) == digest and any(metrics.get(name, n) != n for name, n in numbers.items())
+        if is_foreign or not self.index.owner.has(tags) or not _holds(stored, numbers, params):
             old, stored = stored, _replace(self.index.client, stored, params, self.index.owner.tags)
             below = {key: stored.info.run_id for key, parent in self.index.parents.items() if parent == old.info.run_id}
             self.index.parents |= below

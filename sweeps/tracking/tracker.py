@@ -151,8 +151,8 @@ class Tracker:
         runs.remove_strangers(expected)
         with self.changed:
             self.queued = differing | self.queued
-            cells = runs.shown_cells({trial.cell.key for trial, _ in self.queued.values()})
-            self.cells |= {cell.key: cell for cell in cells}
+            begun = [trial for key, trial in self.trials.items() if key in runs.runs or key in self.queued]
+            self.cells |= {cell.key: cell for cell in runs.shown_cells({trial.cell.key for trial in begun})}
             # Trials may have been registered meanwhile.
             self.compared = self.trials.keys() == expected.keys()
 
