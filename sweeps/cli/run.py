@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from data import availability
 from data.datasets import DataSet, dataset
+from data.interrupts import deferred_interrupts
 from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
@@ -313,10 +314,10 @@ def _run_trials(
     tracker: Tracker,
 ) -> ExitCode:
     """Start or join Ray and run the trials; return the exit code that this led to."""
-    from sweeps.cli.interrupts import GracefulInterrupt, hold_signals
+    from sweeps.cli.interrupts import GracefulInterrupt
 
     view.log(f"{count(len(today.to_do), 'trial')} to train; starting Ray")
-    with hold_signals():
+    with deferred_interrupts():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
 
