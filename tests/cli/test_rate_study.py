@@ -16,7 +16,7 @@ def test_rate_is_studied_first_and_a_cell_that_trains_at_none_is_given_up(tmp_pa
     ended = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), timeout=400)
     assert ended.returncode == 1, ended.stderr
     said = [line.split(" ", 1)[1] for line in ended.stderr.splitlines() if line[2:3] == ":"]
-    relu, crelu, broken = CELLS
+    relu, crelu, _ = CELLS
 
     # Nothing of the cells with the baseline's recipe begins before its three rates are tried.
     begun = [line.partition(": training")[0] for line in said if line.endswith(": training")]
