@@ -66,7 +66,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(output: Path, **given: str | None) -> argparse.Namespace:
     """Return the options of `report` as the command line gives them."""
     return argparse.Namespace(
-        **{"sweep": None, "check": None, "capsule": None, "to": None, "output": str(output)} | given
+        **{"sweep": None, "check": None, "capsule": None, "to": None, "tracking_uri": None, "output": str(output)}
+        | given
     )
 
 
