@@ -471,8 +471,8 @@ def test_report_needs_no_torch_no_ray_and_no_server(output: Path, tmp_path: Path
     code = (
         "import sys\nfrom sweeps.report import build\n"
         "import argparse\n"
-        f"build.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, tracking_uri=None, to={str(tmp_path)!r}, "
-        f"output={str(output)!r}))\n"
+        "build.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, tracking_uri=None, "
+        f"to={str(tmp_path)!r}, output={str(output)!r}))\n"
         "heavy = {'torch', 'ray', 'mlflow', 'ffcv', 'torchvision'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
