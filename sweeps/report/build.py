@@ -81,6 +81,7 @@ def make(ledger: Ledger, title: str, to: Path, to_mlflow: bool = True) -> tuple[
     results = survey(ledger, title)
     report = document(ledger, results)
     contents = files(report, tidy(results))
+    ledger.guard()
     path = write(contents, to / title)[0]
     return report, path, track(ledger, results, contents) if to_mlflow else ""
 
@@ -98,6 +99,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes]) 
 
         try:
             owner = Owner(ledger.identity, results.title)
+            ledger.guard()
             number, runs, _ = publish_report(uri, experiment, owner, contents, partial(pages, results))
         except Exception as error:  # of any kind, from a server or its client; the files are written
             why = f"{type(error).__name__}: {error}".splitlines()[0]
