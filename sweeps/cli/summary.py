@@ -12,10 +12,10 @@ from pathlib import Path
 
 from data.datasets import DataSet
 from sweeps.cli.options import ExitCode
-from sweeps.cli.settings import Settings, default_tracking_uri
+from sweeps.cli.settings import Settings
 from sweeps.experiment.plan import Plan, Sweep
 from sweeps.experiment.wording import count
-from sweeps.tracking.store_errors import hidden_password
+from sweeps.store.logins import own_store
 
 # Exit codes after which there is a report.
 REPORTED = (ExitCode.DONE, ExitCode.FAILED, ExitCode.UNTRACKED)
@@ -81,11 +81,11 @@ def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: 
 
 
 def reconcile_command(sweep: Sweep, settings: Settings) -> str:
-    """Return the command that sends MLflow what it lacks of a sweep; passwords stay in the environment."""
+    """Return the command that sends MLflow what it lacks of a sweep."""
     words = ["reconcile", sweep.title, "--output", settings.output]
     uri = settings.tracking_uri
-    if uri not in (default_tracking_uri(settings.output), os.environ.get("MLFLOW_TRACKING_URI")):
-        words += ["--tracking-uri", hidden_password(uri)]
+    if uri != own_store(None, settings.output):
+        words += ["--tracking-uri", uri]
     if settings.experiment not in (sweep.title, os.environ.get("MLFLOW_EXPERIMENT_NAME")):
         words += ["--experiment", settings.experiment]
     return settings.command.verb(*words)
@@ -116,7 +116,9 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[str, str]:
     if "://" in settings.output:
         return settings.command.verb("report", sweep.title, "--output", settings.output, "--to", "report"), ""
     try:
-        _, path, tracked = build.make(settings.ledger, sweep.title, Path(settings.output, "reports"))
+        _, path, tracked = build.make(
+            settings.ledger, sweep.title, Path(settings.output, "reports"), settings.tracking_uri
+        )
     except ValueError as error:
         return f"none: {error}", ""
     return str(path), tracked

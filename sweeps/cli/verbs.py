@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 from sweeps.cli.options import ExitCode
-from sweeps.cli.settings import default_tracking_uri
 from sweeps.experiment.plan import Sweep, current_plan, has_failed, sweep_from_json, unknown_name
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
@@ -18,6 +17,7 @@ from sweeps.results.evidence import titles
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import artifacts_in
+from sweeps.store.logins import own_store
 
 
 def pages() -> dict[str, str]:
@@ -56,7 +56,9 @@ def reconcile(options: argparse.Namespace) -> int:
     ledger = Ledger.in_output(options.output)
     (title,) = titles(ledger, options.sweep)
     output = ledger.root.removesuffix("/ledger")
-    uri = options.tracking_uri or default_tracking_uri(output)
+    uri = own_store(options.tracking_uri, output)
+    if not uri:
+        raise ValueError(f"--output {options.output} is no local folder: say by --tracking-uri where MLflow is")
     artifacts = artifacts_in(output) if uri.startswith("sqlite") else ""
     plan = current_plan(ledger, title)
     idle = "RUNNING" if driver(ledger, title) else "KILLED"

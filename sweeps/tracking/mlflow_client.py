@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from sweeps.store.foreign import relative
 from sweeps.store.local_uris import SCHEME, sqlite_file
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def log_folder(client: MlflowClient, run: str, files: Mapping[str, bytes], folde
     """Log files by their paths in one call, which a server answers faster than one a file."""
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in files.items():
-            path = Path(temporary, name)
+            path = Path(temporary, relative(name))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         client.log_artifacts(run, temporary, folder or None)

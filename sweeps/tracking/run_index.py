@@ -11,6 +11,7 @@ from data.datasets import stem
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger
+from sweeps.tracking.fenced_client import fenced
 from sweeps.tracking.layout import LEDGER, Owner, experiment_tags, short_names
 from sweeps.tracking.mlflow_client import PARENT, all_runs, connected, param_entities, run_tags
 
@@ -38,7 +39,7 @@ class RunIndex:
         import mlflow
 
         self.mlflow, self.store, self.ledger, self.sweep = mlflow, store, ledger, sweep
-        self.client = connected(store.uri, tell)
+        self.client = fenced(connected(store.uri, tell), ledger.guard)
         self.owner = Owner(ledger.identity, sweep.title)
         self.names = short_names([cell.label for cell in sweep.cells])
         self.experiment = self._open_experiment()

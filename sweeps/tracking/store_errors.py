@@ -6,6 +6,7 @@ import re
 from typing import Final, NamedTuple
 
 from sweeps.store.local_uris import sqlite_file
+from sweeps.store.logins import without_login
 
 LOGIN: Final = "give the right $MLFLOW_TRACKING_USERNAME and $MLFLOW_TRACKING_PASSWORD"
 # Errors that do not pass by themselves: what their texts hold, what it means, what to do. The first that fits counts.
@@ -94,12 +95,7 @@ def _text(error: BaseException) -> str:
     return "\n".join(texts)
 
 
-def hidden_password(uri: str) -> str:
-    """Return a store's URI without the password in it."""
-    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1@", uri)
-
-
 def place(uri: str) -> str:
-    """Return where a store is, for people: a file, or a URI without its password."""
+    """Return where a store is, for people: a file, or an address without its login."""
     file = sqlite_file(uri)
-    return str(file) if file is not None else hidden_password(uri)
+    return str(file) if file is not None else without_login(uri)

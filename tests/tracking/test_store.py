@@ -17,7 +17,7 @@ from sweeps.store.local_uris import artifacts_in, sqlite_file, sqlite_uri
 from sweeps.tracking import sqlite_store
 from sweeps.tracking.mlflow_client import connected
 from sweeps.tracking.sqlite_store import prepare
-from sweeps.tracking.store_errors import hidden_password, trouble
+from sweeps.tracking.store_errors import trouble
 
 
 @pytest.fixture(scope="module")
@@ -265,8 +265,3 @@ def test_what_mlflow_does_not_take_is_told(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_troubles_that_may_pass_are_waited_for(text: str, reason: str) -> None:
     assert trouble(RuntimeError(text)) == (reason, False, "")
-
-
-def test_no_password_is_printed() -> None:
-    assert hidden_password("postgresql://me:se:cret@host/x") == "postgresql://me@host/x"
-    assert hidden_password("http://host:5000/x") == "http://host:5000/x"
