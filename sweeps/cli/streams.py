@@ -1,4 +1,4 @@
-"""Standard streams that lose no command: signs that they cannot encode are spelled, and a reader who leaves is let go."""
+"""Standard streams that stop no command: signs that they cannot encode are spelled, and a closed stream is let go."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SPELLED: Final = {"±": "+-", "†": "+", "‡": "++", "–": "-", "—": "-", "−": "-", "·": "|", "×": "x", "…": "...",
                   "≥": ">=", "≤": "<=", "→": "->", "“": '"', "”": '"', "’": "'"}  # fmt: skip
 HANDLER: Final = "sweeps.spelled"
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)  # errors of a stream whose next line may find room again
 GONE: Final = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)  # errors of a stream that nobody reads any more
 
 
@@ -49,9 +50,9 @@ class _Lasting(io.RawIOBase):
         try:
             return os.write(self.descriptor, content)
         except OSError as error:
-            if error.errno not in GONE:
+            if error.errno not in (*GONE, *FULL):
                 raise
-            self.is_gone = True
+            self.is_gone = error.errno in GONE
             return size
 
 
@@ -65,7 +66,7 @@ def make_lasting() -> None:
 def _lasting(stream: TextIO | None) -> TextIO:
     """Return a stream that lasts in place of one; one that is no file of the system stays."""
     if stream is None:  # it was closed before this process began
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as long as the process
+        return open(os.devnull, "w", encoding="utf-8")  # as long as the process
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
