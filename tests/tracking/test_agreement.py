@@ -23,7 +23,6 @@ from sweeps.store.ledger import Ledger
 from sweeps.tracking import tracker as tracker_module
 from sweeps.tracking.mlflow_runs import MlflowRuns
 from sweeps.tracking.run_index import Store
-from sweeps.tracking.sqlite_store import prepare
 from sweeps.tracking.tracker import Tracker
 from tests.support.tracked import START, finish, under_way
 
@@ -31,14 +30,6 @@ CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV), Cell("CReLU", S2.crelu(1), 
 SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))
 TRIALS = [Trial(cell, seed=seed) for cell in CELLS for seed in range(2)]
 ERRORS = dict(zip((trial.key for trial in TRIALS), (20.0, 30.0, 10.0, 11.0), strict=True))
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store without runs: making it takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    prepare(path, pytest.fail)
-    return path
 
 
 @pytest.fixture(scope="module")
