@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from sweeps.__main__ import parser as verbs
 from sweeps.cli import summary
 from sweeps.cli.command import Command, program, without
 from sweeps.cli.options import ExitCode, parser
@@ -64,9 +65,12 @@ def test_smoke_test_is_followed_by_the_sweep_and_a_search_by_its_capsule() -> No
         "next      .venv/bin/python -m sweeps.cifar_width --output o   (the sweep itself)"
     )
     searched = Protocol(ablation=False, search=Search(3))  # which more seeds would not change
-    assert line(ExitCode.DONE, protocol=searched) == (
+    said = line(ExitCode.DONE, protocol=searched)
+    assert said == (
         "next      .venv/bin/python -m sweeps export cifar_width-mini cifar_width-mini.zip --output '/my out'"
     )
+    verb = verbs().parse_args(shlex.split(said)[4:])
+    assert (verb.sweep, verb.output) == ("cifar_width-mini", "/my out")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +79,9 @@ def test_smoke_test_is_followed_by_the_sweep_and_a_search_by_its_capsule() -> No
         (["python3", "-X", "dev", "-m", "sweeps.s", "--seeds", "1"], ("python3", "-X", "dev", "-m", "sweeps.s")),
         ([".venv/bin/python", "-c", "code", "s", "--seeds", "1"], (".venv/bin/python", "-m", "sweeps.s")),
         (["/v/bin/python", "/v/bin/pytest", "--seeds", "1"], ("/v/bin/python", "-m", "sweeps.s")),
+        (["python", "-m", "mine.s", "--seeds", "1"], ("python", "-m", "mine.s")),  # a page of one's own, elsewhere
+        (["python", "/my pages/s.py", "--seeds", "1"], ("python", "/my pages/s.py")),
+        (["python", "-m", "mine.s", "--seeds", "2"], ("python", "-m", "sweeps.s")),  # it had other arguments
     ],
 )
 def test_program_is_the_one_that_was_called(called: list[str], expected: tuple[str, ...]) -> None:
