@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data import beton
+from data.changes import check_unchanged
 from data.datasets import RAW_UP_TO, SPLITS, DataSet, beton_path, canonical, crop_of, dataset, read_sidecar
 
 
@@ -94,7 +95,7 @@ def ensure_dataset(
     kind = name.partition(":")[0]
     _pull_if_missing(name, where, source, pictures, tell)
     if source and not pictures and kind != "synthetic":
-        check_integrity(name, where)
+        _check_pictures(name, where)
         return dataset(name, where)
     try:
         missing = [path for path in _files(name, where) if not path.exists()]
@@ -107,7 +108,7 @@ def ensure_dataset(
         prepare(name, where)
     elif missing:
         raise ValueError(missing_message(name, missing, where))
-    check_integrity(name, where)
+    _check_pictures(name, where)
     return dataset(name, where)
 
 
@@ -115,7 +116,7 @@ def check_available(name: str, where: Path, source: str = "", pictures: bool = T
     """Raise ValueError where `ensure_dataset` would for want of pictures or a damaged file; nothing is written."""
     kind = name.partition(":")[0]
     if _have(name, where, (".beton", ".json") if pictures or not source else (".json",)):
-        check_integrity(name, where)
+        _check_pictures(name, where)
     elif source and kind != "synthetic":
         from data.transfer import check_source
 
@@ -155,6 +156,13 @@ def expected_pictures(name: str, where: Path) -> tuple[DataSet, tuple[int, ...]]
 # Files up to this size are read through before a sweep starts (a second or so); larger ones are checked picture by
 # picture while they are trained on.
 READ_THROUGH = 1 << 30
+
+
+def _check_pictures(name: str, where: Path) -> None:
+    """Raise ValueError where a file is damaged, or a folder is not the one that was prepared."""
+    check_integrity(name, where)
+    if name.startswith("folder:"):
+        check_unchanged(name, where)
 
 
 def check_integrity(name: str, where: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -30,7 +31,7 @@ from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.store.checkpoint_header import progress
-from sweeps.store.lease import driver
+from sweeps.store.lease import driver, owner_text
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
 
@@ -138,7 +139,7 @@ def _driven(today: Plan, settings: Settings) -> str:
     other = driver(settings.ledger, today.sweep.title)
     if other is None:
         return ""
-    return f"another driver works on this sweep: process {other.get('pid', '?')} on {other.get('host', '?')}"
+    return f"another driver works on this sweep: {owner_text(other)}"
 
 
 def _no_resources(today: Plan, settings: Settings) -> str:
@@ -179,15 +180,20 @@ REFUSALS = (_not_writable, _no_data, _driven, _no_splits, _no_resources)
 
 def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     """Train the part of a declared sweep that is `asked` for, show the table of all of it, and return the exit code."""
-    from sweeps.store.lease import Lease, LeaseHeldError
+    from sweeps.store.lease import Lease, LeaseHeldError, LeaseLostError
 
-    if settings.display.banner and not settings.display.quiet:
-        print(settings.display.banner, file=sys.stderr)
+    def tell(sentence: str) -> None:
+        if not settings.display.quiet:
+            print(sentence, file=sys.stderr)
+
+    if settings.display.banner:
+        tell(settings.display.banner)
     _check_writable(settings)
     facts = _ensure_datasets(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
-        with Lease(settings.ledger, sweep.title):
+        with Lease(settings.ledger, sweep.title, tell, _end_at_once) as lease:
+            settings = dataclasses.replace(settings, guard=lease.check)
             today = _current_plan(asked, settings, fingerprints)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits((*today.to_do, *today.pending), settings.data_dir)
@@ -196,9 +202,18 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
             if today.to_do:
                 today = plan(asked, settings.ledger, fingerprints)
                 declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
-    except LeaseHeldError as busy:
+            lease.check()
+            return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
+    except (LeaseHeldError, LeaseLostError) as busy:
         raise ValueError(str(busy)) from None
-    return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
+
+
+def _end_at_once(reason: str) -> None:
+    """End this process as if it were killed: no thread of it may write on, and the next driver expects no less."""
+    cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # the live view has hidden it
+    with suppress(OSError):
+        os.write(2, f"{cursor}\nerror: {reason}\n".encode())
+    os._exit(ExitCode.USAGE)
 
 
 def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
