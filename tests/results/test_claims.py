@@ -659,6 +659,18 @@ def test_what_the_paper_leaves_open_stands_among_the_deviations(tmp_path: Path) 
     assert not {"choice of dropout", "size of the shifts", "weights of a fold"} & set(large)
 
 
+def test_dropout_that_the_paper_does_not_print_is_a_deviation(tmp_path: Path) -> None:
+    other = cifar_vgg.CELLS[1].net.dropout(0.45, "conv1")
+    cells = (cifar_vgg.CELLS[0], dataclasses.replace(cifar_vgg.CELLS[1], net=other))
+    found = deviations(
+        groups(seen(tmp_path, Sweep("rates", "paper", cells, Protocol()), lambda _: Made({TOP1: 7.0})))[0]
+    )
+    (one,) = (deviation for deviation in found if deviation.what == "dropout")
+    assert one.paper != one.here
+    assert "0.45 after conv1" in one.here
+    assert one.rows == ("CReLU (1)",)
+
+
 def test_activation_on_the_scores_is_one_deviation_of_all_rows(tmp_path: Path) -> None:
     found = deviations(groups(seen(tmp_path, SIX, lambda trial: drawn(trial, {}, 0.1)))[0])
     (one,) = (deviation for deviation in found if deviation.what == "activation on the scores")
