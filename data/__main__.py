@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from data.datasets import SPLITS, Sidecar, beton_path, cores, data_dir, dataset, read_sidecar
+from data.interrupts import INTERRUPTED
 from data.storage import Progress
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         again = "resumes" if options.verb == "pull" else "starts again"
         print(f"interrupted, and no incomplete file has a final name; the same command {again}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         print(f"data {options.verb}: {error}", file=sys.stderr)
         return 2

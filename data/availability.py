@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data import beton
 from data.changes import check_unchanged
-from data.datasets import SPLITS, DataSet, beton_path, dataset, read_sidecar
+from data.datasets import RAW_UP_TO, SPLITS, DataSet, beton_path, canonical, crop_of, dataset, read_sidecar
 
 
 def fingerprint(name: str, where: Path) -> str:
@@ -131,6 +131,26 @@ def check_available(name: str, where: Path, source: str = "", pictures: bool = T
         raise ValueError(missing_message(name, missing, where))
     else:
         dataset(name)
+
+
+def expected_pictures(name: str, where: Path) -> tuple[DataSet, tuple[int, ...]]:
+    """Return the facts of a data set and the training pictures of each class, also of one that is made on the way.
+
+    ValueError for a data set that is not there and is not made on the way.
+    """
+    if name.partition(":")[0] not in ("synthetic", "folder") or _have(name, where, (".json",)):
+        sidecar = read_sidecar(beton_path(name, "train", where).with_suffix(".json"))
+        return dataset(name, where), sidecar.label_counts
+    from data.sources import sources
+
+    splits = sources(name, None, where, None, 0)
+    train = splits["train"]
+    final = "test" if "test" in splits else "val"
+    crop = crop_of(train.size) if train.size > RAW_UP_TO else train.size
+    counts = {split: len(source.labels) for split, source in splits.items()}
+    held_out = max(len(train.labels) // 5, int(name.startswith("synthetic")))
+    facts = DataSet(canonical(name), len(train.class_names), train.size, crop, counts, final, held_out)
+    return facts, tuple(int((train.labels == label).sum()) for label in range(facts.classes))
 
 
 # Files up to this size are read through before a sweep starts (a second or so); larger ones are checked picture by
