@@ -7,7 +7,7 @@ import dataclasses
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from sweeps.experiment.profiles import data_name, file_name, on_dataset, on_one_
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Ledger, unguarded
 from sweeps.store.logins import own_store
 
 if TYPE_CHECKING:
@@ -67,11 +67,12 @@ class Settings:
     display: Display = Display()
     price_per_gpu_hour: float = 0.0
     command: Command = field(default_factory=Command)
+    guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
 
     @property
     def ledger(self) -> Ledger:
         """Return the ledger in the output folder."""
-        return Ledger(f"{self.output}/ledger")
+        return Ledger(f"{self.output}/ledger", self.guard)
 
     @property
     def artifacts(self) -> str:

@@ -87,6 +87,7 @@ def make(ledger: Ledger, title: str, to: Path, store: str) -> tuple[Document, Pa
     results = survey(ledger, title)
     report = document(ledger, results)
     contents = files(report, tidy(results))
+    ledger.guard()
     path = write(contents, to / title)[0]
     return report, path, track(ledger, results, contents, store) if store else ""
 
@@ -112,6 +113,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
 
         try:
             owner = Owner(ledger.identity, results.title)
+            ledger.guard()
             number, runs, _ = publish_report(store, experiment, owner, contents, partial(pages, results))
         except Exception as error:  # of any kind, from a server or its client; the files are written
             why = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -28,6 +28,7 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.foreign import relative
 from sweeps.store.ledger import Json, Ledger
+from sweeps.tracking.fenced_client import fenced
 from sweeps.tracking.layout import (
     LEDGER,
     NOTE,
@@ -80,7 +81,7 @@ class MlflowRuns:
         import mlflow
 
         self.mlflow, self.store, self.ledger, self.sweep = mlflow, store, ledger, sweep
-        self.client = connected(store.uri)
+        self.client = fenced(connected(store.uri), ledger.guard)
         self.owner = Owner(ledger.identity, sweep.title)
         self.names = short_names([cell.label for cell in sweep.cells])
         self.experiment = self._open_experiment()
