@@ -49,6 +49,8 @@ def test_sweep_that_another_driver_has_taken_over(
             replaced(settings.ledger, sweep.title)
         return value
 
+    monkeypatch.setattr(run, "_ensure_datasets", lambda sweep, settings: {})
+    monkeypatch.setattr(run, "check_splits", lambda trials, folder: None)
     monkeypatch.setattr(run, "_run", train)
     monkeypatch.setattr(run, "plan", plan)
     with pytest.raises(ValueError, match="another driver has taken over this sweep: process 7 on elsewhere"):
