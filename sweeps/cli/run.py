@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from data import availability
 from data.datasets import DataSet, dataset
+from data.interrupts import deferred_interrupts
 from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
@@ -146,8 +147,7 @@ def _no_resources(today: Plan, settings: Settings) -> str:
     if settings.address != "local" or not today.to_do:
         return ""
     facts = {
-        name: dataset(name, settings.data_dir)
-        for name in availability.fingerprints(today.sweep.datasets, settings.data_dir)
+        name: availability.expected_pictures(name, settings.data_dir)[0] for name in _expected_names(today, settings)
     }
     trials = [trial for trial in (*today.to_do, *today.pending) if trial.cell.dataset in facts]
     machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(visible_gpus())}
@@ -159,13 +159,20 @@ def _no_resources(today: Plan, settings: Settings) -> str:
 
 
 def _no_splits(today: Plan, settings: Settings) -> str:
-    """Return why the pictures that are there cannot be split as the trials need it."""
-    known = availability.fingerprints(today.sweep.datasets, settings.data_dir)
+    """Return why the pictures that are there, or are made on the way, cannot be split as the trials need it."""
+    expected = _expected_names(today, settings)
     try:
-        check_splits((t for t in (*today.to_do, *today.pending) if t.cell.dataset in known), settings.data_dir)
+        check_splits((t for t in (*today.to_do, *today.pending) if t.cell.dataset in expected), settings.data_dir)
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _expected_names(today: Plan, settings: Settings) -> list[str]:
+    """Return the data sets whose pictures can be counted: those that are there, or are made on the way."""
+    present = availability.fingerprints(today.sweep.datasets, settings.data_dir)
+    made = ("synthetic",) if settings.data_source else ("synthetic", "folder:")
+    return [name for name in today.sweep.datasets if name in present or name.startswith(made)]
 
 
 REFUSALS = (_not_writable, _no_data, _driven, _no_splits, _no_resources)
@@ -328,10 +335,10 @@ def _run_trials(
     tracker: Tracker,
 ) -> ExitCode:
     """Start or join Ray and run the trials; return the exit code that this led to."""
-    from sweeps.cli.interrupts import GracefulInterrupt, hold_signals
+    from sweeps.cli.interrupts import GracefulInterrupt
 
     view.log(f"{count(len(today.to_do), 'trial')} to train; starting Ray")
-    with hold_signals():
+    with deferred_interrupts():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
 

@@ -20,6 +20,7 @@ from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger, unguarded
+from sweeps.store.logins import own_store
 
 if TYPE_CHECKING:
     from sweeps.execution.resources import ResourceRequest
@@ -170,10 +171,10 @@ def _data_source(options: argparse.Namespace) -> str:
 
 def _tracking_uri(options: argparse.Namespace, output: str) -> str:
     """Return the MLflow tracking URI: flag, environment, SQLite in the output folder."""
-    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri and "://" in output:
+    uri = own_store(options.tracking_uri, output)
+    if not uri:
         raise ValueError("an --output that is no local folder needs --tracking-uri or MLFLOW_TRACKING_URI")
-    return uri or f"sqlite:///{output}/mlflow.db"
+    return uri
 
 
 def declare(

@@ -26,6 +26,7 @@ from sweeps.experiment.metrics import VOTE, flags_of
 from sweeps.experiment.plan import Sweep, has_failed
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint_header import progress
+from sweeps.store.foreign import relative
 from sweeps.store.ledger import Json, Ledger
 from sweeps.tracking.fenced_client import fenced
 from sweeps.tracking.layout import (
@@ -431,7 +432,7 @@ def _log_folder(client: MlflowClient, run: str, files: Mapping[str, bytes], fold
     """Log files by their paths in one call, which a server answers faster than one a file."""
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in files.items():
-            path = Path(temporary, name)
+            path = Path(temporary, relative(name))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         client.log_artifacts(run, temporary, folder or None)
