@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn
 
+from sweeps.store.foreign import printable_json
 from sweeps.store.lease_file import Content, LeaseFile, StoreFile, lease_file
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.process import Host, system, this_process
@@ -129,7 +130,7 @@ class Lease:
             return
         path = Path(self.ledger.path(f"leases/{self.sweep}.json.lock"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -296,12 +297,12 @@ class Lease:
 
 
 def _parsed(content: Content | None) -> Json:
-    """Return the lease in a file; empty where it cannot be read."""
+    """Return the lease in a file, its texts printable; empty where it cannot be read."""
     try:
         value = json.loads(content.text) if content is not None else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return printable_json(content.text, value) if content is not None and isinstance(value, dict) else {}
 
 
 def _number(lease: Json, name: str) -> float:
@@ -382,5 +383,8 @@ def elsewhere(drivers: Drivers, sweep: str, key: str) -> bool:
     note = drivers.ledger.read_json(f"claims/{key}.json")
     if note is None or note.get("sweep") == sweep:
         return False
-    other = drivers.look(str(note.get("sweep")))
+    try:
+        other = drivers.look(str(note.get("sweep")))
+    except ValueError:  # no name of a sweep
+        return False
     return other is not None and all(other.get(name) == note.get(name) for name in ("pid", "started", *system()))

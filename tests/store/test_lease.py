@@ -368,6 +368,26 @@ def test_trial_is_elsewhere_while_the_driver_that_claimed_it_lives(ledger: Ledge
         assert not elsewhere(drivers, "mine", "k")
 
 
+@pytest.mark.parametrize("sweep", ["../../other", "/etc/passwd", "", "a\nb", None, ["other"]])
+def test_a_claim_that_names_no_sweep_claims_nothing(ledger: Ledger, sweep: object) -> None:
+    ledger.write_json("claims/k.json", {"sweep": sweep} | this_process())
+    assert not elsewhere(Drivers(ledger), "mine", "k")
+
+
+@pytest.mark.parametrize("name", ["held", "clock", "pid", "host", "started", "boot"])
+@pytest.mark.parametrize("value", ["\x1b[2J", None, [], {"a": 1}, -1e300])
+def test_a_lease_that_somebody_made_up_is_watched_and_harms_no_terminal(
+    ledger: Ledger, without_locks: None, name: str, value: object
+) -> None:
+    there, here = Place("another boot"), Place()
+    lease = json.loads(held(ledger, there)._sign()) | {name: value}
+    here.meanwhile = lambda time: ledger.write_json("leases/s.json", lease | {"beat": time})
+    ledger.write_json("leases/s.json", lease)
+    with pytest.raises(LeaseHeldError) as busy:
+        held(ledger, here)
+    assert "\x1b" not in str(busy.value)
+
+
 def test_trial_of_a_silent_driver_of_another_host_is_waited_for_a_minute(ledger: Ledger) -> None:
     there = this_process() | {"boot": "another"}
     ledger.write_json("leases/other.json", {"owner": "x", "beat": time.time() - DAY} | there)
