@@ -330,7 +330,7 @@ class Drivers:
 
         One of another host is alive until its beat has not changed for `silence` seconds.
         """
-        now = self._read(sweep)
+        now = StoreFile(self.ledger, f"leases/{sweep}.json").read()
         if now is None:
             self.watches.pop(sweep, None)
             return None
@@ -355,12 +355,6 @@ class Drivers:
     def _is_unseen(self, sweep: str, lease: Json) -> bool:
         """Return whether a lease is of another host, and no beat of it was seen so far."""
         return self.host.lives(lease) is None and self.watches[sweep].changes < 1
-
-    def _read(self, sweep: str) -> Content | None:
-        name = f"leases/{sweep}.json"
-        # Only a writer needs more of S3 than its content.
-        file = lease_file(self.ledger, name) if self.ledger.local else StoreFile(self.ledger, name)
-        return file.read()
 
 
 def driver(ledger: Ledger, sweep: str) -> Json | None:
