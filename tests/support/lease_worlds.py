@@ -79,6 +79,7 @@ class Process:
     machine: Machine
     dead: bool = False
     checking: bool = False
+    beating: bool = False
     ended_at: float = float("inf")
     began_at: float = 0.0
     pauses: list[tuple[float, float]] = field(default_factory=list)
@@ -333,10 +334,11 @@ class World:
     def freeze(self, machine: Machine, seconds: float) -> None:
         """Stop a virtual machine with its clock, which then does not know that time has passed.
 
-        Not between a look at the lease and the write that follows: that moment no clock can see.
+        Not between a look at the lease and the write that follows, nor within a beat on a store without conditions:
+        these moments no clock can see.
         """
         here = [process for process in self.processes if process.machine is machine and not process.dead]
-        if any(process.checking for process in here):
+        if any(process.checking or (process.beating and self.kind == "store") for process in here):
             self.schedule(self.time + 0.05, lambda: self.freeze(machine, seconds))
             return
         self.note(f"{machine.name} is frozen for {seconds:.0f} s")
@@ -413,12 +415,15 @@ class World:
     def beats(self, lease: Lease) -> None:
         while not lease.over.is_set():
             self.wait(BEAT)
+            self.running.process.beating = True
             try:
                 lease.renew()
             except LeaseLostError:
                 return
             except OSError:
                 continue
+            finally:
+                self.running.process.beating = False
 
     def send(self, process: Process, lease: Lease) -> None:
         """Write something: the request leaves at once, and is done even if the process sleeps by then."""
