@@ -276,7 +276,7 @@ class Lease:
                 return
             now = self.file.read()
         if now is None:
-            self._lose("the lease of this sweep is gone: another driver may have ended it meanwhile")
+            self._lose("the lease of this sweep is gone: another driver may have taken over and ended")
         self._lose(f"another driver has taken over this sweep: {owner_text(_parsed(now))}")
 
     def _lose(self, why: str) -> NoReturn:
