@@ -4,8 +4,8 @@
 
 A smoke test makes a ledger; files that it lacks (a lease, a claim, a failed try, a checkpoint, a pack, a forecast, a
 price) are added as the code writes them. For each flip the ledger is read by all that reads it: status, report,
-capsule, MLflow (a new store each time), the queue's plan, the checkpoint of a trial, the lease. What they say is compared with
-what they said before:
+capsule, MLflow (a new store each time), the queue's plan, the checkpoint of a trial, the lease. What they say is
+compared with what they said before:
 
 - harmless: all say the same;
 - told: one refuses with a sentence, or says that something is damaged;
