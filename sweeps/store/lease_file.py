@@ -37,6 +37,10 @@ class LeaseFile(Protocol):
     def creates_once(self) -> bool:
         """Return whether of two that `create` at once one is refused."""
 
+    @property
+    def overwrites(self) -> bool:
+        """Return whether a late `beat` may write over the lease of another driver."""
+
     def read(self) -> Content | None:
         """Return the content now, or None where there is no file."""
 
@@ -67,6 +71,7 @@ class DiskFile:
 
     compares = False
     creates_once = True
+    overwrites = False
 
     def __init__(self, path: Path) -> None:
         """Prepare to read and write the lease at `path`."""
@@ -195,6 +200,11 @@ class S3File:
         return self.compares
 
     @property
+    def overwrites(self) -> bool:
+        """Return whether a late `beat` may write over the lease of another driver."""
+        return not self.compares
+
+    @property
     def client(self) -> Any:
         """Return the client of the S3 that the ledger's URI names, as pyarrow takes it."""
         if self._client is None:
@@ -306,6 +316,7 @@ class StoreFile:
 
     compares = False
     creates_once = False
+    overwrites = True
 
     def __init__(self, ledger: Ledger, name: str) -> None:
         """Prepare to read and write the lease `name`."""
