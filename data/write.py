@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data import beton
+from data.cores import cores
 from data.datasets import (
     RAW_UP_TO,
     SPLITS,
@@ -27,7 +28,6 @@ from data.datasets import (
     Sidecar,
     beton_path,
     canonical,
-    cores,
     stem,
 )
 from data.interrupts import deferred_interrupts

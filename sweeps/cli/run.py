@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import availability
+from data.cores import cores
 from data.datasets import DataSet, dataset
 from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
@@ -149,7 +150,7 @@ def _no_resources(today: Plan, settings: Settings) -> str:
         for name in availability.fingerprints(today.sweep.datasets, settings.data_dir)
     }
     trials = [trial for trial in (*today.to_do, *today.pending) if trial.cell.dataset in facts]
-    machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(visible_gpus())}
+    machine = {"CPU": float(cores()), "GPU": float(visible_gpus())}
     try:
         check_rank_batches(trials, facts, resolve_resources(settings.resources, [machine], True).ranks)
     except ValueError as error:
@@ -363,6 +364,7 @@ def _run_trials(
         fingerprints=fingerprints,
         shapes={name: (fact.classes, fact.crop) for name, fact in facts.items()},
         limits=settings.limits,
+        say=view.log,
     )
     _set_pack_policy(state, forecast, view)
     log_forecast()

@@ -13,8 +13,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+
+import psutil
+
+from data.cores import cores
 
 # Ray reads these when it is imported.
 os.environ.update(
@@ -50,6 +54,14 @@ TUNE_SETTINGS = {
 UNUSED_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
 AUTOSCALER = "~/ray_bootstrap_config.yaml"  # on a head that `ray up` has started
 RETRIES = 2  # of a task whose process or node is lost
+LIVENESS_POLL = 2.0  # seconds between two looks at Ray's processes while tasks run
+
+
+class RayDiedError(BaseException):
+    """A process of the Ray that was started here has died.
+
+    No Exception: Tune would clean up first after one, by calls to a Ray that no longer answers.
+    """
 
 
 # The cluster --------------------------------------------------------------------------------------------------------
@@ -65,7 +77,7 @@ def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _without_signal_handlers():
         if address == "local":
-            _start(num_cpus=cpus or os.cpu_count(), include_dashboard=False, **silent)
+            _start(num_cpus=cpus or cores(), include_dashboard=False, **silent)
         else:
             try:
                 ray.init(address, **silent)
@@ -129,6 +141,50 @@ def _exit() -> None:
 def shutdown_ray() -> None:
     """Leave the cluster, with an end to its tasks and, where it was started here, to itself."""
     ray.shutdown()
+
+
+def death() -> str:
+    """Return which process of the Ray started here has died, as a sentence; empty where none has.
+
+    Raylet and GCS are looked at: the raylet ends with each of its agents. Of a cluster that was joined Ray itself tells.
+    """
+    node = ray._private.worker._global_node
+    for name, process in node.dead_processes() if node is not None else ():
+        code = process.poll()
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"Ray's {name} has died ({how})"
+    return ""
+
+
+def check_alive() -> None:
+    """Raise RayDiedError where a process of the Ray that was started here has died."""
+    sentence = death()
+    if sentence:
+        raise RayDiedError(sentence)
+
+
+def restart_ray() -> None:
+    """Start Ray here anew in place of one that has died. ValueError where none starts.
+
+    Its workers are killed first: one that lived on would train the same trial as its successor.
+    """
+    node = ray._private.worker._global_node
+    cpus = int(node.get_resource_and_label_spec().num_cpus)
+    raylets = [info.process.pid for info in node.all_processes.get("raylet", ())]
+    for _, process in node.live_processes():
+        process.kill()
+    _kill_children(raylets)
+    shutdown_ray()
+    init_ray("local", cpus)
+
+
+def _kill_children(raylets: Sequence[int]) -> None:
+    """Kill the processes that these raylets have started, known by a variable that Ray gives them."""
+    marks = {f"{raylet}" for raylet in raylets}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("RAY_RAYLET_PID") in marks:
+                process.kill()
 
 
 def drain(reason: str, seconds: int) -> None:
@@ -222,7 +278,14 @@ def map_tasks(
     waiting = {task.remote(item): item for item in items}
     while waiting:
         value: R | str
-        (ready,), _ = ray.wait([*waiting], num_returns=1)
+        arrived, _ = ray.wait([*waiting], num_returns=1, timeout=LIVENESS_POLL)
+        if not arrived:
+            sentence = death()
+            if sentence:
+                yield from ((item, sentence) for item in waiting.values())
+                return
+            continue
+        (ready,) = arrived
         try:
             value = ray.get(ready)
         except Exception as error:

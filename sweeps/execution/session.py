@@ -50,6 +50,7 @@ class DriverState:
     limits: Limits = Limits()
     work: str = ""
     pack_policy: Callable[[], PackPolicy] = PackPolicy
+    say: Callable[[str], None] = print  # shows a sentence to the user
     # What was seen so far.
     stopping: bool = False
     over_budget: bool = False

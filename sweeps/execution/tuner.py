@@ -117,6 +117,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> Assignment | Literal["FINISHED"] | None:
         """Return the next assignment; None while running trials may bring more; else FINISHED."""
         session = self.session
+        ray_runtime.check_alive()
         if not session.stopping and self.waiting and session.hours() >= session.limits.hours:
             self._end_for_budget()
             return None if self.running else "FINISHED"
@@ -380,6 +381,9 @@ def run_trials(session: DriverState) -> None:
             # Tune prints on standard output at every verbosity; the live view keeps its own handle of the terminal.
             with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
                 _tuner(searcher, session, folder).fit()
+        except ray_runtime.RayDiedError as error:
+            session.errors.append(str(error))
+            _replace_ray(session, str(error))
         except Exception as error:
             session.errors.append("".join(traceback.format_exception(error)))
             time.sleep(1.0)
@@ -389,6 +393,18 @@ def run_trials(session: DriverState) -> None:
         if fruitless >= MAX_FRUITLESS_SESSIONS:
             last = session.errors[-1].strip().splitlines()[-1] if session.errors else "no error was seen"
             raise NoProgressError(f"{MAX_FRUITLESS_SESSIONS} sessions in a row brought nothing: {last}")
+
+
+def _replace_ray(session: DriverState, why: str) -> None:
+    """Start Ray anew after one of its processes has died, unless the session is stopping; say so."""
+    if session.stopping:
+        session.say(f"{why}; trials go on from their checkpoints with the next command")
+        return
+    session.say(f"{why}; starting Ray anew, trials go on from their checkpoints")
+    try:
+        ray_runtime.restart_ray()
+    except ValueError as error:
+        raise NoProgressError(f"{why}; {error}") from None
 
 
 def _tuner(searcher: LedgerSearcher, session: DriverState, folder: str) -> tune.Tuner:
@@ -420,11 +436,18 @@ def _name(trial: TuneTrial) -> str:
 
 
 class StartCallback(tune.Callback):  # type: ignore[misc]
-    """Callback that tells the searcher when a trial gets its machine; Tune itself tells it only of results."""
+    """Callback that tells the searcher when a trial gets its machine; Tune itself tells it only of results.
+
+    Beside it, a look at each step of Tune whether Ray is alive.
+    """
 
     def __init__(self, searcher: LedgerSearcher) -> None:
         """Tell this searcher."""
         self.searcher = searcher
+
+    def on_step_begin(self, **_: object) -> None:
+        """Leave Tune where Ray has died."""
+        ray_runtime.check_alive()
 
     def on_trial_start(self, trial: TuneTrial, **_: object) -> None:
         """Tell it."""
