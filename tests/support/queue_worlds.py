@@ -1,0 +1,458 @@
+"""Worlds of the queue: sweeps that share trials, their drivers and workers, and all that befalls them, from a seed.
+
+The searcher, the worker, the pack, the plan and the ledger's rules are the real ones. In memory or simulated are the
+ledger's files, Tune, the training, the clocks and the table of processes. A world is disturbed for some minutes of its
+own clock; then its commands are given anew, with failed trials tried again, until they are through. In the end
+
+- nothing is lost: every trial of the plan has its result, or fails wherever it is trained;
+- the ledger is that of an undisturbed sweep, result by result;
+- no trial went to two workers whose drivers live, and none that was done went to any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from crelu_models.tables import S2
+from sweeps.execution import tuner
+from sweeps.execution.packing import PackPolicy
+from sweeps.execution.resources import TrialResources
+from sweeps.execution.session import DriverState, Limits
+from sweeps.experiment.plan import Protocol, Sweep, expand, has_failed
+from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store import lease
+from sweeps.store.ledger import Json
+from sweeps.training.runtime import RuntimeConfig
+from tests.support import queue_ledger, queue_training
+from tests.support.queue_ledger import MemoryLedger, Store, World
+from tests.support.queue_processes import Killed, Process, Processes
+from tests.support.queue_training import Present, Training
+from tests.support.queue_tune import Slot, Tuner
+
+DATA = "synthetic:size=32,classes=4,train=100,test=24"
+NET = S2.dropout(0.2, "input").dropout(0.5, "pool1").dropout(0.5, "pool2").width(0.125)
+CELLS = tuple(
+    Cell(f"cell{number}", NET, DATA, dataclasses.replace(ALLCONV, epochs=3, batch=16, lr=0.01 * (number + 1)))
+    for number in range(6)
+)
+PROTOCOLS = (
+    Protocol(seeds=2),
+    Protocol(seeds=2, ablation=False, single=True),
+    Protocol(seeds=1, folds=3),
+    Protocol(seeds=1, ablation=False, single=True, search=Search(4, "random", 2)),
+    Protocol(seeds=1, search=Search(6, "random", 2, folds=2)),
+    Protocol(seeds=1, search=Search(6, "grid", 3)),
+    Protocol(seeds=1, rates=RateStudy("cell?", (0.1, 0.05))),
+)
+SALTS = 4  # kinds of fates; few, so that what Optuna suggests is computed once for many worlds
+CALM_ROUNDS = 40  # commands of a sweep, in a world without disturbances, after which it counts as stuck
+PATIENCE = 3000.0  # simulated seconds of one such command
+
+
+class StuckError(Exception):
+    """A command that comes to no end."""
+
+
+@dataclass
+class Command:
+    """Command of a user: a sweep that is started, and started again, until it is through."""
+
+    sweep: Sweep
+    packs: Callable[[], PackPolicy]
+    workers: int
+    host: str
+    skew: float
+    process: Process | None = None
+    tuner: Tuner | None = None
+    starts: int = 0
+    is_through: bool = False
+    given: list[Slot] = field(default_factory=list)
+
+
+class QueueWorld:
+    """World of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        """Draw the sweeps and what may befall them."""
+        self.seed = seed
+        self.processes = Processes(seed)
+        draw = self.draw = self.processes.random
+        self.faults: list[str] = []
+        self.is_calm = False
+        self.store = Store(self.processes, local=draw.random() < 0.5)
+        self.training = Training(draw.randrange(SALTS), draw.choice((1.0, 3.0, 10.0)))
+        self.training.trouble = draw.choice((0.0, 0.0, 0.02, 0.08))
+        self.training.on_start = self._on_start
+        protocol = draw.choice(PROTOCOLS)
+        self.commands = [self._command(number, protocol) for number in range(draw.choice((1, 2, 2, 2, 3)))]
+        # What befalls, and how often.
+        kinds = {
+            "kill a worker": self._kill_worker,
+            "lose a worker": self._lose_worker,
+            "kill a driver": self._kill_driver,
+            "end a Tuner": self._end_tuner,
+            "interrupt": self._interrupt,
+            "freeze": self._freeze,
+            "fail a disk": self._fail_disk,
+            "finish a trial": self._finish_trial,
+        }
+        chosen = draw.sample(sorted(kinds), draw.randrange(len(kinds) + 1))
+        self.disturbances = {name: kinds[name] for name in chosen}
+        self.pace = draw.choice((5.0, 15.0, 40.0))
+        self.quiet_after = draw.choice((60.0, 200.0, 500.0)) if chosen or self.training.trouble else 0.0
+
+    def _command(self, number: int, protocol: Protocol) -> Command:
+        """Draw a sweep and how it is trained."""
+        draw = self.draw
+        cells = draw.sample(CELLS[: draw.choice((2, 4, 6))], draw.choice((1, 2, 2)))
+        most = draw.choice((1, 2, 3, 4))
+        even, probing = draw.random() < 0.5, draw.random() < 0.3
+        keys = frozenset(cell.key for cell in cells)
+        resident = frozenset({DATA} if draw.random() < 0.5 else ())
+
+        def packs() -> PackPolicy:
+            if probing and not self.training.epochs:
+                return PackPolicy(1, frozenset(), unknown=keys)
+            return PackPolicy(most, None, even, resident)
+
+        host, skew = draw.choice((("here", 0.0), ("here", 0.0), ("there", 0.0), ("ahead", 20.0), ("behind", -20.0)))
+        name = f"sweep{number}"
+        return Command(Sweep(name, "demo", tuple(cells), protocol), packs, draw.choice((1, 2, 3)), host, skew)
+
+    # The command ------------------------------------------------------------------------------------------------------
+
+    def _start(self, command: Command) -> None:
+        command.starts += 1
+        name = f"{command.sweep.name}#{command.starts}"
+        command.process = self.processes.spawn(name, lambda: self._drive(command), command.host, command.skew)
+
+    def _drive(self, command: Command) -> None:
+        """Do what the command does: take the lease, run the trials, give the lease back."""
+        ledger = MemoryLedger()
+        process = self.processes.current
+        title = command.sweep.title
+        note = {"owner": process.name, "since": lease.time.time()} | lease._process()
+
+        def beat() -> None:
+            if process.alive:
+                if process.frozen_until <= self.processes.now:
+                    # Written as by the thread of a lease, which the simulation does not have.
+                    sign = note | {"beat": 1e9 + self.processes.now + process.skew}
+                    self.store.put(f"leases/{title}.json", _encoded(sign))
+                self.processes.call_later(lease.BEAT, beat)
+
+        beat()
+        done: Counter[str] = Counter()
+
+        def on_event(event: str, trial: Trial, news: Json) -> None:
+            self.processes.log(f"{event} {trial.cell.label} {trial.label}")
+            done[trial.key] += event == "done"
+
+        session = DriverState(
+            command.sweep,
+            ledger,
+            RuntimeConfig("memory", "nowhere"),
+            TrialResources(max_concurrent=command.workers),
+            on_event,
+            process.name,
+            {},
+            limits=Limits(),
+            work="tests.support.queue_training:train",
+            pack_policy=command.packs,
+        )
+        try:
+            tuner.run_trials(session)
+        except tuner.NoProgressError as error:
+            self.processes.log(f"gives up: {error}")
+        except OSError as error:  # the ledger could not be read at the start: the command ends with that
+            self.processes.log(f"ends: {error}")
+        finally:
+            command.tuner = None
+            for name in (session.stop_mark, f"leases/{title}.json"):
+                ledger.delete(name)
+        for error in session.errors:
+            if "simulated" not in error:
+                self._fault(f"an error in the driver: {error}")
+        self.processes.log(f"ends: {session.stop_reason or 'stopped' * session.stopping or 'through'}")
+
+    def _tuner(self, searcher: tuner.LedgerSearcher, session: DriverState, _: str) -> Tuner:
+        command = next(command for command in self.commands if command.process is self.processes.current)
+        command.tuner = Tuner(searcher, session, self._on_assign)
+        return command.tuner
+
+    # What is watched --------------------------------------------------------------------------------------------------
+
+    def _fault(self, sentence: str) -> None:
+        self.processes.log(f"FAULT: {sentence}")
+        self.faults.append(sentence)
+
+    def _living(self) -> Iterator[tuple[Command, Tuner]]:
+        """Yield the commands that run, but for those that were silent for so long that others count them as dead."""
+        for command in self.commands:
+            process = command.process
+            if command.tuner is None or process is None or not process.alive or command.tuner.over:
+                continue
+            if process.frozen_until <= self.processes.now:
+                yield command, command.tuner
+
+    def _on_assign(self, own: Tuner, slot: Slot, since: float) -> None:
+        """Check that nobody else has the trials of an assignment, and that none was done before it was asked for."""
+        for command, other in self._living():
+            for theirs in other.slots:
+                for key in (theirs.held & slot.held) if theirs is not slot else ():
+                    self._fault(f"{key} goes to {own.driver.name} {slot.name}, and {other.driver.name} {theirs.name} has it")
+        for key in slot.held:
+            if self.store.committed_at.get(key, since) < since:
+                self._fault(f"{key} goes to {own.driver.name} {slot.name} and was done before")
+
+    def _on_start(self, key: str, process: Process) -> None:
+        """Check that no other worker to which a living driver listens trains this trial."""
+        listened = {worker for _, other in self._living() for worker in other.workers}
+        for other in self.training.active[key] & listened:
+            if other is not process and other.alive and process in listened:
+                self._fault(f"{key} is trained by {process.name} and by {other.name} at once")
+
+    # What befalls -----------------------------------------------------------------------------------------------------
+
+    def _any_tuner(self) -> Tuner | None:
+        running = [other for _, other in self._living()]
+        return self.draw.choice(running) if running else None
+
+    def _any_worker(self) -> tuple[Slot, Process] | None:
+        slots = [(slot, slot.worker) for _, other in self._living() for slot in other.slots
+                 if slot.worker is not None and slot.worker.alive and not slot.ending]  # fmt: skip
+        return self.draw.choice(slots) if slots else None
+
+    def _kill_worker(self) -> None:
+        if chosen := self._any_worker():
+            self.processes.log(f"kills {chosen[1].name}")
+            self.processes.kill(chosen[1])
+
+    def _lose_worker(self) -> None:
+        """Let Ray believe that a worker is dead, which trains on for some time."""
+        if chosen := self._any_worker():
+            slot, worker = chosen
+            self.processes.log(f"loses {worker.name}")
+            self._orphan(slot, worker)
+
+    def _orphan(self, slot: Slot, worker: Process) -> None:
+        slot.detached.add(worker)
+        slot.news.clear()
+        self.processes.wake(worker)
+        self.processes.call_later(self.draw.expovariate(1 / 30.0), lambda: self.processes.kill(worker))
+
+    def _end_workers(self, other: Tuner) -> None:
+        """End the workers of a driver that is gone, some at once, some later."""
+        for slot in other.slots:
+            if slot.worker is not None and slot.worker.alive:
+                if self.draw.random() < 0.5:
+                    self.processes.kill(slot.worker)
+                else:
+                    self._orphan(slot, slot.worker)
+
+    def _kill_driver(self) -> None:
+        if other := self._any_tuner():
+            self.processes.log(f"kills {other.driver.name}")
+            self.processes.kill(other.driver)
+            self._end_workers(other)
+
+    def _end_tuner(self) -> None:
+        if other := self._any_tuner():
+            self.processes.log(f"ends the Tuner of {other.driver.name}")
+            other.error = True
+            self._end_workers(other)
+
+    def _interrupt(self) -> None:
+        if other := self._any_tuner():
+            self.processes.log(f"interrupts {other.driver.name}")
+            other.interrupt = True
+
+    def _freeze(self) -> None:
+        living = [process for process in self.processes.everyone if process.alive]
+        if living:
+            process, seconds = self.draw.choice(living), self.draw.choice((1.0, 10.0, 40.0))
+            self.processes.log(f"freezes {process.name} for {seconds:g} s")
+            self.processes.freeze(process, seconds)
+
+    def _fail_disk(self) -> None:
+        living = [process for process in self.processes.everyone if process.alive]
+        if living:
+            process = self.draw.choice(living)
+            self.processes.log(f"fails the disk of {process.name}")
+            self.store.failing[process.pid] = self.draw.choice((1, 1, 3))
+
+    def _finish_trial(self) -> None:
+        """Commit the result of a trial, as the worker of a driver does that has died since."""
+        ledger = MemoryLedger()
+        results, failed = self._settled()
+        waiting = [trial for command in self.commands for trial in expand(command.sweep, results, failed)
+                   if trial.key not in results]  # fmt: skip
+        trial = self.draw.choice(waiting) if waiting else None
+        result = self.training.result(trial) if trial is not None else None
+        if trial is not None and result is not None:
+            self.processes.log(f"finishes {trial.cell.label} {trial.label}")
+            ledger.commit(trial.key, result)
+
+    # The course of a world --------------------------------------------------------------------------------------------
+
+    def _settled(self) -> tuple[Mapping[str, Json], set[str]]:
+        """Return the results and the failed trials on the ledger."""
+        ledger = MemoryLedger()
+        return ledger.results(), {key for key, attempts in ledger.failed().items() if has_failed(attempts)}
+
+    def run(self) -> list[str]:
+        """Run the world and return its faults."""
+        World.store, Present.training = self.store, self.training
+        try:
+            with patched(self._tuner):
+                self._disturb()
+                for command in self.commands:
+                    self._end_calmly(command)
+                for command in self.commands:
+                    self._check(command)
+        except StuckError as error:
+            self._fault(str(error))
+        finally:
+            self.processes.close()
+        for crash in self.processes.crashes:
+            self._fault(f"a process crashed: {crash}")
+        return self.faults
+
+    def _disturb(self) -> None:
+        """Let the commands run, and be given again, while things befall them."""
+        calls = list(self.disturbances.values())
+        while self.processes.now < self.quiet_after and not self.faults:
+            self.processes.pause(self.draw.expovariate(1 / self.pace))
+            for command in self.commands:
+                if command.process is None or not command.process.alive:
+                    if self.draw.random() < 0.6:
+                        self._start(command)
+            if calls:
+                self.draw.choice(calls)()
+        self.is_calm = True
+        self.training.trouble = 0.0
+        self.store.failing.clear()
+        self.processes.log("calm")
+
+    def _end_calmly(self, command: Command) -> None:
+        """Give the command, with failed trials tried again, until all of its trials are settled."""
+        for _ in range(CALM_ROUNDS):
+            if command.process is not None and command.process.alive:
+                self._wait_for(command)
+            results, failed = self._settled()
+            trials = expand(command.sweep, results, failed)
+            again = [trial for trial in trials if trial.key in failed and self.training.result(trial) is not None]
+            for trial in again:
+                MemoryLedger().delete(f"attempts/{trial.key}")
+            if not again and all(trial.key in results or trial.key in failed for trial in trials):
+                return
+            self._start(command)
+        raise StuckError(f"{command.sweep.name} comes to no end")
+
+    def _wait_for(self, command: Command) -> None:
+        assert command.process is not None
+        until = self.processes.now + PATIENCE
+        while command.process.alive:
+            if self.processes.now > until:
+                raise StuckError(f"{command.process.name} does not end")
+            self.processes.pause(5.0)
+
+    def _check(self, command: Command) -> None:
+        """Compare the ledger with that of an undisturbed sweep."""
+        results: dict[str, Json] = {}
+        failed: set[str] = set()
+        while waiting := [t for t in expand(command.sweep, results, failed) if t.key not in results | dict.fromkeys(failed)]:
+            for trial in waiting:
+                result = self.training.result(trial)
+                if result is None:
+                    failed.add(trial.key)
+                else:
+                    results[trial.key] = result
+        ledger, really_failed = self._settled()
+        for key, result in results.items():
+            if key not in ledger:
+                self._fault(f"{key} of {command.sweep.name} is lost")
+            elif ledger[key] != result:
+                self._fault(f"{key} of {command.sweep.name} has another result: {ledger[key]}, not {result}")
+        for key in failed - really_failed:
+            self._fault(f"{key} of {command.sweep.name} has not failed")
+        for key in sorted(results):
+            if self.store.files.get(f"checkpoints/{key}") and not self.disturbances:
+                self._fault(f"{key} is done and has a checkpoint")
+        if not self.disturbances and not self.training.trouble and self.quiet_after == 0.0:
+            for folder in ("claims", "packs", "stops", "leases"):
+                if names := sorted(self.store.files.get(folder, {})):
+                    self._fault(f"{folder} still holds {names}")
+
+    def history(self) -> str:
+        """Return all that happened, a line each."""
+        return "\n".join(self.processes.history)
+
+
+def _encoded(value: Mapping[str, Any]) -> bytes:
+    import json
+
+    return json.dumps(value).encode()
+
+
+class IdleWatchdog:
+    """Stands for a worker's watchdog: nothing hangs in a simulation."""
+
+    def __init__(self, *_: object) -> None:
+        """Watch nothing."""
+
+    def __enter__(self) -> IdleWatchdog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+    def set_current(self, key: str) -> None:
+        """Do nothing."""
+
+    def wrap(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Return `stop`."""
+        return stop
+
+
+@contextmanager
+def patched(make_tuner: Callable[..., Tuner]) -> Iterator[None]:
+    """Replace what touches the machine: files, clocks, processes, Tune, the training."""
+    clock, system, platform = queue_ledger.SimulatedTime(), queue_ledger.SimulatedOs(), queue_ledger.SimulatedPlatform()
+    replaced: dict[str, object] = {
+        "sweeps.execution.tuner._tuner": make_tuner,
+        "sweeps.execution.tuner.time": clock,
+        "sweeps.execution.tuner.tempfile": SimpleNamespace(mkdtemp=lambda prefix: "nowhere"),
+        "sweeps.execution.tuner.redirect_stdout": lambda _: nullcontext(),
+        "sweeps.execution.session.time": clock,
+        "sweeps.execution.worker.Ledger": queue_ledger.open_ledger,
+        "sweeps.execution.worker.Watchdog": IdleWatchdog,
+        "sweeps.execution.watchdog.time": clock,
+        "sweeps.execution.pack.Ledger": queue_ledger.open_ledger,
+        "sweeps.execution.pack.trial_steps": queue_training.trial_steps,
+        "sweeps.execution.pack.time": clock,
+        "sweeps.store.lease.time": clock,
+        "sweeps.store.lease.os": system,
+        "sweeps.store.lease.platform": platform,
+    }
+    with ExitStack() as stack:
+        for name, value in replaced.items():
+            stack.enter_context(mock.patch(name, value))
+        yield
+
+
+def run_world(seed: int) -> tuple[list[str], str]:
+    """Return the faults of a world and its history."""
+    world = QueueWorld(seed)
+    return world.run(), world.history()
