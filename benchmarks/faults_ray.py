@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.chaos import ROOT, Stage, outcome
+from benchmarks.chaos import Stage, outcome
 
 # How the processes are known by their command lines.
 LOCAL = {
@@ -45,7 +45,7 @@ CLUSTER = {
     "client server": r"ray\.util\.client\.server",
 }
 SAID = re.compile(r"Ray.* (died|ended)|worker.* died")
-PATIENCE = 150.0  # seconds after which a sweep counts as stuck
+PATIENCE = 600.0  # seconds after which a sweep counts as stuck
 
 
 @dataclass(frozen=True)
