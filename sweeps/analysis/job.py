@@ -255,7 +255,8 @@ def _device(job: Job, options: argparse.Namespace) -> str:
 
 
 def _runtime(options: argparse.Namespace, device: str) -> RuntimeConfig:
-    from data.datasets import cores, data_dir
+    from data.cores import cores
+    from data.datasets import data_dir
     from data.load import default_reader
     from sweeps.training.runtime import RuntimeConfig
 
