@@ -70,6 +70,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.failed = {key for key, attempts in session.ledger.failed().items() if has_failed(attempts)}
         self.insisted = set(session.ledger.names("insisted"))
         self.running: dict[str, list[Trial]] = {}  # by Tune's name: one trial, or the members of a pack
+        self.chosen: list[Trial] = []  # for the worker that is asked for now
         self.members: dict[str, list[str]] = {}  # keys of all that share a pack's time, also after they have left it
         self.pack_limits: dict[StreamKey, int] = {}  # members that memory allows, by kind of pack
         self.probes: set[str] = set()  # Tune's names of trials that leave after an epoch
@@ -102,7 +103,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _missing_trials(self) -> list[Trial]:
         """Return the trials that are neither done, running, failed nor set aside; the next one stands last."""
-        excluded = {trial.key for pack in self.running.values() for trial in pack} | self.failed | self.set_aside
+        taken = {trial.key for pack in (*self.running.values(), self.chosen) for trial in pack}
+        excluded = taken | self.failed | self.set_aside
         trials = planned(self.cell_trials.values())
         self.session.planned = trials
         self.session.pending = [trial for part in self.cell_trials.values() for trial in part.pending]
@@ -126,7 +128,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             return None if more_may_come else "FINISHED"
         for trial in group:
             claim(session.ledger, session.sweep.title, trial.key)
-        self.running[trial_id], self.members[trial_id] = group, [trial.key for trial in group]
+        self.running[trial_id], self.members[trial_id], self.chosen = group, [trial.key for trial in group], []
         for trial in group:
             self._notify("started", trial, {})
         fingerprint = session.fingerprints.get(group[0].cell.dataset, "")
@@ -145,22 +147,38 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _next_group(self) -> list[Trial]:
         """Take the next trial off the queue with those to train beside it; none where other drivers train the rest."""
-        first = next((trial for trial in self.waiting[::-1] if self._available(trial)), None)
+        self.chosen = []
+        first = self._first_available()
         if first is None:
             return []
-        self._take([first])
+        self._choose(first)
         policy = self.session.pack_policy()
         most = self.pack_limits.get(policy.kind(first), policy.most)
         if most < 2:
-            return [first]
+            return self.chosen
         if policy.even:
             idle_workers = max(1, max_concurrent(self.session.resources) - len(self.running))
             most = min(most, -(-(len(self.waiting) + 1) // idle_workers))
         shape = self.session.shapes.get(first.cell.dataset, (10, first.cell.net.size))
-        others = policy.members_for(first, self.waiting[::-1], self._epoch_of, most, *shape)
-        others = [trial for trial in others if self._available(trial)]
-        self._take(others)
-        return [first, *others]
+        for other in policy.members_for(first, self.waiting[::-1], self._epoch_of, most, *shape):
+            # The result of one, from another sweep, may end the others' cell.
+            if any(trial.key == other.key for trial in self.waiting) and self._available(other):
+                self._choose(other)
+        return self.chosen
+
+    def _first_available(self) -> Trial | None:
+        """Return the next trial that no other driver trains; each result that is met on the way may change the queue."""
+        passed: set[str] = set()
+        while True:
+            trial = next((trial for trial in reversed(self.waiting) if trial.key not in passed), None)
+            if trial is None or self._available(trial):
+                return trial
+            passed.add(trial.key)
+
+    def _choose(self, trial: Trial) -> None:
+        """Take a trial off the queue for the group that is being made; the queue, made anew, has it no more."""
+        self.chosen.append(trial)
+        self._take([trial])
 
     def _is_probe(self, trial: Trial) -> bool:
         """Return whether a trial is to leave after its next epoch, which shows whether it should train in a pack."""

@@ -12,17 +12,18 @@ own clock; then its commands are given anew, with failed trials tried again, unt
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 from crelu_models.tables import S2
-from sweeps.execution import tuner
+from sweeps.execution import packing, tuner
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState, Limits
@@ -89,6 +90,7 @@ class QueueWorld:
         self.processes = Processes(seed)
         draw = self.draw = self.processes.random
         self.faults: list[str] = []
+        self.counts: Counter[str] = Counter({"worlds": 1})
         self.is_calm = False
         self.store = Store(self.processes, local=draw.random() < 0.5)
         self.training = Training(draw.randrange(SALTS), draw.choice((1.0, 3.0, 10.0)))
@@ -126,7 +128,7 @@ class QueueWorld:
                 return PackPolicy(1, frozenset(), unknown=keys)
             return PackPolicy(most, None, even, resident)
 
-        host, skew = draw.choice((("here", 0.0), ("here", 0.0), ("there", 0.0), ("ahead", 20.0), ("behind", -20.0)))
+        host, skew = draw.choice((("here", 0.0), ("here", 0.0), ("there", 0.0), ("ahead", 10.0), ("behind", -10.0)))
         name = f"sweep{number}"
         return Command(Sweep(name, "demo", tuple(cells), protocol), packs, draw.choice((1, 2, 3)), host, skew)
 
@@ -158,6 +160,8 @@ class QueueWorld:
         def on_event(event: str, trial: Trial, news: Json) -> None:
             self.processes.log(f"{event} {trial.cell.label} {trial.label}")
             done[trial.key] += event == "done"
+            if done[trial.key] > 1:
+                self._fault(f"{trial.key} is said to be done once more")
 
         session = DriverState(
             command.sweep,
@@ -180,7 +184,8 @@ class QueueWorld:
         finally:
             command.tuner = None
             for name in (session.stop_mark, f"leases/{title}.json"):
-                ledger.delete(name)
+                with suppress(OSError):
+                    ledger.delete(name)
         for error in session.errors:
             if "simulated" not in error:
                 self._fault(f"an error in the driver: {error}")
@@ -208,6 +213,8 @@ class QueueWorld:
 
     def _on_assign(self, own: Tuner, slot: Slot, since: float) -> None:
         """Check that nobody else has the trials of an assignment, and that none was done before it was asked for."""
+        self.counts["assignments"] += 1
+        self.counts["assignments of packs"] += len(slot.held) > 1
         for command, other in self._living():
             for theirs in other.slots:
                 for key in (theirs.held & slot.held) if theirs is not slot else ():
@@ -281,7 +288,7 @@ class QueueWorld:
     def _freeze(self) -> None:
         living = [process for process in self.processes.everyone if process.alive]
         if living:
-            process, seconds = self.draw.choice(living), self.draw.choice((1.0, 10.0, 40.0))
+            process, seconds = self.draw.choice(living), self.draw.choice((1.0, 10.0, 20.0))
             self.processes.log(f"freezes {process.name} for {seconds:g} s")
             self.processes.freeze(process, seconds)
 
@@ -325,21 +332,25 @@ class QueueWorld:
             self._fault(str(error))
         finally:
             self.processes.close()
+        self.counts["trials trained"] += len(self.store.committed_at)
+        self.counts["simulated hours"] += round(self.processes.now / 3600)
         for crash in self.processes.crashes:
             self._fault(f"a process crashed: {crash}")
         return self.faults
 
     def _disturb(self) -> None:
         """Let the commands run, and be given again, while things befall them."""
-        calls = list(self.disturbances.values())
+        names = list(self.disturbances)
         while self.processes.now < self.quiet_after and not self.faults:
             self.processes.pause(self.draw.expovariate(1 / self.pace))
             for command in self.commands:
                 if command.process is None or not command.process.alive:
                     if self.draw.random() < 0.6:
                         self._start(command)
-            if calls:
-                self.draw.choice(calls)()
+            if names:
+                name = self.draw.choice(names)
+                self.counts[name] += 1
+                self.disturbances[name]()
         self.is_calm = True
         self.training.trouble = 0.0
         self.store.failing.clear()
@@ -426,6 +437,51 @@ class IdleWatchdog:
         return stop
 
 
+class Known:
+    """What is computed once for all worlds of a process, since most of the time would go into it: keys, nets, sizes."""
+
+    keys: ClassVar[dict[tuple[object, ...], str]] = {}
+    trials: ClassVar[dict[str, Trial]] = {}
+    estimates: ClassVar[dict[str, tuple[int, int]]] = {}
+    texts: ClassVar[dict[str, Json]] = {}
+
+    @classmethod
+    def key(cls, trial: Trial) -> str:
+        """Return a trial's key; the cells of all worlds are told apart by their labels."""
+        identity = (trial.cell.label, *FIELDS(trial))
+        key = cls.keys.get(identity)
+        if key is None:
+            key = cls.keys[identity] = REAL_KEY(trial)
+            cls.trials[key] = trial
+        return key
+
+    @classmethod
+    def trial(cls, value: Json) -> Trial:
+        """Return the trial of a JSON value."""
+        return cls.trials[value["key"]]
+
+    @classmethod
+    def json(cls, trial: Trial) -> Json:
+        """Return a trial as JSON."""
+        if trial.key not in cls.texts:
+            cls.texts[trial.key] = REAL_JSON(trial)
+        return cls.texts[trial.key]
+
+    @classmethod
+    def estimate(cls, trial: Trial, classes: int, crop: int) -> tuple[int, int]:
+        """Return a trial's memory."""
+        if trial.key not in cls.estimates:
+            cls.estimates[trial.key] = REAL_ESTIMATE(trial, classes, crop)
+        return cls.estimates[trial.key]
+
+
+FIELDS = attrgetter(*(field.name for field in dataclasses.fields(Trial) if field.name != "cell"))
+CACHED_KEY = cached_property(Known.key)
+CACHED_KEY.__set_name__(Trial, "key")
+REAL_KEY = Trial.__dict__["key"].func
+REAL_JSON, REAL_ESTIMATE = Trial.to_json, packing.memory_estimate
+
+
 @contextmanager
 def patched(make_tuner: Callable[..., Tuner]) -> Iterator[None]:
     """Replace what touches the machine: files, clocks, processes, Tune, the training."""
@@ -436,6 +492,10 @@ def patched(make_tuner: Callable[..., Tuner]) -> Iterator[None]:
         "sweeps.execution.tuner.tempfile": SimpleNamespace(mkdtemp=lambda prefix: "nowhere"),
         "sweeps.execution.tuner.redirect_stdout": lambda _: nullcontext(),
         "sweeps.execution.session.time": clock,
+        "sweeps.experiment.trial.Trial.key": CACHED_KEY,
+        "sweeps.experiment.trial.Trial.to_json": lambda trial: Known.json(trial),
+        "sweeps.execution.worker.trial_from_json": Known.trial,
+        "sweeps.execution.packing.memory_estimate": Known.estimate,
         "sweeps.execution.worker.Ledger": queue_ledger.open_ledger,
         "sweeps.execution.worker.Watchdog": IdleWatchdog,
         "sweeps.execution.watchdog.time": clock,
@@ -452,7 +512,42 @@ def patched(make_tuner: Callable[..., Tuner]) -> Iterator[None]:
         yield
 
 
-def run_world(seed: int) -> tuple[list[str], str]:
-    """Return the faults of a world and its history."""
+class Outcome(NamedTuple):
+    """What became of a world: its faults, all that happened, and how often it did."""
+
+    seed: int
+    faults: list[str]
+    history: str
+    counts: Counter[str]
+
+
+# Faults that were mended, as the methods that had them.
+
+
+def _pack_whose_first_comes_back(searcher: tuner.LedgerSearcher) -> list[Trial]:
+    """Put a pack together as it was once done: a mate that another sweep has finished puts the first back."""
+    first = next((trial for trial in searcher.waiting[::-1] if searcher._available(trial)), None)
+    if first is None:
+        return []
+    searcher._take([first])
+    policy = searcher.session.pack_policy()
+    most = searcher.pack_limits.get(policy.kind(first), policy.most)
+    others = policy.members_for(first, searcher.waiting[::-1], searcher._epoch_of, most, 10, 32)
+    others = [trial for trial in others if searcher._available(trial)]
+    searcher._take(others)
+    return [first, *others]
+
+
+PLANTED: dict[str, dict[str, object]] = {
+    "packs": {"sweeps.execution.tuner.LedgerSearcher._next_group": _pack_whose_first_comes_back},
+}
+
+
+def run_world(seed: int, planted: str = "") -> Outcome:
+    """Run the world of a seed, with a planted fault."""
     world = QueueWorld(seed)
-    return world.run(), world.history()
+    with ExitStack() as stack:
+        for name, value in PLANTED[planted].items() if planted else ():
+            stack.enter_context(mock.patch(name, value))
+        faults = world.run()
+    return Outcome(seed, faults, world.history(), world.counts)
