@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from data.datasets import SPLITS, Sidecar, beton_path, cores, data_dir, dataset, read_sidecar
+from data.interrupts import INTERRUPTED
 from data.storage import Progress
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         again = "resumes" if options.verb == "pull" else "starts again"
         print(f"interrupted, and no incomplete file has a final name; the same command {again}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         print(f"data {options.verb}: {error}", file=sys.stderr)
         return 2
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--seed", type=int, metavar="S", help="seed of a folder's split, or of synthetic pictures")
     prepare.add_argument("--writer", default="", choices=("ffcv", "native"), help="default: ffcv where installed")
     prepare.add_argument("--fresh", action="store_true", help="write existing files again")
+    prepare.add_argument("--partial", action="store_true", help="take a part of a published set, and mark its results")
     info.add_argument("--json", action="store_true", help="print JSON")
     bench.add_argument("--batch", type=int, default=256, metavar="N", help="pictures per batch (default: 256)")
     return parser
@@ -102,6 +104,7 @@ def _prepare(options: argparse.Namespace) -> None:
             workers=options.workers,
             writer=options.writer,
             fresh=options.fresh,
+            partial=options.partial,
             progress=progress,
         )
     for split, sidecar in sidecars.items():
@@ -135,12 +138,14 @@ def _files(options: argparse.Namespace) -> list[Path]:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from data.changes import check_unchanged
     from data.write import verify
 
     for path in _files(options):
         with _progress() as progress:
             sidecar = verify(path, options.workers, progress)
         print(f"{path}: {sidecar.count:,} pictures are intact, fingerprint {sidecar.fingerprint[:16]}")
+    check_unchanged(options.name, data_dir(options.data_dir))
 
 
 def _info(options: argparse.Namespace) -> None:

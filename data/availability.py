@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data import beton
-from data.datasets import SPLITS, DataSet, beton_path, dataset, read_sidecar
+from data.changes import check_unchanged
+from data.datasets import RAW_UP_TO, SPLITS, DataSet, beton_path, canonical, crop_of, dataset, read_sidecar
 
 
 def fingerprint(name: str, where: Path) -> str:
@@ -94,7 +95,7 @@ def ensure_dataset(
     kind = name.partition(":")[0]
     _pull_if_missing(name, where, source, pictures, tell)
     if source and not pictures and kind != "synthetic":
-        check_integrity(name, where)
+        _check_pictures(name, where)
         return dataset(name, where)
     try:
         missing = [path for path in _files(name, where) if not path.exists()]
@@ -107,7 +108,7 @@ def ensure_dataset(
         prepare(name, where)
     elif missing:
         raise ValueError(missing_message(name, missing, where))
-    check_integrity(name, where)
+    _check_pictures(name, where)
     return dataset(name, where)
 
 
@@ -115,7 +116,7 @@ def check_available(name: str, where: Path, source: str = "", pictures: bool = T
     """Raise ValueError where `ensure_dataset` would for want of pictures or a damaged file; nothing is written."""
     kind = name.partition(":")[0]
     if _have(name, where, (".beton", ".json") if pictures or not source else (".json",)):
-        check_integrity(name, where)
+        _check_pictures(name, where)
     elif source and kind != "synthetic":
         from data.transfer import check_source
 
@@ -132,9 +133,36 @@ def check_available(name: str, where: Path, source: str = "", pictures: bool = T
         dataset(name)
 
 
+def expected_pictures(name: str, where: Path) -> tuple[DataSet, tuple[int, ...]]:
+    """Return the facts of a data set and the training pictures of each class, also of one that is made on the way.
+
+    ValueError for a data set that is not there and is not made on the way.
+    """
+    if name.partition(":")[0] not in ("synthetic", "folder") or _have(name, where, (".json",)):
+        sidecar = read_sidecar(beton_path(name, "train", where).with_suffix(".json"))
+        return dataset(name, where), sidecar.label_counts
+    from data.sources import sources
+
+    splits = sources(name, None, where, None, 0)
+    train = splits["train"]
+    final = "test" if "test" in splits else "val"
+    crop = crop_of(train.size) if train.size > RAW_UP_TO else train.size
+    counts = {split: len(source.labels) for split, source in splits.items()}
+    held_out = max(len(train.labels) // 5, int(name.startswith("synthetic")))
+    facts = DataSet(canonical(name), len(train.class_names), train.size, crop, counts, final, held_out)
+    return facts, tuple(int((train.labels == label).sum()) for label in range(facts.classes))
+
+
 # Files up to this size are read through before a sweep starts (a second or so); larger ones are checked picture by
 # picture while they are trained on.
 READ_THROUGH = 1 << 30
+
+
+def _check_pictures(name: str, where: Path) -> None:
+    """Raise ValueError where a file is damaged, or a folder is not the one that was prepared."""
+    check_integrity(name, where)
+    if name.startswith("folder:"):
+        check_unchanged(name, where)
 
 
 def check_integrity(name: str, where: Path) -> None:

@@ -290,7 +290,9 @@ class Sidecar:
     Colours are R, G, B of pixels in 0..1: mean, std and the eigenvalues of the colour covariance; column k of
     `eigenvectors` belongs to eigenvalue k. `fingerprint` is the SHA-256 of the stored pictures in order and the
     labels, `index` that of the file's tables. `measured` counts the pictures behind the statistics, `skipped` the
-    unreadable ones left out. `read_sidecar` checks every field, because a sidecar may come from anywhere.
+    unreadable ones left out. `originals` is the SHA-256 of the list of the originals' names and sizes, empty where
+    there is none; `partial` marks a part of a published set. `read_sidecar` checks every field, because a sidecar may
+    come from anywhere; one of an earlier preparation may lack the last two.
     """
 
     name: str
@@ -313,7 +315,18 @@ class Sidecar:
     fingerprint: str
     index: str
     file_bytes: int
+    originals: str = ""
+    partial: bool = False
     version: int = SIDECAR_VERSION
+
+
+def is_partial(sidecar: Sidecar) -> bool:
+    """Return whether a file is a part of the published set of its name: marked as such, or of other counts."""
+    if sidecar.name.partition(":")[0] not in ("cifar10", "cifar100", "imagenet"):
+        return False
+    facts = dataset(sidecar.name)
+    counts = (sidecar.count + sidecar.skipped, sidecar.classes)
+    return sidecar.partial or counts != (facts.splits.get(sidecar.split), facts.classes)
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:
@@ -349,16 +362,19 @@ def sidecar_of(content: bytes, name: str) -> Sidecar:
         raise ValueError(f"{name} is not a sidecar of version {SIDECAR_VERSION}: {error}") from None
 
 
+_LATER = ("originals", "partial")  # fields that sidecars of an earlier preparation lack
+
+
 def _sidecar(value: object) -> Sidecar:
     expected = {item.name: item.type for item in fields(Sidecar)}
-    if not isinstance(value, dict) or set(value) != set(expected):
+    if not isinstance(value, dict) or {*value, *_LATER} != set(expected):
         raise ValueError(f"it must be an object with the fields {', '.join(expected)}")
     if value["version"] != SIDECAR_VERSION:
         raise ValueError(f"its version is {value['version']!r}")
     frozen = {key: _tuples(item) for key, item in value.items()}
-    for key, kind in expected.items():
-        if not _FITS[str(kind)](frozen[key]):
-            raise ValueError(f"{key} is {value[key]!r}, not a valid {kind}")
+    for key, item in frozen.items():
+        if not _FITS[str(expected[key])](item):
+            raise ValueError(f"{key} is {value[key]!r}, not a valid {expected[key]}")
     sidecar = Sidecar(**frozen)
     if sidecar.mode not in ("jpeg", "raw") or sidecar.split not in SPLITS:
         raise ValueError(f"mode {sidecar.mode!r} must be jpeg or raw, split {sidecar.split!r} one of {SPLITS}")
@@ -387,6 +403,7 @@ def _colour(value: Any) -> bool:
 _FITS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "int": lambda value: type(value) is int and value >= 0,
+    "bool": lambda value: isinstance(value, bool),
     "tuple[str, ...]": lambda value: _each(str, value),
     "tuple[int, ...]": lambda value: _each(int, value) and min(value, default=0) >= 0,
     "Colour": _colour,

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Final
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED: Final = 130  # exit code of a command that a signal has ended
 
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], None]]:
-    """Hold SIGINT and SIGTERM back; yield a function that raises KeyboardInterrupt where one has come.
+    """Hold SIGINT and SIGTERM back, and hand them to their handlers at the end. A second one ends the process at once.
 
-    An interrupt that is raised within a lock of ThreadPoolExecutor may leave it locked. The pool's threads, and the end
-    of the process, then wait for ever. Work that calls the function now and then is ended between two submissions; work
-    that ends by itself is followed by the interrupt. Signals go to the main thread, so in any other nothing is held.
+    An interrupt that is raised within a library's code may be caught there. Within a lock of ThreadPoolExecutor it may
+    leave the lock taken, and the pool's threads, and the end of the process, then wait for ever. Long work calls the
+    function that is yielded between two submissions: it raises KeyboardInterrupt where the handler would have.
+
+    Signals go to the main thread, so in any other nothing is held. A signal that the process ignores stays ignored.
     """
     received: list[int] = []
 
     def check() -> None:
-        if received:
+        if any(handlers[number] is signal.default_int_handler for number in received):
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    held = [number for number in SIGNALS if callable(before[number])]
+    def hold(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(INTERRUPTED)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {int(number): signal.getsignal(number) for number in SIGNALS} if in_main_thread else {}
+    held = [number for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)]
     for number in held:
-        signal.signal(number, lambda number, _: received.append(number))
+        signal.signal(number, hold)
     try:
         yield check
     finally:
         for number in held:
-            signal.signal(number, before[number])
-    check()
+            signal.signal(number, handlers[number])
+        for number in received:  # also after an error of the work: the user has ended it first
+            signal.raise_signal(number)

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial as partial_function
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data import synthetic
-from data.datasets import Ints, dataset, holdout, synthetic_options
+from data.datasets import IMAGENET, Ints, dataset, holdout, synthetic_options
+from data.folders import Listing, check_name, list_pictures, shown, split_folders
+from data.originals import Originals
+from data.pixels import Picture, square
 
-Picture = NDArray[np.uint8]
 T = TypeVar("T")
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 _TEST_FROM = 1 << 40  # index of the first synthetic test picture, above every count of training pictures
 _TEST = {"cifar10": "test_batch", "cifar100": "test"}
 _META = {"cifar10": ("batches.meta", b"label_names", 10), "cifar100": ("meta", b"fine_label_names", 100)}
 _CIFAR = {"cifar10": ("cifar-10-batches-py", "CIFAR10"), "cifar100": ("cifar-100-python", "CIFAR100")}
+# MD5 of the published files, in the order in which they are read; torchvision has the same.
+PUBLISHED = {
+    "cifar10": {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+    },
+    "cifar100": {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+}
+_IMAGENET_EACH = {"train": (732, 1300), "val": (50, 50)}  # pictures of a class, at least and at most
 
 
 class Source(NamedTuple):
     """Originals of one split: labels (n,), class names, the side to store, and functions of a picture's number.
 
     `picture` returns uint8 (size, size, 3), or raises where the original is unreadable; `name_of` returns its name.
+    `originals` lists the files of all splits, None for drawn pictures; `partial` marks a part of a published set.
     """
 
     labels: Ints
@@ -38,22 +54,27 @@ class Source(NamedTuple):
     seed: int
     picture: Callable[[int], Picture]
     name_of: Callable[[int], str]
+    originals: Originals | None = None
+    partial: bool = False
 
 
-def sources(name: str, origin: Path | None, where: Path, size: int | None, seed: int) -> dict[str, Source]:
+def sources(
+    name: str, origin: Path | None, where: Path, size: int | None, seed: int, partial: bool = False
+) -> dict[str, Source]:
     """Return the originals of a data set by split.
 
     `origin` is their folder. `where` is that of the .beton files, in which CIFAR is searched and to which it is
     downloaded. `size` is the side of a folder's pictures (None: unchanged, at most 256), `seed` that of its split.
-    ValueError for missing originals names the files expected.
+    With `partial` a set under a public name may be a part of it. ValueError for missing originals names the files
+    expected.
     """
     kind, _, rest = name.partition(":")
     if kind == "synthetic":
         return _synthetic(synthetic_options(name))
     if kind in _CIFAR:
-        return _cifar(kind, origin, where)
+        return _cifar(kind, origin, where, partial)
     if kind == "imagenet":
-        return _imagenet(origin or _imagenet_dir(), dataset(name).size)
+        return _imagenet(origin or _imagenet_dir(), dataset(name).size, partial)
     if kind == "folder" and rest:
         return _folder(Path(rest).expanduser().absolute(), size, seed)
     raise AssertionError(dataset(name))  # raises the ValueError that lists the names
@@ -66,7 +87,7 @@ def _synthetic(options: dict[str, int]) -> dict[str, Source]:
     kind = {name: options[name] for name in ("size", "classes", "clutter", "contrast")}
     splits = {}
     for split, first in (("train", 0), ("test", _TEST_FROM)):
-        draw = partial(_draw, seed=seed, first=first, **kind)
+        draw = partial_function(_draw, seed=seed, first=first, **kind)
         labels = np.arange(options[split], dtype=np.int64) % classes
         names = tuple(synthetic.class_name(label) for label in range(classes))
         splits[split] = Source(labels, names, size, seed, draw, str)
@@ -80,18 +101,52 @@ def _draw(index: int, seed: int, first: int, size: int, classes: int, clutter: i
 # CIFAR
 
 
-def _cifar(kind: str, origin: Path | None, where: Path) -> dict[str, Source]:
+def _cifar(kind: str, origin: Path | None, where: Path, partial: bool) -> dict[str, Source]:
     folder, loader = _CIFAR[kind]
-    base = origin or where
-    tree = next((path for path in (base / folder, base) if (path / _TEST[kind]).exists()), None)
+    tree = _cifar_tree(kind, origin or where)
     if tree is None and origin is not None:
         raise ValueError(f"no {kind} in {origin}: expected {folder}/{_TEST[kind]}")
     if tree is None:
         _download(loader, where)
         tree = where / folder
-    train = sorted(tree.glob("data_batch_*")) if kind == "cifar10" else [tree / "train"]
+    fault = _cifar_fault(tree, kind)
+    _check_whole(fault, f"{tree} is not the whole of {kind}", partial)
+    train = [tree / name for name in PUBLISHED[kind] if name != _TEST[kind]]
+    if fault and kind == "cifar10":
+        train = sorted(tree.glob("data_batch_*"))
     names = _cifar_names(tree, kind)
-    return {"train": _batches(train, names), "test": _batches([tree / _TEST[kind]], names)}
+    originals = _cifar_originals(tree, kind)
+    splits = {"train": _batches(train, names), "test": _batches([tree / _TEST[kind]], names)}
+    return {split: source._replace(originals=originals, partial=bool(fault)) for split, source in splits.items()}
+
+
+def _check_whole(fault: str, what: str, partial: bool) -> None:
+    """Raise ValueError where a set under a public name is a part of it, or something else, unless `partial`."""
+    if fault and not partial:
+        raise ValueError(f"{what}: {fault}; --partial prepares it, and marks every result of it")
+
+
+def _cifar_tree(kind: str, base: Path) -> Path | None:
+    """Return the folder of CIFAR's files, None where there is none."""
+    return next((path for path in (base / _CIFAR[kind][0], base) if (path / _TEST[kind]).exists()), None)
+
+
+def _cifar_fault(tree: Path, kind: str) -> str:
+    """Return which file of a tree is missing or not the published one; empty for none."""
+    for name, expected in PUBLISHED[kind].items():
+        try:
+            with (tree / name).open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if digest != expected:
+            return f"{name} is not the published file (MD5 {digest}, not {expected})"
+    return ""
+
+
+def _cifar_originals(tree: Path, kind: str) -> Originals:
+    names = {*PUBLISHED[kind], *(path.name for path in tree.glob("data_batch_*"))}
+    return Originals(str(tree), {name: (tree / name).stat().st_size for name in names if (tree / name).exists()})
 
 
 def _download(loader: str, where: Path) -> None:
@@ -167,6 +222,25 @@ def _unpickled(path: Path) -> dict[Any, Any]:
     return {key.encode() if isinstance(key, str) else key: item for key, item in value.items()}
 
 
+def originals_of(name: str, origin: Path | None, where: Path) -> Originals | None:
+    """Return the originals of a data set as they are now, None where they are not to be seen; nothing is read."""
+    kind, _, rest = name.partition(":")
+    if kind in _CIFAR:
+        tree = _cifar_tree(kind, origin or where)
+        return _cifar_originals(tree, kind) if tree is not None else None
+    if kind == "folder":
+        root = Path(rest).expanduser().absolute()
+        folders = split_folders(root)
+    elif kind == "imagenet" and (origin or os.environ.get("IMAGENET_DIR")):
+        root = origin or _imagenet_dir()
+        folders = {split: root / split for split in ("train", "val")}
+    else:
+        return None
+    if not all(folder.is_dir() for folder in folders.values()):
+        return None
+    return Originals(str(root), list_pictures(root, folders).sizes)
+
+
 # Folders of classes
 
 
@@ -177,20 +251,40 @@ def _imagenet_dir() -> Path:
     return Path(folder).expanduser().absolute()
 
 
-def _imagenet(root: Path, size: int) -> dict[str, Source]:
+def _imagenet(root: Path, size: int, partial: bool) -> dict[str, Source]:
     missing = [split for split in ("train", "val") if not (root / split).is_dir()]
     if missing:
         raise ValueError(f"no ImageNet in {root}: expected train/<class>/*.JPEG and val/<class>/*.JPEG")
-    return _splits({split: root / split for split in ("train", "val")}, size, 0, upright=False)
+    listing = _listing(root, {split: root / split for split in ("train", "val")})
+    fault = _imagenet_fault(listing)
+    _check_whole(fault, f"{root} is not the whole of ImageNet", partial)
+    splits = _splits(listing, size, 0, upright=False)
+    return {split: source._replace(partial=bool(fault)) for split, source in splits.items()}
+
+
+def _imagenet_fault(listing: Listing) -> str:
+    """Return in what a folder is not the published ImageNet: classes, and pictures of all and of each."""
+    if len(listing.classes) != IMAGENET.classes:
+        return f"it has {len(listing.classes):,} classes, not {IMAGENET.classes:,}"
+    for split, (least, most) in _IMAGENET_EACH.items():
+        counts = {name: len(files) for name, files in listing.files[split].items()}
+        for name, count in sorted(counts.items()):
+            if not least <= count <= most:
+                return f"{split}/{name} has {count:,} pictures, not {least:,}" + f" to {most:,}" * (most > least)
+        if sum(counts.values()) != IMAGENET.splits[split]:
+            return f"{split} has {sum(counts.values()):,} pictures, not {IMAGENET.splits[split]:,}"
+    return ""
 
 
 def _folder(root: Path, size: int | None, seed: int) -> dict[str, Source]:
     if not root.is_dir():
-        raise ValueError(f"no folder {root}")
-    folders = {split: root / split for split in ("train", "val", "test") if (root / split).is_dir()}
-    if "train" in folders and len(folders) > 1:
-        return _splits(folders, size, seed, upright=True)
-    source = _splits({"train": folders.get("train", root)}, size, seed, upright=True)["train"]
+        raise ValueError(f"no folder {shown(str(root))}")
+    check_name(str(root))
+    listing = _listing(root, split_folders(root))
+    splits = _splits(listing, size, seed, upright=True)
+    if len(splits) > 1:
+        return splits
+    source = splits["train"]
     count = len(source.labels)
     if count < 5:
         raise ValueError(f"{count} pictures in {root} are too few to hold every fifth out for testing")
@@ -198,36 +292,35 @@ def _folder(root: Path, size: int | None, seed: int) -> dict[str, Source]:
     return {"train": subset(source, train), "test": subset(source, test)}
 
 
-def _splits(roots: dict[str, Path], size: int | None, seed: int, upright: bool) -> dict[str, Source]:
-    names = tuple(sorted(_class_names(roots["train"])))
+def _listing(root: Path, folders: Mapping[str, Path]) -> Listing:
+    """Return the pictures of a folder, and log what is not taken of it."""
+    listing = list_pictures(root, folders)
+    for note in listing.notes:
+        logging.getLogger("data").warning("%s: %s", shown(str(root)), note)
+    return listing
+
+
+def _splits(listing: Listing, size: int | None, seed: int, upright: bool) -> dict[str, Source]:
+    names = listing.classes
+    originals = Originals(str(listing.root), listing.sizes)
     splits = {}
-    for split, root in roots.items():
-        others = _class_names(root) - set(names)
-        if others:
-            raise ValueError(f"{root} has classes that train lacks: {', '.join(sorted(others)[:5])}")
-        files = [(path, label) for label, name in enumerate(names) for path in _pictures(root / name)]
+    for split, classes in listing.files.items():
+        if others := sorted(classes.keys() - set(names)):
+            raise ValueError(
+                f"{split} of {listing.root} has classes without training pictures: {', '.join(map(shown, others[:5]))}"
+            )
+        files = [(file.path, label) for label, name in enumerate(names) for file in classes.get(name, ())]
         if len(names) < 2 or not files:
             raise ValueError(
-                f"{len(names)} classes with {len(files)} pictures in {root}/<class>/; at least two classes are needed"
+                f"{len(names)} classes with {len(files)} pictures in {listing.root}, as {split}; "
+                "at least two classes are needed, each a folder with pictures of its own"
             )
         paths = tuple(path for path, _ in files)
         size = size or _common_side(paths)
-        read = partial(_read, paths=paths, size=size, upright=upright)
+        read = partial_function(_read, paths=paths, size=size, upright=upright)
         labels = np.array([label for _, label in files], np.int64)
-        splits[split] = Source(labels, names, size, seed, read, paths.__getitem__)
+        splits[split] = Source(labels, names, size, seed, read, paths.__getitem__, originals)
     return splits
-
-
-def _class_names(root: Path) -> set[str]:
-    """Return the names of the folders in `root`, except hidden ones."""
-    return {entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")}
-
-
-def _pictures(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
-    return sorted(entry.path for entry in entries if entry.name.lower().endswith(_SUFFIXES))
 
 
 def _common_side(paths: Sequence[str]) -> int:
@@ -245,28 +338,15 @@ def _common_side(paths: Sequence[str]) -> int:
 
 
 def _read(index: int, paths: Sequence[str], size: int, upright: bool) -> Picture:
-    """Return the centre square of a picture, after its shorter side is resized to `size` pixels."""
-    from PIL import Image, ImageOps
-
-    with warnings.catch_warnings(action="ignore"), Image.open(paths[index]) as opened:  # unusual EXIF and palettes
-        opened.draft("RGB", (2 * size, 2 * size))  # libjpeg skips detail that resizing would average away
-        picture = ImageOps.exif_transpose(opened) if upright else opened
-        picture = picture.convert("RGB")
-        wide, high = picture.size
-        scale = size / min(wide, high)
-        if scale != 1:
-            wide, high = max(size, round(wide * scale)), max(size, round(high * scale))
-            picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
-        left, top = (wide - size) // 2, (high - size) // 2
-        return np.asarray(picture.crop((left, top, left + size, top + size)))
+    return square(paths[index], size, upright)
 
 
 def subset(source: Source, indices: Ints) -> Source:
     """Return a source of the pictures `indices` of another one, in that order."""
     return source._replace(
         labels=source.labels[indices],
-        picture=partial(_at, function=source.picture, indices=indices),
-        name_of=partial(_at, function=source.name_of, indices=indices),
+        picture=partial_function(_at, function=source.picture, indices=indices),
+        name_of=partial_function(_at, function=source.name_of, indices=indices),
     )
 
 

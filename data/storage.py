@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -29,11 +30,38 @@ def open_filesystem(location: str) -> tuple[arrow_fs.FileSystem, str]:
 
     if "://" not in location:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
+    login, at, place = location.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and ":" in login:
+        raise ValueError(
+            f"the address of {place} holds a key, which others would see: give it by $AWS_ACCESS_KEY_ID and "
+            "$AWS_SECRET_ACCESS_KEY, or by a profile or role"
+        )
     try:
         system, path = fs.FileSystem.from_uri(location)
     except (ValueError, NotImplementedError) as error:
         raise ValueError(f"{location} cannot be opened: {error}; use a folder, or s3://BUCKET/PREFIX") from None
     return system, path.rstrip("/")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a file's new name in a folder last through a loss of power; a disk that cannot do that is left alone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, where they are missing, so that they last through a loss of power."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data import beton
+from data.changes import check_unchanged
 from data.datasets import (
     RAW_UP_TO,
     SPLITS,
@@ -28,16 +29,23 @@ from data.datasets import (
     beton_path,
     canonical,
     cores,
+    is_partial,
     stem,
 )
+from data.folders import shown
 from data.interrupts import deferred_interrupts
-from data.sources import Picture, Source, sources, subset
+from data.originals import originals_path, write_originals
+from data.pixels import Picture
+from data.sources import Source, sources, subset
 from data.storage import Progress, exclusive_lock, no_progress
 
 if TYPE_CHECKING:
     from data.ffcv_patches import Writer
 
 WRITERS = ("ffcv", "native")
+_UNREADABLE, _NOT_READ = -1, -2  # labels of pictures that could not be read, and that nobody tried to read
+_GIVE_UP = 100  # unreadable pictures more than are allowed, of each process, after which no more are read
+_NAMED = 5  # of them in a message
 _CHUNK = 100  # pictures that a process takes at a time
 _MEASURE_ALL = 60_000  # up to this count the colour statistics are those of all pictures
 _MEASURE = 20_000  # of a larger set those of this many
@@ -72,6 +80,7 @@ def prepare(
     workers: int = 0,
     writer: str = "",
     fresh: bool = False,
+    partial: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, Sidecar]:
     """Write the splits of a data set that `where` lacks, and return all sidecars by split.
@@ -79,8 +88,9 @@ def prepare(
     `origin` is the folder of the originals (default: $IMAGENET_DIR for ImageNet, `where` or a download for CIFAR),
     `size` the stored side of a folder's pictures, `quality` that of JPEG (default 90; sides up to 64 are stored as
     pixels), `seed` that of a folder's split (default 0), `writer` "ffcv" (default where installed) or "native".
-    `fresh` writes existing files again. One unreadable picture in a thousand, and one in any split, is left out and
-    logged. ValueError for more of them, for missing originals and for wrong options.
+    `fresh` writes existing files again. With `partial` a set under a public name may be a part of it; its sidecars say
+    so. One unreadable picture in a thousand, and one in any split, is left out and logged. ValueError for more of them,
+    for missing originals, for originals that have changed since, and for wrong options.
     """
     writer = writer or ("ffcv" if importlib.util.find_spec("ffcv") else "native")
     if writer not in WRITERS or not 1 <= (quality or 90) <= 100 or not 16 <= (size or 256) <= 4096:
@@ -89,15 +99,20 @@ def prepare(
             f"size {size} in 16..4096"
         )
     requested = {"size": size, "quality": quality, "seed": seed}
-    if not fresh and _is_complete(sidecars := _existing(name, where, requested)):
+    if not fresh and _is_complete(sidecars := _existing(name, where, requested, partial)):
+        check_unchanged(name, where, origin)
         return sidecars
     where.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(where / f".{stem(name)}.lock"):
-        sidecars = {} if fresh else _existing(name, where, requested)
+        sidecars = {} if fresh else _existing(name, where, requested, partial)
+        if sidecars:
+            check_unchanged(name, where, origin)
         if _is_complete(sidecars):  # by another process, while this one waited
             return sidecars
+        for sidecar in sidecars.values():  # of a preparation that was interrupted: the rest is made like it
+            size, seed, quality = size or sidecar.size, sidecar.seed, sidecar.quality or quality
         options = _Options(writer, quality or 90, workers or cores())
-        for split, source in sources(name, origin, where, size, seed or 0).items():
+        for split, source in sources(name, origin, where, size, seed or 0, partial).items():
             if split not in sidecars:
                 sidecars[split] = _prepare_split(name, split, source, beton_path(name, split, where), options, progress)
         return sidecars
@@ -107,10 +122,11 @@ def _is_complete(sidecars: dict[str, Sidecar]) -> bool:
     return "train" in sidecars and len(sidecars) > 1
 
 
-def _existing(name: str, where: Path, requested: dict[str, int | None]) -> dict[str, Sidecar]:
+def _existing(name: str, where: Path, requested: dict[str, int | None], partial: bool) -> dict[str, Sidecar]:
     """Return the sidecars of the complete splits.
 
-    ValueError for a file that does not match its sidecar, or was written with other options than those requested.
+    ValueError for a file that does not match its sidecar, or was written with other options than those requested, and
+    for a part of a published set unless `partial`.
     """
     sidecars = {}
     for split in SPLITS:
@@ -122,6 +138,11 @@ def _existing(name: str, where: Path, requested: dict[str, int | None]) -> dict[
                 other = getattr(sidecar, option)
                 if value not in (None, other) and not (option == "quality" and sidecar.mode == "raw"):
                     raise ValueError(f"{name} exists with {option} {other}, not {value}; --fresh writes it again")
+            if is_partial(sidecar) and not partial:
+                raise ValueError(
+                    f"{path} is a part of {name}: {sidecar.count:,} pictures in {sidecar.classes:,} classes; "
+                    "--fresh writes the whole, --partial takes the part"
+                )
     return sidecars
 
 
@@ -134,6 +155,8 @@ def _prepare_split(name: str, split: str, source: Source, path: Path, options: _
         colours = _colours(index, options.workers, lambda done, total: progress(f"measuring {split}", done, total))
         skipped = len(source.labels) - len(readable.labels)
         sidecar = _describe(index, canonical(name), split, readable, options, colours, skipped)
+        if source.originals is not None:
+            write_originals(originals_path(name, path.parent), source.originals)
         beton.publish(partial, path, sidecar)
     finally:
         partial.unlink(missing_ok=True)
@@ -164,6 +187,8 @@ def _describe(
         fingerprint=beton.fingerprint(index),
         index=index.digest,
         file_bytes=index.path.stat().st_size,
+        originals=source.originals.digest if source.originals is not None else "",
+        partial=source.partial,
     )
 
 
@@ -208,7 +233,8 @@ def _three(row: np.ndarray[Any, np.dtype[np.float64]]) -> Colour:
 class _Samples:
     """Records in FFCV's order of fields: picture, label, checksum (0 until the file is sealed).
 
-    An unreadable picture gives a blank one with the label -1: an exception would end the process that reads.
+    An unreadable picture gives a blank one with the label _UNREADABLE: an exception would end the process that reads.
+    After many more than are `allowed` the rest is not read, and is labelled so.
     """
 
     def __init__(self, source: Source, allowed: int) -> None:
@@ -221,38 +247,48 @@ class _Samples:
 
     def __getitem__(self, record: int) -> tuple[Picture, int, int]:
         source = self._source
-        if self._failed <= self._allowed:
-            try:
-                return np.ascontiguousarray(source.picture(record)), int(source.labels[record]), 0
-            except Exception:  # a decoder may raise anything
-                self._failed += 1
-        return np.zeros((source.size, source.size, 3), np.uint8), -1, 0
+        blank = np.zeros((source.size, source.size, 3), np.uint8)
+        if self._failed > self._allowed + _GIVE_UP:
+            return blank, _NOT_READ, 0
+        try:
+            return np.ascontiguousarray(source.picture(record)), int(source.labels[record]), 0
+        except Exception:  # a decoder may raise anything
+            self._failed += 1
+            return blank, _UNREADABLE, 0
 
 
-def _write_readable(path: Path, source: Source, split: str, options: _Options, progress: Progress) -> Source:
+def _write_readable(
+    path: Path, source: Source, split: str, options: _Options, progress: Progress, attempts: int = 3
+) -> Source:
     """Write all readable pictures and return their source."""
     count = len(source.labels)
     allowed = max(1, count // 1000)
     write = _write_ffcv if options.writer == "ffcv" else _write_native
     write(path, _Samples(source, allowed), source.size, options, lambda done: progress(f"writing {split}", done, count))
-    failed = np.flatnonzero(beton.read_index(path).labels < 0)
-    if not len(failed):
+    labels = beton.read_index(path).labels
+    if labels.min() >= 0:
         return source
-    examples = "; ".join(f"{source.name_of(int(record))} ({_reason(source, int(record))})" for record in failed[:5])
-    if len(failed) > allowed or len(failed) == count:
-        amount = f"{len(failed)} or more" if len(failed) > allowed else str(len(failed))
-        raise ValueError(f"{amount} of {count} pictures are unreadable, at most {allowed} may be left out: {examples}")
-    logging.getLogger("data").warning("%s: left out %d unreadable of %d: %s", split, len(failed), count, examples)
-    return _write_readable(path, subset(source, np.setdiff1d(np.arange(count), failed)), split, options, progress)
+    reasons = {int(record): _reason(source, int(record)) for record in np.flatnonzero(labels == _UNREADABLE)}
+    failed = {record: reason for record, reason in reasons.items() if reason}
+    if not failed and attempts <= 1:
+        raise OSError(f"{len(reasons)} of {count} pictures cannot be read each time: {source.name_of(min(reasons))}")
+    if failed:
+        examples = "; ".join(f"{shown(source.name_of(each))} ({failed[each]})" for each in sorted(failed)[:_NAMED])
+        if len(failed) > allowed or len(failed) == count:
+            amount = f"at least {len(failed)}" if labels.min() == _NOT_READ else f"{len(failed)}"
+            raise ValueError(f"{amount} of {count} unreadable: {examples}. At most {allowed} may be left out")
+        logging.getLogger("data").warning("%s: left out %d unreadable of %d: %s", split, len(failed), count, examples)
+        source = subset(source, np.setdiff1d(np.arange(count), [*failed]))
+    return _write_readable(path, source, split, options, progress, attempts - 1)
 
 
 def _reason(source: Source, record: int) -> str:
-    """Return why a picture is unreadable."""
+    """Return why a picture is unreadable, empty where it can be read now."""
     try:
         source.picture(record)
     except Exception as error:
         return str(error) or type(error).__name__
-    return "readable at the second attempt"
+    return ""
 
 
 def _write_native(path: Path, samples: _Samples, size: int, options: _Options, report: Callable[[int], None]) -> None:

@@ -51,8 +51,7 @@ def _status_arguments(verb: argparse.ArgumentParser) -> None:
 def _reconcile_arguments(verb: argparse.ArgumentParser) -> None:
     """Add the options of reconcile."""
     verb.add_argument("sweep", help="a sweep that has run, as status shows it")
-    verb.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), metavar="URI",
-                      help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")  # fmt: skip
+    verb.add_argument("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")
     verb.add_argument("--experiment", default=os.environ.get("MLFLOW_EXPERIMENT_NAME"), metavar="NAME",
                       help="MLflow experiment (default: the sweep's name)")  # fmt: skip
 

@@ -32,8 +32,10 @@ def main(
     cell with which the report compares it besides the first of its table.
     """
     options = parser(name, question, tuple(also)).parse_args()
-    # A preempted machine sends SIGTERM. It means what Ctrl-C means, also before there is anything to save.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A preempted machine sends SIGTERM. It means what Ctrl-C means, also before there is anything to save, and in the
+    # background of a script, where Ctrl-C is ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         check_references(name, [*cells, *(cell for group in also.values() for cell in group)])
         more = [cell for group in options.also for cell in also[group]]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sweeps.analysis.sources import NotApplicableError, Source
-from sweeps.results.analyses import SCHEMA
-from sweeps.store.ledger import Json, Ledger
+from sweeps.results.analyses import SCHEMA, read_summary
+from sweeps.store.ledger import Json, Ledger, checksum
 from sweeps.store.tables import constant, parquet
 
 if TYPE_CHECKING:
@@ -92,18 +92,18 @@ def cached(ledger: Ledger, spec: JobSpec, source: Source) -> JobResult | None:
     """Return the ledger's result for a trial and these options, None where there is none."""
     if not source.trial:
         return None
-    folder = _folder(spec, source)
-    if (summary := _read(ledger, spec, f"{folder}/summary.json")) is not None:
+    if (summary := _summary(ledger, spec, _home(source))) is not None:
         return JobResult(source, summary)
-    misfit = _read(ledger, spec, f"{folder}/misfit.json")
-    return None if misfit is None else JobResult(source, None, misfit["why"], not_applicable=True)
+    misfit = None if spec.fresh else ledger.read_json(f"{_folder(spec, source)}/misfit.json")
+    if misfit is None or misfit.get("schema") != SCHEMA or misfit.get("asked") != spec.asked:
+        return None
+    return JobResult(source, None, str(misfit.get("why", "")), not_applicable=True)
 
 
-def _read(ledger: Ledger, spec: JobSpec, name: str) -> Json | None:
-    """Return a file of the ledger where it answers these options."""
-    note = None if spec.fresh else ledger.read_json(name)
-    fits = note is not None and note.get("schema") == SCHEMA and note.get("asked") == spec.asked
-    return note if fits else None
+def _summary(ledger: Ledger, spec: JobSpec, home: str) -> Json | None:
+    """Return the ledger's summary below a net's folder `home`, where it answers these options."""
+    note = None if spec.fresh else read_summary(ledger, f"{home}/analysis", spec.job, spec.request)
+    return note if note is not None and note.get("asked") == spec.asked else None
 
 
 def analyse(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> Json:
@@ -117,7 +117,7 @@ def analyse(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> Json:
     ledger = Ledger(runtime.ledger)
     loaded = load(source, ledger)
     folder = f"{loaded.folder}/analysis/{_place(spec)}"
-    if (summary := _read(ledger, spec, f"{folder}/summary.json")) is not None:
+    if (summary := _summary(ledger, spec, loaded.folder)) is not None:
         return summary
     began = time.monotonic()
     module, _, name = spec.work.partition(":")
@@ -143,15 +143,20 @@ def analyse(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> Json:
         "finished_ms": time.time_ns() // 1_000_000,
     }
     # Not sorted by name: the order of a row's columns is part of the table.
-    ledger.write(f"{folder}/summary.json", json.dumps(summary, indent=1).encode())
+    checked = summary | {"check": checksum(summary)}
+    ledger.write(f"{folder}/summary.json", json.dumps(checked, indent=1).encode())
     for note in ("error.txt", "misfit.json"):
         ledger.delete(f"{folder}/{note}")
     return summary
 
 
 def _folder(spec: JobSpec, source: Source) -> str:
-    owner = f"trials/{source.trial}" if source.trial else f"weights/{Path(source.file).stem or 'none'}"
-    return f"{owner}/analysis/{_place(spec)}"
+    return f"{_home(source)}/analysis/{_place(spec)}"
+
+
+def _home(source: Source) -> str:
+    """Return the folder of a net on the ledger."""
+    return f"trials/{source.trial}" if source.trial else f"weights/{Path(source.file).stem or 'none'}"
 
 
 def _place(spec: JobSpec) -> str:

@@ -16,6 +16,7 @@ from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, ru
 from sweeps.analysis.sources import Source
 from sweeps.experiment.option_types import nonnegative_int
 from sweeps.store.ledger import Json, Ledger
+from sweeps.store.logins import own_store, same_store, without_login
 
 if TYPE_CHECKING:
     from sweeps.training.runtime import RuntimeConfig
@@ -68,6 +69,9 @@ def parser(job: Job, question: str | None) -> argparse.ArgumentParser:
     where.add_argument("--device", default="", metavar="NAME", help="cpu, cuda (default: cuda where there is one)")
     where.add_argument("--address", metavar="HOST", help="Ray cluster for many runs (default $RAY_ADDRESS, local)")
     where.add_argument("--output", default="outputs", metavar="DIR", help="where the ledger lies (default outputs)")
+    where.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)"
+    )
     where.add_argument("--data-dir", metavar="DIR", help="the .beton files (default $CRELU_DATA)")
     where.add_argument("--reader", choices=("ffcv", "threads"), help="what decodes the pictures (default: FFCV)")
     where.add_argument("-q", "--quiet", action="store_true", help="only the table")
@@ -75,7 +79,20 @@ def parser(job: Job, question: str | None) -> argparse.ArgumentParser:
 
 
 # Options that change no number; all others are part of what a result answers.
-SHARED = ("run", "sweep", "weights", "net", "fresh", "device", "address", "output", "data_dir", "reader", "quiet")
+SHARED = (
+    "run",
+    "sweep",
+    "weights",
+    "net",
+    "fresh",
+    "device",
+    "address",
+    "output",
+    "tracking_uri",
+    "data_dir",
+    "reader",
+    "quiet",
+)
 
 
 def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
@@ -118,7 +135,7 @@ def run_command(job: Job, options: argparse.Namespace, defaults: argparse.Namesp
         raise ValueError(f"{job.name} fits none of these {len(chosen)} runs")
     if done:
         _show(ledger, options, [entry for _, entry in done])
-        _track(ledger, done, options.quiet)
+        _track(ledger, done, own_store(options.tracking_uri, ledger.root.removesuffix("/ledger")), options.quiet)
     return FAILED if failed else DONE
 
 
@@ -249,18 +266,25 @@ def _runtime(options: argparse.Namespace, device: str) -> RuntimeConfig:
 # MLflow -------------------------------------------------------------------------------------------------------
 
 
-def _track(ledger: Ledger, done: Sequence[tuple[Source, Json]], quiet: bool) -> None:
-    """Send tables, pictures and metrics to the MLflow runs; a failure there is told and costs nothing else."""
+def _track(ledger: Ledger, done: Sequence[tuple[Source, Json]], store: str, quiet: bool) -> None:
+    """Send tables, pictures and metrics to the MLflow runs; a failure there is told and costs nothing else.
+
+    Only the user's own `store` is asked: a ledger of somebody else may name any.
+    """
     sent, untracked, failure = 0, 0, ""
     for source, entry in done:
         note = ledger.read_json(f"tracked/{source.trial}.json") if source.trial else None
         if note is None:
             untracked += bool(source.trial)
             continue
+        if not same_store(str(note.get("uri")), store):
+            name = without_login(str(note.get("uri")))
+            failure = f"the runs lie in {name}, which was not asked: --tracking-uri {name} says it is yours"
+            break
         try:
-            sent += send(ledger, entry, str(note["uri"]), str(note["run"]))
+            sent += send(ledger, entry, store, str(note.get("run")))
         except Exception as error:  # of any kind, from a server or its client; the results are on the ledger
-            failure = f"MLflow at {note['uri']} does not take them ({type(error).__name__}: {error})".splitlines()[0]
+            failure = f"MLflow at {store} does not take them ({type(error).__name__}: {error})".splitlines()[0]
             break
     if quiet:
         return

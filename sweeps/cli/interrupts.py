@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -15,32 +14,6 @@ from sweeps.cli.options import ExitCode
 
 if TYPE_CHECKING:
     from sweeps.execution.session import DriverState
-
-
-@contextmanager
-def hold_signals() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back while a library starts; then raise KeyboardInterrupt. A second signal ends at once.
-
-    Raised inside the library's code, the exception may be caught there, or leave a lock taken for good.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-
-    def catch(number: int, _: FrameType | None) -> None:
-        caught.append(number)
-        if len(caught) > 1:
-            os._exit(ExitCode.INTERRUPTED)
-
-    previous = {number: signal.signal(number, catch) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if caught:
-            raise KeyboardInterrupt from None  # even if the library did not start: the user has ended it first
 
 
 class GracefulInterrupt:

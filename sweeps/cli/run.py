@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from data import availability
 from data.datasets import DataSet, dataset
+from data.interrupts import deferred_interrupts
 from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
@@ -29,7 +31,7 @@ from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.store.checkpoint_header import progress
-from sweeps.store.lease import driver
+from sweeps.store.lease import driver, owner_text
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
 
@@ -137,7 +139,7 @@ def _driven(today: Plan, settings: Settings) -> str:
     other = driver(settings.ledger, today.sweep.title)
     if other is None:
         return ""
-    return f"another driver works on this sweep: process {other.get('pid', '?')} on {other.get('host', '?')}"
+    return f"another driver works on this sweep: {owner_text(other)}"
 
 
 def _no_resources(today: Plan, settings: Settings) -> str:
@@ -145,8 +147,7 @@ def _no_resources(today: Plan, settings: Settings) -> str:
     if settings.address != "local" or not today.to_do:
         return ""
     facts = {
-        name: dataset(name, settings.data_dir)
-        for name in availability.fingerprints(today.sweep.datasets, settings.data_dir)
+        name: availability.expected_pictures(name, settings.data_dir)[0] for name in _expected_names(today, settings)
     }
     trials = [trial for trial in (*today.to_do, *today.pending) if trial.cell.dataset in facts]
     machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(visible_gpus())}
@@ -158,13 +159,20 @@ def _no_resources(today: Plan, settings: Settings) -> str:
 
 
 def _no_splits(today: Plan, settings: Settings) -> str:
-    """Return why the pictures that are there cannot be split as the trials need it."""
-    known = availability.fingerprints(today.sweep.datasets, settings.data_dir)
+    """Return why the pictures that are there, or are made on the way, cannot be split as the trials need it."""
+    expected = _expected_names(today, settings)
     try:
-        check_splits((t for t in (*today.to_do, *today.pending) if t.cell.dataset in known), settings.data_dir)
+        check_splits((t for t in (*today.to_do, *today.pending) if t.cell.dataset in expected), settings.data_dir)
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _expected_names(today: Plan, settings: Settings) -> list[str]:
+    """Return the data sets whose pictures can be counted: those that are there, or are made on the way."""
+    present = availability.fingerprints(today.sweep.datasets, settings.data_dir)
+    made = ("synthetic",) if settings.data_source else ("synthetic", "folder:")
+    return [name for name in today.sweep.datasets if name in present or name.startswith(made)]
 
 
 REFUSALS = (_not_writable, _no_data, _driven, _no_splits, _no_resources)
@@ -172,15 +180,20 @@ REFUSALS = (_not_writable, _no_data, _driven, _no_splits, _no_resources)
 
 def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     """Train the part of a declared sweep that is `asked` for, show the table of all of it, and return the exit code."""
-    from sweeps.store.lease import Lease, LeaseHeldError
+    from sweeps.store.lease import Lease, LeaseHeldError, LeaseLostError
 
-    if settings.display.banner and not settings.display.quiet:
-        print(settings.display.banner, file=sys.stderr)
+    def tell(sentence: str) -> None:
+        if not settings.display.quiet:
+            print(sentence, file=sys.stderr)
+
+    if settings.display.banner:
+        tell(settings.display.banner)
     _check_writable(settings)
     facts = _ensure_datasets(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
-        with Lease(settings.ledger, sweep.title):
+        with Lease(settings.ledger, sweep.title, tell, _end_at_once) as lease:
+            settings = dataclasses.replace(settings, guard=lease.check)
             today = _current_plan(asked, settings, fingerprints)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits((*today.to_do, *today.pending), settings.data_dir)
@@ -189,9 +202,18 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
             if today.to_do:
                 today = plan(asked, settings.ledger, fingerprints)
                 declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
-    except LeaseHeldError as busy:
+            lease.check()
+            return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
+    except (LeaseHeldError, LeaseLostError) as busy:
         raise ValueError(str(busy)) from None
-    return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
+
+
+def _end_at_once(reason: str) -> None:
+    """End this process as if it were killed: no thread of it may write on, and the next driver expects no less."""
+    cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # the live view has hidden it
+    with suppress(OSError):
+        os.write(2, f"{cursor}\nerror: {reason}\n".encode())
+    os._exit(ExitCode.USAGE)
 
 
 def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
@@ -313,10 +335,10 @@ def _run_trials(
     tracker: Tracker,
 ) -> ExitCode:
     """Start or join Ray and run the trials; return the exit code that this led to."""
-    from sweeps.cli.interrupts import GracefulInterrupt, hold_signals
+    from sweeps.cli.interrupts import GracefulInterrupt
 
     view.log(f"{count(len(today.to_do), 'trial')} to train; starting Ray")
-    with hold_signals():
+    with deferred_interrupts():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
 

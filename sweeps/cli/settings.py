@@ -7,7 +7,7 @@ import dataclasses
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ from sweeps.experiment.profiles import data_name, file_name, on_dataset, on_one_
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Ledger, unguarded
+from sweeps.store.logins import own_store
 
 if TYPE_CHECKING:
     from sweeps.execution.resources import ResourceRequest
@@ -66,11 +67,12 @@ class Settings:
     display: Display = Display()
     price_per_gpu_hour: float = 0.0
     command: Command = field(default_factory=Command)
+    guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
 
     @property
     def ledger(self) -> Ledger:
         """Return the ledger in the output folder."""
-        return Ledger(f"{self.output}/ledger")
+        return Ledger(f"{self.output}/ledger", self.guard)
 
     @property
     def artifacts(self) -> str:
@@ -169,10 +171,10 @@ def _data_source(options: argparse.Namespace) -> str:
 
 def _tracking_uri(options: argparse.Namespace, output: str) -> str:
     """Return the MLflow tracking URI: flag, environment, SQLite in the output folder."""
-    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri and "://" in output:
+    uri = own_store(options.tracking_uri, output)
+    if not uri:
         raise ValueError("an --output that is no local folder needs --tracking-uri or MLFLOW_TRACKING_URI")
-    return uri or f"sqlite:///{output}/mlflow.db"
+    return uri
 
 
 def declare(

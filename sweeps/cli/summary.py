@@ -99,7 +99,9 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[str, str]:
     if "://" in settings.output:
         return settings.command.verb("report", sweep.title, "--output", settings.output, "--to", "report"), ""
     try:
-        _, path, tracked = build.make(settings.ledger, sweep.title, Path(settings.output, "reports"))
+        _, path, tracked = build.make(
+            settings.ledger, sweep.title, Path(settings.output, "reports"), settings.tracking_uri
+        )
     except ValueError as error:
         return f"none: {error}", ""
     return str(path), tracked

@@ -14,6 +14,7 @@ from sweeps.experiment.wording import count
 from sweeps.results.evidence import titles
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
+from sweeps.store.logins import own_store
 
 
 def pages() -> dict[str, str]:
@@ -50,7 +51,9 @@ def reconcile(options: argparse.Namespace) -> int:
     ledger = Ledger.in_output(options.output)
     (title,) = titles(ledger, options.sweep)
     output = ledger.root.removesuffix("/ledger")
-    uri = options.tracking_uri or f"sqlite:///{output}/mlflow.db"
+    uri = own_store(options.tracking_uri, output)
+    if not uri:
+        raise ValueError(f"--output {options.output} is no local folder: say by --tracking-uri where MLflow is")
     artifacts = f"{output}/mlartifacts" if uri.startswith("sqlite") else ""
     plan = current_plan(ledger, title)
     runs = MlflowRuns(Store(uri, options.experiment or title, artifacts, plan.fingerprints), ledger, plan.sweep)

@@ -196,7 +196,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         session = self.session
         result = session.ledger.result(trial.key)
         if result is None:
-            return not elsewhere(session.ledger, session.sweep.title, trial.key)
+            return not elsewhere(session.drivers, session.sweep.title, trial.key)
         self._take([trial])
         self._record_result(trial, result)
         return False

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from crelu_models.spec import Conv, Linear
-from data.datasets import beton_path, check_folds, check_holdout, dataset, read_sidecar
+from data.availability import expected_pictures
+from data.datasets import DataSet, check_folds, check_holdout
 from sweeps.experiment.trial import PHASES, Trial
 
 
 def check_splits(trials: Iterable[Trial], where: Path) -> None:
     """Raise ValueError where a trial on pictures in `where` cannot be: its hold-out, its folds, or its batch norm.
 
-    A batch norm behind which a picture is a single pixel needs two pictures a step.
+    A batch norm behind which a picture is a single pixel needs two pictures a step. Embedded pictures and folders that
+    are not prepared yet are judged by what would be prepared.
     """
     distinct = {(trial.cell.key, trial.phase, trial.folds): trial for trial in trials}
+    pictures = {name: expected_pictures(name, where) for name in {t.cell.dataset for t in distinct.values()}}
     for trial in distinct.values():
         try:
-            _check(trial, where)
+            _check(trial, *pictures[trial.cell.dataset])
         except ValueError as error:
             raise ValueError(f"{trial.cell.label}: {error}") from None
 
 
-def _check(trial: Trial, where: Path) -> None:
+def _check(trial: Trial, facts: DataSet, label_counts: Sequence[int]) -> None:
     phase = PHASES[trial.phase]
     recipe = trial.recipe
-    facts = dataset(trial.cell.dataset, where)
-    label_counts = read_sidecar(beton_path(trial.cell.dataset, "train", where).with_suffix(".json")).label_counts
     learned = sum(label_counts)
     if phase.split == "holdout" or phase.probe:
         check_holdout(label_counts, facts.holdout)

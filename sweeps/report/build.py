@@ -34,6 +34,7 @@ from sweeps.report.tidy import tidy
 from sweeps.results import capsule
 from sweeps.results.evidence import SweepResults, survey, titles
 from sweeps.store.ledger import Ledger
+from sweeps.store.logins import own_store, same_store, without_login
 from sweeps.tracking.layout import Owner, table_address
 
 DONE, DIFFERS = 0, 1
@@ -46,6 +47,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", help="one of the output folder's sweeps (default: all)")
     parser.add_argument("--check", metavar="FILE", help="compare the tables in a Markdown document with the store")
     parser.add_argument("--from", dest="capsule", metavar="FILE.zip", help="read a capsule, not the output folder")
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)"
+    )
     parser.add_argument("--to", metavar="DIR", help="write here (default OUTPUT/reports; beside a capsule)")
 
 
@@ -64,8 +68,9 @@ def run(options: argparse.Namespace) -> int:
         if options.check:
             return check(ledger, Path(options.check))
         to = Path(options.to or (Path(options.capsule).parent / "reports" if options.capsule else _reports(options)))
+        store = "" if options.capsule else own_store(options.tracking_uri, ledger.root.removesuffix("/ledger"))
         for title in titles(ledger, options.sweep):
-            report, path, tracked = make(ledger, title, to, to_mlflow=not options.capsule)
+            report, path, tracked = make(ledger, title, to, store)
             print(summary(report))
             print(f"report     {path}")
             if tracked:
@@ -73,37 +78,47 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def make(ledger: Ledger, title: str, to: Path, to_mlflow: bool = True) -> tuple[Document, Path, str]:
-    """Write a sweep's report under `to` and put it on its MLflow runs.
+def make(ledger: Ledger, title: str, to: Path, store: str) -> tuple[Document, Path, str]:
+    """Write a sweep's report under `to` and put it on its runs in the user's own MLflow `store`, where there is one.
 
     Return the document, the path of its page, and a sentence on MLflow. ValueError as for `run`.
     """
     results = survey(ledger, title)
     report = document(ledger, results)
     contents = files(report, tidy(results))
+    ledger.guard()
     path = write(contents, to / title)[0]
-    return report, path, track(ledger, results, contents) if to_mlflow else ""
+    return report, path, track(ledger, results, contents, store) if store else ""
 
 
-def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes]) -> str:
-    """Put a report on the MLflow runs of a sweep's cells; return where to look, or why it is not there."""
+def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], store: str) -> str:
+    """Put a report on the MLflow runs of a sweep's cells; return where to look, or why it is not there.
+
+    The ledger's notes name stores, but a ledger may be somebody else's: only `store`, which the user has named, is
+    asked, and gets the login.
+    """
     notes = [ledger.tracked(run.key, results.title) for run in results.runs if run.mlflow]
-    stores = dict.fromkeys((str(note["uri"]), str(note["experiment"])) for note in notes if note)
+    stores = dict.fromkeys((str(note.get("uri")), str(note.get("experiment"))) for note in notes if note)
     sentences = []
     for uri, experiment in stores:
-        if not _answers(uri):
-            sentences.append(f"{uri} is not there: its runs are without this report; the same command sends it")
+        if not same_store(uri, store):
+            name = without_login(uri)
+            sentences.append(f"the runs lie in {name}, which was not asked: --tracking-uri {name} says it is yours")
+            continue
+        if not _answers(store):
+            sentences.append(f"{store} is not there: its runs are without this report; the same command sends it")
             continue
         from sweeps.tracking.mlflow_runs import publish_report
 
         try:
             owner = Owner(ledger.identity, results.title)
-            number, runs, _ = publish_report(uri, experiment, owner, contents, partial(pages, results))
+            ledger.guard()
+            number, runs, _ = publish_report(store, experiment, owner, contents, partial(pages, results))
         except Exception as error:  # of any kind, from a server or its client; the files are written
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-            sentences.append(f"{uri} does not take the report ({why}); the same command sends it")
+            sentences.append(f"{store} does not take the report ({why}); the same command sends it")
             continue
-        server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+        server = store if store.startswith("http") else "http://127.0.0.1:5000"
         sentences.append(f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}" if runs else "")
     return "; ".join(filter(None, sentences))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from sweeps.store.foreign import known_analysis_files
 from sweeps.store.ledger import Json, Ledger
 
 # Goes up when a job's arithmetic or its files change, so that no old result is taken for a new one.
@@ -17,5 +18,21 @@ SCHEMA: Final = 3
 def default_summaries(ledger: Ledger, key: str) -> dict[str, Json]:
     """Return by job the summaries of the analyses of a trial that were asked for their defaults."""
     folder = f"trials/{key}/analysis"
-    summaries = {job: ledger.read_json(f"{folder}/{job}/summary.json") for job in ledger.folders(folder)}
-    return {job: note for job, note in summaries.items() if note is not None and note.get("schema") == SCHEMA}
+    summaries = {job: read_summary(ledger, folder, job) for job in ledger.folders(folder)}
+    return {job: note for job, note in summaries.items() if note is not None}
+
+
+def read_summary(ledger: Ledger, folder: str, job: str, request: str = "") -> Json | None:
+    """Return the summary of a job, and a request to it, below the folder of a net's analyses.
+
+    None where there is none, it is of another version, damaged, of another place, or names files that no job writes:
+    by these names files are read, packed and sent.
+    """
+    place = f"{folder}/{job}/{request}".rstrip("/")
+    note = ledger.read_json(f"{place}/summary.json")
+    if note is not None and "check" in note:  # older ones have none
+        note = ledger.read_checked(f"{place}/summary.json")
+    if note is None or note.get("schema") != SCHEMA or note.get("job") != job:
+        return None
+    at_home = (note.get("folder", place), note.get("request", request)) == (place, request)
+    return note if at_home and known_analysis_files(note.get("files")) else None

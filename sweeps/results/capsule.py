@@ -13,27 +13,44 @@ Of scores, the larger part of a ledger, only the decisions are in it, one class 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import os
+import re
+import stat
 import struct
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from data.storage import sync_folder
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import MANIFEST, SweepResults
 from sweeps.results.provenance import LOCK
+from sweeps.store.foreign import SWEEP_TITLE, relative
 from sweeps.store.ledger import Json, Ledger
+from sweeps.store.logins import without_login
 from sweeps.store.tables import parquet
 
 SCHEMA: Final = 2
 FIRST_DAY: Final = (1980, 1, 1, 0, 0, 0)  # of a zip: equal contents give equal files
-LARGEST: Final = 8 << 30  # bytes that a capsule may unpack to
+# Bytes that a capsule may unpack to: so many times its own, and as many more. Capsules of sweeps have 2 to 4 times.
+RATIO: Final = 10
+FLOOR: Final = 16 << 20
+# The files of a capsule. None of them is a link, a program or a picture of any size; none lies elsewhere.
+_KEY, _WORD = "[0-9a-f]+", "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+NAMES: Final = re.compile(
+    rf"""requirements\.lock | (plans|prices)/{SWEEP_TITLE.pattern}\.json | (results|tracked)/{_KEY}\.json
+    | attempts/{_KEY}/{_WORD}\.json | votes/{_KEY}/decisions\.parquet | report/(tables/)?{_WORD}
+    | trials/{_KEY}/( (trial|history)\.json | tables/decisions\.parquet | analysis/{_WORD}/{_WORD} )""",
+    re.VERBOSE,
+)
 
 
 def write(ledger: Ledger, survey: SweepResults, report: Mapping[str, bytes], path: Path) -> int:
@@ -47,7 +64,10 @@ def write(ledger: Ledger, survey: SweepResults, report: Mapping[str, bytes], pat
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for name, content in sorted(contents.items()):
                 archive.writestr(zipfile.ZipInfo(name, FIRST_DAY), content, zipfile.ZIP_DEFLATED)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         part.replace(path)
+        sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
     return path.stat().st_size
@@ -87,10 +107,23 @@ def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes
     for name in names:
         content = ledger.read(name)
         if content is not None:
-            yield name, content
+            yield name, _without_logins(content) if name.startswith("tracked/") else content
     lock = ledger.read("requirements.lock") or (LOCK.read_bytes() if LOCK.is_file() else None)
     if lock is not None:
         yield "requirements.lock", lock
+
+
+def _without_logins(note: bytes) -> bytes:
+    """Return the note of a run without a login in the addresses of its stores, which older notes hold."""
+    try:
+        return _json(_bare(json.loads(note)))
+    except (ValueError, TypeError):
+        return b"{}"
+
+
+def _bare(note: Json) -> Json:
+    sweeps = {"sweeps": {title: _bare(one) for title, one in note["sweeps"].items()}} if "sweeps" in note else {}
+    return note | ({"uri": without_login(str(note["uri"]))} if "uri" in note else {}) | sweeps
 
 
 def decisions_table(decisions: Predictions) -> bytes:
@@ -117,37 +150,61 @@ def opened(path: Path) -> Iterator[Ledger]:
 
 def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
     """Write the files that the manifest names, each by its digest, and no others."""
+    room = _Room(FLOOR + RATIO * path.stat().st_size)
     try:
-        manifest = json.loads(_read(archive, MANIFEST, path))
+        content = _read(archive, MANIFEST, path, room)
+        manifest = json.loads(content)
         schema, digests = manifest["schema"], dict(manifest["files"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, _TooLargeError):
+            raise
         raise ValueError(f"{path} is no capsule: it has no {MANIFEST} that names its files") from None
     if schema != SCHEMA:
         raise ValueError(f"{path} has schema {schema!r}; this version reads {SCHEMA}")
-    if sum(info.file_size for info in archive.infolist()) > LARGEST:
-        raise ValueError(f"{path} would unpack to more than {LARGEST >> 30} GiB, which no capsule does")
-    (folder / MANIFEST).write_bytes(_read(archive, MANIFEST, path))
+    (folder / MANIFEST).write_bytes(content)
     for name, digest in digests.items():
-        place = PurePosixPath(name)
-        if place.is_absolute() or ".." in place.parts or "\\" in name or name == MANIFEST:
-            raise ValueError(f"{path} names {name!r}, which lies outside of it")
+        if not NAMES.fullmatch(name):
+            raise ValueError(f"{path} names {name[:200]!r}, which no capsule holds")
         try:
-            content = _read(archive, name, path)
+            content = _read(archive, name, path, room)
         except KeyError:
             raise ValueError(f"{path} has lost {name}") from None
         if _digest(content) != digest:
             raise ValueError(f"{path} is damaged: {name} is not what was put in")
-        target = folder / name
+        target = folder / relative(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
 
 
-def _read(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
-    """Return the content of a file; KeyError where there is none, ValueError where the archive is damaged."""
+class _TooLargeError(ValueError):
+    """A capsule unpacks to more than any sweep's does."""
+
+
+@dataclasses.dataclass
+class _Room:
+    """Bytes that a capsule may still unpack to."""
+
+    left: int
+
+
+def _read(archive: zipfile.ZipFile, name: str, path: Path, room: _Room) -> bytes:
+    """Return the content of a file, which takes its `room`.
+
+    KeyError where there is none, ValueError where the archive is damaged, the file is a link, or there is no room.
+    """
+    info = archive.getinfo(name)
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise ValueError(f"{path} holds {name} as a link, which no capsule does")
     try:
-        return archive.read(name)
+        with archive.open(info) as file:
+            content = file.read(room.left + 1)
     except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {name} cannot be read ({error})") from None
+    room.left -= len(content)
+    if room.left < 0:
+        most = (FLOOR + RATIO * path.stat().st_size) >> 20
+        raise _TooLargeError(f"{path} would unpack to more than {most} MiB, which no capsule of its size does")
+    return content
 
 
 def _json(value: Json) -> bytes:

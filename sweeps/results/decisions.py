@@ -14,6 +14,9 @@ from sweeps.store.ledger import Ledger
 
 VIEWS: Final = ("centre", "ten_softmax")
 
+COLUMNS: Final = 16  # of a table of decisions or scores, at most
+KEY: Final = "trial_key"  # the one column of texts, which is not read
+
 Ints = NDArray[np.int64]
 
 
@@ -111,17 +114,34 @@ def _table(ledger: Ledger, name: str, views: Sequence[str]) -> Any:
     if ledger.local:
         if not Path(source).is_file():
             return None
+        size = Path(source).stat().st_size
     else:
         content = ledger.read(name)
         if content is None:
             return None
-        source = pa.BufferReader(content)
+        source, size = pa.BufferReader(content), len(content)
     try:
         file = pq.ParquetFile(source)
+        _check_size(file, size, ledger.path(name))
         columns = [column for column in ("id", "label", *views) if column in file.schema_arrow.names]
         return file.read(columns=columns if views else None)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{ledger.path(name)} is not a whole Parquet file: {error}") from None
+
+
+def _check_size(file: Any, size: int, path: str) -> None:
+    """Raise ValueError for a table that is larger in memory than any of its `size` in bytes: few bytes can say much.
+
+    A row of ours takes three bytes or more. A text repeated in every row would take any room.
+    """
+    import pyarrow as pa
+
+    kinds = [kind.value_type if pa.types.is_fixed_size_list(kind) else kind for kind in file.schema_arrow.types]
+    numbers = [kind for kind in kinds if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
+    if file.metadata.num_rows > size or len(kinds) > COLUMNS:
+        raise ValueError(f"{path} says that it has {file.metadata.num_rows:,} rows of {len(kinds)} columns in {size:,} bytes")
+    if len(kinds) - len(numbers) > (KEY in file.schema_arrow.names):
+        raise ValueError(f"{path} has columns that are no numbers")
 
 
 def _column(table: Any, name: str) -> Ints:

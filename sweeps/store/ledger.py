@@ -28,13 +28,14 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.interrupts import deferred_interrupts
-from data.storage import open_filesystem
+from data.storage import make_folder, open_filesystem, sync_folder
+from sweeps.store.foreign import known_trial_files, printable_json, relative
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
@@ -57,16 +58,24 @@ def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
         time.sleep(1.0)
 
 
-def _check(result: Mapping[str, Any]) -> str:
+def checksum(value: Mapping[str, Any]) -> str:
     """Return the checksum of a result, without which a flipped bit would be a wrong number in a table."""
-    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def unguarded() -> None:
+    """Let every write pass."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Files of one output folder; `root` is a local path or a URI that pyarrow.fs knows (s3://...)."""
+    """Files of one output folder; `root` is a local path or a URI that pyarrow.fs knows (s3://...).
+
+    `guard` is called directly before each write and may raise: a driver whose sweep another one drives writes no more.
+    """
 
     root: str
+    guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)
 
     @classmethod
     def in_output(cls, output: str) -> Ledger:
@@ -102,8 +111,22 @@ class Ledger:
         return str((self.read_json(name) or {}).get("id") or fresh)
 
     def path(self, name: str) -> str:
-        """Return the full path of `name` on the ledger's file system."""
-        return f"{self._opened[1]}/{name}"
+        """Return the full path of `name` on the ledger's file system.
+
+        ValueError where the name leads out of the ledger, by itself or by a link: nothing here makes a link, and one
+        that somebody else has put there could name any file of this host.
+        """
+        root = self._opened[1]
+        if not name:
+            return root
+        path = f"{root}/{relative(name)}"
+        if self.local:
+            parts = name.split("/")
+            for depth in range(1, len(parts) + 1):
+                part = f"{root}/{'/'.join(parts[:depth])}"
+                if os.path.islink(part):
+                    raise ValueError(f"{part} is a link, which no ledger holds: remove it")
+        return path
 
     # Bytes
 
@@ -111,19 +134,23 @@ class Ledger:
         """Write `content` under `name`. A reader sees all of it or nothing. OSError where that fails."""
         system, path = self._opened[0], self.path(name)
         if not self.local:
+            self.guard()
             with system.open_output_stream(path) as stream:
                 stream.write(content)
             return
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         # Named after process and thread: two writers of one file never share a temporary one.
         partial = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")
         try:
-            with open(partial, "wb") as stream:
+            # Where somebody has put a link in the place of the temporary file, nothing is written through it.
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666), "wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
+            self.guard()
             os.replace(partial, target)
+            sync_folder(target.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -136,6 +163,7 @@ class Ledger:
         target = Path(self.path(name))
         draft = f".{name}.{os.getpid()}.{threading.get_ident()}.draft"
         self.write(draft, content)
+        self.guard()
         try:
             os.link(self.path(draft), target)
         except FileExistsError:
@@ -178,19 +206,32 @@ class Ledger:
         """Delete the file or folder `name`, where it exists."""
         system, path = self._opened[0], self.path(name)
         kind = system.get_file_info(path).type
+        self.guard()
         if kind == self._arrow.FileType.Directory:
             system.delete_dir(path)
         elif kind == self._arrow.FileType.File:
             system.delete_file(path)
 
     def read_json(self, name: str) -> Json | None:
-        """Return the JSON object in `name`; None where the file is missing or damaged."""
-        content = self.read(name)
-        try:
-            value = json.loads(content or b"")
-        except ValueError:
+        """Return the JSON object in `name`, its texts printable; None where the file is missing or damaged."""
+        content, value = self._raw_json(name)
+        return value if value is None else printable_json(content, value)
+
+    def read_checked(self, name: str) -> Json | None:
+        """Return the JSON object in `name` without its checksum; None where it does not match, or there is none."""
+        content, value = self._raw_json(name)
+        if value is None or value.pop("check", None) != checksum(value):
             return None
-        return value if isinstance(value, dict) else None
+        return printable_json(content, value)
+
+    def _raw_json(self, name: str) -> tuple[bytes, Json | None]:
+        """Return the bytes of `name` and the JSON object in them, as somebody wrote it."""
+        content = self.read(name) or b""
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError):
+            return content, None
+        return content, value if isinstance(value, dict) else None
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object under `name`, atomically."""
@@ -199,9 +240,12 @@ class Ledger:
     # Trials
 
     def result(self, key: str) -> Json | None:
-        """Return the committed result of trial `key`; None where it is missing, or a bit of it has changed."""
-        result = self.read_json(f"results/{key}.json")
-        return result if result is not None and result.pop("check", None) == _check(result) else None
+        """Return the committed result of trial `key`.
+
+        None where it is missing, a bit of it has changed, or it names files that no trial has.
+        """
+        result = self.read_checked(f"results/{key}.json")
+        return result if result is not None and known_trial_files(result.get("files", {})) else None
 
     def results(self, keys: Iterable[str] | None = None) -> dict[str, Json]:
         """Return the results of `keys` (all, where None) that are committed."""
@@ -222,7 +266,7 @@ class Ledger:
 
     def commit(self, key: str, result: Mapping[str, Any]) -> None:
         """Write the result of trial `key`, which is done from then on, and delete its checkpoints."""
-        self.write_json(f"results/{key}.json", {**result, "check": _check(result)})
+        self.write_json(f"results/{key}.json", {**result, "check": checksum(result)})
         self.delete(f"checkpoints/{key}")
 
     def attempts(self, key: str) -> list[Json]:

@@ -26,7 +26,9 @@ from sweeps.experiment.metrics import VOTE, flags_of
 from sweeps.experiment.plan import Sweep, has_failed
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint_header import progress
+from sweeps.store.foreign import relative
 from sweeps.store.ledger import Json, Ledger
+from sweeps.tracking.fenced_client import fenced
 from sweeps.tracking.layout import (
     LEDGER,
     NOTE,
@@ -79,7 +81,7 @@ class MlflowRuns:
         import mlflow
 
         self.mlflow, self.store, self.ledger, self.sweep = mlflow, store, ledger, sweep
-        self.client = connected(store.uri)
+        self.client = fenced(connected(store.uri), ledger.guard)
         self.owner = Owner(ledger.identity, sweep.title)
         self.names = short_names([cell.label for cell in sweep.cells])
         self.experiment = self._open_experiment()
@@ -430,7 +432,7 @@ def _log_folder(client: MlflowClient, run: str, files: Mapping[str, bytes], fold
     """Log files by their paths in one call, which a server answers faster than one a file."""
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in files.items():
-            path = Path(temporary, name)
+            path = Path(temporary, relative(name))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         client.log_artifacts(run, temporary, folder or None)

@@ -226,7 +226,7 @@ def test_each_request_has_its_own_place_and_the_report_reads_the_defaults(
     assert part is not None
     assert [row["draws"] for row in part["rows"]] == [3, 3]
     assert ledger.read_json(f"{home}/summary.json") == full
-    assert default_summaries(ledger, key) == {"pairing": full}
+    assert default_summaries(ledger, key) == {"pairing": {name: full[name] for name in full if name != "check"}}
     # Each names the others.
     run_job_command("pairing", ledger, "", *words)
     assert f"other      requests in {ledger.path(home)}: {request}" in capsys.readouterr().out
@@ -283,27 +283,27 @@ def test_tables_and_pictures_go_to_the_run_once(
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("small", str(tmp_path / "artifacts"))).info.run_id
     ledger.write_json(f"tracked/{key}.json", {"uri": uri, "experiment": "small", "run": run, "finished_ms": 1})
-    run_job_command("outgoing", ledger, "", "--run", run)
+    run_job_command("outgoing", ledger, "", "--tracking-uri", uri, "--run", run)
     assert "MLflow     1 run has" in capsys.readouterr().out
     files = {file.path for file in client.list_artifacts(run, "analysis/outgoing")}
     names = ("summary.json", "summary.csv", "table.parquet", "non_pairs.parquet", "outgoing.png")
     assert files == {f"analysis/outgoing/{name}" for name in names}
     metrics = client.get_run(run).data.metrics
     assert metrics == pytest.approx(read_summary(ledger, "CReLU half", "outgoing")["metrics"])
-    run_job_command("outgoing", ledger, "", "--run", run)
+    run_job_command("outgoing", ledger, "", "--tracking-uri", uri, "--run", run)
     assert "MLflow" not in capsys.readouterr().out
     # Another request stands beside it, and the numbers of the run stay those of the defaults.
-    run_job_command("outgoing", ledger, "", "--run", run, "--layers", "conv1", "--seed", "3")
+    run_job_command("outgoing", ledger, "", "--tracking-uri", uri, "--run", run, "--layers", "conv1", "--seed", "3")
     assert "MLflow     1 run has" in capsys.readouterr().out
     (folder,) = (file.path for file in client.list_artifacts(run, "analysis/outgoing") if file.is_dir)
     assert folder.startswith("analysis/outgoing/layers-conv1-seed-3-")
     assert {Path(file.path).name for file in client.list_artifacts(run, folder)} == set(names)
     assert client.get_run(run).data.metrics == metrics
-    run_job_command("pairing", ledger, "", "--run", run, "--samples", "3")
+    run_job_command("pairing", ledger, "", "--tracking-uri", uri, "--run", run, "--samples", "3")
     assert client.get_run(run).data.metrics == metrics
     # A store that does not take them costs a sentence; the files are on the ledger.
     ledger.write_json(f"tracked/{key}.json", {"uri": uri, "experiment": "small", "run": "gone", "finished_ms": 1})
-    assert run_job_command("outgoing", ledger, "", "--run", key) == 0
+    assert run_job_command("outgoing", ledger, "", "--tracking-uri", uri, "--run", key) == 0
     assert "the same command sends them" in capsys.readouterr().err
 
 

@@ -12,19 +12,23 @@ from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.run import dry_run
 from sweeps.cli.settings import asked_part, declare, settle
 from sweeps.experiment.plan import Protocol
+from sweeps.experiment.rates import RateStudy
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
 
 SMALL = "synthetic:size=32,classes=2,train=20,test=8"
 
 
-def ended(folder: Path, *words: str) -> ExitCode:
+PLAIN = Protocol()
+
+
+def ended(folder: Path, *words: str, protocol: Protocol = PLAIN) -> ExitCode:
     """Return the exit code of a dry run whose output and data lie below `folder`, which must stay as it was."""
     words = (*words, "--output", str(folder / "out"), "--data-dir", str(folder / "data"))
     options = parser("cifar_width", "").parse_args(words)
     settings = settle(CELLS, options)
     before = sorted(folder.rglob("*"))
-    sweep = declare("cifar_width", CELLS, Protocol(), options, settings)
+    sweep = declare("cifar_width", CELLS, protocol, options, settings)
     code = dry_run(sweep, asked_part(sweep, options), settings)
     assert sorted(folder.rglob("*")) == before
     return code
@@ -58,6 +62,17 @@ def test_source_that_does_not_hold_the_data(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "source").mkdir()
     assert ended(tmp_path, "--profile", "paper", "--data-source", str(tmp_path / "source")) == ExitCode.USAGE
     assert "holds no prepared files of cifar10" in capsys.readouterr().err
+
+
+def test_study_of_the_learning_rate_is_part_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    protocol = Protocol(rates=RateStudy("Baseline *", (0.1, 0.05)))
+    words = ("--profile", "mini", "--dataset", SMALL, "--only", "CReLU*")
+    assert ended(tmp_path, *words, protocol=protocol) == ExitCode.DONE
+    lines = capsys.readouterr().out.splitlines()
+    studied = [line for line in lines if line.startswith("learning rate: ")]
+    assert studied == [f"learning rate: Baseline embedded s0 holdout lr={rate:g}, new" for rate in (0.1, 0.05)]
+    assert "later: what follows once the learning rate or a cell's dropout is chosen, or a first phase is over" in lines
+    assert "4 trials, 4 of them to train" in "\n".join(lines)  # two rates, then one training of each of two cells
 
 
 def test_damaged_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

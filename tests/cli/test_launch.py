@@ -120,6 +120,33 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
     assert set(pq.read_table(pa.BufferReader(content)).column("cell").to_pylist()) == {c.label for c in sweep.cells}
 
 
+def test_table_at_the_end_has_what_was_trained_just_now_and_what_was_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*")
+    two_seeds = dataclasses.replace(sweep, protocol=dataclasses.replace(sweep.protocol, seeds=2))
+    (now,) = expand(part, {})
+    for trial in expand(two_seeds, {}):
+        if trial.cell != now.cell:
+            finish(settings.ledger, trial, Made({TOP1: 40.0}))
+
+    def train(*_: object) -> ExitCode:
+        finish(settings.ledger, now, Made({TOP1: 31.25}))
+        return ExitCode.DONE
+
+    monkeypatch.setattr(run, "_run", train)
+    monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
+    monkeypatch.setattr(run, "check_splits", lambda *_: None)
+    monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
+    assert run.run_sweep(sweep, part, settings) == ExitCode.DONE
+    table = capsys.readouterr().out
+    others = [cell.label for cell in part.others]
+    assert "31.25" in next(line for line in table.splitlines() if line.startswith(now.cell.label))
+    assert all("40.00" in next(line for line in table.splitlines() if line.startswith(label)) for label in others)
+    assert f"1 seed declared, 2 on the ledger of {', '.join(others)}." in table
+    assert "1 of 1 trial is done." in table
+
+
 def test_fresh_and_retry_leave_alone_what_is_not_asked_for(tmp_path: Path) -> None:
     sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*", "--fresh")
     longer = dataclasses.replace(part, protocol=dataclasses.replace(part.protocol, seeds=2))

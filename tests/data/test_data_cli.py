@@ -63,7 +63,10 @@ def test_size_and_seed_are_part_of_a_synthetic_name(tmp_path: Path) -> None:
 
 def test_a_tree_of_cifar_in_the_data_dir_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cifar_tree(tmp_path, 6)
-    assert main(["prepare", "cifar10", "--data-dir", str(tmp_path), "--writer", "native"]) == 0
+    verb = ["prepare", "cifar10", "--data-dir", str(tmp_path), "--writer", "native"]
+    assert main(verb) == 2
+    assert "not the whole of cifar10: data_batch_1 is not the published file" in capsys.readouterr().err
+    assert main([*verb, "--partial"]) == 0
     said = capsys.readouterr()
     assert "30 pictures of 32 pixels" in said.out
     assert "this one has 30 in 10" in said.err

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,71 @@ def test_work_that_never_asks_is_followed_by_the_interrupt(number: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     assert steps == ["done"]
+
+
+@pytest.mark.parametrize("error", [None, OSError("no room")])
+def test_handler_of_a_driver_gets_the_signal_after_the_work(number: int, error: OSError | None) -> None:
+    steps: list[object] = []
+
+    def stop_in_good_order(received: int, _: object) -> None:
+        steps.append(received)
+
+    signal.signal(number, stop_in_good_order)
+    with suppress(OSError), deferred_interrupts() as check:
+        os.kill(os.getpid(), number)
+        try:
+            check()
+            steps.append("done")
+        except KeyboardInterrupt:
+            steps.append("broken off")
+        if error:
+            raise error
+    assert steps == ["done", number]
+
+
+def test_interrupt_replaces_the_error_of_the_work(number: int) -> None:
+    def work() -> None:
+        with deferred_interrupts():
+            os.kill(os.getpid(), number)
+            raise OSError("no room")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert signal.getsignal(number) is signal.default_int_handler
+
+
+def test_error_of_the_work_is_its_own(number: int) -> None:
+    def work() -> None:
+        with deferred_interrupts():
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        work()
+    assert signal.getsignal(number) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("handler", "signals", "code"),
+    [
+        (signal.SIG_DFL, (signal.SIGTERM,), -signal.SIGTERM),
+        (signal.SIG_DFL, (signal.SIGTERM, signal.SIGINT), 130),
+        (signal.SIG_IGN, (signal.SIGTERM, signal.SIGTERM), 0),
+    ],
+)
+def test_signals_that_python_does_not_handle_do_what_they_did(
+    handler: signal.Handlers, signals: tuple[int, ...], code: int
+) -> None:
+    script = (
+        "import os, signal\nfrom data.interrupts import deferred_interrupts\n"
+        f"signal.signal(signal.SIGTERM, signal.Handlers({int(handler)}))\n"
+        "with deferred_interrupts():\n"
+        f"    for number in {[int(number) for number in signals]}:\n        os.kill(os.getpid(), number)\n"
+        "    print('done', flush=True)\n"
+        "print('and on')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout.split("\n")[0]) == (code, "" if code == 130 else "done")
+    assert ended.stdout.endswith("and on\n") == (code == 0)
 
 
 def test_in_another_thread_nothing_is_held(number: int) -> None:

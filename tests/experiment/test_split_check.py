@@ -4,8 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from crelu_models.tables import S2, S5
+from data.availability import expected_pictures
 from data.write import prepare
 from sweeps.cli.options import ExitCode, parser
 from sweeps.experiment.plan import Protocol
@@ -47,15 +49,37 @@ def test_what_does_not_fit_is_said(trial: Trial, sentence: str, data: Path) -> N
         check_splits([trial], data)
 
 
+def test_pictures_that_are_not_prepared_yet_are_judged_by_what_would_be(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    for name, count in (("cats", 4), ("dogs", 3)):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(folder / name / f"{number}.png")
+    for pictures, classes in (
+        (SEVEN, (3, 2, 2)), ("synthetic:size=72,classes=2,train=5,test=2", (3, 2)), (f"folder:{folder}", (3, 3)),
+    ):  # fmt: skip
+        expected = expected_pictures(pictures, tmp_path / "empty")
+        prepare(pictures, tmp_path / "data")
+        assert expected == expected_pictures(pictures, tmp_path / "data")
+        assert expected[1] == classes
+        with pytest.raises(ValueError, match=f"VGG: 9 folds of {sum(classes)} pictures"):
+            check_splits([Trial(cell(pictures), "fold", folds=9)], tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+    with pytest.raises(ValueError, match="cifar10-train"):
+        expected_pictures("cifar10", tmp_path / "empty")
+
+
 def test_one_picture_a_step_is_enough_without_batch_norm(data: Path) -> None:
     check_splits([Trial(cell(net=S2, batch=1))], data)
 
 
+@pytest.mark.parametrize("prepared", [True, False])
 @pytest.mark.parametrize("flag", [("--dry-run",), ()])
 def test_command_refuses_before_it_trains(
-    flag: tuple[str, ...], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flag: tuple[str, ...], prepared: bool, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*flag, "--dataset", SEVEN, "--profile", "paper", "--data-dir", str(data), "--output", str(tmp_path)]
+    where = data if prepared else tmp_path / "data"
+    words = [*flag, "--dataset", SEVEN, "--profile", "paper", "--data-dir", str(where), "--output", str(tmp_path)]
     options = parser("page", "?").parse_args(words)
     if flag:
         assert launch("page", (cell(batch=1),), Protocol(), options) == ExitCode.USAGE

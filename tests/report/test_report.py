@@ -99,7 +99,8 @@ def ledger(output: Path) -> Ledger:
 def options(output: Path, **given: Any) -> argparse.Namespace:
     """Return the options of `report` as the command line gives them."""
     return argparse.Namespace(
-        **{"sweep": None, "check": None, "capsule": None, "to": None, "output": str(output)} | given
+        **{"sweep": None, "check": None, "capsule": None, "to": None, "tracking_uri": None, "output": str(output)}
+        | given
     )
 
 
@@ -470,8 +471,8 @@ def test_report_needs_no_torch_no_ray_and_no_server(output: Path, tmp_path: Path
     code = (
         "import sys\nfrom sweeps.report import build\n"
         "import argparse\n"
-        f"build.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, to={str(tmp_path)!r}, "
-        f"output={str(output)!r}))\n"
+        "build.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, tracking_uri=None, "
+        f"to={str(tmp_path)!r}, output={str(output)!r}))\n"
         "heavy = {'torch', 'ray', 'mlflow', 'ffcv', 'torchvision'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -483,7 +484,7 @@ def test_only_a_page_needs_matplotlib(output: Path) -> None:
     code = (
         "import argparse, sys\nfrom sweeps.report import build\n"
         f"path = {str(output / 'reports' / 'imagenet_placement' / 'report.md')!r}\n"
-        "options = argparse.Namespace(sweep=None, check=path, capsule=None, to=None, "
+        "options = argparse.Namespace(sweep=None, check=path, capsule=None, tracking_uri=None, to=None, "
         f"output={str(output)!r})\n"
         "assert build.run(options) == 0\n"
         "assert 'matplotlib' not in sys.modules\n"

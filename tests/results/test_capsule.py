@@ -22,8 +22,10 @@ from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.results import capsule
 from sweeps.results.analyses import SCHEMA
+from sweeps.results.decisions import Predictions, read_decisions
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
+from sweeps.store.tables import parquet
 from tests.support.sweeps import Made, make, scores
 
 TITLE = "cifar_vgg"
@@ -66,7 +68,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(output: Path, **given: str | None) -> argparse.Namespace:
     """Return the options of `report` as the command line gives them."""
     return argparse.Namespace(
-        **{"sweep": None, "check": None, "capsule": None, "to": None, "output": str(output)} | given
+        **{"sweep": None, "check": None, "capsule": None, "to": None, "tracking_uri": None, "output": str(output)}
+        | given
     )
 
 
@@ -152,9 +155,13 @@ def rewritten(source: Path, target: Path, change: Callable[[dict[str, bytes]], N
         (lambda c: c.pop("capsule.json"), False, "no capsule.json"),
         (lambda c: c.update({"capsule.json": b"[1]"}), False, "no capsule.json"),
         (lambda c: c.update({"capsule.json": b'{"schema": 9, "files": {}}'}), False, "schema 9"),
-        (lambda c: c.update({"../../evil.txt": b"x"}), True, "lies outside"),
-        (lambda c: c.update({"/evil.txt": b"x"}), True, "lies outside"),
-        (lambda c: c.update({"..\\evil.txt": b"x"}), True, "lies outside"),
+        (lambda c: c.update({"../../evil.txt": b"x"}), True, "which no capsule holds"),
+        (lambda c: c.update({"/evil.txt": b"x"}), True, "which no capsule holds"),
+        (lambda c: c.update({"..\\evil.txt": b"x"}), True, "which no capsule holds"),
+        (lambda c: c.update({"trials/ab/analysis/../../evil.txt": b"x"}), True, "which no capsule holds"),
+        (lambda c: c.update({"trials/ab/weights.safetensors": b"x"}), True, "which no capsule holds"),
+        (lambda c: c.update({"plans/\x1b[2J.json": b"x"}), True, r"names 'plans/\\x1b\[2J.json'"),
+        (lambda c: c.update({".ssh/authorized_keys": b"x"}), True, "which no capsule holds"),
     ],
 )
 def test_damaged_and_hostile_capsules_are_refused(
@@ -205,6 +212,74 @@ def test_capsule_of_a_later_zip_is_refused(made: Path, tmp_path: Path) -> None:
     (tmp_path / "late.zip").write_bytes(content)
     with pytest.raises(ValueError, match=r"late\.zip is no capsule: zip file version 8\.4"):
         build.run(options(tmp_path, capsule=str(tmp_path / "late.zip")))
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "trials/ab/history.json", "capsule.json"])
+def test_capsule_unpacks_to_a_few_times_its_size_or_is_refused(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(capsule, "FLOOR", 1 << 20)
+    large = b" " * (12 << 20)
+    with zipfile.ZipFile(made / "one.zip") as archive:
+        manifest = json.loads(archive.read("capsule.json"))
+    manifest["files"] = {name: hashlib.sha256(large).hexdigest()} if name != "capsule.json" else {}
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("capsule.json", json.dumps(manifest))
+        if name != "capsule.json":
+            archive.writestr(name, large)
+    if name == "capsule.json":
+        with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, large + json.dumps(manifest).encode())
+    assert (tmp_path / "bomb.zip").stat().st_size < 1 << 17
+    with pytest.raises(ValueError, match=r"bomb\.zip would unpack to more than 1 MiB"), capsule.opened(tmp_path / "bomb.zip"):
+        pass
+
+
+def test_capsule_that_holds_a_link_is_refused(made: Path, tmp_path: Path) -> None:
+    path = rewritten(made / "one.zip", tmp_path / "link.zip", lambda c: c.update({"requirements.lock": b"/etc/passwd"}), True)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (0o120777 if name == "requirements.lock" else 0o100644) << 16
+            archive.writestr(info, content)
+    with pytest.raises(ValueError, match=r"holds requirements\.lock as a link"):
+        build.run(options(tmp_path, capsule=str(path)))
+
+
+def test_table_of_more_rows_than_bytes_is_refused(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ids = np.arange(100)
+    fine = Predictions(ids, ids % 10, 10, {"centre": ids % 10})
+    ledger.write("a/decisions.parquet", capsule.decisions_table(fine))
+    decisions = read_decisions(ledger, "a")
+    assert decisions is not None
+    assert decisions.wrong("centre") == 0
+    zeros = np.zeros(1_000_000, np.int64)
+    content = parquet({"id": zeros, "label": zeros, "centre": zeros}, {"schema": "decisions/1", "classes": "10"})
+    assert len(content) < 100_000
+    ledger.write("a/decisions.parquet", content)
+    with pytest.raises(ValueError, match="says that it has 1,000,000 rows of 3 columns"):
+        read_decisions(ledger, "a")
+    words = {"id": ids, "label": ids, "centre": ["x" * 1000] * 100}
+    ledger.write("a/decisions.parquet", parquet(words, {"schema": "decisions/1", "classes": "10"}))
+    with pytest.raises(ValueError, match="columns that are no numbers"):
+        read_decisions(ledger, "a")
+
+
+def test_logins_in_older_notes_stay_out_of_a_capsule(made: Path, tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "out" / "ledger"))
+    shutil.copytree(made / "ledger", tmp_path / "out" / "ledger")
+    for name in ledger.names("tracked"):
+        note = ledger.read_json(f"tracked/{name}") or {}
+        login = {"uri": "http://me:secret@host:5000"}
+        ledger.write_json(f"tracked/{name}", note | login | {"sweeps": {TITLE: note | login, "other": note | login}})
+    build.export(argparse.Namespace(sweep=TITLE, file=str(tmp_path / "two.zip"), output=str(tmp_path / "out")))
+    with zipfile.ZipFile(tmp_path / "two.zip") as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    assert sum(b"http://host:5000" in content for content in contents.values()) == len(ledger.names("tracked"))
+    assert not [name for name, content in contents.items() if b"secret" in content]
 
 
 def test_files_that_the_manifest_does_not_name_are_left_out(made: Path, tmp_path: Path) -> None:

@@ -121,6 +121,37 @@ def test_diverged_network_votes_as_a_guess_and_counts(results: SweepResults) -> 
     assert (dead.average.mean, dead.average.n) == (CHANCE, 4)
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_vote_of_one_network_and_a_guess_is_a_vote_of_two(lost: int, tmp_path: Path) -> None:
+    sweep = Sweep("pair", "paper", (DOUBLE,), Protocol(ablation=False, folds=2))
+    ledger = Ledger(str(tmp_path))
+    table = scores(np.arange(N) % CLASSES, np.arange(30), CLASSES)
+    make(ledger, sweep, lambda trial: DIVERGED if trial.fold == lost else Made({TOP1: 15.0}, scores=table))
+    vote = number(survey(ledger, "pair").cells[0], VOTE)
+    assert (vote.average.mean, vote.average.n, len(vote.runs)) == (15.0, 2, 2)
+    plan = current_plan(ledger, "pair")
+    (row,) = terminal.lines(plan, {"cifar10": CLASSES}, ledger)
+    assert row.numbers[VOTE] == vote.average._replace(se=row.numbers[VOTE].se)
+
+
+def test_cell_that_is_given_up_is_marked_as_cut_short(tmp_path: Path) -> None:
+    sweep = Sweep("given-up", "paper", (BASELINE, DOUBLE), Protocol(seeds=2, folds=3))
+    ledger = Ledger(str(tmp_path))
+
+    def outcome(trial: Trial) -> Made | None:
+        if trial.cell is BASELINE:
+            return Made({TOP1: 10.0 + trial.seed})
+        return None if trial.folds else DIVERGED
+
+    make(ledger, sweep, outcome)
+    assert current_plan(ledger, "given-up").count("skipped", cell=DOUBLE) == 3
+    found = survey(ledger, "given-up")
+    assert [lost_marks(of(found, "Double"), metric) for metric in (TOP1, AVERAGE)] == [("d",), ("c",)]
+    assert [lost_marks(of(found, "Baseline"), metric) for metric in (TOP1, AVERAGE)] == [(), ()]
+    (table,) = (group for group in groups(found) if group.id == "table-1-cifar10")
+    assert marks(table, of(found, "Double"), number(of(found, "Double"), AVERAGE), None) == ("c",)
+
+
 def test_guess_changes_no_majority() -> None:
     chosen = np.asarray([[[0.0, 0.0, 4.0]], [[0.0, 3.0, 2.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]])
     assert votes(chosen)["majority"].tolist() == votes(chosen[:2])["majority"].tolist() == [2]

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -75,13 +76,24 @@ def test_failing_write_leaves_the_old_file_and_no_half_one(ledger: Ledger, monke
     assert os.listdir(ledger.path("a")) == ["b.json"]
 
 
-def test_file_is_on_the_disk_before_it_takes_its_name(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_and_then_its_name_are_on_the_disk_before_a_write_returns(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (calls.append("fsync"), fsync(number)))
+
+    def note(number: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", note)
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new)))
     ledger.write("a/b.json", b"new")
-    assert calls == ["fsync", "replace"]
+    # The ledger's folder and the one in it are new: their names are made to last in the folders above them.
+    assert calls == ["folder", "folder", "file", "replace", "folder"]
+    calls.clear()
+    ledger.write("a/b.json", b"newer")
+    assert calls == ["file", "replace", "folder"]
 
 
 def test_results_are_those_of_the_keys_asked_for(ledger: Ledger) -> None:

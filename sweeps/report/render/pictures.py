@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 # Longest side in pixels and WebP's quality, from hardly to clearly worse than the picture on the ledger.
 STEPS: Final = ((1000, 70), (800, 60), (640, 50), (480, 40), (360, 30), (240, 20))
+PIXELS: Final = 30_000_000  # of a picture that is opened: a small file may say that it has any number
 
 
 def fitted(pictures: Sequence[bytes], room: int) -> list[bytes | None]:
@@ -40,7 +42,10 @@ def kind(picture: bytes) -> str:
 def _opened(picture: bytes) -> Image.Image | None:
     """Return the pixels of a picture, no larger than the first step."""
     try:
-        image = Image.open(io.BytesIO(picture)).convert("RGB")
+        opened = Image.open(io.BytesIO(picture))
+        if math.prod(opened.size) > PIXELS:
+            return None
+        image = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     image.thumbnail((STEPS[0][0], STEPS[0][0]))

@@ -1,0 +1,48 @@
+"""Whether a prepared set is still that of its originals; the sentence where it is not."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from data.datasets import SPLITS, Sidecar, beton_path, read_sidecar
+from data.folders import shown
+from data.originals import difference, originals_path, read_originals
+from data.sources import originals_of
+
+
+def check_unchanged(name: str, where: Path, origin: Path | None = None) -> None:
+    """Raise ValueError where the originals of a prepared set have changed, or its splits are of different originals.
+
+    Originals that are not on this machine are not asked for, nor those of a set that was prepared without a list.
+    """
+    paths = [beton_path(name, split, where).with_suffix(".json") for split in SPLITS]
+    sidecars = [read_sidecar(path) for path in paths if path.exists()]
+    if not sidecars:
+        return
+    first = sidecars[0]
+    command = _fresh_command(first, where, origin)
+    if len({(each.originals, each.seed, each.size, each.class_names) for each in sidecars}) > 1:
+        raise ValueError(
+            f"the splits of {shown(name)} in {shown(str(where))} are not of one preparation, so a picture may be in "
+            f"two of them; {command} writes them again"
+        )
+    present = originals_of(name, origin, where) if first.originals else None
+    if present is None or present.digest == first.originals:
+        return
+    listed = read_originals(originals_path(name, where))
+    changes = difference(listed, present) if listed is not None and listed.digest == first.originals else ""
+    raise ValueError(
+        f"{shown(present.root)} has changed since {shown(name)} was prepared{f': {changes}' if changes else ''}; "
+        f"{command} prepares it as it is now"
+    )
+
+
+def _fresh_command(sidecar: Sidecar, where: Path, origin: Path | None) -> str:
+    """Return the command that prepares a data set again with the same options."""
+    options = ["--source", str(origin)] if origin is not None else []
+    if sidecar.name.startswith("folder:"):
+        options += ["--size", str(sidecar.size), *(["--seed", str(sidecar.seed)] if sidecar.seed else [])]
+    options += ["--quality", str(sidecar.quality)] if sidecar.quality not in (0, 90) else []
+    options += ["--partial"] if sidecar.partial else []
+    return shlex.join(["python", "-m", "data", "prepare", sidecar.name, "--fresh", *options, "--data-dir", str(where)])

@@ -1,0 +1,52 @@
+"""A study of the learning rate in the report: each rate that was tried, its hold-out error, and which was chosen."""
+
+from pathlib import Path
+
+import pytest
+
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.trial import Trial
+from sweeps.report.contents import document
+from sweeps.results.evidence import survey
+from sweeps.store.ledger import Ledger
+from tests.support.sweeps import BASELINE, CRELU, Made, make
+
+RATES = (0.25, 0.1, 0.05, 0.01)
+LOST = Made({"best/val_top1_err": 90.0}, curve=[], status="diverged", ending="diverged")
+SWEEP = Sweep("rates", "paper", (CRELU, BASELINE), Protocol(rates=RateStudy("Baseline", RATES)))
+NONE_TRAINS = "Baseline trains at none of the learning rates 0.25, 0.1, 0.05, 0.01"
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ((None, 20.0, 15.0, 30.0), ("–", "–", "chosen", "–")),
+        ((20.0, 20.0, 25.0, 30.0), ("chosen", "–", "–", "–")),
+        ((None, None, None, None), (NONE_TRAINS,) * 4),
+    ],
+)
+def test_rates_stand_with_their_errors_and_the_chosen_one(
+    errors: tuple[float | None, ...], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    def outcome(trial: Trial) -> Made:
+        if trial.phase != "holdout":
+            return Made({"final/test_top1_err": 12.0})
+        error = errors[RATES.index(trial.rate)]
+        return LOST if error is None else Made({}, curve=[50.0, error])
+
+    ledger = Ledger(str(tmp_path))
+    make(ledger, SWEEP, outcome)
+    page = document(ledger, survey(ledger, "rates"))
+    rows = [[entry.text for entry in row] for row in page.tables["learning-rate"].rows]
+    assert [row[:2] for row in rows] == [["Baseline", f"{rate:g}"] for rate in RATES]
+    assert [row[2] for row in rows] == [f"{90.0 if error is None else error:.2f}" for error in errors]
+    assert [row[3] for row in rows] == ["diverged" if error is None else "finished" for error in errors]
+    assert tuple(row[4] for row in rows) == words
+    assert "Learning rate" in [section.heading for section in page.sections]
+
+
+def test_sweep_without_a_study_has_no_such_table(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    make(ledger, Sweep("plain", "paper", (BASELINE,)), lambda _: Made({"final/test_top1_err": 12.0}))
+    assert "learning-rate" not in document(ledger, survey(ledger, "plain")).tables

@@ -1,0 +1,52 @@
+"""MLflow shows all of a declared sweep also after a command that asks for a part of it."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from sweeps.cli import run
+from sweeps.cli.options import ExitCode, parser
+from sweeps.cli.settings import asked_part, settle
+from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.plan import Protocol, Sweep, expand, plan
+from sweeps.experiment.trial import Cell
+from sweeps.tracking.mlflow_runs import Store
+from tests.support.sweeps import BASELINE, Made, finish
+
+# Two labels that begin alike: the second is named by its place among all cells.
+CELLS = (
+    BASELINE,
+    Cell("CReLU everywhere", BASELINE.net.crelu(1, 2), "cifar10", BASELINE.recipe),
+    Cell("CReLU everywhere else", BASELINE.net.crelu(3, 4), "cifar10", BASELINE.recipe),
+)
+SWEEP = Sweep("part", "paper", CELLS, Protocol(seeds=2))
+
+
+def test_cells_that_are_not_asked_for_are_brought_to_mlflow_under_their_names(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = ["--profile", "paper", "--only", "* else", "--quiet", "--output", str(tmp_path)]
+    options = parser("part", "").parse_args([*words, "--tracking-uri", store.uri, "--experiment", store.experiment])
+    settings, asked = settle(CELLS, options), asked_part(SWEEP, options)
+    for trial in expand(SWEEP, {}):
+        if (trial.cell, trial.seed) != (CELLS[1], 1):
+            finish(settings.ledger, trial, Made({TOP1: 10.0 + trial.seed}))
+    declared, today = (plan(sweep, settings.ledger, {}) for sweep in (SWEEP, asked))
+    assert ([cell.label for cell in today.sweep.cells], today.to_do) == (["CReLU everywhere else"], [])
+    assert run._run(declared, today, settings, {}, {}) == ExitCode.DONE
+
+    client = mlflow.MlflowClient(store.uri)
+    experiment = client.get_experiment_by_name(store.experiment)
+    found = client.search_runs([experiment.experiment_id])
+    cells = {found_run.info.run_name: found_run for found_run in found if "trial.key" not in found_run.data.tags}
+    assert sorted(cells) == ["03 CReLU everywhere else", "Baseline", "CReLU everywhere"]
+    assert len(found) - len(cells) == 5
+    shown = {name: (cell.info.status, cell.data.metrics["agg/test_top1_err_n"]) for name, cell in cells.items()}
+    assert shown == {
+        "Baseline": ("FINISHED", 2.0),
+        "CReLU everywhere": ("RUNNING", 1.0),
+        "03 CReLU everywhere else": ("FINISHED", 2.0),
+    }
+    assert "1 of the 2 trainings planned" in cells["CReLU everywhere"].data.tags["mlflow.note.content"]
