@@ -167,7 +167,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         return self.chosen
 
     def _first_available(self) -> Trial | None:
-        """Return the next trial that no other driver trains; each result that is met on the way may change the queue."""
+        """Return the next trial that no other driver trains; results met on the way may change the queue."""
         passed: set[str] = set()
         while True:
             trial = next((trial for trial in reversed(self.waiting) if trial.key not in passed), None)

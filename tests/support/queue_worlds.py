@@ -12,6 +12,7 @@ own clock; then its commands are given anew, with failed trials tried again, unt
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 from unittest import mock
 
 from crelu_models.tables import S2
@@ -33,10 +34,11 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store import lease
+from sweeps.store.lease import FENCE, Drivers, Lease, LeaseHeldError
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
 from tests.support import queue_ledger, queue_training
-from tests.support.queue_ledger import MemoryLedger, Store, World
+from tests.support.queue_ledger import MemoryLedger, SimulatedFile, SimulatedHost, Store, Turn, World
 from tests.support.queue_processes import Killed, Process, Processes
 from tests.support.queue_training import Present, Training
 from tests.support.queue_tune import Slot, Tuner
@@ -56,6 +58,7 @@ PROTOCOLS = (
     Protocol(seeds=1, search=Search(6, "grid", 3)),
     Protocol(seeds=1, rates=RateStudy("cell?", (0.1, 0.05))),
 )
+HOST = SimulatedHost()
 SALTS = 4  # kinds of fates; few, so that what Optuna suggests is computed once for many worlds
 CALM_ROUNDS = 40  # commands of a sweep, in a world without disturbances, after which it counts as stuck
 PATIENCE = 3000.0  # simulated seconds of one such command
@@ -92,7 +95,7 @@ class QueueWorld:
         self.faults: list[str] = []
         self.counts: Counter[str] = Counter({"worlds": 1})
         self.is_calm = False
-        self.store = Store(self.processes, local=draw.random() < 0.5)
+        self.store = Store(self.processes)
         self.training = Training(draw.randrange(SALTS), draw.choice((1.0, 3.0, 10.0)))
         self.training.trouble = draw.choice((0.0, 0.0, 0.02, 0.08))
         self.training.on_start = self._on_start
@@ -128,7 +131,7 @@ class QueueWorld:
                 return PackPolicy(1, frozenset(), unknown=keys)
             return PackPolicy(most, None, even, resident)
 
-        host, skew = draw.choice((("here", 0.0), ("here", 0.0), ("there", 0.0), ("ahead", 10.0), ("behind", -10.0)))
+        host, skew = draw.choice((("here", 0.0), ("here", 0.0), ("there", 0.0), ("ahead", 120.0), ("behind", -86400.0)))
         name = f"sweep{number}"
         return Command(Sweep(name, "demo", tuple(cells), protocol), packs, draw.choice((1, 2, 3)), host, skew)
 
@@ -137,24 +140,32 @@ class QueueWorld:
     def _start(self, command: Command) -> None:
         command.starts += 1
         name = f"{command.sweep.name}#{command.starts}"
-        command.process = self.processes.spawn(name, lambda: self._drive(command), command.host, command.skew)
+        host, skew = command.host, command.skew
+        if not self.is_calm and self.draw.random() < 0.2:
+            host, skew = "another", 3600.0
+        command.process = self.processes.spawn(name, lambda: self._drive(command), host, skew)
+
+    def _take_over(self, command: Command, frozen: Process) -> None:
+        """Give a command on another host, since its driver does not answer."""
+        if command.tuner is not None:
+            self.counts["commands given twice"] += 1
+            abandoned = command.tuner
+            self.processes.log(f"gives {command.sweep.name} once more, for {frozen.name} does not answer")
+            # The frozen one is no longer watched; its workers train on until it wakes and finds itself replaced.
+            for slot in abandoned.slots:
+                if slot.worker is not None:
+                    slot.worker.was_silent = True
+            command.tuner = None
+            self._start(command)
 
     def _drive(self, command: Command) -> None:
         """Do what the command does: take the lease, run the trials, give the lease back."""
         ledger = MemoryLedger()
         process = self.processes.current
         title = command.sweep.title
-        note = {"owner": process.name, "since": lease.time.time()} | lease._process()
-
-        def beat() -> None:
-            if process.alive:
-                if process.frozen_until <= self.processes.now:
-                    # Written as by the thread of a lease, which the simulation does not have.
-                    sign = note | {"beat": 1e9 + self.processes.now + process.skew}
-                    self.store.put(f"leases/{title}.json", _encoded(sign))
-                self.processes.call_later(lease.BEAT, beat)
-
-        beat()
+        held = Lease(ledger, title, self.processes.log, lambda why: self._end_at_once(process, why), HOST)
+        held.turn = Turn()
+        held.thread = cast(threading.Thread, Beats(held, process))
         done: Counter[str] = Counter()
 
         def on_event(event: str, trial: Trial, news: Json) -> None:
@@ -165,7 +176,7 @@ class QueueWorld:
 
         session = DriverState(
             command.sweep,
-            ledger,
+            MemoryLedger("memory", held.check),
             RuntimeConfig("memory", "nowhere"),
             TrialResources(max_concurrent=command.workers),
             on_event,
@@ -176,25 +187,42 @@ class QueueWorld:
             pack_policy=command.packs,
         )
         try:
-            tuner.run_trials(session)
+            with held:
+                tuner.run_trials(session)
+        except LeaseHeldError as error:
+            self.processes.log(f"does not start: {error}")
         except tuner.NoProgressError as error:
             self.processes.log(f"gives up: {error}")
         except OSError as error:  # the ledger could not be read at the start: the command ends with that
             self.processes.log(f"ends: {error}")
         finally:
-            command.tuner = None
-            for name in (session.stop_mark, f"leases/{title}.json"):
-                with suppress(OSError):
-                    ledger.delete(name)
+            if command.process is process:
+                command.tuner = None
+            with suppress(OSError):
+                ledger.delete(session.stop_mark)
         for error in session.errors:
             if "simulated" not in error:
                 self._fault(f"an error in the driver: {error}")
         self.processes.log(f"ends: {session.stop_reason or 'stopped' * session.stopping or 'through'}")
 
+    def _end_at_once(self, driver: Process, why: str) -> None:
+        """End a driver that has lost its lease, as its command does."""
+        self.processes.log(f"lost: {why}")
+        self.counts["drivers that were replaced"] += 1
+        for process in self.processes.everyone:
+            if process.pid == driver.pid:
+                self.processes.kill(process)
+        for command in self.commands:
+            if command.tuner is not None and command.tuner.driver is driver:
+                self._end_workers(command.tuner)
+        raise Killed
+
     def _tuner(self, searcher: tuner.LedgerSearcher, session: DriverState, _: str) -> Tuner:
-        command = next(command for command in self.commands if command.process is self.processes.current)
-        command.tuner = Tuner(searcher, session, self._on_assign)
-        return command.tuner
+        made = Tuner(searcher, session, self._on_assign)
+        for command in self.commands:  # none for a driver that was replaced and does not know it yet
+            if command.process is made.driver:
+                command.tuner = made
+        return made
 
     # What is watched --------------------------------------------------------------------------------------------------
 
@@ -208,17 +236,19 @@ class QueueWorld:
             process = command.process
             if command.tuner is None or process is None or not process.alive or command.tuner.over:
                 continue
-            if process.frozen_until <= self.processes.now:
+            if not process.was_silent:
                 yield command, command.tuner
 
     def _on_assign(self, own: Tuner, slot: Slot, since: float) -> None:
         """Check that nobody else has the trials of an assignment, and that none was done before it was asked for."""
         self.counts["assignments"] += 1
         self.counts["assignments of packs"] += len(slot.held) > 1
-        for command, other in self._living():
+        for _, other in self._living() if not own.driver.was_silent else ():
             for theirs in other.slots:
                 for key in (theirs.held & slot.held) if theirs is not slot else ():
-                    self._fault(f"{key} goes to {own.driver.name} {slot.name}, and {other.driver.name} {theirs.name} has it")
+                    self._fault(
+                        f"{key} goes to {own.driver.name} {slot.name}, and {other.driver.name} {theirs.name} has it"
+                    )
         for key in slot.held:
             if self.store.committed_at.get(key, since) < since:
                 self._fault(f"{key} goes to {own.driver.name} {slot.name} and was done before")
@@ -271,7 +301,9 @@ class QueueWorld:
     def _kill_driver(self) -> None:
         if other := self._any_tuner():
             self.processes.log(f"kills {other.driver.name}")
-            self.processes.kill(other.driver)
+            for process in self.processes.everyone:
+                if process.pid == other.driver.pid:
+                    self.processes.kill(process)
             self._end_workers(other)
 
     def _end_tuner(self) -> None:
@@ -286,11 +318,15 @@ class QueueWorld:
             other.interrupt = True
 
     def _freeze(self) -> None:
+        """Stop a process for some time, or for so long that others take it for dead."""
         living = [process for process in self.processes.everyone if process.alive]
         if living:
-            process, seconds = self.draw.choice(living), self.draw.choice((1.0, 10.0, 20.0))
-            self.processes.log(f"freezes {process.name} for {seconds:g} s")
-            self.processes.freeze(process, seconds)
+            chosen, seconds = self.draw.choice(living), self.draw.choice((1.0, 10.0, 25.0, 66.0, 150.0))
+            self.processes.log(f"freezes {chosen.name} for {seconds:g} s")
+            for process in living:
+                if process.pid == chosen.pid:
+                    process.was_silent |= seconds > FENCE
+                    self.processes.freeze(process, seconds)
 
     def _fail_disk(self) -> None:
         living = [process for process in self.processes.everyone if process.alive]
@@ -344,9 +380,12 @@ class QueueWorld:
         while self.processes.now < self.quiet_after and not self.faults:
             self.processes.pause(self.draw.expovariate(1 / self.pace))
             for command in self.commands:
-                if command.process is None or not command.process.alive:
-                    if self.draw.random() < 0.6:
-                        self._start(command)
+                process = command.process
+                gone = process is None or not process.alive
+                if gone and self.draw.random() < 0.6:
+                    self._start(command)
+                elif process is not None and process.frozen_until > self.processes.now and self.draw.random() < 0.2:
+                    self._take_over(command, process)
             if names:
                 name = self.draw.choice(names)
                 self.counts[name] += 1
@@ -383,7 +422,9 @@ class QueueWorld:
         """Compare the ledger with that of an undisturbed sweep."""
         results: dict[str, Json] = {}
         failed: set[str] = set()
-        while waiting := [t for t in expand(command.sweep, results, failed) if t.key not in results | dict.fromkeys(failed)]:
+        while waiting := [
+            t for t in expand(command.sweep, results, failed) if t.key not in results | dict.fromkeys(failed)
+        ]:
             for trial in waiting:
                 result = self.training.result(trial)
                 if result is None:
@@ -411,10 +452,34 @@ class QueueWorld:
         return "\n".join(self.processes.history)
 
 
-def _encoded(value: Mapping[str, Any]) -> bytes:
-    import json
+class Beats:
+    """Thread that renews a lease, in the simulation."""
 
-    return json.dumps(value).encode()
+    def __init__(self, held: Lease, driver: Process) -> None:
+        """Prepare to renew the lease of a driver."""
+        self.held, self.driver = held, driver
+        self.process: Process | None = None
+
+    def start(self) -> None:
+        """Start to renew it."""
+        driver = self.driver
+        name = f"{driver.name} beats"
+        self.process = World.store.processes.spawn(name, self._run, driver.host, driver.skew, driver.pid)
+
+    def join(self) -> None:
+        """Wait until it is renewed no more."""
+        while self.process is not None and not self.process.ended:
+            World.store.processes.pause(0.5)
+
+    def _run(self) -> None:
+        processes = World.store.processes
+        following = processes.now + lease.BEAT
+        while not self.held.over.is_set():
+            processes.pause(1.0)
+            if processes.now >= following:
+                following = processes.now + lease.BEAT
+                with suppress(OSError):
+                    self.held.renew()
 
 
 class IdleWatchdog:
@@ -485,7 +550,7 @@ REAL_JSON, REAL_ESTIMATE = Trial.to_json, packing.memory_estimate
 @contextmanager
 def patched(make_tuner: Callable[..., Tuner]) -> Iterator[None]:
     """Replace what touches the machine: files, clocks, processes, Tune, the training."""
-    clock, system, platform = queue_ledger.SimulatedTime(), queue_ledger.SimulatedOs(), queue_ledger.SimulatedPlatform()
+    clock = queue_ledger.SimulatedTime()
     replaced: dict[str, object] = {
         "sweeps.execution.tuner._tuner": make_tuner,
         "sweeps.execution.tuner.time": clock,
@@ -502,9 +567,12 @@ def patched(make_tuner: Callable[..., Tuner]) -> Iterator[None]:
         "sweeps.execution.pack.Ledger": queue_ledger.open_ledger,
         "sweeps.execution.pack.trial_steps": queue_training.trial_steps,
         "sweeps.execution.pack.time": clock,
-        "sweeps.store.lease.time": clock,
-        "sweeps.store.lease.os": system,
-        "sweeps.store.lease.platform": platform,
+        "sweeps.store.lease.lease_file": SimulatedFile,
+        "sweeps.store.lease.StoreFile": SimulatedFile,
+        "sweeps.store.lease.this_process": HOST.this_process,
+        "sweeps.store.lease.system": queue_ledger.simulated_system,
+        "sweeps.store.lease.HERE": HOST,
+        "sweeps.execution.session.Drivers": lambda ledger: Drivers(ledger, HOST),
     }
     with ExitStack() as stack:
         for name, value in replaced.items():
