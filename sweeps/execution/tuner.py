@@ -37,7 +37,7 @@ from sweeps.experiment.plan import (
 )
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
-from sweeps.store.lease import claim, elsewhere, unclaim
+from sweeps.store.lease import claim, unclaim
 from sweeps.store.ledger import Json
 from sweeps.training.shared_batches import StreamKey
 
@@ -126,8 +126,6 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if not group:
             more_may_come = not session.stopping and bool(self.waiting or self.running)
             return None if more_may_come else "FINISHED"
-        for trial in group:
-            claim(session.ledger, session.sweep.title, trial.key)
         self.running[trial_id], self.members[trial_id], self.chosen = group, [trial.key for trial in group], []
         for trial in group:
             self._notify("started", trial, {})
@@ -192,11 +190,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.waiting = [trial for trial in self.waiting if trial.key not in keys]
 
     def _available(self, trial: Trial) -> bool:
-        """Return whether no driver of another sweep trains or has trained this trial; its result counts here too."""
+        """Claim a trial; return False where a driver of another sweep trains or has trained it: its result counts too."""
         session = self.session
         result = session.ledger.result(trial.key)
         if result is None:
-            return not elsewhere(session.drivers, session.sweep.title, trial.key)
+            return claim(session.drivers, session.sweep.title, trial.key)
         self._take([trial])
         self._record_result(trial, result)
         return False
@@ -239,7 +237,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Record from the ledger what became of the trials of a worker that has ended."""
-        group, session = self.running.pop(trial_id, None), self.session
+        group, session = self.running.get(trial_id), self.session
         if group is None:
             return
         # Members of a pack have equal parts of its time.
@@ -252,8 +250,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self._limit_pack(group[0], len(group) // 2)
         packed, probe = len(keys) > 1, trial_id in self.probes
         self.probes.discard(trial_id)
-        for trial in group:
+        for trial in list(group):
+            # The others still count as running: what becomes of this one may make the queue anew.
+            group.remove(trial)
             self._on_trial_end(trial, died=error and not packed, retry=packed or probe)
+        del self.running[trial_id]
         if packed:
             session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
 
@@ -271,7 +272,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _on_trial_end(self, trial: Trial, *, died: bool, retry: bool) -> None:
         try:
-            unclaim(self.session.ledger, trial.key)
+            unclaim(self.session.drivers, self.session.sweep.title, trial.key)
             self._record_outcome(trial, died, retry)
         except Exception:  # raised here it would end every trial; the next Tuner reads the ledger again
             self.set_aside.add(trial.key)

@@ -223,6 +223,9 @@ class SimulatedFile:
         if now is not None and now.tag == tag:
             World.store.remove(self.name)
 
+    def close(self) -> None:
+        """Release nothing."""
+
     def _write(self, text: bytes) -> str:
         World.store.put(self.name, text)
         return hashlib.sha256(text).hexdigest()

@@ -60,7 +60,7 @@ PROTOCOLS = (
 )
 HOST = SimulatedHost()
 SALTS = 4  # kinds of fates; few, so that what Optuna suggests is computed once for many worlds
-CALM_ROUNDS = 40  # commands of a sweep, in a world without disturbances, after which it counts as stuck
+CALM = 20_000.0  # simulated seconds without disturbances after which a sweep counts as stuck
 PATIENCE = 3000.0  # simulated seconds of one such command
 
 
@@ -397,7 +397,8 @@ class QueueWorld:
 
     def _end_calmly(self, command: Command) -> None:
         """Give the command, with failed trials tried again, until all of its trials are settled."""
-        for _ in range(CALM_ROUNDS):
+        until = self.processes.now + CALM
+        while self.processes.now < until:
             if command.process is not None and command.process.alive:
                 self._wait_for(command)
             results, failed = self._settled()
@@ -407,6 +408,7 @@ class QueueWorld:
                 MemoryLedger().delete(f"attempts/{trial.key}")
             if not again and all(trial.key in results or trial.key in failed for trial in trials):
                 return
+            self.processes.pause(5.0)  # where another driver of it lives, the command does not start
             self._start(command)
         raise StuckError(f"{command.sweep.name} comes to no end")
 
