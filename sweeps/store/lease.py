@@ -362,21 +362,36 @@ def driver(ledger: Ledger, sweep: str) -> Json | None:
     return Drivers(ledger).now([sweep])[sweep]
 
 
-def claim(ledger: Ledger, sweep: str, key: str) -> None:
-    """Note that this process, the driver of `sweep`, trains a trial, so that drivers of other sweeps wait for it."""
-    ledger.write_json(f"claims/{key}.json", {"sweep": sweep} | this_process())
+def claim(drivers: Drivers, sweep: str, key: str) -> bool:
+    """Note that this process, the driver of `sweep`, trains a trial, so that drivers of other sweeps wait for it.
 
-
-def unclaim(ledger: Ledger, key: str) -> None:
-    """Delete the note of `claim`."""
-    ledger.delete(f"claims/{key}.json")
-
-
-def elsewhere(drivers: Drivers, sweep: str, key: str) -> bool:
-    """Return whether the living driver of a sweep other than `sweep` trains trial `key` now."""
-    note = drivers.ledger.read_json(f"claims/{key}.json")
-    if note is None or note.get("sweep") == sweep:
+    Return False, with nothing noted, where the living driver of another sweep trains it. Of two that claim at once, one
+    is refused on a disk and on a store with conditional writes.
+    """
+    drivers.ledger.guard()
+    file = lease_file(drivers.ledger, f"claims/{key}.json")
+    text = (json.dumps({"sweep": sweep} | this_process(), indent=1, sort_keys=True) + "\n").encode()
+    now = file.read()
+    note = _parsed(now)
+    if note and note.get("sweep") != sweep and _drives(drivers, note):
         return False
+    try:
+        tag = file.create(text) if now is None else file.replace(text, now.tag)
+        # A refusal may follow an own write whose answer was lost.
+        return tag is not None or _parsed(file.read()) == json.loads(text)
+    finally:
+        file.close()
+
+
+def unclaim(drivers: Drivers, sweep: str, key: str) -> None:
+    """Delete the note of `claim`, unless the driver of another sweep has taken the trial over."""
+    name = f"claims/{key}.json"
+    if (drivers.ledger.read_json(name) or {}).get("sweep", sweep) == sweep:
+        drivers.ledger.delete(name)
+
+
+def _drives(drivers: Drivers, note: Json) -> bool:
+    """Return whether the process that a claim names drives its sweep now."""
     try:
         other = drivers.look(str(note.get("sweep")))
     except ValueError:  # no name of a sweep
