@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -44,10 +45,12 @@ from sweeps.training.shared_batches import StreamKey
 os.environ.update(ray_runtime.TUNE_SETTINGS)
 
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 MAX_FRUITLESS_SESSIONS = 3  # Tuners in a row without a finished epoch, after which the driver gives up
+STUCK_SECONDS = 10.0  # for which a Tuner may hold on to a Ray that has died
 PACKAGES = Path(__file__).resolve().parents[2]  # holds sweeps, data and crelu_models
 TRACE_LINE = re.compile(r'File "(?:[^"]*/)?((?:sweeps|data|crelu_models)/[\w/]+\.py)", line (\d+)')
 
@@ -119,6 +122,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> Assignment | Literal["FINISHED"] | None:
         """Return the next assignment; None while running trials may bring more; else FINISHED."""
         session = self.session
+        ray_runtime.check_alive()
         if not session.stopping and self.waiting and session.hours() >= session.limits.hours:
             self._end_for_budget()
             return None if self.running else "FINISHED"
@@ -208,6 +212,13 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         return int(checkpoints[-1].partition("-")[0]) if checkpoints else 0
 
     # What workers report ---------------------------------------------------------------------------------------------
+
+    def worker_died(self, trial_id: str) -> None:
+        """Say that the process of a trial has died; Tune starts it again."""
+        trials = self.running.get(trial_id, [])
+        if trials:
+            others = f" and {count(len(trials) - 1, 'other')}" if len(trials) > 1 else ""
+            self.session.say(f"the worker of {trials[0].cell.label} {trials[0].label}{others} died; it goes on from its checkpoint")
 
     def trial_started(self, trial_id: str) -> None:
         """Start the clock of trials that have got a machine: waiting for one, on a growing cluster, costs nothing."""
@@ -397,8 +408,11 @@ def run_trials(session: DriverState) -> None:
         folder = tempfile.mkdtemp(prefix="tune-")
         try:
             # Tune prints on standard output at every verbosity; the live view keeps its own handle of the terminal.
-            with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+            with open(os.devnull, "w") as nothing, redirect_stdout(nothing), StuckWatch(session.start_over):
                 _tuner(searcher, session, folder).fit()
+        except ray_runtime.RayDiedError as error:
+            session.errors.append(str(error))
+            _replace_ray(session, str(error))
         except Exception as error:
             session.errors.append("".join(traceback.format_exception(error)))
             time.sleep(1.0)
@@ -408,6 +422,51 @@ def run_trials(session: DriverState) -> None:
         if fruitless >= MAX_FRUITLESS_SESSIONS:
             last = session.errors[-1].strip().splitlines()[-1] if session.errors else "no error was seen"
             raise NoProgressError(f"{MAX_FRUITLESS_SESSIONS} sessions in a row brought nothing: {last}")
+
+
+def _replace_ray(session: DriverState, why: str) -> None:
+    """Start Ray anew after one of its processes has died, unless the session is stopping; say so."""
+    if session.stopping:
+        session.say(f"{why}; trials go on from their checkpoints with the next command")
+        return
+    session.say(f"{why}; starting Ray anew, trials go on from their checkpoints")
+    try:
+        ray_runtime.restart_ray()
+    except ValueError as error:
+        raise NoProgressError(f"{why}; {error}") from None
+
+
+class StuckWatch:
+    """Watch beside a Tuner: where Ray has died and the Tuner does not leave, a call to the dead Ray holds it for good.
+
+    Ray's own code would end this process after a minute. `start_over`, which gets the reason, has to do it before, in
+    this thread: the main thread handles neither exceptions nor signals meanwhile.
+    """
+
+    def __init__(self, start_over: Callable[[str], None], poll: float = 1.0, patience: float = STUCK_SECONDS) -> None:
+        """Look every `poll` seconds, and call `start_over` once Ray has been dead for `patience` seconds."""
+        self.start_over, self.poll, self.patience = start_over, poll, patience
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
+
+    def __enter__(self) -> StuckWatch:
+        """Start to watch."""
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Watch no more: the Tuner has left."""
+        self.over.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        dead_since = 0.0
+        while not self.over.wait(self.poll):
+            why, now = ray_runtime.death(), time.monotonic()
+            dead_since = (dead_since or now) if why else 0.0
+            if why and now - dead_since >= self.patience:
+                self.start_over(why)
+                return
 
 
 def _tuner(searcher: LedgerSearcher, session: DriverState, folder: str) -> tune.Tuner:
@@ -439,11 +498,23 @@ def _name(trial: TuneTrial) -> str:
 
 
 class StartCallback(tune.Callback):  # type: ignore[misc]
-    """Callback that tells the searcher when a trial gets its machine; Tune itself tells it only of results."""
+    """Callback that tells the searcher when a trial gets its machine; Tune itself tells it only of results.
+
+    Beside it, a look at each step of Tune whether Ray is alive.
+    """
 
     def __init__(self, searcher: LedgerSearcher) -> None:
         """Tell this searcher."""
         self.searcher = searcher
+
+    def on_step_begin(self, **_: object) -> None:
+        """Leave Tune where Ray has died."""
+        ray_runtime.check_alive()
+
+    def on_trial_recover(self, trial: TuneTrial, **_: object) -> None:
+        """Tell it of a trial whose process has died."""
+        if isinstance(trial.get_pickled_error(), RayActorError):
+            self.searcher.worker_died(trial.trial_id)
 
     def on_trial_start(self, trial: TuneTrial, **_: object) -> None:
         """Tell it."""
