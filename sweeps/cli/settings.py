@@ -69,6 +69,7 @@ class Settings:
     price_per_gpu_hour: float = 0.0
     command: Command = field(default_factory=Command)
     guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
+    start_over: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a dead Ray holds it
 
     @property
     def ledger(self) -> Ledger:

@@ -33,6 +33,7 @@ from sweeps.report.render.html import page
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
 from sweeps.results.evidence import SweepResults, survey, titles
+from sweeps.store.foreign import printable
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, same_store, without_login
@@ -215,7 +216,7 @@ def check(ledger: Ledger, path: Path) -> int:
             wrong += 1
             print(f"{path}: {title} {name} no longer matches the store", file=sys.stderr)
             lines = difflib.unified_diff(content.splitlines(), now.splitlines(), "document", "store", lineterm="", n=0)
-            print("\n".join(list(lines)[:20]), file=sys.stderr)
+            print(printable("\n".join(list(lines)[:20])), file=sys.stderr)
     match = "matches" if len(marked) == 1 else "match"
     print(f"{path}: {len(marked) - wrong} of {count(len(marked), 'table')} {match} the store")
     return DIFFERS if wrong else DONE

@@ -225,6 +225,8 @@ def test_flags_say_what_happened_to_a_training() -> None:
     assert flags_of({"status": "finished", "restarts": 0}) == []
     assert flags_of({"status": "diverged", "restarts": 2}) == ["diverged", "restarted:2"]
     assert flags_of({"status": "diverged", "ending": "dead", "restarts": 0}) == ["dead"]
+    assert flags_of({"status": "finished", "restarts": 1, "partial": True}) == ["partial data", "restarted:1"]
+    assert flags_of({"status": "finished", "restarts": 0, "partial": False}) == []
 
 
 def test_restart_of_a_search_trial_is_no_mark_of_the_cells_number(tmp_path: Path) -> None:

@@ -52,6 +52,21 @@ def test_a_run_says_that_its_resume_is_exact_where_it_was_proved(
     assert (projection.client.get_run(projection.runs.get(trial.key)).data.tags.get("resume") == "exact") is exact
 
 
+@pytest.mark.parametrize(
+    ("change", "flags"),
+    [({}, ""), ({"partial": True}, "partial data"), ({"partial": True, "restarts": 2}, "partial data,restarted:2")],
+)
+def test_flags_of_a_training_are_a_tag_of_its_run(
+    store: Store, ledger: Ledger, change: dict[str, object], flags: str
+) -> None:
+    trial = Trial(CELLS[0])
+    finish(ledger, trial, 20.0)
+    ledger.commit(trial.key, ledger.results()[trial.key] | change)
+    projection = MlflowRuns(store, ledger, SWEEP)
+    projection.sync_trial(trial, "RUNNING")
+    assert projection.client.get_run(projection.runs.get(trial.key)).data.tags["flags"] == flags
+
+
 def test_trial_is_one_run_under_its_cell(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELLS[0], seed=1)
     projection = MlflowRuns(store, ledger, SWEEP)
