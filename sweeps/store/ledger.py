@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 T = TypeVar("T")
+IDENTITY = "ledger.json"  # the file with the name of a ledger
 SETTLE = 1.0  # seconds in which two processes that name a ledger at once see who wrote last
 
 
@@ -101,14 +102,46 @@ class Ledger:
 
     @cached_property
     def identity(self) -> str:
-        """Return the name of this ledger, a UUID that is written once; a copy of the folder has the same."""
-        name = "ledger.json"
-        known = (self.read_json(name) or {}).get("id")
-        if known:
-            return str(known)
-        fresh = uuid.uuid4().hex
-        self._write_once(name, (json.dumps({"id": fresh}) + "\n").encode())
-        return str((self.read_json(name) or {}).get("id") or fresh)
+        """Return the name of this ledger, a UUID that is written once; a folder that is moved takes it along.
+
+        A copy of the folder gets a name of its own, where it can be told from its original: by the place that stands
+        beside the name.
+        """
+        known, place = self.read_json(IDENTITY) or {}, self._place()
+        if not known.get("id"):
+            fresh = uuid.uuid4().hex
+            self._write_once(IDENTITY, (json.dumps({"id": fresh} | place) + "\n").encode())
+            return str((self.read_json(IDENTITY) or {}).get("id") or fresh)
+        name = str(known["id"])
+        if any(known.get(key) != value for key, value in place.items()):
+            name = uuid.uuid4().hex if self._is_copy(known, place) else name
+            self.write_json(IDENTITY, {"id": name} | place)
+        return name
+
+    def _place(self) -> Json:
+        """Return where this ledger lies: its path or URI and, on a disk, the host and the number of its folder."""
+        if not self.local:
+            return {"root": self.root}
+        folder = Path(self.path(""))
+        folder.mkdir(parents=True, exist_ok=True)
+        return {"root": self.root, "host": os.uname().nodename, "inode": folder.stat().st_ino}
+
+    def _is_copy(self, known: Json, place: Json) -> bool:
+        """Return whether a ledger that was named at a `known` place, and lies at another, is a copy of that one.
+
+        The same path, or the same folder of a disk, is no copy. On another host nobody can tell; a copy harms less
+        under a name of its own than two folders under one.
+        """
+        root = known.get("root", place["root"])  # an earlier version wrote no place
+        if root == place["root"] or ("inode" in place and known.get("inode") == place["inode"]):
+            return False
+        if self.local and known.get("host") != place["host"]:
+            return True
+        try:
+            original = Ledger(str(root)).read_json(IDENTITY) or {}
+        except (OSError, ValueError):
+            return False
+        return original.get("id") == known["id"]
 
     def path(self, name: str) -> str:
         """Return the full path of `name` on the ledger's file system.
