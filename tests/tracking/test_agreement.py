@@ -20,6 +20,7 @@ from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import sqlite_uri
 from sweeps.tracking import tracker as tracker_module
 from sweeps.tracking.mlflow_runs import MlflowRuns
 from sweeps.tracking.run_index import Store
@@ -332,3 +333,45 @@ def test_a_store_that_takes_no_runs_is_exit_4_and_a_sentence(
     (sentence,) = said
     assert reason in sentence
     assert (alone / "mlflow.db").read_bytes() == before
+
+
+# Folders that are moved or copied with their store
+
+
+@pytest.mark.parametrize("name", ["two", "a?b 50%"])
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_the_artifacts_lie_in_the_folder_also_after_it_was_moved_or_copied(
+    alone: Path, tmp_path_factory: pytest.TempPathFactory, name: str, is_copy: bool
+) -> None:
+    for trial in TRIALS:
+        finish(ledger_of(alone), trial, ERRORS[trial.key])
+    by_the_sweep(alone)
+    before = sorted(path.relative_to(alone) for path in alone.rglob("mlartifacts/**/*"))
+    other = tmp_path_factory.mktemp("other") / name
+    shutil.copytree(alone, other) if is_copy else alone.rename(other)
+    assert (
+        verbs.reconcile(argparse.Namespace(output=str(other), sweep=SWEEP.title, tracking_uri=None, experiment=None))
+        == 0
+    )
+    client = MlflowClient(sqlite_uri(f"{other}/mlflow.db"))
+    experiment = client.get_experiment_by_name(SWEEP.title)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 6
+    for run in runs:
+        if "trial.key" in run.data.tags:
+            assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"trial.json", "tables"}
+            assert list(other.rglob(f"mlartifacts/{run.info.run_id}/**/trial.json"))
+    assert sorted(path.relative_to(alone) for path in alone.rglob("mlartifacts/**/*")) == (before if is_copy else [])
+    assert len(client.search_experiments()) == 3  # MLflow's own, this one, and that of the other folder
+    if is_copy:
+        by_the_sweep(alone)
+        check(alone)
+
+
+def test_a_folder_of_two_names_is_one(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    finish(ledger_of(alone), TRIALS[0], 20.0)
+    experiment = opened(alone).experiment
+    link = tmp_path_factory.mktemp("link") / "output"
+    link.symlink_to(alone)
+    assert opened(link).experiment == experiment
