@@ -255,7 +255,8 @@ def _device(job: Job, options: argparse.Namespace) -> str:
 
 
 def _runtime(options: argparse.Namespace, device: str) -> RuntimeConfig:
-    from data.datasets import cores, data_dir
+    from data.cores import cores
+    from data.datasets import data_dir
     from data.load import default_reader
     from sweeps.training.runtime import RuntimeConfig
 
@@ -304,7 +305,7 @@ def send(ledger: Ledger, summary: Json, uri: str, run: str) -> bool:
     sent = {"uri": uri, "run": run, "finished_ms": summary["finished_ms"]}
     if ledger.read_json(f"{folder}/tracked.json") == sent:
         return False
-    from sweeps.tracking.mlflow_runs import log_files
+    from sweeps.tracking.mlflow_client import log_files
 
     contents = {name: ledger.read(f"{folder}/{name}") for name in [*summary["files"], "summary.json"]}
     place = f"analysis/{job}/{summary['request']}".rstrip("/")

@@ -493,6 +493,8 @@ def marked(found: SweepResults, metric: str = TOP1) -> tuple[str, ...]:
         ("d", {"status": "diverged"}),
         ("r", {"restarts": 1}),
         ("u", {"curve": FALLING}),
+        ("p", {"partial": True}),
+        ("rp", {"partial": True, "restarts": 1}),
         ("", {}),
     ],
 )

@@ -15,7 +15,7 @@ from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Protocol, Sweep, expand, plan
 from sweeps.experiment.trial import Cell
 from sweeps.store import checkpoint
-from sweeps.tracking.mlflow_runs import Store
+from sweeps.tracking.run_index import Store
 from tests.support.sweeps import BASELINE, Made, finish
 
 # Two labels that begin alike: the second is named by its place among all cells.
@@ -39,7 +39,7 @@ def test_cells_that_are_not_asked_for_are_brought_to_mlflow_under_their_names(
             finish(settings.ledger, trial, Made({TOP1: 10.0 + trial.seed}))
     declared, today = (plan(sweep, settings.ledger, {}) for sweep in (SWEEP, asked))
     assert ([cell.label for cell in today.sweep.cells], today.to_do) == (["CReLU everywhere else"], [])
-    assert run._run(declared, today, settings, {}, {}) == ExitCode.DONE
+    assert run._run(declared, today, settings, {}, {})[0] == ExitCode.DONE
 
     client = mlflow.MlflowClient(store.uri)
     experiment = client.get_experiment_by_name(store.experiment)
