@@ -929,7 +929,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     *_faults("data/availability.py", "tests/experiment/test_split_check.py",
         ("held_out = max(len(train.labels) // 5, int(name.startswith(\"synthetic\")))",
-         "held_out = len(train.labels) // 4",
+         "held_out = len(train.labels) // 5",
          "test_pictures_that_are_not_prepared_yet_are_judged_by_what_would_be"),
     ),
     *_faults("sweeps/experiment/wording.py", "tests/cli/test_command.py",

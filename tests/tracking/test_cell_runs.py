@@ -124,7 +124,7 @@ def test_vote_and_note_go_with_the_trainings_that_they_are_of(store: Store, ledg
     assert run.data.metrics[AVERAGE] == 45.0
     assert "40.00" not in run.data.tags[NOTE]
     assert "report.run" not in run.data.tags
-    assert "2 of the 2 trainings" in run.data.tags[NOTE]
+    assert "2 of 2 trainings" in run.data.tags[NOTE]
     publish_report(store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, trials, {VOTE: 20.0}))
     run = cell_run(MlflowRuns(store, ledger, PLACEMENT))
     assert (run.data.metrics[AVERAGE], run.data.metrics[VOTE]) == (45.0, 20.0)

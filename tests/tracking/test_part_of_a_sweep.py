@@ -53,7 +53,7 @@ def test_cells_that_are_not_asked_for_are_brought_to_mlflow_under_their_names(
         "CReLU everywhere": ("RUNNING", 1.0),
         "03 CReLU everywhere else": ("FINISHED", 2.0),
     }
-    assert "1 of the 2 trainings planned" in cells["CReLU everywhere"].data.tags["mlflow.note.content"]
+    assert "1 of 2 trainings planned" in cells["CReLU everywhere"].data.tags["mlflow.note.content"]
 
 
 def test_trial_that_a_killed_driver_left_is_shown_where_it_goes_on(
