@@ -194,7 +194,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.waiting = [trial for trial in self.waiting if trial.key not in keys]
 
     def _available(self, trial: Trial) -> bool:
-        """Claim a trial; return False where a driver of another sweep trains or has trained it: its result counts too."""
+        """Claim a trial; return False where the driver of another sweep trains it, or has: its result counts too."""
         session = self.session
         result = session.ledger.result(trial.key)
         if result is None:
@@ -218,7 +218,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         trials = self.running.get(trial_id, [])
         if trials:
             others = f" and {count(len(trials) - 1, 'other')}" if len(trials) > 1 else ""
-            self.session.say(f"the worker of {trials[0].cell.label} {trials[0].label}{others} died; it goes on from its checkpoint")
+            who = f"{trials[0].cell.label} {trials[0].label}{others}"
+            self.session.say(f"the worker of {who} died; it goes on from its checkpoint")
 
     def trial_started(self, trial_id: str) -> None:
         """Start the clock of trials that have got a machine: waiting for one, on a growing cluster, costs nothing."""

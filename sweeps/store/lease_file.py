@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -293,27 +294,32 @@ class NoConditionsError(OSError):
 
 def s3_client(uri: str) -> Any:
     """Return boto3's client of the S3 that a URI of pyarrow names, with its keys and its server where it has any."""
-    import boto3
-    from botocore.config import Config
-
     parts = urlsplit(uri)
     words = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     server = words.get("endpoint_override", "")
     if server and "://" not in server:
         server = f"{words.get('scheme', 'https')}://{server}"
     server = server or os.environ.get("AWS_ENDPOINT_URL_S3", "") or os.environ.get("AWS_ENDPOINT_URL", "")
-    style = "path" if server else "auto"
+    return _client(words.get("region"), server, parts.username, parts.password)
+
+
+@cache
+def _client(region: str | None, server: str, key: str | None, secret: str | None) -> Any:
+    """Return a client of S3, the same for every file there: to make one takes a tenth of a second."""
+    import boto3
+    from botocore.config import Config
+
     # Short: a beat that does not come through is tried again by the next one.
     config = Config(
         connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3},
-        s3={"addressing_style": style},
+        s3={"addressing_style": "path" if server else "auto"},
     )  # fmt: skip
     return boto3.session.Session().client(
         "s3",
-        region_name=words.get("region") or None,
+        region_name=region,
         endpoint_url=server or None,
-        aws_access_key_id=parts.username or None,
-        aws_secret_access_key=parts.password or None,
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
         config=config,
     )
 

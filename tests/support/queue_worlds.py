@@ -245,7 +245,8 @@ class QueueWorld:
         self.counts["assignments of packs"] += len(slot.held) > 1
         for _, other in self._living() if not own.driver.was_silent else ():
             for theirs in other.slots:
-                for key in (theirs.held & slot.held) if theirs is not slot else ():
+                theirs_now = {trial.key for trial in other.searcher.running.get(theirs.name, ())}
+                for key in (theirs_now & slot.held) if theirs is not slot else ():
                     self._fault(
                         f"{key} goes to {own.driver.name} {slot.name}, and {other.driver.name} {theirs.name} has it"
                     )
