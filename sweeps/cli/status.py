@@ -10,19 +10,21 @@ import time
 from sweeps.experiment.metrics import AVERAGE, TOP1, cell_average, error_text
 from sweeps.experiment.plan import STATES, Plan, current_plan
 from sweeps.results.evidence import titles
-from sweeps.store.lease import driver
+from sweeps.store.lease import Drivers, owner_text
 from sweeps.store.ledger import Json, Ledger
 
 
 def status(options: argparse.Namespace) -> int:
     """Print where each cell of each sweep stands, and who drives it."""
     ledger = Ledger.in_output(options.output)
+    drivers = Drivers(ledger)
     while True:
         plans = {title: current_plan(ledger, title) for title in titles(ledger, options.sweep)}
+        driving = drivers.now(plans)
         if options.json:
-            shown = json.dumps({title: as_json(plan, driver(ledger, title)) for title, plan in plans.items()}, indent=1)
+            shown = json.dumps({title: as_json(plan, driving[title]) for title, plan in plans.items()}, indent=1)
         else:
-            shown = "\n\n".join(text(plan, driver(ledger, title)) for title, plan in plans.items())
+            shown = "\n\n".join(text(plan, driving[title]) for title, plan in plans.items())
         print(f"\x1b[2J\x1b[H{shown}" if options.watch and sys.stdout.isatty() else shown, flush=True)
         if not options.watch:
             return 0
@@ -54,11 +56,7 @@ def as_json(plan: Plan, drives: Json | None) -> Json:
 
 def text(plan: Plan, drives: Json | None) -> str:
     """Return a sweep's status as lines."""
-    who = (
-        f"driven by process {drives['pid']} on {drives['host']}"
-        if drives
-        else "no driver runs; the sweep's command resumes it"
-    )
+    who = f"driven by {owner_text(drives)}" if drives else "no driver runs; the sweep's command resumes it"
     width = max(len(cell.label) for cell in plan.sweep.cells)
     lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
     lines.append(f"{'cell':<{width}}   new  run done stale fail skip   test error %")

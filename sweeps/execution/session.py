@@ -11,6 +11,7 @@ from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Trial
+from sweeps.store.lease import Drivers
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig
 
@@ -50,6 +51,8 @@ class DriverState:
     limits: Limits = Limits()
     work: str = ""
     pack_policy: Callable[[], PackPolicy] = PackPolicy
+    say: Callable[[str], None] = print  # shows a sentence to the user
+    start_over: Callable[[str], None] = print  # begins the command anew where Ray has died and holds the main thread
     # What was seen so far.
     stopping: bool = False
     over_budget: bool = False
@@ -62,6 +65,11 @@ class DriverState:
     lost_seconds: float = 0.0  # of what ran when a Tuner ended in an error
     seconds_by_trial: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    drivers: Drivers = field(init=False)  # of other sweeps, whose beats it has seen
+
+    def __post_init__(self) -> None:
+        """Prepare to look at the drivers of other sweeps."""
+        self.drivers = Drivers(self.ledger)
 
     def size(self, trial: Trial) -> int:
         """Return a measure of a step's memory: the batch times the elements of all maps."""

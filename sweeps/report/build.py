@@ -33,7 +33,9 @@ from sweeps.report.render.html import page
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
 from sweeps.results.evidence import SweepResults, survey, titles
+from sweeps.store.foreign import printable
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, same_store, without_login
 from sweeps.tracking.layout import Owner, table_address
 
@@ -86,6 +88,7 @@ def make(ledger: Ledger, title: str, to: Path, store: str) -> tuple[Document, Pa
     results = survey(ledger, title)
     report = document(ledger, results)
     contents = files(report, tidy(results))
+    ledger.guard()
     path = write(contents, to / title)[0]
     return report, path, track(ledger, results, contents, store) if store else ""
 
@@ -107,10 +110,11 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
         if not _answers(store):
             sentences.append(f"{store} is not there: its runs are without this report; the same command sends it")
             continue
-        from sweeps.tracking.mlflow_runs import publish_report
+        from sweeps.tracking.cell_runs import publish_report
 
         try:
             owner = Owner(ledger.identity, results.title)
+            ledger.guard()
             number, runs, _ = publish_report(store, experiment, owner, contents, partial(pages, results))
         except Exception as error:  # of any kind, from a server or its client; the files are written
             why = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -123,8 +127,8 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
 
 def _answers(uri: str) -> bool:
     """Tell whether a store answers, without the minutes that MLflow's client would wait."""
-    if uri.startswith("sqlite:///"):
-        return Path(uri.removeprefix("sqlite:///")).is_file()
+    if (file := sqlite_file(uri)) is not None:
+        return file.is_file()
     address = urlsplit(uri)
     if address.scheme not in ("http", "https") or address.hostname is None:
         return True
@@ -212,7 +216,7 @@ def check(ledger: Ledger, path: Path) -> int:
             wrong += 1
             print(f"{path}: {title} {name} no longer matches the store", file=sys.stderr)
             lines = difflib.unified_diff(content.splitlines(), now.splitlines(), "document", "store", lineterm="", n=0)
-            print("\n".join(list(lines)[:20]), file=sys.stderr)
+            print(printable("\n".join(list(lines)[:20])), file=sys.stderr)
     match = "matches" if len(marked) == 1 else "match"
     print(f"{path}: {len(marked) - wrong} of {count(len(marked), 'table')} {match} the store")
     return DIFFERS if wrong else DONE

@@ -28,7 +28,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,11 +63,19 @@ def checksum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def unguarded() -> None:
+    """Let every write pass."""
+
+
 @dataclass(frozen=True)
 class Ledger:
-    """Files of one output folder; `root` is a local path or a URI that pyarrow.fs knows (s3://...)."""
+    """Files of one output folder; `root` is a local path or a URI that pyarrow.fs knows (s3://...).
+
+    `guard` is called directly before each write and may raise: a driver whose sweep another one drives writes no more.
+    """
 
     root: str
+    guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)
 
     @classmethod
     def in_output(cls, output: str) -> Ledger:
@@ -126,6 +134,7 @@ class Ledger:
         """Write `content` under `name`. A reader sees all of it or nothing. OSError where that fails."""
         system, path = self._opened[0], self.path(name)
         if not self.local:
+            self.guard()
             with system.open_output_stream(path) as stream:
                 stream.write(content)
             return
@@ -139,6 +148,7 @@ class Ledger:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
+            self.guard()
             os.replace(partial, target)
             sync_folder(target.parent)
         finally:
@@ -153,6 +163,7 @@ class Ledger:
         target = Path(self.path(name))
         draft = f".{name}.{os.getpid()}.{threading.get_ident()}.draft"
         self.write(draft, content)
+        self.guard()
         try:
             os.link(self.path(draft), target)
         except FileExistsError:
@@ -195,6 +206,7 @@ class Ledger:
         """Delete the file or folder `name`, where it exists."""
         system, path = self._opened[0], self.path(name)
         kind = system.get_file_info(path).type
+        self.guard()
         if kind == self._arrow.FileType.Directory:
             system.delete_dir(path)
         elif kind == self._arrow.FileType.File:

@@ -35,7 +35,9 @@ from sweeps.report.contents import document
 from sweeps.results.cell_numbers import groups, number, verdict_for
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, tracked
+from sweeps.tracking.mlflow_client import connected
+from sweeps.tracking.mlflow_runs import MlflowRuns, tracked
+from sweeps.tracking.run_index import Store
 from tests.support.sweeps import Made, as_printed, finish, make, only, scores, unsearched
 
 SWEEP = unsearched("cifar_width", tuple(cell for cell in only(CELLS, "cifar10") if cell.row == "CReLU"), PROTOCOL)
