@@ -364,7 +364,7 @@ def driver(ledger: Ledger, sweep: str) -> Json | None:
 
 def claim(ledger: Ledger, sweep: str, key: str) -> None:
     """Note that this process, the driver of `sweep`, trains a trial, so that drivers of other sweeps wait for it."""
-    ledger.write_json(f"claims/{key}.json", {"sweep": sweep} | this_process())
+    ledger.write_note(f"claims/{key}.json", {"sweep": sweep} | this_process())
 
 
 def unclaim(ledger: Ledger, key: str) -> None:

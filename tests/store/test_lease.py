@@ -53,6 +53,7 @@ class Place(Host):
 
     def sleep(self, seconds: float) -> None:
         self.time += seconds
+        assert self.time < 10_000, "a wait without an end"
         self.meanwhile(self.time)
 
     def this_process(self) -> dict[str, object]:
