@@ -42,7 +42,7 @@ from sweeps.results import capsule
 from sweeps.results.evidence import survey, titles
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Checkpoint
-from sweeps.store.lease import Drivers, Lease, claim, elsewhere
+from sweeps.store.lease import Drivers, Lease, claim
 from sweeps.store.ledger import Ledger, failed_attempt
 from sweeps.tracking.mlflow_runs import MlflowRuns, Store
 
@@ -62,7 +62,7 @@ def made(folder: Path) -> Ledger:
     (title,) = titles(ledger)
     with Lease(ledger, "another"):
         content = ledger.read("leases/another.json") or b""
-        claim(ledger, "another", UNFINISHED)
+        claim(Drivers(ledger), "another", UNFINISHED)
     ledger.write("leases/another.json", content)
     ledger.add_attempt(UNFINISHED, failed_attempt(ValueError("made"), final=False))
     for step in (1, 2):
@@ -135,7 +135,7 @@ def readers(ledger: Ledger, folder: Path) -> dict[str, Callable[[], str]]:
         "checkpoint": resumed,
         "attempts": lambda: repr(ledger.failed()),
         "lease": lambda: repr(Drivers(ledger).look("another") is not None),
-        "claim": lambda: repr(elsewhere(Drivers(ledger), title, UNFINISHED)),
+        "claim": lambda: repr(claim(Drivers(ledger), title, UNFINISHED)),
         "identity": lambda: ledger.identity,
         "pack": lambda: repr(ledger.read_json("packs/made.json")),
     }

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -25,11 +26,10 @@ from sweeps.store.lease import (
     LeaseLostError,
     claim,
     driver,
-    elsewhere,
     unclaim,
 )
-from sweeps.store.lease_file import DiskFile, S3File
-from sweeps.store.ledger import Ledger
+from sweeps.store.lease_file import Content, DiskFile, S3File
+from sweeps.store.ledger import Json, Ledger
 from sweeps.store.process import Host, started, this_process
 from sweeps.tracking.fenced_client import fenced
 from tests.support.lease_worlds import LIMIT, STORES, Kind, Locks, World, simulate
@@ -165,7 +165,8 @@ def test_a_driver_that_slept_and_was_replaced_writes_no_more(
         lambda: fenced_ledger.commit("k", {}),
         lambda: fenced_ledger.add_attempt("k", {}),
         lambda: fenced_ledger._write_once("ledger.json", b"{}"),
-        lambda: claim(fenced_ledger, "s", "k"),
+        lambda: claim(Drivers(fenced_ledger), "s", "k"),
+        lambda: unclaim(Drivers(fenced_ledger), "s", "k"),
     ]
     for write in writes:
         with pytest.raises(LeaseLostError, match=r"another driver has taken over .*: process .* for 66 s"):
@@ -270,6 +271,26 @@ def test_a_damaged_lease_is_mended_by_its_driver_and_followed_without_one(
     here = Place()
     held(ledger, here)
     assert here.time >= 1000 + SILENCE
+    lease.host.sleep(66)
+    ledger.write("leases/s.json", damage)
+    with pytest.raises(LeaseLostError):  # not his to mend
+        lease.check()
+
+
+def test_a_flipped_bit_in_a_lease_neither_stops_its_driver_nor_lets_another_one_in(
+    ledger: Ledger, without_locks: None
+) -> None:
+    there, draw = Place("another boot"), random.Random(0)
+    lease = held(ledger, there)
+    for _ in range(30):
+        flipped = bytearray(ledger.read("leases/s.json") or b"")
+        flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+        Path(ledger.path("leases/s.json")).write_bytes(flipped)
+        here = Place()
+        here.meanwhile = lambda time: lease.renew()
+        with pytest.raises(LeaseHeldError):
+            held(ledger, here)
+        lease.check()
 
 
 @pytest.mark.parametrize("full", [errno.ENOSPC, errno.EDQUOT])
@@ -353,26 +374,59 @@ def test_a_silent_driver_of_this_host_is_followed_where_no_lock_keeps_others_out
 # Trials that several sweeps share
 
 
-def test_trial_is_elsewhere_while_the_driver_that_claimed_it_lives(ledger: Ledger) -> None:
-    claim(ledger, "other", "k")
+def test_trial_is_claimed_by_one_sweep_while_the_driver_that_claimed_it_lives(ledger: Ledger) -> None:
     drivers = Drivers(ledger)
-    assert not elsewhere(drivers, "mine", "k")  # nobody drives the other sweep
+    assert claim(drivers, "other", "k")
+    assert claim(drivers, "mine", "k")  # nobody drives the other sweep
+    assert claim(drivers, "other", "k")
     with Lease(ledger, "other"):
-        assert elsewhere(drivers, "mine", "k")
-        assert not elsewhere(drivers, "other", "k")
-        assert not elsewhere(drivers, "mine", "another")
+        assert not claim(drivers, "mine", "k")
+        assert claim(drivers, "other", "k")
+        assert claim(drivers, "mine", "another")
         for change in ({"pid": 1}, {"boot": "another"}, {"started": "1"}, {"pid_namespace": "another"}):
             ledger.write_json("claims/k.json", {"sweep": "other"} | this_process() | change)
-            assert not elsewhere(drivers, "mine", "k")  # the driver that claimed it has gone; this one is another
-        claim(ledger, "other", "k")
-        unclaim(ledger, "k")
-        assert not elsewhere(drivers, "mine", "k")
+            assert claim(drivers, "mine", "k")  # the driver that claimed it has gone; this one is another
+        assert claim(drivers, "other", "k")
+        unclaim(drivers, "mine", "k")  # not its own
+        assert not claim(drivers, "mine", "k")
+        unclaim(drivers, "other", "k")
+        assert claim(drivers, "mine", "k")
+
+
+@pytest.mark.parametrize("before", [None, {"sweep": "of a dead driver"}, {"sweep": "mine"}, {}])
+def test_of_two_that_claim_a_trial_at_once_one_is_refused(
+    ledger: Ledger, before: Json | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drivers = Drivers(ledger)
+    if before is not None:
+        ledger.write_json("claims/k.json", before | this_process() | {"started": "earlier"})
+    read, claimed = DiskFile.read, list[bool]()
+
+    def read_by_both(self: DiskFile) -> Content | None:
+        content = read(self)
+        if not claimed:  # the other one claims it between our look and our write
+            claimed.append(False)
+            claimed[0] = claim(drivers, "other", "k")
+        return content
+
+    with Lease(ledger, "mine"), Lease(ledger, "other"):
+        monkeypatch.setattr(DiskFile, "read", read_by_both)
+        assert not claim(drivers, "mine", "k")
+        assert claimed == [True]
+        assert (ledger.read_json("claims/k.json") or {})["sweep"] == "other"
+
+
+def test_claims_keep_no_file_open(ledger: Ledger) -> None:
+    drivers = Drivers(ledger)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert all(claim(drivers, "mine", f"{number}") for number in range(20))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
 
 @pytest.mark.parametrize("sweep", ["../../other", "/etc/passwd", "", "a\nb", None, ["other"]])
 def test_a_claim_that_names_no_sweep_claims_nothing(ledger: Ledger, sweep: object) -> None:
     ledger.write_json("claims/k.json", {"sweep": sweep} | this_process())
-    assert not elsewhere(Drivers(ledger), "mine", "k")
+    assert claim(Drivers(ledger), "mine", "k")
 
 
 @pytest.mark.parametrize("name", ["held", "clock", "pid", "host", "started", "boot"])
@@ -382,6 +436,7 @@ def test_a_lease_that_somebody_made_up_is_watched_and_harms_no_terminal(
 ) -> None:
     there, here = Place("another boot"), Place()
     lease = json.loads(held(ledger, there)._sign()) | {name: value}
+    del lease["check"]
     here.meanwhile = lambda time: ledger.write_json("leases/s.json", lease | {"beat": time})
     ledger.write_json("leases/s.json", lease)
     with pytest.raises(LeaseHeldError) as busy:
@@ -396,11 +451,12 @@ def test_trial_of_a_silent_driver_of_another_host_is_waited_for_a_minute(ledger:
     here = Place()
     drivers = Drivers(ledger, here)
     for _ in range(int(SILENCE / BEAT)):
-        assert elsewhere(drivers, "mine", "k")
+        assert not claim(drivers, "mine", "k")
         here.time += BEAT
-    assert not elsewhere(drivers, "mine", "k")
+    assert claim(drivers, "mine", "k")
+    ledger.write_json("claims/k.json", {"sweep": "other"} | there)
     ledger.write_json("leases/other.json", {"owner": "x", "beat": 0} | there)
-    assert elsewhere(drivers, "mine", "k")
+    assert not claim(drivers, "mine", "k")
 
 
 # A real process
@@ -410,7 +466,7 @@ import sys, time
 from functools import partial
 from sweeps.cli.run import _end_at_once
 from sweeps.store.lease import Lease
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Json, Ledger
 ledger = Ledger(sys.argv[1])
 with Lease(ledger, "s", on_lost=_end_at_once) as lease:
     guarded = Ledger(sys.argv[1], lease.check)
@@ -586,7 +642,7 @@ def test_lease_names_what_a_reader_wants(ledger: Ledger) -> None:
     with Lease(ledger, "s"):
         lease = json.loads(ledger.read("leases/s.json") or b"")
         assert lease.keys() == {
-            "owner", "since", "beat", "held", "clock", "locked", "pid", "host", "started", "boot", "pid_namespace",
+            "check", "owner", "since", "beat", "held", "clock", "locked", "pid", "host", "started", "boot", "pid_namespace",
         }  # fmt: skip
         assert abs(lease["beat"] - time.time()) < 5
         assert (driver(ledger, "s") or {})["owner"] == lease["owner"]
