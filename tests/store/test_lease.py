@@ -642,7 +642,8 @@ def test_lease_names_what_a_reader_wants(ledger: Ledger) -> None:
     with Lease(ledger, "s"):
         lease = json.loads(ledger.read("leases/s.json") or b"")
         assert lease.keys() == {
-            "check", "owner", "since", "beat", "held", "clock", "locked", "pid", "host", "started", "boot", "pid_namespace",
+            "owner", "since", "beat", "held", "clock", "locked", "pid", "host", "started", "boot", "pid_namespace",
+            "check",
         }  # fmt: skip
         assert abs(lease["beat"] - time.time()) < 5
         assert (driver(ledger, "s") or {})["owner"] == lease["owner"]
