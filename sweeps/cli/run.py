@@ -205,7 +205,7 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
             today = _current_plan(asked, settings, fingerprints)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits((*today.to_do, *today.pending), settings.data_dir)
-            settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(declared))
+            settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
             code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
             return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)

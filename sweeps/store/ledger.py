@@ -22,6 +22,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 import traceback
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 T = TypeVar("T")
 IDENTITY = "ledger.json"  # the file with the name of a ledger
+PLACE = ".place.json"  # the file that says where the ledger lay when it was last asked for its name
 SETTLE = 1.0  # seconds in which two processes that name a ledger at once see who wrote last
 
 
@@ -62,6 +64,15 @@ def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
 def checksum(value: Mapping[str, Any]) -> str:
     """Return the checksum of a result, without which a flipped bit would be a wrong number in a table."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity_bytes(fresh: Mapping[str, str]) -> bytes:
+    return (json.dumps({**fresh, "check": checksum(fresh)}) + "\n").encode()
+
+
+def _named_twice(name: str) -> dict[str, str]:
+    """Return what the file of a ledger's name says."""
+    return {"id": name, "again": name}
 
 
 def unguarded() -> None:
@@ -107,41 +118,55 @@ class Ledger:
         A copy of the folder gets a name of its own, where it can be told from its original: by the place that stands
         beside the name.
         """
-        known, place = self.read_json(IDENTITY) or {}, self._place()
-        if not known.get("id"):
-            fresh = uuid.uuid4().hex
-            self._write_once(IDENTITY, (json.dumps({"id": fresh} | place) + "\n").encode())
-            return str((self.read_json(IDENTITY) or {}).get("id") or fresh)
-        name = str(known["id"])
-        if any(known.get(key) != value for key, value in place.items()):
-            name = uuid.uuid4().hex if self._is_copy(known, place) else name
-            self.write_json(IDENTITY, {"id": name} | place)
-        return name
+        known = self._known_identity(IDENTITY)
+        if not known:
+            fresh = _named_twice(uuid.uuid4().hex)
+            self._write_once(IDENTITY, _identity_bytes(fresh))
+            known = self._known_identity(IDENTITY) or str(fresh["id"])
+            self.write_json(PLACE, self._place())
+            return known
+        before, now = self.read_json(PLACE) or {}, self._place()
+        if before != now:
+            if self._is_copy(known, before, now):
+                fresh = _named_twice(uuid.uuid4().hex)
+                self.write(IDENTITY, _identity_bytes(fresh))
+                known = str(fresh["id"])
+            self.write_json(PLACE, now)
+        return known
 
     def _place(self) -> Json:
         """Return where this ledger lies: its path or URI and, on a disk, the host and the number of its folder."""
         if not self.local:
             return {"root": self.root}
-        folder = Path(self.path(""))
-        folder.mkdir(parents=True, exist_ok=True)
-        return {"root": self.root, "host": os.uname().nodename, "inode": folder.stat().st_ino}
+        return {"root": self.root, "host": os.uname().nodename, "inode": Path(self.path(IDENTITY)).parent.stat().st_ino}
 
-    def _is_copy(self, known: Json, place: Json) -> bool:
-        """Return whether a ledger that was named at a `known` place, and lies at another, is a copy of that one.
+    def _is_copy(self, name: str, before: Json, now: Json) -> bool:
+        """Return whether the ledger of this name, which lay at another place before, is a copy of the one there.
 
         The same path, or the same folder of a disk, is no copy. On another host nobody can tell; a copy harms less
         under a name of its own than two folders under one.
         """
-        root = known.get("root", place["root"])  # an earlier version wrote no place
-        if root == place["root"] or ("inode" in place and known.get("inode") == place["inode"]):
+        root = before.get("root", now["root"])  # an earlier version wrote no place
+        if root == now["root"] or ("inode" in now and before.get("inode") == now["inode"]):
             return False
-        if self.local and known.get("host") != place["host"]:
+        if self.local and before.get("host") != now["host"]:
             return True
         try:
-            original = Ledger(str(root)).read_json(IDENTITY) or {}
+            return Ledger(str(root))._known_identity(IDENTITY) == name
         except (OSError, ValueError):
             return False
-        return original.get("id") == known["id"]
+
+    def _known_identity(self, name: str) -> str:
+        """Return the name of the ledger in a file; where one bit of that is wrong, its second copy or its checksum."""
+        whole = self.read_json(name)
+        if whole is not None and whole.get("id"):
+            return str(whole["id"])
+        content = self.read(name) or b""
+        copies = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
+        for copy in copies:
+            if copies.count(copy) > 1 or checksum(_named_twice(copy)).encode() in content:
+                return copy
+        return ""
 
     def path(self, name: str) -> str:
         """Return the full path of `name` on the ledger's file system.
@@ -246,8 +271,13 @@ class Ledger:
             system.delete_file(path)
 
     def read_json(self, name: str) -> Json | None:
-        """Return the JSON object in `name`, its texts printable; None where the file is missing or damaged."""
+        """Return the JSON object in `name`, its texts printable; None where the file is missing or damaged.
+
+        A file that holds a checksum is damaged where that does not match.
+        """
         content, value = self._raw_json(name)
+        if value is not None and "check" in value and value.pop("check") != checksum(value):
+            return None
         return value if value is None else printable_json(content, value)
 
     def read_checked(self, name: str) -> Json | None:
@@ -269,6 +299,11 @@ class Ledger:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object under `name`, atomically."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=True) + "\n").encode())
+
+    def write_note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON object with its checksum under `name`, atomically: `read_json` finds out a flipped bit."""
+        plain = json.loads(json.dumps(value, allow_nan=True))
+        self.write_json(name, {**plain, "check": checksum(plain)})
 
     # Trials
 
@@ -314,7 +349,7 @@ class Ledger:
     def add_attempt(self, key: str, attempt: Mapping[str, Any]) -> None:
         """Record one more failed attempt of trial `key`."""
         number = len(self.names(f"attempts/{key}")) + 1
-        self.write_json(f"attempts/{key}/{number:04d}.json", attempt)
+        self.write_note(f"attempts/{key}/{number:04d}.json", attempt)
 
     def tracked(self, key: str, sweep: str) -> Json:
         """Return the note of a trial's run in MLflow: that of `sweep`, else the last one; empty where there is none."""

@@ -125,12 +125,27 @@ def test_vote_and_note_go_with_the_trainings_that_they_are_of(store: Store, ledg
     assert run.data.metrics[AVERAGE] == 45.0
     assert "40.00" not in run.data.tags[NOTE]
     assert "report.run" not in run.data.tags
-    assert "2 of the 2 trainings" in run.data.tags[NOTE]
+    assert "2 of 2 trainings" in run.data.tags[NOTE]
     publish_report(store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, trials, {VOTE: 20.0}))
     run = cell_run(MlflowRuns(store, ledger, PLACEMENT))
     assert (run.data.metrics[AVERAGE], run.data.metrics[VOTE]) == (45.0, 20.0)
     assert "45.00" in run.data.tags[NOTE]
     assert "paper/test_top1_err" not in run.data.metrics  # a verdict that the report no longer gives
+
+
+def test_report_of_fewer_trainings_is_no_longer_named(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(2)]
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    train(projection, trials[:1], (40.0,))
+    publish_report(
+        store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, trials[:1], {PARAMETERS: 1.0})
+    )
+    before = cell_run(projection)
+    assert before.data.tags["report.run"] == before.info.run_id
+    train(projection, trials, (40.0, 50.0))
+    after = cell_run(projection)
+    assert after.info.run_id == before.info.run_id  # no number of it was wrong: the run stays
+    assert "report.run" not in after.data.tags
 
 
 def test_a_trial_trained_anew_to_another_error_has_a_new_run(store: Store, ledger: Ledger) -> None:
