@@ -165,7 +165,7 @@ class Ledger:
         copies = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
         for copy in copies:
             if copies.count(copy) > 1 or checksum(_named_twice(copy)).encode() in content:
-                return copy
+                return str(copy)
         return ""
 
     def path(self, name: str) -> str:
