@@ -36,7 +36,7 @@ def connected(uri: str, tell: Callable[[str], None] = lambda _: None) -> MlflowC
         from sweeps.tracking.sqlite_store import prepare
 
         prepare(file, tell)
-    elif urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
+    elif urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql"):
         _reach_database(uri)
     client = client_of(uri)
     with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=f"{PATIENCE:.0f}"):
