@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +39,7 @@ from sweeps.experiment.plan import (
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, elsewhere, unclaim
-from sweeps.store.ledger import Json
+from sweeps.store.ledger import Json, with_room
 from sweeps.training.shared_batches import StreamKey
 
 os.environ.update(ray_runtime.TUNE_SETTINGS)
@@ -125,7 +126,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             more_may_come = not session.stopping and bool(self.waiting or self.running)
             return None if more_may_come else "FINISHED"
         for trial in group:
-            claim(session.ledger, session.sweep.title, trial.key)
+            with_room(partial(claim, session.ledger, session.sweep.title, trial.key), lambda: session.stopping)
         self.running[trial_id], self.members[trial_id] = group, [trial.key for trial in group]
         for trial in group:
             self._notify("started", trial, {})

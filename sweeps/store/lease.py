@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
 
+from sweeps.store.foreign import printable_json
 from sweeps.store.lease_file import Content, LeaseFile, StoreFile, lease_file
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.process import Host, system, this_process
@@ -296,7 +297,7 @@ def _parsed(content: Content | None) -> Json:
         value = json.loads(content.text) if content is not None else {}
     except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
+    return printable_json(content.text, value) if content is not None and isinstance(value, dict) else {}
 
 
 def _number(lease: Json, name: str) -> float:

@@ -27,6 +27,7 @@ from sweeps.experiment.plan import Sweep, has_failed
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.foreign import relative
+from sweeps.store.integrity import checked, noted_damage
 from sweeps.store.ledger import Json, Ledger
 from sweeps.tracking.fenced_client import fenced
 from sweeps.tracking.layout import (
@@ -173,6 +174,9 @@ class MlflowRuns:
     def sync_trial(self, trial: Trial, state: str) -> bool:
         """Bring a trial's run to what the ledger says, its status to `state` without a result; return if it has one."""
         key, result = trial.key, self.ledger.result(trial.key)
+        if result is not None and (why := checked(self.ledger, key, result)):
+            self._mark_damaged(trial, why)
+            return False
         history = self._history(key, result)
         run = self.runs.get(key)
         measured = _finite(result["metrics"]) if result is not None else {}
@@ -200,6 +204,12 @@ class MlflowRuns:
             state = "FAILED"
         self._set_status(run, state)
         return False
+
+    def _mark_damaged(self, trial: Trial, why: str) -> None:
+        """Say on a trial's run that a file of it is damaged, and leave its numbers and files as they are."""
+        run = self.runs.get(trial.key) or self._create_trial_run(trial, None)
+        self.client.set_tag(run, "error", why)
+        self._set_status(run, "FAILED")
 
     def _history(self, key: str, result: Json | None) -> list[Row]:
         """Return the epochs of a trial as far as they are durable."""
@@ -311,7 +321,8 @@ class MlflowRuns:
         Where they change, the report's note and vote are of other trainings: they go, until the next report.
         """
         trials = list(trials)
-        results = self.ledger.results(trial.key for trial in trials)
+        damaged = noted_damage(self.ledger)
+        results = self.ledger.results(trial.key for trial in trials if trial.key not in damaged)
         params = self._params_of_cell(cell, trials)
         numbers = cell_metrics((trial, results[trial.key]["metrics"]) for trial in trials if trial.key in results)
         digest = trainings_digest(results)

@@ -275,7 +275,10 @@ def test_one_unreadable_picture_in_a_thousand_is_the_most(tmp_path: Path, monkey
 
     drawn = synthetic.picture
     monkeypatch.setattr(synthetic, "picture", damaged)
-    with pytest.raises(ValueError, match=r"^2 of 250 unreadable: 5 \(cannot be read\); 17 \(cannot be read\)\. At most 1 may be left out$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^2 of 250 unreadable: 5 \(cannot be read\); 17 \(cannot be read\)\. At most 1 may be left out$",
+    ):
         prepare("synthetic:size=16,train=250,test=10", tmp_path, writer="native")
 
 
