@@ -17,7 +17,8 @@ from importlib import import_module
 from pathlib import Path
 
 from data.availability import ensure_dataset
-from data.datasets import cores, dataset
+from data.cores import cores
+from data.datasets import dataset
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.trial import Cell
 from sweeps.training.rehearsal import Rehearsal, rehearse

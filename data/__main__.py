@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from data.datasets import SPLITS, Sidecar, beton_path, cores, data_dir, dataset, read_sidecar
+from data.cores import cores
+from data.datasets import SPLITS, Sidecar, beton_path, data_dir, dataset, read_sidecar
 from data.interrupts import INTERRUPTED
 from data.storage import Progress
 

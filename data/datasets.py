@@ -107,11 +107,6 @@ def beton_path(name: str, split: str, where: Path) -> Path:
     return where / f"{stem(name)}-{split}.beton"
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def crop_of(size: int) -> int:
     """Return the side of a training view: 7/8 of the stored side in steps of 8 (256 -> 224, 72 -> 64)."""
     return 8 * round(7 * size / 64)

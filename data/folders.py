@@ -77,18 +77,18 @@ class _Tally:
             notes.append(f"left out by name, no class: {_some(sorted(self.junk))}")
         if self.empty:
             notes.append(f"left out, without pictures of its own: {_some(sorted(self.empty))}")
-        for counts, what in (
-            (self.below, "pictures in folders below a class"),
-            (self.beside, "pictures beside the folders that are taken"),
-            (self.suffixes, "files with other suffixes than a picture's"),
+        for counts, noun, where in (
+            (self.below, "picture", "in folders below a class"),
+            (self.beside, "picture", "beside the folders that are taken"),
+            (self.suffixes, "file", "with other suffixes than a picture's"),
         ):
             if counts:
-                examples = _some([f"{shown(name)} ({count:,})" for name, count in counts.most_common()])
-                notes.append(f"not taken, {counts.total():,} {what}: {examples}")
+                examples = _some([f"{name} ({count:,})" for name, count in counts.most_common()])
+                notes.append(f"not taken, {_count(counts.total(), noun)} {where}: {examples}")
         if self.hidden:
-            notes.append(f"not taken, {self.hidden:,} pictures whose names begin with a dot")
+            notes.append(f"not taken, {_count(self.hidden, 'picture')} named with a dot in front")
         if self.special:
-            notes.append(f"not taken, {self.special:,} that are no files: devices, sockets or pipes")
+            notes.append(f"not taken, {_count(self.special, 'pipe, socket or device', 'pipes, sockets or devices')}")
         return notes
 
 
@@ -98,7 +98,7 @@ def list_pictures(root: Path, folders: Mapping[str, Path]) -> Listing:
     files = {split: _classes(root, folder, tally) for split, folder in folders.items()}
     if root not in folders.values():
         taken = {folder.name for folder in folders.values()}
-        _count_beside(root, root, [entry for entry in os.scandir(root) if entry.name not in taken], tally)
+        _count_beside(root, root, [entry for entry in _entries(root) if entry.name not in taken], tally)
     notes = tally.notes()
     if "val" in files and "test" in files:
         count = sum(map(len, files["val"].values()))
@@ -135,7 +135,7 @@ def _classes(root: Path, folder: Path, tally: _Tally) -> dict[str, tuple[File, .
     """Return the pictures of each class in the folder of a split."""
     classes = {}
     loose = []
-    for entry in os.scandir(folder):
+    for entry in _entries(folder):
         if not entry.is_dir():
             loose.append(entry)
         elif _is_junk(entry.name):
@@ -152,7 +152,7 @@ def _classes(root: Path, folder: Path, tally: _Tally) -> dict[str, tuple[File, .
 def _pictures(root: Path, folder: Path, tally: _Tally) -> tuple[File, ...]:
     """Return the pictures that lie in the folder of a class itself."""
     files = []
-    for entry in os.scandir(folder):
+    for entry in _entries(folder):
         if entry.is_dir():
             if not _is_junk(entry.name) and (count := _count_below(entry.path)):
                 tally.below[os.path.relpath(entry.path, root)] += count
@@ -166,6 +166,12 @@ def _pictures(root: Path, folder: Path, tally: _Tally) -> tuple[File, ...]:
         else:
             files.append(File(entry.path, _size(entry)))
     return tuple(sorted(files))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, by name."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def _size(entry: os.DirEntry[str]) -> int:
@@ -198,6 +204,10 @@ def _count_below(folder: str) -> int:
 
 def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def _some(names: list[str]) -> str:

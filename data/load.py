@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from data import beton, ffcv_patches
-from data.datasets import Ints, Sidecar, cores
+from data.cores import cores
+from data.datasets import Ints, Sidecar
 
 READERS = ("ffcv", "threads")
 _AHEAD = 3  # batches decoded in advance

@@ -21,6 +21,7 @@ import numpy as np
 
 from data import beton
 from data.changes import check_unchanged
+from data.cores import cores
 from data.datasets import (
     RAW_UP_TO,
     SPLITS,
@@ -28,7 +29,6 @@ from data.datasets import (
     Sidecar,
     beton_path,
     canonical,
-    cores,
     is_partial,
     stem,
 )

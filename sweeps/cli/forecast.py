@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from data.cores import cores
 from data.datasets import DataSet, dataset
 from sweeps.cli.settings import Settings
 from sweeps.execution.resources import TrialResources, resolve_resources
@@ -118,7 +119,7 @@ def forecast_before_start(plan: Plan, settings: Settings) -> str:
     gpus = (request.gpus or max(1.0, request.ranks)) if cuda else 0.0
     resources = resolve_resources(replace(request, gpus=gpus), [], False)
     facts = {name: dataset(name, settings.data_dir) for name in plan.sweep.datasets}
-    slots = devices / gpus if cuda else (os.cpu_count() or 1) / max(resources.cpus, 1e-9)
+    slots = devices / gpus if cuda else cores() / max(resources.cpus, 1e-9)
     at_once = request.max_concurrent or max(1, int(slots))
     forecast = Forecast(plan, settings, facts, resources, at_once)
     sentence = forecast.sentence((trial, 0) for trial in (*plan.to_do, *plan.pending))

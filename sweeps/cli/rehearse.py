@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from data import availability
-from data.datasets import cores
+from data.cores import cores
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.experiment.plan import Sweep

@@ -9,18 +9,21 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import availability
+from data.cores import cores
 from data.datasets import DataSet, dataset
 from data.interrupts import deferred_interrupts
 from data.storage import unmounted_above
 from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.cli.summary import print_summary
+from sweeps.cli.summary import print_summary, reconcile_command
 from sweeps.execution import packing
+from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import (
     TrialResources,
     check_rank_batches,
@@ -35,12 +38,17 @@ from sweeps.store.checkpoint_header import progress
 from sweeps.store.lease import driver, owner_text
 from sweeps.store.ledger import Json
 from sweeps.store.leftovers import remove_leftovers
+from sweeps.tracking.store_errors import place
 from sweeps.training.runtime import RuntimeConfig
 
 if TYPE_CHECKING:
     from sweeps.cli.live_view import LiveView
     from sweeps.execution.session import DriverState
+    from sweeps.store.lease import Lease
     from sweeps.tracking.tracker import Tracker
+
+STARTED_OVER = "CRELU_STARTED_OVER"  # how often this process has begun its command anew
+MAX_STARTED_OVER = 3
 
 
 def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
@@ -157,7 +165,7 @@ def _no_resources(today: Plan, settings: Settings) -> str:
         name: availability.expected_pictures(name, settings.data_dir)[0] for name in _expected_names(today, settings)
     }
     trials = [trial for trial in (*today.to_do, *today.pending) if trial.cell.dataset in facts]
-    machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(visible_gpus())}
+    machine = {"CPU": float(cores()), "GPU": float(visible_gpus())}
     try:
         check_rank_batches(trials, facts, resolve_resources(settings.resources, [machine], True).ranks)
     except ValueError as error:
@@ -200,21 +208,34 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
         with Lease(settings.ledger, sweep.title, tell, _end_at_once) as lease:
-            settings = dataclasses.replace(settings, guard=lease.check)
+            settings = dataclasses.replace(settings, guard=lease.check, start_over=partial(_start_over, lease))
             with suppress(OSError):
                 remove_leftovers(settings.ledger)
             today = _current_plan(asked, settings, fingerprints)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits((*today.to_do, *today.pending), settings.data_dir)
             settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(declared))
-            code = _run(declared, today, settings, facts, fingerprints)
-            if today.to_do:
-                today = plan(asked, settings.ledger, fingerprints)
-                declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
+            code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
             return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
     except (LeaseHeldError, LeaseLostError) as busy:
         raise ValueError(str(busy)) from None
+
+
+def _start_over(lease: Lease, reason: str) -> None:
+    """Begin this command anew in this process, from a thread, where the main thread waits for a Ray that has died."""
+    from sweeps.execution import ray_runtime
+
+    ray_runtime.kill_ray()
+    lease.__exit__(None, None, None)
+    times = int(os.environ.get(STARTED_OVER, "0")) + 1
+    if times > MAX_STARTED_OVER:
+        _end_at_once(f"{reason}, the {times}th time; the same command resumes")
+    cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # the live view has hidden it
+    with suppress(OSError):
+        os.write(2, f"{cursor}\n{reason}; starting over, trials go on from their checkpoints\n".encode())
+    os.environ[STARTED_OVER] = f"{times}"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _end_at_once(reason: str) -> None:
@@ -297,23 +318,16 @@ def _forget_stale(today: Plan, settings: Settings) -> bool:
 
 def _run(
     declared: Plan, today: Plan, settings: Settings, facts: Mapping[str, DataSet], fingerprints: dict[str, str]
-) -> ExitCode:
+) -> tuple[ExitCode, Plan, Plan]:
     """Train what today's plan lacks while a tracker brings MLflow up to date with all of the declared one.
 
-    Return the exit code so far.
+    Return the exit code so far, and both plans as they are then.
     """
-    from sweeps.tracking.mlflow_runs import Store, is_tracked
+    from sweeps.cli.live_view import LiveView
+    from sweeps.tracking.run_index import Store
+    from sweeps.tracking.tracker import Tracker
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
-    untracked = [
-        status.trial
-        for status in declared.statuses
-        if status.result is not None and not is_tracked(settings.ledger, store, declared.sweep.title, status.result)
-    ]
-    if not today.to_do and not untracked:
-        return ExitCode.DONE
-    from sweeps.cli.live_view import LiveView
-    from sweeps.tracking.tracker import Tracker
 
     code = ExitCode.DONE
     live = sys.stdout.isatty() and "CI" not in os.environ
@@ -325,16 +339,26 @@ def _run(
             if status.state == "running":
                 view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
         tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
-        tracker.register(status.trial for status in declared.statuses)
-        for trial in untracked:
-            tracker.enqueue(trial)
+        _register(tracker, declared)
         if today.to_do:
             code = _run_trials(today, settings, facts, fingerprints, view, tracker)
+            is_all = today.sweep == declared.sweep
+            today = plan(today.sweep, settings.ledger, fingerprints)
+            declared = today if is_all else plan(declared.sweep, settings.ledger, fingerprints)
+            _register(tracker, declared)
         missing = tracker.close(20.0 if code == ExitCode.INTERRUPTED else 120.0)
-        if missing:
-            runs = f"{count(missing, 'run')} not in MLflow at {store.uri} yet"
-            view.log(f"{runs} ({tracker.error}); the same command sends what is missing")
-    return code
+    if missing:
+        why = f" ({tracker.trouble})" if tracker.trouble.reason else ""
+        print(f"{count(missing, 'run')} not in MLflow at {place(store.uri)} yet{why}", file=sys.stderr)
+        print(f"mend that, then   {reconcile_command(declared.sweep, settings)}", file=sys.stderr)
+        code = ExitCode.UNTRACKED if code == ExitCode.DONE else code
+    return code, declared, today
+
+
+def _register(tracker: Tracker, plan: Plan) -> None:
+    """Let the tracker compare MLflow with the trials of a plan, none of which trains now."""
+    skipped = [status.trial.key for status in plan.statuses if status.state == "skipped"]
+    tracker.register((status.trial for status in plan.statuses), skipped)
 
 
 def _run_trials(
@@ -348,7 +372,9 @@ def _run_trials(
     """Start or join Ray and run the trials; return the exit code that this led to."""
     from sweeps.cli.interrupts import GracefulInterrupt
 
-    view.log(f"{count(len(today.to_do), 'trial')} to train; starting Ray")
+    doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
+    view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
+    check_answers(settings.address)
     with deferred_interrupts():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
@@ -396,6 +422,8 @@ def _run_trials(
         fingerprints=fingerprints,
         shapes={name: (fact.classes, fact.crop) for name, fact in facts.items()},
         limits=settings.limits,
+        say=view.log,
+        start_over=settings.start_over,
     )
     _set_pack_policy(state, forecast, view)
     log_forecast()

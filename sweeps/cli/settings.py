@@ -20,6 +20,7 @@ from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger, unguarded
+from sweeps.store.local_uris import artifacts_in
 from sweeps.store.logins import own_store
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Settings:
     price_per_gpu_hour: float = 0.0
     command: Command = field(default_factory=Command)
     guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
+    start_over: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a dead Ray holds it
 
     @property
     def ledger(self) -> Ledger:
@@ -77,7 +79,7 @@ class Settings:
     @property
     def artifacts(self) -> str:
         """Return where a new experiment keeps its artifacts; empty where a server decides."""
-        return f"{self.output}/mlartifacts" if self.tracking_uri.startswith("sqlite") else ""
+        return artifacts_in(self.output) if self.tracking_uri.startswith("sqlite") else ""
 
 
 def settle(cells: Sequence[Cell], options: argparse.Namespace) -> Settings:

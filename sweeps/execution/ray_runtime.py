@@ -13,8 +13,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+
+import psutil
+
+from data.cores import cores
 
 # Ray reads these when it is imported.
 os.environ.update(
@@ -30,6 +34,11 @@ os.environ.update(
 
 import ray
 from ray._private.node import Node
+from ray._private.services import get_ray_address_from_environment
+from ray.exceptions import AuthenticationError
+
+from sweeps.execution.cluster_address import check_answers
+from sweeps.experiment.wording import count
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -50,6 +59,18 @@ TUNE_SETTINGS = {
 UNUSED_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
 AUTOSCALER = "~/ray_bootstrap_config.yaml"  # on a head that `ray up` has started
 RETRIES = 2  # of a task whose process or node is lost
+SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # the longest below Ray's folder
+SOCKET_BYTES = 107  # that the name of a socket may have
+SHARED_MEMORY = "/dev/shm"
+LEAST_SHARED_MEMORY = 75 << 20  # bytes: the smallest store of objects that Ray starts
+LIVENESS_POLL = 2.0  # seconds between two looks at Ray's processes while tasks run
+
+
+class RayDiedError(BaseException):
+    """A process of the Ray that was started here has died.
+
+    No Exception: Tune would clean up first after one, by calls to a Ray that no longer answers.
+    """
 
 
 # The cluster --------------------------------------------------------------------------------------------------------
@@ -65,19 +86,44 @@ def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _without_signal_handlers():
         if address == "local":
-            _start(num_cpus=cpus or os.cpu_count(), include_dashboard=False, **silent)
+            _start(num_cpus=cpus or cores(), include_dashboard=False, **silent)
         else:
-            try:
-                ray.init(address, **silent)
-            except (ConnectionError, RuntimeError) as error:
-                raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+            _join(address, **silent)
     atexit.unregister(_exit)
     atexit.register(_exit)
     return dict(ray.cluster_resources())
 
 
+def _join(address: str, **options: Any) -> None:
+    """Join the cluster at `address`; ValueError where none answers, or none that lets us in."""
+    try:
+        # A cluster that has ended leaves its address in a file, which Ray believes for ten minutes.
+        check_answers(get_ray_address_from_environment("auto", None) if address == "auto" else address)
+        ray.init(address, **options)
+    except AuthenticationError:
+        raise ValueError(
+            f"the Ray cluster at {address} asks for a token that this machine does not have: copy the cluster's "
+            f"~/.ray/auth_token to {os.path.expanduser('~/.ray/auth_token')} and set RAY_AUTH_MODE=token"
+        ) from None
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+
+
+def check_temporary_folder() -> None:
+    """Raise ValueError where the folder for Ray's sockets has too long a name for a socket."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+    folder = os.environ.get(name) or "/tmp"
+    excess = len(os.fsencode(os.path.join(folder, SOCKET))) - SOCKET_BYTES
+    if excess > 0:
+        raise ValueError(
+            f"{name} is {count(excess, 'byte')} too long for Ray's sockets: {folder}; set RAY_TMPDIR to a folder with "
+            f"a short name, as in RAY_TMPDIR=/tmp"
+        )
+
+
 def _start(**options: Any) -> None:
     """Start Ray here; twice, since on a very busy machine Ray may wait in vain for its own processes."""
+    check_temporary_folder()
     for last in (False, True):
         try:
             with _without_services():
@@ -88,8 +134,20 @@ def _start(**options: Any) -> None:
             if last:
                 raise ValueError(
                     f"Ray does not start on this machine, which may be too busy or short of memory or disk: "
-                    f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+                    f"{(str(error).strip() or type(error).__name__).splitlines()[0]}{_shared_memory_remedy()}"
                 ) from None
+
+
+def _shared_memory_remedy() -> str:
+    """Return what helps where there is little shared memory, as the end of a sentence; empty where there is enough."""
+    try:
+        state = os.statvfs(SHARED_MEMORY)
+        free = state.f_bavail * state.f_frsize
+    except OSError:
+        free = 0
+    if free >= LEAST_SHARED_MEMORY:
+        return ""
+    return f"; {SHARED_MEMORY} has only {free >> 20} MiB free: in a container, start it with --shm-size=1g"
 
 
 @contextmanager
@@ -129,6 +187,61 @@ def _exit() -> None:
 def shutdown_ray() -> None:
     """Leave the cluster, with an end to its tasks and, where it was started here, to itself."""
     ray.shutdown()
+
+
+def death() -> str:
+    """Return which process of the Ray started here has died, as a sentence; empty where none has.
+
+    Raylet and GCS are looked at: the raylet ends with each of its agents. A cluster that was joined has none of them.
+    """
+    node = ray._private.worker._global_node
+    for name, process in node.dead_processes() if node is not None else ():
+        code = process.poll()
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"Ray's {name} has died ({how})"
+    return ""
+
+
+def check_alive() -> None:
+    """Raise RayDiedError where a process of the Ray that was started here has died."""
+    sentence = death()
+    if sentence:
+        raise RayDiedError(sentence)
+
+
+def restart_ray() -> None:
+    """Start Ray here anew in place of one that has died. ValueError where none starts."""
+    node = ray._private.worker._global_node
+    cpus = int(node.get_resource_and_label_spec().num_cpus)
+    family = _family(node)
+    shutdown_ray()
+    _kill(family)
+    init_ray("local", cpus)
+
+
+def kill_ray() -> None:
+    """Kill all processes of the Ray that was started here, without a word to any of them."""
+    node = ray._private.worker._global_node
+    if node is not None:
+        _kill(_family(node))
+        for _, process in node.live_processes():
+            process.kill()
+
+
+def _family(node: Node) -> frozenset[str]:
+    """Return the processes that have started a node's workers and agents, as those know them."""
+    return frozenset(f"{info.process.pid}" for info in node.all_processes.get("raylet", ()))
+
+
+def _kill(family: frozenset[str]) -> None:
+    """Kill the workers and agents of these raylets, known by a variable that Ray gives them.
+
+    A worker that lived on would train the same trial as its successor.
+    """
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("RAY_RAYLET_PID") in family:
+                process.kill()
 
 
 def drain(reason: str, seconds: int) -> None:
@@ -185,10 +298,10 @@ def worker_types(file: Mapping[str, Any]) -> list[tuple[dict[str, float], int]]:
 def max_slots(file: Mapping[str, Any], cpus: float, gpus: float) -> int:
     """Return how many tasks of so many CPUs and GPUs run at once when an autoscaler has started all machines it may."""
     machines_left, total = int(file.get("max_workers") or 0), 0
-    by_slots = sorted(((slots(kind, cpus, gpus), count) for kind, count in worker_types(file)), reverse=True)
-    for slots_each, count in by_slots:
-        total += slots_each * min(count, machines_left)
-        machines_left -= min(count, machines_left)
+    by_slots = sorted(((slots(kind, cpus, gpus), most) for kind, most in worker_types(file)), reverse=True)
+    for slots_each, most in by_slots:
+        total += slots_each * min(most, machines_left)
+        machines_left -= min(most, machines_left)
     return total
 
 
@@ -222,7 +335,14 @@ def map_tasks(
     waiting = {task.remote(item): item for item in items}
     while waiting:
         value: R | str
-        (ready,), _ = ray.wait([*waiting], num_returns=1)
+        arrived, _ = ray.wait([*waiting], num_returns=1, timeout=LIVENESS_POLL)
+        if not arrived:
+            sentence = death()
+            if sentence:
+                yield from ((item, sentence) for item in waiting.values())
+                return
+            continue
+        (ready,) = arrived
         try:
             value = ray.get(ready)
         except Exception as error:

@@ -51,6 +51,8 @@ class DriverState:
     limits: Limits = Limits()
     work: str = ""
     pack_policy: Callable[[], PackPolicy] = PackPolicy
+    say: Callable[[str], None] = print  # shows a sentence to the user
+    start_over: Callable[[str], None] = print  # begins the command anew where Ray has died and holds the main thread
     # What was seen so far.
     stopping: bool = False
     over_budget: bool = False

@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
@@ -38,17 +39,19 @@ from sweeps.experiment.plan import (
 )
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
-from sweeps.store.lease import claim, elsewhere, unclaim
+from sweeps.store.lease import claim, unclaim
 from sweeps.store.ledger import Json, with_room
 from sweeps.training.shared_batches import StreamKey
 
 os.environ.update(ray_runtime.TUNE_SETTINGS)
 
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 MAX_FRUITLESS_SESSIONS = 3  # Tuners in a row without a finished epoch, after which the driver gives up
+STUCK_SECONDS = 10.0  # for which a Tuner may hold on to a Ray that has died
 PACKAGES = Path(__file__).resolve().parents[2]  # holds sweeps, data and crelu_models
 TRACE_LINE = re.compile(r'File "(?:[^"]*/)?((?:sweeps|data|crelu_models)/[\w/]+\.py)", line (\d+)')
 
@@ -71,6 +74,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.failed = {key for key, attempts in session.ledger.failed().items() if has_failed(attempts)}
         self.insisted = set(session.ledger.names("insisted"))
         self.running: dict[str, list[Trial]] = {}  # by Tune's name: one trial, or the members of a pack
+        self.chosen: list[Trial] = []  # for the worker that is asked for now
         self.members: dict[str, list[str]] = {}  # keys of all that share a pack's time, also after they have left it
         self.pack_limits: dict[StreamKey, int] = {}  # members that memory allows, by kind of pack
         self.probes: set[str] = set()  # Tune's names of trials that leave after an epoch
@@ -103,7 +107,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _missing_trials(self) -> list[Trial]:
         """Return the trials that are neither done, running, failed nor set aside; the next one stands last."""
-        excluded = {trial.key for pack in self.running.values() for trial in pack} | self.failed | self.set_aside
+        taken = {trial.key for pack in (*self.running.values(), self.chosen) for trial in pack}
+        excluded = taken | self.failed | self.set_aside
         trials = planned(self.cell_trials.values())
         self.session.planned = trials
         self.session.pending = [trial for part in self.cell_trials.values() for trial in part.pending]
@@ -118,6 +123,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> Assignment | Literal["FINISHED"] | None:
         """Return the next assignment; None while running trials may bring more; else FINISHED."""
         session = self.session
+        ray_runtime.check_alive()
         if not session.stopping and self.waiting and session.hours() >= session.limits.hours:
             self._end_for_budget()
             return None if self.running else "FINISHED"
@@ -125,9 +131,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if not group:
             more_may_come = not session.stopping and bool(self.waiting or self.running)
             return None if more_may_come else "FINISHED"
-        for trial in group:
-            with_room(partial(claim, session.ledger, session.sweep.title, trial.key), lambda: session.stopping)
-        self.running[trial_id], self.members[trial_id] = group, [trial.key for trial in group]
+        self.running[trial_id], self.members[trial_id], self.chosen = group, [trial.key for trial in group], []
         for trial in group:
             self._notify("started", trial, {})
         fingerprint = session.fingerprints.get(group[0].cell.dataset, "")
@@ -146,22 +150,38 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _next_group(self) -> list[Trial]:
         """Take the next trial off the queue with those to train beside it; none where other drivers train the rest."""
-        first = next((trial for trial in self.waiting[::-1] if self._available(trial)), None)
+        self.chosen = []
+        first = self._first_available()
         if first is None:
             return []
-        self._take([first])
+        self._choose(first)
         policy = self.session.pack_policy()
         most = self.pack_limits.get(policy.kind(first), policy.most)
         if most < 2:
-            return [first]
+            return self.chosen
         if policy.even:
             idle_workers = max(1, max_concurrent(self.session.resources) - len(self.running))
             most = min(most, -(-(len(self.waiting) + 1) // idle_workers))
         shape = self.session.shapes.get(first.cell.dataset, (10, first.cell.net.size))
-        others = policy.members_for(first, self.waiting[::-1], self._epoch_of, most, *shape)
-        others = [trial for trial in others if self._available(trial)]
-        self._take(others)
-        return [first, *others]
+        for other in policy.members_for(first, self.waiting[::-1], self._epoch_of, most, *shape):
+            # The result of one, from another sweep, may end the others' cell.
+            if any(trial.key == other.key for trial in self.waiting) and self._available(other):
+                self._choose(other)
+        return self.chosen
+
+    def _first_available(self) -> Trial | None:
+        """Return the next trial that no other driver trains; results met on the way may change the queue."""
+        passed: set[str] = set()
+        while True:
+            trial = next((trial for trial in reversed(self.waiting) if trial.key not in passed), None)
+            if trial is None or self._available(trial):
+                return trial
+            passed.add(trial.key)
+
+    def _choose(self, trial: Trial) -> None:
+        """Take a trial off the queue for the group that is being made; the queue, made anew, has it no more."""
+        self.chosen.append(trial)
+        self._take([trial])
 
     def _is_probe(self, trial: Trial) -> bool:
         """Return whether a trial is to leave after its next epoch, which shows whether it should train in a pack."""
@@ -175,11 +195,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.waiting = [trial for trial in self.waiting if trial.key not in keys]
 
     def _available(self, trial: Trial) -> bool:
-        """Return whether no driver of another sweep trains or has trained this trial; its result counts here too."""
+        """Claim a trial; return False where the driver of another sweep trains it, or has: its result counts too."""
         session = self.session
         result = session.ledger.result(trial.key)
         if result is None:
-            return not elsewhere(session.drivers, session.sweep.title, trial.key)
+            claimed = with_room(
+                partial(claim, session.drivers, session.sweep.title, trial.key), lambda: session.stopping
+            )
+            return bool(claimed)
         self._take([trial])
         self._record_result(trial, result)
         return False
@@ -193,6 +216,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         return int(checkpoints[-1].partition("-")[0]) if checkpoints else 0
 
     # What workers report ---------------------------------------------------------------------------------------------
+
+    def worker_died(self, trial_id: str) -> None:
+        """Say that the process of a trial has died; Tune starts it again."""
+        trials = self.running.get(trial_id, [])
+        if trials:
+            others = f" and {count(len(trials) - 1, 'other')}" if len(trials) > 1 else ""
+            who = f"{trials[0].cell.label} {trials[0].label}{others}"
+            self.session.say(f"the worker of {who} died; it goes on from its checkpoint")
 
     def trial_started(self, trial_id: str) -> None:
         """Start the clock of trials that have got a machine: waiting for one, on a growing cluster, costs nothing."""
@@ -222,7 +253,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Record from the ledger what became of the trials of a worker that has ended."""
-        group, session = self.running.pop(trial_id, None), self.session
+        group, session = self.running.get(trial_id), self.session
         if group is None:
             return
         # Members of a pack have equal parts of its time.
@@ -235,8 +266,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self._limit_pack(group[0], len(group) // 2)
         packed, probe = len(keys) > 1, trial_id in self.probes
         self.probes.discard(trial_id)
-        for trial in group:
+        for trial in list(group):
+            # The others still count as running: what becomes of this one may make the queue anew.
+            group.remove(trial)
             self._on_trial_end(trial, died=error and not packed, retry=packed or probe)
+        del self.running[trial_id]
         if packed:
             session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
 
@@ -254,7 +288,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _on_trial_end(self, trial: Trial, *, died: bool, retry: bool) -> None:
         try:
-            unclaim(self.session.ledger, trial.key)
+            unclaim(self.session.drivers, self.session.sweep.title, trial.key)
             self._record_outcome(trial, died, retry)
         except Exception:  # raised here it would end every trial; the next Tuner reads the ledger again
             self.set_aside.add(trial.key)
@@ -379,8 +413,11 @@ def run_trials(session: DriverState) -> None:
         folder = tempfile.mkdtemp(prefix="tune-")
         try:
             # Tune prints on standard output at every verbosity; the live view keeps its own handle of the terminal.
-            with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+            with open(os.devnull, "w") as nothing, redirect_stdout(nothing), StuckWatch(session.start_over):
                 _tuner(searcher, session, folder).fit()
+        except ray_runtime.RayDiedError as error:
+            session.errors.append(str(error))
+            _replace_ray(session, str(error))
         except Exception as error:
             session.errors.append("".join(traceback.format_exception(error)))
             time.sleep(1.0)
@@ -390,6 +427,51 @@ def run_trials(session: DriverState) -> None:
         if fruitless >= MAX_FRUITLESS_SESSIONS:
             last = session.errors[-1].strip().splitlines()[-1] if session.errors else "no error was seen"
             raise NoProgressError(f"{MAX_FRUITLESS_SESSIONS} sessions in a row brought nothing: {last}")
+
+
+def _replace_ray(session: DriverState, why: str) -> None:
+    """Start Ray anew after one of its processes has died, unless the session is stopping; say so."""
+    if session.stopping:
+        session.say(f"{why}; trials go on from their checkpoints with the next command")
+        return
+    session.say(f"{why}; starting Ray anew, trials go on from their checkpoints")
+    try:
+        ray_runtime.restart_ray()
+    except ValueError as error:
+        raise NoProgressError(f"{why}; {error}") from None
+
+
+class StuckWatch:
+    """Watch beside a Tuner: where Ray has died and the Tuner does not leave, a call to the dead Ray holds it for good.
+
+    Ray's own code would end this process after a minute. `start_over`, which gets the reason, has to do it before, in
+    this thread: the main thread handles neither exceptions nor signals meanwhile.
+    """
+
+    def __init__(self, start_over: Callable[[str], None], poll: float = 1.0, patience: float = STUCK_SECONDS) -> None:
+        """Look every `poll` seconds, and call `start_over` once Ray has been dead for `patience` seconds."""
+        self.start_over, self.poll, self.patience = start_over, poll, patience
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
+
+    def __enter__(self) -> StuckWatch:
+        """Start to watch."""
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Watch no more: the Tuner has left."""
+        self.over.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        dead_since = 0.0
+        while not self.over.wait(self.poll):
+            why, now = ray_runtime.death(), time.monotonic()
+            dead_since = (dead_since or now) if why else 0.0
+            if why and now - dead_since >= self.patience:
+                self.start_over(why)
+                return
 
 
 def _tuner(searcher: LedgerSearcher, session: DriverState, folder: str) -> tune.Tuner:
@@ -421,11 +503,23 @@ def _name(trial: TuneTrial) -> str:
 
 
 class StartCallback(tune.Callback):  # type: ignore[misc]
-    """Callback that tells the searcher when a trial gets its machine; Tune itself tells it only of results."""
+    """Callback that tells the searcher when a trial gets its machine; Tune itself tells it only of results.
+
+    Beside it, a look at each step of Tune whether Ray is alive.
+    """
 
     def __init__(self, searcher: LedgerSearcher) -> None:
         """Tell this searcher."""
         self.searcher = searcher
+
+    def on_step_begin(self, **_: object) -> None:
+        """Leave Tune where Ray has died."""
+        ray_runtime.check_alive()
+
+    def on_trial_recover(self, trial: TuneTrial, **_: object) -> None:
+        """Tell it of a trial whose process has died."""
+        if isinstance(trial.get_pickled_error(), RayActorError):
+            self.searcher.worker_died(trial.trial_id)
 
     def on_trial_start(self, trial: TuneTrial, **_: object) -> None:
         """Tell it."""

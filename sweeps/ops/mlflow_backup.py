@@ -25,6 +25,7 @@ from typing import IO, TypedDict
 
 from data.storage import open_filesystem, sync_folder
 from sweeps.store.foreign import relative
+from sweeps.store.local_uris import sqlite_file
 
 CHUNK = 16 << 20  # bytes that are copied at a time
 DATABASE, USERS, ARTIFACTS, MANIFEST = "store", "users.db", "artifacts", "list.json"
@@ -62,7 +63,7 @@ class StoreFiles:
 
 def store_files(store: str, artifacts: str, users: Path) -> StoreFiles:
     """Return where the parts of a store lie; artifacts at a URI have no folder."""
-    sqlite = Path(store.removeprefix("sqlite:///")) if store.startswith("sqlite") else None
+    sqlite = sqlite_file(store)
     uri = "postgresql://" + store.partition("://")[2]  # libpq knows no SQLAlchemy driver
     return StoreFiles(uri, sqlite, users, None if "://" in artifacts else Path(artifacts))
 

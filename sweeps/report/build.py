@@ -35,6 +35,7 @@ from sweeps.results import capsule
 from sweeps.results.evidence import SweepResults, survey, titles
 from sweeps.store.foreign import printable
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, same_store, without_login
 from sweeps.tracking.layout import Owner, table_address
 
@@ -109,7 +110,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
         if not _answers(store):
             sentences.append(f"{store} is not there: its runs are without this report; the same command sends it")
             continue
-        from sweeps.tracking.mlflow_runs import publish_report
+        from sweeps.tracking.cell_runs import publish_report
 
         try:
             owner = Owner(ledger.identity, results.title)
@@ -126,8 +127,8 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
 
 def _answers(uri: str) -> bool:
     """Tell whether a store answers, without the minutes that MLflow's client would wait."""
-    if uri.startswith("sqlite:///"):
-        return Path(uri.removeprefix("sqlite:///")).is_file()
+    if (file := sqlite_file(uri)) is not None:
+        return file.is_file()
     address = urlsplit(uri)
     if address.scheme not in ("http", "https") or address.hostname is None:
         return True

@@ -11,6 +11,7 @@ from sweeps.report.render.formats import escaped, prose
 from sweeps.report.result_tables import ours_text, verdict_text
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
 from sweeps.results.evidence import CellResults, SweepResults
+from sweeps.results.paper_cells import on_part
 from sweeps.tracking.layout import (
     REPORT,
     Page,
@@ -71,6 +72,8 @@ def _note(
         lines += ["", f"Of its trainings: {'; '.join(dict.fromkeys(filter(None, lost.values())))}."]
     if evidence.synthetic:
         lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
+    if on_part(evidence):
+        lines += ["", "Trained on a part of the published data set, or on other files by its name: no verdict."]
     return "\n".join([*lines, "", *_links(survey, evidence, experiment, runs, report)])
 
 

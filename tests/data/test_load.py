@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from data import beton
-from data.datasets import beton_path, cores
+from data.cores import cores
+from data.datasets import beton_path
 from data.load import Batch, FFCVReader, Pictures, ThreadReader, open_pictures
 from data.write import prepare
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import signal
 import stat
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Checkpoint
 from sweeps.store.checkpoint_header import progress
-from sweeps.store.lease import Lease, LeaseHeldError, claim, driver, elsewhere, unclaim
+from sweeps.store.lease import Lease, LeaseHeldError, driver
 from sweeps.store.ledger import Ledger
 
 
@@ -191,31 +190,6 @@ def test_lease_of_a_killed_driver_is_taken_over(ledger: Ledger) -> None:
         other.wait()
     with Lease(ledger, "s"):
         assert json.loads((ledger.read("leases/s.json") or b"").decode())["pid"] == os.getpid()
-
-
-def held(ledger: Ledger, sweep: str, host: str, pid: int, silent: float) -> None:
-    """Write the lease of a driver that gave its last sign of life so many seconds ago."""
-    ledger.write_json(f"leases/{sweep}.json", {"owner": "x", "pid": pid, "host": host, "beat": time.time() - silent})
-
-
-@pytest.mark.parametrize(("silent", "lives"), [(0, True), (50, True), (70, False), (1e6, False)])
-def test_driver_on_another_host_is_dead_after_a_minute_of_silence(ledger: Ledger, silent: float, lives: bool) -> None:
-    held(ledger, "s", "another host", 1, silent)
-    assert (driver(ledger, "s") is not None) == lives
-
-
-def test_trial_is_elsewhere_while_the_driver_that_claimed_it_lives(ledger: Ledger) -> None:
-    claim(ledger, "other", "k")
-    assert not elsewhere(ledger, "mine", "k")  # nobody drives the other sweep
-    held(ledger, "other", platform.node(), os.getpid(), 0)
-    assert elsewhere(ledger, "mine", "k")
-    assert not elsewhere(ledger, "other", "k")
-    assert not elsewhere(ledger, "mine", "another")
-    held(ledger, "other", "another host", os.getpid(), 0)
-    assert not elsewhere(ledger, "mine", "k")  # the driver that claimed it has gone; this one is another
-    unclaim(ledger, "k")
-    held(ledger, "other", platform.node(), os.getpid(), 0)
-    assert not elsewhere(ledger, "mine", "k")
 
 
 WRITE_MANY = """

@@ -118,8 +118,6 @@ def test_disk_that_the_machine_should_have_and_has_not_is_named(tmp_path: Path) 
     point = tmp_path / "my disk"
     spelt = str(point).replace(" ", "\\040")
     table.write_text(f"# {point}\nserver:/x {spelt} nfs defaults 0 0\n/dev/a / ext4\nx none swap\n")
-        f"# {point}\nserver:/x {str(point).replace(' ', chr(92) + '040')} nfs defaults 0 0\n/dev/a / ext4\nx none swap\n"
-    )
     assert unmounted_above(point / "out" / "ledger", table) == point
     assert unmounted_above(tmp_path / "other", table) is None  # below /, which is mounted
     assert unmounted_above(point, tmp_path / "none") is None

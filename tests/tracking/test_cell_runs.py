@@ -18,7 +18,8 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
-from sweeps.tracking import mlflow_runs
+from sweeps.tracking import mlflow_client
+from sweeps.tracking.cell_runs import Published, publish_report
 from sweeps.tracking.layout import (
     AXIS,
     LEDGER,
@@ -32,7 +33,9 @@ from sweeps.tracking.layout import (
     short_names,
 )
 from sweeps.tracking.layout import trainings_digest as digest_of
-from sweeps.tracking.mlflow_runs import MlflowRuns, Published, Store, is_tracked, log_files, publish_report
+from sweeps.tracking.mlflow_client import log_files
+from sweeps.tracking.mlflow_runs import MlflowRuns, is_tracked
+from sweeps.tracking.run_index import Store
 from tests.support.tracked import START, finish, runs, under_way
 
 CELL = Cell("CReLU conv1-4", S2.crelu(1, 2, 3, 4), "synthetic", ALLCONV)
@@ -171,7 +174,7 @@ def test_an_analysis_made_again_shows_its_new_number(
     projection = MlflowRuns(store, ledger, PLACEMENT)
     train(projection, [trial], (40.0,))
     for value, seconds in ((0.5, 1.9e9), (0.25, 1.8e9)):  # the second time, on a machine whose clock is behind
-        monkeypatch.setattr(mlflow_runs, "time", SimpleNamespace(time=lambda seconds=seconds: seconds))
+        monkeypatch.setattr(mlflow_client, "time", SimpleNamespace(time=lambda seconds=seconds: seconds))
         log_files(store.uri, projection.runs[trial.key], {}, {"pairing/mu": value})
     assert projection.client.get_run(projection.runs[trial.key]).data.metrics["pairing/mu"] == 0.25
 

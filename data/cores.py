@@ -1,0 +1,69 @@
+"""Cores of this machine that a process may use: by its affinity, its control group and its job."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+# What SLURM says of a job's CPUs on a node, the narrowest first; "16(x2),8" stands for nodes of 16, 16 and 8.
+SLURM_VARIABLES = ("SLURM_CPUS_ON_NODE", "SLURM_JOB_CPUS_PER_NODE")
+
+
+def cores(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many cores this process may keep busy: at least 1, at most the machine's.
+
+    `root` holds proc and sys.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [affinity, cgroup_cores(root), _slurm_cores(environment)]
+    return max(1, min(int(limit) for limit in limits if limit is not None))
+
+
+def cgroup_cores(root: Path) -> float | None:
+    """Return the cores' worth of CPU time that the control groups of this process leave it; None for no limit."""
+    quotas = [quota for file in _quota_files(root) if (quota := _quota(file)) is not None]
+    return min(quotas, default=None)
+
+
+def _quota_files(root: Path) -> Iterator[Path]:
+    """Yield the files that may hold a quota: of this process's group, in version 1 or 2, and of those above it."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container the group's name may be the host's, and only the top folder be there.
+        for folder in (PurePosixPath(group), *PurePosixPath(group).parents):
+            inner = str(folder).lstrip("/")
+            if controllers:
+                yield root / "sys/fs/cgroup/cpu" / inner / "cpu.cfs_quota_us"
+                yield root / "sys/fs/cgroup/cpu,cpuacct" / inner / "cpu.cfs_quota_us"
+            else:
+                yield root / "sys/fs/cgroup" / inner / "cpu.max"
+                yield root / "sys/fs/cgroup/unified" / inner / "cpu.max"
+
+
+def _quota(file: Path) -> float | None:
+    """Return a quota in cores, from cpu.max ("150000 100000") or from cpu.cfs_quota_us and its period."""
+    try:
+        words = file.read_text().split()
+        if file.name != "cpu.max":
+            words += (file.parent / "cpu.cfs_period_us").read_text().split()
+        quota, period = float(words[0]), float(words[1])
+    except (OSError, ValueError, IndexError):  # "max" is no number: no limit
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _slurm_cores(environment: Mapping[str, str]) -> int | None:
+    """Return the CPUs that SLURM has given the job on this node; None outside a job."""
+    for name in SLURM_VARIABLES:
+        number = re.match(r"\d+", environment.get(name, ""))
+        if number:
+            return int(number.group())
+    return None
