@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.interrupts import deferred_interrupts
-from data.storage import make_folder, open_filesystem, sync_folder
+from data.storage import check_mounted, make_folder, open_filesystem, sync_folder
 from sweeps.store.foreign import known_trial_files, printable_json, relative
 
 if TYPE_CHECKING:
@@ -49,13 +49,20 @@ PLACE = "place.json"  # the file with the place of a ledger, by which a copy is 
 SETTLE = 1.0  # seconds in which two processes that name a ledger at once see who wrote last
 
 
+# A disk that is full, fails or has gone: it may come back, and what is in memory is not lost meanwhile.
+PASSING = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT,
+    errno.EHOSTDOWN, errno.EREMOTEIO,
+})  # fmt: skip
+
+
 def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
-    """Return the result of `write()`, repeated while the disk is full; None where `stop()` ends the wait."""
+    """Return the result of `write()`, repeated while the disk is full or away; None where `stop()` ends the wait."""
     while True:
         try:
             return write()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in PASSING:
                 raise
         if stop():
             return None
@@ -196,6 +203,7 @@ class Ledger:
             with system.open_output_stream(path) as stream:
                 stream.write(content)
             return
+        check_mounted(Path(self._opened[1]))
         target = Path(path)
         make_folder(target.parent)
         # Named after process and thread: two writers of one file never share a temporary one.
@@ -240,6 +248,17 @@ class Ledger:
                 return content
         except FileNotFoundError:
             return None
+
+    def sha256(self, name: str) -> str | None:
+        """Return the SHA-256 of `name`, or None where there is no such file."""
+        total = hashlib.sha256()
+        try:
+            with self._opened[0].open_input_stream(self.path(name)) as stream:
+                while chunk := stream.read(1 << 20):
+                    total.update(chunk)
+        except FileNotFoundError:
+            return None
+        return total.hexdigest()
 
     def head(self, name: str, size: int, start: int = 0) -> bytes:
         """Return up to `size` bytes of `name` from `start`."""
@@ -317,10 +336,15 @@ class Ledger:
 
     def results(self, keys: Iterable[str] | None = None) -> dict[str, Json]:
         """Return the results of `keys` (all, where None) that are committed."""
+        return self.read_results(keys)[0]
+
+    def read_results(self, keys: Iterable[str] | None = None) -> tuple[dict[str, Json], frozenset[str]]:
+        """Return the results of `keys` (all, where None), and the keys of those that are there and damaged."""
         committed = {name.removesuffix(".json") for name in self.names("results") if name.endswith(".json")}
         wanted = sorted(committed if keys is None else committed.intersection(keys))
         read = {key: self.result(key) for key in wanted} if self.local else self._read_all(wanted)
-        return {key: value for key, value in read.items() if value is not None}
+        whole = {key: value for key, value in read.items() if value is not None}
+        return whole, frozenset(read.keys() - whole.keys())
 
     def _read_all(self, keys: Sequence[str]) -> dict[str, Json | None]:
         """Return the results of `keys`, read side by side: each is a request."""
@@ -359,7 +383,7 @@ class Ledger:
 
     def forget(self, key: str) -> None:
         """Delete all files of trial `key`, so that it runs anew."""
-        for name in (f"results/{key}.json", f"tracked/{key}.json", f"claims/{key}.json"):
+        for name in (f"results/{key}.json", f"tracked/{key}.json", f"claims/{key}.json", f"damaged/{key}.json"):
             self.delete(name)
         for folder in ("attempts", "checkpoints", "trials"):
             self.delete(f"{folder}/{key}")
