@@ -223,7 +223,7 @@ def _start_over(lease: Lease, reason: str) -> None:
     lease.__exit__(None, None, None)
     times = int(os.environ.get(STARTED_OVER, "0")) + 1
     if times > MAX_STARTED_OVER:
-        _end_at_once(f"{reason}, the {times}th time; the same command resumes")
+        _end_at_once(f"{reason}, for the {times}th time; the same command resumes")
     cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # the live view has hidden it
     with suppress(OSError):
         os.write(2, f"{cursor}\n{reason}; starting over, trials go on from their checkpoints\n".encode())
@@ -326,6 +326,8 @@ def _run(
     ]
     if not today.to_do and not untracked:
         return ExitCode.DONE
+    if today.to_do:
+        check_answers(settings.address)
     from sweeps.cli.live_view import LiveView
     from sweeps.tracking.tracker import Tracker
 
@@ -362,7 +364,6 @@ def _run_trials(
 
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
-    check_answers(settings.address)
     with deferred_interrupts():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState

@@ -202,7 +202,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         trials = self.running.get(trial_id, [])
         if trials:
             others = f" and {count(len(trials) - 1, 'other')}" if len(trials) > 1 else ""
-            self.session.say(f"the worker of {trials[0].cell.label} {trials[0].label}{others} died; it goes on from its checkpoint")
+            name = f"{trials[0].cell.label} {trials[0].label}{others}"
+            self.session.say(f"the worker of {name} died; another goes on from the checkpoint")
 
     def trial_started(self, trial_id: str) -> None:
         """Start the clock of trials that have got a machine: waiting for one, on a growing cluster, costs nothing."""
