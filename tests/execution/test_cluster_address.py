@@ -54,18 +54,18 @@ def test_what_speaks_grpc_may_be_a_cluster(form: str) -> None:
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "[127.0.0.1]:{}", "ray://127.0.0.1:{}"])
 def test_a_closed_port_is_refused_with_the_address(form: str) -> None:
     address = form.format(closed_port())
-    with pytest.raises(ValueError, match="^no Ray cluster answers at .*: Connection refused$") as error:
+    with pytest.raises(ValueError, match=r"^no Ray cluster answers at .*: Connection refused$") as error:
         check_answers(address)
     assert address in str(error.value)
 
 
 def test_what_is_no_grpc_server_or_says_nothing_is_refused_in_time() -> None:
-    with server(lambda c: c.sendall(b"HTTP/1.1 400 Bad Request\r\n")) as address:
-        with pytest.raises(ValueError, match=rf"answers at {address}: what answers is no gRPC server"):
-            check_answers(address)
-    with server(lambda c: c.recv(100)) as address:
-        with pytest.raises(ValueError, match=rf"answers at {address}: it closes the connection"):
-            check_answers(address)
+    http = "what answers is no gRPC server$"
+    with server(lambda c: c.sendall(b"HTTP/1.1 400 Bad Request\r\n")) as address, pytest.raises(ValueError, match=http):
+        check_answers(address)
+    closing = "it closes the connection, as no gRPC server does$"
+    with server(lambda c: c.recv(100)) as address, pytest.raises(ValueError, match=closing):
+        check_answers(address)
     over = threading.Event()
     with server(lambda _: over.wait(10)) as address:  # a process that is stopped, or a machine that swaps
         began = time.monotonic()
