@@ -131,7 +131,7 @@ def disturbed(
     began = time.monotonic()
     pids: list[int] = []
     while not pids and stage.driver.poll() is None and time.monotonic() < began + PATIENCE:
-        if len(stage.ledger.names("results")) >= results:
+        if len(stage.ledger.names("results")) >= results and stage.ledger.folders("checkpoints"):
             pids = victims(root, pattern)
         time.sleep(0.05)
     if not pids:
@@ -188,7 +188,7 @@ def main() -> int:
             stage = Stage(folder, [*command, *there], server=False)
             try:
                 pattern = (LOCAL | CLUSTER)[name]
-                row = disturbed(stage, name, pattern, 1 + 2 * time_, expected, head, options.interrupt)
+                row = disturbed(stage, name, pattern, (time_ + 1) * len(expected) // (options.times + 1), expected, head, options.interrupt)
             finally:
                 stage.close()
                 if head:

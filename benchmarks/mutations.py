@@ -765,8 +765,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_faults("sweeps/execution/cluster_address.py", "tests/execution/test_cluster_address.py",
         ("header[3] != SETTINGS_TYPE",
          "header[3] == SETTINGS_TYPE"),
-        ("connection.settimeout(max(0.01, ends - time.monotonic()))",
-         "pass"),
         ("""address = os.environ.get("RAY_ADDRESS", "")""",
          "address = \"\""),
     ),
