@@ -140,12 +140,12 @@ class Ledger:
         return name
 
     def _known_identity(self) -> str:
-        """Return the name of the ledger in its file; where one bit of that is wrong, its second copy or its checksum."""
+        """Return the ledger's name in its file; where one bit of that is wrong, its second copy or its checksum."""
         whole = self.read_json(IDENTITY)
         if whole is not None and whole.get("id"):
             return str(whole["id"])
         content = self.read(IDENTITY) or b""
-        copies = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
+        copies: list[str] = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
         for copy in copies:
             if copies.count(copy) > 1 or checksum(_named_twice(copy)).encode() in content:
                 return copy
