@@ -287,10 +287,12 @@ def test_a_ledger_that_is_no_copy_keeps_its_name(tmp_path: Path, change: str) ->
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "backup", folder)
     else:
-        place = json.loads((folder / ".place.json").read_text())
-        (folder / ".place.json").unlink()
+        place = Ledger(str(folder)).read_json("place.json") or {}
+        (folder / "place.json").unlink()
         if change.startswith("other"):
-            (folder / ".place.json").write_text(json.dumps(place | {"host": "another", "inode": 0}))
+            (folder / "place.json").write_text(json.dumps(place | {"host": "another", "inode": 0}))
+        else:
+            (folder / "ledger.json").write_text(json.dumps({"id": name}))
     assert Ledger(str(folder)).identity == name
     assert Ledger(str(folder)).identity == name
 
@@ -304,7 +306,7 @@ def test_a_copied_ledger_gets_a_name_of_its_own(tmp_path: Path, change: str) -> 
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     copy = Ledger(str(tmp_path / "two"))
     if change == "on another host":
-        copy.write_json(".place.json", (copy.read_json(".place.json") or {}) | {"host": "h", "root": "/gone"})
+        copy.write_json("place.json", (copy.read_json("place.json") or {}) | {"host": "h", "root": "/gone"})
     assert copy.identity != name
     assert Ledger(copy.root).identity == copy.identity
     assert Ledger(original.root).identity == name

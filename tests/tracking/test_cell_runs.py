@@ -321,7 +321,7 @@ def test_a_ledger_has_one_name_whoever_asks_first(tmp_path: Path) -> None:
     assert len(set(names)) == 1
     assert Ledger(str(tmp_path / "ledger")).identity == names[0]
     assert Ledger(str(tmp_path / "another")).identity != names[0]
-    assert Ledger(str(tmp_path / "ledger")).names("") == ["ledger.json"]
+    assert Ledger(str(tmp_path / "ledger")).names("") == ["ledger.json", "place.json"]
 
 
 # What the table and the compare view show
