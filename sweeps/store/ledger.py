@@ -122,7 +122,7 @@ class Ledger:
         if whole is not None and whole.get("id"):
             return str(whole["id"])
         content = self.read(name) or b""
-        copies = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
+        copies: list[str] = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
         for copy in copies:
             if copies.count(copy) > 1 or checksum(_named_twice(copy)).encode() in content:
                 return copy
