@@ -194,7 +194,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.waiting = [trial for trial in self.waiting if trial.key not in keys]
 
     def _available(self, trial: Trial) -> bool:
-        """Claim a trial; return False where a driver of another sweep trains or has trained it: its result counts too."""
+        """Claim a trial; return False where another sweep trains it or has trained it: its result counts here too."""
         session = self.session
         result = session.ledger.result(trial.key)
         if result is None:
@@ -218,7 +218,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         trials = self.running.get(trial_id, [])
         if trials:
             others = f" and {count(len(trials) - 1, 'other')}" if len(trials) > 1 else ""
-            self.session.say(f"the worker of {trials[0].cell.label} {trials[0].label}{others} died; it goes on from its checkpoint")
+            self.session.say(
+                f"the worker of {trials[0].cell.label} {trials[0].label}{others} died; it goes on from its checkpoint"
+            )
 
     def trial_started(self, trial_id: str) -> None:
         """Start the clock of trials that have got a machine: waiting for one, on a growing cluster, costs nothing."""
@@ -265,7 +267,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             # The others still count as running: what becomes of this one may make the queue anew.
             group.remove(trial)
             self._on_trial_end(trial, died=error and not packed, retry=packed or probe)
-        del self.running[trial_id]
+        self.running.pop(trial_id, None)
         if packed:
             session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
 
