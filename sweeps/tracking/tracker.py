@@ -36,6 +36,7 @@ class Tracker:
         self.skipped: Collection[str] = frozenset()  # keys of trials that are not waited for
         self.compared = True  # whether the runs were compared with the ledger since they were read
         self.changed = threading.Condition()
+        self.sent = 0  # trials and cells that were brought up to date
         self.closing_since: float | None = None
         self.away_since: float | None = None
         self.trouble = Trouble("", False)
@@ -67,11 +68,17 @@ class Tracker:
             self.changed.notify()
 
     def close(self, seconds: float) -> int:
-        """Empty the queue within `seconds`, end the thread, and return how many runs MLflow lacks, as far as known."""
+        """Empty the queue, end the thread, and return how many runs MLflow lacks, as far as known.
+
+        That takes as long as runs are sent, and ends `seconds` after the last of them.
+        """
         with self.changed:
             self.closing_since = time.monotonic()
             self.changed.notify()
-        self.thread.join(seconds)
+        sent = -1
+        while self.thread.is_alive() and sent != self.sent:
+            sent = self.sent
+            self.thread.join(seconds)
         with self.changed:
             unsent = set(self.queued)
             if not self.compared:
@@ -132,6 +139,7 @@ class Tracker:
             trial, state = entry
             done = runs.sync_trial(trial, state)
             with self.changed:
+                self.sent += 1
                 if done:  # epochs change nothing in a cell's averages
                     self.cells[trial.cell.key] = trial.cell
                 if self.queued.get(key) is entry:
@@ -141,6 +149,7 @@ class Tracker:
         for cell in cells:
             runs.sync_cell(cell, [trial for trial in trials if trial.cell.key == cell.key], self.skipped)
             with self.changed:
+                self.sent += 1
                 self.cells.pop(cell.key, None)
 
     def _compare(self, runs: MlflowRuns) -> None:
