@@ -26,7 +26,8 @@ from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.mlflow_runs import MlflowRuns, Store
+from sweeps.tracking.mlflow_runs import MlflowRuns
+from sweeps.tracking.run_index import Store
 from sweeps.training.result import score_table
 
 EPOCHS, PICTURES, CLASSES = 50, 1000, 10

@@ -98,7 +98,8 @@ def drive(uri: str, name: str, trials: int, seconds: float, every: float) -> Fou
     """Be one driver: track so many trials for so long, then read everything back."""
     import mlflow
 
-    from sweeps.tracking.mlflow_runs import MlflowRuns, Store
+    from sweeps.tracking.mlflow_runs import MlflowRuns
+    from sweeps.tracking.run_index import Store
     from sweeps.tracking.tracker import Tracker
 
     taken: list[tuple[float, int, int]] = []  # when, time stamp, step: of the leading metric

@@ -188,7 +188,8 @@ def main() -> int:
             stage = Stage(folder, [*command, *there], server=False)
             try:
                 pattern = (LOCAL | CLUSTER)[name]
-                row = disturbed(stage, name, pattern, (time_ + 1) * len(expected) // (options.times + 1), expected, head, options.interrupt)
+                results = (time_ + 1) * len(expected) // (options.times + 1)
+                row = disturbed(stage, name, pattern, results, expected, head, options.interrupt)
             finally:
                 stage.close()
                 if head:

@@ -184,10 +184,11 @@ def seal(path: Path) -> Index:
     stored = mapped(index)
     with path.open("r+b") as file:
         file.seek(_RECORDS_AT)
-        records = np.frombuffer(file.read(len(index.labels) * _RECORD.itemsize), _RECORD).copy()
+        content = bytearray(file.read(len(index.labels) * _RECORD.itemsize))
+        records = np.frombuffer(content, _RECORD)  # a copy's padding could be any bytes
         records["crc32"] = [zlib.crc32(stored_bytes(index, stored, record)) for record in range(len(records))]
         file.seek(_RECORDS_AT)
-        file.write(records.tobytes())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     return read_index(path)

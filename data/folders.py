@@ -61,7 +61,8 @@ class Listing(NamedTuple):
 class _Tally:
     """Counts of what is not taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, deep: bool) -> None:
+        self._deep = deep
         self.junk: set[str] = set()
         self.empty: set[str] = set()
         self.below = Counter[str]()
@@ -70,6 +71,14 @@ class _Tally:
         self.hidden = 0
         self.special = 0
 
+    def count_below(self, folder: str) -> int:
+        """Return how many pictures a folder and those below it hold; 0 where that is not asked for."""
+        count = 0
+        for _, folders, names in os.walk(folder) if self._deep else ():
+            folders[:] = [name for name in folders if not _is_junk(name)]
+            count += sum(is_picture(name) and not name.startswith(".") for name in names)
+        return count
+
     def notes(self) -> list[str]:
         """Return a sentence for each kind."""
         notes = []
@@ -77,28 +86,31 @@ class _Tally:
             notes.append(f"left out by name, no class: {_some(sorted(self.junk))}")
         if self.empty:
             notes.append(f"left out, without pictures of its own: {_some(sorted(self.empty))}")
-        for counts, what in (
-            (self.below, "pictures in folders below a class"),
-            (self.beside, "pictures beside the folders that are taken"),
-            (self.suffixes, "files with other suffixes than a picture's"),
+        for counts, noun, where in (
+            (self.below, "picture", "in folders below a class"),
+            (self.beside, "picture", "beside the folders that are taken"),
+            (self.suffixes, "file", "with other suffixes than a picture's"),
         ):
             if counts:
-                examples = _some([f"{shown(name)} ({count:,})" for name, count in counts.most_common()])
-                notes.append(f"not taken, {counts.total():,} {what}: {examples}")
+                examples = _some([f"{name} ({count:,})" for name, count in counts.most_common()])
+                notes.append(f"not taken, {_count(counts.total(), noun)} {where}: {examples}")
         if self.hidden:
-            notes.append(f"not taken, {self.hidden:,} pictures whose names begin with a dot")
+            notes.append(f"not taken, {_count(self.hidden, 'picture')} named with a dot in front")
         if self.special:
-            notes.append(f"not taken, {self.special:,} that are no files: devices, sockets or pipes")
+            notes.append(f"not taken, {_count(self.special, 'pipe, socket or device', 'pipes, sockets or devices')}")
         return notes
 
 
-def list_pictures(root: Path, folders: Mapping[str, Path]) -> Listing:
-    """Return the pictures of a folder, `folders` by split being itself or folders in it."""
-    tally = _Tally()
+def list_pictures(root: Path, folders: Mapping[str, Path], deep: bool = True) -> Listing:
+    """Return the pictures of a folder, `folders` by split being itself or folders in it.
+
+    Without `deep` no folder is entered whose pictures are not taken, so they are not counted.
+    """
+    tally = _Tally(deep)
     files = {split: _classes(root, folder, tally) for split, folder in folders.items()}
     if root not in folders.values():
         taken = {folder.name for folder in folders.values()}
-        _count_beside(root, root, [entry for entry in os.scandir(root) if entry.name not in taken], tally)
+        _count_beside(root, root, [entry for entry in _entries(root) if entry.name not in taken], tally)
     notes = tally.notes()
     if "val" in files and "test" in files:
         count = sum(map(len, files["val"].values()))
@@ -118,7 +130,7 @@ def shown(name: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
-def check_name(path: str) -> None:
+def _check_name(path: str) -> None:
     """Raise ValueError for a path that is not UTF-8: no sidecar could name it."""
     try:
         path.encode()
@@ -135,13 +147,13 @@ def _classes(root: Path, folder: Path, tally: _Tally) -> dict[str, tuple[File, .
     """Return the pictures of each class in the folder of a split."""
     classes = {}
     loose = []
-    for entry in os.scandir(folder):
+    for entry in _entries(folder):
         if not entry.is_dir():
             loose.append(entry)
         elif _is_junk(entry.name):
             tally.junk.add(os.path.relpath(entry.path, root))
         elif files := _pictures(root, Path(entry.path), tally):
-            check_name(entry.path)
+            _check_name(entry.path)
             classes[entry.name] = files
         else:
             tally.empty.add(os.path.relpath(entry.path, root))
@@ -152,9 +164,9 @@ def _classes(root: Path, folder: Path, tally: _Tally) -> dict[str, tuple[File, .
 def _pictures(root: Path, folder: Path, tally: _Tally) -> tuple[File, ...]:
     """Return the pictures that lie in the folder of a class itself."""
     files = []
-    for entry in os.scandir(folder):
+    for entry in _entries(folder):
         if entry.is_dir():
-            if not _is_junk(entry.name) and (count := _count_below(entry.path)):
+            if not _is_junk(entry.name) and (count := tally.count_below(entry.path)):
                 tally.below[os.path.relpath(entry.path, root)] += count
         elif not is_picture(entry.name):
             if not entry.name.startswith("."):
@@ -166,6 +178,12 @@ def _pictures(root: Path, folder: Path, tally: _Tally) -> tuple[File, ...]:
         else:
             files.append(File(entry.path, _size(entry)))
     return tuple(sorted(files))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, by name."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def _size(entry: os.DirEntry[str]) -> int:
@@ -181,23 +199,18 @@ def _count_beside(root: Path, folder: Path, entries: Iterable[os.DirEntry[str]],
         if entry.is_dir() and _is_junk(entry.name):
             tally.junk.add(os.path.relpath(entry.path, root))
         elif entry.is_dir():
-            if count := _count_below(entry.path):
+            if count := tally.count_below(entry.path):
                 tally.beside[f"{os.path.relpath(entry.path, root)}/"] += count
         elif is_picture(entry.name) and not entry.name.startswith("."):
             tally.beside["files in " + (os.path.relpath(folder, root) if folder != root else "the folder itself")] += 1
 
 
-def _count_below(folder: str) -> int:
-    """Return how many pictures a folder and those below it hold."""
-    count = 0
-    for _, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_junk(name)]
-        count += sum(is_picture(name) and not name.startswith(".") for name in names)
-    return count
-
-
 def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def _some(names: list[str]) -> str:

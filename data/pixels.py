@@ -54,6 +54,18 @@ def square(path: str, size: int, upright: bool) -> Picture:
         return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
+def brightest(path: str) -> float:
+    """Return the largest number of a grey picture of more than 8 bits as a share of white; 0 for any other picture."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
+            white = _white(opened)
+            return float(np.asarray(opened).max()) / white if white else 0.0
+    except Exception:  # writing will name the unreadable picture
+        return 0.0
+
+
 def _shortened(picture: Image.Image) -> Image.Image:
     """Return the middle of a thin picture, which enlarged as a whole would fill the memory."""
     wide, high = picture.size

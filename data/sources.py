@@ -16,9 +16,9 @@ import numpy as np
 
 from data import synthetic
 from data.datasets import IMAGENET, Ints, dataset, holdout, synthetic_options
-from data.folders import Listing, check_name, list_pictures, shown, split_folders
+from data.folders import Listing, list_pictures, shown, split_folders
 from data.originals import Originals
-from data.pixels import Picture, square
+from data.pixels import Picture, brightest, square
 
 T = TypeVar("T")
 
@@ -238,7 +238,7 @@ def originals_of(name: str, origin: Path | None, where: Path) -> Originals | Non
         return None
     if not all(folder.is_dir() for folder in folders.values()):
         return None
-    return Originals(str(root), list_pictures(root, folders).sizes)
+    return Originals(str(root), list_pictures(root, folders, deep=False).sizes)
 
 
 # Folders of classes
@@ -279,9 +279,9 @@ def _imagenet_fault(listing: Listing) -> str:
 def _folder(root: Path, size: int | None, seed: int) -> dict[str, Source]:
     if not root.is_dir():
         raise ValueError(f"no folder {shown(str(root))}")
-    check_name(str(root))
     listing = _listing(root, split_folders(root))
     splits = _splits(listing, size, seed, upright=True)
+    _note_dark(root, [file.path for files in listing.files["train"].values() for file in files])
     if len(splits) > 1:
         return splits
     source = splits["train"]
@@ -298,6 +298,19 @@ def _listing(root: Path, folders: Mapping[str, Path]) -> Listing:
     for note in listing.notes:
         logging.getLogger("data").warning("%s: %s", shown(str(root)), note)
     return listing
+
+
+def _note_dark(root: Path, paths: Sequence[str]) -> None:
+    """Log where 16-bit pictures, by 20 of them, use 12 bits or fewer: as they are, they become nearly black."""
+    shares = [brightest(path) for path in paths[:: -(-len(paths) // 20)]]
+    if 0 < min(shares) <= max(shares) < 1 / 16:
+        logging.getLogger("data").warning(
+            "%s: the brightest of %d pictures of more than 8 bits has %.1f %% of white, so all become nearly black; "
+            "stretch their numbers first",
+            shown(str(root)),
+            len(shares),
+            100 * max(shares),
+        )
 
 
 def _splits(listing: Listing, size: int | None, seed: int, upright: bool) -> dict[str, Source]:

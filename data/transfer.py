@@ -12,6 +12,7 @@ Ctrl-C until its last file is complete. It reports no progress.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 PART = 16 << 20  # bytes that a thread reads at a time
 THREADS = 8  # parts at a time
 FILES = 4  # files at a time
+SIDECAR_BYTES = 16 << 20  # of a sidecar, at most: that of ImageNet has some thousand
+NAME = re.compile(r"\w[\w.=,+@-]*")  # of a prepared file: others on the storage are somebody else's
 
 
 class RemoteFile(NamedTuple):
@@ -101,6 +104,7 @@ def _list_remote(system: arrow_fs.FileSystem, base: str, source: str, names: Seq
     infos = system.get_file_info(fs.FileSelector(base, allow_not_found=True))
     sizes = {info.base_name: info.size for info in infos if info.type == fs.FileType.File}
     complete = sorted(Path(name).stem for name in sizes if name.endswith(".beton") and f"{name[:-6]}.json" in sizes)
+    complete = [name for name in complete if NAME.fullmatch(name)]
     wanted = _stems(names)
     selected = [name for name in complete if name in wanted] if wanted else complete
     if not selected:
@@ -131,7 +135,10 @@ def _of(names: Sequence[str]) -> str:
 
 def _read_remote_sidecar(system: arrow_fs.FileSystem, path: str, name: str) -> Sidecar:
     with system.open_input_stream(path) as stream:
-        return sidecar_of(stream.read(), name)
+        content = stream.read(SIDECAR_BYTES + 1)
+    if len(content) > SIDECAR_BYTES:
+        raise ValueError(f"{name} has more than {SIDECAR_BYTES >> 20} MiB, which no sidecar has")
+    return sidecar_of(content, name)
 
 
 def _is_current(file: RemoteFile, where: Path, source: str, fresh: bool) -> bool:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from sweeps.cli.status import status
+from sweeps.cli.streams import make_lasting
 from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
 from sweeps.ops import doctor, mlflow_server, spot_notice
 from sweeps.report import build
@@ -15,6 +16,7 @@ from sweeps.report import build
 
 def main() -> int:
     """Do what the command line says and return the exit code: 0, or 2 where it cannot be done."""
+    make_lasting()
     options = parser().parse_args()
     try:
         return int(options.verb(options))

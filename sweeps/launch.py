@@ -13,6 +13,7 @@ from typing import NoReturn
 from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import asked_part, declare, settle
+from sweeps.cli.streams import make_lasting
 from sweeps.experiment.plan import Protocol, Sweep, unknown_name
 from sweeps.experiment.trial import Cell
 
@@ -26,11 +27,12 @@ def main(
     protocol: Protocol = ABLATION,
     also: Mapping[str, Sequence[Cell]] = MappingProxyType({}),
 ) -> NoReturn:
-    """Run the sweep `name` as the command line says, and exit: 0 done, 1 failed cells, 2 usage or data, 130 stopped.
+    """Run the sweep `name` as the command line says, and exit with one of `ExitCode`.
 
     `also` holds further groups of cells by name, each trained only where --also names it. A cell's `versus` names the
     cell with which the report compares it besides the first of its table.
     """
+    make_lasting()
     options = parser(name, question, tuple(also)).parse_args()
     # A preempted machine sends SIGTERM. It means what Ctrl-C means, also before there is anything to save, and in the
     # background of a script, where Ctrl-C is ignored.

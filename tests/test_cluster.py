@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support import aws
+
 ROOT = Path(__file__).resolve().parents[1]
 AWS, LOCAL = ROOT / "ray_cluster.yaml", ROOT / "clusters" / "local.yaml"
 LISTS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
@@ -117,6 +119,18 @@ def test_roles_are_the_least() -> None:
                 assert all(action.startswith("s3:") for action in actions)
             if {"ec2:TerminateInstances", "iam:PassRole"} & set(actions):
                 assert allowed["Condition"]
+
+
+def test_worker_writes_results_and_no_plan_lease_or_note() -> None:
+    policy = json.loads((ROOT / "docs" / "iam" / "worker.json").read_text())
+    written = ("results", "attempts/k", "checkpoints/k", "trials/k/tables", "packs", "weights/x/analysis/pairing")
+    others = ("plans", "leases", "claims", "tracked", "prices", "stops", "insisted", "../data", "")
+    for action in ("PutObject", "DeleteObject"):
+        asked = {(f"s3:{action}", f"arn:aws:s3:::BUCKET/out/ledger/{folder}/x") for folder in (*written, *others)}
+        refused = {resource.split("/", 3)[3].removesuffix("/x") for _, resource in aws.refused(asked, policy)}
+        assert refused == set(others)
+    assert not aws.refused({("s3:PutObject", "arn:aws:s3:::BUCKET/out/mine/ledger/results/k.json")}, policy)
+    assert aws.refused({("s3:PutObject", "arn:aws:s3:::BUCKET/backup/mlflow.tar")}, policy)
 
 
 def test_group_that_is_prepared_opens_ssh_alone_and_not_to_the_world() -> None:

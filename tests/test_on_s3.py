@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from data.transfer import push
 from data.write import prepare
-from sweeps.store.lease import SILENCE, Lease, LeaseHeldError, driver
+from sweeps.store.lease import Lease, LeaseHeldError, driver
 from sweeps.store.ledger import Ledger
 from tests.support.commands import checkpoints, child_runs, wait_for
 from tests.support.pictures import picture_folder
@@ -80,9 +79,6 @@ def test_lease_on_s3_of_a_killed_driver_of_this_host_is_taken_over_at_once(bucke
     with Lease(ledger, "s"), pytest.raises(LeaseHeldError, match=f"process {os.getpid()} on"), Lease(ledger, "s"):
         pass
     assert driver(ledger, "s") is None
-    ledger.write_json("leases/s.json", left | {"host": "another", "beat": time.time() - SILENCE + 30})
-    with pytest.raises(LeaseHeldError, match="on another"), Lease(ledger, "s"):
-        pass
-    ledger.write_json("leases/s.json", left | {"host": "another", "beat": time.time() - SILENCE - 1})
+    ledger.write_json("leases/s.json", left)
     with Lease(ledger, "s"):
         assert (driver(ledger, "s") or {})["pid"] == os.getpid()

@@ -15,6 +15,7 @@ from sweeps.analysis import sources, summary
 from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, run_job
 from sweeps.analysis.sources import Source
 from sweeps.experiment.option_types import nonnegative_int
+from sweeps.experiment.wording import count
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.logins import own_store, same_store, without_login
 
@@ -125,14 +126,15 @@ def run_command(job: Job, options: argparse.Namespace, defaults: argparse.Namesp
     # Which cells the analysis does not fit, once for all runs of a cell.
     misfits = Counter((r.source.cell, _reason(r)) for r in results.values() if r.not_applicable)
     for (cell, why), runs in misfits.items() if several else ():
-        print(f"not for {cell}{f' ({runs} runs)' if runs > 1 else ''}: {why}", file=sys.stderr)
+        of = f" ({count(runs, 'run')})" if runs > 1 else ""
+        print(f"not for {cell}{of}: {why}", file=sys.stderr)
 
     done = [(source, entry) for source in chosen if (entry := results[source].summary) is not None]
     failed = any(result.summary is None and not result.not_applicable for result in results.values())
     if not done and len(chosen) == 1:
         raise ValueError(results[chosen[0]].why)
     if not done and not failed:
-        raise ValueError(f"{job.name} fits none of these {len(chosen)} runs")
+        raise ValueError(f"{job.name} fits none of these {count(len(chosen), 'run')}")
     if done:
         _show(ledger, options, [entry for _, entry in done])
         _track(ledger, done, own_store(options.tracking_uri, ledger.root.removesuffix("/ledger")), options.quiet)
@@ -217,7 +219,7 @@ def _run_on_ray(job: Job, spec: JobSpec, missing: Sequence[Source], options: arg
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     if not options.quiet:
-        print(f"{len(missing)} runs to analyse; Ray {address}", file=sys.stderr)
+        print(f"{count(len(missing), 'run')} to analyse; Ray {address}", file=sys.stderr)
     try:
         gpus = ray_runtime.init_ray(address).get("GPU", 0)
         device = options.device or ("cuda" if job.pictures and gpus >= 1 else "cpu")
@@ -303,7 +305,7 @@ def send(ledger: Ledger, summary: Json, uri: str, run: str) -> bool:
     sent = {"uri": uri, "run": run, "finished_ms": summary["finished_ms"]}
     if ledger.read_json(f"{folder}/tracked.json") == sent:
         return False
-    from sweeps.tracking.mlflow_runs import log_files
+    from sweeps.tracking.mlflow_client import log_files
 
     contents = {name: ledger.read(f"{folder}/{name}") for name in [*summary["files"], "summary.json"]}
     place = f"analysis/{job}/{summary['request']}".rstrip("/")
@@ -311,5 +313,5 @@ def send(ledger: Ledger, summary: Json, uri: str, run: str) -> bool:
     # A run has one number of a name: that of the defaults.
     numbers = {} if summary["request"] else summary["metrics"]
     log_files(uri, run, files, {name: value for name, value in numbers.items() if math.isfinite(value)})
-    ledger.write_json(f"{folder}/tracked.json", sent)
+    ledger.write_note(f"{folder}/tracked.json", sent)
     return True

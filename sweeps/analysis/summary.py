@@ -82,7 +82,7 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
         before = row["net"]
         printed.add_row(net, *(_text(row.get(name)) for name in names[1:]))
     sink = io.StringIO()
-    Console(file=sink, width=400, no_color=True, highlight=False).print(printed)
+    Console(file=sink, width=400, no_color=True, highlight=False, markup=False, emoji=False).print(printed)
     return "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
 
 

@@ -42,9 +42,10 @@ class Command:
 
 
 def program(module: str, called: Sequence[str], arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return the words that call a page: those before the arguments of the call, else python -m MODULE."""
+    """Return the words that call a page: those before the arguments, -m NAME or FILE.py, else python -m MODULE."""
     before = tuple(called[: len(called) - len(arguments)])
-    if before[-2:] == ("-m", module) and tuple(called[len(before) :]) == tuple(arguments):
+    is_page = before[-2:-1] == ("-m",) or "".join(before[-1:]).endswith(".py")
+    if is_page and tuple(called[len(before) :]) == tuple(arguments):
         return before
     return (*called[:1], "-m", module)
 

@@ -180,7 +180,7 @@ class LiveView:
             from rich.console import Console
             from rich.live import Live
 
-            console = Console(file=sys.stdout)  # opened now: Tune's prints are redirected later
+            console = Console(file=sys.stdout, markup=False, emoji=False)  # now: Tune's prints are redirected later
             self.live = Live(
                 self._picture(), console=console, refresh_per_second=2, transient=True, redirect_stdout=False
             )

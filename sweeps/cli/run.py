@@ -20,7 +20,7 @@ from data.interrupts import deferred_interrupts
 from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.cli.summary import print_summary
+from sweeps.cli.summary import print_summary, reconcile_command
 from sweeps.execution import packing
 from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import (
@@ -36,6 +36,7 @@ from sweeps.experiment.wording import count
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.lease import driver, owner_text
 from sweeps.store.ledger import Json
+from sweeps.tracking.store_errors import place
 from sweeps.training.runtime import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -204,11 +205,8 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
             today = _current_plan(asked, settings, fingerprints)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits((*today.to_do, *today.pending), settings.data_dir)
-            settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(declared))
-            code = _run(declared, today, settings, facts, fingerprints)
-            if today.to_do:
-                today = plan(asked, settings.ledger, fingerprints)
-                declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
+            settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
+            code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
             return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
     except (LeaseHeldError, LeaseLostError) as busy:
@@ -311,14 +309,17 @@ def _forget_stale(today: Plan, settings: Settings) -> bool:
 
 def _run(
     declared: Plan, today: Plan, settings: Settings, facts: Mapping[str, DataSet], fingerprints: dict[str, str]
-) -> ExitCode:
+) -> tuple[ExitCode, Plan, Plan]:
     """Train what today's plan lacks while a tracker brings MLflow up to date with all of the declared one.
 
-    Return the exit code so far.
+    Return the exit code so far, and both plans as they are then.
     """
-    from sweeps.tracking.mlflow_runs import Store, is_tracked
+    from sweeps.cli.live_view import LiveView
+    from sweeps.tracking.run_index import Store
+    from sweeps.tracking.tracker import Tracker
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
+<<<<<<< HEAD
     untracked = [
         status.trial
         for status in declared.statuses
@@ -330,6 +331,8 @@ def _run(
         check_answers(settings.address)
     from sweeps.cli.live_view import LiveView
     from sweeps.tracking.tracker import Tracker
+=======
+>>>>>>> main
 
     code = ExitCode.DONE
     live = sys.stdout.isatty() and "CI" not in os.environ
@@ -339,16 +342,26 @@ def _run(
             if status.state == "running":
                 view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
         tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
-        tracker.register(status.trial for status in declared.statuses)
-        for trial in untracked:
-            tracker.enqueue(trial)
+        _register(tracker, declared)
         if today.to_do:
             code = _run_trials(today, settings, facts, fingerprints, view, tracker)
+            is_all = today.sweep == declared.sweep
+            today = plan(today.sweep, settings.ledger, fingerprints)
+            declared = today if is_all else plan(declared.sweep, settings.ledger, fingerprints)
+            _register(tracker, declared)
         missing = tracker.close(20.0 if code == ExitCode.INTERRUPTED else 120.0)
-        if missing:
-            runs = f"{count(missing, 'run')} not in MLflow at {store.uri} yet"
-            view.log(f"{runs} ({tracker.error}); the same command sends what is missing")
-    return code
+    if missing:
+        why = f" ({tracker.trouble})" if tracker.trouble.reason else ""
+        print(f"{count(missing, 'run')} not in MLflow at {place(store.uri)} yet{why}", file=sys.stderr)
+        print(f"mend that, then   {reconcile_command(declared.sweep, settings)}", file=sys.stderr)
+        code = ExitCode.UNTRACKED if code == ExitCode.DONE else code
+    return code, declared, today
+
+
+def _register(tracker: Tracker, plan: Plan) -> None:
+    """Let the tracker compare MLflow with the trials of a plan, none of which trains now."""
+    skipped = [status.trial.key for status in plan.statuses if status.state == "skipped"]
+    tracker.register((status.trial for status in plan.statuses), skipped)
 
 
 def _run_trials(

@@ -20,6 +20,7 @@ from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger, unguarded
+from sweeps.store.local_uris import artifacts_in
 from sweeps.store.logins import own_store
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Settings:
     @property
     def artifacts(self) -> str:
         """Return where a new experiment keeps its artifacts; empty where a server decides."""
-        return f"{self.output}/mlartifacts" if self.tracking_uri.startswith("sqlite") else ""
+        return artifacts_in(self.output) if self.tracking_uri.startswith("sqlite") else ""
 
 
 def settle(cells: Sequence[Cell], options: argparse.Namespace) -> Settings:

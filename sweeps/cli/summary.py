@@ -15,6 +15,10 @@ from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.experiment.plan import Plan, Sweep
 from sweeps.experiment.wording import count
+from sweeps.store.logins import own_store
+
+# Exit codes after which there is a report.
+REPORTED = (ExitCode.DONE, ExitCode.FAILED, ExitCode.UNTRACKED)
 
 
 def print_summary(
@@ -30,9 +34,9 @@ def print_summary(
     rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
     results = terminal.write_results(plan, settings.ledger, sweep.title)
     failed = asked.count("failed")
-    if code == ExitCode.DONE and (failed or asked.to_do or asked.given_up):
+    if code in (ExitCode.DONE, ExitCode.UNTRACKED) and (failed or asked.to_do or asked.given_up):
         code = ExitCode.FAILED
-    report, tracked = _report(sweep, settings) if code in (ExitCode.DONE, ExitCode.FAILED) else ("", "")
+    report, tracked = _report(sweep, settings) if code in REPORTED else ("", "")
     if display.json:
         places = {"results": results, "report": report, "tracking_uri": settings.tracking_uri}
         print(json.dumps(terminal.as_json(plan, rows) | places | {"exit": code}, indent=1))
@@ -65,6 +69,8 @@ def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: 
         return f"resume    {command.again()}{hint}"
     if unfinished:
         return f"next      {command.again('--retry-failed')}"
+    if code == ExitCode.UNTRACKED:
+        return f"next      {reconcile_command(sweep, settings)}   (MLflow lacks runs)"
     if code != ExitCode.DONE:
         return f"next      {command.again()}"
     if sweep.profile == "smoke":
@@ -72,6 +78,17 @@ def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: 
     if protocol.ablation or protocol.single:
         return f"next      {command.again('--seeds', str(protocol.seeds + 2))}   (for standard errors)"
     return f"next      {command.verb('export', sweep.title, f'{sweep.title}.zip', '--output', settings.output)}"
+
+
+def reconcile_command(sweep: Sweep, settings: Settings) -> str:
+    """Return the command that sends MLflow what it lacks of a sweep."""
+    words = ["reconcile", sweep.title, "--output", settings.output]
+    uri = settings.tracking_uri
+    if uri != own_store(None, settings.output):
+        words += ["--tracking-uri", uri]
+    if settings.experiment not in (sweep.title, os.environ.get("MLFLOW_EXPERIMENT_NAME")):
+        words += ["--experiment", settings.experiment]
+    return settings.command.verb(*words)
 
 
 def _print_states(plan: Plan) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import ast
 import shlex
+import sys
 import tempfile
 from pathlib import Path
 
+from sweeps.cli.options import ExitCode
 from sweeps.experiment.plan import Sweep, current_plan, has_failed, sweep_from_json, unknown_name
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.results.evidence import titles
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import artifacts_in
 from sweeps.store.logins import own_store
 
 
@@ -45,8 +48,10 @@ def planned_sweep(ledger: Ledger, title: str) -> Sweep:
 
 
 def reconcile(options: argparse.Namespace) -> int:
-    """Bring the runs of a sweep in MLflow to the ledger's state, and print how many there are."""
-    from sweeps.tracking.mlflow_runs import MlflowRuns, Store
+    """Bring the runs of a sweep in MLflow to the ledger's state, and print how many there are; 4 where that fails."""
+    from sweeps.tracking.mlflow_runs import MlflowRuns
+    from sweeps.tracking.run_index import Store
+    from sweeps.tracking.store_errors import place, trouble
 
     ledger = Ledger.in_output(options.output)
     (title,) = titles(ledger, options.sweep)
@@ -54,18 +59,30 @@ def reconcile(options: argparse.Namespace) -> int:
     uri = own_store(options.tracking_uri, output)
     if not uri:
         raise ValueError(f"--output {options.output} is no local folder: say by --tracking-uri where MLflow is")
-    artifacts = f"{output}/mlartifacts" if uri.startswith("sqlite") else ""
+    artifacts = artifacts_in(output) if uri.startswith("sqlite") else ""
     plan = current_plan(ledger, title)
-    runs = MlflowRuns(Store(uri, options.experiment or title, artifacts, plan.fingerprints), ledger, plan.sweep)
     idle = "RUNNING" if driver(ledger, title) else "KILLED"
-    started = [status.trial for status in plan.statuses if status.state != "new"]
-    for trial in started:
-        runs.sync_trial(trial, idle)
-    for cell in plan.sweep.cells:
-        runs.sync_cell(cell, [status.trial for status in plan.of(cell)])
-    verb = "is" if len(started) == 1 else "are"
-    print(f"{count(len(started), 'run')} of {title} at {uri} {verb} as the ledger says")
-    return 0
+    skipped = frozenset(status.trial.key for status in plan.statuses if status.state == "skipped")
+    try:
+        store = Store(uri, options.experiment or title, artifacts, plan.fingerprints)
+        runs = MlflowRuns(store, ledger, plan.sweep, lambda sentence: print(sentence, file=sys.stderr))
+        expected = {status.trial.key: (status.trial, idle) for status in plan.statuses}
+        begun = {status.trial.key for status in plan.statuses if status.state not in ("new", "skipped")}
+        differing = runs.outdated(expected)
+        for key, (trial, state) in expected.items():
+            if key in begun or key in differing:
+                runs.sync_trial(trial, state)
+        runs.remove_strangers(expected)
+        for cell in runs.shown_cells({expected[key][0].cell.key for key in begun}):
+            runs.sync_cell(cell, [status.trial for status in plan.of(cell)], skipped)
+    except Exception as error:  # of any kind, from a server, its client or a database
+        again = shlex.join([sys.orig_argv[0], "-m", "sweeps", *sys.argv[1:]])
+        print(f"error: MLflow at {place(uri)} lacks runs of {title}, for {trouble(error)}", file=sys.stderr)
+        print(f"mend that, then   {again}", file=sys.stderr)
+        return ExitCode.UNTRACKED
+    verb = "is" if len(begun) == 1 else "are"
+    print(f"{count(len(begun), 'run')} of {title} at {place(uri)} {verb} as the ledger says")
+    return ExitCode.DONE
 
 
 def export_study(options: argparse.Namespace) -> int:
@@ -112,7 +129,7 @@ def verify_resume(options: argparse.Namespace) -> int:
         "kills": verdict.kills,
         "device": device_name(torch.device(options.device)),
     }
-    ledger.write_json(f"verified/{cell.key}.json", proof)
+    ledger.write_note(f"verified/{cell.key}.json", proof)
     print(
         f"{cell.label}: killed {count(verdict.kills, 'time')}, weights, curves and scores are bit for bit those of a "
         "training without interruption"

@@ -38,7 +38,7 @@ from sweeps.experiment.plan import (
 )
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
-from sweeps.store.lease import claim, elsewhere, unclaim
+from sweeps.store.lease import claim, unclaim
 from sweeps.store.ledger import Json
 from sweeps.training.shared_batches import StreamKey
 
@@ -73,6 +73,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.failed = {key for key, attempts in session.ledger.failed().items() if has_failed(attempts)}
         self.insisted = set(session.ledger.names("insisted"))
         self.running: dict[str, list[Trial]] = {}  # by Tune's name: one trial, or the members of a pack
+        self.chosen: list[Trial] = []  # for the worker that is asked for now
         self.members: dict[str, list[str]] = {}  # keys of all that share a pack's time, also after they have left it
         self.pack_limits: dict[StreamKey, int] = {}  # members that memory allows, by kind of pack
         self.probes: set[str] = set()  # Tune's names of trials that leave after an epoch
@@ -105,7 +106,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _missing_trials(self) -> list[Trial]:
         """Return the trials that are neither done, running, failed nor set aside; the next one stands last."""
-        excluded = {trial.key for pack in self.running.values() for trial in pack} | self.failed | self.set_aside
+        taken = {trial.key for pack in (*self.running.values(), self.chosen) for trial in pack}
+        excluded = taken | self.failed | self.set_aside
         trials = planned(self.cell_trials.values())
         self.session.planned = trials
         self.session.pending = [trial for part in self.cell_trials.values() for trial in part.pending]
@@ -128,9 +130,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if not group:
             more_may_come = not session.stopping and bool(self.waiting or self.running)
             return None if more_may_come else "FINISHED"
-        for trial in group:
-            claim(session.ledger, session.sweep.title, trial.key)
-        self.running[trial_id], self.members[trial_id] = group, [trial.key for trial in group]
+        self.running[trial_id], self.members[trial_id], self.chosen = group, [trial.key for trial in group], []
         for trial in group:
             self._notify("started", trial, {})
         fingerprint = session.fingerprints.get(group[0].cell.dataset, "")
@@ -149,22 +149,38 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _next_group(self) -> list[Trial]:
         """Take the next trial off the queue with those to train beside it; none where other drivers train the rest."""
-        first = next((trial for trial in self.waiting[::-1] if self._available(trial)), None)
+        self.chosen = []
+        first = self._first_available()
         if first is None:
             return []
-        self._take([first])
+        self._choose(first)
         policy = self.session.pack_policy()
         most = self.pack_limits.get(policy.kind(first), policy.most)
         if most < 2:
-            return [first]
+            return self.chosen
         if policy.even:
             idle_workers = max(1, max_concurrent(self.session.resources) - len(self.running))
             most = min(most, -(-(len(self.waiting) + 1) // idle_workers))
         shape = self.session.shapes.get(first.cell.dataset, (10, first.cell.net.size))
-        others = policy.members_for(first, self.waiting[::-1], self._epoch_of, most, *shape)
-        others = [trial for trial in others if self._available(trial)]
-        self._take(others)
-        return [first, *others]
+        for other in policy.members_for(first, self.waiting[::-1], self._epoch_of, most, *shape):
+            # The result of one, from another sweep, may end the others' cell.
+            if any(trial.key == other.key for trial in self.waiting) and self._available(other):
+                self._choose(other)
+        return self.chosen
+
+    def _first_available(self) -> Trial | None:
+        """Return the next trial that no other driver trains; results met on the way may change the queue."""
+        passed: set[str] = set()
+        while True:
+            trial = next((trial for trial in reversed(self.waiting) if trial.key not in passed), None)
+            if trial is None or self._available(trial):
+                return trial
+            passed.add(trial.key)
+
+    def _choose(self, trial: Trial) -> None:
+        """Take a trial off the queue for the group that is being made; the queue, made anew, has it no more."""
+        self.chosen.append(trial)
+        self._take([trial])
 
     def _is_probe(self, trial: Trial) -> bool:
         """Return whether a trial is to leave after its next epoch, which shows whether it should train in a pack."""
@@ -178,11 +194,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.waiting = [trial for trial in self.waiting if trial.key not in keys]
 
     def _available(self, trial: Trial) -> bool:
-        """Return whether no driver of another sweep trains or has trained this trial; its result counts here too."""
+        """Claim a trial; return False where the driver of another sweep trains it, or has: its result counts too."""
         session = self.session
         result = session.ledger.result(trial.key)
         if result is None:
-            return not elsewhere(session.drivers, session.sweep.title, trial.key)
+            return claim(session.drivers, session.sweep.title, trial.key)
         self._take([trial])
         self._record_result(trial, result)
         return False
@@ -233,7 +249,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Record from the ledger what became of the trials of a worker that has ended."""
-        group, session = self.running.pop(trial_id, None), self.session
+        group, session = self.running.get(trial_id), self.session
         if group is None:
             return
         # Members of a pack have equal parts of its time.
@@ -246,8 +262,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self._limit_pack(group[0], len(group) // 2)
         packed, probe = len(keys) > 1, trial_id in self.probes
         self.probes.discard(trial_id)
-        for trial in group:
+        for trial in list(group):
+            # The others still count as running: what becomes of this one may make the queue anew.
+            group.remove(trial)
             self._on_trial_end(trial, died=error and not packed, retry=packed or probe)
+        del self.running[trial_id]
         if packed:
             session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
 
@@ -265,7 +284,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _on_trial_end(self, trial: Trial, *, died: bool, retry: bool) -> None:
         try:
-            unclaim(self.session.ledger, trial.key)
+            unclaim(self.session.drivers, self.session.sweep.title, trial.key)
             self._record_outcome(trial, died, retry)
         except Exception:  # raised here it would end every trial; the next Tuner reads the ledger again
             self.set_aside.add(trial.key)

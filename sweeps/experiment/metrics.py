@@ -28,6 +28,8 @@ VOTE: Final = "agg/test_top1_err_vote"
 PARAMETERS: Final = "net/parameters_millions"
 HELD_OUT: Final = "best/val_top1_err"
 
+PARTIAL: Final = "partial data"  # flag of a training on a part of a published data set
+
 TEST_ERROR: Final = re.compile(r"final/test_top\d+_err(_10crop)?")
 OVER_FOLDS: Final = re.compile(r"agg/(\w+)_(mean|vote)")
 
@@ -148,6 +150,7 @@ def lost_text(trials: Iterable[Stand]) -> str:
 
 
 def flags_of(result: Json) -> list[str]:
-    """Return what a reader must know of a result before believing it: diverged or dead, restarted:TIMES."""
+    """Return what a reader must know of a result before believing it: diverged, dead, restarted:TIMES, partial data."""
     flags = [ending_word(result)] if has_diverged(result) else []
+    flags += [PARTIAL] if result.get("partial") else []
     return flags + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])

@@ -23,7 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TypedDict
 
-from data.storage import open_filesystem
+from data.storage import open_filesystem, sync_folder
+from sweeps.store.foreign import relative
+from sweeps.store.local_uris import sqlite_file
 
 CHUNK = 16 << 20  # bytes that are copied at a time
 DATABASE, USERS, ARTIFACTS, MANIFEST = "store", "users.db", "artifacts", "list.json"
@@ -61,7 +63,7 @@ class StoreFiles:
 
 def store_files(store: str, artifacts: str, users: Path) -> StoreFiles:
     """Return where the parts of a store lie; artifacts at a URI have no folder."""
-    sqlite = Path(store.removeprefix("sqlite:///")) if store.startswith("sqlite") else None
+    sqlite = sqlite_file(store)
     uri = "postgresql://" + store.partition("://")[2]  # libpq knows no SQLAlchemy driver
     return StoreFiles(uri, sqlite, users, None if "://" in artifacts else Path(artifacts))
 
@@ -107,6 +109,7 @@ def _write_file(path: Path, store: str, artifacts: str, users: Path) -> str:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
+            sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
     count = sum(name.startswith(f"{ARTIFACTS}/") for name in members)
@@ -136,7 +139,11 @@ def _artifact_files(folder: Path | None) -> dict[str, Path]:
     """Return the files of a folder of artifacts by their names in a backup."""
     if folder is None or not folder.is_dir():
         return {}
-    return {f"{ARTIFACTS}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink()]
+    for path in files:
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, which no artifact is: a backup would hold the file that it leads to")
+    return {f"{ARTIFACTS}/{path.relative_to(folder)}": path for path in files}
 
 
 class _HashingReader:
@@ -221,20 +228,42 @@ def _fetch(source: str, folder: Path) -> Path:
 
 def _unpack(source: Path, folder: Path) -> Manifest:
     """Unpack a backup and check each file of it; ValueError where one is missing or damaged."""
+    unpacked: set[str] = set()
     try:
-        with tarfile.open(source) as tar:
-            tar.extractall(folder, filter="data")
+        # A backup is not compressed, so it unpacks to no more than its own size.
+        with tarfile.open(source, "r:") as tar:
+            for entry in tar:
+                _check_entry(entry, source)
+                tar.extract(entry, folder, filter="data")
+                unpacked.add(entry.name)
         manifest: Manifest = json.loads((folder / MANIFEST).read_bytes())
         sums = manifest["sums"]
+    except _ForeignError:
+        raise
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{source} is not a whole backup: {error}") from None
     except FileNotFoundError:
         reason = "its end is missing" if source.exists() else "there is no such file"
         raise ValueError(f"{source} is not a whole backup: {reason}") from None
+    if further := unpacked - sums.keys() - {MANIFEST}:
+        raise ValueError(f"{source} holds {min(further)!r}, which its list does not name")
     for name, expected in sums.items():
-        if not (folder / name).is_file() or _checksum(folder / name) != expected:
+        if name not in unpacked or not (folder / name).is_file() or _checksum(folder / name) != expected:
             raise ValueError(f"{source} is not a whole backup: {name} is damaged")
     return manifest
+
+
+class _ForeignError(ValueError):
+    """A backup holds what none of ours does."""
+
+
+def _check_entry(entry: tarfile.TarInfo, source: Path) -> None:
+    """Raise where a member is not one of ours: a whole file of the database, the users, the list or an artifact."""
+    if not entry.isreg() or entry.issparse():
+        raise _ForeignError(f"{source} holds {entry.name!r}, which is no plain file: no backup of ours does")
+    if entry.name not in (DATABASE, USERS, MANIFEST) and not entry.name.startswith(f"{ARTIFACTS}/"):
+        raise _ForeignError(f"{source} holds {entry.name!r}, which no backup of ours does")
+    relative(entry.name)
 
 
 def _checksum(path: Path) -> str:

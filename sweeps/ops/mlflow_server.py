@@ -24,6 +24,7 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 from sweeps.ops import mlflow_backup
+from sweeps.store.local_uris import folder_uri, sqlite_uri
 
 ADMIN = "admin"
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
@@ -94,7 +95,7 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
     if "://" in options.output and not (options.store and options.artifacts):
         raise ValueError(f"the server's database cannot lie in {options.output}: give --store and --artifacts")
     output = os.path.abspath(os.path.expanduser(options.output))
-    store = options.store or f"sqlite:///{output}/mlflow.db"
+    store = options.store or sqlite_uri(f"{output}/mlflow.db")
     kind, parts = store.partition(":")[0].partition("+")[0], urlsplit(store)
     if kind not in ("sqlite", "postgresql"):
         raise ValueError(f"--store {store.partition('@')[2] or store}: sqlite:///FILE or postgresql://USER@HOST/NAME")
@@ -169,7 +170,8 @@ def server_environment(server: ServerConfig, admin: str) -> dict[str, str]:
     if not key.exists():
         _write_private(key, secrets.token_hex(32))
     # MLflow remembers a checked password for a minute: the check takes longer than most requests.
-    _write_private(settings, f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{server.users}\n"
+    users = sqlite_uri(str(server.users)).replace("%", "%%")  # as a file of this kind writes it
+    _write_private(settings, f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users}\n"
                              f"admin_username = {ADMIN}\nauth_cache_ttl_seconds = 60\n")  # fmt: skip
     return environment | {
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
@@ -204,6 +206,6 @@ def server_command(server: ServerConfig) -> list[str]:
     return [
         sys.executable, "-m", "mlflow", "server", "--host", server.host, "--port", str(server.port),
         "--workers", str(server.workers), "--allowed-hosts", ",".join(server.allowed),
-        "--serve-artifacts", "--artifacts-destination", server.artifacts,
+        "--serve-artifacts", "--artifacts-destination", folder_uri(server.artifacts),
         *(["--app-name", "basic-auth"] if server.users else []),
     ]  # fmt: skip

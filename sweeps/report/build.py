@@ -33,7 +33,9 @@ from sweeps.report.render.html import page
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
 from sweeps.results.evidence import SweepResults, survey, titles
+from sweeps.store.foreign import printable
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, same_store, without_login
 from sweeps.tracking.layout import Owner, table_address
 
@@ -108,7 +110,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
         if not _answers(store):
             sentences.append(f"{store} is not there: its runs are without this report; the same command sends it")
             continue
-        from sweeps.tracking.mlflow_runs import publish_report
+        from sweeps.tracking.cell_runs import publish_report
 
         try:
             owner = Owner(ledger.identity, results.title)
@@ -125,8 +127,8 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
 
 def _answers(uri: str) -> bool:
     """Tell whether a store answers, without the minutes that MLflow's client would wait."""
-    if uri.startswith("sqlite:///"):
-        return Path(uri.removeprefix("sqlite:///")).is_file()
+    if (file := sqlite_file(uri)) is not None:
+        return file.is_file()
     address = urlsplit(uri)
     if address.scheme not in ("http", "https") or address.hostname is None:
         return True
@@ -214,7 +216,7 @@ def check(ledger: Ledger, path: Path) -> int:
             wrong += 1
             print(f"{path}: {title} {name} no longer matches the store", file=sys.stderr)
             lines = difflib.unified_diff(content.splitlines(), now.splitlines(), "document", "store", lineterm="", n=0)
-            print("\n".join(list(lines)[:20]), file=sys.stderr)
+            print(printable("\n".join(list(lines)[:20])), file=sys.stderr)
     match = "matches" if len(marked) == 1 else "match"
     print(f"{path}: {len(marked) - wrong} of {count(len(marked), 'table')} {match} the store")
     return DIFFERS if wrong else DONE

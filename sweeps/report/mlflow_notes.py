@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.report.render.document import signed
+from sweeps.report.render.formats import escaped, prose
 from sweeps.report.result_tables import ours_text, verdict_text
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
 from sweeps.results.evidence import CellResults, SweepResults
+from sweeps.results.paper_cells import on_part
 from sweeps.tracking.layout import (
     REPORT,
     Page,
@@ -50,7 +53,11 @@ def _note(
 ) -> str:
     judging = group.comparable
     heads = ["", *(["paper"] if group.table else []), "ours ± se (n)", *(["difference", "verdict"] if judging else [])]
-    lines = [f"**{group.title}: {row.label}**", ""] + _line(heads) + _line(["---"] + ["---:"] * (len(heads) - 1))
+    lines = (
+        [f"**{prose(group.title)}: {prose(row.label)}**", ""]
+        + _line(heads)
+        + _line(["---"] + ["---:"] * (len(heads) - 1))
+    )
     for metric in group.metrics:
         ours, theirs = number(evidence, metric), group.paper(row, metric)
         values = [named(metric, group.table)]
@@ -65,11 +72,13 @@ def _note(
         lines += ["", f"Of its trainings: {'; '.join(dict.fromkeys(filter(None, lost.values())))}."]
     if evidence.synthetic:
         lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
+    if on_part(evidence):
+        lines += ["", "Trained on a part of the published data set, or on other files by its name: no verdict."]
     return "\n".join([*lines, "", *_links(survey, evidence, experiment, runs, report)])
 
 
 def _line(values: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(value.replace('|', '/') for value in values)} |"]
+    return [f"| {' | '.join(escaped(value.replace('|', '/')) for value in values)} |"]
 
 
 def _links(
@@ -81,7 +90,9 @@ def _links(
     if len(cells) > 1:
         links.append(f"[{len(cells)} cells beside each other]({compare_address(experiment, cells)})")
     tested = [run for run in evidence.done(*TESTED) if run.mlflow]
-    trials = [f"[{run.trial.label}]({run_address(experiment, run.mlflow)})" for run in tested[:NAMED]]
+    trials = [
+        f"[{prose(run.trial.label)}]({run_address(experiment, quote(run.mlflow, safe=''))})" for run in tested[:NAMED]
+    ]
     more = f" and {len(tested) - NAMED} more" if len(tested) > NAMED else ""
     return [" · ".join(links), *(["", f"Trainings: {', '.join(trials)}{more}"] if trials else [])]
 

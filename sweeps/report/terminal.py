@@ -121,7 +121,11 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
         ]
         table.add_row(*cells, Text(", ".join(marks), style="yellow"))
     sink = io.StringIO()
-    Console(file=sink, width=max(width, 40), force_terminal=colour, no_color=not colour, highlight=False).print(table)
+    console = Console(
+        file=sink, width=max(width, 40), force_terminal=colour, no_color=not colour, highlight=False, markup=False,
+        emoji=False,
+    )  # fmt: skip
+    console.print(table)
     notes = "errors in percent, lower is better"
     if any(metric.endswith("_10crop") for metric in metrics):
         notes += "; † ten crops"

@@ -139,7 +139,9 @@ def _check_size(file: Any, size: int, path: str) -> None:
     kinds = [kind.value_type if pa.types.is_fixed_size_list(kind) else kind for kind in file.schema_arrow.types]
     numbers = [kind for kind in kinds if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
     if file.metadata.num_rows > size or len(kinds) > COLUMNS:
-        raise ValueError(f"{path} says that it has {file.metadata.num_rows:,} rows of {len(kinds)} columns in {size:,} bytes")
+        raise ValueError(
+            f"{path} says that it has {file.metadata.num_rows:,} rows of {len(kinds)} columns in {size:,} bytes"
+        )
     if len(kinds) - len(numbers) > (KEY in file.schema_arrow.names):
         raise ValueError(f"{path} has columns that are no numbers")
 

@@ -15,6 +15,7 @@ from sweeps.results.paper_cells import (
     is_other_count,
     last_layer,
     layers,
+    on_part,
     recipe_differences,
     set_facts,
     tested_pictures,
@@ -75,6 +76,8 @@ def _data(results: CellResults, table: ResultTable) -> Differences:
     name = results.cell.dataset
     if name != table.dataset:
         yield "data", SETS[table.dataset], name
+    if on_part(results):
+        yield "data", "the published set", "a part of it, or other files by its name"
     paper, ours = dataset(table.dataset), set_facts(name)
     if results.classes not in (None, paper.classes):
         yield "classes", f"{paper.classes:,}", f"{results.classes:,}"

@@ -24,6 +24,7 @@ from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
 from sweeps.results.analyses import default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
 from sweeps.results.provenance import provenance, shares
+from sweeps.store.foreign import SWEEP_TITLE
 from sweeps.store.ledger import Json, Ledger
 
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
@@ -188,7 +189,7 @@ class SweepResults:
 
 def titles(ledger: Ledger, name: str | None = None) -> list[str]:
     """Return the sweeps that have been declared, or the one called `name`; ValueError where there is none."""
-    declared = [plan.removesuffix(".json") for plan in ledger.names("plans")]
+    declared = [title for plan in ledger.names("plans") if SWEEP_TITLE.fullmatch(title := plan.removesuffix(".json"))]
     if name is not None and name not in declared:
         raise ValueError(unknown_name("sweep", name, declared or ["none"], f"the ledger {ledger.root}"))
     if not declared:

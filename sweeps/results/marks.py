@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from sweeps.experiment.metrics import HELD_OUT, PARAMETERS, VOTE, flags_of, has_diverged
+from sweeps.experiment.metrics import HELD_OUT, PARAMETERS, PARTIAL, VOTE, flags_of, has_diverged
 from sweeps.experiment.search import Search, budget, space
 from sweeps.results.cell_numbers import CellNumber, ResultTable
 from sweeps.results.evidence import CellResults, Floats, Run
@@ -34,6 +34,7 @@ MARKS: Final = {
     "f": ("few search trials", f"dropout was chosen from fewer than {ENOUGH} trials that finished"),
     "i": ("incomplete", "some of its trainings have no result yet"),
     "x": ("stale", "the data or the code have changed since it was trained"),
+    "p": ("partial data", "trained on a part of the published data set, or on other files by its name: no verdict"),
     "s": ("embedded pictures", "trained on embedded pictures: no verdict, the paper's numbers are of other data"),
     "o": ("other data", "trained on other data than the paper's: no verdict"),
 }
@@ -59,6 +60,7 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
         "f": search is not None and few_trials(cell, search),
         "i": any(_is_open(run) for run in cell.runs if run.trial.phase in phases),
         "x": any(run.state == "stale" for run in ours.runs),
+        "p": PARTIAL in flags,
     }
     return (*(mark for mark, applies in apply.items() if applies), *of_data)
 

@@ -18,6 +18,7 @@ from typing import Final
 from crelu_models.spec import Conv, Drop, Linear, Net
 from crelu_models.tables import PAPER, S4
 from data.datasets import DataSet, dataset
+from sweeps.experiment.metrics import PARTIAL, flags_of
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
 from sweeps.experiment.trial import Cell
 from sweeps.results.evidence import CellResults
@@ -107,6 +108,8 @@ def other_data(results: CellResults, paper_set: str) -> str:
         for count in sorted(counts):
             if is_other_count(count, full):
                 return f"{count:,} {kind} pictures, not {full:,}"
+    if on_part(results):
+        return "a part of the published data set, or other files by its name"
     prints = {str(run.result["fingerprint"]) for run in results.tested if run.result}
     return "trainings on different pictures" if len(prints) > 1 else ""
 
@@ -135,6 +138,11 @@ def training_pictures(results: CellResults) -> set[int]:
     """Return how many pictures the training files of a cell's results had, as far as they say."""
     counts = {int(run.result.get("train_pictures", 0)) for run in results.runs if run.result}
     return counts - {0}
+
+
+def on_part(results: CellResults) -> bool:
+    """Return whether a training of a cell was on a part of the published set, as its preparation marked it."""
+    return any(PARTIAL in flags_of(run.result) for run in results.runs if run.result)
 
 
 def tested_pictures(results: CellResults) -> set[int]:

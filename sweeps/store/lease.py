@@ -10,22 +10,24 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final
+from typing import Final, NoReturn
 
+from sweeps.store.foreign import printable_json
 from sweeps.store.lease_file import Content, LeaseFile, StoreFile, lease_file
-from sweeps.store.ledger import Json, Ledger
+from sweeps.store.ledger import Json, Ledger, checksum
 from sweeps.store.process import Host, system, this_process
 
 BEAT: Final = 5.0  # seconds between two signs of life
 SILENCE: Final = 60.0  # seconds without one after which a driver on another host counts as dead
 FENCE: Final = 30.0  # seconds after its last sign of life in which a driver writes without giving one first
-SETTLE: Final = 1.0  # seconds in which two drivers that write at once see who wrote last
+SETTLE: Final = 5.0  # seconds in which two drivers that write at once see who wrote last
 LOOK: Final = 1.0  # seconds between two looks at the lease of another driver
 ANSWERS: Final = 5  # late answers of the store in a row, after which a write fails
 GLANCE: Final = 3 * BEAT  # seconds for which a command looks whether another host's driver lives
@@ -94,7 +96,7 @@ class Lease:
         self.renewed = 0.0
         self.tag = ""
         self.lost = ""  # why this driver has lost the lease
-        self.lock: IO[bytes] | None = None
+        self.lock: int | None = None  # the open file that has the kernel's lock
         self.turn: AbstractContextManager[object] = threading.RLock()  # also for a signal's handler that writes
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._renew_until_over, name="lease", daemon=True)
@@ -128,7 +130,7 @@ class Lease:
             return
         path = Path(self.ledger.path(f"leases/{self.sweep}.json.lock"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.lock = open(path, "ab")  # noqa: SIM115
+        self.lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -215,12 +217,12 @@ class Lease:
             "clock": now,
             "locked": self.lock is not None,
         }
-        return (json.dumps(sign | self.host.this_process(), indent=1, sort_keys=True) + "\n").encode()
+        return _encoded(sign | self.host.this_process())
 
     def _free_lock(self) -> None:
         lock, self.lock = self.lock, None
         if lock is not None:
-            lock.close()
+            os.close(lock)
 
     # Keeping it
 
@@ -251,32 +253,37 @@ class Lease:
                 raise LeaseLostError(self.lost)
             began = self.host.now()
             tag = self.file.beat(self._sign(), self.tag)
-            if tag is None:
+            while tag is None:
                 now = self.file.read()
-                if now is not None and _parsed(now).get("owner") == self.owner:
-                    # The answer to an earlier beat was lost; the next one goes on from there.
-                    self.tag = now.tag
-                    tag = self.file.beat(self._sign(), self.tag)
-                if tag is None:
+                if now is None or _parsed(now).get("owner") != self.owner:
                     self._lose_or_mend(now)
                     return
+                # The answer to an earlier beat was lost; the next one goes on from there.
+                self.tag = now.tag
+                tag = self.file.beat(self._sign(), self.tag)
             self.tag, self.renewed = tag, began
+            if self.file.overwrites and self.host.now() - began >= FENCE:
+                # Somebody may have taken over between the two halves of this beat, which then covers their lease.
+                self._lose("a sign of life took too long on a store without conditional writes")
 
     def _lose_or_mend(self, now: Content | None) -> None:
         """Note that the lease is lost and raise LeaseLostError; one that cannot be read is written anew."""
-        if now is not None and not _parsed(now):
-            began = self.host.now()
+        began = self.host.now()
+        # After a longer silence the damaged one may be that of another driver.
+        if now is not None and not _parsed(now) and began - self.renewed < FENCE:
             tag = self.file.replace(self._sign(), now.tag)
             if tag is not None:
                 self.tag, self.renewed = tag, began
                 return
             now = self.file.read()
-        silent = self.host.now() - self.renewed
         if now is None:
-            who = "the lease of this sweep is gone: another driver may have ended it meanwhile"
-        else:
-            who = f"another driver has taken over this sweep: {owner_text(_parsed(now))}"
-        self.lost = f"{who}. This one gave no sign of life for {silent:.0f} s and stops without writing any more"
+            self._lose("the lease of this sweep is gone: another driver may have taken over and ended")
+        self._lose(f"another driver has taken over this sweep: {owner_text(_parsed(now))}")
+
+    def _lose(self, why: str) -> NoReturn:
+        """Note that the lease is lost, and raise LeaseLostError."""
+        silent = self.host.now() - self.renewed
+        self.lost = f"{why}. This one gave no sign of life for {silent:.0f} s and stops without writing any more"
         self.on_lost(self.lost)
         raise LeaseLostError(self.lost)
 
@@ -290,13 +297,20 @@ class Lease:
                 continue
 
 
+def _encoded(lease: Json) -> bytes:
+    """Return a lease or a claim as a file's content, with a checksum."""
+    return (json.dumps(lease | {"check": checksum(lease)}, indent=1, sort_keys=True) + "\n").encode()
+
+
 def _parsed(content: Content | None) -> Json:
-    """Return the lease in a file; empty where it cannot be read."""
+    """Return the lease in a file, its texts printable; empty where it cannot be read."""
     try:
         value = json.loads(content.text) if content is not None else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    if content is None or not isinstance(value, dict) or value.pop("check", checksum(value)) != checksum(value):
+        return {}
+    return printable_json(content.text, value)
 
 
 def _number(lease: Json, name: str) -> float:
@@ -324,7 +338,7 @@ class Drivers:
 
         One of another host is alive until its beat has not changed for `silence` seconds.
         """
-        now = self._read(sweep)
+        now = StoreFile(self.ledger, f"leases/{sweep}.json").read()
         if now is None:
             self.watches.pop(sweep, None)
             return None
@@ -350,32 +364,45 @@ class Drivers:
         """Return whether a lease is of another host, and no beat of it was seen so far."""
         return self.host.lives(lease) is None and self.watches[sweep].changes < 1
 
-    def _read(self, sweep: str) -> Content | None:
-        name = f"leases/{sweep}.json"
-        # Only a writer needs more of S3 than its content.
-        file = lease_file(self.ledger, name) if self.ledger.local else StoreFile(self.ledger, name)
-        return file.read()
-
 
 def driver(ledger: Ledger, sweep: str) -> Json | None:
     """Return the lease of the living driver of `sweep`, or None."""
     return Drivers(ledger).now([sweep])[sweep]
 
 
-def claim(ledger: Ledger, sweep: str, key: str) -> None:
-    """Note that this process, the driver of `sweep`, trains a trial, so that drivers of other sweeps wait for it."""
-    ledger.write_json(f"claims/{key}.json", {"sweep": sweep} | this_process())
+def claim(drivers: Drivers, sweep: str, key: str) -> bool:
+    """Note that this process, the driver of `sweep`, trains a trial, so that drivers of other sweeps wait for it.
 
-
-def unclaim(ledger: Ledger, key: str) -> None:
-    """Delete the note of `claim`."""
-    ledger.delete(f"claims/{key}.json")
-
-
-def elsewhere(drivers: Drivers, sweep: str, key: str) -> bool:
-    """Return whether the living driver of a sweep other than `sweep` trains trial `key` now."""
-    note = drivers.ledger.read_json(f"claims/{key}.json")
-    if note is None or note.get("sweep") == sweep:
+    Return False, with nothing noted, where the living driver of another sweep trains it. Of two that claim at once, one
+    is refused on a disk and on a store with conditional writes.
+    """
+    drivers.ledger.guard()
+    file = lease_file(drivers.ledger, f"claims/{key}.json")
+    mine: Json = {"sweep": sweep} | this_process()
+    text = _encoded(mine)
+    now = file.read()
+    note = _parsed(now)
+    if note and note.get("sweep") != sweep and _drives(drivers, note):
         return False
-    other = drivers.look(str(note.get("sweep")))
+    try:
+        tag = file.create(text) if now is None else file.replace(text, now.tag)
+        # A refusal may follow an own write whose answer was lost.
+        return tag is not None or _parsed(file.read()) == mine
+    finally:
+        file.close()
+
+
+def unclaim(drivers: Drivers, sweep: str, key: str) -> None:
+    """Delete the note of `claim`, unless the driver of another sweep has taken the trial over."""
+    name = f"claims/{key}.json"
+    if (drivers.ledger.read_json(name) or {}).get("sweep", sweep) == sweep:
+        drivers.ledger.delete(name)
+
+
+def _drives(drivers: Drivers, note: Json) -> bool:
+    """Return whether the process that a claim names drives its sweep now."""
+    try:
+        other = drivers.look(str(note.get("sweep")))
+    except ValueError:  # no name of a sweep
+        return False
     return other is not None and all(other.get(name) == note.get(name) for name in ("pid", "started", *system()))

@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -37,6 +38,10 @@ class LeaseFile(Protocol):
     def creates_once(self) -> bool:
         """Return whether of two that `create` at once one is refused."""
 
+    @property
+    def overwrites(self) -> bool:
+        """Return whether a late `beat` may write over the lease of another driver."""
+
     def read(self) -> Content | None:
         """Return the content now, or None where there is no file."""
 
@@ -51,6 +56,9 @@ class LeaseFile(Protocol):
 
     def remove(self, tag: str) -> None:
         """Delete a lease of one's own."""
+
+    def close(self) -> None:
+        """Release the file, which stays."""
 
 
 def lease_file(ledger: Ledger, name: str) -> LeaseFile:
@@ -67,6 +75,7 @@ class DiskFile:
 
     compares = False
     creates_once = True
+    overwrites = False
 
     def __init__(self, path: Path) -> None:
         """Prepare to read and write the lease at `path`."""
@@ -91,10 +100,10 @@ class DiskFile:
         try:
             os.link(draft, self.path)
         except FileExistsError:
-            self._close()
+            self.close()
             return None
         except OSError:
-            self._close()
+            self.close()
             try:
                 self._open(self.path, text)
             except FileExistsError:
@@ -109,7 +118,7 @@ class DiskFile:
         try:
             now = self.read()
             if now is None or now.tag != tag:
-                self._close()
+                self.close()
                 return None
             os.replace(draft, self.path)
         finally:
@@ -140,7 +149,7 @@ class DiskFile:
             if self.handle is not None and now and now.tag.startswith(f"{os.fstat(self.handle).st_ino}-"):
                 self.path.unlink(missing_ok=True)
         finally:
-            self._close()
+            self.close()
 
     def _draft(self, text: bytes) -> Path:
         """Write a file under a name that no other thread uses, and keep it open."""
@@ -156,7 +165,7 @@ class DiskFile:
 
     def _open(self, path: Path, text: bytes) -> None:
         """Create the file at `path`, keep it open and write `text` to it."""
-        self._close()
+        self.close()
         self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self.size = max(SIZE, 2 * len(text))
         os.pwrite(self.handle, text.ljust(self.size), 0)
@@ -166,11 +175,12 @@ class DiskFile:
         """Return the tag of the file, or None where it is not the one that is open here."""
         now = self.read()
         if now is None or self.handle is None or not now.tag.startswith(f"{os.fstat(self.handle).st_ino}-"):
-            self._close()
+            self.close()
             return None
         return now.tag
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Release the file, which stays."""
         handle, self.handle = self.handle, None
         if handle is not None:
             with suppress(OSError):
@@ -193,6 +203,11 @@ class S3File:
     def creates_once(self) -> bool:
         """Return whether of two that `create` at once one is refused."""
         return self.compares
+
+    @property
+    def overwrites(self) -> bool:
+        """Return whether a late `beat` may write over the lease of another driver."""
+        return not self.compares
 
     @property
     def client(self) -> Any:
@@ -232,6 +247,9 @@ class S3File:
         now = self.read()
         if now is not None and now.tag == tag:
             self._ask(lambda: self.client.delete_object(**self.place, IfMatch=tag), REFUSED)
+
+    def close(self) -> None:
+        """Release nothing: the client is shared."""
 
     def _put(self, text: bytes, **condition: str) -> str | None:
         """Write the object under a condition and return its ETag, or None where the condition does not hold."""
@@ -276,27 +294,32 @@ class NoConditionsError(OSError):
 
 def s3_client(uri: str) -> Any:
     """Return boto3's client of the S3 that a URI of pyarrow names, with its keys and its server where it has any."""
-    import boto3
-    from botocore.config import Config
-
     parts = urlsplit(uri)
     words = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     server = words.get("endpoint_override", "")
     if server and "://" not in server:
         server = f"{words.get('scheme', 'https')}://{server}"
     server = server or os.environ.get("AWS_ENDPOINT_URL_S3", "") or os.environ.get("AWS_ENDPOINT_URL", "")
-    style = "path" if server else "auto"
+    return _client(words.get("region"), server, parts.username, parts.password)
+
+
+@cache
+def _client(region: str | None, server: str, key: str | None, secret: str | None) -> Any:
+    """Return a client of S3, the same for every file there: to make one takes a tenth of a second."""
+    import boto3
+    from botocore.config import Config
+
     # Short: a beat that does not come through is tried again by the next one.
     config = Config(
         connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3},
-        s3={"addressing_style": style},
+        s3={"addressing_style": "path" if server else "auto"},
     )  # fmt: skip
     return boto3.session.Session().client(
         "s3",
-        region_name=words.get("region") or None,
+        region_name=region,
         endpoint_url=server or None,
-        aws_access_key_id=parts.username or None,
-        aws_secret_access_key=parts.password or None,
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
         config=config,
     )
 
@@ -306,6 +329,7 @@ class StoreFile:
 
     compares = False
     creates_once = False
+    overwrites = True
 
     def __init__(self, ledger: Ledger, name: str) -> None:
         """Prepare to read and write the lease `name`."""
@@ -337,6 +361,9 @@ class StoreFile:
         now = self.read()
         if now is not None and now.tag == tag:
             self.ledger.delete(self.name)
+
+    def close(self) -> None:
+        """Release nothing."""
 
     def _write(self, text: bytes) -> str:
         self.ledger.write(self.name, text)

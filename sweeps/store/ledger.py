@@ -22,6 +22,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 import traceback
@@ -61,6 +62,11 @@ def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
 def checksum(value: Mapping[str, Any]) -> str:
     """Return the checksum of a result, without which a flipped bit would be a wrong number in a table."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _named_twice(name: str) -> dict[str, str]:
+    """Return what the file of a ledger's name says."""
+    return {"id": name, "again": name}
 
 
 def unguarded() -> None:
@@ -103,12 +109,24 @@ class Ledger:
     def identity(self) -> str:
         """Return the name of this ledger, a UUID that is written once; a copy of the folder has the same."""
         name = "ledger.json"
-        known = (self.read_json(name) or {}).get("id")
+        known = self._known_identity(name)
         if known:
-            return str(known)
-        fresh = uuid.uuid4().hex
-        self._write_once(name, (json.dumps({"id": fresh}) + "\n").encode())
-        return str((self.read_json(name) or {}).get("id") or fresh)
+            return known
+        fresh = _named_twice(uuid.uuid4().hex)
+        self._write_once(name, (json.dumps(fresh | {"check": checksum(fresh)}) + "\n").encode())
+        return self._known_identity(name) or fresh["id"]
+
+    def _known_identity(self, name: str) -> str:
+        """Return the name of the ledger in a file; where one bit of that is wrong, its second copy or its checksum."""
+        whole = self.read_json(name)
+        if whole is not None and whole.get("id"):
+            return str(whole["id"])
+        content = self.read(name) or b""
+        copies = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
+        for copy in copies:
+            if copies.count(copy) > 1 or checksum(_named_twice(copy)).encode() in content:
+                return copy
+        return ""
 
     def path(self, name: str) -> str:
         """Return the full path of `name` on the ledger's file system.
@@ -213,8 +231,13 @@ class Ledger:
             system.delete_file(path)
 
     def read_json(self, name: str) -> Json | None:
-        """Return the JSON object in `name`, its texts printable; None where the file is missing or damaged."""
+        """Return the JSON object in `name`, its texts printable; None where the file is missing or damaged.
+
+        A file that holds a checksum is damaged where that does not match.
+        """
         content, value = self._raw_json(name)
+        if value is not None and "check" in value and value.pop("check") != checksum(value):
+            return None
         return value if value is None else printable_json(content, value)
 
     def read_checked(self, name: str) -> Json | None:
@@ -236,6 +259,11 @@ class Ledger:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object under `name`, atomically."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=True) + "\n").encode())
+
+    def write_note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON object with its checksum under `name`, atomically: `read_json` finds out a flipped bit."""
+        plain = json.loads(json.dumps(value, allow_nan=True))
+        self.write_json(name, {**plain, "check": checksum(plain)})
 
     # Trials
 
@@ -281,7 +309,7 @@ class Ledger:
     def add_attempt(self, key: str, attempt: Mapping[str, Any]) -> None:
         """Record one more failed attempt of trial `key`."""
         number = len(self.names(f"attempts/{key}")) + 1
-        self.write_json(f"attempts/{key}/{number:04d}.json", attempt)
+        self.write_note(f"attempts/{key}/{number:04d}.json", attempt)
 
     def tracked(self, key: str, sweep: str) -> Json:
         """Return the note of a trial's run in MLflow: that of `sweep`, else the last one; empty where there is none."""

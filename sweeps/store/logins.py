@@ -7,6 +7,8 @@ from collections.abc import MutableMapping
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from sweeps.store.local_uris import sqlite_uri
+
 # Variables from which the client of a store takes its login, by the address's scheme.
 VARIABLES: Final = {
     "http": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
@@ -71,7 +73,7 @@ def own_store(flag: str | None, output: str, environment: MutableMapping[str, st
             "read: use $MLFLOW_TRACKING_USERNAME and $MLFLOW_TRACKING_PASSWORD"
         )
     uri = flag or take_login(environment.get("MLFLOW_TRACKING_URI", ""), environment)
-    return uri or ("" if "://" in output else f"sqlite:///{output}/mlflow.db")
+    return uri or ("" if "://" in output else sqlite_uri(f"{output}/mlflow.db"))
 
 
 def same_store(one: str, other: str) -> bool:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.mlflow_runs import MlflowRuns, Store
+from sweeps.tracking.mlflow_runs import MlflowRuns
+from sweeps.tracking.run_index import Store
+from sweeps.tracking.store_errors import Trouble, place, trouble
 
 PAUSE: Final = 2.0  # seconds between two rounds of the thread, at least
 RATIO: Final = 30.0  # seconds of pause for each second that a round computed, which leaves the CPU to the trials
 LONGEST: Final = 60.0  # seconds between two rounds, at most
+GRACE: Final = 10.0  # seconds at the end in which errors that may pass are waited for
 
 
 class Tracker:
@@ -28,67 +31,99 @@ class Tracker:
         self.store, self.ledger, self.sweep, self.tell = store, ledger, sweep, tell
         self.queued: dict[str, tuple[Trial, str]] = {}  # trials that moved, with the status of their runs
         self.cells: dict[str, Cell] = {}  # cells whose runs are to be brought up to date
-        self.seen: set[str] = set()  # trials that were queued before
+        self.states: dict[str, str] = {}  # the latest status of each trial that was queued
         self.trials: dict[str, Trial] = {}
+        self.skipped: Collection[str] = frozenset()  # keys of trials that are not waited for
+        self.compared = True  # whether the runs were compared with the ledger since they were read
         self.changed = threading.Condition()
-        self.closing = False
+        self.closing_since: float | None = None
         self.away_since: float | None = None
-        self.error = ""
+        self.trouble = Trouble("", False)
         self.thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self.thread.start()
 
-    def register(self, trials: Iterable[Trial]) -> None:
-        """Note the trials of the plan, whose results make the averages of the cells."""
+    def register(self, trials: Iterable[Trial], skipped: Collection[str] = frozenset()) -> None:
+        """Compare the runs of the plan's trials, none of which trains now, with the ledger, and send what differs.
+
+        Their results make the averages of the cells. The keys in `skipped` are of trials that will not train.
+        """
         with self.changed:
             self.trials |= {trial.key: trial for trial in trials}
+            self.skipped = frozenset(skipped)
+            self.states.clear()
+            self.compared = False
+            self.changed.notify()
 
     def enqueue(self, trial: Trial, state: str = "RUNNING") -> None:
         """Note that `trial` moved; without a result its run takes the status `state`."""
         with self.changed:
             self.trials[trial.key] = trial
             self.queued[trial.key] = (trial, state)
-            if trial.key not in self.seen:
-                self.seen.add(trial.key)
+            if trial.key not in self.states:
                 self.cells[trial.cell.key] = trial.cell
+            self.states[trial.key] = state
             self.changed.notify()
 
     def close(self, seconds: float) -> int:
-        """Empty the queue within `seconds`, end the thread, and return how many trials are still queued."""
+        """Empty the queue within `seconds`, end the thread, and return how many runs MLflow lacks, as far as known."""
         with self.changed:
-            self.closing = True
+            self.closing_since = time.monotonic()
             self.changed.notify()
         self.thread.join(seconds)
         with self.changed:
-            return len(self.queued)
+            unsent = set(self.queued)
+            if not self.compared:
+                committed = {name.removesuffix(".json") for name in self.ledger.names("results")}
+                unsent |= committed & self.trials.keys()
+            return len(unsent or self.cells)
 
     def _work(self) -> None:
         runs: MlflowRuns | None = None
         failures = 0
         while self._wait_for_work():
             try:
-                runs = runs or MlflowRuns(self.store, self.ledger, self.sweep)
+                runs = runs or MlflowRuns(self.store, self.ledger, self.sweep, self.tell)
                 began = time.thread_time()
                 self._sync(runs)
                 failures, pause = 0, max(PAUSE, RATIO * (time.thread_time() - began))
                 self._note_answer()
             except Exception as error:  # an error of the server or its client does not end training
-                self._note_error(error)
-                if self.closing and failures:
-                    return
                 runs, failures = None, min(failures + 1, 9)
+                self._note_error(error)
+                if self._is_over():
+                    return
                 pause = PAUSE * 2**failures
-            # Entries wait meanwhile: epochs that are sent together cost the server hardly more than one.
-            with self.changed:
-                self.changed.wait_for(lambda: self.closing, min(pause, LONGEST))
+            self._rest(min(pause, LONGEST), failures > 0)
+
+    def _rest(self, seconds: float, has_failed: bool) -> None:
+        """Wait between two rounds, at the end only after an error.
+
+        Entries wait meanwhile: epochs that are sent together cost the server hardly more than one.
+        """
+        with self.changed:
+            if self.closing_since is None:
+                self.changed.wait_for(lambda: self.closing_since is not None, seconds)
+            elif has_failed:
+                self.changed.wait_for(lambda: False, PAUSE)
+
+    def _is_over(self) -> bool:
+        """Return whether the sweep ends and the store's trouble lasts, or has lasted long enough."""
+        closing = self.closing_since
+        return closing is not None and (self.trouble.lasts or time.monotonic() - closing > GRACE)
 
     def _wait_for_work(self) -> bool:
-        """Wait until something is queued; False where the tracker is closing and nothing is."""
+        """Wait until there is something to do; False where the tracker is closing and there is nothing."""
+
+        def is_pending() -> bool:
+            return bool(self.queued or self.cells or not self.compared)
+
         with self.changed:
-            self.changed.wait_for(lambda: self.queued or self.cells or self.closing)
-            return bool(self.queued or self.cells)
+            self.changed.wait_for(lambda: is_pending() or self.closing_since is not None)
+            return is_pending()
 
     def _sync(self, runs: MlflowRuns) -> None:
         """Bring each trial that is queued now to its run, once, so that a busy trial keeps no other waiting."""
+        self._compare(runs)
         with self.changed:
             entries = list(self.queued.items())
         for key, entry in entries:
@@ -102,18 +137,39 @@ class Tracker:
         with self.changed:
             cells, trials = list(self.cells.values()), list(self.trials.values())
         for cell in cells:
-            runs.sync_cell(cell, [trial for trial in trials if trial.cell.key == cell.key])
+            runs.sync_cell(cell, [trial for trial in trials if trial.cell.key == cell.key], self.skipped)
             with self.changed:
                 self.cells.pop(cell.key, None)
 
+    def _compare(self, runs: MlflowRuns) -> None:
+        """Queue the trials whose runs are not as the ledger says, and the cells that have runs, where that is due."""
+        with self.changed:
+            if self.compared:
+                return
+            expected = {key: (trial, self.states.get(key, "KILLED")) for key, trial in self.trials.items()}
+        differing = runs.outdated(expected)
+        runs.remove_strangers(expected)
+        with self.changed:
+            self.queued = differing | self.queued
+            begun = [trial for key, trial in self.trials.items() if key in runs.runs or key in self.queued]
+            self.cells |= {cell.key: cell for cell in runs.shown_cells({trial.cell.key for trial in begun})}
+            # Trials may have been registered meanwhile.
+            self.compared = self.trials.keys() == expected.keys()
+
     def _note_error(self, error: Exception) -> None:
-        if self.away_since is None:
-            self.away_since = time.time()
-            self.tell(
-                f"MLflow at {self.store.uri} does not answer ({type(error).__name__}); "
-                "training goes on, and the runs are brought up to date when it is back"
-            )
-        self.error = f"{type(error).__name__}: {error}"
+        before, self.trouble = self.trouble, trouble(error)
+        with self.changed:
+            self.compared = not self.trials  # what has become of the runs meanwhile is seen when they are read again
+        if self.away_since is None or (self.trouble.lasts and self.trouble != before):
+            where = place(self.store.uri)
+            if self.trouble.lasts:
+                self.tell(f"MLflow at {where} takes no runs, for {self.trouble}; training goes on without it")
+            else:
+                self.tell(
+                    f"MLflow at {where} does not answer ({self.trouble}); "
+                    "training goes on, and the runs are brought up to date when it is back"
+                )
+        self.away_since = self.away_since or time.time()
 
     def _note_answer(self) -> None:
         if self.away_since is not None:

@@ -48,6 +48,7 @@ class TrialOutcome:
     scores: Scores
     train: Errors | None
     train_pictures: int = 0
+    partial: bool = False
 
 
 def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
@@ -79,6 +80,7 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
         "precision": outcome.precision,
         "fingerprint": outcome.fingerprint,
         "train_pictures": outcome.train_pictures,
+        "partial": outcome.partial,
         "code": code_fingerprint(trial.cell.net),
         "hardware": outcome.hardware,
         "finished_ms": time.time_ns() // 1_000_000,

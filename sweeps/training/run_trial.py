@@ -116,6 +116,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         scores=(yield from _test_scores(trainer)),
         train=(yield from _train_errors(trainer)),
         train_pictures=len(trainer.splits.train),
+        partial=trainer.splits.partial,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.availability import fingerprints
-from data.datasets import DataSet, Ints, beton_path, dataset, folds, holdout, order
+from data.datasets import DataSet, Ints, beton_path, dataset, folds, holdout, is_partial, order
 from data.load import Pictures, open_pictures
 from sweeps.experiment.trial import PHASES, Trial, probed
 from sweeps.training.runtime import RuntimeConfig
@@ -32,6 +32,11 @@ class Splits:
     train_indices: Ints
     val_indices: Ints
     probe_indices: Ints
+
+    @property
+    def partial(self) -> bool:
+        """Return whether a file is a part of the published set of its name."""
+        return any(is_partial(pictures.sidecar) for pictures in (self.train, self.test) if pictures is not None)
 
 
 def open_splits(trial: Trial, config: RuntimeConfig) -> Splits:

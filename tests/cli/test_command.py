@@ -1,19 +1,28 @@
 """The commands that a sweep prints at its end: they repeat what was typed, and run as printed."""
 
 import dataclasses
+import re
 import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from sweeps.__main__ import parser as verbs
 from sweeps.cli import summary
 from sweeps.cli.command import Command, program, without
+from sweeps.cli.forecast import WORKER_START, Forecast, TimeEstimate, compare
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, settle
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import against_forecast, count
+from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = (".venv/bin/python", "-m", "sweeps.cifar_width")
 GIVEN = ("--output", "my out", "--dataset", "folder:a b", "--only", "CReLU*", "!*half", "--profile", "mini", "--set",
          "recipe.epochs=3")  # fmt: skip
@@ -64,9 +73,12 @@ def test_smoke_test_is_followed_by_the_sweep_and_a_search_by_its_capsule() -> No
         "next      .venv/bin/python -m sweeps.cifar_width --output o   (the sweep itself)"
     )
     searched = Protocol(ablation=False, search=Search(3))  # which more seeds would not change
-    assert line(ExitCode.DONE, protocol=searched) == (
+    said = line(ExitCode.DONE, protocol=searched)
+    assert said == (
         "next      .venv/bin/python -m sweeps export cifar_width-mini cifar_width-mini.zip --output '/my out'"
     )
+    verb = verbs().parse_args(shlex.split(said)[4:])
+    assert (verb.sweep, verb.output) == ("cifar_width-mini", "/my out")
 
 
 @pytest.mark.parametrize(
@@ -75,10 +87,20 @@ def test_smoke_test_is_followed_by_the_sweep_and_a_search_by_its_capsule() -> No
         (["python3", "-X", "dev", "-m", "sweeps.s", "--seeds", "1"], ("python3", "-X", "dev", "-m", "sweeps.s")),
         ([".venv/bin/python", "-c", "code", "s", "--seeds", "1"], (".venv/bin/python", "-m", "sweeps.s")),
         (["/v/bin/python", "/v/bin/pytest", "--seeds", "1"], ("/v/bin/python", "-m", "sweeps.s")),
+        (["python", "-m", "mine.s", "--seeds", "1"], ("python", "-m", "mine.s")),  # a page of one's own, elsewhere
+        (["python", "/my pages/s.py", "--seeds", "1"], ("python", "/my pages/s.py")),
+        (["python", "-m", "mine.s", "--seeds", "2"], ("python", "-m", "sweeps.s")),  # it had other arguments
     ],
 )
 def test_program_is_the_one_that_was_called(called: list[str], expected: tuple[str, ...]) -> None:
     assert program("sweeps.s", called, ["--seeds", "1"]) == expected
+
+
+def test_command_is_the_one_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--seeds", "3", "--only", "a b"]
+    monkeypatch.setattr("sys.argv", ["sweeps/s.py", *words])
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-X", "dev", "-m", "sweeps.s", *words])
+    assert Command.typed("sweeps.s").again() == ".venv/bin/python -X dev -m sweeps.s --seeds 3 --only 'a b'"
 
 
 def test_flag_is_left_out_with_its_words() -> None:
@@ -97,3 +119,35 @@ def test_time_far_above_its_forecast_is_a_factor(actual: float, said: str) -> No
 def test_one_thing_is_not_many() -> None:
     assert [count(n, "trial") for n in (0, 1, 2, 1200)] == ["0 trials", "1 trial", "2 trials", "1,200 trials"]
     assert (count(1, "study"), count(3, "study")) == ("1 study", "3 studies")
+
+
+# A number in braces and a noun behind it, as in {len(trials)} trials: for one of them it would be wrong.
+UNCOUNTED = re.compile(r"\{(?!count\()[^{}]*\} (?:trials|cells|runs|seeds|folds|results|studies)\b")
+
+
+SPOKEN = (*sorted(ROOT.glob("sweeps/cli/*.py")), ROOT / "sweeps/analysis/job.py")
+
+
+@pytest.mark.parametrize("path", SPOKEN, ids=lambda path: path.stem)
+def test_a_person_is_told_numbers_of_things_by_count(path: Path) -> None:
+    assert UNCOUNTED.search("f'{len(trials)} trials'")
+    assert not UNCOUNTED.findall(path.read_text())
+
+
+def test_what_trials_took_stands_beside_their_forecast(tmp_path: Path) -> None:
+    ledger, trial, said = Ledger(str(tmp_path)), Trial(BASELINE), list[str]()
+    ledger.commit(trial.key, {"status": "finished"})
+    forecast = SimpleNamespace(
+        settings=SimpleNamespace(ledger=ledger),
+        plan=SimpleNamespace(sweep=Sweep("s", "paper", (BASELINE,))),
+        announced={BASELINE.key: None},
+        epochs_before={},
+        at_once=2,
+        estimates=lambda trials, _: [TimeEstimate(100.0 - WORKER_START, 0.0, 0.0) for _ in trials],
+    )
+    compare(cast(Forecast, forecast), [(trial, 3913.0)], said.append)
+    compare(cast(Forecast, forecast), [(trial, 120.0)], said.append)
+    assert said == [
+        "1 trial: forecast 100 s of trials, actual 3913 s (39 times as long)",
+        "1 trial: forecast 100 s of trials, actual 120 s (+20%)",
+    ]

@@ -22,7 +22,7 @@ from sweeps.results.cell_numbers import groups, number
 from sweeps.results.evidence import survey
 from sweeps.results.marks import marks
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.mlflow_runs import connected
+from sweeps.tracking.mlflow_client import connected
 from tests.support.sweeps import Made, finish
 
 

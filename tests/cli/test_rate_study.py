@@ -1,5 +1,6 @@
 """A study of the learning rate, and a cell that is given up, by the real command: Ray, pictures, MLflow, report."""
 
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def test_rate_is_studied_first_and_a_cell_that_trains_at_none_is_given_up(tmp_pa
 
     # The end, the report and MLflow say so.
     assert "11 of 12 trials are done." in ended.stdout
+    assert f"next      {shlex.join([*command, '--retry-failed'])}" in ended.stdout.splitlines()
     assert "  skipped: 1 of broken: the first 2 trainings of this cell diverged" in ended.stdout
     report = (tmp_path / "out" / "reports" / "rate_page" / "report.md").read_text()
     rows = [[word.strip() for word in line.split("|")[1:-1]] for line in report.splitlines() if line.startswith("|")]

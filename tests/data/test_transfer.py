@@ -222,3 +222,15 @@ def test_a_place_that_is_none_is_a_sentence() -> None:
     for where in ("gopher://x/y", "s3:///"):
         with pytest.raises(ValueError, match="a folder, or s3://BUCKET/PREFIX"):
             open_filesystem(where)
+
+
+def test_names_that_no_prepared_file_has_stay_on_the_storage(folder: Path, tmp_path: Path) -> None:
+    first = sorted(folder.glob("*.beton"))[0]
+    for name in (".bashrc", "a b", "x;y"):
+        for suffix in (".beton", ".json"):
+            shutil.copy(first.with_suffix(suffix), folder / f"{name}{suffix}")
+    copied = pull(str(folder), tmp_path / "node")
+    assert {path.stem for path in copied} == {path.stem for path in folder.glob("synthetic*.beton")}
+    (folder / f"{first.stem}.json").write_bytes(b" " * ((16 << 20) + 1))
+    with pytest.raises(ValueError, match="has more than 16 MiB, which no sidecar has"):
+        pull(str(folder), tmp_path / "other")

@@ -1,6 +1,8 @@
 """What others wrote is text on the page, the same document is the same page, and a chart has what a page needs."""
 
+import csv
 import dataclasses
+import io
 import itertools
 import re
 from html.parser import HTMLParser
@@ -14,6 +16,7 @@ from sweeps.imagenet_placement import CELLS
 from sweeps.report.render import svg
 from sweeps.report.render.chart import Band, Chart, Curves, Forest, Point, Responses, Scatter
 from sweeps.report.render.document import Document, Entry, Figure, Gallery, Section, Table, Tile
+from sweeps.report.render.formats import blocks, comma_separated, latex, markdown, prose
 from sweeps.report.render.html import page
 from sweeps.results.evidence import Run
 from sweeps.results.statistics import Interval
@@ -91,8 +94,8 @@ def test_same_document_is_the_same_page() -> None:
 
 def test_policy_forbids_the_page_every_request() -> None:
     text = page(filled("words"))
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text[:200]
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text[:260]
     assert text.startswith("<!doctype html>")
 
 
@@ -185,3 +188,52 @@ def test_each_label_stands_by_its_own_point_and_over_no_other() -> None:
 def test_letters_that_xml_or_the_font_lack_are_left_to_the_browser() -> None:
     text = svg.draw(Forest([Point(1.0, "$x$ 宽\x0b", "tip")]), "alt")
     assert "$x$ 宽<" in text
+
+
+# The other forms
+
+MARKS = "[click](https://evil.example) ![x](https://evil.example/p.png) <script> --> `a` *b* | c \x1b[2J"
+
+
+def test_markup_in_any_text_is_text_in_markdown() -> None:
+    text = markdown(filled(MARKS))
+    assert text.count("click") > 40
+    assert not re.search(r"(?<!\\)\]\(", text), "a link"
+    assert not re.search(r"(?<!\\)<(?!!-- /?sweeps|/?sup>)", text), "an element of HTML"
+    assert not re.search(r"(?<!\\)[`*]", text)
+    assert "\x1b" not in text
+    # A marker ends where it ends, and each is found again.
+    assert len(blocks(text)) == text.count("<!-- /sweeps") == text.count("-->") // 2
+
+
+def test_words_that_are_plain_stay_as_they_are_in_markdown() -> None:
+    for words in (
+        "imagenet_placement",
+        "CReLU conv1-4 [−1.2, 3.4] (n 5)",
+        "± se, p < .001".replace("<", "of"),
+        "9.3 %",
+    ):
+        assert prose(words) == words
+    assert prose("# head") == "\\# head"
+    assert prose("1. first") == "1\\. first"
+
+
+@pytest.mark.parametrize(
+    "text", ["\\input{/etc/passwd}", "\\write18{ls}", "a\n\nb", "$x$ & y % z #1 {q} ~ ^_", "\x1b[2J", "a\\\\b"]
+)
+def test_no_text_commands_latex(text: str) -> None:
+    plain = "\n".join(latex(filled("words")).values())
+    written = "\n".join(latex(filled(text)).values())
+    assert "\x1b" not in written
+    for sign in ("\\input{/", "\\write", "%1", "\\\\b"):
+        assert sign not in written
+    for command in ("\\begin{", "\\end{", "\n\n", "\\label{tab:"):
+        assert written.count(command) == plain.count(command)
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", " =1", "\n=1"])
+def test_no_text_is_a_formula_in_csv(text: str) -> None:
+    (head, line) = list(csv.reader(io.StringIO(comma_separated([{text: text, "n": -1.5, "list": [text]}]).decode())))
+    assert head == [f"'{text}", "n", "list"]
+    assert line == [f"'{text}", "-1.5", f"'{text}"]
+    assert comma_separated([{"a": "CReLU\x1b[2J", "b": "1-4"}]) == b"a,b\nCReLU\\x1b[2J,1-4\n"

@@ -117,6 +117,14 @@ def test_runs_that_the_page_does_not_list_are_in_a_file(tmp_path: Path, monkeypa
     tested = [run for run in results.runs if run.trial.phase == "ablation"]
     assert (len(tested), len(results.runs)) == (6, 15)
 
+    def page_of(listed: tuple[Table, ...]) -> str:
+        return page(Document("t", "", "", (), (Section("runs", "Runs", (), listed, folded=True),)))
+
+    listed_all = page_of(tuple(record_tables.run_tables(results)))
+    assert "<details" in listed_all
+    each = (len(listed_all) - len(page_of(()))) / len(results.runs)
+    assert record_tables.LISTED * each < LARGEST / 2  # the half of the page is for all that is not a list of runs
+
     def listed(most: int) -> list[list[str]]:
         monkeypatch.setattr(record_tables, "LISTED", most)
         return [[row[0].text for row in table.rows] for table in record_tables.run_tables(results)]

@@ -231,12 +231,17 @@ def test_capsule_unpacks_to_a_few_times_its_size_or_is_refused(
         with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(name, large + json.dumps(manifest).encode())
     assert (tmp_path / "bomb.zip").stat().st_size < 1 << 17
-    with pytest.raises(ValueError, match=r"bomb\.zip would unpack to more than 1 MiB"), capsule.opened(tmp_path / "bomb.zip"):
+    with (
+        pytest.raises(ValueError, match=r"bomb\.zip would unpack to more than 1 MiB"),
+        capsule.opened(tmp_path / "bomb.zip"),
+    ):
         pass
 
 
 def test_capsule_that_holds_a_link_is_refused(made: Path, tmp_path: Path) -> None:
-    path = rewritten(made / "one.zip", tmp_path / "link.zip", lambda c: c.update({"requirements.lock": b"/etc/passwd"}), True)
+    path = rewritten(
+        made / "one.zip", tmp_path / "link.zip", lambda c: c.update({"requirements.lock": b"/etc/passwd"}), True
+    )
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:

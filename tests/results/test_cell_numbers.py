@@ -35,7 +35,9 @@ from sweeps.report.contents import document
 from sweeps.results.cell_numbers import groups, number, verdict_for
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, tracked
+from sweeps.tracking.mlflow_client import connected
+from sweeps.tracking.mlflow_runs import MlflowRuns, tracked
+from sweeps.tracking.run_index import Store
 from tests.support.sweeps import Made, as_printed, finish, make, only, scores, unsearched
 
 SWEEP = unsearched("cifar_width", tuple(cell for cell in only(CELLS, "cifar10") if cell.row == "CReLU"), PROTOCOL)
@@ -223,6 +225,8 @@ def test_flags_say_what_happened_to_a_training() -> None:
     assert flags_of({"status": "finished", "restarts": 0}) == []
     assert flags_of({"status": "diverged", "restarts": 2}) == ["diverged", "restarted:2"]
     assert flags_of({"status": "diverged", "ending": "dead", "restarts": 0}) == ["dead"]
+    assert flags_of({"status": "finished", "restarts": 1, "partial": True}) == ["partial data", "restarted:1"]
+    assert flags_of({"status": "finished", "restarts": 0, "partial": False}) == []
 
 
 def test_restart_of_a_search_trial_is_no_mark_of_the_cells_number(tmp_path: Path) -> None:

@@ -228,10 +228,8 @@ def test_invariance_peaks_and_jumps_are_compared_within_a_network(tmp_path: Path
     cifar = unsearched("cifar_width", cifar_width.CELLS, Protocol(seeds=3))
     jumps = analysed(tmp_path / "c", cifar, lambda trial: by_layer(trial, paper.INVARIANCE, peaks))
     claim = jumps["invariance-jumps-on-cifar"]
-    assert {one.decision for one in claim.compared} == {
-        "supported",
-        "contradicted",
-    }  # conv3 above conv2, conv6 not conv4
+    steps = {(one.comparison.metric[-5:], one.comparison.against_metric[-5:], one.decision) for one in claim.compared}
+    assert steps == {("conv3", "conv2", "supported"), ("conv6", "conv4", "contradicted")}
     assert len(claim.compared) == 2 * 2 * 2
 
 
@@ -495,6 +493,8 @@ def marked(found: SweepResults, metric: str = TOP1) -> tuple[str, ...]:
         ("d", {"status": "diverged"}),
         ("r", {"restarts": 1}),
         ("u", {"curve": FALLING}),
+        ("p", {"partial": True}),
+        ("rp", {"partial": True, "restarts": 1}),
         ("", {}),
     ],
 )
@@ -659,6 +659,18 @@ def test_what_the_paper_leaves_open_stands_among_the_deviations(tmp_path: Path) 
     large = departed(seen(tmp_path / "large", SIX, lambda trial: drawn(trial, {}, 0.1)))
     assert large["stored pictures"][1] == "cut to 256 pixels, JPEG of quality 90 by default"
     assert not {"choice of dropout", "size of the shifts", "weights of a fold"} & set(large)
+
+
+def test_dropout_that_the_paper_does_not_print_is_a_deviation(tmp_path: Path) -> None:
+    other = cifar_vgg.CELLS[1].net.dropout(0.45, "conv1")
+    cells = (cifar_vgg.CELLS[0], dataclasses.replace(cifar_vgg.CELLS[1], net=other))
+    found = deviations(
+        groups(seen(tmp_path, Sweep("rates", "paper", cells, Protocol()), lambda _: Made({TOP1: 7.0})))[0]
+    )
+    (one,) = (deviation for deviation in found if deviation.what == "dropout")
+    assert one.paper != one.here
+    assert "0.45 after conv1" in one.here
+    assert one.rows == ("CReLU (1)",)
 
 
 def test_activation_on_the_scores_is_one_deviation_of_all_rows(tmp_path: Path) -> None:

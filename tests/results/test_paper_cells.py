@@ -93,6 +93,7 @@ REDUCED = {
     ),
     "smaller pictures": (dataclasses.replace(BASELINE, dataset="imagenet:size=64"), {}, "other data than the paper's"),
     "embedded": (scaled(BASELINE, "demo"), {}, "embedded pictures"),
+    "a part": (BASELINE, {"partial": True}, "a part of the published data set, or other files by its name"),
 }
 
 

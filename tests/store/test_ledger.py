@@ -2,7 +2,7 @@
 
 import json
 import os
-import platform
+import random
 import signal
 import stat
 import subprocess
@@ -16,7 +16,7 @@ import torch
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Checkpoint
 from sweeps.store.checkpoint_header import progress
-from sweeps.store.lease import Lease, LeaseHeldError, claim, driver, elsewhere, unclaim
+from sweeps.store.lease import Lease, LeaseHeldError, driver
 from sweeps.store.ledger import Ledger
 
 
@@ -193,31 +193,6 @@ def test_lease_of_a_killed_driver_is_taken_over(ledger: Ledger) -> None:
         assert json.loads((ledger.read("leases/s.json") or b"").decode())["pid"] == os.getpid()
 
 
-def held(ledger: Ledger, sweep: str, host: str, pid: int, silent: float) -> None:
-    """Write the lease of a driver that gave its last sign of life so many seconds ago."""
-    ledger.write_json(f"leases/{sweep}.json", {"owner": "x", "pid": pid, "host": host, "beat": time.time() - silent})
-
-
-@pytest.mark.parametrize(("silent", "lives"), [(0, True), (50, True), (70, False), (1e6, False)])
-def test_driver_on_another_host_is_dead_after_a_minute_of_silence(ledger: Ledger, silent: float, lives: bool) -> None:
-    held(ledger, "s", "another host", 1, silent)
-    assert (driver(ledger, "s") is not None) == lives
-
-
-def test_trial_is_elsewhere_while_the_driver_that_claimed_it_lives(ledger: Ledger) -> None:
-    claim(ledger, "other", "k")
-    assert not elsewhere(ledger, "mine", "k")  # nobody drives the other sweep
-    held(ledger, "other", platform.node(), os.getpid(), 0)
-    assert elsewhere(ledger, "mine", "k")
-    assert not elsewhere(ledger, "other", "k")
-    assert not elsewhere(ledger, "mine", "another")
-    held(ledger, "other", "another host", os.getpid(), 0)
-    assert not elsewhere(ledger, "mine", "k")  # the driver that claimed it has gone; this one is another
-    unclaim(ledger, "k")
-    held(ledger, "other", platform.node(), os.getpid(), 0)
-    assert not elsewhere(ledger, "mine", "k")
-
-
 WRITE_MANY = """
 import json, sys
 from sweeps.store.ledger import Ledger
@@ -237,6 +212,53 @@ def test_reader_never_sees_half_a_file(ledger: Ledger) -> None:
     assert [writer.wait() for writer in writers] == [0, 0]
     assert seen <= {"a" * 2000, "b" * 2000}
     assert seen
+
+
+NOTES: dict[str, dict[str, object]] = {
+    "plans/s.json": {"cells": [{"label": "Baseline", "rate": 0.1}], "seeds": 3},
+    "claims/k.json": {"sweep": "s", "pid": 7},
+    "prices/s.json": {"hourly": 2.5, "share": 0.5},
+    "tracked/k.json": {"run": "0" * 32, "sweeps": {"s": {"uri": "sqlite:///x"}}, 7: None},  # type: ignore[dict-item]
+    "attempts/k/0001.json": {"error": "ValueError: é", "final": True, "time": 1e9},
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_flipped_bit_in_a_note_is_found_or_changes_nothing(ledger: Ledger, name: str) -> None:
+    ledger.write_note(name, NOTES[name])
+    written = ledger.read_json(name)
+    assert written == json.loads(json.dumps(NOTES[name]))
+    content = ledger.read(name) or b""
+    draw = random.Random(0)
+    unseen = 0
+    for _ in range(200):
+        flipped = bytearray(content)
+        flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        Path(ledger.path(name)).write_bytes(flipped)
+        found = ledger.read_json(name)
+        if found is not None and (written or {}).items() <= found.items():
+            unseen += 1  # a space, or the name of the checksum
+        else:
+            assert found is None
+    assert unseen < 60
+
+
+def test_a_note_without_a_checksum_is_read_as_it_is(ledger: Ledger) -> None:
+    ledger.write_json("plans/s.json", {"cells": []})
+    assert ledger.read_json("plans/s.json") == {"cells": []}
+
+
+def test_a_ledger_keeps_its_name_when_a_bit_of_it_is_flipped(tmp_path: Path) -> None:
+    name = Ledger(str(tmp_path)).identity
+    content = (tmp_path / "ledger.json").read_bytes()
+    for place in range(len(content)):
+        for bit in (0, 5):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            (tmp_path / "ledger.json").write_bytes(flipped)
+            assert Ledger(str(tmp_path)).identity == name
+    (tmp_path / "ledger.json").write_text('{"id": "of an earlier version"}')
+    assert Ledger(str(tmp_path)).identity == "of an earlier version"
 
 
 def test_of_two_who_write_once_the_first_stays_unless_it_is_damaged(tmp_path: Path) -> None:

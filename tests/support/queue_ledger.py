@@ -5,16 +5,18 @@ Each call may give way to other processes, before it and after it, and may fail.
 
 from __future__ import annotations
 
-import os
+import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sweeps.store.lease_file import Content
 from sweeps.store.ledger import Json, Ledger
-from tests.support.queue_processes import Killed, Processes
+from sweeps.store.process import Host
+from tests.support.queue_processes import Killed, Process, Processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 SWITCH = 0.12  # share of calls after which, or before which, others run
 LONG = 0.02  # share of these that take seconds
@@ -25,7 +27,6 @@ class Store:
     """Files of a simulated ledger, by folder and name, and the calls that are to fail."""
 
     processes: Processes
-    local: bool = True
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     failing: dict[int, int] = field(default_factory=dict)  # calls to fail from now on, by process
     committed_at: dict[str, float] = field(default_factory=dict)  # of each trial's first result
@@ -76,23 +77,15 @@ class MemoryLedger(Ledger):
 
     @property
     def local(self) -> bool:
-        """Return whether the simulated ledger is on a file system of one host."""
-        return World.store.local
+        """Return that the simulated ledger is on a store with conditional writes, between hosts."""
+        return False
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file at once, in whole."""
         World.store.touch(name)
+        self.guard()
         World.store.put(name, content)
         World.store.touch(name)
-
-    def create(self, name: str, content: bytes) -> bool:
-        """Write a file that is not there yet; return whether it was not."""
-        World.store.touch(name)
-        folder, _, base = name.rpartition("/")
-        if base in World.store.files.get(folder, {}):
-            return False
-        World.store.put(name, content)
-        return True
 
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, None where it is missing."""
@@ -120,6 +113,7 @@ class MemoryLedger(Ledger):
     def delete(self, name: str) -> None:
         """Delete a file or folder."""
         World.store.touch(name)
+        self.guard()
         World.store.remove(name)
         World.store.touch(name)
 
@@ -152,29 +146,109 @@ class SimulatedTime:
         return getattr(time, name)
 
 
-class SimulatedOs:
-    """Stands for the module `os`: process ids are those of the simulation."""
+class SimulatedHost(Host):
+    """Host of the present process: its clock, which is apart from those of others, and which processes live on it."""
 
-    @staticmethod
-    def getpid() -> int:
-        """Return the id of the present process."""
-        return World.store.processes.current.pid
+    def now(self) -> float:
+        """Return the seconds since this host was started, which differs from host to host."""
+        processes = World.store.processes
+        return 1e5 + processes.now + 100 * processes.current.skew
 
-    @staticmethod
-    def kill(pid: int, number: int) -> None:
-        """Raise ProcessLookupError where there is no such process."""
-        del number
-        if not any(process.pid == pid and process.alive for process in World.store.processes.everyone):
-            raise ProcessLookupError(pid)
+    def wall(self) -> float:
+        """Return the time of day, as this host has it."""
+        return SimulatedTime.time()
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(os, name)
+    def sleep(self, seconds: float) -> None:
+        """Let others run for so long."""
+        World.store.processes.pause(seconds)
+
+    def this_process(self) -> dict[str, object]:
+        """Return what names the present process."""
+        process = World.store.processes.current
+        return {"pid": process.pid, "host": process.host, "started": f"{process.pid}", **simulated_system()}
+
+    def lives(self, process: Mapping[str, object]) -> bool | None:
+        """Return whether a named process lives; None for one of another host."""
+        processes = World.store.processes
+        if process.get("boot") != processes.current.host:
+            return None
+        return any(other.pid == process["pid"] and other.alive for other in processes.everyone)
 
 
-class SimulatedPlatform:
-    """Stands for the module `platform`: the host is the simulated process's."""
+def simulated_system() -> dict[str, str]:
+    """Return what names the host of the present process."""
+    return {"boot": World.store.processes.current.host, "pid_namespace": ""}
 
-    @staticmethod
-    def node() -> str:
-        """Return the name of the present process's host."""
-        return World.store.processes.current.host
+
+class SimulatedFile:
+    """File of a lease or a claim on a store with conditional writes."""
+
+    compares = True
+    creates_once = True
+    overwrites = False
+
+    def __init__(self, ledger: Ledger, name: str) -> None:
+        """Prepare to read and write `name`."""
+        self.ledger, self.name = ledger, name
+
+    def read(self) -> Content | None:
+        """Return the content now, or None where there is no file."""
+        World.store.touch(self.name)
+        return self._now()
+
+    def _now(self) -> Content | None:
+        folder, _, base = self.name.rpartition("/")
+        text = World.store.files.get(folder, {}).get(base)
+        return None if text is None else Content(text, hashlib.sha256(text).hexdigest())
+
+    def create(self, text: bytes) -> str | None:
+        """Write the file where there is none."""
+        World.store.touch(self.name)
+        return None if self._now() is not None else self._write(text)
+
+    def replace(self, text: bytes, tag: str) -> str | None:
+        """Write over a file that has not changed."""
+        World.store.touch(self.name)
+        now = self._now()
+        return self._write(text) if now is not None and now.tag == tag else None
+
+    def beat(self, text: bytes, tag: str) -> str | None:
+        """Write over a lease of one's own."""
+        return self.replace(text, tag)
+
+    def remove(self, tag: str) -> None:
+        """Delete a lease of one's own."""
+        World.store.touch(self.name)
+        now = self._now()
+        if now is not None and now.tag == tag:
+            World.store.remove(self.name)
+
+    def close(self) -> None:
+        """Release nothing."""
+
+    def _write(self, text: bytes) -> str:
+        World.store.put(self.name, text)
+        return hashlib.sha256(text).hexdigest()
+
+
+class Turn:
+    """Lock of a process's threads in the simulation, which the same thread may take twice."""
+
+    def __init__(self) -> None:
+        """Make a free lock."""
+        self.holder: Process | None = None
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        """Take the lock, once its holder has given it back."""
+        processes = World.store.processes
+        while self.holder not in (None, processes.current):
+            processes.pause(0.1)
+        self.holder = processes.current
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        """Give the lock back."""
+        self.depth -= 1
+        if not self.depth:
+            self.holder = None

@@ -27,6 +27,7 @@ class Process:
         self.killed = False
         self.ended = False
         self.frozen_until = 0.0
+        self.was_silent = False  # for so long that others may have counted it as dead
         self.ticket = 0  # of its next turn; earlier tickets are void
 
     @property
@@ -55,9 +56,11 @@ class Processes:
         """Add a line to the history."""
         self.history.append(f"{self.now:8.2f} {self.current.name:<12} {sentence}")
 
-    def spawn(self, name: str, function: Callable[[], None], host: str = "here", skew: float = 0.0) -> Process:
-        """Start a process."""
-        process = Process(name, 100 + len(self.everyone), host, skew)
+    def spawn(
+        self, name: str, function: Callable[[], None], host: str = "here", skew: float = 0.0, pid: int = 0
+    ) -> Process:
+        """Start a process, or a thread of the process `pid`."""
+        process = Process(name, pid or 100 + len(self.everyone), host, skew)
 
         def run() -> None:
             process.baton.acquire()

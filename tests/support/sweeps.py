@@ -37,6 +37,7 @@ class Made(NamedTuple):
     seconds: float = 600.0
     train_pictures: int = 0  # 0: as many as the data set has by its name
     ending: str = "schedule"
+    partial: bool = False
 
 
 def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
@@ -60,8 +61,8 @@ def finish(ledger: Ledger, trial: Trial, made: Made) -> None:
         "status": made.status, "ending": made.ending, "metrics": best | made.metrics,
         "curve": made.curve if trial.phase == "holdout" else [], "epochs": len(made.curve), "files": files,
         "events": list(made.events), "restarts": made.restarts, "seconds": made.seconds, "precision": "bf16",
-        "fingerprint": "f" * 64, "train_pictures": learned, "code": code_fingerprint(trial.cell.net),
-        "finished_ms": START + 9000,
+        "fingerprint": "f" * 64, "train_pictures": learned, "partial": made.partial,
+        "code": code_fingerprint(trial.cell.net), "finished_ms": START + 9000,
         "hardware": {"host": "made", "device": "NVIDIA H200", "torch": "2.15.0", "python": "3.11.7"},
     }  # fmt: skip
     ledger.write_json(f"tracked/{trial.key}.json", {"run": run_id(trial), "uri": "sqlite:///x", "experiment": "x"})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.mlflow_runs import Store
+from sweeps.tracking.run_index import Store
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -18,7 +18,8 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
-from sweeps.tracking import mlflow_runs
+from sweeps.tracking import mlflow_client
+from sweeps.tracking.cell_runs import Published, publish_report
 from sweeps.tracking.layout import (
     AXIS,
     LEDGER,
@@ -32,7 +33,9 @@ from sweeps.tracking.layout import (
     short_names,
 )
 from sweeps.tracking.layout import trainings_digest as digest_of
-from sweeps.tracking.mlflow_runs import MlflowRuns, Published, Store, is_tracked, log_files, publish_report
+from sweeps.tracking.mlflow_client import log_files
+from sweeps.tracking.mlflow_runs import MlflowRuns, is_tracked
+from sweeps.tracking.run_index import Store
 from tests.support.tracked import START, finish, runs, under_way
 
 CELL = Cell("CReLU conv1-4", S2.crelu(1, 2, 3, 4), "synthetic", ALLCONV)
@@ -121,12 +124,27 @@ def test_vote_and_note_go_with_the_trainings_that_they_are_of(store: Store, ledg
     assert run.data.metrics[AVERAGE] == 45.0
     assert "40.00" not in run.data.tags[NOTE]
     assert "report.run" not in run.data.tags
-    assert "2 of the 2 trainings" in run.data.tags[NOTE]
+    assert "2 of 2 trainings" in run.data.tags[NOTE]
     publish_report(store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, trials, {VOTE: 20.0}))
     run = cell_run(MlflowRuns(store, ledger, PLACEMENT))
     assert (run.data.metrics[AVERAGE], run.data.metrics[VOTE]) == (45.0, 20.0)
     assert "45.00" in run.data.tags[NOTE]
     assert "paper/test_top1_err" not in run.data.metrics  # a verdict that the report no longer gives
+
+
+def test_report_of_fewer_trainings_is_no_longer_named(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(2)]
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    train(projection, trials[:1], (40.0,))
+    publish_report(
+        store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, trials[:1], {PARAMETERS: 1.0})
+    )
+    before = cell_run(projection)
+    assert before.data.tags["report.run"] == before.info.run_id
+    train(projection, trials, (40.0, 50.0))
+    after = cell_run(projection)
+    assert after.info.run_id == before.info.run_id  # no number of it was wrong: the run stays
+    assert "report.run" not in after.data.tags
 
 
 def test_a_trial_trained_anew_to_another_error_has_a_new_run(store: Store, ledger: Ledger) -> None:
@@ -171,7 +189,7 @@ def test_an_analysis_made_again_shows_its_new_number(
     projection = MlflowRuns(store, ledger, PLACEMENT)
     train(projection, [trial], (40.0,))
     for value, seconds in ((0.5, 1.9e9), (0.25, 1.8e9)):  # the second time, on a machine whose clock is behind
-        monkeypatch.setattr(mlflow_runs, "time", SimpleNamespace(time=lambda seconds=seconds: seconds))
+        monkeypatch.setattr(mlflow_client, "time", SimpleNamespace(time=lambda seconds=seconds: seconds))
         log_files(store.uri, projection.runs[trial.key], {}, {"pairing/mu": value})
     assert projection.client.get_run(projection.runs[trial.key]).data.metrics["pairing/mu"] == 0.25
 

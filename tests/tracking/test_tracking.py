@@ -16,7 +16,9 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import VIEW, params_of, placement
-from sweeps.tracking.mlflow_runs import MlflowRuns, Store, connected, is_tracked
+from sweeps.tracking.mlflow_client import connected
+from sweeps.tracking.mlflow_runs import MlflowRuns, is_tracked
+from sweeps.tracking.run_index import Store
 from sweeps.tracking.tracker import Tracker
 from tests.support.postgres import Postgres
 from tests.support.tracked import finish, points, rows, runs, under_way
@@ -48,6 +50,21 @@ def test_a_run_says_that_its_resume_is_exact_where_it_was_proved(
     projection = MlflowRuns(store, ledger, SWEEP)
     projection.sync_trial(trial, "RUNNING")
     assert (projection.client.get_run(projection.runs.get(trial.key)).data.tags.get("resume") == "exact") is exact
+
+
+@pytest.mark.parametrize(
+    ("change", "flags"),
+    [({}, ""), ({"partial": True}, "partial data"), ({"partial": True, "restarts": 2}, "partial data,restarted:2")],
+)
+def test_flags_of_a_training_are_a_tag_of_its_run(
+    store: Store, ledger: Ledger, change: dict[str, object], flags: str
+) -> None:
+    trial = Trial(CELLS[0])
+    finish(ledger, trial, 20.0)
+    ledger.commit(trial.key, ledger.results()[trial.key] | change)
+    projection = MlflowRuns(store, ledger, SWEEP)
+    projection.sync_trial(trial, "RUNNING")
+    assert projection.client.get_run(projection.runs.get(trial.key)).data.tags["flags"] == flags
 
 
 def test_trial_is_one_run_under_its_cell(store: Store, ledger: Ledger) -> None:
@@ -235,6 +252,8 @@ def _counted(call: Any, asked: list[str]) -> Any:
 def test_store_that_is_away_slows_nothing_and_is_told_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setattr("sweeps.tracking.mlflow_client.PATIENCE", 1.0)
+    monkeypatch.setattr("sweeps.tracking.tracker.GRACE", 1.0)
     said: list[str] = []
     trial = Trial(CELLS[0])
     finish(ledger, trial, 9.0)

@@ -1,17 +1,26 @@
 """The numbers of a finished trial: from its history, its scores, or, where it diverged, those of chance."""
 
+import dataclasses
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from crelu_models.tables import S2
+from data.datasets import beton_path
+from data.write import prepare
+from sweeps.experiment.metrics import flags_of
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.training.evaluate import Errors, chance
 from sweeps.training.result import TrialOutcome, metrics
+from sweeps.training.run_trial import run_trial
+from sweeps.training.runtime import RuntimeConfig
+from tests.support.pictures import cifar_tree
 
 CELL = Cell("Baseline", S2, "cifar10", ALLCONV)
 CURVE = [(30.0, 1.0), (10.0, 0.5), (10.0, 0.4), (10.0, 0.4), (12.0, 0.1)]
@@ -28,6 +37,24 @@ def outcome(ending: str = "schedule", counts: Sequence[int] = (5,) * 10, **chang
         "train": None,
     }  # fmt: skip
     return TrialOutcome(**fields | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["a part", "an unmarked part", "drawn"])
+def test_result_says_whether_it_was_trained_on_a_part_of_a_published_set(kind: str, tmp_path: Path) -> None:
+    name = "synthetic:train=64,test=32" if kind == "drawn" else "cifar10"
+    cifar_tree(tmp_path, 12)
+    prepare(name, tmp_path, writer="native", partial=kind != "drawn")
+    if kind == "an unmarked part":
+        for split in ("train", "test"):
+            path = beton_path(name, split, tmp_path).with_suffix(".json")
+            old = json.loads(path.read_text())
+            path.write_text(json.dumps({key: item for key, item in old.items() if key not in ("partial", "originals")}))
+    trial = Trial(Cell("small", S2.width(0.125), name, dataclasses.replace(ALLCONV, epochs=1, batch=16)))
+    config = RuntimeConfig(str(tmp_path / "ledger"), str(tmp_path), reader="threads")
+    result = run_trial(trial, config, lambda *_: None)
+    assert result is not None
+    assert result["partial"] is (kind != "drawn")
+    assert ("partial data" in flags_of(result)) is (kind != "drawn")
 
 
 def test_the_best_epoch_has_the_least_error_then_the_least_loss_then_is_the_later() -> None:

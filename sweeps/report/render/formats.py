@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from sweeps.report.render.document import Document, Entry, Table, split_note
 from sweeps.store import tables
+from sweeps.store.foreign import printable
 
 # Sections whose tables are for the page alone: too long to print.
 PAGE_ONLY: Final = ("runs",)
@@ -28,42 +29,61 @@ BLOCK: Final = re.compile(r"<!-- sweeps:(\S+) (\S+) -->\n(.*?)<!-- /sweeps -->",
 
 def markdown(document: Document) -> str:
     """Return the whole report without its charts."""
-    lines = [f"# {document.question or document.title}", "", document.title, ""]
-    lines += [f"> {document.banner}", ""] if document.banner else []
-    lines += [f"- {tile.value} {tile.label}" + (f" ({tile.sub})" if tile.sub else "") for tile in document.tiles] + [""]
+    lines = [f"# {prose(document.question or document.title)}", "", prose(document.title), ""]
+    lines += [f"> {prose(document.banner)}", ""] if document.banner else []
+    lines += [
+        f"- {prose(tile.value)} {prose(tile.label)}" + (f" ({prose(tile.sub)})" if tile.sub else "")
+        for tile in document.tiles
+    ] + [""]
     for section in document.sections:
         if section.id in PAGE_ONLY or not (section.tables or section.words):
             continue
-        lines += [f"## {section.heading}", "", *(line for words in section.words for line in (words, ""))]
+        lines += [f"## {prose(section.heading)}", "", *(line for words in section.words for line in (prose(words), ""))]
         for table in section.tables:
-            lines += [f"### {table.title}", ""] if table.title != section.heading else []
-            lines += [f"<!-- sweeps:{document.title} {table.id} -->\n{markdown_table(table)}<!-- /sweeps -->", ""]
+            lines += [f"### {prose(table.title)}", ""] if table.title != section.heading else []
+            marker = f"<!-- sweeps:{_marker(document.title)} {_marker(table.id)} -->"
+            lines += [f"{marker}\n{markdown_table(table)}<!-- /sweeps -->", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def markdown_table(table: Table) -> str:
     """Return a table as GitHub's Markdown, its notes below it."""
     heads = [name for name, span in table.heads for _ in range(span)] or [""] * len(table.columns)
-    columns = [_escape(f"{head} {name}") for head, name in zip(heads, table.columns, strict=True)]
+    columns = [escaped(f"{head} {name}") for head, name in zip(heads, table.columns, strict=True)]
     rule = [{"l": "---", "r": "---:", "c": ":---:"}[side] for side in table.align]
     rows = [[_markdown_entry(entry) for entry in row] for row in table.rows]
     lines = [f"| {' | '.join(row)} |" for row in (columns, rule, *rows)]
     notes = [
-        f"- {_superscript(mark)}{' ' if mark else ''}{_escape(words)}" for mark, words in map(split_note, table.notes)
+        f"- {_superscript(mark)}{' ' if mark else ''}{escaped(words)}" for mark, words in map(split_note, table.notes)
     ]
     return "\n".join([*lines, *(["", *notes] if notes else []), ""])
 
 
 def _markdown_entry(entry: Entry) -> str:
-    return f"{_escape(entry.text)}{_superscript(','.join(entry.marks))} {_escape(entry.sub)}".rstrip()
+    return f"{escaped(entry.text)}{_superscript(','.join(entry.marks))} {escaped(entry.sub)}".rstrip()
 
 
 def _superscript(marks: str) -> str:
-    return f"<sup>{marks}</sup>" if marks else ""
+    return f"<sup>{escaped(marks)}</sup>" if marks else ""
 
 
-def _escape(words: str) -> str:
-    return re.sub(r"([\\`*_|<>])", r"\\\1", " ".join(words.split()))
+def _marker(words: str) -> str:
+    """Return words as part of a marker, which is a comment of HTML: nothing in them ends it."""
+    return re.sub(r"[^\w.=,+@-]+", "_", words).replace("--", "-_")
+
+
+def escaped(words: str) -> str:
+    """Return words as a place of a table: no markup in them is markup, and no link is one."""
+    return re.sub(r"([\\`*_|<>]|\](?=[(\[:]))", r"\\\1", " ".join(printable(words).split()))
+
+
+def prose(words: str) -> str:
+    """Return words as a line of Markdown; in them an underscore between letters is no markup, and stays as it is."""
+    line = re.sub(r"([\\`*<>]|\](?=[(\[:])|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(printable(words).split()))
+    numbered = re.match(r"\d+(?=[.)](\s|$))", line)
+    if numbered:
+        return f"{numbered[0]}\\{line[numbered.end() :]}"
+    return f"\\{line}" if line.startswith(("#", ">", "+", "=", "~", "-")) else line
 
 
 def blocks(text: str) -> list[tuple[str, str, str]]:
@@ -99,6 +119,7 @@ SIGNS: Final = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "±": r"$\pm$", "−": r"$-$",
     "–": "--", "…": r"\dots{}", "|": r"$|$", '"': "''",
 }  # fmt: skip
+FORMULAS: Final = ("=", "+", "-", "@")  # how a text begins that a spreadsheet takes for a formula
 LINE: Final = 40  # characters up to which a column of words is not broken into lines
 
 
@@ -109,7 +130,7 @@ def latex(document: Document) -> dict[str, str]:
         if section.id in PAGE_ONLY:
             continue
         for table in section.tables:
-            name = re.sub(r"[^A-Za-z0-9-]+", "-", table.id)
+            name = _label(table.id)
             files[f"tables/{name}.tex"] = latex_table(table)
             inputs.append(rf"\input{{tables/{name}}}")
     words = "\n".join(inputs)
@@ -127,7 +148,7 @@ def latex_table(table: Table) -> str:
         "% needs booktabs, array and graphicx",
         r"\begin{table}[htbp]\centering\footnotesize",
         rf"\caption{{{tex(table.title)}}}",
-        rf"\label{{tab:{table.id}}}",
+        rf"\label{{tab:{_label(table.id)}}}",
         r"\setlength{\tabcolsep}{4pt}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{@{{}}{''.join(_column(table, i) for i in range(len(table.columns)))}@{{}}}}",
@@ -144,6 +165,11 @@ def latex_table(table: Table) -> str:
         r"\end{table}",
         "",
     ])  # fmt: skip
+
+
+def _label(words: str) -> str:
+    """Return words as the name of a file or a label, in which no sign of LaTeX stands."""
+    return re.sub(r"[^A-Za-z0-9-]+", "-", words)
 
 
 def _column(table: Table, i: int) -> str:
@@ -180,7 +206,7 @@ def _tex_marks(marks: str) -> str:
 
 def tex(words: str) -> str:
     """Return words with LaTeX's signs escaped; a letter that it cannot print becomes a question mark."""
-    known = "".join(SIGNS.get(letter, letter) for letter in words)
+    known = "".join(SIGNS.get(letter, letter) for letter in " ".join(printable(words).split()))
     return "".join(letter if letter.isascii() or letter in "äöüßéèáàñç×°µ²³·" else "?" for letter in known)
 
 
@@ -192,16 +218,21 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> bytes:
     sink = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(sink, names, lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: _flat(name) for name in names})
     for row in rows:
         writer.writerow({name: _flat(value) for name, value in row.items()})
     return sink.getvalue().encode()
 
 
 def _flat(value: Any) -> Any:
+    """Return a value as it stands in CSV. A text that a spreadsheet would compute is led by an apostrophe."""
     if isinstance(value, float) and value != value:
         return ""
-    return " ".join(value) if isinstance(value, list | tuple) else value
+    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    if not isinstance(text, str):
+        return text
+    text = printable(text)
+    return f"'{text}" if text.lstrip().startswith(FORMULAS) or text.startswith(("\t", "\n")) else text
 
 
 def parquet(rows: Sequence[Mapping[str, Any]], schema: str) -> bytes:

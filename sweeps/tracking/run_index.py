@@ -1,0 +1,187 @@
+"""Run index: the runs of one ledger and sweep in one experiment, read once and created where they are missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from data.datasets import stem
+from sweeps.experiment.plan import Sweep
+from sweeps.experiment.trial import Cell
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.fenced_client import fenced
+from sweeps.tracking.layout import LEDGER, Owner, experiment_tags, short_names
+from sweeps.tracking.mlflow_client import PARENT, all_runs, connected, param_entities, run_tags
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+FINAL: Final = ("final/", "best/")  # how the names of a trial's last numbers begin
+
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow store: tracking URI, experiment, root of a new experiment's artifacts, data fingerprints."""
+
+    uri: str
+    experiment: str
+    artifacts: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+class RunIndex:
+    """Index of the runs of one sweep in one MLflow experiment; every call may raise what MLflow raises."""
+
+    def __init__(self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None]) -> None:
+        """Open or create the experiment, and read the runs that it has; `tell` gets what the store had to be mended."""
+        import mlflow
+
+        self.mlflow, self.store, self.ledger, self.sweep = mlflow, store, ledger, sweep
+        self.client = fenced(connected(store.uri, tell), ledger.guard)
+        self.owner = Owner(ledger.identity, sweep.title)
+        self.names = short_names([cell.label for cell in sweep.cells])
+        self.experiment = self._open_experiment()
+        self.runs: dict[str, str] = {}  # by trial key, or "cell:" and cell key
+        self.states: dict[str, str] = {}  # by run, as this driver read or set them
+        self.finals: dict[str, dict[str, float]] = {}  # last numbers on a trial's run, by trial key
+        self.parents: dict[str, str] = {}  # the run above a trial's, by trial key
+        self.ended: dict[str, int] = {}  # when a run ended, by run
+        self.measured: set[str] = set()  # keys of trials whose runs had numbers when they were read
+        self.stored: dict[str, Run] = {}  # cells' runs as they were read, until something is sent to them
+        self._read_runs()
+
+    def _open_experiment(self) -> str:
+        name, tags = self.store.experiment, experiment_tags()
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(self.client.create_experiment(name, self.store.artifacts or None, tags))
+            except self.mlflow.exceptions.MlflowException:  # another driver created it in the same moment
+                experiment = self.client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        for tag in tags.keys() - experiment.tags.keys():
+            self.client.set_experiment_tag(experiment.experiment_id, tag, tags[tag])
+        return str(experiment.experiment_id)
+
+    def _read_runs(self) -> None:
+        """Read all runs once and take those of this ledger and sweep; of two runs for one thing, one is deleted.
+
+        Of a trial the run with more metrics stays, of a cell the newer one: it takes the place of the other. A run
+        without parameters was never created to its end, and is deleted too.
+        """
+        ranked: dict[str, list[tuple[int, int, Run]]] = {}
+        for run in self._own_runs():
+            tags, info = run.data.tags, run.info
+            is_trial = "trial.key" in tags
+            name = tags["trial.key"] if is_trial else "cell:" + tags.get("cell.key", "")
+            if not run.data.params:
+                self.client.delete_run(info.run_id)
+                continue
+            rank = (len(run.data.metrics), -info.start_time) if is_trial else (info.start_time, 0)
+            ranked.setdefault(name, []).append((*rank, run))
+        last: dict[str, Run] = {}
+        for name, ranks in ranked.items():
+            *doubles, last[name] = [run for *_, run in sorted(ranks, key=lambda rank: (*rank[:2], rank[2].info.run_id))]
+            for double in doubles:
+                self.client.delete_run(double.info.run_id)
+        for name, run in last.items():
+            self.runs[name], self.states[run.info.run_id] = run.info.run_id, run.info.status
+            if "trial.key" in run.data.tags:
+                self.finals[name] = {key: value for key, value in run.data.metrics.items() if key.startswith(FINAL)}
+                self.parents[name] = run.data.tags.get(PARENT, "")
+                self.ended[run.info.run_id] = run.info.end_time or 0
+                self.measured |= {name} if run.data.metrics else set()
+            else:
+                self.stored[run.info.run_id] = run
+
+    def _own_runs(self) -> list[Run]:
+        """Return the runs of this ledger and sweep, those of an earlier version included.
+
+        Such a run names no ledger. A trial's is ours where a note on the ledger names it; a cell's where all runs
+        below it are ours.
+        """
+        owned: list[Run] = []
+        unsigned: list[Run] = []
+        others: set[str] = set()  # parents of runs that are not ours
+        for run in all_runs(self.client, self.experiment):
+            tags = run.data.tags
+            if self.owner.has(tags):
+                owned.append(run)
+            elif LEDGER not in tags and (tags.get("sweep"), tags.get("profile")) == (
+                self.sweep.name,
+                self.sweep.profile,
+            ):
+                unsigned.append(run)
+            elif PARENT in tags:
+                others.add(tags[PARENT])
+        trials = [run for run in unsigned if "trial.key" in run.data.tags]
+        noted = [run for run in trials if self._is_noted(run)]
+        noted_ids = {run.info.run_id for run in noted}
+        others |= {run.data.tags.get(PARENT, "") for run in trials if run.info.run_id not in noted_ids}
+        parents = {run.data.tags.get(PARENT, "") for run in [*owned, *noted]} - others
+        cells = [run for run in unsigned if run.info.run_id in parents and "cell.key" in run.data.tags]
+        for run in noted:
+            self.tag(run.info.run_id, self.owner.tags)
+        return [*owned, *noted, *cells]
+
+    def _is_noted(self, run: Run) -> bool:
+        note = self.ledger.read_json(f"tracked/{run.data.tags['trial.key']}.json") or {}
+        return run.info.run_id in (note.get("run"), note.get("sweeps", {}).get(self.sweep.title, {}).get("run"))
+
+    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run in one request."""
+        self.client.log_batch(run, tags=run_tags(tags))
+
+    def name_of(self, cell: Cell) -> str:
+        """Return the short name of a cell."""
+        return self.names.get(cell.label, cell.label)
+
+    def create(
+        self,
+        key: str,
+        cell: Cell,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str | int | float],
+        began: int | None = None,
+    ) -> str:
+        """Create a run with the data set that it saw and its parameters, the last of which say that it is complete.
+
+        It began now, where nothing else is known.
+        """
+        kind = "synthetic" if cell.dataset.startswith("synthetic") else "real"
+        of_cell = self.owner.tags | {
+            "sweep": self.sweep.name,
+            "profile": self.sweep.profile,
+            "cell.key": cell.key,
+            "cell.label": cell.label,
+            "paper.table": cell.table,
+            "paper.row": cell.row,
+            "data.kind": kind,
+        }
+        created = self.client.create_run(self.experiment, start_time=began, tags=of_cell | dict(tags), run_name=name)
+        run = str(created.info.run_id)
+        self.runs[key] = run
+        entities = self.mlflow.entities
+        digest = self.store.digests.get(cell.dataset, "")[:36] or "unknown"
+        dataset = entities.Dataset(stem(cell.dataset)[:500], digest, "local", json.dumps({"uri": cell.dataset}))
+        context = entities.InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(run, [entities.DatasetInput(dataset, [context])])
+        self.client.log_batch(run, params=param_entities(params))
+        return run
+
+    def set_status(self, run: str, state: str) -> None:
+        """Set the status of a run where it has another one."""
+        # A new run is a running one. The server is not asked again: that would double what an epoch costs it.
+        if self.states.get(run, "RUNNING") == state:
+            return
+        if state in ("FAILED", "KILLED", "FINISHED"):
+            self.client.set_terminated(run, state)
+        else:
+            self.client.update_run(run, state)
+        self.states[run] = state

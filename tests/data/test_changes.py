@@ -1,0 +1,211 @@
+"""A prepared set knows its originals: what has changed since is said by each command, and never mixed with the old."""
+
+import dataclasses
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data import write
+from data.__main__ import main
+from data.availability import check_available, ensure_dataset, fingerprint
+from data.changes import check_unchanged
+from data.datasets import beton_path, read_sidecar, stem
+from data.originals import Originals, difference, originals_path, read_originals, write_originals
+from data.transfer import pull, push
+from data.write import prepare
+from tests.support.pictures import picture_folder
+
+
+def picture(path: Path, side: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.effect_noise((side, side), 90).save(path)
+
+
+@pytest.fixture
+def pics(tmp_path: Path) -> Path:
+    picture_folder(tmp_path, "pics", {"a": 6, "b": 6}, (32, 32))
+    return tmp_path / "pics"
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a class more": (lambda pics: shutil.copytree(pics / "a", pics / "c"), "6 new (c/0.png, c/1.png, c/2.png, ...)"),
+    "a picture more": (lambda pics: picture(pics / "a/new.png", 32), "1 new (a/new.png)"),
+    "a picture less": (lambda pics: (pics / "b/3.png").unlink(), "1 gone (b/3.png)"),
+    "another picture": (lambda pics: picture(pics / "b/3.png", 40), "1 of another size (b/3.png)"),
+    "another class": (lambda pics: (pics / "b/3.png").rename(pics / "a/b3.png"), "1 new (a/b3.png), 1 gone (b/3.png)"),
+    "a test split": (
+        lambda pics: [shutil.copytree(pics / "a", pics / split / "a") for split in ("train", "test")],
+        "12 new (test/a/0.png, test/a/1.png, test/a/2.png, ...), 12 gone (a/0.png, a/1.png, a/2.png, ...)",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_folder_is_said_by_each_command(
+    change: str, pics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, where = f"folder:{pics}", tmp_path / "out dir"
+    place = ["--data-dir", str(where)]
+    assert main(["prepare", name, *place, "--writer", "native", "--seed", "3"]) == 0
+    check_available(name, where)
+    before = fingerprint(name, where)
+    make, what = CHANGES[change]
+    make(pics)
+    expected = f"{pics} has changed since {name} was prepared: {what}; "
+    said = []
+    for verb in ("prepare", "verify"):
+        capsys.readouterr()
+        assert main([verb, name, *place]) == 2
+        said.append(capsys.readouterr().err)
+    for check in (lambda: check_available(name, where), lambda: ensure_dataset(name, where, print)):
+        with pytest.raises(ValueError, match="has changed since") as refused:
+            check()
+        said.append(str(refused.value))
+    assert all(expected in sentence for sentence in said)
+    assert fingerprint(name, where) == before
+    if change == "a test split":
+        return  # of one class only: no set to prepare
+    command = shlex.split(said[-1].rpartition("; ")[2].partition(" prepares it")[0])
+    assert command[:3] == ["python", "-m", "data"]
+    assert main(command[3:]) == 0
+    assert main(["verify", name, *place]) == 0
+    ensure_dataset(name, where, print)
+    assert fingerprint(name, where) != before
+    after = read_sidecar(beton_path(name, "train", where).with_suffix(".json"))
+    assert (after.size, after.seed) == (32, 3)
+
+
+def test_unchanged_or_absent_originals_are_no_change(pics: Path, tmp_path: Path) -> None:
+    name = f"folder:{pics}"
+    prepare(name, tmp_path, writer="native", workers=1)
+    (pics / "a/0.png").touch()
+    (pics / "a/notes.txt").write_text("no picture")
+    (pics / "__MACOSX").mkdir()
+    check_unchanged(name, tmp_path)
+    assert prepare(name, tmp_path)
+    pics.rename(tmp_path / "elsewhere")
+    check_available(name, tmp_path)
+
+
+def test_set_without_a_list_is_taken_and_one_without_details_still_told(pics: Path, tmp_path: Path) -> None:
+    """Sidecars of an earlier version have no digest; a set that was pulled has no list."""
+    name, where = f"folder:{pics}", tmp_path / "out"
+    prepare(name, where, writer="native", workers=1)
+    push(where, str(tmp_path / "shared"))
+    pull(str(tmp_path / "shared"), tmp_path / "node")
+    picture(pics / "a/new.png", 32)
+    with pytest.raises(ValueError, match="was prepared; python -m data prepare"):
+        check_unchanged(name, tmp_path / "node")
+    originals_path(name, where).write_bytes(b"\x1f\x8bgarbage")
+    with pytest.raises(ValueError, match="was prepared; python -m data prepare"):
+        check_unchanged(name, where)
+    for split in ("train", "test"):
+        path = beton_path(name, split, where).with_suffix(".json")
+        old = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in old.items() if key not in ("originals", "partial")}))
+        assert read_sidecar(path).originals == ""
+    check_unchanged(name, where)
+    assert prepare(name, where)
+
+
+class KilledError(Exception):
+    """The process ends here."""
+
+
+@pytest.fixture
+def killed_after_train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a preparation that is killed between its two splits."""
+
+    def run(name: str, where: Path, **options: object) -> None:
+        whole = write._prepare_split
+
+        def first_only(name: str, split: str, *rest: object) -> object:
+            if split != "train":
+                raise KilledError
+            return whole(name, split, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(write, "_prepare_split", first_only)
+        with pytest.raises(KilledError):
+            prepare(name, where, writer="native", workers=1, **options)  # type: ignore[arg-type]
+        monkeypatch.setattr(write, "_prepare_split", whole)
+
+    return run
+
+
+def test_half_prepared_set_is_not_completed_from_other_pictures(
+    pics: Path, tmp_path: Path, killed_after_train: Callable[..., None]
+) -> None:
+    name, where = f"folder:{pics}", tmp_path / "out"
+    killed_after_train(name, where)
+    picture(pics / "a/new.png", 32)
+    with pytest.raises(ValueError, match="has changed since"):
+        prepare(name, where, writer="native")
+    assert not beton_path(name, "test", where).exists()
+
+
+def test_half_prepared_set_is_completed_with_its_own_seed_and_size(
+    pics: Path, tmp_path: Path, killed_after_train: Callable[..., None]
+) -> None:
+    name, where = f"folder:{pics}", tmp_path / "out"
+    expected = prepare(name, tmp_path / "at once", writer="native", seed=7, size=24)
+    killed_after_train(name, where, seed=7, size=24)
+    assert prepare(name, where, writer="native") == expected
+
+
+def test_fresh_that_was_killed_leaves_no_mixed_set(
+    pics: Path, tmp_path: Path, killed_after_train: Callable[..., None]
+) -> None:
+    name, where = f"folder:{pics}", tmp_path / "out"
+    prepare(name, where, writer="native", workers=1)
+    killed_after_train(name, where, fresh=True, seed=7)
+    for check in (lambda: prepare(name, where), lambda: check_available(name, where)):
+        with pytest.raises(ValueError, match=r"not of one preparation.*--fresh --size 32 --seed 7"):
+            check()
+    prepare(name, where, writer="native", fresh=True, seed=7)
+    check_available(name, where)
+
+
+def test_fresh_that_was_killed_before_its_first_split_tells_no_wrong_names(
+    pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new list is there and the pictures are the old ones: it does not explain what has changed since them."""
+    name, where = f"folder:{pics}", tmp_path / "out"
+    prepare(name, where, writer="native", workers=1)
+    picture(pics / "a/new.png", 32)
+    with monkeypatch.context() as patched:
+        patched.setattr("data.beton.publish", lambda *_: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            prepare(name, where, writer="native", workers=1, fresh=True)
+    picture(pics / "b/newer.png", 32)
+    with pytest.raises(ValueError, match="was prepared; python -m data prepare"):
+        check_unchanged(name, where)
+
+
+def test_list_holds_each_name_and_size(tmp_path: Path) -> None:
+    listed = Originals("/somewhere", {"a/0.png": 5, "b/caf\udce9.png": 7, "c/\n.png": -1})
+    path = originals_path("synthetic", tmp_path)
+    write_originals(path, listed)
+    assert read_originals(path) == listed
+    assert path.name == f"{stem('synthetic')}-originals.json.gz"
+    for other in ({"a/0.png": 6}, {"a/1.png": 5}, {}):
+        assert listed._replace(sizes={**listed.sizes, **other}).digest != listed.digest or not other
+    assert listed._replace(root="/elsewhere").digest == listed.digest
+    assert Originals("", {"a": 1, "b": 2}).digest != Originals("", {"a": 2, "b": 1}).digest
+    assert difference(listed, Originals("", {"a/0.png": 5})) == "2 gone (b/caf\\xe9.png, c/\\n.png)"
+
+
+def test_sidecars_of_the_originals_are_checked(pics: Path, tmp_path: Path) -> None:
+    name = f"folder:{pics}"
+    path = beton_path(name, "train", tmp_path).with_suffix(".json")
+    made = prepare(name, tmp_path, writer="native", workers=1)["train"]
+    assert len(made.originals) == 64
+    assert not made.partial
+    for field, value in (("partial", 1), ("partial", None), ("originals", 7), ("original", "")):
+        path.write_text(json.dumps(dataclasses.asdict(made) | {field: value}))
+        with pytest.raises(ValueError, match="is not a sidecar"):
+            read_sidecar(path)

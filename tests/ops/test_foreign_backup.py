@@ -1,0 +1,108 @@
+"""A backup of somebody else's making writes nowhere but where it is restored to, and takes in no other file."""
+
+import hashlib
+import io
+import json
+import sqlite3
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sweeps.ops import mlflow_backup
+from sweeps.ops.mlflow_backup import ARTIFACTS, DATABASE, MANIFEST
+
+
+def member(
+    name: str, content: bytes = b"x", kind: bytes = tarfile.REGTYPE, to: str = ""
+) -> tuple[tarfile.TarInfo, bytes]:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname, entry.size = kind, to, len(content)
+    return entry, content
+
+
+def sparse() -> tuple[tarfile.TarInfo, bytes]:
+    """Return a file that says that it has a gigabyte, of which none is in the archive."""
+    entry = tarfile.TarInfo(f"{ARTIFACTS}/hole")
+    entry.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 30),
+                         "GNU.sparse.name": f"{ARTIFACTS}/hole"}  # fmt: skip
+    content = b"0\n".ljust(512, b"\0")
+    entry.size = len(content)
+    return entry, content
+
+
+def written(path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:") -> Path:
+    """Write a backup of a small store with further members, which its list names too."""
+    base = path.parent / "base.db"
+    with sqlite3.connect(base) as database:
+        database.execute("create table if not exists experiments (artifact_location)")
+        database.execute("create table if not exists runs (artifact_uri)")
+    entries = [member(DATABASE, base.read_bytes()), *members]
+    sums = {entry.name: hashlib.sha256(content).hexdigest() for entry, content in entries}
+    manifest = {"kind": "sqlite", "artifacts": "/a", "mlflow": "3", "made": 0.0, "sums": sums}
+    with tarfile.open(path, mode, format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
+        for entry, content in [*entries, member(MANIFEST, json.dumps(manifest).encode())]:
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def restored(source: Path, target: Path) -> str:
+    return mlflow_backup.restore(
+        str(source), f"sqlite:///{target}/mlflow.db", f"{target}/mlartifacts", target / "mlflow-users.db"
+    )
+
+
+def test_whole_backup_is_restored(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.tar", member(f"{ARTIFACTS}/0/model one.txt", b"weights"))
+    restored(source, tmp_path / "target")
+    assert (tmp_path / "target/mlartifacts/0/model one.txt").read_bytes() == b"weights"
+
+
+HOSTILE: dict[str, tuple[Callable[[], tuple[tarfile.TarInfo, bytes]], str]] = {
+    "absolute": (lambda: member("/tmp/evil"), "which no backup of ours does"),
+    "upwards": (lambda: member("../evil"), "which no backup of ours does"),
+    "upwards below artifacts": (lambda: member(f"{ARTIFACTS}/../../evil"), "no name of a file below its folder"),
+    "another name": (lambda: member("mlflow-users.key"), "which no backup of ours does"),
+    "link": (lambda: member(f"{ARTIFACTS}/x", b"", tarfile.SYMTYPE, "/etc/passwd"), "which is no plain file"),
+    "hard link": (lambda: member(f"{ARTIFACTS}/x", b"", tarfile.LNKTYPE, DATABASE), "which is no plain file"),
+    "device": (lambda: member(f"{ARTIFACTS}/x", b"", tarfile.CHRTYPE), "which is no plain file"),
+    "hole": (sparse, "which is no plain file"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_backup_with_what_none_of_ours_holds_is_refused(tmp_path: Path, kind: str) -> None:
+    make, why = HOSTILE[kind]
+    source = written(tmp_path / "a.tar", make())
+    with pytest.raises(ValueError, match=why):
+        restored(source, tmp_path / "target")
+    assert not list((tmp_path / "target").iterdir())
+    assert not (tmp_path / "evil").exists()
+
+
+def test_compressed_backup_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.tar", member(f"{ARTIFACTS}/zeros", b"\0" * (1 << 20)), mode="w:gz")
+    with pytest.raises(ValueError, match="is not a whole backup"):
+        restored(source, tmp_path / "target")
+
+
+def test_member_that_the_list_does_not_name_is_refused(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.tar")
+    with tarfile.open(source, "a") as tar:
+        tar.addfile(member(f"{ARTIFACTS}/more")[0], io.BytesIO(b"x"))
+    with pytest.raises(ValueError, match="which its list does not name"):
+        restored(source, tmp_path / "target")
+
+
+def test_backup_takes_in_no_file_that_a_link_among_the_artifacts_leads_to(tmp_path: Path) -> None:
+    artifacts = tmp_path / "mlartifacts"
+    artifacts.mkdir()
+    (artifacts / "model.txt").symlink_to("/etc/passwd")
+    sqlite3.connect(tmp_path / "mlflow.db").close()
+    (tmp_path / "mlflow.db").touch()
+    with pytest.raises(ValueError, match=r"model\.txt is a link, which no artifact is"):
+        mlflow_backup.write(
+            str(tmp_path / "b.tar"), f"sqlite:///{tmp_path}/mlflow.db", str(artifacts), tmp_path / "users.db"
+        )
+    assert not (tmp_path / "b.tar").exists()

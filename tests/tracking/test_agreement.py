@@ -1,0 +1,232 @@
+"""MLflow shows what the ledger says, whatever became of its store, by the sweep's command and by `reconcile`."""
+
+import argparse
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from crelu_models.tables import S2
+from sweeps.cli import verbs
+from sweeps.experiment.metrics import AVERAGE, TOP1
+from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.mlflow_runs import MlflowRuns
+from sweeps.tracking.run_index import Store
+from sweeps.tracking.sqlite_store import prepare
+from sweeps.tracking.tracker import Tracker
+from tests.support.tracked import START, finish
+
+CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
+SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))
+TRIALS = [Trial(cell, seed=seed) for cell in CELLS for seed in range(2)]
+ERRORS = dict(zip((trial.key for trial in TRIALS), (20.0, 30.0, 10.0, 11.0), strict=True))
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store without runs: making it takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    prepare(path, pytest.fail)
+    return path
+
+
+@pytest.fixture(scope="module")
+def agreeing(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> Path:
+    """Return an output folder with two trials of each of two cells, which MLflow shows, and a half of it before."""
+    output = tmp_path_factory.mktemp("output")
+    for name in ("mlflow.db", "empty.db"):
+        shutil.copy(empty, output / name)
+    ledger = ledger_of(output)
+    for trial in TRIALS:
+        finish(ledger, trial, ERRORS[trial.key])
+    ledger.write_json(f"plans/{SWEEP.title}.json", plan_to_json(plan(SWEEP, ledger, {})))
+    runs = opened(output)
+    for trial in TRIALS[:2]:  # the driver died before the averages of the cell
+        runs.sync_trial(trial, "RUNNING")
+    shutil.copy(output / "mlflow.db", output / "half.db")
+    by_the_sweep(output)
+    check(output)
+    return output
+
+
+@pytest.fixture
+def output(agreeing: Path) -> Path:
+    """Return the output folder with all trials on its ledger; MLflow shows them but for what a test has forgotten."""
+    ledger = ledger_of(agreeing)
+    forgotten = [trial for trial in TRIALS if ledger.result(trial.key) is None]
+    for trial in forgotten:
+        finish(ledger, trial, ERRORS[trial.key])
+        opened(agreeing).sync_trial(trial, "RUNNING")
+    return agreeing
+
+
+def ledger_of(output: Path) -> Ledger:
+    return Ledger(f"{output}/ledger")
+
+
+def store_of(output: Path) -> Store:
+    return Store(f"sqlite:///{output}/mlflow.db", SWEEP.title, f"{output}/mlartifacts")
+
+
+def opened(output: Path) -> MlflowRuns:
+    return MlflowRuns(store_of(output), ledger_of(output), SWEEP)
+
+
+def by_the_sweep(output: Path) -> None:
+    """Do what the sweep's command does where nothing is left to train."""
+    tracker = Tracker(store_of(output), ledger_of(output), SWEEP, pytest.fail)
+    today = plan(SWEEP, ledger_of(output), {})
+    skipped = [status.trial.key for status in today.statuses if status.state == "skipped"]
+    tracker.register((status.trial for status in today.statuses), skipped)
+    assert tracker.close(300.0) == 0
+
+
+def by_reconcile(output: Path) -> None:
+    options = argparse.Namespace(output=str(output), sweep=SWEEP.title, tracking_uri=None, experiment=None)
+    assert verbs.reconcile(options) == 0
+
+
+def restore(output: Path, backup: Path) -> None:
+    """Bring an older content of the store back, also where MLflow has it open."""
+    with closing(sqlite3.connect(backup)) as source, closing(sqlite3.connect(output / "mlflow.db")) as target:
+        source.backup(target)
+
+
+def check(output: Path) -> None:
+    """Compare the runs in MLflow with the ledger, one by one, by what MLflow shows alone."""
+    client = opened(output).client
+    experiment = client.get_experiment_by_name(SWEEP.title)
+    assert experiment is not None
+    assert experiment.lifecycle_stage == "active"
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    of_trials = {run.data.tags["trial.key"]: run for run in runs if "trial.key" in run.data.tags}
+    of_cells = {run.data.tags["cell.key"]: run for run in runs if "trial.key" not in run.data.tags}
+    assert len(runs) == len(of_trials) + len(of_cells)
+    results = ledger_of(output).results()
+    assert of_trials.keys() == results.keys()
+    for key, run in of_trials.items():
+        assert (run.info.status, run.info.end_time) == ("FINISHED", results[key]["finished_ms"])
+        assert run.data.metrics[TOP1] == results[key]["metrics"][TOP1]
+        content = ledger_of(output).read(f"trials/{key}/history.json")
+        wanted = [(row["epoch"], row["train/loss"]) for row in json.loads(content or b"")]
+        points = client.get_metric_history(run.info.run_id, "train/loss")
+        assert [(point.step, point.value) for point in points] == wanted
+        assert {"lr", "dropout", "cell"} <= run.data.params.keys()
+        assert run.inputs.dataset_inputs
+        assert run.data.tags["mlflow.parentRunId"] == of_cells[run.data.tags["cell.key"]].info.run_id
+        assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"trial.json", "tables"}
+    for cell in CELLS:
+        errors = [result["metrics"][TOP1] for result in results.values() if result["cell_key"] == cell.key]
+        shown = of_cells[cell.key]
+        assert shown.data.metrics[AVERAGE] == sum(errors) / len(errors)
+        assert shown.data.metrics["agg/test_top1_err_n"] == len(errors)
+        assert shown.info.status == ("FINISHED" if len(errors) == 2 else "RUNNING")
+
+
+# What may become of a store: each takes an output folder whose runs are as the ledger says, and a copy of its store
+# from when half of the trials were there.
+
+
+def all_is_well(_output: Path, _half: Path) -> None:
+    pass
+
+
+def store_is_lost(output: Path, _half: Path) -> None:
+    restore(output, output / "empty.db")
+
+
+def an_older_backup_comes_back(output: Path, half: Path) -> None:
+    restore(output, half)
+
+
+def a_run_was_deleted(output: Path, _half: Path) -> None:
+    runs = opened(output)
+    runs.client.delete_run(runs.runs[TRIALS[1].key])
+
+
+def a_cell_s_run_was_deleted(output: Path, _half: Path) -> None:
+    runs = opened(output)
+    runs.client.delete_run(runs.runs[f"cell:{CELLS[0].key}"])
+
+
+def the_experiment_was_deleted(output: Path, _half: Path) -> None:
+    runs = opened(output)
+    runs.client.delete_experiment(runs.experiment)
+
+
+def ghosts_of_lost_answers(output: Path, _half: Path) -> None:
+    runs = opened(output)
+    for name in (TRIALS[0].key, f"cell:{CELLS[1].key}"):
+        stored = runs.client.get_run(runs.runs[name])
+        tags = {key: tag for key, tag in stored.data.tags.items() if not key.startswith("mlflow.r")}
+        runs.client.create_run(runs.experiment, tags=tags)
+
+
+def a_run_was_left_open(output: Path, _half: Path) -> None:
+    runs = opened(output)
+    for name in (TRIALS[2].key, f"cell:{CELLS[1].key}"):
+        runs.client.update_run(runs.runs[name], "RUNNING")
+
+
+def a_run_has_another_s_number(output: Path, _half: Path) -> None:
+    runs = opened(output)
+    runs.client.log_metric(runs.runs[TRIALS[0].key], TOP1, 99.0, step=10**6)
+    runs.client.log_metric(runs.runs[f"cell:{CELLS[0].key}"], AVERAGE, 99.0, step=10**6, timestamp=START * 2)
+
+
+def a_note_is_missing(output: Path, _half: Path) -> None:
+    ledger_of(output).delete(f"tracked/{TRIALS[3].key}.json")
+
+
+def a_trial_was_trained_anew(output: Path, _half: Path) -> None:
+    finish(ledger_of(output), TRIALS[0], ERRORS[TRIALS[0].key], restarts=1, finished_ms=START - 1_000_000)
+
+
+def a_trial_came_to_fewer_epochs(output: Path, _half: Path) -> None:
+    finish(ledger_of(output), TRIALS[0], ERRORS[TRIALS[0].key], epochs=2, finished_ms=START + 1)
+
+
+def a_trial_was_forgotten(output: Path, _half: Path) -> None:
+    ledger_of(output).forget(TRIALS[3].key)
+
+
+def a_trial_is_of_no_plan(output: Path, _half: Path) -> None:
+    ledger, stranger = ledger_of(output), Trial(CELLS[0], seed=77)
+    finish(ledger, stranger, 5.0)
+    opened(output).sync_trial(stranger, "RUNNING")
+    ledger.forget(stranger.key)
+
+
+@pytest.mark.parametrize("bring", [by_the_sweep, by_reconcile])
+@pytest.mark.parametrize(
+    "becomes",
+    [
+        all_is_well,
+        store_is_lost,
+        an_older_backup_comes_back,
+        a_run_was_deleted,
+        a_cell_s_run_was_deleted,
+        the_experiment_was_deleted,
+        ghosts_of_lost_answers,
+        a_run_was_left_open,
+        a_run_has_another_s_number,
+        a_note_is_missing,
+        a_trial_was_trained_anew,
+        a_trial_came_to_fewer_epochs,
+        a_trial_was_forgotten,
+        a_trial_is_of_no_plan,
+    ],
+)
+def test_mlflow_shows_what_the_ledger_says(
+    output: Path, becomes: Callable[[Path, Path], None], bring: Callable[[Path], None]
+) -> None:
+    becomes(output, output / "half.db")
+    bring(output)
+    check(output)

@@ -1,0 +1,267 @@
+"""MLflow's store is made whole or not at all, and its troubles are told apart, in seconds and in sentences."""
+
+import os
+import shutil
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from sweeps.store.local_uris import artifacts_in, sqlite_file, sqlite_uri
+from sweeps.tracking import sqlite_store
+from sweeps.tracking.mlflow_client import connected
+from sweeps.tracking.sqlite_store import prepare
+from sweeps.tracking.store_errors import trouble
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store that nobody has used: making it takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("made") / "mlflow.db"
+    said: list[str] = []
+    prepare(path, said.append)
+    assert said == []
+    return path
+
+
+@pytest.fixture
+def copying(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a new store be a copy of one."""
+    monkeypatch.setattr(sqlite_store, "_make", lambda path: shutil.copy(made, path))
+
+
+def revision(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as base:
+        return str(base.execute("select version_num from alembic_version").fetchone()[0])
+
+
+def execute(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as base, base:
+        for statement in statements:
+            base.execute(statement)
+
+
+def no_revision(path: Path) -> None:
+    execute(path, "delete from alembic_version")
+
+
+def half_of_the_tables(path: Path) -> None:
+    execute(path, "drop table alembic_version", "drop table metrics", "drop table tags", "drop table experiments")
+
+
+def half_of_the_versions(path: Path) -> None:
+    execute(path, f"update alembic_version set version_num = '{sqlite_store._revisions()[5]}'")
+
+
+def one_table(path: Path) -> None:
+    path.unlink()
+    execute(path, "create table experiments (experiment_id integer)")
+
+
+@pytest.mark.usefixtures("copying")
+@pytest.mark.parametrize("damage", [no_revision, half_of_the_tables, half_of_the_versions, one_table])
+def test_an_unfinished_store_without_runs_is_moved_aside(
+    made: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    path, said = tmp_path / "mlflow.db", list[str]()
+    shutil.copy(made, path)
+    damage(path)
+    before = path.read_bytes()
+    prepare(path, said.append)
+    assert path.read_bytes() == made.read_bytes()
+    (aside,) = tmp_path.glob("mlflow.db.unfinished-*")
+    assert aside.read_bytes() == before
+    (sentence,) = said
+    assert str(path) in sentence
+    assert str(aside) in sentence
+
+
+@pytest.mark.usefixtures("copying")
+def test_an_empty_file_is_replaced(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    path.touch()
+    prepare(path, pytest.fail)
+    assert path.read_bytes() == made.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "insert into runs (run_uuid, experiment_id) values ('r', 0)",
+        "insert into experiments (name) values ('mine')",
+        "insert into registered_models (name) values ('m')",
+    ],
+)
+def test_a_store_in_which_there_is_anything_stays(made: Path, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(made, path)
+    execute(path, content)
+    no_revision(path)
+    before = path.read_bytes()
+    prepare(path, pytest.fail)
+    assert path.read_bytes() == before
+
+
+def test_a_store_of_a_newer_version_stays(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(made, path)
+    execute(path, "update alembic_version set version_num = 'ffffffffffff'")
+    prepare(path, pytest.fail)
+    assert revision(path) == "ffffffffffff"
+
+
+def test_a_store_that_is_not_made_to_its_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, an error of the disk, Ctrl-C: the next attempt begins anew."""
+    seen: list[str] = []
+    for error in (OSError("no space left"), sqlite3.OperationalError("disk I/O error"), KeyboardInterrupt()):
+
+        def failing(uri: str, error: BaseException = error) -> None:
+            file = sqlite_file(uri)
+            assert file is not None
+            seen.append(file.name)
+            file.write_bytes(b"half a store")
+            raise error
+
+        monkeypatch.setattr("sweeps.tracking.mlflow_client.client_of", failing)
+        with pytest.raises(type(error)):
+            prepare(tmp_path / "mlflow.db", pytest.fail)
+        assert list(tmp_path.iterdir()) == []
+    assert "mlflow.db" not in seen
+
+
+def test_what_a_killed_process_left_is_cleaned_up_later(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(made, path)
+    old, new = tmp_path / ".mlflow.db.11.draft", tmp_path / ".mlflow.db.12.draft"
+    for draft in (old, new):
+        draft.touch()
+    os.utime(old, (1e9, 1e9))
+    prepare(path, pytest.fail)
+    assert not old.exists()
+    assert new.exists()
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["a?b", "p%41", "50%", "sp ace", "q'uo\"te", "h#ash&x;y", "ünïcode", "a?b%20c?"])
+def test_a_store_lies_where_its_folder_s_name_says(made: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    shutil.copy(made, folder / "mlflow.db")
+    uri = sqlite_uri(f"{folder}/mlflow.db")
+    assert sqlite_file(uri) == folder / "mlflow.db"
+    client = connected(uri)
+    run = client.create_run(client.create_experiment("e", artifacts_in(str(folder)))).info.run_id
+    client.log_text(run, "x", "x.txt")
+    with closing(sqlite3.connect(folder / "mlflow.db")) as base:
+        assert base.execute("select run_uuid from runs").fetchall() == [(run,)]
+    assert [path.relative_to(folder).parts[0] for path in tmp_path.rglob("x.txt")] == ["mlartifacts"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+# Troubles
+
+
+class Answer(BaseHTTPRequestHandler):
+    """A server with one answer."""
+
+    code = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.code)
+        self.end_headers()
+        self.wfile.write(b"no")
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:  # type: ignore[override]
+        """Say nothing."""
+
+
+@pytest.fixture
+def answering() -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def meet(uri: str) -> tuple[str, bool]:
+    """Return what opening a store is answered with, in words, and whether that lasts."""
+    began = time.monotonic()
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # of any kind
+        connected(uri)
+    assert time.monotonic() - began < 30  # 10 on a machine that does nothing else
+    found = trouble(caught.value)
+    assert "\n" not in str(found)
+    return found.reason, found.lasts
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "lasts"),
+    [
+        (401, "login", True),
+        (403, "does not let", True),
+        (404, "no MLflow server", True),
+        (200, "no MLflow server", True),
+        (500, "500", False),
+        (503, "503", False),
+    ],
+)
+def test_answers_of_a_server_are_told_apart(
+    answering: HTTPServer, monkeypatch: pytest.MonkeyPatch, code: int, reason: str, lasts: bool
+) -> None:
+    monkeypatch.setattr(Answer, "code", code)
+    words, is_lasting = meet(f"http://127.0.0.1:{answering.server_port}")
+    assert reason in words
+    assert is_lasting is lasts
+
+
+def test_a_silent_server_may_answer_later_and_a_closed_port_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.tracking.mlflow_client.PATIENCE", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert meet(f"http://127.0.0.1:{port}") == ("it gives no answer in time", False)
+    assert meet(f"http://127.0.0.1:{port}") == ("nothing listens there", True)
+    assert meet(f"postgresql://me:secret@127.0.0.1:{port}/x") == ("nothing listens there", True)
+
+
+def test_files_that_are_no_store_of_this_version_are_told_apart(made: Path, tmp_path: Path) -> None:
+    names = ("junk", "cut", "newer", "used-older")
+    for name in names[1:]:
+        shutil.copy(made, tmp_path / name)
+    (tmp_path / "junk").write_bytes(b"junk" * 1000)
+    (tmp_path / "cut").write_bytes(made.read_bytes()[:200_000])
+    execute(tmp_path / "newer", "update alembic_version set version_num = 'ffffffffffff'")
+    execute(tmp_path / "used-older", "insert into experiments (name) values ('mine')")
+    half_of_the_versions(tmp_path / "used-older")
+    reasons = {name: meet(sqlite_uri(str(tmp_path / name))) for name in names}
+    assert reasons["junk"] == reasons["cut"] == ("the file is damaged", True)
+    assert reasons["newer"] == reasons["used-older"] == ("its tables are of another version of MLflow", True)
+
+
+def test_what_mlflow_does_not_take_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    assert meet(str(tmp_path / "mlruns")) == ("MLflow no longer takes a folder of files as its store", True)
+    assert meet("htp://x") == ("MLflow knows no such store", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("(sqlite3.OperationalError) database or disk is full", "its disk is full"),
+        ("(sqlite3.OperationalError) database is locked", "another process holds its file"),
+        ("(sqlite3.OperationalError) disk I/O error", "its disk fails"),
+        ("something new\nin two lines", "RuntimeError: something new"),
+    ],
+)
+def test_troubles_that_may_pass_are_waited_for(text: str, reason: str) -> None:
+    assert trouble(RuntimeError(text)) == (reason, False, "")
