@@ -318,21 +318,9 @@ def _run(
     from sweeps.tracking.run_index import Store
     from sweeps.tracking.tracker import Tracker
 
-    store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
-<<<<<<< HEAD
-    untracked = [
-        status.trial
-        for status in declared.statuses
-        if status.result is not None and not is_tracked(settings.ledger, store, declared.sweep.title, status.result)
-    ]
-    if not today.to_do and not untracked:
-        return ExitCode.DONE
     if today.to_do:
         check_answers(settings.address)
-    from sweeps.cli.live_view import LiveView
-    from sweeps.tracking.tracker import Tracker
-=======
->>>>>>> main
+    store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
 
     code = ExitCode.DONE
     live = sys.stdout.isatty() and "CI" not in os.environ
