@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.trivial import at_once
 from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Trial
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig
 from tests.support.trials import runtime_config, trial_of
 
@@ -34,6 +33,13 @@ def session(folder: Path, said: list[str], **more: Any) -> DriverState:
     return DriverState(
         sweep, Ledger(str(folder)), config, TrialResources(), lambda *_: None, "now", {}, say=said.append, **more
     )
+
+
+def commit(trial: Trial, ledger: Ledger) -> Json:
+    """Commit the result of a trial that nothing was trained for."""
+    result: Json = {"key": trial.key, "metrics": {}}
+    ledger.commit(trial.key, result)
+    return result
 
 
 class FakeTuner:
@@ -53,7 +59,7 @@ class FakeTuner:
             raise ray_runtime.RayDiedError(DEATH)
         self.state.epochs += 1
         for trial in self.waiting:
-            at_once(trial, self.state.config, lambda *_: None, lambda: False)
+            commit(trial, self.state.ledger)
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
@@ -186,7 +192,7 @@ def kill_raylet_once(trial: Trial, place: RuntimeConfig, report: Any, stop: Any)
         mark.write_text(f"{os.getpid()}")
         os.kill(int(os.environ["RAY_RAYLET_PID"]), 9)
         time.sleep(300)
-    return at_once(trial, place, report, stop)
+    return commit(trial, Ledger(place.ledger))
 
 
 def drive(folder: str) -> None:
