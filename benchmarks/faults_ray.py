@@ -188,7 +188,7 @@ def main() -> int:
             stage = Stage(folder, [*command, *there], server=False)
             try:
                 pattern = (LOCAL | CLUSTER)[name]
-                results = (time_ + 1) * len(expected) // (options.times + 1)
+                results = time_ * len(expected) // options.times
                 row = disturbed(stage, name, pattern, results, expected, head, options.interrupt)
             finally:
                 stage.close()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import TrialResources
@@ -134,6 +135,28 @@ def test_the_process_that_died_is_named(
         tuner.StartCallback(None).on_step_begin()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RayActorError(), True),
+        (ActorDiedError(), True),
+        (ActorUnavailableError("gone", None), True),
+        (ValueError("a batch of one"), False),  # on the ledger, and in the table's notes
+        (None, False),
+    ],
+)
+def test_a_worker_that_died_is_named_by_its_trial(tmp_path: Path, error: Exception | None, said: bool) -> None:
+    sentences: list[str] = []
+    searcher = tuner.LedgerSearcher(session(tmp_path, sentences))
+    searcher.suggest("a")
+    callback = tuner.StartCallback(searcher)
+    for name in ("a", "unknown"):
+        callback.on_trial_recover(SimpleNamespace(trial_id=name, get_pickled_error=lambda: error))  # type: ignore[arg-type]
+    (trial,) = searcher.running["a"]
+    sentence = f"the worker of {trial.cell.label} {trial.label} died; another goes on from the checkpoint"
+    assert sentences == ([sentence] if said else [])
+
+
 def test_no_ray_at_all_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_runtime.ray._private.worker, "_global_node", None)
     assert ray_runtime.death() == ""
@@ -208,10 +231,12 @@ def drive(folder: str) -> None:
 
 
 def test_a_sweep_goes_on_where_the_raylet_was_killed(tmp_path: Path) -> None:
+    # Tokens are asked for everywhere, as by a later Ray's default.
+    tokens = {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
     code = "import sys; from tests.execution.test_ray_death import drive; drive(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300,
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+        cwd=ROOT, env=os.environ | tokens | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said, results, first_lives = json.loads(done.stdout)
