@@ -14,6 +14,7 @@ from sweeps.experiment.metrics import VOTE
 from sweeps.experiment.plan import has_failed
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
+from sweeps.store.integrity import noted_damage
 from sweeps.tracking.layout import (
     NOTE,
     NOTE_LENGTH,
@@ -62,7 +63,8 @@ class CellRuns:
         Where they change, the report's note and vote are of other trainings: they go, until the next report.
         """
         trials = list(trials)
-        results = self.index.ledger.results(trial.key for trial in trials)
+        damaged = noted_damage(self.index.ledger)
+        results = self.index.ledger.results(trial.key for trial in trials if trial.key not in damaged)
         params = self._params_of_cell(cell, trials)
         numbers = cell_metrics((trial, results[trial.key]["metrics"]) for trial in trials if trial.key in results)
         digest = trainings_digest(results)
@@ -97,7 +99,8 @@ class CellRuns:
             self.index.tag(run, {NOTE: self._provisional_note(len(results), len(trials)), TRAININGS: digest})
         missing_trials = [trial for trial in trials if trial.key not in results]
         is_failed = missing_trials and all(
-            trial.key in skipped or has_failed(self.index.ledger.attempts(trial.key)) for trial in missing_trials
+            trial.key in skipped or trial.key in damaged or has_failed(self.index.ledger.attempts(trial.key))
+            for trial in missing_trials
         )
         self.index.set_status(run, "FAILED" if is_failed else "RUNNING" if missing_trials else "FINISHED")
 

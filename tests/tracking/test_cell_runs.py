@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -320,7 +321,7 @@ def test_a_ledger_has_one_name_whoever_asks_first(tmp_path: Path) -> None:
     assert len(set(names)) == 1
     assert Ledger(str(tmp_path / "ledger")).identity == names[0]
     assert Ledger(str(tmp_path / "another")).identity != names[0]
-    assert Ledger(str(tmp_path / "ledger")).names("") == ["ledger.json"]
+    assert Ledger(str(tmp_path / "ledger")).names("") == ["ledger.json", "place.json"]
 
 
 # What the table and the compare view show
@@ -421,3 +422,17 @@ def test_a_cell_s_dropout_goes_while_its_study_is_made_again(store: Store, ledge
     projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", 0.25),))])
     projection.sync_cell(CELL, tried)
     assert "dropout" not in cell_run(projection).data.params
+
+
+def test_a_copied_output_has_runs_of_its_own(store: Store, tmp_path: Path) -> None:
+    trial = Trial(CELL)
+    original = Ledger(str(tmp_path / "one" / "ledger"))
+    train(MlflowRuns(store, original, PLACEMENT), [trial], (40.0,))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copied = Ledger(str(tmp_path / "two" / "ledger"))
+    copied.forget(trial.key)
+    train(MlflowRuns(store, copied, PLACEMENT), [trial], (50.0,), restarts=1)
+    for ledger, error in ((original, 40.0), (copied, 50.0)):
+        projection = MlflowRuns(store, Ledger(ledger.root), PLACEMENT)
+        assert cell_run(projection).data.metrics[AVERAGE] == error
+    assert len(runs(projection)) == 4
