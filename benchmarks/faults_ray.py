@@ -177,6 +177,8 @@ def main() -> int:
     options = parser.parse_args()
     words = ["--smoke-test", "--set", f"recipe.epochs={options.epochs}", "--pack", "off"]
     command = [sys.executable, "-m", f"sweeps.{options.sweep}", *words]
+    # A driver that joins sends a token only where it is told to; the first sweep makes one where there is none.
+    os.environ["RAY_AUTH_MODE"] = "token"
     base = Path(tempfile.mkdtemp(prefix="faults-"))
     (base / "calm").mkdir()
     calm = Stage(base / "calm", command, server=False)

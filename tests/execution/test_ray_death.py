@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -150,8 +151,11 @@ def test_a_worker_that_died_is_named_by_its_trial(tmp_path: Path, error: Excepti
     searcher = tuner.LedgerSearcher(session(tmp_path, sentences))
     searcher.suggest("a")
     callback = tuner.StartCallback(searcher)
+    file = tmp_path / "error.pkl"
+    if error is not None:
+        file.write_bytes(pickle.dumps(error))
     for name in ("a", "unknown"):
-        callback.on_trial_recover(SimpleNamespace(trial_id=name, get_pickled_error=lambda: error))  # type: ignore[arg-type]
+        callback.on_trial_recover(SimpleNamespace(trial_id=name, pickled_error_file=str(file)))  # type: ignore[arg-type]
     (trial,) = searcher.running["a"]
     sentence = f"the worker of {trial.cell.label} {trial.label} died; another goes on from the checkpoint"
     assert sentences == ([sentence] if said else [])
