@@ -64,6 +64,41 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
+_DEVICES: dict[Path, int] = {}  # the disk of each folder that this process has written to
+
+
+def check_mounted(folder: Path) -> None:
+    """Raise OSError (ENODEV) where the disk has gone that a folder was on when this process first wrote to it.
+
+    Its mount point is an empty folder then, on the disk below: what is written there would be lost from sight once the
+    disk is back. The same folder on another disk is taken where it is not empty: a disk that is mounted again.
+    """
+    above = folder
+    while not above.exists():
+        above = above.parent
+    device = above.stat().st_dev
+    known = _DEVICES.setdefault(folder, device)
+    if device == known:
+        return
+    if above != folder or not any(folder.iterdir()):
+        raise OSError(errno.ENODEV, "the disk of this folder has gone; it is waited for", str(folder))
+    _DEVICES[folder] = device
+
+
+def unmounted_above(folder: Path, table: Path = Path("/etc/fstab")) -> Path | None:
+    """Return the folder at or above this one that the machine's table of disks names and where no disk is mounted."""
+    try:
+        lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    fields = [line.split() for line in lines if not line.lstrip().startswith("#")]
+    points = {Path(words[1].replace("\\040", " ")) for words in fields if len(words) > 1 and words[1].startswith("/")}
+    for point in (folder, *folder.parents):
+        if point in points:
+            return None if os.path.ismount(point) else point
+    return None
+
+
 @contextmanager
 def exclusive_lock(lock: Path, alive: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Hold a lock on a file, after any other process; the system frees it even where the process is killed.

@@ -25,6 +25,7 @@ from data.load import Pictures
 from sweeps.analysis.sources import NETS, TORCHVISION, NotApplicableError, Source
 from sweeps.experiment.plan import unknown_name
 from sweeps.experiment.trial import trial_from_json
+from sweeps.store.integrity import checked
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.splits import open_file
@@ -145,6 +146,9 @@ def load(source: Source, ledger: Ledger) -> LoadedNet:
     """Return the weights of `source` with their net; ValueError where they are not of that net."""
     if source.trial:
         folder = f"trials/{source.trial}"
+        result = ledger.result(source.trial)
+        if result is not None and (why := checked(ledger, source.trial, result, ["trial.json", "weights.safetensors"])):
+            raise ValueError(f"{why}; the sweep's command with --retry-failed trains it anew")
         trial = trial_from_json(ledger.read_json(f"{folder}/trial.json"))
         content = ledger.read(f"{folder}/weights.safetensors")
         if content is None:

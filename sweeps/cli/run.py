@@ -17,6 +17,7 @@ from data import availability
 from data.cores import cores
 from data.datasets import DataSet, dataset
 from data.interrupts import deferred_interrupts
+from data.storage import unmounted_above
 from sweeps.cli.forecast import Forecast, compare, forecast_before_start, report_cost, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
@@ -36,6 +37,7 @@ from sweeps.experiment.wording import count
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.lease import driver, owner_text
 from sweeps.store.ledger import Json
+from sweeps.store.leftovers import remove_leftovers
 from sweeps.tracking.store_errors import place
 from sweeps.training.runtime import RuntimeConfig
 
@@ -80,6 +82,9 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
     for status in today.statuses:
         if status.trial.key in today.studied:
             print(f"learning rate: {status.trial.cell.label} {status.trial.label}, {status.state}")
+    for status in today.statuses:
+        if status.why and status.state in ("new", "running", "failed"):
+            print(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
     for label, why in declared.given_up.items():
         print(f"{label}: {why}; the others are skipped (--retry-failed trains them)")
     if further := declared.seeds_text():
@@ -134,6 +139,8 @@ def _not_writable(_: Plan, settings: Settings) -> str:
     if "://" in settings.output:
         return ""  # a store elsewhere says so only when something is written
     folder = Path(settings.ledger.root)
+    if (point := unmounted_above(folder)) is not None:
+        return f"cannot write to --output {settings.output}: no disk is mounted at {point}, as /etc/fstab has it"
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
@@ -202,6 +209,8 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     try:
         with Lease(settings.ledger, sweep.title, tell, _end_at_once) as lease:
             settings = dataclasses.replace(settings, guard=lease.check, start_over=partial(_start_over, lease))
+            with suppress(OSError):
+                remove_leftovers(settings.ledger)
             today = _current_plan(asked, settings, fingerprints)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits((*today.to_do, *today.pending), settings.data_dir)
@@ -221,7 +230,7 @@ def _start_over(lease: Lease, reason: str) -> None:
     lease.__exit__(None, None, None)
     times = int(os.environ.get(STARTED_OVER, "0")) + 1
     if times > MAX_STARTED_OVER:
-        _end_at_once(f"{reason}, the {times}th time; the same command resumes")
+        _end_at_once(f"{reason}, for the {times}th time; the same command resumes")
     cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # the live view has hidden it
     with suppress(OSError):
         os.write(2, f"{cursor}\n{reason}; starting over, trials go on from their checkpoints\n".encode())
@@ -274,7 +283,7 @@ def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, s
     for status in today.statuses:
         if status.trial.key in today.further:  # not asked for: it stays as it is
             continue
-        if settings.fresh:
+        if settings.fresh or (settings.retry_failed and status.trial.key in today.damaged):
             ledger.forget(status.trial.key)
             changed = True
         elif settings.retry_failed and status.state == "failed":
@@ -319,12 +328,16 @@ def _run(
     from sweeps.tracking.tracker import Tracker
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
+    if today.to_do:
+        check_answers(settings.address)
 
     code = ExitCode.DONE
     live = sys.stdout.isatty() and "CI" not in os.environ
     quiet = settings.display.quiet or settings.display.json
     with LiveView(today, live, quiet, settings.ledger.root) as view:
         for status in today.statuses:
+            if status.why and status.state in ("new", "running"):
+                view.log(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
             if status.state == "running":
                 view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
         tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
@@ -363,7 +376,6 @@ def _run_trials(
 
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
-    check_answers(settings.address)
     with deferred_interrupts():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
@@ -494,6 +506,11 @@ def session_name() -> str:
 
 def _check_writable(settings: Settings) -> None:
     """Raise ValueError where the output folder cannot be written to."""
+    local = "://" not in settings.output
+    if local and (point := unmounted_above(Path(settings.ledger.root))) is not None:
+        raise ValueError(
+            f"cannot write to --output {settings.output}: no disk is mounted at {point}, as /etc/fstab has it"
+        )
     try:
         settings.ledger.write("probe", b"")
         settings.ledger.delete("probe")

@@ -13,8 +13,9 @@ from pathlib import Path
 from data.datasets import DataSet
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.experiment.plan import Plan, Sweep
+from sweeps.experiment.plan import Plan, Sweep, without_damaged
 from sweeps.experiment.wording import count
+from sweeps.results.evidence import READ
 from sweeps.store.logins import own_store
 
 # Exit codes after which there is a report.
@@ -31,6 +32,7 @@ def print_summary(
     from sweeps.report import terminal
 
     sweep, display = plan.sweep, settings.display
+    plan, asked = (without_damaged(part, settings.ledger, READ) for part in (plan, asked))
     rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
     results = terminal.write_results(plan, settings.ledger, sweep.title)
     failed = asked.count("failed")

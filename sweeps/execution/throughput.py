@@ -15,6 +15,7 @@ from statistics import median, quantiles
 from typing import NamedTuple
 
 from sweeps.execution.resources import TrialResources
+from sweeps.store.integrity import HISTORY, damage
 from sweeps.store.ledger import Json, Ledger
 
 FEW = 3  # finished trials of a cell, the latest ones, whose epochs are read
@@ -116,7 +117,9 @@ def past_epochs(ledger: Ledger, results: Iterable[Json], resources: TrialResourc
     epochs = {cell_key: EpochRates() for cell_key in by_cell}
     for cell_key, finished in by_cell.items():
         for result in finished[FEW - 1 :: -1]:
-            for row in json.loads(ledger.read(f"trials/{result['key']}/history.json") or b"[]"):
+            if damage(ledger, str(result["key"]), result, [HISTORY]):
+                continue  # the report names it
+            for row in json.loads(ledger.read(f"trials/{result['key']}/{HISTORY}") or b"[]"):
                 epochs[cell_key].add(row)
     return epochs
 

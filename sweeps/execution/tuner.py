@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +40,7 @@ from sweeps.experiment.plan import (
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, unclaim
-from sweeps.store.ledger import Json
+from sweeps.store.ledger import Json, with_room
 from sweeps.training.shared_batches import StreamKey
 
 os.environ.update(ray_runtime.TUNE_SETTINGS)
@@ -198,7 +199,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         session = self.session
         result = session.ledger.result(trial.key)
         if result is None:
-            return claim(session.drivers, session.sweep.title, trial.key)
+            claimed = with_room(
+                partial(claim, session.drivers, session.sweep.title, trial.key), lambda: session.stopping
+            )
+            return bool(claimed)
         self._take([trial])
         self._record_result(trial, result)
         return False
@@ -219,7 +223,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if trials:
             others = f" and {count(len(trials) - 1, 'other')}" if len(trials) > 1 else ""
             who = f"{trials[0].cell.label} {trials[0].label}{others}"
-            self.session.say(f"the worker of {who} died; it goes on from its checkpoint")
+            self.session.say(f"the worker of {who} died; another goes on from the checkpoint")
 
     def trial_started(self, trial_id: str) -> None:
         """Start the clock of trials that have got a machine: waiting for one, on a growing cluster, costs nothing."""

@@ -17,6 +17,7 @@ from sweeps.experiment.rates import RateChoice, RateStudy, choose
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
 from sweeps.experiment.trial import Cell, Rates, Trial, cell_from_json, cell_to_json
+from sweeps.store.integrity import checked, noted_damage
 from sweeps.store.ledger import Json, Ledger
 
 # Failed attempts of a trial before it counts as failed.
@@ -357,7 +358,8 @@ class Plan:
 
     `further` are the keys of trials of more seeds than the sweep has, which were trained before; `searched` those of
     search trials, `studied` those of studies of the learning rate. `rates` has the rate of each cell that such a study
-    chooses for, None while it is open or where none trains.
+    chooses for, None while it is open or where none trains. `damaged` has the results of trials that count as failed
+    because a file of theirs is damaged: studies were planned by them.
     """
 
     sweep: Sweep
@@ -368,6 +370,7 @@ class Plan:
     searched: frozenset[str] = frozenset()
     studied: frozenset[str] = frozenset()
     rates: Mapping[str, float | None] = field(default_factory=dict)
+    damaged: Mapping[str, Json] = field(default_factory=dict)
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
@@ -415,7 +418,8 @@ class Plan:
 
 def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     """Return the status of each trial of `sweep`; `fingerprints` are those of the data sets that are present."""
-    results = ledger.results()
+    results, torn = ledger.read_results()
+    damaged = noted_damage(ledger)
     attempts = ledger.failed()
     failed = {key for key, tries in attempts.items() if has_failed(tries)}
     begun = set(ledger.folders("checkpoints"))
@@ -428,7 +432,11 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         result = results.get(trial.key)
         state = "new"
         why = ""
-        if result is not None:
+        if result is not None and trial.key in damaged:
+            state = "failed"
+            why = damaged[trial.key]
+            result = None
+        elif result is not None:
             why = stale(result, fingerprints.get(trial.cell.dataset, ""), codes[trial.cell.key])
             state = "stale" if why else "done"
         elif trial.key in failed:
@@ -439,13 +447,29 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
             why = given_up[trial.key]
         elif trial.key in begun:
             state = "running"
+        if trial.key in torn and state in ("new", "running"):
+            why = f"results/{trial.key}.json is damaged; it is trained anew"
         statuses.append(TrialStatus(trial, state, result, why))
     pending = tuple(trial for cell in cells for trial in cell.pending)
     further = frozenset(trial.key for cell in cells for trial in cell.further)
     searched = frozenset(trial.key for cell in cells for trial in cell.search)
     studied = frozenset(trial.key for cell in cells for trial in cell.rates)
     rates = {key: choice.rate for key, choice in rate_choices(sweep, results, failed).items()}
-    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates)
+    unsound = {key: results[key] for key in damaged if key in results}
+    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates, unsound)
+
+
+def without_damaged(plan: Plan, ledger: Ledger, names: Collection[str]) -> Plan:
+    """Return the plan with each trial failed that has a damaged file among those of these names, which are read now."""
+    statuses, damaged = [], dict(plan.damaged)
+    for status in plan.statuses:
+        key, result = status.trial.key, status.result
+        why = checked(ledger, key, result, names) if result is not None else ""
+        if result is not None and why:
+            damaged[key] = result
+            status = TrialStatus(status.trial, "failed", None, why)
+        statuses.append(status)
+    return dataclasses.replace(plan, statuses=tuple(statuses), damaged=damaged)
 
 
 def current_plan(ledger: Ledger, title: str) -> Plan:

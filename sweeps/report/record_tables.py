@@ -71,13 +71,14 @@ def failure_table(survey: SweepResults) -> Table | None:
         tries = survey.attempts.get(run.key, ())
         events = [*(str(event) for event in (run.result or {}).get("events", ())), *map(_error, tries)]
         state = ending_word(run.result) if run.result else run.state
+        last = _error({"error": run.why}) if run.why and run.state == "failed" else (events or [run.why])[-1]
         if events or state in ("failed", "diverged", "dead", "skipped"):
             rows.append((
                 Entry(run.trial.cell.label, cell=run.trial.cell.key),
                 Entry(run.trial.label, runs=(run,)),
                 Entry(str(state), tone="bad" if state in ("failed", "diverged", "dead") else "muted"),
                 Entry(str(len(tries) + int((run.result or {}).get("restarts", 0)))),
-                Entry(events[-1] if events else run.why or NONE, tone="muted"),
+                Entry(last or NONE, tone="muted"),
             ))  # fmt: skip
     columns = ("cell", "trial", "now", "tries lost", "last error or event")
     return Table("failed", "Failures and restarts", columns, "lllrl", tuple(rows)) if rows else None

@@ -94,7 +94,9 @@ def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes
     names = [f"plans/{survey.title}.json", f"prices/{survey.title}.json"]
     for run in survey.runs:
         yield f"trials/{run.key}/trial.json", _json(run.trial.to_json())
-        names += [f"results/{run.key}.json", f"tracked/{run.key}.json", f"trials/{run.key}/history.json"]
+        names.append(f"tracked/{run.key}.json")
+        if run.result is not None:  # one with a damaged file counts as failed, here too
+            names += [f"results/{run.key}.json", f"trials/{run.key}/history.json"]
         names += [f"attempts/{run.key}/{name}" for name in ledger.names(f"attempts/{run.key}")]
         for job, summary in run.analyses.items():
             folder = f"trials/{run.key}/analysis/{job}"

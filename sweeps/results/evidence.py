@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from data.datasets import dataset
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import PARAMETERS, has_diverged, lost_text, phase_behind
-from sweeps.experiment.plan import Plan, Sweep, TrialStatus, current_plan, has_failed, sweep_from_json, unknown_name
+from sweeps.experiment.plan import (
+    Plan,
+    Sweep,
+    TrialStatus,
+    current_plan,
+    has_failed,
+    sweep_from_json,
+    unknown_name,
+    without_damaged,
+)
 from sweeps.experiment.search import study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
 from sweeps.results.analyses import default_summaries
@@ -29,6 +38,7 @@ from sweeps.store.ledger import Json, Ledger
 
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
 LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and axes of more overflow
+READ: Final = ("history.json", "tables/scores.parquet")  # the files of a trial that a report reads
 MANIFEST: Final = "capsule.json"
 
 Floats = NDArray[np.float64]
@@ -205,7 +215,7 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
     titles(ledger, title)
     manifest = ledger.read_json(MANIFEST)
     if manifest is None:
-        plan = current_plan(ledger, title)
+        plan = without_damaged(current_plan(ledger, title), ledger, READ)
         sweep, statuses, studies = plan.sweep, plan.statuses, _studies(ledger, plan)
         question = _question(plan.sweep.name)
         trained = [status.trial.net for status in plan.statuses if status.result is not None]
@@ -239,6 +249,7 @@ def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
     if search is None:
         return {}
     results = {status.trial.key: status.result for status in plan.statuses if status.result is not None}
+    results |= plan.damaged
     failed = {key for key, tries in ledger.failed().items() if has_failed(tries)}
     return {
         cell.key: [

@@ -12,6 +12,7 @@
     prices/SWEEP.json              the price of an hour of a GPU, where given, and a trial's share of a GPU
     tracked/KEY.json               what the tracker last brought to MLflow, for each sweep that has the trial
     ledger.json                    the name of this ledger, by which a shared MLflow server tells its runs from others'
+    place.json                     where this ledger lies, by which a copy of the folder is known
 
 This is the state of record. Tune's own directory is disposable; Optuna's studies and MLflow's runs are rebuilt from it.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
@@ -35,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.interrupts import deferred_interrupts
-from data.storage import make_folder, open_filesystem, sync_folder
+from data.storage import check_mounted, make_folder, open_filesystem, sync_folder
 from sweeps.store.foreign import known_trial_files, printable_json, relative
 
 if TYPE_CHECKING:
@@ -43,16 +45,25 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 T = TypeVar("T")
+IDENTITY = "ledger.json"  # the file with the name of a ledger
+PLACE = "place.json"  # the file with the place of a ledger, by which a copy is known
 SETTLE = 1.0  # seconds in which two processes that name a ledger at once see who wrote last
 
 
+# A disk that is full, fails or has gone: it may come back, and what is in memory is not lost meanwhile.
+PASSING = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT,
+    errno.EHOSTDOWN, errno.EREMOTEIO,
+})  # fmt: skip
+
+
 def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
-    """Return the result of `write()`, repeated while the disk is full; None where `stop()` ends the wait."""
+    """Return the result of `write()`, repeated while the disk is full or away; None where `stop()` ends the wait."""
     while True:
         try:
             return write()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in PASSING:
                 raise
         if stop():
             return None
@@ -62,6 +73,12 @@ def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
 def checksum(value: Mapping[str, Any]) -> str:
     """Return the checksum of a result, without which a flipped bit would be a wrong number in a table."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _named(name: str) -> bytes:
+    """Return the file of a ledger's name."""
+    twice = _named_twice(name)
+    return (json.dumps(twice | {"check": checksum(twice)}) + "\n").encode()
 
 
 def _named_twice(name: str) -> dict[str, str]:
@@ -100,6 +117,11 @@ class Ledger:
     def _opened(self) -> tuple[arrow_fs.FileSystem, str]:
         return open_filesystem(self.root)
 
+    @cached_property
+    def _damaged(self) -> set[str]:
+        """Return the damaged files that have been named: each is named once."""
+        return set()
+
     @property
     def local(self) -> bool:
         """Return whether the ledger is on a file system of this host."""
@@ -107,26 +129,57 @@ class Ledger:
 
     @cached_property
     def identity(self) -> str:
-        """Return the name of this ledger, a UUID that is written once; a copy of the folder has the same."""
-        name = "ledger.json"
-        known = self._known_identity(name)
-        if known:
-            return known
-        fresh = _named_twice(uuid.uuid4().hex)
-        self._write_once(name, (json.dumps(fresh | {"check": checksum(fresh)}) + "\n").encode())
-        return self._known_identity(name) or fresh["id"]
+        """Return the name of this ledger, a UUID that is written once; a folder that is moved takes it along.
 
-    def _known_identity(self, name: str) -> str:
-        """Return the name of the ledger in a file; where one bit of that is wrong, its second copy or its checksum."""
-        whole = self.read_json(name)
+        A copy of the folder gets a name of its own, where it can be told from its original by the place that a second
+        file notes.
+        """
+        name, known, place = self._known_identity(), self.read_json(PLACE) or {}, self._place()
+        if not name:
+            self._write_once(IDENTITY, _named(uuid.uuid4().hex))
+            name = self._known_identity()
+        elif self._is_copy(name, known, place):
+            name = uuid.uuid4().hex
+            self.write(IDENTITY, _named(name))
+        if known != place:
+            self.write_note(PLACE, place)
+        return name
+
+    def _known_identity(self) -> str:
+        """Return the ledger's name in its file; where one bit of that is wrong, its second copy or its checksum."""
+        whole = self.read_json(IDENTITY)
         if whole is not None and whole.get("id"):
             return str(whole["id"])
-        content = self.read(name) or b""
+        content = self.read(IDENTITY) or b""
         copies: list[str] = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
         for copy in copies:
             if copies.count(copy) > 1 or checksum(_named_twice(copy)).encode() in content:
                 return copy
         return ""
+
+    def _place(self) -> Json:
+        """Return where this ledger lies: its path or URI and, on a disk, the host and the number of its folder."""
+        if not self.local:
+            return {"root": self.root}
+        folder = Path(self.path(""))
+        folder.mkdir(parents=True, exist_ok=True)
+        return {"root": self.root, "host": os.uname().nodename, "inode": folder.stat().st_ino}
+
+    def _is_copy(self, name: str, known: Json, place: Json) -> bool:
+        """Return whether this ledger, of a `known` place and now at another, is a copy of one of the same name.
+
+        The same path, or the same folder of a disk, is no copy. On another host nobody can tell; a copy harms less
+        under a name of its own than two folders under one.
+        """
+        root = known.get("root", place["root"])  # an earlier version wrote no place
+        if root == place["root"] or ("inode" in place and known.get("inode") == place["inode"]):
+            return False
+        if self.local and known.get("host") != place["host"]:
+            return True
+        try:
+            return Ledger(str(root))._known_identity() == name
+        except (OSError, ValueError):
+            return False
 
     def path(self, name: str) -> str:
         """Return the full path of `name` on the ledger's file system.
@@ -156,6 +209,7 @@ class Ledger:
             with system.open_output_stream(path) as stream:
                 stream.write(content)
             return
+        check_mounted(Path(self._opened[1]))
         target = Path(path)
         make_folder(target.parent)
         # Named after process and thread: two writers of one file never share a temporary one.
@@ -201,6 +255,17 @@ class Ledger:
         except FileNotFoundError:
             return None
 
+    def sha256(self, name: str) -> str | None:
+        """Return the SHA-256 of `name`, or None where there is no such file."""
+        total = hashlib.sha256()
+        try:
+            with self._opened[0].open_input_stream(self.path(name)) as stream:
+                while chunk := stream.read(1 << 20):
+                    total.update(chunk)
+        except FileNotFoundError:
+            return None
+        return total.hexdigest()
+
     def head(self, name: str, size: int, start: int = 0) -> bytes:
         """Return up to `size` bytes of `name` from `start`."""
         with self._opened[0].open_input_file(self.path(name)) as stream:
@@ -237,7 +302,10 @@ class Ledger:
         """
         content, value = self._raw_json(name)
         if value is not None and "check" in value and value.pop("check") != checksum(value):
-            return None
+            value = None
+        if value is None and content and name not in self._damaged:
+            self._damaged.add(name)
+            logging.getLogger(__name__).warning("%s is damaged and counts as missing", self.path(name))
         return value if value is None else printable_json(content, value)
 
     def read_checked(self, name: str) -> Json | None:
@@ -277,10 +345,15 @@ class Ledger:
 
     def results(self, keys: Iterable[str] | None = None) -> dict[str, Json]:
         """Return the results of `keys` (all, where None) that are committed."""
+        return self.read_results(keys)[0]
+
+    def read_results(self, keys: Iterable[str] | None = None) -> tuple[dict[str, Json], frozenset[str]]:
+        """Return the results of `keys` (all, where None), and the keys of those that are there and damaged."""
         committed = {name.removesuffix(".json") for name in self.names("results") if name.endswith(".json")}
         wanted = sorted(committed if keys is None else committed.intersection(keys))
         read = {key: self.result(key) for key in wanted} if self.local else self._read_all(wanted)
-        return {key: value for key, value in read.items() if value is not None}
+        whole = {key: value for key, value in read.items() if value is not None}
+        return whole, frozenset(read.keys() - whole.keys())
 
     def _read_all(self, keys: Sequence[str]) -> dict[str, Json | None]:
         """Return the results of `keys`, read side by side: each is a request."""
@@ -319,7 +392,7 @@ class Ledger:
 
     def forget(self, key: str) -> None:
         """Delete all files of trial `key`, so that it runs anew."""
-        for name in (f"results/{key}.json", f"tracked/{key}.json", f"claims/{key}.json"):
+        for name in (f"results/{key}.json", f"tracked/{key}.json", f"claims/{key}.json", f"damaged/{key}.json"):
             self.delete(name)
         for folder in ("attempts", "checkpoints", "trials"):
             self.delete(f"{folder}/{key}")

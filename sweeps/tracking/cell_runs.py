@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sweeps.experiment.metrics import VOTE
 from sweeps.experiment.plan import has_failed
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.wording import count
+from sweeps.store.integrity import noted_damage
 from sweeps.tracking.layout import (
     NOTE,
     NOTE_LENGTH,
@@ -61,7 +63,8 @@ class CellRuns:
         Where they change, the report's note and vote are of other trainings: they go, until the next report.
         """
         trials = list(trials)
-        results = self.index.ledger.results(trial.key for trial in trials)
+        damaged = noted_damage(self.index.ledger)
+        results = self.index.ledger.results(trial.key for trial in trials if trial.key not in damaged)
         params = self._params_of_cell(cell, trials)
         numbers = cell_metrics((trial, results[trial.key]["metrics"]) for trial in trials if trial.key in results)
         digest = trainings_digest(results)
@@ -96,7 +99,8 @@ class CellRuns:
             self.index.tag(run, {NOTE: self._provisional_note(len(results), len(trials)), TRAININGS: digest})
         missing_trials = [trial for trial in trials if trial.key not in results]
         is_failed = missing_trials and all(
-            trial.key in skipped or has_failed(self.index.ledger.attempts(trial.key)) for trial in missing_trials
+            trial.key in skipped or trial.key in damaged or has_failed(self.index.ledger.attempts(trial.key))
+            for trial in missing_trials
         )
         self.index.set_status(run, "FAILED" if is_failed else "RUNNING" if missing_trials else "FINISHED")
 
@@ -113,7 +117,7 @@ class CellRuns:
     def _provisional_note(self, done: int, planned: int) -> str:
         """Return the note of a cell that no report has seen as it is now."""
         return (
-            f"{done} of the {planned} trainings planned so far are in these numbers. The row of the table and the "
+            f"In these numbers: {done} of {count(planned, 'training')} planned so far. The row of the table and the "
             f"report follow at the end of the sweep, or by `python -m sweeps report {self.index.sweep.title}`."
         )
 

@@ -16,6 +16,7 @@ from sweeps.experiment.metrics import flags_of
 from sweeps.experiment.plan import Sweep, has_failed
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint_header import progress
+from sweeps.store.integrity import checked
 from sweeps.store.ledger import Json, Ledger
 from sweeps.tracking.cell_runs import CellRuns
 from sweeps.tracking.layout import params_of
@@ -98,6 +99,9 @@ class MlflowRuns:
     def sync_trial(self, trial: Trial, state: str) -> bool:
         """Bring a trial's run to what the ledger says, its status to `state` without a result; return if it has one."""
         key, result = trial.key, self.ledger.result(trial.key)
+        if result is not None and (why := checked(self.ledger, key, result)):
+            self._mark_damaged(trial, why)
+            return False
         history = self._history(key, result)
         run = self.runs.get(key)
         if run is not None and key in self.index.measured and self._is_forgotten(key, result, history, state):
@@ -128,6 +132,12 @@ class MlflowRuns:
             state = "FAILED"
         self.index.set_status(run, state)
         return False
+
+    def _mark_damaged(self, trial: Trial, why: str) -> None:
+        """Say on a trial's run that a file of it is damaged, and leave its numbers and files as they are."""
+        run = self.runs.get(trial.key) or self._create_trial_run(trial, None)
+        self.client.set_tag(run, "error", why)
+        self.index.set_status(run, "FAILED")
 
     def _is_forgotten(self, key: str, result: Json | None, history: Sequence[Row], state: str) -> bool:
         """Return whether the ledger has nothing of a trial any more, which does not train either."""

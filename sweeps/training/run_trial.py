@@ -70,7 +70,13 @@ def trial_steps(
     if memory_error:
         trainer.shrink(memory_error)
         trainer.save()
-    ranks.broadcast_from_rank0(lambda: ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json()))
+
+    def write() -> bool:
+        ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json())
+        return True
+
+    if not ranks.broadcast_from_rank0(lambda: with_room(write, stop) is not None):
+        return None
     # Train to an end: again with another seed after a divergence, in smaller parts where memory runs out.
     while True:
         try:

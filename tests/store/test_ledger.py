@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -243,6 +244,18 @@ def test_a_flipped_bit_in_a_note_is_found_or_changes_nothing(ledger: Ledger, nam
     assert unseen < 60
 
 
+def test_a_damaged_note_is_named_once(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    for name in NOTES:
+        assert ledger.read_json(name) is None  # there is none
+        ledger.write_note(name, NOTES[name])
+        ledger.read_json(name)
+        assert caplog.messages == []
+        Path(ledger.path(name)).write_text((ledger.read(name) or b"").decode().replace('"check": "', '"check": "0'))
+        assert [ledger.read_json(name), ledger.read_json(name)] == [None, None]
+        assert caplog.messages == [f"{ledger.root}/{name} is damaged and counts as missing"]
+        caplog.clear()
+
+
 def test_a_note_without_a_checksum_is_read_as_it_is(ledger: Ledger) -> None:
     ledger.write_json("plans/s.json", {"cells": []})
     assert ledger.read_json("plans/s.json") == {"cells": []}
@@ -270,3 +283,42 @@ def test_of_two_who_write_once_the_first_stays_unless_it_is_damaged(tmp_path: Pa
     ledger._write_once("ledger.json", b'{"id": "third"}')
     assert ledger.read_json("ledger.json") == {"id": "third"}
     assert ledger.names("") == ["ledger.json"]
+
+
+@pytest.mark.parametrize("change", ["moved", "mounted elsewhere", "restored", "other host, same path", "older version"])
+def test_a_ledger_that_is_no_copy_keeps_its_name(tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "one"
+    name = Ledger(str(folder)).identity
+    if change == "moved":
+        folder = folder.rename(tmp_path / "two")
+    elif change == "mounted elsewhere":
+        (tmp_path / "two").symlink_to(folder)
+        folder = tmp_path / "two"
+    elif change == "restored":
+        shutil.copytree(folder, tmp_path / "backup")
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "backup", folder)
+    else:
+        place = Ledger(str(folder)).read_json("place.json") or {}
+        (folder / "place.json").unlink()
+        if change.startswith("other"):
+            (folder / "place.json").write_text(json.dumps(place | {"host": "another", "inode": 0}))
+        else:
+            (folder / "ledger.json").write_text(json.dumps({"id": name}))
+    assert Ledger(str(folder)).identity == name
+    assert Ledger(str(folder)).identity == name
+
+
+@pytest.mark.parametrize("change", ["beside the original", "on another host", "of an older version"])
+def test_a_copied_ledger_gets_a_name_of_its_own(tmp_path: Path, change: str) -> None:
+    original = Ledger(str(tmp_path / "one"))
+    if change == "of an older version":
+        original.write_json("ledger.json", {"id": "old"})
+    name = original.identity
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copy = Ledger(str(tmp_path / "two"))
+    if change == "on another host":
+        copy.write_json("place.json", (copy.read_json("place.json") or {}) | {"host": "h", "root": "/gone"})
+    assert copy.identity != name
+    assert Ledger(copy.root).identity == copy.identity
+    assert Ledger(original.root).identity == name

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,9 @@ def test_net_with_batch_norm_that_does_not_fit_says_what_would(
         run_trial(trial_of("VGG with batch norm"), runtime_config(data, tmp_path), lambda *_: None)
 
 
-def test_trial_waits_while_the_disk_is_full_and_ends_the_same(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Hashes
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_trial_waits_while_the_disk_is_full_or_fails_and_ends_the_same(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Hashes, code: int
 ) -> None:
     trial = trial_of("allconv with dropout")
     expected = uninterrupted(trial)
@@ -65,7 +67,7 @@ def test_trial_waits_while_the_disk_is_full_and_ends_the_same(
 
     def full_for_a_while(file: int) -> None:
         if 2 <= next(calls) < 5:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(code, os.strerror(code))
         sync(file)
 
     monkeypatch.setattr(os, "fsync", full_for_a_while)
@@ -77,7 +79,8 @@ def test_wait_for_room_ends_when_told_to_and_other_errors_pass() -> None:
     def fail(code: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    assert with_room(lambda: fail(errno.ENOSPC), lambda: True) is None
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN):
+        assert with_room(partial(fail, code), lambda: True) is None
     with pytest.raises(OSError, match="Read-only"):
         with_room(lambda: fail(errno.EROFS), lambda: True)
 

@@ -1,0 +1,76 @@
+"""Files of finished trials, compared with the SHA-256 in their results; notes of those that differ.
+
+A trial with a damaged file counts as failed, in the table, the report and MLflow, until it is trained anew by
+--retry-failed or the file is restored. Its result stays on the ledger, since later trials were planned by it.
+
+    damaged/KEY.json   the file that differed when it was last read
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from contextlib import suppress
+
+from sweeps.store.ledger import Json, Ledger
+
+HISTORY = "history.json"
+
+
+def damage(ledger: Ledger, key: str, result: Json, names: Collection[str] | None = None) -> str:
+    """Return which of a result's files (of `names`, where given) is not what was written, empty where all are.
+
+    A file without a digest, which older results have, is taken as it is, a history where it can be read.
+    """
+    files: dict[str, str] = result.get("files", {})
+    for name, digest in files.items():
+        if names is not None and name not in names:
+            continue
+        path = f"trials/{key}/{name}"
+        if digest:
+            actual = ledger.sha256(path)
+            if actual is None:
+                return f"{path} is missing"
+            if actual != digest:
+                return f"{path} is damaged: its SHA-256 is not the one in the trial's result"
+        elif name == HISTORY and not _is_history(ledger.read(path)):
+            return f"{path} is damaged: it is no list of epochs"
+    return ""
+
+
+def checked(ledger: Ledger, key: str, result: Json, names: Collection[str] | None = None) -> str:
+    """Return what `damage` returns, and note it on the ledger, so that every command knows."""
+    why = damage(ledger, key, result, names)
+    if why:
+        with suppress(OSError):  # a disk that is read only tells it each time anew
+            ledger.write_json(f"damaged/{key}.json", {"why": why, "time": time.time()})
+    return why
+
+
+def noted_damage(ledger: Ledger) -> dict[str, str]:
+    """Return which file of each trial is noted as damaged, by key; a note on a file that is whole again is deleted."""
+    damaged: dict[str, str] = {}
+    for name in ledger.names("damaged"):
+        key = name.removesuffix(".json")
+        result = ledger.result(key)
+        noted = str((ledger.read_json(f"damaged/{name}") or {}).get("why", ""))
+        file = noted.partition(" is ")[0].removeprefix(f"trials/{key}/")
+        why = damage(ledger, key, result, [file]) if result is not None else ""
+        if why:
+            damaged[key] = why
+        else:
+            with suppress(OSError):
+                ledger.delete(f"damaged/{name}")
+    return damaged
+
+
+def _is_history(content: bytes | None) -> bool:
+    """Tell whether a history can be read; one that is not there is of a result that has none."""
+    if content is None:
+        return True
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)

@@ -1,0 +1,111 @@
+"""A flipped bit in any file of a finished trial is named, noted, and forgotten once the file is whole again."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from sweeps.store.integrity import checked, damage, noted_damage
+from sweeps.store.ledger import Json, Ledger
+
+FILES = {
+    "trial.json": b'{"phase": "fold"}',
+    "history.json": b'[{"epoch": 1.0, "train/loss": 2.0}]',
+    "weights.safetensors": bytes(range(256)) * 40,
+    "tables/scores.parquet": b"PAR1" + b"x" * 5000,
+}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(str(tmp_path))
+
+
+def finished(ledger: Ledger, key: str, digests: bool = True) -> Json:
+    """Write the files of a finished trial, and return its result."""
+    for name, content in FILES.items():
+        ledger.write(f"trials/{key}/{name}", content)
+    files = {name: hashlib.sha256(content).hexdigest() if digests else "" for name, content in FILES.items()}
+    ledger.commit(key, {"key": key, "files": files})
+    return ledger.result(key) or {}
+
+
+def flip(ledger: Ledger, name: str, bit: int) -> None:
+    path = Path(ledger.path(name))
+    content = bytearray(path.read_bytes())
+    place = bit % (8 * len(content))
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_flipped_bit_is_named_and_no_other_trial(ledger: Ledger, name: str) -> None:
+    result, other = finished(ledger, "a"), finished(ledger, "b")
+    assert damage(ledger, "a", result) == ""
+    for bit in range(0, 8 * len(FILES[name]), 8 * len(FILES[name]) // 50 or 1):
+        flip(ledger, f"trials/a/{name}", bit)
+        assert (
+            damage(ledger, "a", result)
+            == f"trials/a/{name} is damaged: its SHA-256 is not the one in the trial's result"
+        )
+        flip(ledger, f"trials/a/{name}", bit)
+    assert damage(ledger, "a", result) == damage(ledger, "b", other) == ""
+
+
+def test_only_the_files_that_are_read_are_looked_at(ledger: Ledger) -> None:
+    result = finished(ledger, "a")
+    flip(ledger, "trials/a/weights.safetensors", 1000)
+    assert damage(ledger, "a", result, ["history.json", "tables/scores.parquet"]) == ""
+    assert damage(ledger, "a", result, ["weights.safetensors"]).startswith("trials/a/weights.safetensors is damaged")
+
+
+def test_missing_file_is_named(ledger: Ledger) -> None:
+    result = finished(ledger, "a")
+    ledger.delete("trials/a/tables/scores.parquet")
+    assert damage(ledger, "a", result) == "trials/a/tables/scores.parquet is missing"
+
+
+@pytest.mark.parametrize("content", [b"", b"[{", b"{}", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_results_without_digests_are_read_and_a_history_that_is_none_is_named(ledger: Ledger, content: bytes) -> None:
+    result = finished(ledger, "a", digests=False)
+    flip(ledger, "trials/a/weights.safetensors", 5)
+    ledger.delete("trials/a/tables/scores.parquet")
+    assert damage(ledger, "a", result) == ""
+    ledger.write("trials/a/history.json", content)
+    assert damage(ledger, "a", result) == "trials/a/history.json is damaged: it is no list of epochs"
+
+
+def test_damage_is_noted_until_the_file_is_whole_or_the_trial_is_forgotten(ledger: Ledger) -> None:
+    result = finished(ledger, "a")
+    assert (checked(ledger, "a", result), noted_damage(ledger), ledger.names("damaged")) == ("", {}, [])
+    flip(ledger, "trials/a/weights.safetensors", 77)
+    why = checked(ledger, "a", result)
+    assert "trials/a/weights.safetensors is damaged" in why
+    assert noted_damage(ledger) == {"a": why}
+    flip(ledger, "trials/a/weights.safetensors", 77)  # as from a backup
+    assert noted_damage(ledger) == {}
+    assert ledger.names("damaged") == []
+    flip(ledger, "trials/a/weights.safetensors", 77)
+    checked(ledger, "a", result)
+    ledger.forget("a")
+    assert (noted_damage(ledger), ledger.names("damaged")) == ({}, [])
+
+
+def test_damage_on_a_disk_that_is_read_only_is_told_all_the_same(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = finished(ledger, "a")
+    flip(ledger, "trials/a/trial.json", 9)
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Ledger, "write", refuse)
+    assert "trial.json is damaged" in checked(ledger, "a", result)
+
+
+def test_note_that_somebody_else_wrote_names_no_other_file(ledger: Ledger) -> None:
+    finished(ledger, "a")
+    ledger.write("damaged/a.json", json.dumps({"why": "trials/a/../../../etc/passwd is damaged"}).encode())
+    assert noted_damage(ledger) == {}

@@ -1,0 +1,123 @@
+"""What a kill leaves is cleaned at the next start, and nothing that a living process needs."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data.storage import unmounted_above
+from sweeps.store.ledger import Ledger
+from sweeps.store.leftovers import AGE, remove_leftovers
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(str(tmp_path / "out" / "ledger"))
+
+
+def left(ledger: Ledger, name: str, age: float) -> Path:
+    """Write a file as a killed process leaves it."""
+    path = Path(ledger.path(""), name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"half")
+    os.utime(path, (path.stat().st_mtime - age,) * 2)
+    return path
+
+
+@pytest.mark.parametrize("name", [
+    ".ledger.json.12.140.part", "results/.k.json.1.2.part", "trials/k/tables/.scores.parquet.7.8.part",
+    "checkpoints/k/.00001-00000000.safetensors.5.6.part", "..ledger.json.1.2.draft.1.2.part",
+])  # fmt: skip
+def test_half_written_files_go_once_nobody_can_be_writing_them(ledger: Ledger, name: str) -> None:
+    ledger.commit("other", {"key": "other"})
+    path = left(ledger, name, AGE / 2)
+    assert remove_leftovers(ledger) == 0
+    assert path.exists()
+    left(ledger, name, AGE + 60)
+    assert remove_leftovers(ledger) == 1
+    assert not path.exists()
+    assert ledger.result("other") is not None
+
+
+@pytest.mark.parametrize("name", ["results/k.json", "trials/k/notes.part", "trials/k/.hidden", ".keep.part"])
+def test_other_files_stay_however_old(ledger: Ledger, name: str) -> None:
+    path = left(ledger, name, 1e6)
+    assert remove_leftovers(ledger) == 0
+    assert path.exists()
+
+
+def test_checkpoints_go_with_the_result_and_not_before(ledger: Ledger) -> None:
+    for key in ("running", "done", "torn"):
+        ledger.commit(key, {"key": key})
+        ledger.write(f"checkpoints/{key}/00001-00000000.safetensors", b"state")
+    ledger.delete("results/running.json")
+    ledger.write("results/torn.json", b'{"key": "to')
+    assert remove_leftovers(ledger) == 1
+    assert ledger.folders("checkpoints") == ["running", "torn"]
+
+
+# A disk that goes
+
+SHARED = Path("/dev/shm")
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Ledger]:
+    """Yield a ledger on another disk than its output folder's parent, as behind a mount point."""
+    if not SHARED.is_dir() or SHARED.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second disk here")
+    disk = Path(tempfile.mkdtemp(dir=SHARED))
+    (tmp_path / "out").symlink_to(disk)
+    yield Ledger(str(tmp_path / "out" / "ledger"))
+    shutil.rmtree(disk)
+
+
+@pytest.mark.parametrize("shape", ["mount point", "ledger too", "nothing"])
+def test_empty_folder_in_the_place_of_a_disk_that_has_gone_is_not_written_to(mounted: Ledger, shape: str) -> None:
+    mounted.write("results/k.json", b"{}")
+    out = Path(mounted.root).parent
+    disk = out.resolve()
+    out.unlink()
+    if shape != "nothing":
+        (out / "ledger" if shape == "ledger too" else out).mkdir(parents=True)
+    with pytest.raises(OSError, match="has gone") as error:
+        mounted.write("results/l.json", b"{}")
+    assert error.value.errno == errno.ENODEV
+    assert not list(out.rglob("*.json"))
+    # The disk is back: the same write succeeds, and what was there is there.
+    if out.exists():
+        shutil.rmtree(out)
+    out.symlink_to(disk)
+    mounted.write("results/l.json", b"{}")
+    assert mounted.names("results") == ["k.json", "l.json"]
+
+
+def test_folder_on_another_disk_that_is_not_empty_is_a_disk_that_is_mounted_again(mounted: Ledger) -> None:
+    mounted.write("results/k.json", b"{}")
+    out = Path(mounted.root).parent
+    copy = shutil.copytree(out.resolve(), out.with_name("copy"))
+    out.unlink()
+    Path(copy).rename(out)
+    mounted.write("results/l.json", b"{}")
+    assert mounted.names("results") == ["k.json", "l.json"]
+
+
+def test_folder_that_was_deleted_is_made_again(ledger: Ledger) -> None:
+    ledger.write("a.json", b"{}")
+    shutil.rmtree(Path(ledger.root).parent)
+    ledger.write("a.json", b"{}")
+    assert ledger.read("a.json") == b"{}"
+
+
+def test_disk_that_the_machine_should_have_and_has_not_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "fstab"
+    point = tmp_path / "my disk"
+    spelt = str(point).replace(" ", "\\040")
+    table.write_text(f"# {point}\nserver:/x {spelt} nfs defaults 0 0\n/dev/a / ext4\nx none swap\n")
+    assert unmounted_above(point / "out" / "ledger", table) == point
+    assert unmounted_above(tmp_path / "other", table) is None  # below /, which is mounted
+    assert unmounted_above(point, tmp_path / "none") is None
