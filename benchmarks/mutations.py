@@ -736,7 +736,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("                if self.host.now() - self.renewed < FENCE:\n",
          "                if True:\n"),
         ("                if self.host.now() - self.renewed >= FENCE:\n",
-         "                if False:\n"),
+         "                if self.host.now() - self.renewed >= FENCE + 5:\n"),
         ("self.tag = now.tag\n                tag = self.file.beat",
          "pass\n                tag = self.file.beat"),
         ("not _parsed(now) and began - self.renewed < FENCE",
