@@ -131,7 +131,7 @@ def disturbed(
     began = time.monotonic()
     pids: list[int] = []
     while not pids and stage.driver.poll() is None and time.monotonic() < began + PATIENCE:
-        if len(stage.ledger.names("results")) >= results:
+        if len(stage.ledger.names("results")) >= results and stage.ledger.folders("checkpoints"):
             pids = victims(root, pattern)
         time.sleep(0.05)
     if not pids:
@@ -162,7 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=1, help="sweeps a process, each killed at another point")
     parser.add_argument("--processes", nargs="+", choices=[*LOCAL, *CLUSTER], default=[*LOCAL, *CLUSTER])
-    parser.add_argument("--sweep", default="cifar_width")
+    parser.add_argument("--sweep", default="imagenet_placement")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--interrupt", action="store_true", help="send SIGINT a second later; then run it to its end")
     parser.add_argument("--keep", action="store_true", help="keep the folder, for a look")
@@ -179,8 +179,8 @@ def main() -> int:
         calm.close()
     print(f"undisturbed: {len(expected)} trials\n{HEADER}", flush=True)
     bad = 0
-    for name in options.processes:
-        for time_ in range(options.times):
+    for time_ in range(options.times):
+        for name in options.processes:
             folder = base / f"{name.replace(' ', '-')}-{time_}"
             folder.mkdir()
             head = RayHead(folder / "r", 20000 + os.getpid() % 10000) if name in CLUSTER else None
@@ -188,7 +188,15 @@ def main() -> int:
             stage = Stage(folder, [*command, *there], server=False)
             try:
                 pattern = (LOCAL | CLUSTER)[name]
-                row = disturbed(stage, name, pattern, 2 + 4 * time_, expected, head, options.interrupt)
+                row = disturbed(
+                    stage,
+                    name,
+                    pattern,
+                    (time_ + 1) * len(expected) // (options.times + 1),
+                    expected,
+                    head,
+                    options.interrupt,
+                )
             finally:
                 stage.close()
                 if head:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -94,6 +95,8 @@ def _prepare(options: argparse.Namespace) -> None:
             name += "" if value is None else f"{',' if ':' in name else ':'}{field}={value}"
     elif kind.startswith("cifar") and options.size not in (None, 32):
         raise ValueError(f"--size {options.size}: CIFAR's pictures are stored unchanged, with 32 pixels")
+    if options.partial and kind in ("synthetic", "folder"):
+        raise ValueError(f"--partial: {name} is no published set of which a part could be taken")
     with _progress() as progress:
         sidecars = prepare(
             name,
@@ -246,5 +249,8 @@ def _lines() -> Progress:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of folders and classes may be any bytes
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed job leaves no incomplete file either
     sys.exit(main())

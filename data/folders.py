@@ -61,7 +61,8 @@ class Listing(NamedTuple):
 class _Tally:
     """Counts of what is not taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, deep: bool) -> None:
+        self._deep = deep
         self.junk: set[str] = set()
         self.empty: set[str] = set()
         self.below = Counter[str]()
@@ -69,6 +70,14 @@ class _Tally:
         self.beside = Counter[str]()
         self.hidden = 0
         self.special = 0
+
+    def count_below(self, folder: str) -> int:
+        """Return how many pictures a folder and those below it hold; 0 where that is not asked for."""
+        count = 0
+        for _, folders, names in os.walk(folder) if self._deep else ():
+            folders[:] = [name for name in folders if not _is_junk(name)]
+            count += sum(is_picture(name) and not name.startswith(".") for name in names)
+        return count
 
     def notes(self) -> list[str]:
         """Return a sentence for each kind."""
@@ -92,9 +101,12 @@ class _Tally:
         return notes
 
 
-def list_pictures(root: Path, folders: Mapping[str, Path]) -> Listing:
-    """Return the pictures of a folder, `folders` by split being itself or folders in it."""
-    tally = _Tally()
+def list_pictures(root: Path, folders: Mapping[str, Path], deep: bool = True) -> Listing:
+    """Return the pictures of a folder, `folders` by split being itself or folders in it.
+
+    Without `deep` no folder is entered whose pictures are not taken, so they are not counted.
+    """
+    tally = _Tally(deep)
     files = {split: _classes(root, folder, tally) for split, folder in folders.items()}
     if root not in folders.values():
         taken = {folder.name for folder in folders.values()}
@@ -118,7 +130,7 @@ def shown(name: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
-def check_name(path: str) -> None:
+def _check_name(path: str) -> None:
     """Raise ValueError for a path that is not UTF-8: no sidecar could name it."""
     try:
         path.encode()
@@ -141,7 +153,7 @@ def _classes(root: Path, folder: Path, tally: _Tally) -> dict[str, tuple[File, .
         elif _is_junk(entry.name):
             tally.junk.add(os.path.relpath(entry.path, root))
         elif files := _pictures(root, Path(entry.path), tally):
-            check_name(entry.path)
+            _check_name(entry.path)
             classes[entry.name] = files
         else:
             tally.empty.add(os.path.relpath(entry.path, root))
@@ -154,7 +166,7 @@ def _pictures(root: Path, folder: Path, tally: _Tally) -> tuple[File, ...]:
     files = []
     for entry in _entries(folder):
         if entry.is_dir():
-            if not _is_junk(entry.name) and (count := _count_below(entry.path)):
+            if not _is_junk(entry.name) and (count := tally.count_below(entry.path)):
                 tally.below[os.path.relpath(entry.path, root)] += count
         elif not is_picture(entry.name):
             if not entry.name.startswith("."):
@@ -187,19 +199,10 @@ def _count_beside(root: Path, folder: Path, entries: Iterable[os.DirEntry[str]],
         if entry.is_dir() and _is_junk(entry.name):
             tally.junk.add(os.path.relpath(entry.path, root))
         elif entry.is_dir():
-            if count := _count_below(entry.path):
+            if count := tally.count_below(entry.path):
                 tally.beside[f"{os.path.relpath(entry.path, root)}/"] += count
         elif is_picture(entry.name) and not entry.name.startswith("."):
             tally.beside["files in " + (os.path.relpath(folder, root) if folder != root else "the folder itself")] += 1
-
-
-def _count_below(folder: str) -> int:
-    """Return how many pictures a folder and those below it hold."""
-    count = 0
-    for _, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_junk(name)]
-        count += sum(is_picture(name) and not name.startswith(".") for name in names)
-    return count
 
 
 def _is_junk(name: str) -> bool:

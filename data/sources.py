@@ -16,7 +16,7 @@ import numpy as np
 
 from data import synthetic
 from data.datasets import IMAGENET, Ints, dataset, holdout, synthetic_options
-from data.folders import Listing, check_name, list_pictures, shown, split_folders
+from data.folders import Listing, list_pictures, shown, split_folders
 from data.originals import Originals
 from data.pixels import Picture, brightest, square
 
@@ -238,7 +238,7 @@ def originals_of(name: str, origin: Path | None, where: Path) -> Originals | Non
         return None
     if not all(folder.is_dir() for folder in folders.values()):
         return None
-    return Originals(str(root), list_pictures(root, folders).sizes)
+    return Originals(str(root), list_pictures(root, folders, deep=False).sizes)
 
 
 # Folders of classes
@@ -279,7 +279,6 @@ def _imagenet_fault(listing: Listing) -> str:
 def _folder(root: Path, size: int | None, seed: int) -> dict[str, Source]:
     if not root.is_dir():
         raise ValueError(f"no folder {shown(str(root))}")
-    check_name(str(root))
     listing = _listing(root, split_folders(root))
     splits = _splits(listing, size, seed, upright=True)
     _note_dark(root, [file.path for files in listing.files["train"].values() for file in files])

@@ -313,5 +313,5 @@ def send(ledger: Ledger, summary: Json, uri: str, run: str) -> bool:
     # A run has one number of a name: that of the defaults.
     numbers = {} if summary["request"] else summary["metrics"]
     log_files(uri, run, files, {name: value for name, value in numbers.items() if math.isfinite(value)})
-    ledger.write_json(f"{folder}/tracked.json", sent)
+    ledger.write_note(f"{folder}/tracked.json", sent)
     return True

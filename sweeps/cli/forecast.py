@@ -151,7 +151,7 @@ def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]],
     log(f"{count(len(done), 'trial')}: forecast {expected:.0f} s of trials, actual {actual:.0f} s ({off})")
     value = {"forecast_s": expected, "actual_s": actual, "trials": len(done)}
     name = f"{forecast.plan.sweep.title}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    ledger.write_json(f"forecasts/{name}.json", value)
+    ledger.write_note(f"forecasts/{name}.json", value)
 
 
 def report_cost(sweep: Sweep, settings: Settings, state: DriverState, log: Callable[[str], None]) -> None:
@@ -160,7 +160,7 @@ def report_cost(sweep: Sweep, settings: Settings, state: DriverState, log: Calla
     if hourly:
         log(f"this session used {seconds / 3600:.3g} hours, {cost_text(TimeEstimate(*[seconds] * 3), hourly)}")
         share = state.resources.gpus or 1.0
-        settings.ledger.write_json(f"prices/{sweep.title}.json", {"hourly": hourly, "share": share})
+        settings.ledger.write_note(f"prices/{sweep.title}.json", {"hourly": hourly, "share": share})
 
 
 # Arithmetic ---------------------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
             today = _current_plan(asked, settings, fingerprints)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits((*today.to_do, *today.pending), settings.data_dir)
-            settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(declared))
+            settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
             code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
             return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
@@ -230,7 +230,7 @@ def _start_over(lease: Lease, reason: str) -> None:
     lease.__exit__(None, None, None)
     times = int(os.environ.get(STARTED_OVER, "0")) + 1
     if times > MAX_STARTED_OVER:
-        _end_at_once(f"{reason}, the {times}th time; the same command resumes")
+        _end_at_once(f"{reason}, for the {times}th time; the same command resumes")
     cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # the live view has hidden it
     with suppress(OSError):
         os.write(2, f"{cursor}\n{reason}; starting over, trials go on from their checkpoints\n".encode())
@@ -328,6 +328,8 @@ def _run(
     from sweeps.tracking.tracker import Tracker
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
+    if today.to_do:
+        check_answers(settings.address)
 
     code = ExitCode.DONE
     live = sys.stdout.isatty() and "CI" not in os.environ
@@ -374,7 +376,6 @@ def _run_trials(
 
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
-    check_answers(settings.address)
     with deferred_interrupts():
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState

@@ -129,7 +129,7 @@ def verify_resume(options: argparse.Namespace) -> int:
         "kills": verdict.kills,
         "device": device_name(torch.device(options.device)),
     }
-    ledger.write_json(f"verified/{cell.key}.json", proof)
+    ledger.write_note(f"verified/{cell.key}.json", proof)
     print(
         f"{cell.label}: killed {count(verdict.kills, 'time')}, weights, curves and scores are bit for bit those of a "
         "training without interruption"

@@ -223,7 +223,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if trials:
             others = f" and {count(len(trials) - 1, 'other')}" if len(trials) > 1 else ""
             who = f"{trials[0].cell.label} {trials[0].label}{others}"
-            self.session.say(f"the worker of {who} died; it goes on from its checkpoint")
+            self.session.say(f"the worker of {who} died; another goes on from the checkpoint")
 
     def trial_started(self, trial_id: str) -> None:
         """Start the clock of trials that have got a machine: waiting for one, on a growing cluster, costs nothing."""

@@ -89,7 +89,7 @@ def _train_pack(
         if "over" in message:
             # The note comes first: after the message the driver may start the trial elsewhere.
             gone.add(message["key"])
-            ledger.write_json(note, {"left": sorted(gone)})
+            ledger.write_note(note, {"left": sorted(gone)})
         notify(message)
 
     members = [trial for trial in trials if trial.key not in gone]

@@ -118,9 +118,11 @@ def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes
 def _without_logins(note: bytes) -> bytes:
     """Return the note of a run without a login in the addresses of its stores, which older notes hold."""
     try:
-        return _json(_bare(json.loads(note)))
+        bare = _bare(json.loads(note))
     except (ValueError, TypeError):
         return b"{}"
+    bare.pop("check", None)  # that of the note with its login
+    return _json(bare)
 
 
 def _bare(note: Json) -> Json:

@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 
 from sweeps.store.foreign import printable_json
 from sweeps.store.lease_file import Content, LeaseFile, StoreFile, lease_file
-from sweeps.store.ledger import Json, Ledger
+from sweeps.store.ledger import Json, Ledger, checksum
 from sweeps.store.process import Host, system, this_process
 
 BEAT: Final = 5.0  # seconds between two signs of life
@@ -217,7 +217,7 @@ class Lease:
             "clock": now,
             "locked": self.lock is not None,
         }
-        return (json.dumps(sign | self.host.this_process(), indent=1, sort_keys=True) + "\n").encode()
+        return _encoded(sign | self.host.this_process())
 
     def _free_lock(self) -> None:
         lock, self.lock = self.lock, None
@@ -268,8 +268,9 @@ class Lease:
 
     def _lose_or_mend(self, now: Content | None) -> None:
         """Note that the lease is lost and raise LeaseLostError; one that cannot be read is written anew."""
-        if now is not None and not _parsed(now):
-            began = self.host.now()
+        began = self.host.now()
+        # After a longer silence the damaged one may be that of another driver.
+        if now is not None and not _parsed(now) and began - self.renewed < FENCE:
             tag = self.file.replace(self._sign(), now.tag)
             if tag is not None:
                 self.tag, self.renewed = tag, began
@@ -296,13 +297,20 @@ class Lease:
                 continue
 
 
+def _encoded(lease: Json) -> bytes:
+    """Return a lease or a claim as a file's content, with a checksum."""
+    return (json.dumps(lease | {"check": checksum(lease)}, indent=1, sort_keys=True) + "\n").encode()
+
+
 def _parsed(content: Content | None) -> Json:
     """Return the lease in a file, its texts printable; empty where it cannot be read."""
     try:
         value = json.loads(content.text) if content is not None else {}
     except (ValueError, RecursionError):
         return {}
-    return printable_json(content.text, value) if content is not None and isinstance(value, dict) else {}
+    if content is None or not isinstance(value, dict) or value.pop("check", checksum(value)) != checksum(value):
+        return {}
+    return printable_json(content.text, value)
 
 
 def _number(lease: Json, name: str) -> float:
@@ -370,7 +378,8 @@ def claim(drivers: Drivers, sweep: str, key: str) -> bool:
     """
     drivers.ledger.guard()
     file = lease_file(drivers.ledger, f"claims/{key}.json")
-    text = (json.dumps({"sweep": sweep} | this_process(), indent=1, sort_keys=True) + "\n").encode()
+    mine: Json = {"sweep": sweep} | this_process()
+    text = _encoded(mine)
     now = file.read()
     note = _parsed(now)
     if note and note.get("sweep") != sweep and _drives(drivers, note):
@@ -378,7 +387,7 @@ def claim(drivers: Drivers, sweep: str, key: str) -> bool:
     try:
         tag = file.create(text) if now is None else file.replace(text, now.tag)
         # A refusal may follow an own write whose answer was lost.
-        return tag is not None or _parsed(file.read()) == json.loads(text)
+        return tag is not None or _parsed(file.read()) == mine
     finally:
         file.close()
 

@@ -12,6 +12,7 @@
     prices/SWEEP.json              the price of an hour of a GPU, where given, and a trial's share of a GPU
     tracked/KEY.json               what the tracker last brought to MLflow, for each sweep that has the trial
     ledger.json                    the name of this ledger, by which a shared MLflow server tells its runs from others'
+    place.json                     where this ledger lies, by which a copy of the folder is known
 
 This is the state of record. Tune's own directory is disposable; Optuna's studies and MLflow's runs are rebuilt from it.
 """
@@ -22,6 +23,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 import traceback
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 T = TypeVar("T")
+IDENTITY = "ledger.json"  # the file with the name of a ledger
+PLACE = "place.json"  # the file with the place of a ledger, by which a copy is known
 SETTLE = 1.0  # seconds in which two processes that name a ledger at once see who wrote last
 
 
@@ -68,6 +72,17 @@ def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
 def checksum(value: Mapping[str, Any]) -> str:
     """Return the checksum of a result, without which a flipped bit would be a wrong number in a table."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _named(name: str) -> bytes:
+    """Return the file of a ledger's name."""
+    twice = _named_twice(name)
+    return (json.dumps(twice | {"check": checksum(twice)}) + "\n").encode()
+
+
+def _named_twice(name: str) -> dict[str, str]:
+    """Return what the file of a ledger's name says."""
+    return {"id": name, "again": name}
 
 
 def unguarded() -> None:
@@ -108,14 +123,57 @@ class Ledger:
 
     @cached_property
     def identity(self) -> str:
-        """Return the name of this ledger, a UUID that is written once; a copy of the folder has the same."""
-        name = "ledger.json"
-        known = (self.read_json(name) or {}).get("id")
-        if known:
-            return str(known)
-        fresh = uuid.uuid4().hex
-        self._write_once(name, (json.dumps({"id": fresh}) + "\n").encode())
-        return str((self.read_json(name) or {}).get("id") or fresh)
+        """Return the name of this ledger, a UUID that is written once; a folder that is moved takes it along.
+
+        A copy of the folder gets a name of its own, where it can be told from its original by the place that a second
+        file notes.
+        """
+        name, known, place = self._known_identity(), self.read_json(PLACE) or {}, self._place()
+        if not name:
+            self._write_once(IDENTITY, _named(uuid.uuid4().hex))
+            name = self._known_identity()
+        elif self._is_copy(name, known, place):
+            name = uuid.uuid4().hex
+            self.write(IDENTITY, _named(name))
+        if known != place:
+            self.write_note(PLACE, place)
+        return name
+
+    def _known_identity(self) -> str:
+        """Return the ledger's name in its file; where one bit of that is wrong, its second copy or its checksum."""
+        whole = self.read_json(IDENTITY)
+        if whole is not None and whole.get("id"):
+            return str(whole["id"])
+        content = self.read(IDENTITY) or b""
+        copies: list[str] = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
+        for copy in copies:
+            if copies.count(copy) > 1 or checksum(_named_twice(copy)).encode() in content:
+                return copy
+        return ""
+
+    def _place(self) -> Json:
+        """Return where this ledger lies: its path or URI and, on a disk, the host and the number of its folder."""
+        if not self.local:
+            return {"root": self.root}
+        folder = Path(self.path(""))
+        folder.mkdir(parents=True, exist_ok=True)
+        return {"root": self.root, "host": os.uname().nodename, "inode": folder.stat().st_ino}
+
+    def _is_copy(self, name: str, known: Json, place: Json) -> bool:
+        """Return whether this ledger, of a `known` place and now at another, is a copy of one of the same name.
+
+        The same path, or the same folder of a disk, is no copy. On another host nobody can tell; a copy harms less
+        under a name of its own than two folders under one.
+        """
+        root = known.get("root", place["root"])  # an earlier version wrote no place
+        if root == place["root"] or ("inode" in place and known.get("inode") == place["inode"]):
+            return False
+        if self.local and known.get("host") != place["host"]:
+            return True
+        try:
+            return Ledger(str(root))._known_identity() == name
+        except (OSError, ValueError):
+            return False
 
     def path(self, name: str) -> str:
         """Return the full path of `name` on the ledger's file system.
@@ -232,8 +290,13 @@ class Ledger:
             system.delete_file(path)
 
     def read_json(self, name: str) -> Json | None:
-        """Return the JSON object in `name`, its texts printable; None where the file is missing or damaged."""
+        """Return the JSON object in `name`, its texts printable; None where the file is missing or damaged.
+
+        A file that holds a checksum is damaged where that does not match.
+        """
         content, value = self._raw_json(name)
+        if value is not None and "check" in value and value.pop("check") != checksum(value):
+            return None
         return value if value is None else printable_json(content, value)
 
     def read_checked(self, name: str) -> Json | None:
@@ -255,6 +318,11 @@ class Ledger:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object under `name`, atomically."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=True) + "\n").encode())
+
+    def write_note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON object with its checksum under `name`, atomically: `read_json` finds out a flipped bit."""
+        plain = json.loads(json.dumps(value, allow_nan=True))
+        self.write_json(name, {**plain, "check": checksum(plain)})
 
     # Trials
 
@@ -305,7 +373,7 @@ class Ledger:
     def add_attempt(self, key: str, attempt: Mapping[str, Any]) -> None:
         """Record one more failed attempt of trial `key`."""
         number = len(self.names(f"attempts/{key}")) + 1
-        self.write_json(f"attempts/{key}/{number:04d}.json", attempt)
+        self.write_note(f"attempts/{key}/{number:04d}.json", attempt)
 
     def tracked(self, key: str, sweep: str) -> Json:
         """Return the note of a trial's run in MLflow: that of `sweep`, else the last one; empty where there is none."""

@@ -24,6 +24,11 @@ def folder_uri(folder: str) -> str:
     return f"file://{quote(folder)}" if "://" not in folder and re.search("[%?#]", folder) else folder
 
 
+def local_path(place: str) -> str:
+    """Return the path of a folder that is named by its path or its URI; any other URI as it is."""
+    return unquote(place.removeprefix("file://")) if place.startswith("file://") else place
+
+
 def artifacts_in(output: str) -> str:
     """Return where MLflow's artifacts are in an output folder."""
     return folder_uri(f"{output}/mlartifacts")

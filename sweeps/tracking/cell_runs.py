@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sweeps.experiment.metrics import VOTE
 from sweeps.experiment.plan import has_failed
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.wording import count
 from sweeps.store.integrity import noted_damage
 from sweeps.tracking.layout import (
     NOTE,
@@ -116,7 +117,7 @@ class CellRuns:
     def _provisional_note(self, done: int, planned: int) -> str:
         """Return the note of a cell that no report has seen as it is now."""
         return (
-            f"{done} of the {planned} trainings planned so far are in these numbers. The row of the table and the "
+            f"In these numbers: {done} of {count(planned, 'training')} planned so far. The row of the table and the "
             f"report follow at the end of the sweep, or by `python -m sweeps report {self.index.sweep.title}`."
         )
 

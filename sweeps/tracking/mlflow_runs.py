@@ -201,7 +201,7 @@ class MlflowRuns:
         note = self.ledger.read_json(f"tracked/{trial.key}.json") or {}
         latest = tracked(self.store, run, result)
         sweeps = note.get("sweeps", {}) | {self.sweep.title: latest}
-        self.ledger.write_json(f"tracked/{trial.key}.json", latest | {"sweeps": sweeps})
+        self.ledger.write_note(f"tracked/{trial.key}.json", latest | {"sweeps": sweeps})
 
     def _proved_exact(self, trial: Trial, result: Json) -> bool:
         """Return whether `verify-resume` has proved this cell, with this code, on such a device."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from data.datasets import stem
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import local_path, sqlite_file
 from sweeps.tracking.fenced_client import fenced
 from sweeps.tracking.layout import LEDGER, Owner, experiment_tags, short_names
 from sweeps.tracking.mlflow_client import PARENT, all_runs, connected, param_entities, run_tags
@@ -29,6 +32,17 @@ class Store:
     experiment: str
     artifacts: str = ""
     digests: Mapping[str, str] = field(default_factory=dict)
+
+
+def lies_elsewhere(store: Store, location: str) -> bool:
+    """Return whether an experiment of a store in an output folder has its artifacts in another output folder.
+
+    That is so after the folder was moved or copied, its store with it.
+    """
+    file, ours, theirs = sqlite_file(store.uri), Path(local_path(store.artifacts)), Path(local_path(location))
+    if file is None or not store.artifacts or file.parent != ours.parent or theirs.name != ours.name or theirs == ours:
+        return False
+    return not (theirs.parent.exists() and os.path.samefile(theirs.parent, ours.parent))
 
 
 class RunIndex:
@@ -55,6 +69,14 @@ class RunIndex:
     def _open_experiment(self) -> str:
         name, tags = self.store.experiment, experiment_tags()
         experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None and lies_elsewhere(self.store, experiment.artifact_location):
+            # Its runs would write to the folder that this one was copied from, or to one that is gone. The ledger has
+            # all of them: they are sent anew.
+            if experiment.lifecycle_stage == "deleted":
+                self.client.restore_experiment(experiment.experiment_id)
+            folder = Path(local_path(experiment.artifact_location)).parent
+            self.client.rename_experiment(experiment.experiment_id, f"{name} of {folder}, {experiment.experiment_id}")
+            experiment = None
         if experiment is None:
             try:
                 return str(self.client.create_experiment(name, self.store.artifacts or None, tags))

@@ -6,6 +6,7 @@ never opens again. Such a file holds no run: it is moved aside.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import sqlite3
@@ -29,7 +30,9 @@ def prepare(path: Path, tell: Callable[[str], None]) -> None:
     """Make the database where there is none, or one that was left unfinished; any error is MLflow's or SQLite's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
-    if path.is_file() and path.stat().st_size:
+    if path.exists() and not path.is_file():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and path.stat().st_size:
         if not _is_unfinished(path):
             return
         tell(f"MLflow's store {path} was left unfinished and holds no run: it is now {_move_aside(path)}")

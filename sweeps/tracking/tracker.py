@@ -51,6 +51,8 @@ class Tracker:
             self.trials |= {trial.key: trial for trial in trials}
             self.skipped = frozenset(skipped)
             self.states.clear()
+            idle = {"RUNNING": "KILLED"}
+            self.queued = {key: (trial, idle.get(state, state)) for key, (trial, state) in self.queued.items()}
             self.compared = False
             self.changed.notify()
 

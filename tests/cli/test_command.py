@@ -96,6 +96,13 @@ def test_program_is_the_one_that_was_called(called: list[str], expected: tuple[s
     assert program("sweeps.s", called, ["--seeds", "1"]) == expected
 
 
+def test_command_is_the_one_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--seeds", "3", "--only", "a b"]
+    monkeypatch.setattr("sys.argv", ["sweeps/s.py", *words])
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-X", "dev", "-m", "sweeps.s", *words])
+    assert Command.typed("sweeps.s").again() == ".venv/bin/python -X dev -m sweeps.s --seeds 3 --only 'a b'"
+
+
 def test_flag_is_left_out_with_its_words() -> None:
     assert without(("-q", "--seeds", "3", "--only", "a", "--seeds=4"), "--seeds", 1) == ("-q", "--only", "a")
     assert without(("--fresh", "--only", "--fresh-one"), "--fresh", 0) == ("--only", "--fresh-one")

@@ -17,7 +17,7 @@ from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, asked_part, declare, protocol_of, settle
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep, current_plan, expand, plan
+from sweeps.experiment.plan import Plan, Protocol, Sweep, current_plan, expand, plan
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
@@ -108,7 +108,7 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
     sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*")
     for trial in expand(sweep, {}):
         finish(settings.ledger, trial, Made({TOP1: 50.0}))
-    monkeypatch.setattr(run, "_run", lambda *_: ExitCode.DONE)
+    monkeypatch.setattr(run, "_run", lambda declared, today, *_: (ExitCode.DONE, declared, today))
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
     monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
     assert run.run_sweep(sweep, part, settings) == ExitCode.DONE
@@ -167,9 +167,9 @@ def test_table_at_the_end_has_what_was_trained_just_now_and_what_was_not_asked_f
         if trial.cell != now.cell:
             finish(settings.ledger, trial, Made({TOP1: 40.0}))
 
-    def train(*_: object) -> ExitCode:
+    def train(*_: object) -> tuple[ExitCode, Plan, Plan]:
         finish(settings.ledger, now, Made({TOP1: 31.25}))
-        return ExitCode.DONE
+        return ExitCode.DONE, plan(sweep, settings.ledger, {}), plan(part, settings.ledger, {})
 
     monkeypatch.setattr(run, "_run", train)
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})

@@ -170,6 +170,22 @@ def test_fresh_that_was_killed_leaves_no_mixed_set(
     check_available(name, where)
 
 
+def test_fresh_that_was_killed_before_its_first_split_tells_no_wrong_names(
+    pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new list is there and the pictures are the old ones: it does not explain what has changed since them."""
+    name, where = f"folder:{pics}", tmp_path / "out"
+    prepare(name, where, writer="native", workers=1)
+    picture(pics / "a/new.png", 32)
+    with monkeypatch.context() as patched:
+        patched.setattr("data.beton.publish", lambda *_: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            prepare(name, where, writer="native", workers=1, fresh=True)
+    picture(pics / "b/newer.png", 32)
+    with pytest.raises(ValueError, match="was prepared; python -m data prepare"):
+        check_unchanged(name, where)
+
+
 def test_list_holds_each_name_and_size(tmp_path: Path) -> None:
     listed = Originals("/somewhere", {"a/0.png": 5, "b/caf\udce9.png": 7, "c/\n.png": -1})
     path = originals_path("synthetic", tmp_path)

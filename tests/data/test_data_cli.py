@@ -82,6 +82,7 @@ def test_a_tree_of_cifar_in_the_data_dir_is_taken(tmp_path: Path, capsys: pytest
         (["prepare", "cifar10", "--size", "64"], "32 pixels"),
         (["prepare", "folder:/nowhere"], "no folder /nowhere"),
         (["prepare", "synthetic", "--quality", "101"], "1..100"),
+        (["prepare", "synthetic", "--partial"], "no published set"),
         (["verify", "synthetic"], "data prepare synthetic"),
         (["info", "cifar10"], "data prepare cifar10"),
         (["bench", "folder:/nowhere"], "data prepare folder:/nowhere"),
@@ -104,6 +105,15 @@ def test_a_place_that_cannot_be_written_is_told(
     monkeypatch.setenv("CRELU_DATA", str(tmp_path / "file"))
     assert main(["prepare", "synthetic:train=10,test=10"]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_terminal_that_cannot_say_a_name_gets_it_escaped(tmp_path: Path) -> None:
+    where = os.fsencode(tmp_path) + "/gr\u00f6\u00dfe-".encode() + b"\xe9"
+    command = [sys.executable, "-m", "data", "prepare", "synthetic:train=10,test=10", "--writer", "native"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run([*command, "--data-dir", where], capture_output=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert rb"gr\xf6\xdfe-\udce9/synthetic-train10-test10-train.beton: 10 pictures" in ran.stdout
 
 
 def test_a_damaged_file_fails_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

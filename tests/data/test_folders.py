@@ -98,6 +98,16 @@ def test_what_lies_deeper_is_counted_by_its_folder(tmp_path: Path) -> None:
     assert notes == ("not taken, 8 pictures in folders below a class: b/x (5), a/more (3)",)
 
 
+def test_folders_that_are_not_taken_are_not_entered_where_nobody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, ["train/a/0.png", "train/b/0.png", "train/b/more/1.png", "other/a/0.png"])
+    expected = list_pictures(tmp_path, split_folders(tmp_path))
+    monkeypatch.setattr(os, "walk", None)
+    listing = list_pictures(tmp_path, split_folders(tmp_path), deep=False)
+    assert (listing.files, listing.sizes) == (expected.files, expected.sizes)
+
+
 def test_other_suffixes_are_counted(tmp_path: Path) -> None:
     names = ["a/0.png", "b/0.JPEG", "a/1.heic", "a/2.HEIC", "b/3.npy", "b/README", "a/.DS_Store", "a/4.pdf", "a/5.mpg"]
     counts, notes = listed(touch(tmp_path, names))

@@ -332,6 +332,7 @@ def test_picture_that_fails_every_other_time_ends_in_an_error(monkeypatch: pytes
     monkeypatch.setattr(synthetic, "picture", flapping)
     with pytest.raises(OSError, match="1 of 60 pictures cannot be read each time: 4"):
         prepare("synthetic:size=16,train=60,test=10", tmp_path, writer="native", workers=1)
+    assert next(tries) == 6  # written three times, and asked for the reason each time
 
 
 def test_one_unreadable_picture_in_a_thousand_is_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

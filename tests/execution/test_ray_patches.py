@@ -90,3 +90,15 @@ def test_ray_sets_its_signal_handlers_by_the_one_function_that_is_replaced(monke
         utils.set_sigterm_handler("Ray's")
     utils.set_sigterm_handler("after")
     assert seen == ["after"]
+
+
+def test_workers_name_the_raylet_that_started_them() -> None:
+    folder = Path(inspect.getfile(ray_runtime.ray)).parent
+    assert b"RAY_RAYLET_PID" in (folder / "core/src/ray/raylet/raylet").read_bytes()
+
+
+def test_a_node_knows_which_of_its_processes_are_dead() -> None:
+    assert {"dead_processes", "live_processes", "get_resource_and_label_spec"} <= {*vars(node_class())}
+    assert "PROCESS_TYPE_RAYLET] = [process_info]" in NODE
+    worker = importlib.import_module("ray._private.worker")
+    assert "_global_node" in vars(worker)

@@ -2,10 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +87,110 @@ def test_a_ray_that_does_not_start_is_tried_twice_and_then_a_sentence(monkeypatc
     assert tried == ["local", "shut down"] * 2
     tried.append("and a busy moment later")
     assert ray_runtime.init_ray("local") == {"CPU": 2.0}
+
+
+def unused(*_: object, **__: object) -> None:
+    pytest.fail("Ray is asked for nothing")
+
+
+@pytest.mark.parametrize(
+    ("names", "excess"),
+    [
+        ({"TMPDIR": "/" + 38 * "x"}, 0),
+        ({"TMPDIR": "/" + 39 * "x"}, 1),
+        ({"TMPDIR": "/" + 90 * "x"}, 52),
+        ({"TMPDIR": "/" + 18 * "é" + "xxxx"}, 2),  # bytes count, not letters
+        ({"TMPDIR": "/" + 90 * "x", "RAY_TMPDIR": "/tmp"}, 0),
+        ({"TMPDIR": "/tmp", "RAY_TMPDIR": "/" + 50 * "x"}, 12),
+        ({}, 0),
+    ],
+)
+def test_a_folder_too_long_for_sockets_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, names: dict[str, str], excess: int
+) -> None:
+    from sweeps.execution import ray_runtime
+
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, folder in names.items():
+        monkeypatch.setenv(name, folder)
+    if not excess:
+        ray_runtime.check_temporary_folder()
+        return
+    monkeypatch.setattr(ray_runtime.ray, "init", unused)
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in names else "TMPDIR"
+    sentence = rf"^{name} is {excess} bytes? too long for Ray's sockets: {names[name]}; .* as in RAY_TMPDIR=/tmp$"
+    with pytest.raises(ValueError, match=sentence):
+        ray_runtime.init_ray("local")
+
+
+def test_sockets_of_a_folder_just_short_enough_are_taken_by_ray() -> None:
+    from ray._private.utils import validate_socket_filepath
+
+    from sweeps.execution.ray_runtime import SOCKET, SOCKET_BYTES
+
+    longest = "/" + (SOCKET_BYTES - len(SOCKET) - 2) * "x"
+    validate_socket_filepath(f"{longest}/{SOCKET}")
+    with pytest.raises(OSError, match="AF_UNIX"):
+        validate_socket_filepath(f"{longest}x/{SOCKET}")
+
+
+@pytest.mark.parametrize(("free", "said"), [(64, True), (0, True), (74, True), (75, False), (4096, False)])
+def test_little_shared_memory_is_named_where_ray_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, free: int, said: bool
+) -> None:
+    from sweeps.execution import ray_runtime
+
+    def init(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    state = SimpleNamespace(f_bavail=free << 8, f_frsize=1 << 12)
+    monkeypatch.setattr(ray_runtime.os, "statvfs", lambda _: state)
+    monkeypatch.setattr(ray_runtime.ray, "init", init)
+    monkeypatch.setattr(ray_runtime.ray, "shutdown", lambda: None)
+    with pytest.raises(ValueError, match="no space left") as error:
+        ray_runtime.init_ray("local")
+    remedy = f"; /dev/shm has only {free} MiB free: in a container, start it with --shm-size=1g"
+    assert str(error.value).endswith(remedy if said else "no space left")
+
+
+def test_a_cluster_that_wants_a_token_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.execution import ray_runtime
+
+    def init(*_: object, **__: object) -> None:
+        raise ray_runtime.AuthenticationError("InvalidAuthToken")
+
+    monkeypatch.setattr(ray_runtime, "check_answers", lambda _: None)
+    monkeypatch.setattr(ray_runtime.ray, "init", init)
+    with pytest.raises(ValueError, match=r"^the Ray cluster at head:6379 asks for a token .* RAY_AUTH_MODE=token$"):
+        ray_runtime.init_ray("head:6379")
+
+
+def test_the_address_of_a_cluster_that_has_ended_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.execution import ray_runtime
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        stale = f"127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(ray_runtime, "get_ray_address_from_environment", lambda *_: stale)
+    monkeypatch.setattr(ray_runtime.ray, "init", unused)
+    for address in ("auto", stale):
+        with pytest.raises(ValueError, match=f"no Ray cluster answers at {stale}: Connection refused"):
+            ray_runtime.init_ray(address)
+
+
+def test_as_many_trials_run_at_once_as_there_are_cores_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.execution import ray_runtime
+
+    asked: list[object] = []
+    monkeypatch.setattr(ray_runtime.ray, "init", lambda _, **options: asked.append(options["num_cpus"]))
+    monkeypatch.setattr(ray_runtime.ray, "cluster_resources", dict)
+    for usable in (1, 3, 64):
+        monkeypatch.setattr(ray_runtime, "cores", lambda usable=usable: usable)
+        ray_runtime.init_ray("local")
+    ray_runtime.init_ray("local", 5)
+    assert asked == [1, 3, 64, 5]
 
 
 def test_a_ray_that_is_started_here_has_no_spare_parts_and_is_left_at_once() -> None:

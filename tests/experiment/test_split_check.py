@@ -56,7 +56,8 @@ def test_pictures_that_are_not_prepared_yet_are_judged_by_what_would_be(data: Pa
         for number in range(count):
             Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(folder / name / f"{number}.png")
     for pictures, classes in (
-        (SEVEN, (3, 2, 2)), ("synthetic:size=72,classes=2,train=5,test=2", (3, 2)), (f"folder:{folder}", (3, 3)),
+        (SEVEN, (3, 2, 2)), ("synthetic:size=32,classes=2,train=4,test=2", (2, 2)),
+        ("synthetic:size=72,classes=2,train=5,test=2", (3, 2)), (f"folder:{folder}", (3, 3)),
     ):  # fmt: skip
         expected = expected_pictures(pictures, tmp_path / "empty")
         prepare(pictures, tmp_path / "data")

@@ -23,6 +23,7 @@ from sweeps.results.evidence import CellResults, SweepResults, survey
 from sweeps.results.marks import lost_marks, marks
 from sweeps.results.statistics import votes
 from sweeps.store.ledger import Ledger
+from sweeps.tracking.layout import trainings_digest
 from tests.support.sweeps import Made, make, only, scores
 
 N, CLASSES, CHANCE = 200, 10, 90.0
@@ -205,12 +206,16 @@ def test_claims_over_such_cells_are_withheld_with_the_reason(results: SweepResul
         assert claim.decision == "not run"
 
 
-def test_mlflow_note_and_tidy_rows_say_what_was_lost(results: SweepResults) -> None:
+def test_mlflow_note_and_tidy_rows_say_what_was_lost(output: Path, results: SweepResults) -> None:
+    ledger = Ledger.in_output(str(output))
     runs = {cell.cell.key: "0" * 32 for cell in results.cells}
     pages = mlflow_notes.pages(results, "1", runs, "0" * 32)
     assert "1 of 4 folds diverged" in pages[DOUBLE.key].note
     assert "1 of 3 seeds failed" in pages[AVR.key].note
     assert "Of its trainings" not in pages[BASELINE.key].note
+    for cell in SWEEP.cells:  # the tracker takes a note for one of other trainings unless its digest is the ledger's
+        trials = [status.trial for status in current_plan(ledger, "lost").of(cell)]
+        assert pages[cell.key].trainings == trainings_digest(ledger.results(trial.key for trial in trials))
     lines = [line for line in tidy(results)["effects"] if line["row"] == "Double" and line["metric"] == AVERAGE]
     assert [line["lost"] for line in lines] == [f"{DOUBLE.label}: 1 of 4 folds diverged"]
 

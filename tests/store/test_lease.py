@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -52,6 +53,7 @@ class Place(Host):
 
     def sleep(self, seconds: float) -> None:
         self.time += seconds
+        assert self.time < 10_000, "a wait without an end"
         self.meanwhile(self.time)
 
     def this_process(self) -> dict[str, object]:
@@ -269,6 +271,26 @@ def test_a_damaged_lease_is_mended_by_its_driver_and_followed_without_one(
     here = Place()
     held(ledger, here)
     assert here.time >= 1000 + SILENCE
+    lease.host.sleep(66)
+    ledger.write("leases/s.json", damage)
+    with pytest.raises(LeaseLostError):  # not his to mend
+        lease.check()
+
+
+def test_a_flipped_bit_in_a_lease_neither_stops_its_driver_nor_lets_another_one_in(
+    ledger: Ledger, without_locks: None
+) -> None:
+    there, draw = Place("another boot"), random.Random(0)
+    lease = held(ledger, there)
+    for _ in range(30):
+        flipped = bytearray(ledger.read("leases/s.json") or b"")
+        flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+        Path(ledger.path("leases/s.json")).write_bytes(flipped)
+        here = Place()
+        here.meanwhile = lambda time: lease.renew()
+        with pytest.raises(LeaseHeldError):
+            held(ledger, here)
+        lease.check()
 
 
 @pytest.mark.parametrize("full", [errno.ENOSPC, errno.EDQUOT])
@@ -377,7 +399,7 @@ def test_of_two_that_claim_a_trial_at_once_one_is_refused(
 ) -> None:
     drivers = Drivers(ledger)
     if before is not None:
-        ledger.write_json("claims/k.json", before | this_process())
+        ledger.write_json("claims/k.json", before | this_process() | {"started": "earlier"})
     read, claimed = DiskFile.read, list[bool]()
 
     def read_by_both(self: DiskFile) -> Content | None:
@@ -414,6 +436,7 @@ def test_a_lease_that_somebody_made_up_is_watched_and_harms_no_terminal(
 ) -> None:
     there, here = Place("another boot"), Place()
     lease = json.loads(held(ledger, there)._sign()) | {name: value}
+    del lease["check"]
     here.meanwhile = lambda time: ledger.write_json("leases/s.json", lease | {"beat": time})
     ledger.write_json("leases/s.json", lease)
     with pytest.raises(LeaseHeldError) as busy:
@@ -620,6 +643,7 @@ def test_lease_names_what_a_reader_wants(ledger: Ledger) -> None:
         lease = json.loads(ledger.read("leases/s.json") or b"")
         assert lease.keys() == {
             "owner", "since", "beat", "held", "clock", "locked", "pid", "host", "started", "boot", "pid_namespace",
+            "check",
         }  # fmt: skip
         assert abs(lease["beat"] - time.time()) < 5
         assert (driver(ledger, "s") or {})["owner"] == lease["owner"]

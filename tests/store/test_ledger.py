@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -213,6 +215,53 @@ def test_reader_never_sees_half_a_file(ledger: Ledger) -> None:
     assert seen
 
 
+NOTES: dict[str, dict[str, object]] = {
+    "plans/s.json": {"cells": [{"label": "Baseline", "rate": 0.1}], "seeds": 3},
+    "claims/k.json": {"sweep": "s", "pid": 7},
+    "prices/s.json": {"hourly": 2.5, "share": 0.5},
+    "tracked/k.json": {"run": "0" * 32, "sweeps": {"s": {"uri": "sqlite:///x"}}, 7: None},  # type: ignore[dict-item]
+    "attempts/k/0001.json": {"error": "ValueError: é", "final": True, "time": 1e9},
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_flipped_bit_in_a_note_is_found_or_changes_nothing(ledger: Ledger, name: str) -> None:
+    ledger.write_note(name, NOTES[name])
+    written = ledger.read_json(name)
+    assert written == json.loads(json.dumps(NOTES[name]))
+    content = ledger.read(name) or b""
+    draw = random.Random(0)
+    unseen = 0
+    for _ in range(200):
+        flipped = bytearray(content)
+        flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        Path(ledger.path(name)).write_bytes(flipped)
+        found = ledger.read_json(name)
+        if found is not None and (written or {}).items() <= found.items():
+            unseen += 1  # a space, or the name of the checksum
+        else:
+            assert found is None
+    assert unseen < 60
+
+
+def test_a_note_without_a_checksum_is_read_as_it_is(ledger: Ledger) -> None:
+    ledger.write_json("plans/s.json", {"cells": []})
+    assert ledger.read_json("plans/s.json") == {"cells": []}
+
+
+def test_a_ledger_keeps_its_name_when_a_bit_of_it_is_flipped(tmp_path: Path) -> None:
+    name = Ledger(str(tmp_path)).identity
+    content = (tmp_path / "ledger.json").read_bytes()
+    for place in range(len(content)):
+        for bit in (0, 5):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            (tmp_path / "ledger.json").write_bytes(flipped)
+            assert Ledger(str(tmp_path)).identity == name
+    (tmp_path / "ledger.json").write_text('{"id": "of an earlier version"}')
+    assert Ledger(str(tmp_path)).identity == "of an earlier version"
+
+
 def test_of_two_who_write_once_the_first_stays_unless_it_is_damaged(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     for content in (b'{"id": "first"}', b'{"id": "second"}'):
@@ -222,3 +271,42 @@ def test_of_two_who_write_once_the_first_stays_unless_it_is_damaged(tmp_path: Pa
     ledger._write_once("ledger.json", b'{"id": "third"}')
     assert ledger.read_json("ledger.json") == {"id": "third"}
     assert ledger.names("") == ["ledger.json"]
+
+
+@pytest.mark.parametrize("change", ["moved", "mounted elsewhere", "restored", "other host, same path", "older version"])
+def test_a_ledger_that_is_no_copy_keeps_its_name(tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "one"
+    name = Ledger(str(folder)).identity
+    if change == "moved":
+        folder = folder.rename(tmp_path / "two")
+    elif change == "mounted elsewhere":
+        (tmp_path / "two").symlink_to(folder)
+        folder = tmp_path / "two"
+    elif change == "restored":
+        shutil.copytree(folder, tmp_path / "backup")
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "backup", folder)
+    else:
+        place = Ledger(str(folder)).read_json("place.json") or {}
+        (folder / "place.json").unlink()
+        if change.startswith("other"):
+            (folder / "place.json").write_text(json.dumps(place | {"host": "another", "inode": 0}))
+        else:
+            (folder / "ledger.json").write_text(json.dumps({"id": name}))
+    assert Ledger(str(folder)).identity == name
+    assert Ledger(str(folder)).identity == name
+
+
+@pytest.mark.parametrize("change", ["beside the original", "on another host", "of an older version"])
+def test_a_copied_ledger_gets_a_name_of_its_own(tmp_path: Path, change: str) -> None:
+    original = Ledger(str(tmp_path / "one"))
+    if change == "of an older version":
+        original.write_json("ledger.json", {"id": "old"})
+    name = original.identity
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copy = Ledger(str(tmp_path / "two"))
+    if change == "on another host":
+        copy.write_json("place.json", (copy.read_json("place.json") or {}) | {"host": "h", "root": "/gone"})
+    assert copy.identity != name
+    assert Ledger(copy.root).identity == copy.identity
+    assert Ledger(original.root).identity == name

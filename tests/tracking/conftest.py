@@ -1,5 +1,6 @@
 """A store and a ledger for the tests of MLflow's runs."""
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.run_index import Store
+from sweeps.tracking.sqlite_store import prepare
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -28,9 +30,19 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with one SQLite store for all tests here: making its tables takes seconds."""
-    return tmp_path_factory.mktemp("mlflow")
+def empty(tmp_path_factory: pytest.TempPathFactory, _mlflow: None) -> Path:
+    """Return a store that nobody has used: making it takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    prepare(path, pytest.fail)
+    return path
+
+
+@pytest.fixture(scope="package")
+def root(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> Path:
+    """Return a folder with one SQLite store for many tests here."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty, folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture

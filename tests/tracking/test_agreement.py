@@ -4,11 +4,14 @@ import argparse
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from crelu_models.tables import S2
 from sweeps.cli import verbs
@@ -17,24 +20,17 @@ from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import sqlite_uri
+from sweeps.tracking import tracker as tracker_module
 from sweeps.tracking.mlflow_runs import MlflowRuns
 from sweeps.tracking.run_index import Store
-from sweeps.tracking.sqlite_store import prepare
 from sweeps.tracking.tracker import Tracker
-from tests.support.tracked import START, finish
+from tests.support.tracked import START, finish, under_way
 
 CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
 SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))
 TRIALS = [Trial(cell, seed=seed) for cell in CELLS for seed in range(2)]
 ERRORS = dict(zip((trial.key for trial in TRIALS), (20.0, 30.0, 10.0, 11.0), strict=True))
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store without runs: making it takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    prepare(path, pytest.fail)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +226,152 @@ def test_mlflow_shows_what_the_ledger_says(
     becomes(output, output / "half.db")
     bring(output)
     check(output)
+
+
+# While the sweep runs
+
+
+@pytest.fixture
+def alone(tmp_path: Path, empty: Path) -> Path:
+    """Return an output folder of its own with an empty store and no result."""
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    ledger_of(tmp_path).write_json(f"plans/{SWEEP.title}.json", plan_to_json(plan(SWEEP, ledger_of(tmp_path), {})))
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["create_run", "log_batch", "log_inputs", "set_terminated", "log_artifacts"])
+def test_a_lost_answer_doubles_nothing(alone: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Each first request of a kind is obeyed, and its answer is lost."""
+    lost: list[str] = []
+    send = getattr(MlflowClient, method)
+
+    def sending(self: MlflowClient, *arguments: Any, **words: Any) -> Any:
+        answer = send(self, *arguments, **words)
+        if len(lost) < 2:
+            lost.append(method)
+            raise ConnectionError("the answer is lost")
+        return answer
+
+    monkeypatch.setattr(MlflowClient, method, sending)
+    monkeypatch.setattr(tracker_module, "PAUSE", 0.0)
+    said: list[str] = []
+    tracker = Tracker(store_of(alone), ledger_of(alone), SWEEP, said.append)
+    for trial in TRIALS:
+        finish(ledger_of(alone), trial, ERRORS[trial.key])
+        tracker.enqueue(trial)
+    tracker.register(TRIALS)
+    assert tracker.close(300.0) == 0
+    assert len(lost) == 2
+    assert len(said) % 2 == 0  # away and back
+    check(alone)
+
+
+def test_a_cell_that_was_given_up_is_over(alone: Path) -> None:
+    ledger, (first, second) = ledger_of(alone), TRIALS[:2]
+    finish(ledger, first, 90.0)
+    under_way(ledger, second, 1)
+    tracker = Tracker(store_of(alone), ledger, SWEEP, pytest.fail)
+    tracker.enqueue(first)
+    tracker.enqueue(second)
+    tracker.register([first, second], skipped=[second.key])
+    assert tracker.close(300.0) == 0
+    runs = opened(alone)
+    states = {name: runs.index.states[runs.runs[name]] for name in (first.key, second.key, f"cell:{CELLS[0].key}")}
+    assert list(states.values()) == ["FINISHED", "KILLED", "FAILED"]
+
+
+def test_a_sweep_of_which_mlflow_shows_all_asks_and_sends_nothing(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_the_sweep(output)
+    asked: list[str] = []
+    for name in [
+        name for name in dir(MlflowClient) if name.startswith(("get_", "log_", "set_", "up", "de", "se", "cr"))
+    ]:
+        method = getattr(MlflowClient, name)
+
+        def call(*arguments: Any, name: str = name, method: Any = method, **words: Any) -> Any:
+            asked.append(name)
+            return method(*arguments, **words)
+
+        monkeypatch.setattr(MlflowClient, name, call)
+    by_the_sweep(output)
+    assert sorted(asked) == ["get_experiment_by_name", "search_experiments", "search_runs"]
+
+
+# Stores that take no runs
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(b"no database " * 1000)
+
+
+def newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as base, base:
+        base.execute("update alembic_version set version_num = 'ffffffffffff'")
+
+
+@pytest.mark.parametrize(("becomes", "reason"), [(damage, "damaged"), (newer, "another version of MLflow")])
+def test_a_store_that_takes_no_runs_is_exit_4_and_a_sentence(
+    alone: Path, capsys: pytest.CaptureFixture[str], becomes: Callable[[Path], None], reason: str
+) -> None:
+    finish(ledger_of(alone), TRIALS[0], 20.0)
+    becomes(alone / "mlflow.db")
+    before = (alone / "mlflow.db").read_bytes()
+    options = argparse.Namespace(output=str(alone), sweep=SWEEP.title, tracking_uri=None, experiment=None)
+    assert verbs.reconcile(options) == 4
+    error = capsys.readouterr().err
+    assert reason in error
+    assert str(alone / "mlflow.db") in error
+    assert "Traceback" not in error
+    said: list[str] = []
+    began = time.monotonic()
+    tracker = Tracker(store_of(alone), ledger_of(alone), SWEEP, said.append)
+    tracker.register(TRIALS)
+    assert tracker.close(120.0) == 1
+    assert time.monotonic() - began < 60  # a trouble that lasts is not waited for
+    (sentence,) = said
+    assert reason in sentence
+    assert (alone / "mlflow.db").read_bytes() == before
+
+
+# Folders that are moved or copied with their store
+
+
+@pytest.mark.parametrize("name", ["two", "a?b 50%"])
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_the_artifacts_lie_in_the_folder_also_after_it_was_moved_or_copied(
+    alone: Path, tmp_path_factory: pytest.TempPathFactory, name: str, is_copy: bool
+) -> None:
+    for trial in TRIALS:
+        finish(ledger_of(alone), trial, ERRORS[trial.key])
+    by_the_sweep(alone)
+    before = sorted(path.relative_to(alone) for path in alone.rglob("mlartifacts/**/*"))
+    other = tmp_path_factory.mktemp("other") / name
+    shutil.copytree(alone, other) if is_copy else alone.rename(other)
+    assert (
+        verbs.reconcile(argparse.Namespace(output=str(other), sweep=SWEEP.title, tracking_uri=None, experiment=None))
+        == 0
+    )
+    client = MlflowClient(sqlite_uri(f"{other}/mlflow.db"))
+    experiment = client.get_experiment_by_name(SWEEP.title)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 6
+    for run in runs:
+        if "trial.key" in run.data.tags:
+            assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"trial.json", "tables"}
+            assert list(other.rglob(f"mlartifacts/{run.info.run_id}/**/trial.json"))
+    assert sorted(path.relative_to(alone) for path in alone.rglob("mlartifacts/**/*")) == (before if is_copy else [])
+    assert len(client.search_experiments()) == 3  # MLflow's own, this one, and that of the other folder
+    if is_copy:
+        by_the_sweep(alone)
+        check(alone)
+
+
+def test_a_folder_of_two_names_is_one(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    finish(ledger_of(alone), TRIALS[0], 20.0)
+    experiment = opened(alone).experiment
+    link = tmp_path_factory.mktemp("link") / "output"
+    link.symlink_to(alone)
+    assert opened(link).experiment == experiment

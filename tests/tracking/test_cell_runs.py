@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,12 +125,27 @@ def test_vote_and_note_go_with_the_trainings_that_they_are_of(store: Store, ledg
     assert run.data.metrics[AVERAGE] == 45.0
     assert "40.00" not in run.data.tags[NOTE]
     assert "report.run" not in run.data.tags
-    assert "2 of the 2 trainings" in run.data.tags[NOTE]
+    assert "2 of 2 trainings" in run.data.tags[NOTE]
     publish_report(store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, trials, {VOTE: 20.0}))
     run = cell_run(MlflowRuns(store, ledger, PLACEMENT))
     assert (run.data.metrics[AVERAGE], run.data.metrics[VOTE]) == (45.0, 20.0)
     assert "45.00" in run.data.tags[NOTE]
     assert "paper/test_top1_err" not in run.data.metrics  # a verdict that the report no longer gives
+
+
+def test_report_of_fewer_trainings_is_no_longer_named(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(2)]
+    projection = MlflowRuns(store, ledger, PLACEMENT)
+    train(projection, trials[:1], (40.0,))
+    publish_report(
+        store.uri, store.experiment, projection.owner, FILES, pages_of(ledger, trials[:1], {PARAMETERS: 1.0})
+    )
+    before = cell_run(projection)
+    assert before.data.tags["report.run"] == before.info.run_id
+    train(projection, trials, (40.0, 50.0))
+    after = cell_run(projection)
+    assert after.info.run_id == before.info.run_id  # no number of it was wrong: the run stays
+    assert "report.run" not in after.data.tags
 
 
 def test_a_trial_trained_anew_to_another_error_has_a_new_run(store: Store, ledger: Ledger) -> None:
@@ -305,7 +321,7 @@ def test_a_ledger_has_one_name_whoever_asks_first(tmp_path: Path) -> None:
     assert len(set(names)) == 1
     assert Ledger(str(tmp_path / "ledger")).identity == names[0]
     assert Ledger(str(tmp_path / "another")).identity != names[0]
-    assert Ledger(str(tmp_path / "ledger")).names("") == ["ledger.json"]
+    assert Ledger(str(tmp_path / "ledger")).names("") == ["ledger.json", "place.json"]
 
 
 # What the table and the compare view show
@@ -406,3 +422,17 @@ def test_a_cell_s_dropout_goes_while_its_study_is_made_again(store: Store, ledge
     projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", 0.25),))])
     projection.sync_cell(CELL, tried)
     assert "dropout" not in cell_run(projection).data.params
+
+
+def test_a_copied_output_has_runs_of_its_own(store: Store, tmp_path: Path) -> None:
+    trial = Trial(CELL)
+    original = Ledger(str(tmp_path / "one" / "ledger"))
+    train(MlflowRuns(store, original, PLACEMENT), [trial], (40.0,))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copied = Ledger(str(tmp_path / "two" / "ledger"))
+    copied.forget(trial.key)
+    train(MlflowRuns(store, copied, PLACEMENT), [trial], (50.0,), restarts=1)
+    for ledger, error in ((original, 40.0), (copied, 50.0)):
+        projection = MlflowRuns(store, Ledger(ledger.root), PLACEMENT)
+        assert cell_run(projection).data.metrics[AVERAGE] == error
+    assert len(runs(projection)) == 4

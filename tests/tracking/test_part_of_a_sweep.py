@@ -12,7 +12,7 @@ from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import asked_part, settle
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep, expand, plan
+from sweeps.experiment.plan import Plan, Protocol, Sweep, expand, plan
 from sweeps.experiment.trial import Cell
 from sweeps.store import checkpoint
 from sweeps.tracking.run_index import Store
@@ -53,7 +53,7 @@ def test_cells_that_are_not_asked_for_are_brought_to_mlflow_under_their_names(
         "CReLU everywhere": ("RUNNING", 1.0),
         "03 CReLU everywhere else": ("FINISHED", 2.0),
     }
-    assert "1 of the 2 trainings planned" in cells["CReLU everywhere"].data.tags["mlflow.note.content"]
+    assert "1 of 2 trainings planned" in cells["CReLU everywhere"].data.tags["mlflow.note.content"]
 
 
 def test_trial_that_a_killed_driver_left_is_shown_where_it_goes_on(
@@ -74,6 +74,25 @@ def test_trial_that_a_killed_driver_left_is_shown_where_it_goes_on(
 
     monkeypatch.setattr(run, "_run_trials", train)
     today = plan(SWEEP, settings.ledger, {})
-    assert run._run(today, today, settings, {}, {}) == ExitCode.INTERRUPTED
+    assert run._run(today, today, settings, {}, {})[0] == ExitCode.INTERRUPTED
     assert shown == [({second.key: 3}, {second.key: 47.0})]
     assert first.key not in shown[0][0]
+
+
+def test_part_that_was_trained_leaves_the_plan_of_all_cells(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--profile", "paper", "--only", "Baseline", "--quiet", "--output", str(tmp_path)]
+    options = parser("part", "").parse_args([*words, "--tracking-uri", store.uri, "--experiment", store.experiment])
+    settings, asked = settle(CELLS, options), asked_part(SWEEP, options)
+
+    def train(today: Plan, *_: object) -> ExitCode:
+        for trial in today.to_do:
+            finish(settings.ledger, trial, Made({TOP1: 10.0 + trial.seed}))
+        return ExitCode.DONE
+
+    monkeypatch.setattr(run, "_run_trials", train)
+    before = [plan(sweep, settings.ledger, {}) for sweep in (SWEEP, asked)]
+    _, declared, today = run._run(before[0], before[1], settings, {}, {})
+    assert (today.count("done"), today.count("new")) == (2, 0)
+    assert (declared.sweep, declared.count("done"), declared.count("new")) == (SWEEP, 2, 4)

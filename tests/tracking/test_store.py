@@ -20,20 +20,10 @@ from sweeps.tracking.sqlite_store import prepare
 from sweeps.tracking.store_errors import trouble
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store that nobody has used: making it takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("made") / "mlflow.db"
-    said: list[str] = []
-    prepare(path, said.append)
-    assert said == []
-    return path
-
-
 @pytest.fixture
-def copying(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def copying(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a new store be a copy of one."""
-    monkeypatch.setattr(sqlite_store, "_make", lambda path: shutil.copy(made, path))
+    monkeypatch.setattr(sqlite_store, "_make", lambda path: shutil.copy(empty, path))
 
 
 def revision(path: Path) -> str:
@@ -67,14 +57,14 @@ def one_table(path: Path) -> None:
 @pytest.mark.usefixtures("copying")
 @pytest.mark.parametrize("damage", [no_revision, half_of_the_tables, half_of_the_versions, one_table])
 def test_an_unfinished_store_without_runs_is_moved_aside(
-    made: Path, tmp_path: Path, damage: Callable[[Path], None]
+    empty: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     path, said = tmp_path / "mlflow.db", list[str]()
-    shutil.copy(made, path)
+    shutil.copy(empty, path)
     damage(path)
     before = path.read_bytes()
     prepare(path, said.append)
-    assert path.read_bytes() == made.read_bytes()
+    assert path.read_bytes() == empty.read_bytes()
     (aside,) = tmp_path.glob("mlflow.db.unfinished-*")
     assert aside.read_bytes() == before
     (sentence,) = said
@@ -83,11 +73,11 @@ def test_an_unfinished_store_without_runs_is_moved_aside(
 
 
 @pytest.mark.usefixtures("copying")
-def test_an_empty_file_is_replaced(made: Path, tmp_path: Path) -> None:
+def test_an_empty_file_is_replaced(empty: Path, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.touch()
     prepare(path, pytest.fail)
-    assert path.read_bytes() == made.read_bytes()
+    assert path.read_bytes() == empty.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -98,9 +88,9 @@ def test_an_empty_file_is_replaced(made: Path, tmp_path: Path) -> None:
         "insert into registered_models (name) values ('m')",
     ],
 )
-def test_a_store_in_which_there_is_anything_stays(made: Path, tmp_path: Path, content: str) -> None:
+def test_a_store_in_which_there_is_anything_stays(empty: Path, tmp_path: Path, content: str) -> None:
     path = tmp_path / "mlflow.db"
-    shutil.copy(made, path)
+    shutil.copy(empty, path)
     execute(path, content)
     no_revision(path)
     before = path.read_bytes()
@@ -108,9 +98,9 @@ def test_a_store_in_which_there_is_anything_stays(made: Path, tmp_path: Path, co
     assert path.read_bytes() == before
 
 
-def test_a_store_of_a_newer_version_stays(made: Path, tmp_path: Path) -> None:
+def test_a_store_of_a_newer_version_stays(empty: Path, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
-    shutil.copy(made, path)
+    shutil.copy(empty, path)
     execute(path, "update alembic_version set version_num = 'ffffffffffff'")
     prepare(path, pytest.fail)
     assert revision(path) == "ffffffffffff"
@@ -135,9 +125,9 @@ def test_a_store_that_is_not_made_to_its_end_leaves_nothing(tmp_path: Path, monk
     assert "mlflow.db" not in seen
 
 
-def test_what_a_killed_process_left_is_cleaned_up_later(made: Path, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_cleaned_up_later(empty: Path, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
-    shutil.copy(made, path)
+    shutil.copy(empty, path)
     old, new = tmp_path / ".mlflow.db.11.draft", tmp_path / ".mlflow.db.12.draft"
     for draft in (old, new):
         draft.touch()
@@ -151,10 +141,10 @@ def test_what_a_killed_process_left_is_cleaned_up_later(made: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["a?b", "p%41", "50%", "sp ace", "q'uo\"te", "h#ash&x;y", "ünïcode", "a?b%20c?"])
-def test_a_store_lies_where_its_folder_s_name_says(made: Path, tmp_path: Path, name: str) -> None:
+def test_a_store_lies_where_its_folder_s_name_says(empty: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    shutil.copy(made, folder / "mlflow.db")
+    shutil.copy(empty, folder / "mlflow.db")
     uri = sqlite_uri(f"{folder}/mlflow.db")
     assert sqlite_file(uri) == folder / "mlflow.db"
     client = connected(uri)
@@ -234,12 +224,12 @@ def test_a_silent_server_may_answer_later_and_a_closed_port_may_not(monkeypatch:
     assert meet(f"postgresql://me:secret@127.0.0.1:{port}/x") == ("nothing listens there", True)
 
 
-def test_files_that_are_no_store_of_this_version_are_told_apart(made: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_store_of_this_version_are_told_apart(empty: Path, tmp_path: Path) -> None:
     names = ("junk", "cut", "newer", "used-older")
     for name in names[1:]:
-        shutil.copy(made, tmp_path / name)
+        shutil.copy(empty, tmp_path / name)
     (tmp_path / "junk").write_bytes(b"junk" * 1000)
-    (tmp_path / "cut").write_bytes(made.read_bytes()[:200_000])
+    (tmp_path / "cut").write_bytes(empty.read_bytes()[:200_000])
     execute(tmp_path / "newer", "update alembic_version set version_num = 'ffffffffffff'")
     execute(tmp_path / "used-older", "insert into experiments (name) values ('mine')")
     half_of_the_versions(tmp_path / "used-older")

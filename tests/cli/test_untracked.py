@@ -1,0 +1,71 @@
+"""A sweep that is trained and that MLflow does not take ends with 4, and with the command that mends it."""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from sweeps.cli import run
+from sweeps.cli.command import Command
+from sweeps.cli.options import ExitCode, parser
+from sweeps.cli.settings import Settings, settle
+from sweeps.cli.summary import print_summary, reconcile_command
+from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.plan import Protocol, Sweep, expand, plan, plan_to_json
+from tests.support.sweeps import BASELINE, Made, finish
+
+SWEEP = Sweep("part", "paper", (BASELINE,), Protocol(seeds=2))
+
+
+def settings_of(output: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Settings:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    options = parser("part", "").parse_args(["--profile", "paper", "--output", str(output), *words])
+    settings = settle(SWEEP.cells, options)
+    experiment = settings.experiment or SWEEP.title
+    return dataclasses.replace(settings, experiment=experiment, command=Command(("python", "-m", "page"), ()))
+
+
+@pytest.mark.parametrize("broken", ["damaged", "a folder", "a closed port", "a folder of files"])
+@pytest.mark.parametrize(("failed", "code"), [(0, ExitCode.UNTRACKED), (1, ExitCode.FAILED)])
+def test_training_that_is_done_and_not_in_mlflow_is_4(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
+    failed: int,
+    code: ExitCode,
+) -> None:
+    output = tmp_path / "it's 50% of?"
+    output.mkdir()
+    words: Sequence[str] = ()
+    if broken == "damaged":
+        (output / "mlflow.db").write_bytes(b"no database " * 1000)
+    elif broken == "a folder":
+        (output / "mlflow.db").mkdir()
+    else:
+        address = "http://127.0.0.1:9" if broken == "a closed port" else str(output / "mlruns")
+        words = ("--tracking-uri", address, "--experiment", "an own one")
+    settings = settings_of(output, monkeypatch, *words)
+    trials = expand(SWEEP, {})
+    for trial in trials[failed:]:
+        finish(settings.ledger, trial, Made({TOP1: 10.0}))
+    for trial in trials[:failed]:
+        settings.ledger.add_attempt(trial.key, {"error": "ValueError: no", "final": True})
+    today = plan(SWEEP, settings.ledger, {})
+    assert today.to_do == []
+    settings.ledger.write_json(f"plans/{SWEEP.title}.json", plan_to_json(today))
+    first, declared, today = run._run(today, today, settings, {}, {})
+    assert first == ExitCode.UNTRACKED
+    command = reconcile_command(SWEEP, settings)
+    told = capsys.readouterr().err
+    assert command in told
+    assert "not in MLflow" in told
+    assert "Traceback" not in told
+    assert shlex.split(command)[-len(words) - 2 :] == ["--output", str(output), *words]
+    assert print_summary(declared, today, settings, {}, first) == code
+    shown = capsys.readouterr().out
+    assert "10.00" in shown
+    assert (command in shown) is (code == ExitCode.UNTRACKED)
+    assert (output / "reports" / SWEEP.title / "report.html").exists()
