@@ -16,7 +16,7 @@ from sweeps.experiment.metrics import flags_of
 from sweeps.experiment.plan import Sweep, has_failed
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint_header import progress
-from sweeps.store.integrity import checked
+from sweeps.store.integrity import checked, noted_damage
 from sweeps.store.ledger import Json, Ledger
 from sweeps.tracking.cell_runs import CellRuns
 from sweeps.tracking.layout import params_of
@@ -55,13 +55,16 @@ class MlflowRuns:
         runs are compared as they were read or sent; only an unfinished training is asked for its epochs, by its sync.
         """
         results = self.ledger.results(expected)
+        damaged = noted_damage(self.ledger)
         begun = set(self.ledger.folders("checkpoints"))
         failed = {key for key, attempts in self.ledger.failed().items() if has_failed(attempts)}
         differing: dict[str, tuple[Trial, str]] = {}
         for key, (trial, state) in expected.items():
             run = self.runs.get(key)
             status = self.index.states.get(run, "RUNNING") if run is not None else ""
-            if key in results:
+            if key in damaged:
+                differs = status != "FAILED"
+            elif key in results:
                 differs = not self._is_complete(key, results[key])
             elif key in failed:
                 differs = status != "FAILED"
