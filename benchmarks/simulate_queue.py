@@ -26,7 +26,7 @@ CHUNK = 25  # worlds that a process takes at a time
 
 def outcomes(seeds: range, processes: int, planted: str) -> Iterator[Outcome]:
     """Yield the outcome of each world, run by so many processes."""
-    with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=8) as pool:
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
         yield from pool.imap_unordered(_Task(planted), seeds, CHUNK)
 
 

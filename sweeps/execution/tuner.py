@@ -270,7 +270,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             # The others still count as running: what becomes of this one may make the queue anew.
             group.remove(trial)
             self._on_trial_end(trial, died=error and not packed, retry=packed or probe)
-        del self.running[trial_id]
+        self.running.pop(trial_id, None)
         if packed:
             session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
 

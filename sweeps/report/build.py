@@ -38,6 +38,7 @@ from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, same_store, without_login
 from sweeps.tracking.layout import Owner, table_address
+from sweeps.tracking.store_errors import trouble
 
 DONE, DIFFERS = 0, 1
 ROWS = ("numbers", "effects", "claims", "printed", "curves", "dropout", "runs")
@@ -117,8 +118,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
             ledger.guard()
             number, runs, _ = publish_report(store, experiment, owner, contents, partial(pages, results))
         except Exception as error:  # of any kind, from a server or its client; the files are written
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
-            sentences.append(f"{store} does not take the report ({why}); the same command sends it")
+            sentences.append(f"{store} does not take the report ({trouble(error)}); the same command sends it")
             continue
         server = store if store.startswith("http") else "http://127.0.0.1:5000"
         sentences.append(f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}" if runs else "")

@@ -36,7 +36,7 @@ def connected(uri: str, tell: Callable[[str], None] = lambda _: None) -> MlflowC
         from sweeps.tracking.sqlite_store import prepare
 
         prepare(file, tell)
-    elif urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
+    elif urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql"):
         _reach_database(uri)
     client = client_of(uri)
     with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=f"{PATIENCE:.0f}"):
@@ -57,14 +57,13 @@ def client_of(uri: str) -> MlflowClient:
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     file = sqlite_file(uri)
-    # MLflow makes the folder that the quoted path would name.
-    named = Path(uri.removeprefix(SCHEME)).parent if file is not None else Path()
-    is_new = not named.exists()
     client = mlflow.MlflowClient(uri)
-    while is_new and file is not None and named != file.parent and not os.path.samefile(named, "/"):
+    # MLflow makes a folder of the name that a quoted path has in a URI.
+    named = Path(uri.removeprefix(SCHEME)).parent if file is not None else Path("/")
+    while file is not None and named != file.parent:
         try:
             named.rmdir()
-        except OSError:
+        except OSError:  # it holds something, and so do all above it
             break
         named = named.parent
     return client

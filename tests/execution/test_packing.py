@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from sweeps.execution.throughput import Throughputs
 from sweeps.execution.tuner import LedgerSearcher
 from sweeps.execution.watchdog import Watchdog
 from sweeps.execution.worker import train_function, work
-from sweeps.experiment.plan import Sweep
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Json, Ledger, failed_attempt
@@ -413,3 +416,88 @@ def test_probe_leaves_after_an_epoch_and_goes_on_as_if_it_had_not(
     work(order([trial], data, tmp_path), heard.append)
     assert [news["epoch"] for news in heard] == [1, 2, 3]
     assert artifact_hashes(tmp_path, trial) == uninterrupted(trial)
+
+
+def searching(folder: Path, protocol: Protocol, packs: PackPolicy) -> DriverState:
+    """Return a session over four cells whose results decide what follows."""
+    here = session(folder, packs)
+    here.sweep = dataclasses.replace(here.sweep, protocol=protocol)
+    return here
+
+
+FOLLOWING = {
+    "Single": Protocol(seeds=1, ablation=False, single=True),
+    "a search": Protocol(seeds=1, ablation=False, folds=2, search=Search(4, "random", 2)),
+    "a study of the learning rate": Protocol(seeds=1, rates=RateStudy("1", (0.1, 0.2, 0.4))),
+    "a cell that diverges": Protocol(seeds=4),
+}
+
+
+@pytest.mark.parametrize("what", FOLLOWING)
+def test_mate_that_another_sweep_has_finished_does_not_put_the_first_of_a_pack_back(what: str, tmp_path: Path) -> None:
+    here = searching(tmp_path, FOLLOWING[what], PackPolicy(3))
+    queue = LedgerSearcher(here)
+    trials = queue.waiting[::-1]
+    policy = here.pack_policy()
+    mate = policy.members_for(trials[0], trials[1:], lambda _: 0, 3, 4, 64)[0]
+    result: Json = {"key": mate.key, "metrics": {"best/val_top1_err": 20.0}, "curve": [20.0], "status": "finished"}
+    here.ledger.commit(mate.key, result | ({"status": "diverged"} if "diverges" in what else {}))
+    group = given(queue.suggest("a"))
+    assert group[0].key == trials[0].key
+    assert mate.key not in {trial.key for trial in group}
+    taken = [trial.key for trial in group]
+    for number in range(40):
+        if not isinstance(config := queue.suggest(f"b{number}"), dict):
+            break
+        taken += [trial.key for trial in given(config)]
+    assert number
+    assert len(taken) == len(set(taken)), "a trial went to two workers"
+    assert not {trial.key for trial in queue.waiting} & set(taken)
+
+
+@pytest.mark.parametrize("what", FOLLOWING)
+@pytest.mark.parametrize("last", ["done", "failed", "left"])
+def test_members_of_a_worker_that_has_ended_are_not_put_back_before_each_is_seen_off(
+    what: str, last: str, tmp_path: Path
+) -> None:
+    heard = list[tuple[str, str]]()
+    here = searching(tmp_path, FOLLOWING[what], PackPolicy(2))
+    here.on_event = lambda event, trial, news: heard.append((event, trial.key))
+    queue = LedgerSearcher(here)
+    first, second = given(queue.suggest("a"))
+    result: Json = {"metrics": {"best/val_top1_err": 20.0}, "curve": [20.0], "status": "finished"}
+    status = {"status": "diverged"} if "diverges" in what else {}
+    here.ledger.commit(first.key, result | status | {"key": first.key})
+    if last == "done":
+        here.ledger.commit(second.key, result | status | {"key": second.key})
+    elif last == "failed":
+        here.ledger.add_attempt(second.key, failed_attempt(ValueError("never"), final=True))
+    queue.on_trial_complete("a")
+    assert not queue.running
+    assert [key in {trial.key for trial in queue.waiting} for key in (first.key, second.key)] == [False, last == "left"]
+    for number in range(40):
+        if not isinstance(queue.suggest(f"b{number}"), dict):
+            break
+    assert Counter(heard)[last, second.key] == 1
+    assert Counter(heard)["started", second.key] == 1 + (last == "left")
+
+
+def test_trial_that_follows_no_more_is_not_taken_off_an_old_queue(tmp_path: Path) -> None:
+    here = searching(tmp_path, Protocol(seeds=4), PackPolicy())
+    here.sweep = dataclasses.replace(here.sweep, cells=here.sweep.cells[:1])
+    queue = LedgerSearcher(here)
+    for trial in queue.waiting[:1:-1]:  # another sweep has finished the first two: they diverged
+        here.ledger.commit(trial.key, {"key": trial.key, "metrics": {}, "status": "diverged"})
+    assert queue.suggest("a") == "FINISHED"
+    assert len(here.given_up) == 1
+
+
+def test_mate_that_follows_no_more_is_not_taken_beside_the_first(tmp_path: Path) -> None:
+    here = searching(tmp_path, Protocol(ablation=False, folds=4), PackPolicy(4, resident=frozenset({LARGE})))
+    here.sweep = dataclasses.replace(here.sweep, cells=here.sweep.cells[:1])
+    queue = LedgerSearcher(here)
+    first, *mates = queue.waiting[::-1]
+    for trial in mates[:2]:  # another sweep has finished them: they diverged, and the cell is given up
+        here.ledger.commit(trial.key, {"key": trial.key, "metrics": {}, "status": "diverged"})
+    assert [trial.key for trial in given(queue.suggest("a"))] == [first.key]
+    assert len(here.given_up) == 1

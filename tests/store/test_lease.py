@@ -393,7 +393,7 @@ def test_trial_is_claimed_by_one_sweep_while_the_driver_that_claimed_it_lives(le
         assert claim(drivers, "mine", "k")
 
 
-@pytest.mark.parametrize("before", [None, {"sweep": "of a dead driver"}, {"sweep": "mine"}, {}])
+@pytest.mark.parametrize("before", [None, {"sweep": "of a dead driver"}, {"pid": 1}, {}])
 def test_of_two_that_claim_a_trial_at_once_one_is_refused(
     ledger: Ledger, before: Json | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -472,17 +472,14 @@ class Beats:
     def join(self) -> None:
         """Wait until it is renewed no more."""
         while self.process is not None and not self.process.ended:
+            World.store.processes.wake(self.process)
             World.store.processes.pause(0.5)
 
     def _run(self) -> None:
-        processes = World.store.processes
-        following = processes.now + lease.BEAT
         while not self.held.over.is_set():
-            processes.pause(1.0)
-            if processes.now >= following:
-                following = processes.now + lease.BEAT
-                with suppress(OSError):
-                    self.held.renew()
+            with suppress(OSError):
+                self.held.renew()
+            World.store.processes.pause(lease.BEAT)
 
 
 class IdleWatchdog:
