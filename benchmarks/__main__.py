@@ -14,6 +14,7 @@ QUESTIONS = (
     ("bench_store", "--trials", "16", "--seconds", "20", "--drivers", "1"),
     ("bench_scale",),
     ("fuzz", "--inputs", "10000"),
+    ("simulate_queue", "--worlds", "1000"),
 )
 
 if __name__ == "__main__":
