@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import random
 import re
 import shutil
@@ -42,8 +43,9 @@ from sweeps.results import capsule
 from sweeps.results.evidence import survey, titles
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Checkpoint
-from sweeps.store.lease import Drivers, Lease, claim
+from sweeps.store.lease import Drivers, Lease, _drives, claim
 from sweeps.store.ledger import Ledger, failed_attempt
+from sweeps.store.process import Host
 from sweeps.tracking.mlflow_runs import MlflowRuns, Store
 
 Said = dict[str, str]  # by reader
@@ -51,6 +53,21 @@ COLUMNS = ("told", "healed", "left out", "harmless", "silent", "crash")
 TOLD = ("damaged", "cannot be read", "checksum", "was changed", "has changed")
 # What is read of files that a driver writes again within seconds. At worst two train one trial, to the same bytes.
 REWRITTEN = {"lease", "claim", "pack"}
+
+
+class Still(Host):
+    """This host, whose clock stands: a lease that was written at the start does not grow old."""
+
+    def __init__(self) -> None:
+        """Stop the clock."""
+        self.began = Host().now()
+
+    def now(self) -> float:
+        """Return when this program began."""
+        return self.began
+
+
+STILL = Still()
 UNFINISHED = "0" * 20  # key of a trial that has a checkpoint and a failed try
 
 
@@ -133,9 +150,9 @@ def readers(ledger: Ledger, folder: Path) -> dict[str, Callable[[], str]]:
         "capsule": packed,
         "mlflow": tracked,
         "checkpoint": resumed,
-        "attempts": lambda: repr(ledger.failed()),
-        "lease": lambda: repr(Drivers(ledger).look("another") is not None),
-        "claim": lambda: repr(claim(Drivers(ledger), title, UNFINISHED)),
+        "attempts": lambda: "\n".join(map(repr, itertools.chain.from_iterable(ledger.failed().values()))),
+        "lease": lambda: repr(Drivers(ledger, STILL).look("another") is not None),
+        "claim": lambda: repr(_drives(Drivers(ledger, STILL), ledger.read_json(f"claims/{UNFINISHED}.json") or {})),
         "identity": lambda: ledger.identity,
         "pack": lambda: repr(ledger.read_json("packs/made.json")),
     }
@@ -171,10 +188,10 @@ def verdict(before: Said, after: Said, told: str) -> str:
     crashed = [name for name in changed if after[name].startswith("crash")]
     if crashed:
         return f"crash ({', '.join(crashed)}: {after[crashed[0]][7:90]})"
-    if not changed:
-        return "harmless"
     if "refused" in told or any(word in told for word in TOLD):
         return "told"
+    if not changed:
+        return "harmless"
     if any(word in after[name] and word not in before.get(name, "") for name in changed for word in TOLD):
         return "told"
     if "queue" in after and after["queue"] != before["queue"] and "'new'" in after["queue"]:
@@ -188,7 +205,7 @@ def verdict(before: Said, after: Said, told: str) -> str:
 
 def _pieces(words: str) -> list[str]:
     """Return lines and values of what a reader said, to compare them as sets."""
-    return re.split(r"[\n,|]", words)
+    return [piece for piece in re.split(r"[\n,|]", words) if piece.strip()]
 
 
 def kind(name: str) -> str:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
@@ -115,6 +116,11 @@ class Ledger:
     @cached_property
     def _opened(self) -> tuple[arrow_fs.FileSystem, str]:
         return open_filesystem(self.root)
+
+    @cached_property
+    def _damaged(self) -> set[str]:
+        """Return the damaged files that have been named: each is named once."""
+        return set()
 
     @property
     def local(self) -> bool:
@@ -296,7 +302,10 @@ class Ledger:
         """
         content, value = self._raw_json(name)
         if value is not None and "check" in value and value.pop("check") != checksum(value):
-            return None
+            value = None
+        if value is None and content and name not in self._damaged:
+            self._damaged.add(name)
+            logging.getLogger(__name__).warning("%s is damaged and counts as missing", self.path(name))
         return value if value is None else printable_json(content, value)
 
     def read_checked(self, name: str) -> Json | None:

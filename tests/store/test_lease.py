@@ -277,6 +277,14 @@ def test_a_damaged_lease_is_mended_by_its_driver_and_followed_without_one(
         lease.check()
 
 
+def test_an_owner_that_is_misread_is_none(ledger: Ledger, without_locks: None) -> None:
+    lease = held(ledger, Place())
+    text = ledger.read("leases/s.json") or b""
+    ledger.write("leases/s.json", text.replace(lease.owner.encode(), b"f" * 31 + b"!"))
+    lease.check()
+    assert (ledger.read_json("leases/s.json") or {})["owner"] == lease.owner
+
+
 def test_a_flipped_bit_in_a_lease_neither_stops_its_driver_nor_lets_another_one_in(
     ledger: Ledger, without_locks: None
 ) -> None:
@@ -550,6 +558,7 @@ def test_an_answer_of_s3_that_is_lost_costs_no_lease(bucket: str) -> None:
 
     lease.file._put = lossy  # type: ignore[attr-defined]
     lease.take()
+    lease.host.sleep(BEAT)
     lease.renew()
     lease.check()
     assert losses == 0

@@ -244,6 +244,18 @@ def test_a_flipped_bit_in_a_note_is_found_or_changes_nothing(ledger: Ledger, nam
     assert unseen < 60
 
 
+def test_a_damaged_note_is_named_once(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    for name in NOTES:
+        assert ledger.read_json(name) is None  # there is none
+        ledger.write_note(name, NOTES[name])
+        ledger.read_json(name)
+        assert caplog.messages == []
+        Path(ledger.path(name)).write_text((ledger.read(name) or b"").decode().replace('"check": "', '"check": "0'))
+        assert [ledger.read_json(name), ledger.read_json(name)] == [None, None]
+        assert caplog.messages == [f"{ledger.root}/{name} is damaged and counts as missing"]
+        caplog.clear()
+
+
 def test_a_note_without_a_checksum_is_read_as_it_is(ledger: Ledger) -> None:
     ledger.write_json("plans/s.json", {"cells": []})
     assert ledger.read_json("plans/s.json") == {"cells": []}
