@@ -122,8 +122,10 @@ def readers(ledger: Ledger, folder: Path) -> dict[str, Callable[[], str]]:
         # Of a copy: what MLflow has is noted on the ledger.
         shutil.copytree(ledger.root, folder / "copy" / "ledger")
         copy = Ledger(str(folder / "copy" / "ledger"))
-        shutil.copy(folder.parent / "empty.db", folder / "mlflow.db")
-        store = Store(f"sqlite:///{folder}/mlflow.db", title, str(folder / "artifacts"))
+        # Under a name of its own: MLflow keeps the connection to a store that it has opened.
+        database = folder / f"{time.monotonic_ns()}.db"
+        shutil.copy(folder.parent / "empty.db", database)
+        store = Store(f"sqlite:///{database}", title, str(folder / "artifacts"))
         plan = current_plan(copy, title)
         runs = MlflowRuns(store, copy, plan.sweep)
         trials = [status.trial for status in plan.statuses if status.result is not None]

@@ -751,7 +751,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "and False"),
         ("if note and note.get(\"sweep\") != sweep and _drives(drivers, note):",
          "if note and _drives(drivers, note):"),
-        ("return tag is not None or _parsed(file.read()) == json.loads(text)",
+        ("return tag is not None or _parsed(file.read()) == mine",
          "return True"),
         ("    finally:\n        file.close()\n",
          "    finally:\n        pass\n"),
