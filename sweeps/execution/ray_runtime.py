@@ -63,6 +63,7 @@ SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  
 SOCKET_BYTES = 107  # that the name of a socket may have
 SHARED_MEMORY = "/dev/shm"
 LEAST_SHARED_MEMORY = 75 << 20  # bytes: the smallest store of objects that Ray starts
+TOKEN = "copy the cluster's ~/.ray/auth_token to this machine and set RAY_AUTH_MODE=token"
 LIVENESS_POLL = 2.0  # seconds between two looks at Ray's processes while tasks run
 
 
@@ -102,11 +103,12 @@ def _join(address: str, **options: Any) -> None:
         ray.init(address, **options)
     except AuthenticationError:
         raise ValueError(
-            f"the Ray cluster at {address} asks for a token that this machine does not have: copy the cluster's "
-            f"~/.ray/auth_token to {os.path.expanduser('~/.ray/auth_token')} and set RAY_AUTH_MODE=token"
+            f"the Ray cluster at {address} asks for a token that this machine does not have: {TOKEN}"
         ) from None
     except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
+        # Something answers there, or check_answers would have raised: Ray says of a wrong token no more than this.
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no Ray cluster answers at {address}: {reason}; if it asks for a token, {TOKEN}") from None
 
 
 def check_temporary_folder() -> None:

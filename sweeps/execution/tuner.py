@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import tempfile
@@ -502,6 +503,18 @@ def _name(trial: TuneTrial) -> str:
     return str(trial.config.get("key", trial.trial_id))
 
 
+def _last_error(trial: TuneTrial) -> object:
+    """Return the error that ended a trial's last run; None where Tune has kept none.
+
+    Tune's own reader looks for its file in the folder of results, to which it has not been copied yet.
+    """
+    path = trial.pickled_error_file
+    if not path or not os.path.exists(path):
+        return None
+    with open(path, "rb") as file:
+        return pickle.load(file)
+
+
 class StartCallback(tune.Callback):  # type: ignore[misc]
     """Callback that tells the searcher when a trial gets its machine; Tune itself tells it only of results.
 
@@ -518,7 +531,7 @@ class StartCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_recover(self, trial: TuneTrial, **_: object) -> None:
         """Tell it of a trial whose process has died."""
-        if isinstance(trial.get_pickled_error(), RayActorError):
+        if isinstance(_last_error(trial), RayActorError):
             self.searcher.worker_died(trial.trial_id)
 
     def on_trial_start(self, trial: TuneTrial, **_: object) -> None:

@@ -71,8 +71,9 @@ def failure_table(survey: SweepResults) -> Table | None:
         tries = survey.attempts.get(run.key, ())
         events = [*(str(event) for event in (run.result or {}).get("events", ())), *map(_error, tries)]
         state = ending_word(run.result) if run.result else run.state
-        last = _error({"error": run.why}) if run.why and run.state == "failed" else (events or [run.why])[-1]
-        if events or state in ("failed", "diverged", "dead", "skipped"):
+        named = run.why and run.state in ("failed", "done")  # a failure, or a damaged file of an analysis
+        last = _error({"error": run.why}) if named else (events or [run.why])[-1]
+        if events or named or state in ("failed", "diverged", "dead", "skipped"):
             rows.append((
                 Entry(run.trial.cell.label, cell=run.trial.cell.key),
                 Entry(run.trial.label, runs=(run,)),

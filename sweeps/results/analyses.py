@@ -22,13 +22,38 @@ def default_summaries(ledger: Ledger, key: str) -> dict[str, Json]:
     return {job: note for job, note in summaries.items() if note is not None}
 
 
+def damaged_analysis(ledger: Ledger, key: str) -> str:
+    """Return which file of a trial's analyses is not what the job wrote, empty for none."""
+    folder = f"trials/{key}/analysis"
+    notes = ((job, _written(ledger, f"{folder}/{job}", job)) for job in ledger.folders(folder))
+    sentences = (damaged_file(ledger, f"{folder}/{job}", note) for job, note in notes if note is not None)
+    return next(filter(None, sentences), "")
+
+
+def damaged_file(ledger: Ledger, place: str, note: Json) -> str:
+    """Return which file of the analysis in `place` is not what its summary says; older summaries have no digests."""
+    files = note["files"] if isinstance(note["files"], dict) else {}
+    for name, digest in files.items():
+        actual = ledger.sha256(f"{place}/{name}") if digest else digest
+        if actual != digest:
+            what = "missing" if actual is None else "damaged: its SHA-256 is not the one in the summary beside it"
+            return f"{place}/{name} is {what}"
+    return ""
+
+
 def read_summary(ledger: Ledger, folder: str, job: str, request: str = "") -> Json | None:
     """Return the summary of a job, and a request to it, below the folder of a net's analyses.
 
-    None where there is none, it is of another version, damaged, of another place, or names files that no job writes:
-    by these names files are read, packed and sent.
+    None where there is none, it or a file of it is damaged, it is of another version or place, or names files that no
+    job writes: by these names files are read, packed and sent.
     """
     place = f"{folder}/{job}/{request}".rstrip("/")
+    note = _written(ledger, place, job, request)
+    return note if note is not None and not damaged_file(ledger, place, note) else None
+
+
+def _written(ledger: Ledger, place: str, job: str, request: str = "") -> Json | None:
+    """Return the summary in `place`, whatever has become of the files that it lists."""
     note = ledger.read_json(f"{place}/summary.json")
     if note is not None and "check" in note:  # older ones have none
         note = ledger.read_checked(f"{place}/summary.json")

@@ -30,7 +30,7 @@ from sweeps.experiment.plan import (
 )
 from sweeps.experiment.search import study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
-from sweeps.results.analyses import default_summaries
+from sweeps.results.analyses import damaged_analysis, default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
 from sweeps.results.provenance import provenance, shares
 from sweeps.store.foreign import SWEEP_TITLE
@@ -282,6 +282,7 @@ def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
     if result is None:
         return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {})
     analyses = default_summaries(ledger, trial.key)
+    why = why or damaged_analysis(ledger, trial.key)
     measured = [result["metrics"], *(summary["metrics"] for summary in analyses.values())]
     metrics = {name: float(value) for metrics in measured for name, value in metrics.items()}
     # The decisions of folds are read together with their vote.

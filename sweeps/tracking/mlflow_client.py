@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import time
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from sweeps.store.foreign import relative
-from sweeps.store.local_uris import SCHEME, sqlite_file
+from sweeps.store.local_uris import sqlite_file
+from sweeps.tracking.bare_client import client_of
+from sweeps.tracking.sqlite_store import prepare
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 PARENT: Final = "mlflow.parentRunId"
 REVISION: Final = "revision"  # the tag that counts how often a run's numbers have changed
 PATIENCE: Final = 8.0  # seconds in which a store answers the first question
-# Limits of MLflow's client, where the environment sets no others.
-LIMITS: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 def connected(uri: str, tell: Callable[[str], None] = lambda _: None) -> MlflowClient:
@@ -33,39 +32,12 @@ def connected(uri: str, tell: Callable[[str], None] = lambda _: None) -> MlflowC
     """
     file = sqlite_file(uri)
     if file is not None:
-        from sweeps.tracking.sqlite_store import prepare
-
         prepare(file, tell)
     elif urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql"):
         _reach_database(uri)
     client = client_of(uri)
     with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=f"{PATIENCE:.0f}"):
         client.search_experiments(max_results=1)
-    return client
-
-
-def client_of(uri: str) -> MlflowClient:
-    """Return a client of a store, without what MLflow and its migrations log about themselves.
-
-    It sends each request once: whether a request whose answer was lost has been obeyed is seen by a search, while one
-    that is sent again may double a run.
-    """
-    import mlflow
-
-    for name, value in LIMITS.items():
-        os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    file = sqlite_file(uri)
-    client = mlflow.MlflowClient(uri)
-    # MLflow makes a folder of the name that a quoted path has in a URI.
-    named = Path(uri.removeprefix(SCHEME)).parent if file is not None else Path("/")
-    while file is not None and named != file.parent:
-        try:
-            named.rmdir()
-        except OSError:  # it holds something, and so do all above it
-            break
-        named = named.parent
     return client
 
 

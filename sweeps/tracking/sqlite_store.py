@@ -18,6 +18,7 @@ from typing import Final
 from urllib.parse import quote
 
 from sweeps.store.local_uris import sqlite_uri
+from sweeps.tracking.bare_client import client_of
 
 TABLES: Final = "select name from sqlite_master where type = 'table' and name not like 'sqlite~_%' escape '~'"
 REVISIONS: Final = "alembic_version"  # the table that says which version of the tables a database has
@@ -78,8 +79,6 @@ def _move_aside(path: Path) -> Path:
 
 def _make(path: Path) -> None:
     """Make the tables in a file of another name, and link it to its own: the first of two that do so at once stays."""
-    from sweeps.tracking.mlflow_client import client_of
-
     draft = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
     try:
         client_of(sqlite_uri(str(draft))).search_experiments(max_results=1)

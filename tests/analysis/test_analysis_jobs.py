@@ -20,9 +20,11 @@ from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net
 from crelu_models.tables import PAPER
 from data.write import prepare
-from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores
+from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores, sources
+from sweeps.analysis.weights import load
 from sweeps.results import paper
 from sweeps.results.analyses import default_summaries
+from sweeps.store.integrity import noted_damage
 from sweeps.store.ledger import Ledger
 from tests.support.analysis import LARGE, SMALL, TRIALS, fill, folder_of, read_summary, run_job_command
 
@@ -486,3 +488,24 @@ def test_a_download_that_fails_is_one_sentence(ledger: Ledger, tmp_path: Path, m
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=r"could not be downloaded .* --weights FILE --net alexnet"):
         run_job_command("pairing", ledger, "", "--weights", "torchvision:alexnet")
+
+
+def test_every_flipped_bit_of_weights_is_named_and_the_other_runs_go_on(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = TRIALS["CReLU half"]
+    name = f"trials/{trial.key}/weights.safetensors"
+    result = ledger.result(trial.key) or {}
+    ledger.commit(trial.key, result | {"files": result["files"] | {"weights.safetensors": ledger.sha256(name)}})
+    path, source = Path(ledger.path(name)), sources.of_run(ledger, trial.key)
+    whole = path.read_bytes()
+    assert load(source, ledger).weights
+    for place in range(0, len(whole), len(whole) // 20):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=f"{name} is damaged.*--retry-failed trains it anew"):
+            load(source, ledger)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        run_job_command("pairing", ledger, "", "--run", trial.key, "--samples", "1")
+    assert run_job_command("pairing", ledger, "", "--run", TRIALS["Baseline"].key, "--samples", "1") == 0
+    assert "Baseline" in capsys.readouterr().out
+    assert list(noted_damage(ledger)) == [trial.key]

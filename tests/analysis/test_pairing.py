@@ -135,6 +135,9 @@ def test_p_of_the_mean_is_two_sided() -> None:
     assert apart.gap > 0
     assert apart.p == pytest.approx(1 / 200)
     assert apart.below_p == 1
+    opposite = compare(torch.cat([torch.eye(16, 75), -torch.eye(16, 75)]), 199, 0).contrast
+    assert opposite.gap < 0
+    assert opposite.p == pytest.approx(1 / 200)
 
 
 def test_of_random_layers_no_more_than_one_in_twenty_is_rejected() -> None:

@@ -1,6 +1,7 @@
 """What the shared flags make of a sweep: groups of further cells, the search's ways, stale results."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Plan, Protocol, Sweep, current_plan, expand, plan
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS, CROSSED
 from tests.support.sweeps import Made, finish
 
@@ -118,6 +120,41 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
     content = settings.ledger.read(f"results-{sweep.title}.parquet")
     assert content is not None
     assert set(pq.read_table(pa.BufferReader(content)).column("cell").to_pylist()) == {c.label for c in sweep.cells}
+
+
+def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, part, settings = command_line(tmp_path)
+    ledger, (first, *others) = settings.ledger, expand(sweep, {})
+    for trial in (first, *others):
+        finish(ledger, trial, Made({TOP1: 50.0}))
+    digest = ledger.sha256(f"trials/{first.key}/history.json")
+    ledger.commit(first.key, (ledger.result(first.key) or {}) | {"files": {"history.json": digest}})
+    ledger.write("results/.k.json.1.2.part", b"half")
+    os.utime(f"{ledger.root}/results/.k.json.1.2.part", (0, 0))
+    ledger.write(f"checkpoints/{first.key}/00001-00000000.safetensors", b"left by a kill")
+    Path(ledger.path(f"trials/{first.key}/history.json")).write_bytes(b"[]")
+    to_do: list[list[Trial]] = []
+    monkeypatch.setattr(
+        run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
+    )
+    monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
+    monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
+    why = f"trials/{first.key}/history.json is damaged: its SHA-256 is not the one in the trial's result"
+    for _ in range(2):  # seen at the end of the first run, noted for the second
+        assert run.run_sweep(sweep, part, settings) == ExitCode.FAILED
+        shown = capsys.readouterr().out
+        assert f"failed: {first.cell.label} {first.label}: {why}" in shown
+        assert f"{len(others)} of {len(others) + 1} trials are done, 1 failed" in shown
+        assert "--retry-failed" in shown
+    run.dry_run(sweep, part, settings)
+    assert f"{first.cell.label} {first.label}: {why}" in capsys.readouterr().out
+    run.run_sweep(sweep, part, dataclasses.replace(settings, retry_failed=True))
+    assert to_do == [[], [], [first]]
+    # What a kill had left is gone since the first start.
+    assert ledger.folders("checkpoints") == []
+    assert ".k.json.1.2.part" not in os.listdir(f"{ledger.root}/results")
 
 
 def test_table_at_the_end_has_what_was_trained_just_now_and_what_was_not_asked_for(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -12,14 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
-from benchmarks.trivial import at_once
 from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Trial
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig
 from tests.support.trials import runtime_config, trial_of
 
@@ -34,6 +35,13 @@ def session(folder: Path, said: list[str], **more: Any) -> DriverState:
     return DriverState(
         sweep, Ledger(str(folder)), config, TrialResources(), lambda *_: None, "now", {}, say=said.append, **more
     )
+
+
+def commit(trial: Trial, ledger: Ledger) -> Json:
+    """Commit the result of a trial that nothing was trained for."""
+    result: Json = {"key": trial.key, "metrics": {}}
+    ledger.commit(trial.key, result)
+    return result
 
 
 class FakeTuner:
@@ -53,7 +61,7 @@ class FakeTuner:
             raise ray_runtime.RayDiedError(DEATH)
         self.state.epochs += 1
         for trial in self.waiting:
-            at_once(trial, self.state.config, lambda *_: None, lambda: False)
+            commit(trial, self.state.ledger)
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
@@ -128,6 +136,31 @@ def test_the_process_that_died_is_named(
         tuner.StartCallback(None).on_step_begin()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RayActorError(), True),
+        (ActorDiedError(), True),
+        (ActorUnavailableError("gone", None), True),
+        (ValueError("a batch of one"), False),  # on the ledger, and in the table's notes
+        (None, False),
+    ],
+)
+def test_a_worker_that_died_is_named_by_its_trial(tmp_path: Path, error: Exception | None, said: bool) -> None:
+    sentences: list[str] = []
+    searcher = tuner.LedgerSearcher(session(tmp_path, sentences))
+    searcher.suggest("a")
+    callback = tuner.StartCallback(searcher)
+    file = tmp_path / "error.pkl"
+    if error is not None:
+        file.write_bytes(pickle.dumps(error))
+    for name in ("a", "unknown"):
+        callback.on_trial_recover(SimpleNamespace(trial_id=name, pickled_error_file=str(file)))  # type: ignore[arg-type]
+    (trial,) = searcher.running["a"]
+    sentence = f"the worker of {trial.cell.label} {trial.label} died; another goes on from the checkpoint"
+    assert sentences == ([sentence] if said else [])
+
+
 def test_no_ray_at_all_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_runtime.ray._private.worker, "_global_node", None)
     assert ray_runtime.death() == ""
@@ -186,7 +219,7 @@ def kill_raylet_once(trial: Trial, place: RuntimeConfig, report: Any, stop: Any)
         mark.write_text(f"{os.getpid()}")
         os.kill(int(os.environ["RAY_RAYLET_PID"]), 9)
         time.sleep(300)
-    return at_once(trial, place, report, stop)
+    return commit(trial, Ledger(place.ledger))
 
 
 def drive(folder: str) -> None:
@@ -202,10 +235,12 @@ def drive(folder: str) -> None:
 
 
 def test_a_sweep_goes_on_where_the_raylet_was_killed(tmp_path: Path) -> None:
+    # Tokens are asked for everywhere, as by a later Ray's default.
+    tokens = {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
     code = "import sys; from tests.execution.test_ray_death import drive; drive(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300,
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+        cwd=ROOT, env=os.environ | tokens | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said, results, first_lives = json.loads(done.stdout)

@@ -166,6 +166,24 @@ def test_a_cluster_that_wants_a_token_is_named_with_the_remedy(monkeypatch: pyte
         ray_runtime.init_ray("head:6379")
 
 
+@pytest.mark.parametrize("kind", [ConnectionError, RuntimeError])
+def test_a_cluster_that_answers_and_lets_nobody_in_may_want_a_token(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    from sweeps.execution import ray_runtime
+
+    def init(*_: object, **__: object) -> None:
+        raise kind("Failed to connect to Ray cluster at 10.0.0.1:6379\nand more")
+
+    monkeypatch.setattr(ray_runtime, "check_answers", lambda _: None)
+    monkeypatch.setattr(ray_runtime.ray, "init", init)
+    sentence = (
+        r"^no Ray cluster answers at head:6379: Failed to .* 10\.0\.0\.1:6379; if it asks for a token, copy .*=token$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        ray_runtime.init_ray("head:6379")
+
+
 def test_the_address_of_a_cluster_that_has_ended_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     from sweeps.execution import ray_runtime
 

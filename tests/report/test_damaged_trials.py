@@ -14,9 +14,10 @@ from sweeps.experiment.plan import Protocol, Sweep, current_plan, without_damage
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
 from sweeps.report import build, terminal
+from sweeps.results.analyses import SCHEMA
 from sweeps.results.evidence import READ, SweepResults, survey
 from sweeps.store.integrity import noted_damage
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Ledger, checksum
 from tests.support.sweeps import Made, make, scores
 
 TITLE = "cifar_vgg"
@@ -125,6 +126,34 @@ def test_damaged_result_is_named_and_trained_anew(output: Path) -> None:
         status.why for status in current_plan(ledger, TITLE).statuses if status.trial.key != key and status.why
     ] == []
     assert survey(ledger, TITLE).cells[0].vote is not None
+
+
+@pytest.mark.parametrize("name", ["filters.png", "pairs.parquet", "summary.json"])
+def test_damaged_file_of_an_analysis_is_named_and_the_training_stands(output: Path, name: str) -> None:
+    ledger = Ledger(str(output / "ledger"))
+    key = of_phase(survey(ledger, TITLE), "match")
+    home = f"trials/{key}/analysis/pairing"
+    for file in ("filters.png", "pairs.parquet"):
+        ledger.write(f"{home}/{file}", b"content")
+    files = {file: ledger.sha256(f"{home}/{file}") for file in ("filters.png", "pairs.parquet")}
+    summary = {
+        "schema": SCHEMA,
+        "job": "pairing",
+        "rows": [],
+        "metrics": {"pairing/mu": 1.0},
+        "notes": [],
+        "files": files,
+    }
+    ledger.write_json(f"{home}/summary.json", summary | {"check": checksum(summary)})
+    assert list(next(run for run in survey(ledger, TITLE).runs if run.key == key).analyses) == ["pairing"]
+    change(ledger, f"{home}/{name}", lambda content: content.replace(b"1.0", b"1.5").replace(b"content", b"cOntent"))
+    (run,) = (run for run in survey(ledger, TITLE).runs if run.key == key)
+    assert (run.state, run.analyses, "pairing/mu" in run.metrics) == ("done", {}, False)
+    assert run.result is not None
+    assert run.why.startswith("" if name == "summary.json" else f"{home}/{name} is damaged")
+    assert build.run(options(output, to=str(output / "to"))) == 0
+    if name != "summary.json":
+        assert f"{home}/{name} is damaged" in (output / "to" / TITLE / "report.html").read_text()
 
 
 def test_history_that_is_none_stops_no_report_of_results_without_digests(tmp_path: Path) -> None:

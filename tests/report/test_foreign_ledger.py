@@ -19,7 +19,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.results.evidence import survey, titles
 from sweeps.store.ledger import Ledger, checksum
-from sweeps.tracking import mlflow_runs
+from sweeps.tracking import mlflow_client
 from tests.support.sweeps import Made, make
 
 TITLE = "cifar_vgg"
@@ -143,4 +143,4 @@ def test_escape_sequences_of_a_ledger_reach_neither_screen_nor_report(
 def test_nothing_is_written_beside_the_folder_that_goes_to_mlflow(name: str) -> None:
     client: Any = None  # is not reached
     with pytest.raises(ValueError, match="is no name of a file below its folder"):
-        mlflow_runs._log_folder(client, "run", {name: b"owned"})
+        mlflow_client.log_folder(client, "run", {name: b"owned"})

@@ -68,7 +68,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
             result = ledger.result(trial.key)
             assert result is not None
             ledger.write_json(f"tracked/{trial.key}.json", tracked(store, "", result) | {"run": trial.key})
-        build.make(ledger, SWEEP.title, folder / "reports", "")
+        build.make(ledger, SWEEP.title, folder / "reports", store.uri)
     return folder
 
 

@@ -104,6 +104,9 @@ def test_folder_on_another_disk_that_is_not_empty_is_a_disk_that_is_mounted_agai
     Path(copy).rename(out)
     mounted.write("results/l.json", b"{}")
     assert mounted.names("results") == ["k.json", "l.json"]
+    shutil.rmtree(out)  # deleted, not gone with its disk
+    mounted.write("results/m.json", b"{}")
+    assert mounted.names("results") == ["m.json"]
 
 
 def test_folder_that_was_deleted_is_made_again(ledger: Ledger) -> None:

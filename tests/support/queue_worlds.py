@@ -99,8 +99,8 @@ class QueueWorld:
         self.training = Training(draw.randrange(SALTS), draw.choice((1.0, 3.0, 10.0)))
         self.training.trouble = draw.choice((0.0, 0.0, 0.02, 0.08))
         self.training.on_start = self._on_start
-        protocol = draw.choice(PROTOCOLS)
-        self.commands = [self._command(number, protocol) for number in range(draw.choice((1, 2, 2, 2, 3)))]
+        (protocol,) = draw.choices(PROTOCOLS, (1, 3, 1, 3, 2, 2, 1))
+        self.commands = [self._command(number, protocol) for number in range(draw.choice((1, 2, 2, 3)))]
         # What befalls, and how often.
         kinds = {
             "kill a worker": self._kill_worker,
@@ -113,6 +113,8 @@ class QueueWorld:
             "finish a trial": self._finish_trial,
         }
         chosen = draw.sample(sorted(kinds), draw.randrange(len(kinds) + 1))
+        if draw.random() < 0.5 and "finish a trial" not in chosen:
+            chosen.append("finish a trial")
         self.disturbances = {name: kinds[name] for name in chosen}
         self.pace = draw.choice((5.0, 15.0, 40.0))
         self.quiet_after = draw.choice((60.0, 200.0, 500.0)) if chosen or self.training.trouble else 0.0
@@ -120,11 +122,11 @@ class QueueWorld:
     def _command(self, number: int, protocol: Protocol) -> Command:
         """Draw a sweep and how it is trained."""
         draw = self.draw
-        cells = draw.sample(CELLS[: draw.choice((2, 4, 6))], draw.choice((1, 2, 2)))
-        most = draw.choice((1, 2, 3, 4))
+        cells = draw.sample(CELLS[: draw.choice((3, 3, 4, 6))], draw.choice((1, 2, 2, 3)))
+        most = draw.choice((1, 2, 4, 4, 8))
         even, probing = draw.random() < 0.5, draw.random() < 0.3
         keys = frozenset(cell.key for cell in cells)
-        resident = frozenset({DATA} if draw.random() < 0.5 else ())
+        resident = frozenset({DATA} if draw.random() < 0.7 else ())
 
         def packs() -> PackPolicy:
             if probing and not self.training.epochs:
@@ -133,7 +135,7 @@ class QueueWorld:
 
         host, skew = draw.choice((("here", 0.0), ("here", 0.0), ("there", 0.0), ("ahead", 120.0), ("behind", -86400.0)))
         name = f"sweep{number}"
-        return Command(Sweep(name, "demo", tuple(cells), protocol), packs, draw.choice((1, 2, 3)), host, skew)
+        return Command(Sweep(name, "demo", tuple(cells), protocol), packs, draw.choice((1, 2, 3, 4)), host, skew)
 
     # The command ------------------------------------------------------------------------------------------------------
 
@@ -337,16 +339,15 @@ class QueueWorld:
             self.store.failing[process.pid] = self.draw.choice((1, 1, 3))
 
     def _finish_trial(self) -> None:
-        """Commit the result of a trial, as the worker of a driver does that has died since."""
+        """Commit the results of some trials, as the workers of a driver do that has died since."""
         ledger = MemoryLedger()
         results, failed = self._settled()
-        waiting = [trial for command in self.commands for trial in expand(command.sweep, results, failed)
-                   if trial.key not in results]  # fmt: skip
-        trial = self.draw.choice(waiting) if waiting else None
-        result = self.training.result(trial) if trial is not None else None
-        if trial is not None and result is not None:
-            self.processes.log(f"finishes {trial.cell.label} {trial.label}")
-            ledger.commit(trial.key, result)
+        known = [trial for command in self.commands for trial in expand(command.sweep, results, failed)]
+        waiting = list({trial.key: trial for trial in known if trial.key not in results}.values())
+        for trial in self.draw.sample(waiting, min(len(waiting), self.draw.choice((1, 1, 2, 4)))):
+            if (result := self.training.result(trial)) is not None:
+                self.processes.log(f"finishes {trial.cell.label} {trial.label}")
+                ledger.commit(trial.key, result)
 
     # The course of a world --------------------------------------------------------------------------------------------
 
@@ -383,7 +384,7 @@ class QueueWorld:
             for command in self.commands:
                 process = command.process
                 gone = process is None or not process.alive
-                if gone and self.draw.random() < 0.6:
+                if gone and self.draw.random() < 0.4:
                     self._start(command)
                 elif process is not None and process.frozen_until > self.processes.now and self.draw.random() < 0.2:
                     self._take_over(command, process)
@@ -606,7 +607,18 @@ def _pack_whose_first_comes_back(searcher: tuner.LedgerSearcher) -> list[Trial]:
     return [first, *others]
 
 
+def _claim_after_a_look(drivers: Drivers, sweep: str, key: str) -> bool:
+    """Look for a claim, and write another one later."""
+    name = f"claims/{key}.json"
+    note = drivers.ledger.read_json(name)
+    if note and note.get("sweep") != sweep and lease._drives(drivers, note):
+        return False
+    drivers.ledger.write_json(name, {"sweep": sweep} | HOST.this_process())
+    return True
+
+
 PLANTED: dict[str, dict[str, object]] = {
+    "claims": {"sweeps.execution.tuner.claim": _claim_after_a_look},
     "packs": {"sweeps.execution.tuner.LedgerSearcher._next_group": _pack_whose_first_comes_back},
 }
 

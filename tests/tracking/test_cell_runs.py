@@ -169,7 +169,7 @@ def test_a_trial_trained_anew_leaves_no_note_of_the_earlier_one(store: Store, le
     train(MlflowRuns(store, ledger, PLACEMENT), [trial], (40.0,), finished_ms=START + 60_000)  # by chance the same
     run = cell_run(MlflowRuns(store, ledger, PLACEMENT))
     assert VOTE not in run.data.metrics
-    assert "1 of the 1 trainings" in run.data.tags[NOTE]
+    assert "1 of 1 training planned" in run.data.tags[NOTE]
 
 
 def test_a_forgotten_trial_shows_no_last_numbers_while_it_trains(store: Store, ledger: Ledger) -> None:

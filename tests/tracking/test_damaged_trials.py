@@ -38,6 +38,7 @@ def test_damaged_trial_is_marked_and_the_others_are_sent(store: Store, ledger: L
     assert {found[TRIALS[seed].key].info.status for seed in (0, 2)} == {"FINISHED"}
     assert (cell.data.metrics[AVERAGE], cell.data.metrics["agg/test_top1_err_n"]) == (20.0, 2.0)
     assert not is_tracked(ledger, store, SWEEP.title, ledger.result(TRIALS[1].key) or {})
+    assert TRIALS[1].key not in projection.outdated({trial.key: (trial, "KILLED") for trial in TRIALS})
     # Whole again, it is sent as any other.
     path.write_bytes(whole)
     assert hashlib.sha256(whole).hexdigest() == ledger.sha256(f"trials/{TRIALS[1].key}/{name}")

@@ -118,7 +118,7 @@ def test_a_store_that_is_not_made_to_its_end_leaves_nothing(tmp_path: Path, monk
             file.write_bytes(b"half a store")
             raise error
 
-        monkeypatch.setattr("sweeps.tracking.mlflow_client.client_of", failing)
+        monkeypatch.setattr("sweeps.tracking.sqlite_store.client_of", failing)
         with pytest.raises(type(error)):
             prepare(tmp_path / "mlflow.db", pytest.fail)
         assert list(tmp_path.iterdir()) == []

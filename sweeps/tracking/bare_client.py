@@ -1,0 +1,41 @@
+"""Client of MLflow for an address, at which anything may answer or nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sweeps.store.local_uris import SCHEME, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Limits of MLflow's client, where the environment sets no others.
+LIMITS: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+
+def client_of(uri: str) -> MlflowClient:
+    """Return a client of a store, without what MLflow and its migrations log about themselves.
+
+    It sends each request once: whether a request whose answer was lost has been obeyed is seen by a search, while one
+    that is sent again may double a run.
+    """
+    import mlflow
+
+    for name, value in LIMITS.items():
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    file = sqlite_file(uri)
+    client = mlflow.MlflowClient(uri)
+    # MLflow makes a folder of the name that a quoted path has in a URI.
+    named = Path(uri.removeprefix(SCHEME)).parent if file is not None else Path("/")
+    while file is not None and named != file.parent:
+        try:
+            named.rmdir()
+        except OSError:  # it holds something, and so do all above it
+            break
+        named = named.parent
+    return client
