@@ -85,9 +85,9 @@ def made(folder: Path) -> Ledger:
     for step in (1, 2):
         tensors = {"a": torch.arange(64.0) * step}
         checkpoint.save(ledger, UNFINISHED, 1, step, Checkpoint(tensors, {"step": step}))
-    ledger.write_json("packs/made.json", {"left": [UNFINISHED]})
+    ledger.write_note("packs/made.json", {"left": [UNFINISHED]})
     if not ledger.names("forecasts"):
-        ledger.write_json(f"forecasts/{title}-made.json", {"seconds": 1.0, "actual": 2.0})
+        ledger.write_note(f"forecasts/{title}-made.json", {"seconds": 1.0, "actual": 2.0})
     _empty_store(folder / "empty.db")
     return ledger
 
@@ -161,7 +161,11 @@ def readers(ledger: Ledger, folder: Path) -> dict[str, Callable[[], str]]:
 
 
 def _stable(tags: dict[str, str]) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in tags.items() if not name.startswith("mlflow.") and "time" not in name]
+    return [
+        (name, value)
+        for name, value in tags.items()
+        if not name.startswith("mlflow.") and "time" not in name and "ledger" not in name
+    ]
 
 
 def said(ledger: Ledger, folder: Path) -> tuple[Said, str]:
