@@ -85,9 +85,9 @@ def made(folder: Path) -> Ledger:
     for step in (1, 2):
         tensors = {"a": torch.arange(64.0) * step}
         checkpoint.save(ledger, UNFINISHED, 1, step, Checkpoint(tensors, {"step": step}))
-    ledger.write_json("packs/made.json", {"left": [UNFINISHED]})
+    ledger.write_note("packs/made.json", {"left": [UNFINISHED]})
     if not ledger.names("forecasts"):
-        ledger.write_json(f"forecasts/{title}-made.json", {"seconds": 1.0, "actual": 2.0})
+        ledger.write_note(f"forecasts/{title}-made.json", {"seconds": 1.0, "actual": 2.0})
     _empty_store(folder / "empty.db")
     return ledger
 
@@ -122,8 +122,10 @@ def readers(ledger: Ledger, folder: Path) -> dict[str, Callable[[], str]]:
         # Of a copy: what MLflow has is noted on the ledger.
         shutil.copytree(ledger.root, folder / "copy" / "ledger")
         copy = Ledger(str(folder / "copy" / "ledger"))
-        shutil.copy(folder.parent / "empty.db", folder / "mlflow.db")
-        store = Store(f"sqlite:///{folder}/mlflow.db", title, str(folder / "artifacts"))
+        # Under a name of its own: MLflow keeps the connection to a store that it has opened.
+        database = folder / f"{time.monotonic_ns()}.db"
+        shutil.copy(folder.parent / "empty.db", database)
+        store = Store(f"sqlite:///{database}", title, str(folder / "artifacts"))
         plan = current_plan(copy, title)
         runs = MlflowRuns(store, copy, plan.sweep)
         trials = [status.trial for status in plan.statuses if status.result is not None]
@@ -159,7 +161,11 @@ def readers(ledger: Ledger, folder: Path) -> dict[str, Callable[[], str]]:
 
 
 def _stable(tags: dict[str, str]) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in tags.items() if not name.startswith("mlflow.") and "time" not in name]
+    return [
+        (name, value)
+        for name, value in tags.items()
+        if not name.startswith("mlflow.") and "time" not in name and "ledger" not in name
+    ]
 
 
 def said(ledger: Ledger, folder: Path) -> tuple[Said, str]:
