@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class _FencedClient:
         if not callable(value) or name.startswith(READS):
             return value
 
+        @wraps(value)
         def call(*arguments: object, **words: object) -> object:
             self._guard()
             return value(*arguments, **words)

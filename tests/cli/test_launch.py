@@ -160,6 +160,7 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
 def test_table_at_the_end_has_what_was_trained_just_now_and_what_was_not_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
     sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*")
     two_seeds = dataclasses.replace(sweep, protocol=dataclasses.replace(sweep.protocol, seeds=2))
     (now,) = expand(part, {})

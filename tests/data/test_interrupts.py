@@ -126,6 +126,7 @@ def test_signals_that_python_does_not_handle_do_what_they_did(
     script = (
         "import os, signal\nfrom data.interrupts import deferred_interrupts\n"
         f"signal.signal(signal.SIGTERM, signal.Handlers({int(handler)}))\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
         "with deferred_interrupts():\n"
         f"    for number in {[int(number) for number in signals]}:\n        os.kill(os.getpid(), number)\n"
         "    print('done', flush=True)\n"
