@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import sqlite3
 import tarfile
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.ops import mlflow_backup
-from sweeps.ops.mlflow_backup import ARTIFACTS, DATABASE, MANIFEST
+from sweeps.ops.mlflow_backup import ARTIFACTS, DATABASE, MANIFEST, USERS
 
 
 def member(
@@ -57,6 +58,49 @@ def test_whole_backup_is_restored(tmp_path: Path) -> None:
     source = written(tmp_path / "a.tar", member(f"{ARTIFACTS}/0/model one.txt", b"weights"))
     restored(source, tmp_path / "target")
     assert (tmp_path / "target/mlartifacts/0/model one.txt").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("before", ["mlartifacts", "mlflow-users.db", "mlflow.db"])
+def test_restore_that_was_killed_is_ended_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    source = written(tmp_path / "a.tar", member(USERS, b"names"), member(f"{ARTIFACTS}/0/a.txt", b"a"))
+    restored(source, tmp_path / "calm")
+    replace = os.replace
+
+    def dying(path: Path, to: Path) -> None:
+        if Path(to).name == before:
+            raise KeyboardInterrupt
+        replace(path, to)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", dying)
+        restored(source, tmp_path / "target")
+    restored(source, tmp_path / "target")
+    for name in ("mlartifacts/0/a.txt", "mlflow-users.db", "mlflow.db"):
+        assert (tmp_path / "target" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+    assert (tmp_path / "target/mlflow-users.db").stat().st_mode & 0o777 == 0o600
+
+
+OTHERS = {
+    "other content": ("mlartifacts/0/a.txt", b"b"),
+    "a file more": ("mlartifacts/0/b.txt", b"a"),
+    "other users": ("mlflow-users.db", b"others"),
+    "a database": ("mlflow.db", b""),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_restore_touches_nothing_where_something_else_is(tmp_path: Path, kind: str) -> None:
+    source = written(tmp_path / "a.tar", member(USERS, b"names"), member(f"{ARTIFACTS}/0/a.txt", b"a"))
+    name, content = OTHERS[kind]
+    path = tmp_path / "target" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is there already: a backup is restored to where nothing is"):
+        restored(source, tmp_path / "target")
+    assert [each for each in (tmp_path / "target").rglob("*") if each.is_file()] == [path]
+    assert path.read_bytes() == content
 
 
 HOSTILE: dict[str, tuple[Callable[[], tuple[tarfile.TarInfo, bytes]], str]] = {
