@@ -187,9 +187,9 @@ def last_line(words: str) -> str:
 class Bench:
     """One part under faults, in a scratch folder."""
 
-    def __init__(self, part: Part, shim: Shim, scratch: Path) -> None:
+    def __init__(self, part: Part, shim: Shim, scratch: Path, verbose: bool = False) -> None:
         """Run the command once undisturbed."""
-        self.part, self.shim, self.scratch = part, shim, scratch
+        self.part, self.shim, self.scratch, self.verbose = part, shim, scratch, verbose
         self.folder = scratch / "world"
         self.log = scratch / "words.log"
         self.fresh()
@@ -239,6 +239,8 @@ class Bench:
         if why := self._untrue(code, words):
             tally.untrue += 1
             tally.lines.append(f"UNTRUE {where}: exit {code}: {why}")
+            if self.verbose:
+                tally.lines.append(words)
         # What the same command makes of it.
         again = self.run()
         if again and not (self.part.once and self.said() == self.wanted):
@@ -600,6 +602,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, metavar="N", help="begin at this call (default 1)")
     parser.add_argument("--minutes", type=float, default=1e6, metavar="M", help="stop each part then")
     parser.add_argument("--calls", action="store_true", help="only list the calls")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print all words of untrue messages")
     options = parser.parse_args()
     if SHIM not in os.environ:
         return _loaded()
@@ -609,7 +612,7 @@ def main() -> int:
     for name in options.part:
         with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
             for part in PARTS[name](Path(scratch)):
-                bench = Bench(part, shim, Path(scratch))
+                bench = Bench(part, shim, Path(scratch), options.verbose)
                 print(f"{part.name}: {len(bench.calls)} calls, {bench.seconds:.1f} s undisturbed", flush=True)
                 if options.calls:
                     print("\n".join(f"{number} {call}" for number, call in enumerate(bench.calls, 1)))

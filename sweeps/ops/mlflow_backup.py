@@ -17,7 +17,8 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -82,10 +83,12 @@ def password_hash(users: Path, name: str) -> str | None:
 def write(target: str, store: str, artifacts: str, users: Path) -> str:
     """Back up a store, which may be in use, to a file or URI; return a sentence. ValueError where there is none."""
     if "://" not in target:
-        return _write_file(Path(target).expanduser().absolute(), store, artifacts, users)
+        with _sentences():
+            return _write_file(Path(target).expanduser().absolute(), store, artifacts, users)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "backup.tar")
-        sentence = _write_file(copy, store, artifacts, users)
+        with _sentences():
+            sentence = _write_file(copy, store, artifacts, users)
         system, remote_path = open_filesystem(target)
         with copy.open("rb") as file, system.open_output_stream(remote_path) as stream:
             shutil.copyfileobj(file, stream, CHUNK)
@@ -116,6 +119,15 @@ def _write_file(path: Path, store: str, artifacts: str, users: Path) -> str:
     where = f"{count} artifacts" if files.artifacts else f"no artifacts: they stay in {artifacts}"
     whose = ", its users" if USERS in members else ""
     return f"{path}: the database{whose} and {where}, {path.stat().st_size:,} bytes"
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Raise SQLite's errors, of a disk that fails or is full and of a damaged file, as OSError with a sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OSError(f"SQLite cannot read or write the database: {error}") from None
 
 
 def _dump_database(files: StoreFiles, copy: Path) -> Path:
@@ -199,7 +211,8 @@ def restore(source: str, store: str, artifacts: str, users: Path) -> str:
         to_move = [(unpacked / name, target) for name, target in targets
                    if target is not None and not _is_restored(unpacked / name, target)]  # fmt: skip
         if files.sqlite:
-            _move_artifact_folder(unpacked / DATABASE, manifest["artifacts"], artifacts)
+            with _sentences():
+                _move_artifact_folder(unpacked / DATABASE, manifest["artifacts"], artifacts)
         else:
             # In one transaction: where a table of these names exists nothing is restored.
             _run_postgres("pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges",

@@ -33,13 +33,20 @@ def sparse() -> tuple[tarfile.TarInfo, bytes]:
     return entry, content
 
 
-def written(path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:") -> Path:
-    """Write a backup of a small store with further members, which its list names too."""
-    base = path.parent / "base.db"
-    with sqlite3.connect(base) as database:
+def small_store(path: Path) -> bytes:
+    """Return a database with the two tables that a restore changes."""
+    with sqlite3.connect(path) as database:
         database.execute("create table if not exists experiments (artifact_location)")
         database.execute("create table if not exists runs (artifact_uri)")
-    entries = [member(DATABASE, base.read_bytes()), *members]
+    return path.read_bytes()
+
+
+def written(
+    path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:", base: bytes | None = None
+) -> Path:
+    """Write a backup of a small store with further members, which its list names too."""
+    content = small_store(path.parent / "base.db") if base is None else base
+    entries = [member(DATABASE, content), *members]
     sums = {entry.name: hashlib.sha256(content).hexdigest() for entry, content in entries}
     manifest = {"kind": "sqlite", "artifacts": "/a", "mlflow": "3", "made": 0.0, "sums": sums}
     with tarfile.open(path, mode, format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
@@ -80,6 +87,31 @@ def test_restore_that_was_killed_is_ended_by_the_same_command(
     for name in ("mlartifacts/0/a.txt", "mlflow-users.db", "mlflow.db"):
         assert (tmp_path / "target" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
     assert (tmp_path / "target/mlflow-users.db").stat().st_mode & 0o777 == 0o600
+
+
+UNREADABLE = {
+    "no database": b"no database at all, but long enough to be one" * 50,
+    "damaged": b"SQLite format 3\0" + b"\xff" * 4080,
+    "other tables": b"",
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_error_of_sqlite_is_a_sentence_at_restore(tmp_path: Path, kind: str) -> None:
+    source = written(tmp_path / "a.tar", base=UNREADABLE[kind])
+    with pytest.raises(OSError, match="SQLite cannot read or write the database: "):
+        restored(source, tmp_path / "target")
+    assert not list((tmp_path / "target").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["no database", "damaged"])
+def test_error_of_sqlite_is_a_sentence_at_backup(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "mlflow.db").write_bytes(UNREADABLE[kind])
+    with pytest.raises(OSError, match="SQLite cannot read or write the database: "):
+        mlflow_backup.write(
+            str(tmp_path / "a.tar"), f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "none"), tmp_path / "users.db"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 OTHERS = {
