@@ -15,8 +15,9 @@ loss. A message is untrue where a command that was not killed says nothing, show
 having done its work.
 
 The parts: a trial by `run_trial`; the driver of a finished sweep, which sends the runs to MLflow and writes table and
-report, without Ray, with an empty store (driver) or one that it makes (store); backup and restore of an MLflow store; `data prepare` by both writers. Pauses between
-two tries are shortened. The faults come from faults_shim.c, which needs gcc and Linux.
+report, without Ray, with an empty store (driver) or one that it makes (store); backup and restore of an MLflow store;
+`data prepare` by both writers. Pauses between two tries are shortened. The faults come from faults_shim.c, which needs
+gcc and Linux.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from sweeps.cli.options import ExitCode
+    from sweeps.cli.settings import Settings
+    from sweeps.experiment.plan import Plan
 
 SHIM: Final = "CRELU_FAULTS_SHIM"  # the variable that names the compiled shim in the process that it is loaded into
 NONE, KILL, TORN, FAIL, FAIL_ON = range(5)  # as in faults_shim.c
@@ -458,8 +464,10 @@ def backup_part(base: Path) -> Part:
         members["list.json"] = str(json.loads(contents["list.json"])["sums"])
         return members | {f"store/{name}": digest for name, digest in digests(store).items()}
 
-    return Part("backup", lambda _: None,
-                lambda folder: serve("--backup", str(folder / "backup.tar"), "--output", str(store)), outcome)  # fmt: skip
+    def command(folder: Path) -> int:
+        return serve("--backup", str(folder / "backup.tar"), "--output", str(store))
+
+    return Part("backup", lambda _: None, command, outcome)
 
 
 def restore_part(base: Path) -> Part:
@@ -477,9 +485,10 @@ def restore_part(base: Path) -> Part:
         mode = (folder / "out/mlflow-users.db").stat().st_mode & 0o777
         return digests(folder) | {"mode": f"{mode:o}"}
 
-    return Part("restore", lambda _: None,
-                lambda folder: serve("--restore", str(source), "--output", str(folder / "out")), outcome,
-                once=True)  # fmt: skip
+    def command(folder: Path) -> int:
+        return serve("--restore", str(source), "--output", str(folder / "out"))
+
+    return Part("restore", lambda _: None, command, outcome, once=True)
 
 
 # Driver -------------------------------------------------------------------------------------------------------------
@@ -531,13 +540,17 @@ def driver_part(base: Path, has_store: bool) -> Part:
         ledger = {name: digest for name, digest in digests(out / "ledger").items()
                   if name.startswith(("results/", "trials/", "attempts/"))}  # fmt: skip
         notes = {f"note {name}": "" for name in files(out / "ledger/tracked")}
-        written = {f"written {name}": "" for name in files(out) if not name.startswith(("ledger/", "mlflow.db", "mlart"))}
+        elsewhere = ("ledger/", "mlflow.db", "mlartifacts/")
+        written = {f"written {name}": "" for name in files(out) if not name.startswith(elsewhere)}
         return ledger | notes | written | shown(out / "mlflow.db")
 
-    return Part("driver" if has_store else "driver, new store", lambda folder: shutil.copytree(finished, folder, dirs_exist_ok=True) and None, command, outcome)
+    def lay(folder: Path) -> None:
+        shutil.copytree(finished, folder, dirs_exist_ok=True)
+
+    return Part("driver" if has_store else "driver, new store", lay, command, outcome)
 
 
-def train_here(today, settings, *_):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN201
+def train_here(today: Plan, settings: Settings, *_: object) -> ExitCode:
     """Train what a plan lacks in this process, in place of Ray's workers."""
     from sweeps.cli.options import ExitCode
     from sweeps.experiment.plan import plan
@@ -583,7 +596,7 @@ PARTS: Final[dict[str, Callable[[Path], list[Part]]]] = {
 def compiled(folder: Path) -> Path:
     """Return the compiled shim; ValueError where there is no gcc, or it does not compile it."""
     if shutil.which("gcc") is None:
-        raise ValueError("no gcc on this machine, which compiles the library that makes calls fail: apt-get install gcc")
+        raise ValueError("there is no gcc, which compiles the library that makes calls fail: apt-get install gcc")
     target = folder / "faults_shim.so"
     source = Path(__file__).with_name("faults_shim.c")
     done = subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", str(target), str(source), "-ldl"],
@@ -620,8 +633,9 @@ def main() -> int:
                 limit = time.monotonic() + 60 * options.minutes
                 for mode, tally in run(bench, options.modes, options.every, options.first, limit):
                     bad += tally.losses + tally.untrue
-                    rows.append(f"| {part.name} | {len(bench.calls)} | {mode} | {tally.faults} | {tally.killed} | "
-                                f"{tally.told} | {tally.finished} | {tally.leftovers} | {tally.losses} | {tally.untrue} |")  # fmt: skip
+                    counts = (tally.faults, tally.killed, tally.told, tally.finished, tally.leftovers, tally.losses,
+                              tally.untrue)  # fmt: skip
+                    rows.append(f"| {part.name} | {len(bench.calls)} | {mode} | {' | '.join(map(str, counts))} |")
     print("| part | calls | mode | faults | killed | told | finished all the same | left behind | losses | untrue |")
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|", *rows, sep="\n")
     return bool(bad)

@@ -41,9 +41,7 @@ def small_store(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def written(
-    path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:", base: bytes | None = None
-) -> Path:
+def written(path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:", base: bytes | None = None) -> Path:
     """Write a backup of a small store with further members, which its list names too."""
     content = small_store(path.parent / "base.db") if base is None else base
     entries = [member(DATABASE, content), *members]
@@ -80,9 +78,10 @@ def test_restore_that_was_killed_is_ended_by_the_same_command(
             raise KeyboardInterrupt
         replace(path, to)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(os, "replace", dying)
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
         restored(source, tmp_path / "target")
+    monkeypatch.undo()
     restored(source, tmp_path / "target")
     for name in ("mlartifacts/0/a.txt", "mlflow-users.db", "mlflow.db"):
         assert (tmp_path / "target" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
