@@ -17,7 +17,8 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -82,10 +83,12 @@ def password_hash(users: Path, name: str) -> str | None:
 def write(target: str, store: str, artifacts: str, users: Path) -> str:
     """Back up a store, which may be in use, to a file or URI; return a sentence. ValueError where there is none."""
     if "://" not in target:
-        return _write_file(Path(target).expanduser().absolute(), store, artifacts, users)
+        with _sentences():
+            return _write_file(Path(target).expanduser().absolute(), store, artifacts, users)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "backup.tar")
-        sentence = _write_file(copy, store, artifacts, users)
+        with _sentences():
+            sentence = _write_file(copy, store, artifacts, users)
         system, remote_path = open_filesystem(target)
         with copy.open("rb") as file, system.open_output_stream(remote_path) as stream:
             shutil.copyfileobj(file, stream, CHUNK)
@@ -116,6 +119,15 @@ def _write_file(path: Path, store: str, artifacts: str, users: Path) -> str:
     where = f"{count} artifacts" if files.artifacts else f"no artifacts: they stay in {artifacts}"
     whose = ", its users" if USERS in members else ""
     return f"{path}: the database{whose} and {where}, {path.stat().st_size:,} bytes"
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Raise SQLite's errors, of a disk that fails or is full and of a damaged file, as OSError with a sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OSError(f"SQLite cannot read or write the database: {error}") from None
 
 
 def _dump_database(files: StoreFiles, copy: Path) -> Path:
@@ -181,38 +193,66 @@ def restore(source: str, store: str, artifacts: str, users: Path) -> str:
     """Restore a backup to an empty place, and return a sentence.
 
     ValueError, with nothing written, where the place is not empty or the backup is incomplete. Experiments that name
-    the old folder of artifacts name the new one afterwards.
+    the old folder of artifacts name the new one afterwards. The database comes last: without it a restore was
+    interrupted, and the same command ends it.
     """
     files = store_files(store, artifacts, users)
-    _check_empty(files)
+    if files.sqlite is not None and files.sqlite.exists():
+        raise _occupied(files.sqlite)
     users.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=users.parent, prefix=".restore-") as folder:
         unpacked = Path(folder)
         manifest = _unpack(_fetch(source, unpacked), unpacked)
         if manifest["kind"] != files.kind:
             raise ValueError(f"{source} holds a {manifest['kind']} database: say by --store where one is to be")
+        if (unpacked / USERS).exists():
+            (unpacked / USERS).chmod(0o600)
+        targets = ((ARTIFACTS, files.artifacts), (USERS, users), (DATABASE, files.sqlite))
+        to_move = [(unpacked / name, target) for name, target in targets
+                   if target is not None and not _is_restored(unpacked / name, target)]  # fmt: skip
         if files.sqlite:
-            _move_artifact_folder(unpacked / DATABASE, manifest["artifacts"], artifacts)
+            with _sentences():
+                _move_artifact_folder(unpacked / DATABASE, manifest["artifacts"], artifacts)
         else:
             # In one transaction: where a table of these names exists nothing is restored.
             _run_postgres("pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges",
                           f"--dbname={files.uri}", str(unpacked / DATABASE))  # fmt: skip
-        for name, target in ((ARTIFACTS, files.artifacts), (USERS, users), (DATABASE, files.sqlite)):
-            if target is not None and (unpacked / name).exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if target.is_dir():
-                    target.rmdir()
-                shutil.move(unpacked / name, target)
-    if users.exists():
-        users.chmod(0o600)
+        for part, target in to_move:
+            if part.exists():
+                _move(part, target)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest["made"]))
     return f"{source}: restored as of {when} to {store}"
 
 
-def _check_empty(files: StoreFiles) -> None:
-    for path in (files.sqlite, files.users, files.artifacts):
-        if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise ValueError(f"{path} is there already: a backup is restored to where nothing is")
+def _occupied(path: Path) -> ValueError:
+    return ValueError(f"{path} is there already: a backup is restored to where nothing is")
+
+
+def _is_restored(part: Path, target: Path) -> bool:
+    """Return whether an interrupted restore has put a part in its place; ValueError where something else is there."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    if not part.exists() or _sums(part) != _sums(target):
+        raise _occupied(target)
+    return True
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """Return the checksums of a file, or of all files below a folder, by their names there."""
+    paths = [path] if path.is_file() else [each for each in path.rglob("*") if not each.is_dir()]
+    return {str(each.relative_to(path)): _checksum(each) for each in paths}
+
+
+def _move(part: Path, target: Path) -> None:
+    """Give a part its place at once, also where that is on another disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    copy = target.with_name(f".{target.name}.partial")
+    if copy.is_dir():
+        shutil.rmtree(copy)
+    shutil.move(part, copy)
+    if target.is_dir():
+        target.rmdir()
+    os.replace(copy, target)
 
 
 def _fetch(source: str, folder: Path) -> Path:

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 # Limits of MLflow's client, where the environment sets no others.
 LIMITS: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+# What libraries may log. A traceback of an error of the database that they also raise says nothing more.
+LEVELS: Final = {
+    "alembic": logging.ERROR,
+    "mlflow": logging.ERROR,
+    "mlflow.store.db.utils": logging.CRITICAL,
+    "sqlalchemy.pool": logging.CRITICAL,
+}
 
 
 def client_of(uri: str) -> MlflowClient:
@@ -26,8 +33,8 @@ def client_of(uri: str) -> MlflowClient:
 
     for name, value in LIMITS.items():
         os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, level in LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     file = sqlite_file(uri)
     client = mlflow.MlflowClient(uri)
     # MLflow makes a folder of the name that a quoted path has in a URI.

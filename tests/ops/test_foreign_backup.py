@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import sqlite3
 import tarfile
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.ops import mlflow_backup
-from sweeps.ops.mlflow_backup import ARTIFACTS, DATABASE, MANIFEST
+from sweeps.ops.mlflow_backup import ARTIFACTS, DATABASE, MANIFEST, USERS
 
 
 def member(
@@ -32,13 +33,18 @@ def sparse() -> tuple[tarfile.TarInfo, bytes]:
     return entry, content
 
 
-def written(path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:") -> Path:
-    """Write a backup of a small store with further members, which its list names too."""
-    base = path.parent / "base.db"
-    with sqlite3.connect(base) as database:
+def small_store(path: Path) -> bytes:
+    """Return a database with the two tables that a restore changes."""
+    with sqlite3.connect(path) as database:
         database.execute("create table if not exists experiments (artifact_location)")
         database.execute("create table if not exists runs (artifact_uri)")
-    entries = [member(DATABASE, base.read_bytes()), *members]
+    return path.read_bytes()
+
+
+def written(path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:", base: bytes | None = None) -> Path:
+    """Write a backup of a small store with further members, which its list names too."""
+    content = small_store(path.parent / "base.db") if base is None else base
+    entries = [member(DATABASE, content), *members]
     sums = {entry.name: hashlib.sha256(content).hexdigest() for entry, content in entries}
     manifest = {"kind": "sqlite", "artifacts": "/a", "mlflow": "3", "made": 0.0, "sums": sums}
     with tarfile.open(path, mode, format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
@@ -57,6 +63,75 @@ def test_whole_backup_is_restored(tmp_path: Path) -> None:
     source = written(tmp_path / "a.tar", member(f"{ARTIFACTS}/0/model one.txt", b"weights"))
     restored(source, tmp_path / "target")
     assert (tmp_path / "target/mlartifacts/0/model one.txt").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("before", ["mlartifacts", "mlflow-users.db", "mlflow.db"])
+def test_restore_that_was_killed_is_ended_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    source = written(tmp_path / "a.tar", member(USERS, b"names"), member(f"{ARTIFACTS}/0/a.txt", b"a"))
+    restored(source, tmp_path / "calm")
+    replace = os.replace
+
+    def dying(path: Path, to: Path) -> None:
+        if Path(to).name == before:
+            raise KeyboardInterrupt
+        replace(path, to)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        restored(source, tmp_path / "target")
+    monkeypatch.undo()
+    restored(source, tmp_path / "target")
+    for name in ("mlartifacts/0/a.txt", "mlflow-users.db", "mlflow.db"):
+        assert (tmp_path / "target" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+    assert (tmp_path / "target/mlflow-users.db").stat().st_mode & 0o777 == 0o600
+
+
+UNREADABLE = {
+    "no database": b"no database at all, but long enough to be one" * 50,
+    "damaged": b"SQLite format 3\0" + b"\xff" * 4080,
+    "other tables": b"",
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_error_of_sqlite_is_a_sentence_at_restore(tmp_path: Path, kind: str) -> None:
+    source = written(tmp_path / "a.tar", base=UNREADABLE[kind])
+    with pytest.raises(OSError, match="SQLite cannot read or write the database: "):
+        restored(source, tmp_path / "target")
+    assert not list((tmp_path / "target").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["no database", "damaged"])
+def test_error_of_sqlite_is_a_sentence_at_backup(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "mlflow.db").write_bytes(UNREADABLE[kind])
+    with pytest.raises(OSError, match="SQLite cannot read or write the database: "):
+        mlflow_backup.write(
+            str(tmp_path / "a.tar"), f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "none"), tmp_path / "users.db"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+OTHERS = {
+    "other content": ("mlartifacts/0/a.txt", b"b"),
+    "a file more": ("mlartifacts/0/b.txt", b"a"),
+    "other users": ("mlflow-users.db", b"others"),
+    "a database": ("mlflow.db", b""),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_restore_touches_nothing_where_something_else_is(tmp_path: Path, kind: str) -> None:
+    source = written(tmp_path / "a.tar", member(USERS, b"names"), member(f"{ARTIFACTS}/0/a.txt", b"a"))
+    name, content = OTHERS[kind]
+    path = tmp_path / "target" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is there already: a backup is restored to where nothing is"):
+        restored(source, tmp_path / "target")
+    assert [each for each in (tmp_path / "target").rglob("*") if each.is_file()] == [path]
+    assert path.read_bytes() == content
 
 
 HOSTILE: dict[str, tuple[Callable[[], tuple[tarfile.TarInfo, bytes]], str]] = {

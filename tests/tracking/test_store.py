@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from sweeps.store.local_uris import artifacts_in, sqlite_file, sqlite_uri
 from sweeps.tracking import sqlite_store
+from sweeps.tracking.bare_client import client_of
 from sweeps.tracking.mlflow_client import connected
 from sweeps.tracking.sqlite_store import prepare
 from sweeps.tracking.store_errors import trouble
@@ -255,3 +257,17 @@ def test_what_mlflow_does_not_take_is_told(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_troubles_that_may_pass_are_waited_for(text: str, reason: str) -> None:
     assert trouble(RuntimeError(text)) == (reason, False, "")
+
+
+@pytest.mark.parametrize("table", ["experiments", "runs", "latest_metrics", "params"])
+def test_error_of_the_database_is_raised_without_a_traceback_on_the_terminal(
+    tmp_path: Path, empty: Path, table: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(empty, path)
+    client = client_of(sqlite_uri(str(path)))
+    run = client.create_run("0").info.run_id
+    execute(path, f"drop table {table}")
+    with pytest.raises(MlflowException, match=f"no such table: {table}"):
+        client.search_experiments() if table == "experiments" else client.get_run(run)
+    assert capfd.readouterr().err == ""

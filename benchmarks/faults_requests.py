@@ -1,0 +1,460 @@
+"""Is anything lost or doubled where MLflow or S3 loses a request, or an answer?
+
+    python -m benchmarks.faults_requests
+    python -m benchmarks.faults_requests --part s3 --every 3
+
+A proxy stands before an MLflow server and before an S3 (moto's server), and loses each request once, or each answer:
+
+- request lost: the connection is closed before the request is forwarded;
+- answer lost: the request is forwarded, and the connection is closed in place of the answer.
+
+To MLflow, a tracker sends two made-up trials of each of two cells. To S3, a process takes a lease and a claim, writes
+the files, checkpoints and failed try of a trial, commits it, and gives the lease back. A command that fails runs
+again, as a user would repeat it. In the end MLflow shows what the ledger says, by REST, and S3 has the objects of the
+undisturbed run, or that is a loss. Where a command fails it has to say so without a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from benchmarks.faults_files import forked, last_line
+from tests.support.servers import free_port, s3_environment, wait_for_answer
+
+if TYPE_CHECKING:
+    from sweeps.experiment.plan import Sweep
+
+LOSSES: Final = ("request", "answer")
+CONTROL: Final = "/_faults"  # the path by which the bench speaks to the proxy
+HOP: Final = ("connection", "keep-alive", "transfer-encoding", "content-length", "expect")
+TRIES: Final = 3  # times that a command is repeated
+KEY: Final = "0" * 20  # of the made-up trial on S3
+
+
+# Proxy --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Orders:
+    """Orders to the proxy: which request is lost, and how; and the requests since then."""
+
+    target: int = 0
+    loss: str = ""
+    requests: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def lost(self, request: str) -> str:
+        """Count a request, and return how it is lost: empty where it is not."""
+        with self.lock:
+            self.requests.append(request)
+            return self.loss if len(self.requests) == self.target else ""
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """One connection to the proxy; the class of a server has `orders` and `backend`."""
+
+    protocol_version = "HTTP/1.1"
+    orders: Orders
+    backend: tuple[str, int]
+
+    def forward(self) -> None:
+        """Answer a request by the backend's answer, or lose it."""
+        body = self._body()
+        if self.path.startswith(CONTROL):
+            self._obey(body)
+            return
+        lost = self.orders.lost(f"{self.command} {self.path.partition('?')[0]}")
+        if lost == "request":
+            self._hang_up()
+            return
+        connection = http.client.HTTPConnection(*self.backend, timeout=60)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP}
+        connection.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        if lost:
+            self._hang_up()
+            return
+        self.send_response_only(answer.status, answer.reason)
+        for name, value in answer.getheaders():
+            if name.lower() not in HOP:
+                self.send_header(name, value)
+        # The answer to HEAD names a length without having a content.
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = forward
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _obey(self, body: bytes) -> None:
+        """Take new orders, where there are any, and tell the requests under the old ones."""
+        with self.orders.lock:
+            content = json.dumps(self.orders.requests).encode()
+            if body:
+                new = json.loads(body)
+                self.orders.target, self.orders.loss, self.orders.requests = new["target"], new["loss"], []
+        self.send_response_only(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def serve_proxy(port: int, backend: str) -> None:
+    """Be the proxy before a server, until the process is killed."""
+    parts = urlsplit(backend)
+    handler = type("Handler", (Proxy,), {"orders": Orders(), "backend": (parts.hostname, parts.port)})
+    ThreadingHTTPServer(("127.0.0.1", port), handler).serve_forever()
+
+
+@contextmanager
+def started(command: Sequence[str], address: str) -> Iterator[None]:
+    """Run a server until the end, from its first answer on."""
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=null, stdout=null, stderr=null) as server:
+        try:
+            wait_for_answer(address, server)
+            yield
+        finally:
+            server.kill()
+
+
+@contextmanager
+def before(backend: str) -> Iterator[str]:
+    """Return the address of a proxy before a server."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "benchmarks.faults_requests", "--proxy", str(port), backend]
+    with started(command, address + CONTROL):
+        yield address
+
+
+def order(proxy: str, target: int = 0, loss: str = "") -> list[str]:
+    """Give the proxy new orders; return the requests under the old ones."""
+    body = json.dumps({"target": target, "loss": loss}).encode()
+    with urllib.request.urlopen(urllib.request.Request(proxy + CONTROL, body, method="POST")) as answer:
+        requests: list[str] = json.loads(answer.read())
+    return requests
+
+
+# The bench ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Work:
+    """A command whose requests are lost: what it does in a place, and the differences that this leaves there."""
+
+    name: str
+    proxy: str
+    command: Callable[[str], int]
+    differences: Callable[[str], list[str]]
+
+
+def run(work: Work, every: int, folder: Path, limit: float) -> Iterator[tuple[str, Counter[str]]]:
+    """Yield the counts for each kind of loss."""
+    order(work.proxy)
+    log = folder / "words.log"
+    if code := forked(lambda: work.command("calm"), log):
+        raise ValueError(f"{work.name} fails undisturbed, with {code}: {log.read_text(errors='replace')}")
+    total = len(order(work.proxy))
+    if differing := work.differences("calm"):
+        raise ValueError(f"{work.name} differs undisturbed: {differing[:3]}")
+    print(f"{work.name}: {total} requests", flush=True)
+    for loss in LOSSES:
+        counts: Counter[str] = Counter(requests=total)
+        for target in range(1, total + 1, every):
+            if time.monotonic() > limit:
+                break
+            place = f"{loss}-{target}"
+            order(work.proxy, target, loss)
+            code = forked(lambda place=place: work.command(place), log)  # type: ignore[misc]
+            requests = order(work.proxy)
+            request = requests[target - 1] if target <= len(requests) else "not reached"
+            where = f"{work.name}, {loss} {target} lost [{request}]"
+            words = log.read_text(errors="replace")
+            counts["faults"] += 1
+            counts["told"] += code != 0
+            if "Traceback (most recent call last)" in words or (code and not last_line(words)):
+                counts["untrue"] += 1
+                print(f"UNTRUE {where}: exit {code}: {last_line(words)}", flush=True)
+            for _ in range(TRIES):
+                if not code:
+                    break
+                code = forked(lambda place=place: work.command(place), log)  # type: ignore[misc]
+            differing = work.differences(place)
+            if code or differing:
+                counts["losses"] += 1
+                words = last_line(log.read_text(errors="replace"))
+                print(f"LOSS {where}: exit {code} {words if code else ''}: {differing[:3]}", flush=True)
+        yield loss, counts
+
+
+# MLflow -------------------------------------------------------------------------------------------------------------
+
+
+def made_sweep() -> Sweep:
+    """Return a sweep of two cells with two seeds each."""
+    from crelu_models.tables import S2
+    from sweeps.experiment.plan import Protocol, Sweep
+    from sweeps.experiment.recipe import ALLCONV
+    from sweeps.experiment.trial import Cell
+
+    cells = (Cell("Baseline", S2, "synthetic", ALLCONV), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
+    return Sweep("cifar_width", "demo", cells, Protocol(seeds=2))
+
+
+@contextmanager
+def mlflow_work(folder: Path) -> Iterator[Work]:
+    """Return the tracking of a made-up sweep, in an experiment of its own for each fault."""
+    import mlflow.store.tracking.rest_store  # noqa: F401  # here, so that forks have it
+
+    from sweeps.experiment.plan import plan, plan_to_json
+    from sweeps.experiment.trial import Trial
+    from sweeps.store.ledger import Ledger
+    from sweeps.tracking import tracker
+    from sweeps.tracking.run_index import Store
+    from sweeps.tracking.sqlite_store import prepare
+    from tests.support.tracked import finish
+
+    sweep = made_sweep()
+    trials = [Trial(cell, seed=seed) for cell in sweep.cells for seed in range(2)]
+    tracker.PAUSE = 0.05  # type: ignore[misc]
+
+    def ledger_of(place: str) -> Ledger:
+        return Ledger(str(folder / place / "ledger"))
+
+    def command(place: str) -> int:
+        os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
+        ledger = ledger_of(place)
+        if not ledger.results():
+            for number, trial in enumerate(trials):
+                finish(ledger, trial, 10.0 + number)
+            ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(plan(sweep, ledger, {})))
+        tracking = tracker.Tracker(Store(proxy, place), ledger, sweep, lambda words: print(words, file=sys.stderr))
+        tracking.register(trials)
+        missing = tracking.close(60.0)
+        if missing:
+            print(f"{missing} runs not in MLflow yet", file=sys.stderr)
+        return 4 if missing else 0
+
+    def differences(place: str) -> list[str]:
+        return list(differing_runs(backend, place, ledger_of(place)))
+
+    store = folder / "mlflow.db"
+    forked(lambda: prepare(store, print) or 0, folder / "words.log")
+    port = free_port()
+    backend = f"http://127.0.0.1:{port}"
+    server = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", "--backend-store-uri",
+              f"sqlite:///{store}", "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
+    os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with started(server, f"{backend}/health"), before(backend) as proxy:
+        yield Work("MLflow", proxy, command, differences)
+
+
+def rest(backend: str, call: str, **fields: object) -> dict[str, list[dict[str, object]]]:
+    """Return the answer of a call of MLflow's REST interface: GET without fields, else POST."""
+    body = json.dumps(fields).encode() if fields else None
+    request = urllib.request.Request(f"{backend}/api/2.0/mlflow/{call}", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        value: dict[str, list[dict[str, object]]] = json.loads(answer.read())
+    return value
+
+
+def differing_runs(backend: str, experiment: str, ledger: object) -> Iterator[str]:
+    """Yield what an experiment shows otherwise than the ledger says."""
+    from sweeps.store.ledger import Ledger
+
+    assert isinstance(ledger, Ledger)
+    found = rest(backend, "experiments/search", max_results=1000, filter=f"name = '{experiment}'")
+    experiments = found.get("experiments", [])
+    if len(experiments) != 1:
+        yield f"{len(experiments)} experiments"
+        return
+    ids = [experiments[0]["experiment_id"]]
+    shown: Counter[str] = Counter()
+    cells: Counter[str] = Counter()
+    results = ledger.results()
+    for run in rest(backend, "runs/search", experiment_ids=ids, max_results=1000).get("runs", []):
+        info, data = run["info"], run["data"]
+        assert isinstance(info, dict)
+        assert isinstance(data, dict)
+        tags = {tag["key"]: tag["value"] for tag in data["tags"]}
+        metrics = {metric["key"]: metric["value"] for metric in data.get("metrics", [])}
+        key = tags.get("trial.key", "")
+        if not key:
+            cells[tags.get("cell.key", "")] += 1
+            if not any(name.startswith("cell/") or "mean" in name or "final/" in name for name in metrics):
+                yield f"a cell's run without averages: {sorted(metrics)}"
+            continue
+        shown[key] += 1
+        if info["status"] != "FINISHED":
+            yield f"{key} is {info['status']}"
+        for name, value in results.get(key, {"metrics": {}})["metrics"].items():
+            if metrics.get(name) != value:
+                yield f"{key} shows {name} {metrics.get(name)} for {value}"
+        call = f"metrics/get-history?run_id={info['run_id']}&metric_key=train/loss"
+        points = [(int(str(point.get("step", 0))), point["value"]) for point in rest(backend, call).get("metrics", [])]
+        wanted = [(int(row["epoch"]), row["train/loss"])
+                  for row in json.loads(ledger.read(f"trials/{key}/history.json") or b"[]")]  # fmt: skip
+        if points != wanted:
+            yield f"{key} shows the points {points} for {wanted}"
+        files = rest(backend, f"artifacts/list?run_id={info['run_id']}").get("files", [])
+        if {file["path"] for file in files} != {"trial.json", "tables"}:
+            yield f"{key} has the artifacts {files}"
+    if shown != Counter(results.keys()):
+        yield f"runs of {len(shown)} trials, {shown.total()} in all, for {len(results)}"
+    if set(cells.values()) != {1} or len(cells) != 2:
+        yield f"runs of cells: {sorted(cells.values())}"
+
+
+# S3 -----------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def s3_work(folder: Path) -> Iterator[Work]:
+    """Return the writes of a trial and its driver to a ledger on S3, each in a folder of its own."""
+    import pyarrow.fs  # noqa: F401  # here, so that forks have it
+    import torch  # noqa: F401
+
+    port = free_port()
+    backend = f"http://127.0.0.1:{port}"
+    server = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
+
+    def command(place: str) -> int:
+        os.environ |= s3_environment(proxy)
+        return write_ledger(f"s3://crelu/{place}/ledger")
+
+    def differences(place: str) -> list[str]:
+        objects, wanted = objects_of(backend, place, folder), objects_of(backend, "calm", folder)
+        names = sorted(name for name in objects.keys() | wanted.keys() if objects.get(name) != wanted.get(name))
+        return [f"{name}: {objects.get(name)} for {wanted.get(name)}" for name in names]
+
+    with started(server, f"{backend}/moto-api/"), before(backend) as proxy:
+        urllib.request.urlopen(urllib.request.Request(f"{backend}/crelu", method="PUT")).close()
+        yield Work("S3", proxy, command, differences)
+
+
+def write_ledger(root: str) -> int:
+    """Drive a made-up sweep of one trial on a ledger: 0, or 2 with a sentence where that fails."""
+    import torch
+
+    from sweeps.store import checkpoint
+    from sweeps.store.checkpoint import Checkpoint
+    from sweeps.store.lease import Drivers, Lease, LeaseHeldError, LeaseLostError, claim
+    from sweeps.store.ledger import Ledger
+
+    ledger = Ledger(root)
+    try:
+        with Lease(ledger, "made") as lease:
+            claim(Drivers(ledger), "made", KEY)
+            if ledger.result(KEY) is None:
+                ledger.delete(f"attempts/{KEY}")
+                ledger.add_attempt(KEY, {"error": "ValueError: made up", "final": False})
+                for step in range(1, 4):
+                    state = Checkpoint({"a": torch.arange(8.0) * step}, {"step": step})
+                    checkpoint.save(ledger, KEY, 1, step, state)
+                assert checkpoint.load(ledger, KEY)[0] is not None
+                for name in ("trial.json", "history.json", "tables/scores.parquet"):
+                    ledger.write(f"trials/{KEY}/{name}", name.encode() * 100)
+                lease.check()
+                ledger.commit(KEY, {"key": KEY, "metrics": {"error": 12.5}, "files": {}})
+            ledger.delete(f"claims/{KEY}.json")
+    except (LeaseHeldError, LeaseLostError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def objects_of(backend: str, place: str, folder: Path) -> dict[str, str]:
+    """Return the checksums of the objects in a folder of the bucket, read past the proxy in a process of its own."""
+    answer = folder / "objects.json"
+    answer.unlink(missing_ok=True)
+
+    def work() -> int:
+        os.environ |= s3_environment(backend)
+        from pyarrow import fs
+
+        system, path = fs.FileSystem.from_uri(f"s3://crelu/{place}")
+        entries = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        contents = {entry.path.removeprefix(path): system.open_input_stream(entry.path).read()
+                    for entry in entries if entry.type == fs.FileType.File}  # fmt: skip
+        answer.write_text(json.dumps({name: hashlib.sha256(content).hexdigest()[:12]
+                                      for name, content in contents.items()}))  # fmt: skip
+        return 0
+
+    if code := forked(work, folder / "objects.log"):
+        return {"unreadable": f"{code} {last_line((folder / 'objects.log').read_text(errors='replace'))}"}
+    objects: dict[str, str] = json.loads(answer.read_text())
+    return objects
+
+
+WORKS: Final = {"mlflow": mlflow_work, "s3": s3_work}
+
+
+def main() -> int:
+    """Print a table of all losses; return 1 where something was lost or a message untrue."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="only each K-th request (default: all)")
+    parser.add_argument("--minutes", type=float, default=1e6, metavar="M", help="stop each part then")
+    parser.add_argument("--proxy", nargs=2, metavar=("PORT", "BACKEND"), help="be the proxy before a server")
+    options = parser.parse_args()
+    if options.proxy:
+        serve_proxy(int(options.proxy[0]), options.proxy[1])
+    if "s3" in options.part and not shutil.which("moto_server", path=str(Path(sys.executable).parent)):
+        print("error: moto's server is not installed: pip install 'moto[server]'", file=sys.stderr)
+        return 2
+    bad, rows = 0, []
+    for name in options.part:
+        with tempfile.TemporaryDirectory(prefix="faults-") as scratch, WORKS[name](Path(scratch)) as work:
+            limit = time.monotonic() + 60 * options.minutes
+            for loss, counts in run(work, options.every, Path(scratch), limit):
+                bad += counts["losses"] + counts["untrue"]
+                columns = ("requests", "faults", "told", "losses", "untrue")
+                rows.append(f"| {work.name} | {loss} | {' | '.join(str(counts[column]) for column in columns)} |")
+    print("| server | lost | requests | faults | told | losses | untrue |\n|---|---|---:|---:|---:|---:|---:|")
+    print("\n".join(rows))
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
