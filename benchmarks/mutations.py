@@ -1216,7 +1216,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "",
          "test_a_ledger_that_is_no_copy_keeps_its_name"),
     ),
-    *_faults("sweeps/cli/streams.py", "tests/cli/test_streams.py",
+    *_faults("data/streams.py", "tests/data/test_streams.py",
         ("if error.errno not in (*GONE, *FULL):",
          "if True:",
          "test_a_reader_who_leaves_stops_nothing"),
