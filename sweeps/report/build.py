@@ -121,7 +121,11 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
             sentences.append(f"{store} does not take the report ({trouble(error)}); the same command sends it")
             continue
         server = store if store.startswith("http") else "http://127.0.0.1:5000"
-        sentences.append(f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}" if runs else "")
+        sentences.append(
+            f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}"
+            if runs
+            else f"none of the runs is in MLflow; python -m sweeps reconcile {results.title} sends them"
+        )
     return "; ".join(filter(None, sentences))
 
 
