@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -160,12 +161,12 @@ def serve_proxies(backend: str, ports: Sequence[int]) -> None:
 def started(command: Sequence[str], address: str) -> Iterator[None]:
     """Run a server until the end, from its first answer on."""
     null = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=null, stdout=null, stderr=null) as server:
+    with subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True) as server:
         try:
             wait_for_answer(address, server)
             yield
         finally:
-            server.kill()
+            os.killpg(server.pid, signal.SIGKILL)  # MLflow's server has processes of its own
 
 
 @contextmanager
@@ -346,7 +347,6 @@ def mlflow_work(folder: Path) -> Iterator[Work]:
         return Ledger(str(folder / place / "ledger"))
 
     def command(place: str, proxy: str) -> int:
-        os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
         ledger = ledger_of(place)
         if not ledger.results():
             for number, trial in enumerate(trials):
