@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from data.cores import cores
 from data.datasets import SPLITS, Sidecar, beton_path, data_dir, dataset, read_sidecar
 from data.interrupts import INTERRUPTED
 from data.storage import Progress
+from data.streams import make_lasting
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
 _BENCH_PICTURES = 20_000  # that `bench` reads at least; a small set is repeated
@@ -249,8 +249,6 @@ def _lines() -> Progress:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of folders and classes may be any bytes
+    make_lasting()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed job leaves no incomplete file either
     sys.exit(main())

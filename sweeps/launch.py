@@ -10,10 +10,10 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import NoReturn
 
+from data.streams import make_lasting
 from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import asked_part, declare, settle
-from sweeps.cli.streams import make_lasting
 from sweeps.experiment.plan import Protocol, Sweep, unknown_name
 from sweeps.experiment.trial import Cell
 

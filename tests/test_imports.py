@@ -33,7 +33,8 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         "crelu_models", "data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
         "sweeps.tracking", "sweeps.results", "sweeps.report",
     ),
-    "sweeps": ("crelu_models", "sweeps.experiment", "sweeps.results", "sweeps.report", "sweeps.ops", "sweeps.cli"),
+    "sweeps": ("crelu_models", "data", "sweeps.experiment", "sweeps.results", "sweeps.report", "sweeps.ops",
+               "sweeps.cli"),
 }  # fmt: skip
 # The room, or the module, that alone may import a library.
 DOORS: Mapping[str, tuple[str, ...]] = {

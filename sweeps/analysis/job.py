@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from data.streams import make_lasting
 from sweeps.analysis import sources, summary
 from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, run_job
 from sweeps.analysis.sources import Source
@@ -98,6 +99,7 @@ SHARED = (
 
 def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
     """Run the job as the command line says, and exit."""
+    make_lasting()
     options = parser.parse_args()
     try:
         sys.exit(run_command(job, options, parser.parse_args([])))

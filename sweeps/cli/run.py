@@ -150,6 +150,24 @@ def _not_writable(_: Plan, settings: Settings) -> str:
     return ""
 
 
+def _no_cluster(today: Plan, settings: Settings) -> str:
+    """Return why the cluster that is to train does not answer."""
+    try:
+        if today.to_do and settings.address != "local":
+            check_answers(settings.address)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _holds_links(_: Plan, settings: Settings) -> str:
+    try:
+        settings.ledger.check_links()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _driven(today: Plan, settings: Settings) -> str:
     other = driver(settings.ledger, today.sweep.title)
     if other is None:
@@ -190,7 +208,7 @@ def _expected_names(today: Plan, settings: Settings) -> list[str]:
     return [name for name in today.sweep.datasets if name in present or name.startswith(made)]
 
 
-REFUSALS = (_not_writable, _no_data, _driven, _no_splits, _no_resources)
+REFUSALS = (_not_writable, _holds_links, _no_cluster, _no_data, _driven, _no_splits, _no_resources)
 
 
 def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:

@@ -157,7 +157,7 @@ def absolute(place: str) -> str:
 def absolute_dataset(dataset: str) -> str:
     """Return the name of a data set with the path of a folder made absolute."""
     kind, _, rest = dataset.partition(":")
-    return f"folder:{Path(rest).expanduser().absolute()}" if kind == "folder" and rest else dataset
+    return f"folder:{os.path.abspath(os.path.expanduser(rest))}" if kind == "folder" and rest else dataset
 
 
 def _data_dir(options: argparse.Namespace) -> Path:

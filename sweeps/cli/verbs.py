@@ -62,6 +62,7 @@ def reconcile(options: argparse.Namespace) -> int:
     artifacts = artifacts_in(output) if uri.startswith("sqlite") else ""
     plan = current_plan(ledger, title)
     idle = "RUNNING" if driver(ledger, title) else "KILLED"
+    ledger.check_links()
     skipped = frozenset(status.trial.key for status in plan.statuses if status.state == "skipped")
     try:
         store = Store(uri, options.experiment or title, artifacts, plan.fingerprints)

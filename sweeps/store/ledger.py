@@ -196,8 +196,15 @@ class Ledger:
             for depth in range(1, len(parts) + 1):
                 part = f"{root}/{'/'.join(parts[:depth])}"
                 if os.path.islink(part):
-                    raise ValueError(f"{part} is a link, which no ledger holds: remove it")
+                    raise ValueError(f"{part} is a link, which no ledger holds: put what it points to in its place")
         return path
+
+    def check_links(self) -> None:
+        """Raise ValueError where one of the ledger's own folders or files is a link."""
+        root = self._opened[1]
+        if self.local and os.path.isdir(root):
+            for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+                self.path(entry.name)
 
     # Bytes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Final, NamedTuple
 
@@ -75,6 +76,8 @@ class Trouble(NamedTuple):
 def trouble(error: BaseException) -> Trouble:
     """Return what an error of MLflow, its client or its database means."""
     text = _text(error)
+    if (closed := _closed_file(error)) is not None:
+        return Trouble(f"{closed} cannot be opened", True, "look at the permissions there")
     for pattern, reason, remedy in LASTING:
         if re.search(pattern, text):
             return Trouble(reason, True, remedy)
@@ -83,6 +86,16 @@ def trouble(error: BaseException) -> Trouble:
             return Trouble(match.expand(reason), False)
     first = str(error).strip().partition("\n")[0]
     return Trouble(f"{type(error).__name__}: {first[:200]}".rstrip(": "), False)
+
+
+def _closed_file(error: BaseException) -> str | None:
+    """Return the file or folder that an error or one of its causes names as closed to this user."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PermissionError) and cause.filename:
+            return os.fsdecode(cause.filename)
+        cause = cause.__cause__
+    return None
 
 
 def _text(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from data.write import prepare
 from sweeps.cifar_width import CELLS
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.run import dry_run
-from sweeps.cli.settings import asked_part, declare, settle
+from sweeps.cli.settings import absolute_dataset, asked_part, declare, settle
 from sweeps.experiment.plan import Protocol
 from sweeps.experiment.rates import RateStudy
 from sweeps.store.lease import Lease
@@ -112,3 +112,23 @@ def test_resources_that_this_machine_lacks(
     prepare(SMALL, tmp_path / "data", workers=1)
     assert ended(tmp_path, "--profile", "mini", "--dataset", SMALL, *words) == ExitCode.USAGE
     assert why in capsys.readouterr().err
+
+
+def test_cluster_that_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--profile", "demo", "--address", "127.0.0.1:1")
+    assert ended(tmp_path, *words) == ExitCode.USAGE
+    assert "error: no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["trials", "tracked", "place.json"])
+def test_link_in_the_ledger(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out/ledger").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out/ledger" / name).symlink_to(tmp_path / "elsewhere")
+    assert ended(tmp_path, "--profile", "demo") == ExitCode.USAGE
+    assert f"{name} is a link, which no ledger holds: put what it points to in its place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["a/../a/pics", "a/./pics", "a//pics/"])
+def test_folder_has_one_name_however_it_is_typed(typed: str, tmp_path: Path) -> None:
+    assert absolute_dataset(f"folder:{tmp_path}/{typed}") == f"folder:{tmp_path}/a/pics"

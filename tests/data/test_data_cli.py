@@ -152,3 +152,16 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
     assert "writing train: 300 of 300" in said_to_pipe.err
     assert "/s" in said_to_pipe.err
     assert "\x1b" not in said_to_pipe.err + said_to_pipe.out
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", ">&- 2>&-", ">/dev/full", "2>&1 | true"])
+def test_a_reader_who_leaves_stops_no_preparation(streams: str, tmp_path: Path) -> None:
+    words = "synthetic:size=16,train=40,test=10 --writer native --workers 1"
+    command = f"set -o pipefail; {sys.executable} -m data prepare {words} --data-dir {tmp_path}/d {streams}"
+    done = subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], timeout=120, check=False)
+    assert done.returncode == 0
+    assert len([*(tmp_path / "d").glob("*.beton")]) == 2
+    command = f"set -o pipefail; {sys.executable} -m data verify nosuch --data-dir {tmp_path}/d {streams}"
+    assert (
+        subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], timeout=120, check=False).returncode == 2
+    )

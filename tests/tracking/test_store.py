@@ -284,3 +284,10 @@ def test_error_of_the_database_is_raised_without_a_traceback_on_the_terminal(
     with pytest.raises(MlflowException, match=f"no such table: {table}"):
         client.search_experiments() if table == "experiments" else client.get_run(run)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", ["out/mlartifacts", "out/mlflow.db", "/root"])
+def test_what_may_not_be_opened_is_named(place: str) -> None:
+    error = RuntimeError("artifacts")
+    error.__cause__ = PermissionError(13, "Permission denied", place)
+    assert trouble(error) == (f"{place} cannot be opened", True, "look at the permissions there")

@@ -24,7 +24,12 @@ def spell(error: UnicodeError) -> tuple[str, int]:
     """Return what stands for signs that a stream cannot encode, and where it goes on; another error is raised."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(SPELLED.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+    return "".join(map(_spelled, error.object[error.start : error.end])), error.end
+
+
+def _spelled(sign: str) -> str:
+    """Return what stands for a sign: its like in ASCII, or its number."""
+    return SPELLED.get(sign) or sign.encode("ascii", "backslashreplace").decode()
 
 
 class _Lasting(io.RawIOBase):
