@@ -17,37 +17,45 @@ undisturbed run, or that is a loss. Where a command fails it has to say so witho
 from __future__ import annotations
 
 import argparse
-import hashlib
 import http.client
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 import urllib.request
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
-from benchmarks.faults_files import forked, last_line
+from benchmarks.faults_files import PATIENCE, STUCK, forked, last_line
 from tests.support.servers import free_port, s3_environment, wait_for_answer
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkProcess
+
     from sweeps.experiment.plan import Sweep
 
 LOSSES: Final = ("request", "answer")
 CONTROL: Final = "/_faults"  # the path by which the bench speaks to the proxy
 HOP: Final = ("connection", "keep-alive", "transfer-encoding", "content-length", "expect")
 TRIES: Final = 3  # times that a command is repeated
+HANDS: Final = 4  # processes that take faults in turn
 KEY: Final = "0" * 20  # of the made-up trial on S3
 
 
@@ -74,6 +82,7 @@ class Proxy(BaseHTTPRequestHandler):
     """One connection to the proxy; the class of a server has `orders` and `backend`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the client's acknowledgement of its headers
     orders: Orders
     backend: tuple[str, int]
 
@@ -139,33 +148,35 @@ class Proxy(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def serve_proxy(port: int, backend: str) -> None:
-    """Be the proxy before a server, until the process is killed."""
+def serve_proxies(backend: str, ports: Sequence[int]) -> None:
+    """Be proxies before a server, each with orders of its own, until the process is killed."""
     parts = urlsplit(backend)
-    handler = type("Handler", (Proxy,), {"orders": Orders(), "backend": (parts.hostname, parts.port)})
-    ThreadingHTTPServer(("127.0.0.1", port), handler).serve_forever()
+    for port in ports:
+        handler = type("Handler", (Proxy,), {"orders": Orders(), "backend": (parts.hostname, parts.port)})
+        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        threading.Thread(target=server.serve_forever).start()
 
 
 @contextmanager
 def started(command: Sequence[str], address: str) -> Iterator[None]:
     """Run a server until the end, from its first answer on."""
     null = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=null, stdout=null, stderr=null) as server:
+    with subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True) as server:
         try:
             wait_for_answer(address, server)
             yield
         finally:
-            server.kill()
+            os.killpg(server.pid, signal.SIGKILL)  # MLflow's server has processes of its own
 
 
 @contextmanager
-def before(backend: str) -> Iterator[str]:
-    """Return the address of a proxy before a server."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "benchmarks.faults_requests", "--proxy", str(port), backend]
-    with started(command, address + CONTROL):
-        yield address
+def before(backend: str) -> Iterator[list[str]]:
+    """Return the addresses of proxies before a server."""
+    ports = [free_port() for _ in range(HANDS)]
+    addresses = [f"http://127.0.0.1:{port}" for port in ports]
+    command = [sys.executable, "-m", "benchmarks.faults_requests", "--proxy", backend, *map(str, ports)]
+    with started(command, addresses[-1] + CONTROL):
+        yield addresses
 
 
 def order(proxy: str, target: int = 0, loss: str = "") -> list[str]:
@@ -181,51 +192,124 @@ def order(proxy: str, target: int = 0, loss: str = "") -> list[str]:
 
 @dataclass
 class Work:
-    """A command whose requests are lost: what it does in a place, and the differences that this leaves there."""
+    """A command whose requests are lost: what it does in a place by a proxy, and how that place then differs."""
 
     name: str
-    proxy: str
-    command: Callable[[str], int]
+    proxies: list[str]
+    command: Callable[[str, str], int]
     differences: Callable[[str], list[str]]
 
 
-def run(work: Work, every: int, folder: Path, limit: float) -> Iterator[tuple[str, Counter[str]]]:
-    """Yield the counts for each kind of loss."""
-    order(work.proxy)
-    log = folder / "words.log"
-    if code := forked(lambda: work.command("calm"), log):
-        raise ValueError(f"{work.name} fails undisturbed, with {code}: {log.read_text(errors='replace')}")
-    total = len(order(work.proxy))
+class Hand:
+    """A process that runs a work's command by one proxy in many places; a fresh one goes on after a failure."""
+
+    def __init__(self, work: Work, proxy: str, log: Path) -> None:
+        """Prepare; the process starts with the first command."""
+        self.work = work
+        self.proxy = proxy
+        self.log = log
+        self.pipe: Connection | None = None
+        self.process: ForkProcess | None = None
+
+    def __call__(self, place: str) -> int:
+        """Return the exit code of the command in a place; its words are in the log."""
+        if self.pipe is None:
+            self.log.write_bytes(b"")
+            context = multiprocessing.get_context("fork")
+            self.pipe, far = context.Pipe()
+            self.process = context.Process(target=self._obey, args=(far,), daemon=True)
+            self.process.start()
+            far.close()
+        os.truncate(self.log, 0)
+        self.pipe.send(place)
+        code = STUCK
+        if self.pipe.poll(PATIENCE):
+            code = self.pipe.recv()
+        if code:
+            self.end()
+        return code
+
+    def _obey(self, orders: Connection) -> None:
+        words = os.open(self.log, os.O_WRONLY | os.O_APPEND)
+        os.dup2(words, 1)
+        os.dup2(words, 2)
+        while True:
+            place = orders.recv()
+            try:
+                code = self.work.command(place, self.proxy)
+            except Exception:
+                traceback.print_exc()
+                code = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+            orders.send(code)
+
+    def words(self) -> str:
+        """Return what the last command said."""
+        return self.log.read_text(errors="replace")
+
+    def end(self) -> None:
+        """Kill the process; the next command gets a fresh one, as a user who repeats a command does."""
+        if self.process is not None and self.pipe is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+        self.pipe = self.process = None
+
+
+def run(work: Work, first_target: int, every: int, folder: Path, limit: float) -> dict[str, Counter[str]]:
+    """Return the counts for each kind of loss; several hands take the faults in turn, since most of it is waiting."""
+    hands = [Hand(work, proxy, folder / f"words-{number}.log") for number, proxy in enumerate(work.proxies)]
+    first = hands[0]
+    first("warm")
+    order(first.proxy)
+    if code := first("calm"):
+        raise ValueError(f"{work.name} fails undisturbed, with {code}: {first.words()}")
+    total = len(order(first.proxy))
     if differing := work.differences("calm"):
         raise ValueError(f"{work.name} differs undisturbed: {differing[:3]}")
     print(f"{work.name}: {total} requests", flush=True)
-    for loss in LOSSES:
-        counts: Counter[str] = Counter(requests=total)
-        for target in range(1, total + 1, every):
-            if time.monotonic() > limit:
-                break
-            place = f"{loss}-{target}"
-            order(work.proxy, target, loss)
-            code = forked(lambda place=place: work.command(place), log)  # type: ignore[misc]
-            requests = order(work.proxy)
-            request = requests[target - 1] if target <= len(requests) else "not reached"
-            where = f"{work.name}, {loss} {target} lost [{request}]"
-            words = log.read_text(errors="replace")
-            counts["faults"] += 1
-            counts["told"] += code != 0
-            if "Traceback (most recent call last)" in words or (code and not last_line(words)):
-                counts["untrue"] += 1
-                print(f"UNTRUE {where}: exit {code}: {last_line(words)}", flush=True)
-            for _ in range(TRIES):
-                if not code:
-                    break
-                code = forked(lambda place=place: work.command(place), log)  # type: ignore[misc]
-            differing = work.differences(place)
-            if code or differing:
-                counts["losses"] += 1
-                words = last_line(log.read_text(errors="replace"))
-                print(f"LOSS {where}: exit {code} {words if code else ''}: {differing[:3]}", flush=True)
-        yield loss, counts
+    counts = {loss: Counter(requests=total) for loss in LOSSES}
+    faults = deque((loss, target) for target in range(first_target, total + 1, every) for loss in LOSSES)
+
+    def drain(hand: Hand) -> None:
+        while faults and time.monotonic() < limit:
+            with suppress(IndexError):
+                loss, target = faults.popleft()
+                counts[loss].update(lose(hand, loss, target))
+
+    with ThreadPoolExecutor(len(hands)) as pool:
+        list(pool.map(drain, hands))
+    for hand in hands:
+        hand.end()
+    return counts
+
+
+def lose(hand: Hand, loss: str, target: int) -> Counter[str]:
+    """Return the counts of one fault, after the command was repeated where it failed."""
+    work = hand.work
+    counts: Counter[str] = Counter(faults=1)
+    place = f"{loss}-{target}"
+    order(hand.proxy, target, loss)
+    code = hand(place)
+    requests = order(hand.proxy)
+    request = requests[target - 1] if target <= len(requests) else "not reached"
+    counts["reached"] = target <= len(requests)
+    where = f"{work.name}, {loss} {target} lost [{request}]"
+    words = hand.words()
+    counts["told"] = code != 0
+    if "Traceback (most recent call last)" in words or (code and not last_line(words)):
+        counts["untrue"] = 1
+        print(f"UNTRUE {where}: exit {code}: {last_line(words)}", flush=True)
+    for _ in range(TRIES):
+        if not code:
+            break
+        code = hand(place)
+    differing = work.differences(place)
+    if code or differing:
+        counts["losses"] = 1
+        print(f"LOSS {where}: exit {code} {last_line(hand.words()) if code else ''}: {differing[:3]}", flush=True)
+    return counts
 
 
 # MLflow -------------------------------------------------------------------------------------------------------------
@@ -262,8 +346,7 @@ def mlflow_work(folder: Path) -> Iterator[Work]:
     def ledger_of(place: str) -> Ledger:
         return Ledger(str(folder / place / "ledger"))
 
-    def command(place: str) -> int:
-        os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
+    def command(place: str, proxy: str) -> int:
         ledger = ledger_of(place)
         if not ledger.results():
             for number, trial in enumerate(trials):
@@ -280,14 +363,20 @@ def mlflow_work(folder: Path) -> Iterator[Work]:
         return list(differing_runs(backend, place, ledger_of(place)))
 
     store = folder / "mlflow.db"
-    forked(lambda: prepare(store, print) or 0, folder / "words.log")
+
+    def make() -> int:
+        prepare(store, print)
+        return 0
+
+    if code := forked(make, folder / "words.log"):
+        raise ValueError(f"no store, exit code {code}: {(folder / 'words.log').read_text(errors='replace')}")
     port = free_port()
     backend = f"http://127.0.0.1:{port}"
     server = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", "--backend-store-uri",
               f"sqlite:///{store}", "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
     os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with started(server, f"{backend}/health"), before(backend) as proxy:
-        yield Work("MLflow", proxy, command, differences)
+    with started(server, f"{backend}/health"), before(backend) as proxies:
+        yield Work("MLflow", proxies, command, differences)
 
 
 def rest(backend: str, call: str, **fields: object) -> dict[str, list[dict[str, object]]]:
@@ -350,27 +439,28 @@ def differing_runs(backend: str, experiment: str, ledger: object) -> Iterator[st
 
 
 @contextmanager
-def s3_work(folder: Path) -> Iterator[Work]:
+def s3_work(_: Path) -> Iterator[Work]:
     """Return the writes of a trial and its driver to a ledger on S3, each in a folder of its own."""
-    import pyarrow.fs  # noqa: F401  # here, so that forks have it
+    import boto3  # noqa: F401  # here, so that forks have it
+    import pyarrow.fs  # noqa: F401
     import torch  # noqa: F401
 
     port = free_port()
     backend = f"http://127.0.0.1:{port}"
     server = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
 
-    def command(place: str) -> int:
+    def command(place: str, proxy: str) -> int:
         os.environ |= s3_environment(proxy)
         return write_ledger(f"s3://crelu/{place}/ledger")
 
     def differences(place: str) -> list[str]:
-        objects, wanted = objects_of(backend, place, folder), objects_of(backend, "calm", folder)
+        objects, wanted = objects_of(backend, place), objects_of(backend, "calm")
         names = sorted(name for name in objects.keys() | wanted.keys() if objects.get(name) != wanted.get(name))
         return [f"{name}: {objects.get(name)} for {wanted.get(name)}" for name in names]
 
-    with started(server, f"{backend}/moto-api/"), before(backend) as proxy:
+    with started(server, f"{backend}/moto-api/"), before(backend) as proxies:
         urllib.request.urlopen(urllib.request.Request(f"{backend}/crelu", method="PUT")).close()
-        yield Work("S3", proxy, command, differences)
+        yield Work("S3", proxies, command, differences)
 
 
 def write_ledger(root: str) -> int:
@@ -404,27 +494,12 @@ def write_ledger(root: str) -> int:
     return 0
 
 
-def objects_of(backend: str, place: str, folder: Path) -> dict[str, str]:
-    """Return the checksums of the objects in a folder of the bucket, read past the proxy in a process of its own."""
-    answer = folder / "objects.json"
-    answer.unlink(missing_ok=True)
-
-    def work() -> int:
-        os.environ |= s3_environment(backend)
-        from pyarrow import fs
-
-        system, path = fs.FileSystem.from_uri(f"s3://crelu/{place}")
-        entries = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-        contents = {entry.path.removeprefix(path): system.open_input_stream(entry.path).read()
-                    for entry in entries if entry.type == fs.FileType.File}  # fmt: skip
-        answer.write_text(json.dumps({name: hashlib.sha256(content).hexdigest()[:12]
-                                      for name, content in contents.items()}))  # fmt: skip
-        return 0
-
-    if code := forked(work, folder / "objects.log"):
-        return {"unreadable": f"{code} {last_line((folder / 'objects.log').read_text(errors='replace'))}"}
-    objects: dict[str, str] = json.loads(answer.read_text())
-    return objects
+def objects_of(backend: str, place: str) -> dict[str, str]:
+    """Return the tags of the objects in a folder of the bucket, which follow from their contents, past the proxy."""
+    with urllib.request.urlopen(f"{backend}/crelu?list-type=2&prefix={place}/") as answer:
+        listing = ElementTree.fromstring(answer.read())
+    entries = listing.iterfind("{*}Contents")
+    return {entry.findtext("{*}Key", "").removeprefix(place): entry.findtext("{*}ETag", "") for entry in entries}
 
 
 WORKS: Final = {"mlflow": mlflow_work, "s3": s3_work}
@@ -435,11 +510,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--every", type=int, default=1, metavar="K", help="only each K-th request (default: all)")
+    parser.add_argument("--first", type=int, default=1, metavar="N", help="begin with the N-th request")
     parser.add_argument("--minutes", type=float, default=1e6, metavar="M", help="stop each part then")
-    parser.add_argument("--proxy", nargs=2, metavar=("PORT", "BACKEND"), help="be the proxy before a server")
+    parser.add_argument("--proxy", nargs="+", metavar="BACKEND PORT", help="be proxies before a server")
     options = parser.parse_args()
     if options.proxy:
-        serve_proxy(int(options.proxy[0]), options.proxy[1])
+        serve_proxies(options.proxy[0], [int(port) for port in options.proxy[1:]])
+        return 0
     if "s3" in options.part and not shutil.which("moto_server", path=str(Path(sys.executable).parent)):
         print("error: moto's server is not installed: pip install 'moto[server]'", file=sys.stderr)
         return 2
@@ -447,11 +524,11 @@ def main() -> int:
     for name in options.part:
         with tempfile.TemporaryDirectory(prefix="faults-") as scratch, WORKS[name](Path(scratch)) as work:
             limit = time.monotonic() + 60 * options.minutes
-            for loss, counts in run(work, options.every, Path(scratch), limit):
+            for loss, counts in run(work, options.first, options.every, Path(scratch), limit).items():
                 bad += counts["losses"] + counts["untrue"]
-                columns = ("requests", "faults", "told", "losses", "untrue")
+                columns = ("requests", "faults", "reached", "told", "losses", "untrue")
                 rows.append(f"| {work.name} | {loss} | {' | '.join(str(counts[column]) for column in columns)} |")
-    print("| server | lost | requests | faults | told | losses | untrue |\n|---|---|---:|---:|---:|---:|---:|")
+    print("| server | lost | requests | faults | reached | told | losses | untrue |\n|---|---|" + "---:|" * 6)
     print("\n".join(rows))
     return bool(bad)
 

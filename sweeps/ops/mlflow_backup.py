@@ -7,6 +7,7 @@ stay where they are.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -18,11 +19,11 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TypedDict
+from typing import IO, Final, TypedDict
 
 from data.storage import open_filesystem, sync_folder
 from sweeps.store.foreign import relative
@@ -30,6 +31,8 @@ from sweeps.store.local_uris import sqlite_file
 
 CHUNK = 16 << 20  # bytes that are copied at a time
 DATABASE, USERS, ARTIFACTS, MANIFEST = "store", "users.db", "artifacts", "list.json"
+BACKING_UP, RESTORING = ".backup-", ".restore-"  # how the names of the folders of unfinished work begin
+IN_USE: Final = "in-use-by-mlflow-backup"  # the file in such a folder that is locked while its command runs
 
 # MLflow's private tables. No other module of this project names them. tests/ops/test_mlflow_tables.py compares them
 # with MLflow's own: the columns that hold a folder of artifacts, and the one that holds a user's hashed password.
@@ -97,28 +100,48 @@ def write(target: str, store: str, artifacts: str, users: Path) -> str:
 
 def _write_file(path: Path, store: str, artifacts: str, users: Path) -> str:
     files = store_files(store, artifacts, users)
-    partial = path.with_name(f".{path.name}.partial")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".backup-") as folder:
-        members = {DATABASE: _dump_database(files, Path(folder, DATABASE))}
+    with _unfinished(path.parent, BACKING_UP) as folder:
+        members = {DATABASE: _dump_database(files, folder / DATABASE)}
         if users.exists():
-            members[USERS] = _copy_sqlite(users, Path(folder, USERS))
+            members[USERS] = _copy_sqlite(users, folder / USERS)
         members |= _artifact_files(files.artifacts)
-        try:
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                with tarfile.open(fileobj=file, mode="w|") as tar:
-                    sums = {name: _add(tar, name, member) for name, member in members.items()}
-                    _add_manifest(tar, Manifest(kind=files.kind, artifacts=artifacts, mlflow=version("mlflow"),
-                                                made=time.time(), sums=sums))  # fmt: skip
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            sync_folder(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+        partial = folder / "backup.tar"
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with tarfile.open(fileobj=file, mode="w|") as tar:
+                sums = {name: _add(tar, name, member) for name, member in members.items()}
+                _add_manifest(tar, Manifest(kind=files.kind, artifacts=artifacts, mlflow=version("mlflow"),
+                                            made=time.time(), sums=sums))  # fmt: skip
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
     count = sum(name.startswith(f"{ARTIFACTS}/") for name in members)
     where = f"{count} artifacts" if files.artifacts else f"no artifacts: they stay in {artifacts}"
     whose = ", its users" if USERS in members else ""
     return f"{path}: the database{whose} and {where}, {path.stat().st_size:,} bytes"
+
+
+@contextmanager
+def _unfinished(parent: Path, prefix: str) -> Iterator[Path]:
+    """Return a folder for work under way, which is removed at its end, after those that killed commands have left."""
+    _remove_leftovers(parent, prefix)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=prefix)))
+        # The file gets its name once it is locked, so that no other command takes the folder for a leftover.
+        draft = folder / f".{IN_USE}"
+        file = stack.enter_context(draft.open("wb"))
+        with suppress(OSError):  # a disk without locks, where leftovers stay
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        draft.rename(folder / IN_USE)
+        yield folder
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove the folders of killed commands; that of a living one is locked, and one without our file is not ours."""
+    for mark in parent.glob(f"{prefix}*/{IN_USE}"):
+        with suppress(OSError), mark.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(mark.parent)
 
 
 @contextmanager
@@ -197,11 +220,11 @@ def restore(source: str, store: str, artifacts: str, users: Path) -> str:
     interrupted, and the same command ends it.
     """
     files = store_files(store, artifacts, users)
+    _remove_leftovers(users.parent, RESTORING)
     if files.sqlite is not None and files.sqlite.exists():
         raise _occupied(files.sqlite)
     users.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=users.parent, prefix=".restore-") as folder:
-        unpacked = Path(folder)
+    with _unfinished(users.parent, RESTORING) as unpacked:
         manifest = _unpack(_fetch(source, unpacked), unpacked)
         if manifest["kind"] != files.kind:
             raise ValueError(f"{source} holds a {manifest['kind']} database: say by --store where one is to be")

@@ -12,8 +12,8 @@ from sweeps.store.local_uris import SCHEME, sqlite_file
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Limits of MLflow's client, where the environment sets no others.
-LIMITS: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+RETRIES: Final = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+TIMEOUT: Final = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds, where the environment sets no others
 # What libraries may log. A traceback of an error of the database that they also raise says nothing more.
 LEVELS: Final = {
     "alembic": logging.ERROR,
@@ -27,12 +27,12 @@ def client_of(uri: str) -> MlflowClient:
     """Return a client of a store, without what MLflow and its migrations log about themselves.
 
     It sends each request once: whether a request whose answer was lost has been obeyed is seen by a search, while one
-    that is sent again may double a run.
+    that is sent again may double a run. So a number of retries in the environment counts for nothing here.
     """
     import mlflow
 
-    for name, value in LIMITS.items():
-        os.environ.setdefault(name, value)
+    os.environ[RETRIES] = "0"
+    os.environ.setdefault(*TIMEOUT)
     for name, level in LEVELS.items():
         logging.getLogger(name).setLevel(level)
     file = sqlite_file(uri)

@@ -88,6 +88,69 @@ def test_restore_that_was_killed_is_ended_by_the_same_command(
     assert (tmp_path / "target/mlflow-users.db").stat().st_mode & 0o777 == 0o600
 
 
+def backed_up(folder: Path) -> str:
+    return mlflow_backup.write(
+        str(folder / "a.tar"), f"sqlite:///{folder}/mlflow.db", str(folder / "mlartifacts"), folder / "users.db"
+    )
+
+
+def killed(command: Callable[[], object], call: str) -> None:
+    """Run a command in a fork that is killed at a call of `os`, before anything is removed."""
+    child = os.fork()
+    if child == 0:
+        setattr(os, call, lambda *_: os._exit(9))
+        command()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def hidden(folder: Path) -> list[str]:
+    """Return the names of the folders of unfinished work."""
+    return sorted(path.name for path in folder.glob(".*"))
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_next_backup_removes_what_a_killed_one_has_left(tmp_path: Path, call: str) -> None:
+    small_store(tmp_path / "mlflow.db")
+    killed(lambda: backed_up(tmp_path), call)
+    assert len(hidden(tmp_path)) == 1
+    backed_up(tmp_path)
+    assert hidden(tmp_path) == []
+    assert (tmp_path / "a.tar").exists()
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_next_restore_removes_what_a_killed_one_has_left(tmp_path: Path, done: bool) -> None:
+    source = written(tmp_path / "a.tar", member(USERS, b"names"))
+    target = tmp_path / "target"
+    killed(lambda: restored(source, target), "replace")
+    left = [name for name in hidden(target) if name.startswith(mlflow_backup.RESTORING)]
+    assert len(left) == 1
+    if done:  # killed after the last part was in its place
+        (target / "mlflow.db").touch()
+        with pytest.raises(ValueError, match="is there already"):
+            restored(source, target)
+    else:
+        restored(source, target)
+        assert (target / "mlflow-users.db").read_bytes() == b"names"
+    assert not (target / left[0]).exists()
+
+
+def test_folder_of_a_living_backup_or_of_somebody_else_stays(tmp_path: Path) -> None:
+    small_store(tmp_path / "mlflow.db")
+    others = tmp_path / f"{mlflow_backup.BACKING_UP}20261128"
+    others.mkdir()
+    (others / "letter.txt").write_bytes(b"mine")
+    empty = tmp_path / f"{mlflow_backup.BACKING_UP}abcdefgh"
+    empty.mkdir()
+    with mlflow_backup._unfinished(tmp_path, mlflow_backup.BACKING_UP) as living:
+        (living / DATABASE).write_bytes(b"half")
+        backed_up(tmp_path)
+        assert (living / DATABASE).read_bytes() == b"half"
+    assert hidden(tmp_path) == [others.name, empty.name]
+    assert (others / "letter.txt").read_bytes() == b"mine"
+
+
 UNREADABLE = {
     "no database": b"no database at all, but long enough to be one" * 50,
     "damaged": b"SQLite format 3\0" + b"\xff" * 4080,

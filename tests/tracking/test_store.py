@@ -217,6 +217,19 @@ def test_answers_of_a_server_are_told_apart(
     assert is_lasting is lasts
 
 
+@pytest.mark.parametrize("retries", ["1", "3", "7"])
+def test_request_whose_answer_is_lost_is_sent_once(
+    answering: HTTPServer, monkeypatch: pytest.MonkeyPatch, retries: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    requests: list[str] = []
+    monkeypatch.setattr(Answer, "do_POST", lambda request: requests.append(request.path))  # and closes the connection
+    with pytest.raises(MlflowException):
+        client_of(f"http://127.0.0.1:{answering.server_port}").create_run("0")
+    assert requests == ["/api/2.0/mlflow/runs/create"]
+
+
 def test_a_silent_server_may_answer_later_and_a_closed_port_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.tracking.mlflow_client.PATIENCE", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
