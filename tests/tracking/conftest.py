@@ -12,28 +12,21 @@ from sweeps.tracking.run_index import Store
 from sweeps.tracking.sqlite_store import prepare
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _mlflow() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # What MLflow and SQLAlchemy warn about among themselves.
-        warnings.simplefilter("ignore")
-        import mlflow  # noqa: F401
-
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
+    # What MLflow and SQLAlchemy warn about among themselves.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @pytest.fixture(scope="package")
-def empty(tmp_path_factory: pytest.TempPathFactory, _mlflow: None) -> Path:
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a store that nobody has used: making it takes seconds, copying it none."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    prepare(path, pytest.fail)
+    with warnings.catch_warnings():  # pytest sets its own filters anew for each test
+        warnings.simplefilter("ignore")
+        prepare(path, pytest.fail)
     return path
 
 
