@@ -11,9 +11,9 @@ import pytest
 @pytest.mark.timeout(1800)
 def test_sweep_under_faults_loses_doubles_and_changes_nothing() -> None:
     faults = ("kill driver", "kill worker", "kill server", "damage checkpoint", "terminate driver")
-    command = [sys.executable, "-m", "benchmarks.chaos", "--rounds", "4", "--seed", "5", "--epochs", "8"]
+    command = [sys.executable, "-m", "benchmarks.chaos", "--rounds", "4", "--seed", "5", "--epochs", "4"]
     done = subprocess.run(
-        [*command, "--pause", "2", "8", "--faults", *faults],
+        [*command, "--pause", "2", "6", "--faults", *faults],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],

@@ -25,7 +25,7 @@ def test_killed_sweep_on_s3_is_ended_by_the_same_command(bucket: str, tmp_path: 
     home.mkdir()
     environment = os.environ | {"HOME": str(home), "CI": "true", "PYTHONWARNINGS": "ignore"}
     command = [
-        sys.executable, "-m", "sweeps.cifar_width", "--smoke-test", "--set", "recipe.epochs=8", "--max-concurrent", "1",
+        sys.executable, "-m", "sweeps.cifar_width", "--smoke-test", "--set", "recipe.epochs=5", "--max-concurrent", "1",
         "--search-trials", "0", "--folds", "2", "--dataset", name, "--data-dir", str(tmp_path / "node"),
         "--data-source", f"{bucket}/data",
         "--output", f"{bucket}/out", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db",
