@@ -127,7 +127,7 @@ def described(environ: dict[str, Any], body: bytes) -> tuple[list[list[str]], by
 def on_s3(method: str, path: str, query: str) -> tuple[str, str]:
     """Return the action that IAM asks for, and its resource, for a request to S3."""
     _, bucket, key = (path + "//").split("/", 2)
-    key = key.rstrip("/") if key.strip("/") else ""
+    key = key.removesuffix("//") if key.strip("/") else ""  # a slash of its own is part of a key: a folder's mark
     resource = f"arn:aws:s3:::{bucket}" + (f"/{key}" if key else "")
     words = parse_qs(query, keep_blank_values=True)
     if not key:
