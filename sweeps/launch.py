@@ -84,7 +84,8 @@ def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argp
         from sweeps.cli.rehearse import rehearse_sweep
 
         return rehearse_sweep(asked, settings, options.rehearse)
-    from sweeps.cli.run import dry_run, run_sweep
+    from sweeps.cli.dry_run import dry_run
+    from sweeps.cli.run import run_sweep
 
     command = Command.typed(f"sweeps.{name}")
     settings = replace(settings, experiment=settings.experiment or sweep.title, command=command)

@@ -8,8 +8,8 @@ from PIL import Image
 from data.datasets import beton_path
 from data.write import prepare
 from sweeps.cifar_width import CELLS
+from sweeps.cli.dry_run import dry_run
 from sweeps.cli.options import ExitCode, parser
-from sweeps.cli.run import dry_run
 from sweeps.cli.settings import absolute_dataset, asked_part, declare, settle
 from sweeps.experiment.plan import Protocol
 from sweeps.experiment.rates import RateStudy

@@ -1,0 +1,182 @@
+"""Dry run of a sweep: what would run, what is done, and why the run would be refused; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from data import availability
+from data.cores import cores
+from data.storage import unmounted_above
+from sweeps.cli.forecast import forecast_before_start, visible_gpus, workload
+from sweeps.cli.options import ExitCode
+from sweeps.cli.settings import Settings
+from sweeps.execution.cluster_address import check_answers
+from sweeps.execution.resources import check_rank_batches, resolve_resources
+from sweeps.experiment.plan import STATES, Plan, Sweep, plan, plan_to_json
+from sweeps.experiment.split_check import check_splits
+from sweeps.experiment.trial import Trial
+from sweeps.experiment.wording import count
+from sweeps.store.lease import driver, owner_text
+
+
+def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
+    """Print what of a declared sweep would run, by the part that is `asked` for, and what is done; write nothing.
+
+    Then say why the run would be refused, if it would.
+    """
+    fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
+    declared = plan(sweep, settings.ledger, fingerprints)
+    today = plan(asked, settings.ledger, fingerprints)
+    if settings.display.json:
+        states = {status.trial.key: status.state for status in (*declared.statuses, *today.statuses)}
+        part = {"total": today.total, "states": states, "asked": [cell.label for cell in asked.cells]}
+        print(json.dumps(plan_to_json(declared) | part, indent=1))
+    else:
+        _print_plan(declared, today, settings)
+    reason = next(filter(None, (check(today, settings) for check in REFUSALS)), "")
+    if reason:
+        print(f"error: {reason}", file=sys.stderr)
+    return ExitCode.USAGE if reason else ExitCode.DONE
+
+
+def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
+    """Print the cells with their trials, what of them is to be trained, and the forecast."""
+    if settings.display.banner:
+        print(settings.display.banner)
+    _print_cells(declared, today, settings)
+    if today.pending:
+        rate = "the learning rate or " if today.sweep.protocol.rates else ""
+        print(f"later: what follows once {rate}a cell's dropout is chosen, or a first phase is over")
+    for status in today.statuses:
+        if status.trial.key in today.studied:
+            print(f"learning rate: {status.trial.cell.label} {status.trial.label}, {status.state}")
+    for status in today.statuses:
+        if status.why and status.state in ("new", "running", "failed"):
+            print(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
+    for label, why in declared.given_up.items():
+        print(f"{label}: {why}; the others are skipped (--retry-failed trains them)")
+    if further := declared.seeds_text():
+        print(further)
+    to_train = (*today.to_do, *today.pending)
+    share = f"{len(to_train)}{' of them' if today.total > 1 else ''} to train"
+    print(f"{count(today.total, 'trial')}, {share}, data: {', '.join(today.sweep.datasets)}")
+    pictures, operations = workload(to_train, settings.data_dir)
+    if pictures or operations:
+        print(f"to train: {pictures:.3g} pictures seen, {operations:.3g} floating-point operations")
+        print(forecast_before_start(today, settings))
+
+
+def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
+    """Print a row for each declared cell: its trials by state, and what is to be trained where it is asked for."""
+    width = max(len(cell.label) for cell in declared.sweep.cells)
+    print(f"{'cell':<{width}}  trials   new  run  done stale fail skip later   epochs   pictures  operations")
+    to_train: dict[str, list[Trial]] = {}
+    for trial in (*today.to_do, *today.pending):
+        to_train.setdefault(trial.cell.key, []).append(trial)
+    for cell in declared.sweep.cells:
+        asked = cell not in today.sweep.others
+        states = [status.state for status in (today if asked else declared).of(cell)]
+        counts = [states.count(state) for state in STATES]
+        if not asked:
+            row = "".join(f"{count or '.':>5}" for count in counts)
+            print(f"{cell.label:<{width}}  {len(states):>6} {row}      .   not asked for")
+            continue
+        trials = to_train.get(cell.key, [])
+        later = len(trials) - counts[0] - counts[1]
+        row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
+        epochs = cell.recipe.epochs * len(trials)
+        pictures, operations = (f"{value:.3g}" if value else "." for value in workload(trials, settings.data_dir))
+        total = len(states) + later
+        print(f"{cell.label:<{width}}  {total:>6} {row}   {epochs or '.':>6} {pictures:>10} {operations:>11}")
+
+
+# Checks of a run that write nothing: each returns why it would be refused, or nothing.
+
+
+def _no_data(today: Plan, settings: Settings) -> str:
+    local = settings.address == "local"
+    try:
+        for name in today.sweep.datasets:
+            availability.check_available(name, settings.data_dir, settings.data_source, pictures=local)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _not_writable(_: Plan, settings: Settings) -> str:
+    if "://" in settings.output:
+        return ""  # a store elsewhere says so only when something is written
+    folder = Path(settings.ledger.root)
+    if (point := unmounted_above(folder)) is not None:
+        return f"cannot write to --output {settings.output}: no disk is mounted at {point}, as /etc/fstab has it"
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"cannot write to --output {settings.output}: {folder} is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"cannot write to --output {settings.output}: no permission in {folder}"
+    return ""
+
+
+def _no_cluster(today: Plan, settings: Settings) -> str:
+    """Return why the cluster that is to train does not answer."""
+    try:
+        if today.to_do and settings.address != "local":
+            check_answers(settings.address)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _holds_links(_: Plan, settings: Settings) -> str:
+    try:
+        settings.ledger.check_links()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _driven(today: Plan, settings: Settings) -> str:
+    other = driver(settings.ledger, today.sweep.title)
+    if other is None:
+        return ""
+    return f"another driver works on this sweep: {owner_text(other)}"
+
+
+def _no_resources(today: Plan, settings: Settings) -> str:
+    """Return why this machine cannot run the trials; for a cluster only Ray knows."""
+    if settings.address != "local" or not today.to_do:
+        return ""
+    facts = {
+        name: availability.expected_pictures(name, settings.data_dir)[0] for name in _expected_names(today, settings)
+    }
+    trials = [trial for trial in (*today.to_do, *today.pending) if trial.cell.dataset in facts]
+    machine = {"CPU": float(cores()), "GPU": float(visible_gpus())}
+    try:
+        check_rank_batches(trials, facts, resolve_resources(settings.resources, [machine], True).ranks)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _no_splits(today: Plan, settings: Settings) -> str:
+    """Return why the pictures that are there, or are made on the way, cannot be split as the trials need it."""
+    expected = _expected_names(today, settings)
+    try:
+        check_splits((t for t in (*today.to_do, *today.pending) if t.cell.dataset in expected), settings.data_dir)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _expected_names(today: Plan, settings: Settings) -> list[str]:
+    """Return the data sets whose pictures can be counted: those that are there, or are made on the way."""
+    present = availability.fingerprints(today.sweep.datasets, settings.data_dir)
+    made = ("synthetic",) if settings.data_source else ("synthetic", "folder:")
+    return [name for name in today.sweep.datasets if name in present or name.startswith(made)]
+
+
+REFUSALS = (_not_writable, _holds_links, _no_cluster, _no_data, _driven, _no_splits, _no_resources)
