@@ -96,7 +96,7 @@ def _prepare(options: argparse.Namespace) -> None:
     elif kind.startswith("cifar") and options.size not in (None, 32):
         raise ValueError(f"--size {options.size}: CIFAR's pictures are stored unchanged, with 32 pixels")
     if options.partial and kind in ("synthetic", "folder"):
-        raise ValueError(f"--partial: {name} is no published set of which a part could be taken")
+        raise ValueError(f"--partial takes a part of a published set, and {name} is no published set")
     with _progress() as progress:
         sidecars = prepare(
             name,

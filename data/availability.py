@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data import beton
 from data.changes import check_unchanged
-from data.datasets import RAW_UP_TO, SPLITS, DataSet, beton_path, canonical, crop_of, dataset, read_sidecar
+from data.datasets import SPLITS, DataSet, beton_path, canonical, dataset, read_sidecar, view_side
 
 
 def fingerprint(name: str, where: Path) -> str:
@@ -146,10 +146,9 @@ def expected_pictures(name: str, where: Path) -> tuple[DataSet, tuple[int, ...]]
     splits = sources(name, None, where, None, 0)
     train = splits["train"]
     final = "test" if "test" in splits else "val"
-    crop = crop_of(train.size) if train.size > RAW_UP_TO else train.size
     counts = {split: len(source.labels) for split, source in splits.items()}
     held_out = max(len(train.labels) // 5, int(name.startswith("synthetic")))
-    facts = DataSet(canonical(name), len(train.class_names), train.size, crop, counts, final, held_out)
+    facts = DataSet(canonical(name), len(train.class_names), train.size, view_side(train.size), counts, final, held_out)
     return facts, tuple(int((train.labels == label).sum()) for label in range(facts.classes))
 
 

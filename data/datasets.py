@@ -107,6 +107,11 @@ def beton_path(name: str, split: str, where: Path) -> Path:
     return where / f"{stem(name)}-{split}.beton"
 
 
+def view_side(size: int) -> int:
+    """Return the side of a training view: a crop of a large picture, the whole of a small one."""
+    return crop_of(size) if size > RAW_UP_TO else size
+
+
 def crop_of(size: int) -> int:
     """Return the side of a training view: 7/8 of the stored side in steps of 8 (256 -> 224, 72 -> 64)."""
     return 8 * round(7 * size / 64)
@@ -142,7 +147,7 @@ def _synthetic(options: Mapping[str, int]) -> DataSet:
         name=_canonical("synthetic", options, SYNTHETIC),
         classes=options["classes"],
         size=size,
-        crop=crop_of(size) if size > RAW_UP_TO else size,
+        crop=view_side(size),
         splits={"train": train, "test": options["test"]},
         final="test",
         holdout=train // 5,
@@ -165,9 +170,8 @@ def _folder(name: str, where: Path) -> DataSet:
             f"found {prepared}): python -m data prepare {name}"
         )
     train = sidecars["train"]
-    crop = crop_of(train.size) if train.size > RAW_UP_TO else train.size
     counts = {split: sidecar.count for split, sidecar in sidecars.items()}
-    return DataSet(canonical(name), train.classes, train.size, crop, counts, final, train.count // 5)
+    return DataSet(canonical(name), train.classes, train.size, view_side(train.size), counts, final, train.count // 5)
 
 
 def _as_stored(facts: DataSet, where: Path) -> DataSet:

@@ -1,4 +1,4 @@
-"""Folders of classes: which files are pictures of which class, and a sentence for everything that is not taken."""
+"""Folders of classes: the pictures of each class, and a count of what is not taken."""
 
 from __future__ import annotations
 

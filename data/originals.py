@@ -39,7 +39,7 @@ def write_originals(path: Path, originals: Originals) -> None:
     """Write the list atomically."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        content = json.dumps({"root": originals.root, "sizes": dict(originals.sizes)})  # ASCII, whatever the names are
+        content = json.dumps({"root": originals.root, "sizes": dict(originals.sizes)})  # in ASCII
         file.write(gzip.compress(content.encode(), mtime=0))
         file.flush()
         os.fsync(file.fileno())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Signs of tables and reports for terminals that have no others than ASCII's.
 SPELLED: Final = {"±": "+-", "†": "+", "‡": "++", "–": "-", "—": "-", "−": "-", "·": "|", "×": "x", "…": "...",
                   "≥": ">=", "≤": "<=", "→": "->", "“": '"', "”": '"', "’": "'"}  # fmt: skip
-HANDLER: Final = "sweeps.spelled"
+HANDLER: Final = "crelu.spelled"
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)  # errors of a stream whose next line may find room again
 GONE: Final = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)  # errors of a stream that nobody reads any more
 

@@ -106,12 +106,19 @@ def _no_data(today: Plan, settings: Settings) -> str:
     return ""
 
 
+def unmounted_output(settings: Settings) -> str:
+    """Return that the disk of the output folder is not mounted; empty where it is, and for a store elsewhere."""
+    point = None if "://" in settings.output else unmounted_above(Path(settings.ledger.root))
+    where = f"no disk is mounted at {point}, as /etc/fstab has it"
+    return "" if point is None else f"cannot write to --output {settings.output}: {where}"
+
+
 def _not_writable(_: Plan, settings: Settings) -> str:
     if "://" in settings.output:
         return ""  # a store elsewhere says so only when something is written
+    if why := unmounted_output(settings):
+        return why
     folder = Path(settings.ledger.root)
-    if (point := unmounted_above(folder)) is not None:
-        return f"cannot write to --output {settings.output}: no disk is mounted at {point}, as /etc/fstab has it"
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():

@@ -9,13 +9,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import availability
 from data.datasets import DataSet, dataset
 from data.interrupts import deferred_interrupts
-from data.storage import unmounted_above
+from sweeps.cli.dry_run import unmounted_output
 from sweeps.cli.forecast import Forecast, compare, report_cost
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
@@ -86,19 +85,22 @@ def _start_over(lease: Lease, reason: str) -> None:
     times = int(os.environ.get(STARTED_OVER, "0")) + 1
     if times > MAX_STARTED_OVER:
         _end_at_once(f"{reason}, for the {times}th time; the same command resumes")
-    cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # the live view has hidden it
-    with suppress(OSError):
-        os.write(2, f"{cursor}\n{reason}; starting over, trials go on from their checkpoints\n".encode())
+    _last_words(f"{reason}; starting over, trials go on from their checkpoints")
     os.environ[STARTED_OVER] = f"{times}"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _end_at_once(reason: str) -> None:
     """End this process as if it were killed: no thread of it may write on, and the next driver expects no less."""
-    cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # the live view has hidden it
-    with suppress(OSError):
-        os.write(2, f"{cursor}\nerror: {reason}\n".encode())
+    _last_words(f"error: {reason}")
     os._exit(ExitCode.USAGE)
+
+
+def _last_words(sentence: str) -> None:
+    """Print a sentence from a thread, and show the cursor, which the live view has hidden."""
+    cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
+    with suppress(OSError):
+        os.write(2, f"{cursor}\n{sentence}\n".encode())
 
 
 def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
@@ -213,7 +215,7 @@ def _run(
 
 
 def _register(tracker: Tracker, plan: Plan) -> None:
-    """Let the tracker compare MLflow with the trials of a plan, none of which trains now."""
+    """Let the tracker compare MLflow with the trials of a plan; none of them trains now."""
     skipped = [status.trial.key for status in plan.statuses if status.state == "skipped"]
     tracker.register((status.trial for status in plan.statuses), skipped)
 
@@ -361,11 +363,8 @@ def session_name() -> str:
 
 def _check_writable(settings: Settings) -> None:
     """Raise ValueError where the output folder cannot be written to."""
-    local = "://" not in settings.output
-    if local and (point := unmounted_above(Path(settings.ledger.root))) is not None:
-        raise ValueError(
-            f"cannot write to --output {settings.output}: no disk is mounted at {point}, as /etc/fstab has it"
-        )
+    if why := unmounted_output(settings):
+        raise ValueError(why)
     try:
         settings.ledger.write("probe", b"")
         settings.ledger.delete("probe")

@@ -53,10 +53,8 @@ def read_summary(ledger: Ledger, folder: str, job: str, request: str = "") -> Js
 
 
 def _written(ledger: Ledger, place: str, job: str, request: str = "") -> Json | None:
-    """Return the summary in `place`, whatever has become of the files that it lists."""
+    """Return the summary in `place`; the files that it lists are not looked at."""
     note = ledger.read_json(f"{place}/summary.json")
-    if note is not None and "check" in note:  # older ones have none
-        note = ledger.read_checked(f"{place}/summary.json")
     if note is None or note.get("schema") != SCHEMA or note.get("job") != job:
         return None
     at_home = (note.get("folder", place), note.get("request", request)) == (place, request)

@@ -1,7 +1,7 @@
 """Names and texts from a file that somebody else may have written: checked before a path or a screen gets them.
 
-Who can write a ledger, a capsule or a backup must not thereby write to the machine, the terminal or the browser of the
-one who reads it. A name is a known one below its folder. A text holds no control character, so no escape sequence.
+A ledger, a capsule and a backup may write nothing to the reader's machine, terminal or browser. A name has to be a
+known one below its folder. A text loses its control characters, and with them each escape sequence.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from data.interrupts import deferred_interrupts
 from data.storage import check_mounted, make_folder, open_filesystem, sync_folder
@@ -84,6 +85,12 @@ def _named(name: str) -> bytes:
 def _named_twice(name: str) -> dict[str, str]:
     """Return what the file of a ledger's name says."""
     return {"id": name, "again": name}
+
+
+def _store_of(root: str) -> tuple[str, str, str]:
+    """Return what names the store of a place: scheme, bucket and options of a URI, nothing for a path."""
+    parts = urlsplit(root) if "://" in root else SplitResult("", "", "", "", "")
+    return parts.scheme, parts.netloc, parts.query
 
 
 def unguarded() -> None:
@@ -169,13 +176,16 @@ class Ledger:
         """Return whether this ledger, of a `known` place and now at another, is a copy of one of the same name.
 
         The same path, or the same folder of a disk, is no copy. On another host nobody can tell; a copy harms less
-        under a name of its own than two folders under one.
+        under a name of its own than two folders under one. A place on another store is not asked: somebody else may
+        have written it, and a store gets the user's login.
         """
         root = known.get("root", place["root"])  # an earlier version wrote no place
         if root == place["root"] or ("inode" in place and known.get("inode") == place["inode"]):
             return False
         if self.local and known.get("host") != place["host"]:
             return True
+        if _store_of(str(root)) != _store_of(self.root):
+            return False
         try:
             return Ledger(str(root))._known_identity() == name
         except (OSError, ValueError):

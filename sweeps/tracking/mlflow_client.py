@@ -54,7 +54,7 @@ def _reach_database(uri: str) -> None:
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Set variables of the environment for a while, where they are not set already to something else."""
+    """Set variables of the environment for a while."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -172,7 +172,7 @@ class RunIndex:
         params: Mapping[str, str | int | float],
         began: int | None = None,
     ) -> str:
-        """Create a run with the data set that it saw and its parameters, the last of which say that it is complete.
+        """Create a run with its data set and its parameters. The parameters come last: a run with them is complete.
 
         It began now, where nothing else is known.
         """

@@ -11,7 +11,7 @@ import pytest
 
 from sweeps.cifar_width import CELLS as WIDTH
 from sweeps.cifar_width import PROTOCOL
-from sweeps.cli import run, summary
+from sweeps.cli import dry_run, run, summary
 from sweeps.cli.forecast import TimeEstimate, cost_text
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, asked_part, declare, protocol_of, settle
@@ -93,7 +93,7 @@ def test_dry_run_shows_every_declared_cell_and_counts_what_is_asked_for(
     sweep, part, settings = command_line(tmp_path, "--only", "CReLU*", "--seeds", "3")
     first = expand(sweep, {})[0]
     settings.ledger.commit(first.key, {"key": first.key, "fingerprint": "", "code": code_fingerprint(first.cell.net)})
-    run.dry_run(sweep, part, settings)
+    dry_run.dry_run(sweep, part, settings)
     lines = capsys.readouterr().out.splitlines()
     rows = {cell.label: next(line for line in lines if line.startswith(cell.label + " ")) for cell in sweep.cells}
     unasked = {label for label, row in rows.items() if row.endswith("not asked for")}
@@ -148,7 +148,7 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
         assert f"failed: {first.cell.label} {first.label}: {why}" in shown
         assert f"{len(others)} of {len(others) + 1} trials are done, 1 failed" in shown
         assert "--retry-failed" in shown
-    run.dry_run(sweep, part, settings)
+    dry_run.dry_run(sweep, part, settings)
     assert f"{first.cell.label} {first.label}: {why}" in capsys.readouterr().out
     run.run_sweep(sweep, part, dataclasses.replace(settings, retry_failed=True))
     assert to_do == [[], [], [first]]

@@ -198,7 +198,7 @@ def test_restore_touches_nothing_where_something_else_is(tmp_path: Path, kind: s
 
 
 HOSTILE: dict[str, tuple[Callable[[], tuple[tarfile.TarInfo, bytes]], str]] = {
-    "absolute": (lambda: member("/tmp/evil"), "which no backup of ours does"),
+    "absolute": (lambda: member("/absolute/evil"), "which no backup of ours does"),
     "upwards": (lambda: member("../evil"), "which no backup of ours does"),
     "upwards below artifacts": (lambda: member(f"{ARTIFACTS}/../../evil"), "no name of a file below its folder"),
     "another name": (lambda: member("mlflow-users.key"), "which no backup of ours does"),

@@ -309,6 +309,17 @@ def test_a_ledger_that_is_no_copy_keeps_its_name(tmp_path: Path, change: str) ->
     assert Ledger(str(folder)).identity == name
 
 
+@pytest.mark.parametrize("root", ["s3://b/l?endpoint_override=evil", "s3://other/l?region=r", "/etc"])
+def test_a_place_on_another_store_is_not_asked(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    ours, asked = Ledger("s3://b/l?region=r"), list[str]()
+    monkeypatch.setattr(Ledger, "local", False)
+    monkeypatch.setattr(Ledger, "_known_identity", lambda self: asked.append(self.root))
+    assert not ours._is_copy("name", {"root": root}, {"root": ours.root})
+    assert asked == []
+    ours._is_copy("name", {"root": "s3://b/before?region=r"}, {"root": ours.root})
+    assert asked == ["s3://b/before?region=r"]
+
+
 @pytest.mark.parametrize("change", ["beside the original", "on another host", "of an older version"])
 def test_a_copied_ledger_gets_a_name_of_its_own(tmp_path: Path, change: str) -> None:
     original = Ledger(str(tmp_path / "one"))
