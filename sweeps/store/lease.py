@@ -234,6 +234,8 @@ class Lease:
         """
         with self.turn:
             for _ in range(ANSWERS):
+                if self.over.is_set():  # a thread that still writes is refused, and the process ends as it would
+                    raise LeaseLostError("this driver has ended and given its lease back")
                 if self.lost:
                     raise LeaseLostError(self.lost)
                 if self.host.now() - self.renewed >= FENCE:

@@ -379,6 +379,18 @@ def test_a_silent_driver_of_this_host_is_followed_where_no_lock_keeps_others_out
     assert Drivers(ledger, here).look("s") is None
 
 
+def test_a_thread_that_writes_after_the_end_is_refused_and_ends_no_process(ledger: Ledger) -> None:
+    ended: list[str] = []
+    with Lease(ledger, "s", on_lost=ended.append) as lease:
+        fenced_ledger = Ledger(ledger.root, lease.check)
+        fenced_ledger.write("a", b"")
+    for write in (lambda: fenced_ledger.write("b", b""), lambda: fenced_ledger.delete("a")):
+        with pytest.raises(LeaseLostError, match="has ended and given its lease back"):
+            write()
+    assert ended == []
+    assert ledger.names("") == ["a"]
+
+
 # Trials that several sweeps share
 
 
