@@ -320,7 +320,7 @@ def ranks_below(folder: Path) -> list[int]:
 
 def test_sweep_whose_trials_have_two_ranks_survives_the_death_of_one(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
-    words = ["--smoke-test", "--set", "recipe.epochs=4", "--ranks", "2"]
+    words = ["--smoke-test", "--set", "recipe.epochs=3", "--ranks", "2"]
     with started(tmp_path, *words) as process:
         wait_for("a checkpoint", lambda: checkpoints(ledger), process)
         os.kill(ranks_below(tmp_path)[-1], signal.SIGKILL)
@@ -330,7 +330,7 @@ def test_sweep_whose_trials_have_two_ranks_survives_the_death_of_one(tmp_path: P
     assert [result["hardware"]["ranks"] for result in results.values()] == ["2", "2"]
     (attempt,) = [attempt for key in results for attempt in ledger.attempts(key)]
     assert "of 2 died (signal 9)" in attempt["error"]
-    assert [points for _, _, points in child_runs(tmp_path / "out" / "mlflow.db").values()] == [4, 4]
+    assert [points for _, _, points in child_runs(tmp_path / "out" / "mlflow.db").values()] == [3, 3]
     assert not ranks_below(tmp_path)
 
 
