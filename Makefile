@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 BIN := .venv/bin
-PACKAGES := crelu_models data sweeps
+PACKAGES := crelu_models crelu_data sweeps
 # By pytest-xdist, a file in one process. More processes than cores: many tests wait for Ray, MLflow or a signal.
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder -n
 

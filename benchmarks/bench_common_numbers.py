@@ -16,8 +16,8 @@ from itertools import combinations
 
 import numpy as np
 
-from data.datasets import data_dir, dataset
-from data.write import prepare
+from crelu_data.datasets import data_dir, dataset
+from crelu_data.write import prepare
 from sweeps.cifar_width import NETS
 from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import TrialResources

@@ -45,14 +45,14 @@ def name(size: int) -> str:
 
 def write(folder: Path) -> None:
     """Prepare each set, and lay its encoded pictures out as a user of a DataLoader has them."""
-    import data.write
-    from data import beton
-    from data.datasets import beton_path
+    import crelu_data.write
+    from crelu_data import beton
+    from crelu_data.datasets import beton_path
 
     for label, (size, jpeg) in SETS.items():
         where = folder / label
-        data.write.RAW_UP_TO = 0 if jpeg else size
-        data.write.prepare(name(size), where)
+        crelu_data.write.RAW_UP_TO = 0 if jpeg else size
+        crelu_data.write.prepare(name(size), where)
         index = beton.read_index(beton_path(name(size), "train", where))
         stored = beton.mapped(index)
         found = [bytes(beton.stored_bytes(index, stored, record)) for record in range(len(index.labels))]
@@ -67,9 +67,9 @@ def write(folder: Path) -> None:
 
 def ours(where: Path, size: int, views: bool, reader: str, device: str) -> Epoch:
     """Read as a worker of ours does: small sets stay in memory, others are decoded in each epoch."""
-    from data.augment import training_view
-    from data.datasets import beton_path, order
-    from data.load import open_pictures
+    from crelu_data.augment import training_view
+    from crelu_data.datasets import beton_path, order
+    from crelu_data.load import open_pictures
     from sweeps.training.runtime import keep_memory
 
     keep_memory()
@@ -124,7 +124,7 @@ def data_loader(where: Path, size: int, views: bool, pil: bool) -> Epoch:
     from torchvision import transforms
     from torchvision.transforms import v2
 
-    from data.datasets import beton_path, read_sidecar
+    from crelu_data.datasets import beton_path, read_sidecar
 
     side = read_sidecar(beton_path(name(size), "train", where).with_suffix(".json"))
     kind: Any = transforms if pil else v2
@@ -148,7 +148,7 @@ def stock(where: Path, size: int, views: bool) -> Epoch:
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, RandomTranslate, ToTensor, ToTorchImage
 
-    from data.datasets import beton_path, read_sidecar
+    from crelu_data.datasets import beton_path, read_sidecar
 
     path = beton_path(name(size), "train", where)
     side = read_sidecar(path.with_suffix(".json"))

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from data.availability import ensure_dataset
-from data.cores import cores
-from data.datasets import dataset
+from crelu_data.availability import ensure_dataset
+from crelu_data.cores import cores
+from crelu_data.datasets import dataset
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.trial import Cell
 from sweeps.training.rehearsal import Rehearsal, rehearse

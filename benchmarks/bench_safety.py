@@ -26,8 +26,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from data.datasets import data_dir, dataset
-from data.write import prepare
+from crelu_data.datasets import data_dir, dataset
+from crelu_data.write import prepare
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.trial import Trial

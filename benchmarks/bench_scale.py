@@ -106,9 +106,9 @@ def pictures(count: int) -> float:
     """Return the seconds to open a file of so many 32-pixel pictures and read them once, in a drawn order."""
     import numpy as np
 
-    from data.datasets import beton_path, order
-    from data.load import open_pictures
-    from data.write import prepare
+    from crelu_data.datasets import beton_path, order
+    from crelu_data.load import open_pictures
+    from crelu_data.write import prepare
 
     name = f"synthetic:size=32,classes=10,train={count},test=10"
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +122,7 @@ def pictures(count: int) -> float:
 
 def ranks(count: int) -> float:
     """Return the seconds an epoch of the CIFAR baseline at a quarter of its width, by so many ranks of one thread."""
-    from data.write import prepare
+    from crelu_data.write import prepare
     from sweeps.execution import rank_processes
     from sweeps.training.runtime import RuntimeConfig
 

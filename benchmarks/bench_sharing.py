@@ -26,8 +26,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from crelu_data.datasets import dataset
 from crelu_models.spec import Net
-from data.datasets import dataset
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD, VGG
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.imagenet_placement import CELLS
@@ -68,7 +68,7 @@ def cifar(pictures: int, epochs: int) -> list[Trial]:
 
 def train(trials: Sequence[Trial], side: str, place: dict[str, Any]) -> dict[str, float]:
     """Train side by side ("pack") or one after another ("apart"); return seconds and the pictures decoded."""
-    from data.load import FFCVReader, ThreadReader
+    from crelu_data.load import FFCVReader, ThreadReader
     from sweeps.execution.pack import perform_pack
     from sweeps.training.run_trial import run_trial
     from sweeps.training.runtime import RuntimeConfig
@@ -197,7 +197,7 @@ def main() -> None:
     if options.gpu and not torch.cuda.is_available():
         print("no GPU here: skipped")
         return
-    from data.write import prepare
+    from crelu_data.write import prepare
 
     with tempfile.TemporaryDirectory() as folder:
         options.data = options.data or f"{folder}/data"

@@ -72,10 +72,10 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
     """Return how to take steps on real pictures, on resident ones, and to score."""
     import torch
 
+    from crelu_data.augment import training_view
+    from crelu_data.datasets import beton_path, order
+    from crelu_data.load import open_pictures
     from crelu_models.modules import build, initialise
-    from data.augment import training_view
-    from data.datasets import beton_path, order
-    from data.load import open_pictures
     from sweeps.training.evaluate import precision_of, score
     from sweeps.training.loop import Learner
     from sweeps.training.runtime import keep_memory
@@ -244,13 +244,13 @@ def compare(family: str, options: argparse.Namespace) -> None:
 
 def prepare(folder: Path) -> None:
     """Write the pictures of each size, for ours and for a DataLoader."""
-    import data.write
-    from data import beton
-    from data.datasets import beton_path
+    import crelu_data.write
+    from crelu_data import beton
+    from crelu_data.datasets import beton_path
 
     for stored in {family[2] for family in FAMILIES.values()}:
         where = folder / str(stored)
-        data.write.prepare(name(stored), where)
+        crelu_data.write.prepare(name(stored), where)
         index = beton.read_index(beton_path(name(stored), "train", where))
         contents = [
             bytes(beton.stored_bytes(index, beton.mapped(index), record)) for record in range(len(index.labels))

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.plain import train
-from data.datasets import beton_path, data_dir, dataset
-from data.load import open_pictures
-from data.write import prepare
+from crelu_data.datasets import beton_path, data_dir, dataset
+from crelu_data.load import open_pictures
+from crelu_data.write import prepare
 from sweeps.store.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -315,8 +315,8 @@ def shorten_pauses() -> list[float]:
 
 def trial_part(base: Path) -> Part:
     """Return the training of a trial of two short epochs, with a checkpoint after each."""
+    from crelu_data.write import prepare
     from crelu_models.tables import S2
-    from data.write import prepare
     from sweeps.experiment.recipe import ALLCONV
     from sweeps.experiment.trial import Cell, Trial
     from sweeps.store import checkpoint
@@ -401,12 +401,12 @@ def digests(folder: Path) -> Outcome:
 
 def prepare_part(base: Path, writer: str) -> Part:
     """Return the preparation of a folder of sixteen pictures by one of the writers."""
-    import data.load  # noqa: F401
-    from data.__main__ import main
+    import crelu_data.load  # noqa: F401
+    from crelu_data.__main__ import main
     from tests.support.pictures import picture_folder
 
     if writer == "ffcv":
-        from data import ffcv_patches
+        from crelu_data import ffcv_patches
 
         ffcv_patches.import_ffcv()
     originals = base / f"pictures-{writer}"

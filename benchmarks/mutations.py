@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TREE = ("crelu_models", "data", "sweeps", "tests", "benchmarks", "pyproject.toml", "requirements.lock")
+TREE = ("crelu_models", "crelu_data", "data", "sweeps", "tests", "benchmarks", "pyproject.toml", "requirements.lock")
 # Imported once for all runs: each of these takes longer to load than a test of ours takes.
 LIBRARIES = ("torch", "scipy.special", "scipy.stats", "pyarrow.parquet", "pyarrow.fs", "safetensors.torch", "optuna",
              "numba", "simplejpeg", "PIL.Image", "pytest")  # fmt: skip
@@ -1515,7 +1515,9 @@ def mutated_tree(mutation: Mutation | None) -> Iterator[Path]:
         root = Path(folder)
         for name in TREE:
             source = ROOT / name
-            if source.is_dir():
+            if source.is_symlink():
+                (root / name).symlink_to(source.readlink())
+            elif source.is_dir():
                 shutil.copytree(source, root / name)
             else:
                 shutil.copy2(source, root / name)

@@ -24,8 +24,8 @@ def train(row: dict[str, Any], pictures: str, report: Callable[[dict[str, float]
     from torch.utils.data import DataLoader, Subset
     from torchvision import transforms
 
+    from crelu_data.datasets import folds, holdout
     from crelu_models.modules import build, initialise
-    from data.datasets import folds, holdout
     from sweeps.experiment.trial import PHASES, trial_from_json
     from sweeps.training.splits import SPLIT_SEED
 

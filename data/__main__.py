@@ -1,4 +1,4 @@
-"""Commands for data sets: python -m data prepare | verify | info | bench | pull | push."""
+"""Commands for data sets: python -m crelu_data prepare | verify | info | bench | pull | push."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from data.cores import cores
-from data.datasets import SPLITS, Sidecar, beton_path, data_dir, dataset, read_sidecar
-from data.interrupts import INTERRUPTED
-from data.storage import Progress
-from data.streams import make_lasting
+from crelu_data.cores import cores
+from crelu_data.datasets import SPLITS, Sidecar, beton_path, data_dir, dataset, read_sidecar
+from crelu_data.interrupts import INTERRUPTED
+from crelu_data.storage import Progress
+from crelu_data.streams import make_lasting
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
 _BENCH_PICTURES = 20_000  # that `bench` reads at least; a small set is repeated
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    parser = argparse.ArgumentParser(prog="python -m data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m crelu_data", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     prepare = verbs.add_parser("prepare", help="write NAME-{train,val,test}.beton and their sidecars")
     verify = verbs.add_parser("verify", help="check files completely: checksums, labels, decoding")
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from data.write import prepare
+    from crelu_data.write import prepare
 
     name = options.name
     where = data_dir(options.data_dir)
@@ -137,13 +137,13 @@ def _files(options: argparse.Namespace) -> list[Path]:
     dataset(options.name, where)  # raises for a wrong name, as distinct from a missing file
     paths = [path for split in SPLITS if (path := beton_path(options.name, split, where)).exists()]
     if not paths:
-        raise ValueError(f"{options.name} is not prepared in {where}: python -m data prepare {options.name}")
+        raise ValueError(f"{options.name} is not prepared in {where}: python -m crelu_data prepare {options.name}")
     return paths
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from data.changes import check_unchanged
-    from data.write import verify
+    from crelu_data.changes import check_unchanged
+    from crelu_data.write import verify
 
     for path in _files(options):
         with _progress() as progress:
@@ -165,7 +165,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from data.transfer import pull
+    from crelu_data.transfer import pull
 
     where = data_dir(options.data_dir)
     with _progress() as progress:
@@ -175,7 +175,7 @@ def _pull(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from data.transfer import push
+    from crelu_data.transfer import push
 
     where = data_dir(options.data_dir)
     with _progress() as progress:
@@ -187,7 +187,7 @@ def _push(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from data.load import READERS, default_reader, open_pictures
+    from crelu_data.load import READERS, default_reader, open_pictures
 
     print(f"{'file':40} {'reader':8} {'workers':>7} {'pictures/s':>11} {'per CPU-s':>10}")
     for path in _files(options):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.datasets import SPLITMIX64
+from crelu_data.datasets import SPLITMIX64
 
 _MASK = (1 << 64) - 1
 # Streams of draws, one for each use.

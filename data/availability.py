@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from data import beton
-from data.changes import check_unchanged
-from data.datasets import SPLITS, DataSet, beton_path, canonical, dataset, read_sidecar, view_side
+from crelu_data import beton
+from crelu_data.changes import check_unchanged
+from crelu_data.datasets import SPLITS, DataSet, beton_path, canonical, dataset, read_sidecar, view_side
 
 
 def fingerprint(name: str, where: Path) -> str:
@@ -41,7 +41,7 @@ def fetch_dataset(name: str, where: str, source: str, stop: Callable[[], bool] =
 
     Pictures come from `source`; embedded ones are made here. `stop` is called all the while, as a sign of life. Without
     a source nothing is fetched, and opening the data set reports what is missing. ValueError and OSError as in
-    data.transfer.pull.
+    crelu_data.transfer.pull.
     """
     embedded = name.partition(":")[0] == "synthetic"
     if not (source or embedded) or _have(name, Path(where), (".beton", ".json")):
@@ -53,11 +53,11 @@ def fetch_dataset(name: str, where: str, source: str, stop: Callable[[], bool] =
 
     try:
         if embedded:
-            from data.write import prepare
+            from crelu_data.write import prepare
 
             prepare(name, Path(where), workers=1)
         else:
-            from data.transfer import pull
+            from crelu_data.transfer import pull
 
             pull(source, Path(where), [name], alive=alive)
     except _StopRequestedError:
@@ -78,7 +78,7 @@ def _pull_if_missing(name: str, where: Path, source: str, pictures: bool, tell: 
     wanted = (".beton", ".json") if pictures else (".json",)
     if not source or name.startswith("synthetic") or _have(name, where, wanted):
         return
-    from data.transfer import pull
+    from crelu_data.transfer import pull
 
     tell(f"pulling {name} from {source} to {where}" if pictures else f"reading what {source} has of {name}")
     pull(source, where, [name], pictures=pictures)
@@ -102,7 +102,7 @@ def ensure_dataset(
     except ValueError:
         missing = [beton_path(name, "train", where)]
     if missing and kind in ("synthetic", "folder"):
-        from data.write import prepare
+        from crelu_data.write import prepare
 
         tell(f"preparing {name} in {where}")
         prepare(name, where)
@@ -118,11 +118,11 @@ def check_available(name: str, where: Path, source: str = "", pictures: bool = T
     if _have(name, where, (".beton", ".json") if pictures or not source else (".json",)):
         _check_pictures(name, where)
     elif source and kind != "synthetic":
-        from data.transfer import check_source
+        from crelu_data.transfer import check_source
 
         check_source(source, [name])
     elif kind == "folder":
-        from data.sources import sources
+        from crelu_data.sources import sources
 
         sources(name, None, where, None, 0)
     elif kind != "synthetic":
@@ -141,7 +141,7 @@ def expected_pictures(name: str, where: Path) -> tuple[DataSet, tuple[int, ...]]
     if name.partition(":")[0] not in ("synthetic", "folder") or _have(name, where, (".json",)):
         sidecar = read_sidecar(beton_path(name, "train", where).with_suffix(".json"))
         return dataset(name, where), sidecar.label_counts
-    from data.sources import sources
+    from crelu_data.sources import sources
 
     splits = sources(name, None, where, None, 0)
     train = splits["train"]
@@ -174,7 +174,7 @@ def check_integrity(name: str, where: Path) -> None:
         if not same:
             raise ValueError(
                 f"{path} is not the file its sidecar tells of, or is damaged; "
-                f"to make it anew: python -m data prepare {name} --fresh --data-dir {where}"
+                f"to make it anew: python -m crelu_data prepare {name} --fresh --data-dir {where}"
             )
 
 
@@ -193,5 +193,5 @@ def missing_message(name: str, missing: list[Path], where: Path) -> str:
     option = f" --source {source or 'IMAGENET_DIR'}" if name.startswith("imagenet") else ""
     return (
         f"{name} is not prepared: looked for {' and '.join(path.name for path in missing)} in {where}, found {seen}. "
-        f"Run: python -m data prepare {name}{option} --data-dir {where}"
+        f"Run: python -m crelu_data prepare {name}{option} --data-dir {where}"
     )

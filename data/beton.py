@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.datasets import Sidecar, read_sidecar, write_sidecar
+from crelu_data.datasets import Sidecar, read_sidecar, write_sidecar
 
 Bytes = NDArray[np.uint8]
 
@@ -127,7 +127,7 @@ def check_pair(sidecar: Sidecar, index: Index) -> None:
         if expected != actual:
             raise ValueError(
                 f"{index.path} does not match its sidecar ({fact}: {actual}, by the sidecar {expected}); "
-                f"python -m data prepare {sidecar.name} --fresh writes both again"
+                f"python -m crelu_data prepare {sidecar.name} --fresh writes both again"
             )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from data.datasets import SPLITS, Sidecar, beton_path, read_sidecar
-from data.folders import shown
-from data.originals import difference, originals_path, read_originals
-from data.sources import originals_of
+from crelu_data.datasets import SPLITS, Sidecar, beton_path, read_sidecar
+from crelu_data.folders import shown
+from crelu_data.originals import difference, originals_path, read_originals
+from crelu_data.sources import originals_of
 
 
 def check_unchanged(name: str, where: Path, origin: Path | None = None) -> None:
@@ -45,4 +45,6 @@ def _fresh_command(sidecar: Sidecar, where: Path, origin: Path | None) -> str:
         options += ["--size", str(sidecar.size), *(["--seed", str(sidecar.seed)] if sidecar.seed else [])]
     options += ["--quality", str(sidecar.quality)] if sidecar.quality not in (0, 90) else []
     options += ["--partial"] if sidecar.partial else []
-    return shlex.join(["python", "-m", "data", "prepare", sidecar.name, "--fresh", *options, "--data-dir", str(where)])
+    return shlex.join(
+        ["python", "-m", "crelu_data", "prepare", sidecar.name, "--fresh", *options, "--data-dir", str(where)]
+    )

@@ -167,7 +167,7 @@ def _folder(name: str, where: Path) -> DataSet:
         prepared = ", ".join(sidecars) or "none"
         raise ValueError(
             f"{name!r} is not prepared in {where} (expected {stem(name)}-train and -test or -val, "
-            f"found {prepared}): python -m data prepare {name}"
+            f"found {prepared}): python -m crelu_data prepare {name}"
         )
     train = sidecars["train"]
     counts = {split: sidecar.count for split, sidecar in sidecars.items()}
@@ -343,7 +343,7 @@ def read_sidecar(path: Path) -> Sidecar:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: python -m data prepare writes it beside the pictures") from None
+        raise ValueError(f"{path} is missing: python -m crelu_data prepare writes it beside the pictures") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     return sidecar_of(content, str(path))

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data.beton import FIELDS, Bytes, page_size
-from data.datasets import RAW_UP_TO, Ints
+from crelu_data.beton import FIELDS, Bytes, page_size
+from crelu_data.datasets import RAW_UP_TO, Ints
 
 _PATIENCE = 1.0  # seconds between checks that FFCV's thread is alive
 

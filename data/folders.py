@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from data.datasets import SPLITS
+from crelu_data.datasets import SPLITS
 
 # Suffixes that Pillow opens. They are listed here, so that another version of Pillow does not change a set.
 SUFFIXES = frozenset((

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import beton, ffcv_patches
-from data.cores import cores
-from data.datasets import Ints, Sidecar
+from crelu_data import beton, ffcv_patches
+from crelu_data.cores import cores
+from crelu_data.datasets import Ints, Sidecar
 
 READERS = ("ffcv", "threads")
 _AHEAD = 3  # batches decoded in advance
@@ -129,7 +129,7 @@ class Pictures:
         for record in beton.damaged(self._index, self._stored, unchecked):
             raise ValueError(
                 f"picture {record} of {self._index.path} is damaged: its bytes have changed since they were written; "
-                f"python -m data prepare {self.sidecar.name} --fresh"
+                f"python -m crelu_data prepare {self.sidecar.name} --fresh"
             )
         self._checked[unchecked] = True
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from data.datasets import stem
-from data.folders import shown
+from crelu_data.datasets import stem
+from crelu_data.folders import shown
 
 _EXAMPLES = 3
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from data import synthetic
-from data.datasets import IMAGENET, Ints, dataset, holdout, synthetic_options
-from data.folders import Listing, list_pictures, shown, split_folders
-from data.originals import Originals
-from data.pixels import Picture, brightest, square
+from crelu_data import synthetic
+from crelu_data.datasets import IMAGENET, Ints, dataset, holdout, synthetic_options
+from crelu_data.folders import Listing, list_pictures, shown, split_folders
+from crelu_data.originals import Originals
+from crelu_data.pixels import Picture, brightest, square
 
 T = TypeVar("T")
 
@@ -296,7 +296,7 @@ def _listing(root: Path, folders: Mapping[str, Path]) -> Listing:
     """Return the pictures of a folder, and log what is not taken of it."""
     listing = list_pictures(root, folders)
     for note in listing.notes:
-        logging.getLogger("data").warning("%s: %s", shown(str(root)), note)
+        logging.getLogger("crelu_data").warning("%s: %s", shown(str(root)), note)
     return listing
 
 
@@ -304,7 +304,7 @@ def _note_dark(root: Path, paths: Sequence[str]) -> None:
     """Log where 16-bit pictures, by 20 of them, use 12 bits or fewer: as they are, they become nearly black."""
     shares = [brightest(path) for path in paths[:: -(-len(paths) // 20)]]
     if 0 < min(shares) <= max(shares) < 1 / 16:
-        logging.getLogger("data").warning(
+        logging.getLogger("crelu_data").warning(
             "%s: the brightest of %d pictures of more than 8 bits has %.1f %% of white, so all become nearly black; "
             "stretch their numbers first",
             shown(str(root)),

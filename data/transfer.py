@@ -20,10 +20,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data import beton
-from data.datasets import SPLITS, Sidecar, sidecar_of, stem, write_sidecar
-from data.interrupts import deferred_interrupts
-from data.storage import Progress, exclusive_lock, no_progress, open_filesystem
+from crelu_data import beton
+from crelu_data.datasets import SPLITS, Sidecar, sidecar_of, stem, write_sidecar
+from crelu_data.interrupts import deferred_interrupts
+from crelu_data.storage import Progress, exclusive_lock, no_progress, open_filesystem
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
@@ -77,7 +77,7 @@ def pull(
         return copied
     where.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
-        for name in sorted({file.name.rpartition("-")[0] for file in remote}):  # the lock of data.write.prepare
+        for name in sorted({file.name.rpartition("-")[0] for file in remote}):  # the lock of crelu_data.write.prepare
             locks.enter_context(exclusive_lock(where / f".{name}.lock", alive))
         missing = [file for file in remote if not _is_current(file, where, source, fresh)]
         missing_names = {file.name for file in missing}
@@ -110,7 +110,7 @@ def _list_remote(system: arrow_fs.FileSystem, base: str, source: str, names: Seq
     if not selected:
         raise ValueError(
             f"{source} holds no prepared files{_of(names)}; found {', '.join(complete) or 'none at all'}. "
-            f"python -m data push {source} copies some to it"
+            f"python -m crelu_data push {source} copies some to it"
         )
     files = []
     for name in selected:
@@ -275,7 +275,9 @@ def push(
     wanted = [where / f"{name}.beton" for name in _stems(names)]
     paths = [path for path in (wanted or sorted(where.glob("*.beton"))) if path.exists()]
     if not paths:
-        raise ValueError(f"{where} holds no prepared files{_of(names)}: python -m data prepare NAME --data-dir {where}")
+        raise ValueError(
+            f"{where} holds no prepared files{_of(names)}: python -m crelu_data prepare NAME --data-dir {where}"
+        )
     with deferred_interrupts() as check, ThreadPoolExecutor(FILES) as pool:
 
         def progress_while_wanted(what: str, done: int, total: int) -> None:
@@ -300,7 +302,7 @@ def _upload(system: arrow_fs.FileSystem, base: str, path: Path, target: str, fre
             raise ValueError(f"{target}/{path.name} holds other pictures than {path}; --fresh replaces it")
         system.delete_file(remote_sidecar.path)
     if beton.fingerprint(index) != sidecar.fingerprint:
-        raise ValueError(f"{path} is damaged: python -m data prepare {sidecar.name} --fresh writes it again")
+        raise ValueError(f"{path} is damaged: python -m crelu_data prepare {sidecar.name} --fresh writes it again")
     if not isinstance(system, fs.S3FileSystem):
         system.create_dir(base, recursive=True)
     with path.open("rb") as file:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from data import beton
-from data.changes import check_unchanged
-from data.cores import cores
-from data.datasets import (
+from crelu_data import beton
+from crelu_data.changes import check_unchanged
+from crelu_data.cores import cores
+from crelu_data.datasets import (
     RAW_UP_TO,
     SPLITS,
     Colour,
@@ -32,15 +32,15 @@ from data.datasets import (
     is_partial,
     stem,
 )
-from data.folders import shown
-from data.interrupts import deferred_interrupts
-from data.originals import originals_path, write_originals
-from data.pixels import Picture
-from data.sources import Source, sources, subset
-from data.storage import Progress, exclusive_lock, no_progress
+from crelu_data.folders import shown
+from crelu_data.interrupts import deferred_interrupts
+from crelu_data.originals import originals_path, write_originals
+from crelu_data.pixels import Picture
+from crelu_data.sources import Source, sources, subset
+from crelu_data.storage import Progress, exclusive_lock, no_progress
 
 if TYPE_CHECKING:
-    from data.ffcv_patches import Writer
+    from crelu_data.ffcv_patches import Writer
 
 WRITERS = ("ffcv", "native")
 _UNREADABLE, _NOT_READ = -1, -2  # labels of pictures that could not be read, and that nobody tried to read
@@ -197,7 +197,7 @@ def _colours(index: beton.Index, workers: int, report: Callable[[int, int], None
 
     Sums of integers below 2**53 are exact in float64, so neither threads nor batches change a digit.
     """
-    from data.load import ThreadReader  # imports torch, which takes seconds and only this function needs
+    from crelu_data.load import ThreadReader  # imports torch, which takes seconds and only this function needs
 
     count = len(index.labels)
     records = np.arange(count) if count <= _MEASURE_ALL else np.linspace(0, count - 1, _MEASURE).astype(np.int64)
@@ -277,7 +277,9 @@ def _write_readable(
         if len(failed) > allowed or len(failed) == count:
             amount = f"at least {len(failed)}" if labels.min() == _NOT_READ else f"{len(failed)}"
             raise ValueError(f"{amount} of {count} unreadable: {examples}. At most {allowed} may be left out")
-        logging.getLogger("data").warning("%s: left out %d unreadable of %d: %s", split, len(failed), count, examples)
+        logging.getLogger("crelu_data").warning(
+            "%s: left out %d unreadable of %d: %s", split, len(failed), count, examples
+        )
         source = subset(source, np.setdiff1d(np.arange(count), [*failed]))
     return _write_readable(path, source, split, options, progress, attempts - 1)
 
@@ -319,7 +321,7 @@ def _jpeg(picture: Picture, quality: int) -> bytes:
 
 def _write_ffcv(path: Path, samples: _Samples, size: int, options: _Options, report: Callable[[int], None]) -> None:
     """Write with FFCV's own worker in processes that this module watches."""
-    from data import ffcv_patches  # imports torch
+    from crelu_data import ffcv_patches  # imports torch
 
     ffcv_patches.import_ffcv()
     workers = min(options.workers, -(-len(samples) // _CHUNK))
@@ -387,7 +389,7 @@ def verify(path: Path, workers: int = 0, progress: Progress = no_progress) -> Si
 
     ValueError names the first fault.
     """
-    from data.load import ThreadReader
+    from crelu_data.load import ThreadReader
 
     sidecar, index = beton.read_pair(path)
     count = len(index.labels)

@@ -4,7 +4,7 @@ import re
 
 from sphinx.application import Sphinx
 
-from data.__main__ import _parser as data_parser
+from crelu_data.__main__ import _parser as data_parser
 from docs.parser_tables import directive
 from sweeps.__main__ import parser as verb_parser
 from sweeps.analysis import invariance, outgoing, pairing, reconstruction, theory

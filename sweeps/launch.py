@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import NoReturn
 
-from data.streams import make_lasting
+from crelu_data.streams import make_lasting
 from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import asked_part, declare, settle

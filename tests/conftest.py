@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the pictures on which the families of `tests.support.trials` train."""
-    from data.write import prepare
+    from crelu_data.write import prepare
     from tests.support.trials import LARGE, SMALL  # torch, which few folders need
 
     folder = tmp_path_factory.mktemp("data")

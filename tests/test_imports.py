@@ -12,28 +12,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("crelu_models", "data", "sweeps")
+PACKAGES = ("crelu_models", "crelu_data", "sweeps")
 # What a room may import from, besides itself. The pages and their door stand in "sweeps" itself.
 ROOMS: Mapping[str, tuple[str, ...]] = {
     "crelu_models": (),
-    "data": ("crelu_models",),
-    "sweeps.store": ("data",),
-    "sweeps.experiment": ("crelu_models", "data", "sweeps.store"),
-    "sweeps.training": ("crelu_models", "data", "sweeps.store", "sweeps.experiment"),
-    "sweeps.execution": ("crelu_models", "data", "sweeps.store", "sweeps.experiment", "sweeps.training"),
-    "sweeps.tracking": ("crelu_models", "data", "sweeps.store", "sweeps.experiment"),
-    "sweeps.results": ("crelu_models", "data", "sweeps.store", "sweeps.experiment"),
+    "crelu_data": ("crelu_models",),
+    "sweeps.store": ("crelu_data",),
+    "sweeps.experiment": ("crelu_models", "crelu_data", "sweeps.store"),
+    "sweeps.training": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment"),
+    "sweeps.execution": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training"),
+    "sweeps.tracking": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment"),
+    "sweeps.results": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment"),
     "sweeps.report": ("sweeps.store", "sweeps.experiment", "sweeps.results", "sweeps.tracking"),
     "sweeps.analysis": (
-        "crelu_models", "data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
+        "crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
         "sweeps.tracking", "sweeps.results", "sweeps.report",
     ),
-    "sweeps.ops": ("data", "sweeps.store", "sweeps.execution"),
+    "sweeps.ops": ("crelu_data", "sweeps.store", "sweeps.execution"),
     "sweeps.cli": (
-        "crelu_models", "data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
+        "crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
         "sweeps.tracking", "sweeps.results", "sweeps.report",
     ),
-    "sweeps": ("crelu_models", "data", "sweeps.experiment", "sweeps.results", "sweeps.report", "sweeps.ops",
+    "sweeps": ("crelu_models", "crelu_data", "sweeps.experiment", "sweeps.results", "sweeps.report", "sweeps.ops",
                "sweeps.cli"),
 }  # fmt: skip
 # The room, or the module, that alone may import a library.
@@ -41,12 +41,12 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ray": ("sweeps.execution",),
     "mlflow": ("sweeps.tracking",),
     "optuna": ("sweeps.experiment.search",),
-    "ffcv": ("data.ffcv_patches",),
-    "simplejpeg": ("data",),
-    "numba": ("crelu_models.kernels", "data.ffcv_patches"),
+    "ffcv": ("crelu_data.ffcv_patches",),
+    "simplejpeg": ("crelu_data",),
+    "numba": ("crelu_models.kernels", "crelu_data.ffcv_patches"),
     "torch": (
         "crelu_models",
-        "data",
+        "crelu_data",
         "sweeps.store.checkpoint",
         "sweeps.training",
         "sweeps.execution",
@@ -145,7 +145,7 @@ def test_law_holds() -> None:
         ("sweeps.experiment.trial", "from importlib import import_module\nimport_module('sweeps.experiment.plan')",
          "a circle"),
         ("sweeps.experiment.recipe", "WORK = 'sweeps.training.loop:train'", "may not import sweeps.training"),
-        ("data.load", "import ray", "imports ray, whose door is sweeps.execution"),
+        ("crelu_data.load", "import ray", "imports ray, whose door is sweeps.execution"),
     ],
 )  # fmt: skip
 def test_planted_breach_is_seen(module: str, line: str, sentence: str) -> None:
@@ -207,3 +207,24 @@ def test_tests_import_their_support_and_no_other_test() -> None:
         assert "benchmarks" not in libraries or path.stem == "test_mutations", path
         allowed = {f"tests.{path.parent.name}.{path.stem}"}  # a process of its own may run what the file holds
         assert not {name for name in ours if not name.startswith("tests.support")} - allowed, path
+
+
+def test_a_page_beside_files_of_common_names_finds_ours(tmp_path: Path) -> None:
+    for name in ("data", "utils", "models", "train"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name}.py of the researcher is imported')\n")
+    (tmp_path / "page.py").write_text(
+        "from crelu_models.tables import S2\n"
+        "from sweeps import ALLCONV, Cell, Protocol, main\n"
+        "if __name__ == '__main__':\n"
+        "    main('mine', 'Mine.', [Cell('Baseline', S2, 'cifar10', ALLCONV)], Protocol(seeds=1))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "page.py", "--profile", "demo", "--dry-run", "--output", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_checkout_keeps_its_word_for_the_commands_of_the_pictures() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "data", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: python -m crelu_data")

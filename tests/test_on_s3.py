@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.transfer import push
-from data.write import prepare
+from crelu_data.transfer import push
+from crelu_data.write import prepare
 from sweeps.store.lease import Lease, LeaseHeldError, driver
 from sweeps.store.ledger import Ledger
 from tests.support.commands import checkpoints, child_runs, wait_for

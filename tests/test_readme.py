@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data.__main__ import _parser as data_parser
+from crelu_data.__main__ import _parser as data_parser
 from sweeps import launch
 from sweeps.__main__ import parser as verb_parser
 from sweeps.cli.options import parser as page_parser
@@ -51,7 +51,7 @@ def commands(path: Path) -> Iterator[str]:
                 yield from _ours(line.split(" #")[0].strip().removeprefix("exec "))
     for code in re.findall(r"`([^`\n]+)`", prose(path)):
         # In the text a verb may be named without what it needs.
-        yield from _ours(f"{code} --help" if re.fullmatch(r"python -m (data|sweeps) [\w-]+", code) else code)
+        yield from _ours(f"{code} --help" if re.fullmatch(r"python -m (crelu_data|sweeps) [\w-]+", code) else code)
 
 
 def _ours(line: str) -> Iterator[str]:
@@ -92,8 +92,8 @@ def _parse(module: str, arguments: list[str]) -> None:
     """Let the parser of `python -m module` read the arguments; SystemExit where it refuses them."""
     if STAND_INS & {module, *arguments}:
         return
-    if module in ("data", "sweeps"):
-        parser = data_parser() if module == "data" else verb_parser()
+    if module in ("crelu_data", "sweeps"):
+        parser = data_parser() if module == "crelu_data" else verb_parser()
         if "--help" in arguments:
             with pytest.raises(SystemExit, match=r"^0$"):
                 parser.parse_args(arguments)
@@ -111,7 +111,11 @@ def _parse(module: str, arguments: list[str]) -> None:
 
 
 def test_option_that_does_not_exist_is_found() -> None:
-    for module, wrong in (("data", ["info", "--no"]), ("sweeps", ["status", "--no"]), ("sweeps.cifar_vgg", ["--no"])):
+    for module, wrong in (
+        ("crelu_data", ["info", "--no"]),
+        ("sweeps", ["status", "--no"]),
+        ("sweeps.cifar_vgg", ["--no"]),
+    ):
         with pytest.raises(SystemExit):
             _parse(module, wrong)
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from data.streams import make_lasting
+from crelu_data.streams import make_lasting
 from sweeps.analysis import sources, summary
 from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, run_job
 from sweeps.analysis.sources import Source
@@ -257,9 +257,9 @@ def _device(job: Job, options: argparse.Namespace) -> str:
 
 
 def _runtime(options: argparse.Namespace, device: str) -> RuntimeConfig:
-    from data.cores import cores
-    from data.datasets import data_dir
-    from data.load import default_reader
+    from crelu_data.cores import cores
+    from crelu_data.datasets import data_dir
+    from crelu_data.load import default_reader
     from sweeps.training.runtime import RuntimeConfig
 
     reader = options.reader or default_reader()

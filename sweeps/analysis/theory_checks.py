@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crelu_data.synthetic import picture as embedded
 from crelu_models.activations import crelu
 from crelu_models.spec import seed_from
-from data.synthetic import picture as embedded
 from sweeps.analysis.cgls import unrectified
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.pooling_ratio import patch_columns

@@ -17,11 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from crelu_data.datasets import beton_path, dataset, order, read_sidecar
+from crelu_data.load import Pictures
 from crelu_models.modules import build
 from crelu_models.spec import Conv, Linear, Net
 from crelu_models.tables import PAPER
-from data.datasets import beton_path, dataset, order, read_sidecar
-from data.load import Pictures
 from sweeps.analysis.sources import NETS, TORCHVISION, NotApplicableError, Source
 from sweeps.experiment.plan import unknown_name
 from sweeps.experiment.trial import trial_from_json
@@ -120,7 +120,7 @@ def open_sample(loaded: LoadedNet, runtime: RuntimeConfig, samples: int, seed: i
     facts = dataset(loaded.dataset, folder)
     test, train = (beton_path(loaded.dataset, split, folder) for split in (facts.final, "train"))
     if not test.exists():
-        raise ValueError(f"{test} is missing; to make it: python -m data prepare {loaded.dataset}")
+        raise ValueError(f"{test} is missing; to make it: python -m crelu_data prepare {loaded.dataset}")
     colours = read_sidecar(train.with_suffix(".json"))
     pictures = open_file(test, dataclasses.replace(runtime, resident_bytes=RESIDENT))
     chosen = order(seed, 0, np.arange(len(pictures), dtype=np.int64))[: samples or None]

@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from data import availability
-from data.cores import cores
-from data.storage import unmounted_above
+from crelu_data import availability
+from crelu_data.cores import cores
+from crelu_data.storage import unmounted_above
 from sweeps.cli.forecast import forecast_before_start, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings

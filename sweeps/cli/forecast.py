@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data.cores import cores
-from data.datasets import DataSet, dataset
+from crelu_data.cores import cores
+from crelu_data.datasets import DataSet, dataset
 from sweeps.cli.settings import Settings
 from sweeps.execution.resources import TrialResources, resolve_resources
 from sweeps.execution.throughput import Throughput, Throughputs, past_epochs

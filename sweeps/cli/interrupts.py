@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from data.interrupts import SIGNALS
+from crelu_data.interrupts import SIGNALS
 from sweeps.cli.options import ExitCode
 
 if TYPE_CHECKING:

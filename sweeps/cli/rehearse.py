@@ -8,8 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from data import availability
-from data.cores import cores
+from crelu_data import availability
+from crelu_data.cores import cores
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.experiment.plan import Sweep

@@ -11,9 +11,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from data import availability
-from data.datasets import DataSet, dataset
-from data.interrupts import deferred_interrupts
+from crelu_data import availability
+from crelu_data.datasets import DataSet, dataset
+from crelu_data.interrupts import deferred_interrupts
 from sweeps.cli.dry_run import unmounted_output
 from sweeps.cli.forecast import Forecast, compare, report_cost
 from sweeps.cli.options import ExitCode

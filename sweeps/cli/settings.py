@@ -161,7 +161,7 @@ def absolute_dataset(dataset: str) -> str:
 
 
 def _data_dir(options: argparse.Namespace) -> Path:
-    from data.datasets import data_dir
+    from crelu_data.datasets import data_dir
 
     return data_dir(options.data_dir)
 

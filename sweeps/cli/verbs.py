@@ -110,7 +110,7 @@ def verify_resume(options: argparse.Namespace) -> int:
     """Prove exact resumption on a cell of a sweep, and note the proof on the ledger for the cell's runs."""
     import torch
 
-    from data.datasets import data_dir
+    from crelu_data.datasets import data_dir
     from sweeps.execution.verify_resume import shortened, verify
     from sweeps.experiment.code_fingerprint import code_fingerprint
     from sweeps.training.runtime import RuntimeConfig, device_name

@@ -29,7 +29,7 @@ from typing import Literal, NamedTuple, NoReturn
 import torch
 from torch import distributed
 
-from data.availability import fetch_dataset
+from crelu_data.availability import fetch_dataset
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json
 from sweeps.training.distributed import Ranks

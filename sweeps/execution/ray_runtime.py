@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from data.cores import cores
+from crelu_data.cores import cores
 
 # Ray reads these when it is imported.
 os.environ.update(

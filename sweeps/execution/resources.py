@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from data.datasets import DataSet
+from crelu_data.datasets import DataSet
 from sweeps.experiment.trial import PHASES, Trial
 
 

@@ -54,7 +54,7 @@ from ray.tune.search import Searcher
 MAX_FRUITLESS_SESSIONS = 3  # Tuners in a row without a finished epoch, after which the driver gives up
 STUCK_SECONDS = 10.0  # for which a Tuner may hold on to a Ray that has died
 PACKAGES = Path(__file__).resolve().parents[2]  # holds sweeps, data and crelu_models
-TRACE_LINE = re.compile(r'File "(?:[^"]*/)?((?:sweeps|data|crelu_models)/[\w/]+\.py)", line (\d+)')
+TRACE_LINE = re.compile(r'File "(?:[^"]*/)?((?:sweeps|crelu_data|data|crelu_models)/[\w/]+\.py)", line (\d+)')
 
 
 class NoProgressError(Exception):

@@ -16,10 +16,10 @@ from crelu_models.spec import Net
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = "sweeps/training"
 # The store and execution are not among them: how states are saved, and who trains what where, decides no number.
-FOLDERS = ("crelu_models", "data", "sweeps/experiment", TRAINING)
+FOLDERS = ("crelu_models", "crelu_data", "sweeps/experiment", TRAINING)
 # Definitions in these packages that decide no number either, by what their dotted names begin with.
 ENDS = (
-    "data.availability.",  # pictures have a fingerprint of their own
+    "crelu_data.availability.",  # pictures have a fingerprint of their own
     "sweeps.experiment.code_fingerprint.",
     "sweeps.experiment.trial.Cell.key",
     "sweeps.experiment.trial.Trial.key",

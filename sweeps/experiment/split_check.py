@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from crelu_data.availability import expected_pictures
+from crelu_data.datasets import DataSet, check_folds, check_holdout
 from crelu_models.spec import Conv, Linear
-from data.availability import expected_pictures
-from data.datasets import DataSet, check_folds, check_holdout
 from sweeps.experiment.trial import PHASES, Trial
 
 

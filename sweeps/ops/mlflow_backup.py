@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Final, TypedDict
 
-from data.storage import open_filesystem, sync_folder
+from crelu_data.storage import open_filesystem, sync_folder
 from sweeps.store.foreign import relative
 from sweeps.store.local_uris import sqlite_file
 

@@ -29,7 +29,7 @@ from typing import Final
 
 import numpy as np
 
-from data.storage import sync_folder
+from crelu_data.storage import sync_folder
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import MANIFEST, SweepResults
 from sweeps.results.provenance import LOCK

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from crelu_data.datasets import RAW_UP_TO, dataset
 from crelu_models.spec import Linear, Net
 from crelu_models.tables import PAPER
-from data.datasets import RAW_UP_TO, dataset
 from sweeps.results.cell_numbers import SETS, ResultTable
 from sweeps.results.evidence import CellResults
 from sweeps.results.paper_cells import (

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.datasets import dataset
+from crelu_data.datasets import dataset
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.plan import (

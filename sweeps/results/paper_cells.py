@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from crelu_data.datasets import DataSet, dataset
 from crelu_models.spec import Conv, Drop, Linear, Net
 from crelu_models.tables import PAPER, S4
-from data.datasets import DataSet, dataset
 from sweeps.experiment.metrics import PARTIAL, flags_of
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
 from sweeps.experiment.trial import Cell

@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from data.interrupts import deferred_interrupts
-from data.storage import check_mounted, make_folder, open_filesystem, sync_folder
+from crelu_data.interrupts import deferred_interrupts
+from crelu_data.storage import check_mounted, make_folder, open_filesystem, sync_folder
 from sweeps.store.foreign import known_trial_files, printable_json, relative
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from data.datasets import stem
+from crelu_data.datasets import stem
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger

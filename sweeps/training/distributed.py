@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from data.datasets import Ints
+from crelu_data.datasets import Ints
 
 T = TypeVar("T")
 

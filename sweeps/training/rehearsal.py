@@ -22,8 +22,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.availability import fetch_dataset
-from data.datasets import DataSet, dataset
+from crelu_data.availability import fetch_dataset
+from crelu_data.datasets import DataSet, dataset
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.training.distributed import ALONE
 from sweeps.training.evaluate import Errors, beats, chance, misses

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.availability import fetch_dataset
+from crelu_data.availability import fetch_dataset
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.availability import fingerprints
-from data.datasets import DataSet, Ints, beton_path, dataset, folds, holdout, is_partial, order
-from data.load import Pictures, open_pictures
+from crelu_data.availability import fingerprints
+from crelu_data.datasets import DataSet, Ints, beton_path, dataset, folds, holdout, is_partial, order
+from crelu_data.load import Pictures, open_pictures
 from sweeps.experiment.trial import PHASES, Trial, probed
 from sweeps.training.runtime import RuntimeConfig
 
@@ -48,7 +48,9 @@ def open_splits(trial: Trial, config: RuntimeConfig) -> Splits:
     fingerprint = fingerprints([name], where).get(name, "")
     if not fingerprint or config.fingerprint not in ("", fingerprint):
         fault = "not those the sweep was planned with" if fingerprint else "missing"
-        raise ValueError(f"the data of {name} in {where} are {fault}; to look at them: python -m data verify {name}")
+        raise ValueError(
+            f"the data of {name} in {where} are {fault}; to look at them: python -m crelu_data verify {name}"
+        )
     train = open_file(beton_path(name, "train", where), config)
     test = open_file(beton_path(name, facts.final, where), config) if phase.test else None
     train_indices = np.arange(len(train), dtype=np.int64)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crelu_data.datasets import DataSet, Ints
 from crelu_models.modules import build, initialise
-from data.datasets import DataSet, Ints
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import has_diverged
 from sweeps.experiment.trial import PHASES, Trial

@@ -14,9 +14,9 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
-from data.augment import centre_view, ten_views, training_view
-from data.datasets import Ints, order
-from data.load import Batch, Pictures
+from crelu_data.augment import centre_view, ten_views, training_view
+from crelu_data.datasets import Ints, order
+from crelu_data.load import Batch, Pictures
 from sweeps.experiment.trial import Trial
 from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import BATCH

@@ -16,10 +16,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from crelu_data.write import prepare
 from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net
 from crelu_models.tables import PAPER
-from data.write import prepare
 from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores, sources
 from sweeps.analysis.weights import load
 from sweeps.results import paper
@@ -347,7 +347,7 @@ def test_a_damaged_plan_and_trials_of_another_version_are_one_sentence(ledger: L
 
 
 def test_missing_pictures_are_one_sentence_with_the_command(ledger: Ledger, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is missing; to make it: python -m data prepare synthetic"):
+    with pytest.raises(ValueError, match=r"is missing; to make it: python -m crelu_data prepare synthetic"):
         run_job_command("invariance", ledger, tmp_path, "--run", TRIALS["Baseline"].key)
 
 

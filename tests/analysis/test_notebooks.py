@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.write import prepare
+from crelu_data.write import prepare
 from sweeps.store.ledger import Ledger
 from sweeps.store.tables import parquet
 from tests.support.analysis import SMALL, TRIALS, fill, run_job_command

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from crelu_data.synthetic import picture
 from crelu_models.activations import crelu
 from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net, Pool
 from crelu_models.tables import PAPER
-from data.synthetic import picture
 from sweeps.analysis.capture import capture, side_read
 from sweeps.analysis.cgls import back, cgls, inverted, likeness, ratio, transposed, unrectified
 from sweeps.analysis.pooling_ratio import (

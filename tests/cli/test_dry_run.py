@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.datasets import beton_path
-from data.write import prepare
+from crelu_data.datasets import beton_path
+from crelu_data.write import prepare
 from sweeps.cifar_width import CELLS
 from sweeps.cli.dry_run import dry_run
 from sweeps.cli.options import ExitCode, parser

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from data import availability
-from data.write import prepare
+from crelu_data import availability
+from crelu_data.write import prepare
 from sweeps.cli.status import status
 from sweeps.cli.verbs import reconcile
 from sweeps.experiment.metrics import TOP1

@@ -121,9 +121,15 @@ def test_configured_data_that_are_missing_are_never_replaced(tmp_path: Path) -> 
     empty = tmp_path / "empty"
     empty.mkdir()
     before = children_cpu_seconds()
-    refused(tmp_path, ["--data-dir", str(empty)], "imagenet-train.beton", "python -m data prepare imagenet", str(empty))
+    refused(
+        tmp_path,
+        ["--data-dir", str(empty)],
+        "imagenet-train.beton",
+        "python -m crelu_data prepare imagenet",
+        str(empty),
+    )
     assert children_cpu_seconds() - before < 10, "nothing was started"
-    refused(tmp_path, [], "python -m data prepare imagenet", CRELU_DATA=str(empty))
+    refused(tmp_path, [], "python -m crelu_data prepare imagenet", CRELU_DATA=str(empty))
     refused(tmp_path, [], "--source", IMAGENET_DIR=str(empty))
     refused(tmp_path, ["--address", "10.1.2.3:6379"], "--profile demo")
 
@@ -134,8 +140,8 @@ def test_output_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_damaged_pictures_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    from data.datasets import beton_path
-    from data.write import prepare
+    from crelu_data.datasets import beton_path
+    from crelu_data.write import prepare
     from sweeps.experiment.profiles import SMOKE
 
     where = tmp_path / "data"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.augment import _bits, _scramble, centre_view, ten_views, training_view
+from crelu_data.augment import _bits, _scramble, centre_view, ten_views, training_view
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 VALUES, VECTORS = (0.04, 0.01, 0.0025), ((0.6, 0.8, 0.0), (0.8, -0.6, 0.0), (0.0, 0.0, 1.0))
@@ -75,7 +75,7 @@ def test_view_depends_on_the_sample_and_not_on_the_batch() -> None:
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0), (1, 1)])
 def test_other_epochs_and_seeds_draw_independently(seed: int, epoch: int) -> None:
     ids = torch.arange(20_000)
-    from data.augment import _base, _uniform
+    from crelu_data.augment import _base, _uniform
 
     for stream in range(3):
         ours, theirs = _uniform(_base(0, 0), ids, stream), _uniform(_base(seed, epoch), ids, stream)
@@ -165,7 +165,7 @@ def test_views_on_a_gpu_are_those_on_the_cpu() -> None:
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize(("n", "side", "crop", "shift"), [(9, 12, 12, 0), (9, 12, 7, 0), (9, 12, 12, 3), (1, 5, 1, 0)])
 def test_views_are_slices_of_single_pictures_bit_for_bit(n: int, side: int, crop: int, shift: int, flip: bool) -> None:
-    from data.augment import _COLUMN, _FLIP, _ROW, _base, _integers, _uniform
+    from crelu_data.augment import _COLUMN, _FLIP, _ROW, _base, _integers, _uniform
 
     images, ids, base = pictures(n, side), torch.arange(3, 3 + n), _base(5, 2)
     scale = torch.tensor([1 / (255 * s) for s in STD])[:, None, None]

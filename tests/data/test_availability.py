@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from crelu_data.availability import ensure_dataset, fetch_dataset, fingerprints
+from crelu_data.transfer import push
+from crelu_data.write import prepare
 from crelu_models.tables import S2
-from data.availability import ensure_dataset, fetch_dataset, fingerprints
-from data.transfer import push
-from data.write import prepare
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data import write
-from data.__main__ import main
-from data.availability import check_available, ensure_dataset, fingerprint
-from data.changes import check_unchanged
-from data.datasets import beton_path, read_sidecar, stem
-from data.originals import Originals, difference, originals_path, read_originals, write_originals
-from data.transfer import pull, push
-from data.write import prepare
+from crelu_data import write
+from crelu_data.__main__ import main
+from crelu_data.availability import check_available, ensure_dataset, fingerprint
+from crelu_data.changes import check_unchanged
+from crelu_data.datasets import beton_path, read_sidecar, stem
+from crelu_data.originals import Originals, difference, originals_path, read_originals, write_originals
+from crelu_data.transfer import pull, push
+from crelu_data.write import prepare
 from tests.support.pictures import picture_folder
 
 
@@ -71,7 +71,7 @@ def test_changed_folder_is_said_by_each_command(
     if change == "a test split":
         return  # of one class only: no set to prepare
     command = shlex.split(said[-1].rpartition("; ")[2].partition(" prepares it")[0])
-    assert command[:3] == ["python", "-m", "data"]
+    assert command[:3] == ["python", "-m", "crelu_data"]
     assert main(command[3:]) == 0
     assert main(["verify", name, *place]) == 0
     ensure_dataset(name, where, print)
@@ -99,10 +99,10 @@ def test_set_without_a_list_is_taken_and_one_without_details_still_told(pics: Pa
     push(where, str(tmp_path / "shared"))
     pull(str(tmp_path / "shared"), tmp_path / "node")
     picture(pics / "a/new.png", 32)
-    with pytest.raises(ValueError, match="was prepared; python -m data prepare"):
+    with pytest.raises(ValueError, match="was prepared; python -m crelu_data prepare"):
         check_unchanged(name, tmp_path / "node")
     originals_path(name, where).write_bytes(b"\x1f\x8bgarbage")
-    with pytest.raises(ValueError, match="was prepared; python -m data prepare"):
+    with pytest.raises(ValueError, match="was prepared; python -m crelu_data prepare"):
         check_unchanged(name, where)
     for split in ("train", "test"):
         path = beton_path(name, split, where).with_suffix(".json")
@@ -178,11 +178,11 @@ def test_fresh_that_was_killed_before_its_first_split_tells_no_wrong_names(
     prepare(name, where, writer="native", workers=1)
     picture(pics / "a/new.png", 32)
     with monkeypatch.context() as patched:
-        patched.setattr("data.beton.publish", lambda *_: (_ for _ in ()).throw(KilledError))
+        patched.setattr("crelu_data.beton.publish", lambda *_: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
             prepare(name, where, writer="native", workers=1, fresh=True)
     picture(pics / "b/newer.png", 32)
-    with pytest.raises(ValueError, match="was prepared; python -m data prepare"):
+    with pytest.raises(ValueError, match="was prepared; python -m crelu_data prepare"):
         check_unchanged(name, where)
 
 

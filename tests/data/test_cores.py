@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.cores import cgroup_cores, cores
+from crelu_data.cores import cgroup_cores, cores
 
 NONE: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""python -m data: quick to answer, one sentence for what is wrong, the documented exit codes."""
+"""python -m crelu_data: quick to answer, one sentence for what is wrong, the documented exit codes."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from data.__main__ import main
-from data.datasets import beton_path
+from crelu_data.__main__ import main
+from crelu_data.datasets import beton_path
 from tests.support.pictures import cifar_tree
 
 
 def test_help_needs_no_heavy_import() -> None:
     code = (
-        "import sys\nfrom data.__main__ import main\n"
+        "import sys\nfrom crelu_data.__main__ import main\n"
         "try: main(['prepare', '--help'])\nexcept SystemExit: pass\n"
         "sys.exit(bool({'torch', 'torchvision', 'ffcv', 'numba', 'rich', 'PIL'} & set(sys.modules)))"
     )
@@ -43,7 +43,7 @@ def test_bench_prints_a_row_for_each_file_and_reader(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ffcv")
-    monkeypatch.setattr(sys.modules["data.__main__"], "_BENCH_PICTURES", 2000)
+    monkeypatch.setattr(sys.modules["crelu_data.__main__"], "_BENCH_PICTURES", 2000)
     name = "synthetic:train=40,test=10"
     place = ["--data-dir", str(tmp_path)]
     assert main(["prepare", name, *place, "--writer", "native"]) == 0
@@ -109,7 +109,7 @@ def test_a_place_that_cannot_be_written_is_told(
 
 def test_terminal_that_cannot_say_a_name_gets_it_escaped(tmp_path: Path) -> None:
     where = os.fsencode(tmp_path) + "/gr\u00f6\u00dfe-".encode() + b"\xe9"
-    command = [sys.executable, "-m", "data", "prepare", "synthetic:train=10,test=10", "--writer", "native"]
+    command = [sys.executable, "-m", "crelu_data", "prepare", "synthetic:train=10,test=10", "--writer", "native"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     ran = subprocess.run([*command, "--data-dir", where], capture_output=True, env=environment)
     assert ran.returncode == 0, ran.stderr
@@ -133,7 +133,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
     verb = ["prepare", "synthetic:train=300,test=10", "--writer", "native"]
     leader, follower = pty.openpty()
     environment = {key: value for key, value in os.environ.items() if key != "CI"} | {"TERM": "xterm", "COLUMNS": "100"}
-    command = [sys.executable, "-m", "data", *verb, "--data-dir", str(tmp_path / "a")]
+    command = [sys.executable, "-m", "crelu_data", *verb, "--data-dir", str(tmp_path / "a")]
     with subprocess.Popen(command, stderr=follower, stdout=subprocess.DEVNULL, env=environment) as process:
         os.close(follower)
         said = b""
@@ -146,7 +146,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
         assert process.wait(300) == 0
     assert b"300/300" in said
     assert b"\x1b[" in said
-    monkeypatch.setattr(sys.modules["data.__main__"], "_EVERY", 0.0)
+    monkeypatch.setattr(sys.modules["crelu_data.__main__"], "_EVERY", 0.0)
     assert main([*verb, "--data-dir", str(tmp_path / "b")]) == 0
     said_to_pipe = capsys.readouterr()
     assert "writing train: 300 of 300" in said_to_pipe.err
@@ -157,11 +157,11 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
 @pytest.mark.parametrize("streams", ["2>/dev/full", ">&- 2>&-", ">/dev/full", "2>&1 | true"])
 def test_a_reader_who_leaves_stops_no_preparation(streams: str, tmp_path: Path) -> None:
     words = "synthetic:size=16,train=40,test=10 --writer native --workers 1"
-    command = f"set -o pipefail; {sys.executable} -m data prepare {words} --data-dir {tmp_path}/d {streams}"
+    command = f"set -o pipefail; {sys.executable} -m crelu_data prepare {words} --data-dir {tmp_path}/d {streams}"
     done = subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], timeout=120, check=False)
     assert done.returncode == 0
     assert len([*(tmp_path / "d").glob("*.beton")]) == 2
-    command = f"set -o pipefail; {sys.executable} -m data verify nosuch --data-dir {tmp_path}/d {streams}"
+    command = f"set -o pipefail; {sys.executable} -m crelu_data verify nosuch --data-dir {tmp_path}/d {streams}"
     assert (
         subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], timeout=120, check=False).returncode == 2
     )

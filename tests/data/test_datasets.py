@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import datasets
-from data.datasets import (
+from crelu_data import datasets
+from crelu_data.datasets import (
     Sidecar,
     beton_path,
     canonical,

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import beton, ffcv_patches
-from data.datasets import beton_path
-from data.write import prepare
+from crelu_data import beton, ffcv_patches
+from crelu_data.datasets import beton_path
+from crelu_data.write import prepare
 
 if importlib.util.find_spec("ffcv") is None:
     pytest.skip("FFCV is not installed", allow_module_level=True)
@@ -77,7 +77,7 @@ def test_ffcvs_typed_dictionary_is_read_by_python_alone() -> None:
     assert [line for line in lines if "Dict(" in line] == ["IMAGE_MODES = Dict()"]
     assert not [name for name, value in vars(rgb_image).items() if hasattr(value, "py_func")], "compiled functions"
     code = (
-        "from data.ffcv_patches import import_ffcv; import_ffcv()\n"
+        "from crelu_data.ffcv_patches import import_ffcv; import_ffcv()\n"
         "import numba.typed; from ffcv.fields.rgb_image import IMAGE_MODES\n"
         "print(type(IMAGE_MODES) is dict, numba.typed.Dict is dict, IMAGE_MODES)"
     )

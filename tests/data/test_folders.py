@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.folders import JUNK, REFUSED, SUFFIXES, list_pictures, shown, split_folders
-from data.sources import sources
-from data.write import prepare
+from crelu_data.folders import JUNK, REFUSED, SUFFIXES, list_pictures, shown, split_folders
+from crelu_data.sources import sources
+from crelu_data.write import prepare
 from tests.support.pictures import picture_folder
 
 
@@ -175,7 +175,7 @@ def test_names_are_shown_without_moving_the_cursor() -> None:
 
 def test_notes_reach_the_log_when_a_folder_is_prepared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     picture_folder(tmp_path, "pics", {"a": 6, "b": 6, "a/sub": 2, "__MACOSX": 1}, (32, 32))
-    with caplog.at_level(logging.WARNING, "data"):
+    with caplog.at_level(logging.WARNING, "crelu_data"):
         made = prepare(f"folder:{tmp_path / 'pics'}", tmp_path, writer="native", workers=1)
     assert sum(sidecar.count for sidecar in made.values()) == 12
     assert "left out by name, no class: __MACOSX" in caplog.text
@@ -191,6 +191,6 @@ def test_pictures_that_use_few_of_16_bits_are_said_to_become_black(
         for number in range(3):
             numbers = np.linspace(0, brightest, 32 * 32).reshape(32, 32).astype(np.uint16)
             Image.fromarray(numbers).save(tmp_path / label / f"{number}.png")
-    with caplog.at_level(logging.WARNING, "data"):
+    with caplog.at_level(logging.WARNING, "crelu_data"):
         sources(f"folder:{tmp_path}", None, tmp_path, 32, 0)
     assert ("nearly black" in caplog.text) == said

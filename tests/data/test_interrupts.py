@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from data.interrupts import deferred_interrupts
+from crelu_data.interrupts import deferred_interrupts
 
 # Thousands of submissions: where an interrupt meets the pool's own lock, a plain pool waits for ever.
 POOL = """
 import os, signal, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from data.interrupts import deferred_interrupts
+from crelu_data.interrupts import deferred_interrupts
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for delay in map(float, sys.argv[1:]):
@@ -124,7 +124,7 @@ def test_signals_that_python_does_not_handle_do_what_they_did(
     handler: signal.Handlers, signals: tuple[int, ...], code: int
 ) -> None:
     script = (
-        "import os, signal\nfrom data.interrupts import deferred_interrupts\n"
+        "import os, signal\nfrom crelu_data.interrupts import deferred_interrupts\n"
         f"signal.signal(signal.SIGTERM, signal.Handlers({int(handler)}))\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
         "with deferred_interrupts():\n"

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from data import beton
-from data.cores import cores
-from data.datasets import beton_path
-from data.load import Batch, FFCVReader, Pictures, ThreadReader, open_pictures
-from data.write import prepare
+from crelu_data import beton
+from crelu_data.cores import cores
+from crelu_data.datasets import beton_path
+from crelu_data.load import Batch, FFCVReader, Pictures, ThreadReader, open_pictures
+from crelu_data.write import prepare
 
 HAS_FFCV = importlib.util.find_spec("ffcv") is not None
 needs_ffcv = pytest.mark.skipif(not HAS_FFCV, reason="FFCV is not installed")
@@ -254,13 +254,13 @@ def test_an_open_file_outlives_its_replacement(reader: str, copy: dict, opened: 
 
 @needs_ffcv
 def test_importing_ffcv_leaves_torch_its_threads() -> None:
-    code = "import torch; torch.set_num_threads(3); from data.ffcv_patches import import_ffcv; import_ffcv()"
+    code = "import torch; torch.set_num_threads(3); from crelu_data.ffcv_patches import import_ffcv; import_ffcv()"
     assert subprocess.run([sys.executable, "-c", f"{code}; assert torch.get_num_threads() == 3"]).returncode == 0
 
 
 def test_importing_the_loader_imports_no_ffcv() -> None:
     heavy = {"ffcv", "numba", "cv2", "torchvision", "simplejpeg"}
-    code = f"import sys, data.load; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, crelu_data.load; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

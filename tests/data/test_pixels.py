@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from data.pixels import GROUND, square
-from data.write import prepare
+from crelu_data.pixels import GROUND, square
+from crelu_data.write import prepare
 
 SIDE = 64
 
@@ -161,7 +161,7 @@ def test_colours_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
 def test_thin_picture_takes_little_memory(shape: tuple[int, int], tmp_path: Path) -> None:
     Image.new("RGB", shape, (9, 99, 200)).save(tmp_path / "thin.png")
     code = (
-        "import resource, sys\nfrom data.pixels import square\n"
+        "import resource, sys\nfrom crelu_data.pixels import square\n"
         "import PIL.Image, PIL.ImageOps, PIL.PngImagePlugin\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "pixels = square(sys.argv[1], 256, upright=True)\n"

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import sources
-from data.__main__ import main
-from data.datasets import CIFAR10, IMAGENET, beton_path, is_partial, read_sidecar
-from data.folders import File, Listing
-from data.write import prepare
+from crelu_data import sources
+from crelu_data.__main__ import main
+from crelu_data.datasets import CIFAR10, IMAGENET, beton_path, is_partial, read_sidecar
+from crelu_data.folders import File, Listing
+from crelu_data.write import prepare
 from tests.support.pictures import cifar_tree, picture_folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SAY = "import os\nfrom data.streams import make_lasting\nmake_lasting()\n"
+SAY = "import os\nfrom crelu_data.streams import make_lasting\nmake_lasting()\n"
 
 
 def say(code: str, **how: object) -> "subprocess.CompletedProcess[bytes]":

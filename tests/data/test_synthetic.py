@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from data.synthetic import FAMILIES, class_name, picture
+from crelu_data.synthetic import FAMILIES, class_name, picture
 
 
 def grey(indices: Iterable[int], label: int | None, size: int, seed: int = 0) -> np.ndarray:
@@ -27,7 +27,7 @@ def test_pictures_are_square_colours_of_the_asked_size(size: int) -> None:
 
 def test_another_process_draws_the_same_pictures() -> None:
     code = (
-        "import hashlib; from data.synthetic import picture;"
+        "import hashlib; from crelu_data.synthetic import picture;"
         "print(hashlib.sha256(b''.join(picture(7, i, i % 12, 32, 12).tobytes() for i in range(12))).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from data import transfer
-from data.__main__ import main
-from data.datasets import beton_path, read_sidecar
-from data.storage import open_filesystem
-from data.transfer import pull, push
-from data.write import prepare
+from crelu_data import transfer
+from crelu_data.__main__ import main
+from crelu_data.datasets import beton_path, read_sidecar
+from crelu_data.storage import open_filesystem
+from crelu_data.transfer import pull, push
+from crelu_data.write import prepare
 
 NAME = "synthetic:train=60,test=20"
 OTHER = "synthetic:train=50,test=10,seed=1"
@@ -148,8 +148,8 @@ def test_lack_of_room_is_told_before_anything_is_copied(
 
 SLOW = """
 import sys, time
-from data import transfer
-from data.__main__ import main
+from crelu_data import transfer
+from crelu_data.__main__ import main
 transfer.PART = 1 << 16  # many small parts, each with a pause: time to be killed in
 read = transfer.beton.read_index
 def open_filesystem(where):

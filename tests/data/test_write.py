@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import beton, synthetic
-from data.datasets import beton_path, dataset, holdout, stem
-from data.load import ThreadReader
-from data.sources import sources
-from data.write import prepare, verify
+from crelu_data import beton, synthetic
+from crelu_data.datasets import beton_path, dataset, holdout, stem
+from crelu_data.load import ThreadReader
+from crelu_data.sources import sources
+from crelu_data.write import prepare, verify
 from tests.support.pictures import cifar_tree, picture_folder
 from tests.support.waiting import until
 
@@ -251,7 +251,7 @@ def test_one_unreadable_picture_is_named_and_left_out(
 ) -> None:
     picture_folder(tmp_path, "pics", {"a": 10, "b": 10}, (32, 32))
     (tmp_path / "pics/a/3.png").write_bytes(b"not a picture")
-    with caplog.at_level(logging.WARNING, "data"):
+    with caplog.at_level(logging.WARNING, "crelu_data"):
         found = prepare(f"folder:{tmp_path / 'pics'}", tmp_path, writer=writer)
     assert sum(s.count for s in found.values()) == 19
     assert sum(s.skipped for s in found.values()) == 1
@@ -373,7 +373,7 @@ def _hear_interrupts() -> None:
 
 def test_a_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     """SIGINT, SIGTERM, then the same to its end."""
-    command = [sys.executable, "-m", "data", "prepare", "synthetic:train=3000,test=10", "--writer", "native"]
+    command = [sys.executable, "-m", "crelu_data", "prepare", "synthetic:train=3000,test=10", "--writer", "native"]
     environment = os.environ | {"CRELU_DATA": str(tmp_path)}
     for blow, status in ((signal.SIGINT, 130), (signal.SIGTERM, 130)):
         process = subprocess.Popen(
@@ -415,7 +415,7 @@ def test_a_dead_writing_process_is_an_error_not_a_wait(tmp_path: Path) -> None:
 
 def test_native_files_are_ffcvs_own_format(tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
-    from data.ffcv_patches import import_ffcv
+    from crelu_data.ffcv_patches import import_ffcv
 
     import_ffcv()
     from ffcv.reader import Reader

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 TRACE = """Traceback (most recent call last):
   File "{root}/sweeps/execution/worker.py", line 70, in work
   File "{root}/sweeps/training/trainer.py", line 163, in run
-  File "{root}/data/load.py", line 9, in batches
+  File "{root}/crelu_data/load.py", line 9, in batches
   File "{libraries}/torch/utils/data/dataloader.py", line 99, in __next__
   File "{libraries}/torch/nn/functional.py", line 7, in linear
 RuntimeError: record 5
@@ -34,17 +34,19 @@ RuntimeError: record 5
 )
 def test_innermost_line_of_ours_is_named_wherever_the_code_lies(root: str, libraries: str) -> None:
     trace = TRACE.format(root=root, libraries=libraries)
-    assert failure_signature({"error": "RuntimeError: record 5", "trace": trace}) == "RuntimeError at data/load.py:9"
+    assert (
+        failure_signature({"error": "RuntimeError: record 5", "trace": trace}) == "RuntimeError at crelu_data/load.py:9"
+    )
 
 
 def test_hung_process_is_known_by_the_line_it_hangs_in() -> None:
     trace = (
         "Thread 0x1 (most recent call first):\n"
         '  File "/usr/lib/python3.11/queue.py", line 180 in get\n'
-        '  File "/x/data/load.py", line 9 in batches\n'
+        '  File "/x/crelu_data/load.py", line 9 in batches\n'
         '  File "/x/sweeps/execution/worker.py", line 70 in work\n'
     )
-    assert failure_signature({"error": "Hang: no step for 1800 s", "trace": trace}) == "Hang at data/load.py:9"
+    assert failure_signature({"error": "Hang: no step for 1800 s", "trace": trace}) == "Hang at crelu_data/load.py:9"
 
 
 def test_failure_without_a_line_of_ours_is_known_by_its_type() -> None:
@@ -66,7 +68,7 @@ def test_an_installed_package_names_its_lines_too(tmp_path: Path) -> None:
     """The packages are copied to where an installation puts them, and run from another folder."""
     archive, installed = tmp_path / "copy.zip", tmp_path / "site-packages"
     with zipfile.ZipFile(archive, "w") as copy:
-        for package in ("sweeps", "data", "crelu_models"):
+        for package in ("sweeps", "crelu_data", "crelu_models"):
             for path in (ROOT / package).rglob("*.py"):
                 copy.write(path, path.relative_to(ROOT))
     zipfile.ZipFile(archive).extractall(installed)

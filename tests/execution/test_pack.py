@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from data.datasets import Ints, dataset
-from data.load import ThreadReader
+from crelu_data.datasets import Ints, dataset
+from crelu_data.load import ThreadReader
 from sweeps.execution.pack import perform_pack
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger

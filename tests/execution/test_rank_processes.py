@@ -19,9 +19,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crelu_data.datasets import dataset
+from crelu_data.write import prepare
 from crelu_models.modules import Dropout
-from data.datasets import dataset
-from data.write import prepare
 from sweeps.cifar_width import CELLS
 from sweeps.cli.options import parser
 from sweeps.cli.settings import settle

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data.datasets import dataset
-from data.write import prepare
+from crelu_data.datasets import dataset
+from crelu_data.write import prepare
 from sweeps.cli.forecast import EVALUATION, TRIAL_START, WORKER_START, Forecast, compare, pictures
 from sweeps.cli.live_view import SweepProgress
 from sweeps.cli.options import parser

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from crelu_data.write import prepare
 from crelu_models.sources import Rooms, kinds_of, reached_source
 from crelu_models.spec import Net
 from crelu_models.tables import PAPER, S2
-from data.write import prepare
 from sweeps.experiment.code_fingerprint import ENDS, FOLDERS, ROOT, TRAINING, code_fingerprint
 from sweeps.training.run_trial import run_trial
 from tests.support.trials import LARGE, SMALL, runtime_config, trial_of
@@ -60,10 +60,10 @@ def stale(root: Path) -> set[str]:
         ("sweeps/experiment/recipe.py", "self.weight_decay * self.stage(epoch).decay_factor", "self.weight_decay"),
         ("sweeps/experiment/trial.py", 'seed_from(self.seed, "restart", times)', "self.seed + times"),
         ("sweeps/experiment/trial.py", '"fold": Phase("fold", "best", True)', '"fold": Phase("fold", "last", True)'),
-        ("data/augment.py", "_uniform(base, ids, _FLIP) < 0.5", "_uniform(base, ids, _FLIP) < 0.4"),
-        ("data/datasets.py", 'sample_key("order", seed, epoch)', 'sample_key("order", seed)'),
-        ("data/load.py", "pixels.permute(0, 3, 1, 2)", "pixels.permute(0, 3, 2, 1)"),
-        ("data/beton.py", "index.pointers[record] + index.sizes[record]", "index.pointers[record] + 1"),
+        ("crelu_data/augment.py", "_uniform(base, ids, _FLIP) < 0.5", "_uniform(base, ids, _FLIP) < 0.4"),
+        ("crelu_data/datasets.py", 'sample_key("order", seed, epoch)', 'sample_key("order", seed)'),
+        ("crelu_data/load.py", "pixels.permute(0, 3, 1, 2)", "pixels.permute(0, 3, 2, 1)"),
+        ("crelu_data/beton.py", "index.pointers[record] + index.sizes[record]", "index.pointers[record] + 1"),
         ("crelu_models/modules.py", "BN_EPS, BN_MOMENTUM = 1e-3, 0.1", "BN_EPS, BN_MOMENTUM = 1e-5, 0.1"),
     ],
 )
@@ -103,13 +103,13 @@ def test_a_new_activation_makes_no_result_stale(tmp_path: Path) -> None:
         ("sweeps/experiment/recipe.py", '"allconv", "sgd", 128', '"allconv", "sgd", 64'),
         ("sweeps/experiment/trial.py", 'f"s{self.seed} {seed}"', 'f"seed {self.seed} {seed}"'),
         ("sweeps/experiment/search.py", "P_PRUNE = 0.1", "P_PRUNE = 0.2"),
-        ("data/availability.py", "def fingerprints(", "def _fingerprints("),
+        ("crelu_data/availability.py", "def fingerprints(", "def _fingerprints("),
         # What computes nothing.
         ("sweeps/training/run_trial.py", "    # Train to an end", "    # Train\n\n    # to an end"),
         ("sweeps/training/loop.py", '"""Take a step on', '"""Take one step on'),
         ("sweeps/training/loop.py", "the training loss is not a number", "the loss is not a number"),
         ("sweeps/training/loop.py", "def step(self, images: Tensor, labels: Tensor)", "def step(self, images, labels)"),
-        ("data/datasets.py", "unknown data set {name!r}", "no data set {name!r}"),
+        ("crelu_data/datasets.py", "unknown data set {name!r}", "no data set {name!r}"),
     ],
     ids=lambda edit: f"{edit[0]} {edit[1]}",
 )
@@ -117,7 +117,7 @@ def test_an_edit_that_decides_no_number_makes_no_result_stale(edit: Edit, tmp_pa
     assert stale(copied(tmp_path, [edit])) == set()
 
 
-@pytest.mark.parametrize("module", ["sweeps.training.loop", "data.augment", "sweeps.experiment.recipe"])
+@pytest.mark.parametrize("module", ["sweeps.training.loop", "crelu_data.augment", "sweeps.experiment.recipe"])
 def test_another_name_of_a_file_makes_no_result_stale(module: str, tmp_path: Path) -> None:
     root = copied(tmp_path)
     room, _, name = module.rpartition(".")

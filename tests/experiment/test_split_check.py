@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from crelu_data.availability import expected_pictures
+from crelu_data.write import prepare
 from crelu_models.tables import S2, S5
-from data.availability import expected_pictures
-from data.write import prepare
 from sweeps.cli.options import ExitCode, parser
 from sweeps.experiment.plan import Protocol
 from sweeps.experiment.recipe import VGG

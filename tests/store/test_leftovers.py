@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.storage import unmounted_above
+from crelu_data.storage import unmounted_above
 from sweeps.store.ledger import Ledger
 from sweeps.store.leftovers import AGE, remove_leftovers
 

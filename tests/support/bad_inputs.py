@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from crelu_data import beton
+from crelu_data.datasets import beton_path, dataset, read_sidecar
+from crelu_data.write import prepare
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S9
-from data import beton
-from data.datasets import beton_path, dataset, read_sidecar
-from data.write import prepare
 from sweeps.cli.settings import change
 from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json, sweep_from_json
 from sweeps.experiment.recipe import ALLCONV

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from crelu_data.write import prepare
 from crelu_models.spec import Conv, Net, Pool
-from data.write import prepare
 from sweeps.experiment.metrics import flags_of
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial

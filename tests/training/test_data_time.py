@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.datasets import dataset
+from crelu_data.datasets import dataset
 from sweeps.execution.pack import perform_pack
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.data_time import DataTimer

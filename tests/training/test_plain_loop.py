@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crelu_data.datasets import beton_path, folds, order
+from crelu_data.load import open_pictures
+from crelu_data.write import prepare
 from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Linear, Net, Pool
-from data.datasets import beton_path, folds, order
-from data.load import open_pictures
-from data.write import prepare
 from sweeps.experiment.recipe import Recipe, Stage
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger

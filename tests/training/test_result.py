@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from crelu_data.datasets import beton_path
+from crelu_data.write import prepare
 from crelu_models.tables import S2
-from data.datasets import beton_path
-from data.write import prepare
 from sweeps.experiment.metrics import flags_of
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data.write import prepare
+from crelu_data.write import prepare
 from sweeps.training.distributed import ALONE
 from sweeps.training.shared_batches import HELD_OUT, PROBE, BatchStream
 from sweeps.training.splits import open_splits

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crelu_data.datasets import folds, holdout, order
+from crelu_data.write import prepare
 from crelu_models.tables import S2, S5
-from data.datasets import folds, holdout, order
-from data.write import prepare
 from sweeps.experiment.recipe import ALLCONV, VGG
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.training.run_trial import run_trial

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from data.write import prepare
+from crelu_data.write import prepare
 from sweeps.experiment.trial import Trial
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Json, Ledger

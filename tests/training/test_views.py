@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.augment import training_view
-from data.datasets import beton_path, order
-from data.load import open_pictures
-from data.write import prepare
+from crelu_data.augment import training_view
+from crelu_data.datasets import beton_path, order
+from crelu_data.load import open_pictures
+from crelu_data.write import prepare
 from sweeps.experiment.trial import Trial
 from sweeps.training.distributed import ALONE
 from sweeps.training.shared_batches import TEST, BatchStream
