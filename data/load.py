@@ -68,6 +68,11 @@ class Pictures:
         return len(self.labels)
 
     @property
+    def resident(self) -> bool:
+        """Return whether the decoded pictures stay on the device."""
+        return self._fits
+
+    @property
     def decode_seconds(self) -> float:
         """Return the processor time that each of the reader's threads has spent on decoding."""
         return self._reader.decode_seconds
