@@ -241,7 +241,7 @@ class FFCVReader:
         self._failures: list[BaseException] = []
         self._epochs: list[Any] = []
         self.decode_seconds = 0.0
-        self._loader: Any = ffcv_patches.open_loader(index.path, workers, _AHEAD, pin, self._failures, self._count)
+        self._loader: Any = ffcv_patches.open_loader(index, workers, _AHEAD, pin, self._failures, self._count)
 
     def _count(self, seconds: float) -> None:
         self.decode_seconds += seconds
