@@ -248,6 +248,7 @@ def _run_trials(
         deterministic=settings.deterministic,
         data_source=settings.data_source,
         ranks=resources.ranks,
+        gpu_share=min(1.0, resources.gpus or 1.0),
     )
     forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
     view.progress.forecast = forecast
@@ -261,7 +262,8 @@ def _run_trials(
 
     def on_event(event: str, trial: Trial, news: Json) -> None:
         seen[trial.key] = trial
-        forecast.workers = max(forecast.workers, len(state.started_at))
+        forecast.running = len(state.started_at)
+        forecast.workers = max(forecast.workers, forecast.running)
         view.on_event(event, trial, news, state.planned, state.pending)
         if event == "epoch" and forecast.is_settled():
             log_forecast()

@@ -20,7 +20,8 @@ class RuntimeConfig:
     whose decoded pictures take at most `resident_bytes` is decoded once and kept on the device. A data set that is
     not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
     each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. Without
-    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit.
+    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit. `gpu_share` is the part
+    of a GPU that a trial has; other trials have the rest.
     """
 
     ledger: str
@@ -36,6 +37,7 @@ class RuntimeConfig:
     resident_bytes: int = 2 << 30
     data_source: str = ""
     ranks: int = 1
+    gpu_share: float = 1.0
 
 
 def available_device() -> str:
@@ -54,6 +56,8 @@ def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
         notable["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
         if not config.deterministic:
             notable["kernels"] = "fastest"
+        if config.gpu_share < 1:
+            notable["gpu_share"] = f"{config.gpu_share:g}"
     elif config.threads > 1:
         notable["threads"] = str(config.threads)
     return notable | {
