@@ -47,11 +47,13 @@ def available_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
-    """Return what a trial ran on, for its record."""
+def hardware(device: torch.device, config: RuntimeConfig, decoder: str = "") -> dict[str, str]:
+    """Return what a trial ran on, for its record, with the decoder of its pictures where they are JPEG."""
     import torch
 
     notable = {"ranks": str(config.ranks)} if config.ranks > 1 else {}
+    if decoder:
+        notable["decoder"] = decoder
     if device.type == "cuda":
         notable["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
         if not config.deterministic:
