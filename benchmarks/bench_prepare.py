@@ -52,7 +52,7 @@ def usage(process: psutil.Process, seen: Usage) -> None:
 
 
 def watch(writer: str, source: Path, where: Path) -> tuple[float, float, float]:
-    """Prepare the pictures by a writer; return wall seconds, and those on a core and waiting for one, of all threads."""
+    """Prepare by a writer; return wall seconds, and those that all threads were on a core, and waited for one."""
     command = [sys.executable, "-m", "crelu_data", "prepare", f"folder:{source}", "--size", "256"]
     command += ["--writer", writer, "--data-dir", str(where)]
     seen: Usage = {}

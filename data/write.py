@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from io import BytesIO
@@ -338,7 +338,7 @@ def _write_native(path: Path, samples: _Samples, size: int, options: _Options, r
         picture, label, _ = samples[record]
         return _jpeg(picture, options.quality) if jpeg else picture.tobytes(), label
 
-    def encode_all() -> Iterator[tuple[bytes, int]]:
+    def encode_all() -> Generator[tuple[bytes, int], None, None]:
         encoded = map_in_threads(encode, range(len(samples)), options.workers)
         for done, (content, label) in enumerate(encoded, 1):
             yield content, label

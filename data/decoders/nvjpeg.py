@@ -33,7 +33,7 @@ class NvjpegReader:
         self._ahead = ahead
         self._decode = decode or _nvjpeg(device)
         self._stored = beton.mapped(index)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self.decode_seconds = 0.0
 

@@ -80,7 +80,7 @@ class Views:
                 eigenvalues=sidecar.eigenvalues,
                 eigenvectors=sidecar.eigenvectors,
             )
-            for view in views.split(count):
+            for view in torch.split(views, count):
                 yield view, labels[number * recipe.batch : (number + 1) * recipe.batch]
                 number += 1
 

@@ -187,9 +187,7 @@ def test_ffcvs_stage_has_one_operation_which_ours_replaces(path: Path) -> None:
         assert OSCacheManager.compile_reader is not genuine
     assert OSCacheManager.compile_reader is genuine
     with pytest.raises(RuntimeError, match="no locator available"):
-        compiled = next(value for name, value in stage.__globals__.items() if name.startswith("code_"))
         numba.njit(cache=True)(stage)
-        assert not compiled.stats.cache_path
 
 
 @pytest.mark.parametrize("loop", ["_decode_in_turn", "_decode_in_threads"])
