@@ -87,7 +87,7 @@ VERBS: Mapping[str, Verb] = {
     "report": (build.run, build.arguments, "the table one may publish: page, Markdown, LaTeX, CSV, Parquet"),
     "export": (build.export, build.export_arguments, "a sweep in one file, from which its report is rebuilt"),
     "serve": (mlflow_server.run, mlflow_server.arguments, "MLflow's server over --output, and its backup"),
-    "doctor": (doctor.run, doctor.arguments, "check whether a cluster is closed to the world: --cluster on its head"),
+    "doctor": (doctor.run, doctor.arguments, "check this machine; by --cluster: is a cluster closed to the world?"),
     "watch-spot": (spot_notice.run, spot_notice.arguments, "tell Ray when EC2 reclaims this machine"),
 }  # fmt: skip
 
