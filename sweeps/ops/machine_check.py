@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from crelu_data.cores import cores
 from crelu_data.datasets import data_dir, read_sidecar
+from crelu_models.command_line import version
 from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, without_login
 
@@ -86,15 +87,7 @@ def program() -> Iterator[Finding]:
     if platform.system() not in ("Linux", "Darwin"):
         yield Finding("WRONG", f"{system}: it runs on Linux, and on macOS without FFCV")
         return
-    yield Finding("ok", f"{PROJECT} {project_version()}, {system}")
-
-
-def project_version() -> str:
-    """Return the version of the project that is installed here."""
-    try:
-        return importlib.metadata.version(PROJECT)
-    except importlib.metadata.PackageNotFoundError:
-        return "that is not installed"
+    yield Finding("ok", f"{PROJECT} {version()}, {system}")
 
 
 def libraries(requirements: list[str] | None = None) -> Iterator[Finding]:
@@ -110,13 +103,13 @@ def libraries(requirements: list[str] | None = None) -> Iterator[Finding]:
     serving = 0
     for requirement in needed:
         try:
-            version = importlib.metadata.version(requirement.name)
+            there = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             yield Finding("WRONG", f"{requirement.name} is not installed: make setup")
             continue
-        if not requirement.specifier.contains(version, prereleases=True):
+        if not requirement.specifier.contains(there, prereleases=True):
             wanted = f"{requirement.name}{requirement.specifier}"
-            yield Finding("WRONG", f"{requirement.name} is {version}, and {wanted} is needed: make setup")
+            yield Finding("WRONG", f"{requirement.name} is {there}, and {wanted} is needed: make setup")
             continue
         serving += 1
     if serving == len(needed):
@@ -143,8 +136,8 @@ def torch_facts() -> TorchFacts:
     told, error = _run(code)
     if error:
         return TorchFacts("", "", (), error)
-    version, cuda, names = json.loads(told.splitlines()[-1])
-    return TorchFacts(version, cuda, tuple(names))
+    built, cuda, names = json.loads(told.splitlines()[-1])
+    return TorchFacts(built, cuda, tuple(names))
 
 
 def driver_gpus() -> tuple[str, ...] | None:
