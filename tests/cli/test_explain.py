@@ -130,11 +130,13 @@ def test_the_beginning_of_a_name_is_enough_where_no_other_has_it(
     cell = dataclasses.replace(BASELINE, net=S2.dropout(0.5, "pool1"))
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, Sweep("s", "demo", (cell,), Protocol(search=Search(2))), lambda _: None)
-    assert "  draws     seed 0; the hold-out left out; dropout 0 after pool1" in told(
-        tmp_path, "Baseline", "s0 holdout pool1=0", capsys=capsys
+    assert "  draws     seed 0; the hold-out left out; dropout 0 after input, 0 after pool1" in told(
+        tmp_path, "Baseline", "s0 holdout input=0 pool1=0 pool2=0", capsys=capsys
     )
     options = parser().parse_args(["explain", "s-demo", "Baseline", "s0", "--output", str(tmp_path)])
-    with pytest.raises(ValueError, match=r"Baseline has 2 trials that begin with 's0': s0 holdout pool1=0, s0 holdout"):
+    with pytest.raises(
+        ValueError, match=r"Baseline has 2 trials that begin with 's0': s0 holdout input=0 pool1=0 pool2=0, s0 "
+    ):
         options.verb(options)
     make(ledger, Sweep("s", "demo", (BASELINE,), Protocol(ablation=False, single=True)), lambda _: None)
     assert "trial" in told(tmp_path, "Baseline", "s0", capsys=capsys)
