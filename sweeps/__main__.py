@@ -13,7 +13,7 @@ from sweeps.cli import explain
 from sweeps.cli.status import status
 from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
 from sweeps.ops import doctor, mlflow_server, spot_notice
-from sweeps.report import build
+from sweeps.report import build, grade_page
 
 
 def main() -> int:
@@ -89,6 +89,7 @@ VERBS: Mapping[str, Verb] = {
     "verify-resume": (verify_resume, _verify_resume_arguments,
                       "kill a real trial at random steps, and compare it with an undisturbed one"),
     "report": (build.run, build.arguments, "the table one may publish: page, Markdown, LaTeX, CSV, Parquet"),
+    "grade": (grade_page.run, grade_page.arguments, "how much of a paper has been reproduced, part by part"),
     "export": (build.export, build.export_arguments, "a sweep in one file, from which its report is rebuilt"),
     "serve": (mlflow_server.run, mlflow_server.arguments, "MLflow's server over --output, and its backup"),
     "doctor": (doctor.run, doctor.arguments, "check this machine; by --cluster: is a cluster closed to the world?"),
