@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.store.checkpoint_header import progress
+from sweeps.store.integrity import note_damage
 from sweeps.store.ledger import Json
 from sweeps.store.leftovers import remove_leftovers
 from sweeps.tracking.store_errors import place
@@ -64,8 +65,11 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
         with Lease(settings.ledger, sweep.title, tell, _end_at_once) as lease:
             settings = dataclasses.replace(settings, guard=lease.check, start_over=partial(_start_over, lease))
             with suppress(OSError):
-                remove_leftovers(settings.ledger)
-            today = _current_plan(asked, settings, fingerprints)
+                remove_leftovers(settings.ledger, sweep.title)
+            today = _current_plan(asked, settings, fingerprints, tell)
+            for status in today.statuses:
+                if status.trial.key in today.damaged:
+                    note_damage(settings.ledger, status.trial.key, status.why)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits((*today.to_do, *today.pending), settings.data_dir)
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
@@ -126,7 +130,9 @@ def _known_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
     return known
 
 
-def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, str]) -> Plan:
+def _current_plan(
+    sweep: Sweep, settings: Settings, fingerprints: Mapping[str, str], tell: Callable[[str], None]
+) -> Plan:
     """Return the plan after --fresh, --retry-failed and --stale have been obeyed."""
     ledger = settings.ledger
     today = plan(sweep, ledger, fingerprints)
@@ -141,6 +147,8 @@ def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, s
         if status.trial.key in today.further:  # not asked for: it stays as it is
             continue
         if settings.fresh or (settings.retry_failed and status.trial.key in today.damaged):
+            if status.trial.key in today.damaged:
+                tell(f"{status.trial.cell.label} {status.trial.label}: {status.why}; it is trained anew")
             ledger.forget(status.trial.key)
             changed = True
         elif settings.retry_failed and status.state == "failed":
@@ -292,7 +300,8 @@ def _run_trials(
         except tuner.NoProgressError as error:
             view.log(f"giving up: {error}; -v shows all of it")
         finally:
-            settings.ledger.delete(state.stop_mark)
+            with suppress(OSError):  # of a disk that fails; the next start deletes what is left
+                settings.ledger.delete(state.stop_mark)
             if settings.display.verbose:
                 for trace in state.errors:
                     view.log(trace)

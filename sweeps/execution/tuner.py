@@ -196,17 +196,31 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.waiting = [trial for trial in self.waiting if trial.key not in keys]
 
     def _available(self, trial: Trial) -> bool:
-        """Claim a trial; return False where the driver of another sweep trains it, or has: its result counts too."""
+        """Claim a trial; return False where the driver of another sweep trains it, or has.
+
+        Its result counts too, and so does its last failure, which nobody tries again unasked.
+        """
         session = self.session
         result = session.ledger.result(trial.key)
         if result is None:
             claimed = with_room(
                 partial(claim, session.drivers, session.sweep.title, trial.key), lambda: session.stopping
             )
-            return bool(claimed)
+            return bool(claimed) and not self._has_failed_elsewhere(trial)
         self._take([trial])
         self._record_result(trial, result)
         return False
+
+    def _has_failed_elsewhere(self, trial: Trial) -> bool:
+        """Return whether the driver of another sweep has given up a trial that is claimed; then it is recorded here."""
+        attempts = self.session.ledger.attempts(trial.key)
+        if not has_failed(attempts):
+            return False
+        unclaim(self.session.drivers, self.session.sweep.title, trial.key)
+        self._take([trial])
+        self._record_failure(trial, attempts[-1])
+        self._replan_cell(trial)
+        return True
 
     def _epoch_of(self, trial: Trial) -> int:
         """Return the epoch a trial has reached; -1 for one that has failed before, which should train alone."""
@@ -308,9 +322,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             ledger.add_attempt(trial.key, {"error": error, "final": True, "time": time.time()})
             attempts = ledger.attempts(trial.key)
         if has_failed(attempts) and not self.session.stopping:
-            self.failed.add(trial.key)
-            self._notify("failed", trial, attempts[-1])
-            self._check_failure_limits(trial, attempts[-1])
+            self._record_failure(trial, attempts[-1])
         else:
             self._notify("left", trial, {})
             if self.session.stopping or not retry:
@@ -318,6 +330,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             else:
                 self.waiting = self._missing_trials()
         self._replan_cell(trial)
+
+    def _record_failure(self, trial: Trial, attempt: Json) -> None:
+        self.failed.add(trial.key)
+        self._notify("failed", trial, attempt)
+        self._check_failure_limits(trial, attempt)
 
     def _record_result(self, trial: Trial, result: Json) -> None:
         self.results[trial.key] = result

@@ -17,7 +17,7 @@ from sweeps.experiment.rates import RateChoice, RateStudy, choose
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
 from sweeps.experiment.trial import Cell, Rates, Trial, cell_from_json, cell_to_json
-from sweeps.store.integrity import checked, noted_damage
+from sweeps.store.integrity import checked, lost_files, noted_damage
 from sweeps.store.ledger import Json, Ledger
 
 # Failed attempts of a trial before it counts as failed.
@@ -359,7 +359,8 @@ class Plan:
     `further` are the keys of trials of more seeds than the sweep has, which were trained before; `searched` those of
     search trials, `studied` those of studies of the learning rate. `rates` has the rate of each cell that such a study
     chooses for, None while it is open or where none trains. `damaged` has the results of trials that count as failed
-    because a file of theirs is damaged: studies were planned by them.
+    because a file of theirs is damaged: studies were planned by them. `torn` are the keys of trials whose result itself
+    cannot be read; they are trained anew.
     """
 
     sweep: Sweep
@@ -371,10 +372,16 @@ class Plan:
     studied: frozenset[str] = frozenset()
     rates: Mapping[str, float | None] = field(default_factory=dict)
     damaged: Mapping[str, Json] = field(default_factory=dict)
+    torn: frozenset[str] = frozenset()
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
         return sum(status.state in states for status in (self.statuses if cell is None else self.of(cell)))
+
+    def is_damaged(self, status: TrialStatus) -> bool:
+        """Return whether a trial was finished and lacks a file of its, or the result, until it is trained anew."""
+        key = status.trial.key
+        return key in self.damaged or (key in self.torn and status.state == "new")
 
     def of(self, cell: Cell) -> list[TrialStatus]:
         """Return the statuses of one cell's trials."""
@@ -419,7 +426,7 @@ class Plan:
 def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     """Return the status of each trial of `sweep`; `fingerprints` are those of the data sets that are present."""
     results, torn = ledger.read_results()
-    damaged = noted_damage(ledger)
+    damaged = lost_files(ledger, results) | noted_damage(ledger)
     attempts = ledger.failed()
     failed = {key for key, tries in attempts.items() if has_failed(tries)}
     begun = set(ledger.folders("checkpoints"))
@@ -456,7 +463,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     studied = frozenset(trial.key for cell in cells for trial in cell.rates)
     rates = {key: choice.rate for key, choice in rate_choices(sweep, results, failed).items()}
     unsound = {key: results[key] for key in damaged if key in results}
-    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates, unsound)
+    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates, unsound, torn)
 
 
 def without_damaged(plan: Plan, ledger: Ledger, names: Collection[str]) -> Plan:
