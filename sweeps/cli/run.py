@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from crelu_data import availability
 from crelu_data.datasets import DataSet, dataset
-from crelu_data.interrupts import deferred_interrupts
+from crelu_data.interrupts import deferred_interrupts, last_words
 from sweeps.cli.dry_run import unmounted_output
 from sweeps.cli.forecast import Forecast, compare, report_cost
 from sweeps.cli.options import ExitCode
@@ -89,22 +89,15 @@ def _start_over(lease: Lease, reason: str) -> None:
     times = int(os.environ.get(STARTED_OVER, "0")) + 1
     if times > MAX_STARTED_OVER:
         _end_at_once(f"{reason}, for the {times}th time; the same command resumes")
-    _last_words(f"{reason}; starting over, trials go on from their checkpoints")
+    last_words(f"{reason}; starting over, trials go on from their checkpoints")
     os.environ[STARTED_OVER] = f"{times}"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _end_at_once(reason: str) -> None:
     """End this process as if it were killed: no thread of it may write on, and the next driver expects no less."""
-    _last_words(f"error: {reason}")
+    last_words(f"error: {reason}")
     os._exit(ExitCode.USAGE)
-
-
-def _last_words(sentence: str) -> None:
-    """Print a sentence from a thread, and show the cursor, which the live view has hidden."""
-    cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
-    with suppress(OSError):
-        os.write(2, f"{cursor}\n{sentence}\n".encode())
 
 
 def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
@@ -241,10 +234,11 @@ def _run_trials(
 
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
-    with deferred_interrupts():
+    with deferred_interrupts("Ray's start", view.log) as check:
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
 
+        check()
         resources = _join_ray(today, settings, facts, view)
     config = RuntimeConfig(
         ledger=settings.ledger.root,
