@@ -15,8 +15,8 @@ Then the same command runs undisturbed. It has to end with exit code 0 and the b
 loss. A message is untrue where a command that was not killed says nothing, shows a traceback, or ends with 0 without
 having done its work.
 
-With --by-site the calls are grouped by where they come from: the lines of this project on the stack, the call, and the
-ending of the file's name. Of each site the first, a middle and the last call are taken, in all modes. It goes in rounds,
+With --by-site the calls are grouped by where they come from: the lines of this project on the stack, the call, the
+ending of the name. Of each site the first, a middle and the last call are taken, in all modes. It goes in rounds,
 one fault a site, so that --minutes leaves no site out before another has had its turn.
 
 The parts: a trial by `run_trial`; the driver of a finished sweep, which sends the runs to MLflow and writes table and

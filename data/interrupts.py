@@ -17,19 +17,17 @@ ENDED: Final = "ended at once, as asked; the same command resumes"
 
 
 def last_words(sentence: str) -> None:
-    """Print a sentence before the process ends as if it were killed, and show the cursor, which a view may have hidden."""
+    """Print a sentence before the process ends at once, and show the cursor, which a view may have hidden."""
     cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
     with suppress(OSError):
         os.write(2, f"{cursor}\n{sentence}\n".encode())
 
 
 @contextmanager
-def deferred_interrupts(
-    doing: str = "", tell: Callable[[str], None] | None = None
-) -> Iterator[Callable[[], None]]:
+def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = None) -> Iterator[Callable[[], None]]:
     """Hold SIGINT and SIGTERM back, and hand them to their handlers at the end. A second one ends the process at once.
 
-    `tell` gets a sentence at the first: the process stops after what it is `doing`. Then the second is answered as well.
+    `tell` gets a sentence at the first: the process stops after what it is `doing`. The second is answered too, then.
 
     An interrupt that is raised within a library's code may be caught there. Within a lock of ThreadPoolExecutor it may
     leave the lock taken, and the pool's threads, and the end of the process, then wait for ever. Long work calls the
@@ -50,7 +48,7 @@ def deferred_interrupts(
                 last_words(ENDED)
             os._exit(INTERRUPTED)
         if tell is not None:
-            tell(f"stopping after {doing} (once more to end at once); the same command resumes")
+            tell(f"stopping, after {doing} (once more to end at once); the same command resumes")
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {int(number): signal.getsignal(number) for number in SIGNALS} if in_main_thread else {}

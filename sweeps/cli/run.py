@@ -63,7 +63,12 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
         with Lease(settings.ledger, sweep.title, tell, _end_at_once) as lease:
-            settings = dataclasses.replace(settings, guard=lease.check, start_over=partial(_start_over, lease))
+            settings = dataclasses.replace(
+                settings,
+                guard=lease.check,
+                start_over=partial(_start_over, lease),
+                lose_cluster=partial(_lose_cluster, lease),
+            )
             with suppress(OSError):
                 remove_leftovers(settings.ledger, sweep.title)
             today = _current_plan(asked, settings, fingerprints, tell)
@@ -94,10 +99,17 @@ def _start_over(lease: Lease, reason: str) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _end_at_once(reason: str) -> None:
+def _lose_cluster(lease: Lease, reason: str) -> None:
+    """End this command, from a thread, where the cluster that it joined has gone: Ray would do it without a word."""
+    lease.__exit__(None, None, None)
+    remedy = "start the cluster again (ray up --restart-only FILE), then the same command resumes"
+    _end_at_once(f"{reason}; nothing is lost, trials go on from their checkpoints: {remedy}", ExitCode.CLUSTER)
+
+
+def _end_at_once(reason: str, code: ExitCode = ExitCode.USAGE) -> None:
     """End this process as if it were killed: no thread of it may write on, and the next driver expects no less."""
     last_words(f"error: {reason}")
-    os._exit(ExitCode.USAGE)
+    os._exit(code)
 
 
 def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
@@ -234,7 +246,7 @@ def _run_trials(
 
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
-    with deferred_interrupts("Ray's start", view.log) as check:
+    with deferred_interrupts(doing, view.log) as check:
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
 
@@ -283,6 +295,8 @@ def _run_trials(
         shapes={name: (fact.classes, fact.crop) for name, fact in facts.items()},
         limits=settings.limits,
         say=view.log,
+        address=settings.address,
+        lose_cluster=settings.lose_cluster,
         start_over=settings.start_over,
     )
     _set_pack_policy(state, forecast, view)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from sweeps.execution import ray_runtime
+from sweeps.execution.cluster_watch import ClusterWatch
 from sweeps.execution.messages import Assignment, Message
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
@@ -361,7 +362,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             have = "has" if limits.failures == 1 else "have"
             session.stop_reason = f"{count(limits.failures, 'trial')} {have} failed"
         elif len(self.failures[signature]) >= limits.same_error:
-            session.stop_reason = f"the same error in {limits.same_error} cells: {signature}"
+            session.stop_reason = f"the same error in {count(limits.same_error, 'cell')}: {signature}"
         if session.stop_reason:
             session.stop()
 
@@ -423,6 +424,15 @@ def run_trials(session: DriverState) -> None:
 
     Ray may end a Tuner at any time (the memory monitor, a lost node, an error in a hook); a new one continues.
     """
+    if session.address == "local":
+        _run_tuners(session, lambda: None)
+        return
+    look = partial(ray_runtime.absence, session.address)
+    with ClusterWatch(look, session.say, session.lose_cluster) as watch:
+        _run_tuners(session, watch.wait)
+
+
+def _run_tuners(session: DriverState, wait_for_ray: Callable[[], None]) -> None:
     fruitless = 0
     while not session.stopping:
         searcher, epochs_before = LedgerSearcher(session), session.epochs
@@ -439,6 +449,7 @@ def run_trials(session: DriverState) -> None:
         except Exception as error:
             session.errors.append("".join(traceback.format_exception(error)))
             time.sleep(1.0)
+            wait_for_ray()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         fruitless = 0 if session.epochs > epochs_before else fruitless + 1

@@ -17,6 +17,7 @@ from sweeps.experiment.rates import RateChoice, RateStudy, choose
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
 from sweeps.experiment.trial import Cell, Rates, Trial, cell_from_json, cell_to_json
+from sweeps.experiment.wording import count
 from sweeps.store.integrity import checked, lost_files, noted_damage
 from sweeps.store.ledger import Json, Ledger
 
@@ -75,7 +76,9 @@ class Sweep:
             repeated = [value for value, count in Counter(values).items() if count > 1]
             if repeated:
                 labels = [cell.label for cell in self.cells if repeated[0] in (cell.label, cell.key)]
-                raise ValueError(f"{len(labels)} cells of {self.name} have the same {kind}: {', '.join(labels)}")
+                raise ValueError(
+                    f"{count(len(labels), 'cell')} of {self.name} have the same {kind}: {', '.join(labels)}"
+                )
 
     @property
     def title(self) -> str:
@@ -173,14 +176,15 @@ def _why_given_up(
     searched = {trial.key for trial in trials.search}
     trained = [t.key for t in (*trials.protocol, *trials.further) if t.key in results and t.key not in searched]
     if len(trained) >= GIVE_UP and all(has_diverged(results[key]) for key in trained):
-        return f"the first {len(trained)} trainings of this cell diverged"
+        return f"the first {count(len(trained), 'training')} of this cell diverged"
     if search is None:
         return ""
     points = list(dict.fromkeys(trial.dropout for trial in trials.search))[: max(search.wave, GIVE_UP)]
     wave = {trial.key for trial in trials.search if trial.dropout in points}
     diverged = [key for key in wave if has_diverged(results.get(key))]
     settled = all(key in failed or key in diverged for key in wave)
-    return f"all {len(diverged)} trainings of its search diverged" if settled and len(diverged) >= GIVE_UP else ""
+    is_over = settled and len(diverged) >= GIVE_UP
+    return f"all {count(len(diverged), 'training')} of its search diverged" if is_over else ""
 
 
 def _trials_of(
@@ -279,7 +283,7 @@ def seeds_text(protocol: Protocol, trials: Iterable[Trial]) -> str:
     for label, seeds in most.items():
         by_count.setdefault(protocol.seeds + len(seeds), []).append(label)
     counts = "; ".join(f"{count} on the ledger of {', '.join(labels)}" for count, labels in sorted(by_count.items()))
-    declared = f"{protocol.seeds} seed{'s' if protocol.seeds > 1 else ''} declared"
+    declared = f"{count(protocol.seeds, 'seed')} declared"
     return f"{declared}, {counts}" if counts else ""
 
 
@@ -426,7 +430,7 @@ class Plan:
 def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     """Return the status of each trial of `sweep`; `fingerprints` are those of the data sets that are present."""
     results, torn = ledger.read_results()
-    damaged = lost_files(ledger, results) | noted_damage(ledger)
+    damaged = noted_damage(ledger) | lost_files(ledger, results)
     attempts = ledger.failed()
     failed = {key for key, tries in attempts.items() if has_failed(tries)}
     begun = set(ledger.folders("checkpoints"))

@@ -19,9 +19,8 @@ AGE: Final = 300.0  # seconds, by the disk's own clock, after which no writer of
 def remove_leftovers(ledger: Ledger, sweep: str) -> int:
     """Delete what no living process can need, and return how many files and folders that were.
 
-    This process drives `sweep`, and has handed nothing to a worker yet. Another sweep may write to the ledger meanwhile.
-    A trial with a result needs no checkpoint, and a kill between the two writes leaves one. On object storage nothing
-    is half-written.
+    This process drives `sweep` and has no workers yet. Another sweep may write to the ledger meanwhile. A trial with a
+    result needs no checkpoint, and a kill between the two writes leaves one. On object storage nothing is half-written.
     """
     removed = _remove_words(ledger, sweep)
     for key in ledger.folders("checkpoints"):
@@ -48,7 +47,9 @@ def remove_leftovers(ledger: Ledger, sweep: str) -> int:
 def _remove_words(ledger: Ledger, sweep: str) -> int:
     """Delete what dead drivers and their workers told each other, unless another driver may live: it may be theirs."""
     words = [f"{folder}/{name}" for folder in TO_WORKERS for name in ledger.names(folder)]
-    titles = {name.removesuffix(".json") for name in ledger.names("leases") if name.endswith(".json")} if words else set()
+    titles = (
+        {name.removesuffix(".json") for name in ledger.names("leases") if name.endswith(".json")} if words else set()
+    )
     drivers = Drivers(ledger)
     if any(drivers.look(title) is not None for title in sorted(titles - {sweep})):
         return 0

@@ -149,6 +149,6 @@ def test_sizes_on_object_storage_are_listed(ledger: Ledger, monkeypatch: pytest.
     ledger.write("trials/b/analysis/job/summary.json", b"{}")
     there = ledger.file_sizes(results)
     monkeypatch.setattr(Ledger, "local", False)
-    assert ledger.file_sizes(results) == there == dict.fromkeys(results, {n: len(c) for n, c in FILES.items()})
+    assert ledger.file_sizes(results) == there == {key: {n: len(c) for n, c in FILES.items()} for key in results}
     assert ledger.file_sizes(["b"]) == {"b": there["b"]}
     assert ledger.file_sizes([]) == {}
