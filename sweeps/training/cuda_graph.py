@@ -1,9 +1,11 @@
-"""CUDA graphs of a learner's calls: all that only a GPU can run. Which calls are recorded is decided in `graphs`."""
+"""CUDA graphs of a learner's calls, and the streams of a pack: all that only a GPU can run, and no decisions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -57,3 +59,54 @@ class CudaRecorder:
             result = call()
         self.graphs.add(graph)
         return graph.replay, result
+
+
+class CudaStreams:
+    """Streams of a pack on one GPU: its members' work runs side by side, and its batches are made on another.
+
+    A batch's memory is used again when all members have done with it; `AHEAD` batches may be under way.
+    """
+
+    AHEAD = 4
+
+    def __init__(self) -> None:
+        """Open the stream of the batches, behind all work given so far."""
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.batches: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.batches.wait_stream(torch.cuda.current_stream())
+        self.readers: set[torch.cuda.Stream] = set()
+        self.under_way: deque[list[torch.cuda.Event]] = deque()
+
+    def member(self) -> AbstractContextManager[object]:
+        """Return a context, to be entered again and again, whose work has a stream of its own."""
+        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        return torch.cuda.stream(stream)
+
+    def make(self, batch: Callable[[], T]) -> T:
+        """Return a batch made on the stream of the batches; wait where too many are under way."""
+        self.under_way.append([reader.record_event() for reader in self.readers])
+        self.readers.clear()
+        while len(self.under_way) > self.AHEAD:
+            for event in self.under_way.popleft():
+                event.synchronize()
+        with torch.cuda.stream(self.batches):
+            return batch()
+
+    def give(self, batch: object) -> None:
+        """Let the current stream go on once a batch is made, and keep the batch's memory until it has read it."""
+        reader = torch.cuda.current_stream()
+        reader.wait_stream(self.batches)
+        self.readers.add(reader)
+        for tensor in tensors_of(batch):
+            if tensor.is_cuda:
+                tensor.record_stream(reader)
+
+
+def tensors_of(batch: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a batch: a tensor, or tuples of batches."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, tuple):
+        for part in batch:
+            yield from tensors_of(part)
