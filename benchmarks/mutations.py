@@ -1226,7 +1226,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "if gain is not None and gain < 1.0:",
          "test_packs_on_a_gpu_are_tried_and_go_on_where_they_are_faster"),
         ("elif throughputs.has_trained_alone(cell.key):",
-         "else:",
+         "elif True:",
          "test_packs_on_a_gpu_are_tried_and_go_on_where_they_are_faster"),
     ),
     *_faults("sweeps/execution/pack.py", "tests/execution/test_pack.py",
