@@ -75,7 +75,10 @@ class Graphs:
     @property
     def mode(self) -> str:
         """Return how calls were taken, for the record of a trial."""
-        return "graph" if self.replays else f"eager: {self.why_not or 'too few steps for a graph to pay'}"
+        if self.replays:
+            return "graph"
+        why_not = self.why_not or ("too few steps for a graph to pay" if self.recorder is not None else "")
+        return f"eager: {why_not}" if why_not else "eager"
 
     def clear(self, why_not: str = "") -> None:
         """Free all recordings; with a reason, make no others."""
