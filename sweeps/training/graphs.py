@@ -69,6 +69,7 @@ class Graphs:
         """Record by `recorder`; None: nothing, for the reason `why_not`."""
         self.recorder = recorder
         self.why_not = why_not
+        self.failure = ""  # of a recording
         self.replays = 0
         self._recordings: dict[Hashable, _Recording] = {}
 
@@ -156,7 +157,8 @@ class Graphs:
             recording.replay, recording.result = recorder.record(lambda: function(*held), generators())
         except Exception as error:  # whatever a net does that cannot be recorded: it can still be called
             generators()
-            self.clear(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+            self.failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            self.clear(self.failure)
             return
         recording.inputs = held
 

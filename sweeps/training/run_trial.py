@@ -105,13 +105,13 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
     The test pictures are evaluated here and nowhere else.
     """
     state = trainer.state
-    # A GPU that could not replay steps trained as exactly, and more slowly.
-    why_not = trainer.graphs.why_not if trainer.config.graphs and trainer.device.type == "cuda" else ""
+    # A GPU that could not record a step trained as exactly, and more slowly.
+    failure = trainer.graphs.failure
     if trainer.best and state.ending not in LOST:
         trainer.learner.model.load_state_dict(trainer.best)
     return TrialOutcome(
         history=tuple(state.history),
-        events=(*state.events, *([f"no CUDA graph: {why_not}"] if why_not else [])),
+        events=(*state.events, *([f"no CUDA graph: {failure}"] if failure else [])),
         restarts=state.restarts,
         ending=state.ending,
         seconds=state.seconds,

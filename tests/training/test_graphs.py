@@ -218,6 +218,20 @@ def test_a_trial_ends_as_without_graphs_also_after_a_stop(
     assert artifact_hashes(tmp_path / "plain", trial) == artifact_hashes(tmp_path / "replayed", trial)
 
 
+def test_a_recording_that_fails_is_an_event_of_the_trial(
+    data: Path, tmp_path: Path, recorders: list[Graphs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("a look at a number")
+
+    monkeypatch.setattr(OpRecorder, "record", refused)
+    trial = trial_of("allconv with dropout")
+    result = run_trial.run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert result["events"] == ["no CUDA graph: RuntimeError: a look at a number"]
+    assert recorders[0].replays == 0
+
+
 def begun(data: Path, ledger: Path) -> trainer.Trainer:
     trial = trial_of("allconv with dropout")
     config = runtime_config(data, ledger)
