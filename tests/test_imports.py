@@ -44,6 +44,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ffcv": ("crelu_data.ffcv_patches",),
     "simplejpeg": ("crelu_data",),
     "numba": ("crelu_models.kernels", "crelu_data.ffcv_patches"),
+    "triton": ("crelu_models.fused",),
     "torch": (
         "crelu_models",
         "crelu_data",

@@ -349,10 +349,12 @@ def _join_ray(today: Plan, settings: Settings, facts: Mapping[str, DataSet], vie
 
 def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> None:
     """Set how trials share their pictures: as asked for, or, once epochs have shown where that pays, there."""
-    pack, trials, limit = forecast.settings.resources.pack, forecast.plan.to_do, state.config.resident_bytes
+    trials, limit = forecast.plan.to_do, state.config.resident_bytes
+    on_gpu = state.resources.gpus > 0
+    pack = forecast.settings.resources.pack or ("auto" if on_gpu else 1)
     resident = frozenset(name for name, fact in forecast.facts.items() if packing.fits_on_device(fact, limit))
     if pack != "auto":
-        fixed = packing.PackPolicy(pack, resident=resident)
+        fixed = packing.PackPolicy(pack, resident=resident, side_by_side=on_gpu)
         state.pack_policy = lambda: fixed
         return
     if state.config.ranks > 1:
@@ -363,7 +365,9 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
 
     def policy_now() -> packing.PackPolicy:
         nonlocal announced
-        policy = packing.policy_from_throughput(candidates, forecast.throughputs, state.resources.gpus)
+        if on_gpu:
+            return packing.policy_on_gpu(trials, forecast.throughputs, state.resources.gpus, resident)
+        policy = packing.policy_from_throughput(candidates, forecast.throughputs)
         if policy.cells and not announced:
             cells = count(len(policy.cells), "cell")
             view.log(f"packs share their pictures in {cells}: reading them takes much of a step")

@@ -20,7 +20,8 @@ class RuntimeConfig:
     whose decoded pictures take at most `resident_bytes` is decoded once and kept on the device. A data set that is
     not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
     each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. Without
-    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit.
+    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit. With `graphs`, steps on
+    one GPU are replayed from CUDA graphs where that pays, with the same bits.
     """
 
     ledger: str
@@ -36,6 +37,7 @@ class RuntimeConfig:
     resident_bytes: int = 2 << 30
     data_source: str = ""
     ranks: int = 1
+    graphs: bool = True
 
 
 def available_device() -> str:
@@ -45,13 +47,14 @@ def available_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
-    """Return what a trial ran on, for its record."""
+def hardware(device: torch.device, config: RuntimeConfig, steps: str = "") -> dict[str, str]:
+    """Return what a trial ran on, for its record; `steps` says how a GPU took them."""
     import torch
 
     notable = {"ranks": str(config.ranks)} if config.ranks > 1 else {}
     if device.type == "cuda":
         notable["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
+        notable["steps"] = steps
         if not config.deterministic:
             notable["kernels"] = "fastest"
     elif config.threads > 1:
