@@ -8,12 +8,13 @@ those of the recording, and seeds are set before. What else a recording holds fa
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from sweeps.training.shared_batches import OneStream, Streams
 
 T = TypeVar("T")
 Call = Callable[..., Tensor | None]
@@ -170,34 +171,6 @@ def open_graphs(device: torch.device, why_not: str) -> Graphs:
     from sweeps.training.cuda_graph import CudaRecorder
 
     return Graphs(CudaRecorder(device))
-
-
-class Streams(Protocol):
-    """How the members of a pack share a device: one after another, or each on a stream of its own."""
-
-    def member(self) -> AbstractContextManager[object]:
-        """Return a context, to be entered again and again, in which a member takes its steps."""
-
-    def make(self, batch: Callable[[], T]) -> T:
-        """Return a batch for several members."""
-
-    def give(self, batch: object) -> None:
-        """Let the member that takes its step now have a batch."""
-
-
-class OneStream:
-    """Device that does its work in the order in which it is given."""
-
-    def member(self) -> AbstractContextManager[object]:
-        """Return a context that changes nothing."""
-        return nullcontext()
-
-    def make(self, batch: Callable[[], T]) -> T:
-        """Return a batch."""
-        return batch()
-
-    def give(self, batch: object) -> None:
-        """Let the member have a batch that is there."""
 
 
 def open_streams(device: torch.device, members: int) -> Streams:
