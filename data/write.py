@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from io import BytesIO
@@ -113,10 +113,9 @@ def prepare(
         for sidecar in sidecars.values():  # of a preparation that was interrupted: the rest is made like it
             size, seed, quality = size or sidecar.size, sidecar.seed, sidecar.quality or quality
         options = _Options(writer, quality or 90, workers or cores())
-        for split, source in sources(name, origin, where, size, seed or 0, partial).items():
-            if split not in sidecars:
-                sidecars[split] = _prepare_split(name, split, source, beton_path(name, split, where), options, progress)
-        return sidecars
+        splits = sources(name, origin, where, size, seed or 0, partial).items()
+        missing = {split: source for split, source in splits if split not in sidecars}
+        return sidecars | _prepare_splits(name, missing, where, options, progress, together=fresh)
 
 
 def _is_complete(sidecars: dict[str, Sidecar]) -> bool:
@@ -147,21 +146,63 @@ def _existing(name: str, where: Path, requested: dict[str, int | None], partial:
     return sidecars
 
 
+def _prepare_splits(
+    name: str, missing: Mapping[str, Source], where: Path, options: _Options, progress: Progress, *, together: bool
+) -> dict[str, Sidecar]:
+    """Write splits and give each its name once it is finished, or all `together`; return the sidecars.
+
+    Where one is refused, the others go too: pictures that were refused are mended, and then are not those of a split
+    that stayed. What had these names before stays where all come together.
+    """
+    finished: dict[str, Sidecar] = {}
+    published: list[str] = []
+    try:
+        for split, source in missing.items():
+            finished[split] = _prepare_split(name, split, source, beton_path(name, split, where), options, progress)
+            if not together:
+                _publish(name, split, source, where, finished[split])
+                published.append(split)
+        for split in finished:
+            if split not in published:
+                _publish(name, split, missing[split], where, finished[split])
+    except ValueError:
+        for split in published:
+            beton_path(name, split, where).unlink()
+            beton_path(name, split, where).with_suffix(".json").unlink()
+        if published:
+            originals_path(name, where).unlink(missing_ok=True)
+        raise
+    finally:
+        for split in finished:
+            _partial(beton_path(name, split, where)).unlink(missing_ok=True)
+    return finished
+
+
+def _publish(name: str, split: str, source: Source, where: Path, sidecar: Sidecar) -> None:
+    """Write the list of a finished split's originals, and give the split its name."""
+    if source.originals is not None:
+        write_originals(originals_path(name, where), source.originals)
+    path = beton_path(name, split, where)
+    beton.publish(_partial(path), path, sidecar)
+
+
+def _partial(path: Path) -> Path:
+    """Return the path of a split until it has its name."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def _prepare_split(name: str, split: str, source: Source, path: Path, options: _Options, progress: Progress) -> Sidecar:
-    """Write one split, measure its colours, and give the file its name."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write one split without its name, measure its colours, and return its sidecar."""
+    partial = _partial(path)
     try:
         readable = _write_readable(partial, source, split, options, progress)
         index = beton.seal(partial, options.workers)
         colours, fingerprint = _measure(index, split, options, progress)
         skipped = len(source.labels) - len(readable.labels)
-        sidecar = _describe(index, canonical(name), split, readable, options, colours, skipped, fingerprint)
-        if source.originals is not None:
-            write_originals(originals_path(name, path.parent), source.originals)
-        beton.publish(partial, path, sidecar)
-    finally:
+        return _describe(index, canonical(name), split, readable, options, colours, skipped, fingerprint)
+    except BaseException:
         partial.unlink(missing_ok=True)
-    return sidecar
+        raise
 
 
 def _measure(index: beton.Index, split: str, options: _Options, progress: Progress) -> tuple[_Colours, str]:

@@ -44,6 +44,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ffcv": ("crelu_data.ffcv_patches", "crelu_data.decoders.ffcv_stage"),
     "simplejpeg": ("crelu_data",),
     "numba": ("crelu_models.kernels", "crelu_data.ffcv_patches", "crelu_data.decoders.ffcv_stage"),
+    "triton": ("crelu_models.fused",),
     "torch": (
         "crelu_models",
         "crelu_data",

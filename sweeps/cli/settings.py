@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sweeps.execution.resources import ResourceRequest
     from sweeps.execution.session import Limits
 
-DEMO = "demo: embedded pictures, small nets, a short recipe; it shows how things work, not what CReLU is worth"
-SMOKE = "smoke test: two tiny cells on embedded pictures"
+DEMO = "demo: {pictures}, small nets, a short recipe; it shows how things work, not what CReLU is worth"
+SMOKE = "smoke test: two tiny cells on {pictures}"
 SMALL = "no GPU here: the demo's small nets and short recipes (--profile paper for the paper's)"
 
 NVJPEG = "nvjpeg"
@@ -72,6 +72,7 @@ class Settings:
     command: Command = field(default_factory=Command)
     guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
     start_over: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a dead Ray holds it
+    lose_cluster: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a cluster has gone
 
     @property
     def ledger(self) -> Ledger:
@@ -130,13 +131,14 @@ def choose_profile(cells: Sequence[Cell], options: argparse.Namespace, address: 
     Never falls back from a configured place to embedded pictures: on a cluster with a bad mount that would burn
     GPUs on toy data.
     """
+    pictures = _pictures(options)
     if options.smoke_test:
-        return "smoke", options.dataset or "", SMOKE
+        return "smoke", absolute_dataset(options.dataset or ""), SMOKE.format(pictures=pictures)
     if options.rehearse:
         # A rehearsal takes the sweep at its real size, with the pictures and the device at hand.
         return options.profile or "paper", absolute_dataset(options.dataset or ""), ""
     if options.profile == "demo" and not options.dataset:
-        return "demo", "", DEMO
+        return "demo", "", DEMO.format(pictures=pictures)
     if options.dataset:
         dataset = absolute_dataset(options.dataset)
         if options.profile is None and address == "local" and not _has_gpu():
@@ -152,7 +154,13 @@ def choose_profile(cells: Sequence[Cell], options: argparse.Namespace, address: 
             f"a cluster was given, but no data: say where {name} lies by --data-dir, --data-source or CRELU_DATA, "
             f"or ask for embedded pictures by --profile demo"
         )
-    return "demo", "", DEMO
+    return "demo", "", DEMO.format(pictures=pictures)
+
+
+def _pictures(options: argparse.Namespace) -> str:
+    """Return the words for the pictures of a small profile: embedded ones unless others are asked for."""
+    dataset = _asked_dataset(options) or absolute_dataset(options.dataset or "")
+    return f"the pictures of {dataset}" if dataset and not dataset.startswith("synthetic") else "embedded pictures"
 
 
 def _has_gpu() -> bool:

@@ -44,16 +44,22 @@ class Throughput(NamedTuple):
 
 @dataclass
 class EpochRates:
-    """Rates of one cell's epochs: pictures a second, and the batches' share of the time where it was measured."""
+    """Rates of one cell's epochs: pictures a second, and the batches' share of the time where it was measured.
+
+    That is so where a trial trains alone; of a pack's epochs it is not known.
+    """
 
     speeds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     sharers: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))  # trials on its GPU, for each speed
     data_shares: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    alone: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    packed: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def add(self, row: Mapping[str, float], sharers: int = 1) -> None:
         """Add an epoch by its row; `sharers` trials, itself included, had its GPU then."""
         self.speeds.append(float(row["sys/images_per_s"]))
         self.sharers.append(sharers)
+        (self.alone if "sys/data_share" in row else self.packed).append(float(row["sys/images_per_s"]))
         if "sys/data_share" in row:
             self.data_shares.append(float(row["sys/data_share"]))
 
@@ -100,6 +106,20 @@ class Throughputs:
     def add(self, cell_key: str, row: Mapping[str, float], sharers: int = 1) -> None:
         """Add an epoch of this session, in which `sharers` trials had the GPU."""
         self.present.setdefault(cell_key, EpochRates()).add(row, sharers)
+
+    def has_trained_alone(self, cell_key: str) -> bool:
+        """Return whether a cell has an epoch of a trial that trained alone."""
+        return any(cell_key in epochs and epochs[cell_key].alone for epochs in (self.past, self.present))
+
+    def pack_gain(self, cell_key: str) -> float | None:
+        """Return a cell's speed in packs over its speed alone, a member's seconds being its part of the pack's.
+
+        None where either is not known.
+        """
+        known = [epochs[cell_key] for epochs in (self.past, self.present) if cell_key in epochs]
+        alone = [speed for rates in known for speed in rates.alone]
+        packed = [speed for rates in known for speed in rates.packed]
+        return median(packed) / median(alone) if alone and packed else None
 
     def trained(self) -> dict[str, Throughput]:
         """Return the throughput of each cell with a known epoch."""
