@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sweeps.experiment.grid import grid
     from sweeps.experiment.plan import Protocol
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
@@ -26,6 +27,7 @@ __all__ = [
     "RateStudy",
     "Recipe",
     "Search",
+    "grid",
     "main",
 ]
 
@@ -34,6 +36,7 @@ _MODULES = {
     "Protocol": "sweeps.experiment.plan",
     "RateStudy": "sweeps.experiment.rates",
     "Search": "sweeps.experiment.search",
+    "grid": "sweeps.experiment.grid",
     "main": "sweeps.launch",
 }
 

@@ -10,17 +10,19 @@ from sweeps.results.cell_numbers import DERIVED, groups, number, verdict_for
 from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, effects
 from sweeps.results.evidence import Run, SweepResults
+from sweeps.results.factors import factor_effects, grids
 from sweeps.results.marks import MARKS, curve_runs, marks
 
 Line = dict[str, Any]
 
 
 def tidy(survey: SweepResults) -> dict[str, list[Line]]:
-    """Return the rows by name: numbers, effects, claims, printed, curves, dropout, runs."""
+    """Return the rows by name: numbers, effects, factors, claims, printed, curves, dropout, runs."""
     used = [table for table in ("1", "2") if any(evidence.cell.table == table for evidence in survey.cells)]
     rows = {
         "numbers": list(_numbers(survey)),
         "effects": list(_effects(survey)),
+        "factors": list(_factors(survey)),
         "claims": list(_claims(survey)),
         "printed": [line for table in used for line in _printed(table)],
         "curves": list(_curves(survey)),
@@ -92,6 +94,13 @@ def _effects(survey: SweepResults) -> Iterable[Line]:
                 f"{side.cell.label}: {words}" for side in sides if (words := side.lost(effect.contrast.metric))
             )
             yield names | _contrast(effect.contrast, effect.p) | {"lost": lost}
+
+
+def _factors(survey: SweepResults) -> Iterable[Line]:
+    for grid in grids(groups(survey)):
+        for effect in factor_effects(grid):
+            names = {"factors": effect.name, "levels": effect.level, "references": effect.reference}
+            yield names | _contrast(effect.contrast, effect.p) | {"cells": effect.cells, "withheld": effect.why}
 
 
 def _claims(survey: SweepResults) -> Iterable[Line]:
