@@ -23,7 +23,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "sweeps.execution": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training"),
     "sweeps.tracking": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment"),
     "sweeps.results": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment"),
-    "sweeps.report": ("sweeps.store", "sweeps.experiment", "sweeps.results", "sweeps.tracking"),
+    "sweeps.report": ("crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.results", "sweeps.tracking"),
     "sweeps.analysis": (
         "crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
         "sweeps.tracking", "sweeps.results", "sweeps.report",
@@ -54,6 +54,8 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "sweeps.cli.verbs",
     ),
     "matplotlib": ("sweeps.report.render.plots", "sweeps.report.render.svg"),
+    "pandas": ("sweeps.report.loaded",),
+    "IPython": ("sweeps.report.notebook",),
 }
 LIGHT = (
     "crelu_models.spec",

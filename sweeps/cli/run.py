@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import os
 import sys
@@ -18,7 +19,7 @@ from sweeps.cli.dry_run import unmounted_output
 from sweeps.cli.forecast import Forecast, compare, report_cost
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.cli.summary import print_summary, reconcile_command
+from sweeps.cli.summary import Summary, conclude, reconcile_command
 from sweeps.execution import packing
 from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import (
@@ -47,8 +48,8 @@ STARTED_OVER = "CRELU_STARTED_OVER"  # how often this process has begun its comm
 MAX_STARTED_OVER = 3
 
 
-def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
-    """Train the part of a declared sweep that is `asked` for, show the table of all of it, and return the exit code."""
+def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
+    """Train the part of a declared sweep that is `asked` for, and return what all of it has come to."""
     from sweeps.store.lease import Lease, LeaseHeldError, LeaseLostError
 
     def tell(sentence: str) -> None:
@@ -61,8 +62,10 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     facts = _ensure_datasets(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
-        with Lease(settings.ledger, sweep.title, tell, _end_at_once) as lease:
-            settings = dataclasses.replace(settings, guard=lease.check, start_over=partial(_start_over, lease))
+        end, start_over = (_interrupt, _give_up) if settings.hosted else (_end_at_once, None)
+        with Lease(settings.ledger, sweep.title, tell, end) as lease:
+            start_over = start_over or partial(_start_over, lease)
+            settings = dataclasses.replace(settings, guard=lease.check, start_over=start_over)
             with suppress(OSError):
                 remove_leftovers(settings.ledger)
             today = _current_plan(asked, settings, fingerprints)
@@ -71,7 +74,7 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
             code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
-            return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
+            return conclude(declared, today, settings, facts | _known_datasets(sweep, settings), code)
     except (LeaseHeldError, LeaseLostError) as busy:
         raise ValueError(str(busy)) from None
 
@@ -94,6 +97,21 @@ def _end_at_once(reason: str) -> None:
     """End this process as if it were killed: no thread of it may write on, and the next driver expects no less."""
     _last_words(f"error: {reason}")
     os._exit(ExitCode.USAGE)
+
+
+def _give_up(reason: str) -> None:
+    """Stop a run in a user's process, from a thread, where the main thread waits for a Ray that has died."""
+    from sweeps.execution import ray_runtime
+
+    ray_runtime.kill_ray()
+    _interrupt(reason)
+    _interrupt(reason)
+
+
+def _interrupt(reason: str) -> None:
+    """Interrupt the main thread of a user's process, which is not ours to end."""
+    _last_words(f"{reason}; the same call resumes")
+    _thread.interrupt_main()
 
 
 def _last_words(sentence: str) -> None:
@@ -234,7 +252,7 @@ def _run_trials(
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
     with deferred_interrupts():
-        from sweeps.execution import tuner
+        from sweeps.execution import ray_runtime, tuner
         from sweeps.execution.session import DriverState
 
         resources = _join_ray(today, settings, facts, view)
@@ -286,7 +304,7 @@ def _run_trials(
     _set_pack_policy(state, forecast, view)
     log_forecast()
     view.hours = state.hours
-    with GracefulInterrupt(state, view.log) as interrupt:
+    with GracefulInterrupt(state, view.log, settings.hosted) as interrupt:
         try:
             tuner.run_trials(state)
         except tuner.NoProgressError as error:
@@ -296,6 +314,8 @@ def _run_trials(
             if settings.display.verbose:
                 for trace in state.errors:
                     view.log(trace)
+            if settings.hosted:  # a command's Ray ends with its process
+                ray_runtime.shutdown_ray()
     if state.stop_reason:
         view.log(f"stopped: {state.stop_reason}")
     compare(forecast, [(seen[key], seconds) for key, seconds in state.seconds_by_trial.items()], view.log)

@@ -67,6 +67,7 @@ class Settings:
     retry_failed: bool = False
     display: Display = Display()
     price_per_gpu_hour: float = 0.0
+    hosted: bool = False  # the process is a user's notebook or script: nothing ends it or begins it anew
     command: Command = field(default_factory=Command)
     guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
     start_over: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a dead Ray holds it

@@ -83,6 +83,8 @@ def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
     ValueError where none answers, or none can be started.
     """
     silent = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
+    if ray.is_initialized():
+        raise ValueError("this process has joined a Ray already: call ray.shutdown() first, or run in another process")
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _without_signal_handlers():

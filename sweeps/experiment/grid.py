@@ -49,6 +49,8 @@ def _levels(name: str, values: Iterable[Level]) -> tuple[Level, ...]:
     for level in levels:
         if not isinstance(level, str | int | float) or (isinstance(level, float) and not math.isfinite(level)):
             raise ValueError(f"a level of {name} is a word or a number, the key of a dictionary say, not {level!r}")
+    if len({isinstance(level, str) for level in levels}) > 1:
+        raise ValueError(f"the levels of {name} are words or numbers, not both: {levels}")
     if len(set(levels)) < max(1, len(levels)):
         problem = "has a level twice" if levels else "has no levels"
         raise ValueError(f"the factor {name} {problem}: {levels}")

@@ -45,7 +45,7 @@ def factor_table(name: str, grid: Grid, effects: Sequence[FactorEffect]) -> Tabl
     marks = tuple(mark for mark in MARKS if any(mark in _marks(grid, effect.contrast.metric) for effect in shown))
     rows = tuple(_row(grid, effect) for effect in shown)
     family = sum(math.isfinite(effect.contrast.p) for effect in effects)
-    notes = (EFFECTS, SPREAD)
+    notes: tuple[str, ...] = (EFFECTS, SPREAD)
     notes += (f"p adjusted after Holm over the {count(family, 'test')} of this table.",) if family else ()
     withheld = {(effect.name, effect.why): None for effect in effects if effect.why}
     notes += tuple(f"{factors}: some are withheld, {why}." for factors, why in withheld)

@@ -42,6 +42,7 @@ def test_factors_change_no_key_and_outlive_the_ledger() -> None:
         ({"act": "relu", "width": (1.0,)}, "the levels of act are several"),
         ({"act": ("relu", "relu"), "width": (1.0,)}, "the factor act has a level twice"),
         ({"act": (), "width": (1.0,)}, "the factor act has no levels"),
+        ({"act": ("relu", 1), "width": (1.0,)}, "the levels of act are words or numbers, not both"),
         ({"act": (S2,), "width": (1.0,)}, "a level of act is a word or a number"),
         ({"act": ("relu",), "width": (float("nan"),)}, "a level of width is a word or a number"),
     ],
