@@ -7,8 +7,8 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -218,7 +218,8 @@ def _run(
         tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
         _register(tracker, declared)
         if today.to_do:
-            code = _run_trials(today, settings, facts, fingerprints, view, tracker)
+            with _ray_of(settings):
+                code = _run_trials(today, settings, facts, fingerprints, view, tracker)
             is_all = today.sweep == declared.sweep
             today = plan(today.sweep, settings.ledger, fingerprints)
             declared = today if is_all else plan(declared.sweep, settings.ledger, fingerprints)
@@ -230,6 +231,21 @@ def _run(
         print(f"mend that, then   {reconcile_command(declared.sweep, settings)}", file=sys.stderr)
         code = ExitCode.UNTRACKED if code == ExitCode.DONE else code
     return code, declared, today
+
+
+@contextmanager
+def _ray_of(settings: Settings) -> Iterator[None]:
+    """Leave Ray at the end where the process goes on; a command's ends with it. ValueError where it has one already."""
+    if not settings.hosted:
+        yield
+        return
+    from sweeps.execution import ray_runtime
+
+    ray_runtime.check_not_joined()
+    try:
+        yield
+    finally:
+        ray_runtime.shutdown_ray()
 
 
 def _register(tracker: Tracker, plan: Plan) -> None:
@@ -252,7 +268,7 @@ def _run_trials(
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
     with deferred_interrupts():
-        from sweeps.execution import ray_runtime, tuner
+        from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
 
         resources = _join_ray(today, settings, facts, view)
@@ -314,8 +330,6 @@ def _run_trials(
             if settings.display.verbose:
                 for trace in state.errors:
                     view.log(trace)
-            if settings.hosted:  # a command's Ray ends with its process
-                ray_runtime.shutdown_ray()
     if state.stop_reason:
         view.log(f"stopped: {state.stop_reason}")
     compare(forecast, [(seen[key], seconds) for key, seconds in state.seconds_by_trial.items()], view.log)

@@ -57,7 +57,31 @@ def conclude(plan: Plan, asked: Plan, settings: Settings, facts: Mapping[str, Da
     if code in (ExitCode.DONE, ExitCode.UNTRACKED) and unfinished:
         code = ExitCode.FAILED
     document, report, tracked = _report(plan.sweep, settings) if code in REPORTED else (None, "", "")
+    if settings.register and code in REPORTED:
+        tracked = "; ".join(filter(None, (tracked, _register(plan, settings))))
     return Summary(plan, asked, rows, results, report, tracked, document, code)
+
+
+def _register(plan: Plan, settings: Settings) -> str:
+    """Register the winner of each cell in MLflow, and return a sentence on it."""
+    from sweeps.tracking.registry import Candidate, aliases, register
+    from sweeps.tracking.store_errors import trouble
+
+    ledger, title = settings.ledger, plan.sweep.title
+    names = aliases([cell.label for cell in plan.sweep.cells])
+    candidates = []
+    for cell in plan.sweep.cells:
+        winner = plan.winner(cell)
+        run = str(ledger.tracked(winner.key, title).get("run", "")) if winner is not None else ""
+        if winner is not None and run:
+            candidates.append(Candidate(names[cell.label], run, {"cell.label": cell.label, "trial.key": winner.key}))
+    ledger.guard()
+    try:
+        new = register(settings.tracking_uri, settings.register, candidates)
+    except Exception as error:  # of any kind, from a server or its client; the runs are there
+        return f"{settings.register} is not registered ({trouble(error)}); the same command registers it"
+    versions = count(len(candidates), "winner")
+    return f"{settings.register} has {versions} of {count(len(names), 'cell')}, {new} new"
 
 
 def print_summary(summary: Summary, settings: Settings) -> None:

@@ -83,8 +83,6 @@ def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
     ValueError where none answers, or none can be started.
     """
     silent = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
-    if ray.is_initialized():
-        raise ValueError("this process has joined a Ray already: call ray.shutdown() first, or run in another process")
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _without_signal_handlers():
@@ -95,6 +93,12 @@ def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
     atexit.unregister(_exit)
     atexit.register(_exit)
     return dict(ray.cluster_resources())
+
+
+def check_not_joined() -> None:
+    """Raise ValueError where this process has a Ray of its own, which would end with the sweep's."""
+    if ray.is_initialized():
+        raise ValueError("this process has joined a Ray already: call ray.shutdown() first")
 
 
 def _join(address: str, **options: Any) -> None:

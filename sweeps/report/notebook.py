@@ -24,7 +24,9 @@ def html(*pictures: RenderableType) -> str:
     """Return what rich draws as HTML with its styles inside."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), record=True, width=WIDTH, markup=False, emoji=False, highlight=False)
+    console = Console(
+        file=io.StringIO(), record=True, width=WIDTH, markup=False, emoji=False, highlight=False, force_jupyter=False
+    )
     for picture in pictures:
         console.print(picture)
     return console.export_html(inline_styles=True, code_format=PRE)
