@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from crelu_data.streams import make_lasting
 from sweeps.cli.status import status
@@ -13,11 +14,13 @@ from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
 from sweeps.ops import doctor, mlflow_server, spot_notice
 from sweeps.report import build
 
+SCRIPT = "crelu-sweeps"  # as pyproject.toml installs it
+
 
 def main() -> int:
     """Do what the command line says and return the exit code: 0, or 2 where it cannot be done."""
     make_lasting()
-    options = parser().parse_args()
+    options = parser(called()).parse_args()
     try:
         return int(options.verb(options))
     except (ValueError, OSError) as error:
@@ -27,9 +30,15 @@ def main() -> int:
         return 130
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of `python -m sweeps`."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
+def called() -> str:
+    """Return the words that called this program: those of an installed script, or of its module."""
+    name = Path(sys.argv[0]).name
+    return name if name == SCRIPT else "python -m sweeps"
+
+
+def parser(program: str = "python -m sweeps") -> argparse.ArgumentParser:
+    """Return the parser of the verbs."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (run, add_arguments, text) in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")

@@ -102,8 +102,9 @@ def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             options = parser(name, "").parse_args(words)
-    except SystemExit:
-        raise ValueError(said.getvalue().strip().rpartition("error: ")[2] or "flags of a run only") from None
+    except SystemExit as ended:
+        why = said.getvalue().strip().rpartition("error: ")[2] if ended.code else "--help is for the command line"
+        raise ValueError(why) from None
     for flag in ("list", "dry_run", "rehearse", "json"):
         if getattr(options, flag):
             raise ValueError(f"--{flag.replace('_', '-')} is for the command line: put the cells on a page")
