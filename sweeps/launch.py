@@ -103,8 +103,8 @@ def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             options = parser(name, "").parse_args(words)
     except SystemExit as ended:
-        why = said.getvalue().strip().rpartition("error: ")[2] if ended.code else "--help is for the command line"
-        raise ValueError(why) from None
+        sentence = said.getvalue().strip().rpartition("error: ")[2].partition("; all options:")[0]
+        raise ValueError(sentence if ended.code else f"{' '.join(words)} asks for no run") from None
     for flag in ("list", "dry_run", "rehearse", "json"):
         if getattr(options, flag):
             raise ValueError(f"--{flag.replace('_', '-')} is for the command line: put the cells on a page")

@@ -90,10 +90,10 @@ def test_what_cannot_be_run_is_a_value_error(tmp_path: Path, trained: list[Setti
         with pytest.raises(ValueError, match=sentence):
             sweeps.run("birds", CELLS, output=tmp_path, **words)
 
-    refused("invalid choice: 'huge'", profile="huge")
+    refused("^--profile: there is no 'huge'; there are: paper, mini, demo$", profile="huge")
     refused("--dry-run is for the command line", flags=["--dry-run"])
-    refused("^--help is for the command line$", flags=["--help"])
-    refused("unrecognized arguments: --sedes", flags=["--sedes"])
+    refused("--help asks for no run$", flags=["--help"])
+    refused("^there is no option --sedes; did you mean --seeds\\?$", flags=["--sedes"])
     refused("birds has no cell 'gelu'", profile="mini", only=["gelu"])
     assert trained == []
     with pytest.raises(ValueError, match="no sweep has run in"):
