@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import _thread
 import dataclasses
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -111,7 +112,7 @@ def _give_up(reason: str) -> None:
 def _interrupt(reason: str) -> None:
     """Interrupt the main thread of a user's process, which is not ours to end."""
     _last_words(f"{reason}; the same call resumes")
-    _thread.interrupt_main()
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # also while it waits in C
 
 
 def _last_words(sentence: str) -> None:
