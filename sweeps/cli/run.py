@@ -106,7 +106,8 @@ def _give_up(reason: str) -> None:
 
     ray_runtime.kill_ray()
     _interrupt(reason)
-    _interrupt(reason)
+    time.sleep(1.0)
+    _interrupt(reason)  # the first one only asks the trials to stop
 
 
 def _interrupt(reason: str) -> None:
