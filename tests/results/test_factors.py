@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +12,17 @@ from scipy import stats
 
 from crelu_models.tables import S2
 from sweeps import grid
-from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.metrics import AVERAGE, TOP1
 from sweeps.experiment.plan import Protocol
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Level, Trial
 from sweeps.report.build import make as make_report
+from sweeps.results import factors, statistics
 from sweeps.results.cell_numbers import groups
 from sweeps.results.evidence import survey
 from sweeps.results.factors import (
     Combination,
+    Grid,
     factor_effects,
     grids,
     interaction_means,
@@ -92,6 +96,14 @@ def test_an_effect_of_two_levels_is_tested_as_scipy_tests_pairs() -> None:
     assert (ours.interval.low, ours.interval.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
 
 
+def test_an_effect_over_folds_is_corrected_as_a_difference_is() -> None:
+    first, second = np.random.default_rng(4).normal(size=(2, 10))
+    expected = statistics.paired(second, first, 0.1)
+    ours = paired_contrast(AVERAGE, (second - first).tolist(), folds=10)
+    assert (ours.basis, ours.unit, ours.p) == ("folds", "fold", pytest.approx(expected.corrected.p))
+    assert ours.plain_p == pytest.approx(expected.plain.p) != ours.p
+
+
 def test_without_an_effect_five_percent_are_rejected_also_where_spreads_differ() -> None:
     rng, sweeps, seeds = np.random.default_rng(2), 4000, 4
     spreads = rng.choice([0.1, 1.0, 3.0], len(PARTIAL))  # of a cell's trainings, besides what a seed has in all cells
@@ -105,14 +117,14 @@ def test_without_an_effect_five_percent_are_rejected_also_where_spreads_differ()
     assert ((p < 0.05).mean(0) >= 0.05 - 2.5 * se).all()
 
 
-def made_sweep(ledger: Ledger, seeds: int = 4, missing: str = "") -> None:
+def made_sweep(ledger: Ledger, seeds: int = 4, missing: str = "", missing_seeds: range = range(9)) -> None:
     """Finish a sweep of three activations by two widths; relu and avr have full width alone."""
     rng = np.random.default_rng(3)
     noise = {seed: rng.normal(0, 1) for seed in range(seeds)}
 
     def outcome(trial: Trial) -> Made | None:
         levels = dict(trial.cell.factors)
-        if trial.cell.label == missing:
+        if trial.cell.label == missing and trial.seed in missing_seeds:
             return None
         effect = {"relu": 0.0, "crelu": -2.0, "avr": 1.0}[str(levels["act"])] + (levels["width"] == 0.5)
         error = 20 + noise[trial.seed] + effect + 0.1 * rng.normal()
@@ -158,6 +170,14 @@ def test_a_cell_without_a_result_is_left_out_and_named(tmp_path: Path) -> None:
     assert found.left_out == ("avr x1",)
 
 
+def test_a_seed_counts_where_all_cells_of_an_effect_have_it(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+    made_sweep(ledger, missing="avr x1", missing_seeds=range(1, 3))
+    (found,) = grids(groups(survey(ledger, "acts")))
+    counts = {effect.level: effect.contrast.n for effect in factor_effects(found) if effect.contrast.metric == TOP1}
+    assert (counts["crelu"], counts["avr"], counts["0.5"]) == (4, 2, 4)
+
+
 def test_one_seed_has_a_difference_and_no_test(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     made_sweep(ledger, seeds=1)
@@ -167,12 +187,19 @@ def test_one_seed_has_a_difference_and_no_test(tmp_path: Path) -> None:
     assert all(np.isnan(effect.p) and np.isfinite(effect.contrast.difference) for effect in effects)
 
 
-def test_means_of_an_interaction_are_over_settings_that_compare(tmp_path: Path) -> None:
-    ledger = Ledger(str(tmp_path / "ledger"))
-    made_sweep(ledger)
-    (found,) = grids(groups(survey(ledger, "acts")))
-    means = interaction_means(found, TOP1, "act", "width")
+def test_means_of_an_interaction_are_over_settings_that_have_all_of_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells: Any = [SimpleNamespace(cell=SimpleNamespace(factors=tuple(levels.items()))) for levels in PARTIAL]
+    errors = {id(cell): 10.0 * number for number, cell in enumerate(cells)}
+    monkeypatch.setattr(factors, "runs_of", lambda cell, _: {(seed, 0): ("run", errors[id(cell)]) for seed in (0, 1)})
+    found = Grid(varying(PARTIAL), cells, (), (TOP1,))
+    means = interaction_means(found, TOP1, "net", "width")  # of crelu alone: the others have no half width
     assert means is not None
-    assert set(means.errors) == {("relu", 1.0), ("crelu", 1.0), ("crelu", 0.5), ("avr", 1.0)}
-    cell = next(cell for cell in found.cells if cell.cell.label == "crelu x0.5")
-    assert means.errors["crelu", 0.5] == pytest.approx(np.mean([run.metrics[TOP1] for run in cell.done("ablation")]))
+    expected = {
+        (levels["net"], levels["width"]): 10.0 * number
+        for number, levels in enumerate(PARTIAL)
+        if levels["act"] == "crelu"
+    }
+    assert means.errors == expected
+    crossed = [levels for levels in PARTIAL if (levels["net"], levels["act"]) != ("wide", "crelu")]
+    alone = Grid(varying(crossed), tuple(cells[PARTIAL.index(levels)] for levels in crossed), (), (TOP1,))
+    assert interaction_means(alone, TOP1, "net", "width") is None
