@@ -93,9 +93,9 @@ def interaction_gallery(grid: Grid) -> Gallery | None:
     ]
     caption = (
         "Mean error by the levels of two factors, over the settings of the others that have all of these cells. "
-        "Parallel lines: no interaction. Their intervals stand in the table, as the seeds are paired."
+        "Parallel lines: no interaction. The intervals stand in the table, where the seeds are paired."
     )
-    return Gallery("Factors", tuple(figures), "medium", caption) if figures else None
+    return Gallery("Mean errors", tuple(figures), "medium", caption) if figures else None
 
 
 def _figure(grid: Grid, metric: str, first: str, second: str) -> Figure | None:
