@@ -187,6 +187,7 @@ class LiveView:
             self.live = Live(
                 self._picture(), console=console, refresh_per_second=2, transient=True, redirect_stdout=False
             )
+        if self.live is not None:
             self.live.start()
         self.thread.start()
         return self

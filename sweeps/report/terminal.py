@@ -104,7 +104,7 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
     sink = io.StringIO()
     console = Console(
         file=sink, width=max(width, 40), force_terminal=colour, no_color=not colour, highlight=False, markup=False,
-        emoji=False,
+        emoji=False, force_jupyter=False,
     )  # fmt: skip
     console.print(rich_table(plan, rows))
     return f"{sink.getvalue().rstrip()}\n{notes(plan, rows)}\n"

@@ -15,13 +15,16 @@ from crelu_models.tables import S2
 from sweeps import Cell, Protocol, grid
 from sweeps.cli import run as cli_run
 from sweeps.cli.interrupts import GracefulInterrupt
+from sweeps.cli.live_view import LiveView
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Plan, plan
+from sweeps.experiment.plan import Plan, Sweep, plan
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.report.notebook import Picture, html, in_notebook
+from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, finish
+from tests.support.waiting import until
 
 CELLS = grid(
     lambda act, width: Cell(f"{act} x{width:g}", S2.activation(act, 1).width(width), "cifar10", ALLCONV),
@@ -137,7 +140,7 @@ def test_a_lease_that_is_lost_interrupts_the_process_of_a_user(capfd: pytest.Cap
     assert "another driver has taken over; the same call resumes" in capfd.readouterr().err
 
 
-def test_a_notebook_shows_one_picture_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_shows_one_picture_that_changes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shown: list[str] = []
     handle = SimpleNamespace(update=shown.append)
 
@@ -156,6 +159,11 @@ def test_a_notebook_shows_one_picture_that_changes(monkeypatch: pytest.MonkeyPat
     picture.update("second")
     picture.stop()
     assert ["first &lt;b&gt;" in shown[0], "second" in shown[1], len(shown)] == [True, True, 2]
+    sweep = Sweep("birds", "mini", CELLS, Protocol())
+    with LiveView(plan(sweep, Ledger(str(tmp_path)), {}), live=False, quiet=False) as view:
+        view.log("a word")
+        assert "crelu x0.5" in shown[2]
+        until(lambda: "a word" in shown[-1], "the next picture", 20)
     assert html("a", "b").count("<pre") == 1
 
 
