@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from crelu_data.interrupts import SIGNALS
+from crelu_data.interrupts import ENDED, SIGNALS, last_words
 from sweeps.cli.options import ExitCode
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class GracefulInterrupt:
         if self.caught > 1 and self.hosted:
             raise KeyboardInterrupt
         if self.caught > 1:
+            last_words(ENDED)
             os._exit(ExitCode.INTERRUPTED)
         again = "the same call resumes" if self.hosted else "the same command resumes"
         self.log(f"stopping: running trials save their state (once more to end at once); {again}")

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sweeps.experiment.wording import count
+
 
 class Stage(NamedTuple):
     """Stretch of a schedule: from `first_epoch` (1-based) on, lr and weight decay are multiplied by these factors."""
@@ -20,7 +22,8 @@ class Recipe:
     """Recipe of a training: everything but the net and the data.
 
     `stages` count epochs of a schedule of `schedule_epochs`; a recipe with fewer `epochs` compresses that schedule.
-    `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32.
+    `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32; "tf32" is fp32 with products in
+    TF32, on GPUs that have it.
     """
 
     name: str
@@ -48,7 +51,7 @@ class Recipe:
         choices = {
             "optimiser": ("sgd", "adam"),
             "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear"),
-            "precision": ("auto", "fp32", "bf16"),
+            "precision": ("auto", "fp32", "tf32", "bf16"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -92,9 +95,9 @@ class Recipe:
         least = min(self.batch, last)
         if least < ranks:
             raise ValueError(
-                f"a batch of {least} pictures cannot be shared by {ranks} ranks (batch {self.batch} of {pictures} "
-                f"pictures{'' if least == self.batch else ', the last one of an epoch'}); take fewer ranks, or train "
-                f"other cells by --set recipe.batch=N"
+                f"a batch of {count(least, 'picture')} cannot be shared by {ranks} ranks (batch {self.batch} of "
+                f"{count(pictures, 'picture')}{'' if least == self.batch else ', the last one of an epoch'}); take "
+                f"fewer ranks, or train other cells by --set recipe.batch=N"
             )
 
     def decay(self, epoch: int) -> float:

@@ -46,8 +46,9 @@ class Cell:
     """Row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it.
 
     `versus` is the label of the cell with which this one is compared, besides the first of its table.
-    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one. `factors` are the
-    levels that a grid made it of, by the factors' names.
+    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one. `decoder` is
+    "nvjpeg" where that decodes the pictures, whose pixels then differ in the last bits; empty for libjpeg-turbo.
+    `factors` are the levels that a grid made it of, by the factors' names.
     """
 
     label: str
@@ -58,12 +59,13 @@ class Cell:
     row: str = ""
     versus: str = ""
     paper_dataset: str = ""
+    decoder: str = ""
     factors: tuple[tuple[str, Level], ...] = ()
 
     @cached_property
     def key(self) -> str:
-        """Return the hash of net, data set and recipe; names do not change it."""
-        return _hash(self.texts)
+        """Return the hash of net, data set, recipe and a decoder of its own; names do not change it."""
+        return _hash((*self.texts, self.decoder) if self.decoder else self.texts)
 
     @cached_property
     def texts(self) -> tuple[str, str, str]:
@@ -135,6 +137,8 @@ class Trial:
             content |= {"match": self.match, "reference": self.reference}
         if self.pruning_thresholds:
             content["bars"] = list(self.pruning_thresholds)
+        if self.cell.decoder:
+            content["decoder"] = self.cell.decoder
         return content
 
     @property
@@ -171,7 +175,8 @@ class Trial:
 
 def cell_to_json(cell: Cell) -> Json:
     """Return the cell as JSON, with its names for people."""
-    return {
+    decoder = {"decoder": cell.decoder} if cell.decoder else {}
+    return decoder | {
         "label": cell.label,
         "net_name": cell.net.name,
         "table": cell.table,
@@ -199,8 +204,9 @@ def cell_from_json(value: Json | None) -> Cell:
             Recipe(**recipe),
             str(value["table"]),
             str(value["row"]),
-            str(value.get("versus", "")),  # older ledgers lack these three
+            str(value.get("versus", "")),  # older ledgers lack these four
             str(value.get("paper_dataset", "")),
+            str(value.get("decoder", "")),
             tuple((str(name), _level(level)) for name, level in value.get("factors", ())),
         )
     except (KeyError, TypeError, IndexError) as error:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sweeps.experiment.trial import Trial
+from sweeps.training.graphs import OneStream, Streams
 
 T = TypeVar("T")
 
@@ -48,8 +50,9 @@ class BatchStream:
     batch moves the iterator there.
     """
 
-    def __init__(self) -> None:
-        """Begin with nothing open."""
+    def __init__(self, streams: Streams | None = None) -> None:
+        """Begin with nothing open; `streams` bring a batch from where it is made to whoever takes it."""
+        self._streams = streams or OneStream()
         self._at: tuple[Hashable, int] | None = None
         self._batches: Generator[Any, None, None] | None = None
         self._last: Any = None
@@ -62,9 +65,10 @@ class BatchStream:
                 self._batches = batches(number)
             self._at = None
             self._last = None
-            self._last = next(self._batches)
+            self._last = self._streams.make(partial(next, self._batches))
             self._at = (name, number)
         batch: T = self._last
+        self._streams.give(batch)
         return batch
 
     def close(self) -> None:
@@ -98,5 +102,5 @@ StreamKey = tuple[Any, ...]
 def stream_key(trial: Trial) -> StreamKey:
     """Return what decides a trial's batches: data, split, order, augmentation, length."""
     recipe = trial.recipe
-    pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
+    pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds, trial.cell.decoder)
     return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting
