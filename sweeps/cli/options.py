@@ -101,6 +101,8 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="decoder of the pictures; what the GPU's, nvjpeg, decodes are trials of their own (default ffcv)")
     add("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")
     add("--experiment", metavar="NAME", help="MLflow experiment (default: the sweep's name)")
+    add("--register", default="", metavar="NAME",
+        help="register the winner of each cell as a version of this model in MLflow, its alias the cell's label")
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
