@@ -26,6 +26,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     BUDGET = 3
     UNTRACKED = 4
+    CLUSTER = 5
     INTERRUPTED = 130
 
 
@@ -37,7 +38,7 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="The same command again resumes. Exit codes: 0 all cells done, 1 finished with failed cells or, after "
         "--rehearse, with cells that would not train, 2 usage, configuration or data, 3 budget reached, "
-        "4 all cells done but MLflow lacks runs, 130 interrupted.",
+        "4 all cells done but MLflow lacks runs, 5 the Ray cluster that was joined has gone, 130 interrupted.",
         allow_abbrev=False,
     )
     add_version(parser)
@@ -96,7 +97,8 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="trials of one worker side by side (auto: where it pays; default: auto on a GPU, else off)")
     add("--kernels", choices=("exact", "fastest"), default="exact",
         help="on a GPU: exact resumes bit for bit, fastest does not (default exact)")
-    add("--reader", choices=("ffcv", "threads"), default="ffcv", help="decoder of the pictures (default ffcv)")
+    add("--reader", choices=("ffcv", "threads", "nvjpeg"), default="ffcv",
+        help="decoder of the pictures; what the GPU's, nvjpeg, decodes are trials of their own (default ffcv)")
     add("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")
     add("--experiment", metavar="NAME", help="MLflow experiment (default: the sweep's name)")
 

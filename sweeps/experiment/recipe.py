@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sweeps.experiment.wording import count
+
 
 class Stage(NamedTuple):
     """Stretch of a schedule: from `first_epoch` (1-based) on, lr and weight decay are multiplied by these factors."""
@@ -93,9 +95,9 @@ class Recipe:
         least = min(self.batch, last)
         if least < ranks:
             raise ValueError(
-                f"a batch of {least} pictures cannot be shared by {ranks} ranks (batch {self.batch} of {pictures} "
-                f"pictures{'' if least == self.batch else ', the last one of an epoch'}); take fewer ranks, or train "
-                f"other cells by --set recipe.batch=N"
+                f"a batch of {count(least, 'picture')} cannot be shared by {ranks} ranks (batch {self.batch} of "
+                f"{count(pictures, 'picture')}{'' if least == self.batch else ', the last one of an epoch'}); take "
+                f"fewer ranks, or train other cells by --set recipe.batch=N"
             )
 
     def decay(self, epoch: int) -> float:

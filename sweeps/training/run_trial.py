@@ -117,7 +117,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         seconds=state.seconds,
         precision=trainer.precision,
         fingerprint=trainer.splits.fingerprint,
-        hardware=hardware(trainer.device, trainer.config, trainer.graphs.mode),
+        hardware=hardware(trainer.device, trainer.config, trainer.splits.train.decoder, trainer.graphs.mode),
         chance=trainer.chance,
         ten_crops=trainer.splits.facts.crop < trainer.splits.facts.size,
         weights={name: value.detach().cpu() for name, value in trainer.learner.model.state_dict().items()},

@@ -102,5 +102,5 @@ StreamKey = tuple[Any, ...]
 def stream_key(trial: Trial) -> StreamKey:
     """Return what decides a trial's batches: data, split, order, augmentation, length."""
     recipe = trial.recipe
-    pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
+    pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds, trial.cell.decoder)
     return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting

@@ -501,6 +501,27 @@ def test_members_of_a_worker_that_has_ended_are_not_put_back_before_each_is_seen
     assert Counter(heard)["started", second.key] == 1 + (last == "left")
 
 
+@pytest.mark.parametrize("what", ["first", "mate"])
+def test_trial_that_another_sweep_has_given_up_is_neither_waited_for_nor_trained(what: str, tmp_path: Path) -> None:
+    heard = list[tuple[str, str]]()
+    here = searching(tmp_path, Protocol(seeds=2), PackPolicy(2, resident=frozenset({LARGE})))
+    here.on_event = lambda event, trial, news: heard.append((event, trial.key))
+    queue = LedgerSearcher(here)
+    lost = given(queue.suggest("a"))[what == "mate"]
+    queue.on_trial_complete("a")
+    here.ledger.add_attempt(lost.key, failed_attempt(ValueError("never"), final=True))
+    queue = LedgerSearcher(here)
+    queue.failed.clear()  # it failed after this driver had read the ledger
+    queue.waiting = queue._missing_trials()
+    heard.clear()
+    for number in range(40):
+        if not isinstance(queue.suggest(f"b{number}"), dict):
+            break
+    assert lost.key not in {trial.key for trial in queue.waiting}
+    assert [event for event, key in heard if key == lost.key] == ["failed"]
+    assert here.ledger.read(f"claims/{lost.key}.json") is None
+
+
 def test_trial_that_follows_no_more_is_not_taken_off_an_old_queue(tmp_path: Path) -> None:
     here = searching(tmp_path, Protocol(seeds=4), PackPolicy())
     here.sweep = dataclasses.replace(here.sweep, cells=here.sweep.cells[:1])

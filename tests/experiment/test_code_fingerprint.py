@@ -32,7 +32,7 @@ Edit = tuple[str, str, str]
 def copied(root: Path, edits: Sequence[Edit] = ()) -> Path:
     """Return `root` with a copy of the packages, each edit (file, old text, new text) made in it."""
     for folder in (*FOLDERS, "sweeps/store", "sweeps/execution"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     for file, old, new in edits:
         text = (root / file).read_text()
         assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {file}"
