@@ -8,7 +8,6 @@ those of the recording, and seeds are set before. What else a recording holds fa
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -170,40 +169,3 @@ def open_graphs(device: torch.device, why_not: str) -> Graphs:
     from sweeps.training.cuda_graph import CudaRecorder
 
     return Graphs(CudaRecorder(device))
-
-
-class Streams(Protocol):
-    """How the members of a pack share a device: one after another, or each on a stream of its own."""
-
-    def member(self) -> AbstractContextManager[object]:
-        """Return a context, to be entered again and again, in which a member takes its steps."""
-
-    def make(self, batch: Callable[[], T]) -> T:
-        """Return a batch for several members."""
-
-    def give(self, batch: object) -> None:
-        """Let the member that takes its step now have a batch."""
-
-
-class OneStream:
-    """Device that does its work in the order in which it is given."""
-
-    def member(self) -> AbstractContextManager[object]:
-        """Return a context that changes nothing."""
-        return nullcontext()
-
-    def make(self, batch: Callable[[], T]) -> T:
-        """Return a batch."""
-        return batch()
-
-    def give(self, batch: object) -> None:
-        """Let the member have a batch that is there."""
-
-
-def open_streams(device: torch.device, members: int) -> Streams:
-    """Return the streams for a pack on `device`."""
-    if device.type != "cuda" or members < 2:
-        return OneStream()
-    from sweeps.training.cuda_graph import CudaStreams
-
-    return CudaStreams()

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sweeps.experiment.trial import Trial
-from sweeps.training.graphs import OneStream, Streams
+from sweeps.training.streams import OneStream, Streams
 
 T = TypeVar("T")
 
