@@ -36,9 +36,8 @@ from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
 from sweeps.experiment.trial import Cell, Trial
-from sweeps.training.graphs import Graphs, open_graphs
+from sweeps.training.graphs import Graphs, open_graphs, open_streams
 from sweeps.training.loop import Learner
-from sweeps.training.streams import open_streams
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKS = (1, 2, 4, 8, 16)
@@ -262,7 +261,7 @@ def both_ways(form: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> No
 def pack(bench: Bench) -> None:
     """Measure nets on CIFAR that train side by side: in a process on streams, and in as many processes."""
     names = [name for name in PACKED if name in bench.families]
-    streams = open_streams(bench.device.type, 2)
+    streams = open_streams(bench.device, 2)
     members = []
     for number in range(max(bench.packs)):
         context = streams.member()

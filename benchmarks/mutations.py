@@ -790,8 +790,8 @@ MUTATIONS: tuple[Mutation, ...] = (
          "        return _chance(trial, outcome) | numbers\n"),
     ),
     *_faults("sweeps/training/shared_batches.py", "tests/execution/test_packing.py",
-        ("(trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)",
-         "(trial.cell.dataset, trial.phase, trial.fold, trial.folds)",
+        ("(trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds, trial.cell.decoder)",
+         "(trial.cell.dataset, trial.phase, trial.fold, trial.folds, trial.cell.decoder)",
          "test_only_what_decides_the_batches_is_in_the_key_of_a_stream"),
     ),
     # sweeps/store

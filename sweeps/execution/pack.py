@@ -18,10 +18,10 @@ import torch
 from sweeps.execution.messages import Notify, left
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger, failed_attempt
+from sweeps.training.graphs import open_streams
 from sweeps.training.run_trial import out_of_memory, trial_steps
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import BatchStream, PackContext, Position, Steps, stream_key
-from sweeps.training.streams import open_streams
 
 START = Position(-1, 0, 0)  # of a member before its first step: behind all others
 
@@ -69,7 +69,7 @@ class _Pack:
     ) -> None:
         self.ledger, self.notify, self.stop, self.alive = Ledger(runtime.ledger), notify, stop, alive
         self.member_seconds, self.last_reading = 0.0, time.monotonic()
-        device_streams = open_streams(torch.device(runtime.device).type, len(trials))
+        device_streams = open_streams(torch.device(runtime.device), len(trials))
         self.streams = {stream_key(trial): BatchStream(device_streams) for trial in trials}
         self.leaving: set[str] = set()
         self.members = [_Member(trial, self._steps(trial, runtime), device_streams.member()) for trial in trials]

@@ -14,6 +14,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from sweeps.training.shared_batches import OneStream, Streams
+
 T = TypeVar("T")
 Call = Callable[..., Tensor | None]
 
@@ -169,3 +171,12 @@ def open_graphs(device: torch.device, why_not: str) -> Graphs:
     from sweeps.training.cuda_graph import CudaRecorder
 
     return Graphs(CudaRecorder(device))
+
+
+def open_streams(device: torch.device, members: int) -> Streams:
+    """Return the streams for a pack on `device`."""
+    if device.type != "cuda" or members < 2:
+        return OneStream()
+    from sweeps.training.cuda_graph import CudaStreams
+
+    return CudaStreams()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sweeps.experiment.trial import Trial
-from sweeps.training.streams import OneStream, Streams
 
 T = TypeVar("T")
 
@@ -41,6 +41,34 @@ def drain(steps: Steps[T]) -> T:
         except StopIteration as end:
             result: T = end.value
             return result
+
+
+class Streams(Protocol):
+    """How the members of a pack share a device: one after another, or each on a stream of its own."""
+
+    def member(self) -> AbstractContextManager[object]:
+        """Return a context, to be entered again and again, in which a member takes its steps."""
+
+    def make(self, batch: Callable[[], T]) -> T:
+        """Return a batch for several members."""
+
+    def give(self, batch: object) -> None:
+        """Let the member that takes its step now have a batch."""
+
+
+class OneStream:
+    """Device that does its work in the order in which it is given."""
+
+    def member(self) -> AbstractContextManager[object]:
+        """Return a context that changes nothing."""
+        return nullcontext()
+
+    def make(self, batch: Callable[[], T]) -> T:
+        """Return a batch."""
+        return batch()
+
+    def give(self, batch: object) -> None:
+        """Let the member have a batch that is there."""
 
 
 class BatchStream:
