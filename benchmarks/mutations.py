@@ -1280,7 +1280,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_faults("sweeps/execution/packing.py", "tests/execution/test_packing.py",
         ("MIN_RATIO = 0.1",
          "MIN_RATIO = 0.5"),
-        ("if state + more + max(peak, step) <= self.memory:",
+        ("if state + more + most_at_once <= self.memory:",
          "if state + more <= self.memory:"),
     ),
     *_faults("sweeps/execution/tuner.py", ("tests/execution/test_packing.py", "tests/execution/test_simulation.py"),
