@@ -1,4 +1,4 @@
-"""Verbs for sweeps that have run or are running: python -m sweeps list | status | report | reconcile | ..."""
+"""Verbs for sweeps that have run or are running: python -m sweeps list | status | explain | report | ..."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Mapping
 
 from crelu_data.streams import make_lasting
+from crelu_models.command_line import Parser, add_version
+from sweeps.cli import explain
 from sweeps.cli.status import status
 from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
 from sweeps.ops import doctor, mlflow_server, spot_notice
-from sweeps.report import build
+from sweeps.report import build, grade_page
 
 
 def main() -> int:
@@ -29,7 +31,8 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m sweeps`."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
+    add_version(parser)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (run, add_arguments, text) in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
@@ -80,14 +83,16 @@ Verb = tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentPar
 VERBS: Mapping[str, Verb] = {
     "list": (show_pages, _no_arguments, "the sweeps that have a page, and the question of each"),
     "status": (status, _status_arguments, "how far the sweeps of an output folder are"),
+    "explain": (explain.explain, explain.arguments, "what a cell or trial is, where it stands and why, its files"),
     "reconcile": (reconcile, _reconcile_arguments, "bring MLflow to the ledger's state: complete, no doubles"),
     "export-study": (export_study, _export_study_arguments, "write the studies to an Optuna storage, for a dashboard"),
     "verify-resume": (verify_resume, _verify_resume_arguments,
                       "kill a real trial at random steps, and compare it with an undisturbed one"),
     "report": (build.run, build.arguments, "the table one may publish: page, Markdown, LaTeX, CSV, Parquet"),
+    "grade": (grade_page.run, grade_page.arguments, "how much of a paper has been reproduced, part by part"),
     "export": (build.export, build.export_arguments, "a sweep in one file, from which its report is rebuilt"),
     "serve": (mlflow_server.run, mlflow_server.arguments, "MLflow's server over --output, and its backup"),
-    "doctor": (doctor.run, doctor.arguments, "check whether a cluster is closed to the world: --cluster on its head"),
+    "doctor": (doctor.run, doctor.arguments, "check this machine; by --cluster: is a cluster closed to the world?"),
     "watch-spot": (spot_notice.run, spot_notice.arguments, "tell Ray when EC2 reclaims this machine"),
 }  # fmt: skip
 
