@@ -195,7 +195,7 @@ def _run(
     """
     from sweeps.cli.live_view import LiveView
     from sweeps.tracking.run_index import Store
-    from sweeps.tracking.tracker import Tracker
+    from sweeps.tracking.tracker import HEAD_START, Tracker
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
     if today.to_do:
@@ -210,7 +210,7 @@ def _run(
                 view.log(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
             if status.state == "running":
                 view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
-        tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
+        tracker = Tracker(store, settings.ledger, declared.sweep, view.log, HEAD_START if today.to_do else 0.0)
         _register(tracker, declared)
         if today.to_do:
             code = _run_trials(today, settings, facts, fingerprints, view, tracker)
@@ -262,6 +262,7 @@ def _run_trials(
         deterministic=settings.deterministic,
         data_source=settings.data_source,
         ranks=resources.ranks,
+        gpu_share=min(1.0, resources.gpus or 1.0),
     )
     forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
     view.progress.forecast = forecast
@@ -275,7 +276,8 @@ def _run_trials(
 
     def on_event(event: str, trial: Trial, news: Json) -> None:
         seen[trial.key] = trial
-        forecast.workers = max(forecast.workers, len(state.started_at))
+        forecast.running = len(state.started_at)
+        forecast.workers = max(forecast.workers, forecast.running)
         view.on_event(event, trial, news, state.planned, state.pending)
         if event == "epoch" and forecast.is_settled():
             log_forecast()
@@ -349,10 +351,12 @@ def _join_ray(today: Plan, settings: Settings, facts: Mapping[str, DataSet], vie
 
 def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> None:
     """Set how trials share their pictures: as asked for, or, once epochs have shown where that pays, there."""
-    pack, trials, limit = forecast.settings.resources.pack, forecast.plan.to_do, state.config.resident_bytes
+    trials, limit = forecast.plan.to_do, state.config.resident_bytes
+    on_gpu = state.resources.gpus > 0
+    pack = forecast.settings.resources.pack or ("auto" if on_gpu else 1)
     resident = frozenset(name for name, fact in forecast.facts.items() if packing.fits_on_device(fact, limit))
     if pack != "auto":
-        fixed = packing.PackPolicy(pack, resident=resident)
+        fixed = packing.PackPolicy(pack, resident=resident, side_by_side=on_gpu)
         state.pack_policy = lambda: fixed
         return
     if state.config.ranks > 1:
@@ -363,7 +367,9 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
 
     def policy_now() -> packing.PackPolicy:
         nonlocal announced
-        policy = packing.policy_from_throughput(candidates, forecast.throughputs, state.resources.gpus)
+        if on_gpu:
+            return packing.policy_on_gpu(trials, forecast.throughputs, state.resources.gpus, resident)
+        policy = packing.policy_from_throughput(candidates, forecast.throughputs)
         if policy.cells and not announced:
             cells = count(len(policy.cells), "cell")
             view.log(f"packs share their pictures in {cells}: reading them takes much of a step")

@@ -22,7 +22,8 @@ class Recipe:
     """Recipe of a training: everything but the net and the data.
 
     `stages` count epochs of a schedule of `schedule_epochs`; a recipe with fewer `epochs` compresses that schedule.
-    `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32.
+    `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32; "tf32" is fp32 with products in
+    TF32, on GPUs that have it.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Recipe:
         choices = {
             "optimiser": ("sgd", "adam"),
             "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear"),
-            "precision": ("auto", "fp32", "bf16"),
+            "precision": ("auto", "fp32", "tf32", "bf16"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
