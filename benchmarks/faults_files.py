@@ -3,6 +3,7 @@
     python -m benchmarks.faults_files --part trial prepare
     python -m benchmarks.faults_files --part driver --every 101 --modes kill EIO
     python -m benchmarks.faults_files --part driver store --by-site --minutes 20
+    python -m benchmarks.faults_files --part trial prepare --draw 24 --seed 7
 
 Each command runs once undisturbed, and its calls that change the file system below its folder are counted: open for
 writing, write, fsync, rename, unlink and the like. Then it runs once for each call and mode, with a fault at this call:
@@ -34,6 +35,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -682,9 +684,13 @@ def main() -> int:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--every", type=int, default=1, metavar="K", help="only each K-th call (default: all)")
-    parser.add_argument("--first", type=int, default=1, metavar="N", help="begin at this call (default 1)")
+    parser.add_argument(
+        "--first", type=int, default=1, metavar="N", help="begin at this call, by site at this fault (default 1)"
+    )
     parser.add_argument("--minutes", type=float, default=1e6, metavar="M", help="stop each part then")
     parser.add_argument("--by-site", action="store_true", help="of each site three calls, in rounds over the sites")
+    parser.add_argument("--draw", type=int, default=0, metavar="N", help="only N faults of each part, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of what --draw draws")
     parser.add_argument("--calls", action="store_true", help="only list the calls")
     parser.add_argument("-v", "--verbose", action="store_true", help="print all words of untrue messages")
     options = parser.parse_args()
@@ -707,7 +713,10 @@ def main() -> int:
                     groups = bench.sites()
                     taken = list(rounds(groups, options.modes))
                     print(f"{part.name}: {len(groups)} sites, {len(taken)} faults", flush=True)
-                    faults = iter(taken)
+                    faults = iter(taken[options.first - 1 :])
+                if options.draw:
+                    everything = list(faults)
+                    faults = iter(random.Random(options.seed).sample(everything, min(options.draw, len(everything))))
                 limit = time.monotonic() + 60 * options.minutes
                 for mode, tally in run(bench, faults, limit).items():
                     bad += tally.losses + tally.untrue
