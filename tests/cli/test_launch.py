@@ -184,9 +184,11 @@ def test_lost_file_that_no_table_reads_is_told_at_the_start_and_trained_anew_whe
         run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
     )
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
-    monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
     why = f"trials/{first.key}/weights.safetensors is {'missing' if left == 'nothing' else 'damaged: its size is'}"
-    assert run.run_sweep(sweep, part, settings) == ExitCode.FAILED
+    ended = run.run_sweep(sweep, part, settings)
+    summary.print_summary(ended, settings)
+    assert ended.code == ExitCode.FAILED
     assert f"damaged: {first.cell.label} {first.label}: {why}" in capsys.readouterr().out
     assert ledger.names("damaged") == [f"{first.key}.json"]
     # Status counts both as damaged, neither as new nor as failed.
