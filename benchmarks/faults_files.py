@@ -638,7 +638,10 @@ def train_here(today: Plan, settings: Settings, *_: object) -> ExitCode:
 
 
 def shown(database: Path) -> Outcome:
-    """Return what MLflow shows of each run, by its name; times and speeds are left out."""
+    """Return what MLflow shows of each run, by its name; times and speeds are left out.
+
+    Of a cell's run that is the last value of each metric: its steps count how often that was sent.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{database}")
@@ -646,8 +649,9 @@ def shown(database: Path) -> Outcome:
     said: Counter[str] = Counter()
     for run in client.search_runs([experiment.experiment_id for experiment in experiments], max_results=1000):
         metrics = {name: client.get_metric_history(run.info.run_id, name) for name in sorted(run.data.metrics)}
-        points = {name: [(point.step, point.value) for point in history] for name, history in metrics.items()
-                  if "sys/" not in name and "second" not in name}  # fmt: skip
+        of_trial = "trial.key" in run.data.tags
+        points = {name: [(point.step, point.value) for point in history] if of_trial else run.data.metrics[name]
+                  for name, history in metrics.items() if "sys/" not in name and "second" not in name}  # fmt: skip
         artifacts = sorted(item.path for item in client.list_artifacts(run.info.run_id))
         kind = run.data.tags.get("trial.key", run.data.tags.get("cell.key", ""))
         said[json.dumps([kind, run.info.status, points, sorted(run.data.params.items()), artifacts])] += 1
