@@ -99,4 +99,12 @@ def stream_key(trial: Trial) -> StreamKey:
     """Return what decides a trial's batches: data, split, order, augmentation, length."""
     recipe = trial.recipe
     pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
-    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting
+    views = (
+        recipe.flip,
+        recipe.shift,
+        recipe.lighting,
+        recipe.resized_crop,
+        recipe.rand_augment,
+        recipe.rand_magnitude,
+    )
+    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, *views, recipe.mixup
