@@ -10,10 +10,13 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop, functio
 from torchvision.transforms.v2 import RandAugment
 
 from crelu_data.augment import (
+    _OPERATION,
     OPERATIONS,
     _base,
     _bits,
     _boxes,
+    _changed,
+    _integers,
     _resized,
     _scramble,
     apply_operation,
@@ -269,6 +272,16 @@ def test_operations_are_drawn_by_sample_and_end_in_a_normalised_view() -> None:
     assert torch.equal(view(images[order], ids[order], **changes), seen[order])  # type: ignore[arg-type]
     twice = view(images, ids, **(changes | {"rand_augment": 2}))  # type: ignore[arg-type]
     assert not torch.allclose(twice, seen, atol=1e-3)
+
+
+def test_a_second_operation_is_drawn_anew() -> None:
+    ids, base = torch.arange(4000), _base(0, 0)
+    pairs = torch.stack([_integers(base, ids, _OPERATION + 2 * number, 14) for number in (0, 1)])
+    assert 0.05 < (pairs[0] == pairs[1]).double().mean() < 0.1  # one in fourteen
+    images = pictures(1, 16).expand(64, -1, -1, -1)
+    once = _changed(images, base, ids[:64], 0, 9)
+    assert not torch.equal(_changed(images, base, ids[:64], 1, 9), once)
+    assert torch.equal(_changed(images, base, ids[:64], 0, 9), once)
 
 
 @pytest.mark.parametrize("changes", [{"resized_crop": 0.1}, {"rand_augment": 2, "shift": 2}, {"resized_crop": 0.5,

@@ -166,3 +166,21 @@ def test_the_averaged_weights_are_kept_tested_and_committed(data: Path, tmp_path
     for name, value in weights.items():
         assert torch.equal(value, averaged.get(name, last[f"model/{name}"])), name
     assert not torch.equal(weights["conv3.weight"], last["model/conv3.weight"])
+
+
+def test_the_averaged_weights_of_the_best_epoch_are_tested(data: Path, tmp_path: Path, measured: Choose) -> None:
+    cell = trial_of(FAMILY).cell
+    trial = Trial(dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, ema=0.9)), "fold", 3, folds=5)
+    ledger = Ledger(str(tmp_path))
+    averaged: dict[int, dict[str, Tensor]] = {}
+
+    def keep(epoch: int, _: object) -> None:
+        saved, _damaged = checkpoint.load(ledger, trial.key)
+        assert saved is not None
+        averaged[epoch] = {name[9:]: value for name, value in saved.tensors.items() if name.startswith("averaged/")}
+
+    measured([50.0, 10.0, 30.0])
+    run_trial(trial, runtime_config(data, tmp_path, checkpoint_minutes=0.0), keep)
+    weights = safetensors.torch.load(ledger.read(f"trials/{trial.key}/weights.safetensors") or b"")
+    assert weights.keys() == averaged[2].keys()
+    assert all(torch.equal(value, averaged[2][name]) for name, value in weights.items())
