@@ -215,6 +215,14 @@ class Mean(nn.Module):
         return x.mean(1)
 
 
+class OneAndAHalf(nn.Module):
+    """No activation: it gives each second channel twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return 3k / 2 channels for k."""
+        return torch.cat([x, x[:, ::2]], 1)
+
+
 def test_own_activations_are_placed_and_are_places() -> None:
     here = __name__
     net = place(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), Squash()), f"{here}:Slopes", "1")
@@ -225,6 +233,8 @@ def test_own_activations_are_placed_and_are_places() -> None:
     assert place(net, f"{here}:Squash", "1").get_submodule("2").in_channels == 4
     with pytest.raises(ValueError, match=r"Mean gives \(2, 3, 3\) for a tensor of shape \(2, 8, 3, 3\); an activation"):
         place(net, f"{here}:Mean", "1")
+    with pytest.raises(ValueError, match=r"OneAndAHalf gives \(2, 12, 3, 3\) for a tensor of shape \(2, 8, 3, 3\)"):
+        place(net, f"{here}:OneAndAHalf", "1")
 
 
 class Reuse(nn.Module):
@@ -419,7 +429,7 @@ def test_what_cannot_be_is_a_sentence(
 def test_modes_and_devices_stay() -> None:
     before = models.resnet18(num_classes=2).train()
     before.layer1.eval()
-    net = place(before, "gelu", "layer2.*.relu")
+    net = place(before, "gelu", "layer[12].*.relu")
     assert {name: part.training for name, part in net.named_modules() if name in dict(before.named_modules())} == {
         name: part.training for name, part in before.named_modules()
     }
