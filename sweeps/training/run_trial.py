@@ -108,7 +108,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
     # A GPU that could not record a step trained as exactly, and more slowly.
     failure = trainer.graphs.failure
     if trainer.best and state.ending not in LOST:
-        trainer.learner.model.load_state_dict(trainer.best)
+        trainer.learner.evaluated.load_state_dict(trainer.best)
     return TrialOutcome(
         history=tuple(state.history),
         events=(*state.events, *([f"no CUDA graph: {failure}"] if failure else [])),
@@ -120,7 +120,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         hardware=hardware(trainer.device, trainer.config, trainer.splits.train.decoder, trainer.graphs.mode),
         chance=trainer.chance,
         ten_crops=trainer.splits.facts.crop < trainer.splits.facts.size,
-        weights={name: value.detach().cpu() for name, value in trainer.learner.model.state_dict().items()},
+        weights={name: value.detach().cpu() for name, value in trainer.learner.evaluated.state_dict().items()},
         scores=(yield from _test_scores(trainer)),
         train=(yield from _train_errors(trainer)),
         train_pictures=len(trainer.splits.train),
