@@ -387,7 +387,7 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
     """Set how trials share their pictures: as asked for, or, once epochs have shown where that pays, there."""
     trials, limit = forecast.plan.to_do, state.config.resident_bytes
     on_gpu = state.resources.gpus > 0
-    pack = forecast.settings.resources.pack or ("auto" if on_gpu else 1)
+    pack = forecast.settings.resources.pack
     resident = frozenset(name for name, fact in forecast.facts.items() if packing.fits_on_device(fact, limit))
     if pack != "auto":
         fixed = packing.PackPolicy(pack, resident=resident, side_by_side=on_gpu)
