@@ -213,7 +213,7 @@ def _run(
     """
     from sweeps.cli.live_view import LiveView
     from sweeps.tracking.run_index import Store
-    from sweeps.tracking.tracker import HEAD_START, Tracker
+    from sweeps.tracking.tracker import Tracker
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
     if today.to_do:
@@ -228,7 +228,7 @@ def _run(
                 view.log(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
             if status.state == "running":
                 view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
-        tracker = Tracker(store, settings.ledger, declared.sweep, view.log, HEAD_START if today.to_do else 0.0)
+        tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
         _register(tracker, declared)
         if today.to_do:
             with _ray_of(settings):
