@@ -19,6 +19,7 @@ from crelu_models.tables import PAPER, S2, S4, S5, S6, S7, S8, S9, S10, S11, S12
 if TYPE_CHECKING:
     from crelu_models.activations import AVR, CReLU, activation, crelu
     from crelu_models.modules import Dropout, build, initialise, seed_dropout
+    from crelu_models.placement import Place, place, places
 
 __all__ = [
     "AVR",
@@ -40,11 +41,14 @@ __all__ = [
     "Dropout",
     "Linear",
     "Net",
+    "Place",
     "Pool",
     "activation",
     "build",
     "crelu",
     "initialise",
+    "place",
+    "places",
     "seed_dropout",
 ]
 
@@ -53,6 +57,7 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("AVR", "CReLU", "activation", "crelu"), "crelu_models.activations"),
     **dict.fromkeys(("Dropout", "build", "initialise", "seed_dropout"), "crelu_models.modules"),
+    **dict.fromkeys(("Place", "place", "places"), "crelu_models.placement"),
 }
 
 

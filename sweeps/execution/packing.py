@@ -87,10 +87,11 @@ class PackPolicy:
 def memory_estimate(trial: Trial, classes: int, crop: int) -> tuple[int, int]:
     """Return a trial's bytes between steps, and its further bytes in a step; members take their steps in turn.
 
-    Between steps: weights, gradients, the optimiser's buffers, and the best weights where the phase keeps them. In a
-    step: four bytes for each element of each map after the convolution, after the activation, and for its gradient.
+    Between steps: weights, gradients, the optimiser's buffers, averaged weights, and the best weights where the phase
+    keeps them. In a step: four bytes for each element of each map after the convolution, after the activation, and for
+    its gradient.
     """
-    copies = 5 if trial.recipe.optimiser == "adam" else 4
+    copies = (5 if trial.recipe.optimiser in ("adam", "adamw") else 4) + bool(trial.recipe.ema)
     maps = sum(channels * side * side for _, channels, side in trial.net.shapes(classes, crop))
     return 4 * copies * trial.net.parameters(classes, crop), 12 * trial.recipe.batch * maps
 

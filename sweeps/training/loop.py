@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
@@ -20,7 +21,7 @@ from sweeps.training.optim import Optimiser
 FINITE_CHECK_STEPS = 100
 
 # From (epoch, step) to the batches of that epoch from that step on: float views of this rank's rows (n, 3, h, w), and
-# the labels of the whole batch.
+# the labels of the whole batch (n,), or its shares of the classes (n, c) where pictures are mixed.
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -83,6 +84,22 @@ class Learner:
         self.rate = torch.zeros((), dtype=torch.float32 if self.device.type == "cuda" else torch.float64)
         self.rate = self.rate.to(self.device)
         self.optimiser = Optimiser(recipe, list(model.parameters()))
+        # Net with the average of the weights after each step; it is the one that is evaluated, where a recipe has it.
+        self.averaged = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """Return the net that is evaluated: the one in training, or that with the averaged weights."""
+        return self.model if self.averaged is None else self.averaged
+
+    @torch.no_grad()
+    def _average(self, share: float) -> None:
+        """Move the averaged weights by this share towards the present ones; statistics of batch norm are copied."""
+        if self.averaged is None:
+            return
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), share)
+        for average, value in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+            average.copy_(value)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Take a step on this rank's pictures (n, 3, h, w) of a batch with these labels, in micro-batches."""
@@ -112,6 +129,7 @@ class Learner:
                 self.uncounted.append((self._add_gradients(part, target, batch), target))
             self.ranks.sum_gradients(self.model)
             self._update()
+        self._average(1 - recipe.ema if self.epoch or self.step_count else 1.0)
         self.step_count += 1
         if self.step_count % FINITE_CHECK_STEPS == 0:
             self.check_finite()
@@ -132,7 +150,8 @@ class Learner:
         """Add the gradients of these pictures' share of the mean cross-entropy over a batch; return the scores."""
         with autocast(self.precision, self.device):
             scores: Tensor = self.model(images)
-        loss = functional.cross_entropy(scores.float(), labels, reduction="sum")
+        smoothing = self.recipe.label_smoothing
+        loss = functional.cross_entropy(scores.float(), labels, reduction="sum", label_smoothing=smoothing)
         (loss / batch).backward()  # type: ignore[no-untyped-call]
         self.sums[0] += loss.detach()
         self.sums[3] += len(images)
@@ -150,14 +169,14 @@ class Learner:
 
     def scores(self, view: Tensor, remaining: int) -> Tensor:
         """Return the class scores (n, c) of float pictures in evaluation mode; `remaining` such calls are to come."""
-        self.model.eval()
+        self.evaluated.eval()
         scores = self.graphs.call(self._scores, view, remaining=remaining)
         assert scores is not None
         return scores
 
     def _scores(self, view: Tensor) -> Tensor:
         """Return the scores of one batch."""
-        (scores,) = score(self.model, [view], self.precision)
+        (scores,) = score(self.evaluated, [view], self.precision)
         return scores
 
     def check_finite(self) -> Tensor:
@@ -189,6 +208,8 @@ class Learner:
         state = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, values in self.optimiser.state.items():
             state |= {f"optimiser/{index}/{name}": value for index, value in enumerate(values)}
+        if self.averaged is not None:
+            state |= {f"averaged/{name}": value for name, value in self.averaged.named_parameters()}
         return state | {"sums": self._total()}
 
     def restore(self, tensors: Mapping[str, Tensor], epoch: int, step: int) -> None:
@@ -198,6 +219,8 @@ class Learner:
         except RuntimeError as error:
             raise ValueError(f"this checkpoint is of another net: {error}") from None
         self.optimiser.restore(_under("optimiser/", tensors))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(self.model.state_dict() | _under("averaged/", tensors))
         self.graphs.clear()  # they read the buffers of before
         # The saved sums are those of all ranks.
         self.sums.copy_(tensors["sums"] if self.ranks.is_rank0 else torch.zeros(4))

@@ -20,7 +20,7 @@ from sweeps.training.loop import LOST, DivergedError
 from sweeps.training.result import Scores, TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
 from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps, drain
-from sweeps.training.splits import open_splits
+from sweeps.training.splits import Splits, open_splits
 from sweeps.training.trainer import Report, Trainer
 from sweeps.training.views import TEST_VIEWS
 
@@ -108,7 +108,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
     # A GPU that could not record a step trained as exactly, and more slowly.
     failure = trainer.graphs.failure
     if trainer.best and state.ending not in LOST:
-        trainer.learner.model.load_state_dict(trainer.best)
+        trainer.learner.evaluated.load_state_dict(trainer.best)
     return TrialOutcome(
         history=tuple(state.history),
         events=(*state.events, *([f"no CUDA graph: {failure}"] if failure else [])),
@@ -120,12 +120,20 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         hardware=hardware(trainer.device, trainer.config, trainer.splits.train.decoder, trainer.graphs.mode),
         chance=trainer.chance,
         ten_crops=trainer.splits.facts.crop < trainer.splits.facts.size,
-        weights={name: value.detach().cpu() for name, value in trainer.learner.model.state_dict().items()},
+        weights={name: value.detach().cpu() for name, value in trainer.learner.evaluated.state_dict().items()},
         scores=(yield from _test_scores(trainer)),
         train=(yield from _train_errors(trainer)),
         train_pictures=len(trainer.splits.train),
         partial=trainer.splits.partial,
+        pictures=_facts(trainer.splits),
     )
+
+
+def _facts(splits: Splits) -> Json:
+    """Return what a net needs beside its weights to take pictures as the test does."""
+    sidecar = splits.train.sidecar
+    facts = {"classes": splits.facts.classes, "crop": splits.facts.crop}
+    return facts | {"mean": list(sidecar.mean), "std": list(sidecar.std)}
 
 
 def _test_scores(trainer: Trainer) -> Steps[Scores]:

@@ -131,4 +131,6 @@ def stream_key(trial: Trial) -> StreamKey:
     """Return what decides a trial's batches: data, split, order, augmentation, length."""
     recipe = trial.recipe
     pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds, trial.cell.decoder)
-    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting
+    views = (recipe.flip, recipe.shift, recipe.lighting)
+    drawn = (recipe.resized_crop, recipe.rand_augment, recipe.rand_magnitude)
+    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, *views, *drawn, recipe.mixup

@@ -13,8 +13,9 @@ from itertools import chain, islice
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from crelu_data.augment import centre_view, ten_views, training_view
+from crelu_data.augment import centre_view, mix, mixing_shares, ten_views, training_view
 from crelu_data.datasets import Ints, order
 from crelu_data.load import Batch, Pictures
 from sweeps.experiment.trial import Trial
@@ -75,21 +76,34 @@ class Views:
                 flip=recipe.flip,
                 shift=recipe.shift,
                 lighting=recipe.lighting,
+                resized_crop=recipe.resized_crop,
+                rand_augment=recipe.rand_augment,
+                rand_magnitude=recipe.rand_magnitude,
                 mean=sidecar.mean,
                 std=sidecar.std,
                 eigenvalues=sidecar.eigenvalues,
                 eigenvectors=sidecar.eigenvectors,
             )
             for view in torch.split(views, count):
-                yield view, labels[number * recipe.batch : (number + 1) * recipe.batch]
+                part = slice(number * recipe.batch, (number + 1) * recipe.batch)
+                yield self._mixed(epoch, view, labels[part], indices[part]) if recipe.mixup else (view, labels[part])
                 number += 1
+
+    def _mixed(self, epoch: int, view: Tensor, labels: Tensor, indices: Ints) -> tuple[Tensor, Tensor]:
+        """Return a batch mixed in pairs: this rank's views, and the shares of the classes of the whole batch."""
+        seed, alpha = self.trial.seed, self.trial.recipe.mixup
+        shares = mixing_shares(torch.from_numpy(indices), seed=seed, epoch=epoch, alpha=alpha).to(self.device)
+        classes = functional.one_hot(labels, self.splits.facts.classes).float()
+        return mix(view, shares[self.ranks.rows(len(shares))]), mix(classes, shares)
 
     def _steps_at_once(self, count: int) -> int:
         """Return for how many steps of `count` pictures views are made at once, one where each batch is decoded.
 
-        Lighting takes products of matrices, whose last bits may differ with the number of rows.
+        Lighting takes products of matrices, whose last bits may differ with the number of rows; so do resized crops on
+        a GPU.
         """
-        if not self.splits.train.resident or self.trial.recipe.lighting:
+        recipe = self.trial.recipe
+        if not self.splits.train.resident or recipe.lighting or recipe.resized_crop:
             return 1
         return max(1, VIEW_BYTES[self.device.type] // (12 * count * self.splits.facts.crop**2))
 

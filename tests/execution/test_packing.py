@@ -36,14 +36,18 @@ from tests.support.trials import LARGE, SMALL, Hashes, artifact_hashes, members,
 def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
     base = trial_of("allconv with dropout")
     other = dataclasses.replace(base.cell, net=S2, label="another")
+    other_steps = {"optimiser": "adamw", "schedule": "cosine", "ema": 0.9, "label_smoothing": 0.1}
+    trained = dataclasses.replace(base.cell, recipe=dataclasses.replace(base.cell.recipe, **other_steps))
     same = [
         scaled_lr(base, 2.0),
+        dataclasses.replace(base, cell=trained),
         dataclasses.replace(base, cell=other),
         dataclasses.replace(base, dropout=(("pool1", 0.1),)),
     ]
     assert {shared_batches.stream_key(trial) for trial in same} == {shared_batches.stream_key(base)}
     recipe = base.cell.recipe
     changed = [{"batch": 8}, {"epochs": 4}, {"flip": False}, {"shift": 1}, {"lighting": 0.1}, {"drop_last": True}]
+    changed += [{"resized_crop": 0.1}, {"rand_augment": 1}, {"rand_magnitude": 5}, {"mixup": 0.2}]
     apart = [
         dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=dataclasses.replace(recipe, **change)))
         for change in changed
@@ -391,7 +395,7 @@ def test_sweep_in_packs_ends_as_each_trial_alone(tmp_path: Path) -> None:
 def test_pack_is_off_auto_or_a_number() -> None:
     options = parser("s", "").parse_args
     assert [options(["--pack", word]).pack for word in ("off", "auto", "9")] == [1, "auto", 9]
-    assert options([]).pack is None
+    assert options([]).pack == 1
     with pytest.raises(SystemExit):
         options(["--pack", "many"])
 
