@@ -221,7 +221,7 @@ def main() -> int:
                     # In a process of its own: SQLAlchemy keeps a store's file open, which the next case replaces.
                     with ProcessPoolExecutor(1, get_context("spawn")) as process:
                         damaged = process.submit(CASES[case], world).result()
-                    before = differences(world, backend, shown, set())
+                    before = differences(world, backend, shown, damaged)
                     code, said = command(world.output, *words)
                     after = differences(world, backend, shown, damaged)
                     why = next((line for line in said.splitlines() if "MLflow" in line), last_line(said))
