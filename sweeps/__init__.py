@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from crelu_models.model import Model
     from sweeps.experiment.plan import Protocol
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
@@ -22,6 +23,7 @@ __all__ = [
     "IMAGENET_SGD",
     "VGG",
     "Cell",
+    "Model",
     "Protocol",
     "RateStudy",
     "Recipe",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Model": "crelu_models.model",
     "Cell": "sweeps.experiment.trial",
     "Protocol": "sweeps.experiment.plan",
     "RateStudy": "sweeps.experiment.rates",
