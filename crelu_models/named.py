@@ -15,6 +15,7 @@ from typing import Any
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 PACKAGES = Path(__file__).resolve().parents[1]  # holds our packages
 OURS = ("crelu_models", "crelu_data", "sweeps")
+FOLDERS = (*OURS, "data")  # in a checkout the pictures' package lies in data
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -69,7 +70,7 @@ def is_users(file: str) -> bool:
     if file.startswith("<"):
         return False
     path = Path(file).resolve()
-    ours = path.is_relative_to(PACKAGES) and path.relative_to(PACKAGES).parts[0] in OURS
+    ours = path.is_relative_to(PACKAGES) and path.relative_to(PACKAGES).parts[0] in FOLDERS
     return not ours and not any(path.is_relative_to(folder) for folder in installed_folders())
 
 
