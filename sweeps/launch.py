@@ -48,8 +48,7 @@ def main(
     try:
         check_references(name, [*cells, *(cell for group in also.values() for cell in group)])
         more = [cell for group in options.also for cell in also[group]]
-        on_paper = names_paper(cells) if of_paper is None else of_paper
-        sys.exit(launch(name, (*cells, *more), protocol, options, on_paper))
+        sys.exit(launch(name, (*cells, *more), protocol, options, of_paper))
     except ValueError as error:
         refuse(str(error))
     except OSError as error:
@@ -87,9 +86,14 @@ def refuse(sentence: str) -> NoReturn:
 
 
 def launch(
-    name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argparse.Namespace, of_paper: bool
+    name: str,
+    cells: tuple[Cell, ...],
+    protocol: Protocol,
+    options: argparse.Namespace,
+    of_paper: bool | None = None,
 ) -> ExitCode:
-    """Do what the options say and return the exit code."""
+    """Do what the options say and return the exit code; `of_paper` is that of `main`."""
+    of_paper = names_paper(cells) if of_paper is None else of_paper
     settings = settle(cells, options, of_paper)
     sweep = declare(name, cells, protocol, options, settings, of_paper)
     asked = asked_part(sweep, options)
