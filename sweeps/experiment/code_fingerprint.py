@@ -35,7 +35,14 @@ ENDS = (
     "sweeps.experiment.model_facts.check_models",
 )
 # What runs for models alone.
-OF_MODELS = ("crelu_models.from_factory.", "crelu_models.place.", "crelu_models.named.", "sweeps.training.draws.")
+OF_MODELS = (
+    "crelu_models.from_factory.",
+    "crelu_models.placement.",
+    "crelu_models.channels.",
+    "crelu_models.tracing.",
+    "crelu_models.named.",
+    "sweeps.training.draws.",
+)
 
 
 def code_fingerprint(*nets: Net | Model, root: Path = ROOT) -> str:
