@@ -117,3 +117,25 @@ def meta_shy(num_classes: int) -> nn.Module:
             return super().forward(x * float(torch.ones(1, device=x.device).item()))
 
     return Shy(num_classes)
+
+
+class Plain(nn.Module):
+    """Net that torch.fx can follow, with a name for its activation."""
+
+    def __init__(self, num_classes: int, rate: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2)
+        self.act = nn.ReLU()
+        self.drop = nn.Dropout(rate)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores."""
+        out: Tensor = self.head(self.pool(self.drop(self.act(self.conv(x)))).flatten(1))
+        return out
+
+
+def plain(num_classes: int, rate: float = 0.0) -> Plain:
+    """Return a net that torch.fx can follow."""
+    return Plain(num_classes, rate)
