@@ -144,7 +144,7 @@ def test_a_name_is_a_module_and_what_it_holds() -> None:
         ("import not_there_at_all", r"does not import: ModuleNotFoundError: .*\(bad_d.py, line 1\)"),
         ("def small(", r"does not import: SyntaxError: .*\(bad_d.py, line 1\)"),
         ("raise SystemExit(3)", r"does not import: SystemExit: 3 \(bad_d.py, line 1\)"),
-        ("def smal(n): pass", r"bad_d.py has no 'small'; did you mean 'smal'\?"),
+        ("def smal(n): pass", r"bad_d has no 'small'; did you mean 'smal'\?"),
         ("small = 3", "is of type int, and cannot be called"),
     ],
 )
