@@ -68,6 +68,7 @@ def test_what_a_function_reaches_makes_it_stale(files: Path, file: str, before: 
     ("source", "other"),
     [
         ("from helpers import *\ndef small(n): return make(n)", "def make(n): return {}"),
+        ("from helpers import make\ndef small(n): return globals()['ma' + 'ke'](n)", "def make(n): return {}"),
         ("import helpers\ndef small(n): return getattr(helpers, 'ma' + 'ke')(n)", "def make(n): return {}"),
         ("def small(n):\n    from helpers import make as m\n    return m(n)", "def make(n): return {}"),
         ("import helpers\ndef small(n): return TABLE['a'](n)\nTABLE = {}", "import nets_b\nnets_b.TABLE['a'] = {}"),
