@@ -2,6 +2,8 @@
 
     python -m benchmarks.bench_loader                        256 and 32 pixels, as JPEG and as pixels
     python -m benchmarks.bench_loader --sets 256-jpeg        one of them
+    python -m benchmarks.bench_loader --first                FFCV's first epoch against its second, ours and its own
+    python -m benchmarks.bench_loader --at-once              views of resident pictures, a step or several at a time
 
 "decode" ends with a batch of uint8 pictures, "views" with what a net takes: random crop, mirrored or not, normalised,
 float32. Crops are of 224 of 256 pixels, and of 32 of 32 behind a border of 4. Every side reads the same encoded
@@ -43,13 +45,14 @@ def name(size: int) -> str:
     return f"synthetic:size={size},classes=10,train={PICTURES[size]},test=16"
 
 
-def write(folder: Path) -> None:
-    """Prepare each set, and lay its encoded pictures out as a user of a DataLoader has them."""
+def write(folder: Path, labels: list[str]) -> None:
+    """Prepare these sets, and lay its encoded pictures out as a user of a DataLoader has them."""
     import crelu_data.write
     from crelu_data import beton
     from crelu_data.datasets import beton_path
 
-    for label, (size, jpeg) in SETS.items():
+    for label in labels:
+        size, jpeg = SETS[label]
         where = folder / label
         crelu_data.write.RAW_UP_TO = 0 if jpeg else size
         crelu_data.write.prepare(name(size), where)
@@ -163,6 +166,86 @@ def stock(where: Path, size: int, views: bool) -> Epoch:
     return lambda: (batch[0] for batch in loader)
 
 
+def view_seconds(device: str, at_once: int, batch: int = 128, steps: int = 64) -> float:
+    """Return the seconds a step to make CIFAR's training views of resident pictures, for `at_once` steps at a time.
+
+    On a CPU they are the processor's.
+    """
+    import torch
+
+    from crelu_data.augment import training_view
+
+    count = batch * steps
+    images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=device)
+    chosen = torch.randperm(count, device=device)
+    unit = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    began = 0.0
+    for turn in range(2):  # the first begins what is compiled or allocated once
+        began = clock()
+        for first in range(0, count, batch * at_once):
+            ids = chosen[first : first + batch * at_once]
+            views = training_view(
+                images.index_select(0, ids).permute(0, 3, 1, 2), ids, seed=0, epoch=turn, crop=32, flip=True, shift=4,
+                lighting=0.0, mean=(0.5,) * 3, std=(0.25,) * 3, eigenvalues=(1.0,) * 3, eigenvectors=unit,
+            )  # fmt: skip
+            for view in torch.split(views, batch):
+                view[0, 0, 0, 0] += 1  # a step takes it, and nothing of it is put off
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return (clock() - began) / steps
+
+
+def compare_views(rounds: int, device: str) -> None:
+    """Print what views cost a step, by how many steps they are made for at once."""
+    sides = (1, 2, 8, 32)
+    taken: dict[int, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            taken[side].append(view_seconds(device, side))
+    print(f"{'steps at once, ' + device:<24}{'ms a step':>12}{'over one':>12}")
+    for side in sides:
+        ratio = median(mine / one for mine, one in zip(taken[side], taken[1], strict=True))
+        print(f"{side:<24}{1000 * median(taken[side]):>12.3f}{ratio:>12.2f}")
+
+
+def first_epochs(where: Path, side: str) -> tuple[float, float]:
+    """Return the CPU seconds of a first epoch, with the opening of the file, and of the second."""
+    began = cpu()
+    epoch = ours(where, 256, False, "ffcv", "cpu") if side == "ours" else stock(where, 256, False)
+    for _ in epoch():
+        pass
+    middle = cpu()
+    for _ in epoch():
+        pass
+    return middle - began, cpu() - middle
+
+
+def compare_first(where: Path, rounds: int) -> None:
+    """Print what a process's first epoch of JPEG costs over its second, with and without what Numba has kept."""
+    print(f"{'first epoch of 256-jpeg':<32}{'CPU-s':>8}{'second':>8}{'ratio':>8}{'more, s':>9}")
+    for side in ("ours", "FFCV's own"):
+        for kept in (False, True):
+            found = []
+            for turn in range(rounds):
+                cache = where / "numba" / (side if kept else f"{side}-{turn}")
+                again = 2 if kept and not turn else 1  # the first fills the folder
+                found += [first_of(where, side, cache) for _ in range(again)][-1:]
+            first, second = (median(one[k] for one in found) for k in (0, 1))
+            label = f"{side}, {'kept' if kept else 'a new folder'}"
+            print(f"{label:<32}{first:>8.2f}{second:>8.2f}{first / second:>8.2f}{first - second:>9.2f}", flush=True)
+
+
+def first_of(where: Path, side: str, cache: Path) -> tuple[float, float]:
+    """Return `first_epochs` of a process whose Numba keeps its code in this folder."""
+    command = [sys.executable, "-m", "benchmarks.bench_loader", "--first-of", str(where), side]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    return first, second
+
+
 def cpu() -> float:
     """Return the CPU seconds of this process and of those it has waited for."""
     found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -229,16 +312,31 @@ def main() -> None:
     parser.add_argument("--ends", nargs="+", choices=ENDS, default=list(ENDS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--first", action="store_true", help="compare FFCV's first epoch with its second")
+    parser.add_argument("--at-once", action="store_true", help="compare views of one step and of several")
     parser.add_argument("--serve", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--first-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.first_of:
+        print(json.dumps(first_epochs(Path(options.first_of[0]), options.first_of[1])))
+        return
     if options.serve:
         folder, label, side, end, device, started = options.serve
         serve(Path(folder), label, side, end, device, float(started))
         return
     import torch
 
+    if options.at_once:
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            compare_views(options.rounds, device)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
+        if options.first:
+            options.sets = ["256-jpeg"]
+        write(Path(folder), options.sets)
+        if options.first:
+            compare_first(Path(folder, "256-jpeg"), options.rounds)
+            return
         for side in options.sides:  # what a machine keeps of a first run is there for the second
             begin(Path(folder, options.sets[0]), options.sets[0], side, options.ends[0], "cpu").communicate()
         for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):

@@ -59,7 +59,8 @@ def cifar(pictures: int, epochs: int) -> list[Trial]:
     from sweeps.cifar_width import CELLS as WIDTHS
 
     name, chosen = PIXELS.format(pictures), [*WIDTHS[:5], *VGGS[:3]]
-    recipes = {"allconv": ALLCONV, "vgg": VGG}
+    # Rates at which all of them learn from the first epoch on, at full width.
+    recipes = {"allconv": dataclasses.replace(ALLCONV, lr=0.01), "vgg": dataclasses.replace(VGG, lr=0.1)}
     return [
         Trial(dataclasses.replace(cell, dataset=name, recipe=dataclasses.replace(
             recipes[cell.recipe.name], epochs=epochs))) for cell in chosen

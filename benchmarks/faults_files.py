@@ -2,6 +2,7 @@
 
     python -m benchmarks.faults_files --part trial prepare
     python -m benchmarks.faults_files --part driver --every 101 --modes kill EIO
+    python -m benchmarks.faults_files --part driver store --by-site --minutes 20
 
 Each command runs once undisturbed, and its calls that change the file system below its folder are counted: open for
 writing, write, fsync, rename, unlink and the like. Then it runs once for each call and mode, with a fault at this call:
@@ -13,6 +14,10 @@ writing, write, fsync, rename, unlink and the like. Then it runs once for each c
 Then the same command runs undisturbed. It has to end with exit code 0 and the bytes of the first run, or that is a
 loss. A message is untrue where a command that was not killed says nothing, shows a traceback, or ends with 0 without
 having done its work.
+
+With --by-site the calls are grouped by where they come from: the lines of this project on the stack, the call, the
+ending of the name. Of each site the first, a middle and the last call are taken, in all modes. It goes in rounds,
+one fault a site, so that --minutes leaves no site out before another has had its turn.
 
 The parts: a trial by `run_trial`; the driver of a finished sweep, which sends the runs to MLflow and writes table and
 report, without Ray, with an empty store (driver) or one that it makes (store); backup and restore of an MLflow store;
@@ -39,11 +44,13 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
 if TYPE_CHECKING:
@@ -51,6 +58,7 @@ if TYPE_CHECKING:
     from sweeps.cli.settings import Settings
     from sweeps.experiment.plan import Plan
 
+ROOT: Final = f"{Path(__file__).resolve().parents[1]}/"
 SHIM: Final = "CRELU_FAULTS_SHIM"  # the variable that names the compiled shim in the process that it is loaded into
 NONE, KILL, TORN, FAIL, FAIL_ON = range(5)  # as in faults_shim.c
 MODES: Final[dict[str, tuple[int, int]]] = {
@@ -104,15 +112,66 @@ class Shim:
         self.library.faults_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
         self.library.faults_count.restype = ctypes.c_long
         self.library.faults_log.restype = ctypes.c_char_p
+        self._witness: object = None  # the function that C calls: it lives as long as it may be called
 
     def arm(self, folder: Path | None, target: int = 0, mode: int = NONE, error: int = 0) -> None:
         """Count from now on below a folder, and fail at the target; without a folder, leave all calls alone."""
         self.library.faults_arm(os.fsencode(folder or ""), target, mode, error)
 
+    def watch(self, notes: Path | None) -> None:
+        """Note the site of each counted call of this process and its forks in a file; without one, no more."""
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p)
+        if notes is None:
+            self.library.faults_watch(None)
+            return
+        descriptor = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+
+        def seen(number: int, call: bytes, path: bytes) -> None:
+            ending = Path(os.fsdecode(path)).suffix
+            os.write(descriptor, f"{number}\t{site_of(sys._getframe(1))} {call.decode()} {ending}\n".encode())
+
+        self._witness = kind(seen)
+        self.library.faults_watch(self._witness)
+
     def calls(self) -> list[str]:
         """Return the calls since the shim was armed, of this process and those it forked."""
         lines: list[str] = self.library.faults_log().decode(errors="replace").splitlines()
         return lines[: self.library.faults_count()]
+
+
+def site_of(frame: FrameType | None) -> str:
+    """Return the lines of this project on the stack that ends in a frame, innermost first."""
+    lines = []
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(ROOT) and "/.venv/" not in name:
+            lines.append(f"{name.removeprefix(ROOT)}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " < ".join(lines)
+
+
+def sites(notes: str) -> list[list[int]]:
+    """Return the numbers of the calls of each site, from the notes of `Shim.watch`, sites by their first call."""
+    calls: dict[str, list[int]] = {}
+    for line in notes.splitlines():
+        number, _, site = line.partition("\t")
+        calls.setdefault(site, []).append(int(number))
+    return sorted(sorted(numbers) for numbers in calls.values())
+
+
+def rounds(groups: list[list[int]], modes: list[str]) -> Iterator[tuple[int, str]]:
+    """Yield calls and modes, one of each site a round: in the end its first, a middle and its last call in all modes.
+
+    Sites begin with different modes, so that a run of few rounds has all of them.
+    """
+    pairs = []
+    for place, numbers in enumerate(groups):
+        chosen = sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]})
+        of_site = [(number, mode) for mode in modes for number in chosen]
+        begin = place % len(modes) * len(chosen)
+        pairs.append(of_site[begin:] + of_site[:begin])
+    for of_round in zip_longest(*pairs):
+        yield from (pair for pair in of_round if pair is not None)
 
 
 # Processes ----------------------------------------------------------------------------------------------------------
@@ -201,11 +260,22 @@ class Bench:
         self.fresh()
         began = time.monotonic()
         code = self.run()
+        self.seconds = time.monotonic() - began
         if code:
             raise ValueError(f"{part.name} fails undisturbed, with {code}:\n{self.log.read_text(errors='replace')}")
-        self.seconds = time.monotonic() - began
         self.calls = self.shim.calls()
         self.wanted = self.said()
+
+    def sites(self) -> list[list[int]]:
+        """Run the command once more undisturbed, and return the numbers of the calls of each site."""
+        notes = self.scratch / "sites.txt"
+        self.fresh()
+        self.shim.watch(notes)
+        code = self.run()
+        self.shim.watch(None)
+        if code:
+            raise ValueError(f"{self.part.name} fails while it is watched, with {code}:\n{self.log.read_text()}")
+        return sites(notes.read_text())
 
     def fresh(self) -> None:
         """Make the folder as it is before the command."""
@@ -283,18 +353,18 @@ class Bench:
         return [path for path in self.folder.rglob(".*") if not path.name.endswith(".lock")]
 
 
-def run(bench: Bench, modes: list[str], every: int, first: int, limit: float) -> list[tuple[str, Tally]]:
-    """Return a tally for each mode, in rounds over the calls, until `limit` of `time.monotonic()`."""
-    tallies = {mode: Tally() for mode in modes}
-    for target in range(first, len(bench.calls) + 1, every):
-        for mode in modes:
-            if time.monotonic() > limit:
-                return list(tallies.items())
-            before = len(tallies[mode].lines)
-            bench.fault(target, mode, tallies[mode])
-            for line in tallies[mode].lines[before:]:
-                print(line, flush=True)
-    return list(tallies.items())
+def run(bench: Bench, faults: Iterable[tuple[int, str]], limit: float) -> dict[str, Tally]:
+    """Return a tally for each mode of the faults, a call and a mode each, until `limit` of `time.monotonic()`."""
+    tallies: dict[str, Tally] = {}
+    for target, mode in faults:
+        if time.monotonic() > limit:
+            break
+        tally = tallies.setdefault(mode, Tally())
+        before = len(tally.lines)
+        bench.fault(target, mode, tally)
+        for line in tally.lines[before:]:
+            print(line, flush=True)
+    return tallies
 
 
 # Trial --------------------------------------------------------------------------------------------------------------
@@ -614,6 +684,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="K", help="only each K-th call (default: all)")
     parser.add_argument("--first", type=int, default=1, metavar="N", help="begin at this call (default 1)")
     parser.add_argument("--minutes", type=float, default=1e6, metavar="M", help="stop each part then")
+    parser.add_argument("--by-site", action="store_true", help="of each site three calls, in rounds over the sites")
     parser.add_argument("--calls", action="store_true", help="only list the calls")
     parser.add_argument("-v", "--verbose", action="store_true", help="print all words of untrue messages")
     options = parser.parse_args()
@@ -630,8 +701,15 @@ def main() -> int:
                 if options.calls:
                     print("\n".join(f"{number} {call}" for number, call in enumerate(bench.calls, 1)))
                     continue
+                faults = ((call, mode) for call in range(options.first, len(bench.calls) + 1, options.every)
+                          for mode in options.modes)  # fmt: skip
+                if options.by_site:
+                    groups = bench.sites()
+                    taken = list(rounds(groups, options.modes))
+                    print(f"{part.name}: {len(groups)} sites, {len(taken)} faults", flush=True)
+                    faults = iter(taken)
                 limit = time.monotonic() + 60 * options.minutes
-                for mode, tally in run(bench, options.modes, options.every, options.first, limit):
+                for mode, tally in run(bench, faults, limit).items():
                     bad += tally.losses + tally.untrue
                     counts = (tally.faults, tally.killed, tally.told, tally.finished, tally.leftovers, tally.losses,
                               tally.untrue)  # fmt: skip

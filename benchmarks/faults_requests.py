@@ -32,7 +32,7 @@ import time
 import traceback
 import urllib.request
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -388,7 +388,7 @@ def rest(backend: str, call: str, **fields: object) -> dict[str, list[dict[str, 
     return value
 
 
-def differing_runs(backend: str, experiment: str, ledger: object) -> Iterator[str]:
+def differing_runs(backend: str, experiment: str, ledger: object, damaged: Collection[str] = ()) -> Iterator[str]:
     """Yield what an experiment shows otherwise than the ledger says."""
     from sweeps.store.ledger import Ledger
 
@@ -415,8 +415,12 @@ def differing_runs(backend: str, experiment: str, ledger: object) -> Iterator[st
                 yield f"a cell's run without averages: {sorted(metrics)}"
             continue
         shown[key] += 1
-        if info["status"] != "FINISHED":
+        if info["status"] != ("FAILED" if key in damaged else "FINISHED"):
             yield f"{key} is {info['status']}"
+        if key in damaged:
+            if "is damaged" not in tags.get("error", ""):
+                yield f"{key} says nothing of its damaged file"
+            continue
         for name, value in results.get(key, {"metrics": {}})["metrics"].items():
             if metrics.get(name) != value:
                 yield f"{key} shows {name} {metrics.get(name)} for {value}"

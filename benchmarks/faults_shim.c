@@ -31,6 +31,7 @@ struct state {
 };
 static struct state *shared;
 static char below_prefix[DESCRIPTORS]; /* by descriptor, of this process */
+static void (*witness)(long number, const char *call, const char *path); /* sees each call, where there is one */
 
 #define REAL(name) static __typeof__(name) *real; if (!real) real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
@@ -45,6 +46,7 @@ void faults_arm(const char *prefix, long target, int mode, int error) {
   shared->target = target, shared->mode = mode, shared->error = error, shared->count = shared->logged = 0;
   shared->length = strlen(prefix);
 }
+void faults_watch(void (*seen)(long, const char *, const char *)) { witness = seen; }
 void faults_stop(void) { shared->length = 0; } /* count no more; the calls so far stay */
 long faults_count(void) { return shared->count; }
 const char *faults_log(void) { return shared->log; }
@@ -75,6 +77,7 @@ static int hit(const char *call, const char *path) {
   int size = snprintf(line, sizeof line, "%s %s\n", call, path ? path : "");
   long at = __atomic_fetch_add(&shared->logged, size, __ATOMIC_SEQ_CST);
   if (size < (int)sizeof line && at + size < LOG_BYTES) memcpy(shared->log + at, line, size + 1);
+  if (witness) witness(number, call, path ? path : "");
   int now = shared->target && number == shared->target;
   if (now && shared->mode == KILL) die();
   if (now && shared->mode == TORN) return -1;

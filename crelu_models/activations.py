@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -19,6 +20,8 @@ PART = 2 << 20
 SMALL = 1 << 20
 # Above LEAST elements the compiled loop on one thread is faster than those.
 LEAST = 1 << 15
+# Triton's kernels run on a CPU too, slowly, to be tested there.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # In this range of elements torch uses one thread for a half and several for both; waking them costs more than it saves.
 HALVES = range((1 << 14) + 1, (1 << 15) + 1)
 
@@ -31,6 +34,27 @@ def _loops() -> Any:
     except ImportError:
         return None
     return kernels
+
+
+@cache
+def _kernels() -> Any:
+    """Return the module of a GPU's kernels; None where Triton is not installed or does not load."""
+    try:
+        from crelu_models import fused
+    except Exception:  # Triton looks for a compiler and for drivers
+        return None
+    return fused
+
+
+def _fused(x: Tensor, kind: str) -> Tensor | None:
+    """Return the activation of x by a GPU's kernel; None where there is none for it."""
+    if not (x.is_cuda or INTERPRETED) or torch.compiler.is_compiling() or _mapped(x):
+        return None
+    module, form = _kernels(), _format(x)
+    if module is None or not module.accepts(x, kind, form):
+        return None
+    y: Tensor = module.apply(x, kind, form)
+    return y
 
 
 def _compiled(x: Tensor, dim: int, least: int = 0) -> int:
@@ -116,6 +140,9 @@ def crelu(x: Tensor) -> Tensor:
     Value and gradient equal this definition bit for bit; the gradient at 0 is 0. It saves only its output for the
     backward pass (around 100 KB also both phases) and preserves channels last. Shang et al. 2016, Definition 2.1.
     """
+    fused = _fused(x, "crelu")
+    if fused is not None:
+        return fused
     small = x.device.type == "cpu" and x.numel() * x.element_size() < SMALL
     # A tensor of one channel has both layouts at once, and cat would choose the plain one.
     if torch.compiler.is_compiling() or (small and x.shape[1] != 1 and not _compiled(x, 1, LEAST)):
@@ -139,19 +166,24 @@ class AVR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return |x|, of the shape of x."""
-        return x.abs()
+        fused = _fused(x, "avr")
+        return x.abs() if fused is None else fused
 
 
 class Both(nn.Module):
     """Both phases of another activation f, cat[f(x), f(-x)]: (n, k, ...) to (n, 2k, ...)."""
 
-    def __init__(self, inner: nn.Module) -> None:
-        """Wrap the activation f."""
+    def __init__(self, inner: nn.Module, kind: str) -> None:
+        """Wrap the activation f, by whose `kind` a GPU's kernels know both phases."""
         super().__init__()
         self.inner = inner
+        self.kind = kind
 
     def forward(self, x: Tensor) -> Tensor:
         """Return f(x) and f(-x), side by side."""
+        fused = _fused(x, self.kind)
+        if fused is not None:
+            return fused
         return torch.cat([self.inner(x), self.inner(-x)], 1)
 
 
@@ -176,8 +208,8 @@ KINDS: dict[str, Callable[[int], nn.Module]] = {
     "elu": lambda _: nn.ELU(),
     "gelu": lambda _: nn.GELU(),
     "silu": lambda _: nn.SiLU(),
-    "crelu_leaky": lambda _: Both(nn.LeakyReLU(1 / 100)),
-    "concat_elu": lambda _: Both(nn.ELU()),
+    "crelu_leaky": lambda _: Both(nn.LeakyReLU(1 / 100), "crelu_leaky"),
+    "concat_elu": lambda _: Both(nn.ELU(), "concat_elu"),
     "antirectifier": lambda _: Antirectifier(),
 }
 

@@ -186,6 +186,17 @@ def seed_dropout(
             layer.seed(seed_from("dropout", seed, epoch, step, layer.name), first, batch, pictures)
 
 
+def renew_generators(module: nn.Module) -> list[torch.Generator]:
+    """Give every dropout layer that has drawn a new generator, at its seed, and return these."""
+    generators: list[torch.Generator] = []
+    for layer in module.modules():
+        if isinstance(layer, Dropout) and layer.generator is not None:
+            layer.generator = torch.Generator(layer.generator.device)
+            layer.seed(layer._seed, layer._first, layer._batch)
+            generators.append(layer.generator)
+    return generators
+
+
 def _pool(row: Pool) -> nn.Module:
     """Return the module of a pool row."""
     if not row.kernel:

@@ -218,24 +218,30 @@ def _boxes(base: int, ids: Tensor, side: int, least: float) -> Tensor:
 def _resized(images: Tensor, boxes: Tensor, crop: int, mirrored: Tensor) -> Tensor:
     """Return the part of each picture in its box, resized to uint8 (n, 3, crop, crop), mirrored where that is set.
 
-    Bilinear with antialiasing: the weights of rows and columns are matrices.
+    Bilinear with antialiasing: the weights of rows and columns are matrices. On a CPU all sums are exact, because their
+    terms have few bits; so a view depends neither on the order of a sum nor on the batch.
     """
     top, left, height, width = boxes
-    rows = _filters(top, height, images.shape[2], crop)
-    columns = _filters(left, width, images.shape[3], crop)
+    rows = _filters(top, height, images.shape[2], crop, bits=14)
+    columns = _filters(left, width, images.shape[3], crop, bits=11)
     columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
-    values = rows[:, None] @ images.to(rows.dtype) @ columns[:, None].transpose(2, 3)
+    values = _rounded(rows[:, None] @ images.to(rows.dtype), bits=4) @ columns[:, None].transpose(2, 3)
     return values.round_().clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-def _filters(first: Tensor, length: Tensor, side: int, crop: int) -> Tensor:
+def _filters(first: Tensor, length: Tensor, side: int, crop: int, bits: int) -> Tensor:
     """Return the weights (n, crop, side) by which `crop` points are taken of `length` pixels from `first` on."""
     scale = (length.double() / crop)[:, None, None]
     centre = (torch.arange(crop, device=first.device).double() + 0.5)[None, :, None] * scale
     place = torch.arange(side, device=first.device)[None, None, :] - first[:, None, None]
     weights = (1 - (place + 0.5 - centre).abs() / scale.clamp(min=1)).clamp_(min=0)
     weights *= (place >= 0) & (place < length[:, None, None])
-    return (weights / weights.sum(2, keepdim=True)).float()
+    return _rounded(weights / weights.sum(2, keepdim=True), bits).float()
+
+
+def _rounded(values: Tensor, bits: int) -> Tensor:
+    """Return values rounded to so many bits behind the point."""
+    return values.mul_(1 << bits).round_().div_(1 << bits)
 
 
 def _changed(images: Tensor, base: int, ids: Tensor, number: int, magnitude: int) -> Tensor:

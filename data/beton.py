@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crelu_data.cores import map_in_threads
 from crelu_data.datasets import Sidecar, read_sidecar, write_sidecar
 
 Bytes = NDArray[np.uint8]
@@ -25,6 +26,7 @@ FIELDS = ("image", "label", "crc32")
 _TYPE_IDS = (2, 1, 1)  # ffcv.types.TYPE_ID_HANDLER: an RGB image and two integers
 _VERSION = 2
 _MIN_PAGE = 1 << 21
+_PART = 1000  # records whose checksums a thread makes at a time
 
 _HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("count", "<u8"), ("table", "<u8")], align=True
@@ -158,7 +160,12 @@ def mapped(index: Index) -> Bytes:
 
 def damaged(index: Index, stored: Bytes, records: Iterable[int]) -> list[int]:
     """Return the records whose stored bytes contradict their checksum."""
-    return [int(record) for record in records if zlib.crc32(stored_bytes(index, stored, record)) != index.crcs[record]]
+    return [int(record) for record in records if _checksum(index, stored, record) != index.crcs[record]]
+
+
+def _checksum(index: Index, stored: Bytes, record: int) -> int:
+    """Return the CRC-32 of a record's bytes."""
+    return zlib.crc32(stored_bytes(index, stored, record))
 
 
 def stored_bytes(index: Index, stored: Bytes, record: int) -> memoryview:
@@ -178,15 +185,17 @@ def fingerprint(index: Index, alive: Callable[[], object] = lambda: None) -> str
     return digest.hexdigest()
 
 
-def seal(path: Path) -> Index:
-    """Write the checksums into a new file, flush it to disk and return its index."""
+def seal(path: Path, workers: int = 1) -> Index:
+    """Write the checksums, made by so many threads, into a new file, flush it to disk and return its index."""
     index = read_index(path)
     stored = mapped(index)
     with path.open("r+b") as file:
         file.seek(_RECORDS_AT)
         content = bytearray(file.read(len(index.labels) * _RECORD.itemsize))
         records = np.frombuffer(content, _RECORD)  # a copy's padding could be any bytes
-        records["crc32"] = [zlib.crc32(stored_bytes(index, stored, record)) for record in range(len(records))]
+        parts = np.array_split(np.arange(len(records)), -(-len(records) // _PART))
+        checksums = map_in_threads(lambda part: [_checksum(index, stored, record) for record in part], parts, workers)
+        records["crc32"] = [checksum for part in checksums for checksum in part]
         file.seek(_RECORDS_AT)
         file.write(content)
         file.flush()

@@ -1,14 +1,23 @@
-"""Cores of this machine that a process may use: by its affinity, its control group and its job."""
+"""Cores of this machine that a process may use: by its affinity, its control group and its job; and their use."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from crelu_data.interrupts import deferred_interrupts
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # What SLURM says of a job's CPUs on a node, the narrowest first; "16(x2),8" stands for nodes of 16, 16 and 8.
 SLURM_VARIABLES = ("SLURM_CPUS_ON_NODE", "SLURM_JOB_CPUS_PER_NODE")
+AHEAD = 4  # calls that wait for each thread, so that none is idle while the results are used
 
 
 def cores(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
@@ -67,3 +76,21 @@ def _slurm_cores(environment: Mapping[str, str]) -> int | None:
         if number:
             return int(number.group())
     return None
+
+
+def map_in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield the function's value for each item, in order, from so many threads; Ctrl-C is obeyed between two items."""
+    pending: deque[Future[R]] = deque()
+    with deferred_interrupts() as check, ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                check()
+                pending.append(pool.submit(function, item))
+                if len(pending) > AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                check()
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -16,9 +16,10 @@ from queue import Empty
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from crelu_data.beton import FIELDS, Bytes, page_size
+from crelu_data.beton import FIELDS, Bytes, Index, page_size
 from crelu_data.datasets import RAW_UP_TO, Ints
 
 _PATIENCE = 1.0  # seconds between checks that FFCV's thread is alive
@@ -56,7 +57,7 @@ def import_ffcv() -> None:
 
 
 def open_loader(
-    path: Path, workers: int, ahead: int, pin: bool, failures: list[BaseException], count: Callable[[float], None]
+    index: Index, workers: int, ahead: int, pin: bool, failures: list[BaseException], count: Callable[[float], None]
 ) -> Any:
     """Return a Loader for all epochs over the file, decoding `ahead` batches in advance.
 
@@ -66,24 +67,53 @@ def open_loader(
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 
-    loader = Loader(
-        str(path),
-        batch_size=1,
-        num_workers=min(workers, numba.config.NUMBA_NUM_THREADS),  # Numba refuses more
-        order=OrderOption.SEQUENTIAL,
-        seed=0,  # otherwise drawn from NumPy's global state
-        drop_last=False,
-        batches_ahead=ahead,
-        pipelines={"image": [SimpleRGBImageDecoder()], "label": None, "crc32": None},
-    )
-    # An exception in a stage kills FFCV's thread, and the consumer waits for ever.
-    stages, outputs = loader.code
-    loader.code = [(_guarded(stage, failures, count), names) for stage, names in stages], outputs
+    from crelu_data.decoders import ffcv_stage
+
+    with _without_compiled_reader():
+        loader = Loader(
+            str(index.path),
+            batch_size=1,
+            num_workers=min(workers, numba.config.NUMBA_NUM_THREADS),  # Numba refuses more
+            order=OrderOption.SEQUENTIAL,
+            seed=0,  # otherwise drawn from NumPy's global state
+            drop_last=False,
+            batches_ahead=ahead,
+            pipelines={"image": [SimpleRGBImageDecoder()], "label": None, "crc32": None},
+        )
     # FFCV maps the file by name at its first epoch; by then another file may have that name.
     loader.memory_manager.context.__enter__()
+    # FFCV compiles its stage at the first epoch of each process, for seconds; ours does the same and is kept on disk.
+    # An exception in a stage kills FFCV's thread, and the consumer waits for ever.
+    ((_, (node,)),), outputs = loader.code
+    decode = ffcv_stage.decoder(index, loader.memory_manager.context.mmap, loader.num_workers)
+    loader.code = [(_guarded(_stage(decode, f"memory_{node}"), failures, count), [node])], outputs
     # FFCV decodes into a ring of buffers and overwrites batches that the consumer still holds.
     loader.graph.allocate_memory = lambda batch, _: _new_memory(loader.graph, batch, pin)
     return loader
+
+
+@contextmanager
+def _without_compiled_reader() -> Iterator[None]:
+    """Let a Loader that is made here compile no function that finds a record's bytes: our stage has the index."""
+    from ffcv.memory_managers.os_cache import OSCacheManager
+
+    genuine = OSCacheManager.compile_reader
+    OSCacheManager.compile_reader = lambda _: None
+    try:
+        yield
+    finally:
+        OSCacheManager.compile_reader = genuine
+
+
+def _stage(decode: Callable[[Ints, Bytes], None], memory: str) -> Callable[..., tuple[Bytes]]:
+    """Return a decoder as a stage of FFCV's: from arguments by name to the results of its operations."""
+
+    def stage(**arguments: Any) -> tuple[Bytes]:
+        out: Bytes = arguments[memory]
+        decode(np.asarray(arguments["batch_indices"], np.int64), out)
+        return (out,)
+
+    return stage
 
 
 def start_epoch(loader: Any, order: Ints, batch: int) -> Any:

@@ -22,8 +22,9 @@ from torch import Tensor
 from crelu_data import beton, ffcv_patches
 from crelu_data.cores import cores
 from crelu_data.datasets import Ints, Sidecar
+from crelu_data.decoders.nvjpeg import NvjpegReader
 
-READERS = ("ffcv", "threads")
+READERS = ("ffcv", "threads", "nvjpeg")
 _AHEAD = 3  # batches decoded in advance
 
 
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class Reader(Protocol):
-    """Decoder of records in a given order, `batch` at a time, into new uint8 tensors (n, h, w, 3) on the host."""
+    """Decoder of records in a given order, `batch` at a time, into new uint8 tensors (n, h, w, 3)."""
 
     decode_seconds: float  # processor time of decoding, of each thread
 
@@ -51,9 +52,19 @@ class Pictures:
     """Pictures of an open .beton file. Close it, or use it in a `with` statement."""
 
     def __init__(
-        self, index: beton.Index, sidecar: Sidecar, reader: Reader, device: torch.device, resident_bytes: int
+        self,
+        index: beton.Index,
+        sidecar: Sidecar,
+        reader: Reader,
+        device: torch.device,
+        resident_bytes: int,
+        decoder: str = "",
     ) -> None:
-        """Combine an index, its sidecar and a reader; `open_pictures` checks them first."""
+        """Combine an index, its sidecar and a reader; `open_pictures` checks them first.
+
+        `decoder` names what decides the pixels of JPEG; empty where they are stored as they are.
+        """
+        self.decoder = decoder
         self.sidecar = sidecar
         self.labels: Ints = index.labels
         self._index = index
@@ -66,6 +77,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def resident(self) -> bool:
+        """Return whether the decoded pictures stay on the device."""
+        return self._fits
 
     @property
     def decode_seconds(self) -> float:
@@ -153,17 +169,21 @@ def open_pictures(
 ) -> Pictures:
     """Open a .beton file and the sidecar beside it.
 
-    `reader` is "ffcv" or "threads", `workers` its threads (0: one per core). Pixels that fit in `resident_bytes` are
-    read once and then served from the device's memory. ValueError where the file and its sidecar do not match, or
-    where FFCV is not installed and `reader` names it.
+    `reader` is "ffcv", "threads" or, on a GPU, "nvjpeg"; `workers` its threads (0: one per core). Pixels that fit in
+    `resident_bytes` are read once and then served from the device's memory. ValueError where the file and its sidecar
+    do not match, or where this machine lacks what `reader` names.
     """
     if reader not in READERS:
         raise ValueError(f"unknown reader {reader!r}; use one of {', '.join(READERS)}")
     sidecar, index = beton.read_pair(path)
     target = torch.device(device)
-    kind = FFCVReader if reader == "ffcv" else ThreadReader
-    decoder = kind(index, workers or cores(), target.type == "cuda")
-    return Pictures(index, sidecar, decoder, target, resident_bytes)
+    decoder: Reader
+    if reader == "nvjpeg" and index.jpeg:
+        decoder = NvjpegReader(index, target, _AHEAD)
+    else:
+        kind = FFCVReader if reader == "ffcv" else ThreadReader
+        decoder = kind(index, workers or cores(), target.type == "cuda")
+    return Pictures(index, sidecar, decoder, target, resident_bytes, reader if index.jpeg else "")
 
 
 def default_reader() -> str:
@@ -236,7 +256,7 @@ class FFCVReader:
         self._failures: list[BaseException] = []
         self._epochs: list[Any] = []
         self.decode_seconds = 0.0
-        self._loader: Any = ffcv_patches.open_loader(index.path, workers, _AHEAD, pin, self._failures, self._count)
+        self._loader: Any = ffcv_patches.open_loader(index, workers, _AHEAD, pin, self._failures, self._count)
 
     def _count(self, seconds: float) -> None:
         self.decode_seconds += seconds

@@ -8,10 +8,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from io import BytesIO
 from pathlib import Path
 from queue import Empty
@@ -21,7 +22,7 @@ import numpy as np
 
 from crelu_data import beton
 from crelu_data.changes import check_unchanged
-from crelu_data.cores import cores
+from crelu_data.cores import cores, map_in_threads
 from crelu_data.datasets import (
     RAW_UP_TO,
     SPLITS,
@@ -33,7 +34,6 @@ from crelu_data.datasets import (
     stem,
 )
 from crelu_data.folders import shown
-from crelu_data.interrupts import deferred_interrupts
 from crelu_data.originals import originals_path, write_originals
 from crelu_data.pixels import Picture
 from crelu_data.sources import Source, sources, subset
@@ -47,6 +47,7 @@ _UNREADABLE, _NOT_READ = -1, -2  # labels of pictures that could not be read, an
 _GIVE_UP = 100  # unreadable pictures more than are allowed, of each process, after which no more are read
 _NAMED = 5  # of them in a message
 _CHUNK = 100  # pictures that a process takes at a time
+_PART = 1 << 15  # pixels whose colours stay in a core's cache
 _MEASURE_ALL = 60_000  # up to this count the colour statistics are those of all pictures
 _MEASURE = 20_000  # of a larger set those of this many
 
@@ -112,10 +113,9 @@ def prepare(
         for sidecar in sidecars.values():  # of a preparation that was interrupted: the rest is made like it
             size, seed, quality = size or sidecar.size, sidecar.seed, sidecar.quality or quality
         options = _Options(writer, quality or 90, workers or cores())
-        for split, source in sources(name, origin, where, size, seed or 0, partial).items():
-            if split not in sidecars:
-                sidecars[split] = _prepare_split(name, split, source, beton_path(name, split, where), options, progress)
-        return sidecars
+        splits = sources(name, origin, where, size, seed or 0, partial).items()
+        missing = {split: source for split, source in splits if split not in sidecars}
+        return sidecars | _prepare_splits(name, missing, where, options, progress, together=fresh)
 
 
 def _is_complete(sidecars: dict[str, Sidecar]) -> bool:
@@ -146,25 +146,91 @@ def _existing(name: str, where: Path, requested: dict[str, int | None], partial:
     return sidecars
 
 
+def _prepare_splits(
+    name: str, missing: Mapping[str, Source], where: Path, options: _Options, progress: Progress, *, together: bool
+) -> dict[str, Sidecar]:
+    """Write splits and give each its name once it is finished, or all `together`; return the sidecars.
+
+    Where one is refused, the others go too: pictures that were refused are mended, and then are not those of a split
+    that stayed. What had these names before stays where all come together.
+    """
+    finished: dict[str, Sidecar] = {}
+    published: list[str] = []
+    try:
+        for split, source in missing.items():
+            finished[split] = _prepare_split(name, split, source, beton_path(name, split, where), options, progress)
+            if not together:
+                _publish(name, split, source, where, finished[split])
+                published.append(split)
+        for split in finished:
+            if split not in published:
+                _publish(name, split, missing[split], where, finished[split])
+    except ValueError:
+        for split in published:
+            beton_path(name, split, where).unlink()
+            beton_path(name, split, where).with_suffix(".json").unlink()
+        if published:
+            originals_path(name, where).unlink(missing_ok=True)
+        raise
+    finally:
+        for split in finished:
+            _partial(beton_path(name, split, where)).unlink(missing_ok=True)
+    return finished
+
+
+def _publish(name: str, split: str, source: Source, where: Path, sidecar: Sidecar) -> None:
+    """Write the list of a finished split's originals, and give the split its name."""
+    if source.originals is not None:
+        write_originals(originals_path(name, where), source.originals)
+    path = beton_path(name, split, where)
+    beton.publish(_partial(path), path, sidecar)
+
+
+def _partial(path: Path) -> Path:
+    """Return the path of a split until it has its name."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def _prepare_split(name: str, split: str, source: Source, path: Path, options: _Options, progress: Progress) -> Sidecar:
-    """Write one split, measure its colours, and give the file its name."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write one split without its name, measure its colours, and return its sidecar."""
+    partial = _partial(path)
     try:
         readable = _write_readable(partial, source, split, options, progress)
-        index = beton.seal(partial)
-        colours = _colours(index, options.workers, lambda done, total: progress(f"measuring {split}", done, total))
+        index = beton.seal(partial, options.workers)
+        colours, fingerprint = _measure(index, split, options, progress)
         skipped = len(source.labels) - len(readable.labels)
-        sidecar = _describe(index, canonical(name), split, readable, options, colours, skipped)
-        if source.originals is not None:
-            write_originals(originals_path(name, path.parent), source.originals)
-        beton.publish(partial, path, sidecar)
-    finally:
+        return _describe(index, canonical(name), split, readable, options, colours, skipped, fingerprint)
+    except BaseException:
         partial.unlink(missing_ok=True)
-    return sidecar
+        raise
+
+
+def _measure(index: beton.Index, split: str, options: _Options, progress: Progress) -> tuple[_Colours, str]:
+    """Return colour statistics and fingerprint of a file: one thread hashes all pictures while the others measure."""
+    left = threading.Event()
+
+    def alive() -> None:
+        if left.is_set():
+            raise InterruptedError("the preparation has ended")
+
+    with ThreadPoolExecutor(1) as pool:
+        fingerprint = pool.submit(beton.fingerprint, index, alive)
+        try:
+            colours = _colours(index, options.workers, lambda done, total: progress(f"measuring {split}", done, total))
+            return colours, fingerprint.result()
+        finally:
+            left.set()
 
 
 def _describe(
-    index: beton.Index, name: str, split: str, source: Source, options: _Options, colours: _Colours, skipped: int
+    index: beton.Index,
+    name: str,
+    split: str,
+    source: Source,
+    options: _Options,
+    colours: _Colours,
+    skipped: int,
+    fingerprint: str,
 ) -> Sidecar:
     return Sidecar(
         name=name,
@@ -184,7 +250,7 @@ def _describe(
         measured=colours.measured,
         skipped=skipped,
         writer=options.writer,
-        fingerprint=beton.fingerprint(index),
+        fingerprint=fingerprint,
         index=index.digest,
         file_bytes=index.path.stat().st_size,
         originals=source.originals.digest if source.originals is not None else "",
@@ -204,14 +270,15 @@ def _colours(index: beton.Index, workers: int, report: Callable[[int, int], None
     first, second = np.zeros(3), np.zeros((3, 3))  # moments
     pixels = 0
     reader = ThreadReader(index, workers, pin=False)
+    batches = reader.read(records, max(1, (1 << 21) // index.size**2))
     try:
-        for pictures in reader.read(records, max(1, (1 << 21) // index.size**2)):
-            colours = pictures.numpy().reshape(-1, 3).astype(np.float64)
-            first += colours.sum(0)
-            second += colours.T @ colours
-            pixels += len(colours)
+        for count, sums, products in map_in_threads(_moments, (batch.numpy() for batch in batches), workers):
+            first += sums
+            second += products
+            pixels += count
             report(pixels // index.size**2, len(records))
     finally:
+        batches.close()
         reader.close()
     mean = first / pixels / 255
     covariance = second / pixels / 255**2 - np.outer(mean, mean)
@@ -221,6 +288,17 @@ def _colours(index: beton.Index, workers: int, report: Callable[[int, int], None
     vectors = vectors * np.where(vectors.sum(0) < 0, -1, 1)  # the signs of eigh are arbitrary
     std = np.sqrt(covariance.diagonal().clip(1e-6))  # so that a set of one colour can be normalised
     return _Colours(_three(mean), _three(std), _three(values), tuple(_three(row) for row in vectors), len(records))
+
+
+def _moments(pictures: Picture) -> tuple[int, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the number of pixels of uint8 (n, h, w, 3), the sums of their colours (3,), and of products (3, 3)."""
+    colours = pictures.reshape(-1, 3)
+    first, second = np.zeros(3), np.zeros((3, 3))
+    for start in range(0, len(colours), _PART):
+        part = colours[start : start + _PART].T.astype(np.float64, order="C")
+        first += part.sum(1)
+        second += np.einsum("ip,jp->ij", part, part)  # four times as fast as a product of such narrow matrices
+    return len(colours), first, second
 
 
 def _three(row: np.ndarray[Any, np.dtype[np.float64]]) -> Colour:
@@ -301,14 +379,15 @@ def _write_native(path: Path, samples: _Samples, size: int, options: _Options, r
         picture, label, _ = samples[record]
         return _jpeg(picture, options.quality) if jpeg else picture.tobytes(), label
 
-    def encode_all(pool: ThreadPoolExecutor, check: Callable[[], None]) -> Iterator[tuple[bytes, int]]:
-        for first in range(0, len(samples), _CHUNK):
-            check()
-            yield from pool.map(encode, range(first, min(first + _CHUNK, len(samples))))
-            report(min(first + _CHUNK, len(samples)))
+    def encode_all() -> Generator[tuple[bytes, int], None, None]:
+        encoded = map_in_threads(encode, range(len(samples)), options.workers)
+        for done, (content, label) in enumerate(encoded, 1):
+            yield content, label
+            if done % _CHUNK == 0 or done == len(samples):
+                report(done)
 
-    with deferred_interrupts() as check, ThreadPoolExecutor(options.workers) as pool:
-        beton.write(path, len(samples), encode_all(pool, check), size, jpeg)
+    with closing(encode_all()) as pictures:
+        beton.write(path, len(samples), pictures, size, jpeg)
 
 
 def _jpeg(picture: Picture, quality: int) -> bytes:

@@ -41,9 +41,10 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ray": ("sweeps.execution",),
     "mlflow": ("sweeps.tracking",),
     "optuna": ("sweeps.experiment.search",),
-    "ffcv": ("crelu_data.ffcv_patches",),
+    "ffcv": ("crelu_data.ffcv_patches", "crelu_data.decoders.ffcv_stage"),
     "simplejpeg": ("crelu_data",),
-    "numba": ("crelu_models.kernels", "crelu_data.ffcv_patches"),
+    "numba": ("crelu_models.kernels", "crelu_data.ffcv_patches", "crelu_data.decoders.ffcv_stage"),
+    "triton": ("crelu_models.fused",),
     "torch": (
         "crelu_models",
         "crelu_data",

@@ -25,6 +25,7 @@ from torch.nn import functional
 from sweeps.analysis.capture import batch_size, capture, hidden, response
 from sweeps.analysis.compute import Findings, stacked
 from sweeps.analysis.weights import ImageSample, LoadedNet, choose_layers, open_sample
+from sweeps.experiment.wording import count
 from sweeps.report.render import plots
 from sweeps.training.runtime import RuntimeConfig
 
@@ -149,8 +150,8 @@ def thresholds(
                 places = pictures * responses[0, 0].numel()
                 if places < ONE_IN:
                     raise ValueError(
-                        f"{pictures} pictures have {places} places at {layer}: a filter that fires at one in {ONE_IN} "
-                        "needs more of them"
+                        f"{count(pictures, 'picture')} have {count(places, 'place')} at {layer}: "
+                        f"a filter that fires at one in {ONE_IN} needs more of them"
                     )
                 largest[layer] = Largest(places // ONE_IN + 1)
             largest[layer].add(responses.transpose(0, 1).flatten(1))
@@ -222,7 +223,7 @@ def findings(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any]) -
     tables = {"table.parquet": stacked([_part(layer, filters, transforms) for layer, filters in counts.items()])}
     pictures = {"invariance.png": curve(rows, transforms, f"{loaded.label}: invariance of filters")}
     note = (
-        f"score: 1 by chance, 100 where nothing changes; over {len(sample.indices)} pictures. "
+        f"score: 1 by chance, 100 where nothing changes; over {count(len(sample.indices), 'picture')}. "
         "Deeper maps are coarser: there a shift is less than one place"
     )
     return Findings(tables, pictures, rows, metrics, (note,))

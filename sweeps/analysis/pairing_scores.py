@@ -26,6 +26,7 @@ from crelu_models.spec import seed_from
 from sweeps.analysis.compute import Findings, stacked
 from sweeps.analysis.weights import LoadedNet
 from sweeps.experiment.plan import unknown_name
+from sweeps.experiment.wording import count
 from sweeps.report.render import plots
 from sweeps.training.runtime import RuntimeConfig
 
@@ -80,14 +81,14 @@ def pairs(weight: Tensor, groups: int = 1) -> Pairs:
         raise ValueError("its weights are not finite")
     if groups > 1:
         if len(flat) % groups:
-            raise ValueError(f"{len(flat)} filters are not {groups} groups of equal size")
+            raise ValueError(f"{count(len(flat), 'filter')} are not {groups} groups of equal size")
         parts, size = [pairs(part) for part in flat.chunk(groups)], len(flat) // groups
         mates = [torch.where(part.pair < 0, -1, part.pair + i * size) for i, part in enumerate(parts)]
         return Pairs(torch.cat([part.mu for part in parts]), torch.cat(mates))
     norm = flat.norm(dim=1)
     nonzero = torch.nonzero(norm > 0)[:, 0]
     if len(nonzero) < 2:
-        raise ValueError(f"{len(nonzero)} of {len(flat)} filters are not zero; pairs need two")
+        raise ValueError(f"{len(nonzero)} of {count(len(flat), 'filter')} not zero; pairs need two")
     unit = flat[nonzero] / norm[nonzero, None]
     least = (unit @ unit.T).min(dim=1)
     mu, pair = torch.full_like(norm, torch.nan), torch.full_like(norm, -1, dtype=torch.int64)
@@ -136,7 +137,7 @@ def contrast(mu: Tensor, random: Tensor) -> Contrast:
     """
     own = mu[~mu.isnan()]
     if len(own) != random.shape[1]:
-        raise ValueError(f"{len(own)} filters against random layers of {random.shape[1]}")
+        raise ValueError(f"{count(len(own), 'filter')} against random layers of {random.shape[1]}")
     layers = torch.cat([own[None], random.double()]).numpy()
     to_others = len(layers) / len(random)  # a distance to all M + 1 layers, itself among them, times this
     means = layers.mean(1)
@@ -336,6 +337,6 @@ def histograms(mu_by_layer: dict[str, tuple[Tensor, Tensor]], label: str) -> byt
     for (layer, (learned, random)), axis in zip(mu_by_layer.items(), axes, strict=True):
         plots.histogram(axis, random.flatten().numpy(), bins, plots.RANDOM, "random")
         plots.histogram(axis, learned.numpy(), bins, plots.LEARNED, "learned")
-        axis.set(title=f"{layer} ({len(learned)} filters)", xlabel="μ", ylabel="density")
+        axis.set(title=f"{layer} ({count(len(learned), 'filter')})", xlabel="μ", ylabel="density")
     plots.legend(figure, axes[0])
     return plots.png(figure)

@@ -35,6 +35,7 @@ from sweeps.analysis.cgls import unrectified
 from sweeps.analysis.compute import Findings
 from sweeps.analysis.pooling_ratio import patch_columns
 from sweeps.analysis.weights import LoadedNet
+from sweeps.experiment.wording import count
 from sweeps.report.render import plots
 from sweeps.store.tables import columns_of
 from sweeps.training.runtime import RuntimeConfig
@@ -208,7 +209,7 @@ def _projection_rows(seed: int) -> list[dict[str, Any]]:
         total, explained, lost = (part.square().sum(1) for part in (x, reconstructed, x - reconstructed))
         error = float(((explained + lost - total) / total).abs().max())
         verdict = "holds; nothing is lost" if float((lost / total).max()) < 1e-12 else "holds"
-        rows.append(_row("Prop. 2.1", f"{k} filters in R^{d}", error, math.nan, "0", verdict))
+        rows.append(_row("Prop. 2.1", f"{count(k, 'filter')} in R^{d}", error, math.nan, "0", verdict))
     return rows
 
 
@@ -245,7 +246,7 @@ def _pooling_row(name: str, cases: Sequence[PoolingBound]) -> dict[str, Any]:
     vacuous = sum(case.vacuous for case in cases) / len(cases)
     failing = sum(not case.step for case in cases) / len(cases)
     broken = _violations(cases)
-    holds = "holds" if not broken else f"violated {broken} times"
+    holds = "holds" if not broken else f"violated {count(broken, 'time')}"
     verdict = f"{holds}; says nothing in {vacuous:.0%}, a step of the proof fails in {failing:.0%}"
     mean = sum(case.ratio for case in cases) / len(cases)
     bound = float(np.median([case.bound for case in cases]))

@@ -14,7 +14,7 @@ from crelu_data.cores import cores
 from crelu_data.datasets import DataSet, dataset
 from sweeps.cli.settings import Settings
 from sweeps.execution.resources import TrialResources, resolve_resources
-from sweeps.execution.throughput import Throughput, Throughputs, past_epochs
+from sweeps.execution.throughput import Throughput, Throughputs, past_epochs, sharers_of
 from sweeps.experiment.model_facts import net_facts
 from sweeps.experiment.plan import Plan, Sweep
 from sweeps.experiment.trial import PHASES, Trial, probed
@@ -49,12 +49,14 @@ class Forecast:
         results = [status.result for status in plan.statuses if status.result is not None]
         shapes = {name: (fact.classes, fact.crop) for name, fact in facts.items()}
         macs = {cell.key: float(net_facts(cell.net, *shapes[cell.dataset]).macs) for cell in plan.sweep.cells}
-        self.throughputs = Throughputs(macs, past_epochs(settings.ledger, results, resources))
+        sharers = sharers_of(resources.gpus, min(at_once, len(plan.to_do) + len(plan.pending)))
+        self.throughputs = Throughputs(macs, past_epochs(settings.ledger, results, resources), sharers=sharers)
         self.plan, self.settings, self.facts, self.resources, self.at_once = plan, settings, facts, resources, at_once
         # A second phase of Single takes about as many epochs as its first phase did to its best.
         self.match_epochs = {str(result["key"]): int(result["metrics"].get("best/epoch", 0)) for result in results}
         self.epochs = 0  # of all trials in this session
         self.workers = 0  # the most that were seen at once
+        self.running = 1  # of them now
         self.announced: dict[str, Throughput] = {}  # behind the latest sentence
         self.epochs_before: dict[str, int] = {}  # by trial key: epochs of earlier sessions
 
@@ -62,7 +64,7 @@ class Forecast:
         """Take in an epoch of this session."""
         self.epochs += 1
         self.epochs_before.setdefault(trial.key, int(row["epoch"]) - 1)
-        self.throughputs.add(trial.cell.key, row)
+        self.throughputs.add(trial.cell.key, row, sharers_of(self.resources.gpus, self.running))
 
     def add_result(self, result: Json) -> None:
         """Take in what a finished trial says of its device."""

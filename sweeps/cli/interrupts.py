@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from crelu_data.interrupts import SIGNALS
+from crelu_data.interrupts import ENDED, SIGNALS, last_words
 from sweeps.cli.options import ExitCode
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class GracefulInterrupt:
     def _catch(self, _number: int, _frame: FrameType | None) -> None:
         self.caught += 1
         if self.caught > 1:
+            last_words(ENDED)
             os._exit(ExitCode.INTERRUPTED)
         self.log("stopping: running trials save their state (once more to end at once); the same command resumes")
         self.state.stop()

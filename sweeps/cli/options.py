@@ -26,6 +26,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     BUDGET = 3
     UNTRACKED = 4
+    CLUSTER = 5
     INTERRUPTED = 130
 
 
@@ -37,7 +38,7 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="The same command again resumes. Exit codes: 0 all cells done, 1 finished with failed cells or, after "
         "--rehearse, with cells that would not train, 2 usage, configuration or data, 3 budget reached, "
-        "4 all cells done but MLflow lacks runs, 130 interrupted.",
+        "4 all cells done but MLflow lacks runs, 5 the Ray cluster that was joined has gone, 130 interrupted.",
         allow_abbrev=False,
     )
     add_version(parser)
@@ -92,11 +93,12 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="processes that share each batch of a trial (default: one per GPU, on CPUs one)")
     add("--cpus-per-trial", type=nonnegative_float, default=1.0, metavar="C", help="CPUs of a trial (default 1)")
     add("--max-concurrent", type=positive_int, default=0, metavar="N", help="trials at once (default: as many as fit)")
-    add("--pack", type=pack_size, default=1, metavar="off|auto|N",
-        help="trials of one worker that share pictures (auto: where it pays; default: off)")
+    add("--pack", type=pack_size, metavar="off|auto|N",
+        help="trials of one worker side by side (auto: where it pays; default: auto on a GPU, else off)")
     add("--kernels", choices=("exact", "fastest"), default="exact",
         help="on a GPU: exact resumes bit for bit, fastest does not (default exact)")
-    add("--reader", choices=("ffcv", "threads"), default="ffcv", help="decoder of the pictures (default ffcv)")
+    add("--reader", choices=("ffcv", "threads", "nvjpeg"), default="ffcv",
+        help="decoder of the pictures; what the GPU's, nvjpeg, decodes are trials of their own (default ffcv)")
     add("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")
     add("--experiment", metavar="NAME", help="MLflow experiment (default: the sweep's name)")
 

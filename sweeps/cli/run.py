@@ -6,14 +6,14 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from crelu_data import availability
 from crelu_data.datasets import DataSet, dataset
-from crelu_data.interrupts import deferred_interrupts
+from crelu_data.interrupts import deferred_interrupts, last_words
 from sweeps.cli.dry_run import unmounted_output
 from sweeps.cli.forecast import Forecast, compare, report_cost
 from sweeps.cli.options import ExitCode
@@ -34,6 +34,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.experiment.user_code import page_folder, shipped_files
 from sweeps.experiment.wording import count
 from sweeps.store.checkpoint_header import progress
+from sweeps.store.integrity import note_damage
 from sweeps.store.ledger import Json
 from sweeps.store.leftovers import remove_leftovers
 from sweeps.tracking.store_errors import place
@@ -64,10 +65,18 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
         with Lease(settings.ledger, sweep.title, tell, _end_at_once) as lease:
-            settings = dataclasses.replace(settings, guard=lease.check, start_over=partial(_start_over, lease))
+            settings = dataclasses.replace(
+                settings,
+                guard=lease.check,
+                start_over=partial(_start_over, lease),
+                lose_cluster=partial(_lose_cluster, lease),
+            )
             with suppress(OSError):
-                remove_leftovers(settings.ledger)
-            today = _current_plan(asked, settings, fingerprints)
+                remove_leftovers(settings.ledger, sweep.title)
+            today = _current_plan(asked, settings, fingerprints, tell)
+            for status in today.statuses:
+                if status.trial.key in today.damaged:
+                    note_damage(settings.ledger, status.trial.key, status.why)
             to_train = (*today.to_do, *today.pending)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits(to_train, settings.data_dir)
@@ -89,22 +98,22 @@ def _start_over(lease: Lease, reason: str) -> None:
     times = int(os.environ.get(STARTED_OVER, "0")) + 1
     if times > MAX_STARTED_OVER:
         _end_at_once(f"{reason}, for the {times}th time; the same command resumes")
-    _last_words(f"{reason}; starting over, trials go on from their checkpoints")
+    last_words(f"{reason}; starting over, trials go on from their checkpoints")
     os.environ[STARTED_OVER] = f"{times}"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _end_at_once(reason: str) -> None:
+def _lose_cluster(lease: Lease, reason: str) -> None:
+    """End this command, from a thread, where the cluster that it joined has gone: Ray would do it without a word."""
+    lease.__exit__(None, None, None)
+    remedy = "start the cluster again (ray up --restart-only FILE), then the same command resumes"
+    _end_at_once(f"{reason}; nothing is lost, trials go on from their checkpoints: {remedy}", ExitCode.CLUSTER)
+
+
+def _end_at_once(reason: str, code: ExitCode = ExitCode.USAGE) -> None:
     """End this process as if it were killed: no thread of it may write on, and the next driver expects no less."""
-    _last_words(f"error: {reason}")
-    os._exit(ExitCode.USAGE)
-
-
-def _last_words(sentence: str) -> None:
-    """Print a sentence from a thread, and show the cursor, which the live view has hidden."""
-    cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
-    with suppress(OSError):
-        os.write(2, f"{cursor}\n{sentence}\n".encode())
+    last_words(f"error: {reason}")
+    os._exit(code)
 
 
 def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
@@ -130,7 +139,9 @@ def _known_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
     return known
 
 
-def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, str]) -> Plan:
+def _current_plan(
+    sweep: Sweep, settings: Settings, fingerprints: Mapping[str, str], tell: Callable[[str], None]
+) -> Plan:
     """Return the plan after --fresh, --retry-failed and --stale have been obeyed."""
     ledger = settings.ledger
     today = plan(sweep, ledger, fingerprints)
@@ -145,6 +156,8 @@ def _current_plan(sweep: Sweep, settings: Settings, fingerprints: Mapping[str, s
         if status.trial.key in today.further:  # not asked for: it stays as it is
             continue
         if settings.fresh or (settings.retry_failed and status.trial.key in today.damaged):
+            if status.trial.key in today.damaged:
+                tell(f"{status.trial.cell.label} {status.trial.label}: {status.why}; it is trained anew")
             ledger.forget(status.trial.key)
             changed = True
         elif settings.retry_failed and status.state == "failed":
@@ -186,7 +199,7 @@ def _run(
     """
     from sweeps.cli.live_view import LiveView
     from sweeps.tracking.run_index import Store
-    from sweeps.tracking.tracker import Tracker
+    from sweeps.tracking.tracker import HEAD_START, Tracker
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
     if today.to_do:
@@ -201,7 +214,7 @@ def _run(
                 view.log(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
             if status.state == "running":
                 view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
-        tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
+        tracker = Tracker(store, settings.ledger, declared.sweep, view.log, HEAD_START if today.to_do else 0.0)
         _register(tracker, declared)
         if today.to_do:
             code = _run_trials(today, settings, facts, fingerprints, view, tracker)
@@ -237,10 +250,11 @@ def _run_trials(
 
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
-    with deferred_interrupts():
+    with deferred_interrupts(doing, view.log) as check:
         from sweeps.execution import tuner
         from sweeps.execution.session import DriverState
 
+        check()
         resources = _join_ray(today, settings, facts, view)
     names = user_names(cell.net for cell in today.sweep.cells)
     config = RuntimeConfig(
@@ -254,6 +268,7 @@ def _run_trials(
         data_source=settings.data_source,
         ranks=resources.ranks,
         code_folder=page_folder() if names else "",
+        gpu_share=min(1.0, resources.gpus or 1.0),
     )
     forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
     view.progress.forecast = forecast
@@ -267,7 +282,8 @@ def _run_trials(
 
     def on_event(event: str, trial: Trial, news: Json) -> None:
         seen[trial.key] = trial
-        forecast.workers = max(forecast.workers, len(state.started_at))
+        forecast.running = len(state.started_at)
+        forecast.workers = max(forecast.workers, forecast.running)
         view.on_event(event, trial, news, state.planned, state.pending)
         if event == "epoch" and forecast.is_settled():
             log_forecast()
@@ -288,6 +304,8 @@ def _run_trials(
         limits=settings.limits,
         shipped={} if settings.address == "local" else shipped_files(names),
         say=view.log,
+        address=settings.address,
+        lose_cluster=settings.lose_cluster,
         start_over=settings.start_over,
     )
     _set_pack_policy(state, forecast, view)
@@ -299,7 +317,8 @@ def _run_trials(
         except tuner.NoProgressError as error:
             view.log(f"giving up: {error}; -v shows all of it")
         finally:
-            settings.ledger.delete(state.stop_mark)
+            with suppress(OSError):  # of a disk that fails; the next start deletes what is left
+                settings.ledger.delete(state.stop_mark)
             if settings.display.verbose:
                 for trace in state.errors:
                     view.log(trace)
@@ -339,10 +358,12 @@ def _join_ray(today: Plan, settings: Settings, facts: Mapping[str, DataSet], vie
 
 def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> None:
     """Set how trials share their pictures: as asked for, or, once epochs have shown where that pays, there."""
-    pack, trials, limit = forecast.settings.resources.pack, forecast.plan.to_do, state.config.resident_bytes
+    trials, limit = forecast.plan.to_do, state.config.resident_bytes
+    on_gpu = state.resources.gpus > 0
+    pack = forecast.settings.resources.pack or ("auto" if on_gpu else 1)
     resident = frozenset(name for name, fact in forecast.facts.items() if packing.fits_on_device(fact, limit))
     if pack != "auto":
-        fixed = packing.PackPolicy(pack, resident=resident)
+        fixed = packing.PackPolicy(pack, resident=resident, side_by_side=on_gpu)
         state.pack_policy = lambda: fixed
         return
     if state.config.ranks > 1:
@@ -353,7 +374,9 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
 
     def policy_now() -> packing.PackPolicy:
         nonlocal announced
-        policy = packing.policy_from_throughput(candidates, forecast.throughputs, state.resources.gpus)
+        if on_gpu:
+            return packing.policy_on_gpu(trials, forecast.throughputs, state.resources.gpus, resident)
+        policy = packing.policy_from_throughput(candidates, forecast.throughputs)
         if policy.cells and not announced:
             cells = count(len(policy.cells), "cell")
             view.log(f"packs share their pictures in {cells}: reading them takes much of a step")

@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from sweeps.execution.resources import ResourceRequest
     from sweeps.execution.session import Limits
 
-DEMO = "demo: embedded pictures, small nets, a short recipe; it shows how things work, not what CReLU is worth"
-OWN_DEMO = "demo: embedded pictures, narrow nets, few epochs; what it changes of the page:"
-SMOKE = "smoke test: two tiny cells on embedded pictures"
+DEMO = "demo: {pictures}, small nets, a short recipe; it shows how things work, not what CReLU is worth"
+OWN_DEMO = "demo: {pictures}, narrow nets, few epochs; what it changes of the page:"
+SMOKE = "smoke test: two tiny cells on {pictures}"
 SMALL = "no GPU here: the demo's small nets and short recipes (--profile paper for the paper's)"
 
+NVJPEG = "nvjpeg"
 LONGEST = 60  # letters of a variant's name; a longer one is cut and ends with a hash
 
 StalePolicy = Literal["ask", "keep", "retrain"]
@@ -71,6 +72,7 @@ class Settings:
     resources: ResourceRequest
     limits: Limits
     reader: str = "ffcv"
+    decoder: str = ""
     deterministic: bool = True
     stale: StalePolicy = "ask"
     fresh: bool = False
@@ -80,6 +82,7 @@ class Settings:
     command: Command = field(default_factory=Command)
     guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
     start_over: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a dead Ray holds it
+    lose_cluster: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a cluster has gone
 
     @property
     def ledger(self) -> Ledger:
@@ -103,6 +106,8 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
     output = absolute(options.output)
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     profile, dataset, banner = choose_profile(cells, options, address, of_paper)
+    if options.reader == NVJPEG and address == "local" and (options.gpus_per_trial == 0 or not _has_gpu()):
+        raise ValueError(f"--reader {NVJPEG}: it decodes on a GPU, and trials here have none; take ffcv or threads")
     sentences = [banner, taken_sentence(cells, profile, _asked_dataset(options) or dataset)]
     return Settings(
         profile=profile,
@@ -121,7 +126,9 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
             pack=options.pack,
         ),
         limits=Limits(options.max_gpu_hours, 1 if options.fail_fast else options.max_failures),
-        reader=options.reader,
+        # Pictures that are stored as pixels have no decoder, and nvJPEG is named by the cells of the others.
+        reader="threads" if options.reader == NVJPEG else options.reader,
+        decoder=NVJPEG if options.reader == NVJPEG else "",
         deterministic=options.kernels == "exact",
         stale="retrain" if options.yes and options.stale == "ask" else options.stale,
         fresh=options.fresh,
@@ -139,18 +146,19 @@ def choose_profile(
     Never falls back from a configured place to embedded pictures: on a cluster with a bad mount that would burn
     GPUs on toy data.
     """
+    pictures = _pictures(options)
     if options.smoke_test:
-        return "smoke", options.dataset or "", SMOKE
+        return "smoke", absolute_dataset(options.dataset or ""), SMOKE.format(pictures=pictures)
     if options.rehearse:
         # A rehearsal takes the sweep at its real size, with the pictures and the device at hand.
         return options.profile or "paper", absolute_dataset(options.dataset or ""), ""
     if options.profile == "demo" and not options.dataset:
-        return "demo", "", DEMO if of_paper else OWN_DEMO
+        return "demo", "", (DEMO if of_paper else OWN_DEMO).format(pictures=pictures)
     if not of_paper:
         return options.profile or "paper", absolute_dataset(options.dataset or ""), ""
     if options.dataset:
         dataset = absolute_dataset(options.dataset)
-        if options.profile is None and address == "local" and not glob.glob("/dev/nvidia[0-9]*"):
+        if options.profile is None and address == "local" and not _has_gpu():
             return "demo", dataset, SMALL
         return options.profile or "paper", dataset, ""
     name = cells[0].dataset
@@ -163,7 +171,17 @@ def choose_profile(
             f"a cluster was given, but no data: say where {name} lies by --data-dir, --data-source or CRELU_DATA, "
             f"or ask for embedded pictures by --profile demo"
         )
-    return "demo", "", DEMO
+    return "demo", "", DEMO.format(pictures=pictures)
+
+
+def _pictures(options: argparse.Namespace) -> str:
+    """Return the words for the pictures of a small profile: embedded ones unless others are asked for."""
+    dataset = _asked_dataset(options) or absolute_dataset(options.dataset or "")
+    return f"the pictures of {dataset}" if dataset and not dataset.startswith("synthetic") else "embedded pictures"
+
+
+def _has_gpu() -> bool:
+    return bool(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def absolute(place: str) -> str:
@@ -212,13 +230,14 @@ def declare(
     if options.smoke_test:
         cells, page = (cells[0], cells[-1]), [page[0], page[-1]]
     on_data = [scaled(cell, profile, dataset, own) for cell in cells]
-    changed = tuple(change(cell, options.set) for cell in on_data)
+    changed = tuple(_decoded(change(cell, options.set), settings) for cell in on_data)
+    decoder = settings.decoder if any(cell.decoder for cell in changed) else ""
     other_data = [cell.key for cell in on_data] != [cell.key for cell in page]
-    parts = [data_name(dataset) if other_data else "", fields_name(on_data, options.set)]
+    parts = [data_name(dataset) if other_data else "", fields_name(on_data, options.set), decoder]
     sweep = Sweep(name, profile, changed, protocol_of(protocol, profile, options), "-".join(filter(None, parts)))
     if other_data:
         digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
-        hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, parts[1]))))
+        hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, *parts[1:]))))
         return hashed if _is_taken(sweep, hashed, settings.ledger) else sweep
     return sweep
 
@@ -256,6 +275,16 @@ def changed_protocol(before: Protocol, after: Protocol, options: argparse.Namesp
             if old != new and not (name == "trials" and options.search_trials is not None):
                 lines.append(f"search {name}: {old} -> {new}")
     return lines
+
+
+def _decoded(cell: Cell, settings: Settings) -> Cell:
+    """Return a cell with the settings' decoder of its own, where its pictures are stored as JPEG."""
+    from crelu_data.datasets import RAW_UP_TO, dataset
+
+    size = RAW_UP_TO + 1  # of a folder that is not prepared yet
+    with suppress(ValueError):
+        size = dataset(cell.dataset, settings.data_dir).size
+    return dataclasses.replace(cell, decoder=settings.decoder) if size > RAW_UP_TO and settings.decoder else cell
 
 
 def asked_part(sweep: Sweep, options: argparse.Namespace) -> Sweep:

@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 
 from sweeps.experiment.metrics import AVERAGE, TOP1, cell_average, error_text
-from sweeps.experiment.plan import STATES, Plan, current_plan
+from sweeps.experiment.plan import STATES, Plan, TrialStatus, current_plan
+from sweeps.experiment.trial import Cell
 from sweeps.results.evidence import titles
 from sweeps.store.lease import Drivers, owner_text
 from sweeps.store.ledger import Json, Ledger
@@ -41,7 +43,7 @@ def as_json(plan: Plan, drives: Json | None) -> Json:
         main = known.get("folds") or known.get("single")
         cells.append(
             {"label": cell.label, "test_top1_err": main.mean if main else None, "n": main.n if main else 0}
-            | {state: plan.count(state, cell=cell) for state in STATES}
+            | counts(plan, cell)
             | {"lost": plan.lost(cell)}
             | {"numbers": {name: number.as_json() for name, number in known.items()}}
         )
@@ -54,16 +56,30 @@ def as_json(plan: Plan, drives: Json | None) -> Json:
     }
 
 
+def counts(plan: Plan, cell: Cell) -> dict[str, int]:
+    """Return how many trials of a cell are in each state; the damaged ones count as nothing else, and come last."""
+    states = Counter("damaged" if plan.is_damaged(status) else status.state for status in plan.of(cell))
+    return {state: states[state] for state in (*STATES, "damaged")}
+
+
+def remedy(plan: Plan, status: TrialStatus) -> str:
+    """Return what to do about a damaged trial, as the end of a sentence; a damaged result is mended unasked."""
+    return "; --retry-failed trains it anew" if status.trial.key in plan.damaged else ""
+
+
 def text(plan: Plan, drives: Json | None) -> str:
     """Return a sweep's status as lines."""
     who = f"driven by {owner_text(drives)}" if drives else "no driver runs; the sweep's command resumes it"
     width = max(len(cell.label) for cell in plan.sweep.cells)
     lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
-    lines.append(f"{'cell':<{width}}   new  run done stale fail skip   test error %")
+    lines.append(f"{'cell':<{width}}   new  run done stale fail skip damaged   test error %")
     for cell in plan.sweep.cells:
-        counts = "".join(f"{plan.count(state, cell=cell) or '.':>5}" for state in STATES)
+        *numbers, damaged = counts(plan, cell).values()
+        row = "".join(f"{number or '.':>5}" for number in numbers) + f"{damaged or '.':>8}"
         words = "; ".join(filter(None, (error_text(plan.tested(cell)), plan.lost(cell))))
-        lines.append(f"{cell.label:<{width}} {counts}   {words}".rstrip())
+        lines.append(f"{cell.label:<{width}} {row}   {words}".rstrip())
+    lines += [f"{status.trial.cell.label} {status.trial.label}: {status.why}{remedy(plan, status)}"
+              for status in plan.statuses if plan.is_damaged(status)]  # fmt: skip
     lines += [f"{label}: {why}; the others are skipped" for label, why in plan.given_up.items()]
     if further := plan.seeds_text():
         lines.append(further)

@@ -101,7 +101,8 @@ def _print_states(plan: Plan) -> None:
     print(f"{done} of {planned} {verb} done{f', {failed} failed' if failed else ''}.")
     for status in plan.statuses:
         if status.state == "failed":
-            print(f"  failed: {status.trial.cell.label} {status.trial.label}: {status.why}")
+            state = "damaged" if plan.is_damaged(status) else "failed"
+            print(f"  {state}: {status.trial.cell.label} {status.trial.label}: {status.why}")
     for label, why in plan.given_up.items():
         skipped = sum(s.state == "skipped" and s.trial.cell.label == label for s in plan.statuses)
         print(f"  skipped: {skipped} of {label}: {why}; --retry-failed trains them.")

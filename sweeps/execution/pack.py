@@ -1,14 +1,16 @@
 """Training of several trials side by side in one process: each batch is made once, and every member learns from it.
 
 A member computes what it would compute alone, bit for bit: weights, dropout and order are keyed by the trial, and
-members share only the pictures. So a pack has no state of its own. Each member has its own checkpoints, can go on alone
-or in another pack, and leaves when it fails, diverges, is pruned or has finished.
+members share only the pictures. On a GPU each has a stream of its own, so that their kernels run side by side. So a
+pack has no state of its own. Each member has its own checkpoints, can go on alone or in another pack, and leaves when
+it fails, diverges, is pruned or has finished.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,7 @@ from sweeps.execution.failures import attempt_of
 from sweeps.execution.messages import Notify, left
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
+from sweeps.training.graphs import open_streams
 from sweeps.training.run_trial import out_of_memory, trial_steps
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import BatchStream, PackContext, Position, Steps, stream_key
@@ -50,6 +53,7 @@ class _Member:
 
     trial: Trial
     steps: Steps[Json | None]
+    stream: AbstractContextManager[object]
     position: Position = START
 
 
@@ -66,9 +70,10 @@ class _Pack:
     ) -> None:
         self.ledger, self.notify, self.stop, self.alive = Ledger(runtime.ledger), notify, stop, alive
         self.member_seconds, self.last_reading = 0.0, time.monotonic()
-        self.streams = {stream_key(trial): BatchStream() for trial in trials}
+        device_streams = open_streams(torch.device(runtime.device), len(trials))
+        self.streams = {stream_key(trial): BatchStream(device_streams) for trial in trials}
         self.leaving: set[str] = set()
-        self.members = [_Member(trial, self._steps(trial, runtime)) for trial in trials]
+        self.members = [_Member(trial, self._steps(trial, runtime), device_streams.member()) for trial in trials]
 
     def _steps(self, trial: Trial, runtime: RuntimeConfig) -> Steps[Json | None]:
         """Return the steps of a trial, none of them taken yet."""
@@ -104,7 +109,8 @@ class _Pack:
         self.alive(member.trial.key)
         before, fits = member.position, 0
         try:
-            member.position = next(member.steps)
+            with member.stream:
+                member.position = next(member.steps)
             # A diverged member goes back to the start with another seed. It leaves, since the others would wait for it.
             if member.position >= before or len(self.members) == 1:
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from crelu_data.datasets import DataSet
@@ -22,6 +22,8 @@ MAX_MEMBERS = 16  # of a pack under --pack auto: with more, what is shared is le
 # Packing pays from this ratio of the time for batches to the time for learning. Of a GPU's time only its waits for
 # batches count, so it means a decoder that takes 1.1 times as long as the net.
 MIN_RATIO = 0.1
+# On a GPU small nets fill it together: packs go on where pictures a second are so many times those of trials alone.
+MIN_GAIN = 1.2
 MEMORY_SHARE = 0.8  # of a GPU's memory that a pack may fill
 
 
@@ -31,7 +33,7 @@ class PackPolicy:
 
     With `even`, no pack takes so many trials that another worker has none. Trials on data sets in `resident` need no
     common stream: each takes its own pictures from the device. Of the cells in `unknown` an epoch is to show whether
-    packs pay.
+    packs pay. Where members take their steps at the same time (`side_by_side`), so they take the memory for them.
     """
 
     most: int = 1
@@ -40,6 +42,7 @@ class PackPolicy:
     resident: frozenset[str] = frozenset()
     memory: float = float("inf")
     unknown: frozenset[str] = frozenset()
+    side_by_side: bool = False
 
     def kind(self, trial: Trial) -> StreamKey:
         """Return what the trials of one pack have in common."""
@@ -72,9 +75,10 @@ class PackPolicy:
                 break
             if self.kind(trial) == kind and self._packs(trial) and max(0, start - 1) <= epoch(trial) <= start + 1:
                 more, step = memory_estimate(trial, classes, crop)
-                if state + more + max(peak, step) <= self.memory:
+                most_at_once = peak + step if self.side_by_side else max(peak, step)
+                if state + more + most_at_once <= self.memory:
                     members.append(trial)
-                    state, peak = state + more, max(peak, step)
+                    state, peak = state + more, most_at_once
         return members
 
     def _packs(self, trial: Trial) -> bool:
@@ -125,6 +129,30 @@ def policy_from_throughput(trials: Sequence[Trial], throughputs: Throughputs, gp
     memory = MEMORY_SHARE * throughputs.device_bytes * (gpus or 1.0)
     most = MAX_MEMBERS if packed else 1
     return PackPolicy(most, frozenset(packed), even=True, memory=memory, unknown=frozenset(unknown))
+
+
+def policy_on_gpu(
+    trials: Sequence[Trial], throughputs: Throughputs, gpus: float, resident: frozenset[str]
+) -> PackPolicy:
+    """Return the policy for `trials` on a GPU, where members run side by side: as `policy_from_throughput`, and more.
+
+    A cell that has trained alone is tried in packs too, on pictures of any kind, and goes on so where that was faster.
+    """
+    policy = policy_from_throughput(trials, throughputs, gpus)
+    packed = set(policy.cells or ())
+    unknown = set()
+    for cell in {trial.cell.key: trial.cell for trial in trials}.values():
+        gain = throughputs.pack_gain(cell.key)
+        if gain is not None and gain < MIN_GAIN:
+            packed.discard(cell.key)
+        elif throughputs.has_trained_alone(cell.key):
+            packed.add(cell.key)
+        elif cell.key not in packed:
+            unknown.add(cell.key)
+    most = MAX_MEMBERS if packed else 1
+    return replace(
+        policy, most=most, cells=frozenset(packed), unknown=frozenset(unknown), resident=resident, side_by_side=True
+    )
 
 
 def _distance(macs: Mapping[str, float], key: str, other: str) -> float:

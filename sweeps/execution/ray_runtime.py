@@ -10,6 +10,7 @@ import atexit
 import gc
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,6 +203,33 @@ def death() -> str:
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         return f"Ray's {name} has died ({how})"
     return ""
+
+
+def absence(address: str) -> str:
+    """Return that the cluster joined at `address` is not there, as a sentence; empty where it answers.
+
+    Asked are the head, and where this machine is one of the cluster's, its raylet: without it no call is answered.
+    """
+    node = ray._private.worker._global_node
+    where = node.gcs_address if node is not None and address == "auto" else address
+    try:
+        check_answers(where)
+    except ValueError as error:
+        return str(error)
+    raylet = node.raylet_socket_name if node is not None else ""
+    if raylet and not _accepts(raylet):
+        return f"Ray's raylet of this machine, which belongs to the cluster at {where}, has died"
+    return ""
+
+
+def _accepts(name: str) -> bool:
+    """Tell whether a process listens at a socket of this machine."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(name)
+        except OSError:
+            return False
+    return True
 
 
 def check_alive() -> None:

@@ -54,6 +54,8 @@ class DriverState:
     shipped: dict[str, str] = field(default_factory=dict)  # the user's files, for workers of other hosts
     pack_policy: Callable[[], PackPolicy] = PackPolicy
     say: Callable[[str], None] = print  # shows a sentence to the user
+    address: str = "local"  # of the cluster that was joined; local: Ray was started here
+    lose_cluster: Callable[[str], None] = print  # ends the command where the cluster that was joined has gone
     start_over: Callable[[str], None] = print  # begins the command anew where Ray has died and holds the main thread
     # What was seen so far.
     stopping: bool = False

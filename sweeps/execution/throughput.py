@@ -24,6 +24,9 @@ SPREAD = 1.1  # least factor between the likely speed and either end of its inte
 # The same for a net that is scaled from a single other one: a small net's convolutions may run at less than half the
 # speed of a large one's (benchmarks/RESULTS.md).
 SCALING = 2.0
+# Share of its time that a trial alone keeps a GPU busy: eager steps of CIFAR nets 0.5, captured ones and large nets 1;
+# least, likely, most. Trials that share a GPU slow each other down once these shares add up to more than it has.
+BUSY = (0.5, 0.7, 1.0)
 
 
 class Throughput(NamedTuple):
@@ -41,25 +44,48 @@ class Throughput(NamedTuple):
 
 @dataclass
 class EpochRates:
-    """Rates of one cell's epochs: pictures a second, and the batches' share of the time where it was measured."""
+    """Rates of one cell's epochs: pictures a second, and the batches' share of the time where it was measured.
+
+    That is so where a trial trains alone; of a pack's epochs it is not known.
+    """
 
     speeds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    sharers: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))  # trials on its GPU, for each speed
     data_shares: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    alone: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    packed: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
-    def add(self, row: Mapping[str, float]) -> None:
-        """Add an epoch by its row."""
+    def add(self, row: Mapping[str, float], sharers: int = 1) -> None:
+        """Add an epoch by its row; `sharers` trials, itself included, had its GPU then."""
         self.speeds.append(float(row["sys/images_per_s"]))
+        self.sharers.append(sharers)
+        (self.alone if "sys/data_share" in row else self.packed).append(float(row["sys/images_per_s"]))
         if "sys/data_share" in row:
             self.data_shares.append(float(row["sys/data_share"]))
 
-    def throughput(self) -> Throughput | None:
-        """Return the median speed with the deciles of the epochs, at least a factor of SPREAD apart; None for none."""
+    def throughput(self, sharers: int = 1) -> Throughput | None:
+        """Return the median speed with the deciles of the epochs, at least a factor of SPREAD apart; None for none.
+
+        The speed is that of one of `sharers` trials on a GPU.
+        """
         if not self.speeds:
             return None
-        likely = median(self.speeds)
-        deciles = quantiles(self.speeds, n=10, method="inclusive") if len(self.speeds) > 1 else [likely]
+        speeds = [
+            [speed * (slowdown(before, busy) / slowdown(sharers, busy)) for busy in BUSY]
+            for speed, before in zip(self.speeds, self.sharers, strict=True)
+        ]
+        likely = median(values[1] for values in speeds)
+        slowest, fastest = [min(values) for values in speeds], [max(values) for values in speeds]
+        if len(speeds) > 1:
+            slowest = quantiles(slowest, n=10, method="inclusive")
+            fastest = quantiles(fastest, n=10, method="inclusive")
         share = median(self.data_shares) if self.data_shares else None
-        return Throughput(likely, min(deciles[0], likely / SPREAD), max(deciles[-1], likely * SPREAD), share)
+        return Throughput(likely, min(slowest[0], likely / SPREAD), max(fastest[-1], likely * SPREAD), share)
+
+
+def slowdown(sharers: int, busy: float) -> float:
+    """Return how many times as long a step takes that shares its GPU with others of its kind, each `busy` alone."""
+    return max(1.0, sharers * busy)
 
 
 @dataclass
@@ -68,22 +94,40 @@ class Throughputs:
 
     `macs` are a cell's multiply-adds a picture, `past` the epochs of finished trials. A cell's own epochs in this
     session take the place of its past ones. `device_bytes` is the memory of a trial's GPU, once a trial has told it.
+    `sharers` trials share each GPU.
     """
 
     macs: Mapping[str, float]
     past: Mapping[str, EpochRates] = field(default_factory=dict)
     present: dict[str, EpochRates] = field(default_factory=dict)
     device_bytes: float = float("inf")
+    sharers: int = 1
 
-    def add(self, cell_key: str, row: Mapping[str, float]) -> None:
-        """Add an epoch of this session."""
-        self.present.setdefault(cell_key, EpochRates()).add(row)
+    def add(self, cell_key: str, row: Mapping[str, float], sharers: int = 1) -> None:
+        """Add an epoch of this session, in which `sharers` trials had the GPU."""
+        self.present.setdefault(cell_key, EpochRates()).add(row, sharers)
+
+    def has_trained_alone(self, cell_key: str) -> bool:
+        """Return whether a cell has an epoch of a trial that trained alone."""
+        return any(cell_key in epochs and epochs[cell_key].alone for epochs in (self.past, self.present))
+
+    def pack_gain(self, cell_key: str) -> float | None:
+        """Return a cell's speed in packs over its speed alone, a member's seconds being its part of the pack's.
+
+        None where either is not known.
+        """
+        known = [epochs[cell_key] for epochs in (self.past, self.present) if cell_key in epochs]
+        alone = [speed for rates in known for speed in rates.alone]
+        packed = [speed for rates in known for speed in rates.packed]
+        return median(packed) / median(alone) if alone and packed else None
 
     def trained(self) -> dict[str, Throughput]:
         """Return the throughput of each cell with a known epoch."""
         trained: dict[str, Throughput] = {}
         for key in self.macs:
-            past, present = (rates.get(key, EpochRates()).throughput() for rates in (self.past, self.present))
+            past, present = (
+                rates.get(key, EpochRates()).throughput(self.sharers) for rates in (self.past, self.present)
+            )
             if past is not None and present is not None and present.data_share is None:
                 present = present._replace(data_share=past.data_share)
             if (latest := present or past) is not None:
@@ -104,6 +148,15 @@ class Throughputs:
         return {key: trained.get(key) or other.scaled(1 / macs) for key, macs in self.macs.items()}
 
 
+def sharers_of(gpus: float, running: int | None = None) -> int:
+    """Return how many trials of `gpus` GPUs each have one together, where so many run (None: as many as fit).
+
+    Ray fills a GPU before it takes the next.
+    """
+    fit = int(1 / gpus + 1e-9) if 0 < gpus < 1 else 1
+    return fit if running is None else max(1, min(fit, running))
+
+
 def past_epochs(ledger: Ledger, results: Iterable[Json], resources: TrialResources) -> dict[str, EpochRates]:
     """Return the epochs of the latest finished trials of each cell on this kind of hardware, by cell key.
 
@@ -120,7 +173,7 @@ def past_epochs(ledger: Ledger, results: Iterable[Json], resources: TrialResourc
             if damage(ledger, str(result["key"]), result, [HISTORY]):
                 continue  # the report names it
             for row in json.loads(ledger.read(f"trials/{result['key']}/{HISTORY}") or b"[]"):
-                epochs[cell_key].add(row)
+                epochs[cell_key].add(row, sharers_of(float(result["hardware"].get("gpu_share", 1))))
     return epochs
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from sweeps.execution import ray_runtime
+from sweeps.execution.cluster_watch import ClusterWatch
 from sweeps.execution.messages import Assignment, Message
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
@@ -197,17 +198,31 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.waiting = [trial for trial in self.waiting if trial.key not in keys]
 
     def _available(self, trial: Trial) -> bool:
-        """Claim a trial; return False where the driver of another sweep trains it, or has: its result counts too."""
+        """Claim a trial; return False where the driver of another sweep trains it, or has.
+
+        Its result counts too, and so does its last failure, which nobody tries again unasked.
+        """
         session = self.session
         result = session.ledger.result(trial.key)
         if result is None:
             claimed = with_room(
                 partial(claim, session.drivers, session.sweep.title, trial.key), lambda: session.stopping
             )
-            return bool(claimed)
+            return bool(claimed) and not self._has_failed_elsewhere(trial)
         self._take([trial])
         self._record_result(trial, result)
         return False
+
+    def _has_failed_elsewhere(self, trial: Trial) -> bool:
+        """Return whether the driver of another sweep has given up a trial that is claimed; then it is recorded here."""
+        attempts = self.session.ledger.attempts(trial.key)
+        if not has_failed(attempts):
+            return False
+        unclaim(self.session.drivers, self.session.sweep.title, trial.key)
+        self._take([trial])
+        self._record_failure(trial, attempts[-1])
+        self._replan_cell(trial)
+        return True
 
     def _epoch_of(self, trial: Trial) -> int:
         """Return the epoch a trial has reached; -1 for one that has failed before, which should train alone."""
@@ -309,9 +324,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             ledger.add_attempt(trial.key, {"error": error, "final": True, "time": time.time()})
             attempts = ledger.attempts(trial.key)
         if has_failed(attempts) and not self.session.stopping:
-            self.failed.add(trial.key)
-            self._notify("failed", trial, attempts[-1])
-            self._check_failure_limits(trial, attempts[-1])
+            self._record_failure(trial, attempts[-1])
         else:
             self._notify("left", trial, {})
             if self.session.stopping or not retry:
@@ -319,6 +332,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             else:
                 self.waiting = self._missing_trials()
         self._replan_cell(trial)
+
+    def _record_failure(self, trial: Trial, attempt: Json) -> None:
+        self.failed.add(trial.key)
+        self._notify("failed", trial, attempt)
+        self._check_failure_limits(trial, attempt)
 
     def _record_result(self, trial: Trial, result: Json) -> None:
         self.results[trial.key] = result
@@ -345,7 +363,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             have = "has" if limits.failures == 1 else "have"
             session.stop_reason = f"{count(limits.failures, 'trial')} {have} failed"
         elif len(self.failures[signature]) >= limits.same_error:
-            session.stop_reason = f"the same error in {limits.same_error} cells: {signature}"
+            session.stop_reason = f"the same error in {count(limits.same_error, 'cell')}: {signature}"
         if session.stop_reason:
             session.stop()
 
@@ -409,6 +427,15 @@ def run_trials(session: DriverState) -> None:
 
     Ray may end a Tuner at any time (the memory monitor, a lost node, an error in a hook); a new one continues.
     """
+    if session.address == "local":
+        _run_tuners(session, lambda: None)
+        return
+    look = partial(ray_runtime.absence, session.address)
+    with ClusterWatch(look, session.say, session.lose_cluster) as watch:
+        _run_tuners(session, watch.wait)
+
+
+def _run_tuners(session: DriverState, wait_for_ray: Callable[[], None]) -> None:
     fruitless = 0
     while not session.stopping:
         searcher, epochs_before = LedgerSearcher(session), session.epochs
@@ -425,6 +452,7 @@ def run_trials(session: DriverState) -> None:
         except Exception as error:
             session.errors.append("".join(traceback.format_exception(error)))
             time.sleep(1.0)
+            wait_for_ray()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         fruitless = 0 if session.epochs > epochs_before else fruitless + 1

@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from sweeps.experiment.wording import plural
 from sweeps.store.ledger import Json
 
 TRAIN: Final = "final/train_top1_err"  # of the second phase of Single, on the pictures it learned from
@@ -140,7 +141,7 @@ def lost_text(trials: Iterable[Stand]) -> str:
             "failed": sum(state == "failed" for _, state, _ in stands),
             "skipped": sum(state == "skipped" for _, state, _ in stands),
         }
-        of = f"of {len(stands)} {part}{'s' if len(stands) > 1 else ''}"
+        of = f"of {len(stands)} {plural(len(stands), part)}"
         words = [f"{number} {word}" for word, number in lost.items() if number]
         if words:
             first, *others = words

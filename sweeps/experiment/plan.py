@@ -17,7 +17,8 @@ from sweeps.experiment.rates import RateChoice, RateStudy, choose
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
 from sweeps.experiment.trial import Cell, Rates, Trial, cell_from_json, cell_to_json
-from sweeps.store.integrity import checked, noted_damage
+from sweeps.experiment.wording import count
+from sweeps.store.integrity import checked, lost_files, noted_damage
 from sweeps.store.ledger import Json, Ledger
 
 # Failed attempts of a trial before it counts as failed.
@@ -75,7 +76,9 @@ class Sweep:
             repeated = [value for value, count in Counter(values).items() if count > 1]
             if repeated:
                 labels = [cell.label for cell in self.cells if repeated[0] in (cell.label, cell.key)]
-                raise ValueError(f"{len(labels)} cells of {self.name} have the same {kind}: {', '.join(labels)}")
+                raise ValueError(
+                    f"{count(len(labels), 'cell')} of {self.name} have the same {kind}: {', '.join(labels)}"
+                )
 
     @property
     def title(self) -> str:
@@ -189,14 +192,15 @@ def _why_given_up(
     searched = {trial.key for trial in trials.search}
     trained = [t.key for t in (*trials.protocol, *trials.further) if t.key in results and t.key not in searched]
     if len(trained) >= GIVE_UP and all(has_diverged(results[key]) for key in trained):
-        return f"the first {len(trained)} trainings of this cell diverged"
+        return f"the first {count(len(trained), 'training')} of this cell diverged"
     if search is None:
         return ""
     points = list(dict.fromkeys(trial.dropout for trial in trials.search))[: max(search.wave, GIVE_UP)]
     wave = {trial.key for trial in trials.search if trial.dropout in points}
     diverged = [key for key in wave if has_diverged(results.get(key))]
     settled = all(key in failed or key in diverged for key in wave)
-    return f"all {len(diverged)} trainings of its search diverged" if settled and len(diverged) >= GIVE_UP else ""
+    is_over = settled and len(diverged) >= GIVE_UP
+    return f"all {count(len(diverged), 'training')} of its search diverged" if is_over else ""
 
 
 def _trials_of(
@@ -295,7 +299,7 @@ def seeds_text(protocol: Protocol, trials: Iterable[Trial]) -> str:
     for label, seeds in most.items():
         by_count.setdefault(protocol.seeds + len(seeds), []).append(label)
     counts = "; ".join(f"{count} on the ledger of {', '.join(labels)}" for count, labels in sorted(by_count.items()))
-    declared = f"{protocol.seeds} seed{'s' if protocol.seeds > 1 else ''} declared"
+    declared = f"{count(protocol.seeds, 'seed')} declared"
     return f"{declared}, {counts}" if counts else ""
 
 
@@ -375,7 +379,8 @@ class Plan:
     `further` are the keys of trials of more seeds than the sweep has, which were trained before; `searched` those of
     search trials, `studied` those of studies of the learning rate. `rates` has the rate of each cell that such a study
     chooses for, None while it is open or where none trains. `damaged` has the results of trials that count as failed
-    because a file of theirs is damaged: studies were planned by them.
+    because a file of theirs is damaged: studies were planned by them. `torn` are the keys of trials whose result itself
+    cannot be read; they are trained anew.
     """
 
     sweep: Sweep
@@ -387,10 +392,16 @@ class Plan:
     studied: frozenset[str] = frozenset()
     rates: Mapping[str, float | None] = field(default_factory=dict)
     damaged: Mapping[str, Json] = field(default_factory=dict)
+    torn: frozenset[str] = frozenset()
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
         return sum(status.state in states for status in (self.statuses if cell is None else self.of(cell)))
+
+    def is_damaged(self, status: TrialStatus) -> bool:
+        """Return whether a trial was finished and lacks a file of its, or the result, until it is trained anew."""
+        key = status.trial.key
+        return key in self.damaged or (key in self.torn and status.state == "new")
 
     def of(self, cell: Cell) -> list[TrialStatus]:
         """Return the statuses of one cell's trials."""
@@ -435,7 +446,7 @@ class Plan:
 def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     """Return the status of each trial of `sweep`; `fingerprints` are those of the data sets that are present."""
     results, torn = ledger.read_results()
-    damaged = noted_damage(ledger)
+    damaged = noted_damage(ledger) | lost_files(ledger, results)
     attempts = ledger.failed()
     failed = {key for key, tries in attempts.items() if has_failed(tries)}
     begun = set(ledger.folders("checkpoints"))
@@ -472,7 +483,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     studied = frozenset(trial.key for cell in cells for trial in cell.rates)
     rates = {key: choice.rate for key, choice in rate_choices(sweep, results, failed).items()}
     unsound = {key: results[key] for key in damaged if key in results}
-    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates, unsound)
+    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates, unsound, torn)
 
 
 def without_damaged(plan: Plan, ledger: Ledger, names: Collection[str]) -> Plan:

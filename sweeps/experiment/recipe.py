@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sweeps.experiment.wording import count
+
 
 class Stage(NamedTuple):
     """Stretch of a schedule: from `first_epoch` (1-based) on, lr and weight decay are multiplied by these factors."""
@@ -30,7 +32,8 @@ class Recipe:
     `docs/recipes.md` lists all fields.
 
     `init` "own" leaves a model the weights of its own factory, as models have them by any other too.
-    `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32.
+    `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32; "tf32" is fp32 with products in
+    TF32, on GPUs that have it.
     """
 
     name: str
@@ -69,7 +72,7 @@ class Recipe:
             "optimiser": ("sgd", "adam", "adamw"),
             "schedule": ("stages", "cosine"),
             "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear", "own"),
-            "precision": ("auto", "fp32", "bf16"),
+            "precision": ("auto", "fp32", "tf32", "bf16"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -133,11 +136,11 @@ class Recipe:
         least = min(self.batch, last)
         if least < ranks:
             raise ValueError(
-                f"a batch of {least} pictures cannot be shared by {ranks} ranks (batch {self.batch} of {pictures} "
-                f"pictures{'' if least == self.batch else ', the last one of an epoch'}); take fewer ranks, or train "
-                f"other cells by --set recipe.batch=N"
+                f"a batch of {count(least, 'picture')} cannot be shared by {ranks} ranks (batch {self.batch} of "
+                f"{count(pictures, 'picture')}{'' if least == self.batch else ', the last one of an epoch'}); take "
+                f"fewer ranks, or train other cells by --set recipe.batch=N"
             )
-        parted = [count for count in (self.batch, last) if any(count * rank // ranks % 2 for rank in range(ranks))]
+        parted = [size for size in (self.batch, last) if any(size * rank // ranks % 2 for rank in range(ranks))]
         if self.mixup and parted:
             pairs = max(1, self.batch // (2 * ranks))
             raise ValueError(

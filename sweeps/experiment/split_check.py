@@ -10,6 +10,7 @@ from crelu_data.datasets import DataSet, check_folds, check_holdout
 from crelu_models.model import Model
 from crelu_models.spec import Conv, Linear
 from sweeps.experiment.trial import PHASES, Trial
+from sweeps.experiment.wording import count
 
 
 def check_splits(trials: Iterable[Trial], where: Path) -> None:
@@ -46,5 +47,5 @@ def _check(trial: Trial, facts: DataSet, label_counts: Sequence[int]) -> None:
         if side == 1 and name in normed:
             raise ValueError(
                 f"the batch norm of {name} needs two pictures a step, and a step has one (batch {recipe.batch} of "
-                f"{learned} pictures); train other cells by --set recipe.batch=N"
+                f"{count(learned, 'picture')}); train other cells by --set recipe.batch=N"
             )

@@ -46,7 +46,8 @@ class Cell:
     """Row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it.
 
     `versus` is the label of the cell with which this one is compared, besides the first of its table.
-    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one.
+    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one. `decoder` is
+    "nvjpeg" where that decodes the pictures, whose pixels then differ in the last bits; empty for libjpeg-turbo.
     """
 
     label: str
@@ -57,6 +58,7 @@ class Cell:
     row: str = ""
     versus: str = ""
     paper_dataset: str = ""
+    decoder: str = ""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a net of ours without an initialisation."""
@@ -65,8 +67,8 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """Return the hash of net, data set and recipe; names do not change it."""
-        return _hash(self.texts)
+        """Return the hash of net, data set, recipe and a decoder of its own; names do not change it."""
+        return _hash((*self.texts, self.decoder) if self.decoder else self.texts)
 
     @cached_property
     def texts(self) -> tuple[str, str, str]:
@@ -138,6 +140,8 @@ class Trial:
             content |= {"match": self.match, "reference": self.reference}
         if self.pruning_thresholds:
             content["bars"] = list(self.pruning_thresholds)
+        if self.cell.decoder:
+            content["decoder"] = self.cell.decoder
         return content
 
     @property
@@ -174,7 +178,8 @@ class Trial:
 
 def cell_to_json(cell: Cell) -> Json:
     """Return the cell as JSON, with its names for people."""
-    return {
+    decoder = {"decoder": cell.decoder} if cell.decoder else {}
+    return decoder | {
         "label": cell.label,
         "net_name": cell.net.name,
         "table": cell.table,
@@ -203,6 +208,7 @@ def cell_from_json(value: Json | None) -> Cell:
             str(value["row"]),
             str(value.get("versus", "")),  # older ledgers lack these two
             str(value.get("paper_dataset", "")),
+            str(value.get("decoder", "")),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None

@@ -9,9 +9,12 @@ def count(n: int, noun: str) -> str:
 
 
 def plural(n: int, noun: str) -> str:
-    """Return a noun as it stands behind a number: cell behind 1, cells behind 2, studies behind 3."""
-    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return noun if n == 1 else many
+    """Return a noun as it stands behind a number: cell behind 1, cells behind 2, studies and classes behind 3."""
+    if n == 1:
+        return noun
+    if noun.endswith("y") and noun[-2] not in "aeou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "ch", "sh", "x")) else f"{noun}s"
 
 
 def against_forecast(actual: float, forecast: float) -> str:

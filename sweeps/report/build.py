@@ -160,14 +160,21 @@ def export(options: argparse.Namespace) -> int:
 def source(options: argparse.Namespace) -> Iterator[Ledger]:
     """Yield the ledger of the output folder, or that of a capsule.
 
-    A capsule whose digests fit may still hold values that no sweep writes: any error of theirs becomes a ValueError.
+    A capsule whose digests fit may still hold values that no sweep writes: any error of theirs becomes a ValueError,
+    and each names the capsule.
     """
     if not options.capsule:
         yield Ledger.in_output(options.output)
         return
+    unpacked = ""
     try:
         with capsule.opened(Path(options.capsule)) as ledger:
+            unpacked = ledger.root
             yield ledger
+    except ValueError as error:
+        why = str(error).replace(unpacked, options.capsule) if unpacked else str(error)
+        named = options.capsule in why
+        raise ValueError(why if named else f"{options.capsule}: {why.splitlines()[0][:200]}") from error
     except (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{options.capsule} holds what no sweep writes ({why})") from error

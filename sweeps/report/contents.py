@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from sweeps.experiment.plan import seeds_text
-from sweeps.experiment.wording import count
+from sweeps.experiment.wording import count, plural
 from sweeps.report import charts, record_tables
 from sweeps.report.claim_tables import claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, print_section
@@ -82,7 +82,7 @@ def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[
     tested = [group for group in tables if group.table and survey.sweep.protocol.trainings()]
     if not any(group.comparable for group in tested):
         judging = [Tile("withheld", "verdicts", "embedded or other data")] if tested else []
-    trained = Tile(f"{len(results):,}", "trainings", f"{failed} failed, {todo} to do")
+    trained = Tile(f"{len(results):,}", plural(len(results), "training"), f"{failed} failed, {todo} to do")
     return (*judging, trained, Tile(duration(hours), "of training", f"in {count(len(survey.cells), 'cell')}"))
 
 

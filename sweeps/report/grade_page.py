@@ -18,9 +18,9 @@ from sweeps.store.ledger import Json, Ledger
 
 WORDS = (
     "Each number, sentence, figure and theorem is a leaf. Its items pass checks in this order: run (5 % of the score), "
-    "at the paper's scale (15 %), on the paper's data (20 %), with enough trainings (20 %), in agreement (40 %). An "
-    "item stops at the first that it fails. A leaf's score is the mean of its items', a part's the weighted mean of its "
-    "own parts. Figures and theorems have fewer checks.",
+    "at the paper's scale (15 %), on the paper's data (20 %), with enough trainings (20 %), in agreement (40 %). "
+    "An item stops at the first that it fails. A leaf's score is the mean of its items', a part's the weighted mean of "
+    "its own parts. Figures and theorems have fewer checks.",
     "GPU-hours are estimated from operations at 20 TFLOP/s: ten folds, or two seeds, of each row that lacks them.",
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
+from sweeps.experiment.wording import count
 from sweeps.report.render.document import signed
 from sweeps.report.render.formats import escaped, prose
 from sweeps.report.result_tables import ours_text, verdict_text
@@ -88,7 +89,7 @@ def _links(
     page = run_address(experiment, report, f"{REPORT}/report.html")
     links = [f"[the report]({page})", f"[all cells in a table]({table_address(experiment)})"]
     if len(cells) > 1:
-        links.append(f"[{len(cells)} cells beside each other]({compare_address(experiment, cells)})")
+        links.append(f"[{count(len(cells), 'cell')} beside each other]({compare_address(experiment, cells)})")
     tested = [run for run in evidence.done(*TESTED) if run.mlflow]
     trials = [
         f"[{prose(run.trial.label)}]({run_address(experiment, quote(run.mlflow, safe=''))})" for run in tested[:NAMED]

@@ -122,7 +122,7 @@ def _cost(row: Sequence[float], runs: tuple[Run, ...], hourly: float) -> Iterabl
 
 LISTED = 1000  # runs that the page lists one by one
 
-# Fields of a result's hardware and their names in the table; the last two are of some results only.
+# Fields of a result's hardware and their names in the table; the last ones are of some results only.
 HARDWARE = {
     "device": "device",
     "host": "host",
@@ -130,6 +130,8 @@ HARDWARE = {
     "python": "python of a worker",
     "ranks": "ranks of a trial",
     "kernels": "GPU kernels",
+    "gpu_share": "share of a GPU",
+    "decoder": "decoder of JPEG",
 }
 
 

@@ -178,6 +178,8 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
         target = folder / relative(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+    if not any(name.startswith("plans/") for name in digests):
+        raise ValueError(f"{path} is no capsule: it has the plan of no sweep")
 
 
 class _TooLargeError(ValueError):

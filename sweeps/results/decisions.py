@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sweeps.experiment.wording import count
 from sweeps.results.statistics import votes
 from sweeps.store.ledger import Ledger
 
@@ -140,7 +141,8 @@ def _check_size(file: Any, size: int, path: str) -> None:
     numbers = [kind for kind in kinds if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
     if file.metadata.num_rows > size or len(kinds) > COLUMNS:
         raise ValueError(
-            f"{path} says that it has {file.metadata.num_rows:,} rows of {len(kinds)} columns in {size:,} bytes"
+            f"{path} says that it has {count(file.metadata.num_rows, 'row')} of {len(kinds)} columns in "
+            f"{count(size, 'byte')}"
         )
     if len(kinds) - len(numbers) > (KEY in file.schema_arrow.names):
         raise ValueError(f"{path} has columns that are no numbers")

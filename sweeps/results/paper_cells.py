@@ -22,6 +22,7 @@ from crelu_models.tables import PAPER, S4
 from sweeps.experiment.metrics import PARTIAL, flags_of
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
 from sweeps.experiment.trial import Cell
+from sweeps.experiment.wording import count
 from sweeps.results.evidence import CellResults
 
 # The net and the recipe of each row of the paper's tables.
@@ -112,9 +113,9 @@ def other_data(results: CellResults, paper_set: str) -> str:
         ("training", training_pictures(results), paper.splits["train"]),
         ("test", tested_pictures(results), paper.splits[paper.final]),
     ):
-        for count in sorted(counts):
-            if is_other_count(count, full):
-                return f"{count:,} {kind} pictures, not {full:,}"
+        for number in sorted(counts):
+            if is_other_count(number, full):
+                return f"{count(number, f'{kind} picture')}, not {full:,}"
     if on_part(results):
         return "a part of the published data set, or other files by its name"
     prints = {str(run.result["fingerprint"]) for run in results.tested if run.result}
@@ -124,7 +125,7 @@ def other_data(results: CellResults, paper_set: str) -> str:
 def other_classes(results: CellResults, paper_set: str) -> str:
     """Return how many classes a cell has where they are not as many as the paper's, else nothing."""
     classes = dataset(paper_set).classes
-    return "" if results.classes in (None, classes) else f"{results.classes:,} classes, not {classes:,}"
+    return "" if results.classes in (None, classes) else f"{count(results.classes, 'class')}, not {classes:,}"
 
 
 def reduced(results: CellResults, paper_set: str) -> str:

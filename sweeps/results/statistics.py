@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sweeps.experiment.metrics import Average, average
+from sweeps.experiment.wording import count
 from sweeps.results.paper import FOLDS, Relation
 
 # Points that a reproduction may be off by: the paper leaves recipes open.
@@ -111,7 +112,7 @@ def wilson(errors: int, n: int, level: float = 0.95) -> Interval:
     from scipy import stats
 
     if not 0 <= errors <= n or n < 1:
-        raise ValueError(f"{errors} errors among {n} pictures; expected 0 <= errors <= n and n >= 1")
+        raise ValueError(f"{count(errors, 'error')} among {count(n, 'picture')}; expected 0 <= errors <= n and n >= 1")
     bounds = stats.binomtest(errors, n).proportion_ci(level, "wilson")
     return Interval(100 * float(bounds.low), 100 * float(bounds.high))
 
@@ -210,7 +211,7 @@ def order(ours: ArrayLike, paper: ArrayLike) -> Order:
     """Count the pairs of rows (n,) in the printed order; pairs that the paper prints as equal are left out."""
     x, y = _vector("ours", ours), _vector("paper", paper)
     if len(x) != len(y):
-        raise ValueError(f"{len(x)} rows against {len(y)} printed ones; expected as many")
+        raise ValueError(f"{count(len(x), 'row')} against {len(y)} printed ones; expected as many")
     i, j = np.triu_indices(len(x), 1)
     agreement = (np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]))[y[i] != y[j]]
     return Order(int(np.sum(agreement > 0)), int(np.sum(agreement < 0)), int(np.sum(agreement == 0)))

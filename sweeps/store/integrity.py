@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 from sweeps.store.ledger import Json, Ledger
@@ -43,9 +43,33 @@ def checked(ledger: Ledger, key: str, result: Json, names: Collection[str] | Non
     """Return what `damage` returns, and note it on the ledger, so that every command knows."""
     why = damage(ledger, key, result, names)
     if why:
-        with suppress(OSError):  # a disk that is read only tells it each time anew
-            ledger.write_json(f"damaged/{key}.json", {"why": why, "time": time.time()})
+        note_damage(ledger, key, why)
     return why
+
+
+def note_damage(ledger: Ledger, key: str, why: str) -> None:
+    """Note on the ledger which file of a trial is damaged."""
+    with suppress(OSError):  # a disk that is read only tells it each time anew
+        ledger.write_json(f"damaged/{key}.json", {"why": why, "time": time.time()})
+
+
+def lost_files(ledger: Ledger, results: Mapping[str, Json]) -> dict[str, str]:
+    """Return a file of each result that is missing or of another size than was written, by key; no file is read.
+
+    A file without a digest, which older results have, is taken as it is; one without a size only has to be there.
+    """
+    lost: dict[str, str] = {}
+    present = ledger.file_sizes(results)
+    for key, result in results.items():
+        digests, sizes = result.get("files", {}), result.get("sizes", {})
+        for name in (name for name, digest in digests.items() if digest):
+            size = present[key].get(name)
+            wanted = sizes.get(name, size) if isinstance(sizes, dict) else size
+            if size is None:
+                lost[key] = f"trials/{key}/{name} is missing"
+            elif size != wanted:
+                lost[key] = f"trials/{key}/{name} is damaged: its size is {size} B, not {wanted}"
+    return lost
 
 
 def noted_damage(ledger: Ledger) -> dict[str, str]:

@@ -31,6 +31,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +40,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from crelu_data.interrupts import deferred_interrupts
 from crelu_data.storage import check_mounted, make_folder, open_filesystem, sync_folder
-from sweeps.store.foreign import known_trial_files, printable_json, relative
+from sweeps.store.foreign import TRIAL_FILES, known_trial_files, printable_json, relative
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
@@ -383,9 +384,36 @@ class Ledger:
             return dict(zip(keys, pool.map(read, keys), strict=True))
 
     def commit(self, key: str, result: Mapping[str, Any]) -> None:
-        """Write the result of trial `key`, which is done from then on, and delete its checkpoints."""
-        self.write_json(f"results/{key}.json", {**result, "check": checksum(result)})
+        """Write the result of trial `key`, which is done from then on, and delete its checkpoints.
+
+        The result gets the sizes of the trial's files as they lie there, by which a lost one is known unread.
+        """
+        sized = {**result, "sizes": self.file_sizes([key])[key]} if result.get("files") else dict(result)
+        self.write_json(f"results/{key}.json", {**sized, "check": checksum(sized)})
         self.delete(f"checkpoints/{key}")
+
+    def file_sizes(self, keys: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Return the bytes of each file that lies in the folders of these trials, by key and name; no file is read."""
+        sizes: dict[str, dict[str, int]] = {key: {} for key in keys}
+        if not self.local:
+            self._list_sizes(sizes)
+            return sizes
+        root = self._opened[1]
+        for key, files in sizes.items():
+            for name in TRIAL_FILES:
+                with suppress(OSError):
+                    files[name] = os.lstat(f"{root}/trials/{key}/{name}").st_size
+        return sizes
+
+    def _list_sizes(self, sizes: Mapping[str, dict[str, int]]) -> None:
+        """Fill in the sizes of files on object storage: of one trial, or of several by one listing of all."""
+        folder = self.path(f"trials/{next(iter(sizes))}" if len(sizes) == 1 else "trials")
+        selector = self._arrow.FileSelector(folder, allow_not_found=True, recursive=True)
+        start = len(self.path("trials")) + 1
+        for entry in self._opened[0].get_file_info(selector) if sizes else ():
+            key, _, name = entry.path[start:].partition("/")
+            if key in sizes and name in TRIAL_FILES:
+                sizes[key][name] = entry.size
 
     def attempts(self, key: str) -> list[Json]:
         """Return the failed attempts of trial `key`, oldest first."""

@@ -1,4 +1,4 @@
-"""What killed processes leave on a ledger: half-written files, and checkpoints of trials that are finished."""
+"""What killed processes leave on a ledger: half-written files, checkpoints of finished trials, words to workers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from sweeps.store.lease import Drivers
 from sweeps.store.ledger import Ledger
 
 HALF_WRITTEN: Final = re.compile(r"\..+\.\d+\.\d+\.(part|draft)")  # named after process and thread
+TO_WORKERS: Final = ("packs", "stops")  # folders of what a driver and its workers tell each other while both live
 AGE: Final = 300.0  # seconds, by the disk's own clock, after which no writer of such a file can still be at it
 
 
-def remove_leftovers(ledger: Ledger) -> int:
+def remove_leftovers(ledger: Ledger, sweep: str) -> int:
     """Delete what no living process can need, and return how many files and folders that were.
 
-    Another sweep may write to the ledger meanwhile. A trial with a result needs no checkpoint, and a kill between the
-    two writes leaves one. On object storage nothing is half-written.
+    This process drives `sweep` and has no workers yet. Another sweep may write to the ledger meanwhile. A trial with a
+    result needs no checkpoint, and a kill between the two writes leaves one. On object storage nothing is half-written.
     """
-    removed = 0
+    removed = _remove_words(ledger, sweep)
     for key in ledger.folders("checkpoints"):
         if ledger.result(key) is not None:
             ledger.delete(f"checkpoints/{key}")
@@ -40,3 +42,17 @@ def remove_leftovers(ledger: Ledger) -> int:
                     path.unlink()
                     removed += 1
     return removed
+
+
+def _remove_words(ledger: Ledger, sweep: str) -> int:
+    """Delete what dead drivers and their workers told each other, unless another driver may live: it may be theirs."""
+    words = [f"{folder}/{name}" for folder in TO_WORKERS for name in ledger.names(folder)]
+    titles = (
+        {name.removesuffix(".json") for name in ledger.names("leases") if name.endswith(".json")} if words else set()
+    )
+    drivers = Drivers(ledger)
+    if any(drivers.look(title) is not None for title in sorted(titles - {sweep})):
+        return 0
+    for word in words:
+        ledger.delete(word)
+    return len(words)

@@ -19,7 +19,7 @@ from sweeps.tracking.layout import LEDGER, Owner, experiment_tags, short_names
 from sweeps.tracking.mlflow_client import PARENT, all_runs, connected, param_entities, run_tags
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 FINAL: Final = ("final/", "best/")  # how the names of a trial's last numbers begin
 
@@ -77,6 +77,7 @@ class RunIndex:
             folder = Path(local_path(experiment.artifact_location)).parent
             self.client.rename_experiment(experiment.experiment_id, f"{name} of {folder}, {experiment.experiment_id}")
             experiment = None
+        experiment = self._sort_set_aside(experiment)
         if experiment is None:
             try:
                 return str(self.client.create_experiment(name, self.store.artifacts or None, tags))
@@ -89,6 +90,29 @@ class RunIndex:
         for tag in tags.keys() - experiment.tags.keys():
             self.client.set_experiment_tag(experiment.experiment_id, tag, tags[tag])
         return str(experiment.experiment_id)
+
+    def _sort_set_aside(self, experiment: Experiment | None) -> Experiment | None:
+        """Return the experiment, else one that was set aside while the folder was elsewhere, under its name again.
+
+        Of the others that were set aside those are deleted whose folder has gone, or is ours: their runs are doubles.
+        MLflow keeps deleted ones until `mlflow gc`.
+        """
+        file, ours = sqlite_file(self.store.uri), Path(local_path(self.store.artifacts))
+        if file is None or not self.store.artifacts or file.parent != ours.parent:
+            return experiment
+        everything = self.client.search_experiments(view_type=self.mlflow.entities.ViewType.ALL)
+        for other in sorted(everything, key=lambda other: int(other.experiment_id)):
+            known, theirs = other.experiment_id, Path(local_path(other.artifact_location))
+            if other.name != f"{self.store.experiment} of {theirs.parent}, {known}":
+                continue
+            if theirs == ours and experiment is None:
+                if other.lifecycle_stage == "deleted":
+                    self.client.restore_experiment(known)
+                self.client.rename_experiment(known, self.store.experiment)
+                experiment = self.client.get_experiment(known)
+            elif other.lifecycle_stage != "deleted" and (theirs == ours or not theirs.parent.exists()):
+                self.client.delete_experiment(known)
+        return experiment
 
     def _read_runs(self) -> None:
         """Read all runs once and take those of this ledger and sweep; of two runs for one thing, one is deleted.

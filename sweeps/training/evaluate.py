@@ -27,7 +27,13 @@ class Errors(NamedTuple):
 
 
 def precision_of(precision: str, device: torch.device) -> str:
-    """Return "bf16" or "fp32" for a recipe's precision; "auto" is bf16 where the device computes in it."""
+    """Return what a recipe's precision is on a device; "auto" is bf16 where the device computes in it, else fp32.
+
+    TF32 is a GPU's, from Ampere on; elsewhere fp32 takes its place.
+    """
+    if precision == "tf32":
+        has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return "tf32" if has_tf32 else "fp32"
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -36,7 +42,13 @@ def precision_of(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which a net computes in `precision` on `device`."""
+    """Return the context in which a net computes in `precision` on `device`.
+
+    Products of fp32 numbers are rounded to TF32 for "tf32" alone: in this context, and then until the next one, since
+    the backward pass comes after it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crelu_models.modules import seed_dropout
+from crelu_models.modules import renew_generators, seed_dropout
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.draws import Draws
-from sweeps.training.evaluate import Errors, autocast, errors, misses
+from sweeps.training.evaluate import Errors, autocast, errors, misses, score
+from sweeps.training.graphs import Graphs
 from sweeps.training.optim import Optimiser
 
 # Steps between two checks that the loss is finite: each waits for the device.
@@ -56,11 +58,13 @@ class Learner:
         steps: int,
         precision: str,
         ranks: Ranks = ALONE,
+        graphs: Graphs | None = None,
         foreign: bool = False,
     ) -> None:
         """Begin at epoch 0, step 0 of `steps` per epoch; `model` is initialised and on its device.
 
-        A `foreign` model may draw randomness besides dropout.
+        Steps and scores are replayed from `graphs` where these can record. A `foreign` model may draw randomness
+        besides dropout.
         """
         self.model = model
         self.recipe = recipe
@@ -68,6 +72,7 @@ class Learner:
         self.steps = steps
         self.precision = precision
         self.ranks = ranks
+        self.graphs = graphs or Graphs(None)
         self.micro_batches = 1
         # Norm of the last step's gradient before clipping, where the recipe clips or `measures_norm` is set.
         self.measures_norm = False
@@ -79,6 +84,9 @@ class Learner:
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         # Scores and labels whose errors are counted together: for a hundred steps that costs as much as for one.
         self.uncounted: list[tuple[Tensor, Tensor]] = []
+        # Learning rate of a step: recordings read it. A GPU's fused optimisers take no other type.
+        self.rate = torch.zeros((), dtype=torch.float32 if self.device.type == "cuda" else torch.float64)
+        self.rate = self.rate.to(self.device)
         self.optimiser = Optimiser(recipe, [value for value in model.parameters() if value.requires_grad])
         self.draws = Draws(seed, self.device) if foreign else None
         # Net with the average of the weights after each step; it is the one that is evaluated, where a recipe has it.
@@ -105,38 +113,81 @@ class Learner:
         rows = self.ranks.rows(batch)
         labels = labels[rows]
         self.model.train()
-        self.model.zero_grad(set_to_none=True)
-        # Gradients of the mean cross-entropy over the whole batch, summed over micro-batches and ranks.
-        size = -(-len(images) // self.micro_batches)
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            target = labels[start : start + size]
-            first = rows.start + start
-            seed_dropout(self.model, self.seed, self.epoch, self.step_count, first, batch, len(part))
-            with self._drawing(first, len(part) < batch), autocast(self.precision, self.device):
-                scores = self.model(part)
-            loss = functional.cross_entropy(
-                scores.float(), target, reduction="sum", label_smoothing=recipe.label_smoothing
+        self.rate.fill_(recipe.learning_rate(self.epoch, self.step_count, self.steps))
+        if self.graphs.recorder is not None and self.micro_batches == 1:
+            seed_dropout(self.model, self.seed, self.epoch, self.step_count, 0, batch)
+            self.graphs.call(
+                self._whole_step,
+                images,
+                labels,
+                remaining=self._remaining(batch),
+                constants=recipe.decay(self.epoch),
+                generators=partial(renew_generators, self.model),
             )
-            (loss / batch).backward()  # type: ignore[no-untyped-call]
-            self.sums[0] += loss.detach()
-            self.uncounted.append((scores.detach(), target))
+        else:
+            self.model.zero_grad(set_to_none=True)
+            size = -(-len(images) // self.micro_batches)
+            for start in range(0, len(images), size):
+                part = images[start : start + size]
+                target = labels[start : start + size]
+                first = rows.start + start
+                seed_dropout(self.model, self.seed, self.epoch, self.step_count, first, batch, len(part))
+                with self._drawing(first, len(part) < batch):
+                    self.uncounted.append((self._add_gradients(part, target, batch), target))
+            self.ranks.sum_gradients(self.model)
+            self._update()
+        self._average(1 - recipe.ema if self.epoch or self.step_count else 1.0)
+        self.step_count += 1
+        if self.step_count % FINITE_CHECK_STEPS == 0:
+            self.check_finite()
+
+    def _remaining(self, batch: int) -> int:
+        """Return how many steps on a batch of this size are to come: an epoch has one shorter than the others."""
+        epochs = self.recipe.epochs - self.epoch
+        return epochs * self.steps - self.step_count if batch == self.recipe.batch else epochs
+
+    def _whole_step(self, images: Tensor, labels: Tensor) -> None:
+        """Take a step in one part, with its errors counted; all that changes between two steps is in tensors."""
+        self.model.zero_grad(set_to_none=True)
+        scores = self._add_gradients(images, labels, len(labels))
+        self.sums[1:3] += misses(scores, labels)
+        self._update()
+
+    def _add_gradients(self, images: Tensor, labels: Tensor, batch: int) -> Tensor:
+        """Add the gradients of these pictures' share of the mean cross-entropy over a batch; return the scores."""
+        with autocast(self.precision, self.device):
+            scores: Tensor = self.model(images)
+        smoothing = self.recipe.label_smoothing
+        loss = functional.cross_entropy(scores.float(), labels, reduction="sum", label_smoothing=smoothing)
+        (loss / batch).backward()  # type: ignore[no-untyped-call]
+        self.sums[0] += loss.detach()
         self.sums[3] += len(images)
-        self.ranks.sum_gradients(self.model)
+        return scores.detach()
+
+    def _update(self) -> None:
+        """Move the weights along the gradients, cut where the recipe says."""
+        recipe = self.recipe
         for value in self.optimiser.parameters:  # a part that this step left out learns nothing from it
             if value.grad is None:
                 value.grad = torch.zeros_like(value)
-        # The step itself.
         if recipe.clip_norm or self.measures_norm:
             gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
             self.gradient_norm = nn.utils.get_total_norm(gradients)
             if recipe.clip_norm:
                 nn.utils.clip_grads_with_norm_(self.model.parameters(), recipe.clip_norm, self.gradient_norm)
-        self.optimiser.step(recipe.learning_rate(self.epoch, self.step_count, self.steps), recipe.decay(self.epoch))
-        self._average(1 - recipe.ema if self.epoch or self.step_count else 1.0)
-        self.step_count += 1
-        if self.step_count % FINITE_CHECK_STEPS == 0:
-            self.check_finite()
+        self.optimiser.step(self.rate, recipe.decay(self.epoch))
+
+    def scores(self, view: Tensor, remaining: int) -> Tensor:
+        """Return the class scores (n, c) of float pictures in evaluation mode; `remaining` such calls are to come."""
+        self.evaluated.eval()
+        scores = self.graphs.call(self._scores, view, remaining=remaining)
+        assert scores is not None
+        return scores
+
+    def _scores(self, view: Tensor) -> Tensor:
+        """Return the scores of one batch."""
+        (scores,) = score(self.evaluated, [view], self.precision)
+        return scores
 
     def _drawing(self, first: int, is_part: bool) -> AbstractContextManager[object]:
         """Return the context of a forward pass, in which a foreign model's own draws are keyed and watched."""
@@ -191,6 +242,7 @@ class Learner:
         self.optimiser.restore(_under("optimiser/", tensors))
         if self.averaged is not None:
             self.averaged.load_state_dict(self.model.state_dict() | _under("averaged/", tensors))
+        self.graphs.clear()  # they read the buffers of before
         # The saved sums are those of all ranks.
         self.sums.copy_(tensors["sums"] if self.ranks.is_rank0 else torch.zeros(4))
         self.uncounted.clear()

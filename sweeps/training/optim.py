@@ -30,8 +30,11 @@ class Optimiser:
         self.state: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, rate: float, decay: float) -> None:
-        """Move every parameter along its gradient, by this learning rate and weight decay."""
+    def step(self, rate: float | Tensor, decay: float) -> None:
+        """Move every parameter along its gradient, by this learning rate and weight decay.
+
+        A graph reads the rate from its tensor; torch's fused steps take the decay as a number alone.
+        """
         parameters: list[Tensor] = [*self.parameters]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         assert len(gradients) == len(parameters), "the scores depend on every parameter"
@@ -40,7 +43,7 @@ class Optimiser:
         else:
             self._sgd(parameters, gradients, rate, decay)
 
-    def _adam(self, parameters: list[Tensor], gradients: list[Tensor], rate: float, decay: float) -> None:
+    def _adam(self, parameters: list[Tensor], gradients: list[Tensor], rate: float | Tensor, decay: float) -> None:
         if not self.state:
             self.state["step"] = [torch.zeros((), device=parameter.device) for parameter in parameters]
             for name in ("exp_avg", "exp_avg_sq"):
@@ -51,7 +54,7 @@ class Optimiser:
             maximize=False, decoupled_weight_decay=self.recipe.optimiser == "adamw",
         )  # fmt: skip
 
-    def _sgd(self, parameters: list[Tensor], gradients: list[Tensor], rate: float, decay: float) -> None:
+    def _sgd(self, parameters: list[Tensor], gradients: list[Tensor], rate: float | Tensor, decay: float) -> None:
         # Before the first step there are no buffers; it makes them of its gradients.
         buffers: list[Tensor | None] = [*self.state.get("momentum_buffer", [None] * len(parameters))]
         sgd(

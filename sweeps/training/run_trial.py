@@ -16,7 +16,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.experiment.user_code import use_folder
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
-from sweeps.training.evaluate import BATCH, Errors, score, ten_crop_scores
+from sweeps.training.evaluate import BATCH, Errors, ten_crop_scores
 from sweeps.training.loop import LOST, DivergedError
 from sweeps.training.result import Scores, TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
@@ -106,17 +106,19 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
     The test pictures are evaluated here and nowhere else.
     """
     state = trainer.state
+    # A GPU that could not record a step trained as exactly, and more slowly.
+    failure = trainer.graphs.failure
     if trainer.best and state.ending not in LOST:
         trainer.learner.evaluated.load_state_dict(trainer.best)
     return TrialOutcome(
         history=tuple(state.history),
-        events=tuple(state.events),
+        events=(*state.events, *([f"no CUDA graph: {failure}"] if failure else [])),
         restarts=state.restarts,
         ending=state.ending,
         seconds=state.seconds,
         precision=trainer.precision,
         fingerprint=trainer.splits.fingerprint,
-        hardware=hardware(trainer.device, trainer.config),
+        hardware=hardware(trainer.device, trainer.config, trainer.splits.train.decoder, trainer.graphs.mode),
         chance=trainer.chance,
         ten_crops=trainer.splits.facts.crop < trainer.splits.facts.size,
         weights={name: value.detach().cpu() for name, value in trainer.learner.evaluated.state_dict().items()},
@@ -142,7 +144,7 @@ def _test_scores(trainer: Trainer) -> Steps[Scores]:
         for number in range(first, first + views):
             yield trainer.position(TEST, number)
             batch, view = trainer.views.evaluation(TEST, trainer.learner.epoch, test, local, number, views)
-            scores += score(trainer.learner.evaluated, [view], trainer.precision)
+            scores.append(trainer.scores(view, views * -(-len(local) // BATCH)))
         columns = {"id": batch.ids, "label": batch.labels, "centre": scores[0]}
         if views > 1:
             columns["ten_softmax"], columns["ten_score"] = ten_crop_scores(scores[1:])
@@ -174,5 +176,3 @@ def reset_process(config: RuntimeConfig) -> None:
     torch.set_num_threads(config.threads)
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.backends.cudnn.deterministic = config.deterministic
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True

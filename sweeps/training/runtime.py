@@ -20,7 +20,9 @@ class RuntimeConfig:
     whose decoded pictures take at most `resident_bytes` is decoded once and kept on the device. A data set that is
     not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
     each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. Without
-    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit.
+    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit. With `graphs`, steps on
+    one GPU are replayed from CUDA graphs where that pays, with the same bits. `gpu_share` is the part of a GPU that a
+    trial has; other trials have the rest.
     Python searches `code_folder` first for the modules of the user.
     """
 
@@ -38,6 +40,8 @@ class RuntimeConfig:
     data_source: str = ""
     ranks: int = 1
     code_folder: str = ""
+    graphs: bool = True
+    gpu_share: float = 1.0
 
 
 def available_device() -> str:
@@ -47,15 +51,23 @@ def available_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
-    """Return what a trial ran on, for its record."""
+def hardware(device: torch.device, config: RuntimeConfig, decoder: str = "", steps: str = "") -> dict[str, str]:
+    """Return what a trial ran on, for its record.
+
+    `decoder` is that of its pictures where they are JPEG; `steps` says how a GPU took its steps.
+    """
     import torch
 
     notable = {"ranks": str(config.ranks)} if config.ranks > 1 else {}
+    if decoder:
+        notable["decoder"] = decoder
     if device.type == "cuda":
         notable["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
+        notable["steps"] = steps
         if not config.deterministic:
             notable["kernels"] = "fastest"
+        if config.gpu_share < 1:
+            notable["gpu_share"] = f"{config.gpu_share:g}"
     elif config.threads > 1:
         notable["threads"] = str(config.threads)
     return notable | {

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from crelu_models.model import Model
 from sweeps.experiment.trial import Trial
@@ -42,6 +44,34 @@ def drain(steps: Steps[T]) -> T:
             return result
 
 
+class Streams(Protocol):
+    """How the members of a pack share a device: one after another, or each on a stream of its own."""
+
+    def member(self) -> AbstractContextManager[object]:
+        """Return a context, to be entered again and again, in which a member takes its steps."""
+
+    def make(self, batch: Callable[[], T]) -> T:
+        """Return a batch for several members."""
+
+    def give(self, batch: object) -> None:
+        """Let the member that takes its step now have a batch."""
+
+
+class OneStream:
+    """Device that does its work in the order in which it is given."""
+
+    def member(self) -> AbstractContextManager[object]:
+        """Return a context that changes nothing."""
+        return nullcontext()
+
+    def make(self, batch: Callable[[], T]) -> T:
+        """Return a batch."""
+        return batch()
+
+    def give(self, batch: object) -> None:
+        """Let the member have a batch that is there."""
+
+
 class BatchStream:
     """Iterator over batches, its position, and the batch it gave last.
 
@@ -49,8 +79,9 @@ class BatchStream:
     batch moves the iterator there.
     """
 
-    def __init__(self) -> None:
-        """Begin with nothing open."""
+    def __init__(self, streams: Streams | None = None) -> None:
+        """Begin with nothing open; `streams` bring a batch from where it is made to whoever takes it."""
+        self._streams = streams or OneStream()
         self._at: tuple[Hashable, int] | None = None
         self._batches: Generator[Any, None, None] | None = None
         self._last: Any = None
@@ -63,9 +94,10 @@ class BatchStream:
                 self._batches = batches(number)
             self._at = None
             self._last = None
-            self._last = next(self._batches)
+            self._last = self._streams.make(partial(next, self._batches))
             self._at = (name, number)
         batch: T = self._last
+        self._streams.give(batch)
         return batch
 
     def close(self) -> None:
@@ -100,7 +132,7 @@ def stream_key(trial: Trial) -> StreamKey:
     """Return what decides a trial's batches: data, split, order, augmentation, length, and a model's own side."""
     recipe = trial.recipe
     side = trial.cell.net.size if isinstance(trial.cell.net, Model) else 0
-    pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
+    pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds, trial.cell.decoder)
     views = (recipe.flip, recipe.shift, recipe.lighting)
     drawn = (recipe.resized_crop, recipe.rand_augment, recipe.rand_magnitude)
     return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, *views, *drawn, recipe.mixup, side

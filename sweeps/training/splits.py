@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def open_splits(trial: Trial, config: RuntimeConfig) -> Splits:
         raise ValueError(
             f"the data of {name} in {where} are {fault}; to look at them: python -m crelu_data verify {name}"
         )
+    config = replace(config, reader=trial.cell.decoder or config.reader)
     train = open_file(beton_path(name, "train", where), config)
     test = open_file(beton_path(name, facts.final, where), config) if phase.test else None
     train_indices = np.arange(len(train), dtype=np.int64)

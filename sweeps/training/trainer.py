@@ -35,8 +35,8 @@ from sweeps.training.evaluate import (
     dead,
     errors,
     precision_of,
-    score,
 )
+from sweeps.training.graphs import Graphs, open_graphs
 from sweeps.training.loop import DeadError, Learner, train
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import HELD_OUT, PROBE, STEP, PackContext, Position, Steps
@@ -119,6 +119,9 @@ class Trainer:
         self.code = code_fingerprint(trial.cell.net)
         self.views = Views(trial, splits, context.stream, ranks, self.device)
         self.data_timer = DataTimer(self.device, lambda: splits.train.decode_seconds)
+        # An attempt that ended the process may have been a graph's: the next goes without.
+        failed = ranks.broadcast_from_rank0(lambda: bool(ledger.attempts(trial.key)))
+        self.no_graphs = "an attempt has failed before" if failed else ""
         self._load_checkpoint()
 
     def _load_checkpoint(self, parts: int = 1) -> None:
@@ -134,6 +137,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.unsaved: list[Row] = []  # rows of the history that no checkpoint holds yet
         self.cadence = checkpoint.Cadence(self.config.checkpoint_minutes)
+        self.graphs = open_graphs(self.device, self._why_no_graphs())
         self.learner = self._learner()
         if saved is not None:
             self.learner.restore(saved.tensors, saved.state["epoch"], saved.state["step"])
@@ -142,9 +146,23 @@ class Trainer:
     def _learner(self) -> Learner:
         """Return the net at its initial weights, with the seed of this attempt, on its device."""
         seed = self.trial.restarted(self.state.restarts)
-        learner = new_learner(self.trial, self.splits.facts, seed, self.views.steps, self.device, self.ranks)
+        self.graphs.clear()
+        steps = self.views.steps
+        learner = new_learner(self.trial, self.splits.facts, seed, steps, self.device, self.ranks, self.graphs)
         learner.micro_batches = self.state.parts
         return learner
+
+    def _why_no_graphs(self) -> str:
+        """Return why steps are not replayed from CUDA graphs on a GPU; "" where they may be."""
+        if isinstance(self.trial.net, Model):
+            return "the net is a model, whose own draws no recording can key"
+        if not self.config.graphs or self.no_graphs:
+            return self.no_graphs or "not asked for"
+        if self.ranks.size > 1:
+            return f"{self.ranks.size} ranks exchange messages within a step"
+        if self.state.parts > 1:
+            return f"a step is taken in {self.state.parts} parts"
+        return ""
 
     def is_finished(self) -> bool:
         """Return whether the training has come to an end."""
@@ -278,7 +296,7 @@ class Trainer:
         for number in range(-(-len(local) // BATCH)):
             yield self.position(stage, number)
             batch, view = self.views.evaluation(stage, self.learner.epoch, self.splits.train, local, number)
-            (scores,) = score(self.learner.evaluated, [view], self.precision)
+            scores = self.scores(view, -(-len(local) // BATCH))
             lifeless = lifeless and dead(scores)
             total[:3] += counts(scores, batch.labels)
             total[3:] += torch.bincount(scores.argmax(1), minlength=classes)
@@ -287,6 +305,11 @@ class Trainer:
         return Evaluation(
             errors(total[:3], len(indices)), len(indices), self.ranks.all_true(lifeless), said == 1 < len(indices)
         )
+
+    def scores(self, view: Tensor, batches: int) -> Tensor:
+        """Return the scores (n, c) of pictures in evaluation mode, of an evaluation in so many batches."""
+        epochs = max(1, self.trial.recipe.epochs - self.learner.epoch)
+        return self.learner.scores(view, epochs * (batches if len(view) == BATCH else 1))
 
     def save(self) -> bool:
         """Write a durable checkpoint and return True; False where `stop()` ended the wait for a full disk."""
@@ -307,8 +330,15 @@ class Trainer:
     def shrink(self, error: str) -> None:
         """Return to the last checkpoint and take each step in twice as many micro-batches, with the same gradient.
 
-        ValueError where that is impossible: batch norm needs its whole batch, or a micro-batch is one picture.
+        Where graphs hold memory of their own, they are given up first. ValueError where neither is possible: batch norm
+        needs its whole batch, or a micro-batch is one picture.
         """
+        if self.graphs.replays:
+            self.no_graphs = "memory ran out"
+            del self.learner
+            self._free_memory()
+            self._load_checkpoint()
+            return
         batch = self.trial.recipe.batch
         parts = 2 * self.state.parts
         normed = any(isinstance(layer, BATCH_NORMS) for layer in self.learner.model.modules())
@@ -320,10 +350,15 @@ class Trainer:
             )
         # The learner's memory is free before the next one is built.
         del self.learner
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._free_memory()
         self._load_checkpoint(parts)
         self.state.events.append(f"out of memory: steps of batch {batch} are taken in {self.state.parts} parts")
+
+    def _free_memory(self) -> None:
+        """Return to the device what recordings and freed tensors held."""
+        self.graphs.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def restart(self, reason: str, ending: str) -> bool:
         """Begin again with another seed and return True; False, with this `ending`, where no restart is left."""
@@ -345,7 +380,13 @@ class Trainer:
 
 
 def new_learner(
-    trial: Trial, facts: DataSet, seed: int, steps: int, device: torch.device, ranks: Ranks = ALONE
+    trial: Trial,
+    facts: DataSet,
+    seed: int,
+    steps: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    graphs: Graphs | None = None,
 ) -> Learner:
     """Return a trial's net at the initial weights of `seed`, on `device`, with `steps` in an epoch."""
     recipe = trial.recipe
@@ -353,7 +394,16 @@ def new_learner(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision = precision_of(recipe.precision, device)
     foreign = isinstance(trial.net, Model)
-    return Learner(model, recipe, seed=seed, steps=steps, precision=precision, ranks=ranks, foreign=foreign)
+    return Learner(
+        model,
+        recipe,
+        seed=seed,
+        steps=steps,
+        precision=precision,
+        ranks=ranks,
+        graphs=graphs,
+        foreign=foreign,
+    )
 
 
 def initial_module(net: Net | Model, facts: DataSet, init: str, seed: int) -> nn.Module:

@@ -26,6 +26,9 @@ from sweeps.training.splits import Splits
 
 # Of a test picture that is stored larger than a net sees it: the centre, and ten crops.
 TEST_VIEWS = 11
+# Bytes of training views that are made at once of pictures on the device. A view is some sixty small operations; those
+# of a GPU take longer to begin than to end on a single batch. A CPU makes them fastest where they stay in its cache.
+VIEW_BYTES = {"cuda": 64 << 20, "cpu": 4 << 20}
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,12 @@ class Views:
         rows = self.ranks.rows(min(recipe.batch, len(indices)))
         local = self.ranks.rows_of_batches(indices, recipe.batch)
         labels = torch.from_numpy(train.labels[indices]).to(self.device)
-        for number, batch in enumerate(train.batches(local, rows.stop - rows.start, start=step), step):
-            view = training_view(
-                batch.images,
-                batch.ids,
+        count = rows.stop - rows.start
+        number = step
+        for block in train.batches(local[step * count :], count * self._steps_at_once(count)):
+            views = training_view(
+                block.images,
+                block.ids,
                 seed=self.trial.seed,
                 epoch=epoch,
                 crop=self.splits.facts.crop,
@@ -79,8 +84,10 @@ class Views:
                 eigenvalues=sidecar.eigenvalues,
                 eigenvectors=sidecar.eigenvectors,
             )
-            part = slice(number * recipe.batch, (number + 1) * recipe.batch)
-            yield self._mixed(epoch, view, labels[part], indices[part]) if recipe.mixup else (view, labels[part])
+            for view in torch.split(views, count):
+                part = slice(number * recipe.batch, (number + 1) * recipe.batch)
+                yield self._mixed(epoch, view, labels[part], indices[part]) if recipe.mixup else (view, labels[part])
+                number += 1
 
     def _mixed(self, epoch: int, view: Tensor, labels: Tensor, indices: Ints) -> tuple[Tensor, Tensor]:
         """Return a batch mixed in pairs: this rank's views, and the shares of the classes of the whole batch."""
@@ -88,6 +95,17 @@ class Views:
         shares = mixing_shares(torch.from_numpy(indices), seed=seed, epoch=epoch, alpha=alpha).to(self.device)
         classes = functional.one_hot(labels, self.splits.facts.classes).float()
         return mix(view, shares[self.ranks.rows(len(shares))]), mix(classes, shares)
+
+    def _steps_at_once(self, count: int) -> int:
+        """Return for how many steps of `count` pictures views are made at once, one where each batch is decoded.
+
+        Lighting takes products of matrices, whose last bits may differ with the number of rows; so do resized crops on
+        a GPU.
+        """
+        recipe = self.trial.recipe
+        if not self.splits.train.resident or recipe.lighting or recipe.resized_crop:
+            return 1
+        return max(1, VIEW_BYTES[self.device.type] // (12 * count * self.splits.facts.crop**2))
 
     def evaluation(
         self, stage: int, epoch: int, pictures: Pictures, indices: Ints, number: int, views: int = 1

@@ -15,6 +15,8 @@ from sweeps.cli import dry_run, run, summary
 from sweeps.cli.forecast import TimeEstimate, cost_text
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, asked_part, declare, protocol_of, settle
+from sweeps.cli.status import counts
+from sweeps.cli.status import text as status_text
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Plan, Protocol, Sweep, current_plan, expand, plan
@@ -134,7 +136,8 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
     ledger.write("results/.k.json.1.2.part", b"half")
     os.utime(f"{ledger.root}/results/.k.json.1.2.part", (0, 0))
     ledger.write(f"checkpoints/{first.key}/00001-00000000.safetensors", b"left by a kill")
-    Path(ledger.path(f"trials/{first.key}/history.json")).write_bytes(b"[]")
+    history = Path(ledger.path(f"trials/{first.key}/history.json"))
+    history.write_bytes(history.read_bytes()[:-1] + b" ")
     to_do: list[list[Trial]] = []
     monkeypatch.setattr(
         run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
@@ -145,7 +148,7 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
     for _ in range(2):  # seen at the end of the first run, noted for the second
         assert run.run_sweep(sweep, part, settings) == ExitCode.FAILED
         shown = capsys.readouterr().out
-        assert f"failed: {first.cell.label} {first.label}: {why}" in shown
+        assert f"damaged: {first.cell.label} {first.label}: {why}" in shown
         assert f"{len(others)} of {len(others) + 1} trials are done, 1 failed" in shown
         assert "--retry-failed" in shown
     dry_run.dry_run(sweep, part, settings)
@@ -155,6 +158,46 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
     # What a kill had left is gone since the first start.
     assert ledger.folders("checkpoints") == []
     assert ".k.json.1.2.part" not in os.listdir(f"{ledger.root}/results")
+
+
+@pytest.mark.parametrize("left", ["nothing", "half"])
+def test_lost_file_that_no_table_reads_is_told_at_the_start_and_trained_anew_when_asked(
+    left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, part, settings = command_line(tmp_path)
+    ledger, (first, second, *others) = settings.ledger, expand(sweep, {})
+    for trial in (first, second, *others):
+        finish(ledger, trial, Made({TOP1: 50.0}))
+        ledger.write(f"trials/{trial.key}/weights.safetensors", b"weights")
+        digest = ledger.sha256(f"trials/{trial.key}/weights.safetensors")
+        result = {name: value for name, value in (ledger.result(trial.key) or {}).items() if name != "sizes"}
+        ledger.commit(trial.key, result | {"files": {"weights.safetensors": digest}})
+    weights = Path(ledger.path(f"trials/{first.key}/weights.safetensors"))
+    weights.unlink() if left == "nothing" else weights.write_bytes(b"wei")
+    Path(ledger.path(f"results/{second.key}.json")).write_bytes(b"{")
+    to_do: list[list[Trial]] = []
+    monkeypatch.setattr(
+        run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
+    )
+    monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
+    monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
+    why = f"trials/{first.key}/weights.safetensors is {'missing' if left == 'nothing' else 'damaged: its size is'}"
+    assert run.run_sweep(sweep, part, settings) == ExitCode.FAILED
+    assert f"damaged: {first.cell.label} {first.label}: {why}" in capsys.readouterr().out
+    assert ledger.names("damaged") == [f"{first.key}.json"]
+    # Status counts both as damaged, neither as new nor as failed.
+    plan = current_plan(ledger, sweep.title)
+    shown = status_text(plan, None).splitlines()
+    assert shown[1].split()[7] == "damaged"
+    counted = [counts(plan, trial.cell) for trial in (first, second)]
+    assert [(each["damaged"], each["failed"], each["new"], each["done"]) for each in counted] == [(1, 0, 0, 0)] * 2
+    (line,) = (line for line in shown if why in line)
+    assert line.startswith(f"{first.cell.label} {first.label}: ")
+    assert line.endswith("; --retry-failed trains it anew")
+    assert any("is damaged; it is trained anew" in line and "--retry-failed" not in line for line in shown)
+    run.run_sweep(sweep, part, dataclasses.replace(settings, retry_failed=True))
+    assert why in capsys.readouterr().err
+    assert to_do == [[second], [first, second]]
 
 
 def test_table_at_the_end_has_what_was_trained_just_now_and_what_was_not_asked_for(
@@ -191,7 +234,7 @@ def test_fresh_and_retry_leave_alone_what_is_not_asked_for(tmp_path: Path) -> No
     for trial in (*expand(sweep, {}), *expand(longer, {})):
         result = {"key": trial.key, "status": "finished", "fingerprint": "", "code": code_fingerprint(trial.cell.net)}
         settings.ledger.commit(trial.key, result | {"metrics": {}, "curve": []})
-    today = run._current_plan(part, settings, {})
+    today = run._current_plan(part, settings, {}, print)
     assert [(status.trial.seed, status.state) for status in today.statuses] == [(0, "new"), (1, "done")]
     assert plan(sweep, settings.ledger, {}).count("done") == len(sweep.cells)  # four others, and a further seed
 
@@ -202,10 +245,10 @@ def test_retry_failed_trains_what_was_skipped_and_fresh_forgets_that(tmp_path: P
     for trial in trials[:2]:
         finish(settings.ledger, trial, Made({TOP1: 80.0}, status="diverged"))
     assert plan(part, settings.ledger, {}).count("skipped") == 2
-    assert run._current_plan(part, settings, {}).to_do == trials[2:]
+    assert run._current_plan(part, settings, {}, print).to_do == trials[2:]
     assert plan(part, settings.ledger, {}).given_up == {}
     fresh = dataclasses.replace(settings, retry_failed=False, fresh=True)
-    assert run._current_plan(part, fresh, {}).to_do == trials
+    assert run._current_plan(part, fresh, {}, print).to_do == trials
     assert settings.ledger.names("insisted") == []
 
 

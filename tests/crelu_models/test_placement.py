@@ -185,6 +185,28 @@ class Slopes(nn.Module):
         return torch.cat([x.relu() * self.slope.view(-1, *[1] * (x.dim() - 2)), (-x).relu()], 1)
 
 
+class DropSome(nn.Module):
+    """No activation: it does nothing in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, in training without some elements."""
+        return x * (torch.rand_like(x) > 0.1) if self.training else x
+
+
+class Residual(nn.Module):
+    """A residual sum whose first summand is an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.act = nn.ReLU()
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map."""
+        return self.last(self.act(self.conv(x)) + x)  # type: ignore[no-any-return]
+
+
 class Mean(nn.Module):
     """No activation: it has another shape."""
 
@@ -193,16 +215,26 @@ class Mean(nn.Module):
         return x.mean(1)
 
 
+class OneAndAHalf(nn.Module):
+    """No activation: it gives each second channel twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return 3k / 2 channels for k."""
+        return torch.cat([x, x[:, ::2]], 1)
+
+
 def test_own_activations_are_placed_and_are_places() -> None:
     here = __name__
     net = place(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), Squash()), f"{here}:Slopes", "1")
     assert net.get_submodule("1").slope.shape == (4,)
     assert net.get_submodule("2").in_channels == 8
     assert [row.name for row in places(net)] == ["1", "3"]
-    assert [row.name for row in places(nn.Sequential(nn.Dropout(), Mean(), Squash(), nn.Flatten()))] == ["2"]
+    assert [row.name for row in places(nn.Sequential(DropSome(), Mean(), Squash(), nn.Flatten()))] == ["2"]
     assert place(net, f"{here}:Squash", "1").get_submodule("2").in_channels == 4
     with pytest.raises(ValueError, match=r"Mean gives \(2, 3, 3\) for a tensor of shape \(2, 8, 3, 3\); an activation"):
         place(net, f"{here}:Mean", "1")
+    with pytest.raises(ValueError, match=r"OneAndAHalf gives \(2, 12, 3, 3\) for a tensor of shape \(2, 8, 3, 3\)"):
+        place(net, f"{here}:OneAndAHalf", "1")
 
 
 class Reuse(nn.Module):
@@ -350,6 +382,7 @@ def test_layers_that_cannot_be_resized_are_left_alone() -> None:
         "rows": "cat concatenates along another dimension than that of its channels",
         "tanh": "its channels reach norm, which normalises over several channels",
     }
+    assert reasons(places(Residual())) == {"act": "its channels meet a sum at add, whose other part keeps its channels"}
     conv, other = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
     other.weight = conv.weight
     shared = nn.Sequential(conv, nn.ReLU(), other)
@@ -396,7 +429,7 @@ def test_what_cannot_be_is_a_sentence(
 def test_modes_and_devices_stay() -> None:
     before = models.resnet18(num_classes=2).train()
     before.layer1.eval()
-    net = place(before, "gelu", "layer2.*.relu")
+    net = place(before, "gelu", "layer[12].*.relu")
     assert {name: part.training for name, part in net.named_modules() if name in dict(before.named_modules())} == {
         name: part.training for name, part in before.named_modules()
     }

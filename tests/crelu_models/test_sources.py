@@ -61,6 +61,7 @@ TWO_PHASES = ("crelu", "antirectifier")
         ("activations.py", "PART = 2 << 20", "PART = 2 << 19", TWO_PHASES),
         ("activations.py", "torch.ops.aten.threshold_backward", "torch.ops.aten.hardtanh_backward", TWO_PHASES),
         ("kernels.py", "above = nonzero & ~value", "above = nonzero", TWO_PHASES),
+        ("fused.py", "SLOPE = 1 / 100", "SLOPE = 1 / 50", [*TWO_PHASES, "crelu_leaky", "concat_elu", "avr"]),
         ("kernels.py", "0x7F800000", "0x7F900000", TWO_PHASES),
         ("kernels.py", "from numba import carray, types", "from numba import farray as carray, types", TWO_PHASES),
     ],

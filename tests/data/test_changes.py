@@ -14,7 +14,7 @@ from crelu_data import write
 from crelu_data.__main__ import main
 from crelu_data.availability import check_available, ensure_dataset, fingerprint
 from crelu_data.changes import check_unchanged
-from crelu_data.datasets import beton_path, read_sidecar, stem
+from crelu_data.datasets import Sidecar, beton_path, read_sidecar, stem
 from crelu_data.originals import Originals, difference, originals_path, read_originals, write_originals
 from crelu_data.transfer import pull, push
 from crelu_data.write import prepare
@@ -157,12 +157,56 @@ def test_half_prepared_set_is_completed_with_its_own_seed_and_size(
     assert prepare(name, where, writer="native") == expected
 
 
-def test_fresh_that_was_killed_leaves_no_mixed_set(
+def test_fresh_that_was_killed_between_its_splits_leaves_the_old_set(
     pics: Path, tmp_path: Path, killed_after_train: Callable[..., None]
 ) -> None:
     name, where = f"folder:{pics}", tmp_path / "out"
-    prepare(name, where, writer="native", workers=1)
+    before = prepare(name, where, writer="native", workers=1)
     killed_after_train(name, where, fresh=True, seed=7)
+    assert prepare(name, where) == before
+    assert not list(where.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_set_that_is_refused_in_its_second_split_leaves_nothing_of_it(tmp_path: Path, fresh: bool) -> None:
+    """Once the pictures are mended, the same command prepares them; none is said to have changed since."""
+    for split in ("train", "test"):
+        picture_folder(tmp_path / "pics", split, {"a": 6, "b": 6}, (32, 32))
+    pics, where = tmp_path / "pics", tmp_path / "out"
+    name = f"folder:{pics}"
+    if fresh:
+        prepare(name, where, writer="native", workers=1)
+    held = sorted(where.glob("*.*"))
+    for path in (pics / "test").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="12 of 12 unreadable"):
+        prepare(name, where, writer="native", workers=1, fresh=fresh)
+    assert [path for path in sorted(where.glob("*.*")) if path.suffix != ".lock"] == [
+        path for path in held if path.suffix != ".lock"
+    ]
+    shutil.rmtree(pics / "test")
+    picture_folder(pics, "test", {"a": 6, "b": 6}, (32, 32))
+    picture(pics / "test/b/new.png", 32)
+    assert prepare(name, where, writer="native", workers=1, fresh=fresh)["test"].count == 13
+
+
+def test_fresh_that_was_killed_between_its_names_leaves_no_mixed_set(
+    pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, where = f"folder:{pics}", tmp_path / "out"
+    prepare(name, where, writer="native", workers=1)
+    publish, published = write.beton.publish, list[Path]()
+
+    def first_only(partial: Path, path: Path, sidecar: Sidecar) -> None:
+        if published:
+            raise KilledError
+        published.append(path)
+        publish(partial, path, sidecar)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write.beton, "publish", first_only)
+        with pytest.raises(KilledError):
+            prepare(name, where, writer="native", workers=1, fresh=True, seed=7)
     for check in (lambda: prepare(name, where), lambda: check_available(name, where)):
         with pytest.raises(ValueError, match=r"not of one preparation.*--fresh --size 32 --seed 7"):
             check()

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -26,12 +27,16 @@ if importlib.util.find_spec("ffcv") is None:
     pytest.skip("FFCV is not installed", allow_module_level=True)
 ffcv_patches.import_ffcv()
 
+from ffcv import libffcv  # noqa: E402
 from ffcv.fields import rgb_image  # noqa: E402
-from ffcv.loader import Loader, epoch_iterator  # noqa: E402
+from ffcv.loader import Loader, OrderOption, epoch_iterator  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
 from ffcv.memory_managers import base, os_cache  # noqa: E402
+from ffcv.memory_managers.os_cache import OSCacheManager  # noqa: E402
 from ffcv.pipeline import compiler, graph  # noqa: E402
 from ffcv.writer import DatasetWriter, worker_job_indexed_dataset  # noqa: E402
+
+from crelu_data.decoders import ffcv_stage  # noqa: E402
 
 NAME = "synthetic:train=250,test=10"
 PATIENCE = 0.7  # seconds; FFCV's thread looks whether it should end every 0.5 s
@@ -54,7 +59,7 @@ def failures() -> list[BaseException]:
 def loader(path: Path, failures: list[BaseException]) -> Iterator[Any]:
     """Return a patched loader; end all its threads afterwards."""
     before = set(threading.enumerate())
-    yield ffcv_patches.open_loader(path, 1, 3, False, failures, lambda seconds: None)
+    yield ffcv_patches.open_loader(beton.read_index(path), 1, 3, False, failures, lambda seconds: None)
     for thread in set(threading.enumerate()) - before:
         if isinstance(thread, EpochIterator):
             ffcv_patches.stop_epoch(thread)
@@ -166,6 +171,50 @@ def test_without_the_patch_batches_are_overwritten(loader: Any, failures: list[B
     assert loader.graph.allocate_memory.__func__ is graph.Graph.allocate_memory
     held, copies = batches(loader, failures)
     assert not all(np.array_equal(a, b) for a, b in zip(held, copies, strict=True))
+
+
+def test_ffcvs_stage_has_one_operation_which_ours_replaces(path: Path) -> None:
+    """FFCV's stage holds the addresses of C functions, so that Numba cannot keep its machine code."""
+    genuine = OSCacheManager.compile_reader
+    bare = Loader(
+        str(path), batch_size=10, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
+        pipelines={"image": [rgb_image.SimpleRGBImageDecoder()], "label": None, "crc32": None},
+    )  # fmt: skip
+    ((stage, names),), outputs = bare.code
+    assert names == outputs
+    assert list(inspect.signature(stage).parameters)[:3] == ["batch_indices", "metadata", "storage_state"]
+    with ffcv_patches._without_compiled_reader():
+        assert OSCacheManager.compile_reader is not genuine
+    assert OSCacheManager.compile_reader is genuine
+    with pytest.raises(RuntimeError, match="no locator available"):
+        numba.njit(cache=True)(stage)
+
+
+@pytest.mark.parametrize("loop", ["_decode_in_turn", "_decode_in_threads"])
+def test_the_machine_code_of_our_stage_is_kept(loop: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another dispatcher of the same loop, as another process has it, takes the code from disk."""
+    index = beton.read_index(path)
+    stored = beton.mapped(index)
+    out = np.zeros((3, index.size, index.size, 3), np.uint8)
+    workers = 2 if loop == "_decode_in_threads" else 1
+    ffcv_stage.decoder(index, stored, workers)(np.array([5, 249, 0]), out)
+    assert [bytes(picture) for picture in out] == [
+        bytes(beton.stored_bytes(index, stored, record)) for record in (5, 249, 0)
+    ]
+    again = ffcv_stage._compiled(parallel=workers > 1)(getattr(ffcv_stage, loop).py_func)
+    monkeypatch.setattr(ffcv_stage, loop, again)
+    ffcv_stage.decoder(index, stored, workers)(np.array([5, 249, 0]), out)
+    assert sum(again.stats.cache_hits.values()) == 1
+    assert not again.stats.cache_misses
+
+
+def test_ffcvs_c_functions_take_what_our_stage_gives_them() -> None:
+    assert [kind.__name__ for kind in libffcv.ctypes_imdecode.argtypes] == [
+        "c_void_p", "c_ulong", "c_uint", "c_uint", "c_void_p", *["c_uint"] * 6, "c_bool", "c_bool",
+    ]  # fmt: skip
+    assert [kind.__name__ for kind in libffcv.ctypes_memcopy.argtypes] == ["c_void_p", "c_void_p", "c_ulong"]
+    given = source(rgb_image.SimpleRGBImageDecoder.generate_code)
+    assert "height, width, height, width, 0, 0, 1, 1, False, False)" in given
 
 
 def fail(**arguments: Any) -> Any:

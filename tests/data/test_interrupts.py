@@ -137,6 +137,23 @@ def test_signals_that_python_does_not_handle_do_what_they_did(
     assert ended.stdout.endswith("and on\n") == (code == 0)
 
 
+def test_both_interrupts_of_a_command_are_answered_at_once() -> None:
+    script = (
+        "import os, signal\nfrom crelu_data.interrupts import deferred_interrupts\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "with deferred_interrupts('a long start', print):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    print('goes on', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    print('never')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 130
+    assert ended.stdout.splitlines() == [
+        "stopping, after a long start (once more to end at once); the same command resumes",
+        "goes on",
+    ]
+    assert ended.stderr.strip() == "ended at once, as asked; the same command resumes"
+
+
 def test_in_another_thread_nothing_is_held(number: int) -> None:
     errors: list[BaseException] = []
 

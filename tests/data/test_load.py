@@ -16,6 +16,7 @@ import torch
 from crelu_data import beton
 from crelu_data.cores import cores
 from crelu_data.datasets import beton_path
+from crelu_data.decoders.nvjpeg import NvjpegReader
 from crelu_data.load import Batch, FFCVReader, Pictures, ThreadReader, open_pictures
 from crelu_data.write import prepare
 
@@ -200,11 +201,8 @@ def test_a_damaged_picture_is_named(reader: str, mode: str, resident_bytes: int,
 def test_an_error_in_ffcvs_thread_reaches_the_consumer(files: dict) -> None:
     """A bare FFCV iterator waits for ever on the queue of the dead thread."""
     reader = FFCVReader(beton.read_index(files["raw"]), 1, pin=False)
-    metadata = reader._loader.reader.metadata
-    reader._loader.reader.metadata = None
-    with pytest.raises(RuntimeError, match="FFCV stopped"):
-        list(reader.read(np.arange(100), 10))
-    reader._loader.reader.metadata = metadata
+    with pytest.raises(RuntimeError, match="FFCV stopped in the middle of an epoch: invalid literal"):
+        list(reader.read(np.array([*range(15), "no record"], object), 10))
     assert len(list(reader.read(np.arange(100), 10))) == 10  # and the loader still serves
 
 
@@ -258,6 +256,55 @@ def test_importing_ffcv_leaves_torch_its_threads() -> None:
     assert subprocess.run([sys.executable, "-c", f"{code}; assert torch.get_num_threads() == 3"]).returncode == 0
 
 
+def on_the_host(encoded: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Decode as nvJPEG's function does, on the CPU."""
+    import simplejpeg
+
+    return [torch.from_numpy(simplejpeg.decode_jpeg(each.numpy())).permute(2, 0, 1) for each in encoded]
+
+
+def test_what_a_gpu_decodes_comes_in_order_and_leaves_no_thread(files: dict, opened: dict) -> None:
+    """By another decoder in nvJPEG's place: the order, the short last batch, an early end, an error."""
+    order = np.random.default_rng(5).permutation(130)[:101]
+    expected = joined(opened["jpeg", "threads"].batches(order, 20)).images.permute(0, 2, 3, 1)
+    before = set(threading.enumerate())
+    calls: list[int] = []
+
+    def decode(encoded: list[torch.Tensor]) -> list[torch.Tensor]:
+        calls.append(len(encoded))
+        if len(calls) == 15:
+            raise RuntimeError("the GPU is gone")
+        return on_the_host(encoded)
+
+    with closing(NvjpegReader(beton.read_index(files["jpeg"]), torch.device("cpu"), 3, decode)) as reader:
+        batches = list(reader.read(order, 20))
+        assert [len(batch) for batch in batches] == calls == [20] * 5 + [1]
+        assert torch.equal(torch.cat(batches), expected)
+        assert all(batch.is_contiguous() for batch in batches)
+        assert reader.decode_seconds > 0
+        stream = reader.read(order, 20)
+        next(stream)
+        stream.close()
+        with pytest.raises(RuntimeError, match="the GPU is gone"):
+            list(reader.read(order, 10))
+    assert set(threading.enumerate()) <= before
+
+
+def test_nvjpeg_is_refused_without_a_gpu_where_there_is_something_to_decode(files: dict) -> None:
+    with pytest.raises(ValueError, match="on a GPU alone: take the reader ffcv or threads"):
+        open_pictures(files["jpeg"], reader="nvjpeg")
+    with open_pictures(files["raw"], reader="nvjpeg") as pictures:
+        assert pictures.decoder == ""
+        assert len(list(pictures.batches(np.arange(250), 50))) == 5
+
+
+def test_pictures_say_which_decoder_made_them(opened: dict) -> None:
+    assert {key: pictures.decoder for key, pictures in opened.items() if key[1] == "threads"} == {
+        ("raw", "threads"): "",
+        ("jpeg", "threads"): "threads",
+    }
+
+
 def test_importing_the_loader_imports_no_ffcv() -> None:
     heavy = {"ffcv", "numba", "cv2", "torchvision", "simplejpeg"}
     code = f"import sys, crelu_data.load; sys.exit(bool({heavy} & set(sys.modules)))"
@@ -300,7 +347,7 @@ def test_impossible_requests_are_refused_before_reading(opened: dict, files: dic
         with pytest.raises(ValueError, match=r"must be|not all in"):
             pictures.batches(np.array(indices), batch, start)
     assert list(pictures.batches(np.array([], np.int64), 4)) == []
-    with pytest.raises(ValueError, match="one of ffcv, threads"):
+    with pytest.raises(ValueError, match="one of ffcv, threads, nvjpeg"):
         open_pictures(files["raw"], reader="dali")
 
 

@@ -12,13 +12,17 @@ import torch
 
 from crelu_data.datasets import Ints, dataset
 from crelu_data.load import ThreadReader
+from crelu_models import activations
 from sweeps.execution.pack import perform_pack
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
+from sweeps.training import trainer
+from sweeps.training.graphs import Graphs
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.splits import _cached
+from tests.support.op_recorder import OpRecorder
 from tests.support.trials import (
     FAMILIES,
     SMALL,
@@ -280,3 +284,65 @@ def test_folds_of_a_resident_set_gather_their_own_pictures(
     assert outcomes(trials, runtime_config(data, tmp_path / "pack")) == expected
     facts = dataset(SMALL)
     assert decoded == {name: facts.splits[name] for name in ("train", "test")}
+
+
+class Streams:
+    """Stand-in for the streams of a GPU: it notes in whose stream a batch is made and given."""
+
+    def __init__(self) -> None:
+        self.members = 0
+        self.current: list[int] = []
+        self.made = 0
+        self.given: Counter[int] = Counter()
+
+    def member(self) -> Any:
+        self.members += 1
+        number = self.members
+        streams = self
+
+        class Entered:
+            def __enter__(self) -> None:
+                streams.current.append(number)
+
+            def __exit__(self, *_: object) -> None:
+                assert streams.current.pop() == number
+
+        return Entered()
+
+    def make(self, batch: Callable[[], Any]) -> Any:
+        self.made += 1
+        return batch()
+
+    def give(self, batch: object) -> None:
+        assert len(self.current) == 1
+        self.given[self.current[0]] += 1
+
+
+def test_members_have_streams_of_their_own_and_each_batch_is_made_once_and_given_to_all(
+    data: Path, tmp_path: Path, uninterrupted: Hashes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = Streams()
+    monkeypatch.setattr("sweeps.execution.pack.open_streams", lambda device, members: streams)
+    trials = members("allconv with dropout")
+    here = streaming(data, tmp_path)
+    perform_pack(trials, here, quiet)
+    assert outcomes(trials, here) == [uninterrupted(trial) for trial in trials]
+    assert streams.given == dict.fromkeys((1, 2, 3), streams.made)
+
+
+def test_members_that_replay_end_as_alone(
+    data: Path, tmp_path: Path, uninterrupted: Hashes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorders: list[OpRecorder] = []
+
+    def on_cpu(device: torch.device, why_not: str) -> Graphs:
+        recorders.append(OpRecorder())
+        return Graphs(recorders[-1])
+
+    monkeypatch.setattr(trainer, "open_graphs", on_cpu)
+    monkeypatch.setattr(activations, "_loops", lambda: None)  # they write to addresses, which the stand-in cannot see
+    trials = members("allconv with dropout")
+    perform_pack(trials, streaming(data, tmp_path), quiet)
+    assert outcomes(trials, streaming(data, tmp_path)) == [uninterrupted(trial) for trial in trials]
+    assert all(recorder.recorded for recorder in recorders)
+    assert len(recorders) == len(trials)

@@ -76,6 +76,8 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
     state, step = packing.memory_estimate(base, 4, 64)
     assert grouped(PackPolicy(16, memory=2 * state + step)) == [1]
     assert grouped(PackPolicy(16, memory=2 * state + step - 1)) == []
+    assert grouped(PackPolicy(16, memory=3 * state + 3 * step, side_by_side=True)) == [1, 4]
+    assert grouped(PackPolicy(16, memory=3 * state + 3 * step - 1, side_by_side=True)) == [1]
 
 
 def throughputs(trials: list[Trial], shares: dict[int, float | None]) -> Throughputs:
@@ -98,6 +100,23 @@ def test_packs_form_where_batches_take_a_tenth_of_the_time_to_learn_from_them() 
     known = throughputs(trials, {0: 0.5})
     known.device_bytes = 1e10
     assert packing.policy_from_throughput(trials, known, gpus=0.25).memory == 2e9
+
+
+def test_packs_on_a_gpu_are_tried_and_go_on_where_they_are_faster() -> None:
+    base = trial_of("allconv with dropout")
+    cells = [dataclasses.replace(base.cell, label=label, net=base.cell.net.width(width)) for label, width in
+             (("faster", 1.0), ("no faster", 2.0), ("alone so far", 4.0), ("new", 8.0))]  # fmt: skip
+    trials = [dataclasses.replace(base, cell=cell) for cell in cells]
+    known = throughputs(trials, {0: 0.01, 1: 0.01, 2: 0.01})
+    for number, speed in ((0, 121.0), (1, 119.0)):
+        known.add(cells[number].key, {"sys/images_per_s": speed})  # of a pack: no share of the data
+    known.device_bytes = 1e9
+    policy = packing.policy_on_gpu(trials, known, 0.5, frozenset({SMALL}))
+    assert policy.cells == {cells[0].key, cells[2].key}
+    assert policy.unknown == {cells[3].key}
+    assert (policy.most, policy.side_by_side, policy.resident) == (packing.MAX_MEMBERS, True, {SMALL})
+    assert (policy.memory, policy.even) == (4e8, True)
+    assert packing.policy_on_gpu(trials[3:], known, 1.0, frozenset()).most == 1
 
 
 def test_cell_without_epochs_is_judged_by_the_nearest_net_on_the_same_data() -> None:
@@ -376,7 +395,7 @@ def test_sweep_in_packs_ends_as_each_trial_alone(tmp_path: Path) -> None:
 def test_pack_is_off_auto_or_a_number() -> None:
     options = parser("s", "").parse_args
     assert [options(["--pack", word]).pack for word in ("off", "auto", "9")] == [1, "auto", 9]
-    assert options([]).pack == 1
+    assert options([]).pack is None
     with pytest.raises(SystemExit):
         options(["--pack", "many"])
 
@@ -484,6 +503,27 @@ def test_members_of_a_worker_that_has_ended_are_not_put_back_before_each_is_seen
             break
     assert Counter(heard)[last, second.key] == 1
     assert Counter(heard)["started", second.key] == 1 + (last == "left")
+
+
+@pytest.mark.parametrize("what", ["first", "mate"])
+def test_trial_that_another_sweep_has_given_up_is_neither_waited_for_nor_trained(what: str, tmp_path: Path) -> None:
+    heard = list[tuple[str, str]]()
+    here = searching(tmp_path, Protocol(seeds=2), PackPolicy(2, resident=frozenset({LARGE})))
+    here.on_event = lambda event, trial, news: heard.append((event, trial.key))
+    queue = LedgerSearcher(here)
+    lost = given(queue.suggest("a"))[what == "mate"]
+    queue.on_trial_complete("a")
+    here.ledger.add_attempt(lost.key, failed_attempt(ValueError("never"), final=True))
+    queue = LedgerSearcher(here)
+    queue.failed.clear()  # it failed after this driver had read the ledger
+    queue.waiting = queue._missing_trials()
+    heard.clear()
+    for number in range(40):
+        if not isinstance(queue.suggest(f"b{number}"), dict):
+            break
+    assert lost.key not in {trial.key for trial in queue.waiting}
+    assert [event for event, key in heard if key == lost.key] == ["failed"]
+    assert here.ledger.read(f"claims/{lost.key}.json") is None
 
 
 def test_trial_that_follows_no_more_is_not_taken_off_an_old_queue(tmp_path: Path) -> None:

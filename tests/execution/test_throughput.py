@@ -19,7 +19,16 @@ from sweeps.cli.options import parser
 from sweeps.cli.settings import settle
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
-from sweeps.execution.throughput import SCALING, SPREAD, EpochRates, Throughput, Throughputs, past_epochs
+from sweeps.execution.throughput import (
+    SCALING,
+    SPREAD,
+    EpochRates,
+    Throughput,
+    Throughputs,
+    past_epochs,
+    sharers_of,
+    slowdown,
+)
 from sweeps.experiment.plan import Plan, Sweep, plan
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json, Ledger
@@ -70,6 +79,25 @@ def test_epochs_of_this_session_take_the_place_of_past_ones() -> None:
     assert known.trained()["a"].likely == 30.0
 
 
+def test_trials_that_share_a_gpu_are_priced_as_such() -> None:
+    """Measured alone on an H200, nine trainings were forecast to take 36 s; four at a time on it they took 73."""
+    assert [slowdown(count, 0.5) for count in (1, 2, 3, 4)] == [1.0, 1.0, 1.5, 2.0]
+    known = Throughputs({"a": 1.0}, {"a": rates(100.0)}, sharers=4)
+    value = known.trained()["a"]
+    assert value == (pytest.approx(100 / 2.8), 25.0, 50.0, None)
+    assert 36 * 100 / value.fastest <= 73 <= 36 * 100 / value.slowest
+    known.add("a", row(30.0), 4)
+    assert known.trained()["a"] == Throughput(30.0, 30.0 / SPREAD, 30.0 * SPREAD)
+    # Epochs that were shared by four say between 1.4 and 4 times as much of one alone.
+    apart = Throughputs({"a": 1.0}, present=known.present).trained()["a"]
+    assert apart == (pytest.approx(84.0), 60.0, 120.0, None)
+
+
+def test_so_many_trials_share_a_gpu_as_run_and_fit() -> None:
+    assert [sharers_of(gpus) for gpus in (0.0, 0.1, 0.25, 0.3, 1.0, 2.0)] == [1, 10, 4, 3, 1, 1]
+    assert [sharers_of(0.25, running) for running in (0, 1, 3, 9)] == [1, 1, 3, 4]
+
+
 def test_share_of_the_batches_stays_known_when_packs_no_longer_measure_it() -> None:
     alone = EpochRates()
     alone.add(row(10.0, 0.4))
@@ -117,6 +145,9 @@ def test_only_epochs_of_the_same_kind_of_hardware_are_read(tmp_path: Path) -> No
     assert speeds(TrialResources(cpus=2, ranks=2)) == [30.0]
     assert speeds(TrialResources(gpus=1.0)) == [50.0], "of two kinds of GPU the one that trained last"
     assert speeds(TrialResources(gpus=2.0, ranks=2)) == []
+    quarter = finished(ledger, dataclasses.replace(base, seed=9), [60.0], 9, device="NVIDIA H200", gpu_share="0.25")
+    (epochs,) = past_epochs(ledger, [*results[:3], quarter], TrialResources(gpus=1.0)).values()
+    assert list(epochs.sharers) == [4]
 
 
 def test_of_a_cell_the_latest_finished_trials_are_read_the_newest_last(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ Edit = tuple[str, str, str]
 def copied(root: Path, edits: Sequence[Edit] = ()) -> Path:
     """Return `root` with a copy of the packages, each edit (file, old text, new text) made in it."""
     for folder in (*FOLDERS, "sweeps/store", "sweeps/execution"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     for file, old, new in edits:
         text = (root / file).read_text()
         assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {file}"
@@ -49,10 +49,10 @@ def stale(root: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("sweeps/training/run_trial.py", "[view], trainer.precision", "[view.flip(3)], trainer.precision"),
+        ("sweeps/training/run_trial.py", "trainer.scores(view,", "trainer.scores(view.flip(3),"),
         ("sweeps/training/run_trial.py", "if trainer.best and", "if not trainer.best and"),
-        ("sweeps/training/run_trial.py", "cudnn.allow_tf32 = True", "cudnn.allow_tf32 = False"),
-        ("sweeps/training/loop.py", 'target, reduction="sum"', 'target, reduction="sum", label_smoothing=0.1'),
+        ("sweeps/training/evaluate.py", 'cudnn.allow_tf32 = precision == "tf32"', "cudnn.allow_tf32 = True"),
+        ("sweeps/training/loop.py", 'labels, reduction="sum"', 'labels, reduction="sum", label_smoothing=0.1'),
         ("sweeps/training/shared_batches.py", "if self._at != (name, number):", "if self._at is None:"),
         ("sweeps/training/views.py", "TEST_VIEWS = 11", "TEST_VIEWS = 6"),
         ("sweeps/training/optim.py", "BETAS, EPSILON = (0.9, 0.999)", "BETAS, EPSILON = (0.9, 0.99)"),

@@ -37,9 +37,19 @@ def test_what_changes_the_science_changes_the_key() -> None:
         Trial(CELL, "match", match="epoch", reference="b"),
         Trial(CELL, dropout=(("pool1", 0.5),)),
         Trial(CELL, "holdout", pruning_thresholds=(50.0,)),
+        Trial(dataclasses.replace(CELL, decoder="nvjpeg")),
     ]
     keys = {trial.key for trial in [TRIAL, *others]}
     assert len(keys) == len(others) + 1
+
+
+def test_a_decoder_of_its_own_makes_another_cell_and_none_changes_nothing() -> None:
+    cell = dataclasses.replace(CELL, decoder="nvjpeg")
+    assert cell.key != CELL.key
+    assert "decoder" not in cell_to_json(CELL)
+    assert "decoder" not in TRIAL.science()
+    assert cell_from_json(json.loads(json.dumps(cell_to_json(cell)))) == cell
+    assert trial_from_json(Trial(cell).to_json()) == Trial(cell)
 
 
 def test_dropout_is_part_of_the_net_however_it_came_there() -> None:

@@ -293,6 +293,49 @@ def test_files_that_the_manifest_does_not_name_are_left_out(made: Path, tmp_path
         assert ledger.read("results/extra.json") is None
 
 
+def _changed(name: str, **values: object) -> Callable[[dict[str, bytes]], None]:
+    """Return a change of the first JSON file whose name begins so."""
+
+    def change(contents: dict[str, bytes]) -> None:
+        file = min(each for each in contents if each.startswith(name))
+        value = json.loads(contents[file])
+        contents[file] = json.dumps({key: v for key, v in (value | values).items() if v is not None}).encode()
+
+    return change
+
+
+@pytest.mark.parametrize("change", [
+    _changed("prices/", hourly="x" * 5000), _changed("plans/", protocol=None),
+    _changed("capsule.json", standings=[["x", "done", ""]]),
+    lambda contents: [contents.pop(name) for name in list(contents) if name.endswith("trial.json")],
+])  # fmt: skip
+def test_every_refusal_names_the_capsule_in_one_line(
+    made: Path, tmp_path: Path, change: Callable[[dict[str, bytes]], None]
+) -> None:
+    def priced(contents: dict[str, bytes]) -> None:
+        contents[f"prices/{TITLE}.json"] = b'{"hourly": 2, "share": 1}'
+        change(contents)
+
+    path = rewritten(made / "one.zip", tmp_path / "odd.zip", priced, resign=True)
+    with pytest.raises(ValueError, match=r"odd\.zip") as refusal:
+        build.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
+    said = str(refusal.value)
+    assert "/capsule-" not in said
+    assert len(said.splitlines()) == 1
+    assert len(said) < 300 + len(str(path))
+
+
+def test_capsule_without_a_plan_is_said_to_be_none(made: Path, tmp_path: Path) -> None:
+    def without(contents: dict[str, bytes]) -> None:
+        del contents[f"plans/{TITLE}.json"]
+
+    path = rewritten(made / "one.zip", tmp_path / "bare.zip", without, resign=True)
+    with pytest.raises(ValueError, match=r"bare\.zip is no capsule: it has the plan of no sweep"):
+        build.run(options(tmp_path, capsule=str(path)))
+    with pytest.raises(ValueError, match=r"one\.zip: .*mine"):
+        build.run(options(tmp_path, capsule=str(made / "one.zip"), sweep="mine"))
+
+
 def test_what_is_no_zip_is_no_capsule(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     path.write_bytes(b"PK\x03\x04 but then nothing")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.store.integrity import checked, damage, noted_damage
+from sweeps.store.integrity import checked, damage, lost_files, noted_damage
 from sweeps.store.ledger import Json, Ledger
 
 FILES = {
@@ -109,3 +109,46 @@ def test_note_that_somebody_else_wrote_names_no_other_file(ledger: Ledger) -> No
     finished(ledger, "a")
     ledger.write("damaged/a.json", json.dumps({"why": "trials/a/../../../etc/passwd is damaged"}).encode())
     assert noted_damage(ledger) == {}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("left", ["nothing", "half", "more"])
+def test_file_of_another_size_is_known_unread(
+    ledger: Ledger, name: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = {key: finished(ledger, key) for key in ("a", "b")}
+    path = Path(ledger.path(f"trials/a/{name}"))
+    if left == "nothing":
+        path.unlink()
+    else:
+        path.write_bytes(FILES[name][: len(FILES[name]) // 2] if left == "half" else FILES[name] + b"x")
+    monkeypatch.setattr(Ledger, "read", lambda *_: pytest.fail("a file is read"))
+    monkeypatch.setattr(Ledger, "sha256", lambda *_: pytest.fail("a file is read"))
+    why = "is missing" if left == "nothing" else "is damaged: its size is"
+    assert list(lost_files(ledger, results)) == ["a"]
+    assert lost_files(ledger, results)["a"].startswith(f"trials/a/{name} {why}")
+
+
+def test_results_of_earlier_versions_need_their_files_to_be_there(ledger: Ledger) -> None:
+    result = {name: value for name, value in finished(ledger, "a").items() if name != "sizes"}
+    undigested = finished(ledger, "b", digests=False) | {"sizes": {}}
+    ledger.write("trials/a/trial.json", b"half")
+    ledger.delete("trials/b/trial.json")
+    assert lost_files(ledger, {"a": result, "b": undigested}) == {}
+    ledger.delete("trials/a/trial.json")
+    assert lost_files(ledger, {"a": result}) == {"a": "trials/a/trial.json is missing"}
+
+
+@pytest.mark.parametrize("sizes", [None, [], "x", {"trial.json": "x"}, {"trial.json": -1}])
+def test_sizes_that_somebody_else_wrote_are_no_crash(ledger: Ledger, sizes: object) -> None:
+    lost_files(ledger, {"a": finished(ledger, "a") | {"sizes": sizes}})
+
+
+def test_sizes_on_object_storage_are_listed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = {key: finished(ledger, key) for key in ("a", "b", "c")}
+    ledger.write("trials/b/analysis/job/summary.json", b"{}")
+    there = ledger.file_sizes(results)
+    monkeypatch.setattr(Ledger, "local", False)
+    assert ledger.file_sizes(results) == there == {key: {n: len(c) for n, c in FILES.items()} for key in results}
+    assert ledger.file_sizes(["b"]) == {"b": there["b"]}
+    assert ledger.file_sizes([]) == {}

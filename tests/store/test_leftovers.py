@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from crelu_data.storage import unmounted_above
+from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
 from sweeps.store.leftovers import AGE, remove_leftovers
+from sweeps.store.process import this_process
 
 
 @pytest.fixture
@@ -35,10 +37,10 @@ def left(ledger: Ledger, name: str, age: float) -> Path:
 def test_half_written_files_go_once_nobody_can_be_writing_them(ledger: Ledger, name: str) -> None:
     ledger.commit("other", {"key": "other"})
     path = left(ledger, name, AGE / 2)
-    assert remove_leftovers(ledger) == 0
+    assert remove_leftovers(ledger, "s") == 0
     assert path.exists()
     left(ledger, name, AGE + 60)
-    assert remove_leftovers(ledger) == 1
+    assert remove_leftovers(ledger, "s") == 1
     assert not path.exists()
     assert ledger.result("other") is not None
 
@@ -46,7 +48,7 @@ def test_half_written_files_go_once_nobody_can_be_writing_them(ledger: Ledger, n
 @pytest.mark.parametrize("name", ["results/k.json", "trials/k/notes.part", "trials/k/.hidden", ".keep.part"])
 def test_other_files_stay_however_old(ledger: Ledger, name: str) -> None:
     path = left(ledger, name, 1e6)
-    assert remove_leftovers(ledger) == 0
+    assert remove_leftovers(ledger, "s") == 0
     assert path.exists()
 
 
@@ -56,8 +58,30 @@ def test_checkpoints_go_with_the_result_and_not_before(ledger: Ledger) -> None:
         ledger.write(f"checkpoints/{key}/00001-00000000.safetensors", b"state")
     ledger.delete("results/running.json")
     ledger.write("results/torn.json", b'{"key": "to')
-    assert remove_leftovers(ledger) == 1
+    assert remove_leftovers(ledger, "s") == 1
     assert ledger.folders("checkpoints") == ["running", "torn"]
+
+
+# What drivers and workers told each other
+
+
+def test_words_to_workers_of_dead_drivers_go_where_no_other_driver_lives(ledger: Ledger) -> None:
+    for name in ("packs/20261128-120000-7-ab.json", "stops/20261128-120000-7"):
+        ledger.write(name, b"{}")
+    with Lease(ledger, "mine"), Lease(ledger, "other"):
+        assert remove_leftovers(ledger, "mine") == 0
+    assert (len(ledger.names("packs")), len(ledger.names("stops"))) == (1, 1)
+    ledger.write_json("leases/dead.json", this_process() | {"pid": 1, "started": -1.0})
+    with Lease(ledger, "mine"):
+        assert remove_leftovers(ledger, "mine") == 2
+    assert ledger.names("packs") == ledger.names("stops") == []
+
+
+def test_words_stay_while_the_driver_of_another_host_may_live(ledger: Ledger) -> None:
+    ledger.write("packs/20261128-120000-7-ab.json", b"{}")
+    ledger.write_json("leases/other.json", this_process() | {"boot": "elsewhere", "host": "elsewhere"})
+    assert remove_leftovers(ledger, "mine") == 0
+    assert ledger.names("packs")
 
 
 # A disk that goes

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sweeps.training.evaluate import counts, dead, errors, misses, score, ten_crop_scores
+from sweeps.training.evaluate import autocast, counts, dead, errors, misses, precision_of, score, ten_crop_scores
 
 
 def place_of_the_true_class(scores: list[float], label: int) -> int:
@@ -71,3 +71,23 @@ def test_scores_are_those_of_evaluation_mode() -> None:
 )
 def test_a_net_is_dead_where_all_pictures_get_the_same_scores(scores: Tensor, expected: bool) -> None:
     assert dead(scores) is expected
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_fp32_is_fp32_and_tf32_a_precision_of_its_own(precision: str, allowed: bool) -> None:
+    for earlier in ("tf32", "fp32"):  # of another trial in this process
+        autocast(earlier, torch.device("cpu"))
+        with autocast(precision, torch.device("cpu")):
+            assert torch.backends.cuda.matmul.allow_tf32 is allowed
+        assert torch.backends.cudnn.allow_tf32 is allowed  # in the backward pass
+    autocast("fp32", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp32"), ((8, 0), "tf32"), ((9, 0), "tf32")])
+def test_tf32_is_recorded_where_a_gpu_has_it(
+    capability: tuple[int, int], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert precision_of("tf32", torch.device("cuda")) == name
+    assert precision_of("tf32", torch.device("cpu")) == "fp32"
+    assert precision_of("fp32", torch.device("cuda")) == "fp32"

@@ -57,7 +57,7 @@ def test_each_step_has_the_rate_and_decay_of_its_epoch_and_place() -> None:
     stages = (Stage(1, 1.0), Stage(2, 0.1, 0.0))
     recipe = dataclasses.replace(PLAIN, lr=0.8, weight_decay=0.01, stages=stages, warmup_epochs=1.0)
     one, seen = learner(recipe), []
-    one.optimiser.step = lambda rate, decay: seen.append((round(rate, 9), decay))  # type: ignore[method-assign]
+    one.optimiser.step = lambda rate, decay: seen.append((round(rate.item(), 9), decay))  # type: ignore[method-assign]
     for _ in range(2):
         for _ in range(4):
             one.step(*batch())

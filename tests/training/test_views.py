@@ -14,6 +14,7 @@ from crelu_data.datasets import beton_path, order
 from crelu_data.load import open_pictures
 from crelu_data.write import prepare
 from sweeps.experiment.trial import Trial
+from sweeps.training import views
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.shared_batches import TEST, BatchStream
 from sweeps.training.splits import open_splits
@@ -75,6 +76,51 @@ def test_training_views_follow_seed_epoch_and_recipe(fields: dict[str, Any], see
         )  # fmt: skip
         assert torch.equal(view, expected)
         assert target.tolist() == labels[ids].tolist()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("steps_at_once", "resident"), [(1, True), (3, True), (100, True), (100, False)])
+def test_views_made_for_several_steps_at_once_are_those_of_each_step(
+    steps_at_once: int, resident: bool, rank: int, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """78 pictures in batches of 8 on two ranks: nine steps of 4 rows and a last one of 3, from the second on."""
+    trial = changed(trial_of("allconv with dropout"), batch=8, drop_last=False, shift=4)
+    config = runtime_config(data, data / "ledger", resident_bytes=(1 << 30) * resident)
+    splits = open_splits(trial, config)
+    indices = splits.train_indices[:78]
+    splits = dataclasses.replace(splits, train_indices=indices)
+    monkeypatch.setitem(views.VIEW_BYTES, "cpu", steps_at_once * 12 * 4 * 32 * 32)
+    made: list[int] = []
+
+    def counted(images: Tensor, ids: Tensor, **arguments: Any) -> Tensor:
+        made.append(len(ids))
+        return training_view(images, ids, **arguments)
+
+    monkeypatch.setattr(views, "training_view", counted)
+    found = list(Views(trial, splits, BatchStream(), Ranks(rank, 2), torch.device("cpu")).training(5, 1))
+    sides = {1: [4] * 8 + [3], 3: [12, 12, 11], 100: [35]}
+    assert made == sides[steps_at_once if resident else 1]
+    images, labels = stored(SMALL, "train", data)
+    sidecar, ids = splits.train.sidecar, order(trial.seed, 5, indices)
+    assert len(found) == 9
+    for number, (view, target) in enumerate(found, 1):
+        batch = ids[8 * number : 8 * (number + 1)]
+        own = batch[Ranks(rank, 2).rows(len(batch))]
+        expected = training_view(
+            images[own], torch.from_numpy(own), seed=trial.seed, epoch=5, crop=32, flip=trial.cell.recipe.flip,
+            shift=4, lighting=0.0, mean=sidecar.mean, std=sidecar.std, eigenvalues=sidecar.eigenvalues,
+            eigenvectors=sidecar.eigenvectors,
+        )  # fmt: skip
+        assert torch.equal(view, expected)
+        assert view.is_contiguous(memory_format=torch.channels_last)
+        assert target.tolist() == labels[batch].tolist()
+
+
+def test_views_with_lighting_are_made_step_by_step(data: Path) -> None:
+    """A product of matrices need not have the same last bit for another number of rows."""
+    trial = changed(trial_of("allconv with dropout"), lighting=0.1)
+    assert views_of(trial, data)._steps_at_once(16) == 1
+    assert views_of(changed(trial, lighting=0.0), data)._steps_at_once(16) > 1
 
 
 def test_evaluation_sees_the_centre_as_it_is_and_then_ten_crops(data: Path) -> None:

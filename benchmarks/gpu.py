@@ -1,0 +1,507 @@
+"""What does this GPU give? Tests, exactness, steps, activations, packs, pictures and a whole trial, in one table.
+
+    python -m benchmarks.gpu                          all, within eight minutes
+    python -m benchmarks.gpu --sections step pack     some of it
+    python -m benchmarks.gpu --json gpu.json          the same numbers as JSON
+
+Without a GPU it says so and ends with 0. It needs torch, NumPy, Numba, PyArrow and safetensors; pytest, FFCV and
+simplejpeg are used where they are. "roof" is the rate of matrix products in bf16, "copy" that of a copy on the device.
+A section that fails has a line that says why, and one that would begin after --seconds is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crelu_models.spec import Net
+from crelu_models.tables import S2, S4, S8
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.training.graphs import Graphs, open_graphs, open_streams
+from sweeps.training.loop import Learner
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKS = (1, 2, 4, 8, 16)
+
+
+class Family(NamedTuple):
+    """Net and recipe with the crop, the classes and the pictures of a step."""
+
+    net: Net
+    recipe: Recipe
+    crop: int
+    classes: int
+    batch: int
+
+
+FAMILIES = {
+    "allconv base": Family(S2, ALLCONV, 32, 10, 128),
+    "allconv CReLU": Family(S2.crelu(1, 2, 3), ALLCONV, 32, 10, 128),
+    "allconv CReLU half": Family(S2.crelu(1, 2, 3).width(0.5), ALLCONV, 32, 10, 128),
+    "VGG": Family(S4, VGG, 32, 10, 128),
+    "All-CNN-B 1,4,7 of 64": Family(S8.crelu(1, 4, 7, width=0.5), IMAGENET_ADAM, 224, 1000, 64),
+    "All-CNN-B 1,4,7 of 256": Family(S8.crelu(1, 4, 7, width=0.5), IMAGENET_ADAM, 224, 1000, 256),
+    "All-CNN-B 1 to 9 of 256": Family(S8.crelu(*range(1, 10)), IMAGENET_SGD, 224, 1000, 256),
+}
+COMPILED = ("allconv CReLU", "All-CNN-B 1,4,7 of 256")  # a compilation takes half a minute
+PACKED = ("allconv base", "allconv CReLU", "allconv CReLU half", "VGG")
+ACTIVATIONS = (("crelu", (256, 96, 55, 55)), ("crelu", (128, 96, 32, 32)), ("avr", (256, 96, 55, 55)),
+               ("crelu_leaky", (256, 96, 55, 55)), ("concat_elu", (256, 96, 55, 55)))  # fmt: skip
+
+
+# For a machine without a GPU, where only the way through this file is of interest.
+TINY = {
+    "allconv CReLU": Family(S2.crelu(1, 2, 3).width(0.0625), ALLCONV, 32, 10, 16),
+    "VGG": Family(S4.width(0.0625), VGG, 32, 10, 16),
+}
+
+
+@dataclass
+class Bench:
+    """Device and sizes of the measurements, and the rows of the table so far."""
+
+    device: torch.device
+    folder: Path
+    families: dict[str, Family] = field(default_factory=lambda: FAMILIES)
+    activations: Sequence[tuple[str, tuple[int, ...]]] = ACTIVATIONS
+    packs: Sequence[int] = PACKS
+    window: float = 0.3  # seconds that a rate is measured
+    steps: int = 200  # of the comparison of bits
+    pictures: int = 20_000
+    members: int = 8
+    kills: int = 2
+    flops: float = float("nan")
+    copy: float = float("nan")
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def say(self, section: str, name: str, **values: float | str) -> None:
+        """Add a row to the table and print it."""
+        self.rows.append({"section": section, "name": name, **values})
+        shown = "  ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}"
+                          for key, value in values.items())  # fmt: skip
+        print(f"{section:<12}{name:<30}{shown}", flush=True)
+
+    def wait(self) -> None:
+        """Wait until the device has done its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], object], warm: int = 5) -> float:
+        """Return the seconds of a call, the median of five windows."""
+        for _ in range(warm):
+            call()
+        self.wait()
+        began = time.perf_counter()
+        call()
+        self.wait()
+        count = max(2, int(self.window / 5 / max(time.perf_counter() - began, 1e-6)))
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            for _ in range(count):
+                call()
+            self.wait()
+            times.append((time.perf_counter() - began) / count)
+        return median(times)
+
+    def learner(self, name: str, graphs: bool, dropout: str = "") -> tuple[Learner, Tensor, Tensor]:
+        """Return a learner of a family with pictures and labels, at a rate that leaves random labels unlearned."""
+        from crelu_models.modules import build, initialise
+
+        net, recipe, crop, classes, batch = self.families[name]
+        net = net.dropout(0.5, dropout) if dropout else net
+        recipe = dataclasses.replace(recipe, lr=1e-3 * recipe.lr, epochs=10**6, batch=batch)
+        model = build(net, classes, crop)
+        initialise(model, net, recipe.init, 0)
+        model = model.to(self.device, memory_format=torch.channels_last)
+        opened = open_graphs(self.device, "") if graphs else Graphs(None, "not asked for")
+        learner = Learner(model, recipe, seed=0, steps=10**6, precision=self.precision, graphs=opened)
+        return learner, *self.batch(name, 0)
+
+    @property
+    def precision(self) -> str:
+        """Return the precision that a recipe computes in on this device."""
+        from sweeps.training.evaluate import precision_of
+
+        return precision_of("auto", self.device)
+
+    def batch(self, name: str, seed: int) -> tuple[Tensor, Tensor]:
+        """Return random pictures of a family, and labels."""
+        _, _, crop, classes, batch = self.families[name]
+        drawn = torch.Generator().manual_seed(seed)
+        images = torch.randn(batch, 3, crop, crop, generator=drawn).to(self.device)
+        labels = torch.randint(0, classes, (batch,), generator=drawn).to(self.device)
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+    def prepared(self, name: str) -> Path:
+        """Return the folder with a data set, prepared there if it is not yet."""
+        from crelu_data.write import prepare
+
+        prepare(name, self.folder / "data")
+        return self.folder / "data"
+
+
+# Sections
+
+
+def roof(bench: Bench) -> None:
+    """Measure matrix products and a copy on the device."""
+    side = 8192 if bench.device.type == "cuda" else 256
+    a, b = (torch.randn(side, side, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+    bench.flops = 2 * side**3 / bench.seconds(lambda: a @ b)
+    source = torch.zeros(
+        (1 << 30) if bench.device.type == "cuda" else (1 << 20), dtype=torch.uint8, device=bench.device
+    )
+    target = torch.empty_like(source)
+    bench.copy = 2 * len(source) / bench.seconds(lambda: target.copy_(source))
+    bench.say("roof", device_name(bench.device), tflops=bench.flops / 1e12, copy_tb_s=bench.copy / 1e12)
+
+
+def tests(bench: Bench) -> None:
+    """Run the tests that need a GPU."""
+    if importlib.util.find_spec("pytest") is None:
+        bench.say("tests", "marked gpu", result="left out: pytest is not installed")
+        return
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing said"]
+    bench.say("tests", "marked gpu", result=lines[-1])
+    for line in lines:
+        if line.startswith(("FAILED", "ERROR")):
+            bench.say("tests", "failed", result=line)
+
+
+def exact(bench: Bench) -> None:
+    """Compare replayed steps with eager ones, a pack with its members alone, and a killed trial with one left alone."""
+    for name, dropout in (("allconv CReLU", "pool1"), ("VGG", "conv1")):
+        if name in bench.families:
+            learners = [bench.learner(name, graphs, dropout)[0] for graphs in (False, True)]
+            for step in range(bench.steps):
+                images, labels = bench.batch(name, step)
+                for learner in learners:
+                    learner.step(images, labels)
+            first, second = (learner.tensors() for learner in learners)
+            differ = sum(not torch.equal(first[key], second[key]) for key in first)
+            mode = learners[1].graphs.mode
+            bench.say("exact", f"{name}: graph, eager", steps=bench.steps, tensors_that_differ=differ, steps_by=mode)
+    trials, config = short_trials(bench, bench.members, min(2000, bench.pictures))
+    kept = [train_apart(bench, trials, config, "alone"), train_pack(bench, trials, config, "pack")]
+    differ = sum(ours != theirs for ours, theirs in zip(*kept, strict=True))
+    bench.say("exact", f"pack of {len(trials)}, alone", trials_that_differ=differ)
+    if not bench.kills:
+        return
+    from sweeps.execution.verify_resume import shortened, verify
+
+    verdict = verify(shortened(trials[0]), config, str(bench.folder / "resume"), bench.kills, 0)
+    bench.say("exact", "killed, left alone", kills=verdict.kills, differ=", ".join(verdict.differences) or "nothing")
+
+
+def step(bench: Bench) -> None:
+    """Measure a step of each family on pictures that are there: eager, replayed, and for some compiled."""
+    for name, family in bench.families.items():
+        work = 6e-9 * family.net.macs(family.classes, family.crop) * family.batch
+        is_compiled = name in COMPILED and bench.device.type == "cuda"
+        for form in ("eager", "graph", "compiled") if is_compiled else ("eager", "graph"):
+            with section_line(bench, "step", f"{name}, {form}"):
+                learner, images, labels = bench.learner(name, form != "eager")
+                if form == "compiled":
+                    learner.model.compile()
+                took = bench.seconds(lambda one=learner, x=images, y=labels: one.step(x, y))
+                share = 100 * 1e9 * work / took / bench.flops
+                bench.say("step", f"{name}, {form}", ms=1e3 * took, pictures_s=family.batch / took, roof_percent=share,
+                          steps_by=learner.graphs.mode)  # fmt: skip
+            free(bench)
+
+
+def activations(bench: Bench) -> None:
+    """Measure activations forward and backward: ours and the definition, against the rate of a copy."""
+    from crelu_models.activations import activation
+    from crelu_models.fused import BY_INPUT, DEFINITIONS, accepts
+
+    for kind, shape in bench.activations:
+        module = activation(kind, shape[1])
+        x = torch.randn(shape, device=bench.device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn_like(module(x))
+        x.requires_grad_()
+        # Forward x and y, backward the gradient by y, what was kept, and the gradient by x.
+        moved = 2 * x.nbytes + 2 * weight.nbytes + (x if kind in BY_INPUT else weight).nbytes
+        took = [bench.seconds(partial(both_ways, form, x, weight)) for form in (module, DEFINITIONS[kind])]
+        by_kernel = x.is_cuda and accepts(x, kind, torch.channels_last)
+        bench.say(
+            "activations", f"{kind} {shape}", ms=1e3 * took[0], over_definition=took[1] / took[0],
+            copy_percent=100 * moved / took[0] / bench.copy, kernel="ours" if by_kernel else "torch's",
+        )  # fmt: skip
+
+
+def both_ways(form: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> None:
+    """Go forward and backward."""
+    torch.autograd.grad(form(x), x, weight)
+
+
+def pack(bench: Bench) -> None:
+    """Measure nets on CIFAR that train side by side: in a process on streams, and in as many processes."""
+    names = [name for name in PACKED if name in bench.families]
+    streams = open_streams(bench.device, 2)
+    members = []
+    for number in range(max(bench.packs)):
+        context = streams.member()
+        with context:
+            members.append((context, *bench.learner(names[number % len(names)], True)))
+    bench.wait()
+    rates = {}
+    for count in bench.packs:
+
+        def turn(count: int = count) -> None:
+            for context, learner, images, labels in members[:count]:
+                with context:
+                    learner.step(images, labels)
+
+        pictures = sum(len(labels) for _, _, _, labels in members[:count])
+        rates[count] = pictures / bench.seconds(turn)
+    members.clear()
+    free(bench)
+    for count in bench.packs:
+        beside = 0.0
+        with section_line(bench, "pack", f"{count} processes"):
+            beside = processes_rate(bench, [names[number % len(names)] for number in range(count)])
+        bench.say("pack", f"{count} side by side", pictures_s=rates[count], processes_s=beside,
+                  over_processes=rates[count] / beside if beside else float("nan"),
+                  over_one=rates[count] / rates[bench.packs[0]])  # fmt: skip
+
+
+def pictures(bench: Bench) -> None:
+    """Measure views of pictures on the device, and the decoders that are there."""
+    from crelu_data.datasets import beton_path, order
+    from crelu_data.load import open_pictures
+    from sweeps.training.runtime import RuntimeConfig
+
+    count = bench.pictures
+    for size, number, batch in ((32, count, 128), (256, max(64, count // 5), 256)):
+        name = f"synthetic:size={size},classes=10,train={number},test=16"
+        for reader in ("threads", "ffcv") if size == 256 else ("threads",):
+            with section_line(bench, "pictures", f"{size} px by {reader}"):
+                if reader == "ffcv" and importlib.util.find_spec("ffcv") is None:
+                    continue
+                path = beton_path(name, "train", bench.prepared(name))
+                resident = RuntimeConfig.resident_bytes if size == 32 else 0
+                with open_pictures(path, reader=reader, device=bench.device, resident_bytes=resident) as opened:
+                    for epoch in range(2):
+                        indices = order(0, epoch, np.arange(len(opened), dtype=np.int64))
+                        began = time.perf_counter()
+                        for found in opened.batches(indices, batch):
+                            view(opened, found, epoch, 32 if size == 32 else 224)
+                        bench.wait()
+                    rate = len(opened) / (time.perf_counter() - began)
+                bench.say("pictures", f"{size} px by {reader}", pictures_s=rate)
+
+
+def trial(bench: Bench) -> None:
+    """Measure a whole trial, start and evaluations included: pictures learned from a second."""
+    trials, config = short_trials(bench, 1, bench.pictures)
+    began = time.perf_counter()
+    train_apart(bench, trials, config, "whole")
+    took = time.perf_counter() - began
+    from sweeps.store.ledger import Ledger
+
+    result = Ledger(str(bench.folder / "whole")).result(trials[0].key)
+    assert result is not None
+    learned = result["train_pictures"] * result["epochs"]
+    bench.say("trial", trials[0].cell.label, pictures_s=learned / took, seconds=took,
+              steps_by=str(result["hardware"].get("steps", "eager")))  # fmt: skip
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "roof": roof, "exact": exact, "step": step, "activations": activations, "pack": pack, "pictures": pictures,
+    "trial": trial, "tests": tests,
+}  # fmt: skip
+
+
+# What they use
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model of a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def free(bench: Bench) -> None:
+    """Give back the memory of what was measured."""
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def section_line(bench: Bench, section: str, name: str) -> Iterator[None]:
+    """Turn an error into a row that says why there is no number."""
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:160]
+        bench.say(section, name, failed=f"{type(error).__name__}: {first}")
+
+
+def view(opened: Any, found: Any, epoch: int, crop: int) -> Tensor:
+    """Return the training views of a batch."""
+    from crelu_data.augment import training_view
+
+    facts = opened.sidecar
+    return training_view(
+        found.images, found.ids, seed=0, epoch=epoch, crop=crop, flip=True, shift=4 if crop == 32 else 0, lighting=0.0,
+        mean=facts.mean, std=facts.std, eigenvalues=facts.eigenvalues, eigenvectors=facts.eigenvectors,
+    )  # fmt: skip
+
+
+def short_trials(bench: Bench, count: int, pictures: int) -> tuple[list[Trial], Any]:
+    """Return trials of a few epochs on embedded pictures, and where they run."""
+    from sweeps.training.runtime import RuntimeConfig
+
+    name = f"synthetic:size=32,classes=10,train={pictures},test=500"
+    names = [family for family in PACKED if family in bench.families]
+    trials = []
+    for number in range(count):
+        label = names[number % len(names)]
+        net, recipe, *_, batch = bench.families[label]
+        rate = 0.01 if recipe.name == "allconv" else 0.1  # rates at which these nets learn within a few epochs
+        recipe = dataclasses.replace(recipe, epochs=5, batch=batch, lr=rate)
+        trials.append(Trial(Cell(label, net, name, recipe), "ablation", seed=number))
+    kind = bench.device.type
+    return trials, RuntimeConfig(str(bench.folder), str(bench.prepared(name)), device=kind, reader="threads")
+
+
+def hashes(ledger: Path, trials: Sequence[Trial]) -> list[list[str]]:
+    """Return hashes of what trials have left: weights and scores."""
+    from sweeps.store.ledger import Ledger
+
+    results = [Ledger(str(ledger)).result(one.key) for one in trials]
+    names = ("weights.safetensors", "tables/scores.parquet")
+    return [[result["status"], *(result["files"].get(name, "") for name in names)] for result in results if result]
+
+
+def train_apart(bench: Bench, trials: Sequence[Trial], config: Any, name: str) -> list[list[str]]:
+    """Train one after another; return hashes of what they leave."""
+    from sweeps.training.run_trial import run_trial
+
+    for one in trials:
+        run_trial(one, dataclasses.replace(config, ledger=str(bench.folder / name)), lambda *_: None)
+    return hashes(bench.folder / name, trials)
+
+
+def train_pack(bench: Bench, trials: Sequence[Trial], config: Any, name: str) -> list[list[str]]:
+    """Train side by side; return hashes of what they leave."""
+    from sweeps.execution.pack import perform_pack
+
+    perform_pack(trials, dataclasses.replace(config, ledger=str(bench.folder / name)), lambda _: None)
+    return hashes(bench.folder / name, trials)
+
+
+def processes_rate(bench: Bench, names: Sequence[str]) -> float:
+    """Return the pictures a second of processes that each train one net at the same time."""
+    words = ["--device", bench.device.type, *(["--tiny"] if bench.families is TINY else [])]
+    command = [sys.executable, "-m", "benchmarks.gpu", *words, "--serve"]
+    pipe = subprocess.PIPE
+    sides = [subprocess.Popen([*command, name], cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
+             for name in names]  # fmt: skip
+    total = 0.0
+    try:
+        for word in ("ready", "go"):
+            if word == "go":
+                for side in sides:
+                    assert side.stdin is not None
+                    print("go", file=side.stdin, flush=True)
+            for side in sides:
+                assert side.stdout is not None
+                line = side.stdout.readline()
+                assert line, side.communicate()[1].strip().splitlines()[-1]
+                total += float(line) if word == "go" else 0.0
+    finally:
+        for side in sides:
+            side.kill()
+            side.communicate()
+    return total
+
+
+def serve(bench: Bench, name: str) -> None:
+    """Be one of several processes: warm up, wait for a line, answer with pictures a second over two windows."""
+    learner, images, labels = bench.learner(name, True)
+    bench.seconds(lambda: learner.step(images, labels))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    count = 0
+    began = time.perf_counter()
+    while (took := time.perf_counter() - began) < 2 * bench.window:
+        for _ in range(10):
+            learner.step(images, labels)
+        bench.wait()
+        count += 10
+    print(count * len(labels) / took, flush=True)
+
+
+def measure(bench: Bench, sections: Sequence[str], seconds: float) -> None:
+    """Run sections one after another until the time is over."""
+    began = time.perf_counter()
+    for name in sections:
+        if time.perf_counter() - began > seconds:
+            bench.say(name, "left out", result=f"{seconds:g} s are over")
+            continue
+        start = time.perf_counter()
+        with section_line(bench, name, "section"):
+            SECTIONS[name](bench)
+        free(bench)
+        print(f"{'':<12}[{name}: {time.perf_counter() - start:.0f} s]", flush=True)
+
+
+def main() -> int:
+    """Measure all, or some; or be one of several processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--seconds", type=float, default=400.0, help="no section begins later (default 400)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the rows as JSON")
+    parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("no GPU here: nothing is measured")
+        return 0
+    torch.backends.cudnn.deterministic = True
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(torch.device(options.device), Path(folder))
+        if options.tiny:
+            torch.set_num_threads(1)
+            sizes = {"families": TINY, "activations": (("crelu", (2, 4, 8, 8)),), "packs": (1,), "window": 0.01}
+            bench = dataclasses.replace(bench, **sizes, steps=6, pictures=200, members=2, kills=0)
+        if options.serve:
+            serve(bench, options.serve)
+            return 0
+        if "roof" not in options.sections:
+            roof(bench)
+        measure(bench, options.sections, options.seconds)
+    versions = {"torch": torch.__version__, "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
+    print("  ".join(f"{name} {value}" for name, value in versions.items()))
+    if options.json:
+        options.json.write_text(json.dumps({**versions, "rows": bench.rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

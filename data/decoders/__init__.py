@@ -1,0 +1,1 @@
+"""Decoders of JPEG, each a module that is imported where it decodes."""

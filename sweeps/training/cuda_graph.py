@@ -1,0 +1,112 @@
+"""CUDA graphs of a learner's calls, and the streams of a pack: all that only a GPU can run, and no decisions."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeVar
+from weakref import WeakSet
+
+import torch
+
+T = TypeVar("T")
+
+
+class CudaRecorder:
+    """Recorder of one learner's calls on a CUDA device, all of them on one stream and in one pool of memory.
+
+    cuBLAS has a workspace per stream, so graphs that are replayed side by side must be recorded on different streams.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Record for `device`: on its current stream, or on a new one where that is the default, which cannot."""
+        current = torch.cuda.current_stream(device)
+        is_default = current == torch.cuda.default_stream(device)
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if is_default else current  # type: ignore[no-untyped-call]
+        self.graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+
+    def now(self) -> float:
+        """Return the time in seconds at which this stream has done all its work."""
+        torch.cuda.current_stream(self.device).synchronize()
+        return time.perf_counter()
+
+    def warm_up(self, call: Callable[[], T]) -> T:
+        """Call on the recording stream, so that libraries prepare what they keep for each stream."""
+        caller = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(caller)
+        with torch.cuda.stream(self.stream):
+            result = call()
+        caller.wait_stream(self.stream)
+        return result
+
+    def record(
+        self, call: Callable[[], torch.Tensor | None], generators: Sequence[torch.Generator]
+    ) -> tuple[Callable[[], None], torch.Tensor | None]:
+        """Record a call without running it; return what replays it, and the tensor that holds its result.
+
+        Other threads may use the device meanwhile. Each generator gives the numbers of its seed at every replay.
+        """
+        # Replays follow each other on one stream, so their memory may be the same. A pool ends with its last graph.
+        other = next(iter(self.graphs), None)
+        pool = None if other is None else other.pool()
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
+            result = call()
+        self.graphs.add(graph)
+        return graph.replay, result
+
+
+class CudaStreams:
+    """Streams of a pack on one GPU: its members' work runs side by side, and its batches are made on another.
+
+    A batch's memory is used again when all members have done with it; `AHEAD` batches may be under way.
+    """
+
+    AHEAD = 4
+
+    def __init__(self) -> None:
+        """Open the stream of the batches, behind all work given so far."""
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.batches: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.batches.wait_stream(torch.cuda.current_stream())
+        self.readers: set[torch.cuda.Stream] = set()
+        self.under_way: deque[list[torch.cuda.Event]] = deque()
+
+    def member(self) -> AbstractContextManager[object]:
+        """Return a context, to be entered again and again, whose work has a stream of its own."""
+        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        return torch.cuda.stream(stream)
+
+    def make(self, batch: Callable[[], T]) -> T:
+        """Return a batch made on the stream of the batches; wait where too many are under way."""
+        self.under_way.append([reader.record_event() for reader in self.readers])
+        self.readers.clear()
+        while len(self.under_way) > self.AHEAD:
+            for event in self.under_way.popleft():
+                event.synchronize()
+        with torch.cuda.stream(self.batches):
+            return batch()
+
+    def give(self, batch: object) -> None:
+        """Let the current stream go on once a batch is made, and keep the batch's memory until it has read it."""
+        reader = torch.cuda.current_stream()
+        reader.wait_stream(self.batches)
+        self.readers.add(reader)
+        for tensor in tensors_of(batch):
+            if tensor.is_cuda:
+                tensor.record_stream(reader)
+
+
+def tensors_of(batch: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a batch: a tensor, or tuples of batches."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, tuple):
+        for part in batch:
+            yield from tensors_of(part)

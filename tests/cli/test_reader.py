@@ -1,0 +1,60 @@
+"""A decoder whose pixels differ makes trials of its own; the others keep their keys and their titles."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sweeps.cli import settings
+from sweeps.cli.options import parser
+from sweeps.cli.settings import declare, settle
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.trial import Trial
+from sweeps.imagenet_placement import CELLS
+from sweeps.training.shared_batches import stream_key
+from sweeps.training.splits import open_splits
+from tests.support.trials import LARGE, SMALL, runtime_config
+
+
+def declared(folder: Path, *words: str) -> Sweep:
+    options = parser("placement", "?").parse_args(["--output", f"{folder}/out", "--data-dir", f"{folder}", *words])
+    return declare("placement", CELLS[:2], Protocol(), options, settle(CELLS, options))
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"), [(LARGE, "nvjpeg"), (SMALL, ""), ("imagenet", "nvjpeg"), ("folder:/photos", "nvjpeg")]
+)
+def test_cells_whose_pictures_a_gpu_decodes_are_others(
+    name: str, decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "_has_gpu", lambda: True)
+    words = ("--dataset", name, "--profile", "mini")
+    usual, other = declared(tmp_path, *words), declared(tmp_path, *words, "--reader", "nvjpeg")
+    assert {cell.decoder for cell in usual.cells} == {""}
+    assert {cell.decoder for cell in other.cells} == {decoder}
+    assert (usual.title == other.title) == (decoder == "")
+    assert other.title.endswith("-nvjpeg") == bool(decoder)
+    keys = [{Trial(cell).key for cell in sweep.cells} for sweep in (usual, other)]
+    assert (keys[0] == keys[1]) == (decoder == "")
+    streams = [{stream_key(Trial(cell)) for cell in sweep.cells} for sweep in (usual, other)]
+    assert (streams[0] == streams[1]) == (decoder == "")
+
+
+@pytest.mark.parametrize("gpu", [[], ["--gpus-per-trial", "0"]])
+def test_without_a_gpu_nvjpeg_is_refused(gpu: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_has_gpu", lambda: bool(gpu))
+    with pytest.raises(ValueError, match="--reader nvjpeg: it decodes on a GPU, and trials here have none; take ffcv"):
+        declared(tmp_path, "--profile", "mini", "--reader", "nvjpeg", *gpu)
+
+
+def test_a_trial_is_read_by_its_own_decoder(tmp_path: Path) -> None:
+    """On a CPU a trial whose pictures nvJPEG has decoded is refused, whatever the reader is."""
+    from crelu_data.write import prepare
+    from tests.support.trials import trial_of
+
+    prepare(LARGE, tmp_path)
+    trial = trial_of("All-CNN-B")
+    assert open_splits(trial, runtime_config(tmp_path, tmp_path)).train.decoder == "threads"
+    cell = dataclasses.replace(trial.cell, decoder="nvjpeg")
+    with pytest.raises(ValueError, match="decodes on a GPU alone"):
+        open_splits(dataclasses.replace(trial, cell=cell), runtime_config(tmp_path, tmp_path))

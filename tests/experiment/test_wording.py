@@ -1,0 +1,59 @@
+"""One rule says how things are counted: no sentence has a number before a noun that is always in the plural."""
+
+import ast
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from sweeps.experiment.wording import count, plural
+
+ROOT = Path(__file__).resolve().parents[2]
+NOUNS = (
+    "attempt", "byte", "cell", "class", "claim", "entry", "epoch", "error", "family", "file", "filter", "fold", "hour",
+    "layer", "machine", "member", "name", "network", "pair", "picture", "place", "point", "process", "rank", "record",
+    "request", "result", "row", "run", "seed", "session", "step", "study", "suggestion", "sweep", "test", "time",
+    "training", "trial", "unit", "view", "worker",
+)  # fmt: skip
+PLURALS = frozenset(plural(2, noun) for noun in NOUNS)
+# A database has more bytes, ranks that share a batch are several, and the others are no numbers but names.
+NEVER_ONE = {"{path.stat().st_size} bytes", "{ranks} ranks", "{layer} filters", "{path} names", "{cell.label} names"}
+
+
+def counted(source: str) -> Iterator[tuple[int, str]]:
+    """Yield each f-string in which a number stands before a noun in the plural, by line."""
+    for node in ast.walk(ast.parse(source)):
+        parts = node.values if isinstance(node, ast.JoinedStr) else []
+        for value, after in pairwise(parts):
+            if not isinstance(value, ast.FormattedValue) or not isinstance(after, ast.Constant):
+                continue
+            word = str(after.value).split(" ")[1:2] if str(after.value).startswith(" ") else []
+            is_constant = isinstance(value.value, ast.Name) and value.value.id.isupper()
+            is_whole = value.format_spec is None or ast.unparse(value.format_spec) in ("f','", "f''")
+            if word and word[0].strip(".,;:)]") in PLURALS and is_whole and not is_constant:
+                yield value.lineno, f"{{{ast.unparse(value.value)}}} {word[0].strip('.,;:)]')}"
+
+
+def test_no_sentence_counts_one_thing_in_the_plural() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for path in sorted((ROOT / "sweeps").rglob("*.py"))
+        for line, text in counted(path.read_text())
+        if text not in NEVER_ONE
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize(("n", "noun", "words"), [
+    (1, "cell", "1 cell"), (0, "cell", "0 cells"), (2, "study", "2 studies"), (1, "study", "1 study"),
+    (1234, "trial", "1,234 trials"), (2, "class", "2 classes"), (1, "class", "1 class"), (2, "batch", "2 batches"),
+    (3, "key", "3 keys"),
+])  # fmt: skip
+def test_count_is_plain_english(n: int, noun: str, words: str) -> None:
+    assert count(n, noun) == words
+
+
+def test_rule_sees_what_it_is_for() -> None:
+    assert [text for _, text in counted('f"{len(done):,} trainings, {failed} failed"')] == ["{len(done)} trainings"]
+    assert list(counted('f"{MOST} cells {name!r}, which no cell has; {n} of them"')) == []

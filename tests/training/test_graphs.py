@@ -1,0 +1,267 @@
+"""A replayed step is the step bit for bit, and what cannot be replayed is taken as it comes, with a reason."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crelu_data.write import prepare
+from crelu_models import activations
+from crelu_models.modules import Dropout, renew_generators
+from sweeps.experiment.recipe import ALLCONV, Recipe, Stage
+from sweeps.store.ledger import Ledger
+from sweeps.training import run_trial, trainer
+from sweeps.training.graphs import Graphs, open_graphs, pays
+from sweeps.training.loop import DivergedError, Learner
+from sweeps.training.runtime import hardware
+from tests.support.op_recorder import OpRecorder
+from tests.support.trials import SMALL, artifact_hashes, runtime_config, trial_of
+
+SGD = dataclasses.replace(
+    ALLCONV, batch=8, epochs=20, schedule_epochs=20, warmup_epochs=2.0, lr=0.05, precision="fp32",
+    stages=(Stage(1, 1.0), Stage(2, 0.5), Stage(3, 0.1, 0.0)),
+)  # fmt: skip
+RECIPES = {
+    "sgd": SGD,
+    "dampened, not cut": dataclasses.replace(SGD, dampening=0.9, clip_norm=0.0),
+    "adam": dataclasses.replace(SGD, optimiser="adam", lr=1e-3),
+    "bf16": dataclasses.replace(SGD, precision="bf16"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the loops of Numba: they write to addresses, which the stand-in does not see."""
+    monkeypatch.setattr(activations, "_loops", lambda: None)
+
+
+def learner(recipe: Recipe, recorder: OpRecorder | None) -> Learner:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), activations.CReLU(), Dropout(0.5, "a"), nn.Flatten(),
+        nn.Linear(32, 8), Dropout(0.25, "b"), nn.Linear(8, 3),
+    )  # fmt: skip
+    return Learner(model, recipe, seed=3, steps=6, precision=recipe.precision, graphs=Graphs(recorder))
+
+
+def batch(number: int, count: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(count, 3, 4, 4, generator=generator), torch.randint(3, (count,), generator=generator)
+
+
+def epoch(one: Learner, number: int, first: int = 0) -> list[Any]:
+    """Train from step `first` of an epoch whose last batch is short; return what it is measured by."""
+    for step in range(first, 6):
+        one.step(*batch(10 * number + step, 8 if step < 5 else 5))
+    rate = one.scores(batch(99, 16)[0], 1000), one.scores(batch(98, 7)[0], 1000)
+    return [*rate, torch.tensor(one.end_epoch())]
+
+
+def same(one: Learner, other: Learner) -> bool:
+    ours, theirs = one.tensors(), other.tensors()
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_replayed_steps_are_the_steps_bit_for_bit(name: str) -> None:
+    recorder = OpRecorder()
+    eager, replayed = learner(RECIPES[name], None), learner(RECIPES[name], recorder)
+    for number in range(6):
+        expected, measured = epoch(eager, number), epoch(replayed, number)
+        assert all(torch.equal(a, b) for a, b in zip(expected, measured, strict=True)), number
+        assert same(eager, replayed), number
+    # Recorded are full steps at either decay, the short step that comes once an epoch, and both scores.
+    assert recorder.recorded == 5
+    assert replayed.graphs.replays == (10 - 3) + (20 - 3) + (4 - 3) + 2 * (6 - 3)
+    assert (eager.graphs.mode, replayed.graphs.mode) == ("eager", "graph")
+
+
+def test_a_learner_restored_between_replays_goes_on_as_the_one_that_was_saved() -> None:
+    eager, replayed = learner(SGD, None), learner(SGD, OpRecorder())
+    for one in (eager, replayed):
+        epoch(one, 0)
+        for step in range(4):
+            one.step(*batch(10 + step))
+    saved = {name: value.clone() for name, value in replayed.tensors().items()}
+    epoch(replayed, 5, 4)
+    replayed.restore(saved, 1, 4)
+    assert epoch(replayed, 1, 4)[2].tolist() == epoch(eager, 1, 4)[2].tolist()
+    assert same(eager, replayed)
+
+
+def test_a_net_whose_course_depends_on_numbers_is_trained_as_it_comes() -> None:
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x if x.sum() > 0 else x
+
+    eager, replayed = learner(SGD, None), learner(SGD, OpRecorder())
+    for one in (eager, replayed):
+        one.model.append(Looks())
+        epoch(one, 0)
+        epoch(one, 1)
+    assert same(eager, replayed)
+    assert replayed.graphs.replays == 0
+    assert replayed.graphs.mode == "eager: RuntimeError: operation not permitted when stream is capturing"
+
+
+def test_generators_that_a_failed_recording_held_are_given_up() -> None:
+    one = learner(SGD, OpRecorder())
+    one.step(*batch(0))
+    old = [layer.generator for layer in one.model if isinstance(layer, Dropout)]
+    states = [generator.initial_seed() for generator in old]
+    new = renew_generators(one.model)
+    assert [generator.initial_seed() for generator in new] == states
+    assert not {id(generator) for generator in new} & {id(generator) for generator in old}
+    assert new == [layer.generator for layer in one.model if isinstance(layer, Dropout)]
+
+
+def test_generators_are_renewed_before_a_recording_and_after_one_that_failed() -> None:
+    renewed: list[int] = []
+
+    def refused(*_: Any) -> Any:
+        raise ValueError("a net's own error\nmore of it")
+
+    kept = Graphs(OpRecorder())
+    kept.recorder.record = refused  # type: ignore[union-attr, method-assign]
+    for number in range(6):
+        kept.call(torch.neg, torch.ones(2), remaining=1000, generators=lambda n=number: renewed.append(n) or ())
+    assert renewed == [3, 3]
+    assert kept.why_not == "ValueError: a net's own error"
+
+
+def test_a_training_that_diverges_under_replays_is_seen() -> None:
+    one = learner(dataclasses.replace(SGD, clip_norm=0.0, warmup_epochs=0.0, lr=1e30), OpRecorder())
+    with pytest.raises(DivergedError, match="epoch 1"):
+        epoch(one, 0)
+    assert one.graphs.replays
+
+
+def test_steps_in_parts_are_taken_as_they_come() -> None:
+    one = learner(SGD, OpRecorder())
+    one.micro_batches = 2
+    for step in range(6):
+        one.step(*batch(step))
+    assert one.graphs.replays == 0
+
+
+@pytest.mark.parametrize(
+    ("calls", "seconds", "worth"), [(10_000, 1e-3, True), (100, 1e-3, False), (10, 1.0, True), (1, 1.0, False)]
+)
+def test_a_recording_is_made_where_it_pays(calls: int, seconds: float, worth: bool) -> None:
+    assert pays(calls, seconds) is worth
+    recorder = OpRecorder(seconds)
+    kept = Graphs(recorder)
+    for _ in range(5):
+        kept.call(torch.relu, torch.ones(3), remaining=calls)
+    assert (recorder.recorded, kept.replays) == ((1, 2) if worth else (0, 0))
+    assert kept.mode == ("graph" if worth else "eager: too few steps for a graph to pay")
+
+
+def test_recordings_are_by_shape_type_and_layout() -> None:
+    recorder = OpRecorder()
+    kept = Graphs(recorder)
+    x = torch.randn(2, 3, 4, 4)
+    inputs = [x, x.contiguous(memory_format=torch.channels_last), x.double(), x[:1]]
+    for _ in range(5):
+        for value in inputs:
+            result = kept.call(torch.relu, value, remaining=1000)
+            assert result is not None
+            assert torch.equal(result, value.relu())
+            assert result.stride() == value.relu().stride()
+    assert recorder.recorded == 4
+
+
+def test_a_result_stays_when_the_next_call_is_replayed() -> None:
+    kept = Graphs(OpRecorder())
+    results = [kept.call(torch.neg, torch.full((2,), float(number)), remaining=1000) for number in range(6)]
+    assert [result.tolist() for result in results if result is not None] == [[-n, -n] for n in range(6)]
+
+
+# Trials
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    prepare(SMALL, where)
+    return where
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Graphs]:
+    """Let trainers record on the CPU; return their graphs."""
+    opened: list[Graphs] = []
+
+    def on_cpu(device: torch.device, why_not: str) -> Graphs:
+        opened.append(Graphs(None if why_not else OpRecorder(), why_not))
+        return opened[-1]
+
+    monkeypatch.setattr(trainer, "open_graphs", on_cpu)
+    return opened
+
+
+def test_a_trial_ends_as_without_graphs_also_after_a_stop(
+    data: Path, tmp_path: Path, recorders: list[Graphs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of("allconv with dropout")
+    replayed = runtime_config(data, tmp_path / "replayed")
+    steps = iter([False] * 9 + [True])
+    assert run_trial.run_trial(trial, replayed, lambda *_: None, lambda: next(steps)) is None
+    assert run_trial.run_trial(trial, replayed, lambda *_: None) is not None
+    assert [one.mode for one in recorders] == ["graph", "graph"]
+    plain = runtime_config(data, tmp_path / "plain", graphs=False)
+    run_trial.run_trial(trial, plain, lambda *_: None)
+    assert (recorders[-1].replays, recorders[-1].why_not) == (0, "not asked for")
+    assert artifact_hashes(tmp_path / "plain", trial) == artifact_hashes(tmp_path / "replayed", trial)
+
+
+def test_a_recording_that_fails_is_an_event_of_the_trial(
+    data: Path, tmp_path: Path, recorders: list[Graphs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("a look at a number")
+
+    monkeypatch.setattr(OpRecorder, "record", refused)
+    trial = trial_of("allconv with dropout")
+    result = run_trial.run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
+    assert result is not None
+    assert result["events"] == ["no CUDA graph: RuntimeError: a look at a number"]
+    assert recorders[0].replays == 0
+
+
+def begun(data: Path, ledger: Path) -> trainer.Trainer:
+    trial = trial_of("allconv with dropout")
+    config = runtime_config(data, ledger)
+    context = trainer.PackContext()
+    splits = run_trial.open_splits(trial, config)
+    return trainer.Trainer(trial, config, Ledger(str(ledger)), splits, lambda: False, context, trainer.ALONE)
+
+
+def test_a_trial_that_has_failed_before_goes_without_graphs(
+    data: Path, tmp_path: Path, recorders: list[Graphs]
+) -> None:
+    assert begun(data, tmp_path).graphs.why_not == ""
+    Ledger(str(tmp_path)).add_attempt(trial_of("allconv with dropout").key, {"error": "a device error"})
+    assert begun(data, tmp_path).graphs.why_not == "an attempt has failed before"
+
+
+def test_where_memory_runs_out_graphs_are_given_up_before_a_step_is_divided(
+    data: Path, tmp_path: Path, recorders: list[Graphs]
+) -> None:
+    one = begun(data, tmp_path)
+    one.graphs.replays = 1
+    one.shrink("out of memory")
+    assert (one.state.parts, one.graphs.why_not) == (1, "memory ran out")
+    assert one.learner.graphs is one.graphs
+    one.shrink("out of memory")
+    assert (one.state.parts, one.learner.micro_batches) == (2, 2)
+    assert one.graphs.recorder is None
+
+
+def test_a_cpu_records_nothing_and_a_gpu_says_how_it_took_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_graphs(torch.device("cpu"), "").recorder is None
+    assert open_graphs(torch.device("cuda"), "not asked for").recorder is None
+    assert "steps" not in hardware(torch.device("cpu"), runtime_config(Path(), Path()), "graph")

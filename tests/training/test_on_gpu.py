@@ -1,0 +1,158 @@
+"""On a GPU: replayed steps, packs on streams and resumed trials have the bits of the eager step, alone, left alone."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crelu_data.write import prepare
+from crelu_models.modules import build, initialise
+from crelu_models.spec import Net
+from crelu_models.tables import S2, S4, S8
+from sweeps.execution.pack import perform_pack
+from sweeps.execution.verify_resume import shortened, verify
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, VGG, Recipe
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.ledger import Ledger
+from sweeps.training.graphs import Graphs, open_graphs
+from sweeps.training.loop import Learner
+from sweeps.training.run_trial import run_trial
+from tests.support.trials import artifact_hashes, runtime_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SET = "synthetic:size=32,classes=10,train=2000,test=300"
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def gpu_test(function):  # type: ignore[no-untyped-def]
+    for mark in on_gpu:
+        function = mark(function)
+    return function
+
+
+def learner(net: Net, recipe: Recipe, size: int, graphs: Graphs) -> Learner:
+    model = build(net, 10, size)
+    initialise(model, net, recipe.init, 0)
+    model = model.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Learner(model, recipe, seed=5, steps=10, precision="bf16", graphs=graphs)
+
+
+def batch(step: int, size: int, count: int) -> tuple[Tensor, Tensor]:
+    drawn = torch.Generator().manual_seed(step)
+    images = torch.randn(count, 3, size, size, generator=drawn).contiguous(memory_format=torch.channels_last)
+    return images.cuda(), torch.randint(10, (count,), generator=drawn).cuda()
+
+
+@gpu_test
+@pytest.mark.parametrize(
+    ("net", "recipe", "size"),
+    [
+        (S2.crelu(1, 2, 3).dropout(0.5, "pool1"), ALLCONV, 32),
+        (S4.dropout(0.3, "conv3"), VGG, 32),
+        (S8.crelu(1, 4, 7, width=0.5).dropout(0.5, 9), IMAGENET_ADAM, 96),
+    ],
+    ids=["allconv", "VGG", "All-CNN-B by Adam"],
+)
+def test_200_replayed_steps_are_200_eager_steps_bit_for_bit(
+    net: Net, recipe: Recipe, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    recipe = dataclasses.replace(recipe, batch=32, lr=recipe.lr / 100)
+    device = torch.device("cuda")
+    pair = [learner(net, recipe, size, graphs) for graphs in (Graphs(None), open_graphs(device, ""))]
+    for step in range(200):
+        images, labels = batch(step, size, 32 if step % 10 < 9 else 20)
+        for one in pair:
+            one.step(images, labels)
+        if step % 10 == 9:
+            scores = [one.scores(images, 1000) for one in pair]
+            assert torch.equal(*scores), step
+            assert pair[0].end_epoch() == pair[1].end_epoch(), step
+    eager, replayed = (one.tensors() for one in pair)
+    assert pair[1].graphs.mode == "graph"
+    assert [name for name in eager if not torch.equal(eager[name], replayed[name])] == []
+
+
+@gpu_test
+def test_a_net_that_looks_at_numbers_is_trained_as_it_comes_with_its_dropout() -> None:
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x if x.sum() > 0 else x
+
+    recipe = dataclasses.replace(ALLCONV, batch=32, lr=1e-4)
+    net = S2.width(0.25).dropout(0.5, "pool1")
+    pair = [learner(net, recipe, 32, graphs) for graphs in (Graphs(None), open_graphs(torch.device("cuda"), ""))]
+    for one in pair:
+        one.model.append(Looks())
+        for step in range(10):
+            one.step(*batch(step, 32, 32))
+    eager, other = (one.tensors() for one in pair)
+    assert pair[1].graphs.replays == 0
+    assert pair[1].graphs.why_not
+    assert all(torch.equal(eager[name], other[name]) for name in eager)
+
+
+def trials(count: int) -> list[Trial]:
+    found = []
+    for number in range(count):
+        net, recipe, rate = ((S2.crelu(1, 2), ALLCONV, 0.01), (S4, VGG, 0.1))[number % 2]
+        recipe = dataclasses.replace(recipe, epochs=4, batch=64, lr=rate)
+        net = net.width(0.5).dropout(0.2, "conv1" if number % 2 else "pool1")
+        found.append(Trial(Cell(f"{number}", net, SET, recipe), "ablation", seed=number))
+    return found
+
+
+@gpu_test
+def test_a_pack_of_eight_on_streams_ends_as_each_alone(tmp_path: Path) -> None:
+    prepare(SET, tmp_path / "data")
+    eight = trials(8)
+    pack = runtime_config(tmp_path / "data", tmp_path / "pack", device="cuda")
+    perform_pack(eight, pack, lambda _: None)
+    for trial in eight:
+        run_trial(trial, dataclasses.replace(pack, ledger=str(tmp_path / "alone")), lambda *_: None)
+        assert artifact_hashes(tmp_path / "pack", trial) == artifact_hashes(tmp_path / "alone", trial)
+    plain = dataclasses.replace(pack, ledger=str(tmp_path / "eager"), graphs=False)
+    run_trial(eight[0], plain, lambda *_: None)
+    assert artifact_hashes(tmp_path / "eager", eight[0]) == artifact_hashes(tmp_path / "alone", eight[0])
+    result = Ledger(str(tmp_path / "eager")).result(eight[0].key)
+    assert result is not None
+    assert result["hardware"]["steps"] == "eager: not asked for"
+
+
+@gpu_test
+def test_a_killed_trial_on_a_gpu_ends_as_one_that_is_left_alone(tmp_path: Path) -> None:
+    prepare(SET, tmp_path / "data")
+    config = runtime_config(tmp_path / "data", tmp_path / "none", device="cuda")
+    verdict = verify(shortened(trials(1)[0]), config, str(tmp_path), 2, 0)
+    assert verdict.kills >= 1
+    assert verdict.differences == ()
+
+
+# Without a GPU
+
+# What a bare machine with a GPU may lack.
+LACKING = ("ray", "mlflow", "optuna", "ffcv", "scipy", "psutil", "matplotlib", "rich", "boto3", "torchvision")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path) -> None:
+    words = ["--device", "cpu", "--tiny", "--sections", "roof", "activations", "trial"]
+    code = (
+        f"import runpy, sys\nsys.modules.update(dict.fromkeys({LACKING!r}))\n"
+        f"for words in ([], {[*words, '--json', str(tmp_path / 'gpu.json')]!r}):\n"
+        "    sys.argv[1:] = words\n"
+        "    try:\n        runpy.run_module('benchmarks.gpu', run_name='__main__')\n"
+        "    except SystemExit as end:\n        assert end.code == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no GPU here: nothing is measured\n")
+    assert "failed" not in done.stdout
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert {row["section"] for row in rows} == {"roof", "activations", "trial"}
+    assert all(row["pictures_s"] > 0 for row in rows if row["section"] == "trial")
