@@ -242,7 +242,7 @@ def test_pages_of_the_paper_say_what_they_said(machine: dict[str, bool], tmp_pat
         assert names_paper(cells)
         page = Page(cells, Protocol(), [], of_paper=True)
         sweep, lines = trained(page, tmp_path)
-        assert (sweep.profile, lines[0]) == ("demo", settings.DEMO)
+        assert (sweep.profile, lines[0]) == ("demo", settings.DEMO.format(pictures="embedded pictures"))
         assert all("->" not in line for line in lines)
         assert [cell.recipe.name for cell in sweep.cells] == [
             f"{cell.recipe.name}-demo" for cell in cells[: len(sweep.cells)]
