@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from crelu_data.streams import make_lasting
 from sweeps.cli.command import Command
@@ -17,6 +20,9 @@ from sweeps.cli.settings import absolute_dataset, asked_part, declare, notes, se
 from sweeps.experiment.plan import Protocol, Sweep, unknown_name
 from sweeps.experiment.profiles import names_paper
 from sweeps.experiment.trial import Cell
+
+if TYPE_CHECKING:
+    from sweeps.report.loaded import Results
 
 ABLATION = Protocol()
 
@@ -63,6 +69,64 @@ def at_absolute_path(cell: Cell) -> Cell:
     return replace(cell, dataset=absolute_dataset(cell.dataset))
 
 
+def run(
+    name: str,
+    cells: Sequence[Cell],
+    protocol: Protocol = ABLATION,
+    *,
+    output: str | os.PathLike[str] = "outputs",
+    profile: str = "",
+    dataset: str = "",
+    seeds: int = 0,
+    only: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> Results:
+    """Train what a sweep lacks, as `main` does, and return its results: for a notebook or a script.
+
+    The words are those of the command line, and `flags` has any other of its options, such as ["--pack", "auto"].
+    Ctrl-C lets running trials save their state and raises KeyboardInterrupt; the same call resumes. ValueError for what
+    cannot be run. A trial that fails raises nothing: the table says so.
+    """
+    from sweeps.cli.run import run_sweep
+    from sweeps.report.loaded import Results
+
+    words = ["--output", os.fspath(output), *(["--profile", profile] if profile else [])]
+    words += [*(["--dataset", dataset] if dataset else []), *(["--seeds", str(seeds)] if seeds else [])]
+    words += ["--only", *only] if only else []
+    options = _parsed(name, [*words, *flags])
+    cells = tuple(at_absolute_path(cell) for cell in cells)
+    check_references(name, cells)
+    of_paper = names_paper(cells)
+    settings = settle(cells, options, of_paper)
+    sweep = declare(name, cells, protocol, options, settings, of_paper)
+    for line in notes(cells, protocol, options, settings, of_paper):
+        print(line, file=sys.stderr)
+    command = Command((sys.executable,), ())
+    settings = replace(settings, experiment=settings.experiment or sweep.title, command=command, hosted=True)
+    summary = run_sweep(sweep, asked_part(sweep, options), settings)
+    if summary.code == ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt("running trials have saved their state; the same call resumes")
+    results = Results(settings.output, sweep.title)
+    if not settings.display.quiet:
+        print(f"{results!r}; report {summary.page}", file=sys.stderr)
+    return results
+
+
+def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line; ValueError where it is wrong, or asks for something else than a run."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            options = parser(name, "").parse_args(words)
+    except SystemExit as ended:
+        sentence = said.getvalue().strip().rpartition("error: ")[2].partition("; all options:")[0]
+        raise ValueError(sentence if ended.code else f"{' '.join(words)} asks for no run") from None
+    for flag in ("list", "dry_run", "rehearse", "json"):
+        if getattr(options, flag):
+            raise ValueError(f"--{flag.replace('_', '-')} is for the command line: put the cells on a page")
+    return options
+
+
 def check_references(name: str, cells: Sequence[Cell]) -> None:
     """Raise ValueError where a cell asks to be compared with itself, a cell of other data, or none of the page."""
     labelled = {cell.label: cell for cell in cells}
@@ -107,10 +171,15 @@ def launch(
         return rehearse_sweep(asked, settings, options.rehearse)
     from sweeps.cli.dry_run import dry_run
     from sweeps.cli.run import run_sweep
+    from sweeps.cli.summary import print_summary
 
     command = Command.typed(f"sweeps.{name}")
     settings = replace(settings, experiment=settings.experiment or sweep.title, command=command)
-    return dry_run(sweep, asked, settings) if options.dry_run else run_sweep(sweep, asked, settings)
+    if options.dry_run:
+        return dry_run(sweep, asked, settings)
+    summary = run_sweep(sweep, asked, settings)
+    print_summary(summary, settings)
+    return summary.code
 
 
 def show_cells(sweep: Sweep) -> ExitCode:

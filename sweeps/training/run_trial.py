@@ -21,7 +21,7 @@ from sweeps.training.loop import LOST, DivergedError
 from sweeps.training.result import Scores, TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
 from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps, drain
-from sweeps.training.splits import open_splits
+from sweeps.training.splits import Splits, open_splits
 from sweeps.training.trainer import Report, Trainer
 from sweeps.training.views import TEST_VIEWS
 
@@ -127,7 +127,15 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         train_pictures=len(trainer.splits.train),
         partial=trainer.splits.partial,
         parameters=sum(value.numel() for value in trainer.learner.model.parameters()),
+        pictures=_facts(trainer.splits),
     )
+
+
+def _facts(splits: Splits) -> Json:
+    """Return what a net needs beside its weights to take pictures as the test does."""
+    sidecar = splits.train.sidecar
+    facts = {"classes": splits.facts.classes, "crop": splits.facts.crop}
+    return facts | {"mean": list(sidecar.mean), "std": list(sidecar.std)}
 
 
 def _test_scores(trainer: Trainer) -> Steps[Scores]:
