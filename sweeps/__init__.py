@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from crelu_models.model import Model
     from sweeps.experiment.grid import grid
     from sweeps.experiment.plan import Protocol, Sweep
     from sweeps.experiment.rates import RateStudy
@@ -24,6 +25,7 @@ __all__ = [
     "IMAGENET_SGD",
     "VGG",
     "Cell",
+    "Model",
     "Protocol",
     "RateStudy",
     "Recipe",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Model": "crelu_models.model",
     "Cell": "sweeps.experiment.trial",
     "Protocol": "sweeps.experiment.plan",
     "RateStudy": "sweeps.experiment.rates",

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 from crelu_data.streams import make_lasting
 from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
-from sweeps.cli.settings import asked_part, declare, settle
+from sweeps.cli.settings import absolute_dataset, asked_part, declare, notes, settle
 from sweeps.experiment.plan import Protocol, Sweep, unknown_name
+from sweeps.experiment.profiles import names_paper
 from sweeps.experiment.trial import Cell
 
 if TYPE_CHECKING:
@@ -32,11 +33,15 @@ def main(
     cells: Sequence[Cell],
     protocol: Protocol = ABLATION,
     also: Mapping[str, Sequence[Cell]] = MappingProxyType({}),
+    of_paper: bool | None = None,
 ) -> NoReturn:
     """Run the sweep `name` as the command line says, and exit with one of `ExitCode`.
 
     `also` holds further groups of cells by name, each trained only where --also names it. A cell's `versus` names the
     cell with which the report compares it besides the first of its table.
+
+    A page `of_paper` (by default one with a cell of a table) is scaled down where its data or a GPU are missing, as a
+    demo. Any other is trained as it is written.
     """
     make_lasting()
     options = parser(name, question, tuple(also)).parse_args()
@@ -44,10 +49,12 @@ def main(
     # background of a script, where Ctrl-C is ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    cells = [at_absolute_path(cell) for cell in cells]
+    also = {group: [at_absolute_path(cell) for cell in more] for group, more in also.items()}
     try:
         check_references(name, [*cells, *(cell for group in also.values() for cell in group)])
         more = [cell for group in options.also for cell in also[group]]
-        sys.exit(launch(name, (*cells, *more), protocol, options))
+        sys.exit(launch(name, (*cells, *more), protocol, options, of_paper))
     except ValueError as error:
         refuse(str(error))
     except OSError as error:
@@ -55,6 +62,11 @@ def main(
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
+
+
+def at_absolute_path(cell: Cell) -> Cell:
+    """Return a cell with the path of its folder of pictures made absolute: workers run elsewhere."""
+    return replace(cell, dataset=absolute_dataset(cell.dataset))
 
 
 def run(
@@ -82,9 +94,13 @@ def run(
     words += [*(["--dataset", dataset] if dataset else []), *(["--seeds", str(seeds)] if seeds else [])]
     words += ["--only", *only] if only else []
     options = _parsed(name, [*words, *flags])
+    cells = tuple(at_absolute_path(cell) for cell in cells)
     check_references(name, cells)
-    settings = settle(cells, options)
-    sweep = declare(name, tuple(cells), protocol, options, settings)
+    of_paper = names_paper(cells)
+    settings = settle(cells, options, of_paper)
+    sweep = declare(name, cells, protocol, options, settings, of_paper)
+    for line in notes(cells, protocol, options, settings, of_paper):
+        print(line, file=sys.stderr)
     command = Command((sys.executable,), ())
     settings = replace(settings, experiment=settings.experiment or sweep.title, command=command, hosted=True)
     summary = run_sweep(sweep, asked_part(sweep, options), settings)
@@ -133,13 +149,22 @@ def refuse(sentence: str) -> NoReturn:
     sys.exit(ExitCode.USAGE)
 
 
-def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argparse.Namespace) -> ExitCode:
-    """Do what the options say and return the exit code."""
-    settings = settle(cells, options)
-    sweep = declare(name, cells, protocol, options, settings)
+def launch(
+    name: str,
+    cells: tuple[Cell, ...],
+    protocol: Protocol,
+    options: argparse.Namespace,
+    of_paper: bool | None = None,
+) -> ExitCode:
+    """Do what the options say and return the exit code; `of_paper` is that of `main`."""
+    of_paper = names_paper(cells) if of_paper is None else of_paper
+    settings = settle(cells, options, of_paper)
+    sweep = declare(name, cells, protocol, options, settings, of_paper)
     asked = asked_part(sweep, options)
     if options.list:
         return show_cells(asked)
+    for line in notes(cells, protocol, options, settings, of_paper):
+        print(line, file=sys.stderr)
     if options.rehearse:
         from sweeps.cli.rehearse import rehearse_sweep
 

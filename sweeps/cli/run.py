@@ -29,9 +29,11 @@ from sweeps.execution.resources import (
     resolve_resources,
     why_unschedulable,
 )
+from sweeps.experiment.model_facts import check_models, user_names
 from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
+from sweeps.experiment.user_code import page_folder, shipped_files
 from sweeps.experiment.wording import count
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.integrity import note_damage
@@ -77,8 +79,10 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
             for status in today.statuses:
                 if status.trial.key in today.damaged:
                     note_damage(settings.ledger, status.trial.key, status.why)
+            to_train = (*today.to_do, *today.pending)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
-            check_splits((*today.to_do, *today.pending), settings.data_dir)
+            check_splits(to_train, settings.data_dir)
+            check_models((trial.cell for trial in to_train), facts)
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
             code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
@@ -286,6 +290,7 @@ def _run_trials(
 
         check()
         resources = _join_ray(today, settings, facts, view)
+    names = user_names(cell.net for cell in today.sweep.cells)
     config = RuntimeConfig(
         ledger=settings.ledger.root,
         data_dir=str(settings.data_dir),
@@ -296,6 +301,7 @@ def _run_trials(
         deterministic=settings.deterministic,
         data_source=settings.data_source,
         ranks=resources.ranks,
+        code_folder=page_folder() if names else "",
         gpu_share=min(1.0, resources.gpus or 1.0),
     )
     forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
@@ -330,6 +336,7 @@ def _run_trials(
         fingerprints=fingerprints,
         shapes={name: (fact.classes, fact.crop) for name, fact in facts.items()},
         limits=settings.limits,
+        shipped={} if settings.address == "local" else shipped_files(names),
         say=view.log,
         address=settings.address,
         lose_cluster=settings.lose_cluster,

@@ -14,6 +14,7 @@ from functools import partial
 
 from crelu_data.datasets import DataSet
 from sweeps.execution.throughput import Throughputs
+from sweeps.experiment.model_facts import net_facts
 from sweeps.experiment.trial import Trial
 from sweeps.training.shared_batches import StreamKey, stream_key
 
@@ -92,8 +93,8 @@ def memory_estimate(trial: Trial, classes: int, crop: int) -> tuple[int, int]:
     its gradient.
     """
     copies = (5 if trial.recipe.optimiser in ("adam", "adamw") else 4) + bool(trial.recipe.ema)
-    maps = sum(channels * side * side for _, channels, side in trial.net.shapes(classes, crop))
-    return 4 * copies * trial.net.parameters(classes, crop), 12 * trial.recipe.batch * maps
+    facts = net_facts(trial.net, classes, crop)
+    return 4 * copies * facts.parameters, 12 * trial.recipe.batch * facts.maps
 
 
 def fits_on_device(facts: DataSet, resident_bytes: int) -> bool:

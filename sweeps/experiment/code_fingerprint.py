@@ -10,8 +10,10 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+from crelu_models.model import Model
 from crelu_models.sources import Rooms, kinds_of, reached_source
-from crelu_models.spec import Net
+from crelu_models.spec import CHANNEL_FACTOR, Net
+from sweeps.experiment.user_code import source_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = "sweeps/training"
@@ -29,17 +31,42 @@ ENDS = (
     "sweeps.training.predictor.",
     "sweeps.training.runtime.",
     "sweeps.training.rehearsal.",
+    "sweeps.experiment.user_code.",
+    "sweeps.experiment.model_facts.measure",
+    "sweeps.experiment.model_facts.check_models",
+)
+# What runs for models alone.
+OF_MODELS = (
+    "crelu_models.from_factory.",
+    "crelu_models.placement.",
+    "crelu_models.channels.",
+    "crelu_models.tracing.",
+    "crelu_models.named.",
+    "sweeps.training.draws.",
 )
 
 
-def code_fingerprint(*nets: Net, root: Path = ROOT) -> str:
-    """Return the hash of the source under `root` that decides what trials of these nets compute."""
-    return _fingerprint(frozenset[str]().union(*map(kinds_of, nets)), root)
+def code_fingerprint(*nets: Net | Model, root: Path = ROOT) -> str:
+    """Return the hash of the source under `root` that decides what trials of these nets compute.
+
+    Of a model the code of its factory counts too. Empty where that is not on this machine: nothing is known of it.
+    """
+    models = [net for net in nets if isinstance(net, Model)]
+    kinds = frozenset[str]().union(*map(kinds_of, nets))
+    if not models:
+        return _fingerprint(kinds, root, ENDS + OF_MODELS)
+    try:
+        source = source_of(name for model in models for name in model.user_names)
+    except LookupError:
+        return ""
+    kinds = (kinds & CHANNEL_FACTOR.keys()) | (CHANNEL_FACTOR.keys() if source.uses_ours else set())
+    ours = _fingerprint(frozenset(kinds), root, ENDS)
+    return hashlib.sha256(f"{ours} {source.fingerprint}".encode()).hexdigest()[:16]
 
 
 @cache
-def _fingerprint(kinds: frozenset[str], root: Path) -> str:
+def _fingerprint(kinds: frozenset[str], root: Path, ends: tuple[str, ...]) -> str:
     packages = {folder: folder.replace("/", ".") for folder in FOLDERS}
-    rooms = Rooms(tuple((package, root / folder) for folder, package in packages.items()), ENDS)
+    rooms = Rooms(tuple((package, root / folder) for folder, package in packages.items()), ends)
     source = reached_source(rooms, tuple(rooms.definitions(packages[TRAINING])), kinds)
     return hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -151,7 +151,11 @@ def lost_text(trials: Iterable[Stand]) -> str:
 
 
 def flags_of(result: Json) -> list[str]:
-    """Return what a reader must know of a result before believing it: diverged, dead, restarted:TIMES, partial data."""
+    """Return what a reader must know of a result before believing it.
+
+    Such as diverged, dead, restarted:TIMES, partial data, resume=approximate.
+    """
     flags = [ending_word(result)] if has_diverged(result) else []
     flags += [PARTIAL] if result.get("partial") else []
-    return flags + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])
+    flags += [f"restarted:{result['restarts']}"] if result["restarts"] else []
+    return flags + (["resume=approximate"] if result.get("resume") == "approximate" else [])

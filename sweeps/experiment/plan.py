@@ -531,10 +531,10 @@ def has_failed(attempts: list[Json]) -> bool:
 
 
 def stale(result: Json, fingerprint: str, code: str) -> str:
-    """Return why a result does not stand, as its data ("": unknown) or its code differ from these; "" where it does."""
+    """Return why a result does not stand, as its data or its code ("": unknown) differ from these; "" where it does."""
     if fingerprint and result.get("fingerprint") != fingerprint:
         return "the data have changed since"
-    return "the code has changed since" if result.get("code") != code else ""
+    return "the code has changed since" if code and result.get("code") != code else ""
 
 
 def plan_to_json(plan: Plan) -> Json:

@@ -31,6 +31,7 @@ class Recipe:
     compresses that schedule. By the schedule "cosine" the learning rate falls from `lr` to 0, and no stage counts.
     `docs/recipes.md` lists all fields.
 
+    `init` "own" leaves a model the weights of its own factory, as models have them by any other too.
     `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32; "tf32" is fp32 with products in
     TF32, on GPUs that have it.
     """
@@ -70,7 +71,7 @@ class Recipe:
         choices = {
             "optimiser": ("sgd", "adam", "adamw"),
             "schedule": ("stages", "cosine"),
-            "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear"),
+            "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear", "own"),
             "precision": ("auto", "fp32", "tf32", "bf16"),
         }
         for field, allowed in choices.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from crelu_models.model import Model
 from crelu_models.spec import Net, seed_from
 from sweeps.experiment.recipe import Recipe, Stage
 from sweeps.store.ledger import Json
@@ -52,7 +53,7 @@ class Cell:
     """
 
     label: str
-    net: Net
+    net: Net | Model
     dataset: str
     recipe: Recipe
     table: str = ""
@@ -61,6 +62,11 @@ class Cell:
     paper_dataset: str = ""
     decoder: str = ""
     factors: tuple[tuple[str, Level], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a net of ours without an initialisation."""
+        if self.recipe.init == "own" and not isinstance(self.net, Model):
+            raise ValueError(f"{self.label}: recipe.init own is for models, and its net is one of this package")
 
     @cached_property
     def key(self) -> str:
@@ -108,7 +114,7 @@ class Trial:
         return dataclasses.replace(self.cell.recipe, lr=self.rate) if self.rate else self.cell.recipe
 
     @cached_property
-    def net(self) -> Net:
+    def net(self) -> Net | Model:
         """Return the cell's net with this trial's dropout rates."""
         net = self.cell.net
         for position, rate in self.dropout:
@@ -196,7 +202,7 @@ def cell_from_json(value: Json | None) -> Cell:
     try:
         recipe = dict(value["recipe"])
         recipe["stages"] = tuple(Stage(*stage) for stage in recipe["stages"])
-        net = dataclasses.replace(Net.from_json(value["net"]), name=str(value["net_name"]))
+        net = net_from_json(value["net"], str(value["net_name"]))
         return Cell(
             str(value["label"]),
             net,
@@ -211,6 +217,13 @@ def cell_from_json(value: Json | None) -> Cell:
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None
+
+
+def net_from_json(value: Any, name: str) -> Net | Model:
+    """Return the net or the model that `to_json` wrote, under this name; ValueError for any other value."""
+    if isinstance(value, dict) and "kind" in value:
+        return Model.from_json(value, name)
+    return Net.from_json(value, name)
 
 
 def _level(value: object) -> Level:

@@ -20,6 +20,7 @@ from sweeps.experiment.metrics import (
     flags_of,
     has_diverged,
 )
+from sweeps.experiment.model_facts import known_parameters
 from sweeps.experiment.plan import STATES, Plan, TrialStatus
 from sweeps.experiment.trial import Cell
 from sweeps.report.render.formats import comma_separated
@@ -65,7 +66,7 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         tested = plan.tested(cell)
         numbers = {m: _vote(ledger, cell, statuses) if m == VOTE else cell_average(tested, m) for m in metrics}
         paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
-        parameters = cell.net.parameters(classes[cell.dataset]) if cell.dataset in classes else None
+        parameters = known_parameters(cell.net, classes.get(cell.dataset), (status.result for status in statuses))
         row = TableRow(
             cell.label, parameters, numbers, paper, _flags(plan, cell), plan.lost(cell), len(tested), len(statuses)
         )
@@ -115,6 +116,7 @@ def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    on_paper = any(cell.table for cell in plan.sweep.cells)
     foreign = _foreign(plan)
     table = Table(box=None, pad_edge=False, title=plan.sweep.title, title_justify="left")
     table.add_column("cell", no_wrap=True)
@@ -122,13 +124,15 @@ def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
     metrics = list(dict.fromkeys(metric for line in rows for metric in line.numbers))
     for metric in metrics:
         table.add_column(HEADINGS[metric], justify="right", no_wrap=True)
-        table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
+        if on_paper:
+            table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
     table.add_column("marks")
     for line in rows:
         cells = [line.label, f"{line.parameters / 1e6:.2f}M" if line.parameters is not None else "-"]
         for metric in metrics:
             known = metric in line.numbers
-            cells += [_words(line.numbers[metric]), str(line.paper[metric] or "")] if known else ["", ""]
+            words = [_words(line.numbers[metric]), str(line.paper[metric] or "")] if known else ["", ""]
+            cells += words if on_paper else words[:1]
         flags = [flag for flag in line.flags if not line.lost or flag not in ("diverged", "dead", "failed")]
         marks = [
             *flags,
@@ -150,7 +154,9 @@ def notes(plan: Plan, rows: Sequence[TableRow]) -> str:
 
 
 def _foreign(plan: Plan) -> bool:
-    """Return whether a cell is trained on other pictures than the paper's."""
+    """Return whether a cell of a page of the paper is trained on other pictures than the paper's."""
+    if not any(cell.table for cell in plan.sweep.cells):
+        return False
     return not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
 
 

@@ -35,6 +35,7 @@ MARKS: Final = {
     "i": ("incomplete", "some of its trainings have no result yet"),
     "x": ("stale", "the data or the code have changed since it was trained"),
     "p": ("partial data", "trained on a part of the published data set, or on other files by its name: no verdict"),
+    "a": ("approximate resume", "it drew randomness that no key decides: a training that was killed may end elsewhere"),
     "s": ("embedded pictures", "trained on embedded pictures: no verdict, the paper's numbers are of other data"),
     "o": ("other data", "trained on other data than the paper's: no verdict"),
 }
@@ -61,6 +62,7 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
         "i": any(_is_open(run) for run in cell.runs if run.trial.phase in phases),
         "x": any(run.state == "stale" for run in ours.runs),
         "p": PARTIAL in flags,
+        "a": "resume=approximate" in flags,
     }
     return (*(mark for mark, applies in apply.items() if applies), *of_data)
 

@@ -200,7 +200,9 @@ class MlflowRuns:
             "precision": str(result["precision"]),
             "host": str(result["hardware"].get("host", "")),
             "code": str(result["code"]),
-        } | ({"resume": "exact"} if self._proved_exact(trial, result) else {})
+        }
+        resume = "exact" if self._proved_exact(trial, result) else str(result.get("resume", ""))
+        tags |= {"resume": resume} if resume else {}
         self.client.log_batch(run, metrics=metric_points(news, when, int(result["epochs"])), tags=run_tags(tags))
         self.index.finals[trial.key] = {name: value for name, value in metrics.items() if name.startswith(FINAL)}
         contents = {name: self.ledger.read(f"trials/{trial.key}/{name}") for name in result["files"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 from crelu_models.modules import renew_generators, seed_dropout
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, Ranks
+from sweeps.training.draws import Draws
 from sweeps.training.evaluate import Errors, autocast, errors, misses, score
 from sweeps.training.graphs import Graphs
 from sweeps.training.optim import Optimiser
@@ -57,10 +59,12 @@ class Learner:
         precision: str,
         ranks: Ranks = ALONE,
         graphs: Graphs | None = None,
+        foreign: bool = False,
     ) -> None:
         """Begin at epoch 0, step 0 of `steps` per epoch; `model` is initialised and on its device.
 
-        Steps and scores are replayed from `graphs` where these can record.
+        Steps and scores are replayed from `graphs` where these can record. A `foreign` model may draw randomness
+        besides dropout.
         """
         self.model = model
         self.recipe = recipe
@@ -83,7 +87,8 @@ class Learner:
         # Learning rate of a step: recordings read it. A GPU's fused optimisers take no other type.
         self.rate = torch.zeros((), dtype=torch.float32 if self.device.type == "cuda" else torch.float64)
         self.rate = self.rate.to(self.device)
-        self.optimiser = Optimiser(recipe, list(model.parameters()))
+        self.optimiser = Optimiser(recipe, [value for value in model.parameters() if value.requires_grad])
+        self.draws = Draws(seed, self.device) if foreign else None
         # Net with the average of the weights after each step; it is the one that is evaluated, where a recipe has it.
         self.averaged = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
 
@@ -125,8 +130,10 @@ class Learner:
             for start in range(0, len(images), size):
                 part = images[start : start + size]
                 target = labels[start : start + size]
-                seed_dropout(self.model, self.seed, self.epoch, self.step_count, rows.start + start, batch)
-                self.uncounted.append((self._add_gradients(part, target, batch), target))
+                first = rows.start + start
+                seed_dropout(self.model, self.seed, self.epoch, self.step_count, first, batch, len(part))
+                with self._drawing(first, len(part) < batch):
+                    self.uncounted.append((self._add_gradients(part, target, batch), target))
             self.ranks.sum_gradients(self.model)
             self._update()
         self._average(1 - recipe.ema if self.epoch or self.step_count else 1.0)
@@ -160,6 +167,9 @@ class Learner:
     def _update(self) -> None:
         """Move the weights along the gradients, cut where the recipe says."""
         recipe = self.recipe
+        for value in self.optimiser.parameters:  # a part that this step left out learns nothing from it
+            if value.grad is None:
+                value.grad = torch.zeros_like(value)
         if recipe.clip_norm or self.measures_norm:
             gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
             self.gradient_norm = nn.utils.get_total_norm(gradients)
@@ -178,6 +188,17 @@ class Learner:
         """Return the scores of one batch."""
         (scores,) = score(self.evaluated, [view], self.precision)
         return scores
+
+    def _drawing(self, first: int, is_part: bool) -> AbstractContextManager[object]:
+        """Return the context of a forward pass, in which a foreign model's own draws are keyed and watched."""
+        if self.draws is None:
+            return nullcontext()
+        return self.draws.keyed(self.epoch, self.step_count, first, is_part)
+
+    @property
+    def unkeyed(self) -> str:
+        """Return what the model has drawn that no key decides, as a sentence; empty for nothing."""
+        return self.draws.unkeyed if self.draws is not None else ""
 
     def check_finite(self) -> Tensor:
         """Return the sums of this epoch over all ranks; DivergedError where the loss is not finite."""

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from crelu_data.augment import centre_view
+from crelu_models.from_factory import build_model
+from crelu_models.model import Model
 from crelu_models.modules import build
 from sweeps.experiment.trial import trial_from_json
 from sweeps.training.evaluate import BATCH, score
@@ -32,7 +34,9 @@ class Predictor:
         self.mean, self.std = ([float(value) for value in facts[name]] for name in ("mean", "std"))
         self.precision = str(facts["precision"])
         self.device = torch.device(device)
-        self.net: nn.Module = build(self.trial.net, int(facts["classes"]), self.crop)
+        net = self.trial.net
+        classes = int(facts["classes"])
+        self.net: nn.Module = build_model(net, classes, 0) if isinstance(net, Model) else build(net, classes, self.crop)
         try:
             self.net.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
         except RuntimeError as error:

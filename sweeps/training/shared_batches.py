@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from crelu_models.model import Model
 from sweeps.experiment.trial import Trial
 
 T = TypeVar("T")
@@ -128,9 +129,10 @@ StreamKey = tuple[Any, ...]
 
 
 def stream_key(trial: Trial) -> StreamKey:
-    """Return what decides a trial's batches: data, split, order, augmentation, length."""
+    """Return what decides a trial's batches: data, split, order, augmentation, length, and a model's own side."""
     recipe = trial.recipe
+    side = trial.cell.net.size if isinstance(trial.cell.net, Model) else 0
     pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds, trial.cell.decoder)
     views = (recipe.flip, recipe.shift, recipe.lighting)
     drawn = (recipe.resized_crop, recipe.rand_augment, recipe.rand_magnitude)
-    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, *views, *drawn, recipe.mixup
+    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, *views, *drawn, recipe.mixup, side
