@@ -112,7 +112,7 @@ def verify_resume(options: argparse.Namespace) -> int:
 
     from crelu_data.datasets import data_dir
     from sweeps.execution.verify_resume import shortened, verify
-    from sweeps.experiment.code_fingerprint import code_fingerprint
+    from sweeps.experiment.code_fingerprint import cell_fingerprint
     from sweeps.training.runtime import RuntimeConfig, device_name
 
     ledger = Ledger.in_output(options.output)
@@ -126,7 +126,7 @@ def verify_resume(options: argparse.Namespace) -> int:
         print(f"{cell.label}: killed {count(verdict.kills, 'time')}, and {', '.join(verdict.differences)} differ")
         return 1
     proof = {
-        "code": code_fingerprint(cell.net),
+        "code": cell_fingerprint(cell),
         "kills": verdict.kills,
         "device": device_name(torch.device(options.device)),
     }

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from crelu_models.sources import Rooms, kinds_of, reached_source
 from crelu_models.spec import Net
+from sweeps.experiment.task_source import task_source
+from sweeps.experiment.trial import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = "sweeps/training"
 # The store and execution are not among them: how states are saved, and who trains what where, decides no number.
 FOLDERS = ("crelu_models", "crelu_data", "sweeps/experiment", TRAINING)
+TASK_LOOP = "sweeps.training.task."  # what a training function runs in
 # Definitions in these packages that decide no number either, by what their dotted names begin with.
 ENDS = (
     "crelu_data.availability.",  # pictures have a fingerprint of their own
@@ -28,6 +31,7 @@ ENDS = (
     "sweeps.training.data_time.",
     "sweeps.training.runtime.",
     "sweeps.training.rehearsal.",
+    TASK_LOOP,  # of a training function of its own alone
 )
 
 
@@ -36,9 +40,32 @@ def code_fingerprint(*nets: Net, root: Path = ROOT) -> str:
     return _fingerprint(frozenset[str]().union(*map(kinds_of, nets)), root)
 
 
+def cell_fingerprint(cell: Cell, root: Path = ROOT) -> str:
+    """Return the hash of the source that decides what a cell's trials compute; "" for a task whose file is not here."""
+    if not cell.task:
+        return code_fingerprint(cell.net, root=root)
+    source = task_source(cell.task)
+    return hashlib.sha256((source + _task_fingerprint(kinds_of(cell.net), root)).encode()).hexdigest()[:16] if source else ""
+
+
 @cache
 def _fingerprint(kinds: frozenset[str], root: Path) -> str:
-    packages = {folder: folder.replace("/", ".") for folder in FOLDERS}
-    rooms = Rooms(tuple((package, root / folder) for folder, package in packages.items()), ENDS)
-    source = reached_source(rooms, tuple(rooms.definitions(packages[TRAINING])), kinds)
+    rooms = _rooms(root, ENDS)
+    return _hash(reached_source(rooms, tuple(rooms.definitions(TRAINING.replace("/", "."))), kinds))
+
+
+@cache
+def _task_fingerprint(kinds: frozenset[str], root: Path) -> str:
+    """Return the hash of what our code does for a training function: nets, data, batches, and the loop around it."""
+    rooms = _rooms(root, tuple(end for end in ENDS if end != TASK_LOOP))
+    package = TRAINING.replace("/", ".")
+    roots = [definition for definition in rooms.definitions(package) if f"{definition[0]}." == TASK_LOOP]
+    return _hash(reached_source(rooms, tuple(roots), kinds))
+
+
+def _rooms(root: Path, ends: tuple[str, ...]) -> Rooms:
+    return Rooms(tuple((folder.replace("/", "."), root / folder) for folder in FOLDERS), ends)
+
+
+def _hash(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from crelu_models.spec import Net, seed_from
+from sweeps.experiment.metrics import Metric
 from sweeps.experiment.recipe import Recipe, Stage
 from sweeps.store.ledger import Json
 
@@ -38,6 +40,7 @@ PHASES = {
     "fold": Phase("fold", "best", True),  # one of the ten networks of Average and Vote
 }
 MATCHES = ("train_loss", "valid_loss", "epoch", "none")
+TASK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Cell:
     """Row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it.
 
     `versus` is the label of the cell with which this one is compared, besides the first of its table.
-    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one.
+    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one. `task` names the
+    function that trains it as "module:function", empty for our own loop, and `metric` is the number it is compared by.
     """
 
     label: str
@@ -56,11 +60,30 @@ class Cell:
     row: str = ""
     versus: str = ""
     paper_dataset: str = ""
+    task: str = ""
+    metric: Metric = Metric()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a training function that cannot be, or does not go with the rest."""
+        if self.task and not TASK.fullmatch(self.task):
+            raise ValueError(f"task of {self.label!r} is 'module:function', not {self.task!r}")
+        if self.task and self.table:
+            raise ValueError(f"{self.label!r} has a task, so it is no row of the paper's Table {self.table}: drop one")
+        if self.metric.is_own and not self.task:
+            raise ValueError(
+                f"{self.label!r} is to be compared by {self.metric.name}, which a training function returns: "
+                f"name yours as in Cell(..., task='module:function')"
+            )
 
     @cached_property
     def key(self) -> str:
-        """Return the hash of net, data set and recipe; names do not change it."""
-        return _hash(self.texts)
+        """Return the hash of net, data set and recipe, and of a task with its metric; names do not change it."""
+        return _hash([*self.texts, self.own]) if self.task else _hash(self.texts)
+
+    @property
+    def own(self) -> Json:
+        """Return the training function and the metric as JSON, empty for our own loop."""
+        return {"task": self.task, "metric": dataclasses.asdict(self.metric)} if self.task else {}
 
     @cached_property
     def texts(self) -> tuple[str, str, str]:
@@ -72,8 +95,8 @@ class Cell:
 class Trial:
     """One training: a cell, dropout rates by layer, a seed, and a phase with its fold or its reference trial.
 
-    `pruning_thresholds` (percent, by epoch) end a search trial whose best hold-out error so far is above them. `rate`
-    is the learning rate that a study chose or tries, 0 for the recipe's own.
+    `pruning_thresholds` (by epoch, in the unit of the cell's metric) end a search trial whose best hold-out value so far
+    is worse than they are. `rate` is the learning rate that a study chose or tries, 0 for the recipe's own.
     """
 
     cell: Cell
@@ -132,7 +155,7 @@ class Trial:
             content |= {"match": self.match, "reference": self.reference}
         if self.pruning_thresholds:
             content["bars"] = list(self.pruning_thresholds)
-        return content
+        return content | self.cell.own
 
     @property
     def label(self) -> str:
@@ -178,7 +201,7 @@ def cell_to_json(cell: Cell) -> Json:
         "net": cell.net.to_json(),
         "dataset": cell.dataset,
         "recipe": dataclasses.asdict(cell.recipe),
-    }
+    } | cell.own
 
 
 def cell_from_json(value: Json | None) -> Cell:
@@ -197,6 +220,8 @@ def cell_from_json(value: Json | None) -> Cell:
             str(value["row"]),
             str(value.get("versus", "")),  # older ledgers lack these two
             str(value.get("paper_dataset", "")),
+            str(value.get("task", "")),
+            Metric(**value.get("metric", {})),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None

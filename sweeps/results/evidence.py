@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crelu_data.datasets import dataset
-from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.plan import (
     Plan,
@@ -48,7 +48,7 @@ Suggested = tuple[tuple[str, ...], float | None, bool]
 
 
 class Run(NamedTuple):
-    """One trial with its status, result and analyses, its held-out errors by epoch, and its MLflow run."""
+    """One trial with its status, result and analyses, its held-out values by epoch, and its MLflow run."""
 
     trial: Trial
     state: str
@@ -136,9 +136,9 @@ class CellResults:
 
     @property
     def winner(self) -> SearchPoint | None:
-        """Return the suggestion of least hold-out error, of equal ones the first."""
+        """Return the suggestion of the best hold-out value, of equal ones the first."""
         scored = [point for point in self.tried if point.scored and not point.pruned_early]
-        return min(scored, key=lambda point: point.value or 0.0, default=None)
+        return min(scored, key=lambda point: self.cell.metric.cost(point.value or 0.0), default=None)
 
     def behind(self, metric: str) -> tuple[Run, ...]:
         """Return the runs that make a number of the cell or were to make it: Single's with their first phases."""
@@ -218,8 +218,8 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
         plan = without_damaged(current_plan(ledger, title), ledger, READ)
         sweep, statuses, studies = plan.sweep, plan.statuses, _studies(ledger, plan)
         question = _question(plan.sweep.name)
-        trained = [status.trial.net for status in plan.statuses if status.result is not None]
-        record = provenance() | {"code": "; ".join(shares(map(code_fingerprint, trained)))}
+        trained = [status.trial.cell for status in plan.statuses if status.result is not None]
+        record = provenance() | {"code": "; ".join(shares(map(cell_fingerprint, trained)))}
     else:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
@@ -296,11 +296,12 @@ def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
 
 
 def _curve(ledger: Ledger, trial: Trial, result: Json) -> Floats:
-    """Return the held-out top-1 error in percent after each epoch; none where the phase holds nothing out."""
+    """Return the held-out value of the cell's metric after each epoch; none where the phase holds nothing out."""
     errors = result.get("curve")
     if not errors:
         rows = json.loads(ledger.read(f"trials/{trial.key}/history.json") or b"[]")
-        errors = [row["val/top1_err"] for row in rows if "val/top1_err" in row]
+        name = trial.cell.metric.row
+        errors = [row[name] for row in rows if name in row]
     return np.asarray(errors, np.float64)
 
 
