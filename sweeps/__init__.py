@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sweeps.experiment.metrics import Metric
     from sweeps.experiment.plan import Protocol
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
@@ -22,6 +23,7 @@ __all__ = [
     "IMAGENET_SGD",
     "VGG",
     "Cell",
+    "Metric",
     "Protocol",
     "RateStudy",
     "Recipe",
@@ -31,6 +33,7 @@ __all__ = [
 
 _MODULES = {
     "Cell": "sweeps.experiment.trial",
+    "Metric": "sweeps.experiment.metrics",
     "Protocol": "sweeps.experiment.plan",
     "RateStudy": "sweeps.experiment.rates",
     "Search": "sweeps.experiment.search",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from sweeps.execution.messages import Assignment, Message, Notify, left
 from sweeps.execution.watchdog import Watchdog, stop_signal
+from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json, Ledger, failed_attempt
 from sweeps.training.runtime import RuntimeConfig
@@ -29,16 +30,23 @@ def work(assignment: Assignment, notify: Notify) -> None:
     if len(trials) > 1:
         _train_pack(assignment["pack"], trials, runtime, notify, stop)
     else:
-        train = train_function(assignment["work"], runtime.ranks)
+        train = train_function(assignment["work"], runtime.ranks, trials[0].cell.task)
         _train_one(trials[0], train, runtime, notify, stop, assignment["probe"])
 
 
-def train_function(name: str, ranks: int) -> Train:
-    """Return what trains a trial: the function of this name (module:function), or ours for so many ranks."""
+def train_function(name: str, ranks: int, task: str = "") -> Train:
+    """Return what trains a trial: the function of this name (module:function), the task's loop, or ours for the ranks.
+
+    A task runs in one process, whatever it does with several GPUs.
+    """
     if name:
         module, _, function = name.partition(":")
         train: Train = getattr(importlib.import_module(module), function)
         return train
+    if task:
+        from sweeps.training.task import run_task
+
+        return run_task
     if ranks > 1:
         from sweeps.execution import rank_processes
 
@@ -67,6 +75,11 @@ def _train_one(
             train(trial, runtime, report, watchdog.wrap(leave))
     except ValueError as error:
         ledger.add_attempt(trial.key, failed_attempt(error, final=True))
+    except TaskFailedError as failure:
+        attempt = failed_attempt(failure.cause, failure.final) | {"error": str(failure), "where": failure.where}
+        ledger.add_attempt(trial.key, attempt)
+        if not failure.final:
+            raise RuntimeError(str(failure)) from None  # the cause may be of a class that the driver has not
     except Exception as error:
         ledger.add_attempt(trial.key, failed_attempt(error, final=False))
         raise

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINING = "sweeps/training"
 # The store and execution are not among them: how states are saved, and who trains what where, decides no number.
 FOLDERS = ("crelu_models", "crelu_data", "sweeps/experiment", TRAINING)
-TASK_LOOP = "sweeps.training.task."  # what a training function runs in
+TASK_LOOP = "sweeps.training.task"  # what a training function runs in
 # Definitions in these packages that decide no number either, by what their dotted names begin with.
 ENDS = (
     "crelu_data.availability.",  # pictures have a fingerprint of their own
@@ -45,7 +45,7 @@ def cell_fingerprint(cell: Cell, root: Path = ROOT) -> str:
     if not cell.task:
         return code_fingerprint(cell.net, root=root)
     source = task_source(cell.task)
-    return hashlib.sha256((source + _task_fingerprint(kinds_of(cell.net), root)).encode()).hexdigest()[:16] if source else ""
+    return _hash(source + _task_fingerprint(kinds_of(cell.net), root)) if source else ""
 
 
 @cache
@@ -59,7 +59,7 @@ def _task_fingerprint(kinds: frozenset[str], root: Path) -> str:
     """Return the hash of what our code does for a training function: nets, data, batches, and the loop around it."""
     rooms = _rooms(root, tuple(end for end in ENDS if end != TASK_LOOP))
     package = TRAINING.replace("/", ".")
-    roots = [definition for definition in rooms.definitions(package) if f"{definition[0]}." == TASK_LOOP]
+    roots = [definition for definition in rooms.definitions(package) if definition[0].startswith(TASK_LOOP)]
     return _hash(reached_source(rooms, tuple(roots), kinds))
 
 

@@ -34,6 +34,10 @@ PARTIAL: Final = "partial data"  # flag of a training on a part of a published d
 TEST_ERROR: Final = re.compile(r"final/test_top\d+_err(_10crop)?")
 OVER_FOLDS: Final = re.compile(r"agg/([\w.-]+)_(mean|vote)")
 
+LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and axes of more overflow
+# How a training by a function of the user's resumes, as its result says it.
+APPROXIMATELY: Final = "approximate"
+SAID_EXACT: Final = "said to be exact"
 APPROXIMATE: Final = "resumed approximately"  # flag of a training that went on from a checkpoint as well as it could
 DIGITS: Final = 4  # significant ones of a number that is no error in percent
 
@@ -203,11 +207,12 @@ def averages(trials: Sequence[Tested], metric: Metric = PERCENT) -> dict[str, fl
 
 
 def error_text(trials: Sequence[Tested], metric: Metric = PERCENT) -> str:
-    """Return a cell's test errors, or its metric, in a line: Single's, and the average over folds where it has folds."""
+    """Return a cell's number in a line: Single's, and the average over folds where it has folds."""
     single, folds = cell_average(trials, metric.final), cell_average(trials, metric.mean)
     if not folds.n:
         return single.text(metric) if single.n else ""
-    return f"single {single.text(metric)}, folds {folds.text(metric)}" if single.n else f"folds {folds.text(metric)}"
+    over_folds = f"folds {folds.text(metric)}"
+    return f"single {single.text(metric)}, {over_folds}" if single.n else over_folds
 
 
 def has_diverged(result: Json | None) -> bool:
@@ -259,6 +264,6 @@ def flags_of(result: Json) -> list[str]:
     A training of an own function that was resumed, and does not say that this is exact, has APPROXIMATE.
     """
     flags = [ending_word(result)] if has_diverged(result) else []
-    flags += [APPROXIMATE] if result.get("resumed") and result.get("resume") == "approximate" else []
+    flags += [APPROXIMATE] if result.get("resumed") and result.get("resume") == APPROXIMATELY else []
     flags += [PARTIAL] if result.get("partial") else []
     return flags + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])

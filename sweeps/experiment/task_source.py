@@ -8,9 +8,19 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
-from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
+
+
+class TaskFailedError(Exception):
+    """A training function has raised an error: its cause, where in the user's files, and whether it stays."""
+
+    def __init__(self, cause: BaseException, where: str, final: bool) -> None:
+        """Take the error, the place "file.py, line 3, in train", and whether to leave the trial."""
+        super().__init__(f"{type(cause).__name__}: {cause}" + (f" ({where})" if where else ""))
+        self.cause = cause
+        self.where = where
+        self.final = final
 
 
 def task_file(task: str) -> Path | None:
@@ -57,11 +67,16 @@ def task_source(task: str) -> str:
     file = task_file(task)
     if file is None:
         return ""
-    return _source(file, task.partition(":")[2], file.stat().st_mtime_ns)
+    return _source(file, task.partition(":")[2])
 
 
-@cache
-def _source(file: Path, function: str, _changed_ns: int) -> str:
+def task_files(task: str) -> list[Path]:
+    """Return the user's own files that a task runs: its module's, and those beside it that are imported."""
+    file = task_file(task)
+    return [] if file is None else [file, *_beside(file, _normalised(file).body, {file})]
+
+
+def _source(file: Path, function: str) -> str:
     tree = _normalised(file)
     by_name: dict[str, list[ast.stmt]] = {}
     for statement in tree.body:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from crelu_models.spec import Net, seed_from
-from sweeps.experiment.metrics import Metric
+from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import Recipe, Stage
 from sweeps.store.ledger import Json
 
@@ -61,7 +61,7 @@ class Cell:
     versus: str = ""
     paper_dataset: str = ""
     task: str = ""
-    metric: Metric = Metric()
+    metric: Metric = PERCENT
 
     def __post_init__(self) -> None:
         """Raise ValueError for a training function that cannot be, or does not go with the rest."""
@@ -95,8 +95,8 @@ class Cell:
 class Trial:
     """One training: a cell, dropout rates by layer, a seed, and a phase with its fold or its reference trial.
 
-    `pruning_thresholds` (by epoch, in the unit of the cell's metric) end a search trial whose best hold-out value so far
-    is worse than they are. `rate` is the learning rate that a study chose or tries, 0 for the recipe's own.
+    `pruning_thresholds` (by epoch, in the metric's unit) end a search trial whose best hold-out value so far is worse.
+    `rate` is the learning rate that a study chose or tries, 0 for the recipe's own.
     """
 
     cell: Cell

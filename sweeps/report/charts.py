@@ -11,8 +11,8 @@ import numpy as np
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TRAIN
 from sweeps.experiment.search import Search, space
 from sweeps.experiment.wording import count
-from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.effect_tables import difference_digits
+from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, digits, named, number
 from sweeps.results.contrasts import Effect
@@ -49,8 +49,7 @@ def effect_gallery(group: ResultTable, effects: Sequence[Effect]) -> Gallery:
     others = f", or the row named behind {MINUS}" if len(references) > 1 else ""
     unit = f"{group.metric.words} ({group.metric.better} is better)" if group.metric.is_own else "Points of error"
     caption = (
-        f"{unit} less {reference}{others}, with 95 % intervals of each difference alone; filled: p < .05 "
-        "after Holm."
+        f"{unit} less {reference}{others}, with 95 % intervals of each difference alone; filled: p < .05 after Holm."
     )
     return Gallery(group.title, tuple(figures), "medium", caption)
 

@@ -122,7 +122,8 @@ def _galleries(name: str, heading: str, galleries: Sequence[Gallery | None]) -> 
 
 def _size_heading(survey: SweepResults) -> str:
     metric = survey.sweep.metric
-    return f"{metric.words[:1].upper()}{metric.words[1:]} against parameters" if metric.is_own else "Error against parameters"
+    name = f"{metric.words[:1].upper()}{metric.words[1:]}" if metric.is_own else "Error"
+    return f"{name} against parameters"
 
 
 def _rates(survey: SweepResults) -> Section | None:

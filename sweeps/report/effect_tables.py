@@ -26,7 +26,8 @@ PICTURES: Final = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
 def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
     """Return the differences of a table's rows from their references, with every test of them."""
     columns = (
-        "", "less", "", "difference", "95 % interval", "t", "p (Holm)", "Wilcoxon p", "McNemar p", "over", "so the row is",
+        "", "less", "", "difference", "95 % interval", "t", "p (Holm)", "Wilcoxon p", "McNemar p", "over",
+        "so the row is",
     )  # fmt: skip
     references = {effect.reference.label for effect in group_effects}
     only = references.pop() if len(references) == 1 else ""
@@ -48,16 +49,15 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
             Entry(word, tone=WORD_TONES.get(word, "muted")),
         ))  # fmt: skip
     family = sum(math.isfinite(effect.contrast.p) for effect in group_effects)
-    pairing = f"Each row less {only or BESIDE}. Over folds: paired, corrected after Nadeau and Bengio; over seeds: paired"
+    less = f"Each row less {only or BESIDE}"
+    pairing = f"{less}. Over folds: paired, corrected after Nadeau and Bengio; over seeds: paired"
     tests = f"p adjusted after Holm over the {count(family, 'test')} of this table"
     if group.metric.is_own:
         holm = f"{tests}; single trainings are no part of them. Wilcoxon's p is not adjusted."
         direction = f"{group.metric.note}. Better or worse where p (Holm) is below .05, else open."
         notes = (f"{pairing}.", direction, *([holm] if family else []))
     else:
-        holm = (
-            f"{tests}; votes and single trainings are no part of them. Wilcoxon's and McNemar's p are not adjusted."
-        )
+        holm = f"{tests}; votes and single trainings are no part of them. Wilcoxon's and McNemar's p are not adjusted."
         notes = (
             f"{pairing}; votes: not tested, their interval is over the test pictures.",
             *([holm] if family else []),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from crelu_data.datasets import dataset
 from sweeps.experiment.code_fingerprint import cell_fingerprint
-from sweeps.experiment.metrics import PARAMETERS, has_diverged, lost_text, phase_behind
+from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.plan import (
     Plan,
     Sweep,
@@ -37,7 +37,6 @@ from sweeps.store.foreign import SWEEP_TITLE
 from sweeps.store.ledger import Json, Ledger
 
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
-LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and axes of more overflow
 READ: Final = ("history.json", "tables/scores.parquet")  # the files of a trial that a report reads
 MANIFEST: Final = "capsule.json"
 

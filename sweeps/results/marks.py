@@ -85,8 +85,8 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
 def explanation(mark: str, metric: Metric = PERCENT) -> str:
     """Return the sentence that explains a mark below a table of this metric."""
     if metric.is_own and mark == "d":
-        counts = f"it counts with {metric.chance:g}" if metric.chance is not None else "it has no number, and n leaves it out"
-        return f"a training diverged after all its restarts: {counts}"
+        counts = "has no number, and n leaves it out" if metric.chance is None else f"counts with {metric.chance:g}"
+        return f"a training diverged, after all its restarts: it {counts}"
     if metric.is_own and mark == "u":
         return f"the held-out {metric.short} was still getting better in the last fifth of most of its curves"
     return MARKS[mark][1]
