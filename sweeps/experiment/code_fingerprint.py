@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINING = "sweeps/training"
 # The store and execution are not among them: how states are saved, and who trains what where, decides no number.
 FOLDERS = ("crelu_models", "crelu_data", "sweeps/experiment", TRAINING)
-TASK_LOOP = "sweeps.training.task"  # what a training function runs in
+# What a training function of the user's runs in, and no other training.
+TASK_LOOP = ("sweeps.training.task.", "sweeps.training.task_data.", "sweeps.training.task_state.")
 # Definitions in these packages that decide no number either, by what their dotted names begin with.
 ENDS = (
     "crelu_data.availability.",  # pictures have a fingerprint of their own
@@ -31,7 +32,7 @@ ENDS = (
     "sweeps.training.data_time.",
     "sweeps.training.runtime.",
     "sweeps.training.rehearsal.",
-    TASK_LOOP,  # of a training function of its own alone
+    *TASK_LOOP,
 )
 
 
@@ -57,9 +58,9 @@ def _fingerprint(kinds: frozenset[str], root: Path) -> str:
 @cache
 def _task_fingerprint(kinds: frozenset[str], root: Path) -> str:
     """Return the hash of what our code does for a training function: nets, data, batches, and the loop around it."""
-    rooms = _rooms(root, tuple(end for end in ENDS if end != TASK_LOOP))
+    rooms = _rooms(root, tuple(end for end in ENDS if end not in TASK_LOOP))
     package = TRAINING.replace("/", ".")
-    roots = [definition for definition in rooms.definitions(package) if definition[0].startswith(TASK_LOOP)]
+    roots = [definition for definition in rooms.definitions(package) if f"{definition[0]}." in TASK_LOOP]
     return _hash(reached_source(rooms, tuple(roots), kinds))
 
 

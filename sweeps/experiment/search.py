@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crelu_models.spec import seed_from
-from sweeps.experiment.metrics import Metric
+from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import SPACES, Dimension
 from sweeps.experiment.trial import Cell, Rates, Trial
 
@@ -314,7 +314,7 @@ def _shuffled(count: int, key: int) -> list[int]:
     return sorted(range(count), key=lambda index: seed_from(key, index))
 
 
-def percentile_thresholds(results: Sequence[Result], metric: Metric) -> tuple[float, ...]:
+def percentile_thresholds(results: Sequence[Result], metric: Metric = PERCENT) -> tuple[float, ...]:
     """Return, by epoch, the hold-out value from which a trial of the next wave is pruned if its own are worse.
 
     It is the best third of the values that earlier, unpruned trials had at that epoch, compared with a trial's best
