@@ -13,6 +13,7 @@ Nets need no torch; the first use of `build`, `CReLU` and the like loads it.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from crelu_models.model import Model, Placement
 from crelu_models.spec import Conv, Drop, Linear, Net, Pool
 from crelu_models.tables import PAPER, S2, S4, S5, S6, S7, S8, S9, S10, S11, S12, S13
 
@@ -39,7 +40,9 @@ __all__ = [
     "Drop",
     "Dropout",
     "Linear",
+    "Model",
     "Net",
+    "Placement",
     "Pool",
     "activation",
     "build",

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from crelu_models.model import Model
     from sweeps.experiment.metrics import Metric
     from sweeps.experiment.plan import Protocol
     from sweeps.experiment.rates import RateStudy
@@ -24,6 +25,7 @@ __all__ = [
     "VGG",
     "Cell",
     "Metric",
+    "Model",
     "Protocol",
     "RateStudy",
     "Recipe",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Model": "crelu_models.model",
     "Cell": "sweeps.experiment.trial",
     "Metric": "sweeps.experiment.metrics",
     "Protocol": "sweeps.experiment.plan",

@@ -120,13 +120,16 @@ def verify_resume(options: argparse.Namespace) -> int:
     config = RuntimeConfig(
         ledger="", data_dir=str(data_dir(options.data_dir)), device=options.device, reader=options.reader
     )
+    code = cell_fingerprint(cell)
+    if not code:
+        raise ValueError(f"the code of {cell.label} is not found from here: give the command in the folder of its page")
     with tempfile.TemporaryDirectory() as folder:
         verdict = verify(shortened(Trial(cell)), config, folder, options.kills, options.seed)
     if verdict.differences:
         print(f"{cell.label}: killed {count(verdict.kills, 'time')}, and {', '.join(verdict.differences)} differ")
         return 1
     proof = {
-        "code": cell_fingerprint(cell),
+        "code": code,
         "kills": verdict.kills,
         "device": device_name(torch.device(options.device)),
     }

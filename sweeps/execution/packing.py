@@ -14,6 +14,7 @@ from functools import partial
 
 from crelu_data.datasets import DataSet
 from sweeps.execution.throughput import Throughputs
+from sweeps.experiment.model_facts import net_facts
 from sweeps.experiment.trial import Trial
 from sweeps.training.shared_batches import StreamKey, stream_key
 
@@ -89,8 +90,8 @@ def memory_estimate(trial: Trial, classes: int, crop: int) -> tuple[int, int]:
     step: four bytes for each element of each map after the convolution, after the activation, and for its gradient.
     """
     copies = 5 if trial.recipe.optimiser == "adam" else 4
-    maps = sum(channels * side * side for _, channels, side in trial.net.shapes(classes, crop))
-    return 4 * copies * trial.net.parameters(classes, crop), 12 * trial.recipe.batch * maps
+    facts = net_facts(trial.net, classes, crop)
+    return 4 * copies * facts.parameters, 12 * trial.recipe.batch * facts.maps
 
 
 def fits_on_device(facts: DataSet, resident_bytes: int) -> bool:

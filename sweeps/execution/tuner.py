@@ -39,6 +39,7 @@ from sweeps.experiment.plan import (
     rate_trials,
 )
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.user_code import unpacked
 from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, unclaim
 from sweeps.store.ledger import Json, with_room
@@ -367,8 +368,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """Restore nothing."""
 
 
-def train_assignment(config: Assignment) -> None:
-    """Train an assignment on a worker and report each message to Tune."""
+def train_assignment(config: Assignment, shipped: Mapping[str, str]) -> None:
+    """Train an assignment on a worker, with the user's files that were `shipped`, and report each message to Tune."""
+    if shipped:
+        config["runtime"]["code_folder"] = unpacked(shipped)
 
     def notify(message: Message) -> None:
         # In a list, since Tune makes columns of dictionaries within a result.
@@ -482,7 +485,7 @@ def _tuner(searcher: LedgerSearcher, session: DriverState, folder: str) -> tune.
     resources = session.resources
     needs = {"cpu": resources.cpus} | ({"gpu": resources.gpus} if resources.gpus else {})
     return tune.Tuner(
-        tune.with_resources(train_assignment, needs),
+        tune.with_resources(tune.with_parameters(train_assignment, shipped=session.shipped), needs),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,

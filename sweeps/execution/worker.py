@@ -6,11 +6,14 @@ import importlib
 import json
 from collections.abc import Callable
 
+from crelu_models.named import user_line
+from sweeps.execution.failures import attempt_of
 from sweeps.execution.messages import Assignment, Message, Notify, left
 from sweeps.execution.watchdog import Watchdog, stop_signal
 from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import Trial, trial_from_json
-from sweeps.store.ledger import Json, Ledger, failed_attempt
+from sweeps.experiment.user_code import use_folder
+from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig
 
 # Torch is imported inside functions here: the driver imports this module, and never pays for torch.
@@ -22,15 +25,24 @@ Train = Callable[[Trial, RuntimeConfig, Report, Callable[[], bool]], Json | None
 def work(assignment: Assignment, notify: Notify) -> None:
     """Train the trials of an assignment.
 
-    All failures go to the ledger, and those that may pass are raised too: Tune then starts the worker again.
+    All failures go to the ledger, and those that may pass are raised too: Tune then starts the worker again. What
+    cannot be read or imported here fails at once.
     """
-    trials = [trial_from_json(json.loads(text)) for text in assignment["trials"]]
+    contents: list[Json] = [json.loads(text) for text in assignment["trials"]]
     runtime = RuntimeConfig(**assignment["runtime"])
-    stop = stop_signal(Ledger(runtime.ledger), assignment["stop"])
+    ledger = Ledger(runtime.ledger)
+    try:
+        use_folder(runtime.code_folder)
+        trials = [trial_from_json(content) for content in contents]
+        train = train_function(assignment["work"], runtime.ranks, trials[0].cell.task)
+    except (Exception, SystemExit) as error:
+        for content in contents:
+            ledger.add_attempt(content["key"], attempt_of(error, final=True))
+        return
+    stop = stop_signal(ledger, assignment["stop"])
     if len(trials) > 1:
         _train_pack(assignment["pack"], trials, runtime, notify, stop)
     else:
-        train = train_function(assignment["work"], runtime.ranks, trials[0].cell.task)
         _train_one(trials[0], train, runtime, notify, stop, assignment["probe"])
 
 
@@ -74,14 +86,14 @@ def _train_one(
         with Watchdog(ledger, [trial.key], runtime.hang_seconds) as watchdog:
             train(trial, runtime, report, watchdog.wrap(leave))
     except ValueError as error:
-        ledger.add_attempt(trial.key, failed_attempt(error, final=True))
+        ledger.add_attempt(trial.key, attempt_of(error, final=True))
     except TaskFailedError as failure:
-        attempt = failed_attempt(failure.cause, failure.final) | {"error": str(failure), "where": failure.where}
-        ledger.add_attempt(trial.key, attempt)
+        where = user_line(failure.cause)
+        ledger.add_attempt(trial.key, attempt_of(failure.cause, final=failure.final) | {"where": where})
         if not failure.final:
             raise RuntimeError(str(failure)) from None  # the cause may be of a class that the driver has not
-    except Exception as error:
-        ledger.add_attempt(trial.key, failed_attempt(error, final=False))
+    except (Exception, SystemExit) as error:
+        ledger.add_attempt(trial.key, attempt_of(error, final=False))
         raise
 
 

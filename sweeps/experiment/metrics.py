@@ -38,7 +38,6 @@ LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and a
 # How a training by a function of the user's resumes, as its result says it.
 APPROXIMATELY: Final = "approximate"
 SAID_EXACT: Final = "said to be exact"
-APPROXIMATE: Final = "resumed approximately"  # flag of a training that went on from a checkpoint as well as it could
 DIGITS: Final = 4  # significant ones of a number that is no error in percent
 
 
@@ -259,11 +258,13 @@ def lost_text(trials: Iterable[Stand]) -> str:
 
 
 def flags_of(result: Json) -> list[str]:
-    """Return what a reader must know of a result before believing it: diverged, dead, restarted:TIMES, partial data.
+    """Return what a reader must know of a result before believing it.
 
-    A training of an own function that was resumed, and does not say that this is exact, has APPROXIMATE.
+    Such as diverged, dead, restarted:TIMES, partial data, resume=approximate; the last of a training by an own function
+    only where it was resumed.
     """
     flags = [ending_word(result)] if has_diverged(result) else []
-    flags += [APPROXIMATE] if result.get("resumed") and result.get("resume") == APPROXIMATELY else []
     flags += [PARTIAL] if result.get("partial") else []
-    return flags + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])
+    flags += [f"restarted:{result['restarts']}"] if result["restarts"] else []
+    is_approximate = result.get("resume") == APPROXIMATELY and result.get("resumed", 1)
+    return flags + (["resume=approximate"] if is_approximate else [])

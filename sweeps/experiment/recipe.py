@@ -20,7 +20,8 @@ class Recipe:
     """Recipe of a training: everything but the net and the data.
 
     `stages` count epochs of a schedule of `schedule_epochs`; a recipe with fewer `epochs` compresses that schedule.
-    `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32.
+    `init` "own" leaves a model the weights of its own factory, as models have them by any other too. `precision` "auto"
+    is bf16 autocast where the device computes in bf16, else fp32.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Recipe:
         """Raise ValueError for a value that no training can have."""
         choices = {
             "optimiser": ("sgd", "adam"),
-            "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear"),
+            "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear", "own"),
             "precision": ("auto", "fp32", "bf16"),
         }
         for field, allowed in choices.items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from crelu_models.model import Model
 from crelu_models.spec import Net, seed_from
 from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import Recipe, Stage
@@ -53,7 +54,7 @@ class Cell:
     """
 
     label: str
-    net: Net
+    net: Net | Model
     dataset: str
     recipe: Recipe
     table: str = ""
@@ -64,7 +65,7 @@ class Cell:
     metric: Metric = PERCENT
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a training function that cannot be, or does not go with the rest."""
+        """Raise ValueError for what does not go together: a training function, a table, a metric, an initialisation."""
         if self.task and not TASK.fullmatch(self.task):
             raise ValueError(f"task of {self.label!r} is 'module:function', not {self.task!r}")
         if self.task and self.table:
@@ -74,6 +75,8 @@ class Cell:
                 f"{self.label!r} is to be compared by {self.metric.name}, which a training function returns: "
                 f"name yours as in Cell(..., task='module:function')"
             )
+        if self.recipe.init == "own" and not isinstance(self.net, Model):
+            raise ValueError(f"{self.label}: recipe.init own is for models, and its net is one of this package")
 
     @cached_property
     def key(self) -> str:
@@ -126,7 +129,7 @@ class Trial:
         return dataclasses.replace(self.cell.recipe, lr=self.rate) if self.rate else self.cell.recipe
 
     @cached_property
-    def net(self) -> Net:
+    def net(self) -> Net | Model:
         """Return the cell's net with this trial's dropout rates."""
         net = self.cell.net
         for position, rate in self.dropout:
@@ -210,7 +213,7 @@ def cell_from_json(value: Json | None) -> Cell:
     try:
         recipe = dict(value["recipe"])
         recipe["stages"] = tuple(Stage(*stage) for stage in recipe["stages"])
-        net = dataclasses.replace(Net.from_json(value["net"]), name=str(value["net_name"]))
+        net = net_from_json(value["net"], str(value["net_name"]))
         return Cell(
             str(value["label"]),
             net,
@@ -225,6 +228,13 @@ def cell_from_json(value: Json | None) -> Cell:
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None
+
+
+def net_from_json(value: Any, name: str) -> Net | Model:
+    """Return the net or the model that `to_json` wrote, under this name; ValueError for any other value."""
+    if isinstance(value, dict) and "kind" in value:
+        return Model.from_json(value, name)
+    return Net.from_json(value, name)
 
 
 def trial_from_json(value: Json | None) -> Trial:

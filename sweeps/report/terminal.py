@@ -23,6 +23,7 @@ from sweeps.experiment.metrics import (
     flags_of,
     has_diverged,
 )
+from sweeps.experiment.model_facts import known_parameters
 from sweeps.experiment.plan import STATES, Plan, TrialStatus
 from sweeps.experiment.trial import Cell
 from sweeps.results.cell_numbers import stands_for, vote_average
@@ -62,7 +63,7 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         tested = plan.tested(cell)
         numbers = {m: _vote(ledger, cell, statuses) if m == VOTE else cell_average(tested, m) for m in metrics}
         paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
-        parameters = cell.net.parameters(classes[cell.dataset]) if cell.dataset in classes else None
+        parameters = known_parameters(cell.net, classes.get(cell.dataset), (status.result for status in statuses))
         row = TableRow(
             cell.label, parameters, numbers, paper, _flags(plan, cell), plan.lost(cell), len(tested), len(statuses)
         )
@@ -114,23 +115,23 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
     from rich.text import Text
 
     own = plan.sweep.metric
-    foreign = not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
+    on_paper = any(cell.table for cell in plan.sweep.cells)
+    foreign = on_paper and not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
     table = Table(box=None, pad_edge=False, title=plan.sweep.title, title_justify="left")
     table.add_column("cell", no_wrap=True)
     table.add_column("params", justify="right", no_wrap=True)
     metrics = list(dict.fromkeys(metric for line in rows for metric in line.numbers))
     for metric in metrics:
         table.add_column(headings(own)[metric], justify="right", no_wrap=True)
-        if not own.is_own:
+        if on_paper:
             table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
     table.add_column("marks")
     for line in rows:
         cells = [line.label, f"{line.parameters / 1e6:.2f}M" if line.parameters is not None else "-"]
         for metric in metrics:
             known = metric in line.numbers
-            cells.append(_words(line.numbers[metric], own) if known else "")
-            if not own.is_own:
-                cells.append(str(line.paper[metric] or "") if known else "")
+            words = [_words(line.numbers[metric], own), str(line.paper[metric] or "")] if known else ["", ""]
+            cells += words if on_paper else words[:1]
         flags = [flag for flag in line.flags if not line.lost or flag not in ("diverged", "dead", "failed")]
         marks = [
             *flags,
@@ -147,7 +148,7 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
     notes = own.note
     if any(metric.endswith("_10crop") for metric in metrics):
         notes += "; † ten crops"
-    if foreign and not own.is_own:
+    if foreign:
         notes += "\nother pictures than the paper's: its numbers stand beside ours, and nothing follows from that"
     return f"{sink.getvalue().rstrip()}\n{notes}\n"
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crelu_data.datasets import dataset
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
+from sweeps.experiment.model_facts import known_parameters
 from sweeps.experiment.plan import (
     Plan,
     Sweep,
@@ -166,8 +167,9 @@ class CellResults:
 
     @property
     def parameters(self) -> float:
-        """Return the millions of parameters of the net, nan where the classes are not known."""
-        return self.cell.net.parameters(self.classes) / 1e6 if self.classes else math.nan
+        """Return the millions of parameters of the net, nan where they are not known."""
+        parameters = known_parameters(self.cell.net, self.classes or None, (run.result for run in self.runs))
+        return math.nan if parameters is None else parameters / 1e6
 
     @property
     def synthetic(self) -> bool:

@@ -15,7 +15,6 @@ from typing import Final
 import numpy as np
 
 from sweeps.experiment.metrics import (
-    APPROXIMATE,
     PARAMETERS,
     PARTIAL,
     PERCENT,
@@ -37,10 +36,6 @@ MARKS: Final = {
     "m": ("missing", "a training failed at all its attempts: it is missing, and n says how many there are"),
     "c": ("cut short", "its first trainings all diverged, so the others were skipped"),
     "r": ("restarted", "a training diverged or died and was begun anew with another seed"),
-    "a": (
-        "resumed approximately",
-        "a training was resumed, and its function does not say that this changes nothing",
-    ),
     "u": ("under-trained", "the held-out error was still falling in the last fifth of most of its curves"),
     "1": (
         "one training",
@@ -51,6 +46,7 @@ MARKS: Final = {
     "i": ("incomplete", "some of its trainings have no result yet"),
     "x": ("stale", "the data or the code have changed since it was trained"),
     "p": ("partial data", "trained on a part of the published data set, or on other files by its name: no verdict"),
+    "a": ("approximate resume", "it drew randomness that no key decides: a training that was killed may end elsewhere"),
     "s": ("embedded pictures", "trained on embedded pictures: no verdict, the paper's numbers are of other data"),
     "o": ("other data", "trained on other data than the paper's: no verdict"),
 }
@@ -70,7 +66,6 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
     apply = {
         **{mark: mark in lost_marks(cell, ours.metric) for mark in "dmc"},
         "r": "restarted" in flags,
-        "a": APPROXIMATE in flags,
         "u": under_trained(cell),
         "1": ours.average.n == 1 and ours.metric != VOTE,
         "e": search is not None and at_edge(cell, search),
@@ -78,6 +73,7 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
         "i": any(_is_open(run) for run in cell.runs if run.trial.phase in phases),
         "x": any(run.state == "stale" for run in ours.runs),
         "p": PARTIAL in flags,
+        "a": "resume=approximate" in flags,
     }
     return (*(mark for mark, applies in apply.items() if applies), *of_data)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from crelu_data.datasets import DataSet, dataset
+from crelu_models.model import Model
 from crelu_models.spec import Conv, Drop, Linear, Net
 from crelu_models.tables import PAPER, S4
 from sweeps.experiment.metrics import PARTIAL, flags_of
@@ -87,7 +88,7 @@ def paper_recipe(cell: Cell) -> Recipe:
 
 def footnote_row(cell: Cell) -> str:
     """Return the row of footnote 5 that a cell without a table is, empty where it is none."""
-    if cell.table or cell.task or not cell.dataset.startswith("cifar"):
+    if cell.table or cell.task or isinstance(cell.net, Model) or not cell.dataset.startswith("cifar"):
         return ""
     return next((row for row, net in FOOTNOTE_5.items() if layers(net) == layers(cell.net)), "")
 
@@ -127,7 +128,7 @@ def reduced(results: CellResults, paper_set: str) -> str:
     net = paper_net(results.cell)
     if net is None:
         return "no row of the paper's"
-    if layers(results.cell.net) != layers(net):
+    if isinstance(results.cell.net, Model) or layers(results.cell.net) != layers(net):
         return f"another net than the paper's {net.name}"
     changed = [f"{what} {ours}, not {paper}" for what, paper, ours in recipe_differences(
         results.cell.recipe, paper_recipe(results.cell))]  # fmt: skip

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from crelu_models.model import Model
 from crelu_models.spec import Conv, Net
 from sweeps.experiment.metrics import (
     AVERAGE,
@@ -106,11 +107,14 @@ def short_names(labels: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def placement(net: Net) -> str:
+def placement(net: Net | Model) -> str:
     """Return where a net has another activation than ReLU, with what differs before the axis of the UI is cut.
 
-    Such as "1-4 crelu" or "1,4,7 avr", by the numbers in the layers' names; "relu" for a net that has no other.
+    Such as "1-4 crelu" or "1,4,7 avr", by the numbers in the layers' names; "relu" for a net that has no other, and
+    "its own" for a model.
     """
+    if isinstance(net, Model):
+        return " ".join(f"{' '.join(globs)} {kind}" for kind, globs, _ in net.placements) or "its own"
     layers: dict[str, list[int]] = {}
     for row in net.rows:
         if isinstance(row, Conv) and row.act not in ("relu", "none"):

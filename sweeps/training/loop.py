@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional
 from crelu_models.modules import seed_dropout
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, Ranks
+from sweeps.training.draws import Draws
 from sweeps.training.evaluate import Errors, autocast, errors, misses
 from sweeps.training.optim import Optimiser
 
@@ -45,9 +47,20 @@ class Learner:
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, *, seed: int, steps: int, precision: str, ranks: Ranks = ALONE
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        seed: int,
+        steps: int,
+        precision: str,
+        ranks: Ranks = ALONE,
+        foreign: bool = False,
     ) -> None:
-        """Begin at epoch 0, step 0 of `steps` per epoch; `model` is initialised and on its device."""
+        """Begin at epoch 0, step 0 of `steps` per epoch; `model` is initialised and on its device.
+
+        A `foreign` model may draw randomness besides dropout.
+        """
         self.model = model
         self.recipe = recipe
         self.seed = seed
@@ -65,7 +78,8 @@ class Learner:
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         # Scores and labels whose errors are counted together: for a hundred steps that costs as much as for one.
         self.uncounted: list[tuple[Tensor, Tensor]] = []
-        self.optimiser = Optimiser(recipe, list(model.parameters()))
+        self.optimiser = Optimiser(recipe, [value for value in model.parameters() if value.requires_grad])
+        self.draws = Draws(seed, self.device) if foreign else None
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Take a step on this rank's pictures (n, 3, h, w) of a batch with these labels, in micro-batches."""
@@ -80,8 +94,9 @@ class Learner:
         for start in range(0, len(images), size):
             part = images[start : start + size]
             target = labels[start : start + size]
-            seed_dropout(self.model, self.seed, self.epoch, self.step_count, rows.start + start, batch)
-            with autocast(self.precision, self.device):
+            first = rows.start + start
+            seed_dropout(self.model, self.seed, self.epoch, self.step_count, first, batch, len(part))
+            with self._drawing(first, len(part) < batch), autocast(self.precision, self.device):
                 scores = self.model(part)
             loss = functional.cross_entropy(scores.float(), target, reduction="sum")
             (loss / batch).backward()  # type: ignore[no-untyped-call]
@@ -89,6 +104,9 @@ class Learner:
             self.uncounted.append((scores.detach(), target))
         self.sums[3] += len(images)
         self.ranks.sum_gradients(self.model)
+        for value in self.optimiser.parameters:  # a part that this step left out learns nothing from it
+            if value.grad is None:
+                value.grad = torch.zeros_like(value)
         # The step itself.
         if recipe.clip_norm or self.measures_norm:
             gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
@@ -99,6 +117,17 @@ class Learner:
         self.step_count += 1
         if self.step_count % FINITE_CHECK_STEPS == 0:
             self.check_finite()
+
+    def _drawing(self, first: int, is_part: bool) -> AbstractContextManager[object]:
+        """Return the context of a forward pass, in which a foreign model's own draws are keyed and watched."""
+        if self.draws is None:
+            return nullcontext()
+        return self.draws.keyed(self.epoch, self.step_count, first, is_part)
+
+    @property
+    def unkeyed(self) -> str:
+        """Return what the model has drawn that no key decides, as a sentence; empty for nothing."""
+        return self.draws.unkeyed if self.draws is not None else ""
 
     def check_finite(self) -> Tensor:
         """Return the sums of this epoch over all ranks; DivergedError where the loss is not finite."""

@@ -13,6 +13,7 @@ import torch
 
 from crelu_data.availability import fetch_dataset
 from sweeps.experiment.trial import Trial
+from sweeps.experiment.user_code import use_folder
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, score, ten_crop_scores
@@ -94,7 +95,7 @@ def trial_steps(
     return ranks.broadcast_from_rank0(lambda: with_room(lambda: commit_result(ledger, trial, outcome), stop))
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the device's or the host's memory has run out."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
@@ -123,6 +124,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         train=(yield from _train_errors(trainer)),
         train_pictures=len(trainer.splits.train),
         partial=trainer.splits.partial,
+        parameters=sum(value.numel() for value in trainer.learner.model.parameters()),
     )
 
 
@@ -166,6 +168,7 @@ def _train_errors(trainer: Trainer) -> Steps[Errors | None]:
 
 def reset_process(config: RuntimeConfig) -> None:
     """Set the state of this process that decides bits, independent of what ran in it before."""
+    use_folder(config.code_folder)
     keep_memory()
     torch.manual_seed(0)
     torch.set_num_threads(config.threads)

@@ -21,6 +21,7 @@ class RuntimeConfig:
     not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
     each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. Without
     `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit.
+    Python searches `code_folder` first for the modules of the user.
     """
 
     ledger: str
@@ -36,6 +37,7 @@ class RuntimeConfig:
     resident_bytes: int = 2 << 30
     data_source: str = ""
     ranks: int = 1
+    code_folder: str = ""
 
 
 def available_device() -> str:

@@ -27,13 +27,16 @@ import torch
 from torch import Tensor, nn
 
 from crelu_data.availability import fetch_dataset
-from crelu_models.modules import build, initialise, seed_dropout
+from crelu_models.model import Model
+from crelu_models.modules import seed_dropout
+from crelu_models.named import load_named
 from crelu_models.spec import Net, seed_from
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import APPROXIMATELY, LARGEST, SAID_EXACT, final_name
 from sweeps.experiment.recipe import Recipe
-from sweeps.experiment.task_source import TaskFailedError, task_file, task_files, task_source
+from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import PHASES, Rates, Trial
+from sweeps.experiment.user_code import source_of, use_folder
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.evaluate import Row
@@ -43,7 +46,7 @@ from sweeps.training.runtime import RuntimeConfig, hardware
 from sweeps.training.splits import Splits, open_splits
 from sweeps.training.task_data import TaskData
 from sweeps.training.task_state import generators, pack, restore_generators, seed_generators, unpack
-from sweeps.training.trainer import Report
+from sweeps.training.trainer import Report, initial_module
 
 DIVERGED: Final = DivergedError.ending
 
@@ -66,7 +69,7 @@ class TaskTrial:
 
     key: str
     label: str
-    net: Net
+    net: Net | Model
     recipe: Recipe
     seed: int
     phase: str
@@ -113,6 +116,7 @@ class Run:
         self._trial = trial
         self._ledger = Ledger(config.ledger)
         self._code = code
+        self._splits = splits
         self._report = report
         self._asked = stop
         self._state = TaskState()
@@ -222,8 +226,7 @@ class Run:
         trial = self._trial
 
         def model() -> nn.Module:
-            self._model = build(trial.net, self._data.classes, self._data.crop)
-            initialise(self._model, trial.net, trial.recipe.init, self._seed)
+            self._model = initial_module(trial.net, self._splits.facts, trial.recipe.init, self._seed)
             return self._model
 
         handed = TaskTrial(
@@ -320,6 +323,7 @@ def run_task(
     None, with the state that the function kept, where `stop()` ended it. TaskFailedError where the function raises an
     error, ValueError for data, a returned value or a state that do not fit, OSError for an unwritable ledger.
     """
+    use_folder(config.code_folder)
     ledger = Ledger(config.ledger)
     committed = ledger.result(trial.key)
     if committed is not None:
@@ -359,7 +363,7 @@ def _returned(function: Function, run: Run) -> Row:
         if run._divergence:  # the function may have put another error in its place
             return {}
         final = not isinstance(error, PASSING) or isinstance(error, FAULTS)
-        raise TaskFailedError(error, _place(error, run._trial.cell.task), final) from error
+        raise TaskFailedError(error, final) from error
     if run._divergence or run._is_left:
         return {}
     if returned is None and (run._state.ending or not PHASES[run._trial.phase].test):
@@ -407,10 +411,11 @@ def _outcome(run: Run, metrics: Row, splits: Splits, config: RuntimeConfig) -> O
         "history.json": (json.dumps(history, sort_keys=True) + "\n").encode(),
     }
     if run._model is not None:
-        weights = {name: value.detach().cpu().contiguous() for name, value in run._model.state_dict().items()}
+        weights = checkpoint.separate(run._model.state_dict())
         files["weights.safetensors"] = safetensors.torch.save(weights, {"trial": trial.key})
     for path in sorted(path for path in run.folder.rglob("*") if path.is_file() and not path.is_symlink()):
         files[f"files/{path.relative_to(run.folder).as_posix()}"] = path.read_bytes()
+    parameters = sum(value.numel() for value in run._model.parameters()) if run._model is not None else 0
     status = state.ending if state.ending in (DIVERGED, "pruned") else "finished"
     whole = "schedule" if len(history) >= trial.recipe.epochs else "early"
     row = trial.cell.metric.row
@@ -432,6 +437,8 @@ def _outcome(run: Run, metrics: Row, splits: Splits, config: RuntimeConfig) -> O
         "code": run._code,
         "hardware": hardware(run.device, config),
     }
+    if isinstance(trial.cell.net, Model) and parameters:  # no table counts them
+        result["parameters"] = parameters
     return Outcome(result, files)
 
 
@@ -456,36 +463,15 @@ def _commit(ledger: Ledger, trial: Trial, outcome: Outcome) -> Json:
 
 def load_task(task: str) -> Function:
     """Return the function of a task "module:function", of its files as they are now; ValueError where it is none."""
-    return _loaded(task, task_source(task))
+    source = source_of([task])
+    return _loaded(task, source.fingerprint, tuple(map(str, source.files.values())))
 
 
 @cache
-def _loaded(task: str, _source: str) -> Function:
-    """Import a task's module, anew where its files have changed since this process imported it."""
-    module, _, name = task.partition(":")
-    files = {str(path) for path in task_files(task)}
-    for known, imported in list(sys.modules.items()):
-        if known != "__main__" and getattr(imported, "__file__", None) in files:
-            del sys.modules[known]
+def _loaded(task: str, _fingerprint: str, files: tuple[str, ...]) -> Function:
+    """Import a task's module, and what it uses of the user's files, anew where they have changed."""
+    for name, module in list(sys.modules.items()):
+        if name != "__main__" and getattr(module, "__file__", None) in files:
+            del sys.modules[name]
     importlib.invalidate_caches()
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except (Exception, SystemExit) as error:
-        raise TaskFailedError(error, _place(error, task), final=True) from error
-    if not callable(function):
-        raise ValueError(f"task {task!r}: {module} has no function {name!r}")
-    return function  # type: ignore[no-any-return]
-
-
-def _place(error: BaseException, task: str) -> str:
-    """Return where in the user's files an error was raised, or passed last: "birds.py, line 12, in train"."""
-    file = task_file(task)
-    place = ""
-    trace = error.__traceback__
-    while trace is not None and file is not None:
-        code = trace.tb_frame.f_code
-        source = Path(code.co_filename)
-        if source.parent == file.parent:
-            place = f"{source.name}, line {trace.tb_lineno}, in {code.co_name}"
-        trace = trace.tb_next
-    return place
+    return load_named(task)
