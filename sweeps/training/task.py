@@ -464,14 +464,18 @@ def _commit(ledger: Ledger, trial: Trial, outcome: Outcome) -> Json:
 def load_task(task: str) -> Function:
     """Return the function of a task "module:function", of its files as they are now; ValueError where it is none."""
     source = source_of([task])
-    return _loaded(task, source.fingerprint, tuple(map(str, source.files.values())))
+    if _loaded_as().get(task, source.fingerprint) != source.fingerprint:
+        # The user has edited a file since: what this process has imported of them is another program.
+        files = {str(path) for path in source.files.values()}
+        for name, module in list(sys.modules.items()):
+            if name != "__main__" and getattr(module, "__file__", None) in files:
+                del sys.modules[name]
+        importlib.invalidate_caches()
+    _loaded_as()[task] = source.fingerprint
+    return load_named(task)
 
 
 @cache
-def _loaded(task: str, _fingerprint: str, files: tuple[str, ...]) -> Function:
-    """Import a task's module, and what it uses of the user's files, anew where they have changed."""
-    for name, module in list(sys.modules.items()):
-        if name != "__main__" and getattr(module, "__file__", None) in files:
-            del sys.modules[name]
-    importlib.invalidate_caches()
-    return load_named(task)
+def _loaded_as() -> dict[str, str]:
+    """Return the fingerprint of the source that each task was imported with in this process."""
+    return {}
