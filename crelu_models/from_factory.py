@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from crelu_models.model import Model
 from crelu_models.modules import Dropout
 from crelu_models.named import error_text, load_named
+from crelu_models.placement import place
 from crelu_models.spec import seed_from
 
 # Self-normalising dropout sets an element to this value (Klambauer et al. 2017): -lambda * alpha of SELU.
@@ -92,14 +93,8 @@ def build_model(model: Model, classes: int, seed: int) -> nn.Module:
         if not isinstance(module, nn.Module):
             raise ValueError(f"{model.factory} returns a {type(module).__name__}, not a torch.nn.Module")
         for kind, globs, width in model.placements:
-            module = _placed(module, kind, globs, width)
+            module = place(module, kind, *globs, width=width)
     return keyed(module)
-
-
-def _placed(module: nn.Module, kind: str, globs: tuple[str, ...], width: float) -> nn.Module:
-    from crelu_models.place import place
-
-    return place(module, kind, *globs, width=width)
 
 
 def keyed(module: nn.Module) -> nn.Module:

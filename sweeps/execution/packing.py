@@ -86,10 +86,11 @@ class PackPolicy:
 def memory_estimate(trial: Trial, classes: int, crop: int) -> tuple[int, int]:
     """Return a trial's bytes between steps, and its further bytes in a step; members take their steps in turn.
 
-    Between steps: weights, gradients, the optimiser's buffers, and the best weights where the phase keeps them. In a
-    step: four bytes for each element of each map after the convolution, after the activation, and for its gradient.
+    Between steps: weights, gradients, the optimiser's buffers, averaged weights, and the best weights where the phase
+    keeps them. In a step: four bytes for each element of each map after the convolution, after the activation, and for
+    its gradient.
     """
-    copies = 5 if trial.recipe.optimiser == "adam" else 4
+    copies = (5 if trial.recipe.optimiser in ("adam", "adamw") else 4) + bool(trial.recipe.ema)
     facts = net_facts(trial.net, classes, crop)
     return 4 * copies * facts.parameters, 12 * trial.recipe.batch * facts.maps
 

@@ -37,7 +37,14 @@ ENDS = (
     "sweeps.experiment.model_facts.check_models",
 )
 # What runs for models alone, and for training functions of the user's.
-OF_MODELS = ("crelu_models.from_factory.", "crelu_models.place.", "crelu_models.named.", "sweeps.training.draws.")
+OF_MODELS = (
+    "crelu_models.from_factory.",
+    "crelu_models.placement.",
+    "crelu_models.channels.",
+    "crelu_models.tracing.",
+    "crelu_models.named.",
+    "sweeps.training.draws.",
+)
 OF_TASKS = ("sweeps.training.task.", "sweeps.training.task_data.", "sweeps.training.task_state.")
 
 

@@ -203,7 +203,7 @@ def cell_to_json(cell: Cell) -> Json:
         "paper_dataset": cell.paper_dataset,
         "net": cell.net.to_json(),
         "dataset": cell.dataset,
-        "recipe": dataclasses.asdict(cell.recipe),
+        "recipe": cell.recipe.to_json(),
     } | cell.own
 
 
@@ -275,7 +275,7 @@ def probed(trial: Trial, learned: int, holdout: int) -> int:
 
 def _recipe_text(recipe: Recipe) -> str:
     """Return a recipe as canonical JSON, without its name."""
-    content = dataclasses.asdict(recipe)
+    content = recipe.to_json()
     del content["name"]
     return _canonical(content)
 

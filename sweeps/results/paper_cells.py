@@ -68,6 +68,12 @@ FIELDS: Final = {
     "drop_last": "drop the last batch",
     "warmup_epochs": "warm-up epochs",
     "clip_norm": "gradient norm cut at",
+    "nesterov": "Nesterov's momentum",
+    "label_smoothing": "label smoothing",
+    "resized_crop": "least share of a resized crop",
+    "rand_augment": "operations of RandAugment",
+    "mixup": "mixup",
+    "ema": "decay of averaged weights",
 }  # fmt: skip
 UNREADABLE: Final = 0.001  # share of a set's pictures that its preparation may leave out
 
@@ -181,12 +187,14 @@ def recipe_differences(ours: Recipe, paper: Recipe) -> Differences:
     for field, name in FIELDS.items():
         if getattr(ours, field) != getattr(paper, field):
             yield name, _text(getattr(paper, field)), _text(getattr(ours, field))
-    if (ours.stages, ours.schedule_epochs) != (paper.stages, paper.schedule_epochs):
+    if (ours.schedule, ours.stages, ours.schedule_epochs) != (paper.schedule, paper.stages, paper.schedule_epochs):
         yield "schedule", _schedule(paper), _schedule(ours)
 
 
 def _schedule(recipe: Recipe) -> str:
     """Return the factors of the learning rate and where they begin, in epochs of this recipe."""
+    if recipe.schedule != "stages":
+        return recipe.schedule
     steps = [
         f"x{stage.lr_factor:g} from {(stage.first_epoch - 1) * recipe.epochs // recipe.schedule_epochs + 1}"
         for stage in recipe.stages[1:]

@@ -107,7 +107,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
     """
     state = trainer.state
     if trainer.best and state.ending not in LOST:
-        trainer.learner.model.load_state_dict(trainer.best)
+        trainer.learner.evaluated.load_state_dict(trainer.best)
     return TrialOutcome(
         history=tuple(state.history),
         events=tuple(state.events),
@@ -119,7 +119,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         hardware=hardware(trainer.device, trainer.config),
         chance=trainer.chance,
         ten_crops=trainer.splits.facts.crop < trainer.splits.facts.size,
-        weights={name: value.detach().cpu() for name, value in trainer.learner.model.state_dict().items()},
+        weights={name: value.detach().cpu() for name, value in trainer.learner.evaluated.state_dict().items()},
         scores=(yield from _test_scores(trainer)),
         train=(yield from _train_errors(trainer)),
         train_pictures=len(trainer.splits.train),
@@ -142,7 +142,7 @@ def _test_scores(trainer: Trainer) -> Steps[Scores]:
         for number in range(first, first + views):
             yield trainer.position(TEST, number)
             batch, view = trainer.views.evaluation(TEST, trainer.learner.epoch, test, local, number, views)
-            scores += score(trainer.learner.model, [view], trainer.precision)
+            scores += score(trainer.learner.evaluated, [view], trainer.precision)
         columns = {"id": batch.ids, "label": batch.labels, "centre": scores[0]}
         if views > 1:
             columns["ten_softmax"], columns["ten_score"] = ten_crop_scores(scores[1:])

@@ -242,7 +242,7 @@ class Trainer:
         state.history.append(row)
         # The best weights, and the ends before the schedule's.
         if self.phase.select == "best" and len(self.splits.val_indices) and best_epoch(state.history) is row:
-            self.best = {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
+            self.best = {name: value.detach().clone() for name, value in learner.evaluated.state_dict().items()}
         if learner.epoch <= len(trial.pruning_thresholds):
             least = min(past["val/top1_err"] for past in state.history)
             if least > trial.pruning_thresholds[learner.epoch - 1]:
@@ -278,7 +278,7 @@ class Trainer:
         for number in range(-(-len(local) // BATCH)):
             yield self.position(stage, number)
             batch, view = self.views.evaluation(stage, self.learner.epoch, self.splits.train, local, number)
-            (scores,) = score(self.learner.model, [view], self.precision)
+            (scores,) = score(self.learner.evaluated, [view], self.precision)
             lifeless = lifeless and dead(scores)
             total[:3] += counts(scores, batch.labels)
             total[3:] += torch.bincount(scores.argmax(1), minlength=classes)
