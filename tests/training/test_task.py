@@ -130,8 +130,6 @@ def test_search_needs_the_held_out_value_of_each_epoch(data: Path, tmp_path: Pat
     own_tasks.VALUES |= {"rows": [{"train/loss": 1}], "returned": {}}
     sentence = "run.report has no 'val/right', by which a search chooses, but 'train/loss'"
     with pytest.raises(TaskFailedError, match=sentence):
-        TaskFailedError, match=r"run.report has no 'val/right', by which a search chooses, but 'train/l"
-    ):
         trained(task_trial("values", "holdout"), data, tmp_path)
     own_tasks.VALUES |= {"rows": [], "returned": None}
     with pytest.raises(ValueError, match="neither reported nor returned 'val/right', by which a search chooses"):
