@@ -1,7 +1,4 @@
-"""Places of activations in a net of any library, and where CReLU can stand in it.
-
-python -m crelu_models places torchvision.models:resnet18 --size 64
-"""
+"""Places of activations in a net of any library: python -m crelu_models places torchvision.models:resnet18."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from crelu_models.command_line import Parser, add_version
 
 if TYPE_CHECKING:
     from crelu_models.placement import Place
@@ -27,7 +26,8 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m crelu_models`."""
-    parser = argparse.ArgumentParser(prog="python -m crelu_models", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m crelu_models", description=__doc__, allow_abbrev=False)
+    add_version(parser)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     text = "the activations of a net, where CReLU can stand, and which layer a width thins there"
     verb = verbs.add_parser("places", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)

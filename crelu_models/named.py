@@ -35,9 +35,8 @@ def load_named(name: str) -> Callable[..., Any]:
         raise ValueError(f"{name}: {module} does not import: {error_text(error)}") from error
     if not hasattr(imported, attribute):
         near = difflib.get_close_matches(attribute, vars(imported), 1)
-        where = getattr(imported, "__file__", None) or module
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: {where} has no {attribute!r}{hint}")
+        raise ValueError(f"{name}: {module} has no {attribute!r}{hint}")
     value = getattr(imported, attribute)
     if not callable(value):
         raise ValueError(f"{name} is of type {type(value).__name__}, and cannot be called")

@@ -5,6 +5,7 @@ import re
 from sphinx.application import Sphinx
 
 from crelu_data.__main__ import _parser as data_parser
+from crelu_models.__main__ import parser as models_parser
 from docs.parser_tables import directive
 from sweeps.__main__ import parser as verb_parser
 from sweeps.analysis import invariance, outgoing, pairing, reconstruction, theory
@@ -15,6 +16,7 @@ PARSERS = {
     "sweep": lambda: page_parser("NAME", "", ("crossed",)),
     "verbs": verb_parser,
     "data": data_parser,
+    "models": models_parser,
     "pairing": pairing.arguments,
     "invariance": invariance.arguments,
     "reconstruction": reconstruction.arguments,

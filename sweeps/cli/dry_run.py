@@ -15,7 +15,7 @@ from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import check_rank_batches, resolve_resources
-from sweeps.experiment.model_facts import check_models
+from sweeps.experiment.model_facts import check_models, user_names
 from sweeps.experiment.plan import STATES, Plan, Sweep, plan, plan_to_json
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
@@ -183,11 +183,10 @@ def _no_splits(today: Plan, settings: Settings) -> str:
 
 def _no_models(today: Plan, settings: Settings) -> str:
     """Return why a model cannot be built, or does not fit its pictures."""
-    facts = {
-        name: availability.expected_pictures(name, settings.data_dir)[0] for name in _expected_names(today, settings)
-    }
+    cells = [trial.cell for trial in (*today.to_do, *today.pending)]
+    names = _expected_names(today, settings) if user_names(cell.net for cell in cells) else []
     try:
-        check_models((trial.cell for trial in (*today.to_do, *today.pending)), facts)
+        check_models(cells, {name: availability.expected_pictures(name, settings.data_dir)[0] for name in names})
     except ValueError as error:
         return str(error)
     return ""

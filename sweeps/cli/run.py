@@ -68,8 +68,8 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
             with suppress(OSError):
                 remove_leftovers(settings.ledger)
             today = _current_plan(asked, settings, fingerprints)
-            declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             to_train = (*today.to_do, *today.pending)
+            declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits(to_train, settings.data_dir)
             check_models((trial.cell for trial in to_train), facts)
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))

@@ -101,12 +101,6 @@ def stream_key(trial: Trial) -> StreamKey:
     recipe = trial.recipe
     side = trial.cell.net.size if isinstance(trial.cell.net, Model) else 0
     pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
-    views = (
-        recipe.flip,
-        recipe.shift,
-        recipe.lighting,
-        recipe.resized_crop,
-        recipe.rand_augment,
-        recipe.rand_magnitude,
-    )
-    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, *views, recipe.mixup, side
+    views = (recipe.flip, recipe.shift, recipe.lighting)
+    drawn = (recipe.resized_crop, recipe.rand_augment, recipe.rand_magnitude)
+    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, *views, *drawn, recipe.mixup, side

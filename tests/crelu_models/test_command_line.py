@@ -3,6 +3,7 @@
 import pytest
 
 from crelu_data.__main__ import main as data_main
+from crelu_models.__main__ import parser as models_parser
 from sweeps.__main__ import parser as verb_parser
 from sweeps.analysis.theory import arguments as theory_parser
 from sweeps.cli.options import parser as page_parser
@@ -34,6 +35,7 @@ def test_an_odd_word_is_one_sentence_with_the_nearest(
 def test_verbs_and_their_options_have_the_nearest_too(capsys: pytest.CaptureFixture[str]) -> None:
     for parse, words, sentence in (
         (verb_parser().parse_args, ["statsu"], "VERB: there is no 'statsu'; did you mean status?"),
+        (models_parser().parse_args, ["place"], "VERB: there is no 'place'; did you mean places?"),
         (verb_parser().parse_args, ["status", "--wacth"], "there is no option --wacth; did you mean --watch?"),
         (data_main, ["prepare", "cifar10", "--qality", "3"], "there is no option --qality; did you mean --quality?"),
         (theory_parser().parse_args, ["--ouput", "x"], "there is no option --ouput; did you mean --output?"),

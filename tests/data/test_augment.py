@@ -4,9 +4,28 @@ import math
 
 import pytest
 import torch
+from scipy.stats import ks_2samp, kstest
 from torch import Tensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
+from torchvision.transforms.v2 import RandAugment
 
-from crelu_data.augment import _bits, _scramble, centre_view, ten_views, training_view
+from crelu_data.augment import (
+    _OPERATION,
+    OPERATIONS,
+    _base,
+    _bits,
+    _boxes,
+    _changed,
+    _integers,
+    _resized,
+    _scramble,
+    apply_operation,
+    centre_view,
+    mix,
+    mixing_shares,
+    ten_views,
+    training_view,
+)
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 VALUES, VECTORS = (0.04, 0.01, 0.0025), ((0.6, 0.8, 0.0), (0.8, -0.6, 0.0), (0.0, 0.0, 1.0))
@@ -19,11 +38,11 @@ def pictures(n: int, side: int) -> Tensor:
 
 
 def view(images: Tensor, ids: Tensor, epoch: int = 0, seed: int = 0, crop: int = 8, flip: bool = True, shift: int = 0,
-         lighting: float = 0.0) -> Tensor:  # fmt: skip
+         lighting: float = 0.0, **more: float) -> Tensor:  # fmt: skip
     return training_view(
         images, ids, seed=seed, epoch=epoch, crop=crop, flip=flip, shift=shift, lighting=lighting,
-        mean=MEAN, std=STD, eigenvalues=VALUES, eigenvectors=VECTORS,
-    )  # fmt: skip
+        mean=MEAN, std=STD, eigenvalues=VALUES, eigenvectors=VECTORS, **more,
+    )  # type: ignore[arg-type] # fmt: skip
 
 
 def plain(image: Tensor) -> Tensor:
@@ -185,3 +204,117 @@ def test_views_are_slices_of_single_pictures_bit_for_bit(n: int, side: int, crop
 
 def test_no_pictures_have_no_views() -> None:
     assert view(pictures(0, 12), torch.arange(0), shift=2).shape == (0, 3, 8, 8)
+
+
+def test_a_resized_crop_is_that_of_torchvision() -> None:
+    images = pictures(6, 40)
+    boxes = torch.tensor([[0, 3, 20, 1, 0, 39], [0, 5, 2, 1, 0, 39], [40, 8, 20, 30, 13, 1], [40, 33, 7, 9, 40, 1]])
+    mirrored = torch.tensor([False, True, False, True, False, False])
+    seen = _resized(images, boxes, 16, mirrored)
+    for image, box, flipped, each in zip(images, boxes.T.tolist(), mirrored.tolist(), seen, strict=True):
+        expected = functional.resized_crop(image, *box, [16, 16], antialias=True)
+        expected = expected.flip(2) if flipped else expected
+        assert (each.int() - expected.int()).abs().max() <= 1
+        assert (each != expected).float().mean() < 0.02
+
+
+def test_boxes_are_drawn_as_torchvision_draws_them() -> None:
+    ids = torch.arange(4000)
+    ours = _boxes(_base(1, 2), ids, 64, 0.08).double()
+    torch.manual_seed(0)
+    drawn = [RandomResizedCrop.get_params(torch.zeros(3, 64, 64), [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
+    theirs = torch.tensor(drawn, dtype=torch.double).T
+    assert (ours[:2] >= 0).all()
+    assert (ours[:2] + ours[2:] <= 64).all()
+    for name, of in (("area", lambda box: box[2] * box[3]), ("ratio", lambda box: box[3] / box[2]),
+                     ("top", lambda box: box[0]), ("left", lambda box: box[1])):  # fmt: skip
+        assert ks_2samp(of(ours).numpy(), of(theirs).numpy()).pvalue > 1e-3, name
+    assert torch.equal(_boxes(_base(1, 2), ids[:3], 64, 1.0)[2:], torch.full((2, 3), 64))
+
+
+@pytest.mark.parametrize("magnitude", [0, 9, 30])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_are_those_of_torchvision(name: str, magnitude: int) -> None:
+    theirs = RandAugment()
+    assert list(theirs._AUGMENTATION_SPACE) == list(OPERATIONS)
+    magnitudes, signed = theirs._AUGMENTATION_SPACE[name]
+    assert signed == OPERATIONS[name].is_signed
+    images = pictures(5, 20)
+    strengths = magnitudes(31, 20, 20)
+    value = 0.0 if strengths is None else float(strengths[magnitude])
+    for sign in (1, -1) if signed else (1,):
+        seen = apply_operation(name, images, sign * magnitude)
+        for image, each in zip(images, seen, strict=True):
+            expected = theirs._apply_image_or_video_transform(
+                image, name, sign * value, InterpolationMode.NEAREST, {torch.Tensor: None}
+            )
+            differences = (each.int() - expected.int()).abs()  # torchvision's magnitudes are of 32 bits
+            assert differences.max() <= 1
+            assert (differences > 0).float().mean() < 0.05
+
+
+def test_operations_are_drawn_by_sample_and_end_in_a_normalised_view() -> None:
+    images, ids = pictures(24, 20).expand(24, -1, -1, -1), torch.arange(24)
+    changes = {"crop": 20, "flip": False, "rand_augment": 1, "rand_magnitude": 20}
+    seen = view(images, ids, **changes)  # type: ignore[arg-type]
+    found = set()
+    for image, each in zip(images, seen, strict=True):
+        hits = [
+            (name, sign)
+            for name in OPERATIONS
+            for sign in ((1, -1) if OPERATIONS[name].is_signed else (1,))
+            if torch.allclose(each, plain(apply_operation(name, image[None], 20 * sign)[0]), atol=1e-5)
+        ]
+        assert hits
+        found.add(hits[0])
+    assert len(found) > 8
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(view(images[order], ids[order], **changes), seen[order])  # type: ignore[arg-type]
+    twice = view(images, ids, **(changes | {"rand_augment": 2}))  # type: ignore[arg-type]
+    assert not torch.allclose(twice, seen, atol=1e-3)
+
+
+def test_a_second_operation_is_drawn_anew() -> None:
+    ids, base = torch.arange(4000), _base(0, 0)
+    pairs = torch.stack([_integers(base, ids, _OPERATION + 2 * number, 14) for number in (0, 1)])
+    assert 0.05 < (pairs[0] == pairs[1]).double().mean() < 0.1  # one in fourteen
+    images = pictures(1, 16).expand(64, -1, -1, -1)
+    once = _changed(images, base, ids[:64], 0, 9)
+    assert not torch.equal(_changed(images, base, ids[:64], 1, 9), once)
+    assert torch.equal(_changed(images, base, ids[:64], 0, 9), once)
+
+
+@pytest.mark.parametrize("changes", [{"resized_crop": 0.1}, {"rand_augment": 2, "shift": 2}, {"resized_crop": 0.5,
+                                     "rand_augment": 1, "lighting": 0.1}], ids=str)  # fmt: skip
+def test_a_changed_view_depends_on_the_sample_the_epoch_and_the_seed_alone(changes: dict[str, float]) -> None:
+    images, ids = pictures(12, 20), torch.arange(40, 52)
+    whole = view(images, ids, crop=16, **changes)  # type: ignore[arg-type]
+    assert (whole.shape, whole.is_contiguous(memory_format=torch.channels_last)) == ((12, 3, 16, 16), True)
+    for rows in (slice(0, 5), slice(11, 12)):
+        assert torch.allclose(view(images[rows], ids[rows], crop=16, **changes), whole[rows], atol=1e-5)  # type: ignore[arg-type]
+    for other in ({"epoch": 1}, {"seed": 1}):
+        assert not torch.allclose(view(images, ids, crop=16, **changes, **other), whole, atol=1e-2)  # type: ignore[arg-type]
+
+
+def test_a_border_under_operations_has_the_mean_colour() -> None:
+    images, ids = pictures(1, 8).expand(300, -1, -1, -1), torch.arange(300)
+    seen = view(images, ids, crop=8, shift=3, rand_augment=1, rand_magnitude=0)
+    shifted = view(images, ids, crop=8, shift=3)
+    same = (seen - shifted).abs().flatten(1).amax(1) < 0.01
+    assert same.float().mean() > 0.5  # of magnitude 0 most operations change nothing
+
+
+def test_shares_of_mixtures_have_the_distribution_of_beta() -> None:
+    ids = torch.arange(5000)
+    for alpha in (0.2, 1.0, 4.0):
+        shares = mixing_shares(ids, seed=1, epoch=3, alpha=alpha)
+        assert kstest(shares.numpy(), "beta", (alpha, alpha)).pvalue > 1e-3
+        assert torch.equal(mixing_shares(ids[7:9], seed=1, epoch=3, alpha=alpha), shares[7:9])
+    assert not torch.equal(
+        mixing_shares(ids, seed=1, epoch=4, alpha=1.0), mixing_shares(ids, seed=1, epoch=3, alpha=1.0)
+    )
+
+
+def test_pictures_are_mixed_in_pairs_and_the_odd_one_stays() -> None:
+    values = torch.tensor([[1.0], [5.0], [10.0]])
+    assert mix(values, torch.tensor([0.75, 0.5, 0.1])).tolist() == [[2.0], [3.0], [10.0]]

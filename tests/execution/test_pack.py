@@ -26,6 +26,7 @@ from tests.support.trials import (
     Killed,
     artifact_hashes,
     members,
+    modern_trial,
     runtime_config,
     scaled_lr,
     trial_of,
@@ -86,6 +87,12 @@ def test_member_ends_as_alone_and_pictures_are_read_once_for_all(
     rows = [(news["key"], news["epoch"]) for news in reports if "row" in news]
     assert sorted(rows) == sorted((trial.key, epoch) for trial in trials for epoch in (1, 2, 3))
     assert sorted(news["key"] for news in reports if "over" in news) == sorted(trial.key for trial in trials)
+
+
+def test_members_of_a_modern_recipe_end_as_alone(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
+    trials = [scaled_lr(modern_trial(), factor) for factor in (1.0, 0.5)]
+    perform_pack(trials, streaming(data, tmp_path), quiet)
+    assert outcomes(trials, streaming(data, tmp_path)) == [uninterrupted(trial) for trial in trials]
 
 
 def killed(trials: Sequence[Trial], here: RuntimeConfig, turns: int) -> bool:

@@ -36,14 +36,18 @@ from tests.support.trials import LARGE, SMALL, Hashes, artifact_hashes, members,
 def test_only_what_decides_the_batches_is_in_the_key_of_a_stream() -> None:
     base = trial_of("allconv with dropout")
     other = dataclasses.replace(base.cell, net=S2, label="another")
+    other_steps = {"optimiser": "adamw", "schedule": "cosine", "ema": 0.9, "label_smoothing": 0.1}
+    trained = dataclasses.replace(base.cell, recipe=dataclasses.replace(base.cell.recipe, **other_steps))
     same = [
         scaled_lr(base, 2.0),
+        dataclasses.replace(base, cell=trained),
         dataclasses.replace(base, cell=other),
         dataclasses.replace(base, dropout=(("pool1", 0.1),)),
     ]
     assert {shared_batches.stream_key(trial) for trial in same} == {shared_batches.stream_key(base)}
     recipe = base.cell.recipe
     changed = [{"batch": 8}, {"epochs": 4}, {"flip": False}, {"shift": 1}, {"lighting": 0.1}, {"drop_last": True}]
+    changed += [{"resized_crop": 0.1}, {"rand_augment": 1}, {"rand_magnitude": 5}, {"mixup": 0.2}]
     apart = [
         dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=dataclasses.replace(recipe, **change)))
         for change in changed

@@ -1,10 +1,12 @@
 """The recipes say what the paper and its sources say."""
 
 import dataclasses
+import math
 
 import pytest
+import torch
 
-from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Stage
+from sweeps.experiment.recipe import ADDED, ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
 
 # Supplement E: epochs from-to, learning rate, weight decay.
 SUPPLEMENT_E = (
@@ -59,14 +61,85 @@ def test_warm_up_rises_step_by_step_to_the_rate() -> None:
     assert rates == pytest.approx([ALLCONV.lr * k / 4 for k in (1, 2, 3, 4)] + [ALLCONV.lr])
 
 
+def test_cosine_falls_from_the_rate_to_zero_step_by_step_as_that_of_torch() -> None:
+    recipe = Recipe("mine", "sgd", batch=128, epochs=6, lr=0.4, weight_decay=0.1, schedule="cosine", warmup_epochs=2)
+    rates = [recipe.learning_rate(epoch, step, 5) for epoch in range(6) for step in range(5)]
+    assert rates[:10] == pytest.approx([0.04 * step for step in range(1, 11)])
+    assert rates[10:] == pytest.approx([0.2 * (1 + math.cos(math.pi * step / 20)) for step in range(20)])
+    weight = torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.SGD([weight], 0.4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20)
+    for rate in rates[10:]:
+        assert optimiser.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-12)
+        optimiser.step()
+        scheduler.step()
+    assert {recipe.decay(epoch) for epoch in range(6)} == {0.1}
+
+
+def test_cosine_takes_the_place_of_stages() -> None:
+    recipe = dataclasses.replace(IMAGENET_SGD, schedule="cosine")
+    assert recipe.learning_rate(20, 0, 10) == pytest.approx(0.005 * (1 + math.cos(math.pi * 20 / 45)))
+    assert recipe.decay(40) == 5e-4
+
+
+def test_a_recipe_of_few_words_has_a_constant_rate_and_no_decay() -> None:
+    recipe = Recipe("mine", "adamw", batch=32, epochs=9, lr=1e-3)
+    assert {recipe.learning_rate(epoch, 0, 3) for epoch in range(9)} == {1e-3}
+    assert (recipe.schedule_epochs, recipe.weight_decay) == (9, 0.0)
+    with pytest.raises(ValueError, match=r"recipe.lr is above 0, not 0.0"):
+        Recipe("mine", "adamw", batch=32, epochs=9)
+
+
+def test_new_fields_are_written_where_they_differ_from_their_defaults() -> None:
+    for recipe in (ALLCONV, VGG, IMAGENET_SGD, IMAGENET_ADAM):
+        assert sorted(recipe.to_json()) == [
+            "batch", "clip_norm", "dampening", "drop_last", "epochs", "flip", "init", "lighting", "lr", "momentum",
+            "name", "optimiser", "precision", "restarts", "schedule_epochs", "shift", "stages", "warmup_epochs",
+            "weight_decay",
+        ]  # fmt: skip
+    values = ("cosine", True, 0.1, 0.08, 2, 5, 0.2, 0.999)
+    recipe = dataclasses.replace(ALLCONV, **dict(zip(ADDED, values, strict=True)))
+    assert {name: value for name, value in recipe.to_json().items() if name in ADDED} == dict(
+        zip(ADDED, values, strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("batch", -1), ("lr", 0.0), ("lr", float("nan")), ("optimiser", "adamw"), ("momentum", 1.0),
-     ("weight_decay", -1e-4), ("init", "he"), ("precision", "fp8"), ("stages", (Stage(2, 1.0),))],
+    [("epochs", 0), ("batch", -1), ("lr", 0.0), ("lr", float("nan")), ("optimiser", "adamax"), ("momentum", 1.0),
+     ("weight_decay", -1e-4), ("init", "he"), ("precision", "fp8"), ("stages", (Stage(2, 1.0),)),
+     ("schedule", "linear"), ("label_smoothing", 1.0), ("label_smoothing", -0.1), ("ema", 1.0), ("mixup", -1.0),
+     ("mixup", float("nan")), ("resized_crop", 1.5), ("rand_augment", -1), ("rand_magnitude", 31)],
 )  # fmt: skip
 def test_impossible_recipe_is_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         dataclasses.replace(ALLCONV, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields", "says"),
+    [
+        (VGG, {"nesterov": True}, "nesterov is for sgd with a momentum and without dampening"),
+        (IMAGENET_ADAM, {"nesterov": True}, "nesterov is for sgd"),
+        (VGG, {"resized_crop": 0.08}, "takes the place of shifts: set recipe.shift=0 with it"),
+        (ALLCONV, {"schedule": "cosine", "epochs": 1}, "warmup_epochs of a cosine is below its 1 epochs, not 1.0"),
+    ],
+)
+def test_fields_that_exclude_each_other_are_refused(recipe: Recipe, fields: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(recipe, **fields)  # type: ignore[arg-type]
+
+
+def test_ranks_part_no_pair_of_a_mixture() -> None:
+    recipe = dataclasses.replace(ALLCONV, batch=16, mixup=0.2)
+    recipe.shared(16, 4)
+    recipe.shared(36, 1)
+    dataclasses.replace(recipe, mixup=0.0).shared(22, 2)
+    for pictures, batch, ranks in ((22, 16, 2), (48, 16, 3), (60, 10, 2)):
+        with pytest.raises(
+            ValueError, match=rf"pairs, and {ranks} ranks part a pair of .* recipe.batch={batch - batch % (2 * ranks)} "
+        ):
+            dataclasses.replace(recipe, batch=batch).shared(pictures, ranks)
 
 
 def test_recipe_is_a_value() -> None:

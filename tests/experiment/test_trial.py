@@ -58,12 +58,15 @@ def test_keys_are_written_down() -> None:
     second = Trial(Cell("", PAPER["S4"], "cifar100", VGG), "match", 1000, match="train_loss", reference="0" * 20)
     assert second.key == "fdbc72ba72aa66165658"
     assert Trial(CELL, "holdout", pruning_thresholds=(1000.0, 50.5)).key == "5e2672db022d792128f4"
+    added = dataclasses.replace(ALLCONV, optimiser="adamw", schedule="cosine", label_smoothing=0.1, mixup=0.2)
+    assert Trial(dataclasses.replace(CELL, recipe=added)).key == "f02a92839fc4a2e48f6c"
 
 
 @pytest.mark.parametrize("phase", sorted(PHASES))
 @pytest.mark.parametrize("name", sorted(PAPER))
 def test_trial_survives_json(name: str, phase: str) -> None:
-    recipe = {"S2": ALLCONV, "S3": ALLCONV, "S4": VGG}.get(name[:2], IMAGENET_ADAM)
+    modern = dataclasses.replace(ALLCONV, ema=0.99, nesterov=True, rand_augment=2)
+    recipe = {"S2": ALLCONV, "S3": modern, "S4": VGG}.get(name[:2], IMAGENET_ADAM)
     cell = Cell(f"cell {name}", PAPER[name], "cifar10", recipe, "1", "row")
     folded = {"fold": 2, "folds": 3}
     extra = {"fold": folded, "inner": folded, "match": {"match": "none", "reference": "a"}}.get(phase, {})

@@ -68,6 +68,7 @@ def test_what_a_function_reaches_makes_it_stale(files: Path, file: str, before: 
     ("source", "other"),
     [
         ("from helpers import *\ndef small(n): return make(n)", "def make(n): return {}"),
+        ("from helpers import make\ndef small(n): return globals()['ma' + 'ke'](n)", "def make(n): return {}"),
         ("import helpers\ndef small(n): return getattr(helpers, 'ma' + 'ke')(n)", "def make(n): return {}"),
         ("def small(n):\n    from helpers import make as m\n    return m(n)", "def make(n): return {}"),
         ("import helpers\ndef small(n): return TABLE['a'](n)\nTABLE = {}", "import nets_b\nnets_b.TABLE['a'] = {}"),
@@ -144,7 +145,7 @@ def test_a_name_is_a_module_and_what_it_holds() -> None:
         ("import not_there_at_all", r"does not import: ModuleNotFoundError: .*\(bad_d.py, line 1\)"),
         ("def small(", r"does not import: SyntaxError: .*\(bad_d.py, line 1\)"),
         ("raise SystemExit(3)", r"does not import: SystemExit: 3 \(bad_d.py, line 1\)"),
-        ("def smal(n): pass", r"bad_d.py has no 'small'; did you mean 'smal'\?"),
+        ("def smal(n): pass", r"bad_d has no 'small'; did you mean 'smal'\?"),
         ("small = 3", "is of type int, and cannot be called"),
     ],
 )

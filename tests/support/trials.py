@@ -46,6 +46,16 @@ def trial_of(family: str, phase: str = "ablation") -> Trial:
     return Trial(Cell(family, net.width(0.125), dataset, short), phase, seed=3)
 
 
+def modern_trial(phase: str = "ablation") -> Trial:
+    """Return a trial by a recipe that has all that the paper's have not."""
+    base = trial_of("VGG with batch norm", phase)
+    recipe = dataclasses.replace(
+        base.cell.recipe, optimiser="adamw", lr=1e-3, schedule="cosine", warmup_epochs=1.0, label_smoothing=0.1,
+        shift=0, resized_crop=0.25, rand_augment=1, mixup=0.2, ema=0.9,
+    )  # fmt: skip
+    return dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
+
+
 def scaled_lr(trial: Trial, factor: float) -> Trial:
     """Return the trial with another learning rate: the same batches, another net after the first step."""
     recipe = dataclasses.replace(trial.cell.recipe, lr=trial.cell.recipe.lr * factor)

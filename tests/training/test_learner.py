@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sweeps.experiment.recipe import ALLCONV, Recipe, Stage
 from sweeps.training.evaluate import score
@@ -112,3 +113,66 @@ def test_a_restored_learner_goes_on_as_the_one_that_was_saved() -> None:
         other.step(*batch(seed=seed))
     assert one.end_epoch() == other.end_epoch()
     assert all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
+
+
+def test_smoothed_labels_have_the_loss_of_torch() -> None:
+    images, labels = batch()
+    one = learner(dataclasses.replace(PLAIN, label_smoothing=0.2))
+    expected = learner().model
+    loss = nn.functional.cross_entropy(expected(images), labels, label_smoothing=0.2)
+    loss.backward()
+    gradient = torch.cat([weight.grad.flatten() for weight in expected.parameters()])
+    assert torch.allclose(moved(one, images, labels), gradient, atol=1e-6)
+    assert one.end_epoch().loss == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_mixed_labels_have_the_weighted_loss_and_the_errors_of_the_larger_share(parts: int) -> None:
+    images, labels = batch()
+    shares = torch.tensor([0.9, 0.2] * 6)
+    other = labels.view(-1, 2).flip(1).flatten()
+    classes = nn.functional.one_hot(labels, 3) * shares[:, None]
+    classes = classes + nn.functional.one_hot(other, 3) * (1 - shares)[:, None]
+    one = learner()
+    one.micro_batches = parts
+    scores = learner().model(images)
+    losses = [nn.functional.cross_entropy(scores, each, reduction="none") for each in (labels, other)]
+    expected = (shares * losses[0] + (1 - shares) * losses[1]).mean().item()
+    one.step(images, classes)
+    found = one.end_epoch()
+    assert found.loss == pytest.approx(expected, rel=1e-6)
+    larger = torch.where(shares > 0.5, labels, other)
+    assert found.top1 == pytest.approx(100 * (scores.argmax(1) != larger).float().mean().item())
+
+
+def normed(recipe: Recipe) -> Learner:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    return Learner(model, recipe, seed=0, steps=4, precision="fp32")
+
+
+def test_averaged_weights_are_those_of_torch_also_when_restored() -> None:
+    recipe = dataclasses.replace(PLAIN, lr=0.1, ema=0.8)
+    one = normed(recipe)
+    theirs = AveragedModel(one.model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    for seed in range(6):
+        if seed == 4:
+            one.end_epoch()
+            other = normed(recipe)
+            other.restore({name: value.clone() for name, value in one.tensors().items()}, one.epoch, one.step_count)
+            other.model.load_state_dict(one.model.state_dict())
+            one.averaged = other.averaged
+        one.step(*batch(seed=seed))
+        theirs.update_parameters(one.model)
+    expected = theirs.module.state_dict()
+    found = one.evaluated.state_dict()
+    assert all(torch.allclose(found[name], value, atol=1e-7) for name, value in expected.items())
+    assert not torch.allclose(found["4.weight"], one.model[4].weight, atol=1e-4)
+    assert torch.equal(found["1.running_mean"], one.model[1].running_mean)
+    assert not any(weight.requires_grad for weight in one.evaluated.parameters())
+
+
+def test_without_averaging_the_net_in_training_is_evaluated() -> None:
+    one = learner()
+    assert one.evaluated is one.model
+    assert not any(name.startswith("averaged") for name in one.tensors())

@@ -21,16 +21,19 @@ def parameters() -> list[nn.Parameter]:
 
 
 def theirs(recipe: Recipe, of: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if recipe.optimiser == "adam":
-        return torch.optim.Adam(of, fused=True)
-    return torch.optim.SGD(of, 0.1, momentum=recipe.momentum, dampening=recipe.dampening, fused=True)
+    if recipe.optimiser != "sgd":
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](of, fused=True)
+    return torch.optim.SGD(
+        of, 0.1, momentum=recipe.momentum, dampening=recipe.dampening, nesterov=recipe.nesterov, fused=True
+    )
 
 
 @pytest.mark.parametrize(
     "recipe",
-    [ADAM, SGD, replace(SGD, momentum=0.0, dampening=0.0), replace(SGD, momentum=0.9, dampening=0.5)],
-    ids=["adam", "sgd", "no momentum", "dampened"],
-)
+    [ADAM, SGD, replace(SGD, momentum=0.0, dampening=0.0), replace(SGD, momentum=0.9, dampening=0.5),
+     replace(ADAM, optimiser="adamw"), replace(SGD, nesterov=True)],
+    ids=["adam", "sgd", "no momentum", "dampened", "adamw", "nesterov"],
+)  # fmt: skip
 def test_optimiser_is_that_of_torch_bit_for_bit_also_when_restored(recipe: Recipe) -> None:
     mine, yours = parameters(), parameters()
     ours, peer = Optimiser(recipe, mine), theirs(recipe, yours)

@@ -19,6 +19,7 @@ from sweeps.store.checkpoint import separate
 from sweeps.training.distributed import Ranks
 from sweeps.training.draws import APPROXIMATE
 from sweeps.training.run_trial import run_trial
+from sweeps.training.shared_batches import stream_key
 from sweeps.training.trainer import new_learner
 from tests.support.trials import LARGE, SMALL, Killed, artifact_hashes, runtime_config
 
@@ -138,3 +139,8 @@ def test_tied_weights_are_kept_twice() -> None:
     stored = separate({"a": values, "b": values, "c": values[2:]})
     assert len({value.untyped_storage().data_ptr() for value in stored.values()}) == 3
     assert np.array_equal(stored["c"].numpy(), [2, 3, 4, 5])
+
+
+def test_models_of_other_sides_share_no_batch() -> None:
+    trials = [model_trial(Model(f"{USERS}:small", size=size), LARGE) for size in (0, 48, 64)]
+    assert len({stream_key(trial) for trial in trials}) == 3

@@ -15,7 +15,7 @@ from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
 from sweeps.training.run_trial import reset_process, run_trial
 from sweeps.training.runtime import RuntimeConfig
-from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, runtime_config, trial_of
+from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, modern_trial, runtime_config, trial_of
 
 
 def killed_at(steps: list[int], trial: Trial, here: RuntimeConfig) -> list[int]:
@@ -52,6 +52,13 @@ def test_killed_trial_ends_as_the_uninterrupted_one(
     )
     assert artifact_hashes(tmp_path / "killed", trial) == expected
     assert reported == [1, 2, 3]
+
+
+def test_killed_trial_of_a_modern_recipe_ends_as_the_uninterrupted_one(
+    data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
+    killed_at([4, 9, 3], modern_trial(), runtime_config(data, tmp_path / "killed", checkpoint_minutes=0.0))
+    assert artifact_hashes(tmp_path / "killed", modern_trial()) == uninterrupted(modern_trial())
 
 
 def test_kill_between_checkpoints_repeats_the_epoch_exactly(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:

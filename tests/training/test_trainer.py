@@ -144,3 +144,43 @@ def test_the_second_phase_of_a_first_that_diverged_goes_on_to_the_end(
     result = run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
     assert result is not None
     assert (result["epochs"], result["ending"]) == (3, "schedule")
+
+
+def test_the_averaged_weights_are_kept_tested_and_committed(data: Path, tmp_path: Path) -> None:
+    base = trial_of("VGG with batch norm")
+    recipe = dataclasses.replace(base.cell.recipe, ema=0.9, optimiser="adam", lr=1e-3, dampening=0.0)
+    trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
+    ledger, last = Ledger(str(tmp_path)), {}
+
+    def keep(epoch: int, _: object) -> None:
+        saved, _damaged = checkpoint.load(ledger, trial.key)
+        assert saved is not None
+        last.update(saved.tensors)
+
+    assert run_trial(trial, runtime_config(data, tmp_path, checkpoint_minutes=0.0), keep) is not None
+    content = ledger.read(f"trials/{trial.key}/weights.safetensors")
+    assert content is not None
+    weights = safetensors.torch.load(content)
+    averaged = {name[9:]: value for name, value in last.items() if name.startswith("averaged/")}
+    assert len(averaged) > 10
+    for name, value in weights.items():
+        assert torch.equal(value, averaged.get(name, last[f"model/{name}"])), name
+    assert not torch.equal(weights["conv3.weight"], last["model/conv3.weight"])
+
+
+def test_the_averaged_weights_of_the_best_epoch_are_tested(data: Path, tmp_path: Path, measured: Choose) -> None:
+    cell = trial_of(FAMILY).cell
+    trial = Trial(dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, ema=0.9)), "fold", 3, folds=5)
+    ledger = Ledger(str(tmp_path))
+    averaged: dict[int, dict[str, Tensor]] = {}
+
+    def keep(epoch: int, _: object) -> None:
+        saved, _damaged = checkpoint.load(ledger, trial.key)
+        assert saved is not None
+        averaged[epoch] = {name[9:]: value for name, value in saved.tensors.items() if name.startswith("averaged/")}
+
+    measured([50.0, 10.0, 30.0])
+    run_trial(trial, runtime_config(data, tmp_path, checkpoint_minutes=0.0), keep)
+    weights = safetensors.torch.load(ledger.read(f"trials/{trial.key}/weights.safetensors") or b"")
+    assert weights.keys() == averaged[2].keys()
+    assert all(torch.equal(value, averaged[2][name]) for name, value in weights.items())

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from crelu_data.augment import training_view
+from crelu_data.augment import mixing_shares, training_view
 from crelu_data.datasets import beton_path, order
 from crelu_data.load import open_pictures
 from crelu_data.write import prepare
 from sweeps.experiment.trial import Trial
-from sweeps.training.distributed import ALONE
+from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.shared_batches import TEST, BatchStream
 from sweeps.training.splits import open_splits
 from sweeps.training.views import TEST_VIEWS, Views
@@ -46,7 +46,16 @@ def stored(name: str, split: str, data: Path) -> tuple[Tensor, np.ndarray[Any, A
         return batch.images, pictures.labels
 
 
-@pytest.mark.parametrize("fields", [{}, {"flip": False, "shift": 4}, {"lighting": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"flip": False, "shift": 4},
+        {"lighting": 0.1},
+        {"resized_crop": 0.2, "rand_augment": 2, "rand_magnitude": 12},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (3, 2)])
 def test_training_views_follow_seed_epoch_and_recipe(fields: dict[str, Any], seed: int, epoch: int, data: Path) -> None:
     trial = dataclasses.replace(changed(trial_of("All-CNN-B"), **fields), seed=seed)
@@ -60,7 +69,8 @@ def test_training_views_follow_seed_epoch_and_recipe(fields: dict[str, Any], see
         ids = indices[16 * number : 16 * (number + 1)]
         expected = training_view(
             images[ids], torch.from_numpy(ids), seed=seed, epoch=epoch, crop=64, flip=recipe.flip, shift=recipe.shift,
-            lighting=recipe.lighting, mean=sidecar.mean, std=sidecar.std, eigenvalues=sidecar.eigenvalues,
+            lighting=recipe.lighting, resized_crop=recipe.resized_crop, rand_augment=recipe.rand_augment,
+            rand_magnitude=recipe.rand_magnitude, mean=sidecar.mean, std=sidecar.std, eigenvalues=sidecar.eigenvalues,
             eigenvectors=sidecar.eigenvectors,
         )  # fmt: skip
         assert torch.equal(view, expected)
@@ -83,3 +93,24 @@ def test_evaluation_sees_the_centre_as_it_is_and_then_ten_crops(data: Path) -> N
         batch, view = found.evaluation(TEST, 0, found.splits.test, np.arange(12), number, TEST_VIEWS)
         assert batch.labels.tolist() == labels.tolist()
         assert torch.allclose(view, each, atol=1e-5)
+
+
+def test_mixed_batches_are_those_of_the_definition_on_one_rank_or_two(data: Path) -> None:
+    plain, mixed = trial_of("All-CNN-B"), changed(trial_of("All-CNN-B"), mixup=0.4)
+    found = views_of(mixed, data)
+    indices = order(3, 1, found.splits.train_indices)
+    pairs = list(zip(views_of(plain, data).training(1, 0), found.training(1, 0), strict=True))
+    halves = [dataclasses.replace(found, ranks=Ranks(rank, 2), stream=BatchStream()) for rank in (0, 1)]
+    parts = zip(*(half.training(1, 0) for half in halves), strict=True)
+    for number, (((view, labels), (seen, shares)), ranked) in enumerate(zip(pairs, parts, strict=True)):
+        ids = torch.from_numpy(indices[16 * number : 16 * (number + 1)])
+        weights = mixing_shares(ids, seed=3, epoch=1, alpha=0.4)
+        for place, weight in enumerate(weights.tolist()):
+            other = place + 1 if place % 2 == 0 else place - 1
+            assert torch.allclose(seen[place], weight * view[place] + (1 - weight) * view[other], atol=1e-5)
+            expected = torch.zeros(4)
+            expected[labels[place]] += weight
+            expected[labels[other]] += 1 - weight
+            assert torch.allclose(shares[place], expected)
+        assert torch.equal(torch.cat([half for half, _ in ranked]), seen)
+        assert all(torch.equal(whole, shares) for _, whole in ranked)
