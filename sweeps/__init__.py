@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crelu_models.model import Model
     from sweeps.experiment.grid import grid
+    from sweeps.experiment.metrics import Metric
     from sweeps.experiment.plan import Protocol, Sweep
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
@@ -25,6 +26,7 @@ __all__ = [
     "IMAGENET_SGD",
     "VGG",
     "Cell",
+    "Metric",
     "Model",
     "Protocol",
     "RateStudy",
@@ -40,6 +42,7 @@ __all__ = [
 _MODULES = {
     "Model": "crelu_models.model",
     "Cell": "sweeps.experiment.trial",
+    "Metric": "sweeps.experiment.metrics",
     "Protocol": "sweeps.experiment.plan",
     "RateStudy": "sweeps.experiment.rates",
     "Search": "sweeps.experiment.search",

@@ -17,8 +17,10 @@ from crelu_data.streams import make_lasting
 from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import absolute_dataset, asked_part, declare, notes, settle
+from sweeps.experiment.metrics import Metric
 from sweeps.experiment.plan import Protocol, Sweep, unknown_name
 from sweeps.experiment.profiles import names_paper
+from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell
 
 if TYPE_CHECKING:
@@ -33,12 +35,14 @@ def main(
     cells: Sequence[Cell],
     protocol: Protocol = ABLATION,
     also: Mapping[str, Sequence[Cell]] = MappingProxyType({}),
+    metric: Metric | None = None,
     of_paper: bool | None = None,
 ) -> NoReturn:
     """Run the sweep `name` as the command line says, and exit with one of `ExitCode`.
 
     `also` holds further groups of cells by name, each trained only where --also names it. A cell's `versus` names the
-    cell with which the report compares it besides the first of its table.
+    cell with which the report compares it besides the first of its table. `metric` is the number by which all cells are
+    compared, where they have a training function of their own; without it, each cell's own counts.
 
     A page `of_paper` (by default one with a cell of a table) is scaled down where its data or a GPU are missing, as a
     demo. Any other is trained as it is written.
@@ -52,7 +56,12 @@ def main(
     cells = [at_absolute_path(cell) for cell in cells]
     also = {group: [at_absolute_path(cell) for cell in more] for group, more in also.items()}
     try:
-        check_references(name, [*cells, *(cell for group in also.values() for cell in group)])
+        if metric is not None:
+            cells = [replace(cell, metric=metric) for cell in cells]
+            also = {group: [replace(cell, metric=metric) for cell in more] for group, more in also.items()}
+        every = [*cells, *(cell for group in also.values() for cell in group)]
+        check_references(name, every)
+        check_tasks(every)
         more = [cell for group in options.also for cell in also[group]]
         sys.exit(launch(name, (*cells, *more), protocol, options, of_paper))
     except ValueError as error:
@@ -141,6 +150,12 @@ def check_references(name: str, cells: Sequence[Cell]) -> None:
         if reference.dataset != cell.dataset:
             data = f"{cell.dataset} and {reference.dataset}"
             raise ValueError(f"versus of {cell.label!r}: {cell.versus!r} has other pictures ({data})")
+
+
+def check_tasks(cells: Sequence[Cell]) -> None:
+    """Raise ValueError where a cell names a training function that is not there."""
+    for task in dict.fromkeys(cell.task for cell in cells if cell.task):
+        check_task(task)
 
 
 def refuse(sentence: str) -> NoReturn:

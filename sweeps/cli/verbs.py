@@ -112,7 +112,7 @@ def verify_resume(options: argparse.Namespace) -> int:
 
     from crelu_data.datasets import data_dir
     from sweeps.execution.verify_resume import shortened, verify
-    from sweeps.experiment.code_fingerprint import code_fingerprint
+    from sweeps.experiment.code_fingerprint import cell_fingerprint
     from sweeps.training.runtime import RuntimeConfig, device_name
 
     ledger = Ledger.in_output(options.output)
@@ -120,7 +120,7 @@ def verify_resume(options: argparse.Namespace) -> int:
     config = RuntimeConfig(
         ledger="", data_dir=str(data_dir(options.data_dir)), device=options.device, reader=options.reader
     )
-    code = code_fingerprint(cell.net)
+    code = cell_fingerprint(cell)
     if not code:
         raise ValueError(f"the code of {cell.label} is not found from here: give the command in the folder of its page")
     with tempfile.TemporaryDirectory() as folder:

@@ -82,6 +82,8 @@ class PackPolicy:
         return members
 
     def _packs(self, trial: Trial) -> bool:
+        if trial.cell.task:  # its loop is not ours to stop between two batches
+            return False
         return self.cells is None or trial.cell.key in self.cells
 
 
@@ -116,7 +118,7 @@ def policy_from_throughput(trials: Sequence[Trial], throughputs: Throughputs, gp
     """
     trained = throughputs.trained()
     shares = {key: value.data_share for key, value in trained.items() if value.data_share is not None}
-    cells = {trial.cell.key: trial.cell.dataset for trial in trials}
+    cells = {trial.cell.key: trial.cell.dataset for trial in trials if not trial.cell.task}
     packed, unknown = set(), set()
     for key, dataset in cells.items():
         known = [key] if key in shares else [other for other in shares if cells.get(other) == dataset]

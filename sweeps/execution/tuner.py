@@ -399,11 +399,13 @@ def train_assignment(config: Assignment, shipped: Mapping[str, str]) -> None:
 
 
 def failure_signature(attempt: Json) -> str:
-    """Return the type of an error and the innermost line of our code: two failures with the same are one fault.
+    """Return the type of an error and the innermost line of our code or of the user's: together they name a fault.
 
     Our files are known by their paths within the packages, so that workers and installations elsewhere give the same.
     """
     kind = str(attempt.get("error", "")).partition(":")[0]
+    if attempt.get("where"):  # in a training function of the user's
+        return f"{kind} at {attempt['where']}"
     trace = str(attempt.get("trace", ""))
     lines = [(file, number) for file, number in TRACE_LINE.findall(trace) if (PACKAGES / file).is_file()]
     if not lines:

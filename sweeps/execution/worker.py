@@ -6,9 +6,11 @@ import importlib
 import json
 from collections.abc import Callable
 
+from crelu_models.named import user_line
 from sweeps.execution.failures import attempt_of
 from sweeps.execution.messages import Assignment, Message, Notify, left
 from sweeps.execution.watchdog import Watchdog, stop_signal
+from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.experiment.user_code import use_folder
 from sweeps.store.ledger import Json, Ledger
@@ -32,7 +34,7 @@ def work(assignment: Assignment, notify: Notify) -> None:
     try:
         use_folder(runtime.code_folder)
         trials = [trial_from_json(content) for content in contents]
-        train = train_function(assignment["work"], runtime.ranks)
+        train = train_function(assignment["work"], runtime.ranks, trials[0].cell.task)
     except (Exception, SystemExit) as error:
         for content in contents:
             ledger.add_attempt(content["key"], attempt_of(error, final=True))
@@ -44,12 +46,19 @@ def work(assignment: Assignment, notify: Notify) -> None:
         _train_one(trials[0], train, runtime, notify, stop, assignment["probe"])
 
 
-def train_function(name: str, ranks: int) -> Train:
-    """Return what trains a trial: the function of this name (module:function), or ours for so many ranks."""
+def train_function(name: str, ranks: int, task: str = "") -> Train:
+    """Return what trains a trial: the function of this name (module:function), the task's loop, or ours for the ranks.
+
+    A task runs in one process, whatever it does with several GPUs.
+    """
     if name:
         module, _, function = name.partition(":")
         train: Train = getattr(importlib.import_module(module), function)
         return train
+    if task:
+        from sweeps.training.task import run_task
+
+        return run_task
     if ranks > 1:
         from sweeps.execution import rank_processes
 
@@ -78,6 +87,11 @@ def _train_one(
             train(trial, runtime, report, watchdog.wrap(leave))
     except ValueError as error:
         ledger.add_attempt(trial.key, attempt_of(error, final=True))
+    except TaskFailedError as failure:
+        where = user_line(failure.cause)
+        ledger.add_attempt(trial.key, attempt_of(failure.cause, final=failure.final) | {"where": where})
+        if not failure.final:
+            raise RuntimeError(str(failure)) from None  # the cause may be of a class that the driver has not
     except (Exception, SystemExit) as error:
         ledger.add_attempt(trial.key, attempt_of(error, final=False))
         raise

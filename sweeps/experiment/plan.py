@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.metrics import HELD_OUT, Tested, has_diverged, lost_text
+from sweeps.experiment.code_fingerprint import cell_fingerprint
+from sweeps.experiment.metrics import HELD_OUT, Metric, Tested, has_diverged, lost_text
 from sweeps.experiment.rates import RateChoice, RateStudy, choose
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
@@ -69,7 +69,7 @@ class Sweep:
     others: tuple[Cell, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise ValueError where two cells have the same label or the same content."""
+        """Raise ValueError where two cells have the same label or content, or cells do not go together."""
         for kind, values in (
             ("label", [cell.label for cell in self.cells]),
             ("content", [cell.key for cell in self.cells]),
@@ -80,12 +80,28 @@ class Sweep:
                 raise ValueError(
                     f"{count(len(labels), 'cell')} of {self.name} have the same {kind}: {', '.join(labels)}"
                 )
+        for cell in self.cells:
+            if cell.metric != self.metric:
+                raise ValueError(
+                    f"{self.cells[0].label!r} is compared by {self.metric.name} and {cell.label!r} by "
+                    f"{cell.metric.name}: the cells of a page have one metric"
+                )
+            if cell.task and self.protocol.single:
+                raise ValueError(
+                    f"{cell.label!r} has a task, and Protocol(single=True) trains to a loss that only our own loop "
+                    f"measures: ask for seeds or folds"
+                )
 
     @property
     def title(self) -> str:
         """Return the name of the sweep's plan, experiment and report: its page's, then profile and variant, if any."""
         profile = "" if self.profile == "paper" else self.profile
         return "-".join(filter(None, (self.name, profile, self.variant)))
+
+    @property
+    def metric(self) -> Metric:
+        """Return the number by which the cells are compared."""
+        return self.cells[0].metric if self.cells else Metric()
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:
@@ -463,7 +479,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     attempts = ledger.failed()
     failed = {key for key, tries in attempts.items() if has_failed(tries)}
     begun = set(ledger.folders("checkpoints"))
-    codes = {cell.key: code_fingerprint(cell.net) for cell in sweep.cells}
+    codes = {cell.key: cell_fingerprint(cell) for cell in sweep.cells}
     insisted = set(ledger.names("insisted"))
     cells = list(sweep_trials(sweep, results, failed, insisted).values())
     given_up = {key: cell.why for cell in cells for key in cell.skipped}

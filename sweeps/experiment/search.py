@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crelu_models.spec import seed_from
+from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import SPACES, Dimension
 from sweeps.experiment.trial import Cell, Rates, Trial
 
@@ -28,7 +29,9 @@ FOLDS_AT_ONCE = 4  # of a suggestion: fewer pairs cannot bring Wilcoxon's p belo
 P_PRUNE = 0.1
 QUANTILE = 1 / 3  # of earlier trials' errors at an epoch: a trial above it is pruned
 NO_THRESHOLD = 1000.0  # percent: no error is above it
-OBJECTIVE = "best/val_top1_err"
+FURTHEST = 1e300  # no value of another metric is worse
+
+DIRECTIONS = {"lower": "minimize", "higher": "maximize"}  # Optuna's words
 
 Result = Mapping[str, Any]
 Point = tuple[float, ...]
@@ -94,14 +97,18 @@ class Study:
 
     @property
     def winner(self) -> Suggestion | None:
-        """Return the suggestion of least hold-out error, the earlier of equal ones; None where no value is known."""
-        return _best(self.suggestions)
+        """Return the suggestion of the best hold-out value, the earlier of equal ones; None where none is known."""
+        return _best(self.suggestions, self.cell.metric)
 
 
-def _best(suggestions: Sequence[Suggestion]) -> Suggestion | None:
-    """Return the earliest suggestion of least value, of those with all their folds."""
-    complete = [s for s in suggestions if s.value is not None and math.isfinite(s.value) and not s.pruned]
-    return min(complete, key=lambda suggestion: (suggestion.value, suggestion.number), default=None)
+def _best(suggestions: Sequence[Suggestion], metric: Metric) -> Suggestion | None:
+    """Return the earliest suggestion of the best value, of those with all their folds."""
+    complete = [
+        (metric.cost(s.value), s.number, s)
+        for s in suggestions
+        if s.value is not None and math.isfinite(s.value) and not s.pruned
+    ]
+    return min(complete)[2] if complete else None
 
 
 def space(search: Search, cell: Cell) -> tuple[Dimension, ...]:
@@ -133,13 +140,13 @@ def study(
     while len(suggestions) < total and all(suggestion.value is not None for suggestion in suggestions):
         # Of earlier waves: their points and values, the best so far, and the errors that prune.
         observed = tuple((_point(suggestion.trial), suggestion.value) for suggestion in suggestions)
-        rival = _best(suggestions)
+        rival = _best(suggestions, cell.metric)
         earlier = [results[s.trial.key] for s in suggestions if s.trial.key in results]
-        thresholds = percentile_thresholds(earlier) if search.prune else ()
+        thresholds = percentile_thresholds(earlier, cell.metric) if search.prune else ()
         # One more wave.
         for number in range(len(suggestions), min(len(suggestions) + search.wave, total)):
             running = tuple(_point(suggestion.trial) for suggestion in suggestions[len(observed) :])
-            rates = suggest(search, cell.key, dimensions, number, observed, running)
+            rates = suggest(search, cell.key, dimensions, number, observed, running, cell.metric.better)
             if search.folds:
                 suggestions.append(_over_folds(search, cell, number, rates, rival, results, failed, rate))
             else:
@@ -174,19 +181,20 @@ def _over_folds(
         if len(known) < started:
             return Suggestion(number, trials[:started], None)
         mean = math.fsum(known) / started
-        if math.isnan(mean) or (errors and started < search.folds and wilcoxon_prunes(known, errors)):
+        compare = errors and started < search.folds
+        if math.isnan(mean) or (compare and wilcoxon_prunes(known, errors, cell.metric.better)):
             return Suggestion(number, trials[:started], mean, pruned=True)
     return Suggestion(number, trials, mean)
 
 
 @lru_cache(maxsize=65536)
-def wilcoxon_prunes(values: tuple[float, ...], rival: tuple[float, ...]) -> bool:
-    """Return whether Optuna's WilcoxonPruner prunes errors on the first folds, compared with those of `rival`."""
+def wilcoxon_prunes(values: tuple[float, ...], rival: tuple[float, ...], better: str = "lower") -> bool:
+    """Return whether Optuna's WilcoxonPruner prunes values on the first folds, compared with those of `rival`."""
     optuna = _optuna()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=P_PRUNE)
-    study = optuna.create_study(direction="minimize", pruner=pruner)
+    study = optuna.create_study(direction=DIRECTIONS[better], pruner=pruner)
     mean = math.fsum(rival) / len(rival)
     state = optuna.trial.TrialState.COMPLETE
     study.add_trial(optuna.trial.create_trial(state=state, value=mean, intermediate_values=dict(enumerate(rival))))
@@ -197,10 +205,10 @@ def wilcoxon_prunes(values: tuple[float, ...], rival: tuple[float, ...]) -> bool
 
 
 def _value(trial: Trial, results: Mapping[str, Result], failed: Collection[str]) -> float | None:
-    """Return the error of a trial, nan where it failed, None where it is not known yet."""
+    """Return the best hold-out value of a trial, nan where it failed, None where it is not known yet."""
     result = results.get(trial.key)
     if result is not None:
-        return float(result["metrics"].get(OBJECTIVE, math.nan))
+        return float(result["metrics"].get(trial.cell.metric.held_out, math.nan))
     return math.nan if trial.key in failed else None
 
 
@@ -216,6 +224,7 @@ def suggest(
     number: int,
     observed: tuple[tuple[Point, float | None], ...],
     running: tuple[Point, ...],
+    better: str = "lower",
 ) -> Rates:
     """Return suggestion `number` of the study `key`, given the values observed and the points of this wave so far.
 
@@ -230,7 +239,7 @@ def suggest(
     elif number == 0 and has_zero:
         rates = [0.0] * len(dimensions)
     else:
-        study = optuna_study(search, key, dimensions, number, observed, running)
+        study = optuna_study(search, key, dimensions, number, observed, running, better)
         params = study.ask(_distributions(dimensions)).params
         rates = [params[dimension.after] for dimension in dimensions]
     return tuple((dimension.after, round(float(rate), 6)) for dimension, rate in zip(dimensions, rates, strict=True))
@@ -243,6 +252,7 @@ def optuna_study(
     number: int,
     observed: Sequence[tuple[Point, float | None]],
     running: Sequence[Point] = (),
+    better: str = "lower",
     storage: optuna.storages.BaseStorage | None = None,
     name: str | None = None,
 ) -> optuna.Study:
@@ -258,7 +268,7 @@ def optuna_study(
             sampler = optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
         else:
             sampler = optuna.samplers.RandomSampler(seed=seed)
-    study = optuna.create_study(direction="minimize", sampler=sampler, storage=storage, study_name=name)
+    study = optuna.create_study(direction=DIRECTIONS[better], sampler=sampler, storage=storage, study_name=name)
     distributions = _distributions(dimensions)
     points: list[tuple[Point, float | None]] = [*observed, *((point, None) for point in running)]
     for point, value in points:
@@ -304,23 +314,24 @@ def _shuffled(count: int, key: int) -> list[int]:
     return sorted(range(count), key=lambda index: seed_from(key, index))
 
 
-def percentile_thresholds(results: Sequence[Result]) -> tuple[float, ...]:
-    """Return, by epoch, the hold-out error above which a trial of the next wave is pruned.
+def percentile_thresholds(results: Sequence[Result], metric: Metric = PERCENT) -> tuple[float, ...]:
+    """Return, by epoch, the hold-out value from which a trial of the next wave is pruned if its own are worse.
 
-    It is the best third of the errors that earlier, unpruned trials had at that epoch, compared with a trial's best
+    It is the best third of the values that earlier, unpruned trials had at that epoch, compared with a trial's best
     so far (Optuna's PercentilePruner). It is fixed when the wave begins, so pruning does not depend on what else runs.
     """
+    furthest = metric.cost(FURTHEST) if metric.is_own else NO_THRESHOLD
     curves = [result["curve"] for result in results if result.get("status") == "finished" and result.get("curve")]
     if len(curves) < WARM_UP:
         return ()
     thresholds = []
     for epoch in range(min(len(curve) for curve in curves)):
-        errors = sorted(curve[epoch] for curve in curves)
+        errors = sorted((curve[epoch] for curve in curves), key=metric.cost)
         below, fraction = divmod(QUANTILE * (len(errors) - 1), 1.0)
         lower = errors[int(below)]
         upper = errors[min(int(below) + 1, len(errors) - 1)]
         threshold = round(lower + fraction * (upper - lower), 6)
-        thresholds.append(threshold if epoch >= WARM_UP - 1 else NO_THRESHOLD)
+        thresholds.append(threshold if epoch >= WARM_UP - 1 else furthest)
     return tuple(thresholds)
 
 
@@ -335,5 +346,6 @@ def export(studies: Sequence[Study], sweep: str, url: str) -> int:
             optuna.delete_study(study_name=name, storage=storage)
         observed = [(_point(suggestion.trial), suggestion.value) for suggestion in study.suggestions]
         dimensions = space(study.search, study.cell)
-        optuna_study(study.search, study.cell.key, dimensions, 0, observed, storage=storage, name=name)
+        better = study.cell.metric.better
+        optuna_study(study.search, study.cell.key, dimensions, 0, observed, (), better, storage, name)
     return len(studies)

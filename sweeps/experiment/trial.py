@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from crelu_models.model import Model
 from crelu_models.spec import Net, seed_from
+from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import Recipe, Stage
 from sweeps.store.ledger import Json
 
@@ -40,6 +42,7 @@ PHASES = {
     "fold": Phase("fold", "best", True),  # one of the ten networks of Average and Vote
 }
 MATCHES = ("train_loss", "valid_loss", "epoch", "none")
+TASK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Cell:
     `versus` is the label of the cell with which this one is compared, besides the first of its table.
     `paper_dataset` is the paper's data set for which the cell stands where it trains on another one. `decoder` is
     "nvjpeg" where that decodes the pictures, whose pixels then differ in the last bits; empty for libjpeg-turbo.
-    `factors` are the levels that a grid made it of, by the factors' names.
+    `factors` are the levels that a grid made it of, by the factors' names. `task` names the function that trains it as
+    "module:function", empty for our own loop, and `metric` is the number it is compared by.
     """
 
     label: str
@@ -62,16 +66,32 @@ class Cell:
     paper_dataset: str = ""
     decoder: str = ""
     factors: tuple[tuple[str, Level], ...] = ()
+    task: str = ""
+    metric: Metric = PERCENT
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a net of ours without an initialisation."""
+        """Raise ValueError for what does not go together: a training function, a table, a metric, an initialisation."""
+        if self.task and not TASK.fullmatch(self.task):
+            raise ValueError(f"task of {self.label!r} is 'module:function', not {self.task!r}")
+        if self.task and self.table:
+            raise ValueError(f"{self.label!r} has a task, so it is no row of the paper's Table {self.table}: drop one")
+        if self.metric.is_own and not self.task:
+            raise ValueError(
+                f"{self.label!r} is to be compared by {self.metric.name}, which a training function returns: "
+                f"name yours as in Cell(..., task='module:function')"
+            )
         if self.recipe.init == "own" and not isinstance(self.net, Model):
             raise ValueError(f"{self.label}: recipe.init own is for models, and its net is one of this package")
 
     @cached_property
     def key(self) -> str:
-        """Return the hash of net, data set, recipe and a decoder of its own; names do not change it."""
-        return _hash((*self.texts, self.decoder) if self.decoder else self.texts)
+        """Return the hash of net, data set, recipe, a decoder and a task of its own; names do not change it."""
+        return _hash([*self.texts, *([self.decoder] if self.decoder else []), *([self.own] if self.task else [])])
+
+    @property
+    def own(self) -> Json:
+        """Return the training function and the metric as JSON, empty for our own loop."""
+        return {"task": self.task, "metric": dataclasses.asdict(self.metric)} if self.task else {}
 
     @cached_property
     def texts(self) -> tuple[str, str, str]:
@@ -83,8 +103,8 @@ class Cell:
 class Trial:
     """One training: a cell, dropout rates by layer, a seed, and a phase with its fold or its reference trial.
 
-    `pruning_thresholds` (percent, by epoch) end a search trial whose best hold-out error so far is above them. `rate`
-    is the learning rate that a study chose or tries, 0 for the recipe's own.
+    `pruning_thresholds` (by epoch, in the metric's unit) end a search trial whose best hold-out value so far is worse.
+    `rate` is the learning rate that a study chose or tries, 0 for the recipe's own.
     """
 
     cell: Cell
@@ -145,7 +165,7 @@ class Trial:
             content["bars"] = list(self.pruning_thresholds)
         if self.cell.decoder:
             content["decoder"] = self.cell.decoder
-        return content
+        return content | self.cell.own
 
     @property
     def label(self) -> str:
@@ -182,18 +202,22 @@ class Trial:
 def cell_to_json(cell: Cell) -> Json:
     """Return the cell as JSON, with its names for people."""
     decoder = {"decoder": cell.decoder} if cell.decoder else {}
-    return decoder | {
-        "label": cell.label,
-        "net_name": cell.net.name,
-        "table": cell.table,
-        "row": cell.row,
-        "versus": cell.versus,
-        "paper_dataset": cell.paper_dataset,
-        "factors": [list(factor) for factor in cell.factors],
-        "net": cell.net.to_json(),
-        "dataset": cell.dataset,
-        "recipe": cell.recipe.to_json(),
-    }
+    return (
+        decoder
+        | {
+            "label": cell.label,
+            "net_name": cell.net.name,
+            "table": cell.table,
+            "row": cell.row,
+            "versus": cell.versus,
+            "paper_dataset": cell.paper_dataset,
+            "factors": [list(factor) for factor in cell.factors],
+            "net": cell.net.to_json(),
+            "dataset": cell.dataset,
+            "recipe": cell.recipe.to_json(),
+        }
+        | cell.own
+    )
 
 
 def cell_from_json(value: Json | None) -> Cell:
@@ -210,10 +234,12 @@ def cell_from_json(value: Json | None) -> Cell:
             Recipe(**recipe),
             str(value["table"]),
             str(value["row"]),
-            str(value.get("versus", "")),  # older ledgers lack these four
+            str(value.get("versus", "")),  # older ledgers lack these
             str(value.get("paper_dataset", "")),
             str(value.get("decoder", "")),
             tuple((str(name), _level(level)) for name, level in value.get("factors", ())),
+            str(value.get("task", "")),
+            Metric(**value.get("metric", {})),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sweeps.experiment.metrics import HELD_OUT, TOP1, ending_word
+from sweeps.experiment.metrics import Metric, ending_word
 from sweeps.experiment.rates import choose
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, Entry, Table, duration, plain
-from sweeps.results.cell_numbers import NAMES
+from sweeps.results.cell_numbers import NAMES, digits
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.provenance import shares
 from sweeps.store.ledger import Json
@@ -19,8 +19,10 @@ from sweeps.store.ledger import Json
 def dropout_table(survey: SweepResults) -> Table | None:
     """Return the chosen dropout of each study and its trials by state, None for a sweep that searches nothing."""
     rows = tuple(_chosen(evidence) for evidence in survey.cells if evidence.tried)
-    columns = ("cell", "chosen dropout", "hold-out error", "finished", "pruned", "failed", "open")
-    note = "Chosen by the least hold-out error of the best epoch; the test pictures are not opened in a search."
+    metric = survey.sweep.metric
+    columns = ("cell", "chosen dropout", held_out_name(metric), "finished", "pruned", "failed", "open")
+    by = f"best {metric.held_out_words} of all epochs" if metric.is_own else "least hold-out error of the best epoch"
+    note = f"Chosen by the {by}; the test pictures are not opened in a search."
     return Table("chosen-dropout", "Chosen dropout", columns, "llrrrrr", rows, (note,)) if rows else None
 
 
@@ -33,8 +35,11 @@ def _chosen(evidence: CellResults) -> tuple[Entry, ...]:
         sum(tried.value is None for tried in evidence.tried),
     ]
     rates = ", ".join(f"{rate:g} after {place}" for place, rate in winner.run.trial.dropout) if winner else NONE
-    best = Entry(plain(winner.value or 0.0), runs=winner.runs, cell=evidence.cell.key, metric=HELD_OUT) \
-        if winner else Entry(NONE)  # fmt: skip
+    name = evidence.cell.metric.held_out
+    best = Entry(NONE)
+    if winner:
+        value = winner.value or 0.0
+        best = Entry(plain(value, digits(name, value)), runs=winner.runs, cell=evidence.cell.key, metric=name)
     return (Entry(evidence.cell.label, cell=evidence.cell.key), Entry(rates), best, *(Entry(str(n)) for n in counts))
 
 
@@ -55,13 +60,20 @@ def rate_table(survey: SweepResults) -> Table | None:
                 rows.append((
                     Entry(evidence.cell.label, cell=evidence.cell.key),
                     Entry(f"{trial.rate:g}"),
-                    Entry(plain(run.metrics.get(HELD_OUT, math.nan)), runs=(run,), metric=HELD_OUT),
+                    _value(run, run.trial.cell.metric.held_out)._replace(runs=(run,)),
                     Entry(state_of(run)),
                     Entry(word, tone="good" if word == "chosen" else "muted"),
                 ))  # fmt: skip
-    columns = ("baseline", "rate", "hold-out error", "", "")
-    note = "The rate of least hold-out error, of equal ones the larger: that of all cells with these data and recipe."
+    metric = survey.sweep.metric
+    columns = ("baseline", "rate", held_out_name(metric), "", "")
+    best = f"best {metric.held_out_words}" if metric.is_own else "least hold-out error"
+    note = f"The rate of {best}, of equal ones the larger: that of all cells with these data and recipe."
     return Table("learning-rate", "Learning rate", columns, "lrrll", tuple(rows), (note,)) if rows else None
+
+
+def held_out_name(metric: Metric) -> str:
+    """Return the heading of a column of held-out values."""
+    return metric.held_out_words if metric.is_own else "hold-out error"
 
 
 def failure_table(survey: SweepResults) -> Table | None:
@@ -185,13 +197,15 @@ def run_tables(survey: SweepResults) -> list[Table]:
 
 
 def _runs(evidence: CellResults, listed: Sequence[Run]) -> Table:
-    columns = ("trial", "", "state", f"test {NAMES[TOP1]}", "hold-out", "epochs", "time", "MLflow run")
+    metric = evidence.cell.metric
+    names = (metric.words, metric.held_out_words) if metric.is_own else (f"test {NAMES[metric.final]}", "hold-out")
+    columns = ("trial", "", "state", *names, "epochs", "time", "MLflow run")
     rows = tuple(
         (
             Entry(run.key, runs=(run,)),
             Entry(run.trial.label + ("" if run.trial.phase != "match" else f", {run.trial.match}"), tone="muted"),
             Entry(state_of(run)),
-            *(Entry(plain(run.metrics.get(name, math.nan))) for name in (TOP1, HELD_OUT)),
+            *(_value(run, name)._replace(metric="") for name in (metric.final, metric.held_out)),
             Entry(f"{run.result['epochs']:g}" if run.result else NONE),
             Entry(duration(float(run.result["seconds"]) / 3600) if run.result else NONE),
             Entry(run.mlflow or NONE, tone="muted"),
@@ -203,9 +217,9 @@ def _runs(evidence: CellResults, listed: Sequence[Run]) -> Table:
     return Table(f"cell-{evidence.cell.key}", evidence.cell.label, columns, "lllrrrrl", rows, notes)
 
 
-def _metric(run: Run, name: str) -> Entry:
+def _value(run: Run, name: str) -> Entry:
     value = run.metrics.get(name, math.nan)
-    return Entry(plain(value), runs=(run,), metric=name) if math.isfinite(value) else Entry(NONE)
+    return Entry(plain(value, digits(name, value)), metric=name)
 
 
 def state_of(run: Run) -> str:

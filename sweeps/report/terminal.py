@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sweeps.experiment.metrics import (
     AVERAGE,
+    PERCENT,
     TOP1,
     TOP1_TEN,
     TOP5,
@@ -16,7 +17,9 @@ from sweeps.experiment.metrics import (
     TRAIN,
     VOTE,
     Average,
+    Metric,
     cell_average,
+    decimals,
     flags_of,
     has_diverged,
 )
@@ -57,12 +60,10 @@ class TableRow(NamedTuple):
 
 def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableRow]:
     """Return the rows of the table; `classes` by data set, as far as they are known."""
-    protocol = plan.sweep.protocol
-    measured = (TOP1,) * (protocol.ablation or protocol.single) + (AVERAGE, VOTE) * (protocol.folds > 0) or (TOP1,)
     rows = []
     for cell in plan.sweep.cells:
         statuses = plan.of(cell)
-        metrics = [metric for metric in COLUMNS.get(cell.table, measured) if metric in HEADINGS]
+        metrics = [name for name in COLUMNS.get(cell.table, _measured(plan, cell)) if name in headings(cell.metric)]
         tested = plan.tested(cell)
         numbers = {m: _vote(ledger, cell, statuses) if m == VOTE else cell_average(tested, m) for m in metrics}
         paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
@@ -72,6 +73,19 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         )
         rows.append(row)
     return rows
+
+
+def headings(metric: Metric) -> Mapping[str, str]:
+    """Return the headings of the columns that a table of this metric may have, by the names of its numbers."""
+    return {metric.final: metric.words, metric.mean: f"{metric.words}, folds"} if metric.is_own else HEADINGS
+
+
+def _measured(plan: Plan, cell: Cell) -> tuple[str, ...]:
+    """Return the numbers of a cell that the paper has no table of."""
+    protocol, metric = plan.sweep.protocol, cell.metric
+    single = (metric.final,) * (protocol.ablation or protocol.single)
+    over_folds = (metric.mean,) if cell.task else (AVERAGE, VOTE)
+    return single + over_folds * (protocol.folds > 0) or (metric.final,)
 
 
 def _vote(ledger: Ledger, cell: Cell, statuses: Sequence[TrialStatus]) -> Average:
@@ -116,6 +130,7 @@ def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    own = plan.sweep.metric
     on_paper = any(cell.table for cell in plan.sweep.cells)
     foreign = _foreign(plan)
     table = Table(box=None, pad_edge=False, title=plan.sweep.title, title_justify="left")
@@ -123,7 +138,7 @@ def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
     table.add_column("params", justify="right", no_wrap=True)
     metrics = list(dict.fromkeys(metric for line in rows for metric in line.numbers))
     for metric in metrics:
-        table.add_column(HEADINGS[metric], justify="right", no_wrap=True)
+        table.add_column(headings(own)[metric], justify="right", no_wrap=True)
         if on_paper:
             table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
     table.add_column("marks")
@@ -131,7 +146,7 @@ def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
         cells = [line.label, f"{line.parameters / 1e6:.2f}M" if line.parameters is not None else "-"]
         for metric in metrics:
             known = metric in line.numbers
-            words = [_words(line.numbers[metric]), str(line.paper[metric] or "")] if known else ["", ""]
+            words = [_words(line.numbers[metric], own), str(line.paper[metric] or "")] if known else ["", ""]
             cells += words if on_paper else words[:1]
         flags = [flag for flag in line.flags if not line.lost or flag not in ("diverged", "dead", "failed")]
         marks = [
@@ -145,7 +160,7 @@ def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
 
 def notes(plan: Plan, rows: Sequence[TableRow]) -> str:
     """Return what stands below the table."""
-    words = "errors in percent, lower is better"
+    words = plan.sweep.metric.note
     if any(metric.endswith("_10crop") for line in rows for metric in line.numbers):
         words += "; † ten crops"
     if _foreign(plan):
@@ -160,10 +175,11 @@ def _foreign(plan: Plan) -> bool:
     return not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
 
 
-def _words(number: Average) -> str:
+def _words(number: Average, metric: Metric = PERCENT) -> str:
     if not number.n:
         return "-"
-    return f"{number.mean:.2f}" + (f" ±{number.se:.2f}" if math.isfinite(number.se) else "")
+    places = decimals(number.mean) if metric.is_own else 2
+    return f"{number.mean:.{places}f}" + (f" ±{number.se:.{places}f}" if math.isfinite(number.se) else "")
 
 
 def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
@@ -180,7 +196,7 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
                 "flags": list(line.flags),
                 "lost": line.lost,
                 "numbers": {
-                    metric: number.as_json() | {"paper": paper.value if (paper := line.paper[metric]) else None}
+                    metric: number.as_json() | _paper_value(plan, line.paper[metric])
                     for metric, number in line.numbers.items()
                 },
             }
@@ -188,6 +204,11 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
         ],
         "trials": {state: plan.count(state) for state in STATES},
     }
+
+
+def _paper_value(plan: Plan, printed: Printed | None) -> Json:
+    """Return the paper's number, which a page's own metric has none of."""
+    return {} if plan.sweep.metric.is_own else {"paper": printed.value if printed else None}
 
 
 def write_results(plan: Plan, ledger: Ledger, name: str) -> str:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crelu_data.datasets import dataset
-from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.metrics import PARAMETERS, has_diverged, lost_text, phase_behind
+from sweeps.experiment.code_fingerprint import cell_fingerprint
+from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.model_facts import known_parameters
 from sweeps.experiment.plan import (
     Plan,
@@ -38,7 +38,6 @@ from sweeps.store.foreign import SWEEP_TITLE
 from sweeps.store.ledger import Json, Ledger
 
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
-LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and axes of more overflow
 READ: Final = ("history.json", "tables/scores.parquet")  # the files of a trial that a report reads
 MANIFEST: Final = "capsule.json"
 
@@ -49,7 +48,7 @@ Suggested = tuple[tuple[str, ...], float | None, bool]
 
 
 class Run(NamedTuple):
-    """One trial with its status, result and analyses, its held-out errors by epoch, and its MLflow run."""
+    """One trial with its status, result and analyses, its held-out values by epoch, and its MLflow run."""
 
     trial: Trial
     state: str
@@ -137,9 +136,9 @@ class CellResults:
 
     @property
     def winner(self) -> SearchPoint | None:
-        """Return the suggestion of least hold-out error, of equal ones the first."""
+        """Return the suggestion of the best hold-out value, of equal ones the first."""
         scored = [point for point in self.tried if point.scored and not point.pruned_early]
-        return min(scored, key=lambda point: point.value or 0.0, default=None)
+        return min(scored, key=lambda point: self.cell.metric.cost(point.value or 0.0), default=None)
 
     def behind(self, metric: str) -> tuple[Run, ...]:
         """Return the runs that make a number of the cell or were to make it: Single's with their first phases."""
@@ -220,8 +219,8 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
         plan = without_damaged(current_plan(ledger, title), ledger, READ)
         sweep, statuses, studies = plan.sweep, plan.statuses, _studies(ledger, plan)
         question = _question(plan.sweep.name)
-        trained = [status.trial.net for status in plan.statuses if status.result is not None]
-        record = provenance() | {"code": "; ".join(shares(map(code_fingerprint, trained)))}
+        trained = [status.trial.cell for status in plan.statuses if status.result is not None]
+        record = provenance() | {"code": "; ".join(shares(map(cell_fingerprint, trained)))}
     else:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
@@ -298,11 +297,12 @@ def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
 
 
 def _curve(ledger: Ledger, trial: Trial, result: Json) -> Floats:
-    """Return the held-out top-1 error in percent after each epoch; none where the phase holds nothing out."""
+    """Return the held-out value of the cell's metric after each epoch; none where the phase holds nothing out."""
     errors = result.get("curve")
     if not errors:
         rows = json.loads(ledger.read(f"trials/{trial.key}/history.json") or b"[]")
-        errors = [row["val/top1_err"] for row in rows if "val/top1_err" in row]
+        name = trial.cell.metric.row
+        errors = [row[name] for row in rows if name in row]
     return np.asarray(errors, np.float64)
 
 

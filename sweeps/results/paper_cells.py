@@ -95,7 +95,7 @@ def paper_recipe(cell: Cell) -> Recipe:
 
 def footnote_row(cell: Cell) -> str:
     """Return the row of footnote 5 that a cell without a table is, empty where it is none."""
-    if cell.table or isinstance(cell.net, Model) or not cell.dataset.startswith("cifar"):
+    if cell.table or cell.task or isinstance(cell.net, Model) or not cell.dataset.startswith("cifar"):
         return ""
     return next((row for row, net in FOOTNOTE_5.items() if layers(net) == layers(cell.net)), "")
 
