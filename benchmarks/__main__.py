@@ -10,6 +10,7 @@ QUESTIONS = (
     ("bench_search", "--cells", "10", "--trials", "20"),
     ("bench_report", "--runs", "1000"),
     ("bench_statistics", "--sweeps", "2000"),
+    ("null_factors", "--grids", "20000"),
     ("bench_sharing", "--pictures", "1280", "--rounds", "1"),
     ("bench_store", "--trials", "16", "--seconds", "20", "--drivers", "1"),
     ("bench_scale",),

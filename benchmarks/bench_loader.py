@@ -210,7 +210,10 @@ def compare_views(rounds: int, device: str) -> None:
 
 
 def first_epochs(where: Path, side: str) -> tuple[float, float]:
-    """Return the CPU seconds of a first epoch, with the opening of the file, and of the second."""
+    """Return the CPU seconds of a first epoch, with FFCV's import and the opening of the file, and of the second."""
+    import crelu_data.load  # and torch with it, which is not FFCV's
+
+    assert crelu_data.load
     began = cpu()
     epoch = ours(where, 256, False, "ffcv", "cpu") if side == "ours" else stock(where, 256, False)
     for _ in epoch():

@@ -57,9 +57,12 @@ def start(root: Path, data: Path, output: Path) -> dict[str, float]:
                         times = process.cpu_times()
                         seen["driver, CPU-s"] = times.user + times.system
         time.sleep(POLL)
-    process.send_signal(signal.SIGINT)
+    with suppress(psutil.Error):
+        process.send_signal(signal.SIGINT)
     process.wait()
     listener.join()
+    missing = [event for event in EVENTS if event not in seen]
+    assert not missing, f"the demo ended without {missing}"
     return seen
 
 
@@ -76,6 +79,9 @@ def main() -> None:
         for turn in range(options.rounds):
             for side, root in sides.items():
                 found[side].append(start(root, Path(folder, "data"), Path(folder, f"{side}{turn}")))
+                print(
+                    f"round {turn + 1}, {side}: " + ", ".join(f"{found[side][-1][e]:.1f}" for e in EVENTS), flush=True
+                )
     middle = {side: [median(one[event] for one in rounds) for event in EVENTS] for side, rounds in found.items()}
     print(f"{'':<14}" + "".join(f"{event.lstrip(': '):>15}" for event in EVENTS))
     for side, values in middle.items():

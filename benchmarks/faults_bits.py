@@ -220,12 +220,12 @@ def kind(name: str) -> str:
     return folder if not rest else f"{folder}/…/{name.partition('/')[2].partition('/')[2]}" if len(rest) > 1 else folder
 
 
-def run(flips: int, seed: int) -> list[tuple[str, Counter[str]]]:
-    """Return how often flips in each kind of file ended how."""
+def run(flips: int, seed: int, make: Callable[[Path], Ledger] = made) -> list[tuple[str, Counter[str]]]:
+    """Return how often flips in each kind of file of the ledger that `make` makes ended how."""
     draw = random.Random(seed)
     rows: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="bits-") as scratch:
-        source = made(Path(scratch))
+        source = make(Path(scratch))
         root = Path(source.root)
         names: dict[str, list[str]] = {}
         for path in sorted(root.rglob("*")):

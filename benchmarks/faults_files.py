@@ -3,6 +3,7 @@
     python -m benchmarks.faults_files --part trial prepare
     python -m benchmarks.faults_files --part driver --every 101 --modes kill EIO
     python -m benchmarks.faults_files --part driver store --by-site --minutes 20
+    python -m benchmarks.faults_files --part trial prepare --draw 24 --seed 7
 
 Each command runs once undisturbed, and its calls that change the file system below its folder are counted: open for
 writing, write, fsync, rename, unlink and the like. Then it runs once for each call and mode, with a fault at this call:
@@ -34,6 +35,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -636,7 +638,10 @@ def train_here(today: Plan, settings: Settings, *_: object) -> ExitCode:
 
 
 def shown(database: Path) -> Outcome:
-    """Return what MLflow shows of each run, by its name; times and speeds are left out."""
+    """Return what MLflow shows of each run, by its name; times and speeds are left out.
+
+    Of a cell's run that is the last value of each metric: its steps count how often that was sent.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{database}")
@@ -644,8 +649,9 @@ def shown(database: Path) -> Outcome:
     said: Counter[str] = Counter()
     for run in client.search_runs([experiment.experiment_id for experiment in experiments], max_results=1000):
         metrics = {name: client.get_metric_history(run.info.run_id, name) for name in sorted(run.data.metrics)}
-        points = {name: [(point.step, point.value) for point in history] for name, history in metrics.items()
-                  if "sys/" not in name and "second" not in name}  # fmt: skip
+        of_trial = "trial.key" in run.data.tags
+        points = {name: [(point.step, point.value) for point in history] if of_trial else run.data.metrics[name]
+                  for name, history in metrics.items() if "sys/" not in name and "second" not in name}  # fmt: skip
         artifacts = sorted(item.path for item in client.list_artifacts(run.info.run_id))
         kind = run.data.tags.get("trial.key", run.data.tags.get("cell.key", ""))
         said[json.dumps([kind, run.info.status, points, sorted(run.data.params.items()), artifacts])] += 1
@@ -682,9 +688,13 @@ def main() -> int:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--every", type=int, default=1, metavar="K", help="only each K-th call (default: all)")
-    parser.add_argument("--first", type=int, default=1, metavar="N", help="begin at this call (default 1)")
+    parser.add_argument(
+        "--first", type=int, default=1, metavar="N", help="begin at this call, by site at this fault (default 1)"
+    )
     parser.add_argument("--minutes", type=float, default=1e6, metavar="M", help="stop each part then")
     parser.add_argument("--by-site", action="store_true", help="of each site three calls, in rounds over the sites")
+    parser.add_argument("--draw", type=int, default=0, metavar="N", help="only N faults of each part, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of what --draw draws")
     parser.add_argument("--calls", action="store_true", help="only list the calls")
     parser.add_argument("-v", "--verbose", action="store_true", help="print all words of untrue messages")
     options = parser.parse_args()
@@ -707,7 +717,10 @@ def main() -> int:
                     groups = bench.sites()
                     taken = list(rounds(groups, options.modes))
                     print(f"{part.name}: {len(groups)} sites, {len(taken)} faults", flush=True)
-                    faults = iter(taken)
+                    faults = iter(taken[options.first - 1 :])
+                if options.draw:
+                    everything = list(faults)
+                    faults = iter(random.Random(options.seed).sample(everything, min(options.draw, len(everything))))
                 limit = time.monotonic() + 60 * options.minutes
                 for mode, tally in run(bench, faults, limit).items():
                     bad += tally.losses + tally.untrue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -78,7 +78,7 @@ def _slurm_cores(environment: Mapping[str, str]) -> int | None:
     return None
 
 
-def map_in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+def map_in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R, None, None]:
     """Yield the function's value for each item, in order, from so many threads; Ctrl-C is obeyed between two items."""
     pending: deque[Future[R]] = deque()
     with deferred_interrupts() as check, ThreadPoolExecutor(workers) as pool:

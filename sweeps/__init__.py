@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sweeps.experiment.plan import Protocol
+    from sweeps.experiment.grid import grid
+    from sweeps.experiment.plan import Protocol, Sweep
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
     from sweeps.experiment.search import Search
     from sweeps.experiment.trial import Cell
-    from sweeps.launch import main
+    from sweeps.launch import main, run
+    from sweeps.report.loaded import load
 
 __all__ = [
     "ALLCONV",
@@ -26,7 +28,11 @@ __all__ = [
     "RateStudy",
     "Recipe",
     "Search",
+    "Sweep",
+    "grid",
+    "load",
     "main",
+    "run",
 ]
 
 _MODULES = {
@@ -34,7 +40,11 @@ _MODULES = {
     "Protocol": "sweeps.experiment.plan",
     "RateStudy": "sweeps.experiment.rates",
     "Search": "sweeps.experiment.search",
+    "Sweep": "sweeps.experiment.plan",
+    "grid": "sweeps.experiment.grid",
+    "load": "sweeps.report.loaded",
     "main": "sweeps.launch",
+    "run": "sweeps.launch",
 }
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from crelu_data.streams import make_lasting
 from crelu_models.command_line import Parser, add_version
@@ -15,11 +16,13 @@ from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
 from sweeps.ops import doctor, mlflow_server, spot_notice
 from sweeps.report import build, grade_page
 
+SCRIPT = "crelu-sweeps"  # as pyproject.toml installs it
+
 
 def main() -> int:
     """Do what the command line says and return the exit code: 0, or 2 where it cannot be done."""
     make_lasting()
-    options = parser().parse_args()
+    options = parser(called()).parse_args()
     try:
         return int(options.verb(options))
     except (ValueError, OSError) as error:
@@ -29,9 +32,15 @@ def main() -> int:
         return 130
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of `python -m sweeps`."""
-    parser = Parser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
+def called() -> str:
+    """Return the words that called this program: those of an installed script, or of its module."""
+    name = Path(sys.argv[0]).name
+    return name if name == SCRIPT else "python -m sweeps"
+
+
+def parser(program: str = "python -m sweeps") -> argparse.ArgumentParser:
+    """Return the parser of the verbs."""
+    parser = Parser(prog=program, description=__doc__, allow_abbrev=False)
     add_version(parser)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (run, add_arguments, text) in VERBS.items():

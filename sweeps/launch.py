@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from crelu_data.streams import make_lasting
 from sweeps.cli.command import Command
@@ -16,6 +19,9 @@ from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import asked_part, declare, settle
 from sweeps.experiment.plan import Protocol, Sweep, unknown_name
 from sweeps.experiment.trial import Cell
+
+if TYPE_CHECKING:
+    from sweeps.report.loaded import Results
 
 ABLATION = Protocol()
 
@@ -49,6 +55,60 @@ def main(
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
+
+
+def run(
+    name: str,
+    cells: Sequence[Cell],
+    protocol: Protocol = ABLATION,
+    *,
+    output: str | os.PathLike[str] = "outputs",
+    profile: str = "",
+    dataset: str = "",
+    seeds: int = 0,
+    only: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> Results:
+    """Train what a sweep lacks, as `main` does, and return its results: for a notebook or a script.
+
+    The words are those of the command line, and `flags` has any other of its options, such as ["--pack", "auto"].
+    Ctrl-C lets running trials save their state and raises KeyboardInterrupt; the same call resumes. ValueError for what
+    cannot be run. A trial that fails raises nothing: the table says so.
+    """
+    from sweeps.cli.run import run_sweep
+    from sweeps.report.loaded import Results
+
+    words = ["--output", os.fspath(output), *(["--profile", profile] if profile else [])]
+    words += [*(["--dataset", dataset] if dataset else []), *(["--seeds", str(seeds)] if seeds else [])]
+    words += ["--only", *only] if only else []
+    options = _parsed(name, [*words, *flags])
+    check_references(name, cells)
+    settings = settle(cells, options)
+    sweep = declare(name, tuple(cells), protocol, options, settings)
+    command = Command((sys.executable,), ())
+    settings = replace(settings, experiment=settings.experiment or sweep.title, command=command, hosted=True)
+    summary = run_sweep(sweep, asked_part(sweep, options), settings)
+    if summary.code == ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt("running trials have saved their state; the same call resumes")
+    results = Results(settings.output, sweep.title)
+    if not settings.display.quiet:
+        print(f"{results!r}; report {summary.page}", file=sys.stderr)
+    return results
+
+
+def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line; ValueError where it is wrong, or asks for something else than a run."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            options = parser(name, "").parse_args(words)
+    except SystemExit as ended:
+        sentence = said.getvalue().strip().rpartition("error: ")[2].partition("; all options:")[0]
+        raise ValueError(sentence if ended.code else f"{' '.join(words)} asks for no run") from None
+    for flag in ("list", "dry_run", "rehearse", "json"):
+        if getattr(options, flag):
+            raise ValueError(f"--{flag.replace('_', '-')} is for the command line: put the cells on a page")
+    return options
 
 
 def check_references(name: str, cells: Sequence[Cell]) -> None:
@@ -86,10 +146,15 @@ def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argp
         return rehearse_sweep(asked, settings, options.rehearse)
     from sweeps.cli.dry_run import dry_run
     from sweeps.cli.run import run_sweep
+    from sweeps.cli.summary import print_summary
 
     command = Command.typed(f"sweeps.{name}")
     settings = replace(settings, experiment=settings.experiment or sweep.title, command=command)
-    return dry_run(sweep, asked, settings) if options.dry_run else run_sweep(sweep, asked, settings)
+    if options.dry_run:
+        return dry_run(sweep, asked, settings)
+    summary = run_sweep(sweep, asked, settings)
+    print_summary(summary, settings)
+    return summary.code
 
 
 def show_cells(sweep: Sweep) -> ExitCode:

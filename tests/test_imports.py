@@ -23,7 +23,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "sweeps.execution": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training"),
     "sweeps.tracking": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment"),
     "sweeps.results": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment"),
-    "sweeps.report": ("sweeps.store", "sweeps.experiment", "sweeps.results", "sweeps.tracking"),
+    "sweeps.report": ("crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.results", "sweeps.tracking"),
     "sweeps.analysis": (
         "crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
         "sweeps.tracking", "sweeps.results", "sweeps.report",
@@ -55,7 +55,11 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "sweeps.cli.verbs",
     ),
     "matplotlib": ("sweeps.report.render.plots", "sweeps.report.render.svg"),
+    "pandas": ("sweeps.report.loaded",),
+    "IPython": ("sweeps.report.notebook",),
 }
+# Names that a module writes down and does not import: MLflow imports this one where it loads a model.
+WRITTEN = {("sweeps.tracking.model_files", "sweeps.training.predictor")}
 LIGHT = (
     "crelu_models.spec",
     "crelu_models.sources",
@@ -114,7 +118,8 @@ def broken(imports: Mapping[str, tuple[set[str], set[str]]]) -> list[str]:
         room = room_of(module)
         for other in sorted(ours):
             # An __init__ holds only what it exports lazily; what is taken from it is named too.
-            if room_of(other) not in (room, *ROOMS[room]) and modules()[other].name != "__init__.py":
+            is_allowed = room_of(other) in (room, *ROOMS[room]) or (module, other) in WRITTEN
+            if not is_allowed and modules()[other].name != "__init__.py":
                 wrong.append(f"{module} imports {other}: {room} may not import {room_of(other)}")
         for library in sorted(libraries & DOORS.keys()):
             if not any(module == door or module.startswith(f"{door}.") for door in DOORS[library]):

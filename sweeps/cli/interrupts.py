@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class GracefulInterrupt:
     """Context in which the first SIGINT or SIGTERM lets trials save their state, and the second ends the process."""
 
-    def __init__(self, state: DriverState, log: Callable[[str], None]) -> None:
-        """Prepare to catch the signals for a driver; `log` shows one sentence."""
+    def __init__(self, state: DriverState, log: Callable[[str], None], hosted: bool = False) -> None:
+        """Prepare to catch the signals for a driver; `log` shows one sentence. A `hosted` process is not ended."""
         self.state = state
+        self.hosted = hosted
         self.log = log
         self.previous: dict[signal.Signals, Any] = {}
         self.caught = 0
@@ -39,8 +40,11 @@ class GracefulInterrupt:
 
     def _catch(self, _number: int, _frame: FrameType | None) -> None:
         self.caught += 1
+        if self.caught > 1 and self.hosted:
+            raise KeyboardInterrupt
         if self.caught > 1:
             last_words(ENDED)
             os._exit(ExitCode.INTERRUPTED)
-        self.log("stopping: running trials save their state (once more to end at once); the same command resumes")
+        again = "the same call resumes" if self.hosted else "the same command resumes"
+        self.log(f"stopping: running trials save their state (once more to end at once); {again}")
         self.state.stop()

@@ -18,6 +18,7 @@ from sweeps.experiment.metrics import ending_word, error_text, flags_of
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
+from sweeps.report.notebook import Picture, in_notebook
 from sweeps.store.ledger import Json
 
 HEARTBEAT = 60.0  # seconds between two lines of progress, off a terminal
@@ -168,7 +169,7 @@ class LiveView:
         self.progress = SweepProgress(plan)
         self.quiet = quiet
         self.live: Any = None
-        self.use_live = live and not quiet
+        self.use_live = (live or in_notebook()) and not quiet
         self.events: deque[str] = deque(maxlen=EVENTS)
         self.lock = threading.Lock()
         self.over = threading.Event()
@@ -176,7 +177,9 @@ class LiveView:
 
     def __enter__(self) -> LiveView:
         """Show the view."""
-        if self.use_live:
+        if self.use_live and in_notebook():
+            self.live = Picture(self._picture())
+        elif self.use_live:
             from rich.console import Console
             from rich.live import Live
 
@@ -184,6 +187,7 @@ class LiveView:
             self.live = Live(
                 self._picture(), console=console, refresh_per_second=2, transient=True, redirect_stdout=False
             )
+        if self.live is not None:
             self.live.start()
         self.thread.start()
         return self

@@ -93,14 +93,16 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="processes that share each batch of a trial (default: one per GPU, on CPUs one)")
     add("--cpus-per-trial", type=nonnegative_float, default=1.0, metavar="C", help="CPUs of a trial (default 1)")
     add("--max-concurrent", type=positive_int, default=0, metavar="N", help="trials at once (default: as many as fit)")
-    add("--pack", type=pack_size, metavar="off|auto|N",
-        help="trials of one worker side by side (auto: where it pays; default: auto on a GPU, else off)")
+    add("--pack", type=pack_size, default=1, metavar="off|auto|N",
+        help="trials of one worker side by side (auto: where it pays; default: off)")
     add("--kernels", choices=("exact", "fastest"), default="exact",
         help="on a GPU: exact resumes bit for bit, fastest does not (default exact)")
     add("--reader", choices=("ffcv", "threads", "nvjpeg"), default="ffcv",
         help="decoder of the pictures; what the GPU's, nvjpeg, decodes are trials of their own (default ffcv)")
     add("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")
     add("--experiment", metavar="NAME", help="MLflow experiment (default: the sweep's name)")
+    add("--register", default="", metavar="NAME",
+        help="register the winner of each cell as a version of this model in MLflow, its alias the cell's label")
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:

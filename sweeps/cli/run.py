@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from sweeps.cli.dry_run import unmounted_output
 from sweeps.cli.forecast import Forecast, compare, report_cost
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.cli.summary import print_summary, reconcile_command
+from sweeps.cli.summary import Summary, conclude, reconcile_command
 from sweeps.execution import packing
 from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import (
@@ -48,8 +50,8 @@ STARTED_OVER = "CRELU_STARTED_OVER"  # how often this process has begun its comm
 MAX_STARTED_OVER = 3
 
 
-def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
-    """Train the part of a declared sweep that is `asked` for, show the table of all of it, and return the exit code."""
+def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
+    """Train the part of a declared sweep that is `asked` for, and return what all of it has come to."""
     from sweeps.store.lease import Lease, LeaseHeldError, LeaseLostError
 
     def tell(sentence: str) -> None:
@@ -62,12 +64,12 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     facts = _ensure_datasets(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
-        with Lease(settings.ledger, sweep.title, tell, _end_at_once) as lease:
+        with Lease(settings.ledger, sweep.title, tell, _interrupt if settings.hosted else _end_at_once) as lease:
             settings = dataclasses.replace(
                 settings,
                 guard=lease.check,
-                start_over=partial(_start_over, lease),
-                lose_cluster=partial(_lose_cluster, lease),
+                start_over=_give_up if settings.hosted else partial(_start_over, lease),
+                lose_cluster=_give_up if settings.hosted else partial(_lose_cluster, lease),
             )
             with suppress(OSError):
                 remove_leftovers(settings.ledger, sweep.title)
@@ -80,7 +82,7 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
             code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
-            return print_summary(declared, today, settings, facts | _known_datasets(sweep, settings), code)
+            return conclude(declared, today, settings, facts | _known_datasets(sweep, settings), code)
     except (LeaseHeldError, LeaseLostError) as busy:
         raise ValueError(str(busy)) from None
 
@@ -110,6 +112,22 @@ def _end_at_once(reason: str, code: ExitCode = ExitCode.USAGE) -> None:
     """End this process as if it were killed: no thread of it may write on, and the next driver expects no less."""
     last_words(f"error: {reason}")
     os._exit(code)
+
+
+def _give_up(reason: str) -> None:
+    """Stop a run in a user's process, from a thread, where the main thread waits for a Ray that has died."""
+    from sweeps.execution import ray_runtime
+
+    ray_runtime.kill_ray()
+    _interrupt(reason)
+    time.sleep(1.0)
+    _interrupt(reason)  # the first one only asks the trials to stop
+
+
+def _interrupt(reason: str) -> None:
+    """Interrupt the main thread of a user's process, which is not ours to end."""
+    last_words(f"{reason}; the same call resumes")
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # also while it waits in C
 
 
 def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
@@ -195,7 +213,7 @@ def _run(
     """
     from sweeps.cli.live_view import LiveView
     from sweeps.tracking.run_index import Store
-    from sweeps.tracking.tracker import HEAD_START, Tracker
+    from sweeps.tracking.tracker import Tracker
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
     if today.to_do:
@@ -210,10 +228,11 @@ def _run(
                 view.log(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
             if status.state == "running":
                 view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
-        tracker = Tracker(store, settings.ledger, declared.sweep, view.log, HEAD_START if today.to_do else 0.0)
+        tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
         _register(tracker, declared)
         if today.to_do:
-            code = _run_trials(today, settings, facts, fingerprints, view, tracker)
+            with _ray_of(settings):
+                code = _run_trials(today, settings, facts, fingerprints, view, tracker)
             is_all = today.sweep == declared.sweep
             today = plan(today.sweep, settings.ledger, fingerprints)
             declared = today if is_all else plan(declared.sweep, settings.ledger, fingerprints)
@@ -225,6 +244,21 @@ def _run(
         print(f"mend that, then   {reconcile_command(declared.sweep, settings)}", file=sys.stderr)
         code = ExitCode.UNTRACKED if code == ExitCode.DONE else code
     return code, declared, today
+
+
+@contextmanager
+def _ray_of(settings: Settings) -> Iterator[None]:
+    """Leave Ray at the end where the process goes on; a command's ends with it. ValueError where it has one already."""
+    if not settings.hosted:
+        yield
+        return
+    from sweeps.execution import ray_runtime
+
+    ray_runtime.check_not_joined()
+    try:
+        yield
+    finally:
+        ray_runtime.shutdown_ray()
 
 
 def _register(tracker: Tracker, plan: Plan) -> None:
@@ -304,7 +338,7 @@ def _run_trials(
     _set_pack_policy(state, forecast, view)
     log_forecast()
     view.hours = state.hours
-    with GracefulInterrupt(state, view.log) as interrupt:
+    with GracefulInterrupt(state, view.log, settings.hosted) as interrupt:
         try:
             tuner.run_trials(state)
         except tuner.NoProgressError as error:
@@ -353,7 +387,7 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
     """Set how trials share their pictures: as asked for, or, once epochs have shown where that pays, there."""
     trials, limit = forecast.plan.to_do, state.config.resident_bytes
     on_gpu = state.resources.gpus > 0
-    pack = forecast.settings.resources.pack or ("auto" if on_gpu else 1)
+    pack = forecast.settings.resources.pack
     resident = frozenset(name for name, fact in forecast.facts.items() if packing.fits_on_device(fact, limit))
     if pack != "auto":
         fixed = packing.PackPolicy(pack, resident=resident, side_by_side=on_gpu)

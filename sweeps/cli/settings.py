@@ -69,6 +69,8 @@ class Settings:
     retry_failed: bool = False
     display: Display = Display()
     price_per_gpu_hour: float = 0.0
+    register: str = ""  # name of a model of MLflow's
+    hosted: bool = False  # the process is a user's notebook or script: nothing ends it or begins it anew
     command: Command = field(default_factory=Command)
     guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
     start_over: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a dead Ray holds it
@@ -122,6 +124,7 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace) -> Settings:
         retry_failed=options.retry_failed,
         display=Display(options.json, options.quiet, options.verbose, "\n".join(filter(None, sentences))),
         price_per_gpu_hour=options.price_per_gpu_hour,
+        register=options.register,
     )
 
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from crelu_data.datasets import DataSet
 from sweeps.cli.options import ExitCode
@@ -18,33 +19,90 @@ from sweeps.experiment.wording import count
 from sweeps.results.evidence import READ
 from sweeps.store.logins import own_store
 
+if TYPE_CHECKING:
+    from sweeps.report.render.document import Document
+    from sweeps.report.terminal import TableRow
+
 # Exit codes after which there is a report.
 REPORTED = (ExitCode.DONE, ExitCode.FAILED, ExitCode.UNTRACKED)
 
 
-def print_summary(
-    plan: Plan, asked: Plan, settings: Settings, facts: Mapping[str, DataSet], code: ExitCode
-) -> ExitCode:
-    """Print the table of the declared plan, where everything lies, and what to type next; return the exit code.
+class Summary(NamedTuple):
+    """What a run has come to: the declared plan and the part that was asked for, the table, and where things lie.
 
-    The counts and the exit code are those of the part that was `asked` for.
+    `results` and `page` are the paths of the trials' table and of the report's page, `tracked` is a sentence on MLflow.
+    """
+
+    plan: Plan
+    asked: Plan
+    rows: list[TableRow]
+    results: str
+    page: str
+    tracked: str
+    document: Document | None
+    code: ExitCode
+
+
+def conclude(plan: Plan, asked: Plan, settings: Settings, facts: Mapping[str, DataSet], code: ExitCode) -> Summary:
+    """Write the results and the report of the declared plan, and return what there is to say.
+
+    The exit code is that of the part that was `asked` for.
     """
     from sweeps.report import terminal
 
-    sweep, display = plan.sweep, settings.display
     plan, asked = (without_damaged(part, settings.ledger, READ) for part in (plan, asked))
     rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
-    results = terminal.write_results(plan, settings.ledger, sweep.title)
-    failed = asked.count("failed")
-    if code in (ExitCode.DONE, ExitCode.UNTRACKED) and (failed or asked.to_do or asked.given_up):
+    results = terminal.write_results(plan, settings.ledger, plan.sweep.title)
+    unfinished = asked.count("failed") or asked.to_do or asked.given_up
+    if code in (ExitCode.DONE, ExitCode.UNTRACKED) and unfinished:
         code = ExitCode.FAILED
-    report, tracked = _report(sweep, settings) if code in REPORTED else ("", "")
+    document, report, tracked = _report(plan.sweep, settings) if code in REPORTED else (None, "", "")
+    if settings.register and code in REPORTED:
+        tracked = "; ".join(filter(None, (tracked, _register(plan, settings))))
+    return Summary(plan, asked, rows, results, report, tracked, document, code)
+
+
+def _register(plan: Plan, settings: Settings) -> str:
+    """Register the winner of each cell in MLflow, and return a sentence on it."""
+    from sweeps.tracking.registry import Candidate, aliases, register
+    from sweeps.tracking.store_errors import trouble
+
+    ledger, title = settings.ledger, plan.sweep.title
+    names = aliases([cell.label for cell in plan.sweep.cells])
+    candidates = []
+    for cell in plan.sweep.cells:
+        winner = plan.winner(cell)
+        run = str(ledger.tracked(winner.key, title).get("run", "")) if winner is not None else ""
+        if winner is not None and run:
+            candidates.append(Candidate(names[cell.label], run, {"cell.label": cell.label, "trial.key": winner.key}))
+    ledger.guard()
+    try:
+        new = register(settings.tracking_uri, settings.register, candidates)
+    except Exception as error:  # of any kind, from a server or its client; the runs are there
+        return f"{settings.register} is not registered ({trouble(error)}); the same command registers it"
+    versions = count(len(candidates), "winner")
+    return f"{settings.register} has {versions} of {count(len(names), 'cell')}, {new} new"
+
+
+def print_summary(summary: Summary, settings: Settings) -> None:
+    """Print the table of a sweep, where everything lies, and what to type next.
+
+    The counts are those of the part that was asked for.
+    """
+    from sweeps.report import terminal
+    from sweeps.report.factor_tables import text_lines
+
+    plan, asked, rows, results, report, tracked, document, code = summary
+    display = settings.display
     if display.json:
         places = {"results": results, "report": report, "tracking_uri": settings.tracking_uri}
         print(json.dumps(terminal.as_json(plan, rows) | places | {"exit": code}, indent=1))
-        return code
+        return
     width = shutil.get_terminal_size((140, 40)).columns
     print(terminal.text(plan, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    for name, table in document.tables.items() if document is not None else ():
+        if name.startswith("factors"):
+            print("\n".join([*text_lines(table), ""]))
     _print_states(asked)
     if further := plan.seeds_text():
         print(f"{further}.")
@@ -59,8 +117,7 @@ def print_summary(
         print(f"compare   {settings.tracking_uri}, experiment {settings.experiment}")
     if tracked:
         print(f"          {tracked}")
-    print(_next_command(asked.sweep, settings, code, failed + len(asked.given_up)))
-    return code
+    print(_next_command(asked.sweep, settings, code, asked.count("failed") + len(asked.given_up)))
 
 
 def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: int) -> str:
@@ -112,19 +169,23 @@ def _print_states(plan: Plan) -> None:
         print(f"{stale} {verb} stale ({why}); --stale retrain trains {them} anew.")
 
 
-def _report(sweep: Sweep, settings: Settings) -> tuple[str, str]:
-    """Write the report and put it on MLflow's runs; return its path and its place in MLflow, or why there is none."""
+def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, str]:
+    """Write the report and put it on MLflow's runs; return it, its path and its place in MLflow, or why there is none.
+
+    A store that is no folder has none: its path is then the command that writes it.
+    """
     from sweeps.report import build
 
     if "://" in settings.output:
-        return settings.command.verb("report", sweep.title, "--output", settings.output, "--to", "report"), ""
+        again = settings.command.verb("report", sweep.title, "--output", settings.output, "--to", "report")
+        return None, again, ""
     try:
-        _, path, tracked = build.make(
+        document, path, tracked = build.make(
             settings.ledger, sweep.title, Path(settings.output, "reports"), settings.tracking_uri
         )
     except ValueError as error:
-        return f"none: {error}", ""
-    return str(path), tracked
+        return None, f"none: {error}", ""
+    return document, str(path), tracked
 
 
 def _mlflow_command() -> str:

@@ -96,6 +96,12 @@ def init_ray(address: str, cpus: int = 0) -> dict[str, float]:
     return dict(ray.cluster_resources())
 
 
+def check_not_joined() -> None:
+    """Raise ValueError where this process has a Ray of its own, which would end with the sweep's."""
+    if ray.is_initialized():
+        raise ValueError("this process has joined a Ray already: call ray.shutdown() first")
+
+
 def _join(address: str, **options: Any) -> None:
     """Join the cluster at `address`; ValueError where none answers, or none that lets us in."""
     try:

@@ -26,6 +26,7 @@ ENDS = (
     "sweeps.experiment.trial.Trial.label",
     "sweeps.experiment.trial.Trial.to_json",
     "sweeps.training.data_time.",
+    "sweeps.training.predictor.",
     "sweeps.training.runtime.",
     "sweeps.training.rehearsal.",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.metrics import Tested, has_diverged, lost_text
+from sweeps.experiment.metrics import HELD_OUT, Tested, has_diverged, lost_text
 from sweeps.experiment.rates import RateChoice, RateStudy, choose
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search, budget, study
-from sweeps.experiment.trial import Cell, Rates, Trial, cell_from_json, cell_to_json
+from sweeps.experiment.trial import PHASES, Cell, Rates, Trial, cell_from_json, cell_to_json
 from sweeps.experiment.wording import count
 from sweeps.store.integrity import checked, lost_files, noted_damage
 from sweeps.store.ledger import Json, Ledger
@@ -410,6 +411,18 @@ class Plan:
     def tested(self, cell: Cell) -> list[Tested]:
         """Return phase and metrics of a cell's finished trials, from which its numbers are made."""
         return [(status.trial.phase, status.result["metrics"]) for status in self.of(cell) if status.result is not None]
+
+    def winner(self, cell: Cell) -> Trial | None:
+        """Return the trial of a cell that its hold-out error chooses among those that are tested; None for none.
+
+        Of equal ones, and where a phase holds nothing out, it is the first. The test pictures choose nothing.
+        """
+        tested = [
+            (float(status.result["metrics"].get(HELD_OUT, math.inf)), status.trial)
+            for status in self.of(cell)
+            if status.result is not None and PHASES[status.trial.phase].test and not has_diverged(status.result)
+        ]
+        return min(tested, key=lambda tried: tried[0])[1] if tested else None
 
     def lost(self, cell: Cell) -> str:
         """Return what of a cell's trials, its search left out, diverged, failed or was skipped; empty for none."""

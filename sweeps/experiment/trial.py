@@ -19,6 +19,7 @@ PROBE = 10_000  # pictures at most on which the phases of Single measure their t
 
 # Dropout rates by the layer that they follow.
 Rates = tuple[tuple[str, float], ...]
+Level = str | int | float  # of a factor of a grid
 
 
 class Phase(NamedTuple):
@@ -47,6 +48,7 @@ class Cell:
     `versus` is the label of the cell with which this one is compared, besides the first of its table.
     `paper_dataset` is the paper's data set for which the cell stands where it trains on another one. `decoder` is
     "nvjpeg" where that decodes the pictures, whose pixels then differ in the last bits; empty for libjpeg-turbo.
+    `factors` are the levels that a grid made it of, by the factors' names.
     """
 
     label: str
@@ -58,6 +60,7 @@ class Cell:
     versus: str = ""
     paper_dataset: str = ""
     decoder: str = ""
+    factors: tuple[tuple[str, Level], ...] = ()
 
     @cached_property
     def key(self) -> str:
@@ -180,6 +183,7 @@ def cell_to_json(cell: Cell) -> Json:
         "row": cell.row,
         "versus": cell.versus,
         "paper_dataset": cell.paper_dataset,
+        "factors": [list(factor) for factor in cell.factors],
         "net": cell.net.to_json(),
         "dataset": cell.dataset,
         "recipe": cell.recipe.to_json(),
@@ -200,12 +204,20 @@ def cell_from_json(value: Json | None) -> Cell:
             Recipe(**recipe),
             str(value["table"]),
             str(value["row"]),
-            str(value.get("versus", "")),  # older ledgers lack these two
+            str(value.get("versus", "")),  # older ledgers lack these four
             str(value.get("paper_dataset", "")),
             str(value.get("decoder", "")),
+            tuple((str(name), _level(level)) for name, level in value.get("factors", ())),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None
+
+
+def _level(value: object) -> Level:
+    """Return a level of a factor; TypeError for a value that is none."""
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"a level {value!r}")
+    return value
 
 
 def trial_from_json(value: Json | None) -> Trial:

@@ -41,7 +41,7 @@ from sweeps.tracking.layout import Owner, table_address
 from sweeps.tracking.store_errors import trouble
 
 DONE, DIFFERS = 0, 1
-ROWS = ("numbers", "effects", "claims", "printed", "curves", "dropout", "runs")
+ROWS = ("numbers", "effects", "factors", "claims", "printed", "curves", "dropout", "runs")
 KINDS = ("csv", "parquet")
 
 

@@ -10,6 +10,7 @@ from sweeps.experiment.wording import count, plural
 from sweeps.report import charts, record_tables
 from sweeps.report.claim_tables import claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, print_section
+from sweeps.report.factor_tables import factor_parts
 from sweeps.report.render.document import Document, Gallery, Section, Tile, duration
 from sweeps.report.result_tables import result_tables
 from sweeps.results.cell_numbers import ResultTable, groups, verdicts
@@ -42,6 +43,7 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
             for group in tables
         ),
         _effects(tables),
+        _factors(tables),
         print_section(survey),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
         _galleries("size", "Error against parameters", [charts.size_gallery(group) for group in tables]),
@@ -107,6 +109,11 @@ def _effects(tables: Sequence[ResultTable]) -> Section | None:
         for part in (charts.effect_gallery(group, effects), effect_table(group, effects))
     ]
     return Section("effects", "Effects", (), tuple(parts)) if parts else None
+
+
+def _factors(tables: Sequence[ResultTable]) -> Section | None:
+    parts = tuple(factor_parts(tables))
+    return Section("factors", "Factors", (), parts) if parts else None
 
 
 def _galleries(name: str, heading: str, galleries: Sequence[Gallery | None]) -> Section | None:

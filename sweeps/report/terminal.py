@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sweeps.experiment.metrics import (
     AVERAGE,
@@ -22,11 +22,15 @@ from sweeps.experiment.metrics import (
 )
 from sweeps.experiment.plan import STATES, Plan, TrialStatus
 from sweeps.experiment.trial import Cell
+from sweeps.report.render.formats import comma_separated
 from sweeps.results.cell_numbers import stands_for, vote_average
 from sweeps.results.decisions import read_vote
 from sweeps.results.paper import COLUMNS, Printed, printed
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import columns_of, parquet
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 HEADINGS: Final = {
     TOP1: "top-1", TOP5: "top-5", TOP1_TEN: "top-1†", TOP5_TEN: "top-5†", TRAIN: "train",
@@ -96,10 +100,22 @@ def _flags(plan: Plan, cell: Cell) -> tuple[str, ...]:
 def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
     """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other data."""
     from rich.console import Console
+
+    sink = io.StringIO()
+    console = Console(
+        file=sink, width=max(width, 40), force_terminal=colour, no_color=not colour, highlight=False, markup=False,
+        emoji=False, force_jupyter=False,
+    )  # fmt: skip
+    console.print(rich_table(plan, rows))
+    return f"{sink.getvalue().rstrip()}\n{notes(plan, rows)}\n"
+
+
+def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
+    """Return the table as rich draws it; the paper's numbers are grey beside other data."""
     from rich.table import Table
     from rich.text import Text
 
-    foreign = not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
+    foreign = _foreign(plan)
     table = Table(box=None, pad_edge=False, title=plan.sweep.title, title_justify="left")
     table.add_column("cell", no_wrap=True)
     table.add_column("params", justify="right", no_wrap=True)
@@ -120,18 +136,22 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
             *([f"{line.done}/{line.planned}"] if line.done < line.planned else []),
         ]
         table.add_row(*cells, Text(", ".join(marks), style="yellow"))
-    sink = io.StringIO()
-    console = Console(
-        file=sink, width=max(width, 40), force_terminal=colour, no_color=not colour, highlight=False, markup=False,
-        emoji=False,
-    )  # fmt: skip
-    console.print(table)
-    notes = "errors in percent, lower is better"
-    if any(metric.endswith("_10crop") for metric in metrics):
-        notes += "; † ten crops"
-    if foreign:
-        notes += "\nother pictures than the paper's: its numbers stand beside ours, and nothing follows from that"
-    return f"{sink.getvalue().rstrip()}\n{notes}\n"
+    return table
+
+
+def notes(plan: Plan, rows: Sequence[TableRow]) -> str:
+    """Return what stands below the table."""
+    words = "errors in percent, lower is better"
+    if any(metric.endswith("_10crop") for line in rows for metric in line.numbers):
+        words += "; † ten crops"
+    if _foreign(plan):
+        words += "\nother pictures than the paper's: its numbers stand beside ours, and nothing follows from that"
+    return words
+
+
+def _foreign(plan: Plan) -> bool:
+    """Return whether a cell is trained on other pictures than the paper's."""
+    return not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
 
 
 def _words(number: Average) -> str:
@@ -165,7 +185,15 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
 
 
 def write_results(plan: Plan, ledger: Ledger, name: str) -> str:
-    """Write one row a finished trial (what it was, its numbers, where its files are) as Parquet; return the path."""
+    """Write one row a finished trial as Parquet, and as CSV beside it; return the path of the first."""
+    rows = trial_rows(plan)
+    ledger.write(f"results-{name}.csv", comma_separated(rows))
+    ledger.write(f"results-{name}.parquet", parquet(columns_of(rows), {"schema": "results/1"}))
+    return ledger.path(f"results-{name}.parquet")
+
+
+def trial_rows(plan: Plan) -> list[Json]:
+    """Return one row a finished trial: what it was, its numbers, where its files are."""
     rows: list[Json] = []
     for standing in plan.statuses:
         trial, result = standing.trial, standing.result
@@ -194,7 +222,7 @@ def write_results(plan: Plan, ledger: Ledger, name: str) -> str:
                 "code": result["code"],
                 "folder": f"trials/{trial.key}",
             }
+            | {f"factor.{factor}": level for factor, level in trial.cell.factors}
             | {metric: float(value) for metric, value in result["metrics"].items()}
         )
-    ledger.write(f"results-{name}.parquet", parquet(columns_of(rows), {"schema": "results/1"}))
-    return ledger.path(f"results-{name}.parquet")
+    return rows

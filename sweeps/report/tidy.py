@@ -6,21 +6,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sweeps.experiment.metrics import HELD_OUT, TOP1
-from sweeps.results.cell_numbers import DERIVED, groups, number, verdict_for
+from sweeps.results.cell_numbers import DERIVED, ResultTable, groups, number, verdict_for
 from sweeps.results.claims import judge_claims, printed_tests
-from sweeps.results.contrasts import Contrast, effects
+from sweeps.results.contrasts import Contrast, Effect, effects
 from sweeps.results.evidence import Run, SweepResults
+from sweeps.results.factors import factor_effects, grids
 from sweeps.results.marks import MARKS, curve_runs, marks
 
 Line = dict[str, Any]
 
 
 def tidy(survey: SweepResults) -> dict[str, list[Line]]:
-    """Return the rows by name: numbers, effects, claims, printed, curves, dropout, runs."""
+    """Return the rows by name: numbers, effects, factors, claims, printed, curves, dropout, runs."""
     used = [table for table in ("1", "2") if any(evidence.cell.table == table for evidence in survey.cells)]
     rows = {
         "numbers": list(_numbers(survey)),
-        "effects": list(_effects(survey)),
+        "effects": list(effect_rows(groups(survey))),
+        "factors": list(factor_rows(groups(survey))),
         "claims": list(_claims(survey)),
         "printed": [line for table in used for line in _printed(table)],
         "curves": list(_curves(survey)),
@@ -83,15 +85,26 @@ def _contrast(contrast: Contrast, p: float) -> Line:
     } | _named(contrast.runs)
 
 
-def _effects(survey: SweepResults) -> Iterable[Line]:
-    for group in groups(survey):
-        for effect in effects(group) if group.table not in DERIVED.values() else ():
+def effect_rows(tables: Sequence[ResultTable], chosen: Sequence[Effect] | None = None) -> Iterable[Line]:
+    """Yield the effects of tables as rows: the `chosen` ones, or those that a report shows."""
+    for group in tables:
+        if chosen is None and group.table in DERIVED.values():
+            continue
+        for effect in effects(group) if chosen is None else chosen:
             names = {"table": group.table, "row": effect.row.label, "reference": effect.reference.label}
             sides = [row.evidence for row in (effect.row, effect.reference) if row.evidence is not None]
             lost = "; ".join(
                 f"{side.cell.label}: {words}" for side in sides if (words := side.lost(effect.contrast.metric))
             )
             yield names | _contrast(effect.contrast, effect.p) | {"lost": lost}
+
+
+def factor_rows(tables: Sequence[ResultTable]) -> Iterable[Line]:
+    """Yield the main effects and interactions of the grids among a sweep's tables as rows."""
+    for grid in grids(tables):
+        for effect in factor_effects(grid):
+            names = {"factors": effect.name, "levels": effect.level, "references": effect.reference}
+            yield names | _contrast(effect.contrast, effect.p) | {"cells": effect.cells, "withheld": effect.why}
 
 
 def _claims(survey: SweepResults) -> Iterable[Line]:

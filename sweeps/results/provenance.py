@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from sweeps.store.git import git_state
 from sweeps.store.ledger import Json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,19 +37,3 @@ def shares(values: Iterable[str]) -> list[str]:
     if len(known) == len(counts) == 1:
         return list(known)
     return [f"{value} ({number} {'trial' if number == 1 else 'trials'})" for value, number in known.items()]
-
-
-def git_state(folder: Path) -> tuple[str, list[str]]:
-    """Return the commit that `folder` is at and the files changed since; nothing where git does not know it."""
-    if not (folder / ".git").exists():
-        return "", []
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit, [line[3:] for line in _git(folder, "status", "--porcelain").splitlines()]
-    except (OSError, subprocess.SubprocessError):
-        return "", []
-
-
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(("git", *words), cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.rstrip("\n")

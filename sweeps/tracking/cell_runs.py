@@ -112,7 +112,8 @@ class CellRuns:
         )
 
     def _params_of_cell(self, cell: Cell, trials: Iterable[Trial]) -> dict[str, str | int | float]:
-        return params_of_cell(cell, self.index.name_of(cell), self.index.sweep.protocol, trials)
+        name, protocol = self.index.name_of(cell), self.index.sweep.protocol
+        return params_of_cell(cell, name, protocol, trials, self.index.varied)
 
     def _provisional_note(self, done: int, planned: int) -> str:
         """Return the note of a cell that no report has seen as it is now."""

@@ -7,6 +7,7 @@ experiment's: a reader who rearranges it in a browser changes his own copy.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,6 +18,7 @@ from typing import Final, NamedTuple
 from crelu_models.spec import Conv, Net
 from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE, Tested, averages, cell_average
 from sweeps.experiment.plan import Protocol
+from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.trial import PHASES, Cell, Trial
 from sweeps.store.ledger import Json
 
@@ -39,6 +41,7 @@ METRICS: Final = (
     HELD_OUT,
 )
 PARAMS: Final = ("activation", "dropout", "optimiser", "lr", "epochs")
+SHOWN: Final = ("name", "optimiser", "lr", "batch", "epochs")  # fields of a recipe that every run shows or needs not
 NOTE: Final = "mlflow.note.content"
 NOTE_LENGTH: Final = 8000  # characters of a tag
 REPORT: Final = "report"  # the folder of a run's artifacts, and the tag that says which report lies there
@@ -118,7 +121,15 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def params_of_cell(cell: Cell, name: str, protocol: Protocol, trials: Iterable[Trial]) -> dict[str, str | int | float]:
+def varied_fields(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Return the fields of the recipe in which cells differ, besides those that every run has as parameters."""
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name not in SHOWN]
+    return tuple(name for name in names if len({getattr(cell.recipe, name) for cell in cells}) > 1)
+
+
+def params_of_cell(
+    cell: Cell, name: str, protocol: Protocol, trials: Iterable[Trial], varied: Sequence[str] = ()
+) -> dict[str, str | int | float]:
     """Return what varies between cells, for people, under the same names as on the runs of its trials.
 
     Dropout and learning rate are missing until a study has chosen them.
@@ -135,13 +146,13 @@ def params_of_cell(cell: Cell, name: str, protocol: Protocol, trials: Iterable[T
     of_cell: dict[str, str | int | float] = {"phase": "cell", "seed": "all", "fold": "all" if protocol.folds else ""}
     of_cell |= {"dropout": dropouts.pop()} if len(dropouts) == 1 else {}
     of_cell |= {"lr": rates.pop()} if len(rates) == 1 else {}
-    return _params(cell, name) | of_cell
+    return _params(cell, name, varied) | of_cell
 
 
-def params_of(trial: Trial, name: str) -> dict[str, str | int | float]:
+def params_of(trial: Trial, name: str, varied: Sequence[str] = ()) -> dict[str, str | int | float]:
     """Return what varies between trials, for people; everything else is in trial.json."""
     fold = trial.fold if trial.folds else ""
-    return _params(trial.cell, name) | {
+    return _params(trial.cell, name, varied) | {
         "lr": trial.recipe.lr,
         "dropout": _dropout(trial),
         "phase": trial.phase,
@@ -150,17 +161,27 @@ def params_of(trial: Trial, name: str) -> dict[str, str | int | float]:
     }
 
 
-def _params(cell: Cell, name: str) -> dict[str, str | int | float]:
+def _params(cell: Cell, name: str, varied: Sequence[str]) -> dict[str, str | int | float]:
     recipe = cell.recipe
-    return {
-        "activation": placement(cell.net),
-        "cell": name,
-        "dataset": cell.dataset[:200],
-        "net": cell.net.name,
-        "optimiser": recipe.optimiser,
-        "batch": recipe.batch,
-        "epochs": recipe.epochs,
-    }
+    fields = {f"recipe.{field}": _word(getattr(recipe, field)) for field in varied}
+    factors = {f"factor.{factor}": level for factor, level in cell.factors}
+    return (
+        fields
+        | factors
+        | {
+            "activation": placement(cell.net),
+            "cell": name,
+            "dataset": cell.dataset[:200],
+            "net": cell.net.name,
+            "optimiser": recipe.optimiser,
+            "batch": recipe.batch,
+            "epochs": recipe.epochs,
+        }
+    )
+
+
+def _word(value: object) -> str:
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
 def _dropout(trial: Trial) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -16,11 +17,12 @@ from sweeps.experiment.metrics import flags_of
 from sweeps.experiment.plan import Sweep, has_failed
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint_header import progress
+from sweeps.store.git import page_source
 from sweeps.store.integrity import checked, noted_damage
 from sweeps.store.ledger import Json, Ledger
 from sweeps.tracking.cell_runs import CellRuns
-from sweeps.tracking.layout import params_of
 from sweeps.tracking.mlflow_client import PARENT, log_folder, metric_points, run_tags
+from sweeps.tracking.model_files import with_model
 from sweeps.tracking.run_index import FINAL, RunIndex, Store
 
 ROWS: Final = 50  # epochs in one request: the server takes 1,000 points
@@ -41,6 +43,8 @@ class MlflowRuns:
         self.runs: Mapping[str, str] = self.index.runs  # by trial key, or "cell:" and cell key
         self.cells = CellRuns(self.index)
         self.sent: dict[str, dict[int, float]] = {}  # LEADING by epoch, by trial key
+        self.opened = int(1000 * time.time())
+        self.source = page_source()
 
     def sync_cell(self, cell: Cell, trials: Iterable[Trial], skipped: Collection[str] = ()) -> None:
         """Bring a cell's run to the averages of its trials' test errors; `skipped` trials are not waited for."""
@@ -124,7 +128,7 @@ class MlflowRuns:
             self.client.delete_run(run)
             run = None
         if run is None:
-            run, self.sent[key] = self._create_trial_run(trial, _began(history, result)), {}
+            run, self.sent[key] = self._create_trial_run(trial, _began(history, result), result), {}
         self._send(key, run, history)
         if result is not None:
             self._finish(trial, run, result)
@@ -168,12 +172,14 @@ class MlflowRuns:
         content = self.ledger.read(f"trials/{key}/history.json")
         return list(json.loads(content)) if content else []
 
-    def _create_trial_run(self, trial: Trial, began: int | None) -> str:
+    def _create_trial_run(self, trial: Trial, began: int | None, result: Json | None = None) -> str:
         cell, name = trial.cell, self.index.name_of(trial.cell)
         parent = self.runs.get(f"cell:{cell.key}") or self.cells.create(cell)
         tags = {PARENT: parent, "trial.key": trial.key, "phase": trial.phase, "seed": str(trial.seed)}
+        # What was trained before this process began is not of its commit.
+        tags |= self.source if result is None or int(result["finished_ms"]) >= self.opened else {}
         self.index.finals[trial.key], self.index.parents[trial.key] = {}, parent
-        return self.index.create(trial.key, cell, f"{name} {trial.label}", tags, params_of(trial, name), began)
+        return self.index.create(trial.key, cell, f"{name} {trial.label}", tags, self.index.params_of(trial), began)
 
     def _send(self, key: str, run: str, history: Sequence[Row]) -> None:
         """Log the epochs that are not on the run yet, whole rows at a time."""
@@ -198,7 +204,8 @@ class MlflowRuns:
         self.client.log_batch(run, metrics=metric_points(news, when, int(result["epochs"])), tags=run_tags(tags))
         self.index.finals[trial.key] = {name: value for name, value in metrics.items() if name.startswith(FINAL)}
         contents = {name: self.ledger.read(f"trials/{trial.key}/{name}") for name in result["files"]}
-        log_folder(self.client, run, {name: content for name, content in contents.items() if content is not None})
+        known = {name: content for name, content in contents.items() if content is not None}
+        log_folder(self.client, run, with_model(trial, result, known, run))
         self.client.set_terminated(run, "FINISHED", end_time=when)
         self.index.states[run], self.index.ended[run] = "FINISHED", when
         note = self.ledger.read_json(f"tracked/{trial.key}.json") or {}

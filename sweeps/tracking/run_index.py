@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from crelu_data.datasets import stem
 from sweeps.experiment.plan import Sweep
-from sweeps.experiment.trial import Cell
+from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import local_path, sqlite_file
 from sweeps.tracking.fenced_client import fenced
-from sweeps.tracking.layout import LEDGER, Owner, experiment_tags, short_names
+from sweeps.tracking.layout import LEDGER, Owner, experiment_tags, params_of, short_names, varied_fields
 from sweeps.tracking.mlflow_client import PARENT, all_runs, connected, param_entities, run_tags
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class RunIndex:
         self.client = fenced(connected(store.uri, tell), ledger.guard)
         self.owner = Owner(ledger.identity, sweep.title)
         self.names = short_names([cell.label for cell in sweep.cells])
+        self.varied = varied_fields(sweep.cells)
         self.experiment = self._open_experiment()
         self.runs: dict[str, str] = {}  # by trial key, or "cell:" and cell key
         self.states: dict[str, str] = {}  # by run, as this driver read or set them
@@ -186,6 +187,10 @@ class RunIndex:
     def name_of(self, cell: Cell) -> str:
         """Return the short name of a cell."""
         return self.names.get(cell.label, cell.label)
+
+    def params_of(self, trial: Trial) -> dict[str, str | int | float]:
+        """Return the parameters of a trial's run."""
+        return params_of(trial, self.name_of(trial.cell), self.varied)
 
     def create(
         self,

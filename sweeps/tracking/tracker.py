@@ -17,9 +17,6 @@ from sweeps.tracking.store_errors import Trouble, place, trouble
 PAUSE: Final = 2.0  # seconds between two rounds of the thread, at least
 RATIO: Final = 30.0  # seconds of pause for each second that a round computed, which leaves the CPU to the trials
 LONGEST: Final = 60.0  # seconds between two rounds, at most
-# Seconds for which a driver that starts trials leaves its processor to Ray: MLflow's imports and a new store take as
-# long as Ray's, in the same process.
-HEAD_START: Final = 10.0
 GRACE: Final = 10.0  # seconds at the end in which errors that may pass are waited for
 
 
@@ -29,20 +26,14 @@ class Tracker:
     `enqueue` may be called from any thread, at any rate, and returns at once: the queue holds one entry per trial.
     """
 
-    def __init__(
-        self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None], head_start: float = 0.0
-    ) -> None:
-        """Start the thread, which begins after `head_start` seconds, or as soon as it is closed.
-
-        `tell` gets a sentence when the server goes away or comes back.
-        """
+    def __init__(self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None]) -> None:
+        """Start the thread; `tell` gets a sentence when the server goes away or comes back."""
         self.store, self.ledger, self.sweep, self.tell = store, ledger, sweep, tell
         self.queued: dict[str, tuple[Trial, str]] = {}  # trials that moved, with the status of their runs
         self.cells: dict[str, Cell] = {}  # cells whose runs are to be brought up to date
         self.states: dict[str, str] = {}  # the latest status of each trial that was queued
         self.trials: dict[str, Trial] = {}
         self.skipped: Collection[str] = frozenset()  # keys of trials that are not waited for
-        self.head_start = head_start
         self.compared = True  # whether the runs were compared with the ledger since they were read
         self.changed = threading.Condition()
         self.sent = 0  # trials and cells that were brought up to date
@@ -98,7 +89,6 @@ class Tracker:
     def _work(self) -> None:
         runs: MlflowRuns | None = None
         failures = 0
-        self._rest(self.head_start, has_failed=False)
         while self._wait_for_work():
             try:
                 runs = runs or MlflowRuns(self.store, self.ledger, self.sweep, self.tell)

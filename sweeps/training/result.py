@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class TrialOutcome:
     train: Errors | None
     train_pictures: int = 0
     partial: bool = False
+    pictures: Json = field(default_factory=dict)  # classes, crop, mean and std: what a net needs to take pictures
 
 
 def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
@@ -81,6 +82,7 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
         "fingerprint": outcome.fingerprint,
         "train_pictures": outcome.train_pictures,
         "partial": outcome.partial,
+        "pictures": outcome.pictures,
         "code": code_fingerprint(trial.cell.net),
         "hardware": outcome.hardware,
         "finished_ms": time.time_ns() // 1_000_000,

@@ -20,7 +20,7 @@ from sweeps.training.loop import LOST, DivergedError
 from sweeps.training.result import Scores, TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
 from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps, drain
-from sweeps.training.splits import open_splits
+from sweeps.training.splits import Splits, open_splits
 from sweeps.training.trainer import Report, Trainer
 from sweeps.training.views import TEST_VIEWS
 
@@ -125,7 +125,15 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         train=(yield from _train_errors(trainer)),
         train_pictures=len(trainer.splits.train),
         partial=trainer.splits.partial,
+        pictures=_facts(trainer.splits),
     )
+
+
+def _facts(splits: Splits) -> Json:
+    """Return what a net needs beside its weights to take pictures as the test does."""
+    sidecar = splits.train.sidecar
+    facts = {"classes": splits.facts.classes, "crop": splits.facts.crop}
+    return facts | {"mean": list(sidecar.mean), "std": list(sidecar.std)}
 
 
 def _test_scores(trainer: Trainer) -> Steps[Scores]:

@@ -112,8 +112,10 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
         finish(settings.ledger, trial, Made({TOP1: 50.0}))
     monkeypatch.setattr(run, "_run", lambda declared, today, *_: (ExitCode.DONE, declared, today))
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
-    monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
-    assert run.run_sweep(sweep, part, settings) == ExitCode.DONE
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
+    ended = run.run_sweep(sweep, part, settings)
+    summary.print_summary(ended, settings)
+    assert ended.code == ExitCode.DONE
     table = capsys.readouterr().out
     assert all(cell.label in table for cell in sweep.cells)
     assert "1 of 1 trial is done" in table
@@ -143,10 +145,12 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
         run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
     )
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
-    monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
     why = f"trials/{first.key}/history.json is damaged: its SHA-256 is not the one in the trial's result"
     for _ in range(2):  # seen at the end of the first run, noted for the second
-        assert run.run_sweep(sweep, part, settings) == ExitCode.FAILED
+        ended = run.run_sweep(sweep, part, settings)
+        summary.print_summary(ended, settings)
+        assert ended.code == ExitCode.FAILED
         shown = capsys.readouterr().out
         assert f"damaged: {first.cell.label} {first.label}: {why}" in shown
         assert f"{len(others)} of {len(others) + 1} trials are done, 1 failed" in shown
@@ -180,9 +184,11 @@ def test_lost_file_that_no_table_reads_is_told_at_the_start_and_trained_anew_whe
         run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
     )
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
-    monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
     why = f"trials/{first.key}/weights.safetensors is {'missing' if left == 'nothing' else 'damaged: its size is'}"
-    assert run.run_sweep(sweep, part, settings) == ExitCode.FAILED
+    ended = run.run_sweep(sweep, part, settings)
+    summary.print_summary(ended, settings)
+    assert ended.code == ExitCode.FAILED
     assert f"damaged: {first.cell.label} {first.label}: {why}" in capsys.readouterr().out
     assert ledger.names("damaged") == [f"{first.key}.json"]
     # Status counts both as damaged, neither as new nor as failed.
@@ -218,8 +224,10 @@ def test_table_at_the_end_has_what_was_trained_just_now_and_what_was_not_asked_f
     monkeypatch.setattr(run, "_run", train)
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
     monkeypatch.setattr(run, "check_splits", lambda *_: None)
-    monkeypatch.setattr(summary, "_report", lambda *_: ("", ""))
-    assert run.run_sweep(sweep, part, settings) == ExitCode.DONE
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
+    ended = run.run_sweep(sweep, part, settings)
+    summary.print_summary(ended, settings)
+    assert ended.code == ExitCode.DONE
     table = capsys.readouterr().out
     others = [cell.label for cell in part.others]
     assert "31.25" in next(line for line in table.splitlines() if line.startswith(now.cell.label))

@@ -66,7 +66,7 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
     for run, _, _ in runs.values():
         (folder,) = (tmp_path / "out" / "mlartifacts").glob(f"{run}/artifacts")
         assert {path.name for path in folder.rglob("*") if path.is_file()} == {
-            "trial.json", "history.json", "weights.safetensors", "scores.parquet",
+            "trial.json", "history.json", "scores.parquet", "MLmodel", "net.json", "weights.safetensors",
         }  # fmt: skip
 
     before_last = children_cpu_seconds()

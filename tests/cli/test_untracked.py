@@ -11,7 +11,7 @@ from sweeps.cli import run
 from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, settle
-from sweeps.cli.summary import print_summary, reconcile_command
+from sweeps.cli.summary import conclude, print_summary, reconcile_command
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Protocol, Sweep, expand, plan, plan_to_json
 from tests.support.sweeps import BASELINE, Made, finish
@@ -64,7 +64,9 @@ def test_training_that_is_done_and_not_in_mlflow_is_4(
     assert "not in MLflow" in told
     assert "Traceback" not in told
     assert shlex.split(command)[-len(words) - 2 :] == ["--output", str(output), *words]
-    assert print_summary(declared, today, settings, {}, first) == code
+    ended = conclude(declared, today, settings, {}, first)
+    print_summary(ended, settings)
+    assert ended.code == code
     shown = capsys.readouterr().out
     assert "10.00" in shown
     assert (command in shown) is (code == ExitCode.UNTRACKED)

@@ -1,11 +1,13 @@
 """The cores that a process may use: fewer than the machine's by affinity, by control groups and by SLURM."""
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from crelu_data.cores import cgroup_cores, cores
+from crelu_data.cores import cgroup_cores, cores, map_in_threads
 
 NONE: dict[str, str] = {}
 
@@ -76,3 +78,32 @@ def test_the_narrowest_limit_counts_and_at_least_a_core_is_left(
     assert cores(tiny, NONE) == 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
     assert cores(quota, NONE) == 1
+
+
+def test_values_come_in_the_order_of_the_items_from_all_threads() -> None:
+    """More items than may wait: the first is the slowest, and two threads meet at the barrier."""
+    together = threading.Barrier(2, timeout=10)
+
+    def square(number: int) -> int:
+        if number < 2:
+            together.wait()
+        time.sleep(0.01 * (number == 0))
+        return number**2
+
+    assert list(map_in_threads(square, range(40), 2)) == [number**2 for number in range(40)]
+
+
+def test_what_waits_for_a_thread_is_given_up_with_the_values() -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def wait(number: int) -> None:
+        begun.append(number)
+        if number:
+            gate.wait(10)
+
+    values = map_in_threads(wait, range(40), 1)
+    next(values)
+    threading.Timer(0.2, gate.set).start()  # the call that is under way is waited for
+    values.close()
+    assert begun in ([0], [0, 1])

@@ -395,7 +395,7 @@ def test_sweep_in_packs_ends_as_each_trial_alone(tmp_path: Path) -> None:
 def test_pack_is_off_auto_or_a_number() -> None:
     options = parser("s", "").parse_args
     assert [options(["--pack", word]).pack for word in ("off", "auto", "9")] == [1, "auto", 9]
-    assert options([]).pack is None
+    assert options([]).pack == 1
     with pytest.raises(SystemExit):
         options(["--pack", "many"])
 

@@ -241,3 +241,14 @@ def test_paper_counts_of_trainings(tmp_path: Path) -> None:
 )
 def test_an_unknown_name_comes_with_the_one_that_is_meant(name: str, known: list[str], end: str) -> None:
     assert unknown_name("field", name, known, "a cell").endswith(end)
+
+
+def test_the_winner_of_a_cell_is_chosen_by_its_hold_out_error_and_never_by_the_test(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    four = dataclasses.replace(SWEEP, protocol=Protocol(seeds=4))
+    first, second, third, fourth = [trial for trial in expand(four, {}) if trial.cell == BASELINE]
+    assert plan(four, ledger, {}).winner(BASELINE) is None
+    for trial, held_out, tested in ((first, 9.0, 1.0), (second, 8.0, 7.0), (third, 8.0, 3.0)):
+        done(ledger, trial, metrics={"best/val_top1_err": held_out, "final/test_top1_err": tested})
+    done(ledger, fourth, status="diverged", metrics={"best/val_top1_err": 0.0})
+    assert plan(four, ledger, {}).winner(BASELINE) == second

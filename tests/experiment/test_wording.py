@@ -17,8 +17,11 @@ NOUNS = (
     "training", "trial", "unit", "view", "worker",
 )  # fmt: skip
 PLURALS = frozenset(plural(2, noun) for noun in NOUNS)
-# A database has more bytes, ranks that share a batch are several, and the others are no numbers but names.
-NEVER_ONE = {"{path.stat().st_size} bytes", "{ranks} ranks", "{layer} filters", "{path} names", "{cell.label} names"}
+# Databases, prepared sets and groups of ranks have more than one of these; the others are no numbers but names.
+NEVER_ONE = {
+    "{path.stat().st_size} bytes", "{sidecar.count} pictures", "{sidecar.classes} classes", "{ranks} ranks",
+    "{self.ranks.size} ranks", "{layer} filters", "{path} names", "{cell.label} names",
+}  # fmt: skip
 
 
 def counted(source: str) -> Iterator[tuple[int, str]]:

@@ -14,7 +14,7 @@ from jinja2 import UndefinedError
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS
 from sweeps.report.render import svg
-from sweeps.report.render.chart import Band, Chart, Curves, Forest, Point, Responses, Scatter
+from sweeps.report.render.chart import Band, Chart, Curves, Forest, Interaction, Line, Point, Responses, Scatter
 from sweeps.report.render.document import Document, Entry, Figure, Gallery, Section, Table, Tile
 from sweeps.report.render.formats import blocks, comma_separated, latex, markdown, prose
 from sweeps.report.render.html import page
@@ -59,6 +59,7 @@ def charts(text: str) -> list[Chart]:
         Curves(ours, reference, 80.0, 88.0, text),
         Scatter(points, text, text),
         Responses(points, 0.5, 2.0, (1.0, 5.0)),
+        Interaction((text, text), [Line(text, points[:1]), Line(text, points[1:2])], text, text),
     ]
 
 

@@ -15,7 +15,6 @@ from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
-from sweeps.tracking import tracker as tracker_module
 from sweeps.tracking.layout import VIEW, params_of, placement
 from sweeps.tracking.mlflow_client import connected
 from sweeps.tracking.mlflow_runs import MlflowRuns, is_tracked
@@ -352,28 +351,3 @@ def test_postgresql_keeps_what_several_drivers_send_at_once(
                 wanted = [(int(row["epoch"]), row[metric]) for row in rows(5)]
                 assert sorted(points(projection, trial, metric)) == wanted
             assert projection.client.get_run(projection.runs.get(trial.key)).info.status == "FINISHED"
-
-
-def test_mlflow_waits_while_a_driver_starts_and_not_once_it_ends(
-    store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MLflow's imports would take the driver's processor from Ray's; a sweep that ends before waits for nothing."""
-    opened: list[float] = []
-
-    def refused(*_: object) -> MlflowRuns:
-        opened.append(time.monotonic())
-        raise ValueError("no store")
-
-    monkeypatch.setattr(tracker_module, "MlflowRuns", refused)
-    late, early = Tracker(store, ledger, SWEEP, lambda _: None, 30.0), Tracker(store, ledger, SWEEP, lambda _: None)
-    for each in (early, late):
-        each.enqueue(Trial(CELLS[0]))
-    until(lambda: opened, "the first round", 10)
-    early.close(0.1)
-    opened.clear()
-    time.sleep(0.2)
-    assert not opened
-    began = time.monotonic()
-    late.close(0.1)
-    until(lambda: opened, "the round of a closed tracker", 10, poll=0.01)
-    assert opened[0] - began < 5

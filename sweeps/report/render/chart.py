@@ -68,4 +68,20 @@ class Responses(NamedTuple):
     rates: tuple[float, float]
 
 
-Chart = Forest | Curves | Scatter | Responses
+class Line(NamedTuple):
+    """A line of a chart of interactions: its name, and its points by the number of their place on the axis."""
+
+    name: str
+    points: Sequence[Point]
+
+
+class Interaction(NamedTuple):
+    """A chart of mean errors by the levels of one factor, `places`, a line for each level of another one."""
+
+    places: Sequence[str]
+    lines: Sequence[Line]
+    x_label: str
+    y_label: str
+
+
+Chart = Forest | Curves | Scatter | Responses | Interaction

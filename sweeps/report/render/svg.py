@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import MaxNLocator
 
-from sweeps.report.render.chart import Band, Chart, Curves, Forest, Point, Responses, Scatter
+from sweeps.report.render.chart import Band, Chart, Curves, Forest, Interaction, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS
-from sweeps.report.render.plots import chart, svg
+from sweeps.report.render.plots import chart, spread, svg
 from sweeps.results.evidence import Floats
 
 LETTER: Final = 5.6  # pixels of an average letter at the size of a chart's text
@@ -46,6 +46,8 @@ def draw(drawn: Chart, alt: str) -> Markup:
             return _scatter(drawn, alt)
         case Responses():
             return _responses(drawn, alt)
+        case Interaction():
+            return _interaction(drawn, alt)
 
 
 def _forest(forest: Forest, alt: str) -> Markup:
@@ -122,6 +124,33 @@ def _responses(responses: Responses, alt: str) -> Markup:
         axis.set(xlim=(first - room, last + room), ylim=(responses.low, responses.high))
         _ticks(axis.xaxis, 4)
         _ticks(axis.yaxis, 4)
+        return svg(axis, alt, hovers)
+
+
+def _interaction(interaction: Interaction, alt: str) -> Markup:
+    right, places = 234, range(len(interaction.places))
+    names = [_cut(line.name, 120) for line in interaction.lines]
+    width = right + round(min(max(60, LABEL[0] * max(map(len, names)) + 14), 134))
+    with chart(width, 190, 40, 36, right, 178) as axis:
+        axis.grid(axis="y", gid="grid")
+        for line in interaction.lines:
+            axis.plot([point.x for point in line.points], [point.value for point in line.points], gid="ours line")
+        points = [point for line in interaction.lines for point in line.points]
+        hovers = _points(axis, points, [point.x for point in points], [point.value for point in points], 4)
+        axis.margins(y=0.1)
+        room = int((right - 40) / LETTER / len(interaction.places)) * LETTER
+        axis.set(xlim=(-0.4, len(places) - 0.6), xticks=places, xticklabels=[_cut(n, room) for n in interaction.places])
+        axis.autoscale_view()
+        low, high = axis.get_ylim()
+        gap = LABEL[1] * (high - low) / 142  # data units of a line of text
+        ends = spread([line.points[-1].value for line in interaction.lines], gap)
+        for name, end in zip(names, ends, strict=True):
+            axis.annotate(name, (len(places) - 0.6, end), (4, -4), textcoords="offset points")
+        _ticks(axis.yaxis, 5)
+        axis.annotate(
+            interaction.x_label, (0.5, 0), (0, -31), "axes fraction", "offset points", ha="center", gid="name"
+        )
+        axis.annotate(interaction.y_label, (0, 1), (0, 5), "axes fraction", "offset points", gid="name")
         return svg(axis, alt, hovers)
 
 

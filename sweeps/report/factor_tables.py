@@ -1,0 +1,137 @@
+"""The main effects and interactions of a grid's factors: a table, and a chart for each two factors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from sweeps.experiment.wording import count
+from sweeps.report.charts import keys
+from sweeps.report.render.chart import Interaction, Line, Point
+from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, bounds, chance, plain, signed
+from sweeps.report.result_tables import legend
+from sweeps.results.cell_numbers import ResultTable, named
+from sweeps.results.contrasts import over
+from sweeps.results.factors import FactorEffect, Grid, factor_effects, grids, interaction_means, level_text
+from sweeps.results.marks import MARKS, lost_marks
+
+COLUMNS: Final = ("factor", "level", "less", "", "difference", "95 % interval", "t", "p (Holm)", "Wilcoxon p", "over",
+                  "cells")  # fmt: skip
+EFFECTS: Final = (
+    "Main effects are over the settings of the other factors that have both levels. An interaction is a difference of "
+    "differences: how much more the first factor changes the error at the second one's level than at its reference."
+)
+SPREAD: Final = "Each value is one seed's (or fold's) difference over its cells, so n counts seeds and not trainings."
+
+
+def factor_parts(tables: Sequence[ResultTable]) -> Iterator[Table | Gallery]:
+    """Yield the table and the charts of each grid of a sweep."""
+    found = grids(tables)
+    for number, grid in enumerate(found):
+        effects = factor_effects(grid)
+        if any(not effect.why for effect in effects):
+            name = "factors" if number == 0 else f"factors-{number + 1}"
+            gallery = interaction_gallery(grid)
+            if gallery is not None:
+                yield gallery
+            yield factor_table(name, grid, effects)
+
+
+def factor_table(name: str, grid: Grid, effects: Sequence[FactorEffect]) -> Table:
+    """Return the effects of a grid that its cells determine, with every test of them; a note names the others."""
+    shown = [effect for effect in effects if not effect.why]
+    marks = tuple(mark for mark in MARKS if any(mark in _marks(grid, effect.contrast.metric) for effect in shown))
+    rows = tuple(_row(grid, effect) for effect in shown)
+    family = sum(math.isfinite(effect.contrast.p) for effect in effects)
+    notes: tuple[str, ...] = (EFFECTS, SPREAD)
+    notes += (f"p adjusted after Holm over the {count(family, 'test')} of this table.",) if family else ()
+    withheld = {(effect.name, effect.why): None for effect in effects if effect.why}
+    notes += tuple(f"{factors}: some are withheld, {why}." for factors, why in withheld)
+    if grid.left_out:
+        notes += (f"Without a result, and left out: {', '.join(grid.left_out)}.",)
+    notes += tuple(legend(marks))
+    title = f"Factors: {', '.join(grid.levels)}"
+    return Table(name, title, COLUMNS, "llllrrrrrlr", rows, notes)
+
+
+def _row(grid: Grid, effect: FactorEffect) -> tuple[Entry, ...]:
+    contrast = effect.contrast
+    return (
+        Entry(effect.name),
+        Entry(effect.level),
+        Entry(effect.reference, tone="muted"),
+        Entry(named(contrast.metric, ""), tone="muted"),
+        Entry(
+            signed(contrast.difference), marks=_marks(grid, contrast.metric), runs=contrast.runs, metric=contrast.metric
+        ),
+        Entry(bounds(contrast.interval)),
+        Entry(signed(contrast.t, 1)),
+        Entry(chance(effect.p), tone="good" if effect.p < 0.05 else ""),
+        Entry(chance(contrast.rank_p)),
+        Entry(over(contrast.basis, contrast.n), tone="muted"),
+        Entry(str(effect.cells), tone="muted"),
+    )
+
+
+def _marks(grid: Grid, metric: str) -> tuple[str, ...]:
+    """Return the marks of a grid's cells whose trainings diverged, failed or were skipped."""
+    used = {mark for cell in grid.cells for mark in lost_marks(cell, metric)}
+    return tuple(mark for mark in MARKS if mark in used)
+
+
+def interaction_gallery(grid: Grid) -> Gallery | None:
+    """Return a chart for each two factors of a grid, in its first metric; None where nothing compares."""
+    if not grid.metrics:
+        return None
+    metric = grid.metrics[0]
+    figures = [
+        figure
+        for first, second in itertools.combinations(grid.levels, 2)
+        if (figure := _figure(grid, metric, first, second)) is not None
+    ]
+    caption = (
+        "Mean error by the levels of two factors, over the settings of the others that have all of these cells. "
+        "Parallel lines: no interaction. The intervals stand in the table, where the seeds are paired."
+    )
+    return Gallery("Mean errors", tuple(figures), "medium", caption) if figures else None
+
+
+def _figure(grid: Grid, metric: str, first: str, second: str) -> Figure | None:
+    means = interaction_means(grid, metric, first, second)
+    if means is None:
+        return None
+    lines = []
+    for level in grid.levels[second]:
+        points = [
+            Point(
+                means.errors[place, level],
+                tip=f"{level_text(place)}, {level_text(level)}: {plain(means.errors[place, level])}",
+                x=number,
+                trials=keys(means.runs[place, level]),
+            )
+            for number, place in enumerate(grid.levels[first])
+            if (place, level) in means.errors
+        ]
+        lines += [Line(f"{second} {level_text(level)}", points)] if points else []
+    places = [level_text(level) for level in grid.levels[first]]
+    title = f"{first} × {second}"
+    chart = Interaction(places, lines, first, f"{named(metric, '')} error, %")
+    return Figure(title, chart, alt=f"{title}: mean {named(metric, '')} error")
+
+
+def text_lines(table: Table) -> list[str]:
+    """Return the rows of a factor table as lines of a terminal, the empty columns left out."""
+    columns = [i for i, name in enumerate(table.columns) if name not in ("t", "Wilcoxon p", "cells")]
+    used = [i for i in columns if any(row[i].text != NONE for row in table.rows)]
+    grid = [[table.columns[i] for i in used], *([row[i].text for i in used] for row in table.rows)]
+    widths = [max(len(row[place]) for row in grid) for place in range(len(used))]
+    aligned = [
+        "  ".join(
+            word.rjust(width) if table.align[i] == "r" else word.ljust(width)
+            for word, width, i in zip(row, widths, used, strict=True)
+        ).rstrip()
+        for row in grid
+    ]
+    return [table.title, *aligned]

@@ -1,0 +1,186 @@
+"""run() and load(): a sweep from a script or a notebook, by the code that the command line has, with errors raised."""
+
+import dataclasses
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import sweeps
+from crelu_models.tables import S2
+from sweeps import Cell, Protocol, grid
+from sweeps.cli import run as cli_run
+from sweeps.cli.interrupts import GracefulInterrupt
+from sweeps.cli.live_view import LiveView
+from sweeps.cli.options import ExitCode
+from sweeps.cli.settings import Settings
+from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.plan import Plan, Sweep, plan
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.report.notebook import Picture, html, in_notebook
+from sweeps.store.ledger import Ledger
+from tests.support.sweeps import Made, finish
+from tests.support.waiting import until
+
+CELLS = grid(
+    lambda act, width: Cell(f"{act} x{width:g}", S2.activation(act, 1).width(width), "cifar10", ALLCONV),
+    act=("relu", "crelu"),
+    width=(1.0, 0.5),
+)
+ERRORS = {"relu x1": 20.0, "crelu x1": 18.0, "relu x0.5": 25.0, "crelu x0.5": 24.0}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """Let no run train: each trial gets a result at once. Return the settings of each run."""
+    seen: list[Settings] = []
+
+    def train(declared: Plan, today: Plan, settings: Settings, *_: object) -> tuple[ExitCode, Plan, Plan]:
+        seen.append(settings)
+        for trial in today.to_do:
+            finish(settings.ledger, trial, Made({TOP1: ERRORS[trial.cell.label] + 0.5 * trial.seed**2}))
+        now = plan(declared.sweep, settings.ledger, {})
+        return ExitCode.DONE, now, plan(today.sweep, settings.ledger, {})
+
+    monkeypatch.setattr(cli_run, "_run", train)
+    monkeypatch.setattr(cli_run, "_ensure_datasets", lambda *_: {})
+    monkeypatch.setattr(cli_run, "check_splits", lambda *_: None)
+    return seen
+
+
+def test_results_are_those_of_the_command_line(
+    tmp_path: Path, trained: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    results = sweeps.run("birds", CELLS, Protocol(seeds=3), output=output, profile="mini")
+    assert (results.title, results.finished) == ("birds-mini", True)
+    assert trained[0].hosted
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "birds-mini: 12 of 12 trials done" in said.err
+    text = repr(results.table())
+    assert "crelu x0.5" in text
+    assert "24.83" in text
+    assert "<pre" in results.table()._repr_html_()
+    frame = results.frame()
+    assert len(frame) == 12
+    assert set(frame["factor.act"]) == {"relu", "crelu"}
+    means = frame.groupby("factor.act")["final/test_top1_err"].mean()
+    assert means["relu"] - means["crelu"] == pytest.approx(1.5)
+    versus = results.effects(versus="crelu x1").set_index("row")["difference"]
+    assert versus["relu x1"] == pytest.approx(2)
+    assert "crelu x1" not in versus.index
+    assert set(results.effects()["reference"]) == {"relu x1"}
+    factors = results.factors().set_index("factors")
+    assert factors.loc["act", "difference"] == pytest.approx(-1.5)
+    assert factors.loc["act × width", "difference"] == pytest.approx(1)
+    assert results.report() == output / "reports/birds-mini/report.html"
+    loaded = sweeps.load(output)
+    assert [*loaded] == ["birds-mini"]
+    assert loaded["birds-mini"].frame().equals(frame)
+    assert loaded.frame()["sweep"].unique().tolist() == ["birds-mini"]
+    table = (output / "ledger/results-birds-mini.csv").read_text()
+    assert table.count("\n") == 13
+    assert "factor.width" in table.partition("\n")[0]
+
+
+def test_what_cannot_be_run_is_a_value_error(tmp_path: Path, trained: list[Settings]) -> None:
+    def refused(sentence: str, **words: Any) -> None:
+        with pytest.raises(ValueError, match=sentence):
+            sweeps.run("birds", CELLS, output=tmp_path, **words)
+
+    refused("^--profile: there is no 'huge'; there are: paper, mini, demo$", profile="huge")
+    refused("--dry-run is for the command line", flags=["--dry-run"])
+    refused("--help asks for no run$", flags=["--help"])
+    refused("^there is no option --sedes; did you mean --seeds\\?$", flags=["--sedes"])
+    refused("birds has no cell 'gelu'", profile="mini", only=["gelu"])
+    assert trained == []
+    with pytest.raises(ValueError, match="no sweep has run in"):
+        sweeps.load(tmp_path)
+    sweeps.run("birds", CELLS, output=tmp_path, profile="mini", flags=["-q"])
+    with pytest.raises(ValueError, match="did you mean 'birds-mini'"):
+        sweeps.load(tmp_path)["birds"]
+    with pytest.raises(ValueError, match="birds-mini has no cell 'crelu'"):
+        sweeps.load(tmp_path)["birds-mini"].effects(versus="crelu")
+
+
+def test_an_interrupted_run_raises_and_the_same_call_goes_on(
+    tmp_path: Path, trained: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = cli_run._run
+    monkeypatch.setattr(cli_run, "_run", lambda declared, today, *_: (ExitCode.INTERRUPTED, declared, today))
+    with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
+        sweeps.run("birds", CELLS, output=tmp_path, profile="mini")
+    monkeypatch.setattr(cli_run, "_run", train)
+    assert sweeps.run("birds", CELLS, output=tmp_path, profile="mini").finished
+
+
+def test_the_second_interrupt_of_a_hosted_run_raises_and_ends_no_process() -> None:
+    stops: list[int] = []
+    state: Any = SimpleNamespace(stop=lambda: stops.append(1))
+    sentences: list[str] = []
+    with GracefulInterrupt(state, sentences.append, hosted=True) as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert (interrupt.caught, stops) == (1, [1])
+        assert "the same call resumes" in sentences[0]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_lease_that_is_lost_interrupts_the_process_of_a_user(capfd: pytest.CaptureFixture[str]) -> None:
+    later = threading.Timer(0.2, cli_run._interrupt, ("another driver has taken over",))
+    later.start()
+    with pytest.raises(KeyboardInterrupt):
+        threading.Event().wait(10)
+    later.join()
+    assert "another driver has taken over; the same call resumes" in capfd.readouterr().err
+
+
+def test_a_notebook_shows_one_picture_that_changes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown: list[str] = []
+    handle = SimpleNamespace(update=shown.append)
+
+    def display(first: str, display_id: bool) -> object:
+        assert display_id
+        shown.append(first)
+        return handle
+
+    assert not in_notebook()
+    shell = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1))
+    monkeypatch.setitem(sys.modules, "IPython", shell)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(HTML=str, display=display))  # type: ignore[arg-type]
+    assert in_notebook()
+    picture = Picture("first <b>")
+    picture.start()
+    picture.update("second")
+    picture.stop()
+    assert ["first &lt;b&gt;" in shown[0], "second" in shown[1], len(shown)] == [True, True, 2]
+    sweep = Sweep("birds", "mini", CELLS, Protocol())
+    with LiveView(plan(sweep, Ledger(str(tmp_path)), {}), live=False, quiet=False) as view:
+        view.log("a word")
+        assert "crelu x0.5" in shown[2]
+        until(lambda: "a word" in shown[-1], "the next picture", 20)
+    assert html("a", "b").count("<pre") == 1
+
+
+def test_a_page_of_factors_prints_their_effects(
+    tmp_path: Path, trained: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["birds.py", "--output", str(tmp_path), "--profile", "mini"]
+    monkeypatch.setattr(sys, "argv", words)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            sweeps.main("birds", "Which?", CELLS, dataclasses.replace(Protocol(), seeds=3))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = lines.index("Factors: act, width")
+    assert lines[head + 2].split()[:4] == ["act", "crelu", "relu", "top-1"]
+    assert "−1.50" in lines[head + 2]

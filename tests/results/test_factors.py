@@ -1,0 +1,205 @@
+"""Main effects and interactions: the paired differences they stand for, what is withheld, and the size of the test."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from crelu_models.tables import S2
+from sweeps import grid
+from sweeps.experiment.metrics import AVERAGE, TOP1
+from sweeps.experiment.plan import Protocol
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Level, Trial
+from sweeps.report.build import make as make_report
+from sweeps.results import factors, statistics
+from sweeps.results.cell_numbers import groups
+from sweeps.results.evidence import survey
+from sweeps.results.factors import (
+    Combination,
+    Grid,
+    factor_effects,
+    grids,
+    interaction_means,
+    paired_contrast,
+    targets,
+    varying,
+    weights,
+)
+from sweeps.results.statistics import holm
+from sweeps.store.ledger import Ledger
+from tests.support.sweeps import Made, make, unsearched
+
+ACTS, NETS = ("relu", "crelu", "avr"), ("S2", "wide")
+FULL: list[Combination] = [{"act": a, "net": n} for a, n in itertools.product(ACTS, NETS)]
+# The grid of the documentation: avr and relu at full width alone.
+PARTIAL: list[Combination] = [
+    {"net": n, "act": a, "width": w}
+    for n, a, w in itertools.product(NETS, ("relu", "crelu", "avr"), (1.0, 0.5))
+    if a == "crelu" or w == 1.0
+]
+
+
+def of(combinations: Sequence[Combination], **levels: Level) -> np.ndarray:  # type: ignore[type-arg]
+    """Return the mean over the cells with these levels, as weights."""
+    chosen = np.array([all(cell[name] == level for name, level in levels.items()) for cell in combinations])
+    return chosen / chosen.sum()
+
+
+def test_in_a_full_grid_an_effect_is_a_difference_of_means() -> None:
+    main = weights(FULL, {"act": ("crelu", "relu")})
+    np.testing.assert_allclose(main, of(FULL, act="crelu") - of(FULL, act="relu"), atol=1e-12)
+    interaction = weights(FULL, {"act": ("avr", "relu"), "net": ("wide", "S2")})
+    wide = of(FULL, act="avr", net="wide") - of(FULL, act="relu", net="wide")
+    small = of(FULL, act="avr", net="S2") - of(FULL, act="relu", net="S2")
+    np.testing.assert_allclose(interaction, wide - small, atol=1e-12)
+
+
+def test_in_an_incomplete_grid_only_cells_that_differ_in_the_factor_alone_are_compared() -> None:
+    at_full = of(PARTIAL, act="crelu", width=1.0) - of(PARTIAL, act="relu")
+    np.testing.assert_allclose(weights(PARTIAL, {"act": ("crelu", "relu")}), at_full, atol=1e-12)
+    half = of(PARTIAL, width=0.5) - of(PARTIAL, act="crelu", width=1.0)
+    np.testing.assert_allclose(weights(PARTIAL, {"width": (0.5, 1.0)}), half, atol=1e-12)
+    assert weights(PARTIAL, {"act": ("crelu", "relu"), "width": (0.5, 1.0)}) is None
+    assert weights(PARTIAL, {"net": ("wide", "S2"), "width": (0.5, 1.0)}) is not None
+    # Two cells that differ in both factors determine neither.
+    crossed: list[Combination] = [{"act": "relu", "net": "S2"}, {"act": "crelu", "net": "wide"}]
+    assert weights(crossed, {"act": ("crelu", "relu")}) is None
+
+
+def test_a_chain_of_cells_determines_an_effect_by_least_squares() -> None:
+    chain: list[Combination] = [
+        {"a": 0, "b": "x"}, {"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "y"}, {"a": 0, "b": "z"},
+        {"a": 2, "b": "z"},
+    ]  # fmt: skip
+    effect = weights(chain, {"a": (2, 0)})
+    assert effect is not None
+    errors = np.random.default_rng(0).normal(size=len(chain))
+    blocks = np.array([[cell["b"] == b for b in "xyz"] for cell in chain], float)
+    levels = np.array([[cell["a"] == a for a in (1, 2)] for cell in chain], float)
+    fitted = np.linalg.lstsq(np.hstack([blocks, levels]), errors, rcond=None)[0]
+    assert effect @ errors == pytest.approx(fitted[-1], abs=1e-12)
+    assert effect.sum() == pytest.approx(0, abs=1e-12)
+
+
+def test_an_effect_of_two_levels_is_tested_as_scipy_tests_pairs() -> None:
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=(2, 6))
+    ours, theirs = paired_contrast(TOP1, (second - first).tolist()), stats.ttest_rel(second, first)
+    assert (ours.p, ours.t, ours.n) == (pytest.approx(theirs.pvalue), pytest.approx(theirs.statistic), 6)
+    interval = theirs.confidence_interval(0.95)
+    assert (ours.interval.low, ours.interval.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+def test_an_effect_over_folds_is_corrected_as_a_difference_is() -> None:
+    first, second = np.random.default_rng(4).normal(size=(2, 10))
+    expected = statistics.paired(second, first, 0.1)
+    ours = paired_contrast(AVERAGE, (second - first).tolist(), folds=10)
+    assert (ours.basis, ours.unit, ours.p) == ("folds", "fold", pytest.approx(expected.corrected.p))
+    assert ours.plain_p == pytest.approx(expected.plain.p) != ours.p
+
+
+def test_without_an_effect_five_percent_are_rejected_also_where_spreads_differ() -> None:
+    rng, sweeps, seeds = np.random.default_rng(2), 4000, 4
+    spreads = rng.choice([0.1, 1.0, 3.0], len(PARTIAL))  # of a cell's trainings, besides what a seed has in all cells
+    known = [weight for target in targets(varying(PARTIAL)) if (weight := weights(PARTIAL, target)) is not None]
+    assert len(known) == 7
+    errors = rng.normal(0, 2, (sweeps, 1, seeds)) + spreads[:, None] * rng.normal(size=(sweeps, len(PARTIAL), seeds))
+    p = np.stack([stats.ttest_1samp(np.einsum("c,ics->is", weight, errors), 0, axis=1).pvalue for weight in known], 1)
+    se = np.sqrt(0.05 * 0.95 / sweeps)
+    assert (holm(p) < 0.05).any(1).mean() <= 0.05 + 2 * se
+    assert ((p < 0.05).mean(0) <= 0.05 + 2.5 * se).all()  # seven tests: their largest share is above that of one
+    assert ((p < 0.05).mean(0) >= 0.05 - 2.5 * se).all()
+
+
+def made_sweep(ledger: Ledger, seeds: int = 4, missing: str = "", missing_seeds: range = range(9)) -> None:
+    """Finish a sweep of three activations by two widths; relu and avr have full width alone."""
+    rng = np.random.default_rng(3)
+    noise = {seed: rng.normal(0, 1) for seed in range(seeds)}
+
+    def outcome(trial: Trial) -> Made | None:
+        levels = dict(trial.cell.factors)
+        if trial.cell.label == missing and trial.seed in missing_seeds:
+            return None
+        effect = {"relu": 0.0, "crelu": -2.0, "avr": 1.0}[str(levels["act"])] + (levels["width"] == 0.5)
+        error = 20 + noise[trial.seed] + effect + 0.1 * rng.normal()
+        return Made({TOP1: error, "final/test_top5_err": 1.0, "final/test_loss": 1.0})
+
+    cells = grid(
+        lambda act, width: Cell(f"{act} x{width:g}", S2.activation(act, 1).width(width), "cifar100", ALLCONV),
+        act=ACTS,
+        width=(1.0, 0.5),
+        where=lambda act, width: act == "crelu" or width == 1.0,
+    )
+    make(ledger, unsearched("acts", cells, Protocol(seeds=seeds)), outcome)
+
+
+def test_report_has_the_effects_of_a_grid_and_names_what_is_withheld(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+    made_sweep(ledger)
+    results = survey(ledger, "acts")
+    (found,) = grids(groups(results))
+    assert dict(found.levels) == {"act": ACTS, "width": (1.0, 0.5)}
+    effects = {(e.contrast.metric, e.name, e.level): e for e in factor_effects(found)}
+    crelu = effects[TOP1, "act", "crelu"]
+    assert (crelu.contrast.basis, crelu.contrast.n, crelu.cells) == ("seeds", 4, 2)
+    assert crelu.contrast.difference == pytest.approx(-2, abs=0.3)
+    assert crelu.contrast.p < crelu.p < 0.05  # Holm counts the others
+    assert len(crelu.contrast.runs) == 8
+    assert effects["final/test_top5_err", "act", "crelu"].contrast.p == 1  # the same in all cells and seeds
+    assert effects[TOP1, "width", "0.5"].contrast.difference == pytest.approx(1, abs=0.3)
+    assert effects[TOP1, "act × width", "crelu, 0.5"].why
+    report, page, _ = make_report(ledger, "acts", tmp_path / "reports", "")
+    table = report.tables["factors"]
+    assert [row[0].text for row in table.rows[:3]] == ["act", "act", "width"]
+    assert "act × width: some are withheld, the cells of the grid do not determine it." in table.notes
+    assert "Parallel lines" in page.read_text()
+    assert (page.parent / "factors.csv").read_text().count("\n") == 1 + len(effects)
+
+
+def test_a_cell_without_a_result_is_left_out_and_named(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+    made_sweep(ledger, missing="avr x1")
+    (found,) = grids(groups(survey(ledger, "acts")))
+    assert found.levels["act"] == ("relu", "crelu")
+    assert found.left_out == ("avr x1",)
+
+
+def test_a_seed_counts_where_all_cells_of_an_effect_have_it(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+    made_sweep(ledger, missing="avr x1", missing_seeds=range(1, 3))
+    (found,) = grids(groups(survey(ledger, "acts")))
+    counts = {effect.level: effect.contrast.n for effect in factor_effects(found) if effect.contrast.metric == TOP1}
+    assert (counts["crelu"], counts["avr"], counts["0.5"]) == (4, 2, 4)
+
+
+def test_one_seed_has_a_difference_and_no_test(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+    made_sweep(ledger, seeds=1)
+    (found,) = grids(groups(survey(ledger, "acts")))
+    effects = [effect for effect in factor_effects(found) if not effect.why]
+    assert {effect.contrast.basis for effect in effects} == {"one training"}
+    assert all(np.isnan(effect.p) and np.isfinite(effect.contrast.difference) for effect in effects)
+
+
+def test_means_of_an_interaction_are_over_settings_that_have_all_of_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells: Any = [SimpleNamespace(cell=SimpleNamespace(factors=tuple(levels.items()))) for levels in PARTIAL]
+    errors = {id(cell): 10.0 * number for number, cell in enumerate(cells)}
+    monkeypatch.setattr(factors, "runs_of", lambda cell, _: {(seed, 0): ("run", errors[id(cell)]) for seed in (0, 1)})
+    found = Grid(varying(PARTIAL), cells, (), (TOP1,))
+    means = interaction_means(found, TOP1, "net", "width")  # of crelu alone: the others have no half width
+    assert means is not None
+    expected = {
+        (levels["net"], levels["width"]): 10.0 * number
+        for number, levels in enumerate(PARTIAL)
+        if levels["act"] == "crelu"
+    }
+    assert means.errors == expected
+    crossed = [levels for levels in PARTIAL if (levels["net"], levels["act"]) != ("wide", "crelu")]
+    alone = Grid(varying(crossed), tuple(cells[PARTIAL.index(levels)] for levels in crossed), (), (TOP1,))
+    assert interaction_means(alone, TOP1, "net", "width") is None

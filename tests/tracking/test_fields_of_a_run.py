@@ -1,0 +1,85 @@
+"""What a run says of itself: the fields in which cells differ, their factors, and the commit of the page."""
+
+import dataclasses
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from crelu_models.tables import S2
+from sweeps.experiment.grid import grid
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.recipe import ALLCONV, Stage
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.git import page_source
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.mlflow_runs import MlflowRuns
+from sweeps.tracking.run_index import Store
+from tests.support.tracked import finish
+
+CELLS = grid(
+    lambda decay, act: Cell(
+        f"{act} {decay:g}", S2.activation(act, 1), "synthetic", dataclasses.replace(ALLCONV, weight_decay=decay)
+    ),
+    decay=(0.001, 0.01),
+    act=("relu", "crelu"),
+)
+SWEEP = Sweep("fields", "demo", CELLS, Protocol())
+
+
+def git(folder: Path, *words: str) -> None:
+    subprocess.run(("git", "-c", "user.name=a", "-c", "user.email=a@b", *words), cwd=folder, check=True)
+
+
+def test_fields_in_which_cells_differ_and_their_factors_are_parameters(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELLS[3])
+    runs = MlflowRuns(store, ledger, SWEEP)
+    runs.sync_trial(trial, "RUNNING")
+    for key in (trial.key, f"cell:{CELLS[3].key}"):
+        params = runs.client.get_run(runs.runs[key]).data.params
+        assert params["recipe.weight_decay"] == "0.01"
+        assert (params["factor.decay"], params["factor.act"]) == ("0.01", "crelu")
+        assert not {"recipe.momentum", "recipe.lr", "recipe.epochs"} & params.keys()
+
+
+def test_a_varied_schedule_is_written_as_json() -> None:
+    from sweeps.tracking.layout import params_of, varied_fields
+
+    other = dataclasses.replace(CELLS[0].recipe, stages=(Stage(1, 1.0), Stage(9, 0.5)))
+    cells = (CELLS[0], dataclasses.replace(CELLS[0], recipe=other))
+    assert varied_fields(cells) == ("stages",)
+    assert params_of(Trial(cells[1]), "a", ("stages",))["recipe.stages"] == "[[1, 1.0, 1.0], [9, 0.5, 1.0]]"
+    assert varied_fields(cells[:1]) == ()
+
+
+def test_a_run_has_the_commit_of_the_page_that_trained_it(
+    store: Store, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "mine"
+    (repository / "pages").mkdir(parents=True)
+    page = repository / "pages/birds.py"
+    page.write_text("cells")
+    main = types.ModuleType("__main__")
+    main.__file__ = str(page)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert page_source() == {"mlflow.source.type": "LOCAL", "mlflow.source.name": "birds.py"}
+    git(repository, "init", "-q")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "first")
+    clean = page_source()
+    assert (len(clean["mlflow.source.git.commit"]), clean["git.dirty"]) == (40, "false")
+    page.write_text("other cells")
+    dirty = page_source()
+    assert dirty == clean | {"git.dirty": "true"}
+    before, now, later = (Trial(cell) for cell in CELLS[:3])
+    finish(ledger, before, 20.0)  # in 2026, long ago by the clock of this process
+    finish(ledger, later, 20.0, finished_ms=4_000_000_000_000)
+    runs = MlflowRuns(store, ledger, SWEEP)
+    for trial in (before, now, later):
+        runs.sync_trial(trial, "RUNNING")
+    tags = [runs.client.get_run(runs.runs[trial.key]).data.tags for trial in (before, now, later)]
+    assert "git.dirty" not in tags[0]
+    for known in tags[1:]:
+        assert {name: known[name] for name in dirty} == dirty

@@ -1,0 +1,80 @@
+"""The model on a trial's run: MLflow loads it, and its errors are those of the table to the last digit."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+
+from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.mlflow_runs import MlflowRuns
+from sweeps.tracking.model_files import with_model
+from sweeps.tracking.registry import Candidate, aliases, register
+from sweeps.tracking.run_index import Store
+from sweeps.training.predictor import Predictor
+from sweeps.training.run_trial import run_trial
+from sweeps.training.splits import open_splits
+from tests.support.trials import runtime_config, trial_of
+
+
+def test_model_of_a_run_scores_as_the_test_did_and_its_winner_is_registered(
+    data: Path, empty: Path, tmp_path: Path
+) -> None:
+    base, config = trial_of("All-CNN-B"), runtime_config(data, tmp_path / "ledger")
+    short = dataclasses.replace(base.cell, recipe=dataclasses.replace(base.cell.recipe, epochs=1))
+    trial, ledger = dataclasses.replace(base, cell=short), Ledger(config.ledger)
+    result = run_trial(trial, config, lambda *_: None)
+    assert result is not None
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    sweep = Sweep("small", "demo", (trial.cell,), Protocol())
+    runs = MlflowRuns(Store(uri, "small", (tmp_path / "artifacts").as_uri()), ledger, sweep)
+    assert runs.sync_trial(trial, "RUNNING")
+    run = runs.runs[trial.key]
+    candidate = Candidate("all-cnn", run, {"trial.key": trial.key})
+    assert register(uri, "small-nets", [candidate]) == 1
+    assert register(uri, "small-nets", [candidate]) == 0
+    mlflow.set_tracking_uri(uri)
+    try:
+        models = [mlflow.pyfunc.load_model(name) for name in (f"runs:/{run}/model", "models:/small-nets@all-cnn")]
+    finally:
+        mlflow.set_tracking_uri(None)
+    test = open_splits(trial, config).test
+    assert test is not None
+    (batch,) = test.batches(np.arange(len(test)), 250)
+    table = pq.read_table(Path(ledger.path(f"trials/{trial.key}/tables/scores.parquet")))
+    for model in models:
+        scores = model.predict(batch.images.permute(0, 2, 3, 1).numpy())
+        np.testing.assert_array_equal(scores, np.stack(table["centre"].to_numpy()))
+        wrong = 100 * float(np.mean(scores.argmax(1) != batch.labels.numpy()))
+        assert wrong == result["metrics"]["final/test_top1_err"]
+    assert isinstance(models[0].get_raw_model(), torch.nn.Module)
+    with pytest.raises(ValueError, match=r"bytes of shape \(n, h, h, 3\), not uint8 of shape \(12, 3"):
+        Predictor(next(tmp_path.rglob("model/data"))).predict(batch.images.numpy()[:12])
+
+
+def test_aliases_are_words_that_mlflow_takes_and_all_different() -> None:
+    labels = ["CReLU x0.5", "crelu x0,5", "v2", "latest", "?"]
+    assert list(aliases(labels).values()) == ["crelu-x0-5", "crelu-x0-5-2", "cell-v2", "cell-latest", "cell"]
+
+
+def test_a_result_without_the_facts_of_its_pictures_keeps_its_weights_where_they_were() -> None:
+    contents = {"weights.safetensors": b"w", "trial.json": b"{}"}
+    trial = trial_of("All-CNN-B")
+    assert with_model(trial, {"finished_ms": 0}, contents, "run") == contents
+
+
+def test_weights_of_another_net_are_refused(tmp_path: Path) -> None:
+    trial = trial_of("All-CNN-B")
+    facts = {"trial": trial.to_json(), "classes": 4, "crop": 64, "mean": [0.5] * 3, "std": [0.2] * 3}
+    (tmp_path / "net.json").write_text(json.dumps(facts | {"precision": "fp32"}))
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=f"these weights are not of trial {trial.key}"):
+        Predictor(tmp_path)
