@@ -296,6 +296,11 @@ def test_a_second_operation_is_drawn_anew() -> None:
     pairs = torch.stack([_integers(base, ids, _OPERATION + 2 * number, 14) for number in (0, 1)])
     assert 0.05 < (pairs[0] == pairs[1]).double().mean() < 0.1  # one in fourteen
     images = pictures(1, 16).expand(64, -1, -1, -1)
+    kinds = [_changed(images, base, ids[:64], number, 25).flatten(1) for number in (0, 1)]
+    first, second = (len(each.unique(dim=0)) for each in kinds)
+    assert min(first, second) > 8
+    same = [torch.equal(a, b) for a, b in zip(*kinds, strict=True)]
+    assert sum(same) < 30  # one in fourteen has the same operation, and some change little
     once = _changed(images, base, ids[:64], 0, 9)
     assert not torch.equal(_changed(images, base, ids[:64], 1, 9), once)
     assert torch.equal(_changed(images, base, ids[:64], 0, 9), once)

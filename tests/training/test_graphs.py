@@ -29,6 +29,7 @@ RECIPES = {
     "dampened, not cut": dataclasses.replace(SGD, dampening=0.9, clip_norm=0.0),
     "adam": dataclasses.replace(SGD, optimiser="adam", lr=1e-3),
     "bf16": dataclasses.replace(SGD, precision="bf16"),
+    "modern": dataclasses.replace(SGD, optimiser="adamw", lr=1e-3, label_smoothing=0.1, ema=0.9),
 }
 
 
