@@ -10,7 +10,7 @@ from enum import IntEnum
 
 from sweeps.experiment.option_types import nonnegative_int
 from sweeps.experiment.profiles import PROFILES
-from sweeps.experiment.search import SAMPLERS
+from sweeps.experiment.sampling import SAMPLERS
 from sweeps.experiment.trial import MATCHES
 
 REHEARSED = 300  # steps of a rehearsal

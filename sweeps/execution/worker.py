@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from sweeps.execution.messages import Assignment, Message, Notify, left
 from sweeps.execution.watchdog import Watchdog, stop_signal
@@ -27,9 +28,10 @@ def work(assignment: Assignment, notify: Notify) -> None:
     runtime = RuntimeConfig(**assignment["runtime"])
     stop = stop_signal(Ledger(runtime.ledger), assignment["stop"])
     if len(trials) > 1:
-        _train_pack(assignment["pack"], trials, runtime, notify, stop)
+        _train_pack(assignment["pack"], trials, runtime, assignment["pauses"], notify, stop)
     else:
         train = train_function(assignment["work"], runtime.ranks)
+        runtime = replace(runtime, pause_at=assignment["pauses"].get(trials[0].key, 0))
         _train_one(trials[0], train, runtime, notify, stop, assignment["probe"])
 
 
@@ -73,7 +75,12 @@ def _train_one(
 
 
 def _train_pack(
-    name: str, trials: list[Trial], runtime: RuntimeConfig, notify: Notify, stop: Callable[[], bool]
+    name: str,
+    trials: list[Trial],
+    runtime: RuntimeConfig,
+    pauses: Mapping[str, int],
+    notify: Notify,
+    stop: Callable[[], bool],
 ) -> None:
     """Train trials side by side.
 
@@ -99,4 +106,4 @@ def _train_pack(
         for trial in suspects:
             noting(left(trial.key))
         healthy = [trial for trial in members if trial not in suspects]
-        perform_pack(healthy, runtime, noting, watchdog.wrap(stop), watchdog.set_current)
+        perform_pack(healthy, runtime, noting, watchdog.wrap(stop), watchdog.set_current, pauses)

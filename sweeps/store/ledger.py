@@ -386,6 +386,21 @@ class Ledger:
         """Write the result of trial `key`, which is done from then on, and delete its checkpoints."""
         self.write_json(f"results/{key}.json", {**result, "check": checksum(result)})
         self.delete(f"checkpoints/{key}")
+        self.delete(f"paused/{key}.json")
+
+    def pause(self, key: str, record: Mapping[str, Any]) -> None:
+        """Note that trial `key` has paused: its epoch, and its errors by epoch."""
+        self.write_note(f"paused/{key}.json", record)
+
+    def paused_at(self, key: str) -> Json | None:
+        """Return the record of trial `key` where it has paused, None where it has not, or the record is damaged."""
+        record = self.read_checked(f"paused/{key}.json")
+        return record if record is not None and len(record.get("curve", ())) == record.get("epoch") else None
+
+    def paused(self) -> dict[str, Json]:
+        """Return the records of all trials that have paused and have no result, by key."""
+        keys = [name.removesuffix(".json") for name in self.names("paused")]
+        return {key: record for key in keys if (record := self.paused_at(key)) is not None}
 
     def attempts(self, key: str) -> list[Json]:
         """Return the failed attempts of trial `key`, oldest first."""
@@ -409,8 +424,8 @@ class Ledger:
 
     def forget(self, key: str) -> None:
         """Delete all files of trial `key`, so that it runs anew."""
-        for name in (f"results/{key}.json", f"tracked/{key}.json", f"claims/{key}.json", f"damaged/{key}.json"):
-            self.delete(name)
+        for folder in ("results", "tracked", "claims", "damaged", "paused"):
+            self.delete(f"{folder}/{key}.json")
         for folder in ("attempts", "checkpoints", "trials"):
             self.delete(f"{folder}/{key}")
 

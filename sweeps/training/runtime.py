@@ -20,7 +20,8 @@ class RuntimeConfig:
     whose decoded pictures take at most `resident_bytes` is decoded once and kept on the device. A data set that is
     not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
     each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. Without
-    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit.
+    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit. A trial of a search
+    pauses after epoch `pause_at`, unless that is 0.
     """
 
     ledger: str
@@ -36,6 +37,7 @@ class RuntimeConfig:
     resident_bytes: int = 2 << 30
     data_source: str = ""
     ranks: int = 1
+    pause_at: int = 0
 
 
 def available_device() -> str:
