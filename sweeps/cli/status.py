@@ -8,7 +8,7 @@ import sys
 import time
 
 from sweeps.experiment.metrics import AVERAGE, TOP1, cell_average, error_text
-from sweeps.experiment.plan import STATES, Plan, current_plan
+from sweeps.experiment.plan import STATES, Plan, current_plan, state_heads
 from sweeps.results.evidence import titles
 from sweeps.store.lease import Drivers, owner_text
 from sweeps.store.ledger import Json, Ledger
@@ -59,9 +59,9 @@ def text(plan: Plan, drives: Json | None) -> str:
     who = f"driven by {owner_text(drives)}" if drives else "no driver runs; the sweep's command resumes it"
     width = max(len(cell.label) for cell in plan.sweep.cells)
     lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
-    lines.append(f"{'cell':<{width}}   new  run done stale fail skip   test error %")
+    lines.append(f"{'cell':<{width}} {state_heads(plan.states)}   test error %")
     for cell in plan.sweep.cells:
-        counts = "".join(f"{plan.count(state, cell=cell) or '.':>5}" for state in STATES)
+        counts = "".join(f"{plan.count(state, cell=cell) or '.':>5}" for state in plan.states)
         words = "; ".join(filter(None, (error_text(plan.tested(cell)), plan.lost(cell))))
         lines.append(f"{cell.label:<{width}} {counts}   {words}".rstrip())
     lines += [f"{label}: {why}; the others are skipped" for label, why in plan.given_up.items()]

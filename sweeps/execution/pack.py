@@ -37,7 +37,8 @@ def perform_pack(
 
     `notify` gets a message for each epoch and for each member that leaves: with its result, with a failed attempt on
     the ledger, paused at its epoch in `pauses`, or with its state saved for another worker. `alive(key)` is called
-    before each step. An error of the device itself is raised, since no member can go on; any other error ends only the member that raised it.
+    before each step. An error of the device itself is raised, since no member can go on; any other error ends only the
+    member that raised it.
     """
     pack = _Pack(trials, runtime, notify, stop, alive, pauses)
     try:

@@ -250,9 +250,7 @@ def _trials_of(
     chosen = setting_of(winner.trial)
     trials = protocol_trials(cell, chosen, reference, protocol, results)
     further = further_seeds(cell, chosen, protocol, results, failed)
-    return known._replace(
-        protocol=trials, pending=_second_phases(cell, protocol, trials, failed), further=further
-    )
+    return known._replace(protocol=trials, pending=_second_phases(cell, protocol, trials, failed), further=further)
 
 
 def _why_no_winner(search: Search, trials: Sequence[Trial], cell: Cell, results: Mapping[str, Json]) -> str:
@@ -398,6 +396,12 @@ def ordered(cells: Iterable[CellTrials]) -> list[Trial]:
 # Where each trial stands
 
 STATES = ("new", "running", "paused", "done", "stale", "failed", "skipped")
+
+
+def state_heads(states: Iterable[str]) -> str:
+    """Return the headings of columns of states, five letters wide each."""
+    short = {"running": "run", "paused": "wait", "failed": "fail", "skipped": "skip"}
+    return "".join(f"{short.get(state, state):>5}" for state in states)
 
 
 class TrialStatus(NamedTuple):

@@ -1,4 +1,4 @@
-"""Suggestions by Optuna's samplers, its pruner over folds, its importance of dimensions, and its storage for dashboards.
+"""Suggestions by Optuna's samplers, its pruner over folds, its importance of dimensions, its storage for dashboards.
 
 A suggestion is a pure function of seed, cell, number and what was observed: each has a new sampler of its own seed.
 """
@@ -160,7 +160,11 @@ def importances(axes: Sequence[Axis], observed: Iterable[Observation], direction
 
 
 def write_study(
-    url: str, name: str, axes: tuple[Axis, ...], observed: Iterable[tuple[Observation, Mapping[str, Any]]], sampler: Sampler
+    url: str,
+    name: str,
+    axes: tuple[Axis, ...],
+    observed: Iterable[tuple[Observation, Mapping[str, Any]]],
+    sampler: Sampler,
 ) -> None:
     """Write a study anew to an Optuna storage for a dashboard to read, each point with its attributes."""
     optuna = _optuna()

@@ -1,9 +1,9 @@
 """Searches: one study per cell, derived from the ledger, the same on a cluster of any size.
 
-The first suggestion of each is the cell's own setting, or zero dropout. A suggestion is a pure function of search, cell,
-number and the values of all earlier waves: each has a new sampler of its own seed, and a wave begins when all values of
-the one before are known. So a killed sweep asks for the same points again. A point that is suggested twice is one
-trial, trained once. With successive halving (sweeps.experiment.halving) a clock of epochs stands for the waves.
+The first suggestion of each is the cell's own setting, or zero dropout. A suggestion is a pure function of search,
+cell, number and the values of all earlier waves: each has a new sampler of its own seed, and a wave begins when all
+values of the one before are known. So a killed sweep asks for the same points again. A point that is suggested twice is
+one trial, trained once. With successive halving (sweeps.experiment.halving) a clock of epochs stands for the waves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from crelu_data.datasets import dataset
 from sweeps.experiment.halving import Bracket, rungs
 from sweeps.experiment.metrics import HELD_OUT
 from sweeps.experiment.recipe import SPACES, Dimension
@@ -113,7 +112,9 @@ class Search:
             raise ValueError(f"a search never chooses on the test pictures: {self.objective!r} is measured on them")
         for name, most in self.limits_by_name.items():
             if name not in LIMITS or not 0 < most < math.inf:
-                raise ValueError(f"a search's limits are numbers above 0 of {' and '.join(LIMITS)}, not {name}={most!r}")
+                raise ValueError(
+                    f"a search's limits are numbers above 0 of {' and '.join(LIMITS)}, not {name}={most!r}"
+                )
 
     def _check_halving(self) -> None:
         if self.halving == 0 and self.rung == 0:
@@ -126,7 +127,9 @@ class Search:
         if self.folds:
             raise ValueError("successive halving is on the hold-out: leave its factor out, or the folds of the search")
         if "recipe.epochs" in {axis.name for axis in self.axes}:
-            raise ValueError("successive halving needs as many epochs of all trials: take recipe.epochs out of the space")
+            raise ValueError(
+                "successive halving needs as many epochs of all trials: take recipe.epochs out of the space"
+            )
         if self.objective != HELD_OUT:
             raise ValueError(f"successive halving compares {HELD_OUT}; leave out either of halving and objective")
 
@@ -148,7 +151,10 @@ class Search:
 def search_to_json(search: Search) -> Json:
     """Return a search as JSON."""
     space: list[Any] = [axis_to_json(axis) for axis in search.axes] or [list(part) for part in search.space]
-    return dataclasses.asdict(search) | {"space": space, "limits": [list(pair) for pair in search.limits_by_name.items()]}
+    return dataclasses.asdict(search) | {
+        "space": space,
+        "limits": [list(pair) for pair in search.limits_by_name.items()],
+    }
 
 
 def search_from_json(value: Json) -> Search:
@@ -376,6 +382,8 @@ def _excess_before(search: Search, trial: Trial) -> tuple[tuple[str, float], ...
     most = search.limits_by_name.get("parameters")
     if most is None:
         return ()
+    from crelu_data.datasets import dataset  # with NumPy, which a page's declaration does without
+
     return (("parameters", net.parameters(dataset(trial.cell.dataset).classes) - most),)
 
 

@@ -1,6 +1,6 @@
 """Search spaces: what a search may choose for a cell, by dotted names, and what each choice does to recipe and net.
 
-    {"recipe.lr": Float(1e-3, 1, log=True), "recipe.optimiser": Choice("sgd", "adam"), "net.dropout.conv9": Float(0, 0.5)}
+{"recipe.lr": Float(1e-3, 1, log=True), "recipe.optimiser": Choice("sgd", "adam"), "net.dropout.conv9": Float(0, 0.5)}
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Value = bool | int | float | str
 Choices = tuple[tuple[str, Value], ...]
 
 DIGITS = 4  # of a number that is not drawn in steps: a rate that can be typed again
+DROPOUT = "net.dropout."  # before the layer of a dropout rate
 UNSEARCHED = ("name", "stages")  # fields of a recipe that are no single value
 
 
@@ -89,7 +90,9 @@ class Int:
 
     def holds(self, value: Value) -> bool:
         """Return whether a value is one of its numbers."""
-        return not isinstance(value, bool | str) and self.low <= value <= self.high and not (value - self.low) % self.step
+        return (
+            not isinstance(value, bool | str) and self.low <= value <= self.high and not (value - self.low) % self.step
+        )
 
     def ends(self) -> tuple[Value, ...]:
         """Return its least and its greatest number."""
@@ -165,8 +168,8 @@ def chosen_net(net: Net, choices: Choices) -> Net:
     for name, value in choices:
         if name == "net.width":
             net = net.width(float(value))
-        elif name.startswith("net.dropout."):
-            net = net.dropout(float(value), name.removeprefix("net.dropout."))
+        elif name.startswith(DROPOUT):
+            net = net.dropout(float(value), name.removeprefix(DROPOUT))
     return net
 
 
@@ -176,7 +179,7 @@ def choosable(net: Net, recipe: Recipe) -> dict[str, Value]:
     own: dict[str, Value] = {f"recipe.{name}": getattr(recipe, name) for name in fields}
     rates = net.dropouts()
     layers = ["input", *(layer.row.name for layer in net.layers(1))]
-    own |= {f"net.dropout.{layer}": rates.get(layer, 0.0) for layer in layers}
+    own |= {f"{DROPOUT}{layer}": rates.get(layer, 0.0) for layer in layers}
     return own | {"net.width": 1.0}
 
 

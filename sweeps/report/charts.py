@@ -1,4 +1,4 @@
-"""The charts of a report: effects, learning curves, error against parameters, dropout response, the analyses' own."""
+"""The charts of a report: effects, learning curves, errors by parameters, responses of searches, the analyses' own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TRAIN
+from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, TRAIN
 from sweeps.experiment.search import Search, space
+from sweeps.experiment.space import Choice, Domain, Value, value_text
 from sweeps.experiment.wording import count
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
@@ -128,8 +129,8 @@ def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
         yield Point(mean, row.label, tip, size, ours.interval, trials=keys(ours.runs))
 
 
-def dropout_galleries(survey: SweepResults) -> list[Gallery]:
-    """Return, a cell, one chart of hold-out error for each rate that its study chose."""
+def response_galleries(survey: SweepResults) -> list[Gallery]:
+    """Return, a cell, one chart of the objective for each dimension of its study."""
     search = survey.sweep.protocol.search
     if search is None:
         return []
@@ -144,19 +145,43 @@ def _response_gallery(evidence: CellResults, search: Search) -> Gallery | None:
     values = sorted(value for _, value in tried)
     low, median = values[0], values[len(values) // 2]
     # Diverged trials sit at chance: drawn at the top edge, they do not press the others together.
-    high = min(values[-1], median + 3 * (median - low) + 0.5)
+    least = 0.5 if search.objective == HELD_OUT else 0.0
+    high = values[-1] if evidence.larger_wins else min(values[-1], median + 3 * (median - low) + least)
     pad = 0.06 * (high - low or 1.0)
     figures = []
-    for place in space(search, evidence.cell):
+    what = "hold-out error" if search.objective == HELD_OUT else search.objective
+    for axis in space(search, evidence.cell):
         points = []
         for point, value in tried:
-            rate = dict(point.run.trial.dropout)[place.after]
+            chosen = dict(point.run.trial.chosen)[axis.name]
             kind: Kind = "pick" if point is evidence.winner else "ours" if point.complete else "open"
-            points.append(Point(value, "", f"{rate:g}: {value:.2f}", rate, kind=kind, trials=keys(point.runs)))
-        chart = Responses(points, low - pad, high + pad, (place.low, place.high))
-        alt = f"{evidence.cell.label}: hold-out error by dropout after {place.after}"
-        figures.append(Figure(f"after {place.after}", chart, alt=alt))
+            tip = f"{value_text(chosen)}: {value:.2f}"
+            points.append(Point(value, "", tip, _place(axis.domain, chosen), kind=kind, trials=keys(point.runs)))
+        title = axis.name if search.axes else f"after {axis.name}"
+        chart = Responses(points, low - pad, high + pad, *_scale(axis.domain))
+        name = axis.name if search.axes else f"dropout after {axis.name}"
+        figures.append(Figure(title, chart, alt=f"{evidence.cell.label}: {what} by {name}"))
     return Gallery(evidence.cell.label, tuple(figures), "tiny")
+
+
+def _place(domain: Domain, value: Value) -> float:
+    """Return where a value stands on its axis: itself, its logarithm, or its place among the choices."""
+    if isinstance(domain, Choice):
+        return float(domain.options.index(value))
+    return math.log10(float(value)) if domain.log else float(value)
+
+
+def _scale(domain: Domain) -> tuple[tuple[float, float], tuple[tuple[float, str], ...]]:
+    """Return the ends of an axis, and the places that are named where they are no round numbers."""
+    if isinstance(domain, Choice):
+        last = len(domain.options) - 1
+        return (0.0, float(last)), tuple((float(k), value_text(option)) for k, option in enumerate(domain.options))
+    ends = (_place(domain, domain.low), _place(domain, domain.high))
+    if not domain.log:
+        return ends, ()
+    powers = range(math.ceil(ends[0] - 1e-9), math.floor(ends[1] + 1e-9) + 1)
+    places = [float(power) for power in powers] if len(powers) > 1 else list(ends)
+    return ends, tuple((place, f"{10**place:.3g}") for place in places[:: -(-len(places) // 5)])
 
 
 # What the analysis jobs found ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from crelu_models.spec import Conv, Net
 from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE, Tested, averages, cell_average
 from sweeps.experiment.plan import Protocol
+from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.trial import PHASES, Cell, Trial
 from sweeps.store.ledger import Json
 
@@ -141,13 +142,17 @@ def params_of_cell(cell: Cell, name: str, protocol: Protocol, trials: Iterable[T
 def params_of(trial: Trial, name: str) -> dict[str, str | int | float]:
     """Return what varies between trials, for people; everything else is in trial.json."""
     fold = trial.fold if trial.folds else ""
-    return _params(trial.cell, name) | {
-        "lr": trial.recipe.lr,
-        "dropout": _dropout(trial),
-        "phase": trial.phase,
-        "seed": trial.seed,
-        "fold": fold,
-    }
+    return (
+        _params(trial.cell, name)
+        | {
+            "lr": trial.recipe.lr,
+            "dropout": _dropout(trial),
+            "phase": trial.phase,
+            "seed": trial.seed,
+            "fold": fold,
+        }
+        | _choices(trial)
+    )
 
 
 def _params(cell: Cell, name: str) -> dict[str, str | int | float]:
@@ -160,6 +165,16 @@ def _params(cell: Cell, name: str) -> dict[str, str | int | float]:
         "optimiser": recipe.optimiser,
         "batch": recipe.batch,
         "epochs": recipe.epochs,
+    }
+
+
+def _choices(trial: Trial) -> dict[str, str | int | float]:
+    """Return what a search chose for a trial; fields of the recipe and dropout under the names that all runs have."""
+    renamed = {"recipe.lr": "lr", "recipe.optimiser": "optimiser", "recipe.batch": "batch", "recipe.epochs": "epochs"}
+    return {
+        renamed.get(name, name): value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        for name, value in trial.choices
+        if not name.startswith(DROPOUT)
     }
 
 

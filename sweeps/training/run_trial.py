@@ -32,7 +32,8 @@ def run_trial(
 
     `report(epoch, row)` is called for each epoch (1-based) once a checkpoint that holds it is durable; a resumed trial
     does not report epochs again. Returns None, with the state saved, soon after `stop()` is true or, with a note on
-    the ledger, after epoch `config.pause_at`. ValueError for data or a checkpoint that do not fit, OSError for an unwritable ledger.
+    the ledger, after epoch `config.pause_at`. ValueError for data or a checkpoint that do not fit, OSError for an
+    unwritable ledger.
     """
     context = PackContext()
     try:
