@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
     from sweeps.experiment.search import Search
+    from sweeps.experiment.space import Choice, Float, Int
     from sweeps.experiment.trial import Cell
     from sweeps.launch import main
 
@@ -22,6 +23,9 @@ __all__ = [
     "IMAGENET_SGD",
     "VGG",
     "Cell",
+    "Choice",
+    "Float",
+    "Int",
     "Protocol",
     "RateStudy",
     "Recipe",
@@ -31,6 +35,9 @@ __all__ = [
 
 _MODULES = {
     "Cell": "sweeps.experiment.trial",
+    "Choice": "sweeps.experiment.space",
+    "Float": "sweeps.experiment.space",
+    "Int": "sweeps.experiment.space",
     "Protocol": "sweeps.experiment.plan",
     "RateStudy": "sweeps.experiment.rates",
     "Search": "sweeps.experiment.search",

@@ -401,7 +401,7 @@ STATES = ("new", "running", "paused", "done", "stale", "failed", "skipped")
 def state_heads(states: Iterable[str]) -> str:
     """Return the headings of columns of states, five letters wide each."""
     short = {"running": "run", "paused": "wait", "failed": "fail", "skipped": "skip"}
-    return "".join(f"{short.get(state, state):>5}" for state in states)
+    return "".join(f" {short.get(state, state):>4}" for state in states)
 
 
 class TrialStatus(NamedTuple):

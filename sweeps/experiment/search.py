@@ -64,7 +64,7 @@ class Search:
     suggestion is judged by the `objective` on the hold-out, or, with `folds`, by its mean over that many folds.
     `prune` ends a trial whose error is above the best third of earlier ones. Over folds it leaves out the remaining
     folds of a suggestion that is worse than the best one by Wilcoxon's signed-rank test (p < 0.1) on those so far.
-    `halving` takes its place: trials pause at rungs, the first after `rung` epochs (0: three rungs before the last
+    `halving` takes its place: trials pause at rungs, the first after `rung` epochs (0: two rungs before the last
     epoch), and one in `halving` goes on to the next. `limits` on parameters and seconds are kept by the winner.
     """
 

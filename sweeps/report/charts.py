@@ -22,6 +22,7 @@ from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import columns_of
 
 LARGEST: Final = 20_000_000  # bytes of a picture that a page takes in, and makes smaller
+NAMES: Final = 24  # letters of all choices below a response
 JOBS: Final = {
     "pairing": "Pairing of filters (Figures 1 to 3)",
     "invariance": "Invariance (Figure 4)",
@@ -175,13 +176,15 @@ def _scale(domain: Domain) -> tuple[tuple[float, float], tuple[tuple[float, str]
     """Return the ends of an axis, and the places that are named where they are no round numbers."""
     if isinstance(domain, Choice):
         last = len(domain.options) - 1
-        return (0.0, float(last)), tuple((float(k), value_text(option)) for k, option in enumerate(domain.options))
+        letters = NAMES // (last + 1)
+        names = tuple((float(k), value_text(option)[:letters]) for k, option in enumerate(domain.options))
+        return (-0.25 * last, 1.25 * last), names
     ends = (_place(domain, domain.low), _place(domain, domain.high))
     if not domain.log:
         return ends, ()
     powers = range(math.ceil(ends[0] - 1e-9), math.floor(ends[1] + 1e-9) + 1)
     places = [float(power) for power in powers] if len(powers) > 1 else list(ends)
-    return ends, tuple((place, f"{10**place:.3g}") for place in places[:: -(-len(places) // 5)])
+    return ends, tuple((place, f"{10**place:.3g}") for place in places[:: -(-len(places) // 3)])
 
 
 # What the analysis jobs found ---------------------------------------------------------------------------------

@@ -22,12 +22,12 @@ EPOCHS = 27
 CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=EPOCHS))
 SPACE: Space = {"recipe.lr": Float(1e-3, 1, log=True), "recipe.optimiser": Choice("sgd", "adam"),
                 "recipe.batch": Int(16, 128, 16)}  # fmt: skip
-HALVED = Search(16, space=SPACE, halving=3)
+HALVED = Search(16, space=SPACE, halving=3, rung=1)
 
 
 def test_rungs_are_a_factor_apart_and_end_with_the_last_epoch() -> None:
-    assert rungs(27, 3) == (1, 3, 9, 27)
-    assert rungs(350, 3) == (13, 39, 117, 350)
+    assert rungs(27, 3) == (3, 9, 27)
+    assert rungs(350, 3) == (39, 117, 350)
     assert rungs(350, 3, first=2) == (2, 5, 13, 39, 117, 350)
     assert rungs(8, 2, first=3) == (4, 8)
     assert rungs(2, 4) == (1, 2)
@@ -74,7 +74,7 @@ def asha(losses: Mapping[int, list[float]], workers: int, steps: tuple[int, ...]
 
 @pytest.mark.parametrize(("arms", "workers", "factor"), [(30, 4, 3), (30, 1, 3), (64, 7, 2), (9, 3, 4)])
 def test_a_bracket_decides_as_ashas_rule_does(arms: int, workers: int, factor: int) -> None:
-    steps = rungs(EPOCHS, factor)
+    steps = rungs(EPOCHS, factor, 1)
     draw = random.Random(arms)
     losses = {arm: [draw.uniform(0, 100) for _ in range(EPOCHS)] for arm in range(arms)}
     bracket = Bracket(arms, workers, steps, factor)
@@ -229,7 +229,7 @@ def test_whole_results_of_another_search_answer_every_rung_at_once() -> None:
 
 def test_keys_of_a_halved_search_are_those_of_whole_trainings() -> None:
     halved = study(HALVED, CELL, {}, ()).trials
-    plain = study(dataclasses.replace(HALVED, halving=0), CELL, {}, ()).trials
+    plain = study(dataclasses.replace(HALVED, halving=0, rung=0), CELL, {}, ()).trials
     assert [trial.key for trial in halved] == [trial.key for trial in plain]
 
 

@@ -56,6 +56,7 @@ PROTOCOLS = (
     Protocol(seeds=1, ablation=False, single=True, search=Search(4, "random", 2)),
     Protocol(seeds=1, search=Search(6, "random", 2, folds=2)),
     Protocol(seeds=1, search=Search(6, "grid", 3)),
+    Protocol(seeds=1, search=Search(6, "random", 3, halving=2, rung=1)),
     Protocol(seeds=1, rates=RateStudy("cell?", (0.1, 0.05))),
 )
 HOST = SimulatedHost()
@@ -99,7 +100,7 @@ class QueueWorld:
         self.training = Training(draw.randrange(SALTS), draw.choice((1.0, 3.0, 10.0)))
         self.training.trouble = draw.choice((0.0, 0.0, 0.02, 0.08))
         self.training.on_start = self._on_start
-        (protocol,) = draw.choices(PROTOCOLS, (1, 3, 1, 3, 2, 2, 1))
+        (protocol,) = draw.choices(PROTOCOLS, (1, 3, 1, 3, 2, 2, 3, 1))
         self.commands = [self._command(number, protocol) for number in range(draw.choice((1, 2, 2, 3)))]
         # What befalls, and how often.
         kinds = {

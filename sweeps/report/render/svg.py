@@ -118,7 +118,7 @@ def _responses(responses: Responses, alt: str) -> Markup:
         axis.grid(axis="y", gid="grid")
         values = [min(max(point.value, responses.low), responses.high) for point in points]
         hovers = _points(axis, points, [point.x for point in points], values, 3)
-        room = (0.2 if responses.ticks else 0.05) * (last - first)
+        room = 0.05 * (last - first)
         axis.set(xlim=(first - room, last + room), ylim=(responses.low, responses.high))
         if responses.ticks:
             axis.set_xticks([place for place, _ in responses.ticks], [name for _, name in responses.ticks])
