@@ -4,7 +4,7 @@
 
 Known responses to the three dropout rates of the all-conv nets stand for training (benchmarks.trivial). In the first
 table trials go through the same queue, waves, ledger and Ray workers as any other, over a bowl. In the second one the
-studies are played without Ray, for ten times as many cells, over the bowl and over errors that cross. Cells differ in
+studies are played without Ray, for five times as many cells, over the bowl and over errors that cross. Cells differ in
 width, so each has its own study.
 """
 
@@ -75,7 +75,7 @@ def main() -> None:
         cells = tuple(Cell(f"x{k}", S2.width((k + 4) / 16), "synthetic", recipe) for k in range(options.cells))
         through_ray(cells, searches)
         print()
-    many = tuple(Cell(f"x{k}", S2.width((k + 32) / 128), "synthetic", recipe) for k in range(10 * options.cells))
+    many = tuple(Cell(f"x{k}", S2.width((k + 32) / 128), "synthetic", recipe) for k in range(5 * options.cells))
     alone(many, searches)
 
 

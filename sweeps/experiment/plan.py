@@ -334,9 +334,11 @@ def seeds_text(protocol: Protocol, trials: Iterable[Trial]) -> str:
     return f"{declared}, {counts}" if counts else ""
 
 
-def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = ()) -> list[Trial]:
+def expand(
+    sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = (), paused: Mapping[str, Json] = NOTHING
+) -> list[Trial]:
     """Return the trials known now, in the order in which they should start: a pure function of the ledger."""
-    return planned(sweep_trials(sweep, results, failed).values())
+    return planned(sweep_trials(sweep, results, failed, paused=paused).values())
 
 
 def rate_choices(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str]) -> dict[str, RateChoice]:
