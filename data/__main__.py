@@ -18,6 +18,7 @@ from crelu_data.datasets import SPLITS, Sidecar, beton_path, data_dir, dataset, 
 from crelu_data.interrupts import INTERRUPTED
 from crelu_data.storage import Progress
 from crelu_data.streams import make_lasting
+from crelu_models.command_line import Parser, add_version
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
 _BENCH_PICTURES = 20_000  # that `bench` reads at least; a small set is repeated
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    parser = argparse.ArgumentParser(prog="python -m crelu_data", description=__doc__)
+    parser = Parser(prog="python -m crelu_data", description=__doc__)
+    add_version(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     prepare = verbs.add_parser("prepare", help="write NAME-{train,val,test}.beton and their sidecars")
     verify = verbs.add_parser("verify", help="check files completely: checksums, labels, decoding")

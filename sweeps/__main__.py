@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from crelu_data.streams import make_lasting
+from crelu_models.command_line import Parser, add_version
 from sweeps.cli.status import status
 from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
 from sweeps.ops import doctor, mlflow_server, spot_notice
@@ -29,7 +30,8 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m sweeps`."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m sweeps", description=__doc__, allow_abbrev=False)
+    add_version(parser)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (run, add_arguments, text) in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
@@ -87,7 +89,7 @@ VERBS: Mapping[str, Verb] = {
     "report": (build.run, build.arguments, "the table one may publish: page, Markdown, LaTeX, CSV, Parquet"),
     "export": (build.export, build.export_arguments, "a sweep in one file, from which its report is rebuilt"),
     "serve": (mlflow_server.run, mlflow_server.arguments, "MLflow's server over --output, and its backup"),
-    "doctor": (doctor.run, doctor.arguments, "check whether a cluster is closed to the world: --cluster on its head"),
+    "doctor": (doctor.run, doctor.arguments, "check this machine; by --cluster: is a cluster closed to the world?"),
     "watch-spot": (spot_notice.run, spot_notice.arguments, "tell Ray when EC2 reclaims this machine"),
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         "crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
         "sweeps.tracking", "sweeps.results", "sweeps.report",
     ),
-    "sweeps.ops": ("crelu_data", "sweeps.store", "sweeps.execution"),
+    "sweeps.ops": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.execution", "sweeps.tracking"),
     "sweeps.cli": (
         "crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
         "sweeps.tracking", "sweeps.results", "sweeps.report",

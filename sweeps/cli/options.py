@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from enum import IntEnum
 
+from crelu_models.command_line import Parser, add_version
 from sweeps.experiment.option_types import nonnegative_int
 from sweeps.experiment.profiles import PROFILES
 from sweeps.experiment.sampling import SAMPLERS
@@ -30,7 +31,7 @@ class ExitCode(IntEnum):
 
 def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser of `python -m sweeps.NAME`; `groups` are further cells that --also may name."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m sweeps.{name}",
         description=question.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -39,6 +40,7 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
         "4 all cells done but MLflow lacks runs, 130 interrupted.",
         allow_abbrev=False,
     )
+    add_version(parser)
     _add_cells(parser, groups)
     _add_resources(parser)
     _add_limits(parser)

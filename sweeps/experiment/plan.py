@@ -134,10 +134,26 @@ def check_space(search: Search, cell: Cell) -> None:
             raise ValueError(f"the search of the cell {cell.label!r}: {error}") from None
 
 
+# Names that other libraries have for fields of a cell.
+SYNONYMS = {
+    "learning_rate": "recipe.lr",
+    "batch_size": "recipe.batch",
+    "optimizer": "recipe.optimiser",
+    "l2": "recipe.weight_decay",
+    "num_epochs": "recipe.epochs",
+    "max_epochs": "recipe.epochs",
+    "grad_clip": "recipe.clip_norm",
+    "data": "dataset",
+}
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str) -> str:
     """Return the sentence for a name that does not exist, with the nearest one that does."""
     names = {known_name.lower(): known_name for known_name in known}
-    near = difflib.get_close_matches(name.lower(), names, 1, 0.4)
+    if not names:
+        return f"{where} has no {kind} {name!r}: it has none yet"
+    meant = [named for word, named in SYNONYMS.items() if name.lower().endswith(word) and named in names]
+    near = meant or difflib.get_close_matches(name.lower(), names, 1, 0.4)
     hint = f"did you mean {names[near[0]]!r}?" if near else f"there are: {', '.join(names.values())}"
     return f"{where} has no {kind} {name!r}; {hint}"
 

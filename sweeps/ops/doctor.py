@@ -1,9 +1,9 @@
-"""Security check of a cluster, on its head: python -m sweeps doctor --cluster, or --file ray_cluster.yaml anywhere.
+"""Check of this machine, or by --cluster of a cluster's security, on its head; by --file of a cluster's file, anywhere.
 
-It prints one line a finding, exits with 1 where there is any, and changes nothing. It checks that Ray accepts its token
-and no other, that MLflow asks for its password and answers only to its own host names, that only the necessary ports
-are open to other machines, that only their owner can read the secrets, and that the cluster's file keeps the rules of
-docs/cluster.md.
+One line a finding; exit code 1 where something is wrong; nothing is changed. Of this machine it looks at all that a
+sweep needs. Of a cluster it checks that Ray accepts its token and no other, that MLflow asks for its password and
+answers only to its own host names, that only the necessary ports are open to other machines, that only their owner can
+read the secrets, and that the cluster's file keeps the rules of docs/cluster.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sweeps.ops.machine_check import Request, check_machine
 from sweeps.ops.open_ports import listeners, open_to_network
 
 DASHBOARD, MLFLOW = "http://127.0.0.1:8265", "http://127.0.0.1:5000"
@@ -36,12 +37,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--cluster", action="store_true", help="check the cluster whose head this machine is")
     parser.add_argument("--file", metavar="YAML", help=f"check the cluster's file only, anywhere (default: {FILE} too)")
+    parser.add_argument("--data-dir", metavar="DIR", help="the .beton files (default $CRELU_DATA)")
+    parser.add_argument("--address", metavar="HOST", help="Ray cluster: auto, a host, or local (default $RAY_ADDRESS)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, or in --output)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; return 1 where there are any. ValueError where there is nothing to check."""
+    """Print the findings; return 1 where something is wrong."""
     if not (options.cluster or options.file):
-        raise ValueError("say what to check: --cluster on a head, or --file ray_cluster.yaml")
+        output = Path(options.output).expanduser().absolute()
+        request = Request(output, options.data_dir, options.address, options.tracking_uri)
+        return 0 if check_machine(request) else 1
     checks: dict[str, Callable[[], Iterator[str]]] = {}
     if options.cluster:
         checks = {

@@ -214,7 +214,7 @@ def titles(ledger: Ledger, name: str | None = None) -> list[str]:
     """Return the sweeps that have been declared, or the one called `name`; ValueError where there is none."""
     declared = [title for plan in ledger.names("plans") if SWEEP_TITLE.fullmatch(title := plan.removesuffix(".json"))]
     if name is not None and name not in declared:
-        raise ValueError(unknown_name("sweep", name, declared or ["none"], f"the ledger {ledger.root}"))
+        raise ValueError(unknown_name("sweep", name, declared, f"the ledger {ledger.root}"))
     if not declared:
         raise ValueError(f"no sweep has run in {ledger.root}; run one, or say where by --output")
     return declared if name is None else [name]

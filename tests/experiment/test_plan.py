@@ -8,7 +8,17 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.plan import Protocol, Sweep, cell_trials, expand, plan, plan_to_json, planned, sweep_from_json
+from sweeps.experiment.plan import (
+    Protocol,
+    Sweep,
+    cell_trials,
+    expand,
+    plan,
+    plan_to_json,
+    planned,
+    sweep_from_json,
+    unknown_name,
+)
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
@@ -217,3 +227,17 @@ def test_paper_counts_of_trainings(tmp_path: Path) -> None:
     studied = dataclasses.replace(cifar_width.PROTOCOL, search=None)
     assert total(tmp_path, Sweep("s", "paper", cifar_width.CELLS, studied)) == 120 + 2 * 4  # rates of two baselines
     assert total(tmp_path, Sweep("s", "paper", imagenet_placement.CELLS)) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "end"),
+    [
+        ("recipe.learning_rate", ["recipe.dampening", "recipe.lr"], "did you mean 'recipe.lr'?"),
+        ("batch_size", ["recipe.batch", "recipe.stages"], "did you mean 'recipe.batch'?"),
+        ("recipe.epoch", ["recipe.epochs", "recipe.lr"], "did you mean 'recipe.epochs'?"),
+        ("zzz", ["recipe.lr"], "there are: recipe.lr"),
+        ("zzz", [], "it has none yet"),
+    ],
+)
+def test_an_unknown_name_comes_with_the_one_that_is_meant(name: str, known: list[str], end: str) -> None:
+    assert unknown_name("field", name, known, "a cell").endswith(end)

@@ -202,7 +202,7 @@ def test_doctor_fails_loudly(tmp_path: Path) -> None:
     assert wrong.returncode == 1
     assert wrong.stdout == "file       WRONG   lines marked EDIT are not yours yet\n"
     assert asked("--file", "clusters/local.yaml").returncode == 0
-    for words in ((), ("--file", "nowhere.yaml"), ("--file", "pyproject.toml")):
+    for words in (("--file", "nowhere.yaml"), ("--file", "pyproject.toml")):
         refused = asked(*words)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
 

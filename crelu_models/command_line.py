@@ -1,0 +1,73 @@
+"""Parser of command lines whose errors are one sentence, with the nearest word that exists."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import metadata
+from typing import NoReturn
+
+_CHOICES = re.compile(r"invalid choice: '?(?P<word>[^']*)'? \(choose from (?P<known>.*)\)$")
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser that knows --version, and that ends with 2 and one sentence where it cannot read a line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence, with the nearest option or word, and how to see all of them."""
+        command = re.sub(r" \[-h\].*", "", self.prog)
+        print(f"error: {_plain(message, self._known())}; all options: {command} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _known(self) -> list[str]:
+        """Return the options of this command and of its verbs."""
+        names = [name for name in self._option_string_actions if name.startswith("--")]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names += [name for verb in action.choices.values() for name in verb._option_string_actions]
+        return sorted({name for name in names if name.startswith("--")})
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add --version, which prints the version that is installed."""
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+
+
+class _Version(argparse.Action):
+    """Action that prints the version; it is looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the version and leave."""
+        print(f"crelu-sweeps {version()}")
+        parser.exit()
+
+
+def version() -> str:
+    """Return the version of the project that is installed here, "not installed" where none is."""
+    try:
+        return metadata.version("crelu-sweeps")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _plain(message: str, options: Sequence[str]) -> str:
+    """Return argparse's message as a sentence with the nearest word that exists."""
+    if message.startswith("unrecognized arguments: "):
+        words = message.removeprefix("unrecognized arguments: ")
+        word = words.split()[0]
+        if not word.startswith("-"):
+            return f"{words} is one word too many"
+        near = get_close_matches(word.partition("=")[0], options, 1, 0.5)
+        return f"there is no option {word.partition('=')[0]}" + (f"; did you mean {near[0]}?" if near else "")
+    argument, _, rest = message.rpartition(": invalid choice: ")
+    match = _CHOICES.fullmatch(f"invalid choice: {rest}")
+    if not argument or match is None:
+        return message
+    known = [word.strip(" '") for word in match["known"].split(",")]
+    near = get_close_matches(match["word"], known, 1, 0.5)
+    name = argument.removeprefix("argument ")
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+    return f"{name}: there is no {match['word']!r}; {hint}"

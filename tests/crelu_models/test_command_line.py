@@ -1,0 +1,50 @@
+"""Command lines that cannot be read end with 2 and one sentence, with the nearest word that exists."""
+
+import pytest
+
+from crelu_data.__main__ import main as data_main
+from sweeps.__main__ import parser as verb_parser
+from sweeps.analysis.theory import arguments as theory_parser
+from sweeps.cli.options import parser as page_parser
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--sead", "3"], "there is no option --sead; did you mean --seeds?"),
+        (["--sead=3"], "there is no option --sead; did you mean --seeds?"),
+        (["--zzzzzz"], "there is no option --zzzzzz"),
+        (["extra", "words"], "extra words is one word too many"),
+        (["--profile", "mni"], "--profile: there is no 'mni'; did you mean mini?"),
+        (["--profile", "x"], "--profile: there is no 'x'; there are: paper, mini, demo"),
+        (["--seeds", "x"], "argument --seeds: a whole number of at least 1, not 'x'"),
+        (["--seeds"], "argument --seeds: expected one argument"),
+    ],
+)
+def test_an_odd_word_is_one_sentence_with_the_nearest(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        page_parser("cifar_width", "").parse_args(words)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == f"error: {sentence}; all options: python -m sweeps.cifar_width --help\n"
+
+
+def test_verbs_and_their_options_have_the_nearest_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for parse, words, sentence in (
+        (verb_parser().parse_args, ["statsu"], "VERB: there is no 'statsu'; did you mean status?"),
+        (verb_parser().parse_args, ["status", "--wacth"], "there is no option --wacth; did you mean --watch?"),
+        (data_main, ["prepare", "cifar10", "--qality", "3"], "there is no option --qality; did you mean --quality?"),
+        (theory_parser().parse_args, ["--ouput", "x"], "there is no option --ouput; did you mean --output?"),
+    ):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            parse(words)
+        assert capsys.readouterr().err.startswith(f"error: {sentence}; all options: python -m ")
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for parse in (verb_parser().parse_args, page_parser("cifar_width", "").parse_args, data_main):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            parse(["--version"])
+        assert capsys.readouterr().out.startswith("crelu-sweeps 0.")

@@ -1,0 +1,173 @@
+"""The doctor of a machine names what is missing, and what to do: each fault is planted."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from crelu_data.write import prepare
+from sweeps.ops import machine_check
+from sweeps.ops.machine_check import (
+    GIB,
+    Finding,
+    Request,
+    TorchFacts,
+    check_machine,
+    disks,
+    libraries,
+    memory,
+    mlflow,
+    pictures,
+    processors,
+    shared_memory,
+    torch_and_gpus,
+    variables,
+)
+
+PICTURES = "synthetic:classes=2,train=20,test=10"
+CPU_BUILD = TorchFacts("2.14.0+cpu", "", ())
+CUDA_BUILD = TorchFacts("2.14.0", "13.0", ())
+SEEN = TorchFacts("2.14.0", "13.0", ("NVIDIA H100",))
+CARD = ("NVIDIA H100, 81559 MiB, 580.1",)
+
+
+def said(findings: object) -> tuple[str, str]:
+    """Return the one finding."""
+    (finding,) = findings  # type: ignore[misc]
+    assert isinstance(finding, Finding)
+    return finding.state, finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("facts", "listed", "state", "words"),
+    [
+        (TorchFacts("", "", (), "ImportError: libcudart.so.13"), None, "WRONG", "PyTorch does not load: ImportError: "),
+        (CPU_BUILD, None, "note", "built for the CPU alone; no GPU here"),
+        (CPU_BUILD, CARD, "WRONG", "the CPU alone, beside NVIDIA H100, 81559 MiB, 580.1: make setup"),
+        (CUDA_BUILD, CARD, "WRONG", "does not see NVIDIA H100, 81559 MiB, 580.1: the driver must be of CUDA 13.0"),
+        (CUDA_BUILD, (), "WRONG", "nvidia-smi lists no GPU"),
+        (SEEN, CARD, "ok", "built for CUDA 13.0: NVIDIA H100, 81559 MiB"),
+        (SEEN, None, "ok", "built for CUDA 13.0: NVIDIA H100"),
+    ],
+)
+def test_what_torch_and_the_driver_say_is_told(
+    facts: TorchFacts, listed: tuple[str, ...] | None, state: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    told = said(torch_and_gpus(facts, listed))
+    assert told[0] == state
+    assert words in told[1]
+
+
+def test_a_gpu_that_a_variable_hides_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    state, words = said(torch_and_gpus(CUDA_BUILD, CARD))
+    assert (state, "CUDA_VISIBLE_DEVICES hides NVIDIA H100" in words) == ("note", True)
+
+
+def test_libraries_of_another_version_and_missing_ones_are_named() -> None:
+    wanted = ["numpy>=99", "nosuchlibrary>=1", "pytest>=1", 'nothere>=1; extra == "serve"']
+    numpy, missing = libraries(wanted)
+    assert numpy.state == missing.state == "WRONG"
+    assert numpy.sentence.endswith("and numpy>=99 is needed: make setup")
+    assert missing.sentence == "nosuchlibrary is not installed: make setup"
+    assert said(libraries(wanted[2:])) == ("ok", "all 1 are there, in versions that serve")
+    assert said(libraries())[0] == "ok"
+
+
+def test_cores_say_what_limits_them() -> None:
+    assert said(processors(2, 2)) == ("ok", "2 cores")
+    assert said(processors(2, 16)) == ("ok", "2 of 16 cores, by affinity, control group or SLURM")
+    state, words = said(processors(1, 1))
+    assert (state, words.startswith("1 core: ")) == ("note", True)
+    assert said(processors(1, 8))[0] == "note"
+
+
+def test_little_memory_is_wrong() -> None:
+    assert said(memory(2 * GIB)) == ("ok", "2.0 GiB free")
+    assert said(memory(GIB)) == ("WRONG", "1.0 GiB free: a sweep of small nets takes 2 GiB")
+
+
+def test_shared_memory_that_is_small_or_missing_has_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert said(shared_memory(free=64 << 20)) == (
+        "WRONG", "/dev/shm has only 64 MiB free: in a container, start it with --shm-size=1g",
+    )  # fmt: skip
+    assert said(shared_memory("/nosuchfolder"))[1].startswith("/nosuchfolder is not there: in a container, ")
+    monkeypatch.setenv("TMPDIR", "/tmp/" + 90 * "x")
+    assert "too long for Ray's sockets" in [*shared_memory()][-1].sentence
+
+
+def test_a_folder_that_cannot_be_written_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    results, data = disks(Request(tmp_path / "file" / "out", str(tmp_path / "data")))
+    assert (results.state, data.state) == ("WRONG", "ok")
+    assert results.sentence.startswith(f"results: {tmp_path}/file/out cannot be written to")
+    assert data.sentence.endswith(f"{tmp_path}/data, which will be made")
+
+
+def test_pictures_are_listed_and_what_is_not_whole_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRELU_DATA", raising=False)
+    asked = Request(tmp_path, str(tmp_path / "data"))
+    assert said(pictures(asked))[0] == "WRONG"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert said(pictures(Request(tmp_path)))[1].endswith("the demo needs none")
+    (tmp_path / "data").mkdir()
+    state, words = said(pictures(asked))
+    assert (state, words.startswith("none are prepared in ")) == ("WRONG", True)
+    prepare(PICTURES, tmp_path / "data")
+    assert said(pictures(asked)) == ("ok", f"{PICTURES}: 20 pictures to train on, 2 classes")
+    next((tmp_path / "data").glob("*-train.beton")).unlink()
+    state, words = said(pictures(asked))
+    assert state == "WRONG"
+    assert words.endswith(f"python -m crelu_data prepare {PICTURES} --fresh --data-dir {tmp_path}/data")
+    next((tmp_path / "data").glob("*-train.json")).write_text(json.dumps({"odd": 1}))
+    assert said(pictures(asked))[0] == "WRONG"
+
+
+def test_a_dead_mlflow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert said(mlflow(Request(tmp_path)))[0] == "ok"
+    assert not [*tmp_path.iterdir()]
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    state, words = said(mlflow(Request(tmp_path, tracking_uri=f"http://127.0.0.1:{port}")))
+    assert (state, "nothing listens there: start the server" in words) == ("WRONG", True)
+    (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 99)
+    assert "the file is damaged" in said(mlflow(Request(tmp_path)))[1]
+
+
+def test_variables_are_shown_without_a_login() -> None:
+    told = [*variables({"CRELU_DATA": "/data", "MLFLOW_TRACKING_URI": "https://me:secret@host", "HOME": "/home"})]
+    assert [finding.sentence for finding in told] == ["CRELU_DATA = /data", "MLFLOW_TRACKING_URI = https://host"]
+    assert said(variables({"HOME": "/home"}))[0] == "ok"
+
+
+def test_the_lines_are_printed_in_order_and_one_that_is_wrong_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CRELU_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(machine_check, "torch_facts", lambda: CPU_BUILD)
+    monkeypatch.setattr(machine_check, "driver_gpus", lambda: None)
+    monkeypatch.setattr(machine_check, "memory", lambda: memory(8 * GIB))
+    answers = {"ray": ('{"CPU": 2, "GPU": 0}', ""), "ffcv": ("threads", "")}
+    monkeypatch.setattr(machine_check, "_run", lambda code, *_: answers["ray" if "init_ray" in code else "ffcv"])
+    assert check_machine(Request(tmp_path / "out"))
+    lines = capsys.readouterr().out.splitlines()
+    names = [*dict.fromkeys(line.split()[0] for line in lines)]
+    assert names == ["program", "libraries", "torch", "ffcv", "cores", "memory", "shm", "disk", "pictures", "ray",
+                     "mlflow", "variables"]  # fmt: skip
+    answers["ray"] = ("", "no Ray cluster answers at 10.0.0.1: start it")
+    assert not check_machine(Request(tmp_path / "out"))
+    told = capsys.readouterr()
+    assert "ray        WRONG  no Ray cluster answers at 10.0.0.1: start it" in told.out
+    assert told.err.startswith("1 line WRONG")
+
+
+def test_a_process_that_fails_is_told_by_its_last_line() -> None:
+    assert machine_check._run("print(7)")[0] == "7\n"
+    assert machine_check._run("raise ValueError('no such thing')") == ("", "ValueError: no such thing")
