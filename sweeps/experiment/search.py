@@ -100,9 +100,7 @@ class Search:
 
     def _check_space(self) -> None:
         for axis in self.axes:
-            if not hasattr(axis.domain, "ends"):
-                raise ValueError(f"a dimension is a Float, an Int or a Choice; {axis.name!r} is {axis.domain!r}")
-            if self.sampler == "grid" and not axis.domain.values():
+            if self.sampler == "grid" and isinstance(axis.domain, Float) and not axis.domain.step:
                 raise ValueError(f"a grid needs steps: give {axis.name!r} a step, or take another sampler")
 
     def _check_objective(self) -> None:

@@ -33,7 +33,7 @@ class Float:
     step: float = 0.0
     log: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Raise ValueError for bounds that hold no two numbers."""
         _check_bounds(self)
         if self.step < 0 or not math.isfinite(self.step) or (self.step and self.log):
@@ -60,7 +60,7 @@ class Float:
 
     def ends(self) -> tuple[Value, ...]:
         """Return its least and its greatest number."""
-        return self.low, self.high
+        return float(self.low), float(self.high)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Int:
     step: int = 1
     log: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Raise ValueError for bounds that hold no two whole numbers."""
         _check_bounds(self)
         if any(type(number) is not int for number in (self.low, self.high, self.step)):
@@ -106,12 +106,16 @@ class Choice:
     options: tuple[Value, ...]
 
     def __init__(self, *options: Value) -> None:
-        """Take the values; ValueError where there are fewer than two, or two are the same."""
+        """Take the values."""
+        object.__setattr__(self, "options", options)
+
+    def check(self) -> None:
+        """Raise ValueError where there are fewer than two values, or two are the same."""
+        options = self.options
         if len(options) < 2 or any(not isinstance(value, bool | int | float | str) for value in options):
             raise ValueError(f"Choice takes two values or more, each a name, a number or a truth, not {options}")
         if len({(type(value), value) for value in options}) < len(options):
             raise ValueError(f"Choice has the same value twice: {options}")
-        object.__setattr__(self, "options", options)
 
     def values(self) -> tuple[Value, ...]:
         """Return all of its values."""
@@ -184,12 +188,16 @@ def choosable(net: Net, recipe: Recipe) -> dict[str, Value]:
 
 
 def check_axis(axis: Axis, net: Net, recipe: Recipe) -> None:
-    """Raise ValueError where a value at an end of an axis is of another kind than the cell's own, or impossible."""
+    """Raise ValueError where an axis has no values, or one at its ends is of another kind than the cell's own."""
+    if not isinstance(axis.domain, Float | Int | Choice):
+        raise ValueError(f"{axis.name} is searched over a Float, an Int or a Choice, not {axis.domain!r}")
+    axis.domain.check()
     own = choosable(net, recipe)[axis.name]
     for value in axis.domain.ends():
         same = isinstance(value, int | float) if isinstance(own, float) else type(value) is type(own)
         if not same or isinstance(value, bool) != isinstance(own, bool):
-            raise ValueError(f"{axis.name} is of type {type(own).__name__} (now {own!r}), not {value!r}")
+            kind = type(own).__name__
+            raise ValueError(f"{axis.name} is of type {kind} (now {own!r}), and {value!r} of {axis.domain} is none")
         try:
             chosen_recipe(recipe, ((axis.name, value),))
             chosen_net(net, ((axis.name, value),))

@@ -57,8 +57,8 @@ def importance_table(survey: SweepResults) -> Table | None:
         for evidence, share in shares if share
     )  # fmt: skip
     note = (
-        "PED-ANOVA (Optuna): each dimension's share in what sets the best tenth of the points apart from the others; of "
-        "few points it is rough."
+        "Each dimension's share in what sets the best tenth of the points apart from all of them (PED-ANOVA, by Optuna); "
+        "rough where there are few."
     )
     return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, (note,))
 
@@ -83,10 +83,8 @@ def setting_text(trial: Trial) -> str:
     """Return what a search chose for a trial: 0.25 after conv9, lr 0.01, optimiser sgd."""
     words = [f"{rate:g} after {place}" for place, rate in trial.dropout]
     for name, value in trial.choices:
-        rate = f"dropout {value_text(value)} after {short_name(name)}"
-        words.append(rate if name.startswith(DROPOUT) else f"{short_name(name)} {value_text(value)}")
-            f"dropout {value_text(value)} after {what}" if name.startswith(DROPOUT) else f"{what} {value_text(value)}"
-        )
+        dropout = f"dropout {value_text(value)} after {short_name(name)}"
+        words.append(dropout if name.startswith(DROPOUT) else f"{short_name(name)} {value_text(value)}")
     return ", ".join(words)
 
 
