@@ -543,9 +543,12 @@ def percentile_thresholds(results: Sequence[Result]) -> tuple[float, ...]:
 
 
 def importance(search: Search, cell: Cell, points: Sequence[tuple[Trial, float | None]]) -> dict[str, float]:
-    """Return the share of each dimension in what separates a study's better points from the others."""
+    """Return the share of each dimension in what separates a study's better points from the others; empty for one."""
+    axes = space(search, cell)
+    if len(axes) < 2:
+        return {}
     observed = [Observation(_point(trial), value) for trial, value in points]
-    return importances(space(search, cell), observed, search.direction)
+    return importances(axes, observed, search.direction)
 
 
 def export(

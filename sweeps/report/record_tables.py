@@ -57,8 +57,8 @@ def importance_table(survey: SweepResults) -> Table | None:
         for evidence, share in shares if share
     )  # fmt: skip
     note = (
-        "Each dimension's share in what sets the best tenth of the points apart from all of them (PED-ANOVA, by Optuna); "
-        "rough where there are few."
+        "Each dimension's share in what sets the best tenth of the points apart from all (PED-ANOVA, by Optuna); rough "
+        "where there are few."
     )
     return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, (note,))
 
