@@ -121,7 +121,7 @@ def test_a_search_that_cannot_be_is_refused(given: dict[str, Any], why: str) -> 
 
 def test_the_learning_rate_is_chosen_once() -> None:
     search = Search(4, space={"recipe.lr": Float(0.1, 1)})
-    with pytest.raises(ValueError, match="leave out rates, or recipe.lr"):
+    with pytest.raises(ValueError, match=r"leave out rates, or recipe.lr"):
         Protocol(search=search, rates=RateStudy("*"))
 
 
