@@ -6,13 +6,17 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from crelu_models.tables import S2
+from sweeps.experiment import sampling
+from sweeps.experiment import search as search_module
 from sweeps.experiment.halving import Bracket, Job, rungs
 from sweeps.experiment.plan import Protocol, Sweep, sweep_trials
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sampling import Observation, Point, Sampler
 from sweeps.experiment.search import Search, Study, study
 from sweeps.experiment.space import Choice, Float, Int, Space
 from sweeps.experiment.trial import Cell, Trial
@@ -187,6 +191,22 @@ def test_a_study_ends_with_a_whole_training_and_saves_most_epochs() -> None:
     assert found.paused == world.paused.keys()
     assert len(found.paused) + len(world.results) == len({trial.key for trial in found.trials})
     assert all(one.pruned == (one.trial.key in found.paused) for one in found.suggestions)
+
+
+def test_a_sampler_is_told_of_paused_trials_as_pruned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Observation, ...]] = []
+
+    def suggest(sampler: Sampler, key: str, axes: Any, number: int, observed: Any, running: Any, first: Any) -> Point:
+        told.append(observed)
+        return sampling.suggest(sampler, key, axes, number, observed, running, first)
+
+    monkeypatch.setattr(search_module, "suggest", suggest)
+    found = play(HALVED).study()
+    paused = [one for one in told[-1] if one.early]
+    assert len(paused) >= 8
+    assert all(one.rungs and one.rungs[-1][0] < EPOCHS for one in paused)
+    values = {tuple(value for _, value in one.trial.choices): one.value for one in found.suggestions}
+    assert all(values[one.point] == one.value for one in told[-1] if not one.early and one.value is not None)
 
 
 def test_a_failed_trial_goes_no_further_and_holds_nobody_up() -> None:
