@@ -1,4 +1,4 @@
-"""Verbs for sweeps that have run or are running: python -m sweeps list | status | report | reconcile | ..."""
+"""Verbs for sweeps that have run or are running: python -m sweeps list | status | explain | report | ..."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 
 from crelu_data.streams import make_lasting
 from crelu_models.command_line import Parser, add_version
+from sweeps.cli import explain
 from sweeps.cli.status import status
 from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
 from sweeps.ops import doctor, mlflow_server, spot_notice
-from sweeps.report import build
+from sweeps.report import build, grade_page
 
 
 def main() -> int:
@@ -82,11 +83,13 @@ Verb = tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentPar
 VERBS: Mapping[str, Verb] = {
     "list": (show_pages, _no_arguments, "the sweeps that have a page, and the question of each"),
     "status": (status, _status_arguments, "how far the sweeps of an output folder are"),
+    "explain": (explain.explain, explain.arguments, "what a cell or trial is, where it stands and why, its files"),
     "reconcile": (reconcile, _reconcile_arguments, "bring MLflow to the ledger's state: complete, no doubles"),
     "export-study": (export_study, _export_study_arguments, "write the studies to an Optuna storage, for a dashboard"),
     "verify-resume": (verify_resume, _verify_resume_arguments,
                       "kill a real trial at random steps, and compare it with an undisturbed one"),
     "report": (build.run, build.arguments, "the table one may publish: page, Markdown, LaTeX, CSV, Parquet"),
+    "grade": (grade_page.run, grade_page.arguments, "how much of a paper has been reproduced, part by part"),
     "export": (build.export, build.export_arguments, "a sweep in one file, from which its report is rebuilt"),
     "serve": (mlflow_server.run, mlflow_server.arguments, "MLflow's server over --output, and its backup"),
     "doctor": (doctor.run, doctor.arguments, "check this machine; by --cluster: is a cluster closed to the world?"),

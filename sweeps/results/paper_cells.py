@@ -122,8 +122,11 @@ def other_classes(results: CellResults, paper_set: str) -> str:
 
 def reduced(results: CellResults, paper_set: str) -> str:
     """Return in what the trainings of a cell are not the paper's, empty where they are."""
-    if data := other_data(results, paper_set):
-        return data
+    return other_data(results, paper_set) or other_training(results)
+
+
+def other_training(results: CellResults) -> str:
+    """Return in what the net or recipe of a cell is not the paper's, whatever its pictures are; empty where it is."""
     net = paper_net(results.cell)
     if net is None:
         return "no row of the paper's"
