@@ -13,12 +13,14 @@ Nets need no torch; the first use of `build`, `CReLU` and the like loads it.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from crelu_models.model import Model, Placement
 from crelu_models.spec import Conv, Drop, Linear, Net, Pool
 from crelu_models.tables import PAPER, S2, S4, S5, S6, S7, S8, S9, S10, S11, S12, S13
 
 if TYPE_CHECKING:
     from crelu_models.activations import AVR, CReLU, activation, crelu
     from crelu_models.modules import Dropout, build, initialise, seed_dropout
+    from crelu_models.placement import Place, place, places
 
 __all__ = [
     "AVR",
@@ -39,12 +41,17 @@ __all__ = [
     "Drop",
     "Dropout",
     "Linear",
+    "Model",
     "Net",
+    "Place",
+    "Placement",
     "Pool",
     "activation",
     "build",
     "crelu",
     "initialise",
+    "place",
+    "places",
     "seed_dropout",
 ]
 
@@ -53,6 +60,7 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("AVR", "CReLU", "activation", "crelu"), "crelu_models.activations"),
     **dict.fromkeys(("Dropout", "build", "initialise", "seed_dropout"), "crelu_models.modules"),
+    **dict.fromkeys(("Place", "place", "places"), "crelu_models.placement"),
 }
 
 

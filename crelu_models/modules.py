@@ -50,12 +50,15 @@ class Dropout(nn.Module):
         self.rate, self.name = rate, name
         self.generator: torch.Generator | None = None
         self._seed = seed_from("dropout", name)
-        self._first, self._batch = 0, 0
+        self._first, self._batch, self._pictures = 0, 0, 0
 
-    def seed(self, value: int, first: int = 0, batch: int = 0) -> None:
-        """Restart the stream at a 63-bit seed; the next rows are those from `first` of a batch of `batch` (0: all)."""
+    def seed(self, value: int, first: int = 0, batch: int = 0, pictures: int = 0) -> None:
+        """Restart the stream at a 63-bit seed; the next rows are those from `first` of a batch of `batch` (0: all).
+
+        They are of so many `pictures`, each of which may have several rows (0: one each).
+        """
         self._seed = value
-        self._first, self._batch = first, batch
+        self._first, self._batch, self._pictures = first, batch, pictures
         if self.generator is not None:
             self.generator.manual_seed(value)
 
@@ -63,15 +66,22 @@ class Dropout(nn.Module):
         """Return x; in training each element is either scaled up or 0."""
         if not self.training:
             return x
+        # A mask of the type of x: on the CPU a product is several times faster than masked_fill.
+        mask, rate = self.mask(x)
+        return x * mask * (1 / (1 - rate))
+
+    def mask(self, x: Tensor) -> tuple[Tensor, float]:
+        """Return the stream's next mask of 1s and 0s in the shape and layout of x, and the expected share of 0s."""
         if self.generator is None or self.generator.device != x.device:
             self.generator = torch.Generator(x.device)
             self.generator.manual_seed(self._seed)
-        # A mask of the type of x: on the CPU a product is several times faster than masked_fill.
-        mask = self._empty_mask(x)
+        whole = bool(self._pictures) and len(x) % self._pictures == 0
+        rows = len(x) // self._pictures if whole else 1  # of a picture
+        mask = self._empty_mask(x, self._batch * rows)
         rate = self._draw(mask)
         if len(mask) > len(x):
-            mask = mask[self._first : self._first + len(x)].clone()
-        return x * mask * (1 / (1 - rate))
+            mask = mask[self._first * rows : self._first * rows + len(x)].clone()
+        return mask, rate
 
     def _draw(self, mask: Tensor) -> float:
         """Fill a mask with the stream's next 1s and 0s; return the expected share of 0s."""
@@ -85,13 +95,14 @@ class Dropout(nn.Module):
         torch.ge(bits, dropped - STEPS // 2, out=mask.as_strided(bits.shape, (1,)))
         return dropped / STEPS
 
-    def _empty_mask(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def _empty_mask(x: Tensor, batch: int) -> Tensor:
         """Return an empty mask for the full batch, in the layout of x; x holds rows of that batch."""
-        if self._batch <= len(x):
+        if batch <= len(x):
             return torch.empty_like(x)
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         layout = torch.channels_last if last else torch.contiguous_format
-        return torch.empty((self._batch, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+        return torch.empty((batch, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
 
     def extra_repr(self) -> str:
         """Return the rate and the layer."""
@@ -162,14 +173,17 @@ def initialise(module: nn.Module, net: Net, init: str, seed: int) -> None:
             energy, factor = ENERGY[row.act], CHANNEL_FACTOR[row.act]
 
 
-def seed_dropout(module: nn.Module, seed: int, epoch: int, step: int, first: int = 0, batch: int = 0) -> None:
+def seed_dropout(
+    module: nn.Module, seed: int, epoch: int, step: int, first: int = 0, batch: int = 0, pictures: int = 0
+) -> None:
     """Seed every dropout layer of `module` for one training step, by these numbers and its name alone.
 
-    The next forward pass gets the masks of the rows from `first` of a batch of `batch` rows (0: all rows).
+    The next forward pass gets the masks of the rows from `first` of a batch of `batch` rows (0: all rows), which are
+    those of so many `pictures`.
     """
     for layer in module.modules():
         if isinstance(layer, Dropout):
-            layer.seed(seed_from("dropout", seed, epoch, step, layer.name), first, batch)
+            layer.seed(seed_from("dropout", seed, epoch, step, layer.name), first, batch, pictures)
 
 
 def _pool(row: Pool) -> nn.Module:

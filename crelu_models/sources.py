@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from crelu_models.spec import Conv, Linear, Net
+from crelu_models.model import Model
+from crelu_models.spec import ALIASES, Conv, Linear, Net
 
 # What a training calls.
 ROOTS = tuple(("crelu_models.modules", name) for name in ("build", "initialise", "seed_dropout"))
@@ -24,7 +25,7 @@ _VALUE_CLASSES = ("NamedTuple", "dataclass")
 Definition = tuple[str, str]
 
 
-class _Code(NamedTuple):
+class Code(NamedTuple):
     """Piece of source: its normalised text, the names in it, "a.b" for an attribute of a name, and all attributes."""
 
     text: str
@@ -38,10 +39,10 @@ class _Module(NamedTuple):
     A method of a value class is a definition of its own, "Class.method".
     """
 
-    definitions: dict[str, list[_Code]]
-    tables: dict[str, dict[str, _Code]]
+    definitions: dict[str, list[Code]]
+    tables: dict[str, dict[str, Code]]
     imports: dict[str, tuple[str, str]]
-    statements: list[_Code]
+    statements: list[Code]
 
 
 class Rooms(NamedTuple):
@@ -68,15 +69,17 @@ def source_of(net: Net, folder: Path = Path(__file__).parent) -> str:
     return reached_source(Rooms((("crelu_models", folder),)), ROOTS, kinds_of(net))
 
 
-def kinds_of(net: Net) -> frozenset[str]:
-    """Return the kinds of activation in a net."""
+def kinds_of(net: Net | Model) -> frozenset[str]:
+    """Return the kinds of activation in a net, or of those placed in a model."""
+    if isinstance(net, Model):
+        return frozenset(ALIASES.get(placement.kind, placement.kind) for placement in net.placements)
     return frozenset(row.act for row in net.rows if isinstance(row, Conv | Linear))
 
 
 @cache
 def reached_source(rooms: Rooms, roots: tuple[Definition, ...], kinds: frozenset[str]) -> str:
     """Return the normalised source of these definitions and of all that they use, for these kinds of activation."""
-    reached: dict[Definition, list[_Code]] = {}
+    reached: dict[Definition, list[Code]] = {}
     external: set[str] = set()
     pending = list(roots)
     while pending:
@@ -102,7 +105,7 @@ def reached_source(rooms: Rooms, roots: tuple[Definition, ...], kinds: frozenset
     return "\n".join(sorted({code.text for codes in reached.values() for code in codes} | external))
 
 
-def _select(module: _Module | None, name: str, kinds: Iterable[str]) -> list[_Code]:
+def _select(module: _Module | None, name: str, kinds: Iterable[str]) -> list[Code]:
     """Return the code that defines a name, of a table the entries of these kinds; and the module's statements."""
     assert module is not None, name
     table = module.tables.get(name, {})
@@ -154,42 +157,42 @@ def _parse_file(path: Path) -> _Module:
         elif isinstance(node, ast.Import):
             module.imports.update((alias.asname or alias.name.split(".")[0], (alias.name, "")) for alias in node.names)
     for node in tree.body:
-        names = _assigned_names(node)
+        names = assigned_names(node)
         if isinstance(node, ast.ClassDef) and _is_value_class(node):
             for method in [item for item in node.body if isinstance(item, ast.FunctionDef)]:
                 node.body.remove(method)
-                module.definitions.setdefault(f"{node.name}.{method.name}", []).append(_code(method))
-            module.definitions[node.name] = [_code(node)]
+                module.definitions.setdefault(f"{node.name}.{method.name}", []).append(code_of(method))
+            module.definitions[node.name] = [code_of(node)]
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            module.definitions.setdefault(node.name, []).append(_code(node))
+            module.definitions.setdefault(node.name, []).append(code_of(node))
         elif isinstance(node, ast.Assign | ast.AnnAssign) and names and names[0] in TABLES:
             module.tables[names[0]] = _entries(names[0], node.value)
         elif names:
             for name in names:
-                module.definitions.setdefault(name, []).append(_code(node))
-        elif not isinstance(node, ast.Import | ast.ImportFrom) and not _is_constant(node) and not _is_for_types(node):
-            module.statements.append(_code(node))
+                module.definitions.setdefault(name, []).append(code_of(node))
+        elif not isinstance(node, ast.Import | ast.ImportFrom) and not is_constant(node) and not is_for_types(node):
+            module.statements.append(code_of(node))
     return module
 
 
-def _code(node: ast.AST, before: str = "") -> _Code:
+def code_of(node: ast.AST, before: str = "") -> Code:
     """Return a statement or expression as code; the text `before` precedes its own."""
     normaliser = _Normaliser()
     text = before + ast.unparse(normaliser.visit(node))
-    return _Code(text, frozenset(normaliser.names), frozenset(normaliser.attributes))
+    return Code(text, frozenset(normaliser.names), frozenset(normaliser.attributes))
 
 
-def _entries(name: str, table: ast.expr | None) -> dict[str, _Code]:
+def _entries(name: str, table: ast.expr | None) -> dict[str, Code]:
     """Return the entries of a table by kind, each as an assignment."""
-    entries: dict[str, _Code] = {}
+    entries: dict[str, Code] = {}
     for key, value in zip(table.keys, table.values, strict=True) if isinstance(table, ast.Dict) else [(None, None)]:
         if value is None or not isinstance(key, ast.Constant):
             raise ValueError(f"{name} must be a dictionary with one literal key per activation")
-        entries[str(key.value)] = _code(value, f"{name}[{key.value!r}] = ")
+        entries[str(key.value)] = code_of(value, f"{name}[{key.value!r}] = ")
     return entries
 
 
-def _assigned_names(node: ast.stmt) -> list[str]:
+def assigned_names(node: ast.stmt) -> list[str]:
     """Return the names that a statement assigns; none where it also assigns something else, such as an item."""
     if not isinstance(node, ast.Assign | ast.AnnAssign):
         return []
@@ -204,12 +207,12 @@ def _is_value_class(node: ast.ClassDef) -> bool:
     return any(kind in ast.unparse(part) for part in (*node.bases, *node.decorator_list) for kind in _VALUE_CLASSES)
 
 
-def _is_constant(node: ast.AST) -> bool:
+def is_constant(node: ast.AST) -> bool:
     """Return whether a statement is a docstring or another bare constant."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def _is_for_types(node: ast.AST) -> bool:
+def is_for_types(node: ast.AST) -> bool:
     """Return whether a statement is read by type checkers alone."""
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
@@ -283,7 +286,7 @@ class _Normaliser(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def _without_docstring(self, node: ast.FunctionDef | ast.ClassDef, in_class: bool) -> ast.AST:
-        node.body = [item for item in node.body if not _is_constant(item)] or [ast.Pass()]
+        node.body = [item for item in node.body if not is_constant(item)] or [ast.Pass()]
         outer = self.in_class
         self.in_class = in_class
         self.generic_visit(node)

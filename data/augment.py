@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from crelu_data.datasets import SPLITMIX64
 _MASK = (1 << 64) - 1
 # Streams of draws, one for each use.
 _ROW, _COLUMN, _FLIP, _LIGHT = range(4)
+_CROP, _OPERATION, _MIX = 16, 64, 96  # four for each try at a resized crop, two for each operation
+TRIES = 10  # at a resized crop that fits, as torchvision makes them; then the largest that does
+RATIOS = (3 / 4, 4 / 3)  # of width to height of a resized crop
 Rows = np.ndarray[Any, Any]
 _PART = 1 << 20  # bytes that stay in a core's cache between two operations
 
@@ -37,23 +40,41 @@ def training_view(
     std: Sequence[float],
     eigenvalues: Sequence[float],
     eigenvectors: Sequence[Sequence[float]],
+    resized_crop: float = 0.0,
+    rand_augment: int = 0,
+    rand_magnitude: int = 9,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return the training views (n, 3, crop, crop), channels last, of uint8 pictures (n, 3, h, w) with ids (n,).
 
     A view is a crop at a uniform position of the picture with a border of `shift` pixels in the mean colour, zero after
     normalisation. Half of the crops are mirrored, and all get Krizhevsky's lighting of standard deviation `lighting`
-    (0: none). Colours are in 0..1; column k of `eigenvectors` belongs to eigenvalue k. ValueError where the crop is
-    larger than the picture.
+    (0: none). Colours are in 0..1; column k of `eigenvectors` belongs to eigenvalue k.
+
+    With `resized_crop` a view is a part of at least this share of the picture, of another ratio, resized. Then
+    `rand_augment` operations of RandAugment change it, each of `rand_magnitude`. ValueError where the crop is larger
+    than the picture.
     """
     side = images.shape[2] + 2 * shift
     _check_crop(crop, side, images)
     base = _base(seed, epoch)
-    top = _integers(base, ids, _ROW, side - crop + 1) - shift
-    left = _integers(base, ids, _COLUMN, side - crop + 1) - shift
     mirrored = (_uniform(base, ids, _FLIP) < 0.5) if flip else torch.zeros_like(ids, dtype=torch.bool)
     light = _light(base, ids, lighting, eigenvalues, eigenvectors, std) if lighting else None
-    if shift:
+    top = _integers(base, ids, _ROW, side - crop + 1) - shift
+    left = _integers(base, ids, _COLUMN, side - crop + 1) - shift
+    if shift and rand_augment:
+        colour = torch.tensor(mean, device=images.device).mul(255).round().to(images.dtype)[:, None, None]
+        bordered = colour.expand(len(images), 3, side, side).contiguous(memory_format=torch.channels_last)
+        bordered[:, :, shift:-shift, shift:-shift] = images
+        images, top, left, shift = bordered, top + shift, left + shift, 0
+    if resized_crop or rand_augment:
+        cut = _cut(images, top, left, crop, mirrored)
+        if resized_crop:
+            cut = _resized(images, _boxes(base, ids, images.shape[2], resized_crop), crop, mirrored)
+        for number in range(rand_augment):
+            cut = _changed(cut, base, ids, number, rand_magnitude)
+        cut = _normalised(cut, mean, std)
+    elif shift:
         cut = _cut(_normalised(images, mean, std, shift), top + shift, left + shift, crop, mirrored)
     else:
         cut = _normalised(_cut(images, top, left, crop, mirrored), mean, std)
@@ -154,6 +175,142 @@ def _rows(images: Tensor, top: Tensor, left: Tensor, crop: int, mirrored: Tensor
     flipped = cut.index_select(0, selected).permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1).numpy()
     rows[selected.numpy()] = flipped.reshape(len(selected), crop, 3 * crop).view(row)[:, :, 0]
     return cut
+
+
+def mixing_shares(ids: Tensor, *, seed: int, epoch: int, alpha: float) -> Tensor:
+    """Return each picture's share of its mixture (n,), from Beta(alpha, alpha), float32, for ids on the CPU."""
+    from scipy.special import betaincinv
+
+    uniform = _uniform(_base(seed, epoch), ids, _MIX).numpy()
+    return torch.from_numpy(betaincinv(alpha, alpha, uniform)).float()
+
+
+def mix(values: Tensor, shares: Tensor) -> Tensor:
+    """Return share x + (1 - share) y for each row x of `values` and y, the other of its pair: rows 0 and 1, 2 and 3.
+
+    A last row without another stays as it is. Zhang et al. 2018, mixup.
+    """
+    partner = torch.arange(len(values), device=values.device) ^ 1
+    partner[partner >= len(values)] -= 1
+    share = shares.to(values).view(-1, *[1] * (values.dim() - 1))
+    return share * values + (1 - share) * values[partner]
+
+
+def _boxes(base: int, ids: Tensor, side: int, least: float) -> Tensor:
+    """Return a part of a square picture for each id: top, left, height, width (4, n), int64.
+
+    The first of ten tries that fits, each with an area of at least the share `least` and a ratio out of RATIOS, uniform
+    in its logarithm; else the whole picture. It is torchvision's RandomResizedCrop.
+    """
+    box = torch.stack([torch.zeros_like(ids)] * 2 + [torch.full_like(ids, side)] * 2)
+    for attempt in reversed(range(TRIES)):
+        area, ratio, row, column = (_uniform(base, ids, _CROP + 4 * attempt + k) for k in range(4))
+        area = side**2 * (least + (1 - least) * area)
+        low, high = map(math.log, RATIOS)
+        ratio = torch.exp(low + (high - low) * ratio)
+        width, height = (torch.sqrt(area * ratio).round().long(), torch.sqrt(area / ratio).round().long())
+        fits = (width >= 1) & (width <= side) & (height >= 1) & (height <= side)
+        top, left = (row * (side - height + 1)).long(), (column * (side - width + 1)).long()
+        box = torch.where(fits, torch.stack([top, left, height, width]), box)
+    return box
+
+
+def _resized(images: Tensor, boxes: Tensor, crop: int, mirrored: Tensor) -> Tensor:
+    """Return the part of each picture in its box, resized to uint8 (n, 3, crop, crop), mirrored where that is set.
+
+    Bilinear with antialiasing: the weights of rows and columns are matrices.
+    """
+    top, left, height, width = boxes
+    rows = _filters(top, height, images.shape[2], crop)
+    columns = _filters(left, width, images.shape[3], crop)
+    columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
+    values = rows[:, None] @ images.to(rows.dtype) @ columns[:, None].transpose(2, 3)
+    return values.round_().clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def _filters(first: Tensor, length: Tensor, side: int, crop: int) -> Tensor:
+    """Return the weights (n, crop, side) by which `crop` points are taken of `length` pixels from `first` on."""
+    scale = (length.double() / crop)[:, None, None]
+    centre = (torch.arange(crop, device=first.device).double() + 0.5)[None, :, None] * scale
+    place = torch.arange(side, device=first.device)[None, None, :] - first[:, None, None]
+    weights = (1 - (place + 0.5 - centre).abs() / scale.clamp(min=1)).clamp_(min=0)
+    weights *= (place >= 0) & (place < length[:, None, None])
+    return (weights / weights.sum(2, keepdim=True)).float()
+
+
+def _changed(images: Tensor, base: int, ids: Tensor, number: int, magnitude: int) -> Tensor:
+    """Return uint8 pictures, each changed by an operation of RandAugment, of either sign where it has one."""
+    chosen = _integers(base, ids, _OPERATION + 2 * number, len(OPERATIONS))
+    negative = _uniform(base, ids, _OPERATION + 2 * number + 1) < 0.5
+    result = images.clone()
+    for place, (name, operation) in enumerate(OPERATIONS.items()):
+        for sign in (1, -1) if operation.is_signed else (0,):
+            (rows,) = ((chosen == place) & ((negative == (sign < 0)) | (sign == 0))).nonzero(as_tuple=True)
+            if len(rows):
+                result[rows] = apply_operation(name, images[rows], (sign or 1) * magnitude)
+    return result
+
+
+class Operation(NamedTuple):
+    """Operation of RandAugment: its strongest magnitude, and whether it is taken of either sign."""
+
+    strongest: float
+    is_signed: bool
+
+
+OPERATIONS: Final = {
+    "Identity": Operation(0, False),
+    "ShearX": Operation(0.3, True),
+    "ShearY": Operation(0.3, True),
+    "TranslateX": Operation(150 / 331, True),
+    "TranslateY": Operation(150 / 331, True),
+    "Rotate": Operation(30, True),
+    "Brightness": Operation(0.9, True),
+    "Color": Operation(0.9, True),
+    "Contrast": Operation(0.9, True),
+    "Sharpness": Operation(0.9, True),
+    "Posterize": Operation(4, False),
+    "Solarize": Operation(255, False),
+    "AutoContrast": Operation(0, False),
+    "Equalize": Operation(0, False),
+}
+
+
+def apply_operation(name: str, images: Tensor, magnitude: int) -> Tensor:
+    """Return uint8 pictures (n, 3, h, w) changed by an operation of RandAugment, by torchvision's functions.
+
+    A magnitude is -30 to 30. Corners that a picture leaves are black. Cubuk et al. 2020.
+    """
+    from torchvision.transforms.v2 import functional  # a second to load: by recipes with RandAugment alone
+
+    value = OPERATIONS[name].strongest * magnitude / 30
+    adjustments = {
+        "Brightness": functional.adjust_brightness,
+        "Color": functional.adjust_saturation,
+        "Contrast": functional.adjust_contrast,
+        "Sharpness": functional.adjust_sharpness,
+    }
+    plain = {"AutoContrast": functional.autocontrast, "Equalize": functional.equalize, "Identity": torch.clone}
+    if name in adjustments:
+        changed = adjustments[name](images, 1 + value)
+    elif name in plain:
+        changed = plain[name](images)
+    elif name == "Posterize":
+        changed = functional.posterize(images, 8 - round(value))
+    elif name == "Solarize":
+        changed = functional.solarize(images, 255 - value)
+    elif name == "Rotate":
+        changed = functional.rotate(images, value)
+    else:
+        along = [0, 1] if name.endswith("Y") else [1, 0]
+        shears = name.startswith("Shear")
+        changed = functional.affine(
+            images, angle=0.0, scale=1.0, center=[0, 0] if shears else None,
+            translate=[0, 0] if shears else [int(value * images.shape[3]) * part for part in along],
+            shear=[math.degrees(math.atan(value)) * part for part in along] if shears else [0.0, 0.0],
+        )  # fmt: skip
+    result: Tensor = changed
+    return result
 
 
 def _light(

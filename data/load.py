@@ -85,6 +85,19 @@ class Pictures:
         self._reader.close()
         self._resident = None
 
+    def picture(self, record: int) -> beton.Bytes:
+        """Return the pixels uint8 (h, w, 3) of one picture, decoded here and now: in any process, also a forked one.
+
+        ValueError for a record whose bytes have changed since they were written.
+        """
+        self._check(np.array([record]))
+        stored = beton.stored_bytes(self._index, self._stored, record)
+        if self._index.jpeg:
+            import simplejpeg  # stored pixels do not need it
+
+            return np.asarray(simplejpeg.decode_jpeg(stored))
+        return np.array(stored).reshape(self._index.size, self._index.size, 3)
+
     def batches(self, indices: Ints, batch: int, start: int = 0) -> Generator[Batch, None, None]:
         """Yield batches of the pictures `indices` in that order, `batch` at a time, from batch number `start` on.
 

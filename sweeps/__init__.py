@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from crelu_models.model import Model
+    from sweeps.experiment.metrics import Metric
     from sweeps.experiment.plan import Protocol
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
@@ -26,6 +28,8 @@ __all__ = [
     "Choice",
     "Float",
     "Int",
+    "Metric",
+    "Model",
     "Protocol",
     "RateStudy",
     "Recipe",
@@ -34,10 +38,12 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Model": "crelu_models.model",
     "Cell": "sweeps.experiment.trial",
     "Choice": "sweeps.experiment.space",
     "Float": "sweeps.experiment.space",
     "Int": "sweeps.experiment.space",
+    "Metric": "sweeps.experiment.metrics",
     "Protocol": "sweeps.experiment.plan",
     "RateStudy": "sweeps.experiment.rates",
     "Search": "sweeps.experiment.search",

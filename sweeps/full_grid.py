@@ -49,4 +49,4 @@ CELLS = (
 PROTOCOL = Protocol(seeds=3, search=Search(20), rates=RateStudy("allconv * ReLU"))
 
 if __name__ == "__main__":
-    main("full_grid", __doc__, CELLS, PROTOCOL)
+    main("full_grid", __doc__, CELLS, PROTOCOL, of_paper=True)

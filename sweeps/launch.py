@@ -13,8 +13,11 @@ from typing import NoReturn
 from crelu_data.streams import make_lasting
 from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
-from sweeps.cli.settings import asked_part, declare, settle
+from sweeps.cli.settings import absolute_dataset, asked_part, declare, notes, settle
+from sweeps.experiment.metrics import Metric
 from sweeps.experiment.plan import Protocol, Sweep, unknown_name
+from sweeps.experiment.profiles import names_paper
+from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell
 
 ABLATION = Protocol()
@@ -26,11 +29,17 @@ def main(
     cells: Sequence[Cell],
     protocol: Protocol = ABLATION,
     also: Mapping[str, Sequence[Cell]] = MappingProxyType({}),
+    metric: Metric | None = None,
+    of_paper: bool | None = None,
 ) -> NoReturn:
     """Run the sweep `name` as the command line says, and exit with one of `ExitCode`.
 
     `also` holds further groups of cells by name, each trained only where --also names it. A cell's `versus` names the
-    cell with which the report compares it besides the first of its table.
+    cell with which the report compares it besides the first of its table. `metric` is the number by which all cells are
+    compared, where they have a training function of their own; without it, each cell's own counts.
+
+    A page `of_paper` (by default one with a cell of a table) is scaled down where its data or a GPU are missing, as a
+    demo. Any other is trained as it is written.
     """
     make_lasting()
     options = parser(name, question, tuple(also)).parse_args()
@@ -38,10 +47,17 @@ def main(
     # background of a script, where Ctrl-C is ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    cells = [at_absolute_path(cell) for cell in cells]
+    also = {group: [at_absolute_path(cell) for cell in more] for group, more in also.items()}
     try:
-        check_references(name, [*cells, *(cell for group in also.values() for cell in group)])
+        if metric is not None:
+            cells = [replace(cell, metric=metric) for cell in cells]
+            also = {group: [replace(cell, metric=metric) for cell in more] for group, more in also.items()}
+        every = [*cells, *(cell for group in also.values() for cell in group)]
+        check_references(name, every)
+        check_tasks(every)
         more = [cell for group in options.also for cell in also[group]]
-        sys.exit(launch(name, (*cells, *more), protocol, options))
+        sys.exit(launch(name, (*cells, *more), protocol, options, of_paper))
     except ValueError as error:
         refuse(str(error))
     except OSError as error:
@@ -49,6 +65,11 @@ def main(
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
+
+
+def at_absolute_path(cell: Cell) -> Cell:
+    """Return a cell with the path of its folder of pictures made absolute: workers run elsewhere."""
+    return replace(cell, dataset=absolute_dataset(cell.dataset))
 
 
 def check_references(name: str, cells: Sequence[Cell]) -> None:
@@ -67,19 +88,34 @@ def check_references(name: str, cells: Sequence[Cell]) -> None:
             raise ValueError(f"versus of {cell.label!r}: {cell.versus!r} has other pictures ({data})")
 
 
+def check_tasks(cells: Sequence[Cell]) -> None:
+    """Raise ValueError where a cell names a training function that is not there."""
+    for task in dict.fromkeys(cell.task for cell in cells if cell.task):
+        check_task(task)
+
+
 def refuse(sentence: str) -> NoReturn:
     """Say why nothing was done, and exit 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(ExitCode.USAGE)
 
 
-def launch(name: str, cells: tuple[Cell, ...], protocol: Protocol, options: argparse.Namespace) -> ExitCode:
-    """Do what the options say and return the exit code."""
-    settings = settle(cells, options)
-    sweep = declare(name, cells, protocol, options, settings)
+def launch(
+    name: str,
+    cells: tuple[Cell, ...],
+    protocol: Protocol,
+    options: argparse.Namespace,
+    of_paper: bool | None = None,
+) -> ExitCode:
+    """Do what the options say and return the exit code; `of_paper` is that of `main`."""
+    of_paper = names_paper(cells) if of_paper is None else of_paper
+    settings = settle(cells, options, of_paper)
+    sweep = declare(name, cells, protocol, options, settings, of_paper)
     asked = asked_part(sweep, options)
     if options.list:
         return show_cells(asked)
+    for line in notes(cells, protocol, options, settings, of_paper):
+        print(line, file=sys.stderr)
     if options.rehearse:
         from sweeps.cli.rehearse import rehearse_sweep
 

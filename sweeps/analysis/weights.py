@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from crelu_data.datasets import beton_path, dataset, order, read_sidecar
 from crelu_data.load import Pictures
+from crelu_models.model import Model
 from crelu_models.modules import build
 from crelu_models.spec import Conv, Linear, Net
 from crelu_models.tables import PAPER
@@ -150,6 +151,8 @@ def load(source: Source, ledger: Ledger) -> LoadedNet:
         if result is not None and (why := checked(ledger, source.trial, result, ["trial.json", "weights.safetensors"])):
             raise ValueError(f"{why}; the sweep's command with --retry-failed trains it anew")
         trial = trial_from_json(ledger.read_json(f"{folder}/trial.json"))
+        if isinstance(trial.net, Model):
+            raise ValueError(f"analyses are of nets of this package, and the net of {trial.cell.label} is a model")
         content = ledger.read(f"{folder}/weights.safetensors")
         if content is None:
             raise ValueError(f"{ledger.path(folder)} has lost its weights.safetensors")

@@ -15,6 +15,7 @@ from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import check_rank_batches, resolve_resources
+from sweeps.experiment.model_facts import check_models
 from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json, state_heads
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
@@ -30,6 +31,7 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     declared = plan(sweep, settings.ledger, fingerprints)
     today = plan(asked, settings.ledger, fingerprints)
+    _no_models(today, settings)  # one process measures all models, for the counts too
     if settings.display.json:
         states = {status.trial.key: status.state for status in (*declared.statuses, *today.statuses)}
         part = {"total": today.total, "states": states, "asked": [cell.label for cell in asked.cells]}
@@ -180,6 +182,18 @@ def _no_splits(today: Plan, settings: Settings) -> str:
     return ""
 
 
+def _no_models(today: Plan, settings: Settings) -> str:
+    """Return why a model cannot be built, or does not fit its pictures."""
+    facts = {
+        name: availability.expected_pictures(name, settings.data_dir)[0] for name in _expected_names(today, settings)
+    }
+    try:
+        check_models((trial.cell for trial in (*today.to_do, *today.pending)), facts)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _expected_names(today: Plan, settings: Settings) -> list[str]:
     """Return the data sets whose pictures can be counted: those that are there, or are made on the way."""
     present = availability.fingerprints(today.sweep.datasets, settings.data_dir)
@@ -187,4 +201,4 @@ def _expected_names(today: Plan, settings: Settings) -> list[str]:
     return [name for name in today.sweep.datasets if name in present or name.startswith(made)]
 
 
-REFUSALS = (_not_writable, _holds_links, _no_cluster, _no_data, _driven, _no_splits, _no_resources)
+REFUSALS = (_not_writable, _holds_links, _no_cluster, _no_data, _driven, _no_splits, _no_resources, _no_models)

@@ -15,6 +15,7 @@ from crelu_data.datasets import DataSet, dataset
 from sweeps.cli.settings import Settings
 from sweeps.execution.resources import TrialResources, resolve_resources
 from sweeps.execution.throughput import Throughput, Throughputs, past_epochs
+from sweeps.experiment.model_facts import net_facts
 from sweeps.experiment.plan import Plan, Sweep
 from sweeps.experiment.trial import PHASES, Trial, probed
 from sweeps.experiment.wording import against_forecast, count
@@ -47,7 +48,7 @@ class Forecast:
         """Read what the ledger knows of the hardware of `resources`; `at_once` trials run at the same time."""
         results = [status.result for status in plan.statuses if status.result is not None]
         shapes = {name: (fact.classes, fact.crop) for name, fact in facts.items()}
-        macs = {cell.key: float(cell.net.macs(*shapes[cell.dataset])) for cell in plan.sweep.cells}
+        macs = {cell.key: float(net_facts(cell.net, *shapes[cell.dataset]).macs) for cell in plan.sweep.cells}
         self.throughputs = Throughputs(macs, past_epochs(settings.ledger, results, resources))
         self.plan, self.settings, self.facts, self.resources, self.at_once = plan, settings, facts, resources, at_once
         # A second phase of Single takes about as many epochs as its first phase did to its best.
@@ -219,5 +220,5 @@ def cost_text(seconds: TimeEstimate, hourly: float, share: float = 1.0) -> str:
 def operations(trial: Trial, facts: DataSet) -> float:
     """Return the floating-point operations of one training: 6 a multiply-accumulate learned from, 2 one evaluated."""
     learned, evaluated = pictures(trial, facts)
-    macs = trial.cell.net.macs(facts.classes, facts.crop)
+    macs = net_facts(trial.cell.net, facts.classes, facts.crop).macs
     return float(macs) * (6 * learned + 2 * evaluated)

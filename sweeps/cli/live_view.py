@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweeps.cli.forecast import Forecast
-from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.metrics import ending_word, error_text, flags_of
+from sweeps.experiment.code_fingerprint import cell_fingerprint
+from sweeps.experiment.metrics import Metric, ending_word, error_text, flags_of
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
@@ -40,7 +40,7 @@ class SweepProgress:
         self.pending = list(plan.pending)
         self.planned: Sequence[Trial] = ()
         self.epochs: dict[str, int] = {}  # done, by trial key: of this session and of earlier ones
-        self.best: dict[str, float] = {}  # hold-out errors so far, the least of each trial
+        self.best: dict[str, float] = {}  # hold-out values so far, the best of each trial
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
 
@@ -61,7 +61,7 @@ class SweepProgress:
             self.epochs[key] = int(news["epoch"])
             if self.epochs[key] == 1:
                 self.best.pop(key, None)  # of an attempt that diverged, and was begun again
-            self._add_held_out(key, news.get("val/top1_err"))
+            self._add_held_out(trial, news.get(trial.cell.metric.row))
             self.speed[key] = float(news["sys/images_per_s"])
             if self.forecast is not None:
                 self.forecast.add_epoch(trial, news)
@@ -73,13 +73,14 @@ class SweepProgress:
             if self.forecast is not None:
                 self.forecast.add_result(news)
             metrics: dict[str, float] = news["metrics"]
-            error = metrics.get("final/test_top1_err", metrics.get("best/val_top1_err", float("nan")))
             mark = "" if news["status"] == "finished" else f" ({ending_word(news)})"
             epochs = count(int(news["epochs"]), "epoch")
-            return f"{name}: done, {error:.2f} % error after {epochs}, {news['seconds']:.0f} s{mark}"
+            value = _value(trial.cell.metric, metrics)
+            return f"{name}: done{value} after {epochs}, {news['seconds']:.0f} s{mark}"
         if event == "paused":
+            best = {trial.cell.metric.held_out: trial.cell.metric.best(news["curve"])}
             return (
-                f"{name}: paused after epoch {news['epoch']} of {trial.recipe.epochs}, {min(news['curve']):.2f} % error"
+                f"{name}: paused{_value(trial.cell.metric, best)} after epoch {news['epoch']} of {trial.recipe.epochs}"
             )
         if event == "failed":
             return f"{name}: failed: {news['error']}"
@@ -87,15 +88,15 @@ class SweepProgress:
 
     def resume(self, trial: Trial, state: Json | None) -> None:
         """Take in where a trial that was begun goes on: the plain state of its checkpoint, unless by other code."""
-        if state is not None and state.get("code") == code_fingerprint(trial.cell.net):
+        if state is not None and state.get("code") == cell_fingerprint(trial.cell):
             self.epochs[trial.key] = int(state.get("epoch", 0))
             for row in state.get("history", ()):
-                self._add_held_out(trial.key, row.get("val/top1_err"))
+                self._add_held_out(trial, row.get(trial.cell.metric.row))
 
-    def _add_held_out(self, key: str, error: float | None) -> None:
-        """Take in a hold-out error of a trial; a phase that holds nothing out has none."""
-        if error is not None and math.isfinite(error):
-            self.best[key] = min(float(error), self.best.get(key, math.inf))
+    def _add_held_out(self, trial: Trial, value: float | None) -> None:
+        """Take in a hold-out value of a trial; a phase that holds nothing out has none."""
+        if value is not None and math.isfinite(value):
+            self.best[trial.key] = trial.cell.metric.best([float(value), self.best.get(trial.key, float(value))])
 
     def counts(self) -> str:
         """Return how many trials are done, how many train, and the time left."""
@@ -116,21 +117,23 @@ class SweepProgress:
         return "" if seconds is None else f", about {_time(seconds)} left"
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return one row per cell: label, parts done, training now, best hold-out error, test error, marks."""
+        """Return one row per cell: label, parts done, training now, best hold-out value, its number, marks."""
         rows: list[tuple[str, ...]] = []
         for cell in self.plan.sweep.cells:
             keys = [key for key, trial in self.trials.items() if trial.cell.key == cell.key]
             now = [self._now(key) for key in keys if self.states[key] == "training"]
             results = {key: self.results[key] for key in keys if key in self.results}
-            finished = {key: result["metrics"].get("best/val_top1_err") for key, result in results.items()}
+            metric = cell.metric
+            finished = {key: result["metrics"].get(metric.held_out) for key, result in results.items()}
             known = {key: finished.get(key, self.best.get(key)) for key in keys}
             held_out = [error for error in known.values() if error is not None and math.isfinite(error)]
-            tested = error_text([(self.trials[key].phase, result["metrics"]) for key, result in results.items()])
+            tested = [(self.trials[key].phase, result["metrics"]) for key, result in results.items()]
             marks = sorted({mark for result in results.values() for mark in flags_of(result)})
             failed = sum(self.states[key] == "failed" for key in keys)
-            best = f"{min(held_out):.2f}" if held_out else ""
+            best = metric.text(metric.best(held_out)) if held_out else ""
             marks += [f"{failed} failed"] if failed else []
-            rows.append((cell.label, self._parts(cell, keys), "; ".join(now), best, tested, " ".join(marks)))
+            number = error_text(tested, metric)
+            rows.append((cell.label, self._parts(cell, keys), "; ".join(now), best, number, " ".join(marks)))
         return rows
 
     def _parts(self, cell: Cell, keys: Sequence[str]) -> str:
@@ -151,6 +154,15 @@ class SweepProgress:
         epoch = self.epochs.get(key, 0)
         speed = f", {self.speed[key]:.0f} pictures/s" if key in self.speed else ""
         return f"{trial.label} epoch {epoch}/{trial.recipe.epochs}{speed}"
+
+
+def _value(metric: Metric, metrics: Mapping[str, float]) -> str:
+    """Return what a finished trial measured, behind a comma; empty where an own function has measured nothing."""
+    value = metrics.get(metric.final, metrics.get(metric.held_out, math.nan))
+    if not metric.is_own:
+        return f", {value:.2f} % error"
+    name = metric.words if metric.final in metrics else f"best {metric.held_out_words}"
+    return f", {name} {metric.text(value)}" if math.isfinite(value) else ""
 
 
 def _time(seconds: float) -> str:
@@ -249,8 +261,10 @@ class LiveView:
         with self.lock:
             rows, counts = self.progress.rows(), self.progress.counts()
         table = Table(box=None, pad_edge=False)
-        for heading, justify in (("cell", "left"), ("done", "left"), ("now", "left"), ("best hold-out %", "right"),
-                                 ("test error %", "right"), ("", "left")):  # fmt: skip
+        metric = self.progress.plan.sweep.metric
+        for heading, justify in (("cell", "left"), ("done", "left"), ("now", "left"),
+                                 (f"best {metric.held_out_words}", "right"), (metric.words, "right"),
+                                 ("", "left")):  # fmt: skip
             table.add_column(heading, justify=justify, no_wrap=heading != "now")  # type: ignore[arg-type]
         for row in rows:
             table.add_row(*row)

@@ -32,6 +32,9 @@ def rehearse_sweep(sweep: Sweep, settings: Settings, steps: int) -> ExitCode:
     from sweeps.training.runtime import available_device
 
     cells = {cell.key: cell for cell in sweep.cells}
+    tasks = [cell.label for cell in cells.values() if cell.task]
+    if tasks:
+        raise ValueError(f"--rehearse takes steps of our own loop, and {tasks[0]!r} has a task: try it by --smoke-test")
     pictures = {name: _pictures(name, settings) for name in sweep.datasets}
     threads = cores()
     config = RuntimeConfig(

@@ -27,9 +27,11 @@ from sweeps.execution.resources import (
     resolve_resources,
     why_unschedulable,
 )
+from sweeps.experiment.model_facts import check_models, user_names
 from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
+from sweeps.experiment.user_code import page_folder, shipped_files
 from sweeps.experiment.wording import count
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.ledger import Json
@@ -67,7 +69,9 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
                 remove_leftovers(settings.ledger)
             today = _current_plan(asked, settings, fingerprints)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
-            check_splits((*today.to_do, *today.pending), settings.data_dir)
+            to_train = (*today.to_do, *today.pending)
+            check_splits(to_train, settings.data_dir)
+            check_models((trial.cell for trial in to_train), facts)
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
             code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
@@ -238,6 +242,8 @@ def _run_trials(
         from sweeps.execution.session import DriverState
 
         resources = _join_ray(today, settings, facts, view)
+    tasks = {cell.task for cell in today.sweep.cells if cell.task}
+    names = [*user_names(cell.net for cell in today.sweep.cells), *sorted(tasks)]
     config = RuntimeConfig(
         ledger=settings.ledger.root,
         data_dir=str(settings.data_dir),
@@ -248,6 +254,7 @@ def _run_trials(
         deterministic=settings.deterministic,
         data_source=settings.data_source,
         ranks=resources.ranks,
+        code_folder=page_folder() if names else "",
     )
     forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
     view.progress.forecast = forecast
@@ -280,6 +287,7 @@ def _run_trials(
         fingerprints=fingerprints,
         shapes={name: (fact.classes, fact.crop) for name, fact in facts.items()},
         limits=settings.limits,
+        shipped={} if settings.address == "local" else shipped_files(names),
         say=view.log,
         start_over=settings.start_over,
     )

@@ -13,9 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from crelu_models.model import Model
 from sweeps.cli.command import Command
 from sweeps.experiment.plan import Protocol, Sweep, sweep_from_json, unknown_name
-from sweeps.experiment.profiles import data_name, file_name, on_dataset, on_one_dataset, scaled
+from sweeps.experiment.profiles import (
+    changed_fields,
+    data_name,
+    file_name,
+    has_own_recipes,
+    on_dataset,
+    on_one_dataset,
+    scaled,
+)
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
     from sweeps.execution.session import Limits
 
 DEMO = "demo: embedded pictures, small nets, a short recipe; it shows how things work, not what CReLU is worth"
+OWN_DEMO = "demo: embedded pictures, narrow nets, few epochs; what it changes of the page:"
 SMOKE = "smoke test: two tiny cells on embedded pictures"
 SMALL = "no GPU here: the demo's small nets and short recipes (--profile paper for the paper's)"
 
@@ -82,14 +92,17 @@ class Settings:
         return artifacts_in(self.output) if self.tracking_uri.startswith("sqlite") else ""
 
 
-def settle(cells: Sequence[Cell], options: argparse.Namespace) -> Settings:
-    """Return the settings of a command line; ValueError where real data were asked for and are not there."""
+def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = True) -> Settings:
+    """Return the settings of a command line; ValueError where real data were asked for and are not there.
+
+    Only a page `of_paper` becomes a demo by itself where its data or a GPU are missing.
+    """
     from sweeps.execution.resources import ResourceRequest
     from sweeps.execution.session import Limits
 
     output = absolute(options.output)
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
-    profile, dataset, banner = choose_profile(cells, options, address)
+    profile, dataset, banner = choose_profile(cells, options, address, of_paper)
     sentences = [banner, taken_sentence(cells, profile, _asked_dataset(options) or dataset)]
     return Settings(
         profile=profile,
@@ -118,7 +131,9 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace) -> Settings:
     )
 
 
-def choose_profile(cells: Sequence[Cell], options: argparse.Namespace, address: str) -> tuple[str, str, str]:
+def choose_profile(
+    cells: Sequence[Cell], options: argparse.Namespace, address: str, of_paper: bool = True
+) -> tuple[str, str, str]:
     """Return profile, data set (empty: each cell's own) and banner.
 
     Never falls back from a configured place to embedded pictures: on a cluster with a bad mount that would burn
@@ -130,7 +145,9 @@ def choose_profile(cells: Sequence[Cell], options: argparse.Namespace, address: 
         # A rehearsal takes the sweep at its real size, with the pictures and the device at hand.
         return options.profile or "paper", absolute_dataset(options.dataset or ""), ""
     if options.profile == "demo" and not options.dataset:
-        return "demo", "", DEMO
+        return "demo", "", DEMO if of_paper else OWN_DEMO
+    if not of_paper:
+        return options.profile or "paper", absolute_dataset(options.dataset or ""), ""
     if options.dataset:
         dataset = absolute_dataset(options.dataset)
         if options.profile is None and address == "local" and not glob.glob("/dev/nvidia[0-9]*"):
@@ -180,15 +197,21 @@ def _tracking_uri(options: argparse.Namespace, output: str) -> str:
 
 
 def declare(
-    name: str, cells: Sequence[Cell], protocol: Protocol, options: argparse.Namespace, settings: Settings
+    name: str,
+    cells: Sequence[Cell],
+    protocol: Protocol,
+    options: argparse.Namespace,
+    settings: Settings,
+    of_paper: bool = True,
 ) -> Sweep:
     """Return the declared sweep, cells that are not asked for included; ValueError for an unknown field."""
     profile, dataset = settings.profile, _asked_dataset(options) or settings.dataset
-    page = [scaled(cell, profile) for cell in taken(cells, profile, "")]
+    own = not of_paper and has_own_recipes(cells)
+    page = [scaled(cell, profile, own_recipes=own) for cell in taken(cells, profile, "")]
     cells = taken(cells, profile, dataset)
     if options.smoke_test:
         cells, page = (cells[0], cells[-1]), [page[0], page[-1]]
-    on_data = [scaled(cell, profile, dataset) for cell in cells]
+    on_data = [scaled(cell, profile, dataset, own) for cell in cells]
     changed = tuple(change(cell, options.set) for cell in on_data)
     other_data = [cell.key for cell in on_data] != [cell.key for cell in page]
     parts = [data_name(dataset) if other_data else "", fields_name(on_data, options.set)]
@@ -198,6 +221,41 @@ def declare(
         hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, parts[1]))))
         return hashed if _is_taken(sweep, hashed, settings.ledger) else sweep
     return sweep
+
+
+def notes(
+    cells: Sequence[Cell], protocol: Protocol, options: argparse.Namespace, settings: Settings, of_paper: bool
+) -> list[str]:
+    """Return what is done otherwise than a page says and no flag asks for, a line for each thing.
+
+    Of a page of the paper the banner says it.
+    """
+    profile, dataset = settings.profile, _asked_dataset(options) or settings.dataset
+    lines: list[str] = []
+    if not of_paper and profile != "paper":
+        own = has_own_recipes(cells)
+        chosen = taken(cells, profile, dataset)
+        lines += changed_fields(chosen, [scaled(cell, profile, dataset, own) for cell in chosen], profile)
+        lines += changed_protocol(protocol, protocol_of(protocol, profile, options), options)
+    inits = {cell.recipe.init for cell in cells if isinstance(cell.net, Model)} - {"own"}
+    if inits:
+        lines.append(f"recipe.init {', '.join(sorted(inits))} is for nets: a model has the weights of its own factory")
+    return lines
+
+
+def changed_protocol(before: Protocol, after: Protocol, options: argparse.Namespace) -> list[str]:
+    """Return what a small profile has changed in a protocol, the flags' own changes left out."""
+    lines = [f"seeds: {before.seeds} -> {after.seeds}"] if before.seeds != after.seeds and not options.seeds else []
+    if before.folds != after.folds and options.folds is None:
+        lines.append(f"folds: {before.folds} -> {after.folds}")
+    if before.rates != after.rates:
+        lines.append("learning rate: not chosen, each recipe's own")
+    if before.search is not None and after.search is not None:
+        for name in ("trials", "wave"):
+            old, new = getattr(before.search, name), getattr(after.search, name)
+            if old != new and not (name == "trials" and options.search_trials is not None):
+                lines.append(f"search {name}: {old} -> {new}")
+    return lines
 
 
 def asked_part(sweep: Sweep, options: argparse.Namespace) -> Sweep:
@@ -312,6 +370,8 @@ def change(cell: Cell, assignments: Sequence[str]) -> Cell:
         if name == "dataset":
             cell = on_dataset(cell, absolute_dataset(word))
         elif name == "net.final_activation":
+            if isinstance(cell.net, Model):
+                raise ValueError(f"{name} is for nets of this package, not for {cell.label}, whose net is a model")
             cell = dataclasses.replace(cell, net=cell.net.final_activation(word))
         elif name in fields:
             value: Any = parsed(get_type_hints(Recipe)[fields[name]], word, name)

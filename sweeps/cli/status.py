@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from sweeps.experiment.metrics import AVERAGE, TOP1, cell_average, error_text
+from sweeps.experiment.metrics import cell_average, error_text
 from sweeps.experiment.plan import STATES, Plan, current_plan, state_heads
 from sweeps.results.evidence import titles
 from sweeps.store.lease import Drivers, owner_text
@@ -32,15 +32,17 @@ def status(options: argparse.Namespace) -> int:
 
 
 def as_json(plan: Plan, drives: Json | None) -> Json:
-    """Return a sweep's status as JSON; `test_top1_err` is the average over folds where a cell has folds."""
+    """Return a sweep's status as JSON; `test_top1_err`, or the page's metric, is over folds where a cell has folds."""
     cells = []
     for cell in plan.sweep.cells:
         tested = plan.tested(cell)
-        numbers = {"single": cell_average(tested, TOP1), "folds": cell_average(tested, AVERAGE)}
+        metric = cell.metric
+        numbers = {"single": cell_average(tested, metric.final), "folds": cell_average(tested, metric.mean)}
         known = {name: number for name, number in numbers.items() if number.n}
         main = known.get("folds") or known.get("single")
         cells.append(
-            {"label": cell.label, "test_top1_err": main.mean if main else None, "n": main.n if main else 0}
+            {"label": cell.label, metric.name.replace("/", "_"): main.mean if main else None}
+            | {"n": main.n if main else 0}
             | {state: plan.count(state, cell=cell) for state in STATES}
             | {"lost": plan.lost(cell)}
             | {"numbers": {name: number.as_json() for name, number in known.items()}}
@@ -59,10 +61,11 @@ def text(plan: Plan, drives: Json | None) -> str:
     who = f"driven by {owner_text(drives)}" if drives else "no driver runs; the sweep's command resumes it"
     width = max(len(cell.label) for cell in plan.sweep.cells)
     lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
-    lines.append(f"{'cell':<{width}} {state_heads(plan.states)}   test error %")
+    metric = plan.sweep.metric
+    lines.append(f"{'cell':<{width}} {state_heads(plan.states)}   {metric.words}")
     for cell in plan.sweep.cells:
         counts = "".join(f"{plan.count(state, cell=cell) or '.':>5}" for state in plan.states)
-        words = "; ".join(filter(None, (error_text(plan.tested(cell)), plan.lost(cell))))
+        words = "; ".join(filter(None, (error_text(plan.tested(cell), metric), plan.lost(cell))))
         lines.append(f"{cell.label:<{width}} {counts}   {words}".rstrip())
     lines += [f"{label}: {why}; the others are skipped" for label, why in plan.given_up.items()]
     if further := plan.seeds_text():

@@ -113,7 +113,7 @@ def verify_resume(options: argparse.Namespace) -> int:
 
     from crelu_data.datasets import data_dir
     from sweeps.execution.verify_resume import shortened, verify
-    from sweeps.experiment.code_fingerprint import code_fingerprint
+    from sweeps.experiment.code_fingerprint import cell_fingerprint
     from sweeps.training.runtime import RuntimeConfig, device_name
 
     ledger = Ledger.in_output(options.output)
@@ -121,13 +121,16 @@ def verify_resume(options: argparse.Namespace) -> int:
     config = RuntimeConfig(
         ledger="", data_dir=str(data_dir(options.data_dir)), device=options.device, reader=options.reader
     )
+    code = cell_fingerprint(cell)
+    if not code:
+        raise ValueError(f"the code of {cell.label} is not found from here: give the command in the folder of its page")
     with tempfile.TemporaryDirectory() as folder:
         verdict = verify(shortened(Trial(cell)), config, folder, options.kills, options.seed)
     if verdict.differences:
         print(f"{cell.label}: killed {count(verdict.kills, 'time')}, and {', '.join(verdict.differences)} differ")
         return 1
     proof = {
-        "code": code_fingerprint(cell.net),
+        "code": code,
         "kills": verdict.kills,
         "device": device_name(torch.device(options.device)),
     }

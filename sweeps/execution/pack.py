@@ -14,9 +14,10 @@ from types import MappingProxyType
 
 import torch
 
+from sweeps.execution.failures import attempt_of
 from sweeps.execution.messages import Notify, left
 from sweeps.experiment.trial import Trial
-from sweeps.store.ledger import Json, Ledger, failed_attempt
+from sweeps.store.ledger import Json, Ledger
 from sweeps.training.run_trial import out_of_memory, trial_steps
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import BatchStream, PackContext, Position, Steps, stream_key
@@ -117,12 +118,12 @@ class _Pack:
         except StopIteration:
             pass
         except ValueError as error:
-            self.ledger.add_attempt(member.trial.key, failed_attempt(error, final=True))
-        except Exception as error:
+            self.ledger.add_attempt(member.trial.key, attempt_of(error, final=True))
+        except (Exception, SystemExit) as error:
             if out_of_memory(error) and len(self.members) > 1:
                 fits = len(self.members) // 2
             else:
-                self.ledger.add_attempt(member.trial.key, failed_attempt(error, final=False))
+                self.ledger.add_attempt(member.trial.key, attempt_of(error, final=False))
                 if _is_device_error(error):
                     raise
         self._remove(member, fits)
@@ -146,6 +147,6 @@ class _Pack:
             stream.close()
 
 
-def _is_device_error(error: Exception) -> bool:
+def _is_device_error(error: BaseException) -> bool:
     """Return whether an error has left the device unusable for this process."""
     return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)

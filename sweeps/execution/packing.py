@@ -14,6 +14,7 @@ from functools import partial
 
 from crelu_data.datasets import DataSet
 from sweeps.execution.throughput import Throughputs
+from sweeps.experiment.model_facts import net_facts
 from sweeps.experiment.trial import Trial
 from sweeps.training.shared_batches import StreamKey, stream_key
 
@@ -77,18 +78,21 @@ class PackPolicy:
         return members
 
     def _packs(self, trial: Trial) -> bool:
+        if trial.cell.task:  # its loop is not ours to stop between two batches
+            return False
         return self.cells is None or trial.cell.key in self.cells
 
 
 def memory_estimate(trial: Trial, classes: int, crop: int) -> tuple[int, int]:
     """Return a trial's bytes between steps, and its further bytes in a step; members take their steps in turn.
 
-    Between steps: weights, gradients, the optimiser's buffers, and the best weights where the phase keeps them. In a
-    step: four bytes for each element of each map after the convolution, after the activation, and for its gradient.
+    Between steps: weights, gradients, the optimiser's buffers, averaged weights, and the best weights where the phase
+    keeps them. In a step: four bytes for each element of each map after the convolution, after the activation, and for
+    its gradient.
     """
-    copies = 5 if trial.recipe.optimiser == "adam" else 4
-    maps = sum(channels * side * side for _, channels, side in trial.net.shapes(classes, crop))
-    return 4 * copies * trial.net.parameters(classes, crop), 12 * trial.recipe.batch * maps
+    copies = (5 if trial.recipe.optimiser in ("adam", "adamw") else 4) + bool(trial.recipe.ema)
+    facts = net_facts(trial.net, classes, crop)
+    return 4 * copies * facts.parameters, 12 * trial.recipe.batch * facts.maps
 
 
 def fits_on_device(facts: DataSet, resident_bytes: int) -> bool:
@@ -110,7 +114,7 @@ def policy_from_throughput(trials: Sequence[Trial], throughputs: Throughputs, gp
     """
     trained = throughputs.trained()
     shares = {key: value.data_share for key, value in trained.items() if value.data_share is not None}
-    cells = {trial.cell.key: trial.cell.dataset for trial in trials}
+    cells = {trial.cell.key: trial.cell.dataset for trial in trials if not trial.cell.task}
     packed, unknown = set(), set()
     for key, dataset in cells.items():
         known = [key] if key in shares else [other for other in shares if cells.get(other) == dataset]

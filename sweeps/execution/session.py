@@ -9,6 +9,7 @@ from typing import Protocol
 
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
+from sweeps.experiment.model_facts import net_facts
 from sweeps.experiment.plan import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.lease import Drivers
@@ -50,6 +51,7 @@ class DriverState:
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # classes and crop, by data set
     limits: Limits = Limits()
     work: str = ""
+    shipped: dict[str, str] = field(default_factory=dict)  # the user's files, for workers of other hosts
     pack_policy: Callable[[], PackPolicy] = PackPolicy
     say: Callable[[str], None] = print  # shows a sentence to the user
     start_over: Callable[[str], None] = print  # begins the command anew where Ray has died and holds the main thread
@@ -74,8 +76,7 @@ class DriverState:
     def size(self, trial: Trial) -> int:
         """Return a measure of a step's memory: the batch times the elements of all maps."""
         classes, crop = self.shapes.get(trial.cell.dataset, (10, trial.cell.net.size))
-        maps = sum(channels * side * side for _, channels, side in trial.cell.net.shapes(classes, crop))
-        return trial.recipe.batch * maps
+        return trial.recipe.batch * net_facts(trial.cell.net, classes, crop).maps
 
     @property
     def stop_mark(self) -> str:

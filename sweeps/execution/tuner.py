@@ -39,6 +39,7 @@ from sweeps.experiment.plan import (
     rate_trials,
 )
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.user_code import unpacked
 from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, unclaim
 from sweeps.store.ledger import Json, with_room
@@ -395,8 +396,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """Restore nothing."""
 
 
-def train_assignment(config: Assignment) -> None:
-    """Train an assignment on a worker and report each message to Tune."""
+def train_assignment(config: Assignment, shipped: Mapping[str, str]) -> None:
+    """Train an assignment on a worker, with the user's files that were `shipped`, and report each message to Tune."""
+    if shipped:
+        config["runtime"]["code_folder"] = unpacked(shipped)
 
     def notify(message: Message) -> None:
         # In a list, since Tune makes columns of dictionaries within a result.
@@ -406,11 +409,13 @@ def train_assignment(config: Assignment) -> None:
 
 
 def failure_signature(attempt: Json) -> str:
-    """Return the type of an error and the innermost line of our code: two failures with the same are one fault.
+    """Return the type of an error and the innermost line of our code or of the user's: together they name a fault.
 
     Our files are known by their paths within the packages, so that workers and installations elsewhere give the same.
     """
     kind = str(attempt.get("error", "")).partition(":")[0]
+    if attempt.get("where"):  # in a training function of the user's
+        return f"{kind} at {attempt['where']}"
     trace = str(attempt.get("trace", ""))
     lines = [(file, number) for file, number in TRACE_LINE.findall(trace) if (PACKAGES / file).is_file()]
     if not lines:
@@ -508,7 +513,7 @@ def _tuner(searcher: LedgerSearcher, session: DriverState, folder: str) -> tune.
     resources = session.resources
     needs = {"cpu": resources.cpus} | ({"gpu": resources.gpus} if resources.gpus else {})
     return tune.Tuner(
-        tune.with_resources(train_assignment, needs),
+        tune.with_resources(tune.with_parameters(train_assignment, shipped=session.shipped), needs),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,

@@ -82,24 +82,28 @@ def _differences(trial: Trial, *roots: str) -> list[str]:
         folder = f"trials/{trial.key}"
         history = json.loads(ledger.read(f"{folder}/history.json") or b"[]")
         curves = [{name: x for name, x in row.items() if name != "time_ms" and "sys/" not in name} for row in history]
-        weights = safetensors.torch.load(ledger.read(f"{folder}/weights.safetensors") or b"")
+        saved = ledger.read(f"{folder}/weights.safetensors")
+        weights = digest(safetensors.torch.load(saved)) if saved is not None else ""
         scores = ledger.read(f"{folder}/tables/scores.parquet")
-        contents.append({"weights": digest(weights), "curves": curves, "scores": scores})
+        numbers = (ledger.result(trial.key) or {}).get("metrics")
+        contents.append({"weights": weights, "curves": curves, "scores": scores, "numbers": numbers})
     first, second = contents
     return [name for name in first if first[name] != second[name]]
 
 
 def _child() -> None:
     """Train what standard input says, with a line per step on standard output."""
-    from sweeps.training.run_trial import run_trial
+    from sweeps.execution.worker import train_function
 
     order: Json = json.load(sys.stdin)
+    trial = trial_from_json(order["trial"])
 
     def stop() -> bool:
         print("step", flush=True)
         return False
 
-    run_trial(trial_from_json(order["trial"]), RuntimeConfig(**order["config"]), lambda *_: None, stop)
+    train = train_function("", 1, trial.cell.task)
+    train(trial, RuntimeConfig(**order["config"]), lambda *_: None, stop)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from crelu_models.named import user_line
+from sweeps.execution.failures import attempt_of
 from sweeps.execution.messages import Assignment, Message, Notify, left
 from sweeps.execution.watchdog import Watchdog, stop_signal
+from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import Trial, trial_from_json
-from sweeps.store.ledger import Json, Ledger, failed_attempt
+from sweeps.experiment.user_code import use_folder
+from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig
 
 # Torch is imported inside functions here: the driver imports this module, and never pays for torch.
@@ -22,25 +26,41 @@ Train = Callable[[Trial, RuntimeConfig, Report, Callable[[], bool]], Json | None
 def work(assignment: Assignment, notify: Notify) -> None:
     """Train the trials of an assignment.
 
-    All failures go to the ledger, and those that may pass are raised too: Tune then starts the worker again.
+    All failures go to the ledger, and those that may pass are raised too: Tune then starts the worker again. What
+    cannot be read or imported here fails at once.
     """
-    trials = [trial_from_json(json.loads(text)) for text in assignment["trials"]]
+    contents: list[Json] = [json.loads(text) for text in assignment["trials"]]
     runtime = RuntimeConfig(**assignment["runtime"])
-    stop = stop_signal(Ledger(runtime.ledger), assignment["stop"])
+    ledger = Ledger(runtime.ledger)
+    try:
+        use_folder(runtime.code_folder)
+        trials = [trial_from_json(content) for content in contents]
+        train = train_function(assignment["work"], runtime.ranks, trials[0].cell.task)
+    except (Exception, SystemExit) as error:
+        for content in contents:
+            ledger.add_attempt(content["key"], attempt_of(error, final=True))
+        return
+    stop = stop_signal(ledger, assignment["stop"])
     if len(trials) > 1:
         _train_pack(assignment["pack"], trials, runtime, assignment["pauses"], notify, stop)
     else:
-        train = train_function(assignment["work"], runtime.ranks)
         runtime = replace(runtime, pause_at=assignment["pauses"].get(trials[0].key, 0))
         _train_one(trials[0], train, runtime, notify, stop, assignment["probe"])
 
 
-def train_function(name: str, ranks: int) -> Train:
-    """Return what trains a trial: the function of this name (module:function), or ours for so many ranks."""
+def train_function(name: str, ranks: int, task: str = "") -> Train:
+    """Return what trains a trial: the function of this name (module:function), the task's loop, or ours for the ranks.
+
+    A task runs in one process, whatever it does with several GPUs.
+    """
     if name:
         module, _, function = name.partition(":")
         train: Train = getattr(importlib.import_module(module), function)
         return train
+    if task:
+        from sweeps.training.task import run_task
+
+        return run_task
     if ranks > 1:
         from sweeps.execution import rank_processes
 
@@ -68,9 +88,14 @@ def _train_one(
         with Watchdog(ledger, [trial.key], runtime.hang_seconds) as watchdog:
             train(trial, runtime, report, watchdog.wrap(leave))
     except ValueError as error:
-        ledger.add_attempt(trial.key, failed_attempt(error, final=True))
-    except Exception as error:
-        ledger.add_attempt(trial.key, failed_attempt(error, final=False))
+        ledger.add_attempt(trial.key, attempt_of(error, final=True))
+    except TaskFailedError as failure:
+        where = user_line(failure.cause)
+        ledger.add_attempt(trial.key, attempt_of(failure.cause, final=failure.final) | {"where": where})
+        if not failure.final:
+            raise RuntimeError(str(failure)) from None  # the cause may be of a class that the driver has not
+    except (Exception, SystemExit) as error:
+        ledger.add_attempt(trial.key, attempt_of(error, final=False))
         raise
 
 

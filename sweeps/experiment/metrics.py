@@ -1,4 +1,4 @@
-"""Metric names, and the rule that says which trials make a cell's number.
+"""Metric of a page, names of all numbers, and the rule that says which trials make a cell's number.
 
 A cell's number is over its trials of one phase, and its name says which:
 
@@ -14,6 +14,7 @@ import math
 import re
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from sweeps.store.ledger import Json
@@ -31,7 +32,106 @@ HELD_OUT: Final = "best/val_top1_err"
 PARTIAL: Final = "partial data"  # flag of a training on a part of a published data set
 
 TEST_ERROR: Final = re.compile(r"final/test_top\d+_err(_10crop)?")
-OVER_FOLDS: Final = re.compile(r"agg/(\w+)_(mean|vote)")
+OVER_FOLDS: Final = re.compile(r"agg/([\w.-]+)_(mean|vote)")
+
+LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and axes of more overflow
+# How a training by a function of the user's resumes, as its result says it.
+APPROXIMATELY: Final = "approximate"
+SAID_EXACT: Final = "said to be exact"
+DIGITS: Final = 4  # significant ones of a number that is no error in percent
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Number by which a page compares its cells: test/NAME or val/NAME, and whether "lower" or "higher" is better.
+
+    A training function returns it under this name, and reports val/NAME after each epoch. `chance` is what a training
+    counts with that diverged; without it, such a training is left out of the cell's mean.
+    """
+
+    name: str = "test/top1_err"
+    better: str = "lower"
+    chance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a metric that cannot be."""
+        if not re.fullmatch(r"(test|val)/[A-Za-z0-9_.-]+", self.name):
+            raise ValueError(f"a metric is called test/NAME or val/NAME, such as test/f1, not {self.name!r}")
+        if self.better not in ("lower", "higher"):
+            raise ValueError(f"of a metric lower or higher is better, not {self.better!r}")
+        if self.chance is not None and not math.isfinite(self.chance):
+            raise ValueError(f"the chance of a metric is a finite number, not {self.chance!r}")
+
+    @property
+    def is_own(self) -> bool:
+        """Return whether it is another metric than the top-1 error in percent."""
+        return self != Metric()
+
+    @property
+    def short(self) -> str:
+        """Return the name without its part of the data: f1."""
+        return self.name.partition("/")[2]
+
+    @property
+    def words(self) -> str:
+        """Return the name for people: test f1."""
+        return self.name.replace("/", " ") if self.is_own else "test error %"
+
+    @property
+    def held_out_words(self) -> str:
+        """Return the name of the held-out value for people: val f1."""
+        return f"val {self.short}" if self.is_own else "hold-out %"
+
+    @property
+    def note(self) -> str:
+        """Return what a reader of the numbers has to know: higher is better."""
+        return f"{self.words}: {self.better} is better" if self.is_own else "errors in percent, lower is better"
+
+    @property
+    def final(self) -> str:
+        """Return the name of a finished training's value: final/test_f1."""
+        return final_name(self.name)
+
+    @property
+    def mean(self) -> str:
+        """Return the name of the mean over folds: agg/test_f1_mean."""
+        return f"{self.final.replace('final/', 'agg/')}_mean"
+
+    @property
+    def row(self) -> str:
+        """Return the name of the held-out value in an epoch's row: val/f1."""
+        return f"val/{self.short}"
+
+    @property
+    def held_out(self) -> str:
+        """Return the name of the best held-out value of a training, by which a search chooses: best/val_f1."""
+        return f"best/val_{self.short}"
+
+    def cost(self, value: float) -> float:
+        """Return a value with the sign by which less is better."""
+        return -value if self.better == "higher" else value
+
+    def best(self, values: Iterable[float]) -> float:
+        """Return the best of some values, at least one."""
+        return min(values, key=self.cost)
+
+    def text(self, value: float) -> str:
+        """Return a value in digits: two decimals of an error in percent, else four significant digits."""
+        return f"{value:.{decimals(value)}f}" if self.is_own else f"{value:.2f}"
+
+
+def final_name(name: str) -> str:
+    """Return the name under which a finished training has what its function returned: final/test_f1 of test/f1."""
+    return f"final/{name.replace('/', '_')}"
+
+
+def decimals(value: float) -> int:
+    """Return how many decimals show DIGITS significant digits of a value, at least two and at most six."""
+    size = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    return min(6, max(2, DIGITS - 1 - size))
+
+
+PERCENT: Final = Metric()  # the top-1 error of our own training
 
 Tested = tuple[str, Mapping[str, float]]  # the phase of a finished trial, and the metrics of its result
 
@@ -47,8 +147,14 @@ class Average(NamedTuple):
         """Return it as JSON, None for what is not known."""
         return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
 
+    def text(self, metric: Metric = PERCENT) -> str:
+        """Return it in digits, as the metric's values are written."""
+        digits = decimals(self.mean) if metric.is_own else 2
+        spread = f" ± {self.se:.{digits}f} (n {self.n})" if math.isfinite(self.se) else ""
+        return f"{self.mean:.{digits}f}{spread}"
+
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (f" ± {self.se:.2f} (n {self.n})" if math.isfinite(self.se) else "")
+        return self.text()
 
 
 def average(values: Sequence[float]) -> Average:
@@ -80,14 +186,15 @@ def cell_average(trials: Sequence[Tested], metric: str) -> Average:
     return average([metrics[name] for other, metrics in trials if other == phase and name in metrics])
 
 
-def averages(trials: Sequence[Tested]) -> dict[str, float]:
-    """Return mean, standard error and count of a cell's test errors, by MLflow's names for them.
+def averages(trials: Sequence[Tested], metric: Metric = PERCENT) -> dict[str, float]:
+    """Return mean, standard error and count of a cell's test errors and of its metric, by MLflow's names for them.
 
     `agg/NAME_mean` is Average where the cell has folds, with Single as `agg/NAME_single_mean`; else it is Single.
     Losses stay on the trials' runs: each name here is a chart in the UI.
     """
     numbers: dict[str, Average] = {}
-    for name in sorted({name for _, metrics in trials for name in metrics if TEST_ERROR.fullmatch(name)}):
+    measured = {name for _, metrics in trials for name in metrics}
+    for name in sorted(name for name in measured if name == metric.final or TEST_ERROR.fullmatch(name)):
         base = name.replace("final/", "agg/")
         folds, single = cell_average(trials, f"{base}_mean"), cell_average(trials, name)
         numbers |= {base: folds, f"{base}_single": single} if folds.n else {base: single}
@@ -98,12 +205,13 @@ def averages(trials: Sequence[Tested]) -> dict[str, float]:
     return known
 
 
-def error_text(trials: Sequence[Tested]) -> str:
-    """Return a cell's test errors in a line: Single's, and the average over folds where it has folds."""
-    single, folds = cell_average(trials, TOP1), cell_average(trials, AVERAGE)
+def error_text(trials: Sequence[Tested], metric: Metric = PERCENT) -> str:
+    """Return a cell's number in a line: Single's, and the average over folds where it has folds."""
+    single, folds = cell_average(trials, metric.final), cell_average(trials, metric.mean)
     if not folds.n:
-        return str(single) if single.n else ""
-    return f"single {single}, folds {folds}" if single.n else f"folds {folds}"
+        return single.text(metric) if single.n else ""
+    over_folds = f"folds {folds.text(metric)}"
+    return f"single {single.text(metric)}, {over_folds}" if single.n else over_folds
 
 
 def has_diverged(result: Json | None) -> bool:
@@ -150,7 +258,13 @@ def lost_text(trials: Iterable[Stand]) -> str:
 
 
 def flags_of(result: Json) -> list[str]:
-    """Return what a reader must know of a result before believing it: diverged, dead, restarted:TIMES, partial data."""
+    """Return what a reader must know of a result before believing it.
+
+    Such as diverged, dead, restarted:TIMES, partial data, resume=approximate; the last of a training by an own function
+    only where it was resumed.
+    """
     flags = [ending_word(result)] if has_diverged(result) else []
     flags += [PARTIAL] if result.get("partial") else []
-    return flags + ([f"restarted:{result['restarts']}"] if result["restarts"] else [])
+    flags += [f"restarted:{result['restarts']}"] if result["restarts"] else []
+    is_approximate = result.get("resume") == APPROXIMATELY and result.get("resumed", 1)
+    return flags + (["resume=approximate"] if is_approximate else [])

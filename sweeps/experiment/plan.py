@@ -12,8 +12,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
-from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.metrics import Tested, has_diverged, lost_text
+from crelu_models.spec import Net
+from sweeps.experiment.code_fingerprint import cell_fingerprint
+from sweeps.experiment.metrics import Metric, Tested, has_diverged, lost_text
 from sweeps.experiment.rates import RateChoice, RateStudy, choose
 from sweeps.experiment.search import (
     NOTHING,
@@ -83,7 +84,10 @@ class Sweep:
     others: tuple[Cell, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise ValueError where two cells have the same label or content, or one lacks what is searched."""
+        """Raise ValueError where two cells have the same label or content, or one lacks what is searched.
+
+        Also where cells do not go together.
+        """
         if self.protocol.search is not None:
             for cell in self.cells:
                 check_space(self.protocol.search, cell)
@@ -95,12 +99,28 @@ class Sweep:
             if repeated:
                 labels = [cell.label for cell in self.cells if repeated[0] in (cell.label, cell.key)]
                 raise ValueError(f"{len(labels)} cells of {self.name} have the same {kind}: {', '.join(labels)}")
+        for cell in self.cells:
+            if cell.metric != self.metric:
+                raise ValueError(
+                    f"{self.cells[0].label!r} is compared by {self.metric.name} and {cell.label!r} by "
+                    f"{cell.metric.name}: the cells of a page have one metric"
+                )
+            if cell.task and self.protocol.single:
+                raise ValueError(
+                    f"{cell.label!r} has a task, and Protocol(single=True) trains to a loss that only our own loop "
+                    f"measures: ask for seeds or folds"
+                )
 
     @property
     def title(self) -> str:
         """Return the name of the sweep's plan, experiment and report: its page's, then profile and variant, if any."""
         profile = "" if self.profile == "paper" else self.profile
         return "-".join(filter(None, (self.name, profile, self.variant)))
+
+    @property
+    def metric(self) -> Metric:
+        """Return the number by which the cells are compared."""
+        return self.cells[0].metric if self.cells else Metric()
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:
@@ -125,6 +145,8 @@ class Sweep:
 def check_space(search: Search, cell: Cell) -> None:
     """Raise ValueError where a cell has no setting of a searched name, or cannot have the values at its ends."""
     known = choosable(cell.net, cell.recipe)
+    if "parameters" in search.limits_by_name and not isinstance(cell.net, Net):
+        raise ValueError(f"the cell {cell.label!r} has a model, whose parameters no search can limit")
     for axis in search.axes:
         if axis.name not in known:
             raise ValueError(unknown_name("setting", axis.name, known, f"the cell {cell.label!r}"))
@@ -510,7 +532,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     attempts = ledger.failed()
     failed = {key for key, tries in attempts.items() if has_failed(tries)}
     begun = set(ledger.folders("checkpoints"))
-    codes = {cell.key: code_fingerprint(cell.net) for cell in sweep.cells}
+    codes = {cell.key: cell_fingerprint(cell) for cell in sweep.cells}
     insisted = set(ledger.names("insisted"))
     paused = ledger.paused()
     cells = list(sweep_trials(sweep, results, failed, insisted, paused).values())
@@ -583,10 +605,10 @@ def has_failed(attempts: list[Json]) -> bool:
 
 
 def stale(result: Json, fingerprint: str, code: str) -> str:
-    """Return why a result does not stand, as its data ("": unknown) or its code differ from these; "" where it does."""
+    """Return why a result does not stand, as its data or its code ("": unknown) differ from these; "" where it does."""
     if fingerprint and result.get("fingerprint") != fingerprint:
         return "the data have changed since"
-    return "the code has changed since" if result.get("code") != code else ""
+    return "the code has changed since" if code and result.get("code") != code else ""
 
 
 def plan_to_json(plan: Plan) -> Json:

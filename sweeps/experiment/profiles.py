@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from crelu_models.model import Model
+from crelu_models.spec import Net
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
 from sweeps.experiment.trial import Cell
 
@@ -15,11 +18,21 @@ PROFILES = ("paper", "mini", "demo", "smoke")
 
 
 class Scale(NamedTuple):
-    """Reduced form: width of every layer but the classifier, the recipes in place of the paper's, share of dropout."""
+    """Reduced form: width of every layer but the classifier, the recipes in place of the paper's, share of dropout.
+
+    `epochs` of a page's own recipe: this part of them, or as many at most.
+    """
 
     width: float
     recipes: dict[str, Recipe]
     dropout: float = 1.0
+    part: float = 1.0
+    epochs: float = math.inf
+
+    def shortened(self, recipe: Recipe) -> Recipe:
+        """Return a page's own recipe with fewer epochs, all else as it is."""
+        epochs = min(max(1, int(recipe.epochs * self.part)), self.epochs)
+        return dataclasses.replace(recipe, epochs=int(epochs))
 
 
 # A few hundred steps are too few for a schedule of 45 or 350 epochs: the demo's has two drops near its end.
@@ -44,13 +57,14 @@ DEMO = {
 }
 # Narrow nets that see few pictures need little dropout: VGG with all of it stays near chance.
 LITTLE_DROPOUT = 0.25
+PAPER_RECIPES = (ALLCONV, VGG, IMAGENET_SGD, IMAGENET_ADAM)
 SCALES = {
     "paper": Scale(1.0, {}),
     "mini": Scale(0.5, {recipe.name: dataclasses.replace(recipe, name=f"{recipe.name}-mini", epochs=recipe.epochs // 10)
-                        for recipe in (ALLCONV, VGG, IMAGENET_SGD, IMAGENET_ADAM)}),
-    "demo": Scale(0.25, DEMO, LITTLE_DROPOUT),
+                        for recipe in PAPER_RECIPES}, part=0.1),
+    "demo": Scale(0.25, DEMO, LITTLE_DROPOUT, epochs=8),
     "smoke": Scale(0.125, {name: dataclasses.replace(recipe, name=f"{name}-smoke", epochs=1)
-                           for name, recipe in DEMO.items()}, LITTLE_DROPOUT),
+                           for name, recipe in DEMO.items()}, LITTLE_DROPOUT, epochs=1),
 }  # fmt: skip
 
 # Embedded pictures in place of each data set, for profiles that need no download; a few hundred steps learn them.
@@ -106,16 +120,60 @@ def on_one_dataset(cells: Sequence[Cell], dataset: str) -> tuple[Cell, ...]:
     return tuple(cell for cell in cells if cell.dataset == of)
 
 
-def scaled(cell: Cell, profile: str, dataset: str = "") -> Cell:
-    """Return `cell` at the scale of `profile`, on `dataset` (default: its own, or embedded pictures in its place)."""
+def names_paper(cells: Iterable[Cell]) -> bool:
+    """Return whether a page names the paper: a cell of it is a row of one of its tables."""
+    return any(cell.table for cell in cells)
+
+
+def scaled(cell: Cell, profile: str, dataset: str = "", own_recipes: bool = False) -> Cell:
+    """Return `cell` at the scale of `profile`, on `dataset` (default: its own, or embedded pictures in its place).
+
+    A page with `own_recipes` keeps them but for their length: cells that differ in a field still do.
+    """
     scale = SCALES[profile]
     if not dataset:
         embedded = SMOKE if profile == "smoke" else EMBEDDED.get(cell.dataset, cell.dataset)
         dataset = cell.dataset if profile in ("paper", "mini") else embedded
-    recipe = scale.recipes.get(cell.recipe.name, cell.recipe)
-    net = cell.net if scale.width == 1.0 else cell.net.width(scale.width)
-    if scale.dropout != 1.0:
-        for after, rate in net.dropouts().items():
-            net = net.dropout(rate * scale.dropout, after)
-    small = dataclasses.replace(cell, net=dataclasses.replace(net, name=cell.net.name), recipe=recipe)
+    recipe = scale.shortened(cell.recipe) if own_recipes else scale.recipes.get(cell.recipe.name, cell.recipe)
+    small = dataclasses.replace(cell, net=_scaled_net(cell.net, scale), recipe=recipe)
     return on_dataset(small, dataset)
+
+
+def _scaled_net(net: Net | Model, scale: Scale) -> Net | Model:
+    """Return a net at a scale, under its name; a model has no width that one could change."""
+    if isinstance(net, Model):
+        return net
+    small = net if scale.width == 1.0 else net.width(scale.width)
+    if scale.dropout != 1.0:
+        for after, rate in small.dropouts().items():
+            small = small.dropout(rate * scale.dropout, after)
+    return dataclasses.replace(small, name=net.name)
+
+
+def has_own_recipes(cells: Iterable[Cell]) -> bool:
+    """Return whether a page has a recipe that is not exactly one of the paper's."""
+    return any(cell.recipe not in PAPER_RECIPES for cell in cells)
+
+
+def changed_fields(before: Sequence[Cell], after: Sequence[Cell], profile: str) -> list[str]:
+    """Return what a profile has changed in the cells of a page, a line for each field, or each recipe or data set."""
+    scale = SCALES[profile]
+    lines: list[str] = []
+    for old, new in zip(before, after, strict=True):
+        names = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
+        fields = [(name, getattr(old.recipe, name), getattr(new.recipe, name)) for name in names]
+        words = [f"{name} {_word(value)} -> {_word(now)}" for name, value, now in fields if value != now]
+        lines += [f"recipe {old.recipe.name}: {', '.join(words)}"] if words else []
+        if old.net != new.net:
+            lines.append(f"nets: width x{scale.width:g} of each layer")
+            lines += [f"nets: dropout x{scale.dropout:g}"] if old.net.dropouts() and scale.dropout != 1 else []
+        if old.dataset != new.dataset:
+            lines.append(f"dataset: {old.dataset} -> {new.dataset}")
+    return list(dict.fromkeys(lines))
+
+
+def _word(value: object) -> str:
+    """Return the value of a recipe's field for a line of text."""
+    if isinstance(value, tuple):
+        return "(" + "; ".join(" ".join(f"{number:g}" for number in stage) for stage in value) + ")"
+    return f"{value:g}" if isinstance(value, float) else f"{value}"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sweeps.experiment.metrics import HELD_OUT, has_diverged
+from sweeps.experiment.metrics import has_diverged
 from sweeps.experiment.recipe import SPRINGENBERG
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Json
@@ -54,12 +54,12 @@ class RateChoice(NamedTuple):
 
 
 def choose(study: RateStudy, baseline: Cell, results: Mapping[str, Json], failed: Collection[str]) -> RateChoice:
-    """Return the rate of least hold-out error, of equal ones the larger; a training that diverged is no candidate."""
-    trials = study.trials(baseline)
+    """Return the rate of the best hold-out value, of equal ones the larger; none of a training that diverged."""
+    trials, metric = study.trials(baseline), baseline.metric
     if any(trial.key not in results and trial.key not in failed for trial in trials):
         return RateChoice(trials, None)
     errors = [
-        (float(results[trial.key]["metrics"].get(HELD_OUT, math.inf)), -trial.rate)
+        (metric.cost(float(results[trial.key]["metrics"].get(metric.held_out, metric.cost(math.inf)))), -trial.rate)
         for trial in trials
         if trial.key in results and not has_diverged(results[trial.key])
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Stage(NamedTuple):
@@ -15,11 +16,20 @@ class Stage(NamedTuple):
     decay_factor: float = 1.0
 
 
+# Fields that came after the first results: at their defaults they are no part of a key.
+ADDED = ("schedule", "nesterov", "label_smoothing", "resized_crop", "rand_augment", "rand_magnitude", "mixup", "ema")
+MAGNITUDES = 31  # of RandAugment's operations, as torchvision counts them
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Recipe of a training: everything but the net and the data.
 
-    `stages` count epochs of a schedule of `schedule_epochs`; a recipe with fewer `epochs` compresses that schedule.
+    `stages` count epochs of a schedule of `schedule_epochs`, 0 for as many as `epochs`; a recipe with fewer `epochs`
+    compresses that schedule. By the schedule "cosine" the learning rate falls from `lr` to 0, and no stage counts.
+    `docs/recipes.md` lists all fields.
+
+    `init` "own" leaves a model the weights of its own factory, as models have them by any other too.
     `precision` "auto" is bf16 autocast where the device computes in bf16, else fp32.
     """
 
@@ -27,11 +37,11 @@ class Recipe:
     optimiser: str
     batch: int
     epochs: int
-    schedule_epochs: int
-    lr: float
-    weight_decay: float
-    stages: tuple[Stage, ...]
-    init: str
+    schedule_epochs: int = 0
+    lr: float = 0.0
+    weight_decay: float = 0.0
+    stages: tuple[Stage, ...] = (Stage(1, 1.0),)
+    init: str = "he_fan_in"
     momentum: float = 0.9
     dampening: float = 0.0
     flip: bool = True
@@ -42,12 +52,23 @@ class Recipe:
     clip_norm: float = 0.0
     precision: str = "auto"
     restarts: int = 3
+    schedule: str = "stages"
+    nesterov: bool = False
+    label_smoothing: float = 0.0
+    resized_crop: float = 0.0
+    rand_augment: int = 0
+    rand_magnitude: int = 9
+    mixup: float = 0.0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value that no training can have."""
+        if self.schedule_epochs == 0:
+            object.__setattr__(self, "schedule_epochs", self.epochs)
         choices = {
-            "optimiser": ("sgd", "adam"),
-            "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear"),
+            "optimiser": ("sgd", "adam", "adamw"),
+            "schedule": ("stages", "cosine"),
+            "init": ("he_fan_in", "he_fan_out", "xavier", "torch", "normal_0.01", "looks_linear", "own"),
             "precision": ("auto", "fp32", "bf16"),
         }
         for field, allowed in choices.items():
@@ -56,13 +77,29 @@ class Recipe:
         for field in ("batch", "epochs", "schedule_epochs"):
             if getattr(self, field) < 1:
                 raise ValueError(f"recipe.{field} is at least 1, not {getattr(self, field)!r}")
-        for field in ("weight_decay", "shift", "lighting", "warmup_epochs", "clip_norm", "restarts"):
+        for field in ("weight_decay", "shift", "lighting", "warmup_epochs", "clip_norm", "restarts", "rand_augment",
+                      "mixup"):  # fmt: skip
             if not getattr(self, field) >= 0:
                 raise ValueError(f"recipe.{field} is at least 0, not {getattr(self, field)!r}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"recipe.lr is above 0, not {self.lr!r}")
         if not (0 <= self.momentum < 1 and 0 <= self.dampening <= 1):
             raise ValueError(f"recipe.momentum is in [0, 1), not {self.momentum!r}; dampening in [0, 1]")
+        for field in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"recipe.{field} is at least 0 and below 1, not {getattr(self, field)!r}")
+        if not 0 <= self.resized_crop <= 1:
+            raise ValueError(f"recipe.resized_crop is a share of the picture, 0 to 1, not {self.resized_crop!r}")
+        if not 0 <= self.rand_magnitude < MAGNITUDES:
+            raise ValueError(f"recipe.rand_magnitude is 0 to {MAGNITUDES - 1}, not {self.rand_magnitude!r}")
+        if self.nesterov and (self.optimiser != "sgd" or not self.momentum or self.dampening):
+            raise ValueError("recipe.nesterov is for sgd with a momentum and without dampening")
+        if self.resized_crop and self.shift:
+            raise ValueError("recipe.resized_crop takes the place of shifts: set recipe.shift=0 with it")
+        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"recipe.warmup_epochs of a cosine is below its {self.epochs} epochs, not {self.warmup_epochs!r}"
+            )
         starts = [stage.first_epoch for stage in self.stages]
         if starts[:1] != [1] or starts != sorted(set(starts)):
             raise ValueError(f"recipe.stages begin at epoch 1 and rise, not {starts}")
@@ -74,8 +111,12 @@ class Recipe:
 
     def learning_rate(self, epoch: int, step: int, steps: int) -> float:
         """Return the learning rate of `step`, of `steps` in `epoch` (both 0-based)."""
-        rate = self.lr * self.stage(epoch).lr_factor
         done = epoch + step / steps
+        if self.schedule == "cosine":
+            share = max(0.0, done - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+            rate = self.lr * (1 + math.cos(math.pi * share)) / 2
+        else:
+            rate = self.lr * self.stage(epoch).lr_factor
         return rate * min(1.0, (done + 1 / steps) / self.warmup_epochs) if done < self.warmup_epochs else rate
 
     def steps(self, pictures: int) -> int:
@@ -96,14 +137,27 @@ class Recipe:
                 f"pictures{'' if least == self.batch else ', the last one of an epoch'}); take fewer ranks, or train "
                 f"other cells by --set recipe.batch=N"
             )
+        parted = [count for count in (self.batch, last) if any(count * rank // ranks % 2 for rank in range(ranks))]
+        if self.mixup and parted:
+            pairs = max(1, self.batch // (2 * ranks))
+            raise ValueError(
+                f"mixup mixes the pictures of a batch in pairs, and {ranks} ranks part a pair of {parted[0]} pictures; "
+                f"take fewer ranks, or other cells by --set recipe.batch={2 * ranks * pairs} recipe.drop_last=true"
+            )
 
     def decay(self, epoch: int) -> float:
         """Return the weight decay of `epoch` (0-based)."""
-        return self.weight_decay * self.stage(epoch).decay_factor
+        return self.weight_decay * (1.0 if self.schedule == "cosine" else self.stage(epoch).decay_factor)
 
     def shortened(self, name: str, epochs: int, batch: int, lr: float) -> Recipe:
         """Return the recipe with its schedule compressed to `epochs`, and this batch and lr."""
         return dataclasses.replace(self, name=name, epochs=epochs, batch=batch, lr=lr)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as a JSON value; of the fields in ADDED only those that differ from their defaults."""
+        content = dataclasses.asdict(self)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in content.items() if name not in ADDED or value != defaults[name]}
 
 
 # fmt: off

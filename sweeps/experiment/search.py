@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from crelu_models.spec import Net
 from sweeps.experiment.halving import Bracket, rungs
-from sweeps.experiment.metrics import HELD_OUT
+from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import SPACES, Dimension
 from sweeps.experiment.sampling import (
     DIRECTIONS,
@@ -49,8 +50,8 @@ QUANTILE = 1 / 3  # of earlier trials' errors at an epoch: a trial above it is p
 NO_THRESHOLD = 1000.0  # percent: no error is above it
 LIMITS = ("parameters", "seconds")
 ASKED = 4  # suggestions for each that is trained, at most: others exceed a limit before they begin
-# What a search trial measures on its hold-out; an objective is none of the test pictures.
-OBJECTIVES = (HELD_OUT, "best/val_loss", "best/probe_loss")
+FURTHEST = 1e300  # no value of another metric is worse
+BETTER = {"lower": "minimize", "higher": "maximize"}  # Optuna's words
 
 Result = Mapping[str, Any]
 NOTHING: Final[Mapping[str, Json]] = MappingProxyType({})
@@ -58,10 +59,11 @@ NOTHING: Final[Mapping[str, Json]] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Search:
-    """Search of a cell's setting: this many trials, in waves, by a sampler, over a space (empty: the family's dropout).
+    """Search of a cell's setting: so many trials, in waves, by a sampler, over a space (empty: the family's dropout).
 
-    The space has a Float, an Int or a Choice for each dotted name: recipe.FIELD, net.dropout.LAYER, net.width. A
-    suggestion is judged by the `objective` on the hold-out, or, with `folds`, by its mean over that many folds.
+    The space has a Float, an Int or a Choice for each dotted name: recipe.FIELD, model.ARGUMENT, net.width and others. A
+    suggestion is judged by the `objective` on the hold-out (empty: the page's metric there), with `folds` by its mean
+    over that many folds; the `direction` says whether the least or the largest value wins.
     `prune` ends a trial whose error is above the best third of earlier ones. Over folds it leaves out the remaining
     folds of a suggestion that is worse than the best one by Wilcoxon's signed-rank test (p < 0.1) on those so far.
     `halving` takes its place: trials pause at rungs, the first after `rung` epochs (0: two rungs before the last
@@ -75,8 +77,8 @@ class Search:
     seed: int = 0
     space: Space | tuple[Dimension, ...] | tuple[Axis, ...] = ()
     folds: int = 0
-    objective: str = HELD_OUT
-    direction: str = "minimize"
+    objective: str = ""
+    direction: str = ""
     halving: int = 0
     rung: int = 0
     limits: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
@@ -104,7 +106,7 @@ class Search:
                 raise ValueError(f"a grid needs steps: give {axis.name!r} a step, or take another sampler")
 
     def _check_objective(self) -> None:
-        if self.direction not in DIRECTIONS:
+        if self.direction and self.direction not in DIRECTIONS:
             raise ValueError(f"a search's direction is minimize or maximize, not {self.direction!r}")
         if self.objective.startswith(("test/", "final/", "agg/")):
             raise ValueError(f"a search never chooses on the test pictures: {self.objective!r} is measured on them")
@@ -128,8 +130,8 @@ class Search:
             raise ValueError(
                 "successive halving needs as many epochs of all trials: take recipe.epochs out of the space"
             )
-        if self.objective != HELD_OUT:
-            raise ValueError(f"successive halving compares {HELD_OUT}; leave out either of halving and objective")
+        if self.objective or self.direction:
+            raise ValueError("successive halving compares the page's metric: leave it out, or objective and direction")
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -140,10 +142,6 @@ class Search:
     def limits_by_name(self) -> dict[str, float]:
         """Return the limits by name."""
         return dict(self.limits)
-
-    def loss(self, value: float) -> float:
-        """Return a value of the objective as a number that is to be small."""
-        return -value if self.direction == "maximize" else value
 
 
 def search_to_json(search: Search) -> Json:
@@ -160,6 +158,24 @@ def search_from_json(value: Json) -> Search:
     space = [axis_from_json(part) if isinstance(part, dict) else Dimension(*part) for part in value["space"]]
     limits = tuple((str(name), float(most)) for name, most in value.get("limits", ()))  # older plans lack it
     return Search(**(dict(value) | {"space": tuple(space), "limits": limits}))
+
+
+class Goal(NamedTuple):
+    """Number by which a search judges, and whether the least or the largest value wins."""
+
+    name: str
+    direction: str
+
+    def loss(self, value: float) -> float:
+        """Return a value as a number that is to be small."""
+        return -value if self.direction == "maximize" else value
+
+
+def goal(search: Search, cell: Cell) -> Goal:
+    """Return the number that a cell's search looks at: its objective, else the metric on the hold-out."""
+    if search.objective:
+        return Goal(search.objective, search.direction or "minimize")
+    return Goal(cell.metric.held_out, search.direction or BETTER[cell.metric.better])
 
 
 class Setting(NamedTuple):
@@ -216,7 +232,7 @@ class Study:
     @property
     def winner(self) -> Suggestion | None:
         """Return the suggestion of the best value, the earlier of equal ones; None where no value is known."""
-        return _best(self.search, self.suggestions)
+        return _best(goal(self.search, self.cell), self.suggestions)
 
     @property
     def trials(self) -> list[Trial]:
@@ -224,11 +240,11 @@ class Study:
         return [trial for suggestion in self.suggestions if not suggestion.refused for trial in suggestion.trials]
 
 
-def _best(search: Search, suggestions: Sequence[Suggestion]) -> Suggestion | None:
+def _best(aim: Goal, suggestions: Sequence[Suggestion]) -> Suggestion | None:
     """Return the earliest suggestion of the best value, of those with all their folds and within all limits."""
     complete = [s for s in suggestions if s.value is not None and math.isfinite(s.value) and not s.pruned]
     within = [suggestion for suggestion in complete if suggestion.keeps_limits]
-    return min(within, key=lambda suggestion: (search.loss(suggestion.value or 0.0), suggestion.number), default=None)
+    return min(within, key=lambda suggestion: (aim.loss(suggestion.value or 0.0), suggestion.number), default=None)
 
 
 def space(search: Search, cell: Cell) -> tuple[Axis, ...]:
@@ -252,7 +268,7 @@ def budget(search: Search, cell: Cell) -> int:
 def own_point(search: Search, cell: Cell) -> Point | None:
     """Return the point that is tried first: no dropout, or the cell's own setting; None where the space lacks it."""
     axes = space(search, cell)
-    own = choosable(cell.net, cell.recipe)
+    own = choosable(cell.net, cell.recipe) if search.axes else {}
     point = tuple(own.get(axis.name, 0.0) if search.axes else 0.0 for axis in axes)
     return point if all(axis.domain.holds(value) for axis, value in zip(axes, point, strict=True)) else None
 
@@ -288,10 +304,10 @@ def _in_waves(search: Search, cell: Cell, known: _Known) -> Study:
     while _may_ask(search, cell, suggestions) and all(suggestion.value is not None for suggestion in suggestions):
         # Of earlier waves: the best so far, and the errors that prune.
         observed = len(suggestions)
-        rival = _best(search, suggestions)
+        rival = _best(goal(search, cell), suggestions)
         earlier = [known.results[s.trial.key] for s in suggestions if not s.refused and s.trial.key in known.results]
-        prunes = search.prune and search.objective == HELD_OUT
-        thresholds = percentile_thresholds(earlier) if prunes else ()
+        prunes = search.prune and not search.objective and not search.direction
+        thresholds = percentile_thresholds(earlier, cell.metric) if prunes else ()
         # One more wave.
         wave = 0
         while wave < search.wave and _may_ask(search, cell, suggestions):
@@ -338,7 +354,7 @@ def _ask(
     search: Search, cell: Cell, number: int, observed: tuple[Observation, ...], running: tuple[Point, ...]
 ) -> Point:
     """Return the point of a suggestion."""
-    sampler = Sampler(search.sampler, search.seed, search.direction)
+    sampler = Sampler(search.sampler, search.seed, goal(search, cell).direction)
     return suggest(sampler, cell.key, space(search, cell), number, observed, running, own_point(search, cell))
 
 
@@ -378,7 +394,7 @@ def _excess_before(search: Search, trial: Trial) -> tuple[tuple[str, float], ...
     """Return by how much a trial exceeds the limit on parameters, which is known before it is trained."""
     net, _ = trial.net, trial.recipe
     most = search.limits_by_name.get("parameters")
-    if most is None:
+    if most is None or not isinstance(net, Net):
         return ()
     from crelu_data.datasets import dataset  # with NumPy, which a page's declaration does without
 
@@ -401,15 +417,16 @@ def _over_folds(search: Search, number: int, first: Trial, rival: Suggestion | N
     trials = tuple(dataclasses.replace(first, seed=search.seed + fold, fold=fold) for fold in range(search.folds))
     values = [_value(search, trial, known) for trial in trials]
     excess = _excess(search, first, known)
+    loss = goal(search, first.cell).loss
     errors: tuple[float, ...] = ()
     if rival is not None and search.prune:
-        errors = tuple(search.loss(_value(search, trial, known) or 0.0) for trial in rival.trials)
+        errors = tuple(loss(_value(search, trial, known) or 0.0) for trial in rival.trials)
     for started in range(min(FOLDS_AT_ONCE, search.folds), search.folds + 1):
         values_known = tuple(value for value in values[:started] if value is not None)
         if len(values_known) < started:
             return Suggestion(number, trials[:started], None)
         mean = math.fsum(values_known) / started
-        losses = tuple(map(search.loss, values_known))
+        losses = tuple(map(loss, values_known))
         if math.isnan(mean) or (errors and started < search.folds and wilcoxon_prunes(losses, errors)):
             return Suggestion(number, trials[:started], mean, pruned=True, excess=excess)
     return Suggestion(number, trials, mean, excess=excess)
@@ -419,7 +436,7 @@ def _value(search: Search, trial: Trial, known: _Known) -> float | None:
     """Return the objective of a trial, nan where it failed, None where it is not known yet."""
     result = known.results.get(trial.key)
     if result is not None:
-        return float(result["metrics"].get(search.objective, math.nan))
+        return float(result["metrics"].get(goal(search, trial.cell).name, math.nan))
     return math.nan if trial.key in known.failed else None
 
 
@@ -450,7 +467,7 @@ def _halved(search: Search, cell: Cell, known: _Known) -> Study:
         value = None if job is None else _value_at(search, asked[arms[job.arm]].trial, steps[job.rung], known)
         if job is None or value is None:
             break
-        bracket.finish(job, search.loss(value))
+        bracket.finish(job, cell.metric.cost(value))
     suggestions = list(asked)
     for arm, number in enumerate(arms):
         suggestions[number] = _standing(search, asked[number].trial, number, arm, bracket, known)
@@ -490,7 +507,7 @@ def _begin_arm(
 
 def _standing(search: Search, trial: Trial, number: int, arm: int, bracket: Bracket, known: _Known) -> Suggestion:
     """Return where an arm stands by the clock: its value and rungs, and whether it has paused before the last one."""
-    reached = tuple((epoch, search.loss(value)) for epoch, value in bracket.rungs_of(arm))
+    reached = tuple((epoch, trial.cell.metric.cost(value)) for epoch, value in bracket.rungs_of(arm))
     runs = any(job.arm == arm for job in bracket.running)
     whole = bool(reached) and reached[-1][0] == bracket.steps[-1]
     value = reached[-1][1] if reached and not runs else None
@@ -501,7 +518,7 @@ def _standing(search: Search, trial: Trial, number: int, arm: int, bracket: Brac
 
 
 def _value_at(search: Search, trial: Trial, epochs: int, known: _Known) -> float | None:
-    """Return the best error of a trial up to an epoch, as far as it has trained; its last one where it has ended.
+    """Return the best value of a trial up to an epoch, as far as it has trained; its last one where it has ended.
 
     It is nan where the trial failed, None where it is not known yet.
     """
@@ -512,30 +529,31 @@ def _value_at(search: Search, trial: Trial, epochs: int, known: _Known) -> float
     curve = record.get("curve", ())
     goes_on = epochs < trial.recipe.epochs and len(curve) >= epochs and record.get("status") != "diverged"
     if goes_on:
-        return min(float(error) for error in curve[:epochs])
-    return None if result is None else float(result["metrics"].get(search.objective, math.nan))
+        return trial.cell.metric.best(float(value) for value in curve[:epochs])
+    return _value(search, trial, known)
 
 
 # Pruning by a percentile ----------------------------------------------------------------------------------------------
 
 
-def percentile_thresholds(results: Sequence[Result]) -> tuple[float, ...]:
-    """Return, by epoch, the hold-out error above which a trial of the next wave is pruned.
+def percentile_thresholds(results: Sequence[Result], metric: Metric = PERCENT) -> tuple[float, ...]:
+    """Return, by epoch, the hold-out value from which a trial of the next wave is pruned if its own are worse.
 
-    It is the best third of the errors that earlier, unpruned trials had at that epoch, compared with a trial's best
+    It is the best third of the values that earlier, unpruned trials had at that epoch, compared with a trial's best
     so far (Optuna's PercentilePruner). It is fixed when the wave begins, so pruning does not depend on what else runs.
     """
+    furthest = metric.cost(FURTHEST) if metric.is_own else NO_THRESHOLD
     curves = [result["curve"] for result in results if result.get("status") == "finished" and result.get("curve")]
     if len(curves) < WARM_UP:
         return ()
     thresholds = []
     for epoch in range(min(len(curve) for curve in curves)):
-        errors = sorted(curve[epoch] for curve in curves)
+        errors = sorted((curve[epoch] for curve in curves), key=metric.cost)
         below, fraction = divmod(QUANTILE * (len(errors) - 1), 1.0)
         lower = errors[int(below)]
         upper = errors[min(int(below) + 1, len(errors) - 1)]
         threshold = round(lower + fraction * (upper - lower), 6)
-        thresholds.append(threshold if epoch >= WARM_UP - 1 else NO_THRESHOLD)
+        thresholds.append(threshold if epoch >= WARM_UP - 1 else furthest)
     return tuple(thresholds)
 
 
@@ -548,7 +566,7 @@ def importance(search: Search, cell: Cell, points: Sequence[tuple[Trial, float |
     if len(axes) < 2:
         return {}
     observed = [Observation(_point(trial), value) for trial, value in points]
-    return importances(axes, observed, search.direction)
+    return importances(axes, observed, goal(search, cell).direction)
 
 
 def export(
@@ -558,7 +576,7 @@ def export(
     for study in studies:
         observed = [_shown(study, suggestion, results, paused) for suggestion in study.suggestions]
         axes = space(study.search, study.cell)
-        sampler = Sampler("random", study.search.seed, study.search.direction)
+        sampler = Sampler("random", study.search.seed, goal(study.search, study.cell).direction)
         write_study(url, f"{sweep}/{study.cell.label}", axes, observed, sampler)
     return len(studies)
 

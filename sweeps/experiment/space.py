@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from crelu_models.model import Model
 from crelu_models.spec import Net
 from sweeps.experiment.recipe import Recipe
 from sweeps.store.ledger import Json
@@ -20,6 +21,7 @@ Value = bool | int | float | str
 Choices = tuple[tuple[str, Value], ...]
 
 DIGITS = 4  # of a number that is not drawn in steps: a rate that can be typed again
+MODEL = "model."  # before an argument of a model
 DROPOUT = "net.dropout."  # before the layer of a dropout rate
 UNSEARCHED = ("name", "stages")  # fields of a recipe that are no single value
 
@@ -167,8 +169,11 @@ def chosen_recipe(recipe: Recipe, choices: Choices) -> Recipe:
     return dataclasses.replace(recipe, **fields) if fields else recipe
 
 
-def chosen_net(net: Net, choices: Choices) -> Net:
-    """Return a net with the choices that are called net.width and net.dropout.LAYER."""
+def chosen_net(net: Net | Model, choices: Choices) -> Net | Model:
+    """Return a net with the choices that are called net.width and net.dropout.LAYER, a model with model.ARGUMENT."""
+    if isinstance(net, Model):
+        arguments = {name.removeprefix(MODEL): value for name, value in choices if name.startswith(MODEL)}
+        return net.with_arguments(**arguments) if arguments else net
     for name, value in choices:
         if name == "net.width":
             net = net.width(float(value))
@@ -177,17 +182,23 @@ def chosen_net(net: Net, choices: Choices) -> Net:
     return net
 
 
-def choosable(net: Net, recipe: Recipe) -> dict[str, Value]:
-    """Return all that can be chosen for a cell of this net and recipe, by dotted name, with its own values."""
+def choosable(net: Net | Model, recipe: Recipe) -> dict[str, Value]:
+    """Return all that can be chosen for a cell of this net and recipe, by dotted name, with its own values.
+
+    Of a model these are the arguments that the page gives it.
+    """
     fields = [field.name for field in dataclasses.fields(recipe) if field.name not in UNSEARCHED]
     own: dict[str, Value] = {f"recipe.{name}": getattr(recipe, name) for name in fields}
+    if isinstance(net, Model):
+        given = {name: value for name, value in net.arguments.items() if isinstance(value, bool | int | float | str)}
+        return own | {f"{MODEL}{name}": value for name, value in given.items()}
     rates = net.dropouts()
     layers = ["input", *(layer.row.name for layer in net.layers(1))]
     own |= {f"{DROPOUT}{layer}": rates.get(layer, 0.0) for layer in layers}
     return own | {"net.width": 1.0}
 
 
-def check_axis(axis: Axis, net: Net, recipe: Recipe) -> None:
+def check_axis(axis: Axis, net: Net | Model, recipe: Recipe) -> None:
     """Raise ValueError where an axis has no values, or one at its ends is of another kind than the cell's own."""
     if not isinstance(axis.domain, Float | Int | Choice):
         raise ValueError(f"{axis.name} is searched over a Float, an Int or a Choice, not {axis.domain!r}")

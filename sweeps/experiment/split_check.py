@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crelu_data.availability import expected_pictures
 from crelu_data.datasets import DataSet, check_folds, check_holdout
+from crelu_models.model import Model
 from crelu_models.spec import Conv, Linear
 from sweeps.experiment.trial import PHASES, Trial
 
@@ -37,10 +38,11 @@ def _check(trial: Trial, facts: DataSet, label_counts: Sequence[int]) -> None:
     if phase.split == "fold":
         check_folds(label_counts, trial.folds)
         learned -= -(-learned // trial.folds)
-    if min(recipe.batch, learned) > 1:
+    net = trial.net
+    if min(recipe.batch, learned) > 1 or isinstance(net, Model):  # of a model torch says so itself
         return
-    normed = {row.name for row in trial.net.rows if isinstance(row, Conv | Linear) and row.bn}
-    for name, _, side in trial.net.shapes(facts.classes, facts.crop):
+    normed = {row.name for row in net.rows if isinstance(row, Conv | Linear) and row.bn}
+    for name, _, side in net.shapes(facts.classes, facts.crop):
         if side == 1 and name in normed:
             raise ValueError(
                 f"the batch norm of {name} needs two pictures a step, and a step has one (batch {recipe.batch} of "

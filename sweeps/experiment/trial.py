@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from crelu_models.model import Model
 from crelu_models.spec import Net, seed_from
+from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import Recipe, Stage
 from sweeps.experiment.space import Choices, chosen_net, chosen_recipe, words_of
 from sweeps.store.ledger import Json
@@ -39,6 +42,7 @@ PHASES = {
     "fold": Phase("fold", "best", True),  # one of the ten networks of Average and Vote
 }
 MATCHES = ("train_loss", "valid_loss", "epoch", "none")
+TASK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -46,22 +50,44 @@ class Cell:
     """Row of a result table: net, data set and recipe; `table` and `row` say where the paper prints it.
 
     `versus` is the label of the cell with which this one is compared, besides the first of its table.
-    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one.
+    `paper_dataset` is the paper's data set for which the cell stands where it trains on another one. `task` names the
+    function that trains it as "module:function", empty for our own loop, and `metric` is the number it is compared by.
     """
 
     label: str
-    net: Net
+    net: Net | Model
     dataset: str
     recipe: Recipe
     table: str = ""
     row: str = ""
     versus: str = ""
     paper_dataset: str = ""
+    task: str = ""
+    metric: Metric = PERCENT
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what does not go together: a training function, a table, a metric, an initialisation."""
+        if self.task and not TASK.fullmatch(self.task):
+            raise ValueError(f"task of {self.label!r} is 'module:function', not {self.task!r}")
+        if self.task and self.table:
+            raise ValueError(f"{self.label!r} has a task, so it is no row of the paper's Table {self.table}: drop one")
+        if self.metric.is_own and not self.task:
+            raise ValueError(
+                f"{self.label!r} is to be compared by {self.metric.name}, which a training function returns: "
+                f"name yours as in Cell(..., task='module:function')"
+            )
+        if self.recipe.init == "own" and not isinstance(self.net, Model):
+            raise ValueError(f"{self.label}: recipe.init own is for models, and its net is one of this package")
 
     @cached_property
     def key(self) -> str:
-        """Return the hash of net, data set and recipe; names do not change it."""
-        return _hash(self.texts)
+        """Return the hash of net, data set and recipe, and of a task with its metric; names do not change it."""
+        return _hash([*self.texts, self.own]) if self.task else _hash(self.texts)
+
+    @property
+    def own(self) -> Json:
+        """Return the training function and the metric as JSON, empty for our own loop."""
+        return {"task": self.task, "metric": dataclasses.asdict(self.metric)} if self.task else {}
 
     @cached_property
     def texts(self) -> tuple[str, str, str]:
@@ -73,9 +99,9 @@ class Cell:
 class Trial:
     """One training: a cell, dropout rates by layer, a seed, and a phase with its fold or its reference trial.
 
-    `pruning_thresholds` (percent, by epoch) end a search trial whose best hold-out error so far is above them. `rate`
-    is the learning rate that a study chose or tries, 0 for the recipe's own. `choices` are what a search chose besides
-    dropout, by dotted names such as recipe.lr: they change recipe and net, and by these the key.
+    `pruning_thresholds` (by epoch, in the metric's unit) end a search trial whose best hold-out value so far is worse.
+    `rate` is the learning rate that a study chose or tries, 0 for the recipe's own. `choices` are what a search chose
+    besides dropout, by dotted names such as recipe.lr: they change recipe and net, and by these the key.
     """
 
     cell: Cell
@@ -107,7 +133,7 @@ class Trial:
         return chosen_recipe(recipe, self.choices)
 
     @cached_property
-    def net(self) -> Net:
+    def net(self) -> Net | Model:
         """Return the cell's net with this trial's choices and dropout rates."""
         net = chosen_net(self.cell.net, self.choices)
         for position, rate in self.dropout:
@@ -136,7 +162,7 @@ class Trial:
             content |= {"match": self.match, "reference": self.reference}
         if self.pruning_thresholds:
             content["bars"] = list(self.pruning_thresholds)
-        return content
+        return content | self.cell.own
 
     @property
     def label(self) -> str:
@@ -187,8 +213,8 @@ def cell_to_json(cell: Cell) -> Json:
         "paper_dataset": cell.paper_dataset,
         "net": cell.net.to_json(),
         "dataset": cell.dataset,
-        "recipe": dataclasses.asdict(cell.recipe),
-    }
+        "recipe": cell.recipe.to_json(),
+    } | cell.own
 
 
 def cell_from_json(value: Json | None) -> Cell:
@@ -197,7 +223,7 @@ def cell_from_json(value: Json | None) -> Cell:
     try:
         recipe = dict(value["recipe"])
         recipe["stages"] = tuple(Stage(*stage) for stage in recipe["stages"])
-        net = dataclasses.replace(Net.from_json(value["net"]), name=str(value["net_name"]))
+        net = net_from_json(value["net"], str(value["net_name"]))
         return Cell(
             str(value["label"]),
             net,
@@ -207,9 +233,18 @@ def cell_from_json(value: Json | None) -> Cell:
             str(value["row"]),
             str(value.get("versus", "")),  # older ledgers lack these two
             str(value.get("paper_dataset", "")),
+            str(value.get("task", "")),
+            Metric(**value.get("metric", {})),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a cell: {error!r}") from None
+
+
+def net_from_json(value: Any, name: str) -> Net | Model:
+    """Return the net or the model that `to_json` wrote, under this name; ValueError for any other value."""
+    if isinstance(value, dict) and "kind" in value:
+        return Model.from_json(value, name)
+    return Net.from_json(value, name)
 
 
 def trial_from_json(value: Json | None) -> Trial:
@@ -251,7 +286,7 @@ def probed(trial: Trial, learned: int, holdout: int) -> int:
 
 def _recipe_text(recipe: Recipe) -> str:
     """Return a recipe as canonical JSON, without its name."""
-    content = dataclasses.asdict(recipe)
+    content = recipe.to_json()
     del content["name"]
     return _canonical(content)
 

@@ -9,12 +9,13 @@ from typing import Final
 import numpy as np
 
 from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, TRAIN
-from sweeps.experiment.search import Search, space
+from sweeps.experiment.search import Search, goal, space
 from sweeps.experiment.space import Choice, Domain, Value, value_text
 from sweeps.experiment.wording import count
+from sweeps.report.effect_tables import difference_digits
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
-from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, named, number
+from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, digits, named, number
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
 from sweeps.results.marks import curve_runs
@@ -48,9 +49,9 @@ def effect_gallery(group: ResultTable, effects: Sequence[Effect]) -> Gallery:
         alt = f"{group.title}, {name}: differences from {', '.join(references)}"
         figures.append(Figure(name, Forest(points), alt=alt))
     others = f", or the row named behind {MINUS}" if len(references) > 1 else ""
+    unit = f"{group.metric.words} ({group.metric.better} is better)" if group.metric.is_own else "Points of error"
     caption = (
-        f"Points of error less {reference}{others}, with 95 % intervals of each difference alone; filled: p < .05 "
-        "after Holm."
+        f"{unit} less {reference}{others}, with 95 % intervals of each difference alone; filled: p < .05 after Holm."
     )
     return Gallery(group.title, tuple(figures), "medium", caption)
 
@@ -58,11 +59,12 @@ def effect_gallery(group: ResultTable, effects: Sequence[Effect]) -> Gallery:
 def _effect_point(effect: Effect, reference: str) -> Point:
     named_reference = f" {MINUS} {effect.reference.label}" if effect.reference.label != reference else ""
     label, contrast = f"{effect.row.label}{named_reference}", effect.contrast
-    interval = f" {bounds(contrast.interval)}" if math.isfinite(contrast.interval.low) else ""
+    places = difference_digits(effect)
+    interval = f" {bounds(contrast.interval, places)}" if math.isfinite(contrast.interval.low) else ""
     return Point(
         contrast.difference,
         label,
-        f"{label}: {signed(contrast.difference)}{interval}",
+        f"{label}: {signed(contrast.difference, places)}{interval}",
         interval=contrast.interval,
         kind="ours" if effect.p < 0.05 else "open",
         trials=keys(contrast.runs),
@@ -70,22 +72,30 @@ def _effect_point(effect: Effect, reference: str) -> Point:
 
 
 def curve_gallery(group: ResultTable) -> Gallery | None:
-    """Return one panel a row with its held-out error by epoch, the first row's mean behind it."""
+    """Return one panel a row with its held-out values by epoch, the first row's mean behind it."""
     runs_by_row = [(row, curve_runs(row.evidence)) for row in group.rows if row.evidence is not None]
     bands = [(row, _band(runs), runs) for row, runs in runs_by_row if runs]
     if not bands or group.table in DERIVED.values():
         return None
     # The first tenth of a curve falls from chance and would press all else to the floor.
-    settled = [band.high[len(band.high) // 10 :] for _, band, _ in bands]
-    low, high = min(band.low.min() for _, band, _ in bands), max(part.max() for part in settled)
+    start = [len(band.high) // 10 for _, band, _ in bands]
+    lows, highs = [band.low for _, band, _ in bands], [band.high for _, band, _ in bands]
+    if group.metric.better == "higher":
+        lows = [values[first:] for values, first in zip(lows, start, strict=True)]
+    else:
+        highs = [values[first:] for values, first in zip(highs, start, strict=True)]
+    low, high = min(values.min() for values in lows), max(values.max() for values in highs)
     pad = 0.04 * (high - low or 1.0)
     first_row, first, _ = bands[0]
+    short = group.metric.short if group.metric.is_own else "error"
+    name = group.metric.short if group.metric.is_own else "top-1 error"
     figures = []
     for row, band, runs in bands:
         chart = Curves(band, first if band is not first else None, low - pad, high + pad, keys(runs))
-        caption = f"{plain(band.mean[-1])} at the end, {count(len(runs), 'run')}"
-        figures.append(Figure(row.label, chart, caption, f"{row.label}: held-out error by epoch"))
-    caption = f"Held-out top-1 error by epoch: mean and range of a row's trainings; grey: {first_row.label}."
+        end = plain(band.mean[-1], digits(group.metric.held_out, band.mean[-1]))
+        caption = f"{end} at the end, {count(len(runs), 'run')}"
+        figures.append(Figure(row.label, chart, caption, f"{row.label}: held-out {short} by epoch"))
+    caption = f"Held-out {name} by epoch: mean and range of a row's trainings; grey: {first_row.label}."
     return Gallery(group.title, tuple(figures), "small", caption)
 
 
@@ -108,10 +118,11 @@ def size_gallery(group: ResultTable) -> Gallery | None:
         points = [point for row in group.rows for point in _size_points(group, row, metric)]
         if len({point.x for point in points}) > 1:
             name = named(metric, group.table)
-            chart = Scatter(points, "million parameters", "error, %")
+            chart = Scatter(points, "million parameters", group.metric.words if group.metric.is_own else "error, %")
             figures.append(Figure(name, chart, alt=f"{group.title}: {name} against parameters"))
     paper = "; hollow: the paper's error" if group.comparable else ""
-    caption = f"Error with its 95 % interval against exact parameter counts, logarithmic{paper}."
+    value = f"{group.metric.words} ({group.metric.better} is better)" if group.metric.is_own else "Error"
+    caption = f"{value} with its 95 % interval against exact parameter counts, logarithmic{paper}."
     return Gallery(group.title, tuple(figures), "medium", caption) if figures else None
 
 
@@ -126,7 +137,7 @@ def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
         yield Point(printed.value, tip=tip, x=size, kind="paper")
     if ours.known:
         mean = ours.average.mean
-        tip = f"{row.label}: {mean:.2f} at {size:.3g}"
+        tip = f"{row.label}: {mean:.{digits(metric, mean)}f} at {size:.3g}"
         yield Point(mean, row.label, tip, size, ours.interval, trials=keys(ours.runs))
 
 
@@ -143,20 +154,26 @@ def _response_gallery(evidence: CellResults, search: Search) -> Gallery | None:
     tried = [(point, point.value) for point in evidence.tried if point.value is not None and math.isfinite(point.value)]
     if not tried:
         return None
+    metric, objective = evidence.cell.metric, goal(search, evidence.cell).name
     values = sorted(value for _, value in tried)
-    low, median = values[0], values[len(values) // 2]
-    # Diverged trials sit at chance: drawn at the top edge, they do not press the others together.
-    least = 0.5 if search.objective == HELD_OUT else 0.0
-    high = values[-1] if evidence.larger_wins else min(values[-1], median + 3 * (median - low) + least)
+    low, median, high = values[0], values[len(values) // 2], values[-1]
+    # Diverged trials sit at chance: drawn at the edge, they do not press the others together.
+    if evidence.larger_wins:
+        low = max(low, median - 3 * (high - median))
+    elif objective == HELD_OUT:
+        high = min(high, median + 3 * (median - low) + 0.5)
+    else:
+        high = min(high, median + 3 * (median - low))
     pad = 0.06 * (high - low or 1.0)
     figures = []
-    what = "hold-out error" if search.objective == HELD_OUT else search.objective
+    what = metric.held_out_words if metric.is_own else "hold-out error"
+    what = search.objective or what
     for axis in space(search, evidence.cell):
         points = []
         for point, value in tried:
             chosen = dict(point.run.trial.chosen)[axis.name]
             kind: Kind = "pick" if point is evidence.winner else "ours" if point.complete else "open"
-            tip = f"{value_text(chosen)}: {value:.2f}"
+            tip = f"{value_text(chosen)}: {metric.text(value)}"
             points.append(Point(value, "", tip, _place(axis.domain, chosen), kind=kind, trials=keys(point.runs)))
         title = axis.name if search.axes else f"after {axis.name}"
         chart = Responses(points, low - pad, high + pad, *_scale(axis.domain))

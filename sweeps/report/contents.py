@@ -26,8 +26,11 @@ PICTURES = (
     "Of the first analysed run of each cell. Where the page would be too large, pictures are smaller than they are: in "
     "full they lie in the output folder under ledger/trials, and on the MLflow run of the trial."
 )
+EMBEDDED_OWN = "Embedded pictures: this shows how things work, and says nothing of other pictures."
 CHARTS = 60  # charts of responses on a page
 REDUCED = "Profile {}: not the paper's scale. What is other stands below each table, under deviations."
+
+REDUCED_OWN = "Profile {}: not the scale that the page declares."
 
 
 def document(ledger: Ledger, survey: SweepResults) -> Document:
@@ -44,7 +47,7 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
         _effects(tables),
         print_section(survey),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
-        _galleries("size", "Error against parameters", [charts.size_gallery(group) for group in tables]),
+        _galleries("size", _size_heading(survey), [charts.size_gallery(group) for group in tables]),
         _rates(survey),
         _search(survey),
         _analyses(ledger, survey),
@@ -59,8 +62,11 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
 
 def _banner(survey: SweepResults) -> str:
     """Return the warning before all numbers, empty for a sweep at the paper's scale on real pictures."""
+    own = survey.sweep.metric.is_own
     if all(evidence.synthetic for evidence in survey.cells):
-        return EMBEDDED
+        return EMBEDDED_OWN if own else EMBEDDED
+    if own:
+        return "" if survey.sweep.profile == "paper" else REDUCED_OWN.format(survey.sweep.profile)
     return REDUCED.format(survey.sweep.profile) if survey.sweep.profile != "paper" else ""
 
 
@@ -112,6 +118,12 @@ def _effects(tables: Sequence[ResultTable]) -> Section | None:
 def _galleries(name: str, heading: str, galleries: Sequence[Gallery | None]) -> Section | None:
     parts = tuple(gallery for gallery in galleries if gallery is not None)
     return Section(name, heading, (), parts) if parts else None
+
+
+def _size_heading(survey: SweepResults) -> str:
+    metric = survey.sweep.metric
+    name = f"{metric.words[:1].upper()}{metric.words[1:]}" if metric.is_own else "Error"
+    return f"{name} against parameters"
 
 
 def _rates(survey: SweepResults) -> Section | None:

@@ -8,10 +8,10 @@ from typing import Final
 
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.wording import count
-from sweeps.report.render.document import NONE, Entry, Section, Table, bounds, chance, plain, signed
+from sweeps.report.render.document import NONE, Entry, Section, Table, Tone, bounds, chance, plain, signed
 from sweeps.report.result_tables import legend
 from sweeps.results import paper
-from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, named
+from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, digits, named, number
 from sweeps.results.claims import PrintedTest, printed_tests
 from sweeps.results.contrasts import Effect, effects, over
 from sweeps.results.evidence import SweepResults
@@ -19,46 +19,74 @@ from sweeps.results.marks import MARKS, lost_marks
 from sweeps.results.statistics import wilson
 
 BESIDE: Final = "the one beside it: the first of the table, or the one that its cell names"
+WORD_TONES: Final[dict[str, Tone]] = {"better": "good", "worse": "bad"}
 PICTURES: Final = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
 
 
 def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
     """Return the differences of a table's rows from their references, with every test of them."""
-    columns = ("", "less", "", "difference", "95 % interval", "t", "p (Holm)", "Wilcoxon p", "McNemar p", "over")
+    columns = (
+        "", "less", "", "difference", "95 % interval", "t", "p (Holm)", "Wilcoxon p", "McNemar p", "over",
+        "so the row is",
+    )  # fmt: skip
     references = {effect.reference.label for effect in group_effects}
     only = references.pop() if len(references) == 1 else ""
     rows = []
     for effect in group_effects:
         contrast, cell = effect.contrast, effect.row.key
+        places, word = difference_digits(effect), effect_word(group, effect)
         rows.append((
             Entry(effect.row.label, cell=cell),
             Entry(NONE if only else effect.reference.label, cell=effect.reference.key),
             Entry(named(contrast.metric, group.table), tone="muted"),
-            Entry(signed(contrast.difference), "", "", _marks(effect), contrast.runs, cell, contrast.metric),
-            Entry(bounds(contrast.interval)),
+            Entry(signed(contrast.difference, places), "", "", _marks(effect), contrast.runs, cell, contrast.metric),
+            Entry(bounds(contrast.interval, places)),
             Entry(signed(contrast.t, 1)),
             Entry(chance(effect.p), tone="good" if effect.p < 0.05 else ""),
             Entry(chance(contrast.rank_p)),
             Entry(chance(contrast.pictures.p) if contrast.pictures is not None else NONE),
             Entry(over(contrast.basis, contrast.n), tone="muted"),
+            Entry(word, tone=WORD_TONES.get(word, "muted")),
         ))  # fmt: skip
     family = sum(math.isfinite(effect.contrast.p) for effect in group_effects)
-    holm = (
-        f"p adjusted after Holm over the {count(family, 'test')} of this table; votes and single trainings are no part "
-        "of them. Wilcoxon's and McNemar's p are not adjusted."
-    )
-    notes = (
-        f"Each row less {only or BESIDE}. Over folds: paired, corrected after Nadeau and Bengio; over "
-        "seeds: paired; votes: not tested, their interval is over the test pictures.",
-        *([holm] if family else []),
-        "McNemar speaks of these networks on other pictures, not of other trainings.",
-    )
-    notes += tuple(legend(mark for effect in group_effects for mark in _marks(effect)))
+    less = f"Each row less {only or BESIDE}"
+    pairing = f"{less}. Over folds: paired, corrected after Nadeau and Bengio; over seeds: paired"
+    tests = f"p adjusted after Holm over the {count(family, 'test')} of this table"
+    if group.metric.is_own:
+        holm = f"{tests}; single trainings are no part of them. Wilcoxon's p is not adjusted."
+        direction = f"{group.metric.note}. Better or worse where p (Holm) is below .05, else open."
+        notes = (f"{pairing}.", direction, *([holm] if family else []))
+    else:
+        holm = f"{tests}; votes and single trainings are no part of them. Wilcoxon's and McNemar's p are not adjusted."
+        notes = (
+            f"{pairing}; votes: not tested, their interval is over the test pictures.",
+            *([holm] if family else []),
+            "McNemar speaks of these networks on other pictures, not of other trainings.",
+        )
+    notes += tuple(legend((mark for effect in group_effects for mark in _marks(effect)), group.metric))
     # A column that is empty in all rows, t of votes say, is left out; so is the reference where all have the same.
     used = [i for i in range(len(columns)) if any(row[i].text != NONE for row in rows)]
     lines = tuple(tuple(row[i] for i in used) for row in rows)
-    align = "".join("lllrrrrrrl"[i] for i in used)
+    align = "".join("lllrrrrrrll"[i] for i in used)
     return Table(f"{group.id}-effects", f"{group.title}: effects", tuple(columns[i] for i in used), align, lines, notes)
+
+
+def effect_word(group: ResultTable, effect: Effect) -> str:
+    """Return whether a row is better or worse than its reference by the page's own metric, or that this is open.
+
+    A dash for errors in percent, whose tables say it by sign and p alone.
+    """
+    if not group.metric.is_own:
+        return NONE
+    if not effect.p < 0.05:
+        return "open"
+    return "better" if group.metric.cost(effect.contrast.difference) < 0 else "worse"
+
+
+def difference_digits(effect: Effect) -> int:
+    """Return with how many decimals a difference is written: as many as the numbers that it is of."""
+    metric = effect.contrast.metric
+    return digits(metric, number(effect.reference.evidence, metric).average.mean)
 
 
 def _marks(effect: Effect) -> tuple[str, ...]:

@@ -64,8 +64,8 @@ def _note(
         values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if group.table else []
         values.append(ours_text(ours) if ours.known else "–")
         word = verdict_for(group, row, metric, ours) if judging else None
-        digits = 3 if metric == PARAMETERS else 2
-        values += [signed(word.difference, digits), verdict_text(word)] if word is not None else []
+        places = 3 if metric == PARAMETERS else 2
+        values += [signed(word.difference, places), verdict_text(word)] if word is not None else []
         lines += _line(values + ["–"] * (len(heads) - len(values)))
     lost = {metric: evidence.lost(metric) for metric in group.metrics}
     if any(lost.values()):

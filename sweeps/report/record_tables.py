@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sweeps.experiment.metrics import HELD_OUT, TOP1, ending_word
+from sweeps.experiment.metrics import Metric, ending_word
 from sweeps.experiment.rates import choose
-from sweeps.experiment.search import importance
+from sweeps.experiment.search import Search, importance
 from sweeps.experiment.space import DROPOUT, short_name, value_text
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, Entry, Table, duration, plain
-from sweeps.results.cell_numbers import NAMES
+from sweeps.results.cell_numbers import NAMES, digits
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.provenance import shares
 from sweeps.store.ledger import Json
@@ -21,21 +21,23 @@ from sweeps.store.ledger import Json
 
 def chosen_table(survey: SweepResults) -> Table | None:
     """Return the chosen setting of each study and its trials by state, None for a sweep that searches nothing."""
-    search = survey.sweep.protocol.search
+    search, metric = survey.sweep.protocol.search, survey.sweep.metric
     cells = [evidence for evidence in survey.cells if evidence.tried]
     if search is None or not cells:
         return None
     what = "setting" if search.axes else "dropout"
-    value = "hold-out error" if search.objective == HELD_OUT else search.objective
-    best = f"{'largest' if search.direction == 'maximize' else 'least'} {value}"
-    notes = [f"Chosen by the {best} of the best epoch; the test pictures are not opened in a search."]
+    value = search.objective or held_out_name(metric)
+    best = f"best {metric.held_out_words} of all epochs" if metric.is_own else "least hold-out error of the best epoch"
+    if search.objective:
+        best = f"{'largest' if search.direction == 'maximize' else 'least'} {search.objective}"
+    notes = [f"Chosen by the {best}; the test pictures are not opened in a search."]
     limits = ", ".join(f"{most:g} {name}" for name, most in search.limits_by_name.items())
     notes += [f"Limits: {limits}."] if limits else []
     halved = ("paused",) if search.halving else ()
     if search.halving:
         notes.append(f"One trial in {search.halving} goes on from a rung; the others have paused there.")
     columns = ("cell", f"chosen {what}", value, "finished", *halved, "pruned", "failed", "open")
-    rows = tuple(_chosen(evidence, search.objective, bool(halved)) for evidence in cells)
+    rows = tuple(_chosen(evidence, search, bool(halved)) for evidence in cells)
     return Table(f"chosen-{what}", f"Chosen {what}", columns, "ll" + "r" * (len(columns) - 2), rows, tuple(notes))
 
 
@@ -63,7 +65,7 @@ def importance_table(survey: SweepResults) -> Table | None:
     return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, (note,))
 
 
-def _chosen(evidence: CellResults, objective: str, is_halved: bool) -> tuple[Entry, ...]:
+def _chosen(evidence: CellResults, search: Search, is_halved: bool) -> tuple[Entry, ...]:
     winner = evidence.winner
     paused = sum(tried.paused for tried in evidence.tried)
     counts = [
@@ -73,8 +75,11 @@ def _chosen(evidence: CellResults, objective: str, is_halved: bool) -> tuple[Ent
         sum(any(run.state == "failed" for run in tried.runs) for tried in evidence.tried),
         sum(tried.value is None for tried in evidence.tried),
     ]
-    best = Entry(plain(winner.value or 0.0), runs=winner.runs, cell=evidence.cell.key, metric=objective) \
-        if winner else Entry(NONE)  # fmt: skip
+    name = search.objective or evidence.cell.metric.held_out
+    best = Entry(NONE)
+    if winner:
+        value = winner.value or 0.0
+        best = Entry(plain(value, digits(name, value)), runs=winner.runs, cell=evidence.cell.key, metric=name)
     chosen = Entry(setting_text(winner.run.trial) if winner else NONE)
     return (Entry(evidence.cell.label, cell=evidence.cell.key), chosen, best, *(Entry(str(n)) for n in counts))
 
@@ -105,13 +110,20 @@ def rate_table(survey: SweepResults) -> Table | None:
                 rows.append((
                     Entry(evidence.cell.label, cell=evidence.cell.key),
                     Entry(f"{trial.rate:g}"),
-                    Entry(plain(run.metrics.get(HELD_OUT, math.nan)), runs=(run,), metric=HELD_OUT),
+                    _value(run, run.trial.cell.metric.held_out)._replace(runs=(run,)),
                     Entry(state_of(run)),
                     Entry(word, tone="good" if word == "chosen" else "muted"),
                 ))  # fmt: skip
-    columns = ("baseline", "rate", "hold-out error", "", "")
-    note = "The rate of least hold-out error, of equal ones the larger: that of all cells with these data and recipe."
+    metric = survey.sweep.metric
+    columns = ("baseline", "rate", held_out_name(metric), "", "")
+    best = f"best {metric.held_out_words}" if metric.is_own else "least hold-out error"
+    note = f"The rate of {best}, of equal ones the larger: that of all cells with these data and recipe."
     return Table("learning-rate", "Learning rate", columns, "lrrll", tuple(rows), (note,)) if rows else None
+
+
+def held_out_name(metric: Metric) -> str:
+    """Return the heading of a column of held-out values."""
+    return metric.held_out_words if metric.is_own else "hold-out error"
 
 
 def failure_table(survey: SweepResults) -> Table | None:
@@ -233,13 +245,15 @@ def run_tables(survey: SweepResults) -> list[Table]:
 
 
 def _runs(evidence: CellResults, listed: Sequence[Run]) -> Table:
-    columns = ("trial", "", "state", f"test {NAMES[TOP1]}", "hold-out", "epochs", "time", "MLflow run")
+    metric = evidence.cell.metric
+    names = (metric.words, metric.held_out_words) if metric.is_own else (f"test {NAMES[metric.final]}", "hold-out")
+    columns = ("trial", "", "state", *names, "epochs", "time", "MLflow run")
     rows = tuple(
         (
             Entry(run.key, runs=(run,)),
             Entry(run.trial.label + ("" if run.trial.phase != "match" else f", {run.trial.match}"), tone="muted"),
             Entry(state_of(run)),
-            *(Entry(plain(run.metrics.get(name, math.nan))) for name in (TOP1, HELD_OUT)),
+            *(_value(run, name)._replace(metric="") for name in (metric.final, metric.held_out)),
             Entry(f"{run.result['epochs']:g}" if run.result else NONE),
             Entry(duration(float(run.result["seconds"]) / 3600) if run.result else NONE),
             Entry(run.mlflow or NONE, tone="muted"),
@@ -251,9 +265,9 @@ def _runs(evidence: CellResults, listed: Sequence[Run]) -> Table:
     return Table(f"cell-{evidence.cell.key}", evidence.cell.label, columns, "lllrrrrl", rows, notes)
 
 
-def _metric(run: Run, name: str) -> Entry:
+def _value(run: Run, name: str) -> Entry:
     value = run.metrics.get(name, math.nan)
-    return Entry(plain(value), runs=(run,), metric=name) if math.isfinite(value) else Entry(NONE)
+    return Entry(plain(value, digits(name, value)), metric=name)
 
 
 def state_of(run: Run) -> str:

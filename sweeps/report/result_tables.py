@@ -6,24 +6,25 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from sweeps.experiment.metrics import PARAMETERS, VOTE
+from sweeps.experiment.metrics import PARAMETERS, PERCENT, VOTE, Metric
 from sweeps.experiment.search import Search
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, TONES, Entry, Table, bounds, plain, signed
 from sweeps.results.cell_numbers import (
     DERIVED,
-    SLUGS,
     CellNumber,
     ResultTable,
     Row,
+    digits,
     named,
     number,
     order_kept,
+    slug,
     tolerance_sentence,
     verdict_for,
 )
 from sweeps.results.deviations import deviations
-from sweeps.results.marks import MARKS, marks
+from sweeps.results.marks import MARKS, explanation, marks
 from sweeps.results.paper import Printed
 from sweeps.results.statistics import METHODS, Verdict
 
@@ -60,7 +61,10 @@ def _overview(group: ResultTable, search: Search | None) -> Table:
     heads = (("", 1), *((name, 2) for name in names)) if both else ()
     bracketed = any(entry.sub for line in rows for entry in line)
     judging = [tolerance_sentence(group.dataset)] if group.comparable else []
-    notes = (ERRORS, *([BRACKETS] if bracketed else []), *judging, *_derivation(group), *legend(used))
+    spread = ERRORS
+    if group.metric.is_own:
+        spread = f"{group.metric.note}; ± is the standard error, (n) the trainings behind a number."
+    notes = (spread, *([BRACKETS] if bracketed else []), *judging, *_derivation(group), *legend(used, group.metric))
     return Table(group.id, group.title, tuple(columns), "l" + "r" * (len(columns) - 1), tuple(rows), notes, heads)
 
 
@@ -89,7 +93,7 @@ def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
         tied = f", {order.tied} equal" if order.tied else ""
         notes.append(f"Order: {order.same} of {count(pairs, 'pair')} of rows as in the paper{tied}.")
     return Table(
-        f"{group.id}-{SLUGS[metric]}",
+        f"{group.id}-{slug(metric)}",
         f"{group.title}: {named(metric, group.table)}",
         ("", "paper", "ours ± se (n)" if metric != PARAMETERS else "ours", "difference", "verdict"),
         "lrrrl",
@@ -112,10 +116,12 @@ def _ours(group: ResultTable, row: Row, metric: str, search: Search | None) -> E
 
 def ours_text(ours: CellNumber) -> str:
     """Return a number of ours: mean ± standard error (n), as far as known."""
+    mean, se, n = ours.average
+    places = digits(ours.metric, mean)
     if ours.metric == PARAMETERS:
-        return plain(ours.average.mean, 3)
-    spread = f" ± {plain(ours.average.se)}" if math.isfinite(ours.average.se) else ""
-    return f"{plain(ours.average.mean)}{spread} ({ours.average.n})"
+        return plain(mean, places)
+    spread = f" ± {plain(se, places)}" if math.isfinite(se) else ""
+    return f"{plain(mean, places)}{spread} ({n})"
 
 
 def ours_interval(ours: CellNumber) -> str:
@@ -143,10 +149,10 @@ def verdict_text(verdict: Verdict) -> str:
     return f"withheld: {verdict.why}" if verdict.why else verdict.word
 
 
-def legend(used: Iterable[str]) -> list[str]:
-    """Return the explanations of the marks that a table has, in the marks' order."""
+def legend(used: Iterable[str], metric: Metric = PERCENT) -> list[str]:
+    """Return the explanations of the marks that a table of this metric has, in the marks' order."""
     marks_used = set(used)
-    return [f"{mark}  {name}: {sentence}." for mark, (name, sentence) in MARKS.items() if mark in marks_used]
+    return [f"{mark}  {name}: {explanation(mark, metric)}." for mark, (name, _) in MARKS.items() if mark in marks_used]
 
 
 def _votes(group: ResultTable) -> Table | None:

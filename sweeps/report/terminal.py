@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from sweeps.experiment.metrics import (
     AVERAGE,
+    PERCENT,
     TOP1,
     TOP1_TEN,
     TOP5,
@@ -16,10 +17,13 @@ from sweeps.experiment.metrics import (
     TRAIN,
     VOTE,
     Average,
+    Metric,
     cell_average,
+    decimals,
     flags_of,
     has_diverged,
 )
+from sweeps.experiment.model_facts import known_parameters
 from sweeps.experiment.plan import STATES, Plan, TrialStatus
 from sweeps.experiment.trial import Cell
 from sweeps.results.cell_numbers import stands_for, vote_average
@@ -52,16 +56,14 @@ class TableRow(NamedTuple):
 
 def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableRow]:
     """Return the rows of the table; `classes` by data set, as far as they are known."""
-    protocol = plan.sweep.protocol
-    measured = (TOP1,) * (protocol.ablation or protocol.single) + (AVERAGE, VOTE) * (protocol.folds > 0) or (TOP1,)
     rows = []
     for cell in plan.sweep.cells:
         statuses = plan.of(cell)
-        metrics = [metric for metric in COLUMNS.get(cell.table, measured) if metric in HEADINGS]
+        metrics = [name for name in COLUMNS.get(cell.table, _measured(plan, cell)) if name in headings(cell.metric)]
         tested = plan.tested(cell)
         numbers = {m: _vote(ledger, cell, statuses) if m == VOTE else cell_average(tested, m) for m in metrics}
         paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
-        parameters = cell.net.parameters(classes[cell.dataset]) if cell.dataset in classes else None
+        parameters = known_parameters(cell.net, classes.get(cell.dataset), (status.result for status in statuses))
         # A paused trial of a search is not waited for.
         planned = len(statuses) - plan.count("paused", cell=cell)
         row = TableRow(
@@ -69,6 +71,19 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         )
         rows.append(row)
     return rows
+
+
+def headings(metric: Metric) -> Mapping[str, str]:
+    """Return the headings of the columns that a table of this metric may have, by the names of its numbers."""
+    return {metric.final: metric.words, metric.mean: f"{metric.words}, folds"} if metric.is_own else HEADINGS
+
+
+def _measured(plan: Plan, cell: Cell) -> tuple[str, ...]:
+    """Return the numbers of a cell that the paper has no table of."""
+    protocol, metric = plan.sweep.protocol, cell.metric
+    single = (metric.final,) * (protocol.ablation or protocol.single)
+    over_folds = (metric.mean,) if cell.task else (AVERAGE, VOTE)
+    return single + over_folds * (protocol.folds > 0) or (metric.final,)
 
 
 def _vote(ledger: Ledger, cell: Cell, statuses: Sequence[TrialStatus]) -> Average:
@@ -101,20 +116,24 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    foreign = not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
+    own = plan.sweep.metric
+    on_paper = any(cell.table for cell in plan.sweep.cells)
+    foreign = on_paper and not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
     table = Table(box=None, pad_edge=False, title=plan.sweep.title, title_justify="left")
     table.add_column("cell", no_wrap=True)
     table.add_column("params", justify="right", no_wrap=True)
     metrics = list(dict.fromkeys(metric for line in rows for metric in line.numbers))
     for metric in metrics:
-        table.add_column(HEADINGS[metric], justify="right", no_wrap=True)
-        table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
+        table.add_column(headings(own)[metric], justify="right", no_wrap=True)
+        if on_paper:
+            table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
     table.add_column("marks")
     for line in rows:
         cells = [line.label, f"{line.parameters / 1e6:.2f}M" if line.parameters is not None else "-"]
         for metric in metrics:
             known = metric in line.numbers
-            cells += [_words(line.numbers[metric]), str(line.paper[metric] or "")] if known else ["", ""]
+            words = [_words(line.numbers[metric], own), str(line.paper[metric] or "")] if known else ["", ""]
+            cells += words if on_paper else words[:1]
         flags = [flag for flag in line.flags if not line.lost or flag not in ("diverged", "dead", "failed")]
         marks = [
             *flags,
@@ -128,7 +147,7 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
         emoji=False,
     )  # fmt: skip
     console.print(table)
-    notes = "errors in percent, lower is better"
+    notes = own.note
     if any(metric.endswith("_10crop") for metric in metrics):
         notes += "; † ten crops"
     if foreign:
@@ -136,10 +155,11 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
     return f"{sink.getvalue().rstrip()}\n{notes}\n"
 
 
-def _words(number: Average) -> str:
+def _words(number: Average, metric: Metric = PERCENT) -> str:
     if not number.n:
         return "-"
-    return f"{number.mean:.2f}" + (f" ±{number.se:.2f}" if math.isfinite(number.se) else "")
+    places = decimals(number.mean) if metric.is_own else 2
+    return f"{number.mean:.{places}f}" + (f" ±{number.se:.{places}f}" if math.isfinite(number.se) else "")
 
 
 def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
@@ -156,7 +176,7 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
                 "flags": list(line.flags),
                 "lost": line.lost,
                 "numbers": {
-                    metric: number.as_json() | {"paper": paper.value if (paper := line.paper[metric]) else None}
+                    metric: number.as_json() | _paper_value(plan, line.paper[metric])
                     for metric, number in line.numbers.items()
                 },
             }
@@ -164,6 +184,11 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
         ],
         "trials": {state: plan.count(state) for state in STATES},
     }
+
+
+def _paper_value(plan: Plan, printed: Printed | None) -> Json:
+    """Return the paper's number, which a page's own metric has none of."""
+    return {} if plan.sweep.metric.is_own else {"paper": printed.value if printed else None}
 
 
 def write_results(plan: Plan, ledger: Ledger, name: str) -> str:

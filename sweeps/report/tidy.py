@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sweeps.experiment.metrics import HELD_OUT, TOP1
+from sweeps.experiment.metrics import Metric
 from sweeps.experiment.space import value_text
 from sweeps.results.cell_numbers import DERIVED, groups, number, verdict_for
 from sweeps.results.claims import judge_claims, printed_tests
@@ -135,7 +135,8 @@ def _curves(survey: SweepResults) -> Iterable[Line]:
     for evidence in survey.cells:
         for run in curve_runs(evidence):
             for epoch, error in enumerate(run.curve, 1):
-                yield {"cell": evidence.cell.label, "trial": run.key, "epoch": epoch, "val_top1_err": float(error)}
+                row = {"cell": evidence.cell.label, "trial": run.key, "epoch": epoch}
+                yield row | {_column(survey.sweep.metric.row): float(error)}
 
 
 def _dropout(survey: SweepResults) -> Iterable[Line]:
@@ -146,7 +147,7 @@ def _dropout(survey: SweepResults) -> Iterable[Line]:
                 "number": order,
                 "dropout": " ".join(f"{place}={rate:g}" for place, rate in tried.run.trial.dropout),
                 "choices": " ".join(f"{name}={value_text(value)}" for name, value in tried.run.trial.choices),
-                "val_top1_err": tried.value if tried.value is not None else float("nan"),
+                _column(survey.sweep.metric.row): tried.value if tried.value is not None else float("nan"),
                 "state": _state(tried),
                 "trials": [run.key for run in tried.runs],
             }
@@ -158,15 +159,21 @@ def _state(tried: SearchPoint) -> str:
     return early or str((tried.run.result or {}).get("status", tried.run.state))
 
 
+def _column(name: str) -> str:
+    """Return the name of a metric as that of a column: val_f1."""
+    return name.replace("/", "_")
+
+
 def _runs(survey: SweepResults) -> Iterable[Line]:
+    metric: Metric = survey.sweep.metric
     for run in survey.runs:
         yield {
             "cell": run.trial.cell.label,
             "trial": run.key,
             "name": run.trial.label,
             "state": str((run.result or {}).get("status", run.state)),
-            "test_top1_err": run.metrics.get(TOP1, float("nan")),
-            "val_top1_err": run.metrics.get(HELD_OUT, float("nan")),
+            _column(metric.name): run.metrics.get(metric.final, float("nan")),
+            _column(metric.row): run.metrics.get(metric.held_out, float("nan")),
             "epochs": int(run.result["epochs"]) if run.result else 0,
             "seconds": float(run.result["seconds"]) if run.result else float("nan"),
             "mlflow_run": run.mlflow,

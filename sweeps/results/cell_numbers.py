@@ -17,7 +17,9 @@ from typing import Final, NamedTuple
 from sweeps.experiment.metrics import (
     AVERAGE,
     HELD_OUT,
+    OVER_FOLDS,
     PARAMETERS,
+    PERCENT,
     TOP1,
     TOP1_TEN,
     TOP5,
@@ -25,7 +27,9 @@ from sweeps.experiment.metrics import (
     TRAIN,
     VOTE,
     Average,
+    Metric,
     average,
+    decimals,
     has_diverged,
     measured_as,
     phase_behind,
@@ -72,8 +76,27 @@ SETS: Final = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "Imag
 
 
 def named(metric: str, table: str) -> str:
-    """Return the name of a metric; one network's test error is "single" in Tables 1 to 3."""
-    return "single" if metric == TOP1 and table in ("1", "2", "3") else NAMES.get(metric, metric)
+    """Return the name of a metric; one network's test error is "single" in Tables 1 to 3.
+
+    That of a page's own metric is its own: test f1, and over folds the mean of test f1.
+    """
+    if metric == TOP1 and table in ("1", "2", "3"):
+        return "single"
+    folds = OVER_FOLDS.fullmatch(metric)
+    own = f"mean of {folds[1]}" if folds else metric.removeprefix("final/").removeprefix("best/")
+    return NAMES.get(metric) or own.replace("test_", "test ", 1).replace("val_", "val ", 1)
+
+
+def digits(metric: str, value: float) -> int:
+    """Return with how many decimals a value of a metric is written, or one that is compared with it."""
+    if metric == PARAMETERS:
+        return 3
+    return 2 if metric in NAMES else decimals(value)
+
+
+def slug(metric: str) -> str:
+    """Return the name of a metric in the id of a table."""
+    return SLUGS.get(metric) or _slug(metric)
 
 
 class CellNumber(NamedTuple):
@@ -109,7 +132,10 @@ class Row(NamedTuple):
 
 
 class ResultTable(NamedTuple):
-    """The rows of one table and data set; `comparable` where they were trained on the paper's own data."""
+    """The rows of one table and data set; `comparable` where they were trained on the paper's own data.
+
+    `metric` is what the cells are compared by.
+    """
 
     id: str
     table: str
@@ -118,6 +144,7 @@ class ResultTable(NamedTuple):
     rows: tuple[Row, ...]
     metrics: tuple[str, ...]
     comparable: bool
+    metric: Metric = PERCENT
 
     def paper(self, row: Row, metric: str) -> Printed | None:
         """Return what the paper prints in this place."""
@@ -171,7 +198,7 @@ def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], pr
         pictures = data_name(dataset)
         title = f"{SETS.get(dataset) or TITLES.get(pictures, pictures)}, {kind} recipe"
         name = f"cells-{_slug(pictures)}-{_slug(kind)}"
-        return ResultTable(name, "", "", title, rows, _measured(cells, protocol), False)
+        return ResultTable(name, "", "", title, rows, _measured(cells, protocol), False, cells[0].cell.metric)
     metrics = paper.COLUMNS[table] if protocol.trainings() else _measured(cells, protocol)
     # Rows of Table 1 are called "CReLU half cifar10" where a sweep has both sets: the title says which.
     rows = tuple(row._replace(label=row.label.removesuffix(f" {kind}")) for row in rows)
@@ -195,9 +222,15 @@ def _derived(table: str, source: ResultTable) -> ResultTable:
 
 def _measured(cells: Sequence[CellResults], protocol: Protocol) -> tuple[str, ...]:
     """Return the columns for cells that the paper has no table of: what their runs measured."""
+    own = cells[0].cell.metric
+    if own.is_own:
+        columns = [own.final] * protocol.ablation + [own.mean] * (protocol.folds > 0)
+        return (*(columns or [own.held_out]), PARAMETERS)
     measured = {name for results in cells for run in results.tested for name in run.metrics}
     errors = [name for name in (TOP1, TOP5, TOP1_TEN, TOP5_TEN) if name in measured] or [TOP1]
-    columns = errors * (protocol.ablation or protocol.single) + [AVERAGE, VOTE] * (protocol.folds > 0)
+    # The networks of a training function of the user's leave no scores to vote by.
+    over_folds = [AVERAGE] if all(results.cell.task for results in cells) else [AVERAGE, VOTE]
+    columns = errors * (protocol.ablation or protocol.single) + over_folds * (protocol.folds > 0)
     return (*(columns or [HELD_OUT]), PARAMETERS)
 
 
@@ -214,7 +247,7 @@ def runs_of(cell: CellResults, metric: str) -> dict[tuple[int, int], tuple[Run, 
         train, test = runs_of(cell, TRAIN), runs_of(cell, TOP1)
         return {pair: (run, test[pair][1] - error) for pair, (run, error) in train.items() if pair in test}
     name = measured_as(metric)
-    if metric == HELD_OUT:
+    if metric == cell.cell.metric.held_out:
         runs = cell.winner.runs if cell.winner is not None else cell.done("ablation")
     else:
         runs = cell.done(phase_behind(metric, {run.trial.phase for run in cell.done(*PHASES)}))

@@ -16,6 +16,7 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
+from crelu_models.model import Model
 from sweeps.experiment.metrics import PARAMETERS, TOP1, TOP1_TEN, TRAIN, VOTE
 from sweeps.results.cell_numbers import UNKNOWN, VOTING, ResultTable, Row, is_always_zero, number, runs_of
 from sweeps.results.decisions import Predictions
@@ -118,7 +119,8 @@ def _counts(metric: str, row: CellResults, rival: CellResults, scale: float) -> 
 
 def _channels(cell: CellResults, layer: str) -> float:
     """Return how many channels a layer hands to the next one, behind its activation; nan where it has no such layer."""
-    channels = {name: count for name, count, _ in cell.cell.net.shapes(cell.classes or 1)}
+    net = cell.cell.net
+    channels = {} if isinstance(net, Model) else {name: count for name, count, _ in net.shapes(cell.classes or 1)}
     return float(channels.get(layer, math.nan))
 
 

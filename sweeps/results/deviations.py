@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from crelu_data.datasets import RAW_UP_TO, dataset
+from crelu_models.model import Model
 from crelu_models.spec import Linear, Net
 from crelu_models.tables import PAPER
 from sweeps.results.cell_numbers import SETS, ResultTable
@@ -96,7 +97,10 @@ def _data(results: CellResults, table: ResultTable) -> Differences:
         yield "pictures learned from", "all", f"all but {ours.holdout:,} held out"
 
 
-def _nets(ours: Net, paper: Net, classes: int) -> Differences:
+def _nets(ours: Net | Model, paper: Net, classes: int) -> Differences:
+    if isinstance(ours, Model):
+        yield "net (parameters)", f"{paper.parameters(classes):,}", ours.name
+        return
     if layers(ours) != layers(paper):
         yield "net (parameters)", f"{paper.parameters(classes):,}", f"{ours.parameters(classes):,}"
     # The supplement prints an activation on the scores of all nets but VGG; ours have none by default.
@@ -128,5 +132,5 @@ def _protocol(results: CellResults) -> Differences:
         yield "size of the shifts", NOT_STATED, f"{results.cell.recipe.shift} pixels"
 
 
-def _rates(net: Net) -> str:
+def _rates(net: Net | Model) -> str:
     return ", ".join(f"{rate:g} after {place}" for place, rate in net.dropouts().items()) or "none"

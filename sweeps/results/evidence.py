@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crelu_data.datasets import dataset
-from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.metrics import PARAMETERS, has_diverged, lost_text, phase_behind
+from sweeps.experiment.code_fingerprint import cell_fingerprint
+from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
+from sweeps.experiment.model_facts import known_parameters
 from sweeps.experiment.plan import (
     Plan,
     Sweep,
@@ -28,7 +29,7 @@ from sweeps.experiment.plan import (
     unknown_name,
     without_damaged,
 )
-from sweeps.experiment.search import study
+from sweeps.experiment.search import goal, study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
 from sweeps.results.analyses import damaged_analysis, default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
@@ -37,7 +38,6 @@ from sweeps.store.foreign import SWEEP_TITLE
 from sweeps.store.ledger import Json, Ledger
 
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
-LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and axes of more overflow
 READ: Final = ("history.json", "tables/scores.parquet")  # the files of a trial that a report reads
 MANIFEST: Final = "capsule.json"
 
@@ -48,7 +48,7 @@ Suggested = tuple[tuple[str, ...], float | None, bool]
 
 
 class Run(NamedTuple):
-    """One trial with its status, result and analyses, its held-out errors by epoch, and its MLflow run.
+    """One trial with its status, result and analyses, its held-out values by epoch, and its MLflow run.
 
     `seconds` are those that it was trained, as far as a result or a pause notes them.
     """
@@ -180,8 +180,9 @@ class CellResults:
 
     @property
     def parameters(self) -> float:
-        """Return the millions of parameters of the net, nan where the classes are not known."""
-        return self.cell.net.parameters(self.classes) / 1e6 if self.classes else math.nan
+        """Return the millions of parameters of the net, nan where they are not known."""
+        parameters = known_parameters(self.cell.net, self.classes or None, (run.result for run in self.runs))
+        return math.nan if parameters is None else parameters / 1e6
 
     @property
     def synthetic(self) -> bool:
@@ -231,8 +232,8 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
         plan = without_damaged(current_plan(ledger, title), ledger, READ)
         sweep, statuses, studies = plan.sweep, plan.statuses, _studies(ledger, plan)
         question = _question(plan.sweep.name)
-        trained = [status.trial.net for status in plan.statuses if status.result is not None]
-        record = provenance() | {"code": "; ".join(shares(map(code_fingerprint, trained)))}
+        trained = [status.trial.cell for status in plan.statuses if status.result is not None]
+        record = provenance() | {"code": "; ".join(shares(map(cell_fingerprint, trained)))}
     else:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
@@ -242,7 +243,7 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
         dataclasses.replace(
             _cell_results(ledger, cell, runs, studies.get(cell.key, ())),
             rates=_rate_keys(sweep, cell),
-            larger_wins=sweep.protocol.search is not None and sweep.protocol.search.direction == "maximize",
+            larger_wins=_larger_wins(sweep, cell),
         )
         for cell in sweep.cells
     )
@@ -250,6 +251,11 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
     price = ledger.read_json(f"prices/{title}.json") or {}
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
     return SweepResults(title, sweep, question, cells, attempts, record, hourly)
+
+
+def _larger_wins(sweep: Sweep, cell: Cell) -> bool:
+    search = sweep.protocol.search
+    return search is not None and goal(search, cell).direction == "maximize"
 
 
 def _rate_keys(sweep: Sweep, cell: Cell) -> tuple[str, ...]:
@@ -320,11 +326,12 @@ def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
 
 
 def _curve(ledger: Ledger, trial: Trial, result: Json) -> Floats:
-    """Return the held-out top-1 error in percent after each epoch; none where the phase holds nothing out."""
+    """Return the held-out value of the cell's metric after each epoch; none where the phase holds nothing out."""
     errors = result.get("curve")
     if not errors:
         rows = json.loads(ledger.read(f"trials/{trial.key}/history.json") or b"[]")
-        errors = [row["val/top1_err"] for row in rows if "val/top1_err" in row]
+        name = trial.cell.metric.row
+        errors = [row[name] for row in rows if name in row]
     return np.asarray(errors, np.float64)
 
 

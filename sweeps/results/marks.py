@@ -3,6 +3,8 @@
 A curve still falls if over its last fifth (at least four epochs) the least-squares line of the held-out error
 
     e = a + b t,   b < 0,   |b| > 2 se(b),   |b| (t_last - t_first) >= 0.1 points
+
+Of another metric it is the value with the sign by which less is better, and the fall a hundredth of the curve's range.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ from typing import Final
 
 import numpy as np
 
-from sweeps.experiment.metrics import HELD_OUT, PARAMETERS, PARTIAL, VOTE, flags_of, has_diverged
+from sweeps.experiment.metrics import (
+    PARAMETERS,
+    PARTIAL,
+    PERCENT,
+    VOTE,
+    Metric,
+    flags_of,
+    has_diverged,
+)
 from sweeps.experiment.search import Search, budget, space
 from sweeps.experiment.space import Choice
 from sweeps.results.cell_numbers import CellNumber, ResultTable
@@ -20,6 +30,7 @@ from sweeps.results.evidence import CellResults, Floats, Run
 
 ENOUGH: Final = 5  # finished or paused trials from which a chosen setting is taken as chosen
 FALL: Final = 0.1  # points over the last fifth of a curve
+FALL_SHARE: Final = 0.01  # of a curve's range, where its unit is not known
 # By letter: what it is called, and the sentence below the table.
 MARKS: Final = {
     "d": ("diverged", "a training diverged or died, after all its restarts: it counts with the error of chance"),
@@ -36,6 +47,7 @@ MARKS: Final = {
     "i": ("incomplete", "some of its trainings have no result yet"),
     "x": ("stale", "the data or the code have changed since it was trained"),
     "p": ("partial data", "trained on a part of the published data set, or on other files by its name: no verdict"),
+    "a": ("approximate resume", "it drew randomness that no key decides: a training that was killed may end elsewhere"),
     "s": ("embedded pictures", "trained on embedded pictures: no verdict, the paper's numbers are of other data"),
     "o": ("other data", "trained on other data than the paper's: no verdict"),
 }
@@ -46,7 +58,7 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
     if cell is None:
         return ()
     if not ours.known:
-        return tuple(mark for mark in lost_marks(cell, ours.metric) if mark != "d")
+        return tuple(mark for mark in lost_marks(cell, ours.metric) if mark != "d" or cell.cell.metric.is_own)
     of_data = () if not table.table or table.comparable else ("s",) if cell.synthetic else ("o",)
     if ours.metric == PARAMETERS:
         return of_data
@@ -62,15 +74,27 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
         "i": any(_is_open(run) for run in cell.runs if run.trial.phase in phases),
         "x": any(run.state == "stale" for run in ours.runs),
         "p": PARTIAL in flags,
+        "a": "resume=approximate" in flags,
     }
     return (*(mark for mark, applies in apply.items() if applies), *of_data)
+
+
+def explanation(mark: str, metric: Metric = PERCENT) -> str:
+    """Return the sentence that explains a mark below a table of this metric."""
+    if metric.is_own and mark == "d":
+        counts = "has no number, and n leaves it out" if metric.chance is None else f"counts with {metric.chance:g}"
+        return f"a training diverged, after all its restarts: it {counts}"
+    if metric.is_own and mark == "u":
+        return f"the held-out {metric.short} was still getting better in the last fifth of most of its curves"
+    return MARKS[mark][1]
 
 
 def lost_marks(cell: CellResults, metric: str) -> tuple[str, ...]:
     """Return the marks of trials behind a number that diverged (d), failed (m) or were skipped (c)."""
     if metric == PARAMETERS:
         return ()
-    runs = cell.winner.runs if metric == HELD_OUT and cell.winner is not None else cell.behind(metric)
+    chooses = metric == cell.cell.metric.held_out
+    runs = cell.winner.runs if chooses and cell.winner is not None else cell.behind(metric)
     apply = {
         "d": any(has_diverged(run.result) for run in runs),
         "m": any(run.state == "failed" for run in runs),
@@ -85,8 +109,10 @@ def _is_open(run: Run) -> bool:
 
 def under_trained(cell: CellResults) -> bool:
     """Return whether most of a cell's curves still fall; for Single they are those of its first phase."""
-    curves = [run.curve for run in curve_runs(cell)]
-    return bool(curves) and 2 * sum(map(still_falling, curves)) > len(curves)
+    metric = cell.cell.metric
+    curves = [-run.curve if metric.better == "higher" else run.curve for run in curve_runs(cell)]
+    falls = [still_falling(curve, FALL_SHARE * float(np.ptp(curve)) if metric.is_own else FALL) for curve in curves]
+    return bool(falls) and 2 * sum(falls) > len(falls)
 
 
 def curve_runs(cell: CellResults) -> tuple[Run, ...]:
@@ -99,8 +125,8 @@ def curve_runs(cell: CellResults) -> tuple[Run, ...]:
     return ()
 
 
-def still_falling(curve: Floats) -> bool:
-    """Return whether the last fifth of a curve of errors (n,) falls; not of a curve of less than four epochs."""
+def still_falling(curve: Floats, least: float = FALL) -> bool:
+    """Return whether the last fifth of a curve (n,) falls by `least`; not of a curve of less than four epochs."""
     tail = curve[-max(4, math.ceil(len(curve) / 5)) :]
     if len(tail) < 4:
         return False
@@ -108,7 +134,7 @@ def still_falling(curve: Floats) -> bool:
     slope = float(t @ tail / (t @ t))
     residual = tail - tail.mean() - slope * t
     se = math.sqrt(float(residual @ residual) / (len(tail) - 2) / float(t @ t))
-    return slope < 0 and -slope > 2 * se and -slope * (len(tail) - 1) >= FALL
+    return slope < 0 and -slope > 2 * se and -slope * (len(tail) - 1) >= least
 
 
 def at_edge(cell: CellResults, search: Search) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from crelu_data.datasets import DataSet, dataset
+from crelu_models.model import Model
 from crelu_models.spec import Conv, Drop, Linear, Net
 from crelu_models.tables import PAPER, S4
 from sweeps.experiment.metrics import PARTIAL, flags_of
@@ -67,6 +68,12 @@ FIELDS: Final = {
     "drop_last": "drop the last batch",
     "warmup_epochs": "warm-up epochs",
     "clip_norm": "gradient norm cut at",
+    "nesterov": "Nesterov's momentum",
+    "label_smoothing": "label smoothing",
+    "resized_crop": "least share of a resized crop",
+    "rand_augment": "operations of RandAugment",
+    "mixup": "mixup",
+    "ema": "decay of averaged weights",
 }  # fmt: skip
 UNREADABLE: Final = 0.001  # share of a set's pictures that its preparation may leave out
 
@@ -87,7 +94,7 @@ def paper_recipe(cell: Cell) -> Recipe:
 
 def footnote_row(cell: Cell) -> str:
     """Return the row of footnote 5 that a cell without a table is, empty where it is none."""
-    if cell.table or not cell.dataset.startswith("cifar"):
+    if cell.table or cell.task or isinstance(cell.net, Model) or not cell.dataset.startswith("cifar"):
         return ""
     return next((row for row, net in FOOTNOTE_5.items() if layers(net) == layers(cell.net)), "")
 
@@ -130,7 +137,7 @@ def other_training(results: CellResults) -> str:
     net = paper_net(results.cell)
     if net is None:
         return "no row of the paper's"
-    if layers(results.cell.net) != layers(net):
+    if isinstance(results.cell.net, Model) or layers(results.cell.net) != layers(net):
         return f"another net than the paper's {net.name}"
     changed = [f"{what} {ours}, not {paper}" for what, paper, ours in recipe_differences(
         results.cell.recipe, paper_recipe(results.cell))]  # fmt: skip
@@ -183,12 +190,14 @@ def recipe_differences(ours: Recipe, paper: Recipe) -> Differences:
     for field, name in FIELDS.items():
         if getattr(ours, field) != getattr(paper, field):
             yield name, _text(getattr(paper, field)), _text(getattr(ours, field))
-    if (ours.stages, ours.schedule_epochs) != (paper.stages, paper.schedule_epochs):
+    if (ours.schedule, ours.stages, ours.schedule_epochs) != (paper.schedule, paper.stages, paper.schedule_epochs):
         yield "schedule", _schedule(paper), _schedule(ours)
 
 
 def _schedule(recipe: Recipe) -> str:
     """Return the factors of the learning rate and where they begin, in epochs of this recipe."""
+    if recipe.schedule != "stages":
+        return recipe.schedule
     steps = [
         f"x{stage.lr_factor:g} from {(stage.first_epoch - 1) * recipe.epochs // recipe.schedule_epochs + 1}"
         for stage in recipe.stages[1:]

@@ -64,10 +64,25 @@ def digest(tensors: Mapping[str, torch.Tensor], state: str = "") -> str:
     return total.hexdigest()
 
 
+def separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors on the CPU, each contiguous and in memory of its own, as a file needs them: tied weights are two.
+
+    A file of them holds each; a model that ties its weights reads the same values twice.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        address = value.untyped_storage().data_ptr()
+        stored[name] = value.clone() if address in storages else value
+        storages.add(address)
+    return stored
+
+
 def save(ledger: Ledger, key: str, epoch: int, step: int, checkpoint: Checkpoint) -> None:
     """Write the state of trial `key` at (`epoch`, `step`), then delete all but the last two; OSError on a full disk."""
     state = json.dumps(checkpoint.state, sort_keys=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    tensors = separate(checkpoint.tensors)
     content = safetensors.torch.save(tensors, {"state": state, "sha256": digest(tensors, state)})
     ledger.write(f"checkpoints/{key}/{epoch:05d}-{step:08d}.safetensors", content)
     for name in ledger.names(f"checkpoints/{key}")[:-KEEP]:

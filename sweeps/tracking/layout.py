@@ -14,8 +14,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from crelu_models.model import Model
 from crelu_models.spec import Conv, Net
-from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE, Tested, averages, cell_average
+from sweeps.experiment.metrics import (
+    AVERAGE,
+    HELD_OUT,
+    PARAMETERS,
+    PERCENT,
+    TOP1,
+    VOTE,
+    Metric,
+    Tested,
+    averages,
+    cell_average,
+)
 from sweeps.experiment.plan import Protocol
 from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.trial import PHASES, Cell, Trial
@@ -96,11 +108,14 @@ def short_names(labels: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def placement(net: Net) -> str:
+def placement(net: Net | Model) -> str:
     """Return where a net has another activation than ReLU, with what differs before the axis of the UI is cut.
 
-    Such as "1-4 crelu" or "1,4,7 avr", by the numbers in the layers' names; "relu" for a net that has no other.
+    Such as "1-4 crelu" or "1,4,7 avr", by the numbers in the layers' names; "relu" for a net that has no other, and
+    "its own" for a model.
     """
+    if isinstance(net, Model):
+        return " ".join(f"{' '.join(globs)} {kind}" for kind, globs, _ in net.placements) or "its own"
     layers: dict[str, list[int]] = {}
     for row in net.rows:
         if isinstance(row, Conv) and row.act not in ("relu", "none"):
@@ -189,15 +204,17 @@ def cell_metrics(measured: Iterable[tuple[Trial, Mapping[str, float]]]) -> dict[
     """Return the numbers of a cell that its finished trials alone make, by their names in MLflow.
 
     The names of its trials' numbers are there too, so that no column of the table is empty on the row of a cell:
-    Single, and the hold-out error, which is the least of a search where there was one. Trials at a learning rate that
+    Single, and the hold-out value, which is the best of a search where there was one. Trials at a learning rate that
     was tried and not chosen do not count.
     """
     measured = list(measured)
+    metric = measured[0][0].cell.metric if measured else PERCENT
     rates = {trial.rate for trial, _ in measured if PHASES[trial.phase].test}
     tested: list[Tested] = [(trial.phase, m) for trial, m in measured if not rates or trial.rate in rates]
-    searched = [metrics[HELD_OUT] for phase, metrics in tested if phase == "holdout" and HELD_OUT in metrics]
-    held_out = min(searched) if searched else cell_average(tested, HELD_OUT).mean
-    return shown(averages(tested) | {TOP1: cell_average(tested, TOP1).mean, HELD_OUT: held_out})
+    name = metric.held_out
+    searched = [metrics[name] for phase, metrics in tested if phase == "holdout" and name in metrics]
+    held_out = metric.best(searched) if searched else cell_average(tested, name).mean
+    return shown(averages(tested, metric) | {metric.final: cell_average(tested, metric.final).mean, name: held_out})
 
 
 def shown(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -214,13 +231,22 @@ def trainings_digest(results: Mapping[str, Json]) -> str:
 # The experiment ---------------------------------------------------------------------------------------------------
 
 
-def experiment_tags() -> dict[str, str]:
+def columns(metric: Metric) -> tuple[str, ...]:
+    """Return the numbers that cells are compared by, as the table's columns."""
+    if not metric.is_own:
+        return METRICS
+    base = metric.mean.removesuffix("_mean")
+    return (metric.mean, f"{base}_se", f"{base}_n", f"{base}_single_mean", PARAMETERS, metric.final, metric.held_out)
+
+
+def experiment_tags(metric: Metric = PERCENT) -> dict[str, str]:
     """Return the tags by which the UI opens an experiment on its runs, and knows what is compared."""
-    view = {VIEW_COLUMNS: [*(f"metrics.`{name}`" for name in METRICS), *(f"params.`{name}`" for name in PARAMS)]}
+    names = [f"metrics.`{name}`" for name in columns(metric)]
+    view = {VIEW_COLUMNS: [*names, *(f"params.`{name}`" for name in PARAMS)]}
     return {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.experiment.primaryMetric.name": AVERAGE,
-        "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+        "mlflow.experiment.primaryMetric.name": metric.mean,
+        "mlflow.experiment.primaryMetric.greaterIsBetter": str(metric.better == "higher"),
         f"{VIEW_TAG}{VIEW}": json.dumps(view),
     }
 

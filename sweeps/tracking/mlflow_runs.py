@@ -25,6 +25,7 @@ from sweeps.tracking.run_index import FINAL, RunIndex, Store
 
 ROWS: Final = 50  # epochs in one request: the server takes 1,000 points
 LEADING: Final = "train/loss"  # the metric that every epoch has: its points say which epochs a run has
+OF_TASK: Final = "sys/images_per_s"  # the same of a training function of the user's
 Row = Mapping[str, float]
 
 
@@ -40,7 +41,7 @@ class MlflowRuns:
         self.client, self.owner, self.experiment = self.index.client, self.index.owner, self.index.experiment
         self.runs: Mapping[str, str] = self.index.runs  # by trial key, or "cell:" and cell key
         self.cells = CellRuns(self.index)
-        self.sent: dict[str, dict[int, float]] = {}  # LEADING by epoch, by trial key
+        self.sent: dict[str, dict[int, float]] = {}  # the leading metric by epoch, by trial key
 
     def sync_cell(self, cell: Cell, trials: Iterable[Trial], skipped: Collection[str] = ()) -> None:
         """Bring a cell's run to the averages of its trials' test errors; `skipped` trials are not waited for."""
@@ -117,15 +118,15 @@ class MlflowRuns:
             run = None
         if run is not None and key not in self.sent:
             # What another driver sent is asked once.
-            points = self.client.get_metric_history(run, LEADING)
+            points = self.client.get_metric_history(run, leading(trial))
             self.sent[key] = {int(point.step): float(point.value) for point in points}
-        if run is not None and self._shows_another(key, history, is_over=result is not None):
+        if run is not None and self._shows_another(trial, history, is_over=result is not None):
             # Points cannot be taken back: a training that began anew, with other values, begins a new run.
             self.client.delete_run(run)
             run = None
         if run is None:
             run, self.sent[key] = self._create_trial_run(trial, _began(history, result)), {}
-        self._send(key, run, history)
+        self._send(trial, run, history)
         if result is not None:
             self._finish(trial, run, result)
             return True
@@ -150,9 +151,9 @@ class MlflowRuns:
         is_idle = result is None and not history and state != "RUNNING"
         return is_idle and not has_failed(self.ledger.attempts(key))
 
-    def _shows_another(self, key: str, history: Sequence[Row], is_over: bool) -> bool:
+    def _shows_another(self, trial: Trial, history: Sequence[Row], is_over: bool) -> bool:
         """Return whether a trial's run has epochs of another training: other values, or more than it came to."""
-        sent, epochs = self.sent[key], {_epoch(row): row[LEADING] for row in history}
+        sent, epochs = self.sent[trial.key], {_epoch(row): row[leading(trial)] for row in history}
         return any(epochs.get(epoch, value) != value for epoch, value in sent.items()) or (
             is_over and bool(epochs) and not sent.keys() <= epochs.keys()
         )
@@ -178,14 +179,15 @@ class MlflowRuns:
         self.index.finals[trial.key], self.index.parents[trial.key] = {}, parent
         return self.index.create(trial.key, cell, f"{name} {trial.label}", tags, params_of(trial, name), began)
 
-    def _send(self, key: str, run: str, history: Sequence[Row]) -> None:
+    def _send(self, trial: Trial, run: str, history: Sequence[Row]) -> None:
         """Log the epochs that are not on the run yet, whole rows at a time."""
+        key = trial.key
         rows = [row for row in history if _epoch(row) not in self.sent[key]]
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
             points = (metric_points(_measured(row), int(row["time_ms"]), _epoch(row)) for row in part)
             self.client.log_batch(run, metrics=list(itertools.chain.from_iterable(points)))
-            self.sent[key] |= {_epoch(row): row[LEADING] for row in part}
+            self.sent[key] |= {_epoch(row): row[leading(trial)] for row in part}
 
     def _finish(self, trial: Trial, run: str, result: Json) -> None:
         """Log final metrics and files once, close the run, and note on the ledger that it is complete."""
@@ -197,7 +199,9 @@ class MlflowRuns:
             "precision": str(result["precision"]),
             "host": str(result["hardware"].get("host", "")),
             "code": str(result["code"]),
-        } | ({"resume": "exact"} if self._proved_exact(trial, result) else {})
+        }
+        resume = "exact" if self._proved_exact(trial, result) else str(result.get("resume", ""))
+        tags |= {"resume": resume} if resume else {}
         self.client.log_batch(run, metrics=metric_points(news, when, int(result["epochs"])), tags=run_tags(tags))
         self.index.finals[trial.key] = {name: value for name, value in metrics.items() if name.startswith(FINAL)}
         contents = {name: self.ledger.read(f"trials/{trial.key}/{name}") for name in result["files"]}
@@ -214,6 +218,11 @@ class MlflowRuns:
         proof, hardware = self.ledger.read_json(f"verified/{trial.cell.key}.json") or {}, result["hardware"]
         same = proof.get("code") == result["code"] and proof.get("device") == hardware.get("device")
         return same and "kernels" not in hardware
+
+
+def leading(trial: Trial) -> str:
+    """Return the metric that every epoch of a trial has."""
+    return OF_TASK if trial.cell.task else LEADING
 
 
 def _epoch(row: Row) -> int:

@@ -67,7 +67,7 @@ class RunIndex:
         self._read_runs()
 
     def _open_experiment(self) -> str:
-        name, tags = self.store.experiment, experiment_tags()
+        name, tags = self.store.experiment, experiment_tags(self.sweep.metric)
         experiment = self.client.get_experiment_by_name(name)
         if experiment is not None and lies_elsewhere(self.store, experiment.artifact_location):
             # Its runs would write to the folder that this one was copied from, or to one that is gone. The ledger has

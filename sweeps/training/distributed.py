@@ -110,12 +110,21 @@ class Ranks:
 
     # Modules
 
-    def convert_batchnorm(self, model: nn.Sequential) -> nn.Sequential:
-        """Return `model` with batch norm over the rows of all ranks; its state keeps its names."""
-        if self.size > 1:
-            for name, layer in model.named_children():
+    def convert_batchnorm(self, model: nn.Module) -> nn.Module:
+        """Return `model` with batch norm over the rows of all ranks; its state keeps its names.
+
+        ValueError for a batch norm that has no weights, or does not count its batches.
+        """
+        if self.size == 1:
+            return model
+        for parent in list(model.modules()):
+            for name, layer in list(parent.named_children()):
                 if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                    setattr(model, name, SyncBatchNorm(layer))
+                    if not (layer.affine and layer.track_running_stats and layer.momentum is not None):
+                        raise ValueError(
+                            f"ranks share batch norms that have weights, running statistics and a momentum, not {layer}"
+                        )
+                    setattr(parent, name, SyncBatchNorm(layer))
         return model
 
 
@@ -150,6 +159,9 @@ class SyncBatchNorm(nn.Module):
             running_variance.lerp_(variance * (count / (count - 1)), momentum)
             cast(Tensor, self.num_batches_tracked).add_(1)
         return cast(Tensor, y)
+
+
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, SyncBatchNorm)
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):

@@ -48,8 +48,12 @@ def counts(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def misses(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return how many of `scores` (n, c) are wrong top-1 and top-5, as float64 on their device."""
+    """Return how many of `scores` (n, c) are wrong top-1 and top-5, as float64 on their device.
+
+    Labels (n,) are classes; of shares of the classes (n, c) the largest counts.
+    """
     scores = scores.float()
+    labels = labels.argmax(1) if labels.dim() == 2 else labels
     true = scores.gather(1, labels[:, None])
     # A class ranks before the true one where its score is higher, or equal and its index lower.
     index = torch.arange(scores.shape[1], device=scores.device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch.nn import functional
 from crelu_models.modules import seed_dropout
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, Ranks
+from sweeps.training.draws import Draws
 from sweeps.training.evaluate import Errors, autocast, errors, misses
 from sweeps.training.optim import Optimiser
 
@@ -18,7 +21,7 @@ from sweeps.training.optim import Optimiser
 FINITE_CHECK_STEPS = 100
 
 # From (epoch, step) to the batches of that epoch from that step on: float views of this rank's rows (n, 3, h, w), and
-# the labels of the whole batch.
+# the labels of the whole batch (n,), or its shares of the classes (n, c) where pictures are mixed.
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -45,9 +48,20 @@ class Learner:
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, *, seed: int, steps: int, precision: str, ranks: Ranks = ALONE
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        seed: int,
+        steps: int,
+        precision: str,
+        ranks: Ranks = ALONE,
+        foreign: bool = False,
     ) -> None:
-        """Begin at epoch 0, step 0 of `steps` per epoch; `model` is initialised and on its device."""
+        """Begin at epoch 0, step 0 of `steps` per epoch; `model` is initialised and on its device.
+
+        A `foreign` model may draw randomness besides dropout.
+        """
         self.model = model
         self.recipe = recipe
         self.seed = seed
@@ -65,7 +79,24 @@ class Learner:
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         # Scores and labels whose errors are counted together: for a hundred steps that costs as much as for one.
         self.uncounted: list[tuple[Tensor, Tensor]] = []
-        self.optimiser = Optimiser(recipe, list(model.parameters()))
+        self.optimiser = Optimiser(recipe, [value for value in model.parameters() if value.requires_grad])
+        self.draws = Draws(seed, self.device) if foreign else None
+        # Net with the average of the weights after each step; it is the one that is evaluated, where a recipe has it.
+        self.averaged = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """Return the net that is evaluated: the one in training, or that with the averaged weights."""
+        return self.model if self.averaged is None else self.averaged
+
+    @torch.no_grad()
+    def _average(self, share: float) -> None:
+        """Move the averaged weights by this share towards the present ones; statistics of batch norm are copied."""
+        if self.averaged is None:
+            return
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), share)
+        for average, value in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+            average.copy_(value)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Take a step on this rank's pictures (n, 3, h, w) of a batch with these labels, in micro-batches."""
@@ -80,15 +111,21 @@ class Learner:
         for start in range(0, len(images), size):
             part = images[start : start + size]
             target = labels[start : start + size]
-            seed_dropout(self.model, self.seed, self.epoch, self.step_count, rows.start + start, batch)
-            with autocast(self.precision, self.device):
+            first = rows.start + start
+            seed_dropout(self.model, self.seed, self.epoch, self.step_count, first, batch, len(part))
+            with self._drawing(first, len(part) < batch), autocast(self.precision, self.device):
                 scores = self.model(part)
-            loss = functional.cross_entropy(scores.float(), target, reduction="sum")
+            loss = functional.cross_entropy(
+                scores.float(), target, reduction="sum", label_smoothing=recipe.label_smoothing
+            )
             (loss / batch).backward()  # type: ignore[no-untyped-call]
             self.sums[0] += loss.detach()
             self.uncounted.append((scores.detach(), target))
         self.sums[3] += len(images)
         self.ranks.sum_gradients(self.model)
+        for value in self.optimiser.parameters:  # a part that this step left out learns nothing from it
+            if value.grad is None:
+                value.grad = torch.zeros_like(value)
         # The step itself.
         if recipe.clip_norm or self.measures_norm:
             gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
@@ -96,9 +133,21 @@ class Learner:
             if recipe.clip_norm:
                 nn.utils.clip_grads_with_norm_(self.model.parameters(), recipe.clip_norm, self.gradient_norm)
         self.optimiser.step(recipe.learning_rate(self.epoch, self.step_count, self.steps), recipe.decay(self.epoch))
+        self._average(1 - recipe.ema if self.epoch or self.step_count else 1.0)
         self.step_count += 1
         if self.step_count % FINITE_CHECK_STEPS == 0:
             self.check_finite()
+
+    def _drawing(self, first: int, is_part: bool) -> AbstractContextManager[object]:
+        """Return the context of a forward pass, in which a foreign model's own draws are keyed and watched."""
+        if self.draws is None:
+            return nullcontext()
+        return self.draws.keyed(self.epoch, self.step_count, first, is_part)
+
+    @property
+    def unkeyed(self) -> str:
+        """Return what the model has drawn that no key decides, as a sentence; empty for nothing."""
+        return self.draws.unkeyed if self.draws is not None else ""
 
     def check_finite(self) -> Tensor:
         """Return the sums of this epoch over all ranks; DivergedError where the loss is not finite."""
@@ -129,6 +178,8 @@ class Learner:
         state = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, values in self.optimiser.state.items():
             state |= {f"optimiser/{index}/{name}": value for index, value in enumerate(values)}
+        if self.averaged is not None:
+            state |= {f"averaged/{name}": value for name, value in self.averaged.named_parameters()}
         return state | {"sums": self._total()}
 
     def restore(self, tensors: Mapping[str, Tensor], epoch: int, step: int) -> None:
@@ -138,6 +189,8 @@ class Learner:
         except RuntimeError as error:
             raise ValueError(f"this checkpoint is of another net: {error}") from None
         self.optimiser.restore(_under("optimiser/", tensors))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(self.model.state_dict() | _under("averaged/", tensors))
         # The saved sums are those of all ranks.
         self.sums.copy_(tensors["sums"] if self.ranks.is_rank0 else torch.zeros(4))
         self.uncounted.clear()

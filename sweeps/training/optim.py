@@ -1,4 +1,4 @@
-"""Optimisers of the recipes, SGD and Adam, by torch's fused steps."""
+"""Optimisers of the recipes, SGD, Adam and AdamW, by torch's fused steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # Kingma and Ba, 2015
 
 
 class Optimiser:
-    """SGD with momentum, or Adam; weight decay is part of the gradient, of biases too (Torch7's habit).
+    """SGD with momentum, Adam, or AdamW; weight decay is that of biases too (Torch7's habit).
+
+    It is part of the gradient, and by AdamW a step of its own (Loshchilov and Hutter, 2019).
 
     `state` holds its tensors by name, one per parameter, from the first step on. torch.optim's own classes load torch's
     compiler, a second of every worker's start, and take longer to prepare a step than to step these nets' tensors.
@@ -33,7 +35,7 @@ class Optimiser:
         parameters: list[Tensor] = [*self.parameters]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         assert len(gradients) == len(parameters), "the scores depend on every parameter"
-        if self.recipe.optimiser == "adam":
+        if self.recipe.optimiser in ("adam", "adamw"):
             self._adam(parameters, gradients, rate, decay)
         else:
             self._sgd(parameters, gradients, rate, decay)
@@ -46,7 +48,7 @@ class Optimiser:
         adam(
             parameters, gradients, self.state["exp_avg"], self.state["exp_avg_sq"], [], self.state["step"],
             fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=rate, weight_decay=decay, eps=EPSILON,
-            maximize=False,
+            maximize=False, decoupled_weight_decay=self.recipe.optimiser == "adamw",
         )  # fmt: skip
 
     def _sgd(self, parameters: list[Tensor], gradients: list[Tensor], rate: float, decay: float) -> None:
@@ -54,7 +56,7 @@ class Optimiser:
         buffers: list[Tensor | None] = [*self.state.get("momentum_buffer", [None] * len(parameters))]
         sgd(
             parameters, gradients, buffers, fused=True, weight_decay=decay, momentum=self.recipe.momentum, lr=rate,
-            dampening=self.recipe.dampening, nesterov=False, maximize=False,
+            dampening=self.recipe.dampening, nesterov=self.recipe.nesterov, maximize=False,
         )  # fmt: skip
         if self.recipe.momentum:
             self.state["momentum_buffer"] = [buffer for buffer in buffers if buffer is not None]

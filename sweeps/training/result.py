@@ -14,10 +14,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from crelu_models.model import Model
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.trial import PHASES, Trial
+from sweeps.store.checkpoint import separate
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import constant, parquet
+from sweeps.training.draws import APPROXIMATE
 from sweeps.training.evaluate import Errors, Row, best_epoch, counts, errors
 from sweeps.training.loop import LOST
 
@@ -49,6 +52,7 @@ class TrialOutcome:
     train: Errors | None
     train_pictures: int = 0
     partial: bool = False
+    parameters: int = 0
 
 
 def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
@@ -56,9 +60,7 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
     contents = {
         "trial.json": (json.dumps(trial.to_json(), indent=1, sort_keys=True) + "\n").encode(),
         "history.json": (json.dumps(list(outcome.history), sort_keys=True) + "\n").encode(),
-        "weights.safetensors": safetensors.torch.save(
-            {name: value.contiguous() for name, value in outcome.weights.items()}, {"trial": trial.key}
-        ),
+        "weights.safetensors": safetensors.torch.save(separate(outcome.weights), {"trial": trial.key}),
     }
     if outcome.scores:
         contents["tables/scores.parquet"] = score_table(trial, outcome.scores)
@@ -86,6 +88,10 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
         "finished_ms": time.time_ns() // 1_000_000,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
+    if isinstance(trial.cell.net, Model):  # no table counts its parameters, and no report can build it
+        result["parameters"] = outcome.parameters
+    if any(event.startswith(APPROXIMATE) for event in outcome.events):
+        result["resume"] = "approximate"
     ledger.commit(trial.key, result)
     return result
 

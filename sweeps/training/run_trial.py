@@ -13,6 +13,7 @@ import torch
 
 from crelu_data.availability import fetch_dataset
 from sweeps.experiment.trial import Trial
+from sweeps.experiment.user_code import use_folder
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, score, ten_crop_scores
@@ -97,7 +98,7 @@ def trial_steps(
     return ranks.broadcast_from_rank0(lambda: with_room(lambda: commit_result(ledger, trial, outcome), stop))
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the device's or the host's memory has run out."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
@@ -109,7 +110,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
     """
     state = trainer.state
     if trainer.best and state.ending not in LOST:
-        trainer.learner.model.load_state_dict(trainer.best)
+        trainer.learner.evaluated.load_state_dict(trainer.best)
     return TrialOutcome(
         history=tuple(state.history),
         events=tuple(state.events),
@@ -121,11 +122,12 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         hardware=hardware(trainer.device, trainer.config),
         chance=trainer.chance,
         ten_crops=trainer.splits.facts.crop < trainer.splits.facts.size,
-        weights={name: value.detach().cpu() for name, value in trainer.learner.model.state_dict().items()},
+        weights={name: value.detach().cpu() for name, value in trainer.learner.evaluated.state_dict().items()},
         scores=(yield from _test_scores(trainer)),
         train=(yield from _train_errors(trainer)),
         train_pictures=len(trainer.splits.train),
         partial=trainer.splits.partial,
+        parameters=sum(value.numel() for value in trainer.learner.model.parameters()),
     )
 
 
@@ -143,7 +145,7 @@ def _test_scores(trainer: Trainer) -> Steps[Scores]:
         for number in range(first, first + views):
             yield trainer.position(TEST, number)
             batch, view = trainer.views.evaluation(TEST, trainer.learner.epoch, test, local, number, views)
-            scores += score(trainer.learner.model, [view], trainer.precision)
+            scores += score(trainer.learner.evaluated, [view], trainer.precision)
         columns = {"id": batch.ids, "label": batch.labels, "centre": scores[0]}
         if views > 1:
             columns["ten_softmax"], columns["ten_score"] = ten_crop_scores(scores[1:])
@@ -169,6 +171,7 @@ def _train_errors(trainer: Trainer) -> Steps[Errors | None]:
 
 def reset_process(config: RuntimeConfig) -> None:
     """Set the state of this process that decides bits, independent of what ran in it before."""
+    use_folder(config.code_folder)
     keep_memory()
     torch.manual_seed(0)
     torch.set_num_threads(config.threads)

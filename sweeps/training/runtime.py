@@ -21,7 +21,7 @@ class RuntimeConfig:
     not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
     each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. Without
     `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit. A trial of a search
-    pauses after epoch `pause_at`, unless that is 0.
+    pauses after epoch `pause_at`, unless that is 0. Python searches `code_folder` first for the modules of the user.
     """
 
     ledger: str
@@ -38,6 +38,7 @@ class RuntimeConfig:
     data_source: str = ""
     ranks: int = 1
     pause_at: int = 0
+    code_folder: str = ""
 
 
 def available_device() -> str:

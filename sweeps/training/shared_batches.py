@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from crelu_models.model import Model
 from sweeps.experiment.trial import Trial
 
 T = TypeVar("T")
@@ -96,7 +97,16 @@ StreamKey = tuple[Any, ...]
 
 
 def stream_key(trial: Trial) -> StreamKey:
-    """Return what decides a trial's batches: data, split, order, augmentation, length."""
+    """Return what decides a trial's batches: data, split, order, augmentation, length, and a model's own side."""
     recipe = trial.recipe
+    side = trial.cell.net.size if isinstance(trial.cell.net, Model) else 0
     pictures = (trial.cell.dataset, trial.phase, trial.seed, trial.fold, trial.folds)
-    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, recipe.flip, recipe.shift, recipe.lighting
+    views = (
+        recipe.flip,
+        recipe.shift,
+        recipe.lighting,
+        recipe.resized_crop,
+        recipe.rand_augment,
+        recipe.rand_magnitude,
+    )
+    return *pictures, recipe.batch, recipe.epochs, recipe.drop_last, *views, recipe.mixup, side

@@ -12,6 +12,7 @@ import numpy as np
 from crelu_data.availability import fingerprints
 from crelu_data.datasets import DataSet, Ints, beton_path, dataset, folds, holdout, is_partial, order
 from crelu_data.load import Pictures, open_pictures
+from sweeps.experiment.model_facts import seen_by
 from sweeps.experiment.trial import PHASES, Trial, probed
 from sweeps.training.runtime import RuntimeConfig
 
@@ -44,7 +45,7 @@ def open_splits(trial: Trial, config: RuntimeConfig) -> Splits:
     name = trial.cell.dataset
     where = Path(config.data_dir)
     phase = PHASES[trial.phase]
-    facts = dataset(name, where)
+    facts = seen_by(trial.net, dataset(name, where))
     fingerprint = fingerprints([name], where).get(name, "")
     if not fingerprint or config.fingerprint not in ("", fingerprint):
         fault = "not those the sweep was planned with" if fingerprint else "missing"

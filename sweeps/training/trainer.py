@@ -10,17 +10,20 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crelu_data.datasets import DataSet, Ints
+from crelu_models.from_factory import build_model
+from crelu_models.model import Model
 from crelu_models.modules import build, initialise
+from crelu_models.spec import Net
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import has_diverged
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.data_time import DataTimer
-from sweeps.training.distributed import ALONE, Ranks
+from sweeps.training.distributed import ALONE, BATCH_NORMS, Ranks
 from sweeps.training.evaluate import (
     BATCH,
     Errors,
@@ -175,6 +178,8 @@ class Trainer:
                 self.data_timer.start()
                 if self.is_finished() or self.is_paused():
                     return self.is_finished()
+            if self.learner.unkeyed and self.learner.unkeyed not in self.state.events:
+                self.state.events.append(self.learner.unkeyed)
             # After each step: save now and then, and leave when asked to, with the state saved.
             step_due, leave = self.ranks.broadcast_flags(lambda: (self.cadence.step_is_due(), self.stop()), 2)
             if (step_due or leave) and not self._save_and_report(report):
@@ -241,7 +246,7 @@ class Trainer:
         state.history.append(row)
         # The best weights, and the ends before the schedule's.
         if self.phase.select == "best" and len(self.splits.val_indices) and best_epoch(state.history) is row:
-            self.best = {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
+            self.best = {name: value.detach().clone() for name, value in learner.evaluated.state_dict().items()}
         if learner.epoch <= len(trial.pruning_thresholds):
             least = min(past["val/top1_err"] for past in state.history)
             if least > trial.pruning_thresholds[learner.epoch - 1]:
@@ -277,7 +282,7 @@ class Trainer:
         for number in range(-(-len(local) // BATCH)):
             yield self.position(stage, number)
             batch, view = self.views.evaluation(stage, self.learner.epoch, self.splits.train, local, number)
-            (scores,) = score(self.learner.model, [view], self.precision)
+            (scores,) = score(self.learner.evaluated, [view], self.precision)
             lifeless = lifeless and dead(scores)
             total[:3] += counts(scores, batch.labels)
             total[3:] += torch.bincount(scores.argmax(1), minlength=classes)
@@ -305,7 +310,7 @@ class Trainer:
 
     def pause(self) -> bool:
         """Note on the ledger where the trial has paused, and return True; False where `stop()` ended the wait."""
-        curve = [row["val/top1_err"] for row in self.state.history]
+        curve = [row[self.trial.cell.metric.row] for row in self.state.history]
         record = {"epoch": len(curve), "curve": curve, "seconds": self.state.seconds, "code": self.code}
 
         def write() -> bool:
@@ -321,7 +326,7 @@ class Trainer:
         """
         batch = self.trial.recipe.batch
         parts = 2 * self.state.parts
-        normed = any("_bn" in name for name in self.learner.model.state_dict())
+        normed = any(isinstance(layer, BATCH_NORMS) for layer in self.learner.model.modules())
         if normed or parts * self.ranks.size > batch:
             why = "batch norm ties a step to its whole batch" if normed else "a part is one picture already"
             raise ValueError(
@@ -359,11 +364,20 @@ def new_learner(
 ) -> Learner:
     """Return a trial's net at the initial weights of `seed`, on `device`, with `steps` in an epoch."""
     recipe = trial.recipe
-    model = build(trial.net, facts.classes, facts.crop)
-    initialise(model, trial.net, recipe.init, seed)
-    model = ranks.convert_batchnorm(model)
+    model = ranks.convert_batchnorm(initial_module(trial.net, facts, recipe.init, seed))
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Learner(model, recipe, seed=seed, steps=steps, precision=precision_of(recipe.precision, device), ranks=ranks)
+    precision = precision_of(recipe.precision, device)
+    foreign = isinstance(trial.net, Model)
+    return Learner(model, recipe, seed=seed, steps=steps, precision=precision, ranks=ranks, foreign=foreign)
+
+
+def initial_module(net: Net | Model, facts: DataSet, init: str, seed: int) -> nn.Module:
+    """Return a net's modules at the initial weights of `seed`: by `init`, or a model's own, drawn by its factory."""
+    if isinstance(net, Model):
+        return build_model(net, facts.classes, seed)
+    module = build(net, facts.classes, facts.crop)
+    initialise(module, net, init, seed)
+    return module
 
 
 def at_chance(train: Errors, pictures: int, evaluations: Sequence[Evaluation], guessing: Errors) -> bool:

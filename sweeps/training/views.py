@@ -13,8 +13,9 @@ from itertools import chain, islice
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from crelu_data.augment import centre_view, ten_views, training_view
+from crelu_data.augment import centre_view, mix, mixing_shares, ten_views, training_view
 from crelu_data.datasets import Ints, order
 from crelu_data.load import Batch, Pictures
 from sweeps.experiment.trial import Trial
@@ -70,12 +71,23 @@ class Views:
                 flip=recipe.flip,
                 shift=recipe.shift,
                 lighting=recipe.lighting,
+                resized_crop=recipe.resized_crop,
+                rand_augment=recipe.rand_augment,
+                rand_magnitude=recipe.rand_magnitude,
                 mean=sidecar.mean,
                 std=sidecar.std,
                 eigenvalues=sidecar.eigenvalues,
                 eigenvectors=sidecar.eigenvectors,
             )
-            yield view, labels[number * recipe.batch : (number + 1) * recipe.batch]
+            part = slice(number * recipe.batch, (number + 1) * recipe.batch)
+            yield self._mixed(epoch, view, labels[part], indices[part]) if recipe.mixup else (view, labels[part])
+
+    def _mixed(self, epoch: int, view: Tensor, labels: Tensor, indices: Ints) -> tuple[Tensor, Tensor]:
+        """Return a batch mixed in pairs: this rank's views, and the shares of the classes of the whole batch."""
+        seed, alpha = self.trial.seed, self.trial.recipe.mixup
+        shares = mixing_shares(torch.from_numpy(indices), seed=seed, epoch=epoch, alpha=alpha).to(self.device)
+        classes = functional.one_hot(labels, self.splits.facts.classes).float()
+        return mix(view, shares[self.ranks.rows(len(shares))]), mix(classes, shares)
 
     def evaluation(
         self, stage: int, epoch: int, pictures: Pictures, indices: Ints, number: int, views: int = 1

@@ -286,7 +286,7 @@ def test_seeds_and_folds_get_what_the_search_chose() -> None:
         ({"halving": 3, "rung": -1}, "one epoch or more"),
         ({"halving": 3, "folds": 4}, "hold-out"),
         ({"halving": 3, "space": {"recipe.epochs": Int(1, 9)}}, "as many epochs"),
-        ({"halving": 3, "objective": "best/val_loss"}, "leave out"),
+        ({"halving": 3, "objective": "best/val_loss"}, "leave it out"),
     ],
 )
 def test_a_halving_that_cannot_be_is_refused(given: dict[str, object], why: str) -> None:

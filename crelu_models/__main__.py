@@ -1,0 +1,78 @@
+"""Places of activations in a net of any library, and where CReLU can stand in it.
+
+python -m crelu_models places torchvision.models:resnet18 --size 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crelu_models.placement import Place
+
+
+def main() -> int:
+    """Do what the command line says and return the exit code: 0, or 2 where it cannot be done."""
+    options = parser().parse_args()
+    try:
+        print(table(options.net, options.size))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m crelu_models`."""
+    parser = argparse.ArgumentParser(prog="python -m crelu_models", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    text = "the activations of a net, where CReLU can stand, and which layer a width thins there"
+    verb = verbs.add_parser("places", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+    verb.add_argument("net", metavar="MODULE:NAME", help="a function or class that makes the net, or the net itself")
+    verb.add_argument("--size", type=int, metavar="N",
+                      help="side of its pictures: shows the size of each map")  # fmt: skip
+    return parser
+
+
+def table(name: str, size: int | None) -> str:
+    """Return the places of a net as a table; ValueError where it cannot be made, traced or run at this size."""
+    from crelu_models.placement import places
+    from crelu_models.tracing import made
+
+    net = made(name)
+    rows = places(net, size)
+    heads = ["place", "now", "channels", *(["map"] if size else []), "CReLU", "a width thins"]
+    cells = [_cells(row, size) for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    lines = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in (heads, *cells)]
+    doubling = sum(not row.doubles for row in rows)
+    thinned = sum(bool(row.thins and not row.doubles) for row in rows)
+    lines.append(f"\n{name}: CReLU can stand at {doubling} of {len(rows)} places, at {thinned} of them with a width.")
+    lines += _reasons(rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cells(row: Place, size: int | None) -> Sequence[str]:
+    shape = ["x".join(map(str, row.shape)) or "1"] if size else []
+    return [
+        row.name,
+        row.activation,
+        str(row.channels or "?"),
+        *shape,
+        "no" if row.doubles else "yes",
+        row.thins or "-",
+    ]
+
+
+def _reasons(rows: Sequence[Place]) -> list[str]:
+    """Return why CReLU cannot stand at a place, or can but with no width, as sentences."""
+    lines = [f"{row.name}: no CReLU, because {row.doubles}." for row in rows if row.doubles]
+    lines += [f"{row.name}: no width, because {row.keeps}." for row in rows if row.keeps and not row.doubles]
+    return ["", *lines] if lines else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

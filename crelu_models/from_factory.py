@@ -1,0 +1,150 @@
+"""Modules of a `Model`: built by its factory, its weights drawn by a seed, its dropout keyed like that of our nets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crelu_models.model import Model
+from crelu_models.modules import Dropout
+from crelu_models.named import error_text, load_named
+from crelu_models.placement import place
+from crelu_models.spec import seed_from
+
+# Self-normalising dropout sets an element to this value (Klambauer et al. 2017): -lambda * alpha of SELU.
+SELU_LOW = -1.7580993408473766
+ELEMENTS = (nn.Dropout, nn.AlphaDropout)
+CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
+ALPHA = (nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+class ModelDropout(Dropout):
+    """Dropout of a model in place of torch's own, with a random stream of its own: of elements or whole channels."""
+
+    def __init__(self, rate: float, name: str, channels: bool, alpha: bool) -> None:
+        """Drop elements or `channels` with probability `rate`; with `alpha`, to SELU's lowest value."""
+        super().__init__(rate, name)
+        self.p = rate  # as torch's own has it
+        self.states: list[Tensor] = []  # of the stream before each mask of this pass
+        self.channels = channels
+        self.alpha = alpha
+
+    def seed(self, value: int, first: int = 0, batch: int = 0, pictures: int = 0) -> None:
+        """Restart the stream, as `Dropout.seed` does."""
+        super().seed(value, first, batch, pictures)
+        self.states.clear()
+
+    def mask(self, x: Tensor) -> tuple[Tensor, float]:
+        """Return the stream's next mask, or the same once more where the backward pass repeats a forward pass.
+
+        ValueError where it repeats one in which this layer was used several times.
+        """
+        repeats = torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint does
+        if repeats and len(self.states) != 1:
+            raise ValueError(f"dropout {self.name} is used several times in a part of a model that is checkpointed")
+        if self.generator is None or self.generator.device != x.device:
+            self.generator = torch.Generator(x.device)
+            self.generator.manual_seed(self._seed)
+        if repeats:
+            self.generator.set_state(self.states[0])
+        else:
+            self.states.append(self.generator.get_state())
+        return super().mask(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x; in training each element or channel is either scaled up or dropped."""
+        if not self.training or self.rate == 0:
+            return x
+        if self.rate >= 1:
+            return x * 0
+        if self.channels:
+            mask, rate = self.mask(x.new_empty(x.shape[:2]))
+            mask = mask.view(*mask.shape, *[1] * (x.dim() - 2))
+        else:
+            mask, rate = self.mask(x)
+        if not self.alpha:
+            scaled: Tensor = x * mask * (1 / (1 - rate))
+            return scaled
+        scale = ((1 - rate) * (1 + rate * SELU_LOW**2)) ** -0.5
+        dropped: Tensor = (x * mask + SELU_LOW * (1 - mask)) * scale - scale * SELU_LOW * rate
+        return dropped
+
+
+def build_model(model: Model, classes: int, seed: int) -> nn.Module:
+    """Return the module that a model's factory makes, with its activations placed and its dropout keyed.
+
+    The factory draws its own initial weights; what it draws from the generators of torch, NumPy or Python is set by the
+    seed. ValueError, with the line of the user's code, where it does not load or fails, or returns no module.
+    """
+    factory = load_named(model.factory)
+    with seeded(seed_from("weights", seed, "model")):
+        try:
+            module = factory(num_classes=classes, **model.arguments)
+        except (Exception, SystemExit) as error:
+            if "num_classes" in str(error) and isinstance(error, TypeError):
+                raise ValueError(f"{model.factory} does not take num_classes: {error_text(error)}") from error
+            raise ValueError(f"{model.factory} fails: {error_text(error)}") from error
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"{model.factory} returns a {type(module).__name__}, not a torch.nn.Module")
+        for kind, globs, width in model.placements:
+            module = place(module, kind, *globs, width=width)
+    return keyed(module)
+
+
+def keyed(module: nn.Module) -> nn.Module:
+    """Return a module with each of torch's dropout layers replaced by a `ModelDropout` named by its place."""
+    if type(module) in (*ELEMENTS, *CHANNELS):
+        return _keyed_dropout(module, "model")
+    replaced: dict[nn.Module, nn.Module] = {}
+    for name, child in list(module.named_modules(remove_duplicate=False)):
+        if type(child) in (*ELEMENTS, *CHANNELS):
+            parent, _, last = name.rpartition(".")
+            if child not in replaced:
+                replaced[child] = _keyed_dropout(child, name)
+            setattr(module.get_submodule(parent), last, replaced[child])
+    return module
+
+
+def _keyed_dropout(child: nn.Module, name: str) -> nn.Module:
+    dropout = ModelDropout(float(child.p), name, type(child) in CHANNELS, type(child) in ALPHA)  # type: ignore[arg-type]
+    return dropout.train(child.training)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Set the generators of torch on the CPU, NumPy and Python by a seed, and give each its state back at the end."""
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seed_globals(seed, torch.device("cpu"))
+    np.random.seed(seed % (1 << 32))
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def seed_globals(seed: int, device: torch.device) -> None:
+    """Set torch's own generators, of the CPU and of this device: what a model draws there is keyed by the seed."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def torch_state(device: torch.device) -> bytes:
+    """Return the state of torch's generators: another one after a forward pass has drawn from them."""
+    state = torch.get_rng_state().numpy().tobytes()
+    return state + (torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b"")
+
+
+def other_state() -> tuple[Any, ...]:
+    """Return the state of the generators of NumPy and Python, which nothing keys in a training step."""
+    kind, words, position, *rest = np.random.get_state()
+    return kind, np.asarray(words).tobytes(), position, *rest, random.getstate()

@@ -1,0 +1,135 @@
+"""Facts of nets for planning: parameters, multiply-adds, maps. A model's are measured in a process that has torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from crelu_data.datasets import DataSet
+from crelu_models.model import Model
+from crelu_models.spec import Net
+from sweeps.experiment.trial import Cell
+from sweeps.store.ledger import Json
+
+TIMEOUT: Final = 600.0  # seconds in which the models of a page are built, on a busy machine too
+MEASURE: Final = "crelu_models.measure_model"
+
+
+class NetFacts(NamedTuple):
+    """Sizes of a net for one picture: learned parameters, multiply-adds, elements of all maps."""
+
+    parameters: int
+    macs: int
+    maps: int
+
+
+Request = tuple[Model, int, int]  # a model, the number of classes, the side of the pictures
+
+
+def net_facts(net: Net | Model, classes: int, size: int) -> NetFacts:
+    """Return the sizes of a net for pictures of this side; ValueError where a model cannot be built or run."""
+    if isinstance(net, Model):
+        side = net.size or size
+        (measured,) = measure([(net, classes, side)])
+        if isinstance(measured, str):
+            raise ValueError(measured)
+        return measured
+    maps = sum(channels * side * side for _, channels, side in net.shapes(classes, size))
+    return NetFacts(net.parameters(classes, size), net.macs(classes, size), maps)
+
+
+def user_names(nets: Iterable[Net | Model]) -> list[str]:
+    """Return the names, "module:name", of the code that these nets run besides ours, each once."""
+    names = (name for net in nets if isinstance(net, Model) for name in net.user_names)
+    return list(dict.fromkeys(names))
+
+
+def known_parameters(net: Net | Model, classes: int | None, results: Iterable[Json | None]) -> int | None:
+    """Return the parameters of a net; of a model those that a training has counted, of which these are results.
+
+    None where they are not known: without the number of classes, or before a training.
+    """
+    if isinstance(net, Model):
+        return next((int(result["parameters"]) for result in results if result is not None), None)
+    return net.parameters(classes) if classes is not None else None
+
+
+def seen_by(net: Net | Model, facts: DataSet) -> DataSet:
+    """Return the facts of a data set with the side of the views that a net takes; ValueError where they are too small.
+
+    A model may ask for a side of its own. Less than half of what is stored would show it a corner of each picture.
+    """
+    side = net.size if isinstance(net, Model) else 0
+    if not side:
+        return facts
+    if not facts.size <= 2 * side <= 2 * facts.size:
+        kind = facts.name.partition(":")[0]
+        other = f": python -m crelu_data prepare {facts.name} --size N" if kind == "folder" else ""
+        raise ValueError(
+            f"{net.name} takes pictures of side {side}, and those of {facts.name} are stored at side {facts.size}; "
+            f"give it a size from {-(-facts.size // 2)} to {facts.size}, or prepare other ones{other}"
+        )
+    return dataclasses.replace(facts, crop=side)
+
+
+def check_models(cells: Iterable[Cell], facts: Mapping[str, DataSet]) -> None:
+    """Raise ValueError where a model of a cell does not load, does not take its data, or gives no scores of classes.
+
+    All are built at once in one process, on torch's device without memory where they can.
+    """
+    labels: dict[Request, str] = {}
+    for cell in cells:
+        if isinstance(cell.net, Model) and cell.dataset in facts:
+            try:
+                seen = seen_by(cell.net, facts[cell.dataset])
+            except ValueError as error:
+                raise ValueError(f"{cell.label}: {error}") from None
+            labels.setdefault((cell.net, seen.classes, seen.crop), cell.label)
+    for label, measured in zip(labels.values(), measure(list(labels)), strict=True):
+        if isinstance(measured, str):
+            raise ValueError(f"{label}: {measured}")
+
+
+def measure(requests: Sequence[Request]) -> list[NetFacts | str]:
+    """Return the facts of models, or a sentence for one that cannot be built; each is measured once in this process."""
+    known = _known()
+    new = [request for request in dict.fromkeys(requests) if request not in known]
+    if new:
+        known.update(zip(new, _measured(new), strict=True))
+    return [known[request] for request in requests]
+
+
+@cache
+def _known() -> dict[Request, NetFacts | str]:
+    """Return what this process has measured so far."""
+    return {}
+
+
+def _measured(requests: Sequence[Request]) -> list[NetFacts | str]:
+    """Build models in a process of its own: the code of a user may print, or end its process."""
+    asked = [{"model": model.to_json(), "classes": classes, "size": size} for model, classes, size in requests]
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = [sys.executable, "-W", "ignore", "-m", MEASURE, str(answer)]
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(asked), env=environment, capture_output=True, text=True, check=False,
+                timeout=TIMEOUT,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return [f"{model.factory} is not built within {TIMEOUT:.0f} s" for model, *_ in requests]
+        answers = json.loads(answer.read_text()) if answer.exists() else []
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    # The one at which the process ended is that behind the last answer.
+    answers += [f"{model.factory} ends its process: {last}" for model, *_ in requests[len(answers) :]]
+    return [answer if isinstance(answer, str) else NetFacts(*answer) for answer in answers]

@@ -1,0 +1,258 @@
+"""What a page declares is what its trials hold, or a printed line names what differs, or the command is refused."""
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sweeps.cifar_vgg
+import sweeps.cifar_width
+import sweeps.full_grid
+import sweeps.imagenet_dropout
+import sweeps.imagenet_placement
+from crelu_models.model import Model
+from crelu_models.tables import PAPER, S2, S4, S8
+from sweeps.cli import settings
+from sweeps.cli.options import parser
+from sweeps.cli.settings import declare, notes, settle
+from sweeps.experiment.plan import Protocol, Sweep, expand
+from sweeps.experiment.profiles import changed_fields, data_name, names_paper, scaled
+from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
+from sweeps.experiment.search import Search
+from sweeps.experiment.trial import Cell, trial_from_json
+
+PAGES = 1000
+PARSER = parser("page", "?")
+NETS = (S2, S2.crelu(1, 2, width=0.5), S2.dropout(0.5, "pool1").width(0.5), S4.dropout(0.4, 2), S8, PAPER["S8_avr_1_4"])
+MODELS = (
+    Model("torchvision.models:resnet18", size=64),
+    Model("nets:small", depth=4),
+    Model("nets:small").at("a.*").activation("crelu", width=0.5),
+)
+RECIPES = (ALLCONV, VGG, IMAGENET_SGD, IMAGENET_ADAM)
+SETS = ("cifar10", "cifar100", "imagenet", "folder:/pictures/birds", "synthetic:size=32,classes=5,train=100,test=50")
+ROWS = (
+    *(cell for cell in sweeps.imagenet_placement.CELLS),
+    *(cell for cell in sweeps.cifar_vgg.CELLS),
+)
+
+
+@dataclasses.dataclass
+class Page:
+    """Page with a command line and the machine that it is given on."""
+
+    cells: tuple[Cell, ...]
+    protocol: Protocol
+    words: list[str]
+    of_paper: bool
+    gpu: bool = False
+    configured: bool = False
+
+
+def recipe_of(draw: random.Random) -> Recipe:
+    recipe = draw.choice(RECIPES)
+    changes: dict[str, Any] = {}
+    if draw.random() < 0.7:
+        choices: dict[str, Any] = {
+            "name": draw.choice(["mine", recipe.name]),
+            "lr": draw.choice([0.5, 0.1, 1e-3]),
+            "epochs": draw.choice([1, 5, 30]),
+            "optimiser": draw.choice(["sgd", "adam"]),
+            "batch": draw.choice([16, 96]),
+            "stages": draw.choice([(Stage(1, 1.0),), recipe.stages]),
+            "weight_decay": 1e-4,
+            "init": draw.choice(["xavier", "own"]),
+        }
+        changes = {name: choices[name] for name in draw.sample(list(choices), draw.randint(1, 4))}
+    return dataclasses.replace(recipe, **changes)
+
+
+def page_of(draw: random.Random) -> Page:
+    of_paper = draw.random() < 0.25
+    sets = draw.sample(SETS, draw.choice([1, 1, 2]))
+    if of_paper:
+        cells = tuple(draw.sample(ROWS, draw.randint(1, 4)))
+    else:
+        nets = (*NETS, *MODELS)
+        cells = tuple(
+            Cell(f"cell {number}", draw.choice(nets), draw.choice(sets), recipe_of(draw))
+            for number in range(draw.randint(1, 4))
+        )
+    protocol = Protocol(
+        seeds=draw.choice([1, 3]),
+        single=draw.random() < 0.3,
+        folds=draw.choice([0, 0, 5]),
+        search=draw.choice([None, None, Search(20), Search(2, wave=2)]),
+        rates=draw.choice([None, None, RateStudy("cell 0")]),
+    )
+    words: list[str] = []
+    if profile := draw.choice([None, None, "paper", "mini", "demo"]):
+        words += ["--profile", profile]
+    elif draw.random() < 0.1:
+        words += ["--smoke-test"]
+    if draw.random() < 0.3:
+        words += ["--dataset", draw.choice(SETS)]
+    if draw.random() < 0.2:
+        words += ["--set", f"recipe.epochs={draw.choice([2, 40])}"]
+    if draw.random() < 0.2:
+        words += ["--seeds", "2"]
+    if draw.random() < 0.2:
+        words += ["--search-trials", "7"]
+    if draw.random() < 0.2:
+        words += ["--address", "10.0.0.1:6379"]
+    return Page(cells, protocol, words, of_paper, draw.random() < 0.5, draw.random() < 0.5)
+
+
+def trained(page: Page, output: Path) -> tuple[Sweep, list[str]]:
+    """Return the sweep that a page's command declares, and the lines that it prints."""
+    data = ["--data-dir", str(output)] if page.configured else []
+    options = PARSER.parse_args([*page.words, "--output", str(output), *data])
+    chosen = settle(page.cells, options, page.of_paper)
+    sweep = declare("page", page.cells, page.protocol, options, chosen, page.of_paper)
+    lines = [chosen.display.banner, *notes(page.cells, page.protocol, options, chosen, page.of_paper)]
+    return sweep, [line for text in lines for line in text.splitlines() if line]
+
+
+def relabelled(cell: Cell, dataset: str) -> str:
+    """Return the label of a cell on other data."""
+    words = cell.label.split(" ")
+    return " ".join(data_name(dataset) if word == data_name(cell.dataset) else word for word in words)
+
+
+def differences(page: Page, sweep: Sweep) -> Iterator[str]:
+    """Yield what a declared sweep holds otherwise than its page, each as the words that a line must have."""
+    asked = dict(word.split("=") for flag, word in zip(page.words, page.words[1:], strict=False) if flag == "--set")
+    flags = set(page.words)
+    if len(sweep.cells) != len(page.cells):
+        yield "two tiny cells" if "--smoke-test" in flags else f"are taken, {len(sweep.cells)} of {len(page.cells)}"
+    # A cell is known by its label, in which the word for the data may have changed.
+    for cell in sweep.cells:
+        old = next((old for old in page.cells if old.label == cell.label), None) or next(
+            old for old in page.cells if relabelled(old, cell.dataset) == cell.label
+        )
+        for field in dataclasses.fields(Recipe):
+            value, now = getattr(old.recipe, field.name), getattr(cell.recipe, field.name)
+            if field.name != "name" and value != now and f"recipe.{field.name}" not in asked:
+                yield f"recipe {old.recipe.name}:|{field.name} "
+        if old.net != cell.net:
+            yield "nets: width"
+            if old.net.dropouts() != cell.net.dropouts():
+                yield "nets: dropout"
+        if old.dataset != cell.dataset and "--dataset" not in flags:
+            yield f"dataset: {old.dataset} -> {cell.dataset}"
+        if isinstance(cell.net, Model) and cell.recipe.init != "own":
+            yield "recipe.init|is for nets"
+    before, after = page.protocol, sweep.protocol
+    if before.seeds != after.seeds and "--seeds" not in flags:
+        yield "seeds:"
+    if before.folds != after.folds:
+        yield "folds:"
+    if before.rates != after.rates:
+        yield "learning rate:"
+    if before.search != after.search and before.search is not None and after.search is not None:
+        if before.search.trials != after.search.trials and "--search-trials" not in flags:
+            yield "search trials:"
+        if before.search.wave != after.search.wave:
+            yield "search wave:"
+    for name in ("ablation", "single", "match"):
+        if getattr(before, name) != getattr(after, name):
+            yield name
+
+
+def silent(page: Page, sweep: Sweep, lines: list[str]) -> list[str]:
+    """Return what a command does otherwise than its page says without a line that says so."""
+    found = [
+        words
+        for words in differences(page, sweep)
+        if not any(all(word in line for word in words.split("|")) for line in lines)
+    ]
+    # Of the paper's pages one line says that these are the demo's nets and recipes.
+    return [] if page.of_paper and sweep.profile != "paper" and lines + found else found
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    state = {"gpu": False}
+    monkeypatch.setattr(settings.glob, "glob", lambda _: ["/dev/nvidia0"] if state["gpu"] else [])
+    for name in ("CRELU_DATA", "IMAGENET_DIR", "RAY_ADDRESS", "CRELU_DATA_SOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(settings, "_data_dir", lambda _: Path("/nowhere"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
+    return state
+
+
+def test_nothing_of_a_page_is_changed_silently(machine: dict[str, bool], tmp_path: Path) -> None:
+    draw = random.Random(7)
+    counts = {"refused": 0, "as written": 0, "said": 0}
+    for number in range(PAGES):
+        try:
+            page = page_of(draw)
+        except ValueError:  # a net of ours without an initialisation
+            counts["refused"] += 1
+            continue
+        machine["gpu"] = page.gpu
+        try:
+            sweep, lines = trained(page, tmp_path)
+        except ValueError:
+            counts["refused"] += 1
+            continue
+        assert silent(page, sweep, lines) == [], (number, page, lines)
+        counts["said" if any(True for _ in differences(page, sweep)) else "as written"] += 1
+        if not page.of_paper and not {"--profile", "--smoke-test"} & set(page.words):
+            assert sweep.profile == "paper", "no page of a user becomes a demo by itself"
+        if sweep.protocol.search is None and sweep.protocol.rates is None:
+            for trial in expand(sweep, {})[:2]:
+                assert (trial.recipe, trial.net) == (trial.cell.recipe, trial.cell.net)
+                again = trial_from_json(trial.to_json())
+                assert (again.key, again.recipe, again.net) == (trial.key, trial.recipe, trial.net)
+    assert min(counts.values()) > PAGES / 20, counts
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ([], []),
+        (["--profile", "demo"], ["recipe mine: epochs 40 -> 8", "nets: width x0.25 of each layer", "seeds: 3 -> 1"]),
+        (["--profile", "mini"], ["recipe mine: epochs 40 -> 4", "nets: width x0.5 of each layer"]),
+    ],
+)
+def test_a_grid_of_learning_rates_is_trained_on_any_machine(
+    machine: dict[str, bool], tmp_path: Path, words: list[str], lines: list[str]
+) -> None:
+    mine = dataclasses.replace(ALLCONV, name="mine", epochs=40)
+    cells = tuple(
+        Cell(f"lr {lr}", S2, "folder:/pictures/birds", dataclasses.replace(mine, lr=lr)) for lr in (0.1, 0.05)
+    )
+    assert not machine["gpu"]
+    page = Page(cells, Protocol(seeds=3), words, of_paper=names_paper(cells))
+    sweep, printed = trained(page, tmp_path)
+    assert [cell.recipe.lr for cell in sweep.cells] == [0.1, 0.05]
+    assert set(lines) <= set(printed)
+    assert bool(printed) == bool(lines)
+
+
+def test_pages_of_the_paper_say_what_they_said(machine: dict[str, bool], tmp_path: Path) -> None:
+    pages = (sweeps.imagenet_placement, sweeps.imagenet_dropout, sweeps.cifar_width, sweeps.cifar_vgg)
+    for module in pages:
+        cells = tuple(module.CELLS)
+        assert names_paper(cells)
+        page = Page(cells, Protocol(), [], of_paper=True)
+        sweep, lines = trained(page, tmp_path)
+        assert (sweep.profile, lines[0]) == ("demo", settings.DEMO)
+        assert all("->" not in line for line in lines)
+        assert [cell.recipe.name for cell in sweep.cells] == [
+            f"{cell.recipe.name}-demo" for cell in cells[: len(sweep.cells)]
+        ]
+    grid = tuple(sweeps.full_grid.CELLS)
+    assert trained(Page(grid, Protocol(), [], of_paper=True), tmp_path)[0].profile == "demo"
+
+
+def test_a_profile_changes_a_model_in_nothing_but_its_epochs() -> None:
+    cell = Cell("a", MODELS[0], "folder:/pictures/birds", dataclasses.replace(VGG, name="mine", init="own"))
+    small = scaled(cell, "demo", own_recipes=True)
+    assert small.net == cell.net
+    assert changed_fields([cell], [small], "demo") == ["recipe mine: epochs 300 -> 8"]

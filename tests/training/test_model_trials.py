@@ -1,0 +1,140 @@
+"""Trials whose net is a model: exact after a kill, in a pack, in parts of a batch; marked where they cannot be."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from crelu_data.datasets import dataset
+from crelu_models.from_factory import build_model
+from crelu_models.model import Model
+from sweeps.execution.pack import perform_pack
+from sweeps.experiment.model_facts import seen_by
+from sweeps.experiment.recipe import VGG
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.checkpoint import separate
+from sweeps.training.distributed import Ranks
+from sweeps.training.draws import APPROXIMATE
+from sweeps.training.run_trial import run_trial
+from sweeps.training.trainer import new_learner
+from tests.support.trials import LARGE, SMALL, Killed, artifact_hashes, runtime_config
+
+USERS = "tests.support.user_models"
+RECIPE = dataclasses.replace(VGG, name="mine", epochs=2, batch=32, lr=0.05, shift=0, drop_last=False, init="own")
+
+
+def model_trial(model: Model, data: str = SMALL, **recipe: Any) -> Trial:
+    return Trial(Cell("a", model, data, dataclasses.replace(RECIPE, **recipe)), seed=3)
+
+
+def small(**arguments: Any) -> Model:
+    return Model(f"{USERS}:small", **arguments)
+
+
+def train(trial: Trial, data: Path, ledger: Path, kills: int = 0) -> dict[str, Any]:
+    """Train a trial, killed after each of so many steps first, and return its result."""
+    here = runtime_config(data, ledger, checkpoint_minutes=0.0)
+    for step in range(1, kills + 1):
+        seen = 0
+
+        def kill(limit: int = step) -> bool:
+            nonlocal seen
+            seen += 1
+            if seen > limit:
+                raise Killed
+            return False
+
+        with pytest.raises(Killed):
+            run_trial(trial, here, lambda *_: None, kill)
+    result = run_trial(trial, here, lambda *_: None)
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        small(rate=0.3, draws="torch"),
+        Model(f"{USERS}:tied", rate=0.3),
+        Model(f"{USERS}:plain", rate=0.3).avr("act"),
+        small(freeze=True),
+    ],
+    ids=["dropout and draws", "tied weights", "placed", "frozen"],
+)
+def test_a_killed_model_ends_as_one_that_was_not(model: Model, data: Path, tmp_path: Path) -> None:
+    trial = model_trial(model)
+    result = train(trial, data, tmp_path / "whole")
+    train(trial, data, tmp_path / "killed", kills=2)
+    assert artifact_hashes(tmp_path / "killed", trial) == artifact_hashes(tmp_path / "whole", trial)
+    assert "resume" not in result
+    assert result["parameters"] == sum(value.numel() for value in build_model(model, 4, 0).parameters())
+
+
+@pytest.mark.parametrize("draws", ["numpy", "python"])
+def test_draws_that_no_key_reaches_are_marked(draws: str, data: Path, tmp_path: Path) -> None:
+    result = train(model_trial(small(draws=draws), epochs=1), data, tmp_path)
+    assert result["resume"] == "approximate"
+    assert [event.partition(":")[0] for event in result["events"]] == [APPROXIMATE]
+
+
+def test_draws_of_torch_are_marked_where_a_batch_is_shared(data: Path) -> None:
+    facts = dataset(SMALL, data)
+    images, labels = torch.randn(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
+    for draws, parts, marked in (("torch", 2, True), ("torch", 1, False), ("", 2, False)):
+        learner = new_learner(model_trial(small(draws=draws)), facts, 0, 3, torch.device("cpu"))
+        learner.micro_batches = parts
+        learner.step(images, labels)
+        assert learner.unkeyed.startswith(APPROXIMATE) == marked
+
+
+def test_members_of_a_pack_end_as_alone(data: Path, tmp_path: Path) -> None:
+    trials = [model_trial(small(rate=0.3, draws="torch"), lr=lr) for lr in (0.05, 0.01)]
+    for trial in trials:
+        train(trial, data, tmp_path / "alone")
+    perform_pack(trials, runtime_config(data, tmp_path / "pack"), lambda _: None)
+    for trial in trials:
+        assert artifact_hashes(tmp_path / "pack", trial) == artifact_hashes(tmp_path / "alone", trial)
+
+
+def test_a_restart_draws_other_weights(data: Path) -> None:
+    trial = model_trial(small())
+    first, again, restarted = (
+        new_learner(trial, dataset(SMALL, data), trial.restarted(times), 3, torch.device("cpu")).model.state_dict()
+        for times in (0, 0, 1)
+    )
+    assert torch.equal(first["head.weight"], again["head.weight"])
+    assert not torch.equal(first["head.weight"], restarted["head.weight"])
+
+
+def test_batch_norm_inside_a_model_is_shared_by_ranks() -> None:
+    kinds = [type(layer).__name__ for layer in Ranks(0, 2).convert_batchnorm(build_model(small(), 4, 0)).modules()]
+    assert "SyncBatchNorm" in kinds
+    assert "BatchNorm2d" not in kinds
+    loose = torch.nn.Sequential(torch.nn.BatchNorm2d(3, affine=False))
+    with pytest.raises(ValueError, match="ranks share batch norms that have weights"):
+        Ranks(0, 2).convert_batchnorm(loose)
+    assert Ranks().convert_batchnorm(loose) is loose
+
+
+@pytest.mark.parametrize(("size", "crop", "views"), [(0, 64, 11), (48, 48, 11), (72, 72, 1)])
+def test_a_model_sees_pictures_of_its_side(size: int, crop: int, views: int, data: Path, tmp_path: Path) -> None:
+    model = Model(f"{USERS}:small", size=size)
+    assert seen_by(model, dataset(LARGE, data)).crop == crop
+    result = train(model_trial(model, LARGE, epochs=1), data, tmp_path)
+    assert ("final/test_top1_err_10crop" in result["metrics"]) == (views > 1)
+
+
+@pytest.mark.parametrize("size", [35, 73, 224])
+def test_pictures_that_are_too_small_or_far_too_large_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="stored at side 72; give it a size from 36 to 72"):
+        seen_by(Model("a:b", size=size), dataset(LARGE))
+
+
+def test_tied_weights_are_kept_twice() -> None:
+    values = torch.arange(6.0)
+    stored = separate({"a": values, "b": values, "c": values[2:]})
+    assert len({value.untyped_storage().data_ptr() for value in stored.values()}) == 3
+    assert np.array_equal(stored["c"].numpy(), [2, 3, 4, 5])
