@@ -61,9 +61,9 @@ NOTHING: Final[Mapping[str, Json]] = MappingProxyType({})
 class Search:
     """Search of a cell's setting: so many trials, in waves, by a sampler, over a space (empty: the family's dropout).
 
-    The space has a Float, an Int or a Choice for each dotted name: recipe.FIELD, model.ARGUMENT, net.width and others. A
-    suggestion is judged by the `objective` on the hold-out (empty: the page's metric there), with `folds` by its mean
-    over that many folds; the `direction` says whether the least or the largest value wins.
+    The space has a Float, an Int or a Choice for each dotted name: recipe.FIELD, model.ARGUMENT, net.dropout.LAYER and
+    net.width. A suggestion is judged by the `objective` on the hold-out (empty: the page's metric there), with `folds`
+    by its mean over that many folds; the `direction` says whether the least or the largest value wins.
     `prune` ends a trial whose error is above the best third of earlier ones. Over folds it leaves out the remaining
     folds of a suggestion that is worse than the best one by Wilcoxon's signed-rank test (p < 0.1) on those so far.
     `halving` takes its place: trials pause at rungs, the first after `rung` epochs (0: two rungs before the last

@@ -150,6 +150,11 @@ class Run:
         return self._kept
 
     @property
+    def epoch(self) -> int:
+        """Return the epoch to train and report next, counted from 0: how many are behind this training."""
+        return len(self._state.history)
+
+    @property
     def stop(self) -> bool:
         """Return whether to end now: the sweep asks for it, or this trial is pruned or pauses. A sign of life too."""
         self._is_left = self._asked() or self._is_left or self._is_paused()
@@ -173,13 +178,13 @@ class Run:
         """
         self._restore_generators()
         self._generators = None
-        while len(self._state.history) < self._trial.recipe.epochs and not self.stop:
-            epoch = len(self._state.history)
+        while self.epoch < self._trial.recipe.epochs and not self.stop:
+            epoch = self.epoch
             self._row_began = time.monotonic()
             self._seed_dropout(epoch, 0)
             yield epoch
             self._send()
-            if len(self._state.history) == epoch:
+            if self.epoch == epoch:
                 raise ValueError(f"epoch {epoch} has ended without run.report({epoch}, {{...}})")
 
     def report(self, epoch: int, numbers: Mapping[str, Any]) -> None:
@@ -190,8 +195,8 @@ class Run:
         """
         history = self._state.history
         metric = self._trial.cell.metric
-        if epoch != len(history):
-            raise ValueError(f"run.report is for epoch {len(history)} now, not {epoch!r}: once an epoch, in order")
+        if epoch != self.epoch:
+            raise ValueError(f"run.report is for epoch {self.epoch} now, not {epoch!r}: once an epoch, in order")
         row = numbers_of(numbers, "run.report takes")
         tested = [name for name in row if name.startswith("test/")]
         if tested:

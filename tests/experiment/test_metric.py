@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from sweeps.experiment.metrics import AVERAGE, HELD_OUT, TOP1, Metric, averages,
 from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.rates import RateStudy, choose
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.search import Search, percentile_thresholds, study
 from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell, Trial, cell_from_json, cell_to_json
 from sweeps.results.marks import explanation
@@ -59,7 +61,8 @@ def test_metric_that_cannot_be_is_refused(arguments: tuple[str, ...], sentence: 
 
 def test_cell_with_a_task_is_another_cell_and_one_without_is_what_it_was() -> None:
     plain = Cell("wide", S2, "cifar10", ALLCONV)
-    assert "task" not in Trial(plain).science() and "task" not in cell_to_json(plain)
+    assert "task" not in Trial(plain).science()
+    assert "task" not in cell_to_json(plain)
     cells = [plain, own(), own(metric=Metric("test/f1")), dataclasses.replace(own(), task="other:scores")]
     assert len({cell.key for cell in cells}) == len({Trial(cell).key for cell in cells}) == 4
     for cell in cells:
@@ -89,6 +92,27 @@ def test_rate_of_the_highest_value_is_chosen() -> None:
     values = dict(zip([trial.key for trial in study.trials(own())], (0.5, 0.9, 0.7), strict=True))
     results = {key: {"metrics": {"best/val_f1": value}, "status": "finished"} for key, value in values.items()}
     assert choose(study, own(), results, ()).rate == 0.2
+
+
+def test_search_takes_the_highest_value_of_the_metric() -> None:
+    declared = Search(6, sampler="random", wave=3)
+    search = Sweep("page", "paper", (own(),), Protocol(search=declared)).protocol.search
+    assert search is not None
+    results: dict[str, Any] = {}
+    for value in (0.2, 0.9, 0.4, 0.3, 0.8, 0.1):
+        (trial, *_) = [s.trial for s in study(search, own(), results, ()).suggestions if s.trial.key not in results]
+        results[trial.key] = {"metrics": {"best/val_f1": value}, "status": "finished", "curve": [value] * 5}
+    winner = study(search, own(), results, ()).winner
+    assert winner is not None
+    assert winner.value == 0.9
+
+
+def test_trials_with_a_value_below_the_best_third_are_pruned() -> None:
+    curves = [[value] * 5 for value in (0.1, 0.4, 0.2, 0.3)]
+    results = [{"status": "finished", "curve": curve} for curve in curves]
+    assert percentile_thresholds(results, F1) == (-1e300, -1e300, -1e300, 0.3, 0.3)
+    assert percentile_thresholds(results, Metric("test/loss")) == (1e300, 1e300, 1e300, 0.2, 0.2)
+    assert percentile_thresholds(results) == (1000.0, 1000.0, 1000.0, 0.2, 0.2)
 
 
 def test_numbers_of_a_cell_are_those_of_its_metric() -> None:

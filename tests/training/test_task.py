@@ -128,7 +128,8 @@ def test_what_cannot_be_reported_or_returned_is_said(
 
 def test_search_needs_the_held_out_value_of_each_epoch(data: Path, tmp_path: Path) -> None:
     own_tasks.VALUES |= {"rows": [{"train/loss": 1}], "returned": {}}
-    with pytest.raises(TaskFailedError, match="run.report has no 'val/right', by which a search chooses, but 'train/l"):
+    sentence = "run.report has no 'val/right', by which a search chooses, but 'train/loss'"
+    with pytest.raises(TaskFailedError, match=sentence):
         trained(task_trial("values", "holdout"), data, tmp_path)
     own_tasks.VALUES |= {"rows": [], "returned": None}
     with pytest.raises(ValueError, match="neither reported nor returned 'val/right', by which a search chooses"):
@@ -205,7 +206,8 @@ def test_asked_to_stop_it_ends_at_an_epoch_and_commits_nothing(data: Path, tmp_p
     rows: list[int] = []
     assert run_task(trial, config, lambda epoch, _: rows.append(epoch), lambda: next(asked)) is None
     assert Ledger(str(tmp_path)).result(trial.key) is None
-    assert rows and rows[-1] < 3
+    assert rows
+    assert rows[-1] < 3
     assert trained(trial, data, tmp_path)["epochs"] == 3
 
 
@@ -229,7 +231,9 @@ def test_pictures_come_as_a_data_set_as_arrays_and_as_our_batches(
 
     monkeypatch.setattr(own_tasks, "raises", look)
     trained(task_trial("raises"), data, tmp_path)
-    assert seen["same"] and seen["again"] and seen["labels"]
+    assert seen["same"]
+    assert seen["again"]
+    assert seen["labels"]
     assert seen["loaded"] == (16, 3, 32, 32)
     train, held_out, test = seen["parts"]
     assert (train + held_out, test) == (100, 24)
@@ -248,7 +252,9 @@ def test_state_is_what_it_was() -> None:
     packed, tensors = pack(state)
     again = unpack(json.loads(json.dumps(packed)), tensors)
     torch.testing.assert_close(again["optimiser"], state["optimiser"])
-    assert again["numbers"] == state["numbers"] and again[3] == ("a", (1,))
-    assert np.array_equal(again["array"], np.arange(4.0)) and again["scalar"] == 0.5
+    assert again["numbers"] == state["numbers"]
+    assert again[3] == ("a", (1,))
+    assert np.array_equal(again["array"], np.arange(4.0))
+    assert again["scalar"] == 0.5
     with pytest.raises(ValueError, match=r"not the Linear at state\['net'\]\[0\]: hand it what its state_dict"):
         pack({"net": [net]})
