@@ -40,7 +40,8 @@ def test_a_search_of_rate_and_optimiser_survives_a_kill(tmp_path: Path) -> None:
     before = ledger.paused()
     done = subprocess.run([*words, "--json"], env=here, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    plan = current_plan(ledger, "rates-demo")
+    (title,) = (name.removesuffix(".json") for name in ledger.names("plans"))
+    plan = current_plan(ledger, title)
     search = plan.sweep.protocol.search
     assert search is not None
     found = study(search, plan.sweep.cells[0], ledger.results(), (), paused=ledger.paused())
