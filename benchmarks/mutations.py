@@ -1433,7 +1433,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "test_a_bracket_decides_as_ashas_rule_does"),
         ("(arm for arm in values if math.isfinite(values[arm]))",
          "values",
-         "test_a_failed_trial_goes_no_further_and_holds_nobody_up"),
+         "test_a_failed_arm_is_never_promoted"),
         ("return min(self.running, default=None)",
          "return max(self.running, default=None)",
          "test_a_bracket_decides_as_ashas_rule_does"),

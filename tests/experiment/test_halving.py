@@ -76,10 +76,24 @@ def asha(losses: Mapping[int, list[float]], workers: int, steps: tuple[int, ...]
     return jobs
 
 
+def test_a_failed_arm_is_never_promoted() -> None:
+    bracket = Bracket(6, 2, (1, 2), 2)
+    jobs = []
+    while True:
+        while (begun := bracket.begin_next()) is not None:
+            jobs.append(begun)
+        job = bracket.first_to_end()
+        if job is None:
+            break
+        bracket.finish(job, float(job.arm) if job.arm > 2 else math.nan)
+    assert {job.arm for job in jobs if job.rung} == {3, 4, 5}
+
+
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(("arms", "workers", "factor"), [(30, 4, 3), (30, 1, 3), (64, 7, 2), (9, 3, 4)])
-def test_a_bracket_decides_as_ashas_rule_does(arms: int, workers: int, factor: int) -> None:
+def test_a_bracket_decides_as_ashas_rule_does(arms: int, workers: int, factor: int, seed: int) -> None:
     steps = rungs(EPOCHS, factor, 1)
-    draw = random.Random(arms)
+    draw = random.Random(f"{arms} {seed}")
     losses = {arm: [draw.uniform(0, 100) for _ in range(EPOCHS)] for arm in range(arms)}
     bracket = Bracket(arms, workers, steps, factor)
     jobs: list[Job] = []

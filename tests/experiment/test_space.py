@@ -93,6 +93,7 @@ def test_a_trial_without_choices_has_the_key_and_the_json_that_it_always_had() -
         ({"recipe.optimiser": Choice("sgd")}, "two values or more"),
         ({"recipe.optimiser": Choice("sgd", "sgd")}, "same value twice"),
         ({"recipe.flip": Choice(True, 1)}, "recipe.flip is of type bool"),
+        ({"recipe.weight_decay": Choice(True, False)}, "recipe.weight_decay is of type float"),
         ({"net.width": Float(0, 1)}, "net.width cannot be 0.0"),
         ({"net.dropout.pool1": Float(0.5, 1)}, "net.dropout.pool1 cannot be 1.0"),
         ({"recipe.lr": 0.1}, "over a Float, an Int or a Choice"),
