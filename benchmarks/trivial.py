@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,18 +28,43 @@ def wait(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], 
     return _commit(trial, place, [50.0])
 
 
-def bowl(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
+def bowl(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
     """Play a training whose hold-out error falls to a known function of the dropout rates, least at .1, .4, .5.
 
     Errors fall as 30 / epoch above their floor, the same for all: who is worse in the end is worse all the way.
     """
-    floor, curve = 10 + 40 * distance([rate for _, rate in trial.dropout]), []
-    for epoch in range(trial.cell.recipe.epochs):
-        curve.append(floor + 30 / (epoch + 1))
+    return _play(trial, place, bowl_curve(trial))
+
+
+def bowl_curve(trial: Trial) -> list[float]:
+    """Return the errors of a bowl by epoch."""
+    return [floor(trial) + 30 / epoch for epoch in range(1, trial.recipe.epochs + 1)]
+
+
+def crossing_curve(trial: Trial) -> list[float]:
+    """Return errors by epoch that cross: more dropout learns more slowly, and each epoch wanders by half a point."""
+    slowness = 1 + 2 * sum(rate for _, rate in trial.dropout)
+    draw = random.Random(trial.key)
+    epochs = range(1, trial.recipe.epochs + 1)
+    return [floor(trial) + 30 * slowness / epoch + draw.gauss(0, 0.5) for epoch in epochs]
+
+
+def floor(trial: Trial) -> float:
+    """Return the error to which a trial falls in the end."""
+    return 10 + 40 * distance([rate for _, rate in trial.dropout])
+
+
+def _play(trial: Trial, place: RuntimeConfig, whole: list[float]) -> dict[str, Any] | None:
+    """Play a training with these errors to its end, or to the epoch where it is pruned or pauses."""
+    curve: list[float] = []
+    for epoch, error in enumerate(whole):
+        curve.append(error)
         if epoch < len(trial.pruning_thresholds) and min(curve) > trial.pruning_thresholds[epoch]:
             break
-    pruned = len(curve) < trial.cell.recipe.epochs
-    return _commit(trial, place, curve, "pruned" if pruned else "finished")
+        if len(curve) == place.pause_at < len(whole):
+            Ledger(place.ledger).pause(trial.key, {"epoch": len(curve), "curve": curve, "seconds": 0.0})
+            return None
+    return _commit(trial, place, curve, "pruned" if len(curve) < len(whole) else "finished")
 
 
 def distance(rates: Sequence[float]) -> float:

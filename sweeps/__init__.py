@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
     from sweeps.experiment.search import Search
+    from sweeps.experiment.space import Choice, Float, Int
     from sweeps.experiment.trial import Cell
     from sweeps.launch import main, run
     from sweeps.report.loaded import load
@@ -26,6 +27,9 @@ __all__ = [
     "IMAGENET_SGD",
     "VGG",
     "Cell",
+    "Choice",
+    "Float",
+    "Int",
     "Metric",
     "Model",
     "Protocol",
@@ -42,6 +46,9 @@ __all__ = [
 _MODULES = {
     "Model": "crelu_models.model",
     "Cell": "sweeps.experiment.trial",
+    "Choice": "sweeps.experiment.space",
+    "Float": "sweeps.experiment.space",
+    "Int": "sweeps.experiment.space",
     "Metric": "sweeps.experiment.metrics",
     "Protocol": "sweeps.experiment.plan",
     "RateStudy": "sweeps.experiment.rates",

@@ -40,7 +40,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
 DOORS: Mapping[str, tuple[str, ...]] = {
     "ray": ("sweeps.execution",),
     "mlflow": ("sweeps.tracking",),
-    "optuna": ("sweeps.experiment.search",),
+    "optuna": ("sweeps.experiment.sampling",),
     "ffcv": ("crelu_data.ffcv_patches", "crelu_data.decoders.ffcv_stage"),
     "simplejpeg": ("crelu_data",),
     "numba": ("crelu_models.kernels", "crelu_data.ffcv_patches", "crelu_data.decoders.ffcv_stage"),

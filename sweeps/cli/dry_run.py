@@ -16,7 +16,7 @@ from sweeps.cli.settings import Settings
 from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import check_rank_batches, resolve_resources
 from sweeps.experiment.model_facts import check_models, user_names
-from sweeps.experiment.plan import STATES, Plan, Sweep, plan, plan_to_json
+from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json, state_heads
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
@@ -74,20 +74,21 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
 def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
     """Print a row for each declared cell: its trials by state, and what is to be trained where it is asked for."""
     width = max(len(cell.label) for cell in declared.sweep.cells)
-    print(f"{'cell':<{width}}  trials   new  run  done stale fail skip later   epochs   pictures  operations")
+    shown = declared.states
+    print(f"{'cell':<{width}}  trials {state_heads(shown)} later   epochs   pictures  operations")
     to_train: dict[str, list[Trial]] = {}
     for trial in (*today.to_do, *today.pending):
         to_train.setdefault(trial.cell.key, []).append(trial)
     for cell in declared.sweep.cells:
         asked = cell not in today.sweep.others
         states = [status.state for status in (today if asked else declared).of(cell)]
-        counts = [states.count(state) for state in STATES]
+        counts = [states.count(state) for state in shown]
         if not asked:
             row = "".join(f"{count or '.':>5}" for count in counts)
             print(f"{cell.label:<{width}}  {len(states):>6} {row}      .   not asked for")
             continue
         trials = to_train.get(cell.key, [])
-        later = len(trials) - counts[0] - counts[1]
+        later = len(trials) - states.count("new") - states.count("running")
         row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
         epochs = cell.recipe.epochs * len(trials)
         pictures, operations = (f"{value:.3g}" if value else "." for value in workload(trials, settings.data_dir))

@@ -28,6 +28,7 @@ PURPOSES = {
 STANDS = {
     "new": "it has not begun",
     "running": "it has begun and has a checkpoint",
+    "paused": "it waits at a rung of its search, with its checkpoint, and goes on only if it is among the best there",
     "done": "it is done, and its result stands",
     "stale": "it is done, and its result does not stand",
     "failed": "it has failed",

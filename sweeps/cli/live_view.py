@@ -78,6 +78,11 @@ class SweepProgress:
             epochs = count(int(news["epochs"]), "epoch")
             value = _value(trial.cell.metric, metrics)
             return f"{name}: done{value} after {epochs}, {news['seconds']:.0f} s{mark}"
+        if event == "paused":
+            best = {trial.cell.metric.held_out: trial.cell.metric.best(news["curve"])}
+            return (
+                f"{name}: paused{_value(trial.cell.metric, best)} after epoch {news['epoch']} of {trial.recipe.epochs}"
+            )
         if event == "failed":
             return f"{name}: failed: {news['error']}"
         return f"{name}: {'training' if event == 'started' else 'left, to be resumed'}"
@@ -98,10 +103,8 @@ class SweepProgress:
         """Return how many trials are done, how many train, and the time left."""
         states = list(self.states.values())
         done = sum(state in ("done", "stale") for state in states)
-        failed = f", {states.count('failed')} failed" if "failed" in states else ""
-        return (
-            f"{done}/{len(states) + len(self.pending)} done, {states.count('training')} training{failed}{self._eta()}"
-        )
+        rest = "".join(f", {states.count(state)} {state}" for state in ("paused", "failed") if state in states)
+        return f"{done}/{len(states) + len(self.pending)} done, {states.count('training')} training{rest}{self._eta()}"
 
     def remaining(self) -> list[tuple[Trial, int]]:
         """Return the trials that are still to be trained, with the epochs that each has behind it."""

@@ -11,7 +11,7 @@ from enum import IntEnum
 from crelu_models.command_line import Parser, add_version
 from sweeps.experiment.option_types import nonnegative_int
 from sweeps.experiment.profiles import PROFILES
-from sweeps.experiment.search import SAMPLERS
+from sweeps.experiment.sampling import SAMPLERS
 from sweeps.experiment.trial import MATCHES
 
 REHEARSED = 300  # steps of a rehearsal
@@ -65,10 +65,12 @@ def _add_cells(parser: argparse.ArgumentParser, groups: Sequence[str]) -> None:
         help=f"further cells: {', '.join(groups)}" if groups else argparse.SUPPRESS)
     add("--seeds", type=positive_int, default=0, metavar="N", help="trainings per cell")
     add("--folds", type=nonnegative_int, metavar="K", help="folds, where the sweep has folds; 0: none")
-    add("--search-trials", type=nonnegative_int, metavar="N", help="dropout trials per cell; 0: no search")
+    add("--search-trials", type=nonnegative_int, metavar="N", help="search trials per cell; 0: no search")
     add("--search-folds", type=nonnegative_int, metavar="K",
-        help="judge a dropout rate by K folds, a hopeless one by fewer; 0: by the hold-out")
-    add("--sampler", choices=SAMPLERS, help="sampler of dropout rates (default: the sweep's own, tpe)")
+        help="judge a suggestion by K folds, a hopeless one by fewer; 0: by the hold-out")
+    add("--halving", type=nonnegative_int, metavar="N",
+        help="pause search trials at rungs; one in N goes on to the next; 0: train all as they come")
+    add("--sampler", choices=SAMPLERS, help="sampler of the search (default: the sweep's own, tpe)")
     add("--match", choices=MATCHES, help="where the second phase of Single stops (default train_loss)")
     add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
         help="change a field of every cell, e.g. recipe.epochs=10")

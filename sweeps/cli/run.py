@@ -325,7 +325,7 @@ def _run_trials(
         for label in state.given_up.keys() - given_up:
             given_up.add(label)
             view.log(f"{label}: {state.given_up[label]}; its other trainings are skipped")
-        tracker.enqueue(trial, {"left": "KILLED", "failed": "FAILED"}.get(event, "RUNNING"))
+        tracker.enqueue(trial, {"left": "KILLED", "paused": "SCHEDULED", "failed": "FAILED"}.get(event, "RUNNING"))
 
     state = DriverState(
         sweep=today.sweep,

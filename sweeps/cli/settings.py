@@ -381,10 +381,14 @@ def search_of(search: Search | None, small: bool, options: argparse.Namespace) -
         else:
             search = dataclasses.replace(search, trials=options.search_trials)
     if search is None:
-        if options.sampler or options.search_folds:
-            raise ValueError("--sampler and --search-folds are for a search; say its size by --search-trials")
+        if options.sampler or options.search_folds or options.halving:
+            raise ValueError(
+                "--sampler, --search-folds and --halving are for a search; say its size by --search-trials"
+            )
         return None
-    changes = {"sampler": options.sampler, "folds": options.search_folds}
+    changes = {"sampler": options.sampler, "folds": options.search_folds, "halving": options.halving}
+    if options.halving == 0:
+        search = dataclasses.replace(search, rung=0)
     return dataclasses.replace(search, **{name: value for name, value in changes.items() if value is not None})
 
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 
 from sweeps.experiment.metrics import cell_average, error_text
-from sweeps.experiment.plan import STATES, Plan, TrialStatus, current_plan
+from sweeps.experiment.plan import Plan, TrialStatus, current_plan, state_heads
 from sweeps.experiment.trial import Cell
 from sweeps.results.evidence import titles
 from sweeps.store.lease import Drivers, owner_text
@@ -61,7 +61,7 @@ def as_json(plan: Plan, drives: Json | None) -> Json:
 def counts(plan: Plan, cell: Cell) -> dict[str, int]:
     """Return how many trials of a cell are in each state; the damaged ones count as nothing else, and come last."""
     states = Counter("damaged" if plan.is_damaged(status) else status.state for status in plan.of(cell))
-    return {state: states[state] for state in (*STATES, "damaged")}
+    return {state: states[state] for state in (*plan.states, "damaged")}
 
 
 def remedy(plan: Plan, status: TrialStatus) -> str:
@@ -75,7 +75,7 @@ def text(plan: Plan, drives: Json | None) -> str:
     width = max(len(cell.label) for cell in plan.sweep.cells)
     lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
     metric = plan.sweep.metric
-    lines.append(f"{'cell':<{width}}   new  run done stale fail skip damaged   {metric.words}")
+    lines.append(f"{'cell':<{width}} {state_heads(plan.states)} damaged   {metric.words}")
     for cell in plan.sweep.cells:
         *numbers, damaged = counts(plan, cell).values()
         row = "".join(f"{number or '.':>5}" for number in numbers) + f"{damaged or '.':>8}"

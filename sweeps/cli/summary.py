@@ -153,9 +153,11 @@ def reconcile_command(sweep: Sweep, settings: Settings) -> str:
 def _print_states(plan: Plan) -> None:
     """Print how many trials are done, and which failed or are stale, and why."""
     done, failed, stale = plan.count("done", "stale"), plan.count("failed"), plan.count("stale")
+    paused = plan.count("paused")
     planned = count(len(plan.statuses), "trial")
     verb = "is" if len(plan.statuses) == 1 else "are"
-    print(f"{done} of {planned} {verb} done{f', {failed} failed' if failed else ''}.")
+    waiting = f", {paused} paused by {'its' if paused == 1 else 'their'} search" if paused else ""
+    print(f"{done} of {planned} {verb} done{waiting}{f', {failed} failed' if failed else ''}.")
     for status in plan.statuses:
         if status.state == "failed":
             state = "damaged" if plan.is_damaged(status) else "failed"

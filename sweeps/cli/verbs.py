@@ -100,8 +100,9 @@ def export_study(options: argparse.Namespace) -> int:
     failed = {key for key, attempts in ledger.failed().items() if has_failed(attempts)}
     # A search that waits for its learning rate has asked for nothing.
     cells = [cell for cell in sweep.cells if plan.rates.get(cell.key, 0.0) is not None]
-    studies = [study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0) for cell in cells]
-    written = export(studies, sweep.title, options.storage)
+    paused = ledger.paused()
+    studies = [study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0, paused) for cell in cells]
+    written = export(studies, sweep.title, options.storage, results, paused)
     print(f"{count(written, 'study')} written; to look at them: {shlex.join(['optuna-dashboard', options.storage])}")
     return 0
 

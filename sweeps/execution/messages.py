@@ -11,7 +11,8 @@ class Assignment(TypedDict):
 
     `work` names a trainer as module:function; empty for ours. `runtime` is a RuntimeConfig,
     `stop` the file on the ledger whose presence asks the worker to leave, `pack` the name of this group of trials. A
-    `probe` leaves after its next epoch, which shows whether packs pay.
+    `probe` leaves after its next epoch, which shows whether packs pay. `pauses` are the epochs at which trials of a
+    search pause, by key.
     """
 
     key: str
@@ -21,6 +22,7 @@ class Assignment(TypedDict):
     stop: str
     work: str
     probe: bool
+    pauses: dict[str, int]
 
 
 @final

@@ -9,9 +9,10 @@ it fails, diverges, is pruned or has finished.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 
@@ -25,6 +26,7 @@ from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import BatchStream, PackContext, Position, Steps, stream_key
 
 START = Position(-1, 0, 0)  # of a member before its first step: behind all others
+NO_PAUSES: Mapping[str, int] = MappingProxyType({})
 
 
 def perform_pack(
@@ -33,14 +35,16 @@ def perform_pack(
     notify: Notify,
     stop: Callable[[], bool] = lambda: False,
     alive: Callable[[str], None] = lambda _: None,
+    pauses: Mapping[str, int] = NO_PAUSES,
 ) -> None:
     """Train `trials` side by side, each from its last checkpoint, until each has its result or has left.
 
     `notify` gets a message for each epoch and for each member that leaves: with its result, with a failed attempt on
-    the ledger, or with its state saved for another worker. `alive(key)` is called before each step. An error of the
-    device itself is raised, since no member can go on; any other error ends only the member that raised it.
+    the ledger, paused at its epoch in `pauses`, or with its state saved for another worker. `alive(key)` is called
+    before each step. An error of the device itself is raised, since no member can go on; any other error ends only the
+    member that raised it.
     """
-    pack = _Pack(trials, runtime, notify, stop, alive)
+    pack = _Pack(trials, runtime, notify, stop, alive, pauses)
     try:
         pack.run()
     finally:
@@ -67,13 +71,21 @@ class _Pack:
         notify: Notify,
         stop: Callable[[], bool],
         alive: Callable[[str], None],
+        pauses: Mapping[str, int],
     ) -> None:
         self.ledger, self.notify, self.stop, self.alive = Ledger(runtime.ledger), notify, stop, alive
         self.member_seconds, self.last_reading = 0.0, time.monotonic()
         device_streams = open_streams(torch.device(runtime.device), len(trials))
         self.streams = {stream_key(trial): BatchStream(device_streams) for trial in trials}
         self.leaving: set[str] = set()
-        self.members = [_Member(trial, self._steps(trial, runtime), device_streams.member()) for trial in trials]
+        self.members = [
+            _Member(
+                trial,
+                self._steps(trial, replace(runtime, pause_at=pauses.get(trial.key, 0))),
+                device_streams.member(),
+            )
+            for trial in trials
+        ]
 
     def _steps(self, trial: Trial, runtime: RuntimeConfig) -> Steps[Json | None]:
         """Return the steps of a trial, none of them taken yet."""

@@ -76,6 +76,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.results = session.ledger.results()
         self.failed = {key for key, attempts in session.ledger.failed().items() if has_failed(attempts)}
         self.insisted = set(session.ledger.names("insisted"))
+        self.paused = session.ledger.paused()
         self.running: dict[str, list[Trial]] = {}  # by Tune's name: one trial, or the members of a pack
         self.chosen: list[Trial] = []  # for the worker that is asked for now
         self.members: dict[str, list[str]] = {}  # keys of all that share a pack's time, also after they have left it
@@ -101,7 +102,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """Plan the trials of a cell from the results so far."""
         protocol = self.session.sweep.protocol
         choice = self.choices.get(cell.key, OWN_RATE)
-        trials = cell_trials(cell, protocol, self.results, self.failed, self.insisted, choice)
+        trials = cell_trials(cell, protocol, self.results, self.failed, self.insisted, choice, self.paused)
         self.cell_trials[cell.key] = trials
         if trials.why:
             self.session.given_up[cell.label] = trials.why
@@ -111,7 +112,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def _missing_trials(self) -> list[Trial]:
         """Return the trials that are neither done, running, failed nor set aside; the next one stands last."""
         taken = {trial.key for pack in (*self.running.values(), self.chosen) for trial in pack}
-        excluded = taken | self.failed | self.set_aside
+        waiting = frozenset[str]().union(*(part.paused for part in self.cell_trials.values()))
+        excluded = taken | self.failed | self.set_aside | waiting
         trials = planned(self.cell_trials.values())
         self.session.planned = trials
         self.session.pending = [trial for part in self.cell_trials.values() for trial in part.pending]
@@ -149,7 +151,13 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             "stop": session.stop_mark,
             "work": session.work,
             "probe": probe,
+            "pauses": {trial.key: self._pause_of(trial) for trial in group if self._pause_of(trial)},
         }
+
+    def _pause_of(self, trial: Trial) -> int:
+        """Return the epoch at which a trial of a search is to pause, 0 for one that is to be trained to its end."""
+        epoch = self.cell_trials[trial.cell.key].pauses.get(trial.key, 0)
+        return epoch if epoch < trial.recipe.epochs else 0
 
     def _next_group(self) -> list[Trial]:
         """Take the next trial off the queue with those to train beside it; none where other drivers train the rest."""
@@ -204,6 +212,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """
         session = self.session
         result = session.ledger.result(trial.key)
+        if result is None and self._has_paused(trial):
+            self._take([trial])
+            self._record_pause(trial)
+            return False
         if result is None:
             claimed = with_room(
                 partial(claim, session.drivers, session.sweep.title, trial.key), lambda: session.stopping
@@ -318,6 +330,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if result is not None:
             self._record_result(trial, result)
             return
+        if self._has_paused(trial):
+            self._record_pause(trial)
+            return
         attempts = ledger.attempts(trial.key)
         if died and not self.session.stopping and not has_failed(attempts):
             error = f"the worker process died {MAX_ATTEMPTS} times"
@@ -337,6 +352,19 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.failed.add(trial.key)
         self._notify("failed", trial, attempt)
         self._check_failure_limits(trial, attempt)
+
+    def _has_paused(self, trial: Trial) -> bool:
+        """Return whether a trial has paused, by this driver or that of another sweep, where it is to, or later."""
+        epoch = self._pause_of(trial)
+        record = self.session.ledger.paused_at(trial.key) if epoch else None
+        if record is None or int(record["epoch"]) < epoch:
+            return False
+        self.paused[trial.key] = record
+        return True
+
+    def _record_pause(self, trial: Trial) -> None:
+        self._replan_cell(trial)
+        self._notify("paused", trial, self.paused[trial.key])
 
     def _record_result(self, trial: Trial, result: Json) -> None:
         self.results[trial.key] = result

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from crelu_models.named import user_line
 from sweeps.execution.failures import attempt_of
@@ -41,8 +42,9 @@ def work(assignment: Assignment, notify: Notify) -> None:
         return
     stop = stop_signal(ledger, assignment["stop"])
     if len(trials) > 1:
-        _train_pack(assignment["pack"], trials, runtime, notify, stop)
+        _train_pack(assignment["pack"], trials, runtime, assignment["pauses"], notify, stop)
     else:
+        runtime = replace(runtime, pause_at=assignment["pauses"].get(trials[0].key, 0))
         _train_one(trials[0], train, runtime, notify, stop, assignment["probe"])
 
 
@@ -98,7 +100,12 @@ def _train_one(
 
 
 def _train_pack(
-    name: str, trials: list[Trial], runtime: RuntimeConfig, notify: Notify, stop: Callable[[], bool]
+    name: str,
+    trials: list[Trial],
+    runtime: RuntimeConfig,
+    pauses: Mapping[str, int],
+    notify: Notify,
+    stop: Callable[[], bool],
 ) -> None:
     """Train trials side by side.
 
@@ -124,4 +131,4 @@ def _train_pack(
         for trial in suspects:
             noting(left(trial.key))
         healthy = [trial for trial in members if trial not in suspects]
-        perform_pack(healthy, runtime, noting, watchdog.wrap(stop), watchdog.set_current)
+        perform_pack(healthy, runtime, noting, watchdog.wrap(stop), watchdog.set_current, pauses)

@@ -10,14 +10,26 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import NamedTuple
 
+from crelu_models.spec import Net
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import HELD_OUT, Metric, Tested, has_diverged, lost_text
 from sweeps.experiment.rates import RateChoice, RateStudy, choose
-from sweeps.experiment.recipe import Dimension
-from sweeps.experiment.search import Search, budget, study
-from sweeps.experiment.trial import PHASES, Cell, Rates, Trial, cell_from_json, cell_to_json
+from sweeps.experiment.search import (
+    NOTHING,
+    Search,
+    Setting,
+    budget,
+    search_from_json,
+    search_to_json,
+    setting_of,
+    study,
+    why_refused,
+)
+from sweeps.experiment.space import check_axis, choosable
+from sweeps.experiment.trial import PHASES, Cell, Trial, cell_from_json, cell_to_json
 from sweeps.experiment.wording import count
 from sweeps.store.integrity import checked, lost_files, noted_damage
 from sweeps.store.ledger import Json, Ledger
@@ -48,6 +60,11 @@ class Protocol:
     search: Search | None = None
     rates: RateStudy | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError where the learning rate would be chosen twice."""
+        if self.rates is not None and self.search is not None and "recipe.lr" in {a.name for a in self.search.axes}:
+            raise ValueError("the learning rate is chosen by rates and by the search: leave out rates, or recipe.lr")
+
     def trainings(self) -> int:
         """Return how many trainings a cell comes to, besides its search."""
         return self.seeds * (self.ablation + 2 * self.single) + self.folds
@@ -69,7 +86,13 @@ class Sweep:
     others: tuple[Cell, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise ValueError where two cells have the same label or content, or cells do not go together."""
+        """Raise ValueError where two cells have the same label or content, or one lacks what is searched.
+
+        Also where cells do not go together.
+        """
+        if self.protocol.search is not None:
+            for cell in self.cells:
+                check_space(self.protocol.search, cell)
         for kind, values in (
             ("label", [cell.label for cell in self.cells]),
             ("content", [cell.key for cell in self.cells]),
@@ -123,6 +146,20 @@ class Sweep:
         return dataclasses.replace(self, cells=tuple(cells), others=tuple(c for c in self.cells if c not in cells))
 
 
+def check_space(search: Search, cell: Cell) -> None:
+    """Raise ValueError where a cell has no setting of a searched name, or cannot have the values at its ends."""
+    known = choosable(cell.net, cell.recipe)
+    if "parameters" in search.limits_by_name and not isinstance(cell.net, Net):
+        raise ValueError(f"the cell {cell.label!r} has a model, whose parameters no search can limit")
+    for axis in search.axes:
+        if axis.name not in known:
+            raise ValueError(unknown_name("setting", axis.name, known, f"the cell {cell.label!r}"))
+        try:
+            check_axis(axis, cell.net, cell.recipe)
+        except ValueError as error:
+            raise ValueError(f"the search of the cell {cell.label!r}: {error}") from None
+
+
 # Names that other libraries have for fields of a cell.
 SYNONYMS = {
     "learning_rate": "recipe.lr",
@@ -163,7 +200,8 @@ class CellTrials(NamedTuple):
 
     Pending trials have the cell's own dropout in place of the one that will be chosen: they are for counting.
     `further` are trials of more seeds than are declared, which the ledger has. `skipped` are the keys of those that are
-    given up before they begin, and `why` says why. `rates` are the trials of a study of the learning rate.
+    given up before they begin, and `why` says why. `rates` are the trials of a study of the learning rate. `pauses` are
+    the epochs at which search trials pause that are to train, and `paused` the keys of those that wait at a rung.
     """
 
     search: list[Trial]
@@ -173,6 +211,8 @@ class CellTrials(NamedTuple):
     skipped: frozenset[str] = frozenset()
     why: str = ""
     rates: Sequence[Trial] = ()
+    pauses: Mapping[str, int] = MappingProxyType({})
+    paused: frozenset[str] = frozenset()
 
 
 def cell_trials(
@@ -182,6 +222,7 @@ def cell_trials(
     failed: Collection[str] = (),
     insisted: Collection[str] = (),
     choice: RateChoice = OWN_RATE,
+    paused: Mapping[str, Json] = NOTHING,
 ) -> CellTrials:
     """Return the trials of a cell, a pure function of the ledger: its protocol begins once its own study is over.
 
@@ -189,9 +230,9 @@ def cell_trials(
     of its trials wait for the `choice` of a learning rate, and are skipped where no rate trains.
     """
     if choice.rate is None and not choice.why:
-        later = _trials_of(cell, protocol, {}, (), 0.0)
+        later = _trials_of(cell, protocol, {}, (), 0.0, NOTHING)
         return CellTrials([], [], [*later.search, *later.protocol, *later.pending])
-    trials = _trials_of(cell, protocol, results, failed, choice.rate or 0.0)
+    trials = _trials_of(cell, protocol, results, failed, choice.rate or 0.0, paused)
     why = choice.why
     if not why and cell.key not in insisted:
         why = _why_given_up(trials, protocol.search, results, failed)
@@ -199,7 +240,7 @@ def cell_trials(
         return trials
     known = [*trials.search, *trials.protocol]
     skipped = frozenset(trial.key for trial in known if trial.key not in results and trial.key not in failed)
-    return trials._replace(pending=[], skipped=skipped, why=why)
+    return trials._replace(pending=[], skipped=skipped, why=why, pauses={}, paused=frozenset())
 
 
 def _why_given_up(
@@ -212,8 +253,8 @@ def _why_given_up(
         return f"the first {count(len(trained), 'training')} of this cell diverged"
     if search is None:
         return ""
-    points = list(dict.fromkeys(trial.dropout for trial in trials.search))[: max(search.wave, GIVE_UP)]
-    wave = {trial.key for trial in trials.search if trial.dropout in points}
+    points = list(dict.fromkeys(trial.chosen for trial in trials.search))[: max(search.wave, GIVE_UP)]
+    wave = {trial.key for trial in trials.search if trial.chosen in points}
     diverged = [key for key in wave if has_diverged(results.get(key))]
     settled = all(key in failed or key in diverged for key in wave)
     is_over = settled and len(diverged) >= GIVE_UP
@@ -221,31 +262,46 @@ def _why_given_up(
 
 
 def _trials_of(
-    cell: Cell, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str], rate: float
+    cell: Cell,
+    protocol: Protocol,
+    results: Mapping[str, Json],
+    failed: Collection[str],
+    rate: float,
+    paused: Mapping[str, Json],
 ) -> CellTrials:
     search = protocol.search
+    own = Setting(rate=rate)
     if search is None:
-        trials = protocol_trials(cell, (), "", protocol, results, rate)
-        further = further_seeds(cell, (), protocol, results, failed, rate)
+        trials = protocol_trials(cell, own, "", protocol, results)
+        further = further_seeds(cell, own, protocol, results, failed)
         return CellTrials([], trials, _second_phases(cell, protocol, trials, failed), further)
-    cell_study = study(search, cell, results, failed, rate)
-    searched = [trial for suggestion in cell_study.suggestions for trial in suggestion.trials]
+    cell_study = study(search, cell, results, failed, rate, paused)
+    searched = cell_study.trials
+    known = CellTrials(searched, [], [], pauses=cell_study.pauses, paused=cell_study.paused)
     # A winner on the hold-out with seed 0 is also the first phase of Single.
     is_first_phase = search.folds == 0 and search.seed == 0
     if not cell_study.is_finished:
-        missing = budget(search, cell) * max(1, search.folds) - len(searched)
+        missing = max(0, budget(search, cell) * max(1, search.folds) - len(searched))
         stand_in = Trial(cell, "inner", search.seed, (), 0, search.folds) if search.folds else Trial(cell, "holdout")
-        trials = protocol_trials(cell, (), "-" if is_first_phase else "", protocol, {}, rate)
+        trials = protocol_trials(cell, own, "-" if is_first_phase else "", protocol, {})
         pending = [stand_in] * missing + trials + _second_phases(cell, protocol, trials, ())
-        return CellTrials(searched, [], pending)
+        return known._replace(pending=pending)
     winner = cell_study.winner
-    if winner is None:  # all of its trials failed
-        return CellTrials(searched, [], [])
+    if winner is None:  # all of its trials failed, or exceed a limit
+        return known._replace(why=_why_no_winner(search, cell_study.trials, cell, results))
     reference = winner.trial.key if is_first_phase else ""
-    dropout = winner.trial.dropout
-    trials = protocol_trials(cell, dropout, reference, protocol, results, rate)
-    further = further_seeds(cell, dropout, protocol, results, failed, rate)
-    return CellTrials(searched, trials, _second_phases(cell, protocol, trials, failed), further)
+    chosen = setting_of(winner.trial)
+    trials = protocol_trials(cell, chosen, reference, protocol, results)
+    further = further_seeds(cell, chosen, protocol, results, failed)
+    return known._replace(protocol=trials, pending=_second_phases(cell, protocol, trials, failed), further=further)
+
+
+def _why_no_winner(search: Search, trials: Sequence[Trial], cell: Cell, results: Mapping[str, Json]) -> str:
+    """Return why a search has chosen nothing, where it is not that all of its trials failed; empty there."""
+    if not trials:
+        return f"no trial of its search may be trained: {why_refused(search, Trial(cell, 'holdout'))}"
+    is_limited = bool(search.limits) and any(trial.key in results for trial in trials)
+    return "no trial of its search keeps the limits" if is_limited else ""
 
 
 def _second_phases(cell: Cell, protocol: Protocol, known: Sequence[Trial], failed: Collection[str]) -> list[Trial]:
@@ -256,37 +312,38 @@ def _second_phases(cell: Cell, protocol: Protocol, known: Sequence[Trial], faile
 
 
 def protocol_trials(
-    cell: Cell, dropout: Rates, reference: str, protocol: Protocol, results: Mapping[str, Json], rate: float = 0.0
+    cell: Cell, chosen: Setting, reference: str, protocol: Protocol, results: Mapping[str, Json]
 ) -> list[Trial]:
-    """Return the trials of a cell with its dropout chosen; `reference` is a finished first phase with seed 0."""
+    """Return the trials of a cell with its setting chosen; `reference` is a finished first phase with seed 0."""
     trials = []
     for seed in range(protocol.seeds):
-        trials += _seed_trials(cell, seed, dropout, reference if seed == 0 else "", protocol, results, rate)
+        trials += _seed_trials(cell, seed, chosen, reference if seed == 0 else "", protocol, results)
     # Each fold starts from weights of its own, the same for all cells, so that their differences are independent.
-    trials += [Trial(cell, "fold", fold, dropout, fold, protocol.folds, rate=rate) for fold in range(protocol.folds)]
+    folds = protocol.folds
+    trials += [Trial(cell, "fold", fold, fold=fold, folds=folds, **chosen._asdict()) for fold in range(folds)]
     return trials
 
 
 def _seed_trials(
-    cell: Cell, seed: int, dropout: Rates, reference: str, protocol: Protocol, results: Mapping[str, Json], rate: float
+    cell: Cell, seed: int, chosen: Setting, reference: str, protocol: Protocol, results: Mapping[str, Json]
 ) -> list[Trial]:
     """Return the trials of one seed: the ablation's, and the phases of Single, the second once the first is known."""
     trials = []
     if protocol.ablation:
-        trials.append(Trial(cell, "ablation", seed, dropout, rate=rate))
+        trials.append(Trial(cell, "ablation", seed, **chosen._asdict()))
     if protocol.single:
-        first = Trial(cell, "holdout", seed, dropout, rate=rate)
+        first = Trial(cell, "holdout", seed, **chosen._asdict())
         key = reference or first.key
         if key == first.key:
             trials.append(first)
         if key in results:
             second = SECOND_SEED + seed
-            trials.append(Trial(cell, "match", second, dropout, match=protocol.match, reference=key, rate=rate))
+            trials.append(Trial(cell, "match", second, match=protocol.match, reference=key, **chosen._asdict()))
     return trials
 
 
 def further_seeds(
-    cell: Cell, dropout: Rates, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str], rate: float
+    cell: Cell, chosen: Setting, protocol: Protocol, results: Mapping[str, Json], failed: Collection[str]
 ) -> list[Trial]:
     """Return the trials of more seeds than are declared that were trained, or have failed: they count as well."""
     trials: list[Trial] = []
@@ -295,7 +352,7 @@ def further_seeds(
     while seed < last:
         known = [
             trial
-            for trial in _seed_trials(cell, seed, dropout, "", protocol, results, rate)
+            for trial in _seed_trials(cell, seed, chosen, "", protocol, results)
             if trial.key in results or trial.key in failed
         ]
         seed += 1
@@ -320,9 +377,11 @@ def seeds_text(protocol: Protocol, trials: Iterable[Trial]) -> str:
     return f"{declared}, {counts}" if counts else ""
 
 
-def expand(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = ()) -> list[Trial]:
+def expand(
+    sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = (), paused: Mapping[str, Json] = NOTHING
+) -> list[Trial]:
     """Return the trials known now, in the order in which they should start: a pure function of the ledger."""
-    return planned(sweep_trials(sweep, results, failed).values())
+    return planned(sweep_trials(sweep, results, failed, paused=paused).values())
 
 
 def rate_choices(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str]) -> dict[str, RateChoice]:
@@ -343,12 +402,16 @@ def rate_trials(choices: Mapping[str, RateChoice]) -> CellTrials:
 
 
 def sweep_trials(
-    sweep: Sweep, results: Mapping[str, Json], failed: Collection[str] = (), insisted: Collection[str] = ()
+    sweep: Sweep,
+    results: Mapping[str, Json],
+    failed: Collection[str] = (),
+    insisted: Collection[str] = (),
+    paused: Mapping[str, Json] = NOTHING,
 ) -> dict[str, CellTrials]:
     """Return the trials of each cell by its key, and under "" those of the studies of the learning rate."""
     choices = rate_choices(sweep, results, failed)
     cells = {
-        cell.key: cell_trials(cell, sweep.protocol, results, failed, insisted, choices.get(cell.key, OWN_RATE))
+        cell.key: cell_trials(cell, sweep.protocol, results, failed, insisted, choices.get(cell.key, OWN_RATE), paused)
         for cell in sweep.cells
     }
     return {"": rate_trials(choices)} | cells
@@ -377,11 +440,20 @@ def ordered(cells: Iterable[CellTrials]) -> list[Trial]:
 
 # Where each trial stands
 
-STATES = ("new", "running", "done", "stale", "failed", "skipped")
+STATES = ("new", "running", "paused", "done", "stale", "failed", "skipped")
+
+
+def state_heads(states: Iterable[str]) -> str:
+    """Return the headings of columns of states, five letters wide each."""
+    short = {"running": "run", "paused": "wait", "failed": "fail", "skipped": "skip"}
+    return "".join(f" {short.get(state, state):>4}" for state in states)
 
 
 class TrialStatus(NamedTuple):
-    """Trial and its state: new, running (it has a checkpoint), done, stale, failed or skipped; `why` for the last."""
+    """Trial and its state: new, running (it has a checkpoint), paused, done, stale, failed or skipped; `why` for some.
+
+    A paused trial of a search waits at a rung, with its checkpoint; it goes on only if its error is among the best.
+    """
 
     trial: Trial
     state: str
@@ -467,6 +539,11 @@ class Plan:
         return len(self.statuses) + len(self.pending)
 
     @property
+    def states(self) -> tuple[str, ...]:
+        """Return the states to show: "paused" only where a trial is."""
+        return tuple(state for state in STATES if state != "paused" or self.count(state))
+
+    @property
     def to_do(self) -> list[Trial]:
         """Return the trials still to be trained."""
         return [status.trial for status in self.statuses if status.state in ("new", "running")]
@@ -481,7 +558,9 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     begun = set(ledger.folders("checkpoints"))
     codes = {cell.key: cell_fingerprint(cell) for cell in sweep.cells}
     insisted = set(ledger.names("insisted"))
-    cells = list(sweep_trials(sweep, results, failed, insisted).values())
+    paused = ledger.paused()
+    cells = list(sweep_trials(sweep, results, failed, insisted, paused).values())
+    waiting = frozenset[str]().union(*(cell.paused for cell in cells))
     given_up = {key: cell.why for cell in cells for key in cell.skipped}
     statuses = []
     for trial in ordered(cells):
@@ -501,6 +580,9 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         elif trial.key in given_up:
             state = "skipped"
             why = given_up[trial.key]
+        elif trial.key in waiting:
+            state = "paused"
+            why = f"after epoch {paused[trial.key]['epoch']} of {trial.recipe.epochs}"
         elif trial.key in begun:
             state = "running"
         if trial.key in torn and state in ("new", "running"):
@@ -555,12 +637,12 @@ def stale(result: Json, fingerprint: str, code: str) -> str:
 
 def plan_to_json(plan: Plan) -> Json:
     """Return the plan as JSON for the ledger, from which the sweep can be declared again without its page."""
-    sweep = plan.sweep
+    sweep, search = plan.sweep, plan.sweep.protocol.search
     return {
         "sweep": sweep.name,
         "profile": sweep.profile,
         "variant": sweep.variant,
-        "protocol": dataclasses.asdict(sweep.protocol),
+        "protocol": dataclasses.asdict(sweep.protocol) | {"search": search_to_json(search) if search else None},
         "cells": [cell_to_json(cell) | {"key": cell.key} for cell in sweep.cells],
         "trials": {status.trial.key: status.trial.label for status in plan.statuses},
         "fingerprints": dict(plan.fingerprints),
@@ -573,9 +655,7 @@ def sweep_from_json(value: Json | None) -> Sweep:
     try:
         protocol = dict(value["protocol"])
         if protocol["search"] is not None:
-            search = dict(protocol["search"])
-            search["space"] = tuple(Dimension(*dimension) for dimension in search["space"])
-            protocol["search"] = Search(**search)
+            protocol["search"] = search_from_json(protocol["search"])
         if protocol.get("rates") is not None:
             protocol["rates"] = RateStudy(str(protocol["rates"]["baseline"]), tuple(protocol["rates"]["rates"]))
         cells = tuple(cell_from_json(cell) for cell in value["cells"])

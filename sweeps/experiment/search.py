@@ -1,49 +1,73 @@
-"""Dropout searches: one study per cell, derived from the ledger, asked in waves, the same on a cluster of any size.
+"""Searches: one study per cell, derived from the ledger, the same on a cluster of any size.
 
-The first suggestion of each is zero dropout. A suggestion is a pure function of search, cell, number and the values of
-all earlier waves: each has a new sampler of its own seed, and a wave begins when all values of the one before are
-known. So a killed sweep asks for the same points again. A point that is suggested twice is one trial, trained once.
+The first suggestion of each is the cell's own setting, or zero dropout. A suggestion is a pure function of search,
+cell, number and the values of all earlier waves: each has a new sampler of its own seed, and a wave begins when all
+values of the one before are known. So a killed sweep asks for the same points again. A point that is suggested twice is
+one trial, trained once. With successive halving (sweeps.experiment.halving) a clock of epochs stands for the waves.
 """
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
-from crelu_models.spec import seed_from
+from crelu_models.spec import Net
+from sweeps.experiment.halving import Bracket, rungs
 from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import SPACES, Dimension
+from sweeps.experiment.sampling import (
+    DIRECTIONS,
+    SAMPLERS,
+    Observation,
+    Point,
+    Sampler,
+    grid,
+    importances,
+    suggest,
+    wilcoxon_prunes,
+    write_study,
+)
+from sweeps.experiment.space import (
+    Axis,
+    Choices,
+    Float,
+    Space,
+    axis_from_json,
+    axis_to_json,
+    choosable,
+    typed,
+)
 from sweeps.experiment.trial import Cell, Rates, Trial
+from sweeps.store.ledger import Json
 
-if TYPE_CHECKING:
-    import optuna
-
-SAMPLERS = ("tpe", "gp", "grid", "random")
 WARM_UP = 4  # finished trials, and epochs of a trial, before anything is pruned
-FOLDS_AT_ONCE = 4  # of a suggestion: fewer pairs cannot bring Wilcoxon's p below P_PRUNE
-P_PRUNE = 0.1
+FOLDS_AT_ONCE = 4  # of a suggestion: fewer pairs cannot bring Wilcoxon's p below sampling.P_PRUNE
 QUANTILE = 1 / 3  # of earlier trials' errors at an epoch: a trial above it is pruned
 NO_THRESHOLD = 1000.0  # percent: no error is above it
+LIMITS = ("parameters", "seconds")
+ASKED = 4  # suggestions for each that is trained, at most: others exceed a limit before they begin
 FURTHEST = 1e300  # no value of another metric is worse
-
-DIRECTIONS = {"lower": "minimize", "higher": "maximize"}  # Optuna's words
+BETTER = {"lower": "minimize", "higher": "maximize"}  # Optuna's words
 
 Result = Mapping[str, Any]
-Point = tuple[float, ...]
+NOTHING: Final[Mapping[str, Json]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Search:
-    """Search for a cell's dropout: this many suggestions, in waves, by a sampler, over a space (empty: the family's).
+    """Search of a cell's setting: so many trials, in waves, by a sampler, over a space (empty: the family's dropout).
 
-    A suggestion is judged by its error on the hold-out, or, with `folds`, by its mean error over that many folds.
+    The space has a Float, an Int or a Choice for each dotted name: recipe.FIELD, model.ARGUMENT, net.dropout.LAYER and
+    net.width. A suggestion is judged by the `objective` on the hold-out (empty: the page's metric there), with `folds`
+    by its mean over that many folds; the `direction` says whether the least or the largest value wins.
     `prune` ends a trial whose error is above the best third of earlier ones. Over folds it leaves out the remaining
     folds of a suggestion that is worse than the best one by Wilcoxon's signed-rank test (p < 0.1) on those so far.
+    `halving` takes its place: trials pause at rungs, the first after `rung` epochs (0: two rungs before the last
+    epoch), and one in `halving` goes on to the next. `limits` on parameters and seconds are kept by the winner.
     """
 
     trials: int = 20
@@ -51,267 +75,465 @@ class Search:
     wave: int = 4
     prune: bool = True
     seed: int = 0
-    space: tuple[Dimension, ...] = ()
+    space: Space | tuple[Dimension, ...] | tuple[Axis, ...] = ()
     folds: int = 0
+    objective: str = ""
+    direction: str = ""
+    halving: int = 0
+    rung: int = 0
+    limits: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError for a search that cannot be."""
+        for name in ("space", "limits"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                pairs = value.items()
+                object.__setattr__(self, name, tuple(Axis(*pair) if name == "space" else pair for pair in pairs))
         if self.sampler not in SAMPLERS:
             raise ValueError(f"a search's sampler is one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
         if self.trials < 1 or self.wave < 1:
             raise ValueError(f"a search has at least one trial and one a wave, not {self.trials} and {self.wave}")
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"a search is on the hold-out (folds 0) or on two folds or more, not on {self.folds}")
+        self._check_space()
+        self._check_objective()
+        self._check_halving()
+
+    def _check_space(self) -> None:
+        for axis in self.axes:
+            if self.sampler == "grid" and isinstance(axis.domain, Float) and not axis.domain.step:
+                raise ValueError(f"a grid needs steps: give {axis.name!r} a step, or take another sampler")
+
+    def _check_objective(self) -> None:
+        if self.direction and self.direction not in DIRECTIONS:
+            raise ValueError(f"a search's direction is minimize or maximize, not {self.direction!r}")
+        if self.objective.startswith(("test/", "final/", "agg/")):
+            raise ValueError(f"a search never chooses on the test pictures: {self.objective!r} is measured on them")
+        for name, most in self.limits_by_name.items():
+            if name not in LIMITS or not 0 < most < math.inf:
+                raise ValueError(
+                    f"a search's limits are numbers above 0 of {' and '.join(LIMITS)}, not {name}={most!r}"
+                )
+
+    def _check_halving(self) -> None:
+        if self.halving == 0 and self.rung == 0:
+            return
+        if self.halving < 2 or self.rung < 0:
+            raise ValueError(
+                f"successive halving lets one in 2 or more trials go on (0: off) from a rung of one epoch or more, "
+                f"not one in {self.halving} from {self.rung}"
+            )
+        if self.folds:
+            raise ValueError("successive halving is on the hold-out: leave its factor out, or the folds of the search")
+        if "recipe.epochs" in {axis.name for axis in self.axes}:
+            raise ValueError(
+                "successive halving needs as many epochs of all trials: take recipe.epochs out of the space"
+            )
+        if self.objective or self.direction:
+            raise ValueError("successive halving compares the page's metric: leave it out, or objective and direction")
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Return the declared dimensions by dotted name; none where the space is of dropout rates alone."""
+        return tuple(axis for axis in self.space if isinstance(axis, Axis))
+
+    @property
+    def limits_by_name(self) -> dict[str, float]:
+        """Return the limits by name."""
+        return dict(self.limits)
+
+
+def search_to_json(search: Search) -> Json:
+    """Return a search as JSON."""
+    space: list[Any] = [axis_to_json(axis) for axis in search.axes] or [list(part) for part in search.space]
+    return dataclasses.asdict(search) | {
+        "space": space,
+        "limits": [list(pair) for pair in search.limits_by_name.items()],
+    }
+
+
+def search_from_json(value: Json) -> Search:
+    """Return the search that `search_to_json` wrote; KeyError, TypeError or ValueError for any other value."""
+    space = [axis_from_json(part) if isinstance(part, dict) else Dimension(*part) for part in value["space"]]
+    limits = tuple((str(name), float(most)) for name, most in value.get("limits", ()))  # older plans lack it
+    return Search(**(dict(value) | {"space": tuple(space), "limits": limits}))
+
+
+class Goal(NamedTuple):
+    """Number by which a search judges, and whether the least or the largest value wins."""
+
+    name: str
+    direction: str
+
+    def loss(self, value: float) -> float:
+        """Return a value as a number that is to be small."""
+        return -value if self.direction == "maximize" else value
+
+
+def goal(search: Search, cell: Cell) -> Goal:
+    """Return the number that a cell's search looks at: its objective, else the metric on the hold-out."""
+    if search.objective:
+        return Goal(search.objective, search.direction or "minimize")
+    return Goal(cell.metric.held_out, search.direction or BETTER[cell.metric.better])
+
+
+class Setting(NamedTuple):
+    """What is chosen for a cell: dropout by layer, choices by dotted name, a learning rate (0: the recipe's own)."""
+
+    dropout: Rates = ()
+    choices: Choices = ()
+    rate: float = 0.0
+
+
+def setting_of(trial: Trial) -> Setting:
+    """Return what was chosen for a trial."""
+    return Setting(trial.dropout, trial.choices, trial.rate)
 
 
 class Suggestion(NamedTuple):
     """Suggestion of a study, with its trials (one, or one per fold) and its value.
 
-    The value is None while unknown, and nan where a trial failed; `pruned` where some of its folds were left out.
+    The value is None while unknown, and nan where a trial failed; `pruned` where some of its folds or epochs were left
+    out. `rungs` are the values at the epochs where it paused. `excess` says by how much it exceeds each limit, below 0
+    where it keeps it. What is `refused` is not trained, for this reason.
     """
 
     number: int
     trials: tuple[Trial, ...]
     value: float | None
     pruned: bool = False
+    rungs: tuple[tuple[int, float], ...] = ()
+    excess: tuple[tuple[str, float], ...] = ()
+    refused: str = ""
 
     @property
     def trial(self) -> Trial:
         """Return the first of its trials, which differ in their fold alone."""
         return self.trials[0]
 
+    @property
+    def keeps_limits(self) -> bool:
+        """Return whether it exceeds no limit, as far as is known."""
+        return all(more <= 0 for _, more in self.excess)
+
 
 @dataclass(frozen=True)
 class Study:
-    """Suggestions of a cell's study so far."""
+    """Suggestions of a cell's study so far; `pauses` are the epochs at which trials that are to train pause, by key."""
 
     cell: Cell
     search: Search
     suggestions: tuple[Suggestion, ...]
-
-    @property
-    def is_finished(self) -> bool:
-        """Return whether the budget is used and every value is known."""
-        complete = len(self.suggestions) == budget(self.search, self.cell)
-        return complete and all(suggestion.value is not None for suggestion in self.suggestions)
+    is_finished: bool
+    pauses: Mapping[str, int] = field(default_factory=dict)
+    paused: frozenset[str] = frozenset()  # keys of trials that wait at a rung
 
     @property
     def winner(self) -> Suggestion | None:
-        """Return the suggestion of the best hold-out value, the earlier of equal ones; None where none is known."""
-        return _best(self.suggestions, self.cell.metric)
+        """Return the suggestion of the best value, the earlier of equal ones; None where no value is known."""
+        return _best(goal(self.search, self.cell), self.suggestions)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Return the trials of all suggestions, those left out that are refused."""
+        return [trial for suggestion in self.suggestions if not suggestion.refused for trial in suggestion.trials]
 
 
-def _best(suggestions: Sequence[Suggestion], metric: Metric) -> Suggestion | None:
-    """Return the earliest suggestion of the best value, of those with all their folds."""
-    complete = [
-        (metric.cost(s.value), s.number, s)
-        for s in suggestions
-        if s.value is not None and math.isfinite(s.value) and not s.pruned
-    ]
-    return min(complete)[2] if complete else None
+def _best(aim: Goal, suggestions: Sequence[Suggestion]) -> Suggestion | None:
+    """Return the earliest suggestion of the best value, of those with all their folds and within all limits."""
+    complete = [s for s in suggestions if s.value is not None and math.isfinite(s.value) and not s.pruned]
+    within = [suggestion for suggestion in complete if suggestion.keeps_limits]
+    return min(within, key=lambda suggestion: (aim.loss(suggestion.value or 0.0), suggestion.number), default=None)
 
 
-def space(search: Search, cell: Cell) -> tuple[Dimension, ...]:
+def space(search: Search, cell: Cell) -> tuple[Axis, ...]:
     """Return the dimensions of a cell's search; ValueError where its recipe's family has none."""
+    if search.axes:
+        return search.axes
     family = cell.recipe.name.partition("-")[0]
-    dimensions = search.space or SPACES.get(family, ())
+    dimensions = [part for part in search.space if isinstance(part, Dimension)] or SPACES.get(family, ())
     if not dimensions:
         raise ValueError(
             f"no dropout space for recipes called {family!r}; give Search(space=...) or one of {list(SPACES)}"
         )
-    return dimensions
+    return tuple(Axis(one.after, Float(one.low, one.high, one.step)) for one in dimensions)
 
 
 def budget(search: Search, cell: Cell) -> int:
     """Return how many suggestions each cell of a family gets: at most all points of a grid."""
-    return min(search.trials, len(_grid(space(search, cell)))) if search.sampler == "grid" else search.trials
+    return min(search.trials, len(grid(space(search, cell)))) if search.sampler == "grid" else search.trials
+
+
+def own_point(search: Search, cell: Cell) -> Point | None:
+    """Return the point that is tried first: no dropout, or the cell's own setting; None where the space lacks it."""
+    axes = space(search, cell)
+    own = choosable(cell.net, cell.recipe) if search.axes else {}
+    point = tuple(own.get(axis.name, 0.0) if search.axes else 0.0 for axis in axes)
+    return point if all(axis.domain.holds(value) for axis, value in zip(axes, point, strict=True)) else None
+
+
+class _Known(NamedTuple):
+    """What a study is derived from: results, keys of failed trials, records of paused ones, and its learning rate."""
+
+    results: Mapping[str, Result]
+    failed: Collection[str]
+    paused: Mapping[str, Json]
+    rate: float
 
 
 def study(
-    search: Search, cell: Cell, results: Mapping[str, Result], failed: Collection[str], rate: float = 0.0
-) -> Study:
-    """Return the study of `cell` as far as `results` go: each wave follows from those before it.
-
-    `rate` is the learning rate of its trials, 0 for the recipe's own.
-    """
-    suggestions: list[Suggestion] = []
-    total = budget(search, cell)
-    dimensions = space(search, cell)
-    while len(suggestions) < total and all(suggestion.value is not None for suggestion in suggestions):
-        # Of earlier waves: their points and values, the best so far, and the errors that prune.
-        observed = tuple((_point(suggestion.trial), suggestion.value) for suggestion in suggestions)
-        rival = _best(suggestions, cell.metric)
-        earlier = [results[s.trial.key] for s in suggestions if s.trial.key in results]
-        thresholds = percentile_thresholds(earlier, cell.metric) if search.prune else ()
-        # One more wave.
-        for number in range(len(suggestions), min(len(suggestions) + search.wave, total)):
-            running = tuple(_point(suggestion.trial) for suggestion in suggestions[len(observed) :])
-            rates = suggest(search, cell.key, dimensions, number, observed, running, cell.metric.better)
-            if search.folds:
-                suggestions.append(_over_folds(search, cell, number, rates, rival, results, failed, rate))
-            else:
-                trial = Trial(cell, "holdout", search.seed, rates, pruning_thresholds=thresholds, rate=rate)
-                suggestions.append(Suggestion(number, (trial,), _value(trial, results, failed)))
-    return Study(cell, search, tuple(suggestions))
-
-
-def _over_folds(
     search: Search,
     cell: Cell,
-    number: int,
-    rates: Rates,
-    rival: Suggestion | None,
     results: Mapping[str, Result],
     failed: Collection[str],
-    rate: float,
-) -> Suggestion:
+    rate: float = 0.0,
+    paused: Mapping[str, Json] = NOTHING,
+) -> Study:
+    """Return the study of `cell` as far as the ledger goes: a pure function of it.
+
+    `rate` is the learning rate of its trials, 0 for the recipe's own. `paused` are the records of trials at a rung.
+    """
+    known = _Known(results, failed, paused, rate)
+    return _halved(search, cell, known) if search.halving else _in_waves(search, cell, known)
+
+
+def _in_waves(search: Search, cell: Cell, known: _Known) -> Study:
+    """Return the study whose waves follow each from those before it."""
+    suggestions: list[Suggestion] = []
+    while _may_ask(search, cell, suggestions) and all(suggestion.value is not None for suggestion in suggestions):
+        # Of earlier waves: the best so far, and the errors that prune.
+        observed = len(suggestions)
+        rival = _best(goal(search, cell), suggestions)
+        earlier = [known.results[s.trial.key] for s in suggestions if not s.refused and s.trial.key in known.results]
+        prunes = search.prune and not search.objective and not search.direction
+        thresholds = percentile_thresholds(earlier, cell.metric) if prunes else ()
+        # One more wave.
+        wave = 0
+        while wave < search.wave and _may_ask(search, cell, suggestions):
+            trial = _next_trial(search, cell, suggestions, observed, thresholds, known)
+            number = len(suggestions)
+            if why := why_refused(search, trial):
+                suggestions.append(_refused(search, number, trial, why))
+                continue
+            wave += 1
+            if search.folds:
+                suggestions.append(_over_folds(search, number, trial, rival, known))
+            else:
+                value = _value(search, trial, known)
+                excess = _excess(search, trial, known)
+                suggestions.append(Suggestion(number, (trial,), value, excess=excess))
+    is_over = not _may_ask(search, cell, suggestions)
+    finished = is_over and all(suggestion.value is not None for suggestion in suggestions)
+    return Study(cell, search, tuple(suggestions), finished)
+
+
+def _may_ask(search: Search, cell: Cell, suggestions: Sequence[Suggestion]) -> bool:
+    """Return whether a study asks for one more: its budget counts what is trained, and a grid ends with its points."""
+    trained = sum(not suggestion.refused for suggestion in suggestions)
+    most = len(grid(space(search, cell))) if search.sampler == "grid" else ASKED * search.trials
+    return trained < search.trials and len(suggestions) < most
+
+
+def _next_trial(
+    search: Search,
+    cell: Cell,
+    suggestions: Sequence[Suggestion],
+    observed: int,
+    thresholds: tuple[float, ...],
+    known: _Known,
+) -> Trial:
+    """Return the first trial of the next suggestion; the values of the first `observed` ones are known to it."""
+    told = [_observation(s) for s in suggestions[:observed]]
+    told += [_observation(s) for s in suggestions[observed:] if s.refused]
+    running = tuple(_point(s.trial) for s in suggestions[observed:] if not s.refused)
+    return _trial_at(search, cell, _ask(search, cell, len(suggestions), tuple(told), running), thresholds, known.rate)
+
+
+def _ask(
+    search: Search, cell: Cell, number: int, observed: tuple[Observation, ...], running: tuple[Point, ...]
+) -> Point:
+    """Return the point of a suggestion."""
+    sampler = Sampler(search.sampler, search.seed, goal(search, cell).direction)
+    return suggest(sampler, cell.key, space(search, cell), number, observed, running, own_point(search, cell))
+
+
+def _trial_at(search: Search, cell: Cell, point: Point, thresholds: tuple[float, ...], rate: float) -> Trial:
+    """Return the trial of a point; over folds, that of the first fold."""
+    named = [(axis.name, value) for axis, value in zip(space(search, cell), point, strict=True)]
+    rates: Rates = ()
+    choices: Choices = ()
+    if search.axes:
+        own = choosable(cell.net, cell.recipe)
+        choices = tuple((name, typed(name, value, own)) for name, value in named)
+    else:
+        rates = tuple((name, float(value)) for name, value in named)
+    if search.folds:
+        return Trial(cell, "inner", search.seed, rates, 0, search.folds, rate=rate, choices=choices)
+    return Trial(cell, "holdout", search.seed, rates, pruning_thresholds=thresholds, rate=rate, choices=choices)
+
+
+def why_refused(search: Search, trial: Trial) -> str:
+    """Return why a trial is not trained: no recipe or net has such values, or a limit is exceeded; empty for none."""
+    try:
+        excess = _excess_before(search, trial)
+    except ValueError as error:
+        return str(error)
+    return next((f"more {name} than the limit" for name, more in excess if more > 0), "")
+
+
+def _refused(search: Search, number: int, trial: Trial, why: str) -> Suggestion:
+    try:
+        excess = _excess_before(search, trial)
+    except ValueError:
+        excess = ()
+    return Suggestion(number, (trial,), math.nan, excess=excess, refused=why)
+
+
+def _excess_before(search: Search, trial: Trial) -> tuple[tuple[str, float], ...]:
+    """Return by how much a trial exceeds the limit on parameters, which is known before it is trained."""
+    net, _ = trial.net, trial.recipe
+    most = search.limits_by_name.get("parameters")
+    if most is None or not isinstance(net, Net):
+        return ()
+    from crelu_data.datasets import dataset  # with NumPy, which a page's declaration does without
+
+    return (("parameters", net.parameters(dataset(trial.cell.dataset).classes) - most),)
+
+
+def _excess(search: Search, trial: Trial, known: _Known) -> tuple[tuple[str, float], ...]:
+    """Return by how much a trial exceeds each limit, as far as is known."""
+    result = known.results.get(trial.key)
+    most = search.limits_by_name.get("seconds")
+    of_time = (("seconds", float(result["seconds"]) - most),) if result is not None and most is not None else ()
+    return (*_excess_before(search, trial), *of_time)
+
+
+def _over_folds(search: Search, number: int, first: Trial, rival: Suggestion | None, known: _Known) -> Suggestion:
     """Return a suggestion with the folds started so far: a few at once, then one by one while it may still be best.
 
     It is compared with `rival`, the best of earlier waves, so pruning does not depend on what else runs.
     """
-    trials = tuple(
-        Trial(cell, "inner", search.seed + fold, rates, fold, search.folds, rate=rate) for fold in range(search.folds)
-    )
-    values = [_value(trial, results, failed) for trial in trials]
+    trials = tuple(dataclasses.replace(first, seed=search.seed + fold, fold=fold) for fold in range(search.folds))
+    values = [_value(search, trial, known) for trial in trials]
+    excess = _excess(search, first, known)
+    loss = goal(search, first.cell).loss
     errors: tuple[float, ...] = ()
     if rival is not None and search.prune:
-        errors = tuple(_value(trial, results, failed) or 0.0 for trial in rival.trials)
+        errors = tuple(loss(_value(search, trial, known) or 0.0) for trial in rival.trials)
     for started in range(min(FOLDS_AT_ONCE, search.folds), search.folds + 1):
-        known = tuple(value for value in values[:started] if value is not None)
-        if len(known) < started:
+        values_known = tuple(value for value in values[:started] if value is not None)
+        if len(values_known) < started:
             return Suggestion(number, trials[:started], None)
-        mean = math.fsum(known) / started
-        compare = errors and started < search.folds
-        if math.isnan(mean) or (compare and wilcoxon_prunes(known, errors, cell.metric.better)):
-            return Suggestion(number, trials[:started], mean, pruned=True)
-    return Suggestion(number, trials, mean)
+        mean = math.fsum(values_known) / started
+        losses = tuple(map(loss, values_known))
+        if math.isnan(mean) or (errors and started < search.folds and wilcoxon_prunes(losses, errors)):
+            return Suggestion(number, trials[:started], mean, pruned=True, excess=excess)
+    return Suggestion(number, trials, mean, excess=excess)
 
 
-@lru_cache(maxsize=65536)
-def wilcoxon_prunes(values: tuple[float, ...], rival: tuple[float, ...], better: str = "lower") -> bool:
-    """Return whether Optuna's WilcoxonPruner prunes values on the first folds, compared with those of `rival`."""
-    optuna = _optuna()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        pruner = optuna.pruners.WilcoxonPruner(p_threshold=P_PRUNE)
-    study = optuna.create_study(direction=DIRECTIONS[better], pruner=pruner)
-    mean = math.fsum(rival) / len(rival)
-    state = optuna.trial.TrialState.COMPLETE
-    study.add_trial(optuna.trial.create_trial(state=state, value=mean, intermediate_values=dict(enumerate(rival))))
-    trial = study.ask()
-    for fold, value in enumerate(values):
-        trial.report(value, fold)
-    return bool(trial.should_prune())
-
-
-def _value(trial: Trial, results: Mapping[str, Result], failed: Collection[str]) -> float | None:
-    """Return the best hold-out value of a trial, nan where it failed, None where it is not known yet."""
-    result = results.get(trial.key)
+def _value(search: Search, trial: Trial, known: _Known) -> float | None:
+    """Return the objective of a trial, nan where it failed, None where it is not known yet."""
+    result = known.results.get(trial.key)
     if result is not None:
-        return float(result["metrics"].get(trial.cell.metric.held_out, math.nan))
-    return math.nan if trial.key in failed else None
+        return float(result["metrics"].get(goal(search, trial.cell).name, math.nan))
+    return math.nan if trial.key in known.failed else None
 
 
 def _point(trial: Trial) -> Point:
-    return tuple(rate for _, rate in trial.dropout)
+    return tuple(value for _, value in trial.chosen)
 
 
-@lru_cache(maxsize=65536)
-def suggest(
-    search: Search,
-    key: str,
-    dimensions: tuple[Dimension, ...],
-    number: int,
-    observed: tuple[tuple[Point, float | None], ...],
-    running: tuple[Point, ...],
-    better: str = "lower",
-) -> Rates:
-    """Return suggestion `number` of the study `key`, given the values observed and the points of this wave so far.
+def _observation(suggestion: Suggestion) -> Observation:
+    """Return what a sampler is told of a suggestion; a value over fewer folds counts as a whole one."""
+    early = suggestion.pruned and bool(suggestion.rungs)
+    return Observation(_point(suggestion.trial), suggestion.value, suggestion.rungs, early, suggestion.excess)
 
-    The first suggestion is no dropout at all, where the space has it. Every later suggestion is compared with it.
+
+# Successive halving ---------------------------------------------------------------------------------------------------
+
+
+def _halved(search: Search, cell: Cell, known: _Known) -> Study:
+    """Return the study whose trials pause at rungs, played on the clock of its bracket as far as values are known."""
+    steps = rungs(cell.recipe.epochs, search.halving, search.rung)
+    bracket = Bracket(budget(search, cell), search.wave, steps, search.halving)
+    asked: list[Suggestion] = []
+    arms: list[int] = []  # numbers of their suggestions
+    while True:
+        while (job := bracket.begin_next()) is not None:
+            if job.rung == 0 and not _begin_arm(search, cell, bracket, asked, arms, known):
+                bracket.drop(job)
+        job = bracket.first_to_end()
+        value = None if job is None else _value_at(search, asked[arms[job.arm]].trial, steps[job.rung], known)
+        if job is None or value is None:
+            break
+        bracket.finish(job, cell.metric.cost(value))
+    suggestions = list(asked)
+    for arm, number in enumerate(arms):
+        suggestions[number] = _standing(search, asked[number].trial, number, arm, bracket, known)
+    pauses: dict[str, int] = {}
+    for job in bracket.running:
+        trial = asked[arms[job.arm]].trial
+        if _value_at(search, trial, steps[job.rung], known) is None:
+            pauses[trial.key] = max(steps[job.rung], pauses.get(trial.key, 0))
+    begun = {asked[number].trial.key for number in arms}
+    settled = {key for key in begun if key in known.results or key in known.failed}
+    paused = frozenset(begun - settled - pauses.keys())
+    return Study(cell, search, tuple(suggestions), not bracket.running, pauses, paused)
+
+
+def _begin_arm(
+    search: Search, cell: Cell, bracket: Bracket, asked: list[Suggestion], arms: list[int], known: _Known
+) -> bool:
+    """Ask for the trial of a new arm, by what the clock has shown so far; False where all that come are refused."""
+    while _may_ask(search, cell, asked):
+        number = len(asked)
+        by_number = dict(zip(arms, range(len(arms)), strict=True))
+        seen = [
+            _observation(s if s.refused else _standing(search, s.trial, s.number, by_number[s.number], bracket, known))
+            for s in asked
+        ]
+        observed = tuple(one for one in seen if one.rungs or one.value is not None)
+        running = tuple(one.point for one in seen if not one.rungs and one.value is None)
+        trial = _trial_at(search, cell, _ask(search, cell, number, observed, running), (), known.rate)
+        if why := why_refused(search, trial):
+            asked.append(_refused(search, number, trial, why))
+            continue
+        asked.append(Suggestion(number, (trial,), None))
+        arms.append(number)
+        return True
+    return False
+
+
+def _standing(search: Search, trial: Trial, number: int, arm: int, bracket: Bracket, known: _Known) -> Suggestion:
+    """Return where an arm stands by the clock: its value and rungs, and whether it has paused before the last one."""
+    reached = tuple((epoch, trial.cell.metric.cost(value)) for epoch, value in bracket.rungs_of(arm))
+    runs = any(job.arm == arm for job in bracket.running)
+    whole = bool(reached) and reached[-1][0] == bracket.steps[-1]
+    value = reached[-1][1] if reached and not runs else None
+    kept = tuple((epoch, value) for epoch, value in reached if math.isfinite(value))
+    # Its seconds are known with its result, which the clock shows at its last rung.
+    excess = _excess(search, trial, known) if whole else _excess_before(search, trial)
+    return Suggestion(number, (trial,), value, bool(reached) and not whole, kept, excess)
+
+
+def _value_at(search: Search, trial: Trial, epochs: int, known: _Known) -> float | None:
+    """Return the best value of a trial up to an epoch, as far as it has trained; its last one where it has ended.
+
+    It is nan where the trial failed, None where it is not known yet.
     """
-    has_zero = all(dimension.low == 0 for dimension in dimensions)
-    rates: Sequence[float]
-    if search.sampler == "grid":
-        points = _grid(dimensions)
-        order = _shuffled(len(points), seed_from(search.seed, key))
-        rates = points[([0, *(index for index in order if index)] if has_zero else order)[number]]
-    elif number == 0 and has_zero:
-        rates = [0.0] * len(dimensions)
-    else:
-        study = optuna_study(search, key, dimensions, number, observed, running, better)
-        params = study.ask(_distributions(dimensions)).params
-        rates = [params[dimension.after] for dimension in dimensions]
-    return tuple((dimension.after, round(float(rate), 6)) for dimension, rate in zip(dimensions, rates, strict=True))
+    result = known.results.get(trial.key)
+    if result is None and trial.key in known.failed:
+        return math.nan
+    record = result if result is not None else known.paused.get(trial.key, {})
+    curve = record.get("curve", ())
+    goes_on = epochs < trial.recipe.epochs and len(curve) >= epochs and record.get("status") != "diverged"
+    if goes_on:
+        return trial.cell.metric.best(float(value) for value in curve[:epochs])
+    return _value(search, trial, known)
 
 
-def optuna_study(
-    search: Search,
-    key: str,
-    dimensions: tuple[Dimension, ...],
-    number: int,
-    observed: Sequence[tuple[Point, float | None]],
-    running: Sequence[Point] = (),
-    better: str = "lower",
-    storage: optuna.storages.BaseStorage | None = None,
-    name: str | None = None,
-) -> optuna.Study:
-    """Return an Optuna study of the points observed, complete or failed, and of those of the open wave as running."""
-    optuna = _optuna()
-    states = optuna.trial.TrialState
-    seed = seed_from(search.seed, key, number) % 2**32
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if search.sampler == "tpe":
-            sampler = optuna.samplers.TPESampler(seed=seed)
-        elif search.sampler == "gp":
-            sampler = optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
-        else:
-            sampler = optuna.samplers.RandomSampler(seed=seed)
-    study = optuna.create_study(direction=DIRECTIONS[better], sampler=sampler, storage=storage, study_name=name)
-    distributions = _distributions(dimensions)
-    points: list[tuple[Point, float | None]] = [*observed, *((point, None) for point in running)]
-    for point, value in points:
-        params = {dimension.after: rate for dimension, rate in zip(dimensions, point, strict=True)}
-        state = states.RUNNING if value is None else states.COMPLETE if math.isfinite(value) else states.FAIL
-        complete = value if state == states.COMPLETE else None
-        study.add_trial(
-            optuna.trial.create_trial(state=state, params=params, distributions=distributions, value=complete)
-        )
-    return study
-
-
-def _optuna() -> Any:
-    """Return Optuna, quiet; imported with the first search, for it takes half a second."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def _distributions(dimensions: Sequence[Dimension]) -> dict[str, optuna.distributions.BaseDistribution]:
-    from optuna.distributions import FloatDistribution
-
-    return {
-        dimension.after: FloatDistribution(dimension.low, dimension.high, step=dimension.step)
-        for dimension in dimensions
-    }
-
-
-@lru_cache(maxsize=64)
-def _grid(dimensions: tuple[Dimension, ...]) -> list[Point]:
-    """Return every point of the space."""
-    axes = []
-    for dimension in dimensions:
-        steps = round((dimension.high - dimension.low) / dimension.step)
-        axes.append([round(dimension.low + step * dimension.step, 6) for step in range(steps + 1)])
-    return list(itertools.product(*axes))
-
-
-@lru_cache(maxsize=64)
-def _shuffled(count: int, key: int) -> list[int]:
-    """Return 0..count-1 in an order keyed by `key`: a part of a grid is a fair sample of it."""
-    return sorted(range(count), key=lambda index: seed_from(key, index))
+# Pruning by a percentile ----------------------------------------------------------------------------------------------
 
 
 def percentile_thresholds(results: Sequence[Result], metric: Metric = PERCENT) -> tuple[float, ...]:
@@ -335,17 +557,47 @@ def percentile_thresholds(results: Sequence[Result], metric: Metric = PERCENT) -
     return tuple(thresholds)
 
 
-def export(studies: Sequence[Study], sweep: str, url: str) -> int:
+# For dashboards and reports -------------------------------------------------------------------------------------------
+
+
+def importance(search: Search, cell: Cell, points: Sequence[tuple[Trial, float | None]]) -> dict[str, float]:
+    """Return the share of each dimension in what separates a study's better points from the others; empty for one."""
+    axes = space(search, cell)
+    if len(axes) < 2:
+        return {}
+    observed = [Observation(_point(trial), value) for trial, value in points]
+    return importances(axes, observed, goal(search, cell).direction)
+
+
+def export(
+    studies: Sequence[Study], sweep: str, url: str, results: Mapping[str, Result], paused: Mapping[str, Json] = NOTHING
+) -> int:
     """Write the studies, one per cell, anew to an Optuna storage for a dashboard to read; return how many."""
-    optuna = _optuna()
-    storage = optuna.storages.get_storage(url)
-    existing = set(optuna.study.get_all_study_names(storage))
     for study in studies:
-        name = f"{sweep}/{study.cell.label}"
-        if name in existing:
-            optuna.delete_study(study_name=name, storage=storage)
-        observed = [(_point(suggestion.trial), suggestion.value) for suggestion in study.suggestions]
-        dimensions = space(study.search, study.cell)
-        better = study.cell.metric.better
-        optuna_study(study.search, study.cell.key, dimensions, 0, observed, (), better, storage, name)
+        observed = [_shown(study, suggestion, results, paused) for suggestion in study.suggestions]
+        axes = space(study.search, study.cell)
+        sampler = Sampler("random", study.search.seed, goal(study.search, study.cell).direction)
+        write_study(url, f"{sweep}/{study.cell.label}", axes, observed, sampler)
     return len(studies)
+
+
+def _shown(
+    study: Study, suggestion: Suggestion, results: Mapping[str, Result], paused: Mapping[str, Json]
+) -> tuple[Observation, dict[str, Any]]:
+    """Return a suggestion as a dashboard shows it: with its errors by epoch, and its trials and state as attributes."""
+    key = suggestion.trial.key if not suggestion.refused else ""
+    result = results.get(key)
+    record: Mapping[str, Any] = (result if result is not None else paused.get(key)) or {}
+    curve = [float(error) for error in record.get("curve", ())] if len(suggestion.trials) == 1 else []
+    state = str(result["status"]) if result is not None else "failed" if suggestion.value is not None else "open"
+    if key in study.paused:
+        state = f"paused after epoch {record['epoch']}"
+    if suggestion.refused:
+        state = f"not trained: {suggestion.refused}"
+    early = (suggestion.pruned or state == "pruned") and suggestion.value is not None
+    by_epoch = tuple(enumerate(curve, 1))
+    shown = Observation(_point(suggestion.trial), suggestion.value, by_epoch, early, suggestion.excess)
+    attributes: dict[str, Any] = {"state": state}
+    if not suggestion.refused:
+        attributes["trials"] = [trial.key for trial in suggestion.trials]
+    return shown, attributes

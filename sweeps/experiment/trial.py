@@ -14,6 +14,7 @@ from crelu_models.model import Model
 from crelu_models.spec import Net, seed_from
 from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import Recipe, Stage
+from sweeps.experiment.space import Choices, chosen_net, chosen_recipe, words_of
 from sweeps.store.ledger import Json
 
 # Part of every key. It is raised when a trial comes to mean something else, so that old results do not pass for new.
@@ -104,7 +105,8 @@ class Trial:
     """One training: a cell, dropout rates by layer, a seed, and a phase with its fold or its reference trial.
 
     `pruning_thresholds` (by epoch, in the metric's unit) end a search trial whose best hold-out value so far is worse.
-    `rate` is the learning rate that a study chose or tries, 0 for the recipe's own.
+    `rate` is the learning rate that a study chose or tries, 0 for the recipe's own. `choices` are what a search chose
+    besides dropout, by dotted names such as recipe.lr: they change recipe and net, and by these the key.
     """
 
     cell: Cell
@@ -117,6 +119,7 @@ class Trial:
     reference: str = ""
     pruning_thresholds: tuple[float, ...] = ()
     rate: float = 0.0
+    choices: Choices = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError for a trial that cannot be."""
@@ -130,13 +133,14 @@ class Trial:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """Return the cell's recipe with this trial's learning rate."""
-        return dataclasses.replace(self.cell.recipe, lr=self.rate) if self.rate else self.cell.recipe
+        """Return the cell's recipe with this trial's learning rate and choices."""
+        recipe = dataclasses.replace(self.cell.recipe, lr=self.rate) if self.rate else self.cell.recipe
+        return chosen_recipe(recipe, self.choices)
 
     @cached_property
     def net(self) -> Net | Model:
-        """Return the cell's net with this trial's dropout rates."""
-        net = self.cell.net
+        """Return the cell's net with this trial's choices and dropout rates."""
+        net = chosen_net(self.cell.net, self.choices)
         for position, rate in self.dropout:
             net = net.dropout(round(rate, 6), position)
         return net
@@ -151,9 +155,9 @@ class Trial:
         net, dataset, recipe = self.cell.texts
         content: Json = {
             "schema": SCHEMA,
-            "net": _canonical(self.net.to_json()) if self.dropout else net,
+            "net": _canonical(self.net.to_json()) if self.dropout or self.choices else net,
             "dataset": dataset,
-            "recipe": _recipe_text(self.recipe) if self.rate else recipe,
+            "recipe": _recipe_text(self.recipe) if self.rate or self.choices else recipe,
             "phase": self.phase,
             "seed": self.seed,
         }
@@ -175,7 +179,13 @@ class Trial:
             seed = f"s{self.seed} {seed}"
         lr = f" lr={self.rate:g}" if self.rate else ""
         rates = "".join(f" {position}={rate:g}" for position, rate in self.dropout)
-        return f"{seed}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{lr}{rates}"
+        choices = "".join(f" {word}" for word in words_of(self.choices))
+        return f"{seed}{'' if self.phase in ('ablation', 'fold') else ' ' + self.phase}{lr}{rates}{choices}"
+
+    @property
+    def chosen(self) -> Choices:
+        """Return what a search chose for it: the dropout rates by layer, and the choices by dotted name."""
+        return (*self.dropout, *self.choices)
 
     def restarted(self, times: int) -> int:
         """Return the seed of weights and dropout after this many restarts of a diverged or dead training."""
@@ -196,7 +206,7 @@ class Trial:
             "dropout": [list(rate) for rate in self.dropout],
             "bars": list(self.pruning_thresholds),
             "rate": self.rate,
-        }
+        } | ({"choices": [list(choice) for choice in self.choices]} if self.choices else {})
 
 
 def cell_to_json(cell: Cell) -> Json:
@@ -276,6 +286,7 @@ def trial_from_json(value: Json | None) -> Trial:
             reference=str(value["reference"]),
             pruning_thresholds=tuple(float(threshold) for threshold in value["bars"]),
             rate=float(value.get("rate", 0.0)),  # older ledgers lack it
+            choices=tuple((str(name), chosen) for name, chosen in value.get("choices", ())),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a trial: {error!r}") from None

@@ -1,4 +1,4 @@
-"""The charts of a report: effects, learning curves, error against parameters, dropout response, the analyses' own."""
+"""The charts of a report: effects, learning curves, errors by parameters, responses of searches, the analyses' own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TRAIN
-from sweeps.experiment.search import Search, space
+from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, TRAIN
+from sweeps.experiment.search import Search, goal, space
+from sweeps.experiment.space import Choice, Domain, Value, value_text
 from sweeps.experiment.wording import count
 from sweeps.report.effect_tables import difference_digits
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
@@ -22,6 +23,7 @@ from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import columns_of
 
 LARGEST: Final = 20_000_000  # bytes of a picture that a page takes in, and makes smaller
+NAMES: Final = 24  # letters of all choices below a response
 JOBS: Final = {
     "pairing": "Pairing of filters (Figures 1 to 3)",
     "invariance": "Invariance (Figure 4)",
@@ -139,8 +141,8 @@ def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
         yield Point(mean, row.label, tip, size, ours.interval, trials=keys(ours.runs))
 
 
-def dropout_galleries(survey: SweepResults) -> list[Gallery]:
-    """Return, a cell, one chart of hold-out values for each rate that its study chose."""
+def response_galleries(survey: SweepResults) -> list[Gallery]:
+    """Return, a cell, one chart of the objective for each dimension of its study."""
     search = survey.sweep.protocol.search
     if search is None:
         return []
@@ -152,30 +154,54 @@ def _response_gallery(evidence: CellResults, search: Search) -> Gallery | None:
     tried = [(point, point.value) for point in evidence.tried if point.value is not None and math.isfinite(point.value)]
     if not tried:
         return None
-    metric = evidence.cell.metric
+    metric, objective = evidence.cell.metric, goal(search, evidence.cell).name
     values = sorted(value for _, value in tried)
     low, median, high = values[0], values[len(values) // 2], values[-1]
     # Diverged trials sit at chance: drawn at the edge, they do not press the others together.
-    if metric.better == "higher":
+    if evidence.larger_wins:
         low = max(low, median - 3 * (high - median))
-    elif metric.is_own:
-        high = min(high, median + 3 * (median - low))
-    else:
+    elif objective == HELD_OUT:
         high = min(high, median + 3 * (median - low) + 0.5)
+    else:
+        high = min(high, median + 3 * (median - low))
     pad = 0.06 * (high - low or 1.0)
     figures = []
-    for place in space(search, evidence.cell):
+    what = metric.held_out_words if metric.is_own else "hold-out error"
+    what = search.objective or what
+    for axis in space(search, evidence.cell):
         points = []
         for point, value in tried:
-            rate = dict(point.run.trial.dropout)[place.after]
+            chosen = dict(point.run.trial.chosen)[axis.name]
             kind: Kind = "pick" if point is evidence.winner else "ours" if point.complete else "open"
-            tip = f"{rate:g}: {metric.text(value)}"
-            points.append(Point(value, "", tip, rate, kind=kind, trials=keys(point.runs)))
-        chart = Responses(points, low - pad, high + pad, (place.low, place.high))
-        name = metric.held_out_words if metric.is_own else "hold-out error"
-        alt = f"{evidence.cell.label}: {name} by dropout after {place.after}"
-        figures.append(Figure(f"after {place.after}", chart, alt=alt))
+            tip = f"{value_text(chosen)}: {metric.text(value)}"
+            points.append(Point(value, "", tip, _place(axis.domain, chosen), kind=kind, trials=keys(point.runs)))
+        title = axis.name if search.axes else f"after {axis.name}"
+        chart = Responses(points, low - pad, high + pad, *_scale(axis.domain))
+        name = axis.name if search.axes else f"dropout after {axis.name}"
+        figures.append(Figure(title, chart, alt=f"{evidence.cell.label}: {what} by {name}"))
     return Gallery(evidence.cell.label, tuple(figures), "tiny")
+
+
+def _place(domain: Domain, value: Value) -> float:
+    """Return where a value stands on its axis: itself, its logarithm, or its place among the choices."""
+    if isinstance(domain, Choice):
+        return float(domain.options.index(value))
+    return math.log10(float(value)) if domain.log else float(value)
+
+
+def _scale(domain: Domain) -> tuple[tuple[float, float], tuple[tuple[float, str], ...]]:
+    """Return the ends of an axis, and the places that are named where they are no round numbers."""
+    if isinstance(domain, Choice):
+        last = len(domain.options) - 1
+        letters = NAMES // (last + 1)
+        names = tuple((float(k), value_text(option)[:letters]) for k, option in enumerate(domain.options))
+        return (-0.25 * last, 1.25 * last), names
+    ends = (_place(domain, domain.low), _place(domain, domain.high))
+    if not domain.log:
+        return ends, ()
+    powers = range(math.ceil(ends[0] - 1e-9), math.floor(ends[1] + 1e-9) + 1)
+    places = [float(power) for power in powers] if len(powers) > 1 else list(ends)
+    return ends, tuple((place, f"{10**place:.3g}") for place in places[:: -(-len(places) // 3)])
 
 
 # What the analysis jobs found ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from sweeps.report import charts, record_tables
 from sweeps.report.claim_tables import claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, print_section
 from sweeps.report.factor_tables import factor_parts
-from sweeps.report.render.document import Document, Gallery, Section, Tile, duration
+from sweeps.report.render.document import Document, Gallery, Section, Table, Tile, duration
 from sweeps.report.result_tables import result_tables
 from sweeps.results.cell_numbers import ResultTable, groups, verdicts
 from sweeps.results.claims import ClaimResult, judge_claims
@@ -28,7 +28,7 @@ PICTURES = (
     "full they lie in the output folder under ledger/trials, and on the MLflow run of the trial."
 )
 EMBEDDED_OWN = "Embedded pictures: this shows how things work, and says nothing of other pictures."
-CHARTS = 60  # charts of dropout response on a page
+CHARTS = 60  # charts of responses on a page
 REDUCED = "Profile {}: not the paper's scale. What is other stands below each table, under deviations."
 
 REDUCED_OWN = "Profile {}: not the scale that the page declares."
@@ -51,7 +51,7 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
         _galleries("size", _size_heading(survey), [charts.size_gallery(group) for group in tables]),
         _rates(survey),
-        _dropout(survey),
+        _search(survey),
         _analyses(ledger, survey),
         _failures(survey),
         Section("cost", "Cost", (), (record_tables.cost_table(survey),)),
@@ -138,17 +138,21 @@ def _rates(survey: SweepResults) -> Section | None:
     return Section("rates", "Learning rate", (), (table,)) if table is not None else None
 
 
-def _dropout(survey: SweepResults) -> Section | None:
-    table = record_tables.dropout_table(survey)
-    if table is None:
+def _search(survey: SweepResults) -> Section | None:
+    search, table = survey.sweep.protocol.search, record_tables.chosen_table(survey)
+    if search is None or table is None:
         return None
-    words = ["Filled: trained to the end; hollow: pruned; ringed: chosen."]
-    galleries = charts.dropout_galleries(survey)
+    early = "paused or pruned" if search.halving else "pruned"
+    words = [f"Filled: trained to the end; hollow: {early}; ringed: chosen."]
+    galleries = charts.response_galleries(survey)
     drawn = list(itertools.accumulate(len(gallery.figures) for gallery in galleries))
     shown = sum(number <= CHARTS for number in drawn)
     if shown < len(galleries):
         words.append(f"Charts of the first {count(shown, 'cell')}; dropout.csv has the numbers of all.")
-    return Section("dropout", "Dropout response", tuple(words), (table, *galleries[:shown]))
+    importance = record_tables.importance_table(survey)
+    tables = [table] if importance is None else [table, importance]
+    parts: tuple[Table | Gallery, ...] = (*tables, *galleries[:shown])
+    return Section("dropout", "Search" if search.axes else "Dropout response", tuple(words), parts)
 
 
 def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:

@@ -68,8 +68,10 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         numbers = {m: _vote(ledger, cell, statuses) if m == VOTE else cell_average(tested, m) for m in metrics}
         paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
         parameters = known_parameters(cell.net, classes.get(cell.dataset), (status.result for status in statuses))
+        # A paused trial of a search is not waited for.
+        planned = len(statuses) - plan.count("paused", cell=cell)
         row = TableRow(
-            cell.label, parameters, numbers, paper, _flags(plan, cell), plan.lost(cell), len(tested), len(statuses)
+            cell.label, parameters, numbers, paper, _flags(plan, cell), plan.lost(cell), len(tested), planned
         )
         rows.append(row)
     return rows

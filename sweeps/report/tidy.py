@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sweeps.experiment.metrics import Metric
+from sweeps.experiment.space import value_text
 from sweeps.results.cell_numbers import DERIVED, ResultTable, groups, number, verdict_for
 from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, Effect, effects
-from sweeps.results.evidence import Run, SweepResults
+from sweeps.results.evidence import Run, SearchPoint, SweepResults
 from sweeps.results.factors import factor_effects, grids
 from sweeps.results.marks import MARKS, curve_runs, marks
 
@@ -158,10 +159,17 @@ def _dropout(survey: SweepResults) -> Iterable[Line]:
                 "cell": evidence.cell.label,
                 "number": order,
                 "dropout": " ".join(f"{place}={rate:g}" for place, rate in tried.run.trial.dropout),
+                "choices": " ".join(f"{name}={value_text(value)}" for name, value in tried.run.trial.choices),
                 _column(survey.sweep.metric.row): tried.value if tried.value is not None else float("nan"),
-                "state": "pruned" if tried.pruned else str((tried.run.result or {}).get("status", tried.run.state)),
+                "state": _state(tried),
                 "trials": [run.key for run in tried.runs],
             }
+
+
+def _state(tried: SearchPoint) -> str:
+    """Return paused, pruned, or the state of its first run."""
+    early = "paused" if tried.paused else "pruned" if tried.pruned else ""
+    return early or str((tried.run.result or {}).get("status", tried.run.state))
 
 
 def _column(name: str) -> str:

@@ -47,7 +47,7 @@ FLOOR: Final = 16 << 20
 _KEY, _WORD = "[0-9a-f]+", "[A-Za-z0-9_][A-Za-z0-9_.-]*"
 NAMES: Final = re.compile(
     rf"""requirements\.lock | (plans|prices)/{SWEEP_TITLE.pattern}\.json | (results|tracked)/{_KEY}\.json
-    | attempts/{_KEY}/{_WORD}\.json | votes/{_KEY}/decisions\.parquet | report/(tables/)?{_WORD}
+    | attempts/{_KEY}/{_WORD}\.json | paused/{_KEY}\.json | votes/{_KEY}/decisions\.parquet | report/(tables/)?{_WORD}
     | trials/{_KEY}/( (trial|history)\.json | tables/decisions\.parquet | analysis/{_WORD}/{_WORD} )""",
     re.VERBOSE,
 )
@@ -94,7 +94,7 @@ def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes
     names = [f"plans/{survey.title}.json", f"prices/{survey.title}.json"]
     for run in survey.runs:
         yield f"trials/{run.key}/trial.json", _json(run.trial.to_json())
-        names.append(f"tracked/{run.key}.json")
+        names += [f"tracked/{run.key}.json", *([f"paused/{run.key}.json"] if run.state == "paused" else [])]
         if run.result is not None:  # one with a damaged file counts as failed, here too
             names += [f"results/{run.key}.json", f"trials/{run.key}/history.json"]
         names += [f"attempts/{run.key}/{name}" for name in ledger.names(f"attempts/{run.key}")]

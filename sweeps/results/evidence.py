@@ -29,7 +29,7 @@ from sweeps.experiment.plan import (
     unknown_name,
     without_damaged,
 )
-from sweeps.experiment.search import study
+from sweeps.experiment.search import goal, study
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
 from sweeps.results.analyses import damaged_analysis, default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
@@ -48,7 +48,10 @@ Suggested = tuple[tuple[str, ...], float | None, bool]
 
 
 class Run(NamedTuple):
-    """One trial with its status, result and analyses, its held-out values by epoch, and its MLflow run."""
+    """One trial with its status, result and analyses, its held-out values by epoch, and its MLflow run.
+
+    `seconds` are those that it was trained, as far as a result or a pause notes them.
+    """
 
     trial: Trial
     state: str
@@ -59,6 +62,7 @@ class Run(NamedTuple):
     decisions: Predictions | None
     mlflow: str
     analyses: Mapping[str, Json]
+    seconds: float = 0.0
 
     @property
     def key(self) -> str:
@@ -72,9 +76,10 @@ class Run(NamedTuple):
 
 
 class SearchPoint(NamedTuple):
-    """One suggestion of a dropout study: its runs (one, or one a fold) and its value.
+    """One suggestion of a study: its runs (one, or one a fold) and its value.
 
-    The value is nan where a run failed, None while unknown; `pruned_early` where the rest of its folds were left out.
+    The value is nan where a run failed, None while unknown; `pruned_early` where the rest of its folds or epochs were
+    left out, or it exceeds a limit of the search.
     """
 
     runs: tuple[Run, ...]
@@ -83,7 +88,7 @@ class SearchPoint(NamedTuple):
 
     @property
     def run(self) -> Run:
-        """Return the first of its runs, which has the dropout that all of them share."""
+        """Return the first of its runs, which has the setting that all of them share."""
         return self.runs[0]
 
     @property
@@ -102,15 +107,21 @@ class SearchPoint(NamedTuple):
         return "pruned" in self._statuses or (self.pruned_early and self.scored)
 
     @property
+    def paused(self) -> bool:
+        """Return whether it waits at a rung of its search, and has gone no further."""
+        return any(run.state == "paused" for run in self.runs)
+
+    @property
     def _statuses(self) -> set[str]:
         return {str(run.result["status"]) if run.result is not None else "" for run in self.runs}
 
 
 @dataclass(frozen=True)
 class CellResults:
-    """The runs of one cell, the suggestions of its dropout study, and the vote of its folds' networks.
+    """The runs of one cell, the suggestions of its study, and the vote of its folds' networks.
 
-    `rates` are the keys of the trials by which it chose the learning rate of the cells like it, if it did.
+    `rates` are the keys of the trials by which it chose the learning rate of the cells like it, if it did. With
+    `larger_wins` its search looks for the largest value.
     """
 
     cell: Cell
@@ -118,6 +129,7 @@ class CellResults:
     tried: tuple[SearchPoint, ...]
     vote: Predictions | None
     rates: tuple[str, ...] = ()
+    larger_wins: bool = False
 
     def done(self, *phases: str) -> tuple[Run, ...]:
         """Return the runs of these phases that have a result, search trials left out."""
@@ -136,9 +148,10 @@ class CellResults:
 
     @property
     def winner(self) -> SearchPoint | None:
-        """Return the suggestion of the best hold-out value, of equal ones the first."""
+        """Return the suggestion of the best value, of equal ones the first."""
         scored = [point for point in self.tried if point.scored and not point.pruned_early]
-        return min(scored, key=lambda point: self.cell.metric.cost(point.value or 0.0), default=None)
+        sign = -1 if self.larger_wins else 1
+        return min(scored, key=lambda point: sign * (point.value or 0.0), default=None)
 
     def behind(self, metric: str) -> tuple[Run, ...]:
         """Return the runs that make a number of the cell or were to make it: Single's with their first phases."""
@@ -227,13 +240,22 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
         question, record = str(manifest["question"]), dict(manifest["record"])
     runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
     cells = tuple(
-        dataclasses.replace(_cell_results(ledger, cell, runs, studies.get(cell.key, ())), rates=_rate_keys(sweep, cell))
+        dataclasses.replace(
+            _cell_results(ledger, cell, runs, studies.get(cell.key, ())),
+            rates=_rate_keys(sweep, cell),
+            larger_wins=_larger_wins(sweep, cell),
+        )
         for cell in sweep.cells
     )
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     price = ledger.read_json(f"prices/{title}.json") or {}
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
     return SweepResults(title, sweep, question, cells, attempts, record, hourly)
+
+
+def _larger_wins(sweep: Sweep, cell: Cell) -> bool:
+    search = sweep.protocol.search
+    return search is not None and goal(search, cell).direction == "maximize"
 
 
 def _rate_keys(sweep: Sweep, cell: Cell) -> tuple[str, ...]:
@@ -252,10 +274,16 @@ def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
     results = {status.trial.key: status.result for status in plan.statuses if status.result is not None}
     results |= plan.damaged
     failed = {key for key, tries in ledger.failed().items() if has_failed(tries)}
+    paused = ledger.paused()
     return {
         cell.key: [
-            (tuple(trial.key for trial in suggestion.trials), suggestion.value, suggestion.pruned)
-            for suggestion in study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0).suggestions
+            (
+                tuple(t.key for t in suggestion.trials),
+                suggestion.value,
+                suggestion.pruned or not suggestion.keeps_limits,
+            )
+            for suggestion in study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0, paused).suggestions
+            if not suggestion.refused
         ]
         for cell in plan.sweep.cells
         if plan.rates.get(cell.key, 0.0) is not None  # else its search waits for the learning rate
@@ -281,7 +309,8 @@ def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
     trial, state, result, why = status
     mlflow = str(ledger.tracked(trial.key, title).get("run", ""))
     if result is None:
-        return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {})
+        record = (ledger.paused_at(trial.key) if state == "paused" else None) or {}
+        return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {}, float(record.get("seconds", 0.0)))
     analyses = default_summaries(ledger, trial.key)
     why = why or damaged_analysis(ledger, trial.key)
     measured = [result["metrics"], *(summary["metrics"] for summary in analyses.values())]
@@ -293,7 +322,7 @@ def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
     for value in (*metrics.values(), *curve):
         if math.isfinite(value) and abs(value) > LARGEST:
             raise ValueError(f"trial {trial.key} has a metric of {value:g}, which nothing here measures")
-    return Run(trial, state, why, result, metrics, curve, decisions, mlflow, analyses)
+    return Run(trial, state, why, result, metrics, curve, decisions, mlflow, analyses, float(result["seconds"]))
 
 
 def _curve(ledger: Ledger, trial: Trial, result: Json) -> Floats:

@@ -24,10 +24,11 @@ from sweeps.experiment.metrics import (
     has_diverged,
 )
 from sweeps.experiment.search import Search, budget, space
+from sweeps.experiment.space import Choice
 from sweeps.results.cell_numbers import CellNumber, ResultTable
 from sweeps.results.evidence import CellResults, Floats, Run
 
-ENOUGH: Final = 5  # finished trials from which a chosen dropout is taken as chosen
+ENOUGH: Final = 5  # finished or paused trials from which a chosen setting is taken as chosen
 FALL: Final = 0.1  # points over the last fifth of a curve
 FALL_SHARE: Final = 0.01  # of a curve's range, where its unit is not known
 # By letter: what it is called, and the sentence below the table.
@@ -41,8 +42,8 @@ MARKS: Final = {
         "one training",
         "n = 1, so the spread between trainings is not known",
     ),
-    "e": ("dropout at an edge", "the search chose a rate at the end of its range, so a better one may lie outside"),
-    "f": ("few search trials", f"dropout was chosen from fewer than {ENOUGH} trials that finished"),
+    "e": ("search at an edge", "the search chose a value at the end of its range, so a better one may lie outside"),
+    "f": ("few search trials", f"the search chose from fewer than {ENOUGH} trials that finished or paused"),
     "i": ("incomplete", "some of its trainings have no result yet"),
     "x": ("stale", "the data or the code have changed since it was trained"),
     "p": ("partial data", "trained on a part of the published data set, or on other files by its name: no verdict"),
@@ -137,17 +138,15 @@ def still_falling(curve: Floats, least: float = FALL) -> bool:
 
 
 def at_edge(cell: CellResults, search: Search) -> bool:
-    """Return whether the chosen dropout lies where its range ends; a rate of 0 is no end of a range."""
-    rates = dict(cell.winner.run.trial.dropout) if cell.winner is not None else {}
-    return any(
-        rates.get(rate.after) == rate.high or (rate.low > 0 and rates.get(rate.after) == rate.low)
-        for rate in space(search, cell.cell)
-    )
+    """Return whether a chosen number lies where its range ends; 0 is no end of a range."""
+    chosen = dict(cell.winner.run.trial.chosen) if cell.winner is not None else {}
+    ranges = [axis for axis in space(search, cell.cell) if not isinstance(axis.domain, Choice)]
+    return any(chosen.get(axis.name, 0.0) in axis.domain.ends() and chosen.get(axis.name, 0.0) != 0 for axis in ranges)
 
 
 def few_trials(cell: CellResults, search: Search) -> bool:
     """Return whether too few search trials finished to choose by, unless they are the whole grid."""
-    finished = sum(point.complete for point in cell.tried)
-    points = math.prod(round((rate.high - rate.low) / rate.step) + 1 for rate in space(search, cell.cell))
+    finished = sum(point.complete or point.paused for point in cell.tried)
+    points = math.prod(len(axis.domain.values()) for axis in space(search, cell.cell))
     exhausted = search.sampler == "grid" and finished == points == budget(search, cell.cell)
     return bool(cell.tried) and finished < ENOUGH and not exhausted

@@ -391,6 +391,21 @@ class Ledger:
         sized = {**result, "sizes": self.file_sizes([key])[key]} if result.get("files") else dict(result)
         self.write_json(f"results/{key}.json", {**sized, "check": checksum(sized)})
         self.delete(f"checkpoints/{key}")
+        self.delete(f"paused/{key}.json")
+
+    def pause(self, key: str, record: Mapping[str, Any]) -> None:
+        """Note that trial `key` has paused: its epoch, and its errors by epoch."""
+        self.write_note(f"paused/{key}.json", record)
+
+    def paused_at(self, key: str) -> Json | None:
+        """Return the record of trial `key` where it has paused, None where it has not, or the record is damaged."""
+        record = self.read_checked(f"paused/{key}.json")
+        return record if record is not None and len(record.get("curve", ())) == record.get("epoch") else None
+
+    def paused(self) -> dict[str, Json]:
+        """Return the records of all trials that have paused and have no result, by key."""
+        keys = [name.removesuffix(".json") for name in self.names("paused")]
+        return {key: record for key in keys if (record := self.paused_at(key)) is not None}
 
     def file_sizes(self, keys: Iterable[str]) -> dict[str, dict[str, int]]:
         """Return the bytes of each file that lies in the folders of these trials, by key and name; no file is read."""
@@ -437,8 +452,8 @@ class Ledger:
 
     def forget(self, key: str) -> None:
         """Delete all files of trial `key`, so that it runs anew."""
-        for name in (f"results/{key}.json", f"tracked/{key}.json", f"claims/{key}.json", f"damaged/{key}.json"):
-            self.delete(name)
+        for folder in ("results", "tracked", "claims", "damaged", "paused"):
+            self.delete(f"{folder}/{key}.json")
         for folder in ("attempts", "checkpoints", "trials"):
             self.delete(f"{folder}/{key}")
 

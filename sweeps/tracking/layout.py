@@ -31,6 +31,7 @@ from sweeps.experiment.metrics import (
 )
 from sweeps.experiment.plan import Protocol
 from sweeps.experiment.recipe import Recipe
+from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.trial import PHASES, Cell, Trial
 from sweeps.store.ledger import Json
 
@@ -167,13 +168,17 @@ def params_of_cell(
 def params_of(trial: Trial, name: str, varied: Sequence[str] = ()) -> dict[str, str | int | float]:
     """Return what varies between trials, for people; everything else is in trial.json."""
     fold = trial.fold if trial.folds else ""
-    return _params(trial.cell, name, varied) | {
-        "lr": trial.recipe.lr,
-        "dropout": _dropout(trial),
-        "phase": trial.phase,
-        "seed": trial.seed,
-        "fold": fold,
-    }
+    return (
+        _params(trial.cell, name, varied)
+        | {
+            "lr": trial.recipe.lr,
+            "dropout": _dropout(trial),
+            "phase": trial.phase,
+            "seed": trial.seed,
+            "fold": fold,
+        }
+        | _choices(trial)
+    )
 
 
 def _params(cell: Cell, name: str, varied: Sequence[str]) -> dict[str, str | int | float]:
@@ -197,6 +202,16 @@ def _params(cell: Cell, name: str, varied: Sequence[str]) -> dict[str, str | int
 
 def _word(value: object) -> str:
     return json.dumps(value) if isinstance(value, tuple) else str(value)
+
+
+def _choices(trial: Trial) -> dict[str, str | int | float]:
+    """Return what a search chose for a trial; fields of the recipe and dropout under the names that all runs have."""
+    renamed = {"recipe.lr": "lr", "recipe.optimiser": "optimiser", "recipe.batch": "batch", "recipe.epochs": "epochs"}
+    return {
+        renamed.get(name, name): value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        for name, value in trial.choices
+        if not name.startswith(DROPOUT)
+    }
 
 
 def _dropout(trial: Trial) -> str:

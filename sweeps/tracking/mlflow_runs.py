@@ -138,6 +138,9 @@ class MlflowRuns:
         if has_failed(attempts):
             self.client.set_tag(run, "error", str(attempts[-1].get("error", ""))[:4000])
             state = "FAILED"
+        elif state != "RUNNING" and (record := self.ledger.paused_at(key)):
+            state = "SCHEDULED"  # MLflow's word for a run that waits
+            self.client.set_tag(run, "paused", f"after epoch {record['epoch']} of {trial.recipe.epochs}")
         self.index.set_status(run, state)
         return False
 

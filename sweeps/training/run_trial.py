@@ -32,8 +32,9 @@ def run_trial(
     """Train `trial` from its last checkpoint to its committed result, and return that.
 
     `report(epoch, row)` is called for each epoch (1-based) once a checkpoint that holds it is durable; a resumed trial
-    does not report epochs again. Returns None, with the state saved, soon after `stop()` is true. ValueError for data
-    or a checkpoint that do not fit, OSError for an unwritable ledger.
+    does not report epochs again. Returns None, with the state saved, soon after `stop()` is true or, with a note on
+    the ledger, after epoch `config.pause_at`. ValueError for data or a checkpoint that do not fit, OSError for an
+    unwritable ledger.
     """
     context = PackContext()
     try:
@@ -82,6 +83,8 @@ def trial_steps(
     while True:
         try:
             if not (yield from trainer.run(report)):
+                if trainer.is_paused():
+                    trainer.pause()
                 return None
             break
         except DivergedError as error:

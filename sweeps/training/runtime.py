@@ -22,8 +22,8 @@ class RuntimeConfig:
     each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. Without
     `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit. With `graphs`, steps on
     one GPU are replayed from CUDA graphs where that pays, with the same bits. `gpu_share` is the part of a GPU that a
-    trial has; other trials have the rest.
-    Python searches `code_folder` first for the modules of the user.
+    trial has; other trials have the rest. A trial of a search pauses after epoch `pause_at`, unless that is 0. Python
+    searches `code_folder` first for the modules of the user.
     """
 
     ledger: str
@@ -39,6 +39,7 @@ class RuntimeConfig:
     resident_bytes: int = 2 << 30
     data_source: str = ""
     ranks: int = 1
+    pause_at: int = 0
     code_folder: str = ""
     graphs: bool = True
     gpu_share: float = 1.0

@@ -114,6 +114,7 @@ class Run:
         self.device = torch.device(config.device)
         self.folder = folder
         self._trial = trial
+        self._pause_at = config.pause_at
         self._ledger = Ledger(config.ledger)
         self._code = code
         self._splits = splits
@@ -155,9 +156,20 @@ class Run:
 
     @property
     def stop(self) -> bool:
-        """Return whether to end now: the sweep asks for it, or this trial is pruned. It is a sign of life too."""
-        self._is_left = self._asked() or self._is_left
+        """Return whether to end now: the sweep asks for it, or this trial is pruned or pauses. A sign of life too."""
+        self._is_left = self._asked() or self._is_left or self._is_paused()
         return self._is_left or self._state.ending != ""
+
+    def _is_paused(self) -> bool:
+        """Return whether this trial of a search has reached the epoch at which it pauses."""
+        return 0 < self._pause_at <= len(self._state.history) < self._trial.recipe.epochs
+
+    def _pause(self) -> bool:
+        """Note on the ledger where the trial has paused, and return True."""
+        curve = [row[self._trial.cell.metric.row] for row in self._state.history]
+        record = {"epoch": len(curve), "curve": curve, "seconds": self._seconds(), "code": self._code}
+        self._ledger.pause(self._trial.key, record)
+        return True
 
     def epochs(self) -> Iterator[int]:
         """Yield the epochs still to train, counted from 0, from where the training stands; fewer where it is to end.
@@ -325,8 +337,8 @@ def run_task(
 ) -> Json | None:
     """Train `trial` by its own function from its last checkpoint to its committed result, and return that.
 
-    None, with the state that the function kept, where `stop()` ended it. TaskFailedError where the function raises an
-    error, ValueError for data, a returned value or a state that do not fit, OSError for an unwritable ledger.
+    None, with the state that the function kept, where `stop()` or a pause ended it. TaskFailedError where the function
+    raises an error, ValueError for data, a returned value or a state that do not fit, OSError for an unwritable ledger.
     """
     use_folder(config.code_folder)
     ledger = Ledger(config.ledger)
@@ -354,6 +366,8 @@ def run_task(
             if run._divergence and run._restart():
                 continue
             if run._is_left:
+                if run._is_paused():
+                    with_room(run._pause, stop)
                 return None
             run._send()
             outcome = _outcome(run, run._metrics(returned), splits, config)

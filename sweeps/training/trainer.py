@@ -168,15 +168,19 @@ class Trainer:
         """Return whether the training has come to an end."""
         return self.state.ending != ""
 
+    def is_paused(self) -> bool:
+        """Return whether the training has reached the epoch at which it pauses."""
+        return 0 < self.config.pause_at <= self.learner.epoch < self.trial.recipe.epochs
+
     def run(self, report: Report) -> Steps[bool]:
-        """Train to the end; return False where `stop()` ended it before. Raises DivergedError.
+        """Train to the end; return False where `stop()` or a pause ended it before. Raises DivergedError.
 
         An epoch is reported once a checkpoint holds it: at its end or, where epochs are short, with later ones.
 
         Yields before each batch, when the state is consistent, so the caller may stop there.
         """
-        if self.is_finished():
-            return True
+        if self.is_finished() or self.is_paused():
+            return self.is_finished()
         began = self.context.clock()
         self.data_timer.start()
         yield from self._yield_step()
@@ -190,8 +194,8 @@ class Trainer:
                     return False
                 began = self.context.clock()
                 self.data_timer.start()
-                if self.is_finished():
-                    return True
+                if self.is_finished() or self.is_paused():
+                    return self.is_finished()
             if self.learner.unkeyed and self.learner.unkeyed not in self.state.events:
                 self.state.events.append(self.learner.unkeyed)
             # After each step: save now and then, and leave when asked to, with the state saved.
@@ -221,7 +225,7 @@ class Trainer:
 
     def _epoch_is_due(self) -> bool:
         """Return whether the end of this epoch is saved: the last is, and others where saving is cheap."""
-        last = self.is_finished() or self.learner.epoch >= self.trial.recipe.epochs
+        last = self.is_finished() or self.is_paused() or self.learner.epoch >= self.trial.recipe.epochs
         return last or self.cadence.epoch_is_due()
 
     def _yield_step(self) -> Steps[None]:
@@ -326,6 +330,17 @@ class Trainer:
         saved = self.ranks.broadcast_from_rank0(lambda: with_room(write, self.stop) is not None)
         self.cadence.saved(began)
         return saved
+
+    def pause(self) -> bool:
+        """Note on the ledger where the trial has paused, and return True; False where `stop()` ended the wait."""
+        curve = [row[self.trial.cell.metric.row] for row in self.state.history]
+        record = {"epoch": len(curve), "curve": curve, "seconds": self.state.seconds, "code": self.code}
+
+        def write() -> bool:
+            self.ledger.pause(self.trial.key, record)
+            return True
+
+        return self.ranks.broadcast_from_rank0(lambda: with_room(write, self.stop) is not None)
 
     def shrink(self, error: str) -> None:
         """Return to the last checkpoint and take each step in twice as many micro-batches, with the same gradient.

@@ -83,7 +83,15 @@ def test_sweep_with_its_own_data_dir_is_done_in_its_report_and_in_status(
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
     count, title = len(expand(sweep, {})), sweep.title
     table = json.loads(command(tmp_path))
-    assert table["trials"] == {"new": 0, "running": 0, "done": count, "stale": 0, "failed": 0, "skipped": 0}
+    assert table["trials"] == {
+        "new": 0,
+        "running": 0,
+        "paused": 0,
+        "done": count,
+        "stale": 0,
+        "failed": 0,
+        "skipped": 0,
+    }
     for elsewhere in (str(tmp_path / "B"), ""):
         monkeypatch.setenv("CRELU_DATA", elsewhere)
         assert states(ledger, title) == {"done"}

@@ -59,7 +59,7 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
     third = call(tmp_path, *slow, "--json")
     assert third.returncode == 0, third.stderr
     table = json.loads(third.stdout)
-    assert table["trials"] == {"new": 0, "running": 0, "done": 2, "stale": 0, "failed": 0, "skipped": 0}
+    assert table["trials"] == {"new": 0, "running": 0, "paused": 0, "done": 2, "stale": 0, "failed": 0, "skipped": 0}
     runs = child_runs(tmp_path / "out" / "mlflow.db")
     assert sorted(runs) == sorted(ledger.results())
     assert [(status, points) for _, status, points in runs.values()] == [("FINISHED", EPOCHS)] * 2

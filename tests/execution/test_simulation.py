@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.queue_worlds import PLANTED, run_world
+from tests.support.queue_worlds import HALVED_WORLDS, PLANTED, run_world
 
 WORLDS = 40
 # Where to look for a planted fault: about a world in a hundred shows it, and these begin shortly before one.
@@ -20,6 +20,12 @@ def test_no_simulated_world_loses_a_trial_or_trains_one_twice_at_once() -> None:
                  "finish a trial", "assignments of packs"):  # fmt: skip
         assert counts[name] >= 3, name
     assert counts["trials trained"] > 3 * WORLDS
+
+
+def test_no_simulated_world_of_halved_searches_pauses_or_promotes_another_trial() -> None:
+    outcomes = [run_world(HALVED_WORLDS + seed) for seed in range(WORLDS // 4)]
+    assert {outcome.seed: outcome.faults for outcome in outcomes if outcome.faults} == {}
+    assert sum(outcome.counts["paused"] for outcome in outcomes) > WORLDS // 2
 
 
 @pytest.mark.parametrize("name", PLANTED)

@@ -102,7 +102,7 @@ def test_a_new_activation_makes_no_result_stale(tmp_path: Path) -> None:
         ("sweeps/experiment/recipe.py", '"conv9", 0.0, 0.5', '"conv9", 0.0, 0.7'),
         ("sweeps/experiment/recipe.py", '"allconv", "sgd", 128', '"allconv", "sgd", 64'),
         ("sweeps/experiment/trial.py", 'f"s{self.seed} {seed}"', 'f"seed {self.seed} {seed}"'),
-        ("sweeps/experiment/search.py", "P_PRUNE = 0.1", "P_PRUNE = 0.2"),
+        ("sweeps/experiment/sampling.py", "P_PRUNE = 0.1", "P_PRUNE = 0.2"),
         ("crelu_data/availability.py", "def fingerprints(", "def _fingerprints("),
         # What computes nothing.
         ("sweeps/training/run_trial.py", "    # Train to an end", "    # Train\n\n    # to an end"),
@@ -144,7 +144,7 @@ def test_fingerprint_of_several_nets_has_all_their_activations(tmp_path: Path) -
 # exports, and what takes this fingerprint.
 NUMBERLESS = {"__getattr__", "__post_init__", "_canonical", "_hash", "_recipe_text", "_rounded", "cell_to_json",
               "check_mounted", "key", "kinds_of", "label", "make_folder", "open_filesystem", "own", "science",
-              "sync_folder", "texts", "to_json"}  # fmt: skip
+              "sync_folder", "texts", "to_json", "words_of"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "phase"), [("VGG with batch norm", "holdout"), ("All-CNN-B by Adam", "ablation")])

@@ -89,6 +89,9 @@ def trial_steps(
     with _registered(trial.key):
         state = _resumed(ledger, trial)
         while not _is_over(state, trial, fate):
+            if _is_paused(state, trial, runtime):
+                _pause(ledger, trial, state, fate)
+                return None
             epoch = int(state["epoch"])
             for number in range(STEPS):
                 yield Position(epoch, STEP, number)
@@ -162,6 +165,17 @@ def _after_epoch(state: Json, trial: Trial, fate: Fate) -> Json:
         return _start(trial) | {"restarts": 1}
     chain = hashlib.sha256(f"{state['chain']} {epoch} {trial.restarted(state['restarts'])}".encode()).hexdigest()
     return {"epoch": epoch + 1, "restarts": state["restarts"], "chain": chain}
+
+
+def _is_paused(state: Json, trial: Trial, runtime: RuntimeConfig) -> bool:
+    """Return whether a training has reached the epoch at which it pauses."""
+    return 0 < runtime.pause_at <= int(state["epoch"]) < trial.recipe.epochs
+
+
+def _pause(ledger: MemoryLedger, trial: Trial, state: Json, fate: Fate) -> None:
+    """Note where a training has paused."""
+    epoch = int(state["epoch"])
+    ledger.pause(trial.key, {"epoch": epoch, "curve": list(fate.curve[:epoch]), "seconds": float(epoch)})
 
 
 def _is_over(state: Json, trial: Trial, fate: Fate) -> bool:

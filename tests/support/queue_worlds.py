@@ -28,7 +28,7 @@ from sweeps.execution import packing, tuner
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState, Limits
-from sweeps.experiment.plan import Protocol, Sweep, expand, has_failed
+from sweeps.experiment.plan import Protocol, Sweep, expand, has_failed, planned, sweep_trials
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
@@ -58,6 +58,8 @@ PROTOCOLS = (
     Protocol(seeds=1, search=Search(6, "grid", 3)),
     Protocol(seeds=1, rates=RateStudy("cell?", (0.1, 0.05))),
 )
+HALVED_WORLDS = 100_000  # from this seed on the trials of a search pause at rungs
+HALVED = Protocol(seeds=1, search=Search(6, "random", 3, halving=2, rung=1))
 HOST = SimulatedHost()
 SALTS = 4  # kinds of fates; few, so that what Optuna suggests is computed once for many worlds
 CALM = 20_000.0  # simulated seconds without disturbances after which a sweep counts as stuck
@@ -100,6 +102,8 @@ class QueueWorld:
         self.training.trouble = draw.choice((0.0, 0.0, 0.02, 0.08))
         self.training.on_start = self._on_start
         (protocol,) = draw.choices(PROTOCOLS, (1, 3, 1, 3, 2, 2, 1))
+        if seed >= HALVED_WORLDS:
+            protocol = HALVED
         self.commands = [self._command(number, protocol) for number in range(draw.choice((1, 2, 2, 3)))]
         # What befalls, and how often.
         kinds = {
@@ -342,7 +346,8 @@ class QueueWorld:
         """Commit the results of some trials, as the workers of a driver do that has died since."""
         ledger = MemoryLedger()
         results, failed = self._settled()
-        known = [trial for command in self.commands for trial in expand(command.sweep, results, failed)]
+        paused = ledger.paused()
+        known = [trial for command in self.commands for trial in expand(command.sweep, results, failed, paused)]
         waiting = list({trial.key: trial for trial in known if trial.key not in results}.values())
         for trial in self.draw.sample(waiting, min(len(waiting), self.draw.choice((1, 1, 2, 4)))):
             if (result := self.training.result(trial)) is not None:
@@ -404,7 +409,9 @@ class QueueWorld:
             if command.process is not None and command.process.alive:
                 self._wait_for(command)
             results, failed = self._settled()
-            trials = expand(command.sweep, results, failed)
+            parts = sweep_trials(command.sweep, results, failed, paused=MemoryLedger().paused())
+            waiting = frozenset[str]().union(*(part.paused for part in parts.values()))
+            trials = [trial for trial in planned(parts.values()) if trial.key not in waiting]
             again = [trial for trial in trials if trial.key in failed and self.training.result(trial) is not None]
             for trial in again:
                 MemoryLedger().delete(f"attempts/{trial.key}")
@@ -426,16 +433,29 @@ class QueueWorld:
         """Compare the ledger with that of an undisturbed sweep."""
         results: dict[str, Json] = {}
         failed: set[str] = set()
-        while waiting := [
-            t for t in expand(command.sweep, results, failed) if t.key not in results | dict.fromkeys(failed)
-        ]:
+        paused: dict[str, Json] = {}
+        while True:
+            parts = sweep_trials(command.sweep, results, failed, paused=paused)
+            settled = results.keys() | failed | frozenset[str]().union(*(part.paused for part in parts.values()))
+            waiting = [trial for trial in planned(parts.values()) if trial.key not in settled]
+            if not waiting:
+                break
             for trial in waiting:
+                fate = self.training.fate(trial)
+                epoch = parts[trial.cell.key].pauses.get(trial.key, trial.recipe.epochs)
                 result = self.training.result(trial)
-                if result is None:
+                if epoch < trial.recipe.epochs and not 0 <= fate.fails_at < epoch:
+                    paused[trial.key] = {"epoch": epoch, "curve": list(fate.curve[:epoch]), "seconds": float(epoch)}
+                elif result is None:
                     failed.add(trial.key)
                 else:
                     results[trial.key] = result
         ledger, really_failed = self._settled()
+        reached = MemoryLedger().paused()
+        for key, record in paused.items():
+            if key not in ledger and reached.get(key, {}).get("epoch", 0) < record["epoch"] and key not in results:
+                self._fault(f"{key} of {command.sweep.name} has not paused after epoch {record['epoch']}")
+            self.counts["paused"] += key in reached
         for key, result in results.items():
             if key not in ledger:
                 self._fault(f"{key} of {command.sweep.name} is lost")

@@ -227,3 +227,22 @@ def test_kernels_are_deterministic_unless_the_fastest_are_asked_for() -> None:
         seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
     assert seen == [(False, True), (True, False)]
     assert RuntimeConfig("", "").deterministic
+
+
+def test_a_trial_that_pauses_at_each_rung_ends_as_the_uninterrupted_one(
+    data: Path, tmp_path: Path, uninterrupted: Hashes
+) -> None:
+    trial = trial_of("allconv with dropout", "holdout")
+    ledger = Ledger(str(tmp_path / "paused"))
+    for epoch in (1, 2):
+        here = runtime_config(data, tmp_path / "paused", pause_at=epoch)
+        assert killed_at([2], trial, here) == [epoch]  # killed once on the way
+        record = ledger.paused_at(trial.key)
+        assert record is not None
+        assert (record["epoch"], len(record["curve"])) == (epoch, epoch)
+        # A second worker that is sent to the same rung, or an earlier one, trains nothing.
+        assert run_trial(trial, here, lambda *_: pytest.fail("an epoch is trained again")) is None
+        assert ledger.result(trial.key) is None
+    assert killed_at([], trial, runtime_config(data, tmp_path / "paused")) == [3]
+    assert artifact_hashes(tmp_path / "paused", trial) == uninterrupted(trial)
+    assert ledger.paused() == {}

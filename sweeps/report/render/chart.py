@@ -60,12 +60,16 @@ class Scatter(NamedTuple):
 
 
 class Responses(NamedTuple):
-    """A chart of values between `low` and `high` by dropout rate; a greater one stands at the edge."""
+    """A chart of values between `low` and `high` by what was chosen, from the first to the last of `ends`.
+
+    A greater value stands at the edge. `ticks` are the places that are named, none for round numbers.
+    """
 
     points: Sequence[Point]
     low: float
     high: float
-    rates: tuple[float, float]
+    ends: tuple[float, float]
+    ticks: tuple[tuple[float, str], ...] = ()
 
 
 class Line(NamedTuple):

@@ -114,7 +114,7 @@ def _scatter(scatter: Scatter, alt: str) -> Markup:
 
 
 def _responses(responses: Responses, alt: str) -> Markup:
-    first, last = responses.rates
+    first, last = responses.ends
     points = responses.points
     with chart(168, 118, 30, 20, 160, 110) as axis:
         axis.grid(axis="y", gid="grid")
@@ -122,7 +122,10 @@ def _responses(responses: Responses, alt: str) -> Markup:
         hovers = _points(axis, points, [point.x for point in points], values, 3)
         room = 0.05 * (last - first)
         axis.set(xlim=(first - room, last + room), ylim=(responses.low, responses.high))
-        _ticks(axis.xaxis, 4)
+        if responses.ticks:
+            axis.set_xticks([place for place, _ in responses.ticks], [name for _, name in responses.ticks])
+        else:
+            _ticks(axis.xaxis, 4)
         _ticks(axis.yaxis, 4)
         return svg(axis, alt, hovers)
 

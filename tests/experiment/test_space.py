@@ -1,0 +1,317 @@
+"""What a search may choose: names and bounds of a space, and what each choice does to recipe, net and key."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from crelu_models.tables import S2, S8
+from sweeps import Choice, Float, Int
+from sweeps.experiment import search as search_module
+from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json, sweep_from_json, sweep_trials
+from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
+from sweeps.experiment.search import Search, budget, export, importance, own_point, study
+from sweeps.experiment.space import Axis, Space, axis_from_json, axis_to_json, choosable
+from sweeps.experiment.trial import Cell, Trial, trial_from_json
+from sweeps.store.ledger import Ledger
+
+CELL = Cell("Baseline", S2, "synthetic", ALLCONV)
+SPACE: Space = {
+    "recipe.lr": Float(1e-3, 1, log=True),
+    "recipe.optimiser": Choice("sgd", "adam"),
+    "recipe.batch": Int(16, 128, 16),
+    "net.dropout.pool1": Float(0, 0.5, step=0.05),
+    "net.width": Float(0.5, 1, step=0.25),
+}
+
+
+def played(search: Search, error: Callable[[Trial], float], cell: Cell = CELL) -> dict[str, dict[str, Any]]:
+    """Play a study to its end."""
+    results: dict[str, dict[str, Any]] = {}
+    while not (found := study(search, cell, results, ())).is_finished:
+        for trial in found.trials:
+            metrics = {"best/val_top1_err": error(trial), "best/val_loss": 100 - error(trial)}
+            results[trial.key] = {
+                "status": "finished",
+                "metrics": metrics,
+                "curve": [90.0, error(trial)],
+                "seconds": 60.0,
+            }
+    return results
+
+
+def log_rate(trial: Trial) -> float:
+    """Return an error that is least at a learning rate of .02, and does not depend on anything else."""
+    return 10 + 5 * abs(math.log10(trial.recipe.lr / 0.02))
+
+
+def test_a_choice_changes_recipe_net_and_key_and_nothing_else() -> None:
+    plain = Trial(CELL, "holdout")
+    chosen = dataclasses.replace(
+        plain,
+        choices=(("recipe.lr", 0.01), ("recipe.optimiser", "adam"), ("net.dropout.pool1", 0.3), ("net.width", 0.5)),
+    )
+    assert chosen.recipe == dataclasses.replace(ALLCONV, lr=0.01, optimiser="adam")
+    assert chosen.net == S2.width(0.5).dropout(0.3, "pool1")
+    assert chosen.key != plain.key
+    assert chosen.label == "s0 holdout lr=0.01 optimiser=adam pool1=0.3 width=0.5"
+    declared = Cell("x", chosen.net, CELL.dataset, chosen.recipe)
+    assert chosen.key == Trial(declared, "holdout").key  # a key is of what is trained, not of who chose it
+    assert trial_from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+
+
+def test_a_trial_without_choices_has_the_key_and_the_json_that_it_always_had() -> None:
+    trial = Trial(Cell("Baseline", S8, "imagenet", IMAGENET_SGD), "holdout", dropout=(("conv9", 0.25),))
+    assert trial.key == "ec07c9d6242d6f726b42"
+    assert Trial(CELL).key == "babbba6929f8ebf96de4"
+    assert "choices" not in trial.to_json()
+    assert set(trial.science()) == {"schema", "net", "dataset", "recipe", "phase", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("space", "why"),
+    [
+        ({"net.dropout.pol1": Float(0, 0.5)}, "no setting 'net.dropout.pol1'; did you mean 'net.dropout.pool1'"),
+        ({"recipe.batch_size": Int(1, 9)}, "did you mean 'recipe.batch'"),
+        ({"recipe.stages": Choice("a", "b")}, "no setting 'recipe.stages'"),
+        ({"recipe.lr": Float(0.1, 0.1)}, "low is a number below high"),
+        ({"recipe.lr": Float(math.nan, 0.1)}, "low is a number below high"),
+        ({"recipe.lr": Float(0, 0.1)}, "recipe.lr cannot be 0.0: recipe.lr is above 0"),
+        ({"recipe.weight_decay": Float(0, 0.1, log=True)}, "so its low is above 0"),
+        ({"recipe.momentum": Float(0.5, 1.5)}, "recipe.momentum cannot be 1.5"),
+        ({"recipe.lr": Float(0.1, 0.2, step=0.1, log=True)}, "no logarithm beside it"),
+        ({"recipe.batch": Float(16, 64)}, "recipe.batch is of type int"),
+        ({"recipe.batch": Int(16, 64, 0)}, r"step of .* is at least 1"),
+        ({"recipe.batch": Int(16, 64.5)}, "whole numbers"),  # type: ignore[arg-type]
+        ({"recipe.optimiser": Choice("sgd", "lion")}, "recipe.optimiser cannot be 'lion'"),
+        ({"recipe.optimiser": Choice("sgd")}, "two values or more"),
+        ({"recipe.optimiser": Choice("sgd", "sgd")}, "same value twice"),
+        ({"recipe.flip": Choice(True, 1)}, "recipe.flip is of type bool"),
+        ({"recipe.weight_decay": Choice(True, False)}, "recipe.weight_decay is of type float"),
+        ({"net.width": Float(0, 1)}, "net.width cannot be 0.0"),
+        ({"net.dropout.pool1": Float(0.5, 1)}, "net.dropout.pool1 cannot be 1.0"),
+        ({"recipe.lr": 0.1}, "over a Float, an Int or a Choice"),
+    ],
+)
+def test_a_space_that_a_cell_lacks_is_refused_with_the_sweep(space: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Sweep("s", "demo", (CELL,), Protocol(search=Search(4, space=space)))
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"direction": "up"}, "minimize or maximize"),
+        ({"objective": "final/test_top1_err"}, "never chooses on the test pictures"),
+        ({"objective": "test/f1"}, "never chooses on the test pictures"),
+        ({"limits": {"params": 1.0}}, "parameters and seconds"),
+        ({"limits": {"seconds": 0.0}}, "above 0"),
+        ({"sampler": "grid", "space": {"recipe.lr": Float(0.1, 1)}}, "a grid needs steps"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Search(4, **given)
+
+
+def test_the_learning_rate_is_chosen_once() -> None:
+    search = Search(4, space={"recipe.lr": Float(0.1, 1)})
+    with pytest.raises(ValueError, match=r"leave out rates, or recipe.lr"):
+        Protocol(search=search, rates=RateStudy("*"))
+
+
+def test_the_own_setting_of_a_cell_is_tried_first_where_the_space_has_it() -> None:
+    search = Search(4, space=SPACE)
+    assert own_point(search, CELL) == (0.05, "sgd", 128, 0.0, 1.0)
+    assert study(search, CELL, {}, ()).suggestions[0].trial.recipe == ALLCONV
+    dropped = dataclasses.replace(CELL, net=S2.dropout(0.2, "pool1"))
+    assert own_point(search, dropped) == (0.05, "sgd", 128, 0.2, 1.0)
+    assert own_point(search, dataclasses.replace(CELL, net=S2.dropout(0.22, "pool1"))) is None
+    assert own_point(Search(space={"recipe.batch": Int(16, 64)}), CELL) is None
+    assert own_point(Search(space={"recipe.optimiser": Choice("adam", "sgd")}), CELL) == ("sgd",)
+    assert own_point(Search(space={"recipe.init": Choice("torch", "xavier")}), CELL) is None
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+def test_suggestions_lie_in_the_space_and_can_be_typed_again(sampler: str) -> None:
+    found = study(Search(12, sampler, wave=12, space=SPACE), CELL, {}, ())
+    assert len({one.trial.key for one in found.suggestions}) > 8
+    for one in found.suggestions:
+        lr, optimiser, batch, rate, width = (value for _, value in one.trial.choices)
+        assert 1e-3 <= lr <= 1
+        assert float(f"{lr:.4g}") == lr
+        assert optimiser in ("sgd", "adam")
+        assert type(batch) is int
+        assert batch in range(16, 129, 16)
+        assert rate in [round(0.05 * step, 6) for step in range(11)]
+        assert width in (0.5, 0.75, 1.0)
+
+
+def test_a_whole_number_for_a_field_of_fractions_is_the_same_trial() -> None:
+    found = study(Search(2, "grid", wave=3, space={"recipe.clip_norm": Int(1, 2)}), CELL, {}, ())
+    assert found.suggestions[0].trial.key == Trial(CELL, "holdout").key
+
+
+def test_grid_over_all_kinds_is_every_point_once() -> None:
+    space: Space = {
+        "recipe.optimiser": Choice("sgd", "adam"),
+        "recipe.batch": Int(64, 128, 32),
+        "net.width": Float(0.5, 1, 0.5),
+    }
+    search = Search(100, "grid", wave=100, space=space)
+    assert budget(search, CELL) == 12
+    asked = study(search, CELL, {}, ()).suggestions
+    assert len({one.trial.choices for one in asked}) == len(asked) == 12
+    assert [value for _, value in asked[0].trial.choices] == ["sgd", 128, 1.0]
+
+
+def test_the_larger_value_wins_where_the_direction_says_so() -> None:
+    least = Search(12, space=SPACE, objective="best/val_loss")
+    most = dataclasses.replace(least, direction="maximize")
+    for search, choose in ((least, min), (most, max)):
+        found = study(search, CELL, played(search, log_rate), ())
+        assert found.winner is not None
+        assert found.winner.value == choose(one.value or 0.0 for one in found.suggestions)
+        assert all(trial.pruning_thresholds == () for trial in found.trials)
+
+
+def test_tpe_follows_the_direction() -> None:
+    # The two objectives fall and rise with one another: to make one small is to make the other large.
+    small = Search(24, space=SPACE, prune=False)
+    large = dataclasses.replace(small, objective="best/val_loss", direction="maximize")
+    points = [[one.trial.key for one in study(s, CELL, played(s, log_rate), ()).suggestions] for s in (small, large)]
+    assert points[0] == points[1]
+
+
+def test_what_exceeds_the_limit_on_parameters_is_not_trained_and_costs_no_trial() -> None:
+    most = S2.width(0.75).parameters(10)
+    search = Search(6, space=SPACE, limits={"parameters": most + 0.5})
+    results = played(search, log_rate)
+    found = study(search, CELL, results, ())
+    refused = [one for one in found.suggestions if one.refused]
+    assert refused
+    assert refused[0].number == 0  # the cell's own width
+    assert "parameters" in refused[0].refused
+    assert all(trial.net.parameters(10) <= most for trial in found.trials)
+    assert len(found.trials) == 6
+    assert not any(one.trial.key in results for one in refused)
+    parts = sweep_trials(Sweep("s", "demo", (CELL,), Protocol(search=search)), results)[CELL.key]
+    assert {trial.key for trial in parts.search} == {trial.key for trial in found.trials}
+
+
+def test_a_winner_keeps_the_limit_on_seconds() -> None:
+    search = Search(6, space=SPACE, prune=False, limits={"seconds": 50.0})
+    results = played(search, log_rate)
+    assert study(search, CELL, results, ()).winner is None
+    sweep = Sweep("s", "demo", (CELL,), Protocol(search=search))
+    assert sweep_trials(sweep, results)[CELL.key].why == "no trial of its search keeps the limits"
+    third = study(search, CELL, results, ()).suggestions[2].trial.key
+    results[third]["seconds"] = 49.0
+    winner = study(search, CELL, results, ()).winner
+    assert winner is not None
+    assert winner.trial.key == third
+
+
+def test_a_point_that_no_recipe_can_have_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def why(search: Search, trial: Trial) -> str:
+        return "no" if trial.recipe.optimiser == "adam" else ""
+
+    monkeypatch.setattr(search_module, "why_refused", why)
+    search = Search(6, space=SPACE)
+    found = study(search, CELL, played(search, log_rate), ())
+    assert len(found.trials) == 6
+    assert {trial.recipe.optimiser for trial in found.trials} == {"sgd"}
+
+
+def test_a_search_is_the_same_after_a_way_through_its_plan(tmp_path: Path) -> None:
+    halved = Search(9, "tpe", 3, space=SPACE, halving=3, rung=2, limits={"seconds": 60.0})
+    for search in (halved, Search(3, objective="best/val_loss", direction="maximize"), Search(2)):
+        sweep = Sweep("s", "demo", (CELL,), Protocol(search=search))
+        written = json.loads(json.dumps(plan_to_json(plan(sweep, Ledger(str(tmp_path)), {}))))
+        assert sweep_from_json(written) == sweep
+    for axis in halved.axes:
+        assert axis_from_json(axis_to_json(axis)) == axis
+    with pytest.raises(ValueError, match="a float, an int or a choice"):
+        axis_from_json({"name": "x", "kind": "code"})
+
+
+def test_importance_is_with_the_dimension_that_decides() -> None:
+    search = Search(24, "random", space=SPACE, prune=False)
+    found = study(search, CELL, played(search, log_rate), ())
+    shares = importance(search, CELL, [(one.trial, one.value) for one in found.suggestions])
+    assert shares.keys() == SPACE.keys()
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(shares, key=lambda name: shares[name]) == "recipe.lr"
+    assert importance(search, CELL, [(one.trial, one.value) for one in found.suggestions[:3]]) == {}
+    assert importance(search, CELL, [(one.trial, 5.0) for one in found.suggestions]) == {}
+
+
+def test_dashboard_gets_every_kind_of_parameter_value_by_epoch_and_state(tmp_path: Path) -> None:
+    search = Search(8, space=SPACE, halving=2, rung=1, wave=2, limits={"parameters": S2.width(0.75).parameters(10)})
+    cell = dataclasses.replace(CELL, recipe=dataclasses.replace(ALLCONV, epochs=2))
+    results: dict[str, dict[str, Any]] = {}
+    paused: dict[str, dict[str, Any]] = {}
+    while not (found := study(search, cell, results, (), paused=paused)).is_finished:
+        for key, epoch in found.pauses.items():
+            trial = next(trial for trial in found.trials if trial.key == key)
+            curve = [90.0, log_rate(trial)][:epoch]
+            if epoch == 1:
+                paused[key] = {"epoch": 1, "curve": curve, "seconds": 1.0}
+            else:
+                metrics = {"best/val_top1_err": min(curve)}
+                results[key] = {"status": "finished", "metrics": metrics, "curve": curve, "seconds": 2.0}
+    url = f"sqlite:///{tmp_path}/studies.db"
+    assert export([found], "s", url, results, paused) == 1
+    assert export([found], "s", url, results, paused) == 1  # anew, not once more
+    shown = optuna.load_study(study_name="s/Baseline", storage=url)
+    assert len(shown.trials) == len(found.suggestions)
+    for told, one in zip(shown.trials, found.suggestions, strict=True):
+        assert told.params == dict(one.trial.choices)
+        state = told.user_attrs["state"]
+        if one.refused:
+            assert state.startswith("not trained: more parameters")
+            assert told.constraints["parameters"] > 0
+        elif one.trial.key in found.paused:
+            assert (told.state.name, state) == ("PRUNED", "paused after epoch 1")
+            assert told.intermediate_values == {1: 90.0}
+        else:
+            assert (told.state.name, state, told.value) == ("COMPLETE", "finished", one.value)
+            assert list(told.intermediate_values) == [1, 2]
+    assert {told.state.name for told in shown.trials} == {"PRUNED", "COMPLETE"}
+    assert {type(kind).__name__ for kind in shown.trials[0].distributions.values()} == {
+        "FloatDistribution", "CategoricalDistribution", "IntDistribution",
+    }  # fmt: skip
+
+
+def test_all_that_can_be_chosen_has_the_value_of_the_cell() -> None:
+    known = choosable(S8.dropout(0.25, 9), IMAGENET_SGD)
+    assert known["net.dropout.conv9"] == 0.25
+    assert known["net.dropout.input"] == 0.0
+    assert known["recipe.lr"] == IMAGENET_SGD.lr
+    assert known["net.width"] == 1.0
+    assert not {"recipe.name", "recipe.stages"} & known.keys()
+    for name, value in known.items():
+        if name.startswith("recipe."):
+            assert Trial(Cell("x", S8, "imagenet", IMAGENET_SGD), choices=((name, value),)).recipe == IMAGENET_SGD
+
+
+def test_axes_hold_what_they_offer() -> None:
+    axis = Axis("recipe.lr", Float(0.1, 0.35, step=0.1))
+    assert axis.domain.values() == (0.1, 0.2, 0.3)
+    assert [axis.domain.holds(value) for value in (0.1, 0.15, 0.3, 0.4, "0.1", True)] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert [Int(1, 6, 2).holds(value) for value in (1, 2, 5, 6, 7, 1.5)] == [True, False, True, False, False, False]
+    assert Int(1, 6, 2).ends() == (1, 5)
+    assert [Choice(True, "a").holds(value) for value in (True, 1, "a")] == [True, False, True]
