@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from crelu_data.__main__ import _parser as data_parser
+from crelu_models.__main__ import parser as models_parser
 from sweeps import launch
 from sweeps.__main__ import parser as verb_parser
 from sweeps.cli.options import parser as page_parser
@@ -80,7 +81,7 @@ def test_command_parses(document: str, command: str) -> None:
     if program == "make":
         assert set(words[1:]) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     elif program == "mlflow":
-        assert words[1:3] == ["ui", "--backend-store-uri"]
+        assert words[1:3] in (["ui", "--backend-store-uri"], ["gc"])
     elif words[1].startswith("clusters/"):
         script = (ROOT / words[1]).read_text()
         assert all(f'"{word}"' in script for word in words if word.startswith("--"))
@@ -92,8 +93,9 @@ def _parse(module: str, arguments: list[str]) -> None:
     """Let the parser of `python -m module` read the arguments; SystemExit where it refuses them."""
     if STAND_INS & {module, *arguments}:
         return
-    if module in ("crelu_data", "sweeps"):
-        parser = data_parser() if module == "crelu_data" else verb_parser()
+    parsers = {"crelu_data": data_parser, "crelu_models": models_parser, "sweeps": verb_parser}
+    if module in parsers:
+        parser = parsers[module]()
         if "--help" in arguments:
             with pytest.raises(SystemExit, match=r"^0$"):
                 parser.parse_args(arguments)
@@ -101,6 +103,8 @@ def _parse(module: str, arguments: list[str]) -> None:
             parser.parse_args(arguments)
     elif module.startswith("sweeps.analysis."):
         import_module(module).arguments().parse_args(arguments)
+    elif module == "pytest":
+        assert arguments == ["-m", "gpu"]
     elif module.startswith("benchmarks."):
         assert importlib.util.find_spec(module)
     else:
@@ -167,7 +171,7 @@ def test_document_names_every_sweep(document: str) -> None:
 def test_commands_show_every_parser() -> None:
     shown = set(re.findall(r"^```\{options\} (\w+)$", (ROOT / "docs/commands.md").read_text(), re.MULTILINE))
     jobs = {path.stem for path in (ROOT / "sweeps/analysis").glob("*.py") if "\ndef arguments() ->" in path.read_text()}
-    assert shown == {"sweep", "verbs", "data"} | jobs
+    assert shown == {"sweep", "verbs", "data", "models"} | jobs
 
 
 def test_rooms_are_those_of_the_tree() -> None:

@@ -44,7 +44,7 @@ OF_MODELS = (
     "crelu_models.channels.",
     "crelu_models.tracing.",
     "crelu_models.named.",
-    "sweeps.training.draws.",
+    "crelu_models.draws.",
 )
 OF_TASKS = ("sweeps.training.task.", "sweeps.training.task_data.", "sweeps.training.task_state.")
 

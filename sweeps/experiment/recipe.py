@@ -101,7 +101,7 @@ class Recipe:
             raise ValueError("recipe.resized_crop takes the place of shifts: set recipe.shift=0 with it")
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"recipe.warmup_epochs of a cosine is below its {self.epochs} epochs, not {self.warmup_epochs!r}"
+                f"recipe.warmup_epochs of a cosine is below its {count(self.epochs, 'epoch')}, not {self.warmup_epochs!r}"
             )
         starts = [stage.first_epoch for stage in self.stages]
         if starts[:1] != [1] or starts != sorted(set(starts)):
@@ -144,8 +144,9 @@ class Recipe:
         if self.mixup and parted:
             pairs = max(1, self.batch // (2 * ranks))
             raise ValueError(
-                f"mixup mixes the pictures of a batch in pairs, and {ranks} ranks part a pair of {parted[0]} pictures; "
-                f"take fewer ranks, or other cells by --set recipe.batch={2 * ranks * pairs} recipe.drop_last=true"
+                f"mixup mixes the pictures of a batch in pairs, and {ranks} ranks part a pair of "
+                f"{count(parted[0], 'picture')}; take fewer ranks, or other cells by --set "
+                f"recipe.batch={2 * ranks * pairs} recipe.drop_last=true"
             )
 
     def decay(self, epoch: int) -> float:

@@ -14,7 +14,8 @@ def plural(n: int, noun: str) -> str:
         return noun
     if noun.endswith("y") and noun[-2] not in "aeou":
         return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith(("s", "ch", "sh", "x")) else f"{noun}s"
+    hisses = noun.endswith(("s", "ch", "sh", "x")) and noun != "epoch"
+    return f"{noun}es" if hisses else f"{noun}s"
 
 
 def against_forecast(actual: float, forecast: float) -> str:

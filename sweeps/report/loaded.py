@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crelu_data.datasets import dataset
 from sweeps.experiment.metrics import PARAMETERS, TRAIN
 from sweeps.experiment.plan import Plan, current_plan, unknown_name, without_damaged
+from sweeps.experiment.wording import count
 from sweeps.report import build, terminal
 from sweeps.report.notebook import html
 from sweeps.report.tidy import effect_rows, factor_rows
@@ -110,7 +111,7 @@ class Results:
 
     def __repr__(self) -> str:
         plan = self.plan
-        return f"{self.title}: {plan.count('done', 'stale')} of {plan.total} trials done, in {self.output}"
+        return f"{self.title}: {plan.count('done', 'stale')} of {count(plan.total, 'trial')} done, in {self.output}"
 
 
 class Output(Mapping[str, Results]):

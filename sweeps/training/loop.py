@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crelu_models.draws import Draws
 from crelu_models.modules import renew_generators, seed_dropout
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, Ranks
-from sweeps.training.draws import Draws
 from sweeps.training.evaluate import Errors, autocast, errors, misses, score
 from sweeps.training.graphs import Graphs
 from sweeps.training.optim import Optimiser

@@ -14,13 +14,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from crelu_models.draws import APPROXIMATE
 from crelu_models.model import Model
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.checkpoint import separate
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import constant, parquet
-from sweeps.training.draws import APPROXIMATE
 from sweeps.training.evaluate import Errors, Row, best_epoch, counts, errors
 from sweeps.training.loop import LOST
 

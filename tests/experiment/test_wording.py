@@ -51,6 +51,7 @@ def test_no_sentence_counts_one_thing_in_the_plural() -> None:
 @pytest.mark.parametrize(("n", "noun", "words"), [
     (1, "cell", "1 cell"), (0, "cell", "0 cells"), (2, "study", "2 studies"), (1, "study", "1 study"),
     (1234, "trial", "1,234 trials"), (2, "class", "2 classes"), (1, "class", "1 class"), (2, "batch", "2 batches"),
+    (2, "epoch", "2 epochs"),
     (3, "key", "3 keys"),
 ])  # fmt: skip
 def test_count_is_plain_english(n: int, noun: str, words: str) -> None:

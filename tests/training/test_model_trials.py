@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from crelu_data.datasets import dataset
+from crelu_models.draws import APPROXIMATE
 from crelu_models.from_factory import build_model
 from crelu_models.model import Model
 from sweeps.execution.pack import perform_pack
@@ -17,7 +18,6 @@ from sweeps.experiment.recipe import VGG
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint import separate
 from sweeps.training.distributed import Ranks
-from sweeps.training.draws import APPROXIMATE
 from sweeps.training.run_trial import run_trial
 from sweeps.training.shared_batches import stream_key
 from sweeps.training.trainer import new_learner
