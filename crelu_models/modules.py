@@ -186,15 +186,18 @@ def seed_dropout(
             layer.seed(seed_from("dropout", seed, epoch, step, layer.name), first, batch, pictures)
 
 
-def renew_generators(module: nn.Module) -> list[torch.Generator]:
-    """Give every dropout layer that has drawn a new generator, at its seed, and return these."""
-    generators: list[torch.Generator] = []
+def dropout_generators(module: nn.Module) -> list[torch.Generator]:
+    """Return the generators of the dropout layers that have drawn."""
+    layers = [layer for layer in module.modules() if isinstance(layer, Dropout)]
+    return [layer.generator for layer in layers if layer.generator is not None]
+
+
+def renew_generators(module: nn.Module) -> None:
+    """Give every dropout layer that has drawn a new generator, at its seed."""
     for layer in module.modules():
         if isinstance(layer, Dropout) and layer.generator is not None:
             layer.generator = torch.Generator(layer.generator.device)
             layer.seed(layer._seed, layer._first, layer._batch)
-            generators.append(layer.generator)
-    return generators
 
 
 def _pool(row: Pool) -> nn.Module:

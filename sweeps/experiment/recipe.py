@@ -101,7 +101,8 @@ class Recipe:
             raise ValueError("recipe.resized_crop takes the place of shifts: set recipe.shift=0 with it")
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"recipe.warmup_epochs of a cosine is below its {count(self.epochs, 'epoch')}, not {self.warmup_epochs!r}"
+                f"recipe.warmup_epochs of a cosine is below its {count(self.epochs, 'epoch')}, not "
+                f"{self.warmup_epochs!r}"
             )
         starts = [stage.first_epoch for stage in self.stages]
         if starts[:1] != [1] or starts != sorted(set(starts)):

@@ -95,12 +95,13 @@ class Graphs:
         *inputs: Tensor,
         remaining: int,
         constants: Hashable = None,
-        generators: Callable[[], Sequence[torch.Generator]] = tuple,
+        generators: Sequence[torch.Generator] = (),
+        renew: Callable[[], object] = tuple,
     ) -> Tensor | None:
         """Return `function(*inputs)`, replayed where that pays; `remaining` calls of this kind are to come.
 
-        Recordings with other `constants` are freed. `generators()` gives the function new generators, at the seeds of
-        those it has, and returns them: an old one may be held by a recording, or by one that failed.
+        Recordings with other `constants` are freed. All recordings of a function draw from the same `generators`, whose
+        seeds are set before a call. `renew()` gives the function others: one that failed may hold those it has.
         """
         recorder = self.recorder
         if recorder is None:
@@ -112,7 +113,7 @@ class Graphs:
             self._forget_others(name, constants)
             recording = self._recordings[key] = _Recording(constants)
         if recording.replay is None and recording.pays and recording.calls >= WARM_UP:
-            self._record(recorder, recording, function, inputs, remaining, generators)
+            self._record(recorder, recording, function, inputs, remaining, generators, renew)
         if recording.replay is None:
             return self._warm_up(recorder, recording, function, inputs)
         for held, value in zip(recording.inputs, inputs, strict=True):
@@ -147,7 +148,8 @@ class Graphs:
         function: Call,
         inputs: tuple[Tensor, ...],
         remaining: int,
-        generators: Callable[[], Sequence[torch.Generator]],
+        generators: Sequence[torch.Generator],
+        renew: Callable[[], object],
     ) -> None:
         """Record a call, where that pays and the device can."""
         recording.pays = pays(remaining, recording.seconds / (WARM_UP - 1))
@@ -155,9 +157,9 @@ class Graphs:
             return
         held = tuple(value.clone(memory_format=torch.preserve_format) for value in inputs)
         try:
-            recording.replay, recording.result = recorder.record(lambda: function(*held), generators())
+            recording.replay, recording.result = recorder.record(lambda: function(*held), generators)
         except Exception as error:  # whatever a net does that cannot be recorded: it can still be called
-            generators()
+            renew()
             self.failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             self.clear(self.failure)
             return

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crelu_models.draws import Draws
-from crelu_models.modules import renew_generators, seed_dropout
+from crelu_models.modules import dropout_generators, renew_generators, seed_dropout
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import Errors, autocast, errors, misses, score
@@ -122,7 +122,8 @@ class Learner:
                 labels,
                 remaining=self._remaining(batch),
                 constants=recipe.decay(self.epoch),
-                generators=partial(renew_generators, self.model),
+                generators=dropout_generators(self.model),
+                renew=partial(renew_generators, self.model),
             )
         else:
             self.model.zero_grad(set_to_none=True)

@@ -122,7 +122,7 @@ def test_impossible_recipe_is_refused(field: str, value: object) -> None:
         (VGG, {"nesterov": True}, "nesterov is for sgd with a momentum and without dampening"),
         (IMAGENET_ADAM, {"nesterov": True}, "nesterov is for sgd"),
         (VGG, {"resized_crop": 0.08}, "takes the place of shifts: set recipe.shift=0 with it"),
-        (ALLCONV, {"schedule": "cosine", "epochs": 1}, "warmup_epochs of a cosine is below its 1 epochs, not 1.0"),
+        (ALLCONV, {"schedule": "cosine", "epochs": 1}, "warmup_epochs of a cosine is below its 1 epoch, not 1.0"),
     ],
 )
 def test_fields_that_exclude_each_other_are_refused(recipe: Recipe, fields: dict[str, object], says: str) -> None:

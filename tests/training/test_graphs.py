@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crelu_data.write import prepare
 from crelu_models import activations
-from crelu_models.modules import Dropout, renew_generators
+from crelu_models.modules import Dropout, dropout_generators, renew_generators
 from sweeps.experiment.recipe import ALLCONV, Recipe, Stage
 from sweeps.store.ledger import Ledger
 from sweeps.training import run_trial, trainer
@@ -80,6 +80,18 @@ def test_replayed_steps_are_the_steps_bit_for_bit(name: str) -> None:
     assert (eager.graphs.mode, replayed.graphs.mode) == ("eager", "graph")
 
 
+def test_a_recording_goes_on_after_a_later_one_of_another_length() -> None:
+    """All recordings draw from one set of generators: those of the first are seeded when the second is there."""
+    recorder, recipe = OpRecorder(), dataclasses.replace(SGD, schedule="cosine")
+    eager, replayed = learner(recipe, None), learner(recipe, recorder)
+    for number in range(6):
+        expected, measured = epoch(eager, number), epoch(replayed, number)
+        assert all(torch.equal(a, b) for a, b in zip(expected, measured, strict=True)), number
+        assert same(eager, replayed), number
+    assert recorder.recorded == 4  # its decay does not change: full steps, the short step, and both scores
+    assert replayed.graphs.replays == (30 - 3) + (6 - 3) + 2 * (6 - 3)
+
+
 def test_a_learner_restored_between_replays_goes_on_as_the_one_that_was_saved() -> None:
     eager, replayed = learner(SGD, None), learner(SGD, OpRecorder())
     for one in (eager, replayed):
@@ -113,13 +125,14 @@ def test_generators_that_a_failed_recording_held_are_given_up() -> None:
     one.step(*batch(0))
     old = [layer.generator for layer in one.model if isinstance(layer, Dropout)]
     states = [generator.initial_seed() for generator in old]
-    new = renew_generators(one.model)
+    renew_generators(one.model)
+    new = dropout_generators(one.model)
     assert [generator.initial_seed() for generator in new] == states
     assert not {id(generator) for generator in new} & {id(generator) for generator in old}
     assert new == [layer.generator for layer in one.model if isinstance(layer, Dropout)]
 
 
-def test_generators_are_renewed_before_a_recording_and_after_one_that_failed() -> None:
+def test_generators_are_renewed_after_a_recording_that_failed() -> None:
     renewed: list[int] = []
 
     def refused(*_: Any) -> Any:
@@ -128,8 +141,8 @@ def test_generators_are_renewed_before_a_recording_and_after_one_that_failed() -
     kept = Graphs(OpRecorder())
     kept.recorder.record = refused  # type: ignore[union-attr, method-assign]
     for number in range(6):
-        kept.call(torch.neg, torch.ones(2), remaining=1000, generators=lambda n=number: renewed.append(n) or ())
-    assert renewed == [3, 3]
+        kept.call(torch.neg, torch.ones(2), remaining=1000, renew=lambda n=number: renewed.append(n))
+    assert renewed == [3]
     assert kept.why_not == "ValueError: a net's own error"
 
 
