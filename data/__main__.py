@@ -189,11 +189,11 @@ def _push(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from crelu_data.load import READERS, default_reader, open_pictures
+    from crelu_data.load import default_reader, open_pictures
 
     print(f"{'file':40} {'reader':8} {'workers':>7} {'pictures/s':>11} {'per CPU-s':>10}")
     for path in _files(options):
-        for reader in READERS if default_reader() == "ffcv" else ("threads",):
+        for reader in ("ffcv", "threads") if default_reader() == "ffcv" else ("threads",):
             workers = options.workers or cores()
             with open_pictures(path, reader=reader, workers=workers, resident_bytes=0) as pictures:
                 # An order of as many pictures at least, with repetition: an epoch of FFCV takes 0.2 s to start.

@@ -383,15 +383,16 @@ class Ledger:
 
             return dict(zip(keys, pool.map(read, keys), strict=True))
 
-    def commit(self, key: str, result: Mapping[str, Any]) -> None:
-        """Write the result of trial `key`, which is done from then on, and delete its checkpoints.
+    def commit(self, key: str, result: Mapping[str, Any]) -> Json:
+        """Write the result of trial `key`, which is done from then on, and delete its checkpoints; return the result.
 
-        The result gets the sizes of the trial's files as they lie there, by which a lost one is known unread.
+        It gets the sizes of the trial's files as they lie there, by which a lost one is known unread.
         """
         sized = {**result, "sizes": self.file_sizes([key])[key]} if result.get("files") else dict(result)
         self.write_json(f"results/{key}.json", {**sized, "check": checksum(sized)})
         self.delete(f"checkpoints/{key}")
         self.delete(f"paused/{key}.json")
+        return sized
 
     def pause(self, key: str, record: Mapping[str, Any]) -> None:
         """Note that trial `key` has paused: its epoch, and its errors by epoch."""

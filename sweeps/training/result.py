@@ -94,8 +94,7 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
         result["parameters"] = outcome.parameters
     if any(event.startswith(APPROXIMATE) for event in outcome.events):
         result["resume"] = "approximate"
-    ledger.commit(trial.key, result)
-    return result
+    return ledger.commit(trial.key, result)
 
 
 def _status(ending: str) -> str:

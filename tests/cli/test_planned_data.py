@@ -122,7 +122,7 @@ def test_results_of_other_data_than_the_last_run_had_are_stale_everywhere(
     ledger.write_json(path, declared | {"fingerprints": {sweep.datasets[0]: "0" * 64}})
     assert states(ledger, title) == {"stale"}
     status(argparse.Namespace(output=str(tmp_path / "out"), sweep=title, watch=False, json=False))
-    assert " ".join(capsys.readouterr().out.splitlines()[-1].split()[-7:]).startswith(". . . 1 . .")
+    assert " ".join(capsys.readouterr().out.splitlines()[-1].split()[-8:]).startswith(". . . 1 . . .")
     # A plan from before they were noted says nothing of its data.
     del declared["fingerprints"]
     ledger.write_json(path, declared)

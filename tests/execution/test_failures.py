@@ -24,7 +24,7 @@ RECIPE = dataclasses.replace(VGG, name="mine", epochs=1, batch=32, drop_last=Fal
 def assignment(trials: list[dict[str, Any]], runtime: RuntimeConfig, **changes: Any) -> Any:
     return {
         "key": "k", "pack": "p", "trials": [json.dumps(trial) for trial in trials],
-        "runtime": dataclasses.asdict(runtime), "stop": "stops/s", "work": "", "probe": False,
+        "runtime": dataclasses.asdict(runtime), "stop": "stops/s", "work": "", "probe": False, "pauses": {},
     } | changes  # fmt: skip
 
 

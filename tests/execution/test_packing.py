@@ -341,6 +341,7 @@ def order(trials: list[Trial], data: Path, ledger: Path, probe: bool = False, **
         "stop": "stops/now",
         "work": "",
         "probe": probe,
+        "pauses": {},
     }
 
 
