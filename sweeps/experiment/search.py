@@ -527,8 +527,8 @@ def _value_at(search: Search, trial: Trial, epochs: int, known: _Known) -> float
         return math.nan
     record = result if result is not None else known.paused.get(trial.key, {})
     curve = record.get("curve", ())
-    goes_on = epochs < trial.recipe.epochs and len(curve) >= epochs and record.get("status") != "diverged"
-    if goes_on:
+    # One that diverged later too had at a rung what it had there: it may have been trained to its end by another sweep.
+    if epochs < trial.recipe.epochs and len(curve) >= epochs:
         return trial.cell.metric.best(float(value) for value in curve[:epochs])
     return _value(search, trial, known)
 

@@ -7,7 +7,6 @@ import pytest
 from tests.support.queue_worlds import HALVED_WORLDS, PLANTED, run_world
 
 WORLDS = 40
-OPEN = 1  # the world of a halved search whose disturbed driver promotes fewer trials: not explained yet
 # Where to look for a planted fault: about a world in a hundred shows it, and these begin shortly before one.
 FIRST = {"packs": 70, "claims": 190}
 
@@ -24,14 +23,9 @@ def test_no_simulated_world_loses_a_trial_or_trains_one_twice_at_once() -> None:
 
 
 def test_no_simulated_world_of_halved_searches_pauses_or_promotes_another_trial() -> None:
-    outcomes = [run_world(HALVED_WORLDS + seed) for seed in range(WORLDS // 4) if seed != OPEN]
+    outcomes = [run_world(HALVED_WORLDS + seed) for seed in range(WORLDS // 4)]
     assert {outcome.seed: outcome.faults for outcome in outcomes if outcome.faults} == {}
     assert sum(outcome.counts["paused"] for outcome in outcomes) > WORLDS // 2
-
-
-@pytest.mark.xfail(strict=True, reason="two trials that an undisturbed search takes to epoch 2 stay paused at epoch 1")
-def test_an_open_world_of_a_halved_search() -> None:
-    assert not run_world(HALVED_WORLDS + OPEN).faults
 
 
 @pytest.mark.parametrize("name", PLANTED)

@@ -236,14 +236,15 @@ def test_a_failed_trial_goes_no_further_and_holds_nobody_up() -> None:
     assert [math.isnan(one.value or 0.0) for one in found.suggestions[:3]] == [True, True, False]
 
 
-def test_a_diverged_trial_counts_with_its_guess_at_every_rung() -> None:
+def test_a_diverged_trial_has_at_a_rung_what_it_had_there_and_its_guess_where_it_came_to_none() -> None:
     world = World(HALVED)
     trials = world.study().trials
     for trial in trials:
         world.advance(trial, 1)
-    guess = {"status": "diverged", "metrics": {"best/val_top1_err": 90.0}, "curve": [1.0], "seconds": 1.0}
-    world.results[trials[0].key] = guess
-    assert world.study().suggestions[0].rungs == ((1, 90.0),)
+    for curve, value in (([], 90.0), ([1.0], 1.0)):
+        guess = {"status": "diverged", "metrics": {"best/val_top1_err": 90.0}, "curve": curve, "seconds": 1.0}
+        world.results[trials[0].key] = guess
+        assert world.study().suggestions[0].rungs[0] == (1, value)
 
 
 def test_whole_results_of_another_search_answer_every_rung_at_once() -> None:
