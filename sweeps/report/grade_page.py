@@ -24,6 +24,8 @@ WORDS = (
     "GPU-hours are estimated from operations at 20 TFLOP/s: ten folds, or two seeds, of each row that lacks them.",
 )
 
+SHOWN = 2  # levels below the paper in the page's first table, which is folded where it is long
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `grade`; --output is every verb's."""
@@ -82,11 +84,12 @@ def lines(graded: Graded, depth: int = 0) -> Iterator[str]:
 
 
 def _lacking(graded: Graded, before: str) -> str:
-    """Return what the items of a leaf fail, and the hours that it takes to mend it; empty where all pass."""
-    if graded.parts:
-        return f"{before}about {graded.hours:,.0f} GPU-hours to go" if graded.hours >= 1 else ""
-    words = [f"{number} not {check}" for check, number in stage_counts(graded).items() if check]
-    return f"{before}{', '.join(words)} (of {len(graded.items)})" if words else ""
+    """Return the hours that it takes to get what a part lacks, else what its items fail; empty where all pass."""
+    if graded.parts and graded.hours >= 1:
+        return f"{before}about {graded.hours:,.0f} GPU-hours to go"
+    counts = stage_counts(graded)
+    words = [f"{number} not {check}" for check, number in counts.items() if check]
+    return f"{before}{', '.join(words)} (of {sum(counts.values())})" if words else ""
 
 
 def as_json(graded: Graded) -> Json:
@@ -130,7 +133,7 @@ def _parts_table(graded: Graded) -> Table:
 
 
 def _part_rows(graded: Graded, depth: int) -> Iterator[tuple[Entry, ...]]:
-    indent = " " * 3 * depth  # no-break spaces
+    indent = "\N{EM SPACE}" * depth
     short = _lacking(graded, "")
     yield (
         Entry(f"{indent}{graded.title}"),
@@ -138,7 +141,7 @@ def _part_rows(graded: Graded, depth: int) -> Iterator[tuple[Entry, ...]]:
         Entry(f"{graded.score:.0%}", tone="good" if graded.score == 1 else ""),
         Entry(short, tone="muted"),
     )
-    for part in graded.parts:
+    for part in graded.parts if depth < SHOWN else ():
         yield from _part_rows(part, depth + 1)
 
 
