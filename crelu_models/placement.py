@@ -29,8 +29,9 @@ from crelu_models.channels import (
     give,
     producer,
 )
+from crelu_models.named import load_named
 from crelu_models.spec import ALIASES, CHANNEL_FACTOR
-from crelu_models.tracing import FUNCTIONS, LastDim, activations, channel_factor, label, load, module_of, trace
+from crelu_models.tracing import FUNCTIONS, LastDim, activations, channel_factor, label, module_of, trace
 
 SHOWN = 12  # places that an error names
 PART = 1 << 20  # weights drawn at once
@@ -155,7 +156,7 @@ def _kind(kind: str) -> _Kind:
     if ":" not in kind:
         known = ", ".join(dict.fromkeys([*KINDS, *ALIASES, *FUNCTIONS]))
         raise ValueError(f"unknown activation {kind!r}; use one of {known}, or module:Class of your own")
-    make = load(kind)
+    make = load_named(kind)
     parameters = inspect.signature(make).parameters.values()
     collects = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [each for each in parameters if each.default is each.empty and each.kind not in collects]

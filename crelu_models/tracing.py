@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from crelu_models.activations import AVR, Antirectifier, Both, CReLU
+from crelu_models.named import load_named
 
 # Elementwise activations of torch.nn, by the names of their functions.
 FUNCTIONS: dict[str, Callable[..., nn.Module]] = {
@@ -265,24 +265,9 @@ def ancestors(node: fx.Node) -> Iterator[fx.Node]:
         yield node
 
 
-def load(name: str) -> Callable[..., Any]:
-    """Return what "module:name" names; ValueError where the module, or the name in it, is not there."""
-    path, _, attribute = name.partition(":")
-    try:
-        value: Any = import_module(path)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name} cannot be imported ({error}); write module:name, e.g. nets:small") from None
-    if not callable(value):
-        raise ValueError(f"{name} is a {type(value).__name__}, and no class or function")
-    loaded: Callable[..., Any] = value
-    return loaded
-
-
 def made(name: str) -> nn.Module:
     """Return the net that "module:name" names or makes without arguments; ValueError where it is none."""
-    make = load(name)
+    make = load_named(name)
     if isinstance(make, nn.Module):
         return make
     try:

@@ -410,7 +410,7 @@ class Unfollowed(nn.Module):
         (models.resnet18, "crelu", ("layer1.1.relu_1",), 0.5, r"crelu of width 0.5 cannot .* no filters to scale"),
         (models.resnet18, "crelu", ("layer9.*",), 1.0, r"no activation of ResNet is named 'layer9.\*'; there are"),
         (models.resnet18, "relux", ("*",), 1.0, "unknown activation 'relux'; use one of relu, crelu, .*module:Class"),
-        (models.resnet18, "no_such:Thing", ("*",), 1.0, "no_such:Thing cannot be imported"),
+        (models.resnet18, "no_such:Thing", ("*",), 1.0, "no_such:Thing: no_such does not import"),
         (models.resnet18, "crelu", (), 1.0, "say where crelu is to stand"),
         (models.resnet18, "crelu", ("*",), 0.0, "a width is a finite factor above 0"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1)), "crelu", ("1",), 0.1,
@@ -451,8 +451,8 @@ def test_the_command_shows_places_and_reasons(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["torchvision.models:resnet"], "torchvision.models:resnet is a module, and no class or function"),
-        (["torchvision.models:nosuch"], "torchvision.models:nosuch cannot be imported"),
+        (["torchvision.models:resnet"], "torchvision.models:resnet is of type module, and cannot be called"),
+        (["torchvision.models:nosuch"], "torchvision.models:nosuch: torchvision.models has no"),
         (["json:loads"], "json:loads cannot be called without arguments"),
         (["builtins:dict"], "builtins:dict makes a dict, and no torch.nn.Module"),
         (["torchvision.models:alexnet", "--size", "8"], "AlexNet takes no picture of side 8"),
