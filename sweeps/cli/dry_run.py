@@ -50,8 +50,8 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
         print(settings.display.banner)
     _print_cells(declared, today, settings)
     if today.pending:
-        rate = "the learning rate or " if today.sweep.protocol.rates else ""
-        print(f"later: what follows once {rate}a cell's dropout is chosen, or a first phase is over")
+        rate = "the learning rate is chosen, " if today.sweep.protocol.rates else ""
+        print(f"later: what follows once {rate}a cell's search or a first phase is over")
     for status in today.statuses:
         if status.trial.key in today.studied:
             print(f"learning rate: {status.trial.cell.label} {status.trial.label}, {status.state}")

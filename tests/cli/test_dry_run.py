@@ -71,7 +71,7 @@ def test_study_of_the_learning_rate_is_part_of_the_plan(tmp_path: Path, capsys: 
     lines = capsys.readouterr().out.splitlines()
     studied = [line for line in lines if line.startswith("learning rate: ")]
     assert studied == [f"learning rate: Baseline embedded s0 holdout lr={rate:g}, new" for rate in (0.1, 0.05)]
-    assert "later: what follows once the learning rate or a cell's dropout is chosen, or a first phase is over" in lines
+    assert "later: what follows once the learning rate is chosen, a cell's search or a first phase is over" in lines
     assert "4 trials, 4 of them to train" in "\n".join(lines)  # two rates, then one training of each of two cells
 
 
