@@ -1,10 +1,10 @@
-"""Does MLflow show what the ledger says, whatever has become of its store?
+"""Agreement of MLflow with the ledger after its store was lost, replaced or disturbed.
 
     python -m benchmarks.mlflow_agreement
 
 A smoke test trains two cells with one seed, then with a second one, by the real command. Then something befalls the
 store or the ledger, and one of two commands follows: `python -m sweeps reconcile`, or the sweep's own command again.
-An MLflow server shows what is in the store then, and its answers are compared with the ledger by REST: one run for each
+An MLflow server then shows the store, and its answers are compared with the ledger by REST: one run for each
 trial with its numbers, the points of its curve and its files, one finished run for each cell, and no other run. Where
 that is not so the command has to end with 4 and say why. A trial with a damaged file has to show as failed.
 """

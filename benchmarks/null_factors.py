@@ -2,11 +2,12 @@
 
     python -m benchmarks.null_factors --grids 20000
 
-A grid has two nets by three activations and, for one of them, two widths: 8 cells, of which some effects cannot be
-estimated. A cell's errors in a seed are the seed's own part plus noise, whose spread is 1 point for all cells, or .3, 1
-and 3 points. "paired" is the test of results/factors.py, one value a seed; "pooled" is the analysis of variance with
-seeds as blocks, which has one error for all cells. Counted is p < .05 for the effect that rejects most, and for any
-effect of a grid after Holm. Exit code 1 where "paired" rejects in more than 5 % and two standard errors of the grids.
+A grid has two nets by three activations; one activation has two widths. That is 8 cells. Some effects cannot be
+estimated from them. A cell's errors in a seed are the seed's own part plus noise, whose spread is 1 point for all
+cells, or .3, 1 and 3 points. "paired" is the test of results/factors.py, one value a seed; "pooled" is the analysis of
+variance with seeds as blocks, which has one error for all cells. Counted is p < .05 for the effect that rejects most,
+and for any effect of a grid after Holm. Exit code 1 where "paired" rejects in more than 5 % and two standard errors of
+the grids.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def _what(module: nn.Module) -> str:
     """Return why channels cannot pass a module of no known kind."""
     if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.LocalResponseNorm | nn.RMSNorm):
         return "which normalises over several channels"
-    return "of which it is not known that it leaves each channel to itself"
+    return "which may mix channels"
 
 
 def _joined(traced: fx.GraphModule, node: fx.Node, flows: dict[fx.Node, _Flow]) -> _Flow:

@@ -10,7 +10,9 @@ from difflib import get_close_matches
 from importlib import metadata
 from typing import NoReturn
 
-_CHOICES = re.compile(r"invalid choice: '?(?P<word>[^']*)'? \(choose from (?P<known>.*)\)$")
+_CHOICE = re.compile(
+    r"argument (?P<name>.*): invalid choice: '?(?P<word>[^']*)'? \(choose from (?P<known>.*)\)", re.DOTALL
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,12 +64,10 @@ def _plain(message: str, options: Sequence[str]) -> str:
             return f"{words} is one word too many"
         near = get_close_matches(word.partition("=")[0], options, 1, 0.5)
         return f"there is no option {word.partition('=')[0]}" + (f"; did you mean {near[0]}?" if near else "")
-    argument, _, rest = message.rpartition(": invalid choice: ")
-    match = _CHOICES.fullmatch(f"invalid choice: {rest}")
-    if not argument or match is None:
+    match = _CHOICE.fullmatch(message)
+    if match is None:
         return message
     known = [word.strip(" '") for word in match["known"].split(",")]
     near = get_close_matches(match["word"], known, 1, 0.5)
-    name = argument.removeprefix("argument ")
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-    return f"{name}: there is no {match['word']!r}; {hint}"
+    return f"{match['name']}: there is no {match['word']!r}; {hint}"

@@ -204,7 +204,7 @@ def is_exact(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether the kernels give the bits of the definition on a sample, value and gradient, in both layouts."""
     try:
         return all(_agrees(kind, *sample) for sample in _samples(kind, dtype, device))
-    except Exception:  # a kernel that does not compile here, for whatever reason: torch's operations are there
+    except Exception:  # the kernel does not compile here: torch's operations take its place
         return False
 
 

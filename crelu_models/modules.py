@@ -55,7 +55,7 @@ class Dropout(nn.Module):
     def seed(self, value: int, first: int = 0, batch: int = 0, pictures: int = 0) -> None:
         """Restart the stream at a 63-bit seed; the next rows are those from `first` of a batch of `batch` (0: all).
 
-        They are of so many `pictures`, each of which may have several rows (0: one each).
+        A picture may have several rows: `pictures` counts the pictures (0: one row each).
         """
         self._seed = value
         self._first, self._batch, self._pictures = first, batch, pictures

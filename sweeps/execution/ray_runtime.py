@@ -154,9 +154,15 @@ def _shared_memory_remedy() -> str:
         free = state.f_bavail * state.f_frsize
     except OSError:
         free = 0
+    sentence = why_too_little(free)
+    return f"; {sentence}" if sentence else ""
+
+
+def why_too_little(free: int) -> str:
+    """Return the sentence that so many free bytes of shared memory are too few for Ray; empty where they are enough."""
     if free >= LEAST_SHARED_MEMORY:
         return ""
-    return f"; {SHARED_MEMORY} has only {free >> 20} MiB free: in a container, start it with --shm-size=1g"
+    return f"{SHARED_MEMORY} has only {free >> 20} MiB free: in a container, start it with --shm-size=1g"
 
 
 @contextmanager

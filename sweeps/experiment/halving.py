@@ -1,9 +1,9 @@
 """Successive halving: arms train to a rung, and one in `factor` of those that have reached it goes on to the next.
 
-The rule is ASHA's (Li et al. 2020): whoever is free promotes the best arm that is among the best 1/factor at its rung,
-from the top rung down; where there is none, it begins a new arm. Here `workers` of equal speed are played on a clock
-that counts epochs. So the decisions follow from the values alone: they are the same in whatever order trainings really
-end, after any kill, and for every driver. A training begins as soon as its turn is certain.
+The rule is ASHA's (Li et al. 2020): a free worker promotes the best arm among the best 1/factor of a rung, from the top
+rung down; where there is none, it begins a new arm. Here `workers` of equal speed are played on a clock that counts
+epochs. So the values alone decide: neither the order in which trainings really end, nor a kill, nor another driver
+changes a decision. A training begins as soon as its turn is certain.
 """
 
 from __future__ import annotations

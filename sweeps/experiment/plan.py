@@ -178,8 +178,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str) -> str:
     names = {known_name.lower(): known_name for known_name in known}
     if not names:
         return f"{where} has no {kind} {name!r}: it has none yet"
-    meant = [named for word, named in SYNONYMS.items() if name.lower().endswith(word) and named in names]
-    near = meant or difflib.get_close_matches(name.lower(), names, 1, 0.4)
+    meant = SYNONYMS.get(name.lower().rpartition(".")[2], "")
+    near = [meant] if meant in names else difflib.get_close_matches(name.lower(), names, 1, 0.4)
     hint = f"did you mean {names[near[0]]!r}?" if near else f"there are: {', '.join(names.values())}"
     return f"{where} has no {kind} {name!r}; {hint}"
 

@@ -183,7 +183,7 @@ def ffcv() -> Iterator[Finding]:
     if error:
         yield Finding("WRONG", f"the reader of pictures does not load: {error}")
     elif told.split()[-1] == "ffcv":
-        yield Finding("ok", f"FFCV {_version('ffcv')} reads the pictures")
+        yield Finding("ok", f"FFCV {importlib.metadata.version('ffcv')} reads the pictures")
     else:
         yield Finding("note", "FFCV is not installed: pictures are read by a pool of threads, as by --reader threads")
 
@@ -212,7 +212,7 @@ def memory(available: int | None = None) -> Iterator[Finding]:
 
 def shared_memory(folder: str = "/dev/shm", free: int | None = None) -> Iterator[Finding]:
     """Yield whether Ray has room for its objects in shared memory, and a short enough name for its sockets."""
-    from sweeps.execution.ray_runtime import LEAST_SHARED_MEMORY, check_temporary_folder
+    from sweeps.execution.ray_runtime import check_temporary_folder, why_too_little
 
     try:
         state = os.statvfs(folder)
@@ -221,10 +221,8 @@ def shared_memory(folder: str = "/dev/shm", free: int | None = None) -> Iterator
         if platform.system() == "Linux":
             yield Finding("WRONG", f"{folder} is not there: in a container, start it with --shm-size=1g")
         return
-    if room < LEAST_SHARED_MEMORY:
-        yield Finding("WRONG", f"{folder} has only {room >> 20} MiB free: in a container, start it with --shm-size=1g")
-    else:
-        yield Finding("ok", f"{room / GIB:.1f} GiB free in {folder}")
+    too_little = why_too_little(room)
+    yield Finding("WRONG", too_little) if too_little else Finding("ok", f"{room / GIB:.1f} GiB free in {folder}")
     try:
         check_temporary_folder()
     except ValueError as error:
@@ -321,13 +319,6 @@ def variables(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("ok", f"{name} = {without_login(value) or '(empty)'}")
     if not given:
         yield Finding("ok", "none is set that changes what a sweep does")
-
-
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _run(code: str, *arguments: str) -> tuple[str, str]:

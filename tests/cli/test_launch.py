@@ -126,6 +126,17 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
     assert set(pq.read_table(pa.BufferReader(content)).column("cell").to_pylist()) == {c.label for c in sweep.cells}
 
 
+def without_training(monkeypatch: pytest.MonkeyPatch) -> list[list[Trial]]:
+    """Let sweeps run without training or report; return what each would train."""
+    to_do: list[list[Trial]] = []
+    monkeypatch.setattr(
+        run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
+    )
+    monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
+    return to_do
+
+
 def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,12 +151,7 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
     ledger.write(f"checkpoints/{first.key}/00001-00000000.safetensors", b"left by a kill")
     history = Path(ledger.path(f"trials/{first.key}/history.json"))
     history.write_bytes(history.read_bytes()[:-1] + b" ")
-    to_do: list[list[Trial]] = []
-    monkeypatch.setattr(
-        run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
-    )
-    monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
-    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
+    to_do = without_training(monkeypatch)
     why = f"trials/{first.key}/history.json is damaged: its SHA-256 is not the one in the trial's result"
     for _ in range(2):  # seen at the end of the first run, noted for the second
         ended = run.run_sweep(sweep, part, settings)
@@ -179,12 +185,7 @@ def test_lost_file_that_no_table_reads_is_told_at_the_start_and_trained_anew_whe
     weights = Path(ledger.path(f"trials/{first.key}/weights.safetensors"))
     weights.unlink() if left == "nothing" else weights.write_bytes(b"wei")
     Path(ledger.path(f"results/{second.key}.json")).write_bytes(b"{")
-    to_do: list[list[Trial]] = []
-    monkeypatch.setattr(
-        run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
-    )
-    monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
-    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
+    to_do = without_training(monkeypatch)
     why = f"trials/{first.key}/weights.safetensors is {'missing' if left == 'nothing' else 'damaged: its size is'}"
     ended = run.run_sweep(sweep, part, settings)
     summary.print_summary(ended, settings)

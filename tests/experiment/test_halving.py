@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,16 +76,22 @@ def asha(losses: Mapping[int, list[float]], workers: int, steps: tuple[int, ...]
     return jobs
 
 
-def test_a_failed_arm_is_never_promoted() -> None:
-    bracket = Bracket(6, 2, (1, 2), 2)
-    jobs = []
+def played(bracket: Bracket, value: Callable[[Job], float]) -> list[Job]:
+    """Play a bracket to its end and return its jobs in the order in which they began."""
+    jobs: list[Job] = []
     while True:
         while (begun := bracket.begin_next()) is not None:
             jobs.append(begun)
         job = bracket.first_to_end()
         if job is None:
             break
-        bracket.finish(job, float(job.arm) if job.arm > 2 else math.nan)
+        bracket.finish(job, value(job))
+    return jobs
+
+
+def test_a_failed_arm_is_never_promoted() -> None:
+    bracket = Bracket(6, 2, (1, 2), 2)
+    jobs = played(bracket, lambda job: float(job.arm) if job.arm > 2 else math.nan)
     assert {job.arm for job in jobs if job.rung} == {3, 4, 5}
 
 
@@ -96,14 +102,7 @@ def test_a_bracket_decides_as_ashas_rule_does(arms: int, workers: int, factor: i
     draw = random.Random(f"{arms} {seed}")
     losses = {arm: [draw.uniform(0, 100) for _ in range(EPOCHS)] for arm in range(arms)}
     bracket = Bracket(arms, workers, steps, factor)
-    jobs: list[Job] = []
-    while True:
-        while (begun := bracket.begin_next()) is not None:
-            jobs.append(begun)
-        job = bracket.first_to_end()
-        if job is None:
-            break
-        bracket.finish(job, min(losses[job.arm][: steps[job.rung]]))
+    jobs = played(bracket, lambda job: min(losses[job.arm][: steps[job.rung]]))
     expected = asha(losses, workers, steps, factor)
     assert jobs[: len(expected)] == expected
     # What follows promotes the best arm, where ASHA would leave all of them below the last rung.

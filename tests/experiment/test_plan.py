@@ -236,6 +236,7 @@ def test_paper_counts_of_trainings(tmp_path: Path) -> None:
         ("batch_size", ["recipe.batch", "recipe.stages"], "did you mean 'recipe.batch'?"),
         ("recipe.epoch", ["recipe.epochs", "recipe.lr"], "did you mean 'recipe.epochs'?"),
         ("zzz", ["recipe.lr"], "there are: recipe.lr"),
+        ("net.dropout.pol2", ["net.dropout.pool2", "recipe.weight_decay"], "did you mean 'net.dropout.pool2'?"),
         ("zzz", [], "it has none yet"),
     ],
 )

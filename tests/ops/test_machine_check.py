@@ -91,12 +91,12 @@ def test_little_memory_is_wrong() -> None:
 
 def test_shared_memory_that_is_small_or_missing_has_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/tmp")
+    monkeypatch.setenv("TMPDIR", "/x")
     assert said(shared_memory(free=64 << 20)) == (
         "WRONG", "/dev/shm has only 64 MiB free: in a container, start it with --shm-size=1g",
     )  # fmt: skip
     assert said(shared_memory("/nosuchfolder"))[1].startswith("/nosuchfolder is not there: in a container, ")
-    monkeypatch.setenv("TMPDIR", "/tmp/" + 90 * "x")
+    monkeypatch.setenv("TMPDIR", "/" + 99 * "x")
     assert "too long for Ray's sockets" in [*shared_memory()][-1].sentence
 
 
