@@ -22,9 +22,9 @@ from sweeps.cifar_width import NETS
 from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import Protocol, Sweep, plan
+from sweeps.experiment.plan import plan
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger
 

@@ -23,7 +23,8 @@ import numpy as np
 
 from sweeps.cifar_width import CELLS
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
+from sweeps.experiment.plan import plan, plan_to_json
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns

@@ -28,8 +28,8 @@ from typing import Any
 
 from crelu_data.datasets import data_dir, dataset
 from crelu_data.write import prepare
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS
 from sweeps.store.ledger import Ledger

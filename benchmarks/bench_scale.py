@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
+from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.store.ledger import Ledger
 

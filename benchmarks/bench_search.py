@@ -25,9 +25,10 @@ from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.experiment.metrics import HELD_OUT
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.search import Search, Study, space, study
+from sweeps.experiment.search import Search, space
+from sweeps.experiment.study import Study, study
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from tests.support.postgres import Postgres, programs

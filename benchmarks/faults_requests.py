@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkProcess
 
-    from sweeps.experiment.plan import Sweep
+    from sweeps.experiment.sweep import Sweep
 
 LOSSES: Final = ("request", "answer")
 CONTROL: Final = "/_faults"  # the path by which the bench speaks to the proxy
@@ -318,8 +318,8 @@ def lose(hand: Hand, loss: str, target: int) -> Counter[str]:
 def made_sweep() -> Sweep:
     """Return a sweep of two cells with two seeds each."""
     from crelu_models.tables import S2
-    from sweeps.experiment.plan import Protocol, Sweep
     from sweeps.experiment.recipe import ALLCONV
+    from sweeps.experiment.sweep import Protocol, Sweep
     from sweeps.experiment.trial import Cell
 
     cells = (Cell("Baseline", S2, "synthetic", ALLCONV), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))

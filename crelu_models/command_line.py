@@ -71,3 +71,10 @@ def _plain(message: str, options: Sequence[str]) -> str:
     near = get_close_matches(match["word"], known, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
     return f"{match['name']}: there is no {match['word']!r}; {hint}"
+
+
+def nonnegative_int(word: str) -> int:
+    """Return a whole number of at least 0."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number of at least 0, not {word!r}")
+    return int(word)

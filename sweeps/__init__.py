@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from crelu_models.model import Model
     from sweeps.experiment.grid import grid
     from sweeps.experiment.metrics import Metric
-    from sweeps.experiment.plan import Protocol, Sweep
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
     from sweeps.experiment.search import Search
     from sweeps.experiment.space import Choice, Float, Int
+    from sweeps.experiment.sweep import Protocol, Sweep
     from sweeps.experiment.trial import Cell
     from sweeps.launch import main, run
     from sweeps.report.loaded import load
@@ -50,10 +50,10 @@ _MODULES = {
     "Float": "sweeps.experiment.space",
     "Int": "sweeps.experiment.space",
     "Metric": "sweeps.experiment.metrics",
-    "Protocol": "sweeps.experiment.plan",
+    "Protocol": "sweeps.experiment.sweep",
     "RateStudy": "sweeps.experiment.rates",
     "Search": "sweeps.experiment.search",
-    "Sweep": "sweeps.experiment.plan",
+    "Sweep": "sweeps.experiment.sweep",
     "grid": "sweeps.experiment.grid",
     "load": "sweeps.report.loaded",
     "main": "sweeps.launch",

@@ -18,10 +18,11 @@ from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import absolute_dataset, asked_part, declare, notes, settle
 from sweeps.experiment.metrics import Metric
-from sweeps.experiment.plan import Protocol, Sweep, unknown_name
 from sweeps.experiment.profiles import names_paper
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell
+from sweeps.experiment.wording import unknown_name
 
 if TYPE_CHECKING:
     from sweeps.report.loaded import Results

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import faults_bits
 from benchmarks.faults_files import MODES, rounds, sites
 from sweeps.cifar_vgg import CELLS
-from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, make
 

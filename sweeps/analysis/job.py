@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from crelu_data.streams import make_lasting
-from crelu_models.command_line import Parser
+from crelu_models.command_line import Parser, nonnegative_int
 from sweeps.analysis import sources, summary
 from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, run_job
 from sweeps.analysis.sources import Source
-from sweeps.experiment.option_types import nonnegative_int
 from sweeps.experiment.wording import count
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.logins import own_store, same_store, without_login

@@ -25,8 +25,7 @@ from torch import Tensor
 from crelu_models.spec import seed_from
 from sweeps.analysis.compute import Findings, stacked
 from sweeps.analysis.weights import LoadedNet
-from sweeps.experiment.plan import unknown_name
-from sweeps.experiment.wording import count
+from sweeps.experiment.wording import count, unknown_name
 from sweeps.report.render import plots
 from sweeps.training.runtime import RuntimeConfig
 

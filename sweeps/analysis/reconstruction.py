@@ -13,8 +13,8 @@ Writes the reconstructed pictures, or histograms of the loss, and a Parquet row 
 
 import argparse
 
+from crelu_models.command_line import nonnegative_int
 from sweeps.analysis.job import Job, main, parser
-from sweeps.experiment.option_types import nonnegative_int
 
 JOB = Job("reconstruction", "sweeps.analysis.reconstruct:findings", pictures=True)
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from crelu_models.spec import Conv, Linear, Net, Pool
 from crelu_models.tables import PAPER
-from sweeps.experiment.plan import unknown_name
 from sweeps.experiment.trial import PHASES
+from sweeps.experiment.wording import unknown_name
 from sweeps.store.ledger import Json, Ledger
 
 # fmt: off

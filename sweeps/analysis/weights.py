@@ -24,8 +24,8 @@ from crelu_models.modules import build
 from crelu_models.spec import Conv, Linear, Net
 from crelu_models.tables import PAPER
 from sweeps.analysis.sources import NETS, TORCHVISION, NotApplicableError, Source
-from sweeps.experiment.plan import unknown_name
 from sweeps.experiment.trial import trial_from_json
+from sweeps.experiment.wording import unknown_name
 from sweeps.store.integrity import checked
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig

@@ -16,8 +16,9 @@ from sweeps.cli.settings import Settings
 from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import check_rank_batches, resolve_resources
 from sweeps.experiment.model_facts import check_models, user_names
-from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json, state_heads
+from sweeps.experiment.plan import Plan, plan, plan_to_json, state_heads
 from sweeps.experiment.split_check import check_splits
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import driver, owner_text

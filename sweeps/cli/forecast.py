@@ -16,7 +16,8 @@ from sweeps.cli.settings import Settings
 from sweeps.execution.resources import TrialResources, resolve_resources
 from sweeps.execution.throughput import Throughput, Throughputs, past_epochs, sharers_of
 from sweeps.experiment.model_facts import net_facts
-from sweeps.experiment.plan import Plan, Sweep
+from sweeps.experiment.plan import Plan
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import PHASES, Trial, probed
 from sweeps.experiment.wording import against_forecast, count
 from sweeps.store.ledger import Json

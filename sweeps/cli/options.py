@@ -8,8 +8,7 @@ import os
 from collections.abc import Sequence
 from enum import IntEnum
 
-from crelu_models.command_line import Parser, add_version
-from sweeps.experiment.option_types import nonnegative_int
+from crelu_models.command_line import Parser, add_version, nonnegative_int
 from sweeps.experiment.profiles import PROFILES
 from sweeps.experiment.sampling import SAMPLERS
 from sweeps.experiment.trial import MATCHES

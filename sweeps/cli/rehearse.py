@@ -12,7 +12,7 @@ from crelu_data import availability
 from crelu_data.cores import cores
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.experiment.plan import Sweep
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig

@@ -30,8 +30,9 @@ from sweeps.execution.resources import (
     why_unschedulable,
 )
 from sweeps.experiment.model_facts import check_models, user_names
-from sweeps.experiment.plan import Plan, Sweep, plan, plan_to_json
+from sweeps.experiment.plan import Plan, plan, plan_to_json
 from sweeps.experiment.split_check import check_splits
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.user_code import page_folder, shipped_files
 from sweeps.experiment.wording import count
@@ -285,7 +286,7 @@ def _run_trials(
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
     with deferred_interrupts(doing, view.log) as check:
-        from sweeps.execution import tuner
+        from sweeps.execution import searcher, tuner
         from sweeps.execution.session import DriverState
 
         check()
@@ -305,7 +306,7 @@ def _run_trials(
         code_folder=page_folder() if names else "",
         gpu_share=min(1.0, resources.gpus or 1.0),
     )
-    forecast = Forecast(today, settings, facts, resources, tuner.max_concurrent(resources))
+    forecast = Forecast(today, settings, facts, resources, searcher.max_concurrent(resources))
     view.progress.forecast = forecast
     seen: dict[str, Trial] = {}
     given_up: set[str] = set()  # labels of cells that the log names as given up
@@ -368,7 +369,7 @@ def _run_trials(
 
 def _join_ray(today: Plan, settings: Settings, facts: Mapping[str, DataSet], view: LiveView) -> TrialResources:
     """Start or join Ray and return the resources of each trial; ValueError where no machine can take a trial."""
-    from sweeps.execution import ray_runtime, tuner
+    from sweeps.execution import ray_runtime, searcher
 
     available = ray_runtime.init_ray(settings.address)
     worker_types = ray_runtime.worker_types(ray_runtime.autoscaler())
@@ -382,7 +383,7 @@ def _join_ray(today: Plan, settings: Settings, facts: Mapping[str, DataSet], vie
         view.log(f"{reason}: trials wait for a machine that has as much")
     check_rank_batches((*today.to_do, *today.pending), facts, resources.ranks)
     if worker_types and not available.get("GPU" if resources.gpus else "CPU"):
-        at_once = tuner.max_concurrent(resources)
+        at_once = searcher.max_concurrent(resources)
         view.log(
             f"no machine for trials is up yet; the cluster starts as many as there are trials for, {at_once} at once"
         )

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from crelu_models.model import Model
 from sweeps.cli.command import Command
-from sweeps.experiment.plan import Protocol, Sweep, sweep_from_json, unknown_name
 from sweeps.experiment.profiles import (
     changed_fields,
     data_name,
@@ -27,7 +26,9 @@ from sweeps.experiment.profiles import (
 )
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Cell
+from sweeps.experiment.wording import unknown_name
 from sweeps.store.ledger import Ledger, unguarded
 from sweeps.store.local_uris import artifacts_in
 from sweeps.store.logins import own_store

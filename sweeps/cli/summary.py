@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from crelu_data.datasets import DataSet
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.experiment.plan import Plan, Sweep, without_damaged
+from sweeps.experiment.plan import Plan, without_damaged
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
 from sweeps.results.evidence import READ
 from sweeps.store.logins import own_store

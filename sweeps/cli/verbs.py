@@ -10,9 +10,10 @@ import tempfile
 from pathlib import Path
 
 from sweeps.cli.options import ExitCode
-from sweeps.experiment.plan import Sweep, current_plan, has_failed, sweep_from_json, unknown_name
+from sweeps.experiment.plan import current_plan, has_failed
+from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.experiment.trial import Cell, Trial
-from sweeps.experiment.wording import count
+from sweeps.experiment.wording import count, unknown_name
 from sweeps.results.evidence import titles
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
@@ -88,7 +89,7 @@ def reconcile(options: argparse.Namespace) -> int:
 
 def export_study(options: argparse.Namespace) -> int:
     """Write the studies of a sweep to an Optuna storage."""
-    from sweeps.experiment.search import export, study
+    from sweeps.experiment.study import export, study
 
     ledger = Ledger.in_output(options.output)
     plan = current_plan(ledger, titles(ledger, options.sweep)[0])

@@ -10,7 +10,7 @@ from typing import Protocol
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.experiment.model_facts import net_facts
-from sweeps.experiment.plan import Sweep
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.lease import Drivers
 from sweeps.store.ledger import Json, Ledger

@@ -1,35 +1,21 @@
-"""Sweeps as declared, the trials they come to, and the status of each. Nothing heavy is imported here."""
+"""Plan of a sweep: the trials that its cells come to, and where each stands. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import fnmatch
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
-from crelu_models.spec import Net
 from sweeps.experiment.code_fingerprint import cell_fingerprint
-from sweeps.experiment.metrics import HELD_OUT, Metric, Tested, has_diverged, lost_text
-from sweeps.experiment.rates import RateChoice, RateStudy, choose
-from sweeps.experiment.search import (
-    NOTHING,
-    Search,
-    Setting,
-    budget,
-    search_from_json,
-    search_to_json,
-    setting_of,
-    study,
-    why_refused,
-)
-from sweeps.experiment.space import check_axis, choosable
-from sweeps.experiment.trial import PHASES, Cell, Trial, cell_from_json, cell_to_json
+from sweeps.experiment.metrics import HELD_OUT, Tested, has_diverged, lost_text
+from sweeps.experiment.rates import RateChoice, choose
+from sweeps.experiment.search import Search, Setting, budget, search_to_json, setting_of
+from sweeps.experiment.study import NOTHING, study, why_refused
+from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
+from sweeps.experiment.trial import PHASES, Cell, Trial, cell_to_json
 from sweeps.experiment.wording import count
 from sweeps.store.integrity import checked, lost_files, noted_damage
 from sweeps.store.ledger import Json, Ledger
@@ -42,150 +28,6 @@ SECOND_SEED = 1000
 GIVE_UP = 2
 # Seeds beyond the declared ones that are looked for after the last that the ledger has.
 LOOKAHEAD = 4
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a cell becomes trials: its search, then trainings with the chosen dropout (science.md's protocols).
-
-    `ablation`: one training per seed, on all but the hold-out (Table 4). `single`: Goodfellow's two phases per seed.
-    `folds`: that many networks, each validated on one fold (Average, Vote). `rates`: the learning rate is chosen first.
-    """
-
-    seeds: int = 1
-    ablation: bool = True
-    single: bool = False
-    match: str = "train_loss"
-    folds: int = 0
-    search: Search | None = None
-    rates: RateStudy | None = None
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where the learning rate would be chosen twice."""
-        if self.rates is not None and self.search is not None and "recipe.lr" in {a.name for a in self.search.axes}:
-            raise ValueError("the learning rate is chosen by rates and by the search: leave out rates, or recipe.lr")
-
-    def trainings(self) -> int:
-        """Return how many trainings a cell comes to, besides its search."""
-        return self.seeds * (self.ablation + 2 * self.single) + self.folds
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Declared list of cells, with the protocol that turns each into trials.
-
-    `variant` names what the cells have in place of the page's own: another data set, or fields of --set. `others` are
-    cells of the same declaration that are not asked for, of a part that was chosen by `only`.
-    """
-
-    name: str
-    profile: str
-    cells: tuple[Cell, ...]
-    protocol: Protocol = Protocol()
-    variant: str = ""
-    others: tuple[Cell, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where two cells have the same label or content, or one lacks what is searched.
-
-        Also where cells do not go together.
-        """
-        if self.protocol.search is not None:
-            for cell in self.cells:
-                check_space(self.protocol.search, cell)
-        for kind, values in (
-            ("label", [cell.label for cell in self.cells]),
-            ("content", [cell.key for cell in self.cells]),
-        ):
-            repeated = [value for value, count in Counter(values).items() if count > 1]
-            if repeated:
-                labels = [cell.label for cell in self.cells if repeated[0] in (cell.label, cell.key)]
-                raise ValueError(
-                    f"{count(len(labels), 'cell')} of {self.name} have the same {kind}: {', '.join(labels)}"
-                )
-        for cell in self.cells:
-            if cell.metric != self.metric:
-                raise ValueError(
-                    f"{self.cells[0].label!r} is compared by {self.metric.name} and {cell.label!r} by "
-                    f"{cell.metric.name}: the cells of a page have one metric"
-                )
-            if cell.task and self.protocol.single:
-                raise ValueError(
-                    f"{cell.label!r} has a task, and Protocol(single=True) trains to a loss that only our own loop "
-                    f"measures: ask for seeds or folds"
-                )
-
-    @property
-    def title(self) -> str:
-        """Return the name of the sweep's plan, experiment and report: its page's, then profile and variant, if any."""
-        profile = "" if self.profile == "paper" else self.profile
-        return "-".join(filter(None, (self.name, profile, self.variant)))
-
-    @property
-    def metric(self) -> Metric:
-        """Return the number by which the cells are compared."""
-        return self.cells[0].metric if self.cells else Metric()
-
-    @cached_property
-    def datasets(self) -> tuple[str, ...]:
-        """Return the names of the data sets of the cells, each once."""
-        return tuple(dict.fromkeys(cell.dataset for cell in self.cells))
-
-    def only(self, globs: Iterable[str]) -> Sweep:
-        """Return the part of the sweep whose cells' labels match a glob and no !glob; ValueError where none does."""
-        globs = tuple(globs)
-        wanted = [glob for glob in globs if not glob.startswith("!")] or ["*"]
-        excluded = [glob[1:] for glob in globs if glob.startswith("!")]
-        labels = [cell.label for cell in self.cells]
-        for glob in wanted + excluded:
-            if not fnmatch.filter([label.lower() for label in labels], glob.lower()):
-                raise ValueError(unknown_name("cell", glob, labels, self.name))
-        cells = [cell for cell in self.cells if _matches(cell.label, wanted) and not _matches(cell.label, excluded)]
-        if not cells:
-            raise ValueError(f"no cell of {self.name} is left by --only {' '.join(globs)}")
-        return dataclasses.replace(self, cells=tuple(cells), others=tuple(c for c in self.cells if c not in cells))
-
-
-def check_space(search: Search, cell: Cell) -> None:
-    """Raise ValueError where a cell has no setting of a searched name, or cannot have the values at its ends."""
-    known = choosable(cell.net, cell.recipe)
-    if "parameters" in search.limits_by_name and not isinstance(cell.net, Net):
-        raise ValueError(f"the cell {cell.label!r} has a model, whose parameters no search can limit")
-    for axis in search.axes:
-        if axis.name not in known:
-            raise ValueError(unknown_name("setting", axis.name, known, f"the cell {cell.label!r}"))
-        try:
-            check_axis(axis, cell.net, cell.recipe)
-        except ValueError as error:
-            raise ValueError(f"the search of the cell {cell.label!r}: {error}") from None
-
-
-# Names that other libraries have for fields of a cell.
-SYNONYMS = {
-    "learning_rate": "recipe.lr",
-    "batch_size": "recipe.batch",
-    "optimizer": "recipe.optimiser",
-    "l2": "recipe.weight_decay",
-    "num_epochs": "recipe.epochs",
-    "max_epochs": "recipe.epochs",
-    "grad_clip": "recipe.clip_norm",
-    "data": "dataset",
-}
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str], where: str) -> str:
-    """Return the sentence for a name that does not exist, with the nearest one that does."""
-    names = {known_name.lower(): known_name for known_name in known}
-    if not names:
-        return f"{where} has no {kind} {name!r}: it has none yet"
-    meant = SYNONYMS.get(name.lower().rpartition(".")[2], "")
-    near = [meant] if meant in names else difflib.get_close_matches(name.lower(), names, 1, 0.4)
-    hint = f"did you mean {names[near[0]]!r}?" if near else f"there are: {', '.join(names.values())}"
-    return f"{where} has no {kind} {name!r}; {hint}"
-
-
-def _matches(label: str, globs: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(label.lower(), glob.lower()) for glob in globs)
 
 
 # From cells to trials
@@ -647,19 +489,3 @@ def plan_to_json(plan: Plan) -> Json:
         "trials": {status.trial.key: status.trial.label for status in plan.statuses},
         "fingerprints": dict(plan.fingerprints),
     }
-
-
-def sweep_from_json(value: Json | None) -> Sweep:
-    """Return the sweep that `plan_to_json` wrote; ValueError for any other value."""
-    value = value or {}
-    try:
-        protocol = dict(value["protocol"])
-        if protocol["search"] is not None:
-            protocol["search"] = search_from_json(protocol["search"])
-        if protocol.get("rates") is not None:
-            protocol["rates"] = RateStudy(str(protocol["rates"]["baseline"]), tuple(protocol["rates"]["rates"]))
-        cells = tuple(cell_from_json(cell) for cell in value["cells"])
-        variant = str(value.get("variant", ""))  # older plans lack it
-        return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol), variant)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a plan: {error!r}") from None

@@ -1,6 +1,9 @@
-"""Wording of sentences for people: numbers of things, and how times compare."""
+"""Wording of sentences for people: numbers of things, names that do not exist, and how times compare."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 def count(n: int, noun: str) -> str:
@@ -16,6 +19,30 @@ def plural(n: int, noun: str) -> str:
         return f"{noun[:-1]}ies"
     hisses = noun.endswith(("s", "ch", "sh", "x")) and noun != "epoch"
     return f"{noun}es" if hisses else f"{noun}s"
+
+
+# Names that other libraries have for fields of a cell.
+SYNONYMS = {
+    "learning_rate": "recipe.lr",
+    "batch_size": "recipe.batch",
+    "optimizer": "recipe.optimiser",
+    "l2": "recipe.weight_decay",
+    "num_epochs": "recipe.epochs",
+    "max_epochs": "recipe.epochs",
+    "grad_clip": "recipe.clip_norm",
+    "data": "dataset",
+}
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], where: str) -> str:
+    """Return the sentence for a name that does not exist, with the nearest one that does."""
+    names = {known_name.lower(): known_name for known_name in known}
+    if not names:
+        return f"{where} has no {kind} {name!r}: it has none yet"
+    meant = SYNONYMS.get(name.lower().rpartition(".")[2], "")
+    near = [meant] if meant in names else difflib.get_close_matches(name.lower(), names, 1, 0.4)
+    hint = f"did you mean {names[near[0]]!r}?" if near else f"there are: {', '.join(names.values())}"
+    return f"{where} has no {kind} {name!r}; {hint}"
 
 
 def against_forecast(actual: float, forecast: float) -> str:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from crelu_data.datasets import dataset
 from sweeps.experiment.metrics import PARAMETERS, TRAIN
-from sweeps.experiment.plan import Plan, current_plan, unknown_name, without_damaged
-from sweeps.experiment.wording import count
+from sweeps.experiment.plan import Plan, current_plan, without_damaged
+from sweeps.experiment.wording import count, unknown_name
 from sweeps.report import build, terminal
 from sweeps.report.notebook import html
 from sweeps.report.tidy import effect_rows, factor_rows

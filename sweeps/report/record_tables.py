@@ -8,8 +8,9 @@ from typing import Any
 
 from sweeps.experiment.metrics import Metric, ending_word
 from sweeps.experiment.rates import choose
-from sweeps.experiment.search import Search, importance
+from sweeps.experiment.search import Search
 from sweeps.experiment.space import DROPOUT, short_name, value_text
+from sweeps.experiment.study import importance
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, Entry, Table, duration, plain

@@ -34,8 +34,8 @@ from sweeps.experiment.metrics import (
     measured_as,
     phase_behind,
 )
-from sweeps.experiment.plan import Protocol
 from sweeps.experiment.profiles import data_name
+from sweeps.experiment.sweep import Protocol
 from sweeps.experiment.trial import PHASES, Cell
 from sweeps.results import paper
 from sweeps.results.decisions import Predictions

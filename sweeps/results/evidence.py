@@ -19,18 +19,12 @@ from crelu_data.datasets import dataset
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.model_facts import known_parameters
-from sweeps.experiment.plan import (
-    Plan,
-    Sweep,
-    TrialStatus,
-    current_plan,
-    has_failed,
-    sweep_from_json,
-    unknown_name,
-    without_damaged,
-)
-from sweeps.experiment.search import goal, study
+from sweeps.experiment.plan import Plan, TrialStatus, current_plan, has_failed, without_damaged
+from sweeps.experiment.search import goal
+from sweeps.experiment.study import study
+from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
+from sweeps.experiment.wording import unknown_name
 from sweeps.results.analyses import damaged_analysis, default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
 from sweeps.results.provenance import provenance, shares

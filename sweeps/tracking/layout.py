@@ -29,9 +29,9 @@ from sweeps.experiment.metrics import (
     averages,
     cell_average,
 )
-from sweeps.experiment.plan import Protocol
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.space import DROPOUT
+from sweeps.experiment.sweep import Protocol
 from sweeps.experiment.trial import PHASES, Cell, Trial
 from sweeps.store.ledger import Json
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from sweeps.experiment.metrics import flags_of
-from sweeps.experiment.plan import Sweep, has_failed
+from sweeps.experiment.plan import has_failed
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.git import page_source

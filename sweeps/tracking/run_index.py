@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from crelu_data.datasets import stem
-from sweeps.experiment.plan import Sweep
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import local_path, sqlite_file

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from sweeps.experiment.plan import Sweep
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns

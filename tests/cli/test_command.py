@@ -15,8 +15,8 @@ from sweeps.cli.command import Command, program, without
 from sweeps.cli.forecast import WORKER_START, Forecast, TimeEstimate, compare
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, settle
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import against_forecast, count
 from sweeps.store.ledger import Ledger

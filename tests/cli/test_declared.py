@@ -18,11 +18,12 @@ from crelu_models.tables import PAPER, S2, S4, S8
 from sweeps.cli import settings
 from sweeps.cli.options import parser
 from sweeps.cli.settings import declare, notes, settle
-from sweeps.experiment.plan import Protocol, Sweep, expand
+from sweeps.experiment.plan import expand
 from sweeps.experiment.profiles import changed_fields, data_name, names_paper, scaled
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, trial_from_json
 
 PAGES = 1000

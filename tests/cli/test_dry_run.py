@@ -11,8 +11,8 @@ from sweeps.cifar_width import CELLS
 from sweeps.cli.dry_run import dry_run
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import absolute_dataset, asked_part, declare, settle
-from sweeps.experiment.plan import Protocol
 from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.sweep import Protocol
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
 

@@ -8,8 +8,9 @@ import pytest
 from crelu_models.tables import S2
 from sweeps.__main__ import parser
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep, expand
+from sweeps.experiment.plan import expand
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, CRELU, Made, make

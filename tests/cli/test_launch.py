@@ -19,9 +19,10 @@ from sweeps.cli.status import counts
 from sweeps.cli.status import text as status_text
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Plan, Protocol, Sweep, current_plan, expand, plan
+from sweeps.experiment.plan import Plan, current_plan, expand, plan
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS, CROSSED
 from tests.support.sweeps import Made, finish

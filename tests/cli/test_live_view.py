@@ -6,8 +6,9 @@ import pytest
 
 from sweeps.cli.live_view import SweepProgress
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.plan import Protocol, Sweep, cell_trials, plan
+from sweeps.experiment.plan import cell_trials, plan
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
 from tests.support.sweeps import BASELINE, CRELU

@@ -8,8 +8,9 @@ import pytest
 from sweeps.cli.options import parser
 from sweeps.cli.settings import declare, settle
 from sweeps.cli.verbs import pages
-from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json, sweep_from_json
+from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.profiles import data_name
+from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Trial, cell_from_json, cell_to_json
 from sweeps.results.cell_numbers import groups, stands_for
 from sweeps.results.evidence import survey, titles

@@ -17,7 +17,8 @@ from crelu_data.write import prepare
 from sweeps.cli.status import status
 from sweeps.cli.verbs import reconcile
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Sweep, current_plan, expand, sweep_from_json
+from sweeps.experiment.plan import current_plan, expand
+from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.results.cell_numbers import groups, number
 from sweeps.results.evidence import survey
 from sweeps.results.marks import marks

@@ -8,7 +8,7 @@ import pytest
 from sweeps.cli import settings
 from sweeps.cli.options import parser
 from sweeps.cli.settings import declare, settle
-from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS
 from sweeps.training.shared_batches import stream_key

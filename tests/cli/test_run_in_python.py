@@ -19,8 +19,9 @@ from sweeps.cli.live_view import LiveView
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Plan, Sweep, plan
+from sweeps.experiment.plan import Plan, plan
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Sweep
 from sweeps.report.notebook import Picture, html, in_notebook
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, finish

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sweeps.experiment.plan import current_plan
-from sweeps.experiment.search import study
+from sweeps.experiment.study import study
 from sweeps.store.ledger import Ledger
 from tests.support.commands import child_runs, environment, wait_for
 

@@ -9,7 +9,7 @@ from sweeps.cli import run
 from sweeps.cli.options import parser
 from sweeps.cli.run import run_sweep
 from sweeps.cli.settings import asked_part, declare, settle
-from sweeps.experiment.plan import Protocol
+from sweeps.experiment.sweep import Protocol
 from sweeps.report import build
 from sweeps.report.render.document import Document
 from sweeps.store.lease import LeaseLostError

@@ -13,7 +13,8 @@ from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, settle
 from sweeps.cli.summary import conclude, print_summary, reconcile_command
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep, expand, plan, plan_to_json
+from sweeps.experiment.plan import expand, plan, plan_to_json
+from sweeps.experiment.sweep import Protocol, Sweep
 from tests.support.sweeps import BASELINE, Made, finish
 
 SWEEP = Sweep("part", "paper", (BASELINE,), Protocol(seeds=2))

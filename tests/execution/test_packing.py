@@ -15,14 +15,14 @@ from sweeps.cli.options import parser
 from sweeps.execution import packing
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
+from sweeps.execution.searcher import LedgerSearcher
 from sweeps.execution.session import DriverState, Limits
 from sweeps.execution.throughput import Throughputs
-from sweeps.execution.tuner import LedgerSearcher
 from sweeps.execution.watchdog import Watchdog
 from sweeps.execution.worker import train_function, work
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Json, Ledger, failed_attempt
@@ -326,7 +326,7 @@ def test_trial_of_two_sweeps_is_trained_by_one_and_done_for_both(tmp_path: Path)
 
 
 def test_even_packs_leave_no_worker_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.execution.tuner.max_concurrent", lambda resources: 3)
+    monkeypatch.setattr("sweeps.execution.searcher.max_concurrent", lambda resources: 3)
     queue = LedgerSearcher(session(tmp_path, PackPolicy(16, even=True), count=8))
     assert [len(asked(queue, name)) for name in "abc"] == [3, 3, 2]
 

@@ -33,7 +33,7 @@ from sweeps.execution.resources import (
     resolve_resources,
     why_unschedulable,
 )
-from sweeps.execution.tuner import failure_signature
+from sweeps.execution.searcher import failure_signature
 from sweeps.execution.worker import train_function
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.ledger import Ledger, failed_attempt

@@ -18,7 +18,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
-from sweeps.experiment.plan import Sweep
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig

@@ -29,7 +29,8 @@ from sweeps.execution.throughput import (
     sharers_of,
     slowdown,
 )
-from sweeps.experiment.plan import Plan, Sweep, plan
+from sweeps.experiment.plan import Plan, plan
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.run_trial import run_trial

@@ -12,13 +12,15 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.experiment import sampling
-from sweeps.experiment import search as search_module
+from sweeps.experiment import study as study_module
 from sweeps.experiment.halving import Bracket, Job, rungs
-from sweeps.experiment.plan import Protocol, Sweep, sweep_trials
+from sweeps.experiment.plan import sweep_trials
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sampling import Observation, Point, Sampler
-from sweeps.experiment.search import Search, Study, study
+from sweeps.experiment.search import Search
 from sweeps.experiment.space import Choice, Float, Int, Space
+from sweeps.experiment.study import Study, study
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Json
 
@@ -213,7 +215,7 @@ def test_a_sampler_is_told_of_paused_trials_as_pruned_ones(monkeypatch: pytest.M
         told.append(observed)
         return sampling.suggest(sampler, key, axes, number, observed, running, first)
 
-    monkeypatch.setattr(search_module, "suggest", suggest)
+    monkeypatch.setattr(study_module, "suggest", suggest)
     found = play(HALVED).study()
     paused = [one for one in told[-1] if one.early]
     assert len(paused) >= 8

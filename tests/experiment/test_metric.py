@@ -9,10 +9,11 @@ import pytest
 from crelu_models import S2
 from sweeps.experiment.code_fingerprint import cell_fingerprint, code_fingerprint
 from sweeps.experiment.metrics import AVERAGE, HELD_OUT, TOP1, Metric, averages, error_text, flags_of
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.rates import RateStudy, choose
 from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.search import Search, percentile_thresholds, study
+from sweeps.experiment.search import Search
+from sweeps.experiment.study import percentile_thresholds, study
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell, Trial, cell_from_json, cell_to_json
 from sweeps.results.marks import explanation

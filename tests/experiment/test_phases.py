@@ -3,9 +3,11 @@
 import pytest
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import Protocol, Sweep, cell_trials, expand
+from sweeps.experiment.plan import cell_trials, expand
 from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.search import Search, study
+from sweeps.experiment.search import Search
+from sweeps.experiment.study import study
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import PHASES, Cell, Trial, probed
 
 BASE = Cell("Baseline", S2, "cifar10", ALLCONV)

@@ -8,19 +8,11 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.plan import (
-    Protocol,
-    Sweep,
-    cell_trials,
-    expand,
-    plan,
-    plan_to_json,
-    planned,
-    sweep_from_json,
-    unknown_name,
-)
+from sweeps.experiment.plan import cell_trials, expand, plan, plan_to_json, planned
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Trial
+from sweeps.experiment.wording import unknown_name
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, CRELU
 

@@ -8,10 +8,11 @@ import pytest
 from sweeps import cifar_width, full_grid
 from sweeps.cli.options import parser
 from sweeps.cli.settings import protocol_of
-from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json, rate_choices, sweep_from_json, sweep_trials
+from sweeps.experiment.plan import plan, plan_to_json, rate_choices, sweep_trials
 from sweeps.experiment.rates import RateStudy, choose
 from sweeps.experiment.recipe import SPRINGENBERG, VGG
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.store.ledger import Json, Ledger
 from sweeps.tracking.layout import params_of

@@ -11,10 +11,12 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import Protocol, Sweep, cell_trials, expand
+from sweeps.experiment.plan import cell_trials, expand
 from sweeps.experiment.recipe import ALLCONV, Dimension
 from sweeps.experiment.sampling import suggest, wilcoxon_prunes
-from sweeps.experiment.search import NO_THRESHOLD, Search, budget, percentile_thresholds, study
+from sweeps.experiment.search import Search, budget
+from sweeps.experiment.study import NO_THRESHOLD, percentile_thresholds, study
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import PHASES, Cell, Trial
 
 CELL = Cell("Baseline", S2, "synthetic", ALLCONV)

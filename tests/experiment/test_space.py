@@ -12,12 +12,14 @@ import pytest
 
 from crelu_models.tables import S2, S8
 from sweeps import Choice, Float, Int
-from sweeps.experiment import search as search_module
-from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json, sweep_from_json, sweep_trials
+from sweeps.experiment import study as study_module
+from sweeps.experiment.plan import plan, plan_to_json, sweep_trials
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
-from sweeps.experiment.search import Search, budget, export, importance, own_point, study
+from sweeps.experiment.search import Search, budget, own_point
 from sweeps.experiment.space import Axis, Space, axis_from_json, axis_to_json, choosable
+from sweeps.experiment.study import export, importance, study
+from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.store.ledger import Ledger
 
@@ -222,7 +224,7 @@ def test_a_point_that_no_recipe_can_have_is_passed_over(monkeypatch: pytest.Monk
     def why(search: Search, trial: Trial) -> str:
         return "no" if trial.recipe.optimiser == "adam" else ""
 
-    monkeypatch.setattr(search_module, "why_refused", why)
+    monkeypatch.setattr(study_module, "why_refused", why)
     search = Search(6, space=SPACE)
     found = study(search, CELL, played(search, log_rate), ())
     assert len(found.trials) == 6

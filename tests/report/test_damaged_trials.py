@@ -10,8 +10,9 @@ import pytest
 
 from sweeps.cifar_vgg import CELLS
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep, current_plan, without_damaged
+from sweeps.experiment.plan import current_plan, without_damaged
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report import build, terminal
 from sweeps.results.analyses import SCHEMA

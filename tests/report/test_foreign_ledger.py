@@ -14,7 +14,7 @@ import pytest
 
 from sweeps.cifar_vgg import CELLS
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.results.evidence import survey, titles

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.contents import document
 from sweeps.results.evidence import survey

@@ -20,8 +20,8 @@ import pytest
 from sweeps.cifar_vgg import CELLS as VGG_CELLS
 from sweeps.cifar_vgg import PROTOCOL as VGG_PROTOCOL
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.imagenet_dropout import PROTOCOL as DROPOUT_PROTOCOL
 from sweeps.imagenet_placement import CELLS as PLACEMENTS

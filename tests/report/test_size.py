@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_dropout import PROTOCOL as DROPOUT_PROTOCOL
 from sweeps.imagenet_placement import CELLS

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.experiment.plan import Protocol, Sweep, plan
+from sweeps.experiment.plan import plan
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.report import terminal
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, unsearched

@@ -16,8 +16,8 @@ import pytest
 
 from sweeps.cifar_vgg import CELLS
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.results import capsule

@@ -26,9 +26,10 @@ from sweeps.experiment.metrics import (
     flags_of,
     phase_behind,
 )
-from sweeps.experiment.plan import Protocol, Sweep, current_plan, expand, plan, plan_to_json
+from sweeps.experiment.plan import current_plan, expand, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.report import build, terminal
 from sweeps.report.contents import document

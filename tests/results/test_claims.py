@@ -12,10 +12,10 @@ from scipy import stats
 from crelu_models.tables import PAPER
 from sweeps import cifar_vgg, cifar_width, full_grid, imagenet_placement
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TOP1_TEN, TOP5, TOP5_TEN, TRAIN, VOTE
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.claim_tables import claim_table
 from sweeps.report.effect_tables import printed_table

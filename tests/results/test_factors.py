@@ -13,8 +13,8 @@ from scipy import stats
 from crelu_models.tables import S2
 from sweeps import grid
 from sweeps.experiment.metrics import AVERAGE, TOP1
-from sweeps.experiment.plan import Protocol
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol
 from sweeps.experiment.trial import Cell, Level, Trial
 from sweeps.report.build import make as make_report
 from sweeps.results import factors, statistics

@@ -10,8 +10,8 @@ import pytest
 
 from sweeps import cifar_width, imagenet_placement
 from sweeps.__main__ import parser
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.grade_page import declared, tree_named
 from sweeps.results import paper

@@ -11,7 +11,8 @@ import pytest
 from sweeps.cifar_width import CELLS
 from sweeps.cli.status import status
 from sweeps.experiment.metrics import AVERAGE, TOP1, VOTE, ending_word, has_diverged, lost_text
-from sweeps.experiment.plan import Protocol, Sweep, current_plan
+from sweeps.experiment.plan import current_plan
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report import mlflow_notes, terminal
 from sweeps.report.contents import document

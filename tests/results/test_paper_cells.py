@@ -11,8 +11,8 @@ import pytest
 from crelu_data.datasets import dataset
 from sweeps import cifar_vgg, cifar_width, imagenet_placement
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.result_tables import result_tables, verdict_text
 from sweeps.results.cell_numbers import groups, number, verdict_for, verdicts

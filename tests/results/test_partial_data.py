@@ -6,7 +6,8 @@ import pytest
 
 from sweeps.cifar_width import CELLS
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep, plan
+from sweeps.experiment.plan import plan
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report import mlflow_notes, terminal
 from sweeps.report.result_tables import result_tables

@@ -8,9 +8,9 @@ import pytest
 from crelu_models.tables import S2
 from sweeps.cifar_width import CELLS as WIDTH
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.launch import check_references
 from sweeps.report.charts import effect_gallery

@@ -8,8 +8,9 @@ from typing import Any
 from crelu_models import build, initialise
 from crelu_models.tables import PAPER
 from sweeps.analysis import invariance, job, outgoing, pairing, reconstruction, theory
-from sweeps.experiment.plan import Sweep, plan, plan_to_json
+from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.evaluate import Errors

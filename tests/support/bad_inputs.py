@@ -28,9 +28,10 @@ from crelu_data.write import prepare
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S9
 from sweeps.cli.settings import change
-from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json, sweep_from_json
+from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.report import build
 from sweeps.results import capsule, evidence

@@ -21,7 +21,7 @@ import numpy as np
 
 from sweeps import cifar_width, imagenet_placement
 from sweeps.experiment.metrics import AVERAGE, TOP1, TRAIN, VOTE
-from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.results.capsule import decisions_table
 from sweeps.results.cell_numbers import groups

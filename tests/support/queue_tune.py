@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sweeps.execution.messages import Assignment, Message
+from sweeps.execution.searcher import LedgerSearcher
 from sweeps.execution.session import DriverState
-from sweeps.execution.tuner import LedgerSearcher
 from sweeps.execution.worker import work
 from sweeps.experiment.plan import MAX_ATTEMPTS
 from tests.support.queue_ledger import World

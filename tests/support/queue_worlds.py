@@ -28,10 +28,11 @@ from sweeps.execution import packing, tuner
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState, Limits
-from sweeps.experiment.plan import Protocol, Sweep, expand, has_failed, planned, sweep_trials
+from sweeps.experiment.plan import expand, has_failed, planned, sweep_trials
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store import lease
 from sweeps.store.lease import FENCE, Drivers, Lease, LeaseHeldError
@@ -577,6 +578,7 @@ def patched(make_tuner: Callable[..., Tuner]) -> Iterator[None]:
     replaced: dict[str, object] = {
         "sweeps.execution.tuner._tuner": make_tuner,
         "sweeps.execution.tuner.time": clock,
+        "sweeps.execution.searcher.time": clock,
         "sweeps.execution.tuner.tempfile": SimpleNamespace(mkdtemp=lambda prefix: "nowhere"),
         "sweeps.execution.tuner.redirect_stdout": lambda _: nullcontext(),
         "sweeps.execution.session.time": clock,
@@ -640,8 +642,8 @@ def _claim_after_a_look(drivers: Drivers, sweep: str, key: str) -> bool:
 
 
 PLANTED: dict[str, dict[str, object]] = {
-    "claims": {"sweeps.execution.tuner.claim": _claim_after_a_look},
-    "packs": {"sweeps.execution.tuner.LedgerSearcher._next_group": _pack_whose_first_comes_back},
+    "claims": {"sweeps.execution.searcher.claim": _claim_after_a_look},
+    "packs": {"sweeps.execution.searcher.LedgerSearcher._next_group": _pack_whose_first_comes_back},
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.imagenet_placement import CELLS
 from sweeps.results.cell_numbers import groups

@@ -12,8 +12,9 @@ from crelu_models.spec import seed_from
 from crelu_models.tables import S2
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import AVERAGE, TOP1, TRAIN, VOTE
-from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
+from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.results import paper
 from sweeps.results.paper_cells import set_facts

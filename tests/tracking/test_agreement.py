@@ -16,8 +16,9 @@ from mlflow import MlflowClient
 from crelu_models.tables import S2
 from sweeps.cli import verbs
 from sweeps.experiment.metrics import AVERAGE, TOP1
-from sweeps.experiment.plan import Protocol, Sweep, plan, plan_to_json
+from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import sqlite_uri

@@ -13,10 +13,10 @@ import pytest
 
 from crelu_models.tables import S2, S4
 from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking import mlflow_client

@@ -10,8 +10,8 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.experiment.grid import grid
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV, Stage
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.git import page_source
 from sweeps.store.ledger import Ledger

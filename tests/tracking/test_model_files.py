@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns
 from sweeps.tracking.model_files import with_model

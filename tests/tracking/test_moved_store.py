@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.experiment.plan import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns

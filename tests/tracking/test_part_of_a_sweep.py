@@ -12,7 +12,8 @@ from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import asked_part, settle
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Plan, Protocol, Sweep, expand, plan
+from sweeps.experiment.plan import Plan, expand, plan
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.store import checkpoint
 from sweeps.tracking.run_index import Store

@@ -11,8 +11,8 @@ import pytest
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2
-from sweeps.experiment.plan import Protocol, Sweep
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import VIEW, params_of, placement

@@ -14,8 +14,8 @@ import torch
 from crelu_models.spec import Conv, Net, Pool
 from crelu_models.tables import S2
 from sweeps.cli.options import ExitCode, parser
-from sweeps.experiment.plan import Protocol
 from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol
 from sweeps.experiment.trial import Cell
 from sweeps.launch import launch
 from sweeps.training.evaluate import Errors

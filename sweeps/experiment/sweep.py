@@ -1,0 +1,155 @@
+"""Sweeps as a page declares them: cells, and the protocol by which each becomes trials."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from crelu_models.spec import Net
+from sweeps.experiment.metrics import Metric
+from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.search import Search, search_from_json
+from sweeps.experiment.space import check_axis, choosable
+from sweeps.experiment.trial import Cell, cell_from_json
+from sweeps.experiment.wording import count, unknown_name
+from sweeps.store.ledger import Json
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a cell becomes trials: its search, then trainings with the chosen dropout (science.md's protocols).
+
+    `ablation`: one training per seed, on all but the hold-out (Table 4). `single`: Goodfellow's two phases per seed.
+    `folds`: that many networks, each validated on one fold (Average, Vote). `rates`: the learning rate is chosen first.
+    """
+
+    seeds: int = 1
+    ablation: bool = True
+    single: bool = False
+    match: str = "train_loss"
+    folds: int = 0
+    search: Search | None = None
+    rates: RateStudy | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the learning rate would be chosen twice."""
+        if self.rates is not None and self.search is not None and "recipe.lr" in {a.name for a in self.search.axes}:
+            raise ValueError("the learning rate is chosen by rates and by the search: leave out rates, or recipe.lr")
+
+    def trainings(self) -> int:
+        """Return how many trainings a cell comes to, besides its search."""
+        return self.seeds * (self.ablation + 2 * self.single) + self.folds
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Declared list of cells, with the protocol that turns each into trials.
+
+    `variant` names what the cells have in place of the page's own: another data set, or fields of --set. `others` are
+    cells of the same declaration that are not asked for, of a part that was chosen by `only`.
+    """
+
+    name: str
+    profile: str
+    cells: tuple[Cell, ...]
+    protocol: Protocol = Protocol()
+    variant: str = ""
+    others: tuple[Cell, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where two cells have the same label or content, or one lacks what is searched.
+
+        Also where cells do not go together.
+        """
+        if self.protocol.search is not None:
+            for cell in self.cells:
+                check_space(self.protocol.search, cell)
+        for kind, values in (
+            ("label", [cell.label for cell in self.cells]),
+            ("content", [cell.key for cell in self.cells]),
+        ):
+            repeated = [value for value, count in Counter(values).items() if count > 1]
+            if repeated:
+                labels = [cell.label for cell in self.cells if repeated[0] in (cell.label, cell.key)]
+                raise ValueError(
+                    f"{count(len(labels), 'cell')} of {self.name} have the same {kind}: {', '.join(labels)}"
+                )
+        for cell in self.cells:
+            if cell.metric != self.metric:
+                raise ValueError(
+                    f"{self.cells[0].label!r} is compared by {self.metric.name} and {cell.label!r} by "
+                    f"{cell.metric.name}: the cells of a page have one metric"
+                )
+            if cell.task and self.protocol.single:
+                raise ValueError(
+                    f"{cell.label!r} has a task, and Protocol(single=True) trains to a loss that only our own loop "
+                    f"measures: ask for seeds or folds"
+                )
+
+    @property
+    def title(self) -> str:
+        """Return the name of the sweep's plan, experiment and report: its page's, then profile and variant, if any."""
+        profile = "" if self.profile == "paper" else self.profile
+        return "-".join(filter(None, (self.name, profile, self.variant)))
+
+    @property
+    def metric(self) -> Metric:
+        """Return the number by which the cells are compared."""
+        return self.cells[0].metric if self.cells else Metric()
+
+    @cached_property
+    def datasets(self) -> tuple[str, ...]:
+        """Return the names of the data sets of the cells, each once."""
+        return tuple(dict.fromkeys(cell.dataset for cell in self.cells))
+
+    def only(self, globs: Iterable[str]) -> Sweep:
+        """Return the part of the sweep whose cells' labels match a glob and no !glob; ValueError where none does."""
+        globs = tuple(globs)
+        wanted = [glob for glob in globs if not glob.startswith("!")] or ["*"]
+        excluded = [glob[1:] for glob in globs if glob.startswith("!")]
+        labels = [cell.label for cell in self.cells]
+        for glob in wanted + excluded:
+            if not fnmatch.filter([label.lower() for label in labels], glob.lower()):
+                raise ValueError(unknown_name("cell", glob, labels, self.name))
+        cells = [cell for cell in self.cells if _matches(cell.label, wanted) and not _matches(cell.label, excluded)]
+        if not cells:
+            raise ValueError(f"no cell of {self.name} is left by --only {' '.join(globs)}")
+        return dataclasses.replace(self, cells=tuple(cells), others=tuple(c for c in self.cells if c not in cells))
+
+
+def check_space(search: Search, cell: Cell) -> None:
+    """Raise ValueError where a cell has no setting of a searched name, or cannot have the values at its ends."""
+    known = choosable(cell.net, cell.recipe)
+    if "parameters" in search.limits_by_name and not isinstance(cell.net, Net):
+        raise ValueError(f"the cell {cell.label!r} has a model, whose parameters no search can limit")
+    for axis in search.axes:
+        if axis.name not in known:
+            raise ValueError(unknown_name("setting", axis.name, known, f"the cell {cell.label!r}"))
+        try:
+            check_axis(axis, cell.net, cell.recipe)
+        except ValueError as error:
+            raise ValueError(f"the search of the cell {cell.label!r}: {error}") from None
+
+
+def _matches(label: str, globs: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(label.lower(), glob.lower()) for glob in globs)
+
+
+def sweep_from_json(value: Json | None) -> Sweep:
+    """Return the sweep that `plan_to_json` wrote; ValueError for any other value."""
+    value = value or {}
+    try:
+        protocol = dict(value["protocol"])
+        if protocol["search"] is not None:
+            protocol["search"] = search_from_json(protocol["search"])
+        if protocol.get("rates") is not None:
+            protocol["rates"] = RateStudy(str(protocol["rates"]["baseline"]), tuple(protocol["rates"]["rates"]))
+        cells = tuple(cell_from_json(cell) for cell in value["cells"])
+        variant = str(value.get("variant", ""))  # older plans lack it
+        return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol), variant)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a plan: {error!r}") from None
