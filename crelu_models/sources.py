@@ -149,8 +149,14 @@ def _module(rooms: Rooms, name: str) -> _Module | None:
 @cache
 def _parse_file(path: Path) -> _Module:
     """Parse one file; ValueError where a table has no literal keys."""
+    return _parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _parse(text: str) -> _Module:
+    """Parse the text of a file, once for all copies of it."""
     module = _Module({}, {}, {}, [])
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             module.imports.update((alias.asname or alias.name, (node.module or "", alias.name)) for alias in node.names)

@@ -8,7 +8,7 @@ from tests.support.queue_worlds import HALVED_WORLDS, PLANTED, run_world
 
 WORLDS = 40
 # Where to look for a planted fault: about a world in a hundred shows it, and these begin shortly before one.
-FIRST = {"packs": 70, "claims": 190}
+FIRST = {"packs": 170, "claims": 240}
 
 
 def test_no_simulated_world_loses_a_trial_or_trains_one_twice_at_once() -> None:

@@ -159,11 +159,15 @@ def test_every_function_that_a_trial_calls_is_in_its_source(family: str, phase: 
     called: set[tuple[str, str]] = set()
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
-        file = Path(frame.f_code.co_filename)
-        if event == "call" and file.parent in folders and not frame.f_code.co_name.startswith("<"):
-            called.add((f"{folders[file.parent]}.{file.stem}.", frame.f_code.co_name))
+        module = modules.get(frame.f_code.co_filename)
+        if event == "call" and module and not frame.f_code.co_name.startswith("<"):
+            called.add((module, frame.f_code.co_name))
 
-    folders = {ROOT / folder: folder.replace("/", ".") for folder in FOLDERS}
+    modules = {
+        str(path): f"{folder.replace('/', '.')}.{path.stem}."
+        for folder in FOLDERS
+        for path in (ROOT / folder).glob("*.py")
+    }
     threading.setprofile(profile)
     sys.setprofile(profile)
     try:
