@@ -1,13 +1,10 @@
 """Whatever a stranger's file or a typing hand brings, a border takes it as valid or refuses it by a sentence."""
 
-import pytest
-
 from tests.support.bad_inputs import fuzz
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_no_bad_input_gets_more_than_a_refusal(seed: int) -> None:
-    counts, findings = fuzz(1000, seed)
+def test_no_bad_input_gets_more_than_a_refusal() -> None:
+    counts, findings = fuzz(1000, 1)
     assert findings == []
     # Every border refuses some, and the mutations are not so wild that nothing is ever valid.
     for border in ("sidecar", "beton", "trial", "plan", "net", "words"):

@@ -1,24 +1,28 @@
 """A sweep's results stand on the data it was planned with, also in reports and status from another data folder."""
 
 import argparse
+import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from crelu_data import availability
 from crelu_data.write import prepare
+from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.status import status
 from sweeps.cli.verbs import reconcile
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import current_plan, expand
-from sweeps.experiment.sweep import Sweep, sweep_from_json
+from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
+from sweeps.imagenet_placement import CELLS
+from sweeps.launch import launch
 from sweeps.results.cell_numbers import groups, number
 from sweeps.results.evidence import survey
 from sweeps.results.marks import marks
@@ -36,14 +40,11 @@ def _quiet() -> Iterator[None]:
 
 def command(folder: Path, *more: str) -> str:
     """Return what a sweep with --data-dir A prints while $CRELU_DATA is B."""
-    words = ["-m", "sweeps.imagenet_placement", "--smoke-test", "--data-dir", str(folder / "A"), "--json", *more]
-    environment = os.environ | {"CRELU_DATA": str(folder / "B"), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, *words, "--output", str(folder / "out")],
-        capture_output=True, text=True, timeout=240, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    words = ["--smoke-test", "--data-dir", str(folder / "A"), "--json", *more, "--output", str(folder / "out")]
+    options = parser("imagenet_placement", "").parse_args(words)
+    with mock.patch.dict(os.environ, {"CRELU_DATA": str(folder / "B")}), redirect_stdout(io.StringIO()) as said:
+        assert launch("imagenet_placement", CELLS, Protocol(), options, of_paper=True) == ExitCode.DONE
+    return said.getvalue()
 
 
 def other_data(name: str, here: Path, there: Path) -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.experiment.trial import trial_from_json
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
+from sweeps.training.run_trial import run_trial
+from sweeps.training.runtime import RuntimeConfig
 from tests.support.commands import (
     call,
     checkpoints,
@@ -22,12 +25,13 @@ from tests.support.commands import (
     started,
     wait_for,
 )
+from tests.support.trials import artifact_hashes
 
-EPOCHS = 20  # of a few tenths of a second: a sweep of two trials is still under way when a busy test looks
+EPOCHS = 12  # of a few tenths of a second: a sweep of two trials is still under way when a busy test looks
 SMALL = ["--smoke-test", "--set", f"recipe.epochs={EPOCHS}"]
 
 
-def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Path) -> None:
+def test_sweep_survives_kill_and_interrupt_ends_in_a_pack_and_says_when_it_is_done(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
     slow = [*SMALL, "--max-concurrent", "1"]
 
@@ -56,8 +60,15 @@ def test_sweep_survives_kill_and_interrupt_and_says_when_it_is_done(tmp_path: Pa
         assert second.returncode == 130, said
     assert "the same command resumes" in said
 
-    third = call(tmp_path, *slow, "--json")
+    # The third ends both in a pack, each as if it had trained alone and undisturbed.
+    third = call(tmp_path, *SMALL, "--pack", "2", "--json")
     assert third.returncode == 0, third.stderr
+    assert not ledger.names("packs")
+    pictures = str(tmp_path / "home" / ".cache" / "crelu-sweeps" / "data")
+    for key in ledger.results():
+        trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
+        run_trial(trial, RuntimeConfig(str(tmp_path / "alone"), pictures), lambda *_: None)
+        assert artifact_hashes(tmp_path / "alone", trial) == artifact_hashes(Path(ledger.root), trial)
     table = json.loads(third.stdout)
     assert table["trials"] == {"new": 0, "running": 0, "paused": 0, "done": 2, "stale": 0, "failed": 0, "skipped": 0}
     runs = child_runs(tmp_path / "out" / "mlflow.db")

@@ -28,8 +28,6 @@ from sweeps.store.lease import Lease
 from sweeps.store.ledger import Json, Ledger, failed_attempt
 from sweeps.training import shared_batches
 from sweeps.training.run_trial import run_trial
-from sweeps.training.runtime import RuntimeConfig
-from tests.support.commands import call
 from tests.support.trials import LARGE, SMALL, Hashes, artifact_hashes, members, runtime_config, scaled_lr, trial_of
 
 
@@ -378,19 +376,6 @@ def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
         pass
     assert [len(ledger.attempts(key)) for key in "abc"] == [0, 1, 0]
     assert "stuck" in ledger.attempts("b")[0]["trace"]
-
-
-def test_sweep_in_packs_ends_as_each_trial_alone(tmp_path: Path) -> None:
-    said = call(tmp_path, "--smoke-test", "--pack", "2")
-    assert said.returncode == 0, said.stderr
-    ledger = Ledger(str(tmp_path / "out" / "ledger"))
-    assert len(ledger.results()) == 2
-    assert not ledger.names("packs")
-    where = str(tmp_path / "home" / ".cache" / "crelu-sweeps" / "data")
-    for key in ledger.results():
-        trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
-        run_trial(trial, RuntimeConfig(str(tmp_path / "alone"), where), lambda *_: None)
-        assert artifact_hashes(tmp_path / "alone", trial) == artifact_hashes(Path(ledger.root), trial)
 
 
 def test_pack_is_off_auto_or_a_number() -> None:

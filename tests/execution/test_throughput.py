@@ -261,42 +261,6 @@ def test_a_continued_trial_is_compared_by_the_epochs_of_this_session(tmp_path: P
     assert said == [f"1 trial: forecast {expected:.0f} s of trials, actual {expected:.0f} s (+0%)"]
 
 
-def drive(folder: str) -> None:
-    """Train two cells by real Ray, and print what was heard."""
-    from sweeps.execution import ray_runtime, tuner
-
-    data, trial, events, shares = Path(folder), trial_of("allconv with dropout"), Counter[str](), list[bool]()
-    prepare(SMALL, data)
-    cells = tuple(dataclasses.replace(trial.cell, label=f"{n}", net=trial.cell.net.width(n)) for n in (1.0, 0.5))
-    ray_runtime.init_ray("local", 2)
-
-    def on_event(event: str, trial: Trial, news: Json) -> None:
-        events.update([event + (f" {news['epoch']:g}" if event == "epoch" else "")])
-        if event == "epoch":
-            shares.append(0 <= news["sys/data_share"] < 1)
-
-    session = DriverState(
-        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data), TrialResources(), on_event, "now", {}
-    )
-    tuner.run_trials(session)
-    ray_runtime.shutdown_ray()
-    print(json.dumps([dict(events), shares, session.epochs, session.errors]))
-
-
-def test_the_driver_hears_of_each_epoch_with_the_share_of_its_batches(tmp_path: Path) -> None:
-    code = "import sys; from tests.execution.test_throughput import drive; drive(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=400,
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    events, shares, epochs, errors = json.loads(done.stdout.strip().splitlines()[-1])
-    assert errors == []
-    assert events == {"started": 2, "epoch 1": 2, "epoch 2": 2, "epoch 3": 2, "done": 2}
-    assert shares == [True] * 6
-    assert epochs == 6
-
-
 def drive_packs(folder: str) -> None:
     """Train four trials of one stream by real Ray, one worker, packed where that pays; print what was heard."""
     from sweeps.execution import packing, ray_runtime, tuner
@@ -322,7 +286,8 @@ def drive_packs(folder: str) -> None:
     tuner.run_trials(session)
     ray_runtime.shutdown_ray()
     keys = [Trial(cell).key for cell in cells]
-    print(json.dumps([events, session.errors, keys, {key: share.data_share for key, share in known.trained().items()}]))
+    shares = {key: share.data_share for key, share in known.trained().items()}
+    print(json.dumps([events, session.epochs, session.errors, keys, shares]))
 
 
 @pytest.mark.timeout(500)
@@ -333,13 +298,18 @@ def test_first_trial_shows_that_packs_pay_and_all_end_as_alone(tmp_path: Path) -
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    events, errors, keys, shares = json.loads(done.stdout.strip().splitlines()[-1])
+    events, epochs, errors, keys, shares = json.loads(done.stdout.strip().splitlines()[-1])
     assert errors == []
     first = events[0][1]
     assert events[:3] == [["started", first, False], ["epoch", first, True], ["left", first, False]]
     # The others are with it from then on: all have started before another epoch is over.
     assert [event for event, *_ in events[3:7]] == ["started"] * 4
     assert [event for event in events[7:] if event[0] == "epoch" and event[2]] == [], "alone no more"
+    # The driver hears of each epoch and of each end, once.
+    heard = Counter((event, label) for event, label, _ in events if event in ("epoch", "done"))
+    labels = {label for _, label, _ in events}
+    assert heard == {("epoch", label): 3 for label in labels} | {("done", label): 1 for label in labels}
+    assert (len(labels), epochs) == (4, 12)
     assert [share > 0.1 for share in shares.values() if share is not None] == [True]
     for key in keys:
         trial = trial_from_json(Ledger(str(tmp_path)).read_json(f"trials/{key}/trial.json"))
