@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults_files --part trial prepare
     python -m benchmarks.faults_files --part driver --every 101 --modes kill EIO
-    python -m benchmarks.faults_files --part driver store --by-site --minutes 20
+    python -m benchmarks.faults_files --part driver store --by-site --minutes 20 --record faults.jsonl
     python -m benchmarks.faults_files --part trial prepare --draw 24 --seed 7
 
 Each command runs once undisturbed, and its calls that change the file system below its folder are counted: open for
@@ -18,7 +18,8 @@ having done its work.
 
 With --by-site the calls are grouped by where they come from: the lines of this project on the stack, the call, the
 ending of the name. Of each site the first, a middle and the last call are taken, in all modes. It goes in rounds,
-one fault a site, so that --minutes leaves no site out before another has had its turn.
+one fault a site, so that --minutes leaves no site out before another has had its turn. --record notes each fault in a
+file, a line each; a second start counts those that the file has and goes on with the others.
 
 The parts: a trial by `run_trial`; the driver of a finished sweep, which sends the runs to MLflow and writes table and
 report, without Ray, with an empty store (driver) or one that it makes (store); backup and restore of an MLflow store;
@@ -103,6 +104,11 @@ class Tally:
     untrue: int = 0
     leftovers: int = 0
     lines: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Add the counts and lines of another tally."""
+        for name, value in dataclasses.asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 class Shim:
@@ -355,17 +361,39 @@ class Bench:
         return [path for path in self.folder.rglob(".*") if not path.name.endswith(".lock")]
 
 
-def run(bench: Bench, faults: Iterable[tuple[int, str]], limit: float) -> dict[str, Tally]:
+class Record:
+    """The faults that were tried, a line of a file for each, from which a second start goes on; no file, no memory."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the lines that are there; one that a kill has cut short counts as none."""
+        self.path = path
+        self.tried: dict[tuple[str, int, str], Tally] = {}
+        for line in path.read_text().splitlines() if path is not None and path.exists() else ():
+            with suppress(ValueError):
+                part, target, mode, tally = json.loads(line)
+                self.tried[part, target, mode] = Tally(**tally)
+
+    def note(self, part: str, target: int, mode: str, tally: Tally) -> None:
+        """Add a fault."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps([part, target, mode, dataclasses.asdict(tally)]) + "\n")
+
+
+def run(bench: Bench, faults: Iterable[tuple[int, str]], limit: float, record: Record) -> dict[str, Tally]:
     """Return a tally for each mode of the faults, a call and a mode each, until `limit` of `time.monotonic()`."""
     tallies: dict[str, Tally] = {}
     for target, mode in faults:
-        if time.monotonic() > limit:
-            break
-        tally = tallies.setdefault(mode, Tally())
-        before = len(tally.lines)
-        bench.fault(target, mode, tally)
-        for line in tally.lines[before:]:
+        tally = record.tried.get((bench.part.name, target, mode))
+        if tally is None:
+            if time.monotonic() > limit:
+                continue  # a later one may be on the record
+            tally = Tally()
+            bench.fault(target, mode, tally)
+            record.note(bench.part.name, target, mode, tally)
+        for line in tally.lines:
             print(line, flush=True)
+        tallies.setdefault(mode, Tally()).add(tally)
     return tallies
 
 
@@ -695,12 +723,14 @@ def main() -> int:
     parser.add_argument("--by-site", action="store_true", help="of each site three calls, in rounds over the sites")
     parser.add_argument("--draw", type=int, default=0, metavar="N", help="only N faults of each part, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of what --draw draws")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="note each fault there, and go on from it")
     parser.add_argument("--calls", action="store_true", help="only list the calls")
     parser.add_argument("-v", "--verbose", action="store_true", help="print all words of untrue messages")
     options = parser.parse_args()
     if SHIM not in os.environ:
         return _loaded()
     shim = Shim(os.environ[SHIM])
+    record = Record(options.record)
     bad = 0
     rows = []
     for name in options.part:
@@ -722,7 +752,7 @@ def main() -> int:
                     everything = list(faults)
                     faults = iter(random.Random(options.seed).sample(everything, min(options.draw, len(everything))))
                 limit = time.monotonic() + 60 * options.minutes
-                for mode, tally in run(bench, faults, limit).items():
+                for mode, tally in run(bench, faults, limit, record).items():
                     bad += tally.losses + tally.untrue
                     counts = (tally.faults, tally.killed, tally.told, tally.finished, tally.leftovers, tally.losses,
                               tally.untrue)  # fmt: skip
