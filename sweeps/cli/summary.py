@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from crelu_data.datasets import DataSet
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.experiment.plan import Plan, without_damaged
+from sweeps.experiment.plan import Plan
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
-from sweeps.results.evidence import READ
 from sweeps.store.logins import own_store
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ def conclude(plan: Plan, asked: Plan, settings: Settings, facts: Mapping[str, Da
     """
     from sweeps.report import build, terminal
 
-    plan, asked = (without_damaged(part, settings.ledger, READ) for part in (plan, asked))
     rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
     results = terminal.write_results(plan, settings.ledger, plan.sweep.title)
     mend = f"{reconcile_command(plan.sweep, settings)}   (MLflow lacks runs)" if code == ExitCode.UNTRACKED else ""

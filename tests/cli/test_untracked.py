@@ -18,6 +18,7 @@ from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Plan, expand, plan, plan_to_json
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.report.build import NOT_ASKED
+from sweeps.store.integrity import noted_damage
 from sweeps.tracking.cell_runs import Published
 from tests.support.sweeps import BASELINE, Made, finish
 
@@ -134,3 +135,31 @@ def test_models_that_mlflow_does_not_register_are_4(
     said = capsys.readouterr().out
     assert "winners is not registered (it cannot be written to" in said
     assert said.splitlines()[-1] == f"next      {settings.command.again()}   (MLflow lacks registered models)"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_damage_that_the_end_of_a_sweep_sees_goes_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    settings = settings_of(tmp_path / "out", monkeypatch)
+    today = finished(settings)
+    known: list[set[str]] = []  # what the ledger notes as damaged whenever the runs are compared with it
+
+    class Recorder:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def register(self, *_: object) -> None:
+            known.append(set(noted_damage(settings.ledger)))
+
+        def close(self, _: float) -> int:
+            return 0
+
+    monkeypatch.setattr("sweeps.tracking.tracker.Tracker", Recorder)
+    key = today.statuses[0].trial.key
+    if damaged:
+        settings.ledger.write(f"trials/{key}/history.json", b"[{")
+    _, declared, asked = run._run(today, today, settings, {}, {})
+    assert known == ([set(), {key}] if damaged else [set()])
+    assert declared is asked
+    assert declared.count("failed") == int(damaged)

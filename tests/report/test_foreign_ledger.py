@@ -88,7 +88,7 @@ def test_store_that_only_the_ledger_names_is_not_asked(
     assert logins == []
     assert shown.count(f"the runs lie in {address}, which was not asked: --tracking-uri {address} says") == 2
     # The user's own word is what sends it there.
-    assert report(output, tracking_uri=address) == 0
+    assert report(output, tracking_uri=address) == build.UNTRACKED
     assert set(logins) == {"Basic " + base64.b64encode(b"me:my secret").decode()}
 
 
