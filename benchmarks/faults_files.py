@@ -51,7 +51,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -180,6 +180,11 @@ def rounds(groups: list[list[int]], modes: list[str]) -> Iterator[tuple[int, str
         pairs.append(of_site[begin:] + of_site[:begin])
     for of_round in zip_longest(*pairs):
         yield from (pair for pair in of_round if pair is not None)
+
+
+def drawn(faults: list[tuple[int, str]], modes: list[str], draw: random.Random) -> list[tuple[int, str]]:
+    """Return one of the faults, drawn at random, for each of the modes."""
+    return [draw.choice([fault for fault in faults if fault[1] == mode]) for mode in modes]
 
 
 # Processes ----------------------------------------------------------------------------------------------------------
@@ -599,9 +604,12 @@ def driver_part(base: Path, has_store: bool) -> Part:
 
     MLflow's store is empty, or the driver makes it, which is most of its calls then.
     """
-    import mlflow  # noqa: F401
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # here, so that no fork has to
+    import pyarrow.parquet  # noqa: F401
+    import torch  # noqa: F401
 
-    import sweeps.report.build  # noqa: F401
+    import sweeps.report.build
+    import sweeps.training.run_trial  # noqa: F401
     from sweeps.cli import run as driving
     from sweeps.imagenet_placement import CELLS
     from sweeps.launch import main
@@ -721,7 +729,9 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=1e6, metavar="M", help="stop each part then")
     parser.add_argument("--by-site", action="store_true", help="of each site three calls, in rounds over the sites")
-    parser.add_argument("--draw", type=int, default=0, metavar="N", help="only N faults of each part, drawn at random")
+    parser.add_argument(
+        "--draw", type=int, default=0, metavar="N", help="only N faults of each part at random, modes in turn"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what --draw draws")
     parser.add_argument("--record", type=Path, metavar="FILE", help="note each fault there, and go on from it")
     parser.add_argument("--calls", action="store_true", help="only list the calls")
@@ -731,6 +741,7 @@ def main() -> int:
         return _loaded()
     shim = Shim(os.environ[SHIM])
     record = Record(options.record)
+    draw, modes = random.Random(options.seed), cycle(options.modes)
     bad = 0
     rows = []
     for name in options.part:
@@ -749,8 +760,7 @@ def main() -> int:
                     print(f"{part.name}: {len(groups)} sites, {len(taken)} faults", flush=True)
                     faults = iter(taken[options.first - 1 :])
                 if options.draw:
-                    everything = list(faults)
-                    faults = iter(random.Random(options.seed).sample(everything, min(options.draw, len(everything))))
+                    faults = iter(drawn(list(faults), [next(modes) for _ in range(options.draw)], draw))
                 limit = time.monotonic() + 60 * options.minutes
                 for mode, tally in run(bench, faults, limit, record).items():
                     bad += tally.losses + tally.untrue

@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # With pytest -n, these start first, the longest before the others: a worker that begins one last keeps all waiting.
 LONGEST = (
-    "test_on_s3.py", "test_chaos.py", "test_sweep.py", "test_rank_processes.py", "test_throughput.py",
+    "test_chaos.py", "test_sweep.py", "test_rank_processes.py", "test_throughput.py",
     "test_mlflow_server.py", "test_packing.py", "test_analysis_jobs.py", "test_pack.py", "test_resume.py",
     "test_rate_study.py", "test_planned_data.py", "test_ray_death.py", "test_agreement.py", "test_borders.py",
     "test_load.py", "test_write.py",

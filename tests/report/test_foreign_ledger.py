@@ -69,10 +69,15 @@ def report(output: Path, **given: str | None) -> int:
     return build.run(argparse.Namespace(**asked | given, output=str(output)))
 
 
+@pytest.mark.parametrize("noted", ["{}", "{}/mlflow", "{}/"])
 def test_store_that_only_the_ledger_names_is_not_asked(
-    output: Path, stranger: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    output: Path,
+    stranger: tuple[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    noted: str,
 ) -> None:
-    address, logins = stranger
+    address, logins = noted.format(stranger[0]), stranger[1]
     ledger = Ledger(str(output / "ledger"))
     for name in ledger.names("tracked"):
         note = ledger.read_json(f"tracked/{name}") or {}
