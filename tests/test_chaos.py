@@ -80,7 +80,7 @@ def test_sweep_on_s3_under_faults_loses_doubles_and_changes_nothing(
             return bool(stage.workers()) and bool(checkpoints(stage.ledger))
 
         def blow(fault: str) -> None:
-            until(lambda: under_way() and strike(fault, stage, draw), fault, 240, alive, poll=0.1)
+            until(lambda: under_way() and strike(fault, stage, draw), fault, 240, alive, poll=0.5)
 
         stage.start()
         for fault in ("damage checkpoint", "kill worker", "kill server", "kill driver"):
