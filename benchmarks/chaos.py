@@ -22,7 +22,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,11 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.store.ledger import Ledger
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("kill driver", "kill worker", "kill server", "terminate driver", "interrupt driver", "pause worker",
           "damage checkpoint", "damage file", "fill disk")  # fmt: skip
 PATIENCE = {"smoke": 900.0, "demo": 3600.0}  # seconds after which the sweep counts as stuck
+DAMAGED = ("packs", "paused", "plans", "prices", "results", "tracked")  # folders of which a file is damaged
 PER_EPOCH = ("train", "val", "probe", "lr", "sys")
 SCALES = {"smoke": ["--smoke-test"], "demo": ["--profile", "demo"]}
 
@@ -46,13 +47,14 @@ SCALES = {"smoke": ["--smoke-test"], "demo": ["--profile", "demo"]}
 class Stage:
     """One sweep with its own output folder and MLflow server, both started again whenever they are gone."""
 
-    def __init__(self, folder: Path, command: list[str], server: bool) -> None:
-        """Prepare; nothing runs yet."""
+    def __init__(self, folder: Path, command: list[str], server: bool, output: str = "") -> None:
+        """Prepare; nothing runs yet. The output lies in the folder, or at another place or URI."""
         self.folder, self.server_wanted = folder, server
-        self.port = _free_port()
-        self.ledger = Ledger(str(folder / "out" / "ledger"))
+        self.port = free_port()
+        self.output = output or str(folder / "out")
+        self.ledger = Ledger.in_output(self.output)
         uri = [f"--tracking-uri=http://127.0.0.1:{self.port}"] if server else []
-        self.command = [*command, "--output", str(folder / "out"), *uri]
+        self.command = [*command, "--output", self.output, *uri]
         self.driver: subprocess.Popen[bytes] | None = None
         self.server: subprocess.Popen[bytes] | None = None
         self.log = open(folder / "driver.log", "ab")  # noqa: SIM115 - closed with the stage
@@ -129,12 +131,6 @@ class Stage:
         self.log.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def _ancestors(pid: int) -> set[int]:
     found: set[int] = set()
     while pid > 1:
@@ -174,22 +170,31 @@ def strike(fault: str, stage: Stage, draw: random.Random) -> bool:
         return True
     if fault == "fill disk":
         return _fill(stage.folder / "out", draw)
-    kind = "checkpoints/*/*.safetensors" if fault == "damage checkpoint" else "[prt]*/*.json"
-    return _damage(sorted(Path(stage.ledger.root).glob(kind)), draw)
+    names = _checkpoints(stage.ledger) if fault == "damage checkpoint" else _json_files(stage.ledger)
+    return _damage(stage.ledger, names, draw)
 
 
-def _damage(files: list[Path], draw: random.Random) -> bool:
+def _checkpoints(ledger: Ledger) -> list[str]:
+    folders = (f"checkpoints/{key}" for key in ledger.folders("checkpoints"))
+    return [f"{folder}/{name}" for folder in folders for name in ledger.names(folder)]
+
+
+def _json_files(ledger: Ledger) -> list[str]:
+    return [f"{folder}/{name}" for folder in DAMAGED for name in ledger.names(folder) if name.endswith(".json")]
+
+
+def _damage(ledger: Ledger, names: list[str], draw: random.Random) -> bool:
     """Flip a byte of one file, or cut it short."""
-    if not files:
+    if not names:
         return False
-    path = draw.choice(files)
+    name = draw.choice(names)
     with contextlib.suppress(OSError):
-        content = bytearray(path.read_bytes())
+        content = bytearray(ledger.read(name) or b"")
         if draw.random() < 0.5 and content:
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         else:
             content = content[: draw.randrange(len(content) + 1)]
-        path.write_bytes(content)
+        ledger.write(name, bytes(content))
         return True
     return False
 
@@ -207,25 +212,27 @@ def _fill(folder: Path, draw: random.Random) -> bool:
     return True
 
 
-def outcome(stage: Stage) -> dict[str, str]:
+def outcome(ledger: Ledger) -> dict[str, str]:
     """Return a hash of all that each trial left which time does not change."""
     found = {}
-    for key in stage.ledger.results():
-        folder = Path(stage.ledger.path(f"trials/{key}"))
+    for key in ledger.results():
         total = hashlib.sha256()
-        history = json.loads((folder / "history.json").read_text())
-        for row in history:
+        for row in _history(ledger, key):
             total.update(repr(sorted((k, v) for k, v in row.items() if k != "time_ms" and "sys/" not in k)).encode())
         for name in ("weights.safetensors", "tables/scores.parquet"):
-            path = folder / name
-            total.update(path.read_bytes() if path.exists() else b"")
+            total.update(ledger.read(f"trials/{key}/{name}") or b"")
         found[key] = total.hexdigest()
     return found
 
 
-def losses(stage: Stage, expected: dict[str, str], runs: Callable[[], list[Any]]) -> list[str]:
+def _history(ledger: Ledger, key: str) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = json.loads(ledger.read(f"trials/{key}/history.json") or b"[]")
+    return rows
+
+
+def losses(ledger: Ledger, expected: dict[str, str], runs: Callable[[], list[Any]]) -> list[str]:
     """Return a sentence for each trial lost, doubled or changed, and each run in MLflow that is not as it should be."""
-    found = outcome(stage)
+    found = outcome(ledger)
     said = [f"trial {key} is missing" for key in expected.keys() - found.keys()]
     said += [f"trial {key} is one too many" for key in found.keys() - expected.keys()]
     said += [f"trial {key} differs" for key in expected.keys() & found.keys() if expected[key] != found[key]]
@@ -236,8 +243,7 @@ def losses(stage: Stage, expected: dict[str, str], runs: Callable[[], list[Any]]
         if run.info.status != "FINISHED":
             said.append(f"run {run.info.run_name} is {run.info.status}")
     for key in found:
-        rows = json.loads(Path(stage.ledger.path(f"trials/{key}/history.json")).read_text())
-        own, epochs = by_key.get(key, []), len(rows)
+        own, epochs = by_key.get(key, []), len(_history(ledger, key))
         if len(own) != 1:
             said.append(f"trial {key} has {len(own)} runs")
             continue
@@ -297,7 +303,7 @@ def main() -> int:
     calm = Stage(base / "calm", [*command, "--pack", "off"], server=False)
     try:
         calm.finish(PATIENCE[options.scale])
-        expected, table = outcome(calm), calm.table()
+        expected, table = outcome(calm.ledger), calm.table()
     finally:
         calm.close()
     print(f"undisturbed: {len(expected)} trials in {time.monotonic() - began:.0f} s", flush=True)
@@ -316,7 +322,7 @@ def main() -> int:
                 wild.start()
             wild.finish(PATIENCE[options.scale])
             said = [] if wild.table() == table else [f"the table differs:\n{wild.table()}\nnot\n{table}"]
-            said += losses(wild, expected, lambda: runs_of(f"http://127.0.0.1:{wild.port}"))
+            said += losses(wild.ledger, expected, lambda: runs_of(f"http://127.0.0.1:{wild.port}"))
         finally:
             wild.close()
     print(f"{options.rounds} rounds, seed {options.seed}: {dict(sorted(done.items()))}")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults_files --part trial prepare
     python -m benchmarks.faults_files --part driver --every 101 --modes kill EIO
-    python -m benchmarks.faults_files --part driver store --by-site --minutes 20
+    python -m benchmarks.faults_files --part driver store --by-site --minutes 20 --record faults.jsonl
     python -m benchmarks.faults_files --part trial prepare --draw 24 --seed 7
 
 Each command runs once undisturbed, and its calls that change the file system below its folder are counted: open for
@@ -18,7 +18,8 @@ having done its work.
 
 With --by-site the calls are grouped by where they come from: the lines of this project on the stack, the call, the
 ending of the name. Of each site the first, a middle and the last call are taken, in all modes. It goes in rounds,
-one fault a site, so that --minutes leaves no site out before another has had its turn.
+one fault a site, so that --minutes leaves no site out before another has had its turn. --record notes each fault in a
+file, a line each; a second start counts those that the file has and goes on with the others.
 
 The parts: a trial by `run_trial`; the driver of a finished sweep, which sends the runs to MLflow and writes table and
 report, without Ray, with an empty store (driver) or one that it makes (store); backup and restore of an MLflow store;
@@ -50,7 +51,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -103,6 +104,11 @@ class Tally:
     untrue: int = 0
     leftovers: int = 0
     lines: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Add the counts and lines of another tally."""
+        for name, value in dataclasses.asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 class Shim:
@@ -174,6 +180,11 @@ def rounds(groups: list[list[int]], modes: list[str]) -> Iterator[tuple[int, str
         pairs.append(of_site[begin:] + of_site[:begin])
     for of_round in zip_longest(*pairs):
         yield from (pair for pair in of_round if pair is not None)
+
+
+def drawn(faults: list[tuple[int, str]], modes: list[str], draw: random.Random) -> list[tuple[int, str]]:
+    """Return one of the faults, drawn at random, for each of the modes."""
+    return [draw.choice([fault for fault in faults if fault[1] == mode]) for mode in modes]
 
 
 # Processes ----------------------------------------------------------------------------------------------------------
@@ -355,17 +366,39 @@ class Bench:
         return [path for path in self.folder.rglob(".*") if not path.name.endswith(".lock")]
 
 
-def run(bench: Bench, faults: Iterable[tuple[int, str]], limit: float) -> dict[str, Tally]:
+class Record:
+    """The faults that were tried, a line of a file for each, from which a second start goes on; no file, no memory."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the lines that are there; one that a kill has cut short counts as none."""
+        self.path = path
+        self.tried: dict[tuple[str, int, str], Tally] = {}
+        for line in path.read_text().splitlines() if path is not None and path.exists() else ():
+            with suppress(ValueError):
+                part, target, mode, tally = json.loads(line)
+                self.tried[part, target, mode] = Tally(**tally)
+
+    def note(self, part: str, target: int, mode: str, tally: Tally) -> None:
+        """Add a fault."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps([part, target, mode, dataclasses.asdict(tally)]) + "\n")
+
+
+def run(bench: Bench, faults: Iterable[tuple[int, str]], limit: float, record: Record) -> dict[str, Tally]:
     """Return a tally for each mode of the faults, a call and a mode each, until `limit` of `time.monotonic()`."""
     tallies: dict[str, Tally] = {}
     for target, mode in faults:
-        if time.monotonic() > limit:
-            break
-        tally = tallies.setdefault(mode, Tally())
-        before = len(tally.lines)
-        bench.fault(target, mode, tally)
-        for line in tally.lines[before:]:
+        tally = record.tried.get((bench.part.name, target, mode))
+        if tally is None:
+            if time.monotonic() > limit:
+                continue  # a later one may be on the record
+            tally = Tally()
+            bench.fault(target, mode, tally)
+            record.note(bench.part.name, target, mode, tally)
+        for line in tally.lines:
             print(line, flush=True)
+        tallies.setdefault(mode, Tally()).add(tally)
     return tallies
 
 
@@ -571,9 +604,12 @@ def driver_part(base: Path, has_store: bool) -> Part:
 
     MLflow's store is empty, or the driver makes it, which is most of its calls then.
     """
-    import mlflow  # noqa: F401
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # here, so that no fork has to
+    import pyarrow.parquet  # noqa: F401
+    import torch  # noqa: F401
 
-    import sweeps.report.build  # noqa: F401
+    import sweeps.report.build
+    import sweeps.training.run_trial  # noqa: F401
     from sweeps.cli import run as driving
     from sweeps.imagenet_placement import CELLS
     from sweeps.launch import main
@@ -693,14 +729,19 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=1e6, metavar="M", help="stop each part then")
     parser.add_argument("--by-site", action="store_true", help="of each site three calls, in rounds over the sites")
-    parser.add_argument("--draw", type=int, default=0, metavar="N", help="only N faults of each part, drawn at random")
+    parser.add_argument(
+        "--draw", type=int, default=0, metavar="N", help="only N faults of each part at random, modes in turn"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what --draw draws")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="note each fault there, and go on from it")
     parser.add_argument("--calls", action="store_true", help="only list the calls")
     parser.add_argument("-v", "--verbose", action="store_true", help="print all words of untrue messages")
     options = parser.parse_args()
     if SHIM not in os.environ:
         return _loaded()
     shim = Shim(os.environ[SHIM])
+    record = Record(options.record)
+    draw, modes = random.Random(options.seed), cycle(options.modes)
     bad = 0
     rows = []
     for name in options.part:
@@ -719,10 +760,9 @@ def main() -> int:
                     print(f"{part.name}: {len(groups)} sites, {len(taken)} faults", flush=True)
                     faults = iter(taken[options.first - 1 :])
                 if options.draw:
-                    everything = list(faults)
-                    faults = iter(random.Random(options.seed).sample(everything, min(options.draw, len(everything))))
+                    faults = iter(drawn(list(faults), [next(modes) for _ in range(options.draw)], draw))
                 limit = time.monotonic() + 60 * options.minutes
-                for mode, tally in run(bench, faults, limit).items():
+                for mode, tally in run(bench, faults, limit, record).items():
                     bad += tally.losses + tally.untrue
                     counts = (tally.faults, tally.killed, tally.told, tally.finished, tally.leftovers, tally.losses,
                               tally.untrue)  # fmt: skip

@@ -162,7 +162,8 @@ def disturbed(
     if interrupt and code == 130:
         stage.start()
         code = stage.driver.wait(PATIENCE)
-    return Outcome(name, done_before, said, sentence, ended, code, ended is not None and outcome(stage) == expected)
+    is_same = ended is not None and outcome(stage.ledger) == expected
+    return Outcome(name, done_before, said, sentence, ended, code, is_same)
 
 
 def main() -> int:
@@ -184,7 +185,7 @@ def main() -> int:
     calm = Stage(base / "calm", command, server=False)
     try:
         calm.finish(PATIENCE)
-        expected = outcome(calm)
+        expected = outcome(calm.ledger)
     finally:
         calm.close()
     print(f"undisturbed: {len(expected)} trials\n{HEADER}", flush=True)

@@ -391,6 +391,7 @@ def rest(backend: str, call: str, **fields: object) -> dict[str, list[dict[str, 
 def differing_runs(backend: str, experiment: str, ledger: object, damaged: Collection[str] = ()) -> Iterator[str]:
     """Yield what an experiment shows otherwise than the ledger says."""
     from sweeps.store.ledger import Ledger
+    from sweeps.tracking.model_files import FOLDER, WEIGHTS
 
     assert isinstance(ledger, Ledger)
     found = rest(backend, "experiments/search", max_results=1000, filter=f"name = '{experiment}'")
@@ -426,12 +427,19 @@ def differing_runs(backend: str, experiment: str, ledger: object, damaged: Colle
                 yield f"{key} shows {name} {metrics.get(name)} for {value}"
         call = f"metrics/get-history?run_id={info['run_id']}&metric_key=train/loss"
         points = [(int(str(point.get("step", 0))), point["value"]) for point in rest(backend, call).get("metrics", [])]
-        wanted = [(int(row["epoch"]), row["train/loss"])
-                  for row in json.loads(ledger.read(f"trials/{key}/history.json") or b"[]")]  # fmt: skip
+        try:
+            rows = json.loads(ledger.read(f"trials/{key}/history.json") or b"[]")
+        except ValueError:
+            yield f"{key} has a history that is no JSON, and its run is {info['status']}"
+            continue
+        wanted = [(int(row["epoch"]), row["train/loss"]) for row in rows]
         if points != wanted:
             yield f"{key} shows the points {points} for {wanted}"
         files = rest(backend, f"artifacts/list?run_id={info['run_id']}").get("files", [])
-        written = {name.split("/")[0] for name in results.get(key, {"files": {}})["files"]}
+        result = results.get(key, {"files": {}})
+        # The weights lie in a model of MLflow's.
+        model = {FOLDER if "pictures" in result and name == WEIGHTS else name for name in result["files"]}
+        written = {name.split("/")[0] for name in model}
         if {file["path"] for file in files} != written:
             yield f"{key} has the artifacts {files}"
     if shown != Counter(results.keys()):

@@ -37,7 +37,8 @@ def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.Arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="The same command again resumes. Exit codes: 0 all cells done, 1 finished with failed cells or, after "
         "--rehearse, with cells that would not train, 2 usage, configuration or data, 3 budget reached, "
-        "4 all cells done but MLflow lacks runs, 5 the Ray cluster that was joined has gone, 130 interrupted.",
+        "4 all cells done but MLflow lacks runs or the report, 5 the Ray cluster that was joined has gone, "
+        "130 interrupted.",
         allow_abbrev=False,
     )
     add_version(parser)

@@ -30,12 +30,13 @@ from sweeps.execution.resources import (
     why_unschedulable,
 )
 from sweeps.experiment.model_facts import check_models, user_names
-from sweeps.experiment.plan import Plan, plan, plan_to_json
+from sweeps.experiment.plan import Plan, plan, plan_to_json, without_damaged
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.user_code import page_folder, shipped_files
 from sweeps.experiment.wording import count
+from sweeps.results.evidence import READ
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.integrity import note_damage
 from sweeps.store.ledger import Json
@@ -242,6 +243,10 @@ def _run(
             today = plan(today.sweep, settings.ledger, fingerprints)
             declared = today if is_all else plan(declared.sweep, settings.ledger, fingerprints)
             _register(tracker, declared)
+        known = declared.damaged.keys()
+        declared, today = _read_files(declared, today, settings)
+        if declared.damaged.keys() != known:  # MLflow shows them as finished
+            _register(tracker, declared)
         missing = tracker.close(20.0 if code == ExitCode.INTERRUPTED else 120.0)
     if missing:
         why = f" ({tracker.trouble})" if tracker.trouble.reason else ""
@@ -249,6 +254,12 @@ def _run(
         print(f"mend that, then   {reconcile_command(declared.sweep, settings)}", file=sys.stderr)
         code = ExitCode.UNTRACKED if code == ExitCode.DONE else code
     return code, declared, today
+
+
+def _read_files(declared: Plan, today: Plan, settings: Settings) -> tuple[Plan, Plan]:
+    """Return both plans with each trial failed that has a damaged file among those that a report reads."""
+    seen = without_damaged(declared, settings.ledger, READ)
+    return seen, seen if today is declared else without_damaged(today, settings.ledger, READ)
 
 
 @contextmanager

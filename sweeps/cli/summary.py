@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from crelu_data.datasets import DataSet
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.experiment.plan import Plan, without_damaged
+from sweeps.experiment.plan import Plan
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
-from sweeps.results.evidence import READ
 from sweeps.store.logins import own_store
 
 if TYPE_CHECKING:
+    from sweeps.report.build import Tracked
     from sweeps.report.render.document import Document
     from sweeps.report.terminal import TableRow
 
@@ -31,7 +31,8 @@ REPORTED = (ExitCode.DONE, ExitCode.FAILED, ExitCode.UNTRACKED)
 class Summary(NamedTuple):
     """What a run has come to: the declared plan and the part that was asked for, the table, and where things lie.
 
-    `results` and `page` are the paths of the trials' table and of the report's page, `tracked` is a sentence on MLflow.
+    `results` and `page` are the paths of the trials' table and of the report's page, `tracked` is a sentence on MLflow,
+    `mend` what sends MLflow what it lacks, empty where that is nothing.
     """
 
     plan: Plan
@@ -40,6 +41,7 @@ class Summary(NamedTuple):
     results: str
     page: str
     tracked: str
+    mend: str
     document: Document | None
     code: ExitCode
 
@@ -49,22 +51,30 @@ def conclude(plan: Plan, asked: Plan, settings: Settings, facts: Mapping[str, Da
 
     The exit code is that of the part that was `asked` for.
     """
-    from sweeps.report import terminal
+    from sweeps.report import build, terminal
 
-    plan, asked = (without_damaged(part, settings.ledger, READ) for part in (plan, asked))
     rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
     results = terminal.write_results(plan, settings.ledger, plan.sweep.title)
+    mend = f"{reconcile_command(plan.sweep, settings)}   (MLflow lacks runs)" if code == ExitCode.UNTRACKED else ""
     unfinished = asked.count("failed") or asked.to_do or asked.given_up
     if code in (ExitCode.DONE, ExitCode.UNTRACKED) and unfinished:
         code = ExitCode.FAILED
-    document, report, tracked = _report(plan.sweep, settings) if code in REPORTED else (None, "", "")
+    document, report, (tracked, lacks) = (
+        _report(plan.sweep, settings) if code in REPORTED else (None, "", build.NOT_ASKED)
+    )
+    if lacks and code == ExitCode.DONE:
+        code, mend = ExitCode.UNTRACKED, f"{report_command(plan.sweep, settings)}   (MLflow lacks the report)"
     if settings.register and code in REPORTED:
-        tracked = "; ".join(filter(None, (tracked, _register(plan, settings))))
-    return Summary(plan, asked, rows, results, report, tracked, document, code)
+        said, lacks = _register(plan, settings)
+        tracked = "; ".join(filter(None, (tracked, said)))
+        if lacks and code in (ExitCode.DONE, ExitCode.UNTRACKED):
+            code, mend = ExitCode.UNTRACKED, f"{settings.command.again()}   (MLflow lacks registered models)"
+    return Summary(plan, asked, rows, results, report, tracked, mend, document, code)
 
 
-def _register(plan: Plan, settings: Settings) -> str:
-    """Register the winner of each cell in MLflow, and return a sentence on it."""
+def _register(plan: Plan, settings: Settings) -> Tracked:
+    """Register the winner of each cell in MLflow, and return what has become of that."""
+    from sweeps.report import build
     from sweeps.tracking.registry import Candidate, aliases, register
     from sweeps.tracking.store_errors import trouble
 
@@ -80,9 +90,9 @@ def _register(plan: Plan, settings: Settings) -> str:
     try:
         new = register(settings.tracking_uri, settings.register, candidates)
     except Exception as error:  # of any kind, from a server or its client; the runs are there
-        return f"{settings.register} is not registered ({trouble(error)}); the same command registers it"
+        return build.Tracked(f"{settings.register} is not registered ({trouble(error)})", lacks=True)
     versions = count(len(candidates), "winner")
-    return f"{settings.register} has {versions} of {count(len(names), 'cell')}, {new} new"
+    return build.Tracked(f"{settings.register} has {versions} of {count(len(names), 'cell')}, {new} new", lacks=False)
 
 
 def print_summary(summary: Summary, settings: Settings) -> None:
@@ -93,7 +103,7 @@ def print_summary(summary: Summary, settings: Settings) -> None:
     from sweeps.report import terminal
     from sweeps.report.factor_tables import text_lines
 
-    plan, asked, rows, results, report, tracked, document, code = summary
+    plan, asked, rows, results, report, tracked, mend, document, code = summary
     display = settings.display
     if display.json:
         places = {"results": results, "report": report, "tracking_uri": settings.tracking_uri}
@@ -118,10 +128,11 @@ def print_summary(summary: Summary, settings: Settings) -> None:
         print(f"compare   {settings.tracking_uri}, experiment {settings.experiment}")
     if tracked:
         print(f"          {tracked}")
-    print(_next_command(asked.sweep, settings, code, asked.count("failed") + len(asked.given_up)))
+    unfinished = asked.count("failed") + len(asked.given_up)
+    print(_next_command(asked.sweep, settings, code, unfinished, mend))
 
 
-def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: int) -> str:
+def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: int, mend: str = "") -> str:
     """Return the line with the command to type next, as it runs."""
     command, protocol = settings.command, sweep.protocol
     if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
@@ -130,7 +141,7 @@ def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: 
     if unfinished:
         return f"next      {command.again('--retry-failed')}"
     if code == ExitCode.UNTRACKED:
-        return f"next      {reconcile_command(sweep, settings)}   (MLflow lacks runs)"
+        return f"next      {mend}"
     if code != ExitCode.DONE:
         return f"next      {command.again()}"
     if sweep.profile == "smoke":
@@ -142,13 +153,22 @@ def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: 
 
 def reconcile_command(sweep: Sweep, settings: Settings) -> str:
     """Return the command that sends MLflow what it lacks of a sweep."""
-    words = ["reconcile", sweep.title, "--output", settings.output]
-    uri = settings.tracking_uri
-    if uri != own_store(None, settings.output):
-        words += ["--tracking-uri", uri]
+    words = _words_of_store("reconcile", sweep, settings)
     if settings.experiment not in (sweep.title, os.environ.get("MLFLOW_EXPERIMENT_NAME")):
         words += ["--experiment", settings.experiment]
     return settings.command.verb(*words)
+
+
+def report_command(sweep: Sweep, settings: Settings) -> str:
+    """Return the command that writes the report of a sweep anew and sends it to MLflow."""
+    return settings.command.verb(*_words_of_store("report", sweep, settings))
+
+
+def _words_of_store(verb: str, sweep: Sweep, settings: Settings) -> list[str]:
+    """Return the words of a verb on a sweep's output folder and its MLflow."""
+    words = [verb, sweep.title, "--output", settings.output]
+    uri = settings.tracking_uri
+    return words if uri == own_store(None, settings.output) else [*words, "--tracking-uri", uri]
 
 
 def _print_states(plan: Plan) -> None:
@@ -172,8 +192,8 @@ def _print_states(plan: Plan) -> None:
         print(f"{stale} {verb} stale ({why}); --stale retrain trains {them} anew.")
 
 
-def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, str]:
-    """Write the report and put it on MLflow's runs; return it, its path and its place in MLflow, or why there is none.
+def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, Tracked]:
+    """Write the report and put it on MLflow's runs; return it, its path or why it has none, and what MLflow has of it.
 
     A store that is no folder has none: its path is then the command that writes it.
     """
@@ -181,13 +201,13 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, str
 
     if "://" in settings.output:
         again = settings.command.verb("report", sweep.title, "--output", settings.output, "--to", "report")
-        return None, again, ""
+        return None, again, build.NOT_ASKED
     try:
         document, path, tracked = build.make(
             settings.ledger, sweep.title, Path(settings.output, "reports"), settings.tracking_uri
         )
     except ValueError as error:
-        return None, f"none: {error}", ""
+        return None, f"none: {error}", build.NOT_ASKED
     return document, str(path), tracked
 
 

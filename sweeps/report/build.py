@@ -7,8 +7,8 @@
     python -m sweeps export SWEEP FILE.zip       the capsule: all that a report is made of, and the report
 
 It reads the ledger alone, trains nothing, and writes files. Those of an output folder's sweep also go to the MLflow
-run of one of its cells; each cell's run links them, with its row of the table as its note. A store that does not answer
-costs one sentence.
+run of one of its cells; each cell's run links them, with its row of the table as its note. A store that does not take
+them costs one sentence and exit code 4.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from sweeps.experiment.wording import count
@@ -40,9 +41,19 @@ from sweeps.store.logins import own_store, same_store, without_login
 from sweeps.tracking.layout import Owner, table_address
 from sweeps.tracking.store_errors import trouble
 
-DONE, DIFFERS = 0, 1
+DONE, DIFFERS, UNTRACKED = 0, 1, 4
 ROWS = ("numbers", "effects", "factors", "claims", "printed", "curves", "dropout", "runs")
 KINDS = ("csv", "parquet")
+
+
+class Tracked(NamedTuple):
+    """What MLflow has of a report: where to look or why it is not there, and whether the user's own store lacks it."""
+
+    sentence: str
+    lacks: bool
+
+
+NOT_ASKED = Tracked("", lacks=False)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,30 +83,32 @@ def run(options: argparse.Namespace) -> int:
             return check(ledger, Path(options.check))
         to = Path(options.to or (Path(options.capsule).parent / "reports" if options.capsule else _reports(options)))
         store = "" if options.capsule else own_store(options.tracking_uri, ledger.root.removesuffix("/ledger"))
+        code = DONE
         for title in titles(ledger, options.sweep):
             report, path, tracked = make(ledger, title, to, store)
             print(summary(report))
             print(f"report     {path}")
-            if tracked:
-                print(f"MLflow     {tracked}")
-    return DONE
+            if tracked.sentence:
+                print(f"MLflow     {tracked.sentence}")
+            code = UNTRACKED if tracked.lacks else code
+    return code
 
 
-def make(ledger: Ledger, title: str, to: Path, store: str) -> tuple[Document, Path, str]:
+def make(ledger: Ledger, title: str, to: Path, store: str) -> tuple[Document, Path, Tracked]:
     """Write a sweep's report under `to` and put it on its runs in the user's own MLflow `store`, where there is one.
 
-    Return the document, the path of its page, and a sentence on MLflow. ValueError as for `run`.
+    Return the document, the path of its page, and what MLflow has of it. ValueError as for `run`.
     """
     results = survey(ledger, title)
     report = document(ledger, results)
     contents = files(report, tidy(results))
     ledger.guard()
     path = write(contents, to / title)[0]
-    return report, path, track(ledger, results, contents, store) if store else ""
+    return report, path, track(ledger, results, contents, store) if store else NOT_ASKED
 
 
-def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], store: str) -> str:
-    """Put a report on the MLflow runs of a sweep's cells; return where to look, or why it is not there.
+def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], store: str) -> Tracked:
+    """Put a report on the MLflow runs of a sweep's cells, and return what MLflow has of it.
 
     The ledger's notes name stores, but a ledger may be somebody else's: only `store`, which the user has named, is
     asked, and gets the login.
@@ -103,6 +116,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
     notes = [ledger.tracked(run.key, results.title) for run in results.runs if run.mlflow]
     stores = dict.fromkeys((str(note.get("uri")), str(note.get("experiment"))) for note in notes if note)
     sentences = []
+    lacks = False
     for uri, experiment in stores:
         if not same_store(uri, store):
             name = without_login(uri)
@@ -110,6 +124,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
             continue
         if not _answers(store):
             sentences.append(f"{store} is not there: its runs are without this report; the same command sends it")
+            lacks = True
             continue
         from sweeps.tracking.cell_runs import publish_report
 
@@ -119,14 +134,16 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
             number, runs, _ = publish_report(store, experiment, owner, contents, partial(pages, results))
         except Exception as error:  # of any kind, from a server or its client; the files are written
             sentences.append(f"{store} does not take the report ({trouble(error)}); the same command sends it")
+            lacks = True
             continue
+        lacks = lacks or not runs
         server = store if store.startswith("http") else "http://127.0.0.1:5000"
         sentences.append(
             f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}"
             if runs
             else f"none of the runs is in MLflow; python -m sweeps reconcile {results.title} sends them"
         )
-    return "; ".join(filter(None, sentences))
+    return Tracked("; ".join(filter(None, sentences)), lacks)
 
 
 def _answers(uri: str) -> bool:

@@ -1,20 +1,25 @@
 """A sweep that is trained and that MLflow does not take ends with 4, and with the command that mends it."""
 
 import dataclasses
+import errno
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from sweeps.__main__ import main
 from sweeps.cli import run
 from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, settle
 from sweeps.cli.summary import conclude, print_summary, reconcile_command
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import expand, plan, plan_to_json
+from sweeps.experiment.plan import Plan, expand, plan, plan_to_json
 from sweeps.experiment.sweep import Protocol, Sweep
+from sweeps.report.build import NOT_ASKED
+from sweeps.store.integrity import noted_damage
+from sweeps.tracking.cell_runs import Published
 from tests.support.sweeps import BASELINE, Made, finish
 
 SWEEP = Sweep("part", "paper", (BASELINE,), Protocol(seeds=2))
@@ -72,3 +77,89 @@ def test_training_that_is_done_and_not_in_mlflow_is_4(
     assert "10.00" in shown
     assert (command in shown) is (code == ExitCode.UNTRACKED)
     assert (output / "reports" / SWEEP.title / "report.html").exists()
+
+
+def finished(settings: Settings) -> Plan:
+    """Write a finished sweep whose runs the ledger notes as complete in the settings' store; return its plan."""
+    for trial in expand(SWEEP, {}):
+        finish(settings.ledger, trial, Made({TOP1: 10.0}))
+        note = {"uri": settings.tracking_uri, "experiment": settings.experiment, "run": "r"}
+        settings.ledger.write_note(f"tracked/{trial.key}.json", note | {"sweeps": {SWEEP.title: note}})
+    today = plan(SWEEP, settings.ledger, {})
+    settings.ledger.write_json(f"plans/{SWEEP.title}.json", plan_to_json(today))
+    return today
+
+
+@pytest.mark.parametrize("broken", ["damaged", "deleted", "without the runs"])
+def test_report_that_mlflow_does_not_take_is_4_with_the_command_that_sends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    settings = settings_of(tmp_path / "it's", monkeypatch)
+    today = finished(settings)
+    if broken == "damaged":
+        (tmp_path / "it's/mlflow.db").write_bytes(b"no database " * 1000)
+    elif broken == "without the runs":
+        (tmp_path / "it's/mlflow.db").touch()
+        monkeypatch.setattr("sweeps.tracking.cell_runs.publish_report", lambda *_: Published("", 0, 0))
+    ended = conclude(today, today, settings, {}, ExitCode.DONE)
+    print_summary(ended, settings)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert ended.code == ExitCode.UNTRACKED
+    assert last.endswith("(MLflow lacks the report)")
+    words = shlex.split(last.removeprefix("next").partition("   (")[0])
+    assert words[-4:] == ["report", SWEEP.title, "--output", str(tmp_path / "it's")]
+    monkeypatch.setattr("sys.argv", ["sweeps", *words[-4:]])
+    assert main() == ExitCode.UNTRACKED
+
+
+def test_report_of_runs_in_a_store_that_was_not_asked_is_no_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tmp_path / "out", monkeypatch)
+    today = finished(dataclasses.replace(settings, tracking_uri="sqlite:////somewhere/else.db"))
+    assert conclude(today, today, settings, {}, ExitCode.DONE).code == ExitCode.DONE
+
+
+def test_models_that_mlflow_does_not_register_are_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("sweeps.tracking.registry.register", refuse)
+    monkeypatch.setattr("sweeps.report.build.track", lambda *_: NOT_ASKED)
+    settings = settings_of(tmp_path / "out", monkeypatch, "--register", "winners")
+    ended = conclude(finished(settings), plan(SWEEP, settings.ledger, {}), settings, {}, ExitCode.DONE)
+    print_summary(ended, settings)
+    assert ended.code == ExitCode.UNTRACKED
+    said = capsys.readouterr().out
+    assert "winners is not registered (it cannot be written to" in said
+    assert said.splitlines()[-1] == f"next      {settings.command.again()}   (MLflow lacks registered models)"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_damage_that_the_end_of_a_sweep_sees_goes_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    settings = settings_of(tmp_path / "out", monkeypatch)
+    today = finished(settings)
+    known: list[set[str]] = []  # what the ledger notes as damaged whenever the runs are compared with it
+
+    class Recorder:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def register(self, *_: object) -> None:
+            known.append(set(noted_damage(settings.ledger)))
+
+        def close(self, _: float) -> int:
+            return 0
+
+    monkeypatch.setattr("sweeps.tracking.tracker.Tracker", Recorder)
+    key = today.statuses[0].trial.key
+    if damaged:
+        settings.ledger.write(f"trials/{key}/history.json", b"[{")
+    _, declared, asked = run._run(today, today, settings, {}, {})
+    assert known == ([set(), {key}] if damaged else [set()])
+    assert declared is asked
+    assert declared.count("failed") == int(damaged)

@@ -69,10 +69,15 @@ def report(output: Path, **given: str | None) -> int:
     return build.run(argparse.Namespace(**asked | given, output=str(output)))
 
 
+@pytest.mark.parametrize("noted", ["{}", "{}/mlflow", "{}/"])
 def test_store_that_only_the_ledger_names_is_not_asked(
-    output: Path, stranger: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    output: Path,
+    stranger: tuple[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    noted: str,
 ) -> None:
-    address, logins = stranger
+    address, logins = noted.format(stranger[0]), stranger[1]
     ledger = Ledger(str(output / "ledger"))
     for name in ledger.names("tracked"):
         note = ledger.read_json(f"tracked/{name}") or {}
@@ -88,7 +93,7 @@ def test_store_that_only_the_ledger_names_is_not_asked(
     assert logins == []
     assert shown.count(f"the runs lie in {address}, which was not asked: --tracking-uri {address} says") == 2
     # The user's own word is what sends it there.
-    assert report(output, tracking_uri=address) == 0
+    assert report(output, tracking_uri=address) == build.UNTRACKED
     assert set(logins) == {"Basic " + base64.b64encode(b"me:my secret").decode()}
 
 

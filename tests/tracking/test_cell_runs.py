@@ -73,10 +73,15 @@ def pages_of(ledger: Ledger, trials: Sequence[Trial], extra: Mapping[str, float]
 # Averages, note and report agree
 
 
-def test_a_worker_whose_clock_is_ahead_does_not_freeze_the_averages(store: Store, ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    "lates", [(300_000, 0, 100_000), (86_400_000, 0, -86_400_000), (0, -120_000, 120_000), (0, 0, 0)]
+)
+def test_a_worker_whose_clock_is_ahead_does_not_freeze_the_averages(
+    store: Store, ledger: Ledger, lates: tuple[int, int, int]
+) -> None:
     trials = [Trial(CELL, seed=seed) for seed in range(3)]
     projection = MlflowRuns(store, ledger, PLACEMENT)
-    for trial, error, late in zip(trials, (60.0, 40.0, 20.0), (300_000, 0, 100_000), strict=True):
+    for trial, error, late in zip(trials, (60.0, 40.0, 20.0), lates, strict=True):
         finish(ledger, trial, error, finished_ms=START + late)
         projection.sync_trial(trial, "RUNNING")
         projection.sync_cell(CELL, trials)
@@ -86,10 +91,11 @@ def test_a_worker_whose_clock_is_ahead_does_not_freeze_the_averages(store: Store
     assert shown["agg/test_top1_err_se"] == pytest.approx(20 / 3**0.5)
 
 
-def test_numbers_of_earlier_trainings_are_gone(store: Store, ledger: Ledger) -> None:
-    trials = [Trial(CELL, seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("before_errors", [(40.0, 50.0, 60.0), (44.0, 44.0), (10.0, 20.0, 30.0, 40.0), (43.0, 45.0)])
+def test_numbers_of_earlier_trainings_are_gone(store: Store, ledger: Ledger, before_errors: tuple[float, ...]) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(len(before_errors))]
     first = MlflowRuns(store, ledger, PLACEMENT)
-    train(first, trials, (40.0, 50.0, 60.0))
+    train(first, trials, before_errors)
     before = cell_run(first).info.run_id
     for trial in trials:
         ledger.forget(trial.key)
@@ -227,10 +233,14 @@ def test_report_lies_on_one_run_and_all_cells_name_it(store: Store, ledger: Ledg
 # Whose runs they are
 
 
-def test_two_sweeps_with_one_cell_have_a_run_of_it_each(store: Store, ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [("imagenet_dropout", "demo"), ("full_grid", "demo"), ("imagenet_placement", "mini"), ("a.page", "paper")],
+)
+def test_two_sweeps_with_one_cell_have_a_run_of_it_each(store: Store, ledger: Ledger, name: str, profile: str) -> None:
     placement_runs = MlflowRuns(store, ledger, PLACEMENT)
     train(placement_runs, [Trial(CELL)], (41.0,))
-    dropout = Sweep("imagenet_dropout", "demo", (CELL,), Protocol())
+    dropout = Sweep(name, profile, (CELL,), Protocol())
     result = ledger.result(Trial(CELL).key)
     assert result is not None
     assert not is_tracked(ledger, store, dropout.title, result)
