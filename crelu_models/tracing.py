@@ -56,6 +56,7 @@ class LastDim(nn.Module):
         return result
 
 
+CLASSES = 10  # of a net whose activations are looked at
 DOUBLING = (CReLU, Both, Antirectifier)
 
 
@@ -265,15 +266,29 @@ def ancestors(node: fx.Node) -> Iterator[fx.Node]:
         yield node
 
 
+def _needs_classes(make: Callable[..., Any]) -> bool:
+    """Return whether a function asks for `num_classes`, as the factories of a page's models may."""
+    try:
+        parameter = inspect.signature(make).parameters.get("num_classes")
+    except (TypeError, ValueError):  # some of those built in have none
+        return False
+    return parameter is not None and parameter.default is parameter.empty
+
+
 def made(name: str) -> nn.Module:
-    """Return the net that "module:name" names or makes without arguments; ValueError where it is none."""
+    """Return the net that "module:name" names or makes, of CLASSES classes where it asks for `num_classes`.
+
+    ValueError where it is none, or needs further arguments.
+    """
     make = load_named(name)
     if isinstance(make, nn.Module):
         return make
     try:
-        net = make()
+        net = make(num_classes=CLASSES) if _needs_classes(make) else make()
     except TypeError as error:
-        raise ValueError(f"{name} cannot be called without arguments ({error}); name a function that can") from None
+        raise ValueError(
+            f"{name} cannot be called without arguments but num_classes ({error}); name a function that can"
+        ) from None
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} makes a {type(net).__name__}, and no torch.nn.Module")
     return net

@@ -66,7 +66,7 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
     to_train = (*today.to_do, *today.pending)
     share = f"{len(to_train)}{' of them' if today.total > 1 else ''} to train"
     print(f"{count(today.total, 'trial')}, {share}, data: {', '.join(today.sweep.datasets)}")
-    pictures, operations = workload(to_train, settings.data_dir)
+    pictures, operations = workload(today, to_train, settings.data_dir)
     if pictures or operations:
         print(f"to train: {pictures:.3g} pictures seen, {operations:.3g} floating-point operations")
         print(forecast_before_start(today, settings))
@@ -91,8 +91,10 @@ def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
         trials = to_train.get(cell.key, [])
         later = len(trials) - states.count("new") - states.count("running")
         row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
-        epochs = cell.recipe.epochs * len(trials)
-        pictures, operations = (f"{value:.3g}" if value else "." for value in workload(trials, settings.data_dir))
+        epochs = round(sum(map(today.expected_epochs, trials)))
+        pictures, operations = (
+            f"{value:.3g}" if value else "." for value in workload(today, trials, settings.data_dir)
+        )
         total = len(states) + later
         print(f"{cell.label:<{width}}  {total:>6} {row}   {epochs or '.':>6} {pictures:>10} {operations:>11}")
 

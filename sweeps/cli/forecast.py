@@ -72,18 +72,24 @@ class Forecast:
         self.throughputs.device_bytes = float(result["hardware"].get("memory", self.throughputs.device_bytes))
 
     def estimates(
-        self, remaining: Remaining, throughputs: Mapping[str, Throughput] | None = None
+        self, remaining: Remaining, throughputs: Mapping[str, Throughput] | None = None, *, to_the_end: bool = False
     ) -> list[TimeEstimate]:
-        """Return what each trial will take; those of cells without a throughput are left out."""
+        """Return what each trial will take; those of cells without a throughput are left out.
+
+        `to_the_end` are trials that have come to all their epochs, also in a search that lets only the best do so.
+        """
         known = self.throughputs.all() if throughputs is None else throughputs
         return [
-            estimate(trial, self.facts[trial.cell.dataset], known[trial.cell.key], self._epochs(trial) - done)
+            estimate(
+                trial, self.facts[trial.cell.dataset], known[trial.cell.key], self._epochs(trial, to_the_end) - done
+            )
             for trial, done in remaining
             if trial.cell.key in known
         ]
 
-    def _epochs(self, trial: Trial) -> int:
-        return self.match_epochs.get(trial.reference, 0) or trial.recipe.epochs
+    def _epochs(self, trial: Trial, to_the_end: bool) -> float:
+        most = trial.recipe.epochs if to_the_end else self.plan.expected_epochs(trial)
+        return self.match_epochs.get(trial.reference, 0) or most
 
     def seconds_left(self, remaining: Remaining) -> float | None:
         """Return the seconds until all are trained by as many workers as were seen; None while nothing is known."""
@@ -148,7 +154,7 @@ def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]],
     if not done:
         return
     trials = ((trial, forecast.epochs_before.get(trial.key, 0)) for trial, _ in done)
-    estimates = forecast.estimates(trials, forecast.announced)
+    estimates = forecast.estimates(trials, forecast.announced, to_the_end=True)
     expected = total(estimates).likely + WORKER_START * min(forecast.at_once, len(done))
     actual = sum(seconds for _, seconds in done)
     off = against_forecast(actual, expected)
@@ -170,7 +176,7 @@ def report_cost(sweep: Sweep, settings: Settings, state: DriverState, log: Calla
 # Arithmetic ---------------------------------------------------------------------------------------------------------
 
 
-def pictures(trial: Trial, facts: DataSet, epochs: int | None = None) -> tuple[int, int]:
+def pictures(trial: Trial, facts: DataSet, epochs: float | None = None) -> tuple[float, float]:
     """Return how many pictures a training learns from and evaluates, over its epochs (None: all) and its final test."""
     phase, recipe = PHASES[trial.phase], trial.recipe
     everything, tested = facts.splits["train"], facts.splits[facts.final]
@@ -182,7 +188,7 @@ def pictures(trial: Trial, facts: DataSet, epochs: int | None = None) -> tuple[i
     return learned * epochs, (held_out + probed(trial, learned, facts.holdout)) * epochs + final
 
 
-def estimate(trial: Trial, facts: DataSet, throughput: Throughput, epochs: int | None = None) -> TimeEstimate:
+def estimate(trial: Trial, facts: DataSet, throughput: Throughput, epochs: float | None = None) -> TimeEstimate:
     """Return the seconds that so many epochs (None: all) and the final test take at this throughput."""
     learned, evaluated = pictures(trial, facts, epochs)
     work = learned + EVALUATION * evaluated
@@ -195,14 +201,15 @@ def total(estimates: Sequence[TimeEstimate]) -> TimeEstimate:
     return TimeEstimate(*(sum(column) for column in zip(*estimates, strict=True)))
 
 
-def workload(trials: Iterable[Trial], data_dir: Path) -> tuple[float, float]:
-    """Return the pictures and the operations of trials; zeros where one of their folders is not prepared yet."""
+def workload(plan: Plan, trials: Iterable[Trial], data_dir: Path) -> tuple[float, float]:
+    """Return the pictures and the operations of a plan's trials; zeros where one of their folders is not prepared."""
     seen = arithmetic = 0.0
     try:
         for trial in trials:
             facts = dataset(trial.cell.dataset, data_dir)
-            seen += sum(pictures(trial, facts))
-            arithmetic += operations(trial, facts)
+            epochs = plan.expected_epochs(trial)
+            seen += sum(pictures(trial, facts, epochs))
+            arithmetic += operations(trial, facts, epochs)
     except ValueError:
         return 0.0, 0.0
     return seen, arithmetic
@@ -220,8 +227,8 @@ def cost_text(seconds: TimeEstimate, hourly: float, share: float = 1.0) -> str:
     return f"costs {likely:,.2f}{spread} at {hourly:g} an hour"
 
 
-def operations(trial: Trial, facts: DataSet) -> float:
+def operations(trial: Trial, facts: DataSet, epochs: float) -> float:
     """Return the floating-point operations of one training: 6 a multiply-accumulate learned from, 2 one evaluated."""
-    learned, evaluated = pictures(trial, facts)
+    learned, evaluated = pictures(trial, facts, epochs)
     macs = net_facts(trial.cell.net, facts.classes, facts.crop).macs
     return float(macs) * (6 * learned + 2 * evaluated)

@@ -111,7 +111,11 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
     profile, dataset, banner = choose_profile(cells, options, address, of_paper)
     if options.reader == NVJPEG and address == "local" and (options.gpus_per_trial == 0 or not _has_gpu()):
         raise ValueError(f"--reader {NVJPEG}: it decodes on a GPU, and trials here have none; take ffcv or threads")
-    sentences = [banner, taken_sentence(cells, profile, _asked_dataset(options) or dataset)]
+    sentences = [
+        banner,
+        unpacked_sentence(cells, options.pack),
+        taken_sentence(cells, profile, _asked_dataset(options) or dataset),
+    ]
     return Settings(
         profile=profile,
         dataset=dataset,
@@ -140,6 +144,16 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
         price_per_gpu_hour=options.price_per_gpu_hour,
         register=options.register,
     )
+
+
+def unpacked_sentence(cells: Sequence[Cell], pack: str | int) -> str:
+    """Return which cells a pack of a size that is asked for leaves out; ValueError where these are all of them."""
+    alone = [cell.label for cell in cells if cell.task]
+    if pack in ("auto", 1) or not alone:
+        return ""
+    if len(alone) == len(cells):
+        raise ValueError(f"--pack {pack}: a cell with a training function of its own trains alone; leave --pack out")
+    return f"--pack {pack} leaves out {', '.join(alone)}: a cell with a training function of its own trains alone"
 
 
 def choose_profile(

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 
+from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import cell_average, error_text
 from sweeps.experiment.plan import Plan, TrialStatus, current_plan, state_heads
 from sweeps.experiment.trial import Cell
@@ -36,6 +37,7 @@ def status(options: argparse.Namespace) -> int:
 def as_json(plan: Plan, drives: Json | None) -> Json:
     """Return a sweep's status as JSON; `test_top1_err`, or the page's metric, is over folds where a cell has folds."""
     cells = []
+    elsewhere = without_code(plan)
     for cell in plan.sweep.cells:
         tested = plan.tested(cell)
         metric = cell.metric
@@ -47,6 +49,7 @@ def as_json(plan: Plan, drives: Json | None) -> Json:
             | {"n": main.n if main else 0}
             | counts(plan, cell)
             | {"lost": plan.lost(cell)}
+            | {"code_compared": cell.label not in elsewhere}
             | {"numbers": {name: number.as_json() for name, number in known.items()}}
         )
     return {
@@ -62,6 +65,11 @@ def counts(plan: Plan, cell: Cell) -> dict[str, int]:
     """Return how many trials of a cell are in each state; the damaged ones count as nothing else, and come last."""
     states = Counter("damaged" if plan.is_damaged(status) else status.state for status in plan.of(cell))
     return {state: states[state] for state in (*plan.states, "damaged")}
+
+
+def without_code(plan: Plan) -> list[str]:
+    """Return the labels of the cells whose code cannot be looked for here, as it is not beside this program."""
+    return [cell.label for cell in plan.sweep.cells if not cell_fingerprint(cell)]
 
 
 def remedy(plan: Plan, status: TrialStatus) -> str:
@@ -84,6 +92,11 @@ def text(plan: Plan, drives: Json | None) -> str:
     lines += [f"{status.trial.cell.label} {status.trial.label}: {status.why}{remedy(plan, status)}"
               for status in plan.statuses if plan.is_damaged(status)]  # fmt: skip
     lines += [f"{label}: {why}; the others are skipped" for label, why in plan.given_up.items()]
+    if elsewhere := without_code(plan):
+        lines.append(
+            f"{', '.join(elsewhere)}: the user's code is not in this folder, and is not compared with that of the "
+            f"results; status in the folder of the page compares it"
+        )
     if further := plan.seeds_text():
         lines.append(further)
     return "\n".join(lines)

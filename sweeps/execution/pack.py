@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import torch
 
-from sweeps.execution.failures import attempt_of
+from sweeps.execution.failures import record_failure
 from sweeps.execution.messages import Notify, left
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
@@ -128,13 +128,11 @@ class _Pack:
                 return
         except StopIteration:
             pass
-        except ValueError as error:
-            self.ledger.add_attempt(member.trial.key, attempt_of(error, final=True))
         except (Exception, SystemExit) as error:
             if out_of_memory(error) and len(self.members) > 1:
                 fits = len(self.members) // 2
             else:
-                self.ledger.add_attempt(member.trial.key, attempt_of(error, final=False))
+                record_failure(self.ledger, member.trial.key, error)
                 if _is_device_error(error):
                     raise
         self._remove(member, fits)

@@ -30,6 +30,8 @@ import torch
 from torch import distributed
 
 from crelu_data.availability import fetch_dataset
+from crelu_models.named import user_line
+from sweeps.execution.failures import FAULTS
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json
 from sweeps.training.distributed import Ranks
@@ -57,8 +59,8 @@ def run_trial(
 ) -> Json | None:
     """Train a trial as sweeps.training.run_trial does, by `runtime.ranks` processes of this host.
 
-    A rank that dies or raises ends the others. Its error is raised here: as ValueError where it was one, else as
-    RuntimeError, with the rank's trace as a note. After a lack of memory the ranks go on with smaller micro-batches.
+    A rank that dies or raises ends the others. Its error is raised here: as ValueError for a fault of the program, else
+    as RuntimeError, with the rank's trace as a note. After a lack of memory the ranks go on with smaller micro-batches.
     """
     if not fetch_dataset(trial.cell.dataset, runtime.data_dir, runtime.data_source, stop):
         return None
@@ -278,10 +280,11 @@ def rank_main(handle: int, rank: int, size: int, device: str, folder: str) -> No
             trace = traceback.format_exc()
             if out_of_memory(error):
                 channel.pipe.send(_Failed(rank, "memory", f"{error}", trace))
-            elif isinstance(error, ValueError):
-                channel.pipe.send(_Failed(rank, "final", f"{error}", trace))
             else:
-                channel.pipe.send(_Failed(rank, "other", f"{type(error).__name__}: {error}", trace))
+                kind: Literal["final", "other"] = "final" if isinstance(error, FAULTS) else "other"
+                text = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                where = user_line(error)
+                channel.pipe.send(_Failed(rank, kind, f"{text} ({where})" if where else text, trace))
 
 
 def _run_rank(job: _Job, ranks: Ranks, channel: CommandChannel) -> Json | None:

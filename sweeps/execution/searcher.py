@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from sweeps.execution import ray_runtime
+from sweeps.execution.failures import failure_signature
 from sweeps.execution.messages import Assignment, Message
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
@@ -40,9 +39,6 @@ from sweeps.training.shared_batches import StreamKey
 os.environ.update(ray_runtime.TUNE_SETTINGS)
 
 from ray.tune.search import Searcher
-
-PACKAGES = Path(__file__).resolve().parents[2]  # holds sweeps, data and crelu_models
-TRACE_LINE = re.compile(r'File "(?:[^"]*/)?((?:sweeps|crelu_data|data|crelu_models)/[\w/]+\.py)", line (\d+)')
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
@@ -394,23 +390,6 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing."""
-
-
-def failure_signature(attempt: Json) -> str:
-    """Return the type of an error and the innermost line of our code or of the user's: together they name a fault.
-
-    Our files are known by their paths within the packages, so that workers and installations elsewhere give the same.
-    """
-    kind = str(attempt.get("error", "")).partition(":")[0]
-    if attempt.get("where"):  # in a training function of the user's
-        return f"{kind} at {attempt['where']}"
-    trace = str(attempt.get("trace", ""))
-    lines = [(file, number) for file, number in TRACE_LINE.findall(trace) if (PACKAGES / file).is_file()]
-    if not lines:
-        return kind
-    # The stack of a process that hung begins with its innermost line.
-    file, number = lines[0] if "most recent call first" in trace else lines[-1]
-    return f"{kind} at {file}:{number}"
 
 
 def max_concurrent(resources: TrialResources) -> int:

@@ -7,8 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from crelu_models.named import user_line
-from sweeps.execution.failures import attempt_of
+from sweeps.execution.failures import attempt_of, record_failure
 from sweeps.execution.messages import Assignment, Message, Notify, left
 from sweeps.execution.watchdog import Watchdog, stop_signal
 from sweeps.experiment.task_source import TaskFailedError
@@ -87,16 +86,12 @@ def _train_one(
     try:
         with Watchdog(ledger, [trial.key], runtime.hang_seconds) as watchdog:
             train(trial, runtime, report, watchdog.wrap(leave))
-    except ValueError as error:
-        ledger.add_attempt(trial.key, attempt_of(error, final=True))
     except TaskFailedError as failure:
-        where = user_line(failure.cause)
-        ledger.add_attempt(trial.key, attempt_of(failure.cause, final=failure.final) | {"where": where})
-        if not failure.final:
+        if not record_failure(ledger, trial.key, failure.cause, is_fault=failure.final):
             raise RuntimeError(str(failure)) from None  # the cause may be of a class that the driver has not
     except (Exception, SystemExit) as error:
-        ledger.add_attempt(trial.key, attempt_of(error, final=False))
-        raise
+        if not record_failure(ledger, trial.key, error):
+            raise
 
 
 def _train_pack(

@@ -9,11 +9,14 @@ changes a decision. A training begins as soon as its turn is certain.
 from __future__ import annotations
 
 import math
+import random
+from functools import cache
 from typing import NamedTuple
 
 # Rungs below the last epoch, where nothing else is asked for. With three, curves that cross mislead the first one: over
 # benchmarks.bench_search the winner is then worse by two points, with two by a fifth of a point.
 DEPTH = 2
+PLAYED = 500  # arms of brackets that are played for a forecast
 
 
 class Job(NamedTuple):
@@ -29,6 +32,26 @@ def rungs(epochs: int, factor: int, first: int = 0) -> tuple[int, ...]:
     least = first or 1
     steps = [-(-epochs // factor**depth) for depth in range(64 if first else DEPTH + 1)]
     return tuple(sorted({step for step in steps if step >= least} | {epochs}))
+
+
+@cache
+def expected_epochs(arms: int, workers: int, steps: tuple[int, ...], factor: int) -> float:
+    """Return the epochs that so many arms train together: the mean over brackets that are played with random values."""
+    draw = random.Random(0)
+    plays = max(1, PLAYED // arms)
+    return sum(_played(Bracket(arms, workers, steps, factor), draw) for _ in range(plays)) / plays
+
+
+def _played(bracket: Bracket, draw: random.Random) -> int:
+    """Play a bracket to its end with a random value for each arm, and return the epochs that it trains."""
+    values = [draw.random() for _ in range(bracket.arms)]
+    while True:
+        while bracket.begin_next() is not None:
+            pass
+        job = bracket.first_to_end()
+        if job is None:
+            return sum(max(epoch for epoch, _ in bracket.rungs_of(arm)) for arm in range(bracket.begun))
+        bracket.finish(job, values[job.arm])
 
 
 class Bracket:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from sweeps.experiment.code_fingerprint import cell_fingerprint
+from sweeps.experiment.halving import expected_epochs, rungs
 from sweeps.experiment.metrics import HELD_OUT, Tested, has_diverged, lost_text
 from sweeps.experiment.rates import RateChoice, choose
 from sweeps.experiment.search import Search, Setting, budget, search_to_json, setting_of
@@ -124,7 +125,8 @@ def _trials_of(
     is_first_phase = search.folds == 0 and search.seed == 0
     if not cell_study.is_finished:
         missing = max(0, budget(search, cell) * max(1, search.folds) - len(searched))
-        stand_in = Trial(cell, "inner", search.seed, (), 0, search.folds) if search.folds else Trial(cell, "holdout")
+        phase = "inner" if search.folds else "holdout"
+        stand_in = Trial(cell, phase, search.seed, (), 0, search.folds)
         trials = protocol_trials(cell, own, "-" if is_first_phase else "", protocol, {})
         pending = [stand_in] * missing + trials + _second_phases(cell, protocol, trials, ())
         return known._replace(pending=pending)
@@ -379,6 +381,14 @@ class Plan:
     def total(self) -> int:
         """Return how many trials the sweep comes to; fewer where a search suggests a point twice."""
         return len(self.statuses) + len(self.pending)
+
+    def expected_epochs(self, trial: Trial) -> float:
+        """Return how many epochs a trial that is to be trained comes to: in a halved search the mean of its trials."""
+        search, epochs = self.sweep.protocol.search, trial.recipe.epochs
+        if search is None or not search.halving or (trial.phase, trial.seed) != ("holdout", search.seed):
+            return epochs
+        arms, steps = budget(search, trial.cell), rungs(epochs, search.halving, search.rung)
+        return expected_epochs(arms, search.wave, steps, search.halving) / arms
 
     @property
     def states(self) -> tuple[str, ...]:

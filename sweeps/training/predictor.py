@@ -1,10 +1,14 @@
-"""Trained net that takes pictures as a user has them, and scores them as the test does: MLflow loads it as a model."""
+"""Trained net as MLflow loads it: the torch module, or a predictor that scores pictures as the test does.
+
+To torch.load this module stands for Python's pickle (sweeps.tracking.model_files says why).
+"""
 
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -19,8 +23,37 @@ from crelu_models.modules import build
 from sweeps.experiment.trial import trial_from_json
 from sweeps.training.evaluate import BATCH, score
 
-NET = "net.json"  # what a net needs beside its weights: trial, classes, crop, mean, std, precision
-WEIGHTS = "weights.safetensors"
+ARCHIVE = "model.pth"
+
+
+class Unpickler:
+    """Reader of a model's archive, which torch.load calls as it would pickle's; it unpickles nothing."""
+
+    def __init__(self, file: BinaryIO, **_options: object) -> None:
+        """Take the part of the archive in which torch's own files have a pickle."""
+        self.file = file
+
+    def load(self) -> nn.Module:
+        """Return the trained net; ValueError where net and weights do not belong together."""
+        net, _ = trained(self.file.read())
+        return net
+
+
+def trained(content: bytes) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the net of an archive's content, and what it needs beside its weights to take pictures.
+
+    That are trial, classes, crop, mean, std and precision. ValueError where net and weights do not belong together.
+    """
+    line, _, weights = content.partition(b"\n")
+    facts: dict[str, Any] = json.loads(line)
+    trial = trial_from_json(facts["trial"])
+    classes, crop = int(facts["classes"]), int(facts["crop"])
+    net = build_model(trial.net, classes, 0) if isinstance(trial.net, Model) else build(trial.net, classes, crop)
+    try:
+        net.load_state_dict(safetensors.torch.load(weights))
+    except RuntimeError as error:
+        raise ValueError(f"these weights are not of trial {trial.key}: {error}") from None
+    return net.to(memory_format=torch.channels_last), facts
 
 
 class Predictor:
@@ -28,20 +61,14 @@ class Predictor:
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         """Read the net and its weights from a folder; ValueError where they do not belong together."""
-        facts: dict[str, Any] = json.loads((folder / NET).read_text(encoding="utf-8"))
+        with zipfile.ZipFile(folder / ARCHIVE) as archive:
+            net, facts = trained(archive.read("model/data.pkl"))
         self.trial = trial_from_json(facts["trial"])
         self.crop = int(facts["crop"])
         self.mean, self.std = ([float(value) for value in facts[name]] for name in ("mean", "std"))
         self.precision = str(facts["precision"])
         self.device = torch.device(device)
-        net = self.trial.net
-        classes = int(facts["classes"])
-        self.net: nn.Module = build_model(net, classes, 0) if isinstance(net, Model) else build(net, classes, self.crop)
-        try:
-            self.net.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        except RuntimeError as error:
-            raise ValueError(f"these weights are not of trial {self.trial.key}: {error}") from None
-        self.net = self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.to(self.device)
 
     def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the scores (n, classes), before softmax, of RGB pictures (n, h, h, 3) as bytes.

@@ -257,3 +257,16 @@ def test_a_profile_changes_a_model_in_nothing_but_its_epochs() -> None:
     small = scaled(cell, "demo", own_recipes=True)
     assert small.net == cell.net
     assert changed_fields([cell], [small], "demo") == ["recipe mine: epochs 300 -> 8"]
+
+
+def test_a_pack_of_cells_with_a_training_function_is_refused_or_named(machine: dict[str, bool], tmp_path: Path) -> None:
+    ours = Cell("ours", S2, "cifar10", ALLCONV)
+    own = dataclasses.replace(ours, label="own", task="page:train")
+    banner = {
+        words: settle((ours, own), parser("s", "").parse_args(["--output", str(tmp_path), *words])).display.banner
+        for words in (("--pack", "4"), ("--pack", "auto"), ())
+    }
+    assert "--pack 4 leaves out own: a cell with a training function" in banner.pop(("--pack", "4"))
+    assert not any("--pack" in line for line in banner.values())
+    with pytest.raises(ValueError, match="--pack 4: a cell with a training function of its own trains alone"):
+        settle((own,), parser("s", "").parse_args(["--output", str(tmp_path), "--pack", "4"]))

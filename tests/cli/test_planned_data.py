@@ -1,6 +1,7 @@
 """A sweep's results stand on the data it was planned with, also in reports and status from another data folder."""
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -15,11 +16,12 @@ import pytest
 
 from crelu_data import availability
 from crelu_data.write import prepare
+from crelu_models.model import Model
 from sweeps.cli.options import ExitCode, parser
-from sweeps.cli.status import status
+from sweeps.cli.status import as_json, status, text
 from sweeps.cli.verbs import reconcile
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import current_plan, expand
+from sweeps.experiment.plan import current_plan, expand, plan
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.imagenet_placement import CELLS
 from sweeps.launch import launch
@@ -29,6 +31,7 @@ from sweeps.results.marks import marks
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_client import connected
 from tests.support.sweeps import Made, finish
+from tests.support.trials import trial_of
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +135,17 @@ def test_results_of_other_data_than_the_last_run_had_are_stale_everywhere(
     ledger.write_json(path, declared | {"fingerprints": 5})
     with pytest.raises(ValueError, match="not a plan: its fingerprints are 5"):
         current_plan(ledger, title)
+
+
+def test_status_says_where_it_cannot_compare_the_users_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = trial_of("All-CNN-B").cell
+    own = [dataclasses.replace(base, label=name, net=Model(f"beside_the_page:{name}", size=32)) for name in ("a", "b")]
+    ledger = Ledger(str(tmp_path / "ledger"))
+    declared = plan(Sweep("s", "paper", (base, *own), Protocol()), ledger, {})
+    (line,) = (line for line in text(declared, None).splitlines() if "user's code is not in this folder" in line)
+    assert line.startswith("a, b: ")
+    assert [cell["code_compared"] for cell in as_json(declared, None)["cells"]] == [True, False, False]
+    (tmp_path / "beside_the_page.py").write_text("def a(num_classes):\n    ...\n\ndef b(num_classes):\n    ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "is not in this folder" not in text(declared, None)
+    assert all(cell["code_compared"] for cell in as_json(declared, None)["cells"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
-from crelu_models import CReLU, place, places
+from crelu_models import CReLU, place, places, tracing
 from crelu_models.__main__ import main
 from crelu_models.placement import Place
 
@@ -448,12 +448,17 @@ def test_the_command_shows_places_and_reasons(
     assert "layer1.1.relu_1: no width, because its channels come from layer1.1.add" in shown
 
 
+def test_a_factory_of_a_page_is_made_with_classes() -> None:
+    assert tracing.made("tests.support.user_models:small").head.out_features == tracing.CLASSES  # type: ignore[union-attr]
+    assert tracing.made("torchvision.models:squeezenet1_1").num_classes == 1000  # its own default
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["torchvision.models:resnet"], "torchvision.models:resnet is of type module, and cannot be called"),
         (["torchvision.models:nosuch"], "torchvision.models:nosuch: torchvision.models has no"),
-        (["json:loads"], "json:loads cannot be called without arguments"),
+        (["json:loads"], "json:loads cannot be called without arguments but num_classes"),
         (["builtins:dict"], "builtins:dict makes a dict, and no torch.nn.Module"),
         (["torchvision.models:alexnet", "--size", "8"], "AlexNet takes no picture of side 8"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.execution.searcher import failure_signature
+from sweeps.execution.failures import failure_signature
 from sweeps.store.ledger import failed_attempt
 from sweeps.training.splits import open_splits
 from tests.support.trials import runtime_config, trial_of
@@ -73,7 +73,7 @@ def test_an_installed_package_names_its_lines_too(tmp_path: Path) -> None:
                 copy.write(path, path.relative_to(ROOT))
     zipfile.ZipFile(archive).extractall(installed)
     code = (
-        "from sweeps.execution.searcher import failure_signature\n"
+        "from sweeps.execution.failures import failure_signature\n"
         "from sweeps.experiment.trial import trial_from_json\n"
         "from sweeps.store.ledger import failed_attempt\n"
         "try:\n    trial_from_json({})\n"

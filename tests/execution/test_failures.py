@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from crelu_models.model import Model
-from sweeps.execution.failures import attempt_of
+from sweeps.execution.failures import attempt_of, failure_signature, record_failure
 from sweeps.execution.tuner import train_assignment
 from sweeps.execution.worker import work
 from sweeps.experiment.recipe import VGG
@@ -83,6 +84,53 @@ def test_a_model_that_cannot_be_built_fails_at_once(
         attempt = only_attempt(here.ledger, trial.key)
         assert error in attempt["error"]
         assert attempt["final"]
+
+
+def failures(ledger: Ledger, *errors: BaseException) -> list[bool]:
+    """Return of each error of a trial, met one after the other at one place, whether it is the last one."""
+    last = []
+    for error in errors:
+        try:
+            raise error
+        except BaseException as met:
+            last.append(record_failure(ledger, "k", met))
+    assert [attempt["final"] for attempt in ledger.attempts("k")][-len(last) :] == last
+    return last
+
+
+@pytest.mark.parametrize("error", [TypeError("none"), KeyError("x"), AssertionError(), NotImplementedError("later")])
+def test_a_fault_of_the_program_is_not_tried_again(error: BaseException, tmp_path: Path) -> None:
+    assert failures(Ledger(str(tmp_path)), error) == [True]
+
+
+def test_an_error_that_comes_again_at_the_same_place_is_not_tried_a_third_time(tmp_path: Path) -> None:
+    shapes, other = RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError("cuDNN is busy")
+    assert failures(Ledger(f"{tmp_path}/same"), shapes, shapes) == [False, True]
+    assert failures(Ledger(f"{tmp_path}/another"), shapes, other) == [False, False]
+    ledger = Ledger(f"{tmp_path}/elsewhere")
+    failures(ledger, shapes)
+    ledger.add_attempt("k", ledger.attempts("k")[0] | {"where": "nets.py, line 7 in forward"})
+    assert failures(ledger, shapes) == [False]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("disk"), MemoryError(), SystemExit(1), torch.OutOfMemoryError("no"), torch.AcceleratorError("CUDA error")],
+)
+def test_errors_of_memory_devices_and_files_may_pass(error: BaseException, tmp_path: Path) -> None:
+    assert failures(Ledger(str(tmp_path)), error, error) == [False, False]
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_fault_in_a_forward_pass_ends_its_trial_at_once(members: int, data: Path, tmp_path: Path) -> None:
+    here = runtime_config(data, tmp_path)
+    trials = [trial_of("late", seed) for seed in range(members)]
+    work(assignment([trial.to_json() for trial in trials], here), lambda _: None)
+    for trial in trials:
+        attempt = only_attempt(here.ledger, trial.key)
+        assert attempt["error"].startswith("TypeError: 'NoneType' object is not callable (user_models.py, line ")
+        assert attempt["final"]
+        assert failure_signature(attempt) == f"TypeError at {attempt['where']}"
 
 
 def test_an_error_names_the_line_of_the_users_code() -> None:

@@ -26,6 +26,7 @@ from sweeps.cifar_width import CELLS
 from sweeps.cli.options import parser
 from sweeps.cli.settings import settle
 from sweeps.execution import rank_processes
+from sweeps.execution.failures import failure_signature
 from sweeps.execution.resources import (
     ResourceRequest,
     TrialResources,
@@ -33,7 +34,6 @@ from sweeps.execution.resources import (
     resolve_resources,
     why_unschedulable,
 )
-from sweeps.execution.searcher import failure_signature
 from sweeps.execution.worker import train_function
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.ledger import Ledger, failed_attempt

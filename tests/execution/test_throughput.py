@@ -30,7 +30,8 @@ from sweeps.execution.throughput import (
     slowdown,
 )
 from sweeps.experiment.plan import Plan, plan
-from sweeps.experiment.sweep import Sweep
+from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.run_trial import run_trial
@@ -166,6 +167,19 @@ def forecast(folder: Path, *words: str) -> tuple[Forecast, Plan]:
     today = plan(Sweep("s", "demo", cells), Ledger(f"{folder}/ledger"), {})
     facts = {SMALL: dataset(SMALL, folder)}
     return Forecast(today, settle(cells, options), facts, TrialResources(), 2), today
+
+
+def test_forecast_of_a_halved_search_counts_what_its_bracket_trains(tmp_path: Path) -> None:
+    here, today = forecast(tmp_path)
+    search = Search(9, halving=3, rung=1)
+    here.plan = plan(dataclasses.replace(today.sweep, protocol=Protocol(search=search)), Ledger(f"{tmp_path}/l"), {})
+    trial = Trial(today.to_do[0].cell, "holdout")
+    here.add_epoch(trial, row(10.0))
+    here.add_epoch(trial, row(10.0))
+    (mean,), (whole,) = here.estimates([(trial, 0)]), here.estimates([(trial, 0)], to_the_end=True)
+    learned, evaluated = pictures(trial, here.facts[SMALL], here.plan.expected_epochs(trial))
+    assert mean.likely == pytest.approx((learned + EVALUATION * evaluated) / 10 + TRIAL_START)
+    assert whole.likely > 1.2 * mean.likely
 
 
 def test_forecast_is_pictures_over_throughput_in_hours_and_money(tmp_path: Path) -> None:

@@ -83,6 +83,19 @@ def pair(num_classes: int) -> nn.Module:
     return Pair(num_classes)
 
 
+def late(num_classes: int) -> nn.Module:
+    """Return a net whose forward pass has a fault in training alone."""
+
+    class Late(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            scores = super().forward(x)
+            return self.nothing(scores) if self.training else scores  # type: ignore[operator]
+
+    net = Late(num_classes)
+    net.nothing = None  # type: ignore[assignment]
+    return net
+
+
 def thousand(num_classes: int) -> nn.Module:
     """Return a net that gives a thousand scores, whatever the classes."""
     return Small(1000)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -12,16 +14,23 @@ import pytest
 import safetensors.torch
 import torch
 
+from crelu_data.augment import centre_view
+from crelu_models.model import Model
+from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns
-from sweeps.tracking.model_files import with_model
+from sweeps.tracking.model_files import archive, with_model
 from sweeps.tracking.registry import Candidate, aliases, register
 from sweeps.tracking.run_index import Store
 from sweeps.training.predictor import Predictor
 from sweeps.training.run_trial import run_trial
 from sweeps.training.splits import open_splits
+from tests.support import user_models
 from tests.support.trials import runtime_config, trial_of
+
+FACTS = {"classes": 4, "crop": 64, "mean": [0.5] * 3, "std": [0.2] * 3, "precision": "fp32"}
+WEIGHTS = safetensors.torch.save({"x": torch.zeros(1)})
 
 
 def test_model_of_a_run_scores_as_the_test_did_and_its_winner_is_registered(
@@ -43,7 +52,10 @@ def test_model_of_a_run_scores_as_the_test_did_and_its_winner_is_registered(
     assert register(uri, "small-nets", [candidate]) == 0
     mlflow.set_tracking_uri(uri)
     try:
-        models = [mlflow.pyfunc.load_model(name) for name in (f"runs:/{run}/model", "models:/small-nets@all-cnn")]
+        names = (f"runs:/{run}/model", "models:/small-nets@all-cnn")
+        models = [mlflow.pyfunc.load_model(name) for name in names]
+        nets = [mlflow.pytorch.load_model(name) for name in names]
+        facts = mlflow.models.get_model_info(names[1]).metadata
     finally:
         mlflow.set_tracking_uri(None)
     test = open_splits(trial, config).test
@@ -56,6 +68,14 @@ def test_model_of_a_run_scores_as_the_test_did_and_its_winner_is_registered(
         wrong = 100 * float(np.mean(scores.argmax(1) != batch.labels.numpy()))
         assert wrong == result["metrics"]["final/test_top1_err"]
     assert isinstance(models[0].get_raw_model(), torch.nn.Module)
+    precision = facts.pop("precision")
+    facts.pop("classes")
+    for net in nets:
+        assert isinstance(net, torch.nn.Module)
+        assert not net.training
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            answers = net(centre_view(batch.images, **facts)).argmax(1)
+        assert 100 * float((answers != batch.labels).double().mean()) == result["metrics"]["final/test_top1_err"]
     with pytest.raises(ValueError, match=r"bytes of shape \(n, h, h, 3\), not uint8 of shape \(12, 3"):
         Predictor(next(tmp_path.rglob("model/data"))).predict(batch.images.numpy()[:12])
 
@@ -73,8 +93,27 @@ def test_a_result_without_the_facts_of_its_pictures_keeps_its_weights_where_they
 
 def test_weights_of_another_net_are_refused(tmp_path: Path) -> None:
     trial = trial_of("All-CNN-B")
-    facts = {"trial": trial.to_json(), "classes": 4, "crop": 64, "mean": [0.5] * 3, "std": [0.2] * 3}
-    (tmp_path / "net.json").write_text(json.dumps(facts | {"precision": "fp32"}))
-    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    (tmp_path / "model.pth").write_bytes(archive(FACTS | {"trial": trial.to_json()}, WEIGHTS))
     with pytest.raises(ValueError, match=f"these weights are not of trial {trial.key}"):
         Predictor(tmp_path)
+
+
+def test_a_model_has_the_users_code_that_trained_it_and_none_that_has_changed_since() -> None:
+    base = trial_of("All-CNN-B")
+    model = Model("tests.support.user_models:small", size=32)
+    trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, net=model))
+    result = {"pictures": {name: FACTS[name] for name in ("classes", "crop", "mean", "std")}, "precision": "fp32"}
+    result |= {"finished_ms": 0, "hardware": {"torch": torch.__version__}, "code": cell_fingerprint(trial.cell)}
+    files = with_model(trial, result, {"weights.safetensors": WEIGHTS}, "run")
+    source = Path(user_models.__file__).read_bytes()
+    assert files["model/code/tests/support/user_models.py"] == source
+    assert {flavour["code"] for flavour in json.loads(files["model/MLmodel"])["flavors"].values()} == {"code"}
+    changed = with_model(trial, result | {"code": "another"}, {"weights.safetensors": WEIGHTS}, "run")
+    assert [name for name in changed if name.startswith("model/code")] == []
+
+
+def test_a_model_is_written_without_torch() -> None:
+    command = (
+        "import sys; from sweeps.tracking.model_files import archive; archive({}, b''); print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "False\n"

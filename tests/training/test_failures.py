@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sweeps.execution.searcher import failure_signature
+from sweeps.execution.failures import failure_signature
 from sweeps.execution.watchdog import Watchdog
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.loop import Learner
