@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +61,7 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
 
     def tell(sentence: str) -> None:
         if not settings.display.quiet:
-            print(sentence, file=sys.stderr)
+            print(folded(sentence), file=sys.stderr)
 
     if settings.display.banner:
         tell(settings.display.banner)
@@ -420,6 +422,14 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
         return policy
 
     state.pack_policy = policy_now
+
+
+def folded(sentence: str) -> str:
+    """Return a sentence in lines that fit the terminal; as it is where standard error is none."""
+    if not sys.stderr.isatty():
+        return sentence
+    columns = shutil.get_terminal_size().columns
+    return textwrap.fill(sentence, columns, break_long_words=False, break_on_hyphens=False)
 
 
 def session_name() -> str:
