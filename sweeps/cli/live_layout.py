@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -25,6 +26,7 @@ GAP: Final = 2  # spaces between two columns
 LABEL_SHARE: Final = 0.7  # of the width, that labels of cells may take before they are shortened
 CURVE: Final = 24  # epochs, the latest ones, in the widest curve
 EVENTS: Final = 6  # latest sentences below the table
+INDENT: Final = " " * 9  # of a sentence's further lines: as wide as its time
 ELLIPSIS: Final = "…"
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 ASCII: Final = "_.:-=+*#"  # levels of a curve where the terminal has no blocks
@@ -147,6 +149,19 @@ def flow(parts: Sequence[str], width: int, separator: str = ", ") -> list[str]:
             lines[-1] = longer
         else:
             lines.append(shortened(part, width))
+    return lines
+
+
+def latest(sentences: Sequence[str], width: int, room: int) -> list[str]:
+    """Return the latest sentences in at most `room` lines; a sentence that needs more than is left is shortened."""
+    lines: list[str] = []
+    for sentence in reversed(sentences):
+        folded = textwrap.wrap(sentence, width, subsequent_indent=INDENT, break_on_hyphens=False)
+        if len(folded) > 1 and len(lines) + len(folded) > room:
+            folded = [sentence]
+        if len(lines) + len(folded) > room:
+            break
+        lines = [*(shortened(line, width) for line in folded), *lines]
     return lines
 
 
@@ -274,19 +289,16 @@ class Screen:
         from rich.text import Text
 
         if not can_encode(ELLIPSIS, encoding):
-            for line in self._spelled().lines(width, height, levels):
-                yield Text(line.plain.replace(ELLIPSIS, "~"), style=line.style)
+            for text in self._spelled().lines(width, height, levels):
+                yield Text(text.plain.replace(ELLIPSIS, "~"), style=text.style)
             return
         width, height = max(width, LEAST[0]), max(height, LEAST[1] - 1)
         head = flow(self.head, width)[: 2 if height < 16 else 3]
-        events = self.events[-EVENTS:]
-        room = height - len(head) - min(1, len(events))
-        table = self._table(width, room, levels)
-        events = events[len(events) - min(len(events), height - len(head) - len(table)) :]
-        texts = [*(Text(line, style="bold") for line in head), *table]
-        yield from texts
-        for event in events:
-            yield Text(shortened(event, width), style="bright_black")
+        table = self._table(width, height - len(head) - min(1, len(self.events)), levels)
+        yield from (Text(line, style="bold") for line in head)
+        yield from table
+        for line in latest(self.events[-EVENTS:], width, height - len(head) - len(table)):
+            yield Text(line, style="bright_black")
 
     def _spelled(self) -> Screen:
         """Return the view with its signs spelled in ASCII, which takes other widths."""

@@ -127,6 +127,14 @@ def test_curve_goes_from_the_least_value_to_the_most_of_the_latest() -> None:
     assert live_layout.sparkline([0.0, 7.0], 9, ASCII) == "_#"
 
 
+def test_latest_sentences_fold_where_there_is_room_and_are_shortened_where_not() -> None:
+    sentences = ("19:00:00 the first one", "19:00:01 a sentence of several words")
+    assert live_layout.latest(sentences, 24, 9) == [sentences[0], "19:00:01 a sentence of", "         several words"]
+    assert live_layout.latest(sentences, 24, 2) == ["19:00:01 a sentence of", "         several words"]
+    assert live_layout.latest(sentences, 24, 1) == ["19:00:01 a sentence of…"]
+    assert live_layout.latest(sentences, 24, 0) == []
+
+
 def test_labels_lose_the_words_that_all_have_before_others() -> None:
     labels = ("vgg cifar10 crelu conv1,2 x1", "vgg cifar10 avr conv1,2 x0.5")
     assert live_layout.short_labels(labels, 40) == dict(zip(labels, labels, strict=True))
