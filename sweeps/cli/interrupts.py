@@ -16,14 +16,38 @@ if TYPE_CHECKING:
     from sweeps.execution.session import DriverState
 
 
+def end_at_interrupt(code: ExitCode) -> None:
+    """Let SIGINT and SIGTERM end this process at once from here on, with `code`: all that matters is written.
+
+    What is left is to leave Ray. An exception would be raised in the middle of that, with a traceback.
+    """
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        last_words(ENDED if code == ExitCode.INTERRUPTED else "ended at once, as asked; all is written")
+        os._exit(code)
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
+
+
 class GracefulInterrupt:
     """Context in which the first SIGINT or SIGTERM lets trials save their state, and the second ends the process."""
 
-    def __init__(self, state: DriverState, log: Callable[[str], None], hosted: bool = False) -> None:
-        """Prepare to catch the signals for a driver; `log` shows one sentence. A `hosted` process is not ended."""
+    def __init__(
+        self,
+        state: DriverState,
+        log: Callable[[str], None],
+        hosted: bool = False,
+        saving: Callable[[], str] = lambda: "running trials save their state",
+    ) -> None:
+        """Prepare to catch the signals for a driver; `log` shows one sentence. A `hosted` process is not ended.
+
+        `saving` says what has to be saved now, and how long that takes.
+        """
         self.state = state
         self.hosted = hosted
         self.log = log
+        self.saving = saving
         self.previous: dict[signal.Signals, Any] = {}
         self.caught = 0
 
@@ -46,5 +70,5 @@ class GracefulInterrupt:
             last_words(ENDED)
             os._exit(ExitCode.INTERRUPTED)
         again = "the same call resumes" if self.hosted else "the same command resumes"
-        self.log(f"stopping: running trials save their state (once more to end at once); {again}")
+        self.log(f"stopping: {self.saving()} (once more to end at once); {again}")
         self.state.stop()

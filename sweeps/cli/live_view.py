@@ -10,6 +10,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from sweeps.cli.forecast import Forecast, time_text
@@ -23,7 +26,10 @@ from sweeps.experiment.wording import count
 from sweeps.report.notebook import Picture, in_notebook
 from sweeps.store.ledger import Json
 
+TICK = 0.5  # seconds between two pictures, at most
+BURST = 0.05  # seconds in which news make one picture
 HEARTBEAT = 60.0  # seconds between two lines of progress, off a terminal
+WRITING = 1.0  # seconds in which a checkpoint is written
 ROOM = 8e6  # bytes free under which a disk counts as full
 NOTEBOOK_LINES = 200  # of the view where nothing limits them
 TURN = 4.0  # seconds for which each page is shown where the cells that train need several
@@ -126,6 +132,16 @@ class SweepProgress:
         begun = [(self.trials[key], self.epochs.get(key, 0)) for key in planned]
         return begun + [(trial, 0) for trial in self.pending]
 
+    def saving(self, poll: float) -> str:
+        """Return how many trials have to save their state now, and about how long that takes.
+
+        A trial hears of it within `poll` seconds, then ends its batch and writes a checkpoint.
+        """
+        running = [key for key, state in self.states.items() if state == "training"]
+        batches = (self.trials[key].recipe.batch / self.speed[key] for key in running if self.speed.get(key))
+        seconds = math.ceil(poll + max(batches, default=WRITING) + WRITING)
+        return f"saving {count(len(running), 'trial')}, about {seconds} s" if running else "no trial trains now"
+
     def _eta(self) -> str:
         """Return the time until the end by the forecast; empty while there is none."""
         seconds = self.forecast.seconds_left(self.remaining()) if self.forecast is not None else None
@@ -193,24 +209,28 @@ class LiveView:
         self.progress = SweepProgress(plan)
         self.quiet = quiet
         self.live: Any = None
+        self.show: Callable[[Screen], None] = lambda _: None
         self.use_live = (live or in_notebook()) and not quiet
         self.events: deque[str] = deque(maxlen=EVENTS)
         self.lock = threading.Lock()
         self.over = threading.Event()
+        self.woken: SimpleQueue[None] = SimpleQueue()  # may be put into by a signal handler, as an Event may not be set
         self.thread = threading.Thread(target=self._tick, name="view", daemon=True)
 
     def __enter__(self) -> LiveView:
         """Show the view."""
         if self.use_live and in_notebook():
             self.live = Picture(self._picture())
+            self.show = self.live.update
         elif self.use_live:
             from rich.console import Console
             from rich.live import Live
 
             console = Console(file=sys.stdout, markup=False, emoji=False)  # now: Tune's prints are redirected later
             self.live = Live(
-                self._picture(), console=console, refresh_per_second=2, transient=True, redirect_stdout=False
+                self._picture(), console=console, auto_refresh=False, transient=True, redirect_stdout=False
             )
+            self.show = partial(self.live.update, refresh=True)
         if self.live is not None:
             self.live.start()
         self.thread.start()
@@ -219,6 +239,7 @@ class LiveView:
     def __exit__(self, *_: object) -> None:
         """Close the view."""
         self.over.set()
+        self.woken.put(None)
         self.thread.join()
         if self.live is not None:
             self.live.stop()
@@ -240,20 +261,34 @@ class LiveView:
             return
         if self.live is not None:
             self.events.append(f"{time.strftime('%H:%M:%S')} {sentence}")
+            self.woken.put(None)
         else:
-            print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
+            line = f"{time.strftime('%H:%M:%S')} {sentence}"
+            try:
+                print(line, file=sys.stderr, flush=True)
+            except RuntimeError:  # a signal handler says it in the middle of another print
+                os.write(2, f"{line}\n".encode())
 
     def _tick(self) -> None:
         last = 0.0
-        while not self.over.wait(0.5 if self.live is not None else 2.0):
+        while not self._is_over(TICK if self.live is not None else 2.0):
             self._watch_disk()
             if self.live is None and time.monotonic() - last < HEARTBEAT:
                 continue
             last = time.monotonic()
             if self.live is not None:
-                self.live.update(self._picture())
+                self.show(self._picture())
             else:
                 self.log(self.progress.counts())
+
+    def _is_over(self, seconds: float) -> bool:
+        """Wait so long, or until there is something to show, and return whether the view is closed."""
+        with suppress(Empty):
+            self.woken.get(timeout=seconds)
+        time.sleep(BURST)
+        while not self.woken.empty():
+            self.woken.get()
+        return self.over.is_set()
 
     def _watch_disk(self) -> None:
         """Log when the ledger's disk is full, and when it has space again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
 
 STARTED_OVER = "CRELU_STARTED_OVER"  # how often this process has begun its command anew
 MAX_STARTED_OVER = 3
+# Seconds for MLflow at the end, after its last answer and in all: after an interrupt few, since the next start sends
+# what is missing.
+CLOSING, LEAVING = (120.0, math.inf), (5.0, 5.0)
 
 
 def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
@@ -244,8 +248,10 @@ def _run(
             today = plan(today.sweep, settings.ledger, fingerprints)
             declared = today if is_all else plan(declared.sweep, settings.ledger, fingerprints)
             _register(tracker, declared)
-        missing = tracker.close(20.0 if code == ExitCode.INTERRUPTED else 120.0)
-    if missing:
+        missing = tracker.close(*(LEAVING if code == ExitCode.INTERRUPTED else CLOSING))
+    if missing and code == ExitCode.INTERRUPTED:
+        print(f"{count(missing, 'run')} not in MLflow yet; the same command sends them", file=sys.stderr)
+    elif missing:
         why = f" ({tracker.trouble})" if tracker.trouble.reason else ""
         print(f"{count(missing, 'run')} not in MLflow at {place(store.uri)} yet{why}", file=sys.stderr)
         print(f"mend that, then   {reconcile_command(declared.sweep, settings)}", file=sys.stderr)
@@ -284,6 +290,7 @@ def _run_trials(
 ) -> ExitCode:
     """Start or join Ray and run the trials; return the exit code that this led to."""
     from sweeps.cli.interrupts import GracefulInterrupt
+    from sweeps.execution.watchdog import STOP_POLL
 
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
@@ -349,7 +356,8 @@ def _run_trials(
     _set_pack_policy(state, forecast, view)
     log_forecast()
     view.hours = state.hours
-    with GracefulInterrupt(state, view.log, settings.hosted) as interrupt:
+    poll = STOP_POLL[settings.ledger.local]
+    with GracefulInterrupt(state, view.log, settings.hosted, lambda: view.progress.saving(poll)) as interrupt:
         try:
             tuner.run_trials(state)
         except tuner.NoProgressError as error:

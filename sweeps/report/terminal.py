@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -151,7 +152,8 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
     for part in others:
         console.print()
         console.print(_drawn(part))
-    return f"{sink.getvalue().rstrip()}\n{notes(plan, rows)}\n"
+    below = "\n".join(textwrap.fill(line, width) for line in notes(plan, rows).splitlines())
+    return f"{sink.getvalue().rstrip()}\n{below}\n"
 
 
 def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
