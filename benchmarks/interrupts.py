@@ -5,7 +5,7 @@
 A small sweep (the smoke test of Table 4) runs once undisturbed on a terminal of 80x24, then again and again: at a
 moment that is drawn, Ctrl-C is typed, as a person would. The next moment is drawn for the same command on the same
 output, so each start resumes what the one before it has left. When a sweep is done its trials are compared with the
-undisturbed ones, weights, curves and scores by their hashes, and a fresh one begins.
+undisturbed ones, weights and scores by their hashes, and a fresh one begins.
 
 A row a moment: what the sweep was doing, seconds to the first word and to the exit, the exit code. The exit code of
 this command is the number of moments that broke a promise: a word in one second, an end in fifteen, 130 or 0, the same
@@ -95,9 +95,10 @@ def run(command: list[str], moment: float) -> Ending:
 
 
 def fruit(folder: Path) -> dict[str, object]:
-    """Return what the trials of an output have come to: numbers and hashes of their files, by key."""
+    """Return what the trials of an output have come to: numbers and hashes of weights and scores, by key."""
     results = Ledger.in_output(str(folder)).results()
-    return {key: (result["metrics"], result["curve"], result["files"]) for key, result in results.items()}
+    timed = {"history.json": ""}  # has the time of each epoch
+    return {key: (result["metrics"], result["curve"], result["files"] | timed) for key, result in results.items()}
 
 
 def main() -> int:
