@@ -206,6 +206,7 @@ class LiveView:
         self.full = False
         self.where = ""  # the cluster, once it is joined
         self.hours: Callable[[], float] = lambda: 0.0
+        self.waiting: Callable[[], int] = lambda: 0  # runs that MLflow still lacks, once trials no longer train
         self.progress = SweepProgress(plan)
         self.quiet = quiet
         self.live: Any = None
@@ -310,10 +311,12 @@ class LiveView:
         names = ", ".join(dict.fromkeys(data_name(name) for name in sweep.datasets))
         title = sweep.title if names in sweep.title else f"{sweep.title} on {names}"
         first, *others = counts
+        waiting = self.waiting()
+        sending = (f"sending {count(waiting, 'run')} to MLflow",) if waiting else ()
         place = (self.where, f"{self.hours():.2f} h used") if self.where else ()
         metric = sweep.metric
         return Screen(
-            (f"{title}: {first}", *others, *place),
+            (f"{title}: {first}", *others, *sending, *place),
             rows,
             tuple(self.events),
             (metric.held_out_words, metric.words),

@@ -248,6 +248,7 @@ def _run(
             today = plan(today.sweep, settings.ledger, fingerprints)
             declared = today if is_all else plan(declared.sweep, settings.ledger, fingerprints)
             _register(tracker, declared)
+        view.waiting = tracker.waiting
         missing = tracker.close(*(LEAVING if code == ExitCode.INTERRUPTED else CLOSING))
     if missing and code == ExitCode.INTERRUPTED:
         print(f"{count(missing, 'run')} not in MLflow yet; the same command sends them", file=sys.stderr)

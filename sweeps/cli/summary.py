@@ -184,7 +184,11 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, str
         return None, again, ""
     try:
         document, path, tracked = build.make(
-            settings.ledger, sweep.title, Path(settings.output, "reports"), settings.tracking_uri
+            settings.ledger,
+            sweep.title,
+            Path(settings.output, "reports"),
+            settings.tracking_uri,
+            settings.display.quiet or settings.display.json,
         )
     except ValueError as error:
         return None, f"none: {error}", ""

@@ -68,6 +68,11 @@ class Tracker:
             self.states[trial.key] = state
             self.changed.notify()
 
+    def waiting(self) -> int:
+        """Return how many runs, of trials and cells, wait to be sent."""
+        with self.changed:
+            return len(self.queued) + len(self.cells)
+
     def close(self, seconds: float, at_most: float = math.inf) -> int:
         """Empty the queue, end the thread, and return how many runs MLflow lacks, as far as known.
 

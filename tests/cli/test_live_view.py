@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli.live_layout import CellRow, RunningTrial
-from sweeps.cli.live_view import SweepProgress
+from sweeps.cli.live_view import LiveView, SweepProgress
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import cell_trials, plan
 from sweeps.experiment.search import Search
@@ -104,3 +104,10 @@ def test_trial_that_was_begun_shows_where_it_goes_on(tmp_path: Path) -> None:
     )
     assert shown.best == "25.00"
     assert dict(progress.remaining())[trial] == 3
+
+
+def test_head_tells_how_many_runs_mlflow_lacks_while_they_are_sent(tmp_path: Path) -> None:
+    view = LiveView(plan(SWEEP, Ledger(str(tmp_path)), {}), live=False, quiet=True)
+    assert [part for part in view._picture().head if "MLflow" in part] == []
+    view.waiting = lambda: 2
+    assert "sending 2 runs to MLflow" in view._picture().head
