@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Final
 
@@ -23,6 +24,47 @@ def last_words(sentence: str) -> None:
         os.write(2, f"{cursor}\n{sentence}\n".encode())
 
 
+class SignalEar:
+    """Thread that hears SIGINT and SIGTERM as they come, also while the main thread waits in a library's code.
+
+    Python runs its handlers in the main thread alone, once that is back in Python: the start of Ray on a busy machine
+    takes a minute. `hear` is called besides the handlers, with 1 for the first signal and so on.
+    """
+
+    def __init__(self, hear: Callable[[int], None]) -> None:
+        """Prepare to call `hear`. In another thread than the main one nothing is heard."""
+        self.hear = hear
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> SignalEar:
+        """Begin to listen, in place of an ear that listens already."""
+        if self.in_main_thread:
+            os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # its signals are not ours
+            self.end, start = os.pipe()
+            os.set_blocking(start, False)
+            self.start, self.previous = start, signal.set_wakeup_fd(start, warn_on_full_buffer=False)
+            self.thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Listen no more."""
+        if self.in_main_thread:
+            signal.set_wakeup_fd(self.previous)
+            os.write(self.start, b"\0")
+            self.thread.join(1.0)
+            os.close(self.start)
+            if not self.thread.is_alive():
+                os.close(self.end)
+
+    def _listen(self) -> None:
+        heard = 0
+        while number := os.read(self.end, 1)[0]:
+            if number in SIGNALS:
+                heard += 1
+                self.hear(heard)
+
+
 @contextmanager
 def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = None) -> Iterator[Callable[[], None]]:
     """Hold SIGINT and SIGTERM back, and hand them to their handlers at the end. A second one ends the process at once.
@@ -36,6 +78,18 @@ def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = No
     Signals go to the main thread, so in any other nothing is held. A signal that the process ignores stays ignored.
     """
     received: list[int] = []
+    answers = itertools.count()  # whoever is first, the ear or the handler, answers
+    ending = threading.Lock()
+
+    def answer(signals: int) -> None:
+        if tell is None:
+            return
+        if signals > 1:
+            with ending:
+                last_words(ENDED)
+                os._exit(INTERRUPTED)
+        if next(answers) == 0:
+            tell(f"stopping, after {doing} (once more to end at once); the same command resumes")
 
     def check() -> None:
         if any(handlers[number] is signal.default_int_handler for number in received):
@@ -43,12 +97,9 @@ def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = No
 
     def hold(number: int, _: FrameType | None) -> None:
         received.append(number)
+        answer(len(received))
         if len(received) > 1:
-            if tell is not None:
-                last_words(ENDED)
             os._exit(INTERRUPTED)
-        if tell is not None:
-            tell(f"stopping, after {doing} (once more to end at once); the same command resumes")
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {int(number): signal.getsignal(number) for number in SIGNALS} if in_main_thread else {}
@@ -56,7 +107,8 @@ def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = No
     for number in held:
         signal.signal(number, hold)
     try:
-        yield check
+        with SignalEar(answer) if held and tell is not None else nullcontext():
+            yield check
     finally:
         for number in held:
             signal.signal(number, handlers[number])

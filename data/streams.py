@@ -27,6 +27,11 @@ def spell(error: UnicodeError) -> tuple[str, int]:
     return "".join(map(_spelled, error.object[error.start : error.end])), error.end
 
 
+def in_ascii(text: str) -> str:
+    """Return a text as it is spelled where a stream has no other signs than ASCII's."""
+    return "".join(sign if sign.isascii() else _spelled(sign) for sign in text)
+
+
 def _spelled(sign: str) -> str:
     """Return what stands for a sign: its like in ASCII, or its number."""
     return SPELLED.get(sign) or sign.encode("ascii", "backslashreplace").decode()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from crelu_data.streams import make_lasting
 from sweeps.cli.command import Command
+from sweeps.cli.interrupts import end_at_interrupt, impatient_interrupts
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import absolute_dataset, asked_part, declare, notes, settle
 from sweeps.experiment.metrics import Metric
@@ -64,12 +65,16 @@ def main(
         check_references(name, every)
         check_tasks(every)
         more = [cell for group in options.also for cell in also[group]]
-        sys.exit(launch(name, (*cells, *more), protocol, options, of_paper))
+        with impatient_interrupts():
+            code = launch(name, (*cells, *more), protocol, options, of_paper)
+        end_at_interrupt(code)
+        sys.exit(code)
     except ValueError as error:
         refuse(str(error))
     except OSError as error:
         refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except KeyboardInterrupt:
+        end_at_interrupt(ExitCode.INTERRUPTED)
         print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
 

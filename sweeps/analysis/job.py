@@ -17,6 +17,7 @@ from sweeps.analysis import sources, summary
 from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, run_job
 from sweeps.analysis.sources import Source
 from sweeps.experiment.wording import count
+from sweeps.report.progress_bar import progress_bar
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.logins import own_store, same_store, without_login
 
@@ -121,10 +122,13 @@ def run_command(job: Job, options: argparse.Namespace, defaults: argparse.Namesp
     chosen = find_sources(job, options, ledger)
     several = len(chosen) > 1 and not options.quiet
     results: dict[Source, JobResult] = {}
-    for result in run_jobs(job, spec, chosen, options):
-        results[result.source] = result
-        if several and (result.summary is not None or not result.not_applicable):
-            print(f"{len(results)}/{len(chosen)} {_sentence(result)}", file=sys.stderr)
+    with progress_bar(job.name, len(chosen), options.quiet) as begin:
+        begin(count(len(chosen), "run"))
+        for result in run_jobs(job, spec, chosen, options):
+            results[result.source] = result
+            begin(count(len(chosen), "run"))
+            if several and (result.summary is not None or not result.not_applicable):
+                print(f"{len(results)}/{len(chosen)} {_sentence(result)}", file=sys.stderr)
     # Which cells the analysis does not fit, once for all runs of a cell.
     misfits = Counter((r.source.cell, _reason(r)) for r in results.values() if r.not_applicable)
     for (cell, why), runs in misfits.items() if several else ():

@@ -92,11 +92,15 @@ class Forecast:
         return self.match_epochs.get(trial.reference, 0) or most
 
     def seconds_left(self, remaining: Remaining) -> float | None:
-        """Return the seconds until all are trained by as many workers as were seen; None while nothing is known."""
+        """Return the seconds until all are trained by this many `slots`; None while nothing is known."""
         seconds = [trial.likely for trial in self.estimates(remaining)]
         if not seconds:
             return None
-        return max(max(seconds), sum(seconds) / (self.workers or self.at_once))
+        return max(max(seconds), sum(seconds) / self.slots()) + WORKER_START * (not self.epochs)
+
+    def slots(self) -> int:
+        """Return how many trials train at once: as many as were seen, once all may have reported an epoch."""
+        return self.workers if self.workers and self.epochs >= self.at_once else self.at_once
 
     def is_settled(self) -> bool:
         """Return whether this was the epoch by which each of the first trials may have reported one."""
@@ -104,8 +108,9 @@ class Forecast:
 
     def sentence(self, remaining: Remaining) -> str:
         """Return a forecast in hours, with an interval, and in money where an hour has a price; empty for none."""
-        trials = self.estimates(remaining)
-        if not trials:
+        remaining = list(remaining)
+        trials, seconds_left = self.estimates(remaining), self.seconds_left(remaining)
+        if seconds_left is None:
             return ""
         self.announced = self.throughputs.all()
         starts = WORKER_START * min(self.at_once, len(trials))
@@ -117,8 +122,14 @@ class Forecast:
         spread = f"{hours.least:.3g} to {hours.most:.3g}"
         return (
             f"forecast for {count(len(trials), 'trial')}: {hours.likely:.3g} {unit} ({spread}), "
-            f"{seconds.likely / self.at_once / 60:.1f} min with {self.at_once} at once" + (f", {cost}" if cost else "")
+            f"about {time_text(seconds_left)} with {self.slots()} at once" + (f", {cost}" if cost else "")
         )
+
+
+def time_text(seconds: float) -> str:
+    """Return a time in minutes and seconds, from an hour on in hours and minutes."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def forecast_before_start(plan: Plan, settings: Settings) -> str:

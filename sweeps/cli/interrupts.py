@@ -2,39 +2,100 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from crelu_data.interrupts import ENDED, SIGNALS, last_words
+from crelu_data.interrupts import ENDED, SIGNALS, SignalEar, last_words
 from sweeps.cli.options import ExitCode
 
 if TYPE_CHECKING:
     from sweeps.execution.session import DriverState
 
+PATIENCE = 0.5  # seconds after which an interrupt that has not been handled yet is answered
+
+
+def end_at_interrupt(code: ExitCode) -> None:
+    """Let SIGINT and SIGTERM end this process at once from here on, with `code`: all that matters is written.
+
+    What is left is to leave Ray. An exception would be raised in the middle of that, with a traceback.
+    """
+    lock = threading.Lock()
+
+    def leave(_signals: int) -> None:
+        with lock:
+            last_words(ENDED if code == ExitCode.INTERRUPTED else "ended at once, as asked; all is written")
+            os._exit(code)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, lambda number, _: leave(number))
+        SignalEar(leave).__enter__()  # as long as the process
+
+
+@contextmanager
+def impatient_interrupts() -> Iterator[None]:
+    """Say a word where an interrupt, which raises KeyboardInterrupt, is not handled soon; end at the second signal."""
+    lock, timers = threading.Lock(), list[threading.Timer]()
+
+    def hear(signals: int) -> None:
+        if signals > 1:
+            with lock:
+                last_words(ENDED)
+                os._exit(ExitCode.INTERRUPTED)
+        timer = threading.Timer(PATIENCE, last_words, ["stopping (once more to end at once); the same command resumes"])
+        timer.daemon = True
+        timers.append(timer)
+        timer.start()
+
+    try:
+        with SignalEar(hear):
+            yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
 
 class GracefulInterrupt:
     """Context in which the first SIGINT or SIGTERM lets trials save their state, and the second ends the process."""
 
-    def __init__(self, state: DriverState, log: Callable[[str], None], hosted: bool = False) -> None:
-        """Prepare to catch the signals for a driver; `log` shows one sentence. A `hosted` process is not ended."""
+    def __init__(
+        self,
+        state: DriverState,
+        log: Callable[[str], None],
+        hosted: bool = False,
+        saving: Callable[[], str] = lambda: "running trials save their state",
+    ) -> None:
+        """Prepare to catch the signals for a driver; `log` shows one sentence. A `hosted` process is not ended.
+
+        `saving` says what has to be saved now, and how long that takes.
+        """
         self.state = state
         self.hosted = hosted
         self.log = log
+        self.saving = saving
         self.previous: dict[signal.Signals, Any] = {}
         self.caught = 0
+        self.answers = itertools.count()  # whoever is first, the ear or the handler, answers
+        self.ear = SignalEar(self._hear)
+        self.lock = threading.Lock()
 
     def __enter__(self) -> GracefulInterrupt:
         """Install the handlers. Only the main thread can: in others nothing is installed."""
         if threading.current_thread() is threading.main_thread():
             self.previous = {number: signal.signal(number, self._catch) for number in SIGNALS}
+            self.ear.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Put the previous handlers back."""
+        if self.previous:
+            self.ear.__exit__()
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -42,9 +103,15 @@ class GracefulInterrupt:
         self.caught += 1
         if self.caught > 1 and self.hosted:
             raise KeyboardInterrupt
-        if self.caught > 1:
-            last_words(ENDED)
-            os._exit(ExitCode.INTERRUPTED)
-        again = "the same call resumes" if self.hosted else "the same command resumes"
-        self.log(f"stopping: running trials save their state (once more to end at once); {again}")
-        self.state.stop()
+        self._hear(self.caught)
+
+    def _hear(self, signals: int) -> None:
+        """Stop the trials at the first signal, also while the main thread waits for Ray, the process at the next."""
+        if signals == 1 and next(self.answers) == 0:
+            again = "the same call resumes" if self.hosted else "the same command resumes"
+            self.log(f"stopping: {self.saving()} (once more to end at once); {again}")
+            self.state.stop()
+        if signals > 1 and not self.hosted:
+            with self.lock:
+                last_words(ENDED)
+                os._exit(ExitCode.INTERRUPTED)

@@ -10,20 +10,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from sweeps.cli.forecast import Forecast
+from sweeps.cli.forecast import Forecast, time_text
+from sweeps.cli.live_layout import EVENTS, CellRow, RunningTrial, Screen
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import Metric, ending_word, error_text, flags_of
 from sweeps.experiment.plan import Plan
+from sweeps.experiment.profiles import data_name
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.report.notebook import Picture, in_notebook
 from sweeps.store.ledger import Json
 
+TICK = 0.5  # seconds between two pictures, at most
+BURST = 0.05  # seconds in which news make one picture
 HEARTBEAT = 60.0  # seconds between two lines of progress, off a terminal
+WRITING = 1.0  # seconds in which a checkpoint is written
 ROOM = 8e6  # bytes free under which a disk counts as full
-EVENTS = 6  # latest lines under the live table
+NOTEBOOK_LINES = 200  # of the view where nothing limits them
+TURN = 4.0  # seconds for which each page is shown where the cells that train need several
 # Name of a phase's trainings in a cell's row.
 PARTS = {"holdout": "first", "inner": "search", "ablation": "seeds", "match": "single", "fold": "folds"}
 
@@ -42,6 +51,7 @@ class SweepProgress:
         self.planned: Sequence[Trial] = ()
         self.epochs: dict[str, int] = {}  # done, by trial key: of this session and of earlier ones
         self.best: dict[str, float] = {}  # hold-out values so far, the best of each trial
+        self.curves: dict[str, list[float]] = {}  # by epoch: hold-out values, or training errors where none is held out
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
 
@@ -62,7 +72,8 @@ class SweepProgress:
             self.epochs[key] = int(news["epoch"])
             if self.epochs[key] == 1:
                 self.best.pop(key, None)  # of an attempt that diverged, and was begun again
-            self._add_held_out(trial, news.get(trial.cell.metric.row))
+                self.curves.pop(key, None)
+            self._add_epoch(trial, news)
             self.speed[key] = float(news["sys/images_per_s"])
             if self.forecast is not None:
                 self.forecast.add_epoch(trial, news)
@@ -92,19 +103,28 @@ class SweepProgress:
         if state is not None and state.get("code") == cell_fingerprint(trial.cell):
             self.epochs[trial.key] = int(state.get("epoch", 0))
             for row in state.get("history", ()):
-                self._add_held_out(trial, row.get(trial.cell.metric.row))
+                self._add_epoch(trial, row)
 
-    def _add_held_out(self, trial: Trial, value: float | None) -> None:
-        """Take in a hold-out value of a trial; a phase that holds nothing out has none."""
+    def _add_epoch(self, trial: Trial, row: Mapping[str, float]) -> None:
+        """Take in the hold-out value of an epoch; a phase that holds nothing out has none."""
+        value = row.get(trial.cell.metric.row)
         if value is not None and math.isfinite(value):
             self.best[trial.key] = trial.cell.metric.best([float(value), self.best.get(trial.key, float(value))])
+        shown = row.get("train/top1_err", row.get("train/loss")) if value is None else value
+        if shown is not None:
+            self.curves.setdefault(trial.key, []).append(float(shown))
 
     def counts(self) -> str:
         """Return how many trials are done, how many train, and the time left."""
+        return ", ".join(self.count_words())
+
+    def count_words(self) -> tuple[str, ...]:
+        """Return the parts of `counts`."""
         states = list(self.states.values())
         done = sum(state in ("done", "stale") for state in states)
-        rest = "".join(f", {states.count(state)} {state}" for state in ("paused", "failed") if state in states)
-        return f"{done}/{len(states) + len(self.pending)} done, {states.count('training')} training{rest}{self._eta()}"
+        rest = [f"{states.count(state)} {state}" for state in ("paused", "failed") if state in states]
+        words = [f"{done}/{len(states) + len(self.pending)} done", f"{states.count('training')} training", *rest]
+        return (*words, *filter(None, [self._eta()]))
 
     def remaining(self) -> list[tuple[Trial, int]]:
         """Return the trials that are still to be trained, with the epochs that each has behind it."""
@@ -112,17 +132,27 @@ class SweepProgress:
         begun = [(self.trials[key], self.epochs.get(key, 0)) for key in planned]
         return begun + [(trial, 0) for trial in self.pending]
 
+    def saving(self, poll: float) -> str:
+        """Return how many trials have to save their state now, and about how long that takes.
+
+        A trial hears of it within `poll` seconds, then ends its batch and writes a checkpoint.
+        """
+        running = [key for key, state in self.states.items() if state == "training"]
+        batches = (self.trials[key].recipe.batch / self.speed[key] for key in running if self.speed.get(key))
+        seconds = math.ceil(poll + max(batches, default=WRITING) + WRITING)
+        return f"saving {count(len(running), 'trial')}, about {seconds} s" if running else "no trial trains now"
+
     def _eta(self) -> str:
         """Return the time until the end by the forecast; empty while there is none."""
         seconds = self.forecast.seconds_left(self.remaining()) if self.forecast is not None else None
-        return "" if seconds is None else f", about {_time(seconds)} left"
+        return "" if seconds is None else f"about {time_text(seconds)} left"
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Return one row per cell: label, parts done, training now, best hold-out value, its number, marks."""
-        rows: list[tuple[str, ...]] = []
+    def rows(self) -> tuple[CellRow, ...]:
+        """Return one row per cell, in the order of the plan."""
+        rows: list[CellRow] = []
         for cell in self.plan.sweep.cells:
             keys = [key for key, trial in self.trials.items() if trial.cell.key == cell.key]
-            now = [self._now(key) for key in keys if self.states[key] == "training"]
+            running = tuple(self._running(key) for key in keys if self.states[key] == "training")
             results = {key: self.results[key] for key in keys if key in self.results}
             metric = cell.metric
             finished = {key: result["metrics"].get(metric.held_out) for key, result in results.items()}
@@ -134,11 +164,12 @@ class SweepProgress:
             best = metric.text(metric.best(held_out)) if held_out else ""
             marks += [f"{failed} failed"] if failed else []
             number = error_text(tested, metric)
-            rows.append((cell.label, self._parts(cell, keys), "; ".join(now), best, number, " ".join(marks)))
-        return rows
+            parts, done, planned = self._parts(cell, keys)
+            rows.append(CellRow(cell.label, parts, done, planned, running, best, number, " ".join(marks), failed))
+        return tuple(rows)
 
-    def _parts(self, cell: Cell, keys: Sequence[str]) -> str:
-        """Return how many of a cell's search trials, seeds and folds are done, and of how many."""
+    def _parts(self, cell: Cell, keys: Sequence[str]) -> tuple[str, int, int]:
+        """Return how many of a cell's search trials, seeds and folds are done, and of how many; the sums behind it."""
         search = self.plan.sweep.protocol.search
         done: dict[str, int] = {}
         planned: dict[str, int] = {}
@@ -148,13 +179,13 @@ class SweepProgress:
                 part = "rates" if key in self.plan.studied else "search" if searched else PARTS[trial.phase]
                 planned[part] = planned.get(part, 0) + 1
                 done[part] = done.get(part, 0) + (self.states.get(key) in ("done", "stale"))
-        return " ".join(f"{part} {done[part]}/{count}" for part, count in planned.items())
+        text = " ".join(f"{part} {done[part]}/{count}" for part, count in planned.items())
+        return text, sum(done.values()), sum(planned.values())
 
-    def _now(self, key: str) -> str:
+    def _running(self, key: str) -> RunningTrial:
         trial = self.trials[key]
-        epoch = self.epochs.get(key, 0)
-        speed = f", {self.speed[key]:.0f} pictures/s" if key in self.speed else ""
-        return f"{trial.label} epoch {epoch}/{trial.recipe.epochs}{speed}"
+        curve = tuple(self.curves.get(key, ()))
+        return RunningTrial(trial.label, self.epochs.get(key, 0), trial.recipe.epochs, self.speed.get(key, 0.0), curve)
 
 
 def _value(metric: Metric, metrics: Mapping[str, float]) -> str:
@@ -166,11 +197,6 @@ def _value(metric: Metric, metrics: Mapping[str, float]) -> str:
     return f", {name} {metric.text(value)}" if math.isfinite(value) else ""
 
 
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
 class LiveView:
     """Live view of a running sweep, open from enter to exit. Any thread may call `on_event` and `log`."""
 
@@ -180,27 +206,32 @@ class LiveView:
         self.full = False
         self.where = ""  # the cluster, once it is joined
         self.hours: Callable[[], float] = lambda: 0.0
+        self.waiting: Callable[[], int] = lambda: 0  # runs that MLflow still lacks, once trials no longer train
         self.progress = SweepProgress(plan)
         self.quiet = quiet
         self.live: Any = None
+        self.show: Callable[[Screen], None] = lambda _: None
         self.use_live = (live or in_notebook()) and not quiet
         self.events: deque[str] = deque(maxlen=EVENTS)
         self.lock = threading.Lock()
         self.over = threading.Event()
+        self.woken: SimpleQueue[None] = SimpleQueue()  # may be put into by a signal handler, as an Event may not be set
         self.thread = threading.Thread(target=self._tick, name="view", daemon=True)
 
     def __enter__(self) -> LiveView:
         """Show the view."""
         if self.use_live and in_notebook():
             self.live = Picture(self._picture())
+            self.show = self.live.update
         elif self.use_live:
             from rich.console import Console
             from rich.live import Live
 
             console = Console(file=sys.stdout, markup=False, emoji=False)  # now: Tune's prints are redirected later
             self.live = Live(
-                self._picture(), console=console, refresh_per_second=2, transient=True, redirect_stdout=False
+                self._picture(), console=console, auto_refresh=False, transient=True, redirect_stdout=False
             )
+            self.show = partial(self.live.update, refresh=True)
         if self.live is not None:
             self.live.start()
         self.thread.start()
@@ -209,6 +240,7 @@ class LiveView:
     def __exit__(self, *_: object) -> None:
         """Close the view."""
         self.over.set()
+        self.woken.put(None)
         self.thread.join()
         if self.live is not None:
             self.live.stop()
@@ -221,7 +253,8 @@ class LiveView:
             self.progress.update_plan(planned, pending)
             line = self.progress.apply(event, trial, dict(news))
         if line:
-            self.log(f"{line} [{self.progress.counts()}]" if event in ("done", "failed") else line)
+            has_counts = self.live is None and event in ("done", "failed")
+            self.log(f"{line} [{self.progress.counts()}]" if has_counts else line)
 
     def log(self, sentence: str) -> None:
         """Show one sentence."""
@@ -229,20 +262,34 @@ class LiveView:
             return
         if self.live is not None:
             self.events.append(f"{time.strftime('%H:%M:%S')} {sentence}")
+            self.woken.put(None)
         else:
-            print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
+            line = f"{time.strftime('%H:%M:%S')} {sentence}"
+            try:
+                print(line, file=sys.stderr, flush=True)
+            except RuntimeError:  # a signal handler says it in the middle of another print
+                os.write(2, f"{line}\n".encode())
 
     def _tick(self) -> None:
         last = 0.0
-        while not self.over.wait(0.5 if self.live is not None else 2.0):
+        while not self._is_over(TICK if self.live is not None else 2.0):
             self._watch_disk()
             if self.live is None and time.monotonic() - last < HEARTBEAT:
                 continue
             last = time.monotonic()
             if self.live is not None:
-                self.live.update(self._picture())
+                self.show(self._picture())
             else:
                 self.log(self.progress.counts())
+
+    def _is_over(self, seconds: float) -> bool:
+        """Wait so long, or until there is something to show, and return whether the view is closed."""
+        with suppress(Empty):
+            self.woken.get(timeout=seconds)
+        time.sleep(BURST)
+        while not self.woken.empty():
+            self.woken.get()
+        return self.over.is_set()
 
     def _watch_disk(self) -> None:
         """Log when the ledger's disk is full, and when it has space again."""
@@ -257,22 +304,22 @@ class LiveView:
             self.log(f"the disk of {self.disk} has room again; trials go on")
         self.full = free < ROOM
 
-    def _picture(self) -> Any:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
+    def _picture(self) -> Screen:
         with self.lock:
-            rows, counts = self.progress.rows(), self.progress.counts()
-        table = Table(box=None, pad_edge=False)
-        metric = self.progress.plan.sweep.metric
-        for heading, justify in (("cell", "left"), ("done", "left"), ("now", "left"),
-                                 (f"best {metric.held_out_words}", "right"), (metric.words, "right"),
-                                 ("", "left")):  # fmt: skip
-            table.add_column(heading, justify=justify, no_wrap=heading != "now")  # type: ignore[arg-type]
-        for row in rows:
-            table.add_row(*row)
+            rows, counts = self.progress.rows(), self.progress.count_words()
         sweep = self.progress.plan.sweep
-        place = f"; {self.where}, {self.hours():.2f} h used" if self.where else ""
-        head = Text(f"{sweep.title} on {', '.join(sweep.datasets)}: {counts}{place}", style="bold")
-        return Group(head, table, Text("\n".join(self.events), style="bright_black"))
+        names = ", ".join(dict.fromkeys(data_name(name) for name in sweep.datasets))
+        title = sweep.title if names in sweep.title else f"{sweep.title} on {names}"
+        first, *others = counts
+        waiting = self.waiting()
+        sending = (f"sending {count(waiting, 'run')} to MLflow",) if waiting else ()
+        place = (self.where, f"{self.hours():.2f} h used") if self.where else ()
+        metric = sweep.metric
+        return Screen(
+            (f"{title}: {first}", *others, *sending, *place),
+            rows,
+            tuple(self.events),
+            (metric.held_out_words, metric.words),
+            int(time.monotonic() / TURN),
+            NOTEBOOK_LINES if in_notebook() else 0,
+        )

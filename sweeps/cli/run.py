@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
 
 STARTED_OVER = "CRELU_STARTED_OVER"  # how often this process has begun its command anew
 MAX_STARTED_OVER = 3
+# Seconds for MLflow at the end, after its last answer and in all: after an interrupt few, since the next start sends
+# what is missing.
+CLOSING, LEAVING = (120.0, math.inf), (5.0, 5.0)
 
 
 def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
@@ -60,7 +66,7 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
 
     def tell(sentence: str) -> None:
         if not settings.display.quiet:
-            print(sentence, file=sys.stderr)
+            print(folded(sentence), file=sys.stderr)
 
     if settings.display.banner:
         tell(settings.display.banner)
@@ -247,8 +253,11 @@ def _run(
         declared, today = _read_files(declared, today, settings)
         if declared.damaged.keys() != known:  # MLflow shows them as finished
             _register(tracker, declared)
-        missing = tracker.close(20.0 if code == ExitCode.INTERRUPTED else 120.0)
-    if missing:
+        view.waiting = tracker.waiting
+        missing = tracker.close(*(LEAVING if code == ExitCode.INTERRUPTED else CLOSING))
+    if missing and code == ExitCode.INTERRUPTED:
+        print(f"{count(missing, 'run')} not in MLflow yet; the same command sends them", file=sys.stderr)
+    elif missing:
         why = f" ({tracker.trouble})" if tracker.trouble.reason else ""
         print(f"{count(missing, 'run')} not in MLflow at {place(store.uri)} yet{why}", file=sys.stderr)
         print(f"mend that, then   {reconcile_command(declared.sweep, settings)}", file=sys.stderr)
@@ -293,6 +302,7 @@ def _run_trials(
 ) -> ExitCode:
     """Start or join Ray and run the trials; return the exit code that this led to."""
     from sweeps.cli.interrupts import GracefulInterrupt
+    from sweeps.execution.watchdog import STOP_POLL
 
     doing = "starting Ray" if settings.address == "local" else f"joining Ray at {settings.address}"
     view.log(f"{count(len(today.to_do), 'trial')} to train; {doing}")
@@ -358,7 +368,8 @@ def _run_trials(
     _set_pack_policy(state, forecast, view)
     log_forecast()
     view.hours = state.hours
-    with GracefulInterrupt(state, view.log, settings.hosted) as interrupt:
+    poll = STOP_POLL[settings.ledger.local]
+    with GracefulInterrupt(state, view.log, settings.hosted, lambda: view.progress.saving(poll)) as interrupt:
         try:
             tuner.run_trials(state)
         except tuner.NoProgressError as error:
@@ -431,6 +442,14 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
         return policy
 
     state.pack_policy = policy_now
+
+
+def folded(sentence: str) -> str:
+    """Return a sentence in lines that fit the terminal; as it is where standard error is none."""
+    if not sys.stderr.isatty():
+        return sentence
+    columns = shutil.get_terminal_size().columns
+    return textwrap.fill(sentence, columns, break_long_words=False, break_on_hyphens=False)
 
 
 def session_name() -> str:

@@ -204,7 +204,11 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, Tra
         return None, again, build.NOT_ASKED
     try:
         document, path, tracked = build.make(
-            settings.ledger, sweep.title, Path(settings.output, "reports"), settings.tracking_uri
+            settings.ledger,
+            sweep.title,
+            Path(settings.output, "reports"),
+            settings.tracking_uri,
+            settings.display.quiet or settings.display.json,
         )
     except ValueError as error:
         return None, f"none: {error}", build.NOT_ASKED

@@ -50,6 +50,7 @@ def planned_sweep(ledger: Ledger, title: str) -> Sweep:
 
 def reconcile(options: argparse.Namespace) -> int:
     """Bring the runs of a sweep in MLflow to the ledger's state, and print how many there are; 4 where that fails."""
+    from sweeps.report.progress_bar import progress_bar
     from sweeps.tracking.mlflow_runs import MlflowRuns
     from sweeps.tracking.run_index import Store
     from sweeps.tracking.store_errors import place, trouble
@@ -71,12 +72,15 @@ def reconcile(options: argparse.Namespace) -> int:
         expected = {status.trial.key: (status.trial, idle) for status in plan.statuses}
         begun = {status.trial.key for status in plan.statuses if status.state not in ("new", "skipped")}
         differing = runs.outdated(expected)
-        for key, (trial, state) in expected.items():
-            if key in begun or key in differing:
+        to_send = [(trial, state) for key, (trial, state) in expected.items() if key in begun or key in differing]
+        with progress_bar("sending to MLflow", len(to_send) + 1) as begin:
+            for trial, state in to_send:
+                begin(trial.cell.label)
                 runs.sync_trial(trial, state)
-        runs.remove_strangers(expected)
-        for cell in runs.shown_cells({expected[key][0].cell.key for key in begun}):
-            runs.sync_cell(cell, [status.trial for status in plan.of(cell)], skipped)
+            begin("cells")
+            runs.remove_strangers(expected)
+            for cell in runs.shown_cells({expected[key][0].cell.key for key in begun}):
+                runs.sync_cell(cell, [status.trial for status in plan.of(cell)], skipped)
     except Exception as error:  # of any kind, from a server, its client or a database
         again = shlex.join([sys.orig_argv[0], "-m", "sweeps", *sys.argv[1:]])
         print(f"error: MLflow at {place(uri)} lacks runs of {title}, for {trouble(error)}", file=sys.stderr)

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from sweeps.experiment.wording import count
 from sweeps.report.contents import document
 from sweeps.report.mlflow_notes import pages
+from sweeps.report.progress_bar import progress_bar
 from sweeps.report.render.document import Document
 from sweeps.report.render.formats import blocks, comma_separated, latex, markdown, markdown_table, parquet, same
 from sweeps.report.render.html import page
@@ -94,17 +95,22 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def make(ledger: Ledger, title: str, to: Path, store: str) -> tuple[Document, Path, Tracked]:
+def make(ledger: Ledger, title: str, to: Path, store: str, quiet: bool = False) -> tuple[Document, Path, Tracked]:
     """Write a sweep's report under `to` and put it on its runs in the user's own MLflow `store`, where there is one.
 
-    Return the document, the path of its page, and what MLflow has of it. ValueError as for `run`.
+    Return the document, the path of its page, and what MLflow has of it. `quiet` shows no bar. ValueError as for `run`.
     """
-    results = survey(ledger, title)
-    report = document(ledger, results)
-    contents = files(report, tidy(results))
-    ledger.guard()
-    path = write(contents, to / title)[0]
-    return report, path, track(ledger, results, contents, store) if store else NOT_ASKED
+    with progress_bar(f"report on {title}", 4, quiet) as begin:
+        begin("reading trials")
+        results = survey(ledger, title)
+        begin("statistics")
+        report = document(ledger, results)
+        begin("pages")
+        contents = files(report, tidy(results))
+        ledger.guard()
+        path = write(contents, to / title)[0]
+        begin("sending to MLflow")
+        return report, path, track(ledger, results, contents, store) if store else NOT_ASKED
 
 
 def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], store: str) -> Tracked:

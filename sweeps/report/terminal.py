@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from sweeps.experiment.metrics import (
     AVERAGE,
@@ -40,6 +41,8 @@ HEADINGS: Final = {
     TOP1: "top-1", TOP5: "top-5", TOP1_TEN: "top-1†", TOP5_TEN: "top-5†", TRAIN: "train",
     AVERAGE: "average", VOTE: "vote",
 }  # fmt: skip
+GAP: Final = 2  # spaces between two columns
+MARKS: Final = 12  # least width of the marks, which wrap
 
 
 class TableRow(NamedTuple):
@@ -114,49 +117,103 @@ def _flags(plan: Plan, cell: Cell) -> tuple[str, ...]:
     return tuple(sorted(flags))
 
 
+class TableColumn(NamedTuple):
+    """A column of the table: its heading, its cells, the style of these, and whether they are numbers."""
+
+    heading: str
+    cells: tuple[str, ...]
+    style: str = ""
+    is_number: bool = True
+
+    @property
+    def width(self) -> int:
+        """Return the width of the widest cell, which no line may cut."""
+        from rich.cells import cell_len
+
+        return max(map(cell_len, (self.heading, *self.cells)))
+
+
 def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
-    """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other data."""
+    """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other data.
+
+    Where it is wider, its columns stand below each other in several tables, each with the cells' labels.
+    """
     from rich.console import Console
 
+    width = max(width, 40)
     sink = io.StringIO()
     console = Console(
-        file=sink, width=max(width, 40), force_terminal=colour, no_color=not colour, highlight=False, markup=False,
+        file=sink, width=width, force_terminal=colour, no_color=not colour, highlight=False, markup=False,
         emoji=False, force_jupyter=False,
     )  # fmt: skip
-    console.print(rich_table(plan, rows))
-    return f"{sink.getvalue().rstrip()}\n{notes(plan, rows)}\n"
+    console.print(plan.sweep.title, style="italic", soft_wrap=True)
+    first, *others = parts(table_columns(plan, rows), width)
+    console.print(_drawn(first))
+    for part in others:
+        console.print()
+        console.print(_drawn(part))
+    below = "\n".join(textwrap.fill(line, width) for line in notes(plan, rows).splitlines())
+    return f"{sink.getvalue().rstrip()}\n{below}\n"
 
 
 def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
-    """Return the table as rich draws it; the paper's numbers are grey beside other data."""
-    from rich.table import Table
-    from rich.text import Text
+    """Return the table as rich draws it, however wide; the paper's numbers are grey beside other data."""
+    return _drawn(table_columns(plan, rows), plan.sweep.title)
 
+
+def table_columns(plan: Plan, rows: Sequence[TableRow]) -> list[TableColumn]:
+    """Return the columns of the table, the cells' labels first and their marks last."""
     own = plan.sweep.metric
     on_paper = any(cell.table for cell in plan.sweep.cells)
-    foreign = _foreign(plan)
-    table = Table(box=None, pad_edge=False, title=plan.sweep.title, title_justify="left")
-    table.add_column("cell", no_wrap=True)
-    table.add_column("params", justify="right", no_wrap=True)
-    metrics = list(dict.fromkeys(metric for line in rows for metric in line.numbers))
-    for metric in metrics:
-        table.add_column(headings(own)[metric], justify="right", no_wrap=True)
+    grey = "bright_black" if _foreign(plan) else "cyan"
+    parameters = (f"{row.parameters / 1e6:.2f}M" if row.parameters is not None else "-" for row in rows)
+    columns = [
+        TableColumn("cell", tuple(row.label for row in rows), is_number=False),
+        TableColumn("params", tuple(parameters)),
+    ]
+    for metric in dict.fromkeys(metric for row in rows for metric in row.numbers):
+        ours = (_words(row.numbers[metric], own) if metric in row.numbers else "" for row in rows)
+        columns.append(TableColumn(headings(own)[metric], tuple(ours)))
         if on_paper:
-            table.add_column("paper", justify="right", style="bright_black" if foreign else "cyan", no_wrap=True)
-    table.add_column("marks")
-    for line in rows:
-        cells = [line.label, f"{line.parameters / 1e6:.2f}M" if line.parameters is not None else "-"]
-        for metric in metrics:
-            known = metric in line.numbers
-            words = [_words(line.numbers[metric], own), str(line.paper[metric] or "")] if known else ["", ""]
-            cells += words if on_paper else words[:1]
-        flags = [flag for flag in line.flags if not line.lost or flag not in ("diverged", "dead", "failed")]
-        marks = [
-            *flags,
-            *([line.lost] if line.lost else []),
-            *([f"{line.done}/{line.planned}"] if line.done < line.planned else []),
-        ]
-        table.add_row(*cells, Text(", ".join(marks), style="yellow"))
+            printed_there = (str(row.paper.get(metric) or "") for row in rows)
+            columns.append(TableColumn("paper", tuple(printed_there), grey))
+    return [*columns, TableColumn("marks", tuple(map(_marks, rows)), "yellow", is_number=False)]
+
+
+def _marks(row: TableRow) -> str:
+    """Return the marks of a row: flags, what of its trials was lost, and how many are done where not all are."""
+    flags = [flag for flag in row.flags if not row.lost or flag not in ("diverged", "dead", "failed")]
+    done = f"{row.done}/{row.planned}" if row.done < row.planned else ""
+    return ", ".join(filter(None, (*flags, row.lost, done)))
+
+
+def parts(columns: Sequence[TableColumn], width: int) -> list[list[TableColumn]]:
+    """Return the columns in groups that fit into `width`, each behind the labels; no number is cut.
+
+    A number of ours and the paper's beside it stay together. Marks may wrap, and labels that take more than half.
+    """
+    label, *others = columns
+    room = width - min(label.width, width // 2)
+    groups: list[list[TableColumn]] = [[]]
+    for column in others:
+        pair = [groups[-1].pop()] if column.heading == "paper" and groups[-1] else []
+        least = sum(MARKS if not part.is_number else part.width for part in (*groups[-1], *pair, column))
+        if groups[-1] and least + GAP * (len(groups[-1]) + len(pair) + 1) > room:
+            groups.append([])
+        groups[-1] += [*pair, column]
+    return [[label, *group] for group in groups]
+
+
+def _drawn(columns: Sequence[TableColumn], title: str = "") -> Table:
+    """Return columns as a table; labels and marks wrap where there is no room for them."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.is_number else "left"
+        table.add_column(column.heading, justify=justify, style=column.style, no_wrap=column.is_number, overflow="fold")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
     return table
 
 

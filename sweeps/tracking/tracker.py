@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -67,18 +68,23 @@ class Tracker:
             self.states[trial.key] = state
             self.changed.notify()
 
-    def close(self, seconds: float) -> int:
+    def waiting(self) -> int:
+        """Return how many runs, of trials and cells, wait to be sent."""
+        with self.changed:
+            return len(self.queued) + len(self.cells)
+
+    def close(self, seconds: float, at_most: float = math.inf) -> int:
         """Empty the queue, end the thread, and return how many runs MLflow lacks, as far as known.
 
-        That takes as long as runs are sent, and ends `seconds` after the last of them.
+        That takes as long as runs are sent, ends `seconds` after the last of them, and takes `at_most` so many.
         """
         with self.changed:
             self.closing_since = time.monotonic()
             self.changed.notify()
-        sent = -1
-        while self.thread.is_alive() and sent != self.sent:
+        sent, end = -1, time.monotonic() + at_most
+        while self.thread.is_alive() and sent != self.sent and (left := end - time.monotonic()) > 0:
             sent = self.sent
-            self.thread.join(seconds)
+            self.thread.join(min(seconds, left))
         with self.changed:
             unsent = set(self.queued)
             if not self.compared:

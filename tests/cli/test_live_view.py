@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.cli.live_view import SweepProgress
+from sweeps.cli.live_layout import CellRow, RunningTrial
+from sweeps.cli.live_view import LiveView, SweepProgress
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import cell_trials, plan
 from sweeps.experiment.search import Search
@@ -47,15 +48,17 @@ def test_row_tells_parts_averages_and_marks(tmp_path: Path) -> None:
     for trial, error, status in zip(folds, (20.0, 24.0), ("finished", "diverged"), strict=True):
         progress.apply("done", trial, result(error, True, status))
     progress.apply("started", found.of(BASELINE)[0].trial, {})
-    label, parts, now, best, tested, marks = progress.rows()[0]
-    assert (label, parts, best, tested, marks) == (
-        "Baseline",
-        "search 0/2 folds 2/2",
-        "20.00",
-        "folds 22.00 ± 2.00 (n 2)",
-        "diverged",
+    running = RunningTrial(found.of(BASELINE)[0].trial.label, 0, BASELINE.recipe.epochs)
+    assert progress.rows()[0] == CellRow(
+        label="Baseline",
+        parts="search 0/2 folds 2/2",
+        done=2,
+        planned=4,
+        running=(running,),
+        best="20.00",
+        tested="folds 22.00 ± 2.00 (n 2)",
+        marks="diverged",
     )
-    assert now.endswith(f"epoch 0/{BASELINE.recipe.epochs}")
     assert progress.seconds == pytest.approx(7200.0)
 
 
@@ -70,20 +73,20 @@ def test_best_hold_out_error_is_the_least_so_far(tmp_path: Path) -> None:
     progress, (first, second) = SweepProgress(found), [status.trial for status in found.of(BASELINE)]
     for epoch, error in enumerate((50.0, 30.0, 40.0), 1):
         progress.apply("epoch", first, row(epoch, error))
-    assert progress.rows()[0][3] == "30.00"
+    assert progress.rows()[0].best == "30.00"
     # A training on everything holds nothing out: its training error is no hold-out error.
     whole = Trial(BASELINE, "match", 1000, match="epoch", reference=first.key)
     progress.apply("started", whole, {})
     progress.apply("epoch", whole, row(1, None, 2.0))
-    assert progress.rows()[0][3] == "30.00"
+    assert progress.rows()[0].best == "30.00"
     progress.apply("epoch", second, row(1, 20.0))
-    assert progress.rows()[0][3] == "20.00"
+    assert progress.rows()[0].best == "20.00"
     # It diverged, and is begun again: what came before is no result of it.
     progress.apply("epoch", second, row(1, 60.0))
     progress.apply("epoch", second, row(2, float("nan")))
-    assert progress.rows()[0][3] == "30.00"
+    assert progress.rows()[0].best == "30.00"
     progress.apply("done", first, result(35.0, False, "diverged"))
-    assert progress.rows()[0][3] == "35.00"
+    assert progress.rows()[0].best == "35.00"
 
 
 def test_trial_that_was_begun_shows_where_it_goes_on(tmp_path: Path) -> None:
@@ -94,8 +97,17 @@ def test_trial_that_was_begun_shows_where_it_goes_on(tmp_path: Path) -> None:
     progress.resume(other, state | {"code": "older"})  # it begins anew
     for begun in (trial, other):
         progress.apply("started", begun, {})
-    _, _, now, best, _, _ = progress.rows()[0]
-    epochs = BASELINE.recipe.epochs
-    assert now == f"{trial.label} epoch 3/{epochs}; {other.label} epoch 0/{epochs}"
-    assert best == "25.00"
+    shown, epochs = progress.rows()[0], BASELINE.recipe.epochs
+    assert shown.running == (
+        RunningTrial(trial.label, 3, epochs, curve=(45.0, 25.0, 28.0)),
+        RunningTrial(other.label, 0, epochs),
+    )
+    assert shown.best == "25.00"
     assert dict(progress.remaining())[trial] == 3
+
+
+def test_head_tells_how_many_runs_mlflow_lacks_while_they_are_sent(tmp_path: Path) -> None:
+    view = LiveView(plan(SWEEP, Ledger(str(tmp_path)), {}), live=False, quiet=True)
+    assert [part for part in view._picture().head if "MLflow" in part] == []
+    view.waiting = lambda: 2
+    assert "sending 2 runs to MLflow" in view._picture().head

@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from crelu_data.interrupts import deferred_interrupts
+from crelu_data.interrupts import SignalEar, deferred_interrupts
+from tests.support.waiting import until
 
 # Thousands of submissions: where an interrupt meets the pool's own lock, a plain pool waits for ever.
 POOL = """
@@ -179,3 +181,60 @@ def test_forty_interrupts_of_a_busy_pool_end_it_forty_times() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["interrupted"] * 40
+
+
+def test_interrupt_is_answered_while_the_main_thread_waits_in_a_library() -> None:
+    script = (
+        "import ctypes, os, signal\nfrom crelu_data.interrupts import deferred_interrupts\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock\n"
+        "with deferred_interrupts('a long start', print):\n    os.write(1, b'waits\\n')\n"
+        "    lock(mutex)\n    lock(mutex)\n"  # for ever, through any signal
+    )
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "waits\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline().startswith("stopping, after a long start")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read().strip() == "ended at once, as asked; the same command resumes"
+
+
+def test_signals_of_a_forked_process_are_not_heard() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with SignalEar(heard.append):
+            child = os.fork()
+            if child == 0:
+                signal.raise_signal(signal.SIGINT)
+                os._exit(0)
+            os.waitpid(child, 0)
+            time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == []
+
+
+def test_ear_counts_the_signals_and_gives_way_to_an_inner_one() -> None:
+    outer: list[int] = []
+    inner: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with SignalEar(outer.append):
+            signal.raise_signal(signal.SIGINT)
+            until(lambda: outer, "the first signal", 20, poll=0.01)
+            with SignalEar(inner.append):
+                signal.raise_signal(signal.SIGINT)
+                until(lambda: inner, "the signal within", 20, poll=0.01)
+            signal.raise_signal(signal.SIGINT)
+            until(lambda: len(outer) == 2, "the second signal", 20, poll=0.01)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (outer, inner, signal.set_wakeup_fd(-1)) == ([1, 2], [1], -1)

@@ -13,7 +13,7 @@ import pytest
 
 from crelu_data.datasets import dataset
 from crelu_data.write import prepare
-from sweeps.cli.forecast import EVALUATION, TRIAL_START, WORKER_START, Forecast, compare, pictures
+from sweeps.cli.forecast import EVALUATION, TRIAL_START, WORKER_START, Forecast, compare, pictures, time_text
 from sweeps.cli.live_view import SweepProgress
 from sweeps.cli.options import parser
 from sweeps.cli.settings import settle
@@ -200,10 +200,11 @@ def test_forecast_is_pictures_over_throughput_in_hours_and_money(tmp_path: Path)
     likely, least, most = (first[n] + second[n] + 2 * WORKER_START for n in range(3))
     assert here.sentence(trials) == (
         f"forecast for 2 trials: {likely / 3600:.3g} hours of trials ({least / 3600:.3g} to {most / 3600:.3g}), "
-        f"{likely / 120:.1f} min with 2 at once, costs {likely / 100:.2f} ({least / 100:.2f} to {most / 100:.2f}) "
-        f"at 36 an hour"
+        f"about {time_text(first.likely)} with 2 at once, "
+        f"costs {likely / 100:.2f} ({least / 100:.2f} to {most / 100:.2f}) at 36 an hour"
     )
-    # By one worker one after the other; by two it takes as long as the longer one.
+    # By one worker one after the other; by two it takes as long as the longer one. How many there are is seen once each
+    # may have reported an epoch, and until one has, a worker starts.
     here.workers = 1
     assert here.seconds_left(trials) == pytest.approx(first.likely + second.likely)
     here.workers = 2
