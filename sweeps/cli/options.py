@@ -120,6 +120,8 @@ def _add_display(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is shown."""
     add = parser.add_argument_group("what to show").add_argument
     add("--json", action="store_true", help="the table as JSON on standard output")
+    add("--notify", metavar="URL",
+        help="post JSON there when the sweep has ended, failed or needs you (default $CRELU_NOTIFY)")
     add("-q", "--quiet", action="store_true", help="only the table")
     add("-v", "--verbose", action="store_true", help="also errors that Ray and the driver recovered from")
 # fmt: on
