@@ -23,7 +23,7 @@ from sweeps.cli.options import ExitCode
 from sweeps.experiment.wording import count
 
 if TYPE_CHECKING:
-    from sweeps.cli.summary import Summary
+    from sweeps.experiment.plan import Plan
     from sweeps.store.ledger import Json
 
 VARIABLE: Final = "CRELU_NOTIFY"
@@ -61,16 +61,21 @@ class Notifier:
     def __init__(self, address: str, sweep: str, say: Callable[[str], None]) -> None:
         """Begin; `say` takes the sentence on a post that did not arrive."""
         self.address, self.sweep, self.say = address, sweep, say
-        self.summary: Summary | None = None
+        self.code: ExitCode | None = None
+        self.plan: Plan | None = None
 
     def __enter__(self) -> Notifier:
-        """Return the notifier, which is told the summary of a work that comes to its end."""
+        """Return the notifier, which is told the exit code and the plan of a work that comes to its end."""
         return self
 
+    def ended(self, code: ExitCode, plan: Plan) -> None:
+        """Take what the work has come to."""
+        self.code, self.plan = code, plan
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Post the end: that of the summary, else an interrupt or an error, which goes its way."""
-        if self.summary is not None:
-            self.post(self.summary.code)
+        """Post the end: that of the work, else an interrupt or an error, which goes its way."""
+        if self.code is not None:
+            self.post(self.code)
         elif kind is not None:
             self.post(ExitCode.INTERRUPTED if issubclass(kind, KeyboardInterrupt) else ExitCode.USAGE)
 
@@ -79,7 +84,7 @@ class Notifier:
         if not self.address:
             return
         failures: list[str] = []
-        request = _request(self.address, notice(self.sweep, code, self.summary))
+        request = _request(self.address, notice(self.sweep, code, self.plan))
         # A timeout of urllib counts anew with each byte that comes, and looking up a host has none.
         thread = threading.Thread(target=lambda: failures.append(_failure(request)), daemon=True)
         thread.start()
@@ -89,14 +94,13 @@ class Notifier:
             self.say(f"the notice did not reach {urlsplit(self.address).hostname} ({why}); nothing else depends on it")
 
 
-def notice(sweep: str, code: ExitCode, summary: Summary | None) -> Json:
+def notice(sweep: str, code: ExitCode, plan: Plan | None) -> Json:
     """Return what is posted on the end of a sweep; `text` has it as a sentence."""
     state, why = STATES[code]
     host = socket.gethostname()
     numbers: Json = {}
     words = why
-    if summary is not None:
-        plan = summary.asked
+    if plan is not None:
         done, failed = plan.count("done", "stale"), plan.count("failed")
         numbers = {"trials": len(plan.statuses), "done": done, "failed": failed, "hours": round(plan.hours, 2)}
         trials = f"{done} of {count(len(plan.statuses), 'trial')} done"

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from enum import IntEnum
 
-from crelu_models.command_line import Parser, add_version, nonnegative_int
+from crelu_models.command_line import Parser, add_version, nonnegative_int, positive_int
 from sweeps.experiment.profiles import PROFILES
 from sweeps.experiment.sampling import SAMPLERS
 from sweeps.experiment.trial import MATCHES
@@ -135,13 +135,6 @@ def pack_size(word: str) -> str | int:
         return 1
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"off, auto, or a whole number of at least 1, not {word!r}")
-    return int(word)
-
-
-def positive_int(word: str) -> int:
-    """Return a whole number of at least 1."""
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {word!r}")
     return int(word)
 
 

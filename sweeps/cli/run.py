@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from crelu_data import availability
 from crelu_data.datasets import DataSet, dataset
 from crelu_data.interrupts import deferred_interrupts, last_words
-from sweeps.cli.dry_run import unmounted_output
+from sweeps.cli.dry_run import absent_pictures, unwritable_output
 from sweeps.cli.forecast import Forecast, compare, report_cost
 from sweeps.cli.notify import Notifier
 from sweeps.cli.options import ExitCode
@@ -60,8 +60,9 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
     How it has ended is posted where --notify says.
     """
     with Notifier(settings.notify, sweep.title, last_words) as notifier:
-        notifier.summary = _run_under_lease(sweep, asked, settings, notifier)
-    return notifier.summary
+        summary = _run_under_lease(sweep, asked, settings, notifier)
+        notifier.ended(summary.code, summary.asked)
+    return summary
 
 
 def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: Notifier) -> Summary:
@@ -75,9 +76,14 @@ def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: N
         if not settings.display.quiet:
             print(sentence, file=sys.stderr)
 
+    if why := absent_pictures(asked, settings) or unwritable_output(settings):
+        raise ValueError(why)
+    present = availability.fingerprints(asked.datasets, settings.data_dir)
+    if settings.address != "local" and len(present) < len(asked.datasets):
+        check_answers(settings.address)  # before pictures are prepared for it
+    _check_writable(settings)
     if settings.display.banner:
         tell(settings.display.banner)
-    _check_writable(settings)
     facts = _ensure_datasets(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
@@ -444,9 +450,7 @@ def session_name() -> str:
 
 
 def _check_writable(settings: Settings) -> None:
-    """Raise ValueError where the output folder cannot be written to."""
-    if why := unmounted_output(settings):
-        raise ValueError(why)
+    """Raise ValueError where a trial of writing shows that the output cannot be written to."""
     try:
         settings.ledger.write("probe", b"")
         settings.ledger.delete("probe")

@@ -63,6 +63,7 @@ def ran(
     monkeypatch.setattr(run, "_run", lambda declared, today, *_: (code, declared, today))
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
     monkeypatch.setattr(run, "check_splits", lambda *_: None)
+    monkeypatch.setattr(run, "absent_pictures", lambda *_: "")
     monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
     options = parser("s", "").parse_args(["--output", str(folder / "out"), "--notify", address, "--profile", "paper"])
     settings = settle((BASELINE,), options)
