@@ -349,7 +349,7 @@ def read_sidecar(path: Path) -> Sidecar:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: python -m crelu_data prepare writes it beside the pictures") from None
+        raise ValueError(f"{path} is missing: python -m crelu_data prepare NAME writes it") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     return sidecar_of(content, str(path))

@@ -35,7 +35,10 @@ STATES: Final = {
     ExitCode.FAILED: ("failed", "it finished with failed cells: the same command with --retry-failed tries them again"),
     ExitCode.USAGE: ("failed", "its command stopped with an error, which its terminal shows"),
     ExitCode.BUDGET: ("needs you", "its budget is used up: a larger --max-gpu-hours goes on"),
-    ExitCode.UNTRACKED: ("needs you", "all is trained, but MLflow lacks runs: python -m sweeps reconcile sends them"),
+    ExitCode.UNTRACKED: (
+        "needs you",
+        "MLflow lacks runs: its last line is the command that sends them",
+    ),
     ExitCode.CLUSTER: ("needs you", "its Ray cluster has gone: start it, then the same command resumes"),
     ExitCode.INTERRUPTED: ("needs you", "it was interrupted: the same command resumes"),
 }
