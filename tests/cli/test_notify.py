@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -34,6 +35,12 @@ class Inbox(BaseHTTPRequestHandler):
         self.posted.append((self.headers["Content-Type"], json.loads(body)))
         if "slow" in self.path:
             time.sleep(0.8)
+        if "drips" in self.path:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            with suppress(OSError):
+                for _ in range(12):
+                    self.wfile.write(b"X-Waits: on\r\n")
+                    time.sleep(0.1)
         self.send_response(404 if "gone" in self.path else 200)
         self.end_headers()
 
@@ -121,6 +128,7 @@ def test_error_and_interrupt_are_posted_without_their_text_and_go_their_way(
     [
         ("{inbox}/gone", "it answers 404"),
         ("{inbox}/slow", "no answer in 5 s"),
+        ("{inbox}/drips", "no answer in 5 s"),
         ("http://127.0.0.1:{port}/{secret}", "Connection refused"),
         ("http://127.0.0.1/{secret}/\x01", "InvalidURL"),
     ],
