@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -69,8 +70,23 @@ def _plain(message: str, options: Sequence[str]) -> str:
         return message
     known = [word.strip(" '") for word in match["known"].split(",")]
     near = get_close_matches(match["word"], known, 1, 0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+    every = ", ".join(filter(None, known))
+    hint = f"did you mean {near[0]}?" if near else f"there are: {every}" if every else "there are none here"
     return f"{match['name']}: there is no {match['word']!r}; {hint}"
+
+
+def sentence(error: Exception) -> str:
+    """Return an error as a sentence: of a file its name and what is wrong, without the system's number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def positive_int(word: str) -> int:
+    """Return a whole number of at least 1."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {word!r}")
+    return int(word)
 
 
 def nonnegative_int(word: str) -> int:

@@ -14,11 +14,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from crelu_data.cores import cores
-from crelu_data.datasets import SPLITS, Sidecar, beton_path, data_dir, dataset, read_sidecar
+from crelu_data.datasets import SPLITS, Sidecar, beton_path, check_data_dir, data_dir, dataset, read_sidecar
 from crelu_data.interrupts import INTERRUPTED
 from crelu_data.storage import Progress
 from crelu_data.streams import make_lasting
-from crelu_models.command_line import Parser, add_version
+from crelu_models.command_line import Parser, add_version, nonnegative_int, positive_int, sentence
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
 _BENCH_PICTURES = 20_000  # that `bench` reads at least; a small set is repeated
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return 0, or 2 after an error in one sentence, or 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
+        check_data_dir(data_dir(options.data_dir))
         verbs: dict[str, Callable[[argparse.Namespace], None]] = {
             "prepare": _prepare,
             "verify": _verify,
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted, and no incomplete file has a final name; the same command {again}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"data {options.verb}: {error}", file=sys.stderr)
+        print(f"data {options.verb}: {sentence(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -71,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--data-dir", metavar="DIR", help="folder of the files (default: $CRELU_DATA, ~/.cache/...)")
     for verb in (prepare, verify, bench):
         verb.add_argument(
-            "--workers", type=int, default=0, metavar="N", help="processes or threads (default: one per core)"
+            "--workers",
+            type=nonnegative_int,
+            default=0,
+            metavar="N",
+            help="processes or threads (default: one per core)",
         )
     prepare.add_argument("--source", metavar="DIR", help="folder of the originals (ImageNet: $IMAGENET_DIR)")
     prepare.add_argument("--size", type=int, metavar="N", help="stored side in pixels")
@@ -81,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--fresh", action="store_true", help="write existing files again")
     prepare.add_argument("--partial", action="store_true", help="take a part of a published set, and mark its results")
     info.add_argument("--json", action="store_true", help="print JSON")
-    bench.add_argument("--batch", type=int, default=256, metavar="N", help="pictures per batch (default: 256)")
+    bench.add_argument("--batch", type=positive_int, default=256, metavar="N", help="pictures per batch (default: 256)")
     return parser
 
 

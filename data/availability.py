@@ -10,7 +10,12 @@ from pathlib import Path
 
 from crelu_data import beton
 from crelu_data.changes import check_unchanged
-from crelu_data.datasets import SPLITS, DataSet, beton_path, canonical, dataset, read_sidecar, view_side
+from crelu_data.datasets import SPLITS, DataSet, beton_path, canonical, check_data_dir, dataset, read_sidecar, view_side
+from crelu_data.folders import check_folder
+
+
+class NotPreparedError(ValueError):
+    """A data set that one prepares by a command of its own is not there."""
 
 
 def fingerprint(name: str, where: Path) -> str:
@@ -107,13 +112,30 @@ def ensure_dataset(
         tell(f"preparing {name} in {where}")
         prepare(name, where)
     elif missing:
-        raise ValueError(missing_message(name, missing, where))
+        raise NotPreparedError(missing_message(name, missing, where))
     _check_pictures(name, where)
     return dataset(name, where)
 
 
+def check_present(name: str, where: Path, source: str = "") -> None:
+    """Raise ValueError where a data set is not there and could not come: at once, before anything is read or made."""
+    check_data_dir(where)
+    kind, _, folder = name.partition(":")
+    if kind == "folder" and not folder:
+        raise ValueError("folder: is followed by a path, as in folder:/path/to/pictures")
+    if kind == "folder":
+        if not source and not _have(name, where, (".beton",)):
+            check_folder(Path(folder))
+        return
+    split = dataset(name).final
+    missing = [path for path in (beton_path(name, part, where) for part in ("train", split)) if not path.exists()]
+    if missing and not source and kind != "synthetic":
+        raise NotPreparedError(missing_message(name, missing, where))
+
+
 def check_available(name: str, where: Path, source: str = "", pictures: bool = True) -> None:
     """Raise ValueError where `ensure_dataset` would for want of pictures or a damaged file; nothing is written."""
+    check_present(name, where, source)
     kind = name.partition(":")[0]
     if _have(name, where, (".beton", ".json") if pictures or not source else (".json",)):
         _check_pictures(name, where)
@@ -125,12 +147,6 @@ def check_available(name: str, where: Path, source: str = "", pictures: bool = T
         from crelu_data.sources import sources
 
         sources(name, None, where, None, 0)
-    elif kind != "synthetic":
-        split = dataset(name).final
-        missing = [path for path in (beton_path(name, part, where) for part in ("train", split)) if not path.exists()]
-        raise ValueError(missing_message(name, missing, where))
-    else:
-        dataset(name)
 
 
 def expected_pictures(name: str, where: Path) -> tuple[DataSet, tuple[int, ...]]:

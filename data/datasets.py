@@ -100,6 +100,12 @@ def data_dir(flag: str | os.PathLike[str] | None) -> Path:
     return Path(folder).expanduser().absolute()
 
 
+def check_data_dir(where: Path) -> None:
+    """Raise ValueError where the folder of the .beton files is something else."""
+    if where.exists() and not where.is_dir():
+        raise ValueError(f"{where} is no folder: say by --data-dir or $CRELU_DATA in which one the pictures lie")
+
+
 def beton_path(name: str, split: str, where: Path) -> Path:
     """Return the path of a split's pictures; its sidecar has the suffix .json instead."""
     if split not in SPLITS:
@@ -343,7 +349,7 @@ def read_sidecar(path: Path) -> Sidecar:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: python -m crelu_data prepare writes it beside the pictures") from None
+        raise ValueError(f"{path} is missing: python -m crelu_data prepare NAME writes it") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     return sidecar_of(content, str(path))

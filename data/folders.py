@@ -101,6 +101,12 @@ class _Tally:
         return notes
 
 
+def check_folder(root: Path) -> None:
+    """Raise ValueError where there is no folder at all."""
+    if not root.is_dir():
+        raise ValueError(f"no folder {shown(str(root))}: name one that holds a folder of pictures for each class")
+
+
 def list_pictures(root: Path, folders: Mapping[str, Path], deep: bool = True) -> Listing:
     """Return the pictures of a folder, `folders` by split being itself or folders in it.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from crelu_data import synthetic
 from crelu_data.datasets import IMAGENET, Ints, dataset, holdout, synthetic_options
-from crelu_data.folders import Listing, list_pictures, shown, split_folders
+from crelu_data.folders import Listing, check_folder, list_pictures, shown, split_folders
 from crelu_data.originals import Originals
 from crelu_data.pixels import Picture, brightest, square
 
@@ -277,8 +277,7 @@ def _imagenet_fault(listing: Listing) -> str:
 
 
 def _folder(root: Path, size: int | None, seed: int) -> dict[str, Source]:
-    if not root.is_dir():
-        raise ValueError(f"no folder {shown(str(root))}")
+    check_folder(root)
     listing = _listing(root, split_folders(root))
     splits = _splits(listing, size, seed, upright=True)
     _note_dark(root, [file.path for files in listing.files["train"].values() for file in files])

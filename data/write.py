@@ -94,11 +94,12 @@ def prepare(
     for missing originals, for originals that have changed since, and for wrong options.
     """
     writer = writer or ("ffcv" if importlib.util.find_spec("ffcv") else "native")
-    if writer not in WRITERS or not 1 <= (quality or 90) <= 100 or not 16 <= (size or 256) <= 4096:
-        raise ValueError(
-            f"writer {writer!r} must be one of {', '.join(WRITERS)}, quality {quality} in 1..100, "
-            f"size {size} in 16..4096"
-        )
+    if writer not in WRITERS:
+        raise ValueError(f"the writer is one of {', '.join(WRITERS)}, not {writer!r}")
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"the quality is 1 to 100, not {quality}")
+    if size is not None and not 16 <= size <= 4096:
+        raise ValueError(f"the size is 16 to 4096 pixels, not {size}")
     requested = {"size": size, "quality": quality, "seed": seed}
     if not fresh and _is_complete(sidecars := _existing(name, where, requested, partial)):
         check_unchanged(name, where, origin)

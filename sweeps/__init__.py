@@ -65,4 +65,6 @@ def __getattr__(name: str) -> object:
     """Return an exported name from its module."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "main":  # a page's first line has it: what follows may be wrong
+        import_module("sweeps.cli.page_errors").explain_page_errors()
     return getattr(import_module(_MODULES.get(name, "sweeps.experiment.recipe")), name)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from crelu_data.streams import make_lasting
-from crelu_models.command_line import Parser, add_version
+from crelu_models.command_line import Parser, add_version, sentence
 from sweeps.cli import explain
 from sweeps.cli.status import status
 from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
@@ -26,7 +26,7 @@ def main() -> int:
     try:
         return int(options.verb(options))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -14,6 +14,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
 from crelu_data.streams import make_lasting
+from crelu_models.command_line import sentence
+from crelu_models.model import Model
+from crelu_models.named import split_name
 from sweeps.cli.command import Command
 from sweeps.cli.interrupts import end_at_interrupt, impatient_interrupts
 from sweeps.cli.options import ExitCode, parser
@@ -23,6 +26,7 @@ from sweeps.experiment.profiles import names_paper
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell
+from sweeps.experiment.user_code import find_module
 from sweeps.experiment.wording import unknown_name
 
 if TYPE_CHECKING:
@@ -55,6 +59,10 @@ def main(
     # background of a script, where Ctrl-C is ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    try:
+        check_cells(name, cells, *also.values())
+    except ValueError as error:
+        refuse(str(error))
     cells = [at_absolute_path(cell) for cell in cells]
     also = {group: [at_absolute_path(cell) for cell in more] for group, more in also.items()}
     try:
@@ -63,16 +71,14 @@ def main(
             also = {group: [replace(cell, metric=metric) for cell in more] for group, more in also.items()}
         every = [*cells, *(cell for group in also.values() for cell in group)]
         check_references(name, every)
-        check_tasks(every)
+        check_code(every)
         more = [cell for group in options.also for cell in also[group]]
         with impatient_interrupts():
             code = launch(name, (*cells, *more), protocol, options, of_paper)
         end_at_interrupt(code)
         sys.exit(code)
-    except ValueError as error:
-        refuse(str(error))
-    except OSError as error:
-        refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except (ValueError, OSError) as error:
+        refuse(sentence(error))
     except KeyboardInterrupt:
         end_at_interrupt(ExitCode.INTERRUPTED)
         print("interrupted; the same command resumes", file=sys.stderr)
@@ -109,6 +115,7 @@ def run(
     words += [*(["--dataset", dataset] if dataset else []), *(["--seeds", str(seeds)] if seeds else [])]
     words += ["--only", *only] if only else []
     options = _parsed(name, [*words, *flags])
+    check_cells(name, cells)
     cells = tuple(at_absolute_path(cell) for cell in cells)
     check_references(name, cells)
     of_paper = names_paper(cells)
@@ -158,8 +165,22 @@ def check_references(name: str, cells: Sequence[Cell]) -> None:
             raise ValueError(f"versus of {cell.label!r}: {cell.versus!r} has other pictures ({data})")
 
 
-def check_tasks(cells: Sequence[Cell]) -> None:
-    """Raise ValueError where a cell names a training function that is not there."""
+def check_cells(name: str, *groups: Sequence[Cell]) -> None:
+    """Raise ValueError where a page hands over something else than cells, or none."""
+    for cells in groups:
+        if not isinstance(cells, Sequence) or not all(isinstance(cell, Cell) for cell in cells):
+            raise ValueError(f"the cells of {name} are a list of Cell, as in [Cell(...), Cell(...)], not {cells!r:.80}")
+    if not groups[0]:
+        raise ValueError(f"{name} has no cell: it needs at least one")
+
+
+def check_code(cells: Sequence[Cell]) -> None:
+    """Raise ValueError where a cell names a training function, or a module of its net, that is not there."""
+    for name in dict.fromkeys(name for cell in cells if isinstance(cell.net, Model) for name in cell.net.user_names):
+        try:
+            find_module(split_name(name)[0])
+        except LookupError as error:
+            raise ValueError(f"{name}: {error}") from None
     for task in dict.fromkeys(cell.task for cell in cells if cell.task):
         check_task(task)
 

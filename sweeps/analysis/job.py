@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from crelu_data.streams import make_lasting
-from crelu_models.command_line import Parser, nonnegative_int
+from crelu_models.command_line import Parser, nonnegative_int, sentence
 from sweeps.analysis import sources, summary
 from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, run_job
 from sweeps.analysis.sources import Source
@@ -104,10 +104,8 @@ def main(job: Job, parser: argparse.ArgumentParser) -> NoReturn:
     options = parser.parse_args()
     try:
         sys.exit(run_command(job, options, parser.parse_args([])))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.strerror or error} {error.filename or ''}".rstrip(), file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -161,8 +159,8 @@ def _reason(result: JobResult) -> str:
 def _show(ledger: Ledger, options: argparse.Namespace, summaries: Sequence[Json]) -> None:
     """Print the table, the notes on it, and where the files lie."""
     print(summary.table(summaries), end="")
-    for sentence in dict.fromkeys(note for entry in summaries for note in entry["notes"]):
-        print(f"  {sentence}")
+    for note in dict.fromkeys(note for entry in summaries for note in entry["notes"]):
+        print(f"  {note}")
     if options.sweep:
         print(f"table      {summary.leave(ledger, options.sweep, summaries)} (and .parquet)")
     first = summaries[0]

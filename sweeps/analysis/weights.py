@@ -184,7 +184,7 @@ def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # of pickle protocols that it may not know
             value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors raise of all kinds on a damaged file
-        why = (str(error) or type(error).__name__).splitlines()[0]
+        why = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]  # torch adds advice
         raise ValueError(f"{name} holds no weights that can be read: {why}") from None
     if isinstance(value, dict):
         # A training's checkpoint has its state dict beside other things.

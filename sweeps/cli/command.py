@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 # Flags that ask for something once: repeated, they would undo what was done.
 ONCE = ("--fresh", "--retry-failed", "--resume", "--yes")
+SECRET = "--notify"  # whoever reads its address may post there: it is in no printed command
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Command:
     def typed(cls, module: str) -> Command:
         """Return the command of this process, whose page is `module`."""
         arguments = tuple(sys.argv[1:])
-        return cls(program(module, sys.orig_argv, arguments), arguments)
+        return cls(program(module, sys.orig_argv, arguments), without(arguments, SECRET, 1))
 
     def again(self, *more: str, drop: str = "") -> str:
         """Return the command that goes on from here, with a further flag in place of the same one, without `drop`."""

@@ -102,7 +102,24 @@ def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
 # Checks of a run that write nothing: each returns why it would be refused, or nothing.
 
 
+def absent_pictures(sweep: Sweep, settings: Settings) -> str:
+    """Return which pictures of a sweep are not there and how they come; empty where they are, or are made on the way.
+
+    Nothing is read for it, so that it may be asked before anything else.
+    """
+    try:
+        for name in sweep.datasets:
+            availability.check_present(name, settings.data_dir, settings.data_source)
+    except ValueError as error:
+        if settings.hosted or settings.dataset or not isinstance(error, availability.NotPreparedError):
+            return str(error)
+        return f"{error}; or take embedded pictures: {settings.command.again('--profile', 'demo')}"
+    return ""
+
+
 def _no_data(today: Plan, settings: Settings) -> str:
+    if why := absent_pictures(today.sweep, settings):
+        return why
     local = settings.address == "local"
     try:
         for name in today.sweep.datasets:
@@ -119,7 +136,8 @@ def unmounted_output(settings: Settings) -> str:
     return "" if point is None else f"cannot write to --output {settings.output}: {where}"
 
 
-def _not_writable(_: Plan, settings: Settings) -> str:
+def unwritable_output(settings: Settings) -> str:
+    """Return why the output cannot be written to, as far as one sees without writing; empty where it can."""
     if "://" in settings.output:
         return ""  # a store elsewhere says so only when something is written
     if why := unmounted_output(settings):
@@ -132,6 +150,10 @@ def _not_writable(_: Plan, settings: Settings) -> str:
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"cannot write to --output {settings.output}: no permission in {folder}"
     return ""
+
+
+def _not_writable(_: Plan, settings: Settings) -> str:
+    return unwritable_output(settings)
 
 
 def _no_cluster(today: Plan, settings: Settings) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from enum import IntEnum
 
-from crelu_models.command_line import Parser, add_version, nonnegative_int
+from crelu_models.command_line import Parser, add_version, nonnegative_int, positive_int
 from sweeps.experiment.profiles import PROFILES
 from sweeps.experiment.sampling import SAMPLERS
 from sweeps.experiment.trial import MATCHES
@@ -121,6 +121,8 @@ def _add_display(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is shown."""
     add = parser.add_argument_group("what to show").add_argument
     add("--json", action="store_true", help="the table as JSON on standard output")
+    add("--notify", metavar="URL",
+        help="post JSON there when the sweep has ended, failed or needs you (default $CRELU_NOTIFY)")
     add("-q", "--quiet", action="store_true", help="only the table")
     add("-v", "--verbose", action="store_true", help="also errors that Ray and the driver recovered from")
 # fmt: on
@@ -134,13 +136,6 @@ def pack_size(word: str) -> str | int:
         return 1
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"off, auto, or a whole number of at least 1, not {word!r}")
-    return int(word)
-
-
-def positive_int(word: str) -> int:
-    """Return a whole number of at least 1."""
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {word!r}")
     return int(word)
 
 

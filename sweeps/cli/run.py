@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from crelu_data import availability
 from crelu_data.datasets import DataSet, dataset
 from crelu_data.interrupts import deferred_interrupts, last_words
-from sweeps.cli.dry_run import unmounted_output
+from sweeps.cli.dry_run import absent_pictures, unwritable_output
 from sweeps.cli.forecast import Forecast, compare, report_cost
+from sweeps.cli.notify import Notifier
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.cli.summary import Summary, conclude, reconcile_command
@@ -61,16 +62,35 @@ CLOSING, LEAVING = (120.0, math.inf), (5.0, 5.0)
 
 
 def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
-    """Train the part of a declared sweep that is `asked` for, and return what all of it has come to."""
+    """Train the part of a declared sweep that is `asked` for, and return what all of it has come to.
+
+    How it has ended is posted where --notify says.
+    """
+    with Notifier(settings.notify, sweep.title, last_words) as notifier:
+        summary = _run_under_lease(sweep, asked, settings, notifier)
+        notifier.ended(summary.code, summary.asked)
+    return summary
+
+
+def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: Notifier) -> Summary:
+    """Run a sweep as its driver; `notifier` is for the ends of the process that no exception reaches.
+
+    A driver that has lost its lease posts nothing: it has to end at once, and another one drives the sweep.
+    """
     from sweeps.store.lease import Lease, LeaseHeldError, LeaseLostError
 
     def tell(sentence: str) -> None:
         if not settings.display.quiet:
             print(folded(sentence), file=sys.stderr)
 
+    if why := absent_pictures(asked, settings) or unwritable_output(settings):
+        raise ValueError(why)
+    present = availability.fingerprints(asked.datasets, settings.data_dir)
+    if settings.address != "local" and len(present) < len(asked.datasets):
+        check_answers(settings.address)  # before pictures are prepared for it
+    _check_writable(settings)
     if settings.display.banner:
         tell(settings.display.banner)
-    _check_writable(settings)
     facts = _ensure_datasets(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
@@ -78,8 +98,8 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
             settings = dataclasses.replace(
                 settings,
                 guard=lease.check,
-                start_over=_give_up if settings.hosted else partial(_start_over, lease),
-                lose_cluster=_give_up if settings.hosted else partial(_lose_cluster, lease),
+                start_over=_give_up if settings.hosted else partial(_start_over, lease, post=notifier.post),
+                lose_cluster=_give_up if settings.hosted else partial(_lose_cluster, lease, post=notifier.post),
             )
             with suppress(OSError):
                 remove_leftovers(settings.ledger, sweep.title)
@@ -99,7 +119,7 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
         raise ValueError(str(busy)) from None
 
 
-def _start_over(lease: Lease, reason: str) -> None:
+def _start_over(lease: Lease, reason: str, post: Callable[[ExitCode], None] = lambda _: None) -> None:
     """Begin this command anew in this process, from a thread, where the main thread waits for a Ray that has died."""
     from sweeps.execution import ray_runtime
 
@@ -107,16 +127,18 @@ def _start_over(lease: Lease, reason: str) -> None:
     lease.__exit__(None, None, None)
     times = int(os.environ.get(STARTED_OVER, "0")) + 1
     if times > MAX_STARTED_OVER:
+        post(ExitCode.USAGE)
         _end_at_once(f"{reason}, for the {times}th time; the same command resumes")
     last_words(f"{reason}; starting over, trials go on from their checkpoints")
     os.environ[STARTED_OVER] = f"{times}"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _lose_cluster(lease: Lease, reason: str) -> None:
+def _lose_cluster(lease: Lease, reason: str, post: Callable[[ExitCode], None] = lambda _: None) -> None:
     """End this command, from a thread, where the cluster that it joined has gone: Ray would do it without a word."""
     lease.__exit__(None, None, None)
     remedy = "start the cluster again (ray up --restart-only FILE), then the same command resumes"
+    post(ExitCode.CLUSTER)
     _end_at_once(f"{reason}; nothing is lost, trials go on from their checkpoints: {remedy}", ExitCode.CLUSTER)
 
 
@@ -458,9 +480,7 @@ def session_name() -> str:
 
 
 def _check_writable(settings: Settings) -> None:
-    """Raise ValueError where the output folder cannot be written to."""
-    if why := unmounted_output(settings):
-        raise ValueError(why)
+    """Raise ValueError where a trial of writing shows that the output cannot be written to."""
     try:
         settings.ledger.write("probe", b"")
         settings.ledger.delete("probe")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from crelu_models.model import Model
 from sweeps.cli.command import Command
+from sweeps.cli.notify import notify_address
 from sweeps.experiment.profiles import (
     changed_fields,
     data_name,
@@ -81,6 +82,7 @@ class Settings:
     display: Display = Display()
     price_per_gpu_hour: float = 0.0
     register: str = ""  # name of a model of MLflow's
+    notify: str = field(default="", repr=False)  # an address that is a secret
     hosted: bool = False  # the process is a user's notebook or script: nothing ends it or begins it anew
     command: Command = field(default_factory=Command)
     guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
@@ -143,6 +145,7 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
         display=Display(options.json, options.quiet, options.verbose, "\n".join(filter(None, sentences))),
         price_per_gpu_hour=options.price_per_gpu_hour,
         register=options.register,
+        notify=notify_address(options),
     )
 
 

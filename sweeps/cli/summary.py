@@ -203,7 +203,7 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, Tra
         again = settings.command.verb("report", sweep.title, "--output", settings.output, "--to", "report")
         return None, again, build.NOT_ASKED
     try:
-        document, path, tracked = build.make(
+        made = build.make(
             settings.ledger,
             sweep.title,
             Path(settings.output, "reports"),
@@ -212,7 +212,7 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, Tra
         )
     except ValueError as error:
         return None, f"none: {error}", build.NOT_ASKED
-    return document, str(path), tracked
+    return made.report, str(made.page), made.tracked
 
 
 def _mlflow_command() -> str:

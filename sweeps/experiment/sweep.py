@@ -36,7 +36,11 @@ class Protocol:
     rates: RateStudy | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError where the learning rate would be chosen twice."""
+        """Raise ValueError for counts that cannot be, and where the learning rate would be chosen twice."""
+        if self.seeds < 1:
+            raise ValueError(f"a protocol has at least one seed, not {self.seeds}")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"a protocol has no folds, 0, or at least two, not {self.folds}")
         if self.rates is not None and self.search is not None and "recipe.lr" in {a.name for a in self.search.axes}:
             raise ValueError("the learning rate is chosen by rates and by the search: leave out rates, or recipe.lr")
 

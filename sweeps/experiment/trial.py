@@ -71,7 +71,11 @@ class Cell:
     metric: Metric = PERCENT
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what does not go together: a training function, a table, a metric, an initialisation."""
+        """Raise ValueError for what is no net or recipe, and for what does not go together: a task and a table, say."""
+        if not isinstance(self.net, Net | Model):
+            raise ValueError(f"the net of {self.label!r} is a net such as S2, or a Model, not {self.net!r}")
+        if not isinstance(self.recipe, Recipe):
+            raise ValueError(f"the recipe of {self.label!r} is a Recipe such as ALLCONV, not {self.recipe!r}")
         if self.task and not TASK.fullmatch(self.task):
             raise ValueError(f"task of {self.label!r} is 'module:function', not {self.task!r}")
         if self.task and self.table:

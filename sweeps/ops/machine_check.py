@@ -35,6 +35,8 @@ VARIABLES = (
     "NO_COLOR", "CI",
 )  # fmt: skip
 
+SECRETS = ("CRELU_NOTIFY",)  # of the same kind, whose values are not shown
+
 State = Literal["ok", "note", "WRONG"]
 
 
@@ -317,7 +319,9 @@ def variables(environment: Mapping[str, str]) -> Iterator[Finding]:
     given = {name: environment[name] for name in VARIABLES if name in environment}
     for name, value in given.items():
         yield Finding("ok", f"{name} = {without_login(value) or '(empty)'}")
-    if not given:
+    hidden = [name for name in SECRETS if name in environment]
+    yield from (Finding("ok", f"{name} is set") for name in hidden)
+    if not (given or hidden):
         yield Finding("ok", "none is set that changes what a sweep does")
 
 

@@ -1,7 +1,8 @@
 """Reports of sweeps: their finished trials as page, Markdown, LaTeX, CSV and Parquet.
 
-    python -m sweeps report                      every sweep of the output folder
+    python -m sweeps report                      every sweep of the output folder, and an index of them
     python -m sweeps report SWEEP --to DIR       one of them, written there
+    python -m sweeps report SWEEP --watch        written again as trials end; --open shows it in the browser
     python -m sweeps report --check README.md    exit 1 where a table in it no longer matches the store
     python -m sweeps report --from FILE.zip      from a capsule: no GPU, no torch, no Ray, no server
     python -m sweeps export SWEEP FILE.zip       the capsule: all that a report is made of, and the report
@@ -19,13 +20,16 @@ import difflib
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import time
+import webbrowser
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from sweeps.experiment.wording import count
+from sweeps.report import grade_page, index_page
 from sweeps.report.contents import document
 from sweeps.report.mlflow_notes import pages
 from sweeps.report.progress_bar import progress_bar
@@ -34,8 +38,11 @@ from sweeps.report.render.formats import blocks, comma_separated, latex, markdow
 from sweeps.report.render.html import page
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
-from sweeps.results.evidence import SweepResults, survey, titles
+from sweeps.results.evidence import MANIFEST, SweepResults, survey, titles
+from sweeps.results.grade import grade
+from sweeps.results.reproduction_trees import TREES
 from sweeps.store.foreign import printable
+from sweeps.store.lease import Drivers
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, same_store, without_login
@@ -43,6 +50,7 @@ from sweeps.tracking.layout import Owner, table_address
 from sweeps.tracking.store_errors import trouble
 
 DONE, DIFFERS, UNTRACKED = 0, 1, 4
+POLL = 2.0  # seconds between two looks at a ledger that is watched
 ROWS = ("numbers", "effects", "factors", "claims", "printed", "curves", "dropout", "runs")
 KINDS = ("csv", "parquet")
 
@@ -57,9 +65,20 @@ class Tracked(NamedTuple):
 NOT_ASKED = Tracked("", lacks=False)
 
 
+class Made(NamedTuple):
+    """A report that has been written: the results in it, its document, the path of its page, what MLflow has of it."""
+
+    results: SweepResults
+    report: Document
+    page: Path
+    tracked: Tracked
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`; --output is every verb's."""
-    parser.add_argument("sweep", nargs="?", help="one of the output folder's sweeps (default: all)")
+    parser.add_argument("sweep", nargs="?", help="one of the output folder's sweeps (default: all, and an index)")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    parser.add_argument("--watch", action="store_true", help="write it again as trials end, until Ctrl-C")
     parser.add_argument("--check", metavar="FILE", help="compare the tables in a Markdown document with the store")
     parser.add_argument("--from", dest="capsule", metavar="FILE.zip", help="read a capsule, not the output folder")
     parser.add_argument(
@@ -79,26 +98,82 @@ def run(options: argparse.Namespace) -> int:
 
     ValueError for a sweep or table that is not there, and for a cell whose dropout was chosen on test data.
     """
+    if options.check and (options.open or options.watch):
+        raise ValueError("--check writes no page: leave --open and --watch out")
+    if options.capsule and options.watch:
+        raise ValueError("--watch is for an output, where trials end: a capsule does not change")
     with source(options) as ledger:
         if options.check:
             return check(ledger, Path(options.check))
         to = Path(options.to or (Path(options.capsule).parent / "reports" if options.capsule else _reports(options)))
-        store = "" if options.capsule else own_store(options.tracking_uri, ledger.root.removesuffix("/ledger"))
-        code = DONE
-        for title in titles(ledger, options.sweep):
-            report, path, tracked = make(ledger, title, to, store)
-            print(summary(report))
-            print(f"report     {path}")
-            if tracked.sentence:
-                print(f"MLflow     {tracked.sentence}")
-            code = UNTRACKED if tracked.lacks else code
+        # While it is watched the sweep's own command sends the report, at its end.
+        is_sent = not (options.capsule or options.watch)
+        store = own_store(options.tracking_uri, ledger.root.removesuffix("/ledger")) if is_sent else ""
+        before = _news(ledger)
+        path, code = write_all(ledger, options.sweep, to, store)
+        if options.open and not webbrowser.open(path.absolute().as_uri()):
+            print(f"no browser is at hand here: open {path}", file=sys.stderr)
+        if options.watch:
+            watch(ledger, options.sweep, to, before)
     return code
 
 
-def make(ledger: Ledger, title: str, to: Path, store: str, quiet: bool = False) -> tuple[Document, Path, Tracked]:
+def write_all(ledger: Ledger, sweep: str | None, to: Path, store: str) -> tuple[Path, int]:
+    """Write the report of a sweep, or of all and their index; return the page to look at, and the exit code."""
+    written: list[Made] = []
+    path, code = to, DONE
+    for title in titles(ledger, sweep):
+        made = make(ledger, title, to, store)
+        written.append(made)
+        path = made.page
+        print(summary(made.report))
+        print(f"report     {path}")
+        if made.tracked.sentence:
+            print(f"MLflow     {made.tracked.sentence}")
+        code = UNTRACKED if made.tracked.lacks else code
+    if sweep is None and ledger.read_json(MANIFEST) is None:
+        path = write_index(ledger, written, to)
+        print(f"index      {path}")
+    return path, code
+
+
+def write_index(ledger: Ledger, written: Sequence[Made], to: Path) -> Path:
+    """Write the index of reports under `to`, and the paper's grade where a row of it has run; return its path."""
+    driving = Drivers(ledger).now([made.results.title for made in written])
+    surveys = [made.results for made in written]
+    graded = None
+    if any(evidence.cell.table for results in surveys for evidence in results.cells):
+        graded = grade(TREES["crelu"], surveys)
+        grade_page.write(graded, [results.title for results in surveys], to / "grade")
+    sweeps = [index_page.Reported(made.results, made.report, driving[made.results.title]) for made in written]
+    path = to / index_page.PAGE
+    replace(path, page(index_page.index_document(sweeps, graded)).encode())
+    return path
+
+
+def watch(ledger: Ledger, sweep: str | None, to: Path, before: object) -> None:
+    """Write the report again as trials end, fail or pause, until Ctrl-C; `before` is the news so far."""
+    print("watching; the page is written again as trials end, until Ctrl-C", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(POLL)
+            now = _news(ledger)
+            if now != before:
+                before = now
+                write_all(ledger, sweep, to, "")
+    print("no longer watched; the page stays", file=sys.stderr)
+
+
+def _news(ledger: Ledger) -> object:
+    """Return what changes on a ledger when a trial ends, fails or pauses, or a sweep is declared."""
+    attempts = {key: ledger.names(f"attempts/{key}") for key in ledger.folders("attempts")}
+    return ledger.names("plans"), ledger.names("results"), ledger.names("paused"), attempts
+
+
+def make(ledger: Ledger, title: str, to: Path, store: str, quiet: bool = False) -> Made:
     """Write a sweep's report under `to` and put it on its runs in the user's own MLflow `store`, where there is one.
 
-    Return the document, the path of its page, and what MLflow has of it. `quiet` shows no bar. ValueError as for `run`.
+    `quiet` shows no bar. ValueError as for `run`.
     """
     with progress_bar(f"report on {title}", 4, quiet) as begin:
         begin("reading trials")
@@ -110,7 +185,7 @@ def make(ledger: Ledger, title: str, to: Path, store: str, quiet: bool = False) 
         ledger.guard()
         path = write(contents, to / title)[0]
         begin("sending to MLflow")
-        return report, path, track(ledger, results, contents, store) if store else NOT_ASKED
+        return Made(results, report, path, track(ledger, results, contents, store) if store else NOT_ASKED)
 
 
 def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], store: str) -> Tracked:
@@ -219,11 +294,17 @@ def write(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
             old.unlink(missing_ok=True)
     paths = []
     for name, content in contents.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        paths.append(path)
+        paths.append(folder / name)
+        replace(paths[-1], content)
     return paths
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file so that whoever reads it meanwhile sees all that was there before, or all that is there then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def summary(report: Document) -> str:

@@ -24,6 +24,7 @@ WORDS = (
     "GPU-hours are estimated from operations at 20 TFLOP/s: ten folds, or two seeds, of each row that lacks them.",
 )
 
+PAGE = "grade.html"
 SHOWN = 2  # levels below the paper in the page's first table, which is folded where it is long
 
 
@@ -47,12 +48,18 @@ def run(options: argparse.Namespace) -> int:
     print("\n".join(lines(graded)))
     if options.to or "://" not in options.output:
         folder = Path(options.to or Path(options.output).expanduser().absolute() / "reports" / "grade")
-        folder.mkdir(parents=True, exist_ok=True)
-        document = graded_document(graded, [found.title for found in surveys])
-        (folder / "grade.html").write_text(page(document), encoding="utf-8")
-        (folder / "grade.md").write_text(markdown(document), encoding="utf-8")
-        print(f"page       {folder / 'grade.html'}")
+        print(f"page       {write(graded, [found.title for found in surveys], folder)}")
     return 0
+
+
+def write(graded: Graded, sweeps: list[str], folder: Path) -> Path:
+    """Write the page of a grade into a folder, with the same as Markdown, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = graded_document(graded, sweeps)
+    (folder / "grade.md").write_text(markdown(document), encoding="utf-8")
+    path = folder / PAGE
+    path.write_text(page(document), encoding="utf-8")
+    return path
 
 
 def declared(ledger: Ledger) -> list[str]:

@@ -107,7 +107,7 @@ class Results:
         if not to and "://" in self.output:
             raise ValueError(f"{self.output} is no local folder: say where the report goes, as in report('report')")
         folder = Path(to).expanduser().absolute() if to else Path(self.output, "reports")
-        return build.make(self._ledger, self.title, folder, "")[1]
+        return build.make(self._ledger, self.title, folder, "").page
 
     def __repr__(self) -> str:
         plan = self.plan

@@ -50,6 +50,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     monkeypatch.setattr(cli_run, "_run", train)
     monkeypatch.setattr(cli_run, "_ensure_datasets", lambda *_: {})
     monkeypatch.setattr(cli_run, "check_splits", lambda *_: None)
+    monkeypatch.setattr(cli_run, "absent_pictures", lambda *_: "")
     return seen
 
 

@@ -81,7 +81,7 @@ def test_a_tree_of_cifar_in_the_data_dir_is_taken(tmp_path: Path, capsys: pytest
         (["prepare", "cifar10", "--source", "/nowhere"], "cifar-10-batches-py"),
         (["prepare", "cifar10", "--size", "64"], "32 pixels"),
         (["prepare", "folder:/nowhere"], "no folder /nowhere"),
-        (["prepare", "synthetic", "--quality", "101"], "1..100"),
+        (["prepare", "synthetic", "--quality", "101"], "1 to 100"),
         (["prepare", "synthetic", "--partial"], "no published set"),
         (["verify", "synthetic"], "data prepare synthetic"),
         (["info", "cifar10"], "data prepare cifar10"),

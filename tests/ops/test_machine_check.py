@@ -143,6 +143,7 @@ def test_a_dead_mlflow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_variables_are_shown_without_a_login() -> None:
     told = [*variables({"CRELU_DATA": "/data", "MLFLOW_TRACKING_URI": "https://me:secret@host", "HOME": "/home"})]
     assert [finding.sentence for finding in told] == ["CRELU_DATA = /data", "MLFLOW_TRACKING_URI = https://host"]
+    assert [*variables({"CRELU_NOTIFY": "https://host/secret"})] == [("ok", "CRELU_NOTIFY is set")]
     assert said(variables({"HOME": "/home"}))[0] == "ok"
 
 

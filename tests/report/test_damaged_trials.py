@@ -56,7 +56,7 @@ def flipped(content: bytes) -> bytes:
 
 def options(output: Path, **given: str | None) -> argparse.Namespace:
     asked = {"sweep": None, "check": None, "capsule": None, "to": None, "tracking_uri": None}
-    return argparse.Namespace(**asked | given, output=str(output))
+    return argparse.Namespace(**asked | given, output=str(output), open=False, watch=False)
 
 
 def of_phase(results: SweepResults, phase: str) -> str:

@@ -66,7 +66,7 @@ def stranger() -> Iterator[tuple[str, list[str]]]:
 
 def report(output: Path, **given: str | None) -> int:
     asked = {"sweep": None, "check": None, "capsule": None, "to": str(output / "to"), "tracking_uri": None}
-    return build.run(argparse.Namespace(**asked | given, output=str(output)))
+    return build.run(argparse.Namespace(**asked | given, output=str(output), open=False, watch=False))
 
 
 @pytest.mark.parametrize("noted", ["{}", "{}/mlflow", "{}/"])

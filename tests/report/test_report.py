@@ -100,6 +100,7 @@ def options(output: Path, **given: Any) -> argparse.Namespace:
     """Return the options of `report` as the command line gives them."""
     return argparse.Namespace(
         **{"sweep": None, "check": None, "capsule": None, "to": None, "tracking_uri": None, "output": str(output)}
+        | {"open": False, "watch": False}
         | given
     )
 
@@ -261,6 +262,9 @@ def test_what_others_wrote_is_text_on_the_page(tmp_path: Path) -> None:
     make(ledger, Sweep("nasty", "paper", (cell,), Protocol()), placed_anywhere)
     build.run(options(tmp_path))
     folder = tmp_path / "reports" / "nasty"
+    index = Page((tmp_path / "reports" / "index.html").read_text())
+    assert any(nasty in "".join(words) for _, _, words in index.found)
+    assert not [tag for tag, *_ in index.found if tag == "img"]
     page = Page((folder / "report.html").read_text())
     assert not [tag for tag, *_ in page.found if tag == "img"]
     assert any(nasty in "".join(words) for _, _, words in page.found)
@@ -471,8 +475,8 @@ def test_report_needs_no_torch_no_ray_and_no_server(output: Path, tmp_path: Path
     code = (
         "import sys\nfrom sweeps.report import build\n"
         "import argparse\n"
-        "build.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, tracking_uri=None, "
-        f"to={str(tmp_path)!r}, output={str(output)!r}))\n"
+        "build.run(argparse.Namespace(sweep='cifar_vgg', check=None, capsule=None, tracking_uri=None, open=False, "
+        f"watch=False, to={str(tmp_path)!r}, output={str(output)!r}))\n"
         "heavy = {'torch', 'ray', 'mlflow', 'ffcv', 'torchvision'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -485,7 +489,7 @@ def test_only_a_page_needs_matplotlib(output: Path) -> None:
         "import argparse, sys\nfrom sweeps.report import build\n"
         f"path = {str(output / 'reports' / 'imagenet_placement' / 'report.md')!r}\n"
         "options = argparse.Namespace(sweep=None, check=path, capsule=None, tracking_uri=None, to=None, "
-        f"output={str(output)!r})\n"
+        f"open=False, watch=False, output={str(output)!r})\n"
         "assert build.run(options) == 0\n"
         "assert 'matplotlib' not in sys.modules\n"
     )

@@ -129,7 +129,9 @@ def _reported(path: Path, folder: Path) -> object:
     """Make the report of a capsule, as `report --from` does."""
     with redirect_stdout(io.StringIO()):
         return build.run(
-            argparse.Namespace(sweep=None, check=None, capsule=str(path), to=str(folder / "to"), output="")
+            argparse.Namespace(
+                sweep=None, check=None, capsule=str(path), to=str(folder / "to"), output="", open=False, watch=False
+            )
         )
 
 

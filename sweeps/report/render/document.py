@@ -25,7 +25,8 @@ NONE: Final = "–"
 class Entry(NamedTuple):
     """One place of a table: its text, a smaller second line, its marks, and the runs that the number is of.
 
-    `cell` is the key of the cell whose runs these are, `metric` the name the number has on them.
+    `cell` is the key of the cell whose runs these are, `metric` the name the number has on them. `link` is the
+    address of another page of ours.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     runs: tuple[Run, ...] = ()
     cell: str = ""
     metric: str = ""
+    link: str = ""
 
 
 class Table(NamedTuple):
