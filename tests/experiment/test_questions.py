@@ -240,7 +240,12 @@ def test_single_waits_for_both_phases() -> None:
     of_a = [trial.phase for trial in (*first.to_do, *first.pending) if trial.cell == A]
     assert sorted(of_a) == ["holdout"] * 3 + ["match"] * 3
     results, failed = train(sweep, 2, ("A1",))
-    assert not [trial for part in sweep_trials(sweep, results, failed).values() for trial in part.pending]
+    parts = {key: part for key, part in sweep_trials(sweep, results, failed).items() if key}
+    assert not [trial for part in parts.values() for trial in part.pending]
+    # The first phase that failed has no second: its pair is missing, and the others are looked at.
+    courses = question_waves(sweep, parts, results, failed).courses
+    assert "open" not in [course.decision for course in courses]
+    assert courses[0].looks[0].n == 2
 
 
 def test_search_comes_first_and_what_follows_is_counted() -> None:
