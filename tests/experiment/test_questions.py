@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import stats
 
-from crelu_models.tables import S2
 from sweeps.cli.options import parser
 from sweeps.cli.settings import asked_part, protocol_of
 from sweeps.experiment.metrics import TOP1, Metric
@@ -21,23 +20,12 @@ from sweeps.experiment.questions.price import prices
 from sweeps.experiment.questions.question import Question, check_questions
 from sweeps.experiment.questions.registration import changes_of, contents, register
 from sweeps.experiment.questions.rule import FIRST, LEVEL, SPENT, Look, critical, decide, follow, look_sizes
-from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
-from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.trial import Trial
 from sweeps.launch import check_decidable
 from sweeps.store.ledger import Json, Ledger
-
-A, B, C, D = (Cell(name, S2.width(1 + i / 8), "cifar10", ALLCONV) for i, name in enumerate("ABCD"))
-QUESTIONS = (Question("A beats B", "A", "B", margin=0.5), Question("A beats C", "A", "C", "lower", 0.5))
-SWEEP = Sweep("s", "paper", (A, B, C, D), Protocol(until=12), questions=QUESTIONS)
-MEANS = {"A": 8.0, "B": 9.5, "C": 8.0, "D": 9.0}
-
-
-def error_of(trial: Trial) -> float:
-    """Return an error that the trial's key decides: the cell's mean and noise of deviation 0.3."""
-    noise = int(trial.key[:8], 16) / 2**32
-    return MEANS[trial.cell.label] + 0.3 * float(special.ndtri(0.001 + 0.998 * noise))
+from tests.support.questions import QUESTIONS, SWEEP, A, B, D, error_of
 
 
 def result(trial: Trial) -> Json:
@@ -297,9 +285,16 @@ def test_change_before_the_first_training_is_none_and_after_it_is_marked(tmp_pat
     register(ledger, "s", other, 9)
     assert [change.sentence for change in changes_of(ledger, "s")] == [
         "the questions were changed after 7 trainings",
-        "the cells were changed after 7 trainings",
         "the largest number was changed from 12 to 20 after 7 trainings",
     ]
+
+
+def test_other_recipe_of_a_cell_is_a_change(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    now = contents(QUESTIONS, SWEEP.cells, SWEEP.protocol.design)
+    register(ledger, "s", now, 0)
+    register(ledger, "s", now | {"cells": now["cells"] | {"A": "other"}}, 2)
+    assert [change.sentence for change in changes_of(ledger, "s")] == ["the cells were changed after 2 trainings"]
 
 
 def test_registration_after_trainings_is_marked(tmp_path: Path) -> None:

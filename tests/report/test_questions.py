@@ -15,7 +15,7 @@ from sweeps.results import capsule
 from sweeps.results.answers import answers, answers_of_plan
 from sweeps.results.evidence import survey
 from sweeps.store.ledger import Ledger
-from tests.experiment.test_questions import QUESTIONS, SWEEP, A, B, error_of
+from tests.support.questions import QUESTIONS, SWEEP, A, B, error_of
 from tests.support.sweeps import Made, make
 
 

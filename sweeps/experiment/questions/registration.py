@@ -60,13 +60,17 @@ def register(ledger: Ledger, title: str, now: Json, trained: int) -> None:
         changes = [{"what": "the questions were registered", "after": trained}] if trained else []
         ledger.write_note(f"questions/{title}.json", now | {"changes": changes})
         return
+    # Cells that a question brings or takes along are no change of their own.
+    common = {label: now["cells"].get(label, key) for label, key in before.get("cells", {}).items()}
+    same_cells = common == before.get("cells", {})
     others = [name for name in now if now[name] != before.get(name)]
+    named = [name for name in others if name != "cells" or not same_cells]
     if not others:
         return
     changes = list(before.get("changes", []))
     if trained:
         changes += [
-            {"what": WORDS[name].format(before.get(name), now[name]), "after": trained} for name in others
+            {"what": WORDS[name].format(before.get(name), now[name]), "after": trained} for name in named
         ]  # fmt: skip
     ledger.write_note(f"questions/{title}.json", now | {"changes": changes})
 
