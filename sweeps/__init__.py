@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from crelu_models.model import Model
     from sweeps.experiment.grid import grid
     from sweeps.experiment.metrics import Metric
+    from sweeps.experiment.questions.question import Question
     from sweeps.experiment.rates import RateStudy
     from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
     from sweeps.experiment.search import Search
@@ -33,6 +34,7 @@ __all__ = [
     "Metric",
     "Model",
     "Protocol",
+    "Question",
     "RateStudy",
     "Recipe",
     "Search",
@@ -51,6 +53,7 @@ _MODULES = {
     "Int": "sweeps.experiment.space",
     "Metric": "sweeps.experiment.metrics",
     "Protocol": "sweeps.experiment.sweep",
+    "Question": "sweeps.experiment.questions.question",
     "RateStudy": "sweeps.experiment.rates",
     "Search": "sweeps.experiment.search",
     "Sweep": "sweeps.experiment.sweep",

@@ -23,6 +23,7 @@ from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import absolute_dataset, asked_part, declare, notes, settle
 from sweeps.experiment.metrics import Metric
 from sweeps.experiment.profiles import names_paper
+from sweeps.experiment.questions.question import Question, check_questions
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell
@@ -43,12 +44,14 @@ def main(
     also: Mapping[str, Sequence[Cell]] = MappingProxyType({}),
     metric: Metric | None = None,
     of_paper: bool | None = None,
+    questions: Sequence[Question] = (),
 ) -> NoReturn:
     """Run the sweep `name` as the command line says, and exit with one of `ExitCode`.
 
     `also` holds further groups of cells by name, each trained only where --also names it. A cell's `versus` names the
     cell with which the report compares it besides the first of its table. `metric` is the number by which all cells are
-    compared, where they have a training function of their own; without it, each cell's own counts.
+    compared, where they have a training function of their own; without it, each cell's own counts. `questions` are what
+    --until-decided decides.
 
     A page `of_paper` (by default one with a cell of a table) is scaled down where its data or a GPU are missing, as a
     demo. Any other is trained as it is written.
@@ -72,9 +75,10 @@ def main(
         every = [*cells, *(cell for group in also.values() for cell in group)]
         check_references(name, every)
         check_code(every)
+        check_decidable(name, questions, every, protocol)
         more = [cell for group in options.also for cell in also[group]]
         with impatient_interrupts():
-            code = launch(name, (*cells, *more), protocol, options, of_paper)
+            code = launch(name, (*cells, *more), protocol, options, of_paper, questions)
         end_at_interrupt(code)
         sys.exit(code)
     except (ValueError, OSError) as error:
@@ -101,6 +105,7 @@ def run(
     seeds: int = 0,
     only: Sequence[str] = (),
     flags: Sequence[str] = (),
+    questions: Sequence[Question] = (),
 ) -> Results:
     """Train what a sweep lacks, as `main` does, and return its results: for a notebook or a script.
 
@@ -118,9 +123,10 @@ def run(
     check_cells(name, cells)
     cells = tuple(at_absolute_path(cell) for cell in cells)
     check_references(name, cells)
+    check_decidable(name, questions, cells, protocol)
     of_paper = names_paper(cells)
     settings = settle(cells, options, of_paper)
-    sweep = declare(name, cells, protocol, options, settings, of_paper)
+    sweep = declare(name, cells, protocol, options, settings, of_paper, questions)
     for line in notes(cells, protocol, options, settings, of_paper):
         print(line, file=sys.stderr)
     command = Command((sys.executable,), ())
@@ -165,6 +171,13 @@ def check_references(name: str, cells: Sequence[Cell]) -> None:
             raise ValueError(f"versus of {cell.label!r}: {cell.versus!r} has other pictures ({data})")
 
 
+def check_decidable(name: str, questions: Sequence[Question], cells: Sequence[Cell], protocol: Protocol) -> None:
+    """Raise ValueError where a question cannot be asked of these cells, or nothing is trained that decides it."""
+    check_questions(name, questions, cells)
+    if questions and not protocol.trainings():
+        raise ValueError(f"question {questions[0].text!r} needs seeds or folds: the protocol of {name} trains neither")
+
+
 def check_cells(name: str, *groups: Sequence[Cell]) -> None:
     """Raise ValueError where a page hands over something else than cells, or none."""
     for cells in groups:
@@ -197,11 +210,12 @@ def launch(
     protocol: Protocol,
     options: argparse.Namespace,
     of_paper: bool | None = None,
+    questions: Sequence[Question] = (),
 ) -> ExitCode:
     """Do what the options say and return the exit code; `of_paper` is that of `main`."""
     of_paper = names_paper(cells) if of_paper is None else of_paper
     settings = settle(cells, options, of_paper)
-    sweep = declare(name, cells, protocol, options, settings, of_paper)
+    sweep = declare(name, cells, protocol, options, settings, of_paper, questions)
     asked = asked_part(sweep, options)
     if options.list:
         return show_cells(asked)

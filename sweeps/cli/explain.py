@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from sweeps.experiment.metrics import ending_word, error_text
-from sweeps.experiment.plan import MAX_ATTEMPTS, SECOND_SEED, Plan, TrialStatus, current_plan
-from sweeps.experiment.trial import PHASES, Cell, Trial
+from sweeps.experiment.plan import MAX_ATTEMPTS, Plan, TrialStatus, current_plan
+from sweeps.experiment.trial import PHASES, SECOND_SEED, Cell, Trial
 from sweeps.experiment.wording import count, unknown_name
 from sweeps.results.evidence import titles
 from sweeps.store.ledger import Json, Ledger

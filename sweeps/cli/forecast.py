@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -134,6 +134,19 @@ def time_text(seconds: float) -> str:
 
 def forecast_before_start(plan: Plan, settings: Settings) -> str:
     """Return the forecast from what this machine has trained before, without a look at Ray."""
+    sentence = _forecast_here(plan, settings).sentence((trial, 0) for trial in (*plan.to_do, *plan.pending))
+    return sentence or "no forecast: nothing has been trained on this hardware yet; it comes with the first epochs"
+
+
+def hours_per_training(plan: Plan, settings: Settings, labels: Collection[str]) -> float:
+    """Return the hours, of GPUs where trials have some, of a training of these cells; 0 where none is known."""
+    forecast = _forecast_here(plan, settings)
+    trials = {status.trial.cell.label: status.trial for status in plan.statuses if status.trial.cell.label in labels}
+    seconds = [estimate.likely for estimate in forecast.estimates((trial, 0) for trial in trials.values())]
+    return (forecast.resources.gpus or 1.0) * sum(seconds) / len(seconds) / 3600 if seconds else 0.0
+
+
+def _forecast_here(plan: Plan, settings: Settings) -> Forecast:
     devices = visible_gpus()
     request = settings.resources
     cuda = request.gpus != 0 and devices > 0
@@ -142,9 +155,7 @@ def forecast_before_start(plan: Plan, settings: Settings) -> str:
     facts = {name: dataset(name, settings.data_dir) for name in plan.sweep.datasets}
     slots = devices / gpus if cuda else cores() / max(resources.cpus, 1e-9)
     at_once = request.max_concurrent or max(1, int(slots))
-    forecast = Forecast(plan, settings, facts, resources, at_once)
-    sentence = forecast.sentence((trial, 0) for trial in (*plan.to_do, *plan.pending))
-    return sentence or "no forecast: nothing has been trained on this hardware yet; it comes with the first epochs"
+    return Forecast(plan, settings, facts, resources, at_once)
 
 
 def visible_gpus() -> int:

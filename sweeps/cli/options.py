@@ -64,6 +64,8 @@ def _add_cells(parser: argparse.ArgumentParser, groups: Sequence[str]) -> None:
     add("--also", nargs="+", default=[], choices=groups, metavar="GROUP",
         help=f"further cells: {', '.join(groups)}" if groups else argparse.SUPPRESS)
     add("--seeds", type=positive_int, default=0, metavar="N", help="trainings per cell")
+    add("--until-decided", type=positive_int, default=0, metavar="N",
+        help="add seeds, or folds, until the page's questions are decided, N a cell at most")
     add("--folds", type=nonnegative_int, metavar="K", help="folds, where the sweep has folds; 0: none")
     add("--search-trials", type=nonnegative_int, metavar="N", help="search trials per cell; 0: no search")
     add("--search-folds", type=nonnegative_int, metavar="K",

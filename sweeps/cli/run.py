@@ -35,6 +35,7 @@ from sweeps.execution.resources import (
 )
 from sweeps.experiment.model_facts import check_models, user_names
 from sweeps.experiment.plan import Plan, plan, plan_to_json, without_damaged
+from sweeps.experiment.questions.registration import changes_of, contents, register
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
@@ -111,12 +112,25 @@ def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: N
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits(to_train, settings.data_dir)
             check_models((trial.cell for trial in to_train), facts)
+            _register_questions(declared, settings, tell)
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
             code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
             return conclude(declared, today, settings, facts | _known_datasets(sweep, settings), code)
     except (LeaseHeldError, LeaseLostError) as busy:
         raise ValueError(str(busy)) from None
+
+
+def _register_questions(declared: Plan, settings: Settings, tell: Callable[[str], None]) -> None:
+    """Write on the ledger what a sweep until decided sets out to decide, before it trains anything; tell of changes."""
+    sweep = declared.sweep
+    if not sweep.protocol.until:
+        return
+    now = contents(sweep.questions, sweep.cells, sweep.protocol.design)
+    trained = sum(status.trial.cell.label in now["cells"] for status in declared.statuses if status.result is not None)
+    register(settings.ledger, sweep.title, now, trained)
+    for change in changes_of(settings.ledger, sweep.title):
+        tell(f"questions: {change.sentence}; table, report and grade say so")
 
 
 def _start_over(lease: Lease, reason: str, post: Callable[[ExitCode], None] = lambda _: None) -> None:

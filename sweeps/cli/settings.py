@@ -25,6 +25,7 @@ from sweeps.experiment.profiles import (
     on_one_dataset,
     scaled,
 )
+from sweeps.experiment.questions.question import Question
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
@@ -242,8 +243,12 @@ def declare(
     options: argparse.Namespace,
     settings: Settings,
     of_paper: bool = True,
+    questions: Sequence[Question] = (),
 ) -> Sweep:
-    """Return the declared sweep, cells that are not asked for included; ValueError for an unknown field."""
+    """Return the declared sweep, cells that are not asked for included; ValueError for an unknown field.
+
+    Of the questions it has those whose cells it has.
+    """
     profile, dataset = settings.profile, _asked_dataset(options) or settings.dataset
     own = not of_paper and has_own_recipes(cells)
     page = [scaled(cell, profile, own_recipes=own) for cell in taken(cells, profile, "")]
@@ -255,7 +260,10 @@ def declare(
     decoder = settings.decoder if any(cell.decoder for cell in changed) else ""
     other_data = [cell.key for cell in on_data] != [cell.key for cell in page]
     parts = [data_name(dataset) if other_data else "", fields_name(on_data, options.set), decoder]
-    sweep = Sweep(name, profile, changed, protocol_of(protocol, profile, options), "-".join(filter(None, parts)))
+    labels = {cell.label: called.label for cell, called in zip(cells, changed, strict=True)}
+    asked = tuple(question.relabelled(labels) for question in questions if labels.keys() >= set(question.labels))
+    followed = protocol_of(protocol, profile, options)
+    sweep = Sweep(name, profile, changed, followed, "-".join(filter(None, parts)), questions=asked)
     if other_data:
         digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
         hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, *parts[1:]))))
@@ -314,6 +322,8 @@ def asked_part(sweep: Sweep, options: argparse.Namespace) -> Sweep:
     ValueError for a cell that does not exist.
     """
     part = sweep.only(options.only) if options.only else sweep
+    if options.seeds and sweep.protocol.until:
+        raise ValueError("--until-decided adds the seeds itself: leave out --seeds, or --until-decided")
     seeds = options.seeds or sweep.protocol.seeds
     return dataclasses.replace(part, protocol=dataclasses.replace(part.protocol, seeds=seeds))
 
@@ -384,6 +394,7 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
         rates=None if small or any(word.startswith("recipe.lr=") for word in options.set) else protocol.rates,
         folds=protocol.folds and (folds if options.folds is None else options.folds),
         search=search_of(protocol.search, small, options),
+        until=options.until_decided,
     )
 
 

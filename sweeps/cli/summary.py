@@ -15,6 +15,7 @@ from crelu_data.datasets import DataSet
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.experiment.plan import Plan
+from sweeps.experiment.questions.registration import changes_of
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
 from sweeps.store.logins import own_store
@@ -100,8 +101,9 @@ def print_summary(summary: Summary, settings: Settings) -> None:
 
     The counts are those of the part that was asked for.
     """
-    from sweeps.report import terminal
-    from sweeps.report.factor_tables import text_lines
+    from sweeps.report import factor_tables, terminal
+    from sweeps.report.question_tables import text_lines
+    from sweeps.results.answers import answers_of_plan
 
     plan, asked, rows, results, report, tracked, mend, document, code = summary
     display = settings.display
@@ -113,8 +115,10 @@ def print_summary(summary: Summary, settings: Settings) -> None:
     print(terminal.text(plan, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     for name, table in document.tables.items() if document is not None else ():
         if name.startswith("factors"):
-            print("\n".join([*text_lines(table), ""]))
+            print("\n".join([*factor_tables.text_lines(table), ""]))
     _print_states(asked)
+    if (decided := answers_of_plan(plan, changes_of(settings.ledger, plan.sweep.title))) is not None:
+        print("\n".join(text_lines(decided)))
     if further := plan.seeds_text():
         print(f"{further}.")
     if asked.sweep.others:
@@ -146,7 +150,7 @@ def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: 
         return f"next      {command.again()}"
     if sweep.profile == "smoke":
         return f"next      {command.again(drop='--smoke-test')}   (the sweep itself)"
-    if protocol.ablation or protocol.single:
+    if (protocol.ablation or protocol.single) and not protocol.until:
         return f"next      {command.again('--seeds', str(protocol.seeds + 2))}   (for standard errors)"
     return f"next      {command.verb('export', sweep.title, f'{sweep.title}.zip', '--output', settings.output)}"
 

@@ -26,6 +26,8 @@ from sweeps.experiment.plan import (
     CellTrials,
     cell_trials,
     has_failed,
+    largest_protocol,
+    needed_trials,
     planned,
     rate_choices,
     rate_trials,
@@ -75,10 +77,16 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.cell_trials[""] = rate_trials(self.choices)
         for cell in self.session.sweep.cells:
             self._expand_cell(cell)
+        self._cut_to_questions()
+
+    def _cut_to_questions(self) -> None:
+        """Leave out the seeds and folds that no open question needs."""
+        cells = {key: part for key, part in self.cell_trials.items() if key}
+        self.cell_trials |= needed_trials(self.session.sweep, cells, self.results, self.failed)
 
     def _expand_cell(self, cell: Cell) -> None:
         """Plan the trials of a cell from the results so far."""
-        protocol = self.session.sweep.protocol
+        protocol = largest_protocol(self.session.sweep.protocol)
         choice = self.choices.get(cell.key, OWN_RATE)
         trials = cell_trials(cell, protocol, self.results, self.failed, self.insisted, choice, self.paused)
         self.cell_trials[cell.key] = trials
@@ -354,11 +362,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         protocol = self.session.sweep.protocol
         diverged = has_diverged(self.results.get(trial.key)) or trial.cell.label in self.session.given_up
         studied = any(trial.key == other.key for other in self.cell_trials[""].rates)
-        if studied:  # the trials of other cells wait for it
+        if studied or protocol.until:  # the trials of other cells wait for it
             self._expand()
         elif protocol.search is not None or protocol.single or diverged:
             self._expand_cell(trial.cell)
-        if studied or protocol.search is not None or protocol.single or diverged:
+        if studied or protocol.until or protocol.search is not None or protocol.single or diverged:
             self.waiting = self._missing_trials()
 
     def _check_failure_limits(self, trial: Trial, attempt: Json) -> None:

@@ -12,19 +12,18 @@ from typing import NamedTuple
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.halving import expected_epochs, rungs
 from sweeps.experiment.metrics import HELD_OUT, Tested, has_diverged, lost_text
+from sweeps.experiment.questions.waves import Waves, waves
 from sweeps.experiment.rates import RateChoice, choose
 from sweeps.experiment.search import Search, Setting, budget, search_to_json, setting_of
 from sweeps.experiment.study import NOTHING, study, why_refused
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
-from sweeps.experiment.trial import PHASES, Cell, Trial, cell_to_json
+from sweeps.experiment.trial import PHASES, SECOND_SEED, Cell, Trial, cell_to_json
 from sweeps.experiment.wording import count
 from sweeps.store.integrity import checked, lost_files, noted_damage
 from sweeps.store.ledger import Json, Ledger
 
 # Failed attempts of a trial before it counts as failed.
 MAX_ATTEMPTS = 3
-# The second phase of Single has the seed of the first plus this, so that it starts from other weights.
-SECOND_SEED = 1000
 # Trainings of a cell after which it is given up where all of them diverged.
 GIVE_UP = 2
 # Seeds beyond the declared ones that are looked for after the last that the ledger has.
@@ -208,6 +207,8 @@ def further_seeds(
 
 def seeds_text(protocol: Protocol, trials: Iterable[Trial]) -> str:
     """Return how many seeds are declared and how many the ledger has, by cell; empty where it has no more."""
+    if protocol.until:  # the questions say how many
+        return ""
     most: dict[str, set[int]] = {}
     for trial in trials:
         seed = trial.seed % SECOND_SEED
@@ -254,11 +255,65 @@ def sweep_trials(
 ) -> dict[str, CellTrials]:
     """Return the trials of each cell by its key, and under "" those of the studies of the learning rate."""
     choices = rate_choices(sweep, results, failed)
+    protocol = largest_protocol(sweep.protocol)
     cells = {
-        cell.key: cell_trials(cell, sweep.protocol, results, failed, insisted, choices.get(cell.key, OWN_RATE), paused)
+        cell.key: cell_trials(cell, protocol, results, failed, insisted, choices.get(cell.key, OWN_RATE), paused)
         for cell in sweep.cells
     }
-    return {"": rate_trials(choices)} | cells
+    return {"": rate_trials(choices)} | needed_trials(sweep, cells, results, failed)
+
+
+def largest_protocol(protocol: Protocol) -> Protocol:
+    """Return the protocol with all seeds that a sweep until decided may come to."""
+    if not protocol.until or protocol.folds:
+        return protocol
+    return dataclasses.replace(protocol, seeds=max(protocol.seeds, protocol.until))
+
+
+def needed_trials(
+    sweep: Sweep, cells: Mapping[str, CellTrials], results: Mapping[str, Json], failed: Collection[str]
+) -> dict[str, CellTrials]:
+    """Return the trials of each cell by its key, those left out that no open question of the sweep needs.
+
+    Such trials count as further ones where they were trained before. A cell of no question has what is declared.
+    """
+    protocol = sweep.protocol
+    if not protocol.until:
+        return dict(cells)
+    needed = question_waves(sweep, cells, results, failed).needed
+    declared = protocol.folds or protocol.seeds
+    return {key: _cut(part, protocol, needed.get(key, declared), results, failed) for key, part in cells.items()}
+
+
+def question_waves(
+    sweep: Sweep, cells: Mapping[str, CellTrials], results: Mapping[str, Json], failed: Collection[str]
+) -> Waves:
+    """Return where the questions of a sweep until decided stand, by all trials that its cells may come to."""
+    skipped = frozenset[str]().union(*(part.skipped for part in cells.values()))
+    trials = {key: part.protocol for key, part in cells.items()}
+    return waves(sweep.questions, sweep.cells, sweep.protocol.design, trials, results, {*failed, *skipped})
+
+
+def _cut(
+    part: CellTrials, protocol: Protocol, needed: int, results: Mapping[str, Json], failed: Collection[str]
+) -> CellTrials:
+    """Return the trials of a cell up to the wave that is needed."""
+    beyond = [trial for trial in part.protocol if protocol.design.is_beyond(trial, needed)]
+    trained = [trial for trial in beyond if trial.key in results or trial.key in failed]
+    left_out = {trial.key for trial in beyond}
+    pending = [trial for trial in part.pending if not protocol.design.is_beyond(trial, needed)]
+    if protocol.single and not protocol.folds:
+        # Stand-ins for second phases have no seed of their own: a first phase that is left out has one.
+        settled = sum(t.phase == "match" or (t.phase == "holdout" and t.key in failed) for t in beyond)
+        stand_ins = [trial for trial in pending if trial.phase == "match"]
+        most = len(stand_ins) - max(0, protocol.until - needed) + settled
+        pending = [trial for trial in pending if trial.phase != "match"] + stand_ins[: max(0, most)]
+    return part._replace(
+        protocol=[trial for trial in part.protocol if trial.key not in left_out],
+        pending=pending,
+        further=[*trained, *part.further],
+        skipped=part.skipped - left_out,
+    )
 
 
 def planned(cells: Iterable[CellTrials]) -> list[Trial]:
@@ -496,6 +551,7 @@ def plan_to_json(plan: Plan) -> Json:
         "variant": sweep.variant,
         "protocol": dataclasses.asdict(sweep.protocol) | {"search": search_to_json(search) if search else None},
         "cells": [cell_to_json(cell) | {"key": cell.key} for cell in sweep.cells],
+        "questions": [dataclasses.asdict(question) for question in sweep.questions],
         "trials": {status.trial.key: status.trial.label for status in plan.statuses},
         "fingerprints": dict(plan.fingerprints),
     }

@@ -11,6 +11,8 @@ from functools import cached_property
 
 from crelu_models.spec import Net
 from sweeps.experiment.metrics import Metric
+from sweeps.experiment.questions.question import Question, check_questions, questions_from_json
+from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search, search_from_json
 from sweeps.experiment.space import check_axis, choosable
@@ -25,6 +27,7 @@ class Protocol:
 
     `ablation`: one training per seed, on all but the hold-out (Table 4). `single`: Goodfellow's two phases per seed.
     `folds`: that many networks, each validated on one fold (Average, Vote). `rates`: the learning rate is chosen first.
+    `until`: seeds, or folds, are added until the page's questions are decided, to this number at most; 0: as declared.
     """
 
     seeds: int = 1
@@ -34,15 +37,22 @@ class Protocol:
     folds: int = 0
     search: Search | None = None
     rates: RateStudy | None = None
+    until: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for counts that cannot be, and where the learning rate would be chosen twice."""
+        """Raise ValueError for counts that cannot be, for questions that none decides, and for a rate chosen twice."""
         if self.seeds < 1:
             raise ValueError(f"a protocol has at least one seed, not {self.seeds}")
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"a protocol has no folds, 0, or at least two, not {self.folds}")
+        self.design.check()
         if self.rates is not None and self.search is not None and "recipe.lr" in {a.name for a in self.search.axes}:
             raise ValueError("the learning rate is chosen by rates and by the search: leave out rates, or recipe.lr")
+
+    @property
+    def design(self) -> Design:
+        """Return what decides the page's questions."""
+        return Design(self.seeds, self.single, self.ablation, self.folds, self.until)
 
     def trainings(self) -> int:
         """Return how many trainings a cell comes to, besides its search."""
@@ -54,7 +64,8 @@ class Sweep:
     """Declared list of cells, with the protocol that turns each into trials.
 
     `variant` names what the cells have in place of the page's own: another data set, or fields of --set. `others` are
-    cells of the same declaration that are not asked for, of a part that was chosen by `only`.
+    cells of the same declaration that are not asked for, of a part that was chosen by `only`. `questions` are what a
+    sweep until decided decides.
     """
 
     name: str
@@ -63,6 +74,7 @@ class Sweep:
     protocol: Protocol = Protocol()
     variant: str = ""
     others: tuple[Cell, ...] = ()
+    questions: tuple[Question, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError where two cells have the same label or content, or one lacks what is searched.
@@ -82,6 +94,9 @@ class Sweep:
                 raise ValueError(
                     f"{count(len(labels), 'cell')} of {self.name} have the same {kind}: {', '.join(labels)}"
                 )
+        check_questions(self.name, self.questions, (*self.cells, *self.others))
+        if self.protocol.until and not self.questions:
+            raise ValueError(f"{self.name} has no question to decide: its page declares none of these cells")
         for cell in self.cells:
             if cell.metric != self.metric:
                 raise ValueError(
@@ -122,7 +137,11 @@ class Sweep:
         cells = [cell for cell in self.cells if _matches(cell.label, wanted) and not _matches(cell.label, excluded)]
         if not cells:
             raise ValueError(f"no cell of {self.name} is left by --only {' '.join(globs)}")
-        return dataclasses.replace(self, cells=tuple(cells), others=tuple(c for c in self.cells if c not in cells))
+        part = dataclasses.replace(self, cells=tuple(cells), others=tuple(c for c in self.cells if c not in cells))
+        missing = {label for question in self.questions for label in question.labels} - {cell.label for cell in cells}
+        if self.protocol.until and missing:
+            raise ValueError(f"--until-decided needs all cells of the questions; --only leaves out {min(missing)!r}")
+        return part
 
 
 def check_space(search: Search, cell: Cell) -> None:
@@ -154,6 +173,8 @@ def sweep_from_json(value: Json | None) -> Sweep:
             protocol["rates"] = RateStudy(str(protocol["rates"]["baseline"]), tuple(protocol["rates"]["rates"]))
         cells = tuple(cell_from_json(cell) for cell in value["cells"])
         variant = str(value.get("variant", ""))  # older plans lack it
-        return Sweep(str(value["sweep"]), str(value["profile"]), cells, Protocol(**protocol), variant)
+        questions = questions_from_json(value.get("questions", ()))
+        name, profile = str(value["sweep"]), str(value["profile"])
+        return Sweep(name, profile, cells, Protocol(**protocol), variant, questions=questions)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a plan: {error!r}") from None

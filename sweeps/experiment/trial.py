@@ -19,6 +19,8 @@ from sweeps.store.ledger import Json
 
 # Part of every key. It is raised when a trial comes to mean something else, so that old results do not pass for new.
 SCHEMA = 1
+# The second phase of Single has the seed of the first plus this, so that it starts from other weights.
+SECOND_SEED = 1000
 PROBE = 10_000  # pictures at most on which the phases of Single measure their training loss
 
 # Dropout rates by the layer that they follow.

@@ -144,7 +144,7 @@ def write_index(ledger: Ledger, written: Sequence[Made], to: Path) -> Path:
     graded = None
     if any(evidence.cell.table for results in surveys for evidence in results.cells):
         graded = grade(TREES["crelu"], surveys)
-        grade_page.write(graded, [results.title for results in surveys], to / "grade")
+        grade_page.write(graded, surveys, to / "grade")
     sweeps = [index_page.Reported(made.results, made.report, driving[made.results.title]) for made in written]
     path = to / index_page.PAGE
     replace(path, page(index_page.index_document(sweeps, graded)).encode())

@@ -11,8 +11,10 @@ from sweeps.report import charts, record_tables
 from sweeps.report.claim_tables import claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, print_section
 from sweeps.report.factor_tables import factor_parts
+from sweeps.report.question_tables import question_section
 from sweeps.report.render.document import Document, Gallery, Section, Table, Tile, duration
 from sweeps.report.result_tables import result_tables
+from sweeps.results.answers import answers
 from sweeps.results.cell_numbers import ResultTable, groups, verdicts
 from sweeps.results.claims import ClaimResult, judge_claims
 from sweeps.results.evidence import SweepResults
@@ -40,6 +42,7 @@ def document(ledger: Ledger, survey: SweepResults) -> Document:
     tables, claims = groups(survey), judge_claims(survey) if survey.sweep.protocol.trainings() else []
     search = survey.sweep.protocol.search
     sections = [
+        question_section(answers(survey), survey.sweep.metric),
         _claims(claims),
         *(
             Section(group.id, group.title, _seeds(survey, group), tuple(result_tables(group, search)))

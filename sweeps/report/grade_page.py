@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from sweeps.report.render.document import Document, Entry, Section, Table, Tile
 from sweeps.report.render.formats import markdown
 from sweeps.report.render.html import page
-from sweeps.results.evidence import survey, titles
+from sweeps.results.evidence import SweepResults, survey, titles
 from sweeps.results.grade import Graded, grade, stage_counts
 from sweeps.results.reproduction_trees import TREES, Branch
 from sweeps.store.ledger import Json, Ledger
@@ -43,23 +43,29 @@ def run(options: argparse.Namespace) -> int:
     surveys = [survey(ledger, title) for title in declared(ledger)]
     graded = grade(tree, surveys)
     if options.json:
-        print(json.dumps(as_json(graded), indent=1))
+        changed = changed_questions(surveys)
+        print(json.dumps(as_json(graded) | ({"changed": changed} if changed else {}), indent=1))
         return 0
-    print("\n".join(lines(graded)))
+    print("\n".join([*lines(graded), *changed_questions(surveys)]))
     if options.to or "://" not in options.output:
         folder = Path(options.to or Path(options.output).expanduser().absolute() / "reports" / "grade")
-        print(f"page       {write(graded, [found.title for found in surveys], folder)}")
+        print(f"page       {write(graded, surveys, folder)}")
     return 0
 
 
-def write(graded: Graded, sweeps: list[str], folder: Path) -> Path:
+def write(graded: Graded, surveys: Sequence[SweepResults], folder: Path) -> Path:
     """Write the page of a grade into a folder, with the same as Markdown, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = graded_document(graded, sweeps)
+    document = graded_document(graded, [found.title for found in surveys], changed_questions(surveys))
     (folder / "grade.md").write_text(markdown(document), encoding="utf-8")
     path = folder / PAGE
     path.write_text(page(document), encoding="utf-8")
     return path
+
+
+def changed_questions(surveys: Sequence[SweepResults]) -> list[str]:
+    """Return a sentence for each change of a sweep's questions after its first training."""
+    return [f"{survey.title}: {change.sentence}" for survey in surveys for change in survey.changes]
 
 
 def declared(ledger: Ledger) -> list[str]:
@@ -115,10 +121,10 @@ def as_json(graded: Graded) -> Json:
     }
 
 
-def graded_document(graded: Graded, sweeps: list[str]) -> Document:
+def graded_document(graded: Graded, sweeps: list[str], changed: Sequence[str] = ()) -> Document:
     """Return the page of a grade: the score of each part, then each item that falls short, by part."""
     of = f"From {', '.join(sweeps)}." if sweeps else "No sweep has run in this output."
-    sections = [Section("parts", "Score by part", (of, *WORDS), (_parts_table(graded),))]
+    sections = [Section("parts", "Score by part", (of, *changed, *WORDS), (_parts_table(graded),))]
     for number, part in enumerate(graded.parts):
         rows = tuple(_short_items(part))
         if rows:

@@ -1,7 +1,7 @@
 """Capsule of a sweep: one zip with all that its report is made of, which rebuilds the report byte by byte.
 
     capsule.json             sweep, question, standings, studies, provenance, and the SHA-256 of every other file
-    plans/ results/ attempts/ tracked/
+    plans/ questions/ results/ attempts/ tracked/
     trials/KEY/              trial.json, history.json, analysis/, tables/decisions.parquet
     votes/CELL/              decisions.parquet
     report/                  the page, Markdown, LaTeX, CSV and Parquet
@@ -46,7 +46,7 @@ FLOOR: Final = 16 << 20
 # The files of a capsule. None of them is a link, a program or a picture of any size; none lies elsewhere.
 _KEY, _WORD = "[0-9a-f]+", "[A-Za-z0-9_][A-Za-z0-9_.-]*"
 NAMES: Final = re.compile(
-    rf"""requirements\.lock | (plans|prices)/{SWEEP_TITLE.pattern}\.json | (results|tracked)/{_KEY}\.json
+    rf"""requirements\.lock | (plans|prices|questions)/{SWEEP_TITLE.pattern}\.json | (results|tracked)/{_KEY}\.json
     | attempts/{_KEY}/{_WORD}\.json | paused/{_KEY}\.json | votes/{_KEY}/decisions\.parquet | report/(tables/)?{_WORD}
     | trials/{_KEY}/( (trial|history)\.json | tables/decisions\.parquet | analysis/{_WORD}/{_WORD} )""",
     re.VERBOSE,
@@ -91,7 +91,7 @@ def _manifest(survey: SweepResults) -> Json:
 
 def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes]]:
     """Yield the files that the results of a sweep were read from, by name."""
-    names = [f"plans/{survey.title}.json", f"prices/{survey.title}.json"]
+    names = [f"{folder}/{survey.title}.json" for folder in ("plans", "prices", "questions")]
     for run in survey.runs:
         yield f"trials/{run.key}/trial.json", _json(run.trial.to_json())
         names += [f"tracked/{run.key}.json", *([f"paused/{run.key}.json"] if run.state == "paused" else [])]

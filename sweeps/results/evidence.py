@@ -20,6 +20,7 @@ from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.model_facts import known_parameters
 from sweeps.experiment.plan import Plan, TrialStatus, current_plan, has_failed, without_damaged
+from sweeps.experiment.questions.registration import Change, changes_of
 from sweeps.experiment.search import goal
 from sweeps.experiment.study import study
 from sweeps.experiment.sweep import Sweep, sweep_from_json
@@ -188,7 +189,8 @@ class CellResults:
 class SweepResults:
     """The results of one sweep: `attempts` are failed tries by trial key, `record` is the provenance.
 
-    `hourly` is the price of an hour of a trial, 0 where none was given.
+    `hourly` is the price of an hour of a trial, 0 where none was given. `changes` are those of its questions after the
+    first training.
     """
 
     title: str
@@ -198,6 +200,7 @@ class SweepResults:
     attempts: Mapping[str, Sequence[Json]]
     record: Json
     hourly: float = 0.0
+    changes: tuple[Change, ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -244,7 +247,8 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     price = ledger.read_json(f"prices/{title}.json") or {}
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
-    return SweepResults(title, sweep, question, cells, attempts, record, hourly)
+    changes = changes_of(ledger, title)
+    return SweepResults(title, sweep, question, cells, attempts, record, hourly, changes)
 
 
 def _larger_wins(sweep: Sweep, cell: Cell) -> bool:

@@ -1,0 +1,101 @@
+"""Answers to a page's questions: what a sweep until decided has decided, look by look, and what it has saved."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Final, NamedTuple
+
+from sweeps.experiment.plan import Plan
+from sweeps.experiment.questions.question import Question
+from sweeps.experiment.questions.registration import Change
+from sweeps.experiment.questions.rule import Course, Decision
+from sweeps.experiment.questions.waves import waves
+from sweeps.experiment.sweep import Sweep
+from sweeps.experiment.trial import Trial
+from sweeps.experiment.wording import count
+from sweeps.results.evidence import SweepResults
+from sweeps.store.ledger import Json
+
+# Of each decision: how a reader is told.
+WORDS: Final[dict[Decision, str]] = {
+    "for": "yes",
+    "against": "no, the opposite",
+    "equal": "no difference larger than the margin",
+    "undecided": "undecided at the largest number",
+    "open": "open: more is to come",
+}
+
+
+class Answer(NamedTuple):
+    """Answer to a question: its course, and how many pairs it was given."""
+
+    question: Question
+    course: Course
+
+    @property
+    def words(self) -> str:
+        """Return the decision for people."""
+        return WORDS[self.course.decision]
+
+    @property
+    def pairs(self) -> int:
+        """Return how many pairs its last look was at."""
+        return self.course.looks[-1].n if self.course.looks else 0
+
+
+class Answers(NamedTuple):
+    """Answers to all questions of a page; `used` trainings of its cells, and those that a `fixed` design has.
+
+    `unit` is what the pairs are, `most` their largest number, `changes` what was changed after the first training.
+    """
+
+    answers: tuple[Answer, ...]
+    used: int
+    fixed: int
+    unit: str
+    most: int
+    changes: tuple[Change, ...]
+
+    @property
+    def saved(self) -> str:
+        """Return in a sentence what was saved, while nothing is open."""
+        if any(answer.course.decision == "open" for answer in self.answers):
+            return ""
+        units = f"{count(self.used, self.unit)} of the questions' cells"
+        return f"{units} in place of {self.fixed:,}: {1 - self.used / self.fixed:.0%} saved"
+
+
+def answers_of_plan(plan: Plan, changes: Collection[Change]) -> Answers | None:
+    """Return the answers of a planned sweep; None for one that is not to be decided."""
+    left_out = plan.searched | plan.studied
+    standing = ((s.trial, s.state, s.result) for s in plan.statuses if s.trial.key not in left_out)
+    return _answers(plan.sweep, standing, changes)
+
+
+def answers(survey: SweepResults) -> Answers | None:
+    """Return the answers of a sweep's results; None for one that is not to be decided."""
+    standing = (
+        (run.trial, run.state, run.result) for cell in survey.cells for run in cell.runs if run.key not in cell.searched
+    )
+    return _answers(survey.sweep, standing, survey.changes)
+
+
+def _answers(
+    sweep: Sweep, standing: Iterable[tuple[Trial, str, Json | None]], changes: Collection[Change]
+) -> Answers | None:
+    design = sweep.protocol.design
+    if not design.most:
+        return None
+    trials: dict[str, list[Trial]] = {}
+    results: dict[str, Json] = {}
+    settled: set[str] = set()
+    for trial, state, result in standing:
+        trials.setdefault(trial.cell.key, []).append(trial)
+        if result is not None:
+            results[trial.key] = result
+        elif state in ("failed", "skipped"):
+            settled.add(trial.key)
+    found = waves(sweep.questions, sweep.cells, design, trials, results, settled)
+    rows = tuple(Answer(*row) for row in zip(sweep.questions, found.courses, strict=True))
+    used, fixed = sum(found.needed.values()), design.most * len(found.needed)
+    return Answers(rows, used, fixed, design.unit, design.most, tuple(changes))

@@ -1,0 +1,73 @@
+"""A report, a table and a grade say how questions were decided, what was saved, and what was changed."""
+
+import dataclasses
+from pathlib import Path
+
+from sweeps.experiment.metrics import TOP1, Metric
+from sweeps.experiment.plan import plan
+from sweeps.experiment.questions.registration import changes_of, contents, register
+from sweeps.experiment.sweep import Protocol, Sweep
+from sweeps.experiment.trial import Trial
+from sweeps.report.contents import document
+from sweeps.report.grade_page import changed_questions
+from sweeps.report.question_tables import question_section, text_lines
+from sweeps.results import capsule
+from sweeps.results.answers import answers, answers_of_plan
+from sweeps.results.evidence import survey
+from sweeps.store.ledger import Ledger
+from tests.support.questions import QUESTIONS, SWEEP, A, B, error_of
+from tests.support.sweeps import Made, make
+
+
+def outcome(trial: Trial) -> Made:
+    return Made({TOP1: error_of(trial)}, curve=[40.0])
+
+
+def test_report_table_and_grade_have_decisions_savings_and_marks(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    register(ledger, "s", contents(QUESTIONS[:1], SWEEP.cells, SWEEP.protocol.design), 0)
+    register(ledger, "s", contents(QUESTIONS, SWEEP.cells, SWEEP.protocol.design), 4)
+    make(ledger, SWEEP, outcome)
+    results = survey(ledger, "s")
+    decided = answers(results)
+    assert decided is not None
+    assert decided == answers_of_plan(plan(SWEEP, ledger, {}), changes_of(ledger, "s"))
+    assert [answer.course.decision for answer in decided.answers] == ["for", "equal"]
+    assert (decided.fixed, decided.used) == (36, sum(len(plan(SWEEP, ledger, {}).of(c)) for c in SWEEP.cells[:3]))
+    section = document(ledger, results).sections[0]
+    assert section.id == "questions"
+    assert section.words[0] == "Not as registered: the questions were changed after 4 trainings."
+    table = section.tables[0]
+    assert [row[0].text for row in table.rows] == ["A beats B", "A beats C"]
+    assert [row[4].text for row in table.rows] == ["yes", "no difference larger than the margin"]
+    assert [row[4].sub for row in table.rows] == ["changed", "changed"]
+    assert [row[6].text for row in table.rows] == ["12", "12"]
+    lines = list(text_lines(decided))
+    assert lines[0].startswith("A beats B: yes (")
+    assert "questions not as registered: the questions were changed after 4 trainings" in lines
+    assert (
+        lines[-1] == f"{decided.used} seeds of the questions' cells in place of 36: {1 - decided.used / 36:.0%} saved"
+    )
+    assert "s: the questions were changed after 4 trainings" in changed_questions([results])
+    capsule.write(ledger, results, {}, tmp_path / "s.zip")
+    with capsule.opened(tmp_path / "s.zip") as copy:
+        assert answers(survey(copy, "s")) == decided
+
+
+def test_sweep_with_fixed_seeds_has_no_answers(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    sweep = Sweep("s", "paper", (A, B), Protocol(seeds=2), questions=QUESTIONS[:1])
+    make(ledger, sweep, outcome)
+    assert answers(survey(ledger, "s")) is None
+    assert question_section(None, Metric()) is None
+
+
+def test_open_question_says_so_and_saves_nothing_yet(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    make(ledger, SWEEP, lambda trial: outcome(trial) if trial.seed < 2 else None)
+    decided = answers(survey(ledger, "s"))
+    assert decided is not None
+    assert [answer.words for answer in decided.answers] == ["open: more is to come"] * 2
+    assert (decided.saved, decided.answers[0].pairs) == ("", 0)
+    failing = dataclasses.replace(results := survey(ledger, "s"), title="t")
+    assert changed_questions([failing, results]) == []
