@@ -26,8 +26,6 @@ os.environ.update(
     RAY_SETTINGS := {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # How soon a call that waits lets Python handle a signal; Ray's default is a second.
-        "RAY_get_check_signal_interval_milliseconds": "100",
         # Retries of a task that has filled its machine's memory; Ray's default is no limit.
         "RAY_task_oom_retries": "1",
         # All lines: a thread of Ray prints the news of lost processes on standard output at any time.
