@@ -1679,7 +1679,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_faults("sweeps/report/build.py", "tests/cli/test_untracked.py",
         ("lacks = lacks or not runs",
          "pass", "test_report_that_mlflow_does_not_take_is_4_with_the_command_that_sends_it"),
-        ("code = UNTRACKED if tracked.lacks else code",
+        ("code = UNTRACKED if made.tracked.lacks else code",
          "pass", "test_report_that_mlflow_does_not_take_is_4_with_the_command_that_sends_it"),
     ),
     *_faults("sweeps/cli/summary.py", "tests/cli/test_untracked.py",

@@ -143,7 +143,7 @@ def test_what_trials_took_stands_beside_their_forecast(tmp_path: Path) -> None:
         announced={BASELINE.key: None},
         epochs_before={},
         at_once=2,
-        estimates=lambda trials, _: [TimeEstimate(100.0 - WORKER_START, 0.0, 0.0) for _ in trials],
+        estimates=lambda trials, _, to_the_end: [TimeEstimate(100.0 - WORKER_START, 0.0, 0.0) for _ in trials],
     )
     compare(cast(Forecast, forecast), [(trial, 3913.0)], said.append)
     compare(cast(Forecast, forecast), [(trial, 120.0)], said.append)

@@ -25,6 +25,7 @@ from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS, CROSSED
+from sweeps.report.build import NOT_ASKED
 from tests.support.sweeps import Made, finish
 
 
@@ -113,7 +114,7 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
         finish(settings.ledger, trial, Made({TOP1: 50.0}))
     monkeypatch.setattr(run, "_run", lambda declared, today, *_: (ExitCode.DONE, declared, today))
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
-    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", NOT_ASKED))
     ended = run.run_sweep(sweep, part, settings)
     summary.print_summary(ended, settings)
     assert ended.code == ExitCode.DONE
@@ -134,7 +135,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch) -> list[list[Trial]]:
         run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
     )
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
-    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", NOT_ASKED))
     return to_do
 
 
@@ -226,7 +227,7 @@ def test_table_at_the_end_has_what_was_trained_just_now_and_what_was_not_asked_f
     monkeypatch.setattr(run, "_run", train)
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
     monkeypatch.setattr(run, "check_splits", lambda *_: None)
-    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", NOT_ASKED))
     ended = run.run_sweep(sweep, part, settings)
     summary.print_summary(ended, settings)
     assert ended.code == ExitCode.DONE

@@ -19,6 +19,7 @@ from sweeps.cli.settings import settle
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import expand
 from sweeps.experiment.sweep import Protocol, Sweep
+from sweeps.report.build import NOT_ASKED
 from tests.support.servers import free_port
 from tests.support.sweeps import BASELINE, Made, finish
 
@@ -71,7 +72,7 @@ def ran(
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
     monkeypatch.setattr(run, "check_splits", lambda *_: None)
     monkeypatch.setattr(run, "absent_pictures", lambda *_: "")
-    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", ""))
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", NOT_ASKED))
     options = parser("s", "").parse_args(["--output", str(folder / "out"), "--notify", address, "--profile", "paper"])
     settings = settle((BASELINE,), options)
     assert SECRET not in repr(settings)

@@ -152,7 +152,10 @@ def test_damage_that_the_end_of_a_sweep_sees_goes_to_mlflow(
         def register(self, *_: object) -> None:
             known.append(set(noted_damage(settings.ledger)))
 
-        def close(self, _: float) -> int:
+        def waiting(self) -> int:
+            return 0
+
+        def close(self, *_: float) -> int:
             return 0
 
     monkeypatch.setattr("sweeps.tracking.tracker.Tracker", Recorder)

@@ -135,8 +135,8 @@ def test_sweep_in_progress_is_written_again_as_trials_end_until_ctrl_c(
 
     monkeypatch.setattr(time, "sleep", sleep)
     times: list[str] = []
-    written = build.publish
-    monkeypatch.setattr(build, "publish", lambda *given: times.append("") or written(*given))
+    written = build.make
+    monkeypatch.setattr(build, "make", lambda *given: times.append("") or written(*given))
     with Lease(ledger, "begun"):
         assert called(monkeypatch, output, "begun", "--watch") == 0
     assert len(times) == 2
