@@ -22,7 +22,7 @@ from sweeps.launch import launch
 from sweeps.store.lease import Lease, LeaseHeldError, driver
 from sweeps.store.ledger import Ledger
 from sweeps.tracking import sqlite_store
-from tests.support.commands import checkpoints
+from tests.support.commands import FONTS, checkpoints
 from tests.support.pictures import picture_folder
 from tests.support.waiting import until
 
@@ -49,7 +49,8 @@ def test_sweep_on_s3_under_faults_loses_doubles_and_changes_nothing(
     push(tmp_path / "prepared", f"{bucket}/data")
     for folder in ("home", "calm", "wild"):
         (tmp_path / folder).mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, value in (FONTS | {"HOME": str(tmp_path / "home")}).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("CI", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     sqlite_store.prepare(tmp_path / "wild/mlflow.db", print)

@@ -131,9 +131,12 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
 def without_training(monkeypatch: pytest.MonkeyPatch) -> list[list[Trial]]:
     """Let sweeps run without training or report; return what each would train."""
     to_do: list[list[Trial]] = []
-    monkeypatch.setattr(
-        run, "_run", lambda plan, today, *_: (to_do.append(today.to_do), (ExitCode.DONE, plan, today))[1]
-    )
+
+    def without(declared: Plan, today: Plan, settings: Settings, *_: object) -> tuple[ExitCode, Plan, Plan]:
+        to_do.append(today.to_do)
+        return (ExitCode.DONE, *run._read_files(declared, today, settings))
+
+    monkeypatch.setattr(run, "_run", without)
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
     monkeypatch.setattr(summary, "_report", lambda *_: (None, "", NOT_ASKED))
     return to_do

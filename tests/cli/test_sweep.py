@@ -77,7 +77,7 @@ def test_sweep_survives_kill_and_interrupt_ends_in_a_pack_and_says_when_it_is_do
     for run, _, _ in runs.values():
         (folder,) = (tmp_path / "out" / "mlartifacts").glob(f"{run}/artifacts")
         assert {path.name for path in folder.rglob("*") if path.is_file()} == {
-            "trial.json", "history.json", "scores.parquet", "MLmodel", "net.json", "weights.safetensors",
+            "trial.json", "history.json", "scores.parquet", "MLmodel", "model.pth", "pickle_module_info.txt",
         }  # fmt: skip
 
     before_last = children_cpu_seconds()

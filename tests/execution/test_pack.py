@@ -114,7 +114,7 @@ def killed(trials: Sequence[Trial], here: RuntimeConfig, turns: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["VGG with batch norm", "All-CNN-B"])
 def test_killed_pack_goes_on_alone_or_in_another_pack(
     family: str, data: Path, tmp_path: Path, uninterrupted: Hashes
 ) -> None:

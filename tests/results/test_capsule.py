@@ -69,6 +69,7 @@ def options(output: Path, **given: str | None) -> argparse.Namespace:
     """Return the options of `report` as the command line gives them."""
     return argparse.Namespace(
         **{"sweep": None, "check": None, "capsule": None, "to": None, "tracking_uri": None, "output": str(output)}
+        | {"open": False, "watch": False}
         | given
     )
 
@@ -124,7 +125,7 @@ def test_capsule_is_read_without_torch_ray_optuna_or_a_server(made: Path, tmp_pa
     code = (
         "import argparse, sys\nfrom sweeps.report import build\n"
         f"build.run(argparse.Namespace(sweep=None, check=None, capsule={str(made / 'one.zip')!r}, "
-        f"to={str(tmp_path)!r}, output='nowhere'))\n"
+        f"open=False, watch=False, to={str(tmp_path)!r}, output='nowhere'))\n"
         "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'ffcv'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

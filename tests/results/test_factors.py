@@ -154,7 +154,7 @@ def test_report_has_the_effects_of_a_grid_and_names_what_is_withheld(tmp_path: P
     assert effects["final/test_top5_err", "act", "crelu"].contrast.p == 1  # the same in all cells and seeds
     assert effects[TOP1, "width", "0.5"].contrast.difference == pytest.approx(1, abs=0.3)
     assert effects[TOP1, "act × width", "crelu, 0.5"].why
-    report, page, _ = make_report(ledger, "acts", tmp_path / "reports", "")
+    _, report, page, _ = make_report(ledger, "acts", tmp_path / "reports", "")
     table = report.tables["factors"]
     assert [row[0].text for row in table.rows[:3]] == ["act", "act", "width"]
     assert "act × width: some are withheld, the cells of the grid do not determine it." in table.notes

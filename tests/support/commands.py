@@ -7,11 +7,15 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from sweeps.store.ledger import Ledger
 from tests.support.waiting import until
+
+# In a home without its list of fonts matplotlib looks through all of the machine's for seconds.
+FONTS = {"MPLCONFIGDIR": os.path.join(tempfile.gettempdir(), f"matplotlib-{os.getuid()}")}
 
 
 def command(folder: Path, *arguments: str, sweep: str = "imagenet_placement") -> list[str]:
@@ -25,7 +29,8 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     home = folder / "home"
     home.mkdir(exist_ok=True)
     # Warnings of Ray and MLflow in this Python version are none of the sweep's.
-    return inherited | {"HOME": str(home), "PYTHONWARNINGS": "ignore", "CI": "true", "COLUMNS": "140"} | more
+    quiet = {"PYTHONWARNINGS": "ignore", "CI": "true", "COLUMNS": "140"}
+    return inherited | {"HOME": str(home)} | FONTS | quiet | more
 
 
 def call(folder: Path, *arguments: str, seconds: float = 400, **more: str) -> subprocess.CompletedProcess[str]:
