@@ -42,10 +42,10 @@ def clocked(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[
     """Perform a trial as ever, and leave on the ledger the seconds that went into its checkpoints."""
     whole, spent = Trainer.save, 0.0
 
-    def save(course: Trainer) -> bool:
+    def save(trainer: Trainer) -> bool:
         nonlocal spent
         began = time.perf_counter()
-        saved = whole(course)
+        saved = whole(trainer)
         spent += time.perf_counter() - began
         return saved
 

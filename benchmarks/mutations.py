@@ -1130,7 +1130,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("shares[self.ranks.rows(len(shares))]",
          "shares[: len(view)]",
          "test_mixed_batches_are_those_of_the_definition_on_one_rank_or_two"),
-        ("mix(classes, shares)",
+        ("mixed(classes, shares)",
          "classes",
          "test_mixed_batches_are_those_of_the_definition_on_one_rank_or_two"),
         ("seed=self.trial.seed,\n",

@@ -154,10 +154,10 @@ def simulate(world: World, effect: float, sweeps: int, seed: int) -> Line:
             for trial, error in zip(trials[cell.key], row, strict=True)
         }
         found = waves(questions, CELLS, protocol.design, trials, results, ())
-        wrong += any(_is_wrong(course.decision, gain, margin) for course in found.courses)
-        covered += all(look.low <= gain <= look.high for course in found.courses for look in course.looks)
-        better += sum(course.decision == "for" for course in found.courses)
-        equal += sum(course.decision == "equal" for course in found.courses)
+        wrong += any(_is_wrong(trajectory.decision, gain, margin) for trajectory in found.trajectories)
+        covered += all(look.low <= gain <= look.high for trajectory in found.trajectories for look in trajectory.looks)
+        better += sum(trajectory.decision == "for" for trajectory in found.trajectories)
+        equal += sum(trajectory.decision == "equal" for trajectory in found.trajectories)
         used += _trainings(found)
     return Line(
         100 * wrong / sweeps,

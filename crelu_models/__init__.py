@@ -20,7 +20,7 @@ from crelu_models.tables import PAPER, S2, S4, S5, S6, S7, S8, S9, S10, S11, S12
 if TYPE_CHECKING:
     from crelu_models.activations import AVR, CReLU, activation, crelu
     from crelu_models.modules import Dropout, build, initialise, seed_dropout
-    from crelu_models.placement import Place, place, places
+    from crelu_models.placement import PlacementOption, place, places
 
 __all__ = [
     "AVR",
@@ -43,8 +43,8 @@ __all__ = [
     "Linear",
     "Model",
     "Net",
-    "Place",
     "Placement",
+    "PlacementOption",
     "Pool",
     "activation",
     "build",
@@ -60,7 +60,7 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("AVR", "CReLU", "activation", "crelu"), "crelu_models.activations"),
     **dict.fromkeys(("Dropout", "build", "initialise", "seed_dropout"), "crelu_models.modules"),
-    **dict.fromkeys(("Place", "place", "places"), "crelu_models.placement"),
+    **dict.fromkeys(("PlacementOption", "place", "places"), "crelu_models.placement"),
 }
 
 

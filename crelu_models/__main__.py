@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from crelu_models.command_line import Parser, add_version
 
 if TYPE_CHECKING:
-    from crelu_models.placement import Place
+    from crelu_models.placement import PlacementOption
 
 
 def main() -> int:
@@ -55,7 +55,7 @@ def table(name: str, size: int | None) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _cells(row: Place, size: int | None) -> Sequence[str]:
+def _cells(row: PlacementOption, size: int | None) -> Sequence[str]:
     shape = ["x".join(map(str, row.shape)) or "1"] if size else []
     return [
         row.name,
@@ -67,7 +67,7 @@ def _cells(row: Place, size: int | None) -> Sequence[str]:
     ]
 
 
-def _reasons(rows: Sequence[Place]) -> list[str]:
+def _reasons(rows: Sequence[PlacementOption]) -> list[str]:
     """Return why CReLU cannot stand at a place, or can but with no width, as sentences."""
     lines = [f"{row.name}: no CReLU, because {row.doubles}." for row in rows if row.doubles]
     lines += [f"{row.name}: no width, because {row.keeps}." for row in rows if row.keeps and not row.doubles]

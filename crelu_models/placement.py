@@ -38,7 +38,7 @@ PART = 1 << 20  # weights drawn at once
 PROBE = 8  # channels on which an activation of the user is tried
 
 
-class Place(NamedTuple):
+class PlacementOption(NamedTuple):
     """Call of an activation in a net: its name, what stands there now, its channels (0: not known).
 
     `doubles` is empty where twice the channels can go on from there, else it says why not. `thins` is the layer whose
@@ -99,7 +99,7 @@ def place(module: nn.Module, kind: str, *globs: str, width: float = 1.0) -> fx.G
     return traced
 
 
-def places(module: nn.Module, size: int | None = None) -> list[Place]:
+def places(module: nn.Module, size: int | None = None) -> list[PlacementOption]:
     """Return every call of an activation in a net, in the order of its forward pass, with what can stand there.
 
     With a `size` the net is run on a picture (1, 3, size, size). ValueError where torch.fx cannot follow the net, or it
@@ -117,7 +117,7 @@ def places(module: nn.Module, size: int | None = None) -> list[Place]:
         keeps = _refusal(traced, node, channel_factor(module_of(traced, node)), 0.5)
         thins = "" if keeps else label(producer(traced, node))
         present = type(module_of(traced, node)).__name__
-        rows.append(Place(name, present, channels, doubles, thins, keeps, shapes.get(node, ())))
+        rows.append(PlacementOption(name, present, channels, doubles, thins, keeps, shapes.get(node, ())))
     return rows
 
 

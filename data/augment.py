@@ -185,7 +185,7 @@ def mixing_shares(ids: Tensor, *, seed: int, epoch: int, alpha: float) -> Tensor
     return torch.from_numpy(betaincinv(alpha, alpha, uniform)).float()
 
 
-def mix(values: Tensor, shares: Tensor) -> Tensor:
+def mixed(values: Tensor, shares: Tensor) -> Tensor:
     """Return share x + (1 - share) y for each row x of `values` and y, the other of its pair: rows 0 and 1, 2 and 3.
 
     A last row without another stays as it is. Zhang et al. 2018, mixup.

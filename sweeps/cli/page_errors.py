@@ -16,7 +16,7 @@ OURS: Final = ("sweeps", "crelu_models", "crelu_data")
 CALL: Final = re.compile(r"(\w+)(\.__(init|new)__)?\(\) (missing|got|takes) ")
 
 
-class Line(NamedTuple):
+class SourceLine(NamedTuple):
     """One line of a program: its module, file and number."""
 
     module: str
@@ -43,12 +43,12 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
     sys.__excepthook__(kind, error, trace)
 
 
-def page_line(error: Exception, trace: TracebackType | None) -> Line | None:
+def page_line(error: Exception, trace: TracebackType | None) -> SourceLine | None:
     """Return the line of the page that asked for what cannot be; None for an error that is not of our asking."""
-    lines: list[Line] = []
+    lines: list[SourceLine] = []
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__", ""))
-        lines.append(Line(module, trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        lines.append(SourceLine(module, trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
     page = next((line for line in reversed(lines) if not line.is_ours), None)
     if page is None:

@@ -28,7 +28,7 @@ def question_section(answers: Answers | None, metric: Metric) -> Section | None:
     changed = tuple(f"Not as registered: {change.sentence}." for change in answers.changes)
     words = (*changed, *([f"{answers.saved}."] if answers.saved else []))
     parts: list[Table | Gallery] = [_table(answers, metric)]
-    figures = tuple(_path(answer, answers.unit, metric) for answer in answers.answers if answer.course.looks)
+    figures = tuple(_path(answer, answers.unit, metric) for answer in answers.answers if answer.trajectory.looks)
     if figures:
         caption = f"Gain of the cell over its rival at each look, with the interval that decides; {metric.words}."
         parts.append(Gallery("Paths", figures, "medium", caption))
@@ -47,7 +47,7 @@ def _table(answers: Answers, metric: Metric) -> Table:
             Entry(signed(look.gain, places) if look is not None else NONE),
             Entry(_bounds(look) if look is not None else NONE),
             Entry(metric.text(answer.question.margin)),
-            Entry(answer.words, tone=TONES.get(answer.course.decision, "muted"), sub=", ".join(mark)),
+            Entry(answer.words, tone=TONES.get(answer.trajectory.decision, "muted"), sub=", ".join(mark)),
             Entry(f"{answer.pairs}"),
             Entry(f"{answers.most}", tone="muted"),
         ))  # fmt: skip
@@ -57,7 +57,7 @@ def _table(answers: Answers, metric: Metric) -> Table:
 
 
 def _last(answer: Answer) -> Look | None:
-    return answer.course.looks[-1] if answer.course.looks else None
+    return answer.trajectory.looks[-1] if answer.trajectory.looks else None
 
 
 def _bounds(look: Look) -> str:
@@ -67,9 +67,9 @@ def _bounds(look: Look) -> str:
 def _path(answer: Answer, unit: str, metric: Metric) -> Figure:
     """Return the chart of the estimate over the looks."""
     points = []
-    for number, look in enumerate(answer.course.looks, 1):
+    for number, look in enumerate(answer.trajectory.looks, 1):
         finite = math.isfinite(look.low)
-        decides = number == len(answer.course.looks) and answer.course.decision in ("for", "against", "equal")
+        decides = number == len(answer.trajectory.looks) and answer.trajectory.decision in ("for", "against", "equal")
         interval = Interval(look.low, look.high) if finite else Interval(math.nan, math.nan)
         points.append(
             Point(

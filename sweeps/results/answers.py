@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import Change
-from sweeps.experiment.questions.rule import Course, Decision
+from sweeps.experiment.questions.rule import Decision, Trajectory
 from sweeps.experiment.questions.waves import waves
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
@@ -27,20 +27,20 @@ WORDS: Final[dict[Decision, str]] = {
 
 
 class Answer(NamedTuple):
-    """Answer to a question: its course, and how many pairs it was given."""
+    """Answer to a question: its trajectory, and how many pairs it was given."""
 
     question: Question
-    course: Course
+    trajectory: Trajectory
 
     @property
     def words(self) -> str:
         """Return the decision for people."""
-        return WORDS[self.course.decision]
+        return WORDS[self.trajectory.decision]
 
     @property
     def pairs(self) -> int:
         """Return how many pairs its last look was at."""
-        return self.course.looks[-1].n if self.course.looks else 0
+        return self.trajectory.looks[-1].n if self.trajectory.looks else 0
 
 
 class Answers(NamedTuple):
@@ -59,7 +59,7 @@ class Answers(NamedTuple):
     @property
     def saved(self) -> str:
         """Return in a sentence what was saved, while nothing is open."""
-        if any(answer.course.decision == "open" for answer in self.answers):
+        if any(answer.trajectory.decision == "open" for answer in self.answers):
             return ""
         units = f"{count(self.used, self.unit)} of the questions' cells"
         return f"{units} in place of {self.fixed:,}: {1 - self.used / self.fixed:.0%} saved"
@@ -96,6 +96,6 @@ def _answers(
         elif state in ("failed", "skipped"):
             settled.add(trial.key)
     found = waves(sweep.questions, sweep.cells, design, trials, results, settled)
-    rows = tuple(Answer(*row) for row in zip(sweep.questions, found.courses, strict=True))
+    rows = tuple(Answer(*row) for row in zip(sweep.questions, found.trajectories, strict=True))
     used, fixed = sum(found.needed.values()), design.most * len(found.needed)
     return Answers(rows, used, fixed, design.unit, design.most, tuple(changes))

@@ -87,11 +87,11 @@ class Graded(NamedTuple):
 
 def grade(tree: Branch, surveys: Sequence[SweepResults]) -> Graded:
     """Return the grade of each part of a paper, from the sweeps of an output."""
-    return _branch(tree, Evidence(surveys))
+    return _branch(tree, Findings(surveys))
 
 
-class Evidence:
-    """Evidence of several sweeps: their cells, claims and analyses."""
+class Findings:
+    """Findings of several sweeps: their cells, claims and analyses."""
 
     def __init__(self, surveys: Sequence[SweepResults]) -> None:
         self.surveys = surveys
@@ -111,7 +111,7 @@ class Evidence:
         ]
 
 
-def _branch(branch: Branch, evidence: Evidence) -> Graded:
+def _branch(branch: Branch, evidence: Findings) -> Graded:
     parts = tuple(
         _branch(part, evidence) if isinstance(part, Branch) else _leaf(part, evidence) for part in branch.parts
     )
@@ -120,13 +120,13 @@ def _branch(branch: Branch, evidence: Evidence) -> Graded:
     return Graded(branch.title, branch.weight, score, (), parts)
 
 
-def _leaf(leaf: Leaf, evidence: Evidence) -> Graded:
+def _leaf(leaf: Leaf, evidence: Findings) -> Graded:
     items = tuple(_items(leaf, evidence))
     score = sum(item.score for item in items) / len(items) if items else 0.0
     return Graded(leaf.title, leaf.weight, score, items)
 
 
-def _items(leaf: Leaf, evidence: Evidence) -> Iterable[Item]:
+def _items(leaf: Leaf, evidence: Findings) -> Iterable[Item]:
     match leaf:
         case Numbers():
             return _numbers(leaf, evidence)
@@ -157,7 +157,7 @@ def _stage(*reasons: str) -> tuple[int, str]:
 # Printed numbers ----------------------------------------------------------------------------------------------
 
 
-def _numbers(leaf: Numbers, evidence: Evidence) -> Iterator[Item]:
+def _numbers(leaf: Numbers, evidence: Findings) -> Iterator[Item]:
     """Yield an item for each error that a table prints of one data set; counts of parameters need no training."""
     stands: dict[tuple[str, str], list[tuple[int, str]]] = {}
     tables = [table for survey in evidence.surveys for table in groups(survey)]
@@ -210,7 +210,7 @@ def row_hours(table: str, dataset: str, row: str, folds: bool) -> float:
 UNDECIDED: Final = ("inconclusive", "not tested")
 
 
-def _sentence(leaf: Sentence, evidence: Evidence) -> Iterator[Item]:
+def _sentence(leaf: Sentence, evidence: Findings) -> Iterator[Item]:
     """Yield an item for each comparison of a claim that tests decide; a comparison of votes decides nothing."""
     (claim,) = [claim for claim in paper.CLAIMS if claim.id == leaf.claim]
     stands: dict[tuple[str, str, str, str], list[tuple[int, str]]] = {}
@@ -242,7 +242,7 @@ def _claim_stage(result: ClaimResult, compared: Compared) -> tuple[int, str]:
 # Analyses, theorems, protocol ---------------------------------------------------------------------------------
 
 
-def _analysed(leaf: Analysed, evidence: Evidence) -> Iterator[Item]:
+def _analysed(leaf: Analysed, evidence: Findings) -> Iterator[Item]:
     """Yield an item for each network whose analysis a figure shows."""
     checks = (RUN, SCALE, DATA)
     for table, dataset, row in leaf.networks:
@@ -255,7 +255,7 @@ def _analysed(leaf: Analysed, evidence: Evidence) -> Iterator[Item]:
         yield _best(f"{row} {dataset}: {leaf.job}", checks, stands, "no training")
 
 
-def _proved(leaf: Proved, evidence: Evidence) -> Iterator[Item]:
+def _proved(leaf: Proved, evidence: Findings) -> Iterator[Item]:
     """Yield the item of a theorem: looked at on a network, and no counter-example found."""
     values = [
         float(run.analyses[leaf.job]["metrics"][leaf.metric])
@@ -268,7 +268,7 @@ def _proved(leaf: Proved, evidence: Evidence) -> Iterator[Item]:
     yield _best(leaf.metric, (RUN, AGREEMENT), stands, f"no analysis {leaf.job}")
 
 
-def _chosen(leaf: Chosen, evidence: Evidence) -> Iterator[Item]:
+def _chosen(leaf: Chosen, evidence: Findings) -> Iterator[Item]:
     """Yield an item for each row of a table whose net has dropout: its rates were searched on held-out pictures."""
     for row in paper.rows(leaf.table, leaf.dataset):
         if (leaf.table, row.label) not in CELLS:
@@ -280,7 +280,7 @@ def _chosen(leaf: Chosen, evidence: Evidence) -> Iterator[Item]:
         yield _best(f"{row.label} {leaf.dataset}: search", (RUN, SCALE, DATA), stands, "no search")
 
 
-def _trained(leaf: Trained, evidence: Evidence) -> Iterator[Item]:
+def _trained(leaf: Trained, evidence: Findings) -> Iterator[Item]:
     """Yield an item for each cell of a sweep: trained, and better than guessing."""
     cells = [cell for survey in evidence.surveys if survey.title == leaf.sweep for cell in survey.cells]
     if not cells:

@@ -414,14 +414,14 @@ def _listed(row: Row) -> str:
     return ", ".join(map(repr, row)) or "nothing"
 
 
-class Outcome(NamedTuple):
+class TaskOutcome(NamedTuple):
     """Finished training by a function before it is written: the fields of its result, and its files."""
 
     result: Json
     files: dict[str, bytes]
 
 
-def _outcome(run: Run, metrics: Row, splits: Splits, config: RuntimeConfig) -> Outcome:
+def _outcome(run: Run, metrics: Row, splits: Splits, config: RuntimeConfig) -> TaskOutcome:
     """Return what a finished training comes to."""
     trial, state = run._trial, run._state
     history = state.history
@@ -458,10 +458,10 @@ def _outcome(run: Run, metrics: Row, splits: Splits, config: RuntimeConfig) -> O
     }
     if isinstance(trial.cell.net, Model) and parameters:  # no table counts them
         result["parameters"] = parameters
-    return Outcome(result, files)
+    return TaskOutcome(result, files)
 
 
-def _commit(ledger: Ledger, trial: Trial, outcome: Outcome) -> Json:
+def _commit(ledger: Ledger, trial: Trial, outcome: TaskOutcome) -> Json:
     """Write the files of a trial, then commit and return its result; OSError where the ledger is full."""
     for name, content in outcome.files.items():
         ledger.write(f"trials/{trial.key}/{name}", content)

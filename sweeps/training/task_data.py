@@ -22,7 +22,7 @@ from sweeps.training.splits import Splits
 from sweeps.training.views import Views
 
 
-class Part(Dataset[tuple[Tensor, int]]):
+class DataPart(Dataset[tuple[Tensor, int]]):
     """One part of a trial's pictures, as a torch data set of (uint8 picture (3, h, w), label).
 
     A picture is decoded by the process that asks for it, so that a DataLoader's workers may share a part.
@@ -78,8 +78,8 @@ class TaskData:
         facts = splits.facts
         self.classes, self.size, self.crop = facts.classes, facts.size, facts.crop
         self.mean, self.std = splits.train.sidecar.mean, splits.train.sidecar.std
-        self.train = Part(splits.train, splits.train_indices, splits, alive)
-        self.held_out = Part(splits.train, splits.val_indices, splits, alive)
+        self.train = DataPart(splits.train, splits.train_indices, splits, alive)
+        self.held_out = DataPart(splits.train, splits.val_indices, splits, alive)
 
     @property
     def has_test(self) -> bool:
@@ -87,7 +87,7 @@ class TaskData:
         return PHASES[self._trial.phase].test
 
     @property
-    def test(self) -> Part:
+    def test(self) -> DataPart:
         """Return the test set; ValueError in a training that chooses."""
         test = self._splits.test
         if test is None:
@@ -95,7 +95,7 @@ class TaskData:
                 f"the test set is closed in a training of phase {self._trial.phase!r}, by which a search chooses: "
                 f"ask data.has_test before data.test"
             )
-        return Part(test, np.arange(len(test), dtype=np.int64), self._splits, self._alive)
+        return DataPart(test, np.arange(len(test), dtype=np.int64), self._splits, self._alive)
 
     @property
     def steps(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from crelu_data.augment import centre_view, mix, mixing_shares, ten_views, training_view
+from crelu_data.augment import centre_view, mixed, mixing_shares, ten_views, training_view
 from crelu_data.datasets import Ints, order
 from crelu_data.load import Batch, Pictures
 from sweeps.experiment.trial import Trial
@@ -94,7 +94,7 @@ class Views:
         seed, alpha = self.trial.seed, self.trial.recipe.mixup
         shares = mixing_shares(torch.from_numpy(indices), seed=seed, epoch=epoch, alpha=alpha).to(self.device)
         classes = functional.one_hot(labels, self.splits.facts.classes).float()
-        return mix(view, shares[self.ranks.rows(len(shares))]), mix(classes, shares)
+        return mixed(view, shares[self.ranks.rows(len(shares))]), mixed(classes, shares)
 
     def _steps_at_once(self, count: int) -> int:
         """Return for how many steps of `count` pictures views are made at once, one where each batch is decoded.

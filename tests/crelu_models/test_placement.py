@@ -13,7 +13,7 @@ from torchvision import models
 
 from crelu_models import CReLU, place, places, tracing
 from crelu_models.__main__ import main
-from crelu_models.placement import Place
+from crelu_models.placement import PlacementOption
 
 SEED = 0
 
@@ -328,7 +328,7 @@ def test_a_linear_layer_on_positions_has_its_channels_last() -> None:
         assert torch.equal(net(x), before(x))
 
 
-def reasons(rows: Sequence[Place]) -> dict[str, str]:
+def reasons(rows: Sequence[PlacementOption]) -> dict[str, str]:
     return {row.name: row.doubles for row in rows if row.doubles}
 
 

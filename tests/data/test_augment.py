@@ -21,7 +21,7 @@ from crelu_data.augment import (
     _scramble,
     apply_operation,
     centre_view,
-    mix,
+    mixed,
     mixing_shares,
     ten_views,
     training_view,
@@ -339,4 +339,4 @@ def test_shares_of_mixtures_have_the_distribution_of_beta() -> None:
 
 def test_pictures_are_mixed_in_pairs_and_the_odd_one_stays() -> None:
     values = torch.tensor([[1.0], [5.0], [10.0]])
-    assert mix(values, torch.tensor([0.75, 0.5, 0.1])).tolist() == [[2.0], [3.0], [10.0]]
+    assert mixed(values, torch.tensor([0.75, 0.5, 0.1])).tolist() == [[2.0], [3.0], [10.0]]

@@ -153,17 +153,17 @@ def test_decision_for_widens_the_level_of_the_others_and_equal_does_not() -> Non
     vague = {0: 1.0, 1: 2.0, 2: 3.5}
     widths = []
     for other in (clear, close, vague):
-        courses = follow([other, vague], [3, 3], [1.0, 1.0], 3, 3).courses
-        widths.append(courses[1].looks[0].high - courses[1].looks[0].low)
+        trajectories = follow([other, vague], [3, 3], [1.0, 1.0], 3, 3).trajectories
+        widths.append(trajectories[1].looks[0].high - trajectories[1].looks[0].low)
     assert widths[0] < widths[1] == widths[2]
-    look = follow([vague], [3], [1.0], 3, 3).courses[0].looks[0]
+    look = follow([vague], [3], [1.0], 3, 3).trajectories[0].looks[0]
     half = critical((3,), 3, LEVEL / 2) * float(np.std([1.0, 2.0, 3.5], ddof=1)) / math.sqrt(3)
     assert (look.low, look.high) == pytest.approx((look.gain - half, look.gain + half))
 
 
 def test_equal_differences_and_failed_pairs_decide_nothing() -> None:
-    assert follow([{0: 1.0, 1: 1.0, 2: 1.0}], [3], [0.5], 3, 3).courses[0].decision == "undecided"
-    looks = follow([{0: 5.0, 2: 5.1, 3: 4.9}], [4], [0.5], 3, 4).courses[0].looks
+    assert follow([{0: 1.0, 1: 1.0, 2: 1.0}], [3], [0.5], 3, 3).trajectories[0].decision == "undecided"
+    looks = follow([{0: 5.0, 2: 5.1, 3: 4.9}], [4], [0.5], 3, 4).trajectories[0].looks
     assert [look.n for look in looks] == [2, 3]
     assert math.isinf(looks[0].high)
     assert math.isfinite(looks[1].high)
@@ -172,7 +172,7 @@ def test_equal_differences_and_failed_pairs_decide_nothing() -> None:
 def test_wave_waits_for_all_open_questions() -> None:
     clear = dict(enumerate([5.0, 5.1, 4.9, 5.0]))
     waits = follow([clear, {}], [3, 2], [1.0, 1.0], 3, 8)
-    assert [course.decision for course in waits.courses] == ["open", "open"]
+    assert [trajectory.decision for trajectory in waits.trajectories] == ["open", "open"]
     assert waits.needed == (3, 3)
 
 
@@ -182,8 +182,8 @@ def test_wrong_decisions_are_rare_where_cells_are_alike() -> None:
     for _ in range(sweeps):
         errors = stream.standard_t(4, (3, 15))
         gains = [dict(enumerate((errors[i] - errors[0]).tolist())) for i in (1, 2)]
-        courses = follow(gains, [15, 15], [0.4, 0.4], 3, 15).courses
-        wrong += any(course.decision in ("for", "against") for course in courses)
+        trajectories = follow(gains, [15, 15], [0.4, 0.4], 3, 15).trajectories
+        wrong += any(trajectory.decision in ("for", "against") for trajectory in trajectories)
     assert 0 < wrong <= sweeps * (0.05 + 2 * math.sqrt(0.05 * 0.95 / sweeps))
 
 
@@ -231,9 +231,9 @@ def test_single_waits_for_both_phases() -> None:
     parts = {key: part for key, part in sweep_trials(sweep, results, failed).items() if key}
     assert not [trial for part in parts.values() for trial in part.pending]
     # The first phase that failed has no second: its pair is missing, and the others are looked at.
-    courses = question_waves(sweep, parts, results, failed).courses
-    assert "open" not in [course.decision for course in courses]
-    assert courses[0].looks[0].n == 2
+    trajectories = question_waves(sweep, parts, results, failed).trajectories
+    assert "open" not in [trajectory.decision for trajectory in trajectories]
+    assert trajectories[0].looks[0].n == 2
 
 
 def test_search_comes_first_and_what_follows_is_counted() -> None:
@@ -254,9 +254,9 @@ def test_higher_is_better_where_the_metric_says_so() -> None:
     for key in [t.key for t in expand(sweep, {}) if t.cell.label == "A" and t.seed == 1]:
         results[key]["metrics"]["final/test_f1"] += 0.01
     parts = {key: part for key, part in sweep_trials(sweep, results).items() if key}
-    course = question_waves(sweep, parts, results, ()).courses[0]
-    assert course.looks[0].gain > 0.19
-    assert course.decision == "for"
+    trajectory = question_waves(sweep, parts, results, ()).trajectories[0]
+    assert trajectory.looks[0].gain > 0.19
+    assert trajectory.decision == "for"
 
 
 def test_price_falls_with_the_effect_and_is_the_same_each_time() -> None:

@@ -32,7 +32,7 @@ def test_report_table_and_grade_have_decisions_savings_and_marks(tmp_path: Path)
     decided = answers(results)
     assert decided is not None
     assert decided == answers_of_plan(plan(SWEEP, ledger, {}), changes_of(ledger, "s"))
-    assert [answer.course.decision for answer in decided.answers] == ["for", "equal"]
+    assert [answer.trajectory.decision for answer in decided.answers] == ["for", "equal"]
     assert (decided.fixed, decided.used) == (36, sum(len(plan(SWEEP, ledger, {}).of(c)) for c in SWEEP.cells[:3]))
     section = document(ledger, results).sections[0]
     assert section.id == "questions"

@@ -38,7 +38,7 @@ from tests.support.waiting import until
 DAY = 86_400.0
 
 
-class Place(Host):
+class SimulatedHost(Host):
     """A host of its own whose clock a test moves; `meanwhile` happens at each second of a wait."""
 
     def __init__(self, boot: str = "this boot", wall: float = 0.0) -> None:
@@ -86,7 +86,7 @@ def held(ledger: Ledger, place: Host) -> Lease:
 def test_a_driver_of_another_host_keeps_its_sweep_while_it_beats_whatever_the_clocks_say(
     ledger: Ledger, without_locks: None, skew: float
 ) -> None:
-    there, here = Place("another boot", skew), Place()
+    there, here = SimulatedHost("another boot", skew), SimulatedHost()
     there.time = 5.0
     first = held(ledger, there)
 
@@ -107,8 +107,8 @@ def test_a_driver_of_another_host_keeps_its_sweep_while_it_beats_whatever_the_cl
 def test_a_silent_driver_of_another_host_is_followed_after_a_minute(
     ledger: Ledger, without_locks: None, skew: float
 ) -> None:
-    held(ledger, Place("another boot", skew))
-    here, said = Place(), list[str]()
+    held(ledger, SimulatedHost("another boot", skew))
+    here, said = SimulatedHost(), list[str]()
     assert Drivers(ledger, here).now(["s"]) == {"s": None}
     assert here.time == pytest.approx(1000 + GLANCE, abs=2)
     here.time = 1000.0
@@ -121,7 +121,7 @@ def test_a_silent_driver_of_another_host_is_followed_after_a_minute(
 
 
 def test_of_two_hosts_with_one_name_each_is_itself(ledger: Ledger, without_locks: None) -> None:
-    boot, namespace = Place("boot"), Place("the same boot in a container")
+    boot, namespace = SimulatedHost("boot"), SimulatedHost("the same boot in a container")
     held(ledger, boot)
     with pytest.raises(LeaseHeldError):  # a process of the same boot: at once
         held(ledger, boot)
@@ -133,8 +133,8 @@ def test_of_two_hosts_with_one_name_each_is_itself(ledger: Ledger, without_locks
 
 
 def test_a_watcher_that_slept_has_seen_no_silence(ledger: Ledger, without_locks: None) -> None:
-    held(ledger, Place("another boot"))
-    here = Place()
+    held(ledger, SimulatedHost("another boot"))
+    here = SimulatedHost()
     looks = 0
 
     def sleep(_: float) -> None:
@@ -150,7 +150,7 @@ def test_a_watcher_that_slept_has_seen_no_silence(ledger: Ledger, without_locks:
 def test_a_driver_that_slept_and_was_replaced_writes_no_more(
     ledger: Ledger, without_locks: None, tmp_path: Path
 ) -> None:
-    there, here, said = Place("another boot"), Place(), list[str]()
+    there, here, said = SimulatedHost("another boot"), SimulatedHost(), list[str]()
     sleeper = held(ledger, there)
     sleeper.on_lost = said.append
     fenced_ledger = Ledger(ledger.root, sleeper.check)
@@ -212,7 +212,7 @@ def test_mlflow_gets_nothing_of_a_driver_that_was_replaced() -> None:
 
 
 def test_a_driver_that_slept_but_was_not_replaced_goes_on(ledger: Ledger, without_locks: None) -> None:
-    there = Place("another boot")
+    there = SimulatedHost("another boot")
     sleeper = held(ledger, there)
     text = ledger.read("leases/s.json")
     there.time += FENCE - 1
@@ -226,7 +226,7 @@ def test_a_driver_that_slept_but_was_not_replaced_goes_on(ledger: Ledger, withou
 
 
 def test_a_driver_that_sleeps_while_the_store_answers_looks_again(ledger: Ledger, without_locks: None) -> None:
-    there, here = Place("another boot"), Place()
+    there, here = SimulatedHost("another boot"), SimulatedHost()
     sleeper = held(ledger, there)
     read, slept = sleeper.file.read, False
 
@@ -247,7 +247,7 @@ def test_a_driver_that_sleeps_while_the_store_answers_looks_again(ledger: Ledger
 def test_a_lease_that_is_gone_stops_its_driver_and_a_disk_that_is_gone_does_not(
     ledger: Ledger, without_locks: None, tmp_path: Path
 ) -> None:
-    lease = held(ledger, Place())
+    lease = held(ledger, SimulatedHost())
     folder = tmp_path / "ledger" / "leases"
     folder.rename(tmp_path / "away")
     with pytest.raises(FileNotFoundError):
@@ -263,12 +263,12 @@ def test_a_lease_that_is_gone_stops_its_driver_and_a_disk_that_is_gone_does_not(
 def test_a_damaged_lease_is_mended_by_its_driver_and_followed_without_one(
     ledger: Ledger, without_locks: None, damage: bytes
 ) -> None:
-    lease = held(ledger, Place())
+    lease = held(ledger, SimulatedHost())
     ledger.write("leases/s.json", damage)
     lease.check()
     assert (ledger.read_json("leases/s.json") or {})["owner"] == lease.owner
     ledger.write("leases/s.json", damage)
-    here = Place()
+    here = SimulatedHost()
     held(ledger, here)
     assert here.time >= 1000 + SILENCE
     lease.host.sleep(66)
@@ -278,7 +278,7 @@ def test_a_damaged_lease_is_mended_by_its_driver_and_followed_without_one(
 
 
 def test_an_owner_that_is_misread_is_none(ledger: Ledger, without_locks: None) -> None:
-    lease = held(ledger, Place())
+    lease = held(ledger, SimulatedHost())
     text = ledger.read("leases/s.json") or b""
     ledger.write("leases/s.json", text.replace(lease.owner.encode(), b"f" * 31 + b"!"))
     lease.check()
@@ -288,13 +288,13 @@ def test_an_owner_that_is_misread_is_none(ledger: Ledger, without_locks: None) -
 def test_a_flipped_bit_in_a_lease_neither_stops_its_driver_nor_lets_another_one_in(
     ledger: Ledger, without_locks: None
 ) -> None:
-    there, draw = Place("another boot"), random.Random(0)
+    there, draw = SimulatedHost("another boot"), random.Random(0)
     lease = held(ledger, there)
     for _ in range(30):
         flipped = bytearray(ledger.read("leases/s.json") or b"")
         flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
         Path(ledger.path("leases/s.json")).write_bytes(flipped)
-        here = Place()
+        here = SimulatedHost()
         here.meanwhile = lambda time: lease.renew()
         with pytest.raises(LeaseHeldError):
             held(ledger, here)
@@ -305,7 +305,7 @@ def test_a_flipped_bit_in_a_lease_neither_stops_its_driver_nor_lets_another_one_
 def test_a_full_disk_takes_beats(
     ledger: Ledger, without_locks: None, full: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there, here = Place("another boot"), Place()
+    there, here = SimulatedHost("another boot"), SimulatedHost()
     first = held(ledger, there)
 
     def no_room(*_: object) -> int:
@@ -364,7 +364,7 @@ def test_a_number_that_another_process_has_by_now_is_no_driver() -> None:
 def test_a_silent_driver_of_this_host_is_followed_where_no_lock_keeps_others_out(
     ledger: Ledger, without_locks: None
 ) -> None:
-    here = Place()
+    here = SimulatedHost()
     first = held(ledger, here)
     assert Drivers(ledger, here).look("s") is not None
     here.time += SILENCE + 1
@@ -454,7 +454,7 @@ def test_a_claim_that_names_no_sweep_claims_nothing(ledger: Ledger, sweep: objec
 def test_a_lease_that_somebody_made_up_is_watched_and_harms_no_terminal(
     ledger: Ledger, without_locks: None, name: str, value: object
 ) -> None:
-    there, here = Place("another boot"), Place()
+    there, here = SimulatedHost("another boot"), SimulatedHost()
     lease = json.loads(held(ledger, there)._sign()) | {name: value}
     del lease["check"]
     here.meanwhile = lambda time: ledger.write_json("leases/s.json", lease | {"beat": time})
@@ -468,7 +468,7 @@ def test_trial_of_a_silent_driver_of_another_host_is_waited_for_a_minute(ledger:
     there = this_process() | {"boot": "another"}
     ledger.write_json("leases/other.json", {"owner": "x", "beat": time.time() - DAY} | there)
     ledger.write_json("claims/k.json", {"sweep": "other"} | there)
-    here = Place()
+    here = SimulatedHost()
     drivers = Drivers(ledger, here)
     for _ in range(int(SILENCE / BEAT)):
         assert not claim(drivers, "mine", "k")
@@ -545,7 +545,7 @@ def test_of_two_that_create_or_replace_a_lease_on_s3_the_store_refuses_one(bucke
 
 def test_a_sleeper_on_s3_is_refused_by_the_store(bucket: str) -> None:
     ledger = Ledger(f"{bucket}/ledger")
-    there, here = Place("another boot"), Place()
+    there, here = SimulatedHost("another boot"), SimulatedHost()
     sleeper = held(ledger, there)
     held(ledger, here)
     with pytest.raises(LeaseLostError, match="another driver has taken over"):
@@ -557,7 +557,7 @@ def test_a_sleeper_on_s3_is_refused_by_the_store(bucket: str) -> None:
 
 def test_an_answer_of_s3_that_is_lost_costs_no_lease(bucket: str) -> None:
     ledger = Ledger(f"{bucket}/ledger")
-    lease = Lease(ledger, "s", host=Place())
+    lease = Lease(ledger, "s", host=SimulatedHost())
     put, losses = lease.file._put, 2  # type: ignore[attr-defined]
 
     def lossy(text: bytes, **condition: str) -> str | None:

@@ -15,7 +15,7 @@ SWEEPS: Final = 100  # simulated ones for each effect
 POWER: Final = 0.8416  # the normal quantile of 80 %
 
 
-class Price(NamedTuple):
+class ExpectedCost(NamedTuple):
     """Mean number of trainings where each cell is better by so many margins, and the share that is decided."""
 
     effect: int
@@ -30,7 +30,7 @@ def deviation(margin: float, questions: int, most: int) -> float:
     return margin * math.sqrt(most) / (float(-special.stdtrit(most - 1, LEVEL / (2 * questions))) + POWER)
 
 
-def prices(questions: Sequence[Question], design: Design, seed: int = 0) -> list[Price]:
+def prices(questions: Sequence[Question], design: Design, seed: int = 0) -> list[ExpectedCost]:
     """Return what a page's questions are likely to take, for each of EFFECTS; the same for the same seed.
 
     Noise is normal. Its deviation is that at which the largest number of pairs is the right one for the margin.
@@ -51,12 +51,12 @@ def prices(questions: Sequence[Question], design: Design, seed: int = 0) -> list
                 for q, sd in zip(questions, noise, strict=True)
             ]
             settled = [design.most] * len(gains)
-            courses, needed = follow(gains, settled, margins, design.first, design.most, design.folds)
+            trajectories, needed = follow(gains, settled, margins, design.first, design.most, design.folds)
             of_cell = dict.fromkeys(labels, 0)
             for question, size in zip(questions, needed, strict=True):
                 for label in question.labels:
                     of_cell[label] = max(of_cell[label], size)
             trainings += sum(of_cell.values())
-            decided += sum(course.decision != "undecided" for course in courses)
-        lines.append(Price(effect, trainings / SWEEPS, decided / SWEEPS / len(questions)))
+            decided += sum(trajectory.decision != "undecided" for trajectory in trajectories)
+        lines.append(ExpectedCost(effect, trainings / SWEEPS, decided / SWEEPS / len(questions)))
     return lines

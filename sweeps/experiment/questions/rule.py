@@ -48,17 +48,17 @@ class Look(NamedTuple):
     high: float
 
 
-class Course(NamedTuple):
-    """Course of a question: its looks so far, and its decision, "open" while more are to come."""
+class Trajectory(NamedTuple):
+    """Trajectory of a question: its looks so far, and its decision, "open" while more are to come."""
 
     looks: tuple[Look, ...]
     decision: Decision
 
 
-class Courses(NamedTuple):
-    """Courses of all questions of a page, and how many seeds or folds each needs now."""
+class Trajectories(NamedTuple):
+    """Trajectories of all questions of a page, and how many seeds or folds each needs now."""
 
-    courses: tuple[Course, ...]
+    trajectories: tuple[Trajectory, ...]
     needed: tuple[int, ...]
 
 
@@ -77,7 +77,7 @@ def follow(
     first: int,
     most: int,
     folds: int = 0,
-) -> Courses:
+) -> Trajectories:
     """Return how questions are decided, wave by wave: a pure function of what is known.
 
     `gains` has of each question the gain of every pair by its number. `settled` says up to which number, exclusive,
@@ -92,7 +92,7 @@ def follow(
         for i in waiting:
             needed[i] = size
         if any(settled[i] < size for i in waiting):
-            return _courses(looks, decisions, needed)
+            return _trajectories(looks, decisions, needed)
         passed = -1
         seen: dict[int, Look] = {}
         # A decision may widen the level of the others at the same look.
@@ -106,12 +106,14 @@ def follow(
         for i, look in seen.items():
             looks[i].append(look)
     over: list[Decision] = ["undecided" if decision == "open" else decision for decision in decisions]
-    return _courses(looks, over, needed)
+    return _trajectories(looks, over, needed)
 
 
-def _courses(looks: Sequence[Sequence[Look]], decisions: Sequence[Decision], needed: Sequence[int]) -> Courses:
-    courses = tuple(Course(tuple(seen), decision) for seen, decision in zip(looks, decisions, strict=True))
-    return Courses(courses, tuple(needed))
+def _trajectories(
+    looks: Sequence[Sequence[Look]], decisions: Sequence[Decision], needed: Sequence[int]
+) -> Trajectories:
+    trajectories = tuple(Trajectory(tuple(seen), decision) for seen, decision in zip(looks, decisions, strict=True))
+    return Trajectories(trajectories, tuple(needed))
 
 
 def decide(look: Look, margin: float) -> Decision:

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 from sweeps.experiment.metrics import Metric
 from sweeps.experiment.questions.question import Question
-from sweeps.experiment.questions.rule import FIRST, Course, follow, look_sizes
+from sweeps.experiment.questions.rule import FIRST, Trajectory, follow, look_sizes
 from sweeps.experiment.trial import SECOND_SEED, Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.ledger import Json
 
 
 class Waves(NamedTuple):
-    """Courses of a page's questions, in its order, and the seeds or folds that each cell of one needs now, by key."""
+    """Trajectories of a page's questions, in its order, and the seeds or folds that each cell needs now, by its key."""
 
-    courses: tuple[Course, ...]
+    trajectories: tuple[Trajectory, ...]
     needed: Mapping[str, int]
 
 
@@ -72,7 +72,7 @@ def waves(
     """
     labelled = {cell.label: cell for cell in cells}
     parts = {
-        label: _Part(design, labelled[label].metric, trials.get(labelled[label].key, ()), results, settled)
+        label: _CellValues(design, labelled[label].metric, trials.get(labelled[label].key, ()), results, settled)
         for question in questions
         for label in question.labels
     }
@@ -84,16 +84,16 @@ def waves(
         gains.append({n: cost(theirs.values[n]) - cost(ours.values[n]) for n in pairs})
         reached.append(min(ours.settled, theirs.settled))
     margins = [question.margin for question in questions]
-    courses, sizes = follow(gains, reached, margins, design.first, design.most, design.folds)
+    trajectories, sizes = follow(gains, reached, margins, design.first, design.most, design.folds)
     needed: dict[str, int] = {}
     for question, size in zip(questions, sizes, strict=True):
         for label in question.labels:
             key = labelled[label].key
             needed[key] = max(needed.get(key, 0), size)
-    return Waves(courses, needed)
+    return Waves(trajectories, needed)
 
 
-class _Part:
+class _CellValues:
     """Values of one cell by the number of the seed or fold, and how many of these are settled without a gap."""
 
     def __init__(
