@@ -49,8 +49,8 @@ def test_sweep_on_s3_under_faults_loses_doubles_and_changes_nothing(
     push(tmp_path / "prepared", f"{bucket}/data")
     for folder in ("home", "calm", "wild"):
         (tmp_path / folder).mkdir()
-    for name, value in (FONTS | {"HOME": str(tmp_path / "home")}).items():
-        monkeypatch.setenv(name, value)
+    for variable, value in (FONTS | {"HOME": str(tmp_path / "home")}).items():
+        monkeypatch.setenv(variable, value)
     monkeypatch.setenv("CI", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     sqlite_store.prepare(tmp_path / "wild/mlflow.db", print)

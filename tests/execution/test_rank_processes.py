@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ from sweeps.store.ledger import Ledger, failed_attempt
 from sweeps.training.distributed import Ranks
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
-from tests.support.commands import checkpoints, child_runs, started, wait_for
 from tests.support.trials import SMALL, runtime_config, trial_of
 from tests.support.waiting import until
 
@@ -291,33 +289,6 @@ def test_ranks_part_what_there_is_evenly_and_leave_nothing_out(pictures: int, ba
     evaluated = [rank.full_batches(indices, batch) for rank in ranks]
     assert {tuple(part[at : at + batch]) for part in evaluated for at in range(0, len(part), batch)} == whole
     assert sum(map(len, evaluated)) == pictures
-
-
-def ranks_below(folder: Path) -> list[int]:
-    """Return the ranks that a command with its home in `folder` has started."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            ours = str(folder).encode() in (process / "environ").read_bytes()
-            if ours and b"sweeps.execution.rank_processes" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return sorted(found)
-
-
-def test_sweep_whose_trials_have_two_ranks_survives_the_death_of_one(tmp_path: Path) -> None:
-    ledger = Ledger(str(tmp_path / "out" / "ledger"))
-    words = ["--smoke-test", "--set", "recipe.epochs=3", "--ranks", "2", "--only", "Baseline"]
-    with started(tmp_path, *words) as process:
-        wait_for("a checkpoint", lambda: checkpoints(ledger), process)
-        os.kill(ranks_below(tmp_path)[-1], signal.SIGKILL)
-        said = process.communicate(timeout=500)
-    assert process.returncode == 0, said
-    results = ledger.results()
-    assert [result["hardware"]["ranks"] for result in results.values()] == ["2"]
-    (attempt,) = [attempt for key in results for attempt in ledger.attempts(key)]
-    assert "of 2 died (signal 9)" in attempt["error"]
-    assert [points for _, _, points in child_runs(tmp_path / "out" / "mlflow.db").values()] == [3]
-    assert not ranks_below(tmp_path)
 
 
 def request(*words: str) -> ResourceRequest:

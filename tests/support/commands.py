@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sweeps.store.ledger import Ledger
@@ -60,6 +61,17 @@ def children_cpu_seconds() -> float:
     """Return the CPU seconds of this process's children that have ended: what they cost, however busy the machine."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def ranks_below(folder: Path) -> list[int]:
+    """Return the ranks that a command with its home in `folder` has started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            ours = str(folder).encode() in (process / "environ").read_bytes()
+            if ours and b"sweeps.execution.rank_processes" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return sorted(found)
 
 
 def checkpoints(ledger: Ledger) -> list[str]:
