@@ -42,6 +42,8 @@ from sweeps.training.runtime import RuntimeConfig
 from tests.support.trials import SMALL, runtime_config, trial_of
 from tests.support.waiting import until
 
+# Ranks stay for the next trial of as many: the tests stand in the order in which few have to be started.
+
 # With learning rates at which a net does not blow the order of its sums up: two threads in place of one differ as much.
 FAMILIES = {"allconv with dropout": 1e-3, "VGG with batch norm": 3e-4, "All-CNN-B": 0.01, "All-CNN-B by Adam": 1e-4}
 ERROR = 1e-3
@@ -123,22 +125,6 @@ def test_two_ranks_end_as_one_device_does(family: str, lr: float, data: Path, tm
     assert result["metrics"] == pytest.approx(alone["metrics"], abs=1e-3)
 
 
-@pytest.mark.parametrize("phase", ["ablation", "holdout"])
-def test_uneven_ranks_end_as_one_device_does(phase: str, data: Path, tmp_path: Path) -> None:
-    # 19 pictures make 6, 6 and 7; the last four of an epoch 1, 1 and 2. The tested ones are three batches.
-    trial = exact("allconv with dropout", phase, lr=1e-3, batch=19)
-    if phase == "ablation":
-        trial = dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, dataset=TESTED))
-    one, three = (
-        runtime_config(data, tmp_path / "one"),
-        runtime_config(data, tmp_path / "three", ranks=3, resident_bytes=0),
-    )
-    run_trial(trial, one, lambda *_: None)
-    rank_processes.run_trial(trial, three, lambda *_: None)
-    assert_same(trial, one, three)
-    assert "probe/loss" in history(trial, three)[0] or phase == "ablation"
-
-
 def test_trial_whose_ranks_died_goes_on_with_any_number_of_ranks(data: Path, tmp_path: Path) -> None:
     trial, epochs = exact("VGG with batch norm", lr=3e-4), []
     one = runtime_config(data, tmp_path / "one")
@@ -155,6 +141,22 @@ def test_trial_whose_ranks_died_goes_on_with_any_number_of_ranks(data: Path, tmp
     train_function("", 3)(trial, later, lambda epoch, _: epochs.append(epoch), lambda: False)
     assert epochs == [3]
     assert_same(trial, one, here)
+
+
+@pytest.mark.parametrize("phase", ["ablation", "holdout"])
+def test_uneven_ranks_end_as_one_device_does(phase: str, data: Path, tmp_path: Path) -> None:
+    # 19 pictures make 6, 6 and 7; the last four of an epoch 1, 1 and 2. The tested ones are three batches.
+    trial = exact("allconv with dropout", phase, lr=1e-3, batch=19)
+    if phase == "ablation":
+        trial = dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, dataset=TESTED))
+    one, three = (
+        runtime_config(data, tmp_path / "one"),
+        runtime_config(data, tmp_path / "three", ranks=3, resident_bytes=0),
+    )
+    run_trial(trial, one, lambda *_: None)
+    rank_processes.run_trial(trial, three, lambda *_: None)
+    assert_same(trial, one, three)
+    assert "probe/loss" in history(trial, three)[0] or phase == "ablation"
 
 
 def test_stopped_ranks_save_where_they_are_and_stay_for_the_next_trial(data: Path, tmp_path: Path) -> None:
@@ -200,9 +202,9 @@ def running(pid: str) -> bool:
 
 
 def test_batch_with_fewer_pictures_than_ranks_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a batch of 2 pictures cannot be shared by 3 ranks \(batch 78 of 80"):
+    with pytest.raises(ValueError, match=r"a batch of 1 picture cannot be shared by 2 ranks \(batch 1 of 80"):
         rank_processes.run_trial(
-            exact("allconv with dropout", batch=78), runtime_config(data, tmp_path, ranks=3), lambda *_: None
+            exact("allconv with dropout", batch=1), runtime_config(data, tmp_path, ranks=2), lambda *_: None
         )
     recipe = exact("VGG with batch norm", batch=33).cell.recipe
     recipe.shared(100, 33)  # its last batch is dropped
@@ -226,7 +228,7 @@ def own_error(data: Path, folder: Path) -> ValueError:
 
 
 def test_ranks_whose_memory_runs_out_go_on_in_smaller_parts(data: Path, tmp_path: Path) -> None:
-    trial, here = exact("allconv with dropout", lr=1e-3), runtime_config(data, tmp_path / "two", ranks=2)
+    trial, here = exact("allconv with dropout", lr=1e-3, epochs=1), runtime_config(data, tmp_path / "two", ranks=2)
     # In the ranks' own processes, a step of more than two pictures at once does not fit in the middle of an epoch.
     (tmp_path / "sitecustomize.py").write_text(SHORT)
     sys.path.insert(0, str(tmp_path))
