@@ -27,7 +27,7 @@ demo: setup
 	@$(BIN)/python -m sweeps.imagenet_placement
 
 test: setup
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) 5 --ignore=tests/cluster
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) 4 --ignore=tests/cluster
 
 test-cluster: setup
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) 2 tests/cluster
