@@ -11,6 +11,9 @@ PACKAGES := crelu_models crelu_data sweeps
 # By pytest-xdist, a file in one process. More processes than cores: many tests wait for Ray, MLflow or a signal.
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder -n
 
+# Where a machine forbids it, each of the tests' hundreds of processes would compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-cluster setup lint docs bench lock
 
 help:

@@ -22,6 +22,7 @@ from tests.support.sweeps import CRELU, Made, make
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("sweeps", "data", "crelu_models")
+SIGNS = ("python -m ", '"-m"', ".verb(", ".again(")  # one of which a file has that prints a command
 VALUE = "‹3›"  # stands for what is filled in when a command is printed
 FILLED = {"option": f" --source {VALUE}"}  # a part of a command that is an option already
 COMMAND = re.compile(r"python -m ((?:sweeps|crelu_data|crelu_models)\b[\w.‹›]*)(.*)", re.DOTALL)
@@ -82,15 +83,17 @@ def printed() -> tuple[Printed, ...]:
     """Return the commands of all source files, those of docstrings and of a parser's own name left out."""
     commands = []
     for path in sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        left_out = {id(node) for node in ast.walk(tree) if isinstance(node, ast.Expr)
-                    for node in [node.value] if isinstance(node, ast.Constant)}  # fmt: skip
-        for joined in (node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)):
-            left_out |= {id(part) for part in joined.values}
-        for node in ast.walk(tree):
+        source = path.read_text()
+        if not any(sign in source for sign in SIGNS):
+            continue
+        nodes = list(ast.walk(ast.parse(source)))
+        left_out = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        left_out |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in nodes:
             if id(node) not in left_out:
-                place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-                commands += [Printed(place, module, words) for module, words in in_node(node)]
+                for module, words in in_node(node):
+                    place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+                    commands.append(Printed(place, module, words))
     return tuple(commands)
 
 
