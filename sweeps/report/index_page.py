@@ -42,7 +42,10 @@ def index_document(sweeps: Sequence[Reported], graded: Graded | None) -> Documen
     runs = {run.key: run for sweep in sweeps for run in sweep.results.runs}.values()  # sweeps may share a trial
     done, failed = (sum(run.state in states for run in runs) for states in (("done", "stale"), ("failed",)))
     tiles = [
-        Tile(f"{sum(is_complete(sweep) for sweep in sweeps)} of {len(sweeps)}", "sweeps complete"),
+        Tile(
+            f"{sum(is_complete(sweep) for sweep in sweeps)} of {len(sweeps)}",
+            f"{plural(len(sweeps), 'sweep')} complete",
+        ),
         Tile(f"{done:,}", plural(done, "training"), f"{failed} failed"),
         Tile(duration(_hours(runs)), "of training"),
     ]
@@ -119,12 +122,16 @@ def _result(sweep: Reported, table: ResultTable) -> tuple[Entry, ...]:
     metric = table.metrics[0]
     numbers = [(row, number(row.evidence, metric)) for row in table.rows]
     known = [(row, ours) for row, ours in numbers if ours.known and metric != PARAMETERS]
-    where = (Entry(table.title, link=link), Entry(sweep.results.title))
+    where = (
+        Entry(table.title, link=link),
+        Entry(sweep.results.title, sub="not the paper's runs" if sweep.report.banner else ""),
+    )
     if not known:
         return (*where, Entry("none yet", tone="muted"), Entry(NONE), Entry(NONE), Entry(""))
     sign = -1 if table.metric.better == "higher" else 1
     best, ours = min(known, key=lambda pair: sign * pair[1].average.mean)
-    printed = table.paper(best, metric)
+    # A number of the paper stands beside none of other pictures: only the report has the room to say so.
+    printed = None if sweep.report.banner else table.paper(best, metric)
     paper = Entry(plain(printed.value, digits(metric, printed.value)) if printed is not None else NONE, tone="paper")
     return (*where, Entry(best.label), Entry(_number(ours)), paper, Entry(named(metric, table.table)))
 

@@ -16,8 +16,10 @@ from sweeps.experiment.metrics import TOP1, Metric
 from sweeps.experiment.plan import expand
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
+from sweeps.imagenet_placement import CELLS
 from sweeps.report import build, index_page
 from sweeps.report.contents import document
+from sweeps.report.render.document import NONE
 from sweeps.results.evidence import survey
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
@@ -88,6 +90,19 @@ def test_hours_and_trainings_that_sweeps_share_are_counted_once(output: Path) ->
     shown = index_page.index_document([reported(ledger, title) for title in ("whole", "begun", "broken")], None)
     assert len(ledger.results()) == 3  # the baseline is the first cell, as a row of the paper
     assert [(tile.value, tile.sub) for tile in shown.tiles[1:]] == [("3", "1 failed"), ("1.5 h", "")]
+
+
+@pytest.mark.parametrize(("dataset", "shows"), [("imagenet", True), ("synthetic", False)])
+def test_number_of_the_paper_stands_beside_none_of_other_pictures(dataset: str, shows: bool, tmp_path: Path) -> None:
+    ledger = Ledger.in_output(str(tmp_path))
+    cell = dataclasses.replace(CELLS[0], dataset=dataset)
+    make(ledger, Sweep("s", "paper", (cell,), Protocol()), lambda _: Made({TOP1: 40.0}))
+    shown = index_page.index_document([reported(ledger, "s")], None)
+    assert shown.tiles[0].label == "sweep complete"
+    ((_, sweep, best, ours, paper, _),) = shown.sections[1].tables[0].rows
+    assert best.text == cell.label
+    assert ours.text != NONE
+    assert (paper.text != NONE, sweep.sub == "") == (shows, shows)
 
 
 @pytest.mark.parametrize(("better", "best"), [("lower", "second"), ("higher", "first")])
