@@ -64,13 +64,13 @@ def heavy(stream: np.random.Generator, cells: int, pairs: int) -> Floats:
 
 
 def outliers(stream: np.random.Generator, cells: int, pairs: int) -> Floats:
-    """Draw noise of which one training in ten is five times as far off."""
+    """Draw noise with outliers: one training in ten is five times as far off."""
     wide = stream.random((cells, pairs)) < 0.1
     return stream.standard_normal((cells, pairs)) * np.where(wide, 5.0, 1.0)
 
 
 def correlated(stream: np.random.Generator, cells: int, pairs: int) -> Floats:
-    """Draw noise of which nine tenths are shared by all cells of a seed, and the rest by neighbours."""
+    """Draw correlated noise: all cells of a seed share nine tenths of it, and neighbours share the rest."""
     own = stream.standard_normal((cells, pairs))
     return 3 * stream.standard_normal((1, pairs)) + own + 0.5 * np.roll(own, 1, axis=0)
 
@@ -92,7 +92,7 @@ def rounded(stream: np.random.Generator, cells: int, pairs: int) -> Floats:
 
 
 def skewed(stream: np.random.Generator, cells: int, pairs: int) -> Floats:
-    """Draw noise of which the first cell's alone has a long tail to one side."""
+    """Draw noise with a long tail to one side in the first cell, and normal noise in the others."""
     noise = 0.3 * stream.standard_normal((cells, pairs))
     noise[0] += stream.exponential(1.0, pairs) - 1.0
     return noise

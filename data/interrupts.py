@@ -24,20 +24,20 @@ def last_words(sentence: str) -> None:
         os.write(2, f"{cursor}\n{sentence}\n".encode())
 
 
-class SignalEar:
-    """Thread that hears SIGINT and SIGTERM as they come, also while the main thread waits in a library's code.
+class SignalListener:
+    """Thread that is told of SIGINT and SIGTERM as they come, also while the main thread waits in a library's code.
 
     Python runs its handlers in the main thread alone, once that is back in Python: the start of Ray on a busy machine
-    takes a minute. `hear` is called besides the handlers, with 1 for the first signal and so on.
+    takes a minute. `on_signal` is called besides the handlers, with 1 for the first signal and so on.
     """
 
-    def __init__(self, hear: Callable[[int], None]) -> None:
-        """Prepare to call `hear`. In another thread than the main one nothing is heard."""
-        self.hear = hear
+    def __init__(self, on_signal: Callable[[int], None]) -> None:
+        """Prepare to call `on_signal`, which is never called where this is not the main thread."""
+        self.on_signal = on_signal
         self.in_main_thread = threading.current_thread() is threading.main_thread()
 
-    def __enter__(self) -> SignalEar:
-        """Begin to listen, in place of an ear that listens already."""
+    def __enter__(self) -> SignalListener:
+        """Begin to listen, in place of a listener that listens already."""
         if self.in_main_thread:
             os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # its signals are not ours
             self.end, start = os.pipe()
@@ -58,11 +58,11 @@ class SignalEar:
                 os.close(self.end)
 
     def _listen(self) -> None:
-        heard = 0
+        received = 0
         while number := os.read(self.end, 1)[0]:
             if number in SIGNALS:
-                heard += 1
-                self.hear(heard)
+                received += 1
+                self.on_signal(received)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = No
     Signals go to the main thread, so in any other nothing is held. A signal that the process ignores stays ignored.
     """
     received: list[int] = []
-    answers = itertools.count()  # whoever is first, the ear or the handler, answers
+    answers = itertools.count()  # listener and handler both try; the first answers
     ending = threading.Lock()
 
     def answer(signals: int) -> None:
@@ -107,7 +107,7 @@ def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = No
     for number in held:
         signal.signal(number, hold)
     try:
-        with SignalEar(answer) if held and tell is not None else nullcontext():
+        with SignalListener(answer) if held and tell is not None else nullcontext():
             yield check
     finally:
         for number in held:

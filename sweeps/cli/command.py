@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 # Flags that ask for something once: repeated, they would undo what was done.
 ONCE = ("--fresh", "--retry-failed", "--resume", "--yes")
-SECRET = "--notify"  # whoever reads its address may post there: it is in no printed command
+SECRET = "--notify"  # anybody who reads its address may post there, so no printed command has it
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import check_rank_batches, resolve_resources
 from sweeps.experiment.model_facts import check_models, user_names
 from sweeps.experiment.plan import Plan, plan, plan_to_json, state_heads
-from sweeps.experiment.questions.price import prices
+from sweeps.experiment.questions.expected_cost import expected_costs
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
@@ -73,10 +73,10 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
         print(f"to train: {pictures:.3g} pictures seen, {operations:.3g} floating-point operations")
         print(forecast_before_start(today, settings))
     if today.sweep.protocol.until:
-        print("\n".join(question_prices(today, settings)))
+        print("\n".join(question_costs(today, settings)))
 
 
-def question_prices(today: Plan, settings: Settings) -> Iterator[str]:
+def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
     """Yield the lines that say what a sweep until decided is likely to take, search and other cells left out."""
     sweep, design = today.sweep, today.sweep.protocol.design
     labels = {label for question in sweep.questions for label in question.labels}
@@ -87,11 +87,11 @@ def question_prices(today: Plan, settings: Settings) -> Iterator[str]:
         f"{count(len(sweep.questions), 'question')} of {cells}: {design.first} to {design.most} {design.unit}s each, "
         f"{units} as a fixed design; likely, where {design.most} are as many as the margin takes:"
     )
-    for price in prices(sweep.questions, design):
-        size = "no difference" if not price.effect else count(price.effect, "margin")
-        cost = f", {price.trainings * hours:.3g} hours" if hours else ""
-        units = f"{price.trainings:>5.0f} {design.unit}s{cost}"
-        yield f"  {size:<13}  {units}, {price.decided:.0%} of the questions decided"
+    for expected in expected_costs(sweep.questions, design):
+        size = "no difference" if not expected.effect else count(expected.effect, "margin")
+        cost = f", {expected.trainings * hours:.3g} hours" if hours else ""
+        units = f"{expected.trainings:>5.0f} {design.unit}s{cost}"
+        yield f"  {size:<13}  {units}, {expected.decided:.0%} of the questions decided"
 
 
 def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:

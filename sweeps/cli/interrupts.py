@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from crelu_data.interrupts import ENDED, SIGNALS, SignalEar, last_words
+from crelu_data.interrupts import ENDED, SIGNALS, SignalListener, last_words
 from sweeps.cli.options import ExitCode
 
 if TYPE_CHECKING:
@@ -23,19 +23,19 @@ PATIENCE = 0.5  # seconds after which an interrupt that has not been handled yet
 def end_at_interrupt(code: ExitCode) -> None:
     """Let SIGINT and SIGTERM end this process at once from here on, with `code`: all that matters is written.
 
-    What is left is to leave Ray. An exception would be raised in the middle of that, with a traceback.
+    Only Ray remains to be left. An exception in the middle of that would print a traceback.
     """
     lock = threading.Lock()
 
-    def leave(_signals: int) -> None:
+    def end_process(_signals: int) -> None:
         with lock:
             last_words(ENDED if code == ExitCode.INTERRUPTED else "ended at once, as asked; all is written")
             os._exit(code)
 
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            signal.signal(number, lambda number, _: leave(number))
-        SignalEar(leave).__enter__()  # as long as the process
+            signal.signal(number, lambda number, _: end_process(number))
+        SignalListener(end_process).__enter__()  # as long as the process
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def impatient_interrupts() -> Iterator[None]:
     """Say a word where an interrupt, which raises KeyboardInterrupt, is not handled soon; end at the second signal."""
     lock, timers = threading.Lock(), list[threading.Timer]()
 
-    def hear(signals: int) -> None:
+    def on_signal(signals: int) -> None:
         if signals > 1:
             with lock:
                 last_words(ENDED)
@@ -54,7 +54,7 @@ def impatient_interrupts() -> Iterator[None]:
         timer.start()
 
     try:
-        with SignalEar(hear):
+        with SignalListener(on_signal):
             yield
     finally:
         for timer in timers:
@@ -81,21 +81,21 @@ class GracefulInterrupt:
         self.saving = saving
         self.previous: dict[signal.Signals, Any] = {}
         self.caught = 0
-        self.answers = itertools.count()  # whoever is first, the ear or the handler, answers
-        self.ear = SignalEar(self._hear)
+        self.answers = itertools.count()  # listener and handler both try; the first answers
+        self.listener = SignalListener(self._on_signal)
         self.lock = threading.Lock()
 
     def __enter__(self) -> GracefulInterrupt:
         """Install the handlers. Only the main thread can: in others nothing is installed."""
         if threading.current_thread() is threading.main_thread():
             self.previous = {number: signal.signal(number, self._catch) for number in SIGNALS}
-            self.ear.__enter__()
+            self.listener.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Put the previous handlers back."""
         if self.previous:
-            self.ear.__exit__()
+            self.listener.__exit__()
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -103,9 +103,9 @@ class GracefulInterrupt:
         self.caught += 1
         if self.caught > 1 and self.hosted:
             raise KeyboardInterrupt
-        self._hear(self.caught)
+        self._on_signal(self.caught)
 
-    def _hear(self, signals: int) -> None:
+    def _on_signal(self, signals: int) -> None:
         """Stop the trials at the first signal, also while the main thread waits for Ray, the process at the next."""
         if signals == 1 and next(self.answers) == 0:
             again = "the same call resumes" if self.hosted else "the same command resumes"

@@ -26,11 +26,9 @@ from sweeps.experiment.plan import (
     CellTrials,
     cell_trials,
     has_failed,
-    largest_protocol,
-    needed_trials,
     planned,
     rate_choices,
-    rate_trials,
+    sweep_trials,
 )
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
@@ -73,25 +71,24 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _expand(self) -> None:
         """Plan the studies of the learning rate, and the trials of all cells, from the results so far."""
-        self.choices = rate_choices(self.session.sweep, self.results, self.failed)
-        self.cell_trials[""] = rate_trials(self.choices)
-        for cell in self.session.sweep.cells:
-            self._expand_cell(cell)
-        self._cut_to_questions()
-
-    def _cut_to_questions(self) -> None:
-        """Leave out the seeds and folds that no open question needs."""
-        cells = {key: part for key, part in self.cell_trials.items() if key}
-        self.cell_trials |= needed_trials(self.session.sweep, cells, self.results, self.failed)
+        sweep = self.session.sweep
+        self.choices = rate_choices(sweep, self.results, self.failed)
+        self.cell_trials = sweep_trials(sweep, self.results, self.failed, self.insisted, self.paused)
+        for cell in sweep.cells:
+            self._note_given_up(cell)
 
     def _expand_cell(self, cell: Cell) -> None:
         """Plan the trials of a cell from the results so far."""
-        protocol = largest_protocol(self.session.sweep.protocol)
+        protocol = self.session.sweep.protocol
         choice = self.choices.get(cell.key, OWN_RATE)
         trials = cell_trials(cell, protocol, self.results, self.failed, self.insisted, choice, self.paused)
         self.cell_trials[cell.key] = trials
-        if trials.why:
-            self.session.given_up[cell.label] = trials.why
+        self._note_given_up(cell)
+
+    def _note_given_up(self, cell: Cell) -> None:
+        """Note whether a cell is given up, and why."""
+        if why := self.cell_trials[cell.key].why:
+            self.session.given_up[cell.label] = why
         else:  # a training that still ran has come to something
             self.session.given_up.pop(cell.label, None)
 

@@ -35,7 +35,7 @@ def rungs(epochs: int, factor: int, first: int = 0) -> tuple[int, ...]:
 
 
 @cache
-def expected_epochs(arms: int, workers: int, steps: tuple[int, ...], factor: int) -> float:
+def bracket_epochs(arms: int, workers: int, steps: tuple[int, ...], factor: int) -> float:
     """Return the epochs that so many arms train together: the mean over brackets that are played with random values."""
     draw = random.Random(0)
     plays = max(1, PLAYED // arms)

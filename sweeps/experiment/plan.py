@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from sweeps.experiment.code_fingerprint import cell_fingerprint
-from sweeps.experiment.halving import expected_epochs, rungs
+from sweeps.experiment.halving import bracket_epochs, rungs
 from sweeps.experiment.metrics import HELD_OUT, Tested, has_diverged, lost_text
 from sweeps.experiment.questions.waves import Waves, waves
 from sweeps.experiment.rates import RateChoice, choose
@@ -443,7 +443,7 @@ class Plan:
         if search is None or not search.halving or (trial.phase, trial.seed) != ("holdout", search.seed):
             return epochs
         arms, steps = budget(search, trial.cell), rungs(epochs, search.halving, search.rung)
-        return expected_epochs(arms, search.wave, steps, search.halving) / arms
+        return bracket_epochs(arms, search.wave, steps, search.halving) / arms
 
     @property
     def states(self) -> tuple[str, ...]:

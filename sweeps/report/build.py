@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 from sweeps.experiment.wording import count
 from sweeps.report import grade_page, index_page
 from sweeps.report.contents import document
+from sweeps.report.files import write_atomically
 from sweeps.report.mlflow_notes import pages
 from sweeps.report.progress_bar import progress_bar
 from sweeps.report.render.document import Document
@@ -65,7 +66,7 @@ class Tracked(NamedTuple):
 NOT_ASKED = Tracked("", lacks=False)
 
 
-class Made(NamedTuple):
+class WrittenReport(NamedTuple):
     """A report that has been written: the results in it, its document, the path of its page, what MLflow has of it."""
 
     results: SweepResults
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         # While it is watched the sweep's own command sends the report, at its end.
         is_sent = not (options.capsule or options.watch)
         store = own_store(options.tracking_uri, ledger.root.removesuffix("/ledger")) if is_sent else ""
-        before = _news(ledger)
+        before = _ledger_state(ledger)
         path, code = write_all(ledger, options.sweep, to, store)
         if options.open and not webbrowser.open(path.absolute().as_uri()):
             print(f"no browser is at hand here: open {path}", file=sys.stderr)
@@ -120,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
 
 def write_all(ledger: Ledger, sweep: str | None, to: Path, store: str) -> tuple[Path, int]:
     """Write the report of a sweep, or of all and their index; return the page to look at, and the exit code."""
-    written: list[Made] = []
+    written: list[WrittenReport] = []
     path, code = to, DONE
     for title in titles(ledger, sweep):
         made = make(ledger, title, to, store)
@@ -137,7 +138,7 @@ def write_all(ledger: Ledger, sweep: str | None, to: Path, store: str) -> tuple[
     return path, code
 
 
-def write_index(ledger: Ledger, written: Sequence[Made], to: Path) -> Path:
+def write_index(ledger: Ledger, written: Sequence[WrittenReport], to: Path) -> Path:
     """Write the index of reports under `to`, and the paper's grade where a row of it has run; return its path."""
     driving = Drivers(ledger).now([made.results.title for made in written])
     surveys = [made.results for made in written]
@@ -147,30 +148,30 @@ def write_index(ledger: Ledger, written: Sequence[Made], to: Path) -> Path:
         grade_page.write(graded, surveys, to / "grade")
     sweeps = [index_page.Reported(made.results, made.report, driving[made.results.title]) for made in written]
     path = to / index_page.PAGE
-    replace(path, page(index_page.index_document(sweeps, graded)).encode())
+    write_atomically(path, page(index_page.index_document(sweeps, graded)).encode())
     return path
 
 
 def watch(ledger: Ledger, sweep: str | None, to: Path, before: object) -> None:
-    """Write the report again as trials end, fail or pause, until Ctrl-C; `before` is the news so far."""
+    """Write the report again as trials end, fail or pause, until Ctrl-C; `before` is the state of the ledger so far."""
     print("watching; the page is written again as trials end, until Ctrl-C", file=sys.stderr)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(POLL)
-            now = _news(ledger)
+            now = _ledger_state(ledger)
             if now != before:
                 before = now
                 write_all(ledger, sweep, to, "")
     print("no longer watched; the page stays", file=sys.stderr)
 
 
-def _news(ledger: Ledger) -> object:
+def _ledger_state(ledger: Ledger) -> object:
     """Return what changes on a ledger when a trial ends, fails or pauses, or a sweep is declared."""
     attempts = {key: ledger.names(f"attempts/{key}") for key in ledger.folders("attempts")}
     return ledger.names("plans"), ledger.names("results"), ledger.names("paused"), attempts
 
 
-def make(ledger: Ledger, title: str, to: Path, store: str, quiet: bool = False) -> Made:
+def make(ledger: Ledger, title: str, to: Path, store: str, quiet: bool = False) -> WrittenReport:
     """Write a sweep's report under `to` and put it on its runs in the user's own MLflow `store`, where there is one.
 
     `quiet` shows no bar. ValueError as for `run`.
@@ -185,7 +186,7 @@ def make(ledger: Ledger, title: str, to: Path, store: str, quiet: bool = False) 
         ledger.guard()
         path = write(contents, to / title)[0]
         begin("sending to MLflow")
-        return Made(results, report, path, track(ledger, results, contents, store) if store else NOT_ASKED)
+        return WrittenReport(results, report, path, track(ledger, results, contents, store) if store else NOT_ASKED)
 
 
 def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], store: str) -> Tracked:
@@ -295,16 +296,8 @@ def write(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
     paths = []
     for name, content in contents.items():
         paths.append(folder / name)
-        replace(paths[-1], content)
+        write_atomically(paths[-1], content)
     return paths
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that whoever reads it meanwhile sees all that was there before, or all that is there then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def summary(report: Document) -> str:

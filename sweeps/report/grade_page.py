@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from sweeps.report.files import write_atomically
 from sweeps.report.render.document import Document, Entry, Section, Table, Tile
 from sweeps.report.render.formats import markdown
 from sweeps.report.render.html import page
@@ -55,11 +56,10 @@ def run(options: argparse.Namespace) -> int:
 
 def write(graded: Graded, surveys: Sequence[SweepResults], folder: Path) -> Path:
     """Write the page of a grade into a folder, with the same as Markdown, and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     document = graded_document(graded, [found.title for found in surveys], changed_questions(surveys))
-    (folder / "grade.md").write_text(markdown(document), encoding="utf-8")
+    write_atomically(folder / "grade.md", markdown(document).encode())
     path = folder / PAGE
-    path.write_text(page(document), encoding="utf-8")
+    write_atomically(path, page(document).encode())
     return path
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crelu_data.interrupts import SignalEar, deferred_interrupts
+from crelu_data.interrupts import SignalListener, deferred_interrupts
 from tests.support.waiting import until
 
 # Thousands of submissions: where an interrupt meets the pool's own lock, a plain pool waits for ever.
@@ -209,7 +209,7 @@ def test_signals_of_a_forked_process_are_not_heard() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        with SignalEar(heard.append):
+        with SignalListener(heard.append):
             child = os.fork()
             if child == 0:
                 signal.raise_signal(signal.SIGINT)
@@ -226,10 +226,10 @@ def test_ear_counts_the_signals_and_gives_way_to_an_inner_one() -> None:
     inner: list[int] = []
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        with SignalEar(outer.append):
+        with SignalListener(outer.append):
             signal.raise_signal(signal.SIGINT)
             until(lambda: outer, "the first signal", 20, poll=0.01)
-            with SignalEar(inner.append):
+            with SignalListener(inner.append):
                 signal.raise_signal(signal.SIGINT)
                 until(lambda: inner, "the signal within", 20, poll=0.01)
             signal.raise_signal(signal.SIGINT)

@@ -20,6 +20,9 @@ from sweeps.execution.session import DriverState, Limits
 from sweeps.execution.throughput import Throughputs
 from sweeps.execution.watchdog import Watchdog
 from sweeps.execution.worker import train_function, work
+from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.plan import expand
+from sweeps.experiment.questions.question import Question
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
@@ -432,6 +435,24 @@ def searching(folder: Path, protocol: Protocol, packs: PackPolicy) -> DriverStat
     here = session(folder, packs)
     here.sweep = dataclasses.replace(here.sweep, protocol=protocol)
     return here
+
+
+def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(1))
+    question = Question("q", cell="1", versus="2", margin=0.2)
+    here.sweep = dataclasses.replace(here.sweep, protocol=Protocol(seeds=3, until=12), questions=(question,))
+    queue, trained = LedgerSearcher(here), Counter[str]()
+    while queue.waiting:
+        trial = queue.waiting[-1]
+        error = (20.0 if trial.cell.label == "1" else 21.0) + (0.0, 0.6, 0.3)[trial.seed * int(trial.cell.label) % 3]
+        result: Json = {"key": trial.key, "metrics": {TOP1: error}, "curve": [], "status": "finished"}
+        queue._record_result(trial, here.ledger.commit(trial.key, result))
+        trained[trial.cell.label] += 1
+        results = here.ledger.results()
+        wanted = [trial.key for trial in expand(here.sweep, results) if trial.key not in results]
+        assert [trial.key for trial in queue.waiting[::-1]] == wanted
+    assert trained["3"] == trained["4"] == 3
+    assert 3 < trained["1"] == trained["2"] < 12
 
 
 FOLLOWING = {

@@ -14,7 +14,7 @@ import pytest
 from crelu_models.tables import S2
 from sweeps.experiment import sampling
 from sweeps.experiment import study as study_module
-from sweeps.experiment.halving import Bracket, Job, expected_epochs, rungs
+from sweeps.experiment.halving import Bracket, Job, bracket_epochs, rungs
 from sweeps.experiment.plan import plan, sweep_trials
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sampling import Observation, Point, Sampler
@@ -43,8 +43,8 @@ def test_rungs_are_a_factor_apart_and_end_with_the_last_epoch() -> None:
 
 def test_expected_epochs_are_those_of_brackets_whose_values_are_random() -> None:
     # One rung, and one worker: each third arm that has come promotes the best so far, but no arm twice.
-    assert expected_epochs(3, 1, (1, 3), 3) == 3 + 2
-    assert expected_epochs(5, 2, (7,), 3) == 5 * 7
+    assert bracket_epochs(3, 1, (1, 3), 3) == 3 + 2
+    assert bracket_epochs(5, 2, (7,), 3) == 5 * 7
     draw, total = random.Random(1), 0
     for _ in range(200):
         bracket, values = Bracket(20, 4, (5, 14, 40), 3), [draw.random() for _ in range(20)]
@@ -56,7 +56,7 @@ def test_expected_epochs_are_those_of_brackets_whose_values_are_random() -> None
                 break
             bracket.finish(job, values[job.arm])
         total += sum((5, 9, 26)[job.rung] for job in jobs)
-    assert expected_epochs(20, 4, (5, 14, 40), 3) == pytest.approx(total / 200, rel=0.05)
+    assert bracket_epochs(20, 4, (5, 14, 40), 3) == pytest.approx(total / 200, rel=0.05)
 
 
 @pytest.mark.parametrize("search", [HALVED, dataclasses.replace(HALVED, halving=0, rung=0), None])
@@ -65,7 +65,7 @@ def test_a_plan_expects_of_search_trials_what_their_bracket_trains(search: Searc
     today = plan(sweep, Ledger(str(tmp_path)), {})
     trials = [*today.to_do, *today.pending]
     epochs = sum(map(today.expected_epochs, trials))
-    searched = {HALVED: expected_epochs(16, 4, (1, 3, 9, 27), 3), None: 0}.get(search, 16 * EPOCHS)
+    searched = {HALVED: bracket_epochs(16, 4, (1, 3, 9, 27), 3), None: 0}.get(search, 16 * EPOCHS)
     assert epochs == pytest.approx(searched + 2 * EPOCHS)
 
 

@@ -16,7 +16,7 @@ from sweeps.cli.options import parser
 from sweeps.cli.settings import asked_part, protocol_of
 from sweeps.experiment.metrics import TOP1, Metric
 from sweeps.experiment.plan import expand, plan, plan_to_json, question_waves, sweep_trials
-from sweeps.experiment.questions.price import prices
+from sweeps.experiment.questions.expected_cost import expected_costs
 from sweeps.experiment.questions.question import Question, check_questions
 from sweeps.experiment.questions.registration import changes_of, contents, register
 from sweeps.experiment.questions.rule import FIRST, LEVEL, SPENT, Look, critical, decide, follow, look_sizes
@@ -261,8 +261,8 @@ def test_higher_is_better_where_the_metric_says_so() -> None:
 
 def test_price_falls_with_the_effect_and_is_the_same_each_time() -> None:
     design = SWEEP.protocol.design
-    lines = prices(QUESTIONS, design)
-    assert lines == prices(QUESTIONS, design)
+    lines = expected_costs(QUESTIONS, design)
+    assert lines == expected_costs(QUESTIONS, design)
     assert [line.effect for line in lines] == [0, 1, 2, 3]
     taken = [line.trainings for line in lines]
     assert taken[1:] == sorted(taken[1:], reverse=True)

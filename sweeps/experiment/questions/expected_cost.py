@@ -1,4 +1,4 @@
-"""Price of a sweep until decided: the trainings that it is likely to take, by simulation of its own rule."""
+"""Expected cost of a sweep until decided: the trainings that it is likely to take, by simulation of its own rule."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def deviation(margin: float, questions: int, most: int) -> float:
     return margin * math.sqrt(most) / (float(-special.stdtrit(most - 1, LEVEL / (2 * questions))) + POWER)
 
 
-def prices(questions: Sequence[Question], design: Design, seed: int = 0) -> list[ExpectedCost]:
+def expected_costs(questions: Sequence[Question], design: Design, seed: int = 0) -> list[ExpectedCost]:
     """Return what a page's questions are likely to take, for each of EFFECTS; the same for the same seed.
 
     Noise is normal. Its deviation is that at which the largest number of pairs is the right one for the margin.
