@@ -11,6 +11,7 @@ from pathlib import Path
 from crelu_data.streams import make_lasting
 from crelu_models.command_line import Parser, add_version, sentence
 from sweeps.cli import explain
+from sweeps.cli.garbage import collect_rarely
 from sweeps.cli.status import status
 from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
 from sweeps.ops import doctor, mlflow_server, spot_notice
@@ -22,6 +23,7 @@ SCRIPT = "crelu-sweeps"  # as pyproject.toml installs it
 def main() -> int:
     """Do what the command line says and return the exit code: 0, or 2 where it cannot be done."""
     make_lasting()
+    collect_rarely()
     options = parser(called()).parse_args()
     try:
         return int(options.verb(options))

@@ -18,6 +18,7 @@ from crelu_models.command_line import sentence
 from crelu_models.model import Model
 from crelu_models.named import split_name
 from sweeps.cli.command import Command
+from sweeps.cli.garbage import collect_rarely
 from sweeps.cli.interrupts import end_at_interrupt, impatient_interrupts
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import absolute_dataset, asked_part, declare, notes, settle
@@ -57,6 +58,7 @@ def main(
     demo. Any other is trained as it is written.
     """
     make_lasting()
+    collect_rarely()
     options = parser(name, question, tuple(also)).parse_args()
     # A preempted machine sends SIGTERM. It means what Ctrl-C means, also before there is anything to save, and in the
     # background of a script, where Ctrl-C is ignored.

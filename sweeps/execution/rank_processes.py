@@ -40,10 +40,13 @@ from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import PackContext, drain
 from sweeps.training.trainer import Report
 
-RANK_COMMAND = (
-    "import sys; from sweeps.execution.rank_processes import rank_main; "
-    "rank_main(*map(int, sys.argv[1:4]), *sys.argv[4:])"
-)
+RANK_COMMAND = """
+import sys
+from sweeps.execution.worker import uncollected
+with uncollected():
+    from sweeps.execution.rank_processes import rank_main
+rank_main(*map(int, sys.argv[1:4]), *sys.argv[4:])
+"""
 
 # A rank waits for others as long as these wait for room on a disk; the worker's watchdog ends those that hang.
 COLLECTIVE_TIMEOUT = timedelta(days=7)

@@ -25,6 +25,8 @@ READERS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "ray.tune.execution.experiment_state",
 }
 
+COMPILED = ("task_oom_retries", "prestart_worker_first_driver")  # read by Ray's compiled part alone
+
 
 def node_class() -> type:
     return importlib.import_module("ray._private.node").Node  # type: ignore[no-any-return]
@@ -55,8 +57,7 @@ def test_services_do_nothing_while_ray_starts_and_are_restored(monkeypatch: pyte
 
 
 def test_every_setting_is_read_by_ray() -> None:
-    # The limit on retries for want of memory is read by Ray's compiled part alone.
-    assert {*ray_runtime.RAY_SETTINGS} | {*TUNE_SETTINGS} == {*READERS, "RAY_task_oom_retries"}
+    assert {*ray_runtime.RAY_SETTINGS} | {*TUNE_SETTINGS} == {*READERS} | {f"RAY_{name}" for name in COMPILED}
     for name, module in READERS.items():
         spec = importlib.util.find_spec(module)
         assert spec is not None, module
@@ -66,7 +67,8 @@ def test_every_setting_is_read_by_ray() -> None:
 
 def test_limit_on_retries_is_known_to_rays_compiled_part() -> None:
     folder = Path(inspect.getfile(ray_runtime.ray)).parent
-    assert b"task_oom_retries" in (folder / "core/src/ray/raylet/raylet").read_bytes()
+    raylet = (folder / "core/src/ray/raylet/raylet").read_bytes()
+    assert [name for name in COMPILED if name.encode() not in raylet] == []
 
 
 def test_drain_is_a_command_of_rays_command_line() -> None:
