@@ -14,6 +14,7 @@ SMALLER = {
     "S2.width(0.25)": "S2.width(0.125)",
     "train=1500,test=600": "train=160,test=60",
     "seeds=3": "seeds=1",
+    'profile="paper")': 'profile="paper", flags=["--max-concurrent", "1"])',
 }
 
 

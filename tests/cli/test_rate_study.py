@@ -13,7 +13,8 @@ from tests.support.rate_page import CELLS, RATES
 
 
 def test_rate_is_studied_first_and_a_cell_that_trains_at_none_is_given_up(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.support.rate_page", "--profile", "paper", "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "tests.support.rate_page", "--profile", "paper", "--output", str(tmp_path / "out"),
+               "--max-concurrent", "1"]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), timeout=400)
     assert ended.returncode == 1, ended.stderr
     said = [line.split(" ", 1)[1] for line in ended.stderr.splitlines() if line[2:3] == ":"]
