@@ -11,7 +11,10 @@ from collections import Counter
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import cell_average, error_text
 from sweeps.experiment.plan import Plan, TrialStatus, current_plan, state_heads
+from sweeps.experiment.questions.registration import changes_of
 from sweeps.experiment.trial import Cell
+from sweeps.report.question_tables import text_lines
+from sweeps.results.answers import Answers, answers_of_plan
 from sweeps.results.evidence import titles
 from sweeps.store.lease import Drivers, owner_text
 from sweeps.store.ledger import Json, Ledger
@@ -25,16 +28,26 @@ def status(options: argparse.Namespace) -> int:
         plans = {title: current_plan(ledger, title) for title in titles(ledger, options.sweep)}
         driving = drivers.now(plans)
         if options.json:
-            shown = json.dumps({title: as_json(plan, driving[title]) for title, plan in plans.items()}, indent=1)
+            shown = json.dumps(
+                {title: as_json(plan, driving[title], current_answers(ledger, plan)) for title, plan in plans.items()},
+                indent=1,
+            )
         else:
-            shown = "\n\n".join(text(plan, driving[title]) for title, plan in plans.items())
+            shown = "\n\n".join(
+                text(plan, driving[title], current_answers(ledger, plan)) for title, plan in plans.items()
+            )
         print(f"\x1b[2J\x1b[H{shown}" if options.watch and sys.stdout.isatty() else shown, flush=True)
         if not options.watch:
             return 0
         time.sleep(2.0)
 
 
-def as_json(plan: Plan, drives: Json | None) -> Json:
+def current_answers(ledger: Ledger, plan: Plan) -> Answers | None:
+    """Return the answers to a sweep's questions; None for a sweep that is not to be decided."""
+    return answers_of_plan(plan, changes_of(ledger, plan.sweep.title)) if plan.sweep.protocol.until else None
+
+
+def as_json(plan: Plan, drives: Json | None, decided: Answers | None = None) -> Json:
     """Return a sweep's status as JSON; `test_top1_err`, or the page's metric, is over folds where a cell has folds."""
     cells = []
     elsewhere = without_code(plan)
@@ -58,7 +71,7 @@ def as_json(plan: Plan, drives: Json | None) -> Json:
         "cells": cells,
         "hours": plan.hours,
         "seeds": plan.seeds_text(),
-    }
+    } | ({"questions": decided.as_json()} if decided is not None else {})
 
 
 def counts(plan: Plan, cell: Cell) -> dict[str, int]:
@@ -77,8 +90,8 @@ def remedy(plan: Plan, status: TrialStatus) -> str:
     return "; --retry-failed trains it anew" if status.trial.key in plan.damaged else ""
 
 
-def text(plan: Plan, drives: Json | None) -> str:
-    """Return a sweep's status as lines."""
+def text(plan: Plan, drives: Json | None, decided: Answers | None = None) -> str:
+    """Return a sweep's status as lines; `decided` has the answers to its questions."""
     who = f"driven by {owner_text(drives)}" if drives else "no driver runs; the sweep's command resumes it"
     width = max(len(cell.label) for cell in plan.sweep.cells)
     lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
@@ -97,6 +110,8 @@ def text(plan: Plan, drives: Json | None) -> str:
             f"{', '.join(elsewhere)}: the user's code is not in this folder, and is not compared with that of the "
             f"results; status in the folder of the page compares it"
         )
+    if decided is not None:
+        lines += text_lines(decided)
     if further := plan.seeds_text():
         lines.append(further)
     return "\n".join(lines)

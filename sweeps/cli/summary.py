@@ -107,9 +107,11 @@ def print_summary(summary: Summary, settings: Settings) -> None:
 
     plan, asked, rows, results, report, tracked, mend, document, code = summary
     display = settings.display
+    decided = answers_of_plan(plan, changes_of(settings.ledger, plan.sweep.title))
     if display.json:
         places = {"results": results, "report": report, "tracking_uri": settings.tracking_uri}
-        print(json.dumps(terminal.as_json(plan, rows) | places | {"exit": code}, indent=1))
+        questions = {"questions": decided.as_json()} if decided is not None else {}
+        print(json.dumps(terminal.as_json(plan, rows) | questions | places | {"exit": code}, indent=1))
         return
     width = shutil.get_terminal_size((140, 40)).columns
     print(terminal.text(plan, rows, width, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
@@ -117,7 +119,7 @@ def print_summary(summary: Summary, settings: Settings) -> None:
         if name.startswith("factors"):
             print("\n".join([*factor_tables.text_lines(table), ""]))
     _print_states(asked)
-    if (decided := answers_of_plan(plan, changes_of(settings.ledger, plan.sweep.title))) is not None:
+    if decided is not None:
         print("\n".join(text_lines(decided)))
     if further := plan.seeds_text():
         print(f"{further}.")

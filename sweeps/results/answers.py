@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
@@ -42,6 +44,17 @@ class Answer(NamedTuple):
         """Return how many pairs its last look was at."""
         return self.trajectory.looks[-1].n if self.trajectory.looks else 0
 
+    def as_json(self) -> Json:
+        """Return the question, its decision, and the gain and the interval of its last look."""
+        last = self.trajectory.looks[-1] if self.trajectory.looks else None
+        interval = [last.low, last.high] if last is not None and math.isfinite(last.low) else None
+        return dataclasses.asdict(self.question) | {
+            "decision": self.trajectory.decision,
+            "pairs": self.pairs,
+            "gain": last.gain if last is not None and math.isfinite(last.gain) else None,
+            "interval": interval,
+        }
+
 
 class Answers(NamedTuple):
     """Answers to all questions of a page; `used` trainings of its cells, and those that a `fixed` design has.
@@ -63,6 +76,17 @@ class Answers(NamedTuple):
             return ""
         units = f"{count(self.used, self.unit)} of the questions' cells"
         return f"{units} in place of {self.fixed:,}: {1 - self.used / self.fixed:.0%} saved"
+
+    def as_json(self) -> Json:
+        """Return the answers, what they took, and what was changed after the first training."""
+        return {
+            "unit": self.unit,
+            "largest": self.most,
+            "used": self.used,
+            "fixed": self.fixed,
+            "changes": [change.sentence for change in self.changes],
+            "answers": [answer.as_json() for answer in self.answers],
+        }
 
 
 def answers_of_plan(plan: Plan, changes: Collection[Change]) -> Answers | None:

@@ -1,8 +1,16 @@
 """A report, a table and a grade say how questions were decided, what was saved, and what was changed."""
 
+import argparse
 import dataclasses
+import json
 from pathlib import Path
 
+import pytest
+
+from sweeps.cli.options import ExitCode, parser
+from sweeps.cli.settings import settle
+from sweeps.cli.status import status
+from sweeps.cli.summary import Summary, print_summary
 from sweeps.experiment.metrics import TOP1, Metric
 from sweeps.experiment.plan import plan
 from sweeps.experiment.questions.registration import changes_of, contents, register
@@ -52,6 +60,36 @@ def test_report_table_and_grade_have_decisions_savings_and_marks(tmp_path: Path)
     capsule.write(ledger, results, {}, tmp_path / "s.zip")
     with capsule.opened(tmp_path / "s.zip") as copy:
         assert answers(survey(copy, "s")) == decided
+
+
+@pytest.mark.parametrize("seeds", [2, 12])
+def test_status_tells_the_answers_as_the_table_does(
+    tmp_path: Path, seeds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger.in_output(str(tmp_path))
+    register(ledger, "s", contents(QUESTIONS, SWEEP.cells, SWEEP.protocol.design), 0)
+    make(ledger, SWEEP, lambda trial: outcome(trial) if trial.seed < seeds else None)
+    decided = answers(survey(ledger, "s"))
+    assert decided is not None
+    words = {"output": str(tmp_path), "sweep": None, "watch": False}
+    assert status(argparse.Namespace(json=False, **words)) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("A beats")]
+    assert lines == list(text_lines(decided))[:2]
+    assert status(argparse.Namespace(json=True, **words)) == 0
+    told = json.loads(capsys.readouterr().out)["s"]["questions"]
+    assert (told["unit"], told["largest"], told["used"], told["fixed"]) == ("seed", 12, decided.used, 36)
+    assert told["changes"] == []
+    last = [answer.trajectory.looks[-1] if answer.trajectory.looks else None for answer in decided.answers]
+    assert [answer["decision"] for answer in told["answers"]] == (["open"] * 2 if seeds < 3 else ["for", "equal"])
+    assert [answer["interval"] for answer in told["answers"]] == [
+        [look.low, look.high] if look else None for look in last
+    ]
+    assert [answer["gain"] for answer in told["answers"]] == [look.gain if look else None for look in last]
+    assert [answer["text"] for answer in told["answers"]] == [question.text for question in QUESTIONS]
+    today = plan(SWEEP, ledger, {})
+    settings = settle(SWEEP.cells, parser("s", "").parse_args(["--output", str(tmp_path), "--json"]))
+    print_summary(Summary(today, today, [], "", "", "", "", None, ExitCode.DONE), settings)
+    assert json.loads(capsys.readouterr().out)["questions"] == told
 
 
 def test_sweep_with_fixed_seeds_has_no_answers(tmp_path: Path) -> None:
