@@ -27,9 +27,11 @@ from sweeps.experiment.plan import (
     cell_trials,
     has_failed,
     planned,
+    question_waves,
     rate_choices,
     sweep_trials,
 )
+from sweeps.experiment.questions.rule import DECISIONS
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, unclaim
@@ -74,6 +76,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         sweep = self.session.sweep
         self.choices = rate_choices(sweep, self.results, self.failed)
         self.cell_trials = sweep_trials(sweep, self.results, self.failed, self.insisted, self.paused)
+        if sweep.protocol.until:
+            self._tell_decisions()
         for cell in sweep.cells:
             self._note_given_up(cell)
 
@@ -84,6 +88,18 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         trials = cell_trials(cell, protocol, self.results, self.failed, self.insisted, choice, self.paused)
         self.cell_trials[cell.key] = trials
         self._note_given_up(cell)
+
+    def _tell_decisions(self) -> None:
+        """Say which questions the latest results have decided; of those that were decided before the start, nothing."""
+        session = self.session
+        found = question_waves(session.sweep, self.cell_trials, self.results, self.failed).trajectories
+        told, session.decided = session.decided, set()
+        for question, trajectory in zip(session.sweep.questions, found, strict=True):
+            if trajectory.decision != "open":
+                session.decided.add(question.text)
+                if told is not None and question.text not in told:
+                    pairs = count(trajectory.looks[-1].n, session.sweep.protocol.design.unit)
+                    session.say(f"{question.text}: {DECISIONS[trajectory.decision]} ({pairs} each)")
 
     def _note_given_up(self, cell: Cell) -> None:
         """Note whether a cell is given up, and why."""

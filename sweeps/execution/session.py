@@ -65,6 +65,7 @@ class DriverState:
     planned: list[Trial] = field(default_factory=list)
     pending: list[Trial] = field(default_factory=list)  # stand for trials that will follow from results
     given_up: dict[str, str] = field(default_factory=dict)  # why no more of a cell is trained, by its label
+    decided: set[str] | None = None  # questions that are; None before the first look
     started_at: dict[str, float] = field(default_factory=dict)  # of what runs now, by Tune's name
     lost_seconds: float = 0.0  # of what ran when a Tuner ended in an error
     seconds_by_trial: dict[str, float] = field(default_factory=dict)

@@ -5,27 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Iterable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from sweeps.experiment.plan import Plan
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import Change
-from sweeps.experiment.questions.rule import Decision, Trajectory
+from sweeps.experiment.questions.rule import DECISIONS, Trajectory
 from sweeps.experiment.questions.waves import waves
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.results.evidence import SweepResults
 from sweeps.store.ledger import Json
-
-# Of each decision: how a reader is told.
-WORDS: Final[dict[Decision, str]] = {
-    "for": "yes",
-    "against": "no, the opposite",
-    "equal": "no difference larger than the margin",
-    "undecided": "undecided at the largest number",
-    "open": "open: more is to come",
-}
 
 
 class Answer(NamedTuple):
@@ -37,7 +28,7 @@ class Answer(NamedTuple):
     @property
     def words(self) -> str:
         """Return the decision for people."""
-        return WORDS[self.trajectory.decision]
+        return DECISIONS[self.trajectory.decision]
 
     @property
     def pairs(self) -> int:

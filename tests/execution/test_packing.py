@@ -439,8 +439,9 @@ def searching(folder: Path, protocol: Protocol, packs: PackPolicy) -> DriverStat
 
 def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(tmp_path: Path) -> None:
     here = session(tmp_path, PackPolicy(1))
-    question = Question("q", cell="1", versus="2", margin=0.2)
+    question, said = Question("is it", cell="1", versus="2", margin=0.2), list[str]()
     here.sweep = dataclasses.replace(here.sweep, protocol=Protocol(seeds=3, until=12), questions=(question,))
+    here.say = said.append
     queue, trained = LedgerSearcher(here), Counter[str]()
     while queue.waiting:
         trial = queue.waiting[-1]
@@ -453,6 +454,10 @@ def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(
         assert [trial.key for trial in queue.waiting[::-1]] == wanted
     assert trained["3"] == trained["4"] == 3
     assert 3 < trained["1"] == trained["2"] < 12
+    LedgerSearcher(here)
+    here.decided = None
+    LedgerSearcher(here)  # of a command that is begun anew
+    assert said == [f"is it: yes ({trained['1']} seeds each)"]
 
 
 FOLLOWING = {

@@ -37,6 +37,14 @@ GRID: Final = 600  # points of a density
 NAME: Final = "group-sequential t intervals, 0.85 a (I / I_N)^2 spent, Holm over sides, looks a quarter apart"
 
 Decision = Literal["for", "against", "equal", "undecided", "open"]
+# How a reader is told of each.
+DECISIONS: Final[dict[Decision, str]] = {
+    "for": "yes",
+    "against": "no, the opposite",
+    "equal": "no difference larger than the margin",
+    "undecided": "undecided at the largest number",
+    "open": "open: more is to come",
+}
 
 
 class Look(NamedTuple):
