@@ -1,23 +1,26 @@
-"""A study of the learning rate, and a cell that is given up, by the real command: Ray, pictures, MLflow, report."""
+"""A study of the learning rate, and a cell that is given up, by the command: queue, pictures, MLflow, report."""
 
-import shlex
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
+
 from sweeps.experiment.plan import current_plan
+from sweeps.launch import main
 from sweeps.store.ledger import Ledger
-from tests.support.commands import child_runs, environment
-from tests.support.rate_page import CELLS, RATES
+from tests.support.commands import child_runs
+from tests.support.one_worker import command_here
+from tests.support.rate_page import CELLS, PROTOCOL, RATES
 
 
-def test_rate_is_studied_first_and_a_cell_that_trains_at_none_is_given_up(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.support.rate_page", "--profile", "paper", "--output", str(tmp_path / "out"),
-               "--max-concurrent", "1"]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), timeout=400)
-    assert ended.returncode == 1, ended.stderr
-    said = [line.split(" ", 1)[1] for line in ended.stderr.splitlines() if line[2:3] == ":"]
+@pytest.mark.filterwarnings("ignore")  # of libraries: a command's are nobody's
+def test_rate_is_studied_first_and_a_cell_that_trains_at_none_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["page.py", "--profile", "paper", "--output", str(tmp_path / "out")]
+    code, out, err = command_here(lambda: main("rate_page", "", CELLS, PROTOCOL), words, tmp_path, monkeypatch)
+    assert code == 1, err
+    said = [line.split(" ", 1)[1] for line in err.splitlines() if line[2:3] == ":"]
     relu, crelu, _ = CELLS
 
     # Nothing of the cells with the baseline's recipe begins before its three rates are tried.
@@ -43,9 +46,10 @@ def test_rate_is_studied_first_and_a_cell_that_trains_at_none_is_given_up(tmp_pa
     }
 
     # The end, the report and MLflow say so.
-    assert "11 of 12 trials are done." in ended.stdout
-    assert f"next      {shlex.join([*command, '--retry-failed'])}" in ended.stdout.splitlines()
-    assert "  skipped: 1 of broken: the first 2 trainings of this cell diverged" in ended.stdout
+    assert "11 of 12 trials are done." in out
+    (following,) = (line for line in out.splitlines() if line.startswith("next "))
+    assert following.endswith(f"--profile paper --output {tmp_path / 'out'} --retry-failed")
+    assert "  skipped: 1 of broken: the first 2 trainings of this cell diverged" in out
     report = (tmp_path / "out" / "reports" / "rate_page" / "report.md").read_text()
     rows = [[word.strip() for word in line.split("|")[1:-1]] for line in report.splitlines() if line.startswith("|")]
     study = [(row[1], row[3], row[4]) for row in rows if row[0] == "relu" and row[1] in {f"{rate:g}" for rate in RATES}]

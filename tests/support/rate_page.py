@@ -22,5 +22,7 @@ CELLS = (
     Cell("broken", NET, PICTURES, dataclasses.replace(RECIPE, lr=1e12)),
 )
 
+PROTOCOL = Protocol(seeds=3, rates=RateStudy("relu", RATES))
+
 if __name__ == "__main__":
-    main("rate_page", __doc__, CELLS, Protocol(seeds=3, rates=RateStudy("relu", RATES)))
+    main("rate_page", __doc__, CELLS, PROTOCOL)
