@@ -1,11 +1,8 @@
-"""What the epochs so far say of those to come: by cell, scaled to other nets, in a forecast; and by real Ray."""
+"""What the epochs so far say of those to come: by cell, scaled to other nets, in a forecast; and for packs."""
 
 import dataclasses
 import json
-import os
 import platform
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from sweeps.cli.forecast import EVALUATION, TRIAL_START, WORKER_START, Forecast,
 from sweeps.cli.live_view import SweepProgress
 from sweeps.cli.options import parser
 from sweeps.cli.settings import settle
+from sweeps.execution import packing, tuner
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
 from sweeps.execution.throughput import (
@@ -32,12 +30,12 @@ from sweeps.execution.throughput import (
 from sweeps.experiment.plan import Plan, plan
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
-from sweeps.experiment.trial import Trial, trial_from_json
+from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.run_trial import run_trial
+from tests.support.one_worker import OneWorker
 from tests.support.trials import SMALL, artifact_hashes, runtime_config, scaled_lr, trial_of
 
-ROOT = Path(__file__).parents[2]
 JPEG = "synthetic:size=240,classes=4,train=60,test=12"  # decoding takes a quarter of a narrow net's epoch
 CPU = platform.processor() or platform.machine()
 
@@ -276,11 +274,8 @@ def test_a_continued_trial_is_compared_by_the_epochs_of_this_session(tmp_path: P
     assert said == [f"1 trial: forecast {expected:.0f} s of trials, actual {expected:.0f} s (+0%)"]
 
 
-def drive_packs(folder: str) -> None:
-    """Train four trials of one stream by real Ray, one worker, packed where that pays; print what was heard."""
-    from sweeps.execution import packing, ray_runtime, tuner
-
-    data, events = Path(folder), []
+def test_first_trial_shows_that_packs_pay_and_all_end_as_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, events = tmp_path, list[tuple[str, str, bool]]()
     prepare(JPEG, data)
     trials = [scaled_lr(trial_of("All-CNN-B"), factor) for factor in (1.0, 0.7, 0.5, 0.3)]
     net = trials[0].cell.net.width(0.25)
@@ -292,31 +287,17 @@ def drive_packs(folder: str) -> None:
             known.add(trial.cell.key, news)
         events.append((event, trial.cell.label, "sys/data_share" in news))
 
-    ray_runtime.init_ray("local", 1)
+    monkeypatch.setattr(tuner, "_tuner", OneWorker)
     session = DriverState(
-        Sweep("s", "demo", cells), Ledger(folder), runtime_config(data, data, resident_bytes=0),
+        Sweep("s", "demo", cells), Ledger(str(data)), runtime_config(data, data, resident_bytes=0),
         TrialResources(max_concurrent=1), on_event, "now", {}, {JPEG: (4, dataset(JPEG).crop)},
         pack_policy=lambda: packing.policy_from_throughput([Trial(cell) for cell in cells], known),
     )  # fmt: skip
     tuner.run_trials(session)
-    ray_runtime.shutdown_ray()
-    keys = [Trial(cell).key for cell in cells]
-    shares = {key: share.data_share for key, share in known.trained().items()}
-    print(json.dumps([events, session.epochs, session.errors, keys, shares]))
-
-
-@pytest.mark.timeout(500)
-def test_first_trial_shows_that_packs_pay_and_all_end_as_alone(tmp_path: Path) -> None:
-    code = "import sys; from tests.execution.test_throughput import drive_packs; drive_packs(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=400,
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    events, epochs, errors, keys, shares = json.loads(done.stdout.strip().splitlines()[-1])
-    assert errors == []
+    assert session.errors == []
+    shares = [share.data_share for share in known.trained().values()]
     first = events[0][1]
-    assert events[:3] == [["started", first, False], ["epoch", first, True], ["left", first, False]]
+    assert events[:3] == [("started", first, False), ("epoch", first, True), ("left", first, False)]
     # The others are with it from then on: all have started before another epoch is over.
     assert [event for event, *_ in events[3:7]] == ["started"] * 4
     assert [event for event in events[7:] if event[0] == "epoch" and event[2]] == [], "alone no more"
@@ -324,9 +305,9 @@ def test_first_trial_shows_that_packs_pay_and_all_end_as_alone(tmp_path: Path) -
     heard = Counter((event, label) for event, label, _ in events if event in ("epoch", "done"))
     labels = {label for _, label, _ in events}
     assert heard == {("epoch", label): 3 for label in labels} | {("done", label): 1 for label in labels}
-    assert (len(labels), epochs) == (4, 12)
-    assert [share > 0.1 for share in shares.values() if share is not None] == [True]
-    for key in keys:
-        trial = trial_from_json(Ledger(str(tmp_path)).read_json(f"trials/{key}/trial.json"))
+    assert (len(labels), session.epochs) == (4, 12)
+    assert [share > 0.1 for share in shares if share is not None] == [True]
+    for cell in cells:
+        trial = Trial(cell)
         run_trial(trial, runtime_config(tmp_path, tmp_path / "alone", resident_bytes=0), lambda *_: None)
         assert artifact_hashes(tmp_path / "alone", trial) == artifact_hashes(tmp_path, trial)
