@@ -460,6 +460,23 @@ def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(
     assert said == [f"is it: yes ({trained['1']} seeds each)"]
 
 
+def test_queue_of_searches_at_a_studied_rate_is_what_the_plan_says_after_each_result(tmp_path: Path) -> None:
+    protocol = Protocol(seeds=2, search=Search(2, "random"), rates=RateStudy("1", (0.1, 0.2, 0.4)))
+    here = searching(tmp_path, protocol, PackPolicy(1))
+    queue, rates = LedgerSearcher(here), list[float]()
+    while queue.waiting:
+        trial = queue.waiting[-1]
+        error = 20.0 + abs(trial.recipe.lr - 0.2)
+        result: Json = {"key": trial.key, "metrics": {TOP1: error, "best/val_top1_err": error, "best/epoch": 1.0},
+                        "curve": [error] * trial.recipe.epochs, "status": "finished"}  # fmt: skip
+        queue._record_result(trial, here.ledger.commit(trial.key, result))
+        rates += [trial.recipe.lr] if trial.cell.label == "1" else []
+        results = here.ledger.results()
+        wanted = [trial.key for trial in expand(here.sweep, results) if trial.key not in results]
+        assert [trial.key for trial in queue.waiting[::-1]] == wanted
+    assert set(rates[3:]) == {0.2}, "the best of the three is that of all that follows"
+
+
 FOLLOWING = {
     "Single": Protocol(seeds=1, ablation=False, single=True),
     "a search": Protocol(seeds=1, ablation=False, folds=2, search=Search(4, "random", 2)),
