@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import tempfile
 import time
@@ -85,10 +86,13 @@ def _first_line(key: str) -> bytes:
 
 
 def stop_signal(ledger: Ledger, mark: str) -> Callable[[], bool]:
-    """Return a function that says whether the driver has asked its workers to stop, by a look every STOP_POLL s."""
+    """Return a function that says whether the driver has asked its workers to stop.
+
+    It looks at its first call, and then every STOP_POLL seconds.
+    """
     folder, name = os.path.split(mark)
     interval = STOP_POLL[ledger.local]
-    last_look, stopping = time.monotonic(), False
+    last_look, stopping = -math.inf, False
 
     def stop() -> bool:
         nonlocal last_look, stopping

@@ -28,11 +28,14 @@ def work(assignment: Assignment, notify: Notify) -> None:
     """Train the trials of an assignment.
 
     All failures go to the ledger, and those that may pass are raised too: Tune then starts the worker again. What
-    cannot be read or imported here fails at once.
+    cannot be read or imported here fails at once. Nothing is imported where the driver has asked to stop by then.
     """
     contents: list[Json] = [json.loads(text) for text in assignment["trials"]]
     runtime = RuntimeConfig(**assignment["runtime"])
     ledger = Ledger(runtime.ledger)
+    stop = stop_signal(ledger, assignment["stop"])
+    if stop():  # before seconds of imports
+        return
     try:
         use_folder(runtime.code_folder)
         trials = [trial_from_json(content) for content in contents]
@@ -42,7 +45,8 @@ def work(assignment: Assignment, notify: Notify) -> None:
         for content in contents:
             ledger.add_attempt(content["key"], attempt_of(error, final=True))
         return
-    stop = stop_signal(ledger, assignment["stop"])
+    if stop():
+        return
     if len(trials) > 1:
         _train_pack(assignment["pack"], trials, runtime, assignment["pauses"], notify, stop)
     else:

@@ -12,13 +12,13 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.cli.options import parser
-from sweeps.execution import packing
+from sweeps.execution import packing, worker
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.searcher import LedgerSearcher
 from sweeps.execution.session import DriverState, Limits
 from sweeps.execution.throughput import Throughputs
-from sweeps.execution.watchdog import Watchdog
+from sweeps.execution.watchdog import STOP_POLL, Watchdog
 from sweeps.execution.worker import train_function, work
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import expand
@@ -414,6 +414,26 @@ def test_worker_of_one_rank_imports_no_rank_processes(data: Path, tmp_path: Path
     ended = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
     assert Ledger(str(tmp_path)).result(trial.key) is not None
+
+
+@pytest.mark.parametrize("when", ["before", "while it imports"])
+def test_worker_that_is_told_to_stop_trains_nothing(
+    when: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, ledger = trial_of("All-CNN-B"), Ledger(str(tmp_path))
+    monkeypatch.setitem(STOP_POLL, True, 0.0)
+
+    def imported(*_: object) -> Any:
+        assert when == "while it imports", "nothing is imported"
+        ledger.write_json("stops/now", {})
+        return lambda *_: pytest.fail("nothing is trained")
+
+    monkeypatch.setattr(worker, "train_function", imported)
+    if when == "before":
+        ledger.write_json("stops/now", {})
+    work(order([trial], data, tmp_path), lambda _: pytest.fail("nothing is told"))
+    assert not ledger.folders("attempts")
+    assert not ledger.folders("trials")
 
 
 def test_probe_leaves_after_an_epoch_and_goes_on_as_if_it_had_not(
