@@ -176,7 +176,7 @@ def check_references(name: str, cells: Sequence[Cell]) -> None:
 def check_decidable(name: str, questions: Sequence[Question], cells: Sequence[Cell], protocol: Protocol) -> None:
     """Raise ValueError where a question cannot be asked of these cells, or nothing is trained that decides it."""
     check_questions(name, questions, cells)
-    if questions and not protocol.trainings():
+    if questions and not protocol.trains_cells:
         raise ValueError(f"question {questions[0].text!r} needs seeds or folds: the protocol of {name} trains neither")
 
 

@@ -54,9 +54,10 @@ class Protocol:
         """Return what decides the page's questions."""
         return Design(self.seeds, self.single, self.ablation, self.folds, self.until)
 
-    def trainings(self) -> int:
-        """Return how many trainings a cell comes to, besides its search."""
-        return self.seeds * (self.ablation + 2 * self.single) + self.folds
+    @property
+    def trains_cells(self) -> bool:
+        """Return whether cells are trained besides their search."""
+        return self.ablation or self.single or self.folds > 0
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ REDUCED_OWN = "Profile {}: not the scale that the page declares."
 def document(ledger: Ledger, survey: SweepResults) -> Document:
     """Return the report of a sweep; `ledger` is read for the analyses' pictures alone."""
     # A sweep that only searches tests nothing, so it decides no claim.
-    tables, claims = groups(survey), judge_claims(survey) if survey.sweep.protocol.trainings() else []
+    tables, claims = groups(survey), judge_claims(survey) if survey.sweep.protocol.trains_cells else []
     search = survey.sweep.protocol.search
     sections = [
         question_section(answers(survey), survey.sweep.metric),
@@ -90,7 +90,7 @@ def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[
         Tile(f"{words['reproduced']} of {judged}", "errors reproduced", unjudged),
         Tile(f"{decisions.count('supported')} of {len(decisions)}", "claims supported", counts),
     ]
-    tested = [group for group in tables if group.table and survey.sweep.protocol.trainings()]
+    tested = [group for group in tables if group.table and survey.sweep.protocol.trains_cells]
     if not any(group.comparable for group in tested):
         judging = [Tile("withheld", "verdicts", "embedded or other data")] if tested else []
     trained = Tile(f"{len(results):,}", plural(len(results), "training"), f"{failed} failed, {todo} to do")

@@ -199,7 +199,7 @@ def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], pr
         title = f"{SETS.get(dataset) or TITLES.get(pictures, pictures)}, {kind} recipe"
         name = f"cells-{_slug(pictures)}-{_slug(kind)}"
         return ResultTable(name, "", "", title, rows, _measured(cells, protocol), False, cells[0].cell.metric)
-    metrics = paper.COLUMNS[table] if protocol.trainings() else _measured(cells, protocol)
+    metrics = paper.COLUMNS[table] if protocol.trains_cells else _measured(cells, protocol)
     # Rows of Table 1 are called "CReLU half cifar10" where a sweep has both sets: the title says which.
     rows = tuple(row._replace(label=row.label.removesuffix(f" {kind}")) for row in rows)
     several = len({row.dataset for row in paper.ROWS if row.table == table}) > 1

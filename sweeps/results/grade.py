@@ -97,7 +97,7 @@ class Findings:
         self.surveys = surveys
         self.claims: dict[str, list[ClaimResult]] = {}
         for survey in surveys:
-            if survey.sweep.protocol.trainings():
+            if survey.sweep.protocol.trains_cells:
                 for claim in judge_claims(survey):
                     self.claims.setdefault(claim.claim.id, []).append(claim)
 

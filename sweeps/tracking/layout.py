@@ -155,7 +155,7 @@ def params_of_cell(
     rates = {trial.recipe.lr for trial in tested}
     if protocol.search is None:
         dropouts = {_dropout(Trial(cell))}
-    elif not protocol.trainings():
+    elif not protocol.trains_cells:
         dropouts = {"searched"}
     if protocol.rates is None:
         rates = {cell.recipe.lr}

@@ -90,17 +90,16 @@ def test_second_phase_of_a_seed_starts_with_that_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "count"),
+    ("protocol", "trains"),
     [
-        (Protocol(), 1),
-        (Protocol(seeds=3), 3),
-        (Protocol(seeds=3, single=True), 9),
-        (Protocol(seeds=2, ablation=False, single=True, folds=10), 14),
-        (Protocol(ablation=False), 0),
+        (Protocol(), True),
+        (Protocol(ablation=False, single=True), True),
+        (Protocol(ablation=False, folds=10), True),
+        (Protocol(ablation=False, search=Search(4)), False),
     ],
 )
-def test_trainings_of_a_protocol_are_counted(protocol: Protocol, count: int) -> None:
-    assert protocol.trainings() == count
+def test_protocol_of_a_search_alone_trains_no_cells(protocol: Protocol, trains: bool) -> None:
+    assert protocol.trains_cells == trains
 
 
 def after_search(seed: int) -> tuple[Trial, list[Trial]]:
