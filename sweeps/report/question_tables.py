@@ -17,7 +17,8 @@ from sweeps.results.statistics import Interval
 TONES: Final[dict[Decision, Tone]] = {"for": "good", "against": "bad"}
 RULE: Final = (
     "Looked at wave by wave. The intervals of all looks and questions together cover the truth 95 times in 100, where "
-    "differences are normal or have heavy tails to both sides; those of one cell with a long tail to one side do not."
+    "differences are normal or have heavy tails to both sides; those of one cell with a long tail to one side do not. "
+    "That there is no difference larger than the margin is decided by two one-sided tests, whose interval is narrower."
 )
 
 

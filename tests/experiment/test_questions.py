@@ -140,11 +140,40 @@ def test_folds_have_less_information_to_come_so_the_first_look_spends_more() -> 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "decision"),
-    [(0.1, 9, "for"), (-9, -0.1, "against"), (-0.4, 0.4, "equal"), (-0.6, 0.4, "open"), (-0.4, 0.6, "open")],
+    ("low", "high", "narrow", "decision"),
+    [
+        (0.1, 9, (0.2, 8), "for"),
+        (-9, -0.1, (-8, -0.2), "against"),
+        (0.1, 0.4, (0.2, 0.3), "for"),
+        (-0.6, 0.6, (-0.4, 0.4), "equal"),
+        (-0.1, 0.6, (0.1, 0.4), "equal"),
+        (-0.7, 0.4, (-0.6, 0.3), "open"),
+        (-0.4, 0.7, (-0.3, 0.6), "open"),
+    ],
 )
-def test_interval_decides(low: float, high: float, decision: str) -> None:
-    assert decide(Look(5, 0.0, low, high), 0.5) == decision
+def test_interval_decides(low: float, high: float, narrow: tuple[float, float], decision: str) -> None:
+    assert decide(Look(5, 0.0, low, high), Look(5, 0.0, *narrow), 0.5) == decision
+
+
+def test_no_difference_is_two_one_sided_tests_at_the_level_of_a_question() -> None:
+    values = {0: -0.5, 1: 0.5, 2: 0.1, 3: -0.1}
+    half = critical((4,), 4, LEVEL) * float(np.std([*values.values()], ddof=1)) / 2
+    decisions = [
+        follow([values], [4], [margin], 4, 4).trajectories[0].decision for margin in (1.001 * half, 0.999 * half)
+    ]
+    assert decisions == ["equal", "undecided"]
+
+
+@pytest.mark.parametrize("effect", [1.0, -1.0])
+def test_no_difference_is_rarely_said_of_a_margin(effect: float) -> None:
+    stream = np.random.default_rng(2)
+    sweeps, wrong = 500, 0
+    for _ in range(sweeps):
+        errors = stream.standard_normal((3, 15))
+        gains = [dict(enumerate((effect + errors[i] - errors[0]).tolist())) for i in (1, 2)]
+        trajectories = follow(gains, [15, 15], [1.0, 1.0], 3, 15).trajectories
+        wrong += any(trajectory.decision == "equal" for trajectory in trajectories)
+    assert 0 < wrong <= sweeps * (0.05 + 2 * math.sqrt(0.05 * 0.95 / sweeps))
 
 
 def test_decision_for_widens_the_level_of_the_others_and_equal_does_not() -> None:

@@ -12,7 +12,10 @@ Turnbull (2000, section 4.4); it is a little liberal below ten pairs, so 15 % of
 intervals are repeated ones (Jennison and Turnbull 1989): together they cover the truth at all looks.
 
     for       the interval lies above 0        against   it lies below 0
-    equal     it lies within ± margin, and none of these
+    equal     that at the level 2 a lies within ± margin, and none of these
+
+"Equal" denies two sides, "at least a margin better" and "at least a margin worse". One of them at most is true, so each
+may be denied wrongly twice as often as a question has sides: two one-sided tests (Schuirmann 1987).
 
 With m questions there are 2 m one-sided statements. A question that is decided for or against has rejected one of them,
 so a = 0.05 / (2 m - r) after r such decisions (Holm 1979; over looks: Maurer and Bretz 2013). "Equal" passes nothing
@@ -34,7 +37,9 @@ FIRST: Final = 3  # pairs of the first look: two have hardly a spread
 LEVEL: Final = 0.05  # chance of any wrong decision on a page
 SPENT: Final = 0.85  # of each level
 GRID: Final = 600  # points of a density
-NAME: Final = "group-sequential t intervals, 0.85 a (I / I_N)^2 spent, Holm over sides, looks a quarter apart"
+NAME: Final = (
+    "group-sequential t intervals, 0.85 a (I / I_N)^2 spent, 2 a if equal, Holm over sides, looks a quarter apart"
+)
 
 Decision = Literal["for", "against", "equal", "undecided", "open"]
 # How a reader is told of each.
@@ -109,8 +114,9 @@ def follow(
             for i in waiting:
                 if decisions[i] == "open":
                     values = [gains[i][number] for number in range(size) if number in gains[i]]
-                    seen[i] = _look(values, [look.n for look in looks[i]], most, level, folds)
-                    decisions[i] = decide(seen[i], margins[i])
+                    before = [look.n for look in looks[i]]
+                    seen[i] = _look(values, before, most, level, folds)
+                    decisions[i] = decide(seen[i], _look(values, before, most, 2 * level, folds), margins[i])
         for i, look in seen.items():
             looks[i].append(look)
     over: list[Decision] = ["undecided" if decision == "open" else decision for decision in decisions]
@@ -124,13 +130,13 @@ def _trajectories(
     return Trajectories(trajectories, tuple(needed))
 
 
-def decide(look: Look, margin: float) -> Decision:
-    """Return what an interval decides, "open" where it decides nothing."""
+def decide(look: Look, narrow: Look, margin: float) -> Decision:
+    """Return what a look decides, "open" where nothing; `narrow` is the same look at twice the level."""
     if look.low > 0:
         return "for"
     if look.high < 0:
         return "against"
-    return "equal" if -margin < look.low and look.high < margin else "open"
+    return "equal" if -margin < narrow.low and narrow.high < margin else "open"
 
 
 def _look(values: Sequence[float], before: Sequence[int], most: int, level: float, folds: int) -> Look:
