@@ -49,7 +49,11 @@ def planned_sweep(ledger: Ledger, title: str) -> Sweep:
 
 
 def reconcile(options: argparse.Namespace) -> int:
-    """Bring the runs of a sweep in MLflow to the ledger's state, and print how many there are; 4 where that fails."""
+    """Bring the runs of a sweep in MLflow to the ledger's state, and print how many there are; 4 where that fails.
+
+    A report that lies in the output is written anew, and sent with them.
+    """
+    from sweeps.report import build
     from sweeps.report.progress_bar import progress_bar
     from sweeps.tracking.mlflow_runs import MlflowRuns
     from sweeps.tracking.run_index import Store
@@ -88,7 +92,13 @@ def reconcile(options: argparse.Namespace) -> int:
         return ExitCode.UNTRACKED
     verb = "is" if len(begun) == 1 else "are"
     print(f"{count(len(begun), 'run')} of {title} at {place(uri)} {verb} as the ledger says")
-    return ExitCode.DONE
+    reports = Path(output, "reports")
+    if not ledger.local or not (reports / title).is_dir():
+        return ExitCode.DONE
+    tracked = build.make(ledger, title, reports, uri).tracked
+    if tracked.sentence:
+        print(f"report     {tracked.sentence}")
+    return ExitCode.UNTRACKED if tracked.lacks else ExitCode.DONE
 
 
 def export_study(options: argparse.Namespace) -> int:

@@ -23,9 +23,11 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import sqlite_uri
 from sweeps.tracking import tracker as tracker_module
+from sweeps.tracking.layout import REPORT
 from sweeps.tracking.mlflow_runs import MlflowRuns
 from sweeps.tracking.run_index import Store
 from sweeps.tracking.tracker import Tracker
+from tests.support.sweeps import Made, make
 from tests.support.tracked import START, finish, under_way
 
 CELLS = (Cell("Baseline", S2, "synthetic", ALLCONV), Cell("CReLU", S2.crelu(1), "synthetic", ALLCONV))
@@ -298,6 +300,25 @@ def test_a_sweep_of_which_mlflow_shows_all_asks_and_sends_nothing(
         monkeypatch.setattr(MlflowClient, name, call)
     by_the_sweep(output)
     assert sorted(asked) == ["get_experiment_by_name", "search_experiments", "search_experiments", "search_runs"]
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_reconcile_sends_the_report_too_where_there_is_one(
+    alone: Path, capsys: pytest.CaptureFixture[str], reported: bool
+) -> None:
+    make(ledger_of(alone), SWEEP, lambda _: Made({TOP1: 20.0}))
+    page = alone / "reports" / SWEEP.title / "report.html"
+    if reported:
+        page.parent.mkdir(parents=True)
+    by_reconcile(alone)
+    assert page.exists() == reported
+    client = opened(alone).client
+    experiment = client.get_experiment_by_name(SWEEP.title)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    sent = {Path(item.path).name for run in runs for item in client.list_artifacts(run.info.run_id, REPORT)}
+    assert ("report.html" in sent) == reported
+    assert ("with its rows" in capsys.readouterr().out) == reported
 
 
 # Stores that take no runs
