@@ -50,6 +50,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from itertools import cycle, zip_longest
 from pathlib import Path
@@ -528,13 +529,25 @@ def prepare_part(base: Path, writer: str) -> Part:
 # Backup and restore -------------------------------------------------------------------------------------------------
 
 
+@cache
+def empty_store() -> bytes:
+    """Return the content of an MLflow store that nobody has used, and import here what forks need to use one."""
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+    from sweeps.tracking import sqlite_store
+
+    with tempfile.TemporaryDirectory(prefix="faults-store-") as folder:
+        path = Path(folder) / "mlflow.db"
+        in_fork(lambda: sqlite_store.prepare(path, print), Path(folder))
+        return path.read_bytes()
+
+
 def make_store(output: Path) -> None:
     """Make a small MLflow store with a run, an artifact and a user's database."""
     from mlflow import MlflowClient
 
-    from sweeps.tracking.sqlite_store import prepare
-
-    prepare(output / "mlflow.db", print)
+    output.mkdir()
+    (output / "mlflow.db").write_bytes(empty_store())
     client = MlflowClient(f"sqlite:///{output}/mlflow.db")
     experiment = client.create_experiment("made", f"{output}/mlartifacts/1")
     made = client.create_run(experiment)
@@ -555,11 +568,10 @@ def serve(*words: str) -> int:
 
 def backup_part(base: Path) -> Part:
     """Return the backup of a small store."""
-    import mlflow  # noqa: F401
-
     import sweeps.ops.mlflow_server  # noqa: F401
 
     store = base / "store"
+    empty_store()
     in_fork(lambda: make_store(store), base)
 
     def outcome(folder: Path) -> Outcome:
@@ -577,11 +589,10 @@ def backup_part(base: Path) -> Part:
 
 def restore_part(base: Path) -> Part:
     """Return the restore of a small store's backup to an empty place."""
-    import mlflow  # noqa: F401
-
     import sweeps.ops.mlflow_server  # noqa: F401
 
     store = base / "store-before"
+    empty_store()
     source = base / "backup.tar"
     in_fork(lambda: make_store(store), base)
     in_fork(lambda: serve("--backup", str(source), "--output", str(store)), base)
@@ -604,16 +615,18 @@ def driver_part(base: Path, has_store: bool) -> Part:
 
     MLflow's store is empty, or the driver makes it, which is most of its calls then.
     """
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # here, so that no fork has to
+    # What imports longest, here, so that no fork has to.
     import pyarrow.parquet  # noqa: F401
+    import scipy.stats  # noqa: F401
     import torch  # noqa: F401
 
     import sweeps.report.build
+    import sweeps.report.render.svg
     import sweeps.training.run_trial  # noqa: F401
     from sweeps.cli import run as driving
     from sweeps.imagenet_placement import CELLS
     from sweeps.launch import main
-    from sweeps.tracking import sqlite_store, tracker
+    from sweeps.tracking import tracker
 
     finished = base / "finished"
     words = ["--smoke-test", "--reader", "threads", "--data-dir", str(base / "data"), "--seeds", "1"]
@@ -636,12 +649,13 @@ def driver_part(base: Path, has_store: bool) -> Part:
     # The sweep is trained in the folder of the bench: a ledger knows its place.
     place = base / "world"
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
+    (place / "out").mkdir(parents=True)
+    (place / "out/mlflow.db").write_bytes(empty_store())
     in_fork_with_modules(lambda: train(place), base)
     shutil.rmtree(place / "out/ledger/tracked", ignore_errors=True)
     shutil.copytree(place / "out/ledger", finished / "out/ledger")
     if has_store:
-        in_fork(lambda: sqlite_store.prepare(finished / "out/mlflow.db", print), base)
+        (finished / "out/mlflow.db").write_bytes(empty_store())
 
     def outcome(folder: Path) -> Outcome:
         out = folder / "out"

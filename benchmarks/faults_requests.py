@@ -454,9 +454,14 @@ def differing_runs(backend: str, experiment: str, ledger: object, damaged: Colle
 @contextmanager
 def s3_work(_: Path) -> Iterator[Work]:
     """Return the writes of a trial and its driver to a ledger on S3, each in a folder of its own."""
-    import boto3  # noqa: F401  # here, so that forks have it
+    # What the command imports, here, so that forks have it.
+    import boto3  # noqa: F401
     import pyarrow.fs  # noqa: F401
     import torch  # noqa: F401
+
+    import sweeps.store.checkpoint
+    import sweeps.store.lease
+    import sweeps.store.ledger  # noqa: F401
 
     port = free_port()
     backend = f"http://127.0.0.1:{port}"

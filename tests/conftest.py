@@ -1,5 +1,7 @@
 """Fixtures of several folders: prepared pictures, an S3 and a PostgreSQL of this machine."""
 
+import atexit
+import gc
 import os
 import signal
 import subprocess
@@ -34,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports have made out of the collections of garbage to the end: each of those looked at it all."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(autouse=True)

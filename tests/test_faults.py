@@ -13,6 +13,7 @@ from benchmarks.faults_files import MODES, rounds, sites
 from sweeps.cifar_vgg import CELLS
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.store.ledger import Ledger
+from tests.support.empty_store import empty_store
 from tests.support.sweeps import Made, make
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,7 @@ def test_lost_requests_lose_nothing() -> None:
 
 
 def made_ledger(folder: Path) -> Ledger:
-    """Return the ledger of a sweep that was never trained, each file with its digest, and MLflow's empty store."""
+    """Return the ledger of a sweep that was never trained, each file with its digest."""
     ledger = Ledger.in_output(str(folder / "out"))
     sweep = Sweep("cifar_vgg", "paper", CELLS[:2], Protocol(seeds=1))
     make(ledger, sweep, lambda _: Made({"final/test_top1_err": 9.0}))
@@ -54,13 +55,16 @@ def made_ledger(folder: Path) -> Ledger:
         digests = {name: ledger.sha256(f"trials/{key}/{name}") for name in result["files"]}
         ledger.commit(key, result | {"files": digests})
     ledger.delete("tracked")  # made-up notes of runs, without the checksum that the tracker gives them
-    faults_bits._empty_store(folder / "empty.db")
     return ledger
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_flipped_bits_are_told_healed_or_harmless() -> None:
-    rows = dict(faults_bits.run(1, 5, made_ledger))
+def test_flipped_bits_are_told_healed_or_harmless(tmp_path_factory: pytest.TempPathFactory) -> None:
+    def made(folder: Path) -> Ledger:
+        shutil.copy(empty_store(tmp_path_factory), folder / "empty.db")
+        return made_ledger(folder)
+
+    rows = dict(faults_bits.run(1, 5, made))
     assert {"results", "plans", "trials/…/history.json", "trials/…/trial.json"} <= rows.keys()
     ended = {name: dict(counts) for name, counts in rows.items()}
     assert not [how for counts in rows.values() for how in counts if how.startswith(("silent", "crash"))], ended

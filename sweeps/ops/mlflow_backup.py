@@ -34,7 +34,7 @@ DATABASE, USERS, ARTIFACTS, MANIFEST = "store", "users.db", "artifacts", "list.j
 BACKING_UP, RESTORING = ".backup-", ".restore-"  # how the names of the folders of unfinished work begin
 IN_USE: Final = "in-use-by-mlflow-backup"  # the file in such a folder that is locked while its command runs
 
-# MLflow's private tables. No other module of this project names them. tests/ops/test_mlflow_tables.py compares them
+# MLflow's private tables. No other module of this project names them. tests/ops/test_mlflow_server.py compares them
 # with MLflow's own: the columns that hold a folder of artifacts, and the one that holds a user's hashed password.
 ARTIFACT_COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
 PASSWORD_HASH = "select password_hash from users where username = ?"

@@ -1,27 +1,39 @@
 """The MLflow server is safe as it starts, ends whole, and comes back from its backup with everything in it."""
 
-import json
+import hashlib
+import io
 import os
+import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
 
+from sweeps.__main__ import main
+from sweeps.ops.mlflow_backup import ARTIFACT_COLUMNS, _move_artifact_folder, password_hash
 from tests.support.postgres import Postgres
 from tests.support.servers import free_port, wait_for_answer
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and SQLAlchemy among themselves
 SECRET = "correct horse battery staple"
-VERB = [sys.executable, "-m", "sweeps", "serve"]
+LOGIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": SECRET}
+# Columns of tables that sweeps leave empty: they log no model, and use no workspace.
+UNUSED = {("logged_models", "artifact_location"), ("workspaces", "default_artifact_root")}
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -29,16 +41,43 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONWARNINGS": "ignore"} | more
 
 
+@contextmanager
+def environment_here(**more: str) -> Iterator[None]:
+    """Give this process the environment of a user."""
+    with pytest.MonkeyPatch.context() as patch:
+        wanted = environment(**more)
+        for name in os.environ.keys() - wanted.keys():
+            patch.delenv(name)
+        for name, value in wanted.items():
+            patch.setenv(name, value)
+        yield
+
+
+class BecameTheServerError(Exception):
+    """The verb became the server, by a command line and an environment."""
+
+
+def _become(program: str, command: list[str], environment: dict[str, str]) -> NoReturn:
+    raise BecameTheServerError(command, environment)
+
+
 def said(*words: str, **more: str) -> tuple[int, str]:
-    done = subprocess.run([*VERB, *words], capture_output=True, text=True, env=environment(**more), timeout=300)
-    return done.returncode, done.stdout + done.stderr
+    """Return the exit code of `python -m sweeps serve` and what it says, in this process."""
+    heard = io.StringIO()
+    with environment_here(**more), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["python -m sweeps", "serve", *words])
+        patch.setattr(os, "umask", lambda mode: mode)
+        patch.setattr(os, "execve", _become)
+        with redirect_stdout(heard), redirect_stderr(heard):
+            code = main()
+    return code, heard.getvalue()
 
 
 @contextmanager
 def serving(folder: Path, *words: str, **more: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start the server over a folder and give its address; in the end it must go, with all its processes."""
     port = free_port()
-    command = [*VERB, "--output", str(folder), "--port", str(port), *words]
+    command = [sys.executable, "-m", "sweeps", "serve", "--output", str(folder), "--port", str(port), *words]
     with open(folder.parent / "server.log", "ab") as log:
         server = subprocess.Popen(command, env=environment(**more), stdout=log, stderr=log, start_new_session=True)
     try:
@@ -76,79 +115,135 @@ def status(address: str, user: str = "", host: str = "") -> int:
         return error.code
 
 
-CLIENT = """
-import hashlib, json, pathlib, sys, tempfile
-from mlflow import MlflowClient
-from mlflow.entities import Metric
-client, what = MlflowClient(sys.argv[1]), sys.argv[2]
-if what == "write":
-    experiment = client.create_experiment("one", sys.argv[3] or None)
+def write(address: str, artifacts: str = "") -> None:
+    """Write three runs with parameters, points and artifacts."""
+    client = MlflowClient(address)
+    experiment = client.create_experiment("one", artifacts or None)
     for number in range(3):
         run = client.create_run(experiment, run_name=f"run {number}", tags={"trial.key": f"k{number}"}).info.run_id
         client.log_param(run, "lr", 0.1 * number)
         client.log_batch(run, [Metric("val/top1_err", 50 / e, 1_790_000_000_000 + e, e) for e in range(1, 40)])
         client.log_batch(run, [Metric("train/loss", float("nan"), 1_790_000_000_000, 1)])
         with tempfile.TemporaryDirectory() as folder:
-            pathlib.Path(folder, "weights.bin").write_bytes(bytes(range(256)) * 1000 * (number + 1))
+            Path(folder, "weights.bin").write_bytes(bytes(range(256)) * 1000 * (number + 1))
             client.log_artifacts(run, folder, "deep/er")
         client.set_terminated(run, "FINISHED", 1_790_000_009_000)
-found = []
-for experiment in sorted(client.search_experiments(), key=lambda e: e.name):
-    for run in sorted(client.search_runs([experiment.experiment_id]), key=lambda run: run.info.run_name):
-        id = run.info.run_id
-        points = {name: [[p.step, p.timestamp, repr(p.value)] for p in client.get_metric_history(id, name)]
-                  for name in sorted(run.data.metrics)}
-        files = {}
-        for item in client.list_artifacts(id, "deep/er"):
-            content = pathlib.Path(client.download_artifacts(id, item.path)).read_bytes()
-            files[item.path] = hashlib.sha256(content).hexdigest()
-        data, info = run.data, run.info
-        found.append([id, experiment.name, info.status, info.end_time, data.params, data.tags, points, files])
-print(json.dumps(found))
-"""
 
 
-def client(address: str, what: str, artifacts: str = "", **more: str) -> Any:
-    """Return all that a client sees at an address, after it wrote three runs where `what` says so."""
-    login = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": SECRET}
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, address, what, artifacts], capture_output=True, text=True, timeout=400,
-        env=environment(**login, **more),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def shown(address: str) -> list[Any]:
+    """Return all that a client sees at an address."""
+    client = MlflowClient(address)
+    found: list[Any] = []
+    for experiment in sorted(client.search_experiments(), key=lambda each: each.name):
+        for run in sorted(client.search_runs([experiment.experiment_id]), key=lambda each: each.info.run_name):
+            key = run.info.run_id
+            points = {name: [[point.step, point.timestamp, repr(point.value)]
+                             for point in client.get_metric_history(key, name)]
+                      for name in sorted(run.data.metrics)}  # fmt: skip
+            files = {}
+            with tempfile.TemporaryDirectory() as folder:
+                for item in client.list_artifacts(key, "deep/er"):
+                    content = Path(client.download_artifacts(key, item.path, folder)).read_bytes()
+                    files[item.path] = hashlib.sha256(content).hexdigest()
+            data, info = run.data, run.info
+            found.append([key, experiment.name, info.status, info.end_time, data.params, data.tags, points, files])
+    return found
 
 
-def test_server_asks_who_comes_and_by_which_name_and_is_restored_whole(tmp_path: Path) -> None:
-    secret, out, tar = tmp_path / "secret", tmp_path / "out", tmp_path / "kept.tar"
+# A server, its backup and what that brings back
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server over an empty folder has answered and left there, and a backup of it that was made meanwhile."""
+
+    folder: Path
+    backup: Path
+    told: str
+    answers: dict[str, int]
+    command: str
+    runs: list[Any]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """Start a server over an empty folder, ask it, write to it, back it up while it runs, and end it."""
+    folder = tmp_path_factory.mktemp("served")
+    secret, out, tar = folder / "secret", folder / "out", folder / "kept.tar"
     secret.write_text(SECRET + "\n")
     secret.chmod(0o600)
-    with serving(out, "--password-file", str(secret)) as (address, server):
-        assert status(address) == status(address, "admin:wrong horse battery") == 401
-        assert status(address, f"admin:{SECRET}") == 200
-        assert status(address, f"admin:{SECRET}", "evil.example") == 403
-        assert SECRET not in Path(f"/proc/{server.pid}/cmdline").read_text()
+    words = ["--password-file", str(secret), "--allowed-hosts", "head.internal:*"]
+    with serving(out, *words) as (address, server), environment_here(**LOGIN):
+        answers = {
+            "nobody": status(address),
+            "wrong": status(address, "admin:wrong horse battery"),
+            "admin": status(address, f"admin:{SECRET}"),
+            "head": status(address, f"admin:{SECRET}", "head.internal:5000"),
+            "evil": status(address, f"admin:{SECRET}", "evil.example"),
+        }
         with pytest.raises(OSError, match="refused"):
             socket.create_connection((_own_address(), int(address.rpartition(":")[2])), 5)
-        written = client(address, "write")
-        assert len(written) == 3
-        # While it runs.
+        write(address)
+        runs = shown(address)
+        MlflowClient(address).create_run(MlflowClient(address).create_experiment("local", f"{folder}/before/1"))
+        command = Path(f"/proc/{server.pid}/cmdline").read_text()
         code, told = said("--output", str(out), "--backup", str(tar))
-        assert (code, told.count("3 artifacts")) == (0, 1), told
-    assert {path.name for path in out.iterdir() if path.stat().st_mode & 0o077} <= {"mlartifacts"}
-    assert tar.stat().st_mode & 0o077 == 0
+        assert code == 0, told
+    return Served(out, tar, told, answers, command, runs)
+
+
+def test_server_asks_who_comes_and_by_which_name(served: Served) -> None:
+    assert served.answers == {"nobody": 401, "wrong": 401, "admin": 200, "head": 200, "evil": 403}
+    assert "mlflow" in served.command
+    assert SECRET not in served.command
+    assert {path.name for path in served.folder.iterdir() if path.stat().st_mode & 0o077} <= {"mlartifacts"}
+
+
+def test_what_a_server_holds_is_restored_whole(served: Served, tmp_path: Path) -> None:
+    assert [run[1:3] for run in served.runs] == [["one", "FINISHED"]] * 3
+    assert [len(run[-1]) for run in served.runs] == [1] * 3
+    assert served.told.count("3 artifacts") == 1
+    assert served.backup.stat().st_mode & 0o077 == 0
     elsewhere = tmp_path / "elsewhere" / "out"
-    assert said("--output", str(elsewhere), "--restore", str(tar))[0] == 0
-    with serving(elsewhere, "--allowed-hosts", "head.internal:*", MLFLOW_AUTH_ADMIN_PASSWORD=SECRET) as (address, _):
-        assert client(address, "read") == written
-        assert status(address) == 401
-        assert status(address, f"admin:{SECRET}", "head.internal:5000") == 200
-    code, told = said("--output", str(elsewhere), "--restore", str(tar))
+    assert said("--output", str(elsewhere), "--restore", str(served.backup))[0] == 0
+    for name in ("mlflow.db", "mlflow-users.db"):
+        assert rows(elsewhere / name) == rows(served.folder / name), name
+    assert (elsewhere / "mlflow-users.db").stat().st_mode & 0o077 == 0
+    assert contents(elsewhere / "mlartifacts") == contents(served.folder / "mlartifacts")
+    sums = {hashlib.sha256(content).hexdigest() for content in contents(elsewhere / "mlartifacts").values()}
+    assert sums == {digest for run in served.runs for digest in run[-1].values()}
+    code, told = said("--output", str(elsewhere), "--restore", str(served.backup))
     assert code == 2
     assert "mlflow.db is there already" in told
-    code, told = said("--output", str(elsewhere), MLFLOW_AUTH_ADMIN_PASSWORD="another horse battery")
+
+
+def test_a_server_over_restored_files_takes_the_old_password_and_no_other(served: Served, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert said("--output", str(out), "--restore", str(served.backup))[0] == 0
+    with pytest.raises(BecameTheServerError) as became:
+        said("--output", str(out), "--allowed-hosts", "head.internal:*", MLFLOW_AUTH_ADMIN_PASSWORD=SECRET)
+    command, given = became.value.args
+    assert command[1:4] == ["-m", "mlflow", "server"]
+    assert "head.internal:*" in command[command.index("--allowed-hosts") + 1].split(",")
+    assert SECRET not in " ".join(command)
+    assert given["MLFLOW_AUTH_ADMIN_PASSWORD"] == SECRET
+    assert given["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{out}/mlflow.db"
+    settings = Path(given["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
+    assert f"database_uri = sqlite:///{out}/mlflow-users.db\n" in settings
+    code, told = said("--output", str(out), MLFLOW_AUTH_ADMIN_PASSWORD="another horse battery")
     assert code == 2
     assert "has another password" in told
+
+
+def rows(database: Path) -> list[str]:
+    """Return a database as the SQL that makes it."""
+    with closing(sqlite3.connect(database)) as base:
+        return list(base.iterdump())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _own_address() -> str:
@@ -161,17 +256,61 @@ def _own_address() -> str:
             return "127.0.0.2"
 
 
+# MLflow's private tables, as the backup and the login check need them: those that its server has made.
+
+
+def columns(database: Path) -> set[tuple[str, str]]:
+    """Return every column of a database with its table."""
+    with closing(sqlite3.connect(database)) as base:
+        tables = [name for (name,) in base.execute("select name from sqlite_master where type = 'table'")]
+        return {(table, row[1]) for table in tables for row in base.execute(f"pragma table_info({table})")}
+
+
+def test_these_and_no_other_columns_name_a_folder_of_artifacts(served: Served) -> None:
+    named = {(table, column) for table, column in columns(served.folder / "mlflow.db") if "artifact" in column}
+    assert named == {*ARTIFACT_COLUMNS} | UNUSED
+
+
+def test_experiments_and_runs_name_the_new_folder(served: Served, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.write_bytes((served.folder / "mlflow.db").read_bytes())
+    before = f"{served.folder.parent}/before"
+    dump = "\n".join(rows(database))
+    assert len(re.findall(f"{before}/1", dump)) == 2  # the experiment and its run
+    _move_artifact_folder(database, before, "/after")
+    assert "\n".join(rows(database)) == dump.replace(before, "/after")
+
+
+def test_password_of_a_user_is_found(served: Served, tmp_path: Path) -> None:
+    from werkzeug.security import check_password_hash
+
+    users = served.folder / "mlflow-users.db"
+    hashed = password_hash(users, "admin")
+    assert hashed is not None
+    assert check_password_hash(hashed, SECRET)
+    assert not check_password_hash(hashed, "another horse battery staple")
+    assert password_hash(users, "nobody") is None
+    assert password_hash(tmp_path / "empty.db", "admin") is None
+
+
+# Other stores, and what is refused
+
+
 def test_store_on_postgresql_is_restored_whole_to_another(tmp_path: Path, postgres: Postgres) -> None:
     first, second, tar = postgres.database("one"), postgres.database("other"), tmp_path / "kept.tar"
     key, artifacts = {"PGPASSWORD": postgres.password}, tmp_path / "a" / "mlartifacts"
-    written = client(first, "write", str(artifacts / "1"), **key)
+    with environment_here(**key):
+        write(first, str(artifacts / "1"))
+        written = shown(first)
+    assert len(written) == 3
     code, told = said("--output", str(tmp_path / "a"), "--store", first, "--backup", str(tar), **key)
     assert (code, told.count("3 artifacts")) == (0, 1), told
     artifacts.rename(tmp_path / "gone")
     there = ["--output", str(tmp_path / "b"), "--store", second, "--artifacts", str(artifacts)]
     code, told = said(*there, "--restore", str(tar), **key)
     assert code == 0, told
-    assert client(second, "read", **key) == written
+    with environment_here(**key):
+        assert shown(second) == written
     code, told = said("--output", str(tmp_path / "c"), "--store", second, "--restore", str(tar), **key)
     assert code == 2
     assert "already exists" in told
@@ -222,8 +361,6 @@ def test_password_that_others_can_read_or_that_is_short_is_refused(tmp_path: Pat
 
 
 def test_backup_lies_on_s3_as_well(bucket: str, tmp_path: Path) -> None:
-    import sqlite3
-
     (tmp_path / "out" / "mlartifacts").mkdir(parents=True)
     (tmp_path / "out" / "mlartifacts" / "a").write_bytes(b"x" * 100_000)
     with sqlite3.connect(tmp_path / "out" / "mlflow.db") as base:
@@ -241,8 +378,6 @@ def test_backup_lies_on_s3_as_well(bucket: str, tmp_path: Path) -> None:
 
 
 def test_backup_that_is_not_whole_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    import sqlite3
-
     (tmp_path / "out" / "mlartifacts" / "0").mkdir(parents=True)
     (tmp_path / "out" / "mlartifacts" / "0" / "a").write_bytes(b"x" * 100_000)
     with sqlite3.connect(tmp_path / "out" / "mlflow.db") as base:

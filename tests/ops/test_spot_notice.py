@@ -124,7 +124,9 @@ def test_watch_spot_drains_the_node_of_its_machine(service: Service) -> None:
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:  # a socket's path is short
         environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"127.0.0.1:{port}"}
         environment["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = service.address
-        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1",
+        # A head without its helpers: workers, autoscaler, log monitor.
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0",
+               "--no-monitor", "--include-log-monitor=false",
                "--include-dashboard=false", f"--port={port}", f"--temp-dir={folder}",
                "--object-store-memory=80000000"]  # fmt: skip
         # The notice is there before the cluster is: what Ray does not hear is said again.

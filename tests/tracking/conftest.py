@@ -9,7 +9,7 @@ import pytest
 
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.run_index import Store
-from sweeps.tracking.sqlite_store import prepare
+from tests.support.empty_store import empty_store
 
 
 @pytest.fixture(autouse=True)
@@ -22,12 +22,8 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store that nobody has used: making it takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    with warnings.catch_warnings():  # pytest sets its own filters anew for each test
-        warnings.simplefilter("ignore")
-        prepare(path, pytest.fail)
-    return path
+    """Return a store that nobody has used."""
+    return empty_store(tmp_path_factory)
 
 
 @pytest.fixture(scope="package")

@@ -100,7 +100,7 @@ def restore(output: Path, backup: Path) -> None:
 
 def check(output: Path) -> None:
     """Compare the runs in MLflow with the ledger, one by one, by what MLflow shows alone."""
-    client = opened(output).client
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
     experiment = client.get_experiment_by_name(SWEEP.title)
     assert experiment is not None
     assert experiment.lifecycle_stage == "active"
@@ -360,16 +360,15 @@ def test_a_store_that_takes_no_runs_is_exit_4_and_a_sentence(
 # Folders that are moved or copied with their store
 
 
-@pytest.mark.parametrize("name", ["two", "a?b 50%"])
 @pytest.mark.parametrize("is_copy", [True, False])
 def test_the_artifacts_lie_in_the_folder_also_after_it_was_moved_or_copied(
-    alone: Path, tmp_path_factory: pytest.TempPathFactory, name: str, is_copy: bool
+    alone: Path, tmp_path_factory: pytest.TempPathFactory, is_copy: bool
 ) -> None:
     for trial in TRIALS:
         finish(ledger_of(alone), trial, ERRORS[trial.key])
     by_the_sweep(alone)
     before = sorted(path.relative_to(alone) for path in alone.rglob("mlartifacts/**/*"))
-    other = tmp_path_factory.mktemp("other") / name
+    other = tmp_path_factory.mktemp("other") / "a?b 50%"  # signs that a URI has for itself
     shutil.copytree(alone, other) if is_copy else alone.rename(other)
     assert (
         verbs.reconcile(argparse.Namespace(output=str(other), sweep=SWEEP.title, tracking_uri=None, experiment=None))
