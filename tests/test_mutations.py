@@ -1,6 +1,7 @@
 """The list of mutations fits the tree: each applies, compiles, and names tests that are there."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,18 +11,50 @@ ROOMS = {"crelu_models", "data", "sweeps/experiment", "sweeps/store", "sweeps/tr
          "sweeps/execution", "sweeps/tracking"}  # fmt: skip
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_mutation_applies_once_and_still_compiles(mutation: Mutation) -> None:
-    content = mutation.apply(ROOT)
-    assert content != (ROOT / mutation.file).read_text()
-    compile(content, mutation.file, "exec")
+def fault(mutation: Mutation) -> str:
+    """Return what is wrong with a mutation of the tree, or nothing."""
+    try:
+        content = mutation.apply(ROOT)
+        compile(content, mutation.file, "exec")
+    except (OSError, ValueError, SyntaxError) as error:
+        return f"{mutation.name}: {error}"
+    return f"{mutation.name}: changes nothing" if mutation.old == mutation.new else ""
 
 
-@pytest.mark.parametrize("test", sorted({test for mutation in MUTATIONS for test in mutation.tests}))
-def test_tests_of_a_mutation_are_there(test: str) -> None:
-    file, _, name = test.partition("::")
-    assert (ROOT / file).is_file()
-    assert not name or re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
+def test_every_mutation_applies_once_and_still_compiles() -> None:
+    assert [found for mutation in MUTATIONS if (found := fault(mutation))] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "found"),
+    [
+        ("a.py", "x = 1", "x = 2", ""),
+        ("a.py", "x = 1", "x = 1", "changes nothing"),
+        ("a.py", "y = 1", "y = 2", "0 times, not once"),
+        ("a.py", "x = 1", "x = (", "never closed"),
+        ("a.py", "x = 1", "return", "outside function"),
+        ("b.py", "x = 1", "x = 2", "No such file"),
+    ],
+)
+def test_what_is_wrong_with_a_mutation_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, old: str, new: str, found: str
+) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert bool(fault(Mutation(file, old, new, ()))) == bool(found)
+    assert found in fault(Mutation(file, old, new, ()))
+
+
+def test_tests_of_every_mutation_are_there() -> None:
+    named: dict[str, set[str]] = {}
+    for file, _, name in (test.partition("::") for mutation in MUTATIONS for test in mutation.tests):
+        named.setdefault(file, set()).add(name)
+    there = {
+        file: {"", *re.findall(r"^def (\w+)\(", (ROOT / file).read_text(), re.MULTILINE)}
+        for file in named
+        if (ROOT / file).is_file()
+    }
+    assert [f"{file}::{name}" for file, names in named.items() for name in names - there.get(file, set())] == []
 
 
 def test_mutations_are_many_and_cover_the_rooms() -> None:
@@ -29,7 +62,7 @@ def test_mutations_are_many_and_cover_the_rooms() -> None:
     assert {mutation.room for mutation in MUTATIONS} >= ROOMS
 
 
-def test_text_that_occurs_no_more_or_twice_is_an_error_that_names_it(tmp_path) -> None:
+def test_text_that_occurs_no_more_or_twice_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\nx = 1\n")
     for old in ("y = 1", "x = 1"):
         with pytest.raises(ValueError, match=rf"a\.py has '{old}'"):

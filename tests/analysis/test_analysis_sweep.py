@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """Run Python as somebody who has set nothing; what Ray and MLflow warn about is not looked at."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "OMP_NUM_THREADS") if name in os.environ}
-    given = kept | {"PYTHONWARNINGS": "ignore"}
+    given = kept | {"PYTHONWARNINGS": "ignore", "SLURM_CPUS_ON_NODE": "1"}  # a Ray with one worker that loads torch
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=given, timeout=400)
 
 
@@ -131,24 +130,32 @@ USAGE = {
 }
 
 
+# One process says all of it, a case after the other: what a case loads stays for the next, and is none of the heavy.
+CASES = """
+import runpy, sys, time
+module, begun = sys.argv[1], 0.0  # of the first, Python's own start too
+for words in sys.argv[2:]:
+    sys.argv = [module, *words.split()]
+    try:
+        runpy.run_module('sweeps.analysis.' + module, run_name='__main__')
+    except SystemExit as end:
+        status = end.code
+    heavy = {'torch', 'ray', 'mlflow', 'optuna', 'scipy', 'matplotlib', 'pyarrow', 'safetensors'}
+    assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    print(f'\\f{status} {time.process_time() - begun}', end='\\f', flush=True)
+    print('', end='\\f', file=sys.stderr, flush=True)
+    begun = time.process_time()
+"""
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_help_and_usage_errors_come_at_once(name: str) -> None:
-    code = (
-        "import runpy, sys\n"
-        "name, _, words = sys.argv[1].partition(' ')\n"
-        "sys.argv = [name, *words.split()]\n"
-        "try:\n"
-        "    runpy.run_module('sweeps.analysis.' + name, run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    heavy = {'torch', 'ray', 'mlflow', 'optuna', 'scipy', 'matplotlib', 'pyarrow', 'safetensors'}\n"
-        "    assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "    sys.exit(end.code)\n"
-    )
-    for words, status in USAGE.items():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found = run("-c", code, f"{name} {words}")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert found.returncode == status, found.stderr
-        assert (f"python -m sweeps.analysis.{name} " in found.stdout) if not status else "error: " in found.stderr
-        # Of this process alone, however busy the machine.
-        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    found = run("-c", CASES, name, *USAGE)
+    assert found.returncode == 0, found.stderr
+    said, ends = found.stdout.split("\f")[::2], found.stdout.split("\f")[1::2]
+    for out, end, error, (words, status) in zip(said, ends, found.stderr.split("\f"), USAGE.items(), strict=False):
+        code, seconds = end.split()
+        assert int(code) == status, (words, error)
+        assert (f"python -m sweeps.analysis.{name} " in out) if not status else "error: " in error
+        assert float(seconds) < 0.5  # of this process alone, however busy the machine
+    assert len(ends) == len(USAGE)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crelu_data.write import prepare
+from sweeps.report.render import plots
 from sweeps.store.ledger import Ledger
 from sweeps.store.tables import parquet
 from tests.support.analysis import SMALL, TRIALS, fill, run_job_command
@@ -78,7 +79,10 @@ def test_results_are_read_and_averaged(ledger_folder: Path) -> None:
     assert found["right"].shape == (6, 3)
 
 
-def test_filters_are_read_from_what_the_analyses_leave(ledger_folder: Path, tmp_path: Path) -> None:
+def test_filters_are_read_from_what_the_analyses_leave(
+    ledger_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "png", lambda _: b"a picture that no notebook reads")
     prepare(SMALL, tmp_path / "data", writer="native", workers=1)
     filled = fill(Ledger(str(ledger_folder)))
     for job in ("pairing", "invariance", "outgoing", "reconstruction"):

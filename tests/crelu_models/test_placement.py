@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision import models
 
 from crelu_models import CReLU, place, places, tracing
 from crelu_models.__main__ import main
@@ -18,29 +17,50 @@ from crelu_models.placement import PlacementOption
 SEED = 0
 
 
+def torchvisions(name: str, **words: object) -> nn.Module:
+    """Return torchvision's net; its import takes seconds, which not each process that only collects tests spends."""
+    from torchvision import models
+
+    net: nn.Module = getattr(models, name)(**words)
+    return net
+
+
+def resnet18() -> nn.Module:
+    return torchvisions("resnet18")
+
+
 def vgg() -> nn.Module:
-    net: nn.Module = models.vgg11_bn(num_classes=10)
+    with torch.device("meta"):  # its two wide layers, which are replaced, would take a second to draw
+        net = torchvisions("vgg11_bn", num_classes=10)
+    for part in net.features.to_empty(device="cpu"):
+        if isinstance(part, nn.Conv2d | nn.BatchNorm2d):
+            part.reset_parameters()
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
     net.avgpool = nn.AdaptiveAvgPool2d(2)
     net.classifier = nn.Sequential(nn.Linear(512 * 4, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 10))
     return net
 
 
 def alexnet() -> nn.Module:
-    net: nn.Module = models.alexnet(num_classes=10)
+    with torch.device("meta"):
+        net = torchvisions("alexnet", num_classes=10)
+    for part in net.features.to_empty(device="cpu"):
+        if isinstance(part, nn.Conv2d):
+            part.reset_parameters()
     net.classifier = nn.Sequential(nn.Dropout(), nn.Linear(256 * 36, 16), nn.ReLU(True), nn.Linear(16, 10))
     return net
 
 
 def densenet() -> nn.Module:
-    net: nn.Module = models.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=10)
-    return net
+    return torchvisions("DenseNet", growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=10)
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "alexnet": (alexnet, ("*",)),
     "vgg11_bn": (vgg, ("features.*", "classifier.1")),
-    "squeezenet1_1": (lambda: models.squeezenet1_1(num_classes=10), ("features.*.*", "features.1")),
-    "resnet18": (lambda: models.resnet18(num_classes=10), ("layer*.*.relu", "layer4.1.relu_1")),
+    "squeezenet1_1": (lambda: torchvisions("squeezenet1_1", num_classes=10), ("features.*.*", "features.1")),
+    "resnet18": (lambda: torchvisions("resnet18", num_classes=10), ("layer*.*.relu", "layer4.1.relu_1")),
     "densenet": (densenet, ("*",)),
 }
 
@@ -333,12 +353,12 @@ def reasons(rows: Sequence[PlacementOption]) -> dict[str, str]:
 
 
 def test_where_channels_cannot_go_on_the_reason_is_named() -> None:
-    assert reasons(places(models.resnet18())) == {
+    assert reasons(places(resnet18())) == {
         name: f"its channels meet a sum at {behind}, whose other part keeps its channels"
         for name, behind in [("relu", "layer1.0.add")]
         + [(f"layer{stage}.0.relu_1", f"layer{stage}.1.add") for stage in (1, 2, 3, 4)]
     }
-    mobile = places(models.mobilenet_v3_small())
+    mobile = places(torchvisions("mobilenet_v3_small"))
     assert reasons(mobile)["features.0.2"] == "features.1.block.0.0 is a grouped convolution, of 16 groups"
     assert "meet a product at features.1.block.1.mul" in reasons(mobile)["features.1.block.0.2"]
 
@@ -350,7 +370,7 @@ def test_what_a_width_thins_is_named() -> None:
     assert (rows[f"{layer}.relu1"].thins, rows[f"{layer}.relu1"].channels) == ("", 12)
     assert rows[f"{layer}.relu1"].keeps == f"its channels come from {layer}.cat, which has no filters to scale"
     assert {row.doubles for row in rows.values()} == {""}
-    row = {row.name: row for row in places(models.resnet18(), 64)}["layer2.0.relu"]
+    row = {row.name: row for row in places(resnet18(), 64)}["layer2.0.relu"]
     assert (row.channels, row.thins, row.shape) == (128, "layer2.0.conv1", (8, 8))
 
 
@@ -404,19 +424,20 @@ class Unfollowed(nn.Module):
 @pytest.mark.parametrize(
     ("net", "kind", "globs", "width", "says"),
     [
-        (models.resnet18, "crelu", ("layer1.*.relu_1",), 1.0,
+        (resnet18, "crelu", ("layer1.*.relu_1",), 1.0,
          r"crelu cannot stand at layer1.0.relu_1 of ResNet: its channels meet a sum at layer1.1.add.*it can stand at "
          r"layer1.0.relu, layer1.1.relu, layer1.1.relu_1, "),
-        (models.resnet18, "crelu", ("layer1.1.relu_1",), 0.5, r"crelu of width 0.5 cannot .* no filters to scale"),
-        (models.resnet18, "crelu", ("layer9.*",), 1.0, r"no activation of ResNet is named 'layer9.\*'; there are"),
-        (models.resnet18, "relux", ("*",), 1.0, "unknown activation 'relux'; use one of relu, crelu, .*module:Class"),
-        (models.resnet18, "no_such:Thing", ("*",), 1.0, "no_such:Thing: no_such does not import"),
-        (models.resnet18, "crelu", (), 1.0, "say where crelu is to stand"),
-        (models.resnet18, "crelu", ("*",), 0.0, "a width is a finite factor above 0"),
+        (resnet18, "crelu", ("layer1.1.relu_1",), 0.5, r"crelu of width 0.5 cannot .* no filters to scale"),
+        (resnet18, "crelu", ("layer9.*",), 1.0, r"no activation of ResNet is named 'layer9.\*'; there are"),
+        (resnet18, "relux", ("*",), 1.0, "unknown activation 'relux'; use one of relu, crelu, .*module:Class"),
+        (resnet18, "no_such:Thing", ("*",), 1.0, "no_such:Thing: no_such does not import"),
+        (resnet18, "crelu", (), 1.0, "say where crelu is to stand"),
+        (resnet18, "crelu", ("*",), 0.0, "a width is a finite factor above 0"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1)), "crelu", ("1",), 0.1,
          "it leaves no filter of the 4 at 0"),
         (Unfollowed, "crelu", ("*",), 1.0, "torch.fx cannot follow the forward pass of Unfollowed"),
-        (lambda: models.googlenet(init_weights=False), "crelu", ("*",), 1.0, "something else in training than in"),
+        (lambda: torchvisions("googlenet", init_weights=False), "crelu", ("*",), 1.0,
+         "something else in training than in"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_a_sentence(
@@ -427,7 +448,7 @@ def test_what_cannot_be_is_a_sentence(
 
 
 def test_modes_and_devices_stay() -> None:
-    before = models.resnet18(num_classes=2).train()
+    before = torchvisions("resnet18", num_classes=2).train()
     before.layer1.eval()
     net = place(before, "gelu", "layer[12].*.relu")
     assert {name: part.training for name, part in net.named_modules() if name in dict(before.named_modules())} == {

@@ -6,8 +6,6 @@ import pytest
 import torch
 from scipy.stats import ks_2samp, kstest
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
-from torchvision.transforms.v2 import RandAugment
 
 from crelu_data.augment import (
     _OPERATION,
@@ -207,6 +205,8 @@ def test_no_pictures_have_no_views() -> None:
 
 
 def test_a_resized_crop_is_that_of_torchvision() -> None:
+    from torchvision.transforms import functional  # seconds to load: not by each process that collects tests
+
     images = pictures(6, 40)
     boxes = torch.tensor([[0, 3, 20, 1, 0, 39], [0, 5, 2, 1, 0, 39], [40, 8, 20, 30, 13, 1], [40, 33, 7, 9, 40, 1]])
     mirrored = torch.tensor([False, True, False, True, False, False])
@@ -236,6 +236,8 @@ def _mirrored(boxes: Tensor) -> Tensor:
 
 
 def test_boxes_are_drawn_as_torchvision_draws_them() -> None:
+    from torchvision.transforms import RandomResizedCrop
+
     ids = torch.arange(4000)
     ours = _boxes(_base(1, 2), ids, 64, 0.08).double()
     torch.manual_seed(0)
@@ -252,6 +254,9 @@ def test_boxes_are_drawn_as_torchvision_draws_them() -> None:
 @pytest.mark.parametrize("magnitude", [0, 9, 30])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_are_those_of_torchvision(name: str, magnitude: int) -> None:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import RandAugment
+
     theirs = RandAugment()
     assert list(theirs._AUGMENTATION_SPACE) == list(OPERATIONS)
     magnitudes, signed = theirs._AUGMENTATION_SPACE[name]

@@ -5,12 +5,15 @@ import os
 import pty
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from crelu_data.__main__ import main
 from crelu_data.datasets import beton_path
+from crelu_data.streams import make_lasting
 from tests.support.pictures import cifar_tree
 
 
@@ -109,9 +112,10 @@ def test_a_place_that_cannot_be_written_is_told(
 
 def test_terminal_that_cannot_say_a_name_gets_it_escaped(tmp_path: Path) -> None:
     where = os.fsencode(tmp_path) + "/gr\u00f6\u00dfe-".encode() + b"\xe9"
-    command = [sys.executable, "-m", "crelu_data", "prepare", "synthetic:train=10,test=10", "--writer", "native"]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    ran = subprocess.run([*command, "--data-dir", where], capture_output=True, env=environment)
+    verb = ["prepare", "synthetic:train=10,test=10", "--writer", "native", "--data-dir"]
+    assert main([*verb, os.fsdecode(where)]) == 0  # the process below has nothing left to do but to say it
+    command = [sys.executable, "-m", "crelu_data", *verb, where]
+    ran = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert ran.returncode == 0, ran.stderr
     assert rb"gr\xf6\xdfe-\udce9/synthetic-train10-test10-train.beton: 10 pictures" in ran.stdout
 
@@ -131,21 +135,18 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verb = ["prepare", "synthetic:train=300,test=10", "--writer", "native"]
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
     leader, follower = pty.openpty()
-    environment = {key: value for key, value in os.environ.items() if key != "CI"} | {"TERM": "xterm", "COLUMNS": "100"}
-    command = [sys.executable, "-m", "crelu_data", *verb, "--data-dir", str(tmp_path / "a")]
-    with subprocess.Popen(command, stderr=follower, stdout=subprocess.DEVNULL, env=environment) as process:
-        os.close(follower)
-        said = b""
-        while True:
-            try:
-                said += os.read(leader, 65536)
-            except OSError:  # the other end is closed
-                break
-        os.close(leader)
-        assert process.wait(300) == 0
-    assert b"300/300" in said
-    assert b"\x1b[" in said
+    with ThreadPoolExecutor(1) as reader:
+        said = reader.submit(all_of, leader)
+        with monkeypatch.context() as patch, open(follower, "w") as terminal:
+            patch.setattr(sys, "stderr", terminal)
+            make_lasting()  # as the command does first
+            assert main([*verb, "--data-dir", str(tmp_path / "a")]) == 0
+        assert b"300/300" in said.result()
+        assert b"\x1b[" in said.result()
     monkeypatch.setattr(sys.modules["crelu_data.__main__"], "_EVERY", 0.0)
     assert main([*verb, "--data-dir", str(tmp_path / "b")]) == 0
     said_to_pipe = capsys.readouterr()
@@ -154,14 +155,25 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
     assert "\x1b" not in said_to_pipe.err + said_to_pipe.out
 
 
-@pytest.mark.parametrize("streams", ["2>/dev/full", ">&- 2>&-", ">/dev/full", "2>&1 | true"])
-def test_a_reader_who_leaves_stops_no_preparation(streams: str, tmp_path: Path) -> None:
-    words = "synthetic:size=16,train=40,test=10 --writer native --workers 1"
-    command = f"set -o pipefail; {sys.executable} -m crelu_data prepare {words} --data-dir {tmp_path}/d {streams}"
-    done = subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], timeout=120, check=False)
-    assert done.returncode == 0
-    assert len([*(tmp_path / "d").glob("*.beton")]) == 2
-    command = f"set -o pipefail; {sys.executable} -m crelu_data verify nosuch --data-dir {tmp_path}/d {streams}"
-    assert (
-        subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], timeout=120, check=False).returncode == 2
-    )
+def all_of(leader: int) -> bytes:
+    """Return what is written to a terminal until its other end is closed."""
+    said = b""
+    with suppress(OSError):
+        while read := os.read(leader, 65536):
+            said += read
+    os.close(leader)
+    return said
+
+
+def test_a_reader_who_leaves_stops_no_preparation(tmp_path: Path) -> None:
+    # The first makes the files while no stream is open, whose numbers they could get; the others say what there is.
+    for streams in (">&- 2>&-", "2>/dev/full", ">/dev/full", "2>&1 | true"):
+        for words, status in (
+            ("prepare synthetic:size=16,train=40,test=10 --writer native --workers 1", 0),
+            ("verify nosuch", 2),
+        ):
+            command = f"set -o pipefail; {sys.executable} -m crelu_data {words} --data-dir {tmp_path}/d {streams}"
+            done = subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], timeout=120, check=False)
+            assert done.returncode == status, command
+        assert len([*(tmp_path / "d").glob("*.beton")]) == 2
+    assert main(["verify", "synthetic:size=16,train=40,test=10", "--data-dir", f"{tmp_path}/d"]) == 0

@@ -1,6 +1,7 @@
 """clusters/prepare.py makes what ray_cluster.yaml takes for granted, on an EC2 of this machine."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,23 +12,31 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+SCRIPT = ["clusters/prepare.py", "--bucket", "crelu-prepared"]
+
+
 def prepared(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "clusters/prepare.py", "--bucket", "crelu-prepared", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *SCRIPT, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 def test_account_is_prepared_and_nothing_of_it_is_open(
-    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def said_here(*arguments: str) -> tuple[int, str, str]:
+        """Run the script in this process, which has loaded boto3; return its exit code and what it says."""
+        monkeypatch.setattr(sys, "argv", [*SCRIPT, *arguments])
+        code: int = main()
+        return code, *capsys.readouterr()
+
+    main = runpy.run_path(str(ROOT / SCRIPT[0]))["main"]
     monkeypatch.setenv("HOME", str(tmp_path))
-    refused = prepared("--ssh-from", "0.0.0.0/0")
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    code, _, refused = said_here("--ssh-from", "0.0.0.0/0")
+    assert (code, refused.count("\n")) == (2, 1)
     first = prepared("--ssh-from", "203.0.113.7/32", "--image", "ami-12345678901234567")
     assert first.returncode == 0, first.stderr
     token = (tmp_path / ".ray" / "auth_token").read_text()
-    again = prepared("--ssh-from", "198.51.100.0/24")
-    assert again.stdout == first.stdout
+    assert said_here("--ssh-from", "198.51.100.0/24") == (0, first.stdout, "")
     assert (tmp_path / ".ray" / "auth_token").read_text() == token
     for name in ("auth_token", "mlflow_password"):
         assert (tmp_path / ".ray" / name).stat().st_mode & 0o777 == 0o600
@@ -49,6 +58,6 @@ def test_account_is_prepared_and_nothing_of_it_is_open(
         }
         (carried,) = iam.get_instance_profile(InstanceProfileName=f"crelu-{role}")["InstanceProfile"]["Roles"]
         assert carried["RoleName"] == f"crelu-{role}"
-    assert prepared("--delete").returncode == 0
+    assert said_here("--delete")[0] == 0
     assert not [role for role in iam.list_roles()["Roles"] if role["RoleName"].startswith("crelu-")]
     assert not ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": ["crelu"]}])["SecurityGroups"]
