@@ -228,8 +228,9 @@ def restore(source: str, store: str, artifacts: str, users: Path) -> str:
         manifest = _unpack(_fetch(source, unpacked), unpacked)
         if manifest["kind"] != files.kind:
             raise ValueError(f"{source} holds a {manifest['kind']} database: say by --store where one is to be")
-        if (unpacked / USERS).exists():
-            (unpacked / USERS).chmod(0o600)
+        for name in (DATABASE, USERS):
+            if (unpacked / name).exists():
+                (unpacked / name).chmod(0o600)  # as the server makes them
         targets = ((ARTIFACTS, files.artifacts), (USERS, users), (DATABASE, files.sqlite))
         to_move = [(unpacked / name, target) for name, target in targets
                    if target is not None and not _is_restored(unpacked / name, target)]  # fmt: skip

@@ -208,7 +208,8 @@ def test_what_a_server_holds_is_restored_whole(served: Served, tmp_path: Path) -
     assert said("--output", str(elsewhere), "--restore", str(served.backup))[0] == 0
     for name in ("mlflow.db", "mlflow-users.db"):
         assert rows(elsewhere / name) == rows(served.folder / name), name
-    assert (elsewhere / "mlflow-users.db").stat().st_mode & 0o077 == 0
+    for name in ("mlflow.db", "mlflow-users.db"):
+        assert (elsewhere / name).stat().st_mode & 0o077 == 0, name
     assert contents(elsewhere / "mlartifacts") == contents(served.folder / "mlartifacts")
     sums = {hashlib.sha256(content).hexdigest() for content in contents(elsewhere / "mlartifacts").values()}
     assert sums == {digest for run in served.runs for digest in run[-1].values()}
