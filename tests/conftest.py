@@ -32,6 +32,7 @@ os.fsync = _unsynced  # type: ignore[assignment]
 
 # With pytest -n, these start first, the longest before the others: a worker that begins one last keeps all waiting.
 LONGEST = (
+    "test_aws.py", "test_local.py", "test_cloud.py", "test_chaos.py",  # of the clusters: two files for each of two workers
     "test_sweep.py", "test_rank_processes.py", "test_pack.py",
     "test_mlflow_server.py", "test_searched_sweep.py", "test_own_page.py",
     "test_own_ablation.py", "test_analysis_sweep.py", "test_resume.py", "test_faults.py",
