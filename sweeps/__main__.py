@@ -95,7 +95,7 @@ VERBS: Mapping[str, Verb] = {
     "list": (show_pages, _no_arguments, "the sweeps that have a page, and the question of each"),
     "status": (status, _status_arguments, "how far the sweeps of an output folder are"),
     "explain": (explain.explain, explain.arguments, "what a cell or trial is, where it stands and why, its files"),
-    "reconcile": (reconcile, _reconcile_arguments, "bring MLflow to the ledger's state: complete, no doubles"),
+    "reconcile": (reconcile, _reconcile_arguments, "send MLflow what it lacks, the report too, and delete doubles"),
     "export-study": (export_study, _export_study_arguments, "write the studies to an Optuna storage, for a dashboard"),
     "verify-resume": (verify_resume, _verify_resume_arguments,
                       "kill a real trial at random steps, and compare it with an undisturbed one"),

@@ -141,7 +141,7 @@ def run_command(job: Job, options: argparse.Namespace, defaults: argparse.Namesp
         raise ValueError(f"{job.name} fits none of these {count(len(chosen), 'run')}")
     if done:
         _show(ledger, options, [entry for _, entry in done])
-        _track(ledger, done, own_store(options.tracking_uri, ledger.root.removesuffix("/ledger")), options.quiet)
+        _track(ledger, done, own_store(options.tracking_uri, ledger.output), options.quiet)
     return FAILED if failed else DONE
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from crelu_data.datasets import DataSet
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
+from sweeps.cli.status import current_answers
 from sweeps.experiment.plan import Plan
-from sweeps.experiment.questions.registration import changes_of
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
+from sweeps.store.local_uris import reports_in
 from sweeps.store.logins import own_store
 
 if TYPE_CHECKING:
@@ -103,11 +104,10 @@ def print_summary(summary: Summary, settings: Settings) -> None:
     """
     from sweeps.report import factor_tables, terminal
     from sweeps.report.question_tables import text_lines
-    from sweeps.results.answers import answers_of_plan
 
     plan, asked, rows, results, report, tracked, mend, document, code = summary
     display = settings.display
-    decided = answers_of_plan(plan, changes_of(settings.ledger, plan.sweep.title))
+    decided = current_answers(settings.ledger, plan)
     if display.json:
         places = {"results": results, "report": report, "tracking_uri": settings.tracking_uri}
         questions = {"questions": decided.as_json()} if decided is not None else {}
@@ -212,7 +212,7 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, Tra
         made = build.make(
             settings.ledger,
             sweep.title,
-            Path(settings.output, "reports"),
+            reports_in(settings.output),
             settings.tracking_uri,
             settings.display.quiet or settings.display.json,
         )

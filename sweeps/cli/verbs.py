@@ -17,7 +17,7 @@ from sweeps.experiment.wording import count, unknown_name
 from sweeps.results.evidence import titles
 from sweeps.store.lease import driver
 from sweeps.store.ledger import Ledger
-from sweeps.store.local_uris import artifacts_in
+from sweeps.store.local_uris import artifacts_in, reports_in
 from sweeps.store.logins import own_store
 
 
@@ -61,7 +61,7 @@ def reconcile(options: argparse.Namespace) -> int:
 
     ledger = Ledger.in_output(options.output)
     (title,) = titles(ledger, options.sweep)
-    output = ledger.root.removesuffix("/ledger")
+    output = ledger.output
     uri = own_store(options.tracking_uri, output)
     if not uri:
         raise ValueError(f"--output {options.output} is no local folder: say by --tracking-uri where MLflow is")
@@ -92,12 +92,16 @@ def reconcile(options: argparse.Namespace) -> int:
         return ExitCode.UNTRACKED
     verb = "is" if len(begun) == 1 else "are"
     print(f"{count(len(begun), 'run')} of {title} at {place(uri)} {verb} as the ledger says")
-    reports = Path(output, "reports")
+    reports = reports_in(output)
     if not ledger.local or not (reports / title).is_dir():
         return ExitCode.DONE
-    tracked = build.make(ledger, title, reports, uri).tracked
+    try:
+        tracked = build.make(ledger, title, reports, uri).tracked
+    except ValueError as error:
+        print(f"report     none: {error}")
+        return ExitCode.DONE
     if tracked.sentence:
-        print(f"report     {tracked.sentence}")
+        print(f"MLflow     {tracked.sentence}")
     return ExitCode.UNTRACKED if tracked.lacks else ExitCode.DONE
 
 

@@ -45,7 +45,7 @@ from sweeps.results.reproduction_trees import TREES
 from sweeps.store.foreign import printable
 from sweeps.store.lease import Drivers
 from sweeps.store.ledger import Ledger
-from sweeps.store.local_uris import sqlite_file
+from sweeps.store.local_uris import reports_in, sqlite_file
 from sweeps.store.logins import own_store, same_store, without_login
 from sweeps.tracking.layout import Owner, table_address
 from sweeps.tracking.store_errors import trouble
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
         to = Path(options.to or (Path(options.capsule).parent / "reports" if options.capsule else _reports(options)))
         # While it is watched the sweep's own command sends the report, at its end.
         is_sent = not (options.capsule or options.watch)
-        store = own_store(options.tracking_uri, ledger.root.removesuffix("/ledger")) if is_sent else ""
+        store = own_store(options.tracking_uri, ledger.output) if is_sent else ""
         before = _ledger_state(ledger)
         path, code = write_all(ledger, options.sweep, to, store)
         if options.open and not webbrowser.open(path.absolute().as_uri()):
@@ -333,7 +333,7 @@ def check(ledger: Ledger, path: Path) -> int:
 def _reports(options: argparse.Namespace) -> Path:
     if "://" in options.output:
         raise ValueError(f"--output {options.output} is no local folder: say by --to where the report goes")
-    return Path(options.output).expanduser().absolute() / "reports"
+    return reports_in(options.output)
 
 
 if __name__ == "__main__":

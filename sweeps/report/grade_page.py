@@ -16,6 +16,7 @@ from sweeps.results.evidence import SweepResults, survey, titles
 from sweeps.results.grade import Graded, grade, stage_counts
 from sweeps.results.reproduction_trees import TREES, Branch
 from sweeps.store.ledger import Json, Ledger
+from sweeps.store.local_uris import reports_in
 
 WORDS = (
     "Each number, sentence, figure and theorem is a leaf. Its items pass checks in this order: run (5 % of the score), "
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print("\n".join([*lines(graded), *changed_questions(surveys)]))
     if options.to or "://" not in options.output:
-        folder = Path(options.to or Path(options.output).expanduser().absolute() / "reports" / "grade")
+        folder = Path(options.to) if options.to else reports_in(options.output) / "grade"
         print(f"page       {write(graded, surveys, folder)}")
     return 0
 

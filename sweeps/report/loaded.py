@@ -26,6 +26,7 @@ from sweeps.results.contrasts import Effect, contrast
 from sweeps.results.evidence import READ, survey, titles
 from sweeps.results.statistics import holm
 from sweeps.store.ledger import Ledger
+from sweeps.store.local_uris import reports_in
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -106,7 +107,7 @@ class Results:
         """Write the report into a folder, that of the output by default, and return the path of its page."""
         if not to and "://" in self.output:
             raise ValueError(f"{self.output} is no local folder: say where the report goes, as in report('report')")
-        folder = Path(to).expanduser().absolute() if to else Path(self.output, "reports")
+        folder = Path(to).expanduser().absolute() if to else reports_in(self.output)
         return build.make(self._ledger, self.title, folder, "").page
 
     def __repr__(self) -> str:

@@ -115,6 +115,11 @@ class Ledger:
         return cls(f"{root}/ledger")
 
     @property
+    def output(self) -> str:
+        """Return the output folder or URI that this ledger lies in."""
+        return self.root.removesuffix("/ledger")
+
+    @property
     def _arrow(self) -> Any:
         """Return pyarrow.fs, imported with the first file: a sweep can be declared and explained without."""
         from pyarrow import fs

@@ -1,4 +1,4 @@
-"""URIs of files and folders of this machine, as MLflow and SQLAlchemy read them."""
+"""URIs and paths of files and folders of this machine, as MLflow and SQLAlchemy read them."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def local_path(place: str) -> str:
 def artifacts_in(output: str) -> str:
     """Return where MLflow's artifacts are in an output folder."""
     return folder_uri(f"{output}/mlartifacts")
+
+
+def reports_in(output: str) -> Path:
+    """Return where the reports are in an output folder."""
+    return Path(output).expanduser().absolute() / "reports"
