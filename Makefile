@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    nine rows of Table 4 on embedded pictures, in minutes, on this machine"
-	@echo "make test    the tests that need one host"
+	@echo "make test    the tests of one host, but for the sweep on servers and the notice of a spot machine"
 	@echo "make test-cluster    the tests of the clusters: hosts of namespaces, stores on servers; needs root, sshd, rsync and iproute2"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make docs    the site of docs/, into docs/_build; a warning is an error"

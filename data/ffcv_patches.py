@@ -1,6 +1,6 @@
 """Patches of FFCV 1.0.2, gathered here: every use of its private code, each with the fault that it mends.
 
-FFCV is pinned to this version, and tests/test_ffcv_patches.py fails first where another one differs.
+FFCV is pinned to this version, and tests/data/test_ffcv_patches.py fails first where another one differs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Batches of uint8 pictures from a .beton file, decoded by FFCV's loader or by a pool of threads, with equal results.
 
 A reader only decodes. This module defines the order, the restart in the middle of an epoch, the checksums and the
-clean-up, because FFCV 1.0.2 guarantees none of them; tests/test_load.py shows each case.
+clean-up, because FFCV 1.0.2 guarantees none of them; tests/data/test_load.py shows each case.
 """
 
 from __future__ import annotations

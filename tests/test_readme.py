@@ -170,6 +170,17 @@ def slug(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
+def test_tests_that_sources_and_documents_name_are_there() -> None:
+    sources = [path for room in ("sweeps", "crelu_models", "data") for path in (ROOT / room).rglob("*.py")]
+    names = {
+        (named(path), name)
+        for path in (*DOCUMENTS, ROOT / "CONTRIBUTING.md", *sources)
+        for name in re.findall(r"tests/[a-z_]\w*(?:/\w+)*(?:\.py|/)", path.read_text())
+    }
+    assert len(names) > 5
+    assert [(document, name) for document, name in names if not (ROOT / name).exists()] == []
+
+
 def test_readme_shows_a_picture_and_leads_to_the_guide() -> None:
     assert "docs/pictures/table.png" in targets(README)
     assert {"docs/own-sweep.md", "docs/cluster.md", "docs/science.md"} <= set(targets(README))
