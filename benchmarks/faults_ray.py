@@ -50,8 +50,8 @@ PATIENCE = 600.0  # seconds after which a sweep counts as stuck
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Outcome of one sweep under a fault; `said` and `ended` are seconds after it."""
+class FaultRun:
+    """Run of one sweep under a fault; `said` and `ended` are seconds after it."""
 
     process: str
     done_before: int
@@ -130,7 +130,7 @@ def victims(root: int, pattern: str) -> list[int]:
 
 def disturbed(
     stage: Stage, name: str, pattern: str, results: int, expected: dict[str, str], head: RayHead | None, interrupt: bool
-) -> Outcome:
+) -> FaultRun:
     """Run a sweep, kill a process once so many results are there, and return what came of it."""
     log = stage.folder / "driver.log"
     stage.start()
@@ -143,7 +143,7 @@ def disturbed(
             pids = victims(root, pattern)
         time.sleep(0.05)
     if not pids:
-        return Outcome(name, len(stage.ledger.names("results")), None, ABSENT, None, None, False)
+        return FaultRun(name, len(stage.ledger.names("results")), None, ABSENT, None, None, False)
     read = log.stat().st_size
     done_before = len(stage.ledger.names("results"))
     os.kill(pids[0], signal.SIGKILL)
@@ -163,7 +163,7 @@ def disturbed(
         stage.start()
         code = stage.driver.wait(PATIENCE)
     is_same = ended is not None and outcome(stage.ledger) == expected
-    return Outcome(name, done_before, said, sentence, ended, code, is_same)
+    return FaultRun(name, done_before, said, sentence, ended, code, is_same)
 
 
 def main() -> int:

@@ -65,7 +65,7 @@ class Mutation(NamedTuple):
         return content.replace(self.old, self.new)
 
 
-class Outcome(NamedTuple):
+class MutationRun(NamedTuple):
     """Result of one run: the word, the test that failed, seconds, and why it failed."""
 
     word: Literal["caught", "survived", "invalid"]
@@ -2346,14 +2346,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("choice = self.choices.get(cell.key, OWN_RATE)\n",
          "choice = OWN_RATE\n",
          "test_queue_of_searches_at_a_studied_rate_is_what_the_plan_says_after_each_result"),
-        ("            self._tell_decisions()\n",
+        ("            self._announce_decisions()\n",
          "            pass\n",
          "test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result"),
-        ("if told is not None and question.text not in told:",
-         "if question.text not in (told or ()):",
+        ("if announced is not None and question.text not in announced:",
+         "if question.text not in (announced or ()):",
          "test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result"),
-        ("told, session.decided = session.decided, set()",
-         "told, session.decided = set(), set()",
+        ("        announced = session.decided\n",
+         "        announced = set()\n",
          "test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result"),
     ),
     *_faults("sweeps/cli/status.py", "tests/report/test_questions.py",
@@ -2382,7 +2382,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "    pass\n"),
     ),
     *_faults("sweeps/execution/worker.py", "tests/execution/test_packing.py",
-        ("    if stop():  # before seconds of imports\n",
+        ("    if stop():  # before the imports, which take seconds\n",
          "    if False:\n",
          "test_worker_that_is_told_to_stop_trains_nothing"),
         ("    if stop():\n        return\n",
@@ -2390,8 +2390,8 @@ MUTATIONS: tuple[Mutation, ...] = (
          "test_worker_that_is_told_to_stop_trains_nothing"),
     ),
     *_faults("sweeps/execution/watchdog.py", "tests/execution/test_packing.py",
-        ("last_look, stopping = -math.inf, False",
-         "last_look, stopping = time.monotonic() + 1, False",
+        ("    last_look = -math.inf\n",
+         "    last_look = time.monotonic() + 1\n",
          "test_worker_that_is_told_to_stop_trains_nothing"),
     ),
     *_faults("sweeps/execution/worker.py", "tests/cli/test_garbage.py",
@@ -2738,7 +2738,7 @@ def mutated_tree(mutation: Mutation | None) -> Iterator[Path]:
         yield root
 
 
-def run_tests(root: Path, *tests: str) -> Outcome:
+def run_tests(root: Path, *tests: str) -> MutationRun:
     """Run tests or files of tests in a tree, in a forked process that has the libraries and none of our code."""
     began = time.monotonic()
     answer = root / "outcome.json"
@@ -2752,13 +2752,13 @@ def run_tests(root: Path, *tests: str) -> Outcome:
     os.waitpid(child, 0)
     seconds = round(time.monotonic() - began, 1)
     if not answer.exists():
-        return Outcome("invalid", "", seconds, "the process of the tests ended")
+        return MutationRun("invalid", "", seconds, "the process of the tests ended")
     code, test, reason = json.loads(answer.read_text())
     if code == 0:
-        return Outcome("survived", "", seconds)
+        return MutationRun("survived", "", seconds)
     if code != 1 or "Timeout" in reason:
-        return Outcome("invalid", test, seconds, reason or f"pytest ended with {code}")
-    return Outcome("caught", test, seconds, reason)
+        return MutationRun("invalid", test, seconds, reason or f"pytest ended with {code}")
+    return MutationRun("caught", test, seconds, reason)
 
 
 def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
@@ -2778,15 +2778,17 @@ def _run_in_child(root: Path, tests: tuple[str, ...], answer: Path) -> None:
     answer.write_text(json.dumps([int(code), seen.test, seen.reason]))
 
 
-def try_mutation(mutation: Mutation) -> Outcome:
+def try_mutation(mutation: Mutation) -> MutationRun:
     """Apply a mutation to a copy of the tree and run its tests there, one after another, until one fails."""
     began = time.monotonic()
     try:
         with mutated_tree(mutation) as root:
             outcomes = (run_tests(root, test) for test in mutation.tests)
-            last = next((outcome for outcome in outcomes if outcome.word != "survived"), Outcome("survived", "", 0.0))
+            last = next(
+                (outcome for outcome in outcomes if outcome.word != "survived"), MutationRun("survived", "", 0.0)
+            )
     except SyntaxError as error:
-        last = Outcome("invalid", "", 0.0, f"it does not compile: {error}")
+        last = MutationRun("invalid", "", 0.0, f"it does not compile: {error}")
     return last._replace(seconds=round(time.monotonic() - began, 1))
 
 
@@ -2826,10 +2828,10 @@ def main() -> int:
     return int(any(outcomes[mutation.name].word != "caught" for mutation in chosen))
 
 
-def _recorded(path: Path | None) -> dict[str, Outcome]:
+def _recorded(path: Path | None) -> dict[str, MutationRun]:
     """Return the outcomes that a file holds, the last one of each mutation."""
     lines = path.read_text().splitlines() if path is not None and path.exists() else []
-    return {name: Outcome(*rest) for name, *rest in map(json.loads, lines)}
+    return {name: MutationRun(*rest) for name, *rest in map(json.loads, lines)}
 
 
 def _baseline(tests: list[str]) -> int:
@@ -2848,7 +2850,7 @@ def _baseline(tests: list[str]) -> int:
     return int(failed > 0)
 
 
-def table(chosen: list[Mutation], outcomes: dict[str, Outcome]) -> str:
+def table(chosen: list[Mutation], outcomes: dict[str, MutationRun]) -> str:
     """Return counts by room, then every mutation with the test that caught it, as Markdown."""
     lines = ["| room | mutations | caught | survived | invalid |", "|---|---:|---:|---:|---:|"]
     rooms = {room: Counter(outcomes[each.name].word for each in chosen if each.room == room)

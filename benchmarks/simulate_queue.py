@@ -18,13 +18,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.support.queue_worlds import PLANTED, Outcome, run_world
+from tests.support.queue_worlds import PLANTED, WorldRun, run_world
 
 SHOWN = 3  # histories
 CHUNK = 25  # worlds that a process takes at a time
 
 
-def outcomes(seeds: range, processes: int, planted: str) -> Iterator[Outcome]:
+def outcomes(seeds: range, processes: int, planted: str) -> Iterator[WorldRun]:
     """Yield the outcome of each world, run by so many processes."""
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         yield from pool.imap_unordered(_Task(planted), seeds, CHUNK)
@@ -36,7 +36,7 @@ class _Task:
     def __init__(self, planted: str) -> None:
         self.planted = planted
 
-    def __call__(self, seed: int) -> Outcome:
+    def __call__(self, seed: int) -> WorldRun:
         return run_world(seed, self.planted)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mutations import MUTATIONS, ROOT, Mutation, Outcome, table
+from benchmarks.mutations import MUTATIONS, ROOT, Mutation, MutationRun, table
 
 ROOMS = {"crelu_models", "data", "sweeps/experiment", "sweeps/store", "sweeps/training", "sweeps/results",
          "sweeps/execution", "sweeps/tracking"}  # fmt: skip
@@ -73,7 +73,7 @@ def test_share_counts_what_survived_and_what_says_nothing() -> None:
     chosen = [Mutation(f"data/{name}.py", name, "|", ()) for name in "abcd"]
     words = ("caught", "caught", "survived", "invalid")
     outcomes = {
-        each.name: Outcome(word, "tests/x.py::test_y[z]", 1.0) for each, word in zip(chosen, words, strict=True)
+        each.name: MutationRun(word, "tests/x.py::test_y[z]", 1.0) for each, word in zip(chosen, words, strict=True)
     }
     text = table(chosen, outcomes)
     assert "| data | 4 | 2 | 1 | 1 |" in text

@@ -82,8 +82,8 @@ def pairs(weight: Tensor, groups: int = 1) -> Pairs:
         if len(flat) % groups:
             raise ValueError(f"{count(len(flat), 'filter')} are not {groups} groups of equal size")
         parts, size = [pairs(part) for part in flat.chunk(groups)], len(flat) // groups
-        mates = [torch.where(part.pair < 0, -1, part.pair + i * size) for i, part in enumerate(parts)]
-        return Pairs(torch.cat([part.mu for part in parts]), torch.cat(mates))
+        offset_pairs = [torch.where(part.pair < 0, -1, part.pair + i * size) for i, part in enumerate(parts)]
+        return Pairs(torch.cat([part.mu for part in parts]), torch.cat(offset_pairs))
     norm = flat.norm(dim=1)
     nonzero = torch.nonzero(norm > 0)[:, 0]
     if len(nonzero) < 2:

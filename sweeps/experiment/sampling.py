@@ -96,30 +96,30 @@ def optuna_study(
             drawing = optuna.samplers.RandomSampler(seed=seed)
     study = optuna.create_study(direction=sampler.direction, sampler=drawing, storage=storage, study_name=name)
     distributions = _distributions(axes)
-    for one in observed:
-        study.add_trial(_frozen(one, axes, distributions))
+    for observation in observed:
+        study.add_trial(_frozen(observation, axes, distributions))
     return study
 
 
 def _frozen(
-    one: Observation, axes: Sequence[Axis], distributions: dict[str, optuna.distributions.BaseDistribution]
+    observation: Observation, axes: Sequence[Axis], distributions: dict[str, optuna.distributions.BaseDistribution]
 ) -> optuna.trial.FrozenTrial:
     """Return an observation as Optuna has it: complete, pruned (also what may not be trained), failed or running."""
     optuna = _optuna()
     states = optuna.trial.TrialState
-    if one.value is None and not one.rungs:
+    if observation.value is None and not observation.rungs:
         state = states.RUNNING
-    elif one.early or one.value is None or (math.isnan(one.value) and one.excess):
+    elif observation.early or observation.value is None or (math.isnan(observation.value) and observation.excess):
         state = states.PRUNED
     else:
-        state = states.COMPLETE if math.isfinite(one.value) else states.FAIL
+        state = states.COMPLETE if math.isfinite(observation.value) else states.FAIL
     return optuna.trial.create_trial(
         state=state,
-        params={axis.name: value for axis, value in zip(axes, one.point, strict=True)},
+        params={axis.name: value for axis, value in zip(axes, observation.point, strict=True)},
         distributions=distributions,
-        value=one.value if state == states.COMPLETE else None,
-        intermediate_values=dict(one.rungs),
-        constraints=dict(one.excess) or None,
+        value=observation.value if state == states.COMPLETE else None,
+        intermediate_values=dict(observation.rungs),
+        constraints=dict(observation.excess) or None,
     )
 
 
@@ -150,8 +150,8 @@ def importances(axes: Sequence[Axis], observed: Iterable[Observation], direction
         return {}
     optuna = _optuna()
     # Points that ended early have the value of their last rung: left out, hardly any would remain.
-    told = [Observation(one.point, one.value) for one in valued]
-    study = optuna_study(Sampler("random", 0, direction), "", tuple(axes), 0, told)
+    observations = [Observation(each.point, each.value) for each in valued]
+    study = optuna_study(Sampler("random", 0, direction), "", tuple(axes), 0, observations)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()

@@ -175,10 +175,11 @@ def _next_trial(
     known: _Known,
 ) -> Trial:
     """Return the first trial of the next suggestion; the values of the first `observed` ones are known to it."""
-    told = [_observation(s) for s in suggestions[:observed]]
-    told += [_observation(s) for s in suggestions[observed:] if s.refused]
+    observations = [_observation(s) for s in suggestions[:observed]]
+    observations += [_observation(s) for s in suggestions[observed:] if s.refused]
     running = tuple(_point(s.trial) for s in suggestions[observed:] if not s.refused)
-    return _trial_at(search, cell, _ask(search, cell, len(suggestions), tuple(told), running), thresholds, known.rate)
+    point = _ask(search, cell, len(suggestions), tuple(observations), running)
+    return _trial_at(search, cell, point, thresholds, known.rate)
 
 
 def _ask(
@@ -324,8 +325,8 @@ def _begin_arm(
             _observation(s if s.refused else _standing(search, s.trial, s.number, by_number[s.number], bracket, known))
             for s in asked
         ]
-        observed = tuple(one for one in seen if one.rungs or one.value is not None)
-        running = tuple(one.point for one in seen if not one.rungs and one.value is None)
+        observed = tuple(each for each in seen if each.rungs or each.value is not None)
+        running = tuple(each.point for each in seen if not each.rungs and each.value is None)
         trial = _trial_at(search, cell, _ask(search, cell, number, observed, running), (), known.rate)
         if why := why_refused(search, trial):
             asked.append(_refused(search, number, trial, why))
@@ -340,12 +341,12 @@ def _standing(search: Search, trial: Trial, number: int, arm: int, bracket: Brac
     """Return where an arm stands by the clock: its value and rungs, and whether it has paused before the last one."""
     reached = tuple((epoch, trial.cell.metric.cost(value)) for epoch, value in bracket.rungs_of(arm))
     runs = any(job.arm == arm for job in bracket.running)
-    whole = bool(reached) and reached[-1][0] == bracket.steps[-1]
+    is_complete = bool(reached) and reached[-1][0] == bracket.steps[-1]
     value = reached[-1][1] if reached and not runs else None
-    kept = tuple((epoch, value) for epoch, value in reached if math.isfinite(value))
+    finite_rungs = tuple((epoch, value) for epoch, value in reached if math.isfinite(value))
     # Its seconds are known with its result, which the clock shows at its last rung.
-    excess = _excess(search, trial, known) if whole else _excess_before(search, trial)
-    return Suggestion(number, (trial,), value, bool(reached) and not whole, kept, excess)
+    excess = _excess(search, trial, known) if is_complete else _excess_before(search, trial)
+    return Suggestion(number, (trial,), value, bool(reached) and not is_complete, finite_rungs, excess)
 
 
 def _value_at(search: Search, trial: Trial, epochs: int, known: _Known) -> float | None:

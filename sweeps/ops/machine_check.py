@@ -105,17 +105,17 @@ def libraries(requirements: list[str] | None = None) -> Iterator[Finding]:
     serving = 0
     for requirement in needed:
         try:
-            there = importlib.metadata.version(requirement.name)
+            installed = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             yield Finding("WRONG", f"{requirement.name} is not installed: make setup")
             continue
-        if not requirement.specifier.contains(there, prereleases=True):
+        if not requirement.specifier.contains(installed, prereleases=True):
             wanted = f"{requirement.name}{requirement.specifier}"
-            yield Finding("WRONG", f"{requirement.name} is {there}, and {wanted} is needed: make setup")
+            yield Finding("WRONG", f"{requirement.name} is {installed}, and {wanted} is needed: make setup")
             continue
         serving += 1
     if serving == len(needed):
-        yield Finding("ok", f"all {serving} are there, in versions that serve")
+        yield Finding("ok", f"all {serving} are installed, in versions that serve")
 
 
 class TorchFacts(NamedTuple):
@@ -135,10 +135,10 @@ def torch_facts() -> TorchFacts:
         "names = [torch.cuda.get_device_name(i) for i in range(n)]\n"
         "print(json.dumps([torch.__version__, torch.version.cuda or '', names]))\n"
     )
-    told, error = _run(code)
+    output, error = _run(code)
     if error:
         return TorchFacts("", "", (), error)
-    built, cuda, names = json.loads(told.splitlines()[-1])
+    built, cuda, names = json.loads(output.splitlines()[-1])
     return TorchFacts(built, cuda, tuple(names))
 
 
@@ -181,10 +181,10 @@ def torch_and_gpus(facts: TorchFacts, listed: tuple[str, ...] | None) -> Iterato
 
 def ffcv() -> Iterator[Finding]:
     """Yield whether FFCV loads."""
-    told, error = _run("from crelu_data.load import default_reader\nprint(default_reader())\n")
+    output, error = _run("from crelu_data.load import default_reader\nprint(default_reader())\n")
     if error:
         yield Finding("WRONG", f"the reader of pictures does not load: {error}")
-    elif told.split()[-1] == "ffcv":
+    elif output.split()[-1] == "ffcv":
         yield Finding("ok", f"FFCV {importlib.metadata.version('ffcv')} reads the pictures")
     else:
         yield Finding("note", "FFCV is not installed: pictures are read by a pool of threads, as by --reader threads")
@@ -283,12 +283,12 @@ def ray(address: str) -> Iterator[Finding]:
         "print(json.dumps({name: there.get(name, 0.0) for name in ('CPU', 'GPU')}))\n"
         "shutdown_ray()\n"
     )
-    told, error = _run(code, address)
+    output, error = _run(code, address)
     if error:
         yield Finding("WRONG", error)
         return
-    there = json.loads(told.splitlines()[-1])
-    words = f"{there['CPU']:g} CPUs and {there['GPU']:g} GPUs"
+    resources = json.loads(output.splitlines()[-1])
+    words = f"{resources['CPU']:g} CPUs and {resources['GPU']:g} GPUs"
     yield Finding("ok", f"starts here, with {words}" if address == "local" else f"answers at {address}, with {words}")
 
 

@@ -68,7 +68,7 @@ def test_runs_of_a_sweep_are_tasks_and_one_that_fails_is_a_sentence(
     assert list(first["rows"][0])[:5] == ["layer", "filters", "zero", "pair", "pair sd"]
 
 
-def misfit(*_: object) -> None:
+def inapplicable(*_: object) -> None:
     raise NotApplicableError("never fits")
 
 
@@ -84,10 +84,12 @@ def test_an_error_nobody_thought_of_is_a_sentence_with_its_trace_on_the_ledger(l
     assert not found.not_applicable
     assert found.why.startswith("RuntimeError: a shape that nobody thought of (trace: ")
     assert "in explode" in Path(found.why.partition("trace: ")[2].removesuffix(")")).read_text()
-    # What is done afterwards takes the trace away; a misfit is noted, and nothing that fits is hidden by it.
-    errand = JobSpec("outgoing", "sweeps.analysis.outgoing_correlations:findings", {"layers": ["conv2"]}, False)
-    assert run_job(errand._replace(work=f"{__name__}:misfit"), source, RuntimeConfig(ledger.root, "")).not_applicable
-    assert run_job(errand, source, RuntimeConfig(ledger.root, "")).summary is not None
+    # What is done afterwards takes the trace away. That a job does not apply is noted, and hides nothing that fits.
+    spec = JobSpec("outgoing", "sweeps.analysis.outgoing_correlations:findings", {"layers": ["conv2"]}, False)
+    assert run_job(
+        spec._replace(work=f"{__name__}:inapplicable"), source, RuntimeConfig(ledger.root, "")
+    ).not_applicable
+    assert run_job(spec, source, RuntimeConfig(ledger.root, "")).summary is not None
     assert ledger.names(f"trials/{source.trial}/analysis/outgoing") == [
         "non_pairs.parquet", "outgoing.png", "summary.csv", "summary.json", "table.parquet",
     ]  # fmt: skip

@@ -72,7 +72,7 @@ def test_libraries_of_another_version_and_missing_ones_are_named() -> None:
     assert numpy.state == missing.state == "WRONG"
     assert numpy.sentence.endswith("and numpy>=99 is needed: make setup")
     assert missing.sentence == "nosuchlibrary is not installed: make setup"
-    assert said(libraries(wanted[2:])) == ("ok", "all 1 are there, in versions that serve")
+    assert said(libraries(wanted[2:])) == ("ok", "all 1 are installed, in versions that serve")
     assert said(libraries())[0] == "ok"
 
 

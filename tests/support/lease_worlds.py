@@ -115,7 +115,7 @@ class Task:
         self.world.turn.release()
 
 
-class Turn:
+class SimulatedLock:
     """Lock of a process's threads that hands on while another one has it; a thread may take it again."""
 
     def __init__(self, world: World) -> None:
@@ -209,7 +209,7 @@ class SimulatedLease(Lease):
         super().__init__(world.ledger, "s", host=machine)
         self.world, self.machine = world, machine
         self.file = File(world, world.kind)
-        self.turn = Turn(world)
+        self.turn = SimulatedLock(world)
 
     def take_lock(self) -> None:
         if self.world.locks == "none" or self.world.kind != "disk":

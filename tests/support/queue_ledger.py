@@ -231,7 +231,7 @@ class SimulatedFile:
         return hashlib.sha256(text).hexdigest()
 
 
-class Turn:
+class SimulatedLock:
     """Lock of a process's threads in the simulation, which the same thread may take twice."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ from sweeps.store.lease import FENCE, Drivers, Lease, LeaseHeldError
 from sweeps.store.ledger import Json
 from sweeps.training.runtime import RuntimeConfig
 from tests.support import queue_ledger, queue_training
-from tests.support.queue_ledger import MemoryLedger, SimulatedFile, SimulatedHost, Store, Turn, World
+from tests.support.queue_ledger import MemoryLedger, SimulatedFile, SimulatedHost, SimulatedLock, Store, World
 from tests.support.queue_processes import Killed, Process, Processes
 from tests.support.queue_training import Present, Training
 from tests.support.queue_tune import Slot, Tuner
@@ -171,7 +171,7 @@ class QueueWorld:
         process = self.processes.current
         title = command.sweep.title
         held = Lease(ledger, title, self.processes.log, lambda why: self._end_at_once(process, why), HOST)
-        held.turn = Turn()
+        held.turn = SimulatedLock()
         held.thread = cast(threading.Thread, Beats(held, process))
         done: Counter[str] = Counter()
 
@@ -605,7 +605,7 @@ def patched(make_tuner: Callable[..., Tuner]) -> Iterator[None]:
         yield
 
 
-class Outcome(NamedTuple):
+class WorldRun(NamedTuple):
     """What became of a world: its faults, all that happened, and how often it did."""
 
     seed: int
@@ -647,11 +647,11 @@ PLANTED: dict[str, dict[str, object]] = {
 }
 
 
-def run_world(seed: int, planted: str = "") -> Outcome:
+def run_world(seed: int, planted: str = "") -> WorldRun:
     """Run the world of a seed, with a planted fault."""
     world = QueueWorld(seed)
     with ExitStack() as stack:
         for name, value in PLANTED[planted].items() if planted else ():
             stack.enter_context(mock.patch(name, value))
         faults = world.run()
-    return Outcome(seed, faults, world.history(), world.counts)
+    return WorldRun(seed, faults, world.history(), world.counts)
