@@ -1,4 +1,4 @@
-"""Once an account: what ray_cluster.yaml takes for granted. Again it changes nothing that is right.
+"""Account setup for ray_cluster.yaml, once an account. A second run changes nothing that is right.
 
     python clusters/prepare.py --bucket NAME --ssh-from 203.0.113.7/32
 

@@ -180,7 +180,7 @@ def _what(module: nn.Module) -> str:
 
 
 def _joined(traced: fx.GraphModule, node: fx.Node, flows: dict[fx.Node, _Flow]) -> _Flow:
-    """Return the channels of a concatenation of some that are others and some that are as before."""
+    """Return the channels of a concatenation that mixes changed and unchanged inputs."""
     parts = cast(Sequence[fx.Node], node.args[0] if node.args else node.kwargs["tensors"])
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     layout: list[int] = []

@@ -106,7 +106,7 @@ def _crelu(x, y, rows, width, sign, over, place):  # type: ignore[no-untyped-def
 def _crelu_gradient(gradient, y, by_x, rows, width, sign, over, place):  # type: ignore[no-untyped-def]
     """Write the gradient by x of y = CReLU(x), and return 0 without NaN.
 
-    It is that of the positive phase where this is above 0, minus that of the negative phase where that is.
+    It is dy_positive where y_positive > 0, minus dy_negative where y_negative > 0.
     """
     by_y = carray(gradient, (rows, 2 * width))
     value = carray(y, (rows, 2 * width))

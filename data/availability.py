@@ -1,4 +1,4 @@
-"""Whether a sweep's pictures are there and whole, before anything starts; how they come; the sentence where not."""
+"""Availability of a sweep's pictures before anything starts: whether they are complete, and how they are fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a prepared set is still that of its originals; the sentence where it is not."""
+"""Changes of originals since a set was prepared from them, as a sentence."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ os.fsync = _unsynced  # type: ignore[assignment]
 
 # With pytest -n, these start first, the longest before the others: a worker that begins one last keeps all waiting.
 LONGEST = (
-    "test_aws.py", "test_local.py", "test_cloud.py", "test_chaos.py",  # of the clusters: two files for each of two workers
+    "test_aws.py", "test_local.py", "test_cloud.py", "test_chaos.py",  # of the clusters, for two workers
     "test_sweep.py", "test_rank_processes.py", "test_pack.py",
     "test_mlflow_server.py", "test_searched_sweep.py", "test_own_page.py",
     "test_own_ablation.py", "test_analysis_sweep.py", "test_resume.py", "test_faults.py",
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the imports have made out of the collections of garbage to the end: each of those looked at it all."""
+    """Freeze the imported objects, so that no later collection of garbage scans them."""
     gc.collect()
     gc.freeze()
     atexit.register(gc.unfreeze)

@@ -1,1 +1,1 @@
-"""What a person types and sees."""
+"""Command line of sweeps: options, live view, status."""

@@ -1,11 +1,12 @@
-"""Garbage collection of a command, which imports Ray, MLflow and SciPy, and holds nothing large itself.
+"""Garbage collector thresholds of a command.
 
-At Python's thresholds the collector looks through all of their objects again and again: a seventh of the imports' time.
+The imports of Ray, MLflow and SciPy create many objects that last. At Python's thresholds the collector scans them
+repeatedly, which takes a seventh of the time of the imports.
 """
 
 import gc
 
-THRESHOLDS = (100_000, 20, 100)  # some MiB may wait to be freed
+THRESHOLDS = (100_000, 20, 100)  # garbage of a few MiB may remain
 
 
 def collect_rarely() -> None:

@@ -302,7 +302,7 @@ def _run(
 
 
 def _read_files(declared: Plan, today: Plan, settings: Settings) -> tuple[Plan, Plan]:
-    """Return both plans with each trial failed that has a damaged file among those that a report reads."""
+    """Return both plans; a trial with a damaged file that a report reads counts as failed."""
     seen = without_damaged(declared, settings.ledger, READ)
     return seen, seen if today is declared else without_damaged(today, settings.ledger, READ)
 

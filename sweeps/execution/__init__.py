@@ -1,1 +1,1 @@
-"""Who trains what where: Ray, workers, packs, ranks."""
+"""Execution of trials: Ray, the queue, workers, packs, ranks."""

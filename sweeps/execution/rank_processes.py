@@ -42,8 +42,8 @@ from sweeps.training.trainer import Report
 
 RANK_COMMAND = """
 import sys
-from sweeps.execution.worker import uncollected
-with uncollected():
+from sweeps.execution.worker import collector_off
+with collector_off():
     from sweeps.execution.rank_processes import rank_main
 rank_main(*map(int, sys.argv[1:4]), *sys.argv[4:])
 """

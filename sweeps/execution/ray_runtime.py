@@ -28,7 +28,7 @@ os.environ.update(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Retries of a task that has filled its machine's memory; Ray's default is no limit.
         "RAY_task_oom_retries": "1",
-        # A Ray that starts here would start a process per core for tasks without Tune's environment: there are none.
+        # Without this, Ray starts a worker per core in advance. No task of ours could use one.
         "RAY_prestart_worker_first_driver": "0",
         # All lines: a thread of Ray prints the news of lost processes on standard output at any time.
         "RAY_DEDUP_LOGS_SKIP_REGEX": "^",

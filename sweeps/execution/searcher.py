@@ -77,7 +77,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.choices = rate_choices(sweep, self.results, self.failed)
         self.cell_trials = sweep_trials(sweep, self.results, self.failed, self.insisted, self.paused)
         if sweep.protocol.until:
-            self._tell_decisions()
+            self._announce_decisions()
         for cell in sweep.cells:
             self._note_given_up(cell)
 
@@ -89,15 +89,16 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.cell_trials[cell.key] = trials
         self._note_given_up(cell)
 
-    def _tell_decisions(self) -> None:
-        """Say which questions the latest results have decided; of those that were decided before the start, nothing."""
+    def _announce_decisions(self) -> None:
+        """Say which questions the latest results have decided; those decided before the start are not said."""
         session = self.session
-        found = question_waves(session.sweep, self.cell_trials, self.results, self.failed).trajectories
-        told, session.decided = session.decided, set()
-        for question, trajectory in zip(session.sweep.questions, found, strict=True):
+        announced = session.decided
+        session.decided = set()
+        trajectories = question_waves(session.sweep, self.cell_trials, self.results, self.failed).trajectories
+        for question, trajectory in zip(session.sweep.questions, trajectories, strict=True):
             if trajectory.decision != "open":
                 session.decided.add(question.text)
-                if told is not None and question.text not in told:
+                if announced is not None and question.text not in announced:
                     pairs = count(trajectory.looks[-1].n, session.sweep.protocol.design.unit)
                     session.say(f"{question.text}: {DECISIONS[trajectory.decision]} ({pairs} each)")
 

@@ -92,7 +92,8 @@ def stop_signal(ledger: Ledger, mark: str) -> Callable[[], bool]:
     """
     folder, name = os.path.split(mark)
     interval = STOP_POLL[ledger.local]
-    last_look, stopping = -math.inf, False
+    last_look = -math.inf
+    stopping = False
 
     def stop() -> bool:
         nonlocal last_look, stopping

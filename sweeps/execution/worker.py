@@ -34,12 +34,12 @@ def work(assignment: Assignment, notify: Notify) -> None:
     runtime = RuntimeConfig(**assignment["runtime"])
     ledger = Ledger(runtime.ledger)
     stop = stop_signal(ledger, assignment["stop"])
-    if stop():  # before seconds of imports
+    if stop():  # before the imports, which take seconds
         return
     try:
         use_folder(runtime.code_folder)
         trials = [trial_from_json(content) for content in contents]
-        with uncollected():
+        with collector_off():
             train = train_function(assignment["work"], runtime.ranks, trials[0].cell.task)
     except (Exception, SystemExit) as error:
         for content in contents:
@@ -55,10 +55,10 @@ def work(assignment: Assignment, notify: Notify) -> None:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Collect no garbage within; what is imported there is never looked through again.
+def collector_off() -> Iterator[None]:
+    """Switch the garbage collector off inside the block; later collections skip the objects created in it.
 
-    Torch makes a million objects that stay, and Python's collector would take a fifth of the time of its import.
+    Torch creates a million objects that last. Scanning them would take a fifth of the time of its import.
     """
     was_enabled = gc.isenabled()
     gc.disable()

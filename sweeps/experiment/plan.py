@@ -505,7 +505,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
 
 
 def without_damaged(plan: Plan, ledger: Ledger, names: Collection[str]) -> Plan:
-    """Return the plan with each trial failed that has a damaged file among those of these names, which are read now."""
+    """Return the plan; a trial with a damaged file of these names counts as failed. The files are read now."""
     statuses, damaged = [], dict(plan.damaged)
     for status in plan.statuses:
         key, result = status.trial.key, status.result

@@ -18,7 +18,7 @@ TONES: Final[dict[Decision, Tone]] = {"for": "good", "against": "bad"}
 RULE: Final = (
     "Looked at wave by wave. The intervals of all looks and questions together cover the truth 95 times in 100, where "
     "differences are normal or have heavy tails to both sides; those of one cell with a long tail to one side do not. "
-    "That there is no difference larger than the margin is decided by two one-sided tests, whose interval is narrower."
+    "'No difference larger than the margin' is decided by two one-sided tests, with a narrower interval."
 )
 
 
@@ -31,7 +31,7 @@ def question_section(answers: Answers | None, metric: Metric) -> Section | None:
     parts: list[Table | Gallery] = [_table(answers, metric)]
     figures = tuple(_path(answer, answers.unit, metric) for answer in answers.answers if answer.trajectory.looks)
     if figures:
-        caption = f"Gain of the cell over its rival at each look, with the interval that decides; {metric.words}."
+        caption = f"Gain of the cell over its rival at each look, with its interval for yes or no; {metric.words}."
         parts.append(Gallery("Paths", figures, "medium", caption))
     return Section("questions", "Questions", words, tuple(parts))
 

@@ -1,4 +1,4 @@
-"""What git says of a folder: its commit, and the files changed since."""
+"""Git state of a folder: its commit, and the files changed since."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ HISTORY = "history.json"
 
 
 def damage(ledger: Ledger, key: str, result: Json, names: Collection[str] | None = None) -> str:
-    """Return which of a result's files (of `names`, where given) is not what was written, empty where all are.
+    """Return the first of a result's files (of `names`, if any) that is not what was written, or "".
 
     A file without a digest, which older results have, is taken as it is, a history where it can be read.
     """

@@ -1,4 +1,4 @@
-"""What killed processes leave on a ledger: half-written files, checkpoints of finished trials, words to workers."""
+"""Leftovers of killed processes on a ledger: half-written files, checkpoints of finished trials, words to workers."""
 
 from __future__ import annotations
 

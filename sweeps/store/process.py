@@ -45,7 +45,7 @@ class Host:
     """Host of this process: its clock, and which processes live on it."""
 
     def now(self) -> float:
-        """Return seconds that go on while the machine sleeps, that nobody sets, the same for all of its processes."""
+        """Return the boot-time clock in seconds: it counts sleep, and cannot be set."""
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def wall(self) -> float:

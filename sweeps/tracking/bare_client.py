@@ -26,8 +26,8 @@ LEVELS: Final = {
 def client_of(uri: str) -> MlflowClient:
     """Return a client of a store, without what MLflow and its migrations log about themselves.
 
-    It sends each request once: whether a request whose answer was lost has been obeyed is seen by a search, while one
-    that is sent again may double a run. So a number of retries in the environment counts for nothing here.
+    It sends each request once. A lost answer leaves open whether the request took effect; a search finds out. A
+    repeated request may create a second run. So a number of retries in the environment counts for nothing here.
     """
     import mlflow
 

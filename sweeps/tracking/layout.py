@@ -1,4 +1,4 @@
-"""How a sweep looks in MLflow: parameters, the columns of its table, and the addresses of its pages.
+"""Layout of a sweep in MLflow: parameters, the columns of its table, and the addresses of its pages.
 
 MLflow shows no metric until its reader picks one, unless the address names a view that the experiment carries as a
 tag. That tag is private to MLflow's page; a test looks for it in the page that is installed. The view is the

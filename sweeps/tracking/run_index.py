@@ -95,7 +95,7 @@ class RunIndex:
     def _sort_set_aside(self, experiment: Experiment | None) -> Experiment | None:
         """Return the experiment, else one that was set aside while the folder was elsewhere, under its name again.
 
-        Of the others that were set aside those are deleted whose folder has gone, or is ours: their runs are doubles.
+        It deletes the other experiments set aside if their folder is gone or is ours: their runs are doubles.
         MLflow keeps deleted ones until `mlflow gc`.
         """
         file, ours = sqlite_file(self.store.uri), Path(local_path(self.store.artifacts))

@@ -1,4 +1,4 @@
-"""Where and with what a trial runs. Nothing in this module decides a number, so no change of it makes results stale."""
+"""Runtime of a trial: where and with what it runs. Nothing here decides a number: no change makes results stale."""
 
 from __future__ import annotations
 

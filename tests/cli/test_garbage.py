@@ -8,7 +8,7 @@ import pytest
 
 from sweeps.__main__ import main
 from sweeps.cifar_width import CELLS, PROTOCOL
-from sweeps.execution.worker import uncollected
+from sweeps.execution.worker import collector_off
 from sweeps.launch import main as page
 
 
@@ -31,15 +31,15 @@ def test_a_page_and_a_verb_collect_rarely(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_what_is_imported_uncollected_stays_so_and_the_collector_is_as_before(enabled: bool) -> None:
+def test_objects_made_while_the_collector_is_off_are_frozen_and_it_is_as_before(enabled: bool) -> None:
     frozen = gc.get_freeze_count()
     if not enabled:
         gc.disable()
     try:
-        with uncollected():
+        with collector_off():
             assert not gc.isenabled()
-            made = [[number] for number in range(10_000)]
+            objects = [[number] for number in range(10_000)]
         assert gc.isenabled() == enabled
-        assert gc.get_freeze_count() > frozen + len(made)
+        assert gc.get_freeze_count() > frozen + len(objects)
     finally:
         gc.enable()

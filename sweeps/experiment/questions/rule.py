@@ -12,10 +12,10 @@ Turnbull (2000, section 4.4); it is a little liberal below ten pairs, so 15 % of
 intervals are repeated ones (Jennison and Turnbull 1989): together they cover the truth at all looks.
 
     for       the interval lies above 0        against   it lies below 0
-    equal     that at the level 2 a lies within ± margin, and none of these
+    equal     the narrower interval, at level 2 a per side, lies within ± margin, and the wide one decides nothing
 
-"Equal" denies two sides, "at least a margin better" and "at least a margin worse". One of them at most is true, so each
-may be denied wrongly twice as often as a question has sides: two one-sided tests (Schuirmann 1987).
+"Equal" rejects both "at least a margin better" and "at least a margin worse". At most one of the two is true, so each
+is tested at level 2 a: two one-sided tests (Schuirmann 1987).
 
 With m questions there are 2 m one-sided statements. A question that is decided for or against has rejected one of them,
 so a = 0.05 / (2 m - r) after r such decisions (Holm 1979; over looks: Maurer and Bretz 2013). "Equal" passes nothing
@@ -42,7 +42,7 @@ NAME: Final = (
 )
 
 Decision = Literal["for", "against", "equal", "undecided", "open"]
-# How a reader is told of each.
+# The words for each decision.
 DECISIONS: Final[dict[Decision, str]] = {
     "for": "yes",
     "against": "no, the opposite",
@@ -53,7 +53,7 @@ DECISIONS: Final[dict[Decision, str]] = {
 
 
 class Look(NamedTuple):
-    """Look at a question: pairs so far, mean gain of the cell over its rival, and the interval that decides."""
+    """Look at a question: pairs so far, mean gain of the cell over its rival, and the interval for yes or no."""
 
     n: int
     gain: float

@@ -1,4 +1,4 @@
-"""What a report consists of, before it is a page, Markdown or LaTeX: sections of tables, charts and words."""
+"""Document of a report, before it is a page, Markdown or LaTeX: sections of tables, charts and words."""
 
 from __future__ import annotations
 
