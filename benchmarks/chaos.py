@@ -39,14 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("kill driver", "kill worker", "kill server", "terminate driver", "interrupt driver", "pause worker",
           "damage checkpoint", "damage file", "fill disk")  # fmt: skip
 PATIENCE = {"smoke": 900.0, "demo": 3600.0}  # seconds after which the sweep counts as stuck
-DAMAGED = (
-    "packs",
-    "paused",
-    "plans",
-    "prices",
-    "results",
-    "tracked",
-)  # folders in which a file is damaged
+# Folders in which a file is damaged.
+DAMAGED = ("packs", "paused", "plans", "prices", "results", "tracked")
 PER_EPOCH = ("train", "val", "probe", "lr", "sys")
 SCALES = {"smoke": ["--smoke-test"], "demo": ["--profile", "demo"]}
 

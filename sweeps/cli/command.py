@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 # Flags that ask for something once: repeated, they would undo what was done.
 ONCE = ("--fresh", "--retry-failed", "--resume", "--yes")
-SECRET = "--notify"  # anybody who reads its address may post there, so no printed command has it
+SECRET = "--notify"  # no printed command has its address: readers could post there
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,7 @@ def needed_trials(
 def question_waves(
     sweep: Sweep, cells: Mapping[str, CellTrials], results: Mapping[str, Json], failed: Collection[str]
 ) -> Waves:
-    """Return where the questions of a sweep until decided stand, by all trials that its cells may come to."""
+    """Return where the questions of a sweep until decided stand. Trials beyond the needed wave may be left out."""
     skipped = frozenset[str]().union(*(part.skipped for part in cells.values()))
     trials = {key: part.protocol for key, part in cells.items()}
     return waves(sweep.questions, sweep.cells, sweep.protocol.design, trials, results, {*failed, *skipped})

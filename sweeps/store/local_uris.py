@@ -1,4 +1,4 @@
-"""URIs and paths of files and folders of this machine, as MLflow and SQLAlchemy read them."""
+"""URIs and paths of files and folders of this machine; the URIs are as MLflow and SQLAlchemy read them."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tests.support.sweeps import CRELU, Made, make
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("sweeps", "data", "crelu_models")
-SIGNS = ("python -m ", '"-m"', ".verb(", ".again(")  # one of which a file has that prints a command
+SIGNS = ("python -m ", '"-m"', ".verb(", ".again(")  # a file that prints a command contains one
 VALUE = "‹3›"  # stands for what is filled in when a command is printed
 FILLED = {"option": f" --source {VALUE}"}  # a part of a command that is an option already
 COMMAND = re.compile(r"python -m ((?:sweeps|crelu_data|crelu_models)\b[\w.‹›]*)(.*)", re.DOTALL)

@@ -15,7 +15,7 @@ import pytest
 
 from sweeps.ops import spot_notice
 from sweeps.ops.spot_notice import Metadata, NoMetadataError, seconds_to_termination, watch
-from tests.support.servers import free_port
+from tests.support.servers import TextHandler, free_port
 from tests.support.waiting import output, until
 
 ACTION = "/latest/meta-data/spot/instance-action"
@@ -33,30 +33,21 @@ class Service(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(TextHandler, BaseHTTPRequestHandler):
     server: Service
 
     def do_PUT(self) -> None:
         right = self.path == "/latest/api/token" and self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
-        self._say(200 if right else 400, self.server.token)
+        self.answer(200 if right else 400, self.server.token)
 
     def do_GET(self) -> None:
         self.server.asked += 1
         if self.headers["X-aws-ec2-metadata-token"] != self.server.token:
-            self._say(401, "")
+            self.answer(401, "")
         elif self.path == ACTION and self.server.said is not None:
-            self._say(200, self.server.said)
+            self.answer(200, self.server.said)
         else:
-            self._say(404, "")
-
-    def _say(self, code: int, text: str) -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
+            self.answer(404, "")
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_store_that_only_the_ledger_names_is_not_asked(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "my secret")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(svg, "draw", lambda chart, alt: Markup(""))  # three reports, of which no chart matters here
+    monkeypatch.setattr(svg, "draw", lambda chart, alt: Markup(""))  # no chart of the three reports matters here
     assert report(output) == 0
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert report(output) == 0

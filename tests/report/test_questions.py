@@ -76,20 +76,20 @@ def test_status_tells_the_answers_as_the_table_does(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("A beats")]
     assert lines == list(text_lines(decided))[:2]
     assert status(argparse.Namespace(json=True, **words)) == 0
-    told = json.loads(capsys.readouterr().out)["s"]["questions"]
-    assert (told["unit"], told["largest"], told["used"], told["fixed"]) == ("seed", 12, decided.used, 36)
-    assert told["changes"] == []
+    shown = json.loads(capsys.readouterr().out)["s"]["questions"]
+    assert (shown["unit"], shown["largest"], shown["used"], shown["fixed"]) == ("seed", 12, decided.used, 36)
+    assert shown["changes"] == []
     last = [answer.trajectory.looks[-1] if answer.trajectory.looks else None for answer in decided.answers]
-    assert [answer["decision"] for answer in told["answers"]] == (["open"] * 2 if seeds < 3 else ["for", "equal"])
-    assert [answer["interval"] for answer in told["answers"]] == [
+    assert [answer["decision"] for answer in shown["answers"]] == (["open"] * 2 if seeds < 3 else ["for", "equal"])
+    assert [answer["interval"] for answer in shown["answers"]] == [
         [look.low, look.high] if look else None for look in last
     ]
-    assert [answer["gain"] for answer in told["answers"]] == [look.gain if look else None for look in last]
-    assert [answer["text"] for answer in told["answers"]] == [question.text for question in QUESTIONS]
+    assert [answer["gain"] for answer in shown["answers"]] == [look.gain if look else None for look in last]
+    assert [answer["text"] for answer in shown["answers"]] == [question.text for question in QUESTIONS]
     today = plan(SWEEP, ledger, {})
     settings = settle(SWEEP.cells, parser("s", "").parse_args(["--output", str(tmp_path), "--json"]))
     print_summary(Summary(today, today, [], "", "", "", "", None, ExitCode.DONE), settings)
-    assert json.loads(capsys.readouterr().out)["questions"] == told
+    assert json.loads(capsys.readouterr().out)["questions"] == shown
 
 
 def test_sweep_with_fixed_seeds_has_no_answers(tmp_path: Path) -> None:

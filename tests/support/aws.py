@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from tests.support.servers import TextHandler
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -163,22 +164,22 @@ def role_key(name: str) -> str:
     return "ASIA" + name.replace("-", "").upper()
 
 
-class Metadata(BaseHTTPRequestHandler):
+class Metadata(TextHandler, BaseHTTPRequestHandler):
     """What a machine is told of itself: the keys of its role, and whether it is about to be reclaimed."""
 
     folder: Path
 
     def do_PUT(self) -> None:
-        self._say(200 if self.path == "/latest/api/token" else 404, "made-up-session")
+        self.answer(200 if self.path == "/latest/api/token" else 404, "made-up-session")
 
     def do_GET(self) -> None:
         host, path = self.client_address[0], self.path.removeprefix("/latest/meta-data/").rstrip("/")
         if self.headers["X-aws-ec2-metadata-token"] != "made-up-session":
-            self._say(401, "")
+            self.answer(401, "")
         elif path == "spot/instance-action":
             self._say_file(self.folder / "notices" / host)
         elif path == "placement/region":
-            self._say(200, REGION)
+            self.answer(200, REGION)
         elif path == "iam/security-credentials":
             self._say_file(self.folder / "roles" / host)
         elif path.startswith("iam/security-credentials/"):
@@ -187,21 +188,12 @@ class Metadata(BaseHTTPRequestHandler):
             keys = {"AccessKeyId": role_key(path.rpartition("/")[2]), "SecretAccessKey": "made-up", "Token": "made-up",
                     "Expiration": ends.strftime("%Y-%m-%dT%H:%M:%SZ"), "Code": "Success", "Type": "AWS-HMAC",
                     "LastUpdated": "2026-01-01T00:00:00Z"}  # fmt: skip
-            self._say(200, json.dumps(keys))
+            self.answer(200, json.dumps(keys))
         else:
-            self._say(404, "")
+            self.answer(404, "")
 
     def _say_file(self, file: Path) -> None:
-        self._say(200, file.read_text()) if file.exists() else self._say(404, "")
-
-    def _say(self, code: int, text: str) -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
+        self.answer(200, file.read_text()) if file.exists() else self.answer(404, "")
 
 
 @cache

@@ -8,12 +8,27 @@ import socket
 import subprocess
 import urllib.request
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 
 from tests.support.waiting import until
 
 # Below the kernel's ports for outgoing connections and above Ray's for workers: no other program takes one by chance.
 PORTS = range(20_000, 32_000)
 _drawn = random.Random(os.getpid())
+
+
+class TextHandler(BaseHTTPRequestHandler):
+    """Handler of requests that answers with a code and a text, and logs nothing."""
+
+    def answer(self, code: int, text: str) -> None:
+        """Send the answer."""
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Log nothing."""
 
 
 def free_port() -> int:

@@ -321,6 +321,19 @@ def test_reconcile_sends_the_report_too_where_there_is_one(
     assert ("with its rows" in capsys.readouterr().out) == reported
 
 
+def test_report_that_cannot_be_written_is_said_and_the_runs_are_there(
+    alone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("a dropout was chosen on test data")
+
+    make(ledger_of(alone), SWEEP, lambda _: Made({TOP1: 20.0}))
+    (alone / "reports" / SWEEP.title).mkdir(parents=True)
+    monkeypatch.setattr("sweeps.report.build.make", refuse)
+    by_reconcile(alone)
+    assert capsys.readouterr().out.endswith("report     none: a dropout was chosen on test data\n")
+
+
 # Stores that take no runs
 
 
