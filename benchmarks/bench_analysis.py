@@ -48,7 +48,8 @@ def watched(batches: Iterable[Tensor], word: str, count: int) -> Iterator[Tensor
     done = 0
     for batch in batches:
         yield batch
-        done, now = done + len(batch), time.monotonic()
+        done += len(batch)
+        now = time.monotonic()
         if now - said > 60:
             left = (now - began) / done * (count - done) / 60
             print(f"  {word}: {done:,} of {count:,} pictures, {left:.0f} min left", file=sys.stderr, flush=True)
@@ -72,15 +73,17 @@ def invariance(name: str, stored: int, crop: int, count: int, share: float, devi
     """Score conv1 to conv7 of a net; the naive form keeps the responses of all pictures at once."""
     transforms = CIFAR if stored == crop else IMAGENET
     layers = [f"conv{i}" for i in range(1, 8)]
-    subject, taken = drawn(name, 10), max(1, round(count * share))
+    subject = drawn(name, 10)
+    taken = max(1, round(count * share))
     acts = {row.name: row.act for row in subject.net.rows if isinstance(row, Conv) and row.name in layers}
-    model, batch = subject.model(crop, device), batch_size(subject.net, layers, crop)
+    model = subject.model(crop, device)
+    batch = batch_size(subject.net, layers, crop)
     began = time.perf_counter()
     first, second = (watched(pictures(taken, stored, batch), word, taken) for word in ("thresholds", "firing"))
-    found = thresholds(model, acts, taken, (read(moved(x, "identity", crop), device) for x in first))
+    threshold = thresholds(model, acts, taken, (read(moved(x, "identity", crop), device) for x in first))
     middle = time.perf_counter()
     views = ((read(moved(x, t, crop), device) for t in ("identity", *transforms)) for x in second)
-    firing(model, acts, found, views, len(transforms))
+    firing(model, acts, threshold, views, len(transforms))
     seconds = (time.perf_counter() - began) * count / taken
     note = f"thresholds {(middle - began) / (time.perf_counter() - began):.0%}"
     return {"all": seconds, "naive MiB": responses(subject.net, layers, crop, count) / 2**20, "note": note}
@@ -93,19 +96,21 @@ def responses(net: Net, layers: list[str], size: int, count: int) -> float:
 
 def exact_thresholds(share: float, device: str) -> Found:
     """Find the exact thresholds of conv1 to conv7 of S8 at 224 over 5,000 pictures of random responses, in full."""
-    count, batch, layers = 5000, 32, [f"conv{i}" for i in range(1, 8)]
+    count, batch = 5000, 32
+    layers = [f"conv{i}" for i in range(1, 8)]
     placed = [layer for layer in PAPER["S8"].layers(10, 224) if layer.row.name in layers]
-    kept = [Largest(count * layer.side**2 // ONE_IN + 1) for layer in placed]
-    stream, spent = torch.Generator(device).manual_seed(0), 0.0
+    top_values = [Largest(count * layer.side**2 // ONE_IN + 1) for layer in placed]
+    stream = torch.Generator(device).manual_seed(0)
+    spent = 0.0
     for _ in range(0, count, batch):
-        for layer, largest in zip(placed, kept, strict=True):
+        for layer, largest in zip(placed, top_values, strict=True):
             shape = (layer.filters, batch * layer.side**2)
             values = torch.randn(shape, generator=stream, device=device).relu_()
             began = time.perf_counter()
             largest.add(values)
             spent += time.perf_counter() - began
-    assert all(float(largest.kth().min()) > 0 for largest in kept)
-    note = f"conv1 keeps {kept[0].k:,} values a filter"
+    assert all(float(largest.kth().min()) > 0 for largest in top_values)
+    note = f"conv1 keeps {top_values[0].k:,} values a filter"
     return {"all": spent, "naive MiB": responses(PAPER["S8"], layers, 224, count) / 2**20, "note": note}
 
 
@@ -117,7 +122,7 @@ def inverse(size: int, limit: int, device: str) -> Found:
     x = torch.randn(1, 3, size, size, generator=stream).to(device, dtype)
     z = torch.nn.functional.conv2d(x, weight, stride=4)
     began = time.perf_counter()
-    found = cgls(z, weight, 4, 0, size, [limit], tolerance=0.0)[0]
+    solution = cgls(z, weight, 4, 0, size, [limit], tolerance=0.0)[0]
     seconds = time.perf_counter() - began
     result: Found = {"all": seconds, "naive MiB": z.numel() * x.numel() * 8 / 2**20}
     note = f"{seconds / limit * 1e3:.0f} ms an iteration"
@@ -126,13 +131,14 @@ def inverse(size: int, limit: int, device: str) -> Found:
         began = time.perf_counter()
         dense = torch.linalg.pinv(torch.nn.functional.conv2d(unit, weight, stride=4).flatten(1).T) @ z.flatten()
         result["naive"] = time.perf_counter() - began
-        note += f", differs from the dense one by {float(ratio(dense.view_as(x), found)):.0e}"
+        note += f", differs from the dense one by {float(ratio(dense.view_as(x), solution)):.0e}"
     return result | {"note": note}
 
 
 def patches(share: float, device: str) -> Found:
     """Do Algorithm 2 for conv2 and conv5 of the half net, learned and random, 20,000 patches; naive: least squares."""
-    count, subject = 20_000, drawn("S3_half", 10)
+    count = 20_000
+    subject = drawn("S3_half", 10)
     taken = max(20, round(count * share))
     began = time.perf_counter()
     for conv, pool in pooled(subject.net):
@@ -151,13 +157,13 @@ def naive_patches(count: int) -> tuple[float, float, float]:
     w = patch_columns(torch.randn(96, 192, 3, 3, generator=stream, dtype=torch.float64), 3)
     x = torch.randn(count, len(w), generator=stream, dtype=torch.float64)
     gram, z = w.T @ w, x @ w
-    kept = pooled_columns(z.view(count, 96, 9)).flatten(1)
+    mask = pooled_columns(z.view(count, 96, 9)).flatten(1)
     began = time.perf_counter()
-    ours = pooled_ratio(x.square().sum(1), z, kept, gram)
+    ours = pooled_ratio(x.square().sum(1), z, mask, gram)
     middle = time.perf_counter()
     error = 0.0
     for i in range(count):
-        columns = w[:, kept[i]]
+        columns = w[:, mask[i]]
         left = x[i] - columns @ torch.linalg.lstsq(columns, x[i][:, None], driver="gelsd").solution[:, 0]
         error = max(error, abs(float(left.norm() / x[i].norm() - ours[i])))
     return (time.perf_counter() - middle) / count, (middle - began) / count, error
@@ -194,13 +200,13 @@ def show(name: str, share: float, device: str) -> bool:
     if run.returncode:
         print(f"{name:<36} failed with exit code {run.returncode}")
         return False
-    found = json.loads(run.stdout)
+    costs = json.loads(run.stdout)
     inferred = "~" if share < 1 and name in PARTS else ""
-    naive, memory = (f"{found[key]:,.0f}" if key in found else "-" for key in ("naive", "naive MiB"))
-    over = "" if found["peak MiB"] <= LIMIT else "; ABOVE 4 GiB"
-    seconds = f"{inferred}{found['all']:,.1f}"
+    naive, memory = (f"{costs[key]:,.0f}" if key in costs else "-" for key in ("naive", "naive MiB"))
+    over = "" if costs["peak MiB"] <= LIMIT else "; ABOVE 4 GiB"
+    seconds = f"{inferred}{costs['all']:,.1f}"
     print(
-        f"{name:<36} {seconds:>9} {found['peak MiB']:>9,.0f} {naive:>9} {memory:>10}  {found['note']}{over}", flush=True
+        f"{name:<36} {seconds:>9} {costs['peak MiB']:>9,.0f} {naive:>9} {memory:>10}  {costs['note']}{over}", flush=True
     )
     return not over
 
@@ -216,17 +222,17 @@ def main() -> int:
     options = parser.parse_args()
     share = 1.0 if options.full else options.share
     if options.case:
-        found = CASES[options.case](share, options.device)
-        print(json.dumps(found | {"peak MiB": peak(options.device)}))
+        costs = CASES[options.case](share, options.device)
+        print(json.dumps(costs | {"peak MiB": peak(options.device)}))
         return 0
     print(f"{'case':<36} {'seconds':>9} {'peak MiB':>9} {'naive s':>9} {'naive MiB':>10}  note", flush=True)
     chosen = [name for name in CASES if options.only in name]
-    kept = [show(name, share, options.device) for name in chosen]
+    within_limit = [show(name, share, options.device) for name in chosen]
     if inferred := [name for name in chosen if name in PARTS and share < 1]:
         print("\nin full, nothing inferred (memory too):")
         for name in inferred:
             print(f"  python -m benchmarks.bench_analysis --full --device {options.device} --only {name!r}")
-    return 0 if all(kept) else 1
+    return 0 if all(within_limit) else 1
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def errors(cells: tuple[Cell, ...], seeds: int) -> np.ndarray:
         )
         tuner.run_trials(session)
         results = ledger.results()
-        found = [[results[Trial(cell, seed=seed).key]["metrics"][METRIC] for seed in range(seeds)] for cell in cells]
-    return np.asarray(found)
+        rows = [[results[Trial(cell, seed=seed).key]["metrics"][METRIC] for seed in range(seeds)] for cell in cells]
+    return np.asarray(rows)
 
 
 def gain(first: np.ndarray, second: np.ndarray) -> float:
@@ -82,11 +82,11 @@ def main() -> None:
         for cell in nets.values()
     )
     ray_runtime.init_ray("local")
-    found = errors(cells, options.seeds)
+    test_errors = errors(cells, options.seeds)
     draw = np.random.default_rng(0).integers(options.seeds, size=(2000, options.seeds))
     print(f"{'cells':<28}{'sd':>7}{'sd':>7}{'sd of difference':>18}{'correlation':>13}{'gain':>7}   90 % interval")
     for i, j in combinations(range(len(cells)), 2):
-        a, b = found[i], found[j]
+        a, b = test_errors[i], test_errors[j]
         resampled = [gain(a[rows], b[rows]) for rows in draw if len(set(rows)) > 2]
         low, high = np.quantile(resampled, (0.05, 0.95))
         name = f"{cells[i].label}, {cells[j].label}"

@@ -75,19 +75,19 @@ def once(form: Form, x: Tensor, gradient: Tensor) -> None:
     form(x).backward(gradient)
 
 
-def kept(form: Form, x: Tensor) -> int:
+def saved_bytes(form: Form, x: Tensor) -> int:
     """Return the bytes that stay until the backward pass, the output among them."""
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        found[tensor.data_ptr()] = tensor.nbytes
+        sizes[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         y = form(x)
-    found[y.data_ptr()] = y.nbytes
-    found.pop(x.data_ptr(), None)
-    return sum(found.values())
+    sizes[y.data_ptr()] = y.nbytes
+    sizes.pop(x.data_ptr(), None)
+    return sum(sizes.values())
 
 
 def most(form: Form, x: Tensor, gradient: Tensor) -> int:
@@ -110,38 +110,38 @@ def most(form: Form, x: Tensor, gradient: Tensor) -> int:
 
 def seconds(form: Form, x: Tensor, gradient: Tensor, times: int) -> float:
     """Return the seconds of one pass forward and backward, the median of `times` after one that warms up."""
-    found = []
+    durations = []
     for number in range(times + 1):
         began = time.perf_counter()
         once(form, x, gradient)
         if x.is_cuda:
             torch.cuda.synchronize()
         if number:
-            found.append(time.perf_counter() - began)
-    return median(found)
+            durations.append(time.perf_counter() - began)
+    return median(durations)
 
 
 def compare(device: str, sizes: tuple[tuple[int, ...], ...], rounds: int) -> None:
     """Print one table."""
     print(f"{'':<42}{'ms':>9}" + "".join(f"{name:>20}" for name in FORMS if name != "definition"))
     for kind in (torch.float32, torch.bfloat16):
-        for layout, form in LAYOUTS.items():
+        for layout, memory_format in LAYOUTS.items():
             for shape in sizes:
-                x, gradient = inputs(shape, form, kind, device)
-                found: dict[str, list[float]] = {name: [] for name in FORMS}
+                x, gradient = inputs(shape, memory_format, kind, device)
+                durations: dict[str, list[float]] = {name: [] for name in FORMS}
                 for _ in range(rounds):
-                    for name, one in FORMS.items():
-                        found[name].append(seconds(one, x, gradient, 3 if x.nbytes > 1 << 24 else 25))
+                    for name, form in FORMS.items():
+                        durations[name].append(seconds(form, x, gradient, 3 if x.nbytes > 1 << 24 else 25))
                 where = f"{shape!s:<20}{str(kind)[6:]:<9}{layout:<13}"
-                print(f"{where}{1e3 * median(found['definition']):>9.3f}", end="")
+                print(f"{where}{1e3 * median(durations['definition']):>9.3f}", end="")
                 for name in FORMS:
                     if name != "definition":
-                        ratios = [a / b for a, b in zip(found["definition"], found[name], strict=True)]
+                        ratios = [a / b for a, b in zip(durations["definition"], durations[name], strict=True)]
                         print(f"{median(ratios):>13.2f} ({min(ratios):.2f})", end="")
                 print(flush=True)
     x, gradient = inputs(GOAL, torch.channels_last, torch.float32, device)
-    for name, one in FORMS.items():
-        held, worst = kept(one, x) / 2**20, most(one, x, gradient) / 2**20
+    for name, form in FORMS.items():
+        held, worst = saved_bytes(form, x) / 2**20, most(form, x, gradient) / 2**20
         print(f"{name:<20}kept {held:.0f} MiB, at most {worst:.0f} MiB at {GOAL}")
 
 

@@ -36,7 +36,9 @@ SETS = {"256-jpeg": (256, True), "256-pixels": (256, False), "32-jpeg": (32, Tru
 SIDES = ("ours", "ours, threads", "DataLoader, PIL", "DataLoader, torchvision", "FFCV's own")
 ENDS = ("views", "decode")
 PICTURES = {256: 1024, 32: 8192}
-CROP, SHIFT, BATCH = {256: 224, 32: 32}, {256: 0, 32: 4}, {256: 64, 32: 128}
+CROP = {256: 224, 32: 32}
+SHIFT = {256: 0, 32: 4}
+BATCH = {256: 64, 32: 128}
 Epoch = Callable[[], Iterator[Any]]
 
 
@@ -58,12 +60,12 @@ def write(folder: Path, labels: list[str]) -> None:
         crelu_data.write.prepare(name(size), where)
         index = beton.read_index(beton_path(name(size), "train", where))
         stored = beton.mapped(index)
-        found = [bytes(beton.stored_bytes(index, stored, record)) for record in range(len(index.labels))]
+        contents = [bytes(beton.stored_bytes(index, stored, record)) for record in range(len(index.labels))]
         if jpeg:
-            for record, content in enumerate(found):
+            for record, content in enumerate(contents):
                 (where / f"{record}.jpg").write_bytes(content)
         else:
-            pixels = np.stack([np.frombuffer(content, np.uint8).reshape(size, size, 3) for content in found])
+            pixels = np.stack([np.frombuffer(content, np.uint8).reshape(size, size, 3) for content in contents])
             np.save(where / "pixels.npy", pixels)
         np.save(where / "labels.npy", index.labels)
 
@@ -78,7 +80,8 @@ def ours(where: Path, size: int, views: bool, reader: str, device: str) -> Epoch
     keep_memory()
     path = beton_path(name(size), "train", where)
     pictures = open_pictures(path, reader=reader, device=device, resident_bytes=2 << 30 if size == 32 else 0)
-    side, number = pictures.sidecar, 0
+    side = pictures.sidecar
+    number = 0
 
     def epoch() -> Iterator[Any]:
         nonlocal number
@@ -99,7 +102,10 @@ class Files:
 
     def __init__(self, where: Path, pil: bool, transform: Callable[[Any], Any]) -> None:
         """Look at what is there, and open it when the first picture is asked for."""
-        self.where, self.pil, self.transform, self.labels = where, pil, transform, np.load(where / "labels.npy")
+        self.where = where
+        self.pil = pil
+        self.transform = transform
+        self.labels = np.load(where / "labels.npy")
         raw = where / "pixels.npy"
         self.pixels = np.load(raw, mmap_mode="r") if raw.exists() else None
 
@@ -205,7 +211,7 @@ def compare_views(rounds: int, device: str) -> None:
             taken[side].append(view_seconds(device, side))
     print(f"{'steps at once, ' + device:<24}{'ms a step':>12}{'over one':>12}")
     for side in sides:
-        ratio = median(mine / one for mine, one in zip(taken[side], taken[1], strict=True))
+        ratio = median(mine / base for mine, base in zip(taken[side], taken[1], strict=True))
         print(f"{side:<24}{1000 * median(taken[side]):>12.3f}{ratio:>12.2f}")
 
 
@@ -228,14 +234,14 @@ def compare_first(where: Path, rounds: int) -> None:
     """Print what a process's first epoch of JPEG costs over its second, with and without what Numba has kept."""
     print(f"{'first epoch of 256-jpeg':<32}{'CPU-s':>8}{'second':>8}{'ratio':>8}{'more, s':>9}")
     for side in ("ours", "FFCV's own"):
-        for kept in (False, True):
-            found = []
+        for is_cached in (False, True):
+            timings = []
             for turn in range(rounds):
-                cache = where / "numba" / (side if kept else f"{side}-{turn}")
-                again = 2 if kept and not turn else 1  # the first fills the folder
-                found += [first_of(where, side, cache) for _ in range(again)][-1:]
-            first, second = (median(one[k] for one in found) for k in (0, 1))
-            label = f"{side}, {'kept' if kept else 'a new folder'}"
+                cache = where / "numba" / (side if is_cached else f"{side}-{turn}")
+                again = 2 if is_cached and not turn else 1  # the first fills the folder
+                timings += [first_of(where, side, cache) for _ in range(again)][-1:]
+            first, second = (median(timing[k] for timing in timings) for k in (0, 1))
+            label = f"{side}, {'kept' if is_cached else 'a new folder'}"
             print(f"{label:<32}{first:>8.2f}{second:>8.2f}{first / second:>8.2f}{first - second:>9.2f}", flush=True)
 
 
@@ -251,15 +257,16 @@ def first_of(where: Path, side: str, cache: Path) -> tuple[float, float]:
 
 def cpu() -> float:
     """Return the CPU seconds of this process and of those it has waited for."""
-    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in found)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def serve(where: Path, label: str, side: str, end: str, device: str, started: float) -> None:
     """Be one side: answer each line with an epoch."""
     import torch
 
-    size, views = SETS[label][0], end == "views"
+    size = SETS[label][0]
+    views = end == "views"
     began = time.time()
     if side.startswith("ours"):
         epoch = ours(where, size, views, "threads" if "threads" in side else "ffcv", device)
@@ -284,7 +291,8 @@ def serve(where: Path, label: str, side: str, end: str, device: str, started: fl
 def compare(where: Path, label: str, end: str, device: str, sides: list[str], rounds: int) -> None:
     """Let the sides take turns, and print one table."""
     speeds: dict[str, list[list[float]]] = {side: [] for side in sides}
-    processes, first = {}, {}
+    processes = {}
+    first = {}
     for side in sides:
         processes[side] = begin(where, label, side, end, device)
         first[side] = answer(processes[side])["first"]
@@ -297,7 +305,7 @@ def compare(where: Path, label: str, end: str, device: str, sides: list[str], ro
     print(f"\n{f'{label}, {end}, {device}':<28}" + "".join(f"{word:>{width}}" for word, width in columns))
     for side in sides:
         ratios = [[mine[k] / its[k] for mine, its in zip(speeds[sides[0]], speeds[side], strict=True)] for k in (0, 1)]
-        wall, used = (median(one[k] for one in speeds[side]) for k in (0, 1))
+        wall, used = (median(speed[k] for speed in speeds[side]) for k in (0, 1))
         took = f"{first[side][0]:.1f} ({first[side][1]:.1f})"
         over = f"{median(ratios[0]):>14.2f}{median(ratios[1]):>9.2f}"
         print(f"{side:<28}{wall:>12.0f}{used:>10.0f}{over}{took:>18}", flush=True)

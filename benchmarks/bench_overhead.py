@@ -113,18 +113,18 @@ def main() -> None:
     if options.side == "peer":
         print("\n" + json.dumps(peer(options.peer)))
         return
-    found = {}
+    costs = {}
     for side in ("ours", "peer"):
         command = [sys.executable, "-m", "benchmarks.bench_overhead", "--side", side, "--trials", str(options.trials),
                    "--peer", str(options.peer)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
         assert done.returncode == 0, done.stderr
-        found[side] = json.loads(done.stdout.strip().splitlines()[-1])
-    mine, theirs = found["ours"]["per_trial"], found["peer"]["per_trial"]
+        costs[side] = json.loads(done.stdout.strip().splitlines()[-1])
+    mine, theirs = costs["ours"]["per_trial"], costs["peer"]["per_trial"]
     print(f"{'':<22}{'trials':>8}{'s a trial':>12}{'ratio':>8}")
     print(f"{'plain Ray Tune':<22}{options.peer:>8}{theirs:>12.3f}{1:>8.2f}")
     print(f"{'our queue':<22}{options.trials:>8}{mine:>12.3f}{mine / theirs:>8.3f}")
-    print(f"last tenth of our trials over the first: {found['ours']['growth']:.2f}")
+    print(f"last tenth of our trials over the first: {costs['ours']['growth']:.2f}")
     print(f"plan of 10,000 declared trials: {declared(10_000):.2f} s")
 
 

@@ -41,14 +41,14 @@ def write_pictures(folder: Path, count: int) -> None:
         coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
-def usage(process: psutil.Process, seen: Usage) -> None:
+def usage(parent: psutil.Process, seen: Usage) -> None:
     """Take in the seconds of all threads of a process and of its children; those that have ended keep their last."""
     with suppress(psutil.Error):
-        for one in (process, *process.children(recursive=True)):
-            for file in Path(f"/proc/{one.pid}/task").glob("*/schedstat"):
+        for process in (parent, *parent.children(recursive=True)):
+            for file in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
                 with suppress(OSError):
                     ran, waited, _ = map(int, file.read_text().split())
-                    seen[one.pid, file.parent.name] = ran / 1e9, waited / 1e9
+                    seen[process.pid, file.parent.name] = ran / 1e9, waited / 1e9
 
 
 def watch(writer: str, source: Path, where: Path) -> tuple[float, float, float]:

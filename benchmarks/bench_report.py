@@ -67,19 +67,20 @@ def finish(ledger: Ledger, trial: Trial, stream: np.random.Generator) -> None:
 
 def fill(output: Path, runs: int) -> int:
     """Finish and track every trial of a sweep of the ten cells of Table 1 with ten folds, and return their number."""
-    ledger, stream = Ledger(str(output / "ledger")), np.random.default_rng(0)
+    ledger = Ledger(str(output / "ledger"))
+    stream = np.random.default_rng(0)
     seeds = max(1, runs // len(CELLS) - 10)
     sweep = Sweep("many", "paper", CELLS, Protocol(seeds=seeds, folds=10))
-    found = plan(sweep, ledger, {})
-    for trial in found.to_do:
+    planned = plan(sweep, ledger, {})
+    for trial in planned.to_do:
         finish(ledger, trial, stream)
     ledger.write_json("plans/many.json", plan_to_json(plan(sweep, ledger, {})))
     projection = MlflowRuns(Store(f"sqlite:///{output}/mlflow.db", "many", f"{output}/artifacts"), ledger, sweep)
-    for trial in found.to_do:
+    for trial in planned.to_do:
         projection.sync_trial(trial, "RUNNING")
     for cell in sweep.cells:
-        projection.sync_cell(cell, [trial for trial in found.to_do if trial.cell.key == cell.key])
-    return len(found.to_do)
+        projection.sync_cell(cell, [trial for trial in planned.to_do if trial.cell.key == cell.key])
+    return len(planned.to_do)
 
 
 def measured(output: Path) -> tuple[float, float, float, str]:

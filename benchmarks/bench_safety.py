@@ -40,12 +40,13 @@ from sweeps.training.trainer import Report, Trainer
 
 def clocked(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
     """Perform a trial as ever, and leave on the ledger the seconds that went into its checkpoints."""
-    whole, spent = Trainer.save, 0.0
+    original = Trainer.save
+    spent = 0.0
 
     def save(trainer: Trainer) -> bool:
         nonlocal spent
         began = time.perf_counter()
-        saved = whole(trainer)
+        saved = original(trainer)
         spent += time.perf_counter() - began
         return saved
 
@@ -53,18 +54,18 @@ def clocked(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[
     try:
         return run_trial(trial, place, report, stop)
     finally:
-        Trainer.save = whole  # type: ignore[method-assign]
+        Trainer.save = original  # type: ignore[method-assign]
         Ledger(place.ledger).write_json(f"saving/{trial.key}.json", {"seconds": spent})
 
 
 def unsaved(trial: Trial, place: RuntimeConfig, report: Report, stop: Callable[[], bool]) -> dict[str, Any] | None:
     """Perform a trial that keeps nothing until its end."""
-    whole = Trainer.save
+    original = Trainer.save
     Trainer.save = lambda _: True  # type: ignore[method-assign]
     try:
         return run_trial(trial, place, report, stop)
     finally:
-        Trainer.save = whole  # type: ignore[method-assign]
+        Trainer.save = original  # type: ignore[method-assign]
 
 
 def driven(work: str) -> tuple[float, float]:
@@ -72,7 +73,8 @@ def driven(work: str) -> tuple[float, float]:
     from sweeps.execution import tuner
 
     cells = tuple(scaled(cell, "demo") for cell in CELLS)
-    sweep, where = Sweep("safety", "demo", cells, Protocol()), data_dir(None)
+    sweep = Sweep("safety", "demo", cells, Protocol())
+    where = data_dir(None)
     facts = {name: dataset(name, where) for name in sweep.datasets}
     shapes = {name: (fact.classes, fact.crop) for name, fact in facts.items()}
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -148,13 +150,13 @@ def swept(epochs: int, tracking: Callable[[], contextlib.AbstractContextManager[
 def table(title: str, sides: dict[str, Callable[[], float]], rounds: int) -> None:
     """Let the sides take turns, the first once more to begin with, and print their medians over the first's."""
     next(iter(sides.values()))()
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    durations: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
-            found[name].append(sides[name]())
-    base = median(next(iter(found.values())))
+            durations[name].append(sides[name]())
+    base = median(next(iter(durations.values())))
     print(f"{title:<42}{'median s':>10}{'least':>8}{'most':>8}{'over first':>12}")
-    for name, seconds in found.items():
+    for name, seconds in durations.items():
         ratio = median(seconds) / base - 1
         print(
             f"  {name:<40}{median(seconds):>10.2f}{min(seconds):>8.2f}{max(seconds):>8.2f}{ratio:>+12.1%}", flush=True
@@ -195,7 +197,7 @@ def main() -> None:
         {name: lambda name=name: swept(epochs, stores[name], worked[name]) for name in stores},  # type: ignore[misc]
         options.rounds,
     )
-    print("the driver's own CPU seconds: " + ", ".join(f"{median(found):.1f}" for found in worked.values()))
+    print("the driver's own CPU seconds: " + ", ".join(f"{median(times):.1f}" for times in worked.values()))
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def cells(count: int) -> float:
         for standing in first.statuses[::2]:
             ledger.commit(standing.trial.key, {"key": standing.trial.key, "metrics": {}, "code": ""})
         began = time.perf_counter()
-        found = plan(sweep, ledger, {})
-        ledger.write_json("plans/large.json", plan_to_json(found))
-        assert (len(first.to_do), len(found.to_do)) == (2 * count, count)
+        second = plan(sweep, ledger, {})
+        ledger.write_json("plans/large.json", plan_to_json(second))
+        assert (len(first.to_do), len(second.to_do)) == (2 * count, count)
         return seconds + time.perf_counter() - began
 
 
@@ -163,17 +163,18 @@ PARTS = {
 def measured(part: str, size: int, rounds: int) -> tuple[float, float]:
     """Return the median seconds of a size, and the MiB at its peak, each round in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.bench_scale", "--part", part, "--size", str(size)]
-    found = []
+    samples = []
     for _ in range(rounds):
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    return statistics.median(one[0] for one in found), max(one[1] for one in found)
+        samples.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    return statistics.median(sample[0] for sample in samples), max(sample[1] for sample in samples)
 
 
 def lines(name: str, part: Part, rounds: int) -> list[str]:
     """Measure a part and return its rows."""
-    rows, base = [], 0.0
+    rows = []
+    base = 0.0
     for size in part.sizes:
         seconds, memory = measured(name, size, rounds)
         each = seconds if part.faster else seconds / size

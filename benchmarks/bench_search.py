@@ -83,18 +83,19 @@ def main() -> None:
 def through_ray(cells: tuple[Cell, ...], searches: dict[str, Search]) -> None:
     """Print what the searches find over the bowl, and what they train."""
     ray_runtime.init_ray("local")
-    found = {name: studies(cells, search) for name, search in searches.items()}
-    best = {name: [_least(one) for one in all_of] for name, (all_of, _, _) in found.items()}
+    outcomes = {name: studies(cells, search) for name, search in searches.items()}
+    best = {name: [_least(cell_study) for cell_study in all_of] for name, (all_of, _, _) in outcomes.items()}
     print(f"{'search':<14}{'better half':>13}{'mean least error':>18}{'than random':>20}{'epochs':>9}{'saved':>8}")
-    for name, (all_of, results, paused) in found.items():
+    for name, (all_of, results, paused) in outcomes.items():
         pairs = list(zip(best[name], best["random"], strict=True))
         wins, ties = sum(ours < theirs for ours, theirs in pairs), sum(ours == theirs for ours, theirs in pairs)
         better = f"{wins} better, {len(pairs) - wins - ties} worse"
         epochs = sum(result["epochs"] for result in results.values()) + sum(r["epoch"] for r in paused.values())
         saved = 1 - epochs / (len(cells) * searches[name].trials * EPOCHS)
-        mean, half = sum(best[name]) / len(best[name]), sum(map(_better_half, all_of)) / len(all_of)
+        mean = sum(best[name]) / len(best[name])
+        half = sum(map(_better_half, all_of)) / len(all_of)
         print(f"{name:<14}{half:>13.0%}{mean:>18.3f}{better:>20}{epochs:>9}{saved:>8.0%}")
-    lost = sum(_pruned_winner(one, found["TPE, pruned"][1]) for one in found["TPE, pruned"][0])
+    lost = sum(_pruned_winner(cell_study, outcomes["TPE, pruned"][1]) for cell_study in outcomes["TPE, pruned"][0])
     print(f"studies whose best point was pruned: {lost} of {len(cells)}")
 
 
@@ -108,7 +109,7 @@ def alone(cells: tuple[Cell, ...], searches: dict[str, Search]) -> None:
             regrets[name] = [regret for regret, _ in outcomes]
             epochs = sum(trained for _, trained in outcomes)
             full = len(cells) * search.trials * EPOCHS
-            gain = [ours - whole for ours, whole in zip(regrets[name], regrets["TPE"], strict=True)] \
+            gain = [ours - baseline for ours, baseline in zip(regrets[name], regrets["TPE"], strict=True)] \
                 if "TPE" in regrets else []  # fmt: skip
             words = f"{response:<10}{name:<14}{epochs:>9}{1 - epochs / full:>8.0%}"
             print(f"{words}{average(regrets[name]):>16}{average(gain) if any(gain) else '':>20}")
@@ -147,24 +148,24 @@ def played(search: Search, cell: Cell, curve: Callable[[Trial], list[float]]) ->
     return floor(winner.trial) - least, trained
 
 
-def _least(one: Study) -> float:
-    assert one.is_finished
-    assert one.winner is not None
-    return one.winner.value or math.nan
+def _least(cell_study: Study) -> float:
+    assert cell_study.is_finished
+    assert cell_study.winner is not None
+    return cell_study.winner.value or math.nan
 
 
-def _better_half(one: Study) -> float:
+def _better_half(cell_study: Study) -> float:
     """Return which share of a study's points lies in the better half of the response over its whole space."""
-    dimensions = space(one.search, one.cell)
+    dimensions = space(cell_study.search, cell_study.cell)
     axes = [[float(value) for value in axis.domain.values()] for axis in dimensions]
     middle = statistics.median(map(distance, itertools.product(*axes)))
-    points = [distance([rate for _, rate in asked.trial.dropout]) for asked in one.suggestions]
+    points = [distance([rate for _, rate in asked.trial.dropout]) for asked in cell_study.suggestions]
     return sum(point < middle for point in points) / len(points)
 
 
-def _pruned_winner(one: Study, results: dict[str, Any]) -> bool:
+def _pruned_winner(cell_study: Study, results: dict[str, Any]) -> bool:
     """Return whether the point of the least floor, as the bowl tells it, was pruned before its end."""
-    floors = {asked.trial.key: distance([rate for _, rate in asked.trial.dropout]) for asked in one.suggestions}
+    floors = {asked.trial.key: distance([rate for _, rate in asked.trial.dropout]) for asked in cell_study.suggestions}
     return bool(results[min(floors, key=lambda key: floors[key])]["status"] == "pruned")
 
 

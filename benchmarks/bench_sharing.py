@@ -58,7 +58,8 @@ def cifar(pictures: int, epochs: int) -> list[Trial]:
     from sweeps.cifar_vgg import CELLS as VGGS
     from sweeps.cifar_width import CELLS as WIDTHS
 
-    name, chosen = PIXELS.format(pictures), [*WIDTHS[:5], *VGGS[:3]]
+    name = PIXELS.format(pictures)
+    chosen = [*WIDTHS[:5], *VGGS[:3]]
     # Rates at which all of them learn from the first epoch on, at full width.
     recipes = {"allconv": dataclasses.replace(ALLCONV, lr=0.01), "vgg": dataclasses.replace(VGG, lr=0.1)}
     return [
@@ -74,7 +75,8 @@ def train(trials: Sequence[Trial], side: str, place: dict[str, Any]) -> dict[str
     from sweeps.training.run_trial import run_trial
     from sweeps.training.runtime import RuntimeConfig
 
-    decoded, here = 0, RuntimeConfig(**place)
+    decoded = 0
+    here = RuntimeConfig(**place)
     for reader in (FFCVReader, ThreadReader):
         read = reader.read
 
@@ -89,7 +91,8 @@ def train(trials: Sequence[Trial], side: str, place: dict[str, Any]) -> dict[str
     warm = dataclasses.replace(trials[0], seed=99, cell=dataclasses.replace(
         trials[0].cell, recipe=dataclasses.replace(trials[0].cell.recipe, epochs=1)))  # fmt: skip
     run_trial(warm, dataclasses.replace(here, ledger=f"{here.ledger}-warm"), lambda *_: None)
-    decoded, began = 0, time.perf_counter()
+    decoded = 0
+    began = time.perf_counter()
     if side == "pack":
         perform_pack(trials, here, lambda news: None)
     else:
@@ -118,8 +121,8 @@ def run(side: str, share: str, ledger: Path, options: argparse.Namespace) -> dic
     command = [sys.executable, "-m", "benchmarks.bench_sharing", *words, *(["--gpu"] if options.gpu else [])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    totals: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return totals
 
 
 def serve(options: argparse.Namespace, trials: list[Trial]) -> None:
@@ -139,22 +142,27 @@ def serve(options: argparse.Namespace, trials: list[Trial]) -> None:
 def compare(options: argparse.Namespace, trials: list[Trial], folder: Path) -> None:
     """Train both sides in turn and print the table."""
     seconds: dict[str, list[float]] = {"pack": [], "apart": []}
-    decoded, differ = {"pack": 0, "apart": 0}, 0
+    decoded = {"pack": 0, "apart": 0}
+    differ = 0
     for turn in range(options.rounds):
         for side in ("apart", "pack") if turn % 2 == 0 else ("pack", "apart"):
             ledger = folder / f"{side}-{turn}"
             if options.gpu and side == "apart":
                 with ThreadPoolExecutor(len(trials)) as pool:
                     shares = list(pool.map(lambda n, at=ledger: run("apart", str(n), at, options), range(len(trials))))
-                found = {"seconds": max(one["seconds"] for one in shares), "decoded": sum(o["decoded"] for o in shares)}
+                totals = {
+                    "seconds": max(share["seconds"] for share in shares),
+                    "decoded": sum(share["decoded"] for share in shares),
+                }
             else:
-                found = run(side, "", ledger, options)
-            seconds[side].append(found["seconds"])
-            decoded[side] += int(found["decoded"])
-            print(f"round {turn + 1} {side}: {found['seconds']:.1f} s, {found['decoded']:.0f} decoded", flush=True)
-        there = [Ledger(str(folder / f"{side}-{turn}")) for side in ("apart", "pack")]
-        differ += sum(left(there[0], trial) != left(there[1], trial) for trial in trials)
-    count, facts = len(trials), dataset(trials[0].cell.dataset)
+                totals = run(side, "", ledger, options)
+            seconds[side].append(totals["seconds"])
+            decoded[side] += int(totals["decoded"])
+            print(f"round {turn + 1} {side}: {totals['seconds']:.1f} s, {totals['decoded']:.0f} decoded", flush=True)
+        ledgers = [Ledger(str(folder / f"{side}-{turn}")) for side in ("apart", "pack")]
+        differ += sum(left(ledgers[0], trial) != left(ledgers[1], trial) for trial in trials)
+    count = len(trials)
+    facts = dataset(trials[0].cell.dataset)
     learned = (facts.splits["train"] - facts.holdout) * options.epochs * count
     apart, pack = median(seconds["apart"]), median(seconds["pack"])
     beside = f"{count} processes at once" if options.gpu else f"{count} one by one"

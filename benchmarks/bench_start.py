@@ -73,16 +73,16 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout of the project")
     options = parser.parse_args()
     sides = {"this": ROOT} | ({"the other": options.against.resolve()} if options.against else {})
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    delays: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         start(ROOT, Path(folder, "data"), Path(folder, "first"))  # prepares the pictures
         for turn in range(options.rounds):
             for side, root in sides.items():
-                found[side].append(start(root, Path(folder, "data"), Path(folder, f"{side}{turn}")))
+                delays[side].append(start(root, Path(folder, "data"), Path(folder, f"{side}{turn}")))
                 print(
-                    f"round {turn + 1}, {side}: " + ", ".join(f"{found[side][-1][e]:.1f}" for e in EVENTS), flush=True
+                    f"round {turn + 1}, {side}: " + ", ".join(f"{delays[side][-1][e]:.1f}" for e in EVENTS), flush=True
                 )
-    middle = {side: [median(one[event] for one in rounds) for event in EVENTS] for side, rounds in found.items()}
+    middle = {side: [median(run[event] for run in rounds) for event in EVENTS] for side, rounds in delays.items()}
     print(f"{'':<14}" + "".join(f"{event.lstrip(': '):>15}" for event in EVENTS))
     for side, values in middle.items():
         print(f"{side:<14}" + "".join(f"{value:>15.1f}" for value in values))

@@ -25,12 +25,12 @@ def main() -> int:
     parser.add_argument("--sweeps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    found = measure(options.sweeps, options.seeds)
+    rows = measure(options.sweeps, options.seeds)
     print(f"{options.sweeps} simulated sweeps of {len(CELLS)} cells and {options.seeds} seeds\n")
     print(f"{'what':<28} {'percent':>8} {'at least':>9} {'at most':>8}  note")
-    for what, value, low, high, note in found:
+    for what, value, low, high, note in rows:
         print(f"{what:<28} {value:>8.1f} {low:>9.1f} {high:>8.1f}  {note}")
-    return int(any(not low <= value <= high for _, value, low, high, _ in found))
+    return int(any(not low <= value <= high for _, value, low, high, _ in rows))
 
 
 if __name__ == "__main__":

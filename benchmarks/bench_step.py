@@ -83,7 +83,8 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
     from sweeps.training.runtime import keep_memory
 
     keep_memory()
-    (net, batch), (_, recipe, stored, crop, classes, *_) = net_of(family, options), FAMILIES[family]
+    net, batch = net_of(family, options)
+    _, recipe, stored, crop, classes, *_ = FAMILIES[family]
     place = torch.device(options.device)
     model = build(net, classes, crop)
     initialise(model, net, recipe.init, 0)
@@ -103,13 +104,13 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
         epoch = 0
         while True:
             indices = order(0, epoch, np.arange(len(pictures), dtype=np.int64))
-            for found in pictures.batches(indices, batch):
+            for minibatch in pictures.batches(indices, batch):
                 view = training_view(
-                    found.images, found.ids, seed=0, epoch=epoch, crop=crop, flip=recipe.flip, shift=recipe.shift,
-                    lighting=0.0, mean=side.mean, std=side.std, eigenvalues=side.eigenvalues,
+                    minibatch.images, minibatch.ids, seed=0, epoch=epoch, crop=crop, flip=recipe.flip,
+                    shift=recipe.shift, lighting=0.0, mean=side.mean, std=side.std, eigenvalues=side.eigenvalues,
                     eigenvectors=side.eigenvectors,
                 )  # fmt: skip
-                learner.step(view, found.labels)
+                learner.step(view, minibatch.labels)
                 yield
             epoch += 1
 
@@ -136,12 +137,14 @@ def plain(family: str, options: argparse.Namespace) -> dict[str, Callable[[], It
     from benchmarks.plain import plainly
     from crelu_models.modules import build, initialise
 
-    (net, batch), (_, recipe, stored, crop, classes, *_) = net_of(family, options), FAMILIES[family]
+    net, batch = net_of(family, options)
+    _, recipe, stored, crop, classes, *_ = FAMILIES[family]
     gpu = options.device == "cuda"
     model = plainly(build(net, classes, crop))
     initialise(model, net, recipe.init, 0)
     model = model.to(options.device, memory_format=torch.channels_last if gpu else torch.contiguous_format)
-    parameters, optimiser = list(model.parameters()), None
+    parameters = list(model.parameters())
+    optimiser = None
     if recipe.optimiser == "adam":
         optimiser = torch.optim.Adam(parameters, recipe.lr)
     else:
@@ -229,18 +232,20 @@ def compare(family: str, options: argparse.Namespace) -> None:
     sides = {side: start("bench_step", "--serve", family, side, *words) for side in ("plain", "ours")}
     for process in sides.values():
         answer(process)
-    found: dict[str, list[float]] = {what: [] for what in ("plain", "ours", "resident", "test", "roof")}
+    rates: dict[str, list[float]] = {what: [] for what in ("plain", "ours", "resident", "test", "roof")}
     for _ in range(options.rounds):
-        for what in found:
-            found[what].append(ask(sides["plain" if what == "plain" else "ours"], what))
+        for what in rates:
+            rates[what].append(ask(sides["plain" if what == "plain" else "ours"], what))
     for process in sides.values():
         process.communicate()
-    (net, batch), (*_, crop, classes, _, _) = net_of(family, options), FAMILIES[family]
-    middle = {what: median(values) for what, values in found.items()}
-    ratios = [mine / its for mine, its in zip(found["ours"], found["plain"], strict=True)]
-    stalls = [1 - real / there for real, there in zip(found["ours"], found["resident"], strict=True)]
+    net, batch = net_of(family, options)
+    *_, crop, classes, _, _ = FAMILIES[family]
+    middle = {what: median(values) for what, values in rates.items()}
+    ratios = [mine / its for mine, its in zip(rates["ours"], rates["plain"], strict=True)]
+    stalls = [1 - real / resident for real, resident in zip(rates["ours"], rates["resident"], strict=True)]
     work = 6 * net.macs(classes, crop) / 1e9
-    roofs, gflop = max(found["roof"]), work * middle["ours"]
+    roofs = max(rates["roof"])
+    gflop = work * middle["ours"]
     row = (f"{batch}", f"{middle['plain']:.1f}", f"{middle['ours']:.1f}", f"{median(ratios):.2f} ({min(ratios):.2f})")
     row += (f"{middle['resident']:.1f}", f"{100 * median(stalls):.1f}", f"{middle['test']:.1f}", f"{gflop:.0f}")
     row += (f"{100 * gflop / roofs:.0f}", f"{100 * work / 3 * middle['test'] / roofs:.0f}")

@@ -66,11 +66,13 @@ def report(ledger: Ledger, trials: Sequence[Trial], tracker: Any, seconds: float
     from sweeps.store import checkpoint
 
     histories: dict[str, list[dict[str, float]]] = {trial.key: [] for trial in trials}
-    began, tick = time.time(), 0
+    began = time.time()
+    tick = 0
     while (due := began + every * tick / len(trials)) < began + seconds:
         time.sleep(max(0.0, due - time.time()))
         trial = trials[tick % len(trials)]
-        history, epoch = histories[trial.key], tick // len(trials) + 1
+        history = histories[trial.key]
+        epoch = tick // len(trials) + 1
         row = {name: 1.0 / epoch + number for number, name in enumerate(METRICS)}
         history.append({"epoch": float(epoch), "time_ms": float(time.time_ns() // 1_000_000), **row})
         saved = checkpoint.Checkpoint({"w": torch.zeros(8)}, {"epoch": epoch, "history": history})
@@ -104,7 +106,9 @@ def drive(uri: str, name: str, trials: int, seconds: float, every: float) -> Fou
 
     taken: list[tuple[float, int, int]] = []  # when, time stamp, step: of the leading metric
     requests: list[float] = []
-    count, lock, send = 0, threading.Lock(), mlflow.MlflowClient.log_batch
+    count = 0
+    lock = threading.Lock()
+    send = mlflow.MlflowClient.log_batch
 
     def timed(self: Any, run: str, metrics: Sequence[Any] = (), *rest: Any, **more: Any) -> Any:
         nonlocal count
@@ -118,14 +122,16 @@ def drive(uri: str, name: str, trials: int, seconds: float, every: float) -> Fou
 
     mlflow.MlflowClient.log_batch = timed
     with tempfile.TemporaryDirectory() as folder:
-        ledger, sweep = Ledger(folder), Sweep(name, "demo", CELLS, Protocol(seeds=trials))
-        own = [Trial(CELLS[number % len(CELLS)], seed=number // len(CELLS)) for number in range(trials)]
+        ledger = Ledger(folder)
+        sweep = Sweep(name, "demo", CELLS, Protocol(seeds=trials))
+        driver_trials = [Trial(CELLS[number % len(CELLS)], seed=number // len(CELLS)) for number in range(trials)]
         store = Store(uri, name)
         MlflowRuns(store, ledger, sweep)  # the experiment is there, as it is when a sweep begins to train
         tracker = Tracker(store, ledger, sweep, lambda sentence: print(sentence, file=sys.stderr))
-        tracker.register(own)
-        histories = report(ledger, own, tracker, seconds, every)
-        before, ended = count, time.time()
+        tracker.register(driver_trials)
+        histories = report(ledger, driver_trials, tracker, seconds, every)
+        before = count
+        ended = time.time()
         missing = tracker.close(300.0)
         drained = time.time() - ended
         assert not missing, f"{missing} trials are not tracked: {tracker.error}"
@@ -141,21 +147,21 @@ def compare(projection: Any, histories: dict[str, Any]) -> tuple[int, int]:
     def read(job: tuple[str, str]) -> tuple[int, int]:
         key, name = job
         points = projection.client.get_metric_history(projection.runs[key], name)
-        there = [(point.step, point.timestamp, point.value) for point in points]
+        logged = [(point.step, point.timestamp, point.value) for point in points]
         wanted = {(int(row["epoch"]), int(row["time_ms"]), row[name]) for row in histories[key]}
-        return len(wanted - set(there)), len(there) - len(set(there) & wanted)
+        return len(wanted - set(logged)), len(logged) - len(set(logged) & wanted)
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(read, jobs))
-    return sum(lost for lost, _ in found), sum(doubled for _, doubled in found)
+        counts = list(pool.map(read, jobs))
+    return sum(lost for lost, _ in counts), sum(doubled for _, doubled in counts)
 
 
 @contextmanager
 def serving(store: str, folder: Path, secret: str, environment: dict[str, str]) -> Iterator[tuple[str, int]]:
     """Start the server and give its address and its process."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
     command = [sys.executable, "-m", "sweeps", "serve", "--output", str(folder), "--store", store, "--port", str(port)]
     with open(folder / "server.log", "wb") as log:
         server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
@@ -178,7 +184,8 @@ def serving(store: str, folder: Path, secret: str, environment: dict[str, str]) 
 
 def busy(pids: Sequence[int]) -> float:
     """Return the CPU seconds of processes and all their children, ended ones included."""
-    total, waiting = 0.0, list(pids)
+    total = 0.0
+    waiting = list(pids)
     while waiting:
         pid = waiting.pop()
         with suppress(OSError):
@@ -206,15 +213,15 @@ def measured(address: str, pids: Sequence[int], name: str, drivers: int, options
     ]
     said = [process.communicate()[0] for process in running]
     assert not any(process.returncode for process in running)
-    found = [Found(**json.loads(lines.splitlines()[-1])) for lines in said]  # MLflow prints of runs that end
-    latencies = [value for one in found for value in one.latencies]
-    requests = [value for one in found for value in one.requests]
-    taken = sum(one.taken for one in found)
+    outcomes = [Found(**json.loads(lines.splitlines()[-1])) for lines in said]  # MLflow prints of runs that end
+    latencies = [value for outcome in outcomes for value in outcome.latencies]
+    requests = [value for outcome in outcomes for value in outcome.requests]
+    taken = sum(outcome.taken for outcome in outcomes)
     return [
-        len(METRICS) * sum(one.reported for one in found) / options.seconds, taken / options.seconds,
+        len(METRICS) * sum(outcome.reported for outcome in outcomes) / options.seconds, taken / options.seconds,
         *(quantile(latencies, part) for part in (0.5, 0.95, 0.99, 1.0)), 1000 * statistics.median(requests),
-        1000 * quantile(requests, 0.99), max(one.drained for one in found), busy(pids) - before,
-        sum(one.lost for one in found), sum(one.doubled for one in found),
+        1000 * quantile(requests, 0.99), max(outcome.drained for outcome in outcomes), busy(pids) - before,
+        sum(outcome.lost for outcome in outcomes), sum(outcome.doubled for outcome in outcomes),
     ]  # fmt: skip
 
 
@@ -237,11 +244,13 @@ def main() -> int:
     secret = secrets.token_hex(16)
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(bin)) if bin else None
-        folder, sides = Path(stack.enter_context(tempfile.TemporaryDirectory())), {}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sides = {}
         address, pid = stack.enter_context(serving(f"sqlite:///{folder}/mlflow.db", folder, secret, {**os.environ}))
         sides["SQLite"] = (address, [pid])
         if postgres is not None:
-            folder, store = Path(stack.enter_context(tempfile.TemporaryDirectory())), postgres.database("mlflow")
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            store = postgres.database("mlflow")
             address, pid = stack.enter_context(serving(store, folder, secret, postgres.environment))
             sides["PostgreSQL"] = (address, [pid, postgres.process])
         print(f"{options.trials} trials, an epoch of {len(METRICS)} metrics every {options.every:g} s for "

@@ -43,7 +43,8 @@ def ours(sweep: str, only: list[str], epochs: int, folder: str) -> tuple[float, 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - began
     assert done.returncode == 0, done.stderr
-    ledger, rows = Ledger(f"{folder}/ledger"), []
+    ledger = Ledger(f"{folder}/ledger")
+    rows = []
     for key, result in ledger.results().items():
         error = result["metrics"].get("final/test_top1_err", result["metrics"].get("best/val_top1_err"))
         trial = ledger.read_json(f"trials/{key}/trial.json")
@@ -56,36 +57,37 @@ def arrays(name: str, path: Path) -> None:
     """Write the pictures of a prepared data set as arrays: what a user of CIFAR has in memory."""
     where = data_dir(None)
     prepare(name, where)
-    facts, found = dataset(name, where), {}
+    facts = dataset(name, where)
+    saved = {}
     for split in ("train", facts.final):
         with open_pictures(beton_path(name, split, where), reader="threads") as pictures:
             indices = np.arange(len(pictures), dtype=np.int64)
             images = [batch.images.permute(0, 2, 3, 1).numpy() for batch in pictures.batches(indices, 256)]
             part = "train" if split == "train" else "test"
-            found |= {part: np.concatenate(images), f"{part}_labels": np.asarray(pictures.labels)}
-            found |= {} if part == "test" else {"mean": pictures.sidecar.mean, "std": pictures.sidecar.std}
-    np.savez(path, holdout=facts.holdout, classes=facts.classes, **found)
+            saved |= {part: np.concatenate(images), f"{part}_labels": np.asarray(pictures.labels)}
+            saved |= {} if part == "test" else {"mean": pictures.sidecar.mean, "std": pictures.sidecar.std}
+    np.savez(path, holdout=facts.holdout, classes=facts.classes, **saved)
 
 
 def tune(file: Path) -> list[float]:
     """Train the trials in `file` by plain Ray Tune, a process a trial, and return their errors."""
     from ray import tune
 
-    given = json.loads(file.read_text())
+    inputs = json.loads(file.read_text())
 
     def trainable(config: dict[str, Any]) -> None:
-        row = given["trials"][config["number"]]
-        error = train(row, given["pictures"], lambda metrics: tune.report(metrics | {"error": 0.0}))
+        row = inputs["trials"][config["number"]]
+        error = train(row, inputs["pictures"], lambda metrics: tune.report(metrics | {"error": 0.0}))
         tune.report({"error": error, "loss": 0.0, "val_error": 0.0})
 
-    numbers = list(range(len(given["trials"])))
+    numbers = list(range(len(inputs["trials"])))
     with tempfile.TemporaryDirectory() as folder:
-        found = tune.Tuner(
+        results = tune.Tuner(
             trainable,
             param_space={"number": tune.grid_search(numbers)},
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         ).fit()
-        by_number = {result.config["number"]: result.metrics["error"] for result in found}
+        by_number = {result.config["number"]: result.metrics["error"] for result in results}
     return [by_number[number] for number in numbers]
 
 
@@ -122,8 +124,8 @@ def main() -> None:
             began = time.perf_counter()
             if side == "tune":
                 command = [sys.executable, "-m", "benchmarks.bench_sweep", "--tune", str(file)]
-                given = os.environ | {"PYTHONPATH": str(ROOT)}
-                done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+                environment = os.environ | {"PYTHONPATH": str(ROOT)}
+                done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, done.stderr
                 errors = json.loads(done.stdout.strip().splitlines()[-1])
             else:

@@ -50,7 +50,8 @@ class Stage:
 
     def __init__(self, folder: Path, command: list[str], server: bool, output: str = "") -> None:
         """Prepare; nothing runs yet. The output lies in the folder, or at another place or URI."""
-        self.folder, self.server_wanted = folder, server
+        self.folder = folder
+        self.server_wanted = server
         self.port = free_port()
         self.output = output or str(folder / "out")
         self.ledger = Ledger.in_output(self.output)
@@ -94,14 +95,14 @@ class Stage:
         """Return the processes that train this stage's trials: those whose group is the driver's Ray."""
         if self.driver is None:
             return []
-        found = []
+        pids = []
         for status in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 if b"ray::" in status.read_bytes() and b"train" in status.read_bytes():
                     pid = int(status.parent.name)
                     if self.driver.pid in _ancestors(pid):
-                        found.append(pid)
-        return found
+                        pids.append(pid)
+        return pids
 
     def finish(self, seconds: float) -> None:
         """Let the sweep come to its end, started again as often as it takes; TimeoutError where it does not."""
@@ -133,12 +134,12 @@ class Stage:
 
 
 def _ancestors(pid: int) -> set[int]:
-    found: set[int] = set()
+    pids: set[int] = set()
     while pid > 1:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         pid = int(fields[1])
-        found.add(pid)
-    return found
+        pids.add(pid)
+    return pids
 
 
 def strike(fault: str, stage: Stage, draw: random.Random) -> bool:
@@ -215,15 +216,15 @@ def _fill(folder: Path, draw: random.Random) -> bool:
 
 def outcome(ledger: Ledger) -> dict[str, str]:
     """Return a hash of all that each trial left which time does not change."""
-    found = {}
+    hashes = {}
     for key in ledger.results():
         total = hashlib.sha256()
         for row in _history(ledger, key):
             total.update(repr(sorted((k, v) for k, v in row.items() if k != "time_ms" and "sys/" not in k)).encode())
         for name in ("weights.safetensors", "tables/scores.parquet"):
             total.update(ledger.read(f"trials/{key}/{name}") or b"")
-        found[key] = total.hexdigest()
-    return found
+        hashes[key] = total.hexdigest()
+    return hashes
 
 
 def _history(ledger: Ledger, key: str) -> list[dict[str, float]]:
@@ -233,22 +234,23 @@ def _history(ledger: Ledger, key: str) -> list[dict[str, float]]:
 
 def losses(ledger: Ledger, expected: dict[str, str], runs: Callable[[], list[Any]]) -> list[str]:
     """Return a sentence for each trial lost, doubled or changed, and each run in MLflow that is not as it should be."""
-    found = outcome(ledger)
-    said = [f"trial {key} is missing" for key in expected.keys() - found.keys()]
-    said += [f"trial {key} is one too many" for key in found.keys() - expected.keys()]
-    said += [f"trial {key} differs" for key in expected.keys() & found.keys() if expected[key] != found[key]]
+    actual = outcome(ledger)
+    said = [f"trial {key} is missing" for key in expected.keys() - actual.keys()]
+    said += [f"trial {key} is one too many" for key in actual.keys() - expected.keys()]
+    said += [f"trial {key} differs" for key in expected.keys() & actual.keys() if expected[key] != actual[key]]
     by_key: dict[str, list[Any]] = {}
     for run in runs():
         if "trial.key" in run.data.tags:
             by_key.setdefault(run.data.tags["trial.key"], []).append(run)
         if run.info.status != "FINISHED":
             said.append(f"run {run.info.run_name} is {run.info.status}")
-    for key in found:
-        own, epochs = by_key.get(key, []), len(_history(ledger, key))
-        if len(own) != 1:
-            said.append(f"trial {key} has {len(own)} runs")
+    for key in actual:
+        trial_runs = by_key.get(key, [])
+        epochs = len(_history(ledger, key))
+        if len(trial_runs) != 1:
+            said.append(f"trial {key} has {len(trial_runs)} runs")
             continue
-        for name, steps in own[0].steps.items():
+        for name, steps in trial_runs[0].steps.items():
             if steps != list(range(1, epochs + 1)):
                 said.append(f"run of {key} has {name} at steps {steps}, not 1..{epochs}")
     return said
@@ -260,12 +262,12 @@ def runs_of(uri: str) -> list[Any]:
 
     client = mlflow.MlflowClient(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = list(client.search_runs(experiments, max_results=5000))
-    for run in found:
+    runs = list(client.search_runs(experiments, max_results=5000))
+    for run in runs:
         names = [name for name in run.data.metrics if name.partition("/")[0] in PER_EPOCH]
         histories = {name: client.get_metric_history(run.info.run_id, name) for name in names}
         run.steps = {name: sorted(point.step for point in points) for name, points in histories.items()}
-    return found
+    return runs
 
 
 @contextlib.contextmanager
@@ -304,7 +306,8 @@ def main() -> int:
     calm = Stage(base / "calm", [*command, "--pack", "off"], server=False)
     try:
         calm.finish(PATIENCE[options.scale])
-        expected, table = outcome(calm.ledger), calm.table()
+        expected = outcome(calm.ledger)
+        table = calm.table()
     finally:
         calm.close()
     print(f"undisturbed: {len(expected)} trials in {time.monotonic() - began:.0f} s", flush=True)
@@ -327,8 +330,8 @@ def main() -> int:
         finally:
             wild.close()
     print(f"{options.rounds} rounds, seed {options.seed}: {dict(sorted(done.items()))}")
-    whole = f"{len(expected)} trials, each with one finished run; the table is the same; nothing lost or doubled"
-    print("\n".join(said) or whole)
+    summary = f"{len(expected)} trials, each with one finished run; the table is the same; nothing lost or doubled"
+    print("\n".join(said) or summary)
     print(f"losses: {len(said)}")
     if not (options.keep or said):
         shutil.rmtree(base, ignore_errors=True)

@@ -40,7 +40,7 @@ from sweeps.experiment.plan import current_plan
 from sweeps.report import build
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
-from sweeps.results.evidence import survey, titles
+from sweeps.results.evidence import read_sweep, titles
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Checkpoint
 from sweeps.store.lease import Drivers, Lease, _drives, claim
@@ -110,11 +110,11 @@ def readers(ledger: Ledger, folder: Path) -> dict[str, Callable[[], str]]:
     title = titles(ledger)[0]
 
     def report() -> str:
-        results = survey(ledger, title)
+        results = read_sweep(ledger, title)
         return build.markdown(build.document(ledger, results)) + repr(tidy(results))
 
     def packed() -> str:
-        results = survey(ledger, title)
+        results = read_sweep(ledger, title)
         capsule.write(ledger, results, {}, folder / "capsule.zip")
         return digest((folder / "capsule.zip").read_bytes())
 
@@ -131,8 +131,8 @@ def readers(ledger: Ledger, folder: Path) -> dict[str, Callable[[], str]]:
         trials = [status.trial for status in plan.statuses if status.result is not None]
         for trial in trials:
             runs.sync_trial(trial, "FINISHED")
-        found = runs.client.search_runs([runs.experiment])
-        words: list[Any] = sorted((sorted(run.data.metrics.items()), sorted(_stable(run.data.tags))) for run in found)
+        logged = runs.client.search_runs([runs.experiment])
+        words: list[Any] = sorted((sorted(run.data.metrics.items()), sorted(_stable(run.data.tags))) for run in logged)
         files = sorted((path.name, digest(path.read_bytes())) for path in folder.rglob("artifacts/*/artifacts/**/*")
                        if path.is_file())  # fmt: skip
         return repr((words, files))

@@ -268,7 +268,10 @@ class Bench:
 
     def __init__(self, part: Part, shim: Shim, scratch: Path, verbose: bool = False) -> None:
         """Run the command once undisturbed."""
-        self.part, self.shim, self.scratch, self.verbose = part, shim, scratch, verbose
+        self.part = part
+        self.shim = shim
+        self.scratch = scratch
+        self.verbose = verbose
         self.folder = scratch / "world"
         self.log = scratch / "words.log"
         self.fresh()
@@ -755,7 +758,8 @@ def main() -> int:
         return _loaded()
     shim = Shim(os.environ[SHIM])
     record = Record(options.record)
-    draw, modes = random.Random(options.seed), cycle(options.modes)
+    draw = random.Random(options.seed)
+    modes = cycle(options.modes)
     bad = 0
     rows = []
     for name in options.part:

@@ -29,7 +29,8 @@ WORDS = {
 
 def run(worlds: int, seed: int, stores: tuple[tuple[Kind, Locks], ...] = STORES) -> tuple[list[str], list[World]]:
     """Return a table of what happened on each store, and the worlds that were bad."""
-    rows, bad = [], []
+    rows = []
+    bad = []
     for kind, locks in stores:
         counts: Counter[str] = Counter()
         longest = 0

@@ -151,11 +151,13 @@ def disturbed(
     if interrupt:
         time.sleep(1)
         stage.driver.send_signal(signal.SIGINT)
-    said, sentence = None, ""
+    said = None
+    sentence = ""
     while stage.driver.poll() is None and time.monotonic() < struck + PATIENCE:
         text = log.read_bytes()[read:].decode(errors="replace")
         if said is None and (match := next((line for line in text.splitlines() if SAID.search(line)), None)):
-            said, sentence = time.monotonic() - struck, match
+            said = time.monotonic() - struck
+            sentence = match
         time.sleep(0.05)
     ended = time.monotonic() - struck if stage.driver.poll() is not None else None
     code = stage.driver.poll()
@@ -195,8 +197,8 @@ def main() -> int:
             folder = base / f"{name.replace(' ', '-')}-{time_}"
             folder.mkdir()
             head = RayHead(folder / "r", 20000 + os.getpid() % 10000) if name in CLUSTER else None
-            there = ["--address", head.address] if head else []
-            stage = Stage(folder, [*command, *there], server=False)
+            address = ["--address", head.address] if head else []
+            stage = Stage(folder, [*command, *address], server=False)
             try:
                 pattern = (LOCAL | CLUSTER)[name]
                 results = time_ * len(expected) // options.times

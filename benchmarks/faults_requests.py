@@ -133,7 +133,9 @@ class Proxy(BaseHTTPRequestHandler):
             content = json.dumps(self.orders.requests).encode()
             if body:
                 new = json.loads(body)
-                self.orders.target, self.orders.loss, self.orders.requests = new["target"], new["loss"], []
+                self.orders.target = new["target"]
+                self.orders.loss = new["loss"]
+                self.orders.requests = []
         self.send_response_only(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -394,8 +396,8 @@ def differing_runs(backend: str, experiment: str, ledger: object, damaged: Colle
     from sweeps.tracking.model_files import FOLDER, WEIGHTS
 
     assert isinstance(ledger, Ledger)
-    found = rest(backend, "experiments/search", max_results=1000, filter=f"name = '{experiment}'")
-    experiments = found.get("experiments", [])
+    answer = rest(backend, "experiments/search", max_results=1000, filter=f"name = '{experiment}'")
+    experiments = answer.get("experiments", [])
     if len(experiments) != 1:
         yield f"{len(experiments)} experiments"
         return
@@ -538,7 +540,8 @@ def main() -> int:
     if "s3" in options.part and not shutil.which("moto_server", path=str(Path(sys.executable).parent)):
         print("error: moto's server is not installed: pip install 'moto[server]'", file=sys.stderr)
         return 2
-    bad, rows = 0, []
+    bad = 0
+    rows = []
     for name in options.part:
         with tempfile.TemporaryDirectory(prefix="faults-") as scratch, WORKS[name](Path(scratch)) as work:
             limit = time.monotonic() + 60 * options.minutes

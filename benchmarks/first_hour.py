@@ -24,7 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SWEEP, TITLE = "sweeps.imagenet_placement", "imagenet_placement-demo"
+SWEEP = "sweeps.imagenet_placement"
+TITLE = "imagenet_placement-demo"
 SMALL, LARGE = (80, 24), (200, 60)
 DESKTOP, PHONE, TABLE, COMPARED = (1280, 900), (390, 844), (1414, 660), (1000, 620)
 PATIENCE = 3600.0  # seconds
@@ -40,7 +41,8 @@ class Terminal:
 
     def __init__(self, size: tuple[int, int], command: list[str]) -> None:
         """Run a command in it, from the root of the project."""
-        self.name, self.size = f"first-hour-{time.time_ns()}", size
+        self.name = f"first-hour-{time.time_ns()}"
+        self.size = size
         # The shell stays, so that the last lines do.
         words = f"cd {shlex.quote(str(ROOT))}; {shlex.join(command)}; echo exit $?; sleep {PATIENCE:.0f}"
         self._tmux("new-session", "-d", "-x", str(size[0]), "-y", str(size[1]), "bash", "-c", words)

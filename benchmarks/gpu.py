@@ -205,8 +205,8 @@ def exact(bench: Bench) -> None:
             mode = learners[1].graphs.mode
             bench.say("exact", f"{name}: graph, eager", steps=bench.steps, tensors_that_differ=differ, steps_by=mode)
     trials, config = short_trials(bench, bench.members, min(2000, bench.pictures))
-    kept = [train_apart(bench, trials, config, "alone"), train_pack(bench, trials, config, "pack")]
-    differ = sum(ours != theirs for ours, theirs in zip(*kept, strict=True))
+    digests = [train_apart(bench, trials, config, "alone"), train_pack(bench, trials, config, "pack")]
+    differ = sum(ours != theirs for ours, theirs in zip(*digests, strict=True))
     bench.say("exact", f"pack of {len(trials)}, alone", trials_that_differ=differ)
     if not bench.kills:
         return
@@ -226,7 +226,7 @@ def step(bench: Bench) -> None:
                 learner, images, labels = bench.learner(name, form != "eager")
                 if form == "compiled":
                     learner.model.compile()
-                took = bench.seconds(lambda one=learner, x=images, y=labels: one.step(x, y))
+                took = bench.seconds(lambda learner=learner, x=images, y=labels: learner.step(x, y))
                 share = 100 * 1e9 * work / took / bench.flops
                 bench.say("step", f"{name}, {form}", ms=1e3 * took, pictures_s=family.batch / took, roof_percent=share,
                           steps_by=learner.graphs.mode)  # fmt: skip
@@ -308,8 +308,8 @@ def pictures(bench: Bench) -> None:
                     for epoch in range(2):
                         indices = order(0, epoch, np.arange(len(opened), dtype=np.int64))
                         began = time.perf_counter()
-                        for found in opened.batches(indices, batch):
-                            view(opened, found, epoch, 32 if size == 32 else 224)
+                        for minibatch in opened.batches(indices, batch):
+                            view(opened, minibatch, epoch, 32 if size == 32 else 224)
                         bench.wait()
                     rate = len(opened) / (time.perf_counter() - began)
                 bench.say("pictures", f"{size} px by {reader}", pictures_s=rate)
@@ -360,14 +360,14 @@ def section_line(bench: Bench, section: str, name: str) -> Iterator[None]:
         bench.say(section, name, failed=f"{type(error).__name__}: {first}")
 
 
-def view(opened: Any, found: Any, epoch: int, crop: int) -> Tensor:
+def view(opened: Any, minibatch: Any, epoch: int, crop: int) -> Tensor:
     """Return the training views of a batch."""
     from crelu_data.augment import training_view
 
     facts = opened.sidecar
     return training_view(
-        found.images, found.ids, seed=0, epoch=epoch, crop=crop, flip=True, shift=4 if crop == 32 else 0, lighting=0.0,
-        mean=facts.mean, std=facts.std, eigenvalues=facts.eigenvalues, eigenvectors=facts.eigenvectors,
+        minibatch.images, minibatch.ids, seed=0, epoch=epoch, crop=crop, flip=True, shift=4 if crop == 32 else 0,
+        lighting=0.0, mean=facts.mean, std=facts.std, eigenvalues=facts.eigenvalues, eigenvectors=facts.eigenvectors,
     )  # fmt: skip
 
 
@@ -392,7 +392,7 @@ def hashes(ledger: Path, trials: Sequence[Trial]) -> list[list[str]]:
     """Return hashes of what trials have left: weights and scores."""
     from sweeps.store.ledger import Ledger
 
-    results = [Ledger(str(ledger)).result(one.key) for one in trials]
+    results = [Ledger(str(ledger)).result(short_trial.key) for short_trial in trials]
     names = ("weights.safetensors", "tables/scores.parquet")
     return [[result["status"], *(result["files"].get(name, "") for name in names)] for result in results if result]
 
@@ -401,8 +401,8 @@ def train_apart(bench: Bench, trials: Sequence[Trial], config: Any, name: str) -
     """Train one after another; return hashes of what they leave."""
     from sweeps.training.run_trial import run_trial
 
-    for one in trials:
-        run_trial(one, dataclasses.replace(config, ledger=str(bench.folder / name)), lambda *_: None)
+    for short_trial in trials:
+        run_trial(short_trial, dataclasses.replace(config, ledger=str(bench.folder / name)), lambda *_: None)
     return hashes(bench.folder / name, trials)
 
 

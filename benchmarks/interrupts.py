@@ -74,11 +74,16 @@ def run(command: list[str], moment: float) -> Ending:
         os.chdir(ROOT)
         os.execvpe(command[0], command, os.environ | {"TERM": "xterm-256color"})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    text, typed, word, stage = b"", 0.0, float("nan"), ""
+    text = b""
+    typed = 0.0
+    word = float("nan")
+    stage = ""
     while True:
         now = time.monotonic()
         if not typed and now - began >= moment:
-            stage, typed, before = stage_of(ESCAPE.sub(b"", text)), now, len(text)
+            stage = stage_of(ESCAPE.sub(b"", text))
+            typed = now
+            before = len(text)
             os.write(terminal, INTERRUPT)
         if now - (typed or began) > PATIENCE:
             os.kill(process, signal.SIGKILL)
@@ -110,7 +115,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="print the output of what broke a promise")
     options = parser.parse_args()
-    draw, endings, broken = random.Random(options.seed), list[Ending](), 0
+    draw = random.Random(options.seed)
+    endings: list[Ending] = []
+    broken = 0
     with tempfile.TemporaryDirectory(prefix="interrupts-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
 

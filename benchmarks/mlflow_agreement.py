@@ -43,7 +43,7 @@ class World(NamedTuple):
 
     output: Path
     older: Path
-    whole: Path
+    template: Path
 
     @property
     def database(self) -> Path:
@@ -54,7 +54,7 @@ class World(NamedTuple):
         """Bring the output folder to where each case begins, at the same place."""
         for path in self.output.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.copytree(self.whole, self.output, dirs_exist_ok=True)
+        shutil.copytree(self.template, self.output, dirs_exist_ok=True)
 
 
 # What befalls it; each returns the keys of the trials that it damages
@@ -88,8 +88,8 @@ def add_ghosts(world: World) -> set[str]:
     trial = next(run for run in runs if "trial.key" in run.data.tags)
     cell = next(run for run in runs if "trial.key" not in run.data.tags)
     for tags in (trial.data.tags, cell.data.tags, trial.data.tags | {"trial.key": "f" * 20}):
-        own = {name: value for name, value in tags.items() if not name.startswith("mlflow.")}
-        ghost = client.create_run(experiment, tags=own)
+        user_tags = {name: value for name, value in tags.items() if not name.startswith("mlflow.")}
+        ghost = client.create_run(experiment, tags=user_tags)
         client.log_param(ghost.info.run_id, "recipe/epochs", "7")
     client.create_run(experiment, tags={k: v for k, v in trial.data.tags.items() if not k.startswith("mlflow.")})
     return set()
@@ -169,7 +169,7 @@ def trained(folder: Path) -> World:
             raise ValueError(f"the sweep ends with {code}:\n{words}")
         if seeds == "1":
             shutil.copy(world.database, world.older)
-    shutil.copytree(world.output, world.whole)
+    shutil.copytree(world.output, world.template)
     return world
 
 
@@ -196,13 +196,13 @@ def differences(world: World, backend: str, shown: Path, damaged: set[str]) -> l
             source.backup(target)
     except sqlite3.Error as error:
         return [f"{error}"]
-    found = list(differing_runs(backend, TITLE, Ledger.in_output(str(world.output)), damaged))
+    mismatches = list(differing_runs(backend, TITLE, Ledger.in_output(str(world.output)), damaged))
     ids = [each["experiment_id"] for each in rest(backend, "experiments/search", max_results=100)["experiments"]]
     for run in rest(backend, "runs/search", experiment_ids=ids, max_results=1000).get("runs", []):
         tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}  # type: ignore[index, call-overload]
         if "trial.key" not in tags and run["info"]["status"] == "RUNNING":  # type: ignore[index, call-overload]
-            found.append(f"the run of cell {tags.get('cell.key', '?')} is RUNNING")
-    return found
+            mismatches.append(f"the run of cell {tags.get('cell.key', '?')} is RUNNING")
+    return mismatches
 
 
 def main() -> int:

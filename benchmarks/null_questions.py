@@ -71,8 +71,8 @@ def outliers(stream: np.random.Generator, cells: int, pairs: int) -> Floats:
 
 def correlated(stream: np.random.Generator, cells: int, pairs: int) -> Floats:
     """Draw correlated noise: all cells of a seed share nine tenths of it, and neighbours share the rest."""
-    own = stream.standard_normal((cells, pairs))
-    return 3 * stream.standard_normal((1, pairs)) + own + 0.5 * np.roll(own, 1, axis=0)
+    noise = stream.standard_normal((cells, pairs))
+    return 3 * stream.standard_normal((1, pairs)) + noise + 0.5 * np.roll(noise, 1, axis=0)
 
 
 def unequal(stream: np.random.Generator, cells: int, pairs: int) -> Floats:
@@ -153,12 +153,14 @@ def simulate(world: World, effect: float, sweeps: int, seed: int) -> Line:
             for cell, row in zip(CELLS, errors, strict=True)
             for trial, error in zip(trials[cell.key], row, strict=True)
         }
-        found = waves(questions, CELLS, protocol.design, trials, results, ())
-        wrong += any(_is_wrong(trajectory.decision, gain, margin) for trajectory in found.trajectories)
-        covered += all(look.low <= gain <= look.high for trajectory in found.trajectories for look in trajectory.looks)
-        better += sum(trajectory.decision == "for" for trajectory in found.trajectories)
-        equal += sum(trajectory.decision == "equal" for trajectory in found.trajectories)
-        used += _trainings(found)
+        outcome = waves(questions, CELLS, protocol.design, trials, results, ())
+        wrong += any(_is_wrong(trajectory.decision, gain, margin) for trajectory in outcome.trajectories)
+        covered += all(
+            look.low <= gain <= look.high for trajectory in outcome.trajectories for look in trajectory.looks
+        )
+        better += sum(trajectory.decision == "for" for trajectory in outcome.trajectories)
+        equal += sum(trajectory.decision == "equal" for trajectory in outcome.trajectories)
+        used += _trainings(outcome)
     return Line(
         100 * wrong / sweeps,
         100 * covered / sweeps,
@@ -172,8 +174,8 @@ def _trial(cell: Cell, number: int, folds: int) -> Trial:
     return Trial(cell, "fold", number, fold=number, folds=folds) if folds else Trial(cell, seed=number)
 
 
-def _trainings(found: Waves) -> int:
-    needed: Mapping[str, int] = found.needed
+def _trainings(outcome: Waves) -> int:
+    needed: Mapping[str, int] = outcome.needed
     return sum(needed.values())
 
 

@@ -30,19 +30,22 @@ def train(row: dict[str, Any], pictures: str, report: Callable[[dict[str, float]
     from sweeps.training.splits import SPLIT_SEED
 
     trial = trial_from_json(row["trial"])
-    recipe, phase = trial.recipe, PHASES[trial.phase]
-    there = np.load(pictures)
-    labels, mean, std = there["train_labels"], tuple(there["mean"]), tuple(there["std"])
+    recipe = trial.recipe
+    phase = PHASES[trial.phase]
+    arrays = np.load(pictures)
+    labels = arrays["train_labels"]
+    mean, std = tuple(arrays["mean"]), tuple(arrays["std"])
     learn = held_out = np.arange(len(labels))
     if phase.split == "holdout":
-        learn, held_out = holdout(labels, int(there["holdout"]), SPLIT_SEED)
+        learn, held_out = holdout(labels, int(arrays["holdout"]), SPLIT_SEED)
     elif phase.split == "fold":
         learn, held_out = folds(labels, trial.folds, SPLIT_SEED)[trial.fold]
     plain = [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    crop = [transforms.RandomCrop(there["train"].shape[1], padding=recipe.shift)] if recipe.shift else []
+    crop = [transforms.RandomCrop(arrays["train"].shape[1], padding=recipe.shift)] if recipe.shift else []
     moved = transforms.Compose([transforms.RandomHorizontalFlip(), *crop, *plain])
     still = transforms.Compose(plain)
-    size, classes = there["train"].shape[1], int(there["classes"])
+    size = arrays["train"].shape[1]
+    classes = int(arrays["classes"])
     model = plainly(build(trial.net, classes, size))
     initialise(model, trial.net, recipe.init, trial.seed)
     torch.manual_seed(trial.seed)
@@ -54,9 +57,9 @@ def train(row: dict[str, Any], pictures: str, report: Callable[[dict[str, float]
             model.parameters(), recipe.lr, recipe.momentum, recipe.dampening, recipe.weight_decay
         )
     loss_of = torch.nn.CrossEntropyLoss()
-    batches = DataLoader(Subset(Pictures(there["train"], labels, moved), learn.tolist()), recipe.batch, shuffle=True,
+    batches = DataLoader(Subset(Pictures(arrays["train"], labels, moved), learn.tolist()), recipe.batch, shuffle=True,
                          num_workers=1, drop_last=recipe.drop_last)  # fmt: skip
-    chosen = Subset(Pictures(there["train"], labels, still), held_out.tolist())
+    chosen = Subset(Pictures(arrays["train"], labels, still), held_out.tolist())
 
     def error(pictures: Any) -> float:
         model.eval()
@@ -66,7 +69,8 @@ def train(row: dict[str, Any], pictures: str, report: Callable[[dict[str, float]
                 wrong += int((model(images).argmax(1) != targets).sum())
         return 100 * wrong / len(pictures)
 
-    best, kept = float("inf"), None
+    best = float("inf")
+    weights = None
     for epoch in range(row["epochs"]):
         model.train()
         for step, (images, targets) in enumerate(batches):
@@ -79,18 +83,21 @@ def train(row: dict[str, Any], pictures: str, report: Callable[[dict[str, float]
             optimiser.step()
         now = error(chosen) if phase.split != "full" else 0.0
         if phase.select == "best" and now <= best:
-            best, kept = now, {name: value.clone() for name, value in model.state_dict().items()}
+            best = now
+            weights = {name: value.clone() for name, value in model.state_dict().items()}
         report({"loss": loss.item(), "val_error": now})
-    if kept is not None:
-        model.load_state_dict(kept)
-    return error(Pictures(there["test"], there["test_labels"], still)) if phase.test else best
+    if weights is not None:
+        model.load_state_dict(weights)
+    return error(Pictures(arrays["test"], arrays["test_labels"], still)) if phase.test else best
 
 
 class Pictures:
     """A data set over arrays, made into PIL pictures one by one, as torchvision's CIFAR10 does."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Callable[[Any], Any]) -> None:
-        self.images, self.labels, self.transform = images, labels, transform
+        self.images = images
+        self.labels = labels
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -53,7 +53,8 @@ def main() -> int:
         outcome = run_world(options.seed, options.plant)
         print(outcome.history, *outcome.faults, sep="\n")
         return bool(outcome.faults)
-    began, shown, bad = time.perf_counter(), 0, 0
+    began = time.perf_counter()
+    shown, bad = 0, 0
     seen: Counter[str] = Counter()
     for outcome in outcomes(range(options.first, options.first + options.worlds), options.processes, options.plant):
         seen.update(outcome.counts)

@@ -54,17 +54,17 @@ def floor(trial: Trial) -> float:
     return 10 + 40 * distance([rate for _, rate in trial.dropout])
 
 
-def _play(trial: Trial, place: RuntimeConfig, whole: list[float]) -> dict[str, Any] | None:
+def _play(trial: Trial, place: RuntimeConfig, errors: list[float]) -> dict[str, Any] | None:
     """Play a training with these errors to its end, or to the epoch where it is pruned or pauses."""
     curve: list[float] = []
-    for epoch, error in enumerate(whole):
+    for epoch, error in enumerate(errors):
         curve.append(error)
         if epoch < len(trial.pruning_thresholds) and min(curve) > trial.pruning_thresholds[epoch]:
             break
-        if len(curve) == place.pause_at < len(whole):
+        if len(curve) == place.pause_at < len(errors):
             Ledger(place.ledger).pause(trial.key, {"epoch": len(curve), "curve": curve, "seconds": 0.0})
             return None
-    return _commit(trial, place, curve, "pruned" if len(curve) < len(whole) else "finished")
+    return _commit(trial, place, curve, "pruned" if len(curve) < len(errors) else "finished")
 
 
 def distance(rates: Sequence[float]) -> float:

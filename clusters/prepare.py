@@ -62,10 +62,10 @@ def prepare(options: argparse.Namespace) -> str:
     words = {"BUCKET": options.bucket, "REGION": options.region, "ACCOUNT": account, "GROUP": group}
     for role in ROLES:
         profile(f"crelu-{role}", policy(role, words))
-    found = image(options.region, options.image)
+    image_id = image(options.region, options.image)
     with suppress(ClientError):  # it is there, as in any account that has used spot machines
         boto3.client("iam").create_service_linked_role(AWSServiceName="spot.amazonaws.com")
-    return (f"machines start from {found}\nin ray_cluster.yaml:\n  region: {options.region}\n"
+    return (f"machines start from {image_id}\nin ray_cluster.yaml:\n  region: {options.region}\n"
             f"  SecurityGroupIds: [{group}]\n  - bash ~/crelu/clusters/node.sh s3://{options.bucket}")  # fmt: skip
 
 
@@ -130,8 +130,8 @@ def policy(role: str, words: dict[str, str]) -> dict[str, Any]:
     text = (POLICIES / f"{role}.json").read_text(encoding="utf-8")
     for word, value in words.items():
         text = text.replace(word, value)
-    found: dict[str, Any] = json.loads(text)
-    return found
+    document: dict[str, Any] = json.loads(text)
+    return document
 
 
 def profile(name: str, allowed: dict[str, Any]) -> None:

@@ -50,7 +50,8 @@ def _fused(x: Tensor, kind: str) -> Tensor | None:
     """Return the activation of x by a GPU's kernel; None where there is none for it."""
     if not (x.is_cuda or INTERPRETED) or torch.compiler.is_compiling() or _mapped(x):
         return None
-    module, form = _kernels(), _format(x)
+    module = _kernels()
+    form = _format(x)
     if module is None or not module.accepts(x, kind, form):
         return None
     y: Tensor = module.apply(x, kind, form)

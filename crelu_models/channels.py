@@ -62,7 +62,8 @@ class _Flow(NamedTuple):
 
 def count(traced: fx.GraphModule, node: fx.Node) -> int:
     """Return the channels of a node's tensor; RefusedError where they cannot be counted."""
-    name, module = _call(node), module_of(traced, node)
+    name = _call(node)
+    module = module_of(traced, node)
     if isinstance(module, CONVS):
         return module.out_channels
     if isinstance(module, nn.Linear):
@@ -140,7 +141,8 @@ def follow(traced: fx.GraphModule, start: fx.Node, layout: Layout, before: int, 
 
 def _through(traced: fx.GraphModule, node: fx.Node, flows: dict[fx.Node, _Flow], edits: Edits) -> _Flow | None:
     """Return how the channels go on behind `node`; None where a layer reads them. Notes what changes there."""
-    name, module = _call(node), module_of(traced, node)
+    name = _call(node)
+    module = module_of(traced, node)
     flow = next(flows[part] for part in node.all_input_nodes if part in flows)
     if node.op == "output":
         raise RefusedError("its channels are the output of the net")
@@ -240,8 +242,8 @@ def _check_layer(traced: fx.GraphModule, node: fx.Node, module: nn.Module) -> No
 
 def _shares(module: nn.Module, other: nn.Module) -> bool:
     """Return whether another module has one of this module's own parameters."""
-    own: list[Tensor] = [value for value in module._parameters.values() if value is not None]
-    return any(value is mine for value in other._parameters.values() for mine in own)
+    parameters: list[Tensor] = [value for value in module._parameters.values() if value is not None]
+    return any(value is mine for value in other._parameters.values() for mine in parameters)
 
 
 def _call(node: fx.Node) -> str:

@@ -47,7 +47,8 @@ class Dropout(nn.Module):
     def __init__(self, rate: float, name: str) -> None:
         """Drop elements with probability `rate`; the name of the layer in front, `name`, is part of the seeds."""
         super().__init__()
-        self.rate, self.name = rate, name
+        self.rate = rate
+        self.name = name
         self.generator: torch.Generator | None = None
         self._seed = seed_from("dropout", name)
         self._first, self._batch, self._pictures = 0, 0, 0
@@ -75,8 +76,8 @@ class Dropout(nn.Module):
         if self.generator is None or self.generator.device != x.device:
             self.generator = torch.Generator(x.device)
             self.generator.manual_seed(self._seed)
-        whole = bool(self._pictures) and len(x) % self._pictures == 0
-        rows = len(x) // self._pictures if whole else 1  # of a picture
+        fits = bool(self._pictures) and len(x) % self._pictures == 0
+        rows = len(x) // self._pictures if fits else 1  # of a picture
         mask = self._empty_mask(x, self._batch * rows)
         rate = self._draw(mask)
         if len(mask) > len(x):

@@ -57,11 +57,11 @@ def user_line(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{Path(error.filename).name}, line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if is_users(frame.filename)]
-    if not own:
+    users = [frame for frame in frames if is_users(frame.filename)]
+    if not users:
         return ""
-    inside = f" in {own[-1].name}" if own[-1].name != "<module>" else ""
-    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}{inside}"
+    inside = f" in {users[-1].name}" if users[-1].name != "<module>" else ""
+    return f"{Path(users[-1].filename).name}, line {users[-1].lineno}{inside}"
 
 
 def is_users(file: str) -> bool:

@@ -172,8 +172,8 @@ def _named(traced: fx.GraphModule, globs: Sequence[str]) -> dict[str, fx.Node]:
     for glob in globs:
         named = {name: node for name, node in known.items() if fnmatchcase(name, glob)}
         if not named:
-            there = _listed([*known]) or "none"
-            raise ValueError(f"no activation of {type(traced).__name__} is named {glob!r}; there are {there}")
+            choices = _listed([*known]) or "none"
+            raise ValueError(f"no activation of {type(traced).__name__} is named {glob!r}; there are {choices}")
         nodes |= named
     order = {node: number for number, node in enumerate(traced.graph.nodes)}
     return dict(sorted(nodes.items(), key=lambda item: order[item[1]]))

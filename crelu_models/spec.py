@@ -182,7 +182,8 @@ class Net:
         if classes < 1:
             raise ValueError(f"a net has at least 1 class, not {classes}")
         rows = self._layers()
-        channels, before = 3, size
+        channels = 3
+        before = size
         layers: list[Layer] = []
         for row, side in zip(rows, _sides(rows, size), strict=True):
             if side < 1:

@@ -81,8 +81,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a call of `m` is one node."""
-        whole = channel_factor(m) > 0 or not any(True for _ in m.children())
-        return whole or super().is_leaf_module(m, module_qualified_name)
+        is_leaf = channel_factor(m) > 0 or not any(True for _ in m.children())
+        return is_leaf or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(module: nn.Module) -> fx.GraphModule:
@@ -188,8 +188,8 @@ def _two_nets(traced: fx.GraphModule, node: fx.Node) -> ValueError:
 def _name_activations(traced: fx.GraphModule) -> None:
     """Give every call of an activation a module under a name of its own."""
     for node in traced.graph.nodes:
-        if _is_own_activation(own := module_of(traced, node)):
-            own.channel_factor = 1  # type: ignore[assignment]
+        if _is_own_activation(activation := module_of(traced, node)):
+            activation.channel_factor = 1  # type: ignore[assignment]
     used: set[str] = set()
     paths = {name for name, _ in traced.named_modules()}
     for node in traced.graph.nodes:

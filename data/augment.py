@@ -66,7 +66,10 @@ def training_view(
         colour = torch.tensor(mean, device=images.device).mul(255).round().to(images.dtype)[:, None, None]
         bordered = colour.expand(len(images), 3, side, side).contiguous(memory_format=torch.channels_last)
         bordered[:, :, shift:-shift, shift:-shift] = images
-        images, top, left, shift = bordered, top + shift, left + shift, 0
+        images = bordered
+        top = top + shift
+        left = left + shift
+        shift = 0
     if resized_crop or rand_augment:
         cut = _cut(images, top, left, crop, mirrored)
         if resized_crop:

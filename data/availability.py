@@ -183,7 +183,8 @@ def _check_pictures(name: str, where: Path) -> None:
 def check_integrity(name: str, where: Path) -> None:
     """Raise ValueError where a file of the data set is not the one its sidecar tells of."""
     for path in filter(Path.exists, _files(name, where)):
-        sidecar, index = read_sidecar(path.with_suffix(".json")), beton.read_index(path)
+        sidecar = read_sidecar(path.with_suffix(".json"))
+        index = beton.read_index(path)
         same = index.digest == sidecar.index
         if same and sidecar.file_bytes <= READ_THROUGH:
             same = beton.fingerprint(index) == sidecar.fingerprint

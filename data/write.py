@@ -112,7 +112,9 @@ def prepare(
         if _is_complete(sidecars):  # by another process, while this one waited
             return sidecars
         for sidecar in sidecars.values():  # of a preparation that was interrupted: the rest is made like it
-            size, seed, quality = size or sidecar.size, sidecar.seed, sidecar.quality or quality
+            size = size or sidecar.size
+            seed = sidecar.seed
+            quality = sidecar.quality or quality
         options = _Options(writer, quality or 90, workers or cores())
         splits = sources(name, origin, where, size, seed or 0, partial).items()
         missing = {split: source for split, source in splits if split not in sidecars}

@@ -79,7 +79,9 @@ def table(actions: list[argparse.Action]) -> nodes.table:
     group += nodes.thead("", row(nodes.Text("Option"), nodes.Text("Meaning")))
     body = nodes.tbody()
     for action in actions:
-        spellings = [written for one in written_as(action) for written in (nodes.literal("", one), nodes.Text(", "))]
+        spellings = [
+            written for spelling in written_as(action) for written in (nodes.literal("", spelling), nodes.Text(", "))
+        ]
         body += row(nodes.inline("", "", *spellings[:-1]), nodes.inline("", "", *meaning(action)))
     group += body
     return nodes.table("", group, classes=["options"])

@@ -19,8 +19,8 @@ LISTS = ("initialization_commands", "setup_commands", "head_setup_commands", "wo
 
 
 def read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(path.read_text())
-    return found
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    return config
 
 
 CLUSTER = read(AWS)
@@ -145,23 +145,23 @@ def test_group_that_is_prepared_opens_ssh_alone_and_not_to_the_world() -> None:
 
 @pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
 def test_every_command_is_our_own(path: Path) -> None:
-    found = read(path)
-    assert all(name in found for name in LISTS), "Ray fills in what is not there: a nightly Ray, an open dashboard"
-    assert found["docker"] == {}
-    assert sum("node.sh" in command for name in LISTS for command in found[name]) == 1
-    for command in (command for name in LISTS for command in found[name]):
+    config = read(path)
+    assert all(name in config for name in LISTS), "Ray fills in what is not there: a nightly Ray, an open dashboard"
+    assert config["docker"] == {}
+    assert sum("node.sh" in command for name in LISTS for command in config[name]) == 1
+    for command in (command for name in LISTS for command in config[name]):
         subprocess.run(["bash", "-n", "-c", command], check=True)
         assert "0.0.0.0" not in command
 
 
 @pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
 def test_dashboard_answers_on_the_head_alone_and_the_token_is_asked_for(path: Path) -> None:
-    found = read(path)
-    (head,) = (command for command in found["head_start_ray_commands"] if "ray start" in command)
+    config = read(path)
+    (head,) = (command for command in config["head_start_ray_commands"] if "ray start" in command)
     assert "--dashboard-host=127.0.0.1" in head
     assert "--head" in head
     assert "--ray-client-server-port" not in head
-    mounts = found["file_mounts"]
+    mounts = config["file_mounts"]
     assert mounts["~/.ray/auth_token"] == "~/.ray/auth_token"
     made_ready = (ROOT / "clusters" / "node.sh").read_text()
     assert "RAY_AUTH_MODE=token" in made_ready
@@ -170,13 +170,13 @@ def test_dashboard_answers_on_the_head_alone_and_the_token_is_asked_for(path: Pa
 
 @pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
 def test_no_secret_and_no_data_lie_in_the_file(path: Path) -> None:
-    found = read(path)
-    said = json.dumps([*(found[name] for name in LISTS), found.get("available_node_types")]).replace("HttpTokens", "")
+    config = read(path)
+    said = json.dumps([*(config[name] for name in LISTS), config.get("available_node_types")]).replace("HttpTokens", "")
     assert not re.search(r"(?i)password|secret|token|AKIA", said)
-    assert all(source == "." or re.fullmatch(r"~/\.ray/\w+", source) for source in found["file_mounts"].values())
-    assert ".beton" not in json.dumps(found["file_mounts"])
-    assert {".git", ".venv"} <= set(found["rsync_exclude"])
-    assert found["rsync_filter"] == [".gitignore"]
+    assert all(source == "." or re.fullmatch(r"~/\.ray/\w+", source) for source in config["file_mounts"].values())
+    assert ".beton" not in json.dumps(config["file_mounts"])
+    assert {".git", ".venv"} <= set(config["rsync_exclude"])
+    assert config["rsync_filter"] == [".gitignore"]
 
 
 def test_lines_to_edit_are_marked() -> None:

@@ -22,11 +22,11 @@ def fault(mutation: Mutation) -> str:
 
 
 def test_every_mutation_applies_once_and_still_compiles() -> None:
-    assert [found for mutation in MUTATIONS if (found := fault(mutation))] == []
+    assert [message for mutation in MUTATIONS if (message := fault(mutation))] == []
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "found"),
+    ("file", "old", "new", "message"),
     [
         ("a.py", "x = 1", "x = 2", ""),
         ("a.py", "x = 1", "x = 1", "changes nothing"),
@@ -37,24 +37,24 @@ def test_every_mutation_applies_once_and_still_compiles() -> None:
     ],
 )
 def test_what_is_wrong_with_a_mutation_is_found(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, old: str, new: str, found: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, old: str, new: str, message: str
 ) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    assert bool(fault(Mutation(file, old, new, ()))) == bool(found)
-    assert found in fault(Mutation(file, old, new, ()))
+    assert bool(fault(Mutation(file, old, new, ()))) == bool(message)
+    assert message in fault(Mutation(file, old, new, ()))
 
 
 def test_tests_of_every_mutation_are_there() -> None:
     named: dict[str, set[str]] = {}
     for file, _, name in (test.partition("::") for mutation in MUTATIONS for test in mutation.tests):
         named.setdefault(file, set()).add(name)
-    there = {
+    defined = {
         file: {"", *re.findall(r"^def (\w+)\(", (ROOT / file).read_text(), re.MULTILINE)}
         for file in named
         if (ROOT / file).is_file()
     }
-    assert [f"{file}::{name}" for file, names in named.items() for name in names - there.get(file, set())] == []
+    assert [f"{file}::{name}" for file, names in named.items() for name in names - defined.get(file, set())] == []
 
 
 def test_mutations_are_many_and_cover_the_rooms() -> None:

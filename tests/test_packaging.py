@@ -14,10 +14,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_wheel_has_our_packages_and_nothing_called_data() -> None:
-    found = find_packages(str(ROOT), include=PROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
-    assert {name.partition(".")[0] for name in found} == {"crelu_models", "crelu_data", "sweeps"}
+    packages = find_packages(str(ROOT), include=PROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert {name.partition(".")[0] for name in packages} == {"crelu_models", "crelu_data", "sweeps"}
     folders = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in (ROOT / "sweeps").rglob("*.py")}
-    assert folders <= set(found)
+    assert folders <= set(packages)
     files = PROJECT["tool"]["setuptools"]["package-data"]
     for package in ("crelu_models", "crelu_data", "sweeps"):
         named = {path for glob in files[package] for path in (ROOT / package).glob(glob)}

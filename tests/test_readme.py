@@ -20,7 +20,7 @@ from sweeps.cli.verbs import pages
 from sweeps.experiment.metrics import TOP1
 from sweeps.report.effect_tables import effects_of
 from sweeps.results.cell_numbers import groups
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from tests.support.sweeps import Made, make
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,8 +140,8 @@ def test_readme_is_read_in_five_minutes() -> None:
 
 def targets(path: Path) -> list[str]:
     """Return where the links and pictures of a document lead, other sites left out."""
-    found = re.findall(r"\]\(([^)\s]+)\)", prose(path))
-    return [target for target in found if "://" not in target]
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(path))
+    return [target for target in links if "://" not in target]
 
 
 LINKS = sorted({(named(path), target) for path in DOCUMENTS for target in targets(path)})
@@ -244,6 +244,6 @@ def test_page_of_ones_own_answers_its_question(tmp_path: Path, monkeypatch: pyte
     sweep = declare(name, cells, protocol, options, settings)
     assert "leaky form beat CReLU" in question
     make(settings.ledger, sweep, lambda trial: Made({TOP1: 20.0} if trial.phase == "ablation" else {}))
-    ((_, found),) = effects_of(groups(survey(settings.ledger, sweep.title)))
-    pairs = [(effect.row.label, effect.reference.label) for effect in found if effect.contrast.metric == TOP1]
+    ((_, effects),) = effects_of(groups(read_sweep(settings.ledger, sweep.title)))
+    pairs = [(effect.row.label, effect.reference.label) for effect in effects if effect.contrast.metric == TOP1]
     assert pairs == [("crelu", "relu"), ("crelu_leaky", "relu"), ("crelu_leaky", "crelu"), ("elu", "relu")]

@@ -47,7 +47,9 @@ def cgls(
     """
     r = z.clone()
     s = transposed(r, weight, stride, pad, size)
-    x, p, gamma = torch.zeros_like(s), s.clone(), squared(s)
+    x = torch.zeros_like(s)
+    p = s.clone()
+    gamma = squared(s)
     enough = tolerance**2 * gamma
     solutions = []
     for step in range(1, limits[-1] + 1):

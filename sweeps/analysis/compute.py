@@ -74,7 +74,8 @@ def run_job(spec: JobSpec, source: Source, runtime: RuntimeConfig) -> JobResult:
 
     Arguments and result are plain values, so that this may be a task on another machine.
     """
-    ledger, folder = Ledger(runtime.ledger), _folder(spec, source)
+    ledger = Ledger(runtime.ledger)
+    folder = _folder(spec, source)
     try:
         return JobResult(source, analyse(spec, source, runtime))
     except NotApplicableError as error:

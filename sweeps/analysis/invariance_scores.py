@@ -274,7 +274,8 @@ def _part(layer: str, filters: Firing, transforms: Sequence[str]) -> dict[str, A
 def curve(rows: Sequence[Mapping[str, Any]], transforms: Sequence[str], title: str) -> bytes:
     """Draw Figure 4 for one net: the score of each layer, and of each transform behind it."""
     figure, axes = plots.panels(1, 1, width=5.2, height=3.4, title=title)
-    axis, places = axes[0][0], range(len(rows))
+    axis = axes[0][0]
+    places = range(len(rows))
     last = [float(rows[-1][transform]) for transform in transforms]
     scores = [float(row[transform]) for row in rows for transform in transforms]
     top = max((score for score in scores if score == score), default=1.0)  # a layer of dead filters has none

@@ -278,7 +278,9 @@ def _track(ledger: Ledger, done: Sequence[tuple[Source, Json]], store: str, quie
 
     Only the user's own `store` is asked: a ledger of somebody else may name any.
     """
-    sent, untracked, failure = 0, 0, ""
+    sent = 0
+    untracked = 0
+    failure = ""
     for source, entry in done:
         note = ledger.read_json(f"tracked/{source.trial}.json") if source.trial else None
         if note is None:
@@ -305,7 +307,8 @@ def _track(ledger: Ledger, done: Sequence[tuple[Source, Json]], store: str, quie
 
 def send(ledger: Ledger, summary: Json, uri: str, run: str) -> bool:
     """Log the files of an analysis on an MLflow run, once, and of the defaults the metrics; return whether it did."""
-    folder, job = summary["folder"], summary["job"]
+    folder = summary["folder"]
+    job = summary["job"]
     sent = {"uri": uri, "run": run, "finished_ms": summary["finished_ms"]}
     if ledger.read_json(f"{folder}/tracked.json") == sent:
         return False

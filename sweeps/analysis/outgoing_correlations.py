@@ -64,7 +64,8 @@ def floor(weight: Tensor) -> float:
 
 def read_by(net: Net) -> dict[str, str]:
     """Return, for each conv that gives two phases, the conv that reads them; pooling and dropout change no channel."""
-    readers, before = {}, ""
+    readers = {}
+    before = ""
     for row in net.rows:
         if isinstance(row, Conv | Linear):
             if before and isinstance(row, Conv):
@@ -78,7 +79,8 @@ def read_by(net: Net) -> dict[str, str]:
 
 def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Correlate the outgoing weights of every conv with two phases, or of the layers asked for."""
-    label, readers = loaded.label, read_by(loaded.net)
+    label = loaded.label
+    readers = read_by(loaded.net)
     if not readers:
         raise NotApplicableError(
             f"{label}: no conv has CReLU and a conv behind it, so no filter has two phases to compare"
@@ -86,11 +88,15 @@ def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) 
     layers = choose_layers(
         loaded.net, [*readers], asked["layers"], lambda name: f"{label}: {name} gives no two phases to a conv"
     )
-    rows, parts, cosines = [], [], {}
+    rows = []
+    parts = []
+    cosines = {}
     metrics: dict[str, float] = {}
     for layer in layers:
         weight = loaded.weights[f"{readers[layer]}.weight"]
-        cosine, pearson, least = correlations(weight), correlations(weight, centred=True), floor(weight)
+        cosine = correlations(weight)
+        pearson = correlations(weight, centred=True)
+        least = floor(weight)
         rows.append(_row(loaded, layer, cosine, pearson, least))
         parts.append(_part(layer, cosine, pearson))
         cosines[layer] = (cosine, least)

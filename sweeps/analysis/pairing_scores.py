@@ -81,7 +81,8 @@ def pairs(weight: Tensor, groups: int = 1) -> Pairs:
     if groups > 1:
         if len(flat) % groups:
             raise ValueError(f"{count(len(flat), 'filter')} are not {groups} groups of equal size")
-        parts, size = [pairs(part) for part in flat.chunk(groups)], len(flat) // groups
+        parts = [pairs(part) for part in flat.chunk(groups)]
+        size = len(flat) // groups
         offset_pairs = [torch.where(part.pair < 0, -1, part.pair + i * size) for i, part in enumerate(parts)]
         return Pairs(torch.cat([part.mu for part in parts]), torch.cat(offset_pairs))
     norm = flat.norm(dim=1)
@@ -104,7 +105,8 @@ def random_mu(filters: int, inputs: int, draws: int, seed: int, layer: str = "")
     """
     rng = np.random.Generator(np.random.PCG64(seed_from("pairing", seed, layer)))
     rank = min(filters, inputs)
-    on, below = np.arange(rank), np.tri(filters, rank, -1, dtype=np.float32)
+    on = np.arange(rank)
+    below = np.tri(filters, rank, -1, dtype=np.float32)
     batches = []
     for first in range(0, draws, most := max(1, NUMBERS // (filters * rank))):
         count = min(most, draws - first)
@@ -134,10 +136,10 @@ def contrast(mu: Tensor, random: Tensor) -> Contrast:
     Each of the M + 1 layers is measured against the M others in the same way, so that under the null all their ranks
     are alike likely. ValueError for another number of filters.
     """
-    own = mu[~mu.isnan()]
-    if len(own) != random.shape[1]:
-        raise ValueError(f"{count(len(own), 'filter')} against random layers of {random.shape[1]}")
-    layers = torch.cat([own[None], random.double()]).numpy()
+    values = mu[~mu.isnan()]
+    if len(values) != random.shape[1]:
+        raise ValueError(f"{count(len(values), 'filter')} against random layers of {random.shape[1]}")
+    layers = torch.cat([values[None], random.double()]).numpy()
     to_others = len(layers) / len(random)  # a distance to all M + 1 layers, itself among them, times this
     means = layers.mean(1)
     gaps = (means - means.mean()) * to_others

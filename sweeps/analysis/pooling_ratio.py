@@ -88,13 +88,16 @@ def patch_ratios(
     """
     weight, bias = (loaded.weights[f"{conv.name}.{part}"].double().to(device) for part in ("weight", "bias"))
     w = patch_columns(weight, pool.kernel, conv.stride)
-    gram, side = w.T @ w, (pool.kernel - 1) * conv.stride + conv.kernel
+    gram = w.T @ w
+    side = (pool.kernel - 1) * conv.stride + conv.kernel
     starts = torch.tensor(inner_starts(conv, pool, side_read(loaded.net, conv.name, deal.size)))
     stream = torch.Generator().manual_seed(seed_from("patches", deal.seed, conv.name))
     corner = starts[torch.randint(len(starts), (deal.patches, 2), generator=stream)]
     of = torch.arange(deal.patches) % deal.pictures
     ratios, counts = torch.empty(deal.patches, dtype=torch.float64), torch.empty(deal.patches, dtype=torch.int64)
-    model, most, first = loaded.model(deal.size, device), max(1, NUMBERS // (2 * len(weight)) ** 2), 0
+    model = loaded.model(deal.size, device)
+    most = max(1, NUMBERS // (2 * len(weight)) ** 2)
+    first = 0
     for pictures in views:
         read = capture(model, [conv.name], pictures)[conv.name]
         mine = torch.nonzero((first <= of) & (of < first + len(pictures)))[:, 0]

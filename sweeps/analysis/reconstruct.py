@@ -102,7 +102,8 @@ PATCHES = 20_000  # of Table S1: the printed standard errors come of about as ma
 
 def findings(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Reconstruct `samples` pictures (8) by Algorithm 1 or patches (20,000) by Algorithm 2, beside random weights."""
-    algorithm, net = algorithm_of(loaded, asked["algorithm"]), loaded.net
+    algorithm = algorithm_of(loaded, asked["algorithm"])
+    net = loaded.net
     fitting = [conv.name for conv in (unpooled(net) if algorithm == 1 else [conv for conv, _ in pooled(net)])]
     if algorithm == 1 and not asked["layers"]:
         fitting = fitting[:LAYERS]

@@ -175,7 +175,8 @@ POINTS = 200
 
 def findings(loaded: LoadedNet, _runtime: RuntimeConfig, asked: dict[str, Any]) -> Findings:
     """Put each theorem to numbers, or A.5 and 4.1 for a run's conv1; `samples` cases and draws (1,000 and 2,000)."""
-    seed, conv1 = asked["seed"], loaded.weights.get("conv1.weight")
+    seed = asked["seed"]
+    conv1 = loaded.weights.get("conv1.weight")
     bounds = pooling_cases(conv1, asked["samples"] or CASES, seed)
     ratios = rademacher_cases(conv1, asked["samples"] or SIGNS, seed)
     rows = _norm_rows(seed) + _projection_rows(seed) if conv1 is None else []

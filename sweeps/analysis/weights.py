@@ -156,7 +156,8 @@ def load(source: Source, ledger: Ledger) -> LoadedNet:
         content = ledger.read(f"{folder}/weights.safetensors")
         if content is None:
             raise ValueError(f"{ledger.path(folder)} has lost its weights.safetensors")
-        label, weights = f"{trial.cell.label} {trial.label}", _tensors(content, f"{folder}/weights.safetensors")
+        label = f"{trial.cell.label} {trial.label}"
+        weights = _tensors(content, f"{folder}/weights.safetensors")
         loaded = LoadedNet(label, folder, trial.net, source.dataset or trial.cell.dataset, weights)
     elif source.file:
         content = _download() if source.file == TORCHVISION else Path(source.file).read_bytes()

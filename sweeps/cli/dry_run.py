@@ -78,7 +78,8 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
 
 def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
     """Yield the lines that say what a sweep until decided is likely to take, search and other cells left out."""
-    sweep, design = today.sweep, today.sweep.protocol.design
+    sweep = today.sweep
+    design = today.sweep.protocol.design
     labels = {label for question in sweep.questions for label in question.labels}
     hours = hours_per_training(today, settings, labels)
     units = count(design.most * len(labels), design.unit)

@@ -51,14 +51,14 @@ def explain(options: argparse.Namespace) -> int:
     if options.cell is None:
         print("\n\n".join("\n".join(cell_lines(plan, cell, brief=True)) for cell in plan.sweep.cells))
         return 0
-    found = _trial_by_key(plan, options.cell)
-    if found is None:
+    status = _trial_by_key(plan, options.cell)
+    if status is None:
         cell = _cell(plan, options.cell)
         if options.trial is None:
             print("\n".join(cell_lines(plan, cell)))
             return 0
-        found = _trial_of(plan, cell, options.trial)
-    print("\n".join(trial_lines(plan, found, ledger)))
+        status = _trial_of(plan, cell, options.trial)
+    print("\n".join(trial_lines(plan, status, ledger)))
     return 0
 
 
@@ -189,10 +189,10 @@ def _trial_by_key(plan: Plan, word: str) -> TrialStatus | None:
     """Return the trial whose key begins with a word of enough digits; ValueError where several do."""
     if len(word) < LEAST_KEY:
         return None
-    found = [status for status in plan.statuses if status.trial.key.startswith(word)]
-    if len(found) > 1:
-        raise ValueError(f"{word} begins the keys of {count(len(found), 'trial')}: give more digits")
-    return found[0] if found else None
+    matches = [status for status in plan.statuses if status.trial.key.startswith(word)]
+    if len(matches) > 1:
+        raise ValueError(f"{word} begins the keys of {count(len(matches), 'trial')}: give more digits")
+    return matches[0] if matches else None
 
 
 def _cell(plan: Plan, label: str) -> Cell:

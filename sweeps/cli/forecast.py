@@ -52,7 +52,11 @@ class Forecast:
         macs = {cell.key: float(net_facts(cell.net, *shapes[cell.dataset]).macs) for cell in plan.sweep.cells}
         sharers = sharers_of(resources.gpus, min(at_once, len(plan.to_do) + len(plan.pending)))
         self.throughputs = Throughputs(macs, past_epochs(settings.ledger, results, resources), sharers=sharers)
-        self.plan, self.settings, self.facts, self.resources, self.at_once = plan, settings, facts, resources, at_once
+        self.plan = plan
+        self.settings = settings
+        self.facts = facts
+        self.resources = resources
+        self.at_once = at_once
         # A second phase of Single takes about as many epochs as its first phase did to its best.
         self.match_epochs = {str(result["key"]): int(result["metrics"].get("best/epoch", 0)) for result in results}
         self.epochs = 0  # of all trials in this session
@@ -188,7 +192,8 @@ def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]],
 
 def report_cost(sweep: Sweep, settings: Settings, state: DriverState, log: Callable[[str], None]) -> None:
     """Log what the session cost, failed attempts included, and note the price for the report."""
-    hourly, seconds = settings.price_per_gpu_hour, state.hours() * 3600
+    hourly = settings.price_per_gpu_hour
+    seconds = state.hours() * 3600
     if hourly:
         log(f"this session used {seconds / 3600:.3g} hours, {cost_text(TimeEstimate(*[seconds] * 3), hourly)}")
         share = state.resources.gpus or 1.0
@@ -200,7 +205,8 @@ def report_cost(sweep: Sweep, settings: Settings, state: DriverState, log: Calla
 
 def pictures(trial: Trial, facts: DataSet, epochs: float | None = None) -> tuple[float, float]:
     """Return how many pictures a training learns from and evaluates, over its epochs (None: all) and its final test."""
-    phase, recipe = PHASES[trial.phase], trial.recipe
+    phase = PHASES[trial.phase]
+    recipe = trial.recipe
     everything, tested = facts.splits["train"], facts.splits[facts.final]
     held_out = {"holdout": facts.holdout, "fold": everything // max(trial.folds, 1), "full": 0}[phase.split]
     learned = everything - held_out

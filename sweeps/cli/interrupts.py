@@ -41,7 +41,8 @@ def end_at_interrupt(code: ExitCode) -> None:
 @contextmanager
 def impatient_interrupts() -> Iterator[None]:
     """Say a word where an interrupt, which raises KeyboardInterrupt, is not handled soon; end at the second signal."""
-    lock, timers = threading.Lock(), list[threading.Timer]()
+    lock = threading.Lock()
+    timers = list[threading.Timer]()
 
     def on_signal(signals: int) -> None:
         if signals > 1:

@@ -66,7 +66,8 @@ class SweepProgress:
 
     def apply(self, event: str, trial: Trial, news: Json) -> str:
         """Take in one event and return its line; empty for an event without one."""
-        key, name = trial.key, f"{trial.cell.label} {trial.label}"
+        key = trial.key
+        name = f"{trial.cell.label} {trial.label}"
         self.trials[key] = trial
         if event == "epoch":
             self.epochs[key] = int(news["epoch"])
@@ -306,7 +307,8 @@ class LiveView:
 
     def _picture(self) -> Screen:
         with self.lock:
-            rows, counts = self.progress.rows(), self.progress.count_words()
+            rows = self.progress.rows()
+            counts = self.progress.count_words()
         sweep = self.progress.plan.sweep
         names = ", ".join(dict.fromkeys(data_name(name) for name in sweep.datasets))
         title = sweep.title if names in sweep.title else f"{sweep.title} on {names}"

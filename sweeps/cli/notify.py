@@ -63,7 +63,9 @@ class Notifier:
 
     def __init__(self, address: str, sweep: str, say: Callable[[str], None]) -> None:
         """Begin; `say` takes the sentence on a post that did not arrive."""
-        self.address, self.sweep, self.say = address, sweep, say
+        self.address = address
+        self.sweep = sweep
+        self.say = say
         self.code: ExitCode | None = None
         self.plan: Plan | None = None
 
@@ -73,7 +75,8 @@ class Notifier:
 
     def ended(self, code: ExitCode, plan: Plan) -> None:
         """Take what the work has come to."""
-        self.code, self.plan = code, plan
+        self.code = code
+        self.plan = plan
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Post the end: that of the work, else an interrupt or an error, which goes its way."""

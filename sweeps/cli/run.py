@@ -452,7 +452,8 @@ def _join_ray(today: Plan, settings: Settings, facts: Mapping[str, DataSet], vie
 
 def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> None:
     """Set how trials share their pictures: as asked for, or, once epochs have shown where that pays, there."""
-    trials, limit = forecast.plan.to_do, state.config.resident_bytes
+    trials = forecast.plan.to_do
+    limit = state.config.resident_bytes
     on_gpu = state.resources.gpus > 0
     pack = forecast.settings.resources.pack
     resident = frozenset(name for name, fact in forecast.facts.items() if packing.fits_on_device(fact, limit))

@@ -249,13 +249,14 @@ def declare(
 
     Of the questions it has those whose cells it has.
     """
-    profile, dataset = settings.profile, _asked_dataset(options) or settings.dataset
-    own = not of_paper and has_own_recipes(cells)
-    page = [scaled(cell, profile, own_recipes=own) for cell in taken(cells, profile, "")]
+    profile = settings.profile
+    dataset = _asked_dataset(options) or settings.dataset
+    own_recipes = not of_paper and has_own_recipes(cells)
+    page = [scaled(cell, profile, own_recipes=own_recipes) for cell in taken(cells, profile, "")]
     cells = taken(cells, profile, dataset)
     if options.smoke_test:
         cells, page = (cells[0], cells[-1]), [page[0], page[-1]]
-    on_data = [scaled(cell, profile, dataset, own) for cell in cells]
+    on_data = [scaled(cell, profile, dataset, own_recipes) for cell in cells]
     changed = tuple(_decoded(change(cell, options.set), settings) for cell in on_data)
     decoder = settings.decoder if any(cell.decoder for cell in changed) else ""
     other_data = [cell.key for cell in on_data] != [cell.key for cell in page]
@@ -278,12 +279,13 @@ def notes(
 
     Of a page of the paper the banner says it.
     """
-    profile, dataset = settings.profile, _asked_dataset(options) or settings.dataset
+    profile = settings.profile
+    dataset = _asked_dataset(options) or settings.dataset
     lines: list[str] = []
     if not of_paper and profile != "paper":
-        own = has_own_recipes(cells)
+        own_recipes = has_own_recipes(cells)
         chosen = taken(cells, profile, dataset)
-        lines += changed_fields(chosen, [scaled(cell, profile, dataset, own) for cell in chosen], profile)
+        lines += changed_fields(chosen, [scaled(cell, profile, dataset, own_recipes) for cell in chosen], profile)
         lines += changed_protocol(protocol, protocol_of(protocol, profile, options), options)
     inits = {cell.recipe.init for cell in cells if isinstance(cell.net, Model)} - {"own"}
     if inits:

@@ -80,7 +80,8 @@ def _register(plan: Plan, settings: Settings) -> Tracked:
     from sweeps.tracking.registry import Candidate, aliases, register
     from sweeps.tracking.store_errors import trouble
 
-    ledger, title = settings.ledger, plan.sweep.title
+    ledger = settings.ledger
+    title = plan.sweep.title
     names = aliases([cell.label for cell in plan.sweep.cells])
     candidates = []
     for cell in plan.sweep.cells:
@@ -140,7 +141,8 @@ def print_summary(summary: Summary, settings: Settings) -> None:
 
 def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: int, mend: str = "") -> str:
     """Return the line with the command to type next, as it runs."""
-    command, protocol = settings.command, sweep.protocol
+    command = settings.command
+    protocol = sweep.protocol
     if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
         hint = "   (or with a larger --max-gpu-hours)" if code == ExitCode.BUDGET else ""
         return f"resume    {command.again()}{hint}"

@@ -26,7 +26,11 @@ class ClusterWatch:
 
         `say` gets a sentence when it goes and when it comes back, `end` the reason once it stays away.
         """
-        self.look, self.say, self.end, self.poll, self.patience = look, say, end, poll, patience
+        self.look = look
+        self.say = say
+        self.end = end
+        self.poll = poll
+        self.patience = patience
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="cluster-watch", daemon=True)
 
@@ -48,7 +52,8 @@ class ClusterWatch:
     def _watch(self) -> None:
         away_since: float | None = None
         while not self.over.wait(self.poll):
-            why, now = self.look(), time.monotonic()
+            why = self.look()
+            now = time.monotonic()
             if not why:
                 if away_since is not None:
                     self.say("the Ray cluster answers again")

@@ -73,8 +73,12 @@ class _Pack:
         alive: Callable[[str], None],
         pauses: Mapping[str, int],
     ) -> None:
-        self.ledger, self.notify, self.stop, self.alive = Ledger(runtime.ledger), notify, stop, alive
-        self.member_seconds, self.last_reading = 0.0, time.monotonic()
+        self.ledger = Ledger(runtime.ledger)
+        self.notify = notify
+        self.stop = stop
+        self.alive = alive
+        self.member_seconds = 0.0
+        self.last_reading = time.monotonic()
         device_streams = open_streams(torch.device(runtime.device), len(trials))
         self.streams = {stream_key(trial): BatchStream(device_streams) for trial in trials}
         self.leaving: set[str] = set()
@@ -119,7 +123,8 @@ class _Pack:
     def _step(self, member: _Member) -> None:
         """Let a member take its step; it leaves where it has ended or failed."""
         self.alive(member.trial.key)
-        before, fits = member.position, 0
+        before = member.position
+        fits = 0
         try:
             with member.stream:
                 member.position = next(member.steps)

@@ -65,7 +65,8 @@ class PackPolicy:
         up with the others first.
         """
         members: list[Trial] = []
-        start, most = epoch(first), min(most, self.most)
+        start = epoch(first)
+        most = min(most, self.most)
         if most < 2 or start < 0 or not self._packs(first):
             return members
         kind = self.kind(first)

@@ -138,7 +138,8 @@ class RankGroup:
 
     def __init__(self, size: int, device: str) -> None:
         """Start `size` ranks on this host, each on its own GPU where `device` is cuda."""
-        self.size, self.device = size, device
+        self.size = size
+        self.device = device
         self.folder = tempfile.mkdtemp(prefix="ranks-")
         self.pipes: list[Connection] = []
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -161,7 +162,8 @@ class RankGroup:
 
     def run(self, job: _Job, report: Report, stop: Callable[[], bool]) -> Json | None:
         """Let the ranks do a job and return rank 0's result; raise the error of the first that fails or dies."""
-        busy, result = set(self.pipes), None
+        busy = set(self.pipes)
+        result = None
         for pipe in self.pipes:
             self._send(pipe, job)
         while busy:
@@ -229,7 +231,8 @@ class CommandChannel:
     """A rank's end of its pipe, read by a thread; when it closes, this process ends at once."""
 
     def __init__(self, pipe: Connection, folder: str) -> None:
-        self.pipe, self.folder = pipe, folder
+        self.pipe = pipe
+        self.folder = folder
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.reported: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.stopping = threading.Event()

@@ -330,7 +330,8 @@ def autoscaler() -> Json:
 
 def worker_types(file: Mapping[str, Any]) -> list[tuple[dict[str, float], int]]:
     """Return the types of worker in an autoscaler's file: a machine's resources, and how many there may be."""
-    most, types = int(file.get("max_workers") or 0), []
+    most = int(file.get("max_workers") or 0)
+    types = []
     for name, kind in (file.get("available_node_types") or {}).items():
         count = min(most, int(kind.get("max_workers", most)))
         if name != file.get("head_node_type") and count > 0:
@@ -341,7 +342,8 @@ def worker_types(file: Mapping[str, Any]) -> list[tuple[dict[str, float], int]]:
 
 def max_slots(file: Mapping[str, Any], cpus: float, gpus: float) -> int:
     """Return how many tasks of so many CPUs and GPUs run at once when an autoscaler has started all machines it may."""
-    machines_left, total = int(file.get("max_workers") or 0), 0
+    machines_left = int(file.get("max_workers") or 0)
+    total = 0
     by_slots = sorted(((slots(kind, cpus, gpus), most) for kind, most in worker_types(file)), reverse=True)
     for slots_each, most in by_slots:
         total += slots_each * min(most, machines_left)

@@ -99,7 +99,8 @@ def check_rank_batches(trials: Iterable[Trial], facts: Mapping[str, DataSet], ra
     for trial in trials:
         if trial.cell.task:
             continue
-        recipe, fact = trial.recipe, facts[trial.cell.dataset]
+        recipe = trial.recipe
+        fact = facts[trial.cell.dataset]
         learned = {"full": fact.splits["train"], "holdout": fact.splits["train"] - fact.holdout}
         try:
             recipe.shared(learned.get(PHASES[trial.phase].split, recipe.batch), ranks)

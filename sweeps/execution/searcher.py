@@ -136,7 +136,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if not group:
             more_may_come = not session.stopping and bool(self.waiting or self.running)
             return None if more_may_come else "FINISHED"
-        self.running[trial_id], self.members[trial_id], self.chosen = group, [trial.key for trial in group], []
+        self.running[trial_id] = group
+        self.members[trial_id] = [trial.key for trial in group]
+        self.chosen = []
         for trial in group:
             self._notify("started", trial, {})
         fingerprint = session.fingerprints.get(group[0].cell.dataset, "")
@@ -282,7 +284,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Record from the ledger what became of the trials of a worker that has ended."""
-        group, session = self.running.get(trial_id), self.session
+        group = self.running.get(trial_id)
+        session = self.session
         if group is None:
             return
         # Members of a pack have equal parts of its time.
@@ -293,7 +296,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         # A pack whose process died several times has probably run out of the host's memory.
         if error and len(group) > 1:
             self._limit_pack(group[0], len(group) // 2)
-        packed, probe = len(keys) > 1, trial_id in self.probes
+        packed = len(keys) > 1
+        probe = trial_id in self.probes
         self.probes.discard(trial_id)
         for trial in list(group):
             # The others still count as running: what becomes of this one may make the queue anew.
@@ -385,7 +389,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _check_failure_limits(self, trial: Trial, attempt: Json) -> None:
         """Stop the session where too many trials have failed, or several cells by the same error."""
-        limits, session, signature = self.session.limits, self.session, failure_signature(attempt)
+        limits = self.session.limits
+        session = self.session
+        signature = failure_signature(attempt)
         self.failures.setdefault(signature, set()).add(trial.cell.key)
         if sum(map(len, self.failures.values())) >= limits.failures:
             have = "has" if limits.failures == 1 else "have"

@@ -70,7 +70,8 @@ def run_trials(session: DriverState) -> None:
 def _run_tuners(session: DriverState, wait_for_ray: Callable[[], None]) -> None:
     fruitless = 0
     while not session.stopping:
-        searcher, epochs_before = LedgerSearcher(session), session.epochs
+        searcher = LedgerSearcher(session)
+        epochs_before = session.epochs
         if not searcher.waiting:
             return
         folder = tempfile.mkdtemp(prefix="tune-")
@@ -114,7 +115,9 @@ class StuckWatch:
 
     def __init__(self, start_over: Callable[[str], None], poll: float = 1.0, patience: float = STUCK_SECONDS) -> None:
         """Look every `poll` seconds, and call `start_over` once Ray has been dead for `patience` seconds."""
-        self.start_over, self.poll, self.patience = start_over, poll, patience
+        self.start_over = start_over
+        self.poll = poll
+        self.patience = patience
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
 
@@ -131,7 +134,8 @@ class StuckWatch:
     def _watch(self) -> None:
         dead_since = 0.0
         while not self.over.wait(self.poll):
-            why, now = ray_runtime.death(), time.monotonic()
+            why = ray_runtime.death()
+            now = time.monotonic()
             dead_since = (dead_since or now) if why else 0.0
             if why and now - dead_since >= self.patience:
                 self.start_over(why)

@@ -25,7 +25,8 @@ class Watchdog:
 
     def __init__(self, ledger: Ledger, keys: Sequence[str], seconds: float) -> None:
         """Record the hangs of earlier processes in these trials, and open the file for the next stack."""
-        self.seconds, self.armed = seconds, 0.0
+        self.seconds = seconds
+        self.armed = 0.0
         for key in keys if ledger.local else ():
             _record_hang(ledger, f"trials/{key}/hang.txt", seconds)
         if ledger.local and keys:
@@ -98,7 +99,8 @@ def stop_signal(ledger: Ledger, mark: str) -> Callable[[], bool]:
     def stop() -> bool:
         nonlocal last_look, stopping
         if not stopping and time.monotonic() - last_look > interval:
-            last_look, stopping = time.monotonic(), name in ledger.names(folder)
+            last_look = time.monotonic()
+            stopping = name in ledger.names(folder)
         return stopping
 
     return stop

@@ -96,7 +96,8 @@ def _train_one(
     trial: Trial, train: Train, runtime: RuntimeConfig, notify: Notify, stop: Callable[[], bool], probe: bool
 ) -> None:
     """Train a trial; a probe leaves once it has reported an epoch."""
-    ledger, reported = Ledger(runtime.ledger), False
+    ledger = Ledger(runtime.ledger)
+    reported = False
 
     def report(epoch: int, row: dict[str, float]) -> None:
         nonlocal reported
@@ -132,7 +133,8 @@ def _train_pack(
     """
     from sweeps.execution.pack import perform_pack
 
-    ledger, note = Ledger(runtime.ledger), f"packs/{name}.json"
+    ledger = Ledger(runtime.ledger)
+    note = f"packs/{name}.json"
     gone = set((ledger.read_json(note) or {}).get("left", []))
 
     def noting(message: Message) -> None:

@@ -112,10 +112,10 @@ def _trials_of(
     paused: Mapping[str, Json],
 ) -> CellTrials:
     search = protocol.search
-    own = Setting(rate=rate)
+    setting = Setting(rate=rate)
     if search is None:
-        trials = protocol_trials(cell, own, "", protocol, results)
-        further = further_seeds(cell, own, protocol, results, failed)
+        trials = protocol_trials(cell, setting, "", protocol, results)
+        further = further_seeds(cell, setting, protocol, results, failed)
         return CellTrials([], trials, _second_phases(cell, protocol, trials, failed), further)
     cell_study = study(search, cell, results, failed, rate, paused)
     searched = cell_study.trials
@@ -126,7 +126,7 @@ def _trials_of(
         missing = max(0, budget(search, cell) * max(1, search.folds) - len(searched))
         phase = "inner" if search.folds else "holdout"
         stand_in = Trial(cell, phase, search.seed, (), 0, search.folds)
-        trials = protocol_trials(cell, own, "-" if is_first_phase else "", protocol, {})
+        trials = protocol_trials(cell, setting, "-" if is_first_phase else "", protocol, {})
         pending = [stand_in] * missing + trials + _second_phases(cell, protocol, trials, ())
         return known._replace(pending=pending)
     winner = cell_study.winner
@@ -236,8 +236,8 @@ def rate_choices(sweep: Sweep, results: Mapping[str, Json], failed: Collection[s
         return {}
     cells = (*sweep.cells, *sweep.others)
     baselines = {cell.key: study.baseline_of(cell, cells) for cell in sweep.cells}
-    found = {baseline.key: choose(study, baseline, results, failed) for baseline in baselines.values() if baseline}
-    return {key: found[baseline.key] for key, baseline in baselines.items() if baseline}
+    choices = {baseline.key: choose(study, baseline, results, failed) for baseline in baselines.values() if baseline}
+    return {key: choices[baseline.key] for key, baseline in baselines.items() if baseline}
 
 
 def rate_trials(choices: Mapping[str, RateChoice]) -> CellTrials:
@@ -439,10 +439,12 @@ class Plan:
 
     def expected_epochs(self, trial: Trial) -> float:
         """Return how many epochs a trial that is to be trained comes to: in a halved search the mean of its trials."""
-        search, epochs = self.sweep.protocol.search, trial.recipe.epochs
+        search = self.sweep.protocol.search
+        epochs = trial.recipe.epochs
         if search is None or not search.halving or (trial.phase, trial.seed) != ("holdout", search.seed):
             return epochs
-        arms, steps = budget(search, trial.cell), rungs(epochs, search.halving, search.rung)
+        arms = budget(search, trial.cell)
+        steps = rungs(epochs, search.halving, search.rung)
         return bracket_epochs(arms, search.wave, steps, search.halving) / arms
 
     @property
@@ -506,7 +508,8 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
 
 def without_damaged(plan: Plan, ledger: Ledger, names: Collection[str]) -> Plan:
     """Return the plan; a trial with a damaged file of these names counts as failed. The files are read now."""
-    statuses, damaged = [], dict(plan.damaged)
+    statuses = []
+    damaged = dict(plan.damaged)
     for status in plan.statuses:
         key, result = status.trial.key, status.result
         why = checked(ledger, key, result, names) if result is not None else ""
@@ -544,7 +547,8 @@ def stale(result: Json, fingerprint: str, code: str) -> str:
 
 def plan_to_json(plan: Plan) -> Json:
     """Return the plan as JSON for the ledger, from which the sweep can be declared again without its page."""
-    sweep, search = plan.sweep, plan.sweep.protocol.search
+    sweep = plan.sweep
+    search = plan.sweep.protocol.search
     return {
         "sweep": sweep.name,
         "profile": sweep.profile,

@@ -55,7 +55,8 @@ class RateChoice(NamedTuple):
 
 def choose(study: RateStudy, baseline: Cell, results: Mapping[str, Json], failed: Collection[str]) -> RateChoice:
     """Return the rate of the best hold-out value, of equal ones the larger; none of a training that diverged."""
-    trials, metric = study.trials(baseline), baseline.metric
+    trials = study.trials(baseline)
+    metric = baseline.metric
     if any(trial.key not in results and trial.key not in failed for trial in trials):
         return RateChoice(trials, None)
     errors = [

@@ -145,8 +145,10 @@ def importances(axes: Sequence[Axis], observed: Iterable[Observation], direction
 
     Empty where too few points have a value, or all have the same.
     """
-    valued = [one for one in observed if one.value is not None and math.isfinite(one.value)]
-    if len(valued) < ENOUGH or len({one.value for one in valued}) < 2:
+    valued = [
+        observation for observation in observed if observation.value is not None and math.isfinite(observation.value)
+    ]
+    if len(valued) < ENOUGH or len({observation.value for observation in valued}) < 2:
         return {}
     optuna = _optuna()
     # Points that ended early have the value of their last rung: left out, hardly any would remain.
@@ -173,8 +175,8 @@ def write_study(
         optuna.delete_study(study_name=name, storage=storage)
     study = optuna_study(sampler, "", axes, 0, (), storage, name)
     distributions = _distributions(axes)
-    for one, attributes in observed:
-        trial = _frozen(one, axes, distributions)
+    for observation, attributes in observed:
+        trial = _frozen(observation, axes, distributions)
         for attribute, value in attributes.items():
             trial.set_user_attr(attribute, value)
         study.add_trial(trial)

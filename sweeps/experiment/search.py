@@ -175,7 +175,7 @@ def space(search: Search, cell: Cell) -> tuple[Axis, ...]:
         raise ValueError(
             f"no dropout space for recipes called {family!r}; give Search(space=...) or one of {list(SPACES)}"
         )
-    return tuple(Axis(one.after, Float(one.low, one.high, one.step)) for one in dimensions)
+    return tuple(Axis(part.after, Float(part.low, part.high, part.step)) for part in dimensions)
 
 
 def budget(search: Search, cell: Cell) -> int:
@@ -186,6 +186,6 @@ def budget(search: Search, cell: Cell) -> int:
 def own_point(search: Search, cell: Cell) -> Point | None:
     """Return the point that is tried first: no dropout, or the cell's own setting; None where the space lacks it."""
     axes = space(search, cell)
-    own = choosable(cell.net, cell.recipe) if search.axes else {}
-    point = tuple(own.get(axis.name, 0.0) if search.axes else 0.0 for axis in axes)
+    current = choosable(cell.net, cell.recipe) if search.axes else {}
+    point = tuple(current.get(axis.name, 0.0) if search.axes else 0.0 for axis in axes)
     return point if all(axis.domain.holds(value) for axis, value in zip(axes, point, strict=True)) else None

@@ -188,14 +188,16 @@ def choosable(net: Net | Model, recipe: Recipe) -> dict[str, Value]:
     Of a model these are the arguments that the page gives it.
     """
     fields = [field.name for field in dataclasses.fields(recipe) if field.name not in UNSEARCHED]
-    own: dict[str, Value] = {f"recipe.{name}": getattr(recipe, name) for name in fields}
+    current: dict[str, Value] = {f"recipe.{name}": getattr(recipe, name) for name in fields}
     if isinstance(net, Model):
-        given = {name: value for name, value in net.arguments.items() if isinstance(value, bool | int | float | str)}
-        return own | {f"{MODEL}{name}": value for name, value in given.items()}
+        arguments = {
+            name: value for name, value in net.arguments.items() if isinstance(value, bool | int | float | str)
+        }
+        return current | {f"{MODEL}{name}": value for name, value in arguments.items()}
     rates = net.dropouts()
     layers = ["input", *(layer.row.name for layer in net.layers(1))]
-    own |= {f"{DROPOUT}{layer}": rates.get(layer, 0.0) for layer in layers}
-    return own | {"net.width": 1.0}
+    current |= {f"{DROPOUT}{layer}": rates.get(layer, 0.0) for layer in layers}
+    return current | {"net.width": 1.0}
 
 
 def check_axis(axis: Axis, net: Net | Model, recipe: Recipe) -> None:
@@ -203,12 +205,12 @@ def check_axis(axis: Axis, net: Net | Model, recipe: Recipe) -> None:
     if not isinstance(axis.domain, Float | Int | Choice):
         raise ValueError(f"{axis.name} is searched over a Float, an Int or a Choice, not {axis.domain!r}")
     axis.domain.check()
-    own = choosable(net, recipe)[axis.name]
+    current = choosable(net, recipe)[axis.name]
     for value in axis.domain.ends():
-        same = isinstance(value, int | float) if isinstance(own, float) else type(value) is type(own)
-        if not same or isinstance(value, bool) != isinstance(own, bool):
-            kind = type(own).__name__
-            raise ValueError(f"{axis.name} is of type {kind} (now {own!r}), and {value!r} of {axis.domain} is none")
+        same = isinstance(value, int | float) if isinstance(current, float) else type(value) is type(current)
+        if not same or isinstance(value, bool) != isinstance(current, bool):
+            kind = type(current).__name__
+            raise ValueError(f"{axis.name} is of type {kind} (now {current!r}), and {value!r} of {axis.domain} is none")
         try:
             chosen_recipe(recipe, ((axis.name, value),))
             chosen_net(net, ((axis.name, value),))
@@ -216,9 +218,9 @@ def check_axis(axis: Axis, net: Net | Model, recipe: Recipe) -> None:
             raise ValueError(f"{axis.name} cannot be {value!r}: {error}") from None
 
 
-def typed(name: str, value: Value, own: Mapping[str, Value]) -> Value:
+def typed(name: str, value: Value, current: Mapping[str, Value]) -> Value:
     """Return a value of the kind of the cell's own: a whole number for a field of fractions is a fraction."""
-    return float(value) if isinstance(own.get(name), float) else value
+    return float(value) if isinstance(current.get(name), float) else value
 
 
 # On the ledger --------------------------------------------------------------------------------------------------------

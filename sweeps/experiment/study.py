@@ -196,8 +196,8 @@ def _trial_at(search: Search, cell: Cell, point: Point, thresholds: tuple[float,
     rates: Rates = ()
     choices: Choices = ()
     if search.axes:
-        own = choosable(cell.net, cell.recipe)
-        choices = tuple((name, typed(name, value, own)) for name, value in named)
+        current = choosable(cell.net, cell.recipe)
+        choices = tuple((name, typed(name, value, current)) for name, value in named)
     else:
         rates = tuple((name, float(value)) for name, value in named)
     if search.folds:
@@ -224,7 +224,8 @@ def _refused(search: Search, number: int, trial: Trial, why: str) -> Suggestion:
 
 def _excess_before(search: Search, trial: Trial) -> tuple[tuple[str, float], ...]:
     """Return by how much a trial exceeds the limit on parameters, which is known before it is trained."""
-    net, _ = trial.net, trial.recipe
+    net = trial.net
+    _ = trial.recipe
     most = search.limits_by_name.get("parameters")
     if most is None or not isinstance(net, Net):
         return ()

@@ -22,12 +22,12 @@ def check_task(task: str) -> None:
     """Raise ValueError where a task "module:function" is not there, or a worker's import of it would run a sweep."""
     module, function = split_name(task)
     try:
-        found = find_module(module)
+        location = find_module(module)
     except LookupError as error:
         raise ValueError(f"task {task!r}: {error}") from None
-    if found is None:  # installed, or a package without a file: the worker says so where it does not load
+    if location is None:  # installed, or a package without a file: the worker says so where it does not load
         return
-    _, file = found
+    _, file = location
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:

@@ -93,10 +93,12 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """Return the hash of net, data set, recipe, a decoder and a task of its own; names do not change it."""
-        return _hash([*self.texts, *([self.decoder] if self.decoder else []), *([self.own] if self.task else [])])
+        return _hash(
+            [*self.texts, *([self.decoder] if self.decoder else []), *([self.task_content] if self.task else [])]
+        )
 
     @property
-    def own(self) -> Json:
+    def task_content(self) -> Json:
         """Return the training function and the metric as JSON, empty for our own loop."""
         return {"task": self.task, "metric": dataclasses.asdict(self.metric)} if self.task else {}
 
@@ -175,7 +177,7 @@ class Trial:
             content["bars"] = list(self.pruning_thresholds)
         if self.cell.decoder:
             content["decoder"] = self.cell.decoder
-        return content | self.cell.own
+        return content | self.cell.task_content
 
     @property
     def label(self) -> str:
@@ -232,7 +234,7 @@ def cell_to_json(cell: Cell) -> Json:
             "dataset": cell.dataset,
             "recipe": cell.recipe.to_json(),
         }
-        | cell.own
+        | cell.task_content
     )
 
 

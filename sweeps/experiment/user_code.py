@@ -160,12 +160,12 @@ class _Reached:
         if top in OURS:
             self.uses_ours = True
             return []
-        found = find_module(module)
-        if found is None:
+        location = find_module(module)
+        if location is None:
             if top not in sys.stdlib_module_names and top not in WITHOUT_VERSION:
                 self.texts.add(f"{top} {_version(top)}")
             return []
-        place, path = found
+        place, path = location
         self.files[place] = path
         file = _parsed(path, path.stat().st_mtime_ns, module, place.endswith("__init__.py"))
         # The packages above it are imported first.
@@ -206,8 +206,8 @@ class _Reached:
         """Return what an imported name stands for: a definition, or a module, of which `attribute` is used."""
         if not name:
             return [(module, attribute or WHOLE)]
-        whole = f"{module}.{name}"
-        return [(whole, attribute or WHOLE), (module, "")] if _is_module(whole) else [(module, name)]
+        submodule = f"{module}.{name}"
+        return [(submodule, attribute or WHOLE), (module, "")] if _is_module(submodule) else [(module, name)]
 
 
 def _is_module(name: str) -> bool:
@@ -219,10 +219,10 @@ def _is_module(name: str) -> bool:
 
 def _defines(module: str, name: str) -> bool:
     """Return whether a user's module defines a name, or imports all of another one."""
-    found = find_module(module)
-    if found is None:
+    location = find_module(module)
+    if location is None:
         return False
-    place, path = found
+    place, path = location
     file = _parsed(path, path.stat().st_mtime_ns, module, place.endswith("__init__.py"))
     return name in file.definitions or name in file.imports or bool(file.stars)
 

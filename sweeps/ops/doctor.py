@@ -34,7 +34,8 @@ MIN_LENGTH = 12  # characters of a secret
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--cluster", action="store_true", help="check the cluster whose head this machine is")
     parser.add_argument("--file", metavar="YAML", help=f"check the cluster's file only, anywhere (default: {FILE} too)")
     parser.add_argument("--data-dir", metavar="DIR", help="the .beton files (default $CRELU_DATA)")
@@ -116,7 +117,8 @@ def ray() -> Iterator[str]:
     """Yield how Ray accepts a missing or wrong token, or refuses the right one."""
     if os.environ.get("RAY_AUTH_MODE") != "token":
         yield "RAY_AUTH_MODE is not token in this shell: a Ray that it starts would ask for none"
-    jobs, token = f"{DASHBOARD}/api/jobs/", _text("~/.ray/auth_token")
+    jobs = f"{DASHBOARD}/api/jobs/"
+    token = _text("~/.ray/auth_token")
     if not answer(jobs):
         yield f"Ray's dashboard does not answer at {DASHBOARD}"
         return
@@ -198,7 +200,8 @@ def policy(cluster: Mapping[str, Any]) -> Iterator[str]:
 
 def _machine(kind: Mapping[str, Any], head: bool) -> Iterator[str]:
     """Yield each rule that a type of machine breaks."""
-    machine, resources = kind["node_config"], kind.get("resources") or {}
+    machine = kind["node_config"]
+    resources = kind.get("resources") or {}
     if machine.get("MetadataOptions", {}).get("HttpTokens") != "required":
         yield "MetadataOptions.HttpTokens is not required"
     if not machine.get("SecurityGroupIds"):

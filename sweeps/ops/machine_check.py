@@ -234,11 +234,11 @@ def shared_memory(folder: str = "/dev/shm", free: int | None = None) -> Iterator
 def disks(request: Request) -> Iterator[Finding]:
     """Yield whether the folders of results and of pictures can be written to, and the room there."""
     for name, folder in (("results", request.output), ("pictures", data_dir(request.data))):
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
+        parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
             yield Finding("WRONG", f"{name}: {folder} cannot be written to: give another folder, or its permission")
             continue
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(parent).free
         words = f"{name}: {free / GIB:.1f} GiB free in {folder}{'' if folder.exists() else ', which will be made'}"
         if free < LEAST_DISK:
             yield Finding("WRONG", f"{words}: a sweep of small nets takes {LEAST_DISK // GIB} GiB")
@@ -316,12 +316,12 @@ def mlflow(request: Request) -> Iterator[Finding]:
 
 def variables(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Yield the variables that are set and change what a sweep does; a flag goes before each of them."""
-    given = {name: environment[name] for name in VARIABLES if name in environment}
-    for name, value in given.items():
+    variables_set = {name: environment[name] for name in VARIABLES if name in environment}
+    for name, value in variables_set.items():
         yield Finding("ok", f"{name} = {without_login(value) or '(empty)'}")
     hidden = [name for name in SECRETS if name in environment]
     yield from (Finding("ok", f"{name} is set") for name in hidden)
-    if not (given or hidden):
+    if not (variables_set or hidden):
         yield Finding("ok", "none is set that changes what a sweep does")
 
 

@@ -185,7 +185,8 @@ class _HashingReader:
     """A file whose content is hashed as it is read."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest = file, hashlib.sha256()
+        self.file = file
+        self.digest = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         chunk = self.file.read(size)
@@ -196,7 +197,8 @@ class _HashingReader:
 def _add(tar: tarfile.TarFile, name: str, path: Path) -> str:
     """Add a file to the archive and return its checksum."""
     with path.open("rb") as file:
-        reader, entry = _HashingReader(file), tarfile.TarInfo(name)
+        reader = _HashingReader(file)
+        entry = tarfile.TarInfo(name)
         entry.size, entry.mtime = path.stat().st_size, int(path.stat().st_mtime)
         tar.addfile(entry, reader)
         return reader.digest.hexdigest()

@@ -48,7 +48,8 @@ class ServerConfig:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--store", metavar="URI",
                         help="sqlite:///FILE or postgresql://USER@HOST/NAME (default: SQLite in --output)")  # fmt: skip
     parser.add_argument("--artifacts", metavar="URI", help="a folder or s3://BUCKET/PREFIX (default: in --output)")
@@ -96,7 +97,8 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
         raise ValueError(f"the server's database cannot lie in {options.output}: give --store and --artifacts")
     output = os.path.abspath(os.path.expanduser(options.output))
     store = options.store or sqlite_uri(f"{output}/mlflow.db")
-    kind, parts = store.partition(":")[0].partition("+")[0], urlsplit(store)
+    kind = store.partition(":")[0].partition("+")[0]
+    parts = urlsplit(store)
     if kind not in ("sqlite", "postgresql"):
         raise ValueError(f"--store {store.partition('@')[2] or store}: sqlite:///FILE or postgresql://USER@HOST/NAME")
     if parts.password:

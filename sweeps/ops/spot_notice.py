@@ -80,7 +80,8 @@ def seconds_to_termination(metadata: Metadata, now: float) -> int | None:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
-    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--every", type=float, default=5.0, metavar="S", help="seconds between looks (default 5)")
 
 
@@ -101,11 +102,13 @@ def run(options: argparse.Namespace) -> int:
 
 def watch(metadata: Metadata, drain: Callable[[int], None], every: float) -> None:
     """Look every so many seconds for a notice, until `drain` has passed one on; a failed `drain` is repeated."""
-    last_answer, answered = time.monotonic(), False
+    last_answer = time.monotonic()
+    answered = False
     while True:
         try:
             seconds = seconds_to_termination(metadata, time.time())
-            last_answer, answered = time.monotonic(), True
+            last_answer = time.monotonic()
+            answered = True
         except NoMetadataError as error:
             seconds = None
             if not answered and time.monotonic() - last_answer > PATIENCE:

@@ -39,7 +39,7 @@ from sweeps.report.render.formats import blocks, comma_separated, latex, markdow
 from sweeps.report.render.html import page
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
-from sweeps.results.evidence import MANIFEST, SweepResults, survey, titles
+from sweeps.results.evidence import MANIFEST, SweepResults, read_sweep, titles
 from sweeps.results.grade import grade
 from sweeps.results.reproduction_trees import TREES
 from sweeps.store.foreign import printable
@@ -122,7 +122,8 @@ def run(options: argparse.Namespace) -> int:
 def write_all(ledger: Ledger, sweep: str | None, to: Path, store: str) -> tuple[Path, int]:
     """Write the report of a sweep, or of all and their index; return the page to look at, and the exit code."""
     written: list[WrittenReport] = []
-    path, code = to, DONE
+    path = to
+    code = DONE
     for title in titles(ledger, sweep):
         made = make(ledger, title, to, store)
         written.append(made)
@@ -141,11 +142,11 @@ def write_all(ledger: Ledger, sweep: str | None, to: Path, store: str) -> tuple[
 def write_index(ledger: Ledger, written: Sequence[WrittenReport], to: Path) -> Path:
     """Write the index of reports under `to`, and the paper's grade where a row of it has run; return its path."""
     driving = Drivers(ledger).now([made.results.title for made in written])
-    surveys = [made.results for made in written]
+    all_results = [made.results for made in written]
     graded = None
-    if any(evidence.cell.table for results in surveys for evidence in results.cells):
-        graded = grade(TREES["crelu"], surveys)
-        grade_page.write(graded, surveys, to / "grade")
+    if any(cell_results.cell.table for results in all_results for cell_results in results.cells):
+        graded = grade(TREES["crelu"], all_results)
+        grade_page.write(graded, all_results, to / "grade")
     sweeps = [index_page.Reported(made.results, made.report, driving[made.results.title]) for made in written]
     path = to / index_page.PAGE
     write_atomically(path, page(index_page.index_document(sweeps, graded)).encode())
@@ -178,7 +179,7 @@ def make(ledger: Ledger, title: str, to: Path, store: str, quiet: bool = False) 
     """
     with progress_bar(f"report on {title}", 4, quiet) as begin:
         begin("reading trials")
-        results = survey(ledger, title)
+        results = read_sweep(ledger, title)
         begin("statistics")
         report = document(ledger, results)
         begin("pages")
@@ -246,7 +247,7 @@ def _answers(uri: str) -> bool:
 def export(options: argparse.Namespace) -> int:
     """Write the capsule of a sweep and return the exit code."""
     ledger = Ledger.in_output(options.output)
-    results = survey(ledger, options.sweep)
+    results = read_sweep(ledger, options.sweep)
     contents = files(document(ledger, results), tidy(results))
     size = capsule.write(ledger, results, contents, Path(options.file))
     print(f"{options.file}: {results.title}, {count(len(results.runs), 'trial')}, {size / 1e6:.1f} MB")
@@ -315,7 +316,7 @@ def check(ledger: Ledger, path: Path) -> int:
     wrong = 0
     for title, name, content in marked:
         if title not in reports:
-            reports[title] = document(ledger, survey(ledger, title))
+            reports[title] = document(ledger, read_sweep(ledger, title))
         table = reports[title].tables.get(name)
         if table is None:
             raise ValueError(f"{title} has no table {name!r}; it has {', '.join(reports[title].tables)}")

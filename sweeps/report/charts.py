@@ -58,7 +58,8 @@ def effect_gallery(group: ResultTable, effects: Sequence[Effect]) -> Gallery:
 
 def _effect_point(effect: Effect, reference: str) -> Point:
     named_reference = f" {MINUS} {effect.reference.label}" if effect.reference.label != reference else ""
-    label, contrast = f"{effect.row.label}{named_reference}", effect.contrast
+    label = f"{effect.row.label}{named_reference}"
+    contrast = effect.contrast
     places = difference_digits(effect)
     interval = f" {bounds(contrast.interval, places)}" if math.isfinite(contrast.interval.low) else ""
     return Point(
@@ -73,7 +74,7 @@ def _effect_point(effect: Effect, reference: str) -> Point:
 
 def curve_gallery(group: ResultTable) -> Gallery | None:
     """Return one panel a row with its held-out values by epoch, the first row's mean behind it."""
-    runs_by_row = [(row, curve_runs(row.evidence)) for row in group.rows if row.evidence is not None]
+    runs_by_row = [(row, curve_runs(row.results)) for row in group.rows if row.results is not None]
     bands = [(row, _band(runs), runs) for row, runs in runs_by_row if runs]
     if not bands or group.table in DERIVED.values():
         return None
@@ -128,9 +129,10 @@ def size_gallery(group: ResultTable) -> Gallery | None:
 
 def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
     """Yield the paper's point of a row, and ours."""
-    if row.evidence is None or not math.isfinite(row.evidence.parameters):
+    if row.results is None or not math.isfinite(row.results.parameters):
         return
-    ours, size = number(row.evidence, metric), row.evidence.parameters
+    ours = number(row.results, metric)
+    size = row.results.parameters
     printed = group.paper(row, metric) if group.comparable else None
     if printed is not None:
         tip = f"{row.label}, paper: {printed.value:.2f} at {size:.3g}"
@@ -141,24 +143,27 @@ def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
         yield Point(mean, row.label, tip, size, ours.interval, trials=keys(ours.runs))
 
 
-def response_galleries(survey: SweepResults) -> list[Gallery]:
+def response_galleries(results: SweepResults) -> list[Gallery]:
     """Return, a cell, one chart of the objective for each dimension of its study."""
-    search = survey.sweep.protocol.search
+    search = results.sweep.protocol.search
     if search is None:
         return []
-    galleries = (_response_gallery(evidence, search) for evidence in survey.cells)
+    galleries = (_response_gallery(cell_results, search) for cell_results in results.cells)
     return [gallery for gallery in galleries if gallery is not None]
 
 
-def _response_gallery(evidence: CellResults, search: Search) -> Gallery | None:
-    tried = [(point, point.value) for point in evidence.tried if point.value is not None and math.isfinite(point.value)]
+def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | None:
+    tried = [
+        (point, point.value) for point in cell_results.tried if point.value is not None and math.isfinite(point.value)
+    ]
     if not tried:
         return None
-    metric, objective = evidence.cell.metric, goal(search, evidence.cell).name
+    metric = cell_results.cell.metric
+    objective = goal(search, cell_results.cell).name
     values = sorted(value for _, value in tried)
     low, median, high = values[0], values[len(values) // 2], values[-1]
     # Diverged trials sit at chance: drawn at the edge, they do not press the others together.
-    if evidence.larger_wins:
+    if cell_results.larger_wins:
         low = max(low, median - 3 * (high - median))
     elif objective == HELD_OUT:
         high = min(high, median + 3 * (median - low) + 0.5)
@@ -168,18 +173,18 @@ def _response_gallery(evidence: CellResults, search: Search) -> Gallery | None:
     figures = []
     what = metric.held_out_words if metric.is_own else "hold-out error"
     what = search.objective or what
-    for axis in space(search, evidence.cell):
+    for axis in space(search, cell_results.cell):
         points = []
         for point, value in tried:
             chosen = dict(point.run.trial.chosen)[axis.name]
-            kind: Kind = "pick" if point is evidence.winner else "ours" if point.complete else "open"
+            kind: Kind = "pick" if point is cell_results.winner else "ours" if point.complete else "open"
             tip = f"{value_text(chosen)}: {metric.text(value)}"
             points.append(Point(value, "", tip, _place(axis.domain, chosen), kind=kind, trials=keys(point.runs)))
         title = axis.name if search.axes else f"after {axis.name}"
         chart = Responses(points, low - pad, high + pad, *_scale(axis.domain))
         name = axis.name if search.axes else f"dropout after {axis.name}"
-        figures.append(Figure(title, chart, alt=f"{evidence.cell.label}: {what} by {name}"))
-    return Gallery(evidence.cell.label, tuple(figures), "tiny")
+        figures.append(Figure(title, chart, alt=f"{cell_results.cell.label}: {what} by {name}"))
+    return Gallery(cell_results.cell.label, tuple(figures), "tiny")
 
 
 def _place(domain: Domain, value: Value) -> float:
@@ -207,11 +212,11 @@ def _scale(domain: Domain) -> tuple[tuple[float, float], tuple[tuple[float, str]
 # What the analysis jobs found ---------------------------------------------------------------------------------
 
 
-def analysis_parts(ledger: Ledger, survey: SweepResults) -> list[Table | Gallery]:
+def analysis_parts(ledger: Ledger, results: SweepResults) -> list[Table | Gallery]:
     """Return the tables and pictures of the analysis jobs, of the first analysed run of each cell."""
     parts: list[Table | Gallery] = []
     for job, title in JOBS.items():
-        analysed = [[run for run in evidence.runs if job in run.analyses][:1] for evidence in survey.cells]
+        analysed = [[run for run in cell_results.runs if job in run.analyses][:1] for cell_results in results.cells]
         runs = [run for first in analysed for run in first]
         if runs:
             parts += _analysis_tables(job, runs)

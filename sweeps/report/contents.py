@@ -36,65 +36,67 @@ REDUCED = "Profile {}: not the paper's scale. What is other stands below each ta
 REDUCED_OWN = "Profile {}: not the scale that the page declares."
 
 
-def document(ledger: Ledger, survey: SweepResults) -> Document:
+def document(ledger: Ledger, results: SweepResults) -> Document:
     """Return the report of a sweep; `ledger` is read for the analyses' pictures alone."""
     # A sweep that only searches tests nothing, so it decides no claim.
-    tables, claims = groups(survey), judge_claims(survey) if survey.sweep.protocol.trains_cells else []
-    search = survey.sweep.protocol.search
+    tables = groups(results)
+    claims = judge_claims(results) if results.sweep.protocol.trains_cells else []
+    search = results.sweep.protocol.search
     sections = [
-        question_section(answers(survey), survey.sweep.metric),
+        question_section(answers(results), results.sweep.metric),
         _claims(claims),
         *(
-            Section(group.id, group.title, _seeds(survey, group), tuple(result_tables(group, search)))
+            Section(group.id, group.title, _seeds(results, group), tuple(result_tables(group, search)))
             for group in tables
         ),
         _effects(tables),
         _factors(tables),
-        print_section(survey),
+        print_section(results),
         _galleries("curves", "Learning curves", [charts.curve_gallery(group) for group in tables]),
-        _galleries("size", _size_heading(survey), [charts.size_gallery(group) for group in tables]),
-        _rates(survey),
-        _search(survey),
-        _analyses(ledger, survey),
-        _failures(survey),
-        Section("cost", "Cost", (), (record_tables.cost_table(survey),)),
-        Section("record", "Reproducibility record", (), (record_tables.record_table(survey),), short="Record"),
-        Section("runs", "Runs", (RUNS,), tuple(record_tables.run_tables(survey)), folded=True),
+        _galleries("size", _size_heading(results), [charts.size_gallery(group) for group in tables]),
+        _rates(results),
+        _search(results),
+        _analyses(ledger, results),
+        _failures(results),
+        Section("cost", "Cost", (), (record_tables.cost_table(results),)),
+        Section("record", "Reproducibility record", (), (record_tables.record_table(results),), short="Record"),
+        Section("runs", "Runs", (RUNS,), tuple(record_tables.run_tables(results)), folded=True),
     ]  # fmt: skip
     shown = tuple(section for section in sections if section is not None)
-    return Document(survey.title, survey.question, _banner(survey), tiles(survey, tables, claims), shown)
+    return Document(results.title, results.question, _banner(results), tiles(results, tables, claims), shown)
 
 
-def _banner(survey: SweepResults) -> str:
+def _banner(results: SweepResults) -> str:
     """Return the warning before all numbers, empty for a sweep at the paper's scale on real pictures."""
-    own = survey.sweep.metric.is_own
-    if all(evidence.synthetic for evidence in survey.cells):
-        return EMBEDDED_OWN if own else EMBEDDED
-    if own:
-        return "" if survey.sweep.profile == "paper" else REDUCED_OWN.format(survey.sweep.profile)
-    return REDUCED.format(survey.sweep.profile) if survey.sweep.profile != "paper" else ""
+    has_own_metric = results.sweep.metric.is_own
+    if all(cell_results.synthetic for cell_results in results.cells):
+        return EMBEDDED_OWN if has_own_metric else EMBEDDED
+    if has_own_metric:
+        return "" if results.sweep.profile == "paper" else REDUCED_OWN.format(results.sweep.profile)
+    return REDUCED.format(results.sweep.profile) if results.sweep.profile != "paper" else ""
 
 
-def tiles(survey: SweepResults, tables: Sequence[ResultTable], claims: Sequence[ClaimResult]) -> tuple[Tile, ...]:
+def tiles(results: SweepResults, tables: Sequence[ResultTable], claims: Sequence[ClaimResult]) -> tuple[Tile, ...]:
     """Return the numbers at the head: verdicts, claims, trainings, hours."""
-    words, decisions = verdicts(tables), [claim.decision for claim in claims if not claim.withheld]
+    words = verdicts(tables)
+    decisions = [claim.decision for claim in claims if not claim.withheld]
     judged = words["reproduced"] + words["differs"] + words["inconclusive"]
     unjudged = ", ".join(f"{words[word]} {word}" for word in ("withheld", "not run") if words[word])
     others = [word for word in ("contradicted", "inconclusive", "not run") if word in decisions]
     counts = ", ".join(f"{decisions.count(word)} {word}" for word in others)
-    results = [run.result for run in survey.runs if run.result]
-    failed = sum(run.state == "failed" for run in survey.runs)
-    todo = sum(run.state in ("new", "running") for run in survey.runs)
-    hours = sum(float(result["seconds"]) for result in results) / 3600
+    finished = [run.result for run in results.runs if run.result]
+    failed = sum(run.state == "failed" for run in results.runs)
+    todo = sum(run.state in ("new", "running") for run in results.runs)
+    hours = sum(float(result["seconds"]) for result in finished) / 3600
     judging = [
         Tile(f"{words['reproduced']} of {judged}", "errors reproduced", unjudged),
         Tile(f"{decisions.count('supported')} of {len(decisions)}", "claims supported", counts),
     ]
-    tested = [group for group in tables if group.table and survey.sweep.protocol.trains_cells]
+    tested = [group for group in tables if group.table and results.sweep.protocol.trains_cells]
     if not any(group.comparable for group in tested):
         judging = [Tile("withheld", "verdicts", "embedded or other data")] if tested else []
-    trained = Tile(f"{len(results):,}", plural(len(results), "training"), f"{failed} failed, {todo} to do")
-    return (*judging, trained, Tile(duration(hours), "of training", f"in {count(len(survey.cells), 'cell')}"))
+    trained = Tile(f"{len(finished):,}", plural(len(finished), "training"), f"{failed} failed, {todo} to do")
+    return (*judging, trained, Tile(duration(hours), "of training", f"in {count(len(results.cells), 'cell')}"))
 
 
 def _claims(claims: Sequence[ClaimResult]) -> Section | None:
@@ -104,10 +106,10 @@ def _claims(claims: Sequence[ClaimResult]) -> Section | None:
     return Section("claims", "What the paper says, and what holds", (), (claim_table(claims), *details), short="Claims")
 
 
-def _seeds(survey: SweepResults, group: ResultTable) -> tuple[str, ...]:
+def _seeds(results: SweepResults, group: ResultTable) -> tuple[str, ...]:
     """Return the sentence that says where the ledger has more seeds than are declared, none where it has not."""
-    runs = [run for row in group.rows if row.evidence is not None for run in row.evidence.runs if run.result]
-    further = seeds_text(survey.sweep.protocol, (run.trial for run in runs))
+    runs = [run for row in group.rows if row.results is not None for run in row.results.runs if run.result]
+    further = seeds_text(results.sweep.protocol, (run.trial for run in runs))
     return (f"{further}: all of them count.",) if further else ()
 
 
@@ -130,40 +132,41 @@ def _galleries(name: str, heading: str, galleries: Sequence[Gallery | None]) -> 
     return Section(name, heading, (), parts) if parts else None
 
 
-def _size_heading(survey: SweepResults) -> str:
-    metric = survey.sweep.metric
+def _size_heading(results: SweepResults) -> str:
+    metric = results.sweep.metric
     name = f"{metric.words[:1].upper()}{metric.words[1:]}" if metric.is_own else "Error"
     return f"{name} against parameters"
 
 
-def _rates(survey: SweepResults) -> Section | None:
-    table = record_tables.rate_table(survey)
+def _rates(results: SweepResults) -> Section | None:
+    table = record_tables.rate_table(results)
     return Section("rates", "Learning rate", (), (table,)) if table is not None else None
 
 
-def _search(survey: SweepResults) -> Section | None:
-    search, table = survey.sweep.protocol.search, record_tables.chosen_table(survey)
+def _search(results: SweepResults) -> Section | None:
+    search = results.sweep.protocol.search
+    table = record_tables.chosen_table(results)
     if search is None or table is None:
         return None
     early = "paused or pruned" if search.halving else "pruned"
     words = [f"Filled: trained to the end; hollow: {early}; ringed: chosen."]
-    galleries = charts.response_galleries(survey)
+    galleries = charts.response_galleries(results)
     drawn = list(itertools.accumulate(len(gallery.figures) for gallery in galleries))
     shown = sum(number <= CHARTS for number in drawn)
     if shown < len(galleries):
         words.append(f"Charts of the first {count(shown, 'cell')}; dropout.csv has the numbers of all.")
-    importance = record_tables.importance_table(survey)
+    importance = record_tables.importance_table(results)
     tables = [table] if importance is None else [table, importance]
     parts: tuple[Table | Gallery, ...] = (*tables, *galleries[:shown])
     return Section("dropout", "Search" if search.axes else "Dropout response", tuple(words), parts)
 
 
-def _analyses(ledger: Ledger, survey: SweepResults) -> Section | None:
-    parts = charts.analysis_parts(ledger, survey)
+def _analyses(ledger: Ledger, results: SweepResults) -> Section | None:
+    parts = charts.analysis_parts(ledger, results)
     return Section("analyses", "Analyses", (PICTURES,), tuple(parts)) if parts else None
 
 
-def _failures(survey: SweepResults) -> Section:
-    table = record_tables.failure_table(survey)
+def _failures(results: SweepResults) -> Section:
+    table = record_tables.failure_table(results)
     words = () if table else ("No training failed, diverged, died or was begun anew.",)
     return Section("failures", "Failures", words, (table,) if table else ())

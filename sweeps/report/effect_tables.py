@@ -33,8 +33,10 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
     only = references.pop() if len(references) == 1 else ""
     rows = []
     for effect in group_effects:
-        contrast, cell = effect.contrast, effect.row.key
-        places, word = difference_digits(effect), effect_word(group, effect)
+        contrast = effect.contrast
+        cell = effect.row.key
+        places = difference_digits(effect)
+        word = effect_word(group, effect)
         rows.append((
             Entry(effect.row.label, cell=cell),
             Entry(NONE if only else effect.reference.label, cell=effect.reference.key),
@@ -86,12 +88,12 @@ def effect_word(group: ResultTable, effect: Effect) -> str:
 def difference_digits(effect: Effect) -> int:
     """Return with how many decimals a difference is written: as many as the numbers that it is of."""
     metric = effect.contrast.metric
-    return digits(metric, number(effect.reference.evidence, metric).average.mean)
+    return digits(metric, number(effect.reference.results, metric).average.mean)
 
 
 def _marks(effect: Effect) -> tuple[str, ...]:
     """Return the marks of an effect: those of either side whose trainings diverged, failed or were skipped."""
-    sides = [row.evidence for row in (effect.row, effect.reference) if row.evidence is not None]
+    sides = [row.results for row in (effect.row, effect.reference) if row.results is not None]
     used = {mark for side in sides for mark in lost_marks(side, effect.contrast.metric)}
     return tuple(mark for mark in MARKS if mark in used)
 
@@ -138,7 +140,8 @@ def interval_table(table: str) -> Table:
     """Return Wilson's intervals for the printed errors of single networks, over the pictures they were tested on."""
     rows = []
     for dataset in dict.fromkeys(row.dataset for row in paper.ROWS if row.table == table):
-        pictures, first = PICTURES[dataset], None
+        pictures = PICTURES[dataset]
+        first = None
         for label in (row.label for row in paper.rows(table, dataset)):
             printed = paper.printed(table, dataset, label, TOP1)
             if printed is None:
@@ -163,9 +166,11 @@ def interval_table(table: str) -> Table:
     return Table(f"print-{table}-single", title, columns, "llrrl", tuple(rows), notes)
 
 
-def print_section(survey: SweepResults) -> Section | None:
+def print_section(results: SweepResults) -> Section | None:
     """Return what the paper's own numbers support, for the tables that this sweep has rows of."""
-    used = [table for table in ("1", "2", "4") if any(evidence.cell.table == table for evidence in survey.cells)]
+    used = [
+        table for table in ("1", "2", "4") if any(cell_results.cell.table == table for cell_results in results.cells)
+    ]
     averages = [table for table in map(printed_table, used) if table is not None]
     words = "What the numbers that the paper prints say by themselves, before any of our runs."
     parts = (*averages, *(interval_table(table) for table in used))

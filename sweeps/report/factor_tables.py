@@ -28,8 +28,8 @@ SPREAD: Final = "Each value is one seed's (or fold's) difference over its cells,
 
 def factor_parts(tables: Sequence[ResultTable]) -> Iterator[Table | Gallery]:
     """Yield the table and the charts of each grid of a sweep."""
-    found = grids(tables)
-    for number, grid in enumerate(found):
+    factor_grids = grids(tables)
+    for number, grid in enumerate(factor_grids):
         effects = factor_effects(grid)
         if any(not effect.why for effect in effects):
             name = "factors" if number == 0 else f"factors-{number + 1}"

@@ -12,7 +12,7 @@ from sweeps.report.files import write_atomically
 from sweeps.report.render.document import Document, Entry, Section, Table, Tile
 from sweeps.report.render.formats import markdown
 from sweeps.report.render.html import page
-from sweeps.results.evidence import SweepResults, survey, titles
+from sweeps.results.evidence import SweepResults, read_sweep, titles
 from sweeps.results.grade import Graded, grade, stage_counts
 from sweeps.results.reproduction_trees import TREES, Branch
 from sweeps.store.ledger import Json, Ledger
@@ -42,31 +42,31 @@ def run(options: argparse.Namespace) -> int:
     """Print the grade of a paper from the sweeps of an output, and write its page."""
     tree = tree_named(options.tree)
     ledger = Ledger.in_output(options.output)
-    surveys = [survey(ledger, title) for title in declared(ledger)]
-    graded = grade(tree, surveys)
+    all_results = [read_sweep(ledger, title) for title in declared(ledger)]
+    graded = grade(tree, all_results)
     if options.json:
-        changed = changed_questions(surveys)
+        changed = changed_questions(all_results)
         print(json.dumps(as_json(graded) | ({"changed": changed} if changed else {}), indent=1))
         return 0
-    print("\n".join([*lines(graded), *changed_questions(surveys)]))
+    print("\n".join([*lines(graded), *changed_questions(all_results)]))
     if options.to or "://" not in options.output:
         folder = Path(options.to) if options.to else reports_in(options.output) / "grade"
-        print(f"page       {write(graded, surveys, folder)}")
+        print(f"page       {write(graded, all_results, folder)}")
     return 0
 
 
-def write(graded: Graded, surveys: Sequence[SweepResults], folder: Path) -> Path:
+def write(graded: Graded, all_results: Sequence[SweepResults], folder: Path) -> Path:
     """Write the page of a grade into a folder, with the same as Markdown, and return its path."""
-    document = graded_document(graded, [found.title for found in surveys], changed_questions(surveys))
+    document = graded_document(graded, [results.title for results in all_results], changed_questions(all_results))
     write_atomically(folder / "grade.md", markdown(document).encode())
     path = folder / PAGE
     write_atomically(path, page(document).encode())
     return path
 
 
-def changed_questions(surveys: Sequence[SweepResults]) -> list[str]:
+def changed_questions(all_results: Sequence[SweepResults]) -> list[str]:
     """Return a sentence for each change of a sweep's questions after its first training."""
-    return [f"{survey.title}: {change.sentence}" for survey in surveys for change in survey.changes]
+    return [f"{results.title}: {change.sentence}" for results in all_results for change in results.changes]
 
 
 def declared(ledger: Ledger) -> list[str]:

@@ -120,7 +120,7 @@ def _result(sweep: Reported, table: ResultTable) -> tuple[Entry, ...]:
     """Return the row of one table: its best cell so far, with the paper's number of the same."""
     link = f"{sweep.page}#{quote(table.id)}"
     metric = table.metrics[0]
-    numbers = [(row, number(row.evidence, metric)) for row in table.rows]
+    numbers = [(row, number(row.results, metric)) for row in table.rows]
     known = [(row, ours) for row, ours in numbers if ours.known and metric != PARAMETERS]
     where = (
         Entry(table.title, link=link),

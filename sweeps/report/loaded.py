@@ -23,7 +23,7 @@ from sweeps.report.notebook import html
 from sweeps.report.tidy import effect_rows, factor_rows
 from sweeps.results.cell_numbers import ResultTable, Row, groups
 from sweeps.results.contrasts import Effect, contrast
-from sweeps.results.evidence import READ, survey, titles
+from sweeps.results.evidence import READ, read_sweep, titles
 from sweeps.results.statistics import holm
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import reports_in
@@ -87,11 +87,11 @@ class Results:
         """
         from pandas import DataFrame
 
-        results = survey(self._ledger, self.title)
+        results = read_sweep(self._ledger, self.title)
         tables = groups(results)
         if not versus:
             return DataFrame([*effect_rows(tables)])
-        rows = {row.label: (table, row) for table in tables for row in table.rows if row.evidence is not None}
+        rows = {row.label: (table, row) for table in tables for row in table.rows if row.results is not None}
         if versus not in rows:
             raise ValueError(unknown_name("cell", versus, rows, self.title))
         table, reference = rows[versus]
@@ -101,7 +101,7 @@ class Results:
         """Return a data frame of the main effects and interactions of a grid's factors; empty without a grid."""
         from pandas import DataFrame
 
-        return DataFrame([*factor_rows(groups(survey(self._ledger, self.title)))])
+        return DataFrame([*factor_rows(groups(read_sweep(self._ledger, self.title)))])
 
     def report(self, to: str | os.PathLike[str] = "") -> Path:
         """Write the report into a folder, that of the output by default, and return the path of its page."""
@@ -158,9 +158,9 @@ def load(output: str | os.PathLike[str] = "outputs") -> Output:
 
 def _against(table: ResultTable, reference: Row) -> list[Effect]:
     """Return the difference of each other row of a table from a reference, in each error."""
-    rivals = [row for row in table.rows if row.evidence is not None and row.evidence.tested and row != reference]
+    rivals = [row for row in table.rows if row.results is not None and row.results.tested and row != reference]
     metrics = [metric for metric in table.metrics if metric not in (TRAIN, PARAMETERS)]
-    pairs = [(row, contrast(row.evidence, reference.evidence, metric)) for metric in metrics for row in rivals]
+    pairs = [(row, contrast(row.results, reference.results, metric)) for metric in metrics for row in rivals]
     known = [(row, difference) for row, difference in pairs if difference.basis not in ("not run", "always 0")]
     adjusted = holm([difference.p for _, difference in known])
     return [Effect(row, reference, difference, float(p)) for (row, difference), p in zip(known, adjusted, strict=True)]

@@ -28,26 +28,26 @@ TESTED = ("fold", "match", "ablation")  # phases whose runs a note names one by 
 NAMED = 12  # of them at most
 
 
-def pages(survey: SweepResults, experiment: str, runs: Mapping[str, str], report: str) -> dict[str, Page]:
+def pages(results: SweepResults, experiment: str, runs: Mapping[str, str], report: str) -> dict[str, Page]:
     """Return the note and the numbers for each cell of a sweep that has a run in `runs`, by cell key.
 
     `report` is the run on which the report lies.
     """
     pages: dict[str, Page] = {}
-    for group in groups(survey):
+    for group in groups(results):
         for row in group.rows if group.table not in DERIVED.values() else ():
-            if row.evidence is not None and row.key in runs:
-                note = _note(survey, group, row, row.evidence, experiment, runs, report)
-                results = {run.key: run.result for run in row.evidence.runs if run.result}
-                pages[row.key] = Page(note, _metrics(group, row, row.evidence), trainings_digest(results))
+            if row.results is not None and row.key in runs:
+                note = _note(results, group, row, row.results, experiment, runs, report)
+                finished = {run.key: run.result for run in row.results.runs if run.result}
+                pages[row.key] = Page(note, _metrics(group, row, row.results), trainings_digest(finished))
     return pages
 
 
 def _note(
-    survey: SweepResults,
+    results: SweepResults,
     group: ResultTable,
     row: Row,
-    evidence: CellResults,
+    cell_results: CellResults,
     experiment: str,
     runs: Mapping[str, str],
     report: str,
@@ -60,7 +60,7 @@ def _note(
         + _line(["---"] + ["---:"] * (len(heads) - 1))
     )
     for metric in group.metrics:
-        ours, theirs = number(evidence, metric), group.paper(row, metric)
+        ours, theirs = number(cell_results, metric), group.paper(row, metric)
         values = [named(metric, group.table)]
         values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if group.table else []
         values.append(ours_text(ours) if ours.known else "–")
@@ -68,14 +68,14 @@ def _note(
         places = 3 if metric == PARAMETERS else 2
         values += [signed(word.difference, places), verdict_text(word)] if word is not None else []
         lines += _line(values + ["–"] * (len(heads) - len(values)))
-    lost = {metric: evidence.lost(metric) for metric in group.metrics}
+    lost = {metric: cell_results.lost(metric) for metric in group.metrics}
     if any(lost.values()):
         lines += ["", f"Of its trainings: {'; '.join(dict.fromkeys(filter(None, lost.values())))}."]
-    if evidence.synthetic:
+    if cell_results.synthetic:
         lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
-    if on_part(evidence):
+    if on_part(cell_results):
         lines += ["", "Trained on a part of the published data set, or on other files by its name: no verdict."]
-    return "\n".join([*lines, "", *_links(survey, evidence, experiment, runs, report)])
+    return "\n".join([*lines, "", *_links(results, cell_results, experiment, runs, report)])
 
 
 def _line(values: Sequence[str]) -> list[str]:
@@ -83,14 +83,14 @@ def _line(values: Sequence[str]) -> list[str]:
 
 
 def _links(
-    survey: SweepResults, evidence: CellResults, experiment: str, runs: Mapping[str, str], report: str
+    results: SweepResults, cell_results: CellResults, experiment: str, runs: Mapping[str, str], report: str
 ) -> list[str]:
-    cells = [runs[cell.cell.key] for cell in survey.cells if cell.cell.key in runs]
+    cells = [runs[cell.cell.key] for cell in results.cells if cell.cell.key in runs]
     page = run_address(experiment, report, f"{REPORT}/report.html")
     links = [f"[the report]({page})", f"[all cells in a table]({table_address(experiment)})"]
     if len(cells) > 1:
         links.append(f"[{count(len(cells), 'cell')} beside each other]({compare_address(experiment, cells)})")
-    tested = [run for run in evidence.done(*TESTED) if run.mlflow]
+    tested = [run for run in cell_results.done(*TESTED) if run.mlflow]
     trials = [
         f"[{prose(run.trial.label)}]({run_address(experiment, quote(run.mlflow, safe=''))})" for run in tested[:NAMED]
     ]
@@ -98,12 +98,12 @@ def _links(
     return [" · ".join(links), *(["", f"Trainings: {', '.join(trials)}{more}"] if trials else [])]
 
 
-def _metrics(group: ResultTable, row: Row, evidence: CellResults) -> dict[str, float]:
+def _metrics(group: ResultTable, row: Row, cell_results: CellResults) -> dict[str, float]:
     """Return the numbers of a cell's run: its averages, and what no trial's run has: paper, vote, parameters."""
-    metrics = cell_metrics((run.trial, run.result["metrics"]) for run in evidence.runs if run.result)
-    metrics[PARAMETERS] = number(evidence, PARAMETERS).average.mean
+    metrics = cell_metrics((run.trial, run.result["metrics"]) for run in cell_results.runs if run.result)
+    metrics[PARAMETERS] = number(cell_results, PARAMETERS).average.mean
     for metric in group.metrics:
-        ours, theirs = number(evidence, metric), group.paper(row, metric)
+        ours, theirs = number(cell_results, metric), group.paper(row, metric)
         if group.comparable and theirs is not None:
             metrics[f"paper/{metric.partition('/')[2]}"] = theirs.value
         if metric in (VOTE, PARAMETERS):

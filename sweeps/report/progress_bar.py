@@ -29,7 +29,8 @@ def progress_bar(doing: str, parts: int, quiet: bool = False) -> Iterator[Callab
     bar = Progress(
         words, BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
     )
-    task, begun = bar.add_task(doing, total=parts), 0
+    task = bar.add_task(doing, total=parts)
+    begun = 0
     timer = threading.Timer(PATIENCE, bar.start)
     timer.daemon = True
 

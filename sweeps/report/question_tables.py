@@ -41,7 +41,8 @@ def _table(answers: Answers, metric: Metric) -> Table:
     mark = ("changed",) if answers.changes else ()
     rows = []
     for answer in answers.answers:
-        look, places = _last(answer), 2
+        look = _last(answer)
+        places = 2
         against = f"{answer.question.cell} over {answer.question.versus}"
         rows.append((
             Entry(answer.question.text, sub=against),

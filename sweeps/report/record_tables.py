@@ -20,10 +20,11 @@ from sweeps.results.provenance import shares
 from sweeps.store.ledger import Json
 
 
-def chosen_table(survey: SweepResults) -> Table | None:
+def chosen_table(results: SweepResults) -> Table | None:
     """Return the chosen setting of each study and its trials by state, None for a sweep that searches nothing."""
-    search, metric = survey.sweep.protocol.search, survey.sweep.metric
-    cells = [evidence for evidence in survey.cells if evidence.tried]
+    search = results.sweep.protocol.search
+    metric = results.sweep.metric
+    cells = [cell_results for cell_results in results.cells if cell_results.tried]
     if search is None or not cells:
         return None
     what = "setting" if search.axes else "dropout"
@@ -38,26 +39,26 @@ def chosen_table(survey: SweepResults) -> Table | None:
     if search.halving:
         notes.append(f"One trial in {search.halving} goes on from a rung; the others have paused there.")
     columns = ("cell", f"chosen {what}", value, "finished", *halved, "pruned", "failed", "open")
-    rows = tuple(_chosen(evidence, search, bool(halved)) for evidence in cells)
+    rows = tuple(_chosen(cell_results, search, bool(halved)) for cell_results in cells)
     return Table(f"chosen-{what}", f"Chosen {what}", columns, "ll" + "r" * (len(columns) - 2), rows, tuple(notes))
 
 
-def importance_table(survey: SweepResults) -> Table | None:
+def importance_table(results: SweepResults) -> Table | None:
     """Return how much each dimension of a search counts, None where no study tells."""
-    search = survey.sweep.protocol.search
+    search = results.sweep.protocol.search
     if search is None:
         return None
     shares = []
-    for evidence in survey.cells:
-        points = [(point.run.trial, point.value) for point in evidence.tried]
-        shares.append((evidence, importance(search, evidence.cell, points) if points else {}))
+    for cell_results in results.cells:
+        points = [(point.run.trial, point.value) for point in cell_results.tried]
+        shares.append((cell_results, importance(search, cell_results.cell, points) if points else {}))
     names = list(dict.fromkeys(name for _, share in shares for name in share))
     if len(names) < 2:
         return None
     rows = tuple(
-        (Entry(evidence.cell.label, cell=evidence.cell.key),
+        (Entry(cell_results.cell.label, cell=cell_results.cell.key),
          *(Entry(f"{100 * share[name]:.0f} %" if name in share else NONE) for name in names))
-        for evidence, share in shares if share
+        for cell_results, share in shares if share
     )  # fmt: skip
     note = (
         "Each dimension's share in what sets the best tenth of the points apart from all (PED-ANOVA, by Optuna); rough "
@@ -66,23 +67,23 @@ def importance_table(survey: SweepResults) -> Table | None:
     return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, (note,))
 
 
-def _chosen(evidence: CellResults, search: Search, is_halved: bool) -> tuple[Entry, ...]:
-    winner = evidence.winner
-    paused = sum(tried.paused for tried in evidence.tried)
+def _chosen(cell_results: CellResults, search: Search, is_halved: bool) -> tuple[Entry, ...]:
+    winner = cell_results.winner
+    paused = sum(tried.paused for tried in cell_results.tried)
     counts = [
-        sum(tried.complete for tried in evidence.tried),
+        sum(tried.complete for tried in cell_results.tried),
         *([paused] if is_halved else []),
-        sum(tried.pruned for tried in evidence.tried) - paused,
-        sum(any(run.state == "failed" for run in tried.runs) for tried in evidence.tried),
-        sum(tried.value is None for tried in evidence.tried),
+        sum(tried.pruned for tried in cell_results.tried) - paused,
+        sum(any(run.state == "failed" for run in tried.runs) for tried in cell_results.tried),
+        sum(tried.value is None for tried in cell_results.tried),
     ]
-    name = search.objective or evidence.cell.metric.held_out
+    name = search.objective or cell_results.cell.metric.held_out
     best = Entry(NONE)
     if winner:
         value = winner.value or 0.0
-        best = Entry(plain(value, digits(name, value)), runs=winner.runs, cell=evidence.cell.key, metric=name)
+        best = Entry(plain(value, digits(name, value)), runs=winner.runs, cell=cell_results.cell.key, metric=name)
     chosen = Entry(setting_text(winner.run.trial) if winner else NONE)
-    return (Entry(evidence.cell.label, cell=evidence.cell.key), chosen, best, *(Entry(str(n)) for n in counts))
+    return (Entry(cell_results.cell.label, cell=cell_results.cell.key), chosen, best, *(Entry(str(n)) for n in counts))
 
 
 def setting_text(trial: Trial) -> str:
@@ -94,28 +95,28 @@ def setting_text(trial: Trial) -> str:
     return ", ".join(words)
 
 
-def rate_table(survey: SweepResults) -> Table | None:
+def rate_table(results: SweepResults) -> Table | None:
     """Return the studies of the learning rate, None for a sweep that has none."""
-    study = survey.sweep.protocol.rates
+    study = results.sweep.protocol.rates
     rows: list[tuple[Entry, ...]] = []
-    for evidence in survey.cells if study is not None else ():
-        runs = {run.key: run for run in evidence.runs if run.key in evidence.rates}
+    for cell_results in results.cells if study is not None else ():
+        runs = {run.key: run for run in cell_results.runs if run.key in cell_results.rates}
         if study is None or not runs:
             continue
-        results = {key: run.result for key, run in runs.items() if run.result is not None}
-        choice = choose(study, evidence.cell, results, {key for key, run in runs.items() if run.state == "failed"})
+        finished = {key: run.result for key, run in runs.items() if run.result is not None}
+        choice = choose(study, cell_results.cell, finished, {key for key, run in runs.items() if run.state == "failed"})
         for trial in choice.trials:
             word = "chosen" if trial.rate == choice.rate else choice.why or NONE
             if trial.key in runs:
                 run = runs[trial.key]
                 rows.append((
-                    Entry(evidence.cell.label, cell=evidence.cell.key),
+                    Entry(cell_results.cell.label, cell=cell_results.cell.key),
                     Entry(f"{trial.rate:g}"),
                     _value(run, run.trial.cell.metric.held_out)._replace(runs=(run,)),
                     Entry(state_of(run)),
                     Entry(word, tone="good" if word == "chosen" else "muted"),
                 ))  # fmt: skip
-    metric = survey.sweep.metric
+    metric = results.sweep.metric
     columns = ("baseline", "rate", held_out_name(metric), "", "")
     best = f"best {metric.held_out_words}" if metric.is_own else "least hold-out error"
     note = f"The rate of {best}, of equal ones the larger: that of all cells with these data and recipe."
@@ -127,11 +128,11 @@ def held_out_name(metric: Metric) -> str:
     return metric.held_out_words if metric.is_own else "hold-out error"
 
 
-def failure_table(survey: SweepResults) -> Table | None:
+def failure_table(results: SweepResults) -> Table | None:
     """Return the trials that failed, diverged, died, were skipped or begun anew, with the last error; None: no such."""
     rows = []
-    for run in survey.runs:
-        tries = survey.attempts.get(run.key, ())
+    for run in results.runs:
+        tries = results.attempts.get(run.key, ())
         events = [*(str(event) for event in (run.result or {}).get("events", ())), *map(_error, tries)]
         state = ending_word(run.result) if run.result else run.state
         named = run.why and run.state in ("failed", "done")  # a failure, or a damaged file of an analysis
@@ -152,25 +153,26 @@ def _error(attempt: Json) -> str:
     return str(attempt.get("error", "")).partition("\n")[0][:200]
 
 
-def cost_table(survey: SweepResults) -> Table:
+def cost_table(results: SweepResults) -> Table:
     """Return trainings and hours of each cell, its search apart, as measured; their cost where a price is known."""
-    rows, total = [], [0, 0.0, 0, 0.0]
-    for evidence in survey.cells:
-        searched = {run.key for tried in evidence.tried for run in tried.runs}
-        trained = tuple(run for run in evidence.runs if run.result or run.seconds)
+    rows = []
+    total = [0, 0.0, 0, 0.0]
+    for cell_results in results.cells:
+        searched = {run.key for tried in cell_results.tried for run in tried.runs}
+        trained = tuple(run for run in cell_results.runs if run.result or run.seconds)
         parts = [[run for run in trained if (run.key in searched) == search] for search in (False, True)]
         hours = [sum(run.seconds for run in part) / 3600 for part in parts]
         row = [len(parts[0]), hours[0], len(parts[1]), hours[1]]
         total = [a + b for a, b in zip(total, row, strict=True)]
-        rows.append((Entry(evidence.cell.label, cell=evidence.cell.key), *_cost(row, trained, survey.hourly)))
+        rows.append((Entry(cell_results.cell.label, cell=cell_results.cell.key), *_cost(row, trained, results.hourly)))
     rows.append(
-        (Entry("all"), *_cost(total, tuple(run for run in survey.runs if run.result or run.seconds), survey.hourly))
+        (Entry("all"), *_cost(total, tuple(run for run in results.runs if run.result or run.seconds), results.hourly))
     )
     columns: tuple[str, ...] = ("cell", "trainings", "hours", "search trials", "search hours", "one training")
     notes = ["Hours that one worker trained, evaluations included, waiting and failed tries left out."]
-    if survey.hourly:
+    if results.hourly:
         columns += ("money",)
-        notes.append(f"Money at {survey.hourly:g} an hour of a trial, trainings and search together.")
+        notes.append(f"Money at {results.hourly:g} an hour of a trial, trainings and search together.")
     return Table("costs", "Cost", columns, "l" + "r" * (len(columns) - 1), tuple(rows), tuple(notes))
 
 
@@ -198,23 +200,24 @@ HARDWARE = {
 }
 
 
-def record_table(survey: SweepResults) -> Table:
+def record_table(results: SweepResults) -> Table:
     """Return the record of a reproduction: commit, lock, code, data, hardware, versions, MLflow."""
-    record, results = survey.record, [run.result for run in survey.runs if run.result]
+    record = results.record
+    finished = [run.result for run in results.runs if run.result]
     changed = record["changed"]
     state = f"{record['commit']}" + (f", {count(len(changed), 'changed file')}" if changed else ", nothing changed")
     rows: list[tuple[str, str]] = [("commit of this report", state if record["commit"] else "not a git checkout")]
     rows.append(("requirements.lock, SHA-256", record["lock"] or "not there"))
     rows.append(("code of these trials, now", record["code"]))
-    rows.append(("code of the results", "; ".join(shares(str(result["code"]) for result in results))))
+    rows.append(("code of the results", "; ".join(shares(str(result["code"]) for result in finished))))
     prints: dict[str, set[str]] = {}
-    for run in survey.runs:
+    for run in results.runs:
         if run.result:
             prints.setdefault(run.trial.cell.dataset, set()).add(str(run.result["fingerprint"]) or "not recorded")
     rows += [(f"data {name}", text) for name, fingerprints in prints.items() for text in sorted(fingerprints)]
     for field, name in HARDWARE.items():
-        rows += [(name, text) for text in shares(str(result["hardware"].get(field, "")) for result in results)]
-    rows += [("precision", text) for text in shares(str(result["precision"]) for result in results)]
+        rows += [(name, text) for text in shares(str(result["hardware"].get(field, "")) for result in finished)]
+    rows += [("precision", text) for text in shares(str(result["precision"]) for result in finished)]
     rows.append(("made with", f"Python {record['python']}, {_versions(record['packages'])}"))
     return Table(
         "provenance",
@@ -229,26 +232,26 @@ def _versions(packages: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
 
 
-def run_tables(survey: SweepResults) -> list[Table]:
+def run_tables(results: SweepResults) -> list[Table]:
     """Return every run of each cell: key, name, state, its errors and its MLflow run.
 
     Beyond LISTED runs, those of searches are left to runs.csv; beyond as many others, the last of each cell too.
     """
     tables = []
-    listed = {evidence.cell.key: evidence.runs for evidence in survey.cells if evidence.runs}
-    if len(survey.runs) > LISTED:
-        for evidence in survey.cells:
-            searched = {run.key for tried in evidence.tried for run in tried.runs}
-            listed[evidence.cell.key] = tuple(run for run in evidence.runs if run.key not in searched)
+    listed = {cell_results.cell.key: cell_results.runs for cell_results in results.cells if cell_results.runs}
+    if len(results.runs) > LISTED:
+        for cell_results in results.cells:
+            searched = {run.key for tried in cell_results.tried for run in tried.runs}
+            listed[cell_results.cell.key] = tuple(run for run in cell_results.runs if run.key not in searched)
     most = LISTED // len(listed) if sum(map(len, listed.values())) > LISTED else LISTED
-    for evidence in survey.cells:
-        if evidence.runs:
-            tables.append(_runs(evidence, listed[evidence.cell.key][:most]))
+    for cell_results in results.cells:
+        if cell_results.runs:
+            tables.append(_runs(cell_results, listed[cell_results.cell.key][:most]))
     return tables
 
 
-def _runs(evidence: CellResults, listed: Sequence[Run]) -> Table:
-    metric = evidence.cell.metric
+def _runs(cell_results: CellResults, listed: Sequence[Run]) -> Table:
+    metric = cell_results.cell.metric
     names = (metric.words, metric.held_out_words) if metric.is_own else (f"test {NAMES[metric.final]}", "hold-out")
     columns = ("trial", "", "state", *names, "epochs", "time", "MLflow run")
     rows = tuple(
@@ -263,9 +266,9 @@ def _runs(evidence: CellResults, listed: Sequence[Run]) -> Table:
         )
         for run in listed
     )
-    others = len(evidence.runs) - len(listed)
+    others = len(cell_results.runs) - len(listed)
     notes = (f"{count(others, 'further run')} of this cell: runs.csv.",) if others else ()
-    return Table(f"cell-{evidence.cell.key}", evidence.cell.label, columns, "lllrrrrl", rows, notes)
+    return Table(f"cell-{cell_results.cell.key}", cell_results.cell.label, columns, "lllrrrrl", rows, notes)
 
 
 def _value(run: Run, name: str) -> Entry:

@@ -45,7 +45,8 @@ def result_tables(group: ResultTable, search: Search | None) -> list[Table]:
 
 
 def _overview(group: ResultTable, search: Search | None) -> Table:
-    rows, used = [], set()
+    rows = []
+    used = set()
     for row in group.rows:
         entries = [Entry(row.label, cell=row.key)]
         for metric in group.metrics:
@@ -79,9 +80,10 @@ def _derivation(group: ResultTable) -> Iterable[str]:
 
 
 def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
-    rows, used = [], set()
+    rows = []
+    used = set()
     for row in group.rows:
-        if row.evidence is None and group.paper(row, metric) is None:
+        if row.results is None and group.paper(row, metric) is None:
             continue
         ours = _ours(group, row, metric, search)
         used |= set(ours.marks)
@@ -107,11 +109,11 @@ def _paper(printed: Printed | None) -> Entry:
 
 
 def _ours(group: ResultTable, row: Row, metric: str, search: Search | None) -> Entry:
-    ours = number(row.evidence, metric)
+    ours = number(row.results, metric)
     if not ours.known:
-        return Entry(NONE, tone="muted", marks=marks(group, row.evidence, ours, search))
+        return Entry(NONE, tone="muted", marks=marks(group, row.results, ours, search))
     text, interval = ours_text(ours), ours_interval(ours)
-    return Entry(text, interval, "", marks(group, row.evidence, ours, search), ours.runs, row.key, metric)
+    return Entry(text, interval, "", marks(group, row.results, ours, search), ours.runs, row.key, metric)
 
 
 def ours_text(ours: CellNumber) -> str:
@@ -131,12 +133,13 @@ def ours_interval(ours: CellNumber) -> str:
 
 
 def _verdict(group: ResultTable, row: Row, metric: str) -> tuple[Entry, Entry]:
-    ours = number(row.evidence, metric)
+    ours = number(row.results, metric)
     verdict = verdict_for(group, row, metric, ours)
     if verdict is None:
         return Entry(NONE, tone="muted"), Entry(NONE, tone="muted")
     digits = 3 if metric == PARAMETERS else 2
-    runs, cell = ours.runs, row.key
+    runs = ours.runs
+    cell = row.key
     interval = bounds(verdict.interval) if metric != PARAMETERS and math.isfinite(verdict.interval.low) else ""
     difference = Entry(
         signed(verdict.difference, digits), interval, runs=runs if ours.known else (), cell=cell, metric=metric
@@ -159,10 +162,10 @@ def _votes(group: ResultTable) -> Table | None:
     """Return the votes of each row's networks by method, None where there are none or the table is a derived one."""
     rows = []
     for row in group.rows if group.table not in DERIVED.values() else ():
-        ours = number(row.evidence, VOTE)
-        if row.evidence is not None and row.evidence.vote is not None:
+        ours = number(row.results, VOTE)
+        if row.results is not None and row.results.vote is not None:
             errors = zip(METHODS, (VOTE, "", ""), strict=True)
-            entries = [Entry(plain(row.evidence.vote.error(method)), runs=ours.runs, cell=row.key, metric=metric)
+            entries = [Entry(plain(row.results.vote.error(method)), runs=ours.runs, cell=row.key, metric=metric)
                        for method, metric in errors]  # fmt: skip
             rows.append((Entry(row.label, cell=row.key), *entries))
     columns = ("", "mean softmax", "mean score", "majority")

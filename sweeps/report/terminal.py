@@ -87,7 +87,8 @@ def headings(metric: Metric) -> Mapping[str, str]:
 
 def _measured(plan: Plan, cell: Cell) -> tuple[str, ...]:
     """Return the numbers of a cell that the paper has no table of."""
-    protocol, metric = plan.sweep.protocol, cell.metric
+    protocol = plan.sweep.protocol
+    metric = cell.metric
     single = (metric.final,) * (protocol.ablation or protocol.single)
     over_folds = (metric.mean,) if cell.task else (AVERAGE, VOTE)
     return single + over_folds * (protocol.folds > 0) or (metric.final,)
@@ -163,7 +164,7 @@ def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
 
 def table_columns(plan: Plan, rows: Sequence[TableRow]) -> list[TableColumn]:
     """Return the columns of the table, the cells' labels first and their marks last."""
-    own = plan.sweep.metric
+    measured = plan.sweep.metric
     on_paper = any(cell.table for cell in plan.sweep.cells)
     grey = "bright_black" if _foreign(plan) else "cyan"
     parameters = (f"{row.parameters / 1e6:.2f}M" if row.parameters is not None else "-" for row in rows)
@@ -172,8 +173,8 @@ def table_columns(plan: Plan, rows: Sequence[TableRow]) -> list[TableColumn]:
         TableColumn("params", tuple(parameters)),
     ]
     for metric in dict.fromkeys(metric for row in rows for metric in row.numbers):
-        ours = (_words(row.numbers[metric], own) if metric in row.numbers else "" for row in rows)
-        columns.append(TableColumn(headings(own)[metric], tuple(ours)))
+        ours = (_words(row.numbers[metric], measured) if metric in row.numbers else "" for row in rows)
+        columns.append(TableColumn(headings(measured)[metric], tuple(ours)))
         if on_paper:
             printed_there = (str(row.paper.get(metric) or "") for row in rows)
             columns.append(TableColumn("paper", tuple(printed_there), grey))
@@ -282,7 +283,8 @@ def trial_rows(plan: Plan) -> list[Json]:
     """Return one row a finished trial: what it was, its numbers, where its files are."""
     rows: list[Json] = []
     for standing in plan.statuses:
-        trial, result = standing.trial, standing.result
+        trial = standing.trial
+        result = standing.result
         if result is None:
             continue
         rows.append(

@@ -17,18 +17,18 @@ from sweeps.results.marks import MARKS, curve_runs, marks
 Line = dict[str, Any]
 
 
-def tidy(survey: SweepResults) -> dict[str, list[Line]]:
+def tidy(results: SweepResults) -> dict[str, list[Line]]:
     """Return the rows by name: numbers, effects, factors, claims, printed, curves, dropout, runs."""
-    used = [table for table in ("1", "2") if any(evidence.cell.table == table for evidence in survey.cells)]
+    used = [table for table in ("1", "2") if any(cell_results.cell.table == table for cell_results in results.cells)]
     rows = {
-        "numbers": list(_numbers(survey)),
-        "effects": list(effect_rows(groups(survey))),
-        "factors": list(factor_rows(groups(survey))),
-        "claims": list(_claims(survey)),
+        "numbers": list(_numbers(results)),
+        "effects": list(effect_rows(groups(results))),
+        "factors": list(factor_rows(groups(results))),
+        "claims": list(_claims(results)),
         "printed": [line for table in used for line in _printed(table)],
-        "curves": list(_curves(survey)),
-        "dropout": list(_dropout(survey)),
-        "runs": list(_runs(survey)),
+        "curves": list(_curves(results)),
+        "dropout": list(_dropout(results)),
+        "runs": list(_runs(results)),
     }
     return {name: lines for name, lines in rows.items() if lines}
 
@@ -37,18 +37,18 @@ def _named(runs: Sequence[Run]) -> Line:
     return {"trials": [run.key for run in runs], "mlflow_runs": [run.mlflow for run in runs if run.mlflow]}
 
 
-def _numbers(survey: SweepResults) -> Iterable[Line]:
-    for group in groups(survey):
+def _numbers(results: SweepResults) -> Iterable[Line]:
+    for group in groups(results):
         for row in group.rows:
             for metric in group.metrics:
-                ours, theirs = number(row.evidence, metric), group.paper(row, metric)
+                ours, theirs = number(row.results, metric), group.paper(row, metric)
                 verdict = verdict_for(group, row, metric, ours)
                 yield {
                     "table": group.table,
                     "paper_dataset": group.dataset,
-                    "dataset": row.evidence.cell.dataset if row.evidence else "",
+                    "dataset": row.results.cell.dataset if row.results else "",
                     "row": row.label,
-                    "cell_key": row.evidence.cell.key if row.evidence else "",
+                    "cell_key": row.results.cell.key if row.results else "",
                     "metric": metric,
                     "mean": ours.average.mean,
                     "se": ours.average.se,
@@ -64,7 +64,7 @@ def _numbers(survey: SweepResults) -> Iterable[Line]:
                     "verdict": verdict.word if verdict else "",
                     "withheld": verdict.why if verdict else "",
                     "marks": [
-                        MARKS[mark][0] for mark in marks(group, row.evidence, ours, survey.sweep.protocol.search)
+                        MARKS[mark][0] for mark in marks(group, row.results, ours, results.sweep.protocol.search)
                     ],
                 } | _named(ours.runs)
 
@@ -93,7 +93,7 @@ def effect_rows(tables: Sequence[ResultTable], chosen: Sequence[Effect] | None =
             continue
         for effect in effects(group) if chosen is None else chosen:
             names = {"table": group.table, "row": effect.row.label, "reference": effect.reference.label}
-            sides = [row.evidence for row in (effect.row, effect.reference) if row.evidence is not None]
+            sides = [row.results for row in (effect.row, effect.reference) if row.results is not None]
             lost = "; ".join(
                 f"{side.cell.label}: {words}" for side in sides if (words := side.lost(effect.contrast.metric))
             )
@@ -108,8 +108,8 @@ def factor_rows(tables: Sequence[ResultTable]) -> Iterable[Line]:
             yield names | _contrast(effect.contrast, effect.p) | {"cells": effect.cells, "withheld": effect.why}
 
 
-def _claims(survey: SweepResults) -> Iterable[Line]:
-    for result in judge_claims(survey):
+def _claims(results: SweepResults) -> Iterable[Line]:
+    for result in judge_claims(results):
         for compared in result.compared:
             yield {
                 "claim": result.claim.id,
@@ -144,23 +144,23 @@ def _printed(table: str) -> Iterable[Line]:
         }
 
 
-def _curves(survey: SweepResults) -> Iterable[Line]:
-    for evidence in survey.cells:
-        for run in curve_runs(evidence):
+def _curves(results: SweepResults) -> Iterable[Line]:
+    for cell_results in results.cells:
+        for run in curve_runs(cell_results):
             for epoch, error in enumerate(run.curve, 1):
-                row = {"cell": evidence.cell.label, "trial": run.key, "epoch": epoch}
-                yield row | {_column(survey.sweep.metric.row): float(error)}
+                row = {"cell": cell_results.cell.label, "trial": run.key, "epoch": epoch}
+                yield row | {_column(results.sweep.metric.row): float(error)}
 
 
-def _dropout(survey: SweepResults) -> Iterable[Line]:
-    for evidence in survey.cells:
-        for order, tried in enumerate(evidence.tried):
+def _dropout(results: SweepResults) -> Iterable[Line]:
+    for cell_results in results.cells:
+        for order, tried in enumerate(cell_results.tried):
             yield {
-                "cell": evidence.cell.label,
+                "cell": cell_results.cell.label,
                 "number": order,
                 "dropout": " ".join(f"{place}={rate:g}" for place, rate in tried.run.trial.dropout),
                 "choices": " ".join(f"{name}={value_text(value)}" for name, value in tried.run.trial.choices),
-                _column(survey.sweep.metric.row): tried.value if tried.value is not None else float("nan"),
+                _column(results.sweep.metric.row): tried.value if tried.value is not None else float("nan"),
                 "state": _state(tried),
                 "trials": [run.key for run in tried.runs],
             }
@@ -177,9 +177,9 @@ def _column(name: str) -> str:
     return name.replace("/", "_")
 
 
-def _runs(survey: SweepResults) -> Iterable[Line]:
-    metric: Metric = survey.sweep.metric
-    for run in survey.runs:
+def _runs(results: SweepResults) -> Iterable[Line]:
+    metric: Metric = results.sweep.metric
+    for run in results.runs:
         yield {
             "cell": run.trial.cell.label,
             "trial": run.key,

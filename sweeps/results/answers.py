@@ -87,12 +87,15 @@ def answers_of_plan(plan: Plan, changes: Collection[Change]) -> Answers | None:
     return _answers(plan.sweep, standing, changes)
 
 
-def answers(survey: SweepResults) -> Answers | None:
+def answers(results: SweepResults) -> Answers | None:
     """Return the answers of a sweep's results; None for one that is not to be decided."""
     standing = (
-        (run.trial, run.state, run.result) for cell in survey.cells for run in cell.runs if run.key not in cell.searched
+        (run.trial, run.state, run.result)
+        for cell in results.cells
+        for run in cell.runs
+        if run.key not in cell.searched
     )
-    return _answers(survey.sweep, standing, survey.changes)
+    return _answers(results.sweep, standing, results.changes)
 
 
 def _answers(
@@ -110,7 +113,7 @@ def _answers(
             results[trial.key] = result
         elif state in ("failed", "skipped"):
             settled.add(trial.key)
-    found = waves(sweep.questions, sweep.cells, design, trials, results, settled)
-    rows = tuple(Answer(*row) for row in zip(sweep.questions, found.trajectories, strict=True))
-    used, fixed = sum(found.needed.values()), design.most * len(found.needed)
+    decided = waves(sweep.questions, sweep.cells, design, trials, results, settled)
+    rows = tuple(Answer(*row) for row in zip(sweep.questions, decided.trajectories, strict=True))
+    used, fixed = sum(decided.needed.values()), design.most * len(decided.needed)
     return Answers(rows, used, fixed, design.unit, design.most, tuple(changes))

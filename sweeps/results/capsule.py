@@ -53,10 +53,10 @@ NAMES: Final = re.compile(
 )
 
 
-def write(ledger: Ledger, survey: SweepResults, report: Mapping[str, bytes], path: Path) -> int:
+def write(ledger: Ledger, results: SweepResults, report: Mapping[str, bytes], path: Path) -> int:
     """Write the capsule of a sweep, complete or not at all, and return its size in bytes."""
-    contents = dict(_contents(ledger, survey)) | {f"report/{name}": content for name, content in report.items()}
-    manifest = _manifest(survey) | {"files": {name: _digest(content) for name, content in sorted(contents.items())}}
+    contents = dict(_contents(ledger, results)) | {f"report/{name}": content for name, content in report.items()}
+    manifest = _manifest(results) | {"files": {name: _digest(content) for name, content in sorted(contents.items())}}
     contents[MANIFEST] = _json(manifest)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -73,26 +73,26 @@ def write(ledger: Ledger, survey: SweepResults, report: Mapping[str, bytes], pat
     return path.stat().st_size
 
 
-def _manifest(survey: SweepResults) -> Json:
+def _manifest(results: SweepResults) -> Json:
     studies = {
         cell.cell.key: [([run.key for run in point.runs], point.value, point.pruned_early) for point in cell.tried]
-        for cell in survey.cells
+        for cell in results.cells
         if cell.tried
     }
     return {
         "schema": SCHEMA,
-        "sweep": survey.title,
-        "question": survey.question,
-        "standings": [(run.key, run.state, run.why) for run in survey.runs],
+        "sweep": results.title,
+        "question": results.question,
+        "standings": [(run.key, run.state, run.why) for run in results.runs],
         "studies": studies,
-        "record": survey.record,
+        "record": results.record,
     }
 
 
-def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes]]:
+def _contents(ledger: Ledger, results: SweepResults) -> Iterator[tuple[str, bytes]]:
     """Yield the files that the results of a sweep were read from, by name."""
-    names = [f"{folder}/{survey.title}.json" for folder in ("plans", "prices", "questions")]
-    for run in survey.runs:
+    names = [f"{folder}/{results.title}.json" for folder in ("plans", "prices", "questions")]
+    for run in results.runs:
         yield f"trials/{run.key}/trial.json", _json(run.trial.to_json())
         names += [f"tracked/{run.key}.json", *([f"paused/{run.key}.json"] if run.state == "paused" else [])]
         if run.result is not None:  # one with a damaged file counts as failed, here too
@@ -103,9 +103,9 @@ def _contents(ledger: Ledger, survey: SweepResults) -> Iterator[tuple[str, bytes
             names += [f"{folder}/summary.json", *(f"{folder}/{name}" for name in summary["files"])]
         if run.decisions is not None:
             yield f"trials/{run.key}/tables/decisions.parquet", decisions_table(run.decisions)
-    for results in survey.cells:
-        if results.vote is not None:
-            yield f"votes/{results.cell.key}/decisions.parquet", decisions_table(results.vote)
+    for cell_results in results.cells:
+        if cell_results.vote is not None:
+            yield f"votes/{cell_results.cell.key}/decisions.parquet", decisions_table(cell_results.vote)
     for name in names:
         content = ledger.read(name)
         if content is not None:
@@ -126,7 +126,7 @@ def _without_logins(note: bytes) -> bytes:
 
 
 def _bare(note: Json) -> Json:
-    sweeps = {"sweeps": {title: _bare(one) for title, one in note["sweeps"].items()}} if "sweeps" in note else {}
+    sweeps = {"sweeps": {title: _bare(sweep) for title, sweep in note["sweeps"].items()}} if "sweeps" in note else {}
     return note | ({"uri": without_login(str(note["uri"]))} if "uri" in note else {}) | sweeps
 
 
@@ -158,7 +158,8 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
     try:
         content = _read(archive, MANIFEST, path, room)
         manifest = json.loads(content)
-        schema, digests = manifest["schema"], dict(manifest["files"])
+        schema = manifest["schema"]
+        digests = dict(manifest["files"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, _TooLargeError):
             raise

@@ -83,8 +83,8 @@ def named(metric: str, table: str) -> str:
     if metric == TOP1 and table in ("1", "2", "3"):
         return "single"
     folds = OVER_FOLDS.fullmatch(metric)
-    own = f"mean of {folds[1]}" if folds else metric.removeprefix("final/").removeprefix("best/")
-    return NAMES.get(metric) or own.replace("test_", "test ", 1).replace("val_", "val ", 1)
+    name = f"mean of {folds[1]}" if folds else metric.removeprefix("final/").removeprefix("best/")
+    return NAMES.get(metric) or name.replace("test_", "test ", 1).replace("val_", "val ", 1)
 
 
 def digits(metric: str, value: float) -> int:
@@ -122,13 +122,13 @@ class Row(NamedTuple):
 
     label: str
     printed: str
-    evidence: CellResults | None
+    results: CellResults | None
     versus: Row | None = None
 
     @property
     def key(self) -> str:
         """Return the key of its cell, empty where it has none."""
-        return self.evidence.cell.key if self.evidence is not None else ""
+        return self.results.cell.key if self.results is not None else ""
 
 
 class ResultTable(NamedTuple):
@@ -158,21 +158,21 @@ def stands_for(cell: Cell) -> str:
     return [*candidates, *printed, ""][0]
 
 
-def groups(survey: SweepResults) -> list[ResultTable]:
+def groups(results: SweepResults) -> list[ResultTable]:
     """Return the tables of a sweep: the paper's that its cells are rows of, and one a data set and recipe of others."""
     members: dict[tuple[str, str, str], list[CellResults]] = {}
-    for results in survey.cells:
-        cell = results.cell
+    for cell_results in results.cells:
+        cell = cell_results.cell
         table = cell.table if cell.table in TABLES else ""
         kind = stands_for(cell) if table else cell.recipe.name.partition("-")[0]
-        members.setdefault((table, kind, cell.dataset), []).append(results)
+        members.setdefault((table, kind, cell.dataset), []).append(cell_results)
     tables: list[ResultTable] = []
     for (table, kind, dataset), cells in members.items():
-        result = _table(table, kind, dataset, cells, survey.sweep.protocol)
+        result = _table(table, kind, dataset, cells, results.sweep.protocol)
         if result.id in {other.id for other in tables}:
             result = result._replace(id=f"{result.id}-{_slug(dataset)}", title=f"{result.title} ({dataset})")
         tables.append(result)
-        if table in DERIVED and any(results.tested for results in cells):
+        if table in DERIVED and any(cell_results.tested for cell_results in cells):
             tables.append(_derived(DERIVED[table], result))
     return [_with_references(table, tables) for table in tables]
 
@@ -184,10 +184,10 @@ def _with_references(table: ResultTable, tables: Sequence[ResultTable]) -> Resul
     labelled: dict[str, Row] = {}
     for other in tables:
         if other.table not in DERIVED.values():
-            members = [(row.evidence.cell.label, row) for row in other.rows if row.evidence is not None]
+            members = [(row.results.cell.label, row) for row in other.rows if row.results is not None]
             # Another table's row has its whole label here: its title does not stand above.
             labelled |= {label: row if other.id == table.id else row._replace(label=label) for label, row in members}
-    names = [row.evidence.cell.versus if row.evidence is not None else "" for row in table.rows]
+    names = [row.results.cell.versus if row.results is not None else "" for row in table.rows]
     rows = tuple(row._replace(versus=labelled.get(name)) for row, name in zip(table.rows, names, strict=True))
     return table._replace(rows=rows)
 
@@ -209,7 +209,7 @@ def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], pr
 
 def _derived(table: str, source: ResultTable) -> ResultTable:
     """Return Table 3 or 5 with the rows that `source`, Table 2 or 4, has of it."""
-    by_row = {row.printed: row.evidence for row in source.rows}
+    by_row = {row.printed: row.results for row in source.rows}
     sources = {"VGG + CReLU": CHOSEN.get(source.dataset, "")}
     rows = tuple(
         Row(row.label, row.label, by_row.get(sources.get(row.label, row.label)))
@@ -222,10 +222,10 @@ def _derived(table: str, source: ResultTable) -> ResultTable:
 
 def _measured(cells: Sequence[CellResults], protocol: Protocol) -> tuple[str, ...]:
     """Return the columns for cells that the paper has no table of: what their runs measured."""
-    own = cells[0].cell.metric
-    if own.is_own:
-        columns = [own.final] * protocol.ablation + [own.mean] * (protocol.folds > 0)
-        return (*(columns or [own.held_out]), PARAMETERS)
+    metric = cells[0].cell.metric
+    if metric.is_own:
+        columns = [metric.final] * protocol.ablation + [metric.mean] * (protocol.folds > 0)
+        return (*(columns or [metric.held_out]), PARAMETERS)
     measured = {name for results in cells for run in results.tested for name in run.metrics}
     errors = [name for name in (TOP1, TOP5, TOP1_TEN, TOP5_TEN) if name in measured] or [TOP1]
     # The networks of a training function of the user's leave no scores to vote by.
@@ -308,22 +308,22 @@ def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> 
     know their spread. Nothing is subtracted from trainings that are not the paper's.
     """
     printed = table.paper(row, metric)
-    if printed is None or row.evidence is None or not table.comparable:
+    if printed is None or row.results is None or not table.comparable:
         return None
     if not ours.known:
         return Verdict(math.nan, UNKNOWN, TOLERANCE[table.dataset], "not run")
     difference = ours.average.mean - printed.value
     if metric == PARAMETERS:
         # The picture counts do not change a net, the classes do.
-        if why := other_classes(row.evidence, table.dataset):
+        if why := other_classes(row.results, table.dataset):
             return Verdict(math.nan, UNKNOWN, printed.rounding, "withheld", why)
         # Counts are exact: they have to round to what is printed.
         rounds = abs(difference) <= printed.rounding + 1e-9
         interval = Interval(difference, difference)
         return Verdict(difference, interval, printed.rounding, "reproduced" if rounds else "differs")
-    if why := reduced(row.evidence, table.dataset):
+    if why := reduced(row.results, table.dataset):
         return Verdict(math.nan, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
-    if why := row.evidence.lost(metric) or too_few(metric, table.table, ours):
+    if why := row.results.lost(metric) or too_few(metric, table.table, ours):
         return Verdict(difference, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
     interval = fold_interval(ours.average, 1 / FOLDS) if metric == AVERAGE else ours.interval
     return verdict(ours.average, interval, printed.value, printed.se, table.dataset)
@@ -341,7 +341,7 @@ def too_few(metric: str, table: str, ours: CellNumber) -> str:
 
 def order_kept(table: ResultTable, metric: str) -> Order | None:
     """Count the pairs of rows in the paper's order, None where fewer than two rows have both numbers."""
-    numbers = [(number(row.evidence, metric), table.paper(row, metric)) for row in table.rows]
+    numbers = [(number(row.results, metric), table.paper(row, metric)) for row in table.rows]
     pairs = [(ours.average.mean, printed.value) for ours, printed in numbers if ours.known and printed is not None]
     return order(*zip(*pairs, strict=True)) if len(pairs) > 1 else None
 
@@ -352,7 +352,7 @@ def verdicts(tables: Sequence[ResultTable]) -> Mapping[str, int]:
     for table in tables:
         if table.table not in DERIVED.values():
             for row, metric in itertools.product(table.rows, table.metrics):
-                judged = verdict_for(table, row, metric, number(row.evidence, metric))
+                judged = verdict_for(table, row, metric, number(row.results, metric))
                 if judged is not None and metric != PARAMETERS:
                     counts[judged.word] += 1
     return counts

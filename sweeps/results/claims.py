@@ -87,18 +87,18 @@ class ClaimResult(NamedTuple):
         return tuple({run.key: run for compared in self.compared for run in compared.contrast.runs}.values())
 
 
-def judge_claims(survey: SweepResults) -> list[ClaimResult]:
+def judge_claims(results: SweepResults) -> list[ClaimResult]:
     """Decide every claim that this sweep has a network of, in the paper's order."""
     # Of two cells for one row the first counts.
     cells = {
-        (stands_for(results.cell), results.cell.row): results
-        for results in reversed(survey.cells)
-        if results.cell.table in TABLES
+        (stands_for(cell_results.cell), cell_results.cell.row): cell_results
+        for cell_results in reversed(results.cells)
+        if cell_results.cell.table in TABLES
     }
     footnotes = {
-        (results.cell.dataset, FOOTNOTE + footnote_row(results.cell)): results
-        for results in reversed(survey.cells)
-        if footnote_row(results.cell)
+        (cell_results.cell.dataset, FOOTNOTE + footnote_row(cell_results.cell)): cell_results
+        for cell_results in reversed(results.cells)
+        if footnote_row(cell_results.cell)
     }
     return _decide_together(
         [

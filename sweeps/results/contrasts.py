@@ -190,7 +190,7 @@ def effects(table: ResultTable) -> list[Effect]:
     """Compare every row of a table that has runs with its references, in each error it has."""
     pairs = compared([row for row in table.rows if _has_runs(row)])
     metrics = [metric for metric in table.metrics if metric not in (TRAIN, PARAMETERS)]
-    contrasts = [(pair, contrast(pair[0].evidence, pair[1].evidence, metric)) for metric in metrics for pair in pairs]
+    contrasts = [(pair, contrast(pair[0].results, pair[1].results, metric)) for metric in metrics for pair in pairs]
     known = [(pair, effect) for pair, effect in contrasts if effect.basis not in ("not run", "always 0")]
     adjusted = holm([effect.p for _, effect in known])
     return [Effect(*pair, effect, float(p)) for (pair, effect), p in zip(known, adjusted, strict=True)]
@@ -207,7 +207,7 @@ def compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def _has_runs(row: Row) -> bool:
-    return row.evidence is not None and bool(row.evidence.tested)
+    return row.results is not None and bool(row.results.tested)
 
 
 def over(basis: str, n: int) -> str:

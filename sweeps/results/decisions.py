@@ -120,7 +120,8 @@ def _table(ledger: Ledger, name: str, views: Sequence[str]) -> Any:
         content = ledger.read(name)
         if content is None:
             return None
-        source, size = pa.BufferReader(content), len(content)
+        source = pa.BufferReader(content)
+        size = len(content)
     try:
         file = pq.ParquetFile(source)
         _check_size(file, size, ledger.path(name))

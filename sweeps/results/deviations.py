@@ -46,9 +46,9 @@ def deviations(table: ResultTable) -> list[Deviation]:
     """Return the deviations of the rows of one of the paper's tables, each once with its rows."""
     labels: dict[tuple[str, str, str], list[str]] = {}
     trained = [
-        (row.label, row.evidence)
+        (row.label, row.results)
         for row in table.rows
-        if row.evidence is not None and any(run.result for run in row.evidence.runs)
+        if row.results is not None and any(run.result for run in row.results.runs)
     ]
     for label, cell in trained:
         for difference in dict.fromkeys(_differences(cell, table)):
@@ -82,7 +82,8 @@ def _data(results: CellResults, table: ResultTable) -> Differences:
     paper, ours = dataset(table.dataset), set_facts(name)
     if results.classes not in (None, paper.classes):
         yield "classes", f"{paper.classes:,}", f"{results.classes:,}"
-    learned, all_learned = training_pictures(results), paper.splits["train"]
+    learned = training_pictures(results)
+    all_learned = paper.splits["train"]
     for count in sorted(count for count in learned if is_other_count(count, all_learned)):
         yield "training pictures", f"{all_learned:,}", f"{count:,}"
     if not learned:

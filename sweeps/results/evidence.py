@@ -218,7 +218,7 @@ def titles(ledger: Ledger, name: str | None = None) -> list[str]:
     return declared if name is None else [name]
 
 
-def survey(ledger: Ledger, title: str) -> SweepResults:
+def read_sweep(ledger: Ledger, title: str) -> SweepResults:
     """Read the results of a sweep from a ledger, or from a capsule's files.
 
     ValueError for a sweep that is not there, and for a cell whose dropout was chosen on the test pictures.
@@ -227,14 +227,17 @@ def survey(ledger: Ledger, title: str) -> SweepResults:
     manifest = ledger.read_json(MANIFEST)
     if manifest is None:
         plan = without_damaged(current_plan(ledger, title), ledger, READ)
-        sweep, statuses, studies = plan.sweep, plan.statuses, _studies(ledger, plan)
+        sweep = plan.sweep
+        statuses = plan.statuses
+        studies = _studies(ledger, plan)
         question = _question(plan.sweep.name)
         trained = [status.trial.cell for status in plan.statuses if status.result is not None]
         record = provenance() | {"code": "; ".join(shares(map(cell_fingerprint, trained)))}
     else:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
-        question, record = str(manifest["question"]), dict(manifest["record"])
+        question = str(manifest["question"])
+        record = dict(manifest["record"])
     runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
     cells = tuple(
         dataclasses.replace(

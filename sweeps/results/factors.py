@@ -92,18 +92,18 @@ def grids(tables: Sequence[ResultTable]) -> list[Grid]:
     metrics: dict[tuple[str, ...], dict[str, None]] = {}
     for table in tables:
         for row in table.rows if table.table not in DERIVED.values() else ():
-            if row.evidence is not None and row.evidence.cell.factors:
-                names = tuple(sorted(name for name, _ in row.evidence.cell.factors))
-                members.setdefault(names, {})[row.key] = row.evidence
+            if row.results is not None and row.results.cell.factors:
+                names = tuple(sorted(name for name, _ in row.results.cell.factors))
+                members.setdefault(names, {})[row.key] = row.results
                 metrics.setdefault(names, {}).update(dict.fromkeys(table.metrics))
-    found = []
+    declared = []
     for names, cells in members.items():
         tested = tuple(cell for cell in cells.values() if cell.tested)
         left_out = tuple(cell.cell.label for cell in cells.values() if not cell.tested)
         levels = varying([dict(cell.cell.factors) for cell in tested])
         if levels:
-            found.append(Grid(levels, tested, left_out, tuple(m for m in metrics[names] if m not in UNTESTED)))
-    return found
+            declared.append(Grid(levels, tested, left_out, tuple(m for m in metrics[names] if m not in UNTESTED)))
+    return declared
 
 
 def varying(combinations: Sequence[Combination]) -> dict[str, tuple[Level, ...]]:
@@ -129,9 +129,9 @@ def targets(levels: Mapping[str, Sequence[Level]]) -> Iterable[Target]:
     """Yield each level against its factor's first one, then each pair of such levels of two factors."""
     for name, (first, *others) in levels.items():
         yield from ({name: (level, first)} for level in others)
-    for one, other in itertools.combinations(levels, 2):
-        for level, second in itertools.product(levels[one][1:], levels[other][1:]):
-            yield {one: (level, levels[one][0]), other: (second, levels[other][0])}
+    for factor, other in itertools.combinations(levels, 2):
+        for level, second in itertools.product(levels[factor][1:], levels[other][1:]):
+            yield {factor: (level, levels[factor][0]), other: (second, levels[other][0])}
 
 
 def weights(combinations: Sequence[Combination], target: Target) -> Floats | None:

@@ -85,61 +85,61 @@ class Graded(NamedTuple):
         return sum(needed.values())
 
 
-def grade(tree: Branch, surveys: Sequence[SweepResults]) -> Graded:
+def grade(tree: Branch, all_results: Sequence[SweepResults]) -> Graded:
     """Return the grade of each part of a paper, from the sweeps of an output."""
-    return _branch(tree, Findings(surveys))
+    return _branch(tree, Findings(all_results))
 
 
 class Findings:
     """Findings of several sweeps: their cells, claims and analyses."""
 
-    def __init__(self, surveys: Sequence[SweepResults]) -> None:
-        self.surveys = surveys
+    def __init__(self, all_results: Sequence[SweepResults]) -> None:
+        self.all_results = all_results
         self.claims: dict[str, list[ClaimResult]] = {}
-        for survey in surveys:
-            if survey.sweep.protocol.trains_cells:
-                for claim in judge_claims(survey):
+        for results in all_results:
+            if results.sweep.protocol.trains_cells:
+                for claim in judge_claims(results):
                     self.claims.setdefault(claim.claim.id, []).append(claim)
 
     def cells(self, table: str, dataset: str, row: str) -> list[CellResults]:
         """Return the cells of all sweeps that stand for a row."""
         return [
             cell
-            for survey in self.surveys
-            for cell in survey.cells
+            for results in self.all_results
+            for cell in results.cells
             if (cell.cell.table, cell.cell.row) == (table, row) and stands_for(cell.cell) == dataset
         ]
 
 
-def _branch(branch: Branch, evidence: Findings) -> Graded:
+def _branch(branch: Branch, findings: Findings) -> Graded:
     parts = tuple(
-        _branch(part, evidence) if isinstance(part, Branch) else _leaf(part, evidence) for part in branch.parts
+        _branch(part, findings) if isinstance(part, Branch) else _leaf(part, findings) for part in branch.parts
     )
     total = sum(part.weight for part in parts)
     score = sum(part.weight * part.score for part in parts) / total if total else 0.0
     return Graded(branch.title, branch.weight, score, (), parts)
 
 
-def _leaf(leaf: Leaf, evidence: Findings) -> Graded:
-    items = tuple(_items(leaf, evidence))
+def _leaf(leaf: Leaf, findings: Findings) -> Graded:
+    items = tuple(_items(leaf, findings))
     score = sum(item.score for item in items) / len(items) if items else 0.0
     return Graded(leaf.title, leaf.weight, score, items)
 
 
-def _items(leaf: Leaf, evidence: Findings) -> Iterable[Item]:
+def _items(leaf: Leaf, findings: Findings) -> Iterable[Item]:
     match leaf:
         case Numbers():
-            return _numbers(leaf, evidence)
+            return _numbers(leaf, findings)
         case Sentence():
-            return _sentence(leaf, evidence)
+            return _sentence(leaf, findings)
         case Analysed():
-            return _analysed(leaf, evidence)
+            return _analysed(leaf, findings)
         case Proved():
-            return _proved(leaf, evidence)
+            return _proved(leaf, findings)
         case Chosen():
-            return _chosen(leaf, evidence)
+            return _chosen(leaf, findings)
         case Trained():
-            return _trained(leaf, evidence)
+            return _trained(leaf, findings)
 
 
 def _best(name: str, checks: tuple[str, ...], candidates: Iterable[tuple[int, str]], absent: str) -> Item:
@@ -157,20 +157,20 @@ def _stage(*reasons: str) -> tuple[int, str]:
 # Printed numbers ----------------------------------------------------------------------------------------------
 
 
-def _numbers(leaf: Numbers, evidence: Findings) -> Iterator[Item]:
+def _numbers(leaf: Numbers, findings: Findings) -> Iterator[Item]:
     """Yield an item for each error that a table prints of one data set; counts of parameters need no training."""
     stands: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    tables = [table for survey in evidence.surveys for table in groups(survey)]
+    tables = [table for results in findings.all_results for table in groups(results)]
     for table in tables:
         if (table.table, table.dataset) != (leaf.table, leaf.dataset):
             continue
         for row in table.rows:
             for metric in table.metrics:
-                if row.evidence is not None and table.paper(row, metric) is not None:
-                    ours = number(row.evidence, metric)
-                    scale = other_training(row.evidence)
-                    data = other_data(row.evidence, leaf.dataset)
-                    few = row.evidence.lost(metric) or too_few(metric, leaf.table, ours)
+                if row.results is not None and table.paper(row, metric) is not None:
+                    ours = number(row.results, metric)
+                    scale = other_training(row.results)
+                    data = other_data(row.results, leaf.dataset)
+                    few = row.results.lost(metric) or too_few(metric, leaf.table, ours)
                     judged = verdict_for(table, row, metric, ours)
                     word = judged.word if judged is not None else "not compared"
                     stand = _stage(
@@ -210,11 +210,11 @@ def row_hours(table: str, dataset: str, row: str, folds: bool) -> float:
 UNDECIDED: Final = ("inconclusive", "not tested")
 
 
-def _sentence(leaf: Sentence, evidence: Findings) -> Iterator[Item]:
+def _sentence(leaf: Sentence, findings: Findings) -> Iterator[Item]:
     """Yield an item for each comparison of a claim that tests decide; a comparison of votes decides nothing."""
     (claim,) = [claim for claim in paper.CLAIMS if claim.id == leaf.claim]
     stands: dict[tuple[str, str, str, str], list[tuple[int, str]]] = {}
-    for result in evidence.claims.get(leaf.claim, ()):
+    for result in findings.claims.get(leaf.claim, ()):
         for compared in result.compared:
             stands.setdefault(_name(compared), []).append(_claim_stage(result, compared))
     for comparison in claim.comparisons:
@@ -242,12 +242,12 @@ def _claim_stage(result: ClaimResult, compared: Compared) -> tuple[int, str]:
 # Analyses, theorems, protocol ---------------------------------------------------------------------------------
 
 
-def _analysed(leaf: Analysed, evidence: Findings) -> Iterator[Item]:
+def _analysed(leaf: Analysed, findings: Findings) -> Iterator[Item]:
     """Yield an item for each network whose analysis a figure shows."""
     checks = (RUN, SCALE, DATA)
     for table, dataset, row in leaf.networks:
         stands = []
-        for cell in evidence.cells(table, dataset, row):
+        for cell in findings.cells(table, dataset, row):
             has = any(leaf.job in run.analyses for run in cell.runs)
             stands.append(
                 _stage("" if has else f"no analysis {leaf.job}", other_training(cell), other_data(cell, dataset))
@@ -255,12 +255,12 @@ def _analysed(leaf: Analysed, evidence: Findings) -> Iterator[Item]:
         yield _best(f"{row} {dataset}: {leaf.job}", checks, stands, "no training")
 
 
-def _proved(leaf: Proved, evidence: Findings) -> Iterator[Item]:
+def _proved(leaf: Proved, findings: Findings) -> Iterator[Item]:
     """Yield the item of a theorem: looked at on a network, and no counter-example found."""
     values = [
         float(run.analyses[leaf.job]["metrics"][leaf.metric])
-        for survey in evidence.surveys
-        for run in survey.runs
+        for results in findings.all_results
+        for run in results.runs
         if leaf.metric in run.analyses.get(leaf.job, {}).get("metrics", {})
     ]
     broken = sum(values)
@@ -268,21 +268,21 @@ def _proved(leaf: Proved, evidence: Findings) -> Iterator[Item]:
     yield _best(leaf.metric, (RUN, AGREEMENT), stands, f"no analysis {leaf.job}")
 
 
-def _chosen(leaf: Chosen, evidence: Findings) -> Iterator[Item]:
+def _chosen(leaf: Chosen, findings: Findings) -> Iterator[Item]:
     """Yield an item for each row of a table whose net has dropout: its rates were searched on held-out pictures."""
     for row in paper.rows(leaf.table, leaf.dataset):
         if (leaf.table, row.label) not in CELLS:
             continue
         stands = []
-        for cell in evidence.cells(leaf.table, leaf.dataset, row.label):
+        for cell in findings.cells(leaf.table, leaf.dataset, row.label):
             searched = cell.winner is not None
             stands.append(_stage("" if searched else "no search", other_training(cell), other_data(cell, leaf.dataset)))
         yield _best(f"{row.label} {leaf.dataset}: search", (RUN, SCALE, DATA), stands, "no search")
 
 
-def _trained(leaf: Trained, evidence: Findings) -> Iterator[Item]:
+def _trained(leaf: Trained, findings: Findings) -> Iterator[Item]:
     """Yield an item for each cell of a sweep: trained, and better than guessing."""
-    cells = [cell for survey in evidence.surveys if survey.title == leaf.sweep for cell in survey.cells]
+    cells = [cell for results in findings.all_results if results.title == leaf.sweep for cell in results.cells]
     if not cells:
         yield Item(leaf.sweep, 0, (RUN,), "this sweep has not run")
     for cell in cells:

@@ -226,7 +226,8 @@ def verdict(ours: Average, interval: Interval, paper: float, se_paper: float | N
     """
     if dataset not in TOLERANCE:
         raise ValueError(f"no tolerance for data set {dataset!r}; the paper has {', '.join(TOLERANCE)}")
-    difference, margin = ours.mean - paper, TOLERANCE[dataset]
+    difference = ours.mean - paper
+    margin = TOLERANCE[dataset]
     if math.isnan(difference):
         return Verdict(difference, Interval(math.nan, math.nan), margin, "not run")
     theirs = fold_interval(Average(paper, se_paper or 0.0, FOLDS), 1 / FOLDS)

@@ -62,7 +62,9 @@ class Watch:
         if tag == self.tag:
             self.silent += min(max(0.0, now - self.looked), 2 * BEAT)
         else:
-            self.tag, self.silent, self.changes = tag, 0.0, self.changes + 1
+            self.tag = tag
+            self.silent = 0.0
+            self.changes += 1
         self.looked = now
         return self.silent
 
@@ -144,7 +146,8 @@ class Lease:
 
         The beats decide even where we have the kernel's lock: the locks of some network disks are those of one host.
         """
-        watch, said = Watch(self.host), False
+        watch = Watch(self.host)
+        said = False
         self.began = self.host.now()
         while True:
             now = self.file.read()
@@ -263,7 +266,8 @@ class Lease:
                 # The answer to an earlier beat was lost; the next one goes on from there.
                 self.tag = now.tag
                 tag = self.file.beat(self._sign(), self.tag)
-            self.tag, self.renewed = tag, began
+            self.tag = tag
+            self.renewed = began
             if self.file.overwrites and self.host.now() - began >= FENCE:
                 # Somebody may have taken over between the two halves of this beat, which then covers their lease.
                 self._lose("a sign of life took too long on a store without conditional writes")
@@ -275,7 +279,8 @@ class Lease:
         if now is not None and not _parsed(now) and began - self.renewed < FENCE:
             tag = self.file.replace(self._sign(), now.tag)
             if tag is not None:
-                self.tag, self.renewed = tag, began
+                self.tag = tag
+                self.renewed = began
                 return
             now = self.file.read()
         if now is None:

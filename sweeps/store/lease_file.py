@@ -87,7 +87,8 @@ class DiskFile:
         """Return the content now; the file is opened, which asks a network disk anew."""
         try:
             with open(self.path, "rb") as stream:
-                text, status = stream.read(), os.fstat(stream.fileno())
+                text = stream.read()
+                status = os.fstat(stream.fileno())
         except FileNotFoundError:
             if self.handle is not None and not self.path.parent.is_dir():
                 raise  # the disk is gone, and not the lease

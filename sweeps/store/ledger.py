@@ -147,7 +147,9 @@ class Ledger:
         A copy of the folder gets a name of its own, where it can be told from its original by the place that a second
         file notes.
         """
-        name, known, place = self._known_identity(), self.read_json(PLACE) or {}, self._place()
+        name = self._known_identity()
+        known = self.read_json(PLACE) or {}
+        place = self._place()
         if not name:
             self._write_once(IDENTITY, _named(uuid.uuid4().hex))
             name = self._known_identity()
@@ -160,9 +162,9 @@ class Ledger:
 
     def _known_identity(self) -> str:
         """Return the ledger's name in its file; where one bit of that is wrong, its second copy or its checksum."""
-        whole = self.read_json(IDENTITY)
-        if whole is not None and whole.get("id"):
-            return str(whole["id"])
+        identity = self.read_json(IDENTITY)
+        if identity is not None and identity.get("id"):
+            return str(identity["id"])
         content = self.read(IDENTITY) or b""
         copies: list[str] = [copy.decode() for copy in re.findall(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", content)]
         for copy in copies:
@@ -226,7 +228,8 @@ class Ledger:
 
     def write(self, name: str, content: bytes) -> None:
         """Write `content` under `name`. A reader sees all of it or nothing. OSError where that fails."""
-        system, path = self._opened[0], self.path(name)
+        system = self._opened[0]
+        path = self.path(name)
         if not self.local:
             self.guard()
             with system.open_output_stream(path) as stream:
@@ -310,7 +313,8 @@ class Ledger:
 
     def delete(self, name: str) -> None:
         """Delete the file or folder `name`, where it exists."""
-        system, path = self._opened[0], self.path(name)
+        system = self._opened[0]
+        path = self.path(name)
         kind = system.get_file_info(path).type
         self.guard()
         if kind == self._arrow.FileType.Directory:
@@ -375,8 +379,8 @@ class Ledger:
         committed = {name.removesuffix(".json") for name in self.names("results") if name.endswith(".json")}
         wanted = sorted(committed if keys is None else committed.intersection(keys))
         read = {key: self.result(key) for key in wanted} if self.local else self._read_all(wanted)
-        whole = {key: value for key, value in read.items() if value is not None}
-        return whole, frozenset(read.keys() - whole.keys())
+        intact = {key: value for key, value in read.items() if value is not None}
+        return intact, frozenset(read.keys() - intact.keys())
 
     def _read_all(self, keys: Sequence[str]) -> dict[str, Json | None]:
         """Return the results of `keys`, read side by side: each is a request."""

@@ -76,9 +76,9 @@ def own_store(flag: str | None, output: str, environment: MutableMapping[str, st
     return uri or ("" if "://" in output else sqlite_uri(f"{output}/mlflow.db"))
 
 
-def same_store(one: str, other: str) -> bool:
+def same_store(uri: str, other: str) -> bool:
     """Tell whether two addresses are of one store: with or without a login, or a slash at the end."""
-    return without_login(one).rstrip("/") == without_login(other).rstrip("/")
+    return without_login(uri).rstrip("/") == without_login(other).rstrip("/")
 
 
 def _split(uri: str) -> SplitResult | None:

@@ -77,7 +77,8 @@ class CellRuns:
         # Numbers that differ though they are of the same trainings are somebody else's, at steps that are not known.
         is_foreign = tags.get(TRAININGS) == digest and any(metrics.get(name, n) != n for name, n in numbers.items())
         if is_foreign or not self.index.owner.has(tags) or not _holds(stored, numbers, params):
-            old, stored = stored, _replace(self.index.client, stored, params, self.index.owner.tags)
+            old = stored
+            stored = _replace(self.index.client, stored, params, self.index.owner.tags)
             below = {key: stored.info.run_id for key, parent in self.index.parents.items() if parent == old.info.run_id}
             self.index.parents |= below
         run = self.index.runs[f"cell:{cell.key}"] = stored.info.run_id
@@ -112,7 +113,8 @@ class CellRuns:
         )
 
     def _params_of_cell(self, cell: Cell, trials: Iterable[Trial]) -> dict[str, str | int | float]:
-        name, protocol = self.index.name_of(cell), self.index.sweep.protocol
+        name = self.index.name_of(cell)
+        protocol = self.index.sweep.protocol
         return params_of_cell(cell, name, protocol, trials, self.index.varied)
 
     def _provisional_note(self, done: int, planned: int) -> str:
@@ -135,9 +137,9 @@ def _holds(stored: Run, numbers: Mapping[str, float], params: Mapping[str, str |
 def _replace(client: MlflowClient, old: Run, params: Mapping[str, str | int | float], tags: Mapping[str, str]) -> Run:
     """Create a run in place of a cell's run, without its numbers and files, and move the runs below it there."""
     ours = (REPORT, REPORT_RUN, TRAININGS, REVISION)
-    kept = {name: tag for name, tag in old.data.tags.items() if not name.startswith("mlflow.") and name not in ours}
+    old_tags = {name: tag for name, tag in old.data.tags.items() if not name.startswith("mlflow.") and name not in ours}
     experiment = old.info.experiment_id
-    run = client.create_run(experiment, tags=kept | dict(tags), run_name=old.info.run_name).info.run_id
+    run = client.create_run(experiment, tags=old_tags | dict(tags), run_name=old.info.run_name).info.run_id
     client.log_batch(run, params=param_entities(params))
     if old.inputs.dataset_inputs:
         client.log_inputs(run, old.inputs.dataset_inputs)
@@ -180,7 +182,8 @@ def publish_report(uri: str, experiment: str, owner: Owner, files: Mapping[str, 
     digest = hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files))).hexdigest()
     changed = 0
     for key, page in pages(number, _ids(cells), holding_run).items():
-        run, tags = cells[key].info.run_id, cells[key].data.tags
+        run = cells[key].info.run_id
+        tags = cells[key].data.tags
         wanted = {NOTE: page.note[:NOTE_LENGTH], REPORT_RUN: holding_run, TRAININGS: page.trainings}
         if key == holder and tags.get(REPORT) != digest:
             log_folder(client, run, files, REPORT)

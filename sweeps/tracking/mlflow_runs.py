@@ -39,9 +39,13 @@ class MlflowRuns:
         self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None] = lambda _: None
     ) -> None:
         """Open or create the experiment, and read the runs that it has; `tell` gets what had to be mended for that."""
-        self.store, self.ledger, self.sweep = store, ledger, sweep
+        self.store = store
+        self.ledger = ledger
+        self.sweep = sweep
         self.index = RunIndex(store, ledger, sweep, tell)
-        self.client, self.owner, self.experiment = self.index.client, self.index.owner, self.index.experiment
+        self.client = self.index.client
+        self.owner = self.index.owner
+        self.experiment = self.index.experiment
         self.runs: Mapping[str, str] = self.index.runs  # by trial key, or "cell:" and cell key
         self.cells = CellRuns(self.index)
         self.sent: dict[str, dict[int, float]] = {}  # the leading metric by epoch, by trial key
@@ -107,7 +111,8 @@ class MlflowRuns:
 
     def sync_trial(self, trial: Trial, state: str) -> bool:
         """Bring a trial's run to what the ledger says, its status to `state` without a result; return if it has one."""
-        key, result = trial.key, self.ledger.result(trial.key)
+        key = trial.key
+        result = self.ledger.result(trial.key)
         if result is not None and (why := checked(self.ledger, key, result)):
             self._mark_damaged(trial, why)
             return False
@@ -130,7 +135,8 @@ class MlflowRuns:
             self.client.delete_run(run)
             run = None
         if run is None:
-            run, self.sent[key] = self._create_trial_run(trial, _began(history, result), result), {}
+            run = self._create_trial_run(trial, _began(history, result), result)
+            self.sent[key] = {}
         self._send(trial, run, history)
         if result is not None:
             self._finish(trial, run, result)
@@ -158,7 +164,8 @@ class MlflowRuns:
 
     def _shows_another(self, trial: Trial, history: Sequence[Row], is_over: bool) -> bool:
         """Return whether a trial's run has epochs of another training: other values, or more than it came to."""
-        sent, epochs = self.sent[trial.key], {_epoch(row): row[leading(trial)] for row in history}
+        sent = self.sent[trial.key]
+        epochs = {_epoch(row): row[leading(trial)] for row in history}
         return any(epochs.get(epoch, value) != value for epoch, value in sent.items()) or (
             is_over and bool(epochs) and not sent.keys() <= epochs.keys()
         )
@@ -178,12 +185,14 @@ class MlflowRuns:
         return list(json.loads(content)) if content else []
 
     def _create_trial_run(self, trial: Trial, began: int | None, result: Json | None = None) -> str:
-        cell, name = trial.cell, self.index.name_of(trial.cell)
+        cell = trial.cell
+        name = self.index.name_of(trial.cell)
         parent = self.runs.get(f"cell:{cell.key}") or self.cells.create(cell)
         tags = {PARENT: parent, "trial.key": trial.key, "phase": trial.phase, "seed": str(trial.seed)}
         # What was trained before this process began is not of its commit.
         tags |= self.source if result is None or int(result["finished_ms"]) >= self.opened else {}
-        self.index.finals[trial.key], self.index.parents[trial.key] = {}, parent
+        self.index.finals[trial.key] = {}
+        self.index.parents[trial.key] = parent
         return self.index.create(trial.key, cell, f"{name} {trial.label}", tags, self.index.params_of(trial), began)
 
     def _send(self, trial: Trial, run: str, history: Sequence[Row]) -> None:
@@ -198,7 +207,8 @@ class MlflowRuns:
 
     def _finish(self, trial: Trial, run: str, result: Json) -> None:
         """Log final metrics and files once, close the run, and note on the ledger that it is complete."""
-        when, metrics = int(result["finished_ms"]), _finite(result["metrics"])
+        when = int(result["finished_ms"])
+        metrics = _finite(result["metrics"])
         news = {name: value for name, value in metrics.items() if name not in self.index.finals.get(trial.key, {})}
         tags = {
             "flags": ",".join(flags_of(result)),
@@ -215,7 +225,8 @@ class MlflowRuns:
         known = {name: content for name, content in contents.items() if content is not None}
         log_folder(self.client, run, with_model(trial, result, known, run))
         self.client.set_terminated(run, "FINISHED", end_time=when)
-        self.index.states[run], self.index.ended[run] = "FINISHED", when
+        self.index.states[run] = "FINISHED"
+        self.index.ended[run] = when
         note = self.ledger.read_json(f"tracked/{trial.key}.json") or {}
         latest = tracked(self.store, run, result)
         sweeps = note.get("sweeps", {}) | {self.sweep.title: latest}
@@ -223,7 +234,8 @@ class MlflowRuns:
 
     def _proved_exact(self, trial: Trial, result: Json) -> bool:
         """Return whether `verify-resume` has proved this cell, with this code, on such a device."""
-        proof, hardware = self.ledger.read_json(f"verified/{trial.cell.key}.json") or {}, result["hardware"]
+        proof = self.ledger.read_json(f"verified/{trial.cell.key}.json") or {}
+        hardware = result["hardware"]
         same = proof.get("code") == result["code"] and proof.get("device") == hardware.get("device")
         return same and "kernels" not in hardware
 

@@ -27,9 +27,11 @@ def aliases(labels: Sequence[str]) -> dict[str, str]:
     for label in labels:
         word = re.sub(r"[^a-z0-9_]+", "-", label.lower()).strip("-") or "cell"
         word = f"cell-{word}" if RESERVED.fullmatch(word) else word
-        alias, number = word, 2
+        alias = word
+        number = 2
         while alias in names.values():
-            alias, number = f"{word}-{number}", number + 1
+            alias = f"{word}-{number}"
+            number += 1
         names[label] = alias
     return names
 

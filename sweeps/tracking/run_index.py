@@ -39,7 +39,9 @@ def lies_elsewhere(store: Store, location: str) -> bool:
 
     That is so after the folder was moved or copied, its store with it.
     """
-    file, ours, theirs = sqlite_file(store.uri), Path(local_path(store.artifacts)), Path(local_path(location))
+    file = sqlite_file(store.uri)
+    ours = Path(local_path(store.artifacts))
+    theirs = Path(local_path(location))
     if file is None or not store.artifacts or file.parent != ours.parent or theirs.name != ours.name or theirs == ours:
         return False
     return not (theirs.parent.exists() and os.path.samefile(theirs.parent, ours.parent))
@@ -52,7 +54,10 @@ class RunIndex:
         """Open or create the experiment, and read the runs that it has; `tell` gets what the store had to be mended."""
         import mlflow
 
-        self.mlflow, self.store, self.ledger, self.sweep = mlflow, store, ledger, sweep
+        self.mlflow = mlflow
+        self.store = store
+        self.ledger = ledger
+        self.sweep = sweep
         self.client = fenced(connected(store.uri, tell), ledger.guard)
         self.owner = Owner(ledger.identity, sweep.title)
         self.names = short_names([cell.label for cell in sweep.cells])
@@ -68,7 +73,8 @@ class RunIndex:
         self._read_runs()
 
     def _open_experiment(self) -> str:
-        name, tags = self.store.experiment, experiment_tags(self.sweep.metric)
+        name = self.store.experiment
+        tags = experiment_tags(self.sweep.metric)
         experiment = self.client.get_experiment_by_name(name)
         if experiment is not None and lies_elsewhere(self.store, experiment.artifact_location):
             # Its runs would write to the folder that this one was copied from, or to one that is gone. The ledger has
@@ -98,12 +104,14 @@ class RunIndex:
         It deletes the other experiments set aside if their folder is gone or is ours: their runs are doubles.
         MLflow keeps deleted ones until `mlflow gc`.
         """
-        file, ours = sqlite_file(self.store.uri), Path(local_path(self.store.artifacts))
+        file = sqlite_file(self.store.uri)
+        ours = Path(local_path(self.store.artifacts))
         if file is None or not self.store.artifacts or file.parent != ours.parent:
             return experiment
         everything = self.client.search_experiments(view_type=self.mlflow.entities.ViewType.ALL)
         for other in sorted(everything, key=lambda other: int(other.experiment_id)):
-            known, theirs = other.experiment_id, Path(local_path(other.artifact_location))
+            known = other.experiment_id
+            theirs = Path(local_path(other.artifact_location))
             if other.name != f"{self.store.experiment} of {theirs.parent}, {known}":
                 continue
             if theirs == ours and experiment is None:
@@ -123,7 +131,8 @@ class RunIndex:
         """
         ranked: dict[str, list[tuple[int, int, Run]]] = {}
         for run in self._own_runs():
-            tags, info = run.data.tags, run.info
+            tags = run.data.tags
+            info = run.info
             is_trial = "trial.key" in tags
             name = tags["trial.key"] if is_trial else "cell:" + tags.get("cell.key", "")
             if not run.data.params:
@@ -137,7 +146,8 @@ class RunIndex:
             for double in doubles:
                 self.client.delete_run(double.info.run_id)
         for name, run in last.items():
-            self.runs[name], self.states[run.info.run_id] = run.info.run_id, run.info.status
+            self.runs[name] = run.info.run_id
+            self.states[run.info.run_id] = run.info.status
             if "trial.key" in run.data.tags:
                 self.finals[name] = {key: value for key, value in run.data.metrics.items() if key.startswith(FINAL)}
                 self.parents[name] = run.data.tags.get(PARENT, "")

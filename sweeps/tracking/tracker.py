@@ -29,7 +29,10 @@ class Tracker:
 
     def __init__(self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None]) -> None:
         """Start the thread; `tell` gets a sentence when the server goes away or comes back."""
-        self.store, self.ledger, self.sweep, self.tell = store, ledger, sweep, tell
+        self.store = store
+        self.ledger = ledger
+        self.sweep = sweep
+        self.tell = tell
         self.queued: dict[str, tuple[Trial, str]] = {}  # trials that moved, with the status of their runs
         self.cells: dict[str, Cell] = {}  # cells whose runs are to be brought up to date
         self.states: dict[str, str] = {}  # the latest status of each trial that was queued
@@ -81,7 +84,8 @@ class Tracker:
         with self.changed:
             self.closing_since = time.monotonic()
             self.changed.notify()
-        sent, end = -1, time.monotonic() + at_most
+        sent = -1
+        end = time.monotonic() + at_most
         while self.thread.is_alive() and sent != self.sent and (left := end - time.monotonic()) > 0:
             sent = self.sent
             self.thread.join(min(seconds, left))
@@ -100,10 +104,12 @@ class Tracker:
                 runs = runs or MlflowRuns(self.store, self.ledger, self.sweep, self.tell)
                 began = time.thread_time()
                 self._sync(runs)
-                failures, pause = 0, max(PAUSE, RATIO * (time.thread_time() - began))
+                failures = 0
+                pause = max(PAUSE, RATIO * (time.thread_time() - began))
                 self._note_answer()
             except Exception as error:  # an error of the server or its client does not end training
-                runs, failures = None, min(failures + 1, 9)
+                runs = None
+                failures = min(failures + 1, 9)
                 self._note_error(error)
                 if self._is_over():
                     return

@@ -30,7 +30,8 @@ class DataTimer:
 
     def start(self) -> None:
         """Begin an epoch, or the rest of one that is resumed."""
-        self.batches, self.alone = 0, True
+        self.batches = 0
+        self.alone = True
         self._reset()
 
     def _reset(self) -> None:

@@ -76,10 +76,10 @@ class Predictor:
         They are those of the centre crop, in the batches and the precision of the test. Pictures are square, and as
         large as those that the net was tested on for the test's numbers. ValueError for other shapes and types.
         """
-        given = np.asarray(pictures)
-        if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] != 3:
-            raise ValueError(f"pictures are bytes of shape (n, h, h, 3), not {given.dtype} of shape {given.shape}")
-        images = torch.from_numpy(np.ascontiguousarray(given.transpose(0, 3, 1, 2)))
+        array = np.asarray(pictures)
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
+            raise ValueError(f"pictures are bytes of shape (n, h, h, 3), not {array.dtype} of shape {array.shape}")
+        images = torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
         views = (
             centre_view(images[n : n + BATCH].to(self.device), crop=self.crop, mean=self.mean, std=self.std)
             for n in range(0, len(images), BATCH)

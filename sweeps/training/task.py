@@ -127,9 +127,9 @@ class Run:
         if saved is not None:
             self._state = TaskState(**{name: saved.state[name] for name in vars(self._state)})
             if saved.state["kept"] is not None:
-                kept = unpack(saved.state["kept"], saved.tensors)
-                self._kept = kept["function"]
-                self._generators = kept["generators"]
+                user_state = unpack(saved.state["kept"], saved.tensors)
+                self._kept = user_state["function"]
+                self._generators = user_state["generators"]
                 self._state.resumed += 1
         self._state.events += events
         self._seed = trial.restarted(self._state.restarts)
@@ -273,10 +273,10 @@ class Run:
             self._report(int(row["epoch"]), row)
         self._unsent.clear()
 
-    def _save(self, kept: Json | None, tensors: dict[str, Tensor]) -> bool:
+    def _save(self, user_state: Json | None, tensors: dict[str, Tensor]) -> bool:
         """Write a durable checkpoint; False where the sweep ended the wait for a full disk."""
         epoch = len(self._state.history)
-        plain = vars(self._state) | {"seconds": self._seconds(), "code": self._code, "kept": kept}
+        plain = vars(self._state) | {"seconds": self._seconds(), "code": self._code, "kept": user_state}
         content = checkpoint.Checkpoint(tensors, plain | {"epoch": epoch, "step": 0})
 
         def write() -> bool:
@@ -436,11 +436,11 @@ def _outcome(run: Run, metrics: Row, splits: Splits, config: RuntimeConfig) -> T
         files[f"files/{path.relative_to(run.folder).as_posix()}"] = path.read_bytes()
     parameters = sum(value.numel() for value in run._model.parameters()) if run._model is not None else 0
     status = state.ending if state.ending in (DIVERGED, "pruned") else "finished"
-    whole = "schedule" if len(history) >= trial.recipe.epochs else "early"
+    reason = "schedule" if len(history) >= trial.recipe.epochs else "early"
     row = trial.cell.metric.row
     result: Json = {
         "status": status,
-        "ending": state.ending or whole,
+        "ending": state.ending or reason,
         "metrics": metrics,
         "curve": [past[row] for past in history] if not PHASES[trial.phase].test else [],
         "epochs": len(history),

@@ -76,7 +76,9 @@ class TaskData:
         self._alive = alive
         self._before_step = before_step
         facts = splits.facts
-        self.classes, self.size, self.crop = facts.classes, facts.size, facts.crop
+        self.classes = facts.classes
+        self.size = facts.size
+        self.crop = facts.crop
         self.mean, self.std = splits.train.sidecar.mean, splits.train.sidecar.std
         self.train = DataPart(splits.train, splits.train_indices, splits, alive)
         self.held_out = DataPart(splits.train, splits.val_indices, splits, alive)

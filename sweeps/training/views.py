@@ -91,7 +91,8 @@ class Views:
 
     def _mixed(self, epoch: int, view: Tensor, labels: Tensor, indices: Ints) -> tuple[Tensor, Tensor]:
         """Return a batch mixed in pairs: this rank's views, and the shares of the classes of the whole batch."""
-        seed, alpha = self.trial.seed, self.trial.recipe.mixup
+        seed = self.trial.seed
+        alpha = self.trial.recipe.mixup
         shares = mixing_shares(torch.from_numpy(indices), seed=seed, epoch=epoch, alpha=alpha).to(self.device)
         classes = functional.one_hot(labels, self.splits.facts.classes).float()
         return mixed(view, shares[self.ranks.rows(len(shares))]), mixed(classes, shares)

@@ -61,7 +61,7 @@ DRAWN = [*((name, "CReLU conv1-4") for name in ("pairing", "invariance", "outgoi
 @pytest.fixture(scope="session")
 def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Ledger:
     """Return a ledger on which every job was done on all nets that it fits."""
-    found = fill(Ledger(str(tmp_path_factory.mktemp("done") / "outputs/ledger")))
+    ledger = fill(Ledger(str(tmp_path_factory.mktemp("done") / "outputs/ledger")))
     for name, words in {
         "pairing": ("--samples", "2"),
         "invariance": (),
@@ -73,15 +73,15 @@ def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Ledger:
                 with pytest.MonkeyPatch.context() as patch:
                     if (name, label) not in DRAWN:
                         patch.setattr(plots, "png", undrawn)
-                    assert run_job_command(name, found, data_dir, "--run", trial.key, *words) == 0
-    return found
+                    assert run_job_command(name, ledger, data_dir, "--run", trial.key, *words) == 0
+    return ledger
 
 
 def table(ledger: Ledger, label: str, name: str, file: str = "table.parquet") -> dict[str, list[Any]]:
     content = ledger.read(f"{folder_of(ledger, label, name)}/{file}")
     assert content is not None
-    found: dict[str, list[Any]] = pq.read_table(io.BytesIO(content)).to_pydict()
-    return found
+    columns: dict[str, list[Any]] = pq.read_table(io.BytesIO(content)).to_pydict()
+    return columns
 
 
 def is_picture(ledger: Ledger, label: str, name: str, file: str) -> bool:
@@ -90,8 +90,8 @@ def is_picture(ledger: Ledger, label: str, name: str, file: str) -> bool:
     path = ledger.path(f"{folder_of(ledger, label, name)}/{file}")
     if (name, label) not in DRAWN:
         return Path(path).read_bytes().endswith(b" panels")
-    with Image.open(path) as found:
-        return found.format == "PNG" and len(set(found.convert("L").tobytes())) > 20
+    with Image.open(path) as picture:
+        return picture.format == "PNG" and len(set(picture.convert("L").tobytes())) > 20
 
 
 # What each job leaves -------------------------------------------------------------------------------------------
@@ -100,18 +100,19 @@ def is_picture(ledger: Ledger, label: str, name: str, file: str) -> bool:
 def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
     for label, trial in TRIALS.items():
         weights = safetensors.torch.load(done.read(f"trials/{trial.key}/weights.safetensors") or b"")
-        rows, found = table(done, label, "pairing"), read_summary(done, label, "pairing")
+        rows = table(done, label, "pairing")
+        summary = read_summary(done, label, "pairing")
         layers = [conv.name for conv in trial.net.rows if isinstance(conv, Conv)]
-        assert [row["layer"] for row in found["rows"]] == layers
+        assert [row["layer"] for row in summary["rows"]] == layers
         for layer in layers:
             ours = pairing_scores.pairs(weights[f"{layer}.weight"])
             chosen = [i for i, where in enumerate(rows["layer"]) if where == layer and rows["draw"][i] == -1]
             assert [rows["mu"][i] for i in chosen] == ours.mu.tolist()
             assert [rows["mate"][i] for i in chosen] == ours.pair.tolist()
-            assert found["metrics"][f"pairing/mu/{layer}"] == pytest.approx(float(ours.mu.mean()))
+            assert summary["metrics"][f"pairing/mu/{layer}"] == pytest.approx(float(ours.mu.mean()))
             assert rows["layer"].count(layer) == 3 * len(ours.mu)
-            assert found["metrics"][f"pairing/mu_sd/{layer}"] == pytest.approx(float(ours.mu.std()))
-            assert found["metrics"][f"pairing/filters/{layer}"] == len(ours.mu)
+            assert summary["metrics"][f"pairing/mu_sd/{layer}"] == pytest.approx(float(ours.mu.std()))
+            assert summary["metrics"][f"pairing/filters/{layer}"] == len(ours.mu)
         assert is_picture(done, label, "pairing", "pairing.png")
         assert is_picture(done, label, "pairing", "filters.png")
         filters = table(done, label, "pairing", "filters.parquet")
@@ -135,39 +136,41 @@ def test_metrics_have_the_names_of_the_papers_claims(done: Ledger) -> None:
 
 
 def test_metrics_have_their_spread_and_their_n(done: Ledger) -> None:
-    def metrics(job: str, label: str = "CReLU conv1-4") -> dict[str, float]:
-        found: dict[str, float] = read_summary(done, label, job)["metrics"]
-        return found
+    def metrics_of(job: str, label: str = "CReLU conv1-4") -> dict[str, float]:
+        numbers: dict[str, float] = read_summary(done, label, job)["metrics"]
+        return numbers
 
     weights = safetensors.torch.load(done.read(f"trials/{TRIALS['CReLU conv1-4'].key}/weights.safetensors") or b"")
     cosine = outgoing_correlations.correlations(weights["conv3.weight"])
-    found = metrics("outgoing")
+    metrics = metrics_of("outgoing")
     for name, values in (("pair", cosine.pair), ("non_pair", cosine.non_pair)):
-        assert found[f"outgoing/{name}/conv2"] == pytest.approx(float(values.abs().mean()))
-        assert found[f"outgoing/{name}_sd/conv2"] == pytest.approx(float(values.abs().std()))
-    assert found["outgoing/filters/conv2"] == len(cosine.pair)
-    rows, found = table(done, "CReLU conv1-4", "invariance"), metrics("invariance")
+        assert metrics[f"outgoing/{name}/conv2"] == pytest.approx(float(values.abs().mean()))
+        assert metrics[f"outgoing/{name}_sd/conv2"] == pytest.approx(float(values.abs().std()))
+    assert metrics["outgoing/filters/conv2"] == len(cosine.pair)
+    rows = table(done, "CReLU conv1-4", "invariance")
+    metrics = metrics_of("invariance")
     alive = [i for i, layer in enumerate(rows["layer"]) if layer == "conv3" and not rows["dead"][i]]
     scores = np.array([rows["score"][i] for i in alive])
-    assert found["invariance/filters/conv3"] == len(alive)
-    assert found["invariance/score/conv3"] == pytest.approx(scores.mean())
-    assert found["invariance/se/conv3"] == pytest.approx(scores.std(ddof=1) / len(scores) ** 0.5)
-    assert found["invariance/pictures"] == 40
-    found = metrics("reconstruction", "CReLU half")
-    assert (found["reconstruction/patches/conv5"], found["reconstruction/pictures"]) == (4, 4)
+    assert metrics["invariance/filters/conv3"] == len(alive)
+    assert metrics["invariance/score/conv3"] == pytest.approx(scores.mean())
+    assert metrics["invariance/se/conv3"] == pytest.approx(scores.std(ddof=1) / len(scores) ** 0.5)
+    assert metrics["invariance/pictures"] == 40
+    metrics = metrics_of("reconstruction", "CReLU half")
+    assert (metrics["reconstruction/patches/conv5"], metrics["reconstruction/pictures"]) == (4, 4)
     rows = table(done, "CReLU half", "reconstruction")
     columns = zip(rows["layer"], rows["weights"], rows["ratio"], strict=True)
     ratios = np.array([ratio for *of, ratio in columns if of == ["conv5", "learned"]])
     # A patch a picture: the standard error over pictures is that of independent numbers.
-    assert found["reconstruction/learned_se/conv5"] == pytest.approx(ratios.std(ddof=1) / 2)
+    assert metrics["reconstruction/learned_se/conv5"] == pytest.approx(ratios.std(ddof=1) / 2)
 
 
 def test_invariance_scores_the_first_seven_convs(done: Ledger) -> None:
     for label in TRIALS:
-        rows, found = table(done, label, "invariance"), read_summary(done, label, "invariance")
+        rows = table(done, label, "invariance")
+        summary = read_summary(done, label, "invariance")
         moves = ["top left", "bottom right"] if label == "CReLU conv1-4" else ["down 3", "left 3"]
         assert {"flip", "turn +15", "turn -15", *moves} <= set(rows)
-        assert [row["layer"] for row in found["rows"]] == [f"conv{i}" for i in range(1, 8)]
+        assert [row["layer"] for row in summary["rows"]] == [f"conv{i}" for i in range(1, 8)]
         assert all(rate <= 0.01 for rate in rows["rate"])
         assert all(dead or 0 <= score <= 100 for dead, score in zip(rows["dead"], rows["score"], strict=True))
         assert is_picture(done, label, "invariance", "invariance.png")
@@ -241,7 +244,8 @@ def test_each_request_has_its_own_place_and_the_report_reads_the_defaults(
     ledger: Ledger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key = TRIALS["CReLU half"].key
-    words, home = ("--run", key), f"trials/{key}/analysis/pairing"
+    words = ("--run", key)
+    home = f"trials/{key}/analysis/pairing"
     run_job_command("pairing", ledger, "", *words)
     assert "other   " not in capsys.readouterr().out
     full = ledger.read_json(f"{home}/summary.json")
@@ -302,8 +306,8 @@ def test_a_run_goes_by_mlflows_id(ledger: Ledger) -> None:
 
 def test_a_sweep_is_its_tested_runs(ledger: Ledger) -> None:
     options = argparse.Namespace(run=None, sweep="small-demo", weights=None, net="", dataset="")
-    found = [source.trial for source in job.find_sources(pairing.JOB, options, ledger)]
-    assert sorted(found) == sorted(trial.key for trial in TRIALS.values())
+    keys = [source.trial for source in job.find_sources(pairing.JOB, options, ledger)]
+    assert sorted(keys) == sorted(trial.key for trial in TRIALS.values())
 
 
 @pytest.mark.filterwarnings("ignore")  # what MLflow and SQLAlchemy warn about among themselves
@@ -312,7 +316,8 @@ def test_tables_and_pictures_go_to_the_run_once(
 ) -> None:
     from mlflow import MlflowClient
 
-    uri, key = f"sqlite:///{tmp_path}/mlflow.db", TRIALS["CReLU half"].key
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    key = TRIALS["CReLU half"].key
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("small", str(tmp_path / "artifacts"))).info.run_id
     ledger.write_json(f"tracked/{key}.json", {"uri": uri, "experiment": "small", "run": run, "finished_ms": 1})
@@ -356,9 +361,9 @@ def test_tables_and_pictures_go_to_the_run_once(
     ],
 )
 def test_what_cannot_be_is_one_sentence(ledger: Ledger, words: tuple[str, ...], sentence: str) -> None:
-    given = [TRIALS["CReLU half"].key if word == "KEY" else word for word in words]
+    arguments = [TRIALS["CReLU half"].key if word == "KEY" else word for word in words]
     with pytest.raises(ValueError, match=sentence):
-        run_job_command("outgoing", ledger, "", *given)
+        run_job_command("outgoing", ledger, "", *arguments)
 
 
 def test_a_layer_behind_a_pool_is_refused_for_algorithm_1(ledger: Ledger, data_dir: Path) -> None:
@@ -385,10 +390,10 @@ def test_missing_pictures_are_one_sentence_with_the_command(ledger: Ledger, tmp_
 def test_the_module_exits_2_with_a_sentence_and_no_traceback(ledger: Ledger) -> None:
     words = ["--run", TRIALS["Baseline"].key, "--output", str(Path(ledger.root).parent)]
     command = [sys.executable, "-m", "sweeps.analysis.outgoing", *words]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert found.returncode == 2
-    assert "error: Baseline s0: no conv has CReLU" in found.stderr
-    assert "Traceback" not in found.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert process.returncode == 2
+    assert "error: Baseline s0: no conv has CReLU" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 # Anybody's weights ------------------------------------------------------------------------------------------------
@@ -432,15 +437,15 @@ def test_pairing_takes_the_convs_of_any_file(ledger: Ledger, tmp_path: Path, fil
         torch.save({"model": weights, "epoch": 3} if file == "checkpoint.pt" else weights, tmp_path / file)
     assert run_job_command("pairing", ledger, "", "--weights", str(tmp_path / file)) == 0
     (summary_file,) = Path(ledger.path("weights")).glob("*/analysis/pairing/summary.json")
-    found = json.loads(summary_file.read_text())
+    summary = json.loads(summary_file.read_text())
     # safetensors sorts its tensors; a conv has four dimensions and a filter to pair with.
-    assert {(row["layer"], row["filters"], row["inputs"]) for row in found["rows"]} == {
+    assert {(row["layer"], row["filters"], row["inputs"]) for row in summary["rows"]} == {
         ("stem.conv", 6, 27),
         ("depthwise", 8, 9),
         ("grouped", 4, 3),
     }
-    assert (found["label"], found["net"]) == (file.partition(".")[0], "")
-    assert found["metrics"]["pairing/mu/depthwise"] == pytest.approx(
+    assert (summary["label"], summary["net"]) == (file.partition(".")[0], "")
+    assert summary["metrics"]["pairing/mu/depthwise"] == pytest.approx(
         float(pairing_scores.pairs(weights["depthwise"]).mu.mean())
     )
     words = ("--weights", str(tmp_path / file), "--layers", "grouped", "--groups", "grouped=2")
@@ -503,15 +508,15 @@ def test_torchvisions_alexnet_is_read_from_a_file(ledger: Ledger, tmp_path: Path
         == 0
     )
     (file,) = Path(ledger.path("weights")).glob("*/analysis/pairing/samples-1-*/summary.json")
-    found = json.loads(file.read_text())
-    assert [(row["layer"], row["filters"]) for row in found["rows"]] == [
+    summary = json.loads(file.read_text())
+    assert [(row["layer"], row["filters"]) for row in summary["rows"]] == [
         ("conv1", 64),
         ("conv2", 192),
         ("conv3", 384),
         ("conv4", 256),
         ("conv5", 256),
     ]
-    assert found["metrics"]["pairing/mu_random/conv1"] == pytest.approx(-0.123, abs=0.01)
+    assert summary["metrics"]["pairing/mu_random/conv1"] == pytest.approx(-0.123, abs=0.01)
 
 
 def test_a_download_that_fails_is_one_sentence(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,11 +536,12 @@ def test_every_flipped_bit_of_weights_is_named_and_the_other_runs_go_on(
     name = f"trials/{trial.key}/weights.safetensors"
     result = ledger.result(trial.key) or {}
     ledger.commit(trial.key, result | {"files": result["files"] | {"weights.safetensors": ledger.sha256(name)}})
-    path, source = Path(ledger.path(name)), sources.of_run(ledger, trial.key)
-    whole = path.read_bytes()
+    path = Path(ledger.path(name))
+    source = sources.of_run(ledger, trial.key)
+    content = path.read_bytes()
     assert load(source, ledger).weights
-    for place in range(0, len(whole), len(whole) // 20):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+    for place in range(0, len(content), len(content) // 20):
+        path.write_bytes(content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :])
         with pytest.raises(ValueError, match=f"{name} is damaged.*--retry-failed trains it anew"):
             load(source, ledger)
     with pytest.raises(ValueError, match=f"{name} is damaged"):

@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """Run Python as somebody who has set nothing; what Ray and MLflow warn about is not looked at."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "OMP_NUM_THREADS") if name in os.environ}
-    given = kept | {"PYTHONWARNINGS": "ignore", "SLURM_CPUS_ON_NODE": "1"}  # a Ray with one worker that loads torch
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=given, timeout=400)
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "OMP_NUM_THREADS") if name in os.environ}
+    env = inherited | {"PYTHONWARNINGS": "ignore", "SLURM_CPUS_ON_NODE": "1"}  # a Ray with one worker that loads torch
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=env, timeout=400)
 
 
 # Many runs ----------------------------------------------------------------------------------------------------
@@ -39,15 +39,15 @@ def test_runs_of_a_sweep_are_tasks_and_one_that_fails_is_a_sentence(
     assert weights is not None
     ledger.write(broken, b"torn")
     words = ("--sweep", "small-demo", "--output", str(Path(ledger.root).parent))
-    found = run("-m", "sweeps.analysis.outgoing", *words, "--device", "cpu")
-    assert found.returncode == 1, found.stderr
-    assert "Traceback" not in found.stderr
-    assert "3 runs to analyse; Ray local" in found.stderr
-    assert "failed on CReLU half s0: " in found.stderr
-    assert f"{broken} is damaged" in found.stderr
-    assert "not for Baseline: no conv has CReLU" in found.stderr
-    assert "1 of these runs not in MLflow yet" in found.stderr
-    assert all(word in found.stdout for word in ("CReLU conv1-4 s0", "floor", "non-pair", "small-demo/outgoing.csv"))
+    process = run("-m", "sweeps.analysis.outgoing", *words, "--device", "cpu")
+    assert process.returncode == 1, process.stderr
+    assert "Traceback" not in process.stderr
+    assert "3 runs to analyse; Ray local" in process.stderr
+    assert "failed on CReLU half s0: " in process.stderr
+    assert f"{broken} is damaged" in process.stderr
+    assert "not for Baseline: no conv has CReLU" in process.stderr
+    assert "1 of these runs not in MLflow yet" in process.stderr
+    assert all(word in process.stdout for word in ("CReLU conv1-4 s0", "floor", "non-pair", "small-demo/outgoing.csv"))
     # The same command goes on where that one was: what is done, and what does not fit, is known.
     first = read_summary(ledger, "CReLU conv1-4", "outgoing")
     ledger.write(broken, weights)
@@ -79,11 +79,11 @@ def explode(*_: object) -> None:
 def test_an_error_nobody_thought_of_is_a_sentence_with_its_trace_on_the_ledger(ledger: Ledger) -> None:
     source = next(source for source in of_sweep(ledger, "small-demo") if source.cell == "CReLU half")
     assert source.name == "CReLU half s0"
-    found = run_job(JobSpec("outgoing", f"{__name__}:explode", {}, False), source, RuntimeConfig(ledger.root, ""))
-    assert found.summary is None
-    assert not found.not_applicable
-    assert found.why.startswith("RuntimeError: a shape that nobody thought of (trace: ")
-    assert "in explode" in Path(found.why.partition("trace: ")[2].removesuffix(")")).read_text()
+    outcome = run_job(JobSpec("outgoing", f"{__name__}:explode", {}, False), source, RuntimeConfig(ledger.root, ""))
+    assert outcome.summary is None
+    assert not outcome.not_applicable
+    assert outcome.why.startswith("RuntimeError: a shape that nobody thought of (trace: ")
+    assert "in explode" in Path(outcome.why.partition("trace: ")[2].removesuffix(")")).read_text()
     # What is done afterwards takes the trace away. That a job does not apply is noted, and hides nothing that fits.
     spec = JobSpec("outgoing", "sweeps.analysis.outgoing_correlations:findings", {"layers": ["conv2"]}, False)
     assert run_job(
@@ -152,10 +152,10 @@ for words in sys.argv[2:]:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_help_and_usage_errors_come_at_once(name: str) -> None:
-    found = run("-c", CASES, name, *USAGE)
-    assert found.returncode == 0, found.stderr
-    said, ends = found.stdout.split("\f")[::2], found.stdout.split("\f")[1::2]
-    for out, end, error, (words, status) in zip(said, ends, found.stderr.split("\f"), USAGE.items(), strict=False):
+    process = run("-c", CASES, name, *USAGE)
+    assert process.returncode == 0, process.stderr
+    said, ends = process.stdout.split("\f")[::2], process.stdout.split("\f")[1::2]
+    for out, end, error, (words, status) in zip(said, ends, process.stderr.split("\f"), USAGE.items(), strict=False):
         code, seconds = end.split()
         assert int(code) == status, (words, error)
         assert (f"python -m sweeps.analysis.{name} " in out) if not status else "error: " in error

@@ -43,17 +43,17 @@ def draw(count: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def model() -> nn.Sequential:
-    found = build(NET, 4).eval()
-    initialise(found, NET, "he_fan_in", 0)
-    return found
+    net = build(NET, 4).eval()
+    initialise(net, NET, "he_fan_in", 0)
+    return net
 
 
 def scores(model: nn.Sequential, pictures: Tensor, *after: Tensor) -> dict[str, Firing]:
     """Score `pictures` against what became of them, in batches of 16."""
     split = pictures.split(16)
-    found = thresholds(model, ACTS, len(pictures), split)
+    levels = thresholds(model, ACTS, len(pictures), split)
     batches: Iterator[list[Tensor]] = map(list, zip(split, *(moved.split(16) for moved in after), strict=True))
-    scored = firing(model, ACTS, found, batches, len(after))
+    scored = firing(model, ACTS, levels, batches, len(after))
     assert scored.keys() == ACTS.keys()
     return scored
 
@@ -63,31 +63,33 @@ def scores(model: nn.Sequential, pictures: Tensor, *after: Tensor) -> dict[str, 
 def test_the_kth_largest_is_exact_however_the_values_come(k: int, sizes: list[int], ties: bool) -> None:
     values = torch.rand(4, sum(sizes), generator=torch.Generator().manual_seed(k))
     values = (values * 5).floor() if ties else values
-    found = Largest(k)
+    largest = Largest(k)
     for part in values.split(sizes, 1):
-        found.add(part)
-    assert torch.equal(found.kth(), values.sort(1, descending=True).values[:, k - 1])
+        largest.add(part)
+    assert torch.equal(largest.kth(), values.sort(1, descending=True).values[:, k - 1])
 
 
 def test_many_batches_keep_few_values() -> None:
-    found, stream, seen = Largest(50), torch.Generator().manual_seed(0), []
+    largest = Largest(50)
+    stream = torch.Generator().manual_seed(0)
+    seen = []
     for _ in range(200):
         seen.append(torch.rand(3, 400, generator=stream))
-        found.add(seen[-1])
-        assert found.width < 2 * 50 + 400
-    assert torch.equal(found.kth(), torch.cat(seen, 1).sort(1, descending=True).values[:, 49])
+        largest.add(seen[-1])
+        assert largest.width < 2 * 50 + 400
+    assert torch.equal(largest.kth(), torch.cat(seen, 1).sort(1, descending=True).values[:, 49])
 
 
 def test_too_few_values_have_no_kth_largest() -> None:
-    found = Largest(10)
-    found.add(torch.zeros(2, 9))
+    largest = Largest(10)
+    largest.add(torch.zeros(2, 9))
     with pytest.raises(ValueError, match="9 values"):
-        found.kth()
+        largest.kth()
 
 
 def test_a_filter_fires_at_one_place_in_a_hundred(model: nn.Sequential) -> None:
-    found = scores(model, draw(32))
-    for layer, (threshold, fires, _, places) in found.items():
+    by_layer = scores(model, draw(32))
+    for layer, (threshold, fires, _, places) in by_layer.items():
         captured = capture(model, [f"{layer}_act"], draw(32))[f"{layer}_act"]
         r = captured.relu() if layer == "conv1" else captured.abs()
         flat = r.transpose(0, 1).flatten(1)
@@ -95,44 +97,45 @@ def test_a_filter_fires_at_one_place_in_a_hundred(model: nn.Sequential) -> None:
         assert torch.equal(threshold, flat.sort(1, descending=True).values[:, places // 100])
         assert (fires <= places // 100).all()
         assert torch.equal(fires, (flat > threshold[:, None]).sum(1))
-        assert not found[layer].under_firing.any()
+        assert not by_layer[layer].under_firing.any()
 
 
 def test_scores_equal_their_definition(model: nn.Sequential) -> None:
-    x, after = draw(8), [draw(8, 1) * 0.7 + draw(8) * 0.7, draw(8).flip(3)]
-    for layer, found in scores(model, x, *after).items():
+    x = draw(8)
+    after = [draw(8, 1) * 0.7 + draw(8) * 0.7, draw(8).flip(3)]
+    for layer, stats in scores(model, x, *after).items():
         r, *moved_r = (response(capture(model, [f"{layer}_act"], v)[f"{layer}_act"], ACTS[layer]) for v in (x, *after))
         for i in range(r.shape[1]):
-            fires = r[:, i] > found.threshold[i]
+            fires = r[:, i] > stats.threshold[i]
             for column, other in enumerate(moved_r):
-                rate = (other[:, i] > found.threshold[i])[fires].double().mean()
-                assert found.scores[i, column].item() == pytest.approx(100 * rate.item(), abs=1e-9)
+                rate = (other[:, i] > stats.threshold[i])[fires].double().mean()
+                assert stats.scores[i, column].item() == pytest.approx(100 * rate.item(), abs=1e-9)
 
 
 def test_identity_scores_exactly_100(model: nn.Sequential) -> None:
-    for found in scores(model, draw(48), draw(48)).values():
-        assert torch.equal(found.scores, torch.full_like(found.scores, 100.0))
+    for stats in scores(model, draw(48), draw(48)).values():
+        assert torch.equal(stats.scores, torch.full_like(stats.scores, 100.0))
 
 
 def test_independent_pictures_score_about_chance(model: nn.Sequential) -> None:
     # Per filter the rate of firing again is that of firing, 1 %; the net sees noise both times.
-    for found in scores(model, draw(256), draw(256, 1)).values():
-        assert found.scores.mean().item() == pytest.approx(1.0, abs=0.45)
+    for stats in scores(model, draw(256), draw(256, 1)).values():
+        assert stats.scores.mean().item() == pytest.approx(1.0, abs=0.45)
 
 
 def test_the_score_grows_with_what_stays(model: nn.Sequential) -> None:
     x, noise = draw(128), draw(128, 1)
     mixed = [x * share**0.5 + noise * (1 - share) ** 0.5 for share in (0.0, 0.5, 0.95, 1.0)]
-    for found in scores(model, x, *mixed).values():
-        mean = found.scores.mean(0)
+    for stats in scores(model, x, *mixed).values():
+        mean = stats.scores.mean(0)
         assert (mean.diff() > 0).all()
         assert mean[-1] == 100
 
 
 def test_flat_features_do_not_notice_a_mirror(model: nn.Sequential) -> None:
     flat = torch.randn(128, 3, 1, 1, generator=torch.Generator().manual_seed(2)).expand(128, 3, 16, 16)
-    found = scores(model, flat, flat.flip(3))
-    assert (found["conv2"].scores[~found["conv2"].dead] == 100).all()
+    by_layer = scores(model, flat, flat.flip(3))
+    assert (by_layer["conv2"].scores[~by_layer["conv2"].dead] == 100).all()
 
 
 def test_positive_scales_of_filters_change_no_score(model: nn.Sequential) -> None:
@@ -154,13 +157,13 @@ def test_rare_and_dead_filters_are_counted_and_do_not_flatter(model: nn.Sequenti
         assert conv.bias is not None
         conv.bias[0] = -1e3
         conv.bias[1] = -level[len(level) // 1000]
-    found = scores(model, x, x, draw(64, 3))["conv1"]
-    assert found.dead.tolist() == [True] + [False] * 7
-    assert found.under_firing.tolist() == [False, True] + [False] * 6
-    assert found.threshold[1] == 0
-    assert found.scores[0].isnan().all()
-    assert (found.scores[1:, 0] == 100).all()
-    assert (found.scores[1:] <= 100).all()
+    stats = scores(model, x, x, draw(64, 3))["conv1"]
+    assert stats.dead.tolist() == [True] + [False] * 7
+    assert stats.under_firing.tolist() == [False, True] + [False] * 6
+    assert stats.threshold[1] == 0
+    assert stats.scores[0].isnan().all()
+    assert (stats.scores[1:, 0] == 100).all()
+    assert (stats.scores[1:] <= 100).all()
 
 
 def test_too_few_places_and_responses_that_are_no_numbers_are_refused(model: nn.Sequential) -> None:
@@ -179,11 +182,11 @@ def test_both_phases_count_as_a_response_where_the_activation_keeps_them() -> No
 
 def test_capture_takes_what_layers_read_and_stops_behind_the_last(model: nn.Sequential) -> None:
     x = draw(2)
-    found = capture(model, ["conv3", "conv2_act", "conv1"], x)
-    assert torch.equal(found["conv1"], x)
-    assert torch.equal(found["conv2_act"], model[:3](x))
-    assert torch.equal(found["conv3"], model[:4](x))
-    assert found["conv3"].shape == (2, 12, 7, 7)
+    inputs = capture(model, ["conv3", "conv2_act", "conv1"], x)
+    assert torch.equal(inputs["conv1"], x)
+    assert torch.equal(inputs["conv2_act"], model[:3](x))
+    assert torch.equal(inputs["conv3"], model[:4](x))
+    assert inputs["conv3"].shape == (2, 12, 7, 7)
     assert not model.get_submodule("conv1")._forward_pre_hooks
     with pytest.raises(ValueError, match="no module 'conv9'"):
         capture(model, ["conv9"], x)
@@ -221,9 +224,10 @@ def test_flip_mirrors_what_the_net_sees() -> None:
 def test_shifts_move_the_picture_and_reflect_at_the_edge(name: str) -> None:
     way = {"down": (3, 0), "up": (-3, 0), "right": (0, 3), "left": (0, -3)}
     down, right = way[name.split()[0]]
-    found, x = moved(stored(), name, 12), stored().float()
+    shifted = moved(stored(), name, 12)
+    x = stored().float()
     padded = torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="reflect"))
-    assert torch.equal(found, padded[:, :, 3 - down : 15 - down, 3 - right : 15 - right])
+    assert torch.equal(shifted, padded[:, :, 3 - down : 15 - down, 3 - right : 15 - right])
 
 
 def test_beyond_the_picture_may_be_black() -> None:
@@ -255,11 +259,11 @@ def test_quarter_turns_are_exact(quarters: int) -> None:
 def test_small_turns_keep_the_centre_and_undo_each_other() -> None:
     row, column = torch.meshgrid(torch.arange(33.0), torch.arange(33.0), indexing="ij")
     smooth = (torch.sin(row / 5) + torch.cos(column / 4)).expand(1, 3, 33, 33)
-    there = moved(smooth, "turn +15", 33)
-    assert there[0, 0, 16, 16].item() == pytest.approx(smooth[0, 0, 16, 16].item(), abs=1e-4)
-    back = moved(there, "turn -15", 33)
+    rotated = moved(smooth, "turn +15", 33)
+    assert rotated[0, 0, 16, 16].item() == pytest.approx(smooth[0, 0, 16, 16].item(), abs=1e-4)
+    back = moved(rotated, "turn -15", 33)
     assert (back - smooth)[:, :, 10:23, 10:23].abs().max() < 0.05
-    assert (there - smooth).abs().max() > 0.5
+    assert (rotated - smooth).abs().max() > 0.5
 
 
 def test_every_transform_gives_the_side_the_net_sees() -> None:

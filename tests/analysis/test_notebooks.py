@@ -19,9 +19,9 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 def code(name: str) -> list[str]:
     """Return the code cells of a notebook."""
-    found = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
-    assert found["nbformat"] == 4
-    return ["".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "code"]
+    notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
+    assert notebook["nbformat"] == 4
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
 def execute(name: str) -> dict[str, Any]:
@@ -65,18 +65,18 @@ def fixed(columns: dict[str, Any]) -> bytes:
 def ledger_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    found = tmp_path / "outputs/ledger"
-    found.mkdir(parents=True)
-    return found
+    folder = tmp_path / "outputs/ledger"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def test_results_are_read_and_averaged(ledger_folder: Path) -> None:
     results(ledger_folder)
-    found = execute("01_read_results")
-    errors = found["errors"]
+    variables = execute("01_read_results")
+    errors = variables["errors"]
     assert errors.loc[("synthetic:size=72", "Baseline"), "mean"] == 41
     assert errors.loc[("synthetic:size=72", "CReLU"), "sem"] == pytest.approx(0.5)
-    assert found["right"].shape == (6, 3)
+    assert variables["right"].shape == (6, 3)
 
 
 def test_filters_are_read_from_what_the_analyses_leave(
@@ -87,10 +87,10 @@ def test_filters_are_read_from_what_the_analyses_leave(
     filled = fill(Ledger(str(ledger_folder)))
     for job in ("pairing", "invariance", "outgoing", "reconstruction"):
         assert run_job_command(job, filled, tmp_path / "data", "--run", TRIALS["CReLU half"].key) == 0
-    found = execute("02_filters")
-    assert list(found["scores"].columns) == ["CReLU half s0"]
-    assert found["shown"].shape[0] == 2
-    assert set(found["lost"]["net"]) == {"CReLU half s0"}
+    variables = execute("02_filters")
+    assert list(variables["scores"].columns) == ["CReLU half s0"]
+    assert variables["shown"].shape[0] == 2
+    assert set(variables["lost"]["net"]) == {"CReLU half s0"}
 
 
 @pytest.mark.parametrize("name", ["01_read_results", "02_filters"])

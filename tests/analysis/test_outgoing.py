@@ -18,16 +18,16 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def test_correlations_are_cosines_of_pairs_and_of_all_other_phases() -> None:
     weight = normal(5, 8, 3, 3)
     u = weight.double().transpose(0, 1).flatten(1)
-    found, centred = correlations(weight), correlations(weight, centred=True)
+    cosines, centred = correlations(weight), correlations(weight, centred=True)
     for i in range(4):
         others = [j for j in range(4) if j != i]
-        assert found.pair[i].item() == pytest.approx(torch.cosine_similarity(u[i], u[i + 4], dim=0).item())
+        assert cosines.pair[i].item() == pytest.approx(torch.cosine_similarity(u[i], u[i + 4], dim=0).item())
         pearson = torch.corrcoef(torch.stack([u[i], u[i + 4]]))[0, 1]
         assert centred.pair[i].item() == pytest.approx(pearson.item())
         for column, j in enumerate(others):
             cosine = torch.cosine_similarity(u[i], u[j + 4], dim=0)
-            assert found.non_pair[i, column].item() == pytest.approx(cosine.item())
-    assert found.non_pair.shape == (4, 3)
+            assert cosines.non_pair[i, column].item() == pytest.approx(cosine.item())
+    assert cosines.non_pair.shape == (4, 3)
 
 
 def test_a_linear_unit_has_minus_one_and_a_rectified_one_plus_one() -> None:
@@ -50,20 +50,20 @@ def test_a_net_that_looks_linear_starts_with_pairs_at_minus_one() -> None:
 def test_random_weights_have_the_floor(outputs: int, kernel: int, expected: float) -> None:
     weight = normal(outputs, 192, kernel, kernel)
     assert floor(weight) == pytest.approx(math.sqrt(2 / (math.pi * outputs * kernel**2)))
-    found = correlations(weight)
-    assert found.non_pair.abs().mean().item() == pytest.approx(expected, rel=0.02)
+    cosines = correlations(weight)
+    assert cosines.non_pair.abs().mean().item() == pytest.approx(expected, rel=0.02)
     assert floor(weight) == pytest.approx(expected, rel=0.02)
-    assert found.pair.abs().mean().item() == pytest.approx(expected, rel=0.25)
+    assert cosines.pair.abs().mean().item() == pytest.approx(expected, rel=0.25)
     if kernel == 1:
-        assert found.non_pair.abs().std().item() == pytest.approx(0.061, abs=0.002)
+        assert cosines.non_pair.abs().std().item() == pytest.approx(0.061, abs=0.002)
 
 
 def test_channels_without_weights_have_no_direction() -> None:
     weight = normal(5, 6, 1, 1)
     weight[:, 4] = 0
-    found = correlations(weight)
-    assert found.pair.isnan().tolist() == [False, True, False]
-    assert found.non_pair.isnan().sum() == 2
+    cosines = correlations(weight)
+    assert cosines.pair.isnan().tolist() == [False, True, False]
+    assert cosines.non_pair.isnan().sum() == 2
 
 
 def test_an_odd_number_of_inputs_is_no_pair_of_phases() -> None:

@@ -142,7 +142,8 @@ def test_p_of_the_mean_is_two_sided() -> None:
 
 def test_of_random_layers_no_more_than_one_in_twenty_is_rejected() -> None:
     stream = torch.Generator().manual_seed(9)
-    layers, error = 500, math.sqrt(0.05 * 0.95 / 500)
+    layers = 500
+    error = math.sqrt(0.05 * 0.95 / 500)
     tests = [compare(torch.randn(16, 27, generator=stream), 99, seed).contrast for seed in range(layers)]
     for name in ("p", "ks_p", "below_p"):
         rejected = np.mean([getattr(test, name) <= 0.05 for test in tests])
@@ -154,15 +155,15 @@ def test_of_random_layers_no_more_than_one_in_twenty_is_rejected() -> None:
 def test_contrast_measures_what_it_says() -> None:
     ours = torch.tensor([-0.9, torch.nan, -0.4], dtype=torch.float64)
     theirs = torch.tensor([[-0.6, -0.2], [-0.2, -0.3], [-0.8, -0.7]], dtype=torch.float64)
-    found = contrast(ours, theirs)
-    assert found.gap == pytest.approx(-0.65 - theirs.mean().item())
-    assert found.means.tolist() == pytest.approx([-0.4, -0.25, -0.75])
-    assert (found.below, found.below_random) == (0.5, pytest.approx(0.5))
-    assert found.ks == pytest.approx(stats.ks_2samp(ours[[0, 2]], theirs.flatten()).statistic)
+    comparison = contrast(ours, theirs)
+    assert comparison.gap == pytest.approx(-0.65 - theirs.mean().item())
+    assert comparison.means.tolist() == pytest.approx([-0.4, -0.25, -0.75])
+    assert (comparison.below, comparison.below_random) == (0.5, pytest.approx(0.5))
+    assert comparison.ks == pytest.approx(stats.ks_2samp(ours[[0, 2]], theirs.flatten()).statistic)
     # The means lie .1375, .1125, .2625 and .2375 from that of all four.
-    assert found.p == 0.75
+    assert comparison.p == 0.75
     # Three layers have as many filters below -.5 as ours, or more: the first has one, the last has two.
-    assert found.below_p == 0.75
+    assert comparison.below_p == 0.75
 
 
 def test_a_layer_is_ranked_among_layers_of_as_many_filters() -> None:

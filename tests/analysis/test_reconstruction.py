@@ -57,8 +57,8 @@ def test_transposed_is_the_adjoint(kernel: int, stride: int, pad: int, inputs: i
     weight, x = normal(filters, inputs, kernel, kernel), normal(2, inputs, side, side, seed=1)
     z = functional.conv2d(x, weight, stride=stride, padding=pad)
     other = normal(*z.shape, seed=2)
-    there = (z * other).sum()
-    assert torch.isclose(there, (x * transposed(other, weight, stride, pad, side)).sum(), rtol=1e-12)
+    inner = (z * other).sum()
+    assert torch.isclose(inner, (x * transposed(other, weight, stride, pad, side)).sum(), rtol=1e-12)
 
 
 @geometry
@@ -70,9 +70,9 @@ def test_cgls_is_the_dense_pseudoinverse(
     dense = torch.linalg.pinv(matrix(weight, stride, pad, side))
     # Also for z that no x gives: least squares of least norm.
     for right in (z, normal(*z.shape, seed=2)):
-        found = cgls(right, weight, stride, pad, side, [2000], tolerance=1e-13)[0]
-        exact = (right.flatten(1) @ dense.T).view_as(found)
-        assert (found - exact).abs().max() <= 1e-9 * exact.abs().max()
+        solution = cgls(right, weight, stride, pad, side, [2000], tolerance=1e-13)[0]
+        exact = (right.flatten(1) @ dense.T).view_as(solution)
+        assert (solution - exact).abs().max() <= 1e-9 * exact.abs().max()
 
 
 @geometry
@@ -85,7 +85,8 @@ def test_the_reconstruction_is_an_orthogonal_projection(
         z = functional.conv2d(v, weight, stride=stride, padding=pad)
         return cgls(z, weight, stride, pad, side, [2000], tolerance=1e-13)[0]
 
-    again, y = project(x), normal(2, inputs, side, side, seed=3)
+    again = project(x)
+    y = normal(2, inputs, side, side, seed=3)
     lost = ratio(x, again)
     assert ((lost >= 0) & (lost <= 1)).all()
     size = again.square().flatten(1).sum(1) / x.square().flatten(1).sum(1)
@@ -136,9 +137,9 @@ def test_limits_are_looks_at_one_run() -> None:
     weight, x = normal(10, 2, 11, 11), normal(3, 2, 21, 21, seed=1)
     z = functional.conv2d(x, weight, stride=4)
     together = cgls(z, weight, 4, 0, 21, [1, 4, 5000])
-    for limit, found in zip((1, 4), together, strict=False):
-        assert torch.equal(found, cgls(z, weight, 4, 0, 21, [limit])[0])
-    lost = [ratio(x, found) for found in together]
+    for limit, solution in zip((1, 4), together, strict=False):
+        assert torch.equal(solution, cgls(z, weight, 4, 0, 21, [limit])[0])
+    lost = [ratio(x, solution) for solution in together]
     assert all((after <= before).all() for before, after in itertools.pairwise(lost))
 
 
@@ -173,23 +174,25 @@ def narrow_s9(seed: int = 0) -> LoadedNet:
 
 
 def test_layers_of_random_filters_lose_what_their_rank_says() -> None:
-    subject, size, limits = narrow_s9(), 75, [600]
+    subject = narrow_s9()
+    size = 75
+    limits = [600]
     model = subject.model(size, dtype=torch.float64)
     x = (
         torch.stack([torch.from_numpy(picture(0, i, i, size, 10)).permute(2, 0, 1) for i in range(2)]).double() / 255
         - 0.5
     )
     layers = ["conv1", "conv2", "conv3", "conv4"]
-    found = chain(model, chain_steps(subject, "conv4", size, model), layers, x, limits)
-    one = {layer: float(found[layer, 600][0].mean()) for layer in layers}
+    by_layer = chain(model, chain_steps(subject, "conv4", size, model), layers, x, limits)
+    losses = {layer: float(by_layer[layer, 600][0].mean()) for layer in layers}
     # conv2 keeps 12 of 24 dimensions at each place: sqrt(1/2); conv3 12 of 4 x 24: about sqrt(7/8).
-    assert one["conv2"] == pytest.approx(math.sqrt(1 / 2), abs=0.12)
-    assert one["conv3"] == pytest.approx(math.sqrt(7 / 8), abs=0.08)
+    assert losses["conv2"] == pytest.approx(math.sqrt(1 / 2), abs=0.12)
+    assert losses["conv3"] == pytest.approx(math.sqrt(7 / 8), abs=0.08)
     # conv4 has 32 filters for 24 inputs and keeps all of them, so that its picture is conv3's.
-    assert one["conv4"] < 1e-3
-    again, before = found["conv4", 600][1], found["conv3", 600][1]
+    assert losses["conv4"] < 1e-3
+    again, before = by_layer["conv4", 600][1], by_layer["conv3", 600][1]
     assert float(ratio(before, again).max()) < 1e-3
-    assert float(ratio(x, found["conv1", 600][1]).max()) == pytest.approx(one["conv1"], rel=0.2)
+    assert float(ratio(x, by_layer["conv1", 600][1]).max()) == pytest.approx(losses["conv1"], rel=0.2)
 
 
 def test_the_chain_undoes_layers_that_lose_nothing() -> None:
@@ -203,7 +206,8 @@ def test_the_chain_undoes_layers_that_lose_nothing() -> None:
     model = build(net, 3)
     initialise(model, net, "he_fan_in", 1)
     subject = LoadedNet("wide", "none", net, "", dict(model.state_dict()))
-    double, x = subject.model(8, dtype=torch.float64), normal(2, 3, 8, 8, seed=5)
+    double = subject.model(8, dtype=torch.float64)
+    x = normal(2, 3, 8, 8, seed=5)
     steps = chain_steps(subject, "conv2", 8, double)
     features = capture(double, ["conv3"], x)["conv3"]
     assert float(ratio(x, back(features, steps, 400)).max()) < 1e-8
@@ -212,12 +216,12 @@ def test_the_chain_undoes_layers_that_lose_nothing() -> None:
 def test_likeness_fits_the_scale_first() -> None:
     x = normal(2, 3, 6, 6)
     noise = normal(2, 3, 6, 6, seed=1)
-    found = likeness(x, 4 * x + 4e-3 * noise, torch.full((3, 1, 1), 0.25))
-    assert torch.allclose(found.cosine, torch.ones(2, dtype=torch.float64), atol=1e-5)
-    assert torch.allclose(found.scale, torch.full((2,), 0.25, dtype=torch.float64), atol=1e-4)
+    fit = likeness(x, 4 * x + 4e-3 * noise, torch.full((3, 1, 1), 0.25))
+    assert torch.allclose(fit.cosine, torch.ones(2, dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(fit.scale, torch.full((2,), 0.25, dtype=torch.float64), atol=1e-4)
     # The error is 1e-3 of the noise in what a net reads, 2.5e-4 of it in pixels.
     expected = -10 * (2.5e-4 * noise).square().flatten(1).mean(1).log10()
-    assert torch.allclose(found.psnr, expected, atol=0.1)
+    assert torch.allclose(fit.psnr, expected, atol=0.1)
     nothing = likeness(x, torch.zeros_like(x), torch.full((3, 1, 1), 0.25))
     assert nothing.scale.tolist() == [0, 0]
     assert nothing.psnr.isfinite().all()
@@ -226,9 +230,9 @@ def test_likeness_fits_the_scale_first() -> None:
 # Algorithm 2 ----------------------------------------------------------------------------------------------------
 
 
-def dense_ratio(x: Tensor, w: Tensor, kept: Tensor) -> float:
+def dense_ratio(x: Tensor, w: Tensor, mask: Tensor) -> float:
     """Return |x - x'| / |x| by least squares with the columns themselves."""
-    chosen = w[:, kept]
+    chosen = w[:, mask]
     solution = torch.linalg.lstsq(chosen, x[:, None], driver="gelsd").solution
     return float((x - (chosen @ solution)[:, 0]).norm() / x.norm())
 
@@ -247,20 +251,21 @@ def test_gram_matrices_give_what_dense_least_squares_gives() -> None:
     weight, x = normal(6, 4, 3, 3), normal(40, 100, seed=1)
     w = patch_columns(weight, 3)
     z = x @ w
-    kept = pooled_columns((z + 0.3).view(40, 6, 9)).flatten(1)
-    assert kept.sum(1).min() < kept.sum(1).max()
-    found = pooled_ratio(x.square().sum(1), z, kept, w.T @ w)
+    mask = pooled_columns((z + 0.3).view(40, 6, 9)).flatten(1)
+    assert mask.sum(1).min() < mask.sum(1).max()
+    ratios = pooled_ratio(x.square().sum(1), z, mask, w.T @ w)
     for i in range(40):
-        assert float(found[i]) == pytest.approx(dense_ratio(x[i], w, kept[i]), abs=1e-12)
+        assert float(ratios[i]) == pytest.approx(dense_ratio(x[i], w, mask[i]), abs=1e-12)
 
 
 def test_columns_that_say_the_same_twice_are_cut() -> None:
     weight = normal(3, 2, 3, 3).repeat(2, 1, 1, 1)
-    w, x = patch_columns(weight, 3), normal(8, 50, seed=1)
-    kept = torch.ones(8, 54, dtype=torch.bool)
-    found = pooled_ratio(x.square().sum(1), x @ w, kept, w.T @ w)
+    w = patch_columns(weight, 3)
+    x = normal(8, 50, seed=1)
+    mask = torch.ones(8, 54, dtype=torch.bool)
+    ratios = pooled_ratio(x.square().sum(1), x @ w, mask, w.T @ w)
     for i in range(8):
-        assert float(found[i]) == pytest.approx(dense_ratio(x[i], w, kept[i]), abs=1e-9)
+        assert float(ratios[i]) == pytest.approx(dense_ratio(x[i], w, mask[i]), abs=1e-9)
 
 
 def test_a_patch_that_is_one_filter_is_not_lost() -> None:
@@ -268,17 +273,20 @@ def test_a_patch_that_is_one_filter_is_not_lost() -> None:
     for j in range(9):
         x = -2.5 * w[:, j][None]
         z = x @ w
-        kept = pooled_columns(z.view(1, 1, 9)).flatten(1)
-        assert kept[0, j]
-        assert float(pooled_ratio(x.square().sum(1), z, kept, w.T @ w)) < 1e-6
+        mask = pooled_columns(z.view(1, 1, 9)).flatten(1)
+        assert mask[0, j]
+        assert float(pooled_ratio(x.square().sum(1), z, mask, w.T @ w)) < 1e-6
 
 
 def test_more_columns_never_lose_more_and_ratios_stay_within_bounds() -> None:
-    w, x = patch_columns(normal(5, 4, 3, 3), 3), normal(60, 100, seed=1)
-    z, size, gram = x @ w, x.square().sum(1), w.T @ w
+    w = patch_columns(normal(5, 4, 3, 3), 3)
+    x = normal(60, 100, seed=1)
+    z = x @ w
+    size = x.square().sum(1)
+    gram = w.T @ w
     both = pooled_columns(z.view(60, 5, 9)).flatten(1)
     positive = both & (z > 0)
-    few, more, none = (pooled_ratio(size, z, kept, gram) for kept in (positive, both, torch.zeros_like(both)))
+    few, more, none = (pooled_ratio(size, z, mask, gram) for mask in (positive, both, torch.zeros_like(both)))
     assert ((more >= 0) & (few <= 1)).all()
     assert (more <= few + 1e-12).all()
     assert (more < few - 1e-6).any()
@@ -288,13 +296,13 @@ def test_more_columns_never_lose_more_and_ratios_stay_within_bounds() -> None:
 
 def test_pooled_columns_are_what_the_pool_keeps() -> None:
     a = normal(7, 5, 9) + 0.4
-    kept = pooled_columns(a)
+    mask = pooled_columns(a)
     features = functional.max_pool2d(crelu(a.view(7, 5, 3, 3)), 3)
     for n, i in itertools.product(range(7), range(5)):
-        values = a[n, i][kept[n, i]]
+        values = a[n, i][mask[n, i]]
         for phase, sign in ((features[n, i], 1), (features[n, i + 5], -1)):
-            found = sign * values[sign * values > 0]
-            assert found.tolist() == ([phase.item()] if phase > 0 else [])
+            positive = sign * values[sign * values > 0]
+            assert positive.tolist() == ([phase.item()] if phase > 0 else [])
 
 
 def test_patches_see_no_padding() -> None:
@@ -311,10 +319,11 @@ def test_patches_see_no_padding() -> None:
 
 @pytest.mark.parametrize(("inputs", "filters", "expected"), [(96, 48, 0.951), (192, 96, 0.952)], ids=["conv2", "conv5"])
 def test_normal_patches_lose_as_measured(inputs: int, filters: int, expected: float) -> None:
-    w, x = patch_columns(normal(filters, inputs, 3, 3), 3), normal(40, 25 * inputs, seed=1)
+    w = patch_columns(normal(filters, inputs, 3, 3), 3)
+    x = normal(40, 25 * inputs, seed=1)
     z = x @ w
-    kept = pooled_columns(z.view(40, filters, 9)).flatten(1)
-    assert float(pooled_ratio(x.square().sum(1), z, kept, w.T @ w).mean()) == pytest.approx(expected, abs=0.004)
+    mask = pooled_columns(z.view(40, filters, 9)).flatten(1)
+    assert float(pooled_ratio(x.square().sum(1), z, mask, w.T @ w).mean()) == pytest.approx(expected, abs=0.004)
 
 
 def embedded(count: int) -> Tensor:
@@ -334,22 +343,22 @@ def half() -> LoadedNet:
 def test_natural_patches_through_random_layers_lose_as_measured(place: int, expected: float, columns: int) -> None:
     subject = randomised(half(), 0)
     conv, pool = pooled(subject.net)[place]
-    found, kept = patch_ratios(subject, conv, pool, embedded(60).split(25), Deal(120, 60, 32))
-    assert float(found.mean()) == pytest.approx(expected, abs=0.004)
-    assert float(kept.double().mean()) == pytest.approx(columns, rel=0.15)
+    ratios, counts = patch_ratios(subject, conv, pool, embedded(60).split(25), Deal(120, 60, 32))
+    assert float(ratios.mean()) == pytest.approx(expected, abs=0.004)
+    assert float(counts.double().mean()) == pytest.approx(columns, rel=0.15)
 
 
 def test_patches_are_those_of_their_pictures() -> None:
     subject = randomised(half(), 0)
     conv, pool = pooled(subject.net)[0]
     x = embedded(7)
-    found, _ = patch_ratios(subject, conv, pool, x.split(3), Deal(20, 7, 32))
+    ratios, _ = patch_ratios(subject, conv, pool, x.split(3), Deal(20, 7, 32))
     again, _ = patch_ratios(subject, conv, pool, x.split(7), Deal(20, 7, 32))
-    assert torch.allclose(found, again, atol=1e-6)
+    assert torch.allclose(ratios, again, atol=1e-6)
     changed = x.clone()
     changed[4] = changed[4].flip(2)
     other, _ = patch_ratios(subject, conv, pool, changed.split(3), Deal(20, 7, 32))
-    assert ((found - other).abs() > 1e-6).nonzero()[:, 0].tolist() == [4, 11, 18]
+    assert ((ratios - other).abs() > 1e-6).nonzero()[:, 0].tolist() == [4, 11, 18]
 
 
 def test_standard_errors_are_over_pictures() -> None:
@@ -368,13 +377,13 @@ def test_random_control_draws_all_convs_or_one() -> None:
     control = randomised(subject, 3)
     assert float(control.weights["conv4.weight"].std()) == pytest.approx(1, abs=0.02)
     assert not control.weights["conv4.bias"].any()
-    one = randomised(subject, 3, "conv2")
-    assert torch.equal(one.weights["conv2.weight"], control.weights["conv2.weight"])
-    assert torch.equal(one.weights["conv1.weight"], subject.weights["conv1.weight"])
+    partial = randomised(subject, 3, "conv2")
+    assert torch.equal(partial.weights["conv2.weight"], control.weights["conv2.weight"])
+    assert torch.equal(partial.weights["conv1.weight"], subject.weights["conv1.weight"])
 
 
 @pytest.mark.parametrize(
-    ("name", "one", "two"),
+    ("name", "unpooled_convs", "pooled_convs"),
     [
         ("S9", ["conv1", "conv2", "conv3", "conv4"], []),
         ("S13", ["conv1"], []),
@@ -385,15 +394,15 @@ def test_random_control_draws_all_convs_or_one() -> None:
         ("S2_avr", [], []),
     ],
 )
-def test_each_algorithm_fits_its_layers(name: str, one: list[str], two: list[str]) -> None:
+def test_each_algorithm_fits_its_layers(name: str, unpooled_convs: list[str], pooled_convs: list[str]) -> None:
     net = PAPER[name]
-    assert [conv.name for conv in unpooled(net)] == one
-    assert [conv.name for conv, _ in pooled(net)] == two
-    if not one and not two:
+    assert [conv.name for conv in unpooled(net)] == unpooled_convs
+    assert [conv.name for conv, _ in pooled(net)] == pooled_convs
+    if not unpooled_convs and not pooled_convs:
         with pytest.raises(NotApplicableError, match=r"only CReLU keeps both phases|batch norm"):
             algorithm_of(bare(net), 0)
     else:
-        assert algorithm_of(bare(net), 0) == (2 if two else 1)
+        assert algorithm_of(bare(net), 0) == (2 if pooled_convs else 1)
 
 
 def bare(net: Net) -> LoadedNet:

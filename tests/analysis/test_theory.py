@@ -48,39 +48,41 @@ def test_features_go_back_to_the_projection_on_the_filters(filters: int) -> None
 @pytest.mark.parametrize("coefficient", [-2.0, 0.3])
 def test_a_single_filter_is_never_lost(place: int, coefficient: float) -> None:
     c = torch.tensor([coefficient], dtype=torch.float64)
-    found = pooling_bound(shifts(normal(1, 9, seed=place), 5), torch.tensor([place]), c)
-    assert found.ratio < 1e-12
-    assert found.bound < 1e-6
+    case = pooling_bound(shifts(normal(1, 9, seed=place), 5), torch.tensor([place]), c)
+    assert case.ratio < 1e-12
+    assert case.bound < 1e-6
 
 
 def test_the_bound_is_that_of_the_definition() -> None:
-    shifted, places, c = shifts(normal(3, 6), 4), torch.tensor([0, 3, 1]), torch.tensor([0.5, -1.0, 2.0]).double()
+    shifted = shifts(normal(3, 6), 4)
+    places = torch.tensor([0, 3, 1])
+    c = torch.tensor([0.5, -1.0, 2.0]).double()
     x = sum(c[i] * shifted[i, places[i]] for i in range(3))
     responses = torch.einsum("knd,d->kn", shifted, x)
     chosen = [shifted[i, responses[i].argmax() if c[i] > 0 else responses[i].argmin()] for i in range(3)]
     true, selected = (torch.stack(rows) for rows in ([shifted[i, places[i]] for i in range(3)], chosen))
     least = torch.linalg.eigvalsh(true @ true.T)[0]
     most = torch.linalg.eigvalsh(selected @ selected.T)[-1]
-    found = pooling_bound(shifted, places, c)
-    assert found.bound == pytest.approx(math.sqrt(max(0, most - least) / least))
+    case = pooling_bound(shifted, places, c)
+    assert case.bound == pytest.approx(math.sqrt(max(0, most - least) / least))
     q = torch.linalg.qr(selected.T).Q
-    assert found.ratio == pytest.approx(float((x - q @ (q.T @ x)).norm() / x.norm()))
+    assert case.ratio == pytest.approx(float((x - q @ (q.T @ x)).norm() / x.norm()))
 
 
 def test_no_drawn_case_violates_the_bound_and_many_say_nothing() -> None:
     cases = pooling_cases(None, 150, 0) | pooling_cases(normal(16, 3, 3, 3), 150, 0)
     assert len(cases) == 7
-    for name, found in cases.items():
-        assert all(case.ratio <= case.bound + 1e-9 for case in found), name
-    vacuous = {name: sum(case.vacuous for case in found) / len(found) for name, found in cases.items()}
+    for name, group in cases.items():
+        assert all(case.ratio <= case.bound + 1e-9 for case in group), name
+    vacuous = {name: sum(case.vacuous for case in group) / len(group) for name, group in cases.items()}
     assert vacuous["1 random of length 9, 5 shifts"] == 0
     assert 0.4 < vacuous["2 random of length 9, 5 shifts"] < 0.8
     assert vacuous["8 random of length 20, 5 shifts"] == 1
 
 
 def test_a_step_of_the_proof_fails_in_some_cases() -> None:
-    found = [case for cases in pooling_cases(None, 150, 1).values() for case in cases]
-    assert 0.005 < sum(not case.step for case in found) / len(found) < 0.17
+    cases = [case for group in pooling_cases(None, 150, 1).values() for case in group]
+    assert 0.005 < sum(not case.step for case in cases) / len(cases) < 0.17
 
 
 def test_shifted_filters_are_patch_columns_on_a_line() -> None:
@@ -130,10 +132,10 @@ def brute(values: Tensor) -> float:
 
 
 def test_the_counterexample_has_ratio_sqrt_2() -> None:
-    found = rademacher_ratio(torch.tensor([[1.0, -1.0]]), 1, 0)
-    assert found.value == pytest.approx(math.sqrt(2), abs=1e-15)
-    assert found.se == 0
-    assert found.value > 1  # as stated it would be at most 1
+    ratio = rademacher_ratio(torch.tensor([[1.0, -1.0]]), 1, 0)
+    assert ratio.value == pytest.approx(math.sqrt(2), abs=1e-15)
+    assert ratio.se == 0
+    assert ratio.value > 1  # as stated it would be at most 1
 
 
 def test_few_points_are_exact() -> None:
@@ -153,33 +155,33 @@ def test_one_function_stays_below_sqrt_2(seed: int) -> None:
     [(1, math.pi / (2 * math.sqrt(2))), (8, 0.86), (512, 0.76)],
 )
 def test_normal_classes_have_the_measured_ratio(size: int, expected: float) -> None:
-    found = rademacher_ratio(normal(size, 200), 3000, 0)
-    assert abs(found.value - expected) < 4 * found.se + 0.008
+    ratio = rademacher_ratio(normal(size, 200), 3000, 0)
+    assert abs(ratio.value - expected) < 4 * ratio.se + 0.008
 
 
 @pytest.mark.parametrize(("dimension", "expected"), [(2, 1.004), (3, 0.96)])
 def test_linear_classes_have_the_measured_ratio(dimension: int, expected: float) -> None:
     values = directions(dimension, 1000) @ normal(200, dimension).T
-    found = rademacher_ratio(values, 1500, 0)
-    assert abs(found.value - expected) < 4 * found.se
+    ratio = rademacher_ratio(values, 1500, 0)
+    assert abs(ratio.value - expected) < 4 * ratio.se
 
 
 def test_the_dense_directions_reach_the_supremum_of_a_linear_class() -> None:
     for dimension in (2, 3):
-        found = directions(dimension, 2000)
-        assert torch.allclose(found.norm(dim=1), torch.ones(2000).double())
+        vectors = directions(dimension, 2000)
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(2000).double())
         # Over the unit ball sup |<w, v>| = |v|.
         v = normal(50, dimension)
-        assert ((v @ found.T).abs().amax(1) / v.norm(dim=1)).min() > 0.995
+        assert ((v @ vectors.T).abs().amax(1) / v.norm(dim=1)).min() > 0.995
     with pytest.raises(ValueError, match="not in 4 dimensions"):
         directions(4, 10)
 
 
 def test_all_classes_stay_below_the_safe_constant() -> None:
-    found = rademacher_cases(None, 200, 0) | rademacher_cases(normal(8, 3, 5, 5), 200, 0)
-    assert found[COUNTEREXAMPLE].value == pytest.approx(math.sqrt(2))
-    assert len(found) == 9
-    assert all(0.5 < ratio.value < 4 for ratio in found.values())
+    ratios = rademacher_cases(None, 200, 0) | rademacher_cases(normal(8, 3, 5, 5), 200, 0)
+    assert ratios[COUNTEREXAMPLE].value == pytest.approx(math.sqrt(2))
+    assert len(ratios) == 9
+    assert all(0.5 < ratio.value < 4 for ratio in ratios.values())
 
 
 def test_patches_of_pictures_are_standardised() -> None:

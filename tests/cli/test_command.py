@@ -135,7 +135,9 @@ def test_a_person_is_told_numbers_of_things_by_count(path: Path) -> None:
 
 
 def test_what_trials_took_stands_beside_their_forecast(tmp_path: Path) -> None:
-    ledger, trial, said = Ledger(str(tmp_path)), Trial(BASELINE), list[str]()
+    ledger = Ledger(str(tmp_path))
+    trial = Trial(BASELINE)
+    said = list[str]()
     ledger.commit(trial.key, {"status": "finished"})
     forecast = SimpleNamespace(
         settings=SimpleNamespace(ledger=ledger),

@@ -166,13 +166,13 @@ def differences(page: Page, sweep: Sweep) -> Iterator[str]:
 
 def silent(page: Page, sweep: Sweep, lines: list[str]) -> list[str]:
     """Return what a command does otherwise than its page says without a line that says so."""
-    found = [
+    unsaid = [
         words
         for words in differences(page, sweep)
         if not any(all(word in line for word in words.split("|")) for line in lines)
     ]
     # Of the paper's pages one line says that these are the demo's nets and recipes.
-    return [] if page.of_paper and sweep.profile != "paper" and lines + found else found
+    return [] if page.of_paper and sweep.profile != "paper" and lines + unsaid else unsaid
 
 
 @pytest.fixture
@@ -261,12 +261,12 @@ def test_a_profile_changes_a_model_in_nothing_but_its_epochs() -> None:
 
 def test_a_pack_of_cells_with_a_training_function_is_refused_or_named(machine: dict[str, bool], tmp_path: Path) -> None:
     ours = Cell("ours", S2, "cifar10", ALLCONV)
-    own = dataclasses.replace(ours, label="own", task="page:train")
+    custom = dataclasses.replace(ours, label="own", task="page:train")
     banner = {
-        words: settle((ours, own), parser("s", "").parse_args(["--output", str(tmp_path), *words])).display.banner
+        words: settle((ours, custom), parser("s", "").parse_args(["--output", str(tmp_path), *words])).display.banner
         for words in (("--pack", "4"), ("--pack", "auto"), ())
     }
     assert "--pack 4 leaves out own: a cell with a training function" in banner.pop(("--pack", "4"))
     assert not any("--pack" in line for line in banner.values())
     with pytest.raises(ValueError, match="--pack 4: a cell with a training function of its own trains alone"):
-        settle((own,), parser("s", "").parse_args(["--output", str(tmp_path), "--pack", "4"]))
+        settle((custom,), parser("s", "").parse_args(["--output", str(tmp_path), "--pack", "4"]))

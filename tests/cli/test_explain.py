@@ -46,8 +46,8 @@ def told(output: Path, *words: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def key(label: str) -> str:
     """Return the key of the trial with this label."""
-    found: list[Trial] = [trial for trial in expand(SWEEP, {}) if f"{trial.cell.label} {trial.label}" == label]
-    return found[0].key
+    trials: list[Trial] = [trial for trial in expand(SWEEP, {}) if f"{trial.cell.label} {trial.label}" == label]
+    return trials[0].key
 
 
 def test_a_sweep_is_told_cell_by_cell(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

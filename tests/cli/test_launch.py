@@ -34,8 +34,8 @@ def asked(*words: str, protocol: Protocol = PROTOCOL) -> Protocol:
 
 
 def test_flags_choose_how_dropout_is_searched_and_where_single_stops() -> None:
-    found = asked("--search-folds", "5", "--sampler", "gp", "--match", "valid_loss")
-    assert found == Protocol(
+    protocol = asked("--search-folds", "5", "--sampler", "gp", "--match", "valid_loss")
+    assert protocol == Protocol(
         ablation=False,
         single=True,
         match="valid_loss",
@@ -57,14 +57,14 @@ def test_flags_that_a_sweep_has_no_use_for_are_refused(words: tuple[str, ...], w
 def test_crossed_cells_part_optimiser_and_dropout_from_placement() -> None:
     rows = {str(cell.net.to_json()): cell for cell in CELLS}
     Sweep("imagenet_placement", "paper", (*CELLS, *CROSSED))  # none of them is a row of the paper's
-    found = {cell.label: rows.get(str(cell.net.to_json())) for cell in CROSSED}
-    assert {label: row and row.label for label, row in found.items()} == {
+    paper_rows = {cell.label: rows.get(str(cell.net.to_json())) for cell in CROSSED}
+    assert {label: row and row.label for label, row in paper_rows.items()} == {
         "Baseline, Adam": "Baseline",
         "Baseline, dropout .25": None,
         "CReLU conv1-4, Adam": "CReLU conv1-4",
         "CReLU conv1,4,7, SGD": "CReLU conv1,4,7",
     }
-    assert all(row.recipe != cell.recipe for cell in CROSSED if (row := found[cell.label]) is not None)
+    assert all(row.recipe != cell.recipe for cell in CROSSED if (row := paper_rows[cell.label]) is not None)
     assert CROSSED[1].net.dropout(0.0, 9).to_json() == CELLS[0].net.dropout(0.0, 9).to_json()
 
 
@@ -146,7 +146,8 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, part, settings = command_line(tmp_path)
-    ledger, (first, *others) = settings.ledger, expand(sweep, {})
+    ledger = settings.ledger
+    (first, *others) = expand(sweep, {})
     for trial in (first, *others):
         finish(ledger, trial, Made({TOP1: 50.0}))
     digest = ledger.sha256(f"trials/{first.key}/history.json")
@@ -180,7 +181,8 @@ def test_lost_file_that_no_table_reads_is_told_at_the_start_and_trained_anew_whe
     left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, part, settings = command_line(tmp_path)
-    ledger, (first, second, *others) = settings.ledger, expand(sweep, {})
+    ledger = settings.ledger
+    (first, second, *others) = expand(sweep, {})
     for trial in (first, second, *others):
         finish(ledger, trial, Made({TOP1: 50.0}))
         ledger.write(f"trials/{trial.key}/weights.safetensors", b"weights")
@@ -276,7 +278,9 @@ class Terminal:
     """Stands for a terminal on which someone answers."""
 
     def __init__(self, answer: str, terminal: bool = True) -> None:
-        self.answer, self.terminal, self.said = answer, terminal, ""
+        self.answer = answer
+        self.terminal = terminal
+        self.said = ""
 
     def isatty(self) -> bool:
         return self.terminal

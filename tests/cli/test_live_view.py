@@ -23,13 +23,15 @@ def result(error: float, tested: bool, status: str = "finished") -> Json:
 
 
 def test_total_stays_what_the_plan_said_while_searches_become_seeds_and_folds(tmp_path: Path) -> None:
-    found = plan(SWEEP, Ledger(str(tmp_path)), {})
-    progress, results, told = SweepProgress(found), dict[str, Json](), []
-    assert found.total == 2 * (2 + 1 + 2)
+    sweep_plan = plan(SWEEP, Ledger(str(tmp_path)), {})
+    progress = SweepProgress(sweep_plan)
+    results = dict[str, Json]()
+    told = []
+    assert sweep_plan.total == 2 * (2 + 1 + 2)
     while True:
         parts = [cell_trials(cell, SWEEP.protocol, results) for cell in SWEEP.cells]
-        planned = [trial for one in parts for trial in (*one.search, *one.protocol)]
-        progress.update_plan(planned, [trial for one in parts for trial in one.pending])
+        planned = [trial for part in parts for trial in (*part.search, *part.protocol)]
+        progress.update_plan(planned, [trial for part in parts for trial in part.pending])
         left = [trial for trial in planned if trial.key not in results]
         if not left:
             break
@@ -41,14 +43,14 @@ def test_total_stays_what_the_plan_said_while_searches_become_seeds_and_folds(tm
 
 
 def test_row_tells_parts_averages_and_marks(tmp_path: Path) -> None:
-    found = plan(SWEEP, Ledger(str(tmp_path)), {})
-    progress = SweepProgress(found)
+    sweep_plan = plan(SWEEP, Ledger(str(tmp_path)), {})
+    progress = SweepProgress(sweep_plan)
     folds = [Trial(BASELINE, "fold", 0, (), fold, 2) for fold in range(2)]
-    progress.update_plan([standing.trial for standing in found.statuses] + folds, [])
+    progress.update_plan([standing.trial for standing in sweep_plan.statuses] + folds, [])
     for trial, error, status in zip(folds, (20.0, 24.0), ("finished", "diverged"), strict=True):
         progress.apply("done", trial, result(error, True, status))
-    progress.apply("started", found.of(BASELINE)[0].trial, {})
-    running = RunningTrial(found.of(BASELINE)[0].trial.label, 0, BASELINE.recipe.epochs)
+    progress.apply("started", sweep_plan.of(BASELINE)[0].trial, {})
+    running = RunningTrial(sweep_plan.of(BASELINE)[0].trial.label, 0, BASELINE.recipe.epochs)
     assert progress.rows()[0] == CellRow(
         label="Baseline",
         parts="search 0/2 folds 2/2",
@@ -69,15 +71,16 @@ def row(epoch: int, error: float | None, train: float = 1.0) -> Json:
 
 
 def test_best_hold_out_error_is_the_least_so_far(tmp_path: Path) -> None:
-    found = plan(SWEEP, Ledger(str(tmp_path)), {})
-    progress, (first, second) = SweepProgress(found), [status.trial for status in found.of(BASELINE)]
+    sweep_plan = plan(SWEEP, Ledger(str(tmp_path)), {})
+    progress = SweepProgress(sweep_plan)
+    (first, second) = [status.trial for status in sweep_plan.of(BASELINE)]
     for epoch, error in enumerate((50.0, 30.0, 40.0), 1):
         progress.apply("epoch", first, row(epoch, error))
     assert progress.rows()[0].best == "30.00"
     # A training on everything holds nothing out: its training error is no hold-out error.
-    whole = Trial(BASELINE, "match", 1000, match="epoch", reference=first.key)
-    progress.apply("started", whole, {})
-    progress.apply("epoch", whole, row(1, None, 2.0))
+    full_trial = Trial(BASELINE, "match", 1000, match="epoch", reference=first.key)
+    progress.apply("started", full_trial, {})
+    progress.apply("epoch", full_trial, row(1, None, 2.0))
     assert progress.rows()[0].best == "30.00"
     progress.apply("epoch", second, row(1, 20.0))
     assert progress.rows()[0].best == "20.00"
@@ -90,14 +93,16 @@ def test_best_hold_out_error_is_the_least_so_far(tmp_path: Path) -> None:
 
 
 def test_trial_that_was_begun_shows_where_it_goes_on(tmp_path: Path) -> None:
-    found = plan(SWEEP, Ledger(str(tmp_path)), {})
-    progress, (trial, other) = SweepProgress(found), [status.trial for status in found.of(BASELINE)]
+    sweep_plan = plan(SWEEP, Ledger(str(tmp_path)), {})
+    progress = SweepProgress(sweep_plan)
+    (trial, other) = [status.trial for status in sweep_plan.of(BASELINE)]
     state = {"code": code_fingerprint(BASELINE.net), "epoch": 3, "history": [row(1, 45.0), row(2, 25.0), row(3, 28.0)]}
     progress.resume(trial, state)
     progress.resume(other, state | {"code": "older"})  # it begins anew
     for begun in (trial, other):
         progress.apply("started", begun, {})
-    shown, epochs = progress.rows()[0], BASELINE.recipe.epochs
+    shown = progress.rows()[0]
+    epochs = BASELINE.recipe.epochs
     assert shown.running == (
         RunningTrial(trial.label, 3, epochs, curve=(45.0, 25.0, 28.0)),
         RunningTrial(other.label, 0, epochs),

@@ -13,7 +13,7 @@ from sweeps.experiment.profiles import data_name
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Trial, cell_from_json, cell_to_json
 from sweeps.results.cell_numbers import groups, stands_for
-from sweeps.results.evidence import survey, titles
+from sweeps.results.evidence import read_sweep, titles
 from sweeps.store.ledger import Ledger
 
 
@@ -136,7 +136,7 @@ def test_sweeps_of_one_output_stand_side_by_side_under_their_titles(tmp_path: Pa
     assert len({sweep.title for sweep in sweeps}) == 3
     for sweep in sweeps:
         assert titles(ledger, sweep.title) == [sweep.title]
-        assert survey(ledger, sweep.title).sweep == sweep
+        assert read_sweep(ledger, sweep.title).sweep == sweep
 
 
 @pytest.mark.parametrize(
@@ -160,15 +160,19 @@ def test_cell_says_for_which_data_set_of_the_paper_it_stands(tmp_path: Path) -> 
     assert (cell.dataset, stands_for(cell)) == ("cifar100", "cifar100")
     options = parser("cifar_width", "").parse_args(["--profile", "paper", "--set", "dataset=folder:/a/flowers"])
     moved = declare("p", (cell,), Protocol(), options, settle((cell,), options))
-    (there,) = moved.cells
-    assert (there.label, there.dataset, stands_for(there)) == ("CReLU half flowers", "folder:/a/flowers", "cifar100")
+    (moved_cell,) = moved.cells
+    assert (moved_cell.label, moved_cell.dataset, stands_for(moved_cell)) == (
+        "CReLU half flowers",
+        "folder:/a/flowers",
+        "cifar100",
+    )
     written(moved, tmp_path)
-    (group,) = groups(survey(Ledger.in_output(str(tmp_path)), moved.title))
+    (group,) = groups(read_sweep(Ledger.in_output(str(tmp_path)), moved.title))
     assert (group.id, group.title, group.comparable) == ("table-1-cifar100", "Table 1, CIFAR-100", False)
     # No part of any key; and older ledgers, which lack it, are read.
-    value = cell_to_json(there)
+    value = cell_to_json(moved_cell)
     assert value.pop("paper_dataset") == "cifar100"
     del value["versus"]
     older = cell_from_json(value)
-    assert (older.key, Trial(older).key) == (there.key, Trial(there).key)
+    assert (older.key, Trial(older).key) == (moved_cell.key, Trial(moved_cell).key)
     assert older.paper_dataset == ""

@@ -26,7 +26,7 @@ from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.imagenet_placement import CELLS
 from sweeps.launch import launch
 from sweeps.results.cell_numbers import groups, number
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from sweeps.results.marks import marks
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_client import connected
@@ -50,17 +50,17 @@ def command(folder: Path, *more: str) -> str:
     return said.getvalue()
 
 
-def other_data(name: str, here: Path, there: Path) -> None:
-    """Put a data set of the same name but other pictures into `there`."""
-    shutil.copytree(here, there)
-    for path in there.glob("*.json"):
+def other_data(name: str, source: Path, target: Path) -> None:
+    """Put a data set of the same name but other pictures into `target`."""
+    shutil.copytree(source, target)
+    for path in target.glob("*.json"):
         sidecar = json.loads(path.read_text())
         path.write_text(json.dumps(sidecar | {"fingerprint": "0" * 64}))
-    assert availability.fingerprint(name, there) != availability.fingerprint(name, here)
+    assert availability.fingerprint(name, target) != availability.fingerprint(name, source)
 
 
 def states(ledger: Ledger, title: str) -> set[str]:
-    return {run.state for run in survey(ledger, title).runs}
+    return {run.state for run in read_sweep(ledger, title).runs}
 
 
 @pytest.fixture
@@ -86,7 +86,8 @@ def test_sweep_with_its_own_data_dir_is_done_in_its_report_and_in_status(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
-    count, title = len(expand(sweep, {})), sweep.title
+    count = len(expand(sweep, {}))
+    title = sweep.title
     table = json.loads(command(tmp_path))
     assert table["trials"] == {
         "new": 0,
@@ -100,10 +101,10 @@ def test_sweep_with_its_own_data_dir_is_done_in_its_report_and_in_status(
     for elsewhere in (str(tmp_path / "B"), ""):
         monkeypatch.setenv("CRELU_DATA", elsewhere)
         assert states(ledger, title) == {"done"}
-        found = survey(ledger, title)
-        for group in groups(found):
+        results = read_sweep(ledger, title)
+        for group in groups(results):
             for row in group.rows:
-                assert "x" not in marks(group, row.evidence, number(row.evidence, TOP1), None)
+                assert "x" not in marks(group, row.results, number(row.results, TOP1), None)
         status(argparse.Namespace(output=str(tmp_path / "out"), sweep=title, watch=False, json=True))
         cells = json.loads(capsys.readouterr().out)[title]["cells"]
         assert (sum(cell["done"] for cell in cells), sum(cell["stale"] for cell in cells)) == (count, 0)
@@ -119,7 +120,8 @@ def test_sweep_with_its_own_data_dir_is_done_in_its_report_and_in_status(
 def test_results_of_other_data_than_the_last_run_had_are_stale_everywhere(
     sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ledger, title = Ledger(str(tmp_path / "out" / "ledger")), sweep.title
+    ledger = Ledger(str(tmp_path / "out" / "ledger"))
+    title = sweep.title
     command(tmp_path)
     path = f"plans/{title}.json"
     declared = ledger.read_json(path)
@@ -139,9 +141,11 @@ def test_results_of_other_data_than_the_last_run_had_are_stale_everywhere(
 
 def test_status_says_where_it_cannot_compare_the_users_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = trial_of("All-CNN-B").cell
-    own = [dataclasses.replace(base, label=name, net=Model(f"beside_the_page:{name}", size=32)) for name in ("a", "b")]
+    user_cells = [
+        dataclasses.replace(base, label=name, net=Model(f"beside_the_page:{name}", size=32)) for name in ("a", "b")
+    ]
     ledger = Ledger(str(tmp_path / "ledger"))
-    declared = plan(Sweep("s", "paper", (base, *own), Protocol()), ledger, {})
+    declared = plan(Sweep("s", "paper", (base, *user_cells), Protocol()), ledger, {})
     (line,) = (line for line in text(declared, None).splitlines() if "user's code is not in this folder" in line)
     assert line.startswith("a, b: ")
     assert [cell["code_compared"] for cell in as_json(declared, None)["cells"]] == [True, False, False]

@@ -54,14 +54,14 @@ def test_a_search_of_rate_and_optimiser_survives_the_death_of_a_rank(tmp_path: P
     plan = current_plan(ledger, title)
     search = plan.sweep.protocol.search
     assert search is not None
-    found = study(search, plan.sweep.cells[0], results, (), paused=ledger.paused())
-    assert found.is_finished
-    assert found.winner is not None
+    cell_study = study(search, plan.sweep.cells[0], results, (), paused=ledger.paused())
+    assert cell_study.is_finished
+    assert cell_study.winner is not None
     # The plan is that of a sweep in which nothing died: what had paused went on or waits still, nothing else was made.
-    assert ledger.paused().keys() == found.paused
-    assert results.keys() == {t.key for t in found.trials} - found.paused | {plan.statuses[-1].trial.key}
-    assert plan.statuses[-1].trial.choices == found.winner.trial.choices
-    assert json.loads(said)["trials"]["paused"] == len(found.paused) > 0
+    assert ledger.paused().keys() == cell_study.paused
+    assert results.keys() == {t.key for t in cell_study.trials} - cell_study.paused | {plan.statuses[-1].trial.key}
+    assert plan.statuses[-1].trial.choices == cell_study.winner.trial.choices
+    assert json.loads(said)["trials"]["paused"] == len(cell_study.paused) > 0
     runs = child_runs(tmp_path / "out" / "mlflow.db")
-    assert {key for key, (_, status, _) in runs.items() if status == "SCHEDULED"} == found.paused
+    assert {key for key, (_, status, _) in runs.items() if status == "SCHEDULED"} == cell_study.paused
     assert {key for key, (_, status, _) in runs.items() if status == "FINISHED"} == results.keys()

@@ -20,7 +20,8 @@ class Ended(BaseException):
 def test_the_command_begins_anew_with_its_lease_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], before: str
 ) -> None:
-    order, ledger = list[str](), Ledger(str(tmp_path))
+    order = list[str]()
+    ledger = Ledger(str(tmp_path))
 
     def execv(program: str, words: list[str]) -> None:
         order.append("exec")

@@ -99,12 +99,12 @@ def test_a_sweep_that_is_told_to_end_while_it_starts_says_how_to_go_on(
 
 def refused(folder: Path, arguments: Sequence[str], *words: str, **more: str) -> None:
     """Check that the command ends with exit code 2 and one sentence with these words, and leaves nothing."""
-    found = call(folder, *arguments, **more)
-    assert found.returncode == 2, found.stderr
-    assert "Traceback" not in found.stderr
-    assert "error: " in found.stderr.strip().splitlines()[-1]
+    process = call(folder, *arguments, **more)
+    assert process.returncode == 2, process.stderr
+    assert "Traceback" not in process.stderr
+    assert "error: " in process.stderr.strip().splitlines()[-1]
     for word in words:
-        assert word in found.stderr
+        assert word in process.stderr
     assert not (folder / "out" / "ledger" / "results").exists()
 
 
@@ -166,9 +166,9 @@ def test_list_and_dry_run_import_nothing_heavy_and_write_nothing(tmp_path: Path)
     )
     for flag in ("--help", "--list", "--dry-run"):
         arguments = [sys.executable, "-c", code, "imagenet_placement", flag, "--output", str(tmp_path / "out")]
-        found = subprocess.run(arguments, capture_output=True, text=True, env=environment(tmp_path), timeout=300)
-        assert found.returncode == 0, found.stderr
-        assert "CReLU" in found.stdout
+        process = subprocess.run(arguments, capture_output=True, text=True, env=environment(tmp_path), timeout=300)
+        assert process.returncode == 0, process.stderr
+        assert "CReLU" in process.stdout
     assert not (tmp_path / "out").exists()
 
 
@@ -184,9 +184,9 @@ def test_verbs_explain_themselves_without_anything_heavy(words: list[str], tmp_p
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     command = [sys.executable, "-c", code, *words]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), timeout=300)
-    assert found.returncode == 0, found.stderr
-    assert "sweep" in found.stdout
+    process = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert "sweep" in process.stdout
 
 
 def test_set_changes_the_cells_and_their_keys(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def test_sweep_that_another_driver_has_taken_over(
     sweep = declare("cifar_width", CELLS, Protocol(), options, settings)
     ended = list[str]()
     monkeypatch.setattr(run, "_end_at_once", ended.append)
-    known, late = run.plan, "late"
+    known = run.plan
+    late = "late"
 
     def train(*arguments: object) -> tuple[object, ...]:
         if moment != "plan":
@@ -67,7 +68,7 @@ def test_report_of_a_driver_that_was_replaced_is_not_written(tmp_path: Path, mon
         raise LeaseLostError
 
     ledger = Ledger(str(tmp_path / "ledger"), guard)
-    monkeypatch.setattr(build, "survey", lambda ledger, title: None)
+    monkeypatch.setattr(build, "read_sweep", lambda ledger, title: None)
     monkeypatch.setattr(build, "document", lambda ledger, results: Document)
     monkeypatch.setattr(build, "files", lambda report, tidy: {"report.html": b""})
     monkeypatch.setattr(build, "tidy", lambda results: None)

@@ -137,13 +137,13 @@ def shipped(edits: dict[str, str]) -> dict[str, Any]:
     for word, value in edits.items():
         assert word in text
         text = text.replace(word, value)
-    found: dict[str, Any] = yaml.safe_load(text)
+    config: dict[str, Any] = yaml.safe_load(text)
     for path, value in CHANGES.items():
-        place = found
+        place = config
         for name in path[:-1]:
             place = place[name]
         place[path[-1]] = value
-    return found
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     assert not LACKING, LACKING
     # The environment is that of the hosts too, where nothing can be fetched.
     subprocess.run(["make", "-s", "setup"], cwd=ROOT, check=True)
-    began, folder = time.monotonic(), tmp_path_factory.mktemp("aws")
+    began = time.monotonic()
+    folder = tmp_path_factory.mktemp("aws")
     home = folder / "laptop"
     home.mkdir()
     laptop = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ} | aws.environment(aws.LAPTOP)
@@ -257,18 +258,18 @@ def test_nobody_is_let_in_without_token_or_password(site: Site) -> None:
 def test_listeners_are_those_that_are_known_and_the_doctor_sees_one_more(site: Site) -> None:
     code = (
         "from sweeps.ops.open_ports import listeners; "
-        "print([[one.port, one.address, one.command] for one in listeners()])"
+        "print([[listener.port, listener.address, listener.command] for listener in listeners()])"
     )
     said = site.on_head(f"cd ~/crelu && python -c {shlex.quote(code)}")
-    found = ast.literal_eval(next(line for line in said.splitlines() if line.startswith("[[")))
-    bound = {port: address for port, address, _ in found}
+    sockets = ast.literal_eval(next(line for line in said.splitlines() if line.startswith("[[")))
+    bound = {port: address for port, address, _ in sockets}
     assert {port: bound[port] for port in (8265, 5000)} == {8265: "127.0.0.1", 5000: "127.0.0.1"}
     assert {22, 6379, 10001} <= bound.keys()
-    assert open_to_network(Listener(address, port, command) for port, address, command in found) == []
+    assert open_to_network(Listener(address, port, command) for port, address, command in sockets) == []
     # What is bound to more than loopback: SSH, what was asked above, and metrics, which the group alone keeps from all.
     known = ("sshd", "gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent",
              "ray/dashboard/dashboard.py", "autoscaler/v2/monitor.py", "ray.util.client.server")  # fmt: skip
-    others = [command for _, address, command in found if not address.startswith("127.")]
+    others = [command for _, address, command in sockets if not address.startswith("127.")]
     assert {next((name for name in known if name in command), command) for command in others} == set(known)
 
     assert "WRONG" not in (well := site.on_head("python -m sweeps doctor --cluster")), well
@@ -293,12 +294,12 @@ SWEEP = ["python", "-m", "sweeps.imagenet_placement", "--profile", "demo", "--on
 
 def written(site: Site) -> dict[str, list[tuple[int, str]]]:
     """Return of each trial the epochs after which it has saved its state, and from where, in order."""
-    found: dict[str, list[tuple[int, str]]] = {}
+    by_trial: dict[str, list[tuple[int, str]]] = {}
     for action, resource, address in aws.calls(site.cloud.calls, "crelu-worker"):
         saved = re.search(r"/out/ledger/checkpoints/(\w+)/(\d+)-\d+\.safetensors$", resource)
-        if saved and action == "s3:PutObject" and (int(saved[2]), address) not in found.get(saved[1], []):
-            found.setdefault(saved[1], []).append((int(saved[2]), address))
-    return found
+        if saved and action == "s3:PutObject" and (int(saved[2]), address) not in by_trial.get(saved[1], []):
+            by_trial.setdefault(saved[1], []).append((int(saved[2]), address))
+    return by_trial
 
 
 def read(name: str) -> Any:
@@ -309,7 +310,7 @@ def read(name: str) -> Any:
 def names(folder: str) -> list[str]:
     """Return the files of a folder of the ledger."""
     page = aws.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=f"out/ledger/{folder}/")
-    return [found["Key"].rpartition("/")[2] for found in page.get("Contents", []) if not found["Key"].endswith("/")]
+    return [entry["Key"].rpartition("/")[2] for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
 
 
 def lasting(site: Site, command: str) -> Callable[[], None]:
@@ -388,9 +389,9 @@ def test_sweep_grows_the_cluster_outlives_a_reclaimed_machine_and_leaves_nothing
     site.note("ray down has returned")
     site.until(lambda: not site.instances("pending", "running", "stopping", "stopped"), "all machines are terminated")
     site.until(lambda: not site.hosts.running, "their hosts are gone")
-    own = os.readlink("/proc/thread-self/ns/net")
+    namespace = os.readlink("/proc/thread-self/ns/net")
 
     def left() -> list[str]:
-        return [line for place, line in hosts.commands() if place == own and re.match(r"ssh[ :]|ray", line)]
+        return [line for place, line in hosts.commands() if place == namespace and re.match(r"ssh[ :]|ray", line)]
 
     site.until(lambda: not left(), "no connection is left")

@@ -11,7 +11,8 @@ from tests.support.waiting import until
 
 LACKING = hosts.lacking()
 pytestmark = pytest.mark.skipif(bool(LACKING) and not os.environ.get("CI"), reason=LACKING)
-GATEWAY, ADDRESSES = "172.30.255.254", [f"172.30.0.{number}" for number in range(11, 15)]
+GATEWAY = "172.30.255.254"
+ADDRESSES = [f"172.30.0.{number}" for number in range(11, 15)]
 
 
 def link_address() -> str:

@@ -21,7 +21,9 @@ from tests.support.waiting import output, until
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-GATEWAY, HEAD, WORKERS = "172.30.255.254", "172.30.0.10", ("172.30.0.11", "172.30.0.12")
+GATEWAY = "172.30.255.254"
+HEAD = "172.30.0.10"
+WORKERS = ("172.30.0.11", "172.30.0.12")
 LACKING = hosts.lacking()
 pytestmark = [
     pytest.mark.timeout(1800),

@@ -52,11 +52,11 @@ class Answer(TextHandler, BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    with Service(("127.0.0.1", 0), Answer) as found:
-        thread = threading.Thread(target=found.serve_forever, args=(0.02,))
+    with Service(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        yield found
-        found.shutdown()
+        yield server
+        server.shutdown()
         thread.join()
 
 

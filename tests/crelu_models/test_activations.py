@@ -92,7 +92,8 @@ def test_compiled_loops_agree_on_every_number(kind: torch.dtype):
 
 def test_compiled_loops_leave_to_torch_what_is_no_number():
     x = draw((3, 64))
-    y, by_x, weight = torch.empty(3, 128), torch.empty(3, 64), draw((3, 128), 1)
+    y, by_x = torch.empty(3, 128), torch.empty(3, 64)
+    weight = draw((3, 128), 1)
     assert kernels.write_crelu(x, y, 3)
     for place in (0, 63, 127):
         odd = weight.clone()
@@ -163,11 +164,11 @@ def test_crelu_takes_any_strides():
 
 
 def test_crelu_keeps_nothing_but_its_output_for_the_backward_pass(form: str):
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
     x = draw((2, 3, 4, 4)).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         y = crelu(x)
-    assert form == "in halves" or [tensor.data_ptr() for tensor in kept] == [y.data_ptr()]
+    assert form == "in halves" or [tensor.data_ptr() for tensor in saved] == [y.data_ptr()]
 
 
 def test_identities_of_crelu():
@@ -218,7 +219,8 @@ def test_crelu_compiles_as_one_graph():
 
 
 def test_crelu_under_autocast_keeps_bf16():
-    conv, x = torch.nn.Conv2d(3, 4, 3), draw((2, 3, 6, 6))
+    conv = torch.nn.Conv2d(3, 4, 3)
+    x = draw((2, 3, 6, 6))
     with torch.autocast("cpu", torch.bfloat16):
         y = crelu(conv(x))
         assert torch.equal(y, naive(conv(x)))

@@ -35,11 +35,11 @@ def ready(net: Net, init: str = "he_fan_in", seed: int = 0) -> nn.Sequential:
 
 def outputs(module: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
     """Return what each part of the module gives, by its name."""
-    given = {}
+    features = {}
     with torch.no_grad():
         for name, part in module.named_children():
-            given[name] = x = part(x)
-    return given
+            features[name] = x = part(x)
+    return features
 
 
 def count(module: nn.Module) -> int:
@@ -62,16 +62,17 @@ def test_the_closed_form_counts_every_activation(name: str):
 @pytest.mark.parametrize("larger", [0, 1, 40])
 def test_shapes_and_multiply_accumulates_are_those_of_the_built_net(net: Net, larger: int):
     size = net.size + larger
-    module, macs = empty(net, 10, size), 0
-    given = outputs(module, torch.empty(2, 3, size, size, device="meta"))
+    module = empty(net, 10, size)
+    macs = 0
+    features = outputs(module, torch.empty(2, 3, size, size, device="meta"))
     for name, channels, side in net.shapes(10, size):
-        y = given.get(f"{name}_act", given[name])
+        y = features.get(f"{name}_act", features[name])
         assert y.shape[:2] == (2, channels)
         assert y.shape[2:] in ((side, side), ())
         part = getattr(module, name)
         if isinstance(part, nn.Conv2d | nn.Linear):
             macs += part.weight.numel() * side**2
-    assert given["flatten" if "fc15" not in given else "fc15"].shape == (2, 10)
+    assert features["flatten" if "fc15" not in features else "fc15"].shape == (2, 10)
     assert macs == net.macs(10, size)
 
 
@@ -116,7 +117,8 @@ def test_a_built_net_needs_pictures_large_enough():
 
 
 def test_the_last_row_and_column_of_a_picture_of_224_are_never_seen():
-    conv1, x = ready(SMALL).conv1, pictures(1, 224)
+    conv1 = ready(SMALL).conv1
+    x = pictures(1, 224)
     other = x.clone()
     other[..., 223, :] = other[..., :, 223] = 7.0
     assert torch.equal(conv1(x), conv1(other))
@@ -141,14 +143,16 @@ def test_the_border_of_conv7_is_its_activated_bias(key: str):
 def test_the_average_pool_is_over_whatever_map_is_there():
     module = ready(SMALL)
     for size in (56, 64, 224):
-        given = outputs(module, pictures(2, size))
-        torch.testing.assert_close(given["flatten"], given["conv12"].mean((2, 3)))
+        features = outputs(module, pictures(2, size))
+        torch.testing.assert_close(features["flatten"], features["conv12"].mean((2, 3)))
 
 
 def test_the_scores_of_a_narrow_net_by_plain_functions():
     net = S13.width(0.125)
-    module, x = ready(net), pictures(2, 64)
-    expected, convs = x, [row for row in net.rows if isinstance(row, Conv)]
+    module = ready(net)
+    x = pictures(2, 64)
+    expected = x
+    convs = [row for row in net.rows if isinstance(row, Conv)]
     for row in convs:
         conv = getattr(module, row.name)
         z = torch.conv2d(expected, conv.weight, conv.bias, row.stride, row.pad)
@@ -178,15 +182,15 @@ def test_channels_last_and_bf16_train():
 def test_an_initialisation_is_a_function_of_the_seed(init: str):
     net = SMALL.crelu(1, 4, 7)
     torch.manual_seed(1)
-    one = ready(net, init, seed=3).state_dict()
+    weights = ready(net, init, seed=3).state_dict()
     torch.manual_seed(2)
     module = build(net, 10)
     state = torch.get_rng_state()
     initialise(module, net, init, 3)
     assert torch.equal(torch.get_rng_state(), state)  # no draw from the stream everyone shares
-    assert all(torch.equal(one[name], tensor) for name, tensor in module.state_dict().items())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in module.state_dict().items())
     other = ready(net, init, seed=4).state_dict()
-    assert not any(torch.equal(one[name], other[name]) for name in one if name.endswith("weight"))
+    assert not any(torch.equal(weights[name], other[name]) for name in weights if name.endswith("weight"))
 
 
 def test_initialise_undoes_a_training():
@@ -215,14 +219,14 @@ def test_layers_of_one_shape_start_apart(init: str):
     module = ready(S2.width(0.125), init)
     weights = [module.conv4.weight, module.conv5.weight, module.conv6.weight]
     assert len({weight.shape for weight in weights}) == 1
-    for one, other in itertools.combinations(weights, 2):
-        assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.1
+    for first, second in itertools.combinations(weights, 2):
+        assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.1
 
 
 def test_initialise_is_no_different_in_another_layout():
-    one, other = ready(SMALL), build(SMALL, 10).to(memory_format=torch.channels_last)
-    initialise(other, SMALL, "he_fan_in", 0)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    contiguous, channels_last = ready(SMALL), build(SMALL, 10).to(memory_format=torch.channels_last)
+    initialise(channels_last, SMALL, "he_fan_in", 0)
+    assert all(torch.equal(a, b) for a, b in zip(contiguous.parameters(), channels_last.parameters(), strict=True))
 
 
 # Standard deviation of conv3's weights (64 filters of 3x3 reading 64 channels), and of the first linear layer's.
@@ -277,7 +281,8 @@ def test_he_fan_in_does_not_blow_up_behind_avr():
 
 def test_a_looks_linear_crelu_net_starts_linear():
     net = SMALL.crelu(*range(1, 12))
-    module, x, y = ready(net, "looks_linear").double(), pictures(2, 64).double(), pictures(2, 64, 1).double()
+    module = ready(net, "looks_linear").double()
+    x, y = pictures(2, 64).double(), pictures(2, 64, 1).double()
     with torch.no_grad():
         assert (module(x) - module(-x)).abs().max() > 0.1
         torch.testing.assert_close(module(2 * x - 3 * y), 2 * module(x) - 3 * module(y))
@@ -310,12 +315,12 @@ def dropped(rate: float, seed: int, x: Tensor, name: str = "conv9") -> Tensor:
 def test_dropout_drops_its_share_and_scales_the_rest(rate: float):
     x = torch.rand(100, 20, 10, 10, generator=torch.Generator().manual_seed(1)) + 1
     y = dropped(rate, 7, x)
-    kept = y != 0
+    mask = y != 0
     error = math.sqrt(rate * (1 - rate) / x.numel())
-    assert abs((~kept).float().mean().item() - rate) < 4 * error
+    assert abs((~mask).float().mean().item() - rate) < 4 * error
     # A CPU draws with whole 65,536ths, and scales by what it draws with: nothing is shifted by the rounding.
-    torch.testing.assert_close(y[kept], x[kept] / (1 - round(rate * 65536) / 65536))
-    assert kept.float().mean((0, 2, 3)).std() < 2 * math.sqrt(rate * (1 - rate) / 10_000)  # by element, not by channel
+    torch.testing.assert_close(y[mask], x[mask] / (1 - round(rate * 65536) / 65536))
+    assert mask.float().mean((0, 2, 3)).std() < 2 * math.sqrt(rate * (1 - rate) / 10_000)  # by element, not by channel
 
 
 def test_dropout_gives_its_mask_as_the_gradient():
@@ -404,11 +409,11 @@ def test_linear_rows_follow_the_size_of_the_picture():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_weights_are_those_of_the_cpu_and_masks_repeat():
     net = S13.width(0.125)
-    here, there = ready(net), build(net, 10).cuda()
-    initialise(there, net, "he_fan_in", 0)
-    assert all(torch.equal(a, b.cpu()) for a, b in zip(here.parameters(), there.parameters(), strict=True))
+    on_cpu, on_gpu = ready(net), build(net, 10).cuda()
+    initialise(on_gpu, net, "he_fan_in", 0)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(on_cpu.parameters(), on_gpu.parameters(), strict=True))
     x = pictures(2, 64).cuda()
-    seed_dropout(there, 1, 2, 3)
-    first = there(x)
-    seed_dropout(there, 1, 2, 3)
-    assert torch.equal(there(x), first)
+    seed_dropout(on_gpu, 1, 2, 3)
+    first = on_gpu(x)
+    seed_dropout(on_gpu, 1, 2, 3)
+    assert torch.equal(on_gpu(x), first)

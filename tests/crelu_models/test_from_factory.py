@@ -55,21 +55,21 @@ def outputs(model: nn.Module, rows: slice, step: int = 0) -> torch.Tensor:
 def test_masks_follow_the_key_and_ranks_take_their_rows_of_them() -> None:
     model = build_model(small(rate=0.5), 5, 0)
     model.body[1] = nn.Identity()  # type: ignore[index] # batch norm would tie the rows
-    whole = outputs(model, slice(0, 6))
+    expected = outputs(model, slice(0, 6))
     torch.manual_seed(5)
-    assert torch.equal(whole, outputs(model, slice(0, 6)))
-    assert not torch.equal(whole, outputs(model, slice(0, 6), step=1))
+    assert torch.equal(expected, outputs(model, slice(0, 6)))
+    assert not torch.equal(expected, outputs(model, slice(0, 6), step=1))
     parts = torch.cat([outputs(model, slice(0, 2)), outputs(model, slice(2, 6))])
-    assert torch.allclose(whole, parts, atol=1e-6)
+    assert torch.allclose(expected, parts, atol=1e-6)
 
 
 def test_a_picture_of_several_rows_gets_all_of_them() -> None:
     layer = ModelDropout(0.5, "a", channels=False, alpha=False).train()
     windows = torch.ones(12, 5)  # two of each of six pictures
     layer.seed(3, 0, 6, 6)
-    whole = layer(windows)
+    expected = layer(windows)
     layer.seed(3, 4, 6, 2)
-    assert torch.equal(layer(windows[8:]), whole[8:])
+    assert torch.equal(layer(windows[8:]), expected[8:])
 
 
 @pytest.mark.parametrize("make", [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
@@ -82,9 +82,9 @@ def test_keyed_dropout_is_distributed_as_torchs(make: type[nn.Module]) -> None:
     assert a.mean().item() == pytest.approx(b.mean().item(), abs=0.03)
     assert a.std().item() == pytest.approx(b.std().item(), abs=0.03)
     flat_a, flat_b = a.flatten(2), b.flatten(2)
-    whole = [(flat == flat[..., :1]).all(-1).double() for flat in (flat_a, flat_b)]  # of a picture's channels
-    assert whole[0].mean().item() == pytest.approx(whole[1].mean().item(), abs=0.03)
-    assert whole[0].mean(1).std().item() == pytest.approx(whole[1].mean(1).std().item(), abs=0.03)
+    constant = [(flat == flat[..., :1]).all(-1).double() for flat in (flat_a, flat_b)]  # of a picture's channels
+    assert constant[0].mean().item() == pytest.approx(constant[1].mean().item(), abs=0.03)
+    assert constant[0].mean(1).std().item() == pytest.approx(constant[1].mean(1).std().item(), abs=0.03)
     assert torch.equal(ours.eval()(x), x)
 
 

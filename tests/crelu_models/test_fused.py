@@ -129,29 +129,30 @@ def test_what_the_kernels_do_not_take_is_left_to_torch(fused: ModuleType, monkey
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_kernels_have_second_derivatives_and_batches_of_gradients(fused: ModuleType, kind: str) -> None:
     x, weight = draw((2, 3, 4, 4), kind)
-    found = []
+    gradients = []
     for function in (partial(fused.apply, kind=kind, form=PLAIN), fused.DEFINITIONS[kind]):
         leaf, by = x.clone().requires_grad_(), weight.clone().requires_grad_()
         (first,) = torch.autograd.grad(function(leaf), leaf, by, create_graph=True)
         second = torch.autograd.grad((first * x.cos()).sum(), (leaf, by), allow_unused=True, materialize_grads=True)
         batch = torch.stack([weight, -weight])
         (many,) = torch.autograd.grad(function(leaf), leaf, batch, is_grads_batched=True)
-        found.append([first, *second, many])
-    for ours, theirs in zip(*found, strict=True):
+        gradients.append([first, *second, many])
+    for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_kernels_keep_what_the_next_layer_keeps_anyway(fused: ModuleType) -> None:
     x = torch.randn(2, 3, 4, 4).requires_grad_()
     for kind in ("crelu", "crelu_leaky", "avr"):
-        kept: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, k=kept: k.append(t.data_ptr()) or t, lambda t: t):
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, k=saved: k.append(t.data_ptr()) or t, lambda t: t):
             y = fused.apply(x, kind, PLAIN)
-        assert kept == [(x if kind == "avr" else y).data_ptr()]
+        assert saved == [(x if kind == "avr" else y).data_ptr()]
 
 
 def test_kernels_under_autocast_keep_bf16(fused: ModuleType) -> None:
-    conv, x = torch.nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6)
+    conv = torch.nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
         y = crelu(conv(x))
         assert torch.equal(y, fused.DEFINITIONS["crelu"](conv(x)))

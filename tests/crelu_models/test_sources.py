@@ -166,7 +166,8 @@ def test_the_source_holds_every_function_that_a_training_step_calls(
     try:
         for kind in acts:
             net = rows.activation(kind, *range(1, 14))
-            text, called = source_of(net), _functions_called(net)
+            text = source_of(net)
+            called = _functions_called(net)
             assert {"build", "layers", "forward", "seed_from", "_weights"} <= called
             assert loops <= called or kind not in TWO_PHASES
             missing = [name for name in called if f"def {name}(" not in text]

@@ -100,9 +100,9 @@ def test_the_final_activation_is_the_only_thing_its_verb_changes(net: Net):
 
 @NETS
 def test_json_and_back_gives_the_same_net(net: Net):
-    there = json.loads(json.dumps(net.to_json()))
-    assert Net.from_json(there) == net
-    assert Net.from_json(there).to_json() == net.to_json()
+    parsed = json.loads(json.dumps(net.to_json()))
+    assert Net.from_json(parsed) == net
+    assert Net.from_json(parsed).to_json() == net.to_json()
 
 
 def test_the_name_is_no_part_of_a_net():

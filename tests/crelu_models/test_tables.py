@@ -107,7 +107,8 @@ def test_a_literal_net_prints_the_supplements_own_values(key: str):
     if key == "S12":  # its last CReLU would give 2000 scores; the rest can be read as it stands
         with pytest.raises(ValueError, match="one score per class"):
             literal.crelu(12)
-        literal, printed = literal.crelu(11), re.sub(r"(conv12.*)CReLU", r"\1ReLU", printed)
+        literal = literal.crelu(11)
+        printed = re.sub(r"(conv12.*)CReLU", r"\1ReLU", printed)
     assert filters(said(literal)) == filters(printed)
 
 

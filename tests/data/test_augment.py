@@ -73,8 +73,8 @@ def test_torch_hash_is_the_python_hash() -> None:
 
 def test_every_place_and_both_mirrors_come_equally_often() -> None:
     images, ids = pictures(1, 10).expand(3600, -1, -1, -1), torch.arange(3600)
-    found = places(images, view(images, ids), 8)
-    counts = {place: found.count(place) for place in set(found)}
+    crops = places(images, view(images, ids), 8)
+    counts = {place: crops.count(place) for place in set(crops)}
     assert len(counts) == 18
     expected = 3600 / 18
     chi = sum((count - expected) ** 2 / expected for count in counts.values())
@@ -83,10 +83,10 @@ def test_every_place_and_both_mirrors_come_equally_often() -> None:
 
 def test_view_depends_on_the_sample_and_not_on_the_batch() -> None:
     images, ids = pictures(12, 12), torch.arange(40, 52)
-    whole = view(images, ids, shift=2, lighting=0.1)
+    batch = view(images, ids, shift=2, lighting=0.1)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(view(images[order], ids[order], shift=2, lighting=0.1), whole[order])
-    assert torch.equal(view(images[3:4], ids[3:4], shift=2, lighting=0.1), whole[3:4])
+    assert torch.equal(view(images[order], ids[order], shift=2, lighting=0.1), batch[order])
+    assert torch.equal(view(images[3:4], ids[3:4], shift=2, lighting=0.1), batch[3:4])
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0), (1, 1)])
@@ -144,7 +144,7 @@ def test_ten_views_are_corners_and_centre_with_mirrors() -> None:
         cut = normal[:, :, y : y + 8, x : x + 8]
         assert torch.allclose(seen[2 * index], cut, atol=1e-5)
         assert torch.allclose(seen[2 * index + 1], cut.flip(3), atol=1e-5)
-    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in seen)
+    assert all(crops.is_contiguous(memory_format=torch.channels_last) for crops in seen)
 
 
 def test_views_are_channels_last_and_of_the_type_asked_for() -> None:
@@ -175,8 +175,8 @@ def test_crop_that_does_not_fit_is_refused(crop: int, shift: int) -> None:
 def test_views_on_a_gpu_are_those_on_the_cpu() -> None:
     images, ids = pictures(16, 40), torch.arange(16)
     for shift in (0, 3):
-        there = view(images.cuda(), ids.cuda(), crop=32, shift=shift)
-        assert torch.allclose(there.cpu(), view(images, ids, crop=32, shift=shift), atol=1e-5)
+        on_gpu = view(images.cuda(), ids.cuda(), crop=32, shift=shift)
+        assert torch.allclose(on_gpu.cpu(), view(images, ids, crop=32, shift=shift), atol=1e-5)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -184,15 +184,16 @@ def test_views_on_a_gpu_are_those_on_the_cpu() -> None:
 def test_views_are_slices_of_single_pictures_bit_for_bit(n: int, side: int, crop: int, shift: int, flip: bool) -> None:
     from crelu_data.augment import _COLUMN, _FLIP, _ROW, _base, _integers, _uniform
 
-    images, ids, base = pictures(n, side), torch.arange(3, 3 + n), _base(5, 2)
+    images, ids = pictures(n, side), torch.arange(3, 3 + n)
+    base = _base(5, 2)
     scale = torch.tensor([1 / (255 * s) for s in STD])[:, None, None]
     offset = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)])[:, None, None]
     top, left = (_integers(base, ids, stream, side + 2 * shift - crop + 1).tolist() for stream in (_ROW, _COLUMN))
     mirrored = (_uniform(base, ids, _FLIP) < 0.5).tolist()
     expected = []
     for image, y, x, mirror in zip(images, top, left, mirrored, strict=True):
-        whole = torch.nn.functional.pad(image.float().mul(scale).add(offset), (shift,) * 4)
-        cut = whole[:, y : y + crop, x : x + crop]
+        padded = torch.nn.functional.pad(image.float().mul(scale).add(offset), (shift,) * 4)
+        cut = padded[:, y : y + crop, x : x + crop]
         expected.append(cut.flip(2) if mirror and flip else cut)
     for stored in (images, images.contiguous(), torch.cat([images] * 2, 3)[..., side:]):
         seen = view(stored, ids, epoch=2, seed=5, crop=crop, flip=flip, shift=shift)
@@ -222,11 +223,11 @@ def test_a_resized_crop_depends_on_no_order_of_sums() -> None:
     images = pictures(12, 64)
     boxes = _boxes(_base(0, 0), torch.arange(12), 64, 0.08)
     mirrored = torch.arange(12) % 2 == 0
-    whole = _resized(images, boxes, 48, mirrored)
+    resized = _resized(images, boxes, 48, mirrored)
     for row in range(12):
         part = slice(row, row + 1)
-        assert torch.equal(_resized(images[part], boxes[:, part], 48, mirrored[part]), whole[part])
-    assert torch.equal(_resized(images.flip(2), _mirrored(boxes), 48, mirrored), whole.flip(2))
+        assert torch.equal(_resized(images[part], boxes[:, part], 48, mirrored[part]), resized[part])
+    assert torch.equal(_resized(images.flip(2), _mirrored(boxes), 48, mirrored), resized.flip(2))
 
 
 def _mirrored(boxes: Tensor) -> Tensor:
@@ -279,7 +280,7 @@ def test_operations_are_drawn_by_sample_and_end_in_a_normalised_view() -> None:
     images, ids = pictures(24, 20).expand(24, -1, -1, -1), torch.arange(24)
     changes = {"crop": 20, "flip": False, "rand_augment": 1, "rand_magnitude": 20}
     seen = view(images, ids, **changes)  # type: ignore[arg-type]
-    found = set()
+    operations = set()
     for image, each in zip(images, seen, strict=True):
         hits = [
             (name, sign)
@@ -288,8 +289,8 @@ def test_operations_are_drawn_by_sample_and_end_in_a_normalised_view() -> None:
             if torch.allclose(each, plain(apply_operation(name, image[None], 20 * sign)[0]), atol=1e-5)
         ]
         assert hits
-        found.add(hits[0])
-    assert len(found) > 8
+        operations.add(hits[0])
+    assert len(operations) > 8
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     assert torch.equal(view(images[order], ids[order], **changes), seen[order])  # type: ignore[arg-type]
     twice = view(images, ids, **(changes | {"rand_augment": 2}))  # type: ignore[arg-type]
@@ -297,7 +298,8 @@ def test_operations_are_drawn_by_sample_and_end_in_a_normalised_view() -> None:
 
 
 def test_a_second_operation_is_drawn_anew() -> None:
-    ids, base = torch.arange(4000), _base(0, 0)
+    ids = torch.arange(4000)
+    base = _base(0, 0)
     pairs = torch.stack([_integers(base, ids, _OPERATION + 2 * number, 14) for number in (0, 1)])
     assert 0.05 < (pairs[0] == pairs[1]).double().mean() < 0.1  # one in fourteen
     images = pictures(1, 16).expand(64, -1, -1, -1)
@@ -315,12 +317,12 @@ def test_a_second_operation_is_drawn_anew() -> None:
                                      "rand_augment": 1, "lighting": 0.1}], ids=str)  # fmt: skip
 def test_a_changed_view_depends_on_the_sample_the_epoch_and_the_seed_alone(changes: dict[str, float]) -> None:
     images, ids = pictures(12, 20), torch.arange(40, 52)
-    whole = view(images, ids, crop=16, **changes)  # type: ignore[arg-type]
-    assert (whole.shape, whole.is_contiguous(memory_format=torch.channels_last)) == ((12, 3, 16, 16), True)
+    batch = view(images, ids, crop=16, **changes)  # type: ignore[arg-type]
+    assert (batch.shape, batch.is_contiguous(memory_format=torch.channels_last)) == ((12, 3, 16, 16), True)
     for rows in (slice(0, 5), slice(11, 12)):
-        assert torch.allclose(view(images[rows], ids[rows], crop=16, **changes), whole[rows], atol=1e-5)  # type: ignore[arg-type]
+        assert torch.allclose(view(images[rows], ids[rows], crop=16, **changes), batch[rows], atol=1e-5)  # type: ignore[arg-type]
     for other in ({"epoch": 1}, {"seed": 1}):
-        assert not torch.allclose(view(images, ids, crop=16, **changes, **other), whole, atol=1e-2)  # type: ignore[arg-type]
+        assert not torch.allclose(view(images, ids, crop=16, **changes, **other), batch, atol=1e-2)  # type: ignore[arg-type]
 
 
 def test_a_border_under_operations_has_the_mean_colour() -> None:

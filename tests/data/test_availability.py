@@ -29,10 +29,10 @@ def name(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def source(name: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    here, there = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("shared")
-    prepare(name, here, size=32, writer="native")
-    push(here, str(there))
-    return str(there)
+    prepared, shared = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("shared")
+    prepare(name, prepared, size=32, writer="native")
+    push(prepared, str(shared))
+    return str(shared)
 
 
 def suffixes(where: Path) -> set[str]:
@@ -88,8 +88,8 @@ def test_trial_that_is_told_to_stop_leaves_before_its_pictures_are_there(
 def test_embedded_pictures_are_made_by_whoever_lacks_them(tmp_path: Path) -> None:
     for machine in ("head", "node"):
         assert fetch_dataset(EMBEDDED, str(tmp_path / machine), "")
-    one, other = (fingerprints([EMBEDDED], tmp_path / machine) for machine in ("head", "node"))
-    assert one == other != {}
+    head, node = (fingerprints([EMBEDDED], tmp_path / machine) for machine in ("head", "node"))
+    assert head == node != {}
 
 
 def test_source_that_lacks_the_set_is_a_sentence(name: str, tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_changed_folder_is_said_by_each_command(
     change: str, pics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name, where = f"folder:{pics}", tmp_path / "out dir"
+    name = f"folder:{pics}"
+    where = tmp_path / "out dir"
     place = ["--data-dir", str(where)]
     assert main(["prepare", name, *place, "--writer", "native", "--seed", "3"]) == 0
     check_available(name, where)
@@ -94,7 +95,8 @@ def test_unchanged_or_absent_originals_are_no_change(pics: Path, tmp_path: Path)
 
 def test_set_without_a_list_is_taken_and_one_without_details_still_told(pics: Path, tmp_path: Path) -> None:
     """Sidecars of an earlier version have no digest; a set that was pulled has no list."""
-    name, where = f"folder:{pics}", tmp_path / "out"
+    name = f"folder:{pics}"
+    where = tmp_path / "out"
     prepare(name, where, writer="native", workers=1)
     push(where, str(tmp_path / "shared"))
     pull(str(tmp_path / "shared"), tmp_path / "node")
@@ -122,17 +124,17 @@ def killed_after_train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a preparation that is killed between its two splits."""
 
     def run(name: str, where: Path, **options: object) -> None:
-        whole = write._prepare_split
+        prepare_split = write._prepare_split
 
         def first_only(name: str, split: str, *rest: object) -> object:
             if split != "train":
                 raise KilledError
-            return whole(name, split, *rest)  # type: ignore[arg-type]
+            return prepare_split(name, split, *rest)  # type: ignore[arg-type]
 
         monkeypatch.setattr(write, "_prepare_split", first_only)
         with pytest.raises(KilledError):
             prepare(name, where, writer="native", workers=1, **options)  # type: ignore[arg-type]
-        monkeypatch.setattr(write, "_prepare_split", whole)
+        monkeypatch.setattr(write, "_prepare_split", prepare_split)
 
     return run
 
@@ -140,7 +142,8 @@ def killed_after_train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_half_prepared_set_is_not_completed_from_other_pictures(
     pics: Path, tmp_path: Path, killed_after_train: Callable[..., None]
 ) -> None:
-    name, where = f"folder:{pics}", tmp_path / "out"
+    name = f"folder:{pics}"
+    where = tmp_path / "out"
     killed_after_train(name, where)
     picture(pics / "a/new.png", 32)
     with pytest.raises(ValueError, match="has changed since"):
@@ -151,7 +154,8 @@ def test_half_prepared_set_is_not_completed_from_other_pictures(
 def test_half_prepared_set_is_completed_with_its_own_seed_and_size(
     pics: Path, tmp_path: Path, killed_after_train: Callable[..., None]
 ) -> None:
-    name, where = f"folder:{pics}", tmp_path / "out"
+    name = f"folder:{pics}"
+    where = tmp_path / "out"
     expected = prepare(name, tmp_path / "at once", writer="native", seed=7, size=24)
     killed_after_train(name, where, seed=7, size=24)
     assert prepare(name, where, writer="native") == expected
@@ -160,7 +164,8 @@ def test_half_prepared_set_is_completed_with_its_own_seed_and_size(
 def test_fresh_that_was_killed_between_its_splits_leaves_the_old_set(
     pics: Path, tmp_path: Path, killed_after_train: Callable[..., None]
 ) -> None:
-    name, where = f"folder:{pics}", tmp_path / "out"
+    name = f"folder:{pics}"
+    where = tmp_path / "out"
     before = prepare(name, where, writer="native", workers=1)
     killed_after_train(name, where, fresh=True, seed=7)
     assert prepare(name, where) == before
@@ -193,9 +198,11 @@ def test_set_that_is_refused_in_its_second_split_leaves_nothing_of_it(tmp_path: 
 def test_fresh_that_was_killed_between_its_names_leaves_no_mixed_set(
     pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, where = f"folder:{pics}", tmp_path / "out"
+    name = f"folder:{pics}"
+    where = tmp_path / "out"
     prepare(name, where, writer="native", workers=1)
-    publish, published = write.beton.publish, list[Path]()
+    publish = write.beton.publish
+    published = list[Path]()
 
     def first_only(partial: Path, path: Path, sidecar: Sidecar) -> None:
         if published:
@@ -218,7 +225,8 @@ def test_fresh_that_was_killed_before_its_first_split_tells_no_wrong_names(
     pics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new list is there and the pictures are the old ones: it does not explain what has changed since them."""
-    name, where = f"folder:{pics}", tmp_path / "out"
+    name = f"folder:{pics}"
+    where = tmp_path / "out"
     prepare(name, where, writer="native", workers=1)
     picture(pics / "a/new.png", 32)
     with monkeypatch.context() as patched:

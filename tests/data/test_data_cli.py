@@ -125,8 +125,8 @@ def test_a_damaged_file_fails_verify(tmp_path: Path, capsys: pytest.CaptureFixtu
     name = "synthetic:train=30,test=10"
     main(["prepare", name, *place, "--writer", "native"])
     path = beton_path(name, "test", tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:2_097_200] + b"\x01\x02\x03" + whole[2_097_203:])
+    content = path.read_bytes()
+    path.write_bytes(content[:2_097_200] + b"\x01\x02\x03" + content[2_097_203:])
     assert main(["verify", name, *place]) == 2
     assert "damaged: 0" in capsys.readouterr().err
 

@@ -136,7 +136,8 @@ def test_no_seed_replays_another_seeds_orders() -> None:
 
 
 def test_first_places_are_uniform_over_epochs() -> None:
-    count, epochs = 20, 4000
+    count = 20
+    epochs = 4000
     first = np.bincount([order(0, epoch, np.arange(count))[0] for epoch in range(epochs)], minlength=count)
     expected = epochs / count
     assert ((first - expected) ** 2 / expected).sum() < 43.8  # chi-square, 19 degrees, p = 0.001

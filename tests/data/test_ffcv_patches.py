@@ -214,8 +214,8 @@ def test_ffcvs_c_functions_take_what_our_stage_gives_them() -> None:
         "c_void_p", "c_ulong", "c_uint", "c_uint", "c_void_p", *["c_uint"] * 6, "c_bool", "c_bool",
     ]  # fmt: skip
     assert [kind.__name__ for kind in libffcv.ctypes_memcopy.argtypes] == ["c_void_p", "c_void_p", "c_ulong"]
-    given = source(rgb_image.SimpleRGBImageDecoder.generate_code)
-    assert "height, width, height, width, 0, 0, 1, 1, False, False)" in given
+    code = source(rgb_image.SimpleRGBImageDecoder.generate_code)
+    assert "height, width, height, width, 0, 0, 1, 1, False, False)" in code
 
 
 def fail(**arguments: Any) -> Any:

@@ -108,11 +108,11 @@ def test_readers_agree(mode: str, opened: dict) -> None:
 def test_number_of_workers_changes_nothing(reader: str, files: dict) -> None:
     """More workers than cores are asked for as well: FFCV's Loader would refuse them."""
     order = np.random.default_rng(1).permutation(130)
-    found = []
+    epochs = []
     for workers in (1, 2, cores() + 3):
         with open_pictures(files["jpeg"], reader=reader, workers=workers, resident_bytes=0) as pictures:
-            found.append(joined(pictures.batches(order, 32)))
-    assert all(torch.equal(found[0].images, other.images) for other in found[1:])
+            epochs.append(joined(pictures.batches(order, 32)))
+    assert all(torch.equal(epochs[0].images, other.images) for other in epochs[1:])
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -120,11 +120,11 @@ def test_number_of_workers_changes_nothing(reader: str, files: dict) -> None:
 def test_an_epoch_resumes_in_its_middle(reader: str, resident_bytes: int, files: dict) -> None:
     order = np.random.default_rng(2).permutation(250)
     with open_pictures(files["raw"], reader=reader, workers=2, resident_bytes=resident_bytes) as pictures:
-        whole = list(pictures.batches(order, 16))
+        batches = list(pictures.batches(order, 16))
         rest = list(pictures.batches(order, 16, start=9))
         assert list(pictures.batches(order, 16, start=16)) == []
-    assert len(rest) == len(whole) - 9
-    for a, b in zip(whole[9:], rest, strict=True):
+    assert len(rest) == len(batches) - 9
+    for a, b in zip(batches[9:], rest, strict=True):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.ids, b.ids)
 
@@ -142,12 +142,12 @@ def test_resident_pictures_are_those_of_the_file(reader: str, files: dict, opene
 @pytest.mark.parametrize("reader", READERS)
 def test_kept_batches_do_not_change(reader: str, opened: dict) -> None:
     """FFCV's own batches are views of five buffers: of sixteen kept ones eleven are overwritten."""
-    kept, copies = [], []
+    images, copies = [], []
     for batch in opened["raw", reader].batches(np.arange(250), 10):
-        kept.append(batch.images)
+        images.append(batch.images)
         copies.append(batch.images.clone())
-    assert len(kept) == 25
-    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+    assert len(images) == 25
+    assert all(torch.equal(a, b) for a, b in zip(images, copies, strict=True))
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -246,8 +246,8 @@ def test_an_open_file_outlives_its_replacement(reader: str, copy: dict, opened: 
     with open_pictures(copy["raw"], reader=reader, workers=1, resident_bytes=0) as pictures:
         shutil.copy(copy["jpeg"], copy["raw"].with_suffix(".other"))
         copy["raw"].with_suffix(".other").replace(copy["raw"])
-        found = joined(pictures.batches(np.arange(250), 50))
-    assert torch.equal(found.images, joined(opened["raw", "threads"].batches(np.arange(250), 50)).images)
+        epoch = joined(pictures.batches(np.arange(250), 50))
+    assert torch.equal(epoch.images, joined(opened["raw", "threads"].batches(np.arange(250), 50)).images)
 
 
 def on_the_host(encoded: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -328,9 +328,9 @@ def test_a_file_that_is_not_its_sidecars_is_refused_at_once(spoil: str, copy: di
     elif spoil == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     elif spoil == "label":
-        whole = bytearray(path.read_bytes())
-        whole[24 + 3 * 1041 + 16] ^= 1  # the first record's label
-        path.write_bytes(whole)
+        content = bytearray(path.read_bytes())
+        content[24 + 3 * 1041 + 16] ^= 1  # the first record's label
+        path.write_bytes(content)
     elif spoil == "sidecar":
         path.with_suffix(".json").write_text("{}")
     else:
@@ -368,8 +368,8 @@ def test_the_thread_reader_ends_when_a_picture_cannot_be_decoded(copy: dict) -> 
 def test_batches_on_a_gpu_are_those_on_the_host(resident_bytes: int, files: dict, opened: dict) -> None:
     order = np.random.default_rng(4).permutation(130)
     with open_pictures(files["jpeg"], reader="threads", device="cuda", resident_bytes=resident_bytes) as pictures:
-        there = joined(pictures.batches(order, 32))
-    here = joined(opened["jpeg", "threads"].batches(order, 32))
-    assert there.images.device.type == "cuda"
-    assert torch.equal(there.images.cpu(), here.images)
-    assert torch.equal(there.labels.cpu(), here.labels)
+        on_gpu = joined(pictures.batches(order, 32))
+    on_host = joined(opened["jpeg", "threads"].batches(order, 32))
+    assert on_gpu.images.device.type == "cuda"
+    assert torch.equal(on_gpu.images.cpu(), on_host.images)
+    assert torch.equal(on_gpu.labels.cpu(), on_host.labels)

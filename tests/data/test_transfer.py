@@ -58,7 +58,8 @@ def test_up_to_s3_and_down_again_is_the_same_once(prepared: Path, bucket: str, t
 def test_commands_say_what_came_and_what_was_there(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shared, node = tmp_path / "shared", ["--data-dir", str(tmp_path / "node")]
+    shared = tmp_path / "shared"
+    node = ["--data-dir", str(tmp_path / "node")]
     assert main(["push", str(shared), NAME, "--data-dir", str(prepared)]) == 0
     assert main(["pull", f"file://{shared}", *node]) == 0
     assert capsys.readouterr().out.count("pulled, its fingerprint is correct") == 2
@@ -68,8 +69,8 @@ def test_commands_say_what_came_and_what_was_there(
 
 
 def test_only_the_named_set_comes(folder: Path, tmp_path: Path) -> None:
-    found = pull(str(folder), tmp_path / "node", [NAME])
-    assert set(found) == {beton_path(NAME, split, tmp_path / "node") for split in SPLITS}
+    pulled = pull(str(folder), tmp_path / "node", [NAME])
+    assert set(pulled) == {beton_path(NAME, split, tmp_path / "node") for split in SPLITS}
     with pytest.raises(ValueError, match="no prepared files of cifar10; found synthetic"):
         pull(str(folder), tmp_path / "node", ["cifar10"])
     with pytest.raises(ValueError, match="found none at all"):
@@ -109,8 +110,8 @@ def test_other_pictures_are_replaced_only_where_someone_says_so(folder: Path, tm
     node = tmp_path / "node"
     pull(str(folder), node)
     for suffix in (".beton", ".json"):
-        here, there = (beton_path(name, "train", folder).with_suffix(suffix) for name in (NAME, OTHER))
-        shutil.copy(there, here)
+        target, source = (beton_path(name, "train", folder).with_suffix(suffix) for name in (NAME, OTHER))
+        shutil.copy(source, target)
     with pytest.raises(ValueError, match="holds other pictures"):
         pull(str(folder), node)
     with pytest.raises(ValueError, match="holds other pictures"):
@@ -123,14 +124,14 @@ def test_a_damaged_file_is_not_pushed_and_a_damaged_one_here_is_pulled_anew(fold
     node = tmp_path / "node"
     pull(str(folder), node)
     path = beton_path(NAME, "train", node)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:2_097_200] + b"\x01\x02\x03" + whole[2_097_203:])
+    content = path.read_bytes()
+    path.write_bytes(content[:2_097_200] + b"\x01\x02\x03" + content[2_097_203:])
     with pytest.raises(ValueError, match="is damaged"):
         push(node, str(tmp_path / "up"))
     assert not list((tmp_path / "up").glob(path.stem + "*"))
     os.truncate(path, 1000)
     assert pull(str(folder), node)[path]
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
 
 
 def test_lack_of_room_is_told_before_anything_is_copied(

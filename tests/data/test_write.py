@@ -112,10 +112,10 @@ def test_two_at_once_write_once(tmp_path: Path) -> None:
 
 def test_what_is_there_needs_no_right_to_write(tmp_path: Path) -> None:
     name = "synthetic:train=20,test=10"
-    found = prepare(name, tmp_path, writer="native")
+    sidecars = prepare(name, tmp_path, writer="native")
     (tmp_path / f".{stem(name)}.lock").unlink()
     (tmp_path / f".{stem(name)}.lock").mkdir()  # stands for a read-only disk: the lock cannot be opened
-    assert prepare(name, tmp_path) == found
+    assert prepare(name, tmp_path) == sidecars
 
 
 def test_a_missing_half_of_a_pair_is_made_again(tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_a_torn_pair_is_refused(tmp_path: Path) -> None:
 
 def test_a_small_tree_in_cifars_layout_is_read(tmp_path: Path) -> None:
     pixels = cifar_tree(tmp_path, 12)
-    found = prepare("cifar10", tmp_path, writer="native", partial=True)
-    assert (found["train"].count, found["test"].count) == (60, 12)
-    assert found["train"].class_names[3] == "class 3"
+    sidecars = prepare("cifar10", tmp_path, writer="native", partial=True)
+    assert (sidecars["train"].count, sidecars["test"].count) == (60, 12)
+    assert sidecars["train"].class_names[3] == "class 3"
     planes = pixels[:5].reshape(60, 3, 32, 32)
     assert np.array_equal(stored(beton_path("cifar10", "train", tmp_path)), planes.transpose(0, 2, 3, 1))
     assert dataset("cifar10", tmp_path).splits == {"train": 60, "test": 12}
@@ -156,8 +156,8 @@ def test_cifar100_uses_its_fine_labels(tmp_path: Path) -> None:
         fine = [3 * i % 100 for i in range(count)]
         batch = {"data": np.zeros((count, 3072), np.uint8), "fine_labels": fine, "coarse_labels": [0] * count}
         (tree / file).write_bytes(pickle.dumps(batch, protocol=4))
-    found = prepare("cifar100", tmp_path / "out", origin=tree, writer="native", partial=True)
-    assert found["train"].classes == 100
+    sidecars = prepare("cifar100", tmp_path / "out", origin=tree, writer="native", partial=True)
+    assert sidecars["train"].classes == 100
     assert np.array_equal(
         beton.read_index(beton_path("cifar100", "train", tmp_path / "out")).labels, 3 * np.arange(30) % 100
     )
@@ -203,16 +203,16 @@ def test_imagenet_is_cut_to_a_square_of_its_shorter_side(tmp_path: Path) -> None
     tree = tmp_path / "tree"
     for split, count in (("train", 3), ("val", 2)):
         picture_folder(tree, split, {"n01": count, "n02": count}, (120, 90), "JPEG")
-    found = prepare("imagenet:size=72", tmp_path / "out", origin=tree, writer="native", partial=True)
-    assert {split: (s.count, s.size, s.mode) for split, s in found.items()} == {
+    sidecars = prepare("imagenet:size=72", tmp_path / "out", origin=tree, writer="native", partial=True)
+    assert {split: (s.count, s.size, s.mode) for split, s in sidecars.items()} == {
         "train": (6, 72, "jpeg"),
         "val": (4, 72, "jpeg"),
     }
     path = tree / "train/n02/1.JPEG"
     naive = Image.open(path).convert("RGB").resize((96, 72), Image.Resampling.BICUBIC).crop((12, 0, 84, 72))
-    kept = stored(beton_path("imagenet:size=72", "train", tmp_path / "out"))[4]
+    prepared = stored(beton_path("imagenet:size=72", "train", tmp_path / "out"))[4]
     blurred = [
-        np.asarray(Image.fromarray(np.asarray(x)).resize((9, 9), Image.Resampling.BOX), int) for x in (naive, kept)
+        np.asarray(Image.fromarray(np.asarray(x)).resize((9, 9), Image.Resampling.BOX), int) for x in (naive, prepared)
     ]
     assert np.abs(blurred[0] - blurred[1]).max() <= 4  # JPEG of noise: right in the mean over 8 x 8 pixels
     assert dataset("imagenet:size=72", tmp_path / "out").classes == 2
@@ -221,8 +221,8 @@ def test_imagenet_is_cut_to_a_square_of_its_shorter_side(tmp_path: Path) -> None
 def test_a_folder_is_parted_once_for_all(tmp_path: Path) -> None:
     picture_folder(tmp_path, "pics", {"a": 20, "b": 10}, (64, 64))
     name = f"folder:{tmp_path / 'pics'}"
-    found = prepare(name, tmp_path / "out", writer="native")
-    assert {split: (s.count, s.label_counts, s.size) for split, s in found.items()} == {
+    sidecars = prepare(name, tmp_path / "out", writer="native")
+    assert {split: (s.count, s.label_counts, s.size) for split, s in sidecars.items()} == {
         "train": (24, (16, 8), 64),
         "test": (6, (4, 2), 64),
     }
@@ -239,8 +239,8 @@ def test_a_folder_with_splits_keeps_them(tmp_path: Path) -> None:
     for split, count in (("train", 4), ("val", 2), ("test", 3)):
         picture_folder(tmp_path / "pics", split, {"a": count, "b": count}, (40, 30))
     name = f"folder:{tmp_path / 'pics'}"
-    found = prepare(name, tmp_path, writer="native", size=24)
-    assert {split: s.count for split, s in found.items()} == {"train": 8, "val": 4, "test": 6}
+    sidecars = prepare(name, tmp_path, writer="native", size=24)
+    assert {split: s.count for split, s in sidecars.items()} == {"train": 8, "val": 4, "test": 6}
     with pytest.raises(ValueError, match="size 24, not 32"):
         prepare(name, tmp_path, writer="native", size=32)
 
@@ -252,9 +252,9 @@ def test_one_unreadable_picture_is_named_and_left_out(
     picture_folder(tmp_path, "pics", {"a": 10, "b": 10}, (32, 32))
     (tmp_path / "pics/a/3.png").write_bytes(b"not a picture")
     with caplog.at_level(logging.WARNING, "crelu_data"):
-        found = prepare(f"folder:{tmp_path / 'pics'}", tmp_path, writer=writer)
-    assert sum(s.count for s in found.values()) == 19
-    assert sum(s.skipped for s in found.values()) == 1
+        sidecars = prepare(f"folder:{tmp_path / 'pics'}", tmp_path, writer=writer)
+    assert sum(s.count for s in sidecars.values()) == 19
+    assert sum(s.skipped for s in sidecars.values()) == 1
     assert "a/3.png" in caplog.text
 
 
@@ -442,10 +442,11 @@ def test_tables_of_noise_are_refused(tmp_path: Path) -> None:
     """Whatever single byte of the tables is changed, the file is refused or its digest differs."""
     path = tmp_path / "x.beton"
     beton.write(path, 3, ((bytes(3072), 0) for _ in range(3)), 32, jpeg=False)
-    whole, digest = path.read_bytes(), beton.read_index(path).digest
-    tables = [*range(24), *range(3144, 3144 + 96), *range(len(whole) - 72, len(whole))]
+    content = path.read_bytes()
+    digest = beton.read_index(path).digest
+    tables = [*range(24), *range(3144, 3144 + 96), *range(len(content) - 72, len(content))]
     for at in tables:
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :])
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x41]) + content[at + 1 :])
         with suppress(ValueError):
             assert beton.read_index(path).digest != digest
 

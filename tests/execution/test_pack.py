@@ -40,15 +40,15 @@ from tests.support.trials import (
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count the pictures that are read, by file; none is kept."""
-    found: Counter[str] = Counter()
+    reads: Counter[str] = Counter()
     begin = ThreadReader._begin
 
     def counted(self: ThreadReader, ids: Ints) -> Any:
-        found[self._index.path.stem.rpartition("-")[2]] += len(ids)
+        reads[self._index.path.stem.rpartition("-")[2]] += len(ids)
         return begin(self, ids)
 
     monkeypatch.setattr(ThreadReader, "_begin", counted)
-    return found
+    return reads
 
 
 def streaming(data: Path, ledger: Path, **changes: Any) -> RuntimeConfig:
@@ -82,11 +82,12 @@ def test_member_ends_as_alone_and_pictures_are_read_once_for_all(
     decoded.clear()
     run_trial(trials[0], streaming(data, tmp_path / "alone"), lambda *_: None)
     assert artifact_hashes(tmp_path / "alone", trials[0]) == expected[0]
-    by_one, reports = decoded.copy(), []
+    by_one = decoded.copy()
+    reports = []
     decoded.clear()
     perform_pack(trials, streaming(data, tmp_path / "pack"), reports.append)
     assert outcomes(trials, streaming(data, tmp_path / "pack")) == expected
-    assert len({found["history"] for found in expected}) == len(trials)
+    assert len({hashes["history"] for hashes in expected}) == len(trials)
     assert decoded == by_one
     assert set(decoded) == ({"train", "test"} if phase == "ablation" else {"train"})
     rows = [(news["key"], news["epoch"]) for news in reports if "row" in news]
@@ -119,7 +120,8 @@ def killed(trials: Sequence[Trial], here: RuntimeConfig, turns: int) -> bool:
 def test_killed_pack_goes_on_alone_or_in_another_pack(
     family: str, data: Path, tmp_path: Path, uninterrupted: Hashes
 ) -> None:
-    trials, draw = members(family), random.Random(family)
+    trials = members(family)
+    draw = random.Random(family)
     expected = [uninterrupted(trial) for trial in trials]
     # Checkpoints at every step; killed between members, so that they stand at different steps.
     here = streaming(data, tmp_path / "killed", checkpoint_minutes=0.0)
@@ -151,7 +153,8 @@ def test_member_behind_catches_up_and_then_shares(
 def test_stopped_pack_saves_every_member(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     trials = members("All-CNN-B")
     expected = [uninterrupted(trial) for trial in trials]
-    here, count = streaming(data, tmp_path / "stopped"), iter(range(10))
+    here = streaming(data, tmp_path / "stopped")
+    count = iter(range(10))
     perform_pack(trials, here, quiet, lambda: next(count, None) is None)
     ledger = Ledger(here.ledger)
     assert not ledger.results()
@@ -169,7 +172,8 @@ def over(reports: list[dict[str, Any]]) -> list[str]:
 def test_diverging_member_leaves_and_ends_as_alone(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     good = members("allconv with dropout")
     wild = scaled_lr(good[0], 1e8)
-    trials, reports = [good[0], wild, good[1]], list[dict[str, Any]]()
+    trials = [good[0], wild, good[1]]
+    reports = list[dict[str, Any]]()
     expected = [uninterrupted(trial) for trial in trials]
     here = streaming(data, tmp_path / "pack")
     perform_pack(trials, here, reports.append)
@@ -188,7 +192,8 @@ def test_diverging_member_leaves_and_ends_as_alone(data: Path, tmp_path: Path, u
 def test_pruned_member_leaves_and_the_others_go_on(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
     trials = members("VGG with batch norm", "holdout")
     trials[1] = dataclasses.replace(trials[1], pruning_thresholds=(1000.0, -1.0))
-    expected, reports = [uninterrupted(trial) for trial in trials], list[dict[str, Any]]()
+    expected = [uninterrupted(trial) for trial in trials]
+    reports = list[dict[str, Any]]()
     perform_pack(trials, streaming(data, tmp_path / "pack"), reports.append)
     assert outcomes(trials, streaming(data, tmp_path / "pack")) == expected
     assert over(reports)[0] == trials[1].key
@@ -205,7 +210,8 @@ def test_matched_member_leaves_and_the_others_go_on(data: Path, tmp_path: Path) 
         result = Ledger(str(tmp_path / name)).result(first.key)
         assert result is not None
         Ledger(str(tmp_path / name)).commit(first.key, result | {"metrics": result["metrics"] | {"best/epoch": 1.0}})
-    expected, reports = trained_alone(trials, streaming(data, tmp_path / "alone")), list[dict[str, Any]]()
+    expected = trained_alone(trials, streaming(data, tmp_path / "alone"))
+    reports = list[dict[str, Any]]()
     perform_pack(trials, streaming(data, tmp_path / "pack"), reports.append)
     assert outcomes(trials, streaming(data, tmp_path / "pack")) == expected
     assert [news["key"] for news in reports if "row" in news] == [*(t.key for t in trials), *2 * [trials[1].key]]
@@ -231,7 +237,8 @@ def test_failing_member_harms_no_other(
     trials = members("All-CNN-B")
     expected = [uninterrupted(trial) for trial in trials]
     broken(monkeypatch, trials[1], lambda: ValueError("never") if final else RuntimeError("this time"))
-    here, reports = streaming(data, tmp_path / "pack"), list[dict[str, Any]]()
+    here = streaming(data, tmp_path / "pack")
+    reports = list[dict[str, Any]]()
     perform_pack(trials, here, reports.append)
     ledger = Ledger(here.ledger)
     assert over(reports)[0] == trials[1].key
@@ -261,7 +268,8 @@ def test_pack_that_does_not_fit_goes_on_smaller(
     expected = [uninterrupted(trial) for trial in trials]
     short = lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")  # noqa: E731
     broken(monkeypatch, trials[1], short)
-    here, reports = streaming(data, tmp_path / "pack"), list[dict[str, Any]]()
+    here = streaming(data, tmp_path / "pack")
+    reports = list[dict[str, Any]]()
     perform_pack(trials, here, reports.append)
     ledger = Ledger(here.ledger)
     assert reports[0] == {"key": trials[1].key, "epoch": 0, "over": True, "fits": 2}
@@ -294,7 +302,7 @@ class Streams:
         self.members = 0
         self.current: list[int] = []
         self.made = 0
-        self.given: Counter[int] = Counter()
+        self.batches: Counter[int] = Counter()
 
     def member(self) -> Any:
         self.members += 1
@@ -316,7 +324,7 @@ class Streams:
 
     def give(self, batch: object) -> None:
         assert len(self.current) == 1
-        self.given[self.current[0]] += 1
+        self.batches[self.current[0]] += 1
 
 
 def test_members_have_streams_of_their_own_and_each_batch_is_made_once_and_given_to_all(
@@ -328,7 +336,7 @@ def test_members_have_streams_of_their_own_and_each_batch_is_made_once_and_given
     here = streaming(data, tmp_path)
     perform_pack(trials, here, quiet)
     assert outcomes(trials, here) == [uninterrupted(trial) for trial in trials]
-    assert streams.given == dict.fromkeys((1, 2, 3), streams.made)
+    assert streams.batches == dict.fromkeys((1, 2, 3), streams.made)
 
 
 def test_members_that_replay_end_as_alone(

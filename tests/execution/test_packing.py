@@ -66,8 +66,8 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
 
     def grouped(packs: PackPolicy, most: int = 16) -> list[int]:
         waiting = [other, *trials[1:]]
-        found = packs.members_for(trials[0], waiting, lambda trial: stand.get(trial.key, 0), most, 4, 64)
-        return [trials.index(trial) if trial in trials else -1 for trial in found]
+        mates = packs.members_for(trials[0], waiting, lambda trial: stand.get(trial.key, 0), most, 4, 64)
+        return [trials.index(trial) if trial in trials else -1 for trial in mates]
 
     assert grouped(PackPolicy(16)) == [1, 4]
     assert grouped(PackPolicy(2)) == grouped(PackPolicy(16), 2) == [1]
@@ -142,7 +142,7 @@ def test_first_trials_leave_after_an_epoch_and_all_go_on_as_it_showed(
     here.resources = TrialResources(max_concurrent=2)
     queue = LedgerSearcher(here)
     first, second = queue.suggest("a"), queue.suggest("b")
-    assert [trial.cell.label for config in (first, second) for trial in given(config)] == ["1", "2"]
+    assert [trial.cell.label for config in (first, second) for trial in trials_in(config)] == ["1", "2"]
     assert first["probe"]
     assert second["probe"]
     row = {"epoch": 1.0, "sys/images_per_s": 100.0, "sys/data_share": share}
@@ -152,7 +152,7 @@ def test_first_trials_leave_after_an_epoch_and_all_go_on_as_it_showed(
     queue.on_trial_complete("a")
     third = queue.suggest("c")
     assert not third["probe"]
-    assert [trial.cell.label for trial in given(third)] == labels
+    assert [trial.cell.label for trial in trials_in(third)] == labels
 
 
 def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
@@ -163,7 +163,7 @@ def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
         for number in range(1, count + 1)
     )
     ledger = Ledger(str(folder))
-    found = DriverState(
+    state = DriverState(
         Sweep("s", "demo", cells),
         ledger,
         runtime_config(folder, folder),
@@ -173,16 +173,16 @@ def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
         {},
         pack_policy=lambda: packs,
     )
-    found.epochs = 1  # no canary
-    return found
+    state.epochs = 1  # no canary
+    return state
 
 
 def asked(queue: LedgerSearcher, name: str) -> list[str]:
     """Return the labels of the trials that the queue suggests."""
-    return [trial.cell.label for trial in given(queue.suggest(name))]
+    return [trial.cell.label for trial in trials_in(queue.suggest(name))]
 
 
-def given(config: Any) -> list[Trial]:
+def trials_in(config: Any) -> list[Trial]:
     return [trial_from_json(json.loads(text)) for text in config["trials"]]
 
 
@@ -199,10 +199,11 @@ def told(news: Json) -> Json:
 
 
 def test_queue_gives_packs_and_sees_each_member_off(tmp_path: Path) -> None:
-    here, heard = session(tmp_path, PackPolicy(3)), list[tuple[str, str]]()
+    here = session(tmp_path, PackPolicy(3))
+    heard = list[tuple[str, str]]()
     here.on_event = lambda event, trial, news: heard.append((event, trial.cell.label))
     queue = LedgerSearcher(here)
-    pack = given(queue.suggest("a"))
+    pack = trials_in(queue.suggest("a"))
     assert [trial.cell.label for trial in pack] == ["1", "2", "3"]
     assert asked(queue, "b") == ["4"]
     assert queue.suggest("c") is None
@@ -224,7 +225,7 @@ def test_queue_gives_packs_and_sees_each_member_off(tmp_path: Path) -> None:
 def test_budget_counts_a_pack_once_and_its_members_their_part(tmp_path: Path) -> None:
     here = session(tmp_path, PackPolicy(4))
     queue = LedgerSearcher(here)
-    pack = given(queue.suggest("a"))
+    pack = trials_in(queue.suggest("a"))
     assert not here.started_at, "to wait for a machine costs nothing"
     queue.trial_started("a")
     here.started_at["a"] -= 7200
@@ -275,7 +276,7 @@ def queue_trial(here: DriverState, label: str) -> Trial:
 def test_memory_that_ran_out_bounds_the_packs_to_come(tmp_path: Path) -> None:
     here = session(tmp_path, PackPolicy(6), count=8)
     queue = LedgerSearcher(here)
-    pack = given(queue.suggest("a"))
+    pack = trials_in(queue.suggest("a"))
     assert len(pack) == 6
     queue.on_trial_result("a", gone(pack[5], fits=3))
     assert asked(queue, "b") == ["6", "7", "8"]
@@ -349,7 +350,8 @@ def order(trials: list[Trial], data: Path, ledger: Path, probe: bool = False, **
 def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(
     data: Path, tmp_path: Path, uninterrupted: Hashes
 ) -> None:
-    trials, heard = members("All-CNN-B"), list[Json]()
+    trials = members("All-CNN-B")
+    heard = list[Json]()
     ledger = Ledger(str(tmp_path / "pack"))
     ledger.write_json("packs/now-a.json", {"left": [trials[0].key]})
     # The process died of the second: its stack was dumped, with its key in the first line.
@@ -390,7 +392,8 @@ def test_pack_is_off_auto_or_a_number() -> None:
 
 
 def test_streams_that_several_trials_share_are_of_data_that_does_not_stay_on_the_device() -> None:
-    pair, other = members("All-CNN-B")[:2], trial_of("allconv with dropout")
+    pair = members("All-CNN-B")[:2]
+    other = trial_of("allconv with dropout")
     assert packing.shared_datasets([*pair, other], ()) == {LARGE}
     assert packing.shared_datasets([*pair, other], {LARGE}) == set()
 
@@ -420,7 +423,8 @@ def test_worker_of_one_rank_imports_no_rank_processes(data: Path, tmp_path: Path
 def test_worker_that_is_told_to_stop_trains_nothing(
     when: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial, ledger = trial_of("All-CNN-B"), Ledger(str(tmp_path))
+    trial = trial_of("All-CNN-B")
+    ledger = Ledger(str(tmp_path))
     monkeypatch.setitem(STOP_POLL, True, 0.0)
 
     def imported(*_: object) -> Any:
@@ -439,7 +443,8 @@ def test_worker_that_is_told_to_stop_trains_nothing(
 def test_probe_leaves_after_an_epoch_and_goes_on_as_if_it_had_not(
     data: Path, tmp_path: Path, uninterrupted: Hashes
 ) -> None:
-    trial, heard = trial_of("All-CNN-B"), list[Json]()
+    trial = trial_of("All-CNN-B")
+    heard = list[Json]()
     work(order([trial], data, tmp_path, probe=True), heard.append)
     assert [news["epoch"] for news in heard] == [1]
     ledger = Ledger(str(tmp_path))
@@ -459,10 +464,12 @@ def searching(folder: Path, protocol: Protocol, packs: PackPolicy) -> DriverStat
 
 def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(tmp_path: Path) -> None:
     here = session(tmp_path, PackPolicy(1))
-    question, said = Question("is it", cell="1", versus="2", margin=0.2), list[str]()
+    question = Question("is it", cell="1", versus="2", margin=0.2)
+    said = list[str]()
     here.sweep = dataclasses.replace(here.sweep, protocol=Protocol(seeds=3, until=12), questions=(question,))
     here.say = said.append
-    queue, trained = LedgerSearcher(here), Counter[str]()
+    queue = LedgerSearcher(here)
+    trained = Counter[str]()
     while queue.waiting:
         trial = queue.waiting[-1]
         error = (20.0 if trial.cell.label == "1" else 21.0) + (0.0, 0.6, 0.3)[trial.seed * int(trial.cell.label) % 3]
@@ -483,7 +490,8 @@ def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(
 def test_queue_of_searches_at_a_studied_rate_is_what_the_plan_says_after_each_result(tmp_path: Path) -> None:
     protocol = Protocol(seeds=2, search=Search(2, "random"), rates=RateStudy("1", (0.1, 0.2, 0.4)))
     here = searching(tmp_path, protocol, PackPolicy(1))
-    queue, rates = LedgerSearcher(here), list[float]()
+    queue = LedgerSearcher(here)
+    rates = list[float]()
     while queue.waiting:
         trial = queue.waiting[-1]
         error = 20.0 + abs(trial.recipe.lr - 0.2)
@@ -514,14 +522,14 @@ def test_mate_that_another_sweep_has_finished_does_not_put_the_first_of_a_pack_b
     mate = policy.members_for(trials[0], trials[1:], lambda _: 0, 3, 4, 64)[0]
     result: Json = {"key": mate.key, "metrics": {"best/val_top1_err": 20.0}, "curve": [20.0], "status": "finished"}
     here.ledger.commit(mate.key, result | ({"status": "diverged"} if "diverges" in what else {}))
-    group = given(queue.suggest("a"))
+    group = trials_in(queue.suggest("a"))
     assert group[0].key == trials[0].key
     assert mate.key not in {trial.key for trial in group}
     taken = [trial.key for trial in group]
     for number in range(40):
         if not isinstance(config := queue.suggest(f"b{number}"), dict):
             break
-        taken += [trial.key for trial in given(config)]
+        taken += [trial.key for trial in trials_in(config)]
     assert number
     assert len(taken) == len(set(taken)), "a trial went to two workers"
     assert not {trial.key for trial in queue.waiting} & set(taken)
@@ -536,7 +544,7 @@ def test_members_of_a_worker_that_has_ended_are_not_put_back_before_each_is_seen
     here = searching(tmp_path, FOLLOWING[what], PackPolicy(2))
     here.on_event = lambda event, trial, news: heard.append((event, trial.key))
     queue = LedgerSearcher(here)
-    first, second = given(queue.suggest("a"))
+    first, second = trials_in(queue.suggest("a"))
     result: Json = {"metrics": {"best/val_top1_err": 20.0}, "curve": [20.0], "status": "finished"}
     status = {"status": "diverged"} if "diverges" in what else {}
     here.ledger.commit(first.key, result | status | {"key": first.key})
@@ -560,7 +568,7 @@ def test_trial_that_another_sweep_has_given_up_is_neither_waited_for_nor_trained
     here = searching(tmp_path, Protocol(seeds=2), PackPolicy(2, resident=frozenset({LARGE})))
     here.on_event = lambda event, trial, news: heard.append((event, trial.key))
     queue = LedgerSearcher(here)
-    lost = given(queue.suggest("a"))[what == "mate"]
+    lost = trials_in(queue.suggest("a"))[what == "mate"]
     queue.on_trial_complete("a")
     here.ledger.add_attempt(lost.key, failed_attempt(ValueError("never"), final=True))
     queue = LedgerSearcher(here)
@@ -592,5 +600,5 @@ def test_mate_that_follows_no_more_is_not_taken_beside_the_first(tmp_path: Path)
     first, *mates = queue.waiting[::-1]
     for trial in mates[:2]:  # another sweep has finished them: they diverged, and the cell is given up
         here.ledger.commit(trial.key, {"key": trial.key, "metrics": {}, "status": "diverged"})
-    assert [trial.key for trial in given(queue.suggest("a"))] == [first.key]
+    assert [trial.key for trial in trials_in(queue.suggest("a"))] == [first.key]
     assert len(here.given_up) == 1

@@ -92,16 +92,16 @@ def folder(trial: Trial, here: RuntimeConfig) -> Path:
     return Path(Ledger(here.ledger).path(f"trials/{trial.key}"))
 
 
-def assert_same(trial: Trial, here: RuntimeConfig, there: RuntimeConfig) -> None:
+def assert_same(trial: Trial, first: RuntimeConfig, second: RuntimeConfig) -> None:
     """Compare curves, weights, running statistics and scores of two ledgers, relative to their size."""
-    one, other = (safetensors.torch.load_file(folder(trial, at) / "weights.safetensors") for at in (here, there))
-    assert one.keys() == other.keys()
-    for name in one:
-        apart = (one[name].double() - other[name].double()).norm() / one[name].double().norm().clamp_min(1e-3)
+    weights, other = (safetensors.torch.load_file(folder(trial, at) / "weights.safetensors") for at in (first, second))
+    assert weights.keys() == other.keys()
+    for name in weights:
+        apart = (weights[name].double() - other[name].double()).norm() / weights[name].double().norm().clamp_min(1e-3)
         assert apart < ERROR, f"{name} {apart}"
-    for mine, theirs in zip(history(trial, here), history(trial, there), strict=True):
+    for mine, theirs in zip(history(trial, first), history(trial, second), strict=True):
         assert mine == pytest.approx(theirs, abs=ERROR)
-    tables = [folder(trial, at) / "tables/scores.parquet" for at in (here, there)]
+    tables = [folder(trial, at) / "tables/scores.parquet" for at in (first, second)]
     assert [path.exists() for path in tables] == [PHASES[trial.phase].test] * 2
     if PHASES[trial.phase].test:
         mine, theirs = (pq.read_table(path) for path in tables)
@@ -113,11 +113,12 @@ def assert_same(trial: Trial, here: RuntimeConfig, there: RuntimeConfig) -> None
 
 @pytest.mark.parametrize(("family", "lr"), [*FAMILIES.items()])
 def test_two_ranks_end_as_one_device_does(family: str, lr: float, data: Path, tmp_path: Path) -> None:
-    trial, epochs = exact(family, lr=lr), []
-    one, two = runtime_config(data, tmp_path / "one"), runtime_config(data, tmp_path / "two", ranks=2)
-    alone = run_trial(trial, one, lambda *_: None)
-    result = rank_processes.run_trial(trial, two, lambda epoch, _: epochs.append(epoch))
-    assert_same(trial, one, two)
+    trial = exact(family, lr=lr)
+    epochs = []
+    one_rank, two_ranks = runtime_config(data, tmp_path / "one"), runtime_config(data, tmp_path / "two", ranks=2)
+    alone = run_trial(trial, one_rank, lambda *_: None)
+    result = rank_processes.run_trial(trial, two_ranks, lambda epoch, _: epochs.append(epoch))
+    assert_same(trial, one_rank, two_ranks)
     assert epochs == [1, 2, 3]
     assert alone is not None
     assert result is not None
@@ -126,24 +127,27 @@ def test_two_ranks_end_as_one_device_does(family: str, lr: float, data: Path, tm
 
 
 def test_stopped_ranks_save_where_they_are_and_stay_for_the_next_trial(data: Path, tmp_path: Path) -> None:
-    trial, here, told = exact("allconv with dropout", lr=1e-3), runtime_config(data, tmp_path, ranks=2), []
+    trial = exact("allconv with dropout", lr=1e-3)
+    here = runtime_config(data, tmp_path, ranks=2)
+    told = []
     assert rank_processes.run_trial(trial, here, lambda epoch, _: told.append(epoch), lambda: bool(told)) is None
-    (kept,) = rank_processes._groups()
+    (group,) = rank_processes._groups()
     saved = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
     assert saved[-1] > "00001-00000000"
     assert rank_processes.run_trial(trial, here, lambda epoch, _: told.append(epoch)) is not None
     assert told == [1, 2, 3]
-    assert rank_processes._groups() == [kept]
+    assert rank_processes._groups() == [group]
     run_trial(trial, runtime_config(data, tmp_path / "one"), lambda *_: None)
     assert_same(trial, runtime_config(data, tmp_path / "one"), here)
 
 
 def test_trial_whose_ranks_died_goes_on_with_any_number_of_ranks(data: Path, tmp_path: Path) -> None:
-    trial, epochs = exact("VGG with batch norm", lr=3e-4), []
-    one = runtime_config(data, tmp_path / "one")
+    trial = exact("VGG with batch norm", lr=3e-4)
+    epochs = []
+    one_rank = runtime_config(data, tmp_path / "one")
     here = runtime_config(data, tmp_path / "here", checkpoint_minutes=0.0, ranks=2)
     ledger = Ledger(here.ledger)
-    run_trial(trial, one, lambda *_: None)
+    run_trial(trial, one_rank, lambda *_: None)
     lost(trial, here, 0)  # the leader
     steps = iter([False] * 3 + [True])
     train_function("", 1)(trial, dataclasses.replace(here, ranks=1), lambda *_: None, lambda: next(steps))
@@ -153,7 +157,7 @@ def test_trial_whose_ranks_died_goes_on_with_any_number_of_ranks(data: Path, tmp
     later = dataclasses.replace(here, ranks=3)
     train_function("", 3)(trial, later, lambda epoch, _: epochs.append(epoch), lambda: False)
     assert epochs == [3]
-    assert_same(trial, one, here)
+    assert_same(trial, one_rank, here)
 
 
 @pytest.mark.parametrize("phase", ["ablation", "holdout"])
@@ -162,26 +166,27 @@ def test_uneven_ranks_end_as_one_device_does(phase: str, data: Path, tmp_path: P
     trial = exact("allconv with dropout", phase, lr=1e-3, batch=19)
     if phase == "ablation":
         trial = dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, dataset=TESTED))
-    one, three = (
+    one_rank, three_ranks = (
         runtime_config(data, tmp_path / "one"),
         runtime_config(data, tmp_path / "three", ranks=3, resident_bytes=0),
     )
-    run_trial(trial, one, lambda *_: None)
-    rank_processes.run_trial(trial, three, lambda *_: None)
-    assert_same(trial, one, three)
-    assert "probe/loss" in history(trial, three)[0] or phase == "ablation"
+    run_trial(trial, one_rank, lambda *_: None)
+    rank_processes.run_trial(trial, three_ranks, lambda *_: None)
+    assert_same(trial, one_rank, three_ranks)
+    assert "probe/loss" in history(trial, three_ranks)[0] or phase == "ablation"
 
 
 def test_error_of_a_rank_is_told_with_its_own_trace(data: Path, tmp_path: Path) -> None:
-    trial, here = exact("allconv with dropout", batch=1), runtime_config(data, tmp_path, ranks=3)
+    trial = exact("allconv with dropout", batch=1)
+    here = runtime_config(data, tmp_path, ranks=3)
     said = r"a batch of 1 picture cannot be shared by 3 ranks \(batch 1 of 80"
-    with pytest.raises(ValueError, match=said) as found:
+    with pytest.raises(ValueError, match=said) as error:
         rank_processes.run_trial(trial, here, lambda *_: None)
-    told = failed_attempt(found.value, final=True)
+    told = failed_attempt(error.value, final=True)
     assert "in trial_steps" in told["trace"]
-    with pytest.raises(ValueError, match=said) as own:
+    with pytest.raises(ValueError, match=said) as expected:
         trial.recipe.shared(80, 3)
-    assert failure_signature(told) == failure_signature(failed_attempt(own.value, final=True))
+    assert failure_signature(told) == failure_signature(failed_attempt(expected.value, final=True))
 
 
 def test_ranks_of_a_killed_worker_end(data: Path, tmp_path: Path) -> None:
@@ -221,7 +226,8 @@ def test_last_batch_that_is_dropped_may_have_fewer_pictures_than_ranks() -> None
 
 
 def test_ranks_whose_memory_runs_out_go_on_in_smaller_parts(data: Path, tmp_path: Path) -> None:
-    trial, here = exact("allconv with dropout", lr=1e-3, epochs=1), runtime_config(data, tmp_path / "two", ranks=2)
+    trial = exact("allconv with dropout", lr=1e-3, epochs=1)
+    here = runtime_config(data, tmp_path / "two", ranks=2)
     # In the ranks' own processes, a step of more than four pictures at once does not fit in the middle of an epoch.
     (tmp_path / "sitecustomize.py").write_text(SHORT)
     sys.path.insert(0, str(tmp_path))
@@ -260,12 +266,12 @@ def test_rows_of_a_batch_get_their_rows_of_its_dropout(shape: tuple[int, ...], l
         x = x.to(memory_format=torch.channels_last)
     layer = Dropout(0.4, "pool1").train()
     layer.seed(7)
-    whole = layer(x)
+    expected = layer(x)
     for ranks in (2, 3):
         for rank in range(ranks):
             rows = Ranks(rank, ranks).rows(shape[0])
             layer.seed(7, rows.start, shape[0])
-            assert layer(x[rows]).equal(whole[rows])
+            assert layer(x[rows]).equal(expected[rows])
 
 
 @settings(max_examples=200, deadline=None)
@@ -273,16 +279,16 @@ def test_rows_of_a_batch_get_their_rows_of_its_dropout(shape: tuple[int, ...], l
 def test_ranks_part_what_there_is_evenly_and_leave_nothing_out(pictures: int, batch: int, size: int) -> None:
     indices = np.random.default_rng(pictures).permutation(pictures)
     ranks = [Ranks(rank, size) for rank in range(size)]
-    own = [rank.rows_of_batches(indices, batch) for rank in ranks]
-    assert sorted(np.concatenate(own)) == sorted(indices)
+    shards = [rank.rows_of_batches(indices, batch) for rank in ranks]
+    assert sorted(np.concatenate(shards)) == sorted(indices)
     for start in range(0, pictures, batch):
         step = indices[start : start + batch]
         rows = [step[rank.rows(len(step))] for rank in ranks]
         assert np.concatenate(rows).tolist() == step.tolist()
         assert max(map(len, rows)) - min(map(len, rows)) <= 1
-    whole = {tuple(indices[start : start + batch]) for start in range(0, pictures, batch)}
+    batches = {tuple(indices[start : start + batch]) for start in range(0, pictures, batch)}
     evaluated = [rank.full_batches(indices, batch) for rank in ranks]
-    assert {tuple(part[at : at + batch]) for part in evaluated for at in range(0, len(part), batch)} == whole
+    assert {tuple(part[at : at + batch]) for part in evaluated for at in range(0, len(part), batch)} == batches
     assert sum(map(len, evaluated)) == pictures
 
 
@@ -291,7 +297,7 @@ def request(*words: str) -> ResourceRequest:
 
 
 @pytest.mark.parametrize(
-    ("words", "there", "given"),
+    ("words", "machine", "expected"),
     [
         ((), {"CPU": 2}, TrialResources(0.0, 1.0, 1)),
         ((), {"CPU": 8, "GPU": 2}, TrialResources(1.0, 1.0, 1)),
@@ -304,9 +310,9 @@ def request(*words: str) -> ResourceRequest:
     ],
 )
 def test_a_trial_is_given_what_the_flags_say(
-    words: tuple[str, ...], there: dict[str, float], given: TrialResources
+    words: tuple[str, ...], machine: dict[str, float], expected: TrialResources
 ) -> None:
-    assert resolve_resources(request(*words), [there], True) == given
+    assert resolve_resources(request(*words), [machine], True) == expected
 
 
 @pytest.mark.parametrize(

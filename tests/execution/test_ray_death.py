@@ -48,7 +48,10 @@ class FakeTuner:
     """Tuner that leaves by a Ray that died, as often as it is told to, and then trains what is missing."""
 
     def __init__(self, state: DriverState, deaths: int, on_death: Callable[[], object] = lambda: None) -> None:
-        self.state, self.deaths, self.on_death, self.fits = state, deaths, on_death, 0
+        self.state = state
+        self.deaths = deaths
+        self.on_death = on_death
+        self.fits = 0
 
     def __call__(self, searcher: tuner.LedgerSearcher, *_: object) -> "FakeTuner":
         self.waiting = list(searcher.waiting)
@@ -67,7 +70,8 @@ class FakeTuner:
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_ray_is_started_anew_and_said_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int) -> None:
     said: list[str] = []
-    state, restarts = session(tmp_path, said), list[int]()
+    state = session(tmp_path, said)
+    restarts = list[int]()
     fake = FakeTuner(state, deaths)
     monkeypatch.setattr(tuner, "_tuner", fake)
     monkeypatch.setattr(ray_runtime, "restart_ray", lambda: restarts.append(fake.fits))
@@ -179,7 +183,8 @@ def test_tune_does_not_clean_up_by_calls_to_a_dead_ray() -> None:
 
 
 def test_a_tuner_that_a_dead_ray_holds_is_started_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard, started_over = list[str](), threading.Event()
+    heard = list[str]()
+    started_over = threading.Event()
 
     def start_over(why: str) -> None:
         heard.append(why)

@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[2]
 
 def printed(code: str) -> Any:
     """Return what `code` prints, as JSON, run by a Python of its own."""
-    given = os.environ | {"PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     words = [sys.executable, "-c", code]
-    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=given, timeout=400, check=False)
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+    process = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=400, check=False)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 def test_a_task_that_is_lost_is_a_sentence_and_the_others_go_on() -> None:
@@ -35,13 +35,13 @@ def test_a_task_that_is_lost_is_a_sentence_and_the_others_go_on() -> None:
         "ray_runtime.RETRIES = 0\n"
         "ray_runtime.init_ray('local', 2)\n"
         "parts = ray_runtime.cpus_per_task(9), ray_runtime.cpus_per_task(1)\n"
-        "found = [*parts, sorted(ray_runtime.map_tasks(square, [1, 2, 3, 4], memory=2**60))]\n"
+        "results = [*parts, sorted(ray_runtime.map_tasks(square, [1, 2, 3, 4], memory=2**60))]\n"
         "time.sleep(2)  # for what Ray may print of the lost one\n"
         "ray_runtime.shutdown_ray()\n"
-        "print(json.dumps(found))\n"
+        "print(json.dumps(results))\n"
     )
-    small, large, ((_, one), (_, lost), (_, raised), (_, four)) = printed(code)
-    assert (small, large, one, four) == (1, 2, 1, 16)
+    small, large, ((_, first), (_, lost), (_, raised), (_, last)) = printed(code)
+    assert (small, large, first, last) == (1, 2, 1, 16)
     assert lost.startswith("WorkerCrashedError: ")
     assert raised == "KeyError: 'three'"
 

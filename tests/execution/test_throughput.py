@@ -109,13 +109,13 @@ def test_share_of_the_batches_stays_known_when_packs_no_longer_measure_it() -> N
 def test_nets_that_were_not_trained_are_scaled_by_multiply_adds() -> None:
     macs = {"small": 1e6, "large": 1e8, "other": 1e7}
     assert Throughputs(macs).all() == {}
-    one = Throughputs(macs, {"small": rates(100.0)}).all()
-    assert one["small"] == Throughput(100.0, 100.0 / SPREAD, 100.0 * SPREAD)
+    throughputs = Throughputs(macs, {"small": rates(100.0)}).all()
+    assert throughputs["small"] == Throughput(100.0, 100.0 / SPREAD, 100.0 * SPREAD)
     # Of a single net's throughput a factor of SCALING either way is not excluded.
-    assert one["large"][:3] == pytest.approx((1.0, 1.0 / SCALING, 1.0 * SCALING))
+    assert throughputs["large"][:3] == pytest.approx((1.0, 1.0 / SCALING, 1.0 * SCALING))
     # The second net computes twice as much a second as the first: the interval holds both.
-    two = Throughputs(macs, {"small": rates(100.0), "large": rates(2.0)}).all()
-    assert two["other"][:3] == pytest.approx((15.0, 10.0 / SPREAD, 20.0 * SPREAD))
+    throughputs = Throughputs(macs, {"small": rates(100.0), "large": rates(2.0)}).all()
+    assert throughputs["other"][:3] == pytest.approx((15.0, 10.0 / SPREAD, 20.0 * SPREAD))
 
 
 def finished(ledger: Ledger, trial: Trial, speeds: list[float], when: int, **hardware: str) -> Json:
@@ -130,7 +130,8 @@ def finished(ledger: Ledger, trial: Trial, speeds: list[float], when: int, **har
 
 
 def test_only_epochs_of_the_same_kind_of_hardware_are_read(tmp_path: Path) -> None:
-    ledger, base = Ledger(str(tmp_path)), trial_of("allconv with dropout")
+    ledger = Ledger(str(tmp_path))
+    base = trial_of("allconv with dropout")
     kinds = [{}, {"threads": "4"}, {"ranks": "2"}, {"device": "NVIDIA H100"}, {"device": "NVIDIA H200"}]
     results = [
         finished(ledger, dataclasses.replace(base, seed=number), [10.0 * number], number, **kind)
@@ -151,7 +152,8 @@ def test_only_epochs_of_the_same_kind_of_hardware_are_read(tmp_path: Path) -> No
 
 
 def test_of_a_cell_the_latest_finished_trials_are_read_the_newest_last(tmp_path: Path) -> None:
-    ledger, base = Ledger(str(tmp_path)), trial_of("allconv with dropout")
+    ledger = Ledger(str(tmp_path))
+    base = trial_of("allconv with dropout")
     results = [finished(ledger, dataclasses.replace(base, seed=n), [1.0 * n, 10.0 * n], n) for n in (4, 1, 3, 2)]
     (epochs,) = past_epochs(ledger, results, TrialResources()).values()
     assert list(epochs.speeds) == [2.0, 20.0, 3.0, 30.0, 4.0, 40.0]
@@ -174,10 +176,10 @@ def test_forecast_of_a_halved_search_counts_what_its_bracket_trains(tmp_path: Pa
     trial = Trial(today.to_do[0].cell, "holdout")
     here.add_epoch(trial, row(10.0))
     here.add_epoch(trial, row(10.0))
-    (mean,), (whole,) = here.estimates([(trial, 0)]), here.estimates([(trial, 0)], to_the_end=True)
+    (mean,), (full,) = here.estimates([(trial, 0)]), here.estimates([(trial, 0)], to_the_end=True)
     learned, evaluated = pictures(trial, here.facts[SMALL], here.plan.expected_epochs(trial))
     assert mean.likely == pytest.approx((learned + EVALUATION * evaluated) / 10 + TRIAL_START)
-    assert whole.likely > 1.2 * mean.likely
+    assert full.likely > 1.2 * mean.likely
 
 
 def test_forecast_is_pictures_over_throughput_in_hours_and_money(tmp_path: Path) -> None:
@@ -258,8 +260,8 @@ def test_at_the_end_the_forecast_stands_beside_what_it_took(tmp_path: Path) -> N
     compare(here, [(trial, 2 * expected)], said.append)
     assert said == [f"1 trial: forecast {expected:.0f} s of trials, actual {2 * expected:.0f} s (+100%)"]
     (name,) = Ledger(f"{tmp_path}/ledger").names("forecasts")
-    kept = Ledger(f"{tmp_path}/ledger").read_json(f"forecasts/{name}")
-    assert kept == {"forecast_s": pytest.approx(expected), "actual_s": pytest.approx(2 * expected), "trials": 1}
+    saved = Ledger(f"{tmp_path}/ledger").read_json(f"forecasts/{name}")
+    assert saved == {"forecast_s": pytest.approx(expected), "actual_s": pytest.approx(2 * expected), "trials": 1}
 
 
 def test_a_continued_trial_is_compared_by_the_epochs_of_this_session(tmp_path: Path) -> None:
@@ -275,7 +277,8 @@ def test_a_continued_trial_is_compared_by_the_epochs_of_this_session(tmp_path: P
 
 
 def test_first_trial_shows_that_packs_pay_and_all_end_as_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, events = tmp_path, list[tuple[str, str, bool]]()
+    data = tmp_path
+    events = list[tuple[str, str, bool]]()
     prepare(JPEG, data)
     trials = [scaled_lr(trial_of("All-CNN-B"), factor) for factor in (1.0, 0.7, 0.5, 0.3)]
     net = trials[0].cell.net.width(0.25)

@@ -45,9 +45,11 @@ def test_expected_epochs_are_those_of_brackets_whose_values_are_random() -> None
     # One rung, and one worker: each third arm that has come promotes the best so far, but no arm twice.
     assert bracket_epochs(3, 1, (1, 3), 3) == 3 + 2
     assert bracket_epochs(5, 2, (7,), 3) == 5 * 7
-    draw, total = random.Random(1), 0
+    draw = random.Random(1)
+    total = 0
     for _ in range(200):
-        bracket, values = Bracket(20, 4, (5, 14, 40), 3), [draw.random() for _ in range(20)]
+        bracket = Bracket(20, 4, (5, 14, 40), 3)
+        values = [draw.random() for _ in range(20)]
         jobs = []
         while True:
             while (job := bracket.begin_next()) is not None:
@@ -196,16 +198,16 @@ def play(search: Search, draw: random.Random | None = None) -> World:
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_the_trials_are_the_same_after_any_kill_and_in_any_order(sampler: str) -> None:
     search = dataclasses.replace(HALVED, sampler=sampler)
-    whole = play(search)
+    expected = play(search)
     for seed in range(25 if sampler == "random" else 6):
         world = play(search, random.Random(seed))
-        assert world.study() == whole.study()
-        assert (world.results, world.paused, world.trained) == (whole.results, whole.paused, whole.trained)
+        assert world.study() == expected.study()
+        assert (world.results, world.paused, world.trained) == (expected.results, expected.paused, expected.trained)
 
 
 def test_two_drivers_that_see_different_parts_train_nothing_that_one_would_not() -> None:
-    whole = play(HALVED)
-    wanted = {key: whole.reached[key] for key in whole.reached}
+    expected = play(HALVED)
+    wanted = {key: expected.reached[key] for key in expected.reached}
     for seed in range(10):
         draw = random.Random(seed)
         world = World(HALVED)
@@ -222,19 +224,19 @@ def test_two_drivers_that_see_different_parts_train_nothing_that_one_would_not()
                     world.advance(trials[key], seen.pauses[key])
             if not seen.pauses:
                 views[who] = (dict(world.results), dict(world.paused))
-        assert world.study() == whole.study()
+        assert world.study() == expected.study()
 
 
 def test_a_study_ends_with_a_whole_training_and_saves_most_epochs() -> None:
     world = play(HALVED)
-    found = world.study()
-    assert found.winner is not None
-    assert found.winner.trial.key in world.results
-    assert found.winner.value == min(curve_of(found.winner.trial))
+    state = world.study()
+    assert state.winner is not None
+    assert state.winner.trial.key in world.results
+    assert state.winner.value == min(curve_of(state.winner.trial))
     assert world.trained < 0.4 * 16 * EPOCHS
-    assert found.paused == world.paused.keys()
-    assert len(found.paused) + len(world.results) == len({trial.key for trial in found.trials})
-    assert all(one.pruned == (one.trial.key in found.paused) for one in found.suggestions)
+    assert state.paused == world.paused.keys()
+    assert len(state.paused) + len(world.results) == len({trial.key for trial in state.trials})
+    assert all(suggestion.pruned == (suggestion.trial.key in state.paused) for suggestion in state.suggestions)
 
 
 def test_a_sampler_is_told_of_paused_trials_as_pruned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,12 +247,18 @@ def test_a_sampler_is_told_of_paused_trials_as_pruned_ones(monkeypatch: pytest.M
         return sampling.suggest(sampler, key, axes, number, observed, running, first)
 
     monkeypatch.setattr(study_module, "suggest", suggest)
-    found = play(HALVED).study()
-    paused = [one for one in told[-1] if one.early]
+    state = play(HALVED).study()
+    paused = [observation for observation in told[-1] if observation.early]
     assert len(paused) >= 8
-    assert all(one.rungs and one.rungs[-1][0] < EPOCHS for one in paused)
-    values = {tuple(value for _, value in one.trial.choices): one.value for one in found.suggestions}
-    assert all(values[one.point] == one.value for one in told[-1] if not one.early and one.value is not None)
+    assert all(observation.rungs and observation.rungs[-1][0] < EPOCHS for observation in paused)
+    values = {
+        tuple(value for _, value in suggestion.trial.choices): suggestion.value for suggestion in state.suggestions
+    }
+    assert all(
+        values[observation.point] == observation.value
+        for observation in told[-1]
+        if not observation.early and observation.value is not None
+    )
 
 
 def test_a_failed_trial_goes_no_further_and_holds_nobody_up() -> None:
@@ -258,12 +266,12 @@ def test_a_failed_trial_goes_no_further_and_holds_nobody_up() -> None:
     FAILING.update(trial.key for trial in first[:2])
     try:
         world = play(HALVED)
-        found = world.study()
+        state = world.study()
     finally:
         FAILING.clear()
     assert {trial.key for trial in first[:2]} == world.failed
-    assert found.winner is not None
-    assert [math.isnan(one.value or 0.0) for one in found.suggestions[:3]] == [True, True, False]
+    assert state.winner is not None
+    assert [math.isnan(suggestion.value or 0.0) for suggestion in state.suggestions[:3]] == [True, True, False]
 
 
 def test_a_diverged_trial_has_at_a_rung_what_it_had_there_and_its_guess_where_it_came_to_none() -> None:
@@ -280,16 +288,16 @@ def test_a_diverged_trial_has_at_a_rung_what_it_had_there_and_its_guess_where_it
 def test_whole_results_of_another_search_answer_every_rung_at_once() -> None:
     world = play(HALVED)
     everything = {}
-    for one in world.study().suggestions:
-        curve = curve_of(one.trial)
+    for suggestion in world.study().suggestions:
+        curve = curve_of(suggestion.trial)
         metrics = {"best/val_top1_err": min(curve)}
-        everything[one.trial.key] = {"status": "finished", "metrics": metrics, "curve": curve, "seconds": 1.0}
-    found = study(HALVED, CELL, everything, ())
-    assert found.is_finished
-    assert found.pauses == {}
-    assert found.winner is not None
+        everything[suggestion.trial.key] = {"status": "finished", "metrics": metrics, "curve": curve, "seconds": 1.0}
+    state = study(HALVED, CELL, everything, ())
+    assert state.is_finished
+    assert state.pauses == {}
+    assert state.winner is not None
     assert world.study().winner is not None
-    assert found.winner.trial == world.study().winner.trial  # type: ignore[union-attr]
+    assert state.winner.trial == world.study().winner.trial  # type: ignore[union-attr]
 
 
 def test_keys_of_a_halved_search_are_those_of_whole_trainings() -> None:
@@ -324,7 +332,7 @@ def test_seeds_and_folds_get_what_the_search_chose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("fields", "why"),
     [
         ({"halving": 1}, "one in 2 or more"),
         ({"rung": 2}, "one in 2 or more"),
@@ -334,6 +342,6 @@ def test_seeds_and_folds_get_what_the_search_chose() -> None:
         ({"halving": 3, "objective": "best/val_loss"}, "leave it out"),
     ],
 )
-def test_a_halving_that_cannot_be_is_refused(given: dict[str, object], why: str) -> None:
+def test_a_halving_that_cannot_be_is_refused(fields: dict[str, object], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        Search(8, **given)  # type: ignore[arg-type]
+        Search(8, **fields)  # type: ignore[arg-type]

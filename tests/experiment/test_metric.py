@@ -24,7 +24,7 @@ F1 = Metric("test/f1", better="higher")
 TASK = "tests.support.own_tasks:scores"
 
 
-def own(label: str = "wide", metric: Metric = F1) -> Cell:
+def task_cell(label: str = "wide", metric: Metric = F1) -> Cell:
     return Cell(label, S2, "cifar10", ALLCONV, task=TASK, metric=metric)
 
 
@@ -64,7 +64,12 @@ def test_cell_with_a_task_is_another_cell_and_one_without_is_what_it_was() -> No
     plain = Cell("wide", S2, "cifar10", ALLCONV)
     assert "task" not in Trial(plain).science()
     assert "task" not in cell_to_json(plain)
-    cells = [plain, own(), own(metric=Metric("test/f1")), dataclasses.replace(own(), task="other:scores")]
+    cells = [
+        plain,
+        task_cell(),
+        task_cell(metric=Metric("test/f1")),
+        dataclasses.replace(task_cell(), task="other:scores"),
+    ]
     assert len({cell.key for cell in cells}) == len({Trial(cell).key for cell in cells}) == 4
     for cell in cells:
         assert cell_from_json(cell_to_json(cell)) == cell
@@ -78,32 +83,34 @@ def test_cell_with_a_task_is_another_cell_and_one_without_is_what_it_was() -> No
 )  # fmt: skip
 def test_cell_that_cannot_be_is_refused(changes: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        dataclasses.replace(own(), **changes)
+        dataclasses.replace(task_cell(), **changes)
 
 
 def test_cells_of_a_page_have_one_metric_and_no_task_has_second_phases() -> None:
     with pytest.raises(ValueError, match="'a' is compared by test/f1 and 'b' by test/loss"):
-        Sweep("page", "paper", (own("a"), own("b", Metric("test/loss"))))
+        Sweep("page", "paper", (task_cell("a"), task_cell("b", Metric("test/loss"))))
     with pytest.raises(ValueError, match="trains to a loss that only our own loop measures"):
-        Sweep("page", "paper", (own(),), Protocol(single=True))
+        Sweep("page", "paper", (task_cell(),), Protocol(single=True))
 
 
 def test_rate_of_the_highest_value_is_chosen() -> None:
     study = RateStudy("wide", (0.1, 0.2, 0.4))
-    values = dict(zip([trial.key for trial in study.trials(own())], (0.5, 0.9, 0.7), strict=True))
+    values = dict(zip([trial.key for trial in study.trials(task_cell())], (0.5, 0.9, 0.7), strict=True))
     results = {key: {"metrics": {"best/val_f1": value}, "status": "finished"} for key, value in values.items()}
-    assert choose(study, own(), results, ()).rate == 0.2
+    assert choose(study, task_cell(), results, ()).rate == 0.2
 
 
 def test_search_takes_the_highest_value_of_the_metric() -> None:
     declared = Search(6, sampler="random", wave=3)
-    search = Sweep("page", "paper", (own(),), Protocol(search=declared)).protocol.search
+    search = Sweep("page", "paper", (task_cell(),), Protocol(search=declared)).protocol.search
     assert search is not None
     results: dict[str, Any] = {}
     for value in (0.2, 0.9, 0.4, 0.3, 0.8, 0.1):
-        (trial, *_) = [s.trial for s in study(search, own(), results, ()).suggestions if s.trial.key not in results]
+        (trial, *_) = [
+            s.trial for s in study(search, task_cell(), results, ()).suggestions if s.trial.key not in results
+        ]
         results[trial.key] = {"metrics": {"best/val_f1": value}, "status": "finished", "curve": [value] * 5}
-    winner = study(search, own(), results, ()).winner
+    winner = study(search, task_cell(), results, ()).winner
     assert winner is not None
     assert winner.value == 0.9
 
@@ -164,7 +171,7 @@ def test_an_edit_of_the_function_makes_results_stale_and_one_of_the_cells_does_n
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_page.py").write_text(PAGE)
     (tmp_path / "helper.py").write_text("def step(run):\n    return 1\n")
-    cell = dataclasses.replace(own(), task="my_page:train")
+    cell = dataclasses.replace(task_cell(), task="my_page:train")
     first = cell_fingerprint(cell)
     (tmp_path / "my_page.py").write_text(PAGE.replace("[1, 2]", "[1, 2, 3]").replace("main(", "main(metric=1, *"))
     assert cell_fingerprint(cell) == first

@@ -58,7 +58,7 @@ def test_code_of_a_factory_makes_its_own_cells_stale(tmp_path: Path, monkeypatch
     (tmp_path / "nets_m.py").write_text("def a(num_classes): return 3\ndef b(num_classes): return 2\n")
     (tmp_path / "acts_m.py").write_text("class Squash: x = 2\n")
     after = [code_fingerprint(net) for net in (*models, S2)]
-    assert [one != other for one, other in zip(before, after, strict=True)] == [True, False, True, False, False, False]
+    assert [old != new for old, new in zip(before, after, strict=True)] == [True, False, True, False, False, False]
     assert len({before[1], before[4]}) == 2  # the code of AVR is part of it
 
 

@@ -106,7 +106,9 @@ def after_search(seed: int) -> tuple[Trial, list[Trial]]:
     """Return the winner of a search with this seed, and the trials of Single that follow from it."""
     search = Search(2, wave=2, seed=seed, prune=False)
     asked = study(search, BASE, {}, ()).suggestions
-    results = {one.trial.key: {"metrics": {"best/val_top1_err": 10.0 + one.number}} for one in asked}
+    results = {
+        suggestion.trial.key: {"metrics": {"best/val_top1_err": 10.0 + suggestion.number}} for suggestion in asked
+    }
     protocol = Protocol(ablation=False, single=True, search=search)
     return asked[0].trial, cell_trials(BASE, protocol, results).protocol
 

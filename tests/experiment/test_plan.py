@@ -37,10 +37,10 @@ def test_states_are_those_of_the_ledger(tmp_path: Path) -> None:
     done(ledger, first)
     ledger.write(f"checkpoints/{second.key}/00001-00000000.safetensors", b"")
     ledger.add_attempt(third.key, {"error": "no", "final": True})
-    found = plan(SWEEP, ledger, {"cifar10": "f"})
-    assert [standing.state for standing in found.statuses] == ["done", "running", "failed", "new"]
-    assert found.to_do == [second, fourth]
-    assert found.count("done", "failed") == 2
+    sweep_plan = plan(SWEEP, ledger, {"cifar10": "f"})
+    assert [standing.state for standing in sweep_plan.statuses] == ["done", "running", "failed", "new"]
+    assert sweep_plan.to_do == [second, fourth]
+    assert sweep_plan.count("done", "failed") == 2
 
 
 @pytest.mark.parametrize(("change", "why"), [({"fingerprint": "g"}, "data"), ({"code": "old"}, "code")])
@@ -137,13 +137,13 @@ def test_cell_is_given_up_in_its_search_once_the_whole_first_wave_diverged() -> 
     first = cell_trials(BASELINE, protocol, {}).search
     results = {trial.key: DIVERGED for trial in first[:2]}
     assert cell_trials(BASELINE, protocol, results).why == ""
-    whole = results | {first[2].key: DIVERGED}
-    stopped = cell_trials(BASELINE, protocol, whole)
+    all_diverged = results | {first[2].key: DIVERGED}
+    stopped = cell_trials(BASELINE, protocol, all_diverged)
     assert stopped.why == "all 3 trainings of its search diverged"
     assert stopped.pending == []
     assert planned([stopped]) == first
-    assert stopped.skipped == {trial.key for trial in stopped.search} - whole.keys() != set()
-    assert cell_trials(BASELINE, protocol, whole, insisted={BASELINE.key}).why == ""
+    assert stopped.skipped == {trial.key for trial in stopped.search} - all_diverged.keys() != set()
+    assert cell_trials(BASELINE, protocol, all_diverged, insisted={BASELINE.key}).why == ""
     assert cell_trials(BASELINE, protocol, results | {first[2].key: GOOD}).why == ""
     # A failed training of the wave speaks for nothing, and holds nothing up.
     assert cell_trials(BASELINE, protocol, results, {first[2].key}).why == "all 2 trainings of its search diverged"

@@ -125,7 +125,8 @@ def test_only_look_is_a_t_test_at_the_level_that_is_spent() -> None:
 
 
 def test_two_looks_spend_what_two_normals_cross() -> None:
-    level, early, late = 0.025, 6, 12
+    level = 0.025
+    early, late = 6, 12
     first, second = (
         stats.norm.isf(stats.t.sf(critical(sizes, late, level), sizes[-1] - 1)) for sizes in ((early,), (early, late))
     )
@@ -167,7 +168,8 @@ def test_no_difference_is_two_one_sided_tests_at_the_level_of_a_question() -> No
 @pytest.mark.parametrize("effect", [1.0, -1.0])
 def test_no_difference_is_rarely_said_of_a_margin(effect: float) -> None:
     stream = np.random.default_rng(2)
-    sweeps, wrong = 500, 0
+    sweeps = 500
+    wrong = 0
     for _ in range(sweeps):
         errors = stream.standard_normal((3, 15))
         gains = [dict(enumerate((effect + errors[i] - errors[0]).tolist())) for i in (1, 2)]
@@ -207,7 +209,8 @@ def test_wave_waits_for_all_open_questions() -> None:
 
 def test_wrong_decisions_are_rare_where_cells_are_alike() -> None:
     stream = np.random.default_rng(1)
-    sweeps, wrong = 500, 0
+    sweeps = 500
+    wrong = 0
     for _ in range(sweeps):
         errors = stream.standard_t(4, (3, 15))
         gains = [dict(enumerate((errors[i] - errors[0]).tolist())) for i in (1, 2)]

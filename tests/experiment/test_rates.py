@@ -33,8 +33,8 @@ def results(*errors: float) -> dict[str, Json]:
 
 def test_rate_is_part_of_the_recipe_that_is_trained_and_of_the_key() -> None:
     trial = Trial(BASELINE, rate=0.1)
-    there = dataclasses.replace(BASELINE, recipe=dataclasses.replace(BASELINE.recipe, lr=0.1))
-    assert (trial.recipe, trial.key) == (there.recipe, Trial(there).key)
+    cell = dataclasses.replace(BASELINE, recipe=dataclasses.replace(BASELINE.recipe, lr=0.1))
+    assert (trial.recipe, trial.key) == (cell.recipe, Trial(cell).key)
     assert Trial(BASELINE, rate=BASELINE.recipe.lr).key == Trial(BASELINE).key != trial.key
     assert Trial(BASELINE).recipe is BASELINE.recipe
     assert (trial.label, params_of(trial, "a")["lr"]) == ("s0 lr=0.1", 0.1)

@@ -46,7 +46,7 @@ def played(search: Search, cell: Cell, draw: random.Random | None = None) -> dic
         state = study(search, cell, results, ())
         if state.is_finished:
             return results
-        asked = [trial for one in state.suggestions if one.value is None for trial in one.trials]
+        asked = [trial for suggestion in state.suggestions if suggestion.value is None for trial in suggestion.trials]
         still_open = [trial for trial in asked if trial.key not in results]
         finished = draw.sample(still_open, draw.randint(1, min(4, len(still_open)))) if draw else still_open
         results |= {trial.key: result(trial) for trial in finished}
@@ -60,28 +60,28 @@ def test_study_is_the_same_in_any_order_of_finishing(sampler: str, folds: int) -
     for seed in range(2 if folds else 3):
         results = played(search, CELL, random.Random(seed))
         asked.append(study(search, CELL, results, ()).suggestions)
-        assert results.keys() == {trial.key for one in asked[-1] for trial in one.trials}
-    assert all(one == asked[0] for one in asked)
+        assert results.keys() == {trial.key for suggestion in asked[-1] for trial in suggestion.trials}
+    assert all(suggestions == asked[0] for suggestions in asked)
     assert len(asked[0]) == search.trials
 
 
 def test_search_over_folds_leaves_out_the_rest_of_a_hopeless_suggestions_folds() -> None:
-    pruned, whole = Search(20, folds=8, sampler="random"), Search(20, folds=8, sampler="random", prune=False)
-    found = {one: study(one, CELL, played(one, CELL), ()) for one in (pruned, whole)}
+    pruned, unpruned = Search(20, folds=8, sampler="random"), Search(20, folds=8, sampler="random", prune=False)
+    states = {search: study(search, CELL, played(search, CELL), ()) for search in (pruned, unpruned)}
     # Random points do not depend on values: both studies ask for the same, and must find the same winner.
-    assert [one.trial.dropout for one in found[pruned].suggestions] == [
-        one.trial.dropout for one in found[whole].suggestions
+    assert [suggestion.trial.dropout for suggestion in states[pruned].suggestions] == [
+        suggestion.trial.dropout for suggestion in states[unpruned].suggestions
     ]
-    winners = [one.winner for one in found.values()]
+    winners = [state.winner for state in states.values()]
     assert winners[0] is not None
     assert winners[1] is not None
     assert winners[0].trial.dropout == winners[1].trial.dropout
     assert len(winners[0].trials) == 8
-    started = [len(one.trials) for one in found[pruned].suggestions]
+    started = [len(suggestion.trials) for suggestion in states[pruned].suggestions]
     assert started[:4] == [8] * 4  # the first wave has nobody to be worse than
     assert min(started) == 4
     assert sum(started) < 0.8 * 160
-    assert all(one.pruned == (len(one.trials) < 8) for one in found[pruned].suggestions)
+    assert all(suggestion.pruned == (len(suggestion.trials) < 8) for suggestion in states[pruned].suggestions)
 
 
 def test_search_over_folds_is_pruned_by_optunas_wilcoxon_pruner() -> None:
@@ -144,15 +144,15 @@ def test_repeated_suggestion_is_one_trial_told_its_known_value() -> None:
     search = Search(12, space=(Dimension("pool1", 0.0, 0.5, 0.25),), prune=False)
     results: dict[str, dict[str, object]] = {}
     trained = 0
-    while not (found := study(search, CELL, results, ())).is_finished:
-        for asked in found.suggestions:
+    while not (state := study(search, CELL, results, ())).is_finished:
+        for asked in state.suggestions:
             if asked.trial.key not in results:
                 trained += 1
                 results[asked.trial.key] = result(asked.trial, 10 + dict(asked.trial.dropout)["pool1"])
-    assert len(found.suggestions) == 12
+    assert len(state.suggestions) == 12
     assert trained == len(results) <= 3
-    assert found.winner is not None
-    assert found.winner.trial.dropout == (("pool1", 0.0),)
+    assert state.winner is not None
+    assert state.winner.trial.dropout == (("pool1", 0.0),)
 
 
 def test_failed_trial_does_not_hold_the_study_up() -> None:
@@ -162,11 +162,11 @@ def test_failed_trial_does_not_hold_the_study_up() -> None:
     failed = {first[0].trial.key}
     for asked in first[1:]:
         results[asked.trial.key] = result(asked.trial)
-    found = study(search, CELL, results, failed)
-    assert len(found.suggestions) == 8
-    assert math.isnan(found.suggestions[0].value or 0.0)
-    assert found.winner is not None
-    assert found.winner.number != 0
+    state = study(search, CELL, results, failed)
+    assert len(state.suggestions) == 8
+    assert math.isnan(state.suggestions[0].value or 0.0)
+    assert state.winner is not None
+    assert state.winner.number != 0
 
 
 @pytest.mark.parametrize("folds", [0, 3])
@@ -175,7 +175,7 @@ def test_search_tries_zero_dropout_first(sampler: str, folds: int) -> None:
     for seed, cell in itertools.product(range(3), (CELL, OTHER)):
         asked = study(Search(3, sampler, wave=3, seed=seed, folds=folds), cell, {}, ()).suggestions
         assert {rate for _, rate in asked[0].trial.dropout} == {0.0}
-        assert any(rate for one in asked[1:] for _, rate in one.trial.dropout)
+        assert any(rate for suggestion in asked[1:] for _, rate in suggestion.trial.dropout)
     # A space without zero is taken as it is.
     above = study(Search(1, sampler, space=(Dimension("pool1", 0.2, 0.4, 0.1),)), CELL, {}, ()).suggestions[0]
     assert dict(above.trial.dropout)["pool1"] >= 0.2
@@ -185,16 +185,16 @@ def test_grid_is_every_point_once_and_no_more() -> None:
     space = (Dimension("conv1", 0.0, 0.5, 0.25), Dimension("pool1", 0.0, 0.1, 0.1))
     search = Search(100, sampler="grid", space=space, prune=False)
     assert budget(search, CELL) == 6
-    found = study(search, CELL, _all(search), ())
-    assert {asked.trial.dropout for asked in found.suggestions} == {
+    state = study(search, CELL, _all(search), ())
+    assert {asked.trial.dropout for asked in state.suggestions} == {
         (("conv1", a), ("pool1", b)) for a, b in itertools.product((0.0, 0.25, 0.5), (0.0, 0.1))
     }
 
 
 def _all(search: Search) -> dict[str, dict[str, object]]:
     results: dict[str, dict[str, object]] = {}
-    while not (found := study(search, CELL, results, ())).is_finished:
-        results |= {asked.trial.key: result(asked.trial, 10.0) for asked in found.suggestions}
+    while not (state := study(search, CELL, results, ())).is_finished:
+        results |= {asked.trial.key: result(asked.trial, 10.0) for asked in state.suggestions}
     return results
 
 
@@ -212,10 +212,10 @@ def late_rates(sampler: str, lowest: float) -> float:
     """Return the mean rate of a study's later half, where the error is least at one rate for every place."""
     results: dict[str, dict[str, object]] = {}
     search = Search(20, sampler=sampler, prune=False)
-    while not (found := study(search, CELL, results, ())).is_finished:
-        for trial in (asked.trial for asked in found.suggestions if asked.value is None):
+    while not (state := study(search, CELL, results, ())).is_finished:
+        for trial in (asked.trial for asked in state.suggestions if asked.value is None):
             results[trial.key] = result(trial, 10 + sum(40 * (rate - lowest) ** 2 for _, rate in trial.dropout))
-    return statistics.mean(rate for asked in found.suggestions[10:] for _, rate in asked.trial.dropout)
+    return statistics.mean(rate for asked in state.suggestions[10:] for _, rate in asked.trial.dropout)
 
 
 def test_tpe_is_told_the_errors_and_follows_the_lower_ones() -> None:
@@ -237,16 +237,17 @@ def test_bars_prune_what_optunas_percentile_pruner_prunes() -> None:
         )  # fmt: skip
     # At the fourth epoch 23.5 and 24.7 are between the quantiles 1/4 and 1/3, and 1/3 and 1/2, of the curves.
     for start in (20.0, 23.5, 24.7, 26.0, 29.0, 40.0):
-        trial, curve = old.ask(), [start - 0.9 * e for e in range(8)]
+        trial = old.ask()
+        curve = [start - 0.9 * e for e in range(8)]
         for epoch, value in enumerate(curve):
             trial.report(value, epoch)
             assert trial.should_prune() == (min(curve[: epoch + 1]) > bars[epoch]), (start, epoch)
 
 
 def test_bars_come_from_whole_trials_alone() -> None:
-    whole = [{"status": "finished", "curve": [5.0] * 6}] * 3
-    assert percentile_thresholds([*whole, {"status": "pruned", "curve": [1.0] * 6}]) == ()
-    assert percentile_thresholds([*whole, {"status": "finished", "curve": [5.0] * 6}])[-1] == 5.0
+    runs = [{"status": "finished", "curve": [5.0] * 6}] * 3
+    assert percentile_thresholds([*runs, {"status": "pruned", "curve": [1.0] * 6}]) == ()
+    assert percentile_thresholds([*runs, {"status": "finished", "curve": [5.0] * 6}])[-1] == 5.0
 
 
 def finished(trials: Iterable[Trial]) -> dict[str, dict[str, object]]:

@@ -36,8 +36,8 @@ SPACE: Space = {
 def played(search: Search, error: Callable[[Trial], float], cell: Cell = CELL) -> dict[str, dict[str, Any]]:
     """Play a study to its end."""
     results: dict[str, dict[str, Any]] = {}
-    while not (found := study(search, cell, results, ())).is_finished:
-        for trial in found.trials:
+    while not (state := study(search, cell, results, ())).is_finished:
+        for trial in state.trials:
             metrics = {"best/val_top1_err": error(trial), "best/val_loss": 100 - error(trial)}
             results[trial.key] = {
                 "status": "finished",
@@ -107,7 +107,7 @@ def test_a_space_that_a_cell_lacks_is_refused_with_the_sweep(space: Any, why: st
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("fields", "why"),
     [
         ({"direction": "up"}, "minimize or maximize"),
         ({"objective": "final/test_top1_err"}, "never chooses on the test pictures"),
@@ -117,9 +117,9 @@ def test_a_space_that_a_cell_lacks_is_refused_with_the_sweep(space: Any, why: st
         ({"sampler": "grid", "space": {"recipe.lr": Float(0.1, 1)}}, "a grid needs steps"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(given: dict[str, Any], why: str) -> None:
+def test_a_search_that_cannot_be_is_refused(fields: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        Search(4, **given)
+        Search(4, **fields)
 
 
 def test_the_learning_rate_is_chosen_once() -> None:
@@ -142,10 +142,10 @@ def test_the_own_setting_of_a_cell_is_tried_first_where_the_space_has_it() -> No
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
 def test_suggestions_lie_in_the_space_and_can_be_typed_again(sampler: str) -> None:
-    found = study(Search(12, sampler, wave=12, space=SPACE), CELL, {}, ())
-    assert len({one.trial.key for one in found.suggestions}) > 8
-    for one in found.suggestions:
-        lr, optimiser, batch, rate, width = (value for _, value in one.trial.choices)
+    state = study(Search(12, sampler, wave=12, space=SPACE), CELL, {}, ())
+    assert len({suggestion.trial.key for suggestion in state.suggestions}) > 8
+    for suggestion in state.suggestions:
+        lr, optimiser, batch, rate, width = (value for _, value in suggestion.trial.choices)
         assert 1e-3 <= lr <= 1
         assert float(f"{lr:.4g}") == lr
         assert optimiser in ("sgd", "adam")
@@ -156,8 +156,8 @@ def test_suggestions_lie_in_the_space_and_can_be_typed_again(sampler: str) -> No
 
 
 def test_a_whole_number_for_a_field_of_fractions_is_the_same_trial() -> None:
-    found = study(Search(2, "grid", wave=3, space={"recipe.clip_norm": Int(1, 2)}), CELL, {}, ())
-    assert found.suggestions[0].trial.key == Trial(CELL, "holdout").key
+    state = study(Search(2, "grid", wave=3, space={"recipe.clip_norm": Int(1, 2)}), CELL, {}, ())
+    assert state.suggestions[0].trial.key == Trial(CELL, "holdout").key
 
 
 def test_grid_over_all_kinds_is_every_point_once() -> None:
@@ -169,7 +169,7 @@ def test_grid_over_all_kinds_is_every_point_once() -> None:
     search = Search(100, "grid", wave=100, space=space)
     assert budget(search, CELL) == 12
     asked = study(search, CELL, {}, ()).suggestions
-    assert len({one.trial.choices for one in asked}) == len(asked) == 12
+    assert len({suggestion.trial.choices for suggestion in asked}) == len(asked) == 12
     assert [value for _, value in asked[0].trial.choices] == ["sgd", 128, 1.0]
 
 
@@ -177,17 +177,20 @@ def test_the_larger_value_wins_where_the_direction_says_so() -> None:
     least = Search(12, space=SPACE, objective="best/val_loss")
     most = dataclasses.replace(least, direction="maximize")
     for search, choose in ((least, min), (most, max)):
-        found = study(search, CELL, played(search, log_rate), ())
-        assert found.winner is not None
-        assert found.winner.value == choose(one.value or 0.0 for one in found.suggestions)
-        assert all(trial.pruning_thresholds == () for trial in found.trials)
+        state = study(search, CELL, played(search, log_rate), ())
+        assert state.winner is not None
+        assert state.winner.value == choose(suggestion.value or 0.0 for suggestion in state.suggestions)
+        assert all(trial.pruning_thresholds == () for trial in state.trials)
 
 
 def test_tpe_follows_the_direction() -> None:
     # The two objectives fall and rise with one another: to make one small is to make the other large.
     small = Search(24, space=SPACE, prune=False)
     large = dataclasses.replace(small, objective="best/val_loss", direction="maximize")
-    points = [[one.trial.key for one in study(s, CELL, played(s, log_rate), ()).suggestions] for s in (small, large)]
+    points = [
+        [suggestion.trial.key for suggestion in study(s, CELL, played(s, log_rate), ()).suggestions]
+        for s in (small, large)
+    ]
     assert points[0] == points[1]
 
 
@@ -195,16 +198,16 @@ def test_what_exceeds_the_limit_on_parameters_is_not_trained_and_costs_no_trial(
     most = S2.width(0.75).parameters(10)
     search = Search(6, space=SPACE, limits={"parameters": most + 0.5})
     results = played(search, log_rate)
-    found = study(search, CELL, results, ())
-    refused = [one for one in found.suggestions if one.refused]
+    state = study(search, CELL, results, ())
+    refused = [suggestion for suggestion in state.suggestions if suggestion.refused]
     assert refused
     assert refused[0].number == 0  # the cell's own width
     assert "parameters" in refused[0].refused
-    assert all(trial.net.parameters(10) <= most for trial in found.trials)
-    assert len(found.trials) == 6
-    assert not any(one.trial.key in results for one in refused)
+    assert all(trial.net.parameters(10) <= most for trial in state.trials)
+    assert len(state.trials) == 6
+    assert not any(suggestion.trial.key in results for suggestion in refused)
     parts = sweep_trials(Sweep("s", "demo", (CELL,), Protocol(search=search)), results)[CELL.key]
-    assert {trial.key for trial in parts.search} == {trial.key for trial in found.trials}
+    assert {trial.key for trial in parts.search} == {trial.key for trial in state.trials}
 
 
 def test_a_winner_keeps_the_limit_on_seconds() -> None:
@@ -226,9 +229,9 @@ def test_a_point_that_no_recipe_can_have_is_passed_over(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(study_module, "why_refused", why)
     search = Search(6, space=SPACE)
-    found = study(search, CELL, played(search, log_rate), ())
-    assert len(found.trials) == 6
-    assert {trial.recipe.optimiser for trial in found.trials} == {"sgd"}
+    state = study(search, CELL, played(search, log_rate), ())
+    assert len(state.trials) == 6
+    assert {trial.recipe.optimiser for trial in state.trials} == {"sgd"}
 
 
 def test_a_search_is_the_same_after_a_way_through_its_plan(tmp_path: Path) -> None:
@@ -245,13 +248,15 @@ def test_a_search_is_the_same_after_a_way_through_its_plan(tmp_path: Path) -> No
 
 def test_importance_is_with_the_dimension_that_decides() -> None:
     search = Search(24, "random", space=SPACE, prune=False)
-    found = study(search, CELL, played(search, log_rate), ())
-    shares = importance(search, CELL, [(one.trial, one.value) for one in found.suggestions])
+    state = study(search, CELL, played(search, log_rate), ())
+    shares = importance(search, CELL, [(suggestion.trial, suggestion.value) for suggestion in state.suggestions])
     assert shares.keys() == SPACE.keys()
     assert sum(shares.values()) == pytest.approx(1)
     assert max(shares, key=lambda name: shares[name]) == "recipe.lr"
-    assert importance(search, CELL, [(one.trial, one.value) for one in found.suggestions[:3]]) == {}
-    assert importance(search, CELL, [(one.trial, 5.0) for one in found.suggestions]) == {}
+    assert (
+        importance(search, CELL, [(suggestion.trial, suggestion.value) for suggestion in state.suggestions[:3]]) == {}
+    )
+    assert importance(search, CELL, [(suggestion.trial, 5.0) for suggestion in state.suggestions]) == {}
 
 
 def test_dashboard_gets_every_kind_of_parameter_value_by_epoch_and_state(tmp_path: Path) -> None:
@@ -259,9 +264,9 @@ def test_dashboard_gets_every_kind_of_parameter_value_by_epoch_and_state(tmp_pat
     cell = dataclasses.replace(CELL, recipe=dataclasses.replace(ALLCONV, epochs=2))
     results: dict[str, dict[str, Any]] = {}
     paused: dict[str, dict[str, Any]] = {}
-    while not (found := study(search, cell, results, (), paused=paused)).is_finished:
-        for key, epoch in found.pauses.items():
-            trial = next(trial for trial in found.trials if trial.key == key)
+    while not (study_state := study(search, cell, results, (), paused=paused)).is_finished:
+        for key, epoch in study_state.pauses.items():
+            trial = next(trial for trial in study_state.trials if trial.key == key)
             curve = [90.0, log_rate(trial)][:epoch]
             if epoch == 1:
                 paused[key] = {"epoch": 1, "curve": curve, "seconds": 1.0}
@@ -269,21 +274,21 @@ def test_dashboard_gets_every_kind_of_parameter_value_by_epoch_and_state(tmp_pat
                 metrics = {"best/val_top1_err": min(curve)}
                 results[key] = {"status": "finished", "metrics": metrics, "curve": curve, "seconds": 2.0}
     url = f"sqlite:///{tmp_path}/studies.db"
-    assert export([found], "s", url, results, paused) == 1
-    assert export([found], "s", url, results, paused) == 1  # anew, not once more
+    assert export([study_state], "s", url, results, paused) == 1
+    assert export([study_state], "s", url, results, paused) == 1  # anew, not once more
     shown = optuna.load_study(study_name="s/Baseline", storage=url)
-    assert len(shown.trials) == len(found.suggestions)
-    for told, one in zip(shown.trials, found.suggestions, strict=True):
-        assert told.params == dict(one.trial.choices)
+    assert len(shown.trials) == len(study_state.suggestions)
+    for told, suggestion in zip(shown.trials, study_state.suggestions, strict=True):
+        assert told.params == dict(suggestion.trial.choices)
         state = told.user_attrs["state"]
-        if one.refused:
+        if suggestion.refused:
             assert state.startswith("not trained: more parameters")
             assert told.constraints["parameters"] > 0
-        elif one.trial.key in found.paused:
+        elif suggestion.trial.key in study_state.paused:
             assert (told.state.name, state) == ("PRUNED", "paused after epoch 1")
             assert told.intermediate_values == {1: 90.0}
         else:
-            assert (told.state.name, state, told.value) == ("COMPLETE", "finished", one.value)
+            assert (told.state.name, state, told.value) == ("COMPLETE", "finished", suggestion.value)
             assert list(told.intermediate_values) == [1, 2]
     assert {told.state.name for told in shown.trials} == {"PRUNED", "COMPLETE"}
     assert {type(kind).__name__ for kind in shown.trials[0].distributions.values()} == {

@@ -53,8 +53,8 @@ def test_a_decoder_of_its_own_makes_another_cell_and_none_changes_nothing() -> N
 
 
 def test_dropout_is_part_of_the_net_however_it_came_there() -> None:
-    there = dataclasses.replace(CELL, net=S2.dropout(0.35, "pool1"))
-    assert Trial(CELL, dropout=(("pool1", 0.1 + 0.25),)).key == Trial(there).key
+    cell = dataclasses.replace(CELL, net=S2.dropout(0.35, "pool1"))
+    assert Trial(CELL, dropout=(("pool1", 0.1 + 0.25),)).key == Trial(cell).key
     assert Trial(CELL, dropout=(("pool1", 0.0),)).key == TRIAL.key
 
 

@@ -40,7 +40,8 @@ def fingerprint(name: str = "nets_a:small") -> str:
 
 def edited(path: Path, before: str, after: str) -> bool:
     """Return whether an edit changes the source of `nets_a:small`; undo it."""
-    text, first = path.read_text(), fingerprint()
+    text = path.read_text()
+    first = fingerprint()
     assert before in text
     path.write_text(text.replace(before, after))
     changed = fingerprint() != first

@@ -39,13 +39,13 @@ def counted(source: str) -> Iterator[tuple[int, str]]:
 
 
 def test_no_sentence_counts_one_thing_in_the_plural() -> None:
-    found = {
+    sentences = {
         f"{path.relative_to(ROOT)}:{line}: {text}"
         for path in sorted((ROOT / "sweeps").rglob("*.py"))
         for line, text in counted(path.read_text())
         if text not in NEVER_ONE
     }
-    assert found == set()
+    assert sentences == set()
 
 
 @pytest.mark.parametrize(("n", "noun", "words"), [

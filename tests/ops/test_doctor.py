@@ -33,11 +33,11 @@ def test_listener_is_seen_with_its_address_and_process(family: int, address: str
         made.bind((address, 0))
         made.listen()
         port = made.getsockname()[1]
-        (found,) = (one for one in listeners() if one.port == port)
-        assert found.address == address
-        assert found.is_loopback == (address in ("127.0.0.1", "::1"))
-        assert found.command == " ".join(Path(f"/proc/{os.getpid()}/cmdline").read_text().split("\0")).strip()
-    assert port not in {one.port for one in listeners()}
+        (listener,) = (entry for entry in listeners() if entry.port == port)
+        assert listener.address == address
+        assert listener.is_loopback == (address in ("127.0.0.1", "::1"))
+        assert listener.command == " ".join(Path(f"/proc/{os.getpid()}/cmdline").read_text().split("\0")).strip()
+    assert port not in {entry.port for entry in listeners()}
 
 
 def test_only_ssh_and_rays_own_listen_to_others() -> None:
@@ -60,8 +60,8 @@ def test_only_ssh_and_rays_own_listen_to_others() -> None:
 
 def shipped() -> dict[str, Any]:
     text = (ROOT / "ray_cluster.yaml").read_text().replace("sg-EDIT", "sg-0123").replace("s3://EDIT", "s3://mine")
-    found: dict[str, Any] = yaml.safe_load(text)
-    return copy.deepcopy(found)
+    config: dict[str, Any] = yaml.safe_load(text)
+    return copy.deepcopy(config)
 
 
 def test_shipped_file_keeps_the_rules_once_its_lines_are_edited() -> None:
@@ -84,11 +84,12 @@ def test_shipped_file_keeps_the_rules_once_its_lines_are_edited() -> None:
     (("available_node_types", "head", "node_config", "InstanceMarketOptions"), {"MarketType": "spot"}, "reclaimed"),
 ])  # fmt: skip
 def test_file_that_breaks_a_rule_is_told_of_it(path: tuple[str, ...], value: object, said: str) -> None:
-    found = place = shipped()
+    config = shipped()
+    place = config
     for name in path[:-1]:
         place = place[name]
     place[path[-1]] = value
-    (sentence,) = doctor.policy(found)
+    (sentence,) = doctor.policy(config)
     assert said in sentence
 
 
@@ -157,9 +158,9 @@ def test_mlflow_that_lets_anybody_in_is_found(home: Path, monkeypatch: pytest.Mo
     ):
         with answering(statuses) as address:
             monkeypatch.setattr(doctor, "MLFLOW", address)
-            found = list(doctor.mlflow())
-        assert len(found) == len(said), found
-        assert all(word in sentence for word, sentence in zip(said, found, strict=True))
+            sentences = list(doctor.mlflow())
+        assert len(sentences) == len(said), sentences
+        assert all(word in sentence for word, sentence in zip(said, sentences, strict=True))
     assert "does not answer" in next(doctor.mlflow())
 
 
@@ -175,9 +176,9 @@ def test_ray_that_takes_jobs_of_anybody_is_found(home: Path, monkeypatch: pytest
     ):
         with answering(statuses) as address:
             monkeypatch.setattr(doctor, "DASHBOARD", address)
-            found = list(doctor.ray())
-        assert len(found) == len(said), found
-        assert all(word in sentence for word, sentence in zip(said, found, strict=True))
+            sentences = list(doctor.ray())
+        assert len(sentences) == len(said), sentences
+        assert all(word in sentence for word, sentence in zip(said, sentences, strict=True))
     monkeypatch.delenv("RAY_AUTH_MODE")
     shell, silent = doctor.ray()
     assert "RAY_AUTH_MODE is not token" in shell

@@ -19,7 +19,9 @@ def member(
     name: str, content: bytes = b"x", kind: bytes = tarfile.REGTYPE, to: str = ""
 ) -> tuple[tarfile.TarInfo, bytes]:
     entry = tarfile.TarInfo(name)
-    entry.type, entry.linkname, entry.size = kind, to, len(content)
+    entry.type = kind
+    entry.linkname = to
+    entry.size = len(content)
     return entry, content
 
 

@@ -37,8 +37,8 @@ UNUSED = {("logged_models", "artifact_location"), ("workspaces", "default_artifa
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PG"))}
-    return kept | {"PYTHONWARNINGS": "ignore"} | more
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PG"))}
+    return inherited | {"PYTHONWARNINGS": "ignore"} | more
 
 
 @contextmanager
@@ -109,8 +109,8 @@ def status(address: str, user: str = "", host: str = "") -> int:
     if host:
         request.add_header("Host", host)
     try:
-        with urllib.request.urlopen(request, timeout=30) as found:
-            return int(found.status)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -133,7 +133,7 @@ def write(address: str, artifacts: str = "") -> None:
 def shown(address: str) -> list[Any]:
     """Return all that a client sees at an address."""
     client = MlflowClient(address)
-    found: list[Any] = []
+    runs: list[Any] = []
     for experiment in sorted(client.search_experiments(), key=lambda each: each.name):
         for run in sorted(client.search_runs([experiment.experiment_id]), key=lambda each: each.info.run_name):
             key = run.info.run_id
@@ -146,8 +146,8 @@ def shown(address: str) -> list[Any]:
                     content = Path(client.download_artifacts(key, item.path, folder)).read_bytes()
                     files[item.path] = hashlib.sha256(content).hexdigest()
             data, info = run.data, run.info
-            found.append([key, experiment.name, info.status, info.end_time, data.params, data.tags, points, files])
-    return found
+            runs.append([key, experiment.name, info.status, info.end_time, data.params, data.tags, points, files])
+    return runs
 
 
 # A server, its backup and what that brings back
@@ -223,13 +223,13 @@ def test_a_server_over_restored_files_takes_the_old_password_and_no_other(served
     assert said("--output", str(out), "--restore", str(served.backup))[0] == 0
     with pytest.raises(BecameTheServerError) as became:
         said("--output", str(out), "--allowed-hosts", "head.internal:*", MLFLOW_AUTH_ADMIN_PASSWORD=SECRET)
-    command, given = became.value.args
+    command, env = became.value.args
     assert command[1:4] == ["-m", "mlflow", "server"]
     assert "head.internal:*" in command[command.index("--allowed-hosts") + 1].split(",")
     assert SECRET not in " ".join(command)
-    assert given["MLFLOW_AUTH_ADMIN_PASSWORD"] == SECRET
-    assert given["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{out}/mlflow.db"
-    settings = Path(given["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
+    assert env["MLFLOW_AUTH_ADMIN_PASSWORD"] == SECRET
+    assert env["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{out}/mlflow.db"
+    settings = Path(env["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
     assert f"database_uri = sqlite:///{out}/mlflow-users.db\n" in settings
     code, told = said("--output", str(out), MLFLOW_AUTH_ADMIN_PASSWORD="another horse battery")
     assert code == 2
@@ -298,8 +298,10 @@ def test_password_of_a_user_is_found(served: Served, tmp_path: Path) -> None:
 
 
 def test_store_on_postgresql_is_restored_whole_to_another(tmp_path: Path, postgres: Postgres) -> None:
-    first, second, tar = postgres.database("one"), postgres.database("other"), tmp_path / "kept.tar"
-    key, artifacts = {"PGPASSWORD": postgres.password}, tmp_path / "a" / "mlartifacts"
+    first, second = postgres.database("one"), postgres.database("other")
+    tar = tmp_path / "kept.tar"
+    key = {"PGPASSWORD": postgres.password}
+    artifacts = tmp_path / "a" / "mlartifacts"
     with environment_here(**key):
         write(first, str(artifacts / "1"))
         written = shown(first)
@@ -307,8 +309,8 @@ def test_store_on_postgresql_is_restored_whole_to_another(tmp_path: Path, postgr
     code, told = said("--output", str(tmp_path / "a"), "--store", first, "--backup", str(tar), **key)
     assert (code, told.count("3 artifacts")) == (0, 1), told
     artifacts.rename(tmp_path / "gone")
-    there = ["--output", str(tmp_path / "b"), "--store", second, "--artifacts", str(artifacts)]
-    code, told = said(*there, "--restore", str(tar), **key)
+    arguments = ["--output", str(tmp_path / "b"), "--store", second, "--artifacts", str(artifacts)]
+    code, told = said(*arguments, "--restore", str(tar), **key)
     assert code == 0, told
     with environment_here(**key):
         assert shown(second) == written
@@ -367,7 +369,8 @@ def test_backup_lies_on_s3_as_well(bucket: str, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "out" / "mlflow.db") as base:
         for table in ("experiments (artifact_location)", "runs (artifact_uri)"):
             base.execute(f"create table {table}")
-    tar, target = f"{bucket}/kept.tar", tmp_path / "target"
+    tar = f"{bucket}/kept.tar"
+    target = tmp_path / "target"
     code, told = said("--output", str(tmp_path / "out"), "--backup", tar)
     assert (code, told.startswith(tar)) == (0, True), told
     code, told = said("--output", str(target), "--restore", tar)
@@ -387,15 +390,21 @@ def test_backup_that_is_not_whole_is_refused_and_leaves_nothing(tmp_path: Path) 
         base.execute("insert into experiments values (?)", (f"{tmp_path}/out/mlartifacts/7",))
     tar, target = tmp_path / "kept.tar", tmp_path / "target"
     assert said("--output", str(tmp_path / "out"), "--backup", str(tar))[0] == 0
-    whole = tar.read_bytes()
-    for content in (whole[:-12_000], whole[:50_000], whole.replace(b"x" * 512, b"x" * 511 + b"y", 1), b"", b"no tar"):
-        assert content != whole
+    backup = tar.read_bytes()
+    for content in (
+        backup[:-12_000],
+        backup[:50_000],
+        backup.replace(b"x" * 512, b"x" * 511 + b"y", 1),
+        b"",
+        b"no tar",
+    ):
+        assert content != backup
         tar.write_bytes(content)
         code, told = said("--output", str(target), "--restore", str(tar))
         assert code == 2
         assert "is not a whole backup" in told
         assert not target.exists() or not any(target.iterdir())
-    tar.write_bytes(whole)
+    tar.write_bytes(backup)
     assert said("--output", str(target), "--restore", str(tar))[0] == 0
     assert (target / "mlartifacts" / "0" / "a").read_bytes() == b"x" * 100_000
     with sqlite3.connect(target / "mlflow.db") as base:

@@ -9,7 +9,7 @@ import pytest
 from sweeps.report import charts
 from sweeps.report.render.document import Gallery, Table
 from sweeps.results.analyses import SCHEMA
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
 from tests.support.analysis import TRIALS, fill
 
@@ -40,7 +40,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def test_rows_of_two_kinds_are_two_tables_and_name_their_run_once(ledger: Ledger) -> None:
-    parts = charts.analysis_parts(ledger, survey(ledger, "small-demo"))
+    parts = charts.analysis_parts(ledger, read_sweep(ledger, "small-demo"))
     half, plain, gallery = parts
     assert isinstance(half, Table)
     assert isinstance(plain, Table)

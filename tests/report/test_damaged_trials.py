@@ -16,7 +16,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report import build, terminal
 from sweeps.results.analyses import SCHEMA
-from sweeps.results.evidence import READ, SweepResults, survey
+from sweeps.results.evidence import READ, SweepResults, read_sweep
 from sweeps.store.integrity import noted_damage
 from sweeps.store.ledger import Ledger, checksum
 from tests.support.sweeps import Made, make, scores
@@ -54,9 +54,9 @@ def flipped(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
 
 
-def options(output: Path, **given: str | None) -> argparse.Namespace:
+def options(output: Path, **overrides: str | None) -> argparse.Namespace:
     asked = {"sweep": None, "check": None, "capsule": None, "to": None, "tracking_uri": None}
-    return argparse.Namespace(**asked | given, output=str(output), open=False, watch=False)
+    return argparse.Namespace(**asked | overrides, output=str(output), open=False, watch=False)
 
 
 def of_phase(results: SweepResults, phase: str) -> str:
@@ -77,10 +77,10 @@ def test_damaged_trial_is_named_and_the_others_go_on(
     output: Path, phase: str, name: str, new: Callable[[bytes], bytes]
 ) -> None:
     ledger = Ledger(str(output / "ledger"))
-    before = survey(ledger, TITLE)
+    before = read_sweep(ledger, TITLE)
     key = of_phase(before, phase)
     change(ledger, f"trials/{key}/{name}", new)
-    after = survey(ledger, TITLE)
+    after = read_sweep(ledger, TITLE)
     why = f"trials/{key}/{name} is damaged"
     for old, now in zip(before.runs, after.runs, strict=True):
         if now.key == key:
@@ -105,9 +105,9 @@ def test_damaged_trial_is_named_and_the_others_go_on(
 
 def test_damaged_trial_is_trained_anew_when_asked_and_until_then_its_study_stands(output: Path) -> None:
     ledger = Ledger(str(output / "ledger"))
-    key = of_phase(survey(ledger, TITLE), "holdout")
+    key = of_phase(read_sweep(ledger, TITLE), "holdout")
     change(ledger, f"trials/{key}/history.json", flipped)
-    survey(ledger, TITLE)
+    read_sweep(ledger, TITLE)
     assert list(noted_damage(ledger)) == [key]
     today = current_plan(ledger, TITLE)
     assert (today.count("failed"), today.to_do, list(today.damaged)) == (1, [], [key])
@@ -119,20 +119,20 @@ def test_damaged_trial_is_trained_anew_when_asked_and_until_then_its_study_stand
 
 def test_damaged_result_is_named_and_trained_anew(output: Path) -> None:
     ledger = Ledger(str(output / "ledger"))
-    key = of_phase(survey(ledger, TITLE), "fold")
+    key = of_phase(read_sweep(ledger, TITLE), "fold")
     change(ledger, f"results/{key}.json", flipped)
     (status,) = (status for status in current_plan(ledger, TITLE).statuses if status.trial.key == key)
     assert (status.state, status.why) == ("new", f"results/{key}.json is damaged; it is trained anew")
     assert [
         status.why for status in current_plan(ledger, TITLE).statuses if status.trial.key != key and status.why
     ] == []
-    assert survey(ledger, TITLE).cells[0].vote is not None
+    assert read_sweep(ledger, TITLE).cells[0].vote is not None
 
 
 @pytest.mark.parametrize("name", ["filters.png", "pairs.parquet", "summary.json"])
 def test_damaged_file_of_an_analysis_is_named_and_the_training_stands(output: Path, name: str) -> None:
     ledger = Ledger(str(output / "ledger"))
-    key = of_phase(survey(ledger, TITLE), "match")
+    key = of_phase(read_sweep(ledger, TITLE), "match")
     home = f"trials/{key}/analysis/pairing"
     for file in ("filters.png", "pairs.parquet"):
         ledger.write(f"{home}/{file}", b"content")
@@ -146,9 +146,9 @@ def test_damaged_file_of_an_analysis_is_named_and_the_training_stands(output: Pa
         "files": files,
     }
     ledger.write_json(f"{home}/summary.json", summary | {"check": checksum(summary)})
-    assert list(next(run for run in survey(ledger, TITLE).runs if run.key == key).analyses) == ["pairing"]
+    assert list(next(run for run in read_sweep(ledger, TITLE).runs if run.key == key).analyses) == ["pairing"]
     change(ledger, f"{home}/{name}", lambda content: content.replace(b"1.0", b"1.5").replace(b"content", b"cOntent"))
-    (run,) = (run for run in survey(ledger, TITLE).runs if run.key == key)
+    (run,) = (run for run in read_sweep(ledger, TITLE).runs if run.key == key)
     assert (run.state, run.analyses, "pairing/mu" in run.metrics) == ("done", {}, False)
     assert run.result is not None
     assert run.why.startswith("" if name == "summary.json" else f"{home}/{name} is damaged")
@@ -160,10 +160,10 @@ def test_damaged_file_of_an_analysis_is_named_and_the_training_stands(output: Pa
 def test_history_that_is_none_stops_no_report_of_results_without_digests(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, SWEEP, outcome)
-    key = of_phase(survey(ledger, TITLE), "match")
+    key = of_phase(read_sweep(ledger, TITLE), "match")
     ledger.write(f"trials/{key}/history.json", b"\x00\x01")
     assert build.run(options(tmp_path, to=str(tmp_path / "to"))) == 0
     assert f"trials/{key}/history.json is damaged: it is no list of epochs" in next(
-        run.why for run in survey(ledger, TITLE).runs if run.key == key
+        run.why for run in read_sweep(ledger, TITLE).runs if run.key == key
     )
     assert hashlib.sha256(b"\x00\x01").hexdigest() == ledger.sha256(f"trials/{key}/history.json")

@@ -19,7 +19,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.report.render import svg
-from sweeps.results.evidence import survey, titles
+from sweeps.results.evidence import read_sweep, titles
 from sweeps.store.ledger import Ledger, checksum
 from sweeps.tracking import mlflow_client
 from tests.support.sweeps import Made, make
@@ -66,9 +66,9 @@ def stranger() -> Iterator[tuple[str, list[str]]]:
     thread.join()
 
 
-def report(output: Path, **given: str | None) -> int:
+def report(output: Path, **overrides: str | None) -> int:
     asked = {"sweep": None, "check": None, "capsule": None, "to": str(output / "to"), "tracking_uri": None}
-    return build.run(argparse.Namespace(**asked | given, output=str(output), open=False, watch=False))
+    return build.run(argparse.Namespace(**asked | overrides, output=str(output), open=False, watch=False))
 
 
 @pytest.mark.parametrize("noted", ["{}", "{}/mlflow", "{}/"])
@@ -79,7 +79,8 @@ def test_store_that_only_the_ledger_names_is_not_asked(
     capsys: pytest.CaptureFixture[str],
     noted: str,
 ) -> None:
-    address, logins = noted.format(stranger[0]), stranger[1]
+    address = noted.format(stranger[0])
+    logins = stranger[1]
     ledger = Ledger(str(output / "ledger"))
     for name in ledger.names("tracked"):
         note = ledger.read_json(f"tracked/{name}") or {}
@@ -103,7 +104,7 @@ def test_store_that_only_the_ledger_names_is_not_asked(
 @pytest.mark.parametrize("name", ["../../../../etc/passwd", "/etc/passwd", "x/../../../secret.png", "secret"])
 def test_export_packs_no_file_that_a_summary_names_elsewhere(output: Path, name: str) -> None:
     ledger = Ledger(str(output / "ledger"))
-    run = survey(ledger, TITLE).runs[0]
+    run = read_sweep(ledger, TITLE).runs[0]
     (output / "ledger" / "trials" / "secret.png").write_text("secret")
     summary = {"schema": 3, "job": "pairing", "rows": [], "metrics": {}, "notes": [], "files": {name: ""}}
     ledger.write_json(f"trials/{run.key}/analysis/pairing/summary.json", summary)
@@ -116,7 +117,7 @@ def test_export_packs_no_file_that_a_summary_names_elsewhere(output: Path, name:
 
 def test_export_follows_no_link(output: Path) -> None:
     ledger = Ledger(str(output / "ledger"))
-    path = Path(ledger.path(f"trials/{survey(ledger, TITLE).runs[0].key}/history.json"))
+    path = Path(ledger.path(f"trials/{read_sweep(ledger, TITLE).runs[0].key}/history.json"))
     path.unlink()
     path.symlink_to("/etc/passwd")
     with pytest.raises(ValueError, match=r"history\.json is a link"):

@@ -20,7 +20,7 @@ from sweeps.imagenet_placement import CELLS
 from sweeps.report import build, index_page
 from sweeps.report.contents import document
 from sweeps.report.render.document import NONE
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, CRELU, Made, finish, make
@@ -59,9 +59,9 @@ def called(monkeypatch: pytest.MonkeyPatch, output: Path, *words: str) -> int:
     return main()
 
 
-def reported(ledger: Ledger, title: str, **given: Any) -> index_page.Reported:
-    results = survey(ledger, title)
-    return index_page.Reported(results, document(ledger, results), **given)
+def reported(ledger: Ledger, title: str, **fields: Any) -> index_page.Reported:
+    results = read_sweep(ledger, title)
+    return index_page.Reported(results, document(ledger, results), **fields)
 
 
 def test_index_has_each_sweep_its_state_its_tables_and_links_that_lead_somewhere(
@@ -137,7 +137,7 @@ def test_sweep_in_progress_is_written_again_as_trials_end_until_ctrl_c(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ledger = Ledger.in_output(str(output))
-    to_do = [run.trial for run in survey(ledger, "begun").runs if run.state == "new"]
+    to_do = [run.trial for run in read_sweep(ledger, "begun").runs if run.state == "new"]
     page = output / "reports" / "begun" / "report.html"
     pages: list[str] = []
 
@@ -151,7 +151,7 @@ def test_sweep_in_progress_is_written_again_as_trials_end_until_ctrl_c(
     monkeypatch.setattr(time, "sleep", sleep)
     times: list[str] = []
     written = build.make
-    monkeypatch.setattr(build, "make", lambda *given: times.append("") or written(*given))
+    monkeypatch.setattr(build, "make", lambda *arguments: times.append("") or written(*arguments))
     with Lease(ledger, "begun"):
         assert called(monkeypatch, output, "begun", "--watch") == 0
     assert len(times) == 2

@@ -8,7 +8,7 @@ from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.contents import document
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, CRELU, Made, make
 
@@ -37,7 +37,7 @@ def test_rates_stand_with_their_errors_and_the_chosen_one(
 
     ledger = Ledger(str(tmp_path))
     make(ledger, SWEEP, outcome)
-    page = document(ledger, survey(ledger, "rates"))
+    page = document(ledger, read_sweep(ledger, "rates"))
     rows = [[entry.text for entry in row] for row in page.tables["learning-rate"].rows]
     assert [row[:2] for row in rows] == [["Baseline", f"{rate:g}"] for rate in RATES]
     assert [row[2] for row in rows] == [f"{90.0 if error is None else error:.2f}" for error in errors]
@@ -49,4 +49,4 @@ def test_rates_stand_with_their_errors_and_the_chosen_one(
 def test_sweep_without_a_study_has_no_such_table(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     make(ledger, Sweep("plain", "paper", (BASELINE,)), lambda _: Made({"final/test_top1_err": 12.0}))
-    assert "learning-rate" not in document(ledger, survey(ledger, "plain")).tables
+    assert "learning-rate" not in document(ledger, read_sweep(ledger, "plain")).tables

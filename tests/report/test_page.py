@@ -173,9 +173,9 @@ def test_each_label_stands_by_its_own_point_and_over_no_other() -> None:
         left = float(x) - {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor] * width
         boxes[label] = np.array([left, float(y) - 9, left + width, float(y)])
     assert boxes.keys() == places.keys() == CROWDED.keys()
-    for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+    for (first, a), (second, b) in itertools.combinations(boxes.items(), 2):
         apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
-        assert apart, f"{one} and {other} cover each other"
+        assert apart, f"{first} and {second} cover each other"
     lines = np.array(re.findall(r'd="M ([\d.]+) ([\d.]+) L [\d. ]+" class="lead"', text), float)
     led = {label for label, place in places.items() if any(np.allclose(start, place, atol=0.2) for start in lines)}
     assert len(led) == len(lines) <= 5

@@ -21,7 +21,7 @@ from sweeps.report.grade_page import changed_questions
 from sweeps.report.question_tables import question_section, text_lines
 from sweeps.results import capsule
 from sweeps.results.answers import answers, answers_of_plan
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
 from tests.support.questions import QUESTIONS, SWEEP, A, B, error_of
 from tests.support.sweeps import Made, make
@@ -36,7 +36,7 @@ def test_report_table_and_grade_have_decisions_savings_and_marks(tmp_path: Path)
     register(ledger, "s", contents(QUESTIONS[:1], SWEEP.cells, SWEEP.protocol.design), 0)
     register(ledger, "s", contents(QUESTIONS, SWEEP.cells, SWEEP.protocol.design), 4)
     make(ledger, SWEEP, outcome)
-    results = survey(ledger, "s")
+    results = read_sweep(ledger, "s")
     decided = answers(results)
     assert decided is not None
     assert decided == answers_of_plan(plan(SWEEP, ledger, {}), changes_of(ledger, "s"))
@@ -59,7 +59,7 @@ def test_report_table_and_grade_have_decisions_savings_and_marks(tmp_path: Path)
     assert "s: the questions were changed after 4 trainings" in changed_questions([results])
     capsule.write(ledger, results, {}, tmp_path / "s.zip")
     with capsule.opened(tmp_path / "s.zip") as copy:
-        assert answers(survey(copy, "s")) == decided
+        assert answers(read_sweep(copy, "s")) == decided
 
 
 @pytest.mark.parametrize("seeds", [2, 12])
@@ -69,7 +69,7 @@ def test_status_tells_the_answers_as_the_table_does(
     ledger = Ledger.in_output(str(tmp_path))
     register(ledger, "s", contents(QUESTIONS, SWEEP.cells, SWEEP.protocol.design), 0)
     make(ledger, SWEEP, lambda trial: outcome(trial) if trial.seed < seeds else None)
-    decided = answers(survey(ledger, "s"))
+    decided = answers(read_sweep(ledger, "s"))
     assert decided is not None
     words = {"output": str(tmp_path), "sweep": None, "watch": False}
     assert status(argparse.Namespace(json=False, **words)) == 0
@@ -96,16 +96,16 @@ def test_sweep_with_fixed_seeds_has_no_answers(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     sweep = Sweep("s", "paper", (A, B), Protocol(seeds=2), questions=QUESTIONS[:1])
     make(ledger, sweep, outcome)
-    assert answers(survey(ledger, "s")) is None
+    assert answers(read_sweep(ledger, "s")) is None
     assert question_section(None, Metric()) is None
 
 
 def test_open_question_says_so_and_saves_nothing_yet(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     make(ledger, SWEEP, lambda trial: outcome(trial) if trial.seed < 2 else None)
-    decided = answers(survey(ledger, "s"))
+    decided = answers(read_sweep(ledger, "s"))
     assert decided is not None
     assert [answer.words for answer in decided.answers] == ["open: more is to come"] * 2
     assert (decided.saved, decided.answers[0].pairs) == ("", 0)
-    failing = dataclasses.replace(results := survey(ledger, "s"), title="t")
+    failing = dataclasses.replace(results := read_sweep(ledger, "s"), title="t")
     assert changed_questions([failing, results]) == []

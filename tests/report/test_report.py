@@ -31,7 +31,7 @@ from sweeps.report.render.document import Document, Table, plain
 from sweeps.report.render.formats import latex_table, markdown_table, tex
 from sweeps.report.tidy import tidy
 from sweeps.results import paper
-from sweeps.results.evidence import survey, titles
+from sweeps.results.evidence import read_sweep, titles
 from sweeps.results.paper import COLUMNS
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, as_printed, make, run_id, scores, unsearched
@@ -46,9 +46,10 @@ ROOT = Path(__file__).parents[2]
 
 def placed(trial: Trial) -> Made:
     """Return Table 4's printed errors for a trial, a little off for each seed."""
-    cell, drift = trial.cell, 0.1 * trial.seed * (1 + len(trial.cell.row) % 3)
+    cell = trial.cell
+    drift = 0.1 * trial.seed * (1 + len(cell.row) % 3)
     printed = {metric: paper.printed("4", "imagenet", cell.row, metric) for metric in COLUMNS["4"]}
-    return Made({metric: round(one.value + drift, 2) for metric, one in printed.items() if one is not None})
+    return Made({metric: round(number.value + drift, 2) for metric, number in printed.items() if number is not None})
 
 
 def toy(trial: Trial) -> Made | None:
@@ -56,10 +57,10 @@ def toy(trial: Trial) -> Made | None:
     if trial.cell.row == "CReLU all":
         return None
     wrong = np.arange(100 + 10 * len(trial.cell.row))
-    kept = scores(np.arange(PICTURES) % 10, wrong, 10)
-    kept |= {"ten_softmax": kept["centre"], "ten_score": kept["centre"]}
+    columns = scores(np.arange(PICTURES) % 10, wrong, 10)
+    columns |= {"ten_softmax": columns["centre"], "ten_score": columns["centre"]}
     error = 100 * len(wrong) / PICTURES
-    return Made(dict.fromkeys(COLUMNS["4"], error), scores=kept, seconds=30.0)
+    return Made(dict.fromkeys(COLUMNS["4"], error), scores=columns, seconds=30.0)
 
 
 def searched(trial: Trial) -> Made:
@@ -88,7 +89,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documents(output: Path) -> dict[str, Document]:
     """Return the documents of the four sweeps."""
     ledger = Ledger(str(output / "ledger"))
-    return {title: document(ledger, survey(ledger, title)) for title in titles(ledger)}
+    return {title: document(ledger, read_sweep(ledger, title)) for title in titles(ledger)}
 
 
 @pytest.fixture
@@ -96,12 +97,12 @@ def ledger(output: Path) -> Ledger:
     return Ledger(str(output / "ledger"))
 
 
-def options(output: Path, **given: Any) -> argparse.Namespace:
+def options(output: Path, **overrides: Any) -> argparse.Namespace:
     """Return the options of `report` as the command line gives them."""
     return argparse.Namespace(
         **{"sweep": None, "check": None, "capsule": None, "to": None, "tracking_uri": None, "output": str(output)}
         | {"open": False, "watch": False}
-        | given
+        | overrides
     )
 
 
@@ -110,18 +111,18 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str], list[str]]] = []
+        self.elements: list[tuple[str, dict[str, str], list[str]]] = []
         self.open: list[tuple[str, dict[str, str], list[str]]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         element = (tag, {name: value or "" for name, value in attrs}, [])
-        self.found.append(element)
+        self.elements.append(element)
         if tag not in ("meta", "img", "circle", "path", "line", "br"):
             self.open.append(element)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, {name: value or "" for name, value in attrs}, []))
+        self.elements.append((tag, {name: value or "" for name, value in attrs}, []))
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in ("circle", "path"):
@@ -147,7 +148,8 @@ def recomputed(ledger: Ledger, metric: str, keys: list[str]) -> float:
     """Return a number from the files of its trials, by the shortest way."""
     results = [ledger.result(key) for key in keys]
     if metric == VOTE:
-        total, labels = 0.0, None
+        total = 0.0
+        labels = None
         for key in keys:
             table = pq.read_table(ledger.path(f"trials/{key}/tables/scores.parquet"))
             x = table["centre"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
@@ -161,9 +163,9 @@ def recomputed(ledger: Ledger, metric: str, keys: list[str]) -> float:
 def test_every_number_of_ours_names_its_runs(output: Path, ledger: Ledger) -> None:
     page = page_of(output, "cifar_vgg")
     checked = dict.fromkeys((TOP1, AVERAGE, VOTE), 0)
-    runs = {run.key: run_id(run.trial) for run in survey(ledger, "cifar_vgg").runs}
+    runs = {run.key: run_id(run.trial) for run in read_sweep(ledger, "cifar_vgg").runs}
     checked_runs = 0
-    for tag, attributes, words in page.found:
+    for tag, attributes, words in page.elements:
         if "data-trials" in attributes:
             keys = attributes["data-trials"].split()
             assert keys
@@ -189,7 +191,7 @@ def test_every_number_of_ours_names_its_runs(output: Path, ledger: Ledger) -> No
 @pytest.mark.parametrize("title", ["cifar_vgg", "imagenet_placement", "imagenet_placement-demo", "imagenet_dropout"])
 def test_no_place_of_ours_is_without_runs(documents: dict[str, Document], title: str) -> None:
     made = documents[title]
-    found = 0
+    count = 0
     for table in made.tables.values():
         ours = [i for i, name in enumerate(table.columns) if name.startswith("ours") or name == "hold-out error"]
         for row in table.rows:
@@ -197,8 +199,8 @@ def test_no_place_of_ours_is_without_runs(documents: dict[str, Document], title:
                 # A net's parameters can be counted before anything has run.
                 if re.search(r"\d", entry.text) and (entry.metric != PARAMETERS or "AVR" in row[0].text):
                     assert entry.runs, (table.id, entry)
-                    found += 1
-    assert found > 8
+                    count += 1
+    assert count > 8
 
 
 def test_columns_are_paper_ours_difference_verdict(documents: dict[str, Document]) -> None:
@@ -239,7 +241,7 @@ def test_page_asks_for_nothing_and_stands_alone(output: Path) -> None:
         assert "<script" not in text
         assert "@import" not in text
         assert "url(" not in text
-        for tag, attributes, _ in page.found:
+        for tag, attributes, _ in page.elements:
             assert tag not in ("link", "iframe", "object", "video", "audio", "form")
             for name in ("src", "href", "srcset", "data", "action", "poster"):
                 value = attributes.get(name, "")
@@ -249,9 +251,9 @@ def test_page_asks_for_nothing_and_stands_alone(output: Path) -> None:
 def test_links_lead_to_the_runs_of_a_cell(output: Path) -> None:
     for path in reports(output, "report.html"):
         page = Page(path.read_text())
-        ids = [attributes["id"] for _, attributes, _ in page.found if "id" in attributes]
+        ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
         assert len(ids) == len(set(ids))
-        links = {attributes["href"][1:] for tag, attributes, _ in page.found if tag == "a"}
+        links = {attributes["href"][1:] for tag, attributes, _ in page.elements if tag == "a"}
         assert links <= set(ids)
 
 
@@ -263,11 +265,11 @@ def test_what_others_wrote_is_text_on_the_page(tmp_path: Path) -> None:
     build.run(options(tmp_path))
     folder = tmp_path / "reports" / "nasty"
     index = Page((tmp_path / "reports" / "index.html").read_text())
-    assert any(nasty in "".join(words) for _, _, words in index.found)
-    assert not [tag for tag, *_ in index.found if tag == "img"]
+    assert any(nasty in "".join(words) for _, _, words in index.elements)
+    assert not [tag for tag, *_ in index.elements if tag == "img"]
     page = Page((folder / "report.html").read_text())
-    assert not [tag for tag, *_ in page.found if tag == "img"]
-    assert any(nasty in "".join(words) for _, _, words in page.found)
+    assert not [tag for tag, *_ in page.elements if tag == "img"]
+    assert any(nasty in "".join(words) for _, _, words in page.elements)
     assert not re.search(r"(?<!\\)<img", (folder / "report.md").read_text())
     assert r"\textbackslash{}" in (folder / "tables" / "cells-imagenet-imagenet.tex").read_text()
 
@@ -299,20 +301,20 @@ def test_failures_show_the_last_error_and_the_tries_it_cost(documents: dict[str,
 
 
 def test_cost_is_what_the_trials_took(ledger: Ledger) -> None:
-    found = survey(ledger, "imagenet_dropout")
-    total = document(ledger, found).tables["costs"].rows[-1]
-    hours = sum(run.result["seconds"] for run in found.runs if run.result) / 3600
+    results = read_sweep(ledger, "imagenet_dropout")
+    total = document(ledger, results).tables["costs"].rows[-1]
+    hours = sum(run.result["seconds"] for run in results.runs if run.result) / 3600
     assert [entry.text for entry in total] == ["all", "0", "0 s", "27", f"{hours:.1f} h", "–"]
 
 
 def test_cost_is_told_in_money_where_a_price_is_known(ledger: Ledger) -> None:
     ledger.write_json("prices/imagenet_dropout.json", {"hourly": 4.0, "share": 0.25})
     try:
-        found = survey(ledger, "imagenet_dropout")
-        table = document(ledger, found).tables["costs"]
+        results = read_sweep(ledger, "imagenet_dropout")
+        table = document(ledger, results).tables["costs"]
     finally:
         ledger.delete("prices/imagenet_dropout.json")
-    hours = sum(run.result["seconds"] for run in found.runs if run.result) / 3600
+    hours = sum(run.result["seconds"] for run in results.runs if run.result) / 3600
     assert table.columns[-1] == "money"
     assert table.rows[-1][-1].text == f"{hours:,.2f}"
 
@@ -326,8 +328,8 @@ def test_search_alone_shows_hold_out_errors_and_what_was_chosen(documents: dict[
 
 
 def test_record_says_with_what_it_was_made(ledger: Ledger) -> None:
-    found = survey(ledger, "imagenet_placement")
-    rows = {row[0].text: row[1].text for row in document(ledger, found).tables["provenance"].rows}
+    results = read_sweep(ledger, "imagenet_placement")
+    rows = {row[0].text: row[1].text for row in document(ledger, results).tables["provenance"].rows}
     assert rows["requirements.lock, SHA-256"] == hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
     assert rows["data imagenet"] == "f" * 64
     assert rows["device"] == "NVIDIA H200"
@@ -354,9 +356,9 @@ def test_csv_and_parquet_hold_the_same_numbers(output: Path, ledger: Ledger) -> 
 
 
 def test_tidy_numbers_are_those_of_the_tables(ledger: Ledger) -> None:
-    found = survey(ledger, "cifar_vgg")
-    made = document(ledger, found)
-    averages = [line for line in tidy(found)["numbers"] if line["metric"] == AVERAGE]
+    results = read_sweep(ledger, "cifar_vgg")
+    made = document(ledger, results)
+    averages = [line for line in tidy(results)["numbers"] if line["metric"] == AVERAGE]
     assert len(averages) == 8
     for line in averages:
         table = made.tables[f"table-2-{line['paper_dataset']}-average"]
@@ -410,10 +412,10 @@ def test_check_passes_what_the_store_says_and_fails_what_it_does_not(
     output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (output / "reports" / "imagenet_placement" / "report.md").read_text()
-    found = re.search(r"<!-- sweeps:imagenet_placement table-4 -->.*?<!-- /sweeps -->", text, re.DOTALL)
-    assert found
+    block = re.search(r"<!-- sweeps:imagenet_placement table-4 -->.*?<!-- /sweeps -->", text, re.DOTALL)
+    assert block
     path = tmp_path / "README.md"
-    padded = found[0].replace("| Baseline |", "|   Baseline    |").replace("---:", "-------:")
+    padded = block[0].replace("| Baseline |", "|   Baseline    |").replace("---:", "-------:")
     path.write_text(f"# Ours\n\n{padded}\n\nand more\n")
     assert build.run(options(output, check=str(path))) == 0
     path.write_text(path.read_text().replace("41.81", "41.80"))
@@ -493,9 +495,9 @@ def test_two_hundred_runs_take_seconds(tmp_path: Path) -> None:
     curve = [80.0 - 70 * i / 100 for i in range(100)]
     make(ledger, Sweep("many", "paper", PLACEMENTS, Protocol(seeds=22)), lambda t: placed(t)._replace(curve=curve))
     before = time.process_time()
-    found = survey(ledger, "many")
-    made = build.files(document(ledger, found), tidy(found))
-    assert len(found.runs) == 198
+    results = read_sweep(ledger, "many")
+    made = build.files(document(ledger, results), tidy(results))
+    assert len(results.runs) == 198
     assert time.process_time() - before < 10
     assert len(made["report.html"]) < 3_000_000
 

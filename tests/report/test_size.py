@@ -24,7 +24,7 @@ from sweeps.report.render.html import FOLDED, LARGEST, page
 from sweeps.report.render.pictures import fitted
 from sweeps.report.tidy import tidy
 from sweeps.results.analyses import SCHEMA
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, make
 
@@ -58,7 +58,7 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
 
 
 def test_all_analyses_fit_on_the_page(analysed: Ledger) -> None:
-    made = document(analysed, survey(analysed, "imagenet_placement"))
+    made = document(analysed, read_sweep(analysed, "imagenet_placement"))
     text = page(made)
     images = re.findall(r'<img alt="([^"]+)" src="data:image/webp;base64,([^"]+)">', text)
     assert sum(len(part.content) for part in _figures(made) if isinstance(part.content, bytes)) > 3 * LARGEST
@@ -115,7 +115,7 @@ def test_runs_that_the_page_does_not_list_are_in_a_file(tmp_path: Path, monkeypa
     protocol = dataclasses.replace(DROPOUT_PROTOCOL, seeds=2, ablation=True)
     sweep = Sweep("imagenet_dropout", "paper", CELLS[:3], protocol)
     make(ledger, sweep, lambda trial: Made({TOP1: 41.0} if trial.phase == "ablation" else {}))
-    results = survey(ledger, sweep.title)
+    results = read_sweep(ledger, sweep.title)
     tested = [run for run in results.runs if run.trial.phase == "ablation"]
     assert (len(tested), len(results.runs)) == (6, 15)
 

@@ -23,7 +23,7 @@ from sweeps.report import build
 from sweeps.results import capsule
 from sweeps.results.analyses import SCHEMA
 from sweeps.results.decisions import Predictions, read_decisions
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
 from sweeps.store.tables import parquet
 from tests.support.sweeps import Made, make, scores
@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     ledger = Ledger(str(folder / "ledger"))
     make(ledger, SWEEP, outcome)
-    run = next(run for run in survey(ledger, TITLE).runs if run.trial.phase == "match")
+    run = next(run for run in read_sweep(ledger, TITLE).runs if run.trial.phase == "match")
     summary = {
         "schema": SCHEMA, "job": "pairing",
         "rows": [{"layer": "conv1", "mu": -0.25}], "metrics": {"pairing/mu/conv1": -0.25},
@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     ledger.write_json(f"trials/{run.key}/analysis/pairing/summary.json", summary)
     ledger.write(f"trials/{run.key}/analysis/pairing/filters.png", PNG)
-    lost = next(run for run in survey(ledger, TITLE).runs if run.result is None)
+    lost = next(run for run in read_sweep(ledger, TITLE).runs if run.result is None)
     for _ in range(3):
         ledger.add_attempt(lost.key, {"error": "RuntimeError: gone"})
     build.run(options(folder))
@@ -65,12 +65,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(output: Path, **given: str | None) -> argparse.Namespace:
+def options(output: Path, **overrides: str | None) -> argparse.Namespace:
     """Return the options of `report` as the command line gives them."""
     return argparse.Namespace(
         **{"sweep": None, "check": None, "capsule": None, "to": None, "tracking_uri": None, "output": str(output)}
         | {"open": False, "watch": False}
-        | given
+        | overrides
     )
 
 
@@ -106,15 +106,15 @@ def test_equal_sweeps_make_equal_capsules(made: Path, tmp_path: Path) -> None:
 def test_decisions_are_what_the_scores_decide(made: Path) -> None:
     ledger = Ledger(str(made / "ledger"))
     with capsule.opened(made / "one.zip") as opened:
-        found, kept = survey(ledger, TITLE), survey(opened, TITLE)
-        assert len(found.cells) == len(kept.cells) == 2
-        for mine, theirs in zip(found.cells, kept.cells, strict=True):
+        original, packed = read_sweep(ledger, TITLE), read_sweep(opened, TITLE)
+        assert len(original.cells) == len(packed.cells) == 2
+        for mine, theirs in zip(original.cells, packed.cells, strict=True):
             assert mine.vote is not None
             assert theirs.vote is not None
             assert mine.vote.classes == theirs.vote.classes == 10
             for method in ("mean_softmax", "mean_logit", "majority"):
                 assert np.array_equal(mine.vote.chosen[method], theirs.vote.chosen[method])
-        run = next(run for run in kept.runs if run.trial.phase == "fold")
+        run = next(run for run in packed.runs if run.trial.phase == "fold")
         assert run.decisions is not None
         table = pq.read_table(ledger.path(f"trials/{run.key}/tables/scores.parquet")).to_pydict()
         naive = [max(range(10), key=row.__getitem__) for row in table["centre"]]

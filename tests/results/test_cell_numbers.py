@@ -34,7 +34,7 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.report import build, terminal
 from sweeps.report.contents import document
 from sweeps.results.cell_numbers import groups, number, verdict_for
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_client import connected
 from sweeps.tracking.mlflow_runs import MlflowRuns, tracked
@@ -122,10 +122,10 @@ def in_mlflow(output: Path) -> dict[str, Average]:
 def in_report(output: Path) -> dict[str, Average]:
     """Return the numbers of the report, once its table is seen to say the same."""
     ledger = Ledger(str(output / "ledger"))
-    found = survey(ledger, SWEEP.title)
-    (row,) = document(ledger, found).tables["table-1-cifar10"].rows
+    results = read_sweep(ledger, SWEEP.title)
+    (row,) = document(ledger, results).tables["table-1-cifar10"].rows
     assert {"8.43 (1)", "9.39 ± 0.11 (10)", "7.09 (10)"} <= {entry.text for entry in row}
-    return {metric: number(found.cells[0], metric).average for metric in (TRAIN, TOP1, AVERAGE, VOTE)}
+    return {metric: number(results.cells[0], metric).average for metric in (TRAIN, TOP1, AVERAGE, VOTE)}
 
 
 def test_four_views_show_the_same_numbers(
@@ -149,7 +149,7 @@ def test_a_first_training_and_a_lost_fold_are_no_part_of_a_number(tmp_path: Path
 
     make(ledger, SWEEP, outcome)
     rows = terminal.lines(current_plan(ledger, SWEEP.title), {"cifar10": 10}, ledger)
-    cell = survey(ledger, SWEEP.title).cells[0]
+    cell = read_sweep(ledger, SWEEP.title).cells[0]
     for metric, n in ((TOP1, 1), (AVERAGE, 2), (VOTE, 2)):
         assert rows[0].numbers[metric].n == number(cell, metric).average.n == n
         assert rows[0].numbers[metric].mean == number(cell, metric).average.mean
@@ -165,7 +165,7 @@ def test_folds_alone_vote_also_where_single_left_scores(tmp_path: Path) -> None:
 
     make(ledger, SWEEP, outcome)
     (row,) = terminal.lines(current_plan(ledger, SWEEP.title), {"cifar10": 10}, ledger)
-    for vote in (row.numbers[VOTE], number(survey(ledger, SWEEP.title).cells[0], VOTE).average):
+    for vote in (row.numbers[VOTE], number(read_sweep(ledger, SWEEP.title).cells[0], VOTE).average):
         assert vote.n == 10
         assert vote.mean == pytest.approx(TOGETHER, abs=0.05)
 
@@ -177,9 +177,9 @@ def test_parameters_have_to_round_to_the_printed_count(net: str, word: str, tmp_
     sweep = unsearched("cifar_width", (dataclasses.replace(baseline, net=PAPER[net]),), PROTOCOL)
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, sweep, lambda trial: as_printed(trial, 100))
-    (table,) = groups(survey(ledger, sweep.title))
+    (table,) = groups(read_sweep(ledger, sweep.title))
     (row,) = table.rows
-    verdict = verdict_for(table, row, PARAMETERS, number(row.evidence, PARAMETERS))
+    verdict = verdict_for(table, row, PARAMETERS, number(row.results, PARAMETERS))
     assert verdict is not None
     assert verdict.word == word
 
@@ -231,7 +231,8 @@ def test_flags_say_what_happened_to_a_training() -> None:
 
 
 def test_restart_of_a_search_trial_is_no_mark_of_the_cells_number(tmp_path: Path) -> None:
-    cell, ledger = CELLS[0], Ledger(str(tmp_path))
+    cell = CELLS[0]
+    ledger = Ledger(str(tmp_path))
     sweep = Sweep("searched", "paper", (cell,), Protocol(search=Search(2, wave=2)))
     for _ in range(2):
         for trial in expand(sweep, ledger.results()):
@@ -246,7 +247,7 @@ def test_titles_name_the_pictures_for_people(tmp_path: Path) -> None:
     cells = tuple(Cell(name, S2, name, ALLCONV) for name in names)
     ledger = Ledger(str(tmp_path))
     ledger.write_json("plans/a.json", plan_to_json(plan(Sweep("a", "paper", cells), ledger, {})))
-    titles = [(table.id, table.title) for table in groups(survey(ledger, "a"))]
+    titles = [(table.id, table.title) for table in groups(read_sweep(ledger, "a"))]
     assert titles == [
         ("cells-embedded-allconv", "Embedded pictures, allconv recipe"),
         ("cells-flowers-allconv", "flowers, allconv recipe"),

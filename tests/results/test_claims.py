@@ -26,7 +26,7 @@ from sweeps.results.cell_numbers import groups, number
 from sweeps.results.claims import ClaimResult, Compared, in_print, judge_claims, printed_tests
 from sweeps.results.contrasts import contrast, effects, more_trainings
 from sweeps.results.deviations import deviations
-from sweeps.results.evidence import CellResults, SweepResults, survey
+from sweeps.results.evidence import CellResults, SweepResults, read_sweep
 from sweeps.results.marks import marks, still_falling
 from sweeps.results.paper import CLAIMS, COLUMNS
 from sweeps.results.paper_cells import CELLS, footnote_row
@@ -39,10 +39,10 @@ SIX = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=6))
 
 
 def seen(tmp_path: Path, sweep: Sweep, outcome: Callable[[Trial], Made | None]) -> SweepResults:
-    """Return the survey of a sweep whose trials came out as `outcome` says."""
+    """Return the results of a sweep whose trials came out as `outcome` says."""
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, sweep, outcome)
-    return survey(ledger, sweep.title)
+    return read_sweep(ledger, sweep.title)
 
 
 def drawn(trial: Trial, means: dict[str, float], sd: float) -> Made:
@@ -65,9 +65,9 @@ def drawn(trial: Trial, means: dict[str, float], sd: float) -> Made:
     ],
 )
 def test_printed_averages_have_these_t(table: str, dataset: str, row: str, rival: str, t: str, corrected: str) -> None:
-    (found,) = (x for x in printed_tests(table) if (x.dataset, x.row, x.rival) == (dataset, row, rival))
-    assert (f"{-found.difference.plain.t:.1f}", f"{-found.difference.corrected.t:.1f}") == (t, corrected)
-    assert found.significant
+    (test,) = (x for x in printed_tests(table) if (x.dataset, x.row, x.rival) == (dataset, row, rival))
+    assert (f"{-test.difference.plain.t:.1f}", f"{-test.difference.corrected.t:.1f}") == (t, corrected)
+    assert test.significant
     shown = printed_table(table)
     assert shown is not None
     name = "CIFAR-10" if dataset == "cifar10" else "CIFAR-100"
@@ -79,40 +79,40 @@ def test_printed_averages_do_not_order_the_vgg_placements() -> None:
     tests = {(x.dataset, x.row, x.rival): x for x in printed_tests("2")}
     assert f"{tests['cifar100', 'CReLU (1,3,5)', 'CReLU (1,3)'].difference.plain.p:.2f}" == "0.27"
     for row, rival in (("(1,3)", "(1)"), ("(1,3,5)", "(1,3)"), ("(1,3,5)", "(1)")):
-        found = tests["cifar10", f"CReLU {row}", f"CReLU {rival}"]
-        assert found.difference.difference == 0
-        assert not found.significant
+        test = tests["cifar10", f"CReLU {row}", f"CReLU {rival}"]
+        assert test.difference.difference == 0
+        assert not test.significant
     assert not {(x.dataset, x.row): x for x in printed_tests("1")}["cifar10", "AVR"].significant
 
 
 def test_claims_in_print() -> None:
-    found = {claim.id: in_print(claim) for claim in CLAIMS}
-    assert found["half-below-baseline"] == found["vgg-crelu-below-vgg"] == "significant"
-    assert found["vgg-placement-order-cifar10"] == "denied"
-    assert found["vgg-placement-order-cifar100"] == "not significant"
-    assert found["crelu-below-baseline-and-double"] == "not significant"  # against Double, after correction
-    assert found["conv1-4-lowest-centre-crop"] == "at face value"
-    assert found["crelu-more-invariant"] == "no numbers"
-    assert all((found[claim.id] == "denied") == (paper.holds_in_print(claim) is False) for claim in CLAIMS)
+    verdicts = {claim.id: in_print(claim) for claim in CLAIMS}
+    assert verdicts["half-below-baseline"] == verdicts["vgg-crelu-below-vgg"] == "significant"
+    assert verdicts["vgg-placement-order-cifar10"] == "denied"
+    assert verdicts["vgg-placement-order-cifar100"] == "not significant"
+    assert verdicts["crelu-below-baseline-and-double"] == "not significant"  # against Double, after correction
+    assert verdicts["conv1-4-lowest-centre-crop"] == "at face value"
+    assert verdicts["crelu-more-invariant"] == "no numbers"
+    assert all((verdicts[claim.id] == "denied") == (paper.holds_in_print(claim) is False) for claim in CLAIMS)
 
 
 def test_fixture_of_the_printed_numbers_reproduces_each_of_them(tmp_path: Path) -> None:
     ten = tuple(cell for cell in cifar_width.CELLS if cell.dataset == "cifar10")
-    found = seen(tmp_path, unsearched("cifar_width", ten, cifar_width.PROTOCOL), lambda t: as_printed(t, 10_000))
-    (group,) = groups(found)
+    results = seen(tmp_path, unsearched("cifar_width", ten, cifar_width.PROTOCOL), lambda t: as_printed(t, 10_000))
+    (group,) = groups(results)
     for row in group.rows:
         for metric in group.metrics:
             printed = group.paper(row, metric)
             assert printed is not None
             if metric != PARAMETERS:
-                ours = number(row.evidence, metric)
+                ours = number(row.results, metric)
                 assert f"{ours.average.mean:.2f}" == printed.text
                 assert printed.se is None or f"{ours.average.se:.2f}" == f"{printed.se:.2f}"
-    claims = {ruling.claim.id: ruling for ruling in judge_claims(found)}
+    claims = {ruling.claim.id: ruling for ruling in judge_claims(results)}
     by_metric = {
-        one.contrast.metric: one
-        for one in claims["crelu-below-baseline-and-double"].compared
-        if (one.comparison.dataset, one.rival) == ("cifar10", "Baseline")
+        test.contrast.metric: test
+        for test in claims["crelu-below-baseline-and-double"].compared
+        if (test.comparison.dataset, test.rival) == ("cifar10", "Baseline")
     }
     assert by_metric[AVERAGE].decision == "supported"
     assert by_metric[VOTE].decision == "not tested"
@@ -126,26 +126,26 @@ def test_fixture_of_the_printed_numbers_reproduces_each_of_them(tmp_path: Path) 
 
 def test_claim_is_supported_contradicted_or_open_as_the_runs_are(tmp_path: Path) -> None:
     means = {"Baseline": 45.0, "AVR conv1-4": 45.0, "CReLU conv1-4": 38.0, "AVR conv1-7": 40.0, "CReLU all": 41.0}
-    found = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.2)))}
-    assert found["conv1-4-lowest-centre-crop"].decision == "supported"
-    assert found["conv1,4,7-lowest-ten-crops"].decision == "contradicted"
-    assert found["avr-deeper-no-better-than-baseline"].decision == "contradicted"
-    assert found["all-below-baseline-with-half"].decision == "supported"
-    even = found["avr-1-4-below-baseline"]
+    rulings = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.2)))}
+    assert rulings["conv1-4-lowest-centre-crop"].decision == "supported"
+    assert rulings["conv1,4,7-lowest-ten-crops"].decision == "contradicted"
+    assert rulings["avr-deeper-no-better-than-baseline"].decision == "contradicted"
+    assert rulings["all-below-baseline-with-half"].decision == "supported"
+    even = rulings["avr-1-4-below-baseline"]
     assert even.decision == "inconclusive"
     assert len(even.open) == 4
-    assert found["pair-above-non-pair"].decision == "not run"
+    assert rulings["pair-above-non-pair"].decision == "not run"
 
 
 def test_further_seeds_and_their_cost_follow_from_spread_and_seconds(tmp_path: Path) -> None:
     means = {"Baseline": 42.0, "AVR conv1-4": 41.6}
-    found = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))}
-    ruling = found["avr-1-4-below-baseline"]
+    rulings = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))}
+    ruling = rulings["avr-1-4-below-baseline"]
     assert ruling.decision == "inconclusive"
-    family = sum(math.isfinite(one.p) for r in found.values() for one in r.compared)
+    family = sum(math.isfinite(test.p) for r in rulings.values() for test in r.compared)
     expected = [
-        statistics.seeds_needed(one.contrast.sd, one.contrast.difference, 0.05 / family, have=6, most=1000)
-        for one in ruling.open
+        statistics.seeds_needed(test.contrast.sd, test.contrast.difference, 0.05 / family, have=6, most=1000)
+        for test in ruling.open
     ]
     most = max(seeds for seeds in expected if seeds is not None)
     assert ruling.more == {"seed": most}
@@ -155,8 +155,8 @@ def test_further_seeds_and_their_cost_follow_from_spread_and_seconds(tmp_path: P
 
 def test_one_training_each_asks_for_two_more(tmp_path: Path) -> None:
     sweep = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol())
-    found = {r.claim.id: r for r in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.2)))}
-    ruling = found["avr-1-4-below-baseline"]
+    rulings = {r.claim.id: r for r in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.2)))}
+    ruling = rulings["avr-1-4-below-baseline"]
     assert (ruling.decision, ruling.more) == ("inconclusive", {"seed": 2})
     assert ruling.hours == pytest.approx(2 * 2 * 600 / 3600)
 
@@ -175,7 +175,7 @@ def test_figures_and_later_tables_are_decided_from_the_analyses(tmp_path: Path) 
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, SIX, lambda trial: drawn(trial, {}, 0.2))
     rng = np.random.default_rng(0)
-    for run in survey(ledger, SIX.title).runs:
+    for run in read_sweep(ledger, SIX.title).runs:
         metrics = {f"outgoing/pair/conv{i}": 0.3 + 0.02 * rng.random() for i in range(1, 8)}
         metrics |= {f"outgoing/non_pair/conv{i}": 0.1 + 0.02 * rng.random() for i in range(1, 8)}
         metrics |= {f"pairing/mu/conv{i}": -0.13 - 0.001 * rng.random() for i in range(1, 5)}
@@ -183,24 +183,24 @@ def test_figures_and_later_tables_are_decided_from_the_analyses(tmp_path: Path) 
         metrics["pairing/mu/conv1"] -= 0.3 * (run.trial.cell.row == "Baseline")
         folder = f"trials/{run.key}/analysis"
         for job in ("outgoing", "pairing"):
-            own = {name: value for name, value in metrics.items() if name.startswith(job)}
-            summary = {"schema": SCHEMA, "job": job, "metrics": own, "rows": [], "notes": [], "files": {}}
+            job_metrics = {name: value for name, value in metrics.items() if name.startswith(job)}
+            summary = {"schema": SCHEMA, "job": job, "metrics": job_metrics, "rows": [], "notes": [], "files": {}}
             ledger.write_json(f"{folder}/{job}/summary.json", summary)
-    found = {ruling.claim.id: ruling.decision for ruling in judge_claims(survey(ledger, SIX.title))}
-    assert found["pair-above-non-pair"] == "supported"
-    assert found["relu-pairs-at-conv1"] == "supported"
-    assert found["crelu-pairing-vanishes"] == "supported"
-    assert found["crelu-more-invariant"] == "not run"
+    decisions = {ruling.claim.id: ruling.decision for ruling in judge_claims(read_sweep(ledger, SIX.title))}
+    assert decisions["pair-above-non-pair"] == "supported"
+    assert decisions["relu-pairs-at-conv1"] == "supported"
+    assert decisions["crelu-pairing-vanishes"] == "supported"
+    assert decisions["crelu-more-invariant"] == "not run"
 
 
 def analysed(tmp_path: Path, sweep: Sweep, metrics: Callable[[Trial], dict[str, float]]) -> dict[str, ClaimResult]:
     """Return the claims of a sweep whose trials have one analysis with these metrics."""
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, sweep, lambda trial: drawn(trial, {}, 0.2))
-    for run in survey(ledger, sweep.title).runs:
+    for run in read_sweep(ledger, sweep.title).runs:
         summary = {"job": "made", "schema": SCHEMA, "metrics": metrics(run.trial), "rows": [], "notes": [], "files": {}}
         ledger.write_json(f"trials/{run.key}/analysis/made/summary.json", summary)
-    return {ruling.claim.id: ruling for ruling in judge_claims(survey(ledger, sweep.title))}
+    return {ruling.claim.id: ruling for ruling in judge_claims(read_sweep(ledger, sweep.title))}
 
 
 def by_layer(trial: Trial, name: str, values: dict[int, float]) -> dict[str, float]:
@@ -211,49 +211,54 @@ def by_layer(trial: Trial, name: str, values: dict[int, float]) -> dict[str, flo
 def test_pairing_fades_where_every_deeper_layer_lies_nearer_to_0(tmp_path: Path) -> None:
     fading = {1: -0.6, 2: -0.4, 3: -0.3, 4: -0.2, 5: -0.1}
     for i, (deep, decision) in enumerate([(-0.1, "supported"), (-0.7, "contradicted")]):
-        found = analysed(
+        claims = analysed(
             tmp_path / str(i),
             SIX,
             lambda trial, deep=deep: by_layer(trial, paper.MU, fading | {5: deep}),  # type: ignore[misc]
         )
-        assert found["relu-pairing-fades-with-depth"].decision == decision
+        assert claims["relu-pairing-fades-with-depth"].decision == decision
 
 
 def test_invariance_peaks_and_jumps_are_compared_within_a_network(tmp_path: Path) -> None:
     peaks = {1: 60.0, 2: 40.0, 3: 45.0, 4: 70.0, 5: 50.0, 6: 55.0, 7: 65.0}
-    found = analysed(tmp_path / "a", SIX, lambda trial: by_layer(trial, paper.INVARIANCE, peaks))
-    assert found["invariance-peaks-on-imagenet"].decision == "supported"
+    claims = analysed(tmp_path / "a", SIX, lambda trial: by_layer(trial, paper.INVARIANCE, peaks))
+    assert claims["invariance-peaks-on-imagenet"].decision == "supported"
     flat = analysed(tmp_path / "b", SIX, lambda trial: by_layer(trial, paper.INVARIANCE, peaks | {5: 75.0}))
     assert flat["invariance-peaks-on-imagenet"].decision == "contradicted"
     cifar = unsearched("cifar_width", cifar_width.CELLS, Protocol(seeds=3))
     jumps = analysed(tmp_path / "c", cifar, lambda trial: by_layer(trial, paper.INVARIANCE, peaks))
     claim = jumps["invariance-jumps-on-cifar"]
-    steps = {(one.comparison.metric[-5:], one.comparison.against_metric[-5:], one.decision) for one in claim.compared}
+    steps = {
+        (test.comparison.metric[-5:], test.comparison.against_metric[-5:], test.decision) for test in claim.compared
+    }
     assert steps == {("conv3", "conv2", "supported"), ("conv6", "conv4", "contradicted")}
     assert len(claim.compared) == 2 * 2 * 2
 
 
 def test_pairs_of_outgoing_weights_stay_below_one_half(tmp_path: Path) -> None:
     low = dict.fromkeys(range(1, 8), 0.3)
-    for i, (one, decision) in enumerate([(0.3, "supported"), (0.8, "contradicted")]):
-        found = analysed(
+    for i, (conv3, decision) in enumerate([(0.3, "supported"), (0.8, "contradicted")]):
+        claims = analysed(
             tmp_path / str(i),
             SIX,
-            lambda trial, one=one: by_layer(trial, f"{paper.PAIR}/", low | {3: one}),  # type: ignore[misc]
+            lambda trial, conv3=conv3: by_layer(trial, f"{paper.PAIR}/", low | {3: conv3}),  # type: ignore[misc]
         )
-        assert found["pair-far-from-one"].decision == decision
+        assert claims["pair-far-from-one"].decision == decision
 
 
 def test_numbers_of_the_literature_are_rivals_without_a_spread(tmp_path: Path) -> None:
     for i, (error, decision) in enumerate([(41.0, "supported"), (42.4, "contradicted")]):
-        found = seen(tmp_path / str(i), SIX, lambda trial, error=error: drawn(trial, {"CReLU all": error}, 0.1))  # type: ignore[misc]
-        claim = {ruling.claim.id: ruling for ruling in judge_claims(found)}["all-below-friednet-and-prunednet"]
+        results = seen(tmp_path / str(i), SIX, lambda trial, error=error: drawn(trial, {"CReLU all": error}, 0.1))  # type: ignore[misc]
+        claim = {ruling.claim.id: ruling for ruling in judge_claims(results)}["all-below-friednet-and-prunednet"]
         first = claim.compared[0]
         assert (first.rival, first.contrast.metric, first.decision) == ("FriedNet", TOP1, decision)
-        errors = [run.metrics[TOP1] for run in found.cells[-1].tested]
+        errors = [run.metrics[TOP1] for run in results.cells[-1].tested]
         assert first.contrast.p == pytest.approx(stats.ttest_1samp(errors, 41.93).pvalue)
-        exact = [one for one in claim.compared if one.contrast.metric == PARAMETERS]
-        assert [(one.rival, one.decision) for one in exact] == [("FriedNet", "supported"), ("PrunedNet", "supported")]
+        exact = [test for test in claim.compared if test.contrast.metric == PARAMETERS]
+        assert [(test.rival, test.decision) for test in exact] == [
+            ("FriedNet", "supported"),
+            ("PrunedNet", "supported"),
+        ]
 
 
 def test_half_has_the_neurons_of_the_baseline_and_the_literal_net_has_not(tmp_path: Path) -> None:
@@ -261,12 +266,12 @@ def test_half_has_the_neurons_of_the_baseline_and_the_literal_net_has_not(tmp_pa
     for i, (net, decision) in enumerate([("S3_half", "supported"), ("S3_half_literal", "contradicted")]):
         half = dataclasses.replace(cells["CReLU half"], net=PAPER[net])
         sweep = unsearched("cifar_width", (cells["Baseline"], half), Protocol(seeds=2))
-        found = seen(tmp_path / str(i), sweep, lambda trial: drawn(trial, {}, 0.1))
-        claim = {ruling.claim.id: ruling for ruling in judge_claims(found)}["half-has-the-baseline-s-neurons"]
+        results = seen(tmp_path / str(i), sweep, lambda trial: drawn(trial, {}, 0.1))
+        claim = {ruling.claim.id: ruling for ruling in judge_claims(results)}["half-has-the-baseline-s-neurons"]
         assert len(claim.compared) == 7
         # conv3 has 48 filters in the printed table, 96 in half of the baseline: 96 less 192 channels.
         assert claim.compared[2].contrast.difference == (0.0 if decision == "supported" else -96.0)
-        assert statistics.decide_all(one.decision for one in claim.compared) == decision
+        assert statistics.decide_all(test.decision for test in claim.compared) == decision
 
 
 def test_gap_of_train_and_test_is_that_of_the_same_network(tmp_path: Path) -> None:
@@ -281,11 +286,13 @@ def test_gap_of_train_and_test_is_that_of_the_same_network(tmp_path: Path) -> No
     claim = {ruling.claim.id: ruling for ruling in judge_claims(seen(tmp_path, sweep, outcome))}[
         "smaller-train-test-gap"
     ]
-    ten = {one.comparison.row: one for one in claim.compared if one.comparison.dataset == "cifar10"}
-    assert {row: one.decision for row, one in ten.items()} == {
+    ten = {test.comparison.row: test for test in claim.compared if test.comparison.dataset == "cifar10"}
+    assert {row: test.decision for row, test in ten.items()} == {
         "AVR": "supported", "CReLU": "supported", "CReLU half": "contradicted",
     }  # fmt: skip
-    runs = {cell.cell.row: cell.done("match") for cell in survey(Ledger(str(tmp_path / "ledger")), sweep.title).cells}
+    runs = {
+        cell.cell.row: cell.done("match") for cell in read_sweep(Ledger(str(tmp_path / "ledger")), sweep.title).cells
+    }
     gaps = {row: np.mean([run.metrics[TOP1] - run.metrics[TRAIN] for run in of]) for row, of in runs.items()}
     assert ten["AVR"].contrast.difference == pytest.approx(gaps["AVR"] - gaps["Baseline"])
     assert paper.printed("1", "cifar10", "AVR", paper.GAP) == paper.Printed("4.22")
@@ -303,7 +310,7 @@ def test_footnote_5_is_decided_from_cells_that_no_table_prints(tmp_path: Path) -
     sweep = unsearched("full_grid", cells, Protocol(seeds=6))
     (claim,) = judge_claims(seen(tmp_path, sweep, outcome))
     assert claim.claim.table == "Footnote 5"
-    decisions = {(one.comparison.dataset, one.comparison.row): one.decision for one in claim.compared}
+    decisions = {(test.comparison.dataset, test.comparison.row): test.decision for test in claim.compared}
     assert decisions["cifar10", "CReLU (2)"] == claim.decision == "contradicted"
     assert decisions["cifar100", "CReLU (4)"] == "inconclusive"
     assert not claim.withheld
@@ -317,15 +324,15 @@ def test_folds_are_paired_and_corrected(tmp_path: Path) -> None:
     sweep = Sweep("folds", "paper", cells, Protocol(ablation=False, folds=10))
     rng = np.random.default_rng(1)
     errors = {cell.key: rng.normal(7, 0.3, 10) for cell in cells}
-    found = seen(tmp_path, sweep, lambda trial: Made({TOP1: float(errors[trial.cell.key][trial.fold])}))
-    one = contrast(found.cells[1], found.cells[0], AVERAGE)
+    results = seen(tmp_path, sweep, lambda trial: Made({TOP1: float(errors[trial.cell.key][trial.fold])}))
+    test = contrast(results.cells[1], results.cells[0], AVERAGE)
     d = errors[cells[1].key] - errors[cells[0].key]
     se = d.std(ddof=1) * math.sqrt(1 / 10 + 1 / 9)
-    assert one.t == pytest.approx(d.mean() / se)
-    assert one.p == pytest.approx(2 * stats.t.sf(abs(d.mean() / se), 9))
-    assert one.plain_p == pytest.approx(stats.ttest_rel(errors[cells[1].key], errors[cells[0].key]).pvalue)
-    assert one.rank_p == pytest.approx(stats.wilcoxon(d).pvalue)
-    assert (one.basis, one.n) == ("folds", 10)
+    assert test.t == pytest.approx(d.mean() / se)
+    assert test.p == pytest.approx(2 * stats.t.sf(abs(d.mean() / se), 9))
+    assert test.plain_p == pytest.approx(stats.ttest_rel(errors[cells[1].key], errors[cells[0].key]).pvalue)
+    assert test.rank_p == pytest.approx(stats.wilcoxon(d).pvalue)
+    assert (test.basis, test.n) == ("folds", 10)
 
 
 def test_networks_are_compared_on_the_same_pictures(tmp_path: Path) -> None:
@@ -333,30 +340,31 @@ def test_networks_are_compared_on_the_same_pictures(tmp_path: Path) -> None:
     wrong = {"VGG": np.arange(60), "CReLU (1)": np.arange(40, 70)}
 
     def outcome(trial: Trial) -> Made:
-        kept = wrong[trial.cell.row]
-        return Made({TOP1: len(kept) / 4}, scores=scores(labels, kept, 10))
+        mistakes = wrong[trial.cell.row]
+        return Made({TOP1: len(mistakes) / 4}, scores=scores(labels, mistakes, 10))
 
-    found = seen(tmp_path, Sweep("pictures", "paper", cifar_vgg.CELLS[:2], Protocol()), outcome)
-    seen_ = contrast(found.cells[1], found.cells[0], TOP1).pictures
+    results = seen(tmp_path, Sweep("pictures", "paper", cifar_vgg.CELLS[:2], Protocol()), outcome)
+    seen_ = contrast(results.cells[1], results.cells[0], TOP1).pictures
     assert seen_ is not None
     assert (seen_.only_a, seen_.only_b) == (40, 10)
     assert seen_.p == pytest.approx(stats.binomtest(10, 50).pvalue)
 
 
 def test_votes_by_every_method_are_those_of_a_naive_count(tmp_path: Path) -> None:
-    labels, rng = np.arange(300) % 10, np.random.default_rng(3)
+    labels = np.arange(300) % 10
+    rng = np.random.default_rng(3)
     raw = rng.normal(0, 1, (3, 300, 10)).astype(np.float32)
     raw[:, np.arange(300), labels] += 1.0
 
     def outcome(trial: Trial) -> Made:
         centre = raw[trial.fold]
         back = np.arange(300)[::-1]  # a table may hold its pictures in any order
-        kept = {"id": back, "label": labels[back], "centre": centre[back]}
-        return Made({TOP1: float(100 * np.mean(centre.argmax(1) != labels))}, scores=kept)
+        columns = {"id": back, "label": labels[back], "centre": centre[back]}
+        return Made({TOP1: float(100 * np.mean(centre.argmax(1) != labels))}, scores=columns)
 
     sweep = Sweep("votes", "paper", cifar_vgg.CELLS[:1], Protocol(ablation=False, folds=3))
     (group, _) = groups(seen(tmp_path, sweep, outcome))
-    (table,) = (one for one in result_tables(group, None) if one.id.endswith("-votes"))
+    (table,) = (table for table in result_tables(group, None) if table.id.endswith("-votes"))
     softmax = np.exp(raw.astype(float)) / np.exp(raw.astype(float)).sum(2, keepdims=True)
     wrong = [0, 0, 0]
     for i in range(300):
@@ -371,24 +379,27 @@ def test_votes_by_every_method_are_those_of_a_naive_count(tmp_path: Path) -> Non
 
 def test_holm_runs_over_all_effects_of_a_table(tmp_path: Path) -> None:
     (group, _) = groups(seen(tmp_path, SIX, lambda trial: drawn(trial, {"Baseline": 42.5}, 0.4)))
-    found = effects(group)
-    assert len(found) == 8 * 4
-    assert [one.p for one in found] == pytest.approx(list(statistics.holm([one.contrast.p for one in found])))
-    assert {one.reference.label for one in found} == {"Baseline"}
+    differences = effects(group)
+    assert len(differences) == 8 * 4
+    assert [effect.p for effect in differences] == pytest.approx(
+        list(statistics.holm([effect.contrast.p for effect in differences]))
+    )
+    assert {effect.reference.label for effect in differences} == {"Baseline"}
 
 
 def test_holm_runs_over_all_comparisons_that_the_claims_of_a_sweep_make(tmp_path: Path) -> None:
     means = {"Baseline": 42.0, "AVR conv1-4": 41.6}
     rulings = judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))
-    compared = [one for ruling in rulings for one in ruling.compared]
-    assert {ruling.claim.table for ruling in rulings for one in ruling.compared if one.p < 1} == {"4", "5"}
-    raw = np.array([one.contrast.p for one in compared])
+    compared = [test for ruling in rulings for test in ruling.compared]
+    assert {ruling.claim.table for ruling in rulings for test in ruling.compared if test.p < 1} == {"4", "5"}
+    raw = np.array([test.contrast.p for test in compared])
     # Holm by hand: the k-th smallest of m times m - k + 1, never below the one before.
-    expected, largest = np.full(len(raw), np.nan), 0.0
+    expected = np.full(len(raw), np.nan)
+    largest = 0.0
     finite = [i for i in np.argsort(raw) if np.isfinite(raw[i])]
     for place, i in enumerate(finite):
         largest = expected[i] = max(largest, min(1.0, raw[i] * (len(finite) - place)))
-    assert [one.p for one in compared] == pytest.approx(expected.tolist(), nan_ok=True)
+    assert [test.p for test in compared] == pytest.approx(expected.tolist(), nan_ok=True)
     assert len(finite) >= 40
 
 
@@ -400,23 +411,23 @@ def voters(trial: Trial) -> Made:
 
 def test_votes_are_shown_and_decide_nothing(tmp_path: Path) -> None:
     sweep = Sweep("votes", "paper", cifar_vgg.CELLS[:2], Protocol(ablation=False, folds=3))
-    found = seen(tmp_path, sweep, voters)
-    (effect,) = (effect for effect in effects(groups(found)[0]) if effect.contrast.metric == VOTE)
+    results = seen(tmp_path, sweep, voters)
+    (effect,) = (effect for effect in effects(groups(results)[0]) if effect.contrast.metric == VOTE)
     assert effect.contrast.pictures is not None
     assert effect.contrast.pictures.p < 1e-9
     assert (effect.contrast.difference, effect.contrast.basis) == (-13.75, "pictures")
     assert math.isnan(effect.contrast.p)
     assert math.isnan(effect.p)
-    (ruling,) = (ruling for ruling in judge_claims(found) if ruling.claim.id == "vgg-crelu-below-vgg")
-    votes = [one for one in ruling.compared if one.contrast.metric == VOTE and one.contrast.basis != "not run"]
-    assert [(one.decision, math.isnan(one.p), one.more) for one in votes] == [("not tested", True, None)]
+    (ruling,) = (ruling for ruling in judge_claims(results) if ruling.claim.id == "vgg-crelu-below-vgg")
+    votes = [test for test in ruling.compared if test.contrast.metric == VOTE and test.contrast.basis != "not run"]
+    assert [(test.decision, math.isnan(test.p), test.more) for test in votes] == [("not tested", True, None)]
 
 
 def test_mcnemar_is_not_shown_where_a_cell_has_several_seeds(tmp_path: Path) -> None:
     for seeds, shown in ((1, True), (2, False)):
         sweep = Sweep(f"seeds{seeds}", "paper", cifar_vgg.CELLS[:2], Protocol(seeds=seeds))
-        found = seen(tmp_path, sweep, voters)
-        assert (contrast(found.cells[1], found.cells[0], TOP1).pictures is not None) == shown
+        results = seen(tmp_path, sweep, voters)
+        assert (contrast(results.cells[1], results.cells[0], TOP1).pictures is not None) == shown
 
 
 @pytest.mark.parametrize(("classes", "tested"), [(5, False), (6, True)])
@@ -429,13 +440,13 @@ def test_top_5_errors_of_five_classes_are_no_part_of_a_family(tmp_path: Path, cl
         top5 = {TOP5: 0.0, TOP5_TEN: 0.0} if classes <= 5 else {}
         return made._replace(metrics=made.metrics | top5, scores=table)
 
-    found = seen(tmp_path, Sweep("classes", "demo", cells, Protocol(seeds=3)), outcome)
-    metrics = {effect.contrast.metric for effect in effects(groups(found)[0])}
+    results = seen(tmp_path, Sweep("classes", "demo", cells, Protocol(seeds=3)), outcome)
+    metrics = {effect.contrast.metric for effect in effects(groups(results)[0])}
     assert metrics == ({TOP1, TOP1_TEN, TOP5, TOP5_TEN} if tested else {TOP1, TOP1_TEN})
-    compared = [one for ruling in judge_claims(found) for one in ruling.compared if one.contrast.metric == TOP5]
-    decisions = {one.decision for one in compared if one.contrast.basis != "not run"}
+    compared = [test for ruling in judge_claims(results) for test in ruling.compared if test.contrast.metric == TOP5]
+    decisions = {test.decision for test in compared if test.contrast.basis != "not run"}
     assert ("not tested" in decisions) != tested
-    assert all(math.isnan(one.p) != tested for one in compared if one.contrast.basis != "not run")
+    assert all(math.isnan(test.p) != tested for test in compared if test.contrast.basis != "not run")
 
 
 def noisy_folds(difference: float) -> Callable[[Trial], Made]:
@@ -448,8 +459,8 @@ def noisy_folds(difference: float) -> Callable[[Trial], Made]:
 @pytest.mark.parametrize(("difference", "more"), [(-0.5, True), (-0.1, False)])
 def test_further_folds_are_asked_for_where_they_would_decide(tmp_path: Path, difference: float, more: bool) -> None:
     sweep = Sweep("folds", "paper", cifar_vgg.CELLS[:2], Protocol(ablation=False, folds=10))
-    found = seen(tmp_path, sweep, noisy_folds(difference))
-    test = contrast(found.cells[1], found.cells[0], AVERAGE)
+    results = seen(tmp_path, sweep, noisy_folds(difference))
+    test = contrast(results.cells[1], results.cells[0], AVERAGE)
     needed = statistics.seeds_needed(0.3, difference, 0.05 / 4, have=10, most=1000, test_fraction=0.1)
     assert more_trainings(test, 4) == needed
     assert (needed is not None) == more
@@ -480,11 +491,11 @@ FALLING = [50.0 - i for i in range(30)]
 ONE = PLACEMENTS[:1]
 
 
-def marked(found: SweepResults, metric: str = TOP1) -> tuple[str, ...]:
+def marked(results: SweepResults, metric: str = TOP1) -> tuple[str, ...]:
     """Return the marks of the first cell's number."""
-    group = groups(found)[0]
-    evidence: CellResults = found.cells[0]
-    return marks(group, evidence, number(evidence, metric), found.sweep.protocol.search)
+    group = groups(results)[0]
+    cell: CellResults = results.cells[0]
+    return marks(group, cell, number(cell, metric), results.sweep.protocol.search)
 
 
 @pytest.mark.parametrize(
@@ -500,8 +511,8 @@ def marked(found: SweepResults, metric: str = TOP1) -> tuple[str, ...]:
 )
 def test_mark_of_a_training(tmp_path: Path, mark: str, change: dict[str, object]) -> None:
     sweep = Sweep("marks", "paper", ONE, Protocol(seeds=2))
-    found = seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.1)._replace(**change))
-    assert "".join(marked(found)) == mark
+    results = seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.1)._replace(**change))
+    assert "".join(marked(results)) == mark
 
 
 @pytest.mark.parametrize(("falling", "mark"), [(1, ""), (2, ""), (3, "u"), (4, "u")])
@@ -516,9 +527,11 @@ def test_cell_is_under_trained_where_most_of_its_curves_still_fall(tmp_path: Pat
 
 
 def test_marks_of_one_training_and_of_missing_ones(tmp_path: Path) -> None:
-    found = seen(tmp_path, Sweep("one", "paper", ONE, Protocol(seeds=2)), lambda t: None if t.seed else drawn(t, {}, 0))
-    assert marked(found) == ("1", "i")
-    assert marked(found, PARAMETERS) == ()
+    results = seen(
+        tmp_path, Sweep("one", "paper", ONE, Protocol(seeds=2)), lambda t: None if t.seed else drawn(t, {}, 0)
+    )
+    assert marked(results) == ("1", "i")
+    assert marked(results, PARAMETERS) == ()
 
 
 def test_marks_of_data(tmp_path: Path) -> None:
@@ -532,12 +545,12 @@ def test_mark_of_a_stale_result(tmp_path: Path) -> None:
     sweep = Sweep("stale", "paper", ONE, Protocol(seeds=2))
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, sweep, lambda trial: drawn(trial, {}, 0.1))
-    assert marked(survey(ledger, "stale")) == ()
+    assert marked(read_sweep(ledger, "stale")) == ()
     trial = Trial(ONE[0], seed=1)
     result = ledger.result(trial.key)
     assert result is not None
     ledger.commit(trial.key, result | {"code": "another"})
-    assert marked(survey(ledger, "stale")) == ("x",)
+    assert marked(read_sweep(ledger, "stale")) == ("x",)
 
 
 def test_marks_of_a_search(tmp_path: Path) -> None:
@@ -569,13 +582,13 @@ def test_dropout_chosen_on_test_pictures_is_refused(tmp_path: Path) -> None:
         return drawn(trial, {}, 0.1) if trial.phase == "ablation" else Made({}, curve=[50.0, 45.0])
 
     make(ledger, sweep, outcome)
-    asked = next(run for run in survey(ledger, "cheat").runs if run.trial.phase == "holdout")
+    asked = next(run for run in read_sweep(ledger, "cheat").runs if run.trial.phase == "holdout")
     finish(ledger, asked.trial, Made({TOP1: 41.0}, curve=[50.0, 45.0]))
     with pytest.raises(ValueError, match=f"Baseline was chosen by trial {asked.key}, which saw the test pictures"):
-        survey(ledger, "cheat")
+        read_sweep(ledger, "cheat")
     finish(ledger, asked.trial, Made({}, curve=[50.0, 45.0], scores=scores(np.arange(20) % 10, np.arange(2), 10)))
     with pytest.raises(ValueError, match="saw the test pictures"):
-        survey(ledger, "cheat")
+        read_sweep(ledger, "cheat")
 
 
 def test_last_fifth_falls_where_a_regression_says_so() -> None:
@@ -606,29 +619,29 @@ def test_paper_s_cells_are_those_of_the_pages() -> None:
         assert bare == [row for row in PAPER[name].rows if type(row).__name__ != "Drop"]
 
 
-def departed(found: SweepResults) -> dict[str, tuple[str, str]]:
+def departed(results: SweepResults) -> dict[str, tuple[str, str]]:
     """Return the deviations of the first table by what they are."""
-    return {one.what: (one.paper, one.here) for one in deviations(groups(found)[0])}
+    return {deviation.what: (deviation.paper, deviation.here) for deviation in deviations(groups(results)[0])}
 
 
 def test_paper_s_own_cells_deviate_only_where_the_readme_says(tmp_path: Path) -> None:
-    found = departed(seen(tmp_path, Sweep("own", "paper", PLACEMENTS, Protocol()), lambda t: drawn(t, {}, 0.1)))
-    assert set(found) == {"activation on the scores", "precision", "pictures learned from", "stored pictures"}
-    assert found["pictures learned from"] == ("all", "all but 50,000 held out")
-    assert found["precision"] == ("fp32", "bf16")
+    departures = departed(seen(tmp_path, Sweep("own", "paper", PLACEMENTS, Protocol()), lambda t: drawn(t, {}, 0.1)))
+    assert set(departures) == {"activation on the scores", "precision", "pictures learned from", "stored pictures"}
+    assert departures["pictures learned from"] == ("all", "all but 50,000 held out")
+    assert departures["precision"] == ("fp32", "bf16")
 
 
 def test_deviations_are_collected_from_the_trials(tmp_path: Path) -> None:
     recipe = dataclasses.replace(PLACEMENTS[0].recipe, batch=256, epochs=10, lr=0.04, lighting=0.1)
     cell = Cell("Baseline", PLACEMENTS[0].net.width(0.5), "imagenet:size=64", recipe, "4", "Baseline")
-    found = departed(seen(tmp_path, Sweep("other", "paper", (cell,), Protocol()), lambda t: drawn(t, {}, 0.1)))
-    assert found["batch"] == ("64", "256")
-    assert found["epochs"] == ("45", "10")
-    assert found["learning rate"] == ("0.01", "0.04")
-    assert found["colour noise (std)"] == ("0", "0.1")
-    assert found["data"] == ("ImageNet", "imagenet:size=64")
-    assert found["picture and crop (pixels)"] == ("256, 224", "64, 56")
-    paper_count, ours = (int(text.replace(",", "")) for text in found["net (parameters)"])
+    departures = departed(seen(tmp_path, Sweep("other", "paper", (cell,), Protocol()), lambda t: drawn(t, {}, 0.1)))
+    assert departures["batch"] == ("64", "256")
+    assert departures["epochs"] == ("45", "10")
+    assert departures["learning rate"] == ("0.01", "0.04")
+    assert departures["colour noise (std)"] == ("0", "0.1")
+    assert departures["data"] == ("ImageNet", "imagenet:size=64")
+    assert departures["picture and crop (pixels)"] == ("256, 224", "64, 56")
+    paper_count, ours = (int(text.replace(",", "")) for text in departures["net (parameters)"])
     assert (paper_count, ours) == (9_372_840, cell.net.parameters(1000))
 
 
@@ -638,11 +651,11 @@ def test_classes_and_pictures_that_are_not_the_paper_s_are_deviations(tmp_path: 
     def outcome(trial: Trial) -> Made:
         return drawn(trial, {}, 0.1)._replace(scores=table, train_pictures=9_000)
 
-    found = departed(seen(tmp_path, Sweep("nine", "paper", PLACEMENTS, Protocol()), outcome))
-    assert found["classes"] == ("1,000", "9")
-    assert found["training pictures"] == ("1,281,167", "9,000")
-    assert found["test pictures"] == ("50,000", "900")
-    assert "net (parameters)" not in found  # the same layers, whatever the classes
+    departures = departed(seen(tmp_path, Sweep("nine", "paper", PLACEMENTS, Protocol()), outcome))
+    assert departures["classes"] == ("1,000", "9")
+    assert departures["training pictures"] == ("1,281,167", "9,000")
+    assert departures["test pictures"] == ("50,000", "900")
+    assert "net (parameters)" not in departures  # the same layers, whatever the classes
 
 
 def test_what_the_paper_leaves_open_stands_among_the_deviations(tmp_path: Path) -> None:
@@ -650,12 +663,12 @@ def test_what_the_paper_leaves_open_stands_among_the_deviations(tmp_path: Path) 
         return Made({} if trial.phase == "holdout" else {TOP1: 7.0, TRAIN: 1.0})
 
     protocol = Protocol(ablation=False, single=True, folds=2, search=Search(3, sampler="random"))
-    found = departed(seen(tmp_path, Sweep("open", "paper", cifar_vgg.CELLS[:2], protocol), outcome))
-    assert found["weights of a fold"] == ("not stated", "of the best epoch on the held-out fold")
-    assert found["second phase of Single ends"][1] == "at the first phase's training loss"
-    assert found["choice of dropout"] == ("rates printed", "searched on the hold-out")
-    assert found["size of the shifts"] == ("not stated", "4 pixels")
-    assert "stored pictures" not in found  # of 32 pixels: kept as pixels
+    departures = departed(seen(tmp_path, Sweep("open", "paper", cifar_vgg.CELLS[:2], protocol), outcome))
+    assert departures["weights of a fold"] == ("not stated", "of the best epoch on the held-out fold")
+    assert departures["second phase of Single ends"][1] == "at the first phase's training loss"
+    assert departures["choice of dropout"] == ("rates printed", "searched on the hold-out")
+    assert departures["size of the shifts"] == ("not stated", "4 pixels")
+    assert "stored pictures" not in departures  # of 32 pixels: kept as pixels
     large = departed(seen(tmp_path / "large", SIX, lambda trial: drawn(trial, {}, 0.1)))
     assert large["stored pictures"][1] == "cut to 256 pixels, JPEG of quality 90 by default"
     assert not {"choice of dropout", "size of the shifts", "weights of a fold"} & set(large)
@@ -664,27 +677,30 @@ def test_what_the_paper_leaves_open_stands_among_the_deviations(tmp_path: Path) 
 def test_dropout_that_the_paper_does_not_print_is_a_deviation(tmp_path: Path) -> None:
     other = cifar_vgg.CELLS[1].net.dropout(0.45, "conv1")
     cells = (cifar_vgg.CELLS[0], dataclasses.replace(cifar_vgg.CELLS[1], net=other))
-    found = deviations(
+    departures = deviations(
         groups(seen(tmp_path, Sweep("rates", "paper", cells, Protocol()), lambda _: Made({TOP1: 7.0})))[0]
     )
-    (one,) = (deviation for deviation in found if deviation.what == "dropout")
-    assert one.paper != one.here
-    assert "0.45 after conv1" in one.here
-    assert one.rows == ("CReLU (1)",)
+    (dropout,) = (deviation for deviation in departures if deviation.what == "dropout")
+    assert dropout.paper != dropout.here
+    assert "0.45 after conv1" in dropout.here
+    assert dropout.rows == ("CReLU (1)",)
 
 
 def test_activation_on_the_scores_is_one_deviation_of_all_rows(tmp_path: Path) -> None:
-    found = deviations(groups(seen(tmp_path, SIX, lambda trial: drawn(trial, {}, 0.1)))[0])
-    (one,) = (deviation for deviation in found if deviation.what == "activation on the scores")
-    assert (one.paper, one.here, one.rows) == ("as on the layers before", "none", ())
+    departures = deviations(groups(seen(tmp_path, SIX, lambda trial: drawn(trial, {}, 0.1)))[0])
+    (activation,) = (deviation for deviation in departures if deviation.what == "activation on the scores")
+    assert (activation.paper, activation.here, activation.rows) == ("as on the layers before", "none", ())
 
 
 def test_deviation_of_some_rows_names_them(tmp_path: Path) -> None:
     slow = dataclasses.replace(PLACEMENTS[1], recipe=dataclasses.replace(PLACEMENTS[1].recipe, epochs=5))
     sweep = Sweep("some", "paper", (PLACEMENTS[0], slow), Protocol())
-    found = {one.what: one.rows for one in deviations(groups(seen(tmp_path, sweep, lambda t: drawn(t, {}, 0.1)))[0])}
-    assert found["epochs"] == ("AVR conv1-4",)
-    assert found["precision"] == ()
+    rows = {
+        deviation.what: deviation.rows
+        for deviation in deviations(groups(seen(tmp_path, sweep, lambda t: drawn(t, {}, 0.1)))[0])
+    }
+    assert rows["epochs"] == ("AVR conv1-4",)
+    assert rows["precision"] == ()
 
 
 def test_cells_of_no_table_stand_by_data_set_and_family(tmp_path: Path) -> None:
@@ -694,8 +710,8 @@ def test_cells_of_no_table_stand_by_data_set_and_family(tmp_path: Path) -> None:
         dataclasses.replace(PLACEMENTS[0], label="64", dataset="imagenet:size=64"),
         PLACEMENTS[0],
     )
-    found = groups(seen(tmp_path, Sweep("mixed", "paper", cells, Protocol()), lambda t: drawn(t, {}, 0.1)))
-    ids = [group.id for group in found]
+    tables = groups(seen(tmp_path, Sweep("mixed", "paper", cells, Protocol()), lambda t: drawn(t, {}, 0.1)))
+    ids = [group.id for group in tables]
     assert ids == [
         "cells-cifar10-vgg",
         "cells-cifar10-allconv",
@@ -704,7 +720,7 @@ def test_cells_of_no_table_stand_by_data_set_and_family(tmp_path: Path) -> None:
         "table-4-imagenet",
         "table-5-imagenet",
     ]
-    assert [group.comparable for group in found] == [False, False, False, False, True, True]
+    assert [group.comparable for group in tables] == [False, False, False, False, True, True]
 
 
 # Simulated sweeps ---------------------------------------------------------------------------------------------
@@ -716,5 +732,5 @@ def test_effects_of_simulated_sweeps_keep_their_word() -> None:
     assert family[1] <= family[3]
     assert 92 < coverage[1] < 98
     assert len(powers) == 2
-    for _, found, *_ in powers:
-        assert abs(found - 80) < 5 + 300 * math.sqrt(0.8 * 0.2 / 400)
+    for _, power, *_ in powers:
+        assert abs(power - 80) < 5 + 300 * math.sqrt(0.8 * 0.2 / 400)

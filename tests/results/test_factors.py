@@ -19,7 +19,7 @@ from sweeps.experiment.trial import Cell, Level, Trial
 from sweeps.report.build import make as make_report
 from sweeps.results import factors, statistics
 from sweeps.results.cell_numbers import groups
-from sweeps.results.evidence import survey
+from sweeps.results.evidence import read_sweep
 from sweeps.results.factors import (
     Combination,
     Grid,
@@ -105,7 +105,8 @@ def test_an_effect_over_folds_is_corrected_as_a_difference_is() -> None:
 
 
 def test_without_an_effect_five_percent_are_rejected_also_where_spreads_differ() -> None:
-    rng, sweeps, seeds = np.random.default_rng(2), 4000, 4
+    rng = np.random.default_rng(2)
+    sweeps, seeds = 4000, 4
     spreads = rng.choice([0.1, 1.0, 3.0], len(PARTIAL))  # of a cell's trainings, besides what a seed has in all cells
     known = [weight for target in targets(varying(PARTIAL)) if (weight := weights(PARTIAL, target)) is not None]
     assert len(known) == 7
@@ -142,10 +143,10 @@ def made_sweep(ledger: Ledger, seeds: int = 4, missing: str = "", missing_seeds:
 def test_report_has_the_effects_of_a_grid_and_names_what_is_withheld(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     made_sweep(ledger)
-    results = survey(ledger, "acts")
-    (found,) = grids(groups(results))
-    assert dict(found.levels) == {"act": ACTS, "width": (1.0, 0.5)}
-    effects = {(e.contrast.metric, e.name, e.level): e for e in factor_effects(found)}
+    results = read_sweep(ledger, "acts")
+    (design,) = grids(groups(results))
+    assert dict(design.levels) == {"act": ACTS, "width": (1.0, 0.5)}
+    effects = {(e.contrast.metric, e.name, e.level): e for e in factor_effects(design)}
     crelu = effects[TOP1, "act", "crelu"]
     assert (crelu.contrast.basis, crelu.contrast.n, crelu.cells) == ("seeds", 4, 2)
     assert crelu.contrast.difference == pytest.approx(-2, abs=0.3)
@@ -165,24 +166,24 @@ def test_report_has_the_effects_of_a_grid_and_names_what_is_withheld(tmp_path: P
 def test_a_cell_without_a_result_is_left_out_and_named(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     made_sweep(ledger, missing="avr x1")
-    (found,) = grids(groups(survey(ledger, "acts")))
-    assert found.levels["act"] == ("relu", "crelu")
-    assert found.left_out == ("avr x1",)
+    (design,) = grids(groups(read_sweep(ledger, "acts")))
+    assert design.levels["act"] == ("relu", "crelu")
+    assert design.left_out == ("avr x1",)
 
 
 def test_a_seed_counts_where_all_cells_of_an_effect_have_it(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     made_sweep(ledger, missing="avr x1", missing_seeds=range(1, 3))
-    (found,) = grids(groups(survey(ledger, "acts")))
-    counts = {effect.level: effect.contrast.n for effect in factor_effects(found) if effect.contrast.metric == TOP1}
+    (design,) = grids(groups(read_sweep(ledger, "acts")))
+    counts = {effect.level: effect.contrast.n for effect in factor_effects(design) if effect.contrast.metric == TOP1}
     assert (counts["crelu"], counts["avr"], counts["0.5"]) == (4, 2, 4)
 
 
 def test_one_seed_has_a_difference_and_no_test(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     made_sweep(ledger, seeds=1)
-    (found,) = grids(groups(survey(ledger, "acts")))
-    effects = [effect for effect in factor_effects(found) if not effect.why]
+    (design,) = grids(groups(read_sweep(ledger, "acts")))
+    effects = [effect for effect in factor_effects(design) if not effect.why]
     assert {effect.contrast.basis for effect in effects} == {"one training"}
     assert all(np.isnan(effect.p) and np.isfinite(effect.contrast.difference) for effect in effects)
 
@@ -191,8 +192,8 @@ def test_means_of_an_interaction_are_over_settings_that_have_all_of_its_cells(mo
     cells: Any = [SimpleNamespace(cell=SimpleNamespace(factors=tuple(levels.items()))) for levels in PARTIAL]
     errors = {id(cell): 10.0 * number for number, cell in enumerate(cells)}
     monkeypatch.setattr(factors, "runs_of", lambda cell, _: {(seed, 0): ("run", errors[id(cell)]) for seed in (0, 1)})
-    found = Grid(varying(PARTIAL), cells, (), (TOP1,))
-    means = interaction_means(found, TOP1, "net", "width")  # of crelu alone: the others have no half width
+    design = Grid(varying(PARTIAL), cells, (), (TOP1,))
+    means = interaction_means(design, TOP1, "net", "width")  # of crelu alone: the others have no half width
     assert means is not None
     expected = {
         (levels["net"], levels["width"]): 10.0 * number

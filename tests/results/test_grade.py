@@ -15,7 +15,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.grade_page import declared, tree_named
 from sweeps.results import paper
-from sweeps.results.evidence import SweepResults, survey
+from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.grade import AGREEMENT, DATA, RUN, SCALE, STAGES, STATISTICS, Graded, Item, grade, row_hours
 from sweeps.results.reproduction_trees import (
     CRELU,
@@ -59,7 +59,7 @@ def surveys(folder: Path, sweep: Sweep, outcome: Callable[[Trial], Made | None] 
     """Return the results of a sweep whose trainings came to `outcome`."""
     ledger = Ledger(str(folder))
     make(ledger, sweep, outcome)
-    return [survey(ledger, sweep.title)]
+    return [read_sweep(ledger, sweep.title)]
 
 
 def placement(seeds: int = SEEDS) -> Sweep:
@@ -72,9 +72,9 @@ def scores(graded: Graded) -> dict[str, float]:
     return {graded.title: graded.score} | {k: v for part in graded.parts for k, v in scores(part).items()}
 
 
-def failing(leaf: Numbers | Sentence | Chosen | Trained | Proved, found: list[SweepResults]) -> set[tuple[str, str]]:
+def failing(leaf: Numbers | Sentence | Chosen | Trained | Proved, results: list[SweepResults]) -> set[tuple[str, str]]:
     """Return which checks the items of a leaf fail, and why."""
-    return {(item.missing, item.why) for item in grade(Branch("", 1, (leaf,)), found).parts[0].items}
+    return {(item.missing, item.why) for item in grade(Branch("", 1, (leaf,)), results).parts[0].items}
 
 
 def test_nothing_is_nothing() -> None:
@@ -95,13 +95,13 @@ def test_nothing_is_nothing() -> None:
 
 def test_the_papers_own_numbers_of_table_1_are_all_that_numbers_can_show(tmp_path: Path) -> None:
     protocol = dataclasses.replace(cifar_width.PROTOCOL, seeds=SEEDS)
-    found = surveys(tmp_path, unsearched("cifar_width", only(cifar_width.CELLS, "cifar10"), protocol))
-    assert failing(TABLE_1, found) == {("", "")}
+    results = surveys(tmp_path, unsearched("cifar_width", only(cifar_width.CELLS, "cifar10"), protocol))
+    assert failing(TABLE_1, results) == {("", "")}
     leaf = Sentence("", 1, "avr-no-better-over-folds-on-cifar10")
-    assert failing(leaf, found) == {("", "")}
-    assert failing(Chosen("", 1, "1", "cifar10"), found) == {(RUN, "no search")}
+    assert failing(leaf, results) == {("", "")}
+    assert failing(Chosen("", 1, "1", "cifar10"), results) == {(RUN, "no search")}
     # Of the sentence on both sets half of the comparisons have no training.
-    both = grade(Branch("", 1, (Sentence("", 1, "crelu-below-baseline-and-double"),)), found)
+    both = grade(Branch("", 1, (Sentence("", 1, "crelu-below-baseline-and-double"),)), results)
     assert both.score == pytest.approx(0.5)
 
 
@@ -114,15 +114,15 @@ def test_the_papers_own_numbers_of_table_4_are_all_that_numbers_can_show(tmp_pat
 
 
 def test_an_item_stops_at_the_first_check_that_it_fails(tmp_path: Path) -> None:
-    one = placement(seeds=1)
+    sweep = placement(seeds=1)
     why = "one training: its spread is not known"
-    assert failing(TABLE_4, surveys(tmp_path / "few", one)) == {(STATISTICS, why)}
+    assert failing(TABLE_4, surveys(tmp_path / "few", sweep)) == {(STATISTICS, why)}
     small = surveys(tmp_path / "small", placement(2), lambda t: printed(t)._replace(train_pictures=1000))
     assert failing(TABLE_4, small) == {(DATA, "1,000 training pictures, not 1,281,167")}
     cells = tuple(
-        dataclasses.replace(c, recipe=dataclasses.replace(c.recipe, epochs=1, schedule_epochs=1)) for c in one.cells
+        dataclasses.replace(c, recipe=dataclasses.replace(c.recipe, epochs=1, schedule_epochs=1)) for c in sweep.cells
     )
-    short = surveys(tmp_path / "short", dataclasses.replace(one, cells=cells))
+    short = surveys(tmp_path / "short", dataclasses.replace(sweep, cells=cells))
     ((check, reason), *_) = failing(TABLE_4, short)
     assert (check, reason.startswith("another recipe: epochs 1, not ")) == (SCALE, True)
     other = surveys(tmp_path / "other", placement(), lambda t: Made({k: v + 9 for k, v in printed(t).metrics.items()}))
@@ -135,9 +135,9 @@ def test_a_sentence_that_our_trainings_deny_is_not_in_agreement(tmp_path: Path) 
         made = printed(trial)
         return Made({k: v + 9 for k, v in made.metrics.items()}) if trial.cell.row == "CReLU all" else made
 
-    found = surveys(tmp_path, placement(), worse)
+    results = surveys(tmp_path, placement(), worse)
     leaf = Sentence("", 1, "all-below-baseline-with-half")
-    assert failing(leaf, found) == {(AGREEMENT, "contradicted"), ("", "")}  # the parameters are half all the same
+    assert failing(leaf, results) == {(AGREEMENT, "contradicted"), ("", "")}  # the parameters are half all the same
 
 
 def test_the_best_of_several_sweeps_counts(tmp_path: Path) -> None:
@@ -154,24 +154,24 @@ def test_a_demo_is_at_no_scale_of_the_papers_and_its_own_tree_is_half_done(tmp_p
     )
     sweep = unsearched("imagenet_placement", cells, Protocol(), "demo")
     outcomes = {"AVR conv1-9": Made({"final/test_top1_err": 90.0}, status="diverged", ending="dead")}
-    found = surveys(tmp_path, sweep, lambda t: outcomes.get(t.cell.label, Made({"final/test_top1_err": 30.0})))
-    assert {check for check, _ in failing(TABLE_4, found)} == {SCALE, RUN}
-    assert grade(CRELU, found).score < 0.02
+    results = surveys(tmp_path, sweep, lambda t: outcomes.get(t.cell.label, Made({"final/test_top1_err": 30.0})))
+    assert {check for check, _ in failing(TABLE_4, results)} == {SCALE, RUN}
+    assert grade(CRELU, results).score < 0.02
     leaf = Trained("", 1, "imagenet_placement-demo")
-    assert failing(leaf, found) == {("", ""), (AGREEMENT, "a training is at chance")}
-    assert scores(grade(DEMO, found))["what was learned is looked at"] == 0
+    assert failing(leaf, results) == {("", ""), (AGREEMENT, "a training is at chance")}
+    assert scores(grade(DEMO, results))["what was learned is looked at"] == 0
 
 
 def test_a_theorem_needs_an_analysis_without_a_counter_example(tmp_path: Path) -> None:
-    (found,) = surveys(tmp_path, placement(2))
+    (results,) = surveys(tmp_path, placement(2))
     leaf = Proved("", 1, "theory", "theory/bound_violations")
-    assert failing(leaf, [found]) == {(RUN, "no analysis theory")}
+    assert failing(leaf, [results]) == {(RUN, "no analysis theory")}
 
     def analysed(broken: float) -> SweepResults:
-        first, *others = found.cells
+        first, *others = results.cells
         summary = {"theory": {"metrics": {"theory/bound_violations": broken}}}
         runs = tuple(run._replace(analyses=summary) for run in first.runs)
-        return dataclasses.replace(found, cells=(dataclasses.replace(first, runs=runs), *others))
+        return dataclasses.replace(results, cells=(dataclasses.replace(first, runs=runs), *others))
 
     assert failing(leaf, [analysed(0.0)]) == {("", "")}
     assert failing(leaf, [analysed(1.0)]) == {(AGREEMENT, "2 counter-examples")}
@@ -180,8 +180,8 @@ def test_a_theorem_needs_an_analysis_without_a_counter_example(tmp_path: Path) -
 def test_a_search_on_held_out_pictures_is_seen(tmp_path: Path) -> None:
     net = imagenet_placement.CELLS[0].net.dropout(0.25, 9)
     cells = (dataclasses.replace(imagenet_placement.CELLS[0], net=net),)
-    found = surveys(tmp_path, Sweep("p", "paper", cells, Protocol(search=Search(2))), lambda t: Made({}))
-    assert ("", "") in failing(Chosen("", 1, "4", "imagenet"), found)
+    results = surveys(tmp_path, Sweep("p", "paper", cells, Protocol(search=Search(2))), lambda t: Made({}))
+    assert ("", "") in failing(Chosen("", 1, "4", "imagenet"), results)
 
 
 def test_weights_count_among_siblings_and_checks_by_their_worth() -> None:
@@ -229,9 +229,9 @@ def test_the_grade_is_printed_written_and_given_as_json(tmp_path: Path, capsys: 
     assert "| mine | 1 | 100% |" in (tmp_path / "reports/grade/grade.md").read_text()
     options = parser().parse_args(["grade", "--json", "--output", str(tmp_path)])
     assert options.verb(options) == 0
-    found = json.loads(capsys.readouterr().out)
-    item = found["parts"][2]["parts"][0]["items"][0]
+    graded = json.loads(capsys.readouterr().out)
+    item = graded["parts"][2]["parts"][0]["items"][0]
     assert (item["name"], item["fails"]) == ("Baseline imagenet: top-1", STATISTICS)
     assert (item["score"], item["why"]) == (pytest.approx(0.4), "one training: its spread is not known")
     assert item["gpu_hours"] == pytest.approx(row_hours("4", "imagenet", "Baseline", folds=False))
-    assert found["gpu_hours"] > 100
+    assert graded["gpu_hours"] > 100

@@ -20,7 +20,7 @@ from sweeps.report.render.document import Document, Entry
 from sweeps.report.tidy import tidy
 from sweeps.results.cell_numbers import groups, number
 from sweeps.results.claims import judge_claims
-from sweeps.results.evidence import CellResults, SweepResults, survey
+from sweeps.results.evidence import CellResults, SweepResults, read_sweep
 from sweeps.results.marks import lost_marks, marks
 from sweeps.results.statistics import votes
 from sweeps.store.ledger import Ledger
@@ -71,7 +71,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(output: Path) -> SweepResults:
     """Return its results."""
-    return survey(Ledger.in_output(str(output)), "lost")
+    return read_sweep(Ledger.in_output(str(output)), "lost")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_vote_of_one_network_and_a_guess_is_a_vote_of_two(lost: int, tmp_path: P
     ledger = Ledger(str(tmp_path))
     table = scores(np.arange(N) % CLASSES, np.arange(30), CLASSES)
     make(ledger, sweep, lambda trial: DIVERGED if trial.fold == lost else Made({TOP1: 15.0}, scores=table))
-    vote = number(survey(ledger, "pair").cells[0], VOTE)
+    vote = number(read_sweep(ledger, "pair").cells[0], VOTE)
     assert (vote.average.mean, vote.average.n, len(vote.runs)) == (15.0, 2, 2)
     plan = current_plan(ledger, "pair")
     (row,) = terminal.lines(plan, {"cifar10": CLASSES}, ledger)
@@ -147,11 +147,11 @@ def test_cell_that_is_given_up_is_marked_as_cut_short(tmp_path: Path) -> None:
 
     make(ledger, sweep, outcome)
     assert current_plan(ledger, "given-up").count("skipped", cell=DOUBLE) == 3
-    found = survey(ledger, "given-up")
-    assert [lost_marks(of(found, "Double"), metric) for metric in (TOP1, AVERAGE)] == [("d",), ("c",)]
-    assert [lost_marks(of(found, "Baseline"), metric) for metric in (TOP1, AVERAGE)] == [(), ()]
-    (table,) = (group for group in groups(found) if group.id == "table-1-cifar10")
-    assert marks(table, of(found, "Double"), number(of(found, "Double"), AVERAGE), None) == ("c",)
+    sweep_results = read_sweep(ledger, "given-up")
+    assert [lost_marks(of(sweep_results, "Double"), metric) for metric in (TOP1, AVERAGE)] == [("d",), ("c",)]
+    assert [lost_marks(of(sweep_results, "Baseline"), metric) for metric in (TOP1, AVERAGE)] == [(), ()]
+    (table,) = (group for group in groups(sweep_results) if group.id == "table-1-cifar10")
+    assert marks(table, of(sweep_results, "Double"), number(of(sweep_results, "Double"), AVERAGE), None) == ("c",)
 
 
 def test_guess_changes_no_majority() -> None:

@@ -42,9 +42,9 @@ PRINTED = [number for row in ROWS for number in row.numbers if number is not Non
 
 
 def number(table: str, dataset: str, row: str, metric: str) -> float:
-    found = printed(table, dataset, row, metric)
-    assert found is not None, (table, dataset, row, metric)
-    return found.value
+    entry = printed(table, dataset, row, metric)
+    assert entry is not None, (table, dataset, row, metric)
+    return entry.value
 
 
 @pytest.mark.parametrize(("table", "dataset"), AGAIN)
@@ -53,10 +53,11 @@ def test_every_number_and_spread_agrees_with_a_second_transcription(table: str, 
     columns = [i for i, metric in enumerate(COLUMNS[table]) if metric != PARAMETERS]
     for row, line in zip(rows(table, dataset), typed, strict=True):
         for i, word in zip(columns, line, strict=True):
-            found, (value, _, spread) = row.numbers[i], word.partition("±")
-            assert found is not None
-            assert (found.value, found.se or found.sd or 0.0) == (float(value), float(spread or 0)), row.label
-            assert found.digits == len(value.partition(".")[2])
+            entry = row.numbers[i]
+            value, _, spread = word.partition("±")
+            assert entry is not None
+            assert (entry.value, entry.se or entry.sd or 0.0) == (float(value), float(spread or 0)), row.label
+            assert entry.digits == len(value.partition(".")[2])
 
 
 def test_a_row_is_printed_once_and_has_a_number_or_a_gap_for_every_column() -> None:
@@ -120,11 +121,11 @@ def test_learned_filters_lose_less_than_random_ones_in_table_s1(dataset: str) ->
 
 def test_a_spread_is_a_standard_error_except_in_table_6() -> None:
     for row in ROWS:
-        for metric, found in zip(COLUMNS[row.table], row.numbers, strict=True):
-            if found is None:
+        for metric, entry in zip(COLUMNS[row.table], row.numbers, strict=True):
+            if entry is None:
                 continue
-            assert (found.sd is not None) == (row.table == "6")
-            assert (found.se is not None) == (
+            assert (entry.sd is not None) == (row.table == "6")
+            assert (entry.se is not None) == (
                 metric == AVERAGE or (row.table == "S1" and row.dataset == "cifar10" and metric == LEARNED)
             )
 

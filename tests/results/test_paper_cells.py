@@ -17,7 +17,7 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.result_tables import result_tables, verdict_text
 from sweeps.results.cell_numbers import groups, number, verdict_for, verdicts
 from sweeps.results.claims import judge_claims
-from sweeps.results.evidence import SweepResults, survey
+from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.paper import COLUMNS, printed
 from sweeps.results.paper_cells import CELLS, is_other_count, paper_net, reduced
 from sweeps.results.statistics import Verdict
@@ -29,10 +29,10 @@ VGG = cifar_vgg.CELLS[:1]
 
 
 def seen(tmp_path: Path, sweep: Sweep, outcome: Callable[[Trial], Made | None]) -> SweepResults:
-    """Return the survey of a sweep whose trials came out as `outcome` says."""
+    """Return the results of a sweep whose trials came out as `outcome` says."""
     ledger = Ledger(str(tmp_path / "ledger"))
     make(ledger, sweep, outcome)
-    return survey(ledger, sweep.title)
+    return read_sweep(ledger, sweep.title)
 
 
 def table_4(trial: Trial) -> Made:
@@ -45,13 +45,13 @@ def table_4(trial: Trial) -> Made:
 def judged(results: SweepResults, metric: str = TOP1) -> Verdict:
     """Return the verdict on the first row's number."""
     table = groups(results)[0]
-    verdict = verdict_for(table, table.rows[0], metric, number(table.rows[0].evidence, metric))
+    verdict = verdict_for(table, table.rows[0], metric, number(table.rows[0].results, metric))
     assert verdict is not None
     return verdict
 
 
 def of_cell(tmp_path: Path, cell: Cell, **changes: object) -> SweepResults:
-    """Return the survey of one cell's two seeds, whose outcomes have these changes."""
+    """Return the results of one cell's two seeds, whose outcomes have these changes."""
     sweep = Sweep("imagenet_placement", "paper", (cell,), Protocol(seeds=2))
     return seen(tmp_path, sweep, lambda trial: table_4(trial)._replace(**changes))
 
@@ -137,7 +137,7 @@ def test_trainings_on_different_pictures_are_no_cell_of_the_paper(tmp_path: Path
     ledger = Ledger(str(tmp_path / "ledger"))
     key = results.cells[0].runs[0].key
     ledger.commit(key, (ledger.result(key) or {}) | {"fingerprint": "0" * 64})
-    assert judged(survey(ledger, results.title)).why == "trainings on different pictures"
+    assert judged(read_sweep(ledger, results.title)).why == "trainings on different pictures"
 
 
 def test_results_of_before_the_pictures_were_counted_are_judged_by_the_rest(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_results_of_before_the_pictures_were_counted_are_judged_by_the_rest(tmp_
     for run in results.runs:
         result = ledger.result(run.key) or {}
         ledger.commit(run.key, {name: value for name, value in result.items() if name != "train_pictures"})
-    found = survey(ledger, results.title)
-    assert judged(found).word == "reproduced"
-    (table,) = (table for table in result_tables(groups(found)[0], None) if table.id.endswith("-deviations"))
+    uncounted = read_sweep(ledger, results.title)
+    assert judged(uncounted).word == "reproduced"
+    (table,) = (table for table in result_tables(groups(uncounted)[0], None) if table.id.endswith("-deviations"))
     assert ["training pictures", "1,281,167", "not recorded", "all"] in [[e.text for e in row] for row in table.rows]
 
 

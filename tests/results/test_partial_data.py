@@ -12,7 +12,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.report import mlflow_notes, terminal
 from sweeps.report.result_tables import result_tables
 from sweeps.results.cell_numbers import groups
-from sweeps.results.evidence import SweepResults, survey
+from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, make
 
@@ -37,7 +37,7 @@ def ledger(tmp_path: Path, parts: tuple[int, ...]) -> Ledger:
 
 @pytest.fixture
 def results(ledger: Ledger) -> SweepResults:
-    return survey(ledger, "pair")
+    return read_sweep(ledger, "pair")
 
 
 def test_terminal_s_table_marks_the_row(ledger: Ledger, parts: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from sweeps.report.render.chart import Forest
 from sweeps.report.tidy import tidy
 from sweeps.results.cell_numbers import groups
 from sweeps.results.contrasts import Effect, effects
-from sweeps.results.evidence import SweepResults, survey
+from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.statistics import holm
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, make
@@ -44,26 +44,26 @@ def trained(folder: Path, declared: tuple[Cell, ...], skipped: str = "") -> Swee
     ledger = Ledger(str(folder))
     sweep = Sweep("s", "paper", declared, Protocol(seeds=3))
     make(ledger, sweep, outcome)
-    return survey(ledger, sweep.title)
+    return read_sweep(ledger, sweep.title)
 
 
-def pairs(found: list[Effect]) -> list[tuple[str, str]]:
-    return [(effect.row.label, effect.reference.label) for effect in found]
+def pairs(rows: list[Effect]) -> list[tuple[str, str]]:
+    return [(effect.row.label, effect.reference.label) for effect in rows]
 
 
 def test_row_is_compared_with_the_first_one_and_with_the_one_it_names(tmp_path: Path) -> None:
     results = trained(tmp_path, cells(leaky="crelu"))
     (group,) = groups(results)
-    found = effects(group)
-    assert pairs(found) == [("crelu", "relu"), ("leaky", "relu"), ("leaky", "crelu"), ("elu", "relu")]
-    own = found[2]
-    assert own.contrast.difference == pytest.approx(-1.0)
-    assert own.contrast.n == 3
+    rows = effects(group)
+    assert pairs(rows) == [("crelu", "relu"), ("leaky", "relu"), ("leaky", "crelu"), ("elu", "relu")]
+    versus_crelu = rows[2]
+    assert versus_crelu.contrast.difference == pytest.approx(-1.0)
+    assert versus_crelu.contrast.n == 3
     # Holm counts every comparison that is made, this one too.
-    assert [effect.p for effect in found] == pytest.approx(list(holm([effect.contrast.p for effect in found])))
+    assert [effect.p for effect in rows] == pytest.approx(list(holm([effect.contrast.p for effect in rows])))
     plain = effects(groups(trained(tmp_path / "plain", cells()))[0])
     assert pairs(plain) == [("crelu", "relu"), ("leaky", "relu"), ("elu", "relu")]
-    assert max(effect.p / effect.contrast.p for effect in found) == pytest.approx(4)
+    assert max(effect.p / effect.contrast.p for effect in rows) == pytest.approx(4)
     assert max(effect.p / effect.contrast.p for effect in plain) == pytest.approx(3)
 
 
@@ -88,20 +88,20 @@ def test_reference_may_stand_in_another_table(tmp_path: Path) -> None:
 
 def test_table_chart_and_rows_name_the_reference(tmp_path: Path) -> None:
     results = trained(tmp_path, cells(leaky="crelu"))
-    ((group, found),) = effects_of(groups(results))
-    table = effect_table(group, found)
+    ((group, rows),) = effects_of(groups(results))
+    table = effect_table(group, rows)
     assert table.columns[:2] == ("", "less")
-    assert [(row[0].text, row[1].text) for row in table.rows] == pairs(found)
+    assert [(row[0].text, row[1].text) for row in table.rows] == pairs(rows)
     assert "the one beside it" in table.notes[0]
     assert "after Holm over the 4 tests" in table.notes[1]
-    (figure,) = effect_gallery(group, found).figures
+    (figure,) = effect_gallery(group, rows).figures
     assert isinstance(figure.content, Forest)
     assert [point.label for point in figure.content.points] == ["crelu", "leaky", "leaky − crelu", "elu"]
     lines = tidy(results)["effects"]
-    assert [(line["row"], line["reference"]) for line in lines] == pairs(found)
+    assert [(line["row"], line["reference"]) for line in lines] == pairs(rows)
     # Where all have the same reference, a sentence names it once.
-    ((group, found),) = effects_of(groups(trained(tmp_path / "plain", cells())))
-    table = effect_table(group, found)
+    ((group, rows),) = effects_of(groups(trained(tmp_path / "plain", cells())))
+    table = effect_table(group, rows)
     assert "less" not in table.columns
     assert table.notes[0].startswith("Each row less relu.")
 

@@ -39,10 +39,10 @@ RUNS = 2_000  # simulations of a test; their own error is 0.5 points at a rate o
 
 
 def average(table: str, dataset: str, row: str) -> Average:
-    found = printed(table, dataset, row, AVERAGE)
-    assert found is not None
-    assert found.se is not None
-    return Average(found.value, found.se, FOLDS)
+    entry = printed(table, dataset, row, AVERAGE)
+    assert entry is not None
+    assert entry.se is not None
+    return Average(entry.value, entry.se, FOLDS)
 
 
 def from_print(table: str, dataset: str, a: str, b: str) -> Difference:
@@ -64,19 +64,19 @@ def from_print(table: str, dataset: str, a: str, b: str) -> Difference:
 def test_crelu_differs_from_the_baseline_in_print(
     table: str, dataset: str, row: str, t: float, corrected_t: float, digits: int, corrected_p: float
 ) -> None:
-    found = from_print(table, dataset, "Baseline" if table == "1" else "VGG", row)
-    assert round(found.plain.t, digits) == t
-    assert round(found.corrected.t, digits) == corrected_t
-    assert found.corrected.df == FOLDS - 1
-    assert found.corrected.p == pytest.approx(corrected_p, rel=0.05)
-    assert found.plain.p < 1e-4
+    comparison = from_print(table, dataset, "Baseline" if table == "1" else "VGG", row)
+    assert round(comparison.plain.t, digits) == t
+    assert round(comparison.corrected.t, digits) == corrected_t
+    assert comparison.corrected.df == FOLDS - 1
+    assert comparison.corrected.p == pytest.approx(corrected_p, rel=0.05)
+    assert comparison.plain.p < 1e-4
 
 
 def test_the_p_of_the_rounded_t_is_004_at_nine_degrees_of_freedom_and_at_no_more() -> None:
     # .004 is what t = 3.9, as printed, has at 9 degrees of freedom; unrounded it is .0035.
-    found = from_print("1", "cifar10", "Baseline", "CReLU").corrected
-    assert round(2 * float(stats.t.sf(round(found.t, 1), 9)), 3) == 0.004
-    assert round(2 * float(stats.t.sf(round(found.t, 1), 18)), 3) == 0.001
+    corrected = from_print("1", "cifar10", "Baseline", "CReLU").corrected
+    assert round(2 * float(stats.t.sf(round(corrected.t, 1), 9)), 3) == 0.004
+    assert round(2 * float(stats.t.sf(round(corrected.t, 1), 18)), 3) == 0.001
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_the_p_of_the_rounded_t_is_004_at_nine_degrees_of_freedom_and_at_no_more
     ],
 )
 def test_print_does_not_support_an_order(table: str, dataset: str, a: str, b: str, p: float) -> None:
-    found = from_print(table, dataset, a, b)
-    assert found.plain.p == pytest.approx(p, abs=0.005)
-    assert found.corrected.p >= found.plain.p
-    assert decide("higher", found.difference, found.plain.p) == "inconclusive"
+    comparison = from_print(table, dataset, a, b)
+    assert comparison.plain.p == pytest.approx(p, abs=0.005)
+    assert comparison.corrected.p >= comparison.plain.p
+    assert decide("higher", comparison.difference, comparison.plain.p) == "inconclusive"
 
 
 def test_placement_1_to_1_3_is_an_order_on_cifar100() -> None:
-    found = from_print("2", "cifar100", "CReLU (1,3)", "CReLU (1)")
-    assert decide("lower", found.difference, found.corrected.p) == "supported"
-    assert round(found.corrected.p, 2) == 0.01
+    comparison = from_print("2", "cifar100", "CReLU (1,3)", "CReLU (1)")
+    assert decide("lower", comparison.difference, comparison.corrected.p) == "supported"
+    assert round(comparison.corrected.p, 2) == 0.01
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_placement_1_to_1_3_is_an_order_on_cifar100() -> None:
     ],
 )
 def test_wilson_bounds_a_printed_error(percent: float, n: int, low: float, high: float) -> None:
-    found = wilson(round(percent * n / 100), n)
-    assert (round(found.low, 2), round(found.high, 2)) == (low, high)
+    interval = wilson(round(percent * n / 100), n)
+    assert (round(interval.low, 2), round(interval.high, 2)) == (low, high)
 
 
 def test_single_networks_of_cifar10_overlap_and_conv1_4_does_not_overlap_the_baseline() -> None:
@@ -174,8 +174,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(1)
     shared = rng.normal(20, 2, (RUNS, 10))  # a fold's difficulty, felt by both cells
     a, b = shared + rng.normal(0.4, 0.3, shared.shape), shared + rng.normal(0, 0.3, shared.shape)
-    found = [paired(x, y).plain.interval for x, y in zip(a, b, strict=True)]
-    assert 0.93 < np.mean([low < 0.4 < high for low, high in found]) < 0.97
+    intervals = [paired(x, y).plain.interval for x, y in zip(a, b, strict=True)]
+    assert 0.93 < np.mean([low < 0.4 < high for low, high in intervals]) < 0.97
     means = [t_interval(mean_se(x)) for x in a]
     assert 0.93 < np.mean([low < 20.4 < high for low, high in means]) < 0.97
     wrong = rng.binomial(600, 0.09, RUNS)
@@ -190,8 +190,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 def test_welch_intervals_cover_unequal_spreads() -> None:
     rng = np.random.default_rng(2)
     pairs = zip(rng.normal(1, 3, (RUNS, 6)), rng.normal(0, 1, (RUNS, 12)), strict=True)
-    found = [welch(mean_se(a), mean_se(b)).plain.interval for a, b in pairs]
-    assert 0.93 < np.mean([low < 1 < high for low, high in found]) < 0.97
+    intervals = [welch(mean_se(a), mean_se(b)).plain.interval for a, b in pairs]
+    assert 0.93 < np.mean([low < 1 < high for low, high in intervals]) < 0.97
 
 
 # Paired and unpaired tests ---------------------------------------------------------------------------------
@@ -201,11 +201,12 @@ def test_welch_intervals_cover_unequal_spreads() -> None:
 def test_paired_agrees_with_scipy(n: int) -> None:
     rng = np.random.default_rng(n)
     a, b = rng.normal(10.2, 0.3, n), rng.normal(9.9, 0.3, n)
-    found, expected = paired(a, b, level=0.9), stats.ttest_rel(a, b)
-    assert found.difference == pytest.approx(np.mean(a - b))
-    assert (found.plain.t, found.plain.p) == pytest.approx((expected.statistic, expected.pvalue))
-    assert found.plain.interval == pytest.approx(tuple(expected.confidence_interval(0.9)))
-    assert found.signed_rank_p == pytest.approx(stats.wilcoxon(a, b, method="exact").pvalue)
+    comparison = paired(a, b, level=0.9)
+    expected = stats.ttest_rel(a, b)
+    assert comparison.difference == pytest.approx(np.mean(a - b))
+    assert (comparison.plain.t, comparison.plain.p) == pytest.approx((expected.statistic, expected.pvalue))
+    assert comparison.plain.interval == pytest.approx(tuple(expected.confidence_interval(0.9)))
+    assert comparison.signed_rank_p == pytest.approx(stats.wilcoxon(a, b, method="exact").pvalue)
 
 
 def test_the_signed_rank_p_counts_every_sign_with_ties_and_zeros() -> None:
@@ -216,20 +217,20 @@ def test_the_signed_rank_p_counts_every_sign_with_ties_and_zeros() -> None:
         sums = [np.dot(signs, ranks) for signs in itertools.product([0, 1], repeat=len(d))]
         w = ranks[d > 0].sum()
         tail = min(np.mean([s <= w for s in sums]), np.mean([s >= w for s in sums]))
-        found = paired(np.array(differences) + 10, np.full(len(differences), 10.0)).signed_rank_p
-        assert found == pytest.approx(min(1, 2 * tail)), differences
+        p = paired(np.array(differences) + 10, np.full(len(differences), 10.0)).signed_rank_p
+        assert p == pytest.approx(min(1, 2 * tail)), differences
 
 
 def test_ten_folds_widen_the_standard_error_by_145_percent() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.normal(10, 0.3, 10), rng.normal(9.8, 0.3, 10)
-    found = paired(a, b, test_fraction=0.1)
+    comparison = paired(a, b, test_fraction=0.1)
     variance = np.var(a - b, ddof=1)
-    assert found.corrected.se == pytest.approx(math.sqrt(variance * (1 / 10 + 1 / 9)))
-    assert round(found.corrected.se / found.plain.se, 2) == 1.45
-    t = (a - b).mean() / found.corrected.se
-    assert (found.corrected.t, found.corrected.p) == pytest.approx((t, 2 * stats.t.sf(abs(t), 9)))
-    wide, narrow = found.corrected.interval, found.plain.interval
+    assert comparison.corrected.se == pytest.approx(math.sqrt(variance * (1 / 10 + 1 / 9)))
+    assert round(comparison.corrected.se / comparison.plain.se, 2) == 1.45
+    t = (a - b).mean() / comparison.corrected.se
+    assert (comparison.corrected.t, comparison.corrected.p) == pytest.approx((t, 2 * stats.t.sf(abs(t), 9)))
+    wide, narrow = comparison.corrected.interval, comparison.plain.interval
     assert wide.high - wide.low == pytest.approx(math.sqrt(1 + 10 / 9) * (narrow.high - narrow.low))
 
 
@@ -245,27 +246,27 @@ def test_exchanging_the_sides_turns_the_sign_alone() -> None:
     a, b = [10.1, 10.3, 9.9, 10.0], [9.8, 9.7, 9.9, 10.2]
     forth, back = paired(a, b, 0.1), paired(b, a, 0.1)
     assert forth.difference == pytest.approx(-back.difference)
-    for one, other in ((forth.plain, back.plain), (forth.corrected, back.corrected)):
-        assert (one.t, one.p, one.se) == pytest.approx((-other.t, other.p, other.se))
-        assert one.interval == pytest.approx((-other.interval.high, -other.interval.low))
+    for forward, reverse in ((forth.plain, back.plain), (forth.corrected, back.corrected)):
+        assert (forward.t, forward.p, forward.se) == pytest.approx((-reverse.t, reverse.p, reverse.se))
+        assert forward.interval == pytest.approx((-reverse.interval.high, -reverse.interval.low))
     assert forth.signed_rank_p == back.signed_rank_p
 
 
 def test_equal_differences_are_tested_by_their_signs_alone() -> None:
-    found = paired([10.3, 9.9, 11.2], [10.2, 9.8, 11.1])  # 0.1 thrice, but not in binary
-    assert found.plain.p == found.signed_rank_p == 0.25
-    assert found.plain.t == math.inf
-    assert math.isnan(found.plain.interval.low)
+    comparison = paired([10.3, 9.9, 11.2], [10.2, 9.8, 11.1])  # 0.1 thrice, but not in binary
+    assert comparison.plain.p == comparison.signed_rank_p == 0.25
+    assert comparison.plain.t == math.inf
+    assert math.isnan(comparison.plain.interval.low)
     none = paired([1, 2, 3], [1, 2, 3])
     assert (none.difference, none.plain.t, none.plain.p) == (0, 0, 1)
 
 
 def test_one_pair_decides_nothing() -> None:
-    found = paired([40.0], [41.0])
-    assert found.difference == -1
-    assert all(math.isnan(x) for x in (*found.plain.interval, found.plain.t, found.plain.p))
-    assert math.isnan(found.signed_rank_p)
-    assert decide("lower", found.difference, found.plain.p) == "inconclusive"
+    comparison = paired([40.0], [41.0])
+    assert comparison.difference == -1
+    assert all(math.isnan(x) for x in (*comparison.plain.interval, comparison.plain.t, comparison.plain.p))
+    assert math.isnan(comparison.signed_rank_p)
+    assert decide("lower", comparison.difference, comparison.plain.p) == "inconclusive"
 
 
 def test_pairs_need_as_many_values_on_either_side() -> None:
@@ -278,10 +279,10 @@ def test_pairs_need_as_many_values_on_either_side() -> None:
 def test_welch_agrees_with_scipy() -> None:
     rng = np.random.default_rng(4)
     a, b = rng.normal(10, 1, 8), rng.normal(9, 3, 5)
-    found = welch(mean_se(a), mean_se(b), level=0.99).plain
+    test = welch(mean_se(a), mean_se(b), level=0.99).plain
     expected = stats.ttest_ind(a, b, equal_var=False)
-    assert (found.t, found.p, found.df) == pytest.approx((expected.statistic, expected.pvalue, expected.df))
-    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.99)))
+    assert (test.t, test.p, test.df) == pytest.approx((expected.statistic, expected.pvalue, expected.df))
+    assert test.interval == pytest.approx(tuple(expected.confidence_interval(0.99)))
 
 
 @pytest.mark.parametrize("lame", [Average(9.0, math.nan, 1), Average(9.0, 0.0, 10)])
@@ -293,13 +294,13 @@ def test_welch_needs_standard_errors(lame: Average) -> None:
 def test_mcnemar_counts_signs_and_errors_in_percent() -> None:
     a = np.array([True] * 90 + [False] * 10)
     b = np.array([True] * 83 + [False] * 7 + [True] * 4 + [False] * 6)
-    found = mcnemar_exact(a, b)
-    assert (found.only_a, found.only_b) == (7, 4)
-    assert found.difference == pytest.approx(10 - 13)  # a errs on 10 of 100 pictures, b on 13
-    assert found.p == pytest.approx(2 * sum(math.comb(11, k) for k in range(5)) / 2**11)
+    comparison = mcnemar_exact(a, b)
+    assert (comparison.only_a, comparison.only_b) == (7, 4)
+    assert comparison.difference == pytest.approx(10 - 13)  # a errs on 10 of 100 pictures, b on 13
+    assert comparison.p == pytest.approx(2 * sum(math.comb(11, k) for k in range(5)) / 2**11)
     up, down = 5 / 102, 8 / 102  # one picture more on either side
     half = 1.959964 * math.sqrt((up + down - (up - down) ** 2) / 102)
-    assert found.interval == pytest.approx((100 * (up - down - half), 100 * (up - down + half)), abs=1e-4)
+    assert comparison.interval == pytest.approx((100 * (up - down - half), 100 * (up - down + half)), abs=1e-4)
 
 
 def test_mcnemar_of_a_network_with_itself_is_no_difference() -> None:
@@ -315,7 +316,8 @@ def test_mcnemar_of_a_network_with_itself_is_no_difference() -> None:
 
 
 def naive_holm(p: list[float]) -> list[float]:
-    adjusted, worst = [math.nan] * len(p), 0.0
+    adjusted = [math.nan] * len(p)
+    worst = 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         worst = max(worst, (len(p) - rank) * p[i])
         adjusted[i] = min(1.0, worst)
@@ -328,20 +330,20 @@ def test_holm_agrees_with_a_naive_version(p: list[float]) -> None:
 
 
 def test_holm_does_not_count_what_was_not_tested() -> None:
-    found = holm([0.01, math.nan, 0.03, math.nan])
-    assert found[[0, 2]].tolist() == pytest.approx(naive_holm([0.01, 0.03]))
-    assert np.isnan(found[[1, 3]]).all()
+    adjusted = holm([0.01, math.nan, 0.03, math.nan])
+    assert adjusted[[0, 2]].tolist() == pytest.approx(naive_holm([0.01, 0.03]))
+    assert np.isnan(adjusted[[1, 3]]).all()
     with pytest.raises(ValueError, match="expected 0 to 1"):
         holm([0.5, 1.5])
 
 
 def test_holm_lies_between_p_and_bonferroni_and_keeps_the_order() -> None:
     p = np.random.default_rng(5).random((50, 7))
-    found = holm(p)
-    assert np.all(found >= p)
-    assert np.all(found <= np.minimum(1, 7 * p))
-    assert found.tolist() == [pytest.approx(naive_holm(row.tolist())) for row in p]
-    ordered = np.take_along_axis(found, np.argsort(p, axis=-1), -1)
+    adjusted = holm(p)
+    assert np.all(adjusted >= p)
+    assert np.all(adjusted <= np.minimum(1, 7 * p))
+    assert adjusted.tolist() == [pytest.approx(naive_holm(row.tolist())) for row in p]
+    ordered = np.take_along_axis(adjusted, np.argsort(p, axis=-1), -1)
     assert np.all(np.diff(ordered, axis=-1) >= 0)
 
 
@@ -435,19 +437,19 @@ def test_a_vote_needs_finite_scores_of_three_axes(scores: NDArray[np.float64]) -
 def test_a_number_is_reproduced_where_its_interval_lies_within_the_margin(
     ours: float, half: float, theirs: float, se_theirs: float | None, dataset: str, word: str
 ) -> None:
-    found = verdict(Average(ours, half, 3), Interval(ours - half, ours + half), theirs, se_theirs, dataset)
-    assert found.word == word
-    assert found.margin == {"cifar10": 1.0, "cifar100": 2.0, "imagenet": 1.5}[dataset]
-    assert found.difference == pytest.approx(ours - theirs, nan_ok=True)
+    judgement = verdict(Average(ours, half, 3), Interval(ours - half, ours + half), theirs, se_theirs, dataset)
+    assert judgement.word == word
+    assert judgement.margin == {"cifar10": 1.0, "cifar100": 2.0, "imagenet": 1.5}[dataset]
+    assert judgement.difference == pytest.approx(ours - theirs, nan_ok=True)
 
 
 def test_the_printed_standard_error_widens_the_interval_of_a_difference() -> None:
     # Ten folds on either side, se .11 and .09, each sqrt(1 + 10/9) as large after correction, t(9) = 2.262.
     ours = Average(9.39, 0.11, 10)
-    found = verdict(ours, fold_interval(ours, 0.1), 10.20, 0.09, "cifar10")
+    judgement = verdict(ours, fold_interval(ours, 0.1), 10.20, 0.09, "cifar10")
     half = 2.262157 * math.sqrt(1 + 10 / 9) * math.hypot(0.11, 0.09)
-    assert found.interval == pytest.approx((-0.81 - half, -0.81 + half), abs=1e-6)
-    assert found.word == "inconclusive"
+    assert judgement.interval == pytest.approx((-0.81 - half, -0.81 + half), abs=1e-6)
+    assert judgement.word == "inconclusive"
     alone = verdict(ours, fold_interval(ours, 0.1), 10.20, None, "cifar10")
     assert alone.interval.high == pytest.approx(-0.81 + 2.262157 * math.sqrt(1 + 10 / 9) * 0.11, abs=1e-6)
 
@@ -535,8 +537,8 @@ def test_an_order_is_counted_by_pairs() -> None:
     assert order([1, 3, 2], [6.9, 6.45, 6.45]) == (0, 2, 0)  # the printed tie is no order
     assert order([5, 5, 6], [1, 2, 3]) == (2, 0, 1)
     ours, theirs = np.random.default_rng(9).random((2, 12))
-    found = order(ours, theirs)
-    tau = (found.same - found.opposite) / (found.same + found.opposite)
+    counts = order(ours, theirs)
+    tau = (counts.same - counts.opposite) / (counts.same + counts.opposite)
     assert tau == pytest.approx(stats.kendalltau(ours, theirs).statistic)
     with pytest.raises(ValueError, match="2 rows against 3"):
         order([1, 2], [1, 2, 3])
@@ -554,7 +556,9 @@ def test_the_seeds_needed_are_the_least_that_reach_the_power(
 
     def reached(m: int) -> float:
         """Integrate P(z > cut s) over the sample's deviation s, a scaled chi; the other tail is below 1e-4."""
-        cut, shift, df = stats.t.isf(alpha / 2, m - 1), math.sqrt(m) * abs(difference) / sd, m - 1
+        cut = stats.t.isf(alpha / 2, m - 1)
+        shift = math.sqrt(m) * abs(difference) / sd
+        df = m - 1
         s = np.linspace(1e-9, 1 + 8 / math.sqrt(df), 4001)
         log = df / 2 * math.log(df / 2) - math.lgamma(df / 2) + math.log(2) + (df - 1) * np.log(s) - df * s**2 / 2
         return float(np.trapezoid(np.exp(log) * stats.norm.sf(cut * s - shift), s))
@@ -568,9 +572,9 @@ def test_simulated_seeds_reach_the_power(sd: float, difference: float, power: fl
     n = seeds_needed(sd, difference, power=power)
     assert n is not None
     d = np.random.default_rng(n).normal(difference, sd, (RUNS, n))
-    found = np.mean([paired(row, np.zeros(n)).plain.p < 0.05 for row in d])
-    assert abs(found - power) < 0.05
-    assert t_power(n, sd, difference) == pytest.approx(found, abs=0.03)
+    rate = np.mean([paired(row, np.zeros(n)).plain.p < 0.05 for row in d])
+    assert abs(rate - power) < 0.05
+    assert t_power(n, sd, difference) == pytest.approx(rate, abs=0.03)
 
 
 def test_seeds_at_hand_are_taken_off() -> None:

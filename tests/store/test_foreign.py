@@ -69,7 +69,8 @@ def test_folder_is_deleted_without_what_its_links_lead_to(tmp_path: Path) -> Non
 def test_nothing_is_written_through_a_link_in_the_place_of_a_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger, victim = Ledger(str(tmp_path / "ledger")), tmp_path / "victim"
+    ledger = Ledger(str(tmp_path / "ledger"))
+    victim = tmp_path / "victim"
     victim.write_text("mine")
     ledger.write("a.json", b"old")
     monkeypatch.setattr("threading.get_ident", lambda: 7)

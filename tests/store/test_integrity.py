@@ -147,8 +147,8 @@ def test_sizes_that_somebody_else_wrote_are_no_crash(ledger: Ledger, sizes: obje
 def test_sizes_on_object_storage_are_listed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     results = {key: finished(ledger, key) for key in ("a", "b", "c")}
     ledger.write("trials/b/analysis/job/summary.json", b"{}")
-    there = ledger.file_sizes(results)
+    sizes = ledger.file_sizes(results)
     monkeypatch.setattr(Ledger, "local", False)
-    assert ledger.file_sizes(results) == there == {key: {n: len(c) for n, c in FILES.items()} for key in results}
-    assert ledger.file_sizes(["b"]) == {"b": there["b"]}
+    assert ledger.file_sizes(results) == sizes == {key: {n: len(c) for n, c in FILES.items()} for key in results}
+    assert ledger.file_sizes(["b"]) == {"b": sizes["b"]}
     assert ledger.file_sizes([]) == {}

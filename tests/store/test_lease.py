@@ -42,7 +42,9 @@ class SimulatedHost(Host):
     """A host of its own whose clock a test moves; `meanwhile` happens at each second of a wait."""
 
     def __init__(self, boot: str = "this boot", wall: float = 0.0) -> None:
-        self.boot, self.skew, self.time = boot, wall, 1000.0
+        self.boot = boot
+        self.skew = wall
+        self.time = 1000.0
         self.meanwhile: Callable[[float], object] = lambda time: None
 
     def now(self) -> float:
@@ -86,13 +88,13 @@ def held(ledger: Ledger, place: Host) -> Lease:
 def test_a_driver_of_another_host_keeps_its_sweep_while_it_beats_whatever_the_clocks_say(
     ledger: Ledger, without_locks: None, skew: float
 ) -> None:
-    there, here = SimulatedHost("another boot", skew), SimulatedHost()
-    there.time = 5.0
-    first = held(ledger, there)
+    remote, here = SimulatedHost("another boot", skew), SimulatedHost()
+    remote.time = 5.0
+    first = held(ledger, remote)
 
     def beat(_: float) -> None:
-        there.time += 1.0
-        if there.time % BEAT == 0:
+        remote.time += 1.0
+        if remote.time % BEAT == 0:
             first.renew()
 
     here.meanwhile = beat
@@ -108,7 +110,8 @@ def test_a_silent_driver_of_another_host_is_followed_after_a_minute(
     ledger: Ledger, without_locks: None, skew: float
 ) -> None:
     held(ledger, SimulatedHost("another boot", skew))
-    here, said = SimulatedHost(), list[str]()
+    here = SimulatedHost()
+    said: list[str] = []
     assert Drivers(ledger, here).now(["s"]) == {"s": None}
     assert here.time == pytest.approx(1000 + GLANCE, abs=2)
     here.time = 1000.0
@@ -150,12 +153,13 @@ def test_a_watcher_that_slept_has_seen_no_silence(ledger: Ledger, without_locks:
 def test_a_driver_that_slept_and_was_replaced_writes_no_more(
     ledger: Ledger, without_locks: None, tmp_path: Path
 ) -> None:
-    there, here, said = SimulatedHost("another boot"), SimulatedHost(), list[str]()
-    sleeper = held(ledger, there)
+    remote, here = SimulatedHost("another boot"), SimulatedHost()
+    said: list[str] = []
+    sleeper = held(ledger, remote)
     sleeper.on_lost = said.append
     fenced_ledger = Ledger(ledger.root, sleeper.check)
     fenced_ledger.write_json("plans/s.json", {"mine": True})
-    there.time += 66
+    remote.time += 66
     follower = held(ledger, here)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     writes: list[Callable[[], object]] = [
@@ -194,7 +198,8 @@ class Client:
 
 
 def test_mlflow_gets_nothing_of_a_driver_that_was_replaced() -> None:
-    client, lost = Client(), False
+    client = Client()
+    lost = False
 
     def guard() -> None:
         if lost:
@@ -212,30 +217,31 @@ def test_mlflow_gets_nothing_of_a_driver_that_was_replaced() -> None:
 
 
 def test_a_driver_that_slept_but_was_not_replaced_goes_on(ledger: Ledger, without_locks: None) -> None:
-    there = SimulatedHost("another boot")
-    sleeper = held(ledger, there)
+    remote = SimulatedHost("another boot")
+    sleeper = held(ledger, remote)
     text = ledger.read("leases/s.json")
-    there.time += FENCE - 1
+    remote.time += FENCE - 1
     sleeper.check()
     assert ledger.read("leases/s.json") == text  # a look is enough
-    there.time += 1
+    remote.time += 1
     sleeper.check()
     assert ledger.read("leases/s.json") != text  # after a longer silence a sign of life comes first
-    there.time += 500
+    remote.time += 500
     sleeper.check()
 
 
 def test_a_driver_that_sleeps_while_the_store_answers_looks_again(ledger: Ledger, without_locks: None) -> None:
-    there, here = SimulatedHost("another boot"), SimulatedHost()
-    sleeper = held(ledger, there)
-    read, slept = sleeper.file.read, False
+    remote, here = SimulatedHost("another boot"), SimulatedHost()
+    sleeper = held(ledger, remote)
+    read = sleeper.file.read
+    slept = False
 
     def read_and_sleep() -> object:
         nonlocal slept
         content = read()
         if not slept:
             slept = True
-            there.time += 66
+            remote.time += 66
             held(ledger, here)
         return content
 
@@ -288,8 +294,9 @@ def test_an_owner_that_is_misread_is_none(ledger: Ledger, without_locks: None) -
 def test_a_flipped_bit_in_a_lease_neither_stops_its_driver_nor_lets_another_one_in(
     ledger: Ledger, without_locks: None
 ) -> None:
-    there, draw = SimulatedHost("another boot"), random.Random(0)
-    lease = held(ledger, there)
+    remote = SimulatedHost("another boot")
+    draw = random.Random(0)
+    lease = held(ledger, remote)
     for _ in range(30):
         flipped = bytearray(ledger.read("leases/s.json") or b"")
         flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
@@ -305,8 +312,8 @@ def test_a_flipped_bit_in_a_lease_neither_stops_its_driver_nor_lets_another_one_
 def test_a_full_disk_takes_beats(
     ledger: Ledger, without_locks: None, full: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there, here = SimulatedHost("another boot"), SimulatedHost()
-    first = held(ledger, there)
+    remote, here = SimulatedHost("another boot"), SimulatedHost()
+    first = held(ledger, remote)
 
     def no_room(*_: object) -> int:
         raise OSError(full, "full")
@@ -315,7 +322,7 @@ def test_a_full_disk_takes_beats(
     here.meanwhile = lambda time: first.renew()
     with pytest.raises(LeaseHeldError):
         held(ledger, here)
-    there.time += 1000
+    remote.time += 1000
     first.check()
 
 
@@ -420,7 +427,8 @@ def test_of_two_that_claim_a_trial_at_once_one_is_refused(
     drivers = Drivers(ledger)
     if before is not None:
         ledger.write_json("claims/k.json", before | this_process() | {"started": "earlier"})
-    read, claimed = DiskFile.read, list[bool]()
+    read = DiskFile.read
+    claimed: list[bool] = []
 
     def read_by_both(self: DiskFile) -> Content | None:
         content = read(self)
@@ -454,8 +462,8 @@ def test_a_claim_that_names_no_sweep_claims_nothing(ledger: Ledger, sweep: objec
 def test_a_lease_that_somebody_made_up_is_watched_and_harms_no_terminal(
     ledger: Ledger, without_locks: None, name: str, value: object
 ) -> None:
-    there, here = SimulatedHost("another boot"), SimulatedHost()
-    lease = json.loads(held(ledger, there)._sign()) | {name: value}
+    remote, here = SimulatedHost("another boot"), SimulatedHost()
+    lease = json.loads(held(ledger, remote)._sign()) | {name: value}
     del lease["check"]
     here.meanwhile = lambda time: ledger.write_json("leases/s.json", lease | {"beat": time})
     ledger.write_json("leases/s.json", lease)
@@ -465,17 +473,17 @@ def test_a_lease_that_somebody_made_up_is_watched_and_harms_no_terminal(
 
 
 def test_trial_of_a_silent_driver_of_another_host_is_waited_for_a_minute(ledger: Ledger) -> None:
-    there = this_process() | {"boot": "another"}
-    ledger.write_json("leases/other.json", {"owner": "x", "beat": time.time() - DAY} | there)
-    ledger.write_json("claims/k.json", {"sweep": "other"} | there)
+    process = this_process() | {"boot": "another"}
+    ledger.write_json("leases/other.json", {"owner": "x", "beat": time.time() - DAY} | process)
+    ledger.write_json("claims/k.json", {"sweep": "other"} | process)
     here = SimulatedHost()
     drivers = Drivers(ledger, here)
     for _ in range(int(SILENCE / BEAT)):
         assert not claim(drivers, "mine", "k")
         here.time += BEAT
     assert claim(drivers, "mine", "k")
-    ledger.write_json("claims/k.json", {"sweep": "other"} | there)
-    ledger.write_json("leases/other.json", {"owner": "x", "beat": 0} | there)
+    ledger.write_json("claims/k.json", {"sweep": "other"} | process)
+    ledger.write_json("leases/other.json", {"owner": "x", "beat": 0} | process)
     assert not claim(drivers, "mine", "k")
 
 
@@ -545,8 +553,8 @@ def test_of_two_that_create_or_replace_a_lease_on_s3_the_store_refuses_one(bucke
 
 def test_a_sleeper_on_s3_is_refused_by_the_store(bucket: str) -> None:
     ledger = Ledger(f"{bucket}/ledger")
-    there, here = SimulatedHost("another boot"), SimulatedHost()
-    sleeper = held(ledger, there)
+    remote, here = SimulatedHost("another boot"), SimulatedHost()
+    sleeper = held(ledger, remote)
     held(ledger, here)
     with pytest.raises(LeaseLostError, match="another driver has taken over"):
         sleeper.renew()
@@ -558,7 +566,8 @@ def test_a_sleeper_on_s3_is_refused_by_the_store(bucket: str) -> None:
 def test_an_answer_of_s3_that_is_lost_costs_no_lease(bucket: str) -> None:
     ledger = Ledger(f"{bucket}/ledger")
     lease = Lease(ledger, "s", host=SimulatedHost())
-    put, losses = lease.file._put, 2  # type: ignore[attr-defined]
+    put = lease.file._put  # type: ignore[attr-defined]
+    losses = 2
 
     def lossy(text: bytes, **condition: str) -> str | None:
         nonlocal losses

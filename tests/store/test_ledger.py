@@ -127,13 +127,13 @@ def state(value: float) -> Checkpoint:
 def test_checkpoint_is_read_as_written_and_two_are_kept(ledger: Ledger) -> None:
     for epoch in (1, 2, 3):
         checkpoint.save(ledger, "k", epoch, 0, state(epoch))
-    found, damaged = checkpoint.load(ledger, "k")
+    saved, damaged = checkpoint.load(ledger, "k")
     assert damaged == []
-    assert found is not None
-    assert torch.equal(found.tensors["model/w"], torch.full((3, 2), 3.0))
-    assert found.state["history"] == [{"epoch": 3.0}]
+    assert saved is not None
+    assert torch.equal(saved.tensors["model/w"], torch.full((3, 2), 3.0))
+    assert saved.state["history"] == [{"epoch": 3.0}]
     assert len(ledger.names("checkpoints/k")) == 2
-    assert progress(ledger, "k") == found.state
+    assert progress(ledger, "k") == saved.state
 
 
 @pytest.mark.parametrize("where", [0, 9, 60, -1])
@@ -145,10 +145,10 @@ def test_one_wrong_byte_falls_back_to_the_checkpoint_before(ledger: Ledger, wher
     content = bytearray(path.read_bytes())
     content[where] ^= 0x11
     path.write_bytes(content)
-    found, damaged = checkpoint.load(ledger, "k")
+    saved, damaged = checkpoint.load(ledger, "k")
     assert damaged == [newest]
-    assert found is not None
-    assert found.state["epoch"] == 1
+    assert saved is not None
+    assert saved.state["epoch"] == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
@@ -206,9 +206,9 @@ def test_reader_never_sees_half_a_file(ledger: Ledger) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", WRITE_MANY, ledger.root, value]) for value in "ab"]
     seen = set()
     while any(writer.poll() is None for writer in writers):
-        found = ledger.read("results/k.json")
-        if found is not None:
-            seen.add(json.loads(found)["key"])
+        content = ledger.read("results/k.json")
+        if content is not None:
+            seen.add(json.loads(content)["key"])
         time.sleep(0.001)
     assert [writer.wait() for writer in writers] == [0, 0]
     assert seen <= {"a" * 2000, "b" * 2000}
@@ -236,11 +236,11 @@ def test_a_flipped_bit_in_a_note_is_found_or_changes_nothing(ledger: Ledger, nam
         flipped = bytearray(content)
         flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         Path(ledger.path(name)).write_bytes(flipped)
-        found = ledger.read_json(name)
-        if found is not None and (written or {}).items() <= found.items():
+        note = ledger.read_json(name)
+        if note is not None and (written or {}).items() <= note.items():
             unseen += 1  # a space, or the name of the checksum
         else:
-            assert found is None
+            assert note is None
     assert unseen < 60
 
 
@@ -311,7 +311,8 @@ def test_a_ledger_that_is_no_copy_keeps_its_name(tmp_path: Path, change: str) ->
 
 @pytest.mark.parametrize("root", ["s3://b/l?endpoint_override=evil", "s3://other/l?region=r", "/etc"])
 def test_a_place_on_another_store_is_not_asked(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
-    ours, asked = Ledger("s3://b/l?region=r"), list[str]()
+    ours = Ledger("s3://b/l?region=r")
+    asked: list[str] = []
     monkeypatch.setattr(Ledger, "local", False)
     monkeypatch.setattr(Ledger, "_known_identity", lambda self: asked.append(self.root))
     assert not ours._is_copy("name", {"root": root}, {"root": ours.root})

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from tests.support.hosts import Hosts
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-GATEWAY, METADATA, PORT = "172.31.255.254", "169.254.169.254", 5000
-ENDPOINT, REGION, ACCOUNT = f"http://{GATEWAY}:{PORT}", "us-west-2", "123456789012"
+GATEWAY, METADATA = "172.31.255.254", "169.254.169.254"
+PORT = 5000
+ENDPOINT = f"http://{GATEWAY}:{PORT}"
+REGION = "us-west-2"
+ACCOUNT = "123456789012"
 LAPTOP = "AKIALAPTOP"
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = re.compile(r"<Key>([^<]*)</Key>")  # of a request to delete many objects
@@ -56,9 +59,11 @@ class Front:
     """
 
     def __init__(self, application: Application, folder: Path) -> None:
-        self.application, self.faults = application, folder / "faults"
+        self.application = application
+        self.faults = folder / "faults"
         self.log = (folder / "calls.jsonl").open("a", buffering=1)
-        self.lock, self.changes = threading.Lock(), folder / "changes"
+        self.lock = threading.Lock()
+        self.changes = folder / "changes"
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
         # All of the body first: a host that loses its power in the midst of one holds up nobody else.
@@ -173,7 +178,8 @@ class Metadata(TextHandler, BaseHTTPRequestHandler):
         self.answer(200 if self.path == "/latest/api/token" else 404, "made-up-session")
 
     def do_GET(self) -> None:
-        host, path = self.client_address[0], self.path.removeprefix("/latest/meta-data/").rstrip("/")
+        host = self.client_address[0]
+        path = self.path.removeprefix("/latest/meta-data/").rstrip("/")
         if self.headers["X-aws-ec2-metadata-token"] != "made-up-session":
             self.answer(401, "")
         elif path == "spot/instance-action":
@@ -250,12 +256,16 @@ class Cloud:
     """
 
     def __init__(self, folder: Path, hosts: Hosts, key: Callable[[], str], patience: float = 60) -> None:
-        self.folder, self.hosts, self.key, self.patience = folder, hosts, key, patience
+        self.folder = folder
+        self.hosts = hosts
+        self.key = key
+        self.patience = patience
         self.calls, self.changes = folder / "calls.jsonl", folder / "changes"
         self.failure = ""
         self._lock = threading.Lock()
         self._present: list[dict[str, Any]] = []
-        self._changed, self._asked = -1, 0.0
+        self._changed = -1
+        self._asked = 0.0
         self._over = threading.Event()
         # Hosts die with the thread that starts them.
         self._following = threading.Thread(target=self._follow, name="instances")
@@ -326,7 +336,8 @@ class Cloud:
             changed = self.changes.stat().st_mtime_ns if self.changes.exists() else 0
             if changed != self._changed or time.monotonic() > self._asked + 5:
                 self._present = instances(client("ec2", attempts))
-                self._changed, self._asked = changed, time.monotonic()
+                self._changed = changed
+                self._asked = time.monotonic()
             return self._present
 
     def _follow(self) -> None:

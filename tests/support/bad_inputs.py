@@ -88,7 +88,7 @@ def borders(folder: Path) -> dict[str, tuple[bytes, Border]]:
         table = scores(np.arange(200) % 10, np.arange(20 + number), 10)
         finish(ledger, each, Made({"final/test_top1_err": 10.0 + number / 2}, scores=table))
     ledger.write_json("plans/many.json", plan_to_json(plan(many, ledger, {})))
-    capsule.write(ledger, evidence.survey(ledger, "many"), {}, folder / "good.zip")
+    capsule.write(ledger, evidence.read_sweep(ledger, "many"), {}, folder / "good.zip")
     sealed = (folder / "good.zip").read_bytes()
 
     def at(suffix: str, take: Callable[[Path], object]) -> Border:
@@ -201,7 +201,9 @@ def _exchange(value: Any, draw: random.Random) -> None:
 
 def fuzz(inputs: int, seed: int) -> tuple[Counter[str], list[str]]:
     """Give each border its share of `inputs` bad inputs; return how many ended how, and the findings."""
-    draw, counts, findings = random.Random(seed), Counter[str](), []
+    draw = random.Random(seed)
+    counts = Counter[str]()
+    findings = []
     with tempfile.TemporaryDirectory() as name:
         inputs_of = borders(Path(name))
         for number in range(inputs):

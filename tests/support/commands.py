@@ -65,13 +65,13 @@ def children_cpu_seconds() -> float:
 
 def ranks_below(folder: Path) -> list[int]:
     """Return the ranks that a command with its home in `folder` has started."""
-    found = []
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             ours = str(folder).encode() in (process / "environ").read_bytes()
             if ours and b"sweeps.execution.rank_processes" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return sorted(found)
+                pids.append(int(process.name))
+    return sorted(pids)
 
 
 def checkpoints(ledger: Ledger) -> list[str]:

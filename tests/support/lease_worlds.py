@@ -96,7 +96,9 @@ class Task:
     """A thread of a process."""
 
     def __init__(self, world: World, process: Process, work: Callable[[], None]) -> None:
-        self.world, self.process, self.work = world, process, work
+        self.world = world
+        self.process = process
+        self.work = work
         self.turn = threading.Semaphore(0)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.over = False
@@ -119,14 +121,17 @@ class SimulatedLock:
     """Lock of a process's threads that hands on while another one has it; a thread may take it again."""
 
     def __init__(self, world: World) -> None:
-        self.world, self.owner, self.depth = world, None, 0
+        self.world = world
+        self.owner = None
+        self.depth = 0
 
     owner: Task | None
 
     def __enter__(self) -> None:
         while self.owner not in (None, self.world.running):
             self.world.wait(0.01)
-        self.owner, self.depth = self.world.running, self.depth + 1
+        self.owner = self.world.running
+        self.depth = self.depth + 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -149,7 +154,8 @@ class File:
     """Lease in a world's store, as S3, a disk or a store that knows no conditions would have it."""
 
     def __init__(self, world: World, kind: Kind) -> None:
-        self.world, self.kind = world, kind
+        self.world = world
+        self.kind = kind
         self.compares, self.creates_once = kind == "s3", kind != "store"
         self.overwrites = kind == "store"
         self.mine: Record | None = None
@@ -175,7 +181,8 @@ class File:
 
         def beat() -> str | None:
             assert self.mine is not None
-            self.mine.text, self.mine.version = text, next(self.world.numbers)
+            self.mine.text = text
+            self.mine.version = next(self.world.numbers)
             return self._tag(self.mine) if self.world.record is self.mine else None
 
         return self.world.ask(beat)
@@ -207,7 +214,8 @@ class SimulatedLease(Lease):
 
     def __init__(self, world: World, machine: Machine) -> None:
         super().__init__(world.ledger, "s", host=machine)
-        self.world, self.machine = world, machine
+        self.world = world
+        self.machine = machine
         self.file = File(world, world.kind)
         self.turn = SimulatedLock(world)
 
@@ -232,7 +240,8 @@ class World:
 
     def __init__(self, seed: int, kind: Kind, locks: Locks) -> None:
         self.draw = random.Random(f"{seed} {kind} {locks}")
-        self.kind, self.locks = kind, locks
+        self.kind = kind
+        self.locks = locks
         self.time = 0.0
         self.events: list[tuple[float, int, Task | Callable[[], None]]] = []
         self.numbers = itertools.count(1)
@@ -298,12 +307,12 @@ class World:
 
     def ask(self, effect: Callable[[], T]) -> T:
         """Return what the store does after a while, and answers after another; either may be lost."""
-        there, back = (self.draw.uniform(0, self.slow) for _ in range(2))
+        request_delay, reply_delay = (self.draw.uniform(0, self.slow) for _ in range(2))
         lost = self.draw.random() < self.unreliable
         answer: list[T] = []
         if not lost or self.draw.random() < 0.5:
-            self.schedule(self.time + there, lambda: answer.append(effect()))
-        self.wait(there + back)
+            self.schedule(self.time + request_delay, lambda: answer.append(effect()))
+        self.wait(request_delay + reply_delay)
         if lost or not answer:
             raise OSError("no answer")
         return answer[0]
@@ -355,19 +364,22 @@ class World:
     def kill(self, process: Process) -> None:
         if not process.dead:
             self.note(f"{process.pid} dies")
-            process.dead, process.ended_at = True, self.time
+            process.dead = True
+            process.ended_at = self.time
 
     def drive(self, process: Process, life: float) -> None:
         """Be a driver, and the user who types its command again where it was refused."""
         taken = self.attempt(process, life)
         if not process.dead:
-            process.dead, process.ended_at = True, self.time
+            process.dead = True
+            process.ended_at = self.time
         if not taken and self.time < LENGTH:
             self.start(self.time + self.draw.choice((1.0, 10.0, 30.0)), process.machine, life)
 
     def attempt(self, process: Process, life: float) -> bool:
         """Take the lease, write until the end, and give it back; return whether it was taken."""
-        lease, began = SimulatedLease(self, process.machine), self.time
+        lease = SimulatedLease(self, process.machine)
+        began = self.time
         try:
             try:
                 lease.take_lock()
@@ -501,7 +513,8 @@ def simulate(seed: int, kind: Kind, locks: Locks) -> World:
     for _ in range(2):
         world.start(moment + world.draw.uniform(0, 0.1), world.draw.choice(world.machines), 60.0)
     if world.draw.random() < 0.3:
-        machine, seconds = world.draw.choice(world.machines), world.draw.choice((40.0, 66.0, 120.0))
+        machine = world.draw.choice(world.machines)
+        seconds = world.draw.choice((40.0, 66.0, 120.0))
         world.schedule(world.draw.uniform(20, 150), lambda: world.freeze(machine, seconds))
     world.run(LENGTH)
     for process in world.processes:

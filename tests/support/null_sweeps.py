@@ -1,7 +1,7 @@
 """Null sweeps on real ledgers: every cell errs alike, and what a reader would be told is counted.
 
 A ledger is written once with the trials of a page, under their real keys. For each sweep the errors on it are drawn
-anew and it is read as a report reads it: survey, tables, effects, claims. A rejection is a p < .05 after Holm in a
+anew and it is read as a report reads it: results, tables, effects, claims. A rejection is a p < .05 after Holm in a
 table of effects, or a comparison of a claim that comes out supported or contradicted. Parameter counts differ between
 cells, and equivalences hold under the null; neither is counted.
 
@@ -28,7 +28,7 @@ from sweeps.results.cell_numbers import groups
 from sweeps.results.claims import judge_claims
 from sweeps.results.contrasts import effects
 from sweeps.results.decisions import Ints, Predictions
-from sweeps.results.evidence import Floats, SweepResults, survey
+from sweeps.results.evidence import Floats, SweepResults, read_sweep
 from sweeps.results.paper import COLUMNS
 from sweeps.results.statistics import METHODS
 from sweeps.store.ledger import Ledger
@@ -75,7 +75,7 @@ def null_surveys(
     """Yield `count` surveys of a sweep whose cells err alike, but for `shift` points of its last one."""
     ledger = Ledger(str(folder / "ledger"))
     make(ledger, sweep, lambda trial: Made({}, curve=[40.0, 30.0]))
-    trials = [run.trial for run in survey(ledger, sweep.title).runs]
+    trials = [run.trial for run in read_sweep(ledger, sweep.title).runs]
     results = {trial.key: ledger.result(trial.key) or {} for trial in trials}
     for _ in range(count):
         errors = _errors(sweep, trials, stream)
@@ -86,7 +86,7 @@ def null_surveys(
                 ledger.commit(trial.key, results[trial.key] | {"metrics": metrics})
         if sweep.protocol.folds:
             write_votes(ledger, sweep, trials, stream)
-        yield survey(Ledger(str(folder / "ledger")), sweep.title)
+        yield read_sweep(Ledger(str(folder / "ledger")), sweep.title)
 
 
 def _errors(sweep: Sweep, trials: Sequence[Trial], stream: np.random.Generator) -> dict[str, dict[str, float]]:
@@ -98,10 +98,10 @@ def _errors(sweep: Sweep, trials: Sequence[Trial], stream: np.random.Generator) 
     for trial in trials:
         pair = trial.phase, trial.seed, trial.fold
         shared.setdefault(pair, stream.normal(0, SHARED, len(names)))
-        own = stream.normal(0, OWN, len(names))
+        noise = stream.normal(0, OWN, len(names))
         if trial.phase == "fold":
-            own = math.sqrt(CORRELATION) * of_cell[trial.cell.key] + math.sqrt(1 - CORRELATION) * own
-        values = 30 + shared[pair] + own
+            noise = math.sqrt(CORRELATION) * of_cell[trial.cell.key] + math.sqrt(1 - CORRELATION) * noise
+        values = 30 + shared[pair] + noise
         errors[trial.key] = {name: float(value) for name, value in zip(names, values, strict=True)}
     return errors
 

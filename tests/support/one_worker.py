@@ -26,7 +26,9 @@ class OneWorker:
 
     def __init__(self, searcher: LedgerSearcher, session: DriverState, folder: str) -> None:
         """Take over the searcher of a session; nothing is written to the folder."""
-        self.searcher, self.session, self.folder = searcher, session, folder
+        self.searcher = searcher
+        self.session = session
+        self.folder = folder
 
     def fit(self) -> None:
         """Train until the searcher has nothing more."""

@@ -31,15 +31,15 @@ class Operations(TorchDispatchMode):
         # Batch norm's schema hides that it writes its statistics, so all tensors from outside are kept.
         for tensor in tree_flatten((args, kwargs))[0]:
             if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.before:
-                kept = tensor.untyped_storage().clone()
-                self.before[tensor.untyped_storage().data_ptr()] = (tensor, kept)
+                saved = tensor.untyped_storage().clone()
+                self.before[tensor.untyped_storage().data_ptr()] = (tensor, saved)
         result = func(*args, **kwargs)
         self.made.append((func, args, kwargs, [r for r in tree_flatten(result)[0] if isinstance(r, Tensor)]))
         return result
 
     def undo(self) -> None:
-        for tensor, kept in self.before.values():
-            tensor.untyped_storage().copy_(kept)
+        for tensor, saved in self.before.values():
+            tensor.untyped_storage().copy_(saved)
 
     def repeat(self) -> None:
         with torch.inference_mode():

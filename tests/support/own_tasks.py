@@ -80,10 +80,10 @@ def swallows(trial: Any, data: Any, run: Any) -> dict[str, float]:
 
 def killed(trial: Any, data: Any, run: Any) -> dict[str, Any]:
     """Train, and be killed after the second epoch, in the first process."""
-    whole = run.checkpoint
+    save = run.checkpoint
 
     def checkpoint(state: object) -> None:
-        whole(state)
+        save(state)
         if len(run._state.history) == 2 and run.resumed is None:
             raise Killed
 

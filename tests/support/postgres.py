@@ -24,7 +24,9 @@ class Postgres:
 
     def __init__(self, bin: Path) -> None:
         """Make the folder, and a database cluster in it with the one user crelu."""
-        self.bin, self.password, self.port = bin, secrets.token_hex(16), free_port()
+        self.bin = bin
+        self.password = secrets.token_hex(16)
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         secret = self.folder / "password"
         secret.write_text(self.password)

@@ -189,7 +189,8 @@ class SimulatedFile:
 
     def __init__(self, ledger: Ledger, name: str) -> None:
         """Prepare to read and write `name`."""
-        self.ledger, self.name = ledger, name
+        self.ledger = ledger
+        self.name = name
 
     def read(self) -> Content | None:
         """Return the content now, or None where there is no file."""

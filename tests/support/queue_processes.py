@@ -21,7 +21,10 @@ class Process:
 
     def __init__(self, name: str, pid: int, host: str, skew: float) -> None:
         """Name a process that does not run yet; the clock of its host is `skew` seconds ahead."""
-        self.name, self.pid, self.host, self.skew = name, pid, host, skew
+        self.name = name
+        self.pid = pid
+        self.host = host
+        self.skew = skew
         self.baton = threading.Lock()
         self.baton.acquire()
         self.killed = False

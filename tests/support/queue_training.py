@@ -62,7 +62,8 @@ class Training:
 
     def result(self, trial: Trial) -> Json | None:
         """Return the result that a trial comes to, None for one that fails: what the simulation has to end in."""
-        fate, state = self.fate(trial), _start(trial)
+        fate = self.fate(trial)
+        state = _start(trial)
         if fate.fails_at >= 0:
             return None
         while not _is_over(state, trial, fate):
@@ -80,7 +81,8 @@ def trial_steps(
     trial: Trial, runtime: RuntimeConfig, report: Report, stop: Callable[[], bool], context: PackContext
 ) -> Steps[Json | None]:
     """Stand for the function of this name: yield the position before each batch, save, report, commit."""
-    training, processes = Present.training, World.store.processes
+    training = Present.training
+    processes = World.store.processes
     ledger = MemoryLedger(runtime.ledger)
     committed = ledger.result(trial.key)
     if committed is not None:
@@ -126,7 +128,8 @@ def train(trial: Trial, runtime: RuntimeConfig, report: Report, stop: Callable[[
 @contextmanager
 def _registered(key: str) -> Iterator[None]:
     """Count the present process among those that train a trial."""
-    training, process = Present.training, World.store.processes.current
+    training = Present.training
+    process = World.store.processes.current
     training.active.setdefault(key, set()).add(process)
     training.on_start(key, process)
     try:
@@ -137,7 +140,8 @@ def _registered(key: str) -> Iterator[None]:
 
 def _trouble(context: PackContext) -> None:
     """Raise an error that passes, now and then."""
-    training, processes = Present.training, World.store.processes
+    training = Present.training
+    processes = World.store.processes
     if processes.random.random() >= training.trouble:
         return
     kind = processes.random.randrange(4)

@@ -44,7 +44,9 @@ class Tuner:
 
     def __init__(self, searcher: LedgerSearcher, session: DriverState, on_assign: Callable[[Tuner, Slot, float], None]):
         """Prepare to run the trials of a searcher; `on_assign(tuner, slot, since)` is told of each assignment."""
-        self.searcher, self.session, self.on_assign = searcher, session, on_assign
+        self.searcher = searcher
+        self.session = session
+        self.on_assign = on_assign
         self.processes: Processes = World.store.processes
         self.driver = self.processes.current
         self.slots: list[Slot] = []
@@ -83,7 +85,8 @@ class Tuner:
         if len(self.slots) >= self.session.resources.max_concurrent:
             return
         self.count += 1
-        name, since = f"t{self.count}", self.processes.now
+        name = f"t{self.count}"
+        since = self.processes.now
         suggestion = self.searcher.suggest(name)
         if suggestion == "FINISHED":
             self.finished = True
@@ -144,7 +147,8 @@ class Tuner:
             slot.failures += 1
             slot.detached.add(worker)
             if slot.failures < MAX_ATTEMPTS:
-                slot.worker, slot.ending = None, ""
+                slot.worker = None
+                slot.ending = ""
                 self.slots.remove(slot)
                 self.slots.append(slot)
             else:

@@ -84,7 +84,7 @@ class Command:
     tuner: Tuner | None = None
     starts: int = 0
     is_through: bool = False
-    given: list[Slot] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
 
 
 class QueueWorld:
@@ -147,9 +147,11 @@ class QueueWorld:
     def _start(self, command: Command) -> None:
         command.starts += 1
         name = f"{command.sweep.name}#{command.starts}"
-        host, skew = command.host, command.skew
+        host = command.host
+        skew = command.skew
         if not self.is_calm and self.draw.random() < 0.2:
-            host, skew = "another", 3600.0
+            host = "another"
+            skew = 3600.0
         command.process = self.processes.spawn(name, lambda: self._drive(command), host, skew)
 
     def _take_over(self, command: Command, frozen: Process) -> None:
@@ -246,20 +248,20 @@ class QueueWorld:
             if not process.was_silent:
                 yield command, command.tuner
 
-    def _on_assign(self, own: Tuner, slot: Slot, since: float) -> None:
+    def _on_assign(self, taker: Tuner, slot: Slot, since: float) -> None:
         """Check that nobody else has the trials of an assignment, and that none was done before it was asked for."""
         self.counts["assignments"] += 1
         self.counts["assignments of packs"] += len(slot.held) > 1
-        for _, other in self._living() if not own.driver.was_silent else ():
+        for _, other in self._living() if not taker.driver.was_silent else ():
             for theirs in other.slots:
                 theirs_now = {trial.key for trial in other.searcher.running.get(theirs.name, ())}
                 for key in (theirs_now & slot.held) if theirs is not slot else ():
                     self._fault(
-                        f"{key} goes to {own.driver.name} {slot.name}, and {other.driver.name} {theirs.name} has it"
+                        f"{key} goes to {taker.driver.name} {slot.name}, and {other.driver.name} {theirs.name} has it"
                     )
         for key in slot.held:
             if self.store.committed_at.get(key, since) < since:
-                self._fault(f"{key} goes to {own.driver.name} {slot.name} and was done before")
+                self._fault(f"{key} goes to {taker.driver.name} {slot.name} and was done before")
 
     def _on_start(self, key: str, process: Process) -> None:
         """Check that no other worker to which a living driver listens trains this trial."""
@@ -329,7 +331,8 @@ class QueueWorld:
         """Stop a process for some time, or for so long that others take it for dead."""
         living = [process for process in self.processes.everyone if process.alive]
         if living:
-            chosen, seconds = self.draw.choice(living), self.draw.choice((1.0, 10.0, 25.0, 66.0, 150.0))
+            chosen = self.draw.choice(living)
+            seconds = self.draw.choice((1.0, 10.0, 25.0, 66.0, 150.0))
             self.processes.log(f"freezes {chosen.name} for {seconds:g} s")
             for process in living:
                 if process.pid == chosen.pid:
@@ -364,7 +367,8 @@ class QueueWorld:
 
     def run(self) -> list[str]:
         """Run the world and return its faults."""
-        World.store, Present.training = self.store, self.training
+        World.store = self.store
+        Present.training = self.training
         try:
             with patched(self._tuner):
                 self._disturb()
@@ -484,7 +488,8 @@ class Beats:
 
     def __init__(self, held: Lease, driver: Process) -> None:
         """Prepare to renew the lease of a driver."""
-        self.held, self.driver = held, driver
+        self.held = held
+        self.driver = driver
         self.process: Process | None = None
 
     def start(self) -> None:

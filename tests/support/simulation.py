@@ -32,8 +32,8 @@ def table(cells: Sequence[Cell], trials: Mapping[Cell, Sequence[Trial]], errors:
         )
         results.append(CellResults(cell, runs, (), None))
     sweep = Sweep("simulated", "paper", tuple(cells), Protocol(seeds=errors.shape[1]))
-    survey = SweepResults("simulated", sweep, "", tuple(results), {}, {})
-    first = groups(survey)[0]
+    sweep_results = SweepResults("simulated", sweep, "", tuple(results), {}, {})
+    first = groups(sweep_results)[0]
     return effects(first._replace(metrics=(TOP1,)))
 
 

@@ -197,7 +197,8 @@ def a_trial_was_forgotten(output: Path, _half: Path) -> None:
 
 
 def a_trial_is_of_no_plan(output: Path, _half: Path) -> None:
-    ledger, stranger = ledger_of(output), Trial(CELLS[0], seed=77)
+    ledger = ledger_of(output)
+    stranger = Trial(CELLS[0], seed=77)
     finish(ledger, stranger, 5.0)
     opened(output).sync_trial(stranger, "RUNNING")
     ledger.forget(stranger.key)
@@ -270,7 +271,8 @@ def test_a_lost_answer_doubles_nothing(alone: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_cell_that_was_given_up_is_over(alone: Path) -> None:
-    ledger, (first, second) = ledger_of(alone), TRIALS[:2]
+    ledger = ledger_of(alone)
+    first, second = TRIALS[:2]
     finish(ledger, first, 90.0)
     under_way(ledger, second, 1)
     tracker = Tracker(store_of(alone), ledger, SWEEP, pytest.fail)

@@ -265,13 +265,13 @@ def test_two_people_on_one_server_leave_each_other_s_runs_alone(store: Store, tm
     mine, theirs = Ledger(str(tmp_path / "mine")), Ledger(str(tmp_path / "theirs"))
     train(MlflowRuns(store, mine, PLACEMENT), trials, (40.0, 42.0))
     train(MlflowRuns(store, theirs, PLACEMENT), trials[:1], (50.0,), restarts=1)  # another history of the same trial
-    here, there = MlflowRuns(store, mine, PLACEMENT), MlflowRuns(store, theirs, PLACEMENT)
-    assert len(runs(here)) == 3 + 2
-    assert not set(here.runs.values()) & set(there.runs.values())
-    publish_report(store.uri, store.experiment, there.owner, FILES, pages_of(theirs, trials[:1], {}))
-    assert "report.run" in cell_run(there).data.tags
-    assert "report.run" not in cell_run(here).data.tags
-    assert (cell_run(here).data.metrics[AVERAGE], cell_run(there).data.metrics[AVERAGE]) == (41.0, 50.0)
+    my_runs, their_runs = MlflowRuns(store, mine, PLACEMENT), MlflowRuns(store, theirs, PLACEMENT)
+    assert len(runs(my_runs)) == 3 + 2
+    assert not set(my_runs.runs.values()) & set(their_runs.runs.values())
+    publish_report(store.uri, store.experiment, their_runs.owner, FILES, pages_of(theirs, trials[:1], {}))
+    assert "report.run" in cell_run(their_runs).data.tags
+    assert "report.run" not in cell_run(my_runs).data.tags
+    assert (cell_run(my_runs).data.metrics[AVERAGE], cell_run(their_runs).data.metrics[AVERAGE]) == (41.0, 50.0)
 
 
 def test_runs_of_an_earlier_version_are_taken_over_where_the_ledger_names_them(store: Store, ledger: Ledger) -> None:

@@ -36,9 +36,11 @@ WEIGHTS = safetensors.torch.save({"x": torch.zeros(1)})
 def test_model_of_a_run_scores_as_the_test_did_and_its_winner_is_registered(
     data: Path, empty: Path, tmp_path: Path
 ) -> None:
-    base, config = trial_of("All-CNN-B"), runtime_config(data, tmp_path / "ledger")
+    base = trial_of("All-CNN-B")
+    config = runtime_config(data, tmp_path / "ledger")
     short = dataclasses.replace(base.cell, recipe=dataclasses.replace(base.cell.recipe, epochs=1))
-    trial, ledger = dataclasses.replace(base, cell=short), Ledger(config.ledger)
+    trial = dataclasses.replace(base, cell=short)
+    ledger = Ledger(config.ledger)
     result = run_trial(trial, config, lambda *_: None)
     assert result is not None
     shutil.copy(empty, tmp_path / "mlflow.db")

@@ -30,8 +30,8 @@ def sent(folder: Path) -> MlflowRuns:
 def shown(runs: MlflowRuns) -> Counter[str]:
     """Count the runs of each trial in all experiments that a person sees."""
     experiments = [each.experiment_id for each in runs.client.search_experiments()]
-    found = runs.client.search_runs(experiments, max_results=1000)
-    return Counter(run.data.tags["trial.key"] for run in found if "trial.key" in run.data.tags)
+    mlflow_runs = runs.client.search_runs(experiments, max_results=1000)
+    return Counter(run.data.tags["trial.key"] for run in mlflow_runs if "trial.key" in run.data.tags)
 
 
 ONCE = dict.fromkeys((trial.key for trial in TRIALS), 1)

@@ -34,7 +34,8 @@ def test_cells_that_are_not_asked_for_are_brought_to_mlflow_under_their_names(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     words = ["--profile", "paper", "--only", "* else", "--quiet", "--output", str(tmp_path)]
     options = parser("part", "").parse_args([*words, "--tracking-uri", store.uri, "--experiment", store.experiment])
-    settings, asked = settle(CELLS, options), asked_part(SWEEP, options)
+    settings = settle(CELLS, options)
+    asked = asked_part(SWEEP, options)
     for trial in expand(SWEEP, {}):
         if (trial.cell, trial.seed) != (CELLS[1], 1):
             finish(settings.ledger, trial, Made({TOP1: 10.0 + trial.seed}))
@@ -44,10 +45,10 @@ def test_cells_that_are_not_asked_for_are_brought_to_mlflow_under_their_names(
 
     client = mlflow.MlflowClient(store.uri)
     experiment = client.get_experiment_by_name(store.experiment)
-    found = client.search_runs([experiment.experiment_id])
-    cells = {found_run.info.run_name: found_run for found_run in found if "trial.key" not in found_run.data.tags}
+    runs = client.search_runs([experiment.experiment_id])
+    cells = {tracked_run.info.run_name: tracked_run for tracked_run in runs if "trial.key" not in tracked_run.data.tags}
     assert sorted(cells) == ["03 CReLU everywhere else", "Baseline", "CReLU everywhere"]
-    assert len(found) - len(cells) == 5
+    assert len(runs) - len(cells) == 5
     shown = {name: (cell.info.status, cell.data.metrics["agg/test_top1_err_n"]) for name, cell in cells.items()}
     assert shown == {
         "Baseline": ("FINISHED", 2.0),
@@ -85,7 +86,8 @@ def test_part_that_was_trained_leaves_the_plan_of_all_cells(
 ) -> None:
     words = ["--profile", "paper", "--only", "Baseline", "--quiet", "--output", str(tmp_path)]
     options = parser("part", "").parse_args([*words, "--tracking-uri", store.uri, "--experiment", store.experiment])
-    settings, asked = settle(CELLS, options), asked_part(SWEEP, options)
+    settings = settle(CELLS, options)
+    asked = asked_part(SWEEP, options)
 
     def train(today: Plan, *_: object) -> ExitCode:
         for trial in today.to_do:

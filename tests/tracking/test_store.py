@@ -61,7 +61,8 @@ def one_table(path: Path) -> None:
 def test_an_unfinished_store_without_runs_is_moved_aside(
     empty: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    path, said = tmp_path / "mlflow.db", list[str]()
+    path = tmp_path / "mlflow.db"
+    said: list[str] = []
     shutil.copy(empty, path)
     damage(path)
     before = path.read_bytes()
@@ -192,9 +193,9 @@ def meet(uri: str) -> tuple[str, bool]:
     with pytest.raises(Exception) as caught:  # noqa: PT011  # of any kind
         connected(uri)
     assert time.monotonic() - began < 30  # 10 on a machine that does nothing else
-    found = trouble(caught.value)
-    assert "\n" not in str(found)
-    return found.reason, found.lasts
+    problem = trouble(caught.value)
+    assert "\n" not in str(problem)
+    return problem.reason, problem.lasts
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,10 @@ def test_of_two_runs_of_a_trial_the_fuller_stays(store: Store, ledger: Ledger) -
     finish(ledger, trial, 9.5)
     projection = MlflowRuns(store, ledger, SWEEP)
     projection.sync_trial(trial, "RUNNING")
-    kept = projection.runs.get(trial.key)
+    run_id = projection.runs.get(trial.key)
     projection.client.create_run(projection.experiment, tags=projection.owner.tags | {"trial.key": trial.key})
     again = MlflowRuns(store, ledger, SWEEP)
-    assert again.runs.get(trial.key) == kept
+    assert again.runs.get(trial.key) == run_id
     assert len(runs(again)) == 2
 
 

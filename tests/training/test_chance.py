@@ -146,7 +146,8 @@ def test_the_count_of_epochs_at_chance_survives_a_resume(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "SLOW_START", 25)
-    trial, config = trial_with(lr=STILL, restarts=0), runtime_config(data, tmp_path, checkpoint_minutes=0.0)
+    trial = trial_with(lr=STILL, restarts=0)
+    config = runtime_config(data, tmp_path, checkpoint_minutes=0.0)
     steps = iter([False] * 17 + [True])
     assert run_trial(trial, config, lambda *_: None, lambda: next(steps)) is None
     result = run_trial(trial, config, lambda *_: None)

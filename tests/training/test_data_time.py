@@ -44,7 +44,8 @@ def test_share_is_the_batches_part_of_processor_time() -> None:
 
 
 def test_first_step_of_a_process_which_compiles_kernels_is_not_counted() -> None:
-    timer, steps = DataTimer(torch.device("cpu"), lambda: 0.0), iter([0.2, *[0.01] * 9])
+    timer = DataTimer(torch.device("cpu"), lambda: 0.0)
+    steps = iter([0.2, *[0.01] * 9])
     epoch(timer, lambda: compute(0.03), lambda: compute(next(steps)))
     assert timer.share() == pytest.approx(0.75, abs=0.05)
     assert timer.batches == 5
@@ -108,10 +109,10 @@ def test_decoding_jpeg_takes_more_of_an_epoch_than_gathering_pixels(reader: str,
         run_trial(trial, runtime_config(data, tmp_path / name, reader=reader, resident_bytes=resident), lambda *_: None)
     decoded, gathered = (shares(tmp_path / name, trial.key)[1:] for name in ("decoded", "gathered"))
     assert len(decoded) == 2
-    for one, other in zip(decoded, gathered, strict=True):
-        assert one is not None
-        assert other is not None
-        assert 0 < other < one < 1
+    for decode_share, gather_share in zip(decoded, gathered, strict=True):
+        assert decode_share is not None
+        assert gather_share is not None
+        assert 0 < gather_share < decode_share < 1
 
 
 def test_rows_of_a_pack_have_no_share_while_it_has_several_members(data: Path, tmp_path: Path) -> None:
@@ -124,7 +125,8 @@ def test_rows_of_a_pack_have_no_share_while_it_has_several_members(data: Path, t
 
 
 def test_speed_of_a_resumed_epoch_is_of_the_steps_that_were_taken_since(data: Path, tmp_path: Path) -> None:
-    trial, steps = trial_of("allconv with dropout"), iter(range(4))
+    trial = trial_of("allconv with dropout")
+    steps = iter(range(4))
 
     def kill() -> bool:
         if next(steps, None) is None:
@@ -139,7 +141,8 @@ def test_speed_of_a_resumed_epoch_is_of_the_steps_that_were_taken_since(data: Pa
     rows: list[dict[str, float]] = []
     result = run_trial(trial, here, lambda _, row: rows.append(row))
     assert result is not None
-    steps_of_epoch, batch = trial.cell.recipe.steps(dataset(SMALL).splits["train"] - dataset(SMALL).holdout), 16
+    steps_of_epoch = trial.cell.recipe.steps(dataset(SMALL).splits["train"] - dataset(SMALL).holdout)
+    batch = 16
     later = sum(steps_of_epoch * batch / row["sys/images_per_s"] for row in rows[1:])
     first = (result["seconds"] - later) * rows[0]["sys/images_per_s"]
     assert 0 < taken < steps_of_epoch

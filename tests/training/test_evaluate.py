@@ -35,9 +35,9 @@ def test_errors_are_shares_in_percent_and_the_loss_is_a_mean() -> None:
     scores = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     labels = torch.tensor([0, 1, 1, 1])
     loss = (2 * math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2))) / 4
-    found = errors(counts(scores, labels), 4)
-    assert found.loss == pytest.approx(loss, rel=1e-6)
-    assert (found.top1, found.top5) == (25.0, 0.0)
+    measured = errors(counts(scores, labels), 4)
+    assert measured.loss == pytest.approx(loss, rel=1e-6)
+    assert (measured.top1, measured.top5) == (25.0, 0.0)
 
 
 def test_ten_views_are_averaged_as_probabilities_and_as_scores() -> None:

@@ -33,17 +33,17 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
 
 def test_step_that_does_not_fit_is_taken_in_parts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = trial_of("All-CNN-B by Adam")
-    whole = run_trial(trial, runtime_config(data, tmp_path / "whole"), lambda *_: None)
+    expected = run_trial(trial, runtime_config(data, tmp_path / "whole"), lambda *_: None)
     short_of_memory(monkeypatch, 4)
     result = run_trial(trial, runtime_config(data, tmp_path / "parts"), lambda *_: None)
-    assert whole is not None
+    assert expected is not None
     assert result is not None
     assert any("in 4 parts" in event for event in result["events"])
     weights = [
         safetensors.torch.load_file(Ledger(str(tmp_path / name)).path(f"trials/{trial.key}/weights.safetensors"))
         for name in ("whole", "parts")
     ]
-    assert result["epochs"] == whole["epochs"]
+    assert result["epochs"] == expected["epochs"]
     # The same gradients summed in another order, in bf16 where the processor has it.
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=0.02), name
@@ -63,7 +63,8 @@ def test_trial_waits_while_the_disk_is_full_or_fails_and_ends_the_same(
 ) -> None:
     trial = trial_of("allconv with dropout")
     expected = uninterrupted(trial)
-    sync, calls = os.fsync, iter(range(10**6))
+    sync = os.fsync
+    calls = iter(range(10**6))
 
     def full_for_a_while(file: int) -> None:
         if 2 <= next(calls) < 5:
@@ -108,7 +109,7 @@ def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) 
 def test_same_error_at_the_same_place_is_one_signature() -> None:
     trace = 'Traceback\n  File "/a/b/data/load.py", line 7, in read\n    x\nValueError: record 5'
     other = trace.replace("line 7", "line 8")
-    one = {"error": "ValueError: record 5 of x", "trace": trace}
-    assert failure_signature(one) == failure_signature(one | {"error": "ValueError: record 6 of y"})
-    assert failure_signature(one) != failure_signature(one | {"trace": other})
-    assert failure_signature(one) != failure_signature(one | {"error": "OSError: record 5"})
+    attempt = {"error": "ValueError: record 5 of x", "trace": trace}
+    assert failure_signature(attempt) == failure_signature(attempt | {"error": "ValueError: record 6 of y"})
+    assert failure_signature(attempt) != failure_signature(attempt | {"trace": other})
+    assert failure_signature(attempt) != failure_signature(attempt | {"error": "OSError: record 5"})

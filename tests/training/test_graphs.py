@@ -39,7 +39,7 @@ def _no_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "_loops", lambda: None)
 
 
-def learner(recipe: Recipe, recorder: OpRecorder | None) -> Learner:
+def make_learner(recipe: Recipe, recorder: OpRecorder | None) -> Learner:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), activations.CReLU(), Dropout(0.5, "a"), nn.Flatten(),
@@ -53,23 +53,23 @@ def batch(number: int, count: int = 8) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 3, 4, 4, generator=generator), torch.randint(3, (count,), generator=generator)
 
 
-def epoch(one: Learner, number: int, first: int = 0) -> list[Any]:
+def epoch(learner: Learner, number: int, first: int = 0) -> list[Any]:
     """Train from step `first` of an epoch whose last batch is short; return what it is measured by."""
     for step in range(first, 6):
-        one.step(*batch(10 * number + step, 8 if step < 5 else 5))
-    rate = one.scores(batch(99, 16)[0], 1000), one.scores(batch(98, 7)[0], 1000)
-    return [*rate, torch.tensor(one.end_epoch())]
+        learner.step(*batch(10 * number + step, 8 if step < 5 else 5))
+    rate = learner.scores(batch(99, 16)[0], 1000), learner.scores(batch(98, 7)[0], 1000)
+    return [*rate, torch.tensor(learner.end_epoch())]
 
 
-def same(one: Learner, other: Learner) -> bool:
-    ours, theirs = one.tensors(), other.tensors()
+def same(learner: Learner, other: Learner) -> bool:
+    ours, theirs = learner.tensors(), other.tensors()
     return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_replayed_steps_are_the_steps_bit_for_bit(name: str) -> None:
     recorder = OpRecorder()
-    eager, replayed = learner(RECIPES[name], None), learner(RECIPES[name], recorder)
+    eager, replayed = make_learner(RECIPES[name], None), make_learner(RECIPES[name], recorder)
     for number in range(6):
         expected, measured = epoch(eager, number), epoch(replayed, number)
         assert all(torch.equal(a, b) for a, b in zip(expected, measured, strict=True)), number
@@ -82,8 +82,9 @@ def test_replayed_steps_are_the_steps_bit_for_bit(name: str) -> None:
 
 def test_a_recording_goes_on_after_a_later_one_of_another_length() -> None:
     """All recordings draw from one set of generators: those of the first are seeded when the second is there."""
-    recorder, recipe = OpRecorder(), dataclasses.replace(SGD, schedule="cosine")
-    eager, replayed = learner(recipe, None), learner(recipe, recorder)
+    recorder = OpRecorder()
+    recipe = dataclasses.replace(SGD, schedule="cosine")
+    eager, replayed = make_learner(recipe, None), make_learner(recipe, recorder)
     for number in range(6):
         expected, measured = epoch(eager, number), epoch(replayed, number)
         assert all(torch.equal(a, b) for a, b in zip(expected, measured, strict=True)), number
@@ -93,11 +94,11 @@ def test_a_recording_goes_on_after_a_later_one_of_another_length() -> None:
 
 
 def test_a_learner_restored_between_replays_goes_on_as_the_one_that_was_saved() -> None:
-    eager, replayed = learner(SGD, None), learner(SGD, OpRecorder())
-    for one in (eager, replayed):
-        epoch(one, 0)
+    eager, replayed = make_learner(SGD, None), make_learner(SGD, OpRecorder())
+    for learner in (eager, replayed):
+        epoch(learner, 0)
         for step in range(4):
-            one.step(*batch(10 + step))
+            learner.step(*batch(10 + step))
     saved = {name: value.clone() for name, value in replayed.tensors().items()}
     epoch(replayed, 5, 4)
     replayed.restore(saved, 1, 4)
@@ -110,26 +111,26 @@ def test_a_net_whose_course_depends_on_numbers_is_trained_as_it_comes() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 2 * x if x.sum() > 0 else x
 
-    eager, replayed = learner(SGD, None), learner(SGD, OpRecorder())
-    for one in (eager, replayed):
-        one.model.append(Looks())
-        epoch(one, 0)
-        epoch(one, 1)
+    eager, replayed = make_learner(SGD, None), make_learner(SGD, OpRecorder())
+    for learner in (eager, replayed):
+        learner.model.append(Looks())
+        epoch(learner, 0)
+        epoch(learner, 1)
     assert same(eager, replayed)
     assert replayed.graphs.replays == 0
     assert replayed.graphs.mode == "eager: RuntimeError: operation not permitted when stream is capturing"
 
 
 def test_generators_that_a_failed_recording_held_are_given_up() -> None:
-    one = learner(SGD, OpRecorder())
-    one.step(*batch(0))
-    old = [layer.generator for layer in one.model if isinstance(layer, Dropout)]
+    learner = make_learner(SGD, OpRecorder())
+    learner.step(*batch(0))
+    old = [layer.generator for layer in learner.model if isinstance(layer, Dropout)]
     states = [generator.initial_seed() for generator in old]
-    renew_generators(one.model)
-    new = dropout_generators(one.model)
+    renew_generators(learner.model)
+    new = dropout_generators(learner.model)
     assert [generator.initial_seed() for generator in new] == states
     assert not {id(generator) for generator in new} & {id(generator) for generator in old}
-    assert new == [layer.generator for layer in one.model if isinstance(layer, Dropout)]
+    assert new == [layer.generator for layer in learner.model if isinstance(layer, Dropout)]
 
 
 def test_generators_are_renewed_after_a_recording_that_failed() -> None:
@@ -138,27 +139,27 @@ def test_generators_are_renewed_after_a_recording_that_failed() -> None:
     def refused(*_: Any) -> Any:
         raise ValueError("a net's own error\nmore of it")
 
-    kept = Graphs(OpRecorder())
-    kept.recorder.record = refused  # type: ignore[union-attr, method-assign]
+    graphs = Graphs(OpRecorder())
+    graphs.recorder.record = refused  # type: ignore[union-attr, method-assign]
     for number in range(6):
-        kept.call(torch.neg, torch.ones(2), remaining=1000, renew=lambda n=number: renewed.append(n))
+        graphs.call(torch.neg, torch.ones(2), remaining=1000, renew=lambda n=number: renewed.append(n))
     assert renewed == [3]
-    assert kept.why_not == "ValueError: a net's own error"
+    assert graphs.why_not == "ValueError: a net's own error"
 
 
 def test_a_training_that_diverges_under_replays_is_seen() -> None:
-    one = learner(dataclasses.replace(SGD, clip_norm=0.0, warmup_epochs=0.0, lr=1e30), OpRecorder())
+    learner = make_learner(dataclasses.replace(SGD, clip_norm=0.0, warmup_epochs=0.0, lr=1e30), OpRecorder())
     with pytest.raises(DivergedError, match="epoch 1"):
-        epoch(one, 0)
-    assert one.graphs.replays
+        epoch(learner, 0)
+    assert learner.graphs.replays
 
 
 def test_steps_in_parts_are_taken_as_they_come() -> None:
-    one = learner(SGD, OpRecorder())
-    one.micro_batches = 2
+    learner = make_learner(SGD, OpRecorder())
+    learner.micro_batches = 2
     for step in range(6):
-        one.step(*batch(step))
-    assert one.graphs.replays == 0
+        learner.step(*batch(step))
+    assert learner.graphs.replays == 0
 
 
 @pytest.mark.parametrize(
@@ -167,21 +168,21 @@ def test_steps_in_parts_are_taken_as_they_come() -> None:
 def test_a_recording_is_made_where_it_pays(calls: int, seconds: float, worth: bool) -> None:
     assert pays(calls, seconds) is worth
     recorder = OpRecorder(seconds)
-    kept = Graphs(recorder)
+    graphs = Graphs(recorder)
     for _ in range(5):
-        kept.call(torch.relu, torch.ones(3), remaining=calls)
-    assert (recorder.recorded, kept.replays) == ((1, 2) if worth else (0, 0))
-    assert kept.mode == ("graph" if worth else "eager: too few steps for a graph to pay")
+        graphs.call(torch.relu, torch.ones(3), remaining=calls)
+    assert (recorder.recorded, graphs.replays) == ((1, 2) if worth else (0, 0))
+    assert graphs.mode == ("graph" if worth else "eager: too few steps for a graph to pay")
 
 
 def test_recordings_are_by_shape_type_and_layout() -> None:
     recorder = OpRecorder()
-    kept = Graphs(recorder)
+    graphs = Graphs(recorder)
     x = torch.randn(2, 3, 4, 4)
     inputs = [x, x.contiguous(memory_format=torch.channels_last), x.double(), x[:1]]
     for _ in range(5):
         for value in inputs:
-            result = kept.call(torch.relu, value, remaining=1000)
+            result = graphs.call(torch.relu, value, remaining=1000)
             assert result is not None
             assert torch.equal(result, value.relu())
             assert result.stride() == value.relu().stride()
@@ -189,8 +190,8 @@ def test_recordings_are_by_shape_type_and_layout() -> None:
 
 
 def test_a_result_stays_when_the_next_call_is_replayed() -> None:
-    kept = Graphs(OpRecorder())
-    results = [kept.call(torch.neg, torch.full((2,), float(number)), remaining=1000) for number in range(6)]
+    graphs = Graphs(OpRecorder())
+    results = [graphs.call(torch.neg, torch.full((2,), float(number)), remaining=1000) for number in range(6)]
     assert [result.tolist() for result in results if result is not None] == [[-n, -n] for n in range(6)]
 
 
@@ -225,7 +226,7 @@ def test_a_trial_ends_as_without_graphs_also_after_a_stop(
     steps = iter([False] * 9 + [True])
     assert run_trial.run_trial(trial, replayed, lambda *_: None, lambda: next(steps)) is None
     assert run_trial.run_trial(trial, replayed, lambda *_: None) is not None
-    assert [one.mode for one in recorders] == ["graph", "graph"]
+    assert [graphs.mode for graphs in recorders] == ["graph", "graph"]
     plain = runtime_config(data, tmp_path / "plain", graphs=False)
     run_trial.run_trial(trial, plain, lambda *_: None)
     assert (recorders[-1].replays, recorders[-1].why_not) == (0, "not asked for")
@@ -265,14 +266,14 @@ def test_a_trial_that_has_failed_before_goes_without_graphs(
 def test_where_memory_runs_out_graphs_are_given_up_before_a_step_is_divided(
     data: Path, tmp_path: Path, recorders: list[Graphs]
 ) -> None:
-    one = begun(data, tmp_path)
-    one.graphs.replays = 1
-    one.shrink("out of memory")
-    assert (one.state.parts, one.graphs.why_not) == (1, "memory ran out")
-    assert one.learner.graphs is one.graphs
-    one.shrink("out of memory")
-    assert (one.state.parts, one.learner.micro_batches) == (2, 2)
-    assert one.graphs.recorder is None
+    training = begun(data, tmp_path)
+    training.graphs.replays = 1
+    training.shrink("out of memory")
+    assert (training.state.parts, training.graphs.why_not) == (1, "memory ran out")
+    assert training.learner.graphs is training.graphs
+    training.shrink("out of memory")
+    assert (training.state.parts, training.learner.micro_batches) == (2, 2)
+    assert training.graphs.recorder is None
 
 
 def test_a_cpu_records_nothing_and_a_gpu_says_how_it_took_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,9 +42,11 @@ def test_optimiser_is_that_of_torch_bit_for_bit_also_when_restored(recipe: Recip
             a.grad = torch.randn_like(a)
             b.grad = a.grad.clone()
         if step == 3:
-            kept = {f"{n}/{name}": one.clone() for name, each in ours.state.items() for n, one in enumerate(each)}
+            saved = {
+                f"{n}/{name}": tensor.clone() for name, each in ours.state.items() for n, tensor in enumerate(each)
+            }
             ours = Optimiser(recipe, mine)
-            ours.restore(kept)
+            ours.restore(saved)
         rate, decay = 0.1 / (step + 1), 1e-3 * (step % 2)
         ours.step(rate, decay)
         for group in peer.param_groups:

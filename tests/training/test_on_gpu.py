@@ -35,7 +35,7 @@ def gpu_test(function):  # type: ignore[no-untyped-def]
     return function
 
 
-def learner(net: Net, recipe: Recipe, size: int, graphs: Graphs) -> Learner:
+def make_learner(net: Net, recipe: Recipe, size: int, graphs: Graphs) -> Learner:
     model = build(net, 10, size)
     initialise(model, net, recipe.init, 0)
     model = model.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -64,16 +64,16 @@ def test_200_replayed_steps_are_200_eager_steps_bit_for_bit(
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     recipe = dataclasses.replace(recipe, batch=32, lr=recipe.lr / 100)
     device = torch.device("cuda")
-    pair = [learner(net, recipe, size, graphs) for graphs in (Graphs(None), open_graphs(device, ""))]
+    pair = [make_learner(net, recipe, size, graphs) for graphs in (Graphs(None), open_graphs(device, ""))]
     for step in range(200):
         images, labels = batch(step, size, 32 if step % 10 < 9 else 20)
-        for one in pair:
-            one.step(images, labels)
+        for learner in pair:
+            learner.step(images, labels)
         if step % 10 == 9:
-            scores = [one.scores(images, 1000) for one in pair]
+            scores = [learner.scores(images, 1000) for learner in pair]
             assert torch.equal(*scores), step
             assert pair[0].end_epoch() == pair[1].end_epoch(), step
-    eager, replayed = (one.tensors() for one in pair)
+    eager, replayed = (learner.tensors() for learner in pair)
     assert pair[1].graphs.mode == "graph"
     assert [name for name in eager if not torch.equal(eager[name], replayed[name])] == []
 
@@ -86,25 +86,25 @@ def test_a_net_that_looks_at_numbers_is_trained_as_it_comes_with_its_dropout() -
 
     recipe = dataclasses.replace(ALLCONV, batch=32, lr=1e-4)
     net = S2.width(0.25).dropout(0.5, "pool1")
-    pair = [learner(net, recipe, 32, graphs) for graphs in (Graphs(None), open_graphs(torch.device("cuda"), ""))]
-    for one in pair:
-        one.model.append(Looks())
+    pair = [make_learner(net, recipe, 32, graphs) for graphs in (Graphs(None), open_graphs(torch.device("cuda"), ""))]
+    for learner in pair:
+        learner.model.append(Looks())
         for step in range(10):
-            one.step(*batch(step, 32, 32))
-    eager, other = (one.tensors() for one in pair)
+            learner.step(*batch(step, 32, 32))
+    eager, other = (learner.tensors() for learner in pair)
     assert pair[1].graphs.replays == 0
     assert pair[1].graphs.why_not
     assert all(torch.equal(eager[name], other[name]) for name in eager)
 
 
 def trials(count: int) -> list[Trial]:
-    found = []
+    ablations = []
     for number in range(count):
         net, recipe, rate = ((S2.crelu(1, 2), ALLCONV, 0.01), (S4, VGG, 0.1))[number % 2]
         recipe = dataclasses.replace(recipe, epochs=4, batch=64, lr=rate)
         net = net.width(0.5).dropout(0.2, "conv1" if number % 2 else "pool1")
-        found.append(Trial(Cell(f"{number}", net, SET, recipe), "ablation", seed=number))
-    return found
+        ablations.append(Trial(Cell(f"{number}", net, SET, recipe), "ablation", seed=number))
+    return ablations
 
 
 @gpu_test

@@ -36,7 +36,10 @@ def shallow(optimiser: str) -> Net:
     return Net("shallow", rows, 32)
 
 
-SEED, FOLD, FOLDS, BATCH = 5, 1, 3, 16
+SEED = 5
+FOLD = 1
+FOLDS = 3
+BATCH = 16
 # Learning rate and weight decay by epoch. The second epoch has no decay; the third overshoots.
 SCHEDULES = {"sgd": ((0.05, 0.02), (0.05, 0.0), (1.0, 0.02)), "adam": ((0.01, 0.02), (0.01, 0.0), (0.2, 0.02))}
 

@@ -58,11 +58,11 @@ def test_result_says_whether_it_was_trained_on_a_part_of_a_published_set(kind: s
 
 
 def test_the_best_epoch_has_the_least_error_then_the_least_loss_then_is_the_later() -> None:
-    found = metrics(Trial(CELL, "holdout"), outcome())
-    assert found["best/epoch"] == 4.0
-    assert found["best/val_top1_err"] == 10.0
-    assert found["best/val_loss"] == 0.4
-    assert found["best/probe_loss"] == 0.25
+    values = metrics(Trial(CELL, "holdout"), outcome())
+    assert values["best/epoch"] == 4.0
+    assert values["best/val_top1_err"] == 10.0
+    assert values["best/val_loss"] == 0.4
+    assert values["best/probe_loss"] == 0.25
 
 
 def test_errors_and_losses_of_each_view_are_those_of_its_scores() -> None:
@@ -72,15 +72,15 @@ def test_errors_and_losses_of_each_view_are_those_of_its_scores() -> None:
     softmax = views.softmax(2).mean(0)
     scores = {"id": np.arange(40), "label": labels.numpy(), "centre": centre.numpy(),
               "ten_softmax": softmax.numpy(), "ten_score": views.mean(0).numpy()}  # fmt: skip
-    found = metrics(Trial(CELL), outcome(scores=scores, train=Errors(0.5, 7.0, 1.0)))
+    values = metrics(Trial(CELL), outcome(scores=scores, train=Errors(0.5, 7.0, 1.0)))
     for name, of in (("", centre.softmax(1)), ("_10crop", softmax), ("_10crop_logit", views.mean(0).softmax(1))):
         wrong = (of.argmax(1) != labels).float().mean()
         loss = -of[torch.arange(40), labels].log().mean()
         in_five = (of.topk(5).indices == labels[:, None]).any(1).float().mean()
-        assert found[f"final/test_top1_err{name}"] == pytest.approx(100 * float(wrong))
-        assert found[f"final/test_top5_err{name}"] == pytest.approx(100 * (1 - float(in_five)), abs=1e-4)
-        assert found[f"final/test_loss{name}"] == pytest.approx(float(loss), rel=1e-5)
-    assert (found["final/train_loss"], found["final/train_top1_err"]) == (0.5, 7.0)
+        assert values[f"final/test_top1_err{name}"] == pytest.approx(100 * float(wrong))
+        assert values[f"final/test_top5_err{name}"] == pytest.approx(100 * (1 - float(in_five)), abs=1e-4)
+        assert values[f"final/test_loss{name}"] == pytest.approx(float(loss), rel=1e-5)
+    assert (values["final/train_loss"], values["final/train_top1_err"]) == (0.5, 7.0)
 
 
 @pytest.mark.parametrize("ending", ["diverged", "dead"])

@@ -99,7 +99,8 @@ def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path, 
 
 
 def test_finished_trial_is_not_trained_again(data: Path, tmp_path: Path) -> None:
-    trial, epochs = trial_of("allconv with dropout"), []
+    trial = trial_of("allconv with dropout")
+    epochs = []
     here = runtime_config(data, tmp_path)
     first = run_trial(trial, here, lambda epoch, _: epochs.append(epoch))
     again = run_trial(trial, here, lambda epoch, _: epochs.append(epoch))
@@ -108,7 +109,8 @@ def test_finished_trial_is_not_trained_again(data: Path, tmp_path: Path) -> None
 
 
 def test_damaged_checkpoint_is_passed_over_and_told(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
-    trial, here = trial_of("allconv with dropout"), runtime_config(data, tmp_path / "killed", checkpoint_minutes=0.0)
+    trial = trial_of("allconv with dropout")
+    here = runtime_config(data, tmp_path / "killed", checkpoint_minutes=0.0)
     killed = iter(range(1, 100))
 
     def kill() -> bool:
@@ -180,16 +182,16 @@ def test_search_trial_never_opens_the_test_set(data: Path, tmp_path: Path) -> No
 def test_second_phase_stops_at_the_training_loss_of_the_first(data: Path, tmp_path: Path) -> None:
     first = trial_of("VGG with batch norm", "holdout")
     here = runtime_config(data, tmp_path)
-    one = run_trial(first, here, lambda *_: None)
-    assert one is not None
+    reference = run_trial(first, here, lambda *_: None)
+    assert reference is not None
     second = Trial(first.cell, "match", seed=1003, match="train_loss", reference=first.key)
-    two = run_trial(second, here, lambda *_: None)
-    assert two is not None
+    matched = run_trial(second, here, lambda *_: None)
+    assert matched is not None
     history = json.loads(Path(Ledger(here.ledger).path(f"trials/{second.key}/history.json")).read_text())
-    below = [row["probe/loss"] <= one["metrics"]["best/probe_loss"] for row in history]
+    below = [row["probe/loss"] <= reference["metrics"]["best/probe_loss"] for row in history]
     assert not any(below[:-1])
-    assert two["ending"] == ("matched" if below[-1] else "schedule")
-    assert "final/train_top1_err" in two["metrics"]
+    assert matched["ending"] == ("matched" if below[-1] else "schedule")
+    assert "final/train_top1_err" in matched["metrics"]
 
 
 def test_pruned_trial_ends_where_it_is_above_the_bar(data: Path, tmp_path: Path) -> None:
@@ -203,19 +205,19 @@ def test_pruned_trial_ends_where_it_is_above_the_bar(data: Path, tmp_path: Path)
 def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reported(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparing: float, saved: list[int]
 ) -> None:
-    kept: list[int] = []
+    saved_epochs: list[int] = []
     told: list[tuple[int, int]] = []  # epochs as reported, with how many checkpoints there were by then
     save = checkpoint.save
 
     def keep(ledger: Ledger, key: str, epoch: int, *rest: Any) -> None:
         save(ledger, key, epoch, *rest)
-        kept.append(epoch)
+        saved_epochs.append(epoch)
 
     monkeypatch.setattr(checkpoint, "SAVING_INTERVAL", sparing)
     monkeypatch.setattr(checkpoint, "save", keep)
     trial = trial_of("allconv with dropout")
-    run_trial(trial, runtime_config(data, tmp_path), lambda epoch, row: told.append((epoch, kept[-1])))
-    assert kept == saved
+    run_trial(trial, runtime_config(data, tmp_path), lambda epoch, row: told.append((epoch, saved_epochs[-1])))
+    assert saved_epochs == saved
     assert [epoch for epoch, _ in told] == [1, 2, 3]
     assert all(epoch <= last for epoch, last in told)
 

@@ -27,16 +27,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def splits(data: Path, trial: Trial) -> Splits:
+def splits_of(data: Path, trial: Trial) -> Splits:
     return open_splits(trial, RuntimeConfig(str(data / "ledger"), str(data), reader="threads"))
 
 
 def test_a_row_of_table_4_trains_on_all_but_the_hold_out(data: Path) -> None:
-    found = splits(data, Trial(CELL, "ablation"))
-    train, held_out = holdout(found.train.labels, 20, 0)
-    assert np.array_equal(found.train_indices, train)
-    assert np.array_equal(found.val_indices, held_out)
-    assert len(found.probe_indices) == 0
+    splits = splits_of(data, Trial(CELL, "ablation"))
+    train, held_out = holdout(splits.train.labels, 20, 0)
+    assert np.array_equal(splits.train_indices, train)
+    assert np.array_equal(splits.val_indices, held_out)
+    assert len(splits.probe_indices) == 0
 
 
 @pytest.mark.parametrize(
@@ -52,35 +52,35 @@ def test_a_row_of_table_4_trains_on_all_but_the_hold_out(data: Path) -> None:
 def test_test_pictures_are_those_of_the_test_file_and_closed_to_a_search(
     phase: str, fields: dict[str, object], opens_test: bool, data: Path
 ) -> None:
-    found = splits(data, Trial(CELL, phase, **fields))  # type: ignore[arg-type]
-    assert found.train.sidecar.split == "train"
-    assert (found.test is not None) == opens_test
-    if found.test is not None:
-        assert found.test.sidecar.split == "test"
-        assert len(found.test) == 24
+    splits = splits_of(data, Trial(CELL, phase, **fields))  # type: ignore[arg-type]
+    assert splits.train.sidecar.split == "train"
+    assert (splits.test is not None) == opens_test
+    if splits.test is not None:
+        assert splits.test.sidecar.split == "test"
+        assert len(splits.test) == 24
 
 
 @pytest.mark.parametrize("phase", ["inner", "fold"])
 def test_each_fold_is_held_out_by_the_network_of_its_number(phase: str, data: Path) -> None:
-    found = [splits(data, Trial(CELL, phase, fold=fold, folds=5)) for fold in range(5)]
-    parts = folds(found[0].train.labels, 5, 0)
-    for each, (train, held_out) in zip(found, parts, strict=True):
+    by_fold = [splits_of(data, Trial(CELL, phase, fold=fold, folds=5)) for fold in range(5)]
+    parts = folds(by_fold[0].train.labels, 5, 0)
+    for each, (train, held_out) in zip(by_fold, parts, strict=True):
         assert np.array_equal(each.train_indices, train)
         assert np.array_equal(each.val_indices, held_out)
-    together = np.concatenate([each.val_indices for each in found])
+    together = np.concatenate([each.val_indices for each in by_fold])
     assert np.array_equal(np.sort(together), np.arange(100))
 
 
 def test_the_first_phase_probes_a_quarter_of_what_it_trains_on(data: Path) -> None:
-    found = splits(data, Trial(CELL, "holdout"))
-    assert len(found.train_indices) == 80
-    assert len(found.probe_indices) == 20
-    assert np.array_equal(found.probe_indices, np.sort(order(0, 0, found.train_indices)[:20]))
-    assert not np.intersect1d(found.probe_indices, found.val_indices).size
+    splits = splits_of(data, Trial(CELL, "holdout"))
+    assert len(splits.train_indices) == 80
+    assert len(splits.probe_indices) == 20
+    assert np.array_equal(splits.probe_indices, np.sort(order(0, 0, splits.train_indices)[:20]))
+    assert not np.intersect1d(splits.probe_indices, splits.val_indices).size
 
 
 def test_the_second_phase_trains_on_everything_and_probes_the_hold_out_of_the_first(data: Path) -> None:
-    first, second = splits(data, Trial(CELL, "holdout")), splits(data, Trial(CELL, "match", **MATCH))
+    first, second = splits_of(data, Trial(CELL, "holdout")), splits_of(data, Trial(CELL, "match", **MATCH))
     assert np.array_equal(second.train_indices, np.arange(100))
     assert len(second.val_indices) == 0
     assert np.array_equal(second.probe_indices, first.val_indices)

@@ -45,7 +45,7 @@ def numbers(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def test_killed_loop_goes_on_from_its_checkpoint_with_its_generators(data: Path, tmp_path: Path) -> None:
-    whole = trained(task_trial("train"), data, tmp_path / "whole")
+    expected = trained(task_trial("train"), data, tmp_path / "whole")
     trial = task_trial("killed")
     with pytest.raises(Killed):
         run_task(trial, runtime_config(data, tmp_path / "killed"), lambda *_: None)
@@ -53,15 +53,15 @@ def test_killed_loop_goes_on_from_its_checkpoint_with_its_generators(data: Path,
     result = trained(trial, data, tmp_path / "killed", rows)
     histories = [
         json.loads((tmp_path / name / "trials" / key / "history.json").read_text())
-        for name, key in (("whole", whole["key"]), ("killed", result["key"]))
+        for name, key in (("whole", expected["key"]), ("killed", result["key"]))
     ]
     assert numbers(histories[0]) == numbers(histories[1])
     assert [epoch for epoch, _ in rows] == [3]
-    assert whole["metrics"] == result["metrics"]
-    assert whole["files"]["weights.safetensors"] != ""
-    assert (whole["resume"], whole["resumed"], flags_of(whole)) == ("approximate", 0, [])
+    assert expected["metrics"] == result["metrics"]
+    assert expected["files"]["weights.safetensors"] != ""
+    assert (expected["resume"], expected["resumed"], flags_of(expected)) == ("approximate", 0, [])
     assert (result["resume"], result["resumed"], flags_of(result)) == ("approximate", 1, ["resume=approximate"])
-    assert (tmp_path / "whole" / "trials" / whole["key"] / "files" / "notes.txt").read_text() == trial.label
+    assert (tmp_path / "whole" / "trials" / expected["key"] / "files" / "notes.txt").read_text() == trial.label
 
 
 def test_function_that_says_so_resumes_exactly(data: Path, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_weights_of_the_best_epoch_are_kept_and_tested(
     errors: list[float], best: int, interrupted: bool, data: Path, tmp_path: Path, measured: Choose
 ) -> None:
     trial = Trial(trial_of(FAMILY).cell, "fold", 3, folds=5)
-    config, ledger = runtime_config(data, tmp_path, checkpoint_minutes=0.0), Ledger(str(tmp_path))
+    config = runtime_config(data, tmp_path, checkpoint_minutes=0.0)
+    ledger = Ledger(str(tmp_path))
     seen: dict[int, dict[str, Tensor]] = {}
     measured(errors)
     if interrupted:  # within the last epoch
@@ -84,7 +85,8 @@ def test_weights_of_the_best_epoch_are_kept_and_tested(
 
 def test_a_row_of_table_4_keeps_the_last_weights(data: Path, tmp_path: Path, measured: Choose) -> None:
     trial = trial_of(FAMILY, "ablation")
-    config, ledger = runtime_config(data, tmp_path, checkpoint_minutes=0.0), Ledger(str(tmp_path))
+    config = runtime_config(data, tmp_path, checkpoint_minutes=0.0)
+    ledger = Ledger(str(tmp_path))
     seen: dict[int, dict[str, Tensor]] = {}
     measured([1.0, 2.0, 3.0])
     run_trial(trial, config, states(trial, ledger, seen))
@@ -150,7 +152,8 @@ def test_the_averaged_weights_are_kept_tested_and_committed(data: Path, tmp_path
     base = trial_of("VGG with batch norm")
     recipe = dataclasses.replace(base.cell.recipe, ema=0.9, optimiser="adam", lr=1e-3, dampening=0.0)
     trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
-    ledger, last = Ledger(str(tmp_path)), {}
+    ledger = Ledger(str(tmp_path))
+    last = {}
 
     def keep(epoch: int, _: object) -> None:
         saved, _damaged = checkpoint.load(ledger, trial.key)

@@ -60,11 +60,12 @@ def stored(name: str, split: str, data: Path) -> tuple[Tensor, np.ndarray[Any, A
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (3, 2)])
 def test_training_views_follow_seed_epoch_and_recipe(fields: dict[str, Any], seed: int, epoch: int, data: Path) -> None:
     trial = dataclasses.replace(changed(trial_of("All-CNN-B"), **fields), seed=seed)
-    found = views_of(trial, data)
+    trial_views = views_of(trial, data)
     images, labels = stored(LARGE, "train", data)
-    indices = order(seed, epoch, found.splits.train_indices)
-    sidecar, recipe = found.splits.train.sidecar, trial.cell.recipe
-    batches = list(found.training(epoch, 1))
+    indices = order(seed, epoch, trial_views.splits.train_indices)
+    sidecar = trial_views.splits.train.sidecar
+    recipe = trial.cell.recipe
+    batches = list(trial_views.training(epoch, 1))
     assert len(batches) == 2  # 48 pictures are three batches of 16, the first of which is left out
     for number, (view, target) in enumerate(batches, 1):
         ids = indices[16 * number : 16 * (number + 1)]
@@ -97,17 +98,18 @@ def test_views_made_for_several_steps_at_once_are_those_of_each_step(
         return training_view(images, ids, **arguments)
 
     monkeypatch.setattr(views, "training_view", counted)
-    found = list(Views(trial, splits, BatchStream(), Ranks(rank, 2), torch.device("cpu")).training(5, 1))
+    batches = list(Views(trial, splits, BatchStream(), Ranks(rank, 2), torch.device("cpu")).training(5, 1))
     sides = {1: [4] * 8 + [3], 3: [12, 12, 11], 100: [35]}
     assert made == sides[steps_at_once if resident else 1]
     images, labels = stored(SMALL, "train", data)
-    sidecar, ids = splits.train.sidecar, order(trial.seed, 5, indices)
-    assert len(found) == 9
-    for number, (view, target) in enumerate(found, 1):
+    sidecar = splits.train.sidecar
+    ids = order(trial.seed, 5, indices)
+    assert len(batches) == 9
+    for number, (view, target) in enumerate(batches, 1):
         batch = ids[8 * number : 8 * (number + 1)]
-        own = batch[Ranks(rank, 2).rows(len(batch))]
+        rows = batch[Ranks(rank, 2).rows(len(batch))]
         expected = training_view(
-            images[own], torch.from_numpy(own), seed=trial.seed, epoch=5, crop=32, flip=trial.cell.recipe.flip,
+            images[rows], torch.from_numpy(rows), seed=trial.seed, epoch=5, crop=32, flip=trial.cell.recipe.flip,
             shift=4, lighting=0.0, mean=sidecar.mean, std=sidecar.std, eigenvalues=sidecar.eigenvalues,
             eigenvectors=sidecar.eigenvectors,
         )  # fmt: skip
@@ -125,10 +127,10 @@ def test_views_with_lighting_are_made_step_by_step(data: Path) -> None:
 
 def test_evaluation_sees_the_centre_as_it_is_and_then_ten_crops(data: Path) -> None:
     trial = trial_of("All-CNN-B")
-    found = views_of(trial, data)
-    assert found.splits.test is not None
+    trial_views = views_of(trial, data)
+    assert trial_views.splits.test is not None
     images, labels = stored(LARGE, "test", data)
-    sidecar = found.splits.train.sidecar
+    sidecar = trial_views.splits.train.sidecar
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (sidecar.mean, sidecar.std))
     normal = (images.float() / 255 - mean) / std
     corners = [(4, 4), (0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
@@ -136,17 +138,17 @@ def test_evaluation_sees_the_centre_as_it_is_and_then_ten_crops(data: Path) -> N
     expected = [crops[0], *(view for crop in crops[1:] for view in (crop, crop.flip(3)))]
     assert len(expected) == TEST_VIEWS
     for number, each in enumerate(expected):
-        batch, view = found.evaluation(TEST, 0, found.splits.test, np.arange(12), number, TEST_VIEWS)
+        batch, view = trial_views.evaluation(TEST, 0, trial_views.splits.test, np.arange(12), number, TEST_VIEWS)
         assert batch.labels.tolist() == labels.tolist()
         assert torch.allclose(view, each, atol=1e-5)
 
 
 def test_mixed_batches_are_those_of_the_definition_on_one_rank_or_two(data: Path) -> None:
     plain, mixed = trial_of("All-CNN-B"), changed(trial_of("All-CNN-B"), mixup=0.4)
-    found = views_of(mixed, data)
-    indices = order(3, 1, found.splits.train_indices)
-    pairs = list(zip(views_of(plain, data).training(1, 0), found.training(1, 0), strict=True))
-    halves = [dataclasses.replace(found, ranks=Ranks(rank, 2), stream=BatchStream()) for rank in (0, 1)]
+    trial_views = views_of(mixed, data)
+    indices = order(3, 1, trial_views.splits.train_indices)
+    pairs = list(zip(views_of(plain, data).training(1, 0), trial_views.training(1, 0), strict=True))
+    halves = [dataclasses.replace(trial_views, ranks=Ranks(rank, 2), stream=BatchStream()) for rank in (0, 1)]
     parts = zip(*(half.training(1, 0) for half in halves), strict=True)
     for number, (((view, labels), (seen, shares)), ranked) in enumerate(zip(pairs, parts, strict=True)):
         ids = torch.from_numpy(indices[16 * number : 16 * (number + 1)])
@@ -159,4 +161,4 @@ def test_mixed_batches_are_those_of_the_definition_on_one_rank_or_two(data: Path
             expected[labels[other]] += 1 - weight
             assert torch.allclose(shares[place], expected)
         assert torch.equal(torch.cat([half for half, _ in ranked]), seen)
-        assert all(torch.equal(whole, shares) for _, whole in ranked)
+        assert all(torch.equal(full_shares, shares) for _, full_shares in ranked)

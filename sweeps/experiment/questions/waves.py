@@ -107,7 +107,8 @@ class _CellValues:
         self.values: dict[int, float] = {}
         over: set[int] = set()
         for trial in trials:
-            result, n = results.get(trial.key), number_of(trial)
+            result = results.get(trial.key)
+            n = number_of(trial)
             if trial.phase == design.phase and (result is not None or trial.key in settled):
                 over.add(n)
                 if result is not None and metric.final in result["metrics"]:

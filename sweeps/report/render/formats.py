@@ -125,7 +125,8 @@ LINE: Final = 40  # characters up to which a column of words is not broken into 
 
 def latex(document: Document) -> dict[str, str]:
     r"""Return report.tex, which compiles as it is, and one file a table, to be put into a paper by \input."""
-    files, inputs = {}, []
+    files = {}
+    inputs = []
     for section in document.sections:
         if section.id in PAGE_ONLY:
             continue
@@ -185,7 +186,9 @@ def _column(table: Table, i: int) -> str:
 
 
 def _tex_heads(table: Table) -> str:
-    cells, rules, at = [], [], 1
+    cells = []
+    rules = []
+    at = 1
     for name, span in table.heads:
         cells.append(rf"\multicolumn{{{span}}}{{c}}{{{tex(name)}}}" if span > 1 else tex(name))
         rules += [rf"\cmidrule(lr){{{at}-{at + span - 1}}}"] if span > 1 else []

@@ -95,7 +95,8 @@ def legend(figure: Figure, axis: Axes) -> None:
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
     """Return values moved upwards where needed, in their order, so that no two are nearer than `gap`: for labels."""
-    moved, last = list(values), float("-inf")
+    moved = list(values)
+    last = float("-inf")
     for place in sorted(range(len(values)), key=values.__getitem__):
         moved[place] = last = max(values[place], last + gap)
     return moved

@@ -52,7 +52,9 @@ def draw(drawn: Chart, alt: str) -> Markup:
 
 def _forest(forest: Forest, alt: str) -> Markup:
     longest = max((len(point.label) for point in forest.points), default=0)
-    left, pitch = round(min(max(118, LETTER * longest + 12), 230)), 21  # a comparison's label names two rows
+    # A comparison's label names two rows.
+    left = round(min(max(118, LETTER * longest + 12), 230))
+    pitch = 21
     width = 222 + left
     height = 28 + pitch * len(forest.points)
     with chart(width, height, left + 4, 20, width - 8, height - 8) as axis:
@@ -131,7 +133,8 @@ def _responses(responses: Responses, alt: str) -> Markup:
 
 
 def _interaction(interaction: Interaction, alt: str) -> Markup:
-    right, places = 234, range(len(interaction.places))
+    right = 234
+    places = range(len(interaction.places))
     names = [_cut(line.name, 120) for line in interaction.lines]
     width = right + round(min(max(60, LABEL[0] * max(map(len, names)) + 14), 134))
     with chart(width, 190, 40, 36, right, 178) as axis:
@@ -235,10 +238,10 @@ def _own_costs(axis: Axes, points: Sequence[Point], places: Floats, labelled: Se
     # A label that is nearer to another point would be read as that one's, unless a line leads from it.
     gaps = np.stack([_gap(boxes, place) for place in places])
     for row, i in enumerate(labelled):
-        own = gaps[i, row]
+        gap = gaps[i, row]
         rival = np.min(np.delete(gaps[:, row], i, axis=0), axis=0, initial=np.inf)
         nearer = np.arange(len(PLACES)) < len(BESIDE)
-        costs[row] += 400.0 * (nearer & (rival <= own)) + 60.0 * (rival <= np.where(nearer, own + 6, 8))
+        costs[row] += 400.0 * (nearer & (rival <= gap)) + 60.0 * (rival <= np.where(nearer, gap + 6, 8))
     return costs
 
 
