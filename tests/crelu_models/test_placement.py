@@ -146,6 +146,7 @@ def test_new_weights_are_drawn_out_of_those_of_the_layer() -> None:
     old, new = before.features[6].weight.detach(), net.get_submodule("features.6").weight.detach()
     assert torch.equal(new[:, :192], old)
     assert torch.isin(new[:, 192:], old).all()
+    assert not torch.equal(new[:, 192:], old)
     assert new[:, 192:].std().item() == pytest.approx(old.std().item(), rel=0.02)
     torch.manual_seed(1)
     assert torch.equal(place(before, "crelu", "features.4").get_submodule("features.6").weight, new)
@@ -372,6 +373,30 @@ def test_what_a_width_thins_is_named() -> None:
     assert {row.doubles for row in rows.values()} == {""}
     row = {row.name: row for row in places(resnet18(), 64)}["layer2.0.relu"]
     assert (row.channels, row.thins, row.shape) == (128, "layer2.0.conv1", (8, 8))
+
+
+class Forked(nn.Module):
+    """A conv whose output an activation and another conv read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.act = nn.ReLU()
+        self.main = nn.Conv2d(4, 2, 1)
+        self.side = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both branches."""
+        x = self.conv(x)
+        return self.main(self.act(x)) + self.side(x)  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_another_reads_too_is_not_thinned() -> None:
+    (row,) = places(Forked())
+    assert (row.thins, row.keeps) == ("", "side reads the channels of conv too")
+    with pytest.raises(ValueError, match="side reads the channels of conv too"):
+        place(Forked(), "relu", "act", width=0.5)
+    assert place(Forked(), "crelu", "act").get_submodule("main").weight.shape == (2, 8, 1, 1)
 
 
 class Tied(nn.Module):
