@@ -13,7 +13,7 @@ from sweeps.cli.options import parser as page_parser
     ("words", "sentence"),
     [
         (["--sead", "3"], "there is no option --sead; did you mean --seeds?"),
-        (["--sead=3"], "there is no option --sead; did you mean --seeds?"),
+        (["--sead=3,4,5,6,7,8,9"], "there is no option --sead; did you mean --seeds?"),
         (["--zzzzzz"], "there is no option --zzzzzz"),
         (["extra", "words"], "extra words is one word too many"),
         (["--profile", "mni"], "--profile: there is no 'mni'; did you mean mini?"),

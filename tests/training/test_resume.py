@@ -12,6 +12,7 @@ import torch
 from crelu_models.tables import S2
 from sweeps.experiment.trial import Trial
 from sweeps.store import checkpoint
+from sweeps.store.checkpoint import Cadence
 from sweeps.store.ledger import Ledger
 from sweeps.training.run_trial import reset_process, run_trial
 from sweeps.training.runtime import RuntimeConfig
@@ -248,3 +249,13 @@ def test_a_trial_that_pauses_at_each_rung_ends_as_the_uninterrupted_one(
     assert killed_at([], trial, runtime_config(data, tmp_path / "paused")) == [3]
     assert artifact_hashes(tmp_path / "paused", trial) == uninterrupted(trial)
     assert ledger.paused() == {}
+
+
+def test_a_pause_is_saved_also_where_saving_takes_long(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cadence, "epoch_is_due", lambda _: False)
+    trial = trial_of("allconv with dropout", "holdout")
+    assert killed_at([], trial, runtime_config(data, tmp_path, pause_at=1)) == [1]
+    assert Ledger(str(tmp_path)).paused()[trial.key]["epoch"] == 1
+    assert killed_at([], trial, runtime_config(data, tmp_path)) == [2, 3]
