@@ -54,6 +54,7 @@ class SweepProgress:
         self.curves: dict[str, list[float]] = {}  # by epoch: hold-out values, or training errors where none is held out
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
+        self.decided: Callable[[], int] = lambda: 0  # how many of the page's questions are
 
     def update_plan(self, planned: Sequence[Trial], pending: Sequence[Trial]) -> None:
         """Take in the trials that are planned now; `pending` stand for trials that are not known yet."""
@@ -125,7 +126,14 @@ class SweepProgress:
         done = sum(state in ("done", "stale") for state in states)
         rest = [f"{states.count(state)} {state}" for state in ("paused", "failed") if state in states]
         words = [f"{done}/{len(states) + len(self.pending)} done", f"{states.count('training')} training", *rest]
-        return (*words, *filter(None, [self._eta()]))
+        return (*words, *filter(None, [self._decided_words(), self._eta()]))
+
+    def _decided_words(self) -> str:
+        """Return how many questions of a sweep until decided are decided; empty for any other sweep."""
+        sweep = self.plan.sweep
+        if not sweep.protocol.until:
+            return ""
+        return f"{self.decided()} of {count(len(sweep.questions), 'question')} decided"
 
     def remaining(self) -> list[tuple[Trial, int]]:
         """Return the trials that are still to be trained, with the epochs that each has behind it."""

@@ -1,4 +1,4 @@
-"""Notes at the head of each cell's MLflow run: its row of the table, and links."""
+"""Notes at the head of each cell's MLflow run: its row of the table, the questions about it, and links."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
-from sweeps.experiment.wording import count
+from sweeps.experiment.wording import count, plural
+from sweeps.report.question_tables import answer_line
 from sweeps.report.render.document import signed
 from sweeps.report.render.formats import escaped, prose
 from sweeps.report.result_tables import ours_text, verdict_text
+from sweeps.results.answers import Answers, answers
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
 from sweeps.results.evidence import CellResults, SweepResults
 from sweeps.results.paper_cells import on_part
@@ -34,10 +36,12 @@ def pages(results: SweepResults, experiment: str, runs: Mapping[str, str], repor
     `report` is the run on which the report lies.
     """
     pages: dict[str, Page] = {}
+    decided = answers(results)
     for group in groups(results):
         for row in group.rows if group.table not in DERIVED.values() else ():
             if row.results is not None and row.key in runs:
-                note = _note(results, group, row, row.results, experiment, runs, report)
+                questions = _questions(decided, row.results.cell.label)
+                note = _note(results, group, row, row.results, questions, experiment, runs, report)
                 finished = {run.key: run.result for run in row.results.runs if run.result}
                 pages[row.key] = Page(note, _metrics(group, row, row.results), trainings_digest(finished))
     return pages
@@ -48,6 +52,7 @@ def _note(
     group: ResultTable,
     row: Row,
     cell_results: CellResults,
+    questions: Sequence[str],
     experiment: str,
     runs: Mapping[str, str],
     report: str,
@@ -75,7 +80,17 @@ def _note(
         lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
     if on_part(cell_results):
         lines += ["", "Trained on a part of the published data set, or on other files by its name: no verdict."]
-    return "\n".join([*lines, "", *_links(results, cell_results, experiment, runs, report)])
+    return "\n".join([*lines, *questions, "", *_links(results, cell_results, experiment, runs, report)])
+
+
+def _questions(decided: Answers | None, label: str) -> list[str]:
+    """Return the lines of the page's questions about a cell, each with its answer so far."""
+    if decided is None:
+        return []
+    asked = [answer for answer in decided.answers if label in answer.question.labels]
+    changed = [f"- not as registered: {prose(change.sentence)}" for change in decided.changes] if asked else []
+    lines = [f"- {prose(answer_line(answer, decided.unit))}" for answer in asked] + changed
+    return ["", plural(len(asked), "Question") + ":", "", *lines] if lines else []
 
 
 def _line(values: Sequence[str]) -> list[str]:

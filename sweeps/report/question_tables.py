@@ -88,10 +88,14 @@ def _path(answer: Answer, unit: str, metric: Metric) -> Figure:
 
 def text_lines(answers: Answers) -> Iterator[str]:
     """Yield the lines that the terminal has of a page's questions."""
-    for answer in answers.answers:
-        look = _last(answer)
-        interval = f", gain {signed(look.gain, 2)} {_bounds(look)}" if look is not None else ""
-        yield f"{answer.question.text}: {answer.words} ({count(answer.pairs, answers.unit)} each{interval})"
+    yield from (answer_line(answer, answers.unit) for answer in answers.answers)
     yield from (f"questions not as registered: {change.sentence}" for change in answers.changes)
     if answers.saved:
         yield answers.saved
+
+
+def answer_line(answer: Answer, unit: str) -> str:
+    """Return a question with its answer so far, the number of pairs, and the gain with its interval."""
+    look = _last(answer)
+    interval = f", gain {signed(look.gain, 2)} {_bounds(look)}" if look is not None else ""
+    return f"{answer.question.text}: {answer.words} ({count(answer.pairs, unit)} each{interval})"

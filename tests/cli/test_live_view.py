@@ -12,6 +12,7 @@ from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
+from tests.support.questions import SWEEP as UNTIL_DECIDED
 from tests.support.sweeps import BASELINE, CRELU
 
 SWEEP = Sweep("s", "demo", (BASELINE, CRELU), Protocol(ablation=False, single=True, folds=2, search=Search(2, wave=2)))
@@ -116,3 +117,11 @@ def test_head_tells_how_many_runs_mlflow_lacks_while_they_are_sent(tmp_path: Pat
     assert [part for part in view._picture().head if "MLflow" in part] == []
     view.waiting = lambda: 2
     assert "sending 2 runs to MLflow" in view._picture().head
+
+
+def test_head_counts_the_questions_that_are_decided(tmp_path: Path) -> None:
+    progress = SweepProgress(plan(UNTIL_DECIDED, Ledger(str(tmp_path)), {}))
+    assert progress.count_words()[2] == "0 of 2 questions decided"
+    progress.decided = lambda: 1
+    assert progress.count_words()[2] == "1 of 2 questions decided"
+    assert not any("question" in word for word in SweepProgress(plan(SWEEP, Ledger(str(tmp_path)), {})).count_words())

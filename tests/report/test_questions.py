@@ -18,6 +18,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.contents import document
 from sweeps.report.grade_page import changed_questions
+from sweeps.report.mlflow_notes import pages
 from sweeps.report.question_tables import question_section, text_lines
 from sweeps.results import capsule
 from sweeps.results.answers import answers, answers_of_plan
@@ -42,6 +43,7 @@ def test_report_table_and_grade_have_decisions_savings_and_marks(tmp_path: Path)
     assert decided == answers_of_plan(plan(SWEEP, ledger, {}), changes_of(ledger, "s"))
     assert [answer.trajectory.decision for answer in decided.answers] == ["for", "equal"]
     assert (decided.fixed, decided.used) == (36, sum(len(plan(SWEEP, ledger, {}).of(c)) for c in SWEEP.cells[:3]))
+    keys = [cell.cell.key for cell in results.cells]
     section = document(ledger, results).sections[0]
     assert section.id == "questions"
     assert section.words[0] == "Not as registered: the questions were changed after 4 trainings."
@@ -57,6 +59,9 @@ def test_report_table_and_grade_have_decisions_savings_and_marks(tmp_path: Path)
         lines[-1] == f"{decided.used} seeds of the questions' cells in place of 36: {1 - decided.used / 36:.0%} saved"
     )
     assert "s: the questions were changed after 4 trainings" in changed_questions([results])
+    notes = {key: page.note for key, page in pages(results, "1", dict.fromkeys(keys, "a" * 32), "a" * 32).items()}
+    assert [notes[key].count("- A beats") for key in keys] == [2, 1, 1, 0]
+    assert f"\nQuestion:\n\n- {lines[0]}\n- not as registered: the questions were changed after 4" in notes[keys[1]]
     capsule.write(ledger, results, {}, tmp_path / "s.zip")
     with capsule.opened(tmp_path / "s.zip") as copy:
         assert answers(read_sweep(copy, "s")) == decided
