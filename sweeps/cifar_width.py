@@ -8,10 +8,11 @@ well. A cell's dropout is searched on the hold-out, then the net is trained by t
 
     python -m sweeps.cifar_width              both data sets; without them, a demo on embedded pictures
     python -m sweeps.cifar_width --dry-run    what it would do, and what is already done
+    python -m sweeps.cifar_width --until-decided 10    as many of the ten folds as its questions need
 """
 
 from crelu_models.tables import S2
-from sweeps import ALLCONV, Cell, Protocol, RateStudy, Search, main
+from sweeps import ALLCONV, Cell, Protocol, Question, RateStudy, Search, main
 
 # Springenberg's dropout, which the search replaces.
 S2_DROP = S2.dropout(0.2, "input").dropout(0.5, "pool1").dropout(0.5, "pool2")
@@ -30,6 +31,14 @@ CELLS = tuple(
     for label, net in NETS.items()
 )
 PROTOCOL = Protocol(ablation=False, single=True, folds=10, search=Search(20), rates=RateStudy("Baseline *"))
+# The paper's claims about Table 1, with the differences that one would act on.
+CLAIMS = (("CReLU", "Baseline"), ("CReLU", "Double"), ("CReLU half", "Baseline"), ("AVR", "Baseline"))
+MARGINS = {"cifar10": 0.2, "cifar100": 0.5}
+QUESTIONS = tuple(
+    Question(f"{cell} beats {rival} on {data}", f"{cell} {data}", f"{rival} {data}", "lower", margin)
+    for data, margin in MARGINS.items()
+    for cell, rival in CLAIMS
+)
 
 if __name__ == "__main__":
-    main("cifar_width", __doc__, CELLS, PROTOCOL)
+    main("cifar_width", __doc__, CELLS, PROTOCOL, questions=QUESTIONS)

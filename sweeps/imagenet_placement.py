@@ -9,10 +9,11 @@ the placement.
     python -m sweeps.imagenet_placement            the paper's rows; without ImageNet and a cluster, a demo of minutes
     python -m sweeps.imagenet_placement --dry-run  what it would do, and what is already done
     python -m sweeps.imagenet_placement --also crossed
+    python -m sweeps.imagenet_placement --until-decided 6    as many seeds, up to six, as its questions need
 """
 
 from crelu_models.tables import PAPER, S8, S9, S10, S11, S12, S13
-from sweeps import IMAGENET_ADAM, IMAGENET_SGD, Cell, main
+from sweeps import IMAGENET_ADAM, IMAGENET_SGD, Cell, Question, main
 
 # fmt: off
 CELLS = (
@@ -34,6 +35,11 @@ CROSSED = (
     Cell("CReLU conv1,4,7, SGD",  S13,                 "imagenet", IMAGENET_SGD,  versus="CReLU conv1,4,7"),
 )
 # fmt: on
+# The paper's claims about Tables 4 and 5, with the difference that one would act on.
+QUESTIONS = tuple(
+    Question(f"{cell} beats the baseline", cell, "Baseline", "lower", 0.5)
+    for cell in ("CReLU conv1-4", "CReLU conv1,4,7", "CReLU all", "AVR conv1-4")
+)
 
 if __name__ == "__main__":
-    main("imagenet_placement", __doc__, CELLS, also={"crossed": CROSSED})
+    main("imagenet_placement", __doc__, CELLS, also={"crossed": CROSSED}, questions=QUESTIONS)

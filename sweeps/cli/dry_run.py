@@ -16,6 +16,7 @@ from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import check_rank_batches, resolve_resources
+from sweeps.experiment.metrics import AVERAGE, TOP1
 from sweeps.experiment.model_facts import check_models, user_names
 from sweeps.experiment.plan import Plan, plan, plan_to_json, state_heads
 from sweeps.experiment.questions.expected_cost import expected_costs
@@ -84,15 +85,31 @@ def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
     hours = hours_per_training(today, settings, labels)
     units = count(design.most * len(labels), design.unit)
     cells = count(len(labels), "cell")
+    least = f"{design.first} to " if design.first < design.most else ""
     yield (
-        f"{count(len(sweep.questions), 'question')} of {cells}: {design.first} to {design.most} {design.unit}s each, "
+        f"{count(len(sweep.questions), 'question')} of {cells}: {least}{design.most} {design.unit}s each, "
         f"{units} as a fixed design; likely, where {design.most} are as many as the margin takes:"
     )
-    for expected in expected_costs(sweep.questions, design):
-        size = "no difference" if not expected.effect else count(expected.effect, "margin")
+    for expected in expected_costs(sweep.questions, design, printed_gains(sweep)):
         cost = f", {expected.trainings * hours:.3g} hours" if hours else ""
         units = f"{expected.trainings:>5.0f} {design.unit}s{cost}"
-        yield f"  {size:<13}  {units}, {expected.decided:.0%} of the questions decided"
+        yield f"  {expected.case:<13}  {units}, {expected.decided:.0%} of the questions decided"
+
+
+def printed_gains(sweep: Sweep) -> list[float]:
+    """Return the gain of each question by the paper's numbers; none where it lacks one, or the data are others."""
+    from sweeps.results import paper
+    from sweeps.results.cell_numbers import stands_for
+
+    metric = AVERAGE if sweep.protocol.folds else TOP1
+    numbers = {
+        cell.label: paper.printed(cell.table, cell.dataset, cell.row, metric)
+        for cell in sweep.cells
+        if cell.table in paper.COLUMNS and cell.dataset == stands_for(cell) and sweep.profile == "paper"
+    }
+    pairs = [(numbers.get(question.cell), numbers.get(question.versus)) for question in sweep.questions]
+    gains = [theirs.value - ours.value for ours, theirs in pairs if ours is not None and theirs is not None]
+    return gains if len(gains) == len(pairs) else []
 
 
 def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:

@@ -24,6 +24,7 @@ from sweeps.experiment.profiles import (
     on_dataset,
     on_one_dataset,
     scaled,
+    with_data_name,
 )
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.recipe import Recipe
@@ -247,7 +248,7 @@ def declare(
 ) -> Sweep:
     """Return the declared sweep, cells that are not asked for included; ValueError for an unknown field.
 
-    Of the questions it has those whose cells it has.
+    Of the questions it has those whose cells it has; a word for a data set becomes that of the one trained on.
     """
     profile = settings.profile
     dataset = _asked_dataset(options) or settings.dataset
@@ -262,7 +263,12 @@ def declare(
     other_data = [cell.key for cell in on_data] != [cell.key for cell in page]
     parts = [data_name(dataset) if other_data else "", fields_name(on_data, options.set), decoder]
     labels = {cell.label: called.label for cell, called in zip(cells, changed, strict=True)}
-    asked = tuple(question.relabelled(labels) for question in questions if labels.keys() >= set(question.labels))
+    names = {cell.label: (cell.dataset, called.dataset) for cell, called in zip(cells, changed, strict=True)}
+    asked = tuple(
+        question.relabelled(with_data_name(question.text, *names[question.cell]), labels)
+        for question in questions
+        if labels.keys() >= set(question.labels)
+    )
     followed = protocol_of(protocol, profile, options)
     sweep = Sweep(name, profile, changed, followed, "-".join(filter(None, parts)), questions=asked)
     if other_data:
@@ -298,6 +304,8 @@ def changed_protocol(before: Protocol, after: Protocol, options: argparse.Namesp
     lines = [f"seeds: {before.seeds} -> {after.seeds}"] if before.seeds != after.seeds and not options.seeds else []
     if before.folds != after.folds and options.folds is None:
         lines.append(f"folds: {before.folds} -> {after.folds}")
+    if after.until != options.until_decided:
+        lines.append(f"until decided, at most: {options.until_decided} -> {after.until}")
     if before.rates != after.rates:
         lines.append("learning rate: not chosen, each recipe's own")
     if before.search is not None and after.search is not None:
@@ -386,6 +394,7 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
     """Return the protocol as the profile scales it and the flags change it, --seeds left out."""
     small = profile in ("demo", "smoke")
     folds = min(protocol.folds, 3) if small else protocol.folds
+    scales_folds = folds < protocol.folds and options.folds is None
     if options.match and not protocol.single:
         raise ValueError("--match is for the Single protocol, which this sweep does not follow")
     return dataclasses.replace(
@@ -396,7 +405,7 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
         rates=None if small or any(word.startswith("recipe.lr=") for word in options.set) else protocol.rates,
         folds=protocol.folds and (folds if options.folds is None else options.folds),
         search=search_of(protocol.search, small, options),
-        until=options.until_decided,
+        until=min(options.until_decided, folds) if scales_folds else options.until_decided,
     )
 
 

@@ -100,11 +100,11 @@ def on_dataset(cell: Cell, dataset: str) -> Cell:
     if dataset == cell.dataset:
         return cell
     paper_dataset = (cell.paper_dataset or cell.dataset) if cell.table else ""
-    label, versus = (_with_data_name(words, cell.dataset, dataset) for words in (cell.label, cell.versus))
+    label, versus = (with_data_name(words, cell.dataset, dataset) for words in (cell.label, cell.versus))
     return dataclasses.replace(cell, dataset=dataset, label=label, versus=versus, paper_dataset=paper_dataset)
 
 
-def _with_data_name(label: str, before: str, after: str) -> str:
+def with_data_name(label: str, before: str, after: str) -> str:
     """Return a label in which the word for a data set is that for another one."""
     return " ".join(data_name(after) if word == data_name(before) else word for word in label.split(" "))
 

@@ -1,5 +1,6 @@
 """A dry run ends with 2 where the run would be refused, says why, and writes nothing."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ from PIL import Image
 from crelu_data.datasets import beton_path
 from crelu_data.write import prepare
 from sweeps.cifar_width import CELLS
-from sweeps.cli.dry_run import dry_run
+from sweeps.cli.dry_run import dry_run, printed_gains
 from sweeps.cli.options import ExitCode, parser
-from sweeps.cli.settings import absolute_dataset, asked_part, declare, settle
+from sweeps.cli.settings import absolute_dataset, asked_part, changed_protocol, declare, settle
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.sweep import Protocol
 from sweeps.store.lease import Lease
@@ -132,3 +133,35 @@ def test_link_in_the_ledger(name: str, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("typed", ["a/../a/pics", "a/./pics", "a//pics/"])
 def test_folder_has_one_name_however_it_is_typed(typed: str, tmp_path: Path) -> None:
     assert absolute_dataset(f"folder:{tmp_path}/{typed}") == f"folder:{tmp_path}/a/pics"
+
+
+def test_paper_s_pages_ask_its_claims_and_are_priced_by_its_numbers() -> None:
+    expected = {
+        "cifar_width": [0.81, 0.48, 0.76, -0.06, 4.76, 2.97, 2.32, 1.28],
+        "cifar_vgg": [0.45, 0.45, 0.45, 1.84, 2.48, 2.6],
+        "imagenet_placement": [1.99, 1.36, 0.88, 0.69],
+    }
+    for page in expected:
+        module = import_module(f"sweeps.{page}")
+        protocol = getattr(module, "PROTOCOL", PLAIN)
+        options = parser(page, "").parse_args(["--profile", "paper", "--until-decided", "10"])
+        sweep = declare(page, module.CELLS, protocol, options, settle(module.CELLS, options), True, module.QUESTIONS)
+        gains = printed_gains(sweep)
+        assert [round(gain, 2) for gain in gains] == expected[page]
+        assert len({question.text for question in sweep.questions}) == len(gains)
+
+
+def test_questions_on_other_data_name_those_and_folds_are_as_many_as_the_profile_has() -> None:
+    module = import_module("sweeps.cifar_width")
+    options = parser("cifar_width", "").parse_args(["--profile", "demo", "--until-decided", "10"])
+    settings = settle(module.CELLS, options)
+    sweep = declare("cifar_width", module.CELLS, module.PROTOCOL, options, settings, True, module.QUESTIONS)
+    texts = [f"{cell} beats {rival} on embedded" for cell, rival in module.CLAIMS]
+    assert [question.text for question in sweep.questions] == texts
+    assert sweep.questions[0].labels == ("CReLU embedded", "Baseline embedded")
+    assert (sweep.protocol.until, sweep.protocol.folds) == (3, 3)
+    assert printed_gains(sweep) == []
+    assert "until decided, at most: 10 -> 3" in changed_protocol(module.PROTOCOL, sweep.protocol, options)
+    more = parser("cifar_width", "").parse_args(["--profile", "demo", "--until-decided", "10", "--folds", "4"])
+    with pytest.raises(ValueError, match="at most its 4 folds, not 10"):
+        declare("cifar_width", module.CELLS, module.PROTOCOL, more, settings, True, module.QUESTIONS)

@@ -295,11 +295,15 @@ def test_price_falls_with_the_effect_and_is_the_same_each_time() -> None:
     design = SWEEP.protocol.design
     lines = expected_costs(QUESTIONS, design)
     assert lines == expected_costs(QUESTIONS, design)
-    assert [line.effect for line in lines] == [0, 1, 2, 3]
+    assert [line.case for line in lines] == ["no difference", "1 margin", "2 margins", "3 margins"]
     taken = [line.trainings for line in lines]
     assert taken[1:] == sorted(taken[1:], reverse=True)
     assert 9 <= taken[-1] < 0.7 * 36 < taken[0] <= 36
     assert lines[1].decided > 0.7
+    (*same, printed) = expected_costs(QUESTIONS, design, [3 * question.margin for question in QUESTIONS])
+    assert (same, printed.case) == (lines, "as printed")
+    assert printed.trainings == pytest.approx(taken[-1], rel=0.2)
+    assert expected_costs(QUESTIONS, design, [0.0, 0.0])[-1].trainings > 1.3 * printed.trainings
 
 
 # The registration -----------------------------------------------------------------------------------------------------

@@ -41,9 +41,9 @@ class Question:
         """Return the labels of its two cells."""
         return self.cell, self.versus
 
-    def relabelled(self, labels: Mapping[str, str]) -> Question:
-        """Return the question with its cells called as they are where the page is scaled."""
-        return dataclasses.replace(self, cell=labels[self.cell], versus=labels[self.versus])
+    def relabelled(self, text: str, labels: Mapping[str, str]) -> Question:
+        """Return the question in the words, and of the labels, that it has where the page is scaled."""
+        return dataclasses.replace(self, text=text, cell=labels[self.cell], versus=labels[self.versus])
 
 
 def check_questions(name: str, questions: Sequence[Question], cells: Sequence[Cell]) -> None:
