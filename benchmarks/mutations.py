@@ -35,7 +35,8 @@ TREE = ("crelu_models", "crelu_data", "data", "sweeps", "tests", "benchmarks", "
 LIBRARIES = ("torch", "scipy.special", "scipy.stats", "pyarrow.parquet", "pyarrow.fs", "safetensors.torch", "optuna",
              "numba", "simplejpeg", "PIL.Image", "pytest")  # fmt: skip
 
-OPTIONS = ("-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "pytest_timeout", "--timeout=120")
+OPTIONS = ("-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "pytest_timeout", "--timeout=120",
+           "--timeout-method=thread")  # fmt: skip
 
 
 class Mutation(NamedTuple):
@@ -2751,6 +2752,8 @@ def run_tests(root: Path, *tests: str) -> MutationRun:
             os._exit(0)
     os.waitpid(child, 0)
     seconds = round(time.monotonic() - began, 1)
+    if not answer.exists() and "+ Timeout +" in (root / "pytest.log").read_text(encoding="utf-8", errors="replace"):
+        return MutationRun("caught", tests[0], seconds, "it hangs")
     if not answer.exists():
         return MutationRun("invalid", "", seconds, "the process of the tests ended")
     code, test, reason = json.loads(answer.read_text())
