@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Final
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -22,6 +22,20 @@ def last_words(sentence: str) -> None:
     cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
     with suppress(OSError):
         os.write(2, f"{cursor}\n{sentence}\n".encode())
+
+
+def end_quietly() -> None:
+    """Let an interrupt end this process without a traceback, until the command has handlers of its own."""
+    sys.excepthook = explain_interrupt
+
+
+def explain_interrupt(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a word where an interrupt has ended the process; any other error has its traceback."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    last_words("ended, as asked; nothing had begun")
+    raise SystemExit(INTERRUPTED)
 
 
 class SignalListener:

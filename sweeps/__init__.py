@@ -5,9 +5,12 @@
 Each name is loaded when it is first asked for: a page imports nothing heavy.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+if sys.argv and sys.argv[0].rpartition("/")[2] in ("-m", "crelu-sweeps"):  # a command, and this its first import
+    import_module("crelu_data.interrupts").end_quietly()
 if TYPE_CHECKING:
     from crelu_models.model import Model
     from sweeps.experiment.grid import grid

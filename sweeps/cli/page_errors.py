@@ -8,6 +8,7 @@ import sys
 from types import TracebackType
 from typing import Final, NamedTuple
 
+from crelu_data.interrupts import explain_interrupt
 from crelu_models.command_line import sentence
 from sweeps.cli.options import ExitCode
 
@@ -31,7 +32,7 @@ class SourceLine(NamedTuple):
 
 def explain_page_errors() -> None:
     """Let an error that ends a page be explained, unless the program has its own way with errors."""
-    if sys.excepthook is sys.__excepthook__:
+    if sys.excepthook in (sys.__excepthook__, explain_interrupt):
         sys.excepthook = _explain
 
 
@@ -40,7 +41,7 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
     if isinstance(error, ValueError | TypeError) and (line := page_line(error, trace)) is not None:
         print(f"error: {os.path.relpath(line.file)}, line {line.number}: {sentence(error)}", file=sys.stderr)
         raise SystemExit(ExitCode.USAGE)
-    sys.__excepthook__(kind, error, trace)
+    explain_interrupt(kind, error, trace)
 
 
 def page_line(error: Exception, trace: TracebackType | None) -> SourceLine | None:
