@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Places of activations in a net of any library: python -m crelu_models places torchvision.models:resnet18."""
 
 from __future__ import annotations

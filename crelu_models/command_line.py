@@ -1,4 +1,4 @@
-"""Parser of command lines whose errors are one sentence, with the nearest word that exists."""
+"""Parser of command lines whose errors are one sentence, with the nearest word that exists; shells complete them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ _CHOICE = re.compile(
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that knows --version, and that ends with 2 and one sentence where it cannot read a line."""
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parse a command line, or answer a shell that asks how it may go on, and leave."""
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print the sentence, with the nearest option or word, and how to see all of them."""

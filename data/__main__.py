@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Commands for data sets: python -m crelu_data prepare | verify | info | bench | pull | push."""
 
 from __future__ import annotations

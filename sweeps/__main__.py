@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Verbs for sweeps that have run or are running: python -m sweeps list | status | explain | report | ..."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Does CReLU help a VGG with batch norm and dropout, and at how many layers? (Tables 2 and 3).
 
 Expected: with half as many filters at conv1, at conv1 and conv3, or at conv1, conv3 and conv5, errors fall on both

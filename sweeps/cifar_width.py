@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Does CReLU beat a net of twice the width? The all-convolutional CIFAR nets (Table 1).
 
 Expected: CReLU lowers the ten-fold average against ReLU (9.39 against 10.20 % on CIFAR-10, 33.76 against 38.52 % on

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """What does each choice do on its own? Architecture x placement x activation x width, each with its dropout searched.
 
 Beyond the paper: every prefix of CReLU layers at full and half width, the places it says did not help (VGG's conv2 and

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """How much dropout does each placement want? The search of the nine ImageNet rows, alone (Tables 4 and 5).
 
 The paper drops nothing in the baseline, AVR conv1-4 and CReLU conv1-4, and a quarter after conv9 elsewhere, so its

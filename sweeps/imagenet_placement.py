@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Where does CReLU help? Nine placements in the all-convolutional ImageNet net (Tables 4 and 5).
 
 Expected: CReLU in conv1-4 has the lowest centre-crop error (39.82 against 41.81 % for ReLU), AVR does not help at

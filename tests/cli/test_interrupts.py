@@ -123,10 +123,16 @@ def test_sentence_before_the_view_folds_on_a_terminal_alone(monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("program", "code", "words"),
-    [("-m", 130, "ended, as asked; nothing had begun"), ("/bin/crelu-sweeps", 130, "ended, as asked"), ("-c", -2, "Tra")],
+    [
+        ("-m", 130, "ended, as asked; nothing had begun"),
+        ("/bin/crelu-sweeps", 130, "ended, as asked"),
+        ("-c", -2, "Tra"),
+    ],
 )
 def test_interrupt_among_the_imports_of_a_command_has_no_traceback(program: str, code: int, words: str) -> None:
-    script = f"import os, signal, sys, time; sys.argv = [{program!r}]\nimport sweeps\nos.kill(os.getpid(), signal.SIGINT)"
+    script = (
+        f"import os, signal, sys, time; sys.argv = [{program!r}]\nimport sweeps\nos.kill(os.getpid(), signal.SIGINT)"
+    )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (code, "")
     assert ended.stderr.strip().startswith(words)

@@ -1,5 +1,10 @@
 """Command lines that cannot be read end with 2 and one sentence, with the nearest word that exists."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from crelu_data.__main__ import main as data_main
@@ -7,6 +12,8 @@ from crelu_models.__main__ import parser as models_parser
 from sweeps.__main__ import parser as verb_parser
 from sweeps.analysis.theory import arguments as theory_parser
 from sweeps.cli.options import parser as page_parser
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -50,3 +57,35 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match=r"^0$"):
             parse(["--version"])
         assert capsys.readouterr().out.startswith("crelu-sweeps 0.")
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "words"),
+    [
+        ("sweeps", "crelu-sweeps re", ["reconcile", "report"]),
+        ("sweeps", "crelu-sweeps report --wa", ["--watch "]),
+        ("sweeps.cifar_width", "page --profile ", ["paper", "mini", "demo"]),
+        ("crelu_data", "data prep", ["prepare "]),
+    ],
+)
+def test_shell_completes_verbs_options_and_their_values(
+    module: str, line: str, words: list[str], tmp_path: Path
+) -> None:
+    asked = {
+        "_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line,
+        "COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "words"),
+    }  # fmt: skip
+    environment = os.environ | asked
+    subprocess.run([sys.executable, "-m", module], env=environment, stdin=subprocess.DEVNULL, timeout=60, check=True)
+    assert (tmp_path / "words").read_text().split("\n") == words
+
+
+def test_commands_and_pages_have_the_mark_that_a_shell_looks_for_before_it_asks_python() -> None:
+    pages = [
+        path
+        for path in ROOT.glob("sweeps/*.py")
+        if "\nCELLS = " in path.read_text() or "import CELLS" in path.read_text()
+    ]
+    assert len(pages) == 5
+    for path in (*pages, *(ROOT / name / "__main__.py" for name in ("sweeps", "data", "crelu_models"))):
+        assert "PYTHON_ARGCOMPLETE_OK" in path.read_text()[:1024]
