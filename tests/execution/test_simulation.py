@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.queue_worlds import HALVED_WORLDS, PLANTED, run_world
+from tests.support.queue_worlds import ASKING_WORLDS, HALVED_WORLDS, PLANTED, run_world
 
 WORLDS = 40
 # Where to look for a planted fault: about a world in a hundred shows it, and these begin shortly before one.
@@ -26,6 +26,13 @@ def test_no_simulated_world_of_halved_searches_pauses_or_promotes_another_trial(
     outcomes = [run_world(HALVED_WORLDS + seed) for seed in range(WORLDS // 4)]
     assert {outcome.seed: outcome.faults for outcome in outcomes if outcome.faults} == {}
     assert sum(outcome.counts["paused"] for outcome in outcomes) > WORLDS // 2
+
+
+def test_no_simulated_world_of_questions_decides_or_trains_otherwise() -> None:
+    outcomes = [run_world(ASKING_WORLDS + seed) for seed in range(WORLDS // 2)]
+    assert {outcome.seed: outcome.faults for outcome in outcomes if outcome.faults} == {}
+    counts = sum((outcome.counts for outcome in outcomes), outcomes[0].counts.__class__())
+    assert min(counts[word] for word in ("for", "against", "undecided")) >= 1
 
 
 @pytest.mark.parametrize("name", PLANTED)

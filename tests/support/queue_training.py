@@ -46,6 +46,8 @@ class Training:
     salt: int
     step_seconds: float
     trouble: float = 0.0  # share of steps that raise an error
+    gap: float = 0.0  # by which each cell errs more than the one before it
+    divergence: float = 0.08  # share of trials that diverge
     active: dict[str, set[Process]] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)  # trained so far, by trial, repeated ones too
     on_start: Callable[[str, Process], None] = lambda key, process: None
@@ -54,11 +56,13 @@ class Training:
         """Return what a trial comes to."""
         draw = random.Random(f"{self.salt} {trial.key}")
         epochs = trial.recipe.epochs
-        floor = draw.uniform(5, 60)
+        floor = draw.uniform(5, 60) + self.gap * int(trial.cell.label.removeprefix("cell"))
         curve = tuple(round(floor + draw.uniform(0, 3) + 30 / (epoch + 1), 3) for epoch in range(epochs))
         fails_at = draw.randrange(epochs) if draw.random() < 0.04 else -1
         restarts_at = draw.randrange(epochs) if draw.random() < 0.08 else -1
-        return Fate(curve, fails_at, restarts_at, draw.random() < 0.08)
+        if 0 <= restarts_at < fails_at:  # with another seed it does not fail
+            fails_at = -1
+        return Fate(curve, fails_at, restarts_at, draw.random() < self.divergence)
 
     def result(self, trial: Trial) -> Json | None:
         """Return the result that a trial comes to, None for one that fails: what the simulation has to end in."""

@@ -6,7 +6,8 @@ own clock; then its commands are given anew, with failed trials tried again, unt
 
 - nothing is lost: every trial of the plan has its result, or fails wherever it is trained;
 - the ledger is that of an undisturbed sweep, result by result;
-- no trial went to two workers whose drivers live, and none that was done went to any.
+- no trial went to two workers whose drivers live, and none that was done went to any;
+- the questions of a sweep until decided have the answers that they have there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,8 @@ from sweeps.execution import packing, tuner
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState, Limits
-from sweeps.experiment.plan import expand, has_failed, planned, sweep_trials
+from sweeps.experiment.plan import expand, has_failed, planned, question_waves, sweep_trials
+from sweeps.experiment.questions.question import Question
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
@@ -61,10 +63,31 @@ PROTOCOLS = (
 )
 HALVED_WORLDS = 100_000  # from this seed on the trials of a search pause at rungs
 HALVED = Protocol(seeds=1, search=Search(6, "random", 3, halving=2, rung=1))
+ASKING_WORLDS = 200_000  # from this seed on seeds or folds are added until questions are decided
+ASKING = (
+    Protocol(seeds=1, until=8),
+    Protocol(seeds=2, ablation=False, single=True, until=6),
+    Protocol(seeds=1, ablation=False, folds=6, until=6),
+    Protocol(seeds=1, search=Search(4, "random", 2), until=6),
+)
 HOST = SimulatedHost()
 SALTS = 4  # kinds of fates; few, so that what Optuna suggests is computed once for many worlds
 CALM = 20_000.0  # simulated seconds without disturbances after which a sweep counts as stuck
 PATIENCE = 3000.0  # simulated seconds of one such command
+
+
+def _questions(cells: Sequence[Cell], margin: float) -> tuple[Question, ...]:
+    """Return the questions whether the first cell beats each other one."""
+    first, *others = cells
+    return tuple(
+        Question(f"{first.label} beats {other.label}", first.label, other.label, margin=margin) for other in others
+    )
+
+
+def decisions(sweep: Sweep, results: Mapping[str, Json], failed: Collection[str]) -> list[str]:
+    """Return the decision of each question of a sweep, by these results."""
+    parts = {key: part for key, part in sweep_trials(sweep, results, failed).items() if key}
+    return [trajectory.decision for trajectory in question_waves(sweep, parts, results, failed).trajectories]
 
 
 class StuckError(Exception):
@@ -103,7 +126,12 @@ class QueueWorld:
         self.training.trouble = draw.choice((0.0, 0.0, 0.02, 0.08))
         self.training.on_start = self._on_start
         (protocol,) = draw.choices(PROTOCOLS, (1, 3, 1, 3, 2, 2, 1))
-        if seed >= HALVED_WORLDS:
+        if seed >= ASKING_WORLDS:
+            protocol = draw.choice(ASKING)
+            self.training.gap = draw.choice((0.0, 30.0, 60.0))
+            # Whether a cell whose trainings diverge is given up depends on which of them end first.
+            self.training.divergence = 0.0
+        elif seed >= HALVED_WORLDS:
             protocol = HALVED
         self.commands = [self._command(number, protocol) for number in range(draw.choice((1, 2, 2, 3)))]
         # What befalls, and how often.
@@ -127,7 +155,8 @@ class QueueWorld:
     def _command(self, number: int, protocol: Protocol) -> Command:
         """Draw a sweep and how it is trained."""
         draw = self.draw
-        cells = draw.sample(CELLS[: draw.choice((3, 3, 4, 6))], draw.choice((1, 2, 2, 3)))
+        size = draw.choice((1, 2, 2, 3))
+        cells = draw.sample(CELLS[: draw.choice((3, 3, 4, 6))], max(2, size) if protocol.until else size)
         most = draw.choice((1, 2, 4, 4, 8))
         even, probing = draw.random() < 0.5, draw.random() < 0.3
         keys = frozenset(cell.key for cell in cells)
@@ -140,7 +169,9 @@ class QueueWorld:
 
         host, skew = draw.choice((("here", 0.0), ("here", 0.0), ("there", 0.0), ("ahead", 120.0), ("behind", -86400.0)))
         name = f"sweep{number}"
-        return Command(Sweep(name, "demo", tuple(cells), protocol), packs, draw.choice((1, 2, 3, 4)), host, skew)
+        questions = _questions(cells, draw.choice((5.0, 30.0))) if protocol.until else ()
+        sweep = Sweep(name, "demo", tuple(cells), protocol, questions=questions)
+        return Command(sweep, packs, draw.choice((1, 2, 3, 4)), host, skew)
 
     # The command ------------------------------------------------------------------------------------------------------
 
@@ -456,6 +487,11 @@ class QueueWorld:
                 else:
                     results[trial.key] = result
         ledger, really_failed = self._settled()
+        if command.sweep.protocol.until:
+            answers = decisions(command.sweep, results, failed)
+            self.counts.update(answers)
+            if answers != (really := decisions(command.sweep, ledger, really_failed)):
+                self._fault(f"{command.sweep.name} decides {really}, not {answers}")
         reached = MemoryLedger().paused()
         for key, record in paused.items():
             reaches = reached.get(key, {}).get("epoch", 0) >= record["epoch"]
