@@ -1548,7 +1548,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "test_dropout_chosen_on_test_pictures_is_refused"),
     ),
     *_faults("sweeps/results/paper_cells.py", "tests/results/test_paper_cells.py",
-        ("or layers(results.cell.net) != layers(net):",
+        ("or layers(cell.net) != layers(net):",
          "or False:"),
         ("(\"training\", training_pictures(results), paper.splits[\"train\"]),",
          ""),
@@ -2146,7 +2146,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "if item.missing != \"\":"),
     ),
     *_faults("sweeps/results/paper_cells.py", "tests/results/test_paper_cells.py",
-        ("return other_data(results, paper_set) or other_training(results)",
+        ("return other_data(results, paper_set) or other_training(results.cell)",
          "return other_data(results, paper_set)",
          "test_verdicts_and_claims_are_withheld_with_the_reason"),
     ),
@@ -2350,10 +2350,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("            self._announce_decisions()\n",
          "            pass\n",
          "test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result"),
-        ("if announced is not None and question.text not in announced:",
-         "if question.text not in (announced or ()):",
+        ("if announced is not None and question not in announced:",
+         "if question not in (announced or ()):",
          "test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result"),
-        ("        announced = session.decided\n",
+        ("        announced = session.answers\n",
          "        announced = set()\n",
          "test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result"),
     ),
@@ -2752,7 +2752,8 @@ def run_tests(root: Path, *tests: str) -> MutationRun:
             os._exit(0)
     os.waitpid(child, 0)
     seconds = round(time.monotonic() - began, 1)
-    if not answer.exists() and "+ Timeout +" in (root / "pytest.log").read_text(encoding="utf-8", errors="replace"):
+    log = root / "pytest.log"
+    if not answer.exists() and log.exists() and "+ Timeout +" in log.read_text(encoding="utf-8", errors="replace"):
         return MutationRun("caught", tests[0], seconds, "it hangs")
     if not answer.exists():
         return MutationRun("invalid", "", seconds, "the process of the tests ended")

@@ -22,7 +22,7 @@ CELLS = tuple(
     for label, net in NETS.items()
 )
 PROTOCOL = Protocol(ablation=False, single=True, folds=10, search=Search(20))
-# The paper's claim about Table 2, with the differences that one would act on.
+# What --until-decided asks: the paper's comparisons in Table 2, with the differences that one would act on.
 MARGINS = {"cifar10": 0.2, "cifar100": 0.5}
 QUESTIONS = tuple(
     Question(f"{cell} beats VGG on {data}", f"{cell} {data}", f"VGG {data}", "lower", margin)

@@ -36,7 +36,7 @@ CROSSED = (
     Cell("CReLU conv1,4,7, SGD",  S13,                 "imagenet", IMAGENET_SGD,  versus="CReLU conv1,4,7"),
 )
 # fmt: on
-# The paper's claims about Tables 4 and 5, with the difference that one would act on.
+# What --until-decided asks: comparisons of Tables 4 and 5, with the difference that one would act on.
 QUESTIONS = tuple(
     Question(f"{cell} beats the baseline", cell, "Baseline", "lower", 0.5)
     for cell in ("CReLU conv1-4", "CReLU conv1,4,7", "CReLU all", "AVR conv1-4")

@@ -78,7 +78,7 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
 
 
 def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
-    """Yield the lines that say what a sweep until decided is likely to take, search and other cells left out."""
+    """Yield the expected cost of a sweep until decided, a line for each case; search and other cells are left out."""
     sweep = today.sweep
     design = today.sweep.protocol.design
     labels = {label for question in sweep.questions for label in question.labels}
@@ -97,15 +97,16 @@ def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
 
 
 def printed_gains(sweep: Sweep) -> list[float]:
-    """Return the gain of each question by the paper's numbers; none where it lacks one, or the data are others."""
+    """Return each question's gain by the paper's numbers; none unless all are printed, and all cells the paper's."""
     from sweeps.results import paper
     from sweeps.results.cell_numbers import stands_for
+    from sweeps.results.paper_cells import other_training
 
     metric = AVERAGE if sweep.protocol.folds else TOP1
     numbers = {
         cell.label: paper.printed(cell.table, cell.dataset, cell.row, metric)
         for cell in sweep.cells
-        if cell.table in paper.COLUMNS and cell.dataset == stands_for(cell) and sweep.profile == "paper"
+        if cell.table in paper.COLUMNS and cell.dataset == stands_for(cell) and not other_training(cell)
     }
     pairs = [(numbers.get(question.cell), numbers.get(question.versus)) for question in sweep.questions]
     gains = [theirs.value - ours.value for ours, theirs in pairs if ours is not None and theirs is not None]

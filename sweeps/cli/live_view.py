@@ -54,7 +54,7 @@ class SweepProgress:
         self.curves: dict[str, list[float]] = {}  # by epoch: hold-out values, or training errors where none is held out
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
-        self.decided: Callable[[], int] = lambda: 0  # how many of the page's questions are
+        self.decided: Callable[[], int] = lambda: 0  # number of questions with an answer
 
     def update_plan(self, planned: Sequence[Trial], pending: Sequence[Trial]) -> None:
         """Take in the trials that are planned now; `pending` stand for trials that are not known yet."""

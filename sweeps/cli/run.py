@@ -404,7 +404,7 @@ def _run_trials(
     _set_pack_policy(state, forecast, view)
     log_forecast()
     view.hours = state.hours
-    view.progress.decided = lambda: len(state.decided or ())
+    view.progress.decided = state.decided
     poll = STOP_POLL[settings.ledger.local]
     with GracefulInterrupt(state, view.log, settings.hosted, lambda: view.progress.saving(poll)) as interrupt:
         try:

@@ -248,7 +248,7 @@ def declare(
 ) -> Sweep:
     """Return the declared sweep, cells that are not asked for included; ValueError for an unknown field.
 
-    Of the questions it has those whose cells it has; a word for a data set becomes that of the one trained on.
+    Questions stay where both of their cells do. In their text the data set's name becomes that of the one trained on.
     """
     profile = settings.profile
     dataset = _asked_dataset(options) or settings.dataset
@@ -304,8 +304,9 @@ def changed_protocol(before: Protocol, after: Protocol, options: argparse.Namesp
     lines = [f"seeds: {before.seeds} -> {after.seeds}"] if before.seeds != after.seeds and not options.seeds else []
     if before.folds != after.folds and options.folds is None:
         lines.append(f"folds: {before.folds} -> {after.folds}")
-    if after.until != options.until_decided:
-        lines.append(f"until decided, at most: {options.until_decided} -> {after.until}")
+    until = options.until_decided or before.until
+    if after.until != until:
+        lines.append(f"until decided, at most: {until} -> {after.until}")
     if before.rates != after.rates:
         lines.append("learning rate: not chosen, each recipe's own")
     if before.search is not None and after.search is not None:
@@ -395,6 +396,7 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
     small = profile in ("demo", "smoke")
     folds = min(protocol.folds, 3) if small else protocol.folds
     scales_folds = folds < protocol.folds and options.folds is None
+    until = options.until_decided or protocol.until
     if options.match and not protocol.single:
         raise ValueError("--match is for the Single protocol, which this sweep does not follow")
     return dataclasses.replace(
@@ -405,7 +407,7 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
         rates=None if small or any(word.startswith("recipe.lr=") for word in options.set) else protocol.rates,
         folds=protocol.folds and (folds if options.folds is None else options.folds),
         search=search_of(protocol.search, small, options),
-        until=min(options.until_decided, folds) if scales_folds else options.until_decided,
+        until=min(until, folds) if scales_folds else until,
     )
 
 

@@ -90,17 +90,17 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._note_given_up(cell)
 
     def _announce_decisions(self) -> None:
-        """Say which questions the latest results have decided; those decided before the start are not said."""
+        """Announce the questions that the latest results have ended; not those that had ended before the start."""
         session = self.session
-        announced = session.decided
-        session.decided = set()
+        announced = session.answers
         trajectories = question_waves(session.sweep, self.cell_trials, self.results, self.failed).trajectories
-        for question, trajectory in zip(session.sweep.questions, trajectories, strict=True):
-            if trajectory.decision != "open":
-                session.decided.add(question.text)
-                if announced is not None and question.text not in announced:
-                    pairs = count(trajectory.looks[-1].n, session.sweep.protocol.design.unit)
-                    session.say(f"{question.text}: {DECISIONS[trajectory.decision]} ({pairs} each)")
+        by_question = zip(session.sweep.questions, trajectories, strict=True)
+        ended = {question: trajectory for question, trajectory in by_question if trajectory.decision != "open"}
+        for question, trajectory in ended.items():
+            if announced is not None and question not in announced:
+                pairs = count(trajectory.looks[-1].n, session.sweep.protocol.design.unit)
+                session.say(f"{question.text}: {DECISIONS[trajectory.decision]} ({pairs} each)")
+        session.answers = {question: trajectory.decision for question, trajectory in ended.items()}
 
     def _note_given_up(self, cell: Cell) -> None:
         """Note whether a cell is given up, and why."""

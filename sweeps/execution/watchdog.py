@@ -99,8 +99,8 @@ def stop_signal(ledger: Ledger, mark: str) -> Callable[[], bool]:
     def stop() -> bool:
         nonlocal last_look, stopping
         if not stopping and time.monotonic() - last_look > interval:
-            last_look = time.monotonic()
             stopping = name in ledger.names(folder)
+            last_look = time.monotonic()
         return stopping
 
     return stop

@@ -225,7 +225,7 @@ def _refused(search: Search, number: int, trial: Trial, why: str) -> Suggestion:
 def _excess_before(search: Search, trial: Trial) -> tuple[tuple[str, float], ...]:
     """Return by how much a trial exceeds the limit on parameters, which is known before it is trained."""
     net = trial.net
-    _ = trial.recipe
+    _ = trial.recipe  # raises ValueError for values that no recipe can have
     most = search.limits_by_name.get("parameters")
     if most is None or not isinstance(net, Net):
         return ()

@@ -80,7 +80,7 @@ def _note(
         lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
     if on_part(cell_results):
         lines += ["", "Trained on a part of the published data set, or on other files by its name: no verdict."]
-    return "\n".join([*lines, *questions, "", *_links(results, cell_results, experiment, runs, report)])
+    return "\n".join([*lines, "", *_links(results, cell_results, experiment, runs, report), *questions])
 
 
 def _questions(decided: Answers | None, label: str) -> list[str]:

@@ -168,7 +168,7 @@ def _numbers(leaf: Numbers, findings: Findings) -> Iterator[Item]:
             for metric in table.metrics:
                 if row.results is not None and table.paper(row, metric) is not None:
                     ours = number(row.results, metric)
-                    scale = other_training(row.results)
+                    scale = other_training(row.results.cell)
                     data = other_data(row.results, leaf.dataset)
                     few = row.results.lost(metric) or too_few(metric, leaf.table, ours)
                     judged = verdict_for(table, row, metric, ours)
@@ -250,7 +250,7 @@ def _analysed(leaf: Analysed, findings: Findings) -> Iterator[Item]:
         for cell in findings.cells(table, dataset, row):
             has = any(leaf.job in run.analyses for run in cell.runs)
             stands.append(
-                _stage("" if has else f"no analysis {leaf.job}", other_training(cell), other_data(cell, dataset))
+                _stage("" if has else f"no analysis {leaf.job}", other_training(cell.cell), other_data(cell, dataset))
             )
         yield _best(f"{row} {dataset}: {leaf.job}", checks, stands, "no training")
 
@@ -276,7 +276,9 @@ def _chosen(leaf: Chosen, findings: Findings) -> Iterator[Item]:
         stands = []
         for cell in findings.cells(leaf.table, leaf.dataset, row.label):
             searched = cell.winner is not None
-            stands.append(_stage("" if searched else "no search", other_training(cell), other_data(cell, leaf.dataset)))
+            stands.append(
+                _stage("" if searched else "no search", other_training(cell.cell), other_data(cell, leaf.dataset))
+            )
         yield _best(f"{row.label} {leaf.dataset}: search", (RUN, SCALE, DATA), stands, "no search")
 
 

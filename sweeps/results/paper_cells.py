@@ -130,18 +130,18 @@ def other_classes(results: CellResults, paper_set: str) -> str:
 
 def reduced(results: CellResults, paper_set: str) -> str:
     """Return in what the trainings of a cell are not the paper's, empty where they are."""
-    return other_data(results, paper_set) or other_training(results)
+    return other_data(results, paper_set) or other_training(results.cell)
 
 
-def other_training(results: CellResults) -> str:
+def other_training(cell: Cell) -> str:
     """Return in what the net or recipe of a cell is not the paper's, whatever its pictures are; empty where it is."""
-    net = paper_net(results.cell)
+    net = paper_net(cell)
     if net is None:
         return "no row of the paper's"
-    if isinstance(results.cell.net, Model) or layers(results.cell.net) != layers(net):
+    if isinstance(cell.net, Model) or layers(cell.net) != layers(net):
         return f"another net than the paper's {net.name}"
     changed = [f"{what} {ours}, not {paper}" for what, paper, ours in recipe_differences(
-        results.cell.recipe, paper_recipe(results.cell))]  # fmt: skip
+        cell.recipe, paper_recipe(cell))]  # fmt: skip
     return f"another recipe: {changed[0]}" + (f" and {len(changed) - 1} more" if changed[1:] else "") if changed else ""
 
 

@@ -1,5 +1,6 @@
 """A dry run ends with 2 where the run would be refused, says why, and writes nothing."""
 
+import dataclasses
 from importlib import import_module
 from pathlib import Path
 
@@ -149,6 +150,8 @@ def test_paper_s_pages_ask_its_claims_and_are_priced_by_its_numbers() -> None:
         gains = printed_gains(sweep)
         assert [round(gain, 2) for gain in gains] == expected[page]
         assert len({question.text for question in sweep.questions}) == len(gains)
+        shorter = [dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, epochs=3)) for cell in sweep.cells]
+        assert printed_gains(dataclasses.replace(sweep, cells=tuple(shorter))) == []
 
 
 def test_questions_on_other_data_name_those_and_folds_are_as_many_as_the_profile_has() -> None:
@@ -156,7 +159,7 @@ def test_questions_on_other_data_name_those_and_folds_are_as_many_as_the_profile
     options = parser("cifar_width", "").parse_args(["--profile", "demo", "--until-decided", "10"])
     settings = settle(module.CELLS, options)
     sweep = declare("cifar_width", module.CELLS, module.PROTOCOL, options, settings, True, module.QUESTIONS)
-    texts = [f"{cell} beats {rival} on embedded" for cell, rival in module.CLAIMS]
+    texts = [f"{cell} beats {rival} on embedded" for cell, rival in module.COMPARED]
     assert [question.text for question in sweep.questions] == texts
     assert sweep.questions[0].labels == ("CReLU embedded", "Baseline embedded")
     assert (sweep.protocol.until, sweep.protocol.folds) == (3, 3)

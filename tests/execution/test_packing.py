@@ -482,7 +482,10 @@ def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(
     assert trained["3"] == trained["4"] == 3
     assert 3 < trained["1"] == trained["2"] < 12
     LedgerSearcher(here)
-    here.decided = None
+    assert here.decided() == 1
+    here.answers = dict.fromkeys(here.answers or {}, "undecided")
+    assert here.decided() == 0
+    here.answers = None
     LedgerSearcher(here)  # of a command that is begun anew
     assert said == [f"is it: yes ({trained['1']} seeds each)"]
 

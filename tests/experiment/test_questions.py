@@ -97,6 +97,8 @@ def test_largest_number_is_one_that_the_protocol_reaches(protocol: dict[str, int
 def test_command_line_says_until_decided_and_what_does_not_go_with_it() -> None:
     options = parser("s", "").parse_args(["--until-decided", "12"])
     assert protocol_of(Protocol(), "paper", options).until == 12
+    assert protocol_of(Protocol(until=9), "paper", options).until == 12
+    assert protocol_of(Protocol(until=9), "paper", parser("s", "").parse_args([])).until == 9
     with pytest.raises(ValueError, match="no question to decide"):
         dataclasses.replace(SWEEP, questions=())
     with pytest.raises(ValueError, match="leave out --seeds"):

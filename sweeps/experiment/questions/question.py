@@ -42,7 +42,7 @@ class Question:
         return self.cell, self.versus
 
     def relabelled(self, text: str, labels: Mapping[str, str]) -> Question:
-        """Return the question in the words, and of the labels, that it has where the page is scaled."""
+        """Return the question with another text, its cells under their new labels."""
         return dataclasses.replace(self, text=text, cell=labels[self.cell], versus=labels[self.versus])
 
 
