@@ -275,7 +275,7 @@ def _needs_classes(make: Callable[..., Any]) -> bool:
     return parameter is not None and parameter.default is parameter.empty
 
 
-def made(name: str) -> nn.Module:
+def net_by_name(name: str) -> nn.Module:
     """Return the net that "module:name" names or makes, of CLASSES classes where it asks for `num_classes`.
 
     ValueError where it is none, or needs further arguments.

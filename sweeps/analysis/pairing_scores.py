@@ -275,7 +275,7 @@ def _learned_part(layer: str, learned: Pairs, weight: Tensor) -> dict[str, Array
         "layer": layer,
         "draw": np.int32(-1),
         "filter": np.arange(len(weight), dtype=np.int32),
-        "mate": learned.pair.numpy().astype(np.int32),
+        "pair": learned.pair.numpy().astype(np.int32),
         "mu": learned.mu.numpy(),
         "norm": weight.double().flatten(1).norm(dim=1).numpy(),
     }
@@ -287,7 +287,7 @@ def _random_part(layer: str, random: Tensor) -> dict[str, ArrayLike]:
         "layer": layer,
         "draw": np.repeat(np.arange(draws, dtype=np.int32), k),
         "filter": np.tile(np.arange(k, dtype=np.int32), draws),
-        "mate": np.int32(-1),
+        "pair": np.int32(-1),
         "mu": random.flatten().numpy(),
         "norm": np.nan,
     }
@@ -299,7 +299,7 @@ def filter_table(layer: str, weight: Tensor, learned: Pairs) -> dict[str, Any]:
     return {
         "layer": [layer] * k,
         "filter": list(range(k)),
-        "mate": learned.pair.tolist(),
+        "pair": learned.pair.tolist(),
         "mu": learned.mu.tolist(),
         "height": [height] * k,
         "width": [width] * k,

@@ -262,8 +262,8 @@ def _no_models(today: Plan, settings: Settings) -> str:
 def _expected_names(today: Plan, settings: Settings) -> list[str]:
     """Return the data sets whose pictures can be counted: those that are there, or are made on the way."""
     present = availability.fingerprints(today.sweep.datasets, settings.data_dir)
-    made = ("synthetic",) if settings.data_source else ("synthetic", "folder:")
-    return [name for name in today.sweep.datasets if name in present or name.startswith(made)]
+    preparable = ("synthetic",) if settings.data_source else ("synthetic", "folder:")
+    return [name for name in today.sweep.datasets if name in present or name.startswith(preparable)]
 
 
 REFUSALS = (_not_writable, _holds_links, _no_cluster, _no_data, _driven, _no_splits, _no_resources, _no_models)

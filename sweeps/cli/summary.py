@@ -211,7 +211,7 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, Tra
         again = settings.command.verb("report", sweep.title, "--output", settings.output, "--to", "report")
         return None, again, build.NOT_ASKED
     try:
-        made = build.make(
+        written = build.make(
             settings.ledger,
             sweep.title,
             reports_in(settings.output),
@@ -220,7 +220,7 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, Tra
         )
     except ValueError as error:
         return None, f"none: {error}", build.NOT_ASKED
-    return made.report, str(made.page), made.tracked
+    return written.report, str(written.page), written.tracked
 
 
 def _mlflow_command() -> str:

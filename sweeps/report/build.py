@@ -125,14 +125,14 @@ def write_all(ledger: Ledger, sweep: str | None, to: Path, store: str) -> tuple[
     path = to
     code = DONE
     for title in titles(ledger, sweep):
-        made = make(ledger, title, to, store)
-        written.append(made)
-        path = made.page
-        print(summary(made.report))
+        written_report = make(ledger, title, to, store)
+        written.append(written_report)
+        path = written_report.page
+        print(summary(written_report.report))
         print(f"report     {path}")
-        if made.tracked.sentence:
-            print(f"MLflow     {made.tracked.sentence}")
-        code = UNTRACKED if made.tracked.lacks else code
+        if written_report.tracked.sentence:
+            print(f"MLflow     {written_report.tracked.sentence}")
+        code = UNTRACKED if written_report.tracked.lacks else code
     if sweep is None and ledger.read_json(MANIFEST) is None:
         path = write_index(ledger, written, to)
         print(f"index      {path}")
@@ -141,13 +141,16 @@ def write_all(ledger: Ledger, sweep: str | None, to: Path, store: str) -> tuple[
 
 def write_index(ledger: Ledger, written: Sequence[WrittenReport], to: Path) -> Path:
     """Write the index of reports under `to`, and the paper's grade where a row of it has run; return its path."""
-    driving = Drivers(ledger).now([made.results.title for made in written])
-    all_results = [made.results for made in written]
+    driving = Drivers(ledger).now([written_report.results.title for written_report in written])
+    all_results = [written_report.results for written_report in written]
     graded = None
     if any(cell_results.cell.table for results in all_results for cell_results in results.cells):
         graded = grade(TREES["crelu"], all_results)
         grade_page.write(graded, all_results, to / "grade")
-    sweeps = [index_page.Reported(made.results, made.report, driving[made.results.title]) for made in written]
+    sweeps = [
+        index_page.Reported(written_report.results, written_report.report, driving[written_report.results.title])
+        for written_report in written
+    ]
     path = to / index_page.PAGE
     write_atomically(path, page(index_page.index_document(sweeps, graded)).encode())
     return path

@@ -52,8 +52,8 @@ def register(uri: str, name: str, candidates: Sequence[Candidate]) -> int:
         version = known.get(candidate.run)
         if version is None:
             source = f"{client.get_run(candidate.run).info.artifact_uri}/{FOLDER}"
-            made = client.create_model_version(name, source, candidate.run, tags=dict(candidate.tags))
-            version = known[candidate.run] = made.version
+            created = client.create_model_version(name, source, candidate.run, tags=dict(candidate.tags))
+            version = known[candidate.run] = created.version
             new += 1
         client.set_registered_model_alias(name, candidate.alias, version)
     return new

@@ -108,7 +108,7 @@ def test_pairing_leaves_mu_of_every_conv(done: Ledger) -> None:
             ours = pairing_scores.pairs(weights[f"{layer}.weight"])
             chosen = [i for i, where in enumerate(rows["layer"]) if where == layer and rows["draw"][i] == -1]
             assert [rows["mu"][i] for i in chosen] == ours.mu.tolist()
-            assert [rows["mate"][i] for i in chosen] == ours.pair.tolist()
+            assert [rows["pair"][i] for i in chosen] == ours.pair.tolist()
             assert summary["metrics"][f"pairing/mu/{layer}"] == pytest.approx(float(ours.mu.mean()))
             assert rows["layer"].count(layer) == 3 * len(ours.mu)
             assert summary["metrics"][f"pairing/mu_sd/{layer}"] == pytest.approx(float(ours.mu.std()))

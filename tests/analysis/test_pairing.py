@@ -12,7 +12,7 @@ from sweeps.analysis.pairing_scores import compare, contrast, groups_by_layer, p
 
 def test_mu_is_the_least_cosine_with_another_filter() -> None:
     weight = torch.randn(7, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    mu, mate = pairs(weight)
+    mu, pair = pairs(weight)
     for i in range(7):
         cosine = {
             j: torch.cosine_similarity(weight[i].double().flatten(), weight[j].double().flatten(), dim=0).item()
@@ -20,14 +20,14 @@ def test_mu_is_the_least_cosine_with_another_filter() -> None:
             if j != i
         }
         assert mu[i].item() == pytest.approx(min(cosine.values()), abs=1e-12)
-        assert mate[i].item() == min(cosine, key=cosine.__getitem__)
+        assert pair[i].item() == min(cosine, key=cosine.__getitem__)
 
 
 def test_a_filter_and_its_negative_are_mates_with_mu_minus_one() -> None:
     half = torch.randn(16, 3, 5, 5, generator=torch.Generator().manual_seed(1))
-    mu, mate = pairs(torch.cat([half, -half]))
+    mu, pair = pairs(torch.cat([half, -half]))
     assert torch.allclose(mu, torch.full((32,), -1.0, dtype=torch.float64), atol=1e-12)
-    assert mate.tolist() == [*range(16, 32), *range(16)]
+    assert pair.tolist() == [*range(16, 32), *range(16)]
 
 
 def test_orthonormal_filters_have_mu_zero() -> None:
@@ -54,10 +54,10 @@ def test_dealing_filters_anew_deals_mu_anew() -> None:
 def test_zero_filters_have_no_direction_and_are_nobodys_mate() -> None:
     weight = torch.randn(6, 9, generator=torch.Generator().manual_seed(6))
     weight[2] = 0
-    mu, mate = pairs(weight)
+    mu, pair = pairs(weight)
     assert mu.isnan().tolist() == [False, False, True, False, False, False]
-    assert mate[2] == -1
-    assert 2 not in mate.tolist()
+    assert pair[2] == -1
+    assert 2 not in pair.tolist()
     assert torch.equal(mu[[0, 1, 3, 4, 5]], pairs(weight[[0, 1, 3, 4, 5]]).mu)
 
 

@@ -495,8 +495,8 @@ def test_the_command_shows_places_and_reasons(
 
 
 def test_a_factory_of_a_page_is_made_with_classes() -> None:
-    assert tracing.made("tests.support.user_models:small").head.out_features == tracing.CLASSES  # type: ignore[union-attr]
-    assert tracing.made("torchvision.models:squeezenet1_1").num_classes == 1000  # its own default
+    assert tracing.net_by_name("tests.support.user_models:small").head.out_features == tracing.CLASSES  # type: ignore[union-attr]
+    assert tracing.net_by_name("torchvision.models:squeezenet1_1").num_classes == 1000  # its own default
 
 
 @pytest.mark.parametrize(

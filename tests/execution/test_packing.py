@@ -66,8 +66,8 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
 
     def grouped(packs: PackPolicy, most: int = 16) -> list[int]:
         waiting = [other, *trials[1:]]
-        mates = packs.members_for(trials[0], waiting, lambda trial: stand.get(trial.key, 0), most, 4, 64)
-        return [trials.index(trial) if trial in trials else -1 for trial in mates]
+        members = packs.members_for(trials[0], waiting, lambda trial: stand.get(trial.key, 0), most, 4, 64)
+        return [trials.index(trial) if trial in trials else -1 for trial in members]
 
     assert grouped(PackPolicy(16)) == [1, 4]
     assert grouped(PackPolicy(2)) == grouped(PackPolicy(16), 2) == [1]
@@ -522,12 +522,12 @@ def test_mate_that_another_sweep_has_finished_does_not_put_the_first_of_a_pack_b
     queue = LedgerSearcher(here)
     trials = queue.waiting[::-1]
     policy = here.pack_policy()
-    mate = policy.members_for(trials[0], trials[1:], lambda _: 0, 3, 4, 64)[0]
-    result: Json = {"key": mate.key, "metrics": {"best/val_top1_err": 20.0}, "curve": [20.0], "status": "finished"}
-    here.ledger.commit(mate.key, result | ({"status": "diverged"} if "diverges" in what else {}))
+    member = policy.members_for(trials[0], trials[1:], lambda _: 0, 3, 4, 64)[0]
+    result: Json = {"key": member.key, "metrics": {"best/val_top1_err": 20.0}, "curve": [20.0], "status": "finished"}
+    here.ledger.commit(member.key, result | ({"status": "diverged"} if "diverges" in what else {}))
     group = trials_in(queue.suggest("a"))
     assert group[0].key == trials[0].key
-    assert mate.key not in {trial.key for trial in group}
+    assert member.key not in {trial.key for trial in group}
     taken = [trial.key for trial in group]
     for number in range(40):
         if not isinstance(config := queue.suggest(f"b{number}"), dict):
@@ -600,8 +600,8 @@ def test_mate_that_follows_no_more_is_not_taken_beside_the_first(tmp_path: Path)
     here = searching(tmp_path, Protocol(ablation=False, folds=4), PackPolicy(4, resident=frozenset({LARGE})))
     here.sweep = dataclasses.replace(here.sweep, cells=here.sweep.cells[:1])
     queue = LedgerSearcher(here)
-    first, *mates = queue.waiting[::-1]
-    for trial in mates[:2]:  # another sweep has finished them: they diverged, and the cell is given up
+    first, *members = queue.waiting[::-1]
+    for trial in members[:2]:  # another sweep has finished them: they diverged, and the cell is given up
         here.ledger.commit(trial.key, {"key": trial.key, "metrics": {}, "status": "diverged"})
     assert [trial.key for trial in trials_in(queue.suggest("a"))] == [first.key]
     assert len(here.given_up) == 1

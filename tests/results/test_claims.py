@@ -126,15 +126,15 @@ def test_fixture_of_the_printed_numbers_reproduces_each_of_them(tmp_path: Path) 
 
 def test_claim_is_supported_contradicted_or_open_as_the_runs_are(tmp_path: Path) -> None:
     means = {"Baseline": 45.0, "AVR conv1-4": 45.0, "CReLU conv1-4": 38.0, "AVR conv1-7": 40.0, "CReLU all": 41.0}
-    rulings = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.2)))}
-    assert rulings["conv1-4-lowest-centre-crop"].decision == "supported"
-    assert rulings["conv1,4,7-lowest-ten-crops"].decision == "contradicted"
-    assert rulings["avr-deeper-no-better-than-baseline"].decision == "contradicted"
-    assert rulings["all-below-baseline-with-half"].decision == "supported"
-    even = rulings["avr-1-4-below-baseline"]
+    results = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.2)))}
+    assert results["conv1-4-lowest-centre-crop"].decision == "supported"
+    assert results["conv1,4,7-lowest-ten-crops"].decision == "contradicted"
+    assert results["avr-deeper-no-better-than-baseline"].decision == "contradicted"
+    assert results["all-below-baseline-with-half"].decision == "supported"
+    even = results["avr-1-4-below-baseline"]
     assert even.decision == "inconclusive"
     assert len(even.open) == 4
-    assert rulings["pair-above-non-pair"].decision == "not run"
+    assert results["pair-above-non-pair"].decision == "not run"
 
 
 def test_further_seeds_and_their_cost_follow_from_spread_and_seconds(tmp_path: Path) -> None:
