@@ -37,7 +37,7 @@ SUMS = {"add": "a sum", "sub": "a difference", "mul": "a product", "truediv": "a
 
 
 class RefusedError(ValueError):
-    """Channels cannot be changed: the message says why, as the end of a sentence."""
+    """Refusal to change channels; the message says why, as the end of a sentence."""
 
 
 class Edits(NamedTuple):

@@ -49,7 +49,7 @@ def measure(model: Model, classes: int, size: int) -> tuple[int, int, int]:
 
 
 class _WrongScoresError(Exception):
-    """Output of a model is no scores of classes."""
+    """Error of a model whose output is not scores of classes."""
 
 
 def _pass(module: nn.Module, classes: int, size: int, device: torch.device) -> tuple[int, int]:

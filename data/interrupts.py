@@ -1,4 +1,4 @@
-"""Interrupts that wait for a safe place."""
+"""Interrupts that are held back until a safe point."""
 
 from __future__ import annotations
 

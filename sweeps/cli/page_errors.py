@@ -45,7 +45,7 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 
 def page_line(error: Exception, trace: TracebackType | None) -> SourceLine | None:
-    """Return the line of the page that asked for what cannot be; None for an error that is not of our asking."""
+    """Return the page's line behind an error of ours; None for any other error."""
     lines: list[SourceLine] = []
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__", ""))

@@ -157,7 +157,7 @@ def _lose_cluster(lease: Lease, reason: str, post: Callable[[ExitCode], None] = 
 
 
 def _end_at_once(reason: str, code: ExitCode = ExitCode.USAGE) -> None:
-    """End this process as if it were killed: no thread of it may write on, and the next driver expects no less."""
+    """End this process without cleaning up, so that no thread writes on; the next driver handles it like a kill."""
     last_words(f"error: {reason}")
     os._exit(code)
 

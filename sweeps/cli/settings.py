@@ -53,7 +53,7 @@ StalePolicy = Literal["ask", "keep", "retrain"]
 
 @dataclass(frozen=True)
 class Display:
-    """What is shown: the table as JSON, only the table, or also what Ray met; and a banner before all."""
+    """Display of a run: the table as JSON, only the table, or also what Ray met; and a banner before all."""
 
     json: bool = False
     quiet: bool = False

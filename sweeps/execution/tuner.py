@@ -39,7 +39,7 @@ STUCK_SECONDS = 10.0  # for which a Tuner may hold on to a Ray that has died
 
 
 class NoProgressError(Exception):
-    """Ray ended several Tuners in a row before anything was trained."""
+    """Error of a Ray that ended several Tuners in a row before anything was trained."""
 
 
 def train_assignment(config: Assignment, shipped: Mapping[str, str]) -> None:

@@ -85,7 +85,7 @@ class Metric:
 
     @property
     def note(self) -> str:
-        """Return what a reader of the numbers has to know: higher is better."""
+        """Return the metric and its direction in words: which of higher and lower is better."""
         return f"{self.words}: {self.better} is better" if self.is_own else "errors in percent, lower is better"
 
     @property
@@ -138,7 +138,7 @@ Tested = tuple[str, Mapping[str, float]]  # the phase of a finished trial, and t
 
 
 class Average(NamedTuple):
-    """Hold the mean of n values and its standard error, nan where there is none: of one value, of a vote."""
+    """Average of n values with its standard error, nan where there is none: of one value, of a vote."""
 
     mean: float
     se: float

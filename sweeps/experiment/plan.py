@@ -387,7 +387,7 @@ class Plan:
         return sum(status.state in states for status in (self.statuses if cell is None else self.of(cell)))
 
     def is_damaged(self, status: TrialStatus) -> bool:
-        """Return whether a trial was finished and lacks a file of its, or the result, until it is trained anew."""
+        """Return whether a finished trial has lost a file or its result, and is not trained anew yet."""
         key = status.trial.key
         return key in self.damaged or (key in self.torn and status.state == "new")
 

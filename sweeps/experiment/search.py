@@ -153,7 +153,7 @@ def goal(search: Search, cell: Cell) -> Goal:
 
 
 class Setting(NamedTuple):
-    """What is chosen for a cell: dropout by layer, choices by dotted name, a learning rate (0: the recipe's own)."""
+    """Setting of a cell: dropout by layer, choices by dotted name, a learning rate (0: the recipe's own)."""
 
     dropout: Rates = ()
     choices: Choices = ()

@@ -132,7 +132,7 @@ class Choice:
         return any(type(option) is type(value) and option == value for option in self.options)
 
     def ends(self) -> tuple[Value, ...]:
-        """Return all of its values: each may be one that nothing can have."""
+        """Return all of its values, since any of them may be impossible."""
         return self.options
 
 

@@ -105,7 +105,7 @@ def _best(aim: Goal, suggestions: Sequence[Suggestion]) -> Suggestion | None:
 
 
 class _Known(NamedTuple):
-    """What a study is derived from: results, keys of failed trials, records of paused ones, and its learning rate."""
+    """Facts behind a study: results, keys of failed trials, records of paused ones, and its learning rate."""
 
     results: Mapping[str, Result]
     failed: Collection[str]

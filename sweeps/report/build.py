@@ -57,7 +57,7 @@ KINDS = ("csv", "parquet")
 
 
 class Tracked(NamedTuple):
-    """What MLflow has of a report: where to look or why it is not there, and whether the user's own store lacks it."""
+    """State of a report in MLflow: where to look or why it is not there, and whether the user's own store lacks it."""
 
     sentence: str
     lacks: bool

@@ -20,7 +20,7 @@ from sweeps.store.ledger import Json
 
 
 class Answer(NamedTuple):
-    """Answer to a question: its trajectory, and how many pairs it was given."""
+    """Answer to a question, from its trajectory."""
 
     question: Question
     trajectory: Trajectory

@@ -184,7 +184,7 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:
 
 
 class _TooLargeError(ValueError):
-    """A capsule unpacks to more than any sweep's does."""
+    """Error of a capsule that unpacks to more than any sweep's does."""
 
 
 @dataclasses.dataclass

@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 
 
 class Predictions(NamedTuple):
-    """Hold the class (n,) that networks give each test picture, by kind of view or of vote, in order of `ids`."""
+    """Classes (n,) that networks give each test picture, by kind of view or of vote, in order of `ids`."""
 
     ids: Ints
     labels: Ints
@@ -44,7 +44,7 @@ class Predictions(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Hold the scores (n, c) of one network by kind of view, in order of the pictures' ids."""
+    """Scores (n, c) of one network by kind of view, in order of the pictures' ids."""
 
     ids: Ints
     labels: Ints

@@ -149,7 +149,7 @@ class CellResults:
         return min(scored, key=lambda point: sign * (point.value or 0.0), default=None)
 
     def behind(self, metric: str) -> tuple[Run, ...]:
-        """Return the runs that make a number of the cell or were to make it: Single's with their first phases."""
+        """Return the runs behind a number of the cell, failed ones too; for Single also the first phases."""
         searched = self.searched
         runs = [run for run in self.runs if run.key not in searched and run.trial.phase != "inner"]
         phases = {run.trial.phase for run in runs}

@@ -33,7 +33,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 
 
 class Printed(NamedTuple):
-    """Hold one number as the paper prints it, with what stands after its ± (Table 6: sd, elsewhere: se)."""
+    """Number as the paper prints it, with what stands after its ± (Table 6: sd, elsewhere: se)."""
 
     text: str
     se_text: str = ""
@@ -69,7 +69,7 @@ class Printed(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Hold one row of a table and data set: numbers in the order of COLUMNS[table], None = not printed."""
+    """Row of a table and data set: numbers in the order of COLUMNS[table], None = not printed."""
 
     table: str
     dataset: str
@@ -203,7 +203,7 @@ class Comparison(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """Hold one sentence of the paper, in our words, and the comparisons that all have to hold."""
+    """Sentence of the paper, in our words, and the comparisons that all have to hold."""
 
     id: str
     table: str

@@ -32,14 +32,14 @@ Decision = Literal["supported", "contradicted", "inconclusive", "not run", "not 
 
 
 class Interval(NamedTuple):
-    """Hold the ends of a confidence interval."""
+    """Ends of a confidence interval."""
 
     low: float
     high: float
 
 
 class TTest(NamedTuple):
-    """Hold a two-sided t test of a difference and the confidence interval that goes with it."""
+    """Two-sided t test of a difference, with its confidence interval."""
 
     se: float
     t: float
@@ -49,7 +49,7 @@ class TTest(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Hold a difference of means, a - b, tested plainly and after Nadeau and Bengio.
+    """Difference of means, a - b, tested plainly and after Nadeau and Bengio.
 
     `signed_rank_p` is Wilcoxon's, exact and two-sided; nan where the values are not paired.
     """
@@ -61,7 +61,7 @@ class Difference(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """Hold a test of two networks on the same pictures: errors of a minus errors of b in percent, and the exact p.
+    """McNemar's test of two networks on the same pictures: errors of a minus errors of b in percent, and the exact p.
 
     `only_a` and `only_b` count the pictures that one of them alone gets right.
     """
@@ -74,7 +74,7 @@ class McNemar(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Count pairs of rows in the paper's order, in the opposite one, and equal."""
+    """Order of pairs of rows: how many stand as in the paper, how many the other way, and how many are equal."""
 
     same: int
     opposite: int
@@ -82,7 +82,7 @@ class Order(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Hold ours - paper with its 95 % interval, the margin (all in points), and the word; `why` it is withheld."""
+    """Verdict on ours - paper: 95 % interval, margin (all in points), and the word; `why` it is withheld."""
 
     difference: float
     interval: Interval

@@ -40,7 +40,7 @@ def damage(ledger: Ledger, key: str, result: Json, names: Collection[str] | None
 
 
 def checked(ledger: Ledger, key: str, result: Json, names: Collection[str] | None = None) -> str:
-    """Return what `damage` returns, and note it on the ledger, so that every command knows."""
+    """Return the damage of a trial's files, and note it on the ledger."""
     why = damage(ledger, key, result, names)
     if why:
         note_damage(ledger, key, why)

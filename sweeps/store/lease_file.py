@@ -290,7 +290,7 @@ REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "No
 
 
 class NoConditionsError(OSError):
-    """A store knows no conditional writes."""
+    """Error of a store without conditional writes."""
 
 
 def s3_client(uri: str) -> Any:

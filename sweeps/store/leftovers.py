@@ -45,7 +45,7 @@ def remove_leftovers(ledger: Ledger, sweep: str) -> int:
 
 
 def _remove_words(ledger: Ledger, sweep: str) -> int:
-    """Delete what dead drivers and their workers told each other, unless another driver may live: it may be theirs."""
+    """Delete messages between dead drivers and their workers, but none while another driver may live."""
     words = [f"{folder}/{name}" for folder in TO_WORKERS for name in ledger.names(folder)]
     titles = (
         {name.removesuffix(".json") for name in ledger.names("leases") if name.endswith(".json")} if words else set()

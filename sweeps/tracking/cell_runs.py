@@ -153,7 +153,7 @@ def _replace(client: MlflowClient, old: Run, params: Mapping[str, str | int | fl
 
 
 class Published(NamedTuple):
-    """Where a report went: the experiment's id, how many runs of cells name it, and how many of them changed."""
+    """Publication of a report: the experiment's id, how many runs of cells name it, and how many of them changed."""
 
     experiment: str
     runs: int

@@ -68,7 +68,7 @@ AXIS: Final = 10  # characters of a parameter's value that MLflow's compare view
 
 
 class Page(NamedTuple):
-    """What the report puts on a cell's run: its note, its numbers, and the trainings that both are of."""
+    """Page of a cell's run, from the report: its note, its numbers, and the trainings that both are of."""
 
     note: str
     metrics: Mapping[str, float]

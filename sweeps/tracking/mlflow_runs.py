@@ -38,7 +38,7 @@ class MlflowRuns:
     def __init__(
         self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None] = lambda _: None
     ) -> None:
-        """Open or create the experiment, and read the runs that it has; `tell` gets what had to be mended for that."""
+        """Open or create the experiment, and read the runs that it has; `tell` gets a sentence for each repair."""
         self.store = store
         self.ledger = ledger
         self.sweep = sweep

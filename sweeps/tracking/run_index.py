@@ -51,7 +51,7 @@ class RunIndex:
     """Index of the runs of one sweep in one MLflow experiment; every call may raise what MLflow raises."""
 
     def __init__(self, store: Store, ledger: Ledger, sweep: Sweep, tell: Callable[[str], None]) -> None:
-        """Open or create the experiment, and read the runs that it has; `tell` gets what the store had to be mended."""
+        """Open or create the experiment, and read the runs that it has; `tell` gets a sentence for each repair."""
         import mlflow
 
         self.mlflow = mlflow

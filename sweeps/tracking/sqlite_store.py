@@ -41,7 +41,7 @@ def prepare(path: Path, tell: Callable[[str], None]) -> None:
 
 
 def _is_unfinished(path: Path) -> bool:
-    """Return whether a database has no rows of anybody's, and not all tables of this version of MLflow."""
+    """Return whether a database is an unfinished one: it lacks tables of this version of MLflow, and has no rows."""
     with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", timeout=20.0, uri=True)) as base:
         tables = {str(name) for (name,) in base.execute(TABLES)}
         if any(_has_rows(base, table) for table in tables.difference(UNTOUCHED)):

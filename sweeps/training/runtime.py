@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Where a trial runs: ledger, data, device and the resources there. None of it is part of a trial's key.
+    """Runtime of a trial: ledger, data, device and the resources there. None of it is part of a trial's key.
 
     `ledger` and `data_dir` are absolute. `workers` decode pictures, `threads` compute on a CPU. `fingerprint` is that
     of the data the sweep was planned with ("": any). A worker that takes no step for `hang_seconds` ends. A file

@@ -45,7 +45,7 @@ def drain(steps: Steps[T]) -> T:
 
 
 class Streams(Protocol):
-    """How the members of a pack share a device: one after another, or each on a stream of its own."""
+    """Streams of a pack on its device: members run one after another, or each on a stream of its own."""
 
     def member(self) -> AbstractContextManager[object]:
         """Return a context, to be entered again and again, in which a member takes its steps."""
@@ -115,7 +115,7 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class PackContext:
-    """What a trial shares with those beside it: their batches, and a clock that counts its part of the time.
+    """Context of a trial in a pack: shared batches, and a clock that counts its part of the time.
 
     `others_present()` returns whether there are others that would free memory by leaving.
     """

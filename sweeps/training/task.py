@@ -62,7 +62,7 @@ Function = Callable[..., object]
 
 @dataclass(frozen=True)
 class TaskTrial:
-    """What a function is to train: net and recipe with what a search chose, and the seed of this attempt.
+    """Trial of a training function: net and recipe with what a search chose, and the seed of this attempt.
 
     After a divergence the training begins anew, with another seed.
     """

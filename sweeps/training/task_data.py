@@ -85,7 +85,7 @@ class TaskData:
 
     @property
     def has_test(self) -> bool:
-        """Return whether this training may open the test set: one that a search chooses by may not."""
+        """Return whether this training may open the test set; a trial of a search may not."""
         return PHASES[self._trial.phase].test
 
     @property

@@ -76,6 +76,6 @@ def register(ledger: Ledger, title: str, now: Json, trained: int) -> None:
 
 
 def changes_of(ledger: Ledger, title: str) -> tuple[Change, ...]:
-    """Return the changes of a sweep's registration after its first training; none is what a reader hopes for."""
+    """Return the changes of a sweep's registration after its first training."""
     value = ledger.read_json(f"questions/{title}.json") or {}
     return tuple(Change(str(change["what"]), int(change["after"])) for change in value.get("changes", ()))
