@@ -131,7 +131,10 @@ def test_sentence_before_the_view_folds_on_a_terminal_alone(monkeypatch: pytest.
 )
 def test_interrupt_among_the_imports_of_a_command_has_no_traceback(program: str, code: int, words: str) -> None:
     script = (
-        f"import os, signal, sys, time; sys.argv = [{program!r}]\nimport sweeps\nos.kill(os.getpid(), signal.SIGINT)"
+        f"import os, signal, sys; sys.argv = [{program!r}]\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background ignores it\n"
+        "import sweeps\n"
+        "os.kill(os.getpid(), signal.SIGINT)"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (code, "")
