@@ -1694,7 +1694,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_faults("sweeps/cli/run.py", "tests/cli/test_untracked.py",
         ("if declared.damaged.keys() != known:",
          "if False:", "test_damage_that_the_end_of_a_sweep_sees_goes_to_mlflow"),
-        ("return seen, seen if today is declared else without_damaged(today, settings.ledger, READ)",
+        ("return checked, checked if today is declared else without_damaged(today, settings.ledger, READ)",
          "return declared, today", "test_damage_that_the_end_of_a_sweep_sees_goes_to_mlflow"),
     ),
     *_faults("sweeps/report/render/formats.py", "tests/report/test_page.py",

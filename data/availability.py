@@ -198,17 +198,17 @@ def check_integrity(name: str, where: Path) -> None:
 def missing_message(name: str, missing: list[Path], where: Path) -> str:
     """Return the sentence for data that are not there: looked for, found, and what to do."""
     source = os.environ.get("IMAGENET_DIR", "") if name.startswith("imagenet") else ""
-    seen = "nothing"
+    known = "nothing"
     if source:
         folders = glob.glob(f"{source}/train/*/")
         pictures = sum(len(os.listdir(folder)) for folder in folders[:2000])
-        seen = (
+        known = (
             f"in $IMAGENET_DIR {len(folders)} classes with {pictures} pictures" if folders else f"no {source}/train/*/"
         )
     present = [path.name for split in SPLITS if (path := beton_path(name, split, where)).exists()]
-    seen = ", ".join(present) or seen
+    known = ", ".join(present) or known
     option = f" --source {source or 'IMAGENET_DIR'}" if name.startswith("imagenet") else ""
     return (
-        f"{name} is not prepared: looked for {' and '.join(path.name for path in missing)} in {where}, found {seen}. "
+        f"{name} is not prepared: looked for {' and '.join(path.name for path in missing)} in {where}, found {known}. "
         f"Run: python -m crelu_data prepare {name}{option} --data-dir {where}"
     )

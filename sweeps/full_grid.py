@@ -38,10 +38,15 @@ CELLS = (
         for data in sets
     ),
     *(
-        Cell(f"{name} {data} {act} conv{','.join(map(str, at))} x{width:g}", placed(net, act, at, width), data, recipe)
+        Cell(
+            f"{name} {data} {act} conv{','.join(map(str, convs))} x{width:g}",
+            placed(net, act, convs, width),
+            data,
+            recipe,
+        )
         for name, (net, recipe, sets, places) in ARCHITECTURES.items()
         for data in sets
-        for at in places
+        for convs in places
         for act in ACTIVATIONS
         for width in WIDTHS
         if allowed(act, width)

@@ -144,12 +144,12 @@ def run(
 
 def _parsed(name: str, words: Sequence[str]) -> argparse.Namespace:
     """Return the options of a command line; ValueError where it is wrong, or asks for something else than a run."""
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             options = parser(name, "").parse_args(words)
     except SystemExit as ended:
-        sentence = said.getvalue().strip().rpartition("error: ")[2].partition("; all options:")[0]
+        sentence = printed.getvalue().strip().rpartition("error: ")[2].partition("; all options:")[0]
         raise ValueError(sentence if ended.code else f"{' '.join(words)} asks for no run") from None
     for flag in ("list", "dry_run", "rehearse", "json"):
         if getattr(options, flag):

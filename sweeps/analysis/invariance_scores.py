@@ -120,8 +120,8 @@ def moved(images: Tensor, transform: str, crop: int, fill: str = "reflect") -> T
         top, left = below * room, beside * room
     elif transform not in ("identity", "flip", *TURNS, *SHIFTS):
         raise ValueError(f"no transform {transform!r}; there are identity, {', '.join((*CIFAR, *CORNERS))}")
-    seen = images[:, :, top : top + crop, left : left + crop]
-    return seen.flip(3) if transform == "flip" else seen
+    crops = images[:, :, top : top + crop, left : left + crop]
+    return crops.flip(3) if transform == "flip" else crops
 
 
 def turned(images: Tensor, degrees: float, fill: str = "reflect") -> Tensor:

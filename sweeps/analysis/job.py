@@ -130,8 +130,8 @@ def run_command(job: Job, options: argparse.Namespace, defaults: argparse.Namesp
     # Which cells the analysis does not fit, once for all runs of a cell.
     misfits = Counter((r.source.cell, _reason(r)) for r in results.values() if r.not_applicable)
     for (cell, why), runs in misfits.items() if several else ():
-        of = f" ({count(runs, 'run')})" if runs > 1 else ""
-        print(f"not for {cell}{of}: {why}", file=sys.stderr)
+        run_count = f" ({count(runs, 'run')})" if runs > 1 else ""
+        print(f"not for {cell}{run_count}: {why}", file=sys.stderr)
 
     done = [(source, entry) for source in chosen if (entry := results[source].summary) is not None]
     failed = any(result.summary is None and not result.not_applicable for result in results.values())

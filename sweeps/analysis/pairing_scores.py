@@ -323,8 +323,8 @@ def tiles(weight: Tensor, learned: Pairs, title: str, across: int = 8) -> bytes:
         pair = int(learned.pair[i])
         both = weight[[i, pair]].double()
         scaled = (both - both.min()) / (both.max() - both.min()).clamp(min=1e-12)
-        for image, at in zip(scaled, (left, left + width + gap), strict=True):
-            sheet[top : top + height, at : at + width] = image.permute(1, 2, 0)
+        for image, column in zip(scaled, (left, left + width + gap), strict=True):
+            sheet[top : top + height, column : column + width] = image.permute(1, 2, 0)
         axis.text(left, top - 1, f"{i}, {pair}: μ {learned.mu[i]:.2f}", fontsize=7, va="bottom")
     axis.imshow(sheet.numpy(), interpolation="nearest")
     axis.set_axis_off()

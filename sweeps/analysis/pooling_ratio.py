@@ -93,17 +93,17 @@ def patch_ratios(
     starts = torch.tensor(inner_starts(conv, pool, side_read(loaded.net, conv.name, deal.size)))
     stream = torch.Generator().manual_seed(seed_from("patches", deal.seed, conv.name))
     corner = starts[torch.randint(len(starts), (deal.patches, 2), generator=stream)]
-    of = torch.arange(deal.patches) % deal.pictures
+    picture_of = torch.arange(deal.patches) % deal.pictures
     ratios, counts = torch.empty(deal.patches, dtype=torch.float64), torch.empty(deal.patches, dtype=torch.int64)
     model = loaded.model(deal.size, device)
     most = max(1, NUMBERS // (2 * len(weight)) ** 2)
     first = 0
     for pictures in views:
         read = capture(model, [conv.name], pictures)[conv.name]
-        mine = torch.nonzero((first <= of) & (of < first + len(pictures)))[:, 0]
-        for chunk in torch.split(mine, most):
-            at = zip((of[chunk] - first).tolist(), corner[chunk].tolist(), strict=True)
-            x = torch.stack([read[i, :, y : y + side, x : x + side] for i, (y, x) in at]).double().flatten(1)
+        patches_here = torch.nonzero((first <= picture_of) & (picture_of < first + len(pictures)))[:, 0]
+        for chunk in torch.split(patches_here, most):
+            corners = zip((picture_of[chunk] - first).tolist(), corner[chunk].tolist(), strict=True)
+            x = torch.stack([read[i, :, y : y + side, x : x + side] for i, (y, x) in corners]).double().flatten(1)
             z = x @ w
             chosen = pooled_columns(z.view(len(x), len(weight), -1) + bias[:, None]).flatten(1)
             ratios[chunk] = pooled_ratio(x.square().sum(1), z, chosen, gram).cpu()

@@ -231,16 +231,16 @@ def total(estimates: Sequence[TimeEstimate]) -> TimeEstimate:
 
 def workload(plan: Plan, trials: Iterable[Trial], data_dir: Path) -> tuple[float, float]:
     """Return the pictures and the operations of a plan's trials; zeros where one of their folders is not prepared."""
-    seen = arithmetic = 0.0
+    picture_count = arithmetic = 0.0
     try:
         for trial in trials:
             facts = dataset(trial.cell.dataset, data_dir)
             epochs = plan.expected_epochs(trial)
-            seen += sum(pictures(trial, facts, epochs))
+            picture_count += sum(pictures(trial, facts, epochs))
             arithmetic += operations(trial, facts, epochs)
     except ValueError:
         return 0.0, 0.0
-    return seen, arithmetic
+    return picture_count, arithmetic
 
 
 def cost_text(seconds: TimeEstimate, hourly: float, share: float = 1.0) -> str:

@@ -344,13 +344,13 @@ class Screen:
         hidden = [row for row in self.rows if not row.is_urgent]
         room -= bool(hidden)
         names = short_labels([row.label for row in self.rows], int(width * LABEL_SHARE))
-        items: list[str] = []
+        cell_texts: list[str] = []
         for row in sorted(urgent, key=lambda row: row.failed == 0):
             epochs = " ".join(f"{trial.epoch}/{trial.epochs}" for trial in row.running[:1])
             more = f" +{len(row.running) - 1}" if row.running[1:] else ""
             failed = f"{row.failed} failed" if row.failed else ""
-            items.append(" ".join(filter(None, (names[row.label], epochs + more, failed))))
-        lines = flow(items, width, " | ")
+            cell_texts.append(" ".join(filter(None, (names[row.label], epochs + more, failed))))
+        lines = flow(cell_texts, width, " | ")
         if len(lines) > room:
             each = room - 1
             pages = math.ceil(len(lines) / each)

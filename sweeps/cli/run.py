@@ -303,8 +303,8 @@ def _run(
 
 def _read_files(declared: Plan, today: Plan, settings: Settings) -> tuple[Plan, Plan]:
     """Return both plans; a trial with a damaged file that a report reads counts as failed."""
-    seen = without_damaged(declared, settings.ledger, READ)
-    return seen, seen if today is declared else without_damaged(today, settings.ledger, READ)
+    checked = without_damaged(declared, settings.ledger, READ)
+    return checked, checked if today is declared else without_damaged(today, settings.ledger, READ)
 
 
 @contextmanager
@@ -365,7 +365,7 @@ def _run_trials(
     )
     forecast = Forecast(today, settings, facts, resources, searcher.max_concurrent(resources))
     view.progress.forecast = forecast
-    seen: dict[str, Trial] = {}
+    trials: dict[str, Trial] = {}
     given_up: set[str] = set()  # labels of cells that the log names as given up
 
     def log_forecast() -> None:
@@ -374,7 +374,7 @@ def _run_trials(
             view.log(sentence)
 
     def on_event(event: str, trial: Trial, news: Json) -> None:
-        seen[trial.key] = trial
+        trials[trial.key] = trial
         forecast.running = len(state.started_at)
         forecast.workers = max(forecast.workers, forecast.running)
         view.on_event(event, trial, news, state.planned, state.pending)
@@ -419,7 +419,7 @@ def _run_trials(
                     view.log(trace)
     if state.stop_reason:
         view.log(f"stopped: {state.stop_reason}")
-    compare(forecast, [(seen[key], seconds) for key, seconds in state.seconds_by_trial.items()], view.log)
+    compare(forecast, [(trials[key], seconds) for key, seconds in state.seconds_by_trial.items()], view.log)
     report_cost(today.sweep, settings, state, view.log)
     if interrupt.caught:
         return ExitCode.INTERRUPTED

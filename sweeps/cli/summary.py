@@ -67,8 +67,8 @@ def conclude(plan: Plan, asked: Plan, settings: Settings, facts: Mapping[str, Da
     if lacks and code == ExitCode.DONE:
         code, mend = ExitCode.UNTRACKED, f"{report_command(plan.sweep, settings)}   (MLflow lacks the report)"
     if settings.register and code in REPORTED:
-        said, lacks = _register(plan, settings)
-        tracked = "; ".join(filter(None, (tracked, said)))
+        sentence, lacks = _register(plan, settings)
+        tracked = "; ".join(filter(None, (tracked, sentence)))
         if lacks and code in (ExitCode.DONE, ExitCode.UNTRACKED):
             code, mend = ExitCode.UNTRACKED, f"{settings.command.again()}   (MLflow lacks registered models)"
     return Summary(plan, asked, rows, results, report, tracked, mend, document, code)

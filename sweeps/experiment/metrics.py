@@ -249,12 +249,12 @@ def lost_text(trials: Iterable[Stand]) -> str:
             "failed": sum(state == "failed" for _, state, _ in stands),
             "skipped": sum(state == "skipped" for _, state, _ in stands),
         }
-        of = f"of {len(stands)} {plural(len(stands), part)}"
+        of_all = f"of {len(stands)} {plural(len(stands), part)}"
         words = [f"{number} {word}" for word, number in lost.items() if number]
         if words:
             first, *others = words
             number, _, word = first.partition(" ")
-            parts.append(", ".join([f"{number} {of} {word}", *others]))
+            parts.append(", ".join([f"{number} {of_all} {word}", *others]))
     return ", ".join(parts)
 
 

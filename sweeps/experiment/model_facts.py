@@ -89,10 +89,10 @@ def check_models(cells: Iterable[Cell], facts: Mapping[str, DataSet]) -> None:
     for cell in cells:
         if isinstance(cell.net, Model) and cell.dataset in facts:
             try:
-                seen = seen_by(cell.net, facts[cell.dataset])
+                view_facts = seen_by(cell.net, facts[cell.dataset])
             except ValueError as error:
                 raise ValueError(f"{cell.label}: {error}") from None
-            labels.setdefault((cell.net, seen.classes, seen.crop), cell.label)
+            labels.setdefault((cell.net, view_facts.classes, view_facts.crop), cell.label)
     for label, measured in zip(labels.values(), measure(list(labels)), strict=True):
         if isinstance(measured, str):
             raise ValueError(f"{label}: {measured}")

@@ -116,8 +116,8 @@ def on_one_dataset(cells: Sequence[Cell], dataset: str) -> tuple[Cell, ...]:
     be the same nets on the same pictures once more.
     """
     names = [cell.dataset for cell in cells]
-    of = dataset if dataset in names else names[0]
-    return tuple(cell for cell in cells if cell.dataset == of)
+    taken_set = dataset if dataset in names else names[0]
+    return tuple(cell for cell in cells if cell.dataset == taken_set)
 
 
 def names_paper(cells: Iterable[Cell]) -> bool:

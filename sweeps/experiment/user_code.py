@@ -143,16 +143,16 @@ class _Reached:
     texts: set[str] = field(default_factory=set)
     files: dict[str, Path] = field(default_factory=dict)
     uses_ours: bool = False
-    seen: set[tuple[str, str]] = field(default_factory=set)
+    visited: set[tuple[str, str]] = field(default_factory=set)
 
     def visit(self, module: str, name: str) -> None:
         """Take in a definition of a module, or all of it, with all that it uses."""
         pending = [(module, name)]
         while pending:
-            item = pending.pop()
-            if item not in self.seen:
-                self.seen.add(item)
-                pending += self._step(*item)
+            definition = pending.pop()
+            if definition not in self.visited:
+                self.visited.add(definition)
+                pending += self._step(*definition)
 
     def _step(self, module: str, name: str) -> list[tuple[str, str]]:
         """Take in one definition and return what it uses, by module and name."""

@@ -73,8 +73,8 @@ def seconds_to_termination(metadata: Metadata, now: float) -> int | None:
         return None
     seconds = float(NOTICE)
     with suppress(ValueError, KeyError, TypeError):  # a notice without a readable time is a notice too
-        at = datetime.strptime(json.loads(notice)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-        seconds = at.timestamp() - now
+        termination = datetime.strptime(json.loads(notice)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        seconds = termination.timestamp() - now
     return max(0, int(seconds))
 
 

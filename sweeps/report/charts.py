@@ -171,8 +171,8 @@ def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | No
         high = min(high, median + 3 * (median - low))
     pad = 0.06 * (high - low or 1.0)
     figures = []
-    what = metric.held_out_words if metric.is_own else "hold-out error"
-    what = search.objective or what
+    value_name = metric.held_out_words if metric.is_own else "hold-out error"
+    value_name = search.objective or value_name
     for axis in space(search, cell_results.cell):
         points = []
         for point, value in tried:
@@ -183,7 +183,7 @@ def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | No
         title = axis.name if search.axes else f"after {axis.name}"
         chart = Responses(points, low - pad, high + pad, *_scale(axis.domain))
         name = axis.name if search.axes else f"dropout after {axis.name}"
-        figures.append(Figure(title, chart, alt=f"{cell_results.cell.label}: {what} by {name}"))
+        figures.append(Figure(title, chart, alt=f"{cell_results.cell.label}: {value_name} by {name}"))
     return Gallery(cell_results.cell.label, tuple(figures), "tiny")
 
 

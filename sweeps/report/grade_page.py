@@ -124,8 +124,8 @@ def as_json(graded: Graded) -> Json:
 
 def graded_document(graded: Graded, sweeps: list[str], changed: Sequence[str] = ()) -> Document:
     """Return the page of a grade: the score of each part, then each item that falls short, by part."""
-    of = f"From {', '.join(sweeps)}." if sweeps else "No sweep has run in this output."
-    sections = [Section("parts", "Score by part", (of, *changed, *WORDS), (_parts_table(graded),))]
+    source = f"From {', '.join(sweeps)}." if sweeps else "No sweep has run in this output."
+    sections = [Section("parts", "Score by part", (source, *changed, *WORDS), (_parts_table(graded),))]
     for number, part in enumerate(graded.parts):
         rows = tuple(_short_items(part))
         if rows:

@@ -27,7 +27,7 @@ def chosen_table(results: SweepResults) -> Table | None:
     cells = [cell_results for cell_results in results.cells if cell_results.tried]
     if search is None or not cells:
         return None
-    what = "setting" if search.axes else "dropout"
+    chosen_kind = "setting" if search.axes else "dropout"
     value = search.objective or held_out_name(metric)
     best = f"best {metric.held_out_words} of all epochs" if metric.is_own else "least hold-out error of the best epoch"
     if search.objective:
@@ -38,9 +38,11 @@ def chosen_table(results: SweepResults) -> Table | None:
     halved = ("paused",) if search.halving else ()
     if search.halving:
         notes.append(f"One trial in {search.halving} goes on from a rung; the others have paused there.")
-    columns = ("cell", f"chosen {what}", value, "finished", *halved, "pruned", "failed", "open")
+    columns = ("cell", f"chosen {chosen_kind}", value, "finished", *halved, "pruned", "failed", "open")
     rows = tuple(_chosen(cell_results, search, bool(halved)) for cell_results in cells)
-    return Table(f"chosen-{what}", f"Chosen {what}", columns, "ll" + "r" * (len(columns) - 2), rows, tuple(notes))
+    return Table(
+        f"chosen-{chosen_kind}", f"Chosen {chosen_kind}", columns, "ll" + "r" * (len(columns) - 2), rows, tuple(notes)
+    )
 
 
 def importance_table(results: SweepResults) -> Table | None:

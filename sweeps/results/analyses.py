@@ -36,8 +36,8 @@ def damaged_file(ledger: Ledger, place: str, note: Json) -> str:
     for name, digest in files.items():
         actual = ledger.sha256(f"{place}/{name}") if digest else digest
         if actual != digest:
-            what = "missing" if actual is None else "damaged: its SHA-256 is not the one in the summary beside it"
-            return f"{place}/{name} is {what}"
+            fault = "missing" if actual is None else "damaged: its SHA-256 is not the one in the summary beside it"
+            return f"{place}/{name} is {fault}"
     return ""
 
 

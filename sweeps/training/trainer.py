@@ -305,9 +305,12 @@ class Trainer:
             total[:3] += counts(scores, batch.labels)
             total[3:] += torch.bincount(scores.argmax(1), minlength=classes)
         total = self.ranks.all_reduce_sum(total)
-        said = int((total[3:] > 0).sum())
+        classes_chosen = int((total[3:] > 0).sum())
         return Evaluation(
-            errors(total[:3], len(indices)), len(indices), self.ranks.all_true(lifeless), said == 1 < len(indices)
+            errors(total[:3], len(indices)),
+            len(indices),
+            self.ranks.all_true(lifeless),
+            classes_chosen == 1 < len(indices),
         )
 
     def scores(self, view: Tensor, batches: int) -> Tensor:

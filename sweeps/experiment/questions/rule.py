@@ -107,7 +107,7 @@ def follow(
         if any(settled[i] < size for i in waiting):
             return _trajectories(looks, decisions, needed)
         passed = -1
-        seen: dict[int, Look] = {}
+        new_looks: dict[int, Look] = {}
         # A decision may widen the level of the others at the same look.
         while passed != (passed := sum(decision in ("for", "against") for decision in decisions)):
             level = LEVEL / (2 * len(gains) - passed)
@@ -115,9 +115,9 @@ def follow(
                 if decisions[i] == "open":
                     values = [gains[i][number] for number in range(size) if number in gains[i]]
                     before = [look.n for look in looks[i]]
-                    seen[i] = _look(values, before, most, level, folds)
-                    decisions[i] = decide(seen[i], _look(values, before, most, 2 * level, folds), margins[i])
-        for i, look in seen.items():
+                    new_looks[i] = _look(values, before, most, level, folds)
+                    decisions[i] = decide(new_looks[i], _look(values, before, most, 2 * level, folds), margins[i])
+        for i, look in new_looks.items():
             looks[i].append(look)
     over: list[Decision] = ["undecided" if decision == "open" else decision for decision in decisions]
     return _trajectories(looks, over, needed)
@@ -126,7 +126,9 @@ def follow(
 def _trajectories(
     looks: Sequence[Sequence[Look]], decisions: Sequence[Decision], needed: Sequence[int]
 ) -> Trajectories:
-    trajectories = tuple(Trajectory(tuple(seen), decision) for seen, decision in zip(looks, decisions, strict=True))
+    trajectories = tuple(
+        Trajectory(tuple(question_looks), decision) for question_looks, decision in zip(looks, decisions, strict=True)
+    )
     return Trajectories(trajectories, tuple(needed))
 
 

@@ -188,11 +188,11 @@ def _column(table: Table, i: int) -> str:
 def _tex_heads(table: Table) -> str:
     cells = []
     rules = []
-    at = 1
+    column = 1
     for name, span in table.heads:
         cells.append(rf"\multicolumn{{{span}}}{{c}}{{{tex(name)}}}" if span > 1 else tex(name))
-        rules += [rf"\cmidrule(lr){{{at}-{at + span - 1}}}"] if span > 1 else []
-        at += span
+        rules += [rf"\cmidrule(lr){{{column}-{column + span - 1}}}"] if span > 1 else []
+        column += span
     return " & ".join(cells) + r" \\ " + "".join(rules)
 
 
