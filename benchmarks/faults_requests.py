@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 LOSSES: Final = ("request", "answer")
 CONTROL: Final = "/_faults"  # the path by which the bench speaks to the proxy
 HOP: Final = ("connection", "keep-alive", "transfer-encoding", "content-length", "expect")
-TRIES: Final = 3  # times that a command is repeated
+ATTEMPTS: Final = 3  # times that a command is repeated
 HANDS: Final = 4  # processes that take faults in turn
 KEY: Final = "0" * 20  # of the made-up trial on S3
 
@@ -303,7 +303,7 @@ def lose(hand: Hand, loss: str, target: int) -> Counter[str]:
     if "Traceback (most recent call last)" in words or (code and not last_line(words)):
         counts["untrue"] = 1
         print(f"UNTRUE {where}: exit {code}: {last_line(words)}", flush=True)
-    for _ in range(TRIES):
+    for _ in range(ATTEMPTS):
         if not code:
             break
         code = hand(place)

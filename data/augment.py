@@ -20,7 +20,7 @@ _MASK = (1 << 64) - 1
 # Streams of draws, one for each use.
 _ROW, _COLUMN, _FLIP, _LIGHT = range(4)
 _CROP, _OPERATION, _MIX = 16, 64, 96  # four for each try at a resized crop, two for each operation
-TRIES = 10  # at a resized crop that fits, as torchvision makes them; then the largest that does
+ATTEMPTS = 10  # at a resized crop that fits, as torchvision makes them; then the largest that does
 RATIOS = (3 / 4, 4 / 3)  # of width to height of a resized crop
 Rows = np.ndarray[Any, Any]
 _PART = 1 << 20  # bytes that stay in a core's cache between two operations
@@ -206,7 +206,7 @@ def _boxes(base: int, ids: Tensor, side: int, least: float) -> Tensor:
     in its logarithm; else the whole picture. It is torchvision's RandomResizedCrop.
     """
     box = torch.stack([torch.zeros_like(ids)] * 2 + [torch.full_like(ids, side)] * 2)
-    for attempt in reversed(range(TRIES)):
+    for attempt in reversed(range(ATTEMPTS)):
         area, ratio, row, column = (_uniform(base, ids, _CROP + 4 * attempt + k) for k in range(4))
         area = side**2 * (least + (1 - least) * area)
         low, high = map(math.log, RATIOS)

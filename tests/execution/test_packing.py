@@ -565,13 +565,13 @@ def test_members_of_a_worker_that_has_ended_are_not_put_back_before_each_is_seen
     assert Counter(heard)["started", second.key] == 1 + (last == "left")
 
 
-@pytest.mark.parametrize("what", ["first", "mate"])
+@pytest.mark.parametrize("what", ["first", "second"])
 def test_trial_that_another_sweep_has_given_up_is_neither_waited_for_nor_trained(what: str, tmp_path: Path) -> None:
     heard = list[tuple[str, str]]()
     here = searching(tmp_path, Protocol(seeds=2), PackPolicy(2, resident=frozenset({LARGE})))
     here.on_event = lambda event, trial, news: heard.append((event, trial.key))
     queue = LedgerSearcher(here)
-    lost = trials_in(queue.suggest("a"))[what == "mate"]
+    lost = trials_in(queue.suggest("a"))[what == "second"]
     queue.on_trial_complete("a")
     here.ledger.add_attempt(lost.key, failed_attempt(ValueError("never"), final=True))
     queue = LedgerSearcher(here)

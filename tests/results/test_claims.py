@@ -108,7 +108,7 @@ def test_fixture_of_the_printed_numbers_reproduces_each_of_them(tmp_path: Path) 
                 ours = number(row.results, metric)
                 assert f"{ours.average.mean:.2f}" == printed.text
                 assert printed.se is None or f"{ours.average.se:.2f}" == f"{printed.se:.2f}"
-    claims = {ruling.claim.id: ruling for ruling in judge_claims(results)}
+    claims = {claim_result.claim.id: claim_result for claim_result in judge_claims(results)}
     by_metric = {
         test.contrast.metric: test
         for test in claims["crelu-below-baseline-and-double"].compared
@@ -139,36 +139,36 @@ def test_claim_is_supported_contradicted_or_open_as_the_runs_are(tmp_path: Path)
 
 def test_further_seeds_and_their_cost_follow_from_spread_and_seconds(tmp_path: Path) -> None:
     means = {"Baseline": 42.0, "AVR conv1-4": 41.6}
-    rulings = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))}
-    ruling = rulings["avr-1-4-below-baseline"]
-    assert ruling.decision == "inconclusive"
-    family = sum(math.isfinite(test.p) for r in rulings.values() for test in r.compared)
+    claim_results = {r.claim.id: r for r in judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))}
+    claim_result = claim_results["avr-1-4-below-baseline"]
+    assert claim_result.decision == "inconclusive"
+    family = sum(math.isfinite(test.p) for r in claim_results.values() for test in r.compared)
     expected = [
         statistics.seeds_needed(test.contrast.sd, test.contrast.difference, 0.05 / family, have=6, most=1000)
-        for test in ruling.open
+        for test in claim_result.open
     ]
     most = max(seeds for seeds in expected if seeds is not None)
-    assert ruling.more == {"seed": most}
+    assert claim_result.more == {"seed": most}
     # Both rows train for 600 seconds a seed.
-    assert ruling.hours == pytest.approx(2 * most * 600 / 3600)
+    assert claim_result.hours == pytest.approx(2 * most * 600 / 3600)
 
 
 def test_one_training_each_asks_for_two_more(tmp_path: Path) -> None:
     sweep = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol())
-    rulings = {r.claim.id: r for r in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.2)))}
-    ruling = rulings["avr-1-4-below-baseline"]
-    assert (ruling.decision, ruling.more) == ("inconclusive", {"seed": 2})
-    assert ruling.hours == pytest.approx(2 * 2 * 600 / 3600)
+    claim_results = {r.claim.id: r for r in judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, {}, 0.2)))}
+    claim_result = claim_results["avr-1-4-below-baseline"]
+    assert (claim_result.decision, claim_result.more) == ("inconclusive", {"seed": 2})
+    assert claim_result.hours == pytest.approx(2 * 2 * 600 / 3600)
 
 
 def test_claims_on_other_data_are_withheld(tmp_path: Path) -> None:
     cells = tuple(scaled(cell, "demo") for cell in PLACEMENTS)
     sweep = Sweep("imagenet_placement", "demo", cells, Protocol(seeds=3))
     means = {"Baseline": 50.0}
-    rulings = judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, means, 0.1)))
-    assert len(rulings) > 5
-    for ruling in rulings:
-        assert (ruling.decision, ruling.withheld) == ("not run", "embedded pictures")
+    claim_results = judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, means, 0.1)))
+    assert len(claim_results) > 5
+    for claim_result in claim_results:
+        assert (claim_result.decision, claim_result.withheld) == ("not run", "embedded pictures")
 
 
 def test_figures_and_later_tables_are_decided_from_the_analyses(tmp_path: Path) -> None:
@@ -186,7 +186,9 @@ def test_figures_and_later_tables_are_decided_from_the_analyses(tmp_path: Path) 
             job_metrics = {name: value for name, value in metrics.items() if name.startswith(job)}
             summary = {"schema": SCHEMA, "job": job, "metrics": job_metrics, "rows": [], "notes": [], "files": {}}
             ledger.write_json(f"{folder}/{job}/summary.json", summary)
-    decisions = {ruling.claim.id: ruling.decision for ruling in judge_claims(read_sweep(ledger, SIX.title))}
+    decisions = {
+        claim_result.claim.id: claim_result.decision for claim_result in judge_claims(read_sweep(ledger, SIX.title))
+    }
     assert decisions["pair-above-non-pair"] == "supported"
     assert decisions["relu-pairs-at-conv1"] == "supported"
     assert decisions["crelu-pairing-vanishes"] == "supported"
@@ -200,7 +202,7 @@ def analysed(tmp_path: Path, sweep: Sweep, metrics: Callable[[Trial], dict[str, 
     for run in read_sweep(ledger, sweep.title).runs:
         summary = {"job": "made", "schema": SCHEMA, "metrics": metrics(run.trial), "rows": [], "notes": [], "files": {}}
         ledger.write_json(f"trials/{run.key}/analysis/made/summary.json", summary)
-    return {ruling.claim.id: ruling for ruling in judge_claims(read_sweep(ledger, sweep.title))}
+    return {claim_result.claim.id: claim_result for claim_result in judge_claims(read_sweep(ledger, sweep.title))}
 
 
 def by_layer(trial: Trial, name: str, values: dict[int, float]) -> dict[str, float]:
@@ -249,7 +251,9 @@ def test_pairs_of_outgoing_weights_stay_below_one_half(tmp_path: Path) -> None:
 def test_numbers_of_the_literature_are_rivals_without_a_spread(tmp_path: Path) -> None:
     for i, (error, decision) in enumerate([(41.0, "supported"), (42.4, "contradicted")]):
         results = seen(tmp_path / str(i), SIX, lambda trial, error=error: drawn(trial, {"CReLU all": error}, 0.1))  # type: ignore[misc]
-        claim = {ruling.claim.id: ruling for ruling in judge_claims(results)}["all-below-friednet-and-prunednet"]
+        claim = {claim_result.claim.id: claim_result for claim_result in judge_claims(results)}[
+            "all-below-friednet-and-prunednet"
+        ]
         first = claim.compared[0]
         assert (first.rival, first.contrast.metric, first.decision) == ("FriedNet", TOP1, decision)
         errors = [run.metrics[TOP1] for run in results.cells[-1].tested]
@@ -267,7 +271,9 @@ def test_half_has_the_neurons_of_the_baseline_and_the_literal_net_has_not(tmp_pa
         half = dataclasses.replace(cells["CReLU half"], net=PAPER[net])
         sweep = unsearched("cifar_width", (cells["Baseline"], half), Protocol(seeds=2))
         results = seen(tmp_path / str(i), sweep, lambda trial: drawn(trial, {}, 0.1))
-        claim = {ruling.claim.id: ruling for ruling in judge_claims(results)}["half-has-the-baseline-s-neurons"]
+        claim = {claim_result.claim.id: claim_result for claim_result in judge_claims(results)}[
+            "half-has-the-baseline-s-neurons"
+        ]
         assert len(claim.compared) == 7
         # conv3 has 48 filters in the printed table, 96 in half of the baseline: 96 less 192 channels.
         assert claim.compared[2].contrast.difference == (0.0 if decision == "supported" else -96.0)
@@ -283,7 +289,7 @@ def test_gap_of_train_and_test_is_that_of_the_same_network(tmp_path: Path) -> No
         return Made({TOP1: 9.0 + off, TRAIN: trained.get(trial.cell.row, 0.4)} if trial.phase == "match" else {})
 
     sweep = unsearched("cifar_width", cells, Protocol(seeds=4, ablation=False, single=True))
-    claim = {ruling.claim.id: ruling for ruling in judge_claims(seen(tmp_path, sweep, outcome))}[
+    claim = {claim_result.claim.id: claim_result for claim_result in judge_claims(seen(tmp_path, sweep, outcome))}[
         "smaller-train-test-gap"
     ]
     ten = {test.comparison.row: test for test in claim.compared if test.comparison.dataset == "cifar10"}
@@ -389,9 +395,11 @@ def test_holm_runs_over_all_effects_of_a_table(tmp_path: Path) -> None:
 
 def test_holm_runs_over_all_comparisons_that_the_claims_of_a_sweep_make(tmp_path: Path) -> None:
     means = {"Baseline": 42.0, "AVR conv1-4": 41.6}
-    rulings = judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))
-    compared = [test for ruling in rulings for test in ruling.compared]
-    assert {ruling.claim.table for ruling in rulings for test in ruling.compared if test.p < 1} == {"4", "5"}
+    claim_results = judge_claims(seen(tmp_path, SIX, lambda trial: drawn(trial, means, 0.5)))
+    compared = [test for claim_result in claim_results for test in claim_result.compared]
+    assert {
+        claim_result.claim.table for claim_result in claim_results for test in claim_result.compared if test.p < 1
+    } == {"4", "5"}
     raw = np.array([test.contrast.p for test in compared])
     # Holm by hand: the k-th smallest of m times m - k + 1, never below the one before.
     expected = np.full(len(raw), np.nan)
@@ -418,8 +426,12 @@ def test_votes_are_shown_and_decide_nothing(tmp_path: Path) -> None:
     assert (effect.contrast.difference, effect.contrast.basis) == (-13.75, "pictures")
     assert math.isnan(effect.contrast.p)
     assert math.isnan(effect.p)
-    (ruling,) = (ruling for ruling in judge_claims(results) if ruling.claim.id == "vgg-crelu-below-vgg")
-    votes = [test for test in ruling.compared if test.contrast.metric == VOTE and test.contrast.basis != "not run"]
+    (claim_result,) = (
+        claim_result for claim_result in judge_claims(results) if claim_result.claim.id == "vgg-crelu-below-vgg"
+    )
+    votes = [
+        test for test in claim_result.compared if test.contrast.metric == VOTE and test.contrast.basis != "not run"
+    ]
     assert [(test.decision, math.isnan(test.p), test.more) for test in votes] == [("not tested", True, None)]
 
 
@@ -443,7 +455,9 @@ def test_top_5_errors_of_five_classes_are_no_part_of_a_family(tmp_path: Path, cl
     results = seen(tmp_path, Sweep("classes", "demo", cells, Protocol(seeds=3)), outcome)
     metrics = {effect.contrast.metric for effect in effects(groups(results)[0])}
     assert metrics == ({TOP1, TOP1_TEN, TOP5, TOP5_TEN} if tested else {TOP1, TOP1_TEN})
-    compared = [test for ruling in judge_claims(results) for test in ruling.compared if test.contrast.metric == TOP5]
+    compared = [
+        test for claim_result in judge_claims(results) for test in claim_result.compared if test.contrast.metric == TOP5
+    ]
     decisions = {test.decision for test in compared if test.contrast.basis != "not run"}
     assert ("not tested" in decisions) != tested
     assert all(math.isnan(test.p) != tested for test in compared if test.contrast.basis != "not run")
