@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def table(name: str, size: int | None) -> str:
-    """Return the places of a net as a table; ValueError where it cannot be net_by_name, traced or run at this size."""
+    """Return the places of a net as a table; ValueError where it cannot be made, traced or run at this size."""
     from crelu_models.placement import places
     from crelu_models.tracing import net_by_name
 

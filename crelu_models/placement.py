@@ -88,11 +88,8 @@ def place(module: nn.Module, kind: str, *globs: str, width: float = 1.0) -> fx.G
             _put(traced, node, chosen, width)
         except RefusedError as error:
             factor = chosen.factor or 2
-            possible = [
-                other
-                for other, place_node in activations(traced).items()
-                if not _refusal(traced, place_node, factor, width)
-            ]
+            calls = activations(traced).items()
+            possible = [other for other, call in calls if not _refusal(traced, call, factor, width)]
             what = kind if width == 1 else f"{kind} of width {width:g}"
             where = f"at {_listed(possible)}" if possible else "nowhere in this net"
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if sys.argv and sys.argv[0].rpartition("/")[2] in ("-m", "crelu-sweeps"):  # a command, and this its first import
     import_module("crelu_data.interrupts").end_quietly()
+
 if TYPE_CHECKING:
     from crelu_models.model import Model
     from sweeps.experiment.grid import grid

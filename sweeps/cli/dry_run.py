@@ -16,7 +16,6 @@ from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.execution.cluster_address import check_answers
 from sweeps.execution.resources import check_rank_batches, resolve_resources
-from sweeps.experiment.metrics import AVERAGE, TOP1
 from sweeps.experiment.model_facts import check_models, user_names
 from sweeps.experiment.plan import Plan, plan, plan_to_json, state_heads
 from sweeps.experiment.questions.expected_cost import expected_costs
@@ -79,6 +78,8 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
 
 def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
     """Yield the expected cost of a sweep until decided, a line for each case; search and other cells are left out."""
+    from sweeps.results.cell_numbers import printed_gains
+
     sweep = today.sweep
     design = today.sweep.protocol.design
     labels = {label for question in sweep.questions for label in question.labels}
@@ -94,23 +95,6 @@ def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
         cost = f", {expected.trainings * hours:.3g} hours" if hours else ""
         units = f"{expected.trainings:>5.0f} {design.unit}s{cost}"
         yield f"  {expected.case:<13}  {units}, {expected.decided:.0%} of the questions decided"
-
-
-def printed_gains(sweep: Sweep) -> list[float]:
-    """Return each question's gain by the paper's numbers; none unless all are printed, and all cells the paper's."""
-    from sweeps.results import paper
-    from sweeps.results.cell_numbers import stands_for
-    from sweeps.results.paper_cells import other_training
-
-    metric = AVERAGE if sweep.protocol.folds else TOP1
-    numbers = {
-        cell.label: paper.printed(cell.table, cell.dataset, cell.row, metric)
-        for cell in sweep.cells
-        if cell.table in paper.COLUMNS and cell.dataset == stands_for(cell) and not other_training(cell)
-    }
-    pairs = [(numbers.get(question.cell), numbers.get(question.versus)) for question in sweep.questions]
-    gains = [theirs.value - ours.value for ours, theirs in pairs if ours is not None and theirs is not None]
-    return gains if len(gains) == len(pairs) else []
 
 
 def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:

@@ -100,7 +100,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             if announced is not None and question not in announced:
                 pairs = count(trajectory.looks[-1].n, session.sweep.protocol.design.unit)
                 session.say(f"{question.text}: {DECISIONS[trajectory.decision]} ({pairs} each)")
-        session.answers = {question: trajectory.decision for question, trajectory in ended.items()}
+        session.answers = ended
 
     def _note_given_up(self, cell: Cell) -> None:
         """Note whether a cell is given up, and why."""

@@ -11,7 +11,7 @@ from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.experiment.model_facts import net_facts
 from sweeps.experiment.questions.question import Question
-from sweeps.experiment.questions.rule import Decision
+from sweeps.experiment.questions.rule import Trajectory
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.lease import Drivers
@@ -67,7 +67,7 @@ class DriverState:
     planned: list[Trial] = field(default_factory=list)
     pending: list[Trial] = field(default_factory=list)  # stand for trials that will follow from results
     given_up: dict[str, str] = field(default_factory=dict)  # why no more of a cell is trained, by its label
-    answers: dict[Question, Decision] | None = None  # of questions that are no longer open; None before the first look
+    answers: dict[Question, Trajectory] | None = None  # of questions no longer open; None before the first look
     started_at: dict[str, float] = field(default_factory=dict)  # of what runs now, by Tune's name
     lost_seconds: float = 0.0  # of what ran when a Tuner ended in an error
     seconds_by_trial: dict[str, float] = field(default_factory=dict)
@@ -95,8 +95,8 @@ class DriverState:
         return (sum(self.seconds_by_trial.values()) + self.lost_seconds + running) / 3600 * (self.resources.gpus or 1.0)
 
     def decided(self) -> int:
-        """Return how many of the page's questions have an answer; one that ended undecided has none."""
-        return sum(decision != "undecided" for decision in (self.answers or {}).values())
+        """Return how many of the page's questions are decided."""
+        return sum(trajectory.is_decided for trajectory in (self.answers or {}).values())
 
     def stop(self) -> None:
         """Ask every running trial to save its state and leave, and start no more."""

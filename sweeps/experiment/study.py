@@ -322,22 +322,12 @@ def _begin_arm(
     while _may_ask(search, cell, asked):
         number = len(asked)
         by_number = dict(zip(arms, range(len(arms)), strict=True))
-        observations = [
-            _observation(
-                suggestion
-                if suggestion.refused
-                else _standing(
-                    search, suggestion.trial, suggestion.number, by_number[suggestion.number], bracket, known
-                )
-            )
-            for suggestion in asked
-        ]
-        observed = tuple(
-            observation for observation in observations if observation.rungs or observation.value is not None
+        standing = (
+            s if s.refused else _standing(search, s.trial, s.number, by_number[s.number], bracket, known) for s in asked
         )
-        running = tuple(
-            observation.point for observation in observations if not observation.rungs and observation.value is None
-        )
+        observations = [_observation(suggestion) for suggestion in standing]
+        observed = tuple(each for each in observations if each.rungs or each.value is not None)
+        running = tuple(each.point for each in observations if not each.rungs and each.value is None)
         trial = _trial_at(search, cell, _ask(search, cell, number, observed, running), (), known.rate)
         if why := why_refused(search, trial):
             asked.append(_refused(search, number, trial, why))

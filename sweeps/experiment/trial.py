@@ -93,9 +93,7 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """Return the hash of net, data set, recipe, a decoder and a task of its own; names do not change it."""
-        return _hash(
-            [*self.texts, *([self.decoder] if self.decoder else []), *([self.task_content] if self.task else [])]
-        )
+        return _hash([*self.texts, *filter(None, (self.decoder, self.task_content))])
 
     @property
     def task_content(self) -> Json:

@@ -35,13 +35,13 @@ from sweeps.experiment.metrics import (
     phase_behind,
 )
 from sweeps.experiment.profiles import data_name
-from sweeps.experiment.sweep import Protocol
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import PHASES, Cell
 from sweeps.results import paper
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import FOLDS, GAP, Printed
-from sweeps.results.paper_cells import other_classes, reduced
+from sweeps.results.paper_cells import other_classes, other_training, reduced
 from sweeps.results.statistics import (
     TOLERANCE,
     Interval,
@@ -156,6 +156,19 @@ def stands_for(cell: Cell) -> str:
     printed = list(dict.fromkeys(row.dataset for row in paper.ROWS if row.table == cell.table))
     candidates = [name for name in (cell.paper_dataset, cell.dataset) if name in printed]
     return [*candidates, *printed, ""][0]
+
+
+def printed_gains(sweep: Sweep) -> list[float]:
+    """Return each question's gain by the paper's numbers; none unless all are printed, and all cells the paper's."""
+    metric = AVERAGE if sweep.protocol.folds else TOP1
+    numbers = {
+        cell.label: paper.printed(cell.table, cell.dataset, cell.row, metric)
+        for cell in sweep.cells
+        if cell.table in paper.COLUMNS and cell.dataset == stands_for(cell) and not other_training(cell)
+    }
+    pairs = [(numbers.get(question.cell), numbers.get(question.versus)) for question in sweep.questions]
+    gains = [theirs.value - ours.value for ours, theirs in pairs if ours is not None and theirs is not None]
+    return gains if len(gains) == len(pairs) else []
 
 
 def groups(results: SweepResults) -> list[ResultTable]:

@@ -55,7 +55,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)+")
 OURS: Final = ("sys", "final", "best", "agg", "net", "paper")
 # Errors that may pass where a trial is tried again (sweeps.execution.failures knows subtypes that never do); all others
 # are faults of the function.
-PASSING: Final = (OSError, RuntimeError, MemoryError)
+RETRIED: Final = (OSError, RuntimeError, MemoryError)
 
 Function = Callable[..., object]
 
@@ -381,7 +381,7 @@ def _returned(function: Function, run: Run) -> Row:
     except (Exception, SystemExit) as error:
         if run._divergence:  # the function may have put another error in its place
             return {}
-        raise TaskFailedError(error, not isinstance(error, PASSING)) from error
+        raise TaskFailedError(error, not isinstance(error, RETRIED)) from error
     if run._divergence or run._is_left:
         return {}
     if returned is None and (run._state.ending or not PHASES[run._trial.phase].test):

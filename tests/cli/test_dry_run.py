@@ -10,11 +10,12 @@ from PIL import Image
 from crelu_data.datasets import beton_path
 from crelu_data.write import prepare
 from sweeps.cifar_width import CELLS
-from sweeps.cli.dry_run import dry_run, printed_gains
+from sweeps.cli.dry_run import dry_run
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import absolute_dataset, asked_part, changed_protocol, declare, settle
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.sweep import Protocol
+from sweeps.results.cell_numbers import printed_gains
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
 

@@ -12,6 +12,7 @@ from crelu_models.__main__ import parser as models_parser
 from sweeps.__main__ import parser as verb_parser
 from sweeps.analysis.theory import arguments as theory_parser
 from sweeps.cli.options import parser as page_parser
+from sweeps.cli.verbs import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,11 +82,6 @@ def test_shell_completes_verbs_options_and_their_values(
 
 
 def test_commands_and_pages_have_the_mark_that_a_shell_looks_for_before_it_asks_python() -> None:
-    pages = [
-        path
-        for path in ROOT.glob("sweeps/*.py")
-        if "\nCELLS = " in path.read_text() or "import CELLS" in path.read_text()
-    ]
-    assert len(pages) == 5
-    for path in (*pages, *(ROOT / name / "__main__.py" for name in ("sweeps", "data", "crelu_models"))):
+    files = [ROOT / "sweeps" / f"{page}.py" for page in pages()]
+    for path in (*files, *(ROOT / name / "__main__.py" for name in ("sweeps", "data", "crelu_models"))):
         assert "PYTHON_ARGCOMPLETE_OK" in path.read_text()[:1024]

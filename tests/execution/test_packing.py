@@ -23,6 +23,7 @@ from sweeps.execution.worker import train_function, work
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import expand
 from sweeps.experiment.questions.question import Question
+from sweeps.experiment.questions.rule import Trajectory
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
@@ -483,7 +484,7 @@ def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(
     assert 3 < trained["1"] == trained["2"] < 12
     LedgerSearcher(here)
     assert here.decided() == 1
-    here.answers = dict.fromkeys(here.answers or {}, "undecided")
+    here.answers = dict.fromkeys(here.answers or {}, Trajectory((), "undecided"))
     assert here.decided() == 0
     here.answers = None
     LedgerSearcher(here)  # of a command that is begun anew

@@ -669,7 +669,7 @@ def test_classes_and_pictures_that_are_not_the_paper_s_are_deviations(tmp_path: 
     assert departures["classes"] == ("1,000", "9")
     assert departures["training pictures"] == ("1,281,167", "9,000")
     assert departures["test pictures"] == ("50,000", "900")
-    assert "net (parameters)" not in departures  # the same layers, whatever the classes
+    assert "net (parameters)" not in departures  # layers are compared without the number of classes
 
 
 def test_what_the_paper_leaves_open_stands_among_the_deviations(tmp_path: Path) -> None:

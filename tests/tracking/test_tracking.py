@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2
@@ -16,7 +17,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import VIEW, params_of, placement
-from sweeps.tracking.mlflow_client import connected
+from sweeps.tracking.mlflow_client import all_runs, connected
 from sweeps.tracking.mlflow_runs import MlflowRuns, is_tracked
 from sweeps.tracking.run_index import Store
 from sweeps.tracking.tracker import Tracker
@@ -215,9 +216,19 @@ def test_trial_that_moves_all_the_time_keeps_no_other_waiting(
     tracker.enqueue(restless)
     tracker.enqueue(quiet)
 
+    client = MlflowClient(store.uri)
+
     def sent() -> bool:
-        projection = MlflowRuns(store, ledger, SWEEP)
-        return bool(projection.runs.get(quiet.key)) and len(points(projection, quiet, "train/loss")) == 2
+        # By MLflow alone: another MlflowRuns would take the run that the tracker is creating for one that never was
+        # complete, and delete it, time and again.
+        experiment = client.get_experiment_by_name(store.experiment)
+        shown = all_runs(client, experiment.experiment_id) if experiment is not None else ()
+        losses = [
+            client.get_metric_history(run.info.run_id, "train/loss")
+            for run in shown
+            if run.data.tags.get("trial.key") == quiet.key
+        ]
+        return [len(history) for history in losses] == [2]
 
     until(sent, "both epochs of the quiet trial", 300)
     monkeypatch.setattr(MlflowRuns, "sync_trial", send)

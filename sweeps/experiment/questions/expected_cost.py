@@ -75,5 +75,5 @@ def _simulated(
             for label in question.labels:
                 of_cell[label] = max(of_cell[label], size)
         trainings += sum(of_cell.values())
-        decided += sum(trajectory.decision != "undecided" for trajectory in trajectories)
+        decided += sum(trajectory.is_decided for trajectory in trajectories)
     return trainings / SWEEPS, decided / SWEEPS / len(questions)

@@ -67,6 +67,11 @@ class Trajectory(NamedTuple):
     looks: tuple[Look, ...]
     decision: Decision
 
+    @property
+    def is_decided(self) -> bool:
+        """Return whether the question has an answer; one that ended undecided has none."""
+        return self.decision not in ("open", "undecided")
+
 
 class Trajectories(NamedTuple):
     """Trajectories of all questions of a page, and how many seeds or folds each needs now."""
