@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 
 from sweeps.cli.options import ExitCode
-from sweeps.experiment.plan import current_plan, has_failed
+from sweeps.experiment.plan import Plan, current_plan, has_failed
 from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count, unknown_name
 from sweeps.results.evidence import titles
-from sweeps.store.lease import driver
+from sweeps.store.lease import Lease, LeaseHeldError
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import artifacts_in, reports_in
 from sweeps.store.logins import own_store
@@ -51,30 +51,58 @@ def planned_sweep(ledger: Ledger, title: str) -> Sweep:
 def reconcile(options: argparse.Namespace) -> int:
     """Bring the runs of a sweep in MLflow to the ledger's state, and print how many there are; 4 where that fails.
 
-    A report that lies in the output is written anew, and sent with them.
+    A report that lies in the output is written anew, and sent with them. While a driver trains the sweep it sends the
+    runs itself: of two that create and delete runs at once, each would take the other's for doubles.
     """
     from sweeps.report import build
-    from sweeps.report.progress_bar import progress_bar
-    from sweeps.tracking.mlflow_runs import MlflowRuns
-    from sweeps.tracking.run_index import Store
-    from sweeps.tracking.store_errors import place, trouble
+    from sweeps.tracking.store_errors import place
 
     ledger = Ledger.in_output(options.output)
     (title,) = titles(ledger, options.sweep)
-    output = ledger.output
-    uri = own_store(options.tracking_uri, output)
+    uri = own_store(options.tracking_uri, ledger.output)
     if not uri:
         raise ValueError(f"--output {options.output} is no local folder: say by --tracking-uri where MLflow is")
-    artifacts = artifacts_in(output) if uri.startswith("sqlite") else ""
-    plan = current_plan(ledger, title)
-    idle = "RUNNING" if driver(ledger, title) else "KILLED"
     ledger.check_links()
-    skipped = frozenset(status.trial.key for status in plan.statuses if status.state == "skipped")
     try:
-        store = Store(uri, options.experiment or title, artifacts, plan.fingerprints)
+        with Lease(ledger, title, lambda sentence: print(sentence, file=sys.stderr)) as lease:
+            guarded = Ledger(ledger.root, lease.check)
+            why, sent = _send_runs(current_plan(guarded, title), guarded, uri, options.experiment or title)
+    except LeaseHeldError as busy:
+        raise ValueError(f"{busy}; meanwhile it sends MLflow what it lacks itself") from None
+    if why:
+        again = shlex.join([sys.orig_argv[0], "-m", "sweeps", *sys.argv[1:]])
+        print(f"error: MLflow at {place(uri)} lacks runs of {title}, for {why}", file=sys.stderr)
+        print(f"mend that, then   {again}", file=sys.stderr)
+        return ExitCode.UNTRACKED
+    verb = "is" if sent == 1 else "are"
+    print(f"{count(sent, 'run')} of {title} at {place(uri)} {verb} as the ledger says")
+    reports = reports_in(ledger.output)
+    if not ledger.local or not (reports / title).is_dir():
+        return ExitCode.DONE
+    try:
+        tracked = build.make(ledger, title, reports, uri).tracked
+    except ValueError as error:
+        print(f"report     none: {error}")
+        return ExitCode.DONE
+    if tracked.sentence:
+        print(f"MLflow     {tracked.sentence}")
+    return ExitCode.UNTRACKED if tracked.lacks else ExitCode.DONE
+
+
+def _send_runs(plan: Plan, ledger: Ledger, uri: str, experiment: str) -> tuple[str, int]:
+    """Bring a sweep's runs in a store to the ledger's state; return why that fails, or "", and how many began."""
+    from sweeps.report.progress_bar import progress_bar
+    from sweeps.tracking.mlflow_runs import MlflowRuns
+    from sweeps.tracking.run_index import Store
+    from sweeps.tracking.store_errors import trouble
+
+    skipped = frozenset(status.trial.key for status in plan.statuses if status.state == "skipped")
+    artifacts = artifacts_in(ledger.output) if uri.startswith("sqlite") else ""
+    store = Store(uri, experiment, artifacts, plan.fingerprints)
+    expected = {status.trial.key: (status.trial, "KILLED") for status in plan.statuses}
+    begun = {status.trial.key for status in plan.statuses if status.state not in ("new", "skipped")}
+    try:
         runs = MlflowRuns(store, ledger, plan.sweep, lambda sentence: print(sentence, file=sys.stderr))
-        expected = {status.trial.key: (status.trial, idle) for status in plan.statuses}
-        begun = {status.trial.key for status in plan.statuses if status.state not in ("new", "skipped")}
         differing = runs.outdated(expected)
         to_send = [(trial, state) for key, (trial, state) in expected.items() if key in begun or key in differing]
         with progress_bar("sending to MLflow", len(to_send) + 1) as begin:
@@ -86,23 +114,8 @@ def reconcile(options: argparse.Namespace) -> int:
             for cell in runs.shown_cells({expected[key][0].cell.key for key in begun}):
                 runs.sync_cell(cell, [status.trial for status in plan.of(cell)], skipped)
     except Exception as error:  # of any kind, from a server, its client or a database
-        again = shlex.join([sys.orig_argv[0], "-m", "sweeps", *sys.argv[1:]])
-        print(f"error: MLflow at {place(uri)} lacks runs of {title}, for {trouble(error)}", file=sys.stderr)
-        print(f"mend that, then   {again}", file=sys.stderr)
-        return ExitCode.UNTRACKED
-    verb = "is" if len(begun) == 1 else "are"
-    print(f"{count(len(begun), 'run')} of {title} at {place(uri)} {verb} as the ledger says")
-    reports = reports_in(output)
-    if not ledger.local or not (reports / title).is_dir():
-        return ExitCode.DONE
-    try:
-        tracked = build.make(ledger, title, reports, uri).tracked
-    except ValueError as error:
-        print(f"report     none: {error}")
-        return ExitCode.DONE
-    if tracked.sentence:
-        print(f"MLflow     {tracked.sentence}")
-    return ExitCode.UNTRACKED if tracked.lacks else ExitCode.DONE
+        return str(trouble(error)), 0
+    return "", len(begun)
 
 
 def export_study(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import sqlite_uri
 from sweeps.tracking import tracker as tracker_module
@@ -335,6 +336,20 @@ def test_report_that_cannot_be_written_is_said_and_the_runs_are_there(
     monkeypatch.setattr("sweeps.report.build.make", refuse)
     by_reconcile(alone)
     assert capsys.readouterr().out.endswith("report     none: a dropout was chosen on test data\n")
+
+
+def test_reconcile_leaves_the_runs_to_a_driver_that_trains_the_sweep(alone: Path) -> None:
+    """It would delete the run that the driver has created and not yet filled."""
+    by_the_sweep(alone)
+    client = MlflowClient(f"sqlite:///{alone}/mlflow.db")
+    runs = opened(alone)
+    begun = client.create_run(runs.experiment, tags=runs.owner.tags).info.run_id
+    with Lease(ledger_of(alone), SWEEP.title), pytest.raises(ValueError, match="sends MLflow what it lacks"):
+        by_reconcile(alone)
+    assert client.get_run(begun).info.lifecycle_stage == "active"
+    by_reconcile(alone)
+    assert client.get_run(begun).info.lifecycle_stage == "deleted"
+    by_reconcile(alone)  # the lease was given back
 
 
 # Stores that take no runs
