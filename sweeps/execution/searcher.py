@@ -106,7 +106,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """Note whether a cell is given up, and why."""
         if why := self.cell_trials[cell.key].why:
             self.session.given_up[cell.label] = why
-        else:  # a training that still ran has come to something
+        else:  # one that failed among its first is trained anew
             self.session.given_up.pop(cell.label, None)
 
     def _missing_trials(self) -> list[Trial]:

@@ -24,8 +24,10 @@ from sweeps.store.ledger import Json, Ledger
 
 # Failed attempts of a trial before it counts as failed.
 MAX_ATTEMPTS = 3
-# Trainings of a cell after which it is given up where all of them diverged.
+# First trainings of a cell that must all diverge for it to be given up.
 GIVE_UP = 2
+# What is said of a finished trial that had begun when its cell was given up.
+BEYOND = "it had begun when its cell was given up, and answers no question"
 # Seeds beyond the declared ones that are looked for after the last that the ledger has.
 LOOKAHEAD = 4
 
@@ -44,6 +46,7 @@ class CellTrials(NamedTuple):
     `further` are trials of more seeds than are declared, which the ledger has. `skipped` are the keys of those that are
     given up before they begin, and `why` says why. `rates` are the trials of a study of the learning rate. `pauses` are
     the epochs at which search trials pause that are to train, and `paused` the keys of those that wait at a rung.
+    `beyond` are the keys of results of trials that had begun when the cell was given up: they answer no question.
     """
 
     search: list[Trial]
@@ -55,6 +58,7 @@ class CellTrials(NamedTuple):
     rates: Sequence[Trial] = ()
     pauses: Mapping[str, int] = MappingProxyType({})
     paused: frozenset[str] = frozenset()
+    beyond: frozenset[str] = frozenset()
 
 
 def cell_trials(
@@ -76,23 +80,38 @@ def cell_trials(
         return CellTrials([], [], [*later.search, *later.protocol, *later.pending])
     trials = _trials_of(cell, protocol, results, failed, choice.rate or 0.0, paused)
     why = choice.why
+    first: Sequence[str] = ()
     if not why and cell.key not in insisted:
-        why = _why_given_up(trials, protocol.search, results, failed)
+        first = _diverged_first(trials, results, failed)
+        why = f"the first {count(GIVE_UP, 'training')} of this cell diverged" if first else ""
+        why = why or _why_search_given_up(trials, protocol.search, results, failed)
     if not why:
         return trials
     known = [*trials.search, *trials.protocol]
     skipped = frozenset(trial.key for trial in known if trial.key not in results and trial.key not in failed)
-    return trials._replace(pending=[], skipped=skipped, why=why, pauses={}, paused=frozenset())
+    searched = {trial.key for trial in trials.search}
+    ended = {trial.key for trial in (*trials.protocol, *trials.further) if trial.key in results} - searched
+    beyond = frozenset(ended.difference(first)) if first else frozenset[str]()
+    return trials._replace(pending=[], skipped=skipped, why=why, pauses={}, paused=frozenset(), beyond=beyond)
 
 
-def _why_given_up(
+def _diverged_first(trials: CellTrials, results: Mapping[str, Json], failed: Collection[str]) -> list[str]:
+    """Return the keys of a protocol's first trainings where all of them diverged, so that the cell is given up.
+
+    The first are those that start first, whichever end first: so the same cells are given up however many trainings run
+    side by side, and after any kill. A failed training counts as none. A second phase says no more than its first.
+    """
+    searched = {trial.key for trial in trials.search}
+    candidates = [trial for trial in (*trials.protocol, *trials.further) if trial.phase != "match"]
+    known = [trial.key for trial in sorted(candidates, key=_place) if trial.key not in searched]
+    first = [key for key in known if key not in failed][:GIVE_UP]
+    return first if len(first) == GIVE_UP and all(has_diverged(results.get(key)) for key in first) else []
+
+
+def _why_search_given_up(
     trials: CellTrials, search: Search | None, results: Mapping[str, Json], failed: Collection[str]
 ) -> str:
-    """Return why a cell is given up: its protocol's first trainings, or all of its search's first wave, diverged."""
-    searched = {trial.key for trial in trials.search}
-    trained = [t.key for t in (*trials.protocol, *trials.further) if t.key in results and t.key not in searched]
-    if len(trained) >= GIVE_UP and all(has_diverged(results[key]) for key in trained):
-        return f"the first {count(len(trained), 'training')} of this cell diverged"
+    """Return why a cell is given up in its search: all trainings of its first wave diverged."""
     if search is None:
         return ""
     points = list(dict.fromkeys(trial.chosen for trial in trials.search))[: max(search.wave, GIVE_UP)]
@@ -289,7 +308,8 @@ def question_waves(
     sweep: Sweep, cells: Mapping[str, CellTrials], results: Mapping[str, Json], failed: Collection[str]
 ) -> Waves:
     """Return where the questions of a sweep until decided stand. Trials beyond the needed wave may be left out."""
-    skipped = frozenset[str]().union(*(part.skipped for part in cells.values()))
+    skipped = frozenset[str]().union(*(part.skipped | part.beyond for part in cells.values()))
+    results = {key: result for key, result in results.items() if key not in skipped}
     trials = {key: part.protocol for key, part in cells.items()}
     return waves(sweep.questions, sweep.cells, sweep.protocol.design, trials, results, {*failed, *skipped})
 
@@ -333,8 +353,13 @@ def ordered(cells: Iterable[CellTrials]) -> list[Trial]:
     searched = [trial for cell in cells for trial in cell.rates]
     searched += [trial for cell in cells for trial in cell.search]
     protocol = [trial for cell in cells for trial in (*cell.protocol, *cell.further)]
-    protocol.sort(key=lambda trial: (0 if trial.folds else trial.seed % SECOND_SEED, trial.fold))
+    protocol.sort(key=_place)
     return list({trial.key: trial for trial in searched + protocol}.values())
+
+
+def _place(trial: Trial) -> tuple[int, int]:
+    """Return the place of a protocol's trial in the order of start."""
+    return 0 if trial.folds else trial.seed % SECOND_SEED, trial.fold
 
 
 # Where each trial stands
@@ -471,6 +496,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     cells = list(sweep_trials(sweep, results, failed, insisted, paused).values())
     waiting = frozenset[str]().union(*(cell.paused for cell in cells))
     given_up = {key: cell.why for cell in cells for key in cell.skipped}
+    beyond = frozenset[str]().union(*(cell.beyond for cell in cells))
     statuses = []
     for trial in ordered(cells):
         result = results.get(trial.key)
@@ -483,6 +509,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         elif result is not None:
             why = stale(result, fingerprints.get(trial.cell.dataset, ""), codes[trial.cell.key])
             state = "stale" if why else "done"
+            why = why or (BEYOND if trial.key in beyond else "")
         elif trial.key in failed:
             state = "failed"
             why = str(attempts[trial.key][-1].get("error", ""))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from sweeps.experiment.plan import Plan
+from sweeps.experiment.plan import BEYOND, Plan, TrialStatus
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import Change
 from sweeps.experiment.questions.rule import DECISIONS, Trajectory
@@ -83,14 +83,14 @@ class Answers(NamedTuple):
 def answers_of_plan(plan: Plan, changes: Collection[Change]) -> Answers | None:
     """Return the answers of a planned sweep; None for one that is not to be decided."""
     left_out = plan.searched | plan.studied
-    standing = ((s.trial, s.state, s.result) for s in plan.statuses if s.trial.key not in left_out)
+    standing = (status for status in plan.statuses if status.trial.key not in left_out)
     return _answers(plan.sweep, standing, changes)
 
 
 def answers(results: SweepResults) -> Answers | None:
     """Return the answers of a sweep's results; None for one that is not to be decided."""
     standing = (
-        (run.trial, run.state, run.result)
+        TrialStatus(run.trial, run.state, run.result, run.why)
         for cell in results.cells
         for run in cell.runs
         if run.key not in cell.searched
@@ -98,20 +98,18 @@ def answers(results: SweepResults) -> Answers | None:
     return _answers(results.sweep, standing, results.changes)
 
 
-def _answers(
-    sweep: Sweep, standing: Iterable[tuple[Trial, str, Json | None]], changes: Collection[Change]
-) -> Answers | None:
+def _answers(sweep: Sweep, standing: Iterable[TrialStatus], changes: Collection[Change]) -> Answers | None:
     design = sweep.protocol.design
     if not design.most:
         return None
     trials: dict[str, list[Trial]] = {}
     results: dict[str, Json] = {}
     settled: set[str] = set()
-    for trial, state, result in standing:
+    for trial, state, result, why in standing:
         trials.setdefault(trial.cell.key, []).append(trial)
-        if result is not None:
+        if result is not None and why != BEYOND:
             results[trial.key] = result
-        elif state in ("failed", "skipped"):
+        elif result is not None or state in ("failed", "skipped"):
             settled.add(trial.key)
     decided = waves(sweep.questions, sweep.cells, design, trials, results, settled)
     rows = tuple(Answer(*row) for row in zip(sweep.questions, decided.trajectories, strict=True))

@@ -598,11 +598,12 @@ def test_trial_that_follows_no_more_is_not_taken_off_an_old_queue(tmp_path: Path
 
 
 def test_mate_that_follows_no_more_is_not_taken_beside_the_first(tmp_path: Path) -> None:
-    here = searching(tmp_path, Protocol(ablation=False, folds=4), PackPolicy(4, resident=frozenset({LARGE})))
-    here.sweep = dataclasses.replace(here.sweep, cells=here.sweep.cells[:1])
+    here = searching(tmp_path, Protocol(ablation=False, folds=4), PackPolicy(6, resident=frozenset({LARGE})))
+    sound, given_up = here.sweep.cells[:2]
+    here.sweep = dataclasses.replace(here.sweep, cells=(sound, given_up))
     queue = LedgerSearcher(here)
-    first, *members = queue.waiting[::-1]
-    for trial in members[:2]:  # another sweep has finished them: they diverged, and the cell is given up
+    order = queue.waiting[::-1]
+    for trial in [trial for trial in order if trial.cell is given_up][:2]:  # another sweep has finished them
         here.ledger.commit(trial.key, {"key": trial.key, "metrics": {}, "status": "diverged"})
-    assert [trial.key for trial in trials_in(queue.suggest("a"))] == [first.key]
-    assert len(here.given_up) == 1
+    assert trials_in(queue.suggest("a")) == [trial for trial in order if trial.cell is sound][:3]
+    assert list(here.given_up) == [given_up.label]

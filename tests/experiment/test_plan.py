@@ -124,12 +124,45 @@ def test_cell_whose_first_two_trainings_diverge_is_given_up(tmp_path: Path) -> N
     assert today.given_up == {CRELU.label: "the first 2 trainings of this cell diverged"}
     assert {trial.cell for trial in today.to_do} == {BASELINE}
     assert today.lost(CRELU) == "1 of 2 seeds diverged, 1 skipped, 1 of 3 folds diverged, 2 skipped"
-    # A training that still ran, and came to something, brings the others back; so does --retry-failed.
+    # --retry-failed brings the others back; a third that had begun, and came to something, does not.
     ledger.write(f"insisted/{CRELU.key}", b"")
     assert plan(sweep, ledger, {}).count("new", cell=CRELU) == 3
     ledger.delete(f"insisted/{CRELU.key}")
     done(ledger, mine[2])
-    assert plan(sweep, ledger, {}).given_up == {}
+    assert [status.state for status in plan(sweep, ledger, {}).of(CRELU)] == ["done"] * 3 + ["skipped"] * 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "failed", "is_given_up"),
+    [
+        ({0: DIVERGED, 1: DIVERGED}, (), True),
+        ({0: DIVERGED, 1: DIVERGED, 2: GOOD, 3: GOOD}, (), True),
+        ({1: DIVERGED, 2: DIVERGED}, (), False),  # the first still runs
+        ({0: GOOD, 1: DIVERGED, 2: DIVERGED}, (), False),
+        ({0: DIVERGED, 2: DIVERGED, 3: DIVERGED}, (), False),
+        ({0: DIVERGED, 2: DIVERGED}, (1,), True),  # a failed one counts as none
+        ({0: DIVERGED, 4: DIVERGED}, (), False),
+    ],
+)
+def test_first_trainings_to_start_decide_whether_a_cell_is_given_up(
+    ended: dict[int, dict[str, object]], failed: tuple[int, ...], is_given_up: bool
+) -> None:
+    """Whether those of a cell that run side by side end in this order or in that one must not change a sweep."""
+    sweep = Sweep("s", "demo", (CRELU,), Protocol(seeds=2, folds=3))
+    mine = expand(sweep, {})
+    assert [(trial.phase, trial.seed, trial.fold) for trial in mine] == [
+        ("ablation", 0, 0), ("fold", 0, 0), ("fold", 1, 1), ("fold", 2, 2), ("ablation", 1, 0)]  # fmt: skip
+    results = {mine[place].key: result for place, result in ended.items()}
+    stands = cell_trials(CRELU, sweep.protocol, results, {mine[place].key for place in failed})
+    assert bool(stands.why) == is_given_up
+
+
+def test_second_phase_says_no_more_of_its_cell_than_its_first() -> None:
+    protocol = Protocol(seeds=2, ablation=False, single=True)
+    first, other = cell_trials(CRELU, protocol, {}).protocol
+    (second,) = [t for t in cell_trials(CRELU, protocol, {first.key: DIVERGED}).protocol if t.phase == "match"]
+    assert cell_trials(CRELU, protocol, {first.key: DIVERGED, second.key: DIVERGED}).why == ""
+    assert cell_trials(CRELU, protocol, {first.key: DIVERGED, other.key: DIVERGED}).why != ""
 
 
 def test_cell_is_given_up_in_its_search_once_the_whole_first_wave_diverged() -> None:

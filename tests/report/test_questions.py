@@ -12,7 +12,7 @@ from sweeps.cli.settings import settle
 from sweeps.cli.status import status
 from sweeps.cli.summary import Summary, print_summary
 from sweeps.experiment.metrics import TOP1, Metric
-from sweeps.experiment.plan import plan
+from sweeps.experiment.plan import plan, question_waves, sweep_trials
 from sweeps.experiment.questions.registration import changes_of, contents, register
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
@@ -95,6 +95,32 @@ def test_status_tells_the_answers_as_the_table_does(
     settings = settle(SWEEP.cells, parser("s", "").parse_args(["--output", str(tmp_path), "--json"]))
     print_summary(Summary(today, today, [], "", "", "", "", None, ExitCode.DONE), settings)
     assert json.loads(capsys.readouterr().out)["questions"] == shown
+
+
+def test_third_training_that_had_begun_when_its_cell_was_given_up_answers_nothing(tmp_path: Path) -> None:
+    """Whether a third had begun depends on how many run side by side: the decisions must not."""
+    decisions = []
+    for trained in (2, 3):
+        ledger = Ledger(str(tmp_path / str(trained)))
+
+        def of_given_up(trial: Trial, trained: int = trained) -> Made | None:
+            if trial.cell.key != B.key:
+                return outcome(trial)
+            state = "diverged" if trial.seed < 2 else "finished"
+            return Made({TOP1: 90.0 + trial.seed}, status=state) if trial.seed < trained else None
+
+        make(ledger, SWEEP, of_given_up)
+        today = plan(SWEEP, ledger, {})
+        assert [status.state for status in today.of(B)][: trained + 1] == ["done"] * trained + ["skipped"]
+        results = {status.trial.key: status.result for status in today.statuses if status.result is not None}
+        parts = {key: part for key, part in sweep_trials(SWEEP, results).items() if key}
+        stands = answers_of_plan(today, ())
+        assert stands is not None
+        assert stands == answers(read_sweep(ledger, "s"))
+        trajectories = [answer.trajectory for answer in stands.answers]
+        assert tuple(trajectories) == question_waves(SWEEP, parts, results, ()).trajectories
+        decisions.append(trajectories)
+    assert decisions[0] == decisions[1]
 
 
 def test_sweep_with_fixed_seeds_has_no_answers(tmp_path: Path) -> None:

@@ -129,8 +129,6 @@ class QueueWorld:
         if seed >= ASKING_WORLDS:
             protocol = draw.choice(ASKING)
             self.training.gap = draw.choice((0.0, 30.0, 60.0))
-            # Whether a cell whose trainings diverge is given up depends on which of them end first.
-            self.training.divergence = 0.0
         elif seed >= HALVED_WORLDS:
             protocol = HALVED
         self.commands = [self._command(number, protocol) for number in range(draw.choice((1, 2, 2, 3)))]
@@ -476,7 +474,8 @@ class QueueWorld:
             waiting = [trial for trial in planned(parts.values()) if trial.key not in settled]
             if not waiting:
                 break
-            for trial in waiting:
+            # One of each cell at a time: a cell whose first trainings diverge needs no others.
+            for trial in {trial.cell.key: trial for trial in waiting[::-1]}.values():
                 fate = self.training.fate(trial)
                 epoch = parts[trial.cell.key].pauses.get(trial.key, trial.recipe.epochs)
                 result = self.training.result(trial)
