@@ -19,6 +19,7 @@ from sweeps.execution.resources import check_rank_batches, resolve_resources
 from sweeps.experiment.model_facts import check_models, user_names
 from sweeps.experiment.plan import Plan, plan, plan_to_json, state_heads
 from sweeps.experiment.questions.expected_cost import expected_costs
+from sweeps.experiment.questions.question import asked_cells
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
@@ -82,7 +83,7 @@ def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
 
     sweep = today.sweep
     design = today.sweep.protocol.design
-    labels = {label for question in sweep.questions for label in question.labels}
+    labels = asked_cells(sweep.questions)
     hours = hours_per_training(today, settings, labels)
     units = count(design.most * len(labels), design.unit)
     cells = count(len(labels), "cell")

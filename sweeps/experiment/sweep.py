@@ -11,7 +11,7 @@ from functools import cached_property
 
 from crelu_models.spec import Net
 from sweeps.experiment.metrics import Metric
-from sweeps.experiment.questions.question import Question, check_questions, questions_from_json
+from sweeps.experiment.questions.question import Question, asked_cells, check_questions, questions_from_json
 from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search, search_from_json
@@ -139,7 +139,7 @@ class Sweep:
         if not cells:
             raise ValueError(f"no cell of {self.name} is left by --only {' '.join(globs)}")
         part = dataclasses.replace(self, cells=tuple(cells), others=tuple(c for c in self.cells if c not in cells))
-        missing = {label for question in self.questions for label in question.labels} - {cell.label for cell in cells}
+        missing = set(asked_cells(self.questions)) - {cell.label for cell in cells}
         if self.protocol.until and missing:
             raise ValueError(f"--until-decided needs all cells of the questions; --only leaves out {min(missing)!r}")
         return part

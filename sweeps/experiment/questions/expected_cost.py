@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sweeps.experiment.questions.question import Question
+from sweeps.experiment.questions.question import Question, asked_cells, needed_sizes
 from sweeps.experiment.questions.rule import LEVEL, follow
 from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.wording import count
@@ -58,7 +58,7 @@ def _simulated(
     questions: Sequence[Question], gains: Sequence[float], design: Design, stream: Generator
 ) -> tuple[float, float]:
     """Return the mean number of trainings of simulated sweeps with these gains, and the share that is decided."""
-    labels = list(dict.fromkeys(label for question in questions for label in question.labels))
+    labels = asked_cells(questions)
     margins = [question.margin for question in questions]
     noise = [deviation(margin, len(questions), design.most) for margin in margins]
     trainings = decided = 0
@@ -69,11 +69,7 @@ def _simulated(
             for question, gain, sd in zip(questions, gains, noise, strict=True)
         ]
         settled = [design.most] * len(drawn)
-        trajectories, needed = follow(drawn, settled, margins, design.first, design.most, design.folds)
-        of_cell = dict.fromkeys(labels, 0)
-        for question, size in zip(questions, needed, strict=True):
-            for label in question.labels:
-                of_cell[label] = max(of_cell[label], size)
-        trainings += sum(of_cell.values())
+        trajectories, sizes = follow(drawn, settled, margins, design.first, design.most, design.folds)
+        trainings += sum(needed_sizes(questions, sizes).values())
         decided += sum(trajectory.is_decided for trajectory in trajectories)
     return trainings / SWEEPS, decided / SWEEPS / len(questions)

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeps.experiment.metrics import Metric
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.wording import unknown_name
 from sweeps.store.ledger import Json
+
+
+def asked_cells(questions: Iterable[Question]) -> tuple[str, ...]:
+    """Return the labels of the cells that questions compare, each once, in their order."""
+    return tuple(dict.fromkeys(label for question in questions for label in question.labels))
+
+
+def needed_sizes(questions: Sequence[Question], sizes: Sequence[int]) -> dict[str, int]:
+    """Return by label how much each cell needs, where each question needs so much of both of its cells."""
+    by_question = list(zip(questions, sizes, strict=True))
+    return {
+        label: max(size for question, size in by_question if label in question.labels)
+        for label in asked_cells(questions)
+    }
 
 
 @dataclass(frozen=True)

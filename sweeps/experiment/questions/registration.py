@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sweeps.experiment.questions.question import Question
+from sweeps.experiment.questions.question import Question, asked_cells
 from sweeps.experiment.questions.rule import LEVEL, NAME
 from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.trial import Cell
@@ -32,7 +32,7 @@ class Change(NamedTuple):
 
 def contents(questions: Sequence[Question], cells: Sequence[Cell], design: Design) -> Json:
     """Return what is registered of a sweep until decided, as JSON."""
-    asked = {label for question in questions for label in question.labels}
+    asked = asked_cells(questions)
     return {
         "questions": [dataclasses.asdict(question) for question in questions],
         "cells": {cell.label: cell.key for cell in cells if cell.label in asked},

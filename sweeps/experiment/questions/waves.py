@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sweeps.experiment.metrics import Metric
-from sweeps.experiment.questions.question import Question
+from sweeps.experiment.questions.question import Question, asked_cells, needed_sizes
 from sweeps.experiment.questions.rule import FIRST, Trajectory, follow, look_sizes
 from sweeps.experiment.trial import SECOND_SEED, Cell, Trial
 from sweeps.experiment.wording import count
@@ -73,8 +73,7 @@ def waves(
     labelled = {cell.label: cell for cell in cells}
     parts = {
         label: _CellValues(design, labelled[label].metric, trials.get(labelled[label].key, ()), results, settled)
-        for question in questions
-        for label in question.labels
+        for label in asked_cells(questions)
     }
     gains, reached = [], []
     for question in questions:
@@ -85,11 +84,7 @@ def waves(
         reached.append(min(ours.settled, theirs.settled))
     margins = [question.margin for question in questions]
     trajectories, sizes = follow(gains, reached, margins, design.first, design.most, design.folds)
-    needed: dict[str, int] = {}
-    for question, size in zip(questions, sizes, strict=True):
-        for label in question.labels:
-            key = labelled[label].key
-            needed[key] = max(needed.get(key, 0), size)
+    needed = {labelled[label].key: size for label, size in needed_sizes(questions, sizes).items()}
     return Waves(trajectories, needed)
 
 
