@@ -10,6 +10,11 @@ scores (and so every study's points, which are in the trials' keys) are compared
 runs in MLflow with the ledger, metric by metric; losses are printed, and are the exit code.
 
     python -m benchmarks.chaos --rounds 5 --faults "kill driver" --scale demo --pause 60 180
+
+Of a sweep until decided the answers to its questions are compared too, look by look:
+
+    python -m benchmarks.chaos --rounds 3 --faults "kill driver" --scale demo --pause 30 60 \\
+        --words "--search-trials 0 --folds 6 --until-decided 6"
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,6 +38,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sweeps.report.question_tables import text_lines
+from sweeps.results.answers import Answers, answers
+from sweeps.results.evidence import read_sweep, titles
 from sweeps.store.ledger import Ledger
 from tests.support.servers import free_port
 
@@ -232,6 +241,12 @@ def _history(ledger: Ledger, key: str) -> list[dict[str, float]]:
     return rows
 
 
+def answered(ledger: Ledger) -> Answers | None:
+    """Return what the sweep on the ledger says of its questions, with the estimates at every look."""
+    (title,) = titles(ledger)
+    return answers(read_sweep(ledger, title))
+
+
 def losses(ledger: Ledger, expected: dict[str, str], runs: Callable[[], list[Any]]) -> list[str]:
     """Return a sentence for each trial lost, doubled or changed, and each run in MLflow that is not as it should be."""
     actual = outcome(ledger)
@@ -294,12 +309,13 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, help="of every training (default: 12 of a smoke test, the demo's own)")
     parser.add_argument("--pause", type=float, nargs=2, default=(2.0, 15.0), metavar=("LEAST", "MOST"))
     parser.add_argument("--pack", default="off", help="packs of the disturbed sweep; the other trains trials alone")
+    parser.add_argument("--words", type=shlex.split, default=[], help="further words of the sweep's command")
     parser.add_argument("--keep", action="store_true", help="keep the folder, for a look")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     epochs = options.epochs or (12 if options.scale == "smoke" else 0)
     short = ["--set", f"recipe.epochs={epochs}"] if epochs else []
-    command = [sys.executable, "-m", f"sweeps.{options.sweep}", *SCALES[options.scale], *short]
+    command = [sys.executable, "-m", f"sweeps.{options.sweep}", *SCALES[options.scale], *short, *options.words]
     base = Path(tempfile.mkdtemp(prefix="chaos-"))
     began = time.monotonic()
     (base / "calm").mkdir()
@@ -308,6 +324,7 @@ def main() -> int:
         calm.finish(PATIENCE[options.scale])
         expected = outcome(calm.ledger)
         table = calm.table()
+        calm_answers = answered(calm.ledger)
     finally:
         calm.close()
     print(f"undisturbed: {len(expected)} trials in {time.monotonic() - began:.0f} s", flush=True)
@@ -326,12 +343,15 @@ def main() -> int:
                 wild.start()
             wild.finish(PATIENCE[options.scale])
             said = [] if wild.table() == table else [f"the table differs:\n{wild.table()}\nnot\n{table}"]
+            wild_answers = answered(wild.ledger)
+            said += [] if wild_answers == calm_answers else [f"it answers {wild_answers}, not {calm_answers}"]
             said += losses(wild.ledger, expected, lambda: runs_of(f"http://127.0.0.1:{wild.port}"))
         finally:
             wild.close()
     print(f"{options.rounds} rounds, seed {options.seed}: {dict(sorted(done.items()))}")
     summary = f"{len(expected)} trials, each with one finished run; the table is the same; nothing lost or doubled"
     print("\n".join(said) or summary)
+    print(*(text_lines(calm_answers) if calm_answers is not None else ()), sep="\n")
     print(f"losses: {len(said)}")
     if not (options.keep or said):
         shutil.rmtree(base, ignore_errors=True)
