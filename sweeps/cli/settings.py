@@ -253,10 +253,10 @@ def declare(
     profile = settings.profile
     dataset = _asked_dataset(options) or settings.dataset
     own_recipes = not of_paper and has_own_recipes(cells)
-    page = [scaled(cell, profile, own_recipes=own_recipes) for cell in taken(cells, profile, "")]
+    page = tuple(scaled(cell, profile, own_recipes=own_recipes) for cell in taken(cells, profile, ""))
     cells = taken(cells, profile, dataset)
     if options.smoke_test:
-        cells, page = (cells[0], cells[-1]), [page[0], page[-1]]
+        cells, page = ends(cells), ends(page)
     on_data = [scaled(cell, profile, dataset, own_recipes) for cell in cells]
     changed = tuple(_decoded(change(cell, options.set), settings) for cell in on_data)
     decoder = settings.decoder if any(cell.decoder for cell in changed) else ""
@@ -347,6 +347,11 @@ def taken(cells: Sequence[Cell], profile: str, dataset: str) -> tuple[Cell, ...]
     return on_one_dataset(cells, cells[0].dataset) if profile in ("demo", "smoke") else tuple(cells)
 
 
+def ends(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Return the first and the last of some cells, which may be the same one."""
+    return (cells[0], cells[-1]) if len(cells) > 1 else tuple(cells)
+
+
 def taken_sentence(cells: Sequence[Cell], profile: str, dataset: str) -> str:
     """Return the sentence that says which cells of a page are trained; empty where all are."""
     chosen = taken(cells, profile, dataset)
@@ -361,14 +366,17 @@ def taken_sentence(cells: Sequence[Cell], profile: str, dataset: str) -> str:
 def fields_name(cells: Sequence[Cell], assignments: Sequence[str]) -> str:
     """Return the fields of --set that change a cell as a part of a title, e.g. recipe.epochs=10; empty for none."""
     values: dict[str, str] = {}
-    for assignment in assignments:
-        name, _, word = assignment.partition("=")
-        before = [cell.key for cell in cells]
-        after = [change(cell, [assignment]) for cell in cells]
-        values.pop(name, None)  # the last value of a field counts
-        if name != "dataset" and [cell.key for cell in after] != before:
-            value = getattr(after[0].recipe, name.removeprefix("recipe."), word)
-            values[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    changed = [change(cell, assignments) for cell in cells]  # together: some fields go only with others
+    for name, word in {name: word for name, _, word in (text.partition("=") for text in assignments)}.items():
+        if name == "net.final_activation":
+            if any(after.net != before.net for after, before in zip(changed, cells, strict=True)):
+                values[name] = word
+        elif name != "dataset":
+            field = name.removeprefix("recipe.")
+            pairs = [(getattr(a.recipe, field), getattr(b.recipe, field)) for a, b in zip(changed, cells, strict=True)]
+            if any(after != before for after, before in pairs):
+                value = pairs[0][0]
+                values[name] = str(value).lower() if isinstance(value, bool) else str(value)
     words = file_name(",".join(f"{name}={values[name]}" for name in sorted(values)))
     if len(words) <= LONGEST:
         return words
@@ -437,6 +445,7 @@ def search_of(search: Search | None, small: bool, options: argparse.Namespace) -
 def change(cell: Cell, assignments: Sequence[str]) -> Cell:
     """Return `cell` with FIELD=VALUE applied; ValueError for an unknown field or a value of another kind."""
     fields = {f"recipe.{field.name}": field.name for field in dataclasses.fields(Recipe) if field.name != "stages"}
+    of_recipe: dict[str, Any] = {}  # set together: some values go only with others
     for assignment in assignments:
         name, equals, word = assignment.partition("=")
         if not equals:
@@ -448,12 +457,10 @@ def change(cell: Cell, assignments: Sequence[str]) -> Cell:
                 raise ValueError(f"{name} is for nets of this package, not for {cell.label}, whose net is a model")
             cell = dataclasses.replace(cell, net=cell.net.final_activation(word))
         elif name in fields:
-            value: Any = parsed(get_type_hints(Recipe)[fields[name]], word, name)
-            recipe = dataclasses.replace(cell.recipe, **{fields[name]: value})
-            cell = dataclasses.replace(cell, recipe=recipe)
+            of_recipe[fields[name]] = parsed(get_type_hints(Recipe)[fields[name]], word, name)
         else:
             raise ValueError(unknown_name("field", name, ["dataset", "net.final_activation", *fields], "a cell"))
-    return cell
+    return dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, **of_recipe)) if of_recipe else cell
 
 
 def parsed(kind: type, word: str, name: str) -> object:

@@ -81,6 +81,24 @@ def test_cells_of_the_data_set_that_is_asked_for_are_taken_where_the_page_has_so
             "--profile paper --set recipe.flip=false recipe.lr=.01",
             "cifar_width-recipe.flip=false,recipe.lr=0.01",
         ),
+        # Values that go only together, in both orders.
+        (
+            "cifar_vgg",
+            "--profile paper --set recipe.shift=0 recipe.resized_crop=0.35",
+            "cifar_vgg-recipe.resized_crop=0.35,recipe.shift=0",
+        ),
+        (
+            "cifar_vgg",
+            "--profile paper --set recipe.resized_crop=0.35 recipe.shift=0",
+            "cifar_vgg-recipe.resized_crop=0.35,recipe.shift=0",
+        ),
+        (
+            "cifar_vgg",
+            "--profile paper --set recipe.nesterov=true recipe.dampening=0",
+            "cifar_vgg-recipe.dampening=0.0,recipe.nesterov=true",
+        ),
+        ("cifar_vgg", "--profile paper --set net.final_activation=relu", "cifar_vgg-net.final_activation=relu"),
+        ("cifar_vgg", "--profile paper --set net.final_activation=none", "cifar_vgg"),
     ],
 )
 def test_title_names_what_the_page_s_cells_are_not(page: str, words: str, title: str) -> None:
@@ -88,6 +106,15 @@ def test_title_names_what_the_page_s_cells_are_not(page: str, words: str, title:
     assert sweep.title == title
     again = sweep_from_json(plan_to_json(plan(sweep, Ledger("/nowhere"), {})))
     assert (again.title, again) == (title, sweep)
+
+
+@pytest.mark.parametrize("labels", [["CReLU cifar10"], ["CReLU cifar10", "CReLU cifar100"]])
+def test_smoke_test_of_a_page_with_one_cell_of_its_first_data_set_has_one(labels: list[str]) -> None:
+    page = import_module("sweeps.cifar_width").CELLS
+    cells = [cell for cell in page if cell.label in labels]
+    options = parser("own", "").parse_args(["--smoke-test", "--output", "/nowhere/out"])
+    sweep = declare("own", cells, Protocol(), options, settle(cells, options))
+    assert [cell.label for cell in sweep.cells] == ["CReLU embedded"]
 
 
 @pytest.mark.parametrize(
