@@ -55,11 +55,14 @@ def user_names(nets: Iterable[Net | Model]) -> list[str]:
 def known_parameters(net: Net | Model, classes: int | None, results: Iterable[Json | None]) -> int | None:
     """Return the parameters of a net; of a model those that a training has counted, of which these are results.
 
-    None where they are not known: without the number of classes, or before a training.
+    A linear layer has as many as the side of the pictures makes them: that of the trainings, else the net's own. None
+    where they are not known: without the number of classes, or before a training.
     """
+    done = [result for result in results if result is not None]
     if isinstance(net, Model):
-        return next((int(result["parameters"]) for result in results if result is not None), None)
-    return net.parameters(classes) if classes is not None else None
+        return next((int(result["parameters"]) for result in done), None)
+    side = next((int(result["pictures"]["crop"]) for result in done if result.get("pictures")), None)
+    return net.parameters(classes, side) if classes is not None else None
 
 
 def seen_by(net: Net | Model, facts: DataSet) -> DataSet:

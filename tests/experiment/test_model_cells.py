@@ -10,7 +10,7 @@ import pytest
 
 from crelu_data.datasets import dataset
 from crelu_models.model import Model
-from crelu_models.tables import S2
+from crelu_models.tables import S2, S4
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.model_facts import NetFacts, check_models, known_parameters, net_facts, user_names
 from sweeps.experiment.plan import stale
@@ -113,3 +113,7 @@ def test_names_and_counts_of_users_code() -> None:
     assert known_parameters(placed, 10, [None]) is None
     assert known_parameters(S2, 10, []) == S2.parameters(10)
     assert known_parameters(S2, None, []) is None
+    # A linear layer has as many as the side of the pictures makes them.
+    trained = {"parameters": 7, "pictures": {"crop": 64}}
+    assert known_parameters(S4, 10, [None, {"parameters": 7}]) == S4.parameters(10) == 14_991_946
+    assert known_parameters(S4, 10, [None, trained]) == S4.parameters(10, 64) == 15_778_378
