@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from sweeps.experiment.metrics import ending_word, error_text
+from sweeps.experiment.metrics import Metric, ending_word, error_text
 from sweeps.experiment.plan import MAX_ATTEMPTS, Plan, TrialStatus, current_plan
 from sweeps.experiment.trial import PHASES, SECOND_SEED, Cell, Trial
 from sweeps.experiment.wording import count, unknown_name
@@ -73,8 +73,7 @@ def cell_lines(plan: Plan, cell: Cell, brief: bool = False) -> Iterator[str]:
     if waiting:
         states.append(f"{waiting} to follow when {_awaited(plan, cell)}")
     yield f"  {count(len(statuses) + waiting, 'trial')}: {', '.join(states)}"
-    numbers = error_text(plan.tested(cell))
-    yield f"  test error %: {numbers or 'none yet'}"
+    yield f"  {cell.metric.words}: {error_text(plan.tested(cell), cell.metric) or 'none yet'}"
     if lost := plan.lost(cell):
         yield f"  {lost}"
     if brief:
@@ -97,7 +96,7 @@ def trial_lines(plan: Plan, status: TrialStatus, ledger: Ledger) -> Iterator[str
         yield f"  attempt   {line}"
     result = status.result or plan.damaged.get(trial.key)
     if result is not None:
-        yield from (f"  {line}" for line in _result_lines(result))
+        yield from (f"  {line}" for line in _result_lines(result, trial.cell.metric))
     run = ledger.tracked(trial.key, plan.sweep.title).get("run")
     if run:
         yield f"  mlflow    run {run}"
@@ -119,7 +118,7 @@ def _stand(plan: Plan, status: TrialStatus) -> str:
     remedies = {
         "stale": "; the sweep's command trains it anew with --stale retrain",
         "failed": "; the sweep's command tries it again with --retry-failed",
-        "skipped": "; the sweep's command trains it with --retry-failed",
+        "skipped": f"; {plan.remedy(status.trial.cell.label)}",
     }
     return sentence + remedies.get(status.state, "")
 
@@ -166,13 +165,14 @@ def _attempt_lines(attempts: Sequence[Json]) -> Iterator[str]:
         yield f"{number} of {MAX_ATTEMPTS} on {attempt.get('host', '?')}, {when}{last}: {attempt.get('error', '')}"
 
 
-def _result_lines(result: Json) -> Iterator[str]:
+def _result_lines(result: Json, metric: Metric) -> Iterator[str]:
     """Yield the lines on a result."""
     epochs = count(int(result["epochs"]), "epoch")
     device = result.get("hardware", {}).get("device", "?")
     yield f"ended     {ending_word(result)} ({result['ending']}) after {epochs}, {result['seconds']:.0f} s on {device}"
     numbers: Mapping[str, float] = result["metrics"]
-    shown = ", ".join(f"{name} {numbers[name]:.4g}" for name in METRICS if name in numbers)
+    names = dict.fromkeys((metric.final, metric.held_out, *METRICS))
+    shown = ", ".join(f"{name} {numbers[name]:.4g}" for name in names if name in numbers)
     if shown:
         yield f"numbers   {shown}"
     for event in result.get("events", ()):
