@@ -62,8 +62,8 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
     for status in today.statuses:
         if status.why and status.state in ("new", "running", "failed"):
             print(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
-    for label, why in declared.given_up.items():
-        print(f"{label}: {why}; the others are skipped (--retry-failed trains them)")
+    for label, why in declared.given_up_sentences():
+        print(f"{label}: {why} ({declared.remedy(label)})")
     if further := declared.seeds_text():
         print(further)
     to_train = (*today.to_do, *today.pending)
@@ -112,7 +112,9 @@ def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
         counts = [states.count(state) for state in shown]
         if not asked:
             row = "".join(f"{count or '.':>5}" for count in counts)
-            print(f"{cell.label:<{width}}  {len(states):>6} {row}      .   not asked for")
+            studied = len(to_train.get(cell.key, ()))
+            words = f", but for {count(studied, 'training')} of its learning rate" if studied else ""
+            print(f"{cell.label:<{width}}  {len(states):>6} {row}      .   not asked for{words}")
             continue
         trials = to_train.get(cell.key, [])
         later = len(trials) - states.count("new") - states.count("running")

@@ -49,7 +49,7 @@ class Forecast:
         """Read what the ledger knows of the hardware of `resources`; `at_once` trials run at the same time."""
         results = [status.result for status in plan.statuses if status.result is not None]
         shapes = {name: (fact.classes, fact.crop) for name, fact in facts.items()}
-        macs = {cell.key: float(net_facts(cell.net, *shapes[cell.dataset]).macs) for cell in plan.sweep.cells}
+        macs = {cell.key: float(net_facts(cell.net, *shapes[cell.dataset]).macs) for cell in plan.sweep.trained}
         sharers = sharers_of(resources.gpus, min(at_once, len(plan.to_do) + len(plan.pending)))
         self.throughputs = Throughputs(macs, past_epochs(settings.ledger, results, resources), sharers=sharers)
         self.plan = plan
@@ -143,8 +143,14 @@ def forecast_before_start(plan: Plan, settings: Settings) -> str:
 
 
 def hours_per_training(plan: Plan, settings: Settings, labels: Collection[str]) -> float:
-    """Return the hours, of GPUs where trials have some, of a training of these cells; 0 where none is known."""
-    forecast = _forecast_here(plan, settings)
+    """Return the hours, of GPUs where trials have some, of a training of these cells; 0 where none is known.
+
+    None is known of a folder that is not prepared.
+    """
+    try:
+        forecast = _forecast_here(plan, settings)
+    except ValueError:
+        return 0.0
     trials = {status.trial.cell.label: status.trial for status in plan.statuses if status.trial.cell.label in labels}
     seconds = [estimate.likely for estimate in forecast.estimates((trial, 0) for trial in trials.values())]
     return (forecast.resources.gpus or 1.0) * sum(seconds) / len(seconds) / 3600 if seconds else 0.0

@@ -348,8 +348,8 @@ def _run_trials(
 
         check()
         resources = _join_ray(today, settings, facts, view)
-    tasks = {cell.task for cell in today.sweep.cells if cell.task}
-    names = [*user_names(cell.net for cell in today.sweep.cells), *sorted(tasks)]
+    tasks = {cell.task for cell in today.sweep.trained if cell.task}
+    names = [*user_names(cell.net for cell in today.sweep.trained), *sorted(tasks)]
     config = RuntimeConfig(
         ledger=settings.ledger.root,
         data_dir=str(settings.data_dir),

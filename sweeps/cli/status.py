@@ -104,7 +104,7 @@ def text(plan: Plan, drives: Json | None, decided: Answers | None = None) -> str
         lines.append(f"{cell.label:<{width}} {row}   {words}".rstrip())
     lines += [f"{status.trial.cell.label} {status.trial.label}: {status.why}{remedy(plan, status)}"
               for status in plan.statuses if plan.is_damaged(status)]  # fmt: skip
-    lines += [f"{label}: {why}; the others are skipped" for label, why in plan.given_up.items()]
+    lines += [f"{label}: {why}" for label, why in plan.given_up_sentences()]
     if elsewhere := without_code(plan):
         lines.append(
             f"{', '.join(elsewhere)}: the user's code is not in this folder, and is not compared with that of the "

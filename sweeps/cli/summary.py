@@ -84,7 +84,11 @@ def _register(plan: Plan, settings: Settings) -> Tracked:
     title = plan.sweep.title
     names = aliases([cell.label for cell in plan.sweep.cells])
     candidates = []
-    for cell in plan.sweep.cells:
+    # A training function of the user's leaves its files as they are, and no model of ours.
+    cells = [cell for cell in plan.sweep.cells if not cell.task]
+    if not cells:
+        return build.Tracked(f"{settings.register} is not registered: a task leaves no model", lacks=False)
+    for cell in cells:
         winner = plan.winner(cell)
         run = str(ledger.tracked(winner.key, title).get("run", "")) if winner is not None else ""
         if winner is not None and run:
@@ -135,19 +139,22 @@ def print_summary(summary: Summary, settings: Settings) -> None:
         print(f"compare   {settings.tracking_uri}, experiment {settings.experiment}")
     if tracked:
         print(f"          {tracked}")
-    unfinished = asked.count("failed") + len(asked.given_up)
-    print(_next_command(asked.sweep, settings, code, unfinished, mend))
+    print(_next_command(asked, settings, code, mend))
 
 
-def _next_command(sweep: Sweep, settings: Settings, code: ExitCode, unfinished: int, mend: str = "") -> str:
+def _next_command(asked: Plan, settings: Settings, code: ExitCode, mend: str = "") -> str:
     """Return the line with the command to type next, as it runs."""
     command = settings.command
+    sweep = asked.sweep
     protocol = sweep.protocol
     if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
         hint = "   (or with a larger --max-gpu-hours)" if code == ExitCode.BUDGET else ""
         return f"resume    {command.again()}{hint}"
-    if unfinished:
+    if asked.may_retry:
         return f"next      {command.again('--retry-failed')}"
+    if asked.given_up:
+        label = next(iter(asked.given_up))
+        return f"next      {command.verb('explain', sweep.title, label, '--output', settings.output)}"
     if code == ExitCode.UNTRACKED:
         return f"next      {mend}"
     if code != ExitCode.DONE:
@@ -193,7 +200,8 @@ def _print_states(plan: Plan) -> None:
             print(f"  {state}: {status.trial.cell.label} {status.trial.label}: {status.why}")
     for label, why in plan.given_up.items():
         skipped = sum(s.state == "skipped" and s.trial.cell.label == label for s in plan.statuses)
-        print(f"  skipped: {skipped} of {label}: {why}; --retry-failed trains them.")
+        head = f"skipped: {skipped} of {label}" if skipped else f"given up: {label}"
+        print(f"  {head}: {why}; {plan.remedy(label)}.")
     if stale:
         why = next(status.why for status in plan.statuses if status.state == "stale")
         verb, them = ("is", "it") if stale == 1 else ("are", "them")

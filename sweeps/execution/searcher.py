@@ -158,7 +158,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _pause_of(self, trial: Trial) -> int:
         """Return the epoch at which a trial of a search is to pause, 0 for one that is to be trained to its end."""
-        epoch = self.cell_trials[trial.cell.key].pauses.get(trial.key, 0)
+        part = self.cell_trials.get(trial.cell.key)  # none of a baseline that is not asked for: its rates are studied
+        epoch = part.pauses.get(trial.key, 0) if part is not None else 0
         return epoch if epoch < trial.recipe.epochs else 0
 
     def _next_group(self) -> list[Trial]:

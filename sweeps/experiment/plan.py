@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.halving import bracket_epochs, rungs
-from sweeps.experiment.metrics import HELD_OUT, Tested, has_diverged, lost_text
+from sweeps.experiment.metrics import Tested, has_diverged, lost_text
 from sweeps.experiment.questions.waves import Waves, waves
 from sweeps.experiment.rates import RateChoice, choose
 from sweeps.experiment.search import Search, Setting, budget, search_to_json, setting_of
@@ -393,7 +393,7 @@ class Plan:
     search trials, `studied` those of studies of the learning rate. `rates` has the rate of each cell that such a study
     chooses for, None while it is open or where none trains. `damaged` has the results of trials that count as failed
     because a file of theirs is damaged: studies were planned by them. `torn` are the keys of trials whose result itself
-    cannot be read; they are trained anew.
+    cannot be read; they are trained anew. `given_up` says why cells were given up before all of their trials, by label.
     """
 
     sweep: Sweep
@@ -406,6 +406,7 @@ class Plan:
     rates: Mapping[str, float | None] = field(default_factory=dict)
     damaged: Mapping[str, Json] = field(default_factory=dict)
     torn: frozenset[str] = frozenset()
+    given_up: Mapping[str, str] = field(default_factory=dict)
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
@@ -425,12 +426,14 @@ class Plan:
         return [(status.trial.phase, status.result["metrics"]) for status in self.of(cell) if status.result is not None]
 
     def winner(self, cell: Cell) -> Trial | None:
-        """Return the trial of a cell that its hold-out error chooses among those that are tested; None for none.
+        """Return the trial of a cell that its held-out metric chooses among those that are tested; None for none.
 
         Of equal ones, and where a phase holds nothing out, it is the first. The test pictures choose nothing.
         """
+        metric = cell.metric
+        worst = metric.cost(math.inf)
         tested = [
-            (float(status.result["metrics"].get(HELD_OUT, math.inf)), status.trial)
+            (metric.cost(float(status.result["metrics"].get(metric.held_out, worst))), status.trial)
             for status in self.of(cell)
             if status.result is not None and PHASES[status.trial.phase].test and not has_diverged(status.result)
         ]
@@ -442,10 +445,25 @@ class Plan:
         tried = [status for status in self.of(cell) if status.trial.key not in left_out]
         return lost_text((status.trial.phase, status.state, status.result) for status in tried)
 
+    def given_up_sentences(self) -> Iterator[tuple[str, str]]:
+        """Yield the label of each cell that was given up, and why, in a sentence without a full stop."""
+        for cell in self.sweep.cells:
+            if why := self.given_up.get(cell.label):
+                yield cell.label, f"{why}; the others are skipped" if self.count("skipped", cell=cell) else why
+
+    def remedy(self, label: str) -> str:
+        """Return in a sentence what may train a cell that was given up, by its label."""
+        (cell,) = [cell for cell in self.sweep.cells if cell.label == label]
+        if self.rates.get(cell.key, 0.0) is None:
+            return "--set recipe.lr=RATE trains them at another learning rate"
+        if not self.count("skipped", cell=cell):
+            return "a longer search, by --search-trials, may find a setting"
+        return "--retry-failed trains them"
+
     @property
-    def given_up(self) -> dict[str, str]:
-        """Return why cells were given up before all of their trials, by label."""
-        return {status.trial.cell.label: status.why for status in self.statuses if status.state == "skipped"}
+    def may_retry(self) -> bool:
+        """Return whether --retry-failed trains anything: what failed, or what was skipped with no other remedy."""
+        return bool(self.count("failed")) or any("--retry-failed" in self.remedy(label) for label in self.given_up)
 
     def seeds_text(self) -> str:
         """Return how many seeds are declared and how many the ledger has; empty where it has no more."""
@@ -466,7 +484,8 @@ class Plan:
         """Return how many epochs a trial that is to be trained comes to: in a halved search the mean of its trials."""
         search = self.sweep.protocol.search
         epochs = trial.recipe.epochs
-        if search is None or not search.halving or (trial.phase, trial.seed) != ("holdout", search.seed):
+        is_searched = search is not None and (trial.phase, trial.seed) == ("holdout", search.seed)
+        if search is None or not search.halving or not is_searched or trial.key in self.studied:
             return epochs
         arms = budget(search, trial.cell)
         steps = rungs(epochs, search.halving, search.rung)
@@ -490,12 +509,19 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     attempts = ledger.failed()
     failed = {key for key, tries in attempts.items() if has_failed(tries)}
     begun = set(ledger.folders("checkpoints"))
-    codes = {cell.key: cell_fingerprint(cell) for cell in sweep.cells}
+    codes = {cell.key: cell_fingerprint(cell) for cell in sweep.trained}
     insisted = set(ledger.names("insisted"))
     paused = ledger.paused()
-    cells = list(sweep_trials(sweep, results, failed, insisted, paused).values())
+    parts = sweep_trials(sweep, results, failed, insisted, paused)
+    cells = list(parts.values())
     waiting = frozenset[str]().union(*(cell.paused for cell in cells))
-    given_up = {key: cell.why for cell in cells for key in cell.skipped}
+    skipped = {key: cell.why for cell in cells for key in cell.skipped}
+    # One whose trials have all ended was not given up, whatever they came to.
+    given_up = {
+        cell.label: parts[cell.key].why
+        for cell in sweep.cells
+        if parts[cell.key].why and (parts[cell.key].skipped or not parts[cell.key].protocol)
+    }
     beyond = frozenset[str]().union(*(cell.beyond for cell in cells))
     statuses = []
     for trial in ordered(cells):
@@ -513,9 +539,9 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         elif trial.key in failed:
             state = "failed"
             why = str(attempts[trial.key][-1].get("error", ""))
-        elif trial.key in given_up:
+        elif trial.key in skipped:
             state = "skipped"
-            why = given_up[trial.key]
+            why = skipped[trial.key]
         elif trial.key in waiting:
             state = "paused"
             why = f"after epoch {paused[trial.key]['epoch']} of {trial.recipe.epochs}"
@@ -530,7 +556,8 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     studied = frozenset(trial.key for cell in cells for trial in cell.rates)
     rates = {key: choice.rate for key, choice in rate_choices(sweep, results, failed).items()}
     unsound = {key: results[key] for key in damaged if key in results}
-    return Plan(sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates, unsound, torn)
+    known = tuple(statuses)
+    return Plan(sweep, known, pending, fingerprints, further, searched, studied, rates, unsound, torn, given_up)
 
 
 def without_damaged(plan: Plan, ledger: Ledger, names: Collection[str]) -> Plan:

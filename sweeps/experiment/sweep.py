@@ -121,6 +121,17 @@ class Sweep:
         """Return the number by which the cells are compared."""
         return self.cells[0].metric if self.cells else Metric()
 
+    @property
+    def trained(self) -> tuple[Cell, ...]:
+        """Return the cells of which something is trained: its own, and baselines whose learning rates it studies."""
+        study = self.protocol.rates
+        if study is None:
+            return self.cells
+        everyone = (*self.cells, *self.others)
+        baselines = [study.baseline_of(cell, everyone) for cell in self.cells]
+        others = {cell.key: cell for cell in baselines if cell is not None and cell not in self.cells}
+        return (*self.cells, *others.values())
+
     @cached_property
     def datasets(self) -> tuple[str, ...]:
         """Return the names of the data sets of the cells, each once."""

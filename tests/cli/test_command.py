@@ -15,6 +15,7 @@ from sweeps.cli.command import Command, program, without
 from sweeps.cli.forecast import WORKER_START, Forecast, TimeEstimate, compare
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, settle
+from sweeps.experiment.plan import Plan, TrialStatus
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
@@ -36,7 +37,19 @@ def settings(*words: str) -> Settings:
 
 
 def line(code: ExitCode, *words: str, protocol: Protocol = ABLATION, profile: str = "mini", failed: int = 0) -> str:
-    return summary._next_command(Sweep("cifar_width", profile, (BASELINE,), protocol), settings(*words), code, failed)
+    sweep = Sweep("cifar_width", profile, (BASELINE,), protocol)
+    statuses = [TrialStatus(Trial(BASELINE, seed=seed), "failed", None) for seed in range(failed)]
+    return summary._next_command(Plan(sweep, tuple(statuses)), settings(*words), code)
+
+
+def test_next_of_a_cell_that_nothing_tries_again_explains_it() -> None:
+    sweep = Sweep("cifar_width", "mini", (BASELINE,))
+    lost = Plan(sweep, (), rates={BASELINE.key: None}, given_up={BASELINE.label: "it trains at none of the rates"})
+    said = summary._next_command(lost, settings(*GIVEN), ExitCode.FAILED)
+    assert said == "next      .venv/bin/python -m sweeps explain cifar_width-mini Baseline --output '/my out'"
+    assert lost.remedy(BASELINE.label).startswith("--set recipe.lr=RATE")
+    skipped = dataclasses.replace(lost, rates={}, statuses=(TrialStatus(Trial(BASELINE), "skipped", None),))
+    assert summary._next_command(skipped, settings(*GIVEN), ExitCode.FAILED).endswith(" --retry-failed")
 
 
 def test_next_line_repeats_what_was_given_with_more_seeds() -> None:

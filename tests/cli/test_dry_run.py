@@ -9,7 +9,7 @@ from PIL import Image
 
 from crelu_data.datasets import beton_path
 from crelu_data.write import prepare
-from sweeps.cifar_width import CELLS
+from sweeps.cifar_width import CELLS, QUESTIONS
 from sweeps.cli.dry_run import dry_run
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import absolute_dataset, asked_part, changed_protocol, declare, settle
@@ -86,6 +86,35 @@ def test_damaged_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     path.write_bytes(path.read_bytes()[:-100])
     assert ended(tmp_path, *words) == ExitCode.USAGE
     assert path.name in capsys.readouterr().err
+
+
+def test_questions_on_a_folder_that_is_not_prepared_yet_have_a_price_without_hours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
+    cells = [cell for cell in CELLS if cell.dataset == "cifar10"]
+    words = ("--profile", "mini", "--dataset", f"folder:{tmp_path}/pictures", "--until-decided", "4")
+    options = parser("cifar_width", "").parse_args(
+        [*words, "--output", f"{tmp_path}/out", "--data-dir", f"{tmp_path}/d"]
+    )
+    settings = settle(cells, options)
+    sweep = declare("cifar_width", cells, Protocol(), options, settings, questions=QUESTIONS)
+    assert dry_run(sweep, asked_part(sweep, options), settings) == ExitCode.DONE
+    shown = capsys.readouterr().out
+    assert "no difference" in shown
+    assert "hours" not in shown.partition("no difference")[2].partition("\n")[0]
+
+
+def test_baseline_that_is_not_asked_for_trains_for_its_learning_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--profile", "mini", "--dataset", SMALL, "--only", "CReLU*")
+    assert ended(tmp_path, *words, protocol=Protocol(rates=RateStudy("Baseline *", (0.25, 0.1)))) == ExitCode.DONE
+    shown = capsys.readouterr().out
+    assert "not asked for, but for 2 trainings of its learning rate\n" in shown
 
 
 def test_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -509,6 +509,21 @@ def test_queue_of_searches_at_a_studied_rate_is_what_the_plan_says_after_each_re
     assert set(rates[3:]) == {0.2}, "the best of the three is that of all that follows"
 
 
+def test_baseline_that_is_not_asked_for_has_its_rates_studied(tmp_path: Path) -> None:
+    here = searching(tmp_path, Protocol(seeds=1, rates=RateStudy("1", (0.1, 0.2))), PackPolicy(1))
+    base = here.sweep.cells[0]
+    like_it = tuple(dataclasses.replace(base, label=f"{n}", net=base.net.dropout(0.1 * n, "input")) for n in (2, 3))
+    here.sweep = dataclasses.replace(here.sweep, cells=(base, *like_it)).only(["2", "3"])
+    queue = LedgerSearcher(here)
+    for number in range(2):
+        (trial,) = trials_in(queue.suggest(f"a{number}"))
+        assert (trial.cell.label, trial.rate) == ("1", (0.1, 0.2)[number])
+        here.ledger.commit(trial.key, {"key": trial.key, "metrics": {"best/val_top1_err": 9.0 - number}, "curve": [],
+                                       "status": "finished"})  # fmt: skip
+        queue.on_trial_complete(f"a{number}")
+    assert {(trial.cell.label, trial.rate) for trial in queue.waiting} == {("2", 0.2), ("3", 0.2)}
+
+
 FOLLOWING = {
     "Single": Protocol(seeds=1, ablation=False, single=True),
     "a search": Protocol(seeds=1, ablation=False, folds=2, search=Search(4, "random", 2)),

@@ -8,6 +8,7 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.metrics import Metric
 from sweeps.experiment.plan import cell_trials, expand, plan, plan_to_json, planned
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
@@ -155,6 +156,37 @@ def test_first_trainings_to_start_decide_whether_a_cell_is_given_up(
     results = {mine[place].key: result for place, result in ended.items()}
     stands = cell_trials(CRELU, sweep.protocol, results, {mine[place].key for place in failed})
     assert bool(stands.why) == is_given_up
+
+
+def test_cell_without_a_setting_that_may_be_trained_is_given_up_and_not_done(tmp_path: Path) -> None:
+    narrow = Sweep("s", "demo", (BASELINE,), Protocol(seeds=1, search=Search(3, limits={"parameters": 10})))
+    today = plan(narrow, Ledger(str(tmp_path)), {})
+    assert (today.statuses, today.pending) == ((), ())
+    assert today.given_up == {BASELINE.label: "no trial of its search may be trained: more parameters than the limit"}
+    assert "--search-trials" in today.remedy(BASELINE.label)
+    assert list(today.given_up_sentences()) == list(today.given_up.items())
+    assert not today.may_retry
+
+
+def test_cell_whose_trainings_all_ended_is_not_given_up(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    sweep = Sweep("s", "demo", (CRELU,), Protocol(seeds=2))
+    for trial in expand(sweep, {}):
+        done(ledger, trial, status="diverged")
+    assert plan(sweep, ledger, {}).given_up == {}
+
+
+def test_winner_is_chosen_by_the_page_s_own_metric(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    own = Metric("test/f1", "higher")
+    cell = dataclasses.replace(BASELINE, table="", row="", task="page:train", metric=own)
+    sweep = Sweep("s", "demo", (cell,), Protocol(seeds=3))
+    first, second, _ = trials = expand(sweep, {})
+    for trial, f1 in zip(trials[:2], (0.5, 0.7), strict=True):
+        ledger.commit(trial.key, {"status": "finished", "metrics": {"best/val_f1": f1}, "curve": []})
+    assert plan(sweep, ledger, {}).winner(cell) == second
+    ledger.forget(second.key)
+    assert plan(sweep, ledger, {}).winner(cell) == first
 
 
 def test_second_phase_says_no_more_of_its_cell_than_its_first() -> None:

@@ -104,6 +104,38 @@ def test_plan_shows_the_study_and_part_of_a_sweep_still_has_it(tmp_path: object)
     assert sweep_from_json(json.loads(json.dumps(plan_to_json(lost)))) == SWEEP
 
 
+def test_part_of_a_sweep_without_its_baseline_trains_at_the_rate_that_the_study_chose(tmp_path: object) -> None:
+    ledger = Ledger(str(tmp_path))
+    part = SWEEP.only(["CReLU*"])
+    for trial, known in results(30.0, 20.0, 25.0).items():
+        ledger.commit(trial, known)
+    today = plan(part, ledger, {})
+    assert [status.state for status in today.statuses] == ["stale"] * 3 + ["new"] * 2
+    assert {trial.recipe.lr for trial in today.to_do} == {0.1}
+    assert part.trained == (CRELU, BASELINE)
+    assert SWEEP.trained == (CRELU, BASELINE)
+    assert dataclasses.replace(part, protocol=Protocol(seeds=2)).trained == (CRELU,)
+
+
+def test_study_is_trained_whole_where_the_search_is_halved(tmp_path: object) -> None:
+    protocol = Protocol(rates=STUDY, search=Search(9, halving=3))
+    today = plan(dataclasses.replace(SWEEP, protocol=protocol), Ledger(str(tmp_path)), {})
+    assert [today.expected_epochs(trial) for trial in TRIALS] == [BASELINE.recipe.epochs] * 3
+    assert today.expected_epochs(Trial(CRELU, "holdout")) < BASELINE.recipe.epochs
+
+
+def test_what_may_train_a_cell_whose_rates_all_diverged_is_another_rate(tmp_path: object) -> None:
+    ledger = Ledger(str(tmp_path))
+    for trial in TRIALS:
+        ledger.commit(trial.key, result(90.0, "diverged"))
+    lost = plan(SWEEP, ledger, {})
+    assert not lost.may_retry
+    assert lost.remedy(CRELU.label) == "--set recipe.lr=RATE trains them at another learning rate"
+    ledger.forget(TRIALS[0].key)
+    ledger.add_attempt(TRIALS[0].key, {"error": "out of memory", "final": True})
+    assert plan(SWEEP, ledger, {}).may_retry
+
+
 def test_rates_that_diverge_do_not_give_the_baseline_up(tmp_path: object) -> None:
     ledger = Ledger(str(tmp_path))
     for trial, status in zip(TRIALS, ("diverged", "diverged", "finished"), strict=True):
