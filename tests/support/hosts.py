@@ -204,6 +204,7 @@ def commands() -> Iterator[tuple[str, str]]:
     """Yield the network and the command line of each process of this machine that is not about to end."""
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            yield os.readlink(place / "ns/net"), (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            network, words = os.readlink(place / "ns/net"), (place / "cmdline").read_bytes()
         except OSError:
             continue
+        yield network, words.replace(b"\0", b" ").decode(errors="replace")
