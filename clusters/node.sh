@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Make a machine of a cluster ready: node.sh s3://BUCKET. It may run again at any time, and then takes a second.
+# Make a machine of a cluster ready: node.sh s3://BUCKET [postgresql://USER@HOST/NAME, where MLflow's runs are to be].
+# It may run again at any time, and then takes a second.
 set -euo pipefail
 bucket=${1%/}
+store=${2:-}
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 case $bucket in *EDIT*) echo "ray_cluster.yaml has lines marked EDIT that are not yours yet" >&2; exit 2;; esac
 
@@ -23,6 +25,7 @@ export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export CRELU_BUCKET=$bucket CRELU_DATA=$HOME/pictures CRELU_DATA_SOURCE=$bucket/data
 export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=5
 export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
+export CRELU_MLFLOW_STORE=$store
 case :\$PATH: in *:$project/.venv/bin:*) ;; *) export PATH=$project/.venv/bin:\$PATH ;; esac
 SHELL
 # In the first line: Ubuntu's .bashrc leaves where a shell is not interactive.

@@ -1,9 +1,11 @@
 """What ray_cluster.yaml and clusters/local.yaml say: known to Ray and to EC2, closed to the world, cheap when idle."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,8 @@ def test_roles_are_the_least() -> None:
 
 def test_worker_writes_results_and_no_plan_lease_or_note() -> None:
     policy = json.loads((ROOT / "docs" / "iam" / "worker.json").read_text())
-    written = ("results", "attempts/k", "checkpoints/k", "trials/k/tables", "packs", "weights/x/analysis/pairing")
+    written = ("results", "attempts/k", "checkpoints/k", "trials/k/tables", "packs", "paused", "damaged",
+               "weights/x/analysis/pairing")  # fmt: skip
     others = ("plans", "leases", "claims", "tracked", "prices", "stops", "insisted", "../data", "")
     for action in ("PutObject", "DeleteObject"):
         asked = {(f"s3:{action}", f"arn:aws:s3:::BUCKET/out/ledger/{folder}/x") for folder in (*written, *others)}
@@ -214,3 +217,65 @@ def test_ray_hashes_the_code_and_not_the_environment(tmp_path: Path, secrets: No
 def test_script_is_shell(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert "set -euo pipefail" in script.read_text()
+
+
+PYTHON = """#!/usr/bin/env bash
+if [ "$1" = -c ]; then exec {python} "$@"; fi
+echo "$@" >> {calls}
+case "$*" in *--password-file*) touch {serving};; esac
+"""
+CURL = """#!/usr/bin/env bash
+[ -e {serving} ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("backup", "store", "said"),
+    [
+        ("mlflow.tar", "", ["--restore {bucket}/mlflow.tar", "--password-file"]),
+        ("", "", ["--password-file"]),
+        ("mlflow.tar", "postgresql://u@h/n", ["--store postgresql://u@h/n --password-file"]),
+    ],
+)
+def test_head_begins_with_the_backup_of_the_one_before(
+    backup: str, store: str, said: list[str], tmp_path: Path
+) -> None:
+    """The script runs from the home of a machine, where the project's folder is not on Python's path."""
+    done, calls = run_mlflow(tmp_path, backup, store)
+    assert done.returncode == 0, done.stderr
+    assert len(calls) == len(said)
+    for call, words in zip(calls, said, strict=True):
+        assert words.format(bucket=tmp_path / "bucket") in call
+
+
+def test_head_does_not_begin_empty_where_a_backup_cannot_be_looked_for(tmp_path: Path) -> None:
+    """The next backup would take the place of the one that could not be read."""
+    done, calls = run_mlflow(tmp_path, "", "", "s3://bucket.that.is.nowhere")
+    assert done.returncode == 1
+    assert "cannot be seen: MLflow is not started" in done.stderr
+    assert calls == []
+
+
+def run_mlflow(
+    folder: Path, backup: str, store: str, bucket: str = ""
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run mlflow.sh in a home of its own; return how it ended and what Python was asked to run."""
+    (folder / "bin").mkdir()
+    (folder / "home" / ".ray").mkdir(parents=True)
+    (folder / "home" / ".ray" / "mlflow_password").write_text("secret")
+    (folder / "bucket").mkdir()
+    if backup:
+        (folder / "bucket" / backup).touch()
+    exports = {"CRELU_BUCKET": bucket or str(folder / "bucket"), "CRELU_MLFLOW_STORE": store}
+    (folder / "home" / ".crelu.sh").write_text("".join(f"export {name}={value}\n" for name, value in exports.items()))
+    calls, serving = folder / "calls", folder / "serving"
+    for name, script in (("python", PYTHON), ("curl", CURL)):
+        path = folder / "bin" / name
+        path.write_text(script.format(python=sys.executable, calls=calls, serving=serving))
+        path.chmod(0o755)
+    environment = {"HOME": str(folder / "home"), "PATH": f"{folder}/bin:{os.environ['PATH']}",
+                   "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1", "AWS_ACCESS_KEY_ID": "x",
+                   "AWS_SECRET_ACCESS_KEY": "x"}  # fmt: skip
+    script = ROOT / "clusters" / "mlflow.sh"
+    done = subprocess.run(["bash", script], env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    return done, calls.read_text().splitlines() if calls.exists() else []
