@@ -65,7 +65,11 @@ def prepare(options: argparse.Namespace) -> str:
     image_id = image(options.region, options.image)
     with suppress(ClientError):  # it is there, as in any account that has used spot machines
         boto3.client("iam").create_service_linked_role(AWSServiceName="spot.amazonaws.com")
+    zones = boto3.client("ec2", region_name=options.region).describe_availability_zones(
+        Filters=[{"Name": "zone-type", "Values": ["availability-zone"]}]
+    )["AvailabilityZones"]
     return (f"machines start from {image_id}\nin ray_cluster.yaml:\n  region: {options.region}\n"
+            f"  availability_zone: {','.join(sorted(zone['ZoneName'] for zone in zones))}\n"
             f"  SecurityGroupIds: [{group}]\n  - bash ~/crelu/clusters/node.sh s3://{options.bucket}")  # fmt: skip
 
 
@@ -101,7 +105,11 @@ def bucket(name: str, region: str) -> None:
     s3.put_public_access_block(Bucket=name, PublicAccessBlockConfiguration=dict.fromkeys(closed, True))
     rule = {"ID": "unfinished", "Status": "Enabled", "Filter": {"Prefix": ""},
             "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7}}  # fmt: skip
-    s3.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration={"Rules": [rule]})
+    rules: list[Any] = []  # of a bucket that was there: they are set as a whole
+    with suppress(ClientError):  # it has none
+        rules = s3.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    others = [other for other in rules if other.get("ID") != rule["ID"]]
+    s3.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration={"Rules": [*others, rule]})
 
 
 def security_group(region: str, vpc: str | None, source: str) -> str:
@@ -150,7 +158,12 @@ def image(region: str, wanted: str | None) -> str:
     """Return the image in the parameter /crelu/image; where there is none yet, `wanted` or the newest goes there."""
     ssm = boto3.client("ssm", region_name=region)
     try:
-        return str(ssm.get_parameter(Name="/crelu/image:1")["Parameter"]["Value"])
+        pinned = str(ssm.get_parameter(Name="/crelu/image:1")["Parameter"]["Value"])
+        if wanted not in (None, pinned):
+            raise ValueError(
+                f"--image {wanted}: /crelu/image is {pinned}; --delete takes it away, then it can be another"
+            )
+        return pinned
     except ssm.exceptions.ParameterNotFound:
         newest = wanted or str(ssm.get_parameter(Name=IMAGE)["Parameter"]["Value"])
         ssm.put_parameter(Name="/crelu/image", Value=newest, Type="String", DataType="aws:ec2:image")
@@ -158,12 +171,25 @@ def image(region: str, wanted: str | None) -> str:
 
 
 def delete(region: str) -> None:
-    """Take away group, roles and parameter."""
+    """Take away group, roles and parameter; ValueError where a machine of the cluster has not ended.
+
+    Without its role a head cannot end the workers that it has started.
+    """
     iam, ec2, ssm = (
         boto3.client("iam"),
         boto3.client("ec2", region_name=region),
         boto3.client("ssm", region_name=region),
     )
+    states = ["pending", "running", "stopping", "stopped"]
+    ours = [{"Name": "tag-key", "Values": ["ray-cluster-name"]}, {"Name": "instance.group-name", "Values": ["crelu"]},
+            {"Name": "instance-state-name", "Values": states}]  # fmt: skip
+    machines = [
+        machine["InstanceId"]
+        for reservation in ec2.describe_instances(Filters=ours)["Reservations"]
+        for machine in reservation["Instances"]
+    ]
+    if machines:
+        raise ValueError(f"{', '.join(machines)} in {region}: end the cluster first (ray down ray_cluster.yaml)")
     for name in (f"crelu-{role}" for role in ROLES):
         with suppress(iam.exceptions.NoSuchEntityException):
             iam.remove_role_from_instance_profile(InstanceProfileName=name, RoleName=name)
@@ -173,11 +199,12 @@ def delete(region: str) -> None:
             iam.delete_role_policy(RoleName=name, PolicyName="crelu")
         with suppress(iam.exceptions.NoSuchEntityException):
             iam.delete_role(RoleName=name)
-    ours = [{"Name": "group-name", "Values": ["crelu"]}]
-    for group in ec2.describe_security_groups(Filters=ours)["SecurityGroups"]:
+    named = [{"Name": "group-name", "Values": ["crelu"]}]
+    for group in ec2.describe_security_groups(Filters=named)["SecurityGroups"]:
         ec2.delete_security_group(GroupId=group["GroupId"])
     with suppress(ssm.exceptions.ParameterNotFound):
         ssm.delete_parameter(Name="/crelu/image")
+    print(f"group, roles and parameter of {region} are gone")
 
 
 if __name__ == "__main__":

@@ -33,11 +33,23 @@ def test_account_is_prepared_and_nothing_of_it_is_open(
     monkeypatch.setenv("HOME", str(tmp_path))
     code, _, refused = said_here("--ssh-from", "0.0.0.0/0")
     assert (code, refused.count("\n")) == (2, 1)
+    boto3.client("s3", region_name="us-west-2").create_bucket(
+        Bucket="crelu-prepared", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
+    )
+    old = {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": "x/"}, "Expiration": {"Days": 9}}
+    boto3.client("s3").put_bucket_lifecycle_configuration(
+        Bucket="crelu-prepared", LifecycleConfiguration={"Rules": [old]}
+    )
     first = prepared("--ssh-from", "203.0.113.7/32", "--image", "ami-12345678901234567")
     assert first.returncode == 0, first.stderr
     token = (tmp_path / ".ray" / "auth_token").read_text()
     assert said_here("--ssh-from", "198.51.100.0/24") == (0, first.stdout, "")
     assert (tmp_path / ".ray" / "auth_token").read_text() == token
+    code, _, refused = said_here("--ssh-from", "198.51.100.0/24", "--image", "ami-99999999999999999")
+    assert (code, "/crelu/image is ami-12345678901234567" in refused) == (2, True)
+    assert "  availability_zone: us-west-2a,us-west-2b,us-west-2c" in first.stdout
+    rules = boto3.client("s3").get_bucket_lifecycle_configuration(Bucket="crelu-prepared")["Rules"]
+    assert sorted(rule["ID"] for rule in rules) == ["old", "unfinished"]
     for name in ("auth_token", "mlflow_password"):
         assert (tmp_path / ".ray" / name).stat().st_mode & 0o777 == 0o600
     region = "us-west-2"
@@ -58,6 +70,14 @@ def test_account_is_prepared_and_nothing_of_it_is_open(
         }
         (carried,) = iam.get_instance_profile(InstanceProfileName=f"crelu-{role}")["InstanceProfile"]["Roles"]
         assert carried["RoleName"] == f"crelu-{role}"
+    machine = ec2.run_instances(
+        ImageId="ami-12345678901234567", MinCount=1, MaxCount=1, SecurityGroupIds=[group["GroupId"]],
+        TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": "ray-cluster-name", "Value": "crelu"}]}],
+    )["Instances"][0]["InstanceId"]  # fmt: skip
+    code, _, refused = said_here("--delete")
+    assert (code, f"{machine} in us-west-2: end the cluster first" in refused) == (2, True)
+    assert iam.get_role(RoleName="crelu-head")
+    ec2.terminate_instances(InstanceIds=[machine])
     assert said_here("--delete")[0] == 0
     assert not [role for role in iam.list_roles()["Roles"] if role["RoleName"].startswith("crelu-")]
     assert not ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": ["crelu"]}])["SecurityGroups"]
