@@ -67,6 +67,7 @@ SOCKET_BYTES = 107  # that the name of a socket may have
 SHARED_MEMORY = "/dev/shm"
 LEAST_SHARED_MEMORY = 75 << 20  # bytes: the smallest store of objects that Ray starts
 TOKEN = "copy the cluster's ~/.ray/auth_token to this machine and set RAY_AUTH_MODE=token"
+DRAINING = 20.0  # seconds for Ray to drain a node; of a notice's two minutes enough are left to try again
 LIVENESS_POLL = 2.0  # seconds between two looks at Ray's processes while tasks run
 
 
@@ -302,7 +303,12 @@ def drain(reason: str, seconds: int) -> None:
         "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", reason,
         "--deadline-remaining-seconds", str(seconds),
     ]  # fmt: skip
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=DRAINING
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"Ray did not drain node {node} within {DRAINING:.0f} s") from None
     if done.returncode:
         raise ValueError(f"Ray did not drain node {node}: {(done.stderr or done.stdout).strip()[-300:]}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import http.client
 import os
 import socket
 import stat
@@ -23,6 +24,7 @@ from typing import Any
 
 from sweeps.ops.machine_check import Request, check_machine
 from sweeps.ops.open_ports import listeners, open_to_network
+from sweeps.store.ledger import Ledger
 
 DASHBOARD, MLFLOW = "http://127.0.0.1:8265", "http://127.0.0.1:5000"
 SECRETS = ("~/.ray/auth_token", "~/.ray/mlflow_password", "~/.mlflow/credentials", "~/ray_bootstrap_key.pem")
@@ -46,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the findings; return 1 where something is wrong."""
     if not (options.cluster or options.file):
-        output = Path(options.output).expanduser().absolute()
+        output = Ledger.in_output(options.output).output
         request = Request(output, options.data_dir, options.address, options.tracking_uri)
         return 0 if check_machine(request) else 1
     checks: dict[str, Callable[[], Iterator[str]]] = {}
@@ -109,7 +111,7 @@ def answer(url: str, headers: Mapping[str, str] | None = None, method: str = "GE
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except OSError:
+    except (OSError, http.client.HTTPException):  # the second: what answers there does not speak HTTP
         return 0
 
 
@@ -136,7 +138,11 @@ def ray() -> Iterator[str]:
     stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     stranger |= {"RAY_AUTH_MODE": "disabled", "HOME": "/nonexistent"}
     command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", f"{host}:{GCS_PORT}"]
-    done = subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=120, check=False)
+    try:
+        done = subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        yield f"Ray's GCS at {host}:{GCS_PORT} answers nothing within two minutes"
+        return
     if done.returncode == 0:
         yield "Ray's GCS shows its state without a token"
 
@@ -190,17 +196,24 @@ def policy(cluster: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is not written out: Ray's default installs another Ray"
     if "EDIT" in str([cluster.get("setup_commands"), cluster.get("available_node_types")]):
         yield "lines marked EDIT are not yours yet"
+    places = [cluster["provider"].get("head_ip"), *(cluster["provider"].get("worker_ips") or ())]
+    if any(str(place).startswith("192.0.2.") for place in places):
+        yield "head_ip and worker_ips are those of an example: write your machines' addresses"
     if cluster["provider"].get("type") != "aws":
         return
     if cluster["provider"].get("cache_stopped_nodes", True):
         yield "provider.cache_stopped_nodes is not false: machines are only stopped, and their volumes go on costing"
-    for name, kind in cluster["available_node_types"].items():
-        yield from (f"{name}: {sentence}" for sentence in _machine(kind, name == cluster["head_node_type"]))
+    region = str(cluster["provider"].get("region"))
+    zones = str(cluster["provider"].get("availability_zone") or region).split(",")
+    if others := [zone for zone in zones if not zone.strip().startswith(region)]:
+        yield f"provider.availability_zone: {', '.join(others)} is not in the region {region}"
+    for name, kind in (cluster.get("available_node_types") or {}).items():
+        yield from (f"{name}: {sentence}" for sentence in _machine(kind, name == cluster.get("head_node_type")))
 
 
 def _machine(kind: Mapping[str, Any], head: bool) -> Iterator[str]:
     """Yield each rule that a type of machine breaks."""
-    machine = kind["node_config"]
+    machine = kind.get("node_config") or {}
     resources = kind.get("resources") or {}
     if machine.get("MetadataOptions", {}).get("HttpTokens") != "required":
         yield "MetadataOptions.HttpTokens is not required"

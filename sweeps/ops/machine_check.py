@@ -50,7 +50,7 @@ class Finding(NamedTuple):
 class Request(NamedTuple):
     """Request for a check: the places that a sweep would be given."""
 
-    output: Path
+    output: Path | str  # a string for a URI, whose room nobody can tell
     data: str | None = None  # the flag --data-dir
     address: str | None = None
     tracking_uri: str | None = None
@@ -162,7 +162,8 @@ def torch_and_gpus(facts: TorchFacts, listed: tuple[str, ...] | None) -> Iterato
         return
     built = f"PyTorch {facts.version}, built for {f'CUDA {facts.cuda}' if facts.cuda else 'the CPU alone'}"
     if facts.gpus:
-        for gpu in listed or facts.gpus:
+        named = listed if listed and len(listed) == len(facts.gpus) else facts.gpus  # PyTorch may see a part of them
+        for gpu in named:
             yield Finding("ok", f"{built}: {gpu}")
         return
     if listed and not facts.cuda:
@@ -233,7 +234,10 @@ def shared_memory(folder: str = "/dev/shm", free: int | None = None) -> Iterator
 
 def disks(request: Request) -> Iterator[Finding]:
     """Yield whether the folders of results and of pictures can be written to, and the room there."""
-    for name, folder in (("results", request.output), ("pictures", data_dir(request.data))):
+    if "://" in str(request.output):
+        yield Finding("note", f"results: {request.output} is no folder of this machine; its room was not looked at")
+    places = (("results", request.output), ("pictures", data_dir(request.data)))
+    for name, folder in [(name, Path(place)) for name, place in places if "://" not in str(place)]:
         parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
             yield Finding("WRONG", f"{name}: {folder} cannot be written to: give another folder, or its permission")
@@ -249,9 +253,10 @@ def disks(request: Request) -> Iterator[Finding]:
 def pictures(request: Request) -> Iterator[Finding]:
     """Yield the prepared sets of pictures, and files of sets that are not whole."""
     where = data_dir(request.data)
+    source = without_login(os.environ.get("CRELU_DATA_SOURCE", ""))
     configured = request.data or os.environ.get("CRELU_DATA")
     sidecars = sorted(where.glob("*-train.json"))
-    if configured and not where.is_dir():
+    if configured and not source and not where.is_dir():
         yield Finding("WRONG", f"{where} is not there, and was named as the pictures' folder: prepare some, or mend it")
         return
     for path in sidecars:
@@ -261,11 +266,16 @@ def pictures(request: Request) -> Iterator[Finding]:
             yield Finding("WRONG", str(error))
             continue
         if not path.with_suffix(".beton").exists():
+            if source:
+                yield Finding("note", f"{sidecar.name}: its pictures are not here; a sweep pulls them from {source}")
+                continue
             command = f"python -m crelu_data prepare {sidecar.name} --fresh --data-dir {where}"
             yield Finding("WRONG", f"{sidecar.name}: {path.with_suffix('.beton')} is missing: {command}")
             continue
         yield Finding("ok", f"{sidecar.name}: {sidecar.count:,} pictures to train on, {sidecar.classes} classes")
-    if not sidecars:
+    if not sidecars and source:
+        yield Finding("note", f"none are in {where}: a sweep pulls them from {source}")
+    elif not sidecars:
         state: State = "WRONG" if configured else "note"
         remedy = f"python -m crelu_data prepare NAME --data-dir {where}" if configured else "the demo needs none"
         yield Finding(state, f"none are prepared in {where}: {remedy}")
@@ -301,6 +311,12 @@ def mlflow(request: Request) -> Iterator[Finding]:
         uri = own_store(request.tracking_uri, str(request.output))
     except ValueError as error:
         yield Finding("WRONG", str(error))
+        return
+    if not uri:
+        words = (
+            f"--output {request.output} is no folder of this machine: say by --tracking-uri where the runs are to go"
+        )
+        yield Finding("WRONG", words)
         return
     file = sqlite_file(uri)
     if file is not None and not file.exists():

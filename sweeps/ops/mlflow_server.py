@@ -21,10 +21,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 from sweeps.ops import mlflow_backup
 from sweeps.store.local_uris import folder_uri, sqlite_uri
+from sweeps.store.logins import has_password
 
 ADMIN = "admin"
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
@@ -98,10 +98,9 @@ def resolve(options: argparse.Namespace) -> ServerConfig:
     output = os.path.abspath(os.path.expanduser(options.output))
     store = options.store or sqlite_uri(f"{output}/mlflow.db")
     kind = store.partition(":")[0].partition("+")[0]
-    parts = urlsplit(store)
     if kind not in ("sqlite", "postgresql"):
         raise ValueError(f"--store {store.partition('@')[2] or store}: sqlite:///FILE or postgresql://USER@HOST/NAME")
-    if parts.password:
+    if has_password(store):
         raise ValueError("--store holds a password, which every user here could read: use $PGPASSWORD or ~/.pgpass")
     if options.no_auth and not is_loopback(options.host):
         raise ValueError(f"--no-auth with --host {options.host}: without a login only the loopback address may listen")

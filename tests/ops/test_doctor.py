@@ -67,7 +67,16 @@ def shipped() -> dict[str, Any]:
 def test_shipped_file_keeps_the_rules_once_its_lines_are_edited() -> None:
     assert list(doctor.policy(shipped())) == []
     assert list(doctor.policy(doctor.read(ROOT / "ray_cluster.yaml"))) == ["lines marked EDIT are not yours yet"]
-    assert list(doctor.policy(doctor.read(ROOT / "clusters" / "local.yaml"))) == []
+    local = doctor.read(ROOT / "clusters" / "local.yaml")
+    assert [sentence.partition(":")[0] for sentence in doctor.policy(local)] == [
+        "head_ip and worker_ips are those of an example"
+    ]
+    local["provider"] |= {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}
+    assert list(doctor.policy(local)) == []
+    elsewhere = shipped()
+    elsewhere["provider"]["region"] = "us-east-1"
+    assert next(iter(doctor.policy(elsewhere))).endswith("us-west-2c is not in the region us-east-1")
+    assert [*doctor.policy({"provider": {"type": "aws", "cache_stopped_nodes": False}})]  # and no KeyError
 
 
 @pytest.mark.parametrize(("path", "value", "said"), [
@@ -202,7 +211,10 @@ def test_doctor_fails_loudly(tmp_path: Path) -> None:
     wrong = asked("--file", "ray_cluster.yaml")
     assert wrong.returncode == 1
     assert wrong.stdout == "file       WRONG   lines marked EDIT are not yours yet\n"
-    assert asked("--file", "clusters/local.yaml").returncode == 0
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((ROOT / "clusters" / "local.yaml").read_text().replace("192.0.2.", "10.0.0."))
+    assert asked("--file", "clusters/local.yaml").returncode == 1
+    assert asked("--file", str(mine)).returncode == 0
     for words in (("--file", "nowhere.yaml"), ("--file", "pyproject.toml")):
         refused = asked(*words)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr

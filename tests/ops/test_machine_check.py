@@ -127,6 +127,40 @@ def test_pictures_are_listed_and_what_is_not_whole_is_named(tmp_path: Path, monk
     assert said(pictures(asked))[0] == "WRONG"
 
 
+def test_pictures_that_a_sweep_pulls_are_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRELU_DATA_SOURCE", "s3://bucket/data")
+    asked = Request(tmp_path, str(tmp_path / "data"))
+    for _ in ("no folder", "an empty one"):
+        assert said(pictures(asked)) == (
+            "note", f"none are in {tmp_path}/data: a sweep pulls them from s3://bucket/data"
+        )  # fmt: skip
+        (tmp_path / "data").mkdir(exist_ok=True)
+    prepare(PICTURES, tmp_path / "data")
+    next((tmp_path / "data").glob("*-train.beton")).unlink()
+    assert said(pictures(asked)) == (
+        "note", f"{PICTURES}: its pictures are not here; a sweep pulls them from s3://bucket/data"
+    )  # fmt: skip
+
+
+def test_output_in_a_bucket_has_no_room_to_look_at_and_no_store_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    asked = Request("s3://bucket/out", str(tmp_path))
+    results, data = disks(asked)
+    assert (results.state, data.state) == ("note", "ok")
+    state, words = said(mlflow(asked))
+    assert (state, "say by --tracking-uri" in words) == ("WRONG", True)
+
+
+def test_gpus_are_those_that_pytorch_sees() -> None:
+    facts = TorchFacts("2.11", "12.8", ("NVIDIA A",), "")
+    assert [finding.sentence.rpartition(": ")[2] for finding in torch_and_gpus(facts, ("A, 80 GiB", "B, 80 GiB"))] == [
+        "NVIDIA A"
+    ]
+    assert [finding.sentence.rpartition(": ")[2] for finding in torch_and_gpus(facts, ("A, 80 GiB",))] == ["A, 80 GiB"]
+
+
 def test_a_dead_mlflow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert said(mlflow(Request(tmp_path)))[0] == "ok"
