@@ -33,10 +33,15 @@ def execute(name: str) -> dict[str, Any]:
 
 
 def results(ledger: Path) -> None:
-    """Write two cells with two trials each, one of which has scores."""
+    """Write two cells with two trials each, one of which has scores, and another sweep with one of the trials.
+
+    That has a cell of the same name with another recipe, and a fold.
+    """
     rng = np.random.default_rng(0)
     columns = {
+        "trial_key": ["a", "b", "c", "d"],
         "cell": ["Baseline", "Baseline", "CReLU", "CReLU"],
+        "cell_key": ["A", "A", "C", "C"],
         "dataset": ["synthetic:size=72"] * 4,
         "phase": ["ablation"] * 4,
         "seed": [0, 1, 0, 1],
@@ -47,6 +52,11 @@ def results(ledger: Path) -> None:
         "final/test_top1_err": [40.0, 42.0, 30.0, 31.0],
     }
     (ledger / "results-small-demo.parquet").write_bytes(parquet(columns))
+    other = {name: values[:1] * 3 for name, values in columns.items()} | {
+        "trial_key": ["a", "e", "f"], "cell_key": ["A", "A", "B"], "phase": ["ablation", "fold", "ablation"],
+        "folder": ["trials/0", "trials/8", "trials/9"], "final/test_top1_err": [40.0, 50.0, 60.0],
+    }  # fmt: skip
+    (ledger / "results-small-mini.parquet").write_bytes(parquet(other))
     scores = {"id": np.arange(6), "label": np.arange(6) % 3, "centre": list(rng.normal(size=(6, 3)))}
     for i in range(3):
         (ledger / f"trials/{i}/tables").mkdir(parents=True)
@@ -74,8 +84,12 @@ def test_results_are_read_and_averaged(ledger_folder: Path) -> None:
     results(ledger_folder)
     variables = execute("01_read_results")
     errors = variables["errors"]
-    assert errors.loc[("synthetic:size=72", "Baseline"), "mean"] == 41
-    assert errors.loc[("synthetic:size=72", "CReLU"), "sem"] == pytest.approx(0.5)
+    assert errors["mean"].tolist() == [41, 30.5, 50, 60]
+    assert errors["count"].tolist() == [2, 2, 1, 1]
+    assert errors["sem"].tolist()[:2] == pytest.approx([1, 0.5])
+    assert [(cell, phase) for _, cell, phase in errors.index] == [
+        ("Baseline", "ablation"), ("CReLU", "ablation"), ("Baseline", "fold"), ("Baseline", "ablation"),
+    ]  # fmt: skip
     assert variables["right"].shape == (6, 3)
 
 
