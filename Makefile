@@ -60,8 +60,10 @@ setup: .venv/.complete
 	@command -v uv >/dev/null 2>&1 || [ -x .setup/bin/uv ] || { \
 		sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo"; \
 		$(PYTHON) -m venv .setup 2>/dev/null || { rm -rf .setup; \
-			DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv .setup; } || { \
-			echo "uv could not be installed: it needs Python's venv. As an administrator, run: apt-get install python3-venv" >&2; exit 2; }; \
+			$$sudo apt-get update -qq; \
+			DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $(notdir $(PYTHON))-venv >/dev/null && $(PYTHON) -m venv .setup; } || { \
+			echo "uv could not be installed: it needs Python's venv. As an administrator, run: apt-get install $(notdir $(PYTHON))-venv" >&2; \
+			exit 2; }; \
 		.setup/bin/pip install -q uv; }
 	@uv=$$(command -v uv || echo .setup/bin/uv); \
 		[ -x $(BIN)/python ] || $$uv venv -q --python $(PYTHON) .venv; \

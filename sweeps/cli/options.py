@@ -57,7 +57,7 @@ def _add_cells(parser: argparse.ArgumentParser, groups: Sequence[str]) -> None:
     add("--dry-run", action="store_true", help="show what would run and what is done, and leave")
     add("--rehearse", nargs="?", type=positive_int, const=REHEARSED, default=0, metavar="STEPS",
         help=f"train each cell for some steps (default {REHEARSED}), say whether it learns, and leave")
-    add("--smoke-test", action="store_true", help="two tiny cells, seconds on a CPU")
+    add("--smoke-test", action="store_true", help="two tiny cells at most, seconds on a CPU")
     add("--profile", choices=PROFILES[:3], help="scale: the paper's, or smaller (default: the data decide)")
     add("--dataset", metavar="NAME", help="train on this: imagenet, cifar10, cifar100, synthetic, folder:PATH")
     add("--only", nargs="+", default=[], metavar="GLOB", help="only matching cells; '!GLOB': all but those")

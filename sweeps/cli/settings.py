@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 DEMO = "demo: {pictures}, small nets, a short recipe; it shows how things work, not what CReLU is worth"
 OWN_DEMO = "demo: {pictures}, narrow nets, few epochs; what it changes of the page:"
-SMOKE = "smoke test: two tiny cells on {pictures}"
+SMOKE = "smoke test: two tiny cells at most on {pictures}"
 SMALL = "no GPU here: the demo's small nets and short recipes (--profile paper for the paper's)"
 
 NVJPEG = "nvjpeg"
