@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from crelu_data.datasets import Ints
 
@@ -111,57 +114,71 @@ class Ranks:
     # Modules
 
     def convert_batchnorm(self, model: nn.Module) -> nn.Module:
-        """Return `model` with batch norm over the rows of all ranks; its state keeps its names.
+        """Return `model` with batch norm over the rows of all ranks; its layers stay, and its state keeps its names.
 
-        ValueError for a batch norm that has no weights, or does not count its batches.
+        ValueError for a batch norm that has no weights, does not count its batches, or has a forward pass of its own.
         """
         if self.size == 1:
             return model
-        for parent in list(model.modules()):
-            for name, layer in list(parent.named_children()):
-                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                    if not (layer.affine and layer.track_running_stats and layer.momentum is not None):
-                        raise ValueError(
-                            f"ranks share batch norms that have weights, running statistics and a momentum, not {layer}"
-                        )
-                    setattr(parent, name, SyncBatchNorm(layer))
+        for name, layer in model.named_modules():
+            if not isinstance(layer, _BatchNorm) or isinstance(layer, nn.SyncBatchNorm):
+                continue
+            if getattr(layer.forward, "__func__", None) is not _BatchNorm.forward:
+                raise ValueError(
+                    f"ranks cannot share {name or 'the model'}: it is a {type(layer).__name__}, whose forward pass is "
+                    "not that of torch's batch norm; train this net on one rank"
+                )
+            if not (layer.affine and layer.track_running_stats and layer.momentum is not None):
+                raise ValueError(
+                    f"ranks share batch norms that have weights, running statistics and a momentum, not {layer}"
+                )
+            # The layer stays itself: a model that asks for its class, as to freeze it, has the same answer.
+            layer.forward = MethodType(_batch_norm_of_ranks, layer)  # type: ignore[method-assign]
         return model
 
 
 ALONE = Ranks()
 
 
-class SyncBatchNorm(nn.Module):
-    """Batch norm over the rows of all ranks, on any device; torch's own needs GPUs."""
+def _batch_norm_of_ranks(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """Return x (n, c, ...) normalised; in training by mean and variance over the rows of all ranks.
 
-    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
-        """Take the parameters and running statistics of `norm`."""
-        super().__init__()
-        self.eps = norm.eps
-        self.momentum = norm.momentum
-        self.weight = norm.weight
-        self.bias = norm.bias
-        for name, buffer in norm.named_buffers():
-            self.register_buffer(name, buffer)
+    It works on any device; torch's own SyncBatchNorm needs GPUs.
+    """
+    norm._check_input_dim(x)  # type: ignore[no-untyped-call]
+    running_mean = cast(Tensor, norm.running_mean)
+    running_variance = cast(Tensor, norm.running_var)
+    if not norm.training:
+        return functional.batch_norm(x, running_mean, running_variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+    y, mean, variance, count = _SyncBatchNormFunction.apply(x, norm.weight, norm.bias, norm.eps)
+    momentum = cast(float, norm.momentum)
+    with torch.no_grad():
+        running_mean.lerp_(mean, momentum)
+        running_variance.lerp_(variance * (count / (count - 1)), momentum)
+        cast(Tensor, norm.num_batches_tracked).add_(1)
+    return cast(Tensor, y)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x (n, c, ...) normalised; in training by mean and variance over the rows of all ranks."""
-        running_mean = cast(Tensor, self.running_mean)
-        running_variance = cast(Tensor, self.running_var)
-        if not self.training:
-            return functional.batch_norm(
-                x, running_mean, running_variance, self.weight, self.bias, False, 0.0, self.eps
+
+BATCH_NORM_FUNCTIONS = (functional.batch_norm, torch.batch_norm)  # their sixth argument is `training`
+
+
+class NoBatchNorm(TorchFunctionMode):
+    """Context of a pass in training on a part of a batch, in which a batch norm by function is an error.
+
+    It would measure that part, and the net would be another one; ValueError says so.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return what `func` returns, unless it normalises by the statistics of what it reads."""
+        kwargs = kwargs or {}
+        if func in BATCH_NORM_FUNCTIONS and kwargs.get("training", args[5] if len(args) > 5 else False):
+            raise ValueError(
+                "this net calls functional.batch_norm, which would measure a part of the batch alone: train it on one "
+                "rank and in undivided steps, or build it of torch's batch norm modules"
             )
-        y, mean, variance, count = _SyncBatchNormFunction.apply(x, self.weight, self.bias, self.eps)
-        momentum = cast(float, self.momentum)
-        with torch.no_grad():
-            running_mean.lerp_(mean, momentum)
-            running_variance.lerp_(variance * (count / (count - 1)), momentum)
-            cast(Tensor, self.num_batches_tracked).add_(1)
-        return cast(Tensor, y)
-
-
-BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, SyncBatchNorm)
+        return func(*args, **kwargs)
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):

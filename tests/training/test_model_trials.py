@@ -1,12 +1,15 @@
 """Trials whose net is a model: exact after a kill, in a pack, in parts of a batch; marked where they cannot be."""
 
+import copy
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from crelu_data.datasets import dataset
 from crelu_models.draws import APPROXIMATE
@@ -17,7 +20,7 @@ from sweeps.experiment.model_facts import seen_by
 from sweeps.experiment.recipe import VGG
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint import separate
-from sweeps.training.distributed import Ranks
+from sweeps.training.distributed import Ranks, _batch_norm_of_ranks
 from sweeps.training.run_trial import run_trial
 from sweeps.training.shared_batches import stream_key
 from sweeps.training.trainer import new_learner
@@ -86,6 +89,7 @@ def test_draws_of_torch_are_marked_where_a_batch_is_shared(data: Path) -> None:
     images, labels = torch.randn(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
     for draws, parts, marked in (("torch", 2, True), ("torch", 1, False), ("", 2, False)):
         learner = new_learner(model_trial(small(draws=draws)), facts, 0, 3, torch.device("cpu"))
+        learner.model.body[1] = nn.Identity()  # type: ignore[index] # batch norm would tie the parts
         learner.micro_batches = parts
         learner.step(images, labels)
         assert learner.unkeyed.startswith(APPROXIMATE) == marked
@@ -110,14 +114,68 @@ def test_a_restart_draws_other_weights(data: Path) -> None:
     assert not torch.equal(first["head.weight"], restarted["head.weight"])
 
 
+def shared_by_ranks(module: nn.Module) -> list[bool]:
+    """Return of each batch norm whether its forward pass asks the other ranks."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    return [getattr(norm.forward, "__func__", None) is _batch_norm_of_ranks for norm in norms]
+
+
 def test_batch_norm_inside_a_model_is_shared_by_ranks() -> None:
-    kinds = [type(layer).__name__ for layer in Ranks(0, 2).convert_batchnorm(build_model(small(), 4, 0)).modules()]
-    assert "SyncBatchNorm" in kinds
-    assert "BatchNorm2d" not in kinds
-    loose = torch.nn.Sequential(torch.nn.BatchNorm2d(3, affine=False))
+    assert shared_by_ranks(Ranks(0, 2).convert_batchnorm(build_model(small(), 4, 0))) == [True]
+    norms = nn.ModuleList([nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.BatchNorm3d(3)])
+    names = [*norms.state_dict()]
+    copied = copy.deepcopy(Ranks(0, 2).convert_batchnorm(norms))  # as a recipe that averages weights does
+    assert shared_by_ranks(copied) == shared_by_ranks(norms) == [True, True, True]
+    assert [*copied.state_dict()] == names
+    assert copied[1].forward.__self__ is copied[1]
+    loose = nn.Sequential(nn.BatchNorm2d(3, affine=False))
     with pytest.raises(ValueError, match="ranks share batch norms that have weights"):
         Ranks(0, 2).convert_batchnorm(loose)
     assert Ranks().convert_batchnorm(loose) is loose
+
+
+def test_a_batch_norm_under_two_names_is_shared_by_ranks_under_both() -> None:
+    net = nn.Module()
+    net.first = net.second = nn.BatchNorm2d(3)
+    Ranks(0, 2).convert_batchnorm(net)
+    assert net.first is net.second
+    assert shared_by_ranks(net) == [True]
+
+
+class Rectified(nn.BatchNorm2d):
+    """Batch norm with an activation in it, as timm's BatchNormAct2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rectified map."""
+        return super().forward(x).relu()
+
+
+class Frozen(nn.Sequential):
+    """Net that keeps its batch norms in evaluation mode, which it knows by their class."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Set the mode of all but batch norm."""
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
+        return self
+
+
+def test_a_batch_norm_with_a_forward_pass_of_its_own_is_refused_on_ranks() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(Rectified(3)))
+    with pytest.raises(ValueError, match=re.escape("1.0: it is a Rectified, whose forward pass is not that of torch")):
+        Ranks(0, 2).convert_batchnorm(net)
+    with pytest.raises(ValueError, match="cannot share the model: it is a Rectified"):
+        Ranks(0, 2).convert_batchnorm(Rectified(3))
+
+
+def test_batch_norms_that_a_model_freezes_stay_frozen_on_ranks() -> None:
+    net = Frozen(nn.BatchNorm2d(3))
+    x = torch.randn(4, 3, 2, 2)
+    expected = net.train()(x)
+    assert torch.equal(Ranks(0, 2).convert_batchnorm(net).train()(x), expected)
+    assert net[0].num_batches_tracked == 0
 
 
 @pytest.mark.parametrize(("size", "crop", "views"), [(0, 64, 11), (48, 48, 11), (72, 72, 1)])
