@@ -14,7 +14,7 @@ from torch.nn import functional
 from crelu_models.draws import Draws
 from crelu_models.modules import dropout_generators, renew_generators, seed_dropout
 from sweeps.experiment.recipe import Recipe
-from sweeps.training.distributed import ALONE, Ranks
+from sweeps.training.distributed import ALONE, NoBatchNorm, Ranks
 from sweeps.training.evaluate import Errors, autocast, errors, misses, score
 from sweeps.training.graphs import Graphs
 from sweeps.training.optim import Optimiser
@@ -89,6 +89,7 @@ class Learner:
         self.rate = self.rate.to(self.device)
         self.optimiser = Optimiser(recipe, [value for value in model.parameters() if value.requires_grad])
         self.draws = Draws(seed, self.device) if foreign else None
+        self.is_watched = False  # for batch norm by function
         # Net with the average of the weights after each step; it is the one that is evaluated, where a recipe has it.
         self.averaged = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
 
@@ -133,7 +134,7 @@ class Learner:
                 target = labels[start : start + size]
                 first = rows.start + start
                 seed_dropout(self.model, self.seed, self.epoch, self.step_count, first, batch, len(part))
-                with self._drawing(first, len(part) < batch):
+                with self._drawing(first, len(part) < batch), self._normalising(len(part) < batch):
                     self.uncounted.append((self._add_gradients(part, target, batch), target))
             self.ranks.sum_gradients(self.model)
             self._update()
@@ -196,6 +197,13 @@ class Learner:
             return nullcontext()
         return self.draws.keyed(self.epoch, self.step_count, first, is_part)
 
+    def _normalising(self, is_part: bool) -> AbstractContextManager[object]:
+        """Return the context of a forward pass; the first of a foreign model on a part of a batch is watched."""
+        if self.draws is None or self.is_watched or not is_part:
+            return nullcontext()
+        self.is_watched = True
+        return NoBatchNorm()
+
     @property
     def unkeyed(self) -> str:
         """Return what the model has drawn that no key decides, as a sentence; empty for nothing."""
@@ -242,7 +250,12 @@ class Learner:
             raise ValueError(f"this checkpoint is of another net: {error}") from None
         self.optimiser.restore(_under("optimiser/", tensors))
         if self.averaged is not None:
-            self.averaged.load_state_dict(self.model.state_dict() | _under("averaged/", tensors))
+            # Weights that are tied have several names in a state, and are saved under the first of them.
+            self.averaged.load_state_dict(self.model.state_dict())
+            weights = dict(self.averaged.named_parameters())
+            with torch.no_grad():
+                for name, value in _under("averaged/", tensors).items():
+                    weights[name].copy_(value)
         self.graphs.clear()  # they read the buffers of before
         # The saved sums are those of all ranks.
         self.sums.copy_(tensors["sums"] if self.ranks.is_rank0 else torch.zeros(4))

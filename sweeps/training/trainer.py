@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from crelu_data.datasets import DataSet, Ints
 from crelu_models.from_factory import build_model
@@ -23,7 +24,7 @@ from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger, with_room
 from sweeps.training.data_time import DataTimer
-from sweeps.training.distributed import ALONE, BATCH_NORMS, Ranks
+from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import (
     BATCH,
     Errors,
@@ -134,6 +135,7 @@ class Trainer:
             self.state = TrainingState(**{name: saved.state[name] for name in vars(self.state)})
         self.state.parts = max(parts, self.state.parts)
         self.state.events += events
+        self.counted_to = self.context.clock()  # the time up to which the state's seconds count
         self.best: dict[str, Tensor] = {}
         self.unsaved: list[Row] = []  # rows of the history that no checkpoint holds yet
         self.cadence = checkpoint.Cadence(self.config.checkpoint_minutes)
@@ -181,7 +183,7 @@ class Trainer:
         """
         if self.is_finished() or self.is_paused():
             return self.is_finished()
-        began = self.context.clock()
+        began = self.counted_to = self.context.clock()
         self.data_timer.start()
         yield from self._yield_step()
         for average in train(self.learner, self._batches):
@@ -192,7 +194,7 @@ class Trainer:
                 (epoch_due,) = self.ranks.broadcast_flags(lambda: (self._epoch_is_due(),), 1)
                 if epoch_due and not self._save_and_report(report):
                     return False
-                began = self.context.clock()
+                began = self.counted_to = self.context.clock()
                 self.data_timer.start()
                 if self.is_finished() or self.is_paused():
                     return self.is_finished()
@@ -207,6 +209,12 @@ class Trainer:
             yield from self._yield_step()
         self.state.ending = "schedule"
         return True
+
+    def _count_seconds(self) -> None:
+        """Add the time since the last count to the seconds of the training."""
+        now = self.context.clock()
+        self.state.seconds += now - self.counted_to
+        self.counted_to = now
 
     def _batches(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training views of `epoch` from batch `step` on, timed."""
@@ -246,6 +254,7 @@ class Trainer:
         trial = self.trial
         state = self.state
         steps = self.views.steps
+        self._count_seconds()
         # The row: training errors as summed during the epoch, then what is measured in evaluation mode.
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
         row |= _named("train", average)
@@ -260,7 +269,7 @@ class Trainer:
         if len(self.splits.probe_indices):
             evaluations.append((yield from self.measure(PROBE, self.splits.probe_indices)))
             row["probe/loss"] = evaluations[-1].errors.loss
-        state.seconds += seconds
+        self.counted_to = self.context.clock()  # evaluations are no part of the seconds
         state.history.append(row)
         # The best weights, and the ends before the schedule's.
         if self.phase.select == "best" and len(self.splits.val_indices) and best_epoch(state.history) is row:
@@ -321,6 +330,7 @@ class Trainer:
     def save(self) -> bool:
         """Write a durable checkpoint and return True; False where `stop()` ended the wait for a full disk."""
         learner = self.learner
+        self._count_seconds()
         state = {"code": self.code, "epoch": learner.epoch, "step": learner.step_count, **vars(self.state)}
         tensors = learner.tensors() | {f"best/{name}": value for name, value in self.best.items()}
         content = checkpoint.Checkpoint(tensors, state)
@@ -359,7 +369,7 @@ class Trainer:
             return
         batch = self.trial.recipe.batch
         parts = 2 * self.state.parts
-        normed = any(isinstance(layer, BATCH_NORMS) for layer in self.learner.model.modules())
+        normed = any(isinstance(layer, _BatchNorm) for layer in self.learner.model.modules())
         if normed or parts * self.ranks.size > batch:
             why = "batch norm ties a step to its whole batch" if normed else "a part is one picture already"
             raise ValueError(
@@ -381,6 +391,7 @@ class Trainer:
     def restart(self, reason: str, ending: str) -> bool:
         """Begin again with another seed and return True; False, with this `ending`, where no restart is left."""
         state = self.state
+        self._count_seconds()
         state.events.append(reason)
         if state.restarts >= self.trial.recipe.restarts:
             state.ending = ending

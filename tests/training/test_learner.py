@@ -175,6 +175,56 @@ def test_averaged_weights_are_those_of_torch_also_when_restored() -> None:
     assert not any(weight.requires_grad for weight in learner.evaluated.parameters())
 
 
+class ByFunction(nn.Module):
+    """Net whose batch norm is a function, in training or always by running statistics."""
+
+    def __init__(self, learns: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(48, 3)
+        self.learns = learns
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("variance", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores."""
+        training = self.training and self.learns
+        x = nn.functional.batch_norm(x, self.mean, self.variance, training=training)  # type: ignore[arg-type]
+        return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("learns", "parts"), [(True, 1), (True, 2), (False, 2)])
+def test_a_batch_norm_by_function_is_refused_on_parts_of_a_batch(learns: bool, parts: int) -> None:
+    learner = Learner(ByFunction(learns), PLAIN, seed=0, steps=4, precision="fp32", foreign=True)
+    learner.micro_batches = parts
+    if learns and parts > 1:
+        with pytest.raises(ValueError, match=r"this net calls functional.batch_norm, which would measure a part"):
+            learner.step(*batch())
+    else:
+        learner.step(*batch())
+        assert learner.end_epoch().loss > 0
+
+
+def tied(recipe: Recipe) -> Learner:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 48), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 3))
+    model[2].weight = model[1].weight
+    return Learner(model, recipe, seed=0, steps=4, precision="fp32")
+
+
+def test_averaged_weights_that_are_tied_go_on_where_they_were() -> None:
+    recipe = dataclasses.replace(PLAIN, lr=0.1, ema=0.8)
+    learner, other = tied(recipe), tied(recipe)
+    for seed in range(3):
+        learner.step(*batch(seed=seed))
+    other.restore({name: value.clone() for name, value in learner.tensors().items()}, learner.epoch, learner.step_count)
+    for each in (learner, other):
+        each.step(*batch(seed=3))
+    weights = other.evaluated.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in learner.evaluated.state_dict().items())
+    assert not torch.equal(weights["1.weight"], other.model[1].weight)
+    assert other.evaluated[1].weight is other.evaluated[2].weight  # type: ignore[index]
+
+
 def test_without_averaging_the_net_in_training_is_evaluated() -> None:
     learner = make_learner()
     assert learner.evaluated is learner.model

@@ -3,19 +3,23 @@
 import dataclasses
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from crelu_models.tables import S2
 from sweeps.experiment.trial import Trial
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Cadence
 from sweeps.store.ledger import Ledger
-from sweeps.training.run_trial import reset_process, run_trial
+from sweeps.training.loop import Learner
+from sweeps.training.run_trial import reset_process, run_trial, trial_steps
 from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.shared_batches import PackContext, drain
 from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, modern_trial, runtime_config, trial_of
 
 
@@ -153,6 +157,48 @@ def test_training_that_fails_starts_anew_three_times_and_is_marked(
     assert result["status"] == "diverged"
     assert any(word in event for event in result["events"])
     assert result["metrics"]["final/test_top1_err"] == 75.0
+
+
+def test_seconds_count_all_work_that_was_saved_or_tried(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 0
+    step = Learner.step
+
+    def counted(learner: Learner, images: Tensor, labels: Tensor) -> None:
+        nonlocal taken
+        taken += 1
+        step(learner, images, labels)
+
+    def seconds(trial: Trial, here: RuntimeConfig, stop: Callable[[], bool] = lambda: False) -> float | None:
+        """Train by a clock that counts steps, to the seconds of the result, if there is one."""
+        result = drain(trial_steps(trial, here, lambda *_: None, stop, PackContext(clock=lambda: float(taken))))
+        return None if result is None else float(result["seconds"])
+
+    def kill() -> bool:
+        if taken % 2 == 0:
+            raise Killed
+        return False
+
+    monkeypatch.setattr(Learner, "step", counted)
+    base = trial_of("allconv with dropout")
+    trial, lost = (
+        dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
+        for recipe in (dataclasses.replace(base.recipe, epochs=1), dataclasses.replace(base.recipe, lr=1e6, restarts=1))
+    )
+    steps = trial.recipe.steps(80)  # the rest is held out
+    assert seconds(trial, runtime_config(data, tmp_path / "undisturbed")) == taken == steps
+    here = runtime_config(data, tmp_path / "left")
+    while (left := seconds(trial, here, lambda: taken % 2 == 0)) is None:
+        pass
+    assert (left, taken) == (steps, 2 * steps)
+    here = runtime_config(data, tmp_path / "killed", checkpoint_minutes=0.0)
+    for _ in range(2):  # the step before a kill is taken again
+        with pytest.raises(Killed):
+            seconds(trial, here, kill)
+    assert seconds(trial, here) == steps
+    assert taken == 3 * steps + 2
+    assert seconds(lost, runtime_config(data, tmp_path / "lost")) == 2 * steps
 
 
 def test_search_trial_that_diverges_has_the_error_of_chance(data: Path, tmp_path: Path) -> None:
