@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
 
 def shortened(trial: Trial) -> Trial:
     """Return the trial with a schedule of a few epochs: the same net, data and steps."""
-    recipe = dataclasses.replace(trial.recipe, epochs=min(EPOCHS, trial.recipe.epochs))
+    recipe = trial.recipe.compressed(min(EPOCHS, trial.recipe.epochs))
     return dataclasses.replace(trial, cell=dataclasses.replace(trial.cell, recipe=recipe))
 
 

@@ -30,9 +30,9 @@ class Scale(NamedTuple):
     epochs: float = math.inf
 
     def shortened(self, recipe: Recipe) -> Recipe:
-        """Return a page's own recipe with fewer epochs, all else as it is."""
+        """Return a page's own recipe with fewer epochs, all else as far as these allow as it is."""
         epochs = min(max(1, int(recipe.epochs * self.part)), self.epochs)
-        return dataclasses.replace(recipe, epochs=int(epochs))
+        return recipe.compressed(int(epochs))
 
 
 # A few hundred steps are too few for a schedule of 45 or 350 epochs: the demo's has two drops near its end.

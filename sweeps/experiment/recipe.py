@@ -154,9 +154,18 @@ class Recipe:
         """Return the weight decay of `epoch` (0-based)."""
         return self.weight_decay * (1.0 if self.schedule == "cosine" else self.stage(epoch).decay_factor)
 
+    def compressed(self, epochs: int) -> Recipe:
+        """Return the recipe with its schedule compressed to `epochs`.
+
+        Warm-up keeps its epochs, but where they leave none for a cosine it keeps its share of them.
+        """
+        leaves_none = self.schedule == "cosine" and self.warmup_epochs >= epochs
+        warmup = self.warmup_epochs * epochs / self.epochs if leaves_none else self.warmup_epochs
+        return dataclasses.replace(self, epochs=epochs, warmup_epochs=warmup)
+
     def shortened(self, name: str, epochs: int, batch: int, lr: float) -> Recipe:
-        """Return the recipe with its schedule compressed to `epochs`, and this batch and lr."""
-        return dataclasses.replace(self, name=name, epochs=epochs, batch=batch, lr=lr)
+        """Return the recipe with its schedule compressed to `epochs`, and this name, batch and lr."""
+        return dataclasses.replace(self.compressed(epochs), name=name, batch=batch, lr=lr)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a JSON value; of the fields in ADDED only those that differ from their defaults."""

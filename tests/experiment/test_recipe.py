@@ -55,6 +55,19 @@ def test_fewer_epochs_run_the_whole_schedule() -> None:
     )
 
 
+def test_a_shorter_cosine_keeps_its_warm_up_or_the_share_of_it() -> None:
+    cosine = Recipe("mine", "sgd", batch=128, epochs=30, lr=0.4, schedule="cosine", warmup_epochs=5)
+    for epochs, warmup in ((30, 5), (8, 5), (6, 5), (5, 5 / 6), (3, 0.5), (1, 1 / 6)):
+        short = cosine.compressed(epochs)
+        assert short == dataclasses.replace(cosine, epochs=epochs, warmup_epochs=warmup)
+        rates = [short.learning_rate(epoch, step, 60) for epoch in range(epochs) for step in range(60)]
+        assert max(rates) == pytest.approx(0.4)
+        assert rates[-1] < 0.004
+    # By stages a rate may rise all the time, and the keys of such trials stay.
+    assert dataclasses.replace(ALLCONV, warmup_epochs=2.0).compressed(1).warmup_epochs == 2.0
+    assert cosine.shortened("short", 2, 16, 0.1).warmup_epochs == 1 / 3
+
+
 def test_warm_up_rises_step_by_step_to_the_rate() -> None:
     warm = dataclasses.replace(ALLCONV, warmup_epochs=1.0)
     rates = [warm.learning_rate(0, step, 4) for step in range(4)] + [warm.learning_rate(1, 0, 4)]

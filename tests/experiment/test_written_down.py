@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from crelu_models.tables import S8
+from sweeps.execution.verify_resume import shortened
 from sweeps.experiment.profiles import EMBEDDED, scaled
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, SPACES, VGG, Recipe
-from sweeps.experiment.trial import Cell
+from sweeps.experiment.trial import Cell, Trial
 
 FIELDS = ("optimiser", "batch", "epochs", "lr", "weight_decay", "momentum", "dampening", "init", "flip", "shift",
           "lighting", "drop_last", "warmup_epochs", "clip_norm")  # fmt: skip
@@ -53,6 +54,21 @@ def test_mini_is_half_the_width_and_a_tenth_of_the_epochs_on_the_papers_data(rec
     assert mini.net == S8.width(0.5)
     assert mini.dataset == "imagenet"
     assert dataclasses.replace(mini.recipe, name="") == dataclasses.replace(recipe, name="", epochs=epochs)
+
+
+MODERN = Recipe("mine", "adamw", batch=128, epochs=30, lr=1e-3, schedule="cosine", warmup_epochs=5)
+
+
+@pytest.mark.parametrize(("profile", "epochs", "warmup"), [("paper", 30, 5), ("mini", 3, 0.5), ("demo", 8, 5),
+                                                           ("smoke", 1, 1 / 6)])  # fmt: skip
+def test_a_cosine_of_the_user_is_shortened_with_its_warm_up(profile: str, epochs: int, warmup: float) -> None:
+    recipe = scaled(Cell("Baseline", S8, "imagenet", MODERN), profile, own_recipes=True).recipe
+    assert recipe == dataclasses.replace(MODERN, epochs=epochs, warmup_epochs=warmup)
+
+
+def test_proof_of_resumption_takes_a_cosine_with_warm_up() -> None:
+    short = shortened(Trial(Cell("Baseline", S8, "imagenet", MODERN))).recipe
+    assert (short.epochs, short.warmup_epochs) == (3, 0.5)
 
 
 def test_paper_changes_nothing_and_demo_takes_embedded_pictures() -> None:
