@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from crelu_models.modules import Dropout
-from crelu_models.tracing import ancestors, channel_factor, label, module_of
+from crelu_models.tracing import ancestors, called, channel_factor, label, module_of
 
 # Of each new channel the old one that it carries, or ~k for one that is new beside the old channel k.
 Layout = tuple[int, ...]
@@ -248,10 +248,8 @@ def _shares(module: nn.Module, other: nn.Module) -> bool:
 
 def _call(node: fx.Node) -> str:
     """Return the name of the function or method that a node calls, without the underscore of one in place."""
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return {"iadd": "add", "imul": "mul", "isub": "sub"}.get(name.rstrip("_"), name.rstrip("_"))
+    name = called(node).rstrip("_")
+    return {"iadd": "add", "imul": "mul", "isub": "sub"}.get(name, name)
 
 
 def _is_empty(node: fx.Node, module: nn.Module) -> bool:

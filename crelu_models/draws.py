@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 
-from crelu_models.from_factory import other_state, seed_globals, torch_state
 from crelu_models.spec import seed_from
 
 APPROXIMATE = "resume=approximate"  # how an event begins that says so, and the tag of such a training
@@ -45,3 +47,22 @@ class Draws:
                 f"{APPROXIMATE}: the model draws randomness of its own in training, and another number of ranks or of "
                 "parts of a batch would draw other numbers"
             )
+
+
+def seed_globals(seed: int, device: torch.device) -> None:
+    """Set torch's own generators, of the CPU and of this device: what a model draws there is keyed by the seed."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def torch_state(device: torch.device) -> bytes:
+    """Return the state of torch's generators: another one after a forward pass has drawn from them."""
+    state = torch.get_rng_state().numpy().tobytes()
+    return state + (torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b"")
+
+
+def other_state() -> tuple[Any, ...]:
+    """Return the state of the generators of NumPy and Python, which nothing keys in a training step."""
+    kind, words, position, *rest = np.random.get_state()
+    return kind, np.asarray(words).tobytes(), position, *rest, random.getstate()

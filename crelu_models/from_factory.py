@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crelu_models.draws import seed_globals
 from crelu_models.model import Model
 from crelu_models.modules import Dropout
 from crelu_models.named import error_text, load_named
@@ -27,13 +27,17 @@ ALPHA = (nn.AlphaDropout, nn.FeatureAlphaDropout)
 class ModelDropout(Dropout):
     """Dropout of a model in place of torch's own, with a random stream of its own: of elements or whole channels."""
 
-    def __init__(self, rate: float, name: str, channels: bool, alpha: bool) -> None:
-        """Drop elements or `channels` with probability `rate`; with `alpha`, to SELU's lowest value."""
+    def __init__(self, rate: float, name: str, channels: bool, alpha: bool, inplace: bool = False) -> None:
+        """Drop elements or `channels` with probability `rate`; with `alpha`, to SELU's lowest value.
+
+        `inplace`: what it reads is changed, as code may use that does not take the result.
+        """
         super().__init__(rate, name)
         self.p = rate  # as torch's own has it
         self.states: list[Tensor] = []  # of the stream before each mask of this pass
         self.channels = channels
         self.alpha = alpha
+        self.inplace = inplace
 
     def seed(self, value: int, first: int = 0, batch: int = 0, pictures: int = 0) -> None:
         """Restart the stream, as `Dropout.seed` does."""
@@ -61,6 +65,10 @@ class ModelDropout(Dropout):
         """Return x; in training each element or channel is either scaled up or dropped."""
         if not self.training or self.rate == 0:
             return x
+        return x.copy_(self._dropped(x)) if self.inplace else self._dropped(x)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        """Return x with a part of its elements or channels dropped, as a new tensor."""
         if self.rate >= 1:
             return x * 0
         if self.channels:
@@ -112,7 +120,8 @@ def keyed(module: nn.Module) -> nn.Module:
 
 
 def _keyed_dropout(child: nn.Module, name: str) -> nn.Module:
-    dropout = ModelDropout(float(child.p), name, type(child) in CHANNELS, type(child) in ALPHA)  # type: ignore[arg-type]
+    rate, inplace = float(child.p), bool(child.inplace)  # type: ignore[arg-type]
+    dropout = ModelDropout(rate, name, type(child) in CHANNELS, type(child) in ALPHA, inplace)
     return dropout.train(child.training)
 
 
@@ -129,22 +138,3 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(torch_state)
         np.random.set_state(numpy_state)
         random.setstate(python_state)
-
-
-def seed_globals(seed: int, device: torch.device) -> None:
-    """Set torch's own generators, of the CPU and of this device: what a model draws there is keyed by the seed."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
-def torch_state(device: torch.device) -> bytes:
-    """Return the state of torch's generators: another one after a forward pass has drawn from them."""
-    state = torch.get_rng_state().numpy().tobytes()
-    return state + (torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b"")
-
-
-def other_state() -> tuple[Any, ...]:
-    """Return the state of the generators of NumPy and Python, which nothing keys in a training step."""
-    kind, words, position, *rest = np.random.get_state()
-    return kind, np.asarray(words).tobytes(), position, *rest, random.getstate()

@@ -8,13 +8,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_aggregate
 
 from crelu_models.activations import AVR, Antirectifier, Both, CReLU
+from crelu_models.draws import other_state, torch_state
 from crelu_models.named import load_named
 
 # Elementwise activations of torch.nn, by the names of their functions.
@@ -40,6 +42,29 @@ ELEMENTWISE = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.ReLU6,
     nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softsign, nn.Tanh, AVR,
 )  # fmt: skip
+
+
+class SigmoidInPlace(nn.Sigmoid):
+    """Logistic function in place, as the method `sigmoid_`; torch.nn has no class of that kind."""
+
+    inplace = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, changed."""
+        return x.sigmoid_()
+
+
+class TanhInPlace(nn.Tanh):
+    """Hyperbolic tangent in place, as the method `tanh_`; torch.nn has no class of that kind."""
+
+    inplace = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, changed."""
+        return x.tanh_()
+
+
+IN_PLACE: dict[str, Callable[..., nn.Module]] = {"sigmoid_": SigmoidInPlace, "tanh_": TanhInPlace}
 
 
 class LastDim(nn.Module):
@@ -97,7 +122,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
     traced = fx.GraphModule(module, training, class_name=type(module).__name__)
     for node in traced.graph.nodes:
         node.meta["label"] = _label(node)
-    _keep_modes(traced, evaluation)
+    _keep_modes(traced, evaluation, module)
     _name_activations(traced)
     for name, part in traced.named_modules():
         part.training = modes.get(name, modes.get(name.rpartition(".")[0], modes[""]))
@@ -122,15 +147,33 @@ def activations(traced: fx.GraphModule) -> dict[str, fx.Node]:
 
 
 def _graph(module: nn.Module) -> fx.Graph:
-    """Return the graph of a module in its present mode; ValueError where torch.fx cannot follow it."""
+    """Return the graph of a module in its present mode.
+
+    ValueError where torch.fx cannot follow it or does not see all of it, or where it draws random numbers on its way:
+    a graph has one way.
+    """
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(
+            f"{type(module).__name__} has a forward pass or a hook that was set on the object, which torch.fx does not "
+            "see: write it into the forward pass of a class"
+        )
+    device = next(module.parameters(), torch.empty(0)).device
+    before = torch_state(device), other_state()
     try:
-        return _Tracer().trace(module)
+        graph = _Tracer().trace(module)
     except Exception as error:  # the module's own code runs here
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"torch.fx cannot follow the forward pass of {type(module).__name__} ({why[0]}): it takes one without "
             "branches and loops that depend on tensors"
         ) from error
+    if (torch_state(device), other_state()) != before:
+        raise ValueError(
+            f"{type(module).__name__} draws random numbers in Python to decide its way, and its graph would go the way "
+            "of the first draw for ever: no activation can be placed in it; let a module without parts draw them, as "
+            "torchvision's StochasticDepth does"
+        )
+    return graph
 
 
 def _label(node: fx.Node) -> str:
@@ -150,32 +193,54 @@ def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _keep_modes(traced: fx.GraphModule, evaluation: fx.Graph) -> None:
+def _keep_modes(traced: fx.GraphModule, evaluation: fx.Graph, module: nn.Module) -> None:
     """Ask for the mode at each call that the net in evaluation makes with False in place of True.
 
-    ValueError where the two graphs differ otherwise.
+    ValueError where the two graphs of `module` differ otherwise.
     """
     before, after = list(traced.graph.nodes), list(evaluation.nodes)
+    partners: dict[object, fx.Node] = {}
     for node, other in zip(before, after, strict=False):
-        arguments, form = pytree.tree_flatten((node.args, dict(node.kwargs)))
-        others, other_form = pytree.tree_flatten((other.args, dict(other.kwargs)))
-        if (node.op, node.target, form) != (other.op, other.target, other_form):
+        values, form = _flattened(node)
+        others, other_form = _flattened(other)
+        if (node.op, form) != (other.op, other_form) or not _is_same_target(node, other, module):
             raise _two_nets(traced, node)
-        modes = [pair == (True, False) for pair in zip(arguments, others, strict=True)]
-        for value, other_value, mode in zip(arguments, others, modes, strict=True):
-            if not mode and getattr(value, "name", value) != getattr(other_value, "name", other_value):
+        modes = [value is True and other_value is False for value, other_value in zip(values, others, strict=True)]
+        for value, other_value, mode in zip(values, others, modes, strict=True):
+            same = partners[other_value] if isinstance(other_value, fx.Node) else other_value
+            if not mode and (type(value) is not type(same) or value != same):
                 raise _two_nets(traced, node)
+        partners[other] = node
         if any(modes):
             path = _joined(_owner(node), "in_training")
             traced.add_submodule(path, Training())
             with traced.graph.inserting_before(node):
                 asked = traced.graph.call_module(path)
             asked.meta["label"] = path
-            values = [asked if mode else value for value, mode in zip(arguments, modes, strict=True)]
-            args, kwargs = pytree.tree_unflatten(values, form)
-            node.args, node.kwargs = tuple(args), kwargs
+            _set_arguments(node, [asked if mode else value for value, mode in zip(values, modes, strict=True)])
     if len(before) != len(after):
         raise _two_nets(traced, before[-1])
+
+
+def _flattened(node: fx.Node) -> tuple[list[Any], object]:
+    """Return a node's arguments as a list, those within lists and slices too, and the form that they stand in."""
+    values: list[Any] = []
+    form = map_aggregate((node.args, node.kwargs), lambda value: values.append(value))
+    return values, form
+
+
+def _set_arguments(node: fx.Node, values: list[Any]) -> None:
+    """Give a node the arguments of a list, in the form in which those that it has stand."""
+    left = iter(values)
+    node.args, node.kwargs = map_aggregate((node.args, node.kwargs), lambda _: next(left))
+
+
+def _is_same_target(node: fx.Node, other: fx.Node, module: nn.Module) -> bool:
+    """Return whether two nodes call the same thing; a tensor that a forward pass makes has a name in each graph."""
+    if node.target == other.target or node.op != "get_attr":
+        return bool(node.target == other.target)
+    value, other_value = (attrgetter(str(each.target))(module) for each in (node, other))
+    return value.dtype == other_value.dtype and torch.equal(value, other_value)
 
 
 def _two_nets(traced: fx.GraphModule, node: fx.Node) -> ValueError:
@@ -233,16 +298,15 @@ def _is_own_activation(module: nn.Module) -> bool:
 
 def _as_module(node: fx.Node) -> nn.Module:
     """Return the module of torch.nn that computes what a function or method does; an empty one where none does."""
-    if node.op not in ("call_function", "call_method"):
-        return nn.Module()
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    kind = FUNCTIONS.get(name.removesuffix("_"))
+    name = called(node)
+    kind = IN_PLACE.get(name) or FUNCTIONS.get(name.removesuffix("_"))
     settings = _settings(node)
     if kind is None or settings is None:
         return nn.Module()
-    if name.endswith("_"):
+    if name.endswith("_") and name not in IN_PLACE:
         settings["inplace"] = True
-    return kind(**settings)
+    known = settings.keys() <= inspect.signature(kind).parameters.keys()
+    return kind(**settings) if known else nn.Module()
 
 
 def _settings(node: fx.Node) -> dict[str, Any] | None:
@@ -256,6 +320,15 @@ def _settings(node: fx.Node) -> dict[str, Any] | None:
         settings |= dict(zip(names, further, strict=False))
     plain = all(isinstance(value, bool | int | float | str) for value in settings.values())
     return settings if plain else None
+
+
+def called(node: fx.Node) -> str:
+    """Return the name of the method, or the function of torch or Python, that a node calls; empty for any other."""
+    if node.op == "call_method":
+        return str(node.target)
+    package = str(getattr(node.target, "__module__", "")).partition(".")[0]
+    is_known = node.op == "call_function" and package in ("torch", "_operator", "builtins")
+    return getattr(node.target, "__name__", "") if is_known else ""
 
 
 def ancestors(node: fx.Node) -> Iterator[fx.Node]:

@@ -1,6 +1,7 @@
 """Modules of models: weights by seed, dropout by key, and what is said of a factory that does not serve."""
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -92,6 +93,20 @@ def test_dropout_of_nothing_and_of_all() -> None:
     x = torch.randn(4, 3)
     assert torch.equal(ModelDropout(0.0, "a", False, False).train()(x), x)
     assert torch.equal(ModelDropout(1.0, "a", False, False).train()(x), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("make", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
+def test_dropout_in_place_changes_what_it_reads(make: Callable[..., nn.Module]) -> None:
+    x = torch.randn(4, 3, 4, 4, requires_grad=True)
+    results = []
+    for inplace in (False, True):
+        layer = keyed(make(0.5, inplace=inplace)).train()
+        seed_dropout(layer, 1, 0, 0)
+        read = 2 * x
+        result = layer(read)
+        assert (result is read) == inplace
+        results.append((result, *torch.autograd.grad(result.square().sum(), x)))
+    assert all(torch.equal(plain, changed) for plain, changed in zip(*results, strict=True))
 
 
 def gradients(again: bool) -> list[torch.Tensor]:

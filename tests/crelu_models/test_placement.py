@@ -2,12 +2,15 @@
 
 import copy
 import io
+import random
 import re
 from collections.abc import Callable, Sequence
+from types import MethodType
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from crelu_models import CReLU, place, places, tracing
@@ -303,6 +306,166 @@ def test_a_function_in_place_stays_so() -> None:
 
     (row,) = places(Late())
     assert (row.name, row.doubles[:30]) == ("relu", "it changes its input in place,")
+
+
+class ByMethod(nn.Module):
+    """Net of a method in place, by its name, whose input is read after it or not."""
+
+    def __init__(self, method: str, again: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.last = nn.Conv2d(4, 2, 1)
+        self.method = method
+        self.again = again
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map."""
+        x = self.conv(x)
+        y = getattr(x, self.method)()
+        return self.last(y + x if self.again else y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("method", ["relu_", "sigmoid_", "tanh_"])
+def test_a_method_in_place_computes_the_same_as_a_module(method: str) -> None:
+    torch.manual_seed(SEED)
+    x = torch.randn(2, 3, 4, 4)
+    for again in (False, True):
+        before = ByMethod(method, again)
+        after = tracing.trace(before)
+        expected, result = before(x), after(x)
+        assert torch.equal(result, expected)
+        for value in (expected, result):
+            value.sum().backward()
+        assert torch.equal(after.get_submodule("conv").weight.grad, before.conv.weight.grad)  # type: ignore[arg-type]
+        (row,) = places(before)
+        assert (row.name, bool(row.doubles)) == (method.strip("_"), again)
+    assert place(ByMethod(method, False), "crelu", "*").last.in_channels == 8
+
+
+@fx.wrap
+def tanh(x: Tensor) -> Tensor:
+    """Return a tensor, by a function that has the name of another one of torch."""
+    return x.flip(1).tanh()
+
+
+def test_a_function_of_the_user_is_not_that_of_torch_with_its_name() -> None:
+    class Flipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.act = nn.ReLU()
+            self.last = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(tanh(self.act(self.conv(x))))  # type: ignore[no-any-return]
+
+    torch.manual_seed(SEED)
+    before, x = Flipped(), torch.randn(2, 3, 4, 4)
+    assert torch.equal(place(before, "relu", "act")(x), before(x))
+    assert {row.name: row.doubles for row in places(before)} == {
+        "act": "its channels reach tanh, which may mix channels"
+    }
+
+
+class Tail(nn.Module):
+    """Net of one activation, with a last part of the test's own."""
+
+    def __init__(self, tail: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.act = nn.ReLU()
+        self.last = nn.Conv2d(4, 4, 1)
+        self.tail = tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the last part makes of a map."""
+        return self.tail(self.last(self.act(self.conv(x))), self.training)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lambda x, _: x[:, : x.size(1) // 2],
+        lambda x, _: x + torch.arange(4.0).view(1, 4, 1, 1),
+        lambda x, training: functional.dropout(x[:, 1:], 0.5, training),
+    ],
+    ids=["slice", "constant", "mode"],
+)
+def test_the_same_code_in_both_modes_is_one_graph(tail: Callable[[Tensor, bool], Tensor]) -> None:
+    torch.manual_seed(SEED)
+    before, x = Tail(tail), torch.randn(2, 3, 4, 4)
+    net = place(before, "relu", "act")
+    for mode in (True, False):
+        results = []
+        for each in (before.train(mode), net.train(mode)):
+            torch.manual_seed(1)
+            results.append(each(x))
+        assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        lambda x, training: x[:, 1 if training else 0],
+        lambda x, training: x * torch.tensor(1.5 if training else 1.0),
+        lambda x, training: x[:, : 2 if training else 3],
+        lambda x, training: x + (x if training else x.neg()),
+    ],
+    ids=["index", "constant", "slice", "another"],
+)
+def test_other_code_in_training_than_in_evaluation_has_no_graph(tail: Callable[[Tensor, bool], Tensor]) -> None:
+    with pytest.raises(ValueError, match="Tail computes something else in training than in evaluation"):
+        place(Tail(tail), "relu", "act")
+
+
+def test_a_forward_pass_that_is_set_on_the_object_is_not_passed_over() -> None:
+    def doubled(net: Tail, x: Tensor) -> Tensor:
+        return 2 * Tail.forward(net, x)
+
+    patched, hooked = Tail(lambda x, _: x), Tail(lambda x, _: x)
+    patched.forward = MethodType(doubled, patched)  # type: ignore[method-assign]
+    hooked.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    for net in (patched, hooked):
+        with pytest.raises(ValueError, match="Tail has a forward pass or a hook that was set on the object"):
+            place(net, "relu", "act")
+        x = torch.randn(2, 3, 4, 4)
+        assert torch.equal(place(nn.Sequential(net), "relu", "0.act")(x), net(x))
+
+
+class Dropping(nn.Module):
+    """Net that leaves out its middle layer now and then, by a generator that is not its own."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 3, 1) for _ in range(3)])
+        self.act = nn.ReLU()
+        self.drop = nn.Dropout(0.5)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map."""
+        x = self.act(self.layers[0](x))
+        if not self.training or self.draw() < 0.5:
+            x = self.layers[1](x)
+        return self.layers[2](self.drop(functional.dropout(x, 0.5, self.training)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [random.random, lambda: float(np.random.rand()), lambda: torch.rand(1).item()],
+    ids=["python", "numpy", "torch"],
+)
+def test_a_net_that_draws_its_way_has_no_graph(draw: Callable[[], float]) -> None:
+    random.seed(0)
+    for _ in range(4):  # whichever way it goes
+        with pytest.raises(ValueError, match="Dropping draws random numbers in Python to decide its way"):
+            place(Dropping(draw), "crelu", "act")
+
+
+def test_dropout_in_a_net_draws_nothing_when_it_is_followed() -> None:
+    net, before = Dropping(lambda: 0.0), torch.get_rng_state()
+    assert [row.name for row in places(net)] == ["act"]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_functional_dropout_follows_the_mode() -> None:
