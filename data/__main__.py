@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--source", metavar="DIR", help="folder of the originals (ImageNet: $IMAGENET_DIR)")
     prepare.add_argument("--size", type=int, metavar="N", help="stored side in pixels")
     prepare.add_argument("--quality", type=int, metavar="Q", help="quality of JPEG, for sides above 64 (default: 90)")
-    prepare.add_argument("--seed", type=int, metavar="S", help="seed of a folder's split, or of synthetic pictures")
+    prepare.add_argument(
+        "--seed", type=nonnegative_int, metavar="S", help="seed of a folder's split, or of synthetic pictures"
+    )
     prepare.add_argument("--writer", default="", choices=("ffcv", "native"), help="default: ffcv where installed")
     prepare.add_argument("--fresh", action="store_true", help="write existing files again")
     prepare.add_argument("--partial", action="store_true", help="take a part of a published set, and mark its results")

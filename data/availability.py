@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from crelu_data import beton
-from crelu_data.changes import check_unchanged
+from crelu_data.changes import check_unchanged, check_whole
 from crelu_data.datasets import SPLITS, DataSet, beton_path, canonical, check_data_dir, dataset, read_sidecar, view_side
 from crelu_data.folders import check_folder
 
@@ -80,8 +80,7 @@ def _have(name: str, where: Path, suffixes: Iterable[str]) -> bool:
 
 def _pull_if_missing(name: str, where: Path, source: str, pictures: bool, tell: Callable[[str], None]) -> None:
     """Bring a data set, or its sidecars alone, from its source to the driver."""
-    wanted = (".beton", ".json") if pictures else (".json",)
-    if not source or name.startswith("synthetic") or _have(name, where, wanted):
+    if not source or name.startswith("synthetic") or (pictures and _have(name, where, (".beton", ".json"))):
         return
     from crelu_data.transfer import pull
 
@@ -95,7 +94,8 @@ def ensure_dataset(
     """Return the facts of a data set that is there and whole; embedded pictures and folders are made on the way.
 
     From a `source` it is pulled. Without `pictures` its sidecars are enough: the workers of a cluster pull for
-    themselves. ValueError says what was looked for, what was found, and the command that prepares it.
+    themselves. They are read at each call, since the source may have got other pictures. ValueError says what was
+    looked for, what was found, and the command that prepares it.
     """
     kind = name.partition(":")[0]
     _pull_if_missing(name, where, source, pictures, tell)
@@ -137,13 +137,14 @@ def check_available(name: str, where: Path, source: str = "", pictures: bool = T
     """Raise ValueError where `ensure_dataset` would for want of pictures or a damaged file; nothing is written."""
     check_present(name, where, source)
     kind = name.partition(":")[0]
-    if _have(name, where, (".beton", ".json") if pictures or not source else (".json",)):
+    present = _have(name, where, (".beton", ".json") if pictures or not source else (".json",))
+    if present:
         _check_pictures(name, where)
-    elif source and kind != "synthetic":
+    if source and kind != "synthetic" and not (present and pictures):
         from crelu_data.transfer import check_source
 
-        check_source(source, [name])
-    elif kind == "folder":
+        check_source(source, [name], where)
+    elif kind == "folder" and not present:
         from crelu_data.sources import sources
 
         sources(name, None, where, None, 0)
@@ -177,6 +178,7 @@ def _check_pictures(name: str, where: Path) -> None:
     """Raise ValueError where a file is damaged, or a folder is not the one that was prepared."""
     check_integrity(name, where)
     if name.startswith("folder:"):
+        check_whole(name, where)
         check_unchanged(name, where)
 
 

@@ -57,11 +57,11 @@ def page_size(size: int) -> int:
 
 
 def read_index(path: Path) -> Index:
-    """Read and check the tables of a .beton file; ValueError where they contradict each other."""
+    """Read and check the tables of a .beton file; ValueError where it is missing or they contradict each other."""
     try:
         return _read_index(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a complete .beton file of this project: {error}") from None
 
@@ -151,6 +151,12 @@ def publish(partial: Path, path: Path, sidecar: Sidecar) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
+
+
+def unpublish(path: Path) -> None:
+    """Delete a file and its sidecar, where they exist: the sidecar first, so that no half passes for complete."""
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def mapped(index: Index) -> Bytes:

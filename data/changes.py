@@ -1,4 +1,4 @@
-"""Changes of originals since a set was prepared from them, as a sentence."""
+"""Changes of originals since a set was prepared from them, and splits that it lacks, as a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from crelu_data.datasets import SPLITS, Sidecar, beton_path, read_sidecar
 from crelu_data.folders import shown
 from crelu_data.originals import difference, originals_path, read_originals
-from crelu_data.sources import originals_of
+from crelu_data.sources import originals_of, whole_splits
 
 
 def check_unchanged(name: str, where: Path, origin: Path | None = None) -> None:
@@ -36,6 +36,18 @@ def check_unchanged(name: str, where: Path, origin: Path | None = None) -> None:
         f"{shown(present.root)} has changed since {shown(name)} was prepared{f': {changes}' if changes else ''}; "
         f"{command} prepares it as it is now"
     )
+
+
+def check_whole(name: str, where: Path) -> None:
+    """Raise ValueError where a prepared set lacks a split: its preparation was interrupted."""
+    paths = {split: beton_path(name, split, where).with_suffix(".json") for split in SPLITS}
+    sidecars = {split: read_sidecar(path) for split, path in paths.items() if path.exists()}
+    lacking = sorted(whole_splits(name, where, sidecars) - sidecars.keys())
+    if sidecars and lacking:
+        raise ValueError(
+            f"{shown(name)} in {shown(str(where))} has no {' and no '.join(lacking)} split, since its preparation was "
+            f"interrupted: {shlex.join(['python', '-m', 'crelu_data', 'prepare', name, '--data-dir', str(where)])}"
+        )
 
 
 def _fresh_command(sidecar: Sidecar, where: Path, origin: Path | None) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from math import isfinite
@@ -169,10 +169,12 @@ def _folder(name: str, where: Path) -> DataSet:
     paths = {split: beton_path(name, split, where).with_suffix(".json") for split in SPLITS}
     sidecars = {split: read_sidecar(path) for split, path in paths.items() if path.exists()}
     final = next((split for split in ("test", "val") if split in sidecars), None)
-    if "train" not in sidecars or final is None:
+    recorded = recorded_splits(sidecars.values())
+    if "train" not in sidecars or final is None or not recorded <= sidecars.keys():
         prepared = ", ".join(sidecars) or "none"
+        expected = " and -".join(sorted(recorded, key=SPLITS.index)) or "train and -test or -val"
         raise ValueError(
-            f"{name!r} is not prepared in {where} (expected {stem(name)}-train and -test or -val, "
+            f"{name!r} is not prepared in {where} (expected {stem(name)}-{expected}, "
             f"found {prepared}): python -m crelu_data prepare {name}"
         )
     train = sidecars["train"]
@@ -296,8 +298,9 @@ class Sidecar:
     `eigenvectors` belongs to eigenvalue k. `fingerprint` is the SHA-256 of the stored pictures in order and the
     labels, `index` that of the file's tables. `measured` counts the pictures behind the statistics, `skipped` the
     unreadable ones left out. `originals` is the SHA-256 of the list of the originals' names and sizes, empty where
-    there is none; `partial` marks a part of a published set. `read_sidecar` checks every field, because a sidecar may
-    come from anywhere; one of an earlier preparation may lack the last two.
+    there is none; `partial` marks a part of a published set; `splits` names all splits of the preparation.
+    `read_sidecar` checks every field, because a sidecar may come from anywhere; one of an earlier preparation may lack
+    the last three.
     """
 
     name: str
@@ -322,6 +325,7 @@ class Sidecar:
     file_bytes: int
     originals: str = ""
     partial: bool = False
+    splits: tuple[str, ...] = ()
     version: int = SIDECAR_VERSION
 
 
@@ -334,24 +338,32 @@ def is_partial(sidecar: Sidecar) -> bool:
     return sidecar.partial or counts != (facts.splits.get(sidecar.split), facts.classes)
 
 
+def recorded_splits(sidecars: Iterable[Sidecar]) -> set[str]:
+    """Return the splits of the preparation that these sidecars are of; empty where they do not say so."""
+    return {split for sidecar in sidecars for split in sidecar.splits}
+
+
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:
-    """Write a sidecar atomically: readers see the old file, none, or the complete new one."""
+    """Write a sidecar atomically: readers see the old file, none, or the complete new one.
+
+    ValueError for one that `read_sidecar` would refuse.
+    """
+    content = json.dumps(asdict(sidecar), indent=1, ensure_ascii=False).encode()
+    sidecar_of(content, str(path))
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(asdict(sidecar), file, indent=1, ensure_ascii=False)
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """Read and check a sidecar; ValueError names the file and the fault."""
+    """Read and check a sidecar; ValueError names the file and the fault, OSError is one of the disk."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: python -m crelu_data prepare NAME writes it") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     return sidecar_of(content, str(path))
 
 
@@ -367,7 +379,7 @@ def sidecar_of(content: bytes, name: str) -> Sidecar:
         raise ValueError(f"{name} is not a sidecar of version {SIDECAR_VERSION}: {error}") from None
 
 
-_LATER = ("originals", "partial")  # fields that sidecars of an earlier preparation lack
+_LATER = ("originals", "partial", "splits")  # fields that sidecars of an earlier preparation lack
 
 
 def _sidecar(value: object) -> Sidecar:
@@ -383,6 +395,8 @@ def _sidecar(value: object) -> Sidecar:
     sidecar = Sidecar(**frozen)
     if sidecar.mode not in ("jpeg", "raw") or sidecar.split not in SPLITS:
         raise ValueError(f"mode {sidecar.mode!r} must be jpeg or raw, split {sidecar.split!r} one of {SPLITS}")
+    if sidecar.splits and not {sidecar.split} <= {*sidecar.splits} <= {*SPLITS}:
+        raise ValueError(f"splits {sidecar.splits!r} must be some of {SPLITS}, and {sidecar.split!r} among them")
     if not len(sidecar.class_names) == len(sidecar.label_counts) == sidecar.classes:
         raise ValueError(f"classes is {sidecar.classes}, but {len(sidecar.class_names)} are named")
     if sum(sidecar.label_counts) != sidecar.count or not sidecar.count or not sidecar.size:

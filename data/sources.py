@@ -15,9 +15,18 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from crelu_data import synthetic
-from crelu_data.datasets import IMAGENET, Ints, dataset, holdout, synthetic_options
+from crelu_data.datasets import (
+    IMAGENET,
+    SPLITS,
+    Ints,
+    Sidecar,
+    dataset,
+    holdout,
+    recorded_splits,
+    synthetic_options,
+)
 from crelu_data.folders import Listing, check_folder, list_pictures, shown, split_folders
-from crelu_data.originals import Originals
+from crelu_data.originals import Originals, originals_path, read_originals
 from crelu_data.pixels import Picture, brightest, square
 
 T = TypeVar("T")
@@ -26,6 +35,7 @@ _TEST_FROM = 1 << 40  # index of the first synthetic test picture, above every c
 _TEST = {"cifar10": "test_batch", "cifar100": "test"}
 _META = {"cifar10": ("batches.meta", b"label_names", 10), "cifar100": ("meta", b"fine_label_names", 100)}
 _CIFAR = {"cifar10": ("cifar-10-batches-py", "CIFAR10"), "cifar100": ("cifar-100-python", "CIFAR100")}
+_ARCHIVE = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}  # beside a downloaded tree
 # MD5 of the published files, in the order in which they are read; torchvision has the same.
 PUBLISHED = {
     "cifar10": {
@@ -110,6 +120,9 @@ def _cifar(kind: str, origin: Path | None, where: Path, partial: bool) -> dict[s
         _download(loader, where)
         tree = where / folder
     fault = _cifar_fault(tree, kind)
+    if fault and origin is None and tree == where / folder and (where / _ARCHIVE[kind]).exists():
+        _download(loader, where)  # the one before was cut off while it unpacked this archive
+        fault = _cifar_fault(tree, kind)
     _check_whole(fault, f"{tree} is not the whole of {kind}", partial)
     train = [tree / name for name in PUBLISHED[kind] if name != _TEST[kind]]
     if fault and kind == "cifar10":
@@ -220,6 +233,28 @@ def _unpickled(path: Path) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not one of CIFAR's files: it holds a {type(value).__name__}")
     return {key.encode() if isinstance(key, str) else key: item for key, item in value.items()}
+
+
+def whole_splits(name: str, where: Path, sidecars: Mapping[str, Sidecar]) -> set[str]:
+    """Return the splits that a prepared set has once it is whole, by the sidecars of those that are finished.
+
+    Sidecars of an earlier preparation do not record them. Then they are those of the list of the originals in `where`,
+    or of the folder, or any two where neither is on this machine.
+    """
+    kind, _, rest = name.partition(":")
+    if recorded := recorded_splits(sidecars.values()):
+        return recorded
+    if kind != "folder":
+        return {*dataset(name).splits}
+    root = Path(rest).expanduser().absolute()
+    listed = read_originals(originals_path(name, where))
+    if listed is not None and any(sidecar.originals == listed.digest for sidecar in sidecars.values()):
+        folders = {path.partition("/")[0] for path in listed.sizes} & {*SPLITS}
+    elif root.is_dir():
+        folders = {*split_folders(root)}
+    else:
+        folders = {"train", *sidecars}
+    return folders if "train" in folders and len(folders) > 1 else {"train", "test"}
 
 
 def originals_of(name: str, origin: Path | None, where: Path) -> Originals | None:

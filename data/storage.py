@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
@@ -30,17 +31,43 @@ def open_filesystem(location: str) -> tuple[arrow_fs.FileSystem, str]:
 
     if "://" not in location:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
-    login, at, place = location.partition("://")[2].partition("/")[0].rpartition("@")
-    if at and ":" in login:
+    login = login_in(location)
+    if login is not None and login.password is not None:
         raise ValueError(
-            f"the address of {place} holds a key, which others would see: give it by $AWS_ACCESS_KEY_ID and "
-            "$AWS_SECRET_ACCESS_KEY, or by a profile or role"
+            f"the address of {re.split('[/?#]', login.place)[0]} holds a key, which others would see: give it by "
+            "$AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY, or by a profile or role"
         )
     try:
         system, path = fs.FileSystem.from_uri(location)
     except (ValueError, NotImplementedError) as error:
-        raise ValueError(f"{location} cannot be opened: {error}; use a folder, or s3://BUCKET/PREFIX") from None
+        bare = location if login is None else f"{login.scheme}://{login.place}"
+        reason = str(error).replace(location, bare)
+        raise ValueError(f"{bare} cannot be opened: {reason}; use a folder, or s3://BUCKET/PREFIX") from None
     return system, path.rstrip("/")
+
+
+class Login(NamedTuple):
+    """Login in an address: the scheme before it, its name and password, and all that follows it."""
+
+    scheme: str
+    name: str
+    password: str | None
+    place: str
+
+
+# A password may hold any sign, as SQLAlchemy reads it: it ends at the @ before the host. In http://host:5000/a@b there
+# is a port and no password; a bucket has no port, and of a database SQLAlchemy takes the same for a password.
+_LOGIN = r"([A-Za-z][\w+.-]*)://([^:/?#\[\]]*)(?::{}(.*?))?@([^@/?#]*(?:[/?#].*)?)"
+_LOGIN_OR_PORT = re.compile(_LOGIN.format(r"(?!\d*[/?#])"), re.DOTALL)
+_LOGIN_FIRST = re.compile(_LOGIN.format(""), re.DOTALL)
+_LOGINS_FIRST = ("s3", "gs", "gcs", "postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
+
+
+def login_in(address: str) -> Login | None:
+    """Return the login in an address, None where it has none; an @ in a path is no login."""
+    scheme = address.partition("://")[0].partition("+")[0].lower()
+    match = (_LOGIN_FIRST if scheme in _LOGINS_FIRST else _LOGIN_OR_PORT).fullmatch(address)
+    return Login(*match.groups()) if match else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -106,12 +133,18 @@ def exclusive_lock(lock: Path, alive: Callable[[], object] = lambda: None) -> It
     `alive` is called every 0.2 s while waiting, and may raise an exception to give up.
     """
     with lock.open("w") as file:
-        with suppress(OSError):  # some network disks have no locks
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    alive()
-                    time.sleep(0.2)
+        while _is_locked_by_another(file):
+            alive()
+            time.sleep(0.2)
         yield
+
+
+def _is_locked_by_another(file: IO[str]) -> bool:
+    """Try to take the lock on a file, and return whether another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # some network disks have no locks
+        return False
+    return False

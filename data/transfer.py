@@ -11,18 +11,20 @@ Ctrl-C until its last file is complete. It reports no progress.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crelu_data import beton
-from crelu_data.datasets import SPLITS, Sidecar, sidecar_of, stem, write_sidecar
+from crelu_data.datasets import SPLITS, Sidecar, read_sidecar, sidecar_of, stem, write_sidecar
 from crelu_data.interrupts import deferred_interrupts
+from crelu_data.sources import whole_splits
 from crelu_data.storage import Progress, exclusive_lock, no_progress, open_filesystem
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ THREADS = 8  # parts at a time
 FILES = 4  # files at a time
 SIDECAR_BYTES = 16 << 20  # of a sidecar, at most: that of ImageNet has some thousand
 NAME = re.compile(r"\w[\w.=,+@-]*")  # of a prepared file: others on the storage are somebody else's
+
+
+class TransferError(OSError):
+    """Error of a copy or a source that is not whole: another attempt, or another machine, may find it so."""
 
 
 class RemoteFile(NamedTuple):
@@ -66,20 +72,25 @@ def pull(
     """Copy prepared files of data sets (default: all) from `source` to `where`; return for each whether it was copied.
 
     A complete file is not copied again, and a pull by another process is waited for. `fresh` replaces files with other
-    pictures; without `pictures` only sidecars are copied. `alive` is called at every step and may raise to give up.
-    ValueError where the source has no such file, the disk has no room, or a copy does not match its sidecar; such a
+    pictures, and deletes those of splits that a set no longer has; without `pictures` only sidecars are copied. `alive`
+    is called at every step and may raise to give up. ValueError where the source has no such set, or another one.
+    OSError where the disk has no room, a set of the source lacks a split, or a copy does not match its sidecar; such a
     copy is deleted.
     """
     system, base = open_filesystem(source)
-    remote = _list_remote(system, base, source, tuple(names))
-    copied = {where / f"{file.name}.beton": not _is_current(file, where, source, fresh) for file in remote}
-    if not any(copied.values()):
+    remote = _list_remote(system, base, source, tuple(names), where)
+
+    def is_current(file: RemoteFile) -> bool:
+        return _is_current(file, where, source, fresh, pictures)
+
+    copied = {where / f"{file.name}.beton": not is_current(file) for file in remote}
+    if not fresh and not any(copied.values()):
         return copied
     where.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
-        for name in sorted({file.name.rpartition("-")[0] for file in remote}):  # the lock of crelu_data.write.prepare
+        for name in sorted({_set_of(file.name) for file in remote}):  # the lock of crelu_data.write.prepare
             locks.enter_context(exclusive_lock(where / f".{name}.lock", alive))
-        missing = [file for file in remote if not _is_current(file, where, source, fresh)]
+        missing = [file for file in remote if not is_current(file)]
         missing_names = {file.name for file in missing}
         copied = {path: path.stem in missing_names for path in copied}
         if pictures:
@@ -88,17 +99,39 @@ def pull(
         else:
             for file in missing:
                 write_sidecar(where / f"{file.name}.json", file.sidecar)
+        for name in _surplus(path.stem for path in copied) if fresh else ():
+            beton.unpublish(where / f"{name}.beton")
     return copied
 
 
-def check_source(source: str, names: Iterable[str]) -> None:
-    """Raise ValueError where `source` has no complete file of these data sets."""
+def check_source(source: str, names: Iterable[str], where: Path) -> None:
+    """Raise ValueError where `source` lacks these data sets, or has other pictures of them than sidecars here tell of.
+
+    OSError where a set there lacks a split.
+    """
     system, base = open_filesystem(source)
-    _list_remote(system, base, source, tuple(names))
+    for file in _list_remote(system, base, source, tuple(names), where):
+        _is_current(file, where, source, fresh=False, pictures=False)
 
 
-def _list_remote(system: arrow_fs.FileSystem, base: str, source: str, names: Sequence[str]) -> list[RemoteFile]:
-    """Return the complete files of these data sets on the storage; ValueError where there are none."""
+def _set_of(name: str) -> str:
+    """Return the data set's part of the name of a file, without suffix."""
+    return name.rpartition("-")[0]
+
+
+def _surplus(names: Iterable[str]) -> set[str]:
+    """Return the names of the files of the other splits of whole sets, which an earlier preparation may have left."""
+    whole = {*names}
+    return {f"{_set_of(name)}-{split}" for name in whole for split in SPLITS} - whole
+
+
+def _list_remote(
+    system: arrow_fs.FileSystem, base: str, source: str, names: Sequence[str], where: Path
+) -> list[RemoteFile]:
+    """Return the files of these data sets on the storage.
+
+    ValueError where it has nothing of one, TransferError where a set there is not whole.
+    """
     from pyarrow import fs
 
     infos = system.get_file_info(fs.FileSelector(base, allow_not_found=True))
@@ -107,21 +140,40 @@ def _list_remote(system: arrow_fs.FileSystem, base: str, source: str, names: Seq
     complete = [name for name in complete if NAME.fullmatch(name)]
     wanted = _stems(names)
     selected = [name for name in complete if name in wanted] if wanted else complete
-    if not selected:
+    absent = [name for name in names if not any(f"{each}.beton" in sizes for each in _stems([name]))]
+    if absent or not (selected or wanted):
         raise ValueError(
-            f"{source} holds no prepared files{_of(names)}; found {', '.join(complete) or 'none at all'}. "
+            f"{source} holds no prepared files{_of(absent)}; found {', '.join(complete) or 'none at all'}. "
             f"python -m crelu_data push {source} copies some to it"
         )
+    for name in names:
+        if not any(each in complete for each in _stems([name])):
+            raise TransferError(f"{source} has no sidecar of {name} yet: it is incomplete; push it again")
     files = []
     for name in selected:
         sidecar = _read_remote_sidecar(system, f"{base}/{name}.json", f"{source}/{name}.json")
         if sizes[f"{name}.beton"] != sidecar.file_bytes:
-            raise ValueError(
+            raise TransferError(
                 f"{source}/{name}.beton has {sizes[f'{name}.beton']:,} bytes, by its sidecar "
                 f"{sidecar.file_bytes:,}: it is incomplete; push it again"
             )
         files.append(RemoteFile(name, f"{base}/{name}.beton", sidecar))
+    if lacking := _lacking({file.name: file.sidecar for file in files}, where):
+        raise TransferError(f"{source} lacks {', '.join(lacking)}: a set there is incomplete; push it again")
     return files
+
+
+def _lacking(sidecars: Mapping[str, Sidecar], where: Path) -> list[str]:
+    """Return the names of the files that the data sets of these ones lack to be whole."""
+    sets: dict[str, dict[str, Sidecar]] = {}
+    for name, sidecar in sidecars.items():
+        if (split := name.rpartition("-")[2]) in SPLITS:
+            sets.setdefault(_set_of(name), {})[split] = sidecar
+    return [
+        f"{name}-{split}.beton"
+        for name, splits in sets.items()
+        for split in sorted(whole_splits(next(iter(splits.values())).name, where, splits) - splits.keys())
+    ]
 
 
 def _stems(names: Iterable[str]) -> list[str]:
@@ -141,33 +193,43 @@ def _read_remote_sidecar(system: arrow_fs.FileSystem, path: str, name: str) -> S
     return sidecar_of(content, name)
 
 
-def _is_current(file: RemoteFile, where: Path, source: str, fresh: bool) -> bool:
-    """Return whether these pictures are complete on the disk; ValueError for other ones, unless `fresh`."""
+def _is_current(file: RemoteFile, where: Path, source: str, fresh: bool, pictures: bool) -> bool:
+    """Return whether these pictures are complete on the disk; ValueError for other ones, unless `fresh`.
+
+    Without `pictures` the sidecar is enough.
+    """
     path = where / f"{file.name}.beton"
     try:
-        sidecar, _ = beton.read_pair(path)
+        sidecar = beton.read_pair(path)[0] if pictures else read_sidecar(path.with_suffix(".json"))
     except ValueError:
         return False
     if sidecar.fingerprint == file.sidecar.fingerprint:
         return True
     if not fresh:
+        remedy = "--fresh replaces it"
+        if not pictures:
+            remedy = f"python -m crelu_data pull {source} {sidecar.name} --fresh replaces it"
+            if not path.exists():
+                remedy = f"delete {where}/{_set_of(file.name)}-*.json to take those"
         raise ValueError(
-            f"{path} holds other pictures ({sidecar.fingerprint[:12]}) than {source} "
-            f"({file.sidecar.fingerprint[:12]}); --fresh replaces it"
+            f"{path if pictures else path.with_suffix('.json')} holds other pictures ({sidecar.fingerprint[:12]}) than "
+            f"{source} ({file.sidecar.fingerprint[:12]}); {remedy}"
         )
     return False
 
 
 def _check_room(missing: Sequence[RemoteFile], where: Path, source: str) -> None:
-    """Raise ValueError where the disk has no room for the missing files."""
+    """Raise OSError (ENOSPC) where the disk has no room for the missing files."""
     partials = [_partial_path(where, file) for file in missing]
     needed = sum(file.sidecar.file_bytes for file in missing)
     needed -= sum(path.stat().st_blocks * 512 for path in partials if path.exists())
     free = shutil.disk_usage(where).free
     if needed > free:
-        raise ValueError(
-            f"{where} has {free / 1e9:.3f} GB free and {source} needs {needed / 1e9:.3f} GB: "
-            f"{(needed - free) / 1e9:.3f} GB are lacking"
+        raise OSError(
+            errno.ENOSPC,
+            f"{free / 1e9:.3f} GB free and {source} needs {needed / 1e9:.3f} GB: "
+            f"{(needed - free) / 1e9:.3f} GB are lacking",
+            str(where),
         )
 
 
@@ -207,7 +269,7 @@ def _download(file: RemoteFile, job: _Pull, pool: ThreadPoolExecutor) -> None:
         partial.unlink()
         journal.unlink()
         reason = str(error).replace(str(partial), "it").partition(";")[0]
-        raise ValueError(
+        raise TransferError(
             f"{job.source}/{file.name}.beton does not match its sidecar ({reason}); the copy was deleted"
         ) from None
     beton.publish(partial, job.where / f"{file.name}.beton", file.sidecar)
@@ -249,14 +311,21 @@ def _copy_parts(file: RemoteFile, job: _Pull, pool: ThreadPoolExecutor, partial:
 
 def _finished_parts(partial: Path, journal: Path, head: str, total: int) -> set[int]:
     """Return the parts that an earlier pull of this file copied; without one, create an empty copy."""
-    if partial.exists() and journal.exists() and partial.stat().st_size == total:
-        first, *numbers = journal.read_text().splitlines(keepends=True)
-        if first == head:
-            return {int(number) for number in numbers if number.endswith("\n")}
-    journal.write_text(head)
-    with partial.open("wb") as copy:
-        copy.truncate(total)
-    return set()
+    done = _noted_parts(journal, head, total) if partial.exists() and partial.stat().st_size == total else set()
+    journal.write_text(head + "".join(f"{number}\n" for number in sorted(done)))
+    if not done:
+        with partial.open("wb") as copy:
+            copy.truncate(total)
+    return done
+
+
+def _noted_parts(journal: Path, head: str, total: int) -> set[int]:
+    """Return the parts that a journal names; a crash of the machine may have left any bytes in it."""
+    content = journal.read_bytes() if journal.exists() else b""
+    if not content.startswith(head.encode()):
+        return set()
+    lines = content[len(head) :].split(b"\n")[:-1]
+    return {int(line) for line in lines if line.isdigit() and len(line) < 19} & {*range(-(-total // PART))}
 
 
 def push(
@@ -269,14 +338,21 @@ def push(
 ) -> dict[str, bool]:
     """Copy prepared files of data sets (default: all) from `where` to `target`; return for each whether it was copied.
 
-    ValueError where there is no such file, one is damaged, or the target has other pictures and `fresh` is not set.
+    ValueError where there is no such set, one lacks a split, a file is damaged, or the target has other pictures and
+    `fresh` is not set. `fresh` replaces those, and deletes the splits that a set no longer has.
     """
     system, base = open_filesystem(target)
     wanted = [where / f"{name}.beton" for name in _stems(names)]
     paths = [path for path in (wanted or sorted(where.glob("*.beton"))) if path.exists()]
-    if not paths:
+    absent = [name for name in names if not any(where / f"{each}.beton" in paths for each in _stems([name]))]
+    if absent or not paths:
         raise ValueError(
-            f"{where} holds no prepared files{_of(names)}: python -m crelu_data prepare NAME --data-dir {where}"
+            f"{where} holds no prepared files{_of(absent)}: python -m crelu_data prepare NAME --data-dir {where}"
+        )
+    sidecars = {path.stem: read_sidecar(path.with_suffix(".json")) for path in paths}
+    if lacking := _lacking(sidecars, where):
+        raise ValueError(
+            f"{where} lacks {', '.join(lacking)}: python -m crelu_data prepare NAME --data-dir {where} adds it"
         )
     with deferred_interrupts() as check, ThreadPoolExecutor(FILES) as pool:
 
@@ -284,12 +360,30 @@ def push(
             check()
             progress(what, done, total)
 
-        copied = pool.map(lambda path: _upload(system, base, path, target, fresh, progress_while_wanted), paths)
+        # Nothing on the storage is touched before all files here are known to be intact.
+        copied = list(pool.map(lambda path: _has_to_go(system, base, path, target, fresh, check), paths))
+        missing = [path for path, new in zip(paths, copied, strict=True) if new]
+        _delete_remote(system, [f"{base}/{path.stem}.json" for path in missing])
+        list(pool.map(lambda path: _upload(system, base, path, progress_while_wanted), missing))
+        if fresh:
+            names_left = sorted(_surplus(sidecars))
+            _delete_remote(system, [f"{base}/{name}{suffix}" for name in names_left for suffix in (".json", ".beton")])
         return {f"{target.rstrip('/')}/{path.name}": new for path, new in zip(paths, copied, strict=True)}
 
 
-def _upload(system: arrow_fs.FileSystem, base: str, path: Path, target: str, fresh: bool, progress: Progress) -> bool:
-    """Copy a file and then its sidecar to the storage; return False where the storage already has them."""
+def _delete_remote(system: arrow_fs.FileSystem, paths: Sequence[str]) -> None:
+    """Delete files on the storage, where they exist, in this order."""
+    from pyarrow import fs
+
+    for info in system.get_file_info(paths):
+        if info.type == fs.FileType.File:
+            system.delete_file(info.path)
+
+
+def _has_to_go(
+    system: arrow_fs.FileSystem, base: str, path: Path, target: str, fresh: bool, alive: Callable[[], object]
+) -> bool:
+    """Return whether the storage lacks a file; ValueError where it is damaged here, or another one there."""
     from pyarrow import fs
 
     sidecar, index = beton.read_pair(path)
@@ -300,16 +394,21 @@ def _upload(system: arrow_fs.FileSystem, base: str, path: Path, target: str, fre
             return False
         if other.fingerprint != sidecar.fingerprint and not fresh:
             raise ValueError(f"{target}/{path.name} holds other pictures than {path}; --fresh replaces it")
-        system.delete_file(remote_sidecar.path)
-    if beton.fingerprint(index) != sidecar.fingerprint:
+    if beton.fingerprint(index, alive) != sidecar.fingerprint:
         raise ValueError(f"{path} is damaged: python -m crelu_data prepare {sidecar.name} --fresh writes it again")
+    return True
+
+
+def _upload(system: arrow_fs.FileSystem, base: str, path: Path, progress: Progress) -> None:
+    """Copy a file and then its sidecar to the storage."""
+    from pyarrow import fs
+
     if not isinstance(system, fs.S3FileSystem):
         system.create_dir(base, recursive=True)
     with path.open("rb") as file:
         parts = iter(lambda: file.read(PART), b"")
-        _write(system, f"{base}/{path.name}", _with_progress(parts, path.stem, sidecar.file_bytes, progress))
+        _write(system, f"{base}/{path.name}", _with_progress(parts, path.stem, path.stat().st_size, progress))
     _write(system, f"{base}/{path.stem}.json", [path.with_suffix(".json").read_bytes()])
-    return True
 
 
 def _with_progress(parts: Iterable[bytes], name: str, total: int, progress: Progress) -> Iterable[bytes]:

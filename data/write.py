@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from queue import Empty
@@ -36,7 +37,7 @@ from crelu_data.datasets import (
 from crelu_data.folders import shown
 from crelu_data.originals import originals_path, write_originals
 from crelu_data.pixels import Picture
-from crelu_data.sources import Source, sources, subset
+from crelu_data.sources import Source, sources, subset, whole_splits
 from crelu_data.storage import Progress, exclusive_lock, no_progress
 
 if TYPE_CHECKING:
@@ -100,8 +101,10 @@ def prepare(
         raise ValueError(f"the quality is 1 to 100, not {quality}")
     if size is not None and not 16 <= size <= 4096:
         raise ValueError(f"the size is 16 to 4096 pixels, not {size}")
+    if seed is not None and seed < 0:
+        raise ValueError(f"the seed is 0 or more, not {seed}")
     requested = {"size": size, "quality": quality, "seed": seed}
-    if not fresh and _is_complete(sidecars := _existing(name, where, requested, partial)):
+    if not fresh and _is_complete(name, where, sidecars := _existing(name, where, requested, partial)):
         check_unchanged(name, where, origin)
         return sidecars
     where.mkdir(parents=True, exist_ok=True)
@@ -109,20 +112,24 @@ def prepare(
         sidecars = {} if fresh else _existing(name, where, requested, partial)
         if sidecars:
             check_unchanged(name, where, origin)
-        if _is_complete(sidecars):  # by another process, while this one waited
+        if _is_complete(name, where, sidecars):  # by another process, while this one waited
             return sidecars
         for sidecar in sidecars.values():  # of a preparation that was interrupted: the rest is made like it
             size = size or sidecar.size
             seed = sidecar.seed
             quality = sidecar.quality or quality
         options = _Options(writer, quality or 90, workers or cores())
-        splits = sources(name, origin, where, size, seed or 0, partial).items()
-        missing = {split: source for split, source in splits if split not in sidecars}
-        return sidecars | _prepare_splits(name, missing, where, options, progress, together=fresh)
+        splits = sources(name, origin, where, size, seed or 0, partial)
+        missing = {split: source for split, source in splits.items() if split not in sidecars}
+        finished = _prepare_splits(name, missing, tuple(splits), where, options, progress, together=fresh)
+        for split in SPLITS:
+            if fresh and split not in splits:  # of an earlier preparation, when there were originals of it
+                beton.unpublish(beton_path(name, split, where))
+        return sidecars | finished
 
 
-def _is_complete(sidecars: dict[str, Sidecar]) -> bool:
-    return "train" in sidecars and len(sidecars) > 1
+def _is_complete(name: str, where: Path, sidecars: dict[str, Sidecar]) -> bool:
+    return bool(sidecars) and whole_splits(name, where, sidecars) <= sidecars.keys()
 
 
 def _existing(name: str, where: Path, requested: dict[str, int | None], partial: bool) -> dict[str, Sidecar]:
@@ -150,9 +157,18 @@ def _existing(name: str, where: Path, requested: dict[str, int | None], partial:
 
 
 def _prepare_splits(
-    name: str, missing: Mapping[str, Source], where: Path, options: _Options, progress: Progress, *, together: bool
+    name: str,
+    missing: Mapping[str, Source],
+    splits: tuple[str, ...],
+    where: Path,
+    options: _Options,
+    progress: Progress,
+    *,
+    together: bool,
 ) -> dict[str, Sidecar]:
-    """Write splits and give each its name once it is finished, or all `together`; return the sidecars.
+    """Write the missing ones of all `splits` and give each its name once it is finished, or all `together`.
+
+    Return their sidecars.
 
     Where one is refused, the others go too: pictures that were refused are mended, and then are not those of a split
     that stayed. What had these names before stays where all come together.
@@ -161,7 +177,8 @@ def _prepare_splits(
     published: list[str] = []
     try:
         for split, source in missing.items():
-            finished[split] = _prepare_split(name, split, source, beton_path(name, split, where), options, progress)
+            made = _prepare_split(name, split, source, beton_path(name, split, where), options, progress)
+            finished[split] = replace(made, splits=splits)
             if not together:
                 _publish(name, split, source, where, finished[split])
                 published.append(split)
@@ -170,8 +187,7 @@ def _prepare_splits(
                 _publish(name, split, missing[split], where, finished[split])
     except ValueError:
         for split in published:
-            beton_path(name, split, where).unlink()
-            beton_path(name, split, where).with_suffix(".json").unlink()
+            beton.unpublish(beton_path(name, split, where))
         if published:
             originals_path(name, where).unlink(missing_ok=True)
         raise

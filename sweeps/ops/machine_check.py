@@ -262,7 +262,7 @@ def pictures(request: Request) -> Iterator[Finding]:
     for path in sidecars:
         try:
             sidecar = read_sidecar(path)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             yield Finding("WRONG", str(error))
             continue
         if not path.with_suffix(".beton").exists():

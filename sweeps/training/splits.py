@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crelu_data.availability import fingerprints
+from crelu_data.availability import fingerprint as fingerprint_of
 from crelu_data.datasets import DataSet, Ints, beton_path, dataset, folds, holdout, is_partial, order
 from crelu_data.load import Pictures, open_pictures
 from sweeps.experiment.model_facts import seen_by
@@ -41,17 +41,21 @@ class Splits:
 
 
 def open_splits(trial: Trial, config: RuntimeConfig) -> Splits:
-    """Open the files of a trial and split its pictures; ValueError where they are not those the sweep planned for."""
+    """Open the files of a trial and split its pictures.
+
+    ValueError where they are missing, or not those the sweep planned for; OSError where this machine cannot read them.
+    """
     name = trial.cell.dataset
     where = Path(config.data_dir)
     phase = PHASES[trial.phase]
     facts = seen_by(trial.net, dataset(name, where))
-    fingerprint = fingerprints([name], where).get(name, "")
-    if not fingerprint or config.fingerprint not in ("", fingerprint):
-        fault = "not those the sweep was planned with" if fingerprint else "missing"
-        raise ValueError(
-            f"the data of {name} in {where} are {fault}; to look at them: python -m crelu_data verify {name}"
-        )
+    look = f"to look at them: python -m crelu_data verify {name}"
+    try:
+        fingerprint = fingerprint_of(name, where)
+    except ValueError as error:
+        raise ValueError(f"the data of {name} in {where} are missing or damaged ({error}); {look}") from None
+    if config.fingerprint not in ("", fingerprint):
+        raise ValueError(f"the data of {name} in {where} are not those the sweep was planned with; {look}")
     config = replace(config, reader=trial.cell.decoder or config.reader)
     train = open_file(beton_path(name, "train", where), config)
     test = open_file(beton_path(name, facts.final, where), config) if phase.test else None

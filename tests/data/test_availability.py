@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from crelu_data.availability import ensure_dataset, fetch_dataset, fingerprints
-from crelu_data.transfer import push
+from crelu_data.availability import check_available, ensure_dataset, fetch_dataset, fingerprint, fingerprints
+from crelu_data.transfer import pull, push
 from crelu_data.write import prepare
 from crelu_models.tables import S2
 from sweeps.experiment.recipe import ALLCONV
@@ -57,6 +58,31 @@ def test_worker_pulls_what_the_driver_only_read_of(name: str, source: str, tmp_p
     assert result["fingerprint"] == planned
     assert suffixes(tmp_path / "node") == {".beton", ".json"}
     assert Ledger(place.ledger).result(trial.key) is not None
+
+
+def test_source_whose_pictures_changed_is_said_before_anything_trains(name: str, source: str, tmp_path: Path) -> None:
+    shared = shutil.copytree(source, tmp_path / "shared")
+    head = tmp_path / "head"
+    for _ in range(2):
+        ensure_dataset(name, head, print, str(shared), pictures=False)
+    check_available(name, head, str(shared), pictures=False)
+    before = fingerprint(name, head)
+    prepare(name, tmp_path / "other", size=16, writer="native", workers=1)
+    push(tmp_path / "other", str(shared), fresh=True)
+    for check in (
+        lambda: ensure_dataset(name, head, print, str(shared), pictures=False),
+        lambda: check_available(name, head, str(shared), pictures=False),
+    ):
+        with pytest.raises(ValueError, match=rf"holds other pictures .* than {shared} .*; delete {head}/.*-\*\.json"):
+            check()
+    assert fingerprint(name, head) == before
+    pull(source, tmp_path / "whole")
+    with pytest.raises(ValueError, match=rf"; python -m crelu_data pull {shared} {name} --fresh replaces it"):
+        check_available(name, tmp_path / "whole", str(shared), pictures=False)
+    for path in head.glob("*.json"):
+        path.unlink()
+    ensure_dataset(name, head, print, str(shared), pictures=False)
+    assert fingerprint(name, head) == fingerprint(name, tmp_path / "other")
 
 
 def test_driver_on_its_own_machine_pulls_all_of_it_once(name: str, source: str, tmp_path: Path) -> None:

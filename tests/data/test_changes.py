@@ -14,7 +14,7 @@ from crelu_data import write
 from crelu_data.__main__ import main
 from crelu_data.availability import check_available, ensure_dataset, fingerprint
 from crelu_data.changes import check_unchanged
-from crelu_data.datasets import Sidecar, beton_path, read_sidecar, stem
+from crelu_data.datasets import Sidecar, beton_path, dataset, read_sidecar, stem
 from crelu_data.originals import Originals, difference, originals_path, read_originals, write_originals
 from crelu_data.transfer import pull, push
 from crelu_data.write import prepare
@@ -219,6 +219,84 @@ def test_fresh_that_was_killed_between_its_names_leaves_no_mixed_set(
             check()
     prepare(name, where, writer="native", fresh=True, seed=7)
     check_available(name, where)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """Return a folder with pictures for training, validation and test."""
+    for split in ("train", "val", "test"):
+        picture_folder(tmp_path / "three", split, {"a": 2, "b": 2}, (16, 16))
+    return tmp_path / "three"
+
+
+@pytest.mark.parametrize("version", ["now", "earlier, with its list", "earlier, without its list"])
+def test_set_that_was_killed_before_its_test_split_is_completed_and_never_tested_on_another_one(
+    version: str, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"folder:{three}"
+    where = tmp_path / "out"
+    publish = write.beton.publish
+
+    def not_test(partial: Path, path: Path, sidecar: Sidecar) -> None:
+        if sidecar.split == "test":
+            raise KilledError
+        publish(partial, path, sidecar)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write.beton, "publish", not_test)
+        with pytest.raises(KilledError):
+            prepare(name, where, writer="native", workers=1)
+    if version == "now":
+        with pytest.raises(ValueError, match=r"expected .*-train and -val and -test, found train, val"):
+            dataset(name, where)
+        shutil.copytree(where, tmp_path / "other")
+        assert ensure_dataset(name, tmp_path / "other", print).final == "test"
+    else:
+        for path in where.glob("*.json"):
+            path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "splits"}))
+        if "without" in version:
+            originals_path(name, where).unlink()
+        else:
+            three.rename(tmp_path / "away")
+        for check in (lambda: ensure_dataset(name, where, print), lambda: check_available(name, where)):
+            with pytest.raises(ValueError, match="has no test split, since its preparation was interrupted: python"):
+                check()
+        if not three.exists():
+            (tmp_path / "away").rename(three)
+    assert set(prepare(name, where, writer="native", workers=1)) == {"train", "val", "test"}
+    assert dataset(name, where).final == "test"
+    check_available(name, where)
+
+
+def test_splits_that_the_folder_no_longer_has_go_with_fresh(three: Path, tmp_path: Path) -> None:
+    name = f"folder:{three}"
+    where = tmp_path / "out"
+    prepare(name, where, writer="native", workers=1)
+    shutil.rmtree(three / "test")
+    with pytest.raises(ValueError, match=r"4 gone \(test.*--fresh") as refused:
+        prepare(name, where)
+    command = shlex.split(str(refused.value).rpartition("; ")[2].partition(" prepares it")[0])
+    assert main([*command[3:], "--workers", "1", "--writer", "native"]) == 0
+    assert {path.stem.rpartition("-")[2] for path in where.glob("*.[bj]*") if path.suffix != ".gz"} == {"train", "val"}
+    assert dataset(name, where).final == "val"
+    check_available(name, where)
+
+
+def test_fresh_that_is_killed_before_an_old_split_is_deleted_is_helped_by_fresh(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"folder:{three}"
+    where = tmp_path / "out"
+    prepare(name, where, writer="native", workers=1)
+    shutil.rmtree(three / "test")
+    with monkeypatch.context() as patched:
+        patched.setattr("crelu_data.beton.unpublish", lambda path: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            prepare(name, where, writer="native", workers=1, fresh=True)
+    with pytest.raises(ValueError, match="not of one preparation"):
+        prepare(name, where)
+    prepare(name, where, writer="native", workers=1, fresh=True)
+    assert dataset(name, where).final == "val"
 
 
 def test_fresh_that_was_killed_before_its_first_split_tells_no_wrong_names(

@@ -14,7 +14,8 @@ import pytest
 from crelu_data.__main__ import main
 from crelu_data.datasets import beton_path
 from crelu_data.streams import make_lasting
-from tests.support.pictures import cifar_tree
+from crelu_data.write import prepare
+from tests.support.pictures import cifar_tree, picture_folder
 
 
 def test_help_needs_no_heavy_import() -> None:
@@ -99,6 +100,16 @@ def test_what_is_wrong_is_one_sentence_and_exit_2(
     said = capsys.readouterr().err
     assert told in said
     assert said.count("\n") == 1
+
+
+def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    picture_folder(tmp_path, "pics", {"a": 4, "b": 4}, (16, 16))
+    name = f"folder:{tmp_path / 'pics'}"
+    with pytest.raises(SystemExit):
+        main(["prepare", name, "--seed", "-1", "--data-dir", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="the seed is 0 or more, not -1"):
+        prepare(name, tmp_path / "out", seed=-1, writer="native", workers=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_place_that_cannot_be_written_is_told(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,8 +211,9 @@ def test_impossible_parts_are_refused(call: object) -> None:
 
 
 def test_a_sidecar_survives_its_file(tmp_path: Path) -> None:
-    write_sidecar(tmp_path / "x.json", SIDECAR)
-    assert read_sidecar(tmp_path / "x.json") == SIDECAR
+    sidecar = dataclasses.replace(SIDECAR, splits=("train", "test"))
+    write_sidecar(tmp_path / "x.json", sidecar)
+    assert read_sidecar(tmp_path / "x.json") == sidecar
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -233,6 +235,9 @@ def test_a_sidecar_survives_its_file(tmp_path: Path) -> None:
         {"version": None},
         {"class_names": "ab"},
         {"label_counts": [-1, 6]},
+        {"splits": ["val", "test"]},
+        {"splits": ["train", "../test"]},
+        {"splits": "train"},
         {"surplus": 1},
     ],
 )
@@ -241,6 +246,23 @@ def test_a_wrong_sidecar_is_refused_by_name(change: dict[str, object], tmp_path:
     path.write_text(json.dumps(dataclasses.asdict(SIDECAR) | change))
     with pytest.raises(ValueError, match=r"x\.json"):
         read_sidecar(path)
+
+
+@pytest.mark.parametrize("change", [{"seed": -1}, {"count": 6}, {"mean": (float("nan"), 0.0, 0.0)}])
+def test_a_sidecar_that_could_not_be_read_is_not_written(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_sidecar(path, SIDECAR)
+    with pytest.raises(ValueError, match=r"x\.json is not a sidecar"):
+        write_sidecar(path, dataclasses.replace(SIDECAR, **change))
+    assert read_sidecar(path) == SIDECAR
+
+
+def test_a_disk_that_cannot_be_read_is_no_fault_of_the_sidecar(tmp_path: Path) -> None:
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        read_sidecar(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="is missing"):
+        read_sidecar(tmp_path / "y.json")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "\x00", '{"version": 1}', "[" * 100_000])

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ def test_checksums_are_torchvision_s() -> None:
 
     for kind, loader in (("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)):
         assert dict(loader.train_list + loader.test_list) == sources.PUBLISHED[kind]
+        assert loader.filename == sources._ARCHIVE[kind]
 
 
 @pytest.fixture
@@ -67,6 +69,31 @@ def test_whole_tree_is_not_marked_and_takes_no_other_batch(tree: Path, tmp_path:
     for partial in (False, True):
         made = prepare("cifar10", tmp_path / str(partial), origin=tree, writer="native", workers=1, partial=partial)
         assert {split: (s.count, s.partial) for split, s in made.items()} == {"train": (20, False), "test": (4, False)}
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_download_that_was_cut_off_while_it_unpacked_is_taken_up_again(
+    archive: bool, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its archive the tree is one that somebody put there: it is judged as it is, and not written over."""
+    whole = shutil.copytree(tree, tmp_path / "whole")
+
+    class Downloaded:
+        def __init__(self, where: str, download: bool) -> None:
+            assert download
+            shutil.copytree(whole, Path(where) / tree.name, dirs_exist_ok=True)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Downloaded)
+    (tree / "data_batch_3").unlink()
+    (tree / "data_batch_4").write_bytes(b"half")
+    if archive:
+        (tmp_path / "cifar-10-python.tar.gz").touch()
+        made = prepare("cifar10", tmp_path, writer="native", workers=1)
+        assert {split: (s.count, s.partial) for split, s in made.items()} == {"train": (20, False), "test": (4, False)}
+    else:
+        with pytest.raises(ValueError, match="is not the whole of cifar10: data_batch_3"):
+            prepare("cifar10", tmp_path, writer="native", workers=1)
+        assert (tree / "data_batch_4").read_bytes() == b"half"
 
 
 def imagenet(classes: int = 1000, **changes: int) -> Listing:

@@ -1,5 +1,6 @@
 """Prepared files travel whole or not at all, once a machine, whoever is killed on the way."""
 
+import errno
 import os
 import shutil
 import signal
@@ -12,9 +13,10 @@ import pytest
 from crelu_data import transfer
 from crelu_data.__main__ import main
 from crelu_data.datasets import beton_path, read_sidecar
-from crelu_data.storage import open_filesystem
-from crelu_data.transfer import pull, push
+from crelu_data.storage import exclusive_lock, open_filesystem
+from crelu_data.transfer import TransferError, check_source, pull, push
 from crelu_data.write import prepare
+from sweeps.execution.failures import FAULTS, PASSING
 
 NAME = "synthetic:train=60,test=20"
 OTHER = "synthetic:train=50,test=10,seed=1"
@@ -90,7 +92,7 @@ def test_one_wrong_bit_is_refused_and_nothing_is_kept(folder: Path, tmp_path: Pa
     content = bytearray(path.read_bytes())
     content[where] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"does not match its sidecar \(.*\); the copy was deleted"):
+    with pytest.raises(OSError, match=r"does not match its sidecar \(.*\); the copy was deleted"):
         pull(str(folder), tmp_path / "node", [NAME])
     assert not beton_path(NAME, "train", tmp_path / "node").exists()
     assert not [name for name in left(tmp_path / "node") if "train=60" in name or "train60-test20-train" in name]
@@ -134,17 +136,132 @@ def test_a_damaged_file_is_not_pushed_and_a_damaged_one_here_is_pulled_anew(fold
     assert path.read_bytes() == content
 
 
+def test_a_damaged_file_costs_the_storage_nothing_also_with_fresh(folder: Path, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    pull(str(folder), node)
+    for split in SPLITS:  # other pictures under the same name, of which one is damaged
+        for suffix in (".beton", ".json"):
+            target, source = (beton_path(name, split, node).with_suffix(suffix) for name in (NAME, OTHER))
+            shutil.copy(source, target)
+    path = beton_path(NAME, "train", node)
+    content = path.read_bytes()
+    path.write_bytes(content[:2_097_200] + b"\x01\x02\x03" + content[2_097_203:])
+    before = files(folder)
+    with pytest.raises(ValueError, match="is damaged"):
+        push(node, str(folder), fresh=True)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("suffixes", [(".beton", ".json"), (".beton",), (".json",)])
+def test_a_set_that_lacks_a_split_is_neither_pulled_nor_pushed(
+    suffixes: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    lacking = beton_path(NAME, "test", folder)
+    for suffix in suffixes:
+        lacking.with_suffix(suffix).unlink()
+    for names in ((), (NAME,), (OTHER, NAME)):
+        with pytest.raises(TransferError, match=f"lacks {lacking.name}: a set there is incomplete; push it again"):
+            pull(str(folder), tmp_path / "node", names)
+    with pytest.raises(TransferError, match=f"lacks {lacking.name}"):
+        check_source(str(folder), [NAME], tmp_path)
+    for names in ((), (NAME,)):
+        with pytest.raises(ValueError, match=f"{lacking.name}: python -m|{lacking.stem}.json is missing"):
+            push(folder, str(tmp_path / "up"), names)
+    assert not (tmp_path / "node").exists()
+    assert not (tmp_path / "up").exists()
+    assert set(pull(str(folder), tmp_path / "node", [OTHER]).values()) == {True}
+
+
+def test_each_named_set_has_to_be_there(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no prepared files of cifar10; found synthetic"):
+        pull(str(folder), tmp_path / "node", [NAME, "cifar10"])
+    with pytest.raises(ValueError, match="no prepared files of cifar10: python"):
+        push(folder, str(tmp_path / "up"), [NAME, "cifar10"])
+    for split in SPLITS:  # as while a set is replaced: the sidecars come last
+        beton_path(NAME, split, folder).with_suffix(".json").unlink()
+    with pytest.raises(TransferError, match=r"has no sidecar of synthetic.* yet"):
+        pull(str(folder), tmp_path / "node", [NAME])
+
+
+def test_splits_that_a_set_no_longer_has_go_with_fresh(folder: Path, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    pull(str(folder), node)
+    expected = files(folder)
+    for where, copy in (
+        (node, lambda: pull(str(folder), node, fresh=True)),
+        (folder, lambda: push(node, str(folder), fresh=True)),
+    ):
+        for suffix in (".beton", ".json"):
+            shutil.copy(*(beton_path(NAME, split, where).with_suffix(suffix) for split in ("test", "val")))
+        copy()
+        assert files(where) == expected
+
+
+HEAD = "{fingerprint} {bytes} 65536\n"
+
+
+@pytest.mark.parametrize(
+    ("journal", "done"),
+    [
+        ("", set()),
+        ("\0" * 100, set()),
+        ("\udcff\n", set()),
+        ("another head" * 10 + "\n0\n1\n", set()),
+        (HEAD[:-1], set()),
+        (HEAD, set()),
+        (HEAD + "0\n2\n1", {0, 2}),
+        (HEAD + "\0\0\0\n\udcff\n-1\n 1\n999999\n0\n\n", {0}),
+    ],
+)
+def test_a_damaged_journal_is_none_and_its_wrong_lines_are_passed_over(
+    journal: str, done: set[int], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PART", 1 << 16)
+    path = beton_path(NAME, "train", folder)
+    sidecar = read_sidecar(path.with_suffix(".json"))
+    head = HEAD.format(fingerprint=sidecar.fingerprint, bytes=sidecar.file_bytes)
+    node = tmp_path / "node"
+    node.mkdir()
+    partial, notes = (node / f".{path.name}.{suffix}" for suffix in ("pulling", "parts"))
+    shutil.copy(path, partial)
+    notes.write_bytes(journal.replace(HEAD[:-1], head[:-1]).encode("utf-8", "surrogateescape"))
+    assert transfer._finished_parts(partial, notes, head, sidecar.file_bytes) == done
+    assert notes.read_text() == head + "".join(f"{number}\n" for number in sorted(done))
+    pull(str(folder), node, [NAME])
+    assert left(node) == []
+
+
+def test_a_wait_for_a_lock_ends_with_what_the_waiting_one_raises(tmp_path: Path) -> None:
+    def gone() -> None:
+        raise OSError("the disk has gone")
+
+    with (
+        exclusive_lock(tmp_path / "lock"),
+        pytest.raises(OSError, match="has gone"),
+        exclusive_lock(tmp_path / "lock", gone),
+    ):
+        pytest.fail("the lock of another one was taken")
+
+
 def test_lack_of_room_is_told_before_anything_is_copied(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda where: usage)
     sizes = sum(path.stat().st_size for path in folder.glob("*.beton"))
     lack = f"0.005 GB free and .* needs {sizes / 1e9:.3f} GB: {(sizes - 5e6) / 1e9:.3f} GB are lacking"
-    with pytest.raises(ValueError, match=lack):
+    with pytest.raises(OSError, match=lack) as refused:
         pull(str(folder), tmp_path / "node")
+    assert refused.value.errno == errno.ENOSPC  # another machine may have room
+    assert main(["pull", str(folder), "--data-dir", str(tmp_path / "node")]) == 2
+    assert f"data pull: {tmp_path / 'node'}: 0.005 GB free" in capsys.readouterr().err
     assert left(tmp_path / "node") == []
     assert not list((tmp_path / "node").glob("*.beton"))
+
+
+def test_trouble_of_a_machine_or_a_source_is_no_fault_of_a_trial() -> None:
+    assert issubclass(TransferError, PASSING)
+    assert not issubclass(TransferError, FAULTS)
 
 
 SLOW = """

@@ -429,6 +429,14 @@ def test_native_files_are_ffcvs_own_format(tmp_path: Path) -> None:
     assert np.array_equal(reader.alloc_table["ptr"], beton.read_index(path).pointers)
 
 
+def test_a_disk_that_cannot_be_read_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.beton").mkdir()
+    with pytest.raises(IsADirectoryError):
+        beton.read_index(tmp_path / "x.beton")
+    with pytest.raises(ValueError, match="is missing"):
+        beton.read_index(tmp_path / "y.beton")
+
+
 @pytest.mark.parametrize("cut", [10, 2000, 5000, 2_100_000, -1])
 def test_a_truncated_file_is_refused(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "x.beton"

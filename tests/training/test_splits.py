@@ -1,12 +1,13 @@
 """The pictures of a trial by phase: no test picture and no hold-out picture among those it trains on."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from crelu_data.datasets import folds, holdout, order
+from crelu_data.datasets import beton_path, folds, holdout, order
 from crelu_data.write import prepare
 from crelu_models.tables import S2, S5
 from sweeps.experiment.recipe import ALLCONV, VGG
@@ -29,6 +30,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def splits_of(data: Path, trial: Trial) -> Splits:
     return open_splits(trial, RuntimeConfig(str(data / "ledger"), str(data), reader="threads"))
+
+
+def test_files_that_are_missing_are_said_so_and_a_disk_that_fails_may_pass(data: Path, tmp_path: Path) -> None:
+    where = shutil.copytree(data, tmp_path / "data")
+    sidecar = beton_path(NAME, "test", where).with_suffix(".json")
+    sidecar.write_text("{}")
+    with pytest.raises(ValueError, match=rf"{sidecar} is not a sidecar"):
+        splits_of(where, Trial(CELL, "ablation"))
+    sidecar.unlink()
+    with pytest.raises(ValueError, match=rf"missing or damaged \({sidecar} is missing"):
+        splits_of(where, Trial(CELL, "ablation"))
+    sidecar.mkdir()  # the disk refuses to read it
+    with pytest.raises(IsADirectoryError):
+        splits_of(where, Trial(CELL, "ablation"))
 
 
 def test_a_row_of_table_4_trains_on_all_but_the_hold_out(data: Path) -> None:
