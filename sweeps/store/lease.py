@@ -258,7 +258,10 @@ class Lease:
                 raise LeaseLostError(self.lost)
             began = self.host.now()
             tag = self.file.beat(self._sign(), self.tag)
-            while tag is None:
+            overwrites = self.file.overwrites
+            for _ in range(ANSWERS):
+                if tag is not None:
+                    break
                 now = self.file.read()
                 if now is None or _parsed(now).get("owner") != self.owner:
                     self._lose_or_mend(now)
@@ -266,9 +269,15 @@ class Lease:
                 # The answer to an earlier beat was lost; the next one goes on from there.
                 self.tag = now.tag
                 tag = self.file.beat(self._sign(), self.tag)
+                if tag is None:
+                    # The folder came back as a copy, whose file is not the one that is open here.
+                    tag = self.file.replace(self._sign(), self.tag)
+                    overwrites = not self.file.compares
+            if tag is None:
+                raise OSError(errno.EAGAIN, f"{self.ledger.root} takes no sign of life of this driver")
             self.tag = tag
             self.renewed = began
-            if self.file.overwrites and self.host.now() - began >= FENCE:
+            if overwrites and self.host.now() - began >= FENCE:
                 # Somebody may have taken over between the two halves of this beat, which then covers their lease.
                 self._lose("a sign of life took too long on a store without conditional writes")
 
@@ -312,7 +321,7 @@ def _encoded(lease: Json) -> bytes:
 def _parsed(content: Content | None) -> Json:
     """Return the lease in a file, its texts printable; empty where it cannot be read."""
     try:
-        value = json.loads(content.text) if content is not None else {}
+        value = json.loads(content.text.decode("utf-8")) if content is not None else {}
     except (ValueError, RecursionError):
         return {}
     if content is None or not isinstance(value, dict) or value.pop("check", checksum(value)) != checksum(value):

@@ -128,26 +128,23 @@ class DiskFile:
 
     def beat(self, text: bytes, tag: str) -> str | None:  # noqa: ARG002
         """Write into the file that this driver made; a full disk still takes its new time."""
-        assert self.handle is not None
+        if self.handle is None:  # a `replace` was refused
+            return None
         try:
             os.pwrite(self.handle, text.ljust(self.size), 0)
             os.fsync(self.handle)
         except OSError as error:
-            if error.errno == errno.ESTALE:  # a network disk no longer has the file
-                return None
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+                return None  # a disk that was mounted again no longer knows the handle
             os.utime(self.handle)
         now = self.read()
-        if now is None or not now.tag.startswith(f"{os.fstat(self.handle).st_ino}-"):
-            return None
-        return now.tag
+        return now.tag if now is not None and self._is_open(now) else None
 
     def remove(self, tag: str) -> None:  # noqa: ARG002
         """Delete the file where it is still this driver's."""
         try:
             now = self.read()
-            if self.handle is not None and now and now.tag.startswith(f"{os.fstat(self.handle).st_ino}-"):
+            if now is not None and self._is_open(now):
                 self.path.unlink(missing_ok=True)
         finally:
             self.close()
@@ -175,10 +172,17 @@ class DiskFile:
     def _tag(self) -> str | None:
         """Return the tag of the file, or None where it is not the one that is open here."""
         now = self.read()
-        if now is None or self.handle is None or not now.tag.startswith(f"{os.fstat(self.handle).st_ino}-"):
+        if now is None or not self._is_open(now):
             self.close()
             return None
         return now.tag
+
+    def _is_open(self, now: Content) -> bool:
+        """Return whether the file is the one that is open here."""
+        try:
+            return self.handle is not None and now.tag.startswith(f"{os.fstat(self.handle).st_ino}-")
+        except OSError:  # a network disk no longer has that one
+            return False
 
     def close(self) -> None:
         """Release the file, which stays."""
@@ -219,8 +223,13 @@ class S3File:
 
     def read(self) -> Content | None:
         """Return the content now, or None where there is no such object."""
-        answer = self._ask(lambda: self.client.get_object(**self.place), ("NoSuchKey", "404"))
-        return None if answer is None else Content(answer["Body"].read(), answer["ETag"])
+
+        def get() -> Content:
+            answer = self.client.get_object(**self.place)
+            return Content(answer["Body"].read(), answer["ETag"])
+
+        content: Content | None = self._ask(get, ("NoSuchKey", "404"))
+        return content
 
     def create(self, text: bytes) -> str | None:
         """Write the object where there is none; a store that ignores the condition is found out by a second try."""

@@ -5,12 +5,14 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -326,6 +328,84 @@ def test_a_full_disk_takes_beats(
     first.check()
 
 
+def test_a_lease_that_came_back_as_a_copy_is_taken_into_hand_again(
+    ledger: Ledger, without_locks: None, tmp_path: Path
+) -> None:
+    remote, here = SimulatedHost("another boot"), SimulatedHost()
+    lease = held(ledger, remote)
+    beats = count_beats(lease)
+    folder = tmp_path / "ledger" / "leases"
+    folder.rename(tmp_path / "away")
+    shutil.copytree(tmp_path / "away", folder)
+    for silent in (BEAT, FENCE + 1):
+        remote.time += silent
+        lease.check() if silent > FENCE else lease.renew()
+        now = json.loads(ledger.read("leases/s.json") or b"")
+        assert (now["owner"], now["clock"]) == (lease.owner, remote.time)
+    assert len(beats) <= 4
+    here.meanwhile = lambda time: lease.renew()
+    with pytest.raises(LeaseHeldError):
+        held(ledger, here)
+    lease.file.remove(lease.tag)
+    assert ledger.names("leases") == ["s.json.lock"]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOTCONN])
+@pytest.mark.parametrize("calls", [("pwrite", "fstat"), ("fstat",)])
+def test_a_lease_whose_handle_fails_is_opened_anew(
+    ledger: Ledger, without_locks: None, calls: tuple[str, ...], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = SimulatedHost("another boot")
+    lease = held(ledger, remote)
+    beats = count_beats(lease)
+    inode = os.stat(ledger.path("leases/s.json")).st_ino
+    fstat = os.fstat
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(handle: int, *rest: object) -> object:
+            if handle == lease.file.handle and fstat(handle).st_ino == inode:  # type: ignore[attr-defined]
+                raise OSError(number, "a stale handle")
+            return call(handle, *rest)
+
+        return ask
+
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    for name in calls:
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
+    remote.time += BEAT
+    lease.renew()
+    assert json.loads(ledger.read("leases/s.json") or b"")["clock"] == remote.time
+    lease.renew()
+    assert len(beats) <= 4
+
+
+def test_a_lease_that_takes_no_beat_is_an_error_and_not_a_wait(
+    ledger: Ledger, without_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = held(ledger, SimulatedHost())
+    monkeypatch.setattr(lease.file, "beat", lambda text, tag: None)
+    monkeypatch.setattr(lease.file, "replace", lambda text, tag: None)
+    beats = count_beats(lease)
+    with pytest.raises(OSError, match="takes no sign of life"):
+        lease.renew()
+    assert not lease.lost
+    assert len(beats) > 1
+
+
+def count_beats(lease: Lease) -> list[str]:
+    """Return the tags of the beats that a lease sends from now on; a loop without an end fails."""
+    tags: list[str] = []
+    beat = lease.file.beat
+
+    def counted(text: bytes, tag: str) -> str | None:
+        tags.append(tag)
+        assert len(tags) < 100, "beats without an end"
+        return beat(text, tag)
+
+    lease.file.beat = counted  # type: ignore[method-assign]
+    return tags
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
 def test_on_a_disk_without_locks_the_beats_decide(ledger: Ledger, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(handle: object, operation: int) -> None:
@@ -583,6 +663,19 @@ def test_an_answer_of_s3_that_is_lost_costs_no_lease(bucket: str) -> None:
     lease.renew()
     lease.check()
     assert losses == 0
+
+
+def test_an_answer_of_s3_that_is_cut_off_is_an_error_of_the_store(bucket: str) -> None:
+    from botocore.exceptions import IncompleteReadError
+
+    class Body:
+        def read(self) -> bytes:
+            raise IncompleteReadError(actual_bytes=1, expected_bytes=2)
+
+    file = S3File(Ledger(f"{bucket}/cut/ledger"), "leases/s.json")
+    file._client = SimpleNamespace(get_object=lambda **_: {"Body": Body(), "ETag": "tag"})
+    with pytest.raises(OSError, match="1 read, but total bytes expected is 2"):
+        file.read()
 
 
 def test_a_store_that_ignores_conditions_is_found_out(bucket: str) -> None:
