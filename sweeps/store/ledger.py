@@ -346,7 +346,8 @@ class Ledger:
         """Return the bytes of `name` and the JSON object in them, as somebody wrote it."""
         content = self.read(name) or b""
         try:
-            value = json.loads(content)
+            # In UTF-16 a control character would pass `printable_json`.
+            value = json.loads(content.decode("utf-8"))
         except (ValueError, RecursionError):
             return content, None
         return content, value if isinstance(value, dict) else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import MutableMapping
 from typing import Final
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
+from crelu_data.storage import login_in
 from sweeps.store.local_uris import sqlite_uri
 
 # Variables from which the client of a store takes its login, by the address's scheme.
@@ -15,29 +17,25 @@ VARIABLES: Final = {
     "https": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "postgresql": ("PGUSER", "PGPASSWORD"),
 }
+_PASSWORD: Final = re.compile(r"(?:passw(?:or)?d|pwd|secret)\w*=", re.IGNORECASE)  # in options and in those of ODBC
 
 
 def without_login(uri: str) -> str:
     """Return an address without the name and password in it; any other text as it is."""
-    parts = _split(uri)
-    if parts is None or "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    login = login_in(uri)
+    return _without_options(uri if login is None else f"{login.scheme}://{login.place}")
 
 
 def without_password(uri: str) -> str:
     """Return an address without the password in it; the name stays, by which a database knows whom to ask for one."""
-    parts = _split(uri)
-    if parts is None or "@" not in parts.netloc:
-        return uri
-    login, _, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{login.partition(':')[0]}@{host}").geturl()
+    login = login_in(uri)
+    return _without_options(uri if login is None else f"{login.scheme}://{login.name}@{login.place}")
 
 
 def has_password(uri: str) -> bool:
     """Tell whether an address holds a password."""
-    parts = _split(uri)
-    return parts is not None and (":" in parts.netloc.rpartition("@")[0] or "password=" in parts.query)
+    login = login_in(uri)
+    return (login is not None and login.password is not None) or without_password(uri) != uri
 
 
 def take_login(uri: str, environment: MutableMapping[str, str] = os.environ) -> str:
@@ -45,19 +43,18 @@ def take_login(uri: str, environment: MutableMapping[str, str] = os.environ) -> 
 
     ValueError for a store whose client looks nowhere else.
     """
-    parts = _split(uri)
-    if parts is None or not has_password(uri):
+    if not has_password(uri):
         return uri
-    scheme = parts.scheme.partition("+")[0]
-    if scheme not in VARIABLES or "password=" in parts.query:
-        where = parts._replace(query="").geturl()
+    login = login_in(uri)
+    scheme = uri.partition("://")[0].partition("+")[0].lower()
+    if login is None or scheme not in VARIABLES or not without_login(uri).endswith(login.place):
         raise ValueError(
-            f"the address {without_login(where)} was given with a password, which others would see: leave it to the "
-            "store's own file of passwords"
+            f"the address {without_login(uri).partition('?')[0]} was given with a password, which others would see: "
+            "leave it to the store's own file of passwords"
         )
     name, password = VARIABLES[scheme]
-    environment[name] = unquote(parts.username or "")
-    environment[password] = unquote(parts.password or "")
+    environment[name] = unquote(login.name)
+    environment[password] = unquote(login.password or "")
     return without_login(uri) if scheme.startswith("http") else without_password(uri)
 
 
@@ -69,7 +66,7 @@ def own_store(flag: str | None, output: str, environment: MutableMapping[str, st
     """
     if flag and has_password(flag):
         raise ValueError(
-            f"--tracking-uri {without_login(flag.partition('?')[0])} holds a password, which every user here could "
+            f"--tracking-uri {without_login(flag).partition('?')[0]} holds a password, which every user here could "
             "read: use $MLFLOW_TRACKING_USERNAME and $MLFLOW_TRACKING_PASSWORD"
         )
     uri = flag or take_login(environment.get("MLFLOW_TRACKING_URI", ""), environment)
@@ -81,9 +78,11 @@ def same_store(uri: str, other: str) -> bool:
     return without_login(uri).rstrip("/") == without_login(other).rstrip("/")
 
 
-def _split(uri: str) -> SplitResult | None:
-    """Return the parts of an address, None for a text that is none."""
-    try:
-        return urlsplit(uri) if "://" in uri else None
-    except ValueError:
-        return None
+def _without_options(uri: str) -> str:
+    """Return an address without those options after its ? that are passwords, such as MySQL's passwd."""
+    place, _, query = uri.partition("?")
+    options = query.split("&")
+    harmless = [option for option in options if not _PASSWORD.search(unquote(option))]
+    if len(harmless) == len(options) or "://" not in uri:
+        return uri
+    return f"{place}?{'&'.join(harmless)}" if harmless else place

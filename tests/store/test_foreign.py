@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from crelu_data.storage import open_filesystem
 from sweeps.store.foreign import known_analysis_files, printable, relative
+from sweeps.store.lease import _parsed
+from sweeps.store.lease_file import Content
 from sweeps.store.ledger import Ledger, checksum
 from sweeps.store.logins import has_password, own_store, same_store, take_login, without_login
 
@@ -120,6 +123,18 @@ def test_no_text_from_a_ledger_holds_an_escape_sequence(tmp_path: Path, sign: st
     assert (ledger.result("k") or {})["label"] == printable(text)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_file_in_another_encoding_is_damaged_and_its_escape_sequences_are_not_read(
+    tmp_path: Path, encoding: str
+) -> None:
+    ledger = Ledger(str(tmp_path))
+    value = {"label": "\x1b[2J", "owner": "\x1b[2J"}
+    ledger.write("a.json", json.dumps({**value, "check": checksum(value)}).encode(encoding))
+    assert ledger.read_json("a.json") is None
+    assert ledger.read_checked("a.json") is None
+    assert _parsed(Content(json.dumps(value).encode(encoding), "tag")) == {}
+
+
 @pytest.mark.parametrize("text", ["plain", "±0.3 – „ä“ 漢字 → ✓ ‐", "tab\tand\nline", "C:\\temp\\new"])
 def test_other_texts_stay_as_they_are(tmp_path: Path, text: str) -> None:
     ledger = Ledger(str(tmp_path))
@@ -136,6 +151,22 @@ ADDRESSES = [
     ("http://me@host", "http://host"),
     ("sqlite:////a/b@c:d/mlflow.db", "sqlite:////a/b@c:d/mlflow.db"),
     ("http://host", "http://host"),
+    ("postgresql://mlflow:se/cret@db/mlflow", "postgresql://db/mlflow"),
+    (
+        "postgresql+psycopg2://me:7/se#c?ret@db:5432/runs?sslmode=require",
+        "postgresql+psycopg2://db:5432/runs?sslmode=require",
+    ),
+    ("https://me:se/cret@host/path", "https://host/path"),
+    ("mysql://me@host/runs?passwd=secret&charset=utf8", "mysql://host/runs?charset=utf8"),
+    ("postgresql://host/runs?sslpassword=secret", "postgresql://host/runs"),
+    ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dsecret", "mssql+pyodbc:///"),
+    ("s3://key:7/se@bucket/a@b", "s3://bucket/a@b"),
+    ("http://me:secret@[::1]:5000/a@b", "http://[::1]:5000/a@b"),
+    ("s3://bucket/a@b", "s3://bucket/a@b"),
+    ("http://host:5000/a@b", "http://host:5000/a@b"),
+    ("http://[::1]:5000/a@b", "http://[::1]:5000/a@b"),
+    ("hdfs://host:8020/a@b?x=c@d", "hdfs://host:8020/a@b?x=c@d"),
+    ("/home/me:you/a@b", "/home/me:you/a@b"),
 ]
 
 
@@ -153,7 +184,15 @@ def test_password_of_an_address_goes_to_where_the_client_looks() -> None:
     environment = {}
     assert take_login("postgresql://me:secret@host/x", environment) == "postgresql://me@host/x"
     assert environment == {"PGUSER": "me", "PGPASSWORD": "secret"}
-    for address in ("mysql://me:secret@host/x", "postgresql://host/x?user=me&password=secret"):
+    assert take_login("postgresql://me:a/b#c?d@host/x", environment) == "postgresql://me@host/x"
+    assert environment == {"PGUSER": "me", "PGPASSWORD": "a/b#c?d"}
+    for address in (
+        "mysql://me:secret@host/x",
+        "mysql://me:a/secret?x@host/x",
+        "mysql://me@host/x?passwd=secret",
+        "postgresql://host/x?user=me&password=secret",
+        "postgresql://me:a/secret@host/x?sslpassword=secret",
+    ):
         with pytest.raises(ValueError, match="with a password, which others would see") as error:
             take_login(address, {})
         assert "secret" not in str(error.value)
@@ -166,13 +205,24 @@ def test_own_store_is_named_by_the_user_and_never_with_a_password() -> None:
     assert own_store("http://other", "/out", environment) == "http://other"
     assert own_store(None, "/out", {}) == "sqlite:////out/mlflow.db"
     assert own_store(None, "s3://bucket", {}) == ""
-    with pytest.raises(ValueError, match="every user here could read") as error:
-        own_store("http://me:secret@host", "/out", {})
-    assert "secret" not in str(error.value)
+    for flag in ("http://me:secret@host", "postgresql://me:secret?x@host/a", "mysql://me@host/a?passwd=secret"):
+        with pytest.raises(ValueError, match="every user here could read") as error:
+            own_store(flag, "/out", {})
+        assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("address", ["s3://key:secret@bucket/out", "gs://a:secret@b"])
+@pytest.mark.parametrize(
+    "address",
+    ["s3://key:secret@bucket/out", "gs://a:secret@b", "s3://key:7/sec/ret@bucket", "s3://key:sec#ret?@bucket/a@b"],
+)
 def test_ledger_with_a_key_in_its_address_is_refused_without_showing_it(address: str) -> None:
     with pytest.raises(ValueError, match="holds a key, which others would see") as error:
         Ledger(address).read("a")
     assert "sec" not in str(error.value).replace("AWS_SECRET_ACCESS_KEY", "")
+    assert f"the address of {'b' if address.startswith('gs') else 'bucket'} holds" in str(error.value)
+
+
+def test_an_at_in_a_path_is_no_login(tmp_path: Path) -> None:
+    for place in (f"{tmp_path}/a:b@c", f"file://{tmp_path}/a:b@c"):
+        _, path = open_filesystem(place)
+        assert path == f"{tmp_path}/a:b@c"
