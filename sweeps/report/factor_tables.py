@@ -7,32 +7,32 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from sweeps.experiment.metrics import Metric
 from sweeps.experiment.wording import count
 from sweeps.report.charts import keys
 from sweeps.report.render.chart import Interaction, Line, Point
 from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, bounds, chance, plain, signed
 from sweeps.report.result_tables import legend
-from sweeps.results.cell_numbers import ResultTable, named
-from sweeps.results.contrasts import over
+from sweeps.results.cell_numbers import ResultTable, digits, named, number
+from sweeps.results.contrasts import Contrast, over
 from sweeps.results.factors import FactorEffect, Grid, factor_effects, grids, interaction_means, level_text
-from sweeps.results.marks import MARKS, lost_marks
+from sweeps.results.marks import MARKS, lost_marks, stale_marks
 
 COLUMNS: Final = ("factor", "level", "less", "", "difference", "95 % interval", "t", "p (Holm)", "Wilcoxon p", "over",
                   "cells")  # fmt: skip
 EFFECTS: Final = (
     "Main effects are over the settings of the other factors that have both levels. An interaction is a difference of "
-    "differences: how much more the first factor changes the error at the second one's level than at its reference."
+    "differences: how much more the first factor changes the {} at the second one's level than at its reference."
 )
 SPREAD: Final = "Each value is one seed's (or fold's) difference over its cells, so n counts seeds and not trainings."
 
 
 def factor_parts(tables: Sequence[ResultTable]) -> Iterator[Table | Gallery]:
     """Yield the table and the charts of each grid of a sweep."""
-    factor_grids = grids(tables)
-    for number, grid in enumerate(factor_grids):
+    for place, grid in enumerate(grids(tables)):
         effects = factor_effects(grid)
         if any(not effect.why for effect in effects):
-            name = "factors" if number == 0 else f"factors-{number + 1}"
+            name = "factors" if place == 0 else f"factors-{place + 1}"
             gallery = interaction_gallery(grid)
             if gallery is not None:
                 yield gallery
@@ -42,31 +42,48 @@ def factor_parts(tables: Sequence[ResultTable]) -> Iterator[Table | Gallery]:
 def factor_table(name: str, grid: Grid, effects: Sequence[FactorEffect]) -> Table:
     """Return the effects of a grid that its cells determine, with every test of them; a note names the others."""
     shown = [effect for effect in effects if not effect.why]
-    marks = tuple(mark for mark in MARKS if any(mark in _marks(grid, effect.contrast.metric) for effect in shown))
+    marks = [mark for effect in shown for mark in _marks(grid, effect.contrast)]
     rows = tuple(_row(grid, effect) for effect in shown)
     family = sum(math.isfinite(effect.contrast.p) for effect in effects)
-    notes: tuple[str, ...] = (EFFECTS, SPREAD)
+    notes: tuple[str, ...] = (EFFECTS.format(_value(grid.metric)), SPREAD)
+    notes += (f"{grid.metric.note}.",) if grid.metric.is_own else ()
     notes += (f"p adjusted after Holm over the {count(family, 'test')} of this table.",) if family else ()
     withheld = {(effect.name, effect.why): None for effect in effects if effect.why}
     notes += tuple(f"{factors}: some are withheld, {why}." for factors, why in withheld)
     if grid.left_out:
         notes += (f"Without a result, and left out: {', '.join(grid.left_out)}.",)
-    notes += tuple(legend(marks))
+    notes += tuple(legend(marks, grid.metric))
     title = f"Factors: {', '.join(grid.levels)}"
-    return Table(name, title, COLUMNS, "llllrrrrrlr", rows, notes)
+    return Table(name, _titled(title, grid), COLUMNS, "llllrrrrrlr", rows, notes)
+
+
+def _titled(title: str, grid: Grid) -> str:
+    """Return a title with the words that tell a grid from others like it."""
+    return f"{title} ({grid.words})" if grid.words else title
+
+
+def _value(metric: Metric) -> str:
+    """Return what the factors change: error, or the metric's own name."""
+    return metric.words if metric.is_own else "error"
+
+
+def _places(grid: Grid, metric: str) -> int:
+    """Return with how many decimals a metric of a grid is written: as many as its first cell's number has."""
+    means = (number(cell, metric).average.mean for cell in grid.cells)
+    return digits(metric, next(filter(math.isfinite, means), 0.0))
 
 
 def _row(grid: Grid, effect: FactorEffect) -> tuple[Entry, ...]:
     contrast = effect.contrast
+    places = _places(grid, contrast.metric)
+    difference = signed(contrast.difference, places)
     return (
         Entry(effect.name),
         Entry(effect.level),
         Entry(effect.reference, tone="muted"),
         Entry(named(contrast.metric, ""), tone="muted"),
-        Entry(
-            signed(contrast.difference), marks=_marks(grid, contrast.metric), runs=contrast.runs, metric=contrast.metric
-        ),
-        Entry(bounds(contrast.interval)),
+        Entry(difference, marks=_marks(grid, contrast), runs=contrast.runs, metric=contrast.metric),
+        Entry(bounds(contrast.interval, places)),
         Entry(signed(contrast.t, 1)),
         Entry(chance(effect.p), tone="good" if effect.p < 0.05 else ""),
         Entry(chance(contrast.rank_p)),
@@ -75,9 +92,9 @@ def _row(grid: Grid, effect: FactorEffect) -> tuple[Entry, ...]:
     )
 
 
-def _marks(grid: Grid, metric: str) -> tuple[str, ...]:
-    """Return the marks of a grid's cells whose trainings diverged, failed or were skipped."""
-    used = {mark for cell in grid.cells for mark in lost_marks(cell, metric)}
+def _marks(grid: Grid, contrast: Contrast) -> tuple[str, ...]:
+    """Return the marks of an effect: of the grid's cells that lost trainings, of its own trainings that are stale."""
+    used = {mark for cell in grid.cells for mark in lost_marks(cell, contrast.metric)} | set(stale_marks(contrast.runs))
     return tuple(mark for mark in MARKS if mark in used)
 
 
@@ -91,11 +108,14 @@ def interaction_gallery(grid: Grid) -> Gallery | None:
         for first, second in itertools.combinations(grid.levels, 2)
         if (figure := _figure(grid, metric, first, second)) is not None
     ]
+    direction = f" {grid.metric.better.capitalize()} is better." if grid.metric.is_own else ""
     caption = (
-        "Mean error by the levels of two factors, over the settings of the others that have all of these cells. "
-        "Parallel lines: no interaction. The intervals stand in the table, where the seeds are paired."
+        f"Mean {_value(grid.metric)} by the levels of two factors, over the settings of the others that have all of "
+        f"these cells.{direction} Parallel lines: no interaction. The intervals stand in the table, where the seeds "
+        "are paired."
     )
-    return Gallery("Mean errors", tuple(figures), "medium", caption) if figures else None
+    title = f"Means of {grid.metric.words}" if grid.metric.is_own else "Mean errors"
+    return Gallery(_titled(title, grid), tuple(figures), "medium", caption) if figures else None
 
 
 def _figure(grid: Grid, metric: str, first: str, second: str) -> Figure | None:
@@ -103,22 +123,24 @@ def _figure(grid: Grid, metric: str, first: str, second: str) -> Figure | None:
     if means is None:
         return None
     lines = []
+    decimals = _places(grid, metric)
     for level in grid.levels[second]:
         points = [
             Point(
                 means.errors[place, level],
-                tip=f"{level_text(place)}, {level_text(level)}: {plain(means.errors[place, level])}",
-                x=number,
+                tip=f"{level_text(place)}, {level_text(level)}: {plain(means.errors[place, level], decimals)}",
+                x=position,
                 trials=keys(means.runs[place, level]),
             )
-            for number, place in enumerate(grid.levels[first])
+            for position, place in enumerate(grid.levels[first])
             if (place, level) in means.errors
         ]
         lines += [Line(f"{second} {level_text(level)}", points)] if points else []
     places = [level_text(level) for level in grid.levels[first]]
     title = f"{first} × {second}"
-    chart = Interaction(places, lines, first, f"{named(metric, '')} error, %")
-    return Figure(title, chart, alt=f"{title}: mean {named(metric, '')} error")
+    value = grid.metric.words if grid.metric.is_own else f"{named(metric, '')} error"
+    chart = Interaction(places, lines, first, value if grid.metric.is_own else f"{value}, %")
+    return Figure(title, chart, alt=f"{title}: mean {value}")
 
 
 def text_lines(table: Table) -> list[str]:

@@ -13,6 +13,8 @@ grid this is the difference of means over the other factors, or the difference o
 cells do not determine is withheld. The test is the paired one of any two cells, over d[s] = sum of w y[s]: as many
 degrees of freedom as seeds, less one. A residual that is pooled over cells would have more, and would reject too often
 where the cells' spreads differ.
+
+Cells of different data sets are in different grids: an effect of pictures is no effect of a factor.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from sweeps.experiment.metrics import HELD_OUT, PARAMETERS, TRAIN, VOTE
+from sweeps.experiment.metrics import HELD_OUT, PARAMETERS, PERCENT, TRAIN, VOTE, Metric
 from sweeps.experiment.trial import Level
-from sweeps.results.cell_numbers import DERIVED, ResultTable, is_always_zero, runs_of
+from sweeps.results.cell_numbers import DERIVED, ResultTable, folds_of, is_always_zero, pictures, runs_of
 from sweeps.results.contrasts import Basis, Contrast
 from sweeps.results.evidence import CellResults, Floats, Run
 from sweeps.results.statistics import holm, paired
@@ -68,12 +70,19 @@ class FactorEffect(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Cells with the same factors: the levels of each factor that varies, in order, and the cells with results."""
+    """Cells of one data set with the same factors, no two of them with equal levels, as far as they have results.
+
+    `levels` are those of each factor that varies, in order. `words` tell it apart where a sweep has several such
+    grids. `metric` is what the cells are compared by.
+    """
 
     levels: Mapping[str, tuple[Level, ...]]
     cells: tuple[CellResults, ...]
     left_out: tuple[str, ...]  # labels of cells without a result
     metrics: tuple[str, ...]
+    dataset: str = ""
+    words: str = ""
+    metric: Metric = PERCENT
 
     @property
     def combinations(self) -> list[Combination]:
@@ -86,24 +95,73 @@ def level_text(level: Level) -> str:
     return f"{level:g}" if isinstance(level, float) else str(level)
 
 
+Member = tuple[ResultTable, CellResults]  # a cell of a grid, and the table that it stands in
+
+
 def grids(tables: Sequence[ResultTable]) -> list[Grid]:
     """Return the grids among the cells of a sweep's tables, those without a factor that varies left out."""
-    members: dict[tuple[str, ...], dict[str, CellResults]] = {}
-    metrics: dict[tuple[str, ...], dict[str, None]] = {}
+    members: dict[tuple[tuple[str, ...], str], list[Member]] = {}
     for table in tables:
         for row in table.rows if table.table not in DERIVED.values() else ():
             if row.results is not None and row.results.cell.factors:
                 names = tuple(sorted(name for name, _ in row.results.cell.factors))
-                members.setdefault(names, {})[row.key] = row.results
-                metrics.setdefault(names, {}).update(dict.fromkeys(table.metrics))
+                members.setdefault((names, row.results.cell.dataset), []).append((table, row.results))
+    parts = [(names, part) for (names, _), cells in members.items() for part in separate(cells)]
     declared = []
-    for names, cells in members.items():
-        tested = tuple(cell for cell in cells.values() if cell.tested)
-        left_out = tuple(cell.cell.label for cell in cells.values() if not cell.tested)
-        levels = varying([dict(cell.cell.factors) for cell in tested])
-        if levels:
-            declared.append(Grid(levels, tested, left_out, tuple(m for m in metrics[names] if m not in UNTESTED)))
+    for names, part in parts:
+        peers = [peer for others, peer in parts if others == names]
+        grid = _grid(part, _words(part, peers) if len(peers) > 1 else "")
+        if grid.levels:
+            declared.append(grid)
     return declared
+
+
+def separate(members: Sequence[Member]) -> list[list[Member]]:
+    """Return the cells of a data set in parts, such that no two cells of a part have equal levels.
+
+    They are one part where all differ: a recipe may be a factor, though each recipe has a table of its own. Else each
+    table is one, and a table whose cells repeat is parted where the next cell repeats one before it.
+    """
+    if _differ(members):
+        return [list(members)]
+    by_table: dict[str, list[Member]] = {}
+    for table, cell in members:
+        by_table.setdefault(table.id, []).append((table, cell))
+    parts: list[list[Member]] = []
+    for of_table in by_table.values():
+        parts.append([])
+        for member in of_table:
+            if not _differ([*parts[-1], member]):
+                parts.append([])
+            parts[-1].append(member)
+    return parts
+
+
+def _differ(members: Sequence[Member]) -> bool:
+    """Return whether no two cells have equal levels."""
+    return len({frozenset(cell.cell.factors) for _, cell in members}) == len(members)
+
+
+def _grid(members: Sequence[Member], words: str) -> Grid:
+    tested = tuple(cell for _, cell in members if cell.tested)
+    left_out = tuple(cell.cell.label for _, cell in members if not cell.tested)
+    metrics = dict.fromkeys(metric for table, _ in members for metric in table.metrics if metric not in UNTESTED)
+    levels = varying([dict(cell.cell.factors) for cell in tested])
+    (table, cell), *_ = members
+    return Grid(levels, tested, left_out, tuple(metrics), cell.cell.dataset, words, table.metric)
+
+
+def _words(part: Sequence[Member], peers: Sequence[Sequence[Member]]) -> str:
+    """Return the words by which a grid is told from its peers: its pictures, else its table, else its cells."""
+    names = [_names(peer) for peer in peers]
+    unique = (name for name, *others in zip(_names(part), *names, strict=True) if others.count(name) == 1)
+    return next(unique, _names(part)[-1])
+
+
+def _names(part: Sequence[Member]) -> tuple[str, str, str]:
+    (table, first), *_, (_, last) = [*part, part[-1]]
+    cells = f"{first.cell.label} to {last.cell.label}"
+    return pictures(first.cell.dataset), table.title, cells
 
 
 def varying(combinations: Sequence[Combination]) -> dict[str, tuple[Level, ...]]:
@@ -174,8 +232,7 @@ def _effect(
     # To 9 digits: what is equal in all seeds is equal here as well, though its sum may not be.
     sums = [round(sum(w * cell[pair][1] for w, cell in used), 9) for pair in pairs]
     runs = tuple({run.key: run for pair in pairs for _, cell in used for run in [cell[pair][0]]}.values())
-    folds = runs[0].trial.folds if runs[0].trial.phase == "fold" else 0
-    return FactorEffect(target, paired_contrast(metric, sums, runs, folds), len(used))
+    return FactorEffect(target, paired_contrast(metric, sums, runs, folds_of(runs)), len(used))
 
 
 def paired_contrast(metric: str, sums: Sequence[float], runs: tuple[Run, ...] = (), folds: int = 0) -> Contrast:

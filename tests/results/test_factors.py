@@ -1,5 +1,6 @@
 """Main effects and interactions: the paired differences they stand for, what is withheld, and the size of the test."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,18 @@ from scipy import stats
 
 from crelu_models.tables import S2
 from sweeps import grid
-from sweeps.experiment.metrics import AVERAGE, TOP1
+from sweeps.experiment.metrics import AVERAGE, PERCENT, TOP1, Metric
 from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.sweep import Protocol
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Level, Trial
 from sweeps.report.build import make as make_report
+from sweeps.report.factor_tables import factor_parts
+from sweeps.report.render.chart import Interaction
+from sweeps.report.render.document import Gallery, Table
+from sweeps.report.tidy import tidy
 from sweeps.results import factors, statistics
 from sweeps.results.cell_numbers import groups
-from sweeps.results.evidence import read_sweep
+from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.factors import (
     Combination,
     Grid,
@@ -161,6 +166,129 @@ def test_report_has_the_effects_of_a_grid_and_names_what_is_withheld(tmp_path: P
     assert "act × width: some are withheld, the cells of the grid do not determine it." in table.notes
     assert "Parallel lines" in page.read_text()
     assert (page.parent / "factors.csv").read_text().count("\n") == 1 + len(effects)
+
+
+RATES = {"allconv": 0.05, "sgd": 0.1, "adam": 0.001}  # a name alone makes no other recipe
+LEVELS = {"act": ("relu", "crelu"), "width": (1.0, 0.5)}
+
+
+def cell(prefix: str, act: str, width: float, dataset: str = "cifar10", recipe: str = "allconv") -> Cell:
+    net = S2.activation(act, 1).width(width)
+    return Cell(f"{prefix} {act} x{width:g}", net, dataset, dataclasses.replace(ALLCONV, name=recipe, lr=RATES[recipe]))
+
+
+def of_cells(folder: Path, cells: tuple[Cell, ...], *missing: str, metric: Metric = PERCENT) -> SweepResults:
+    """Return a sweep of three seeds: crelu is 2 better, half width 1 worse, pictures of CIFAR-100 20 worse."""
+    ledger = Ledger(str(folder))
+
+    def outcome(trial: Trial) -> Made | None:
+        levels = dict(trial.cell.factors)
+        base = 20.0 + 20 * (trial.cell.dataset == "cifar100") + 0.1 * trial.seed
+        noise = 0.01 * trial.seed**2 * (1 + (levels["act"] == "crelu"))
+        value = base - 2 * (levels["act"] == "crelu") + (levels["width"] == 0.5) + noise
+        value = value / 1000 if metric.is_own else value
+        return None if trial.cell.label in missing else Made({metric.final: value})
+
+    task = "page:train" if metric.is_own else ""
+    declared = tuple(dataclasses.replace(cell, metric=metric, task=task) for cell in cells)
+    make(ledger, Sweep("s", "paper", declared, Protocol(seeds=3)), outcome)
+    return read_sweep(ledger, "s")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_cells_of_different_pictures_are_never_compared(named: bool, tmp_path: Path) -> None:
+    """Also where the page names the data set as a factor."""
+    cells = tuple(
+        made
+        for dataset in ("cifar10", "cifar100")
+        for made in grid(lambda act, width, dataset=dataset: cell(dataset, act, width, dataset), **LEVELS)
+    )
+    if named:
+        cells = tuple(dataclasses.replace(made, factors=(("data", made.dataset), *made.factors)) for made in cells)
+    some = of_cells(tmp_path / "some", cells, "cifar100 crelu x1", "cifar100 crelu x0.5")
+    first, second = grids(groups(some))
+    assert [(part.dataset, part.words) for part in (first, second)] == [
+        ("cifar10", "CIFAR-10"),
+        ("cifar100", "CIFAR-100"),
+    ]
+    assert [dict(part.levels) for part in (first, second)] == [LEVELS, {"width": (1.0, 0.5)}]
+    assert second.left_out == ("cifar100 crelu x1", "cifar100 crelu x0.5")
+    crelu = factor_effects(first)[0]
+    assert (crelu.level, crelu.cells, crelu.contrast.difference) == ("crelu", 4, pytest.approx(-2, abs=0.1))
+    whole = of_cells(tmp_path / "whole", cells)
+    titles = [part.title for part in factor_parts(groups(whole)) if isinstance(part, Table)]
+    assert titles == ["Factors: act, width (CIFAR-10)", "Factors: act, width (CIFAR-100)"]
+    rows = tidy(whole)["factors"]
+    assert [row["dataset"] for row in rows if row["factors"] == "act"] == ["cifar10", "cifar100"]
+    means = [interaction_means(part, TOP1, "act", "width") for part in grids(groups(whole))]
+    assert [part and part.errors["relu", 1.0] for part in means] == [
+        pytest.approx(20.1, abs=0.1),
+        pytest.approx(40.1, abs=0.1),
+    ]
+
+
+def test_recipe_may_be_a_factor_though_each_has_its_table(tmp_path: Path) -> None:
+    cells = grid(
+        lambda recipe, act: cell(recipe, act, 1.0, recipe=recipe), recipe=("sgd", "adam"), act=("relu", "crelu")
+    )
+    whole = tuple(dataclasses.replace(made, factors=(*made.factors, ("width", 1.0))) for made in cells)
+    tables = groups(of_cells(tmp_path, whole))
+    assert len(tables) == 2
+    (design,) = grids(tables)
+    assert dict(design.levels) == {"recipe": ("sgd", "adam"), "act": ("relu", "crelu")}
+    assert design.words == ""
+
+
+@pytest.mark.parametrize(
+    ("recipes", "words"),
+    [
+        (("sgd", "adam"), ["CIFAR-10, sgd recipe", "CIFAR-10, adam recipe"]),
+        (("sgd", "sgd"), ["0 relu x1 to 0 crelu x0.5", "1 relu x1 to 1 crelu x0.5"]),
+    ],
+)
+def test_no_two_cells_of_a_grid_have_equal_levels(recipes: tuple[str, str], words: list[str], tmp_path: Path) -> None:
+    cells = tuple(
+        made
+        for number, recipe in enumerate(recipes)
+        for made in grid(lambda act, width, n=number, r=recipe: cell(f"{n}", act, width, recipe=r), **LEVELS)
+    )
+    # The same net under another label would be the same trials: the second grid's nets have dropout.
+    cells = (*cells[:4], *(dataclasses.replace(made, net=made.net.dropout(0.1, 1)) for made in cells[4:]))
+    designs = grids(groups(of_cells(tmp_path, cells)))
+    assert [design.words for design in designs] == words
+    assert [design.combinations for design in designs] == [[dict(made.factors) for made in cells[:4]]] * 2
+
+
+def test_factors_of_an_own_metric_are_in_its_digits_and_words(tmp_path: Path) -> None:
+    cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
+    gallery, table = factor_parts(groups(of_cells(tmp_path, cells, metric=Metric("test/f1", "higher"))))
+    assert isinstance(table, Table)
+    assert isinstance(gallery, Gallery)
+    assert table.rows[0][4].text == "−0.00198"
+    assert "test f1: higher is better." in table.notes
+    assert "changes the test f1 at" in table.notes[0]
+    assert gallery.caption.startswith("Mean test f1 by")
+    assert "Higher is better" in gallery.caption
+    chart = gallery.figures[0].content
+    assert isinstance(chart, Interaction)
+    assert chart.y_label == "test f1"
+    assert chart.lines[0].points[0].tip == "relu, 1: 0.02012"
+
+
+def test_effect_of_a_stale_training_says_so(tmp_path: Path) -> None:
+    cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
+    results = of_cells(tmp_path, cells)
+    ledger = Ledger(str(tmp_path))
+    trial = Trial(cells[3], seed=0)  # crelu of half width, of which both main effects and the interaction are
+    result = ledger.result(trial.key)
+    assert result is not None
+    marked = []
+    for code in (result["code"], "another"):
+        ledger.commit(trial.key, result | {"code": code})
+        (table,) = (part for part in factor_parts(groups(read_sweep(ledger, results.title))) if isinstance(part, Table))
+        marked.append([row[4].marks for row in table.rows])
+    assert marked == [[()] * 3, [("x",)] * 3]
+    assert any(note.startswith("x  stale") for note in table.notes)
 
 
 def test_a_cell_without_a_result_is_left_out_and_named(tmp_path: Path) -> None:
