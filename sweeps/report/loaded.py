@@ -9,7 +9,7 @@ pandas is loaded when a data frame is asked for.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from sweeps.experiment.wording import count, unknown_name
 from sweeps.report import build, terminal
 from sweeps.report.notebook import html
 from sweeps.report.tidy import effect_rows, factor_rows
-from sweeps.results.cell_numbers import ResultTable, Row, groups
+from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups
 from sweeps.results.contrasts import Effect, contrast
 from sweeps.results.evidence import READ, read_sweep, titles
 from sweeps.results.statistics import holm
@@ -91,10 +91,7 @@ class Results:
         tables = groups(results)
         if not versus:
             return DataFrame([*effect_rows(tables)])
-        rows = {row.label: (table, row) for table in tables for row in table.rows if row.results is not None}
-        if versus not in rows:
-            raise ValueError(unknown_name("cell", versus, rows, self.title))
-        table, reference = rows[versus]
+        table, reference = _row_called(versus, tables, self.title)
         return DataFrame([*effect_rows([table], _against(table, reference))])
 
     def factors(self) -> DataFrame:
@@ -154,6 +151,23 @@ def load(output: str | os.PathLike[str] = "outputs") -> Output:
     """Return the sweeps of an output folder, or of a bucket, by their titles; nothing is trained."""
     place = os.fspath(output)
     return Output(place if "://" in place else os.path.abspath(os.path.expanduser(place)))
+
+
+def _row_called(label: str, tables: Sequence[ResultTable], title: str) -> tuple[ResultTable, Row]:
+    """Return the row of a cell with its table, the derived tables left out: by its cell's label, else by its own.
+
+    ValueError where there is none, or where rows of several tables have this label.
+    """
+    rows = [(t, row) for t in tables if t.table not in DERIVED.values() for row in t.rows if row.results is not None]
+    cells = {row.results.cell.label: (table, row) for table, row in rows if row.results is not None}
+    if label in cells:
+        return cells[label]
+    called = {name: place for name, place in cells.items() if place[1].label == label}
+    if len(called) > 1:
+        raise ValueError(f"{title} has several cells {label!r}: say which, {' or '.join(map(repr, called))}")
+    if not called:
+        raise ValueError(unknown_name("cell", label, cells, title))
+    return next(iter(called.values()))
 
 
 def _against(table: ResultTable, reference: Row) -> list[Effect]:

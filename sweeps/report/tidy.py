@@ -48,7 +48,7 @@ def _numbers(results: SweepResults) -> Iterable[Line]:
                     "paper_dataset": group.dataset,
                     "dataset": row.results.cell.dataset if row.results else "",
                     "row": row.label,
-                    "cell_key": row.results.cell.key if row.results else "",
+                    "cell_key": row.key,
                     "metric": metric,
                     "mean": ours.average.mean,
                     "se": ours.average.se,
@@ -92,7 +92,15 @@ def effect_rows(tables: Sequence[ResultTable], chosen: Sequence[Effect] | None =
         if chosen is None and group.table in DERIVED.values():
             continue
         for effect in effects(group) if chosen is None else chosen:
-            names = {"table": group.table, "row": effect.row.label, "reference": effect.reference.label}
+            names = {
+                "table": group.table,
+                "paper_dataset": group.dataset,
+                "dataset": effect.row.results.cell.dataset if effect.row.results else "",
+                "row": effect.row.label,
+                "cell_key": effect.row.key,
+                "reference": effect.reference.label,
+                "reference_key": effect.reference.key,
+            }
             sides = [row.results for row in (effect.row, effect.reference) if row.results is not None]
             lost = "; ".join(
                 f"{side.cell.label}: {words}" for side in sides if (words := side.lost(effect.contrast.metric))
@@ -104,7 +112,13 @@ def factor_rows(tables: Sequence[ResultTable]) -> Iterable[Line]:
     """Yield the main effects and interactions of the grids among a sweep's tables as rows."""
     for grid in grids(tables):
         for effect in factor_effects(grid):
-            names = {"factors": effect.name, "levels": effect.level, "references": effect.reference}
+            names = {
+                "dataset": grid.dataset,
+                "grid": grid.words,
+                "factors": effect.name,
+                "levels": effect.level,
+                "references": effect.reference,
+            }
             yield names | _contrast(effect.contrast, effect.p) | {"cells": effect.cells, "withheld": effect.why}
 
 

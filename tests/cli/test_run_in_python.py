@@ -13,6 +13,7 @@ import pytest
 import sweeps
 from crelu_models.tables import S2
 from sweeps import Cell, Protocol, grid
+from sweeps.cifar_width import CELLS as WIDTH
 from sweeps.cli import run as cli_run
 from sweeps.cli.interrupts import GracefulInterrupt
 from sweeps.cli.live_view import LiveView
@@ -22,9 +23,10 @@ from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Plan, plan
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Sweep
+from sweeps.imagenet_placement import CELLS as PLACEMENT
 from sweeps.report.notebook import Picture, html, in_notebook
 from sweeps.store.ledger import Ledger
-from tests.support.sweeps import Made, finish
+from tests.support.sweeps import Made, finish, make, unsearched
 from tests.support.waiting import until
 
 CELLS = grid(
@@ -88,6 +90,39 @@ def test_results_are_those_of_the_command_line(
     table = (output / "ledger/results-birds-mini.csv").read_text()
     assert table.count("\n") == 13
     assert "factor.width" in table.partition("\n")[0]
+
+
+def test_reference_is_a_cell_by_its_whole_label_or_one_that_stands_for_no_other(tmp_path: Path) -> None:
+    ledger = Ledger.in_output(str(tmp_path))
+    errors = {"CReLU": 10.0, "Baseline": 12.0, "Double": 11.0}
+    make(
+        ledger,
+        unsearched("width", tuple(cell for cell in WIDTH if cell.row in errors), Protocol(seeds=2)),
+        lambda trial: Made({TOP1: errors[trial.cell.row] + 20 * (trial.cell.dataset == "cifar100") + trial.seed**2}),
+    )
+    results = sweeps.load(tmp_path)["width"]
+    with pytest.raises(ValueError, match="several cells 'CReLU': say which, 'CReLU cifar10' or 'CReLU cifar100'"):
+        results.effects(versus="CReLU")
+    for dataset in ("cifar10", "cifar100"):
+        frame = results.effects(versus=f"CReLU {dataset}").set_index("row")
+        assert set(frame["dataset"]) == set(frame["paper_dataset"]) == {dataset}
+        assert frame.loc["Baseline", "difference"] == pytest.approx(2)
+        keys = {cell.row: cell.key for cell in WIDTH if cell.dataset == dataset}
+        assert frame.loc["Baseline", "cell_key"] == keys["Baseline"]
+        assert set(frame["reference_key"]) == {keys["CReLU"]}
+    assert set(results.effects()["dataset"]) == {"cifar10", "cifar100"}
+    one = tuple(cell for cell in WIDTH if cell.dataset == "cifar10" and cell.row in errors)
+    make(ledger, unsearched("one", one, Protocol(seeds=2)), lambda trial: Made({TOP1: errors[trial.cell.row]}))
+    assert len(sweeps.load(tmp_path)["one"].effects(versus="CReLU")) == 2
+
+
+def test_reference_is_no_row_of_a_table_that_is_made_of_another_one(tmp_path: Path) -> None:
+    ledger = Ledger.in_output(str(tmp_path))
+    cells = tuple(cell for cell in PLACEMENT if cell.row in ("Baseline", "CReLU conv1-4", "CReLU conv1-9"))
+    make(ledger, unsearched("placement", cells, Protocol(seeds=2)), lambda trial: Made({TOP1: 40.0 + trial.seed}))
+    frame = sweeps.load(tmp_path)["placement"].effects(versus="CReLU conv1-4")
+    assert set(frame["table"]) == {"4"}
+    assert set(frame["row"]) == {"Baseline", "CReLU conv1-9"}
 
 
 def test_what_cannot_be_run_is_a_value_error(tmp_path: Path, trained: list[Settings]) -> None:
