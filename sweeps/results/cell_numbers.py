@@ -1,7 +1,7 @@
 """The numbers of cells, as tables: ours with its spread, the paper's, and the verdict.
 
     single   mean over seeds of one training each, ± its standard error; of one seed with Wilson's interval
-    average  mean over the folds' networks, ± its standard error, as the paper gives it
+    average  mean over the folds' networks, ± its standard error, as the paper gives it; its interval is corrected
     vote     error of the folds' networks together (mean softmax), with Wilson's interval
 
 Which runs make a number is said in experiment/metrics.py.
@@ -34,7 +34,7 @@ from sweeps.experiment.metrics import (
     measured_as,
     phase_behind,
 )
-from sweeps.experiment.profiles import data_name
+from sweeps.experiment.profiles import PROFILES, data_name
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import PHASES, Cell
 from sweeps.results import paper
@@ -69,6 +69,8 @@ TABLES: Final = ("1", "2", "3", "4", "5")
 DERIVED: Final = {"2": "3", "4": "5"}
 # The row of Table 2 behind "VGG + CReLU", by data set: the paper's choice, not ours by test error.
 CHOSEN: Final = {"cifar10": "CReLU (1,3)", "cifar100": "CReLU (1,3,5)"}
+# Shares of the test pictures: those of one network have Wilson's interval over these.
+OF_TEST_PICTURES: Final = (TOP1, TOP5, TOP1_TEN, TOP5_TEN)
 VOTING: Final = "mean_softmax"  # the paper's way to vote
 UNKNOWN: Final = Interval(math.nan, math.nan)
 TITLES: Final = {"embedded": "Embedded pictures"}
@@ -85,6 +87,12 @@ def named(metric: str, table: str) -> str:
     folds = OVER_FOLDS.fullmatch(metric)
     name = f"mean of {folds[1]}" if folds else metric.removeprefix("final/").removeprefix("best/")
     return NAMES.get(metric) or name.replace("test_", "test ", 1).replace("val_", "val ", 1)
+
+
+def pictures(dataset: str) -> str:
+    """Return the name of a data set in a title: CIFAR-10, or Embedded pictures."""
+    name = data_name(dataset)
+    return SETS.get(dataset) or TITLES.get(name, name)
 
 
 def digits(metric: str, value: float) -> int:
@@ -171,13 +179,19 @@ def printed_gains(sweep: Sweep) -> list[float]:
     return gains if len(gains) == len(pairs) else []
 
 
+def without_profile(recipe: str) -> str:
+    """Return the name of a recipe without that of the profile that scaled it: imagenet-adam of imagenet-adam-demo."""
+    stem, _, last = recipe.rpartition("-")
+    return stem if stem and last in PROFILES else recipe
+
+
 def groups(results: SweepResults) -> list[ResultTable]:
     """Return the tables of a sweep: the paper's that its cells are rows of, and one a data set and recipe of others."""
     members: dict[tuple[str, str, str], list[CellResults]] = {}
     for cell_results in results.cells:
         cell = cell_results.cell
         table = cell.table if cell.table in TABLES else ""
-        kind = stands_for(cell) if table else cell.recipe.name.partition("-")[0]
+        kind = stands_for(cell) if table else without_profile(cell.recipe.name)
         members.setdefault((table, kind, cell.dataset), []).append(cell_results)
     tables: list[ResultTable] = []
     for (table, kind, dataset), cells in members.items():
@@ -208,9 +222,8 @@ def _with_references(table: ResultTable, tables: Sequence[ResultTable]) -> Resul
 def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], protocol: Protocol) -> ResultTable:
     rows = tuple(Row(results.cell.label, results.cell.row, results) for results in cells)
     if not table:
-        pictures = data_name(dataset)
-        title = f"{SETS.get(dataset) or TITLES.get(pictures, pictures)}, {kind} recipe"
-        name = f"cells-{_slug(pictures)}-{_slug(kind)}"
+        title = f"{pictures(dataset)}, {kind.removeprefix(f'{dataset}-')} recipe"
+        name = f"cells-{_slug(data_name(dataset))}-{_slug(kind)}"
         return ResultTable(name, "", "", title, rows, _measured(cells, protocol), False, cells[0].cell.metric)
     metrics = paper.COLUMNS[table] if protocol.trains_cells else _measured(cells, protocol)
     # Rows of Table 1 are called "CReLU half cifar10" where a sweep has both sets: the title says which.
@@ -289,7 +302,20 @@ def number(cell: CellResults | None, metric: str) -> CellNumber:
         interval = wilson(cell.vote.wrong(VOTING), len(cell.vote.ids))
         return CellNumber(metric, together, interval, (together.mean,), voters)
     ours = average(values)
-    return CellNumber(metric, ours, t_interval(ours) if ours.n > 1 else _over_pictures(runs, values), values, runs)
+    return CellNumber(metric, ours, _interval(metric, ours, runs), values, runs)
+
+
+def _interval(metric: str, ours: Average, runs: Sequence[Run]) -> Interval:
+    """Return the interval of a mean over trainings, corrected over folds; of one training that over test pictures."""
+    if ours.n < 2:
+        return _over_pictures(runs, ours.mean) if metric in OF_TEST_PICTURES else UNKNOWN
+    folds = folds_of(runs)
+    return fold_interval(ours, 1 / folds) if folds else t_interval(ours)
+
+
+def folds_of(runs: Sequence[Run]) -> int:
+    """Return of how many folds runs are the networks, which share training pictures; 0 for those of seeds."""
+    return runs[0].trial.folds if PHASES[runs[0].trial.phase].split == "fold" else 0
 
 
 def _guesses(run: Run) -> bool:
@@ -306,12 +332,12 @@ def vote_average(vote: Predictions | None, errors: Sequence[float], guessed: boo
     return Average(average(errors).mean, math.nan, len(errors)) if guessed and errors else average(())
 
 
-def _over_pictures(runs: Sequence[Run], values: Sequence[float]) -> Interval:
+def _over_pictures(runs: Sequence[Run], error: float) -> Interval:
     """Return Wilson's interval for the error of one network, nan where there is none or its pictures are not known."""
-    if not runs or runs[0].decisions is None or not 0 <= values[0] <= 100:
+    if not runs or runs[0].decisions is None or not 0 <= error <= 100:
         return UNKNOWN
     n = len(runs[0].decisions.ids)
-    return wilson(round(values[0] / 100 * n), n)
+    return wilson(round(error / 100 * n), n)
 
 
 def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> Verdict | None:
@@ -338,8 +364,7 @@ def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> 
         return Verdict(math.nan, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
     if why := row.results.lost(metric) or too_few(metric, table.table, ours):
         return Verdict(difference, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
-    interval = fold_interval(ours.average, 1 / FOLDS) if metric == AVERAGE else ours.interval
-    return verdict(ours.average, interval, printed.value, printed.se, table.dataset)
+    return verdict(ours.average, ours.interval, printed.value, printed.se, table.dataset)
 
 
 def too_few(metric: str, table: str, ours: CellNumber) -> str:

@@ -271,7 +271,7 @@ def test_what_others_wrote_is_text_on_the_page(tmp_path: Path) -> None:
     assert not [tag for tag, *_ in page.elements if tag == "img"]
     assert any(nasty in "".join(words) for _, _, words in page.elements)
     assert not re.search(r"(?<!\\)<img", (folder / "report.md").read_text())
-    assert r"\textbackslash{}" in (folder / "tables" / "cells-imagenet-imagenet.tex").read_text()
+    assert r"\textbackslash{}" in (folder / "tables" / "cells-imagenet-imagenet-sgd.tex").read_text()
 
 
 def placed_anywhere(trial: Trial) -> Made:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from crelu_models.tables import PAPER, S2
 from sweeps.cifar_width import CELLS, PROTOCOL
 from sweeps.cli.status import status
 from sweeps.experiment.metrics import (
     AVERAGE,
+    HELD_OUT,
     PARAMETERS,
     TOP1,
     TRAIN,
@@ -32,9 +34,14 @@ from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.report import build, terminal
+from sweeps.report.charts import size_gallery
 from sweeps.report.contents import document
+from sweeps.report.render.chart import Scatter
+from sweeps.report.tidy import tidy
 from sweeps.results.cell_numbers import groups, number, verdict_for
-from sweeps.results.evidence import read_sweep
+from sweeps.results.evidence import CellResults, SweepResults, read_sweep
+from sweeps.results.paper import GAP
+from sweeps.results.statistics import wilson
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_client import connected
 from sweeps.tracking.mlflow_runs import MlflowRuns, tracked
@@ -168,6 +175,49 @@ def test_folds_alone_vote_also_where_single_left_scores(tmp_path: Path) -> None:
     for vote in (row.numbers[VOTE], number(read_sweep(ledger, SWEEP.title).cells[0], VOTE).average):
         assert vote.n == 10
         assert vote.mean == pytest.approx(TOGETHER, abs=0.05)
+
+
+def test_interval_of_an_average_over_folds_is_corrected_wherever_it_stands(output: Path) -> None:
+    results = read_sweep(Ledger(str(output / "ledger")), SWEEP.title)
+    over_folds = number(results.cells[0], AVERAGE)
+    half = stats.t.ppf(0.975, 9) * over_folds.average.se * np.sqrt(1 + 10 / 9)  # Nadeau and Bengio: 1/10 + 1/9
+    expected = (over_folds.average.mean - half, over_folds.average.mean + half)
+    assert over_folds.interval == pytest.approx(expected)
+    (line,) = (line for line in tidy(results)["numbers"] if line["metric"] == AVERAGE)
+    assert (line["low"], line["high"]) == pytest.approx(expected)
+    (group,) = groups(results)
+    gallery = size_gallery(group._replace(rows=(*group.rows, group.rows[0]._replace(results=smaller(results)))))
+    assert gallery is not None
+    assert isinstance(gallery.figures[0].content, Scatter)
+    assert expected == pytest.approx(next(p.interval for p in gallery.figures[0].content.points if p.kind == "ours"))
+    judged = verdict_for(group, group.rows[0], AVERAGE, over_folds)
+    assert judged is not None
+    theirs = stats.t.ppf(0.975, 9) * 0.11 * np.sqrt(1 + 10 / 9)
+    assert judged.interval.high - judged.difference == pytest.approx(np.hypot(half, theirs), abs=1e-3)
+
+
+def smaller(results: SweepResults) -> CellResults:
+    """Return the cell of a sweep as if its net were smaller: errors stand against two sizes then."""
+    return dataclasses.replace(results.cells[0], cell=dataclasses.replace(CELL, net=S2))
+
+
+def test_error_of_one_network_has_an_interval_over_the_pictures_that_it_is_of(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    labels = np.arange(1000) % 10
+
+    def outcome(trial: Trial) -> Made | None:
+        metrics = {TOP1: 8.0, TRAIN: 1.0} if trial.phase == "match" else {TOP1: 9.0}
+        wrong = scores(labels, np.arange(80), 10)
+        return None if trial.fold else Made(metrics if trial.phase in ("match", "fold") else {}, scores=wrong)
+
+    make(ledger, SWEEP, outcome)
+    (cell,) = read_sweep(ledger, SWEEP.title).cells
+    numbers = {metric: number(cell, metric) for metric in (TOP1, TRAIN, GAP, AVERAGE, cell.cell.metric.held_out)}
+    assert {metric: ours.average.n for metric, ours in numbers.items() if metric != HELD_OUT} == {
+        TOP1: 1, TRAIN: 1, GAP: 1, AVERAGE: 1,
+    }  # fmt: skip
+    assert {metric for metric, ours in numbers.items() if np.isfinite(ours.interval.low)} == {TOP1}
+    assert numbers[TOP1].interval == wilson(80, 1000)
 
 
 @pytest.mark.parametrize(("net", "word"), [("S2", "differs"), ("convpool_cnn_c", "reproduced")])
