@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
-from sweeps.experiment.metrics import PARAMETERS
+from sweeps.experiment.metrics import PARAMETERS, TRAIN
 from sweeps.experiment.wording import plural
 from sweeps.report.render.document import NONE, Document, Entry, Section, Table, Tile, duration, plain
 from sweeps.results.cell_numbers import DERIVED, CellNumber, ResultTable, digits, groups, named, number
@@ -17,7 +17,10 @@ from sweeps.store.ledger import Json
 
 PAGE = "index.html"
 LEFT = ("new", "running")  # a paused trial of a search is not waited for
-RESULTS = "Of each table the best cell by its first column; the report has all cells, tests and verdicts."
+RESULTS = (
+    "Of each table the best cell by its first column with a number, training errors left out; the report has all "
+    "cells, tests and verdicts."
+)
 
 
 class Reported(NamedTuple):
@@ -118,22 +121,24 @@ def _tables(sweep: Reported) -> Iterator[ResultTable]:
 
 def _result(sweep: Reported, table: ResultTable) -> tuple[Entry, ...]:
     """Return the row of one table: its best cell so far, with the paper's number of the same."""
-    link = f"{sweep.page}#{quote(table.id)}"
-    metric = table.metrics[0]
-    numbers = [(row, number(row.results, metric)) for row in table.rows]
-    known = [(row, ours) for row, ours in numbers if ours.known and metric != PARAMETERS]
+    is_papers = table.comparable and not sweep.report.banner
+    is_foreign = bool(sweep.report.banner or table.table) and not is_papers
     where = (
-        Entry(table.title, link=link),
-        Entry(sweep.results.title, sub="not the paper's runs" if sweep.report.banner else ""),
+        Entry(table.title, link=f"{sweep.page}#{quote(table.id)}"),
+        Entry(sweep.results.title, sub="not the paper's runs" if is_foreign else ""),
     )
+    columns = [metric for metric in table.metrics if metric not in (TRAIN, PARAMETERS)]
+    numbers = [[(row, number(row.results, metric)) for row in table.rows] for metric in columns]
+    known = next((pairs for column in numbers if (pairs := [pair for pair in column if pair[1].known])), [])
     if not known:
         return (*where, Entry("none yet", tone="muted"), Entry(NONE), Entry(NONE), Entry(""))
     sign = -1 if table.metric.better == "higher" else 1
     best, ours = min(known, key=lambda pair: sign * pair[1].average.mean)
     # A number of the paper stands beside none of other pictures: only the report has the room to say so.
-    printed = None if sweep.report.banner else table.paper(best, metric)
-    paper = Entry(plain(printed.value, digits(metric, printed.value)) if printed is not None else NONE, tone="paper")
-    return (*where, Entry(best.label), Entry(_number(ours)), paper, Entry(named(metric, table.table)))
+    printed = table.paper(best, ours.metric) if is_papers else None
+    paper = NONE if printed is None else plain(printed.value, digits(ours.metric, printed.value))
+    name = named(ours.metric, table.table)
+    return (*where, Entry(best.label), Entry(_number(ours)), Entry(paper, tone="paper"), Entry(name))
 
 
 def _number(ours: CellNumber) -> str:

@@ -57,8 +57,9 @@ def _note(
     runs: Mapping[str, str],
     report: str,
 ) -> str:
+    # A number of the paper stands beside none of other pictures.
     judging = group.comparable
-    heads = ["", *(["paper"] if group.table else []), "ours ± se (n)", *(["difference", "verdict"] if judging else [])]
+    heads = ["", *(["paper"] if judging else []), "ours ± se (n)", *(["difference", "verdict"] if judging else [])]
     lines = (
         [f"**{prose(group.title)}: {prose(row.label)}**", ""]
         + _line(heads)
@@ -67,7 +68,7 @@ def _note(
     for metric in group.metrics:
         ours, theirs = number(cell_results, metric), group.paper(row, metric)
         values = [named(metric, group.table)]
-        values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if group.table else []
+        values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if judging else []
         values.append(ours_text(ours) if ours.known else "–")
         word = verdict_for(group, row, metric, ours) if judging else None
         places = 3 if metric == PARAMETERS else 2
@@ -78,6 +79,8 @@ def _note(
         lines += ["", f"Of its trainings: {'; '.join(dict.fromkeys(filter(None, lost.values())))}."]
     if cell_results.synthetic:
         lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
+    elif group.table and not judging:
+        lines += ["", "Trained on other data than the paper's: no verdict."]
     if on_part(cell_results):
         lines += ["", "Trained on a part of the published data set, or on other files by its name: no verdict."]
     return "\n".join([*lines, "", *_links(results, cell_results, experiment, runs, report), *questions])
@@ -89,7 +92,7 @@ def _questions(decided: Answers | None, label: str) -> list[str]:
         return []
     asked = [answer for answer in decided.answers if label in answer.question.labels]
     changed = [f"- not as registered: {prose(change.sentence)}" for change in decided.changes] if asked else []
-    lines = [f"- {prose(answer_line(answer, decided.unit))}" for answer in asked] + changed
+    lines = [f"- {prose(answer_line(answer, decided))}" for answer in asked] + changed
     return ["", plural(len(asked), "Question") + ":", "", *lines] if lines else []
 
 

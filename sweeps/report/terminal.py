@@ -229,10 +229,8 @@ def notes(plan: Plan, rows: Sequence[TableRow]) -> str:
 
 
 def _foreign(plan: Plan) -> bool:
-    """Return whether a cell of a page of the paper is trained on other pictures than the paper's."""
-    if not any(cell.table for cell in plan.sweep.cells):
-        return False
-    return not all(cell.dataset in ("imagenet", "cifar10", "cifar100") for cell in plan.sweep.cells)
+    """Return whether a cell of a table of the paper is trained on other pictures than those that it stands for."""
+    return any(cell.table and cell.dataset != stands_for(cell) for cell in plan.sweep.cells)
 
 
 def _words(number: Average, metric: Metric = PERCENT) -> str:

@@ -12,18 +12,20 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.__main__ import main
-from sweeps.experiment.metrics import TOP1, Metric
-from sweeps.experiment.plan import expand
+from sweeps.cifar_width import CELLS as WIDTH
+from sweeps.experiment.metrics import TOP1, TRAIN, Metric
+from sweeps.experiment.plan import expand, plan
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS
-from sweeps.report import build, index_page
+from sweeps.report import build, index_page, terminal
 from sweeps.report.contents import document
+from sweeps.report.mlflow_notes import pages
 from sweeps.report.render.document import NONE
 from sweeps.results.evidence import read_sweep
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
-from tests.support.sweeps import BASELINE, CRELU, Made, finish, make
+from tests.support.sweeps import BASELINE, CRELU, Made, finish, make, only, unsearched
 
 FIRST = dataclasses.replace(CRELU, label="first", net=S2)
 SECOND = dataclasses.replace(CRELU, label="second")
@@ -103,6 +105,46 @@ def test_number_of_the_paper_stands_beside_none_of_other_pictures(dataset: str, 
     assert best.text == cell.label
     assert ours.text != NONE
     assert (paper.text != NONE, sweep.sub == "") == (shows, shows)
+
+
+def test_number_of_the_paper_stands_beside_none_of_a_folder_or_another_set(tmp_path: Path) -> None:
+    """In no view: where there is no room for the sentence that explains it, the number is left out."""
+    ledger = Ledger.in_output(str(tmp_path))
+    for dataset in ("folder:/a/flowers", "cifar10"):
+        title = f"on-{dataset[:6]}"
+        cell = dataclasses.replace(WIDTH[0], label="x", dataset=dataset, paper_dataset="cifar100")
+        make(ledger, unsearched(title, (cell,), Protocol()), lambda _: Made({TOP1: 40.0}))
+        sweep = reported(ledger, title)
+        assert sweep.report.banner == ""
+        (row,) = index_page.index_document([sweep], None).tables["results"].rows
+        assert (row[1].sub, row[3].text, row[4].text) == ("not the paper's runs", "40.00 (1)", NONE)
+        note = pages(sweep.results, "1", {cell.key: "a" * 32}, "a" * 32)[cell.key].note
+        assert "|  | ours ± se (n) |\n" in note
+        assert "Trained on other data than the paper's: no verdict." in note
+        today = plan(sweep.results.sweep, ledger, {})
+        assert "nothing follows from that" in terminal.notes(today, terminal.lines(today, {}, ledger))
+
+
+def test_best_cell_is_not_the_one_that_learned_its_training_pictures_best(tmp_path: Path) -> None:
+    ledger = Ledger.in_output(str(tmp_path))
+    cells = only(WIDTH, "cifar10")[:2]
+    errors = {cells[0].label: (1.0, 9.0), cells[1].label: (2.0, 8.0)}
+
+    def outcome(trial: Trial) -> Made:
+        train, test = errors[trial.cell.label]
+        return Made(
+            {TRAIN: train, TOP1: test} if trial.phase == "match" else {TOP1: 7.0} if trial.phase == "fold" else {}
+        )
+
+    expected = {
+        True: ["Double", "8.00 (1)", "8.65", "single"],
+        False: ["Baseline", "7.00 ± 0.00 (2)", "10.20", "average"],  # of equal ones the first; without Single
+    }
+    for single, words in expected.items():
+        title = f"single-{single}"
+        make(ledger, unsearched(title, cells, Protocol(ablation=False, single=single, folds=2)), outcome)
+        (row,) = index_page.index_document([reported(ledger, title)], None).tables["results"].rows
+        assert [entry.text for entry in row[2:]] == words
 
 
 @pytest.mark.parametrize(("better", "best"), [("lower", "second"), ("higher", "first")])
