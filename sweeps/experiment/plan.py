@@ -26,7 +26,7 @@ from sweeps.store.ledger import Json, Ledger
 MAX_ATTEMPTS = 3
 # First trainings of a cell that must all diverge for it to be given up.
 GIVE_UP = 2
-# What is said of a finished trial that had begun when its cell was given up.
+# What is said at the end of the reasons of a finished trial that had begun when its cell was given up.
 BEYOND = "it had begun when its cell was given up, and answers no question"
 # Seeds beyond the declared ones that are looked for after the last that the ledger has.
 LOOKAHEAD = 4
@@ -535,7 +535,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         elif result is not None:
             why = stale(result, fingerprints.get(trial.cell.dataset, ""), codes[trial.cell.key])
             state = "stale" if why else "done"
-            why = why or (BEYOND if trial.key in beyond else "")
+            why = "; ".join(filter(None, (why, BEYOND if trial.key in beyond else "")))
         elif trial.key in failed:
             state = "failed"
             why = str(attempts[trial.key][-1].get("error", ""))

@@ -43,7 +43,7 @@ def document(ledger: Ledger, results: SweepResults) -> Document:
     claims = judge_claims(results) if results.sweep.protocol.trains_cells else []
     search = results.sweep.protocol.search
     sections = [
-        question_section(answers(results), results.sweep.metric),
+        question_section(answers(results)),
         _claims(claims),
         *(
             Section(group.id, group.title, _seeds(results, group), tuple(result_tables(group, search)))

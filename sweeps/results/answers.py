@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from sweeps.experiment.metrics import Metric
 from sweeps.experiment.plan import BEYOND, Plan, TrialStatus
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import Change
@@ -20,10 +21,11 @@ from sweeps.store.ledger import Json
 
 
 class Answer(NamedTuple):
-    """Answer to a question, from its trajectory."""
+    """Answer to a question, from its trajectory; of its two cells' trainings some may be `stale`."""
 
     question: Question
     trajectory: Trajectory
+    stale: int = 0
 
     @property
     def words(self) -> str:
@@ -35,6 +37,11 @@ class Answer(NamedTuple):
         """Return how many pairs its last look was at."""
         return self.trajectory.looks[-1].n if self.trajectory.looks else 0
 
+    @property
+    def warning(self) -> str:
+        """Return in a sentence how many of its trainings are stale, empty for none."""
+        return f"{self.stale} of its trainings {'is' if self.stale == 1 else 'are'} stale" if self.stale else ""
+
     def as_json(self) -> Json:
         """Return the question, its decision, and the gain and the interval of its last look."""
         last = self.trajectory.looks[-1] if self.trajectory.looks else None
@@ -44,6 +51,7 @@ class Answer(NamedTuple):
             "pairs": self.pairs,
             "gain": last.gain if last is not None and math.isfinite(last.gain) else None,
             "interval": interval,
+            "stale": self.stale,
         }
 
 
@@ -51,6 +59,7 @@ class Answers(NamedTuple):
     """Answers to all questions of a page; `used` trainings of its cells, and those that a `fixed` design has.
 
     `unit` is what the pairs are, `most` their largest number, `changes` what was changed after the first training.
+    `metric` is what gains and margins are of.
     """
 
     answers: tuple[Answer, ...]
@@ -59,6 +68,7 @@ class Answers(NamedTuple):
     unit: str
     most: int
     changes: tuple[Change, ...]
+    metric: Metric
 
     @property
     def saved(self) -> str:
@@ -105,13 +115,18 @@ def _answers(sweep: Sweep, standing: Iterable[TrialStatus], changes: Collection[
     trials: dict[str, list[Trial]] = {}
     results: dict[str, Json] = {}
     settled: set[str] = set()
+    stale: list[str] = []  # the cells' labels, of each training that is
     for trial, state, result, why in standing:
         trials.setdefault(trial.cell.key, []).append(trial)
-        if result is not None and why != BEYOND:
+        if result is not None and not why.endswith(BEYOND):
             results[trial.key] = result
+            stale += [trial.cell.label] * (state == "stale" and trial.phase == design.phase)
         elif result is not None or state in ("failed", "skipped"):
             settled.add(trial.key)
     decided = waves(sweep.questions, sweep.cells, design, trials, results, settled)
-    rows = tuple(Answer(*row) for row in zip(sweep.questions, decided.trajectories, strict=True))
+    rows = tuple(
+        Answer(question, trajectory, sum(map(stale.count, question.labels)))
+        for question, trajectory in zip(sweep.questions, decided.trajectories, strict=True)
+    )
     used, fixed = sum(decided.needed.values()), design.most * len(decided.needed)
-    return Answers(rows, used, fixed, design.unit, design.most, tuple(changes))
+    return Answers(rows, used, fixed, design.unit, design.most, tuple(changes), sweep.metric)

@@ -9,7 +9,7 @@ import pytest
 from crelu_models.tables import S2
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import Metric
-from sweeps.experiment.plan import cell_trials, expand, plan, plan_to_json, planned
+from sweeps.experiment.plan import BEYOND, cell_trials, expand, plan, plan_to_json, planned
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Trial
@@ -130,7 +130,11 @@ def test_cell_whose_first_two_trainings_diverge_is_given_up(tmp_path: Path) -> N
     assert plan(sweep, ledger, {}).count("new", cell=CRELU) == 3
     ledger.delete(f"insisted/{CRELU.key}")
     done(ledger, mine[2])
-    assert [status.state for status in plan(sweep, ledger, {}).of(CRELU)] == ["done"] * 3 + ["skipped"] * 2
+    today = plan(sweep, ledger, {})
+    assert [status.state for status in today.of(CRELU)] == ["done"] * 3 + ["skipped"] * 2
+    assert [status.why for status in today.of(CRELU)][:3] == ["", "", BEYOND]
+    third = plan(sweep, ledger, {CRELU.dataset: "other pictures"}).of(CRELU)[2]
+    assert (third.state, third.why) == ("stale", f"the data have changed since; {BEYOND}")
 
 
 @pytest.mark.parametrize(

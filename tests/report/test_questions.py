@@ -13,6 +13,7 @@ from sweeps.cli.status import status
 from sweeps.cli.summary import Summary, print_summary
 from sweeps.experiment.metrics import TOP1, Metric
 from sweeps.experiment.plan import plan, question_waves, sweep_trials
+from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import changes_of, contents, register
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
@@ -20,6 +21,8 @@ from sweeps.report.contents import document
 from sweeps.report.grade_page import changed_questions
 from sweeps.report.mlflow_notes import pages
 from sweeps.report.question_tables import question_section, text_lines
+from sweeps.report.render.chart import Forest
+from sweeps.report.render.document import Gallery
 from sweeps.results import capsule
 from sweeps.results.answers import answers, answers_of_plan
 from sweeps.results.evidence import read_sweep
@@ -128,7 +131,52 @@ def test_sweep_with_fixed_seeds_has_no_answers(tmp_path: Path) -> None:
     sweep = Sweep("s", "paper", (A, B), Protocol(seeds=2), questions=QUESTIONS[:1])
     make(ledger, sweep, outcome)
     assert answers(read_sweep(ledger, "s")) is None
-    assert question_section(None, Metric()) is None
+    assert question_section(None) is None
+
+
+def test_gain_of_an_own_metric_has_the_digits_of_its_margin(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    metric = Metric("test/f1", "higher")
+    cells = tuple(dataclasses.replace(cell, metric=metric, task="page:train") for cell in (A, B))
+    question = Question("A beats B", "A", "B", "higher", 0.005)
+    sweep = Sweep("s", "paper", cells, Protocol(until=12), questions=(question,))
+    make(ledger, sweep, lambda trial: Made({metric.final: 0.9 - error_of(trial) / 300}, curve=[]))
+    decided = answers(read_sweep(ledger, "s"))
+    assert decided is not None
+    assert decided.metric == metric
+    look = decided.answers[0].trajectory.looks[-1]
+    gain, interval = f"+{look.gain:.6f}", f"[{look.low:.6f}, {look.high:.6f}]"
+    assert look.low > 0
+    (line, *_) = text_lines(decided)
+    assert line.endswith(f"gain {gain} {interval})")
+    section = question_section(decided)
+    assert section is not None
+    assert [entry.text for entry in section.tables[0].rows[0]][1:4] == [gain, interval, "0.005000"]
+    (gallery,) = (part for part in section.parts if isinstance(part, Gallery))
+    assert isinstance(gallery.figures[0].content, Forest)
+    assert gallery.figures[0].content.points[-1].tip.endswith(f"{gain} {interval}")
+
+
+def test_answer_says_how_many_of_its_trainings_are_stale(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    make(ledger, SWEEP, outcome)
+    results = read_sweep(ledger, "s")
+    # One of A, which both questions compare, and one of D, which none does.
+    stale = {cell.runs[0].key for cell in results.cells if cell.cell.label in "AD"}
+    cells = tuple(
+        dataclasses.replace(
+            cell, runs=tuple(run._replace(state="stale") if run.key in stale else run for run in cell.runs)
+        )
+        for cell in results.cells
+    )
+    decided = answers(dataclasses.replace(results, cells=cells))
+    assert decided is not None
+    assert [answer.stale for answer in decided.answers] == [1, 1]
+    assert [answer["stale"] for answer in decided.as_json()["answers"]] == [1, 1]
+    assert [line.endswith("; 1 of its trainings is stale") for line in text_lines(decided)] == [True, True, False]
+    section = question_section(decided)
+    assert section is not None
+    assert [row[4].sub for row in section.tables[0].rows] == ["1 of its trainings is stale"] * 2
 
 
 def test_open_question_says_so_and_saves_nothing_yet(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ c is Nadeau and Bengio's correction (2003). The p_k spend the level after Lan an
 power function (1987); the crossing probabilities are those of Armitage, McPherson and Rowe (1969), in which the means
 at two looks have the covariance of the later one. The t at the level p_k is the small-sample form of Jennison and
 Turnbull (2000, section 4.4); it is a little liberal below ten pairs, so 15 % of each level is never spent. The
-intervals are repeated ones (Jennison and Turnbull 1989): together they cover the truth at all looks.
+intervals are repeated ones (Jennison and Turnbull 1989): at one a they cover the truth at all looks together. As a
+grows with each decision (below), only wrong answers are held to the level, not the intervals of all questions.
 
     for       the interval lies above 0        against   it lies below 0
     equal     the narrower interval, at level 2 a per side, lies within ± margin, and the wide one decides nothing
