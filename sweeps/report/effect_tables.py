@@ -15,7 +15,7 @@ from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, digits, name
 from sweeps.results.claims import PrintedTest, printed_tests
 from sweeps.results.contrasts import Effect, effects, over
 from sweeps.results.evidence import SweepResults
-from sweeps.results.marks import MARKS, lost_marks
+from sweeps.results.marks import MARKS, lost_marks, stale_marks
 from sweeps.results.statistics import wilson
 
 BESIDE: Final = "the one beside it: the first of the table, or the one that its cell names"
@@ -92,9 +92,10 @@ def difference_digits(effect: Effect) -> int:
 
 
 def _marks(effect: Effect) -> tuple[str, ...]:
-    """Return the marks of an effect: those of either side whose trainings diverged, failed or were skipped."""
+    """Return the marks of an effect: of either side that lost trainings, of its own trainings that are stale."""
     sides = [row.results for row in (effect.row, effect.reference) if row.results is not None]
     used = {mark for side in sides for mark in lost_marks(side, effect.contrast.metric)}
+    used |= set(stale_marks(effect.contrast.runs))
     return tuple(mark for mark in MARKS if mark in used)
 
 

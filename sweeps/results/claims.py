@@ -2,7 +2,8 @@
 
 A claim is a list of comparisons. Each is decided by its p, adjusted after Holm over all comparisons that the claims of
 a sweep make, and a claim stands where all its comparisons do. Comparisons of votes are shown, and decide nothing: one
-vote a side says nothing of other trainings. A claim is withheld where a training behind it is not the paper's.
+vote a side says nothing of other trainings. A claim is withheld where a training behind it is not the paper's, was
+lost or is stale.
 
 The printed means ± SE are tested as the head of statistics.py says; a number printed without a spread is taken at face
 value.
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from sweeps.experiment.metrics import AVERAGE, Average
+from sweeps.experiment.wording import count
 from sweeps.results import paper
 from sweeps.results.cell_numbers import TABLES, stands_for
 from sweeps.results.contrasts import UNTESTED, Contrast, contrast, contrast_with, more_trainings
@@ -186,7 +189,7 @@ def _claim_result(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -
     }
     reasons = [reduced(cells[network], network[0]) for network in networks if network in cells]
     first = next((reason for reason in reasons if reason), "")
-    withheld = "; ".join(filter(None, (first, _lost(claim, comparisons, cells))))
+    withheld = "; ".join(filter(None, (first, _lost(claim, comparisons, cells), _stale(comparisons))))
     decision = "not run" if withheld else decide_all(compared.decision for compared in comparisons)
     return ClaimResult(claim, decision, tuple(comparisons), withheld, in_print(claim))
 
@@ -201,6 +204,13 @@ def _lost(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -> str:
             if results is not None and (lost := results.lost(metric)):
                 reasons[f"{lost} of {results.cell.label}"] = None
     return "; ".join(reasons)
+
+
+def _stale(comparisons: Sequence[Compared]) -> str:
+    """Return how many of the trainings behind a claim are stale, by cell; empty for none. Counts of a net never are."""
+    tested = [compared.contrast for compared in comparisons if compared.contrast.basis != "exact"]
+    stale = {run.key: run.trial.cell.label for test in tested for run in test.runs if run.state == "stale"}
+    return "; ".join(f"{count(n, 'stale training')} of {label}" for label, n in Counter(stale.values()).items())
 
 
 # The paper's own numbers --------------------------------------------------------------------------------------

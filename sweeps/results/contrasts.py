@@ -18,7 +18,7 @@ import numpy as np
 
 from crelu_models.model import Model
 from sweeps.experiment.metrics import PARAMETERS, TOP1, TOP1_TEN, TRAIN, VOTE
-from sweeps.results.cell_numbers import UNKNOWN, VOTING, ResultTable, Row, is_always_zero, number, runs_of
+from sweeps.results.cell_numbers import UNKNOWN, VOTING, ResultTable, Row, folds_of, is_always_zero, number, runs_of
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run
 from sweeps.results.paper import CHANNELS
@@ -85,7 +85,7 @@ def _paired(
     a, b = [value for _, value, _, _ in pairs], [scale * value for _, _, _, value in pairs]
     runs = tuple({run.key: run for run in [pair[0] for pair in pairs] + [pair[2] for pair in pairs]}.values())
     first, _, second, _ = pairs[0]
-    folds = first.trial.folds if first.trial.phase == "fold" else 0
+    folds = folds_of([first])
     if len(pairs) == 1:
         # No one fold's network stands for a cell; the folds' votes are compared on pictures instead.
         comparable = first is not second and not folds
@@ -141,7 +141,9 @@ def _votes(row: CellResults, rival: CellResults) -> Contrast:
 
 def _mcnemar(a: Predictions | None, b: Predictions | None, kind: str) -> McNemar | None:
     """Compare two networks on the same pictures; None where they did not see the same ones."""
-    if a is None or b is None or kind not in a.chosen or kind not in b.chosen or not np.array_equal(a.ids, b.ids):
+    if a is None or b is None or kind not in a.chosen or kind not in b.chosen:
+        return None
+    if not (np.array_equal(a.ids, b.ids) and np.array_equal(a.labels, b.labels)):
         return None
     return mcnemar_exact(a.right(kind), b.right(kind))
 

@@ -10,6 +10,7 @@ Of another metric it is the value with the sign by which less is better, and the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -35,7 +36,7 @@ FALL_SHARE: Final = 0.01  # of a curve's range, where its unit is not known
 MARKS: Final = {
     "d": ("diverged", "a training diverged or died, after all its restarts: it counts with the error of chance"),
     "m": ("missing", "a training failed at all its attempts: it is missing, and n says how many there are"),
-    "c": ("cut short", "its first trainings all diverged, so the others were skipped"),
+    "c": ("cut short", "given up before all of its trainings; the failures name the reason"),
     "r": ("restarted", "a training diverged or died and was begun anew with another seed"),
     "u": ("under-trained", "the held-out error was still falling in the last fifth of most of its curves"),
     "1": (
@@ -72,7 +73,7 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
         "e": search is not None and at_edge(cell, search),
         "f": search is not None and few_trials(cell, search),
         "i": any(_is_open(run) for run in cell.runs if run.trial.phase in phases),
-        "x": any(run.state == "stale" for run in ours.runs),
+        "x": bool(stale_marks(ours.runs)),
         "p": PARTIAL in flags,
         "a": "resume=approximate" in flags,
     }
@@ -101,6 +102,11 @@ def lost_marks(cell: CellResults, metric: str) -> tuple[str, ...]:
         "c": any(run.state == "skipped" for run in runs),
     }
     return tuple(mark for mark, applies in apply.items() if applies)
+
+
+def stale_marks(runs: Iterable[Run]) -> tuple[str, ...]:
+    """Return the mark of a number with a training that is stale, none where all are current."""
+    return ("x",) if any(run.state == "stale" for run in runs) else ()
 
 
 def _is_open(run: Run) -> bool:

@@ -18,7 +18,7 @@ from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.claim_tables import claim_table
-from sweeps.report.effect_tables import printed_table
+from sweeps.report.effect_tables import effect_table, effects_of, printed_table
 from sweeps.report.result_tables import result_tables
 from sweeps.results import paper, statistics
 from sweeps.results.analyses import SCHEMA
@@ -354,6 +354,12 @@ def test_networks_are_compared_on_the_same_pictures(tmp_path: Path) -> None:
     assert seen_ is not None
     assert (seen_.only_a, seen_.only_b) == (40, 10)
     assert seen_.p == pytest.approx(stats.binomtest(10, 50).pvalue)
+    # Pictures of the same names and other classes are other pictures.
+    (other,) = results.cells[1].runs
+    assert other.decisions is not None
+    relabelled = other._replace(decisions=other.decisions._replace(labels=labels[::-1]))
+    foreign = dataclasses.replace(results.cells[1], runs=(relabelled,))
+    assert contrast(foreign, results.cells[0], TOP1).pictures is None
 
 
 def test_votes_by_every_method_are_those_of_a_naive_count(tmp_path: Path) -> None:
@@ -567,6 +573,30 @@ def test_mark_of_a_stale_result(tmp_path: Path) -> None:
     assert marked(read_sweep(ledger, "stale")) == ("x",)
 
 
+def test_effect_and_claim_of_a_stale_result_say_so(tmp_path: Path) -> None:
+    means = {"CReLU conv1-4": 38.0}
+    results = seen(tmp_path, Sweep("s", "paper", PLACEMENTS[:6], Protocol(seeds=6)), lambda t: drawn(t, means, 0.2))
+    ledger = Ledger(str(tmp_path / "ledger"))
+    claims = {claim.claim.id: claim for claim in judge_claims(results)}
+    assert not any(claim.withheld for claim in claims.values())
+    trial = Trial(PLACEMENTS[5], seed=3)
+    result = ledger.result(trial.key)
+    assert result is not None
+    ledger.commit(trial.key, result | {"code": "another"})
+    stale = read_sweep(ledger, "s")
+    withheld = {claim.claim.id: claim.withheld for claim in judge_claims(stale)}
+    claimed = {id for id, claim in claims.items() if any(run.key == trial.key for run in claim.runs)}
+    assert "conv1-4-lowest-centre-crop" in claimed
+    assert {id for id, why in withheld.items() if why} == claimed
+    assert {withheld[id] for id in claimed} == {"1 stale training of CReLU conv1-4"}
+    ((group, differences),) = effects_of(groups(stale))
+    table = effect_table(group, differences)
+    place = table.columns.index("difference")
+    marked_rows = {effect.row.label for effect, row in zip(differences, table.rows, strict=True) if row[place].marks}
+    assert marked_rows == {"CReLU conv1-4"}
+    assert any(note.startswith("x  stale") for note in table.notes)
+
+
 def test_marks_of_a_search(tmp_path: Path) -> None:
     def best_at(rate: float) -> Callable[[Trial], Made]:
         return lambda t: (
@@ -735,6 +765,31 @@ def test_cells_of_no_table_stand_by_data_set_and_family(tmp_path: Path) -> None:
         "table-5-imagenet",
     ]
     assert [group.comparable for group in tables] == [False, False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("profile", "titles"),
+    [
+        ("paper", ["ImageNet, adam recipe", "ImageNet, sgd recipe"]),
+        ("mini", ["ImageNet, adam recipe", "ImageNet, sgd recipe"]),
+        ("demo", ["Embedded pictures, imagenet-adam recipe", "Embedded pictures, imagenet-sgd recipe"]),
+    ],
+)
+def test_cells_of_no_table_are_compared_within_their_recipe(profile: str, titles: list[str], tmp_path: Path) -> None:
+    crossed = tuple(scaled(cell, profile) for cell in (*PLACEMENTS[:1], *PLACEMENTS[4:6], *imagenet_placement.CROSSED))
+    tables = groups(seen(tmp_path, Sweep("x", profile, crossed, Protocol(seeds=2)), lambda t: drawn(t, {}, 0.1)))
+    own = [group for group in tables if not group.table]
+    assert [group.title for group in own] == titles
+    assert [[row.label for row in group.rows] for group in own] == [
+        ["Baseline, Adam", "CReLU conv1-4, Adam"], ["Baseline, dropout .25", "CReLU conv1,4,7, SGD"],
+    ]  # fmt: skip
+    pairs = {(effect.row.label, effect.reference.label) for group in own for effect in effects(group)}
+    assert pairs == {
+        ("CReLU conv1-4, Adam", "Baseline, Adam"), ("CReLU conv1,4,7, SGD", "Baseline, dropout .25"),
+        # What the cells name, in the paper's table.
+        ("Baseline, Adam", "Baseline"), ("CReLU conv1-4, Adam", "CReLU conv1-4"),
+        ("Baseline, dropout .25", "Baseline"), ("CReLU conv1,4,7, SGD", "CReLU conv1,4,7"),
+    }  # fmt: skip
 
 
 # Simulated sweeps ---------------------------------------------------------------------------------------------
