@@ -14,7 +14,7 @@ runs in MLflow with the ledger, metric by metric; losses are printed, and are th
 Of a sweep until decided the answers to its questions are compared too, look by look:
 
     python -m benchmarks.chaos --rounds 3 --faults "kill driver" --scale demo --pause 30 60 \\
-        --words "--search-trials 0 --folds 6 --until-decided 6"
+        --sweep benchmarks.decided --words "--search-trials 0 --folds 6 --until-decided 6"
 """
 
 from __future__ import annotations
@@ -304,7 +304,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
-    parser.add_argument("--sweep", default="cifar_width")
+    parser.add_argument("--sweep", default="cifar_width", help="a sweep, or a page as package.module")
     parser.add_argument("--scale", choices=SCALES, default="smoke")
     parser.add_argument("--epochs", type=int, help="of every training (default: 12 of a smoke test, the demo's own)")
     parser.add_argument("--pause", type=float, nargs=2, default=(2.0, 15.0), metavar=("LEAST", "MOST"))
@@ -315,7 +315,8 @@ def main() -> int:
     draw = random.Random(options.seed)
     epochs = options.epochs or (12 if options.scale == "smoke" else 0)
     short = ["--set", f"recipe.epochs={epochs}"] if epochs else []
-    command = [sys.executable, "-m", f"sweeps.{options.sweep}", *SCALES[options.scale], *short, *options.words]
+    page = options.sweep if "." in options.sweep else f"sweeps.{options.sweep}"
+    command = [sys.executable, "-m", page, *SCALES[options.scale], *short, *options.words]
     base = Path(tempfile.mkdtemp(prefix="chaos-"))
     began = time.monotonic()
     (base / "calm").mkdir()
