@@ -189,7 +189,7 @@ class Trainer:
         for average in train(self.learner, self._batches):
             # End of an epoch: measure it, then save and report it, or leave that to a later checkpoint.
             if average is not None:
-                row = yield from self._finish_epoch(average, self.context.clock() - began)
+                row = yield from self._finish_epoch(average, self._count_seconds() - began)
                 self.unsaved.append(row)
                 (epoch_due,) = self.ranks.broadcast_flags(lambda: (self._epoch_is_due(),), 1)
                 if epoch_due and not self._save_and_report(report):
@@ -210,11 +210,12 @@ class Trainer:
         self.state.ending = "schedule"
         return True
 
-    def _count_seconds(self) -> None:
-        """Add the time since the last count to the seconds of the training."""
+    def _count_seconds(self) -> float:
+        """Add the time since the last count to the seconds of the training, and return the time now."""
         now = self.context.clock()
         self.state.seconds += now - self.counted_to
         self.counted_to = now
+        return now
 
     def _batches(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training views of `epoch` from batch `step` on, timed."""
@@ -254,7 +255,6 @@ class Trainer:
         trial = self.trial
         state = self.state
         steps = self.views.steps
-        self._count_seconds()
         # The row: training errors as summed during the epoch, then what is measured in evaluation mode.
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
         row |= _named("train", average)
