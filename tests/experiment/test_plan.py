@@ -186,8 +186,8 @@ def test_winner_is_chosen_by_the_page_s_own_metric(tmp_path: Path) -> None:
     cell = dataclasses.replace(BASELINE, table="", row="", task="page:train", metric=own)
     sweep = Sweep("s", "demo", (cell,), Protocol(seeds=3))
     first, second, _ = trials = expand(sweep, {})
-    for trial, f1 in zip(trials[:2], (0.5, 0.7), strict=True):
-        ledger.commit(trial.key, {"status": "finished", "metrics": {"best/val_f1": f1}, "curve": []})
+    for trial, metrics in zip(trials, ({"best/val_f1": 0.5}, {"best/val_f1": 0.7}, {}), strict=True):
+        ledger.commit(trial.key, {"status": "finished", "metrics": metrics, "curve": []})
     assert plan(sweep, ledger, {}).winner(cell) == second
     ledger.forget(second.key)
     assert plan(sweep, ledger, {}).winner(cell) == first
