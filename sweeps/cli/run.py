@@ -196,7 +196,7 @@ def _known_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
     """Return the facts of the data sets that are known without preparing one."""
     known: dict[str, DataSet] = {}
     for name in sweep.datasets:
-        with suppress(ValueError):
+        with suppress(ValueError, OSError):
             known[name] = dataset(name, settings.data_dir)
     return known
 
@@ -211,7 +211,7 @@ def _current_plan(
     for cell in today.sweep.cells:
         if settings.fresh:
             ledger.delete(f"insisted/{cell.key}")
-        elif settings.retry_failed and today.count("skipped", cell=cell):
+        elif settings.retry_failed and (today.count("skipped", cell=cell) or today.has_beyond(cell)):
             ledger.write(f"insisted/{cell.key}", b"")
             changed = True
     for status in today.statuses:

@@ -377,15 +377,17 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._notify("done", trial, result)
 
     def _replan_cell(self, trial: Trial) -> None:
-        """Plan the trials that follow from this one, where results decide that: a search, Single, a divergence."""
+        """Plan the trials that follow from this one, where results decide that: a search, Single, a loss."""
         protocol = self.session.sweep.protocol
-        diverged = has_diverged(self.results.get(trial.key)) or trial.cell.label in self.session.given_up
+        # A failed one counts as none of its cell's first trainings: another one is.
+        lost = has_diverged(self.results.get(trial.key)) or trial.key in self.failed
+        lost = lost or trial.cell.label in self.session.given_up
         studied = any(trial.key == other.key for other in self.cell_trials[""].rates)
         if studied or protocol.until:  # the trials of other cells wait for it
             self._expand()
-        elif protocol.search is not None or protocol.single or diverged:
+        elif protocol.search is not None or protocol.single or lost:
             self._expand_cell(trial.cell)
-        if studied or protocol.until or protocol.search is not None or protocol.single or diverged:
+        if studied or protocol.until or protocol.search is not None or protocol.single or lost:
             self.waiting = self._missing_trials()
 
     def _check_failure_limits(self, trial: Trial, attempt: Json) -> None:

@@ -28,6 +28,8 @@ MAX_ATTEMPTS = 3
 GIVE_UP = 2
 # What is said at the end of the reasons of a finished trial that had begun when its cell was given up.
 BEYOND = "it had begun when its cell was given up, and answers no question"
+# How the reason of a search begins that has no setting to train.
+NONE_ADMITTED = "no trial of its search may be trained"
 # Seeds beyond the declared ones that are looked for after the last that the ledger has.
 LOOKAHEAD = 4
 
@@ -91,7 +93,8 @@ def cell_trials(
     skipped = frozenset(trial.key for trial in known if trial.key not in results and trial.key not in failed)
     searched = {trial.key for trial in trials.search}
     ended = {trial.key for trial in (*trials.protocol, *trials.further) if trial.key in results} - searched
-    beyond = frozenset(ended.difference(first)) if first else frozenset[str]()
+    # Only where questions are decided: a table counts all that was trained.
+    beyond = frozenset(ended.difference(first)) if first and protocol.until else frozenset[str]()
     return trials._replace(pending=[], skipped=skipped, why=why, pauses={}, paused=frozenset(), beyond=beyond)
 
 
@@ -161,7 +164,7 @@ def _trials_of(
 def _why_no_winner(search: Search, trials: Sequence[Trial], cell: Cell, results: Mapping[str, Json]) -> str:
     """Return why a search has chosen nothing, where it is not that all of its trials failed; empty there."""
     if not trials:
-        return f"no trial of its search may be trained: {why_refused(search, Trial(cell, 'holdout'))}"
+        return f"{NONE_ADMITTED}: {why_refused(search, Trial(cell, 'holdout'))}"
     is_limited = bool(search.limits) and any(trial.key in results for trial in trials)
     return "no trial of its search keeps the limits" if is_limited else ""
 
@@ -456,9 +459,17 @@ class Plan:
         (cell,) = [cell for cell in self.sweep.cells if cell.label == label]
         if self.rates.get(cell.key, 0.0) is None:
             return "--set recipe.lr=RATE trains them at another learning rate"
-        if not self.count("skipped", cell=cell):
-            return "a longer search, by --search-trials, may find a setting"
-        return "--retry-failed trains them"
+        if self.count("skipped", cell=cell):
+            return "--retry-failed trains them"
+        if self.has_beyond(cell):
+            return "--retry-failed lets what was trained beyond those count"
+        if self.given_up.get(label, "").startswith(NONE_ADMITTED):
+            return "a larger limit of the search lets it train"
+        return "a longer search, by --search-trials, may find a setting"
+
+    def has_beyond(self, cell: Cell) -> bool:
+        """Return whether a cell that was given up has trainings that answer no question."""
+        return any(status.why.endswith(BEYOND) for status in self.of(cell))
 
     @property
     def may_retry(self) -> bool:
@@ -520,7 +531,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     given_up = {
         cell.label: parts[cell.key].why
         for cell in sweep.cells
-        if parts[cell.key].why and (parts[cell.key].skipped or not parts[cell.key].protocol)
+        if parts[cell.key].why and (parts[cell.key].skipped or parts[cell.key].beyond or not parts[cell.key].protocol)
     }
     beyond = frozenset[str]().union(*(cell.beyond for cell in cells))
     statuses = []

@@ -612,6 +612,21 @@ def test_trial_that_follows_no_more_is_not_taken_off_an_old_queue(tmp_path: Path
     assert len(here.given_up) == 1
 
 
+def test_trial_that_failed_is_none_of_its_cell_s_first_trainings_to_the_queue_too(tmp_path: Path) -> None:
+    here = searching(tmp_path, Protocol(seeds=6), PackPolicy(1))
+    here.sweep = dataclasses.replace(here.sweep, cells=here.sweep.cells[:1])
+    queue = LedgerSearcher(here)
+    names = [f"a{number}" for number in range(3)]
+    (first,), (second,), (third,) = (trials_in(queue.suggest(name)) for name in names)
+    for name, trial in ((names[0], first), (names[2], third)):
+        here.ledger.commit(trial.key, {"key": trial.key, "metrics": {}, "status": "diverged"})
+        queue.on_trial_complete(name)
+    assert len(queue.waiting) == 3
+    here.ledger.add_attempt(second.key, failed_attempt(ValueError("never"), final=True))
+    queue.on_trial_complete(names[1])
+    assert (queue.waiting, list(here.given_up)) == ([], [first.cell.label])
+
+
 def test_mate_that_follows_no_more_is_not_taken_beside_the_first(tmp_path: Path) -> None:
     here = searching(tmp_path, Protocol(ablation=False, folds=4), PackPolicy(6, resident=frozenset({LARGE})))
     sound, given_up = here.sweep.cells[:2]

@@ -10,6 +10,7 @@ from crelu_models.tables import S2
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import Metric
 from sweeps.experiment.plan import BEYOND, cell_trials, expand, plan, plan_to_json, planned
+from sweeps.experiment.questions.question import Question
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Trial
@@ -132,8 +133,19 @@ def test_cell_whose_first_two_trainings_diverge_is_given_up(tmp_path: Path) -> N
     done(ledger, mine[2])
     today = plan(sweep, ledger, {})
     assert [status.state for status in today.of(CRELU)] == ["done"] * 3 + ["skipped"] * 2
-    assert [status.why for status in today.of(CRELU)][:3] == ["", "", BEYOND]
-    third = plan(sweep, ledger, {CRELU.dataset: "other pictures"}).of(CRELU)[2]
+    assert [status.why for status in today.of(CRELU)][:3] == ["", "", ""]  # a table counts all that was trained
+    asked = dataclasses.replace(
+        sweep,
+        protocol=dataclasses.replace(sweep.protocol, until=3),
+        questions=(Question("is it", CRELU.label, BASELINE.label, margin=1.0),),
+    )
+    for trial in expand(sweep, {}):
+        if trial.cell == CRELU and ledger.result(trial.key) is None:
+            done(ledger, trial)
+    today = plan(asked, ledger, {})
+    assert [status.why for status in today.of(CRELU)] == ["", "", BEYOND, BEYOND, BEYOND]
+    assert (list(today.given_up), today.may_retry, today.has_beyond(CRELU)) == ([CRELU.label], True, True)
+    third = plan(asked, ledger, {CRELU.dataset: "other pictures"}).of(CRELU)[2]
     assert (third.state, third.why) == ("stale", f"the data have changed since; {BEYOND}")
 
 
@@ -167,7 +179,7 @@ def test_cell_without_a_setting_that_may_be_trained_is_given_up_and_not_done(tmp
     today = plan(narrow, Ledger(str(tmp_path)), {})
     assert (today.statuses, today.pending) == ((), ())
     assert today.given_up == {BASELINE.label: "no trial of its search may be trained: more parameters than the limit"}
-    assert "--search-trials" in today.remedy(BASELINE.label)
+    assert today.remedy(BASELINE.label) == "a larger limit of the search lets it train"
     assert list(today.given_up_sentences()) == list(today.given_up.items())
     assert not today.may_retry
 
