@@ -25,7 +25,7 @@ export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export CRELU_BUCKET=$bucket CRELU_DATA=$HOME/pictures CRELU_DATA_SOURCE=$bucket/data
 export AWS_METADATA_SERVICE_TIMEOUT=5 AWS_METADATA_SERVICE_NUM_ATTEMPTS=5
 export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
-export CRELU_MLFLOW_STORE=$store
+export CRELU_MLFLOW_STORE=$(printf %q "$store")
 case :\$PATH: in *:$project/.venv/bin:*) ;; *) export PATH=$project/.venv/bin:\$PATH ;; esac
 SHELL
 # In the first line: Ubuntu's .bashrc leaves where a shell is not interactive.

@@ -105,9 +105,12 @@ def bucket(name: str, region: str) -> None:
     s3.put_public_access_block(Bucket=name, PublicAccessBlockConfiguration=dict.fromkeys(closed, True))
     rule = {"ID": "unfinished", "Status": "Enabled", "Filter": {"Prefix": ""},
             "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7}}  # fmt: skip
-    rules: list[Any] = []  # of a bucket that was there: they are set as a whole
-    with suppress(ClientError):  # it has none
+    try:  # they are set as a whole: those of a bucket that was there stay
         rules = s3.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "NoSuchLifecycleConfiguration":
+            raise
+        rules = []
     others = [other for other in rules if other.get("ID") != rule["ID"]]
     s3.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration={"Rules": [*others, rule]})
 

@@ -203,6 +203,12 @@ def test_ray_hashes_the_code_and_not_the_environment(tmp_path: Path, secrets: No
     for _ in range(2):  # Ray runs it twice
         subprocess.run(["bash", project / "clusters" / "node.sh", "s3://bucket"], check=True)
 
+    store = "postgresql://u@h/n?sslmode=require&application_name=a b"
+    node = ["bash", project / "clusters" / "node.sh", "s3://bucket", store]
+    subprocess.run(node, check=True)
+    shown = ["bash", "-c", '. ~/.crelu.sh; printf %s "$CRELU_MLFLOW_STORE"']
+    assert subprocess.run(shown, capture_output=True, text=True, check=True).stdout == store
+
     def contents() -> str:
         return str(hash_runtime_conf({"~/crelu": str(project)}, [], [], generate_file_mounts_contents_hash=True)[1])
 
