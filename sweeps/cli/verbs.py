@@ -15,7 +15,7 @@ from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count, unknown_name
 from sweeps.results.evidence import titles
-from sweeps.store.lease import Lease, LeaseHeldError
+from sweeps.store.lease import Lease, LeaseHeldError, LeaseLostError
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import artifacts_in, reports_in
 from sweeps.store.logins import own_store
@@ -69,6 +69,8 @@ def reconcile(options: argparse.Namespace) -> int:
             why, sent = _send_runs(current_plan(guarded, title), guarded, uri, options.experiment or title)
     except LeaseHeldError as busy:
         raise ValueError(f"{busy}; meanwhile it sends MLflow what it lacks itself") from None
+    except LeaseLostError as lost:
+        raise ValueError(f"{lost}; it sends MLflow the rest") from None
     if why:
         again = shlex.join([sys.orig_argv[0], "-m", "sweeps", *sys.argv[1:]])
         print(f"error: MLflow at {place(uri)} lacks runs of {title}, for {why}", file=sys.stderr)
@@ -113,6 +115,8 @@ def _send_runs(plan: Plan, ledger: Ledger, uri: str, experiment: str) -> tuple[s
             runs.remove_strangers(expected)
             for cell in runs.shown_cells({expected[key][0].cell.key for key in begun}):
                 runs.sync_cell(cell, [status.trial for status in plan.of(cell)], skipped)
+    except LeaseLostError:
+        raise
     except Exception as error:  # of any kind, from a server, its client or a database
         return str(trouble(error)), 0
     return "", len(begun)
