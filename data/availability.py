@@ -27,7 +27,7 @@ def fingerprints(names: Iterable[str], where: Path) -> dict[str, str]:
     """Return the content fingerprint of each data set that is there."""
     known = {}
     for name in names:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OSError):
             known[name] = fingerprint(name, where)
     return known
 
@@ -82,10 +82,16 @@ def _pull_if_missing(name: str, where: Path, source: str, pictures: bool, tell: 
     """Bring a data set, or its sidecars alone, from its source to the driver."""
     if not source or name.startswith("synthetic") or (pictures and _have(name, where, (".beton", ".json"))):
         return
-    from crelu_data.transfer import pull
+    from crelu_data.transfer import NotThereError, pull
 
     tell(f"pulling {name} from {source} to {where}" if pictures else f"reading what {source} has of {name}")
-    pull(source, where, [name], pictures=pictures)
+    try:
+        pull(source, where, [name], pictures=pictures)
+    except (NotThereError, OSError) as error:
+        # The workers may have the pictures already, of a disk that all share for instance.
+        if pictures or not _have(name, where, (".json",)):
+            raise
+        tell(f"{error}; what {where} says of {name} is taken")
 
 
 def ensure_dataset(
@@ -141,9 +147,13 @@ def check_available(name: str, where: Path, source: str = "", pictures: bool = T
     if present:
         _check_pictures(name, where)
     if source and kind != "synthetic" and not (present and pictures):
-        from crelu_data.transfer import check_source
+        from crelu_data.transfer import NotThereError, check_source
 
-        check_source(source, [name], where)
+        try:
+            check_source(source, [name], where)
+        except (NotThereError, OSError):
+            if pictures or not present:
+                raise
     elif kind == "folder" and not present:
         from crelu_data.sources import sources
 

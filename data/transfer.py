@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -39,6 +40,10 @@ NAME = re.compile(r"\w[\w.=,+@-]*")  # of a prepared file: others on the storage
 
 class TransferError(OSError):
     """Error of a copy or a source that is not whole: another attempt, or another machine, may find it so."""
+
+
+class NotThereError(ValueError):
+    """A storage holds nothing of a data set."""
 
 
 class RemoteFile(NamedTuple):
@@ -142,7 +147,7 @@ def _list_remote(
     selected = [name for name in complete if name in wanted] if wanted else complete
     absent = [name for name in names if not any(f"{each}.beton" in sizes for each in _stems([name]))]
     if absent or not (selected or wanted):
-        raise ValueError(
+        raise NotThereError(
             f"{source} holds no prepared files{_of(absent)}; found {', '.join(complete) or 'none at all'}. "
             f"python -m crelu_data push {source} copies some to it"
         )
@@ -208,9 +213,11 @@ def _is_current(file: RemoteFile, where: Path, source: str, fresh: bool, picture
     if not fresh:
         remedy = "--fresh replaces it"
         if not pictures:
-            remedy = f"python -m crelu_data pull {source} {sidecar.name} --fresh replaces it"
+            words = ["python", "-m", "crelu_data", "pull", source, sidecar.name, "--fresh", "--data-dir", str(where)]
+            remedy = f"{shlex.join(words)} replaces it"
             if not path.exists():
-                remedy = f"delete {where}/{_set_of(file.name)}-*.json to take those"
+                known = [where / f"{_set_of(file.name)}-{split}.json" for split in SPLITS]
+                remedy = f"to take those: {shlex.join(['rm', *(str(path) for path in known if path.exists())])}"
         raise ValueError(
             f"{path if pictures else path.with_suffix('.json')} holds other pictures ({sidecar.fingerprint[:12]}) than "
             f"{source} ({file.sidecar.fingerprint[:12]}); {remedy}"

@@ -149,7 +149,7 @@ def hours_per_training(plan: Plan, settings: Settings, labels: Collection[str]) 
     """
     try:
         forecast = _forecast_here(plan, settings)
-    except ValueError:
+    except (ValueError, OSError):
         return 0.0
     trials = {status.trial.cell.label: status.trial for status in plan.statuses if status.trial.cell.label in labels}
     seconds = [estimate.likely for estimate in forecast.estimates((trial, 0) for trial in trials.values())]
@@ -244,7 +244,7 @@ def workload(plan: Plan, trials: Iterable[Trial], data_dir: Path) -> tuple[float
             epochs = plan.expected_epochs(trial)
             picture_count += sum(pictures(trial, facts, epochs))
             arithmetic += operations(trial, facts, epochs)
-    except ValueError:
+    except (ValueError, OSError):
         return 0.0, 0.0
     return picture_count, arithmetic
 

@@ -184,6 +184,6 @@ def _classes(plan: Plan) -> dict[str, int]:
     """Return the classes of the data sets that say so by their names."""
     known: dict[str, Any] = {}
     for name in plan.sweep.datasets:
-        with suppress(ValueError):
+        with suppress(ValueError, OSError):
             known[name] = dataset(name).classes
     return known

@@ -170,7 +170,7 @@ class CellResults:
                 return run.decisions.classes
         try:
             return dataset(self.cell.dataset).classes
-        except ValueError:
+        except (ValueError, OSError):
             return None
 
     @property

@@ -170,7 +170,7 @@ def set_facts(name: str) -> DataSet | None:
     """Return the facts of a data set by its name, None for a folder that was prepared elsewhere."""
     try:
         return dataset(name)
-    except ValueError:
+    except (ValueError, OSError):
         return None
 
 

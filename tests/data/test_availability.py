@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from crelu_data.availability import check_available, ensure_dataset, fetch_dataset, fingerprint, fingerprints
+from crelu_data.datasets import beton_path
 from crelu_data.transfer import pull, push
 from crelu_data.write import prepare
 from crelu_models.tables import S2
@@ -69,20 +70,41 @@ def test_source_whose_pictures_changed_is_said_before_anything_trains(name: str,
     before = fingerprint(name, head)
     prepare(name, tmp_path / "other", size=16, writer="native", workers=1)
     push(tmp_path / "other", str(shared), fresh=True)
+    sidecars = " ".join(f"{head}/{beton_path(name, split, head).stem}.json" for split in ("train", "test"))
     for check in (
         lambda: ensure_dataset(name, head, print, str(shared), pictures=False),
         lambda: check_available(name, head, str(shared), pictures=False),
     ):
-        with pytest.raises(ValueError, match=rf"holds other pictures .* than {shared} .*; delete {head}/.*-\*\.json"):
+        with pytest.raises(
+            ValueError, match=rf"holds other pictures .* than {shared} .*; to take those: rm {sidecars}$"
+        ):
             check()
     assert fingerprint(name, head) == before
     pull(source, tmp_path / "whole")
-    with pytest.raises(ValueError, match=rf"; python -m crelu_data pull {shared} {name} --fresh replaces it"):
+    with pytest.raises(ValueError, match=rf"; python -m crelu_data pull {shared} {name} --fresh --data-dir"):
         check_available(name, tmp_path / "whole", str(shared), pictures=False)
     for path in head.glob("*.json"):
         path.unlink()
     ensure_dataset(name, head, print, str(shared), pictures=False)
     assert fingerprint(name, head) == fingerprint(name, tmp_path / "other")
+
+
+def test_source_that_does_not_answer_or_lacks_a_set_stops_no_head_that_knows_it(
+    name: str, source: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    head = tmp_path / "head"
+    (tmp_path / "empty").mkdir()
+    ensure_dataset(name, head, said.append, source, pictures=False)
+    for elsewhere in (str(tmp_path / "empty"), str(tmp_path / "nowhere")):
+        said.clear()
+        ensure_dataset(name, head, said.append, elsewhere, pictures=False)
+        assert said[1].endswith(f"; what {head} says of {name} is taken")
+        check_available(name, head, elsewhere, pictures=False)
+        with pytest.raises(ValueError, match="holds no prepared files"):
+            ensure_dataset(name, tmp_path / "new", print, elsewhere, pictures=False)
+        with pytest.raises(ValueError, match="holds no prepared files"):
+            check_available(name, tmp_path / "new", elsewhere, pictures=False)
 
 
 def test_driver_on_its_own_machine_pulls_all_of_it_once(name: str, source: str, tmp_path: Path) -> None:
