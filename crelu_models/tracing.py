@@ -239,6 +239,9 @@ def _is_same_target(node: fx.Node, other: fx.Node, module: nn.Module) -> bool:
     """Return whether two nodes call the same thing; a tensor that a forward pass makes has a name in each graph."""
     if node.target == other.target or node.op != "get_attr":
         return bool(node.target == other.target)
+    registered = {*dict(module.named_parameters(remove_duplicate=False)), *dict(module.named_buffers())}
+    if {node.target, other.target} & registered:  # two that start alike do not stay so
+        return False
     value, other_value = (attrgetter(str(each.target))(module) for each in (node, other))
     return value.dtype == other_value.dtype and torch.equal(value, other_value)
 

@@ -322,7 +322,7 @@ def _decoded(cell: Cell, settings: Settings) -> Cell:
     from crelu_data.datasets import RAW_UP_TO, dataset
 
     size = RAW_UP_TO + 1  # of a folder that is not prepared yet
-    with suppress(ValueError):
+    with suppress(ValueError, OSError):
         size = dataset(cell.dataset, settings.data_dir).size
     return dataclasses.replace(cell, decoder=settings.decoder) if size > RAW_UP_TO and settings.decoder else cell
 
@@ -371,7 +371,7 @@ def fields_name(cells: Sequence[Cell], assignments: Sequence[str]) -> str:
         if name == "net.final_activation":
             if any(after.net != before.net for after, before in zip(changed, cells, strict=True)):
                 values[name] = word
-        elif name != "dataset":
+        elif name not in ("dataset", "recipe.name"):  # a recipe's name is no part of what a trial is
             field = name.removeprefix("recipe.")
             pairs = [(getattr(a.recipe, field), getattr(b.recipe, field)) for a, b in zip(changed, cells, strict=True)]
             if any(after != before for after, before in pairs):

@@ -99,6 +99,7 @@ def test_cells_of_the_data_set_that_is_asked_for_are_taken_where_the_page_has_so
         ),
         ("cifar_vgg", "--profile paper --set net.final_activation=relu", "cifar_vgg-net.final_activation=relu"),
         ("cifar_vgg", "--profile paper --set net.final_activation=none", "cifar_vgg"),
+        ("cifar_vgg", "--profile paper --set recipe.name=vgg-mine", "cifar_vgg"),  # which is no part of a trial
     ],
 )
 def test_title_names_what_the_page_s_cells_are_not(page: str, words: str, title: str) -> None:

@@ -418,6 +418,24 @@ def test_other_code_in_training_than_in_evaluation_has_no_graph(tail: Callable[[
         place(Tail(tail), "relu", "act")
 
 
+class TwoWeights(nn.Module):
+    """Net with a weight for training and one for evaluation, which start alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+        self.one, self.other = nn.Parameter(torch.ones(3, 1, 1)), nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map."""
+        return self.act(x) * (self.one if self.training else self.other)
+
+
+def test_two_weights_that_start_alike_are_two() -> None:
+    with pytest.raises(ValueError, match="TwoWeights computes something else in training than in evaluation"):
+        place(TwoWeights(), "relu", "act")
+
+
 def test_a_forward_pass_that_is_set_on_the_object_is_not_passed_over() -> None:
     def doubled(net: Tail, x: Tensor) -> Tensor:
         return 2 * Tail.forward(net, x)
