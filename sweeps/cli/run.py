@@ -211,7 +211,7 @@ def _current_plan(
     for cell in today.sweep.cells:
         if settings.fresh:
             ledger.delete(f"insisted/{cell.key}")
-        elif settings.retry_failed and (today.count("skipped", cell=cell) or today.has_beyond(cell)):
+        elif settings.retry_failed and today.is_cut_short(cell):
             ledger.write(f"insisted/{cell.key}", b"")
             changed = True
     for status in today.statuses:

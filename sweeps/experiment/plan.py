@@ -62,6 +62,12 @@ class CellTrials(NamedTuple):
     paused: frozenset[str] = frozenset()
     beyond: frozenset[str] = frozenset()
 
+    @property
+    def unsearched(self) -> list[Trial]:
+        """Return the trials of the protocol, further seeds included, that its search has not trained."""
+        searched = {trial.key for trial in self.search}
+        return [trial for trial in (*self.protocol, *self.further) if trial.key not in searched]
+
 
 def cell_trials(
     cell: Cell,
@@ -91,8 +97,7 @@ def cell_trials(
         return trials
     known = [*trials.search, *trials.protocol]
     skipped = frozenset(trial.key for trial in known if trial.key not in results and trial.key not in failed)
-    searched = {trial.key for trial in trials.search}
-    ended = {trial.key for trial in (*trials.protocol, *trials.further) if trial.key in results} - searched
+    ended = {trial.key for trial in trials.unsearched if trial.key in results}
     # Only where questions are decided: a table counts all that was trained.
     beyond = frozenset(ended.difference(first)) if first and protocol.until else frozenset[str]()
     return trials._replace(pending=[], skipped=skipped, why=why, pauses={}, paused=frozenset(), beyond=beyond)
@@ -104,9 +109,8 @@ def _diverged_first(trials: CellTrials, results: Mapping[str, Json], failed: Col
     The first are those that start first, whichever end first: so the same cells are given up however many trainings run
     side by side, and after any kill. A failed training counts as none. A second phase says no more than its first.
     """
-    searched = {trial.key for trial in trials.search}
-    candidates = [trial for trial in (*trials.protocol, *trials.further) if trial.phase != "match"]
-    known = [trial.key for trial in sorted(candidates, key=_place) if trial.key not in searched]
+    candidates = [trial for trial in trials.unsearched if trial.phase != "match"]
+    known = [trial.key for trial in sorted(candidates, key=_place)]
     first = [key for key in known if key not in failed][:GIVE_UP]
     return first if len(first) == GIVE_UP and all(has_diverged(results.get(key)) for key in first) else []
 
@@ -459,22 +463,22 @@ class Plan:
         (cell,) = [cell for cell in self.sweep.cells if cell.label == label]
         if self.rates.get(cell.key, 0.0) is None:
             return "--set recipe.lr=RATE trains them at another learning rate"
-        if self.count("skipped", cell=cell):
-            return "--retry-failed trains them"
-        if self.has_beyond(cell):
-            return "--retry-failed lets what was trained beyond those count"
+        if self.is_cut_short(cell):
+            skipped = self.count("skipped", cell=cell)
+            return f"--retry-failed {'trains them' if skipped else 'lets what was trained beyond those count'}"
         if self.given_up.get(label, "").startswith(NONE_ADMITTED):
             return "a larger limit of the search lets it train"
         return "a longer search, by --search-trials, may find a setting"
 
-    def has_beyond(self, cell: Cell) -> bool:
-        """Return whether a cell that was given up has trainings that answer no question."""
-        return any(status.why.endswith(BEYOND) for status in self.of(cell))
+    def is_cut_short(self, cell: Cell) -> bool:
+        """Return whether trainings of a cell that was given up are skipped, or answer no question."""
+        return any(status.state == "skipped" or status.why.endswith(BEYOND) for status in self.of(cell))
 
     @property
     def may_retry(self) -> bool:
-        """Return whether --retry-failed trains anything: what failed, or what was skipped with no other remedy."""
-        return bool(self.count("failed")) or any("--retry-failed" in self.remedy(label) for label in self.given_up)
+        """Return whether --retry-failed changes anything: a trial has failed, or a cell was cut short at its rate."""
+        rated = [cell for cell in self.sweep.cells if self.rates.get(cell.key, 0.0) is not None]
+        return bool(self.count("failed")) or any(map(self.is_cut_short, rated))
 
     def seeds_text(self) -> str:
         """Return how many seeds are declared and how many the ledger has; empty where it has no more."""
@@ -527,7 +531,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     cells = list(parts.values())
     waiting = frozenset[str]().union(*(cell.paused for cell in cells))
     skipped = {key: cell.why for cell in cells for key in cell.skipped}
-    # One whose trials have all ended was not given up, whatever they came to.
+    # A cell counts as given up where a trial of it is left out, or where it has none.
     given_up = {
         cell.label: parts[cell.key].why
         for cell in sweep.cells
@@ -567,8 +571,9 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     studied = frozenset(trial.key for cell in cells for trial in cell.rates)
     rates = {key: choice.rate for key, choice in rate_choices(sweep, results, failed).items()}
     unsound = {key: results[key] for key in damaged if key in results}
-    known = tuple(statuses)
-    return Plan(sweep, known, pending, fingerprints, further, searched, studied, rates, unsound, torn, given_up)
+    return Plan(
+        sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates, unsound, torn, given_up
+    )
 
 
 def without_damaged(plan: Plan, ledger: Ledger, names: Collection[str]) -> Plan:

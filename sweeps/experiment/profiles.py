@@ -30,7 +30,7 @@ class Scale(NamedTuple):
     epochs: float = math.inf
 
     def shortened(self, recipe: Recipe) -> Recipe:
-        """Return a page's own recipe with fewer epochs, all else as far as these allow as it is."""
+        """Return a page's own recipe with fewer epochs; a warm-up that is too long for them is shortened too."""
         epochs = min(max(1, int(recipe.epochs * self.part)), self.epochs)
         return recipe.compressed(int(epochs))
 

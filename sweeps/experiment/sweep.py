@@ -123,7 +123,7 @@ class Sweep:
 
     @property
     def trained(self) -> tuple[Cell, ...]:
-        """Return the cells of which something is trained: its own, and baselines whose learning rates it studies."""
+        """Return the cells that train: those asked for, and the baselines of the study of the learning rate."""
         study = self.protocol.rates
         if study is None:
             return self.cells

@@ -33,9 +33,9 @@ def execute(name: str) -> dict[str, Any]:
 
 
 def results(ledger: Path) -> None:
-    """Write two cells with two trials each, one of which has scores, and another sweep with one of the trials.
+    """Write two sweeps: two cells with two trials each, and one that shares a trial.
 
-    That has a cell of the same name with another recipe, and a fold.
+    The second one also has a fold, and a cell of the same name with another recipe. Three trials have scores.
     """
     rng = np.random.default_rng(0)
     columns = {

@@ -139,7 +139,7 @@ def test_a_damaged_file_is_not_pushed_and_a_damaged_one_here_is_pulled_anew(fold
 def test_a_damaged_file_costs_the_storage_nothing_also_with_fresh(folder: Path, tmp_path: Path) -> None:
     node = tmp_path / "node"
     pull(str(folder), node)
-    for split in SPLITS:  # other pictures under the same name, of which one is damaged
+    for split in SPLITS:  # other pictures under the same name; one file is damaged
         for suffix in (".beton", ".json"):
             target, source = (beton_path(name, split, node).with_suffix(suffix) for name in (NAME, OTHER))
             shutil.copy(source, target)

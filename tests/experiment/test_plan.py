@@ -144,7 +144,7 @@ def test_cell_whose_first_two_trainings_diverge_is_given_up(tmp_path: Path) -> N
             done(ledger, trial)
     today = plan(asked, ledger, {})
     assert [status.why for status in today.of(CRELU)] == ["", "", BEYOND, BEYOND, BEYOND]
-    assert (list(today.given_up), today.may_retry, today.has_beyond(CRELU)) == ([CRELU.label], True, True)
+    assert (list(today.given_up), today.may_retry, today.is_cut_short(CRELU)) == ([CRELU.label], True, True)
     third = plan(asked, ledger, {CRELU.dataset: "other pictures"}).of(CRELU)[2]
     assert (third.state, third.why) == ("stale", f"the data have changed since; {BEYOND}")
 

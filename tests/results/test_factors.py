@@ -279,7 +279,7 @@ def test_effect_of_a_stale_training_says_so(tmp_path: Path) -> None:
     cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
     results = of_cells(tmp_path, cells)
     ledger = Ledger(str(tmp_path))
-    trial = Trial(cells[3], seed=0)  # crelu of half width, of which both main effects and the interaction are
+    trial = Trial(cells[3], seed=0)  # crelu of half width: both main effects and the interaction use it
     result = ledger.result(trial.key)
     assert result is not None
     marked = []
