@@ -27,17 +27,28 @@ ALPHA = (nn.AlphaDropout, nn.FeatureAlphaDropout)
 class ModelDropout(Dropout):
     """Dropout of a model in place of torch's own, with a random stream of its own: of elements or whole channels."""
 
+    p: float  # as torch's own has it
+
     def __init__(self, rate: float, name: str, channels: bool, alpha: bool, inplace: bool = False) -> None:
         """Drop elements or `channels` with probability `rate`; with `alpha`, to SELU's lowest value.
 
         `inplace`: what it reads is changed, as code may use that does not take the result.
         """
         super().__init__(rate, name)
-        self.p = rate  # as torch's own has it
         self.states: list[Tensor] = []  # of the stream before each mask of this pass
         self.channels = channels
         self.alpha = alpha
         self.inplace = inplace
+
+    @property
+    def rate(self) -> float:
+        """Return the probability with which an element or a channel is dropped: `p`, which code may change."""
+        return self.p
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        """Set that probability."""
+        self.p = value
 
     def seed(self, value: int, first: int = 0, batch: int = 0, pictures: int = 0) -> None:
         """Restart the stream, as `Dropout.seed` does."""
@@ -106,23 +117,23 @@ def build_model(model: Model, classes: int, seed: int) -> nn.Module:
 
 
 def keyed(module: nn.Module) -> nn.Module:
-    """Return a module with each of torch's dropout layers replaced by a `ModelDropout` named by its place."""
-    if type(module) in (*ELEMENTS, *CHANNELS):
-        return _keyed_dropout(module, "model")
-    replaced: dict[nn.Module, nn.Module] = {}
-    for name, child in list(module.named_modules(remove_duplicate=False)):
+    """Return a module in which each of torch's dropout layers has become a `ModelDropout` named by its place.
+
+    The layers stay the objects that they are: code may hold one in a list, or set its `p`.
+    """
+    for name, child in list(module.named_modules()):
         if type(child) in (*ELEMENTS, *CHANNELS):
-            parent, _, last = name.rpartition(".")
-            if child not in replaced:
-                replaced[child] = _keyed_dropout(child, name)
-            setattr(module.get_submodule(parent), last, replaced[child])
+            _key(child, name or "model")
     return module
 
 
-def _keyed_dropout(child: nn.Module, name: str) -> nn.Module:
+def _key(child: nn.Module, name: str) -> None:
+    """Make one of torch's dropout layers a `ModelDropout` of this name, in its mode and with its hooks."""
     rate, inplace = float(child.p), bool(child.inplace)  # type: ignore[arg-type]
-    dropout = ModelDropout(rate, name, type(child) in CHANNELS, type(child) in ALPHA, inplace)
-    return dropout.train(child.training)
+    fresh = ModelDropout(rate, name, type(child) in CHANNELS, type(child) in ALPHA, inplace)
+    shared = vars(nn.Module())
+    child.__class__ = ModelDropout
+    vars(child).update({field: value for field, value in vars(fresh).items() if field not in shared})
 
 
 @contextmanager

@@ -114,12 +114,18 @@ def trace(module: nn.Module) -> fx.GraphModule:
     """Return a copy of `module` as a graph in which each call of an activation has a module and a name of its own.
 
     A module that is called twice is "relu" and "relu_1"; a function such as F.relu has the name of the module that
-    calls it in front, "block.relu". ValueError where torch.fx cannot follow the forward pass.
+    calls it in front, "block.relu". ValueError where torch.fx cannot follow the forward pass, or where a train() of the
+    user's would be lost.
     """
     module = copy.deepcopy(module)
     modes = {name: part.training for name, part in module.named_modules()}
-    training, evaluation = (_graph(module.train(mode)) for mode in (True, False))
+    module.train()  # one of the user's may return nothing
+    training, in_training = _graph(module), _modes(module)
+    module.eval()
+    evaluation, in_evaluation = _graph(module), _modes(module)
     traced = fx.GraphModule(module, training, class_name=type(module).__name__)
+    _compare_modes(traced.train(), in_training)
+    _compare_modes(traced.eval(), in_evaluation)
     for node in traced.graph.nodes:
         node.meta["label"] = _label(node)
     _keep_modes(traced, evaluation, module)
@@ -174,6 +180,21 @@ def _graph(module: nn.Module) -> fx.Graph:
             "torchvision's StochasticDepth does"
         )
     return graph
+
+
+def _modes(module: nn.Module) -> dict[nn.Module, bool]:
+    """Return of each part of a module whether it is in training."""
+    return {part: part.training for part in module.modules()}
+
+
+def _compare_modes(traced: fx.GraphModule, modes: dict[nn.Module, bool]) -> None:
+    """Raise ValueError where a part is not in the mode of before: a graph has no train() and eval() of the module."""
+    for name, part in traced.named_modules():
+        if part.training != modes.get(part, part.training):
+            raise ValueError(
+                f"{type(traced).__name__} gives {name} another mode by a train() or an eval() in its code, which its "
+                f"graph does not have: give {name} a class whose own train() does that"
+            )
 
 
 def _label(node: fx.Node) -> str:

@@ -12,6 +12,7 @@ from crelu_models.from_factory import ModelDropout, build_model, keyed
 from crelu_models.measure_model import measure
 from crelu_models.model import Model
 from crelu_models.modules import seed_dropout
+from tests.support.user_models import Small
 
 USERS = "tests.support.user_models"
 PICTURES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -44,6 +45,28 @@ def test_dropout_is_replaced_where_it_stands() -> None:
     ]
     assert not any(isinstance(layer, nn.Dropout | nn.Dropout2d) for layer in model.modules())
     assert isinstance(keyed(nn.Dropout(0.1)), ModelDropout)
+
+
+def test_dropout_that_code_holds_in_a_list_too_is_one_layer_with_its_mode_and_hooks() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5).eval())
+    steps = [*net]
+    calls: list[int] = []
+    steps[1].register_forward_hook(lambda *_: calls.append(1))
+    x = torch.ones(8, 3)
+    keyed(net)
+    assert isinstance(net[1], ModelDropout)
+    assert steps[1] is net[1]
+    assert torch.equal(steps[1](x), x)
+    assert calls == [1]
+    assert not torch.equal(net.train()[1](x), x)
+
+
+def test_a_rate_that_code_sets_during_training_counts() -> None:
+    layer = keyed(nn.Dropout(0.5)).train()
+    layer.p = 1.0  # type: ignore[assignment]
+    assert not layer(torch.ones(8, 3)).any()
+    layer.p = 0.0  # type: ignore[assignment]
+    assert layer(torch.ones(8, 3)).all()
 
 
 def outputs(model: nn.Module, rows: slice, step: int = 0) -> torch.Tensor:
@@ -118,6 +141,11 @@ def gradients(again: bool) -> list[torch.Tensor]:
 def test_what_is_computed_again_in_the_backward_pass_drops_the_same() -> None:
     plain, again = gradients(False), gradients(True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, again, strict=True))
+
+
+def test_a_train_that_returns_nothing_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Small, "train", lambda net, mode=True: nn.Module.train(net, mode) and None)
+    assert measure(small(), 5, 16)
 
 
 def test_counts_are_those_of_the_modules() -> None:

@@ -450,6 +450,65 @@ def test_a_forward_pass_that_is_set_on_the_object_is_not_passed_over() -> None:
         assert torch.equal(place(nn.Sequential(net), "relu", "0.act")(x), net(x))
 
 
+class Freezing(nn.Module):
+    """Net that keeps its norm in evaluation by a train() of its own, or its dropout in training by an eval()."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.act = nn.ReLU()
+        self.last = nn.Conv2d(4, 4, 1)
+        self.by = by
+
+    def train(self, mode: bool = True) -> "Freezing":
+        """Set the mode."""
+        super().train(mode)
+        if self.by == "train":
+            self.norm.eval()
+        return self if self.by else None  # type: ignore[return-value] # which torch does not ask for
+
+    def eval(self) -> "Freezing":
+        """Set the mode of evaluation."""
+        super().eval()
+        if self.by == "eval":
+            self.drop.train()
+        return self if self.by else None  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map."""
+        return self.last(self.act(self.drop(self.norm(self.conv(x)))))  # type: ignore[no-any-return]
+
+
+class FrozenNorm(nn.BatchNorm2d):
+    """Batch norm that is always in evaluation."""
+
+    def train(self, _mode: bool = True) -> "FrozenNorm":
+        """Stay in evaluation."""
+        super().train(False)
+        return self
+
+
+@pytest.mark.parametrize(("by", "part"), [("train", "norm"), ("eval", "drop")])
+def test_modes_that_a_net_sets_by_its_own_code_are_not_lost(by: str, part: str) -> None:
+    sentence = rf"gives {part} another mode by a train\(\) or an eval\(\) in its code"
+    with pytest.raises(ValueError, match=f"Freezing {sentence}"):
+        place(Freezing(by), "crelu", "act")
+    assert place(Freezing(""), "crelu", "act").train().get_submodule("norm").training
+
+
+def test_modes_that_a_part_sets_by_its_own_code_are_not_lost() -> None:
+    with pytest.raises(ValueError, match=r"Sequential gives 0\.norm another mode"):
+        place(nn.Sequential(Freezing("train")), "crelu", "0.act")
+
+
+def test_a_layer_whose_class_keeps_its_mode_keeps_it_in_a_graph() -> None:
+    net = place(nn.Sequential(nn.Conv2d(3, 4, 1), FrozenNorm(4), nn.ReLU(), nn.Conv2d(4, 4, 1)), "crelu", "2")
+    assert not net.train().get_submodule("1").training
+    assert net.get_submodule("2").training
+
+
 class Dropping(nn.Module):
     """Net that leaves out its middle layer now and then, by a generator that is not its own."""
 
