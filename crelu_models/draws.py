@@ -16,10 +16,10 @@ APPROXIMATE = "resume=approximate"  # how an event begins that says so, and the 
 
 
 class Draws:
-    """Randomness that a model draws in its training steps besides its dropout layers, such as stochastic depth.
+    """Randomness that a model draws besides its dropout layers, such as stochastic depth.
 
-    Torch's own generators are seeded before each forward pass, by the training's seed and the step: a resumed training
-    draws what an undisturbed one would. `unkeyed` says of what that does not hold.
+    Torch's own generators are seeded before each forward pass, by the training's seed and the step, or the view that is
+    scored: a resumed training draws what an undisturbed one would. `unkeyed` says of what that does not hold.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -28,6 +28,7 @@ class Draws:
         self.device = device
         self.unkeyed = ""
         self.watched = -1  # the last epoch whose first pass in this process was watched
+        self.scored = -1  # the last epoch after which the first scores in this process were watched
 
     @contextmanager
     def keyed(self, epoch: int, step: int, first: int, is_part: bool) -> Iterator[None]:
@@ -47,6 +48,19 @@ class Draws:
                 f"{APPROXIMATE}: the model draws randomness of its own in training, and another number of ranks or of "
                 "parts of a batch would draw other numbers"
             )
+
+    @contextmanager
+    def keyed_scores(self, epoch: int, stage: int, number: int) -> Iterator[None]:
+        """Seed torch's generators for the scores of view `number` in a `stage` of evaluation after an epoch."""
+        seed_globals(seed_from("draws", self.seed, epoch, "scores", stage, number), self.device)
+        if epoch == self.scored or self.unkeyed:
+            yield
+            return
+        self.scored = epoch
+        others = other_state()
+        yield
+        if other_state() != others:
+            self.unkeyed = f"{APPROXIMATE}: the model draws from the generators of NumPy or Python in evaluation"
 
 
 def seed_globals(seed: int, device: torch.device) -> None:

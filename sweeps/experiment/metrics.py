@@ -40,6 +40,7 @@ LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and a
 APPROXIMATELY: Final = "approximate"
 SAID_EXACT: Final = "said to be exact"
 DIGITS: Final = 4  # significant ones of a number that is no error in percent
+SIGNIFICANT: Final = 6  # digits that a rounded number keeps at least
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,16 @@ def final_name(name: str) -> str:
 
 
 def decimals(value: float) -> int:
-    """Return how many decimals show DIGITS significant digits of a value, at least two and at most six."""
+    """Return how many decimals show DIGITS significant digits of a value, at least two and at most twelve."""
     size = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
-    return min(6, max(2, DIGITS - 1 - size))
+    return min(12, max(2, DIGITS - 1 - size))
+
+
+def rounded(value: float, places: int) -> float:
+    """Return a value to so many decimals, or to SIGNIFICANT digits where those decimals hold fewer."""
+    if value and abs(value) < 10.0 ** (SIGNIFICANT - 1 - places):
+        return float(f"{value:.{SIGNIFICANT}g}")
+    return round(value, places)
 
 
 PERCENT: Final = Metric()  # the top-1 error of our own training
@@ -269,3 +277,8 @@ def flags_of(result: Json) -> list[str]:
     flags += [f"restarted:{result['restarts']}"] if result["restarts"] else []
     is_approximate = result.get("resume") == APPROXIMATELY and result.get("resumed", 1)
     return flags + (["resume=approximate"] if is_approximate else [])
+
+
+def precisions(result: Json) -> list[str]:
+    """Return what a training computed in, such as bf16; two where it was resumed in another, that of its test last."""
+    return str(result["precision"]).split(", ")

@@ -133,17 +133,17 @@ class Recipe:
 
     def shared(self, pictures: int, ranks: int) -> None:
         """Raise ValueError where a batch of an epoch over this many pictures has fewer of them than ranks."""
-        last = pictures - (self.steps(pictures) - 1) * self.batch
-        least = min(self.batch, last)
-        if least < ranks:
+        largest = min(self.batch, pictures)
+        last = min(largest, pictures - (self.steps(pictures) - 1) * self.batch)
+        if last < ranks:
             raise ValueError(
-                f"a batch of {count(least, 'picture')} cannot be shared by {ranks} ranks (batch {self.batch} of "
-                f"{count(pictures, 'picture')}{'' if least == self.batch else ', the last one of an epoch'}); take "
+                f"a batch of {count(last, 'picture')} cannot be shared by {ranks} ranks (batch {self.batch} of "
+                f"{count(pictures, 'picture')}{'' if last == self.batch else ', the last one of an epoch'}); take "
                 f"fewer ranks, or train other cells by --set recipe.batch=N"
             )
-        parted = [size for size in (self.batch, last) if any(size * rank // ranks % 2 for rank in range(ranks))]
+        parted = [size for size in (largest, last) if any(size * rank // ranks % 2 for rank in range(ranks))]
         if self.mixup and parted:
-            pairs = max(1, self.batch // (2 * ranks))
+            pairs = max(1, largest // (2 * ranks))
             raise ValueError(
                 f"mixup mixes the pictures of a batch in pairs, and {ranks} ranks part a pair of "
                 f"{count(parted[0], 'picture')}; take fewer ranks, or other cells by --set "

@@ -18,6 +18,7 @@ from typing import Final
 
 from crelu_models.model import Model
 from sweeps.experiment.code_fingerprint import cell_fingerprint
+from sweeps.experiment.metrics import precisions
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.user_code import shipped_files
 from sweeps.store.ledger import Json
@@ -37,7 +38,9 @@ def with_model(trial: Trial, result: Json, contents: Mapping[str, bytes], run: s
     import mlflow
 
     others = {name: content for name, content in contents.items() if name != WEIGHTS}
-    net = {"trial": trial.to_json(), "precision": result["precision"]} | dict(pictures)
+    net: Json = {"trial": trial.to_json(), "precision": precisions(result)[-1]} | dict(pictures)
+    if result.get("restarts"):
+        net["restarts"] = result["restarts"]  # of the training: each has other draws of a model's factory
     code = users_code(trial, str(result["code"]))
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(int(result["finished_ms"]) / 1000))
     with_code = {"code": CODE} if code else {}

@@ -7,7 +7,8 @@ order of sums. Rank 0 alone reads and writes the ledger, and decides what all ra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -20,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from crelu_data.datasets import Ints
+from sweeps.store.checkpoint import digest
 
 T = TypeVar("T")
 
@@ -111,6 +113,21 @@ class Ranks:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def compare_buffers(self, model: nn.Module) -> None:
+        """Raise ValueError where a buffer of a model differs between the ranks; those of batch norms they share.
+
+        Each rank would train a net of its own, as where a layer keeps statistics of its pictures.
+        """
+        if self.size == 1:
+            return
+        first, *others = self.all_gather(_buffer_digests(model))
+        for name, value in first.items():
+            if any(other.get(name) != value for other in others):
+                raise ValueError(
+                    f"ranks cannot share this net: each changes the buffer {name} by its own rows of a batch; train it "
+                    "on one rank"
+                )
+
     # Modules
 
     def convert_batchnorm(self, model: nn.Module) -> nn.Module:
@@ -179,6 +196,32 @@ class NoBatchNorm(TorchFunctionMode):
                 "rank and in undivided steps, or build it of torch's batch norm modules"
             )
         return func(*args, **kwargs)
+
+
+@contextmanager
+def constant_buffers(model: nn.Module) -> Iterator[None]:
+    """Watch a pass in training on a part of a batch: ValueError where it changes a buffer of the model.
+
+    Each part would change it again, and by its own pictures: the net would be another one.
+    """
+    before = _buffer_digests(model)
+    yield
+    for name, value in _buffer_digests(model).items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"this net changes the buffer {name} in training, and so in each part of a batch that does not fit in "
+                "memory: give a trial more memory, or train other cells by a smaller --set recipe.batch=N"
+            )
+
+
+def _buffer_digests(model: nn.Module) -> dict[str, str]:
+    """Return the digest of each buffer of a model by its name, without sparse ones and those of batch norms."""
+    normed = {id(value) for layer in model.modules() if isinstance(layer, _BatchNorm) for value in layer.buffers()}
+    return {
+        name: digest({name: value})
+        for name, value in model.named_buffers()
+        if id(value) not in normed and value.layout == torch.strided
+    }
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):

@@ -91,7 +91,19 @@ def chance(label_counts: Sequence[int]) -> Errors:
     total = sum(label_counts)
     shares = sorted((count / total for count in label_counts if count), reverse=True)
     entropy = -sum(share * math.log(share) for share in shares)
-    return Errors(entropy, 100 * (1 - shares[0]), 100 * max(0.0, 1 - sum(shares[:5])))
+    return Errors(entropy, *wrong_guesses(label_counts, label_counts))
+
+
+def wrong_guesses(learned: Sequence[int], tested: Sequence[int]) -> tuple[float, float]:
+    """Return the top-1 and the top-5 error of guessing, in percent, on a set with `tested` pictures of each class.
+
+    The guess is the class, or the five, of which training has the most pictures, by `learned`; of equal ones it is the
+    one of lower index, as a net with equal scores answers.
+    """
+    order = sorted(range(len(learned)), key=lambda label: -learned[label])
+    total = sum(tested)
+    shares = [tested[label] / total for label in order]
+    return 100 * (1 - shares[0]), 100 * max(0.0, 1 - sum(shares[:5]))
 
 
 def beats(top1: float, pictures: int, guessing: Errors) -> bool:

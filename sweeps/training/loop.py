@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
 import torch
@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from crelu_models.draws import Draws
 from crelu_models.modules import dropout_generators, renew_generators, seed_dropout
+from crelu_models.spec import seed_from
+from crelu_models.tensors import full_state, load_full_state
 from sweeps.experiment.recipe import Recipe
-from sweeps.training.distributed import ALONE, NoBatchNorm, Ranks
+from sweeps.training.distributed import ALONE, NoBatchNorm, Ranks, constant_buffers
 from sweeps.training.evaluate import Errors, autocast, errors, misses, score
 from sweeps.training.graphs import Graphs
 from sweeps.training.optim import Optimiser
@@ -89,7 +91,8 @@ class Learner:
         self.rate = self.rate.to(self.device)
         self.optimiser = Optimiser(recipe, [value for value in model.parameters() if value.requires_grad])
         self.draws = Draws(seed, self.device) if foreign else None
-        self.is_watched = False  # for batch norm by function
+        self.is_watched = False  # for batch norm by function, and for buffers that a part of a batch changes
+        self.is_compared = False  # between ranks, after a step
         # Net with the average of the weights after each step; it is the one that is evaluated, where a recipe has it.
         self.averaged = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
 
@@ -138,10 +141,18 @@ class Learner:
                     self.uncounted.append((self._add_gradients(part, target, batch), target))
             self.ranks.sum_gradients(self.model)
             self._update()
+        if not self.is_compared:
+            self._compare_ranks()
         self._average(1 - recipe.ema if self.epoch or self.step_count else 1.0)
         self.step_count += 1
         if self.step_count % FINITE_CHECK_STEPS == 0:
             self.check_finite()
+
+    def _compare_ranks(self) -> None:
+        """Raise ValueError where the ranks of a foreign model have come to hold other buffers."""
+        self.is_compared = True
+        if self.draws is not None:
+            self.ranks.compare_buffers(self.model)
 
     def _remaining(self, batch: int) -> int:
         """Return how many steps on a batch of this size are to come: an epoch has one shorter than the others."""
@@ -179,10 +190,14 @@ class Learner:
                 nn.utils.clip_grads_with_norm_(self.model.parameters(), recipe.clip_norm, self.gradient_norm)
         self.optimiser.step(self.rate, recipe.decay(self.epoch))
 
-    def scores(self, view: Tensor, remaining: int) -> Tensor:
-        """Return the class scores (n, c) of float pictures in evaluation mode; `remaining` such calls are to come."""
+    def scores(self, view: Tensor, remaining: int, stage: int = 0, number: int = 0) -> Tensor:
+        """Return the class scores (n, c) of float pictures in evaluation mode; `remaining` such calls are to come.
+
+        What a foreign model draws is keyed by the epoch and by the `number` of the view in a `stage` of evaluation.
+        """
         self.evaluated.eval()
-        scores = self.graphs.call(self._scores, view, remaining=remaining)
+        with self._drawing_scores(stage, number):
+            scores = self.graphs.call(self._scores, view, remaining=remaining)
         assert scores is not None
         return scores
 
@@ -197,12 +212,23 @@ class Learner:
             return nullcontext()
         return self.draws.keyed(self.epoch, self.step_count, first, is_part)
 
+    def _drawing_scores(self, stage: int, number: int) -> AbstractContextManager[object]:
+        """Return the context of an evaluation, in which a foreign model's own draws and its dropout are keyed."""
+        if self.draws is None:
+            return nullcontext()
+        seed_dropout(self.evaluated, seed_from("scores", self.seed, stage, number), self.epoch, 0)
+        return self.draws.keyed_scores(self.epoch, stage, number)
+
     def _normalising(self, is_part: bool) -> AbstractContextManager[object]:
         """Return the context of a forward pass; the first of a foreign model on a part of a batch is watched."""
         if self.draws is None or self.is_watched or not is_part:
             return nullcontext()
         self.is_watched = True
-        return NoBatchNorm()
+        watches = ExitStack()
+        if self.micro_batches > 1:
+            watches.enter_context(constant_buffers(self.model))
+        watches.enter_context(NoBatchNorm())
+        return watches
 
     @property
     def unkeyed(self) -> str:
@@ -227,6 +253,7 @@ class Learner:
     def end_epoch(self) -> Errors:
         """Move to the next epoch and return the errors over the training batches of this one."""
         sums = self.check_finite()
+        self._compare_ranks()  # a buffer may change in later steps only
         average = errors(sums[:3], int(sums[3].item()))
         self.sums.zero_()
         self.epoch += 1
@@ -235,7 +262,7 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a resumed training needs, by name; not copies."""
-        state = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        state = {f"model/{name}": tensor for name, tensor in full_state(self.model).items()}
         for name, values in self.optimiser.state.items():
             state |= {f"optimiser/{index}/{name}": value for index, value in enumerate(values)}
         if self.averaged is not None:
@@ -245,13 +272,13 @@ class Learner:
     def restore(self, tensors: Mapping[str, Tensor], epoch: int, step: int) -> None:
         """Continue from `tensors` at (`epoch`, `step`); ValueError where they are of another net."""
         try:
-            self.model.load_state_dict(_under("model/", tensors))
+            load_full_state(self.model, _under("model/", tensors))
         except RuntimeError as error:
             raise ValueError(f"this checkpoint is of another net: {error}") from None
         self.optimiser.restore(_under("optimiser/", tensors))
         if self.averaged is not None:
             # Weights that are tied have several names in a state, and are saved under the first of them.
-            self.averaged.load_state_dict(self.model.state_dict())
+            load_full_state(self.averaged, full_state(self.model))
             weights = dict(self.averaged.named_parameters())
             with torch.no_grad():
                 for name, value in _under("averaged/", tensors).items():

@@ -20,6 +20,7 @@ from crelu_data.augment import centre_view
 from crelu_models.from_factory import build_model
 from crelu_models.model import Model
 from crelu_models.modules import build
+from crelu_models.tensors import load_full_state, to_channels_last
 from sweeps.experiment.trial import trial_from_json
 from sweeps.training.evaluate import BATCH, score
 
@@ -48,12 +49,13 @@ def trained(content: bytes) -> tuple[nn.Module, dict[str, Any]]:
     facts: dict[str, Any] = json.loads(line)
     trial = trial_from_json(facts["trial"])
     classes, crop = int(facts["classes"]), int(facts["crop"])
-    net = build_model(trial.net, classes, 0) if isinstance(trial.net, Model) else build(trial.net, classes, crop)
+    seed = trial.restarted(int(facts.get("restarts", 0)))
+    net = build_model(trial.net, classes, seed) if isinstance(trial.net, Model) else build(trial.net, classes, crop)
     try:
-        net.load_state_dict(safetensors.torch.load(weights))
+        load_full_state(net, safetensors.torch.load(weights))
     except RuntimeError as error:
         raise ValueError(f"these weights are not of trial {trial.key}: {error}") from None
-    return net.to(memory_format=torch.channels_last), facts
+    return to_channels_last(net), facts
 
 
 class Predictor:

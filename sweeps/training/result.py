@@ -46,6 +46,7 @@ class TrialOutcome:
     fingerprint: str
     hardware: dict[str, str]
     chance: Errors
+    test_chance: tuple[float, float]  # top-1 and top-5 error of guessing on the test set; those of `chance` without one
     ten_crops: bool
     weights: dict[str, Tensor]
     scores: Scores
@@ -133,17 +134,19 @@ def _chance(trial: Trial, outcome: TrialOutcome) -> Row:
     """Return the metrics of guessing, in place of those of a diverged or dead net."""
     guessing = outcome.chance
     phase = PHASES[trial.phase]
-    wrong = {"top1_err": guessing.top1, "top5_err": guessing.top5}
     numbers: Row = {}
     if phase.test:
+        # The test set may have other shares of the classes than the pictures that the guess is drawn from.
+        top1, top5 = outcome.test_chance
+        wrong = {"top1_err": top1, "top5_err": top5}
         crops = ("", "_10crop") if outcome.ten_crops else ("",)
         numbers |= {f"final/test_{name}{crop}": value for name, value in wrong.items() for crop in crops}
     if phase.split != "full":
-        numbers |= {"best/epoch": 0.0, "best/val_top1_err": wrong["top1_err"], "best/val_loss": guessing.loss}
+        numbers |= {"best/epoch": 0.0, "best/val_top1_err": guessing.top1, "best/val_loss": guessing.loss}
     if phase.probe:
         numbers["best/probe_loss"] = guessing.loss
     if phase.probe and phase.test:
-        numbers |= {"final/train_top1_err": wrong["top1_err"], "final/train_loss": guessing.loss}
+        numbers |= {"final/train_top1_err": guessing.top1, "final/train_loss": guessing.loss}
     return numbers
 
 

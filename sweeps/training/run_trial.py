@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from crelu_data.availability import fetch_dataset
+from crelu_models.tensors import full_state, load_full_state
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.user_code import use_folder
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
-from sweeps.training.evaluate import BATCH, Errors, ten_crop_scores
+from sweeps.training.evaluate import BATCH, Errors, ten_crop_scores, wrong_guesses
 from sweeps.training.loop import LOST, DivergedError
 from sweeps.training.result import Scores, TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
@@ -112,19 +113,20 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
     # A GPU that could not record a step trained as exactly, and more slowly.
     failure = trainer.graphs.failure
     if trainer.best and state.ending not in LOST:
-        trainer.learner.evaluated.load_state_dict(trainer.best)
+        load_full_state(trainer.learner.evaluated, trainer.best)
     return TrialOutcome(
         history=tuple(state.history),
         events=(*state.events, *([f"no CUDA graph: {failure}"] if failure else [])),
         restarts=state.restarts,
         ending=state.ending,
         seconds=state.seconds,
-        precision=trainer.precision,
+        precision=", ".join(state.precisions),
         fingerprint=trainer.splits.fingerprint,
         hardware=hardware(trainer.device, trainer.config, trainer.splits.train.decoder, trainer.graphs.mode),
         chance=trainer.chance,
+        test_chance=_test_chance(trainer.splits),
         ten_crops=trainer.splits.facts.crop < trainer.splits.facts.size,
-        weights={name: value.detach().cpu() for name, value in trainer.learner.evaluated.state_dict().items()},
+        weights={name: value.detach().cpu() for name, value in full_state(trainer.learner.evaluated).items()},
         scores=(yield from _test_scores(trainer)),
         train=(yield from _train_errors(trainer)),
         train_pictures=len(trainer.splits.train),
@@ -132,6 +134,12 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         parameters=sum(value.numel() for value in trainer.learner.model.parameters()),
         pictures=_facts(trainer.splits),
     )
+
+
+def _test_chance(splits: Splits) -> tuple[float, float]:
+    """Return the top-1 and the top-5 error of guessing on the test pictures; without any, on those of the training."""
+    learned = splits.train.sidecar.label_counts
+    return wrong_guesses(learned, learned if splits.test is None else splits.test.sidecar.label_counts)
 
 
 def _facts(splits: Splits) -> Json:
@@ -155,7 +163,7 @@ def _test_scores(trainer: Trainer) -> Steps[Scores]:
         for number in range(first, first + views):
             yield trainer.position(TEST, number)
             batch, view = trainer.views.evaluation(TEST, trainer.learner.epoch, test, local, number, views)
-            scores.append(trainer.scores(view, views * -(-len(local) // BATCH)))
+            scores.append(trainer.scores(view, views * -(-len(local) // BATCH), TEST, number, views))
         columns = {"id": batch.ids, "label": batch.labels, "centre": scores[0]}
         if views > 1:
             columns["ten_softmax"], columns["ten_score"] = ten_crop_scores(scores[1:])

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crelu_data.datasets import DataSet, Ints
+from crelu_models.draws import APPROXIMATE
 from crelu_models.from_factory import build_model
 from crelu_models.model import Model
 from crelu_models.modules import build, initialise
 from crelu_models.spec import Net
+from crelu_models.tensors import full_state, to_channels_last
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import has_diverged
 from sweeps.experiment.trial import PHASES, Trial
@@ -72,7 +74,7 @@ class TrainingState:
     """Plain state of a training beside its learner, as a checkpoint holds it.
 
     `flat` counts the last epochs at chance. `ending` is "" while the training goes on. A step is taken in
-    `parts` micro-batches.
+    `parts` micro-batches. `precisions` are those that it has computed in, the present one last.
     """
 
     history: list[Row] = field(default_factory=list)
@@ -82,6 +84,7 @@ class TrainingState:
     flat: int = 0
     ending: str = ""
     parts: int = 1
+    precisions: list[str] = field(default_factory=list)
 
 
 class Trainer:
@@ -113,7 +116,6 @@ class Trainer:
         self.context = context
         self.ranks = ranks
         self.device = torch.device(config.device)
-        self.precision = precision_of(trial.recipe.precision, self.device)
         self.phase = PHASES[trial.phase]
         self.chance = chance(splits.train.sidecar.label_counts)
         self.target = _target(trial, ledger)
@@ -132,9 +134,11 @@ class Trainer:
         )
         self.state = TrainingState()
         if saved is not None:
-            self.state = TrainingState(**{name: saved.state[name] for name in vars(self.state)})
+            known = {name: saved.state[name] for name in vars(self.state) if name in saved.state}
+            self.state = TrainingState(**known)
         self.state.parts = max(parts, self.state.parts)
         self.state.events += events
+        self._choose_precision()
         self.counted_to = self.context.clock()  # the time up to which the state's seconds count
         self.best: dict[str, Tensor] = {}
         self.unsaved: list[Row] = []  # rows of the history that no checkpoint holds yet
@@ -145,12 +149,27 @@ class Trainer:
             self.learner.restore(saved.tensors, saved.state["epoch"], saved.state["step"])
             self.best = {name[5:]: value for name, value in saved.tensors.items() if name.startswith("best/")}
 
+    def _choose_precision(self) -> None:
+        """Go on in the precision of before where this device computes in it; where not, an event says so."""
+        used = self.state.precisions
+        native = precision_of(self.trial.recipe.precision, self.device)
+        self.precision = used[-1] if used and used[-1] in ("fp32", native) else native
+        if used and used[-1] != self.precision:
+            self.state.events.append(
+                f"{APPROXIMATE}: after epoch {len(self.state.history)} the training goes on in {self.precision}, since "
+                f"this machine does not compute in {used[-1]}, in which it began"
+            )
+        if used[-1:] != [self.precision]:
+            used.append(self.precision)
+
     def _learner(self) -> Learner:
         """Return the net at its initial weights, with the seed of this attempt, on its device."""
         seed = self.trial.restarted(self.state.restarts)
         self.graphs.clear()
         steps = self.views.steps
-        learner = new_learner(self.trial, self.splits.facts, seed, steps, self.device, self.ranks, self.graphs)
+        learner = new_learner(
+            self.trial, self.splits.facts, seed, steps, self.device, self.ranks, self.graphs, self.precision
+        )
         learner.micro_batches = self.state.parts
         return learner
 
@@ -198,8 +217,7 @@ class Trainer:
                 self.data_timer.start()
                 if self.is_finished() or self.is_paused():
                     return self.is_finished()
-            if self.learner.unkeyed and self.learner.unkeyed not in self.state.events:
-                self.state.events.append(self.learner.unkeyed)
+            self._note_draws()
             # After each step: save now and then, and leave when asked to, with the state saved.
             step_due, leave = self.ranks.broadcast_flags(lambda: (self.cadence.step_is_due(), self.stop()), 2)
             if (step_due or leave) and not self._save_and_report(report):
@@ -209,6 +227,11 @@ class Trainer:
             yield from self._yield_step()
         self.state.ending = "schedule"
         return True
+
+    def _note_draws(self) -> None:
+        """Note among the events what the model has drawn that no key decides."""
+        if self.learner.unkeyed and self.learner.unkeyed not in self.state.events:
+            self.state.events.append(self.learner.unkeyed)
 
     def _count_seconds(self) -> float:
         """Add the time since the last count to the seconds of the training, and return the time now."""
@@ -271,9 +294,10 @@ class Trainer:
             row["probe/loss"] = evaluations[-1].errors.loss
         self.counted_to = self.context.clock()  # evaluations are no part of the seconds
         state.history.append(row)
+        self._note_draws()
         # The best weights, and the ends before the schedule's.
         if self.phase.select == "best" and len(self.splits.val_indices) and best_epoch(state.history) is row:
-            self.best = {name: value.detach().clone() for name, value in learner.evaluated.state_dict().items()}
+            self.best = {name: value.detach().clone() for name, value in full_state(learner.evaluated).items()}
         if learner.epoch <= len(trial.pruning_thresholds):
             least = min(past["val/top1_err"] for past in state.history)
             if least > trial.pruning_thresholds[learner.epoch - 1]:
@@ -309,7 +333,7 @@ class Trainer:
         for number in range(-(-len(local) // BATCH)):
             yield self.position(stage, number)
             batch, view = self.views.evaluation(stage, self.learner.epoch, self.splits.train, local, number)
-            scores = self.scores(view, -(-len(local) // BATCH))
+            scores = self.scores(view, -(-len(local) // BATCH), stage, number)
             lifeless = lifeless and dead(scores)
             total[:3] += counts(scores, batch.labels)
             total[3:] += torch.bincount(scores.argmax(1), minlength=classes)
@@ -322,10 +346,15 @@ class Trainer:
             classes_chosen == 1 < len(indices),
         )
 
-    def scores(self, view: Tensor, batches: int) -> Tensor:
-        """Return the scores (n, c) of pictures in evaluation mode, of an evaluation in so many batches."""
+    def scores(self, view: Tensor, batches: int, stage: int, number: int, views: int = 1) -> Tensor:
+        """Return the scores (n, c) of pictures in evaluation mode, of an evaluation in so many batches.
+
+        They are view `number` of this rank in a `stage` in which each batch has so many `views`.
+        """
         epochs = max(1, self.trial.recipe.epochs - self.learner.epoch)
-        return self.learner.scores(view, epochs * (batches if len(view) == BATCH else 1))
+        batch, place = divmod(number, views)
+        number = (batch * self.ranks.size + self.ranks.rank) * views + place  # over all ranks
+        return self.learner.scores(view, epochs * (batches if len(view) == BATCH else 1), stage, number)
 
     def save(self) -> bool:
         """Write a durable checkpoint and return True; False where `stop()` ended the wait for a full disk."""
@@ -401,6 +430,8 @@ class Trainer:
         state.history = []
         state.flat = 0
         state.ending = ""
+        state.precisions = []
+        self._choose_precision()
         self.unsaved = []
         self.best = {}
         self.learner = self._learner()
@@ -416,12 +447,16 @@ def new_learner(
     device: torch.device,
     ranks: Ranks = ALONE,
     graphs: Graphs | None = None,
+    precision: str = "",
 ) -> Learner:
-    """Return a trial's net at the initial weights of `seed`, on `device`, with `steps` in an epoch."""
+    """Return a trial's net at the initial weights of `seed`, on `device`, with `steps` in an epoch.
+
+    Without a `precision` it computes in the recipe's.
+    """
     recipe = trial.recipe
     model = ranks.convert_batchnorm(initial_module(trial.net, facts, recipe.init, seed))
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    precision = precision_of(recipe.precision, device)
+    model = to_channels_last(model, device)
+    precision = precision or precision_of(recipe.precision, device)
     foreign = isinstance(trial.net, Model)
     return Learner(
         model,

@@ -155,6 +155,19 @@ def test_ranks_part_no_pair_of_a_mixture() -> None:
             dataclasses.replace(recipe, batch=batch).shared(pictures, ranks)
 
 
+def test_pictures_that_are_left_out_of_an_epoch_are_no_batch_for_ranks_to_part() -> None:
+    dataclasses.replace(VGG, mixup=0.2).shared(10_007, 2)  # 78 batches of 128, and 23 pictures that are dropped
+    dataclasses.replace(ALLCONV, mixup=0.2).shared(129, 2)  # a last picture alone
+    dataclasses.replace(ALLCONV, batch=16, mixup=0.2).shared(10, 5)  # no batch has sixteen
+
+
+def test_the_batch_that_a_refused_mixture_is_given_is_accepted() -> None:
+    recipe = dataclasses.replace(ALLCONV, batch=16, mixup=0.2)
+    with pytest.raises(ValueError, match=r"recipe\.batch=8 recipe\.drop_last=true"):
+        recipe.shared(10, 2)  # the only batch has these ten
+    dataclasses.replace(recipe, batch=8, drop_last=True).shared(10, 2)
+
+
 def test_recipe_is_a_value() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ALLCONV.lr = 0.1  # type: ignore[misc]

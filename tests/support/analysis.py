@@ -43,6 +43,7 @@ def untrained(trial: Trial, ending: str = "schedule") -> TrialOutcome:
         fingerprint="f",
         hardware={"host": "here"},
         chance=Errors(1.0, 75.0, 0.0),
+        test_chance=(75.0, 0.0),
         ten_crops=False,
         weights=dict(model.state_dict()),
         scores={},

@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 
 from crelu_data.augment import centre_view
+from crelu_models.from_factory import build_model
 from crelu_models.model import Model
+from crelu_models.tensors import full_state
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.store.ledger import Ledger
@@ -112,6 +114,33 @@ def test_a_model_has_the_users_code_that_trained_it_and_none_that_has_changed_si
     assert {flavour["code"] for flavour in json.loads(files["model/MLmodel"])["flavors"].values()} == {"code"}
     changed = with_model(trial, result | {"code": "another"}, {"weights.safetensors": WEIGHTS}, "run")
     assert [name for name in changed if name.startswith("model/code")] == []
+
+
+def test_a_model_of_two_precisions_scores_in_that_of_its_test() -> None:
+    trial = trial_of("All-CNN-B")
+    result = {"pictures": {name: FACTS[name] for name in ("classes", "crop", "mean", "std")}, "code": "c"}
+    result |= {"precision": "bf16, fp32", "finished_ms": 0, "hardware": {}}
+    files = with_model(trial, result, {"weights.safetensors": WEIGHTS}, "run")
+    assert json.loads(files["model/MLmodel"])["metadata"]["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_a_model_has_what_its_factory_drew_for_the_training_and_what_no_state_holds(
+    restarts: int, tmp_path: Path
+) -> None:
+    base = trial_of("All-CNN-B")
+    trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, net=Model("tests.support.user_models:own")))
+    trained = build_model(trial.net, 4, trial.restarted(restarts))  # type: ignore[arg-type]
+    trained.seen += 5  # type: ignore[operator]
+    result = {"pictures": {name: FACTS[name] for name in ("classes", "crop", "mean", "std")}, "code": "c"}
+    result |= {"precision": "fp32", "finished_ms": 0, "hardware": {}, "restarts": restarts}
+    weights = safetensors.torch.save(full_state(trained))
+    files = with_model(trial, result, {"weights.safetensors": weights}, "run")
+    (tmp_path / "model.pth").write_bytes(files["model/data/model.pth"])
+    net = Predictor(tmp_path).net
+    assert torch.equal(net.order, trained.order)
+    assert torch.equal(net.head.weight, trained.head.weight)
+    assert net.seen == 5
 
 
 def test_a_model_is_written_without_torch() -> None:

@@ -15,7 +15,7 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training import trainer
-from sweeps.training.evaluate import Errors, beats, chance
+from sweeps.training.evaluate import Errors, beats, chance, wrong_guesses
 from sweeps.training.loop import DeadError
 from sweeps.training.run_trial import run_trial
 from sweeps.training.trainer import Evaluation, Trainer, TrainingState, at_chance
@@ -49,6 +49,26 @@ def test_guessing_on_unequal_classes_is_right_on_the_largest() -> None:
     entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
     assert chance((2, 0, 8)) == pytest.approx(Errors(entropy, 20.0, 0.0))
     assert chance((1,) * 20) == pytest.approx(Errors(math.log(20), 95.0, 75.0))
+
+
+@pytest.mark.parametrize(
+    ("learned", "tested", "wrong"),
+    [
+        ((90, 10), (50, 50), (50.0, 0.0)),
+        ((10, 90), (80, 20), (80.0, 0.0)),
+        ((5, 5, 1), (1, 3, 6), (90.0, 0.0)),  # of equal classes it answers the first
+        ((1, 7, 7, 7, 7, 7), (5, 1, 1, 1, 1, 1), (90.0, 50.0)),
+    ],
+)
+def test_a_guess_by_the_classes_of_training_is_counted_on_the_tested_ones(
+    learned: tuple[int, ...], tested: tuple[int, ...], wrong: tuple[float, float]
+) -> None:
+    assert wrong_guesses(learned, tested) == pytest.approx(wrong)
+
+
+def test_a_guess_on_equal_shares_errs_as_in_training() -> None:
+    learned = (30, 7, 0, 7, 1, 2, 3, 50)
+    assert wrong_guesses(learned, [3 * number for number in learned]) == chance(learned)[1:]
 
 
 def test_an_error_beats_guessing_by_three_standard_errors() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sweeps.experiment.recipe import ALLCONV, Recipe, Stage
+from sweeps.training.distributed import Ranks
 from sweeps.training.evaluate import score
 from sweeps.training.loop import DivergedError, Learner
 
@@ -204,6 +205,74 @@ def test_a_batch_norm_by_function_is_refused_on_parts_of_a_batch(learns: bool, p
         assert learner.end_epoch().loss > 0
 
 
+class Remembering(nn.Module):
+    """Net that keeps a running mean of the pictures that it has seen, from a step on."""
+
+    mean: Tensor
+
+    def __init__(self, since: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(48, 3)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("sparse", torch.eye(3).to_sparse(), persistent=False)
+        self.since = since
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores."""
+        self.steps += self.training
+        self.norm.running_mean = x.mean((0, 2, 3))  # of a batch norm ranks take care themselves
+        if self.training and self.steps >= self.since:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean((0, 2, 3))
+        out: Tensor = self.head(x.flatten(1))
+        return out
+
+
+@pytest.mark.parametrize(("since", "parts"), [(1, 2), (1, 1), (9, 2)])
+def test_a_buffer_that_a_step_changes_is_refused_on_parts_of_a_batch(since: int, parts: int) -> None:
+    learner = Learner(Remembering(since), PLAIN, seed=0, steps=4, precision="fp32", foreign=True)
+    learner.micro_batches = parts
+    if since == 1 and parts > 1:
+        with pytest.raises(ValueError, match=r"changes the buffer mean in training, and so in each part .*batch=N"):
+            learner.step(*batch())
+    else:
+        learner.step(*batch())
+        assert learner.end_epoch().loss > 0
+
+
+@pytest.mark.parametrize(("since", "comparisons"), [(1, 1), (2, 2), (9, 2)])
+def test_ranks_whose_buffers_come_apart_are_refused(
+    since: int, comparisons: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: tuple[list[dict[str, str]], ...] = ([], [])
+
+    def gather(ranks: Ranks, value: dict[str, str]) -> list[dict[str, str]]:
+        """Return what each rank has told; the second trains after the first."""
+        told[ranks.rank].append(value)
+        number = len(told[ranks.rank])
+        return [each[number - 1] for each in told if len(each) >= number]
+
+    def train(rank: int) -> None:
+        images, labels = batch()
+        ranks = Ranks(rank, 2)
+        learner = Learner(Remembering(since), PLAIN, seed=0, steps=2, precision="fp32", ranks=ranks, foreign=True)
+        for _ in range(2):
+            learner.step(images[ranks.rows(12)], labels)
+        learner.end_epoch()
+
+    monkeypatch.setattr(Ranks, "sum_gradients", lambda *_: None)
+    monkeypatch.setattr(Ranks, "all_reduce_sum", lambda _, tensor: tensor)
+    monkeypatch.setattr(Ranks, "all_gather", gather)
+    train(0)
+    if since > 2:
+        train(1)
+    else:
+        with pytest.raises(ValueError, match="each changes the buffer mean by its own rows of a batch; train it on"):
+            train(1)
+    assert [len(each) for each in told] == [2, comparisons]
+
+
 def tied(recipe: Recipe) -> Learner:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 48), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 3))
@@ -229,3 +298,31 @@ def test_without_averaging_the_net_in_training_is_evaluated() -> None:
     learner = make_learner()
     assert learner.evaluated is learner.model
     assert not any(name.startswith("averaged") for name in learner.tensors())
+
+
+class Counting(nn.Module):
+    """Net that counts its steps in a buffer that is no part of its state."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(48, 3)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores."""
+        if self.training:
+            self.seen += 1
+        out: Tensor = self.head(x.flatten(1))
+        return out
+
+
+def test_a_buffer_that_no_state_has_goes_on_where_it_was() -> None:
+    recipe = dataclasses.replace(PLAIN, lr=0.1, ema=0.8)
+    learner, other = (Learner(Counting(), recipe, seed=0, steps=4, precision="fp32") for _ in range(2))
+    for seed in range(3):
+        learner.step(*batch(seed=seed))
+    other.restore({name: value.clone() for name, value in learner.tensors().items()}, learner.epoch, learner.step_count)
+    assert other.model.seen == 3
+    assert other.evaluated.seen == 3

@@ -2,12 +2,15 @@
 
 import copy
 import dataclasses
+import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +23,13 @@ from sweeps.experiment.model_facts import seen_by
 from sweeps.experiment.recipe import VGG
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.checkpoint import separate
+from sweeps.store.ledger import Ledger
 from sweeps.training.distributed import Ranks, _batch_norm_of_ranks
+from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
-from sweeps.training.shared_batches import stream_key
-from sweeps.training.trainer import new_learner
+from sweeps.training.shared_batches import TEST, stream_key
+from sweeps.training.splits import open_splits
+from sweeps.training.trainer import Trainer, new_learner
 from tests.support.trials import LARGE, SMALL, Killed, artifact_hashes, runtime_config
 
 USERS = "tests.support.user_models"
@@ -202,3 +208,64 @@ def test_tied_weights_are_kept_twice() -> None:
 def test_models_of_other_sides_share_no_batch() -> None:
     trials = [model_trial(Model(f"{USERS}:small", size=size), LARGE) for size in (0, 48, 64)]
     assert len({stream_key(trial) for trial in trials}) == 3
+
+
+def own_learner(data: Path, **arguments: Any) -> Learner:
+    model = Model(f"{USERS}:own", **arguments)
+    return new_learner(model_trial(model, precision="fp32"), dataset(SMALL, data), 0, 3, torch.device("cpu"))
+
+
+def test_draws_in_evaluation_are_keyed_by_the_view(data: Path) -> None:
+    learner = own_learner(data, noise=0.5)
+    images = torch.randn(8, 3, 32, 32)
+    scores = []
+    for seed, stage, number in ((1, 0, 0), (2, 0, 0), (1, 0, 1), (1, 2, 0)):
+        torch.manual_seed(seed)
+        scores.append(learner.scores(images, 1, stage, number))
+    assert torch.equal(scores[0], scores[1])
+    assert not any(torch.equal(scores[0], other) for other in scores[2:])
+    assert learner.unkeyed == ""
+
+
+def test_draws_in_evaluation_that_no_key_reaches_are_marked(data: Path) -> None:
+    def draw(*_: object) -> None:
+        random.random()
+
+    learner = own_learner(data)
+    learner.model.register_forward_hook(draw)
+    learner.scores(torch.randn(2, 3, 32, 32), 1)
+    assert learner.unkeyed.startswith(APPROXIMATE)
+    assert learner.unkeyed.endswith("in evaluation")
+
+
+def test_dropout_that_a_model_keeps_on_in_evaluation_is_keyed(data: Path) -> None:
+    learner = new_learner(model_trial(small(rate=0.5)), dataset(SMALL, data), 0, 3, torch.device("cpu"))
+    drop = learner.model.drop
+    drop.train = lambda mode=True: drop  # type: ignore[method-assign, assignment, union-attr]
+    images = torch.randn(8, 3, 32, 32)
+    first, again, other = (learner.scores(images, 1, 0, number) for number in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_view_has_one_number_whatever_the_number_of_ranks() -> None:
+    seen: list[tuple[int, int]] = []
+    view = torch.zeros(1, 3, 2, 2)
+    for size in (1, 2):
+        for rank in range(size):
+            learner = SimpleNamespace(epoch=0, scores=lambda _view, _remaining, *place: seen.append(place))
+            trainer = SimpleNamespace(trial=SimpleNamespace(recipe=RECIPE), ranks=Ranks(rank, size), learner=learner)
+            for number in range(12 // size):
+                Trainer.scores(trainer, view, 1, TEST, number, 3)  # type: ignore[arg-type]
+    assert seen[:12] == sorted(seen[12:]) == [(TEST, number) for number in range(12)]
+
+
+def test_weights_of_the_best_epoch_have_the_buffers_that_no_state_has(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.training.trainer.best_epoch", lambda history: history[0])
+    trial = dataclasses.replace(model_trial(Model(f"{USERS}:own"), precision="fp32"), phase="holdout")
+    train(trial, data, tmp_path, kills=1)
+    steps = trial.recipe.steps(len(open_splits(trial, runtime_config(data, tmp_path)).train_indices))
+    weights = safetensors.torch.load(Ledger(str(tmp_path)).read(f"trials/{trial.key}/weights.safetensors") or b"")
+    assert weights["buffers/seen"] == steps

@@ -16,11 +16,12 @@ from crelu_models.tables import S2
 from sweeps.experiment.metrics import flags_of
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
-from sweeps.training.evaluate import Errors, chance
+from sweeps.training.evaluate import Errors, chance, wrong_guesses
+from sweeps.training.loop import DivergedError, Learner
 from sweeps.training.result import TrialOutcome, metrics
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
-from tests.support.pictures import cifar_tree
+from tests.support.pictures import cifar_tree, picture_folder
 
 CELL = Cell("Baseline", S2, "cifar10", ALLCONV)
 CURVE = [(30.0, 1.0), (10.0, 0.5), (10.0, 0.4), (10.0, 0.4), (12.0, 0.1)]
@@ -34,7 +35,7 @@ def outcome(ending: str = "schedule", counts: Sequence[int] = (5,) * 10, **chang
     fields: dict[str, object] = {
         "history": HISTORY, "events": (), "restarts": 0, "ending": ending, "seconds": 1.0, "precision": "fp32",
         "fingerprint": "f", "hardware": {}, "chance": chance(counts), "ten_crops": False, "weights": {}, "scores": {},
-        "train": None,
+        "train": None, "test_chance": wrong_guesses(counts, counts),
     }  # fmt: skip
     return TrialOutcome(**fields | changes)  # type: ignore[arg-type]
 
@@ -104,3 +105,34 @@ def test_a_diverged_or_dead_training_has_the_errors_of_chance(
     assert searched["best/val_top1_err"] == pytest.approx(top1)
     assert searched["best/val_loss"] == searched["best/probe_loss"] == pytest.approx(loss)
     assert not any(name.startswith("final/test") for name in searched)
+
+
+def test_a_lost_training_errs_on_the_test_set_as_often_as_its_guess_does_there() -> None:
+    made = outcome("diverged", (9, 1), test_chance=wrong_guesses((9, 1), (5, 5)), ten_crops=True)
+    tested = metrics(Trial(CELL), made)
+    assert {name: value for name, value in tested.items() if name.startswith("final/test")} == {
+        "final/test_top1_err": 50.0, "final/test_top1_err_10crop": 50.0,
+        "final/test_top5_err": 0.0, "final/test_top5_err_10crop": 0.0,
+    }  # fmt: skip
+    matched = metrics(Trial(CELL, "match", match="none", reference="k"), made)
+    assert (matched["final/test_top1_err"], matched["final/train_top1_err"]) == (50.0, pytest.approx(10.0))
+    assert metrics(Trial(CELL, "holdout"), made)["best/val_top1_err"] == pytest.approx(10.0)
+
+
+def test_the_guess_of_a_lost_training_is_counted_on_the_pictures_of_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object) -> None:
+        raise DivergedError("the training loss is not a number in epoch 1")
+
+    for split, counts in (("train", {"a": 9, "b": 3}), ("test", {"a": 2, "b": 6})):
+        picture_folder(tmp_path / "pictures", split, counts, (32, 32))
+    name = f"folder:{tmp_path / 'pictures'}"
+    prepare(name, tmp_path, size=32, writer="native", workers=1)
+    monkeypatch.setattr(Learner, "step", diverge)
+    recipe = dataclasses.replace(ALLCONV, epochs=1, batch=4, restarts=0)
+    trial = Trial(Cell("small", S2.width(0.125), name, recipe))
+    result = run_trial(trial, RuntimeConfig(str(tmp_path / "ledger"), str(tmp_path), reader="threads"), lambda *_: None)
+    assert result is not None
+    assert result["status"] == "diverged"
+    assert result["metrics"]["final/test_top1_err"] == 75.0

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from crelu_models.tables import S2
+from sweeps.experiment.metrics import flags_of
 from sweeps.experiment.trial import Trial
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Cadence
 from sweeps.store.ledger import Ledger
-from sweeps.training.loop import Learner
+from sweeps.training.loop import DivergedError, Learner
 from sweeps.training.run_trial import reset_process, run_trial, trial_steps
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import PackContext, drain
@@ -94,6 +95,77 @@ def test_training_begun_by_other_code_is_begun_anew(
     assert result is not None
     assert any("the code has changed since epoch 1" in event for event in result["events"])
     assert artifact_hashes(tmp_path / "changed", trial) == uninterrupted(trial)
+
+
+def stopped_in(precision: str, trial: Trial, here: RuntimeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train to the middle of the second epoch on a device of this precision."""
+    with monkeypatch.context() as device:
+        device.setattr("sweeps.training.trainer.precision_of", lambda *_: precision)
+        assert run_trial(trial, here, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "recorded"),
+    [("bf16", "fp32", "bf16, fp32"), ("fp32", "bf16", "fp32"), ("bf16", "bf16", "bf16")],
+)
+def test_a_resumed_training_keeps_its_precision_or_says_that_it_cannot(
+    first: str, second: str, recorded: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+    step = Learner.step
+
+    def noted(learner: Learner, images: Tensor, labels: Tensor) -> None:
+        computed.append(learner.precision)
+        step(learner, images, labels)
+
+    trial = trial_of("allconv with dropout")
+    here = runtime_config(data, tmp_path)
+    stopped_in(first, trial, here, monkeypatch)
+    monkeypatch.setattr("sweeps.training.trainer.precision_of", lambda *_: second)
+    monkeypatch.setattr(Learner, "step", noted)
+    result = run_trial(trial, here, lambda *_: None)
+    assert result is not None
+    assert set(computed) == {recorded.rpartition(", ")[2]}
+    assert result["precision"] == recorded
+    said = [event for event in result["events"] if "goes on in fp32, since" in event]
+    assert flags_of(result) == (["resume=approximate"] if said else [])
+    assert len(said) == (recorded == "bf16, fp32")
+    assert all("after epoch 1 " in event for event in said)
+
+
+def test_a_training_that_begins_anew_is_of_one_precision(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object) -> None:
+        raise DivergedError("the training loss is not a number in epoch 2")
+
+    base = trial_of("allconv with dropout")
+    recipe = dataclasses.replace(base.recipe, restarts=1)
+    trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
+    here = runtime_config(data, tmp_path)
+    stopped_in("bf16", trial, here, monkeypatch)
+    monkeypatch.setattr("sweeps.training.trainer.precision_of", lambda *_: "fp32")
+    monkeypatch.setattr(Learner, "step", diverge)
+    result = run_trial(trial, here, lambda *_: None)
+    assert result is not None
+    assert (result["restarts"], result["precision"]) == (1, "fp32")
+
+
+def test_a_checkpoint_without_a_precision_goes_on_in_that_of_the_device(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of("allconv with dropout")
+    here = runtime_config(data, tmp_path)
+    ledger = Ledger(here.ledger)
+    stopped_in("bf16", trial, here, monkeypatch)
+    saved, _ = checkpoint.load(ledger, trial.key)
+    assert saved is not None
+    del saved.state["precisions"]
+    checkpoint.save(ledger, trial.key, saved.state["epoch"], saved.state["step"], saved)
+    monkeypatch.setattr("sweeps.training.trainer.precision_of", lambda *_: "fp32")
+    result = run_trial(trial, here, lambda *_: None)
+    assert result is not None
+    assert (result["precision"], result["events"]) == ("fp32", [])
 
 
 def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:
