@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from crelu_models.spec import Conv, Linear, Net, Pool
 from crelu_models.tables import PAPER
+from sweeps.experiment.plan import current_plan
 from sweeps.experiment.trial import PHASES
 from sweeps.experiment.wording import unknown_name
 from sweeps.store.ledger import Json, Ledger
@@ -69,21 +70,23 @@ def of_run(ledger: Ledger, run: str) -> Source:
 
 
 def of_sweep(ledger: Ledger, name: str) -> list[Source]:
-    """Return the finished trials of a sweep that were tested; those that only chose dropout are left out."""
+    """Return the finished trials of a sweep that were tested; those that only chose dropout are left out.
+
+    So are trainings of its cells that are in another sweep alone, or no longer in this one.
+    """
     plans = [plan.removesuffix(".json") for plan in ledger.names("plans")]
-    plan = ledger.read_json(f"plans/{name}.json")
-    if plan is None and name in plans:
-        raise ValueError(f"{ledger.path(f'plans/{name}.json')} is damaged; to write it anew, start the sweep again")
-    if plan is None:
+    if ledger.read_json(f"plans/{name}.json") is None:
+        if name in plans:
+            raise ValueError(f"{ledger.path(f'plans/{name}.json')} is damaged; to write it anew, start the sweep again")
         raise ValueError(
             unknown_name("sweep", name, plans, ledger.root) if plans else f"{ledger.root} holds no sweep yet"
         )
-    cells = {cell["key"] for cell in plan["cells"]}
+    today = current_plan(ledger, name)
     finished = []
-    for key, result in ledger.results().items():
-        trial = ledger.read_json(f"trials/{key}/trial.json") if result["cell_key"] in cells else None
-        phase = PHASES.get(trial.get("phase", "")) if trial is not None else None
-        if phase is not None and phase.test and _has_weights(result):
+    for status in today.statuses:
+        key = status.trial.key
+        result = status.result or today.damaged.get(key)  # whoever loads the weights says which file is damaged
+        if result is not None and PHASES[status.trial.phase].test and _has_weights(result):
             finished.append(_source(key, result))
     if not finished:
         raise ValueError(f"no run of {name} is finished yet")

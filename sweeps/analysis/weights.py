@@ -151,14 +151,15 @@ def load(source: Source, ledger: Ledger) -> LoadedNet:
         if result is not None and (why := checked(ledger, source.trial, result, ["trial.json", "weights.safetensors"])):
             raise ValueError(f"{why}; the sweep's command with --retry-failed trains it anew")
         trial = trial_from_json(ledger.read_json(f"{folder}/trial.json"))
+        cell = trial.cell
         if isinstance(trial.net, Model):
-            raise ValueError(f"analyses are of nets of this package, and the net of {trial.cell.label} is a model")
+            raise NotApplicableError(f"analyses are of nets of this package, and the net of {cell.label} is a model")
         content = ledger.read(f"{folder}/weights.safetensors")
         if content is None:
             raise ValueError(f"{ledger.path(folder)} has lost its weights.safetensors")
-        label = f"{trial.cell.label} {trial.label}"
+        label = f"{cell.label} {trial.label}"
         weights = _tensors(content, f"{folder}/weights.safetensors")
-        loaded = LoadedNet(label, folder, trial.net, source.dataset or trial.cell.dataset, weights)
+        loaded = LoadedNet(label, folder, trial.net, source.dataset or cell.dataset, weights)
     elif source.file:
         content = _download() if source.file == TORCHVISION else Path(source.file).read_bytes()
         tensors = _tensors(content, source.file)

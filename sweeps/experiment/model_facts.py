@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from crelu_data.datasets import DataSet
 from crelu_models.model import Model
 from crelu_models.spec import Net
-from sweeps.experiment.trial import Cell
+from sweeps.experiment.trial import PHASES, Cell, Trial
 from sweeps.store.ledger import Json
 
 TIMEOUT: Final = 600.0  # seconds in which the models of a page are built, on a busy machine too
@@ -63,6 +63,19 @@ def known_parameters(net: Net | Model, classes: int | None, results: Iterable[Js
         return next((int(result["parameters"]) for result in done), None)
     side = next((int(result["pictures"]["crop"]) for result in done if result.get("pictures")), None)
     return net.parameters(classes, side) if classes is not None else None
+
+
+def cell_parameters(cell: Cell, classes: int | None, trained: Iterable[tuple[Trial, Json | None]]) -> int | None:
+    """Return the parameters of the net that a cell's tested trainings have: a search may choose another than its own.
+
+    Before any is tested they are those of the cell's own net. None where they are not known.
+    """
+    done = [(trial, result) for trial, result in trained if result is not None]
+    tested = [(trial, result) for trial, result in done if PHASES[trial.phase].test]
+    net = tested[0][0].net if tested else cell.net
+    # The side of the pictures is the same in all trainings; a model's count is that of a training of just this model.
+    results = [result for trial, result in tested or done if isinstance(net, Net) or trial.net == net]
+    return known_parameters(net, classes, results)
 
 
 def seen_by(net: Net | Model, facts: DataSet) -> DataSet:

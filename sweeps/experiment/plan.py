@@ -545,7 +545,7 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         why = ""
         if result is not None and trial.key in damaged:
             state = "failed"
-            why = damaged[trial.key]
+            why = "; ".join(filter(None, (damaged[trial.key], BEYOND if trial.key in beyond else "")))
             result = None
         elif result is not None:
             why = stale(result, fingerprints.get(trial.cell.dataset, ""), codes[trial.cell.key])
@@ -585,6 +585,7 @@ def without_damaged(plan: Plan, ledger: Ledger, names: Collection[str]) -> Plan:
         why = checked(ledger, key, result, names) if result is not None else ""
         if result is not None and why:
             damaged[key] = result
+            why += f"; {BEYOND}" if status.why.endswith(BEYOND) else ""
             status = TrialStatus(status.trial, "failed", None, why)
         statuses.append(status)
     return dataclasses.replace(plan, statuses=tuple(statuses), damaged=damaged)

@@ -49,6 +49,7 @@ from sweeps.store.local_uris import reports_in, sqlite_file
 from sweeps.store.logins import own_store, same_store, without_login
 from sweeps.tracking.layout import Owner, table_address
 from sweeps.tracking.store_errors import trouble
+from sweeps.tracking.verb_words import reconcile_words
 
 DONE, DIFFERS, UNTRACKED = 0, 1, 4
 POLL = 2.0  # seconds between two looks at a ledger that is watched
@@ -224,11 +225,12 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
             continue
         lacks = lacks or not runs
         server = store if store.startswith("http") else "http://127.0.0.1:5000"
-        sentences.append(
-            f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}"
-            if runs
-            else f"none of the runs is in MLflow; python -m sweeps reconcile {results.title} sends them"
-        )
+        if runs:
+            sentences.append(f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}")
+        else:
+            words = reconcile_words(results.title, ledger.output, store, experiment)
+            command = shlex.join([sys.orig_argv[0], "-m", "sweeps", *words])
+            sentences.append(f"none of the runs is in MLflow; {command} sends them")
     return Tracked("; ".join(filter(None, sentences)), lacks)
 
 

@@ -13,6 +13,7 @@ from sweeps.experiment.search import Search, goal, space
 from sweeps.experiment.space import Choice, Domain, Value, value_text
 from sweeps.experiment.wording import count
 from sweeps.report.effect_tables import difference_digits
+from sweeps.report.record_tables import held_out_name
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, digits, named, number
@@ -79,7 +80,7 @@ def curve_gallery(group: ResultTable) -> Gallery | None:
     if not bands or group.table in DERIVED.values():
         return None
     # The first tenth of a curve falls from chance and would press all else to the floor.
-    start = [len(band.high) // 10 for _, band, _ in bands]
+    start = [int(np.searchsorted(band.epochs, band.epochs[-1] // 10, "right")) for _, band, _ in bands]
     lows, highs = [band.low for _, band, _ in bands], [band.high for _, band, _ in bands]
     if group.metric.better == "higher":
         lows = [values[first:] for values, first in zip(lows, start, strict=True)]
@@ -101,10 +102,12 @@ def curve_gallery(group: ResultTable) -> Gallery | None:
 
 
 def _band(runs: Sequence[Run]) -> Band:
-    # A training that stopped early stays where it was.
-    longest = max(len(run.curve) for run in runs)
-    curves: Floats = np.stack([np.pad(run.curve, (0, longest - len(run.curve)), mode="edge") for run in runs])
-    return Band(curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0))
+    """Return mean and range of runs at each epoch that one of them measured, from where all of them have values."""
+    first = max(run.epochs[0] for run in runs)
+    epochs = np.array(sorted({epoch for run in runs for epoch in run.epochs if epoch >= first}), np.float64)
+    # Between two of its epochs a training is on the line that joins them; one that stopped early stays where it was.
+    curves: Floats = np.stack([np.interp(epochs, run.epochs, run.curve) for run in runs])
+    return Band(epochs, curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0))
 
 
 def size_gallery(group: ResultTable) -> Gallery | None:
@@ -171,8 +174,7 @@ def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | No
         high = min(high, median + 3 * (median - low))
     pad = 0.06 * (high - low or 1.0)
     figures = []
-    value_name = metric.held_out_words if metric.is_own else "hold-out error"
-    value_name = search.objective or value_name
+    value_name = search.objective or held_out_name(metric, search.folds)
     for axis in space(search, cell_results.cell):
         points = []
         for point, value in tried:

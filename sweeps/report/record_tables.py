@@ -8,7 +8,7 @@ from typing import Any
 
 from sweeps.experiment.metrics import Metric, ending_word
 from sweeps.experiment.rates import choose
-from sweeps.experiment.search import Search
+from sweeps.experiment.search import Search, goal
 from sweeps.experiment.space import DROPOUT, short_name, value_text
 from sweeps.experiment.study import importance
 from sweeps.experiment.trial import Trial
@@ -28,11 +28,11 @@ def chosen_table(results: SweepResults) -> Table | None:
     if search is None or not cells:
         return None
     chosen_kind = "setting" if search.axes else "dropout"
-    value = search.objective or held_out_name(metric)
-    best = f"best {metric.held_out_words} of all epochs" if metric.is_own else "least hold-out error of the best epoch"
-    if search.objective:
-        best = f"{'largest' if search.direction == 'maximize' else 'least'} {search.objective}"
-    notes = [f"Chosen by the {best}; the test pictures are not opened in a search."]
+    value = search.objective or held_out_name(metric, search.folds)
+    word = "largest" if goal(search, cells[0].cell).direction == "maximize" else "least"
+    folds = f"mean over {count(search.folds, 'fold')} of the " if search.folds else ""
+    chosen_by = f"{word} {folds}{search.objective or f'{value} of the best epoch'}"
+    notes = [f"Chosen by the {chosen_by}; the test pictures are not opened in a search."]
     limits = ", ".join(f"{most:g} {name}" for name, most in search.limits_by_name.items())
     notes += [f"Limits: {limits}."] if limits else []
     halved = ("paused",) if search.halving else ()
@@ -105,8 +105,9 @@ def rate_table(results: SweepResults) -> Table | None:
         runs = {run.key: run for run in cell_results.runs if run.key in cell_results.rates}
         if study is None or not runs:
             continue
-        finished = {key: run.result for key, run in runs.items() if run.result is not None}
-        choice = choose(study, cell_results.cell, finished, {key for key, run in runs.items() if run.state == "failed"})
+        # By what the cells were trained at: a file that was damaged since chooses no other rate.
+        known = {key: result for key, run in runs.items() if (result := run.result or results.damaged.get(key))}
+        choice = choose(study, cell_results.cell, known, {key for key, run in runs.items() if run.state == "failed"})
         for trial in choice.trials:
             word = "chosen" if trial.rate == choice.rate else choice.why or NONE
             if trial.key in runs:
@@ -125,9 +126,10 @@ def rate_table(results: SweepResults) -> Table | None:
     return Table("learning-rate", "Learning rate", columns, "lrrll", tuple(rows), (note,)) if rows else None
 
 
-def held_out_name(metric: Metric) -> str:
-    """Return the heading of a column of held-out values."""
-    return metric.held_out_words if metric.is_own else "hold-out error"
+def held_out_name(metric: Metric, folds: int = 0) -> str:
+    """Return the heading of a column of held-out values: on the hold-out, or on `folds`."""
+    error = "held-out error" if folds else "hold-out error"
+    return metric.held_out_words if metric.is_own else error
 
 
 def failure_table(results: SweepResults) -> Table | None:

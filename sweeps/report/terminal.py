@@ -24,7 +24,7 @@ from sweeps.experiment.metrics import (
     flags_of,
     has_diverged,
 )
-from sweeps.experiment.model_facts import known_parameters
+from sweeps.experiment.model_facts import cell_parameters
 from sweeps.experiment.plan import STATES, Plan, TrialStatus
 from sweeps.experiment.trial import Cell
 from sweeps.report.render.formats import comma_separated
@@ -70,7 +70,8 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         tested = plan.tested(cell)
         numbers = {m: _vote(ledger, cell, statuses) if m == VOTE else cell_average(tested, m) for m in metrics}
         paper = {m: printed(cell.table, stands_for(cell), cell.row, m) for m in metrics}
-        parameters = known_parameters(cell.net, classes.get(cell.dataset), (status.result for status in statuses))
+        trained = [(status.trial, status.result) for status in statuses]
+        parameters = cell_parameters(cell, classes.get(cell.dataset), trained)
         # A paused trial of a search is not waited for.
         planned = len(statuses) - plan.count("paused", cell=cell)
         row = TableRow(

@@ -10,7 +10,7 @@ from sweeps.experiment.space import value_text
 from sweeps.results.cell_numbers import DERIVED, ResultTable, groups, number, verdict_for
 from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, Effect, effects
-from sweeps.results.evidence import Run, SearchPoint, SweepResults
+from sweeps.results.evidence import CellResults, Run, SearchPoint, SweepResults
 from sweeps.results.factors import factor_effects, grids
 from sweeps.results.marks import MARKS, curve_runs, marks
 
@@ -83,7 +83,13 @@ def _contrast(contrast: Contrast, p: float) -> Line:
         "p_mcnemar": contrast.pictures.p if contrast.pictures else float("nan"),
         "n": contrast.n,
         "over": contrast.basis,
+        "stale": sum(run.state == "stale" for run in contrast.runs),
     } | _named(contrast.runs)
+
+
+def _lost(cells: Iterable[CellResults], metric: str) -> str:
+    """Return how many trials behind a metric were lost, by cell; empty for none."""
+    return "; ".join(f"{cell.cell.label}: {words}" for cell in cells if (words := cell.lost(metric)))
 
 
 def effect_rows(tables: Sequence[ResultTable], chosen: Sequence[Effect] | None = None) -> Iterable[Line]:
@@ -102,9 +108,7 @@ def effect_rows(tables: Sequence[ResultTable], chosen: Sequence[Effect] | None =
                 "reference_key": effect.reference.key,
             }
             sides = [row.results for row in (effect.row, effect.reference) if row.results is not None]
-            lost = "; ".join(
-                f"{side.cell.label}: {words}" for side in sides if (words := side.lost(effect.contrast.metric))
-            )
+            lost = _lost(sides, effect.contrast.metric)
             yield names | _contrast(effect.contrast, effect.p) | {"lost": lost}
 
 
@@ -119,7 +123,9 @@ def factor_rows(tables: Sequence[ResultTable]) -> Iterable[Line]:
                 "levels": effect.level,
                 "references": effect.reference,
             }
-            yield names | _contrast(effect.contrast, effect.p) | {"cells": effect.cells, "withheld": effect.why}
+            lost = _lost(grid.cells, effect.contrast.metric)
+            facts: Line = {"cells": effect.cells, "withheld": effect.why, "lost": lost}
+            yield names | _contrast(effect.contrast, effect.p) | facts
 
 
 def _claims(results: SweepResults) -> Iterable[Line]:
@@ -161,7 +167,7 @@ def _printed(table: str) -> Iterable[Line]:
 def _curves(results: SweepResults) -> Iterable[Line]:
     for cell_results in results.cells:
         for run in curve_runs(cell_results):
-            for epoch, error in enumerate(run.curve, 1):
+            for epoch, error in zip(run.epochs, run.curve, strict=True):
                 row = {"cell": cell_results.cell.label, "trial": run.key, "epoch": epoch}
                 yield row | {_column(results.sweep.metric.row): float(error)}
 
@@ -199,6 +205,7 @@ def _runs(results: SweepResults) -> Iterable[Line]:
             "trial": run.key,
             "name": run.trial.label,
             "state": str((run.result or {}).get("status", run.state)),
+            "stale": run.state == "stale",
             _column(metric.name): run.metrics.get(metric.final, float("nan")),
             _column(metric.row): run.metrics.get(metric.held_out, float("nan")),
             "epochs": int(run.result["epochs"]) if run.result else 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from sweeps.experiment.metrics import Metric
@@ -21,11 +21,15 @@ from sweeps.store.ledger import Json
 
 
 class Answer(NamedTuple):
-    """Answer to a question, from its trajectory; of its two cells' trainings some may be `stale`."""
+    """Answer to a question, from its trajectory; of its two cells' trainings some may be `stale` or `damaged`.
+
+    Those with a damaged file count too: by their results it was decided how many trainings there are.
+    """
 
     question: Question
     trajectory: Trajectory
     stale: int = 0
+    damaged: int = 0
 
     @property
     def words(self) -> str:
@@ -39,8 +43,11 @@ class Answer(NamedTuple):
 
     @property
     def warning(self) -> str:
-        """Return in a sentence how many of its trainings are stale, empty for none."""
-        return f"{self.stale} of its trainings {'is' if self.stale == 1 else 'are'} stale" if self.stale else ""
+        """Return in words how many of its trainings are stale or have a damaged file, empty for none."""
+        stale = f"{self.stale} of its trainings {'is' if self.stale == 1 else 'are'} stale" if self.stale else ""
+        verb = "has" if self.damaged == 1 else "have"
+        damaged = f"{self.damaged} of its trainings {verb} a damaged file" if self.damaged else ""
+        return ", ".join(filter(None, (stale, damaged)))
 
     def as_json(self) -> Json:
         """Return the question, its decision, and the gain and the interval of its last look."""
@@ -52,6 +59,7 @@ class Answer(NamedTuple):
             "gain": last.gain if last is not None and math.isfinite(last.gain) else None,
             "interval": interval,
             "stale": self.stale,
+            "damaged": self.damaged,
         }
 
 
@@ -94,7 +102,7 @@ def answers_of_plan(plan: Plan, changes: Collection[Change]) -> Answers | None:
     """Return the answers of a planned sweep; None for one that is not to be decided."""
     left_out = plan.searched | plan.studied
     standing = (status for status in plan.statuses if status.trial.key not in left_out)
-    return _answers(plan.sweep, standing, changes)
+    return _answers(plan.sweep, standing, plan.damaged, changes)
 
 
 def answers(results: SweepResults) -> Answers | None:
@@ -105,10 +113,12 @@ def answers(results: SweepResults) -> Answers | None:
         for run in cell.runs
         if run.key not in cell.searched
     )
-    return _answers(results.sweep, standing, results.changes)
+    return _answers(results.sweep, standing, results.damaged, results.changes)
 
 
-def _answers(sweep: Sweep, standing: Iterable[TrialStatus], changes: Collection[Change]) -> Answers | None:
+def _answers(
+    sweep: Sweep, standing: Iterable[TrialStatus], damaged: Mapping[str, Json], changes: Collection[Change]
+) -> Answers | None:
     design = sweep.protocol.design
     if not design.most:
         return None
@@ -116,16 +126,24 @@ def _answers(sweep: Sweep, standing: Iterable[TrialStatus], changes: Collection[
     results: dict[str, Json] = {}
     settled: set[str] = set()
     stale: list[str] = []  # the cells' labels, of each training that is
-    for trial, state, result, why in standing:
+    unsound: list[str] = []  # and of each that has a damaged file
+    for trial, state, intact, why in standing:
         trials.setdefault(trial.cell.key, []).append(trial)
+        result = damaged.get(trial.key) if intact is None else intact
         if result is not None and not why.endswith(BEYOND):
             results[trial.key] = result
             stale += [trial.cell.label] * (state == "stale" and trial.phase == design.phase)
+            unsound += [trial.cell.label] * (intact is None and trial.phase == design.phase)
         elif result is not None or state in ("failed", "skipped"):
             settled.add(trial.key)
     decided = waves(sweep.questions, sweep.cells, design, trials, results, settled)
     rows = tuple(
-        Answer(question, trajectory, sum(map(stale.count, question.labels)))
+        Answer(
+            question,
+            trajectory,
+            stale=sum(map(stale.count, question.labels)),
+            damaged=sum(map(unsound.count, question.labels)),
+        )
         for question, trajectory in zip(sweep.questions, decided.trajectories, strict=True)
     )
     used, fixed = sum(decided.needed.values()), design.most * len(decided.needed)

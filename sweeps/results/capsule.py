@@ -1,6 +1,7 @@
 """Capsule of a sweep: one zip with all that its report is made of, which rebuilds the report byte by byte.
 
-    capsule.json             sweep, question, standings, studies, provenance, and the SHA-256 of every other file
+    capsule.json             sweep, question, standings, studies, provenance, the results of trials with a damaged
+                             file, and the SHA-256 of every other file
     plans/ questions/ results/ attempts/ tracked/
     trials/KEY/              trial.json, history.json, analysis/, tables/decisions.parquet
     votes/CELL/              decisions.parquet
@@ -86,7 +87,7 @@ def _manifest(results: SweepResults) -> Json:
         "standings": [(run.key, run.state, run.why) for run in results.runs],
         "studies": studies,
         "record": results.record,
-    }
+    } | ({"damaged": dict(results.damaged)} if results.damaged else {})
 
 
 def _contents(ledger: Ledger, results: SweepResults) -> Iterator[tuple[str, bytes]]:

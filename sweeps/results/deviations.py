@@ -8,11 +8,14 @@ from crelu_data.datasets import RAW_UP_TO, dataset
 from crelu_models.model import Model
 from crelu_models.spec import Linear, Net
 from crelu_models.tables import PAPER
+from sweeps.experiment.space import DROPOUT, chosen_net, chosen_recipe, short_name
+from sweeps.experiment.wording import count
 from sweeps.results.cell_numbers import SETS, ResultTable
 from sweeps.results.evidence import CellResults
 from sweeps.results.paper_cells import (
     CELLS,
     Differences,
+    choices_of,
     is_other_count,
     last_layer,
     layers,
@@ -64,8 +67,9 @@ def _differences(results: CellResults, table: ResultTable) -> Differences:
         return
     name, recipe = CELLS[cell.table, cell.row]
     yield from _data(results, table)
-    yield from _nets(cell.net, PAPER[name], dataset(table.dataset).classes)
-    yield from recipe_differences(cell.recipe, recipe)
+    for choices in choices_of(results):
+        yield from _nets(chosen_net(cell.net, choices), PAPER[name], dataset(table.dataset).classes)
+        yield from recipe_differences(chosen_recipe(cell.recipe, choices), recipe)
     for precision in sorted({str(run.result["precision"]) for run in results.runs if run.result} - {"fp32"}):
         yield "precision", "fp32", precision
     yield from _dropout(results, PAPER[name])
@@ -84,12 +88,12 @@ def _data(results: CellResults, table: ResultTable) -> Differences:
         yield "classes", f"{paper.classes:,}", f"{results.classes:,}"
     learned = training_pictures(results)
     all_learned = paper.splits["train"]
-    for count in sorted(count for count in learned if is_other_count(count, all_learned)):
-        yield "training pictures", f"{all_learned:,}", f"{count:,}"
+    for size in sorted(size for size in learned if is_other_count(size, all_learned)):
+        yield "training pictures", f"{all_learned:,}", f"{size:,}"
     if not learned:
         yield "training pictures", f"{all_learned:,}", "not recorded"
-    for count in sorted(tested_pictures(results) - {paper.splits[paper.final]}):
-        yield "test pictures", f"{paper.splits[paper.final]:,}", f"{count:,}"
+    for size in sorted(tested_pictures(results) - {paper.splits[paper.final]}):
+        yield "test pictures", f"{paper.splits[paper.final]:,}", f"{size:,}"
     if ours is not None and (ours.size, ours.crop) != (paper.size, paper.crop):
         yield "picture and crop (pixels)", f"{paper.size}, {paper.crop}", f"{ours.size}, {ours.crop}"
     if ours is not None and ours.size > RAW_UP_TO and not results.synthetic:
@@ -116,8 +120,8 @@ def _dropout(results: CellResults, paper: Net) -> Differences:
     """
     if results.cell.table == "1":
         return
-    if results.tried:
-        yield "choice of dropout", "rates printed", "searched on the hold-out"
+    if results.searched_dropout:
+        yield "choice of dropout", "rates printed", _where_searched(results)
     printed = _rates(paper)
     for rates in sorted({_rates(run.trial.net) for run in results.tested} - {printed}):
         yield "dropout", printed, rates
@@ -125,12 +129,26 @@ def _dropout(results: CellResults, paper: Net) -> Differences:
 
 def _protocol(results: CellResults) -> Differences:
     """Yield what the paper leaves open and a trial has to settle."""
+    if settings := _settings(results):
+        yield f"choice of {', '.join(settings)}", NOT_STATED, _where_searched(results)
     if results.done("fold"):
         yield "weights of a fold", NOT_STATED, "of the best epoch on the held-out fold"
     for match in sorted({run.trial.match for run in results.done("match")}):
         yield "second phase of Single ends", "at the first phase's loss, on pictures not stated", MATCHES[match]
-    if results.cell.table == "2" and results.cell.recipe.shift:
-        yield "size of the shifts", NOT_STATED, f"{results.cell.recipe.shift} pixels"
+    shifts = {chosen_recipe(results.cell.recipe, choices).shift for choices in choices_of(results)}
+    for shift in sorted(shifts - {0}) if results.cell.table == "2" else ():
+        yield "size of the shifts", NOT_STATED, f"{shift} pixels"
+
+
+def _settings(results: CellResults) -> list[str]:
+    """Return the short names of what was searched for a cell besides dropout."""
+    names = dict.fromkeys(name for point in results.tried for name, _ in point.run.trial.choices)
+    return [short_name(name) for name in names if not name.startswith(DROPOUT)]
+
+
+def _where_searched(results: CellResults) -> str:
+    folds = results.tried[0].run.trial.folds
+    return f"searched on {count(folds, 'fold')}" if folds else "searched on the hold-out"
 
 
 def _rates(net: Net | Model) -> str:

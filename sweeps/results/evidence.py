@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from crelu_data.datasets import dataset
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
-from sweeps.experiment.model_facts import known_parameters
+from sweeps.experiment.model_facts import cell_parameters
 from sweeps.experiment.plan import Plan, TrialStatus, current_plan, has_failed, without_damaged
 from sweeps.experiment.questions.registration import Change, changes_of
 from sweeps.experiment.search import goal
+from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.study import study
 from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
@@ -32,8 +33,9 @@ from sweeps.results.provenance import provenance, shares
 from sweeps.store.foreign import SWEEP_TITLE
 from sweeps.store.ledger import Json, Ledger
 
+SCORES: Final = "tables/scores.parquet"
+READ: Final = ("history.json", SCORES)  # the files of a trial that a report reads
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
-READ: Final = ("history.json", "tables/scores.parquet")  # the files of a trial that a report reads
 MANIFEST: Final = "capsule.json"
 
 Floats = NDArray[np.float64]
@@ -45,7 +47,8 @@ Suggested = tuple[tuple[str, ...], float | None, bool]
 class Run(NamedTuple):
     """One trial with its status, result and analyses, its held-out values by epoch, and its MLflow run.
 
-    `seconds` are those that it was trained, as far as a result or a pause notes them.
+    `seconds` are those that it was trained, as far as a result or a pause notes them. `epochs` are those of the curve's
+    values, counted from 1: an own training function may leave some out.
     """
 
     trial: Trial
@@ -58,6 +61,7 @@ class Run(NamedTuple):
     mlflow: str
     analyses: Mapping[str, Json]
     seconds: float = 0.0
+    epochs: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
@@ -148,6 +152,12 @@ class CellResults:
         sign = -1 if self.larger_wins else 1
         return min(scored, key=lambda point: sign * (point.value or 0.0), default=None)
 
+    @property
+    def searched_dropout(self) -> bool:
+        """Return whether a search chose between rates of dropout, alone or among other things."""
+        trials = [point.run.trial for point in self.tried]
+        return any(trial.dropout or any(name.startswith(DROPOUT) for name, _ in trial.choices) for trial in trials)
+
     def behind(self, metric: str) -> tuple[Run, ...]:
         """Return the runs behind a number of the cell, failed ones too; for Single also the first phases."""
         searched = self.searched
@@ -175,8 +185,9 @@ class CellResults:
 
     @property
     def parameters(self) -> float:
-        """Return the millions of parameters of the net, nan where they are not known."""
-        parameters = known_parameters(self.cell.net, self.classes or None, (run.result for run in self.runs))
+        """Return the millions of parameters of the net that was tested, nan where they are not known."""
+        trained = [(run.trial, run.result) for run in self.runs]
+        parameters = cell_parameters(self.cell, self.classes or None, trained)
         return math.nan if parameters is None else parameters / 1e6
 
     @property
@@ -190,7 +201,8 @@ class SweepResults:
     """The results of one sweep: `attempts` are failed tries by trial key, `record` is the provenance.
 
     `hourly` is the price of an hour of a trial, 0 where none was given. `changes` are those of its questions after the
-    first training.
+    first training. `damaged` has the results of trials that count as failed because a file of theirs is damaged: what
+    was chosen and decided by them stands.
     """
 
     title: str
@@ -201,6 +213,7 @@ class SweepResults:
     record: Json
     hourly: float = 0.0
     changes: tuple[Change, ...] = ()
+    damaged: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -233,11 +246,13 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         question = _question(plan.sweep.name)
         trained = [status.trial.cell for status in plan.statuses if status.result is not None]
         record = provenance() | {"code": "; ".join(shares(map(cell_fingerprint, trained)))}
+        damaged = plan.damaged
     else:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
         question = str(manifest["question"])
         record = dict(manifest["record"])
+        damaged = dict(manifest.get("damaged", {}))  # an older capsule has none
     runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
     cells = tuple(
         dataclasses.replace(
@@ -251,7 +266,8 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
     price = ledger.read_json(f"prices/{title}.json") or {}
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
     changes = changes_of(ledger, title)
-    return SweepResults(title, sweep, question, cells, attempts, record, hourly, changes)
+    damaged = {key: result for key, result in damaged.items() if key in runs}
+    return SweepResults(title, sweep, question, cells, attempts, record, hourly, changes, damaged)
 
 
 def _larger_wins(sweep: Sweep, cell: Cell) -> bool:
@@ -319,21 +335,28 @@ def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
     # The decisions of folds are read together with their vote.
     alone = PHASES[trial.phase].test and trial.phase != "fold"
     decisions = read_decisions(ledger, f"trials/{trial.key}/tables") if alone else None
-    curve = _curve(ledger, trial, result)
+    epochs, curve = _curve(ledger, trial, result)
     for value in (*metrics.values(), *curve):
         if math.isfinite(value) and abs(value) > LARGEST:
             raise ValueError(f"trial {trial.key} has a metric of {value:g}, which nothing here measures")
-    return Run(trial, state, why, result, metrics, curve, decisions, mlflow, analyses, float(result["seconds"]))
+    seconds = float(result["seconds"])
+    return Run(trial, state, why, result, metrics, curve, decisions, mlflow, analyses, seconds, epochs)
 
 
-def _curve(ledger: Ledger, trial: Trial, result: Json) -> Floats:
-    """Return the held-out value of the cell's metric after each epoch; none where the phase holds nothing out."""
+def _curve(ledger: Ledger, trial: Trial, result: Json) -> tuple[tuple[int, ...], Floats]:
+    """Return the epochs after which the cell's metric was measured on held-out pictures, and its values.
+
+    Both are empty for a phase that holds none out. The curve in a result has a value of each epoch; a training by an
+    own function may have measured only some of them.
+    """
     errors = result.get("curve")
-    if not errors:
-        rows = json.loads(ledger.read(f"trials/{trial.key}/history.json") or b"[]")
-        name = trial.cell.metric.row
-        errors = [row[name] for row in rows if name in row]
-    return np.asarray(errors, np.float64)
+    if errors:
+        return tuple(range(1, len(errors) + 1)), np.asarray(errors, np.float64)
+    rows = json.loads(ledger.read(f"trials/{trial.key}/history.json") or b"[]")
+    name = trial.cell.metric.row
+    measured = [row for row in rows if name in row]
+    epochs = tuple(int(row["epoch"]) for row in measured)
+    return epochs, np.asarray([row[name] for row in measured], np.float64)
 
 
 def _cell_results(ledger: Ledger, cell: Cell, runs: Mapping[str, Run], suggestions: Iterable[Suggested]) -> CellResults:
@@ -355,7 +378,7 @@ def _cell_results(ledger: Ledger, cell: Cell, runs: Mapping[str, Run], suggestio
 def _knows_test_set(run: Run) -> bool:
     files = run.result["files"] if run.result else {}
     measured = any(name.startswith("final/test") for name in run.metrics)
-    return PHASES[run.trial.phase].test or measured or any("scores" in name for name in files)
+    return PHASES[run.trial.phase].test or measured or SCORES in files
 
 
 def _question(name: str) -> str:

@@ -229,8 +229,10 @@ def _effect(
     pairs = sorted(set.intersection(*(set(cell) for _, cell in used)))
     if not pairs:
         return FactorEffect(target, unknown, len(used), "no seed has all of its cells")
-    # To 9 digits: what is equal in all seeds is equal here as well, though its sum may not be.
-    sums = [round(sum(w * cell[pair][1] for w, cell in used), 9) for pair in pairs]
+    # To 12 digits of the largest value: what is equal in all seeds is equal here as well, though its sum may not be.
+    largest = max(abs(cell[pair][1]) for pair in pairs for _, cell in used)
+    places = 11 - math.floor(math.log10(largest)) if 0 < largest < math.inf else 9
+    sums = [round(sum(w * cell[pair][1] for w, cell in used), places) for pair in pairs]
     runs = tuple({run.key: run for pair in pairs for _, cell in used for run in [cell[pair][0]]}.values())
     return FactorEffect(target, paired_contrast(metric, sums, runs, folds_of(runs)), len(used))
 

@@ -19,7 +19,7 @@ from sweeps.results.cell_numbers import NAMES, groups, number, stands_for, too_f
 from sweeps.results.claims import ClaimResult, Compared, judge_claims
 from sweeps.results.evidence import CellResults, SweepResults
 from sweeps.results.paper import FOLDS
-from sweeps.results.paper_cells import CELLS, other_data, other_training, set_facts
+from sweeps.results.paper_cells import CELLS, other_data, other_training_of, set_facts
 from sweeps.results.reproduction_trees import Analysed, Branch, Chosen, Leaf, Numbers, Proved, Sentence, Trained
 
 OPERATIONS_PER_SECOND: Final = 20e12  # of the GPU for which hours are estimated
@@ -168,7 +168,7 @@ def _numbers(leaf: Numbers, findings: Findings) -> Iterator[Item]:
             for metric in table.metrics:
                 if row.results is not None and table.paper(row, metric) is not None:
                     ours = number(row.results, metric)
-                    scale = other_training(row.results.cell)
+                    scale = other_training_of(row.results)
                     data = other_data(row.results, leaf.dataset)
                     few = row.results.lost(metric) or too_few(metric, leaf.table, ours)
                     judged = verdict_for(table, row, metric, ours)
@@ -250,7 +250,7 @@ def _analysed(leaf: Analysed, findings: Findings) -> Iterator[Item]:
         for cell in findings.cells(table, dataset, row):
             has = any(leaf.job in run.analyses for run in cell.runs)
             stands.append(
-                _stage("" if has else f"no analysis {leaf.job}", other_training(cell.cell), other_data(cell, dataset))
+                _stage("" if has else f"no analysis {leaf.job}", other_training_of(cell), other_data(cell, dataset))
             )
         yield _best(f"{row} {dataset}: {leaf.job}", checks, stands, "no training")
 
@@ -275,9 +275,9 @@ def _chosen(leaf: Chosen, findings: Findings) -> Iterator[Item]:
             continue
         stands = []
         for cell in findings.cells(leaf.table, leaf.dataset, row.label):
-            searched = cell.winner is not None
+            searched = cell.winner is not None and cell.searched_dropout
             stands.append(
-                _stage("" if searched else "no search", other_training(cell.cell), other_data(cell, leaf.dataset))
+                _stage("" if searched else "no search", other_training_of(cell), other_data(cell, leaf.dataset))
             )
         yield _best(f"{row.label} {leaf.dataset}: search", (RUN, SCALE, DATA), stands, "no search")
 

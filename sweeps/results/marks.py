@@ -1,6 +1,6 @@
 """Marks of a number, which a reader has to know before believing it: letters in the tables, explained below them.
 
-A curve still falls if over its last fifth (at least four epochs) the least-squares line of the held-out error
+A curve still falls if over its last fifth (at least four values) the least-squares line of the held-out error
 
     e = a + b t,   b < 0,   |b| > 2 se(b),   |b| (t_last - t_first) >= 0.1 points
 
@@ -10,7 +10,7 @@ Of another metric it is the value with the sign by which less is better, and the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -48,7 +48,10 @@ MARKS: Final = {
     "i": ("incomplete", "some of its trainings have no result yet"),
     "x": ("stale", "the data or the code have changed since it was trained"),
     "p": ("partial data", "trained on a part of the published data set, or on other files by its name: no verdict"),
-    "a": ("approximate resume", "it drew randomness that no key decides: a training that was killed may end elsewhere"),
+    "a": (
+        "approximate resume",
+        "it drew randomness that no key decides, or resumed in another precision: undisturbed, its numbers may differ",
+    ),
     "s": ("embedded pictures", "trained on embedded pictures: no verdict, the paper's numbers are of other data"),
     "o": ("other data", "trained on other data than the paper's: no verdict"),
 }
@@ -116,8 +119,10 @@ def _is_open(run: Run) -> bool:
 def under_trained(cell: CellResults) -> bool:
     """Return whether most of a cell's curves still fall; for Single they are those of its first phase."""
     metric = cell.cell.metric
-    curves = [-run.curve if metric.better == "higher" else run.curve for run in curve_runs(cell)]
-    falls = [still_falling(curve, FALL_SHARE * float(np.ptp(curve)) if metric.is_own else FALL) for curve in curves]
+    sign = -1 if metric.better == "higher" else 1
+    runs = curve_runs(cell)
+    least = [FALL_SHARE * float(np.ptp(run.curve)) if metric.is_own else FALL for run in runs]
+    falls = [still_falling(sign * run.curve, fall, run.epochs) for run, fall in zip(runs, least, strict=True)]
     return bool(falls) and 2 * sum(falls) > len(falls)
 
 
@@ -131,16 +136,21 @@ def curve_runs(cell: CellResults) -> tuple[Run, ...]:
     return ()
 
 
-def still_falling(curve: Floats, least: float = FALL) -> bool:
-    """Return whether the last fifth of a curve (n,) falls by `least`; not of a curve of less than four epochs."""
-    tail = curve[-max(4, math.ceil(len(curve) / 5)) :]
-    if len(tail) < 4:
+def still_falling(curve: Floats, least: float = FALL, epochs: Sequence[int] = ()) -> bool:
+    """Return whether the last fifth of a curve (n,) falls by `least`; not of a curve of less than four values.
+
+    The values are those of `epochs`, of each epoch where none are given.
+    """
+    if len(curve) < 4:
         return False
-    t = np.arange(len(tail)) - (len(tail) - 1) / 2
+    at = np.asarray(epochs or range(1, len(curve) + 1), np.float64)
+    count = max(4, int((at > at[-1] - math.ceil(at[-1] / 5)).sum()))
+    tail = curve[-count:]
+    t = at[-count:] - at[-count:].mean()
     slope = float(t @ tail / (t @ t))
     residual = tail - tail.mean() - slope * t
     se = math.sqrt(float(residual @ residual) / (len(tail) - 2) / float(t @ t))
-    return slope < 0 and -slope > 2 * se and -slope * (len(tail) - 1) >= least
+    return slope < 0 and -slope > 2 * se and -slope * float(t[-1] - t[0]) >= least
 
 
 def at_edge(cell: CellResults, search: Search) -> bool:

@@ -6,6 +6,8 @@ A number of ours is judged by the paper's, and a sentence of the paper decided, 
     recipe    every field, epochs and stages; precision and the number of restarts are not the paper's to say
     net       every layer at its full width; dropout is tuned, and the activation on the scores is left open
 
+Recipe and net are those that were trained: where a search chose a field or a width, the chosen one is compared.
+
 The results name how many pictures were in the training file and in the test file. The pictures themselves have no
 public fingerprint: that all trainings of a cell had the same ones is checked, that they are the public ones is not.
 """
@@ -21,6 +23,7 @@ from crelu_models.spec import Conv, Drop, Linear, Net
 from crelu_models.tables import PAPER, S4
 from sweeps.experiment.metrics import PARTIAL, flags_of
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
+from sweeps.experiment.space import Choices, chosen_net, chosen_recipe
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.wording import count
 from sweeps.results.evidence import CellResults
@@ -130,18 +133,39 @@ def other_classes(results: CellResults, paper_set: str) -> str:
 
 def reduced(results: CellResults, paper_set: str) -> str:
     """Return in what the trainings of a cell are not the paper's, empty where they are."""
-    return other_data(results, paper_set) or other_training(results.cell)
+    return other_data(results, paper_set) or other_training_of(results)
 
 
-def other_training(cell: Cell) -> str:
-    """Return in what the net or recipe of a cell is not the paper's, whatever its pictures are; empty where it is."""
-    net = paper_net(cell)
-    if net is None:
+def other_training_of(results: CellResults) -> str:
+    """Return in what a cell was not trained as the paper's, with what its search chose; empty where it was.
+
+    Dropout from a search, and a learning rate from a study on the baseline, are the paper's own way.
+    """
+    return next(filter(None, (other_training(results.cell, choices) for choices in choices_of(results))), "")
+
+
+def choices_of(results: CellResults) -> tuple[Choices, ...]:
+    """Return the distinct choices of a search with which a cell was tested, or would be: those of its best trial.
+
+    Where a search chose nothing (yet), they are one empty choice.
+    """
+    runs = results.tested or (results.winner.runs if results.winner is not None else ())
+    return tuple(dict.fromkeys(run.trial.choices for run in runs)) or ((),)
+
+
+def other_training(cell: Cell, choices: Choices = ()) -> str:
+    """Return in what a cell's net or recipe, with these choices of a search, is not the paper's; empty where it is.
+
+    Its pictures do not matter here.
+    """
+    paper = paper_net(cell)
+    if paper is None:
         return "no row of the paper's"
-    if isinstance(cell.net, Model) or layers(cell.net) != layers(net):
-        return f"another net than the paper's {net.name}"
-    changed = [f"{what} {ours}, not {paper}" for what, paper, ours in recipe_differences(
-        cell.recipe, paper_recipe(cell))]  # fmt: skip
+    net = chosen_net(cell.net, choices)
+    if isinstance(net, Model) or layers(net) != layers(paper):
+        return f"another net than the paper's {paper.name}"
+    differences = recipe_differences(chosen_recipe(cell.recipe, choices), paper_recipe(cell))
+    changed = [f"{what} {ours}, not {theirs}" for what, theirs, ours in differences]
     return f"another recipe: {changed[0]}" + (f" and {len(changed) - 1} more" if changed[1:] else "") if changed else ""
 
 

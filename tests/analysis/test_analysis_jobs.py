@@ -1,6 +1,7 @@
 """The analysis jobs over finished trials on a ledger: what they read, leave, keep, skip and refuse."""
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -19,17 +20,35 @@ import torch
 from matplotlib.figure import Figure
 
 from crelu_data.write import prepare
+from crelu_models.model import Model
 from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net
 from crelu_models.tables import PAPER
 from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores, sources
+from sweeps.analysis.compute import JobSpec, request_name, run_job
 from sweeps.analysis.weights import load
+from sweeps.experiment.plan import plan, plan_to_json
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.sweep import Protocol, Sweep
+from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.render import plots
 from sweeps.results import paper
 from sweeps.results.analyses import default_summaries
 from sweeps.store.integrity import noted_damage
 from sweeps.store.ledger import Ledger
-from tests.support.analysis import LARGE, SMALL, TRIALS, fill, folder_of, read_summary, run_job_command
+from sweeps.training.result import commit_result
+from sweeps.training.runtime import RuntimeConfig
+from tests.support.analysis import (
+    CELLS,
+    LARGE,
+    SMALL,
+    TRIALS,
+    fill,
+    folder_of,
+    read_summary,
+    run_job_command,
+    untrained,
+)
 
 
 @pytest.fixture(scope="session")
@@ -375,6 +394,11 @@ def test_a_layer_behind_a_pool_is_refused_for_algorithm_1(ledger: Ledger, data_d
 def test_a_damaged_plan_and_trials_of_another_version_are_one_sentence(ledger: Ledger) -> None:
     for trial in TRIALS.values():
         ledger.write_json(f"trials/{trial.key}/trial.json", trial.to_json() | {"phase": "of yesterday"})
+    for source in sources.of_sweep(ledger, "small-demo"):
+        with pytest.raises(ValueError, match=r"trial\.json is damaged.*--retry-failed trains it anew"):
+            load(source, ledger)
+    for trial in TRIALS.values():
+        ledger.forget(trial.key)
     with pytest.raises(ValueError, match="no run of small-demo is finished yet"):
         run_job_command("outgoing", ledger, "", "--sweep", "small-demo")
     ledger.write("plans/small-demo.json", b'{"torn')
@@ -394,6 +418,35 @@ def test_the_module_exits_2_with_a_sentence_and_no_traceback(ledger: Ledger) -> 
     assert process.returncode == 2
     assert "error: Baseline s0: no conv has CReLU" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_runs_whose_net_is_a_model_do_not_fit_and_have_not_failed(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = dataclasses.replace(ALLCONV, init="own")
+    cell = Cell("small", Model("tests.support.user_models:small"), SMALL, recipe)
+    for seed in range(2):
+        commit_result(ledger, Trial(cell, seed=seed), untrained(TRIALS["Baseline"]))
+    for name, cells in (("models", (cell,)), ("mixed", (CELLS[0], cell))):
+        sweep = Sweep(name, "demo", cells, Protocol(seeds=2))
+        ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(plan(sweep, ledger, {})))
+    # Computed here: several at once would be Ray tasks.
+    words = ("--samples", "1")
+    asked, defaults = (job.asked_of(pairing.arguments().parse_args(line)) for line in (words, ()))
+    spec = JobSpec("pairing", pairing.JOB.work, asked, False, request_name(asked, defaults))
+    for seed in range(2):
+        assert run_job(spec, sources.of_run(ledger, Trial(cell, seed=seed).key), RuntimeConfig(ledger.root, "")).why
+    sentence = "analyses are of nets of this package, and the net of small is a model"
+    with pytest.raises(ValueError, match="pairing fits none of these 2 runs"):
+        run_job_command("pairing", ledger, "", "--sweep", "models-demo", *words)
+    assert f"not for small (2 runs): {sentence}" in capsys.readouterr().err
+    assert run_job_command("pairing", ledger, "", "--sweep", "mixed-demo", *words) == 0
+    shown = capsys.readouterr()
+    assert "Baseline" in shown.out
+    assert f"not for small (2 runs): {sentence}" in shown.err
+    assert "failed on" not in shown.err
+    with pytest.raises(ValueError, match=sentence):
+        run_job_command("pairing", ledger, "", "--run", Trial(cell).key, *words)
 
 
 # Anybody's weights ------------------------------------------------------------------------------------------------

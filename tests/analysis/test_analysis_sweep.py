@@ -13,10 +13,12 @@ import pytest
 
 from sweeps.analysis import summary
 from sweeps.analysis.compute import JobSpec, run_job
-from sweeps.analysis.sources import NotApplicableError, of_sweep
+from sweeps.analysis.sources import NotApplicableError, of_run, of_sweep
+from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
+from sweeps.training.result import commit_result
 from sweeps.training.runtime import RuntimeConfig
-from tests.support.analysis import PAGES, TRIALS, read_summary, run_job_command
+from tests.support.analysis import CELLS, PAGES, TRIALS, read_summary, run_job_command, untrained
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,6 +95,15 @@ def test_an_error_nobody_thought_of_is_a_sentence_with_its_trace_on_the_ledger(l
     assert ledger.names(f"trials/{source.trial}/analysis/outgoing") == [
         "non_pairs.parquet", "outgoing.png", "summary.csv", "summary.json", "table.parquet",
     ]  # fmt: skip
+
+
+def test_trainings_of_its_cells_that_a_sweep_does_not_have_are_left_out(ledger: Ledger) -> None:
+    superseded = Trial(CELLS[0], rate=0.01)
+    of_folds = Trial(CELLS[0], "fold", fold=0, folds=5)
+    for trial in (superseded, of_folds):
+        commit_result(ledger, trial, untrained(trial))
+        assert of_run(ledger, trial.key).cell == "Baseline"
+    assert {source.trial for source in of_sweep(ledger, "small-demo")} == {trial.key for trial in TRIALS.values()}
 
 
 # The table ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,14 @@ from crelu_data.datasets import dataset
 from crelu_models.model import Model
 from crelu_models.tables import S2, S4
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.model_facts import NetFacts, check_models, known_parameters, net_facts, user_names
+from sweeps.experiment.model_facts import (
+    NetFacts,
+    cell_parameters,
+    check_models,
+    known_parameters,
+    net_facts,
+    user_names,
+)
 from sweeps.experiment.plan import stale
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
@@ -117,3 +124,19 @@ def test_names_and_counts_of_users_code() -> None:
     trained = {"parameters": 7, "pictures": {"crop": 64}}
     assert known_parameters(S4, 10, [None, {"parameters": 7}]) == S4.parameters(10) == 14_991_946
     assert known_parameters(S4, 10, [None, trained]) == S4.parameters(10, 64) == 15_778_378
+
+
+def test_count_is_that_of_the_net_that_was_tested() -> None:
+    cell = Cell("a", Model("nets:small", depth=4), "cifar10", OWN)
+    trials = [Trial(cell, "holdout", choices=(("model.depth", depth),)) for depth in (2, 4, 8)]
+    tried = [(trial, {"parameters": count}) for trial, count in zip(trials, (200, 400, 800), strict=True)]
+    chosen = Trial(cell, "ablation", choices=(("model.depth", 8),))
+    assert cell_parameters(cell, 10, [*tried, (chosen, {"parameters": 800})]) == 800
+    assert cell_parameters(cell, 10, [*tried, (chosen, None)]) == 400
+    assert cell_parameters(cell, 10, tried[:1]) is None
+    ours = Cell("b", S4, "cifar10", ALLCONV)
+    half = Trial(ours, "ablation", choices=(("net.width", 0.5),))
+    large = {"pictures": {"crop": 64}}
+    assert cell_parameters(ours, 10, [(half, large)]) == S4.width(0.5).parameters(10, 64)
+    assert cell_parameters(ours, 10, [(half, None)]) == S4.parameters(10)
+    assert cell_parameters(ours, 10, [(Trial(ours, "holdout", choices=half.choices), large)]) == S4.parameters(10, 64)

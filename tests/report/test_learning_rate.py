@@ -8,9 +8,11 @@ from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.contents import document
+from sweeps.results import capsule
 from sweeps.results.evidence import read_sweep
+from sweeps.store.integrity import note_damage
 from sweeps.store.ledger import Ledger
-from tests.support.sweeps import BASELINE, CRELU, Made, make
+from tests.support.sweeps import BASELINE, CRELU, Made, finish, make
 
 RATES = (0.25, 0.1, 0.05, 0.01)
 LOST = Made({"best/val_top1_err": 90.0}, curve=[], status="diverged", ending="diverged")
@@ -44,6 +46,31 @@ def test_rates_stand_with_their_errors_and_the_chosen_one(
     assert [row[3] for row in rows] == ["diverged" if error is None else "finished" for error in errors]
     assert tuple(row[4] for row in rows) == words
     assert "Learning rate" in [section.heading for section in page.sections]
+
+
+def test_rate_of_a_training_whose_file_was_damaged_since_stays_the_chosen_one(tmp_path: Path) -> None:
+    errors = dict(zip(RATES, (25.0, 20.0, 15.0, 30.0), strict=True))
+
+    def outcome(trial: Trial) -> Made:
+        if trial.phase != "holdout":
+            return Made({"final/test_top1_err": 12.0})
+        return Made({}, curve=[50.0, errors[trial.rate]])
+
+    ledger = Ledger(str(tmp_path))
+    make(ledger, SWEEP, outcome)
+    other = Trial(BASELINE, "holdout", seed=7)  # of another sweep
+    finish(ledger, other, Made({}))
+    for trial in (Trial(BASELINE, "holdout", rate=0.05), other):
+        ledger.write(f"trials/{trial.key}/history.json", b"torn")
+        note_damage(ledger, trial.key, f"trials/{trial.key}/history.json is damaged")
+    results = read_sweep(ledger, "rates")
+    assert list(results.damaged) == [Trial(BASELINE, "holdout", rate=0.05).key]
+    capsule.write(ledger, results, {}, tmp_path / "a.zip")
+    with capsule.opened(tmp_path / "a.zip") as copy:
+        for page in (document(ledger, results), document(copy, read_sweep(copy, "rates"))):
+            rows = page.tables["learning-rate"].rows
+            assert [row[4].text for row in rows] == ["–", "–", "chosen", "–"]
+            assert [row[3].text for row in rows] == ["finished", "finished", "failed", "finished"]
 
 
 def test_sweep_without_a_study_has_no_such_table(tmp_path: Path) -> None:

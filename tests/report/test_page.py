@@ -53,7 +53,8 @@ def charts(text: str) -> list[Chart]:
         Point(3.0, text, text, 4.0, kind="pick", trials=text),
         Point(1.1, text, text, 2.0, kind="paper"),
     ]
-    ours, reference = Band(90 - EPOCHS, 89 - EPOCHS, 91 - EPOCHS), Band(95 - EPOCHS, EPOCHS, EPOCHS)
+    ours = Band(EPOCHS + 1, 90 - EPOCHS, 89 - EPOCHS, 91 - EPOCHS)
+    reference = Band(EPOCHS + 1, 95 - EPOCHS, EPOCHS, EPOCHS)
     return [
         Forest(points),
         Curves(ours, reference, 80.0, 88.0, text),
@@ -138,7 +139,7 @@ def test_points_name_their_trials_and_say_what_they_are() -> None:
 
 def test_curve_begins_where_it_enters_the_chart_and_stays_within() -> None:
     mean = np.array([90.0, 60.0, 40.0, 30.0, 55.0])
-    text = svg.draw(Curves(Band(mean, mean, mean), None, 20.0, 50.0, "k"), "")
+    text = svg.draw(Curves(Band(np.arange(1.0, 6.0), mean, mean, mean), None, 20.0, 50.0, "k"), "")
     (path,) = re.findall(r'<path d="([^"]+)" class="ours line" data-trials="k"', text)
     points = np.array(re.findall(r"([\d.]+) ([\d.]+)", path), float)
     # Epochs 3 to 5 of 1 to 5 over 180 pixels from 30; 50 percent at the upper edge, 8, and 20 at the lower, 118.

@@ -12,7 +12,7 @@ from sweeps.cli.settings import settle
 from sweeps.cli.status import status
 from sweeps.cli.summary import Summary, print_summary
 from sweeps.experiment.metrics import TOP1, Metric
-from sweeps.experiment.plan import plan, question_waves, sweep_trials
+from sweeps.experiment.plan import BEYOND, plan, question_waves, sweep_trials
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import changes_of, contents, register
 from sweeps.experiment.sweep import Protocol, Sweep
@@ -126,6 +126,27 @@ def test_third_training_that_had_begun_when_its_cell_was_given_up_answers_nothin
     assert decisions[0] == decisions[1]
 
 
+def test_damaged_third_training_answers_nothing_either(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+
+    def of_given_up(trial: Trial) -> Made | None:
+        if trial.cell.key != B.key:
+            return outcome(trial)
+        state = "diverged" if trial.seed < 2 else "finished"
+        return Made({TOP1: 90.0 + trial.seed}, status=state) if trial.seed < 3 else None
+
+    make(ledger, SWEEP, of_given_up)
+    before = answers(read_sweep(ledger, "s"))
+    third = Trial(B, seed=2)
+    ledger.write(f"trials/{third.key}/history.json", b"torn")
+    results = read_sweep(ledger, "s")
+    today = plan(SWEEP, ledger, {})
+    assert list(results.damaged) == list(today.damaged) == [third.key]
+    for stand in (*results.runs, *today.statuses):
+        assert stand.why.endswith(BEYOND) == (stand.trial.key == third.key)
+    assert answers(results) == answers_of_plan(today, ()) == before
+
+
 def test_sweep_with_fixed_seeds_has_no_answers(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     sweep = Sweep("s", "paper", (A, B), Protocol(seeds=2), questions=QUESTIONS[:1])
@@ -177,6 +198,31 @@ def test_answer_says_how_many_of_its_trainings_are_stale(tmp_path: Path) -> None
     section = question_section(decided)
     assert section is not None
     assert [row[4].sub for row in section.tables[0].rows] == ["1 of its trainings is stale"] * 2
+
+
+def test_answer_stands_on_a_training_whose_file_was_damaged_since(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    make(ledger, SWEEP, outcome)
+    before = answers(read_sweep(ledger, "s"))
+    # One of B, which the first question alone compares.
+    ledger.write(f"trials/{Trial(B).key}/history.json", b"torn")
+    results = read_sweep(ledger, "s")
+    decided = answers(results)
+    assert decided is not None
+    assert before is not None
+    assert [answer.trajectory for answer in decided.answers] == [answer.trajectory for answer in before.answers]
+    assert (decided.used, decided.saved) == (before.used, before.saved)
+    assert [answer.damaged for answer in decided.answers] == [1, 0]
+    assert [answer["damaged"] for answer in decided.as_json()["answers"]] == [1, 0]
+    assert next(text_lines(decided)).endswith("; 1 of its trainings has a damaged file")
+    both = decided.answers[0]._replace(stale=1, damaged=2)
+    assert both.warning == "1 of its trainings is stale, 2 of its trainings have a damaged file"
+    today = plan(SWEEP, ledger, {})
+    assert today.to_do == []
+    assert answers_of_plan(today, ()) == decided
+    capsule.write(ledger, results, {}, tmp_path / "s.zip")
+    with capsule.opened(tmp_path / "s.zip") as copy:
+        assert answers(read_sweep(copy, "s")) == decided
 
 
 def test_open_question_says_so_and_saves_nothing_yet(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import hashlib
 import io
 import re
@@ -19,14 +20,16 @@ import pytest
 
 from sweeps.cifar_vgg import CELLS as VGG_CELLS
 from sweeps.cifar_vgg import PROTOCOL as VGG_PROTOCOL
-from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
+from sweeps.experiment.metrics import AVERAGE, PARAMETERS, PERCENT, TOP1, VOTE, Metric
 from sweeps.experiment.profiles import scaled
+from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.imagenet_dropout import PROTOCOL as DROPOUT_PROTOCOL
 from sweeps.imagenet_placement import CELLS as PLACEMENTS
 from sweeps.report import build
 from sweeps.report.contents import document
+from sweeps.report.record_tables import chosen_table
 from sweeps.report.render.document import Document, Table, plain
 from sweeps.report.render.formats import latex_table, markdown_table, tex
 from sweeps.report.tidy import tidy
@@ -34,7 +37,7 @@ from sweeps.results import paper
 from sweeps.results.evidence import read_sweep, titles
 from sweeps.results.paper import COLUMNS
 from sweeps.store.ledger import Ledger
-from tests.support.sweeps import Made, as_printed, make, run_id, scores, unsearched
+from tests.support.sweeps import BASELINE, Made, as_printed, make, run_id, scores, unsearched
 
 VGG = unsearched("cifar_vgg", VGG_CELLS, VGG_PROTOCOL)
 PLACEMENT = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=3))
@@ -325,6 +328,33 @@ def test_search_alone_shows_hold_out_errors_and_what_was_chosen(documents: dict[
     assert chosen == {"0.25 after conv9"}
     assert {row[2].text for row in made.tables["table-4"].rows} == {"41.00 (1)"}
     assert sum(len(part.figures) for s in made.sections if s.id == "dropout" for part in s.parts[1:]) == 9  # type: ignore[union-attr]
+
+
+F1 = Metric("test/f1", "higher")
+
+
+@pytest.mark.parametrize(
+    ("change", "metric", "heading", "words"),
+    [
+        ({}, PERCENT, "hold-out error", "least hold-out error of the best epoch"),
+        ({"folds": 2}, PERCENT, "held-out error", "least mean over 2 folds of the held-out error of the best epoch"),
+        ({}, F1, "val f1", "largest val f1 of the best epoch"),
+        ({"folds": 3}, F1, "val f1", "largest mean over 3 folds of the val f1 of the best epoch"),
+        ({"direction": "minimize"}, F1, "val f1", "least val f1 of the best epoch"),
+        ({"objective": "best/loss", "folds": 2}, F1, "best/loss", "least mean over 2 folds of the best/loss"),
+    ],
+)
+def test_a_search_says_what_it_chose_by(
+    change: dict[str, Any], metric: Metric, heading: str, words: str, tmp_path: Path
+) -> None:
+    cell = dataclasses.replace(BASELINE, table="", row="", metric=metric, task="page:train" if metric.is_own else "")
+    sweep = Sweep("chosen", "paper", (cell,), Protocol(ablation=False, search=Search(2, sampler="random", **change)))
+    ledger = Ledger(str(tmp_path))
+    make(ledger, sweep, lambda _: Made({metric.held_out: 0.5, "best/loss": 0.5}))
+    table = chosen_table(read_sweep(ledger, "chosen"))
+    assert table is not None
+    assert table.columns[2] == heading
+    assert table.notes == (f"Chosen by the {words}; the test pictures are not opened in a search.",)
 
 
 def test_record_says_with_what_it_was_made(ledger: Ledger) -> None:

@@ -31,6 +31,7 @@ from sweeps.experiment.metrics import (
 from sweeps.experiment.plan import current_plan, expand, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
+from sweeps.experiment.space import Float
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.report import build, terminal
@@ -198,7 +199,9 @@ def test_interval_of_an_average_over_folds_is_corrected_wherever_it_stands(outpu
 
 def smaller(results: SweepResults) -> CellResults:
     """Return the cell of a sweep as if its net were smaller: errors stand against two sizes then."""
-    return dataclasses.replace(results.cells[0], cell=dataclasses.replace(CELL, net=S2))
+    cell = dataclasses.replace(CELL, net=S2)
+    runs = tuple(run._replace(trial=dataclasses.replace(run.trial, cell=cell)) for run in results.cells[0].runs)
+    return dataclasses.replace(results.cells[0], cell=cell, runs=runs)
 
 
 def test_error_of_one_network_has_an_interval_over_the_pictures_that_it_is_of(tmp_path: Path) -> None:
@@ -290,6 +293,23 @@ def test_restart_of_a_search_trial_is_no_mark_of_the_cells_number(tmp_path: Path
             finish(ledger, trial, Made({} if searched else {TOP1: 9.0}, restarts=int(searched)))
     (row,) = terminal.lines(plan(sweep, ledger, {}), {"cifar10": 10}, ledger)
     assert (row.numbers[TOP1].mean, row.flags) == (9.0, ())
+
+
+def test_count_of_parameters_is_that_of_the_width_that_was_tested(tmp_path: Path) -> None:
+    search = Search(2, "grid", wave=2, space={"net.width": Float(0.25, 0.5, 0.25)})
+    sweep = Sweep("wide", "paper", (CELL,), Protocol(search=search))
+    ledger = Ledger(str(tmp_path))
+
+    def outcome(trial: Trial) -> Made:
+        error = 10 + float(dict(trial.choices)["net.width"])
+        return Made({TOP1: 9.0} if trial.phase == "ablation" else {}, curve=[50.0, error])
+
+    make(ledger, sweep, outcome)
+    (row,) = terminal.lines(current_plan(ledger, sweep.title), {"cifar10": 10}, ledger)
+    (cell,) = read_sweep(ledger, sweep.title).cells
+    count = CELL.net.width(0.25).parameters(10)
+    assert row.parameters == count
+    assert number(cell, PARAMETERS).average.mean == pytest.approx(count / 1e6)
 
 
 def test_titles_name_the_pictures_for_people(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TOP1_TEN, TOP5,
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search
+from sweeps.experiment.space import Float
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.claim_tables import claim_table
@@ -635,6 +637,16 @@ def test_dropout_chosen_on_test_pictures_is_refused(tmp_path: Path) -> None:
         read_sweep(ledger, "cheat")
 
 
+def test_file_of_a_search_trial_called_scores_says_nothing_of_the_test_set(tmp_path: Path) -> None:
+    sweep = Sweep("own", "paper", ONE, Protocol(search=Search(3, sampler="grid", wave=3)))
+    ledger = Ledger(str(tmp_path / "ledger"))
+    searched = Made({}, curve=[50.0, 45.0])
+    make(ledger, sweep, lambda trial: drawn(trial, {}, 0.1) if trial.phase == "ablation" else searched)
+    asked = next(run for run in read_sweep(ledger, "own").runs if run.trial.phase == "holdout")
+    ledger.commit(asked.key, (ledger.result(asked.key) or {}) | {"files": {"files/scores.csv": ""}})
+    assert asked.key in {run.key for run in read_sweep(ledger, "own").runs}
+
+
 def test_last_fifth_falls_where_a_regression_says_so() -> None:
     rng = np.random.default_rng(2)
     answers = []
@@ -648,6 +660,14 @@ def test_last_fifth_falls_where_a_regression_says_so() -> None:
     assert not all(answers)
     assert not still_falling(np.full(40, 10.0))
     assert not still_falling(np.array([50.0, 40.0, 30.0]))
+    # By the epochs of its values: the last one came long after the others.
+    late = np.array([40.0, 30.0, 20.0, 19.9])
+    assert still_falling(late)
+    assert not still_falling(late, epochs=(1, 2, 3, 50))
+    # The last fifth of the epochs has more than a fifth of these values.
+    ends = np.concatenate([np.full(9, 30.0), 30.0 - np.arange(1, 8), np.full(3, 23.0)])
+    assert not still_falling(ends)
+    assert still_falling(ends, epochs=(*range(10, 100, 10), *range(91, 101)))
 
 
 # Deviations ---------------------------------------------------------------------------------------------------
@@ -716,6 +736,31 @@ def test_what_the_paper_leaves_open_stands_among_the_deviations(tmp_path: Path) 
     large = departed(seen(tmp_path / "large", SIX, lambda trial: drawn(trial, {}, 0.1)))
     assert large["stored pictures"][1] == "cut to 256 pixels, JPEG of quality 90 by default"
     assert not {"choice of dropout", "size of the shifts", "weights of a fold"} & set(large)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"folds": 5}, {"choice of dropout": ("rates printed", "searched on 5 folds")}),
+        ({"space": {"recipe.lr": Float(0.01, 0.1)}}, {"choice of lr": ("not stated", "searched on the hold-out")}),
+        (
+            {"space": {"recipe.lr": Float(0.01, 0.1), "net.dropout.conv1": Float(0.0, 0.5)}, "folds": 2},
+            {
+                "choice of dropout": ("rates printed", "searched on 2 folds"),
+                "choice of lr": ("not stated", "searched on 2 folds"),
+            },
+        ),
+    ],
+)
+def test_deviations_say_what_was_searched_and_on_what(
+    change: dict[str, Any], expected: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    def outcome(trial: Trial) -> Made:
+        return Made({TOP1: 7.0} if trial.phase == "ablation" else {})
+
+    sweep = Sweep("searched", "paper", cifar_vgg.CELLS[:1], Protocol(search=Search(2, sampler="random", **change)))
+    departures = departed(seen(tmp_path, sweep, outcome))
+    assert {what: words for what, words in departures.items() if what.startswith("choice of")} == expected
 
 
 def test_dropout_that_the_paper_does_not_print_is_a_deviation(tmp_path: Path) -> None:

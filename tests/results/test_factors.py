@@ -177,7 +177,9 @@ def cell(prefix: str, act: str, width: float, dataset: str = "cifar10", recipe: 
     return Cell(f"{prefix} {act} x{width:g}", net, dataset, dataclasses.replace(ALLCONV, name=recipe, lr=RATES[recipe]))
 
 
-def of_cells(folder: Path, cells: tuple[Cell, ...], *missing: str, metric: Metric = PERCENT) -> SweepResults:
+def of_cells(
+    folder: Path, cells: tuple[Cell, ...], *missing: str, metric: Metric = PERCENT, scale: float = 1e-3
+) -> SweepResults:
     """Return a sweep of three seeds: crelu is 2 better, half width 1 worse, pictures of CIFAR-100 20 worse."""
     ledger = Ledger(str(folder))
 
@@ -186,7 +188,7 @@ def of_cells(folder: Path, cells: tuple[Cell, ...], *missing: str, metric: Metri
         base = 20.0 + 20 * (trial.cell.dataset == "cifar100") + 0.1 * trial.seed
         noise = 0.01 * trial.seed**2 * (1 + (levels["act"] == "crelu"))
         value = base - 2 * (levels["act"] == "crelu") + (levels["width"] == 0.5) + noise
-        value = value / 1000 if metric.is_own else value
+        value = value * scale if metric.is_own else value
         return None if trial.cell.label in missing else Made({metric.final: value})
 
     task = "page:train" if metric.is_own else ""
@@ -275,6 +277,15 @@ def test_factors_of_an_own_metric_are_in_its_digits_and_words(tmp_path: Path) ->
     assert chart.lines[0].points[0].tip == "relu, 1: 0.02012"
 
 
+def test_effects_of_small_values_are_not_rounded_away(tmp_path: Path) -> None:
+    cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
+    (design,) = grids(groups(of_cells(tmp_path, cells, metric=Metric("test/mse"), scale=1e-11)))
+    crelu, *_ = factor_effects(design)
+    assert (crelu.name, crelu.level) == ("act", "crelu")
+    assert crelu.contrast.difference * 1e11 == pytest.approx(-1.983, abs=0.001)
+    assert crelu.contrast.p < 0.001
+
+
 def test_effect_of_a_stale_training_says_so(tmp_path: Path) -> None:
     cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
     results = of_cells(tmp_path, cells)
@@ -289,6 +300,23 @@ def test_effect_of_a_stale_training_says_so(tmp_path: Path) -> None:
         marked.append([row[4].marks for row in table.rows])
     assert marked == [[()] * 3, [("x",)] * 3]
     assert any(note.startswith("x  stale") for note in table.notes)
+
+
+def test_rows_say_which_trainings_are_stale_and_which_were_lost(tmp_path: Path) -> None:
+    cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
+    title = of_cells(tmp_path, cells).title
+    ledger = Ledger(str(tmp_path))
+    old, lost = Trial(cells[3], seed=0), Trial(cells[0], seed=1)
+    for trial, change in ((old, {"code": "another"}), (lost, {"status": "diverged", "ending": "diverged"})):
+        result = ledger.result(trial.key)
+        assert result is not None
+        ledger.commit(trial.key, result | change)
+    rows = tidy(read_sweep(ledger, title))
+    words = "c relu x1: 1 of 3 seeds diverged"
+    assert [(row["stale"], row["lost"]) for row in rows["factors"]] == [(1, words)] * 3
+    effects = {row["cell_key"]: (row["stale"], row["lost"]) for row in rows["effects"]}
+    assert effects == {cells[1].key: (0, words), cells[2].key: (0, words), cells[3].key: (1, words)}
+    assert [(row["trial"], row["state"]) for row in rows["runs"] if row["stale"]] == [(old.key, "finished")]
 
 
 def test_a_cell_without_a_result_is_left_out_and_named(tmp_path: Path) -> None:

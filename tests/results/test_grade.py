@@ -11,6 +11,7 @@ import pytest
 from sweeps import cifar_width, imagenet_placement
 from sweeps.__main__ import parser
 from sweeps.experiment.search import Search
+from sweeps.experiment.space import Float
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.grade_page import declared, tree_named
@@ -21,6 +22,7 @@ from sweeps.results.reproduction_trees import (
     CRELU,
     DEMO,
     TREES,
+    Analysed,
     Branch,
     Chosen,
     Numbers,
@@ -182,6 +184,34 @@ def test_a_search_on_held_out_pictures_is_seen(tmp_path: Path) -> None:
     cells = (dataclasses.replace(imagenet_placement.CELLS[0], net=net),)
     results = surveys(tmp_path, Sweep("p", "paper", cells, Protocol(search=Search(2))), lambda t: Made({}))
     assert ("", "") in failing(Chosen("", 1, "4", "imagenet"), results)
+
+
+def test_a_search_of_another_learning_rate_leaves_the_papers_scale_and_chooses_no_dropout(tmp_path: Path) -> None:
+    search = Search(2, "grid", wave=2, space={"recipe.lr": Float(0.02, 0.04, 0.02)})
+    sweep = Sweep("p", "paper", imagenet_placement.CELLS[:1], Protocol(seeds=SEEDS, search=search))
+
+    def outcome(trial: Trial) -> Made:
+        return printed(trial) if trial.phase == "ablation" else Made({}, curve=[50.0, 40.0 + trial.recipe.lr])
+
+    (results,) = surveys(tmp_path, sweep, outcome)
+    why = "another recipe: learning rate 0.02, not 0.01"
+    assert {failed for failed in failing(TABLE_4, [results]) if failed[0] != RUN} == {(SCALE, why)}
+    assert failing(Chosen("", 1, "4", "imagenet"), [results]) == {(RUN, "no search")}
+    (cell,) = results.cells
+    runs = tuple(run._replace(analyses={"pairing": {"metrics": {}}}) for run in cell.runs)
+    analysed = dataclasses.replace(results, cells=(dataclasses.replace(cell, runs=runs),))
+    leaf = Analysed("", 1, "pairing", (("4", "imagenet", "Baseline"),))
+    (item,) = grade(Branch("", 1, (leaf,)), [analysed]).parts[0].items
+    assert (item.missing, item.why) == (SCALE, why)
+
+
+def test_a_search_of_dropout_is_judged_by_what_else_it_chose(tmp_path: Path) -> None:
+    space = {"net.dropout.conv9": Float(0.0, 0.5, 0.5), "recipe.lr": Float(0.02, 0.04, 0.02)}
+    protocol = Protocol(ablation=False, search=Search(4, "grid", space=space))
+    sweep = Sweep("p", "paper", imagenet_placement.CELLS[:1], protocol)
+    results = surveys(tmp_path, sweep, lambda trial: Made({}, curve=[50.0, 40.0 + trial.recipe.lr]))
+    why = "another recipe: learning rate 0.02, not 0.01"
+    assert (SCALE, why) in failing(Chosen("", 1, "4", "imagenet"), results)
 
 
 def test_weights_count_among_siblings_and_checks_by_their_worth() -> None:

@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 
 from crelu_data.datasets import dataset
+from crelu_models.tables import S8
 from sweeps import cifar_vgg, cifar_width, imagenet_placement
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
 from sweeps.experiment.profiles import scaled
+from sweeps.experiment.search import Search
+from sweeps.experiment.space import Float, Int
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.result_tables import result_tables, verdict_text
 from sweeps.results.cell_numbers import groups, number, verdict_for, verdicts
 from sweeps.results.claims import judge_claims
+from sweeps.results.deviations import deviations
 from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.paper import COLUMNS, printed
-from sweeps.results.paper_cells import CELLS, is_other_count, paper_net, reduced
+from sweeps.results.paper_cells import CELLS, is_other_count, other_training_of, paper_net, reduced
 from sweeps.results.statistics import Verdict
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, as_printed, make, only, scores, unsearched
@@ -114,6 +118,55 @@ def test_verdicts_and_claims_are_withheld_with_the_reason(tmp_path: Path, name: 
     both = seen(tmp_path / "two", with_rival, lambda trial: table_4(trial)._replace(**changes))
     claim = {ruling.claim.id: ruling for ruling in judge_claims(both)}["avr-1-4-below-baseline"]
     assert (claim.decision, bool(claim.withheld)) == ("not run", True)
+
+
+SEARCHED = {
+    "the paper's rate": ({"recipe.lr": Float(0.01, 0.02, 0.01)}, "", {}),
+    "another rate": (
+        {"recipe.lr": Float(0.02, 0.04, 0.02)},
+        "another recipe: learning rate 0.02, not 0.01",
+        {"learning rate": ("0.01", "0.02")},
+    ),
+    "another width": (
+        {"net.width": Float(0.25, 0.5, 0.25)},
+        "another net than the paper's S8",
+        {"net (parameters)": ("9,372,840", f"{S8.width(0.25).parameters(1000):,}")},
+    ),
+    "dropout": ({"net.dropout.conv9": Float(0.25, 0.5, 0.25)}, "", {}),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+@pytest.mark.parametrize("seeds", [0, 2])
+def test_what_a_search_chose_is_judged_and_not_what_the_cell_declares(tmp_path: Path, name: str, seeds: int) -> None:
+    space, why, expected = SEARCHED[name]
+    search = Search(2, "grid", wave=2, space=space)
+    protocol = Protocol(seeds=max(1, seeds), ablation=seeds > 0, search=search)
+
+    def outcome(trial: Trial) -> Made:
+        ((_, chosen),) = trial.choices
+        return table_4(trial) if trial.phase == "ablation" else Made({}, curve=[50.0, 40.0 + float(chosen)])
+
+    results = seen(tmp_path, Sweep("imagenet_placement", "paper", (BASELINE,), protocol), outcome)
+    (cell,) = results.cells
+    assert other_training_of(cell) == why
+    if seeds:
+        assert reduced(cell, "imagenet") == why
+        assert judged(results).word == ("withheld" if why else "reproduced")
+    departures = {each.what: (each.paper, each.here) for each in deviations(groups(results)[0])}
+    judged_fields = ("learning rate", "net (parameters)")
+    assert {what: departures[what] for what in judged_fields if what in departures} == expected
+
+
+def test_shifts_that_a_search_chose_are_those_of_the_deviation(tmp_path: Path) -> None:
+    protocol = Protocol(search=Search(2, "grid", wave=2, space={"recipe.shift": Int(2, 3)}))
+
+    def outcome(trial: Trial) -> Made:
+        return Made({TOP1: 7.0} if trial.phase == "ablation" else {}, curve=[50.0, 40.0 + trial.recipe.shift])
+
+    results = seen(tmp_path, Sweep("cifar_vgg", "paper", VGG, protocol), outcome)
+    departures = {each.what: each.here for each in deviations(groups(results)[0])}
+    assert departures["size of the shifts"] == "2 pixels"
 
 
 def test_small_set_under_a_public_name_is_not_the_public_set(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ class Point(NamedTuple):
 
 
 class Band(NamedTuple):
-    """A curve: values by epoch, the mean of some runs, with the least and the greatest of them."""
+    """A curve: at some epochs the mean of some runs, with the least and the greatest of them."""
 
+    epochs: Floats
     mean: Floats
     low: Floats
     high: Floats

@@ -82,7 +82,7 @@ def _curves(curves: Curves, alt: str) -> Markup:
         if (low < high).any():
             axis.fill([*epochs, *epochs[::-1]], [*high, *low[::-1]], gid="band")
         axis.plot(epochs, mean, gid="ours line")
-        longest = max(len(band.mean) for band in (curves.ours, curves.reference) if band is not None)
+        longest = max(float(band.epochs[-1]) for band in (curves.ours, curves.reference) if band is not None)
         round_epochs = MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(1, longest)
         ticks = {1, *[int(epoch) for epoch in round_epochs if 1 <= epoch <= longest][-2:]}
         axis.set(xlim=(1, max(2, longest)), ylim=(curves.low, curves.high), xticks=sorted(ticks))
@@ -93,8 +93,8 @@ def _curves(curves: Curves, alt: str) -> Markup:
 def _in_view(band: Band, top: float) -> tuple[Floats, Floats, Floats, Floats]:
     """Return epochs, mean, low and high of a curve from where it comes below `top`; later on it stays at this edge."""
     start = int(np.argmax(band.mean <= top))
-    mean, low, high = (np.minimum(values[start:], top) for values in band)
-    return np.arange(start + 1.0, len(band.mean) + 1), mean, low, high
+    mean, low, high = (np.minimum(values[start:], top) for values in (band.mean, band.low, band.high))
+    return band.epochs[start:], mean, low, high
 
 
 def _scatter(scatter: Scatter, alt: str) -> Markup:
