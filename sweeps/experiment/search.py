@@ -16,6 +16,7 @@ from sweeps.experiment.sampling import (
     grid,
 )
 from sweeps.experiment.space import (
+    DROPOUT,
     Axis,
     Choices,
     Float,
@@ -167,15 +168,28 @@ def setting_of(trial: Trial) -> Setting:
 
 def space(search: Search, cell: Cell) -> tuple[Axis, ...]:
     """Return the dimensions of a cell's search; ValueError where its recipe's family has none."""
+    axes = _axes(search, cell)
+    if not axes:
+        raise ValueError(
+            f"no dropout space for recipes called {_family(cell)!r}; give Search(space=...) or one of {list(SPACES)}"
+        )
+    return axes
+
+
+def _axes(search: Search, cell: Cell) -> tuple[Axis, ...]:
     if search.axes:
         return search.axes
-    family = cell.recipe.name.partition("-")[0]
-    dimensions = [part for part in search.space if isinstance(part, Dimension)] or SPACES.get(family, ())
-    if not dimensions:
-        raise ValueError(
-            f"no dropout space for recipes called {family!r}; give Search(space=...) or one of {list(SPACES)}"
-        )
+    dimensions = [part for part in search.space if isinstance(part, Dimension)] or SPACES.get(_family(cell), ())
     return tuple(Axis(part.after, Float(part.low, part.high, part.step)) for part in dimensions)
+
+
+def _family(cell: Cell) -> str:
+    return cell.recipe.name.partition("-")[0]
+
+
+def chosen_names(search: Search, cell: Cell) -> frozenset[str]:
+    """Return the dotted names of what a search chooses for a cell; none where its recipe's family has no space."""
+    return frozenset(axis.name if search.axes else f"{DROPOUT}{axis.name}" for axis in _axes(search, cell))
 
 
 def budget(search: Search, cell: Cell) -> int:

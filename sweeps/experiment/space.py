@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -180,6 +180,32 @@ def chosen_net(net: Net | Model, choices: Choices) -> Net | Model:
         elif name.startswith(DROPOUT):
             net = net.dropout(float(value), name.removeprefix(DROPOUT))
     return net
+
+
+def unchosen(net: Net | Model, recipe: Recipe, names: Collection[str]) -> tuple[Json, Json]:
+    """Return net and recipe as JSON, without the recipe's name and without what these dotted names choose.
+
+    A width that is chosen multiplies that of the net, which therefore stays.
+    """
+    fields = {field: value for field, value in recipe.to_json().items() if field != "name"}
+    fields = {field: value for field, value in fields.items() if f"recipe.{field}" not in names}
+    content = net.to_json()
+    if isinstance(net, Model):
+        arguments = {name: value for name, value in net.arguments.items() if f"{MODEL}{name}" not in names}
+        return content | {"arguments": arguments}, fields
+    rows = [row for row in content["rows"] if row[0] != "drop" or f"{DROPOUT}{row[1]}" not in names]
+    return content | {"rows": rows}, fields
+
+
+def widths(axes: Iterable[Axis]) -> tuple[float, ...]:
+    """Return the widths that a search may choose; of a range without steps its ends, and the net's own within it."""
+    for name, domain in axes:
+        if name == "net.width":
+            values: tuple[Value, ...] = domain.values()
+            if not values:
+                values = (*domain.ends(), 1.0) if domain.holds(1.0) else domain.ends()
+            return tuple(float(value) for value in values)
+    return (1.0,)
 
 
 def choosable(net: Net | Model, recipe: Recipe) -> dict[str, Value]:

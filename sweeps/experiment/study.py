@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from crelu_models.spec import Net
 from sweeps.experiment.halving import Bracket, rungs
-from sweeps.experiment.metrics import PERCENT, Metric
+from sweeps.experiment.metrics import PERCENT, Metric, rounded
 from sweeps.experiment.sampling import (
     Observation,
     Point,
@@ -385,7 +385,9 @@ def percentile_thresholds(results: Sequence[Result], metric: Metric = PERCENT) -
         below, fraction = divmod(QUANTILE * (len(errors) - 1), 1.0)
         lower = errors[int(below)]
         upper = errors[min(int(below) + 1, len(errors) - 1)]
-        threshold = round(lower + fraction * (upper - lower), 6)
+        value = lower + fraction * (upper - lower)
+        # Part of the keys of trials: those of errors in percent stay as they are.
+        threshold = rounded(value, 6) if metric.is_own else round(value, 6)
         thresholds.append(threshold if epoch >= WARM_UP - 1 else furthest)
     return tuple(thresholds)
 

@@ -14,10 +14,11 @@ from sweeps.experiment.metrics import Metric
 from sweeps.experiment.questions.question import Question, asked_cells, check_questions, questions_from_json
 from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.rates import RateStudy
-from sweeps.experiment.search import Search, search_from_json
-from sweeps.experiment.space import check_axis, choosable
-from sweeps.experiment.trial import Cell, cell_from_json
+from sweeps.experiment.search import Search, chosen_names, search_from_json
+from sweeps.experiment.space import check_axis, choosable, widths
+from sweeps.experiment.trial import Cell, cell_from_json, shared_key
 from sweeps.experiment.wording import count, unknown_name
+from sweeps.store.foreign import SWEEP_TITLE
 from sweeps.store.ledger import Json
 
 
@@ -156,6 +157,13 @@ class Sweep:
         return part
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError for a name of a sweep under whose titles no verb would find its results."""
+    if not SWEEP_TITLE.fullmatch(name):
+        signs = "letters, digits and . = , + @ - _"
+        raise ValueError(f"a sweep's name is {signs} (no sign but _ at its start), not {name!r}")
+
+
 def check_space(search: Search, cell: Cell) -> None:
     """Raise ValueError where a cell has no setting of a searched name, or cannot have the values at its ends."""
     known = choosable(cell.net, cell.recipe)
@@ -168,6 +176,27 @@ def check_space(search: Search, cell: Cell) -> None:
             check_axis(axis, cell.net, cell.recipe)
         except ValueError as error:
             raise ValueError(f"the search of the cell {cell.label!r}: {error}") from None
+
+
+def check_apart(sweep: Sweep) -> None:
+    """Raise ValueError where two cells differ only in what their search chooses: some of their trials are the same.
+
+    Each trial is counted for one cell, so that the other may have no number at all. Cells whose nets are multiples of
+    one another are such a pair where the width is searched. A sweep is asked when a command declares it, since ledgers
+    and capsules hold older ones, which stay readable.
+    """
+    search = sweep.protocol.search
+    if search is None:
+        return
+    first: dict[str, Cell] = {}
+    for cell in sweep.cells:
+        for width in widths(search.axes):
+            other = first.setdefault(shared_key(cell, chosen_names(search, cell), width), cell)
+            if other is not cell:
+                raise ValueError(
+                    f"{other.label!r} and {cell.label!r} of {sweep.name} differ only in what is searched, so they "
+                    f"would share trials: declare only one of them, or search nothing (--search-trials 0)"
+                )
 
 
 def _matches(label: str, globs: Iterable[str]) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from crelu_models.model import Model
 from crelu_models.spec import Net, seed_from
 from sweeps.experiment.metrics import PERCENT, Metric
 from sweeps.experiment.recipe import Recipe, Stage
-from sweeps.experiment.space import Choices, chosen_net, chosen_recipe, words_of
+from sweeps.experiment.space import Choices, chosen_net, chosen_recipe, unchosen, words_of
 from sweeps.store.ledger import Json
 
 # Part of every key. It is raised when a trial comes to mean something else, so that old results do not pass for new.
@@ -213,6 +214,15 @@ class Trial:
             "bars": list(self.pruning_thresholds),
             "rate": self.rate,
         } | ({"choices": [list(choice) for choice in self.choices]} if self.choices else {})
+
+
+def shared_key(cell: Cell, names: Collection[str], width: float = 1.0) -> str:
+    """Return the hash of a cell at a width of its net, without what is chosen by these dotted names.
+
+    Cells of one such hash have the same trials wherever the same is chosen for them.
+    """
+    net = cell.net if width == 1.0 else chosen_net(cell.net, (("net.width", width),))
+    return _hash([*unchosen(net, cell.recipe, names), cell.dataset, cell.decoder, cell.task_content])
 
 
 def cell_to_json(cell: Cell) -> Json:

@@ -28,6 +28,7 @@ from sweeps.experiment.metrics import (
     Tested,
     averages,
     cell_average,
+    rounded,
 )
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.space import DROPOUT
@@ -240,7 +241,7 @@ def cell_metrics(measured: Iterable[tuple[Trial, Mapping[str, float]]]) -> dict[
 
 def shown(numbers: Mapping[str, float]) -> dict[str, float]:
     """Return the numbers that are known, without the last digits of their sums: 40.17, not 40.169999999999995."""
-    return {name: round(value, DECIMALS) for name, value in numbers.items() if math.isfinite(value)}
+    return {name: rounded(value, DECIMALS) for name, value in numbers.items() if math.isfinite(value)}
 
 
 def trainings_digest(results: Mapping[str, Json]) -> str:

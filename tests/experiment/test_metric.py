@@ -17,7 +17,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell, Trial, cell_from_json, cell_to_json
 from sweeps.results.marks import explanation
-from sweeps.tracking.layout import METRICS, columns, experiment_tags
+from sweeps.tracking.layout import METRICS, cell_metrics, columns, experiment_tags
 from tests.support.trials import trial_of
 
 F1 = Metric("test/f1", better="higher")
@@ -42,8 +42,9 @@ def test_better_decides_the_order() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.83127, "0.8313"), (83.127, "83.13"), (0.00123467, "0.001235"), (1234.5, "1234.50"), (0, "0.000")],
-)
+    [(0.83127, "0.8313"), (83.127, "83.13"), (0.00123467, "0.001235"), (3.1e-7, "0.0000003100"),
+     (1234.5, "1234.50"), (0, "0.000")],
+)  # fmt: skip
 def test_values_have_four_digits(value: float, text: str) -> None:
     assert F1.text(value) == text
 
@@ -123,6 +124,17 @@ def test_trials_with_a_value_below_the_best_third_are_pruned() -> None:
     assert percentile_thresholds(results) == (1000.0, 1000.0, 1000.0, 0.2, 0.2)
 
 
+def test_thresholds_of_small_values_keep_their_digits() -> None:
+    mse = Metric("test/mse")
+    small = [{"status": "finished", "curve": [value] * 4} for value in (3.1e-7, 3.2e-7, 3.3e-7, 3.4e-7)]
+    assert percentile_thresholds(small, mse)[-1] == 3.2e-7
+    # Larger ones, and errors in percent, have the decimals by which their trials are known.
+    large = [{"status": "finished", "curve": [0.123456789] * 4}] * 4
+    percent = [{"status": "finished", "curve": [0.0123456789] * 4}] * 4
+    assert percentile_thresholds(large, mse)[-1] == 0.123457
+    assert percentile_thresholds(percent)[-1] == 0.012346
+
+
 def test_numbers_of_a_cell_are_those_of_its_metric() -> None:
     tested = [("ablation", {"final/test_f1": value, "final/test_recall": 1.0}) for value in (0.25, 0.75)]
     assert averages(tested, F1) == {
@@ -151,6 +163,13 @@ def test_mlflow_shows_the_columns_of_the_metric() -> None:
     assert not any("err" in name or "paper" in name for name in columns(F1))
     assert experiment_tags()["mlflow.experiment.primaryMetric.greaterIsBetter"] == "False"
     assert experiment_tags(F1)["mlflow.experiment.primaryMetric.greaterIsBetter"] == "True"
+
+
+def test_small_values_keep_their_digits_in_mlflow() -> None:
+    metric = Metric("test/mse")
+    values = {seed: {metric.final: value} for seed, value in enumerate((3e-11, 5e-11))}
+    numbers = cell_metrics((Trial(task_cell(metric=metric), seed=seed), metrics) for seed, metrics in values.items())
+    assert (numbers[metric.mean], numbers[metric.final]) == (4e-11, 4e-11)
 
 
 PAGE = """from helper import step

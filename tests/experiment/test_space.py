@@ -10,16 +10,17 @@ from typing import Any
 import optuna
 import pytest
 
+from crelu_models.model import Model
 from crelu_models.tables import S2, S8
 from sweeps import Choice, Float, Int
 from sweeps.experiment import study as study_module
-from sweeps.experiment.plan import plan, plan_to_json, sweep_trials
+from sweeps.experiment.plan import Plan, plan, plan_to_json, sweep_trials
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
 from sweeps.experiment.search import Search, budget, own_point
 from sweeps.experiment.space import Axis, Space, axis_from_json, axis_to_json, choosable
 from sweeps.experiment.study import export, importance, study
-from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
+from sweeps.experiment.sweep import Protocol, Sweep, check_apart, sweep_from_json
 from sweeps.experiment.trial import Cell, Trial, trial_from_json
 from sweeps.store.ledger import Ledger
 
@@ -104,6 +105,58 @@ def test_a_trial_without_choices_has_the_key_and_the_json_that_it_always_had() -
 def test_a_space_that_a_cell_lacks_is_refused_with_the_sweep(space: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Sweep("s", "demo", (CELL,), Protocol(search=Search(4, space=space)))
+
+
+@pytest.mark.parametrize(
+    ("space", "change"),
+    [
+        ((), {"net": S2.dropout(0.25, "pool1")}),
+        ({"net.dropout.pool1": Float(0, 0.5, 0.25)}, {"net": S2.dropout(0.25, "pool1")}),
+        ({"recipe.lr": Float(1e-3, 1, log=True)}, {"recipe": dataclasses.replace(ALLCONV, lr=0.1)}),
+        ({"recipe.ema": Float(0, 0.9, 0.1)}, {"recipe": dataclasses.replace(ALLCONV, name="mine", ema=0.9)}),
+        ({"net.width": Float(0.5, 1, 0.25)}, {"net": S2.width(0.5)}),
+        ({"net.width": Float(0.5, 2)}, {"net": S2.width(0.5)}),
+    ],
+)
+def test_cells_that_differ_only_in_what_is_searched_are_refused(space: Any, change: dict[str, Any]) -> None:
+    cells = (CELL, dataclasses.replace(CELL, label="other", **change))
+    why = r"'Baseline' and 'other' of s differ only in what is searched, .*\(--search-trials 0\)"
+    sweep = Sweep("s", "demo", cells, Protocol(search=Search(4, space=space)))
+    with pytest.raises(ValueError, match=why):
+        check_apart(sweep)
+    assert sweep_from_json(plan_to_json(Plan(sweep, ()))) == sweep  # a ledger may hold it
+    check_apart(Sweep("s", "demo", cells))
+
+
+@pytest.mark.parametrize(
+    ("space", "change"),
+    [
+        ((), {"recipe": dataclasses.replace(ALLCONV, lr=0.1)}),
+        ((), {"recipe": dataclasses.replace(ALLCONV, name="mine", batch=64)}),  # a recipe without a space
+        ({"net.dropout.pool1": Float(0, 0.5)}, {"net": S2.dropout(0.25, "pool2")}),
+        ({"recipe.lr": Float(1e-3, 1)}, {"recipe": dataclasses.replace(ALLCONV, lr=0.1, batch=64)}),
+        ({"recipe.lr": Float(1e-3, 1)}, {"dataset": "cifar10"}),
+        ({"net.width": Choice(0.5, 0.75)}, {"net": S2.width(0.5)}),
+        ({"net.width": Float(0.5, 1)}, {"net": S2.crelu(1).width(0.5)}),
+    ],
+)
+def test_cells_that_differ_in_more_than_what_is_searched_are_taken(space: Any, change: dict[str, Any]) -> None:
+    cells = (CELL, dataclasses.replace(CELL, label="other", **change))
+    check_apart(Sweep("s", "demo", cells, Protocol(search=Search(4, space=space))))
+
+
+def test_models_that_differ_only_in_a_searched_argument_are_refused() -> None:
+    plain, deep, wide = (
+        Cell(name, Model("nets:small", **arguments), "synthetic", ALLCONV)
+        for name, arguments in (
+            ("plain", {"depth": 4, "wide": False}), ("deep", {"depth": 8, "wide": False}),
+            ("wide", {"depth": 4, "wide": True}),
+        )
+    )  # fmt: skip
+    protocol = Protocol(search=Search(4, space={"model.depth": Int(2, 8)}))
+    with pytest.raises(ValueError, match="'plain' and 'deep' of s differ only in what is searched"):
+        check_apart(Sweep("s", "demo", (plain, wide, deep), protocol))
+    check_apart(Sweep("s", "demo", (plain, wide), protocol))
 
 
 @pytest.mark.parametrize(
