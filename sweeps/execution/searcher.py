@@ -9,7 +9,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Literal
@@ -40,6 +40,7 @@ from sweeps.training.shared_batches import StreamKey
 
 os.environ.update(ray_runtime.TUNE_SETTINGS)
 
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.search import Searcher
 
 
@@ -65,6 +66,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.probed: set[str] = set()  # keys of trials that were probes; each is one at most once
         self.set_aside: set[str] = set()  # not to be tried again in this session
         self.failures: dict[str, set[str]] = {}  # cells that have failed, by the signature of the error
+        self.last_errors: dict[str, Callable[[], object]] = {}  # readers of workers' last errors, by Tune's name
         self.cell_trials: dict[str, CellTrials] = {}
         self._expand()
         self.waiting = self._missing_trials()
@@ -281,7 +283,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             group.remove(trial)
             if message["fits"]:
                 self._limit_pack(trial, message["fits"])
-            self._on_trial_end(trial, died=False, retry=True)
+            self._on_trial_end(trial, failure=None, retry=True)
 
     def on_trial_complete(self, trial_id: str, result: Json | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Record from the ledger what became of the trials of a worker that has ended."""
@@ -298,15 +300,30 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if error and len(group) > 1:
             self._limit_pack(group[0], len(group) // 2)
         packed = len(keys) > 1
+        failure = self._last_failure(trial_id) if error and not packed else None
         probe = trial_id in self.probes
         self.probes.discard(trial_id)
         for trial in list(group):
             # The others still count as running: what becomes of this one may make the queue anew.
             group.remove(trial)
-            self._on_trial_end(trial, died=error and not packed, retry=packed or probe)
+            self._on_trial_end(trial, failure=failure, retry=packed or probe)
         self.running.pop(trial_id, None)
         if packed:
             session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
+
+    def _last_failure(self, trial_id: str) -> Json:
+        """Return the attempt of a worker that Tune does not start again: its process has died, or it raised an error.
+
+        Workers note their errors on the ledger, unless that is away. The attempt of an error is therefore not final:
+        the next Tuner tries the trial again, which fails after MAX_ATTEMPTS of any kind.
+        """
+        read = self.last_errors.pop(trial_id, None)
+        last_error = read() if read is not None else None
+        if last_error is None or (isinstance(last_error, RayError) and not isinstance(last_error, RayTaskError)):
+            return {"error": f"the worker process died {MAX_ATTEMPTS} times", "final": True}
+        error = (str(last_error).strip() or type(last_error).__name__).splitlines()[-1]
+        self.session.errors.append(error)
+        return {"error": error, "final": False}
 
     def _limit_pack(self, trial: Trial, members: int) -> None:
         """Let later packs of this kind have at most so many members."""
@@ -320,16 +337,16 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     # What becomes of a trial -----------------------------------------------------------------------------------------
 
-    def _on_trial_end(self, trial: Trial, *, died: bool, retry: bool) -> None:
+    def _on_trial_end(self, trial: Trial, *, failure: Json | None, retry: bool) -> None:
         try:
             unclaim(self.session.drivers, self.session.sweep.title, trial.key)
-            self._record_outcome(trial, died, retry)
+            self._record_outcome(trial, failure, retry)
         except Exception:  # raised here it would end every trial; the next Tuner reads the ledger again
             self.set_aside.add(trial.key)
             self.session.errors.append(traceback.format_exc())
 
-    def _record_outcome(self, trial: Trial, died: bool, retry: bool) -> None:
-        """Record a trial as done, failed or left. `died`: its process did; `retry`: a trial left may run again."""
+    def _record_outcome(self, trial: Trial, failure: Json | None, retry: bool) -> None:
+        """Record a trial as done, failed or left. `failure`: of its worker; `retry`: a trial left may run again."""
         ledger = self.session.ledger
         result = ledger.result(trial.key)
         if result is not None:
@@ -339,9 +356,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self._record_pause(trial)
             return
         attempts = ledger.attempts(trial.key)
-        if died and not self.session.stopping and not has_failed(attempts):
-            error = f"the worker process died {MAX_ATTEMPTS} times"
-            ledger.add_attempt(trial.key, {"error": error, "final": True, "time": time.time()})
+        if failure is not None and not self.session.stopping and not has_failed(attempts):
+            ledger.add_attempt(trial.key, failure | {"time": time.time()})
             attempts = ledger.attempts(trial.key)
         if has_failed(attempts) and not self.session.stopping:
             self._record_failure(trial, attempts[-1])

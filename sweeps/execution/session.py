@@ -59,6 +59,7 @@ class DriverState:
     address: str = "local"  # of the cluster that was joined; local: Ray was started here
     lose_cluster: Callable[[str], None] = print  # ends the command where the cluster that was joined has gone
     start_over: Callable[[str], None] = print  # begins the command anew where Ray has died and holds the main thread
+    hours_before: float = 0.0  # that the command had used when it began anew
     # What was seen so far.
     stopping: bool = False
     over_budget: bool = False
@@ -89,10 +90,11 @@ class DriverState:
         return f"stops/{self.name}"
 
     def hours(self) -> float:
-        """Return the hours of GPUs, or of workers on CPUs, that this session has used; a pack counts once."""
+        """Return the hours of GPUs, or of workers on CPUs, that this command has used; a pack counts once."""
         now = time.monotonic()
         running = sum(now - began for began in self.started_at.values())
-        return (sum(self.seconds_by_trial.values()) + self.lost_seconds + running) / 3600 * (self.resources.gpus or 1.0)
+        seconds = sum(self.seconds_by_trial.values()) + self.lost_seconds + running
+        return self.hours_before + seconds / 3600 * (self.resources.gpus or 1.0)
 
     def decided(self) -> int:
         """Return how many of the page's questions are decided."""

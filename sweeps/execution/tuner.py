@@ -173,13 +173,17 @@ def _name(trial: TuneTrial) -> str:
 def _last_error(trial: TuneTrial) -> object:
     """Return the error that ended a trial's last run; None where Tune has kept none.
 
-    Tune's own reader looks for its file in the folder of results, to which it has not been copied yet.
+    One that cannot be read, since its class is not here, is replaced by the error of reading it. Tune's own reader
+    looks for its file in the folder of results, to which it has not been copied yet.
     """
     path = trial.pickled_error_file
     if not path or not os.path.exists(path):
         return None
-    with open(path, "rb") as file:
-        return pickle.load(file)
+    try:
+        with open(path, "rb") as file:
+            return pickle.load(file)
+    except Exception as unreadable:  # raised within Tune's hooks it would end the other trials too
+        return unreadable
 
 
 class StartCallback(tune.Callback):  # type: ignore[misc]
@@ -202,5 +206,6 @@ class StartCallback(tune.Callback):  # type: ignore[misc]
             self.searcher.worker_died(trial.trial_id)
 
     def on_trial_start(self, trial: TuneTrial, **_: object) -> None:
-        """Tell it."""
+        """Tell it, and how to read the error that may end the trial's worker."""
+        self.searcher.last_errors[trial.trial_id] = partial(_last_error, trial)
         self.searcher.trial_started(trial.trial_id)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from sweeps.store.ledger import Ledger
+from sweeps.store.ledger import Ledger, is_away
 
 STOP_POLL = {True: 0.5, False: 5.0}  # seconds between two looks for a stop, by whether the ledger is local
 KEY_BYTES = 24  # length of the first line of a trace, which names the trial
@@ -89,7 +89,7 @@ def _first_line(key: str) -> bytes:
 def stop_signal(ledger: Ledger, mark: str) -> Callable[[], bool]:
     """Return a function that says whether the driver has asked its workers to stop.
 
-    It looks at its first call, and then every STOP_POLL seconds.
+    It looks at its first call, and then every STOP_POLL seconds. A ledger that is away ends no worker.
     """
     folder, name = os.path.split(mark)
     interval = STOP_POLL[ledger.local]
@@ -99,7 +99,11 @@ def stop_signal(ledger: Ledger, mark: str) -> Callable[[], bool]:
     def stop() -> bool:
         nonlocal last_look, stopping
         if not stopping and time.monotonic() - last_look > interval:
-            stopping = name in ledger.names(folder)
+            try:
+                stopping = name in ledger.names(folder)
+            except OSError as error:
+                if not is_away(error):
+                    raise
             last_look = time.monotonic()
         return stopping
 

@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 # Files of a finished trial, in its folder.
 TRIAL_FILES: Final = frozenset({"trial.json", "history.json", "weights.safetensors", "tables/scores.parquet"})
+TASK_FILES: Final = "files/"  # how the names of those begin that a training function writes to run.folder
 ANALYSIS_FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(parquet|csv|png)")
 SWEEP_TITLE: Final = re.compile(r"\w[\w.=,+@-]*")
 # C0 and C1 without tab and newline, delete, and the marks that turn the direction of writing.
@@ -32,10 +33,22 @@ def relative(name: str) -> str:
     return name
 
 
+def is_trial_file(name: str) -> bool:
+    """Tell whether a name, below the folder of a trial, may be that of a file of its result."""
+    if not name.startswith(TASK_FILES):
+        return name in TRIAL_FILES
+    try:
+        name.encode()  # a file system takes bytes that are no text, a store does not
+        relative(name)
+    except ValueError:
+        return False
+    return True
+
+
 def known_trial_files(files: object) -> bool:
     """Tell whether the list of a result's files, with their digests, names files of a trial and no others."""
     return isinstance(files, dict) and all(
-        name in TRIAL_FILES and isinstance(digest, str) for name, digest in files.items()
+        is_trial_file(name) and isinstance(digest, str) for name, digest in files.items()
     )
 
 

@@ -79,8 +79,10 @@ def noted_damage(ledger: Ledger) -> dict[str, str]:
         key = name.removesuffix(".json")
         result = ledger.result(key)
         noted = str((ledger.read_json(f"damaged/{name}") or {}).get("why", ""))
-        file = noted.partition(" is ")[0].removeprefix(f"trials/{key}/")
-        why = damage(ledger, key, result, [file]) if result is not None else ""
+        why = ""
+        if result is not None:
+            files = [file for file in result.get("files", {}) if noted.startswith(f"trials/{key}/{file} is ")]
+            why = damage(ledger, key, result, files)
         if why:
             damaged[key] = why
         else:

@@ -13,13 +13,13 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn
 
-from sweeps.store.foreign import printable_json
+from sweeps.store.foreign import SWEEP_TITLE, printable_json
 from sweeps.store.lease_file import Content, LeaseFile, StoreFile, lease_file
 from sweeps.store.ledger import Json, Ledger, checksum
 from sweeps.store.process import Host, system, this_process
@@ -367,11 +367,11 @@ class Drivers:
             alive = self.host.now() - _number(lease, "clock") < SILENCE
         return lease if alive else None
 
-    def now(self, sweeps: Iterable[str]) -> dict[str, Json | None]:
-        """Return the leases of the living drivers of several sweeps; one of another host has to beat meanwhile."""
+    def now(self, sweeps: Iterable[str], silence: float = GLANCE) -> dict[str, Json | None]:
+        """Return the leases of the living drivers of sweeps; one of another host has to beat within `silence`."""
         wanted = list(sweeps)
         while True:
-            leases = {sweep: self.look(sweep, GLANCE) for sweep in wanted}
+            leases = {sweep: self.look(sweep, silence) for sweep in wanted}
             if not any(lease is not None and self._is_unseen(sweep, lease) for sweep, lease in leases.items()):
                 return leases
             self.host.sleep(LOOK)
@@ -415,10 +415,29 @@ def unclaim(drivers: Drivers, sweep: str, key: str) -> None:
         drivers.ledger.delete(name)
 
 
+def trained_elsewhere(drivers: Drivers, sweep: str, keys: Collection[str]) -> dict[str, str]:
+    """Return, by the keys of trials, the other sweeps whose living drivers train them now.
+
+    A driver of another host counts as dead once it has given no sign of life for SILENCE seconds.
+    """
+    ledger = drivers.ledger
+    claimed = {name.removesuffix(".json") for name in ledger.names("claims")}
+    notes = {key: ledger.read_json(f"claims/{key}.json") or {} for key in sorted(claimed.intersection(keys))}
+    sweeps = {key: str(note.get("sweep")) for key, note in notes.items()}
+    others = {other for other in sweeps.values() if other != sweep and SWEEP_TITLE.fullmatch(other)}
+    leases = drivers.now(sorted(others), SILENCE)
+    return {key: sweeps[key] for key, note in notes.items() if _is_of(leases.get(sweeps[key]), note)}
+
+
 def _drives(drivers: Drivers, note: Json) -> bool:
     """Return whether the process that a claim names drives its sweep now."""
     try:
         other = drivers.look(str(note.get("sweep")))
     except ValueError:  # no name of a sweep
         return False
-    return other is not None and all(other.get(name) == note.get(name) for name in ("pid", "started", *system()))
+    return _is_of(other, note)
+
+
+def _is_of(lease: Json | None, note: Json) -> bool:
+    """Return whether a lease is that of the process that a claim names."""
+    return lease is not None and all(lease.get(name) == note.get(name) for name in ("pid", "started", *system()))

@@ -7,6 +7,7 @@
     attempts/KEY/0001.json         each failed attempt, with its error
     checkpoints/KEY/00007-00000123.safetensors   the last two states of a running trial
     trials/KEY/                    trial.json, history.json, weights.safetensors, tables/scores.parquet, log.txt
+    trials/KEY/files/              what a training function of the user's has put into run.folder
     packs/NAME.json                the members that have left a pack that still runs
     forecasts/SWEEP-TIME.json      the time that a session was forecast to take, and the time it took
     prices/SWEEP.json              the price of an hour of a GPU, where given, and a trial's share of a GPU
@@ -29,7 +30,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from crelu_data.interrupts import deferred_interrupts
 from crelu_data.storage import check_mounted, make_folder, open_filesystem, sync_folder
-from sweeps.store.foreign import TRIAL_FILES, known_trial_files, printable_json, relative
+from sweeps.store.foreign import TASK_FILES, TRIAL_FILES, is_trial_file, known_trial_files, printable_json, relative
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
@@ -57,15 +58,25 @@ PASSING = frozenset({
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT,
     errno.EHOSTDOWN, errno.EREMOTEIO,
 })  # fmt: skip
+# The same of a bucket: pyarrow's errors of one have words and no number.
+AWAY = re.compile(
+    r"AWS Error (?:NETWORK_CONNECTION|REQUEST_TIMEOUT|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE"
+    r"|UNKNOWN \(HTTP status (?:429|5\d\d)\))"
+)
+
+
+def is_away(error: OSError) -> bool:
+    """Return whether an error may pass: a disk is full or away, or a bucket does not answer."""
+    return error.errno in PASSING or (error.errno is None and AWAY.search(str(error)) is not None)
 
 
 def with_room(write: Callable[[], T], stop: Callable[[], bool]) -> T | None:
-    """Return the result of `write()`, repeated while the disk is full or away; None where `stop()` ends the wait."""
+    """Return the result of `write()`, repeated while the store is full or away; None where `stop()` ends the wait."""
     while True:
         try:
             return write()
         except OSError as error:
-            if error.errno not in PASSING:
+            if not is_away(error):
                 raise
         if stop():
             return None
@@ -317,10 +328,11 @@ class Ledger:
         path = self.path(name)
         kind = system.get_file_info(path).type
         self.guard()
-        if kind == self._arrow.FileType.Directory:
-            system.delete_dir(path)
-        elif kind == self._arrow.FileType.File:
-            system.delete_file(path)
+        with suppress(FileNotFoundError):  # another process was faster
+            if kind == self._arrow.FileType.Directory:
+                system.delete_dir(path)
+            elif kind == self._arrow.FileType.File:
+                system.delete_file(path)
 
     def read_json(self, name: str) -> Json | None:
         """Return the JSON object in `name`, its texts printable; None where the file is missing or damaged.
@@ -426,9 +438,10 @@ class Ledger:
             return sizes
         root = self._opened[1]
         for key, files in sizes.items():
-            for name in TRIAL_FILES:
+            folder = f"{root}/trials/{key}"
+            for name in (*TRIAL_FILES, *_task_files(folder)):
                 with suppress(OSError):
-                    files[name] = os.lstat(f"{root}/trials/{key}/{name}").st_size
+                    files[name] = os.lstat(f"{folder}/{name}").st_size
         return sizes
 
     def _list_sizes(self, sizes: Mapping[str, dict[str, int]]) -> None:
@@ -438,7 +451,7 @@ class Ledger:
         start = len(self.path("trials")) + 1
         for entry in self._opened[0].get_file_info(selector) if sizes else ():
             key, _, name = entry.path[start:].partition("/")
-            if key in sizes and name in TRIAL_FILES:
+            if key in sizes and is_trial_file(name) and entry.type == self._arrow.FileType.File:
                 sizes[key][name] = entry.size
 
     def attempts(self, key: str) -> list[Json]:
@@ -467,6 +480,13 @@ class Ledger:
             self.delete(f"{folder}/{key}.json")
         for folder in ("attempts", "checkpoints", "trials"):
             self.delete(f"{folder}/{key}")
+
+
+def _task_files(folder: str) -> Iterator[str]:
+    """Yield the names of the files that a training function has put into a trial's folder on a disk."""
+    for above, _, files in os.walk(f"{folder}/{TASK_FILES}"):
+        names = (os.path.relpath(f"{above}/{file}", folder) for file in files)
+        yield from filter(is_trial_file, names)
 
 
 def failed_attempt(error: BaseException, final: bool) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -29,9 +30,10 @@ def remove_leftovers(ledger: Ledger, sweep: str) -> int:
             removed += 1
     if not ledger.local:
         return removed
-    ledger.write("probe", b"")
-    now = Path(ledger.path("probe")).stat().st_mtime
-    ledger.delete("probe")
+    probe = f".probe.{os.getpid()}.{threading.get_ident()}.part"  # no other driver deletes it meanwhile
+    ledger.write(probe, b"")
+    now = Path(ledger.path(probe)).stat().st_mtime
+    ledger.delete(probe)
     for folder, _, names in os.walk(ledger.path("")):
         for name in names:
             if not HALF_WRITTEN.fullmatch(name):

@@ -38,6 +38,7 @@ from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import PHASES, Rates, Trial
 from sweeps.experiment.user_code import source_of, use_folder
 from sweeps.store import checkpoint
+from sweeps.store.foreign import TASK_FILES, is_trial_file
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.evaluate import Row
 from sweeps.training.loop import DivergedError
@@ -432,7 +433,10 @@ def _outcome(run: Run, metrics: Row, splits: Splits, config: RuntimeConfig) -> T
         weights = checkpoint.separate(run._model.state_dict())
         files["weights.safetensors"] = safetensors.torch.save(weights, {"trial": trial.key})
     for path in sorted(path for path in run.folder.rglob("*") if path.is_file() and not path.is_symlink()):
-        files[f"files/{path.relative_to(run.folder).as_posix()}"] = path.read_bytes()
+        name = path.relative_to(run.folder).as_posix()
+        if not is_trial_file(TASK_FILES + name):
+            raise ValueError(f"{trial.cell.task} put a file into run.folder whose name no store takes: {name!r}")
+        files[TASK_FILES + name] = path.read_bytes()
     parameters = sum(value.numel() for value in run._model.parameters()) if run._model is not None else 0
     status = state.ending if state.ending in (DIVERGED, "pruned") else "finished"
     reason = "schedule" if len(history) >= trial.recipe.epochs else "early"

@@ -243,6 +243,15 @@ def test_budget_counts_a_pack_once_and_its_members_their_part(tmp_path: Path) ->
     assert here.over_budget
 
 
+def test_hours_that_a_command_had_used_before_it_began_anew_count(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(4))
+    here.hours_before = 2.0
+    assert here.hours() == 2.0
+    here.limits = Limits(hours=1.5)
+    assert LedgerSearcher(here).suggest("a") == "FINISHED"
+    assert here.over_budget
+
+
 def test_time_of_a_tuner_that_ended_in_an_error_is_counted_and_no_more_runs(tmp_path: Path) -> None:
     here = session(tmp_path, PackPolicy(4))
     first = LedgerSearcher(here)

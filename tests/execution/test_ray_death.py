@@ -13,11 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
 
 from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
+from sweeps.experiment.plan import MAX_ATTEMPTS
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
@@ -163,6 +164,44 @@ def test_a_worker_that_died_is_named_by_its_trial(tmp_path: Path, error: Excepti
     (trial,) = searcher.running["a"]
     sentence = f"the worker of {trial.cell.label} {trial.label} died; another goes on from the checkpoint"
     assert sentences == ([sentence] if said else [])
+
+
+OF_A_BUCKET = "OSError: AWS Error NETWORK_CONNECTION during PutObject operation: curlCode: 7"
+RAISED = RayTaskError("train", f"Traceback (most recent call last):\n{OF_A_BUCKET}", OSError(), "ray::train", 7, "::1")
+
+
+@pytest.mark.parametrize(
+    ("kept", "error"),
+    [
+        (pickle.dumps(ActorDiedError()), ""),
+        (pickle.dumps(WorkerCrashedError()), ""),
+        (pickle.dumps(None), ""),
+        (pickle.dumps(RAISED), OF_A_BUCKET),
+        (pickle.dumps(OSError()), "OSError"),
+        (b"cnot_here\nError\n.", "No module named 'not_here'"),
+    ],
+)
+def test_a_trial_fails_by_the_death_of_its_process_only_where_that_died(
+    tmp_path: Path, kept: bytes, error: str
+) -> None:
+    died = not error
+    file = tmp_path / "error.pkl"
+    file.write_bytes(kept)
+    state = session(tmp_path, [])
+    for number in range(1 if died else MAX_ATTEMPTS):  # each Tuner has a searcher of its own
+        searcher = tuner.LedgerSearcher(state)
+        assert searcher.failed == set()
+        searcher.suggest("a")
+        (trial,) = searcher.running["a"]
+        ended = SimpleNamespace(trial_id="a", pickled_error_file=str(file))
+        tuner.StartCallback(searcher).on_trial_start(ended)  # type: ignore[arg-type]
+        searcher.on_trial_complete("a", error=True)
+        assert searcher.suggest("b") == "FINISHED"
+        assert len(state.ledger.attempts(trial.key)) == number + 1
+    assert (searcher.failed, searcher.last_errors) == ({trial.key}, {})
+    last = state.ledger.attempts(trial.key)[-1]["error"]
+    assert last == (f"the worker process died {MAX_ATTEMPTS} times" if died else error)
+    assert state.errors == ([] if died else [error] * MAX_ATTEMPTS)
 
 
 def test_no_ray_at_all_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,13 +85,18 @@ def test_nothing_is_written_through_a_link_in_the_place_of_a_temporary_file(
 
 @pytest.mark.parametrize(
     "files",
-    [{"/home/me/.bashrc": ""}, {"../../x": ""}, {"trial.json": "", "notes.txt": ""}, {"trial.json": 7}, ["trial.json"]],
-)
+    [
+        {"/home/me/.bashrc": ""}, {"../../x": ""}, {"trial.json": "", "notes.txt": ""}, {"trial.json": 7},
+        ["trial.json"], {"files/../../x": ""}, {"files//x": ""}, {"files/": ""}, {"files": ""}, {"files/x": 7},
+        {"files/a\x1b[2J": ""}, {"files/\udcff": ""},
+    ],
+)  # fmt: skip
 def test_result_that_names_files_no_trial_has_is_no_result(tmp_path: Path, files: object) -> None:
     ledger = Ledger(str(tmp_path))
     ledger.commit("k", {"key": "k", "files": files})
     assert ledger.result("k") is None
-    ledger.commit("k", {"key": "k", "files": {"trial.json": "", "tables/scores.parquet": "0" * 64}})
+    task_files = {"files/plots/ä b.png": "0" * 64, "files/.hidden": ""}
+    ledger.commit("k", {"key": "k", "files": {"trial.json": "", "tables/scores.parquet": "0" * 64} | task_files})
     assert ledger.result("k") is not None
 
 

@@ -14,6 +14,7 @@ FILES = {
     "history.json": b'[{"epoch": 1.0, "train/loss": 2.0}]',
     "weights.safetensors": bytes(range(256)) * 40,
     "tables/scores.parquet": b"PAR1" + b"x" * 5000,
+    "files/plots/what is new.png": b"PNG" * 500,
 }
 
 
@@ -90,6 +91,14 @@ def test_damage_is_noted_until_the_file_is_whole_or_the_trial_is_forgotten(ledge
     checked(ledger, "a", result)
     ledger.forget("a")
     assert (noted_damage(ledger), ledger.names("damaged")) == ({}, [])
+
+
+def test_damage_of_a_file_whose_name_reads_like_the_note_stays_noted(ledger: Ledger) -> None:
+    result = finished(ledger, "a")
+    flip(ledger, "trials/a/files/plots/what is new.png", 5)
+    why = checked(ledger, "a", result)
+    assert why.startswith("trials/a/files/plots/what is new.png is damaged")
+    assert noted_damage(ledger) == {"a": why}
 
 
 def test_damage_on_a_disk_that_is_read_only_is_told_all_the_same(

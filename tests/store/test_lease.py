@@ -28,6 +28,7 @@ from sweeps.store.lease import (
     LeaseLostError,
     claim,
     driver,
+    trained_elsewhere,
     unclaim,
 )
 from sweeps.store.lease_file import Content, DiskFile, S3File
@@ -498,6 +499,35 @@ def test_trial_is_claimed_by_one_sweep_while_the_driver_that_claimed_it_lives(le
         assert not claim(drivers, "mine", "k")
         unclaim(drivers, "other", "k")
         assert claim(drivers, "mine", "k")
+
+
+def test_trials_that_other_sweeps_train_now_are_named_with_them(ledger: Ledger) -> None:
+    drivers = Drivers(ledger)
+    keys = ["k", "l", "m", "none", "made0", "made1", "made2"]
+    assert trained_elsewhere(drivers, "mine", keys) == {}
+    for sweep, key in (("other", "k"), ("mine", "l"), ("dead", "m"), ("other", "unasked")):
+        assert claim(drivers, sweep, key)
+    for number, name in enumerate(("../../other", None, "")):
+        ledger.write_json(f"claims/made{number}.json", {"sweep": name} | this_process())
+    assert trained_elsewhere(drivers, "mine", keys) == {}
+    with Lease(ledger, "other"), Lease(ledger, "mine"):
+        assert trained_elsewhere(drivers, "mine", keys) == {"k": "other"}
+        ledger.write_json("claims/k.json", {"sweep": "other"} | this_process() | {"pid": 1})
+        assert trained_elsewhere(drivers, "mine", keys) == {}
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_driver_of_another_host_has_a_minute_to_show_that_it_trains_a_trial(ledger: Ledger, is_alive: bool) -> None:
+    process = this_process() | {"boot": "another"}
+    lease = {"owner": "x", "beat": 0.0} | process
+    ledger.write_json("leases/other.json", lease)
+    ledger.write_json("claims/k.json", {"sweep": "other"} | process)
+    here = SimulatedHost()
+    began = here.time
+    if is_alive:
+        here.meanwhile = lambda now: now > began + 40 and ledger.write_json("leases/other.json", lease | {"beat": now})
+    assert trained_elsewhere(Drivers(ledger, here), "mine", ["k"]) == ({"k": "other"} if is_alive else {})
+    assert here.time - began == pytest.approx(41 if is_alive else SILENCE, abs=2)
 
 
 @pytest.mark.parametrize("before", [None, {"sweep": "of a dead driver"}, {"pid": 1}, {}])

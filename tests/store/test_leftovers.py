@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,27 @@ def test_checkpoints_go_with_the_result_and_not_before(ledger: Ledger) -> None:
     ledger.write("results/torn.json", b'{"key": "to')
     assert remove_leftovers(ledger, "s") == 1
     assert ledger.folders("checkpoints") == ["running", "torn"]
+
+
+@pytest.mark.parametrize("name", ["probe", "checkpoints/k"])
+def test_what_another_process_deletes_first_is_deleted(ledger: Ledger, name: str) -> None:
+    ledger.write("probe", b"")
+    ledger.write("checkpoints/k/00001-00000000.safetensors", b"state")
+    slower = Ledger(ledger.root, lambda: ledger.delete(name))  # called between the look and the deletion
+    slower.delete(name)
+    assert not Path(ledger.path(name)).exists()
+
+
+def test_two_drivers_that_clean_at_once_see_the_clock_of_the_disk_each(ledger: Ledger) -> None:
+    class Slow(Ledger):
+        def write(self, name: str, content: bytes) -> None:
+            super().write(name, content)
+            other = threading.Thread(target=remove_leftovers, args=(Ledger(self.root), "other"))
+            other.start()
+            other.join()
+
+    assert remove_leftovers(Slow(ledger.root), "s") == 0
+    assert list(Path(ledger.path("")).glob("*probe*")) == []
 
 
 # What drivers and workers told each other

@@ -11,9 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from sweeps.execution import watchdog
 from sweeps.execution.failures import failure_signature
 from sweeps.execution.watchdog import Watchdog
-from sweeps.store.ledger import Ledger, with_room
+from sweeps.store.ledger import Ledger, is_away, with_room
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
 from tests.support.trials import Hashes, artifact_hashes, runtime_config, trial_of
@@ -84,6 +85,59 @@ def test_wait_for_room_ends_when_told_to_and_other_errors_pass() -> None:
         assert with_room(partial(fail, code), lambda: True) is None
     with pytest.raises(OSError, match="Read-only"):
         with_room(lambda: fail(errno.EROFS), lambda: True)
+
+
+OF_A_BUCKET = "When uploading part for key 'k' in bucket 'b': AWS Error {} during PutObject operation: no more is known"
+
+
+@pytest.mark.parametrize("kind", ["NETWORK_CONNECTION", "SLOW_DOWN", "UNKNOWN (HTTP status 503)"])
+def test_bucket_that_does_not_answer_is_waited_for_and_ends_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    calls = iter(range(10**6))
+
+    def away_at_first(*_: object) -> list[str]:
+        if next(calls) < 1:
+            raise OSError(OF_A_BUCKET.format(kind))
+        return ["s"]
+
+    assert with_room(away_at_first, lambda: True) is None
+    assert with_room(away_at_first, lambda: True) == ["s"]
+    calls = iter(range(10**6))
+    monkeypatch.setattr(Ledger, "names", away_at_first)
+    monkeypatch.setattr(watchdog, "STOP_POLL", {True: -1.0})
+    stop = watchdog.stop_signal(Ledger(str(tmp_path)), "stops/s")
+    assert [stop(), stop()] == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["ACCESS_DENIED", "UNKNOWN (HTTP status 400)"])
+def test_bucket_that_refuses_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def refuse(*_: object) -> list[str]:
+        raise OSError(OF_A_BUCKET.format(kind))
+
+    monkeypatch.setattr(Ledger, "names", refuse)
+    with pytest.raises(OSError, match="AWS Error"):
+        with_room(refuse, lambda: True)
+    stop = watchdog.stop_signal(Ledger(str(tmp_path)), "stops/s")
+    with pytest.raises(OSError, match="AWS Error"):
+        stop()
+
+
+def test_pyarrow_says_of_a_bucket_that_does_not_answer_what_is_looked_for() -> None:
+    from pyarrow import fs
+
+    system = fs.S3FileSystem(
+        access_key="x",
+        secret_key="x",
+        region="us-east-1",
+        scheme="http",
+        endpoint_override="127.0.0.1:9",
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+    )
+    with pytest.raises(OSError, match="AWS Error") as caught, system.open_output_stream("b/k") as stream:
+        stream.write(b"x")
+    assert caught.value.errno is None
+    assert is_away(caught.value)
 
 
 def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) -> None:

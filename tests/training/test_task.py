@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sweeps.execution.worker import _train_one
 from sweeps.experiment.metrics import Metric, flags_of
 from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import Trial
+from sweeps.store.integrity import lost_files
 from sweeps.store.ledger import Ledger
 from sweeps.training.task import run_task
 from sweeps.training.task_state import pack, unpack
@@ -62,6 +64,49 @@ def test_killed_loop_goes_on_from_its_checkpoint_with_its_generators(data: Path,
     assert (expected["resume"], expected["resumed"], flags_of(expected)) == ("approximate", 0, [])
     assert (result["resume"], result["resumed"], flags_of(result)) == ("approximate", 1, ["resume=approximate"])
     assert (tmp_path / "whole" / "trials" / expected["key"] / "files" / "notes.txt").read_text() == trial.label
+
+
+def test_trial_whose_function_leaves_files_is_done_and_a_lost_one_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def leaves_files(trial: Any, data: Any, run: Any) -> dict[str, float]:
+        calls.append(trial.label)
+        (run.folder / "plots").mkdir()
+        (run.folder / "plots" / "what is new.png").write_bytes(b"PNG")
+        (run.folder / ".hidden").write_bytes(b"")
+        return {"test/right": 0.5}
+
+    monkeypatch.setattr(own_tasks, "raises", leaves_files)
+    ledger = Ledger(str(tmp_path))
+    trial = task_trial("raises")
+    result = trained(trial, data, tmp_path)
+    assert {"files/plots/what is new.png", "files/.hidden"} < result["files"].keys()
+    done = ledger.result(trial.key)
+    assert done is not None
+    assert trained(trial, data, tmp_path) == done
+    assert len(calls) == 1
+    assert lost_files(ledger, {trial.key: done}) == {}
+    ledger.delete(f"trials/{trial.key}/files/plots")
+    missing = f"trials/{trial.key}/files/plots/what is new.png is missing"
+    assert lost_files(ledger, {trial.key: done}) == {trial.key: missing}
+
+
+@pytest.mark.parametrize("name", [b"a\\b", b"a\nb", b"\xff", b"a\nb/c"])
+def test_file_of_a_function_that_no_store_takes_is_said(
+    name: bytes, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaves_a_file(trial: Any, data: Any, run: Any) -> dict[str, float]:
+        path = run.folder / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+        return {"test/right": 0.5}
+
+    monkeypatch.setattr(own_tasks, "raises", leaves_a_file)
+    with pytest.raises(ValueError, match=r"into run\.folder whose name no store takes: ") as caught:
+        trained(task_trial("raises"), data, tmp_path)
+    assert str(caught.value).endswith(f": {os.fsdecode(name)!r}")
 
 
 def test_function_that_says_so_resumes_exactly(data: Path, tmp_path: Path) -> None:
