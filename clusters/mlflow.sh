@@ -9,7 +9,12 @@ printf '[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = %
 	"$(cat ~/.ray/mlflow_password)" > ~/.mlflow/credentials
 answers() { curl -sf -o /dev/null http://127.0.0.1:5000/health; }
 if answers; then exit 0; fi
-kept=(--output ~/mlflow --artifacts "$CRELU_BUCKET/mlflow")
+# Artifacts at a URI stay where they are, and a restored database finds them there: also those in a shared folder.
+case $CRELU_BUCKET in
+*://*) bucket=$CRELU_BUCKET ;;
+*) bucket=$(python -c 'import sys, pathlib; print(pathlib.Path(sys.argv[1]).absolute().as_uri())' "$CRELU_BUCKET") ;;
+esac
+kept=(--output ~/mlflow --artifacts "$bucket/mlflow")
 # A database server of your own keeps its runs itself: say where in setup_commands, and nothing is restored here.
 if [ -n "${CRELU_MLFLOW_STORE:-}" ]; then kept+=(--store "$CRELU_MLFLOW_STORE"); fi
 # 0: there is a backup, 3: there is none. Any other end is an error, for the next backup would take the place of that one.

@@ -252,6 +252,13 @@ def test_head_begins_with_the_backup_of_the_one_before(
     assert len(calls) == len(said)
     for call, words in zip(calls, said, strict=True):
         assert words.format(bucket=tmp_path / "bucket") in call
+        assert f"--artifacts file://{tmp_path}/bucket/mlflow " in call
+
+
+def test_head_keeps_the_artifacts_in_its_bucket(tmp_path: Path) -> None:
+    done, calls = run_mlflow(tmp_path, "", "postgresql://u@h/n", "s3://bucket")
+    assert done.returncode == 0, done.stderr
+    assert ["--artifacts s3://bucket/mlflow " in call for call in calls] == [True]
 
 
 def test_head_does_not_begin_empty_where_a_backup_cannot_be_looked_for(tmp_path: Path) -> None:

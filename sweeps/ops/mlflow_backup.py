@@ -1,8 +1,8 @@
 """Backup and restore of an MLflow server: its database, its users and its artifacts, in one tar file.
 
 The database comes first, as of one moment (SQLite's own backup, or pg_dump), so that every artifact it names is among
-those that follow. The last member lists the checksums of all others; a file without it is incomplete. Artifacts on S3
-stay where they are.
+those that follow. The last member lists the checksums of all others; a file without it is incomplete. Artifacts at a
+URI stay where they are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -25,9 +26,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Final, TypedDict
 
+from crelu_data.interrupts import deferred_interrupts
 from crelu_data.storage import open_filesystem, sync_folder
 from sweeps.store.foreign import relative
-from sweeps.store.local_uris import sqlite_file
+from sweeps.store.local_uris import local_path, sqlite_file
 
 CHUNK = 16 << 20  # bytes that are copied at a time
 DATABASE, USERS, ARTIFACTS, MANIFEST = "store", "users.db", "artifacts", "list.json"
@@ -85,17 +87,36 @@ def password_hash(users: Path, name: str) -> str | None:
 
 def write(target: str, store: str, artifacts: str, users: Path) -> str:
     """Back up a store, which may be in use, to a file or URI; return a sentence. ValueError where there is none."""
-    if "://" not in target:
+    place = local_path(target) if target.startswith("file:///") else target
+    if "://" not in place:
         with _sentences():
-            return _write_file(Path(target).expanduser().absolute(), store, artifacts, users)
+            return _write_file(Path(place).expanduser().absolute(), store, artifacts, users)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "backup.tar")
         with _sentences():
             sentence = _write_file(copy, store, artifacts, users)
-        system, remote_path = open_filesystem(target)
-        with copy.open("rb") as file, system.open_output_stream(remote_path) as stream:
-            shutil.copyfileobj(file, stream, CHUNK)
+        _send(copy, target)
     return sentence.replace(str(copy), target)
+
+
+def _send(copy: Path, target: str) -> None:
+    """Send a backup to a bucket, whole also after an interrupt; a second interrupt ends the process at once.
+
+    An exception would make pyarrow complete the upload as it is, and half a backup would replace the one before. The
+    upload of a process that has ended is never completed. Another name until it is whole is no way out: S3 gives
+    nothing larger than 5 GB a new one.
+    """
+
+    def tell(_: str) -> None:
+        print("stopping, after the backup is sent (once more to end at once; the one before stays)", file=sys.stderr)
+
+    system, remote_path = open_filesystem(target)
+    with (
+        deferred_interrupts(tell=tell),
+        copy.open("rb") as file,
+        system.open_output_stream(remote_path) as stream,
+    ):
+        shutil.copyfileobj(file, stream, CHUNK)
 
 
 def _write_file(path: Path, store: str, artifacts: str, users: Path) -> str:
@@ -218,8 +239,8 @@ def restore(source: str, store: str, artifacts: str, users: Path) -> str:
     """Restore a backup to an empty place, and return a sentence.
 
     ValueError, with nothing written, where the place is not empty or the backup is incomplete. Experiments that name
-    the old folder of artifacts name the new one afterwards. The database comes last: without it a restore was
-    interrupted, and the same command ends it.
+    the old folder of artifacts name the new one afterwards. To a URI no artifacts are brought: the sentence says so.
+    The database comes last: without it a restore was interrupted, and the same command ends it.
     """
     files = store_files(store, artifacts, users)
     _remove_leftovers(users.parent, RESTORING)
@@ -246,8 +267,10 @@ def restore(source: str, store: str, artifacts: str, users: Path) -> str:
         for part, target in to_move:
             if part.exists():
                 _move(part, target)
+        stay = files.artifacts is None and (unpacked / ARTIFACTS).exists()
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest["made"]))
-    return f"{source}: restored as of {when} to {store}"
+    what = f" without its artifacts, which have to be in {artifacts}" if stay else ""
+    return f"{source}: restored as of {when} to {store}{what}"
 
 
 def _occupied(path: Path) -> ValueError:
@@ -342,7 +365,8 @@ def _move_artifact_folder(database: Path, before: str, after: str) -> None:
     with closing(sqlite3.connect(database)) as base:
         for table, column in ARTIFACT_COLUMNS:
             for scheme in ("", "file://"):
-                old, new = f"{scheme}{before}/", f"{scheme}{after}/"
+                old = f"{scheme}{before}/"
+                new = f"{after}/" if "://" in after else f"{scheme}{after}/"
                 base.execute(f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
                              (new, len(old) + 1, len(old), old))  # fmt: skip
         base.commit()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from sweeps.experiment.metrics import flags_of
+from sweeps.experiment.metrics import flags_of, precisions
 from sweeps.experiment.plan import has_failed
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Cell, Trial
@@ -233,11 +233,11 @@ class MlflowRuns:
         self.ledger.write_note(f"tracked/{trial.key}.json", latest | {"sweeps": sweeps})
 
     def _proved_exact(self, trial: Trial, result: Json) -> bool:
-        """Return whether `verify-resume` has proved this cell, with this code, on such a device."""
+        """Return whether `verify-resume` has proved this cell, by kills, with this code, device and one precision."""
         proof = self.ledger.read_json(f"verified/{trial.cell.key}.json") or {}
         hardware = result["hardware"]
         same = proof.get("code") == result["code"] and proof.get("device") == hardware.get("device")
-        return same and "kernels" not in hardware
+        return same and bool(proof.get("kills")) and "kernels" not in hardware and len(precisions(result)) == 1
 
 
 def leading(trial: Trial) -> str:

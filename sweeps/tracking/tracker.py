@@ -10,6 +10,7 @@ from typing import Final
 
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.lease import LeaseLostError
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.mlflow_runs import MlflowRuns
 from sweeps.tracking.run_index import Store
@@ -107,6 +108,8 @@ class Tracker:
                 failures = 0
                 pause = max(PAUSE, RATIO * (time.thread_time() - began))
                 self._note_answer()
+            except LeaseLostError:  # the driver has ended, or another one has taken over
+                return
             except Exception as error:  # an error of the server or its client does not end training
                 runs = None
                 failures = min(failures + 1, 9)

@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 import os
+import signal
 import sqlite3
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,81 @@ def test_folder_of_a_living_backup_or_of_somebody_else_stays(tmp_path: Path) -> 
         assert (living / DATABASE).read_bytes() == b"half"
     assert hidden(tmp_path) == [others.name, empty.name]
     assert (others / "letter.txt").read_bytes() == b"mine"
+
+
+class Bucket:
+    """Bucket as pyarrow writes to it: what the block has sent is the object. Ctrl-C is typed at its start."""
+
+    def __init__(self) -> None:
+        self.sent = io.BytesIO()
+        self.objects: dict[str, bytes] = {}
+
+    @contextmanager
+    def open_output_stream(self, path: str) -> "Iterator[Bucket]":
+        try:
+            yield self
+        finally:
+            self.objects[path] = self.sent.getvalue()
+
+    def write(self, part: bytes) -> int:
+        if not self.sent.tell():
+            signal.raise_signal(signal.SIGINT)
+        return self.sent.write(part)
+
+
+def test_interrupt_leaves_no_part_of_a_backup_in_a_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_store(tmp_path / "mlflow.db")
+    bucket = Bucket()
+    monkeypatch.setattr(mlflow_backup, "open_filesystem", lambda _: (bucket, "b/a.tar"))
+    monkeypatch.setattr(mlflow_backup, "CHUNK", 1000)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            mlflow_backup.write(
+                "s3://b/a.tar", f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "none"), tmp_path / "users.db"
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "once more to end at once" in capsys.readouterr().err
+    (tmp_path / "sent.tar").write_bytes(bucket.objects["b/a.tar"])
+    restored(tmp_path / "sent.tar", tmp_path / "target")
+    assert (tmp_path / "target/mlflow.db").exists()
+
+
+def test_backup_at_the_uri_of_a_file_takes_its_place_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_store(tmp_path / "mlflow.db")
+    monkeypatch.setattr(mlflow_backup, "open_filesystem", lambda _: pytest.fail("the file is written in its place"))
+    mlflow_backup.write(
+        f"file://{tmp_path}/a%20b.tar", f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "none"), tmp_path / "users.db"
+    )
+    restored(tmp_path / "a b.tar", tmp_path / "target")
+    assert hidden(tmp_path) == []
+
+
+def test_artifacts_at_a_uri_stay_where_they_are(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.tar", member(f"{ARTIFACTS}/0/a.txt", b"of the backup"))
+    later = tmp_path / "shared/mlflow/1/b.txt"
+    later.parent.mkdir(parents=True)
+    later.write_bytes(b"of a run since")
+    where = later.parents[1].as_uri()
+    sentence = mlflow_backup.restore(
+        str(source), f"sqlite:///{tmp_path}/head/mlflow.db", where, tmp_path / "head/users.db"
+    )
+    assert sentence.endswith(f"mlflow.db without its artifacts, which have to be in {where}")
+    assert [path for path in (tmp_path / "shared").rglob("*") if path.is_file()] == [later]
+    assert (tmp_path / "head/mlflow.db").exists()
+
+
+@pytest.mark.parametrize("after", ["file:///b", "s3://b/mlflow"])
+def test_artifacts_of_a_folder_are_named_by_the_uri_that_they_are_at(tmp_path: Path, after: str) -> None:
+    small_store(tmp_path / "mlflow.db")
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("insert into runs values ('/a/1'), ('file:///a/2')")
+    mlflow_backup._move_artifact_folder(tmp_path / "mlflow.db", "/a", after)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("select * from runs").fetchall() == [(f"{after}/1",), (f"{after}/2",)]
 
 
 UNREADABLE = {

@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from crelu_models.tables import S2
+from sweeps.__main__ import VERBS
 from sweeps.cli import verbs
 from sweeps.experiment.metrics import AVERAGE, TOP1
 from sweeps.experiment.plan import plan, plan_to_json
@@ -350,6 +351,39 @@ def test_reconcile_leaves_the_runs_to_a_driver_that_trains_the_sweep(alone: Path
     by_reconcile(alone)
     assert client.get_run(begun).info.lifecycle_stage == "deleted"
     by_reconcile(alone)  # the lease was given back
+
+
+@pytest.mark.parametrize(
+    ("sweep", "where", "asked", "variable", "expected"),
+    [
+        (SWEEP.title, "mlflow.db", "", "", "mine"),
+        (SWEEP.title, "mlflow.db", "", "usual", "mine"),
+        (SWEEP.title, "mlflow.db", "another", "usual", "another"),
+        (SWEEP.title, "other.db", "", "", SWEEP.title),
+        ("of_the_same_cells", "mlflow.db", "", "usual", "usual"),
+        ("of_the_same_cells", "mlflow.db", "", "", SWEEP.title),
+    ],
+)
+def test_reconcile_sends_to_the_experiment_that_has_the_runs(
+    alone: Path, monkeypatch: pytest.MonkeyPatch, sweep: str, where: str, asked: str, variable: str, expected: str
+) -> None:
+    experiments: list[str] = []
+
+    def send(_plan: object, _ledger: object, _uri: str, experiment: str) -> tuple[str, int]:
+        experiments.append(experiment)
+        return "", 0
+
+    note = {"uri": f"sqlite:///{alone}/{where}", "experiment": "mine", "run": "r"}
+    ledger_of(alone).write_note(f"tracked/{TRIALS[0].key}.json", note | {"sweeps": {sweep: note}})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", variable)
+    monkeypatch.setattr(verbs, "_send_runs", send)
+    parser = argparse.ArgumentParser()
+    VERBS["reconcile"][1](parser)
+    options = parser.parse_args([SWEEP.title, *(["--experiment", asked] if asked else [])])
+    options.output = str(alone)
+    assert verbs.reconcile(options) == 0
+    assert experiments == [expected]
 
 
 # Stores that take no runs

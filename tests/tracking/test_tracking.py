@@ -15,6 +15,7 @@ from crelu_models.tables import S2
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
 from sweeps.tracking.layout import VIEW, params_of, placement
 from sweeps.tracking.mlflow_client import all_runs, connected
@@ -32,10 +33,11 @@ SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))
 @pytest.mark.parametrize(
     ("proof", "hardware", "exact"),
     [
-        ({"code": "c", "device": "H100"}, {"device": "H100"}, True),
-        ({"code": "c", "device": "a CPU"}, {"device": "H100"}, False),
-        ({"code": "older", "device": "H100"}, {"device": "H100"}, False),
-        ({"code": "c", "device": "H100"}, {"device": "H100", "kernels": "fastest"}, False),
+        ({"code": "c", "device": "H100", "kills": 5}, {"device": "H100"}, True),
+        ({"code": "c", "device": "a CPU", "kills": 5}, {"device": "H100"}, False),
+        ({"code": "older", "device": "H100", "kills": 5}, {"device": "H100"}, False),
+        ({"code": "c", "device": "H100", "kills": 5}, {"device": "H100", "kernels": "fastest"}, False),
+        ({"code": "c", "device": "H100", "kills": 0}, {"device": "H100"}, False),  # by an earlier version
         (None, {"device": "H100"}, False),
     ],
 )
@@ -51,6 +53,18 @@ def test_a_run_says_that_its_resume_is_exact_where_it_was_proved(
     projection = MlflowRuns(store, ledger, SWEEP)
     projection.sync_trial(trial, "RUNNING")
     assert (projection.client.get_run(projection.runs.get(trial.key)).data.tags.get("resume") == "exact") is exact
+
+
+def test_a_run_that_went_on_in_another_precision_is_not_exact_whatever_was_proved(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELLS[0])
+    ledger.write_json(f"verified/{trial.cell.key}.json", {"code": "c", "device": "a CPU", "kills": 5})
+    finish(ledger, trial, 20.0)
+    mixed = {"precision": "bf16, fp32", "resume": "approximate", "hardware": {"device": "a CPU"}}
+    ledger.commit(trial.key, ledger.results()[trial.key] | mixed)
+    projection = MlflowRuns(store, ledger, SWEEP)
+    projection.sync_trial(trial, "RUNNING")
+    tags = projection.client.get_run(projection.runs.get(trial.key)).data.tags
+    assert (tags["resume"], tags["precision"]) == ("approximate", "bf16, fp32")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +209,17 @@ def test_tracker_brings_all_marks_home(store: Store, ledger: Ledger) -> None:
         assert is_tracked(ledger, store, SWEEP.title, result)
         assert not is_tracked(ledger, dataclasses.replace(store, uri="sqlite:///elsewhere.db"), SWEEP.title, result)
         assert not is_tracked(ledger, store, "another sweep", result)
+
+
+def test_tracker_whose_driver_has_ended_says_nothing_of_mlflow(store: Store, ledger: Ledger) -> None:
+    said: list[str] = []
+    with Lease(ledger, SWEEP.title) as lease:
+        guarded = Ledger(ledger.root, lease.check)
+    tracker = Tracker(store, guarded, SWEEP, said.append)
+    tracker.enqueue(Trial(CELLS[0]))
+    until(lambda: bool(said) or not tracker.thread.is_alive(), "the end of the tracker, or a word of it", 60)
+    assert said == []
+    assert tracker.close(1.0) == 1
 
 
 def test_trial_that_moves_all_the_time_keeps_no_other_waiting(
