@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from crelu_data.streams import make_lasting
-from crelu_models.command_line import Parser, add_version, sentence
+from crelu_models.command_line import Parser, add_version, positive_int, sentence
 from sweeps.cli import explain
 from sweeps.cli.garbage import collect_rarely
 from sweeps.cli.status import status
@@ -69,8 +68,9 @@ def _reconcile_arguments(verb: argparse.ArgumentParser) -> None:
     """Add the options of reconcile."""
     verb.add_argument("sweep", help="a sweep that has run, as status shows it")
     verb.add_argument("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")
-    verb.add_argument("--experiment", default=os.environ.get("MLFLOW_EXPERIMENT_NAME"), metavar="NAME",
-                      help="MLflow experiment (default: the sweep's name)")  # fmt: skip
+    verb.add_argument("--experiment", metavar="NAME",
+                      help="MLflow experiment (default: that of its runs; before it has any, "
+                           "$MLFLOW_EXPERIMENT_NAME or the sweep's name)")  # fmt: skip
 
 
 def _export_study_arguments(verb: argparse.ArgumentParser) -> None:
@@ -83,11 +83,12 @@ def _verify_resume_arguments(verb: argparse.ArgumentParser) -> None:
     """Add the options of verify-resume."""
     verb.add_argument("sweep", help="a sweep that has run, as status shows it")
     verb.add_argument("cell", nargs="?", help="one of its cells (default: the first)")
-    verb.add_argument("--kills", type=int, default=5, metavar="N", help="how often to kill the trial (default 5)")
+    verb.add_argument("--kills", type=positive_int, default=5, metavar="N",
+                      help="how often to kill the trial (default 5)")  # fmt: skip
     verb.add_argument("--seed", type=int, default=0, help="seed of the steps at which it is killed (default 0)")
     verb.add_argument("--data-dir", metavar="DIR", help="the .beton files (default $CRELU_DATA)")
-    verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    verb.add_argument("--reader", choices=("ffcv", "threads"), default="ffcv", help="decoder (default ffcv)")
+    verb.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default cpu)")
+    verb.add_argument("--reader", choices=("ffcv", "threads"), help="decoder (default ffcv where it is installed)")
 
 
 Verb = tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None], str]

@@ -25,7 +25,7 @@ from sweeps.cli.settings import absolute_dataset, asked_part, declare, notes, se
 from sweeps.experiment.metrics import Metric
 from sweeps.experiment.profiles import names_paper
 from sweeps.experiment.questions.question import Question, check_questions
-from sweeps.experiment.sweep import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep, check_name
 from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.user_code import find_module
@@ -39,7 +39,7 @@ ABLATION = Protocol()
 
 def main(
     name: str,
-    question: str,
+    question: str | None,
     cells: Sequence[Cell],
     protocol: Protocol = ABLATION,
     also: Mapping[str, Sequence[Cell]] = MappingProxyType({}),
@@ -48,6 +48,8 @@ def main(
     questions: Sequence[Question] = (),
 ) -> NoReturn:
     """Run the sweep `name` as the command line says, and exit with one of `ExitCode`.
+
+    `question` is the page's docstring, None where it has none: what --help says first.
 
     `also` holds further groups of cells by name, each trained only where --also names it. A cell's `versus` names the
     cell with which the report compares it besides the first of its table. `metric` is the number by which all cells are
@@ -125,6 +127,7 @@ def run(
     check_cells(name, cells)
     cells = tuple(at_absolute_path(cell) for cell in cells)
     check_references(name, cells)
+    check_code(cells)
     check_decidable(name, questions, cells, protocol)
     of_paper = names_paper(cells)
     settings = settle(cells, options, of_paper)
@@ -181,7 +184,8 @@ def check_decidable(name: str, questions: Sequence[Question], cells: Sequence[Ce
 
 
 def check_cells(name: str, *groups: Sequence[Cell]) -> None:
-    """Raise ValueError where a page hands over something else than cells, or none."""
+    """Raise ValueError where a page hands over a name that no title can have, or something else than cells, or none."""
+    check_name(name)
     for cells in groups:
         if not isinstance(cells, Sequence) or not all(isinstance(cell, Cell) for cell in cells):
             raise ValueError(f"the cells of {name} are a list of Cell, as in [Cell(...), Cell(...)], not {cells!r:.80}")
@@ -215,6 +219,8 @@ def launch(
     questions: Sequence[Question] = (),
 ) -> ExitCode:
     """Do what the options say and return the exit code; `of_paper` is that of `main`."""
+    if options.rehearse and options.dry_run:
+        raise ValueError("--rehearse takes steps and --dry-run takes none: leave one out")
     of_paper = names_paper(cells) if of_paper is None else of_paper
     settings = settle(cells, options, of_paper)
     sweep = declare(name, cells, protocol, options, settings, of_paper, questions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crelu_data import availability
@@ -14,17 +14,18 @@ from crelu_data.storage import unmounted_above
 from sweeps.cli.forecast import forecast_before_start, hours_per_training, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.execution.cluster_address import check_answers
+from sweeps.execution.cluster_address import check_cluster
 from sweeps.execution.resources import check_rank_batches, resolve_resources
 from sweeps.experiment.model_facts import check_models, user_names
-from sweeps.experiment.plan import Plan, plan, plan_to_json, state_heads
+from sweeps.experiment.plan import Plan, TrialStatus, plan, plan_to_json, state_heads
+from sweeps.experiment.profiles import EMBEDDED
 from sweeps.experiment.questions.expected_cost import expected_costs
 from sweeps.experiment.questions.question import asked_cells
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
-from sweeps.store.lease import driver, owner_text
+from sweeps.store.lease import Drivers, driver, owner_text, trained_elsewhere
 
 
 def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
@@ -139,10 +140,16 @@ def absent_pictures(sweep: Sweep, settings: Settings) -> str:
         for name in sweep.datasets:
             availability.check_present(name, settings.data_dir, settings.data_source)
     except ValueError as error:
-        if settings.hosted or settings.dataset or not isinstance(error, availability.NotPreparedError):
+        if settings.hosted or not isinstance(error, availability.NotPreparedError) or not _suits_demo(sweep, settings):
             return str(error)
         return f"{error}; or take embedded pictures: {settings.command.again('--profile', 'demo')}"
     return ""
+
+
+def _suits_demo(sweep: Sweep, settings: Settings) -> bool:
+    """Tell whether the same command would run as a demo: --only and --set may name what a demo does not have."""
+    is_narrowed = any(word.startswith(("--only", "--set")) for word in settings.command.arguments)
+    return not (settings.dataset or is_narrowed) and all(cell.dataset in EMBEDDED for cell in sweep.cells)
 
 
 def _no_data(today: Plan, settings: Settings) -> str:
@@ -185,10 +192,10 @@ def _not_writable(_: Plan, settings: Settings) -> str:
 
 
 def _no_cluster(today: Plan, settings: Settings) -> str:
-    """Return why the cluster that is to train does not answer."""
+    """Return why the cluster that is to train does not answer, or cannot be started here."""
     try:
-        if today.to_do and settings.address != "local":
-            check_answers(settings.address)
+        if today.to_do:
+            check_cluster(settings.address)
     except ValueError as error:
         return str(error)
     return ""
@@ -207,6 +214,41 @@ def _driven(today: Plan, settings: Settings) -> str:
     if other is None:
         return ""
     return f"another driver works on this sweep: {owner_text(other)}"
+
+
+def asked_for(today: Plan) -> list[TrialStatus]:
+    """Return the trials that are asked for: those of further seeds stay as they are."""
+    return [status for status in today.statuses if status.trial.key not in today.further]
+
+
+def to_forget(today: Plan, settings: Settings) -> list[TrialStatus]:
+    """Return the trials whose files --fresh and --retry-failed delete, to train them anew."""
+    damaged = today.damaged if settings.retry_failed else {}
+    return [status for status in asked_for(today) if settings.fresh or status.trial.key in damaged]
+
+
+def stale_results(today: Plan) -> list[TrialStatus]:
+    """Return the trials whose results are of other code or data, of those that are asked for."""
+    return [status for status in asked_for(today) if status.state == "stale"]
+
+
+def trained_now(statuses: Sequence[TrialStatus], today: Plan, settings: Settings) -> str:
+    """Return why the files of these trials are not to be deleted: the driver of another sweep trains one of them."""
+    keys = [status.trial.key for status in statuses]
+    trained = trained_elsewhere(Drivers(settings.ledger), today.sweep.title, keys) if keys else {}
+    for trial in (status.trial for status in statuses if status.trial.key in trained):
+        flag = "--retry-failed" if trial.key in today.damaged else ""
+        flag = "--fresh" if settings.fresh else flag
+        way = f"leave out {flag}" if flag else "give --stale keep"
+        name = f"{trial.cell.label} {trial.label}"
+        return f"{name} is trained now by the driver of {trained[trial.key]}: end that, or {way}"
+    return ""
+
+
+def in_training(today: Plan, settings: Settings) -> str:
+    """Return which trial that a flag asks to train anew the driver of another sweep trains now."""
+    stale = stale_results(today) if settings.stale == "retrain" else []
+    return trained_now([*to_forget(today, settings), *stale], today, settings)
 
 
 def _no_resources(today: Plan, settings: Settings) -> str:
@@ -253,4 +295,14 @@ def _expected_names(today: Plan, settings: Settings) -> list[str]:
     return [name for name in today.sweep.datasets if name in present or name.startswith(preparable)]
 
 
-REFUSALS = (_not_writable, _holds_links, _no_cluster, _no_data, _driven, _no_splits, _no_resources, _no_models)
+REFUSALS = (
+    _not_writable,
+    _holds_links,
+    _no_cluster,
+    _no_data,
+    _driven,
+    in_training,
+    _no_splits,
+    _no_resources,
+    _no_models,
+)

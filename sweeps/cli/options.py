@@ -29,11 +29,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-def parser(name: str, question: str, groups: Sequence[str] = ()) -> argparse.ArgumentParser:
+def parser(name: str, question: str | None, groups: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser of `python -m sweeps.NAME`; `groups` are further cells that --also may name."""
     parser = Parser(
         prog=f"python -m sweeps.{name}",
-        description=question.strip(),
+        description=(question or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="The same command again resumes. Exit codes: 0 all cells done, 1 finished with failed cells or, after "
         "--rehearse, with cells that would not train, 2 usage, configuration or data, 3 budget reached, "
@@ -105,7 +105,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="decoder of the pictures; what the GPU's, nvjpeg, decodes are trials of their own (default ffcv)")
     add("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")
     add("--experiment", metavar="NAME", help="MLflow experiment (default: the sweep's name)")
-    add("--register", default="", metavar="NAME",
+    add("--register", metavar="NAME",
         help="register the winner of each cell as a version of this model in MLflow, its alias the cell's label")
 
 

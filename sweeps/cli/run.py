@@ -19,14 +19,22 @@ from typing import TYPE_CHECKING
 from crelu_data import availability
 from crelu_data.datasets import DataSet, dataset
 from crelu_data.interrupts import deferred_interrupts, last_words
-from sweeps.cli.dry_run import absent_pictures, unwritable_output
+from sweeps.cli.dry_run import (
+    absent_pictures,
+    asked_for,
+    in_training,
+    stale_results,
+    to_forget,
+    trained_now,
+    unwritable_output,
+)
 from sweeps.cli.forecast import Forecast, compare, report_cost
 from sweeps.cli.notify import Notifier
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.cli.summary import Summary, conclude, reconcile_command
 from sweeps.execution import packing
-from sweeps.execution.cluster_address import check_answers
+from sweeps.execution.cluster_address import check_cluster
 from sweeps.execution.resources import (
     TrialResources,
     check_rank_batches,
@@ -56,6 +64,7 @@ if TYPE_CHECKING:
     from sweeps.tracking.tracker import Tracker
 
 STARTED_OVER = "CRELU_STARTED_OVER"  # how often this process has begun its command anew
+HOURS_USED = "CRELU_HOURS_USED"  # hours of GPUs, or of workers on CPUs, that its command had used by then
 MAX_STARTED_OVER = 3
 # Seconds for MLflow at the end, after its last answer and in all: after an interrupt few, since the next start sends
 # what is missing.
@@ -84,11 +93,12 @@ def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: N
         if not settings.display.quiet:
             print(folded(sentence), file=sys.stderr)
 
+    settings = _without_what_is_done(settings)
     if why := absent_pictures(asked, settings) or unwritable_output(settings):
         raise ValueError(why)
     present = availability.fingerprints(asked.datasets, settings.data_dir)
-    if settings.address != "local" and len(present) < len(asked.datasets):
-        check_answers(settings.address)  # before pictures are prepared for it
+    if len(present) < len(asked.datasets):
+        check_cluster(settings.address)  # before pictures are prepared for it
     _check_writable(settings)
     if settings.display.banner:
         tell(settings.display.banner)
@@ -121,6 +131,13 @@ def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: N
         raise ValueError(str(busy)) from None
 
 
+def _without_what_is_done(settings: Settings) -> Settings:
+    """Return the settings of a command that has begun anew without what it asks for once: that has been done."""
+    if int(os.environ.get(STARTED_OVER, "0")) == 0:
+        return settings
+    return dataclasses.replace(settings, fresh=False, retry_failed=False, stale="keep")
+
+
 def _register_questions(declared: Plan, settings: Settings, tell: Callable[[str], None]) -> None:
     """Write on the ledger what a sweep until decided sets out to decide, before it trains anything; tell of changes."""
     sweep = declared.sweep
@@ -133,8 +150,13 @@ def _register_questions(declared: Plan, settings: Settings, tell: Callable[[str]
         tell(f"questions: {change.sentence}; table, report and grade say so")
 
 
-def _start_over(lease: Lease, reason: str, post: Callable[[ExitCode], None] = lambda _: None) -> None:
-    """Begin this command anew in this process, from a thread, where the main thread waits for a Ray that has died."""
+def _start_over(
+    lease: Lease, reason: str, hours: float = 0.0, post: Callable[[ExitCode], None] = lambda _: None
+) -> None:
+    """Begin this command anew in this process, from a thread, where the main thread waits for a Ray that has died.
+
+    The `hours` that it has used count on. What it asks for once, such as --fresh, is not done again.
+    """
     from sweeps.execution import ray_runtime
 
     ray_runtime.kill_ray()
@@ -145,6 +167,7 @@ def _start_over(lease: Lease, reason: str, post: Callable[[ExitCode], None] = la
         _end_at_once(f"{reason}, for the {times}th time; the same command resumes")
     last_words(f"{reason}; starting over, trials go on from their checkpoints")
     os.environ[STARTED_OVER] = f"{times}"
+    os.environ[HOURS_USED] = f"{hours}"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -162,7 +185,7 @@ def _end_at_once(reason: str, code: ExitCode = ExitCode.USAGE) -> None:
     os._exit(code)
 
 
-def _give_up(reason: str) -> None:
+def _give_up(reason: str, _: float = 0.0) -> None:
     """Stop a run in a user's process, from a thread, where the main thread waits for a Ray that has died."""
     from sweeps.execution import ray_runtime
 
@@ -204,25 +227,28 @@ def _known_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
 def _current_plan(
     sweep: Sweep, settings: Settings, fingerprints: Mapping[str, str], tell: Callable[[str], None]
 ) -> Plan:
-    """Return the plan after --fresh, --retry-failed and --stale have been obeyed."""
+    """Return the plan after --fresh, --retry-failed and --stale have been obeyed.
+
+    ValueError, with nothing deleted, where the driver of another sweep trains now what they would train anew.
+    """
     ledger = settings.ledger
     today = plan(sweep, ledger, fingerprints)
-    changed = False
+    if why := in_training(today, settings):
+        raise ValueError(why)
+    anew = to_forget(today, settings)
+    changed = bool(anew)
     for cell in today.sweep.cells:
         if settings.fresh:
             ledger.delete(f"insisted/{cell.key}")
         elif settings.retry_failed and today.is_cut_short(cell):
             ledger.write(f"insisted/{cell.key}", b"")
             changed = True
-    for status in today.statuses:
-        if status.trial.key in today.further:  # not asked for: it stays as it is
-            continue
-        if settings.fresh or (settings.retry_failed and status.trial.key in today.damaged):
-            if status.trial.key in today.damaged:
-                tell(f"{status.trial.cell.label} {status.trial.label}: {status.why}; it is trained anew")
-            ledger.forget(status.trial.key)
-            changed = True
-        elif settings.retry_failed and status.state == "failed":
+    for status in anew:
+        if status.trial.key in today.damaged:
+            tell(f"{status.trial.cell.label} {status.trial.label}: {status.why}; it is trained anew")
+        ledger.forget(status.trial.key)
+    for status in asked_for(today):
+        if settings.retry_failed and status.state == "failed":
             ledger.delete(f"attempts/{status.trial.key}")
             changed = True
     if changed:
@@ -233,8 +259,11 @@ def _current_plan(
 
 
 def _forget_stale(today: Plan, settings: Settings) -> bool:
-    """Ask, or do as --stale says: return whether stale results were forgotten, to be trained anew."""
-    stale = [s for s in today.statuses if s.state == "stale" and s.trial.key not in today.further]
+    """Ask, or do as --stale says: return whether stale results were forgotten, to be trained anew.
+
+    ValueError where the driver of another sweep trains one of them now.
+    """
+    stale = stale_results(today)
     if not stale or settings.stale == "keep":
         return False
     if settings.stale == "ask":
@@ -247,6 +276,8 @@ def _forget_stale(today: Plan, settings: Settings) -> bool:
         print("Train them anew? The present ones are lost then. [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return False
+    if why := trained_now(stale, today, settings):
+        raise ValueError(why)
     for status in stale:
         settings.ledger.forget(status.trial.key)
     return True
@@ -265,7 +296,7 @@ def _run(
 
     store = Store(settings.tracking_uri, settings.experiment, settings.artifacts, fingerprints)
     if today.to_do:
-        check_answers(settings.address)
+        check_cluster(settings.address)
 
     code = ExitCode.DONE
     live = sys.stdout.isatty() and "CI" not in os.environ
@@ -385,6 +416,9 @@ def _run_trials(
             view.log(f"{label}: {state.given_up[label]}; its other trainings are skipped")
         tracker.enqueue(trial, {"left": "KILLED", "paused": "SCHEDULED", "failed": "FAILED"}.get(event, "RUNNING"))
 
+    def start_over(reason: str) -> None:
+        settings.start_over(reason, state.hours())
+
     state = DriverState(
         sweep=today.sweep,
         ledger=settings.ledger,
@@ -399,7 +433,8 @@ def _run_trials(
         say=view.log,
         address=settings.address,
         lose_cluster=settings.lose_cluster,
-        start_over=settings.start_over,
+        start_over=start_over,
+        hours_before=float(os.environ.get(HOURS_USED, "0")),
     )
     _set_pack_policy(state, forecast, view)
     log_forecast()

@@ -17,6 +17,7 @@ from crelu_models.model import Model
 from sweeps.cli.command import Command
 from sweeps.cli.notify import notify_address
 from sweeps.experiment.profiles import (
+    EMBEDDED,
     changed_fields,
     data_name,
     file_name,
@@ -29,7 +30,7 @@ from sweeps.experiment.profiles import (
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
-from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
+from sweeps.experiment.sweep import Protocol, Sweep, check_apart, sweep_from_json
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.wording import unknown_name
 from sweeps.store.ledger import Ledger, unguarded
@@ -46,6 +47,7 @@ SMOKE = "smoke test: two tiny cells at most on {pictures}"
 SMALL = "no GPU here: the demo's small nets and short recipes (--profile paper for the paper's)"
 
 NVJPEG = "nvjpeg"
+SYNTHETIC = "synthetic"  # begins the names of embedded pictures
 LONGEST = 60  # letters of a variant's name; a longer one is cut and ends with a hash
 
 StalePolicy = Literal["ask", "keep", "retrain"]
@@ -88,7 +90,8 @@ class Settings:
     hosted: bool = False  # the process is a user's notebook or script: nothing ends it or begins it anew
     command: Command = field(default_factory=Command)
     guard: Callable[[], None] = field(default=unguarded, compare=False, repr=False)  # before each write of a driver
-    start_over: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a dead Ray holds it
+    # Where a dead Ray holds the driver: with the reason, and the hours that it has used.
+    start_over: Callable[[str, float], None] = field(default=print, compare=False, repr=False)
     lose_cluster: Callable[[str], None] = field(default=print, compare=False, repr=False)  # where a cluster has gone
 
     @property
@@ -146,7 +149,7 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
         retry_failed=options.retry_failed,
         display=Display(options.json, options.quiet, options.verbose, "\n".join(filter(None, sentences))),
         price_per_gpu_hour=options.price_per_gpu_hour,
-        register=options.register,
+        register=_registered_model(options),
         notify=notify_address(options),
     )
 
@@ -169,7 +172,7 @@ def choose_profile(
     Never falls back from a configured place to embedded pictures: on a cluster with a bad mount that would burn
     GPUs on toy data.
     """
-    pictures = _pictures(options)
+    pictures = _pictures(cells, options)
     if options.smoke_test:
         return "smoke", absolute_dataset(options.dataset or ""), SMOKE.format(pictures=pictures)
     if options.rehearse:
@@ -197,10 +200,17 @@ def choose_profile(
     return "demo", "", DEMO.format(pictures=pictures)
 
 
-def _pictures(options: argparse.Namespace) -> str:
-    """Return the words for the pictures of a small profile: embedded ones unless others are asked for."""
-    dataset = _asked_dataset(options) or absolute_dataset(options.dataset or "")
-    return f"the pictures of {dataset}" if dataset and not dataset.startswith("synthetic") else "embedded pictures"
+def _pictures(cells: Sequence[Cell], options: argparse.Namespace) -> str:
+    """Return the words for the pictures of a small profile: embedded ones, unless others are asked for or stay."""
+    asked = _asked_dataset(options) or absolute_dataset(options.dataset or "")
+    names = [asked or SYNTHETIC] if asked or options.smoke_test else [_of_demo(cell.dataset) for cell in cells]
+    words = ("embedded pictures" if name.startswith(SYNTHETIC) else f"the pictures of {name}" for name in names)
+    return " and ".join(dict.fromkeys(words))
+
+
+def _of_demo(dataset: str) -> str:
+    """Return the data set on which a demo trains the cells of one: embedded pictures, or the same, such as a folder."""
+    return EMBEDDED.get(dataset, dataset)
 
 
 def _has_gpu() -> bool:
@@ -227,6 +237,14 @@ def _data_dir(options: argparse.Namespace) -> Path:
 def _data_source(options: argparse.Namespace) -> str:
     source = options.data_source or os.environ.get("CRELU_DATA_SOURCE") or ""
     return absolute(source) if source else ""
+
+
+def _registered_model(options: argparse.Namespace) -> str:
+    """Return the name of the model that --register gives, empty for none; ValueError for one that MLflow refuses."""
+    name: str | None = options.register
+    if name is not None and (name.strip()[:1] in ("", ".") or set(name) & set("/:'")):
+        raise ValueError(f"--register {name!r}: a model's name is not empty, begins with no dot and has no / : or '")
+    return name or ""
 
 
 def _tracking_uri(options: argparse.Namespace, output: str) -> str:
@@ -271,6 +289,7 @@ def declare(
     )
     followed = protocol_of(protocol, profile, options)
     sweep = Sweep(name, profile, changed, followed, "-".join(filter(None, parts)), questions=asked)
+    check_apart(sweep)
     if other_data:
         digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
         hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, *parts[1:]))))
@@ -343,8 +362,11 @@ def taken(cells: Sequence[Cell], profile: str, dataset: str) -> tuple[Cell, ...]
     """Return the cells of a page that a profile trains on `dataset` (empty: each on its own, or embedded pictures)."""
     if dataset:
         return on_one_dataset(cells, dataset)
-    # Every data set would be embedded pictures: one of them shows as much as all.
-    return on_one_dataset(cells, cells[0].dataset) if profile in ("demo", "smoke") else tuple(cells)
+    if profile == "smoke":
+        return on_one_dataset(cells, cells[0].dataset)
+    # Of the data sets in whose place a demo has embedded pictures one shows as much as all. A folder stays itself.
+    replaced = [cell.dataset for cell in cells if profile == "demo" and _of_demo(cell.dataset).startswith(SYNTHETIC)]
+    return tuple(cell for cell in cells if cell.dataset in replaced[:1] or cell.dataset not in replaced)
 
 
 def ends(cells: Sequence[Cell]) -> tuple[Cell, ...]:
@@ -357,9 +379,12 @@ def taken_sentence(cells: Sequence[Cell], profile: str, dataset: str) -> str:
     chosen = taken(cells, profile, dataset)
     if len(chosen) == len(cells):
         return ""
+    names = list(dict.fromkeys(cell.dataset for cell in chosen))
     pictures = data_name(dataset) if dataset else "embedded"
+    besides = " besides the pictures that stay" if len(names) > 1 else ""
     return (
-        f"one data set ({pictures}): the page's cells of {chosen[0].dataset} are taken, {len(chosen)} of {len(cells)}"
+        f"one data set ({pictures}){besides}: the page's cells of {' and '.join(names)} are taken, "
+        f"{len(chosen)} of {len(cells)}"
     )
 
 

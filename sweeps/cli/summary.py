@@ -19,7 +19,7 @@ from sweeps.experiment.plan import Plan
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
 from sweeps.store.local_uris import reports_in
-from sweeps.store.logins import own_store
+from sweeps.tracking.verb_words import reconcile_words, words_of_store
 
 if TYPE_CHECKING:
     from sweeps.report.build import Tracked
@@ -168,22 +168,13 @@ def _next_command(asked: Plan, settings: Settings, code: ExitCode, mend: str = "
 
 def reconcile_command(sweep: Sweep, settings: Settings) -> str:
     """Return the command that sends MLflow what it lacks of a sweep."""
-    words = _words_of_store("reconcile", sweep, settings)
-    if settings.experiment not in (sweep.title, os.environ.get("MLFLOW_EXPERIMENT_NAME")):
-        words += ["--experiment", settings.experiment]
+    words = reconcile_words(sweep.title, settings.output, settings.tracking_uri, settings.experiment)
     return settings.command.verb(*words)
 
 
 def report_command(sweep: Sweep, settings: Settings) -> str:
     """Return the command that writes the report of a sweep anew and sends it to MLflow."""
-    return settings.command.verb(*_words_of_store("report", sweep, settings))
-
-
-def _words_of_store(verb: str, sweep: Sweep, settings: Settings) -> list[str]:
-    """Return the words of a verb on a sweep's output folder and its MLflow."""
-    words = [verb, sweep.title, "--output", settings.output]
-    uri = settings.tracking_uri
-    return words if uri == own_store(None, settings.output) else [*words, "--tracking-uri", uri]
+    return settings.command.verb(*words_of_store("report", sweep.title, settings.output, settings.tracking_uri))
 
 
 def _print_states(plan: Plan) -> None:

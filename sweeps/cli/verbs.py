@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import shlex
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from sweeps.cli.options import ExitCode
@@ -18,7 +20,7 @@ from sweeps.results.evidence import titles
 from sweeps.store.lease import Lease, LeaseHeldError, LeaseLostError
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import artifacts_in, reports_in
-from sweeps.store.logins import own_store
+from sweeps.store.logins import own_store, same_store, without_login
 
 
 def pages() -> dict[str, str]:
@@ -53,6 +55,7 @@ def reconcile(options: argparse.Namespace) -> int:
 
     A report that lies in the output is written anew, and sent with them. While a driver trains the sweep it sends the
     runs itself: of two that create and delete runs at once, each would take the other's for doubles.
+    Without --experiment they go to the experiment that has them.
     """
     from sweeps.report import build
     from sweeps.tracking.store_errors import place
@@ -66,7 +69,8 @@ def reconcile(options: argparse.Namespace) -> int:
     try:
         with Lease(ledger, title, lambda sentence: print(sentence, file=sys.stderr)) as lease:
             guarded = Ledger(ledger.root, lease.check)
-            why, sent = _send_runs(current_plan(guarded, title), guarded, uri, options.experiment or title)
+            plan = current_plan(guarded, title)
+            why, sent = _send_runs(plan, guarded, uri, options.experiment or _experiment(plan, guarded, title, uri))
     except LeaseHeldError as busy:
         raise ValueError(f"{busy}; meanwhile it sends MLflow what it lacks itself") from None
     except LeaseLostError as lost:
@@ -89,6 +93,14 @@ def reconcile(options: argparse.Namespace) -> int:
     if tracked.sentence:
         print(f"MLflow     {tracked.sentence}")
     return ExitCode.UNTRACKED if tracked.lacks else ExitCode.DONE
+
+
+def _experiment(plan: Plan, ledger: Ledger, title: str, uri: str) -> str:
+    """Return the experiment of a store that has most of a sweep's runs, as the ledger notes; else the default one."""
+    notes = (ledger.read_json(f"tracked/{status.trial.key}.json") or {} for status in plan.statuses)
+    of_sweep = (note.get("sweeps", {}).get(title, {}) for note in notes)
+    names = Counter(str(note["experiment"]) for note in of_sweep if note and same_store(str(note.get("uri")), uri))
+    return names.most_common(1)[0][0] if names else os.environ.get("MLFLOW_EXPERIMENT_NAME") or title
 
 
 def _send_runs(plan: Plan, ledger: Ledger, uri: str, experiment: str) -> tuple[str, int]:
@@ -123,7 +135,7 @@ def _send_runs(plan: Plan, ledger: Ledger, uri: str, experiment: str) -> tuple[s
 
 
 def export_study(options: argparse.Namespace) -> int:
-    """Write the studies of a sweep to an Optuna storage."""
+    """Write the studies of a sweep to an Optuna storage; ValueError for one that cannot be written."""
     from sweeps.experiment.study import export, study
 
     ledger = Ledger.in_output(options.output)
@@ -138,33 +150,51 @@ def export_study(options: argparse.Namespace) -> int:
     cells = [cell for cell in sweep.cells if plan.rates.get(cell.key, 0.0) is not None]
     paused = ledger.paused()
     studies = [study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0, paused) for cell in cells]
-    written = export(studies, sweep.title, options.storage, results, paused)
-    print(f"{count(written, 'study')} written; to look at them: {shlex.join(['optuna-dashboard', options.storage])}")
+    try:
+        written = export(studies, sweep.title, options.storage, results, paused)
+    except Exception as error:  # of any kind, from a database or its driver
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"--storage {without_login(options.storage)} cannot be written: {why}; e.g. sqlite:///studies.db"
+        ) from None
+    look = shlex.join(["optuna-dashboard", options.storage])
+    print(f"{count(written, 'study')} written; to look at them: {look}   (pip install optuna-dashboard)")
     return 0
 
 
 def verify_resume(options: argparse.Namespace) -> int:
-    """Prove exact resumption on a cell of a sweep, and note the proof on the ledger for the cell's runs."""
+    """Prove exact resumption on a cell of a sweep, and note the proof on the ledger for the cell's runs.
+
+    ValueError where it cannot be trained here, or its training ends before it is killed.
+    """
     import torch
 
+    from crelu_data.availability import check_available
     from crelu_data.datasets import data_dir
+    from crelu_data.load import default_reader
     from sweeps.execution.verify_resume import shortened, verify
     from sweeps.experiment.code_fingerprint import cell_fingerprint
-    from sweeps.training.runtime import RuntimeConfig, device_name
+    from sweeps.training.runtime import RuntimeConfig, available_device, device_name
 
     ledger = Ledger.in_output(options.output)
     cell = _cell(planned_sweep(ledger, options.sweep), options.cell)
+    if options.device == "cuda" and available_device() == "cpu":
+        raise ValueError("--device cuda: there is no GPU here that torch can use")
+    where = data_dir(options.data_dir)
     config = RuntimeConfig(
-        ledger="", data_dir=str(data_dir(options.data_dir)), device=options.device, reader=options.reader
+        ledger="", data_dir=str(where), device=options.device, reader=options.reader or default_reader()
     )
     code = cell_fingerprint(cell)
     if not code:
         raise ValueError(f"the code of {cell.label} is not found from here: give the command in the folder of its page")
+    check_available(cell.dataset, where)
     with tempfile.TemporaryDirectory() as folder:
         verdict = verify(shortened(Trial(cell)), config, folder, options.kills, options.seed)
     if verdict.differences:
         print(f"{cell.label}: killed {count(verdict.kills, 'time')}, and {', '.join(verdict.differences)} differ")
         return 1
+    if not verdict.kills:
+        raise ValueError(f"{cell.label}: its training ended before it was killed, so nothing is proved")
     proof = {
         "code": code,
         "kills": verdict.kills,

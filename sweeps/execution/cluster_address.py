@@ -1,15 +1,42 @@
-"""Address of a Ray cluster: whether something of Ray answers there, asked before Ray itself tries for ten minutes."""
+"""Address of a Ray cluster: whether something of Ray answers there, asked before Ray itself tries for ten minutes.
+
+Also whether a cluster on this machine would have room for the names of its sockets. Nothing here imports Ray.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 
+from sweeps.experiment.wording import count
+
 ANSWER_SECONDS = 4.0  # for the connection, and once more for the first answer
 DEFAULT_PORTS = {"ray://": 10001}
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # a client's first words in HTTP/2, which gRPC speaks
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # an empty frame of settings
 SETTINGS_TYPE = 4
+SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # the longest below Ray's folder
+SOCKET_BYTES = 107  # that the name of a socket may have
+
+
+def check_cluster(address: str) -> None:
+    """Raise ValueError where no Ray cluster answers at an address or, for "local", none can be started here."""
+    if address == "local":
+        check_temporary_folder()
+    else:
+        check_answers(address)
+
+
+def check_temporary_folder() -> None:
+    """Raise ValueError where the folder for Ray's sockets has too long a name for a socket."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+    folder = os.environ.get(name) or "/tmp"
+    excess = len(os.fsencode(os.path.join(folder, SOCKET))) - SOCKET_BYTES
+    if excess > 0:
+        raise ValueError(
+            f"{name} is {count(excess, 'byte')} too long for Ray's sockets: {folder}; set RAY_TMPDIR to a folder with "
+            f"a short name, as in RAY_TMPDIR=/tmp"
+        )
 
 
 def check_answers(address: str, seconds: float = ANSWER_SECONDS) -> None:

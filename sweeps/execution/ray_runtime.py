@@ -40,8 +40,7 @@ from ray._private.node import Node
 from ray._private.services import get_ray_address_from_environment
 from ray.exceptions import AuthenticationError
 
-from sweeps.execution.cluster_address import check_answers
-from sweeps.experiment.wording import count
+from sweeps.execution.cluster_address import check_answers, check_temporary_folder
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -62,8 +61,6 @@ TUNE_SETTINGS = {
 UNUSED_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
 AUTOSCALER = "~/ray_bootstrap_config.yaml"  # on a head that `ray up` has started
 RETRIES = 2  # of a task whose process or node is lost
-SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # the longest below Ray's folder
-SOCKET_BYTES = 107  # that the name of a socket may have
 SHARED_MEMORY = "/dev/shm"
 LEAST_SHARED_MEMORY = 75 << 20  # bytes: the smallest store of objects that Ray starts
 TOKEN = "copy the cluster's ~/.ray/auth_token to this machine and set RAY_AUTH_MODE=token"
@@ -119,18 +116,6 @@ def _join(address: str, **options: Any) -> None:
         # Something answers there, or check_answers would have raised: Ray says of a wrong token no more than this.
         reason = str(error).splitlines()[0]
         raise ValueError(f"no Ray cluster answers at {address}: {reason}; if it asks for a token, {TOKEN}") from None
-
-
-def check_temporary_folder() -> None:
-    """Raise ValueError where the folder for Ray's sockets has too long a name for a socket."""
-    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
-    folder = os.environ.get(name) or "/tmp"
-    excess = len(os.fsencode(os.path.join(folder, SOCKET))) - SOCKET_BYTES
-    if excess > 0:
-        raise ValueError(
-            f"{name} is {count(excess, 'byte')} too long for Ray's sockets: {folder}; set RAY_TMPDIR to a folder with "
-            f"a short name, as in RAY_TMPDIR=/tmp"
-        )
 
 
 def _start(**options: Any) -> None:

@@ -9,14 +9,18 @@ import random
 import signal
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
+from crelu_models.command_line import sentence
+from sweeps.execution.failures import attempt_of
+from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.checkpoint import digest
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig
 
 EPOCHS = 3
+REFUSED: Final = "cannot train: "  # begins the line that says why a process ends without a result
 
 
 class Verdict(NamedTuple):
@@ -35,8 +39,8 @@ def shortened(trial: Trial) -> Trial:
 def verify(trial: Trial, config: RuntimeConfig, folder: str, kills: int, seed: int) -> Verdict:
     """Train `trial` once undisturbed and once killed (SIGKILL) after random steps, in processes of their own.
 
-    The killed one saves at every step, so that kills within an epoch resume within it. RuntimeError where a
-    training fails by itself.
+    The killed one saves at every step, so that kills within an epoch resume within it. ValueError where a training
+    fails by itself.
     """
     undisturbed = dataclasses.replace(config, ledger=f"{folder}/whole")
     disturbed = dataclasses.replace(config, ledger=f"{folder}/killed", checkpoint_minutes=0.0)
@@ -59,7 +63,10 @@ def _train(trial: Trial, config: RuntimeConfig, kill_at: int) -> int:
         process.stdin.write(order)
         process.stdin.close()
         steps = 0
+        why = ""
         for line in process.stdout:
+            if line.startswith(REFUSED):
+                why = line.removeprefix(REFUSED).strip()
             if line != "step\n":
                 continue
             steps += 1
@@ -68,7 +75,7 @@ def _train(trial: Trial, config: RuntimeConfig, kill_at: int) -> int:
                 return -1
         process.wait()
         if process.returncode:
-            raise RuntimeError(f"the training ended with exit code {process.returncode}")
+            raise ValueError(why or f"the training ended with exit code {process.returncode}")
         return steps
 
 
@@ -92,7 +99,10 @@ def _differences(trial: Trial, *roots: str) -> list[str]:
 
 
 def _child() -> None:
-    """Train what standard input says, with a line per step on standard output."""
+    """Train what standard input says, with a line per step on standard output.
+
+    Where it cannot be trained, the last line says why, and the exit code is 2.
+    """
     from sweeps.execution.worker import train_function
 
     order: Json = json.load(sys.stdin)
@@ -102,8 +112,19 @@ def _child() -> None:
         print("step", flush=True)
         return False
 
-    train = train_function("", 1, trial.cell.task)
-    train(trial, RuntimeConfig(**order["config"]), lambda *_: None, stop)
+    try:
+        train = train_function("", 1, trial.cell.task)
+        train(trial, RuntimeConfig(**order["config"]), lambda *_: None, stop)
+    except TaskFailedError as failure:
+        _refuse(str(attempt_of(failure.cause, final=True)["error"]))
+    except (ValueError, OSError) as error:
+        _refuse(sentence(error))
+
+
+def _refuse(why: str) -> NoReturn:
+    """Print in one line why a trial cannot be trained, and end."""
+    print(REFUSED + " ".join(why.split()), flush=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,8 @@ def memory(available: int | None = None) -> Iterator[Finding]:
 
 def shared_memory(folder: str = "/dev/shm", free: int | None = None) -> Iterator[Finding]:
     """Yield whether Ray has room for its objects in shared memory, and a short enough name for its sockets."""
-    from sweeps.execution.ray_runtime import check_temporary_folder, why_too_little
+    from sweeps.execution.cluster_address import check_temporary_folder
+    from sweeps.execution.ray_runtime import why_too_little
 
     try:
         state = os.statvfs(folder)

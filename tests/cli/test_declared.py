@@ -19,7 +19,7 @@ from sweeps.cli import settings
 from sweeps.cli.options import parser
 from sweeps.cli.settings import declare, notes, settle
 from sweeps.experiment.plan import expand
-from sweeps.experiment.profiles import changed_fields, data_name, names_paper, scaled
+from sweeps.experiment.profiles import PROFILES, changed_fields, data_name, names_paper, scaled
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
 from sweeps.experiment.search import Search
@@ -252,6 +252,24 @@ def test_pages_of_the_paper_say_what_they_said(machine: dict[str, bool], tmp_pat
     assert trained(Page(grid, Protocol(), [], of_paper=True), tmp_path)[0].profile == "demo"
 
 
+def test_a_page_whose_cells_a_search_makes_one_is_refused(machine: dict[str, bool], tmp_path: Path) -> None:
+    cells = (Cell("a", S2, "cifar10", ALLCONV), Cell("b", S2.dropout(0.25, "pool1"), "cifar10", ALLCONV))
+    with pytest.raises(ValueError, match="'a' and 'b' of page differ only in what is searched"):
+        trained(Page(cells, Protocol(search=Search(3)), [], of_paper=False), tmp_path)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_page_of_ours_has_cells_that_a_search_makes_one(
+    machine: dict[str, bool], tmp_path: Path, profile: str
+) -> None:
+    words = ["--smoke-test"] if profile == "smoke" else ["--profile", profile]
+    for module in (sweeps.imagenet_placement, sweeps.cifar_width, sweeps.cifar_vgg, sweeps.full_grid):
+        page = Page(tuple(module.CELLS), Protocol(search=Search(3)), words, of_paper=True)
+        sweep, _ = trained(page, tmp_path)
+        assert sweep.profile == profile
+        assert len(sweep.cells) > 1
+
+
 def test_a_profile_changes_a_model_in_nothing_but_its_epochs() -> None:
     cell = Cell("a", MODELS[0], "folder:/pictures/birds", dataclasses.replace(VGG, name="mine", init="own"))
     small = scaled(cell, "demo", own_recipes=True)
@@ -270,3 +288,53 @@ def test_a_pack_of_cells_with_a_training_function_is_refused_or_named(machine: d
     assert not any("--pack" in line for line in banner.values())
     with pytest.raises(ValueError, match="--pack 4: a cell with a training function of its own trains alone"):
         settle((custom,), parser("s", "").parse_args(["--output", str(tmp_path), "--pack", "4"]))
+
+
+@pytest.mark.parametrize(
+    ("sets", "words", "pictures", "labels", "left_out"),
+    [
+        (
+            ("folder:/a/birds", "folder:/a/fish"),
+            ["--profile", "demo"],
+            settings.OWN_DEMO.format(pictures="the pictures of folder:/a/birds and the pictures of folder:/a/fish"),
+            ["net birds", "net fish"],
+            "",
+        ),
+        (
+            ("cifar10", "cifar100", "folder:/a/birds"),
+            ["--profile", "demo"],
+            settings.OWN_DEMO.format(pictures="embedded pictures and the pictures of folder:/a/birds"),
+            ["net embedded", "net birds"],
+            "one data set (embedded) besides the pictures that stay: the page's cells of cifar10 and folder:/a/birds "
+            "are taken, 2 of 3",
+        ),
+        (
+            ("cifar10", "cifar100"),
+            ["--profile", "demo"],
+            settings.OWN_DEMO.format(pictures="embedded pictures"),
+            ["net embedded"],
+            "one data set (embedded): the page's cells of cifar10 are taken, 1 of 2",
+        ),
+        (
+            ("folder:/a/birds", "folder:/a/fish"),
+            ["--smoke-test"],
+            settings.SMOKE.format(pictures="embedded pictures"),
+            ["net embedded"],
+            "one data set (embedded): the page's cells of folder:/a/birds are taken, 1 of 2",
+        ),
+    ],
+)
+def test_a_demo_keeps_the_folders_of_a_page_and_says_on_what_it_trains(
+    machine: dict[str, bool],
+    tmp_path: Path,
+    sets: tuple[str, ...],
+    words: list[str],
+    pictures: str,
+    labels: list[str],
+    left_out: str,
+) -> None:
+    cells = tuple(Cell(f"net {data_name(name)}", S2, name, ALLCONV) for name in sets)
+    sweep, lines = trained(Page(cells, Protocol(), words, of_paper=False), tmp_path)
+    assert [cell.label for cell in sweep.cells] == labels
+    assert lines[0] == pictures
+    assert [line for line in lines if line.startswith("one data set")] == ([left_out] if left_out else [])

@@ -9,14 +9,19 @@ from PIL import Image
 
 from crelu_data.datasets import beton_path
 from crelu_data.write import prepare
+from crelu_models.tables import S2
 from sweeps.cifar_width import CELLS, QUESTIONS
-from sweeps.cli.dry_run import dry_run
+from sweeps.cli.command import Command
+from sweeps.cli.dry_run import absent_pictures, dry_run
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import absolute_dataset, asked_part, changed_protocol, declare, settle
+from sweeps.experiment.plan import expand
 from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Protocol
+from sweeps.experiment.trial import Cell
 from sweeps.results.cell_numbers import printed_gains
-from sweeps.store.lease import Lease
+from sweeps.store.lease import Drivers, Lease, claim
 from sweeps.store.ledger import Ledger
 
 SMALL = "synthetic:size=32,classes=2,train=20,test=8"
@@ -130,6 +135,22 @@ def test_sweep_that_is_driven_now(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert ended(tmp_path, "--profile", "demo") == ExitCode.DONE
 
 
+def test_trial_that_another_sweep_trains_now_is_not_to_be_forgotten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--profile", "demo", "--output", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data"))
+    options = parser("cifar_width", "").parse_args(words)
+    settings = settle(CELLS, options)
+    trial = expand(declare("cifar_width", CELLS, PLAIN, options, settings), {})[0]
+    with Lease(settings.ledger, "other"):
+        assert claim(Drivers(settings.ledger), "other", trial.key)
+        assert ended(tmp_path, "--profile", "demo") == ExitCode.DONE
+        assert ended(tmp_path, "--profile", "demo", "--fresh") == ExitCode.USAGE
+    sentence = "is trained now by the driver of other: end that, or leave out --fresh"
+    assert f"error: {trial.cell.label} {trial.label} {sentence}\n" in capsys.readouterr().err
+    assert ended(tmp_path, "--profile", "demo", "--fresh") == ExitCode.DONE
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -144,6 +165,42 @@ def test_resources_that_this_machine_lacks(
     prepare(SMALL, tmp_path / "data", workers=1)
     assert ended(tmp_path, "--profile", "mini", "--dataset", SMALL, *words) == ExitCode.USAGE
     assert why in capsys.readouterr().err
+
+
+def test_temporary_folder_with_too_long_a_name_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/" + 90 * "x")
+    assert ended(tmp_path, "--profile", "demo", "--address", "local") == ExitCode.USAGE
+    assert "error: TMPDIR is 52 bytes too long for Ray's sockets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "dataset", "offered"),
+    [
+        ((), "cifar10", True),
+        (("--seeds", "2"), "cifar10", True),
+        (("--only", "Baseline*"), "cifar10", False),
+        (("--only=Baseline*",), "cifar10", False),
+        (("--set", "dataset=cifar100"), "cifar10", False),
+        (("--set", "recipe.nesterov=true"), "cifar10", False),  # the demo's recipe is Adam's
+        (("--dataset", "cifar100"), "cifar10", False),
+        ((), "imagenet:size=64", False),
+    ],
+)
+def test_embedded_pictures_are_offered_where_the_same_command_takes_them(
+    words: tuple[str, ...], dataset: str, offered: bool, tmp_path: Path
+) -> None:
+    cells = [Cell("Baseline", S2, dataset, ALLCONV)]
+    places = ("--profile", "paper", "--output", f"{tmp_path}/out", "--data-dir", f"{tmp_path}/data")
+    options = parser("page", "").parse_args([*words, *places])
+    command = Command(("python", "page.py"), (*words, *places))
+    settings = dataclasses.replace(settle(cells, options, False), command=command)
+    sweep = declare("page", cells, Protocol(), options, settings, False)
+    why = absent_pictures(asked_part(sweep, options), settings)
+    assert "is not prepared" in why
+    assert ("or take embedded pictures: python page.py " in why) == offered
 
 
 def test_cluster_that_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

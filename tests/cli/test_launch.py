@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Plan, current_plan, expand, plan
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.search import Search
-from sweeps.experiment.sweep import Protocol, Sweep
+from sweeps.experiment.sweep import Protocol, Sweep, check_apart
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS, CROSSED
 from sweeps.report.build import NOT_ASKED
+from sweeps.store.integrity import note_damage
+from sweeps.store.lease import Drivers, Lease, claim
 from tests.support.sweeps import Made, finish
 
 
@@ -66,6 +69,10 @@ def test_crossed_cells_part_optimiser_and_dropout_from_placement() -> None:
     }
     assert all(row.recipe != cell.recipe for cell in CROSSED if (row := paper_rows[cell.label]) is not None)
     assert CROSSED[1].net.dropout(0.0, 9).to_json() == CELLS[0].net.dropout(0.0, 9).to_json()
+    # So a search of the dropout would make them one cell.
+    why = r"'Baseline' and 'Baseline, dropout .25' of imagenet_placement differ only in what is searched"
+    with pytest.raises(ValueError, match=why):
+        check_apart(Sweep("imagenet_placement", "paper", (*CELLS, *CROSSED), Protocol(search=Search(3, "grid"))))
 
 
 def command_line(folder: Path, *words: str) -> tuple[Sweep, Sweep, Settings]:
@@ -253,6 +260,38 @@ def test_fresh_and_retry_leave_alone_what_is_not_asked_for(tmp_path: Path) -> No
     today = run._current_plan(part, settings, {}, print)
     assert [(status.trial.seed, status.state) for status in today.statuses] == [(0, "new"), (1, "done")]
     assert plan(sweep, settings.ledger, {}).count("done") == len(sweep.cells)  # four others, and a further seed
+
+
+@pytest.mark.parametrize(
+    ("words", "way"),
+    [
+        (("--fresh",), "leave out --fresh"),
+        (("--retry-failed",), "leave out --retry-failed"),
+        (("--stale", "retrain"), "give --stale keep"),
+    ],
+)
+def test_trial_that_another_sweep_trains_now_is_not_forgotten(words: tuple[str, ...], way: str, tmp_path: Path) -> None:
+    _, part, settings = command_line(tmp_path, "--only", "CReLU e*", *words)
+    ledger = settings.ledger
+    (trial,) = expand(part, {})
+    finish(ledger, trial, Made({TOP1: 50.0}))
+    news = {"files": {"history.json": "0" * 64}} if settings.retry_failed else {"code": "older"}
+    ledger.commit(trial.key, (ledger.result(trial.key) or {}) | news)
+    if settings.retry_failed:
+        note_damage(ledger, trial.key, f"trials/{trial.key}/history.json is damaged")
+    result = ledger.result(trial.key)
+    with Lease(ledger, "other"):
+        assert claim(Drivers(ledger), "other", trial.key)
+        sentence = f"{trial.label} is trained now by the driver of other: end that, or {way}"
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            run._current_plan(part, settings, {}, print)
+        if settings.stale == "retrain":  # it may have been claimed since
+            with pytest.raises(ValueError, match=re.escape(sentence)):
+                run._forget_stale(plan(part, ledger, {}), settings)
+        assert ledger.result(trial.key) == result
+        assert f"{trial.key}.json" in ledger.names("claims")
+    assert run._current_plan(part, settings, {}, print).to_do == [trial]
+    assert ledger.result(trial.key) is None
 
 
 def test_retry_failed_trains_what_was_skipped_and_fresh_forgets_that(tmp_path: Path) -> None:

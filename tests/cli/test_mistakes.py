@@ -36,9 +36,16 @@ MISTAKES = [
     ("sweeps.cifar_width --sampler gpp", "did you mean gp?"),
     ("sweeps.imagenet_placement --match epoch", "which this sweep does not follow"),
     ("sweeps.imagenet_placement --halving 3", "say its size by --search-trials"),
+    ("sweeps.imagenet_placement --also crossed --search-trials 3", "differ only in what is searched"),
     ("sweeps.cifar_width --max-gpu-hours lots", "a number of at least 0, not 'lots'"),
     ("sweeps.cifar_width --profile demo --reader nvjpeg --gpus-per-trial 0", "take ffcv or threads"),
     ("sweeps.cifar_width --notify nonsense", "it begins with https://"),
+    ("sweeps.cifar_width --rehearse --dry-run --only 'Nothing*'", "--rehearse takes steps and --dry-run takes none"),
+    ("sweeps.cifar_width --profile paper --register team/placement", "a model's name is not empty"),
+    ("sweeps.cifar_width --profile paper --register a:b", "has no / : or '"),
+    ('sweeps.cifar_width --profile paper --register "it\'s"', "has no / : or '"),
+    ("sweeps.cifar_width --profile paper --register ''", "a model's name is not empty"),
+    ("sweeps.cifar_width --profile paper --register ..", "begins with no dot"),
     # --set: names and values
     ("sweeps.cifar_width --set recipe.learning_rate=0.1", "did you mean 'recipe.lr'?"),
     ("sweeps.cifar_width --set recipe.epochs", "--set takes FIELD=VALUE"),
@@ -113,6 +120,9 @@ from sweeps import ALLCONV, Cell, Float, Metric, Model, Protocol, Search, grid, 
 # What a page says in place of its cells, and words of the sentence. The page's line is the fourth.
 PAGES = [
     ("[]", "mine has no cell: it needs at least one"),
+    ("main('mine', __doc__, [])", "mine has no cell: it needs at least one"),  # a page without a docstring
+    ("main('my birds', '', [Cell('a', S2, 'cifar10', ALLCONV)])", "letters, digits and . = , + @ - _"),
+    ("main('.birds', '', [Cell('a', S2, 'cifar10', ALLCONV)])", "no sign but _ at its start"),
     ("S2", "a list of Cell, as in [Cell(...), Cell(...)]"),
     ("[S2]", "a list of Cell, as in [Cell(...), Cell(...)]"),
     ("[Cell('a', S2, 'cifar11', ALLCONV)]", "unknown data set 'cifar11' (nearest: cifar10)"),

@@ -14,6 +14,7 @@ from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import Trial, cell_from_json, cell_to_json
 from sweeps.results.cell_numbers import groups, stands_for
 from sweeps.results.evidence import read_sweep, titles
+from sweeps.store.foreign import SWEEP_TITLE
 from sweeps.store.ledger import Ledger
 
 
@@ -105,6 +106,7 @@ def test_cells_of_the_data_set_that_is_asked_for_are_taken_where_the_page_has_so
 def test_title_names_what_the_page_s_cells_are_not(page: str, words: str, title: str) -> None:
     sweep, _ = declared(page, *words.split())
     assert sweep.title == title
+    assert SWEEP_TITLE.fullmatch(title)
     again = sweep_from_json(plan_to_json(plan(sweep, Ledger("/nowhere"), {})))
     assert (again.title, again) == (title, sweep)
 
@@ -125,6 +127,7 @@ def test_title_is_a_file_name(words: str) -> None:
     title = declared("cifar_width", "--profile", "paper", "--dataset", words)[0].title
     assert title.startswith("cifar_width-")
     assert len(title) > len("cifar_width-")
+    assert SWEEP_TITLE.fullmatch(title)
     assert not set(title) & set(" /\\:*?\"'<>|\t")
 
 

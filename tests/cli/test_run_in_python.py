@@ -135,6 +135,10 @@ def test_what_cannot_be_run_is_a_value_error(tmp_path: Path, trained: list[Setti
     refused("--help asks for no run$", flags=["--help"])
     refused("^there is no option --sedes; did you mean --seeds\\?$", flags=["--sedes"])
     refused("birds has no cell 'gelu'", profile="mini", only=["gelu"])
+    with pytest.raises(ValueError, match=r"letters, digits and .*, not 'my birds'$"):
+        sweeps.run("my birds", CELLS, output=tmp_path)
+    with pytest.raises(ValueError, match="there is no module 'nowhere' beside the page"):
+        sweeps.run("birds", [dataclasses.replace(CELLS[0], task="nowhere:train")], output=tmp_path)
     assert trained == []
     with pytest.raises(ValueError, match="no sweep has run in"):
         sweeps.load(tmp_path)
@@ -143,6 +147,16 @@ def test_what_cannot_be_run_is_a_value_error(tmp_path: Path, trained: list[Setti
         sweeps.load(tmp_path)["birds"]
     with pytest.raises(ValueError, match="birds-mini has no cell 'crelu'"):
         sweeps.load(tmp_path)["birds-mini"].effects(versus="crelu")
+
+
+def test_a_ray_that_cannot_start_here_is_told_before_pictures_are_prepared(
+    tmp_path: Path, trained: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/" + 90 * "x")
+    with pytest.raises(ValueError, match=r"^TMPDIR is 52 bytes too long for Ray's sockets"):
+        sweeps.run("birds", CELLS, output=tmp_path, flags=["--data-dir", str(tmp_path), "--address", "local"])
+    assert trained == []
 
 
 def test_an_interrupted_run_raises_and_the_same_call_goes_on(

@@ -1,5 +1,6 @@
 """A page of a user that searches learning rate and optimiser by successive halving, two ranks a trial, one killed."""
 
+import argparse
 import json
 import os
 import signal
@@ -7,10 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sweeps.experiment.plan import current_plan
+import pytest
+
+from sweeps.cli.verbs import export_study
+from sweeps.experiment.plan import current_plan, plan, plan_to_json
+from sweeps.experiment.search import Search
 from sweeps.experiment.study import study
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.store.ledger import Ledger
 from tests.support.commands import checkpoints, child_runs, environment, ranks_below, wait_for
+from tests.support.sweeps import BASELINE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = '''"""Which learning rate and optimiser suit a small net?"""
@@ -65,3 +72,36 @@ def test_a_search_of_rate_and_optimiser_survives_the_death_of_a_rank(tmp_path: P
     runs = child_runs(tmp_path / "out" / "mlflow.db")
     assert {key for key, (_, status, _) in runs.items() if status == "SCHEDULED"} == cell_study.paused
     assert {key for key, (_, status, _) in runs.items() if status == "FINISHED"} == results.keys()
+
+
+@pytest.mark.parametrize(
+    ("storage", "why"),
+    [
+        ("studies.db", "Could not parse"),
+        ("sqlite:///{}/nofolder/studies.db", "unable to open database file"),
+        ("mysql+nosuchdriver://me:secret@host/studies", "nosuchdriver"),
+    ],
+)
+def test_a_storage_that_cannot_be_written_is_a_sentence(tmp_path: Path, storage: str, why: str) -> None:
+    options = searched(tmp_path, storage.format(tmp_path))
+    sentence = rf"^--storage .* cannot be written: .*{why}.*; e\.g\. sqlite:///studies\.db$"
+    with pytest.raises(ValueError, match=sentence) as error:
+        export_study(options)
+    assert "secret" not in str(error.value)
+
+
+def test_studies_are_written_and_the_way_to_look_at_them_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sweeps.experiment.study.export", lambda *_: 1)
+    assert export_study(searched(tmp_path, "sqlite:///a b.db")) == 0
+    command = "optuna-dashboard 'sqlite:///a b.db'   (pip install optuna-dashboard)"
+    assert capsys.readouterr().out == f"1 study written; to look at them: {command}\n"
+
+
+def searched(folder: Path, storage: str) -> argparse.Namespace:
+    """Return the options of export-study for a sweep with a search that was declared in a folder."""
+    ledger = Ledger.in_output(str(folder))
+    sweep = Sweep("rates", "paper", (BASELINE,), Protocol(search=Search(2, sampler="random")))
+    ledger.write_json("plans/rates.json", plan_to_json(plan(sweep, ledger, {})))
+    return argparse.Namespace(output=str(folder), sweep="rates", storage=storage)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.__main__ import main
+from sweeps.__main__ import parser as verb_parser
 from sweeps.cli import run
 from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
@@ -20,6 +22,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.report.build import NOT_ASKED
 from sweeps.store.integrity import noted_damage
 from sweeps.tracking.cell_runs import Published
+from sweeps.tracking.verb_words import words_of_store
 from tests.support.sweeps import BASELINE, Made, finish
 
 SWEEP = Sweep("part", "paper", (BASELINE,), Protocol(seeds=2))
@@ -69,7 +72,8 @@ def test_training_that_is_done_and_not_in_mlflow_is_4(
     assert command in told
     assert "not in MLflow" in told
     assert "Traceback" not in told
-    assert shlex.split(command)[-len(words) - 2 :] == ["--output", str(output), *words]
+    expected = ["--output", str(output), *(words or ("--experiment", SWEEP.title))]
+    assert shlex.split(command)[-len(expected) :] == expected
     ended = conclude(declared, today, settings, {}, first)
     print_summary(ended, settings)
     assert ended.code == code
@@ -110,6 +114,40 @@ def test_report_that_mlflow_does_not_take_is_4_with_the_command_that_sends_it(
     assert words[-4:] == ["report", SWEEP.title, "--output", str(tmp_path / "it's")]
     monkeypatch.setattr("sys.argv", ["sweeps", *words[-4:]])
     assert main() == ExitCode.UNTRACKED
+
+
+@pytest.mark.parametrize(
+    ("variable", "asked", "experiment"),
+    [
+        ("", (), SWEEP.title),
+        ("", ("--experiment", "mine"), "mine"),
+        ("mine", (), "mine"),
+        ("mine", ("--experiment", SWEEP.title), SWEEP.title),
+    ],
+)
+def test_printed_reconcile_sends_the_runs_to_the_experiment_of_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, asked: tuple[str, ...], experiment: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", variable)
+    monkeypatch.setattr("sweeps.tracking.cell_runs.publish_report", lambda *_: Published("", 0, 0))
+    settings = settings_of(tmp_path / "it's", monkeypatch, *asked)
+    today = finished(settings)
+    (tmp_path / "it's/mlflow.db").touch()
+    told = conclude(today, today, settings, {}, ExitCode.DONE).tracked
+    of_report = shlex.split(told.partition("none of the runs is in MLflow; ")[2].removesuffix(" sends them"))
+    expected = ["-m", "sweeps", "reconcile", SWEEP.title, "--output", str(tmp_path / "it's")]
+    expected += ["--experiment", experiment]
+    assert of_report[1:] == shlex.split(reconcile_command(SWEEP, settings))[1:] == expected
+    assert verb_parser().parse_args(expected[2:]).experiment == settings.experiment
+
+
+def test_words_of_a_command_take_no_login_of_another_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
+    for uri in ("https://me:secret@host", "mysql://me:secret@host/x"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        words = words_of_store("report", "s", "/out", "http://other")
+        assert words == ["report", "s", "--output", "/out", "--tracking-uri", "http://other"]
+        assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
 
 
 def test_report_of_runs_in_a_store_that_was_not_asked_is_no_lack(

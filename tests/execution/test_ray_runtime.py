@@ -108,14 +108,14 @@ def unused(*_: object, **__: object) -> None:
 def test_a_folder_too_long_for_sockets_is_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, names: dict[str, str], excess: int
 ) -> None:
-    from sweeps.execution import ray_runtime
+    from sweeps.execution import cluster_address, ray_runtime
 
     for name in ("TMPDIR", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     for name, folder in names.items():
         monkeypatch.setenv(name, folder)
     if not excess:
-        ray_runtime.check_temporary_folder()
+        cluster_address.check_temporary_folder()
         return
     monkeypatch.setattr(ray_runtime.ray, "init", unused)
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in names else "TMPDIR"
@@ -127,7 +127,7 @@ def test_a_folder_too_long_for_sockets_is_refused_with_the_remedy(
 def test_sockets_of_a_folder_just_short_enough_are_taken_by_ray() -> None:
     from ray._private.utils import validate_socket_filepath
 
-    from sweeps.execution.ray_runtime import SOCKET, SOCKET_BYTES
+    from sweeps.execution.cluster_address import SOCKET, SOCKET_BYTES
 
     longest = "/" + (SOCKET_BYTES - len(SOCKET) - 2) * "x"
     validate_socket_filepath(f"{longest}/{SOCKET}")
