@@ -68,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("name", metavar="NAME", help=_NAMES)
     for verb in (pull, push):
         verb.add_argument("names", metavar="NAME", nargs="*", help="data sets to copy (default: all)")
-        verb.add_argument("--fresh", action="store_true", help="replace files with other pictures")
+        words = "replace files with other pictures or splits" + (", and damaged ones" if verb is pull else "")
+        verb.add_argument("--fresh", action="store_true", help=words)
     for verb in (prepare, verify, info, bench, pull, push):
         verb.add_argument("--data-dir", metavar="DIR", help="folder of the files (default: $CRELU_DATA, ~/.cache/...)")
     for verb in (prepare, verify, bench):
@@ -179,7 +180,8 @@ def _pull(options: argparse.Namespace) -> None:
 
     where = data_dir(options.data_dir)
     with _progress() as progress:
-        copied = pull(options.source, where, options.names, fresh=options.fresh, progress=progress)
+        fresh = options.fresh
+        copied = pull(options.source, where, options.names, fresh=fresh, reread=fresh, progress=progress)
     for path, new in copied.items():
         print(f"{path}: {'pulled, its fingerprint is correct' if new else 'already there'}")
 

@@ -10,7 +10,18 @@ from pathlib import Path
 
 from crelu_data import beton
 from crelu_data.changes import check_unchanged, check_whole
-from crelu_data.datasets import SPLITS, DataSet, beton_path, canonical, check_data_dir, dataset, read_sidecar, view_side
+from crelu_data.datasets import (
+    SPLITS,
+    DataSet,
+    absolute_folder,
+    beton_path,
+    canonical,
+    check_data_dir,
+    dataset,
+    read_sidecar,
+    remedy,
+    view_side,
+)
 from crelu_data.folders import check_folder
 
 
@@ -41,15 +52,21 @@ class _StopRequestedError(Exception):
     """The caller asked to stop while it waited for pictures."""
 
 
-def fetch_dataset(name: str, where: str, source: str, stop: Callable[[], bool] = lambda: False) -> bool:
+def fetch_dataset(
+    name: str, where: str, source: str, stop: Callable[[], bool] = lambda: False, wanted: str = ""
+) -> bool:
     """Bring a data set to this machine where it is not there; False where `stop()` ended it.
 
-    Pictures come from `source`; embedded ones are made here. `stop` is called all the while, as a sign of life. Without
-    a source nothing is fetched, and opening the data set reports what is missing. ValueError and OSError as in
-    crelu_data.transfer.pull.
+    Pictures come from `source`; embedded ones are made here. Pictures of another fingerprint than `wanted` ("": any)
+    are replaced where the source has the wanted ones; a trial that has the old files open goes on with them. `stop` is
+    called all the while, as a sign of life. Without a source nothing is fetched, and opening the data set reports what
+    is missing. ValueError and OSError as in crelu_data.transfer.pull.
     """
     embedded = name.partition(":")[0] == "synthetic"
-    if not (source or embedded) or _have(name, Path(where), (".beton", ".json")):
+    if not (source or embedded):
+        return True
+    present = _have(name, Path(where), (".beton", ".json"))
+    if present and (embedded or not wanted or _holds(name, Path(where), wanted)):
         return True
 
     def alive() -> None:
@@ -64,10 +81,30 @@ def fetch_dataset(name: str, where: str, source: str, stop: Callable[[], bool] =
         else:
             from crelu_data.transfer import pull
 
-            pull(source, Path(where), [name], alive=alive)
+            fresh = bool(wanted) and _source_holds(name, Path(where), source, wanted)
+            if fresh or not present:
+                pull(source, Path(where), [name], fresh=fresh, alive=alive)
     except _StopRequestedError:
         return False
     return True
+
+
+def _source_holds(name: str, where: Path, source: str, wanted: str) -> bool:
+    """Return whether a source has a data set with this fingerprint; it may have none of that name."""
+    from crelu_data.transfer import NotThereError, source_fingerprint
+
+    with contextlib.suppress(NotThereError):
+        return source_fingerprint(source, name, where) == wanted
+    return False
+
+
+def _holds(name: str, where: Path, wanted: str) -> bool:
+    """Return whether the files of a data set have this fingerprint, and each is the one its sidecar tells of."""
+    try:
+        sidecars = [beton.read_pair(path)[0] for path in _files(name, where)]
+    except ValueError:
+        return False
+    return ";".join(sidecar.fingerprint for sidecar in sidecars) == wanted
 
 
 def _have(name: str, where: Path, suffixes: Iterable[str]) -> bool:
@@ -131,7 +168,7 @@ def check_present(name: str, where: Path, source: str = "") -> None:
         raise ValueError("folder: is followed by a path, as in folder:/path/to/pictures")
     if kind == "folder":
         if not source and not _have(name, where, (".beton",)):
-            check_folder(Path(folder))
+            check_folder(absolute_folder(folder))
         return
     split = dataset(name).final
     missing = [path for path in (beton_path(name, part, where) for part in ("train", split)) if not path.exists()]
@@ -201,10 +238,7 @@ def check_integrity(name: str, where: Path) -> None:
         if same and sidecar.file_bytes <= READ_THROUGH:
             same = beton.fingerprint(index) == sidecar.fingerprint
         if not same:
-            raise ValueError(
-                f"{path} is not the file its sidecar tells of, or is damaged; "
-                f"to make it anew: python -m crelu_data prepare {name} --fresh --data-dir {where}"
-            )
+            raise ValueError(f"{path} is not the file its sidecar tells of, or is damaged; {remedy(sidecar, where)}")
 
 
 def missing_message(name: str, missing: list[Path], where: Path) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crelu_data.cores import map_in_threads
-from crelu_data.datasets import Sidecar, read_sidecar, write_sidecar
+from crelu_data.datasets import Sidecar, read_sidecar, remedy, write_sidecar
 
 Bytes = NDArray[np.uint8]
 
@@ -129,7 +129,7 @@ def check_pair(sidecar: Sidecar, index: Index) -> None:
         if expected != actual:
             raise ValueError(
                 f"{index.path} does not match its sidecar ({fact}: {actual}, by the sidecar {expected}); "
-                f"python -m crelu_data prepare {sidecar.name} --fresh writes both again"
+                f"{remedy(sidecar, index.path.parent)}"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from crelu_data.datasets import SPLITS, Sidecar, beton_path, read_sidecar
+from crelu_data.datasets import SPLITS, beton_path, fresh_command, read_sidecar
 from crelu_data.folders import shown
 from crelu_data.originals import difference, originals_path, read_originals
 from crelu_data.sources import originals_of, whole_splits
@@ -21,7 +21,7 @@ def check_unchanged(name: str, where: Path, origin: Path | None = None) -> None:
     if not sidecars:
         return
     first = sidecars[0]
-    command = _fresh_command(first, where, origin)
+    command = fresh_command(first, where, origin)
     if len({(each.originals, each.seed, each.size, each.class_names) for each in sidecars}) > 1:
         raise ValueError(
             f"the splits of {shown(name)} in {shown(str(where))} are not of one preparation, so a picture may be in "
@@ -48,15 +48,3 @@ def check_whole(name: str, where: Path) -> None:
             f"{shown(name)} in {shown(str(where))} has no {' and no '.join(lacking)} split, since its preparation was "
             f"interrupted: {shlex.join(['python', '-m', 'crelu_data', 'prepare', name, '--data-dir', str(where)])}"
         )
-
-
-def _fresh_command(sidecar: Sidecar, where: Path, origin: Path | None) -> str:
-    """Return the command that prepares a data set again with the same options."""
-    options = ["--source", str(origin)] if origin is not None else []
-    if sidecar.name.startswith("folder:"):
-        options += ["--size", str(sidecar.size), *(["--seed", str(sidecar.seed)] if sidecar.seed else [])]
-    options += ["--quality", str(sidecar.quality)] if sidecar.quality not in (0, 90) else []
-    options += ["--partial"] if sidecar.partial else []
-    return shlex.join(
-        ["python", "-m", "crelu_data", "prepare", sidecar.name, "--fresh", *options, "--data-dir", str(where)]
-    )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -82,7 +83,12 @@ def synthetic_options(name: str) -> dict[str, int]:
 def canonical(name: str) -> str:
     """Return the canonical spelling of a name: without default fields, and with a folder's absolute path."""
     kind, _, rest = name.partition(":")
-    return f"folder:{Path(rest).expanduser().absolute()}" if kind == "folder" and rest else dataset(name).name
+    return f"folder:{absolute_folder(rest)}" if kind == "folder" and rest else dataset(name).name
+
+
+def absolute_folder(path: str) -> Path:
+    """Return the absolute path of the folder in folder:PATH, without "..": all spellings of it are one data set."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def stem(name: str) -> str:
@@ -341,6 +347,29 @@ def is_partial(sidecar: Sidecar) -> bool:
 def recorded_splits(sidecars: Iterable[Sidecar]) -> set[str]:
     """Return the splits of the preparation that these sidecars are of; empty where they do not say so."""
     return {split for sidecar in sidecars for split in sidecar.splits}
+
+
+def fresh_command(sidecar: Sidecar, where: Path, origin: Path | None = None) -> str:
+    """Return the command that prepares a data set again with the same options."""
+    options = ["--source", str(origin)] if origin is not None else []
+    if sidecar.name.startswith("folder:"):
+        options += ["--size", str(sidecar.size), *(["--seed", str(sidecar.seed)] if sidecar.seed else [])]
+    options += ["--quality", str(sidecar.quality)] if sidecar.quality not in (0, 90) else []
+    options += ["--partial"] if sidecar.partial else []
+    return _command("prepare", sidecar.name, "--fresh", *options, "--data-dir", str(where))
+
+
+def remedy(sidecar: Sidecar, where: Path) -> str:
+    """Return how a damaged file is replaced, in words: it is prepared again, or pulled where the originals are not."""
+    again = f"{fresh_command(sidecar, where)} writes it again"
+    if sidecar.name.startswith("synthetic"):
+        return again
+    pulled = _command("pull", "SOURCE", sidecar.name, "--fresh", "--data-dir", str(where))
+    return f"{again}; where the originals are not on this machine: {pulled}"
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["python", "-m", "crelu_data", *words])
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED: Final = 130  # exit code of a command that a signal has ended
 ENDED: Final = "ended at once, as asked; the same command resumes"
+HOSTED: Final = threading.Event()  # set while `hosted` spares this process
 
 
 def last_words(sentence: str) -> None:
@@ -80,10 +81,24 @@ class SignalListener:
 
 
 @contextmanager
+def hosted(is_hosted: bool) -> Iterator[None]:
+    """Spare a process that is a user's notebook or script: no second interrupt ends it inside the block."""
+    if not is_hosted:
+        yield
+        return
+    HOSTED.set()
+    try:
+        yield
+    finally:
+        HOSTED.clear()
+
+
+@contextmanager
 def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = None) -> Iterator[Callable[[], None]]:
     """Hold SIGINT and SIGTERM back, and hand them to their handlers at the end. A second one ends the process at once.
 
     `tell` gets a sentence at the first: the process stops after what it is `doing`. The second is answered too, then.
+    Where the process is `hosted`, the second raises KeyboardInterrupt instead, and so does each further one.
 
     An interrupt that is raised within a library's code may be caught there. Within a lock of ThreadPoolExecutor it may
     leave the lock taken, and the pool's threads, and the end of the process, then wait for ever. Long work calls the
@@ -94,16 +109,20 @@ def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = No
     received: list[int] = []
     answers = itertools.count()  # listener and handler both try; the first answers
     ending = threading.Lock()
+    is_spared = HOSTED.is_set()
+    is_over = False
+    is_raised = False
+    again = "the same call resumes" if is_spared else "the same command resumes"
 
     def answer(signals: int) -> None:
         if tell is None:
             return
-        if signals > 1:
+        if signals > 1 and not is_spared:
             with ending:
                 last_words(ENDED)
                 os._exit(INTERRUPTED)
         if next(answers) == 0:
-            tell(f"stopping, after {doing} (once more to end at once); the same command resumes")
+            tell(f"stopping, after {doing} (once more to end at once); {again}")
 
     def check() -> None:
         if any(handlers[number] is signal.default_int_handler for number in received):
@@ -113,7 +132,10 @@ def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = No
         received.append(number)
         answer(len(received))
         if len(received) > 1:
-            os._exit(INTERRUPTED)
+            if not is_spared:
+                os._exit(INTERRUPTED)
+            if not is_over:  # else it would leave these handlers behind
+                raise KeyboardInterrupt
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {int(number): signal.getsignal(number) for number in SIGNALS} if in_main_thread else {}
@@ -122,9 +144,16 @@ def deferred_interrupts(doing: str = "", tell: Callable[[str], None] | None = No
         signal.signal(number, hold)
     try:
         with SignalListener(answer) if held and tell is not None else nullcontext():
-            yield check
+            try:
+                yield check
+            except KeyboardInterrupt:
+                is_raised = len(received) > 1  # by `hold`; a library may have caught it, and it is raised below then
+                raise
+            finally:
+                is_over = True
     finally:
         for number in held:
             signal.signal(number, handlers[number])
         for number in received:  # also after an error of the work: the user has ended it first
-            signal.raise_signal(number)
+            if not (is_raised and handlers[number] is signal.default_int_handler):
+                signal.raise_signal(number)

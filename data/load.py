@@ -21,7 +21,7 @@ from torch import Tensor
 
 from crelu_data import beton, ffcv_patches
 from crelu_data.cores import cores
-from crelu_data.datasets import Ints, Sidecar
+from crelu_data.datasets import Ints, Sidecar, remedy
 from crelu_data.decoders.nvjpeg import NvjpegReader
 
 READERS = ("ffcv", "threads", "nvjpeg")
@@ -158,7 +158,7 @@ class Pictures:
         for record in beton.damaged(self._index, self._stored, unchecked):
             raise ValueError(
                 f"picture {record} of {self._index.path} is damaged: its bytes have changed since they were written; "
-                f"python -m crelu_data prepare {self.sidecar.name} --fresh"
+                f"{remedy(self.sidecar, self._index.path.parent)}"
             )
         self._checked[unchecked] = True
 

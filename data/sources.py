@@ -20,6 +20,7 @@ from crelu_data.datasets import (
     SPLITS,
     Ints,
     Sidecar,
+    absolute_folder,
     dataset,
     holdout,
     recorded_splits,
@@ -86,7 +87,7 @@ def sources(
     if kind == "imagenet":
         return _imagenet(origin or _imagenet_dir(), dataset(name).size, partial)
     if kind == "folder" and rest:
-        return _folder(Path(rest).expanduser().absolute(), size, seed)
+        return _folder(absolute_folder(rest), size, seed)
     raise AssertionError(dataset(name))  # raises the ValueError that lists the names
 
 
@@ -246,7 +247,7 @@ def whole_splits(name: str, where: Path, sidecars: Mapping[str, Sidecar]) -> set
         return recorded
     if kind != "folder":
         return {*dataset(name).splits}
-    root = Path(rest).expanduser().absolute()
+    root = absolute_folder(rest)
     listed = read_originals(originals_path(name, where))
     if listed is not None and any(sidecar.originals == listed.digest for sidecar in sidecars.values()):
         folders = {path.partition("/")[0] for path in listed.sizes} & {*SPLITS}
@@ -264,7 +265,7 @@ def originals_of(name: str, origin: Path | None, where: Path) -> Originals | Non
         tree = _cifar_tree(kind, origin or where)
         return _cifar_originals(tree, kind) if tree is not None else None
     if kind == "folder":
-        root = Path(rest).expanduser().absolute()
+        root = absolute_folder(rest)
         folders = split_folders(root)
     elif kind == "imagenet" and (origin or os.environ.get("IMAGENET_DIR")):
         root = origin or _imagenet_dir()

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from crelu_data import beton
-from crelu_data.datasets import SPLITS, Sidecar, read_sidecar, sidecar_of, stem, write_sidecar
+from crelu_data.datasets import SPLITS, Sidecar, read_sidecar, remedy, sidecar_of, stem, write_sidecar
 from crelu_data.interrupts import deferred_interrupts
 from crelu_data.sources import whole_splits
 from crelu_data.storage import Progress, exclusive_lock, no_progress, open_filesystem
@@ -36,6 +36,8 @@ THREADS = 8  # parts at a time
 FILES = 4  # files at a time
 SIDECAR_BYTES = 16 << 20  # of a sidecar, at most: that of ImageNet has some thousand
 NAME = re.compile(r"\w[\w.=,+@-]*")  # of a prepared file: others on the storage are somebody else's
+
+FilePart = Literal["nothing", "sidecar", "pictures"]  # to be copied of a file: pictures with their sidecar
 
 
 class TransferError(OSError):
@@ -70,39 +72,42 @@ def pull(
     names: Iterable[str] = (),
     *,
     fresh: bool = False,
+    reread: bool = False,
     pictures: bool = True,
     progress: Progress = no_progress,
     alive: Callable[[], object] = lambda: None,
 ) -> dict[Path, bool]:
     """Copy prepared files of data sets (default: all) from `source` to `where`; return for each whether it was copied.
 
-    A complete file is not copied again, and a pull by another process is waited for. `fresh` replaces files with other
-    pictures, and deletes those of splits that a set no longer has; without `pictures` only sidecars are copied. `alive`
-    is called at every step and may raise to give up. ValueError where the source has no such set, or another one.
-    OSError where the disk has no room, a set of the source lacks a split, or a copy does not match its sidecar; such a
-    copy is deleted.
+    A complete file is not copied again, and a pull by another process is waited for. Of a file that differs in its
+    sidecar alone, only that is copied. `fresh` replaces files with other pictures or splits, and deletes those of
+    splits that a set no longer has. With `reread` the pictures here are read, and a file with damaged ones is copied
+    again; without `pictures` only sidecars are copied. `alive` is called at every step and may raise to give up.
+    ValueError where the source has no such set, or another one. OSError where the disk has no room, a set of the source
+    lacks a split, or a copy does not match its sidecar; such a copy is deleted.
     """
     system, base = open_filesystem(source)
     remote = _list_remote(system, base, source, tuple(names), where)
 
-    def is_current(file: RemoteFile) -> bool:
-        return _is_current(file, where, source, fresh, pictures)
+    def to_come(file: RemoteFile) -> FilePart:
+        part = _to_come(file, where, source, fresh, pictures)
+        if reread and pictures and part != "pictures" and _is_damaged(where / f"{file.name}.beton", alive):
+            return "pictures"
+        return part
 
-    copied = {where / f"{file.name}.beton": not is_current(file) for file in remote}
-    if not fresh and not any(copied.values()):
-        return copied
+    if not fresh and {*map(to_come, remote)} <= {"nothing"}:
+        return {where / f"{file.name}.beton": False for file in remote}
     where.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for name in sorted({_set_of(file.name) for file in remote}):  # the lock of crelu_data.write.prepare
             locks.enter_context(exclusive_lock(where / f".{name}.lock", alive))
-        missing = [file for file in remote if not is_current(file)]
-        missing_names = {file.name for file in missing}
-        copied = {path: path.stem in missing_names for path in copied}
-        if pictures:
+        parts = {file.name: to_come(file) for file in remote}
+        copied = {where / f"{name}.beton": part != "nothing" for name, part in parts.items()}
+        if missing := [file for file in remote if parts[file.name] == "pictures"]:
             _check_room(missing, where, source)
             _download_all(missing, _Pull(system, source, where, progress, alive))
-        else:
-            for file in missing:
+        for file in remote:
+            if parts[file.name] == "sidecar":
                 write_sidecar(where / f"{file.name}.json", file.sidecar)
         for name in _surplus(path.stem for path in copied) if fresh else ():
             beton.unpublish(where / f"{name}.beton")
@@ -110,13 +115,34 @@ def pull(
 
 
 def check_source(source: str, names: Iterable[str], where: Path) -> None:
-    """Raise ValueError where `source` lacks these data sets, or has other pictures of them than sidecars here tell of.
+    """Raise ValueError where `source` lacks these data sets, or has other pictures or splits than sidecars here.
 
     OSError where a set there lacks a split.
     """
     system, base = open_filesystem(source)
     for file in _list_remote(system, base, source, tuple(names), where):
-        _is_current(file, where, source, fresh=False, pictures=False)
+        _to_come(file, where, source, fresh=False, pictures=False)
+
+
+def source_fingerprint(source: str, name: str, where: Path) -> str:
+    """Return the fingerprint of a data set that `source` has, as crelu_data.availability.fingerprint does of one here.
+
+    ValueError where it has no such set, OSError where a set there lacks a split.
+    """
+    system, base = open_filesystem(source)
+    remote = _list_remote(system, base, source, (name,), where)
+    contents = {file.name.rpartition("-")[2]: file.sidecar.fingerprint for file in remote}
+    final = "test" if "test" in contents else "val"
+    return f"{contents.get('train', '')};{contents.get(final, '')}"
+
+
+def side_in(source: str, name: str, where: Path) -> int:
+    """Return the stored side in pixels of a data set that `source` has, by its sidecars there.
+
+    ValueError where it has no such set, OSError where a set there lacks a split.
+    """
+    system, base = open_filesystem(source)
+    return _list_remote(system, base, source, (name,), where)[0].sidecar.size
 
 
 def _set_of(name: str) -> str:
@@ -198,31 +224,54 @@ def _read_remote_sidecar(system: arrow_fs.FileSystem, path: str, name: str) -> S
     return sidecar_of(content, name)
 
 
-def _is_current(file: RemoteFile, where: Path, source: str, fresh: bool, pictures: bool) -> bool:
-    """Return whether these pictures are complete on the disk; ValueError for other ones, unless `fresh`.
+def _to_come(file: RemoteFile, where: Path, source: str, fresh: bool, pictures: bool) -> FilePart:
+    """Return what the disk lacks of a file; ValueError where it has other pictures or splits, unless `fresh`.
 
-    Without `pictures` the sidecar is enough.
+    Without `pictures` the sidecar is enough. One that has its pictures here stays then: it tells how they are stored.
     """
     path = where / f"{file.name}.beton"
+    anew: FilePart = "pictures" if pictures else "sidecar"
     try:
         sidecar = beton.read_pair(path)[0] if pictures else read_sidecar(path.with_suffix(".json"))
     except ValueError:
-        return False
-    if sidecar.fingerprint == file.sidecar.fingerprint:
-        return True
-    if not fresh:
-        remedy = "--fresh replaces it"
+        return anew
+    if not fresh and (difference := _difference(sidecar, file.sidecar, source)):
+        advice = "--fresh replaces it"
         if not pictures:
             words = ["python", "-m", "crelu_data", "pull", source, sidecar.name, "--fresh", "--data-dir", str(where)]
-            remedy = f"{shlex.join(words)} replaces it"
+            advice = f"{shlex.join(words)} replaces it"
             if not path.exists():
                 known = [where / f"{_set_of(file.name)}-{split}.json" for split in SPLITS]
-                remedy = f"to take those: {shlex.join(['rm', *(str(path) for path in known if path.exists())])}"
-        raise ValueError(
-            f"{path if pictures else path.with_suffix('.json')} holds other pictures ({sidecar.fingerprint[:12]}) than "
-            f"{source} ({file.sidecar.fingerprint[:12]}); {remedy}"
-        )
-    return False
+                advice = f"to take those: {shlex.join(['rm', *(str(path) for path in known if path.exists())])}"
+        raise ValueError(f"{path if pictures else path.with_suffix('.json')} holds {difference}; {advice}")
+    if sidecar.fingerprint != file.sidecar.fingerprint:
+        return anew
+    if _facts(sidecar) == _facts(file.sidecar) or (not pictures and path.exists()):
+        return "nothing"
+    return "sidecar" if sidecar.index == file.sidecar.index else anew
+
+
+def _difference(sidecar: Sidecar, other: Sidecar, place: str) -> str:
+    """Return which other pictures or splits than `place` a file has, which only --fresh replaces; empty for none.
+
+    Sidecars of an earlier preparation do not record the splits.
+    """
+    if sidecar.fingerprint != other.fingerprint:
+        return f"other pictures ({sidecar.fingerprint[:12]}) than {place} ({other.fingerprint[:12]})"
+    if sidecar.splits and other.splits and {*sidecar.splits} != {*other.splits}:
+        return f"other splits ({', '.join(sidecar.splits)}) than {place} ({', '.join(other.splits)})"
+    return ""
+
+
+def _facts(sidecar: Sidecar) -> tuple[object, ...]:
+    """Return what another preparation of the same pictures may change in a sidecar."""
+    return {*sidecar.splits}, sidecar.originals, sidecar.class_names, sidecar.partial, sidecar.seed
+
+
+def _is_damaged(path: Path, alive: Callable[[], object]) -> bool:
+    """Return whether the pictures of a file, all of which are read, are not those that its sidecar tells of."""
+    sidecar, index = beton.read_pair(path)
+    return beton.fingerprint(index, alive) != sidecar.fingerprint
 
 
 def _check_room(missing: Sequence[RemoteFile], where: Path, source: str) -> None:
@@ -345,8 +394,9 @@ def push(
 ) -> dict[str, bool]:
     """Copy prepared files of data sets (default: all) from `where` to `target`; return for each whether it was copied.
 
-    ValueError where there is no such set, one lacks a split, a file is damaged, or the target has other pictures and
-    `fresh` is not set. `fresh` replaces those, and deletes the splits that a set no longer has.
+    Of a file that differs in its sidecar alone, only that is copied. ValueError where there is no such set, one lacks a
+    split, a file is damaged, or the target has other pictures or splits and `fresh` is not set. `fresh` replaces those,
+    and deletes the splits that a set no longer has.
     """
     system, base = open_filesystem(target)
     wanted = [where / f"{name}.beton" for name in _stems(names)]
@@ -368,14 +418,17 @@ def push(
             progress(what, done, total)
 
         # Nothing on the storage is touched before all files here are known to be intact.
-        copied = list(pool.map(lambda path: _has_to_go(system, base, path, target, fresh, check), paths))
-        missing = [path for path, new in zip(paths, copied, strict=True) if new]
+        parts = list(pool.map(lambda path: _to_go(system, base, path, target, fresh, check), paths))
+        missing = [path for path, part in zip(paths, parts, strict=True) if part == "pictures"]
         _delete_remote(system, [f"{base}/{path.stem}.json" for path in missing])
         list(pool.map(lambda path: _upload(system, base, path, progress_while_wanted), missing))
+        for path, part in zip(paths, parts, strict=True):
+            if part == "sidecar":
+                _upload_sidecar(system, base, path)
         if fresh:
             names_left = sorted(_surplus(sidecars))
             _delete_remote(system, [f"{base}/{name}{suffix}" for name in names_left for suffix in (".json", ".beton")])
-        return {f"{target.rstrip('/')}/{path.name}": new for path, new in zip(paths, copied, strict=True)}
+        return {f"{target.rstrip('/')}/{path.name}": part != "nothing" for path, part in zip(paths, parts, strict=True)}
 
 
 def _delete_remote(system: arrow_fs.FileSystem, paths: Sequence[str]) -> None:
@@ -387,23 +440,29 @@ def _delete_remote(system: arrow_fs.FileSystem, paths: Sequence[str]) -> None:
             system.delete_file(info.path)
 
 
-def _has_to_go(
+def _to_go(
     system: arrow_fs.FileSystem, base: str, path: Path, target: str, fresh: bool, alive: Callable[[], object]
-) -> bool:
-    """Return whether the storage lacks a file; ValueError where it is damaged here, or another one there."""
+) -> FilePart:
+    """Return what the storage lacks of a file.
+
+    ValueError where it is damaged here, or, unless `fresh`, the storage has other pictures or splits.
+    """
     from pyarrow import fs
 
     sidecar, index = beton.read_pair(path)
     remote, remote_sidecar = system.get_file_info([f"{base}/{path.name}", f"{base}/{path.stem}.json"])
     if remote_sidecar.type == fs.FileType.File:
         other = _read_remote_sidecar(system, remote_sidecar.path, f"{target}/{path.stem}.json")
+        if not fresh and (difference := _difference(other, sidecar, str(path))):
+            raise ValueError(f"{target}/{path.name} holds {difference}; --fresh replaces it")
         if other.fingerprint == sidecar.fingerprint and remote.size == sidecar.file_bytes:
-            return False
-        if other.fingerprint != sidecar.fingerprint and not fresh:
-            raise ValueError(f"{target}/{path.name} holds other pictures than {path}; --fresh replaces it")
+            if _facts(other) == _facts(sidecar):
+                return "nothing"
+            if other.index == sidecar.index:
+                return "sidecar"
     if beton.fingerprint(index, alive) != sidecar.fingerprint:
-        raise ValueError(f"{path} is damaged: python -m crelu_data prepare {sidecar.name} --fresh writes it again")
-    return True
+        raise ValueError(f"{path} is damaged; {remedy(sidecar, path.parent)}")
+    return "pictures"
 
 
 def _upload(system: arrow_fs.FileSystem, base: str, path: Path, progress: Progress) -> None:
@@ -415,6 +474,10 @@ def _upload(system: arrow_fs.FileSystem, base: str, path: Path, progress: Progre
     with path.open("rb") as file:
         parts = iter(lambda: file.read(PART), b"")
         _write(system, f"{base}/{path.name}", _with_progress(parts, path.stem, path.stat().st_size, progress))
+    _upload_sidecar(system, base, path)
+
+
+def _upload_sidecar(system: arrow_fs.FileSystem, base: str, path: Path) -> None:
     _write(system, f"{base}/{path.stem}.json", [path.with_suffix(".json").read_bytes()])
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from crelu_data.cores import cores
-from crelu_data.datasets import data_dir, read_sidecar
+from crelu_data.datasets import data_dir, fresh_command, read_sidecar
 from crelu_models.command_line import version
 from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, without_login
@@ -270,7 +270,7 @@ def pictures(request: Request) -> Iterator[Finding]:
             if source:
                 yield Finding("note", f"{sidecar.name}: its pictures are not here; a sweep pulls them from {source}")
                 continue
-            command = f"python -m crelu_data prepare {sidecar.name} --fresh --data-dir {where}"
+            command = fresh_command(sidecar, where)
             yield Finding("WRONG", f"{sidecar.name}: {path.with_suffix('.beton')} is missing: {command}")
             continue
         yield Finding("ok", f"{sidecar.name}: {sidecar.count:,} pictures to train on, {sidecar.classes} classes")

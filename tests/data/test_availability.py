@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -12,11 +13,13 @@ from crelu_data.datasets import beton_path
 from crelu_data.transfer import pull, push
 from crelu_data.write import prepare
 from crelu_models.tables import S2
+from sweeps.execution import rank_processes
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.task import run_task
 from tests.support.pictures import picture_folder
 
 EMBEDDED = "synthetic:train=64,test=32"
@@ -131,6 +134,49 @@ def test_trial_that_is_told_to_stop_leaves_before_its_pictures_are_there(
     assert fetch_dataset(name, str(tmp_path), source)
     assert suffixes(tmp_path) == {".beton", ".json"}
     assert fetch_dataset(name, str(tmp_path), source, stop)  # they are there: nobody is asked
+
+
+def test_machine_with_the_old_pictures_takes_those_that_the_sweep_was_planned_with(
+    name: str, source: str, tmp_path: Path
+) -> None:
+    shared = shutil.copytree(source, tmp_path / "shared")
+    node = tmp_path / "node"
+    pull(source, node)
+    before = fingerprint(name, node)
+    prepare(name, tmp_path / "other", size=16, writer="native", workers=1)
+    push(tmp_path / "other", str(shared), fresh=True)
+    planned = fingerprint(name, tmp_path / "other")
+    assert fetch_dataset(name, str(node), str(shared))
+    assert fetch_dataset(name, str(node), str(shared), wanted="of neither")
+    assert fetch_dataset(name, str(node), str(tmp_path / "nothing"), wanted="of neither")
+    assert not fetch_dataset(name, str(node), str(shared), lambda: True, planned)
+    assert fingerprint(name, node) == before
+    train = beton_path(name, "train", node)
+    with train.open("rb") as used:
+        assert fetch_dataset(name, str(node), str(shared), wanted=planned)
+        assert used.read() == beton_path(name, "train", Path(source)).read_bytes()
+    assert fingerprint(name, node) == planned
+    # Killed after the sidecar had been replaced and before the pictures were.
+    shutil.copy(beton_path(name, "train", Path(source)), train)
+    assert fetch_dataset(name, str(node), str(shared), wanted=planned)
+    assert train.read_bytes() == beton_path(name, "train", shared).read_bytes()
+
+
+@pytest.mark.parametrize("train", [run_trial, rank_processes.run_trial, run_task])
+def test_each_way_to_train_asks_for_the_planned_pictures(
+    train: FunctionType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def fetch(*arguments: object) -> bool:
+        asked.append(arguments[-1])
+        return False
+
+    monkeypatch.setitem(train.__globals__, "fetch_dataset", fetch)
+    trial = Trial(Cell("asked", S2.width(0.125), EMBEDDED, ALLCONV))
+    place = RuntimeConfig(str(tmp_path / "ledger"), str(tmp_path), fingerprint="the planned ones")
+    assert train(trial, place, lambda *_: None) is None
+    assert asked == ["the planned ones"]
 
 
 def test_embedded_pictures_are_made_by_whoever_lacks_them(tmp_path: Path) -> None:

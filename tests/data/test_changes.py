@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from crelu_data import write
+from crelu_data import beton, write
 from crelu_data.__main__ import main
 from crelu_data.availability import check_available, ensure_dataset, fingerprint
 from crelu_data.changes import check_unchanged
-from crelu_data.datasets import Sidecar, beton_path, dataset, read_sidecar, stem
+from crelu_data.datasets import Sidecar, beton_path, dataset, fresh_command, read_sidecar, remedy, stem
+from crelu_data.load import open_pictures
 from crelu_data.originals import Originals, difference, originals_path, read_originals, write_originals
 from crelu_data.transfer import pull, push
 from crelu_data.write import prepare
@@ -113,6 +114,48 @@ def test_set_without_a_list_is_taken_and_one_without_details_still_told(pics: Pa
         assert read_sidecar(path).originals == ""
     check_unchanged(name, where)
     assert prepare(name, where)
+
+
+def test_damaged_file_is_told_with_the_command_that_makes_the_same_set(tmp_path: Path) -> None:
+    picture_folder(tmp_path / "my pics", "all", {"a": 6, "b": 6}, (32, 32))
+    name = f"folder:{tmp_path}/my pics/all"
+    where = tmp_path / "out dir"
+    made = prepare(name, where, size=24, seed=7, writer="native", workers=1)["train"]
+    before = fingerprint(name, where)
+    path = beton_path(name, "train", where)
+    content = path.read_bytes()
+    path.write_bytes(content[:2_097_200] + bytes([content[2_097_200] ^ 1]) + content[2_097_201:])
+    command = fresh_command(made, where)
+    with open_pictures(path, reader="threads", workers=1) as pictures:
+        for refuse in (
+            lambda: check_available(name, where),
+            lambda: push(where, str(tmp_path / "up")),
+            lambda: pictures.picture(0),
+            lambda: beton.check_pair(dataclasses.replace(made, size=32), beton.read_index(path)),
+        ):
+            with pytest.raises(ValueError, match=r"damaged|does not match") as refused:
+                refuse()
+            said = str(refused.value).partition("; ")[2]
+            if "does not match" not in str(refused.value):
+                assert said.startswith(f"{command} writes it again; where the originals are not on this machine: ")
+                assert shlex.split(said)[-4:] == [name, "--fresh", "--data-dir", str(where)]
+            assert said.startswith("python -m crelu_data prepare 'folder:")
+    assert main([*shlex.split(command)[3:], "--writer", "native", "--workers", "1"]) == 0
+    assert fingerprint(name, where) == before
+
+
+def test_command_has_what_the_set_was_made_with(pics: Path, tmp_path: Path) -> None:
+    made = prepare(f"folder:{pics}", tmp_path, writer="native", workers=1)["train"]
+    for changes, words in (
+        ({}, ["--size", "32"]),
+        ({"seed": 7, "size": 128, "quality": 80}, ["--size", "128", "--seed", "7", "--quality", "80"]),
+        ({"name": "cifar10", "partial": True}, ["--partial"]),
+        ({"name": "synthetic"}, []),
+    ):
+        sidecar = dataclasses.replace(made, **changes)
+        expected = ["python", "-m", "crelu_data", "prepare", sidecar.name, "--fresh", *words, "--data-dir", "/my data"]
+        assert shlex.split(fresh_command(sidecar, Path("/my data"))) == expected
+        assert ("pull SOURCE" in remedy(sidecar, tmp_path)) == (sidecar.name != "synthetic")
 
 
 class KilledError(Exception):

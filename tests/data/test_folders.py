@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crelu_data.availability import check_present
+from crelu_data.datasets import canonical
 from crelu_data.folders import JUNK, REFUSED, SUFFIXES, list_pictures, shown, split_folders
-from crelu_data.sources import sources
+from crelu_data.sources import originals_of, sources, whole_splits
 from crelu_data.write import prepare
 from tests.support.pictures import picture_folder
 
@@ -194,3 +196,20 @@ def test_pictures_that_use_few_of_16_bits_are_said_to_become_black(
     with caplog.at_level(logging.WARNING, "crelu_data"):
         sources(f"folder:{tmp_path}", None, tmp_path, 32, 0)
     assert ("nearly black" in caplog.text) == said
+
+
+def test_folder_is_one_set_however_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split, each in (("train", 3), ("val", 1)):
+        picture_folder(tmp_path / "pics", split, {"a": each, "b": each}, (32, 32))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for typed in ("../pics", "./../pics/", "~/pics", f"{tmp_path}/work/../pics"):
+        name = f"folder:{typed}"
+        assert canonical(name) == f"folder:{tmp_path}/pics"
+        originals = originals_of(name, None, tmp_path)
+        assert originals is not None
+        assert originals.root == f"{tmp_path}/pics"
+        assert sources(name, None, tmp_path, None, 0)["train"].originals == originals
+        assert whole_splits(name, tmp_path, {}) == {"train", "val"}
+        check_present(name, tmp_path)

@@ -156,6 +156,46 @@ def test_both_interrupts_of_a_command_are_answered_at_once() -> None:
     assert ended.stderr.strip() == "ended at once, as asked; the same command resumes"
 
 
+def test_second_interrupt_of_a_hosted_process_raises_and_ends_it_no_more() -> None:
+    script = (
+        "import os, signal\nfrom crelu_data.interrupts import deferred_interrupts, hosted\n"
+        "said = []\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: said.append('handed on'))\n"
+        "for number, tell in ((signal.SIGINT, said.append), (signal.SIGINT, None), (signal.SIGTERM, None)):\n"
+        "    try:\n"
+        "        with hosted(True), deferred_interrupts('a long start', tell):\n"
+        "            os.kill(os.getpid(), number)\n"
+        "            said.append('goes on')\n"
+        "            os.kill(os.getpid(), number)\n"
+        "            said.append('never')\n"
+        "    except KeyboardInterrupt as error:\n"
+        "        said.append(f'raised, after {error.__context__}')\n"
+        "try:\n"
+        "    with hosted(True), deferred_interrupts():\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        try:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        except KeyboardInterrupt:\n"
+        "            said.append('caught by a library')\n"
+        "except KeyboardInterrupt:\n"
+        "    said.append('raised all the same')\n"
+        "print(*sorted(said), sep='\\n', flush=True)\n"
+        "with hosted(False), deferred_interrupts():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.splitlines() == [
+        "caught by a library",
+        *["goes on"] * 3,
+        *["handed on"] * 2,
+        "raised all the same",
+        *["raised, after None"] * 3,
+        "stopping, after a long start (once more to end at once); the same call resumes",
+    ]
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_in_another_thread_nothing_is_held(number: int) -> None:
     errors: list[BaseException] = []
 

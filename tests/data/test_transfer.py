@@ -17,6 +17,7 @@ from crelu_data.storage import exclusive_lock, open_filesystem
 from crelu_data.transfer import TransferError, check_source, pull, push
 from crelu_data.write import prepare
 from sweeps.execution.failures import FAULTS, PASSING
+from tests.support.pictures import picture_folder
 
 NAME = "synthetic:train=60,test=20"
 OTHER = "synthetic:train=50,test=10,seed=1"
@@ -195,6 +196,76 @@ def test_splits_that_a_set_no_longer_has_go_with_fresh(folder: Path, tmp_path: P
             shutil.copy(*(beton_path(NAME, split, where).with_suffix(suffix) for split in ("test", "val")))
         copy()
         assert files(where) == expected
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """Return a folder with pictures for training, validation and test."""
+    for split in ("train", "val", "test"):
+        picture_folder(tmp_path / "three", split, {"a": 2, "b": 2}, (16, 16))
+    return tmp_path / "three"
+
+
+def test_set_that_has_lost_a_split_is_whole_on_the_storage_and_elsewhere(three: Path, tmp_path: Path) -> None:
+    """The pictures of the other splits are the same, so their sidecars alone say that the set has one split less."""
+    name = f"folder:{three}"
+    made, shared, node, head = (tmp_path / place for place in ("made", "shared", "node", "head"))
+    prepare(name, made, writer="native", workers=1)
+    push(made, str(shared))
+    pull(str(shared), node)
+    pull(str(shared), head, pictures=False)
+    shutil.rmtree(three / "val")
+    prepare(name, made, writer="native", workers=1, fresh=True)
+    before = files(shared)
+    with pytest.raises(ValueError, match=r"holds other splits \(.*val.*\) than .* \(.*\); --fresh replaces it"):
+        push(made, str(shared))
+    assert files(shared) == before
+    assert set(push(made, str(shared), fresh=True).values()) == {True}
+    assert files(shared) == files(made)
+    for place, pictures in ((node, True), (head, False)):
+        with pytest.raises(ValueError, match="holds other splits"):
+            pull(str(shared), place, pictures=pictures)
+    assert set(pull(str(shared), node, fresh=True).values()) == {True}
+    assert files(node) == files(shared)
+    assert set(push(made, str(shared), fresh=True).values()) == {False}
+    assert set(pull(str(shared), node, fresh=True).values()) == {False}
+
+
+def test_class_that_is_renamed_costs_a_sidecar_and_no_pictures(three: Path, tmp_path: Path) -> None:
+    name = f"folder:{three}"
+    made, shared, node, head = (tmp_path / place for place in ("made", "shared", "node", "head"))
+    prepare(name, made, writer="native", workers=1)
+    push(made, str(shared))
+    pull(str(shared), node)
+    pull(str(shared), head, pictures=False)
+    for split in ("train", "val", "test"):
+        (three / split / "a").rename(three / split / "another")
+    prepare(name, made, writer="native", workers=1, fresh=True)
+    written = {path: path.stat().st_ino for where in (shared, node) for path in where.glob("*.beton")}
+    assert set(push(made, str(shared)).values()) == {True}
+    own = files(node)
+    pull(str(shared), node, pictures=False)
+    assert files(node) == own
+    assert set(pull(str(shared), node).values()) == {True}
+    assert files(node) == files(shared) == files(made)
+    assert written == {path: path.stat().st_ino for path in written}
+    pull(str(shared), head, pictures=False)
+    assert read_sidecar(beton_path(name, "val", head).with_suffix(".json")).class_names == ("another", "b")
+
+
+def test_rotted_pictures_are_pulled_again_by_fresh(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = tmp_path / "node"
+    pull(str(folder), node)
+    path = beton_path(NAME, "train", node)
+    content = path.read_bytes()
+    path.write_bytes(content[:2_097_200] + bytes([content[2_097_200] ^ 1]) + content[2_097_201:])
+    for pulled, intact in ((1, 3), (0, 4)):
+        assert main(["pull", str(folder), "--fresh", "--data-dir", str(node)]) == 0
+        said = capsys.readouterr().out
+        assert (said.count("pulled, its fingerprint is correct"), said.count("already there")) == (pulled, intact)
+        assert path.read_bytes() == content
 
 
 HEAD = "{fingerprint} {bytes} 65536\n"

@@ -127,6 +127,14 @@ def test_pictures_are_listed_and_what_is_not_whole_is_named(tmp_path: Path, monk
     assert said(pictures(asked))[0] == "WRONG"
 
 
+def test_command_for_pictures_that_are_missing_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRELU_DATA_SOURCE", raising=False)
+    prepare(PICTURES, tmp_path / "my data")
+    next((tmp_path / "my data").glob("*-train.beton")).unlink()
+    words = said(pictures(Request(tmp_path, str(tmp_path / "my data"))))[1]
+    assert words.endswith(f"python -m crelu_data prepare {PICTURES} --fresh --data-dir '{tmp_path}/my data'")
+
+
 def test_pictures_that_a_sweep_pulls_are_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRELU_DATA_SOURCE", "s3://bucket/data")
     asked = Request(tmp_path, str(tmp_path / "data"))
