@@ -69,9 +69,14 @@ def cell_fingerprint(cell: Cell, root: Path = ROOT) -> str:
     """
     if not cell.task:
         return code_fingerprint(cell.net, root=root)
-    names = [cell.task, *(cell.net.user_names if isinstance(cell.net, Model) else ())]
     ends = ENDS if isinstance(cell.net, Model) else (*ENDS, *OF_MODELS)
-    return _with_users(names, kinds_of(cell.net), root, ends, OF_TASKS[0])
+    return _with_users(names_of(cell), kinds_of(cell.net), root, ends, OF_TASKS[0])
+
+
+def names_of(cell: Cell) -> list[str]:
+    """Return the names, "module:name", of the user's code that a cell's trials run: its function, and its model's."""
+    models = cell.net.user_names if isinstance(cell.net, Model) else ()
+    return [*filter(None, [cell.task]), *models]
 
 
 def _with_users(names: Sequence[str], kinds: frozenset[str], root: Path, ends: tuple[str, ...], first: str) -> str:

@@ -279,6 +279,14 @@ def flags_of(result: Json) -> list[str]:
     return flags + (["resume=approximate"] if is_approximate else [])
 
 
+def says_approximate(events: Iterable[object]) -> bool:
+    """Return whether an event of a training says that its numbers may not be those of an undisturbed one.
+
+    Its model drew what no key decides, or it went on in another precision, or with another device, kernels or ranks.
+    """
+    return any(str(event).startswith(f"resume={APPROXIMATELY}") for event in events)
+
+
 def precisions(result: Json) -> list[str]:
     """Return what a training computed in, such as bf16; two where it was resumed in another, that of its test last."""
     return str(result["precision"]).split(", ")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -55,8 +57,65 @@ def source_of(names: Iterable[str]) -> Source:
 
 
 def shipped_files(names: Iterable[str]) -> dict[str, str]:
-    """Return the user's files behind these names as text, by their path on Python's path."""
-    return {name: path.read_text(encoding="utf-8") for name, path in source_of(names).files.items()}
+    """Return the user's files that workers import for these names as text, by their path on Python's path."""
+    return {name: path.read_text(encoding="utf-8") for name, path in imported_files(names).items()}
+
+
+def imported_files(names: Iterable[str]) -> dict[str, Path]:
+    """Return the user's files behind these names and all that these files import, by their path on Python's path.
+
+    An import runs a module from its first line to its last, so these are more than the files of `source_of`: a page may
+    import what only its cells use. What is not on this machine, or is no Python, is passed over: a file may do without.
+    """
+    files = dict(source_of(names).files)
+    pending = [place.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for place in files]
+    visited = {""}
+    while pending:
+        module = pending.pop()
+        if module in visited:
+            continue
+        visited.add(module)
+        pending.append(module.rpartition(".")[0])  # the packages above it are imported first
+        with suppress(LookupError, ValueError):
+            location = find_module(module)
+            if location is not None:
+                place, path = location
+                file = _parsed(path, path.stat().st_mtime_ns, module, place.endswith("__init__.py"))
+                files[place] = path
+                pending += file.modules
+    return dict(sorted(files.items()))
+
+
+def drop_edited(names: Iterable[str]) -> None:
+    """Drop the user's modules from this process where a file behind these names has changed since its import.
+
+    The next import runs the files as they are now. All modules of the user's are dropped: each may hold what another
+    one defined.
+    """
+    try:
+        files = imported_files(names)
+    except LookupError:  # the import says what is not on this machine
+        return
+    now = {path.resolve(): path.read_bytes() for path in files.values()}
+    before = _imported_as()
+    if any(before.get(path, content) != content for path, content in now.items()):
+        users = before.keys() | now.keys()
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if name != "__main__" and isinstance(file, str) and Path(file).resolve() in users:
+                del sys.modules[name]
+                package, _, child = name.rpartition(".")
+                if package in sys.modules:  # a package that is a mere folder stays, and would still hold the module
+                    vars(sys.modules[package]).pop(child, None)
+        importlib.invalidate_caches()
+        before.clear()
+    before.update(now)
+
+
+@cache
+def _imported_as() -> dict[Path, bytes]:
+    """Return the contents with which this process has imported the user's files, by their resolved paths."""
+    return {}
 
 
 def unpacked(files: Mapping[str, str]) -> str:
@@ -127,13 +186,15 @@ def _spec(top: str) -> importlib.machinery.ModuleSpec | None:
 class _File(NamedTuple):
     """Parsed file: code by the name that it defines, statements that run at its import, what it imports.
 
-    `imports` has module and name ("" for the module itself) by local name, `stars` the modules of `import *`.
+    `imports` has module and name ("" for the module itself) by local name, `stars` the modules of `import *`, and
+    `modules` all that any import in it may stand for.
     """
 
     definitions: dict[str, list[Code]]
     statements: list[Code]
     imports: dict[str, tuple[str, str]]
     stars: tuple[str, ...]
+    modules: frozenset[str]
 
 
 @dataclass
@@ -245,7 +306,9 @@ def _parsed(path: Path, _changed_ns: int, module: str, is_package: bool) -> _Fil
     except (SyntaxError, UnicodeDecodeError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise ValueError(f"{path.name} is no Python code: {error.args[0]}{line}") from None
-    file = _File({}, [], {}, tuple(star for node in ast.walk(tree) for star in _stars(node, module, is_package)))
+    stars = tuple(star for node in ast.walk(tree) for star in _stars(node, module, is_package))
+    modules = frozenset(name for node in ast.walk(tree) for name in _modules(node, module, is_package))
+    file = _File({}, [], {}, stars, modules)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -281,6 +344,16 @@ def _stars(node: ast.AST, module: str, is_package: bool) -> list[str]:
     if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
         return [_origin(node, module, is_package)]
     return []
+
+
+def _modules(node: ast.AST, module: str, is_package: bool) -> list[str]:
+    """Return the modules that an import may stand for: of `from a import b` both a and a.b."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    origin = _origin(node, module, is_package)
+    return [origin, *(f"{origin}.{alias.name}" for alias in node.names if alias.name != "*")]
 
 
 def _origin(node: ast.ImportFrom, module: str, is_package: bool) -> str:

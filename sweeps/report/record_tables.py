@@ -198,6 +198,8 @@ HARDWARE = {
     "torch": "torch",
     "python": "python of a worker",
     "ranks": "ranks of a trial",
+    "gpus": "GPUs of a training function",
+    "before": "device before a resume",
     "kernels": "GPU kernels",
     "gpu_share": "share of a GPU",
     "decoder": "decoder of JPEG",

@@ -50,7 +50,8 @@ MARKS: Final = {
     "p": ("partial data", "trained on a part of the published data set, or on other files by its name: no verdict"),
     "a": (
         "approximate resume",
-        "it drew randomness that no key decides, or resumed in another precision: undisturbed, its numbers may differ",
+        "it drew randomness that no key decides, or was resumed with another device, precision, kernels or ranks, or "
+        "by a training function that does not say run.exact(): undisturbed, its numbers may differ",
     ),
     "s": ("embedded pictures", "trained on embedded pictures: no verdict, the paper's numbers are of other data"),
     "o": ("other data", "trained on other data than the paper's: no verdict"),
@@ -90,6 +91,11 @@ def explanation(mark: str, metric: Metric = PERCENT) -> str:
         return f"a training diverged, after all its restarts: it {counts}"
     if metric.is_own and mark == "u":
         return f"the held-out {metric.short} was still getting better in the last fifth of most of its curves"
+    if metric.is_own and mark == "a":
+        return (
+            "a training was resumed from a checkpoint, with another device, kernels or ranks, or by a function that "
+            "does not say (run.exact()) that it then ends with the same numbers"
+        )
     return MARKS[mark][1]
 
 

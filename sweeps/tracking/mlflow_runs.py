@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from sweeps.experiment.metrics import flags_of, precisions
+from sweeps.experiment.metrics import flags_of, says_approximate
 from sweeps.experiment.plan import has_failed
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Cell, Trial
@@ -52,9 +52,11 @@ class MlflowRuns:
         self.opened = int(1000 * time.time())
         self.source = page_source()
 
-    def sync_cell(self, cell: Cell, trials: Iterable[Trial], skipped: Collection[str] = ()) -> None:
-        """Bring a cell's run to the averages of its trials' test errors; `skipped` trials are not waited for."""
-        self.cells.sync(cell, trials, skipped)
+    def sync_cell(
+        self, cell: Cell, trials: Iterable[Trial], skipped: Collection[str] = (), paused: Collection[str] = ()
+    ) -> None:
+        """Bring a cell's run to its trials' averages; those that are `skipped` or `paused` are not waited for."""
+        self.cells.sync(cell, trials, skipped, paused)
 
     # What differs from the ledger -----------------------------------------------------------------------------
 
@@ -210,14 +212,14 @@ class MlflowRuns:
         when = int(result["finished_ms"])
         metrics = _finite(result["metrics"])
         news = {name: value for name, value in metrics.items() if name not in self.index.finals.get(trial.key, {})}
+        resume = "exact" if self._proved_exact(trial, result) else str(result.get("resume", ""))
         tags = {
-            "flags": ",".join(flags_of(result)),
+            "flags": ",".join(flags_of(result | {"resume": resume})),
             "data.fingerprint": str(result["fingerprint"]),
             "precision": str(result["precision"]),
             "host": str(result["hardware"].get("host", "")),
             "code": str(result["code"]),
         }
-        resume = "exact" if self._proved_exact(trial, result) else str(result.get("resume", ""))
         tags |= {"resume": resume} if resume else {}
         self.client.log_batch(run, metrics=metric_points(news, when, int(result["epochs"])), tags=run_tags(tags))
         self.index.finals[trial.key] = {name: value for name, value in metrics.items() if name.startswith(FINAL)}
@@ -233,11 +235,15 @@ class MlflowRuns:
         self.ledger.write_note(f"tracked/{trial.key}.json", latest | {"sweeps": sweeps})
 
     def _proved_exact(self, trial: Trial, result: Json) -> bool:
-        """Return whether `verify-resume` has proved this cell, by kills, with this code, device and one precision."""
+        """Return whether `verify-resume` has proved this cell, by kills, with this code and device.
+
+        A training of which an event says that it is approximate is not what was proved.
+        """
         proof = self.ledger.read_json(f"verified/{trial.cell.key}.json") or {}
         hardware = result["hardware"]
         same = proof.get("code") == result["code"] and proof.get("device") == hardware.get("device")
-        return same and bool(proof.get("kills")) and "kernels" not in hardware and len(precisions(result)) == 1
+        is_undisturbed = "kernels" not in hardware and not says_approximate(result.get("events", ()))
+        return same and bool(proof.get("kills")) and is_undisturbed
 
 
 def leading(trial: Trial) -> str:

@@ -118,7 +118,7 @@ def rehearse(
                 measured += row
                 times += [time.perf_counter()] * len(row)
                 progress(len(measured), measured[-1].loss, _speed(measured, times))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         verdict = "out of memory"

@@ -14,9 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from crelu_models.draws import APPROXIMATE
 from crelu_models.model import Model
-from sweeps.experiment.code_fingerprint import code_fingerprint
+from sweeps.experiment.metrics import APPROXIMATELY, says_approximate
 from sweeps.experiment.trial import PHASES, Trial
 from sweeps.store.checkpoint import separate
 from sweeps.store.ledger import Json, Ledger
@@ -44,6 +43,7 @@ class TrialOutcome:
     seconds: float
     precision: str
     fingerprint: str
+    code: str  # fingerprint of the code that has trained it
     hardware: dict[str, str]
     chance: Errors
     test_chance: tuple[float, float]  # top-1 and top-5 error of guessing on the test set; those of `chance` without one
@@ -86,15 +86,15 @@ def commit_result(ledger: Ledger, trial: Trial, outcome: TrialOutcome) -> Json:
         "train_pictures": outcome.train_pictures,
         "partial": outcome.partial,
         "pictures": outcome.pictures,
-        "code": code_fingerprint(trial.cell.net),
+        "code": outcome.code,
         "hardware": outcome.hardware,
         "finished_ms": time.time_ns() // 1_000_000,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
     if isinstance(trial.cell.net, Model):  # no table counts its parameters, and no report can build it
         result["parameters"] = outcome.parameters
-    if any(event.startswith(APPROXIMATE) for event in outcome.events):
-        result["resume"] = "approximate"
+    if says_approximate(outcome.events):
+        result["resume"] = APPROXIMATELY
     return ledger.commit(trial.key, result)
 
 

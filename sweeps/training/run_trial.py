@@ -6,15 +6,16 @@ Ray, Optuna and MLflow are not needed: a test, a notebook or a bare GPU machine 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from crelu_data.availability import fetch_dataset
 from crelu_models.tensors import full_state, load_full_state
+from sweeps.experiment.code_fingerprint import names_of
 from sweeps.experiment.trial import Trial
-from sweeps.experiment.user_code import use_folder
+from sweeps.experiment.user_code import drop_edited, use_folder
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, ten_crop_scores, wrong_guesses
@@ -25,6 +26,9 @@ from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps, dr
 from sweeps.training.splits import Splits, open_splits
 from sweeps.training.trainer import Report, Trainer
 from sweeps.training.views import TEST_VIEWS
+
+# What torch says where a CPU's memory has run out: on Linux and macOS, and on Windows.
+NO_MEMORY: Final = ("can't allocate memory", "not enough memory")
 
 
 def run_trial(
@@ -65,11 +69,13 @@ def trial_steps(
     if committed is not None:
         return committed
     if not ranks.broadcast_from_rank0(
-        lambda: fetch_dataset(trial.cell.dataset, config.data_dir, config.data_source, stop)
+        lambda: fetch_dataset(trial.cell.dataset, config.data_dir, config.data_source, stop, config.fingerprint)
     ):
         return None
     reset_process(config)
-    trainer = Trainer(trial, config, ledger, open_splits(trial, config), stop, context, ranks)
+    splits = open_splits(trial, config)
+    drop_edited(names_of(trial.cell))
+    trainer = Trainer(trial, config, ledger, splits, stop, context, ranks)
     if memory_error:
         trainer.shrink(memory_error)
         trainer.save()
@@ -100,8 +106,13 @@ def trial_steps(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the device's or the host's memory has run out."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    """Return whether an error says that the device's or the host's memory has run out.
+
+    The ValueError of a net that fits in no smaller parts quotes such an error, and is none itself.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
@@ -122,7 +133,10 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         seconds=state.seconds,
         precision=", ".join(state.precisions),
         fingerprint=trainer.splits.fingerprint,
-        hardware=hardware(trainer.device, trainer.config, trainer.splits.train.decoder, trainer.graphs.mode),
+        code=trainer.code,
+        hardware=hardware(
+            trainer.device, trainer.config, trainer.splits.train.decoder, trainer.graphs.mode, state.devices[:-1]
+        ),
         chance=trainer.chance,
         test_chance=_test_chance(trainer.splits),
         ten_crops=trainer.splits.facts.crop < trainer.splits.facts.size,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ class RuntimeConfig:
     of the data the sweep was planned with ("": any). A worker that takes no step for `hang_seconds` ends. A file
     whose decoded pictures take at most `resident_bytes` is decoded once and kept on the device. A data set that is
     not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
-    each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. Without
-    `deterministic`, cuDNN uses its fastest kernels there: a repeated step may differ in a bit. With `graphs`, steps on
-    one GPU are replayed from CUDA graphs where that pays, with the same bits. `gpu_share` is the part of a GPU that a
-    trial has; other trials have the rest. A trial of a search pauses after epoch `pause_at`, unless that is 0. Python
-    searches `code_folder` first for the modules of the user.
+    each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. The one process of a
+    training function has `gpus` of them. Without `deterministic`, cuDNN uses its fastest kernels there: a repeated step
+    may differ in a bit. With `graphs`, steps on one GPU are replayed from CUDA graphs where that pays, with the same
+    bits. `gpu_share` is the part of a GPU that a trial has; other trials have the rest. A trial of a search pauses
+    after epoch `pause_at`, unless that is 0. Python searches `code_folder` first for the modules of the user.
     """
 
     ledger: str
@@ -43,6 +44,12 @@ class RuntimeConfig:
     code_folder: str = ""
     graphs: bool = True
     gpu_share: float = 1.0
+    gpus: int = 1
+
+    def in_one_process(self) -> RuntimeConfig:
+        """Return the runtime of one process that has the GPUs, workers and threads of all ranks."""
+        gpus = self.ranks if self.device == "cuda" else 1
+        return replace(self, ranks=1, gpus=gpus, workers=self.workers * self.ranks, threads=self.threads * self.ranks)
 
 
 def available_device() -> str:
@@ -52,14 +59,20 @@ def available_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def hardware(device: torch.device, config: RuntimeConfig, decoder: str = "", steps: str = "") -> dict[str, str]:
+def hardware(
+    device: torch.device, config: RuntimeConfig, decoder: str = "", steps: str = "", before: Sequence[str] = ()
+) -> dict[str, str]:
     """Return what a trial ran on, for its record.
 
-    `decoder` is that of its pictures where they are JPEG; `steps` says how a GPU took its steps.
+    `decoder` is that of its pictures where they are JPEG; `steps` says how a GPU took its steps. `before` are the
+    devices, in words, of the training before it went on here.
     """
     import torch
 
-    notable = {"ranks": str(config.ranks)} if config.ranks > 1 else {}
+    numbers = {"ranks": config.ranks, "gpus": config.gpus}
+    notable = {name: str(number) for name, number in numbers.items() if number > 1}
+    if before:
+        notable["before"] = "; ".join(dict.fromkeys(before))
     if decoder:
         notable["decoder"] = decoder
     if device.type == "cuda":
@@ -84,6 +97,19 @@ def device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def device_in_words(device: torch.device, config: RuntimeConfig) -> str:
+    """Return a device in words, with its kernels and the numbers of ranks and GPUs: other ones give other bits.
+
+    A GPU is named by its model; all CPUs are "a CPU".
+    """
+    numbers = {"ranks": config.ranks, "GPUs": config.gpus}
+    notable = [f"{number} {name}" for name, number in numbers.items() if number > 1]
+    if device.type == "cuda" and not config.deterministic:
+        notable.append("fastest kernels")
+    name = device_name(device) if device.type == "cuda" else "a CPU"
+    return f"{name} ({', '.join(notable)})" if notable else name
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h

@@ -9,16 +9,14 @@ stops, restarts after a divergence and resumption are those of any trial.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import math
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,23 +29,23 @@ from crelu_models.model import Model
 from crelu_models.modules import seed_dropout
 from crelu_models.named import load_named
 from crelu_models.spec import Net, seed_from
-from sweeps.experiment.code_fingerprint import cell_fingerprint
-from sweeps.experiment.metrics import APPROXIMATELY, LARGEST, SAID_EXACT, final_name
+from sweeps.experiment.code_fingerprint import cell_fingerprint, names_of
+from sweeps.experiment.metrics import APPROXIMATELY, LARGEST, SAID_EXACT, final_name, says_approximate
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import PHASES, Rates, Trial
-from sweeps.experiment.user_code import source_of, use_folder
+from sweeps.experiment.user_code import drop_edited, use_folder
 from sweeps.store import checkpoint
 from sweeps.store.foreign import TASK_FILES, is_trial_file
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.evaluate import Row
 from sweeps.training.loop import DivergedError
 from sweeps.training.run_trial import reset_process
-from sweeps.training.runtime import RuntimeConfig, hardware
+from sweeps.training.runtime import RuntimeConfig, device_in_words, hardware
 from sweeps.training.splits import Splits, open_splits
 from sweeps.training.task_data import TaskData
 from sweeps.training.task_state import generators, pack, restore_generators, seed_generators, unpack
-from sweeps.training.trainer import Report, initial_module
+from sweeps.training.trainer import ANOTHER_DEVICE, Report, initial_module, note_change
 
 DIVERGED: Final = DivergedError.ending
 
@@ -85,7 +83,10 @@ class TaskTrial:
 
 @dataclass
 class TaskState:
-    """Plain state of a training by a function beside what that keeps; `resumed` counts the times it was continued."""
+    """Plain state of a training by a function beside what that keeps.
+
+    `resumed` counts the times it was continued. `devices` are those of all of it, in words, the present one last.
+    """
 
     history: list[Row] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
@@ -93,6 +94,7 @@ class TaskState:
     seconds: float = 0.0
     ending: str = ""
     resumed: int = 0
+    devices: list[str] = field(default_factory=list)
 
 
 class Run:
@@ -126,13 +128,16 @@ class Run:
         self._generators: Json | None = None
         saved, events = checkpoint.resume(self._ledger, trial.key, code)
         if saved is not None:
-            self._state = TaskState(**{name: saved.state[name] for name in vars(self._state)})
+            known = {name: saved.state[name] for name in vars(self._state) if name in saved.state}
+            self._state = TaskState(**known)
             if saved.state["kept"] is not None:
                 user_state = unpack(saved.state["kept"], saved.tensors)
                 self._kept = user_state["function"]
                 self._generators = user_state["generators"]
                 self._state.resumed += 1
         self._state.events += events
+        device = device_in_words(self.device, config)
+        self._state.events += note_change(self._state.devices, device, self.epoch, ANOTHER_DEVICE)
         self._seed = trial.restarted(self._state.restarts)
         seed_generators(seed_from("task", self._seed))
         self._data = TaskData(trial, splits, self.device, stop, self._seed_dropout)
@@ -299,6 +304,7 @@ class Run:
         self._ledger.delete(f"checkpoints/{self._trial.key}")
         state.restarts += 1
         state.history = []
+        state.devices = []
         state.ending = ""
         self._save(None, {})
         return True
@@ -346,7 +352,7 @@ def run_task(
     committed = ledger.result(trial.key)
     if committed is not None:
         return committed
-    if not fetch_dataset(trial.cell.dataset, config.data_dir, config.data_source, stop):
+    if not fetch_dataset(trial.cell.dataset, config.data_dir, config.data_source, stop, config.fingerprint):
         return None
     splits = open_splits(trial, config)
 
@@ -356,8 +362,9 @@ def run_task(
 
     if with_room(write, stop) is None:
         return None
+    drop_edited(names_of(trial.cell))
     code = cell_fingerprint(trial.cell)
-    function = load_task(trial.cell.task)
+    function = load_named(trial.cell.task)
     # Train to an end: again with another seed after a divergence.
     while True:
         with tempfile.TemporaryDirectory(prefix="task-") as folder:
@@ -376,11 +383,15 @@ def run_task(
 
 
 def _returned(function: Function, run: Run) -> Row:
-    """Call a function and return its numbers; none where it diverged, was pruned or is to leave."""
+    """Call a function and return its numbers; none where it diverged, was pruned or is to leave.
+
+    Where it diverged, another error may stand in the place of ours; and a function may end by one when it is told to.
+    A fault that is taken for either shows again where the training goes on.
+    """
     try:
         returned = function(*run._handed(), run)
     except (Exception, SystemExit) as error:
-        if run._divergence:  # the function may have put another error in its place
+        if run._divergence or run._is_left or run._state.ending:
             return {}
         raise TaskFailedError(error, not isinstance(error, RETRIED)) from error
     if run._divergence or run._is_left:
@@ -449,7 +460,7 @@ def _outcome(run: Run, metrics: Row, splits: Splits, config: RuntimeConfig) -> T
         "epochs": len(history),
         "events": list(state.events),
         "restarts": state.restarts,
-        "resume": SAID_EXACT if run._is_exact else APPROXIMATELY,
+        "resume": SAID_EXACT if run._is_exact and not says_approximate(state.events) else APPROXIMATELY,
         "resumed": state.resumed,
         "seconds": run._seconds(),
         "precision": "the function's own",
@@ -457,7 +468,7 @@ def _outcome(run: Run, metrics: Row, splits: Splits, config: RuntimeConfig) -> T
         "train_pictures": len(splits.train),
         "partial": splits.partial,
         "code": run._code,
-        "hardware": hardware(run.device, config),
+        "hardware": hardware(run.device, config, before=state.devices[:-1]),
     }
     if isinstance(trial.cell.net, Model) and parameters:  # no table counts them
         result["parameters"] = parameters
@@ -478,26 +489,3 @@ def _commit(ledger: Ledger, trial: Trial, outcome: TaskOutcome) -> Json:
     }
     ledger.commit(trial.key, result)
     return result
-
-
-# The function itself --------------------------------------------------------------------------------------------------
-
-
-def load_task(task: str) -> Function:
-    """Return the function of a task "module:function", of its files as they are now; ValueError where it is none."""
-    source = source_of([task])
-    if _loaded_as().get(task, source.fingerprint) != source.fingerprint:
-        # The user has edited a file since: what this process has imported of them is another program.
-        files = {str(path) for path in source.files.values()}
-        for name, module in list(sys.modules.items()):
-            if name != "__main__" and getattr(module, "__file__", None) in files:
-                del sys.modules[name]
-        importlib.invalidate_caches()
-    _loaded_as()[task] = source.fingerprint
-    return load_named(task)
-
-
-@cache
-def _loaded_as() -> dict[str, str]:
-    """Return the fingerprint of the source that each task was imported with in this process."""
-    return {}

@@ -41,7 +41,7 @@ from sweeps.training.evaluate import (
 )
 from sweeps.training.graphs import Graphs, open_graphs
 from sweeps.training.loop import DeadError, Learner, train
-from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.runtime import RuntimeConfig, device_in_words
 from sweeps.training.shared_batches import HELD_OUT, PROBE, STEP, PackContext, Position, Steps
 from sweeps.training.splits import Splits
 from sweeps.training.views import Views
@@ -55,6 +55,9 @@ SLOW_START = 4000
 SHORTEST = 100
 # A loss within this share of that of guessing is at chance; an epoch that learns nothing wanders by less.
 JITTER = 0.01
+# How a training goes on where its state was saved on another machine or with other flags.
+ANOTHER_PRECISION = "in {now}, since this machine does not compute in {last}, in which it began"
+ANOTHER_DEVICE = "with {now}, and no longer with {last}"
 
 # Called with the number of an epoch (1-based) and its row of the history.
 Report = Callable[[int, Row], None]
@@ -74,7 +77,8 @@ class TrainingState:
     """Plain state of a training beside its learner, as a checkpoint holds it.
 
     `flat` counts the last epochs at chance. `ending` is "" while the training goes on. A step is taken in
-    `parts` micro-batches. `precisions` are those that it has computed in, the present one last.
+    `parts` micro-batches. `precisions` are those that it has computed in, and `devices` those that it has computed on,
+    in words; the present ones are last.
     """
 
     history: list[Row] = field(default_factory=list)
@@ -85,6 +89,7 @@ class TrainingState:
     ending: str = ""
     parts: int = 1
     precisions: list[str] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
 
 
 class Trainer:
@@ -138,7 +143,7 @@ class Trainer:
             self.state = TrainingState(**known)
         self.state.parts = max(parts, self.state.parts)
         self.state.events += events
-        self._choose_precision()
+        self._settle_on_device()
         self.counted_to = self.context.clock()  # the time up to which the state's seconds count
         self.best: dict[str, Tensor] = {}
         self.unsaved: list[Row] = []  # rows of the history that no checkpoint holds yet
@@ -149,18 +154,15 @@ class Trainer:
             self.learner.restore(saved.tensors, saved.state["epoch"], saved.state["step"])
             self.best = {name[5:]: value for name, value in saved.tensors.items() if name.startswith("best/")}
 
-    def _choose_precision(self) -> None:
-        """Go on in the precision of before where this device computes in it; where not, an event says so."""
-        used = self.state.precisions
+    def _settle_on_device(self) -> None:
+        """Go on in the precision of before where this device computes in it; events say what is not as before."""
+        state = self.state
+        used = state.precisions
         native = precision_of(self.trial.recipe.precision, self.device)
         self.precision = used[-1] if used and used[-1] in ("fp32", native) else native
-        if used and used[-1] != self.precision:
-            self.state.events.append(
-                f"{APPROXIMATE}: after epoch {len(self.state.history)} the training goes on in {self.precision}, since "
-                f"this machine does not compute in {used[-1]}, in which it began"
-            )
-        if used[-1:] != [self.precision]:
-            used.append(self.precision)
+        device = device_in_words(self.device, self.config)
+        state.events += note_change(used, self.precision, len(state.history), ANOTHER_PRECISION)
+        state.events += note_change(state.devices, device, len(state.history), ANOTHER_DEVICE)
 
     def _learner(self) -> Learner:
         """Return the net at its initial weights, with the seed of this attempt, on its device."""
@@ -431,12 +433,28 @@ class Trainer:
         state.flat = 0
         state.ending = ""
         state.precisions = []
-        self._choose_precision()
+        state.devices = []
+        self._settle_on_device()
         self.unsaved = []
         self.best = {}
         self.learner = self._learner()
         self.save()
         return True
+
+
+def note_change(used: list[str], now: str, epochs: int, words: str) -> list[str]:
+    """Add the precision or device of `now` to those `used` before; return an event where it is not the last of them.
+
+    `epochs` are behind the training. `words` end the sentence, with places for `now` and for that last one.
+    """
+    last = used[-1:]
+    if last == [now]:
+        return []
+    used.append(now)
+    if not last:
+        return []
+    how = words.format(now=now, last=last[0])
+    return [f"{APPROXIMATE}: after epoch {epochs} the training goes on {how}"]
 
 
 def new_learner(

@@ -158,6 +158,14 @@ def test_marks_say_what_a_lost_training_counts_as() -> None:
     assert "error of chance" in explanation("d")
 
 
+def test_mark_of_a_resumed_function_says_what_it_does_not_say() -> None:
+    assert explanation("a", F1).startswith("a training was resumed from a checkpoint, with another device")
+    assert "run.exact()" in explanation("a", F1)
+    # Of a function that is compared by the error, in a table beside our own trainings.
+    assert "run.exact()" in explanation("a")
+    assert "no key decides" in explanation("a")
+
+
 def test_mlflow_shows_the_columns_of_the_metric() -> None:
     assert columns(Metric()) == METRICS
     assert not any("err" in name or "paper" in name for name in columns(F1))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crelu_models.named import load_named, split_name
-from sweeps.experiment.user_code import find_module, shipped_files, source_of, unpacked
+from sweeps.experiment.user_code import drop_edited, find_module, shipped_files, source_of, unpacked
 
 NETS = """
 import math
@@ -131,6 +131,52 @@ def test_files_reach_another_folder(files: Path) -> None:
     assert folder == Path(unpacked(shipped))
     assert (folder / "layers.py").read_text() == (files / "layers.py").read_text()
     assert unpacked({"nets_a.py": "pass"}) != str(folder)
+
+
+def test_what_a_page_imports_for_its_cells_reaches_another_folder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "birds_e").mkdir()
+    texts = {
+        "page_e.py": "from birds_e import NETS\nCELLS = [*NETS]\ndef train(x): return x\ndef plot(): import broken_e\n",
+        "birds_e/__init__.py": "from .nets import NETS\n",
+        "birds_e/nets.py": "try:\n    import not_there_at_all\nexcept ImportError:\n    from widths_e import *\n",
+        "widths_e.py": "import json, page_e\nNETS = [1]\n",
+        "broken_e.py": "def (",
+        "another_e.py": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    assert set(source_of(["page_e:train"]).files) == {"page_e.py"}
+    imported = {name: text for name, text in texts.items() if name not in ("broken_e.py", "another_e.py")}
+    assert shipped_files(["page_e:train"]) == imported
+
+
+def test_module_that_was_edited_is_imported_anew_whoever_asks_for_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.experiment.user_code._version", lambda _: "")
+    folder = tmp_path / "folder"
+    (folder / "nets_f").mkdir(parents=True)  # a package that is a mere folder
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.syspath_prepend(str(tmp_path / "link"))
+    text = "from nets_f import net_f\ndef train(): return 1\ndef baseline(): return 10 * net_f.small()\n"
+    (folder / "page_f.py").write_text(text)
+    (folder / "nets_f" / "net_f.py").write_text("def small(): return 2\n")
+
+    def answer(name: str) -> object:
+        drop_edited([name])
+        return load_named(name)()
+
+    assert answer("page_f:train") == 1
+    (folder / "nets_f" / "net_f.py").write_text("def small(): return 33\n")
+    assert answer("page_f:baseline") == 330
+    (folder / "page_f.py").write_text(text.replace("10 *", "100 *"))
+    assert answer("page_f:baseline") == 3300
+    module = sys.modules["page_f"]
+    assert answer("page_f:train") == 1
+    assert sys.modules["page_f"] is module
 
 
 def test_a_name_is_a_module_and_what_it_holds() -> None:

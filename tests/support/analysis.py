@@ -8,6 +8,7 @@ from typing import Any
 from crelu_models import build, initialise
 from crelu_models.tables import PAPER
 from sweeps.analysis import invariance, job, outgoing, pairing, reconstruction, theory
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
 from sweeps.experiment.sweep import Sweep
@@ -40,7 +41,8 @@ def untrained(trial: Trial, ending: str = "schedule") -> TrialOutcome:
         ending=ending,
         seconds=1.0,
         precision="fp32",
-        fingerprint="f",
+        fingerprint="",  # of any pictures
+        code=code_fingerprint(net),
         hardware={"host": "here"},
         chance=Errors(1.0, 75.0, 0.0),
         test_chance=(75.0, 0.0),

@@ -147,6 +147,7 @@ class Tuner:
             slot.failures += 1
             slot.detached.add(worker)
             if slot.failures < MAX_ATTEMPTS:
+                self.searcher.trial_stopped(slot.name)
                 slot.worker = None
                 slot.ending = ""
                 self.slots.remove(slot)

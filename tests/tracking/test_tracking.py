@@ -59,12 +59,25 @@ def test_a_run_that_went_on_in_another_precision_is_not_exact_whatever_was_prove
     trial = Trial(CELLS[0])
     ledger.write_json(f"verified/{trial.cell.key}.json", {"code": "c", "device": "a CPU", "kills": 5})
     finish(ledger, trial, 20.0)
-    mixed = {"precision": "bf16, fp32", "resume": "approximate", "hardware": {"device": "a CPU"}}
+    said = "resume=approximate: after epoch 1 the training goes on in fp32"
+    mixed = {"precision": "bf16, fp32", "resume": "approximate", "events": [said], "hardware": {"device": "a CPU"}}
     ledger.commit(trial.key, ledger.results()[trial.key] | mixed)
     projection = MlflowRuns(store, ledger, SWEEP)
     projection.sync_trial(trial, "RUNNING")
     tags = projection.client.get_run(projection.runs.get(trial.key)).data.tags
     assert (tags["resume"], tags["precision"]) == ("approximate", "bf16, fp32")
+
+
+def test_a_function_that_does_not_say_that_it_is_exact_may_be_proved_so(store: Store, ledger: Ledger) -> None:
+    trial = Trial(CELLS[0])
+    ledger.write_json(f"verified/{trial.cell.key}.json", {"code": "c", "device": "a CPU", "kills": 5})
+    finish(ledger, trial, 20.0)
+    said = {"resume": "approximate", "resumed": 1, "events": [], "hardware": {"device": "a CPU"}}
+    ledger.commit(trial.key, ledger.results()[trial.key] | said)
+    projection = MlflowRuns(store, ledger, SWEEP)
+    projection.sync_trial(trial, "RUNNING")
+    tags = projection.client.get_run(projection.runs[trial.key]).data.tags
+    assert (tags["resume"], tags["flags"]) == ("exact", "")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sweeps.execution.failures import failure_signature
 from sweeps.execution.watchdog import Watchdog
 from sweeps.store.ledger import Ledger, is_away, with_room
 from sweeps.training.loop import Learner
-from sweeps.training.run_trial import run_trial
+from sweeps.training.run_trial import out_of_memory, run_trial
 from tests.support.trials import Hashes, artifact_hashes, runtime_config, trial_of
 
 
@@ -56,6 +56,26 @@ def test_net_with_batch_norm_that_does_not_fit_says_what_would(
     short_of_memory(monkeypatch, 4)
     with pytest.raises(ValueError, match=r"batch 16.*batch norm.*recipe.batch=8"):
         run_trial(trial_of("VGG with batch norm"), runtime_config(data, tmp_path), lambda *_: None)
+
+
+def test_memory_that_a_cpu_lacks_is_known_by_what_torch_says() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory with batch 16 (DefaultCPUAllocator: can't allocate memory)"), False),
+    ],
+)
+def test_lack_of_memory_is_told_from_other_errors_and_from_what_quotes_it(error: Exception, is_short: bool) -> None:
+    assert out_of_memory(error) == is_short
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

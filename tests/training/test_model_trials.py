@@ -19,6 +19,7 @@ from crelu_models.draws import APPROXIMATE
 from crelu_models.from_factory import build_model
 from crelu_models.model import Model
 from sweeps.execution.pack import perform_pack
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.model_facts import seen_by
 from sweeps.experiment.recipe import VGG
 from sweeps.experiment.trial import Cell, Trial
@@ -108,6 +109,33 @@ def test_members_of_a_pack_end_as_alone(data: Path, tmp_path: Path) -> None:
     perform_pack(trials, runtime_config(data, tmp_path / "pack"), lambda _: None)
     for trial in trials:
         assert artifact_hashes(tmp_path / "pack", trial) == artifact_hashes(tmp_path / "alone", trial)
+
+
+def test_result_has_the_code_that_trained_it_and_the_next_trial_trains_that_of_now(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "nets_of_now.py"
+    text = (
+        "from torch import nn\nSIDE = 1\n"
+        "def small(num_classes):\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(SIDE), nn.Flatten(), nn.Linear(3 * SIDE**2, num_classes))\n"
+    )
+    file.write_text(text)
+    trial = model_trial(Model("nets_of_now:small"), epochs=1)
+    code = code_fingerprint(trial.net)
+
+    def edit(epoch: int, row: dict[str, float]) -> None:
+        file.write_text(text.replace("SIDE = 1\n", "SIDE = 2  # more\n"))
+
+    here = runtime_config(data, tmp_path / "out")
+    first = run_trial(trial, here, edit)
+    second = run_trial(dataclasses.replace(trial, seed=4), here, lambda *_: None)
+    assert first is not None
+    assert second is not None
+    assert (first["code"], first["parameters"]) == (code, 3 * 4 + 4)
+    assert second["parameters"] == 3 * 2**2 * 4 + 4
+    assert second["code"] == code_fingerprint(trial.net) != code
 
 
 def test_a_restart_draws_other_weights(data: Path) -> None:

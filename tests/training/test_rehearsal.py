@@ -149,12 +149,15 @@ def test_net_that_dies_is_named(data: Path, tmp_path: Path) -> None:
     assert (result.verdict, result.is_fault) == ("dead", True)
 
 
-def test_memory_error_is_a_verdict(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_error_is_a_verdict(
+    error: Exception, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = Learner.step
 
     def short(self: Learner, images: torch.Tensor, labels: torch.Tensor) -> None:
         if self.step_count == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         step(self, images, labels)
 
     monkeypatch.setattr(Learner, "step", short)

@@ -34,8 +34,8 @@ HISTORY = tuple(
 def outcome(ending: str = "schedule", counts: Sequence[int] = (5,) * 10, **changes: object) -> TrialOutcome:
     fields: dict[str, object] = {
         "history": HISTORY, "events": (), "restarts": 0, "ending": ending, "seconds": 1.0, "precision": "fp32",
-        "fingerprint": "f", "hardware": {}, "chance": chance(counts), "ten_crops": False, "weights": {}, "scores": {},
-        "train": None, "test_chance": wrong_guesses(counts, counts),
+        "fingerprint": "f", "code": "c", "hardware": {}, "chance": chance(counts), "ten_crops": False, "weights": {},
+        "scores": {}, "train": None, "test_chance": wrong_guesses(counts, counts),
     }  # fmt: skip
     return TrialOutcome(**fields | changes)  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ from sweeps.store.checkpoint import Cadence
 from sweeps.store.ledger import Ledger
 from sweeps.training.loop import DivergedError, Learner
 from sweeps.training.run_trial import reset_process, run_trial, trial_steps
-from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.runtime import RuntimeConfig, device_in_words, hardware
 from sweeps.training.shared_batches import PackContext, drain
 from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, modern_trial, runtime_config, trial_of
 
@@ -143,12 +143,13 @@ def test_a_training_that_begins_anew_is_of_one_precision(
     recipe = dataclasses.replace(base.recipe, restarts=1)
     trial = dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
     here = runtime_config(data, tmp_path)
-    stopped_in("bf16", trial, here, monkeypatch)
+    stopped_in("bf16", trial, dataclasses.replace(here, ranks=2), monkeypatch)
     monkeypatch.setattr("sweeps.training.trainer.precision_of", lambda *_: "fp32")
     monkeypatch.setattr(Learner, "step", diverge)
     result = run_trial(trial, here, lambda *_: None)
     assert result is not None
     assert (result["restarts"], result["precision"]) == (1, "fp32")
+    assert "before" not in result["hardware"]
 
 
 def test_a_checkpoint_without_a_precision_goes_on_in_that_of_the_device(
@@ -157,15 +158,49 @@ def test_a_checkpoint_without_a_precision_goes_on_in_that_of_the_device(
     trial = trial_of("allconv with dropout")
     here = runtime_config(data, tmp_path)
     ledger = Ledger(here.ledger)
-    stopped_in("bf16", trial, here, monkeypatch)
+    stopped_in("bf16", trial, dataclasses.replace(here, ranks=2), monkeypatch)
     saved, _ = checkpoint.load(ledger, trial.key)
     assert saved is not None
     del saved.state["precisions"]
+    del saved.state["devices"]
     checkpoint.save(ledger, trial.key, saved.state["epoch"], saved.state["step"], saved)
     monkeypatch.setattr("sweeps.training.trainer.precision_of", lambda *_: "fp32")
     result = run_trial(trial, here, lambda *_: None)
     assert result is not None
     assert (result["precision"], result["events"]) == ("fp32", [])
+
+
+def test_a_training_that_goes_on_with_other_ranks_says_so(data: Path, tmp_path: Path) -> None:
+    trial = trial_of("allconv with dropout")
+    here = runtime_config(data, tmp_path)
+    shared = dataclasses.replace(here, ranks=2)
+    assert run_trial(trial, shared, lambda *_: None, iter([False] * 9 + [True]).__next__) is None
+    result = run_trial(trial, here, lambda *_: None)
+    assert result is not None
+    said = "resume=approximate: after epoch 1 the training goes on with a CPU, and no longer with a CPU (2 ranks)"
+    assert result["events"] == [said]
+    assert (result["hardware"]["before"], flags_of(result)) == ("a CPU (2 ranks)", ["resume=approximate"])
+
+
+def test_a_gpu_is_named_by_its_model_and_kernels_and_all_cpus_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    fastest = RuntimeConfig("", "", deterministic=False)
+    assert device_in_words(gpu, RuntimeConfig("", "")) == "NVIDIA L4"
+    assert device_in_words(gpu, dataclasses.replace(fastest, ranks=2)) == "NVIDIA L4 (2 ranks, fastest kernels)"
+    assert device_in_words(gpu, RuntimeConfig("", "", gpus=2)) == "NVIDIA L4 (2 GPUs)"
+    assert device_in_words(cpu, fastest) == device_in_words(cpu, RuntimeConfig("", "", threads=4)) == "a CPU"
+
+
+def test_devices_of_before_are_named_once_each() -> None:
+    before = ("NVIDIA L4", "NVIDIA A10G", "NVIDIA L4")
+    assert hardware(torch.device("cpu"), RuntimeConfig("", ""), before=before)["before"] == "NVIDIA L4; NVIDIA A10G"
+
+
+def test_numbers_of_ranks_and_gpus_are_recorded_where_there_are_several() -> None:
+    alone = hardware(torch.device("cpu"), RuntimeConfig("", ""))
+    several = hardware(torch.device("cpu"), RuntimeConfig("", "", ranks=2, gpus=3))
+    assert several == alone | {"ranks": "2", "gpus": "3"}
 
 
 def test_readers_of_raw_pictures_train_the_same_net(data: Path, tmp_path: Path, uninterrupted: Hashes) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from crelu_models.model import Model
 from sweeps.execution.worker import _train_one
 from sweeps.experiment.metrics import Metric, flags_of
 from sweeps.experiment.task_source import TaskFailedError
@@ -64,6 +66,22 @@ def test_killed_loop_goes_on_from_its_checkpoint_with_its_generators(data: Path,
     assert (expected["resume"], expected["resumed"], flags_of(expected)) == ("approximate", 0, [])
     assert (result["resume"], result["resumed"], flags_of(result)) == ("approximate", 1, ["resume=approximate"])
     assert (tmp_path / "whole" / "trials" / expected["key"] / "files" / "notes.txt").read_text() == trial.label
+
+
+def test_a_function_that_goes_on_with_other_ranks_is_not_exact_whatever_it_says(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed_exactly(trial: Any, data: Any, run: Any) -> dict[str, Any]:
+        run.exact()
+        return own_tasks.killed(trial, data, run)
+
+    monkeypatch.setattr(own_tasks, "raises", killed_exactly)
+    trial = task_trial("raises")
+    with pytest.raises(Killed):
+        run_task(trial, runtime_config(data, tmp_path, ranks=2), lambda *_: None)
+    result = trained(trial, data, tmp_path)
+    assert (result["resume"], flags_of(result)) == ("approximate", ["resume=approximate"])
+    assert result["hardware"]["before"] == "a CPU (2 ranks)"
 
 
 def test_trial_whose_function_leaves_files_is_done_and_a_lost_one_is_named(
@@ -254,6 +272,58 @@ def test_asked_to_stop_it_ends_at_an_epoch_and_commits_nothing(data: Path, tmp_p
     assert rows
     assert rows[-1] < 3
     assert trained(trial, data, tmp_path)["epochs"] == 3
+
+
+def test_error_of_a_function_that_is_told_to_end_is_no_failure(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    ledger = Ledger(str(tmp_path))
+    trial = task_trial("raises")
+    searched = task_trial("raises", "holdout")
+
+    def has_no_epoch(trial: Any, data: Any, run: Any) -> dict[str, float]:
+        told.append(True)
+        scores = [0.5 for _ in run.epochs()]
+        return {"test/right": max(scores)}
+
+    def exits(trial: Any, data: Any, run: Any) -> dict[str, float]:
+        told.append(True)
+        for epoch in range(trial.recipe.epochs):
+            if run.stop:
+                raise SystemExit(1)
+            run.report(epoch, {"val/right": 0.5})
+        return {}
+
+    for function in (has_no_epoch, exits):
+        told.clear()
+        monkeypatch.setattr(own_tasks, "raises", function)
+        _train_one(trial, run_task, runtime_config(data, tmp_path), lambda *_: None, lambda: bool(told), False)
+        assert (ledger.attempts(trial.key), ledger.result(trial.key)) == ([], None)
+    assert run_task(searched, runtime_config(data, tmp_path, pause_at=1), lambda *_: None) is None
+    assert (ledger.paused_at(searched.key) or {})["epoch"] == 1
+    pruned = dataclasses.replace(searched, pruning_thresholds=(0.9,))
+    assert trained(pruned, data, tmp_path)["status"] == "pruned"
+
+
+def test_net_that_was_edited_is_trained_as_it_is_now_by_a_function_that_was_not(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tests.support.own_tasks", own_tasks)  # all modules of the user's are dropped
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "import torch\ndef a(num_classes):\n    net = torch.nn.Linear(1, 1)\n    net.value = {}\n    return net\n"
+    page = "def train(trial, data, run):\n    return {'test/right': trial.model().value}\n"
+    (tmp_path / "page_edited.py").write_text(page)
+    trial = task_trial("raises")
+    recipe = dataclasses.replace(trial.cell.recipe, init="own", restarts=0)
+    net = Model("nets_edited:a")
+    cell = dataclasses.replace(trial.cell, net=net, recipe=recipe, task="page_edited:train")
+    results = []
+    for seed, value in enumerate((0.5, 0.125)):
+        (tmp_path / "nets_edited.py").write_text(text.format(value))
+        results.append(trained(dataclasses.replace(trial, cell=cell, seed=seed), data, tmp_path / "out"))
+    assert [result["metrics"]["final/test_right"] for result in results] == [0.5, 0.125]
+    assert results[0]["code"] != results[1]["code"]
 
 
 def test_pictures_come_as_a_data_set_as_arrays_and_as_our_batches(
