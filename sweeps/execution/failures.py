@@ -23,8 +23,14 @@ FAULTS = (
     TypeError,
     ValueError,
 )
-# Errors of memory, disks, networks and machines, which may pass; a worker that is told to end raises the last one.
-PASSING = (OSError, MemoryError, SystemExit)
+
+
+class PassingRankError(RuntimeError):
+    """Death of a rank, or an error of one that may pass where it is raised in the worker's own process."""
+
+
+# Errors of memory, disks, networks and machines, which may pass; a worker that is told to end raises SystemExit.
+PASSING = (OSError, MemoryError, SystemExit, PassingRankError)
 
 
 def record_failure(ledger: Ledger, key: str, error: BaseException, *, is_fault: bool = False) -> bool:
@@ -35,7 +41,7 @@ def record_failure(ledger: Ledger, key: str, error: BaseException, *, is_fault: 
     """
     attempt = attempt_of(error, final=is_fault or isinstance(error, FAULTS))
     earlier = ledger.attempts(key)
-    if not attempt["final"] and not _may_pass(error):
+    if not attempt["final"] and not may_pass(error):
         attempt["final"] = bool(earlier) and _is_same(attempt, earlier[-1])
     ledger.add_attempt(key, attempt)
     return bool(attempt["final"])
@@ -71,8 +77,8 @@ def _is_same(attempt: Json, other: Json) -> bool:
     return attempt["error"] == other.get("error") and failure_signature(attempt) == failure_signature(other)
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Return whether an error is of memory, a device, files or a machine."""
+def may_pass(error: BaseException) -> bool:
+    """Return whether an error is of memory, a device, files or a machine: another try may not meet it."""
     import torch
 
     from sweeps.training.run_trial import out_of_memory

@@ -144,7 +144,7 @@ def policy_on_gpu(
     policy = policy_from_throughput(trials, throughputs, gpus)
     packed = set(policy.cells or ())
     unknown = set()
-    for cell in {trial.cell.key: trial.cell for trial in trials}.values():
+    for cell in {trial.cell.key: trial.cell for trial in trials if not trial.cell.task}.values():
         gain = throughputs.pack_gain(cell.key)
         if gain is not None and gain < MIN_GAIN:
             packed.discard(cell.key)

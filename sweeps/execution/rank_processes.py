@@ -17,21 +17,21 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Literal, NamedTuple, NoReturn
+from typing import Final, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import distributed
 
 from crelu_data.availability import fetch_dataset
 from crelu_models.named import user_line
-from sweeps.execution.failures import FAULTS
+from sweeps.execution.failures import FAULTS, PassingRankError, may_pass
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json
 from sweeps.training.distributed import Ranks
@@ -62,10 +62,11 @@ def run_trial(
 ) -> Json | None:
     """Train a trial as sweeps.training.run_trial does, by `runtime.ranks` processes of this host.
 
-    A rank that dies or raises ends the others. Its error is raised here: as ValueError for a fault of the program, else
-    as RuntimeError, with the rank's trace as a note. After a lack of memory the ranks go on with smaller micro-batches.
+    A rank that dies or raises ends the others. Its error is raised here, with the rank's trace as a note: as ValueError
+    for a fault of the program, as PassingRankError for a death and for what may pass, else as RuntimeError. After a
+    lack of memory the ranks go on with smaller micro-batches.
     """
-    if not fetch_dataset(trial.cell.dataset, runtime.data_dir, runtime.data_source, stop):
+    if not fetch_dataset(trial.cell.dataset, runtime.data_dir, runtime.data_source, stop, runtime.fingerprint):
         return None
     memory_error = ""
     while True:
@@ -121,11 +122,20 @@ class _Done(NamedTuple):
     result: Json | None
 
 
+Kind = Literal["memory", "final", "passing", "other"]
+# What the worker raises; after a lack of memory the ranks go on.
+ERRORS: Final[Mapping[Kind, type[Exception]]] = {
+    "final": ValueError,
+    "passing": PassingRankError,
+    "other": RuntimeError,
+}
+
+
 class _Failed(NamedTuple):
     """Message of a rank that has raised an error."""
 
     rank: int
-    kind: Literal["memory", "final", "other"]
+    kind: Kind
     text: str
     trace: str
 
@@ -186,13 +196,13 @@ class RankGroup:
         try:
             pipe.send(command)
         except ConnectionError as error:
-            raise RuntimeError(self._death_message() or f"a rank cannot be reached: {error!r}") from None
+            raise PassingRankError(self._death_message() or f"a rank cannot be reached: {error!r}") from None
 
     def _receive(self, pipe: Connection) -> object:
         try:
             return pipe.recv()
         except (EOFError, ConnectionError) as error:
-            raise RuntimeError(self._death_message() or f"a rank cannot be reached: {error!r}") from None
+            raise PassingRankError(self._death_message() or f"a rank cannot be reached: {error!r}") from None
 
     def _death_message(self) -> str:
         """Return which ranks have died and how, as a sentence; empty where all are alive."""
@@ -210,8 +220,7 @@ class RankGroup:
         if failure.kind == "memory":
             raise _RankOutOfMemoryError(failure.text)
         death = self._death_message()
-        kind = ValueError if failure.kind == "final" and not death else RuntimeError
-        error = kind(death or failure.text)
+        error = PassingRankError(death) if death else ERRORS[failure.kind](failure.text)
         error.add_note(f"In rank {failure.rank} of {self.size}:\n{failure.trace}")
         raise error
 
@@ -283,14 +292,18 @@ def rank_main(handle: int, rank: int, size: int, device: str, folder: str) -> No
         try:
             channel.pipe.send(_Done(_run_rank(job, ranks, channel)))
         except Exception as error:
-            trace = traceback.format_exc()
-            if out_of_memory(error):
-                channel.pipe.send(_Failed(rank, "memory", f"{error}", trace))
-            else:
-                kind: Literal["final", "other"] = "final" if isinstance(error, FAULTS) else "other"
-                text = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                where = user_line(error)
-                channel.pipe.send(_Failed(rank, kind, f"{text} ({where})" if where else text, trace))
+            channel.pipe.send(_failed(rank, error))
+
+
+def _failed(rank: int, error: Exception) -> _Failed:
+    """Return the message on an error of a rank's job."""
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, RuntimeError) and out_of_memory(error):  # as where one process takes a step in parts
+        return _Failed(rank, "memory", f"{error}", trace)
+    kind: Kind = "final" if isinstance(error, FAULTS) else "passing" if may_pass(error) else "other"
+    text = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    where = user_line(error)
+    return _Failed(rank, kind, f"{text} ({where})" if where else text, trace)
 
 
 def _run_rank(job: _Job, ranks: Ranks, channel: CommandChannel) -> Json | None:

@@ -36,6 +36,7 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, unclaim
 from sweeps.store.ledger import Json, with_room
+from sweeps.store.leftovers import remove_pack
 from sweeps.training.shared_batches import StreamKey
 
 os.environ.update(ray_runtime.TUNE_SETTINGS)
@@ -106,8 +107,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _note_given_up(self, cell: Cell) -> None:
         """Note whether a cell is given up, and why."""
-        if why := self.cell_trials[cell.key].why:
-            self.session.given_up[cell.label] = why
+        part = self.cell_trials[cell.key]
+        if part.is_given_up:
+            consequence = "; its other trainings are skipped" if part.skipped else ""
+            self.session.given_up[cell.label] = f"{part.why}{consequence}"
         else:  # one that failed among its first is trained anew
             self.session.given_up.pop(cell.label, None)
 
@@ -204,7 +207,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         policy = self.session.pack_policy()
         if trial.cell.key not in policy.unknown or trial.key in self.probed:
             return False
-        return any(policy.kind(other) == policy.kind(trial) for other in self.waiting)
+        others = [other for other in self.waiting if not other.cell.task]  # no pack takes a training function
+        return any(policy.kind(other) == policy.kind(trial) for other in others)
 
     def _take(self, trials: Sequence[Trial]) -> None:
         keys = {trial.key for trial in trials}
@@ -264,6 +268,20 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if trial_id in self.running:
             self.session.started_at.setdefault(trial_id, time.monotonic())
 
+    def trial_stopped(self, trial_id: str) -> None:
+        """Stop the clock of trials whose worker has ended, for good or until another machine takes them.
+
+        Members of a pack have equal parts of its time.
+        """
+        session = self.session
+        began = session.started_at.pop(trial_id, None)
+        if began is None:  # it had no machine
+            return
+        keys = self.members[trial_id]
+        seconds = time.monotonic() - began
+        for key in keys:
+            session.seconds_by_trial[key] = session.seconds_by_trial.get(key, 0.0) + seconds / len(keys)
+
     def on_trial_result(self, trial_id: str, result: Mapping[str, Sequence[Message]]) -> None:
         """Handle a worker's messages."""
         for message in result.get("news", ()):
@@ -291,11 +309,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         session = self.session
         if group is None:
             return
-        # Members of a pack have equal parts of its time.
+        self.trial_stopped(trial_id)
         keys = self.members.pop(trial_id)
-        seconds = time.monotonic() - session.started_at.pop(trial_id, time.monotonic())
-        for key in keys:
-            session.seconds_by_trial[key] = session.seconds_by_trial.get(key, 0.0) + seconds / len(keys)
         # A pack whose process died several times has probably run out of the host's memory.
         if error and len(group) > 1:
             self._limit_pack(group[0], len(group) // 2)
@@ -309,7 +324,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self._on_trial_end(trial, failure=failure, retry=packed or probe)
         self.running.pop(trial_id, None)
         if packed:
-            session.ledger.delete(f"packs/{session.name}-{trial_id}.json")
+            remove_pack(session.ledger, f"{session.name}-{trial_id}")
 
     def _last_failure(self, trial_id: str) -> Json:
         """Return the attempt of a worker that Tune does not start again: its process has died, or it raised an error.

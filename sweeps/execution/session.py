@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class DriverState:
     hours_before: float = 0.0  # that the command had used when it began anew
     # What was seen so far.
     stopping: bool = False
+    next_mark: float = -math.inf  # when the workers may be told to stop, by the monotonic clock; never, once they were
     over_budget: bool = False
     stop_reason: str = ""
     epochs: int = 0
@@ -101,10 +103,18 @@ class DriverState:
         return sum(trajectory.is_decided for trajectory in (self.answers or {}).values())
 
     def stop(self) -> None:
-        """Ask every running trial to save its state and leave, and start no more."""
-        if not self.stopping:
-            self.stopping = True
-            try:
-                self.ledger.write(self.stop_mark, b"")
-            except OSError as error:
+        """Ask every running trial to save its state and leave, and start no more.
+
+        While the store refuses the mark that tells the workers, each call tries again, once a second at most.
+        """
+        is_first = not self.stopping
+        self.stopping = True
+        if time.monotonic() < self.next_mark:
+            return
+        self.next_mark = math.inf  # no other call writes it meanwhile, or once it is written
+        try:
+            self.ledger.write(self.stop_mark, b"")
+        except OSError as error:
+            self.next_mark = time.monotonic() + 1.0
+            if is_first:
                 self.errors.append(f"{error}")

@@ -182,9 +182,17 @@ def _finished(result: Json) -> float:
 
 
 def _same_kind(result: Json, resources: TrialResources) -> bool:
-    """Return whether a trial ran on such a device, by as many ranks, on a CPU by as many threads."""
+    """Return whether a trial ran on such a device, by as many ranks, on a CPU by as many threads.
+
+    A training function has no ranks: its one process has the GPUs or threads of all.
+    """
     hardware = result.get("hardware", {})
     device = "cpu" if hardware.get("device") == (platform.processor() or platform.machine()) else "cuda"
-    ranks, threads = int(hardware.get("ranks", 1)), int(hardware.get("threads", 1))
-    same = device == resources.device and ranks == resources.ranks
-    return same and "device" in hardware and (device == "cuda" or threads == resources.threads)
+    ranks, gpus, threads = (int(hardware.get(name, 1)) for name in ("ranks", "gpus", "threads"))
+    if "device" not in hardware or device != resources.device:
+        return False
+    if device == "cuda":
+        return ranks * gpus == resources.ranks
+    if "resumed" in result:  # by a training function
+        return threads == resources.ranks * resources.threads
+    return (ranks, threads) == (resources.ranks, resources.threads)

@@ -187,9 +187,9 @@ def _last_error(trial: TuneTrial) -> object:
 
 
 class StartCallback(tune.Callback):  # type: ignore[misc]
-    """Callback that tells the searcher when a trial gets its machine; Tune itself tells it only of results.
+    """Callback that tells the searcher when a trial gets its machine or loses it; Tune itself tells it only of results.
 
-    Beside it, a look at each step of Tune whether Ray is alive.
+    Beside it, a look at each step of Tune whether Ray is alive, and whether the workers have yet to be told to stop.
     """
 
     def __init__(self, searcher: LedgerSearcher) -> None:
@@ -197,11 +197,14 @@ class StartCallback(tune.Callback):  # type: ignore[misc]
         self.searcher = searcher
 
     def on_step_begin(self, **_: object) -> None:
-        """Leave Tune where Ray has died."""
+        """Leave Tune where Ray has died; where the session stops and the store was away, tell the workers again."""
         ray_runtime.check_alive()
+        if self.searcher.session.stopping:
+            self.searcher.session.stop()
 
     def on_trial_recover(self, trial: TuneTrial, **_: object) -> None:
-        """Tell it of a trial whose process has died."""
+        """Tell it of a trial that waits for a machine once more, and whether its process has died."""
+        self.searcher.trial_stopped(trial.trial_id)
         if isinstance(_last_error(trial), RayActorError):
             self.searcher.worker_died(trial.trial_id)
 

@@ -9,13 +9,14 @@ import random
 import signal
 import subprocess
 import sys
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn, TextIO
 
 from crelu_models.command_line import sentence
 from sweeps.execution.failures import attempt_of
 from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.checkpoint import digest
+from sweeps.store.foreign import TASK_FILES
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig
 
@@ -80,10 +81,13 @@ def _train(trial: Trial, config: RuntimeConfig, kill_at: int) -> int:
 
 
 def _differences(trial: Trial, *roots: str) -> list[str]:
-    """Return what differs between the files of a finished trial on two ledgers, times apart."""
+    """Return what differs between the files of a finished trial on two ledgers, times apart.
+
+    What a training function has put into run.folder is compared file by file.
+    """
     import safetensors.torch
 
-    contents = []
+    contents: list[Json] = []
     for root in roots:
         ledger = Ledger(root)
         folder = f"trials/{trial.key}"
@@ -92,38 +96,47 @@ def _differences(trial: Trial, *roots: str) -> list[str]:
         saved = ledger.read(f"{folder}/weights.safetensors")
         weights = digest(safetensors.torch.load(saved)) if saved is not None else ""
         scores = ledger.read(f"{folder}/tables/scores.parquet")
-        numbers = (ledger.result(trial.key) or {}).get("metrics")
-        contents.append({"weights": weights, "curves": curves, "scores": scores, "numbers": numbers})
+        result = ledger.result(trial.key) or {}
+        digests = {
+            f"{name.removeprefix(TASK_FILES)} in run.folder": value
+            for name, value in result.get("files", {}).items()
+            if name.startswith(TASK_FILES)
+        }
+        numbers = result.get("metrics")
+        contents.append({"weights": weights, "curves": curves, "scores": scores, "numbers": numbers, **digests})
     first, second = contents
-    return [name for name in first if first[name] != second[name]]
+    return [name for name in first | second if first.get(name) != second.get(name)]
 
 
 def _child() -> None:
     """Train what standard input says, with a line per step on standard output.
 
-    Where it cannot be trained, the last line says why, and the exit code is 2.
+    Where it cannot be trained, the last line says why, and the exit code is 2. What a training function prints goes to
+    standard error, so that each line is whole.
     """
     from sweeps.execution.worker import train_function
 
     order: Json = json.load(sys.stdin)
     trial = trial_from_json(order["trial"])
+    with os.fdopen(os.dup(1), "w") as lines:
+        os.dup2(2, 1)
 
-    def stop() -> bool:
-        print("step", flush=True)
-        return False
+        def stop() -> bool:
+            print("step", file=lines, flush=True)
+            return False
 
-    try:
-        train = train_function("", 1, trial.cell.task)
-        train(trial, RuntimeConfig(**order["config"]), lambda *_: None, stop)
-    except TaskFailedError as failure:
-        _refuse(str(attempt_of(failure.cause, final=True)["error"]))
-    except (ValueError, OSError) as error:
-        _refuse(sentence(error))
+        try:
+            train = train_function("", 1, trial.cell.task)
+            train(trial, RuntimeConfig(**order["config"]), lambda *_: None, stop)
+        except TaskFailedError as failure:
+            _refuse(str(attempt_of(failure.cause, final=True)["error"]), lines)
+        except (ValueError, OSError) as error:
+            _refuse(sentence(error), lines)
 
 
-def _refuse(why: str) -> NoReturn:
+def _refuse(why: str, lines: TextIO) -> NoReturn:
     """Print in one line why a trial cannot be trained, and end."""
-    print(REFUSED + " ".join(why.split()), flush=True)
+    print(REFUSED + " ".join(why.split()), file=lines, flush=True)
     sys.exit(2)
 
 

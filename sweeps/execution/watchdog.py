@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from sweeps.store.ledger import Ledger, is_away
+from sweeps.store.leftovers import pack_stack, trial_stack
 
 STOP_POLL = {True: 0.5, False: 5.0}  # seconds between two looks for a stop, by whether the ledger is local
 KEY_BYTES = 24  # length of the first line of a trace, which names the trial
@@ -23,14 +24,21 @@ class Watchdog:
     attempt. The first line of the stack's file is the key of the trial that hung.
     """
 
-    def __init__(self, ledger: Ledger, keys: Sequence[str], seconds: float) -> None:
-        """Record the hangs of earlier processes in these trials, and open the file for the next stack."""
+    def __init__(self, ledger: Ledger, keys: Sequence[str], seconds: float, pack: str = "") -> None:
+        """Record the hangs of earlier processes in these trials, and open the file for the next stack.
+
+        The file of a `pack` lies in no member's folder: one that has left the pack may train elsewhere, under a
+        watchdog of its own.
+        """
         self.seconds = seconds
         self.armed = 0.0
-        for key in keys if ledger.local else ():
-            _record_hang(ledger, f"trials/{key}/hang.txt", seconds)
+        names = [trial_stack(key) for key in keys]
+        if pack:
+            names.insert(0, pack_stack(pack))
+        for name in names if ledger.local else ():
+            _record_hang(ledger, name, seconds)
         if ledger.local and keys:
-            name = f"trials/{keys[0]}/hang.txt"
+            name = names[0]
             ledger.write(name, b"")
             self.file: IO[bytes] = open(ledger.path(name), "wb")  # noqa: SIM115 - open until the process ends
         else:

@@ -97,6 +97,8 @@ def _train_one(
 ) -> None:
     """Train a trial; a probe leaves once it has reported an epoch."""
     ledger = Ledger(runtime.ledger)
+    if trial.cell.task:
+        runtime = runtime.in_one_process()
     reported = False
 
     def report(epoch: int, row: dict[str, float]) -> None:
@@ -145,7 +147,7 @@ def _train_pack(
         notify(message)
 
     members = [trial for trial in trials if trial.key not in gone]
-    with Watchdog(ledger, [trial.key for trial in members], runtime.hang_seconds) as watchdog:
+    with Watchdog(ledger, [trial.key for trial in members], runtime.hang_seconds, name) as watchdog:
         # A member that has failed, or ended the process before, leaves: it must not end the others again.
         suspects = [trial for trial in members if ledger.attempts(trial.key)]
         for trial in suspects:

@@ -9,6 +9,7 @@
     trials/KEY/                    trial.json, history.json, weights.safetensors, tables/scores.parquet, log.txt
     trials/KEY/files/              what a training function of the user's has put into run.folder
     packs/NAME.json                the members that have left a pack that still runs
+    packs/NAME.hang                the stack of a pack that hung, and the member whose step it was
     forecasts/SWEEP-TIME.json      the time that a session was forecast to take, and the time it took
     prices/SWEEP.json              the price of an hour of a GPU, where given, and a trial's share of a GPU
     tracked/KEY.json               what the tracker last brought to MLflow, for each sweep that has the trial

@@ -14,6 +14,8 @@ from sweeps.store.ledger import Ledger
 
 HALF_WRITTEN: Final = re.compile(r"\..+\.\d+\.\d+\.(part|draft)")  # named after process and thread
 TO_WORKERS: Final = ("packs", "stops")  # folders of what a driver and its workers tell each other while both live
+STACK: Final = ".hang"  # ends the name of the file with the stack of a pack that hung
+KEY: Final = re.compile(r"\w+")  # of a trial; somebody else may have written the file that names it
 AGE: Final = 300.0  # seconds, by the disk's own clock, after which no writer of such a file can still be at it
 
 
@@ -56,5 +58,36 @@ def _remove_words(ledger: Ledger, sweep: str) -> int:
     if any(drivers.look(title) is not None for title in sorted(titles - {sweep})):
         return 0
     for word in words:
-        ledger.delete(word)
+        _remove_word(ledger, word)
     return len(words)
+
+
+def trial_stack(key: str) -> str:
+    """Return the ledger's name of the file that gets the stack of a process when the trial that it trains hangs."""
+    return f"trials/{key}/hang.txt"
+
+
+def pack_stack(pack: str) -> str:
+    """Return the ledger's name of the file that gets the stack of a pack's process when it hangs."""
+    return f"packs/{pack}{STACK}"
+
+
+def remove_pack(ledger: Ledger, pack: str) -> None:
+    """Delete what the workers of a pack that runs no more have noted; only on a disk do they leave a stack."""
+    if ledger.local:
+        _remove_word(ledger, pack_stack(pack))
+    _remove_word(ledger, f"packs/{pack}.json")
+
+
+def _remove_word(ledger: Ledger, word: str) -> None:
+    """Delete a message between a driver and its workers; the stack of a pack that hung goes to the trial it names.
+
+    There the next worker of that trial finds it.
+    """
+    if word.endswith(STACK):
+        content = ledger.read(word) or b""
+        first_line, _, stack = content.decode(errors="replace").partition("\n")
+        key = first_line.strip()
+        if stack and KEY.fullmatch(key):
+            ledger.write(trial_stack(key), content)
+    ledger.delete(word)

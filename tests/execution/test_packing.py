@@ -156,6 +156,20 @@ def test_first_trials_leave_after_an_epoch_and_all_go_on_as_it_showed(
     assert [trial.cell.label for trial in trials_in(third)] == labels
 
 
+def test_no_trial_is_stopped_for_packs_that_take_no_training_function(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(), count=3)
+    first, *others = here.sweep.cells
+    cells = (first, *(dataclasses.replace(cell, task="nowhere_at_all:train") for cell in others))
+    here.sweep = dataclasses.replace(here.sweep, cells=cells)
+    trials = [Trial(cell) for cell in cells]
+    policy = packing.policy_on_gpu(trials, throughputs(trials, {1: None}), 1.0, frozenset())
+    assert policy.unknown == {first.key}
+    here.pack_policy = lambda: policy
+    queue = LedgerSearcher(here)
+    suggested: list[Any] = [queue.suggest(name) for name in "abc"]
+    assert [assignment["probe"] for assignment in suggested] == [False, False, False]
+
+
 def session(folder: Path, packs: PackPolicy, count: int = 4) -> DriverState:
     """Return a session over so many cells that share a stream; nothing is trained."""
     base = trial_of("All-CNN-B").cell
@@ -366,7 +380,7 @@ def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(
     ledger.write_json("packs/now-a.json", {"left": [trials[0].key]})
     # The process died of the second: its stack was dumped, with its key in the first line.
     trace = f"{trials[1].key:<23}\nstack".encode()
-    ledger.write(f"trials/{trials[2].key}/hang.txt", trace)
+    ledger.write("packs/now-a.hang", trace)
     work(order(trials, data, tmp_path / "pack"), heard.append)
     assert set(ledger.results()) == {trials[2].key}
     assert [news["key"] for news in heard if "over" in news] == [trials[1].key, trials[2].key]
@@ -391,6 +405,34 @@ def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
         pass
     assert [len(ledger.attempts(key)) for key in "abc"] == [0, 1, 0]
     assert "stuck" in ledger.attempts("b")[0]["trace"]
+
+
+def test_hang_in_a_pack_is_found_when_its_first_member_has_left(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    hung = Watchdog(ledger, ["a", "b", "c"], 1800.0, "now-a")
+    with hung:
+        with Watchdog(ledger, ["a"], 1800.0):  # it has left the pack, and trains elsewhere
+            pass
+        hung.set_current("b")
+        hung.file.write(b"stack")
+    ledger.write("trials/c/hang.txt", f"{'c':<23}\nof its own".encode())
+    for _ in range(2):
+        with Watchdog(ledger, ["b", "c"], 1800.0, "now-a"):
+            pass
+    assert [[attempt["trace"] for attempt in ledger.attempts(key)] for key in "abc"] == [[], ["stack"], ["of its own"]]
+
+
+def test_stack_of_a_pack_that_has_ended_goes_to_the_trial_that_hung(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(4))
+    queue = LedgerSearcher(here)
+    pack = trials_in(queue.suggest("a"))
+    here.ledger.write_json("packs/now-a.json", {"left": []})
+    here.ledger.write("packs/now-a.hang", f"{pack[1].key:<23}\nstack".encode())
+    queue.on_trial_complete("a", error=True)
+    assert here.ledger.names("packs") == []
+    with Watchdog(here.ledger, [pack[1].key], 1800.0):
+        pass
+    assert [attempt["trace"] for attempt in here.ledger.attempts(pack[1].key)] == ["stack"]
 
 
 def test_pack_is_off_auto_or_a_number() -> None:
@@ -618,7 +660,18 @@ def test_trial_that_follows_no_more_is_not_taken_off_an_old_queue(tmp_path: Path
     for trial in queue.waiting[:1:-1]:  # another sweep has finished the first two: they diverged
         here.ledger.commit(trial.key, {"key": trial.key, "metrics": {}, "status": "diverged"})
     assert queue.suggest("a") == "FINISHED"
-    assert len(here.given_up) == 1
+    (why,) = here.given_up.values()
+    assert why == "the first 2 trainings of this cell diverged; its other trainings are skipped"
+
+
+def test_cell_whose_only_two_trainings_diverged_is_not_given_up(tmp_path: Path) -> None:
+    here = searching(tmp_path, Protocol(seeds=2), PackPolicy(1))
+    here.sweep = dataclasses.replace(here.sweep, cells=here.sweep.cells[:1])
+    queue = LedgerSearcher(here)
+    for trial in queue.waiting:
+        here.ledger.commit(trial.key, {"key": trial.key, "metrics": {}, "status": "diverged"})
+    assert queue.suggest("a") == "FINISHED"
+    assert here.given_up == {}
 
 
 def test_trial_that_failed_is_none_of_its_cell_s_first_trainings_to_the_queue_too(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """A trial that several ranks train is the trial that one device trains, within float error; ranks may die."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import UnsupportedOperation
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from sweeps.cifar_width import CELLS
 from sweeps.cli.options import parser
 from sweeps.cli.settings import settle
 from sweeps.execution import rank_processes
-from sweeps.execution.failures import failure_signature
+from sweeps.execution.failures import failure_signature, record_failure
 from sweeps.execution.resources import (
     ResourceRequest,
     TrialResources,
@@ -81,6 +84,68 @@ def lost(trial: Trial, here: RuntimeConfig, rank: int, epoch: int = 1) -> None:
     with pytest.raises(RuntimeError, match=f"rank {rank} of {here.ranks} died .signal 9."):
         rank_processes.run_trial(trial, here, kill)
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[rank_processes.RankGroup]:
+    """Return a group without ranks, in which no death is waited for."""
+    monkeypatch.setattr(rank_processes, "GRACE", 0.0)
+    group = rank_processes.RankGroup(0, "cpu")
+    yield group
+    group.kill()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "is_last"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "passing", [False, False]),
+        (torch.AcceleratorError("CUDA error"), "passing", [False, False]),
+        (MemoryError(), "passing", [False, False]),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "other", [False, True]),
+        (UnsupportedOperation("not readable"), "final", [True, True]),  # an OSError and a ValueError
+    ],
+)
+def test_error_of_a_rank_is_tried_again_as_that_of_one_process(
+    error: Exception, kind: str, is_last: list[bool], group: rank_processes.RankGroup, tmp_path: Path
+) -> None:
+    ledger = Ledger(str(tmp_path))
+    last: dict[str, list[bool]] = {"rank": [], "process": []}
+    for _ in range(2):
+        failure = rank_processes._failed(1, error)
+        assert failure.kind == kind
+        with pytest.raises((ValueError, RuntimeError)) as raised:
+            group._raise(failure)
+        last["rank"].append(record_failure(ledger, "rank", raised.value))
+        last["process"].append(record_failure(ledger, "process", error))
+    assert last == {"rank": is_last, "process": is_last}
+
+
+def test_lack_of_memory_in_a_rank_is_answered_where_smaller_parts_help() -> None:
+    short = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+    assert rank_processes._failed(0, short) == (0, "memory", str(short), f"RuntimeError: {short}\n")
+
+
+@pytest.mark.parametrize("step", ["send", "receive", "raise"])
+def test_death_of_a_rank_may_come_again(step: str, group: rank_processes.RankGroup, tmp_path: Path) -> None:
+    near, far = Pipe()
+    far.close()
+    process = subprocess.Popen(["sleep", "60"])
+    process.kill()
+    process.wait()
+    group.size = 1
+    group.pipes.append(near)
+    group.processes.append(process)
+    steps = {
+        "send": lambda: group._send(near, "stop"),
+        "receive": lambda: group._receive(near),
+        "raise": lambda: group._raise(rank_processes._failed(1, RuntimeError("Connection closed by peer"))),
+    }
+    last = []
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"rank 0 of 1 died \(signal 9\)") as raised:
+            steps[step]()
+        last.append(record_failure(Ledger(str(tmp_path)), "k", raised.value))
+    assert last == [False, False]
 
 
 def history(trial: Trial, here: RuntimeConfig) -> list[dict[str, float]]:

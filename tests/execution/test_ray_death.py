@@ -1,5 +1,6 @@
 """A Ray of this machine that dies under a sweep: it is said, Ray is started anew, and the trials go on."""
 
+import errno
 import json
 import os
 import pickle
@@ -134,11 +135,12 @@ def test_the_process_that_died_is_named(
 ) -> None:
     monkeypatch.setattr(ray_runtime.ray._private.worker, "_global_node", node(**processes))
     assert ray_runtime.death() == sentence
+    idle: Any = SimpleNamespace(session=SimpleNamespace(stopping=False))
     if sentence:
         with pytest.raises(ray_runtime.RayDiedError):
-            tuner.StartCallback(None).on_step_begin()  # type: ignore[arg-type]
+            tuner.StartCallback(idle).on_step_begin()
     else:
-        tuner.StartCallback(None).on_step_begin()  # type: ignore[arg-type]
+        tuner.StartCallback(idle).on_step_begin()
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,52 @@ def test_a_worker_that_died_is_named_by_its_trial(tmp_path: Path, error: Excepti
     (trial,) = searcher.running["a"]
     sentence = f"the worker of {trial.cell.label} {trial.label} died; another goes on from the checkpoint"
     assert sentences == ([sentence] if said else [])
+
+
+def test_wait_for_another_machine_in_place_of_one_that_has_gone_costs_nothing(tmp_path: Path) -> None:
+    state = session(tmp_path, [])
+    searcher = tuner.LedgerSearcher(state)
+    searcher.suggest("a")
+    callback = tuner.StartCallback(searcher)
+    reclaimed: Any = SimpleNamespace(trial_id="a", pickled_error_file="")
+    for hours in (1.0, 2.0):
+        callback.on_trial_start(reclaimed)
+        state.started_at["a"] -= 3600
+        callback.on_trial_recover(reclaimed)
+        assert not state.started_at, "its clock runs on while it waits"
+        assert state.hours() == pytest.approx(hours, abs=0.01)
+    searcher.on_trial_complete("a", error=True)  # before it has got a machine again
+    assert state.hours() == pytest.approx(2.0, abs=0.01)
+    assert [round(seconds) for seconds in state.seconds_by_trial.values()] == [7200]
+
+
+def test_stop_that_the_store_did_not_take_is_told_again_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = session(tmp_path, [])
+    callback = tuner.StartCallback(tuner.LedgerSearcher(state))
+    write = Ledger.write
+    tries: list[str] = []
+    now = 100.0
+
+    def write_at_third(ledger: Ledger, name: str, content: bytes) -> None:
+        tries.append(name)
+        if len(tries) < 3:
+            raise OSError(errno.EIO, "the disk is away")
+        write(ledger, name, content)
+
+    monkeypatch.setattr(Ledger, "write", write_at_third)
+    monkeypatch.setattr("sweeps.execution.session.time", SimpleNamespace(monotonic=lambda: now))
+    callback.on_step_begin()
+    assert tries == []
+    state.stop()
+    for expected in (1, 2, 3, 3):
+        for _ in range(2):
+            callback.on_step_begin()
+            assert tries == [state.stop_mark] * expected
+        now += 1.0
+    assert state.ledger.names("stops") == [state.name]
+    assert len(state.errors) == 1
 
 
 OF_A_BUCKET = "OSError: AWS Error NETWORK_CONNECTION during PutObject operation: curlCode: 7"

@@ -1,8 +1,17 @@
-"""Resources of a trial, as its ranks share them."""
+"""Resources of a trial, as its ranks share them, or as the one process of a training function has them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from crelu_models import S2
 from sweeps.execution.resources import TrialResources
+from sweeps.execution.worker import _train_one
+from sweeps.experiment.recipe import ALLCONV
+from sweeps.experiment.trial import Cell, Trial
+from sweeps.training.runtime import RuntimeConfig
 
 
 @pytest.mark.parametrize(
@@ -10,3 +19,17 @@ from sweeps.execution.resources import TrialResources
 )
 def test_ranks_share_the_cpus_of_a_trial(cpus: float, ranks: int, threads: int) -> None:
     assert TrialResources(cpus=cpus, ranks=ranks).threads == threads
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 2), ("cpu", 1)])
+def test_a_training_function_has_in_one_process_what_all_ranks_have(device: str, gpus: int, tmp_path: Path) -> None:
+    runtimes: list[RuntimeConfig] = []
+
+    def train(trial: Trial, runtime: RuntimeConfig, *_: Any) -> None:
+        runtimes.append(runtime)
+
+    shared = RuntimeConfig(str(tmp_path), "", device=device, ranks=2, workers=3, threads=4)
+    ours = Cell("ours", S2, "cifar10", ALLCONV)
+    for cell in (ours, dataclasses.replace(ours, task="tests.support.own_tasks:scores")):
+        _train_one(Trial(cell), train, shared, lambda _: None, lambda: False, False)
+    assert runtimes == [shared, dataclasses.replace(shared, ranks=1, gpus=gpus, workers=6, threads=8)]

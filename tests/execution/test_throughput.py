@@ -151,6 +151,24 @@ def test_only_epochs_of_the_same_kind_of_hardware_are_read(tmp_path: Path) -> No
     assert list(epochs.sharers) == [4]
 
 
+def test_of_a_training_function_the_threads_and_gpus_of_its_process_count(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    base = trial_of("allconv with dropout")
+    kinds = [{"threads": "4"}, {"device": "NVIDIA H100"}, {"device": "NVIDIA H100", "gpus": "2"}]
+    results = [
+        finished(ledger, dataclasses.replace(base, seed=number), [10.0 * number], number, **kind) | {"resumed": 0}
+        for number, kind in enumerate(kinds, 1)
+    ]
+
+    def speeds(resources: TrialResources) -> list[float]:
+        return [speed for epochs in past_epochs(ledger, results, resources).values() for speed in epochs.speeds]
+
+    assert speeds(TrialResources(cpus=4, ranks=2)) == speeds(TrialResources(cpus=4)) == [10.0]
+    assert speeds(TrialResources(cpus=2, ranks=2)) == []
+    assert speeds(TrialResources(gpus=1.0)) == [20.0]
+    assert speeds(TrialResources(gpus=2.0, ranks=2)) == [30.0]
+
+
 def test_of_a_cell_the_latest_finished_trials_are_read_the_newest_last(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     base = trial_of("allconv with dropout")

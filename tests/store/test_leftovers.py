@@ -99,6 +99,20 @@ def test_words_to_workers_of_dead_drivers_go_where_no_other_driver_lives(ledger:
     assert ledger.names("packs") == ledger.names("stops") == []
 
 
+@pytest.mark.parametrize(
+    ("content", "folder"),
+    [(b"k   \nstack", ["k"]), (b"k   \n", []), (b"../k\nstack", []), (b"\xff", [])],
+)
+def test_stack_of_a_pack_of_a_dead_driver_goes_to_the_trial_that_hung(
+    ledger: Ledger, content: bytes, folder: list[str]
+) -> None:
+    ledger.write("packs/20261128-120000-7-ab.hang", content)
+    assert remove_leftovers(ledger, "mine") == 1
+    assert ledger.names("packs") == []
+    assert ledger.folders("trials") == folder
+    assert [ledger.read(f"trials/{key}/hang.txt") for key in folder] == [content] * len(folder)
+
+
 def test_words_stay_while_the_driver_of_another_host_may_live(ledger: Ledger) -> None:
     ledger.write("packs/20261128-120000-7-ab.json", b"{}")
     ledger.write_json("leases/other.json", this_process() | {"boot": "elsewhere", "host": "elsewhere"})
