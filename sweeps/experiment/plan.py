@@ -68,6 +68,11 @@ class CellTrials(NamedTuple):
         searched = {trial.key for trial in self.search}
         return [trial for trial in (*self.protocol, *self.further) if trial.key not in searched]
 
+    @property
+    def is_given_up(self) -> bool:
+        """Return whether the cell counts as given up: a trial of it is left out, or it has none."""
+        return bool(self.why) and bool(self.skipped or self.beyond or not self.protocol)
+
 
 def cell_trials(
     cell: Cell,
@@ -260,10 +265,9 @@ def rate_choices(sweep: Sweep, results: Mapping[str, Json], failed: Collection[s
     study = sweep.protocol.rates
     if study is None:
         return {}
-    cells = (*sweep.cells, *sweep.others)
-    baselines = {cell.key: study.baseline_of(cell, cells) for cell in sweep.cells}
-    choices = {baseline.key: choose(study, baseline, results, failed) for baseline in baselines.values() if baseline}
-    return {key: choices[baseline.key] for key, baseline in baselines.items() if baseline}
+    baselines = sweep.baselines
+    choices = {baseline.key: choose(study, baseline, results, failed) for baseline in baselines.values()}
+    return {key: choices[baseline.key] for key, baseline in baselines.items()}
 
 
 def rate_trials(choices: Mapping[str, RateChoice]) -> CellTrials:
@@ -333,7 +337,7 @@ def _cut(
         # Stand-ins for second phases have no seed of their own: a first phase that is left out has one.
         settled = sum(t.phase == "match" or (t.phase == "holdout" and t.key in failed) for t in beyond)
         stand_ins = [trial for trial in pending if trial.phase == "match"]
-        most = len(stand_ins) - max(0, protocol.until - needed) + settled
+        most = len(stand_ins) - (largest_protocol(protocol).seeds - needed) + settled
         pending = [trial for trial in pending if trial.phase != "match"] + stand_ins[: max(0, most)]
     return part._replace(
         protocol=[trial for trial in part.protocol if trial.key not in left_out],
@@ -401,6 +405,7 @@ class Plan:
     chooses for, None while it is open or where none trains. `damaged` has the results of trials that count as failed
     because a file of theirs is damaged: studies were planned by them. `torn` are the keys of trials whose result itself
     cannot be read; they are trained anew. `given_up` says why cells were given up before all of their trials, by label.
+    `failed` are the keys of failed trials and `paused` the records of paused ones, as the ledger had them for the plan.
     """
 
     sweep: Sweep
@@ -414,6 +419,8 @@ class Plan:
     damaged: Mapping[str, Json] = field(default_factory=dict)
     torn: frozenset[str] = frozenset()
     given_up: Mapping[str, str] = field(default_factory=dict)
+    failed: frozenset[str] = frozenset()
+    paused: Mapping[str, Json] = field(default_factory=dict)
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
@@ -475,10 +482,31 @@ class Plan:
         return any(status.state == "skipped" or status.why.endswith(BEYOND) for status in self.of(cell))
 
     @property
+    def asked_for(self) -> list[TrialStatus]:
+        """Return the statuses of the trials that are asked for: those of further seeds stay as they are."""
+        return [status for status in self.statuses if status.trial.key not in self.further]
+
+    @property
+    def to_retry(self) -> list[TrialStatus]:
+        """Return the statuses of the failed trials that --retry-failed tries again."""
+        return [status for status in self.asked_for if status.state == "failed"]
+
+    def way(self, flag: str, what: str, *statuses: TrialStatus) -> str:
+        """Return which flag does what with trials: of further seeds it takes only those that --seeds asks for."""
+        further = [status.trial for status in statuses if status.trial.key in self.further]
+        if not further:
+            return f"{flag} {what}"
+        unit = self.sweep.protocol.design.unit
+        beyond = f"of a further {unit}" if len(further) == 1 else f"of further {unit}s"
+        if self.sweep.protocol.until:
+            return f"{beyond}, which no question needs"
+        return f"{beyond}: {flag} --seeds {max(trial.seed % SECOND_SEED for trial in further) + 1} {what}"
+
+    @property
     def may_retry(self) -> bool:
         """Return whether --retry-failed changes anything: a trial has failed, or a cell was cut short at its rate."""
         rated = [cell for cell in self.sweep.cells if self.rates.get(cell.key, 0.0) is not None]
-        return bool(self.count("failed")) or any(map(self.is_cut_short, rated))
+        return bool(self.to_retry) or any(map(self.is_cut_short, rated))
 
     def seeds_text(self) -> str:
         """Return how many seeds are declared and how many the ledger has; empty where it has no more."""
@@ -516,27 +544,30 @@ class Plan:
         """Return the trials still to be trained."""
         return [status.trial for status in self.statuses if status.state in ("new", "running")]
 
+    @property
+    def passed_over(self) -> frozenset[str]:
+        """Return the keys of trials that their search has paused for good: no more of their cells is to be trained."""
+        goes_on = {trial.cell.key for trial in (*self.to_do, *self.pending)}
+        paused = [status.trial for status in self.statuses if status.state == "paused"]
+        return frozenset(trial.key for trial in paused if trial.cell.key not in goes_on)
+
 
 def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     """Return the status of each trial of `sweep`; `fingerprints` are those of the data sets that are present."""
+    # Before the results: a trial that ends in between is then in both, else it would be in neither.
+    paused = ledger.paused()
     results, torn = ledger.read_results()
     damaged = noted_damage(ledger) | lost_files(ledger, results)
     attempts = ledger.failed()
-    failed = {key for key, tries in attempts.items() if has_failed(tries)}
+    failed = frozenset(key for key, tries in attempts.items() if has_failed(tries))
     begun = set(ledger.folders("checkpoints"))
     codes = {cell.key: cell_fingerprint(cell) for cell in sweep.trained}
     insisted = set(ledger.names("insisted"))
-    paused = ledger.paused()
     parts = sweep_trials(sweep, results, failed, insisted, paused)
     cells = list(parts.values())
     waiting = frozenset[str]().union(*(cell.paused for cell in cells))
     skipped = {key: cell.why for cell in cells for key in cell.skipped}
-    # A cell counts as given up where a trial of it is left out, or where it has none.
-    given_up = {
-        cell.label: parts[cell.key].why
-        for cell in sweep.cells
-        if parts[cell.key].why and (parts[cell.key].skipped or parts[cell.key].beyond or not parts[cell.key].protocol)
-    }
+    given_up = {cell.label: parts[cell.key].why for cell in sweep.cells if parts[cell.key].is_given_up}
     beyond = frozenset[str]().union(*(cell.beyond for cell in cells))
     statuses = []
     for trial in ordered(cells):
@@ -566,13 +597,26 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
             why = f"results/{trial.key}.json is damaged; it is trained anew"
         statuses.append(TrialStatus(trial, state, result, why))
     pending = tuple(trial for cell in cells for trial in cell.pending)
-    further = frozenset(trial.key for cell in cells for trial in cell.further)
     searched = frozenset(trial.key for cell in cells for trial in cell.search)
+    # What a search with a further seed has chosen is a trial of that search.
+    further = frozenset(trial.key for cell in cells for trial in cell.further) - searched
     studied = frozenset(trial.key for cell in cells for trial in cell.rates)
     rates = {key: choice.rate for key, choice in rate_choices(sweep, results, failed).items()}
     unsound = {key: results[key] for key in damaged if key in results}
     return Plan(
-        sweep, tuple(statuses), pending, fingerprints, further, searched, studied, rates, unsound, torn, given_up
+        sweep,
+        tuple(statuses),
+        pending,
+        fingerprints,
+        further,
+        searched,
+        studied,
+        rates,
+        unsound,
+        torn,
+        given_up,
+        failed,
+        paused,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import index
 from typing import Any, NamedTuple
 
 from sweeps.experiment.recipe import SPACES, Dimension
@@ -42,7 +43,8 @@ class Search:
     `prune` ends a trial whose error is above the best third of earlier ones. Over folds it leaves out the remaining
     folds of a suggestion that is worse than the best one by Wilcoxon's signed-rank test (p < 0.1) on those so far.
     `halving` takes its place: trials pause at rungs, the first after `rung` epochs (0: two rungs before the last
-    epoch), and one in `halving` goes on to the next. `limits` on parameters and seconds are kept by the winner.
+    epoch), and one in `halving` goes on to the next. `limits` on parameters and seconds are kept by the winner; the
+    command that trains notes the `classes` of its data sets, by which parameters are counted, and no page names them.
     """
 
     trials: int = 20
@@ -57,6 +59,7 @@ class Search:
     halving: int = 0
     rung: int = 0
     limits: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
+    classes: tuple[tuple[str, int], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Raise ValueError for a search that cannot be."""
@@ -122,17 +125,20 @@ class Search:
 def search_to_json(search: Search) -> Json:
     """Return a search as JSON."""
     space: list[Any] = [axis_to_json(axis) for axis in search.axes] or [list(part) for part in search.space]
-    return dataclasses.asdict(search) | {
+    content = dataclasses.asdict(search) | {
         "space": space,
         "limits": [list(pair) for pair in search.limits_by_name.items()],
     }
+    del content["classes"]
+    return content | ({"classes": dict(search.classes)} if search.classes else {})
 
 
 def search_from_json(value: Json) -> Search:
     """Return the search that `search_to_json` wrote; KeyError, TypeError or ValueError for any other value."""
     space = [axis_from_json(part) if isinstance(part, dict) else Dimension(*part) for part in value["space"]]
     limits = tuple((str(name), float(most)) for name, most in value.get("limits", ()))  # older plans lack it
-    return Search(**(dict(value) | {"space": tuple(space), "limits": limits}))
+    classes = tuple((str(name), index(number)) for name, number in dict(value.get("classes", {})).items())
+    return Search(**(dict(value) | {"space": tuple(space), "limits": limits, "classes": classes}))
 
 
 class Goal(NamedTuple):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -223,15 +224,28 @@ def _refused(search: Search, number: int, trial: Trial, why: str) -> Suggestion:
 
 
 def _excess_before(search: Search, trial: Trial) -> tuple[tuple[str, float], ...]:
-    """Return by how much a trial exceeds the limit on parameters, which is known before it is trained."""
+    """Return by how much a trial exceeds the limit on parameters, which is known before it is trained, or unknown."""
     net = trial.net
     _ = trial.recipe  # raises ValueError for values that no recipe can have
     most = search.limits_by_name.get("parameters")
-    if most is None or not isinstance(net, Net):
+    classes = 0 if most is None else _classes(search, trial.cell.dataset)
+    if most is None or not classes or not isinstance(net, Net):
         return ()
+    return (("parameters", net.parameters(classes) - most),)
+
+
+def _classes(search: Search, name: str) -> int:
+    """Return how many classes a data set has, by what the search knows, else by its name; 0 where neither says it.
+
+    A name says it of a folder only where that is prepared in the default folder, so a driver notes it in the search.
+    """
+    if known := dict(search.classes).get(name):
+        return known
     from crelu_data.datasets import dataset  # with NumPy, which a page's declaration does without
 
-    return (("parameters", net.parameters(dataset(trial.cell.dataset).classes) - most),)
+    with suppress(ValueError):
+        return dataset(name).classes
+    return 0
 
 
 def _excess(search: Search, trial: Trial, known: _Known) -> tuple[tuple[str, float], ...]:

@@ -65,9 +65,9 @@ class Protocol:
 class Sweep:
     """Declared list of cells, with the protocol that turns each into trials.
 
-    `variant` names what the cells have in place of the page's own: another data set, or fields of --set. `others` are
-    cells of the same declaration that are not asked for, of a part that was chosen by `only`. `questions` are what a
-    sweep until decided decides.
+    `variant` names what the cells have in place of the page's own: another data set, or fields of --set. `declared` are
+    all cells of the declaration in its order, for a part that was chosen by `only`, and empty for a whole sweep.
+    `questions` are what a sweep until decided decides.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Sweep:
     cells: tuple[Cell, ...]
     protocol: Protocol = Protocol()
     variant: str = ""
-    others: tuple[Cell, ...] = ()
+    declared: tuple[Cell, ...] = ()
     questions: tuple[Question, ...] = ()
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class Sweep:
                 raise ValueError(
                     f"{count(len(labels), 'cell')} of {self.name} have the same {kind}: {', '.join(labels)}"
                 )
-        check_questions(self.name, self.questions, (*self.cells, *self.others))
+        check_questions(self.name, self.questions, self.everyone)
         if self.protocol.until and not self.questions:
             raise ValueError(f"{self.name} has no question to decide: its page declares none of these cells")
         for cell in self.cells:
@@ -123,14 +123,31 @@ class Sweep:
         return self.cells[0].metric if self.cells else Metric()
 
     @property
-    def trained(self) -> tuple[Cell, ...]:
-        """Return the cells that train: those asked for, and the baselines of the study of the learning rate."""
+    def everyone(self) -> tuple[Cell, ...]:
+        """Return all cells of the declaration, in its order, those that are not asked for too."""
+        return self.declared or self.cells
+
+    @cached_property
+    def others(self) -> tuple[Cell, ...]:
+        """Return the cells of the declaration that are not asked for."""
+        return tuple(cell for cell in self.declared if cell not in self.cells)
+
+    @property
+    def baselines(self) -> dict[str, Cell]:
+        """Return by the key of each cell the baseline whose study chooses its learning rate, where one does.
+
+        It is the first that matches in the order of the declaration, so that a part of a sweep has the whole one's.
+        """
         study = self.protocol.rates
         if study is None:
-            return self.cells
-        everyone = (*self.cells, *self.others)
-        baselines = [study.baseline_of(cell, everyone) for cell in self.cells]
-        others = {cell.key: cell for cell in baselines if cell is not None and cell not in self.cells}
+            return {}
+        baselines = {cell.key: study.baseline_of(cell, self.everyone) for cell in self.cells}
+        return {key: baseline for key, baseline in baselines.items() if baseline is not None}
+
+    @property
+    def trained(self) -> tuple[Cell, ...]:
+        """Return the cells that train: those asked for, and the baselines of the study of the learning rate."""
+        others = {cell.key: cell for cell in self.baselines.values() if cell not in self.cells}
         return (*self.cells, *others.values())
 
     @cached_property
@@ -150,7 +167,8 @@ class Sweep:
         cells = [cell for cell in self.cells if _matches(cell.label, wanted) and not _matches(cell.label, excluded)]
         if not cells:
             raise ValueError(f"no cell of {self.name} is left by --only {' '.join(globs)}")
-        part = dataclasses.replace(self, cells=tuple(cells), others=tuple(c for c in self.cells if c not in cells))
+        is_part = len(cells) < len(self.cells)
+        part = dataclasses.replace(self, cells=tuple(cells), declared=self.everyone if is_part else self.declared)
         missing = set(asked_cells(self.questions)) - {cell.label for cell in cells}
         if self.protocol.until and missing:
             raise ValueError(f"--until-decided needs all cells of the questions; --only leaves out {min(missing)!r}")

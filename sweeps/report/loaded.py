@@ -66,9 +66,10 @@ class Results:
 
     @property
     def finished(self) -> bool:
-        """Return whether every trial of the sweep has a result."""
+        """Return whether every trial of the sweep has a result, or was paused for good by its search."""
         plan = self.plan
-        return not plan.pending and all(status.result is not None for status in plan.statuses)
+        over = plan.passed_over
+        return not plan.pending and all(s.result is not None or s.trial.key in over for s in plan.statuses)
 
     def table(self) -> ResultsTable:
         """Return the table of the sweep, a row a cell."""

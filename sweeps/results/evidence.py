@@ -19,7 +19,7 @@ from crelu_data.datasets import dataset
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.model_facts import cell_parameters
-from sweeps.experiment.plan import Plan, TrialStatus, current_plan, has_failed, without_damaged
+from sweeps.experiment.plan import Plan, TrialStatus, current_plan, without_damaged
 from sweeps.experiment.questions.registration import Change, changes_of
 from sweeps.experiment.search import goal
 from sweeps.experiment.space import DROPOUT
@@ -242,7 +242,7 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         plan = without_damaged(current_plan(ledger, title), ledger, READ)
         sweep = plan.sweep
         statuses = plan.statuses
-        studies = _studies(ledger, plan)
+        studies = _studies(plan)
         question = _question(plan.sweep.name)
         trained = [status.trial.cell for status in plan.statuses if status.result is not None]
         record = provenance() | {"code": "; ".join(shares(map(cell_fingerprint, trained)))}
@@ -278,20 +278,18 @@ def _larger_wins(sweep: Sweep, cell: Cell) -> bool:
 def _rate_keys(sweep: Sweep, cell: Cell) -> tuple[str, ...]:
     """Return the keys of the trials of a baseline's study of the learning rate; none for any other cell."""
     study = sweep.protocol.rates
-    if study is None or study.baseline_of(cell, sweep.cells) != cell:
+    if study is None or sweep.baselines.get(cell.key) != cell:
         return ()
     return tuple(trial.key for trial in study.trials(cell))
 
 
-def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
-    """Return by cell key what its study has suggested, in order."""
+def _studies(plan: Plan) -> dict[str, list[Suggested]]:
+    """Return by cell key what its study has suggested, in order, as the ledger was for the plan: it has the trials."""
     search = plan.sweep.protocol.search
     if search is None:
         return {}
     results = {status.trial.key: status.result for status in plan.statuses if status.result is not None}
     results |= plan.damaged
-    failed = {key for key, tries in ledger.failed().items() if has_failed(tries)}
-    paused = ledger.paused()
     return {
         cell.key: [
             (
@@ -299,7 +297,9 @@ def _studies(ledger: Ledger, plan: Plan) -> dict[str, list[Suggested]]:
                 suggestion.value,
                 suggestion.pruned or not suggestion.keeps_limits,
             )
-            for suggestion in study(search, cell, results, failed, plan.rates.get(cell.key) or 0.0, paused).suggestions
+            for suggestion in study(
+                search, cell, results, plan.failed, plan.rates.get(cell.key) or 0.0, plan.paused
+            ).suggestions
             if not suggestion.refused
         ]
         for cell in plan.sweep.cells

@@ -57,10 +57,13 @@ class CellRuns:
         """Take the runs from an index, which the cells share with their trials."""
         self.index = index
 
-    def sync(self, cell: Cell, trials: Iterable[Trial], skipped: Collection[str] = ()) -> None:
+    def sync(
+        self, cell: Cell, trials: Iterable[Trial], skipped: Collection[str] = (), paused: Collection[str] = ()
+    ) -> None:
         """Bring a cell's run to the averages of its trials' test errors; it is over with the last that is not skipped.
 
-        Where they change, the report's note and vote are of other trainings: they go, until the next report.
+        Where they change, the report's note and vote are of other trainings: they go, until the next report. Those that
+        were `paused` for good by their search are neither waited for nor a failure.
         """
         trials = list(trials)
         damaged = noted_damage(self.index.ledger)
@@ -98,7 +101,7 @@ class CellRuns:
             if REPORT_RUN in stored.data.tags:
                 self.index.client.delete_tag(run, REPORT_RUN)
             self.index.tag(run, {NOTE: self._provisional_note(len(results), len(trials)), TRAININGS: digest})
-        missing_trials = [trial for trial in trials if trial.key not in results]
+        missing_trials = [trial for trial in trials if trial.key not in results and trial.key not in paused]
         is_failed = missing_trials and all(
             trial.key in skipped or trial.key in damaged or has_failed(self.index.ledger.attempts(trial.key))
             for trial in missing_trials

@@ -39,6 +39,7 @@ class Tracker:
         self.states: dict[str, str] = {}  # the latest status of each trial that was queued
         self.trials: dict[str, Trial] = {}
         self.skipped: Collection[str] = frozenset()  # keys of trials that are not waited for
+        self.paused: Collection[str] = frozenset()  # keys of trials that their search has paused for good
         self.compared = True  # whether the runs were compared with the ledger since they were read
         self.changed = threading.Condition()
         self.sent = 0  # trials and cells that were brought up to date
@@ -48,14 +49,18 @@ class Tracker:
         self.thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self.thread.start()
 
-    def register(self, trials: Iterable[Trial], skipped: Collection[str] = frozenset()) -> None:
+    def register(
+        self, trials: Iterable[Trial], skipped: Collection[str] = frozenset(), paused: Collection[str] = frozenset()
+    ) -> None:
         """Compare the runs of the plan's trials, none of which trains now, with the ledger, and send what differs.
 
-        Their results make the averages of the cells. The keys in `skipped` are of trials that will not train.
+        Their results make the averages of the cells. The keys in `skipped` are of trials that will not train,
+        those in `paused` of trials that their search has paused for good.
         """
         with self.changed:
             self.trials |= {trial.key: trial for trial in trials}
             self.skipped = frozenset(skipped)
+            self.paused = frozenset(paused)
             self.states.clear()
             idle = {"RUNNING": "KILLED"}
             self.queued = {key: (trial, idle.get(state, state)) for key, (trial, state) in self.queued.items()}
@@ -162,7 +167,8 @@ class Tracker:
         with self.changed:
             cells, trials = list(self.cells.values()), list(self.trials.values())
         for cell in cells:
-            runs.sync_cell(cell, [trial for trial in trials if trial.cell.key == cell.key], self.skipped)
+            of_cell = [trial for trial in trials if trial.cell.key == cell.key]
+            runs.sync_cell(cell, of_cell, self.skipped, self.paused)
             with self.changed:
                 self.sent += 1
                 self.cells.pop(cell.key, None)

@@ -110,6 +110,42 @@ def test_further_seed_counts_with_what_is_there_of_it() -> None:
     assert seeds_of(dataclasses.replace(SWEEP, protocol=seeds), {}, (third.key,)) == [0, 2]
 
 
+def test_flag_that_acts_on_trials_of_further_seeds_is_told_with_these_seeds(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    more = dataclasses.replace(SWEEP, protocol=Protocol(seeds=5))
+    for trial in expand(more, {}):
+        if trial.cell == BASELINE and trial.seed in (1, 3, 4):
+            ledger.add_attempt(trial.key, {"error": "no", "final": True})
+    today = plan(SWEEP, ledger, {})
+    first, *further = [status for status in today.statuses if status.state == "failed"]
+    assert (today.to_retry, today.may_retry) == ([first], True)
+    assert today.way("--retry-failed", "tries it again", first) == "--retry-failed tries it again"
+    (fourth, fifth) = further
+    assert today.way("--retry-failed", "tries it again", fourth) == (
+        "of a further seed: --retry-failed --seeds 4 tries it again"
+    )
+    assert today.way("--stale retrain", "trains them anew", fourth, fifth) == (
+        "of further seeds: --stale retrain --seeds 5 trains them anew"
+    )
+    ledger.delete(f"attempts/{first.trial.key}")
+    assert not plan(SWEEP, ledger, {}).may_retry
+    question = Question("is it", CRELU.label, BASELINE.label, margin=1.0)
+    asked = dataclasses.replace(SWEEP, protocol=Protocol(seeds=2, until=3), questions=(question,))
+    undecided = dataclasses.replace(today, sweep=asked)
+    assert undecided.way("--retry-failed", "tries it again", fifth) == "of a further seed, which no question needs"
+
+
+def test_winner_of_a_search_with_a_further_seed_is_a_trial_of_that_search(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    search = Search(2, wave=2, seed=1, prune=False)
+    sweep = Sweep("s", "demo", (BASELINE,), Protocol(ablation=False, single=True, search=search))
+    for trial in plan(sweep, ledger, {}).to_do:
+        done(ledger, trial)
+    today = plan(sweep, ledger, {})
+    assert [(status.trial.seed, status.state) for status in today.asked_for] == [(1, "done"), (1, "done"), (0, "new")]
+    assert today.further == frozenset()
+
+
 DIVERGED = {"status": "diverged", "metrics": {"best/val_top1_err": 90.0}, "curve": []}
 GOOD = {"status": "finished", "metrics": {"best/val_top1_err": 9.0}, "curve": []}
 

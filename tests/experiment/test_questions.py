@@ -270,6 +270,15 @@ def test_single_waits_for_both_phases() -> None:
     assert trajectories[0].looks[0].n == 2
 
 
+def test_second_phases_are_those_of_the_seeds_that_are_needed() -> None:
+    sweep = dataclasses.replace(SWEEP, protocol=Protocol(seeds=5, ablation=False, single=True, until=4))
+    first = sweep_trials(sweep, {})
+    counts = {cell.label: (len(first[cell.key].protocol), len(first[cell.key].pending)) for cell in (A, D)}
+    assert counts == {"A": (4, 4), "D": (5, 5)}
+    results, failed = train(sweep, None)
+    assert not [trial for part in sweep_trials(sweep, results, failed).values() for trial in part.pending]
+
+
 def test_search_comes_first_and_what_follows_is_counted() -> None:
     sweep = dataclasses.replace(SWEEP, protocol=Protocol(search=Search(2, wave=2), until=8))
     parts = sweep_trials(sweep, {})

@@ -117,6 +117,17 @@ def test_part_of_a_sweep_without_its_baseline_trains_at_the_rate_that_the_study_
     assert dataclasses.replace(part, protocol=Protocol(seeds=2)).trained == (CRELU,)
 
 
+def test_part_of_a_sweep_studies_the_baseline_that_the_whole_one_studies() -> None:
+    sweep = dataclasses.replace(SWEEP, protocol=Protocol(seeds=2, rates=RateStudy("*", STUDY.rates)))
+    part = sweep.only(["Baseline"])
+    assert (part.cells, part.others) == ((BASELINE,), (CRELU,))
+    assert rate_choices(part, {}, ())[BASELINE.key] == rate_choices(sweep, {}, ())[BASELINE.key]
+    assert {trial.cell for trial in sweep_trials(part, {})[""].rates} == {CRELU}
+    assert part.trained == (BASELINE, CRELU)
+    assert part.only(["*"]).everyone == sweep.everyone == sweep.cells
+    assert sweep.only(["*"]) == sweep
+
+
 def test_study_is_trained_whole_where_the_search_is_halved(tmp_path: object) -> None:
     protocol = Protocol(rates=STUDY, search=Search(9, halving=3))
     today = plan(dataclasses.replace(SWEEP, protocol=protocol), Ledger(str(tmp_path)), {})

@@ -17,7 +17,7 @@ from sweeps.experiment import study as study_module
 from sweeps.experiment.plan import Plan, plan, plan_to_json, sweep_trials
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
-from sweeps.experiment.search import Search, budget, own_point
+from sweeps.experiment.search import Search, budget, own_point, search_from_json, search_to_json
 from sweeps.experiment.space import Axis, Space, axis_from_json, axis_to_json, choosable
 from sweeps.experiment.study import export, importance, study
 from sweeps.experiment.sweep import Protocol, Sweep, check_apart, sweep_from_json
@@ -261,6 +261,33 @@ def test_what_exceeds_the_limit_on_parameters_is_not_trained_and_costs_no_trial(
     assert not any(suggestion.trial.key in results for suggestion in refused)
     parts = sweep_trials(Sweep("s", "demo", (CELL,), Protocol(search=search)), results)[CELL.key]
     assert {trial.key for trial in parts.search} == {trial.key for trial in state.trials}
+
+
+@pytest.mark.parametrize(("noted", "why"), [(0, ""), (4, ""), (10, "more parameters than the limit")])
+def test_a_limit_on_parameters_is_by_the_classes_that_the_command_has_noted(
+    noted: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the pictures of a folder, and without a note, nobody can count: nothing is refused."""
+    monkeypatch.setenv("CRELU_DATA", str(tmp_path))
+    cell = dataclasses.replace(CELL, dataset="folder:/nowhere/pictures")
+    search = Search(6, space=SPACE, limits={"parameters": S2.parameters(4) + 0.5})
+    assert S2.parameters(4) < S2.parameters(10)
+    counted = dataclasses.replace(search, classes=((cell.dataset, noted),) if noted else ())
+    written = json.loads(json.dumps(search_to_json(counted)))
+    assert ("classes" in written) == bool(noted)
+    first = study(search_from_json(written), cell, {}, ()).suggestions[0]
+    assert first.refused == why
+    assert first.keeps_limits == (not why)
+    assert counted == search  # it decides nothing of its own
+
+
+def test_classes_that_are_no_numbers_are_no_plan() -> None:
+    declared = plan_to_json(Plan(Sweep("s", "demo", (CELL,), Protocol(search=Search(2))), ()))
+    protocol = declared["protocol"]
+    for classes in (5, {"cifar10": "ten"}, {"cifar10": 1.5}, [["cifar10", None]]):
+        changed = protocol | {"search": protocol["search"] | {"classes": classes}}
+        with pytest.raises(ValueError, match="not a plan: TypeError"):
+            sweep_from_json(declared | {"protocol": changed})
 
 
 def test_a_winner_keeps_the_limit_on_seconds() -> None:

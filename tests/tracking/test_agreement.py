@@ -288,6 +288,19 @@ def test_a_cell_that_was_given_up_is_over(alone: Path) -> None:
     assert list(states.values()) == ["FINISHED", "KILLED", "FAILED"]
 
 
+def test_a_cell_whose_search_has_paused_a_trial_for_good_is_finished(alone: Path) -> None:
+    ledger = ledger_of(alone)
+    first, second = TRIALS[:2]
+    finish(ledger, first, 20.0)
+    ledger.pause(second.key, {"epoch": 1, "curve": [50.0]})
+    tracker = Tracker(store_of(alone), ledger, SWEEP, pytest.fail)
+    tracker.enqueue(first)
+    tracker.register([first, second], paused=[second.key])
+    assert tracker.close(300.0) == 0
+    runs = opened(alone)
+    assert runs.index.states[runs.runs[f"cell:{CELLS[0].key}"]] == "FINISHED"
+
+
 def test_a_sweep_of_which_mlflow_shows_all_asks_and_sends_nothing(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -427,6 +427,15 @@ def test_a_cell_whose_last_trial_failed_is_failed(store: Store, ledger: Ledger) 
     assert cell_run(projection).info.status == "FAILED"
 
 
+def test_a_cell_is_finished_where_its_search_has_paused_the_others_for_good(store: Store, ledger: Ledger) -> None:
+    projection, tried = searched(store, ledger)
+    waiting = Trial(CELL, "holdout", dropout=(("pool1", 0.75),))
+    projection.sync_cell(CELL, [*tried, waiting])
+    assert cell_run(projection).info.status == "RUNNING"
+    projection.sync_cell(CELL, [*tried, waiting], paused=[waiting.key])
+    assert cell_run(projection).info.status == "FINISHED"
+
+
 def test_a_cell_s_dropout_goes_while_its_study_is_made_again(store: Store, ledger: Ledger) -> None:
     projection, tried = searched(store, ledger)
     projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", 0.25),))])
