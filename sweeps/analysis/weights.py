@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from crelu_data.availability import fingerprint
 from crelu_data.datasets import beton_path, dataset, order, read_sidecar
 from crelu_data.load import Pictures
 from crelu_models.model import Model
@@ -42,13 +44,17 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class LoadedNet:
-    """Weights with their net, if it is known; `folder` has their analyses on the ledger, `dataset` may be empty."""
+    """Weights with their net, if it is known; `folder` has their analyses on the ledger, `dataset` may be empty.
+
+    `fingerprint` is that of the pictures that they have to be analysed on, empty for any.
+    """
 
     label: str
     folder: str
     known: Net | None
     dataset: str
     weights: dict[str, Tensor]
+    fingerprint: str = ""
 
     @property
     def net(self) -> Net:
@@ -113,7 +119,7 @@ class ImageSample(NamedTuple):
 def open_sample(loaded: LoadedNet, runtime: RuntimeConfig, samples: int, seed: int) -> ImageSample:
     """Open the pictures that the net is tested on and choose `samples` of them (0: all), the same for every net.
 
-    ValueError where no data set is named, or its files are not there.
+    ValueError where no data set is named, where its files are not there, or are not those that a run was trained on.
     """
     if not loaded.dataset:
         raise ValueError(f"{loaded.label} says nothing of its pictures: name their set, e.g. --dataset cifar10")
@@ -122,6 +128,11 @@ def open_sample(loaded: LoadedNet, runtime: RuntimeConfig, samples: int, seed: i
     test, train = (beton_path(loaded.dataset, split, folder) for split in (facts.final, "train"))
     if not test.exists():
         raise ValueError(f"{test} is missing; to make it: python -m crelu_data prepare {loaded.dataset}")
+    if loaded.fingerprint and loaded.fingerprint != fingerprint(loaded.dataset, folder):
+        raise ValueError(
+            f"{loaded.label}: the pictures of {loaded.dataset} in {folder} are not those it was trained on; "
+            f"--dataset {shlex.quote(loaded.dataset)} says that you mean these"
+        )
     colours = read_sidecar(train.with_suffix(".json"))
     pictures = open_file(test, dataclasses.replace(runtime, resident_bytes=RESIDENT))
     chosen = order(seed, 0, np.arange(len(pictures), dtype=np.int64))[: samples or None]
@@ -159,7 +170,9 @@ def load(source: Source, ledger: Ledger) -> LoadedNet:
             raise ValueError(f"{ledger.path(folder)} has lost its weights.safetensors")
         label = f"{cell.label} {trial.label}"
         weights = _tensors(content, f"{folder}/weights.safetensors")
-        loaded = LoadedNet(label, folder, trial.net, source.dataset or cell.dataset, weights)
+        # Whoever names a data set means the pictures that are there now.
+        trained_on = "" if source.dataset or result is None else str(result.get("fingerprint", ""))
+        loaded = LoadedNet(label, folder, trial.net, source.dataset or cell.dataset, weights, trained_on)
     elif source.file:
         content = _download() if source.file == TORCHVISION else Path(source.file).read_bytes()
         tensors = _tensors(content, source.file)

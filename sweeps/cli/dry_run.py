@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from crelu_data import availability
@@ -22,7 +24,7 @@ from sweeps.experiment.profiles import EMBEDDED
 from sweeps.experiment.questions.expected_cost import expected_costs
 from sweeps.experiment.questions.question import asked_cells
 from sweeps.experiment.split_check import check_splits
-from sweeps.experiment.sweep import Sweep
+from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import Drivers, driver, owner_text, trained_elsewhere
@@ -33,6 +35,8 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
 
     Then say why the run would be refused, if it would.
     """
+    sweep = with_classes(sweep, settings)
+    asked = with_classes(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     declared = plan(sweep, settings.ledger, fingerprints)
     today = plan(asked, settings.ledger, fingerprints)
@@ -47,6 +51,26 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     if reason:
         print(f"error: {reason}", file=sys.stderr)
     return ExitCode.USAGE if reason else ExitCode.DONE
+
+
+def with_classes(sweep: Sweep, settings: Settings) -> Sweep:
+    """Return the sweep; a search that limits parameters knows how many classes each data set has, by which they count.
+
+    They are those of the pictures that are here, or are made on the way; of others those that the last run has noted.
+    So whoever reads its plan refuses what its driver refuses, without the pictures.
+    """
+    search = sweep.protocol.search
+    if search is None or "parameters" not in search.limits_by_name:
+        return sweep
+    classes: dict[str, int] = {}
+    with suppress(ValueError):  # what is no plan has noted none
+        last = sweep_from_json(settings.ledger.read_json(f"plans/{sweep.title}.json")).protocol.search
+        classes |= dict(last.classes if last is not None else ())
+    for name in sweep.datasets:
+        with suppress(ValueError, OSError):
+            classes[name] = availability.expected_pictures(name, settings.data_dir)[0].classes
+    counted = dataclasses.replace(search, classes=tuple(classes.items()))
+    return dataclasses.replace(sweep, protocol=dataclasses.replace(sweep.protocol, search=counted))
 
 
 def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
@@ -216,20 +240,15 @@ def _driven(today: Plan, settings: Settings) -> str:
     return f"another driver works on this sweep: {owner_text(other)}"
 
 
-def asked_for(today: Plan) -> list[TrialStatus]:
-    """Return the trials that are asked for: those of further seeds stay as they are."""
-    return [status for status in today.statuses if status.trial.key not in today.further]
-
-
 def to_forget(today: Plan, settings: Settings) -> list[TrialStatus]:
     """Return the trials whose files --fresh and --retry-failed delete, to train them anew."""
     damaged = today.damaged if settings.retry_failed else {}
-    return [status for status in asked_for(today) if settings.fresh or status.trial.key in damaged]
+    return [status for status in today.asked_for if settings.fresh or status.trial.key in damaged]
 
 
 def stale_results(today: Plan) -> list[TrialStatus]:
     """Return the trials whose results are of other code or data, of those that are asked for."""
-    return [status for status in asked_for(today) if status.state == "stale"]
+    return [status for status in today.asked_for if status.state == "stale"]
 
 
 def trained_now(statuses: Sequence[TrialStatus], today: Plan, settings: Settings) -> str:

@@ -88,7 +88,7 @@ def trial_lines(plan: Plan, status: TrialStatus, ledger: Ledger) -> Iterator[str
     """Yield the lines on a trial: what it is, where it stands and why, its numbers and its files."""
     trial = status.trial
     yield f"{trial.cell.label} {trial.label}, trial {trial.key} of {plan.sweep.title}"
-    yield f"  what      {PURPOSES[trial.phase]}"
+    yield f"  what      {_purpose(plan, trial)}"
     yield f"  trains    {trial.cell.net.name} on {trial.cell.dataset}, {_recipe_text(trial)}"
     yield f"  draws     {_draws(trial)}"
     yield f"  stands    {status.state}: {_stand(plan, status)}"
@@ -106,6 +106,18 @@ def trial_lines(plan: Plan, status: TrialStatus, ledger: Ledger) -> Iterator[str
         yield f"  {'files' if number == 0 else '':<9} {ledger.path(place)}"
 
 
+def _purpose(plan: Plan, trial: Trial) -> str:
+    """Return what a trial is for; one of a study of the learning rate may have other uses besides."""
+    if trial.key not in plan.studied:
+        return PURPOSES[trial.phase]
+    uses = ["a training of the baseline at one of the rates that its study tries"]
+    if trial.key in plan.searched:
+        uses.append("a trial of the search")
+    if any(status.trial.reference == trial.key for status in plan.statuses):
+        uses.append("the first phase of Single")
+    return ", and ".join(uses)
+
+
 def _stand(plan: Plan, status: TrialStatus) -> str:
     """Return where a trial stands and why, and what may be done about it."""
     why = f": {status.why}" if status.why else ""
@@ -115,9 +127,10 @@ def _stand(plan: Plan, status: TrialStatus) -> str:
         verb = "starts" if ahead == 1 else "start"
         before = f"{count(ahead, 'trial')} of this sweep {verb} before it" if ahead else "it is the next of this sweep"
         return f"{sentence}; {before}" if status.state == "new" else f"{sentence}; the sweep's command goes on with it"
+    command = "the sweep's command with"
     remedies = {
-        "stale": "; the sweep's command trains it anew with --stale retrain",
-        "failed": "; the sweep's command tries it again with --retry-failed",
+        "stale": f"; {plan.way(f'{command} --stale retrain', 'trains it anew', status)}",
+        "failed": f"; {plan.way(f'{command} --retry-failed', 'tries it again', status)}",
         "skipped": f"; {plan.remedy(status.trial.cell.label)}",
     }
     return sentence + remedies.get(status.state, "")

@@ -17,7 +17,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from sweeps.cli.options import ExitCode
 from sweeps.experiment.wording import count
@@ -56,6 +56,13 @@ def notify_address(options: argparse.Namespace) -> str:
     if "@" in parts.netloc:
         raise ValueError(f"{name} holds a login, which is not sent: use an address with a token in its path")
     return address
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Handler that follows no redirect: urllib would drop the notice and ask the other address for a page."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Return no request to another address, so that the answer is an error."""
 
 
 class Notifier:
@@ -127,7 +134,7 @@ def _request(address: str, content: Json) -> Request:
 def _failure(request: Request) -> str:
     """Post a notice and return why it did not arrive, empty where it did; an error's own text may hold the address."""
     try:
-        with urlopen(request, timeout=SECONDS):
+        with build_opener(_NoRedirect).open(request, timeout=SECONDS):
             return ""
     except TimeoutError:
         return NO_ANSWER

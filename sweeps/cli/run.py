@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 
 from crelu_data import availability
 from crelu_data.datasets import DataSet, dataset
-from crelu_data.interrupts import deferred_interrupts, last_words
+from crelu_data.interrupts import deferred_interrupts, hosted, last_words
 from sweeps.cli.dry_run import (
     absent_pictures,
-    asked_for,
     in_training,
     stale_results,
     to_forget,
     trained_now,
     unwritable_output,
+    with_classes,
 )
 from sweeps.cli.forecast import Forecast, compare, report_cost
 from sweeps.cli.notify import Notifier
@@ -76,7 +76,7 @@ def run_sweep(sweep: Sweep, asked: Sweep, settings: Settings) -> Summary:
 
     How it has ended is posted where --notify says.
     """
-    with Notifier(settings.notify, sweep.title, last_words) as notifier:
+    with hosted(settings.hosted), Notifier(settings.notify, sweep.title, last_words) as notifier:
         summary = _run_under_lease(sweep, asked, settings, notifier)
         notifier.ended(summary.code, summary.asked)
     return summary
@@ -103,6 +103,8 @@ def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: N
     if settings.display.banner:
         tell(settings.display.banner)
     facts = _ensure_datasets(asked, settings)
+    sweep = with_classes(sweep, settings)
+    asked = with_classes(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
         with Lease(settings.ledger, sweep.title, tell, _interrupt if settings.hosted else _end_at_once) as lease:
@@ -247,10 +249,9 @@ def _current_plan(
         if status.trial.key in today.damaged:
             tell(f"{status.trial.cell.label} {status.trial.label}: {status.why}; it is trained anew")
         ledger.forget(status.trial.key)
-    for status in asked_for(today):
-        if settings.retry_failed and status.state == "failed":
-            ledger.delete(f"attempts/{status.trial.key}")
-            changed = True
+    for status in today.to_retry if settings.retry_failed else ():
+        ledger.delete(f"attempts/{status.trial.key}")
+        changed = True
     if changed:
         today = plan(sweep, ledger, fingerprints)
     if _forget_stale(today, settings):
@@ -314,6 +315,8 @@ def _run(
                 code = _run_trials(today, settings, facts, fingerprints, view, tracker)
             is_all = today.sweep == declared.sweep
             today = plan(today.sweep, settings.ledger, fingerprints)
+            if code == ExitCode.BUDGET and not (today.to_do or today.pending):  # the last epochs have used it up
+                code = ExitCode.DONE
             declared = today if is_all else plan(declared.sweep, settings.ledger, fingerprints)
             _register(tracker, declared)
         known = declared.damaged.keys()
@@ -356,7 +359,7 @@ def _ray_of(settings: Settings) -> Iterator[None]:
 def _register(tracker: Tracker, plan: Plan) -> None:
     """Let the tracker compare MLflow with the trials of a plan; none of them trains now."""
     skipped = [status.trial.key for status in plan.statuses if status.state == "skipped"]
-    tracker.register((status.trial for status in plan.statuses), skipped)
+    tracker.register((status.trial for status in plan.statuses), skipped, plan.passed_over)
 
 
 def _run_trials(
@@ -413,7 +416,7 @@ def _run_trials(
             log_forecast()
         for label in state.given_up.keys() - given_up:
             given_up.add(label)
-            view.log(f"{label}: {state.given_up[label]}; its other trainings are skipped")
+            view.log(f"{label}: {state.given_up[label]}")
         tracker.enqueue(trial, {"left": "KILLED", "paused": "SCHEDULED", "failed": "FAILED"}.get(event, "RUNNING"))
 
     def start_over(reason: str) -> None:

@@ -225,7 +225,11 @@ def absolute(place: str) -> str:
 def absolute_dataset(dataset: str) -> str:
     """Return the name of a data set with the path of a folder made absolute."""
     kind, _, rest = dataset.partition(":")
-    return f"folder:{os.path.abspath(os.path.expanduser(rest))}" if kind == "folder" and rest else dataset
+    if kind != "folder" or not rest:
+        return dataset
+    from crelu_data.datasets import canonical
+
+    return canonical(dataset)
 
 
 def _data_dir(options: argparse.Namespace) -> Path:
@@ -276,7 +280,7 @@ def declare(
     if options.smoke_test:
         cells, page = ends(cells), ends(page)
     on_data = [scaled(cell, profile, dataset, own_recipes) for cell in cells]
-    changed = tuple(_decoded(change(cell, options.set), settings) for cell in on_data)
+    changed = _decoded([change(cell, options.set) for cell in on_data], settings)
     decoder = settings.decoder if any(cell.decoder for cell in changed) else ""
     other_data = [cell.key for cell in on_data] != [cell.key for cell in page]
     parts = [data_name(dataset) if other_data else "", fields_name(on_data, options.set), decoder]
@@ -336,14 +340,33 @@ def changed_protocol(before: Protocol, after: Protocol, options: argparse.Namesp
     return lines
 
 
-def _decoded(cell: Cell, settings: Settings) -> Cell:
-    """Return a cell with the settings' decoder of its own, where its pictures are stored as JPEG."""
-    from crelu_data.datasets import RAW_UP_TO, dataset
+def _decoded(cells: Sequence[Cell], settings: Settings) -> tuple[Cell, ...]:
+    """Return cells with the settings' decoder of their own, where their pictures are stored as JPEG."""
+    if not settings.decoder:
+        return tuple(cells)
+    from crelu_data.datasets import RAW_UP_TO
 
-    size = RAW_UP_TO + 1  # of a folder that is not prepared yet
+    names = dict.fromkeys(cell.dataset for cell in cells)
+    large = {name for name in names if (_stored_side(name, settings) or RAW_UP_TO + 1) > RAW_UP_TO}
+    return tuple(
+        dataclasses.replace(cell, decoder=settings.decoder) if cell.dataset in large else cell for cell in cells
+    )
+
+
+def _stored_side(name: str, settings: Settings) -> int:
+    """Return the side in pixels at which a data set is stored, or will be once it is here; 0 where nothing says it."""
+    from crelu_data.availability import expected_pictures
+    from crelu_data.datasets import dataset
+
     with suppress(ValueError, OSError):
-        size = dataset(cell.dataset, settings.data_dir).size
-    return dataclasses.replace(cell, decoder=settings.decoder) if size > RAW_UP_TO and settings.decoder else cell
+        return dataset(name, settings.data_dir).size
+    with suppress(ValueError, OSError):
+        if settings.data_source:
+            from crelu_data.transfer import side_in
+
+            return side_in(settings.data_source, name, settings.data_dir)
+        return expected_pictures(name, settings.data_dir)[0].size
+    return 0
 
 
 def asked_part(sweep: Sweep, options: argparse.Namespace) -> Sweep:

@@ -87,7 +87,7 @@ def without_code(plan: Plan) -> list[str]:
 
 def remedy(plan: Plan, status: TrialStatus) -> str:
     """Return what to do about a damaged trial, as the end of a sentence; a damaged result is mended unasked."""
-    return "; --retry-failed trains it anew" if status.trial.key in plan.damaged else ""
+    return f"; {plan.way('--retry-failed', 'trains it anew', status)}" if status.trial.key in plan.damaged else ""
 
 
 def text(plan: Plan, drives: Json | None, decided: Answers | None = None) -> str:

@@ -58,7 +58,7 @@ def conclude(plan: Plan, asked: Plan, settings: Settings, facts: Mapping[str, Da
     rows = terminal.lines(plan, {name: fact.classes for name, fact in facts.items()}, settings.ledger)
     results = terminal.write_results(plan, settings.ledger, plan.sweep.title)
     mend = f"{reconcile_command(plan.sweep, settings)}   (MLflow lacks runs)" if code == ExitCode.UNTRACKED else ""
-    unfinished = asked.count("failed") or asked.to_do or asked.given_up
+    unfinished = asked.to_retry or asked.to_do or asked.given_up
     if code in (ExitCode.DONE, ExitCode.UNTRACKED) and unfinished:
         code = ExitCode.FAILED
     document, report, (tracked, lacks) = (
@@ -179,7 +179,7 @@ def report_command(sweep: Sweep, settings: Settings) -> str:
 
 def _print_states(plan: Plan) -> None:
     """Print how many trials are done, and which failed or are stale, and why."""
-    done, failed, stale = plan.count("done", "stale"), plan.count("failed"), plan.count("stale")
+    done, failed = plan.count("done", "stale"), plan.count("failed")
     paused = plan.count("paused")
     planned = count(len(plan.statuses), "trial")
     verb = "is" if len(plan.statuses) == 1 else "are"
@@ -188,15 +188,19 @@ def _print_states(plan: Plan) -> None:
     for status in plan.statuses:
         if status.state == "failed":
             state = "damaged" if plan.is_damaged(status) else "failed"
-            print(f"  {state}: {status.trial.cell.label} {status.trial.label}: {status.why}")
+            way = plan.way("--retry-failed", "trains it anew", status) if status.trial.key in plan.further else ""
+            why = "; ".join(filter(None, (status.why, way)))
+            print(f"  {state}: {status.trial.cell.label} {status.trial.label}: {why}")
     for label, why in plan.given_up.items():
         skipped = sum(s.state == "skipped" and s.trial.cell.label == label for s in plan.statuses)
         head = f"skipped: {skipped} of {label}" if skipped else f"given up: {label}"
         print(f"  {head}: {why}; {plan.remedy(label)}.")
-    if stale:
-        why = next(status.why for status in plan.statuses if status.state == "stale")
-        verb, them = ("is", "it") if stale == 1 else ("are", "them")
-        print(f"{stale} {verb} stale ({why}); --stale retrain trains {them} anew.")
+    for is_further in (False, True):
+        stale = [s for s in plan.statuses if s.state == "stale" and (s.trial.key in plan.further) == is_further]
+        if stale:
+            verb, them = ("is", "it") if len(stale) == 1 else ("are", "them")
+            way = plan.way("--stale retrain", f"trains {them} anew", *stale)
+            print(f"{len(stale)} {verb} stale ({stale[0].why}); {way}.")
 
 
 def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, Tracked]:

@@ -126,7 +126,7 @@ def _send_runs(plan: Plan, ledger: Ledger, uri: str, experiment: str) -> tuple[s
             begin("cells")
             runs.remove_strangers(expected)
             for cell in runs.shown_cells({expected[key][0].cell.key for key in begun}):
-                runs.sync_cell(cell, [status.trial for status in plan.of(cell)], skipped)
+                runs.sync_cell(cell, [status.trial for status in plan.of(cell)], skipped, plan.passed_over)
     except LeaseLostError:
         raise
     except Exception as error:  # of any kind, from a server, its client or a database

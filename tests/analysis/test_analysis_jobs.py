@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 
+from crelu_data.availability import fingerprint
 from crelu_data.write import prepare
 from crelu_models.model import Model
 from crelu_models.modules import build, initialise
@@ -26,7 +27,8 @@ from crelu_models.spec import Conv, Net
 from crelu_models.tables import PAPER
 from sweeps.analysis import job, outgoing, outgoing_correlations, pairing, pairing_scores, sources
 from sweeps.analysis.compute import JobSpec, request_name, run_job
-from sweeps.analysis.weights import load
+from sweeps.analysis.weights import load, open_sample
+from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Protocol, Sweep
@@ -385,6 +387,22 @@ def test_what_cannot_be_is_one_sentence(ledger: Ledger, words: tuple[str, ...], 
         run_job_command("outgoing", ledger, "", *arguments)
 
 
+def test_run_is_analysed_on_the_pictures_it_was_trained_on_or_on_those_that_are_named(
+    ledger: Ledger, data_dir: Path
+) -> None:
+    trial = TRIALS["Baseline"]
+    source = sources.of_run(ledger, trial.key)
+    runtime = RuntimeConfig(ledger.root, str(data_dir), reader="threads")
+    result = ledger.result(trial.key) or {}
+    ledger.commit(trial.key, result | {"fingerprint": fingerprint(SMALL, data_dir)})
+    assert len(open_sample(load(source, ledger), runtime, 2, 0).indices) == 2
+    ledger.commit(trial.key, result | {"fingerprint": "of other pictures"})
+    why = f"Baseline s0: the pictures of {SMALL} in .* are not those it was trained on; --dataset {SMALL} says"
+    with pytest.raises(ValueError, match=why):
+        open_sample(load(source, ledger), runtime, 2, 0)
+    assert len(open_sample(load(source._replace(dataset=SMALL), ledger), runtime, 2, 0).indices) == 2
+
+
 def test_a_layer_behind_a_pool_is_refused_for_algorithm_1(ledger: Ledger, data_dir: Path) -> None:
     words = ("--run", TRIALS["CReLU half"].key, "--algorithm", "1", "--layers", "conv3")
     with pytest.raises(ValueError, match="pool1 pools in front of conv3"):
@@ -426,7 +444,8 @@ def test_runs_whose_net_is_a_model_do_not_fit_and_have_not_failed(
     recipe = dataclasses.replace(ALLCONV, init="own")
     cell = Cell("small", Model("tests.support.user_models:small"), SMALL, recipe)
     for seed in range(2):
-        commit_result(ledger, Trial(cell, seed=seed), untrained(TRIALS["Baseline"]))
+        outcome = dataclasses.replace(untrained(TRIALS["Baseline"]), code=code_fingerprint(cell.net))
+        commit_result(ledger, Trial(cell, seed=seed), outcome)
     for name, cells in (("models", (cell,)), ("mixed", (CELLS[0], cell))):
         sweep = Sweep(name, "demo", cells, Protocol(seeds=2))
         ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(plan(sweep, ledger, {})))

@@ -1,6 +1,8 @@
 """A dry run ends with 2 where the run would be refused, says why, and writes nothing."""
 
 import dataclasses
+import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -11,18 +13,21 @@ from crelu_data.datasets import beton_path
 from crelu_data.write import prepare
 from crelu_models.tables import S2
 from sweeps.cifar_width import CELLS, QUESTIONS
+from sweeps.cli import run
 from sweeps.cli.command import Command
-from sweeps.cli.dry_run import absent_pictures, dry_run
+from sweeps.cli.dry_run import absent_pictures, dry_run, with_classes
 from sweeps.cli.options import ExitCode, parser
-from sweeps.cli.settings import absolute_dataset, asked_part, changed_protocol, declare, settle
-from sweeps.experiment.plan import expand
+from sweeps.cli.settings import Settings, absolute_dataset, asked_part, changed_protocol, declare, settle
+from sweeps.experiment.plan import Plan, current_plan, expand, plan_to_json
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.sweep import Protocol
+from sweeps.experiment.search import Search
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.results.cell_numbers import printed_gains
 from sweeps.store.lease import Drivers, Lease, claim
 from sweeps.store.ledger import Ledger
+from tests.support.pictures import picture_folder
 
 SMALL = "synthetic:size=32,classes=2,train=20,test=8"
 
@@ -255,3 +260,52 @@ def test_questions_on_other_data_name_those_and_folds_are_as_many_as_the_profile
     more = parser("cifar_width", "").parse_args(["--profile", "demo", "--until-decided", "10", "--folds", "4"])
     with pytest.raises(ValueError, match="at most its 4 folds, not 10"):
         declare("cifar_width", module.CELLS, module.PROTOCOL, more, settings, True, module.QUESTIONS)
+
+
+def limited(folder: Path) -> tuple[str, Settings, Sweep]:
+    """Return a folder of two classes, the settings of a command whose data lie elsewhere, and its limited search."""
+    picture_folder(folder, "pics", {"a": 5, "b": 5}, (32, 32))
+    name = f"folder:{folder}/pics"
+    places = ("--output", str(folder / "out"), "--data-dir", str(folder / "data"))
+    options = parser("cifar_width", "").parse_args(["--profile", "mini", "--dataset", name, *places])
+    settings = settle(CELLS, options)
+    protocol = Protocol(search=Search(2, limits={"parameters": 1e9}))
+    return name, settings, declare("cifar_width", CELLS[:1], protocol, options, settings)
+
+
+def classes_of(sweep: Sweep) -> dict[str, int]:
+    search = sweep.protocol.search
+    assert search is not None
+    return dict(search.classes)
+
+
+def test_limit_on_parameters_is_by_the_pictures_here_then_by_what_the_last_run_has_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, settings, sweep = limited(tmp_path)
+    assert classes_of(sweep) == {}
+    shown = dataclasses.replace(settings, display=dataclasses.replace(settings.display, json=True))
+    dry_run(sweep, sweep, shown)
+    assert json.loads(capsys.readouterr().out)["protocol"]["search"]["classes"] == {name: 2}
+    counted = with_classes(sweep, settings)
+    assert classes_of(counted) == {name: 2}
+    shutil.rmtree(tmp_path / "pics")
+    assert classes_of(with_classes(sweep, settings)) == {}
+    settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(Plan(counted, ())))
+    assert classes_of(with_classes(sweep, settings)) == {name: 2}
+    assert classes_of(current_plan(settings.ledger, sweep.title).sweep) == {name: 2}
+
+
+def test_run_notes_the_classes_before_its_first_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, settings, sweep = limited(tmp_path)
+    planned: list[Sweep] = []
+
+    def planning(asked: Sweep, *_: object) -> Plan:
+        planned.append(asked)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
+    monkeypatch.setattr(run, "_current_plan", planning)
+    with pytest.raises(ValueError, match="that is all"):
+        run.run_sweep(sweep, sweep, settings)
+    assert [classes_of(asked) for asked in planned] == [{name: 2}]

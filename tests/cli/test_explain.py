@@ -9,6 +9,7 @@ from crelu_models.tables import S2
 from sweeps.__main__ import parser
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import expand
+from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
@@ -69,7 +70,7 @@ def test_a_cell_is_told_with_its_net_and_each_trial(output: Path, capsys: pytest
 def test_a_failed_trial_has_its_attempts_and_what_to_do(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = told(output, "Baseline", "s1", capsys=capsys)
     assert (
-        "  stands    failed: it has failed: KeyError: 'x'; the sweep's command tries it again with --retry-failed"
+        "  stands    failed: it has failed: KeyError: 'x'; the sweep's command with --retry-failed tries it again"
         in text
     )
     assert "  attempt   1 of 3 on node7, 2027-01-15" in text
@@ -108,6 +109,17 @@ def test_trials_that_wait_are_counted_with_what_they_wait_for(
     sweep = Sweep("s", "demo", (BASELINE,), Protocol(ablation=False, single=True))
     make(Ledger(str(tmp_path / "ledger")), sweep, lambda _: None)
     assert "2 trials: 1 new, 1 to follow when those before them are done\n" in told(tmp_path, capsys=capsys)
+
+
+def test_training_at_a_studied_rate_is_told_as_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    errors = {0.25: 20.0, 0.1: 10.0}
+    protocol = Protocol(ablation=False, single=True, rates=RateStudy("Baseline", tuple(errors)))
+    sweep = Sweep("s", "demo", (BASELINE,), protocol)
+    make(Ledger(str(tmp_path / "ledger")), sweep, lambda trial: Made({TOP1: 9.0}, curve=[errors[trial.rate]]))
+    what = "  what      a training of the baseline at one of the rates that its study tries"
+    assert f"{what}\n" in told(tmp_path, "Baseline", "s0 holdout lr=0.25", capsys=capsys)
+    chosen = told(tmp_path, "Baseline", "s0 holdout lr=0.1", capsys=capsys)
+    assert f"{what}, and the first phase of Single\n" in chosen
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -135,6 +136,30 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
     assert set(pq.read_table(pa.BufferReader(content)).column("cell").to_pylist()) == {c.label for c in sweep.cells}
 
 
+@pytest.mark.parametrize(
+    ("lacking", "failing", "code"), [(0, 0, ExitCode.DONE), (0, 1, ExitCode.FAILED), (1, 0, ExitCode.BUDGET)]
+)
+def test_budget_that_is_used_up_by_the_last_epochs_leaves_a_sweep_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int, failing: int, code: ExitCode
+) -> None:
+    sweep, _, settings = command_line(tmp_path, "--quiet")
+
+    def train(today: Plan, *_: object) -> ExitCode:
+        for trial in today.to_do[lacking + failing :]:
+            finish(settings.ledger, trial, Made({TOP1: 50.0}))
+        for trial in today.to_do[:failing]:
+            settings.ledger.add_attempt(trial.key, {"error": "ValueError: no", "final": True})
+        return ExitCode.BUDGET
+
+    tracker = SimpleNamespace(register=lambda *_: None, waiting=lambda: 0, close=lambda *_: 0)
+    monkeypatch.setattr("sweeps.tracking.tracker.Tracker", lambda *_: tracker)
+    monkeypatch.setattr(run, "_run_trials", train)
+    monkeypatch.setattr(summary, "_report", lambda *_: (None, "", NOT_ASKED))
+    today = plan(sweep, settings.ledger, {})
+    ended, declared, today = run._run(today, today, settings, {}, {})
+    assert summary.conclude(declared, today, settings, {}, ended).code == code
+
+
 def without_training(monkeypatch: pytest.MonkeyPatch) -> list[list[Trial]]:
     """Let sweeps run without training or report; return what each would train."""
     to_do: list[list[Trial]] = []
@@ -249,6 +274,31 @@ def test_table_at_the_end_has_what_was_trained_just_now_and_what_was_not_asked_f
     assert all("40.00" in next(line for line in table.splitlines() if line.startswith(label)) for label in others)
     assert f"1 seed declared, 2 on the ledger of {', '.join(others)}." in table
     assert "1 of 1 trial is done." in table
+
+
+def test_what_failed_or_is_stale_of_a_further_seed_leaves_the_declared_ones_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*")
+    longer = dataclasses.replace(part, protocol=dataclasses.replace(part.protocol, seeds=3))
+    first, second, third = expand(longer, {})
+    for trial in (first, second):
+        finish(settings.ledger, trial, Made({TOP1: 50.0}))
+        settings.ledger.commit(trial.key, (settings.ledger.result(trial.key) or {}) | {"code": "older"})
+    settings.ledger.add_attempt(third.key, {"error": "no", "final": True})
+    without_training(monkeypatch)
+    ended = run.run_sweep(sweep, part, settings)
+    summary.print_summary(ended, settings)
+    assert ended.code == ExitCode.DONE
+    shown = capsys.readouterr().out
+    name = f"{third.cell.label} {third.label}"
+    assert f"  failed: {name}: no; of a further seed: --retry-failed --seeds 3 trains it anew\n" in shown
+    for way in ("--stale retrain trains it anew", "of a further seed: --stale retrain --seeds 2 trains it anew"):
+        assert re.search(rf"^1 is stale \(.*\); {way}\.$", shown, re.MULTILINE)
+    (following,) = (line for line in shown.splitlines() if line.startswith("next "))
+    assert "--retry-failed" not in following
+    both = plan(longer, settings.ledger, {})
+    assert summary._next_command(both, settings, ExitCode.FAILED).endswith("--retry-failed")
 
 
 def test_fresh_and_retry_leave_alone_what_is_not_asked_for(tmp_path: Path) -> None:

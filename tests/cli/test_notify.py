@@ -24,6 +24,7 @@ from tests.support.servers import free_port
 from tests.support.sweeps import BASELINE, Made, finish
 
 SECRET = "T0-secret-B0"
+CODES = {"gone": 404, "moved": 301, "found": 302, "other": 303}  # of paths; the last three lead elsewhere
 
 
 class Inbox(BaseHTTPRequestHandler):
@@ -42,7 +43,13 @@ class Inbox(BaseHTTPRequestHandler):
                 for _ in range(12):
                     self.wfile.write(b"X-Waits: on\r\n")
                     time.sleep(0.1)
-        self.send_response(404 if "gone" in self.path else 200)
+        self.send_response(next((code for word, code in CODES.items() if word in self.path), 200))
+        self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.posted.append(("GET", self.path))
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None: ...
@@ -128,6 +135,9 @@ def test_error_and_interrupt_are_posted_without_their_text_and_go_their_way(
     ("address", "why"),
     [
         ("{inbox}/gone", "it answers 404"),
+        ("{inbox}/moved", "it answers 301"),
+        ("{inbox}/found", "it answers 302"),
+        ("{inbox}/other", "it answers 303"),
         ("{inbox}/slow", "no answer in 5 s"),
         ("{inbox}/drips", "no answer in 5 s"),
         ("http://127.0.0.1:{port}/{secret}", "Connection refused"),
@@ -143,6 +153,7 @@ def test_post_that_fails_is_one_sentence_without_the_secret(
     Notifier(address.format(inbox=inbox, port=free_port(), secret=SECRET), "s", said.append).post(ExitCode.DONE)
     assert time.monotonic() - began < 2.0
     assert said == [f"the notice did not reach 127.0.0.1 ({why}); nothing else depends on it"]
+    assert "GET" not in dict(Inbox.posted)
 
 
 def test_notice_that_does_not_arrive_changes_no_exit_code(

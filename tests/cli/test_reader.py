@@ -13,6 +13,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS
 from sweeps.training.shared_batches import stream_key
 from sweeps.training.splits import open_splits
+from tests.support.pictures import picture_folder
 from tests.support.trials import LARGE, SMALL, runtime_config
 
 
@@ -38,6 +39,35 @@ def test_cells_whose_pictures_a_gpu_decodes_are_others(
     assert (keys[0] == keys[1]) == (decoder == "")
     streams = [{stream_key(Trial(cell)) for cell in sweep.cells} for sweep in (usual, other)]
     assert (streams[0] == streams[1]) == (decoder == "")
+
+
+def test_small_pictures_of_a_folder_have_no_decoder_before_they_are_prepared_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crelu_data.write import prepare
+
+    monkeypatch.setattr(settings, "_has_gpu", lambda: True)
+    picture_folder(tmp_path, "icons", {"a": 3, "b": 3}, (32, 32))
+    name = f"folder:{tmp_path}/icons"
+    words = ("--dataset", name, "--profile", "mini", "--reader", "nvjpeg")
+    first = declared(tmp_path, *words)
+    assert {cell.decoder for cell in first.cells} == {""}
+    prepare(name, tmp_path, writer="native", workers=1)
+    assert declared(tmp_path, *words) == first
+
+
+def test_decoder_of_pictures_that_are_pulled_is_by_their_side_at_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crelu_data.write import prepare
+
+    monkeypatch.setattr(settings, "_has_gpu", lambda: True)
+    picture_folder(tmp_path, "photos", {"a": 3, "b": 3}, (80, 80))
+    name = f"folder:{tmp_path}/photos"
+    prepare(name, tmp_path / "source", size=32, writer="native", workers=1)
+    words = ("--dataset", name, "--profile", "mini", "--reader", "nvjpeg")
+    for source, decoder in (((), "nvjpeg"), (("--data-source", f"{tmp_path}/source"), "")):
+        assert {cell.decoder for cell in declared(tmp_path / "here", *words, *source).cells} == {decoder}
 
 
 @pytest.mark.parametrize("gpu", [[], ["--gpus-per-trial", "0"]])

@@ -1,6 +1,7 @@
 """run() and load(): a sweep from a script or a notebook, by the code that the command line has, with errors raised."""
 
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import sweeps
+from crelu_data.interrupts import HOSTED, deferred_interrupts
 from crelu_models.tables import S2
 from sweeps import Cell, Protocol, grid
 from sweeps.cifar_width import CELLS as WIDTH
@@ -180,6 +182,28 @@ def test_the_second_interrupt_of_a_hosted_run_raises_and_ends_no_process() -> No
         assert "the same call resumes" in sentences[0]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_the_second_interrupt_before_a_hosted_run_trains_raises_and_ends_no_process(
+    tmp_path: Path, trained: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    def start(*_: object) -> None:
+        with deferred_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli_run, "_run", start)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweeps.run("birds", CELLS, output=tmp_path, profile="mini")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == []
+    assert not HOSTED.is_set()
 
 
 def test_a_lease_that_is_lost_interrupts_the_process_of_a_user(capfd: pytest.CaptureFixture[str]) -> None:
