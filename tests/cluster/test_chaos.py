@@ -26,7 +26,7 @@ from tests.support.commands import FONTS, checkpoints
 from tests.support.pictures import picture_folder
 from tests.support.waiting import until
 
-WORDS = ("--smoke-test", "--only", "Baseline*", "--folds", "2", "--set", "recipe.epochs=20", "--max-concurrent", "1",
+WORDS = ("--smoke-test", "--only", "Baseline*", "--folds", "2", "--set", "recipe.epochs=100", "--max-concurrent", "1",
          "--reader", "threads")  # fmt: skip
 PULLING = "pulling folder:"
 
