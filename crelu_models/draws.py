@@ -19,7 +19,7 @@ class Draws:
     """Randomness that a model draws besides its dropout layers, such as stochastic depth.
 
     Torch's own generators are seeded before each forward pass, by the training's seed and the step, or the view that is
-    scored: a resumed training draws what an undisturbed one would. `unkeyed` says of what that does not hold.
+    scored: a resumed training draws what an undisturbed one would. `unkeyed` names the draws that are not keyed.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:

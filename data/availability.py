@@ -125,7 +125,7 @@ def _pull_if_missing(name: str, where: Path, source: str, pictures: bool, tell: 
     try:
         pull(source, where, [name], pictures=pictures)
     except (NotThereError, OSError) as error:
-        # The workers may have the pictures already, of a disk that all share for instance.
+        # The workers may have the pictures already, for instance on a shared disk.
         if pictures or not _have(name, where, (".json",)):
             raise
         tell(f"{error}; what {where} says of {name} is taken")

@@ -269,7 +269,7 @@ def _facts(sidecar: Sidecar) -> tuple[object, ...]:
 
 
 def _is_damaged(path: Path, alive: Callable[[], object]) -> bool:
-    """Return whether the pictures of a file, all of which are read, are not those that its sidecar tells of."""
+    """Read all pictures of a file and return whether their fingerprint differs from the sidecar's."""
     sidecar, index = beton.read_pair(path)
     return beton.fingerprint(index, alive) != sidecar.fingerprint
 

@@ -85,7 +85,7 @@ def of_sweep(ledger: Ledger, name: str) -> list[Source]:
     finished = []
     for status in today.statuses:
         key = status.trial.key
-        result = status.result or today.damaged.get(key)  # whoever loads the weights says which file is damaged
+        result = status.result or today.damaged.get(key)  # loading the weights says which file is damaged
         if result is not None and PHASES[status.trial.phase].test and _has_weights(result):
             finished.append(_source(key, result))
     if not finished:

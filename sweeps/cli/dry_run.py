@@ -54,10 +54,10 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
 
 
 def with_classes(sweep: Sweep, settings: Settings) -> Sweep:
-    """Return the sweep; a search that limits parameters knows how many classes each data set has, by which they count.
+    """Return the sweep with the number of classes of each data set in its search, if that limits parameters.
 
-    They are those of the pictures that are here, or are made on the way; of others those that the last run has noted.
-    So whoever reads its plan refuses what its driver refuses, without the pictures.
+    The number comes from the pictures that are here or will be prepared, else from the plan of the last run. It is
+    stored in the plan, so that a command without the pictures refuses the same suggestions as the driver.
     """
     search = sweep.protocol.search
     if search is None or "parameters" not in search.limits_by_name:
@@ -247,7 +247,7 @@ def to_forget(today: Plan, settings: Settings) -> list[TrialStatus]:
 
 
 def stale_results(today: Plan) -> list[TrialStatus]:
-    """Return the trials whose results are of other code or data, of those that are asked for."""
+    """Return the trials that are asked for and whose results come from other code or data."""
     return [status for status in today.asked_for if status.state == "stale"]
 
 

@@ -288,5 +288,5 @@ def says_approximate(events: Iterable[object]) -> bool:
 
 
 def precisions(result: Json) -> list[str]:
-    """Return what a training computed in, such as bf16; two where it was resumed in another, that of its test last."""
+    """Return the precisions of a training, such as bf16; after a resume in another one both, the tested one last."""
     return str(result["precision"]).split(", ")

@@ -235,9 +235,9 @@ def _excess_before(search: Search, trial: Trial) -> tuple[tuple[str, float], ...
 
 
 def _classes(search: Search, name: str) -> int:
-    """Return how many classes a data set has, by what the search knows, else by its name; 0 where neither says it.
+    """Return how many classes a data set has, from the search, else from its name; 0 where neither has the number.
 
-    A name says it of a folder only where that is prepared in the default folder, so a driver notes it in the search.
+    The name of a folder has it only if the folder is prepared in the default place, so a driver notes it in the search.
     """
     if known := dict(search.classes).get(name):
         return known

@@ -217,9 +217,9 @@ class Trial:
 
 
 def shared_key(cell: Cell, names: Collection[str], width: float = 1.0) -> str:
-    """Return the hash of a cell at a width of its net, without what is chosen by these dotted names.
+    """Return the hash of a cell at a width of its net, without the settings that these dotted names choose.
 
-    Cells of one such hash have the same trials wherever the same is chosen for them.
+    Two cells with equal hashes have equal trials whenever a search chooses the same settings for both.
     """
     net = cell.net if width == 1.0 else chosen_net(cell.net, (("net.width", width),))
     return _hash([*unchosen(net, cell.recipe, names), cell.dataset, cell.decoder, cell.task_content])

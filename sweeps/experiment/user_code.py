@@ -64,8 +64,8 @@ def shipped_files(names: Iterable[str]) -> dict[str, str]:
 def imported_files(names: Iterable[str]) -> dict[str, Path]:
     """Return the user's files behind these names and all that these files import, by their path on Python's path.
 
-    An import runs a module from its first line to its last, so these are more than the files of `source_of`: a page may
-    import what only its cells use. What is not on this machine, or is no Python, is passed over: a file may do without.
+    An import runs a whole module, so these are more than the files of `source_of`: a page may import a module for its
+    cells alone. Imports that are not on this machine or are not Python are skipped: a file may do without them.
     """
     files = dict(source_of(names).files)
     pending = [place.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for place in files]
@@ -89,8 +89,7 @@ def imported_files(names: Iterable[str]) -> dict[str, Path]:
 def drop_edited(names: Iterable[str]) -> None:
     """Drop the user's modules from this process where a file behind these names has changed since its import.
 
-    The next import runs the files as they are now. All modules of the user's are dropped: each may hold what another
-    one defined.
+    The next import runs the present files. All modules of the user are dropped, since each may hold objects of another.
     """
     try:
         files = imported_files(names)

@@ -105,7 +105,7 @@ def rate_table(results: SweepResults) -> Table | None:
         runs = {run.key: run for run in cell_results.runs if run.key in cell_results.rates}
         if study is None or not runs:
             continue
-        # By what the cells were trained at: a file that was damaged since chooses no other rate.
+        # A file damaged since then changes no choice: the cells were trained at this rate.
         known = {key: result for key, run in runs.items() if (result := run.result or results.damaged.get(key))}
         choice = choose(study, cell_results.cell, known, {key for key, run in runs.items() if run.state == "failed"})
         for trial in choice.trials:

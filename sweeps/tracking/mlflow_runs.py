@@ -237,7 +237,7 @@ class MlflowRuns:
     def _proved_exact(self, trial: Trial, result: Json) -> bool:
         """Return whether `verify-resume` has proved this cell, by kills, with this code and device.
 
-        A training of which an event says that it is approximate is not what was proved.
+        The proof does not cover a training with an event that says it is approximate.
         """
         proof = self.ledger.read_json(f"verified/{trial.cell.key}.json") or {}
         hardware = result["hardware"]

@@ -1,4 +1,4 @@
-"""Words of printed commands of the verbs that mend MLflow: each runs as it stands, wherever it is typed."""
+"""Words of the printed commands that mend MLflow; each command runs in any folder, as it is printed."""
 
 from __future__ import annotations
 

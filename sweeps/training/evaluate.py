@@ -97,8 +97,8 @@ def chance(label_counts: Sequence[int]) -> Errors:
 def wrong_guesses(learned: Sequence[int], tested: Sequence[int]) -> tuple[float, float]:
     """Return the top-1 and the top-5 error of guessing, in percent, on a set with `tested` pictures of each class.
 
-    The guess is the class, or the five, of which training has the most pictures, by `learned`; of equal ones it is the
-    one of lower index, as a net with equal scores answers.
+    The guess is the class, or the five classes, with the most training pictures by `learned`. Among equal classes it is
+    the one of lower index, as for a net with equal scores.
     """
     order = sorted(range(len(learned)), key=lambda label: -learned[label])
     total = sum(tested)

@@ -155,7 +155,7 @@ class Trainer:
             self.best = {name[5:]: value for name, value in saved.tensors.items() if name.startswith("best/")}
 
     def _settle_on_device(self) -> None:
-        """Go on in the precision of before where this device computes in it; events say what is not as before."""
+        """Keep the earlier precision where this device has it; note a change of device or precision as an event."""
         state = self.state
         used = state.precisions
         native = precision_of(self.trial.recipe.precision, self.device)
