@@ -182,8 +182,9 @@ def test_warm_up_counts_the_epochs_of_the_real_data(
     assert rates == pytest.approx([(step + 1) / 2500 for step in range(12)])
 
 
-def test_stand_in_has_size_and_classes_of_the_real_data() -> None:
+def test_stand_in_has_size_and_classes_of_the_real_data_and_is_easy_to_learn() -> None:
     assert stand_in("imagenet").startswith("synthetic:size=256,classes=1000,")
     assert stand_in("cifar100").startswith("synthetic:size=32,classes=100,")
     assert stand_in("imagenet:size=64").startswith("synthetic:size=64,classes=1000,")
+    assert stand_in("cifar10").endswith(",clutter=20,contrast=30")
     assert stand_in(SMALL) == stand_in("folder:/pictures") == ""
