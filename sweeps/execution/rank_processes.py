@@ -50,7 +50,7 @@ rank_main(*map(int, sys.argv[1:4]), *sys.argv[4:])
 
 # A rank waits for others as long as these wait for room on a disk; the worker's watchdog ends those that hang.
 COLLECTIVE_TIMEOUT = timedelta(days=7)
-GRACE = 0.5  # seconds in which another rank's death is looked for as the cause of an error
+GRACE = 2.0  # seconds in which another rank's death is looked for as the cause of an error
 
 
 class _RankOutOfMemoryError(Exception):
