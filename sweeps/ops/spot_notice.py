@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 
 SERVICE = "http://169.254.169.254"
 SESSION = 21_600  # seconds of a session of the metadata service, its longest
+ANSWER = 2.0  # seconds in which the metadata service answers
 PATIENCE = 60.0  # seconds after which a machine without metadata is no machine of EC2
 NOTICE = 120  # seconds of EC2's notice, where its own time cannot be read
 
@@ -54,7 +55,7 @@ class Metadata:
         # Without a proxy: the address is this machine's.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=2) as answer:
+            with opener.open(request, timeout=ANSWER) as answer:
                 return str(answer.read().decode())
         except urllib.error.HTTPError as error:
             if error.code == 401:

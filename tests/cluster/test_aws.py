@@ -286,7 +286,7 @@ def test_listeners_are_those_that_are_known_and_the_doctor_sees_one_more(site: S
     assert "listens on 0.0.0.0:9999" in ill
 
 
-EPOCHS = 40
+EPOCHS = 80
 CELLS = ("Baseline", "AVR conv1-4", "CReLU conv1-4")
 SWEEP = ["python", "-m", "sweeps.imagenet_placement", "--profile", "demo", "--only", *CELLS,
          "--set", f"recipe.epochs={EPOCHS}", "--output", f"s3://{BUCKET}/out"]  # fmt: skip

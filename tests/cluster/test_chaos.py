@@ -22,6 +22,7 @@ from sweeps.launch import launch
 from sweeps.store.lease import Lease, LeaseHeldError, driver
 from sweeps.store.ledger import Ledger
 from sweeps.tracking import sqlite_store
+from tests.support import held_width
 from tests.support.commands import FONTS, checkpoints
 from tests.support.pictures import picture_folder
 from tests.support.waiting import until
@@ -38,7 +39,7 @@ def table(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out.partition("\nresults ")[0]
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")
 def test_sweep_on_s3_under_faults_loses_doubles_and_changes_nothing(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -66,8 +67,10 @@ def test_sweep_on_s3_under_faults_loses_doubles_and_changes_nothing(
 
     words = [*WORDS, "--dataset", name, "--data-dir", str(tmp_path / "node"), "--data-source", f"{bucket}/data",
              "--price-per-gpu-hour", "2.5"]  # fmt: skip
-    command = [sys.executable, "-m", "sweeps.cifar_width", *words]
+    command = [sys.executable, "-m", "tests.support.held_width", *words]
     draw = random.Random(5)
+    held = tmp_path / "held"
+    monkeypatch.setenv(held_width.VARIABLE, str(held))
     with contextlib.closing(Stage(tmp_path / "wild", command, server=True, output=f"{bucket}/out")) as stage:
 
         def said() -> str:
@@ -81,20 +84,33 @@ def test_sweep_on_s3_under_faults_loses_doubles_and_changes_nothing(
             return bool(stage.workers()) and bool(checkpoints(stage.ledger))
 
         def blow(fault: str) -> None:
-            until(lambda: under_way() and strike(fault, stage, draw), fault, 240, alive, poll=0.5)
+            until(lambda: under_way() and strike(fault, stage, draw), fault, 600, alive, poll=0.5)
 
+        def let_end(count: int) -> None:
+            """Let so many trials end, and wait until they have."""
+            (tmp_path / "news").write_text(str(count))
+            (tmp_path / "news").rename(held)
+            until(lambda: len(stage.ledger.results()) == count, f"{count} results", 600, alive)
+
+        held.write_text("0")
         stage.start()
-        for fault in ("damage checkpoint", "kill worker", "kill server", "kill driver"):
+        for fault in ("damage checkpoint", "kill worker"):
             blow(fault)
-        assert len(stage.ledger.results()) < len(expected)
+        let_end(1)
+        for fault in ("kill server", "kill driver"):
+            blow(fault)
+        assert len(stage.ledger.results()) == 1
         before = said()
         stage.start()
+        let_end(2)
         blow("terminate driver")
         assert stage.driver is not None
-        assert stage.driver.returncode == ExitCode.INTERRUPTED, said()
+        assert stage.driver.wait(600) == ExitCode.INTERRUPTED, said()
+        assert len(stage.ledger.results()) == 2
+        held.unlink()
         assert PULLING in before
         assert PULLING not in said().removeprefix(before), "the killed driver had pulled it"
-        stage.finish(600)
+        stage.finish(1200)
         assert "at 2.5 an hour" in said()
         address = f"http://127.0.0.1:{stage.port}"
         assert losses(stage.ledger, expected, lambda: runs_of(address)) == []

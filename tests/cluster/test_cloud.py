@@ -51,7 +51,7 @@ def cloud(tmp_path: Path, lights: Lights) -> Iterator[aws.Cloud]:
     """Yield a cloud whose end is looked at by the test."""
     aws.client.cache_clear()
     with hosts.switch(f"{aws.GATEWAY}/16", f"{aws.METADATA}/32"):
-        cloud = aws.Cloud(tmp_path, lights, lambda: "key", patience=2)
+        cloud = aws.Cloud(tmp_path, lights, lambda: "key", patience=600)
         cloud.start()
         yield cloud
         cloud.stop()
@@ -70,11 +70,11 @@ def faults(cloud: aws.Cloud, action: str) -> int:
 
 def test_calls_that_answer_500_are_tried_again(cloud: aws.Cloud, lights: Lights) -> None:
     first = run_instance()
-    until(lambda: lights.running.keys() == {first}, "a host", 20, cloud.check)
+    until(lambda: lights.running.keys() == {first}, "a host", 300, cloud.check)
     cloud.order_faults("ec2:DescribeInstances", 3)
     cloud.order_faults("ec2:RunInstances", 2)
     second = run_instance()
-    until(lambda: lights.running.keys() == {first, second}, "two hosts", 20, cloud.check)
+    until(lambda: lights.running.keys() == {first, second}, "two hosts", 300, cloud.check)
     assert faults(cloud, "ec2:DescribeInstances") == faults(cloud, "ec2:RunInstances") == 0
     assert cloud.log().count("500 ordered by the test") == 5
     cloud.check()
@@ -100,7 +100,7 @@ def test_page_that_botocore_cannot_parse_does_not_end_the_thread(
         aws.client("ec2", 1).meta.events.register("before-send.ec2.DescribeInstances", inject)
         with aws.Cloud(tmp_path, lights, lambda: "key") as cloud:
             address = run_instance()
-            until(lambda: lights.running.keys() == {address}, "a host", 20, cloud.check)
+            until(lambda: lights.running.keys() == {address}, "a host", 300, cloud.check)
             assert len(injected) == 2
     aws.client.cache_clear()
 
@@ -115,18 +115,19 @@ def test_thread_that_ends_is_reported_at_once_with_its_reason(
     elif fault == "host has ended":
         lights.check_error = reason = "its power is gone"
     else:
-        cloud.order_faults("ec2:DescribeInstances", 10_000)
+        monkeypatch.setattr(cloud, "patience", 2)
+        cloud.order_faults("ec2:DescribeInstances", 1_000_000)
         reason = "500.* when calling the DescribeInstances operation"
     if fault.startswith("host"):
         monkeypatch.setattr(aws, "instances", lambda ec2: [instance])
     with pytest.raises(AssertionError, match=f"(?s)thread that follows the instances has ended.*{reason}"):
-        until(lambda: False, "what never comes", 60, cloud.check)
+        until(lambda: False, "what never comes", 300, cloud.check)
 
 
 def test_server_that_ends_is_reported_at_once(cloud: aws.Cloud) -> None:
     cloud.server.kill()
     with pytest.raises(AssertionError, match="moto's server has ended with -9"):
-        until(lambda: False, "what never comes", 60, cloud.check)
+        until(lambda: False, "what never comes", 300, cloud.check)
 
 
 def test_error_of_the_caller_is_not_tried_again(cloud: aws.Cloud) -> None:

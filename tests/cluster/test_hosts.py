@@ -34,6 +34,6 @@ def test_switch_keeps_its_address_and_a_host_that_ends_is_reported(tmp_path: Pat
             machines.check()
             machines.running[ADDRESSES[1]].kill()
             with pytest.raises(AssertionError, match=f"the host {ADDRESSES[1]} has ended with -9"):
-                until(lambda: False, "what never comes", 30, machines.check)
+                until(lambda: False, "what never comes", 300, machines.check)
         finally:
             machines.close()

@@ -51,7 +51,8 @@ class Answer(TextHandler, BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    monkeypatch.setattr(spot_notice, "ANSWER", 300.0)
     with Service(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -90,10 +91,10 @@ def test_ray_is_told_once_and_again_where_it_did_not_hear(service: Service) -> N
     def runs() -> None:
         assert watching.is_alive(), "the thread that watches has ended"
 
-    until(lambda: service.asked >= 5, "five questions to the service", 60, runs, poll=0.01)
+    until(lambda: service.asked >= 5, "five questions to the service", 300, runs, poll=0.01)
     assert told == []
     service.said = json.dumps({"action": "terminate", "time": "2026-01-02T03:04:05Z"})
-    watching.join(60)
+    watching.join(300)
     assert not watching.is_alive()
     assert told == [0, 0, 0]
 
@@ -108,6 +109,16 @@ def test_service_that_refuses_everything_is_no_notice(service: Service) -> None:
     metadata = Metadata(f"{service.address}/elsewhere")
     with pytest.raises(NoMetadataError):
         metadata.read("spot/instance-action")
+
+
+# The command with more seconds for Ray to drain a node: one that has lost its raylet is not drained once more.
+WATCH_SPOT = """
+import sys
+from sweeps.__main__ import main
+from sweeps.execution import ray_runtime
+ray_runtime.DRAINING = 400.0
+sys.exit(main())
+"""
 
 
 def test_watch_spot_drains_the_node_of_its_machine(service: Service) -> None:
@@ -129,12 +140,15 @@ def test_watch_spot_drains_the_node_of_its_machine(service: Service) -> None:
                 assert head.poll() is None, f"Ray ended with {head.returncode}\n{log.read_text()[-4000:]}"
 
             try:
-                command = [sys.executable, "-m", "sweeps", "watch-spot", "--every", "0.2"]
-                done = output(command, environment, Path.cwd(), 250, runs)
+                command = [sys.executable, "-c", WATCH_SPOT, "watch-spot", "--every", "0.2"]
+                done = output(command, environment, Path.cwd(), 600, runs)
                 assert (done.returncode, "gives this machine no new trials" in done.stdout) == (0, True), done.stdout
                 logs = Path(folder) / "session_latest/logs"
-                said = "".join(path.read_text() for path in (logs / "raylet.out", logs / "gcs_server.out"))
-                assert "DRAIN_NODE_REASON_PREEMPTION" in said
-                assert "EC2 reclaims this spot machine" in said
+
+                def is_logged() -> bool:
+                    said = "".join(path.read_text() for path in (logs / "raylet.out", logs / "gcs_server.out"))
+                    return "DRAIN_NODE_REASON_PREEMPTION" in said and "EC2 reclaims this spot machine" in said
+
+                until(is_logged, "reason and message of the drain in Ray's logs", 120)
             finally:
                 head.terminate()
