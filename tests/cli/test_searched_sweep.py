@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ from sweeps.experiment.search import Search
 from sweeps.experiment.study import study
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.store.ledger import Ledger
-from tests.support.commands import checkpoints, child_runs, environment, ranks_below, wait_for
+from tests.support.commands import child_runs, environment, ranks_below
 from tests.support.sweeps import BASELINE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,23 +33,41 @@ if __name__ == "__main__":
     main("rates", __doc__, CELLS, Protocol(search=Search(3, space=SPACE, halving=2, rung=2)))
 '''
 
+# The first rank that has saved a state kills the other of its training.
+KILLING = """
+import os, pathlib, sys
+
+if any("sweeps.execution.rank_processes" in word for word in sys.orig_argv):
+    from sweeps.store import checkpoint
+
+    def save(*words, save=checkpoint.save):
+        save(*words)
+        try:
+            pathlib.Path(__file__).with_name("killed").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        import psutil
+
+        for process in psutil.Process().parent().children():
+            if process.pid != os.getpid() and "sweeps.execution.rank_processes" in "".join(process.cmdline()):
+                process.kill()
+
+    checkpoint.save = save
+"""
+
 
 def test_a_search_of_rate_and_optimiser_survives_the_death_of_a_rank(tmp_path: Path) -> None:
     page = tmp_path / "rates.py"
     page.write_text(PAGE)
     words = [sys.executable, str(page), "--output", str(tmp_path / "out"), "--ranks", "2", "--json"]
     ledger = Ledger(str(tmp_path / "out" / "ledger"))
-    with subprocess.Popen(
-        words,
-        env=environment(tmp_path, PYTHONPATH=str(ROOT)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        wait_for("a checkpoint", lambda: checkpoints(ledger), process)
-        os.kill(ranks_below(tmp_path)[-1], signal.SIGKILL)
-        said, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors
+    killing = tmp_path / "killing"
+    killing.mkdir()
+    (killing / "sitecustomize.py").write_text(KILLING)
+    user = environment(tmp_path, PYTHONPATH=f"{killing}:{ROOT}")
+    ended = subprocess.run(words, env=user, capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    assert (killing / "killed").exists()
     assert not ranks_below(tmp_path)
     results = ledger.results()
     assert {result["hardware"]["ranks"] for result in results.values()} == {"2"}
@@ -68,7 +84,7 @@ def test_a_search_of_rate_and_optimiser_survives_the_death_of_a_rank(tmp_path: P
     assert ledger.paused().keys() == cell_study.paused
     assert results.keys() == {t.key for t in cell_study.trials} - cell_study.paused | {plan.statuses[-1].trial.key}
     assert plan.statuses[-1].trial.choices == cell_study.winner.trial.choices
-    assert json.loads(said)["trials"]["paused"] == len(cell_study.paused) > 0
+    assert json.loads(ended.stdout)["trials"]["paused"] == len(cell_study.paused) > 0
     runs = child_runs(tmp_path / "out" / "mlflow.db")
     assert {key for key, (_, status, _) in runs.items() if status == "SCHEDULED"} == cell_study.paused
     assert {key for key, (_, status, _) in runs.items() if status == "FINISHED"} == results.keys()

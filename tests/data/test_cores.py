@@ -2,7 +2,7 @@
 
 import os
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,29 +81,40 @@ def test_the_narrowest_limit_counts_and_at_least_a_core_is_left(
 
 
 def test_values_come_in_the_order_of_the_items_from_all_threads() -> None:
-    """More items than may wait: the first is the slowest, and two threads meet at the barrier."""
-    together = threading.Barrier(2, timeout=10)
+    """More items than may wait: the first ends after those that follow it, and two threads meet at the barrier."""
+    together = threading.Barrier(2, timeout=60)
+    followed = threading.Event()
 
     def square(number: int) -> int:
         if number < 2:
             together.wait()
-        time.sleep(0.01 * (number == 0))
+        if number == 0:
+            assert followed.wait(60)
+        if number == 5:
+            followed.set()
         return number**2
 
     assert list(map_in_threads(square, range(40), 2)) == [number**2 for number in range(40)]
 
 
-def test_what_waits_for_a_thread_is_given_up_with_the_values() -> None:
+def test_what_waits_for_a_thread_is_given_up_with_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
     gate = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        """A pool whose end waits for the call that is under way."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            gate.set()
+            super().shutdown(wait, cancel_futures=cancel_futures)
 
     def wait(number: int) -> None:
         begun.append(number)
         if number:
-            gate.wait(10)
+            gate.wait(60)
 
+    monkeypatch.setattr("crelu_data.cores.ThreadPoolExecutor", Pool)
     values = map_in_threads(wait, range(40), 1)
     next(values)
-    threading.Timer(0.2, gate.set).start()  # the call that is under way is waited for
     values.close()
     assert begun in ([0], [0, 1])

@@ -336,10 +336,21 @@ def test_trouble_of_a_machine_or_a_source_is_no_fault_of_a_trial() -> None:
 
 
 SLOW = """
-import sys, time
+import itertools, os, sys, time
+from pathlib import Path
 from crelu_data import transfer
 from crelu_data.__main__ import main
-transfer.PART = 1 << 16  # many small parts, each with a pause: time to be killed in
+transfer.PART = 1 << 16  # many small parts
+QUICK, CROWD, HERE = int(sys.argv.pop(1)), int(sys.argv.pop(1)), Path(sys.argv.pop(1))
+numbers = itertools.count()
+def wait_until(ready):
+    for _ in range(1200):
+        if ready(): return
+        time.sleep(0.1)
+    os._exit(9)
+def ask(path, *rest):
+    (HERE / f"asked.{os.getpid()}").touch()
+    return lock(path, *rest)
 read = transfer.beton.read_index
 def open_filesystem(where):
     system, base = real(where)
@@ -352,30 +363,33 @@ def open_filesystem(where):
                 def __exit__(self, *rest): file.close()
                 def read_at(self, size, start):
                     print(f"part {start}\\n", end="", flush=True)  # in one piece, whatever other threads print
-                    time.sleep(PAUSE)
+                    wait_until(lambda: len([*HERE.glob("asked.*")]) >= CROWD)
+                    if next(numbers) >= QUICK: wait_until(lambda: False)
                     return file.read_at(size, start)
             return File()
     return Slow(), base
-PAUSE = float(sys.argv.pop(1))
+lock, transfer.exclusive_lock = transfer.exclusive_lock, ask
 real, transfer.open_filesystem = transfer.open_filesystem, open_filesystem
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def slowly(pause: float, folder: Path, node: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SLOW, str(pause), "pull", str(folder), NAME, "--data-dir", str(node)]
+def pulling(folder: Path, node: Path, *, quick: int = 1_000_000, crowd: int = 1) -> subprocess.Popen[str]:
+    """Start a pull whose parts after so many never come, and whose first waits for the pulls of a crowd."""
+    steps = [str(quick), str(crowd), str(node.parent)]
+    command = [sys.executable, "-c", SLOW, *steps, "pull", str(folder), NAME, "--data-dir", str(node)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_killed_pull_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     node = tmp_path / "node"
-    with slowly(0.05, folder, node) as first:
+    with pulling(folder, node, quick=60) as first:
         assert first.stdout is not None
         asked = [first.stdout.readline() for _ in range(60)]
         first.send_signal(signal.SIGKILL)
         asked += first.stdout.readlines()
     assert not list(node.glob("*.beton"))
-    with slowly(0.0, folder, node) as second:
+    with pulling(folder, node) as second:
         said, error = second.communicate(timeout=300)
     assert second.returncode == 0, error
     assert files(node) == {name: content for name, content in files(folder).items() if "train60" in name}
@@ -386,7 +400,7 @@ def test_a_killed_pull_goes_on_where_it_was(folder: Path, tmp_path: Path) -> Non
 
 
 def test_processes_that_start_at_once_pull_once(folder: Path, tmp_path: Path) -> None:
-    crowd = [slowly(0.01, folder, tmp_path / "node") for _ in range(3)]
+    crowd = [pulling(folder, tmp_path / "node", crowd=3) for _ in range(3)]
     said = [process.communicate(timeout=300) for process in crowd]
     assert [process.returncode for process in crowd] == [0, 0, 0], said
     pulled = [out.count("part ") for out, _ in said]
@@ -398,7 +412,7 @@ def test_whoever_waits_for_another_can_give_up(folder: Path, tmp_path: Path) -> 
     def weary() -> None:
         raise InterruptedError("asked to leave")
 
-    with slowly(5.0, folder, tmp_path / "node") as first:
+    with pulling(folder, tmp_path / "node", quick=0) as first:
         assert first.stdout is not None
         first.stdout.readline()
         with pytest.raises(InterruptedError, match="asked to leave"):

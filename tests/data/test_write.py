@@ -372,8 +372,16 @@ def _hear_interrupts() -> None:
 
 
 def test_a_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
-    """SIGINT, SIGTERM, then the same to its end."""
-    command = [sys.executable, "-m", "crelu_data", "prepare", "synthetic:train=3000,test=10", "--writer", "native"]
+    """SIGINT, SIGTERM, while minutes of work are left; then the same to its end."""
+    code = (
+        "import runpy, sys, time\n"
+        "from crelu_data.write import _Samples\n"
+        "read = _Samples.__getitem__\n"
+        "_Samples.__getitem__ = lambda samples, record: time.sleep(0.1) or read(samples, record)\n"
+        "runpy.run_module('crelu_data', run_name='__main__', alter_sys=True)\n"
+    )
+    words = ["prepare", "synthetic:train=3000,test=10", "--writer", "native", "--workers", "1"]
+    command = [sys.executable, "-c", code, *words]
     environment = os.environ | {"CRELU_DATA": str(tmp_path)}
     for blow, status in ((signal.SIGINT, 130), (signal.SIGTERM, 130)):
         process = subprocess.Popen(

@@ -34,20 +34,20 @@ def test_bar_names_the_part_and_counts_those_before_it(monkeypatch: pytest.Monke
         until(
             lambda: "report on s: reading [b]trials" in terminal.getvalue(),
             "the first part",
-            5,
+            60,
             state=terminal.getvalue,
             poll=0.02,
         )
         assert "0/3" in terminal.getvalue()
         begin("statistics")
         begin("pages")
-        until(lambda: "pages" in terminal.getvalue() and "2/3" in terminal.getvalue(), "the last", 20, poll=0.02)
+        until(lambda: "pages" in terminal.getvalue() and "2/3" in terminal.getvalue(), "the last", 60, poll=0.02)
     assert terminal.getvalue().endswith("\x1b[2K"), "the bar is gone"
 
 
 def test_short_work_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = terminal_of(monkeypatch)
-    monkeypatch.setattr(progress_bar, "PATIENCE", 60.0)
+    monkeypatch.setattr(progress_bar, "PATIENCE", 600.0)
     with progress_bar.progress_bar("report on s", 1) as begin:
         begin("reading")
     assert terminal.getvalue() == ""

@@ -1,6 +1,7 @@
 """A report traces every number to its runs, asks nothing of the network, and says the same in every format."""
 
 import argparse
+import cProfile
 import csv
 import dataclasses
 import hashlib
@@ -9,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -520,15 +520,15 @@ def test_report_needs_no_torch_no_ray_and_no_server_and_only_its_page_matplotlib
     assert (tmp_path / "imagenet_placement" / "report.html").exists()
 
 
-def test_two_hundred_runs_take_seconds(tmp_path: Path) -> None:
+def test_two_hundred_runs_take_few_steps(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     curve = [80.0 - 70 * i / 100 for i in range(100)]
     make(ledger, Sweep("many", "paper", PLACEMENTS, Protocol(seeds=22)), lambda t: placed(t)._replace(curve=curve))
-    before = time.process_time()
-    results = read_sweep(ledger, "many")
-    made = build.files(document(ledger, results), tidy(results))
+    with cProfile.Profile(builtins=False) as steps:
+        results = read_sweep(ledger, "many")
+        made = build.files(document(ledger, results), tidy(results))
     assert len(results.runs) == 198
-    assert time.process_time() - before < 10
+    assert sum(function.callcount for function in steps.getstats()) < 7_500_000  # of Python's functions: some seconds
     assert len(made["report.html"]) < 3_000_000
 
 

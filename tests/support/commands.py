@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -55,12 +54,6 @@ def wait_for(what: str, ready: Callable[[], object], process: subprocess.Popen[s
         assert process.poll() is None, f"{what}: the command ended with {process.returncode}\n{process.communicate()}"
 
     until(ready, what, seconds, alive, poll=0.05)
-
-
-def children_cpu_seconds() -> float:
-    """Return the CPU seconds of this process's children that have ended: what they cost, however busy the machine."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def ranks_below(folder: Path) -> list[int]:
