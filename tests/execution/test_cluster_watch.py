@@ -1,7 +1,9 @@
 """A joined cluster that goes is said at once and, where it stays away, ends the command before Ray does so unsaid."""
 
+import itertools
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,43 +19,48 @@ AWAY = "no Ray cluster answers at head:6379: Connection refused"
 
 
 class Looks:
-    """What a watch sees, look by look; the last is seen from then on."""
+    """What a watch sees, look by look, a second apart by its clock; the last is seen from then on."""
 
-    def __init__(self, *seen: str) -> None:
-        self.seen = list(seen)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *seen: str) -> None:
+        self.seen = seen
+        self.numbers = itertools.count()  # the main thread may look too
+        self.now = 0
         self.done = threading.Event()
+        monkeypatch.setattr(cluster_watch, "time", SimpleNamespace(monotonic=lambda: float(self.now), sleep=time.sleep))
 
     def __call__(self) -> str:
-        if len(self.seen) == 1:
-            self.done.set()
-            return self.seen[0]
-        return self.seen.pop(0)
+        self.now = next(self.numbers)
+        if self.now + 1 < len(self.seen):
+            return self.seen[self.now]
+        self.done.set()
+        return self.seen[-1]
 
 
-def test_cluster_that_comes_back_is_waited_for() -> None:
+def test_cluster_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     said, ended = list[str](), list[str]()
-    looks = Looks("", AWAY, AWAY, "", AWAY, "")
-    with ClusterWatch(looks, said.append, ended.append, poll=0.001, patience=30.0):
-        assert looks.done.wait(20)
+    looks = Looks(monkeypatch, "", AWAY, AWAY, "", AWAY, "")
+    with ClusterWatch(looks, said.append, ended.append, poll=0.001, patience=1.5):
+        assert looks.done.wait(120)
     assert said == [f"{AWAY}; waiting for it", "the Ray cluster answers again"] * 2
     assert ended == []
 
 
-def test_cluster_that_stays_away_ends_the_command_once() -> None:
+def test_cluster_that_stays_away_ends_the_command_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said, ended = list[str](), list[str]()
-    with ClusterWatch(Looks("", AWAY), said.append, ended.append, poll=0.001, patience=0.05) as watch:
+    looks = Looks(monkeypatch, AWAY)
+    with ClusterWatch(looks, said.append, ended.append, poll=0.001, patience=5.0) as watch:
         watch.wait()
-        watch.thread.join(20)
+        watch.thread.join(120)
         watch.wait()  # of a watch that is over nobody waits for anything
     assert said == [f"{AWAY}; waiting for it"]
     assert ended == [AWAY]
 
 
-def test_times_of_several_absences_do_not_add_up() -> None:
+def test_times_of_several_absences_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = list[str]()
-    looks = Looks(*[AWAY, ""] * 30)
-    with ClusterWatch(looks, lambda _: None, ended.append, poll=0.005, patience=0.1):
-        assert looks.done.wait(20)
+    looks = Looks(monkeypatch, *[AWAY, ""] * 30)
+    with ClusterWatch(looks, lambda _: None, ended.append, poll=0.001, patience=20.0):
+        assert looks.done.wait(120)
     assert ended == []
 
 

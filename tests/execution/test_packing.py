@@ -237,21 +237,43 @@ def test_queue_gives_packs_and_sees_each_member_off(tmp_path: Path) -> None:
     assert [event for event, _ in heard[8:]] == ["started"]
 
 
-def test_budget_counts_a_pack_once_and_its_members_their_part(tmp_path: Path) -> None:
+class Clock:
+    """Monotonic clock of a session and its queue, which a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in ("session", "searcher"):
+        monkeypatch.setattr(f"sweeps.execution.{module}.time", clock)
+    return clock
+
+
+def test_budget_counts_a_pack_once_and_its_members_their_part(tmp_path: Path, clock: Clock) -> None:
     here = session(tmp_path, PackPolicy(4))
     queue = LedgerSearcher(here)
     pack = trials_in(queue.suggest("a"))
     assert not here.started_at, "to wait for a machine costs nothing"
     queue.trial_started("a")
-    here.started_at["a"] -= 7200
-    assert here.hours() == pytest.approx(2.0, abs=0.01)
+    clock.now += 7200
+    assert here.hours() == 2.0
     queue.on_trial_result("a", gone(pack[3]))
-    assert here.hours() == pytest.approx(2.0, abs=0.01)
+    assert here.hours() == 2.0
     for trial in pack[:3]:
         done(here.ledger, trial)
     queue.on_trial_complete("a")
-    assert here.hours() == pytest.approx(2.0, abs=0.01)
-    assert {round(seconds) for seconds in here.seconds_by_trial.values()} == {1800}
+    clock.now += 3600
+    assert here.hours() == 2.0
+    assert {*here.seconds_by_trial.values()} == {1800}
     here.limits = Limits(hours=1.0)
     assert queue.suggest("b") == "FINISHED"
     assert here.over_budget
@@ -266,17 +288,18 @@ def test_hours_that_a_command_had_used_before_it_began_anew_count(tmp_path: Path
     assert here.over_budget
 
 
-def test_time_of_a_tuner_that_ended_in_an_error_is_counted_and_no_more_runs(tmp_path: Path) -> None:
+def test_time_of_a_tuner_that_ended_in_an_error_is_counted_and_no_more_runs(tmp_path: Path, clock: Clock) -> None:
     here = session(tmp_path, PackPolicy(4))
     first = LedgerSearcher(here)
     first.suggest("a")
     first.trial_started("a")
-    here.started_at["a"] -= 3600
+    clock.now += 3600
     again = LedgerSearcher(here)
     assert not here.started_at
-    assert here.hours() == pytest.approx(1.0, abs=0.01)
+    clock.now += 3600
+    assert here.hours() == 1.0
     assert asked(again, "b") == ["1", "2", "3", "4"]
-    assert here.hours() == pytest.approx(1.0, abs=0.01)
+    assert here.hours() == 1.0
 
 
 def test_pack_whose_process_dies_comes_back_smaller(tmp_path: Path) -> None:
@@ -393,9 +416,9 @@ def test_worker_after_a_dead_one_takes_only_those_that_had_not_left(
 def test_hung_member_is_the_one_to_blame(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom sweeps.execution.watchdog import Watchdog\nfrom sweeps.store.ledger import Ledger\n"
-        "watch = Watchdog(Ledger(sys.argv[1]), ['a', 'b', 'c'], 2.0).__enter__()\n"
-        "for key in 'abcab':\n    time.sleep(0.5)\n    watch.set_current(key)\n"
-        "def stuck():\n    time.sleep(600)\n\nstuck()\n"
+        "watch = Watchdog(Ledger(sys.argv[1]), ['a', 'b', 'c'], 600.0).__enter__()\n"
+        "for key in 'abcab':\n    watch.set_current(key)\n"
+        "def stuck():\n    watch.seconds = 1.0\n    watch.__enter__()\n    time.sleep(600)\n\nstuck()\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=300, check=False)
     assert done.returncode == 1

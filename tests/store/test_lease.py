@@ -445,7 +445,7 @@ def test_a_number_that_another_process_has_by_now_is_no_driver() -> None:
         named = this_process() | {"pid": child.pid, "started": started(child.pid)}
         assert here.lives(named) is True
         child.kill()
-        until(lambda: started(child.pid) == "dead", "a process that nobody has waited for", 10, poll=0.01)
+        until(lambda: started(child.pid) == "dead", "a process that nobody has waited for", 120, poll=0.01)
         assert here.lives(named) is False
 
 
@@ -600,7 +600,7 @@ def test_trial_of_a_silent_driver_of_another_host_is_waited_for_a_minute(ledger:
 # A real process
 
 SLEEPER = """
-import sys, time
+import sys
 from functools import partial
 from sweeps.cli.run import _end_at_once
 from sweeps.store.lease import Lease
@@ -611,24 +611,25 @@ with Lease(ledger, "s", on_lost=_end_at_once) as lease:
     for number in range(10**6):
         guarded.write("written", str(number).encode())
         print(number, flush=True)
-        time.sleep(0.02)
+        sys.stdin.readline()
 """
 
 
 def test_a_stopped_process_that_was_replaced_ends_with_two_and_a_sentence(ledger: Ledger) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", SLEEPER, ledger.root], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+        [sys.executable, "-c", SLEEPER, ledger.root],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "0\n"
         process.send_signal(signal.SIGSTOP)
-        until(lambda: "T" in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0], "a stop", 10)
+        until(lambda: "T" in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0], "a stop", 120)
         lease = ledger.read_json("leases/s.json") or {}
         assert lease["locked"] is True
         ledger.write_json("leases/s.json", lease | {"owner": "another", "host": "elsewhere", "pid": 7})
         ledger.write("written", b"by the other one")
         process.send_signal(signal.SIGCONT)
-        said = process.communicate(timeout=30)[1]
+        said = process.communicate("\n", timeout=300)[1]
     assert process.returncode == 2
     assert "error: another driver has taken over this sweep: process 7 on elsewhere." in said
     assert "Traceback" not in said
@@ -792,12 +793,13 @@ def test_a_world_is_the_same_each_time() -> None:
 
 
 def test_lease_names_what_a_reader_wants(ledger: Ledger) -> None:
+    began = time.time()
     with Lease(ledger, "s"):
         lease = json.loads(ledger.read("leases/s.json") or b"")
+        assert began <= lease["beat"] <= time.time()
         assert lease.keys() == {
             "owner", "since", "beat", "held", "clock", "locked", "pid", "host", "started", "boot", "pid_namespace",
             "check",
         }  # fmt: skip
-        assert abs(lease["beat"] - time.time()) < 5
         assert (driver(ledger, "s") or {})["owner"] == lease["owner"]
     assert driver(ledger, "s") is None

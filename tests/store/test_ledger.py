@@ -205,7 +205,9 @@ for _ in range(50):
 def test_reader_never_sees_half_a_file(ledger: Ledger) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", WRITE_MANY, ledger.root, value]) for value in "ab"]
     seen = set()
-    while any(writer.poll() is None for writer in writers):
+    writing = True
+    while writing:
+        writing = any(writer.poll() is None for writer in writers)
         content = ledger.read("results/k.json")
         if content is not None:
             seen.add(json.loads(content)["key"])

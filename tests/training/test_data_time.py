@@ -1,28 +1,64 @@
 """The share of an epoch's time that its batches take, by processor time: a busy host changes it little."""
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from crelu_data.datasets import dataset
 from sweeps.execution.pack import perform_pack
-from sweeps.store.checkpoint_header import progress
 from sweeps.store.ledger import Json, Ledger
+from sweeps.training import data_time
 from sweeps.training.data_time import DataTimer
-from sweeps.training.run_trial import run_trial
+from sweeps.training.loop import Learner
+from sweeps.training.run_trial import run_trial, trial_steps
+from sweeps.training.runtime import RuntimeConfig
+from sweeps.training.shared_batches import PackContext, drain
 from tests.support.trials import SMALL, Killed, runtime_config, trial_of
 
 
-def compute(seconds: float) -> None:
-    """Use the processor for so many seconds of its time."""
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        pass
+class Clocks:
+    """Clocks of a process, in the place of the module `time`; a test moves them."""
+
+    def __init__(self) -> None:
+        self.thread = self.process = self.wall = 0.0
+
+    def compute(self, seconds: float) -> None:
+        """Use the processor for so many seconds of its time, on a host that is as busy with something else."""
+        self.thread += seconds
+        self.process += seconds
+        self.wall += 2 * seconds
+
+    def compute_elsewhere(self, seconds: float) -> None:
+        """Use the processor in another thread."""
+        self.process += seconds
+        self.wall += 2 * seconds
+
+    def wait(self, seconds: float) -> None:
+        self.wall += seconds
+
+    def thread_time(self) -> float:
+        return self.thread
+
+    def process_time(self) -> float:
+        return self.process
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    monotonic = perf_counter
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    """Return the clocks by which a timer measures."""
+    clocks = Clocks()
+    monkeypatch.setattr(data_time, "time", clocks)
+    return clocks
 
 
 def epoch(timer: DataTimer, get: Callable[[], object], step: Callable[[], object], shared: bool = False) -> None:
@@ -31,41 +67,34 @@ def epoch(timer: DataTimer, get: Callable[[], object], step: Callable[[], object
         step()
 
 
-def test_share_is_the_batches_part_of_processor_time() -> None:
+def test_share_is_the_batches_part_of_processor_time(clocks: Clocks) -> None:
     timer = DataTimer(torch.device("cpu"), lambda: 0.0)
-    epoch(timer, lambda: compute(0.03), lambda: compute(0.01))
-    assert timer.share() == pytest.approx(0.75, abs=0.05)
+    epoch(timer, lambda: clocks.compute(0.03), lambda: clocks.compute(0.01))
+    assert timer.share() == pytest.approx(0.75)
     timer.start()
-    epoch(timer, lambda: None, lambda: compute(0.01))
-    assert timer.share() == pytest.approx(0.0, abs=0.02)
+    epoch(timer, lambda: None, lambda: clocks.compute(0.01))
+    assert timer.share() == 0.0
     timer.start()
     # To wait uses no processor, and says nothing of what a pack saves.
-    epoch(timer, lambda: time.sleep(0.03), lambda: compute(0.01))
-    assert timer.share() == pytest.approx(0.0, abs=0.1)
+    epoch(timer, lambda: clocks.wait(0.03), lambda: clocks.compute(0.01))
+    assert timer.share() == 0.0
 
 
-def test_first_step_of_a_process_which_compiles_kernels_is_not_counted() -> None:
+def test_first_step_of_a_process_which_compiles_kernels_is_not_counted(clocks: Clocks) -> None:
     timer = DataTimer(torch.device("cpu"), lambda: 0.0)
     steps = iter([0.2, *[0.01] * 9])
-    epoch(timer, lambda: compute(0.03), lambda: compute(next(steps)))
-    assert timer.share() == pytest.approx(0.75, abs=0.05)
+    epoch(timer, lambda: clocks.compute(0.03), lambda: clocks.compute(next(steps)))
+    assert timer.share() == pytest.approx(0.75)
     assert timer.batches == 5
 
 
-def test_decoder_in_other_threads_counts() -> None:
+def test_decoder_in_other_threads_counts(clocks: Clocks) -> None:
     seconds = [0.0]
-
-    def decode() -> None:
-        began = time.thread_time()
-        compute(0.05)
-        seconds[0] += time.thread_time() - began
-
     timer = DataTimer(torch.device("cpu"), lambda: seconds[0])
-    thread = threading.Thread(target=decode)
-    thread.start()
-    compute(0.05)
-    thread.join()
-    assert timer.share() == pytest.approx(0.5, abs=0.05)
+    clocks.compute_elsewhere(0.05)
+    seconds[0] += 0.05
+    clocks.compute(0.05)
+    assert timer.share() == pytest.approx(0.5)
 
 
 def test_batches_that_others_take_too_have_no_share() -> None:
@@ -104,16 +133,23 @@ def shares(ledger: Path, key: str) -> list[float | None]:
 
 
 @pytest.mark.parametrize("reader", ["ffcv", "threads"])
-def test_decoding_jpeg_takes_more_of_an_epoch_than_gathering_pixels(reader: str, data: Path, tmp_path: Path) -> None:
+def test_decoding_jpeg_is_counted_and_gathering_pixels_is_none(
+    reader: str, data: Path, tmp_path: Path, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Learner.step
+
+    def timed(learner: Learner, images: Tensor, labels: Tensor) -> None:
+        clocks.compute(1.0)  # all that this thread's clock counts; the decoder's threads have their own
+        step(learner, images, labels)
+
+    monkeypatch.setattr(Learner, "step", timed)
     trial = trial_of("All-CNN-B")
     for name, resident in (("decoded", 0), ("gathered", 2 << 30)):
         run_trial(trial, runtime_config(data, tmp_path / name, reader=reader, resident_bytes=resident), lambda *_: None)
     decoded, gathered = (shares(tmp_path / name, trial.key)[1:] for name in ("decoded", "gathered"))
     assert len(decoded) == 2
-    for decode_share, gather_share in zip(decoded, gathered, strict=True):
-        assert decode_share is not None
-        assert gather_share is not None
-        assert 0 < gather_share < decode_share < 1
+    assert all(share is not None and 0 < share < 1 for share in decoded)
+    assert gathered == [0.0, 0.0]
 
 
 def test_rows_of_a_pack_have_no_share_while_it_has_several_members(data: Path, tmp_path: Path) -> None:
@@ -125,28 +161,37 @@ def test_rows_of_a_pack_have_no_share_while_it_has_several_members(data: Path, t
     assert "sys/data_share" not in rows[0]
 
 
-def test_speed_of_a_resumed_epoch_is_of_the_steps_that_were_taken_since(data: Path, tmp_path: Path) -> None:
-    trial = trial_of("allconv with dropout")
-    steps = iter(range(4))
+def test_speed_of_a_resumed_epoch_is_of_the_steps_that_were_taken_since(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 0
+    step = Learner.step
+
+    def counted(learner: Learner, images: Tensor, labels: Tensor) -> None:
+        nonlocal taken
+        taken += 1
+        step(learner, images, labels)
+
+    def speeds(here: RuntimeConfig, stop: Callable[[], bool] = lambda: False) -> list[float]:
+        """Train by a clock that counts steps, to the pictures per second of the epochs."""
+        rows: list[dict[str, float]] = []
+        context = PackContext(clock=lambda: float(taken))
+        drain(trial_steps(trial, here, lambda _, row: rows.append(row), stop, context))
+        return [row["sys/images_per_s"] for row in rows]
 
     def kill() -> bool:
-        if next(steps, None) is None:
+        if taken == 5:
             raise Killed
         return False
 
+    monkeypatch.setattr(Learner, "step", counted)
+    trial = trial_of("allconv with dropout")
+    recipe = trial.recipe
+    steps = recipe.steps(dataset(SMALL).splits["train"] - dataset(SMALL).holdout)
     here = runtime_config(data, tmp_path, checkpoint_minutes=0.0)
     with pytest.raises(Killed):
-        run_trial(trial, here, lambda *_: None, kill)
-    (*_, saved) = Ledger(here.ledger).names(f"checkpoints/{trial.key}")
-    before = float((progress(Ledger(here.ledger), trial.key) or {})["seconds"])
-    taken = int(saved.partition("-")[2].partition(".")[0])
-    rows: list[dict[str, float]] = []
-    result = run_trial(trial, here, lambda _, row: rows.append(row))
-    assert result is not None
-    steps_of_epoch = trial.cell.recipe.steps(dataset(SMALL).splits["train"] - dataset(SMALL).holdout)
-    batch = 16
-    later = sum(steps_of_epoch * batch / row["sys/images_per_s"] for row in rows[1:])
-    first = (result["seconds"] - before - later) * rows[0]["sys/images_per_s"]
-    assert 0 < taken < steps_of_epoch
-    assert before > 0
-    assert first == pytest.approx((steps_of_epoch - taken) * batch, rel=0.3)  # saves take time too
+        speeds(here, kill)
+    saved = Ledger(here.ledger).names(f"checkpoints/{trial.key}")[-1]
+    begun = int(saved.partition("-")[2].partition(".")[0])
+    assert 0 < begun < steps
+    assert speeds(here) == [recipe.batch] * recipe.epochs

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -160,14 +161,43 @@ def test_pyarrow_says_of_a_bucket_that_does_not_answer_what_is_looked_for() -> N
     assert is_away(caught.value)
 
 
+@pytest.mark.parametrize("sign", ["step", "member"])
+@pytest.mark.parametrize(("seconds", "oldest"), [(30.0, 4.0), (1800.0, 11.0)])
+def test_signs_of_life_put_the_end_of_a_worker_off(
+    sign: str, seconds: float, oldest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    armed: list[tuple[float, float]] = []  # when, for how long
+
+    def arm(seconds: float, exit: bool, file: object) -> None:
+        assert exit
+        armed.append((now, seconds))
+
+    faults = SimpleNamespace(dump_traceback_later=arm, cancel_dump_traceback_later=lambda: None)
+    monkeypatch.setattr(watchdog, "faulthandler", faults)
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now))
+    with Watchdog(Ledger(str(tmp_path)), ["k", "l"], seconds) as watch:
+        alive = watch.wrap(lambda: False)
+        for number in range(60):
+            now += 1.0
+            if sign == "step":
+                assert not alive()
+            else:
+                watch.set_current("kl"[number % 2])
+            when, until = armed[-1]
+            assert until == seconds
+            assert now - when < oldest
+    assert len(armed) <= 1 + 60 / (oldest - 1), "to arm at each step takes time"
+
+
 def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom sweeps.execution.watchdog import Watchdog\nfrom sweeps.store.ledger import Ledger\n"
-        "watch = Watchdog(Ledger(sys.argv[1]), ['k'], 3.0).__enter__()\nalive = watch.wrap(lambda: False)\n"
-        "for _ in range(8):\n    time.sleep(0.5)\n    alive()\n"
-        "print('alive', flush=True)\n\ndef stuck():\n    time.sleep(600)\n\nstuck()\n"
+        "watch = Watchdog(Ledger(sys.argv[1]), ['k'], 600.0).__enter__()\nalive = watch.wrap(lambda: False)\n"
+        "alive()\nprint('alive', flush=True)\n\n"
+        "def stuck():\n    watch.seconds = 1.0\n    watch.__enter__()\n    time.sleep(600)\n\nstuck()\n"
     )
-    # Alive for longer than the watch allows, then stuck for longer than this test waits.
+    # Stuck for longer than this test waits, and for longer than the watch allows from then on.
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.stdout == "alive\n"
     assert done.returncode == 1
