@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S5, S9
@@ -15,6 +15,12 @@ from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, 
 from sweeps.experiment.trial import PHASES, Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training.runtime import RuntimeConfig
+
+if TYPE_CHECKING:
+    import pytest
+    from torch import Tensor
+
+    from sweeps.training.loop import Learner
 
 SMALL = "synthetic:size=32,classes=4,train=100,test=24"
 LARGE = "synthetic:size=72,classes=4,train=60,test=12"
@@ -37,6 +43,27 @@ Hashes = Callable[[Trial], dict[str, str]]
 
 class Killed(BaseException):
     """A kill of the process: no code of a trial catches it."""
+
+
+class StepClock:
+    """Clock whose seconds are the steps that all learners have taken."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Count the steps from now on."""
+        from sweeps.training.loop import Learner
+
+        self.taken = 0
+        step = Learner.step
+
+        def counted(learner: Learner, images: Tensor, labels: Tensor) -> None:
+            self.taken += 1
+            step(learner, images, labels)
+
+        monkeypatch.setattr(Learner, "step", counted)
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return float(self.taken)
 
 
 def trial_of(family: str, phase: str = "ablation") -> Trial:

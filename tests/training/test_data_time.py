@@ -18,7 +18,7 @@ from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial, trial_steps
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import PackContext, drain
-from tests.support.trials import SMALL, Killed, runtime_config, trial_of
+from tests.support.trials import SMALL, Killed, StepClock, runtime_config, trial_of
 
 
 class Clocks:
@@ -164,27 +164,20 @@ def test_rows_of_a_pack_have_no_share_while_it_has_several_members(data: Path, t
 def test_speed_of_a_resumed_epoch_is_of_the_steps_that_were_taken_since(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = 0
-    step = Learner.step
-
-    def counted(learner: Learner, images: Tensor, labels: Tensor) -> None:
-        nonlocal taken
-        taken += 1
-        step(learner, images, labels)
+    clock = StepClock(monkeypatch)
 
     def speeds(here: RuntimeConfig, stop: Callable[[], bool] = lambda: False) -> list[float]:
         """Train by a clock that counts steps, to the pictures per second of the epochs."""
         rows: list[dict[str, float]] = []
-        context = PackContext(clock=lambda: float(taken))
+        context = PackContext(clock=clock)
         drain(trial_steps(trial, here, lambda _, row: rows.append(row), stop, context))
         return [row["sys/images_per_s"] for row in rows]
 
     def kill() -> bool:
-        if taken == 5:
+        if clock.taken == 5:
             raise Killed
         return False
 
-    monkeypatch.setattr(Learner, "step", counted)
     trial = trial_of("allconv with dropout")
     recipe = trial.recipe
     steps = recipe.steps(dataset(SMALL).splits["train"] - dataset(SMALL).holdout)

@@ -21,7 +21,16 @@ from sweeps.training.loop import DivergedError, Learner
 from sweeps.training.run_trial import reset_process, run_trial, trial_steps
 from sweeps.training.runtime import RuntimeConfig, device_in_words, hardware
 from sweeps.training.shared_batches import PackContext, drain
-from tests.support.trials import FAMILIES, Hashes, Killed, artifact_hashes, modern_trial, runtime_config, trial_of
+from tests.support.trials import (
+    FAMILIES,
+    Hashes,
+    Killed,
+    StepClock,
+    artifact_hashes,
+    modern_trial,
+    runtime_config,
+    trial_of,
+)
 
 
 def killed_at(steps: list[int], trial: Trial, here: RuntimeConfig) -> list[int]:
@@ -269,42 +278,35 @@ def test_training_that_fails_starts_anew_three_times_and_is_marked(
 def test_seconds_count_all_work_that_was_saved_or_tried(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = 0
-    step = Learner.step
-
-    def counted(learner: Learner, images: Tensor, labels: Tensor) -> None:
-        nonlocal taken
-        taken += 1
-        step(learner, images, labels)
+    clock = StepClock(monkeypatch)
 
     def seconds(trial: Trial, here: RuntimeConfig, stop: Callable[[], bool] = lambda: False) -> float | None:
         """Train by a clock that counts steps, to the seconds of the result, if there is one."""
-        result = drain(trial_steps(trial, here, lambda *_: None, stop, PackContext(clock=lambda: float(taken))))
+        result = drain(trial_steps(trial, here, lambda *_: None, stop, PackContext(clock=clock)))
         return None if result is None else float(result["seconds"])
 
     def kill() -> bool:
-        if taken % 2 == 0:
+        if clock.taken % 2 == 0:
             raise Killed
         return False
 
-    monkeypatch.setattr(Learner, "step", counted)
     base = trial_of("allconv with dropout")
     trial, lost = (
         dataclasses.replace(base, cell=dataclasses.replace(base.cell, recipe=recipe))
         for recipe in (dataclasses.replace(base.recipe, epochs=1), dataclasses.replace(base.recipe, lr=1e6, restarts=1))
     )
     steps = trial.recipe.steps(80)  # the rest is held out
-    assert seconds(trial, runtime_config(data, tmp_path / "undisturbed")) == taken == steps
+    assert seconds(trial, runtime_config(data, tmp_path / "undisturbed")) == clock.taken == steps
     here = runtime_config(data, tmp_path / "left")
-    while (left := seconds(trial, here, lambda: taken % 2 == 0)) is None:
+    while (left := seconds(trial, here, lambda: clock.taken % 2 == 0)) is None:
         pass
-    assert (left, taken) == (steps, 2 * steps)
+    assert (left, clock.taken) == (steps, 2 * steps)
     here = runtime_config(data, tmp_path / "killed", checkpoint_minutes=0.0)
     for _ in range(2):  # the step before a kill is taken again
         with pytest.raises(Killed):
             seconds(trial, here, kill)
     assert seconds(trial, here) == steps
-    assert taken == 3 * steps + 2
+    assert clock.taken == 3 * steps + 2
     assert seconds(lost, runtime_config(data, tmp_path / "lost")) == 2 * steps
 
 
