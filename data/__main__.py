@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from crelu_data.cores import cores
-from crelu_data.datasets import SPLITS, Sidecar, beton_path, check_data_dir, data_dir, dataset, read_sidecar
+from crelu_data.datasets import SPLITS, Sidecar, beton_path, check_data_dir, counted, data_dir, dataset, read_sidecar
 from crelu_data.interrupts import INTERRUPTED
 from crelu_data.storage import Progress
 from crelu_data.streams import make_lasting
@@ -124,7 +124,8 @@ def _prepare(options: argparse.Namespace) -> None:
         )
     for split, sidecar in sidecars.items():
         path = beton_path(name, split, where)
-        print(f"{path}: {sidecar.count:,} pictures of {sidecar.size} pixels in {sidecar.classes} classes")
+        classes = counted(sidecar.classes, "class", "classes")
+        print(f"{path}: {counted(sidecar.count, 'picture')} of {sidecar.size} pixels in {classes}")
     _note_differences(name, sidecars)
 
 
@@ -159,7 +160,8 @@ def _verify(options: argparse.Namespace) -> None:
     for path in _files(options):
         with _progress() as progress:
             sidecar = verify(path, options.workers, progress)
-        print(f"{path}: {sidecar.count:,} pictures are intact, fingerprint {sidecar.fingerprint[:16]}")
+        verb = "is" if sidecar.count == 1 else "are"
+        print(f"{path}: {counted(sidecar.count, 'picture')} {verb} intact, fingerprint {sidecar.fingerprint[:16]}")
     check_unchanged(options.name, data_dir(options.data_dir))
 
 

@@ -17,6 +17,7 @@ from crelu_data.datasets import (
     beton_path,
     canonical,
     check_data_dir,
+    counted,
     dataset,
     read_sidecar,
     remedy,
@@ -248,9 +249,9 @@ def missing_message(name: str, missing: list[Path], where: Path) -> str:
     if source:
         folders = glob.glob(f"{source}/train/*/")
         pictures = sum(len(os.listdir(folder)) for folder in folders[:2000])
-        known = (
-            f"in $IMAGENET_DIR {len(folders)} classes with {pictures} pictures" if folders else f"no {source}/train/*/"
-        )
+        classes = counted(len(folders), "class", "classes")
+        held = f"in $IMAGENET_DIR {classes} with {counted(pictures, 'picture')}"
+        known = held if folders else f"no {source}/train/*/"
     present = [path.name for split in SPLITS if (path := beton_path(name, split, where)).exists()]
     known = ", ".join(present) or known
     option = f" --source {source or 'IMAGENET_DIR'}" if name.startswith("imagenet") else ""

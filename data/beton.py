@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crelu_data.cores import map_in_threads
-from crelu_data.datasets import Sidecar, read_sidecar, remedy, write_sidecar
+from crelu_data.datasets import Sidecar, counted, read_sidecar, remedy, write_sidecar
 
 Bytes = NDArray[np.uint8]
 
@@ -94,7 +94,7 @@ def _tables(path: Path) -> tuple[Any, Any, int, str]:
     with path.open("rb") as file:
         head = file.read(_RECORDS_AT)
         if len(head) < _RECORDS_AT:
-            raise ValueError(f"it has {length} bytes, fewer than the {_RECORDS_AT} of a header")
+            raise ValueError(f"it has {counted(length, 'byte')}, fewer than the {_RECORDS_AT} of a header")
         header = np.frombuffer(head, _HEADER, 1)[0]
         described = np.frombuffer(head, _DESCRIPTOR, len(FIELDS), _HEADER.itemsize)
         names = tuple(row["name"].tobytes().rstrip(b"\0").decode("ascii", "replace") for row in described)

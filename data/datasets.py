@@ -227,14 +227,26 @@ def order(seed: int, epoch: int, indices: Ints) -> Ints:
     return np.asarray(indices, np.int64)[keyed_permutation(sample_key("order", seed, epoch), len(indices))]
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number of things: 1 picture, 2 pictures, 3 classes."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def _possible(least: int, most: int) -> str:
+    """Return which numbers from `least` to `most` are possible, as a sentence says it."""
+    if most <= least:
+        return "none is possible" if most < least else f"{least} {'is' if least == 1 else 'are'} possible"
+    return f"from {least} to {most} are possible"
+
+
 def check_holdout(label_counts: Sequence[int], count: int) -> None:
     """Raise ValueError where `count` pictures cannot be held out and one of each class be left to train on."""
     total = sum(label_counts)
     most = total - sum(size > 0 for size in label_counts)
     if not 1 <= count <= most:
         raise ValueError(
-            f"a hold-out of {count} of {total} pictures: {f'from 1 to {most} are' if most else 'none is'} possible, "
-            f"since one of each of {total - most} classes stays to train on"
+            f"a hold-out of {count} of {counted(total, 'picture')}: {_possible(1, most)}, "
+            f"since one of each of {counted(total - most, 'class', 'classes')} stays to train on"
         )
 
 
@@ -244,8 +256,9 @@ def check_folds(label_counts: Sequence[int], k: int) -> None:
     most = sum(size for size in label_counts if size > 1)
     if not 2 <= k <= most:
         raise ValueError(
-            f"{k} folds of {total} pictures: {f'from 2 to {most} are' if most else 'none is'} possible"
-            + (f", since {total - most} are the only one of their class and stay to train on" if most < total else "")
+            f"{counted(k, 'fold')} of {counted(total, 'picture')}: {_possible(2, most)}"
+            + f", since of {counted(total - most, 'class', 'classes')} the only picture stays to train on"
+            * (most < total)
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from crelu_data.datasets import SPLITS
+from crelu_data.datasets import SPLITS, counted
 
 # Suffixes that Pillow opens. They are listed here, so that another version of Pillow does not change a set.
 SUFFIXES = frozenset((
@@ -93,11 +93,11 @@ class _Tally:
         ):
             if counts:
                 examples = _some([f"{name} ({count:,})" for name, count in counts.most_common()])
-                notes.append(f"not taken, {_count(counts.total(), noun)} {where}: {examples}")
+                notes.append(f"not taken, {counted(counts.total(), noun)} {where}: {examples}")
         if self.hidden:
-            notes.append(f"not taken, {_count(self.hidden, 'picture')} named with a dot in front")
+            notes.append(f"not taken, {counted(self.hidden, 'picture')} named with a dot in front")
         if self.special:
-            notes.append(f"not taken, {_count(self.special, 'pipe, socket or device', 'pipes, sockets or devices')}")
+            notes.append(f"not taken, {counted(self.special, 'pipe, socket or device', 'pipes, sockets or devices')}")
         return notes
 
 
@@ -120,7 +120,7 @@ def list_pictures(root: Path, folders: Mapping[str, Path], deep: bool = True) ->
     notes = tally.notes()
     if "val" in files and "test" in files:
         count = sum(map(len, files["val"].values()))
-        notes.append(f"no sweep uses the {count:,} pictures of val/, for test/ is there too")
+        notes.append(f"no sweep uses the {counted(count, 'picture')} of val/, for test/ is there too")
     return Listing(root, files, tuple(notes))
 
 
@@ -213,10 +213,6 @@ def _count_beside(root: Path, folder: Path, entries: Iterable[os.DirEntry[str]],
 
 def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def _some(names: list[str]) -> str:

@@ -21,6 +21,7 @@ from crelu_data.datasets import (
     Ints,
     Sidecar,
     absolute_folder,
+    counted,
     dataset,
     holdout,
     recorded_splits,
@@ -182,7 +183,7 @@ def _cifar_names(tree: Path, kind: str) -> tuple[str, ...]:
         name.decode() if isinstance(name, bytes) else str(name) for name in _unpickled(tree / meta).get(key, ())
     )
     if len(names) != count:
-        raise ValueError(f"{tree / meta} names {len(names)} classes, not {count}")
+        raise ValueError(f"{tree / meta} names {counted(len(names), 'class', 'classes')}, not {count}")
     return names
 
 
@@ -196,7 +197,7 @@ def _batches(paths: Sequence[Path], names: tuple[str, ...]) -> Source:
             raise ValueError(f"{path} holds no pictures of 3 x 32 x 32 bytes")
         classes = np.array(targets if isinstance(targets, list | np.ndarray) else [])
         if classes.dtype.kind not in "iu" or classes.shape != (len(data),):
-            raise ValueError(f"{path} has {len(data)} pictures, but not as many integer labels")
+            raise ValueError(f"{path} has {counted(len(data), 'picture')}, but not as many integer labels")
         if len(classes) and not 0 <= classes.min() <= classes.max() < len(names):
             raise ValueError(f"{path} has labels outside 0..{len(names) - 1}")
         pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
@@ -301,12 +302,13 @@ def _imagenet(root: Path, size: int, partial: bool) -> dict[str, Source]:
 def _imagenet_fault(listing: Listing) -> str:
     """Return in what a folder is not the published ImageNet: classes, and pictures of all and of each."""
     if len(listing.classes) != IMAGENET.classes:
-        return f"it has {len(listing.classes):,} classes, not {IMAGENET.classes:,}"
+        return f"it has {counted(len(listing.classes), 'class', 'classes')}, not {IMAGENET.classes:,}"
     for split, (least, most) in _IMAGENET_EACH.items():
         counts = {name: len(files) for name, files in listing.files[split].items()}
         for name, count in sorted(counts.items()):
             if not least <= count <= most:
-                return f"{split}/{name} has {count:,} pictures, not {least:,}" + f" to {most:,}" * (most > least)
+                expected = f"{least:,}" + f" to {most:,}" * (most > least)
+                return f"{split}/{name} has {counted(count, 'picture')}, not {expected}"
         if sum(counts.values()) != IMAGENET.splits[split]:
             return f"{split} has {sum(counts.values()):,} pictures, not {IMAGENET.splits[split]:,}"
     return ""
@@ -360,7 +362,8 @@ def _splits(listing: Listing, size: int | None, seed: int, upright: bool) -> dic
         files = [(file.path, label) for label, name in enumerate(names) for file in classes.get(name, ())]
         if len(names) < 2 or not files:
             raise ValueError(
-                f"{len(names)} classes with {len(files)} pictures in {listing.root}, as {split}; "
+                f"{counted(len(names), 'class', 'classes')} with {counted(len(files), 'picture')} "
+                f"in {listing.root}, as {split}; "
                 "at least two classes are needed, each a folder with pictures of its own"
             )
         paths = tuple(path for path, _ in files)

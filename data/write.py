@@ -31,6 +31,7 @@ from crelu_data.datasets import (
     Sidecar,
     beton_path,
     canonical,
+    counted,
     is_partial,
     stem,
 )
@@ -150,7 +151,8 @@ def _existing(name: str, where: Path, requested: dict[str, int | None], partial:
                     raise ValueError(f"{name} exists with {option} {other}, not {value}; --fresh writes it again")
             if is_partial(sidecar) and not partial:
                 raise ValueError(
-                    f"{path} is a part of {name}: {sidecar.count:,} pictures in {sidecar.classes:,} classes; "
+                    f"{path} is a part of {name}: {counted(sidecar.count, 'picture')} "
+                    f"in {counted(sidecar.classes, 'class', 'classes')}; "
                     "--fresh writes the whole, --partial takes the part"
                 )
     return sidecars
@@ -499,7 +501,8 @@ def verify(path: Path, workers: int = 0, progress: Progress = no_progress) -> Si
     if broken:
         examples = ", ".join(map(str, broken[:10]))
         raise ValueError(
-            f"{len(broken)} of {count} pictures of {path} are damaged: {examples}; --fresh writes it again"
+            f"{len(broken)} of {counted(count, 'picture')} of {path} {'is' if len(broken) == 1 else 'are'} damaged: "
+            f"{examples}; --fresh writes it again"
         )
     if beton.fingerprint(index) != sidecar.fingerprint:
         raise ValueError(f"{path} does not have its sidecar's fingerprint {sidecar.fingerprint}")

@@ -43,6 +43,14 @@ def test_prepare_verify_info_and_bench_follow_each_other(tmp_path: Path, capsys:
     assert "fingerprint" in capsys.readouterr().out
 
 
+def test_a_file_of_one_picture_is_told_as_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["synthetic:train=4,test=1,classes=2", "--data-dir", str(tmp_path)]
+    assert main(["prepare", *words, "--writer", "native"]) == 0
+    assert "test.beton: 1 picture of 32 pixels in 2 classes\n" in capsys.readouterr().out
+    assert main(["verify", *words]) == 0
+    assert "test.beton: 1 picture is intact, fingerprint " in capsys.readouterr().out
+
+
 def test_bench_prints_a_row_for_each_file_and_reader(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,7 +188,7 @@ def test_a_class_s_only_picture_is_in_no_fold(k: int) -> None:
     labels = np.asarray([3, 0, 0, 1, 1, 1, 2, 1, 4, 0])
     parts = folds(labels, k, seed=0) if k < 8 else []
     if k == 8:
-        with pytest.raises(ValueError, match="8 folds of 10 pictures: from 2 to 7 are possible, since 3 are the only"):
+        with pytest.raises(ValueError, match="8 folds of 10 pictures: from 2 to 7 are possible, since of 3 classes"):
             folds(labels, k, seed=0)
     for train, validation in parts:
         assert len(validation) >= 1
@@ -202,6 +202,14 @@ def test_classes_of_one_picture_cannot_be_held_out() -> None:
         holdout(np.arange(8), 2, 0)
     with pytest.raises(ValueError, match="none is possible"):
         folds(np.arange(8), 2, 0)
+
+
+def test_one_is_not_many_in_what_cannot_be_split() -> None:
+    labels = np.asarray([0, 0, 1])
+    with pytest.raises(ValueError, match=r"^a hold-out of 2 of 3 pictures: 1 is possible, since one of each of 2 "):
+        holdout(labels, 2, 0)
+    with pytest.raises(ValueError, match=r"^4 folds of 3 pictures: 2 are possible, since of 1 class the only"):
+        folds(labels, 4, 0)
 
 
 @pytest.mark.parametrize("call", [lambda x: holdout(x, 0, 0), lambda x: holdout(x, 4, 0), lambda x: folds(x, 6, 0)])

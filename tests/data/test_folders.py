@@ -148,6 +148,13 @@ def test_val_beside_test_is_said_to_be_unused(tmp_path: Path) -> None:
     assert listed(tmp_path) == ({"train": {"a": 3, "b": 3}, "val": {"a": 3, "b": 3}}, ())
 
 
+def test_a_folder_of_one_class_is_no_set_and_one_is_not_many(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^1 class with 1 picture in .*, as train; at least two classes are needed"):
+        sources(f"folder:{touch(tmp_path, ['a/0.png'])}", None, tmp_path, 32, 0)
+    touch(tmp_path, ["train/a/0.png", "train/b/0.png", "val/a/0.png", "test/a/0.png"])
+    assert list_pictures(tmp_path, split_folders(tmp_path)).notes[-1].startswith("no sweep uses the 1 picture of val/")
+
+
 def test_pipes_are_not_waited_for_and_broken_links_are_unreadable(tmp_path: Path) -> None:
     touch(tmp_path, ["a/0.png", "b/0.png"])
     os.mkfifo(tmp_path / "a/1.png")

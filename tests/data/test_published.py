@@ -115,6 +115,8 @@ def imagenet(classes: int = 1000, **changes: int) -> Listing:
     [
         (1000, {}, ""),
         (999, {}, "it has 999 classes, not 1,000"),
+        (1, {}, "it has 1 class, not 1,000"),
+        (1000, {"train": 1}, "train/n00000007 has 1 picture, not 732 to 1,300"),
         (1000, {"train": 1280}, "train has 1,281,166 pictures, not 1,281,167"),
         (1000, {"train": 700}, "train/n00000007 has 700 pictures, not 732 to 1,300"),
         (1000, {"train": 1301}, "train/n00000007 has 1,301 pictures, not 732 to 1,300"),

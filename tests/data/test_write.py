@@ -475,5 +475,5 @@ def test_verify_names_the_damaged_picture(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(int(index.pointers[17]) + 100)
         file.write(b"\xff\x00\xff")
-    with pytest.raises(ValueError, match=r"1 of 30 pictures .* damaged: 17"):
+    with pytest.raises(ValueError, match=r"1 of 30 pictures .* is damaged: 17"):
         verify(path)
