@@ -306,7 +306,7 @@ def _run(
         for status in today.statuses:
             if status.why and status.state in ("new", "running"):
                 view.log(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
-            if status.state == "running":
+            if status.state in ("running", "paused"):
                 view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
         tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
         _register(tracker, declared)

@@ -514,6 +514,14 @@ class Plan:
         return seeds_text(self.sweep.protocol, trained)
 
     @property
+    def most_seeds(self) -> int:
+        """Return how many seeds the cell with most of them has, trained or failed, the declared ones among them."""
+        further: dict[str, set[int]] = {}
+        for trial in (status.trial for status in self.statuses if status.trial.key in self.further):
+            further.setdefault(trial.cell.key, set()).add(trial.seed % SECOND_SEED)
+        return self.sweep.protocol.seeds + max(map(len, further.values()), default=0)
+
+    @property
     def hours(self) -> float:
         """Return the hours of training behind the results."""
         return sum(float(status.result["seconds"]) for status in self.statuses if status.result is not None) / 3600

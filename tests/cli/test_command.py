@@ -18,10 +18,10 @@ from sweeps.cli.settings import Settings, settle
 from sweeps.experiment.plan import Plan, TrialStatus
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
-from sweeps.experiment.trial import Trial
+from sweeps.experiment.trial import SECOND_SEED, Trial
 from sweeps.experiment.wording import against_forecast, count
 from sweeps.store.ledger import Ledger
-from tests.support.sweeps import BASELINE
+from tests.support.sweeps import BASELINE, CRELU
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (".venv/bin/python", "-m", "sweeps.cifar_width")
@@ -60,6 +60,26 @@ def test_next_line_repeats_what_was_given_with_more_seeds() -> None:
     assert tuple(words) == (*PROGRAM, *GIVEN, "--seeds", "5")
     again = parser("cifar_width", "").parse_args(words[len(PROGRAM) :])
     assert (again.seeds, again.only, again.dataset) == (5, ["CReLU*", "!*half"], "folder:a b")
+
+
+def test_next_line_offers_more_seeds_than_any_cell_has() -> None:
+    """Fewer seeds than the ledger has would train nothing; one that failed is not tried again either."""
+    sweep = Sweep("cifar_width", "mini", (BASELINE, CRELU))
+    further = [Trial(CRELU, seed=1), *(Trial(BASELINE, seed=seed) for seed in range(1, 5))]
+    trained = [TrialStatus(trial, "done", {}) for trial in (Trial(BASELINE), Trial(CRELU), *further[:-1])]
+    statuses = (*trained, TrialStatus(further[-1], "failed", None))
+    today = Plan(sweep, statuses, further=frozenset(trial.key for trial in further))
+    said = summary._next_command(today, settings(*GIVEN), ExitCode.DONE)
+    assert said.endswith(" --seeds 7   (for standard errors)")
+
+
+def test_two_phases_of_a_further_seed_are_one_seed() -> None:
+    sweep = Sweep("cifar_width", "mini", (BASELINE,), Protocol(ablation=False, single=True))
+    first = Trial(BASELINE, "holdout", 1)
+    second = Trial(BASELINE, "match", SECOND_SEED + 1, match="epoch", reference=first.key)
+    statuses = tuple(TrialStatus(trial, "done", {}) for trial in (first, second))
+    today = Plan(sweep, statuses, further=frozenset((first.key, second.key)))
+    assert " --seeds 4 " in summary._next_command(today, settings(*GIVEN), ExitCode.DONE)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,15 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import torch
 
 from crelu_models.tables import S2
 from sweeps.cli import run, verbs
+from sweeps.cli.live_layout import CellRow, RunningTrial
+from sweeps.cli.live_view import LiveView
+from sweeps.cli.options import ExitCode, parser
+from sweeps.cli.settings import settle
+from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import Plan, current_plan, plan, plan_to_json, sweep_trials
 from sweeps.experiment.recipe import ALLCONV
@@ -20,8 +26,9 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.loaded import load
 from sweeps.results import evidence
 from sweeps.results.evidence import read_sweep
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Json, Ledger
-from sweeps.tracking import mlflow_runs
+from sweeps.tracking import mlflow_runs, tracker
 from sweeps.tracking.tracker import Tracker
 from tests.support.sweeps import Made, finish
 
@@ -136,3 +143,33 @@ def test_mlflow_is_told_which_trials_are_paused_for_good(tmp_path: Path, monkeyp
     monkeypatch.setattr(mlflow_runs, "MlflowRuns", lambda *_: runs)
     assert verbs._send_runs(today, ledger, "sqlite:///x.db", "x") == ("", len(today.statuses))
     assert told == [today.passed_over] * 2
+
+
+def test_trial_that_waits_at_a_rung_is_shown_with_what_it_has_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = declared(tmp_path)
+    first = plan(SWEEP, ledger, {}).to_do[0]
+    ledger.pause(first.key, paused(first, 1))
+    (error,) = curve_of(first)[:1]
+    state = {"epoch": 1, "history": [{"epoch": 1, "val/top1_err": error}], "code": cell_fingerprint(CELL)}
+    checkpoint.save(ledger, first.key, 1, 0, checkpoint.Checkpoint({"w": torch.zeros(1)}, state))
+    shown: list[CellRow] = []
+
+    def train(*arguments: object) -> ExitCode:
+        (view,) = (argument for argument in arguments if isinstance(argument, LiveView))
+        shown.extend(view.progress.rows())
+        view.progress.apply("started", first, {})  # it is among the best of its rung, and goes on
+        shown.extend(view.progress.rows())
+        return ExitCode.INTERRUPTED
+
+    idle = SimpleNamespace(register=lambda *_: None, waiting=lambda: 0, close=lambda *_: 0)
+    monkeypatch.setattr(tracker, "Tracker", lambda *_: idle)
+    monkeypatch.setattr(run, "_run_trials", train)
+    words = ["--profile", "paper", "--quiet", "--output", str(tmp_path)]
+    settings = settle((CELL,), parser("s", "").parse_args(words))
+    today = plan(SWEEP, settings.ledger, {})
+    assert {status.trial.key: status.state for status in today.statuses}[first.key] == "paused"
+    assert run._run(today, today, settings, {}, {})[0] == ExitCode.INTERRUPTED
+    assert [row.best for row in shown] == [f"{error:.2f}"] * 2
+    assert [row.running for row in shown] == [(), (RunningTrial(first.label, 1, EPOCHS, curve=(error,)),)]
