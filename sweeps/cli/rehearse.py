@@ -6,15 +6,19 @@ import json
 import math
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from crelu_data import availability
 from crelu_data.cores import cores
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
+from sweeps.experiment.plan import OWN_RATE, has_failed, rate_choices
+from sweeps.experiment.rates import RateChoice
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
-from sweeps.store.ledger import Json
+from sweeps.store.ledger import Json, Ledger
 from sweeps.training.runtime import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -36,6 +40,9 @@ def rehearse_sweep(sweep: Sweep, settings: Settings, steps: int) -> ExitCode:
     if tasks:
         raise ValueError(f"--rehearse takes steps of our own loop, and {tasks[0]!r} has a task: try it by --smoke-test")
     pictures = {name: _pictures(name, settings) for name in sweep.datasets}
+    rates = _rate_choices(sweep, settings.ledger)
+    for sentence in () if settings.display.quiet else rate_sentences(sweep, rates):
+        print(sentence, file=sys.stderr)
     threads = cores()
     config = RuntimeConfig(
         ledger="",
@@ -56,7 +63,8 @@ def rehearse_sweep(sweep: Sweep, settings: Settings, steps: int) -> ExitCode:
     try:
         for cell in cells.values():
             report = _reporter(cell.label, steps, settings.display.quiet)
-            done.append(rehearse(cell, steps, config, pictures[cell.dataset], report))
+            rate = rates.get(cell.key, OWN_RATE).rate or 0.0
+            done.append(rehearse(cell, steps, config, pictures[cell.dataset], report, rate))
             if not quiet:
                 print(f"{cell.label:<{width}}  {row(done[-1])}", flush=True)
     except KeyboardInterrupt:
@@ -70,6 +78,36 @@ def rehearse_sweep(sweep: Sweep, settings: Settings, steps: int) -> ExitCode:
     if faults:
         print(f"{len(faults)} of {count(len(done), 'cell')} would not train: {names}", file=sys.stderr)
     return ExitCode.FAILED if faults else ExitCode.DONE
+
+
+def _rate_choices(sweep: Sweep, ledger: Ledger) -> dict[str, RateChoice]:
+    """Return by cell key the learning rate that a study chooses, as the ledger has it; no more than that is read."""
+    tried = {trial.key for choice in rate_choices(sweep, {}, ()).values() for trial in choice.trials}
+    if not tried:
+        return {}
+    results, _ = ledger.read_results(tried)
+    return rate_choices(sweep, results, {key for key, tries in ledger.failed().items() if has_failed(tries)})
+
+
+def rate_sentences(sweep: Sweep, choices: Mapping[str, RateChoice]) -> Iterator[str]:
+    """Yield at which learning rate the cells are rehearsed for which a study chooses, and how to take another one."""
+    study = sweep.protocol.rates
+    if study is None:
+        return
+    rated = [(choices[cell.key], cell.recipe.lr) for cell in sweep.cells if cell.key in choices]
+    for (rate, why, own), n in Counter((choice.rate, choice.why, own) for choice, own in rated).items():
+        cells = f"{count(n, 'cell')} rehearsed at"
+        others = sorted(set(study.rates) - {own}, reverse=True)
+        if rate is not None:
+            yield f"{cells} the learning rate that the study chose, {rate:g}"
+        elif why:
+            yield f"{why}: {cells} the recipe's, {own:g}; add --set recipe.lr=RATE to rehearse another one"
+        elif others:
+            rates = ", ".join(f"{each:g}" for each in study.rates)
+            yield (
+                f"{cells} the recipe's learning rate, {own:g}: the study has yet to choose one of {rates}; "
+                f"add --set recipe.lr={others[0]:g} to rehearse that one"
+            )
 
 
 HEAD = (

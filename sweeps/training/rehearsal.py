@@ -95,16 +95,18 @@ def rehearse(
     config: RuntimeConfig,
     pictures: str = "",
     progress: Progress = lambda *_: None,
+    rate: float = 0.0,
 ) -> Rehearsal:
     """Train `cell` for `steps` from its initial weights, with its own dropout, and return how that went.
 
     `pictures` names the data set to train on (default: the cell's own). The learning rate is that of the first stage,
-    with a warm-up in epochs of the cell's own data. ValueError where net, recipe and pictures do not fit together.
+    with a warm-up in epochs of the cell's own data; `rate` is one that a study chose, 0 for the recipe's.
+    ValueError where net, recipe and pictures do not fit together.
     """
     fetch_dataset(pictures or cell.dataset, config.data_dir, config.data_source)
     reset_process(config)
     device = torch.device(config.device)
-    trial = Trial(dataclasses.replace(cell, dataset=pictures or cell.dataset))
+    trial = Trial(dataclasses.replace(cell, dataset=pictures or cell.dataset), rate=rate)
     splits = open_splits(trial, config)
     _begin_memory(device)
     measured: list[_Step] = []

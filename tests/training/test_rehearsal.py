@@ -14,10 +14,12 @@ import torch
 from crelu_models.spec import Conv, Net, Pool
 from crelu_models.tables import S2
 from sweeps.cli.options import ExitCode, parser
+from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Protocol
 from sweeps.experiment.trial import Cell
 from sweeps.launch import launch
+from sweeps.store.ledger import Ledger
 from sweeps.training.evaluate import Errors
 from sweeps.training.loop import Learner
 from sweeps.training.rehearsal import _Step, judge, rehearse, stand_in
@@ -46,8 +48,9 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.cli.rehearse.cores", lambda: 1)
 
 
-def options_of(data: Path, *words: str) -> argparse.Namespace:
-    common = ("--data-dir", str(data), "--reader", "threads", "--gpus-per-trial", "0", "--output", str(data / "out"))
+def options_of(data: Path, *words: str, out: Path | None = None) -> argparse.Namespace:
+    place = str(out or data / "out")
+    common = ("--data-dir", str(data), "--reader", "threads", "--gpus-per-trial", "0", "--output", place)
     return parser("page", "Does it?").parse_args([*words, *common, "--dataset", SMALL])
 
 
@@ -110,6 +113,81 @@ def test_each_distinct_cell_is_rehearsed_once_by_the_flags_of_a_sweep(
     flags = ("--rehearse", "2", "--json", "--only", "t*", "--set", "recipe.batch=8")
     launch("page", cells, Protocol(), options_of(data, *flags))
     assert [row["label"] for row in json.loads(capsys.readouterr().out)] == ["two", "three"]
+
+
+STUDY = RateStudy("calm", (0.2, 0.1, 0.05))
+RATED = (cell_with("calm"), dataclasses.replace(cell_with("other"), net=SHALLOW.crelu(1)), cell_with("own", batch=8))
+
+
+def rates_rehearsed(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *words: str
+) -> dict[tuple[int, int], set[float]]:
+    """Rehearse the cells of a page with a study; return the learning rates by filters behind conv1 and batch."""
+    rates: dict[tuple[int, int], set[float]] = {}
+    step = Learner.step
+
+    def seen(self: Learner, images: torch.Tensor, labels: torch.Tensor) -> None:
+        inputs = dict(self.model.named_parameters())["conv2.weight"].shape[1]
+        rates.setdefault((inputs, self.recipe.batch), set()).add(self.recipe.lr)
+        step(self, images, labels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "step", seen)
+        options = options_of(data, "--rehearse", "2", *words, out=out)
+        assert launch("page", RATED, Protocol(rates=STUDY), options) == ExitCode.DONE
+    return rates
+
+
+def chosen(ledger: Ledger, status: str = "finished") -> None:
+    """Let the study end, with .1 as the best of its rates."""
+    for trial in STUDY.trials(RATED[0]):
+        error = 10.0 if trial.rate == 0.1 else 20.0
+        ledger.commit(trial.key, {"status": status, "metrics": {"best/val_top1_err": error}, "curve": []})
+
+
+def test_rate_that_a_study_may_still_choose_is_named_and_the_printed_flag_rehearses_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = rates_rehearsed(data, tmp_path, monkeypatch, "--json")
+    assert rates == {(16, 25): {0.05}, (32, 25): {0.05}, (16, 8): {0.05}}
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told == (
+        "2 cells rehearsed at the recipe's learning rate, 0.05: the study has yet to choose one of 0.2, 0.1, 0.05; "
+        "add --set recipe.lr=0.2 to rehearse that one"
+    )
+    words = told.partition("; add ")[2].partition(" to rehearse")[0].split()
+    assert rates_rehearsed(data, tmp_path, monkeypatch, "--set", "recipe.flip=false", *words) == {
+        (16, 25): {0.2}, (32, 25): {0.2}, (16, 8): {0.2},
+    }  # fmt: skip
+    assert not capsys.readouterr().err
+    rates_rehearsed(data, tmp_path, monkeypatch, "--only", "own")
+    assert not capsys.readouterr().err
+    rates_rehearsed(data, tmp_path, monkeypatch, "--quiet")
+    assert not capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "a rehearsal keeps nothing"
+
+
+@pytest.mark.parametrize("only", ["*", "o*"])
+def test_rate_that_a_study_has_chosen_is_rehearsed_with_or_without_the_baseline(
+    only: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen(Ledger(str(tmp_path / "ledger")))
+    rates = rates_rehearsed(data, tmp_path, monkeypatch, "--only", only)
+    baseline = {(16, 25): {0.1}} if only == "*" else {}
+    assert rates == baseline | {(32, 25): {0.1}, (16, 8): {0.05}}
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told == f"{'2 cells' if baseline else '1 cell'} rehearsed at the learning rate that the study chose, 0.1"
+
+
+def test_baseline_that_trains_at_none_of_its_rates_is_said_before_a_rehearsal(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen(Ledger(str(tmp_path / "ledger")), "diverged")
+    rates = rates_rehearsed(data, tmp_path, monkeypatch)
+    assert rates == {(16, 25): {0.05}, (32, 25): {0.05}, (16, 8): {0.05}}
+    assert capsys.readouterr().err.startswith(
+        "calm trains at none of the learning rates 0.2, 0.1, 0.05: 2 cells rehearsed at the recipe's, 0.05; add --set "
+    )
 
 
 def steps_of(losses: list[float], wrong: float = 90, dead: Callable[[int], bool] = lambda _: False) -> list[_Step]:
