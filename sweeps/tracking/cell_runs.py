@@ -18,6 +18,7 @@ from sweeps.store.integrity import noted_damage
 from sweeps.tracking.layout import (
     NOTE,
     NOTE_LENGTH,
+    RENAMED,
     REPORT,
     REPORT_RUN,
     TRAININGS,
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
 LASTING: Final = ("net/", "paper/")  # how the names of a cell's numbers begin that hold for any trainings
 OF_CELL: Final = ("agg/", *FINAL, *LASTING)  # how the names of all numbers begin that are logged on a cell's run
-CHOSEN: Final = ("dropout", "lr")  # parameters of a cell that a study chooses
+CHOSEN: Final = ("dropout", *RENAMED.values())  # parameters of a cell that a study may choose
+SEARCHED: Final = ("recipe.", "model.", "net.")  # how the names of all others that it may choose begin
 # Pages of a report by cell key, from the experiment's id, the runs by cell key, and the run on which the report lies.
 Pages = Callable[[str, Mapping[str, str], str], Mapping[str, Page]]
 
@@ -118,7 +120,7 @@ class CellRuns:
     def _params_of_cell(self, cell: Cell, trials: Iterable[Trial]) -> dict[str, str | int | float]:
         name = self.index.name_of(cell)
         protocol = self.index.sweep.protocol
-        return params_of_cell(cell, name, protocol, trials, self.index.varied)
+        return params_of_cell(cell, name, protocol, trials, self.index.varied, self.index.words)
 
     def _provisional_note(self, done: int, planned: int) -> str:
         """Return the note of a cell that no report has seen as it is now."""
@@ -133,7 +135,9 @@ def _holds(stored: Run, numbers: Mapping[str, float], params: Mapping[str, str |
     wanted = {name: str(value) for name, value in params.items()}
     names = {name for name in stored.data.metrics if name.startswith(OF_CELL)}
     return names <= numbers.keys() and all(
-        wanted.get(name) == value for name, value in stored.data.params.items() if name in wanted or name in CHOSEN
+        wanted.get(name) == value
+        for name, value in stored.data.params.items()
+        if name in wanted or name in CHOSEN or name.startswith(SEARCHED)
     )
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from crelu_models.model import Model
@@ -30,7 +31,9 @@ from sweeps.experiment.metrics import (
     cell_average,
     rounded,
 )
+from sweeps.experiment.profiles import data_name
 from sweeps.experiment.recipe import Recipe
+from sweeps.experiment.search import chosen_names
 from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.sweep import Protocol
 from sweeps.experiment.trial import PHASES, Cell, Trial
@@ -56,6 +59,8 @@ METRICS: Final = (
 )
 PARAMS: Final = ("activation", "dropout", "optimiser", "lr", "epochs")
 SHOWN: Final = ("name", "optimiser", "lr", "batch", "epochs")  # fields of a recipe that every run shows or needs not
+# The fields of a recipe that every run has as parameters, by the names under which a search chooses them.
+RENAMED: Final = {f"recipe.{field}": field for field in SHOWN if field != "name"}
 NOTE: Final = "mlflow.note.content"
 NOTE_LENGTH: Final = 8000  # characters of a tag
 REPORT: Final = "report"  # the folder of a run's artifacts, and the tag that says which report lies there
@@ -66,6 +71,8 @@ LEDGER: Final = "ledger.id"
 SWEEP: Final = "sweep.title"
 DECIMALS: Final = 9
 AXIS: Final = 10  # characters of a parameter's value that MLflow's compare view shows
+Words = Mapping[tuple[str, str], str]  # of parameters, by parameter and word, as the compare view tells them apart
+PLAIN: Final[Words] = MappingProxyType({})
 
 
 class Page(NamedTuple):
@@ -101,25 +108,39 @@ def short_names(labels: Sequence[str]) -> dict[str, str]:
     "CReLU conv1-4" is "CReLU 1-4". A name whose beginning an earlier cell has begins with the cell's number. So cells
     that are added at the end leave the names of the others as they are.
     """
+    return _told_apart({label: re.sub(r"\bconv(?=\d)", "", re.sub(r"\bcifar(?=\d)", "C", label)) for label in labels})
+
+
+def _told_apart(words: Mapping[str, str]) -> dict[str, str]:
+    """Return words by the same keys, with its number before each whose first AXIS characters an earlier one has."""
     names: dict[str, str] = {}
     beginnings: set[str] = set()
-    for number, label in enumerate(labels, 1):
-        name = re.sub(r"\bconv(?=\d)", "", re.sub(r"\bcifar(?=\d)", "C", label))
+    for number, (key, name) in enumerate(words.items(), 1):
         while name[:AXIS] in beginnings:
             name = f"{number:02} {name}"
         beginnings.add(name[:AXIS])
-        names[label] = name
+        names[key] = name
     return names
+
+
+def words_apart(cells: Sequence[Cell], varied: Sequence[str]) -> Words:
+    """Return the words that a sweep's cells have as parameters, those of each parameter told apart as names are."""
+    words: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        for param, word in _params(cell, "", varied, PLAIN).items():
+            if isinstance(word, str):
+                words.setdefault(param, {})[word] = word
+    return {(param, word): name for param, known in words.items() for word, name in _told_apart(known).items()}
 
 
 def placement(net: Net | Model) -> str:
     """Return where a net has another activation than ReLU, with what differs before the axis of the UI is cut.
 
-    Such as "1-4 crelu" or "1,4,7 avr", by the numbers in the layers' names; "relu" for a net that has no other, and
-    "its own" for a model.
+    Such as "1-4 crelu" or "1,4,7 avr", by the numbers in the layers' names; "relu" for a net that has no other. Of a
+    model the kind stands first, as "crelu layer1.*.relu", since globs begin alike; "its own" for one without.
     """
     if isinstance(net, Model):
-        return " ".join(f"{' '.join(globs)} {kind}" for kind, globs, _ in net.placements) or "its own"
+        return " ".join(f"{kind} {' '.join(globs)}" for kind, globs, _ in net.placements) or "its own"
     layers: dict[str, list[int]] = {}
     for row in net.rows:
         if isinstance(row, Conv) and row.act not in ("relu", "none"):
@@ -145,32 +166,32 @@ def varied_fields(cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def params_of_cell(
-    cell: Cell, name: str, protocol: Protocol, trials: Iterable[Trial], varied: Sequence[str] = ()
+    cell: Cell, name: str, protocol: Protocol, trials: Iterable[Trial], varied: Sequence[str] = (), words: Words = PLAIN
 ) -> dict[str, str | int | float]:
     """Return what varies between cells, for people, under the same names as on the runs of its trials.
 
-    Dropout and learning rate are missing until a study has chosen them.
+    What a study chooses is that of the trials which are trained with it. It is missing until there are some and they
+    agree, and "searched" for a search after which none is trained.
     """
-    tested = [trial for trial in trials if PHASES[trial.phase].test]
-    dropouts = {_dropout(trial) for trial in tested}
-    rates = {trial.recipe.lr for trial in tested}
-    if protocol.search is None:
-        dropouts = {_dropout(Trial(cell))}
-    elif not protocol.trains_cells:
-        dropouts = {"searched"}
-    if protocol.rates is None:
-        rates = {cell.recipe.lr}
-    of_cell: dict[str, str | int | float] = {"phase": "cell", "seed": "all", "fold": "all" if protocol.folds else ""}
-    of_cell |= {"dropout": dropouts.pop()} if len(dropouts) == 1 else {}
-    of_cell |= {"lr": rates.pop()} if len(rates) == 1 else {}
-    return _params(cell, name, varied) | of_cell
+    searched = {_param_name(choice) for choice in chosen_names(protocol.search, cell)} if protocol.search else set()
+    chosen = searched | ({"lr"} if protocol.rates else set())
+    tested = [params_of(trial, name, varied, words) for trial in trials if PHASES[trial.phase].test]
+    first = tested[0] if tested else {}
+    agreed = {param: value for param, value in first.items() if all(other.get(param) == value for other in tested)}
+    own = params_of(Trial(cell), name, varied, words)
+    of_cell = {param: value for param, value in own.items() if param not in chosen}
+    of_cell |= {param: value for param, value in agreed.items() if param in chosen}
+    of_cell |= {} if protocol.trains_cells else dict.fromkeys(searched, "searched")
+    return of_cell | {"phase": "cell", "seed": "all", "fold": "all" if protocol.folds else ""}
 
 
-def params_of(trial: Trial, name: str, varied: Sequence[str] = ()) -> dict[str, str | int | float]:
+def params_of(
+    trial: Trial, name: str, varied: Sequence[str] = (), words: Words = PLAIN
+) -> dict[str, str | int | float]:
     """Return what varies between trials, for people; everything else is in trial.json."""
     fold = trial.fold if trial.folds else ""
     return (
-        _params(trial.cell, name, varied)
+        _params(trial.cell, name, varied, words)
         | {
             "lr": trial.recipe.lr,
             "dropout": _dropout(trial),
@@ -182,23 +203,30 @@ def params_of(trial: Trial, name: str, varied: Sequence[str] = ()) -> dict[str, 
     )
 
 
-def _params(cell: Cell, name: str, varied: Sequence[str]) -> dict[str, str | int | float]:
+def _params(cell: Cell, name: str, varied: Sequence[str], words: Words) -> dict[str, str | int | float]:
     recipe = cell.recipe
     fields = {f"recipe.{field}": _word(getattr(recipe, field)) for field in varied}
     factors = {f"factor.{factor}": level for factor, level in cell.factors}
-    return (
+    params: dict[str, str | int | float] = (
         fields
         | factors
         | {
             "activation": placement(cell.net),
             "cell": name,
-            "dataset": cell.dataset[:200],
+            "dataset": _data_words(cell.dataset)[:200],
             "net": cell.net.name,
             "optimiser": recipe.optimiser,
             "batch": recipe.batch,
             "epochs": recipe.epochs,
         }
     )
+    return {param: words.get((param, str(value)), value) for param, value in params.items()}
+
+
+def _data_words(dataset: str) -> str:
+    """Return a data set with its short name in front, as "birds /data/birds" or "embedded size=32,classes=5"."""
+    kind, _, rest = dataset.partition(":")
+    return f"{data_name(dataset)} {rest}".strip() if kind in ("folder", "synthetic") else dataset
 
 
 def _word(value: object) -> str:
@@ -207,16 +235,28 @@ def _word(value: object) -> str:
 
 def _choices(trial: Trial) -> dict[str, str | int | float]:
     """Return what a search chose for a trial; fields of the recipe and dropout under the names that all runs have."""
-    renamed = {"recipe.lr": "lr", "recipe.optimiser": "optimiser", "recipe.batch": "batch", "recipe.epochs": "epochs"}
     return {
-        renamed.get(name, name): value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        _param_name(name): value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
         for name, value in trial.choices
         if not name.startswith(DROPOUT)
     }
 
 
+def _param_name(choice: str) -> str:
+    """Return the parameter that shows what a search chooses by a dotted name."""
+    return "dropout" if choice.startswith(DROPOUT) else RENAMED.get(choice, choice)
+
+
 def _dropout(trial: Trial) -> str:
-    return " ".join(f"{place}={rate:g}" for place, rate in sorted(trial.net.dropouts().items())) or "none"
+    """Return a trial's dropout rates in percent, then their places: "20 0 50 % input pool1 pool2"; "none" for none.
+
+    A rate of 0 that was chosen is among them, so that two of a study differ before the axis of the UI is cut.
+    """
+    chosen = [place for place, _ in trial.dropout]
+    chosen += [name.removeprefix(DROPOUT) for name, _ in trial.choices if name.startswith(DROPOUT)]
+    rates = dict.fromkeys(chosen, 0.0) | trial.net.dropouts()
+    percents = [f"{100 * rate:g}" for _, rate in sorted(rates.items())]
+    return " ".join([*percents, "%", *sorted(rates)]) if any(rates.values()) else "none"
 
 
 # Numbers --------------------------------------------------------------------------------------------------------

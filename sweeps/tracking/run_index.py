@@ -15,7 +15,7 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import local_path, sqlite_file
 from sweeps.tracking.fenced_client import fenced
-from sweeps.tracking.layout import LEDGER, Owner, experiment_tags, params_of, short_names, varied_fields
+from sweeps.tracking.layout import LEDGER, Owner, experiment_tags, params_of, short_names, varied_fields, words_apart
 from sweeps.tracking.mlflow_client import PARENT, all_runs, connected, param_entities, run_tags
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class RunIndex:
         self.owner = Owner(ledger.identity, sweep.title)
         self.names = short_names([cell.label for cell in sweep.cells])
         self.varied = varied_fields(sweep.cells)
+        self.words = words_apart(sweep.cells, self.varied)
         self.experiment = self._open_experiment()
         self.runs: dict[str, str] = {}  # by trial key, or "cell:" and cell key
         self.states: dict[str, str] = {}  # by run, as this driver read or set them
@@ -200,7 +201,7 @@ class RunIndex:
 
     def params_of(self, trial: Trial) -> dict[str, str | int | float]:
         """Return the parameters of a trial's run."""
-        return params_of(trial, self.name_of(trial.cell), self.varied)
+        return params_of(trial, self.name_of(trial.cell), self.varied, self.words)
 
     def create(
         self,

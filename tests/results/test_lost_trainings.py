@@ -2,7 +2,10 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from sweeps.cifar_width import CELLS
 from sweeps.cli.status import status
 from sweeps.experiment.metrics import AVERAGE, TOP1, VOTE, ending_word, has_diverged, lost_text
-from sweeps.experiment.plan import current_plan
+from sweeps.experiment.plan import current_plan, plan
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report import mlflow_notes, terminal
@@ -24,7 +27,11 @@ from sweeps.results.evidence import CellResults, SweepResults, read_sweep
 from sweeps.results.marks import lost_marks, marks
 from sweeps.results.statistics import votes
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.layout import trainings_digest
+from sweeps.tracking.cell_runs import publish_report
+from sweeps.tracking.layout import NOTE, trainings_digest
+from sweeps.tracking.mlflow_runs import MlflowRuns
+from sweeps.tracking.run_index import Store
+from tests.support.empty_store import empty_store
 from tests.support.sweeps import Made, make, only, scores
 
 N, CLASSES, CHANCE = 200, 10, 90.0
@@ -53,18 +60,29 @@ def outcome(trial: Trial) -> Made | None:
         return DIVERGED
     if cell is AVR and trial.phase == "ablation" and trial.seed == 1:
         return None
+    return trained(trial)
+
+
+def trained(trial: Trial) -> Made:
+    """Return what a training comes to that ends well, by its seed and fold."""
     wrong = np.arange(10 * trial.fold, 20 + 10 * trial.fold + 2 * trial.seed)
     return Made({TOP1: 100 * len(wrong) / N}, scores=scores(np.arange(N) % CLASSES, wrong, CLASSES))
+
+
+def made(folder: Path, outcome: Callable[[Trial], Made | None]) -> Ledger:
+    """Return the ledger of an output folder with the sweep; the trial without an outcome has failed for good."""
+    ledger = Ledger.in_output(str(folder))
+    make(ledger, SWEEP, outcome)
+    failed = next(status.trial for status in current_plan(ledger, "lost").statuses if status.result is None)
+    ledger.add_attempt(failed.key, {"error": "RuntimeError: gone", "final": True})
+    return ledger
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output folder of the sweep."""
     folder = tmp_path_factory.mktemp("lost")
-    ledger = Ledger.in_output(str(folder))
-    make(ledger, SWEEP, outcome)
-    failed = next(status.trial for status in current_plan(ledger, "lost").statuses if status.result is None)
-    ledger.add_attempt(failed.key, {"error": "RuntimeError: gone", "final": True})
+    made(folder, outcome)
     return folder
 
 
@@ -212,6 +230,20 @@ def test_claims_over_such_cells_are_withheld_with_the_reason(results: SweepResul
         assert claim.decision == "not run"
 
 
+def test_claims_say_of_one_lost_fold_or_seed_whose_it_is(tmp_path: Path) -> None:
+    ledger = made(tmp_path, lambda trial: trained(trial) if trial.cell is CRELU else outcome(trial))
+    lost = {
+        "crelu-below-baseline-and-double": [f"1 of 4 folds diverged of {DOUBLE.label}"],
+        "avr-below-baseline-elsewhere": [f"1 of 3 seeds failed of {AVR.label}"],
+        "avr-no-better-over-folds-on-cifar10": [],  # all folds of both cells have trained
+    }
+    claims = [claim for claim in judge_claims(read_sweep(ledger, "lost")) if claim.claim.id in lost]
+    labels = tuple(f" of {cell.label}" for cell in SWEEP.cells)
+    said = {claim.claim.id: [why for why in claim.withheld.split("; ") if why.endswith(labels)] for claim in claims}
+    assert said == lost
+    assert [claim.decision for claim in claims if lost[claim.claim.id]] == ["not run"] * 2
+
+
 def test_mlflow_note_and_tidy_rows_say_what_was_lost(output: Path, results: SweepResults) -> None:
     ledger = Ledger.in_output(str(output))
     runs = {cell.cell.key: "0" * 32 for cell in results.cells}
@@ -224,6 +256,52 @@ def test_mlflow_note_and_tidy_rows_say_what_was_lost(output: Path, results: Swee
         assert pages[cell.key].trainings == trainings_digest(ledger.results(trial.key for trial in trials))
     lines = [line for line in tidy(results)["effects"] if line["row"] == "Double" and line["metric"] == AVERAGE]
     assert [line["lost"] for line in lines] == [f"{DOUBLE.label}: 1 of 4 folds diverged"]
+
+
+def test_mlflow_s_runs_say_what_was_lost(
+    output: Path, results: SweepResults, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    shutil.copytree(output, tmp_path / "output")  # what MLflow has is noted on the ledger
+    shutil.copy(empty_store(tmp_path_factory), tmp_path / "mlflow.db")
+    ledger = Ledger.in_output(str(tmp_path / "output"))
+    trials = [status.trial for status in plan(SWEEP, ledger, {}).statuses]
+    one_of_each = {become.ending if (become := outcome(trial)) else "failed": trial for trial in trials}
+    store = Store(f"sqlite:///{tmp_path}/mlflow.db", "lost", f"{tmp_path}/artifacts")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what MLflow and SQLAlchemy warn about among themselves
+        runs = MlflowRuns(store, ledger, SWEEP)
+        for trial in one_of_each.values():
+            runs.sync_trial(trial, "RUNNING")
+        for cell in SWEEP.cells:
+            runs.sync_cell(cell, [trial for trial in trials if trial.cell is cell])
+        files = {"report.html": b"<p>lost</p>"}
+        publish_report(store.uri, store.experiment, runs.owner, files, partial(mlflow_notes.pages, results))
+        shown = {key: runs.client.get_run(run) for key, run in MlflowRuns(store, ledger, SWEEP).runs.items()}
+    of_each = {ending: shown[trial.key] for ending, trial in one_of_each.items()}
+    flags = {ending: (run.info.status, run.data.tags.get("flags")) for ending, run in of_each.items()}
+    assert flags == {
+        "schedule": ("FINISHED", ""),
+        "diverged": ("FINISHED", "diverged,restarted:3"),
+        "dead": ("FINISHED", "dead,restarted:3"),
+        "failed": ("FAILED", None),
+    }
+    assert of_each["failed"].data.tags["error"] == "RuntimeError: gone"
+    assert [of_each[ending].data.metrics.get(TOP1) for ending in ("diverged", "dead", "failed")] == [
+        CHANCE,
+        CHANCE,
+        None,
+    ]
+    for cell in SWEEP.cells:
+        run, metrics = shown[f"cell:{cell.key}"], shown[f"cell:{cell.key}"].data.metrics
+        assert run.info.status == ("FAILED" if cell is AVR else "FINISHED")
+        assert all(lost in run.data.tags[NOTE] for lost in LOST[cell.row].split(", "))
+        for name, base, n in (
+            (AVERAGE, "agg/test_top1_err", 4),
+            (TOP1, "agg/test_top1_err_single", 2 if cell is AVR else 3),
+        ):
+            assert metrics[f"{base}_mean"] == pytest.approx(number(of(results, cell.row), name).average.mean)
+            assert (metrics[f"{base}_n"], number(of(results, cell.row), name).average.n) == (n, n)
+        assert metrics[VOTE] == pytest.approx(number(of(results, cell.row), VOTE).average.mean)
 
 
 def test_what_was_lost_is_counted_by_part() -> None:

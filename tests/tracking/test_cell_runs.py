@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from crelu_models.model import Model
 from crelu_models.tables import S2, S4
 from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE
 from sweeps.experiment.rates import RateStudy
-from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.search import Search
+from sweeps.experiment.recipe import ALLCONV, Stage
+from sweeps.experiment.search import Search, space
+from sweeps.experiment.space import Choice, Float, Int, Space
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
@@ -359,6 +362,55 @@ def test_placements_differ_in_what_the_compare_view_shows() -> None:
     assert placement(nets[-1]) == "1,3,5,8 leaky crelu"
 
 
+def test_words_of_each_parameter_differ_in_what_the_compare_view_shows(store: Store, ledger: Ledger) -> None:
+    resnet = Model("torchvision.models:resnet18", size=64)
+    first = resnet.activation("crelu", "layer*.*.relu")
+    more = [resnet.activation("gelu", "layer*.*.relu"), resnet.activation("crelu", "layer1.*.relu", "layer2.*.relu")]
+    assert placement(first) == "crelu layer*.*.relu"
+    assert placement(first)[:AXIS] != placement(more[0])[:AXIS]
+    steps = [dataclasses.replace(ALLCONV, stages=(Stage(1, 1.0), Stage(9, factor))) for factor in (0.5, 0.1)]
+    small, large = (f"synthetic:size=32,classes={classes}" for classes in (5, 10))
+    cells = (
+        Cell("no other", resnet, "folder:/data/birds", steps[0], factors=(("at", "no layer at all"),)),
+        Cell("crelu", first, "folder:/data/bees", steps[1], factors=(("at", "layer*.*.relu"),)),
+        *(Cell(f"{n} more", net, small, steps[0], factors=(("at", "layer*.*.relu6"),)) for n, net in enumerate(more)),
+        Cell("embedded", first, large, steps[0], factors=(("at", "layer*.*.relu"),)),
+        Cell("other birds", first, "folder:/others/birds", steps[0], factors=(("at", "layer*.*.relu"),)),
+    )
+    projection = MlflowRuns(store, ledger, Sweep("words", "demo", cells, Protocol()))
+    for cell in cells:
+        projection.sync_trial(Trial(cell), "RUNNING")
+    shown = [run.data.params for run in runs(projection)]
+    for param, own in (
+        ("activation", [placement(cell.net) for cell in cells]),
+        ("dataset", [cell.dataset for cell in cells]),
+        ("net", [cell.net.name for cell in cells]),
+        ("recipe.stages", [cell.recipe.stages for cell in cells]),
+        ("factor.at", [cell.factors for cell in cells]),
+    ):
+        words = {params[param] for params in shown}
+        assert len({word[:AXIS] for word in words}) == len(words) == len(set(own)), param
+    datasets = {params["cell"]: params["dataset"] for params in shown}
+    assert datasets["no other"] == "birds /data/birds"
+    assert datasets["embedded"] == "04 embedded size=32,classes=10"
+    assert datasets["other birds"] == "birds /others/birds"
+
+
+def test_dropout_rates_of_a_study_differ_in_what_the_compare_view_shows() -> None:
+    axes = space(Search(), CELL)
+    names = [axis.name for axis in axes]
+    assert names == ["input", "pool1", "pool2"]
+    points = list(itertools.product(*(axis.domain.values() for axis in axes)))
+    trials = [Trial(CELL, dropout=tuple(zip(names, map(float, point), strict=True))) for point in points]
+    shown = [str(params_of(trial, "c")["dropout"]) for trial in trials]
+    assert len({words[:AXIS] for words in shown}) == len(points) == 9 * 15 * 15
+    assert shown[0] == "none"
+    at = (0.15, 0.0, 0.35)
+    assert shown[points.index(at)] == "15 0 35 % input pool1 pool2"
+    searched = Trial(CELL, choices=(("net.dropout.pool2", 0.5), ("net.dropout.pool1", 0.0)))
+    assert params_of(searched, "c")["dropout"] == "0 50 % pool1 pool2"
+
+
 def test_a_mean_in_the_table_has_no_rounding_noise() -> None:
     errors = [40.07, 40.17, 40.27]
     assert sum(errors) / 3 != 40.17
@@ -402,8 +454,57 @@ def test_a_cell_s_dropout_is_the_one_that_its_study_chose(store: Store, ledger: 
     assert cell_run(projection).data.metrics == {HELD_OUT: 25.0}
     for rate in (0.25, 0.5):  # the second time, the study has been made again
         projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", rate),))])
-        assert cell_run(projection).data.params["dropout"] == f"pool1={rate:g}"
+        assert cell_run(projection).data.params["dropout"] == f"{100 * rate:g} % pool1"
     assert len([run for run in runs(projection) if "trial.key" not in run.data.tags]) == 1
+
+
+CHOSEN = (("recipe.lr", 0.01), ("recipe.optimiser", "adam"), ("recipe.batch", 64), ("recipe.weight_decay", 0.5))
+SPACE: Space = {
+    "recipe.lr": Float(1e-3, 1, log=True),
+    "recipe.optimiser": Choice("sgd", "adam"),
+    "recipe.batch": Int(32, 128),
+    "recipe.weight_decay": Float(0, 1),
+}
+
+
+def test_a_cell_s_recipe_is_the_one_that_its_search_chose(store: Store, ledger: Ledger) -> None:
+    protocol = Protocol(search=Search(4, space=SPACE))
+    projection = MlflowRuns(store, ledger, dataclasses.replace(PLACEMENT, protocol=protocol))
+    other = (("recipe.lr", 0.02), *CHOSEN[1:])
+    tried = [Trial(CELL, "holdout", choices=choices) for choices in (CHOSEN, other)]
+
+    def shown(trials: Sequence[Trial]) -> dict[str, str]:
+        projection.sync_cell(CELL, trials)
+        params = cell_run(projection).data.params
+        assert (params["epochs"], params["dropout"]) == (str(ALLCONV.epochs), "none")  # not searched: the cell's own
+        return {name: params[name] for name in ("lr", "optimiser", "batch", "recipe.weight_decay") if name in params}
+
+    of_adam = {"optimiser": "adam", "batch": "64", "recipe.weight_decay": "0.5"}
+    assert shown(tried) == {}
+    assert shown([*tried, *(Trial(CELL, seed=seed, choices=CHOSEN) for seed in range(2))]) == {"lr": "0.01"} | of_adam
+    assert shown([*tried, Trial(CELL, choices=other)]) == {"lr": "0.02"} | of_adam  # the study has been made again
+    assert shown([Trial(CELL, choices=CHOSEN), Trial(CELL, seed=1, choices=other)]) == of_adam
+    assert shown(tried) == {}
+    assert len([run for run in runs(projection) if "trial.key" not in run.data.tags]) == 1
+
+
+def test_a_setting_that_a_search_alone_has_goes_while_it_is_made_again(store: Store, ledger: Ledger) -> None:
+    protocol = Protocol(search=Search(4, space={"recipe.weight_decay": SPACE["recipe.weight_decay"]}))
+    projection = MlflowRuns(store, ledger, dataclasses.replace(PLACEMENT, protocol=protocol))
+    projection.sync_cell(CELL, [Trial(CELL, choices=(("recipe.weight_decay", 0.5),))])
+    assert cell_run(projection).data.params["recipe.weight_decay"] == "0.5"
+    projection.sync_cell(CELL, [])
+    assert "recipe.weight_decay" not in cell_run(projection).data.params
+
+
+def test_a_cell_of_a_search_alone_says_what_is_searched() -> None:
+    own = params_of(Trial(CELL), "c")
+    protocol = Protocol(ablation=False, search=Search(4, space=SPACE))
+    params = params_of_cell(CELL, "c", protocol, [Trial(CELL, "holdout", choices=CHOSEN)])
+    searched = {name for name, value in params.items() if value == "searched"}
+    assert searched == {"lr", "optimiser", "batch", "recipe.weight_decay"}
+    assert (params["dropout"], params["epochs"]) == (own["dropout"], own["epochs"])
+    assert params_of_cell(CELL, "c", Protocol(ablation=False, search=Search(4)), [])["dropout"] == "searched"
 
 
 def test_rates_that_were_tried_are_no_part_of_a_cell() -> None:

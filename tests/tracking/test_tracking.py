@@ -323,7 +323,7 @@ def test_params_are_few_and_short() -> None:
         params = params_of(Trial(cell, dropout=(("pool1", 0.5),)), cell.label)
         assert len(params) <= 12
         assert all(len(str(value)) < 500 for value in params.values())
-        assert params["dropout"] == "pool1=0.5"
+        assert params["dropout"] == "50 % pool1"
 
 
 @pytest.mark.parametrize(
