@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from crelu_data.datasets import RAW_UP_TO, dataset
 from crelu_models.model import Model
 from crelu_models.spec import Linear, Net
 from crelu_models.tables import PAPER
+from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.space import DROPOUT, chosen_net, chosen_recipe, short_name
 from sweeps.experiment.wording import count
 from sweeps.results.cell_numbers import SETS, ResultTable
 from sweeps.results.evidence import CellResults
 from sweeps.results.paper_cells import (
     CELLS,
+    FIELDS,
     Differences,
     choices_of,
-    is_other_count,
     last_layer,
     layers,
     on_part,
@@ -24,6 +26,7 @@ from sweeps.results.paper_cells import (
     set_facts,
     tested_pictures,
     training_pictures,
+    value_text,
 )
 
 NOT_STATED: Final = "not stated"
@@ -33,6 +36,21 @@ MATCHES: Final = {
     "valid_loss": "at the first phase's hold-out loss",
     "epoch": "after as many epochs as the first phase",
     "none": "at the end of the schedule",
+}
+# Fields of a recipe that the paper leaves open, by table, with what it says of them: ours always stand beside it.
+LEFT_OPEN: Final = {
+    "1": {"lr": NOT_STATED, "init": NOT_STATED, "warmup_epochs": NOT_STATED, "clip_norm": NOT_STATED},
+    "2": {"shift": NOT_STATED},
+    "4": {"init": NOT_STATED, "clip_norm": NOT_STATED, "lighting": "as Krizhevsky et al. (2012)"},
+}
+# How a net of the supplement is read where its print leaves a choice, or cannot be: what, as printed, as trained.
+ROUNDED: Final = ("rounding of the max pools", NOT_STATED, "up, so that 10x10 are left to average")
+NORMED: Final = ("batch norm before CReLU", "not printed", "kept")
+READINGS: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
+    **dict.fromkeys(("S2", "S2_avr", "S3_double", "S3_crelu"), (ROUNDED,)),
+    "S3_half": (ROUNDED, ("filters of conv3", "48", "96, half of 192")),
+    **dict.fromkeys(("S5", "S6", "S7"), (NORMED,)),
+    "S12": (("CReLU at conv11 and conv12", "printed, and cannot be", "ReLU at conv11"),),
 }
 
 
@@ -53,23 +71,26 @@ def deviations(table: ResultTable) -> list[Deviation]:
         for row in table.rows
         if row.results is not None and any(run.result for run in row.results.runs)
     ]
+    studied = {run.trial.recipe.lr for _, cell in trained for run in cell.runs if run.key in cell.rates}
     for label, cell in trained:
-        for difference in dict.fromkeys(_differences(cell, table)):
+        for difference in dict.fromkeys(_differences(cell, table, studied)):
             labels.setdefault(difference, []).append(label)
     return [
         Deviation(*difference, () if len(rows) == len(trained) else tuple(rows)) for difference, rows in labels.items()
     ]
 
 
-def _differences(results: CellResults, table: ResultTable) -> Differences:
+def _differences(results: CellResults, table: ResultTable, studied: Collection[float]) -> Differences:
+    """Yield the differences of a cell; `studied` are the learning rates between which the table's baseline chose."""
     cell = results.cell
     if (cell.table, cell.row) not in CELLS:
         return
     name, recipe = CELLS[cell.table, cell.row]
     yield from _data(results, table)
     for choices in choices_of(results):
-        yield from _nets(chosen_net(cell.net, choices), PAPER[name], dataset(table.dataset).classes)
-        yield from recipe_differences(chosen_recipe(cell.recipe, choices), recipe)
+        yield from _nets(chosen_net(cell.net, choices), name, dataset(table.dataset).classes)
+        yield from _recipe(chosen_recipe(cell.recipe, choices), recipe, cell.table)
+    yield from _learning_rates(results, recipe, studied)
     for precision in sorted({str(run.result["precision"]) for run in results.runs if run.result} - {"fp32"}):
         yield "precision", "fp32", precision
     yield from _dropout(results, PAPER[name])
@@ -88,7 +109,7 @@ def _data(results: CellResults, table: ResultTable) -> Differences:
         yield "classes", f"{paper.classes:,}", f"{results.classes:,}"
     learned = training_pictures(results)
     all_learned = paper.splits["train"]
-    for size in sorted(size for size in learned if is_other_count(size, all_learned)):
+    for size in sorted(learned - {all_learned}):
         yield "training pictures", f"{all_learned:,}", f"{size:,}"
     if not learned:
         yield "training pictures", f"{all_learned:,}", "not recorded"
@@ -98,19 +119,45 @@ def _data(results: CellResults, table: ResultTable) -> Differences:
         yield "picture and crop (pixels)", f"{paper.size}, {paper.crop}", f"{ours.size}, {ours.crop}"
     if ours is not None and ours.size > RAW_UP_TO and not results.synthetic:
         yield "stored pictures", "the original files", f"cut to {ours.size} pixels, JPEG of quality 90 by default"
+        yield "crops", NOT_STATED, f"of the stored centre, {ours.size} pixels square"
     if results.done("ablation") and ours is not None:
         yield "pictures learned from", "all", f"all but {ours.holdout:,} held out"
+    if results.done("match") and ours is not None:
+        yield "hold-out of the first phase", NOT_STATED, count(ours.holdout, "picture")
 
 
-def _nets(ours: Net | Model, paper: Net, classes: int) -> Differences:
+def _nets(ours: Net | Model, name: str, classes: int) -> Differences:
+    """Yield the differences of a net from the one that the paper calls `name`, and how that was read."""
+    paper = PAPER[name]
     if isinstance(ours, Model):
         yield "net (parameters)", f"{paper.parameters(classes):,}", ours.name
         return
     if layers(ours) != layers(paper):
         yield "net (parameters)", f"{paper.parameters(classes):,}", f"{ours.parameters(classes):,}"
+    else:
+        yield from READINGS.get(name, ())
     # The supplement prints an activation on the scores of all nets but VGG; ours have none by default.
     if not isinstance(last_layer(paper), Linear) and last_layer(ours).act == "none":
         yield "activation on the scores", "as on the layers before", "none"
+
+
+def _recipe(ours: Recipe, paper: Recipe, table: str) -> Differences:
+    """Yield the fields of a recipe that are not those of the row's, and those that the paper leaves open."""
+    left_open = {FIELDS[field]: (field, words) for field, words in LEFT_OPEN[table].items()}
+    yield from (difference for difference in recipe_differences(ours, paper) if difference[0] not in left_open)
+    for name, (field, words) in left_open.items():
+        if field != "lr":  # a study may have chosen it: the trials have it
+            yield name, words, value_text(getattr(ours, field))
+
+
+def _learning_rates(results: CellResults, paper: Recipe, studied: Collection[float]) -> Differences:
+    """Yield the learning rates that the paper leaves open, and those that a study chose in place of the paper's."""
+    words = LEFT_OPEN[results.cell.table].get("lr", value_text(paper.lr))
+    among = f" of {', '.join(map(value_text, sorted(studied, reverse=True)))}" if studied else ""
+    for rate, chosen in sorted({(run.trial.recipe.lr, run.trial.rate > 0) for run in results.tested}):
+        if words == NOT_STATED or (chosen and rate != paper.lr):
+            how = f", best{among} on the baseline's hold-out" if chosen else ""
+            yield FIELDS["lr"], words, f"{value_text(rate)}{how}"
 
 
 def _dropout(results: CellResults, paper: Net) -> Differences:
@@ -135,9 +182,6 @@ def _protocol(results: CellResults) -> Differences:
         yield "weights of a fold", NOT_STATED, "of the best epoch on the held-out fold"
     for match in sorted({run.trial.match for run in results.done("match")}):
         yield "second phase of Single ends", "at the first phase's loss, on pictures not stated", MATCHES[match]
-    shifts = {chosen_recipe(results.cell.recipe, choices).shift for choices in choices_of(results)}
-    for shift in sorted(shifts - {0}) if results.cell.table == "2" else ():
-        yield "size of the shifts", NOT_STATED, f"{shift} pixels"
 
 
 def _settings(results: CellResults) -> list[str]:
