@@ -96,17 +96,23 @@ def file_name(words: str) -> str:
 
 
 def on_dataset(cell: Cell, dataset: str) -> Cell:
-    """Return `cell` trained on another data set, which its label names; it stands for the paper's as before."""
+    """Return `cell` on another data set, which its label and levels name; it stands for the paper's as before."""
     if dataset == cell.dataset:
         return cell
     paper_dataset = (cell.paper_dataset or cell.dataset) if cell.table else ""
     label, versus = (with_data_name(words, cell.dataset, dataset) for words in (cell.label, cell.versus))
-    return dataclasses.replace(cell, dataset=dataset, label=label, versus=versus, paper_dataset=paper_dataset)
+    factors = tuple(
+        (name, with_data_name(level, cell.dataset, dataset) if isinstance(level, str) else level)
+        for name, level in cell.factors
+    )
+    return dataclasses.replace(
+        cell, dataset=dataset, label=label, versus=versus, paper_dataset=paper_dataset, factors=factors
+    )
 
 
 def with_data_name(label: str, before: str, after: str) -> str:
-    """Return a label in which the word for a data set is that for another one."""
-    return " ".join(data_name(after) if word == data_name(before) else word for word in label.split(" "))
+    """Return a label in which the word for a data set, short or in full, is the short one for another set."""
+    return " ".join(data_name(after) if word in (before, data_name(before)) else word for word in label.split(" "))
 
 
 def on_one_dataset(cells: Sequence[Cell], dataset: str) -> tuple[Cell, ...]:

@@ -43,7 +43,7 @@ def claim_table(results: Sequence[ClaimResult]) -> Table:
     notes = (
         "A comparison is decided where p < .05 after Holm over all comparisons of these claims together. Not tested: "
         "votes, and top-5 errors of five classes or fewer. They are shown and decide nothing.",
-        "Withheld: a training behind the claim is not the paper's, was lost, or is stale.",
+        "Withheld: the trainings behind the claim are not the paper's or too few, or one was lost or is stale.",
     )
     return Table("claims", "Claims", columns, "lllll", tuple(rows), notes)
 

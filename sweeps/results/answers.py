@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from sweeps.experiment.metrics import Metric
+from sweeps.experiment.metrics import Metric, Stand, lost_text
 from sweeps.experiment.plan import BEYOND, Plan, TrialStatus
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import Change
@@ -23,13 +23,15 @@ from sweeps.store.ledger import Json
 class Answer(NamedTuple):
     """Answer to a question, from its trajectory; of its two cells' trainings some may be `stale` or `damaged`.
 
-    Those with a damaged file count too: by their results it was decided how many trainings there are.
+    Those with a damaged file count too: by their results it was decided how many trainings there are. `lost` says which
+    of them trained nothing: one that diverged counts by the error of chance, one that failed is a missing pair.
     """
 
     question: Question
     trajectory: Trajectory
     stale: int = 0
     damaged: int = 0
+    lost: str = ""
 
     @property
     def words(self) -> str:
@@ -43,11 +45,11 @@ class Answer(NamedTuple):
 
     @property
     def warning(self) -> str:
-        """Return in words how many of its trainings are stale or have a damaged file, empty for none."""
+        """Return in words how many of its trainings were lost, are stale or have a damaged file, empty for none."""
         stale = f"{self.stale} of its trainings {'is' if self.stale == 1 else 'are'} stale" if self.stale else ""
         verb = "has" if self.damaged == 1 else "have"
         damaged = f"{self.damaged} of its trainings {verb} a damaged file" if self.damaged else ""
-        return ", ".join(filter(None, (stale, damaged)))
+        return ", ".join(filter(None, (self.lost, stale, damaged)))
 
     def as_json(self) -> Json:
         """Return the question, its decision, and the gain and the interval of its last look."""
@@ -60,6 +62,7 @@ class Answer(NamedTuple):
             "interval": interval,
             "stale": self.stale,
             "damaged": self.damaged,
+            "lost": self.lost,
         }
 
 
@@ -127,15 +130,22 @@ def _answers(
     settled: set[str] = set()
     stale: list[str] = []  # the cells' labels, of each training that is
     unsound: list[str] = []  # and of each that has a damaged file
+    phases = (design.phase, "holdout") if design.phase == "match" else (design.phase,)
+    stands: dict[str, list[Stand]] = {}  # by the cells' labels, of the trainings that make their numbers
     for trial, state, intact, why in standing:
         trials.setdefault(trial.cell.key, []).append(trial)
         result = damaged.get(trial.key) if intact is None else intact
+        stand = state
         if result is not None and not why.endswith(BEYOND):
+            stand = "done"
             results[trial.key] = result
             stale += [trial.cell.label] * (state == "stale" and trial.phase == design.phase)
             unsound += [trial.cell.label] * (intact is None and trial.phase == design.phase)
         elif result is not None or state in ("failed", "skipped"):
             settled.add(trial.key)
+            stand = state if result is None else "skipped"
+        if trial.phase in phases:
+            stands.setdefault(trial.cell.label, []).append((trial.phase, stand, results.get(trial.key)))
     decided = waves(sweep.questions, sweep.cells, design, trials, results, settled)
     rows = tuple(
         Answer(
@@ -143,6 +153,7 @@ def _answers(
             trajectory,
             stale=sum(map(stale.count, question.labels)),
             damaged=sum(map(unsound.count, question.labels)),
+            lost=lost_text(each for label in question.labels for each in stands.get(label, ())),
         )
         for question, trajectory in zip(sweep.questions, decided.trajectories, strict=True)
     )

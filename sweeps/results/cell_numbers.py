@@ -37,6 +37,7 @@ from sweeps.experiment.metrics import (
 from sweeps.experiment.profiles import PROFILES, data_name
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import PHASES, Cell
+from sweeps.experiment.wording import count
 from sweeps.results import paper
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run, SweepResults
@@ -230,7 +231,10 @@ def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], pr
     rows = tuple(row._replace(label=row.label.removesuffix(f" {kind}")) for row in rows)
     several = len({row.dataset for row in paper.ROWS if row.table == table}) > 1
     name = f"table-{table.lower()}" + (f"-{kind}" if several else "")
-    return ResultTable(name, table, kind, f"Table {table}, {SETS[kind]}", rows, metrics, dataset == kind)
+    trained = pictures(dataset)
+    trained = trained.lower() if trained in TITLES.values() else trained
+    title = f"Table {table}, {SETS[kind]}" + (f" on {trained}" if dataset != kind else "")
+    return ResultTable(name, table, kind, title, rows, metrics, dataset == kind)
 
 
 def _derived(table: str, source: ResultTable) -> ResultTable:
@@ -343,8 +347,8 @@ def _over_pictures(runs: Sequence[Run], error: float) -> Interval:
 def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> Verdict | None:
     """Return the verdict on a number; None where the paper prints none, or printed it of other data.
 
-    It is withheld where the trainings are not the paper's, where some diverged or failed, or where they are too few to
-    know their spread. Nothing is subtracted from trainings that are not the paper's.
+    It is withheld where the trainings are not the paper's, where some diverged, failed or are stale, or where they are
+    too few to know their spread. Nothing is subtracted from trainings that are not the paper's.
     """
     printed = table.paper(row, metric)
     if printed is None or row.results is None or not table.comparable:
@@ -362,25 +366,41 @@ def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> 
         return Verdict(difference, interval, printed.rounding, "reproduced" if rounds else "differs")
     if why := reduced(row.results, table.dataset):
         return Verdict(math.nan, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
-    if why := row.results.lost(metric) or too_few(metric, table.table, ours):
+    if why := row.results.lost(metric) or too_few(metric, table.table, ours) or stale_text(ours.runs):
         return Verdict(difference, UNKNOWN, TOLERANCE[table.dataset], "withheld", why)
     return verdict(ours.average, ours.interval, printed.value, printed.se, table.dataset)
 
 
 def too_few(metric: str, table: str, ours: CellNumber) -> str:
     """Return why the trainings behind a number are too few to judge it, empty where they are enough."""
+    one = "one training: its spread is not known" if ours.average.n < 2 else ""
+    return other_protocol(metric, table, ours) or one
+
+
+def other_protocol(metric: str, table: str, ours: CellNumber) -> str:
+    """Return why the trainings behind a number are not the ten folds or the Single of its table; empty if they are."""
     if metric in (AVERAGE, VOTE):
         folds = {run.trial.folds for run in ours.runs}
         return "" if len(ours.runs) == FOLDS and folds == {FOLDS} else f"{len(ours.runs)} of the paper's {FOLDS} folds"
     if table in ("1", "2", "3") and {run.trial.phase for run in ours.runs} != {"match"}:
         return "not trained by the protocol of Single"
-    return "one training: its spread is not known" if ours.average.n < 2 else ""
+    return ""
+
+
+def stale_text(runs: Sequence[Run]) -> str:
+    """Return how many of the trainings behind a number are stale; empty for none."""
+    stale = sum(run.state == "stale" for run in runs)
+    return count(stale, "stale training") if stale else ""
 
 
 def order_kept(table: ResultTable, metric: str) -> Order | None:
-    """Count the pairs of rows in the paper's order, None where fewer than two rows have both numbers."""
-    numbers = [(number(row.results, metric), table.paper(row, metric)) for row in table.rows]
-    pairs = [(ours.average.mean, printed.value) for ours, printed in numbers if ours.known and printed is not None]
+    """Count the pairs of rows in the paper's order, None where fewer than two rows have a verdict."""
+    pairs = []
+    for row in table.rows:
+        ours, printed = number(row.results, metric), table.paper(row, metric)
+        judged = verdict_for(table, row, metric, ours)
+        if printed is not None and judged is not None and judged.word not in ("withheld", "not run"):
+            pairs.append((ours.average.mean, printed.value))
     return order(*zip(*pairs, strict=True)) if len(pairs) > 1 else None
 
 

@@ -3,7 +3,7 @@
 A claim is a list of comparisons. Each is decided by its p, adjusted after Holm over all comparisons that the claims of
 a sweep make, and a claim stands where all its comparisons do. Comparisons of votes are shown, and decide nothing: one
 vote a side says nothing of other trainings. A claim is withheld where a training behind it is not the paper's, was
-lost or is stale.
+lost or is stale, where they are not its ten folds or Single, and where seeds came until questions were decided.
 
 The printed means ± SE are tested as the head of statistics.py says; a number printed without a spread is taken at face
 value.
@@ -14,13 +14,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from sweeps.experiment.metrics import AVERAGE, Average
+from sweeps.experiment.questions.question import asked_cells
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
 from sweeps.results import paper
-from sweeps.results.cell_numbers import TABLES, stands_for
+from sweeps.results.cell_numbers import TABLES, number, other_protocol, stands_for
 from sweeps.results.contrasts import UNTESTED, Contrast, contrast, contrast_with, more_trainings
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import CLAIMS, FOLDS, Claim, Comparison
@@ -110,6 +112,7 @@ def judge_claims(results: SweepResults) -> list[ClaimResult]:
             if any(_network(claim, comparison, comparison.row) in cells | footnotes for comparison in claim.comparisons)
         ],
         cells | footnotes,
+        results.sweep,
     )
 
 
@@ -132,7 +135,7 @@ def _metrics(claim: Claim, comparison: Comparison, rival: str) -> tuple[str, str
     return comparison.metric, comparison.against_metric or comparison.metric
 
 
-def _decide_together(claims: Sequence[Claim], cells: Cells) -> list[ClaimResult]:
+def _decide_together(claims: Sequence[Claim], cells: Cells, sweep: Sweep) -> list[ClaimResult]:
     """Decide claims whose p values are adjusted as one family."""
     contrasts = [
         (claim, comparison, rival, _contrast(claim, comparison, rival, cells))
@@ -152,7 +155,7 @@ def _decide_together(claims: Sequence[Claim], cells: Cells) -> list[ClaimResult]
             decision = "supported" if paper.holds(comparison, test.difference, 0.0) else "contradicted"
         more = more_trainings(test, family, comparison.margin) if decision == "inconclusive" else None
         compared[claim.id].append(Compared(comparison, rival, test, float(p), decision, more))
-    return [_claim_result(claim, compared[claim.id], cells) for claim in claims]
+    return [_claim_result(claim, compared[claim.id], cells, sweep) for claim in claims]
 
 
 def _contrast(claim: Claim, comparison: Comparison, rival: str, cells: Cells) -> Contrast:
@@ -181,28 +184,53 @@ def _p(comparison: Comparison, test: Contrast) -> float:
     return p_beyond(comparison.margin, test.difference, abs(test.difference / test.t), test.n - 1)
 
 
-def _claim_result(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -> ClaimResult:
+def _claim_result(claim: Claim, comparisons: Sequence[Compared], cells: Cells, sweep: Sweep) -> ClaimResult:
     networks = {
         _network(claim, compared.comparison, row): None
         for compared in comparisons
         for row in (compared.comparison.row, compared.rival)
     }
     reasons = [reduced(cells[network], network[0]) for network in networks if network in cells]
-    first = next((reason for reason in reasons if reason), "")
+    first = next((reason for reason in reasons if reason), "") or _too_few(claim, comparisons, cells, sweep)
     withheld = "; ".join(filter(None, (first, _lost(claim, comparisons, cells), _stale(comparisons))))
     decision = "not run" if withheld else decide_all(compared.decision for compared in comparisons)
     return ClaimResult(claim, decision, tuple(comparisons), withheld, in_print(claim))
 
 
+def _sides(claim: Claim, compared: Compared, cells: Cells) -> Iterator[tuple[CellResults, str]]:
+    """Yield the cells of a comparison, the row's and the rival's, with the name of the number that each is in."""
+    metrics = _metrics(claim, compared.comparison, compared.rival)
+    for row, metric in zip((compared.comparison.row, compared.rival), metrics, strict=True):
+        results = cells.get(_network(claim, compared.comparison, row))
+        if results is not None:
+            yield results, metric
+
+
+def _too_few(claim: Claim, comparisons: Sequence[Compared], cells: Cells, sweep: Sweep) -> str:
+    """Return why the trainings behind a claim are too few to decide it, or of another protocol; else nothing.
+
+    One training a side leaves a claim open. Seeds that came until questions were decided would decide too often.
+    """
+    asked, design = asked_cells(sweep.questions), sweep.protocol.design
+    for compared in comparisons:
+        test = compared.contrast
+        if test.basis not in ("folds", "seeds", "one training"):
+            continue
+        sides = list(_sides(claim, compared, cells))
+        for results, metric in sides:
+            why = other_protocol(metric, claim.table, number(results, metric))
+            if why and not results.lost(metric):
+                return why
+        is_asked = test.unit == design.unit and all(results.cell.label in asked for results, _ in sides)
+        if is_asked and test.n < design.most:
+            return f"{count(test.n, test.unit)}, a number that the questions chose: see Questions"
+    return ""
+
+
 def _lost(claim: Claim, comparisons: Sequence[Compared], cells: Cells) -> str:
     """Return what of the trainings behind a claim diverged, failed or was skipped, by cell; empty for nothing."""
-    reasons: dict[str, None] = {}
-    for compared in comparisons:
-        metrics = _metrics(claim, compared.comparison, compared.rival)
-        for row, metric in zip((compared.comparison.row, compared.rival), metrics, strict=True):
-            results = cells.get(_network(claim, compared.comparison, row))
-            if results is not None and (lost := results.lost(metric)):
-                reasons[f"{lost} of {results.cell.label}"] = None
+    sides = [side for compared in comparisons for side in _sides(claim, compared, cells)]
+    reasons = {f"{lost} of {results.cell.label}": None for results, metric in sides if (lost := results.lost(metric))}
     return "; ".join(reasons)
 
 

@@ -76,7 +76,9 @@ def contrast(
     if not pairs:
         return Contrast(metric, math.nan, "not run")
     hours = seed_hours(row, metric) | seed_hours(rival, metric)
-    return _paired(metric, [(*ours[pair], *theirs[pair]) for pair in pairs], scale, hours)
+    test = _paired(metric, [(*ours[pair], *theirs[pair]) for pair in pairs], scale, hours)
+    # No one of several networks stands for a cell.
+    return test if len(ours) == len(theirs) == 1 else test._replace(pictures=None)
 
 
 def _paired(

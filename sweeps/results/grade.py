@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from crelu_models.tables import PAPER
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, VOTE, has_diverged
 from sweeps.results import paper
-from sweeps.results.cell_numbers import NAMES, groups, number, stands_for, too_few, verdict_for
+from sweeps.results.cell_numbers import NAMES, groups, number, stale_text, stands_for, too_few, verdict_for
 from sweeps.results.claims import ClaimResult, Compared, judge_claims
 from sweeps.results.evidence import CellResults, SweepResults
 from sweeps.results.paper import FOLDS
@@ -170,7 +170,7 @@ def _numbers(leaf: Numbers, findings: Findings) -> Iterator[Item]:
                     ours = number(row.results, metric)
                     scale = other_training_of(row.results)
                     data = other_data(row.results, leaf.dataset)
-                    few = row.results.lost(metric) or too_few(metric, leaf.table, ours)
+                    few = row.results.lost(metric) or too_few(metric, leaf.table, ours) or stale_text(ours.runs)
                     judged = verdict_for(table, row, metric, ours)
                     word = judged.word if judged is not None else "not compared"
                     stand = _stage(

@@ -139,7 +139,7 @@ def reduced(results: CellResults, paper_set: str) -> str:
 def other_training_of(results: CellResults) -> str:
     """Return in what a cell was not trained as the paper's, with what its search chose; empty where it was.
 
-    Dropout from a search, and a learning rate from a study on the baseline, are the paper's own way.
+    Dropout from a search is the paper's own way; a learning rate from a study on the baseline it leaves open.
     """
     return next(filter(None, (other_training(results.cell, choices) for choices in choices_of(results))), "")
 
@@ -214,7 +214,7 @@ def recipe_differences(ours: Recipe, paper: Recipe) -> Differences:
     """Yield the fields in which a recipe is not the paper's."""
     for field, name in FIELDS.items():
         if getattr(ours, field) != getattr(paper, field):
-            yield name, _text(getattr(paper, field)), _text(getattr(ours, field))
+            yield name, value_text(getattr(paper, field)), value_text(getattr(ours, field))
     if (ours.schedule, ours.stages, ours.schedule_epochs) != (paper.schedule, paper.stages, paper.schedule_epochs):
         yield "schedule", _schedule(paper), _schedule(ours)
 
@@ -230,7 +230,8 @@ def _schedule(recipe: Recipe) -> str:
     return ", ".join(steps[:4] + ["..."] * (len(steps) > 4)) or "constant"
 
 
-def _text(value: object) -> str:
+def value_text(value: object) -> str:
+    """Return the value of a recipe's field as a reader reads it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

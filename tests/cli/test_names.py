@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from crelu_models.tables import S2
+from sweeps import grid
 from sweeps.cli.options import parser
 from sweeps.cli.settings import declare, settle
 from sweeps.cli.verbs import pages
 from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.profiles import data_name
+from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
-from sweeps.experiment.trial import Trial, cell_from_json, cell_to_json
+from sweeps.experiment.trial import Cell, Trial, cell_from_json, cell_to_json
 from sweeps.results.cell_numbers import groups, stands_for
 from sweeps.results.evidence import read_sweep, titles
 from sweeps.store.foreign import SWEEP_TITLE
@@ -186,20 +189,26 @@ def test_cells_are_named_for_what_they_train_on(words: tuple[str, ...], label: s
     assert data_name(cell.dataset) == label.split()[-1]
 
 
-def test_cell_says_for_which_data_set_of_the_paper_it_stands(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "label", "title"),
+    [
+        ("folder:/a/flowers", "CReLU half flowers", "Table 1, CIFAR-100 on flowers"),
+        ("synthetic", "CReLU half embedded", "Table 1, CIFAR-100 on embedded pictures"),
+        ("imagenet", "CReLU half imagenet", "Table 1, CIFAR-100 on ImageNet"),
+    ],
+)
+def test_cell_says_for_which_data_set_of_the_paper_it_stands(
+    dataset: str, label: str, title: str, tmp_path: Path
+) -> None:
     cell = import_module("sweeps.cifar_width").CELLS[-1]
     assert (cell.dataset, stands_for(cell)) == ("cifar100", "cifar100")
-    options = parser("cifar_width", "").parse_args(["--profile", "paper", "--set", "dataset=folder:/a/flowers"])
+    options = parser("cifar_width", "").parse_args(["--profile", "paper", "--set", f"dataset={dataset}"])
     moved = declare("p", (cell,), Protocol(), options, settle((cell,), options))
     (moved_cell,) = moved.cells
-    assert (moved_cell.label, moved_cell.dataset, stands_for(moved_cell)) == (
-        "CReLU half flowers",
-        "folder:/a/flowers",
-        "cifar100",
-    )
+    assert (moved_cell.label, moved_cell.dataset, stands_for(moved_cell)) == (label, dataset, "cifar100")
     written(moved, tmp_path)
     (group,) = groups(read_sweep(Ledger.in_output(str(tmp_path)), moved.title))
-    assert (group.id, group.title, group.comparable) == ("table-1-cifar100", "Table 1, CIFAR-100", False)
+    assert (group.id, group.title, group.comparable) == ("table-1-cifar100", title, False)
     # No part of any key; and older ledgers, which lack it, are read.
     value = cell_to_json(moved_cell)
     assert value.pop("paper_dataset") == "cifar100"
@@ -207,3 +216,20 @@ def test_cell_says_for_which_data_set_of_the_paper_it_stands(tmp_path: Path) -> 
     older = cell_from_json(value)
     assert (older.key, Trial(older).key) == (moved_cell.key, Trial(moved_cell).key)
     assert older.paper_dataset == ""
+
+
+@pytest.mark.parametrize(
+    ("dataset", "level"),
+    [("cifar10", "cifar10"), ("folder:/a/birds", "birds"), ("folder:/a/birds", "folder:/a/birds")],
+)
+def test_levels_of_a_grid_name_what_its_cells_train_on(dataset: str, level: str) -> None:
+    def cell(data: str, act: str, width: float) -> Cell:
+        return Cell(f"{act} {data}", S2.activation(act, 1).width(width), dataset, ALLCONV)
+
+    cells = grid(cell, data=(level,), act=("relu", "crelu"), width=(0.5,))
+    options = parser("p", "").parse_args(["--profile", "paper", "--dataset", "folder:/a/flowers"])
+    moved = declare("p", cells, Protocol(), options, settle(cells, options, False), False)
+    assert [cell.label for cell in moved.cells] == ["relu flowers", "crelu flowers"]
+    assert [cell.factors for cell in moved.cells] == [
+        (("data", "flowers"), ("act", act), ("width", 0.5)) for act in ("relu", "crelu")
+    ]

@@ -16,7 +16,7 @@ from sweeps.experiment.plan import BEYOND, plan, question_waves, sweep_trials
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import changes_of, contents, register
 from sweeps.experiment.sweep import Protocol, Sweep
-from sweeps.experiment.trial import Trial
+from sweeps.experiment.trial import SECOND_SEED, Trial
 from sweeps.report.contents import document
 from sweeps.report.grade_page import changed_questions
 from sweeps.report.mlflow_notes import pages
@@ -27,7 +27,7 @@ from sweeps.results import capsule
 from sweeps.results.answers import answers, answers_of_plan
 from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
-from tests.support.questions import QUESTIONS, SWEEP, A, B, error_of
+from tests.support.questions import QUESTIONS, SWEEP, A, B, D, error_of
 from tests.support.sweeps import Made, make
 
 
@@ -122,7 +122,12 @@ def test_third_training_that_had_begun_when_its_cell_was_given_up_answers_nothin
         assert stands == answers(read_sweep(ledger, "s"))
         trajectories = [answer.trajectory for answer in stands.answers]
         assert tuple(trajectories) == question_waves(SWEEP, parts, results, ()).trajectories
-        decisions.append(trajectories)
+        lost = [answer.lost for answer in stands.answers]
+        assert lost[0].startswith("2 of ")
+        assert " seeds diverged, " in lost[0]
+        assert lost[0].endswith(" skipped")
+        assert lost[1] == ""
+        decisions.append((trajectories, lost))
     assert decisions[0] == decisions[1]
 
 
@@ -192,12 +197,75 @@ def test_answer_says_how_many_of_its_trainings_are_stale(tmp_path: Path) -> None
     )
     decided = answers(dataclasses.replace(results, cells=cells))
     assert decided is not None
-    assert [answer.stale for answer in decided.answers] == [1, 1]
+    assert [(answer.stale, answer.lost) for answer in decided.answers] == [(1, ""), (1, "")]
     assert [answer["stale"] for answer in decided.as_json()["answers"]] == [1, 1]
     assert [line.endswith("; 1 of its trainings is stale") for line in text_lines(decided)] == [True, True, False]
     section = question_section(decided)
     assert section is not None
     assert [row[4].sub for row in section.tables[0].rows] == ["1 of its trainings is stale"] * 2
+
+
+@pytest.mark.parametrize(("ending", "word"), [("diverged", "diverged"), ("dead", "died")])
+def test_answer_says_which_of_its_trainings_trained_nothing(tmp_path: Path, ending: str, word: str) -> None:
+    ledger = Ledger(str(tmp_path))
+    # One of B, which the first question alone compares, and one of D, which none does.
+    lost = {Trial(B).key, Trial(D).key}
+
+    def outcome_of_some(trial: Trial) -> Made:
+        return Made({TOP1: 90.0}, status="diverged", ending=ending) if trial.key in lost else outcome(trial)
+
+    make(ledger, SWEEP, outcome_of_some)
+    decided = answers(read_sweep(ledger, "s"))
+    assert decided is not None
+    assert decided == answers_of_plan(plan(SWEEP, ledger, {}), ())
+    why = f"1 of 24 seeds {word}"
+    assert decided.answers[0].pairs == 12
+    assert [answer.lost for answer in decided.answers] == [why, ""]
+    assert [answer["lost"] for answer in decided.as_json()["answers"]] == [why, ""]
+    assert [line.endswith(f"; {why}") for line in text_lines(decided)] == [True, False, False]
+    section = question_section(decided)
+    assert section is not None
+    assert [row[4].sub for row in section.tables[0].rows] == [why, ""]
+    assert decided.answers[0]._replace(stale=2).warning == f"{why}, 2 of its trainings are stale"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "phase", "why"),
+    [
+        (Protocol(seeds=2, folds=10, until=10), "ablation", ""),  # the folds decide, and none of these seeds
+        (Protocol(seeds=2, folds=10, until=10), "fold", "1 of 20 folds diverged"),
+        (Protocol(ablation=False, single=True, until=3), "holdout", "1 of 6 first phases diverged"),
+        (Protocol(ablation=False, single=True, until=3), "match", "1 of 6 second phases diverged"),
+    ],
+)
+def test_answer_says_what_was_lost_of_the_trainings_that_it_rests_on(
+    tmp_path: Path, protocol: Protocol, phase: str, why: str
+) -> None:
+    ledger = Ledger(str(tmp_path))
+    sweep = Sweep("s", "paper", (A, B), protocol, questions=QUESTIONS[:1])
+
+    def outcome_of_some(trial: Trial) -> Made:
+        made = Made({} if trial.phase == "holdout" else {TOP1: error_of(trial)})
+        is_lost = trial.cell is B and trial.phase == phase and trial.seed % SECOND_SEED == trial.fold == 0
+        metrics = {TOP1: 90.0} if made.metrics else {}
+        return made._replace(metrics=metrics, status="diverged", ending="diverged") if is_lost else made
+
+    make(ledger, sweep, outcome_of_some)
+    decided = answers(read_sweep(ledger, "s"))
+    assert decided is not None
+    assert [answer.lost for answer in decided.answers] == [why]
+
+
+def test_answer_says_how_many_of_its_trainings_failed(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    failing = Trial(B, seed=1)
+    ledger.add_attempt(failing.key, {"error": "RuntimeError: gone", "final": True})
+    make(ledger, SWEEP, outcome)
+    decided = answers(read_sweep(ledger, "s"))
+    assert decided is not None
+    assert decided == answers_of_plan(plan(SWEEP, ledger, {}), ())
+    trained = sum(len(plan(SWEEP, ledger, {}).of(cell)) for cell in (A, B))
+    assert [answer.lost for answer in decided.answers] == [f"1 of {trained} seeds failed", ""]
 
 
 def test_answer_stands_on_a_training_whose_file_was_damaged_since(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from crelu_models.tables import PAPER
 from sweeps import cifar_vgg, cifar_width, full_grid, imagenet_placement
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, TOP1_TEN, TOP5, TOP5_TEN, TRAIN, VOTE
 from sweeps.experiment.profiles import scaled
+from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import Dimension
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Float
 from sweeps.experiment.sweep import Protocol, Sweep
-from sweeps.experiment.trial import Cell, Trial
+from sweeps.experiment.trial import SECOND_SEED, Cell, Trial
 from sweeps.report.claim_tables import claim_table
 from sweeps.report.effect_tables import effect_table, effects_of, printed_table
 from sweeps.report.result_tables import result_tables
@@ -34,7 +35,7 @@ from sweeps.results.paper import CLAIMS, COLUMNS
 from sweeps.results.paper_cells import CELLS, footnote_row
 from sweeps.store.ledger import Ledger
 from tests.support.simulation import measure
-from tests.support.sweeps import Made, as_printed, finish, make, scores, unsearched
+from tests.support.sweeps import Made, as_printed, finish, make, only, scores, unsearched
 
 PLACEMENTS = imagenet_placement.CELLS
 SIX = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=6))
@@ -52,6 +53,11 @@ def drawn(trial: Trial, means: dict[str, float], sd: float) -> Made:
     noise = np.random.default_rng([trial.seed, *trial.cell.row.encode()]).normal(0, sd, 4)
     mean = means.get(trial.cell.row, 42.0)
     return Made({metric: mean + float(x) for metric, x in zip(COLUMNS["4"], noise, strict=True)})
+
+
+def of_seed(trial: Trial) -> Trial:
+    """Return a trial of either phase with the seed of its first phase."""
+    return dataclasses.replace(trial, seed=trial.seed % SECOND_SEED)
 
 
 # The paper's own numbers --------------------------------------------------------------------------------------
@@ -324,6 +330,80 @@ def test_footnote_5_is_decided_from_cells_that_no_table_prints(tmp_path: Path) -
     assert not claim.withheld
 
 
+@pytest.mark.parametrize(
+    ("folds", "baseline", "avr", "decision", "why"),
+    [
+        (10, 10, 10, "contradicted", ""),
+        (10, 3, 3, "not run", "3 of the paper's 10 folds"),
+        (10, 10, 4, "not run", "4 of the paper's 10 folds"),
+        (10, 4, 10, "not run", "4 of the paper's 10 folds"),
+        (5, 5, 5, "not run", "5 of the paper's 10 folds"),
+    ],
+)
+def test_claim_on_an_average_needs_all_ten_folds_of_both_sides(
+    tmp_path: Path, folds: int, baseline: int, avr: int, decision: str, why: str
+) -> None:
+    done = {"Baseline": baseline, "AVR": avr}
+    cells = tuple(cell for cell in cifar_width.CELLS if cell.dataset == "cifar10" and cell.row in done)
+
+    def outcome(trial: Trial) -> Made | None:
+        error = drawn(dataclasses.replace(trial, seed=trial.fold), {"Baseline": 10.0, "AVR": 8.0}, 0.05)
+        return error if trial.fold < done[trial.cell.row] else None
+
+    results = seen(tmp_path, Sweep("cifar_width", "paper", cells, Protocol(ablation=False, folds=folds)), outcome)
+    claims = {claim.claim.id: claim for claim in judge_claims(results)}
+    claim = claims["avr-no-better-over-folds-on-cifar10"]
+    assert (claim.decision, claim.withheld) == (decision, why)
+    assert [entry.text for row in claim_table([claim]).rows for entry in row][3] == (
+        f"withheld: {why}" if why else decision
+    )
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_claims_of_tables_1_and_2_are_not_decided_by_an_ablation(tmp_path: Path, single: bool) -> None:
+    sweep = unsearched("cifar_vgg", cifar_vgg.CELLS, Protocol(seeds=3, ablation=not single, single=single))
+
+    def outcome(trial: Trial) -> Made:
+        return Made({}) if trial.phase == "holdout" else drawn(of_seed(trial), {}, 0.2)
+
+    claims = judge_claims(seen(tmp_path, sweep, outcome))
+    assert {claim.claim.table for claim in claims} == {"2"}
+    assert {claim.withheld for claim in claims} == {"" if single else "not trained by the protocol of Single"}
+
+
+@pytest.mark.parametrize(("until", "why"), [(3, ""), (8, "3 seeds, a number that the questions chose: see Questions")])
+def test_claim_is_left_to_the_questions_that_chose_how_many_seeds_there_are(
+    tmp_path: Path, until: int, why: str
+) -> None:
+    questions = imagenet_placement.QUESTIONS
+    sweep = Sweep("imagenet_placement", "paper", PLACEMENTS, Protocol(seeds=3, until=until), questions=questions)
+    results = seen(tmp_path, sweep, lambda trial: drawn(trial, {"Baseline": 45.0}, 0.05))
+    assert {len(cell.tested) for cell in results.cells} == {3}
+    withheld = {claim.claim.id: claim.withheld for claim in judge_claims(results)}
+    asked = ("avr-1-4-below-baseline", "all-below-baseline-with-half", "all-below-friednet-and-prunednet")
+    assert {withheld[id] for id in (*asked, "conv1-4-lowest-centre-crop")} == {why}
+    # No question is about these nets: their seeds are the declared ones.
+    assert withheld["avr-deeper-no-better-than-baseline"] == ""
+
+
+def test_questions_that_chose_the_folds_chose_no_seeds(tmp_path: Path) -> None:
+    cells = tuple(cell for cell in cifar_width.CELLS if cell.dataset == "cifar10")
+    questions = tuple(question for question in cifar_width.QUESTIONS if question.cell.endswith("cifar10"))
+    protocol = Protocol(seeds=4, ablation=False, single=True, folds=10, until=10)
+    means = {"Baseline": 10.0, "Double": 10.0, "AVR": 5.0, "CReLU": 5.0, "CReLU half": 5.0}
+
+    def outcome(trial: Trial) -> Made:
+        if trial.phase == "fold":
+            return drawn(dataclasses.replace(trial, seed=trial.fold), means, 0.01)
+        made = drawn(of_seed(trial), means, 0.01)
+        return Made({TOP1: made.metrics[TOP1], TRAIN: 1.0} if trial.phase == "match" else {})
+
+    results = seen(tmp_path, Sweep("cifar_width", "paper", cells, protocol, questions=questions), outcome)
+    withheld = {claim.claim.id: claim.withheld for claim in judge_claims(results)}
+    assert withheld["avr-no-better-over-folds-on-cifar10"] == "3 of the paper's 10 folds"
+    assert withheld["smaller-train-test-gap"] == ""
+
+
 # Contrasts ----------------------------------------------------------------------------------------------------
 
 
@@ -443,11 +523,14 @@ def test_votes_are_shown_and_decide_nothing(tmp_path: Path) -> None:
     assert [(test.decision, math.isnan(test.p), test.more) for test in votes] == [("not tested", True, None)]
 
 
-def test_mcnemar_is_not_shown_where_a_cell_has_several_seeds(tmp_path: Path) -> None:
-    for seeds, shown in ((1, True), (2, False)):
-        sweep = Sweep(f"seeds{seeds}", "paper", cifar_vgg.CELLS[:2], Protocol(seeds=seeds))
-        results = seen(tmp_path, sweep, voters)
-        assert (contrast(results.cells[1], results.cells[0], TOP1).pictures is not None) == shown
+@pytest.mark.parametrize(("vgg", "crelu", "shown"), [(1, 1, True), (2, 2, False), (1, 3, False), (3, 1, False)])
+def test_mcnemar_is_not_shown_where_a_cell_has_several_seeds(tmp_path: Path, vgg: int, crelu: int, shown: bool) -> None:
+    def outcome(trial: Trial) -> Made | None:
+        return voters(trial) if trial.seed < (vgg if trial.cell.row == "VGG" else crelu) else None
+
+    sweep = Sweep("seeds", "paper", cifar_vgg.CELLS[:2], Protocol(seeds=max(vgg, crelu)))
+    results = seen(tmp_path, sweep, outcome)
+    assert (contrast(results.cells[1], results.cells[0], TOP1).pictures is not None) == shown
 
 
 @pytest.mark.parametrize(("classes", "tested"), [(5, False), (6, True)])
@@ -688,11 +771,86 @@ def departed(results: SweepResults) -> dict[str, tuple[str, str]]:
     return {deviation.what: (deviation.paper, deviation.here) for deviation in deviations(groups(results)[0])}
 
 
-def test_paper_s_own_cells_deviate_only_where_the_readme_says(tmp_path: Path) -> None:
+OPEN_IN_TABLE_4 = {
+    "activation on the scores": ("as on the layers before", "none"),
+    "CReLU at conv11 and conv12": ("printed, and cannot be", "ReLU at conv11"),
+    "precision": ("fp32", "bf16"),
+    "pictures learned from": ("all", "all but 50,000 held out"),
+    "stored pictures": ("the original files", "cut to 256 pixels, JPEG of quality 90 by default"),
+    "crops": ("not stated", "of the stored centre, 256 pixels square"),
+    "initialisation": ("not stated", "he_fan_in"),
+    "gradient norm cut at": ("not stated", "1"),
+    "colour noise (std)": ("as Krizhevsky et al. (2012)", "0"),
+}
+
+
+def test_paper_s_own_cells_deviate_only_where_the_docs_say(tmp_path: Path) -> None:
     departures = departed(seen(tmp_path, Sweep("own", "paper", PLACEMENTS, Protocol()), lambda t: drawn(t, {}, 0.1)))
-    assert set(departures) == {"activation on the scores", "precision", "pictures learned from", "stored pictures"}
-    assert departures["pictures learned from"] == ("all", "all but 50,000 held out")
-    assert departures["precision"] == ("fp32", "bf16")
+    assert departures == OPEN_IN_TABLE_4
+    unread = departed(
+        seen(tmp_path / "8", Sweep("eight", "paper", PLACEMENTS[:8], Protocol()), lambda t: drawn(t, {}, 0.1))
+    )
+    assert OPEN_IN_TABLE_4.keys() - unread.keys() == {"CReLU at conv11 and conv12"}  # of the ninth row alone
+
+
+def chosen_at(trial: Trial) -> Made:
+    """Return the outcome of a training where .1 is the best of the learning rates."""
+    return Made({} if trial.phase == "holdout" else {TOP1: 9.0}, curve=[50.0, 10.0 if trial.rate == 0.1 else 20.0])
+
+
+def test_what_the_paper_leaves_open_in_table_1_stands_there_with_the_rate_that_was_chosen(tmp_path: Path) -> None:
+    protocol = Protocol(ablation=False, single=True, rates=cifar_width.PROTOCOL.rates)
+    sweep = Sweep("width", "paper", only(cifar_width.CELLS, "cifar10"), protocol)
+    (table,) = groups(seen(tmp_path, sweep, chosen_at))
+    assert [tuple(deviation) for deviation in deviations(table) if deviation.paper != "fp32"] == [
+        ("hold-out of the first phase", "not stated", "10,000 pictures", ()),
+        ("rounding of the max pools", "not stated", "up, so that 10x10 are left to average", ()),
+        ("activation on the scores", "as on the layers before", "none", ()),
+        ("initialisation", "not stated", "he_fan_in", ()),
+        ("warm-up epochs", "not stated", "1", ()),
+        ("gradient norm cut at", "not stated", "1", ()),
+        ("learning rate", "not stated", "0.1, best of 0.25, 0.1, 0.05, 0.01 on the baseline's hold-out", ()),
+        (
+            "second phase of Single ends",
+            "at the first phase's loss, on pictures not stated",
+            "at the first phase's training loss",
+            (),
+        ),
+        ("filters of conv3", "48", "96, half of 192", ("CReLU half",)),
+    ]
+    part = table._replace(rows=table.rows[1:])  # the study is the first row's
+    rates = [deviation.here for deviation in deviations(part) if deviation.what == "learning rate"]
+    assert rates == ["0.1, best on the baseline's hold-out"]
+
+
+def test_field_that_the_paper_leaves_open_is_never_called_the_paper_s(tmp_path: Path) -> None:
+    free = dataclasses.replace(cifar_width.CELLS[0].recipe, lr=0.02, clip_norm=0.0, batch=64)
+    cells = (dataclasses.replace(cifar_width.CELLS[0], recipe=free),)
+    (table,) = groups(seen(tmp_path, Sweep("free", "paper", cells, Protocol()), lambda _: Made({TOP1: 9.0})))
+    rows = [(deviation.what, deviation.paper, deviation.here) for deviation in deviations(table)]
+    fields = ("batch", "initialisation", "warm-up epochs", "gradient norm cut at", "learning rate")
+    assert [row for row in rows if row[0] in fields] == [
+        ("batch", "128", "64"),
+        ("initialisation", "not stated", "he_fan_in"),
+        ("warm-up epochs", "not stated", "1"),
+        ("gradient norm cut at", "not stated", "0"),
+        ("learning rate", "not stated", "0.02"),
+    ]
+
+
+def test_reading_of_a_net_is_no_deviation_of_another_net(tmp_path: Path) -> None:
+    (half,) = (cell for cell in cifar_width.CELLS if cell.label == "CReLU half cifar10")
+    for net, rows in ((half.net, {"filters of conv3"}), (half.net.width(0.5, 3), {"net (parameters)"})):
+        sweep = Sweep("half", "paper", (dataclasses.replace(half, net=net),), Protocol())
+        departures = departed(seen(tmp_path / net.name, sweep, lambda _: Made({TOP1: 9.0})))
+        assert departures.keys() & {"filters of conv3", "net (parameters)"} == rows
+
+
+def test_learning_rate_that_a_study_chose_in_place_of_the_paper_s_is_a_deviation(tmp_path: Path) -> None:
+    for rates, here in (((0.1, 0.01), ["0.1, best of 0.1, 0.01 on the baseline's hold-out"]), ((0.01,), [])):
+        sweep = Sweep("s", "paper", PLACEMENTS[:1], Protocol(rates=RateStudy("Baseline", rates)))
+        (table, _) = groups(seen(tmp_path / f"{len(rates)}", sweep, chosen_at))
+        assert [d.here for d in deviations(table) if (d.what, d.paper) == ("learning rate", "0.01")] == here
 
 
 def test_deviations_are_collected_from_the_trials(tmp_path: Path) -> None:
@@ -702,7 +860,7 @@ def test_deviations_are_collected_from_the_trials(tmp_path: Path) -> None:
     assert departures["batch"] == ("64", "256")
     assert departures["epochs"] == ("45", "10")
     assert departures["learning rate"] == ("0.01", "0.04")
-    assert departures["colour noise (std)"] == ("0", "0.1")
+    assert departures["colour noise (std)"] == ("as Krizhevsky et al. (2012)", "0.1")
     assert departures["data"] == ("ImageNet", "imagenet:size=64")
     assert departures["picture and crop (pixels)"] == ("256, 224", "64, 56")
     paper_count, ours = (int(text.replace(",", "")) for text in departures["net (parameters)"])
@@ -731,11 +889,13 @@ def test_what_the_paper_leaves_open_stands_among_the_deviations(tmp_path: Path) 
     assert departures["weights of a fold"] == ("not stated", "of the best epoch on the held-out fold")
     assert departures["second phase of Single ends"][1] == "at the first phase's training loss"
     assert departures["choice of dropout"] == ("rates printed", "searched on the hold-out")
-    assert departures["size of the shifts"] == ("not stated", "4 pixels")
+    assert departures["shifts (pixels)"] == ("not stated", "4")
+    assert departures["batch norm before CReLU"] == ("not printed", "kept")
+    assert departures["hold-out of the first phase"] == ("not stated", "10,000 pictures")
     assert "stored pictures" not in departures  # of 32 pixels: kept as pixels
     large = departed(seen(tmp_path / "large", SIX, lambda trial: drawn(trial, {}, 0.1)))
     assert large["stored pictures"][1] == "cut to 256 pixels, JPEG of quality 90 by default"
-    assert not {"choice of dropout", "size of the shifts", "weights of a fold"} & set(large)
+    assert not {"choice of dropout", "shifts (pixels)", "weights of a fold"} & set(large)
 
 
 @pytest.mark.parametrize(
@@ -808,6 +968,12 @@ def test_cells_of_no_table_stand_by_data_set_and_family(tmp_path: Path) -> None:
         "table-5",
         "table-4-imagenet",
         "table-5-imagenet",
+    ]
+    assert [group.title for group in tables[2:]] == [
+        "Table 4, ImageNet on imagenet_size=64",
+        "Table 5, ImageNet on imagenet_size=64",
+        "Table 4, ImageNet (imagenet)",
+        "Table 5, ImageNet (imagenet)",
     ]
     assert [group.comparable for group in tables] == [False, False, False, False, True, True]
 

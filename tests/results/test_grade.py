@@ -130,6 +130,13 @@ def test_an_item_stops_at_the_first_check_that_it_fails(tmp_path: Path) -> None:
     other = surveys(tmp_path / "other", placement(), lambda t: Made({k: v + 9 for k, v in printed(t).metrics.items()}))
     assert failing(TABLE_4, other) == {(AGREEMENT, "differs")}
     assert grade(Branch("", 1, (TABLE_4,)), other).hours == 0  # further trainings would not make it agree
+    (current,) = surveys(tmp_path / "stale", placement(2))
+    aged = tuple(
+        dataclasses.replace(cell, runs=tuple(run._replace(state="stale") for run in cell.runs))
+        for cell in current.cells
+    )
+    stale = [dataclasses.replace(current, cells=aged)]
+    assert failing(TABLE_4, stale) == {(STATISTICS, "2 stale trainings")}
 
 
 def test_a_sentence_that_our_trainings_deny_is_not_in_agreement(tmp_path: Path) -> None:

@@ -118,6 +118,28 @@ def test_verdicts_and_claims_are_withheld_with_the_reason(tmp_path: Path, name: 
     both = seen(tmp_path / "two", with_rival, lambda trial: table_4(trial)._replace(**changes))
     claim = {ruling.claim.id: ruling for ruling in judge_claims(both)}["avr-1-4-below-baseline"]
     assert (claim.decision, bool(claim.withheld)) == ("not run", True)
+    notes = [note for group in groups(both) for table in result_tables(group, None) for note in table.notes]
+    assert not any(note.startswith("Order:") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "lost", "order"),
+    [
+        (2, "", ["Order: 3 of 3 pairs of rows as in the paper."]),
+        (2, "AVR conv1-7", ["Order: 1 of 1 pair of rows as in the paper."]),
+        (1, "", []),
+    ],
+)
+def test_order_is_that_of_the_rows_with_a_verdict(tmp_path: Path, seeds: int, lost: str, order: list[str]) -> None:
+    sweep = Sweep("imagenet_placement", "paper", imagenet_placement.CELLS[:3], Protocol(seeds=seeds))
+
+    def outcome(trial: Trial) -> Made:
+        has_diverged = trial.cell.row == lost and trial.seed == 1
+        return table_4(trial)._replace(status="diverged", ending="diverged") if has_diverged else table_4(trial)
+
+    group = groups(seen(tmp_path, sweep, outcome))[0]
+    (table,) = (table for table in result_tables(group, None) if table.id == "table-4-top1")
+    assert [note for note in table.notes if note.startswith("Order:")] == order
 
 
 SEARCHED = {
@@ -166,7 +188,7 @@ def test_shifts_that_a_search_chose_are_those_of_the_deviation(tmp_path: Path) -
 
     results = seen(tmp_path, Sweep("cifar_vgg", "paper", VGG, protocol), outcome)
     departures = {each.what: each.here for each in deviations(groups(results)[0])}
-    assert departures["size of the shifts"] == "2 pixels"
+    assert departures["shifts (pixels)"] == "2"
 
 
 def test_small_set_under_a_public_name_is_not_the_public_set(tmp_path: Path) -> None:
@@ -203,6 +225,31 @@ def test_results_of_before_the_pictures_were_counted_are_judged_by_the_rest(tmp_
     assert judged(uncounted).word == "reproduced"
     (table,) = (table for table in result_tables(groups(uncounted)[0], None) if table.id.endswith("-deviations"))
     assert ["training pictures", "1,281,167", "not recorded", "all"] in [[e.text for e in row] for row in table.rows]
+
+
+def test_pictures_that_could_not_be_read_are_a_deviation_and_keep_the_verdict(tmp_path: Path) -> None:
+    for learned, told in ((49_975, {("50,000", "49,975")}), (50_000, set[tuple[str, str]]())):
+        sweep = unsearched("cifar_vgg", VGG, cifar_vgg.PROTOCOL)
+        results = seen(tmp_path / f"{learned}", sweep, lambda t, n=learned: as_printed(t)._replace(train_pictures=n))  # type: ignore[misc]
+        departures = deviations(groups(results)[0])
+        assert {(each.paper, each.here) for each in departures if each.what == "training pictures"} == told
+        assert judged(results, AVERAGE).word == "reproduced"
+
+
+def test_number_with_a_stale_training_has_no_verdict(tmp_path: Path) -> None:
+    results = of_cell(tmp_path, BASELINE)
+    ledger = Ledger(str(tmp_path / "ledger"))
+    key = results.cells[0].runs[1].key
+    ledger.commit(key, (ledger.result(key) or {}) | {"code": "another"})
+    stale = read_sweep(ledger, results.title)
+    verdict = judged(stale)
+    assert (verdict.word, verdict.why) == ("withheld", "1 stale training")
+    assert verdicts(groups(stale))["withheld"] == 4
+    derived = groups(stale)[1]
+    (row,) = (row for row in derived.rows if row.results is not None)
+    counted = verdict_for(derived, row, PARAMETERS, number(row.results, PARAMETERS))
+    assert counted is not None
+    assert counted.word == "reproduced"  # a count of parameters is never stale
 
 
 def test_one_training_has_no_verdict(tmp_path: Path) -> None:
