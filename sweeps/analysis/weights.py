@@ -170,7 +170,7 @@ def load(source: Source, ledger: Ledger) -> LoadedNet:
             raise ValueError(f"{ledger.path(folder)} has lost its weights.safetensors")
         label = f"{cell.label} {trial.label}"
         weights = _tensors(content, f"{folder}/weights.safetensors")
-        # --dataset asks for the present pictures, whatever the run was trained on.
+        # The pictures of --dataset are those of today. Only without it are they compared with those of the training.
         trained_on = "" if source.dataset or result is None else str(result.get("fingerprint", ""))
         loaded = LoadedNet(label, folder, trial.net, source.dataset or cell.dataset, weights, trained_on)
     elif source.file:

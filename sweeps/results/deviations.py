@@ -14,6 +14,7 @@ from sweeps.experiment.space import DROPOUT, chosen_net, chosen_recipe, short_na
 from sweeps.experiment.wording import count
 from sweeps.results.cell_numbers import SETS, ResultTable
 from sweeps.results.evidence import CellResults
+from sweeps.results.paper import LEFT_OPEN, NOT_STATED, READINGS
 from sweeps.results.paper_cells import (
     CELLS,
     FIELDS,
@@ -29,28 +30,12 @@ from sweeps.results.paper_cells import (
     value_text,
 )
 
-NOT_STATED: Final = "not stated"
 # What the second phase of Single is stopped by, as a reader reads it.
 MATCHES: Final = {
     "train_loss": "at the first phase's training loss",
     "valid_loss": "at the first phase's hold-out loss",
     "epoch": "after as many epochs as the first phase",
     "none": "at the end of the schedule",
-}
-# Fields of a recipe that the paper leaves open, by table, with what it says of them: ours always stand beside it.
-LEFT_OPEN: Final = {
-    "1": {"lr": NOT_STATED, "init": NOT_STATED, "warmup_epochs": NOT_STATED, "clip_norm": NOT_STATED},
-    "2": {"shift": NOT_STATED},
-    "4": {"init": NOT_STATED, "clip_norm": NOT_STATED, "lighting": "as Krizhevsky et al. (2012)"},
-}
-# How a net of the supplement is read where its print leaves a choice, or cannot be: what, as printed, as trained.
-ROUNDED: Final = ("rounding of the max pools", NOT_STATED, "up, so that 10x10 are left to average")
-NORMED: Final = ("batch norm before CReLU", "not printed", "kept")
-READINGS: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
-    **dict.fromkeys(("S2", "S2_avr", "S3_double", "S3_crelu"), (ROUNDED,)),
-    "S3_half": (ROUNDED, ("filters of conv3", "48", "96, half of 192")),
-    **dict.fromkeys(("S5", "S6", "S7"), (NORMED,)),
-    "S12": (("CReLU at conv11 and conv12", "printed, and cannot be", "ReLU at conv11"),),
 }
 
 

@@ -21,6 +21,23 @@ MU: Final = "pairing/mu/"
 
 FOLDS: Final = 10  # networks behind each average and each vote of Tables 1 and 2
 
+NOT_STATED: Final = "not stated"
+# By table, the fields of a recipe that the paper leaves open, and its words on each.
+LEFT_OPEN: Final = {
+    "1": {"lr": NOT_STATED, "init": NOT_STATED, "warmup_epochs": NOT_STATED, "clip_norm": NOT_STATED},
+    "2": {"shift": NOT_STATED},
+    "4": {"init": NOT_STATED, "clip_norm": NOT_STATED, "lighting": "as Krizhevsky et al. (2012)"},
+}
+# Readings of nets whose print in the supplement is open or cannot be built: of what, as printed, as trained here.
+ROUNDED: Final = ("rounding of the max pools", NOT_STATED, "up, so that 10x10 are left to average")
+NORMED: Final = ("batch norm before CReLU", "not printed", "kept")
+READINGS: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
+    **dict.fromkeys(("S2", "S2_avr", "S3_double", "S3_crelu"), (ROUNDED,)),
+    "S3_half": (ROUNDED, ("filters of conv3", "48", "96, half of 192")),
+    **dict.fromkeys(("S5", "S6", "S7"), (NORMED,)),
+    "S12": (("CReLU at conv11 and conv12", "printed, and cannot be", "ReLU at conv11"),),
+}
+
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "1": (TRAIN, TOP1, AVERAGE, VOTE, PARAMETERS),
     "2": (TOP1, AVERAGE, VOTE),

@@ -74,10 +74,15 @@ def test_a_closed_port_is_refused_with_the_address(form: str, closed_port: int) 
     assert address in str(error.value)
 
 
+def http_server(connection: socket.socket) -> None:
+    """Answer as an HTTP server does to what it cannot read."""
+    connection.recv(100)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+
+
 def test_what_is_no_grpc_server_or_says_nothing_is_refused_in_time() -> None:
     http = "what answers is no gRPC server$"
-    bad = lambda c: c.recv(100) and c.sendall(b"HTTP/1.1 400 Bad Request\r\n")  # noqa: E731
-    with server(bad) as address, pytest.raises(ValueError, match=http):
+    with server(http_server) as address, pytest.raises(ValueError, match=http):
         check_answers(address, PATIENCE)
     closing = "it closes the connection, as no gRPC server does$"
     with server(lambda c: c.recv(100)) as address, pytest.raises(ValueError, match=closing):

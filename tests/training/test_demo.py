@@ -29,6 +29,6 @@ def error_of(cell: Cell, folder: Path) -> float:
 def test_nets_of_the_demo_learn_in_a_quarter_of_its_epochs(tmp_path: Path) -> None:
     cells = [scaled(cell, "demo") for cell in imagenet_placement.CELLS if cell.label in NETS]
     assert len(cells) == len(NETS)
-    # Guessing errs by 90 %. By six seeds the mean of the three is 61 to 69; with half of the epochs, a quarter of the
+    # Guessing errs by 90 %. Over six seeds the mean of the three is 61 to 69. With half of the epochs, a quarter of the
     # rates, four times the batch or the pictures of bare "synthetic" it is 76 and more.
     assert np.mean([error_of(cell, tmp_path) for cell in cells]) < 73
