@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from crelu_data.streams import in_ascii
-from sweeps.experiment.wording import count
+from sweeps.experiment.wording import ELLIPSIS, count, short_labels, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -27,7 +27,6 @@ LABEL_SHARE: Final = 0.7  # of the width, that labels of cells may take before t
 CURVE: Final = 24  # epochs, the latest ones, in the widest curve
 EVENTS: Final = 6  # latest sentences below the table
 INDENT: Final = " " * 9  # of a sentence's further lines: as wide as its time
-ELLIPSIS: Final = "…"
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 ASCII: Final = "_.:-=+*#"  # levels of a curve where the terminal has no blocks
 STYLES: Final = {"training": "", "failed": "red", "done": "bright_black", "waits": "bright_black"}
@@ -106,40 +105,6 @@ def width_of(text: str) -> int:
     return cell_len(text)
 
 
-def shortened(text: str, width: int) -> str:
-    """Return a text of at most `width` columns: whole words from its beginning, then an ellipsis."""
-    if width_of(text) <= width:
-        return text
-    while text and width_of(text) >= width:
-        head, space, _ = text.rpartition(" ")
-        text = head if space else text[: max(0, len(text) - 1)]
-    return f"{text.rstrip(' ,;:')}{ELLIPSIS}"
-
-
-def short_labels(labels: Sequence[str], width: int) -> dict[str, str]:
-    """Return labels of at most `width` columns: without the words that all have, then without words in the middle."""
-    if all(width_of(label) <= width for label in labels):
-        return {label: label for label in labels}
-    shared = set.intersection(*(set(label.split()) for label in labels)) if len(labels) > 1 else set()
-    bare = {label: " ".join(word for word in label.split() if word not in shared) for label in labels}
-    if len(set(bare.values())) < len(set(labels)) or not all(bare.values()):
-        bare = {label: label for label in labels}
-    return {label: _without_middle(text, width) for label, text in bare.items()}
-
-
-def _without_middle(label: str, width: int) -> str:
-    """Return a label of at most `width` columns: its last words, and of its first ones what has room."""
-    if width_of(label) <= width:
-        return label
-    words = label.split()
-    for tail in range(len(words) - 1, 0, -1):
-        for head in range(len(words) - tail - 1, -1, -1):
-            text = " ".join([*words[:head], ELLIPSIS, *words[-tail:]])
-            if width_of(text) <= width:
-                return text
-    return shortened(label, width)
-
-
 def flow(parts: Sequence[str], width: int, separator: str = ", ") -> list[str]:
     """Return parts in lines of at most `width` columns; a part is on one line."""
     lines: list[str] = []
@@ -148,7 +113,7 @@ def flow(parts: Sequence[str], width: int, separator: str = ", ") -> list[str]:
         if lines and width_of(longer) <= width:
             lines[-1] = longer
         else:
-            lines.append(shortened(part, width))
+            lines.append(shortened(part, width, width_of))
     return lines
 
 
@@ -161,7 +126,7 @@ def latest(sentences: Sequence[str], width: int, room: int) -> list[str]:
             folded = [sentence]
         if len(lines) + len(folded) > room:
             break
-        lines = [*(shortened(line, width) for line in folded), *lines]
+        lines = [*(shortened(line, width, width_of) for line in folded), *lines]
     return lines
 
 
@@ -343,7 +308,7 @@ class Screen:
 
         hidden = [row for row in self.rows if not row.is_urgent]
         room -= bool(hidden)
-        names = short_labels([row.label for row in self.rows], int(width * LABEL_SHARE))
+        names = short_labels([row.label for row in self.rows], int(width * LABEL_SHARE), width_of)
         cell_texts: list[str] = []
         for row in sorted(urgent, key=lambda row: row.failed == 0):
             epochs = " ".join(f"{trial.epoch}/{trial.epochs}" for trial in row.running[:1])
@@ -362,7 +327,7 @@ class Screen:
         """Return the heading and the lines of a table, in the columns that fit."""
         from rich.text import Text
 
-        names = short_labels([row.label for row in self.rows], int(width * LABEL_SHARE))
+        names = short_labels([row.label for row in self.rows], int(width * LABEL_SHARE), width_of)
         table = columns(lines, self.headings, levels, names)
         forms = dict(sorted(chosen_forms(table, width).items()))
         widths = [table[place].width(form) for place, form in forms.items()]

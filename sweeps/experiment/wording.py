@@ -1,9 +1,12 @@
-"""Wording of sentences for people: numbers of things, names that do not exist, and how times compare."""
+"""Wording for people: numbers of things, names that do not exist, how times compare, and labels that fit."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+ELLIPSIS: Final = "…"
 
 
 def count(n: int, noun: str) -> str:
@@ -51,3 +54,37 @@ def against_forecast(actual: float, forecast: float) -> str:
     if times <= 2:
         return f"{times - 1:+.0%}"
     return f"{times:.{1 if times < 10 else 0}f} times as long"
+
+
+def shortened(text: str, width: int, width_of: Callable[[str], int] = len) -> str:
+    """Return a text of at most this width: whole words from its beginning, then an ellipsis."""
+    if width_of(text) <= width:
+        return text
+    while text and width_of(text) >= width:
+        head, space, _ = text.rpartition(" ")
+        text = head if space else text[: max(0, len(text) - 1)]
+    return f"{text.rstrip(' ,;:')}{ELLIPSIS}"
+
+
+def short_labels(labels: Sequence[str], width: int, width_of: Callable[[str], int] = len) -> dict[str, str]:
+    """Return labels of at most this width: without the words that all have, then without words in the middle."""
+    if all(width_of(label) <= width for label in labels):
+        return {label: label for label in labels}
+    shared = set.intersection(*(set(label.split()) for label in labels)) if len(labels) > 1 else set()
+    bare = {label: " ".join(word for word in label.split() if word not in shared) for label in labels}
+    if len(set(bare.values())) < len(set(labels)) or not all(bare.values()):
+        bare = {label: label for label in labels}
+    return {label: _without_middle(text, width, width_of) for label, text in bare.items()}
+
+
+def _without_middle(label: str, width: int, width_of: Callable[[str], int]) -> str:
+    """Return a label of at most this width: its last words, and of its first ones what has room."""
+    if width_of(label) <= width:
+        return label
+    words = label.split()
+    for tail in range(len(words) - 1, 0, -1):
+        for head in range(len(words) - tail - 1, -1, -1):
+            text = " ".join([*words[:head], ELLIPSIS, *words[-tail:]])
+            if width_of(text) <= width:
+                return text
+    return shortened(label, width, width_of)

@@ -13,6 +13,7 @@ from rich.console import Console
 from sweeps import full_grid, imagenet_placement
 from sweeps.cli import live_layout
 from sweeps.cli.live_layout import ASCII, BLOCKS, CellRow, RunningTrial, Screen
+from sweeps.experiment.wording import short_labels
 
 NINE = tuple(cell.label for cell in imagenet_placement.CELLS)
 MANY = tuple(cell.label for cell in full_grid.CELLS)[:62]
@@ -59,7 +60,7 @@ def test_what_trains_and_what_failed_is_seen_and_no_line_is_too_long(
     assert len(lines) < height
     assert max(map(cell_len, lines)) <= width
     text = "\n".join(lines)
-    names = live_layout.short_labels(labels, int(0.7 * width))
+    names = short_labels(labels, int(0.7 * width))
     for place in (*training, *failed):
         (line,) = (line for line in lines if line.startswith(f"{names[labels[place]]} "))
         assert (f"{3 + place % 5}/8" if place in training else "failed") in line
@@ -88,7 +89,7 @@ def test_headings_stand_over_their_columns() -> None:
 
 def test_cells_that_have_no_room_are_counted() -> None:
     lines = drawn(screen(MANY, (40,), (7,)), 80, 24)
-    names = live_layout.short_labels(MANY, 56)
+    names = short_labels(MANY, 56)
     table = [name for name in names.values() if any(line.startswith(f"{name} ") for line in lines)]
     (rest,) = (line for line in lines if line.startswith("and "))
     hidden = int(rest.split()[1])
@@ -104,7 +105,7 @@ def test_more_than_fit_are_shown_in_turns() -> None:
         assert len(lines) < 10
         assert max(map(cell_len, lines)) <= 40
         seen |= set(lines)
-    names = live_layout.short_labels(MANY, 28)
+    names = short_labels(MANY, 28)
     assert all(any(f"{names[MANY[place]]} {3 + place % 5}/8" in line for line in seen) for place in training)
     assert pages[0] != pages[1]
 
@@ -137,14 +138,14 @@ def test_latest_sentences_fold_where_there_is_room_and_are_shortened_where_not()
 
 def test_labels_lose_the_words_that_all_have_before_others() -> None:
     labels = ("vgg cifar10 crelu conv1,2 x1", "vgg cifar10 avr conv1,2 x0.5")
-    assert live_layout.short_labels(labels, 40) == dict(zip(labels, labels, strict=True))
-    assert [*live_layout.short_labels(labels, 12).values()] == ["crelu x1", "avr x0.5"]
-    assert [*live_layout.short_labels(("ReLU a long way to x1", "AVR b x2"), 12).values()] == [
+    assert short_labels(labels, 40) == dict(zip(labels, labels, strict=True))
+    assert [*short_labels(labels, 12).values()] == ["crelu x1", "avr x0.5"]
+    assert [*short_labels(("ReLU a long way to x1", "AVR b x2"), 12).values()] == [
         "… way to x1",
         "AVR b x2",
     ]
     # Words that all have stay where two labels would become the same without them.
-    assert [*live_layout.short_labels(("a b", "a b b"), 3).values()] == ["a b", "… b"]
+    assert [*short_labels(("a b", "a b b"), 3).values()] == ["a b", "… b"]
 
 
 @pytest.mark.parametrize("width", range(40, 201, 3))

@@ -187,6 +187,39 @@ def test_each_label_stands_by_its_own_point_and_over_no_other() -> None:
         assert label in led or min(gaps, key=gaps.__getitem__) == label
 
 
+GRID = tuple(f"{act} conv{convs} x1" for act in ("crelu", "crelu_leaky") for convs in ("1,2,3,4", "1,2,3,4,5,6,7,8,9"))
+
+
+def test_no_two_rows_of_a_forest_have_the_same_label() -> None:
+    text = svg.draw(Forest([Point(1.0, f"allcnnb imagenet {label}", label) for label in GRID]), "")
+    assert re.findall(r'text-anchor="end">([^<]+)<', text) == [label.replace(" x1", "") for label in GRID]
+    assert float(re.findall(r'width="(\d+)"', text)[0]) < 460
+
+
+@pytest.mark.parametrize("shared", ["", "a long word that all places have "])
+def test_each_place_of_an_interaction_has_its_name_over_no_other(shared: str) -> None:
+    places = [f"{shared}conv{convs}" for convs in ("1", "2", "4", "1,3", "1,3,5", "1,3,5,8")]
+    points = [Point(1.0, x=float(place)) for place in range(6)]
+    text = svg.draw(Interaction(places, [Line("width 1", points)], "placement", "error, %"), "")
+    names = [place.removeprefix(shared) for place in places]
+    ticks = {
+        name: (float(x), float(y))
+        for x, y, name in re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="middle">([^<]+)<', text)
+        if name in names
+    }
+    assert sorted(ticks, key=lambda name: ticks[name][0]) == names
+    circles = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]
+    assert [ticks[name][0] for name in names] == pytest.approx(circles, abs=0.2)
+    for (first, (x, y)), (second, (x2, y2)) in itertools.combinations(ticks.items(), 2):
+        halves = 5.6 * (len(first) + len(second)) / 2
+        assert abs(x - x2) >= halves or abs(y - y2) >= 10, f"{first} and {second} cover each other"
+    _, bottom = max(ticks.values(), key=lambda place: place[1])
+    (axis,) = (float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>placement<', text))
+    width, height = (float(re.findall(rf' {side}="(\d+)"', text)[0]) for side in ("width", "height"))
+    assert bottom + 8 < axis < height
+    assert width < 330  # of a gallery's column, into which a wider chart would be shrunk
+
+
 def test_letters_that_xml_or_the_font_lack_are_left_to_the_browser() -> None:
     text = svg.draw(Forest([Point(1.0, "$x$ 宽\x0b", "tip")]), "alt")
     assert "$x$ 宽<" in text

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import MaxNLocator
 
+from sweeps.experiment.wording import short_labels
 from sweeps.report.render.chart import Band, Chart, Curves, Forest, Interaction, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS
 from sweeps.report.render.plots import chart, spread, svg
@@ -51,15 +52,14 @@ def draw(drawn: Chart, alt: str) -> Markup:
 
 
 def _forest(forest: Forest, alt: str) -> Markup:
-    longest = max((len(point.label) for point in forest.points), default=0)
     # A comparison's label names two rows.
-    left = round(min(max(118, LETTER * longest + 12), 230))
+    labels = _fitting([point.label for point in forest.points], 220)
+    left = round(max(118, LETTER * max(map(len, labels), default=0) + 12))
     pitch = 21
     width = 222 + left
     height = 28 + pitch * len(forest.points)
     with chart(width, height, left + 4, 20, width - 8, height - 8) as axis:
         rows = range(len(forest.points))
-        labels = [_cut(point.label, left - 10) for point in forest.points]
         axis.axvline(0, gid="axis")
         axis.grid(axis="x", gid="grid")
         for row, point in zip(rows, forest.points, strict=True):
@@ -133,28 +133,37 @@ def _responses(responses: Responses, alt: str) -> Markup:
 
 
 def _interaction(interaction: Interaction, alt: str) -> Markup:
-    right = 234
     places = range(len(interaction.places))
-    names = [_cut(line.name, 120) for line in interaction.lines]
-    width = right + round(min(max(60, LABEL[0] * max(map(len, names)) + 14), 134))
-    with chart(width, 190, 40, 36, right, 178) as axis:
+    ticks = _fitting(interaction.places, 90)
+    names = _fitting([line.name for line in interaction.lines], 120)
+    room = LETTER * max(map(len, ticks)) + 6
+    lines = 1 if len(places) * room <= 194 else 2  # every second tick stands a line lower
+    right = 40 + round(max(194, len(places) * room / lines))
+    width = right + round(max(60, LABEL[0] * max(map(len, names)) + 14))
+    low = round(LABEL[1]) * (lines - 1)
+    with chart(width, 190 + low, 40, 36 + low, right, 178 + low) as axis:
         axis.grid(axis="y", gid="grid")
         for line in interaction.lines:
             axis.plot([point.x for point in line.points], [point.value for point in line.points], gid="ours line")
         points = [point for line in interaction.lines for point in line.points]
         hovers = _points(axis, points, [point.x for point in points], [point.value for point in points], 4)
         axis.margins(y=0.1)
-        room = int((right - 40) / LETTER / len(interaction.places)) * LETTER
-        axis.set(xlim=(-0.4, len(places) - 0.6), xticks=places, xticklabels=[_cut(n, room) for n in interaction.places])
+        axis.set(
+            xlim=(-0.4, len(places) - 0.6),
+            xticks=places,
+            xticklabels=["" if place % lines else tick for place, tick in enumerate(ticks)],
+        )
+        for place in range(1, len(ticks), 2) if lines > 1 else ():
+            axis.annotate(ticks[place], (place, 0), (0, -26), ("data", "axes fraction"), "offset points", ha="center")
         axis.autoscale_view()
-        low, high = axis.get_ylim()
-        gap = LABEL[1] * (high - low) / 142  # data units of a line of text
+        bottom, top = axis.get_ylim()
+        gap = LABEL[1] * (top - bottom) / 142  # data units of a line of text
         ends = spread([line.points[-1].value for line in interaction.lines], gap)
         for name, end in zip(names, ends, strict=True):
             axis.annotate(name, (len(places) - 0.6, end), (4, -4), textcoords="offset points")
         _ticks(axis.yaxis, 5)
         axis.annotate(
-            interaction.x_label, (0.5, 0), (0, -31), "axes fraction", "offset points", ha="center", gid="name"
+            interaction.x_label, (0.5, 0), (0, -31 - low), "axes fraction", "offset points", ha="center", gid="name"
         )
         axis.annotate(interaction.y_label, (0, 1), (0, 5), "axes fraction", "offset points", gid="name")
         return svg(axis, alt, hovers)
@@ -260,7 +269,7 @@ def _shared(boxes: Floats, other: Floats) -> Floats:
     return np.asarray(np.maximum(width, 0) * np.maximum(height, 0), np.float64)
 
 
-def _cut(words: str, pixels: float) -> str:
-    """Return words cut to a width."""
-    most = int(pixels / LETTER)
-    return words if len(words) <= most else words[: most - 1] + "…"
+def _fitting(names: Sequence[str], pixels: float) -> list[str]:
+    """Return names that are no wider than this: without the words that all have, then without their middle."""
+    short = short_labels(names, int(pixels / LETTER))
+    return [short[name] for name in names]
