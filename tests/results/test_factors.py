@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from crelu_models.tables import S2
-from sweeps import grid
+from sweeps import full_grid, grid
 from sweeps.experiment.metrics import AVERAGE, PERCENT, TOP1, Metric
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Protocol, Sweep
@@ -259,6 +259,32 @@ def test_no_two_cells_of_a_grid_have_equal_levels(recipes: tuple[str, str], word
     designs = grids(groups(of_cells(tmp_path, cells)))
     assert [design.words for design in designs] == words
     assert [design.combinations for design in designs] == [[dict(made.factors) for made in cells[:4]]] * 2
+
+
+def test_full_grid_answers_what_each_choice_does_on_its_own(tmp_path: Path) -> None:
+    cells = tuple(made for made in full_grid.CELLS if made.label.startswith("allconv cifar10 "))
+
+    def outcome(trial: Trial) -> Made:
+        levels = dict(trial.cell.factors)
+        wide = 0.01 * trial.seed**2 * (levels.get("width") == 0.5)
+        avr, half = levels.get("activation") == "avr", levels.get("width") == 0.5
+        return Made({TOP1: 20 + 0.1 * trial.seed + wide - 2 * avr + half + 9 * (not levels)})
+
+    ledger = Ledger(str(tmp_path))
+    make(ledger, Sweep("s", "paper", cells, Protocol(seeds=3)), outcome)
+    (design,) = grids(groups(read_sweep(ledger, "s")))
+    assert design.levels == {
+        "placement": ("conv1", "conv2", "conv4", "conv1,2", "conv1-4", "conv1-7"),
+        "activation": ("crelu", "avr", "crelu_leaky"),
+        "width": (1.0, 0.5),
+    }
+    found = {(effect.name, effect.level): effect.contrast for effect in factor_effects(design) if not effect.why}
+    mains = {("placement", level): 0.0 for level in design.levels["placement"][1:]}
+    mains |= {("activation", "avr"): -2.0, ("activation", "crelu_leaky"): 0.0, ("width", "0.5"): 1 + 0.05 / 3}
+    measured = {effect: contrast.difference for effect, contrast in found.items() if "×" not in effect[0]}
+    assert measured == pytest.approx(mains, abs=0.006)  # a difference is rounded to .01
+    # AVR at half width is not trained, so this is not determined.
+    assert ("activation × width", "avr, 0.5") not in found
 
 
 def test_factors_of_an_own_metric_are_in_its_digits_and_words(tmp_path: Path) -> None:
