@@ -50,27 +50,43 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
             Entry(over(contrast.basis, contrast.n), tone="muted"),
             Entry(word, tone=WORD_TONES.get(word, "muted")),
         ))  # fmt: skip
-    family = sum(math.isfinite(effect.contrast.p) for effect in group_effects)
-    less = f"Each row less {only or BESIDE}"
-    pairing = f"{less}. Over folds: paired, corrected after Nadeau and Bengio; over seeds: paired"
-    tests = f"p adjusted after Holm over the {count(family, 'test')} of this table"
-    if group.metric.is_own:
-        holm = f"{tests}; single trainings are no part of them. Wilcoxon's p is not adjusted."
-        direction = f"{group.metric.note}. Better or worse where p (Holm) is below .05, else open."
-        notes = (f"{pairing}.", direction, *([holm] if family else []))
-    else:
-        holm = f"{tests}; votes and single trainings are no part of them. Wilcoxon's and McNemar's p are not adjusted."
-        notes = (
-            f"{pairing}; votes: not tested, their interval is over the test pictures.",
-            *([holm] if family else []),
-            "McNemar speaks of these networks on other pictures, not of other trainings.",
-        )
+    notes = _notes(group, group_effects, only or BESIDE)
     notes += tuple(legend((mark for effect in group_effects for mark in _marks(effect)), group.metric))
     # A column that is empty in all rows, t of votes say, is left out; so is the reference where all have the same.
     used = [i for i in range(len(columns)) if any(row[i].text != NONE for row in rows)]
     lines = tuple(tuple(row[i] for i in used) for row in rows)
     align = "".join("lllrrrrrrll"[i] for i in used)
     return Table(f"{group.id}-effects", f"{group.title}: effects", tuple(columns[i] for i in used), align, lines, notes)
+
+
+def _notes(group: ResultTable, group_effects: Sequence[Effect], reference: str) -> tuple[str, ...]:
+    """Return what a reader has to know of the tests that a table has, and of no others."""
+    contrasts = [effect.contrast for effect in group_effects]
+    bases = {contrast.basis for contrast in contrasts}
+    pairing = {
+        "folds": "over folds: paired, corrected after Nadeau and Bengio",
+        "seeds": "over seeds: paired",
+        "pictures": "votes: not tested, their interval is over the test pictures",
+    }
+    tests = "; ".join(words for basis, words in pairing.items() if basis in bases)
+    notes = [f"Each row less {reference}." + (f" {tests[0].upper()}{tests[1:]}." if tests else "")]
+    if group.metric.is_own:
+        notes.append(f"{group.metric.note}. Better or worse where p (Holm) is below .05, else open.")
+    family = sum(math.isfinite(contrast.p) for contrast in contrasts)
+    untested = {"pictures": "votes", "one training": "single trainings"}
+    left_out = " and ".join(words for basis, words in untested.items() if basis in bases)
+    plain_p = [name for name, values in (
+        ("Wilcoxon's", [contrast.rank_p for contrast in contrasts]),
+        ("McNemar's", [contrast.pictures.p for contrast in contrasts if contrast.pictures is not None]),
+    ) if any(map(math.isfinite, values))]  # fmt: skip
+    if family:
+        holm = f"p adjusted after Holm over the {count(family, 'test')} of this table"
+        holm += f"; {left_out} are no part of them" if left_out else ""
+        holm += f". {' and '.join(plain_p)} p {'is' if len(plain_p) == 1 else 'are'} not adjusted" if plain_p else ""
+        notes.append(f"{holm}.")
+    if "McNemar's" in plain_p:
+        notes.append("McNemar speaks of these networks on other pictures, not of other trainings.")
+    return tuple(notes)
 
 
 def effect_word(group: ResultTable, effect: Effect) -> str:
