@@ -168,8 +168,9 @@ def _mean_hours(runs: Sequence[Run]) -> float:
 def more_trainings(contrast: Contrast, family: int, margin: float = 0.0, alpha: float = 0.05) -> int | None:
     """Count the further seeds, or folds, that would decide a contrast one time in 1.25; None where none would.
 
-    With one training a side the spread is not known, so 2 are asked for to learn it. In a family of m comparisons
-    each is planned at alpha / m. For "within" the distance to find is that from the difference to the margin.
+    There are no more folds than the partition has: another partition would be other trainings. With one training a side
+    the spread is not known, so 2 are asked for to learn it. In a family of m comparisons each is planned at alpha / m.
+    For "within" the distance to find is that from the difference to the margin.
     """
     if contrast.basis == "one training":
         return 2
@@ -178,7 +179,8 @@ def more_trainings(contrast: Contrast, family: int, margin: float = 0.0, alpha: 
     distance = margin - abs(contrast.difference) if margin else contrast.difference
     fraction = 1 / contrast.folds if contrast.folds else None
     level = alpha / max(family, 1)
-    return seeds_needed(contrast.sd, distance, level, have=contrast.n, most=1000, test_fraction=fraction)
+    most = contrast.folds or 1000
+    return seeds_needed(contrast.sd, distance, level, have=contrast.n, most=most, test_fraction=fraction) or None
 
 
 class Effect(NamedTuple):

@@ -561,20 +561,26 @@ def noisy_folds(difference: float) -> Callable[[Trial], Made]:
     return lambda trial: Made({TOP1: 7.0 + (float(d[trial.fold]) if trial.cell.row != "VGG" else 0.0)})
 
 
-@pytest.mark.parametrize(("difference", "more"), [(-0.5, True), (-0.1, False)])
-def test_further_folds_are_asked_for_where_they_would_decide(tmp_path: Path, difference: float, more: bool) -> None:
+@pytest.mark.parametrize(
+    ("difference", "done", "more"),
+    [(-0.9, 4, 2), (-0.7, 10, None), (-0.5, 4, None), (-0.5, 10, None), (-0.1, 4, None)],
+)
+def test_further_folds_are_asked_for_where_the_partition_has_enough(
+    tmp_path: Path, difference: float, done: int, more: int | None
+) -> None:
     sweep = Sweep("folds", "paper", cifar_vgg.CELLS[:2], Protocol(ablation=False, folds=10))
     results = seen(tmp_path, sweep, noisy_folds(difference))
-    test = contrast(results.cells[1], results.cells[0], AVERAGE)
-    needed = statistics.seeds_needed(0.3, difference, 0.05 / 4, have=10, most=1000, test_fraction=0.1)
-    assert more_trainings(test, 4) == needed
-    assert (needed is not None) == more
-    assert statistics.seeds_needed(0.3, difference, 0.05 / 4, have=10) is not None  # of seeds there always is a number
+    test = contrast(results.cells[1], results.cells[0], AVERAGE)._replace(n=done)
+    assert more_trainings(test, 4) == more
+    # For -0.5 there would have to be 14 folds; of seeds some number always does.
+    needed = statistics.seeds_needed(0.3, difference, 0.05 / 4, have=done, most=1000, test_fraction=0.1)
+    assert needed == {-0.9: 2, -0.7: 0, -0.5: 14 - done, -0.1: None}[difference]
+    assert statistics.seeds_needed(0.3, difference, 0.05 / 4, have=done) is not None
     comparison = CLAIMS[0].comparisons[0]._replace(dataset="cifar10", metric=AVERAGE)
-    open_ = Compared(comparison, "VGG", test, 0.2, "inconclusive", needed)
+    open_ = Compared(comparison, "VGG", test, 0.2, "inconclusive", more)
     words = claim_table([ClaimResult(CLAIMS[0], "inconclusive", (open_,), "", "no numbers")]).rows[0][4].text
     if more:
-        assert words.startswith(f"{needed} further folds a row, ")
+        assert words.startswith(f"{more} further folds a row, ")
     else:
         assert words == "cannot be decided so: 1 comparison that further folds would not settle"
 
