@@ -14,6 +14,7 @@ public fingerprint: that all trainings of a cell had the same ones is checked, t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Final
 
@@ -27,6 +28,7 @@ from sweeps.experiment.space import Choices, chosen_net, chosen_recipe
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.wording import count
 from sweeps.results.evidence import CellResults
+from sweeps.results.paper import BY_THE_LETTER
 
 # The net and the recipe of each row of the paper's tables.
 # fmt: off
@@ -156,7 +158,7 @@ def choices_of(results: CellResults) -> tuple[Choices, ...]:
 def other_training(cell: Cell, choices: Choices = ()) -> str:
     """Return in what a cell's net or recipe, with these choices of a search, is not the paper's; empty where it is.
 
-    Its pictures do not matter here.
+    Its pictures do not matter here. A field that the paper leaves open may be as we chose it, or by the letter.
     """
     paper = paper_net(cell)
     if paper is None:
@@ -164,8 +166,11 @@ def other_training(cell: Cell, choices: Choices = ()) -> str:
     net = chosen_net(cell.net, choices)
     if isinstance(net, Model) or layers(net) != layers(paper):
         return f"another net than the paper's {paper.name}"
-    differences = recipe_differences(chosen_recipe(cell.recipe, choices), paper_recipe(cell))
-    changed = [f"{what} {ours}, not {theirs}" for what, theirs, ours in differences]
+    theirs, ours = paper_recipe(cell), chosen_recipe(cell.recipe, choices)
+    letter = BY_THE_LETTER.get(cell.table, {})
+    as_ours = {field: getattr(theirs, field) for field, value in letter.items() if getattr(ours, field) == value}
+    differences = recipe_differences(dataclasses.replace(ours, **as_ours), theirs)
+    changed = [f"{what} {here}, not {there}" for what, there, here in differences]
     return f"another recipe: {changed[0]}" + (f" and {len(changed) - 1} more" if changed[1:] else "") if changed else ""
 
 

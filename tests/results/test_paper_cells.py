@@ -23,7 +23,7 @@ from sweeps.results.claims import judge_claims
 from sweeps.results.deviations import deviations
 from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.paper import COLUMNS, printed
-from sweeps.results.paper_cells import CELLS, is_other_count, other_training_of, paper_net, reduced
+from sweeps.results.paper_cells import CELLS, is_other_count, other_training, other_training_of, paper_net, reduced
 from sweeps.results.statistics import Verdict
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, as_printed, make, only, scores, unsearched
@@ -120,6 +120,22 @@ def test_verdicts_and_claims_are_withheld_with_the_reason(tmp_path: Path, name: 
     assert (claim.decision, bool(claim.withheld)) == ("not run", True)
     notes = [note for group in groups(both) for table in result_tables(group, None) for note in table.notes]
     assert not any(note.startswith("Order:") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("cell", "changes", "why"),
+    [
+        (BASELINE, {"clip_norm": 0.0, "lighting": 0.1}, ""),
+        (BASELINE, {"clip_norm": 2.0}, "another recipe: gradient norm cut at 2, not 1"),
+        (BASELINE, {"warmup_epochs": 1.0}, "another recipe: warm-up epochs 1, not 0"),
+        (cifar_width.CELLS[0], {"warmup_epochs": 0.0, "clip_norm": 0.0}, ""),
+        (cifar_width.CELLS[0], {"lighting": 0.1}, "another recipe: colour noise (std) 0.1, not 0"),
+        (cifar_vgg.CELLS[0], {"clip_norm": 1.0}, "another recipe: gradient norm cut at 1, not 0"),
+    ],
+)
+def test_training_by_the_letter_of_the_paper_is_the_paper_s(cell: Cell, changes: dict[str, float], why: str) -> None:
+    """It names neither clipping nor a warm-up, and its sources have colour noise; we chose otherwise."""
+    assert other_training(dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, **changes))) == why
 
 
 @pytest.mark.parametrize(
