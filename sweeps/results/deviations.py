@@ -14,12 +14,13 @@ from sweeps.experiment.space import DROPOUT, chosen_net, chosen_recipe, short_na
 from sweeps.experiment.wording import count
 from sweeps.results.cell_numbers import SETS, ResultTable
 from sweeps.results.evidence import CellResults
-from sweeps.results.paper import LEFT_OPEN, NOT_STATED, READINGS
+from sweeps.results.paper import LEFT_OPEN, NOT_STATED, READINGS, ROUNDED
 from sweeps.results.paper_cells import (
     CELLS,
     FIELDS,
     Differences,
     choices_of,
+    is_literal,
     last_layer,
     layers,
     on_part,
@@ -117,7 +118,9 @@ def _nets(ours: Net | Model, name: str, classes: int) -> Differences:
     if isinstance(ours, Model):
         yield "net (parameters)", f"{paper.parameters(classes):,}", ours.name
         return
-    if layers(ours) != layers(paper):
+    if is_literal(ours, name):
+        yield from (reading for reading in READINGS.get(name, ()) if reading == ROUNDED)
+    elif layers(ours) != layers(paper):
         yield "net (parameters)", f"{paper.parameters(classes):,}", f"{ours.parameters(classes):,}"
     else:
         yield from READINGS.get(name, ())

@@ -158,14 +158,15 @@ def choices_of(results: CellResults) -> tuple[Choices, ...]:
 def other_training(cell: Cell, choices: Choices = ()) -> str:
     """Return in what a cell's net or recipe, with these choices of a search, is not the paper's; empty where it is.
 
-    Its pictures do not matter here. A field that the paper leaves open may be as we chose it, or by the letter.
+    Its pictures do not matter here. What is open may be as we chose it, or by the letter.
     """
     paper = paper_net(cell)
     if paper is None:
         return "no row of the paper's"
     net = chosen_net(cell.net, choices)
-    if isinstance(net, Model) or layers(net) != layers(paper):
-        return f"another net than the paper's {paper.name}"
+    name, _ = CELLS.get((cell.table, cell.row), ("", None))
+    if isinstance(net, Model) or (layers(net) != layers(paper) and not is_literal(net, name)):
+        return f"another net than the paper's {name or paper.name}"
     theirs, ours = paper_recipe(cell), chosen_recipe(cell.recipe, choices)
     letter = BY_THE_LETTER.get(cell.table, {})
     as_ours = {field: getattr(theirs, field) for field, value in letter.items() if getattr(ours, field) == value}
@@ -208,6 +209,11 @@ def layers(net: Net) -> list[object]:
     scores = last_layer(net)
     rows = [row for row in net.rows if not isinstance(row, Drop)]
     return [row._replace(act="none") if row == scores else row for row in rows]
+
+
+def is_literal(net: Net, name: str) -> bool:
+    """Return whether a net is the supplement's print of the one of this name, where ours is a reading of it."""
+    return f"{name}_literal" in PAPER and layers(net) == layers(PAPER[f"{name}_literal"])
 
 
 def last_layer(net: Net) -> Conv | Linear:

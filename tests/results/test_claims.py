@@ -846,7 +846,7 @@ def test_field_that_the_paper_leaves_open_is_never_called_the_paper_s(tmp_path: 
 
 def test_reading_of_a_net_is_no_deviation_of_another_net(tmp_path: Path) -> None:
     (half,) = (cell for cell in cifar_width.CELLS if cell.label == "CReLU half cifar10")
-    for net, rows in ((half.net, {"filters of conv3"}), (half.net.width(0.5, 3), {"net (parameters)"})):
+    for net, rows in ((half.net, {"filters of conv3"}), (half.net.width(0.5, 4), {"net (parameters)"})):
         sweep = Sweep("half", "paper", (dataclasses.replace(half, net=net),), Protocol())
         departures = departed(seen(tmp_path / net.name, sweep, lambda _: Made({TOP1: 9.0})))
         assert departures.keys() & {"filters of conv3", "net (parameters)"} == rows

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crelu_data.datasets import dataset
-from crelu_models.tables import S8
+from crelu_models.tables import PAPER, S8
 from sweeps import cifar_vgg, cifar_width, imagenet_placement
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
 from sweeps.experiment.profiles import scaled
@@ -136,6 +136,32 @@ def test_verdicts_and_claims_are_withheld_with_the_reason(tmp_path: Path, name: 
 def test_training_by_the_letter_of_the_paper_is_the_paper_s(cell: Cell, changes: dict[str, float], why: str) -> None:
     """It names neither clipping nor a warm-up, and its sources have colour noise; we chose otherwise."""
     assert other_training(dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, **changes))) == why
+
+
+LITERAL = {(cell.table, cell.row): (cell, f"{CELLS[cell.table, cell.row][0]}_literal") for cell in
+           (*cifar_width.CELLS, *cifar_vgg.CELLS) if cell.dataset == "cifar10"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "readings"),
+    [
+        (("1", "CReLU half"), {"rounding of the max pools"}),
+        (("2", "CReLU (1)"), set()),
+        (("2", "CReLU (1,3)"), set()),
+        (("2", "CReLU (1,3,5)"), set()),
+    ],
+)
+def test_net_as_the_supplement_prints_it_is_the_paper_s(
+    tmp_path: Path, row: tuple[str, str], readings: set[str]
+) -> None:
+    cell, name = LITERAL[row]
+    printed = dataclasses.replace(cell, net=PAPER[name])
+    assert other_training(printed) == ""
+    results = seen(tmp_path, Sweep("printed", "paper", (printed,), Protocol()), lambda _: Made({TOP1: 9.0}))
+    of_nets = {"filters of conv3", "batch norm before CReLU", "rounding of the max pools", "net (parameters)"}
+    assert {each.what for each in deviations(groups(results)[0])} & of_nets == readings
+    narrower = dataclasses.replace(cell, net=PAPER[name].width(0.5, 6))
+    assert other_training(narrower) == f"another net than the paper's {CELLS[row][0]}"
 
 
 @pytest.mark.parametrize(
