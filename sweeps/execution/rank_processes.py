@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -34,6 +33,7 @@ from crelu_models.named import user_line
 from sweeps.execution.failures import FAULTS, PassingRankError, may_pass
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.store.ledger import Json
+from sweeps.store.scratch import make_scratch, remove_scratch
 from sweeps.training.distributed import Ranks
 from sweeps.training.run_trial import out_of_memory, trial_steps
 from sweeps.training.runtime import RuntimeConfig
@@ -150,7 +150,7 @@ class RankGroup:
         """Start `size` ranks on this host, each on its own GPU where `device` is cuda."""
         self.size = size
         self.device = device
-        self.folder = tempfile.mkdtemp(prefix="ranks-")
+        self.folder = make_scratch("ranks")
         self.pipes: list[Connection] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -230,7 +230,7 @@ class RankGroup:
             process.kill()
             process.wait()
             pipe.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_scratch(self.folder)
 
 
 # In a rank ----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
-import tempfile
 import threading
 import time
 import traceback
@@ -27,6 +25,7 @@ from sweeps.experiment.plan import (
     MAX_ATTEMPTS,
 )
 from sweeps.experiment.user_code import unpacked
+from sweeps.store.scratch import make_scratch, remove_scratch
 
 os.environ.update(ray_runtime.TUNE_SETTINGS)
 
@@ -74,7 +73,7 @@ def _run_tuners(session: DriverState, wait_for_ray: Callable[[], None]) -> None:
         epochs_before = session.epochs
         if not searcher.waiting:
             return
-        folder = tempfile.mkdtemp(prefix="tune-")
+        folder = make_scratch("tune")
         try:
             # Tune prints on standard output at every verbosity; the live view keeps its own handle of the terminal.
             with open(os.devnull, "w") as nothing, redirect_stdout(nothing), StuckWatch(session.start_over):
@@ -87,7 +86,7 @@ def _run_tuners(session: DriverState, wait_for_ray: Callable[[], None]) -> None:
             time.sleep(1.0)
             wait_for_ray()
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_scratch(folder)
         fruitless = 0 if session.epochs > epochs_before else fruitless + 1
         if fruitless >= MAX_FRUITLESS_SESSIONS:
             last = session.errors[-1].strip().splitlines()[-1] if session.errors else "no error was seen"

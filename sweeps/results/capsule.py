@@ -21,7 +21,6 @@ import os
 import re
 import stat
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -37,6 +36,7 @@ from sweeps.results.provenance import LOCK
 from sweeps.store.foreign import SWEEP_TITLE, relative
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.logins import without_login
+from sweeps.store.scratch import scratch
 from sweeps.store.tables import parquet
 
 SCHEMA: Final = 2
@@ -144,13 +144,13 @@ def opened(path: Path) -> Iterator[Ledger]:
 
     ValueError for a file that is no capsule, is damaged, or names a file outside of itself.
     """
-    with tempfile.TemporaryDirectory(prefix="capsule-") as folder:
+    with scratch("capsule") as folder:
         try:
             with zipfile.ZipFile(path) as archive:
-                _unpack(archive, Path(folder), path)
+                _unpack(archive, folder, path)
         except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
             raise ValueError(f"{path} is no capsule: {error}") from None
-        yield Ledger(folder)
+        yield Ledger(str(folder))
 
 
 def _unpack(archive: zipfile.ZipFile, folder: Path, path: Path) -> None:

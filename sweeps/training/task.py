@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from sweeps.experiment.user_code import drop_edited, use_folder
 from sweeps.store import checkpoint
 from sweeps.store.foreign import TASK_FILES, is_trial_file
 from sweeps.store.ledger import Json, Ledger, with_room
+from sweeps.store.scratch import scratch
 from sweeps.training.evaluate import Row
 from sweeps.training.loop import DivergedError
 from sweeps.training.run_trial import reset_process
@@ -367,9 +367,9 @@ def run_task(
     function = load_named(trial.cell.task)
     # Train to an end: again with another seed after a divergence.
     while True:
-        with tempfile.TemporaryDirectory(prefix="task-") as folder:
+        with scratch("task") as folder:
             reset_process(config)
-            run = Run(trial, config, code, splits, report, stop, Path(folder))
+            run = Run(trial, config, code, splits, report, stop, folder)
             returned = _returned(function, run)
             if run._divergence and run._restart():
                 continue

@@ -321,7 +321,7 @@ def test_every_refusal_names_the_capsule_in_one_line(
     with pytest.raises(ValueError, match=r"odd\.zip") as refusal:
         build.run(options(tmp_path, capsule=str(path), to=str(tmp_path / "to")))
     said = str(refusal.value)
-    assert "/capsule-" not in said
+    assert "scratch-capsule-" not in said
     assert len(said.splitlines()) == 1
     assert len(said) < 300 + len(str(path))
 
