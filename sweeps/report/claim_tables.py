@@ -9,7 +9,6 @@ from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, TONES, Entry, Table, bounds, chance, duration, signed
 from sweeps.results.cell_numbers import NAMES, SETS
 from sweeps.results.claims import ClaimResult, Compared, InPrint
-from sweeps.results.contrasts import over
 
 WORDS: Final = {
     "lower": "lower than", "lowest": "lower than", "higher": "higher than", "not lower": "not lower than",
@@ -69,7 +68,7 @@ def _needs(result: ClaimResult) -> str:
         stuck = [compared for compared in result.open if compared.more is None]
         units = " or ".join(f"{unit}s" for unit in sorted({compared.contrast.unit for compared in stuck}, reverse=True))
         return f"cannot be decided so: {count(len(stuck), 'comparison')} that further {units} would not settle"
-    least = "at least " if any(compared.contrast.basis == "one training" for compared in result.open) else ""
+    least = "at least " if any(compared.contrast.lacks_spread for compared in result.open) else ""
     needed = " and ".join(count(more, f"further {unit}") for unit, more in result.more.items())
     return f"{least}{needed} a row, {duration(result.hours)} of training"
 
@@ -98,7 +97,7 @@ def _comparison(compared: Compared) -> tuple[Entry, ...]:
         Entry(signed(contrast.difference, digits), runs=contrast.runs, metric=contrast.metric),
         Entry(bounds(contrast.interval, digits)),
         Entry(chance(compared.p), pictures),
-        Entry(over(contrast.basis, contrast.n), tone="muted"),
+        Entry(contrast.over, tone="muted"),
         Entry(compared.decision, tone=TONES.get(compared.decision, "muted")),
         Entry(_more(compared), tone="muted"),
     )

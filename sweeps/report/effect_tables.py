@@ -13,12 +13,12 @@ from sweeps.report.result_tables import legend
 from sweeps.results import paper
 from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, digits, named, number
 from sweeps.results.claims import PrintedTest, printed_tests
-from sweeps.results.contrasts import Effect, effects, over
+from sweeps.results.contrasts import Effect, effects, votes_apart
 from sweeps.results.evidence import SweepResults
 from sweeps.results.marks import MARKS, lost_marks, stale_marks
 from sweeps.results.statistics import wilson
 
-BESIDE: Final = "the one beside it: the first of the table, or the one that its cell names"
+BESIDE: Final = "the one beside it: the first of the table that has run, or the one that its cell names"
 WORD_TONES: Final[dict[str, Tone]] = {"better": "good", "worse": "bad"}
 PICTURES: Final = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
 
@@ -47,7 +47,7 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
             Entry(chance(effect.p), tone="good" if effect.p < 0.05 else ""),
             Entry(chance(contrast.rank_p)),
             Entry(chance(contrast.pictures.p) if contrast.pictures is not None else NONE),
-            Entry(over(contrast.basis, contrast.n), tone="muted"),
+            Entry(contrast.over, tone="muted"),
             Entry(word, tone=WORD_TONES.get(word, "muted")),
         ))  # fmt: skip
     notes = _notes(group, group_effects, only or BESIDE)
@@ -84,6 +84,9 @@ def _notes(group: ResultTable, group_effects: Sequence[Effect], reference: str) 
         holm += f"; {left_out} are no part of them" if left_out else ""
         holm += f". {' and '.join(plain_p)} p {'is' if len(plain_p) == 1 else 'are'} not adjusted" if plain_p else ""
         notes.append(f"{holm}.")
+    if apart := votes_apart(group):
+        rows = ", ".join(f"{row.label} and {other.label}" for row, other in apart)
+        notes.append(f"Votes of different folds are not compared: {rows}.")
     if "McNemar's" in plain_p:
         notes.append("McNemar speaks of these networks on other pictures, not of other trainings.")
     return tuple(notes)

@@ -44,6 +44,7 @@ from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import FOLDS, GAP, Printed
 from sweeps.results.paper_cells import other_classes, other_training, reduced
 from sweeps.results.statistics import (
+    EQUAL,
     TOLERANCE,
     Interval,
     Order,
@@ -373,8 +374,15 @@ def verdict_for(table: ResultTable, row: Row, metric: str, ours: CellNumber) -> 
 
 def too_few(metric: str, table: str, ours: CellNumber) -> str:
     """Return why the trainings behind a number are too few to judge it, empty where they are enough."""
-    one = "one training: its spread is not known" if ours.average.n < 2 else ""
-    return other_protocol(metric, table, ours) or one
+    return other_protocol(metric, table, ours) or ("" if metric == VOTE else without_spread(ours.average))
+
+
+def without_spread(average: Average) -> str:
+    """Return why the spread behind an average is not known; empty where it is."""
+    if average.n < 2:
+        return "one training: its spread is not known"
+    equal = not average.se > EQUAL * abs(average.mean)
+    return f"{average.n} trainings of the same number: their spread is not known" if equal else ""
 
 
 def other_protocol(metric: str, table: str, ours: CellNumber) -> str:

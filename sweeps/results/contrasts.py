@@ -36,6 +36,7 @@ class Contrast(NamedTuple):
     `plain_p` and `rank_p` are the uncorrected paired t's and Wilcoxon's; `pictures` compares two networks, or two
     votes, on the same pictures; `sd` is that of the n paired differences. `hours` is what one more training of each
     side costs, by cell and phase; `folds` is the size of the partition that the runs are folds of, 0 for seeds.
+    `is_shared` says that a side has further trainings, which the other one lacks.
     """
 
     metric: str
@@ -52,6 +53,21 @@ class Contrast(NamedTuple):
     runs: tuple[Run, ...] = ()
     hours: Mapping[str, float] = NO_HOURS
     folds: int = 0
+    is_shared: bool = False
+
+    @property
+    def lacks_spread(self) -> bool:
+        """Return whether its spread is not known: of one training a side, or of differences that are all equal."""
+        return self.basis == "one training" or (self.basis in ("seeds", "folds") and self.sd == 0)
+
+    @property
+    def over(self) -> str:
+        """Return in words what it rests on."""
+        if self.basis in ("folds", "seeds"):
+            return f"{self.n} {self.basis}"
+        one = f"one shared {self.unit}" if self.is_shared else "one training each"
+        words = {"pictures": "test pictures", "exact": "exact counts", "one training": one}
+        return words.get(self.basis, self.basis)
 
     @property
     def unit(self) -> Literal["fold", "seed"]:
@@ -77,8 +93,9 @@ def contrast(
         return Contrast(metric, math.nan, "not run")
     hours = seed_hours(row, metric) | seed_hours(rival, metric)
     test = _paired(metric, [(*ours[pair], *theirs[pair]) for pair in pairs], scale, hours)
-    # No one of several networks stands for a cell.
-    return test if len(ours) == len(theirs) == 1 else test._replace(pictures=None)
+    if max(len(ours), len(theirs)) > 1:
+        test = test._replace(pictures=None)  # no one of several networks stands for a cell
+    return test._replace(is_shared=max(len(ours), len(theirs)) > len(pairs))
 
 
 def _paired(
@@ -95,10 +112,12 @@ def _paired(
         return Contrast(
             metric, a[0] - b[0], "one training", n=1, pictures=pictures, runs=runs, hours=hours, folds=folds
         )  # fmt: skip
-    difference, plain, test, rank_p = paired(a, b, 1 / folds if folds else None)
+    test_of = paired(a, b, 1 / folds if folds else None)
+    test = test_of.corrected
     return Contrast(
-        metric, difference, "folds" if folds else "seeds", test.interval, test.t, test.p, plain.p, rank_p, len(pairs),
-        sd=float(np.std(np.subtract(a, b), ddof=1)), runs=runs, hours=hours, folds=folds,
+        metric, test_of.difference, "folds" if folds else "seeds", test.interval, test.t, test.p, test_of.plain.p,
+        test_of.signed_rank_p, len(pairs),
+        sd=test_of.sd, runs=runs, hours=hours, folds=folds,
     )  # fmt: skip
 
 
@@ -133,7 +152,15 @@ def _exact(metric: str, difference: float, cells: Sequence[CellResults]) -> Cont
     return Contrast(metric, difference, "exact", Interval(difference, difference), n=1, runs=runs)
 
 
+def has_other_folds(row: CellResults, rival: CellResults) -> bool:
+    """Return whether the votes of two cells are of different folds, so that one is of more networks, or of others."""
+    folds = [{(run.trial.folds, run.trial.fold) for run in number(cell, VOTE).runs} for cell in (row, rival)]
+    return all(folds) and folds[0] != folds[1]
+
+
 def _votes(row: CellResults, rival: CellResults) -> Contrast:
+    if has_other_folds(row, rival):
+        return Contrast(VOTE, math.nan, "not run")
     test = _mcnemar(row.vote, rival.vote, VIEWS[VOTE])
     if test is None:
         return Contrast(VOTE, math.nan, "not run")
@@ -168,13 +195,14 @@ def _mean_hours(runs: Sequence[Run]) -> float:
 def more_trainings(contrast: Contrast, family: int, margin: float = 0.0, alpha: float = 0.05) -> int | None:
     """Count the further seeds, or folds, that would decide a contrast one time in 1.25; None where none would.
 
-    There are no more folds than the partition has: another partition would be other trainings. With one training a side
-    the spread is not known, so 2 are asked for to learn it. In a family of m comparisons each is planned at alpha / m.
-    For "within" the distance to find is that from the difference to the margin.
+    There are no more folds than the partition has: another partition would be other trainings. With one training a
+    side, or differences that are all equal, the spread is not known, and 2 are asked for to learn it. In a family of m
+    comparisons each is planned at alpha / m. For "within" the distance to find is that from the difference to the
+    margin.
     """
-    if contrast.basis == "one training":
-        return 2
-    if contrast.basis not in ("seeds", "folds") or not contrast.sd > 0:
+    if contrast.lacks_spread:
+        return min(2, contrast.folds - contrast.n) or None if contrast.folds else 2
+    if contrast.basis not in ("seeds", "folds"):
         return None
     distance = margin - abs(contrast.difference) if margin else contrast.difference
     fraction = 1 / contrast.folds if contrast.folds else None
@@ -202,6 +230,13 @@ def effects(table: ResultTable) -> list[Effect]:
     return [Effect(*pair, effect, float(p)) for (pair, effect), p in zip(known, adjusted, strict=True)]
 
 
+def votes_apart(table: ResultTable) -> list[tuple[Row, Row]]:
+    """Return the rows with a reference whose vote is of other folds, so that their votes are not compared."""
+    pairs = compared([row for row in table.rows if _has_runs(row)]) if VOTE in table.metrics else []
+    return [(row, other) for row, other in pairs if row.results and other.results
+            and has_other_folds(row.results, other.results)]  # fmt: skip
+
+
 def compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Return the rows with their references: the first row, and the one that a row's cell names; no two cells twice."""
     pairs: dict[frozenset[str], tuple[Row, Row]] = {}
@@ -214,10 +249,3 @@ def compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 def _has_runs(row: Row) -> bool:
     return row.results is not None and bool(row.results.tested)
-
-
-def over(basis: str, n: int) -> str:
-    """Return in words what a comparison rests on."""
-    if basis in ("folds", "seeds"):
-        return f"{n} {basis}"
-    return {"pictures": "test pictures", "exact": "exact counts", "one training": "one training each"}.get(basis, basis)

@@ -242,10 +242,11 @@ def paired_contrast(metric: str, sums: Sequence[float], runs: tuple[Run, ...] = 
     if len(sums) == 1:
         return Contrast(metric, sums[0], "one training", n=1, runs=runs, folds=folds)
     basis: Basis = "folds" if folds else "seeds"
-    difference, plain, test, rank_p = paired(sums, np.zeros(len(sums)), 1 / folds if folds else None)
+    test_of = paired(sums, np.zeros(len(sums)), 1 / folds if folds else None)
+    test = test_of.corrected
     return Contrast(
-        metric, difference, basis, test.interval, test.t, test.p, plain.p, rank_p, len(sums),
-        sd=float(np.std(sums, ddof=1)), runs=runs, folds=folds,
+        metric, test_of.difference, basis, test.interval, test.t, test.p, test_of.plain.p, test_of.signed_rank_p,
+        len(sums), sd=test_of.sd, runs=runs, folds=folds,
     )  # fmt: skip
 
 

@@ -26,6 +26,8 @@ from sweeps.results.paper import FOLDS, Relation
 # Points that a reproduction may be off by: the paper leaves recipes open.
 TOLERANCE: Final = {"cifar10": 1.0, "cifar100": 2.0, "imagenet": 1.5}
 
+EQUAL: Final = 1e-12  # of a mean: values that spread by no more are the same number
+
 Method = Literal["mean_softmax", "mean_logit", "majority"]
 METHODS: Final[tuple[Method, ...]] = ("mean_softmax", "mean_logit", "majority")
 Decision = Literal["supported", "contradicted", "inconclusive", "not run", "not tested"]
@@ -51,13 +53,15 @@ class TTest(NamedTuple):
 class Difference(NamedTuple):
     """Difference of means, a - b, tested plainly and after Nadeau and Bengio.
 
-    `signed_rank_p` is Wilcoxon's, exact and two-sided; nan where the values are not paired.
+    `signed_rank_p` is Wilcoxon's, exact and two-sided, and `sd` that of the paired differences, 0 where all are equal;
+    both are nan where the values are not paired.
     """
 
     difference: float
     plain: TTest
     corrected: TTest
     signed_rank_p: float
+    sd: float = math.nan
 
 
 class McNemar(NamedTuple):
@@ -97,7 +101,9 @@ def mean_se(values: ArrayLike) -> Average:
 
 
 def t_interval(average: Average, level: float = 0.95) -> Interval:
-    """Bound the mean that an average estimates by Student's t, nan for one value."""
+    """Bound the mean that an average estimates by Student's t; nan without a spread: for one value, or equal ones."""
+    if not average.se > EQUAL * abs(average.mean):
+        return Interval(math.nan, math.nan)
     half = _t_quantile(average.n - 1, level) * average.se
     return Interval(average.mean - half, average.mean + half)
 
@@ -136,9 +142,9 @@ def paired(a: ArrayLike, b: ArrayLike, test_fraction: float | None = None, level
     if n > 1 and np.all(d == d[0]):
         t = math.copysign(math.inf, mean) if d[0] else 0.0
         test = TTest(0.0, t, n - 1, rank_p, Interval(math.nan, math.nan))
-        return Difference(mean, test, test, rank_p)
+        return Difference(mean, test, test, rank_p, 0.0)
     plain, corrected = (_t_test(mean, width, n - 1, level) for width in (se, widen * se))
-    return Difference(mean, plain, corrected, rank_p)
+    return Difference(mean, plain, corrected, rank_p, se * math.sqrt(n))
 
 
 def welch(a: Average, b: Average, test_fraction: float | None = None, level: float = 0.95) -> Difference:
@@ -230,8 +236,7 @@ def verdict(ours: Average, interval: Interval, paper: float, se_paper: float | N
     margin = TOLERANCE[dataset]
     if math.isnan(difference):
         return Verdict(difference, Interval(math.nan, math.nan), margin, "not run")
-    theirs = fold_interval(Average(paper, se_paper or 0.0, FOLDS), 1 / FOLDS)
-    printed = theirs.high - paper
+    printed = fold_interval(Average(paper, se_paper, FOLDS), 1 / FOLDS).high - paper if se_paper else 0.0
     low = difference - math.hypot(ours.mean - interval.low, printed)
     high = difference + math.hypot(interval.high - ours.mean, printed)
     # Printed decimals are not exact in binary: 10.17 - 9.17 is 1.0000000000000000 or a little more.

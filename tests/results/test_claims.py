@@ -523,6 +523,34 @@ def test_votes_are_shown_and_decide_nothing(tmp_path: Path) -> None:
     assert [(test.decision, math.isnan(test.p), test.more) for test in votes] == [("not tested", True, None)]
 
 
+@pytest.mark.parametrize("theirs", [{0, 1}, {1, 2, 3}, {0, 1, 2}])
+def test_votes_of_different_folds_are_not_compared_and_a_note_says_so(tmp_path: Path, theirs: set[int]) -> None:
+    """A vote of more networks is better, whatever the networks are."""
+    sweep = Sweep("votes", "paper", cifar_vgg.CELLS[:2], Protocol(ablation=False, folds=4))
+
+    def outcome(trial: Trial) -> Made | None:
+        return voters(trial) if trial.fold in (theirs if trial.cell.row == "VGG" else {0, 1, 2}) else None
+
+    ((group, rows),) = effects_of(groups(seen(tmp_path, sweep, outcome)))
+    same = theirs == {0, 1, 2}
+    assert (VOTE in {effect.contrast.metric for effect in rows}) == same
+    note = "Votes of different folds are not compared: CReLU (1) and VGG."
+    assert (note in effect_table(group, rows).notes) != same
+
+
+@pytest.mark.parametrize(
+    ("vgg", "crelu", "words"),
+    [(1, 1, "one training each"), (3, 1, "one shared seed"), (1, 3, "one shared seed"), (3, 2, "2 seeds")],
+)
+def test_comparison_says_on_what_it_rests(tmp_path: Path, vgg: int, crelu: int, words: str) -> None:
+    def outcome(trial: Trial) -> Made | None:
+        return voters(trial) if trial.seed < (vgg if trial.cell.row == "VGG" else crelu) else None
+
+    sweep = Sweep("seeds", "paper", cifar_vgg.CELLS[:2], Protocol(seeds=3))
+    results = seen(tmp_path, sweep, outcome)
+    assert contrast(results.cells[1], results.cells[0], TOP1).over == words
+
+
 @pytest.mark.parametrize(("vgg", "crelu", "shown"), [(1, 1, True), (2, 2, False), (1, 3, False), (3, 1, False)])
 def test_mcnemar_is_not_shown_where_a_cell_has_several_seeds(tmp_path: Path, vgg: int, crelu: int, shown: bool) -> None:
     def outcome(trial: Trial) -> Made | None:
@@ -583,6 +611,29 @@ def test_further_folds_are_asked_for_where_the_partition_has_enough(
         assert words.startswith(f"{more} further folds a row, ")
     else:
         assert words == "cannot be decided so: 1 comparison that further folds would not settle"
+
+
+NOISE = {0: 41.83, 1: 40.07, 2: 9.31}  # 41.83 - .9 is not 40.93 in binary, so equal differences come out unequal
+
+
+def test_equal_differences_ask_for_seeds_to_learn_the_spread(tmp_path: Path) -> None:
+    """Not for 997 of them, and not for none."""
+
+    def outcome(trial: Trial) -> Made:
+        error = NOISE[trial.seed] - 0.9 * (trial.cell.row != "Baseline")
+        return Made(dict.fromkeys((TOP1, TOP5, TOP1_TEN, TOP5_TEN), error))
+
+    results = seen(tmp_path, Sweep("equal", "paper", PLACEMENTS[:2], Protocol(seeds=3)), outcome)
+    test = contrast(results.cells[1], results.cells[0], TOP1)
+    assert (test.sd, test.lacks_spread, more_trainings(test, 4)) == (0.0, True, 2)
+    assert math.isnan(test.interval.low)
+    open_ = [claim for claim in judge_claims(results) if claim.decision == "inconclusive"]
+    assert {claim_table([claim]).rows[0][4].text.partition(" a row")[0] for claim in open_} == {
+        "at least 2 further seeds"
+    }
+    # Of ten folds none are left to learn it by.
+    folds = test._replace(basis="folds", folds=10, n=10)
+    assert [more_trainings(folds._replace(n=n), 4) for n in (7, 9, 10)] == [2, 1, None]
 
 
 def test_what_seeds_cannot_settle_asks_for_none() -> None:

@@ -301,6 +301,17 @@ def test_one_training_has_no_verdict(tmp_path: Path) -> None:
     assert verdict.difference == pytest.approx(0.0)
 
 
+def test_equal_trainings_have_no_interval_and_no_verdict(tmp_path: Path) -> None:
+    """An interval of width 0 would judge by chance: of .01 more or less, reproduced or differs."""
+    sweep = Sweep("imagenet_placement", "paper", (BASELINE,), Protocol(seeds=2))
+    results = seen(tmp_path, sweep, lambda trial: table_4(Trial(trial.cell)))
+    ours = number(results.cells[0], TOP1)
+    assert (ours.average.se, ours.average.n) == (0.0, 2)
+    assert math.isnan(ours.interval.low)
+    verdict = judged(results)
+    assert (verdict.word, verdict.why) == ("withheld", "2 trainings of the same number: their spread is not known")
+
+
 @pytest.mark.parametrize(("lost", "word"), [(0, "reproduced"), (1, "withheld")])
 def test_average_and_vote_need_all_ten_folds(tmp_path: Path, lost: int, word: str) -> None:
     sweep = unsearched("cifar_vgg", VGG, dataclasses.replace(cifar_vgg.PROTOCOL, seeds=2))
