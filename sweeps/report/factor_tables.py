@@ -14,7 +14,7 @@ from sweeps.report.render.chart import Interaction, Line, Point
 from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, bounds, chance, plain, signed
 from sweeps.report.result_tables import legend
 from sweeps.results.cell_numbers import ResultTable, digits, named, number
-from sweeps.results.contrasts import Contrast, over
+from sweeps.results.contrasts import Contrast
 from sweeps.results.factors import FactorEffect, Grid, factor_effects, grids, interaction_means, level_text
 from sweeps.results.marks import MARKS, lost_marks, stale_marks
 
@@ -48,13 +48,34 @@ def factor_table(name: str, grid: Grid, effects: Sequence[FactorEffect]) -> Tabl
     notes: tuple[str, ...] = (EFFECTS.format(_value(grid.metric)), SPREAD)
     notes += (f"{grid.metric.note}.",) if grid.metric.is_own else ()
     notes += (f"p adjusted after Holm over the {count(family, 'test')} of this table.",) if family else ()
-    withheld = {(effect.name, effect.why): None for effect in effects if effect.why}
-    notes += tuple(f"{factors}: some are withheld, {why}." for factors, why in withheld)
-    if grid.left_out:
-        notes += (f"Without a result, and left out: {', '.join(grid.left_out)}.",)
+    notes += tuple(_withheld(effects))
+    notes += tuple(_left_out(grid))
     notes += tuple(legend(marks, grid.metric))
     title = f"Factors: {', '.join(grid.levels)}"
     return Table(name, _titled(title, grid), COLUMNS, "llllrrrrrlr", rows, notes)
+
+
+def _withheld(effects: Sequence[FactorEffect]) -> Iterator[str]:
+    """Yield sentences that name the factors of which some effects are withheld, with the metrics where not in all."""
+    metrics: dict[tuple[str, str], dict[str, None]] = {}
+    for effect in effects:
+        if effect.why:
+            metrics.setdefault((effect.name, effect.why), {})[named(effect.contrast.metric, "")] = None
+    shown = {effect.contrast.metric for effect in effects}
+    for (factors, why), names in metrics.items():
+        where = f" in {' and '.join(names)}" if len(names) < len(shown) else ""
+        yield f"{factors}: some{where} are withheld, {why}."
+
+
+def _left_out(grid: Grid) -> Iterator[str]:
+    """Yield sentences that name the cells without a result, in all metrics or in some."""
+    metrics: dict[tuple[str, ...], list[str]] = {}
+    for metric in grid.metrics:
+        metrics.setdefault(grid.left_out(metric), []).append(named(metric, ""))
+    for labels, names in metrics.items():
+        what = "a result" if len(metrics) == 1 else f"a result in {' and '.join(names)}"
+        if labels:
+            yield f"Without {what}, and left out: {', '.join(labels)}."
 
 
 def _titled(title: str, grid: Grid) -> str:
@@ -87,7 +108,7 @@ def _row(grid: Grid, effect: FactorEffect) -> tuple[Entry, ...]:
         Entry(signed(contrast.t, 1)),
         Entry(chance(effect.p), tone="good" if effect.p < 0.05 else ""),
         Entry(chance(contrast.rank_p)),
-        Entry(over(contrast.basis, contrast.n), tone="muted"),
+        Entry(contrast.over, tone="muted"),
         Entry(str(effect.cells), tone="muted"),
     )
 

@@ -1,18 +1,11 @@
 """Main effects and interactions of a grid's factors, from paired seeds.
 
-Within a seed (or fold) s the error y of the cell of each combination of levels is, for the effect of factor A,
-
-    y[a, rest, s] = block[rest, s] + effect[a] + noise          effect[first level] = 0
-
-so that only cells that differ in A alone are compared; for an interaction of A and B
-
-    y[a, b, rest, s] = block[a, rest, s] + block'[b, rest, s] + effect[a, b] + noise
-
-Least squares gives the effect in seed s as a weighted sum of its cells, the weights w adding up to 0. In a complete
-grid this is the difference of means over the other factors, or the difference of such differences. An effect that the
-cells do not determine is withheld. The test is the paired one of any two cells, over d[s] = sum of w y[s]: as many
-degrees of freedom as seeds, less one. A residual that is pooled over cells would have more, and would reject too often
-where the cells' spreads differ.
+Within a seed (or fold) the effect of a level is the mean difference between the two cells that differ in this factor
+alone, over the settings of the other factors that have both: no assumption on the others is made, and no cell of a
+third level has a part in it. An interaction is the mean difference of two such differences, over the settings that have
+all four cells. An effect that no setting has all cells of is withheld. The test is the paired one of any two cells,
+over one value a seed: as many degrees of freedom as seeds, less one. A residual that is pooled over cells would have
+more, and would reject too often where the cells' spreads differ.
 
 Cells of different data sets are in different grids: an effect of pictures is no effect of a factor.
 """
@@ -33,7 +26,6 @@ from sweeps.results.contrasts import Basis, Contrast
 from sweeps.results.evidence import CellResults, Floats, Run
 from sweeps.results.statistics import holm, paired
 
-NEGLIGIBLE: Final = 1e-9  # of a weight, and of the part of an effect that the cells do not determine
 UNTESTED: Final = (TRAIN, PARAMETERS, VOTE, HELD_OUT)  # metrics that say nothing of test errors, or are not paired
 
 Combination = Mapping[str, Level]
@@ -70,15 +62,14 @@ class FactorEffect(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Cells of one data set with the same factors, no two of them with equal levels, as far as they have results.
+    """Cells of one data set with the same factors, no two of them with equal levels, with and without results.
 
-    `levels` are those of each factor that varies, in order. `words` tell it apart where a sweep has several such
-    grids. `metric` is what the cells are compared by.
+    `levels` are those of each factor that varies, in the order in which the page declares them. `words` tell it apart
+    where a sweep has several such grids. `metric` is what the cells are compared by.
     """
 
     levels: Mapping[str, tuple[Level, ...]]
     cells: tuple[CellResults, ...]
-    left_out: tuple[str, ...]  # labels of cells without a result
     metrics: tuple[str, ...]
     dataset: str = ""
     words: str = ""
@@ -88,6 +79,10 @@ class Grid(NamedTuple):
     def combinations(self) -> list[Combination]:
         """Return the levels of each cell."""
         return [dict(cell.cell.factors) for cell in self.cells]
+
+    def left_out(self, metric: str) -> tuple[str, ...]:
+        """Return the labels of the cells without a result in a metric, of which no effect in it is made."""
+        return tuple(cell.cell.label for cell in self.cells if not runs_of(cell, metric))
 
 
 def level_text(level: Level) -> str:
@@ -143,12 +138,11 @@ def _differ(members: Sequence[Member]) -> bool:
 
 
 def _grid(members: Sequence[Member], words: str) -> Grid:
-    tested = tuple(cell for _, cell in members if cell.tested)
-    left_out = tuple(cell.cell.label for _, cell in members if not cell.tested)
+    cells = tuple(cell for _, cell in members)
     metrics = dict.fromkeys(metric for table, _ in members for metric in table.metrics if metric not in UNTESTED)
-    levels = varying([dict(cell.cell.factors) for cell in tested])
+    levels = varying([dict(cell.cell.factors) for cell in cells])
     (table, cell), *_ = members
-    return Grid(levels, tested, left_out, tuple(metrics), cell.cell.dataset, words, table.metric)
+    return Grid(levels, cells, tuple(metrics), cell.cell.dataset, words, table.metric)
 
 
 def _words(part: Sequence[Member], peers: Sequence[Sequence[Member]]) -> str:
@@ -176,9 +170,11 @@ def factor_effects(grid: Grid) -> list[FactorEffect]:
     effects = []
     for metric in grid.metrics:
         cells = [cell for cell in grid.cells if runs_of(cell, metric) and not is_always_zero(cell, metric)]
+        if not cells:
+            continue
         values = [runs_of(cell, metric) for cell in cells]
         combinations = [dict(cell.cell.factors) for cell in cells]
-        effects += [_effect(metric, combinations, values, target) for target in targets(varying(combinations))]
+        effects += [_effect(metric, combinations, values, target) for target in targets(grid.levels)]
     adjusted = holm([effect.contrast.p for effect in effects])
     return [effect._replace(p=float(p)) for effect, p in zip(effects, adjusted, strict=True)]
 
@@ -193,26 +189,18 @@ def targets(levels: Mapping[str, Sequence[Level]]) -> Iterable[Target]:
 
 
 def weights(combinations: Sequence[Combination], target: Target) -> Floats | None:
-    """Return the weight of each cell in an effect; None where the cells do not determine it."""
-    names = list(combinations[0])
-    columns: list[list[float]] = []
-    for name in target:  # the blocks: a column for each setting of all factors but this one
-        settings = [tuple(cell[other] for other in names if other != name) for cell in combinations]
-        columns += [[float(setting == block) for setting in settings] for block in dict.fromkeys(settings)]
-    levels = varying(combinations)
-    products = list(itertools.product(*(levels.get(name, (None,))[1:] for name in target)))
-    wanted = tuple(level for level, _ in target.values())
-    if wanted not in products:
-        return None
-    columns += [
-        [float(all(cell[name] == level for name, level in zip(target, product, strict=True))) for cell in combinations]
-        for product in products
-    ]
-    design = np.array(columns).T
-    place = len(columns) - len(products) + products.index(wanted)
-    row = np.linalg.pinv(design, rcond=1e-10)[place]
-    is_determined = np.abs(row @ design - np.eye(len(columns))[place]).max() < NEGLIGIBLE
-    return np.where(np.abs(row) > NEGLIGIBLE, row, 0.0) if is_determined else None
+    """Return the weight of each cell in an effect; None where no setting of the other factors has all of its cells."""
+    settings: dict[tuple[Level, ...], dict[int, int]] = {}  # the signs of an effect's cells, by their places
+    for place, cell in enumerate(combinations):
+        if all(cell[name] in pair for name, pair in target.items()):
+            others = tuple(level for name, level in cell.items() if name not in target)
+            sign = math.prod(1 if cell[name] == level else -1 for name, (level, _) in target.items())
+            settings.setdefault(others, {})[place] = sign
+    complete = [signs for signs in settings.values() if len(signs) == 2 ** len(target)]
+    row = np.zeros(len(combinations))
+    for signs in complete:
+        row[list(signs)] = np.array([*signs.values()]) / len(complete)
+    return row if complete else None
 
 
 def _effect(
@@ -224,7 +212,7 @@ def _effect(
     unknown = Contrast(metric, math.nan, "not run")
     weight = weights(combinations, target)
     if weight is None:
-        return FactorEffect(target, unknown, why="the cells of the grid do not determine it")
+        return FactorEffect(target, unknown, why="no setting of the other factors has all of its cells")
     used = [(float(w), cell) for w, cell in zip(weight, values, strict=True) if w]
     pairs = sorted(set.intersection(*(set(cell) for _, cell in used)))
     if not pairs:

@@ -77,19 +77,19 @@ def test_in_an_incomplete_grid_only_cells_that_differ_in_the_factor_alone_are_co
     assert weights(crossed, {"act": ("crelu", "relu")}) is None
 
 
-def test_a_chain_of_cells_determines_an_effect_by_least_squares() -> None:
-    chain: list[Combination] = [
-        {"a": 0, "b": "x"}, {"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "y"}, {"a": 0, "b": "z"},
-        {"a": 2, "b": "z"},
-    ]  # fmt: skip
-    effect = weights(chain, {"a": (2, 0)})
-    assert effect is not None
-    errors = np.random.default_rng(0).normal(size=len(chain))
-    blocks = np.array([[cell["b"] == b for b in "xyz"] for cell in chain], float)
-    levels = np.array([[cell["a"] == a for a in (1, 2)] for cell in chain], float)
-    fitted = np.linalg.lstsq(np.hstack([blocks, levels]), errors, rcond=None)[0]
-    assert effect @ errors == pytest.approx(fitted[-1], abs=1e-12)
-    assert effect.sum() == pytest.approx(0, abs=1e-12)
+def test_cells_of_a_third_level_have_no_part_in_an_effect() -> None:
+    """An interaction of relu and crelu with the width would else be an effect of avr, which has full width alone."""
+    three: list[Combination] = [
+        {"act": act, "width": width} for act, width in itertools.product(ACTS, (1, 2)) if (act, width) != ("avr", 2)
+    ]
+    at_full = of(three, act="avr") - of(three, act="relu", width=1)
+    np.testing.assert_array_equal(weights(three, {"act": ("avr", "relu")}), at_full)
+    both = of(three, act="crelu") - of(three, act="relu")
+    np.testing.assert_array_equal(weights(three, {"act": ("crelu", "relu")}), both)
+    # Nor have three cells of an interaction's four, nor a chain of cells over further settings.
+    assert weights(three, {"act": ("avr", "relu"), "width": (2, 1)}) is None
+    chain: list[Combination] = [{"a": 0, "b": "x"}, {"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "y"}]
+    assert weights(chain, {"a": (2, 0)}) is None
 
 
 def test_an_effect_of_two_levels_is_tested_as_scipy_tests_pairs() -> None:
@@ -163,7 +163,8 @@ def test_report_has_the_effects_of_a_grid_and_names_what_is_withheld(tmp_path: P
     _, report, page, _ = make_report(ledger, "acts", tmp_path / "reports", "")
     table = report.tables["factors"]
     assert [row[0].text for row in table.rows[:3]] == ["act", "act", "width"]
-    assert "act × width: some are withheld, the cells of the grid do not determine it." in table.notes
+    why = "no setting of the other factors has all of its cells"
+    assert [note for note in table.notes if "withheld" in note] == [f"act × width: some are withheld, {why}."]
     assert "Parallel lines" in page.read_text()
     assert (page.parent / "factors.csv").read_text().count("\n") == 1 + len(effects)
 
@@ -213,8 +214,9 @@ def test_cells_of_different_pictures_are_never_compared(named: bool, tmp_path: P
         ("cifar10", "CIFAR-10"),
         ("cifar100", "CIFAR-100"),
     ]
-    assert [dict(part.levels) for part in (first, second)] == [LEVELS, {"width": (1.0, 0.5)}]
-    assert second.left_out == ("cifar100 crelu x1", "cifar100 crelu x0.5")
+    assert [dict(part.levels) for part in (first, second)] == [LEVELS, LEVELS]
+    assert [effect.name for effect in factor_effects(second) if not effect.why] == ["width"]
+    assert second.left_out(TOP1) == ("cifar100 crelu x1", "cifar100 crelu x0.5")
     crelu = factor_effects(first)[0]
     assert (crelu.level, crelu.cells, crelu.contrast.difference) == ("crelu", 4, pytest.approx(-2, abs=0.1))
     whole = of_cells(tmp_path / "whole", cells)
@@ -312,6 +314,22 @@ def test_effects_of_small_values_are_not_rounded_away(tmp_path: Path) -> None:
     assert crelu.contrast.p < 0.001
 
 
+def test_effects_that_add_up_to_0_in_all_seeds_are_0(tmp_path: Path) -> None:
+    """.1 + .2 is not .15 + .15 in binary; a t of what is left of it would be as good as any."""
+    cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
+    errors = {("relu", 1.0): 0.1, ("relu", 0.5): 0.2, ("crelu", 1.0): 0.15, ("crelu", 0.5): 0.15}
+    ledger = Ledger(str(tmp_path))
+
+    def outcome(trial: Trial) -> Made:
+        levels = dict(trial.cell.factors)
+        return Made({TOP1: errors[str(levels["act"]), float(levels["width"])] * (1 + trial.seed)})
+
+    make(ledger, Sweep("s", "paper", cells, Protocol(seeds=3)), outcome)
+    (design,) = grids(groups(read_sweep(ledger, "s")))
+    crelu, *_ = factor_effects(design)
+    assert (crelu.contrast.difference, crelu.contrast.sd, crelu.contrast.t) == (0.0, 0.0, 0.0)
+
+
 def test_effect_of_a_stale_training_says_so(tmp_path: Path) -> None:
     cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
     results = of_cells(tmp_path, cells)
@@ -349,8 +367,32 @@ def test_a_cell_without_a_result_is_left_out_and_named(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path / "ledger"))
     made_sweep(ledger, missing="avr x1")
     (design,) = grids(groups(read_sweep(ledger, "acts")))
-    assert design.levels["act"] == ("relu", "crelu")
-    assert design.left_out == ("avr x1",)
+    assert design.left_out(TOP1) == ("avr x1",)
+    assert {effect.level for effect in factor_effects(design) if not effect.why} == {"crelu", "0.5"}
+    _, table = factor_parts(groups(read_sweep(ledger, "acts")))
+    assert isinstance(table, Table)
+    assert "Without a result, and left out: avr x1." in table.notes
+
+
+def test_reference_of_a_factor_is_the_first_that_the_page_declares_in_every_metric(tmp_path: Path) -> None:
+    """Also where its cells have no result in one of them yet."""
+    cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
+    ledger = Ledger(str(tmp_path))
+
+    def outcome(trial: Trial) -> Made | None:
+        waits = trial.cell.label == "c relu x1" and trial.phase == "fold"
+        return None if waits else Made({TOP1: 9 + 0.1 * trial.seed + 0.1 * trial.fold + len(trial.cell.label) / 10})
+
+    make(ledger, Sweep("s", "paper", cells, Protocol(seeds=3, folds=3)), outcome)
+    tables = groups(read_sweep(ledger, "s"))
+    (design,) = grids(tables)
+    assert {effect.reference for effect in factor_effects(design) if "×" not in effect.name} == {"relu", "1"}
+    _, table = factor_parts(tables)
+    assert isinstance(table, Table)
+    assert [note for note in table.notes if "ithheld" in note or "left out" in note] == [
+        "act × width: some in average are withheld, no setting of the other factors has all of its cells.",
+        "Without a result in average, and left out: c relu x1.",
+    ]
 
 
 def test_a_seed_counts_where_all_cells_of_an_effect_have_it(tmp_path: Path) -> None:
@@ -374,7 +416,7 @@ def test_means_of_an_interaction_are_over_settings_that_have_all_of_its_cells(mo
     cells: Any = [SimpleNamespace(cell=SimpleNamespace(factors=tuple(levels.items()))) for levels in PARTIAL]
     errors = {id(cell): 10.0 * number for number, cell in enumerate(cells)}
     monkeypatch.setattr(factors, "runs_of", lambda cell, _: {(seed, 0): ("run", errors[id(cell)]) for seed in (0, 1)})
-    design = Grid(varying(PARTIAL), cells, (), (TOP1,))
+    design = Grid(varying(PARTIAL), cells, (TOP1,))
     means = interaction_means(design, TOP1, "net", "width")  # of crelu alone: the others have no half width
     assert means is not None
     expected = {
@@ -384,5 +426,5 @@ def test_means_of_an_interaction_are_over_settings_that_have_all_of_its_cells(mo
     }
     assert means.errors == expected
     crossed = [levels for levels in PARTIAL if (levels["net"], levels["act"]) != ("wide", "crelu")]
-    alone = Grid(varying(crossed), tuple(cells[PARTIAL.index(levels)] for levels in crossed), (), (TOP1,))
+    alone = Grid(varying(crossed), tuple(cells[PARTIAL.index(levels)] for levels in crossed), (TOP1,))
     assert interaction_means(alone, TOP1, "net", "width") is None
