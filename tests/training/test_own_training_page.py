@@ -40,6 +40,7 @@ def test_plain_loop_trains(data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert 0 <= result["metrics"]["final/test_f1"] <= 1
 
 
+@pytest.mark.filterwarnings("ignore")  # what Lightning and torch say about each other
 def test_lightning_module_trains(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightning")
     task = page(tmp_path, "rare_lightning", monkeypatch, BLOCKS[0], BLOCKS[1])
