@@ -3,10 +3,11 @@
 A number of ours is judged by the paper's, and a sentence of the paper decided, where the trainings are the paper's:
 
     data      the public set by its name, all of its pictures (one unreadable in a thousand may be missing), its classes
-    recipe    every field, epochs and stages; precision and the number of restarts are not the paper's to say
+    recipe    every field, epochs and stages; precision and the number of restarts are not the paper's to say, and a
+              learning rate from a study is compared unless the table leaves it open
     net       every layer at its full width; dropout is tuned, and the activation on the scores is left open
 
-Recipe and net are those that were trained: where a search chose a field or a width, the chosen one is compared.
+Recipe and net are those that were trained: where a search or a study chose a field or a width, that is compared.
 
 The results name how many pictures were in the training file and in the test file. The pictures themselves have no
 public fingerprint: that all trainings of a cell had the same ones is checked, that they are the public ones is not.
@@ -27,8 +28,8 @@ from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, 
 from sweeps.experiment.space import Choices, chosen_net, chosen_recipe
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.wording import count
-from sweeps.results.evidence import CellResults
-from sweeps.results.paper import BY_THE_LETTER
+from sweeps.results.evidence import CellResults, Run
+from sweeps.results.paper import BY_THE_LETTER, LEFT_OPEN
 
 # The net and the recipe of each row of the paper's tables.
 # fmt: off
@@ -139,11 +140,13 @@ def reduced(results: CellResults, paper_set: str) -> str:
 
 
 def other_training_of(results: CellResults) -> str:
-    """Return in what a cell was not trained as the paper's, with what its search chose; empty where it was.
+    """Return in what a cell was not trained as the paper's, with what search and study chose; empty where it was.
 
-    Dropout from a search is the paper's own way; a learning rate from a study on the baseline it leaves open.
+    Dropout from a search is the paper's own way.
     """
-    return next(filter(None, (other_training(results.cell, choices) for choices in choices_of(results))), "")
+    trials = [run.trial for run in _chosen_runs(results)]
+    settings = tuple(dict.fromkeys((trial.choices, trial.rate) for trial in trials)) or (((), 0.0),)
+    return next(filter(None, (other_training(results.cell, choices, rate) for choices, rate in settings)), "")
 
 
 def choices_of(results: CellResults) -> tuple[Choices, ...]:
@@ -151,13 +154,18 @@ def choices_of(results: CellResults) -> tuple[Choices, ...]:
 
     Where a search chose nothing (yet), they are one empty choice.
     """
-    runs = results.tested or (results.winner.runs if results.winner is not None else ())
-    return tuple(dict.fromkeys(run.trial.choices for run in runs)) or ((),)
+    return tuple(dict.fromkeys(run.trial.choices for run in _chosen_runs(results))) or ((),)
 
 
-def other_training(cell: Cell, choices: Choices = ()) -> str:
+def _chosen_runs(results: CellResults) -> tuple[Run, ...]:
+    """Return the runs by which a cell was tested, or those of its search's best trial, by whose choices it would be."""
+    return results.tested or (results.winner.runs if results.winner is not None else ())
+
+
+def other_training(cell: Cell, choices: Choices = (), rate: float = 0.0) -> str:
     """Return in what a cell's net or recipe, with these choices of a search, is not the paper's; empty where it is.
 
+    `rate` is the learning rate of a study, 0 for none: it counts as the recipe's, unless the table leaves that open.
     Its pictures do not matter here. What is open may be as we chose it, or by the letter.
     """
     paper = paper_net(cell)
@@ -167,7 +175,9 @@ def other_training(cell: Cell, choices: Choices = ()) -> str:
     name, _ = CELLS.get((cell.table, cell.row), ("", None))
     if isinstance(net, Model) or (layers(net) != layers(paper) and not is_literal(net, name)):
         return f"another net than the paper's {name or paper.name}"
-    theirs, ours = paper_recipe(cell), chosen_recipe(cell.recipe, choices)
+    theirs = paper_recipe(cell)
+    studied = theirs.lr if "lr" in LEFT_OPEN.get(cell.table, {}) else rate
+    ours = chosen_recipe(dataclasses.replace(cell.recipe, lr=studied) if rate else cell.recipe, choices)
     letter = BY_THE_LETTER.get(cell.table, {})
     as_ours = {field: getattr(theirs, field) for field, value in letter.items() if getattr(ours, field) == value}
     differences = recipe_differences(dataclasses.replace(ours, **as_ours), theirs)

@@ -13,6 +13,7 @@ from crelu_models.tables import PAPER, S8
 from sweeps import cifar_vgg, cifar_width, imagenet_placement
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
 from sweeps.experiment.profiles import scaled
+from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Float, Int
 from sweeps.experiment.sweep import Protocol, Sweep
@@ -220,6 +221,38 @@ def test_what_a_search_chose_is_judged_and_not_what_the_cell_declares(tmp_path: 
     departures = {each.what: (each.paper, each.here) for each in deviations(groups(results)[0])}
     judged_fields = ("learning rate", "net (parameters)")
     assert {what: departures[what] for what in judged_fields if what in departures} == expected
+
+
+WIDTH = cifar_width.CELLS[0]
+DECLARED = dataclasses.replace(WIDTH, recipe=dataclasses.replace(WIDTH.recipe, lr=0.5))
+SEARCH = Search(2, "grid", wave=2, space={"net.dropout.conv9": Float(0.25, 0.5, 0.25)})
+
+
+@pytest.mark.parametrize(
+    ("cell", "protocol", "rate", "why"),
+    [
+        (BASELINE, Protocol(seeds=2), 0.05, "another recipe: learning rate 0.05, not 0.01"),
+        (BASELINE, Protocol(seeds=2), 0.01, ""),
+        (BASELINE, Protocol(ablation=False, search=SEARCH), 0.05, "another recipe: learning rate 0.05, not 0.01"),
+        (VGG[0], Protocol(), 0.01, "another recipe: learning rate 0.01, not 1"),
+        (VGG[0], Protocol(), 1.0, ""),
+        (WIDTH, Protocol(), 0.01, ""),
+        (DECLARED, Protocol(), 0.01, ""),  # no training was by the declared rate
+    ],
+)
+def test_learning_rate_of_a_study_is_the_recipe_s_unless_the_paper_leaves_it_open(
+    tmp_path: Path, cell: Cell, protocol: Protocol, rate: float, why: str
+) -> None:
+    def outcome(trial: Trial) -> Made:
+        if trial.phase != "ablation":
+            return Made({}, curve=[50.0, 10.0 if trial.rate == rate else 20.0])
+        return table_4(trial) if cell.table == "4" else Made({TOP1: 9.0})
+
+    study = dataclasses.replace(protocol, rates=RateStudy(cell.label, (0.25, rate)))
+    results = seen(tmp_path, Sweep("studied", "paper", (cell,), study), outcome)
+    assert other_training_of(results.cells[0]) == why
+    if protocol.seeds == 2:
+        assert (judged(results).word, judged(results).why) == (("withheld", why) if why else ("reproduced", ""))
 
 
 def test_shifts_that_a_search_chose_are_those_of_the_deviation(tmp_path: Path) -> None:
