@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from sweeps.experiment.metrics import AVERAGE, Average
@@ -26,7 +26,7 @@ from sweeps.results.cell_numbers import TABLES, number, other_protocol, stands_f
 from sweeps.results.contrasts import UNTESTED, Contrast, contrast, contrast_with, more_trainings
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import CLAIMS, FOLDS, Claim, Comparison
-from sweeps.results.paper_cells import CELLS, footnote_row, reduced
+from sweeps.results.paper_cells import CELLS, footnote_row, other_data, other_training_of, reduced
 from sweeps.results.statistics import Decision, Difference, decide, decide_all, holm, p_beyond, welch
 
 # The networks of Tables 6 and S1, whose rows are layers: table and row of a cell.
@@ -52,14 +52,29 @@ class Compared(NamedTuple):
     more: int | None
 
 
+class Lacks(NamedTuple):
+    """What keeps the trainings behind a claim from deciding it: another net or recipe, other pictures, or their number.
+
+    Too few of them, of another protocol, lost and stale ones are of the last kind. Each is empty where it is nothing.
+    """
+
+    training: str = ""
+    data: str = ""
+    number: str = ""
+
+
 class ClaimResult(NamedTuple):
-    """A claim as our runs and the paper's own numbers decide it; `withheld` says why there is no decision."""
+    """A claim as our runs and the paper's own numbers decide it.
+
+    `withheld` says in a sentence why there is no decision, `lacks` by kind of reason.
+    """
 
     claim: Claim
     decision: Decision
     compared: tuple[Compared, ...]
     withheld: str
     in_print: InPrint
+    lacks: Lacks = Lacks()
 
     @property
     def open(self) -> tuple[Compared, ...]:
@@ -190,11 +205,23 @@ def _claim_result(claim: Claim, comparisons: Sequence[Compared], cells: Cells, s
         for compared in comparisons
         for row in (compared.comparison.row, compared.rival)
     }
-    reasons = [reduced(cells[network], network[0]) for network in networks if network in cells]
-    first = next((reason for reason in reasons if reason), "") or _too_few(claim, comparisons, cells, sweep)
-    withheld = "; ".join(filter(None, (first, _lost(claim, comparisons, cells), _stale(comparisons))))
+    behind = [(cells[network], network[0]) for network in networks if network in cells]
+    other = _first(reduced(results, paper_set) for results, paper_set in behind)
+    few = "" if other else _too_few(claim, comparisons, cells, sweep)
+    shortage = "; ".join(filter(None, (few, _lost(claim, comparisons, cells), _stale(comparisons))))
+    withheld = "; ".join(filter(None, (other, shortage)))
+    lacks = Lacks(
+        _first(other_training_of(results) for results, _ in behind),
+        _first(other_data(results, paper_set) for results, paper_set in behind),
+        shortage,
+    )
     decision = "not run" if withheld else decide_all(compared.decision for compared in comparisons)
-    return ClaimResult(claim, decision, tuple(comparisons), withheld, in_print(claim))
+    return ClaimResult(claim, decision, tuple(comparisons), withheld, in_print(claim), lacks)
+
+
+def _first(reasons: Iterable[str]) -> str:
+    """Return the first reason that is one, empty for none."""
+    return next(filter(None, reasons), "")
 
 
 def _sides(claim: Claim, compared: Compared, cells: Cells) -> Iterator[tuple[CellResults, str]]:

@@ -236,7 +236,8 @@ def _claim_stage(result: ClaimResult, compared: Compared) -> tuple[int, str]:
     known = not math.isnan(compared.contrast.difference)
     open_ = compared.decision if compared.decision in UNDECIDED else ""
     denied = "" if compared.decision == "supported" else compared.decision
-    return _stage("" if known else "no training", result.withheld, "", open_, denied)
+    lacks = result.lacks
+    return _stage("" if known else "no training", lacks.training, lacks.data, lacks.number or open_, denied)
 
 
 # Analyses, theorems, protocol ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.grade_page import declared, tree_named
 from sweeps.results import paper
+from sweeps.results.claims import judge_claims
 from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.grade import AGREEMENT, DATA, RUN, SCALE, STAGES, STATISTICS, Graded, Item, grade, row_hours
 from sweeps.results.reproduction_trees import (
@@ -169,6 +170,55 @@ def test_a_demo_is_at_no_scale_of_the_papers_and_its_own_tree_is_half_done(tmp_p
     leaf = Trained("", 1, "imagenet_placement-demo")
     assert failing(leaf, results) == {("", ""), (AGREEMENT, "a training is at chance")}
     assert scores(grade(DEMO, results))["what was learned is looked at"] == 0
+
+
+BATCH, PART = "another recipe: batch 64, not 128", "a part of the published data set, or other files by its name"
+DIVERGED, STALE = "1 of 10 folds diverged of AVR cifar10", "1 stale training of AVR cifar10"
+
+
+@pytest.mark.parametrize(
+    ("halved", "part", "last", "check", "why", "sentence"),
+    [
+        ("", "", "diverged", STATISTICS, DIVERGED, DIVERGED),
+        ("", "", "absent", STATISTICS, "9 of the paper's 10 folds", "9 of the paper's 10 folds"),
+        ("", "", "stale", STATISTICS, STALE, STALE),
+        ("", "Baseline", "stale", DATA, PART, f"{PART}; {STALE}"),
+        ("Baseline", "", "diverged", SCALE, BATCH, f"{BATCH}; {DIVERGED}"),
+        ("Baseline", "Baseline", "", SCALE, BATCH, PART),
+        ("Baseline", "AVR", "", SCALE, BATCH, PART),
+        ("AVR", "Baseline", "", SCALE, BATCH, BATCH),
+    ],
+)
+def test_a_withheld_sentence_fails_the_check_that_its_trainings_fail(
+    tmp_path: Path, halved: str, part: str, last: str, check: str, why: str, sentence: str
+) -> None:
+    """Its words in the table name the first row that is not the paper's; the grade has the checks in their order."""
+    cells = tuple(
+        dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, batch=64)) if cell.row == halved else cell
+        for cell in only(cifar_width.CELLS, "cifar10")
+        if cell.row in ("Baseline", "AVR")
+    )
+
+    def is_last(trial: Trial) -> bool:
+        return trial.cell.row == "AVR" and trial.fold == 9
+
+    def outcome(trial: Trial) -> Made | None:
+        if is_last(trial) and last in ("diverged", "absent"):
+            lost = Made({"final/test_top1_err": 90.0}, status="diverged", ending="diverged")
+            return lost if last == "diverged" else None
+        return as_printed(trial)._replace(partial=trial.cell.row == part)
+
+    (results,) = surveys(tmp_path, Sweep("w", "paper", cells, Protocol(ablation=False, folds=10)), outcome)
+    aged = [
+        tuple(run._replace(state="stale") if last == "stale" and is_last(run.trial) else run for run in cell.runs)
+        for cell in results.cells
+    ]
+    of_cells = zip(results.cells, aged, strict=True)
+    results = dataclasses.replace(results, cells=tuple(dataclasses.replace(cell, runs=runs) for cell, runs in of_cells))
+    leaf = Sentence("", 1, "avr-no-better-over-folds-on-cifar10")
+    assert failing(leaf, [results]) == {(check, why)}
+    (claim,) = (each for each in judge_claims(results) if each.claim.id == leaf.claim)
+    assert claim.withheld == sentence
 
 
 def test_a_theorem_needs_an_analysis_without_a_counter_example(tmp_path: Path) -> None:
