@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,6 +23,10 @@ IN_PRINT: Final[dict[InPrint, str]] = {
 }
 
 
+WITHIN: Final = (
+    "Within: p is the larger one of two one-sided tests, that the difference lies inside the margin; it is below .05 "
+    "where the 90 % interval lies inside. Where the difference itself lies outside, p is that of lying outside."
+)
 MCNEMAR: Final = "McNemar's p speaks of these networks on other pictures, not of other trainings: it decides nothing."
 
 
@@ -78,7 +83,8 @@ def comparison_table(result: ClaimResult) -> Table:
     rows = tuple(_comparison(compared) for compared in result.compared)
     columns = ("comparison", "difference", "95 % interval", "p (Holm)", "over", "", "more trainings")
     votes = any(compared.contrast.pictures is not None for compared in result.compared)
-    notes = (MCNEMAR,) if votes else ()
+    within = any(compared.comparison.relation == "within" and math.isfinite(compared.p) for compared in result.compared)
+    notes = (*([WITHIN] if within else []), *([MCNEMAR] if votes else []))
     return Table(f"claim-{result.claim.id}", result.claim.sentence, columns, "lrrrllr", rows, notes)
 
 

@@ -140,6 +140,7 @@ def _claims(results: SweepResults) -> Iterable[Line]:
                 "paper_dataset": compared.comparison.dataset,
                 "row": compared.comparison.row,
                 "relation": compared.comparison.relation,
+                "margin": compared.comparison.margin,
                 "rival": compared.rival,
                 "decision": compared.decision,
                 "more_seeds": compared.more,

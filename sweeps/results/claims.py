@@ -27,7 +27,7 @@ from sweeps.results.contrasts import UNTESTED, Contrast, contrast, contrast_with
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import CLAIMS, FOLDS, Claim, Comparison
 from sweeps.results.paper_cells import CELLS, footnote_row, other_data, other_training_of, reduced
-from sweeps.results.statistics import Decision, Difference, decide, decide_all, holm, p_beyond, welch
+from sweeps.results.statistics import Decision, Difference, decide, decide_all, error_of_mean, holm, p_within, welch
 
 # The networks of Tables 6 and S1, whose rows are layers: table and row of a cell.
 NETWORKS: Final = {
@@ -153,20 +153,20 @@ def _metrics(claim: Claim, comparison: Comparison, rival: str) -> tuple[str, str
 def _decide_together(claims: Sequence[Claim], cells: Cells, sweep: Sweep) -> list[ClaimResult]:
     """Decide claims whose p values are adjusted as one family."""
     contrasts = [
-        (claim, comparison, rival, _contrast(claim, comparison, rival, cells))
+        (claim, comparison, rival, _deciding(comparison, _contrast(claim, comparison, rival, cells)))
         for claim in claims
         for comparison in claim.comparisons
         for rival in paper.rivals(claim.table, comparison)
     ]
-    raw = [_p(comparison, test) for _, comparison, _, test in contrasts]
+    raw = [test.p for _, _, _, test in contrasts]
     adjusted = holm(raw).tolist()
     family = sum(not math.isnan(p) for p in raw)
     compared: dict[str, list[Compared]] = {claim.id: [] for claim in claims}
     for (claim, comparison, rival, test), p in zip(contrasts, adjusted, strict=True):
-        decision = decide(comparison.relation, test.difference, float(p), test.interval, comparison.margin)
+        decision = decide(comparison.relation, test.difference, float(p), comparison.margin)
         if test.basis in UNTESTED:
             decision = "not tested"
-        if test.basis == "exact" and comparison.relation != "within":
+        if test.basis == "exact":
             decision = "supported" if paper.holds(comparison, test.difference, 0.0) else "contradicted"
         more = more_trainings(test, family, comparison.margin) if decision == "inconclusive" else None
         compared[claim.id].append(Compared(comparison, rival, test, float(p), decision, more))
@@ -192,11 +192,14 @@ def _of_literature(claim: Claim, comparison: Comparison, rival: str) -> float | 
     return None if number is None else number.value
 
 
-def _p(comparison: Comparison, test: Contrast) -> float:
-    """Return the p that a comparison is decided by: of a difference, for "within" of one beyond the margin."""
-    if comparison.relation != "within" or not (test.n > 1 and test.t):
-        return test.p
-    return p_beyond(comparison.margin, test.difference, abs(test.difference / test.t), test.n - 1)
+def _deciding(comparison: Comparison, test: Contrast) -> Contrast:
+    """Return a test with the p that decides a comparison: of a difference from 0, for "within" from the margin."""
+    if comparison.relation != "within":
+        return test
+    # Differences that are all equal, but for binary rounding, have no interval.
+    known = math.isfinite(test.interval.low)
+    se = error_of_mean(test.sd, test.n, 1 / test.folds if test.folds else None) if known else 0.0
+    return test._replace(p=p_within(comparison.margin, test.difference, se, test.n - 1))
 
 
 def _claim_result(claim: Claim, comparisons: Sequence[Compared], cells: Cells, sweep: Sweep) -> ClaimResult:

@@ -247,30 +247,18 @@ def verdict(ours: Average, interval: Interval, paper: float, se_paper: float | N
     return Verdict(difference, Interval(low, high), margin, "differs" if outside else "inconclusive")
 
 
-def decide(
-    relation: Relation,
-    difference: float,
-    p: float,
-    interval: Interval | None = None,
-    margin: float = 0.0,
-    alpha: float = 0.05,
-) -> Decision:
-    """Decide one comparison from row - rival, its p adjusted over the page, and for "within" its interval.
+def decide(relation: Relation, difference: float, p: float, margin: float = 0.0, alpha: float = 0.05) -> Decision:
+    """Decide one comparison from row - rival and its p adjusted over the page, which has to be below alpha.
 
-    A direction is decided where p < alpha; "not lower" therefore needs a difference above 0 to be supported.
-    "within" is supported by an interval inside ±margin, and contradicted by one outside whose `p_beyond` is below
-    alpha too. A difference of nan is "not run"; a p of nan (one seed) decides no direction.
+    "not lower" therefore needs a difference above 0 to be supported. The p of "within" is `p_within`. A difference of
+    nan is "not run"; a p of nan (one seed) decides nothing.
     """
     if math.isnan(difference):
         return "not run"
-    if relation == "within":
-        if interval is None:
-            raise ValueError('"within" is decided by the confidence interval of the difference; None given')
-        if (interval.low > margin or interval.high < -margin) and not p >= alpha:
-            return "contradicted"
-        return "supported" if -margin <= interval.low and interval.high <= margin else "inconclusive"
-    if not p < alpha or difference == 0:
+    if not p < alpha or (difference == 0 and relation != "within"):
         return "inconclusive"
+    if relation == "within":
+        return "supported" if abs(difference) <= margin else "contradicted"
     return "supported" if (difference < 0) == (relation in ("lower", "lowest")) else "contradicted"
 
 
@@ -286,6 +274,19 @@ def decide_all(decisions: Iterable[Decision]) -> Decision:
     if "supported" in reached:
         return "supported"
     return "inconclusive" if reached else "not run"
+
+
+def p_within(margin: float, difference: float, se: float, df: float) -> float:
+    """Return the p of what a difference says of ±margin: that it is inside, or outside; nan without a spread.
+
+    Inside it is the larger p of two one-sided tests (Schuirmann 1987), so p < .05 where the 90 % interval lies inside
+    too; outside it is `p_beyond`.
+    """
+    from scipy import special
+
+    if abs(difference) > margin or not se > 0:
+        return p_beyond(margin, difference, se, df)
+    return float(special.stdtr(df, (abs(difference) - margin) / se))
 
 
 def p_beyond(margin: float, difference: float, se: float, df: float) -> float:
@@ -336,6 +337,11 @@ def t_power(n: int, sd: float, difference: float, alpha: float = 0.05, test_frac
     # t^2 has a noncentral F: both tails at once, where scipy's noncentral t is nan far out in one.
     effect = (difference / sd) ** 2 * n / _widen(n, test_fraction) ** 2
     return float(stats.ncf.sf(stats.f.isf(alpha, 1, n - 1), 1, n - 1, effect))
+
+
+def error_of_mean(sd: float, n: int, test_fraction: float | None = None) -> float:
+    """Return the standard error of the mean of n paired differences of deviation sd, as `paired` has it."""
+    return sd / math.sqrt(n) * _widen(n, test_fraction)
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:

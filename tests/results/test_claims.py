@@ -20,9 +20,11 @@ from sweeps.experiment.search import Search
 from sweeps.experiment.space import Float
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import SECOND_SEED, Cell, Trial
-from sweeps.report.claim_tables import claim_table
+from sweeps.report.claim_tables import WITHIN, claim_table, comparison_table
 from sweeps.report.effect_tables import effect_table, effects_of, printed_table
+from sweeps.report.render import document
 from sweeps.report.result_tables import result_tables
+from sweeps.report.tidy import tidy
 from sweeps.results import paper, statistics
 from sweeps.results.analyses import SCHEMA
 from sweeps.results.cell_numbers import groups, number
@@ -227,6 +229,47 @@ def test_pairing_fades_where_every_deeper_layer_lies_nearer_to_0(tmp_path: Path)
             lambda trial, deep=deep: by_layer(trial, paper.MU, fading | {5: deep}),  # type: ignore[misc]
         )
         assert claims["relu-pairing-fades-with-depth"].decision == decision
+
+
+@pytest.mark.parametrize("folds", [0, 10])
+def test_within_is_decided_by_the_p_that_is_printed(tmp_path: Path, folds: int) -> None:
+    protocol = Protocol(ablation=False, folds=folds) if folds else SIX.protocol
+    n, margin = folds or 6, 0.022
+    spread = np.linspace(-1, 1, n) * 0.004
+    means = {1: 0.001, 2: 0.0195, 3: 0.0, 4: 0.08}  # inside, near the margin, 0 itself, outside
+
+    def mu(trial: Trial) -> dict[str, float]:
+        offset = float(spread[trial.fold if folds else trial.seed])
+        here = {f"pairing/mu/conv{i}": mean + offset - 0.5 for i, mean in means.items()}
+        return here | {f"pairing/mu_random/conv{i}": -0.5 for i in means}
+
+    sweep = unsearched("imagenet_placement", PLACEMENTS, protocol)
+    claims = analysed(tmp_path, sweep, mu)
+    claim = claims["crelu-pairing-vanishes"]
+    family = [test for other in claims.values() for test in other.compared]
+    error = float(np.std(spread, ddof=1)) * math.sqrt(1 / n + (1 / 9 if folds else 0))
+    expected = [stats.t.sf((margin - mean) / error, n - 1) for mean in list(means.values())[:3]]
+    expected.append(2 * stats.t.sf((means[4] - margin) / error, n - 1))
+    assert [test.contrast.p for test in claim.compared] == pytest.approx(expected)
+    adjusted = statistics.holm([test.contrast.p for test in family])
+    assert [test.p for test in family] == pytest.approx(list(adjusted), nan_ok=True)
+    assert [test.decision for test in claim.compared] == ["supported", "inconclusive", "supported", "contradicted"]
+    table = comparison_table(claim)
+    assert [line[3].text for line in table.rows] == [document.chance(test.p) for test in claim.compared]
+    assert table.notes == (WITHIN,)
+    lines = tidy(read_sweep(Ledger(str(tmp_path / "ledger")), sweep.title))["claims"]
+    told = [(line["p"], line["p_holm"], line["margin"]) for line in lines if line["claim"] == claim.claim.id]
+    assert told == [(test.contrast.p, test.p, margin) for test in claim.compared]
+
+
+def test_within_of_equal_differences_or_one_seed_is_open(tmp_path: Path) -> None:
+    equal = {f"pairing/mu/conv{i}": -0.13 for i in range(1, 5)} | {f"pairing/mu_random/conv{i}": -0.13 for i in (1, 2)}
+    equal |= {"pairing/mu_random/conv3": -0.12, "pairing/mu_random/conv4": -0.03}
+    for seeds in (1, 6):
+        sweep = unsearched("imagenet_placement", PLACEMENTS, Protocol(seeds=seeds))
+        claim = analysed(tmp_path / str(seeds), sweep, lambda _: equal)["crelu-pairing-vanishes"]
+        assert {(test.decision, math.isnan(test.p)) for test in claim.compared} == {("inconclusive", True)}
+        assert comparison_table(claim).notes == ()
 
 
 def test_invariance_peaks_and_jumps_are_compared_within_a_network(tmp_path: Path) -> None:
@@ -645,6 +688,18 @@ def test_what_seeds_cannot_settle_asks_for_none() -> None:
     # 3 seeds, a difference of one sd: as many as statistics says at a quarter of alpha.
     asked = more_trainings(base._replace(basis="seeds", difference=1.0, sd=1.0, n=3), 4)
     assert asked == statistics.seeds_needed(1.0, 1.0, 0.05 / 4, have=3)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.2, 0.4, 0.8])
+def test_further_seeds_decide_within_about_as_often_as_they_are_planned_to(difference: float) -> None:
+    base = contrast(None, None, TOP1)._replace(basis="seeds", difference=difference, sd=0.3, n=3)
+    more = more_trainings(base, 4, margin=0.5)
+    assert more is not None
+    n = 3 + more
+    values = np.random.default_rng(6).normal(difference, 0.3, (2_000, n))
+    means, errors = values.mean(axis=1), values.std(axis=1, ddof=1) / math.sqrt(n)
+    p = [statistics.p_within(0.5, mean, error, n - 1) for mean, error in zip(means, errors, strict=True)]
+    assert 0.7 < np.mean(np.array(p) < 0.05 / 4) < 0.95
 
 
 # Marks --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from sweeps.results.statistics import (
     mean_se,
     order,
     p_beyond,
+    p_within,
     paired,
     seeds_needed,
     t_interval,
@@ -484,20 +485,47 @@ def test_a_direction_is_decided_by_its_adjusted_p(
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "expected"),
+    ("difference", "p", "expected"),
     [
-        (-0.4, 0.5, 1.0, "supported"),
-        (0.6, 0.9, 0.01, "contradicted"),
-        (-0.9, -0.6, 0.01, "contradicted"),
-        (0.6, 0.6, math.nan, "contradicted"),  # exact counts
-        (0.6, 0.9, 0.06, "inconclusive"),  # outside alone, and not after Holm
-        (0.4, 0.6, 1.0, "inconclusive"),
-        (-0.6, 0.6, 1.0, "inconclusive"),
-        (math.nan, math.nan, math.nan, "inconclusive"),
+        (0.1, 0.01, "supported"),
+        (0.0, 0.01, "supported"),
+        (0.9, 0.01, "contradicted"),
+        (-0.9, 0.01, "contradicted"),
+        (0.1, 0.06, "inconclusive"),  # inside alone, and not after Holm
+        (0.9, 0.06, "inconclusive"),
+        (0.1, math.nan, "inconclusive"),  # one seed
     ],
 )
-def test_within_is_decided_by_the_interval(low: float, high: float, p: float, expected: Decision) -> None:
-    assert decide("within", 0.1, p, Interval(low, high), margin=0.5) == expected
+def test_within_is_decided_by_its_adjusted_p(difference: float, p: float, expected: Decision) -> None:
+    assert decide("within", difference, p, margin=0.5) == expected
+
+
+def test_p_within_a_margin_is_that_of_two_one_sided_tests() -> None:
+    for difference in (0.0, 0.2, -0.3):
+        sides = [stats.t.sf((0.5 - difference) / 0.1, 4), stats.t.sf((0.5 + difference) / 0.1, 4)]
+        assert p_within(0.5, difference, 0.1, 4) == pytest.approx(max(sides))
+    assert p_within(0.5, -0.9, 0.1, 4) == p_beyond(0.5, -0.9, 0.1, 4)
+    assert math.isnan(p_within(0.5, 0.3, 0.0, 4))
+
+
+@pytest.mark.parametrize("folds", [0, 10])
+def test_a_difference_on_the_margin_is_taken_to_be_within_in_five_percent(folds: int) -> None:
+    n, share = folds or 4, 1 / folds if folds else 0.0
+    # Over folds the differences share a part of their error, of correlation 0.1, by which they are corrected.
+    stream = np.random.default_rng(3)
+    shared = stream.normal(0, 1, (RUNS, 1))
+    values = 0.5 + 0.3 * (math.sqrt(share) * shared + math.sqrt(1 - share) * stream.normal(0, 1, (RUNS, n)))
+    supported, agreed = [], []
+    for row in values:
+        test = paired(row, np.zeros(n), share, level=0.9).corrected
+        decision = decide("within", row.mean(), p_within(0.5, row.mean(), test.se, n - 1), margin=0.5)
+        supported.append(decision == "supported")
+        outside = paired(row, np.zeros(n), share, level=0.95).corrected.interval
+        inside = test.interval.low > -0.5 and test.interval.high < 0.5
+        by_interval = "supported" if inside else "contradicted" if outside.low > 0.5 else "inconclusive"
+        agreed.append(decision == by_interval)
+    assert all(agreed)
+    assert 0.03 < np.mean(supported) <= 0.055
 
 
 def test_p_beyond_a_margin_is_that_of_a_t_test_from_its_edge() -> None:
@@ -509,11 +537,6 @@ def test_p_beyond_a_margin_is_that_of_a_t_test_from_its_edge() -> None:
     d = np.random.default_rng(5).normal(0.5, 0.3, (RUNS, 5))
     beyond = [p_beyond(0.5, row.mean(), row.std(ddof=1) / math.sqrt(5), 4) < 0.05 for row in d]
     assert 0.01 < np.mean(beyond) < 0.04
-
-
-def test_within_needs_an_interval() -> None:
-    with pytest.raises(ValueError, match="None given"):
-        decide("within", 0.1, 0.9)
 
 
 def test_a_claim_needs_all_of_its_comparisons() -> None:
