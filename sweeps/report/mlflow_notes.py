@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote
 
 from sweeps.experiment.metrics import PARAMETERS, VOTE
 from sweeps.experiment.wording import count, plural
 from sweeps.report.question_tables import answer_line
-from sweeps.report.render.document import signed
-from sweeps.report.render.formats import escaped, prose
-from sweeps.report.result_tables import ours_text, verdict_text
+from sweeps.report.render.document import NONE, Entry, signed
+from sweeps.report.render.formats import markdown_entry, markdown_note, prose
+from sweeps.report.result_tables import legend, ours_entry, verdict_text
 from sweeps.results.answers import Answers, answers
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, named, number, verdict_for
 from sweeps.results.evidence import CellResults, SweepResults
-from sweeps.results.paper_cells import on_part
+from sweeps.results.paper_cells import reduced
 from sweeps.tracking.layout import (
     REPORT,
     Page,
@@ -62,27 +62,26 @@ def _note(
     heads = ["", *(["paper"] if judging else []), "ours ± se (n)", *(["difference", "verdict"] if judging else [])]
     lines = (
         [f"**{prose(group.title)}: {prose(row.label)}**", ""]
-        + _line(heads)
-        + _line(["---"] + ["---:"] * (len(heads) - 1))
+        + _line(map(Entry, heads))
+        + _line(map(Entry, ["---"] + ["---:"] * (len(heads) - 1)))
     )
+    used: set[str] = set()
     for metric in group.metrics:
-        ours, theirs = number(cell_results, metric), group.paper(row, metric)
-        values = [named(metric, group.table)]
-        values += [str(theirs).replace("±", " ± ") if theirs is not None else "–"] if judging else []
-        values.append(ours_text(ours) if ours.known else "–")
-        word = verdict_for(group, row, metric, ours) if judging else None
+        theirs = group.paper(row, metric)
+        values = [Entry(named(metric, group.table))]
+        values += [Entry(str(theirs).replace("±", " ± ") if theirs is not None else NONE)] if judging else []
+        ours = ours_entry(group, row, metric, results.sweep.protocol.search)
+        values.append(ours._replace(sub=""))
+        used |= set(ours.marks)
+        word = verdict_for(group, row, metric, number(cell_results, metric)) if judging else None
         places = 3 if metric == PARAMETERS else 2
-        values += [signed(word.difference, places), verdict_text(word)] if word is not None else []
-        lines += _line(values + ["–"] * (len(heads) - len(values)))
+        values += [Entry(signed(word.difference, places)), Entry(verdict_text(word))] if word is not None else []
+        lines += _line(values + [Entry(NONE)] * (len(heads) - len(values)))
+    notes = legend(used, group.metric)
+    lines += ["", *map(markdown_note, notes)] if notes else []
     lost = {metric: cell_results.lost(metric) for metric in group.metrics}
     if any(lost.values()):
         lines += ["", f"Of its trainings: {'; '.join(dict.fromkeys(filter(None, lost.values())))}."]
-    if cell_results.synthetic:
-        lines += ["", "Trained on embedded pictures: the paper's numbers are of other data, and there is no verdict."]
-    elif group.table and not judging:
-        lines += ["", "Trained on other data than the paper's: no verdict."]
-    if on_part(cell_results):
-        lines += ["", "Trained on a part of the published data set, or on other files by its name: no verdict."]
     return "\n".join([*lines, "", *_links(results, cell_results, experiment, runs, report), *questions])
 
 
@@ -96,8 +95,8 @@ def _questions(decided: Answers | None, label: str) -> list[str]:
     return ["", plural(len(asked), "Question") + ":", "", *lines] if lines else []
 
 
-def _line(values: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(escaped(value.replace('|', '/')) for value in values)} |"]
+def _line(values: Iterable[Entry]) -> list[str]:
+    return [f"| {' | '.join(markdown_entry(value._replace(text=value.text.replace('|', '/'))) for value in values)} |"]
 
 
 def _links(
@@ -120,9 +119,11 @@ def _metrics(group: ResultTable, row: Row, cell_results: CellResults) -> dict[st
     """Return the numbers of a cell's run: its averages, and what no trial's run has: paper, vote, parameters."""
     metrics = cell_metrics((run.trial, run.result["metrics"]) for run in cell_results.runs if run.result)
     metrics[PARAMETERS] = number(cell_results, PARAMETERS).average.mean
+    # A chart has no room to say why the paper's number is of other trainings.
+    beside = group.comparable and not reduced(cell_results, group.dataset)
     for metric in group.metrics:
         ours, theirs = number(cell_results, metric), group.paper(row, metric)
-        if group.comparable and theirs is not None:
+        if beside and theirs is not None:
             metrics[f"paper/{metric.partition('/')[2]}"] = theirs.value
         if metric in (VOTE, PARAMETERS):
             metrics[metric] = ours.average.mean

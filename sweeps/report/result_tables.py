@@ -50,7 +50,7 @@ def _overview(group: ResultTable, search: Search | None) -> Table:
     for row in group.rows:
         entries = [Entry(row.label, cell=row.key)]
         for metric in group.metrics:
-            ours = _ours(group, row, metric, search)
+            ours = ours_entry(group, row, metric, search)
             used |= set(ours.marks)
             if group.table:
                 entries.append(_paper(group.paper(row, metric)))
@@ -85,7 +85,7 @@ def _detail(group: ResultTable, metric: str, search: Search | None) -> Table:
     for row in group.rows:
         if row.results is None and group.paper(row, metric) is None:
             continue
-        ours = _ours(group, row, metric, search)
+        ours = ours_entry(group, row, metric, search)
         used |= set(ours.marks)
         difference, word = _verdict(group, row, metric)
         rows.append((Entry(row.label, cell=row.key), _paper(group.paper(row, metric)), ours, difference, word))
@@ -108,7 +108,8 @@ def _paper(printed: Printed | None) -> Entry:
     return Entry(str(printed).replace("±", " ± ") if printed is not None else NONE, tone="paper")
 
 
-def _ours(group: ResultTable, row: Row, metric: str, search: Search | None) -> Entry:
+def ours_entry(group: ResultTable, row: Row, metric: str, search: Search | None) -> Entry:
+    """Return the place of a number of ours, with its marks."""
     ours = number(row.results, metric)
     if not ours.known:
         return Entry(NONE, tone="muted", marks=marks(group, row.results, ours, search))

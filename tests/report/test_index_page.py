@@ -120,7 +120,7 @@ def test_number_of_the_paper_stands_beside_none_of_a_folder_or_another_set(tmp_p
         assert (row[1].sub, row[3].text, row[4].text) == ("not the paper's runs", "40.00 (1)", NONE)
         note = pages(sweep.results, "1", {cell.key: "a" * 32}, "a" * 32)[cell.key].note
         assert "|  | ours ± se (n) |\n" in note
-        assert "Trained on other data than the paper's: no verdict." in note
+        assert "<sup>o</sup> other data: trained on other data than the paper's: no verdict." in note
         today = plan(sweep.results.sweep, ledger, {})
         assert "nothing follows from that" in terminal.notes(today, terminal.lines(today, {}, ledger))
 

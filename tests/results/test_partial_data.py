@@ -59,5 +59,5 @@ def test_report_marks_the_number_and_lists_the_deviation(results: SweepResults, 
 def test_note_on_the_cell_s_run_says_it(results: SweepResults, parts: tuple[int, ...]) -> None:
     runs = {cell.cell.key: f"{number:032x}" for number, cell in enumerate(results.cells)}
     first, second = (mlflow_notes.pages(results, "1", runs, "0" * 32)[cell.cell.key].note for cell in results.cells)
-    assert ("Trained on a part of the published data set" in first) == bool(parts)
-    assert "Trained on a part" not in second
+    assert ("<sup>p</sup> partial data: trained on a part of the published data set" in first) == bool(parts)
+    assert "trained on a part" not in second

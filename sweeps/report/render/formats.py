@@ -51,15 +51,20 @@ def markdown_table(table: Table) -> str:
     heads = [name for name, span in table.heads for _ in range(span)] or [""] * len(table.columns)
     columns = [escaped(f"{head} {name}") for head, name in zip(heads, table.columns, strict=True)]
     rule = [{"l": "---", "r": "---:", "c": ":---:"}[side] for side in table.align]
-    rows = [[_markdown_entry(entry) for entry in row] for row in table.rows]
+    rows = [[markdown_entry(entry) for entry in row] for row in table.rows]
     lines = [f"| {' | '.join(row)} |" for row in (columns, rule, *rows)]
-    notes = [
-        f"- {_superscript(mark)}{' ' if mark else ''}{escaped(words)}" for mark, words in map(split_note, table.notes)
-    ]
+    notes = [markdown_note(note) for note in table.notes]
     return "\n".join([*lines, *(["", *notes] if notes else []), ""])
 
 
-def _markdown_entry(entry: Entry) -> str:
+def markdown_note(note: str) -> str:
+    """Return a note below a table as a point of a list, the mark that it explains raised."""
+    mark, words = split_note(note)
+    return f"- {_superscript(mark)}{' ' if mark else ''}{escaped(words)}"
+
+
+def markdown_entry(entry: Entry) -> str:
+    """Return a place of a table with its marks raised."""
     return f"{escaped(entry.text)}{_superscript(','.join(entry.marks))} {escaped(entry.sub)}".rstrip()
 
 

@@ -1,0 +1,102 @@
+"""What the page warns of, every other view says too: the note of MLflow, the files, the terminal, --json and status."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sweeps import cifar_width
+from sweeps.experiment.metrics import PARAMETERS, TOP1, TRAIN
+from sweeps.experiment.plan import plan, plan_to_json
+from sweeps.experiment.sweep import Protocol, Sweep
+from sweeps.experiment.trial import Trial
+from sweeps.report.mlflow_notes import pages
+from sweeps.report.result_tables import result_tables
+from sweeps.report.tidy import tidy
+from sweeps.results.cell_numbers import groups
+from sweeps.results.evidence import SweepResults, read_sweep
+from sweeps.results.marks import MARKS
+from sweeps.store.ledger import Ledger
+from sweeps.tracking.layout import Page
+from tests.support.sweeps import BASELINE, Made, make, only, unsearched
+
+FALLING = [50.0 - epoch for epoch in range(30)]
+PAIR = tuple(
+    dataclasses.replace(BASELINE, label=label, table="", row="", net=net)
+    for label, net in (("A", BASELINE.net), ("B", BASELINE.net.crelu(1)))
+)
+SMALL = tuple(
+    dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, epochs=2))
+    for cell in only(cifar_width.CELLS, "cifar10")[:2]
+)
+
+
+def stale_pair(ledger: Ledger) -> str:
+    """Make two cells of no table with stale trainings; those of the second one were begun anew, and still fall."""
+    sweep = Sweep("pair", "paper", PAIR, Protocol(seeds=3))
+
+    def outcome(trial: Trial) -> Made:
+        again = trial.cell.label == "B"
+        return Made({TOP1: 9.0 + 0.1 * trial.seed}, restarts=2 * again, curve=FALLING if again else [])
+
+    make(ledger, sweep, outcome)
+    ledger.write_json(
+        "plans/pair.json", plan_to_json(plan(sweep, ledger, {})) | {"fingerprints": {"cifar10": "e" * 64}}
+    )
+    return sweep.title
+
+
+def small_table(ledger: Ledger) -> str:
+    """Make two rows of Table 1 that are trained for 2 epochs of 350."""
+    sweep = unsearched("cifar_width", SMALL, Protocol(ablation=False, single=True, folds=2), profile="demo")
+    errors = {"match": {TOP1: 9.2, TRAIN: 1.1}, "fold": {TOP1: 10.2}}
+    make(ledger, sweep, lambda trial: Made(errors.get(trial.phase, {}), curve=[]))
+    return sweep.title
+
+
+def noted(results: SweepResults) -> dict[str, Page]:
+    """Return the page of each cell's run in MLflow, by the cell's label."""
+    of_cells = pages(results, "1", {cell.cell.key: "a" * 32 for cell in results.cells}, "a" * 32)
+    return {cell.cell.label: of_cells[cell.cell.key] for cell in results.cells}
+
+
+@pytest.mark.parametrize("sweep", [stale_pair, small_table])
+def test_note_and_csv_have_the_marks_of_the_page_and_the_note_explains_them(
+    sweep: Callable[[Ledger], str], tmp_path: Path
+) -> None:
+    ledger = Ledger(str(tmp_path))
+    results = read_sweep(ledger, sweep(ledger))
+    (group,) = groups(results)
+    in_files = {(line["row"], line["metric"]): line["marks"] for line in tidy(results)["numbers"]}
+    overview = result_tables(group, None)[0]
+    for row, line in zip(group.rows, overview.rows, strict=True):
+        assert row.results is not None
+        note = noted(results)[row.results.cell.label].note
+        shown = {entry.metric: entry for entry in line if entry.metric}
+        used = {mark for entry in shown.values() for mark in entry.marks}
+        for metric, entry in shown.items():
+            raised = f"<sup>{','.join(entry.marks)}</sup>" if entry.marks else ""
+            assert f"| {entry.text}{raised} |" in note
+            assert in_files[row.label, metric] == [MARKS[mark][0] for mark in entry.marks]
+        explained = [words for words in note.splitlines() if words.startswith("- <sup>")]
+        assert [words[7] for words in explained] == [mark for mark in MARKS if mark in used]
+        assert used
+
+
+def test_marks_of_the_second_cell_are_these(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    results = read_sweep(ledger, stale_pair(ledger))
+    assert "(3)<sup>x</sup> |" in noted(results)["A"].note
+    assert "(3)<sup>r,u,x</sup> |" in noted(results)["B"].note
+    assert "- <sup>r</sup> restarted: a training diverged or died and was begun anew with another seed.\n" in (
+        noted(results)["B"].note
+    )
+
+
+def test_number_of_the_paper_is_no_metric_beside_trainings_that_are_not_its(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    page = noted(read_sweep(ledger, small_table(ledger)))[SMALL[0].label]
+    assert "withheld: another recipe: epochs 2, not 350" in page.note
+    assert not [name for name in page.metrics if name.startswith("paper/")]
+    assert {TOP1.replace("final", "agg") + "_mean", PARAMETERS} <= page.metrics.keys()
