@@ -69,7 +69,7 @@ def cell_lines(plan: Plan, cell: Cell, brief: bool = False) -> Iterator[str]:
         yield from (f"    {line}" for line in str(cell.net).splitlines())
     statuses = plan.of(cell)
     states = [f"{number} {state}" for state in STANDS if (number := plan.count(state, cell=cell))]
-    waiting = sum(trial.cell.key == cell.key for trial in plan.pending)
+    waiting = len(plan.pending_of(cell))
     if waiting:
         states.append(f"{waiting} to follow when {_awaited(plan, cell)}")
     yield f"  {count(len(statuses) + waiting, 'trial')}: {', '.join(states)}"

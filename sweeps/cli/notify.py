@@ -115,8 +115,8 @@ def notice(sweep: str, code: ExitCode, plan: Plan | None) -> Json:
     words = why
     if plan is not None:
         done, failed = plan.count("done", "stale"), plan.count("failed")
-        numbers = {"trials": len(plan.statuses), "done": done, "failed": failed, "hours": round(plan.hours, 2)}
-        trials = f"{done} of {count(len(plan.statuses), 'trial')} done"
+        numbers = {"trials": plan.total, "done": done, "failed": failed, "hours": round(plan.hours, 2)}
+        trials = f"{done} of {count(plan.total, 'trial')} done"
         words = f"{trials}{f', {failed} failed' if failed else ''}, {plan.hours:.2f} h of training; {why}"
     text = f"{sweep} on {host} {'has ' if state != 'needs you' else ''}{state}: {words}"
     return {"text": text, "sweep": sweep, "host": host, "state": state, "exit": int(code)} | numbers

@@ -13,6 +13,7 @@ from sweeps.experiment.metrics import cell_average, error_text
 from sweeps.experiment.plan import Plan, TrialStatus, current_plan, state_heads
 from sweeps.experiment.questions.registration import changes_of
 from sweeps.experiment.trial import Cell
+from sweeps.experiment.wording import count
 from sweeps.report.question_tables import text_lines
 from sweeps.results.answers import Answers, answers_of_plan
 from sweeps.results.evidence import titles
@@ -61,6 +62,7 @@ def as_json(plan: Plan, drives: Json | None, decided: Answers | None = None) -> 
             {"label": cell.label, metric.name.replace("/", "_"): main.mean if main else None}
             | {"n": main.n if main else 0}
             | counts(plan, cell)
+            | {"pending": len(plan.pending_of(cell))}
             | {"lost": plan.lost(cell)}
             | {"code_compared": cell.label not in elsewhere}
             | {"numbers": {name: number.as_json() for name, number in known.items()}}
@@ -105,6 +107,10 @@ def text(plan: Plan, drives: Json | None, decided: Answers | None = None) -> str
     lines += [f"{status.trial.cell.label} {status.trial.label}: {status.why}{remedy(plan, status)}"
               for status in plan.statuses if plan.is_damaged(status)]  # fmt: skip
     lines += [f"{label}: {why}" for label, why in plan.given_up_sentences()]
+    if plan.pending:
+        by_cell = {cell.label: len(plan.pending_of(cell)) for cell in plan.sweep.cells}
+        follow = ", ".join(f"{number} of {label}" for label, number in by_cell.items() if number)
+        lines.append(f"{count(len(plan.pending), 'trial')} to follow when others have ended: {follow}")
     if elsewhere := without_code(plan):
         lines.append(
             f"{', '.join(elsewhere)}: the user's code is not in this folder, and is not compared with that of the "

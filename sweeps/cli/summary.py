@@ -181,8 +181,8 @@ def _print_states(plan: Plan) -> None:
     """Print how many trials are done, and which failed or are stale, and why."""
     done, failed = plan.count("done", "stale"), plan.count("failed")
     paused = plan.count("paused")
-    planned = count(len(plan.statuses), "trial")
-    verb = "is" if len(plan.statuses) == 1 else "are"
+    planned = count(plan.total, "trial")
+    verb = "is" if plan.total == 1 else "are"
     waiting = f", {paused} paused by {'its' if paused == 1 else 'their'} search" if paused else ""
     print(f"{done} of {planned} {verb} done{waiting}{f', {failed} failed' if failed else ''}.")
     for status in plan.statuses:

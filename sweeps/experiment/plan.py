@@ -435,6 +435,10 @@ class Plan:
         """Return the statuses of one cell's trials."""
         return [status for status in self.statuses if status.trial.cell.key == cell.key]
 
+    def pending_of(self, cell: Cell) -> list[Trial]:
+        """Return the stand-ins for the trials of one cell that follow once others have ended."""
+        return [trial for trial in self.pending if trial.cell.key == cell.key]
+
     def tested(self, cell: Cell) -> list[Tested]:
         """Return phase and metrics of a cell's finished trials, from which its numbers are made."""
         return [(status.trial.phase, status.result["metrics"]) for status in self.of(cell) if status.result is not None]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from sweeps.experiment.metrics import PARAMETERS, TRAIN
-from sweeps.experiment.wording import plural
+from sweeps.experiment.wording import count, plural
 from sweeps.report.render.document import NONE, Document, Entry, Section, Table, Tile, duration, plain
 from sweeps.results.cell_numbers import DERIVED, CellNumber, ResultTable, digits, groups, named, number
 from sweeps.results.evidence import Run, SweepResults
@@ -16,7 +16,6 @@ from sweeps.results.grade import Graded
 from sweeps.store.ledger import Json
 
 PAGE = "index.html"
-LEFT = ("new", "running")  # a paused trial of a search is not waited for
 RESULTS = (
     "Of each table the best cell by its first column with a number, training errors left out; the report has all "
     "cells, tests and verdicts."
@@ -69,7 +68,7 @@ def _sweeps_table(sweeps: Sequence[Reported]) -> Table:
         (
             Entry(sweep.results.title, link=sweep.page),
             state(sweep),
-            Entry(f"{sweep.trainings('done', 'stale')} of {len(sweep.results.runs)}"),
+            Entry(f"{sweep.trainings('done', 'stale'):,} of {len(sweep.results.runs) + sweep.results.pending:,}"),
             Entry(duration(_hours(sweep.results.runs))),
             Entry("; ".join(_verdicts(sweep.report)) or NONE),
             Entry(sweep.results.question or NONE, tone="muted"),
@@ -80,19 +79,20 @@ def _sweeps_table(sweeps: Sequence[Reported]) -> Table:
 
 
 def state(sweep: Reported) -> Entry:
-    """Return where a sweep stands: driven now, failed in part, stopped, or complete."""
-    failed, left = sweep.trainings("failed"), sweep.trainings(*LEFT)
-    failures = f"{failed} failed" if failed else ""
+    """Return where a sweep stands: driven now, stopped, failed or given up in part, or complete."""
+    failed, given_up = sweep.trainings("failed"), len(sweep.results.given_up)
+    lost = (f"{failed} failed" if failed else "", f"{count(given_up, 'cell')} given up" if given_up else "")
+    failures = ", ".join(filter(None, lost))
     if sweep.driver is not None:
         return Entry("trains now", failures)
-    if left:
-        return Entry(f"{left} to do", failures)
+    if sweep.results.to_do:
+        return Entry(f"{sweep.results.to_do:,} to do", failures)
     return Entry(failures, tone="bad") if not is_complete(sweep) else Entry("complete", tone="good")
 
 
 def is_complete(sweep: Reported) -> bool:
-    """Return whether no training of a sweep is left to do, and none has failed."""
-    return not sweep.trainings("failed", *LEFT)
+    """Return whether no training of a sweep is left to do, none has failed, and no cell was given up."""
+    return not (sweep.results.to_do or sweep.trainings("failed") or sweep.results.given_up)
 
 
 def _hours(runs: Iterable[Run]) -> float:

@@ -73,7 +73,7 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         trained = [(status.trial, status.result) for status in statuses]
         parameters = cell_parameters(cell, classes.get(cell.dataset), trained)
         # A paused trial of a search is not waited for.
-        planned = len(statuses) - plan.count("paused", cell=cell)
+        planned = len(statuses) + len(plan.pending_of(cell)) - plan.count("paused", cell=cell)
         row = TableRow(
             cell.label, parameters, numbers, paper, _flags(plan, cell), plan.lost(cell), len(tested), planned
         )
@@ -261,7 +261,7 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
             }
             for line in rows
         ],
-        "trials": {state: plan.count(state) for state in STATES},
+        "trials": {state: plan.count(state) for state in STATES} | {"pending": len(plan.pending)},
     }
 
 

@@ -1,7 +1,7 @@
 """Capsule of a sweep: one zip with all that its report is made of, which rebuilds the report byte by byte.
 
     capsule.json             sweep, question, standings, studies, provenance, the results of trials with a damaged
-                             file, and the SHA-256 of every other file
+                             file, how many trials follow, the cells given up, and the SHA-256 of every other file
     plans/ questions/ results/ attempts/ tracked/
     trials/KEY/              trial.json, history.json, analysis/, tables/decisions.parquet
     votes/CELL/              decisions.parquet
@@ -80,6 +80,11 @@ def _manifest(results: SweepResults) -> Json:
         for cell in results.cells
         if cell.tried
     }
+    where_any = {
+        "damaged": dict(results.damaged),
+        "pending": {cell.cell.key: dict(cell.pending) for cell in results.cells if cell.pending},
+        "given_up": dict(results.given_up),
+    }
     return {
         "schema": SCHEMA,
         "sweep": results.title,
@@ -87,7 +92,7 @@ def _manifest(results: SweepResults) -> Json:
         "standings": [(run.key, run.state, run.why) for run in results.runs],
         "studies": studies,
         "record": results.record,
-    } | ({"damaged": dict(results.damaged)} if results.damaged else {})
+    } | {name: value for name, value in where_any.items() if value}
 
 
 def _contents(ledger: Ledger, results: SweepResults) -> Iterator[tuple[str, bytes]]:

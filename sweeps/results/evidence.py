@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ SCORES: Final = "tables/scores.parquet"
 READ: Final = ("history.json", SCORES)  # the files of a trial that a report reads
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
 MANIFEST: Final = "capsule.json"
+LEFT: Final = ("new", "running")  # the states of trials that are to be trained
 
 Floats = NDArray[np.float64]
 
@@ -120,7 +122,8 @@ class CellResults:
     """The runs of one cell, the suggestions of its study, and the vote of its folds' networks.
 
     `rates` are the keys of the trials by which it chose the learning rate of the cells like it, if it did. With
-    `larger_wins` its search looks for the largest value.
+    `larger_wins` its search looks for the largest value. `pending` counts by phase the trials that follow once others
+    have ended, as the plan does: no run stands for them.
     """
 
     cell: Cell
@@ -129,6 +132,7 @@ class CellResults:
     vote: Predictions | None
     rates: tuple[str, ...] = ()
     larger_wins: bool = False
+    pending: Mapping[str, int] = field(default_factory=dict)
 
     def done(self, *phases: str) -> tuple[Run, ...]:
         """Return the runs of these phases that have a result, search trials left out."""
@@ -202,7 +206,7 @@ class SweepResults:
 
     `hourly` is the price of an hour of a trial, 0 where none was given. `changes` are those of its questions after the
     first training. `damaged` has the results of trials that count as failed because a file of theirs is damaged: what
-    was chosen and decided by them stands.
+    was chosen and decided by them stands. `given_up` says why cells were given up before all of their trials, by label.
     """
 
     title: str
@@ -214,6 +218,17 @@ class SweepResults:
     hourly: float = 0.0
     changes: tuple[Change, ...] = ()
     damaged: Mapping[str, Json] = field(default_factory=dict)
+    given_up: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> int:
+        """Return how many trials follow once others have ended."""
+        return sum(sum(cell.pending.values()) for cell in self.cells)
+
+    @property
+    def to_do(self) -> int:
+        """Return how many trials are to be trained, those that follow too; a paused one of a search is not."""
+        return sum(run.state in LEFT for run in self.runs) + self.pending
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -247,18 +262,24 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         trained = [status.trial.cell for status in plan.statuses if status.result is not None]
         record = provenance() | {"code": "; ".join(shares(map(cell_fingerprint, trained)))}
         damaged = plan.damaged
+        pending = {cell.key: Counter(trial.phase for trial in plan.pending_of(cell)) for cell in sweep.cells}
+        given_up = plan.given_up
     else:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
         question = str(manifest["question"])
         record = dict(manifest["record"])
-        damaged = dict(manifest.get("damaged", {}))  # an older capsule has none
+        # An older capsule has none of these.
+        damaged = dict(manifest.get("damaged", {}))
+        pending = {cell: Counter(phases) for cell, phases in manifest.get("pending", {}).items()}
+        given_up = dict(manifest.get("given_up", {}))
     runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
     cells = tuple(
         dataclasses.replace(
             _cell_results(ledger, cell, runs, studies.get(cell.key, ())),
             rates=_rate_keys(sweep, cell),
             larger_wins=_larger_wins(sweep, cell),
+            pending=pending.get(cell.key, {}),
         )
         for cell in sweep.cells
     )
@@ -267,7 +288,7 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
     changes = changes_of(ledger, title)
     damaged = {key: result for key, result in damaged.items() if key in runs}
-    return SweepResults(title, sweep, question, cells, attempts, record, hourly, changes, damaged)
+    return SweepResults(title, sweep, question, cells, attempts, record, hourly, changes, damaged, given_up)
 
 
 def _larger_wins(sweep: Sweep, cell: Cell) -> bool:

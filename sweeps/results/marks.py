@@ -23,11 +23,12 @@ from sweeps.experiment.metrics import (
     Metric,
     flags_of,
     has_diverged,
+    phase_behind,
 )
 from sweeps.experiment.search import Search, budget, space
 from sweeps.experiment.space import Choice
 from sweeps.results.cell_numbers import CellNumber, ResultTable
-from sweeps.results.evidence import CellResults, Floats, Run
+from sweeps.results.evidence import LEFT, CellResults, Floats, Run
 
 ENOUGH: Final = 5  # finished or paused trials from which a chosen setting is taken as chosen
 FALL: Final = 0.1  # points over the last fifth of a curve
@@ -67,7 +68,6 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
     of_data = () if not table.table or table.comparable else ("s",) if cell.synthetic else ("o",)
     if ours.metric == PARAMETERS:
         return of_data
-    phases = {run.trial.phase for run in ours.runs}
     flags = {flag.partition(":")[0] for run in ours.runs if run.result for flag in flags_of(run.result)}
     apply = {
         **{mark: mark in lost_marks(cell, ours.metric) for mark in "dmc"},
@@ -76,7 +76,7 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
         "1": ours.average.n == 1 and ours.metric != VOTE,
         "e": search is not None and at_edge(cell, search),
         "f": search is not None and few_trials(cell, search),
-        "i": any(_is_open(run) for run in cell.runs if run.trial.phase in phases),
+        "i": is_incomplete(cell, ours),
         "x": bool(stale_marks(ours.runs)),
         "p": PARTIAL in flags,
         "a": "resume=approximate" in flags,
@@ -118,8 +118,16 @@ def stale_marks(runs: Iterable[Run]) -> tuple[str, ...]:
     return ("x",) if any(run.state == "stale" for run in runs) else ()
 
 
-def _is_open(run: Run) -> bool:
-    return run.result is None and run.state not in ("failed", "skipped")
+def is_incomplete(cell: CellResults, ours: CellNumber) -> bool:
+    """Return whether a training behind a number is still to be trained, be it one that follows once others ended.
+
+    Until its second phases are there, Single is the number of an ablation, which is not the one that it will be.
+    """
+    phases = {run.trial.phase for run in ours.runs}
+    if ours.metric != cell.cell.metric.held_out:
+        phases.add(phase_behind(ours.metric, {run.trial.phase for run in cell.runs} | set(cell.pending)))
+    is_left = any(run.state in LEFT for run in cell.runs if run.trial.phase in phases)
+    return is_left or any(cell.pending.get(phase) for phase in phases)
 
 
 def under_trained(cell: CellResults) -> bool:
