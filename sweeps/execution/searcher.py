@@ -31,7 +31,7 @@ from sweeps.experiment.plan import (
     rate_choices,
     sweep_trials,
 )
-from sweeps.experiment.questions.rule import DECISIONS
+from sweeps.experiment.questions.rule import decision_words
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import claim, unclaim
@@ -102,7 +102,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         for question, trajectory in ended.items():
             if announced is not None and question not in announced:
                 pairs = count(trajectory.looks[-1].n, session.sweep.protocol.design.unit)
-                session.say(f"{question.text}: {DECISIONS[trajectory.decision]} ({pairs} each)")
+                given_up = [label for label in question.labels if label in session.given_up]
+                session.say(f"{question.text}: {decision_words(trajectory.decision, given_up)} ({pairs} each)")
         session.answers = ended
 
     def _note_given_up(self, cell: Cell) -> None:

@@ -48,7 +48,7 @@ def _table(answers: Answers) -> Table:
     for answer in answers.answers:
         look = _last(answer)
         places = _places(answer, metric)
-        tone = TONES.get(answer.trajectory.decision, "muted")
+        tone = TONES.get(answer.decision, "muted")
         against = f"{answer.question.cell} over {answer.question.versus}"
         rows.append((
             Entry(answer.question.text, sub=against),
@@ -84,7 +84,7 @@ def _path(answer: Answer, answers: Answers) -> Figure:
     points = []
     for number, look in enumerate(answer.trajectory.looks, 1):
         finite = math.isfinite(look.low)
-        decides = number == len(answer.trajectory.looks) and answer.trajectory.decision in ("for", "against", "equal")
+        decides = number == len(answer.trajectory.looks) and answer.trajectory.is_decided
         interval = Interval(look.low, look.high) if finite else Interval(math.nan, math.nan)
         points.append(
             Point(

@@ -11,8 +11,8 @@ from sweeps.experiment.metrics import Metric, Stand, lost_text
 from sweeps.experiment.plan import BEYOND, Plan, TrialStatus
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import Change
-from sweeps.experiment.questions.rule import DECISIONS, Trajectory
-from sweeps.experiment.questions.waves import waves
+from sweeps.experiment.questions.rule import Decision, Trajectory, decision_words, given_up_words
+from sweeps.experiment.questions.waves import number_of, waves
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
@@ -23,8 +23,9 @@ from sweeps.store.ledger import Json
 class Answer(NamedTuple):
     """Answer to a question, from its trajectory; of its two cells' trainings some may be `stale` or `damaged`.
 
-    Those with a damaged file count too: by their results it was decided how many trainings there are. `lost` says which
-    of them trained nothing: one that diverged counts by the error of chance, one that failed is a missing pair.
+    Those with a damaged file count too: by their results it was decided how many trainings there are. `lost` says of
+    each cell which of them trained nothing: one that diverged counts by the error of chance, one that failed is a
+    missing pair. `given_up` are the labels of the cells that were given up: no training can answer the question then.
     """
 
     question: Question
@@ -32,11 +33,17 @@ class Answer(NamedTuple):
     stale: int = 0
     damaged: int = 0
     lost: str = ""
+    given_up: tuple[str, ...] = ()
+
+    @property
+    def decision(self) -> Decision:
+        """Return the decision; one that is open for ever is undecided."""
+        return "undecided" if self.given_up and not self.trajectory.is_decided else self.trajectory.decision
 
     @property
     def words(self) -> str:
         """Return the decision for people."""
-        return DECISIONS[self.trajectory.decision]
+        return decision_words(self.decision, self.given_up)
 
     @property
     def pairs(self) -> int:
@@ -56,19 +63,21 @@ class Answer(NamedTuple):
         last = self.trajectory.looks[-1] if self.trajectory.looks else None
         interval = [last.low, last.high] if last is not None and math.isfinite(last.low) else None
         return dataclasses.asdict(self.question) | {
-            "decision": self.trajectory.decision,
+            "decision": self.decision,
             "pairs": self.pairs,
             "gain": last.gain if last is not None and math.isfinite(last.gain) else None,
             "interval": interval,
             "stale": self.stale,
             "damaged": self.damaged,
             "lost": self.lost,
+            "given_up": list(self.given_up),
         }
 
 
 class Answers(NamedTuple):
     """Answers to all questions of a page; `used` trainings of its cells, and those that a `fixed` design has.
 
+    Used are those that the questions asked for and that have a result or failed; those that were skipped are not.
     `unit` is what the pairs are, `most` their largest number, `changes` what was changed after the first training.
     `metric` is what gains and margins are of.
     """
@@ -83,11 +92,14 @@ class Answers(NamedTuple):
 
     @property
     def saved(self) -> str:
-        """Return in a sentence what was saved, while nothing is open."""
+        """Return in a sentence what was saved, once nothing is open; to give a cell up saves nothing."""
         if any(answer.trajectory.decision == "open" for answer in self.answers):
             return ""
-        units = f"{count(self.used, self.unit)} of the questions' cells"
-        return f"{units} in place of {self.fixed:,}: {1 - self.used / self.fixed:.0%} saved"
+        units = f"{count(self.used, self.unit)} of the questions' cells in place of {self.fixed:,}"
+        given_up = list(dict.fromkeys(label for answer in self.answers for label in answer.given_up))
+        if given_up:
+            return f"{units}; {given_up_words(given_up)}"
+        return f"{units}: {1 - self.used / self.fixed:.0%} saved"
 
     def as_json(self) -> Json:
         """Return the answers, what they took, and what was changed after the first training."""
@@ -105,7 +117,7 @@ def answers_of_plan(plan: Plan, changes: Collection[Change]) -> Answers | None:
     """Return the answers of a planned sweep; None for one that is not to be decided."""
     left_out = plan.searched | plan.studied
     standing = (status for status in plan.statuses if status.trial.key not in left_out)
-    return _answers(plan.sweep, standing, plan.damaged, changes)
+    return _answers(plan.sweep, standing, plan.damaged, plan.given_up, changes)
 
 
 def answers(results: SweepResults) -> Answers | None:
@@ -116,11 +128,15 @@ def answers(results: SweepResults) -> Answers | None:
         for run in cell.runs
         if run.key not in cell.searched
     )
-    return _answers(results.sweep, standing, results.damaged, results.changes)
+    return _answers(results.sweep, standing, results.damaged, results.given_up, results.changes)
 
 
 def _answers(
-    sweep: Sweep, standing: Iterable[TrialStatus], damaged: Mapping[str, Json], changes: Collection[Change]
+    sweep: Sweep,
+    standing: Iterable[TrialStatus],
+    damaged: Mapping[str, Json],
+    given_up: Collection[str],
+    changes: Collection[Change],
 ) -> Answers | None:
     design = sweep.protocol.design
     if not design.most:
@@ -132,20 +148,22 @@ def _answers(
     unsound: list[str] = []  # and of each that has a damaged file
     phases = (design.phase, "holdout") if design.phase == "match" else (design.phase,)
     stands: dict[str, list[Stand]] = {}  # by the cells' labels, of the trainings that make their numbers
+    ended: set[tuple[str, int]] = set()  # cells' keys, and the numbers of their seeds or folds that are over
     for trial, state, intact, why in standing:
         trials.setdefault(trial.cell.key, []).append(trial)
         result = damaged.get(trial.key) if intact is None else intact
-        stand = state
         if result is not None and not why.endswith(BEYOND):
-            stand = "done"
             results[trial.key] = result
             stale += [trial.cell.label] * (state == "stale" and trial.phase == design.phase)
             unsound += [trial.cell.label] * (intact is None and trial.phase == design.phase)
         elif result is not None or state in ("failed", "skipped"):
             settled.add(trial.key)
-            stand = state if result is None else "skipped"
         if trial.phase in phases:
-            stands.setdefault(trial.cell.label, []).append((trial.phase, stand, results.get(trial.key)))
+            # As the cell's row has it, but that a training with a damaged file is none that failed.
+            stand = state if result is None else "done"
+            stands.setdefault(trial.cell.label, []).append((trial.phase, stand, result))
+            if stand == "failed" or (result is not None and trial.phase == design.phase):
+                ended.add((trial.cell.key, number_of(trial)))
     decided = waves(sweep.questions, sweep.cells, design, trials, results, settled)
     rows = tuple(
         Answer(
@@ -153,9 +171,16 @@ def _answers(
             trajectory,
             stale=sum(map(stale.count, question.labels)),
             damaged=sum(map(unsound.count, question.labels)),
-            lost=lost_text(each for label in question.labels for each in stands.get(label, ())),
+            lost=_lost_by_cell({label: stands.get(label, ()) for label in question.labels}),
+            given_up=tuple(label for label in question.labels if label in given_up),
         )
         for question, trajectory in zip(sweep.questions, decided.trajectories, strict=True)
     )
-    used, fixed = sum(decided.needed.values()), design.most * len(decided.needed)
+    used = sum(number < decided.needed.get(cell, 0) for cell, number in ended)
+    fixed = design.most * len(decided.needed)
     return Answers(rows, used, fixed, design.unit, design.most, tuple(changes), sweep.metric)
+
+
+def _lost_by_cell(stands: Mapping[str, Iterable[Stand]]) -> str:
+    """Return how many trainings of each cell were lost, by its label; empty for none."""
+    return "; ".join(f"{label}: {lost}" for label, of_cell in stands.items() if (lost := lost_text(of_cell)))

@@ -565,6 +565,21 @@ def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(
     assert said == [f"is it: yes ({trained['1']} seeds each)"]
 
 
+def test_question_over_a_cell_that_was_given_up_is_told_so(tmp_path: Path) -> None:
+    here = session(tmp_path, PackPolicy(1))
+    question = Question("is it", cell="1", versus="2", margin=0.2)
+    said = list[str]()
+    here.sweep = dataclasses.replace(here.sweep, protocol=Protocol(seeds=3, until=4), questions=(question,))
+    here.say = said.append
+    queue = LedgerSearcher(here)
+    while queue.waiting:
+        trial = queue.waiting[-1]
+        status = "diverged" if trial.cell.label == "1" else "finished"
+        result: Json = {"key": trial.key, "metrics": {TOP1: 20.0 + trial.seed}, "curve": [], "status": status}
+        queue._record_result(trial, here.ledger.commit(trial.key, result))
+    assert said == ["is it: undecided: 1 was given up (2 seeds each)"]
+
+
 def test_queue_of_searches_at_a_studied_rate_is_what_the_plan_says_after_each_result(tmp_path: Path) -> None:
     protocol = Protocol(seeds=2, search=Search(2, "random"), rates=RateStudy("1", (0.1, 0.2, 0.4)))
     here = searching(tmp_path, protocol, PackPolicy(1))

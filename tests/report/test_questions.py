@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from crelu_models.tables import S2
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import settle
 from sweeps.cli.status import status
@@ -15,6 +16,7 @@ from sweeps.experiment.metrics import TOP1, Metric
 from sweeps.experiment.plan import BEYOND, plan, question_waves, sweep_trials
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import changes_of, contents, register
+from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import SECOND_SEED, Trial
 from sweeps.report.contents import document
@@ -27,7 +29,7 @@ from sweeps.results import capsule
 from sweeps.results.answers import answers, answers_of_plan
 from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
-from tests.support.questions import QUESTIONS, SWEEP, A, B, D, error_of
+from tests.support.questions import QUESTIONS, SWEEP, A, B, C, D, error_of
 from tests.support.sweeps import Made, make
 
 
@@ -103,13 +105,13 @@ def test_status_tells_the_answers_as_the_table_does(
 def test_third_training_that_had_begun_when_its_cell_was_given_up_answers_nothing(tmp_path: Path) -> None:
     """Whether a third had begun depends on how many run side by side: the decisions must not."""
     decisions = []
-    for trained in (2, 3):
-        ledger = Ledger(str(tmp_path / str(trained)))
+    for trained, ended in ((2, "done"), (3, "done"), (3, "diverged")):
+        ledger = Ledger(str(tmp_path / f"{trained}-{ended}"))
 
-        def of_given_up(trial: Trial, trained: int = trained) -> Made | None:
+        def of_given_up(trial: Trial, trained: int = trained, third: str = ended) -> Made | None:
             if trial.cell.key != B.key:
                 return outcome(trial)
-            state = "diverged" if trial.seed < 2 else "finished"
+            state = "diverged" if trial.seed < 2 or third == "diverged" else "finished"
             return Made({TOP1: 90.0 + trial.seed}, status=state) if trial.seed < trained else None
 
         make(ledger, SWEEP, of_given_up)
@@ -122,13 +124,85 @@ def test_third_training_that_had_begun_when_its_cell_was_given_up_answers_nothin
         assert stands == answers(read_sweep(ledger, "s"))
         trajectories = [answer.trajectory for answer in stands.answers]
         assert tuple(trajectories) == question_waves(SWEEP, parts, results, ()).trajectories
-        lost = [answer.lost for answer in stands.answers]
-        assert lost[0].startswith("2 of ")
-        assert " seeds diverged, " in lost[0]
-        assert lost[0].endswith(" skipped")
-        assert lost[1] == ""
-        decisions.append((trajectories, lost))
-    assert decisions[0] == decisions[1]
+        # What was lost is what the cell's own row says.
+        assert [answer.lost for answer in stands.answers] == [f"B: {today.lost(B)}", ""]
+        diverged = 3 if ended == "diverged" else 2
+        assert today.lost(B) == f"{diverged} of 12 seeds diverged, {12 - trained} skipped"
+        decisions.append(trajectories)
+    assert decisions[0] == decisions[1] == decisions[2]
+
+
+def test_question_over_a_cell_that_was_given_up_says_so_and_saves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger.in_output(str(tmp_path))
+
+    def of_given_up(trial: Trial) -> Made | None:
+        if trial.cell.key != B.key:
+            return outcome(trial)
+        return Made({TOP1: 90.0}, status="diverged") if trial.seed < 3 else None
+
+    make(ledger, SWEEP, of_given_up)
+    results = read_sweep(ledger, "s")
+    decided = answers(results)
+    assert decided is not None
+    assert [answer.given_up for answer in decided.answers] == [("B",), ()]
+    assert [answer.decision for answer in decided.answers] == ["undecided", "equal"]
+    words = "undecided: B was given up"
+    trained = 12 + 3 + sum(status.result is not None for status in plan(SWEEP, ledger, {}).of(C))
+    saved = f"{trained} seeds of the questions' cells in place of 36; B was given up"
+    assert (decided.used, decided.saved) == (trained, saved)
+    lines = list(text_lines(decided))
+    assert lines[0].startswith(f"A beats B: {words} (2 seeds each, ")
+    assert lines[-1] == saved
+    section = question_section(decided)
+    assert section is not None
+    assert section.words == (f"{saved}.",)
+    assert section.tables[0].rows[0][4].text == words
+    notes = pages(results, "1", dict.fromkeys([cell.key for cell in SWEEP.cells], "a" * 32), "a" * 32)
+    assert lines[0] in notes[B.key].note
+    status(argparse.Namespace(output=str(tmp_path), sweep=None, watch=False, json=False))
+    assert lines[0] in capsys.readouterr().out.splitlines()
+    assert [answer["given_up"] for answer in decided.as_json()["answers"]] == [["B"], []]
+    capsule.write(ledger, results, {}, tmp_path / "s.zip")
+    with capsule.opened(tmp_path / "s.zip") as copy:
+        assert answers(read_sweep(copy, "s")) == decided
+
+
+def test_question_over_a_cell_whose_search_may_train_nothing_is_open_no_more(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    # B, which is wider, is given up before its first training.
+    search = Search(2, seed=1, limits={"parameters": S2.width(1).parameters(10) + 0.5})
+    protocol = Protocol(until=12, search=search)
+    sweep = Sweep("s", "paper", (A, B), protocol, questions=QUESTIONS[:1])
+
+    make(ledger, sweep, lambda trial: Made({}) if trial.phase == "holdout" else outcome(trial))
+    decided = answers(read_sweep(ledger, "s"))
+    assert decided is not None
+    (answer,) = decided.answers
+    assert answer.trajectory.decision == "open"
+    assert (answer.words, answer.as_json()["decision"]) == ("undecided: B was given up", "undecided")
+    assert (decided.used, decided.saved) == (3, "")
+
+
+def test_what_was_taken_counts_failed_trainings_and_none_that_no_question_asked_for(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    make(ledger, dataclasses.replace(SWEEP, protocol=Protocol(seeds=12), questions=()), outcome)
+    make(ledger, SWEEP, outcome)
+    decided = answers(read_sweep(ledger, "s"))
+    fresh = Ledger(str(tmp_path / "fresh"))
+    make(fresh, SWEEP, outcome)
+    alone = answers(read_sweep(fresh, "s"))
+    assert decided is not None
+    assert alone is not None
+    assert (decided.used, decided.saved) == (alone.used, alone.saved)
+    assert alone.used < 36
+    lost = Ledger(str(tmp_path / "lost"))
+    lost.add_attempt(Trial(B, seed=1).key, {"error": "RuntimeError: gone", "final": True})
+    make(lost, SWEEP, outcome)
+    after = answers(read_sweep(lost, "s"))
+    assert after is not None
+    assert after.used == sum(len(plan(SWEEP, lost, {}).of(cell)) for cell in (A, B, C))
 
 
 def test_damaged_third_training_answers_nothing_either(tmp_path: Path) -> None:
@@ -218,7 +292,7 @@ def test_answer_says_which_of_its_trainings_trained_nothing(tmp_path: Path, endi
     decided = answers(read_sweep(ledger, "s"))
     assert decided is not None
     assert decided == answers_of_plan(plan(SWEEP, ledger, {}), ())
-    why = f"1 of 24 seeds {word}"
+    why = f"B: 1 of 12 seeds {word}"
     assert decided.answers[0].pairs == 12
     assert [answer.lost for answer in decided.answers] == [why, ""]
     assert [answer["lost"] for answer in decided.as_json()["answers"]] == [why, ""]
@@ -233,9 +307,9 @@ def test_answer_says_which_of_its_trainings_trained_nothing(tmp_path: Path, endi
     ("protocol", "phase", "why"),
     [
         (Protocol(seeds=2, folds=10, until=10), "ablation", ""),  # the folds decide, and none of these seeds
-        (Protocol(seeds=2, folds=10, until=10), "fold", "1 of 20 folds diverged"),
-        (Protocol(ablation=False, single=True, until=3), "holdout", "1 of 6 first phases diverged"),
-        (Protocol(ablation=False, single=True, until=3), "match", "1 of 6 second phases diverged"),
+        (Protocol(seeds=2, folds=10, until=10), "fold", "B: 1 of 10 folds diverged"),
+        (Protocol(ablation=False, single=True, until=3), "holdout", "B: 1 of 3 first phases diverged"),
+        (Protocol(ablation=False, single=True, until=3), "match", "B: 1 of 3 second phases diverged"),
     ],
 )
 def test_answer_says_what_was_lost_of_the_trainings_that_it_rests_on(
@@ -264,8 +338,8 @@ def test_answer_says_how_many_of_its_trainings_failed(tmp_path: Path) -> None:
     decided = answers(read_sweep(ledger, "s"))
     assert decided is not None
     assert decided == answers_of_plan(plan(SWEEP, ledger, {}), ())
-    trained = sum(len(plan(SWEEP, ledger, {}).of(cell)) for cell in (A, B))
-    assert [answer.lost for answer in decided.answers] == [f"1 of {trained} seeds failed", ""]
+    trained = len(plan(SWEEP, ledger, {}).of(B))
+    assert [answer.lost for answer in decided.answers] == [f"B: 1 of {trained} seeds failed", ""]
 
 
 def test_answer_stands_on_a_training_whose_file_was_damaged_since(tmp_path: Path) -> None:

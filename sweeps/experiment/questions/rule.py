@@ -53,6 +53,21 @@ DECISIONS: Final[dict[Decision, str]] = {
 }
 
 
+def decision_words(decision: Decision, given_up: Sequence[str] = ()) -> str:
+    """Return a decision for people; `given_up` are the labels of its question's cells that were given up.
+
+    Such a question stays without an answer, however many trainings the other cell has.
+    """
+    if decision in ("open", "undecided") and given_up:
+        return f"undecided: {given_up_words(given_up)}"
+    return DECISIONS[decision]
+
+
+def given_up_words(labels: Sequence[str]) -> str:
+    """Return which cells were given up."""
+    return f"{' and '.join(labels)} {'was' if len(labels) == 1 else 'were'} given up"
+
+
 class Look(NamedTuple):
     """Look at a question: pairs so far, mean gain of the cell over its rival, and the interval for yes or no."""
 
