@@ -42,7 +42,7 @@ from sweeps.results import paper
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import FOLDS, GAP, Printed
-from sweeps.results.paper_cells import other_classes, other_training, reduced
+from sweeps.results.paper_cells import Place, other_classes, other_training, reduced, standing_cells
 from sweeps.results.statistics import (
     EQUAL,
     TOLERANCE,
@@ -160,12 +160,34 @@ class ResultTable(NamedTuple):
         """Return what the paper prints in this place."""
         return paper.printed(self.table, self.dataset, row.printed, metric) if self.table in paper.COLUMNS else None
 
+    @property
+    def standing_cells(self) -> Mapping[Place, CellResults]:
+        """Return the cell that stands for each of the paper's rows."""
+        return standing_cells(
+            ((self.dataset, row.printed), row.results) for row in self.rows if row.results is not None
+        )
+
+    @property
+    def standing_rows(self) -> tuple[Row, ...]:
+        """Return the rows whose cells stand for the paper's: one for each."""
+        keys = {results.cell.key for results in self.standing_cells.values()}
+        return tuple(row for row in self.rows if row.key in keys)
+
 
 def stands_for(cell: Cell) -> str:
     """Return the paper's data set that a cell stands for: the one it names, its own, or its table's first."""
     printed = list(dict.fromkeys(row.dataset for row in paper.ROWS if row.table == cell.table))
     candidates = [name for name in (cell.paper_dataset, cell.dataset) if name in printed]
     return [*candidates, *printed, ""][0]
+
+
+def cells_of_rows(results: SweepResults) -> dict[Place, CellResults]:
+    """Return the cell of a sweep that stands for each row of the paper's tables of errors."""
+    return standing_cells(
+        ((stands_for(cell_results.cell), cell_results.cell.row), cell_results)
+        for cell_results in results.cells
+        if cell_results.cell.table in TABLES
+    )
 
 
 def printed_gains(sweep: Sweep) -> list[float]:
@@ -240,10 +262,10 @@ def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], pr
 
 def _derived(table: str, source: ResultTable) -> ResultTable:
     """Return Table 3 or 5 with the rows that `source`, Table 2 or 4, has of it."""
-    by_row = {row.printed: row.results for row in source.rows}
+    cells = source.standing_cells
     sources = {"VGG + CReLU": CHOSEN.get(source.dataset, "")}
     rows = tuple(
-        Row(row.label, row.label, by_row.get(sources.get(row.label, row.label)))
+        Row(row.label, row.label, cells.get((source.dataset, sources.get(row.label, row.label))))
         for row in paper.rows(table, source.dataset)
     )
     name = source.id.replace(f"table-{source.table}", f"table-{table}")
@@ -404,7 +426,7 @@ def stale_text(runs: Sequence[Run]) -> str:
 def order_kept(table: ResultTable, metric: str) -> Order | None:
     """Count the pairs of rows in the paper's order, None where fewer than two rows have a verdict."""
     pairs = []
-    for row in table.rows:
+    for row in table.standing_rows if table.comparable else ():
         ours, printed = number(row.results, metric), table.paper(row, metric)
         judged = verdict_for(table, row, metric, ours)
         if printed is not None and judged is not None and judged.word not in ("withheld", "not run"):

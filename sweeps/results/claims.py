@@ -22,11 +22,19 @@ from sweeps.experiment.questions.question import asked_cells
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
 from sweeps.results import paper
-from sweeps.results.cell_numbers import TABLES, number, other_protocol, stands_for
+from sweeps.results.cell_numbers import cells_of_rows, number, other_protocol
 from sweeps.results.contrasts import UNTESTED, Contrast, contrast, contrast_with, more_trainings
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import CLAIMS, FOLDS, Claim, Comparison
-from sweeps.results.paper_cells import CELLS, footnote_row, other_data, other_training_of, reduced
+from sweeps.results.paper_cells import (
+    CELLS,
+    Place,
+    footnote_row,
+    other_data,
+    other_training_of,
+    reduced,
+    standing_cells,
+)
 from sweeps.results.statistics import Decision, Difference, decide, decide_all, error_of_mean, holm, p_within, welch
 
 # The networks of Tables 6 and S1, whose rows are layers: table and row of a cell.
@@ -37,7 +45,7 @@ NETWORKS: Final = {
 RANDOM: Final = "Random"
 FOOTNOTE: Final = "Footnote"  # of cells that no table prints
 TEST_FRACTION: Final = 1 / FOLDS
-Cells = Mapping[tuple[str, str], CellResults]  # by the paper's data set and row
+Cells = Mapping[Place, CellResults]
 InPrint = Literal["significant", "at face value", "not significant", "denied", "no numbers"]
 
 
@@ -109,29 +117,23 @@ class ClaimResult(NamedTuple):
 
 def judge_claims(results: SweepResults) -> list[ClaimResult]:
     """Decide every claim that this sweep has a network of, in the paper's order."""
-    # Of two cells for one row the first counts.
-    cells = {
-        (stands_for(cell_results.cell), cell_results.cell.row): cell_results
-        for cell_results in reversed(results.cells)
-        if cell_results.cell.table in TABLES
-    }
-    footnotes = {
-        (cell_results.cell.dataset, FOOTNOTE + footnote_row(cell_results.cell)): cell_results
-        for cell_results in reversed(results.cells)
-        if footnote_row(cell_results.cell)
-    }
+    cells = cells_of_rows(results) | standing_cells(
+        ((cell_results.cell.dataset, FOOTNOTE + row), cell_results)
+        for cell_results in results.cells
+        if (row := footnote_row(cell_results.cell))
+    )
     return _decide_together(
         [
             claim
             for claim in CLAIMS
-            if any(_network(claim, comparison, comparison.row) in cells | footnotes for comparison in claim.comparisons)
+            if any(_network(claim, comparison, comparison.row) in cells for comparison in claim.comparisons)
         ],
-        cells | footnotes,
+        cells,
         results.sweep,
     )
 
 
-def _network(claim: Claim, comparison: Comparison, row: str) -> tuple[str, str]:
+def _network(claim: Claim, comparison: Comparison, row: str) -> Place:
     """Return the data set and row of the cell behind a row of a claim."""
     if claim.table in NETWORKS:
         return comparison.dataset, NETWORKS[claim.table][1]

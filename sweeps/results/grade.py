@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from crelu_models.tables import PAPER
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, VOTE, has_diverged
 from sweeps.results import paper
-from sweeps.results.cell_numbers import NAMES, groups, number, stale_text, stands_for, too_few, verdict_for
+from sweeps.results.cell_numbers import NAMES, cells_of_rows, groups, number, stale_text, too_few, verdict_for
 from sweeps.results.claims import ClaimResult, Compared, judge_claims
 from sweeps.results.evidence import CellResults, SweepResults
 from sweeps.results.paper import FOLDS
@@ -95,6 +95,7 @@ class Findings:
 
     def __init__(self, all_results: Sequence[SweepResults]) -> None:
         self.all_results = all_results
+        self.of_rows = [cells_of_rows(results) for results in all_results]
         self.claims: dict[str, list[ClaimResult]] = {}
         for results in all_results:
             if results.sweep.protocol.trains_cells:
@@ -102,13 +103,9 @@ class Findings:
                     self.claims.setdefault(claim.claim.id, []).append(claim)
 
     def cells(self, table: str, dataset: str, row: str) -> list[CellResults]:
-        """Return the cells of all sweeps that stand for a row."""
-        return [
-            cell
-            for results in self.all_results
-            for cell in results.cells
-            if (cell.cell.table, cell.cell.row) == (table, row) and stands_for(cell.cell) == dataset
-        ]
+        """Return the cells that stand for a row: one of each sweep that has it."""
+        found = [cells[dataset, row] for cells in self.of_rows if (dataset, row) in cells]
+        return [cell for cell in found if cell.cell.table == table]
 
 
 def _branch(branch: Branch, findings: Findings) -> Graded:
@@ -164,7 +161,7 @@ def _numbers(leaf: Numbers, findings: Findings) -> Iterator[Item]:
     for table in tables:
         if (table.table, table.dataset) != (leaf.table, leaf.dataset):
             continue
-        for row in table.rows:
+        for row in table.standing_rows:
             for metric in table.metrics:
                 if row.results is not None and table.paper(row, metric) is not None:
                     ours = number(row.results, metric)

@@ -16,7 +16,7 @@ public fingerprint: that all trainings of a cell had the same ones is checked, t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from crelu_data.datasets import DataSet, dataset
@@ -84,6 +84,7 @@ FIELDS: Final = {
 }  # fmt: skip
 UNREADABLE: Final = 0.001  # share of a set's pictures that its preparation may leave out
 
+Place = tuple[str, str]  # the paper's data set and row
 Differences = Iterator[tuple[str, str, str]]  # what differs, the paper's, ours
 
 
@@ -137,6 +138,24 @@ def other_classes(results: CellResults, paper_set: str) -> str:
 def reduced(results: CellResults, paper_set: str) -> str:
     """Return in what the trainings of a cell are not the paper's, empty where they are."""
     return other_data(results, paper_set) or other_training_of(results)
+
+
+def standing_cells(cells: Iterable[tuple[Place, CellResults]]) -> dict[Place, CellResults]:
+    """Return the one cell that stands for each place of the paper: of several the first that is the paper's.
+
+    Where none is, it is the first that was trained as the paper's, on other pictures; else the first.
+    """
+    found: dict[Place, list[CellResults]] = {}
+    for place, results in cells:
+        found.setdefault(place, []).append(results)
+    return {place: _first_of_paper(several, place[0]) for place, several in found.items()}
+
+
+def _first_of_paper(cells: Sequence[CellResults], paper_set: str) -> CellResults:
+    """Return the first of the cells that are most the paper's: first by recipe and net, then by pictures."""
+    if len(cells) == 1:
+        return cells[0]
+    return min(cells, key=lambda cell: (bool(other_training_of(cell)), bool(other_data(cell, paper_set))))
 
 
 def other_training_of(results: CellResults) -> str:

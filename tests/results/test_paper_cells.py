@@ -14,17 +14,28 @@ from sweeps import cifar_vgg, cifar_width, imagenet_placement
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.rates import RateStudy
+from sweeps.experiment.recipe import IMAGENET_ADAM
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Float, Int
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.report.result_tables import result_tables, verdict_text
-from sweeps.results.cell_numbers import groups, number, verdict_for, verdicts
+from sweeps.results.cell_numbers import groups, number, order_kept, verdict_for, verdicts
 from sweeps.results.claims import judge_claims
 from sweeps.results.deviations import deviations
 from sweeps.results.evidence import SweepResults, read_sweep
+from sweeps.results.grade import AGREEMENT, Findings, grade
 from sweeps.results.paper import COLUMNS, printed
-from sweeps.results.paper_cells import CELLS, is_other_count, other_training, other_training_of, paper_net, reduced
+from sweeps.results.paper_cells import (
+    CELLS,
+    FOOTNOTE_5,
+    is_other_count,
+    other_training,
+    other_training_of,
+    paper_net,
+    reduced,
+)
+from sweeps.results.reproduction_trees import Branch, Numbers
 from sweeps.results.statistics import Verdict
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import Made, as_printed, make, only, scores, unsearched
@@ -264,6 +275,74 @@ def test_shifts_that_a_search_chose_are_those_of_the_deviation(tmp_path: Path) -
     results = seen(tmp_path, Sweep("cifar_vgg", "paper", VGG, protocol), outcome)
     departures = {each.what: each.here for each in deviations(groups(results)[0])}
     assert departures["shifts (pixels)"] == "2"
+
+
+@pytest.mark.parametrize("first", ["short", "whole"])
+def test_one_cell_stands_for_a_row_of_footnote_5(tmp_path: Path, first: str) -> None:
+    whole = tuple(Cell(name, net, "cifar10", VGG[0].recipe) for name, net in FOOTNOTE_5.items())
+    short = tuple(
+        dataclasses.replace(cell, label=f"{cell.label}, short", recipe=dataclasses.replace(cell.recipe, epochs=1))
+        for cell in whole
+    )
+    cells = (*short, *whole) if first == "short" else (*whole, *short)
+    results = seen(tmp_path, Sweep("foot", "paper", cells, Protocol(seeds=2)), lambda _: Made({TOP1: 6.0}))
+    (claim,) = judge_claims(results)
+    assert {run.trial.cell.label for run in claim.runs} == set(FOOTNOTE_5)
+
+
+ADAM = dataclasses.replace(BASELINE, label="Adam", recipe=IMAGENET_ADAM)
+SHORT = dataclasses.replace(BASELINE, label="short", recipe=dataclasses.replace(RECIPE, epochs=1))
+LETTER = dataclasses.replace(BASELINE, label="letter", recipe=dataclasses.replace(RECIPE, clip_norm=0.0))
+SMALL = dataclasses.replace(BASELINE, label="small", dataset="imagenet:size=64")
+
+
+@pytest.mark.parametrize(
+    ("cells", "stands", "derived"),
+    [
+        ((BASELINE, ADAM), "Baseline", "Baseline"),
+        ((ADAM, BASELINE), "Baseline", "Baseline"),
+        ((BASELINE, LETTER), "Baseline", "Baseline"),
+        ((LETTER, BASELINE), "letter", "letter"),
+        ((SHORT, ADAM), "short", "short"),
+        ((SMALL, BASELINE), "Baseline", "Baseline"),
+        ((ADAM, SMALL), "small", "Adam"),  # a table has one data set
+    ],
+)
+def test_one_cell_stands_for_a_row_of_the_paper_wherever_it_is_asked_for(
+    tmp_path: Path, cells: tuple[Cell, ...], stands: str, derived: str
+) -> None:
+    (half,) = (cell for cell in imagenet_placement.CELLS if cell.row == "CReLU all")
+    sweep = Sweep("twice", "paper", (*cells, half), Protocol(seeds=2))
+    results = seen(tmp_path, sweep, table_4)
+    (five,) = (table for table in groups(results) if table.table == "5" and table.comparable)
+    (row,) = (row.results for row in five.rows if row.label == "Baseline")
+    claims = {claim.claim.id: claim for claim in judge_claims(results)}
+    labels = {run.trial.cell.label for run in claims["all-below-baseline-with-half"].runs}
+    assert labels == {stands, "CReLU all"}
+    assert row is not None
+    assert row.cell.label == derived
+    graded = Findings([results]).cells("4", "imagenet", "Baseline")
+    assert [cell.cell.label for cell in graded] == [stands]
+
+
+@pytest.mark.parametrize(
+    ("cells", "order", "missing"),
+    [((BASELINE, LETTER), (3, 0, 0), ""), ((LETTER, BASELINE), (2, 1, 0), AGREEMENT)],
+)
+def test_second_cell_for_a_row_adds_nothing_to_order_and_grade(
+    tmp_path: Path, cells: tuple[Cell, ...], order: tuple[int, int, int], missing: str
+) -> None:
+    sweep = Sweep("twice", "paper", (*cells, *imagenet_placement.CELLS[1:3]), Protocol(seeds=2))
+
+    def outcome(trial: Trial) -> Made:
+        made = table_4(trial)
+        return Made(dict.fromkeys(made.metrics, 70.0)) if trial.cell.label == "letter" else made
+
+    results = seen(tmp_path, sweep, outcome)
+    assert order_kept(groups(results)[0], TOP1) == order
+    (leaf,) = grade(Branch("", 1, (Numbers("", 1, "4", "imagenet"),)), [results]).leaves()
+    (item,) = (item for item in leaf.items if item.name == "Baseline imagenet: top-1")
+    assert item.missing == missing
 
 
 def test_small_set_under_a_public_name_is_not_the_public_set(tmp_path: Path) -> None:
