@@ -24,7 +24,7 @@ from crelu_models.model import Model
 from crelu_models.spec import Conv, Drop, Linear, Net
 from crelu_models.tables import PAPER, S4
 from sweeps.experiment.metrics import PARTIAL, flags_of
-from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
+from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, SPRINGENBERG, VGG, Recipe
 from sweeps.experiment.space import Choices, chosen_net, chosen_recipe
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.wording import count
@@ -184,8 +184,9 @@ def _chosen_runs(results: CellResults) -> tuple[Run, ...]:
 def other_training(cell: Cell, choices: Choices = (), rate: float = 0.0) -> str:
     """Return in what a cell's net or recipe, with these choices of a search, is not the paper's; empty where it is.
 
-    `rate` is the learning rate of a study, 0 for none: it counts as the recipe's, unless the table leaves that open.
-    Its pictures do not matter here. What is open may be as we chose it, or by the letter.
+    `rate` is the learning rate of a study, 0 for none: it counts as the recipe's. Where the table leaves the rate open,
+    that of a study is the paper's, and so is any out of which its source chose. Its pictures do not matter here. What
+    is open may be as we chose it, or by the letter.
     """
     paper = paper_net(cell)
     if paper is None:
@@ -195,8 +196,9 @@ def other_training(cell: Cell, choices: Choices = (), rate: float = 0.0) -> str:
     if isinstance(net, Model) or (layers(net) != layers(paper) and not is_literal(net, name)):
         return f"another net than the paper's {name or paper.name}"
     theirs = paper_recipe(cell)
-    studied = theirs.lr if "lr" in LEFT_OPEN.get(cell.table, {}) else rate
-    ours = chosen_recipe(dataclasses.replace(cell.recipe, lr=studied) if rate else cell.recipe, choices)
+    ours = chosen_recipe(dataclasses.replace(cell.recipe, lr=rate) if rate else cell.recipe, choices)
+    if "lr" in LEFT_OPEN.get(cell.table, {}) and (rate or ours.lr in SPRINGENBERG):
+        ours = dataclasses.replace(ours, lr=theirs.lr)
     letter = BY_THE_LETTER.get(cell.table, {})
     as_ours = {field: getattr(theirs, field) for field, value in letter.items() if getattr(ours, field) == value}
     differences = recipe_differences(dataclasses.replace(ours, **as_ours), theirs)
