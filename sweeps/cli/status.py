@@ -15,10 +15,13 @@ from sweeps.experiment.questions.registration import changes_of
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.wording import count
 from sweeps.report.question_tables import text_lines
+from sweeps.report.terminal import flags
 from sweeps.results.answers import Answers, answers_of_plan
 from sweeps.results.evidence import titles
 from sweeps.store.lease import Drivers, owner_text
 from sweeps.store.ledger import Json, Ledger
+
+COUNTED = ("stale", "failed", "diverged", "dead")  # flags that a column, or what was lost, says already
 
 
 def status(options: argparse.Namespace) -> int:
@@ -63,7 +66,7 @@ def as_json(plan: Plan, drives: Json | None, decided: Answers | None = None) -> 
             | {"n": main.n if main else 0}
             | counts(plan, cell)
             | {"pending": len(plan.pending_of(cell))}
-            | {"lost": plan.lost(cell)}
+            | {"lost": plan.lost(cell), "flags": list(flags(plan, cell))}
             | {"code_compared": cell.label not in elsewhere}
             | {"numbers": {name: number.as_json() for name, number in known.items()}}
         )
@@ -102,7 +105,8 @@ def text(plan: Plan, drives: Json | None, decided: Answers | None = None) -> str
     for cell in plan.sweep.cells:
         *numbers, damaged = counts(plan, cell).values()
         row = "".join(f"{number or '.':>5}" for number in numbers) + f"{damaged or '.':>8}"
-        words = "; ".join(filter(None, (error_text(plan.tested(cell), metric), plan.lost(cell))))
+        told = ", ".join(flag for flag in flags(plan, cell) if flag not in COUNTED)
+        words = "; ".join(filter(None, (error_text(plan.tested(cell), metric), told, plan.lost(cell))))
         lines.append(f"{cell.label:<{width}} {row}   {words}".rstrip())
     lines += [f"{status.trial.cell.label} {status.trial.label}: {status.why}{remedy(plan, status)}"
               for status in plan.statuses if plan.is_damaged(status)]  # fmt: skip

@@ -26,6 +26,7 @@ from sweeps.results.cell_numbers import (
 from sweeps.results.deviations import deviations
 from sweeps.results.marks import MARKS, explanation, marks
 from sweeps.results.paper import Printed
+from sweeps.results.paper_cells import reduced
 from sweeps.results.statistics import METHODS, Verdict
 
 ERRORS: Final = "Errors in percent, lower is better; ± is the standard error, (n) the trainings behind a number."
@@ -151,6 +152,14 @@ def _verdict(group: ResultTable, row: Row, metric: str) -> tuple[Entry, Entry]:
 def verdict_text(verdict: Verdict) -> str:
     """Return the word of a verdict, with the reason where it is withheld."""
     return f"withheld: {verdict.why}" if verdict.why else verdict.word
+
+
+def why_withheld(group: ResultTable, row: Row, metric: str) -> str:
+    """Return why a number of ours is not judged by the printed one; empty where it is, or where none is printed."""
+    if row.results is None or group.paper(row, metric) is None:
+        return ""
+    judged = verdict_for(group, row, metric, number(row.results, metric))
+    return judged.why if judged is not None else reduced(row.results, group.dataset)
 
 
 def legend(used: Iterable[str], metric: Metric = PERCENT) -> list[str]:

@@ -26,11 +26,16 @@ from sweeps.experiment.metrics import (
 )
 from sweeps.experiment.model_facts import cell_parameters
 from sweeps.experiment.plan import STATES, Plan, TrialStatus
+from sweeps.experiment.search import Search
 from sweeps.experiment.trial import Cell
 from sweeps.report.render.formats import comma_separated
-from sweeps.results.cell_numbers import stands_for, vote_average
+from sweeps.report.result_tables import why_withheld
+from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, groups, number, stands_for, vote_average
 from sweeps.results.decisions import read_vote
+from sweeps.results.evidence import CellResults, results_of_plan
+from sweeps.results.marks import MARKS, marks
 from sweeps.results.paper import COLUMNS, Printed, printed
+from sweeps.results.paper_cells import reduced
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import columns_of, parquet
 
@@ -41,14 +46,17 @@ HEADINGS: Final = {
     TOP1: "top-1", TOP5: "top-5", TOP1_TEN: "top-1†", TOP5_TEN: "top-5†", TRAIN: "train",
     AVERAGE: "average", VOTE: "vote",
 }  # fmt: skip
+GREY: Final = "bright_black"
+UNFLAGGED: Final = "u1ef"  # marks of the report that no flag of a trial, and no count, says
 GAP: Final = 2  # spaces between two columns
-MARKS: Final = 12  # least width of the marks, which wrap
+LEAST: Final = 12  # width of the marks, which wrap
 
 
 class TableRow(NamedTuple):
     """One row of the table: ours and the paper's numbers by metric, flags, and how many of its trials are done.
 
-    `lost` says what of its trials diverged, failed or were skipped.
+    `lost` says what of its trials diverged, failed or were skipped. By metric, `marks` are those of the report, and
+    `withheld` says why a number is not judged by the paper's. `other` says in what the trainings are not the paper's.
     """
 
     label: str
@@ -59,11 +67,15 @@ class TableRow(NamedTuple):
     lost: str
     done: int
     planned: int
+    marks: dict[str, tuple[str, ...]]
+    withheld: dict[str, str]
+    other: str
 
 
 def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableRow]:
     """Return the rows of the table; `classes` by data set, as far as they are known."""
     rows = []
+    places, trouble = _places(plan, ledger)
     for cell in plan.sweep.cells:
         statuses = plan.of(cell)
         metrics = [name for name in COLUMNS.get(cell.table, _measured(plan, cell)) if name in headings(cell.metric)]
@@ -74,11 +86,41 @@ def lines(plan: Plan, classes: Mapping[str, int], ledger: Ledger) -> list[TableR
         parameters = cell_parameters(cell, classes.get(cell.dataset), trained)
         # A paused trial of a search is not waited for.
         planned = len(statuses) + len(plan.pending_of(cell)) - plan.count("paused", cell=cell)
+        done = len(tested)
+        place = places.get(cell.key)
+        marked = {m: _marks_of(place, m, plan.sweep.protocol.search) for m in metrics}
+        withheld = {m: why_withheld(place.table, place.row, m) if place is not None else trouble for m in metrics}
+        other = reduced(place.results, place.table.dataset) if place is not None and place.table.table else trouble
         row = TableRow(
-            cell.label, parameters, numbers, paper, _flags(plan, cell), plan.lost(cell), len(tested), planned
-        )
+            cell.label, parameters, numbers, paper, flags(plan, cell), plan.lost(cell), done, planned,
+            marked, withheld, other,
+        )  # fmt: skip
         rows.append(row)
     return rows
+
+
+class Place(NamedTuple):
+    """Where a cell stands in the report: its table, its row, its results."""
+
+    table: ResultTable
+    row: Row
+    results: CellResults
+
+
+def _places(plan: Plan, ledger: Ledger) -> tuple[dict[str, Place], str]:
+    """Return each cell's place in the report, by its key, and why there are none."""
+    try:
+        tables = groups(results_of_plan(plan, ledger))
+    except ValueError as error:
+        return {}, str(error)
+    own = [(table, row) for table in tables if table.table not in DERIVED.values() for row in table.rows]
+    return {row.key: Place(table, row, row.results) for table, row in own if row.results is not None}, ""
+
+
+def _marks_of(place: Place | None, metric: str, search: Search | None) -> tuple[str, ...]:
+    """Return what the report's marks of a number are called."""
+    found = marks(place.table, place.results, number(place.results, metric), search) if place is not None else ()
+    return tuple(MARKS[mark][0] for mark in found)
 
 
 def headings(metric: Metric) -> Mapping[str, str]:
@@ -105,18 +147,18 @@ def _vote(ledger: Ledger, cell: Cell, statuses: Sequence[TrialStatus]) -> Averag
     return vote_average(vote, errors, all(guesses))
 
 
-def _flags(plan: Plan, cell: Cell) -> tuple[str, ...]:
+def flags(plan: Plan, cell: Cell) -> tuple[str, ...]:
     """Return the flags of the trainings behind a cell's numbers, and whether any of its trials failed or is stale."""
     statuses = plan.of(cell)
     choosing = plan.searched | plan.studied
-    flags = {status.state for status in statuses if status.state in ("failed", "stale")}
-    flags |= {
+    found = {status.state for status in statuses if status.state in ("failed", "stale")}
+    found |= {
         flag
         for status in statuses
         if status.result is not None and status.trial.key not in choosing
         for flag in flags_of(status.result)
     }
-    return tuple(sorted(flags))
+    return tuple(sorted(found))
 
 
 class TableColumn(NamedTuple):
@@ -136,7 +178,7 @@ class TableColumn(NamedTuple):
 
 
 def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
-    """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other data.
+    """Return the table for a terminal of `width` characters; the paper's numbers are grey beside other trainings.
 
     Where it is wider, its columns stand below each other in several tables, each with the cells' labels.
     """
@@ -159,7 +201,7 @@ def text(plan: Plan, rows: Sequence[TableRow], width: int, colour: bool) -> str:
 
 
 def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
-    """Return the table as rich draws it, however wide; the paper's numbers are grey beside other data."""
+    """Return the table as rich draws it, however wide; the paper's numbers are grey beside other trainings."""
     return _drawn(table_columns(plan, rows), plan.sweep.title)
 
 
@@ -167,7 +209,6 @@ def table_columns(plan: Plan, rows: Sequence[TableRow]) -> list[TableColumn]:
     """Return the columns of the table, the cells' labels first and their marks last."""
     measured = plan.sweep.metric
     on_paper = any(cell.table for cell in plan.sweep.cells)
-    grey = "bright_black" if _foreign(plan) else "cyan"
     parameters = (f"{row.parameters / 1e6:.2f}M" if row.parameters is not None else "-" for row in rows)
     columns = [
         TableColumn("cell", tuple(row.label for row in rows), is_number=False),
@@ -177,16 +218,23 @@ def table_columns(plan: Plan, rows: Sequence[TableRow]) -> list[TableColumn]:
         ours = (_words(row.numbers[metric], measured) if metric in row.numbers else "" for row in rows)
         columns.append(TableColumn(headings(measured)[metric], tuple(ours)))
         if on_paper:
-            printed_there = (str(row.paper.get(metric) or "") for row in rows)
-            columns.append(TableColumn("paper", tuple(printed_there), grey))
+            columns.append(TableColumn("paper", tuple(_beside(row, metric) for row in rows), "cyan"))
     return [*columns, TableColumn("marks", tuple(map(_marks, rows)), "yellow", is_number=False)]
 
 
+def _beside(row: TableRow, metric: str) -> str:
+    """Return the paper's number beside one of ours, in brackets where it is of other trainings."""
+    printed_there = str(row.paper.get(metric) or "")
+    return f"({printed_there})" if printed_there and row.other else printed_there
+
+
 def _marks(row: TableRow) -> str:
-    """Return the marks of a row: flags, what of its trials was lost, and how many are done where not all are."""
-    flags = [flag for flag in row.flags if not row.lost or flag not in ("diverged", "dead", "failed")]
+    """Return the marks of a row: flags, what was lost, how many are done, and what else the report marks."""
+    known = [flag for flag in row.flags if not row.lost or flag not in ("diverged", "dead", "failed")]
     done = f"{row.done}/{row.planned}" if row.done < row.planned else ""
-    return ", ".join(filter(None, (*flags, row.lost, done)))
+    of_report = {mark for names in row.marks.values() for mark in names}
+    others = [MARKS[mark][0] for mark in UNFLAGGED if MARKS[mark][0] in of_report]
+    return ", ".join(filter(None, (*known, row.lost, done, *others)))
 
 
 def parts(columns: Sequence[TableColumn], width: int) -> list[list[TableColumn]]:
@@ -199,7 +247,7 @@ def parts(columns: Sequence[TableColumn], width: int) -> list[list[TableColumn]]
     groups: list[list[TableColumn]] = [[]]
     for column in others:
         pair = [groups[-1].pop()] if column.heading == "paper" and groups[-1] else []
-        least = sum(MARKS if not part.is_number else part.width for part in (*groups[-1], *pair, column))
+        least = sum(LEAST if not part.is_number else part.width for part in (*groups[-1], *pair, column))
         if groups[-1] and least + GAP * (len(groups[-1]) + len(pair) + 1) > room:
             groups.append([])
         groups[-1] += [*pair, column]
@@ -209,14 +257,20 @@ def parts(columns: Sequence[TableColumn], width: int) -> list[list[TableColumn]]
 def _drawn(columns: Sequence[TableColumn], title: str = "") -> Table:
     """Return columns as a table; labels and marks wrap where there is no room for them."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     for column in columns:
         justify: Literal["left", "right"] = "right" if column.is_number else "left"
         table.add_column(column.heading, justify=justify, style=column.style, no_wrap=column.is_number, overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*cells)
+        table.add_row(*(Text(cell, GREY) if _is_bracketed(cell) else cell for cell in cells))
     return table
+
+
+def _is_bracketed(cell: str) -> bool:
+    """Return whether a place has a number of the paper in brackets."""
+    return cell.startswith("(") and cell.endswith(")")
 
 
 def notes(plan: Plan, rows: Sequence[TableRow]) -> str:
@@ -224,14 +278,15 @@ def notes(plan: Plan, rows: Sequence[TableRow]) -> str:
     words = plan.sweep.metric.note
     if any(metric.endswith("_10crop") for line in rows for metric in line.numbers):
         words += "; † ten crops"
-    if _foreign(plan):
-        words += "\nother pictures than the paper's: its numbers stand beside ours, and nothing follows from that"
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.other:
+            reasons.setdefault(row.other, []).append(row.label)
+    if reasons:
+        words += "\nin brackets: numbers of the paper that stand beside other trainings, and nothing follows from that"
+    for reason, labels in reasons.items():
+        words += f"\n{'all cells' if len(labels) == len(rows) > 1 else ', '.join(labels)}: {reason}"
     return words
-
-
-def _foreign(plan: Plan) -> bool:
-    """Return whether a cell of a table of the paper is trained on other pictures than those that it stands for."""
-    return any(cell.table and cell.dataset != stands_for(cell) for cell in plan.sweep.cells)
 
 
 def _words(number: Average, metric: Metric = PERCENT) -> str:
@@ -255,8 +310,7 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
                 "flags": list(line.flags),
                 "lost": line.lost,
                 "numbers": {
-                    metric: number.as_json() | _paper_value(plan, line.paper[metric])
-                    for metric, number in line.numbers.items()
+                    metric: number.as_json() | _judged(plan, line, metric) for metric, number in line.numbers.items()
                 },
             }
             for line in rows
@@ -265,9 +319,13 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
     }
 
 
-def _paper_value(plan: Plan, printed: Printed | None) -> Json:
-    """Return the paper's number, which a page's own metric has none of."""
-    return {} if plan.sweep.metric.is_own else {"paper": printed.value if printed else None}
+def _judged(plan: Plan, row: TableRow, metric: str) -> Json:
+    """Return a number's marks and the paper's number, which a page's own metric has none of."""
+    told: Json = {"marks": list(row.marks[metric])}
+    if plan.sweep.metric.is_own:
+        return told
+    there = row.paper[metric]
+    return told | {"paper": there.value if there else None, "withheld": row.withheld[metric]}
 
 
 def write_results(plan: Plan, ledger: Ledger, name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sweeps.experiment.metrics import Metric
 from sweeps.experiment.space import value_text
+from sweeps.report.result_tables import why_withheld
 from sweeps.results.cell_numbers import DERIVED, ResultTable, groups, number, verdict_for
 from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, Effect, effects
@@ -62,7 +63,7 @@ def _numbers(results: SweepResults) -> Iterable[Line]:
                     "difference_high": verdict.interval.high if verdict else float("nan"),
                     "tolerance": verdict.margin if verdict else float("nan"),
                     "verdict": verdict.word if verdict else "",
-                    "withheld": verdict.why if verdict else "",
+                    "withheld": why_withheld(group, row, metric),
                     "marks": [
                         MARKS[mark][0] for mark in marks(group, row.results, ours, results.sweep.protocol.search)
                     ],

@@ -262,7 +262,7 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         trained = [status.trial.cell for status in plan.statuses if status.result is not None]
         record = provenance() | {"code": "; ".join(shares(map(cell_fingerprint, trained)))}
         damaged = plan.damaged
-        pending = {cell.key: Counter(trial.phase for trial in plan.pending_of(cell)) for cell in sweep.cells}
+        pending = _pending(plan)
         given_up = plan.given_up
     else:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
@@ -274,7 +274,39 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         pending = {cell: Counter(phases) for cell, phases in manifest.get("pending", {}).items()}
         given_up = dict(manifest.get("given_up", {}))
     runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
-    cells = tuple(
+    cells = _cells(ledger, sweep, runs, studies, pending)
+    attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
+    price = ledger.read_json(f"prices/{title}.json") or {}
+    hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
+    changes = changes_of(ledger, title)
+    damaged = {key: result for key, result in damaged.items() if key in runs}
+    return SweepResults(title, sweep, question, cells, attempts, record, hourly, changes, damaged, given_up)
+
+
+def results_of_plan(plan: Plan, ledger: Ledger) -> SweepResults:
+    """Return the results of the cells of a plan as it is, without the record of where they come from.
+
+    ValueError where `read_sweep` has one.
+    """
+    title = plan.sweep.title
+    runs = {status.trial.key: _run(ledger, title, status) for status in plan.statuses}
+    cells = _cells(ledger, plan.sweep, runs, _studies(plan), _pending(plan))
+    return SweepResults(title, plan.sweep, "", cells, {}, {}, given_up=plan.given_up)
+
+
+def _pending(plan: Plan) -> dict[str, Mapping[str, int]]:
+    """Return by cell key how many trials of each phase follow once others have ended."""
+    return {cell.key: Counter(trial.phase for trial in plan.pending_of(cell)) for cell in plan.sweep.cells}
+
+
+def _cells(
+    ledger: Ledger,
+    sweep: Sweep,
+    runs: Mapping[str, Run],
+    studies: Mapping[str, Sequence[Suggested]],
+    pending: Mapping[str, Mapping[str, int]],
+) -> tuple[CellResults, ...]:
+    return tuple(
         dataclasses.replace(
             _cell_results(ledger, cell, runs, studies.get(cell.key, ())),
             rates=_rate_keys(sweep, cell),
@@ -283,12 +315,6 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         )
         for cell in sweep.cells
     )
-    attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
-    price = ledger.read_json(f"prices/{title}.json") or {}
-    hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
-    changes = changes_of(ledger, title)
-    damaged = {key: result for key, result in damaged.items() if key in runs}
-    return SweepResults(title, sweep, question, cells, attempts, record, hourly, changes, damaged, given_up)
 
 
 def _larger_wins(sweep: Sweep, cell: Cell) -> bool:

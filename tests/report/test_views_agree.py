@@ -1,16 +1,19 @@
 """What the page warns of, every other view says too: the note of MLflow, the files, the terminal, --json and status."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sweeps import cifar_width
+from sweeps.cli import status
 from sweeps.experiment.metrics import PARAMETERS, TOP1, TRAIN
-from sweeps.experiment.plan import plan, plan_to_json
+from sweeps.experiment.plan import current_plan, plan, plan_to_json
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
+from sweeps.report import terminal
 from sweeps.report.mlflow_notes import pages
 from sweeps.report.result_tables import result_tables
 from sweeps.report.tidy import tidy
@@ -100,3 +103,73 @@ def test_number_of_the_paper_is_no_metric_beside_trainings_that_are_not_its(tmp_
     assert "withheld: another recipe: epochs 2, not 350" in page.note
     assert not [name for name in page.metrics if name.startswith("paper/")]
     assert {TOP1.replace("final", "agg") + "_mean", PARAMETERS} <= page.metrics.keys()
+
+
+@pytest.mark.parametrize("sweep", [stale_pair, small_table])
+def test_json_has_the_marks_and_the_reasons_of_the_files(sweep: Callable[[Ledger], str], tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    today = current_plan(ledger, sweep(ledger))
+    lines = {
+        (line["cell_key"], line["metric"]): line for line in tidy(read_sweep(ledger, today.sweep.title))["numbers"]
+    }
+    told = terminal.as_json(today, terminal.lines(today, {"cifar10": 10}, ledger))
+    for cell, shown in zip(today.sweep.cells, told["cells"], strict=True):
+        for metric, number in shown["numbers"].items():
+            line = lines[cell.key, metric]
+            assert (number["marks"], number["withheld"]) == (line["marks"], line["withheld"])
+
+
+def test_terminal_says_why_a_number_of_the_paper_is_none_of_ours(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    today = current_plan(ledger, small_table(ledger))
+    rows = terminal.lines(today, {"cifar10": 10}, ledger)
+    text = terminal.text(today, rows, 140, colour=False)
+    first = next(line for line in text.splitlines() if line.startswith("Baseline"))
+    assert re.findall(r"\(.*?\)", first) == ["(1.09)", "(9.17)", "(10.20±.09)", "(7.55)"]
+    assert "nothing follows from that\nall cells: another recipe: epochs 2, not 350\n" in text
+    assert first.endswith("one training")
+    coloured = terminal.text(today, rows, 140, colour=True)
+    assert "\x1b[90m(9.17)\x1b[0m" in coloured
+    of_one = terminal.notes(today, [rows[0], rows[1]._replace(other="")])
+    assert of_one.endswith(f"\n{SMALL[0].label}: another recipe: epochs 2, not 350")
+
+
+def test_terminal_has_the_paper_s_number_bare_beside_its_own_trainings(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    cells = only(cifar_width.CELLS, "cifar10")[:1]
+    sweep = unsearched("cifar_width", cells, Protocol(ablation=False, single=True))
+    make(ledger, sweep, lambda trial: Made({TOP1: 9.2} if trial.phase == "match" else {}, curve=FALLING))
+    today = current_plan(ledger, sweep.title)
+    text = terminal.text(today, terminal.lines(today, {"cifar10": 10}, ledger), 140, colour=False)
+    assert "(" not in text
+    assert "under-trained, one training" in text
+
+
+def test_terminal_of_results_that_no_report_reads_says_why(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    sweep = unsearched("cifar_width", SMALL[:1], Protocol())
+    make(ledger, sweep, lambda _: Made({TOP1: 1e13}))
+    today = current_plan(ledger, sweep.title)
+    rows = terminal.lines(today, {"cifar10": 10}, ledger)
+    assert rows[0].numbers[TOP1].mean == 1e13
+    assert "has a metric of 1e+13" in terminal.notes(today, rows)
+    assert "has a metric of 1e+13" in terminal.as_json(today, rows)["cells"][0]["numbers"][TOP1]["withheld"]
+
+
+def test_status_says_what_befell_trainings(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    today = current_plan(ledger, stale_pair(ledger))
+    _, _, first, second = status.text(today, None).splitlines()
+    assert first.endswith("(n 3)")
+    assert second.endswith("(n 3); restarted:2")
+    assert [cell["flags"] for cell in status.as_json(today, None)["cells"]] == [["stale"], ["restarted:2", "stale"]]
+
+
+def test_files_say_why_nothing_is_judged_on_other_data(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    cell = dataclasses.replace(SMALL[0], dataset="synthetic")
+    sweep = unsearched("cifar_width", (cell,), Protocol())
+    make(ledger, sweep, lambda _: Made({TOP1: 40.0}))
+    lines = {line["metric"]: line for line in tidy(read_sweep(ledger, sweep.title))["numbers"]}
+    assert lines[TOP1]["withheld"] == lines[PARAMETERS]["withheld"] == "embedded pictures"
+    assert lines[TOP1]["verdict"] == ""
