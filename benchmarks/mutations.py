@@ -2653,7 +2653,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "if name in named or len(begin) == 9:"),
         ("*ledger.names(folder), *below]",
          "*ledger.names(folder)]"),
-        ("waiting = sum(trial.cell.key == cell.key for trial in plan.pending)",
+        ("waiting = len(plan.pending_of(cell))",
          "waiting = 0"),
     ),
     *_faults("crelu_models/command_line.py", "tests/crelu_models/test_command_line.py",

@@ -17,6 +17,7 @@ from sweeps.report.record_tables import held_out_name
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, digits, named, number
+from sweeps.results.chosen_numbers import shown_effect, sides, untested_notes, why_untested
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
 from sweeps.results.marks import curve_runs
@@ -46,14 +47,15 @@ def effect_gallery(group: ResultTable, effects: Sequence[Effect]) -> Gallery:
     figures = []
     for metric in dict.fromkeys(effect.contrast.metric for effect in effects):
         name = named(metric, group.table)
-        points = [_effect_point(effect, reference) for effect in effects if effect.contrast.metric == metric]
+        of_metric = [shown_effect(effect) for effect in effects if effect.contrast.metric == metric]
+        points = [_effect_point(effect, reference) for effect in of_metric]
         alt = f"{group.title}, {name}: differences from {', '.join(references)}"
         figures.append(Figure(name, Forest(points), alt=alt))
     others = f", or the row named behind {MINUS}" if len(references) > 1 else ""
     unit = f"{group.metric.words} ({group.metric.better} is better)" if group.metric.is_own else "Points of error"
-    caption = (
-        f"{unit} less {reference}{others}, with 95 % intervals of each difference alone; filled: p < .05 after Holm."
-    )
+    untested = [why_untested(effect.contrast, sides(effect)) for effect in effects]
+    tests = "" if all(untested) else ", with 95 % intervals of each difference alone; filled: p < .05 after Holm"
+    caption = " ".join((f"{unit} less {reference}{others}{tests}.", *untested_notes(untested)))
     return Gallery(group.title, tuple(figures), "medium", caption)
 
 

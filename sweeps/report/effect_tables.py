@@ -12,6 +12,7 @@ from sweeps.report.render.document import NONE, Entry, Section, Table, Tone, bou
 from sweeps.report.result_tables import legend
 from sweeps.results import paper
 from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, digits, named, number
+from sweeps.results.chosen_numbers import shown_effect, sides, untested_notes, why_untested
 from sweeps.results.claims import PrintedTest, printed_tests
 from sweeps.results.contrasts import Effect, effects, votes_apart
 from sweeps.results.evidence import SweepResults
@@ -32,7 +33,7 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
     references = {effect.reference.label for effect in group_effects}
     only = references.pop() if len(references) == 1 else ""
     rows = []
-    for effect in group_effects:
+    for effect in map(shown_effect, group_effects):
         contrast = effect.contrast
         cell = effect.row.key
         places = difference_digits(effect)
@@ -61,7 +62,8 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
 
 def _notes(group: ResultTable, group_effects: Sequence[Effect], reference: str) -> tuple[str, ...]:
     """Return what a reader has to know of the tests that a table has, and of no others."""
-    contrasts = [effect.contrast for effect in group_effects]
+    contrasts = [shown_effect(effect).contrast for effect in group_effects]
+    untested = [why_untested(effect.contrast, sides(effect)) for effect in group_effects]
     bases = {contrast.basis for contrast in contrasts}
     pairing = {
         "folds": "over folds: paired, corrected after Nadeau and Bengio",
@@ -70,17 +72,18 @@ def _notes(group: ResultTable, group_effects: Sequence[Effect], reference: str) 
     }
     tests = "; ".join(words for basis, words in pairing.items() if basis in bases)
     notes = [f"Each row less {reference}." + (f" {tests[0].upper()}{tests[1:]}." if tests else "")]
+    tested = sum(math.isfinite(contrast.p) for contrast in contrasts)
     if group.metric.is_own:
-        notes.append(f"{group.metric.note}. Better or worse where p (Holm) is below .05, else open.")
-    family = sum(math.isfinite(contrast.p) for contrast in contrasts)
-    untested = {"pictures": "votes", "one training": "single trainings"}
-    left_out = " and ".join(words for basis, words in untested.items() if basis in bases)
+        words = " Better or worse where p (Holm) is below .05, else open." if tested or not any(untested) else ""
+        notes.append(f"{group.metric.note}.{words}")
+    without_p = {"pictures": "votes", "one training": "single trainings"}
+    left_out = " and ".join(words for basis, words in without_p.items() if basis in bases)
     plain_p = [name for name, values in (
         ("Wilcoxon's", [contrast.rank_p for contrast in contrasts]),
         ("McNemar's", [contrast.pictures.p for contrast in contrasts if contrast.pictures is not None]),
     ) if any(map(math.isfinite, values))]  # fmt: skip
-    if family:
-        holm = f"p adjusted after Holm over the {count(family, 'test')} of this table"
+    if tested:
+        holm = family_words(tested, untested)
         holm += f"; {left_out} are no part of them" if left_out else ""
         holm += f". {' and '.join(plain_p)} p {'is' if len(plain_p) == 1 else 'are'} not adjusted" if plain_p else ""
         notes.append(f"{holm}.")
@@ -89,7 +92,14 @@ def _notes(group: ResultTable, group_effects: Sequence[Effect], reference: str) 
         notes.append(f"Votes of different folds are not compared: {rows}.")
     if "McNemar's" in plain_p:
         notes.append("McNemar speaks of these networks on other pictures, not of other trainings.")
-    return tuple(notes)
+    return (*notes, *untested_notes(untested))
+
+
+def family_words(tested: int, untested: Sequence[str]) -> str:
+    """Return over how many tests of a table p is adjusted; a difference that is `untested` has part in it too."""
+    withheld = sum(map(bool, untested))
+    family = f"p adjusted after Holm over the {count(tested + withheld, 'test')} of this table"
+    return f"{family}, those without p among them" if withheld else family
 
 
 def effect_word(group: ResultTable, effect: Effect) -> str:
@@ -99,6 +109,8 @@ def effect_word(group: ResultTable, effect: Effect) -> str:
     """
     if not group.metric.is_own:
         return NONE
+    if why_untested(effect.contrast, sides(effect)):
+        return "see Questions"
     if not effect.p < 0.05:
         return "open"
     return "better" if group.metric.cost(effect.contrast.difference) < 0 else "worse"
@@ -112,8 +124,7 @@ def difference_digits(effect: Effect) -> int:
 
 def _marks(effect: Effect) -> tuple[str, ...]:
     """Return the marks of an effect: of either side that lost trainings, of its own trainings that are stale."""
-    sides = [row.results for row in (effect.row, effect.reference) if row.results is not None]
-    used = {mark for side in sides for mark in lost_marks(side, effect.contrast.metric)}
+    used = {mark for side in sides(effect) for mark in lost_marks(side, effect.contrast.metric)}
     used |= set(stale_marks(effect.contrast.runs))
     return tuple(mark for mark in MARKS if mark in used)
 

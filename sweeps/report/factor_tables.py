@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sweeps.experiment.metrics import Metric
-from sweeps.experiment.wording import count
 from sweeps.report.charts import keys
+from sweeps.report.effect_tables import family_words
 from sweeps.report.render.chart import Interaction, Line, Point
 from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, bounds, chance, plain, signed
 from sweeps.report.result_tables import legend
 from sweeps.results.cell_numbers import ResultTable, digits, named, number
+from sweeps.results.chosen_numbers import shown_factor_effect, untested_notes, why_untested
 from sweeps.results.contrasts import Contrast
 from sweeps.results.factors import FactorEffect, Grid, factor_effects, grids, interaction_means, level_text
 from sweeps.results.marks import MARKS, lost_marks, stale_marks
@@ -41,13 +42,16 @@ def factor_parts(tables: Sequence[ResultTable]) -> Iterator[Table | Gallery]:
 
 def factor_table(name: str, grid: Grid, effects: Sequence[FactorEffect]) -> Table:
     """Return the effects of a grid that its cells determine, with every test of them; a note names the others."""
-    shown = [effect for effect in effects if not effect.why]
+    known = [effect for effect in effects if not effect.why]
+    shown = [shown_factor_effect(effect, grid.cells) for effect in known]
     marks = [mark for effect in shown for mark in _marks(grid, effect.contrast)]
     rows = tuple(_row(grid, effect) for effect in shown)
-    family = sum(math.isfinite(effect.contrast.p) for effect in effects)
+    tested = sum(math.isfinite(effect.contrast.p) for effect in shown)
+    untested = [why_untested(effect.contrast, grid.cells) for effect in known]
     notes: tuple[str, ...] = (EFFECTS.format(_value(grid.metric)), SPREAD)
     notes += (f"{grid.metric.note}.",) if grid.metric.is_own else ()
-    notes += (f"p adjusted after Holm over the {count(family, 'test')} of this table.",) if family else ()
+    notes += (f"{family_words(tested, untested)}.",) if tested else ()
+    notes += untested_notes(untested)
     notes += tuple(_withheld(effects))
     notes += tuple(_left_out(grid))
     notes += tuple(legend(marks, grid.metric))

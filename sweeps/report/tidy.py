@@ -9,6 +9,7 @@ from sweeps.experiment.metrics import Metric
 from sweeps.experiment.space import value_text
 from sweeps.report.result_tables import why_withheld
 from sweeps.results.cell_numbers import DERIVED, ResultTable, groups, number, verdict_for
+from sweeps.results.chosen_numbers import shown_effect, shown_factor_effect, sides, why_untested
 from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, Effect, effects
 from sweeps.results.evidence import CellResults, Run, SearchPoint, SweepResults
@@ -108,9 +109,10 @@ def effect_rows(tables: Sequence[ResultTable], chosen: Sequence[Effect] | None =
                 "reference": effect.reference.label,
                 "reference_key": effect.reference.key,
             }
-            sides = [row.results for row in (effect.row, effect.reference) if row.results is not None]
-            lost = _lost(sides, effect.contrast.metric)
-            yield names | _contrast(effect.contrast, effect.p) | {"lost": lost}
+            lost = _lost(sides(effect), effect.contrast.metric)
+            facts: Line = {"withheld": why_untested(effect.contrast, sides(effect)), "lost": lost}
+            shown = shown_effect(effect)
+            yield names | _contrast(shown.contrast, shown.p) | facts
 
 
 def factor_rows(tables: Sequence[ResultTable]) -> Iterable[Line]:
@@ -125,8 +127,10 @@ def factor_rows(tables: Sequence[ResultTable]) -> Iterable[Line]:
                 "references": effect.reference,
             }
             lost = _lost(grid.cells, effect.contrast.metric)
-            facts: Line = {"cells": effect.cells, "withheld": effect.why, "lost": lost}
-            yield names | _contrast(effect.contrast, effect.p) | facts
+            withheld = effect.why or why_untested(effect.contrast, grid.cells)
+            facts: Line = {"cells": effect.cells, "withheld": withheld, "lost": lost}
+            shown = shown_factor_effect(effect, grid.cells)
+            yield names | _contrast(shown.contrast, shown.p) | facts
 
 
 def _claims(results: SweepResults) -> Iterable[Line]:

@@ -21,7 +21,9 @@ from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.model_facts import cell_parameters
 from sweeps.experiment.plan import Plan, TrialStatus, current_plan, without_damaged
+from sweeps.experiment.questions.question import asked_cells
 from sweeps.experiment.questions.registration import Change, changes_of
+from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.search import goal
 from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.study import study
@@ -123,7 +125,8 @@ class CellResults:
 
     `rates` are the keys of the trials by which it chose the learning rate of the cells like it, if it did. With
     `larger_wins` its search looks for the largest value. `pending` counts by phase the trials that follow once others
-    have ended, as the plan does: no run stands for them.
+    have ended, as the plan does: no run stands for them. `asked` is the sweep's design where one of its questions is
+    about the cell: until they are decided, the questions choose how many trainings it has.
     """
 
     cell: Cell
@@ -133,6 +136,7 @@ class CellResults:
     rates: tuple[str, ...] = ()
     larger_wins: bool = False
     pending: Mapping[str, int] = field(default_factory=dict)
+    asked: Design | None = None
 
     def done(self, *phases: str) -> tuple[Run, ...]:
         """Return the runs of these phases that have a result, search trials left out."""
@@ -306,12 +310,14 @@ def _cells(
     studies: Mapping[str, Sequence[Suggested]],
     pending: Mapping[str, Mapping[str, int]],
 ) -> tuple[CellResults, ...]:
+    design, asked = sweep.protocol.design, asked_cells(sweep.questions)
     return tuple(
         dataclasses.replace(
             _cell_results(ledger, cell, runs, studies.get(cell.key, ())),
             rates=_rate_keys(sweep, cell),
             larger_wins=_larger_wins(sweep, cell),
             pending=pending.get(cell.key, {}),
+            asked=design if cell.label in asked else None,
         )
         for cell in sweep.cells
     )

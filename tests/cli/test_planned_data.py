@@ -97,6 +97,7 @@ def test_sweep_with_its_own_data_dir_is_done_in_its_report_and_in_status(
         "stale": 0,
         "failed": 0,
         "skipped": 0,
+        "pending": 0,
     }
     for elsewhere in (str(tmp_path / "B"), ""):
         monkeypatch.setenv("CRELU_DATA", elsewhere)

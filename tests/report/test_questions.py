@@ -205,6 +205,21 @@ def test_what_was_taken_counts_failed_trainings_and_none_that_no_question_asked_
     assert after.used == sum(len(plan(SWEEP, lost, {}).of(cell)) for cell in (A, B, C))
 
 
+def test_seed_of_single_is_taken_once_its_second_phase_is_there_or_its_first_has_failed(tmp_path: Path) -> None:
+    protocol = Protocol(ablation=False, single=True, until=3)
+    sweep = Sweep("s", "paper", (A, B), protocol, questions=QUESTIONS[:1])
+    ledger = Ledger(str(tmp_path))
+    failing = Trial(B, "holdout", 2)
+    ledger.add_attempt(failing.key, {"error": "RuntimeError: gone", "final": True})
+    make(ledger, sweep, lambda trial: Made({}) if trial.phase == "holdout" and trial.key != failing.key else None)
+    begun = answers(read_sweep(ledger, "s"))
+    make(ledger, sweep, lambda trial: Made({TOP1: error_of(trial)}) if trial.phase == "match" else None)
+    ended = answers(read_sweep(ledger, "s"))
+    assert begun is not None
+    assert ended is not None
+    assert (begun.used, ended.used, ended.fixed) == (1, 6, 6)
+
+
 def test_damaged_third_training_answers_nothing_either(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
 
