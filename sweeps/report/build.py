@@ -35,8 +35,9 @@ from sweeps.report.files import write_atomically
 from sweeps.report.mlflow_notes import pages
 from sweeps.report.progress_bar import progress_bar
 from sweeps.report.render.document import Document
-from sweeps.report.render.formats import blocks, comma_separated, latex, markdown, markdown_table, parquet, same
+from sweeps.report.render.formats import blocks, comma_separated, markdown, markdown_table, parquet, same
 from sweeps.report.render.html import page
+from sweeps.report.render.latex import latex
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
 from sweeps.results.evidence import MANIFEST, SweepResults, read_sweep, titles

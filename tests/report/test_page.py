@@ -16,8 +16,9 @@ from sweeps.imagenet_placement import CELLS
 from sweeps.report.render import svg
 from sweeps.report.render.chart import Band, Chart, Curves, Forest, Interaction, Line, Point, Responses, Scatter
 from sweeps.report.render.document import Document, Entry, Figure, Gallery, Section, Table, Tile
-from sweeps.report.render.formats import blocks, comma_separated, latex, markdown, prose
+from sweeps.report.render.formats import blocks, comma_separated, markdown, prose
 from sweeps.report.render.html import page
+from sweeps.report.render.latex import latex
 from sweeps.results.evidence import Run
 from sweeps.results.statistics import Interval
 

@@ -1,4 +1,4 @@
-"""The tables of a report as Markdown, LaTeX (booktabs), CSV and Parquet.
+"""The tables of a report as Markdown, CSV and Parquet; LaTeX has a module of its own.
 
 In Markdown every table stands between markers, so that it can be pasted into a document and checked there:
 
@@ -21,6 +21,7 @@ from sweeps.store.foreign import printable
 
 # Sections whose tables are for the page alone: too long to print.
 PAGE_ONLY: Final = ("runs",)
+FORMULAS: Final = ("=", "+", "-", "@")  # how a text begins that a spreadsheet takes for a formula
 BLOCK: Final = re.compile(r"<!-- sweeps:(\S+) (\S+) -->\n(.*?)<!-- /sweeps -->", re.DOTALL)
 
 
@@ -107,115 +108,6 @@ def same(ours: str, theirs: str) -> bool:
 def _bare(text: str) -> list[str]:
     lines = (re.sub(r":?-{3,}:?", "---", re.sub(r"\s+", " ", line.strip())) for line in text.splitlines())
     return [re.sub(r" ?\| ?", "|", line) for line in lines if line]
-
-
-# LaTeX --------------------------------------------------------------------------------------------------------
-
-PREAMBLE: Final = r"""\documentclass[10pt]{article}
-\usepackage[a4paper,margin=1.8cm]{geometry}
-\usepackage[T1]{fontenc}
-\usepackage[utf8]{inputenc}
-\usepackage{array,booktabs}
-\usepackage{graphicx}
-\begin{document}
-"""
-SIGNS: Final = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "±": r"$\pm$", "−": r"$-$",
-    "–": "--", "…": r"\dots{}", "|": r"$|$", '"': "''",
-}  # fmt: skip
-FORMULAS: Final = ("=", "+", "-", "@")  # how a text begins that a spreadsheet takes for a formula
-LINE: Final = 40  # characters up to which a column of words is not broken into lines
-
-
-def latex(document: Document) -> dict[str, str]:
-    r"""Return report.tex, which compiles as it is, and one file a table, to be put into a paper by \input."""
-    files = {}
-    inputs = []
-    for section in document.sections:
-        if section.id in PAGE_ONLY:
-            continue
-        for table in section.tables:
-            name = _label(table.id)
-            files[f"tables/{name}.tex"] = latex_table(table)
-            inputs.append(rf"\input{{tables/{name}}}")
-    words = "\n".join(inputs)
-    heading = rf"\section*{{{tex(document.question or document.title)}}}"
-    body = f"{PREAMBLE}{heading}\n\\noindent {tex(document.banner)}\n{words}\n\\end{{document}}\n"
-    return {"report.tex": body} | files
-
-
-def latex_table(table: Table) -> str:
-    """Return a table as a booktabs table, as wide as its page at most; notes stand below it."""
-    rows = [" & ".join(_tex_entry(entry) for entry in row) + r" \\" for row in table.rows]
-    notes = [rf"\par\smallskip {_tex_marks(mark)}{' ' if mark else ''}{tex(words)}"
-             for mark, words in map(split_note, table.notes)]  # fmt: skip
-    return "\n".join([
-        "% needs booktabs, array and graphicx",
-        r"\begin{table}[htbp]\centering\footnotesize",
-        rf"\caption{{{tex(table.title)}}}",
-        rf"\label{{tab:{_label(table.id)}}}",
-        r"\setlength{\tabcolsep}{4pt}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{@{{}}{''.join(_column(table, i) for i in range(len(table.columns)))}@{{}}}}",
-        r"\toprule",
-        *([_tex_heads(table)] if table.heads else []),
-        " & ".join(tex(name) for name in table.columns) + r" \\",
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}}",
-        r"\begin{flushleft}\scriptsize",
-        *notes,
-        r"\end{flushleft}",
-        r"\end{table}",
-        "",
-    ])  # fmt: skip
-
-
-def _label(words: str) -> str:
-    """Return words as the name of a file or a label, in which no sign of LaTeX stands."""
-    return re.sub(r"[^A-Za-z0-9-]+", "-", words)
-
-
-def _column(table: Table, i: int) -> str:
-    """Return the alignment of a column; one of long words is broken into lines."""
-    words = [row[i].text for row in table.rows]
-    longest = max(map(len, words), default=0)
-    if table.align[i] != "l" or longest <= LINE:
-        return table.align[i]
-    # A name without a space, a digest say, needs all its width: 0.19 cm a letter.
-    unbroken = max(len(word) for text in words for word in text.split() or [""])
-    wide = max(7.0 if longest > 60 else 4.5, 0.19 * unbroken)
-    return rf">{{\raggedright\arraybackslash}}p{{{wide:.1f}cm}}"
-
-
-def _tex_heads(table: Table) -> str:
-    cells = []
-    rules = []
-    column = 1
-    for name, span in table.heads:
-        cells.append(rf"\multicolumn{{{span}}}{{c}}{{{tex(name)}}}" if span > 1 else tex(name))
-        rules += [rf"\cmidrule(lr){{{column}-{column + span - 1}}}"] if span > 1 else []
-        column += span
-    return " & ".join(cells) + r" \\ " + "".join(rules)
-
-
-def _tex_entry(entry: Entry) -> str:
-    text = tex(entry.text) + _tex_marks(",".join(entry.marks))
-    sub = rf" {{\tiny {tex(entry.sub)}}}" if entry.sub else ""
-    # A row that begins with [ would be read as the argument of the \\ before it.
-    return f"{'{}' if entry.text.startswith(('[', '*')) else ''}{text}{sub}"
-
-
-def _tex_marks(marks: str) -> str:
-    return rf"\textsuperscript{{{tex(marks)}}}" if marks else ""
-
-
-def tex(words: str) -> str:
-    """Return words with LaTeX's signs escaped; a letter that it cannot print becomes a question mark."""
-    known = "".join(SIGNS.get(letter, letter) for letter in " ".join(printable(words).split()))
-    return "".join(letter if letter.isascii() or letter in "äöüßéèáàñç×°µ²³·" else "?" for letter in known)
 
 
 # CSV and Parquet ----------------------------------------------------------------------------------------------
