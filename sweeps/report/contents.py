@@ -25,9 +25,10 @@ EMBEDDED = (
     "Verdicts are withheld, and the paper's numbers stand greyed beside ours."
 )
 RUNS = "Every number above names the trials it is made of; here is each trial with its MLflow run."
+ANALYSED = "Of the first analysed run of each cell."
 PICTURES = (
-    "Of the first analysed run of each cell. Where the page would be too large, pictures are smaller than they are: in "
-    "full they lie in the output folder under ledger/trials, and on the MLflow run of the trial."
+    "Where the page would be too large, pictures are smaller than they are: in full they lie in the output folder "
+    "under ledger/trials, and on the MLflow run of the trial."
 )
 EMBEDDED_OWN = "Embedded pictures: this shows how things work, and says nothing of other pictures."
 CHARTS = 60  # charts of responses on a page
@@ -157,12 +158,13 @@ def _search(results: SweepResults) -> Section | None:
     importance = record_tables.importance_table(results)
     tables = [table] if importance is None else [table, importance]
     parts: tuple[Table | Gallery, ...] = (*tables, *galleries[:shown])
-    return Section("dropout", "Search" if search.axes else "Dropout response", tuple(words), parts)
+    heading = "Search" if search.axes else "Dropout response"
+    return Section("dropout", heading, (), parts, chart_words=tuple(words))
 
 
 def _analyses(ledger: Ledger, results: SweepResults) -> Section | None:
     parts = charts.analysis_parts(ledger, results)
-    return Section("analyses", "Analyses", (PICTURES,), tuple(parts)) if parts else None
+    return Section("analyses", "Analyses", (ANALYSED,), tuple(parts), chart_words=(PICTURES,)) if parts else None
 
 
 def _failures(results: SweepResults) -> Section:

@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 
 from sweeps.report import charts
+from sweeps.report.contents import document
 from sweeps.report.render.document import Gallery, Table
+from sweeps.report.render.formats import markdown
+from sweeps.report.render.html import page
+from sweeps.report.render.latex import latex
 from sweeps.results.analyses import SCHEMA
 from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
@@ -58,3 +62,13 @@ def test_rows_of_two_kinds_are_two_tables_and_name_their_run_once(ledger: Ledger
         "CReLU half: reconstruction 5", "CReLU half: reconstruction 20",
         "CReLU conv1-4: reconstruction 5", "CReLU conv1-4: reconstruction 20",
     ]  # fmt: skip
+
+
+def test_each_format_says_of_which_run_an_analysis_is(ledger: Ledger) -> None:
+    report = document(ledger, read_sweep(ledger, "small-demo"))
+    sentence, pictures = "Of the first analysed run of each cell.", "pictures are smaller than they are"
+    files = latex(report)
+    tables = [files[f"tables/analysis-reconstruction{end}.tex"] for end in ("", "-1")]
+    texts = [page(report), markdown(report), *tables]
+    assert [sentence in text for text in texts] == [True, True, True, True]
+    assert [pictures in text for text in texts] == [True, False, False, False]

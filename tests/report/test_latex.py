@@ -1,11 +1,19 @@
 """LaTeX has every table of a report in a file of its own, with all the words that its numbers need."""
 
+import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
-from sweeps.report.render.document import Document, Entry, Section, Table
+from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.sweep import Protocol, Sweep
+from sweeps.report.contents import document
+from sweeps.report.render.document import Document, Entry, Gallery, Section, Table
 from sweeps.report.render.latex import labels, latex, tex
+from sweeps.results.evidence import read_sweep
+from sweeps.store.ledger import Ledger
+from tests.support.sweeps import BASELINE, CRELU, Made, make
 
 
 def of(*tables: Table) -> Document:
@@ -69,3 +77,32 @@ def test_one_word_that_latex_lacks_needs_no_number() -> None:
     assert r"\section*{Is ? seen?}" in headed
     assert headed.startswith("% ? stands for 猫\n\\documentclass")
     assert headed.endswith("the head of this file names them.\n\\end{document}\n")
+
+
+def test_words_of_a_section_stand_below_each_of_its_tables_and_once_in_the_report() -> None:
+    tables = (named("cats", "12.50"), named("dogs", "40.50")._replace(notes=("Errors in percent.",)))
+    charts = Gallery("Curves", (), "small")
+    sections = (
+        Section("cells", "Cells", ("All 5 seeds count.",), (*tables, charts), chart_words=("Filled: to the end.",)),
+        Section("failures", "Failures", ("No training failed.",)),
+        Section("curves", "Curves", ("Grey: the first.",), (charts,)),
+        Section("runs", "Runs", ("Each run.",)),
+    )
+    files = latex(Document("report", "", "", (), sections))
+    notes = [re.findall(r"smallskip (.+)", files[f"tables/cells-{name}-allconv.tex"]) for name in ("cats", "dogs")]
+    assert notes == [["All 5 seeds count."], ["All 5 seeds count.", "Errors in percent."]]
+    inputs = ["\\input{tables/cells-cats-allconv}", "\\input{tables/cells-dogs-allconv}"]
+    assert files["report.tex"].splitlines()[-4:] == [*inputs, r"\par No training failed.", r"\end{document}"]
+    assert not [text for text in files.values() if "Filled" in text or "Grey" in text or "Each run" in text]
+
+
+def test_tables_of_more_seeds_than_are_declared_say_so(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+    cells = tuple(dataclasses.replace(cell, table="", row="") for cell in (BASELINE, CRELU))
+    for declared, seeds in ((cells[:1], 5), (cells, 2)):
+        make(ledger, Sweep("seeds", "paper", declared, Protocol(seeds=seeds)), lambda trial: Made({TOP1: 12.0}))
+    report = document(ledger, read_sweep(ledger, "seeds"))
+    assert (
+        r"\par\smallskip 2 seeds declared, 5 on the ledger of Baseline: all of them count."
+        in (latex(report)["tables/cells-cifar10-allconv.tex"])
+    )

@@ -139,4 +139,4 @@ def test_runs_that_the_page_does_not_list_are_in_a_file(tmp_path: Path, monkeypa
     monkeypatch.setattr(contents, "CHARTS", 2)
     (section,) = [part for part in document(ledger, results).sections if part.id == "dropout"]
     assert len(section.parts) == 1 + 2
-    assert "first 2 cells" in section.words[-1]
+    assert "first 2 cells" in section.chart_words[-1]

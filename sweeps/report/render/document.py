@@ -71,7 +71,10 @@ class Gallery(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """One section: its anchor, heading (`short` in lists), words, tables and charts, in the order they are shown."""
+    """One section: its anchor, heading (`short` in lists), words, tables and charts, in the order they are shown.
+
+    `words` are needed to read its numbers, so each format has them; `chart_words` speak of charts and pictures alone.
+    """
 
     id: str
     heading: str
@@ -79,6 +82,7 @@ class Section:
     parts: tuple[Table | Gallery, ...] = ()
     folded: bool = False
     short: str = ""
+    chart_words: tuple[str, ...] = ()
 
     @property
     def tables(self) -> tuple[Table, ...]:

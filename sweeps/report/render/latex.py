@@ -58,13 +58,19 @@ LINE: Final = 40  # characters up to which a column of words is not broken into 
 
 def latex(document: Document) -> dict[str, str]:
     r"""Return report.tex, which compiles as it is, and one file a table, to be put into a paper by \input."""
-    tables = [table for section in document.sections if section.id not in PAGE_ONLY for table in section.tables]
-    names = labels([table.id for table in tables])
-    inputs = "\n".join(rf"\input{{tables/{name}}}" for name in names)
+    sections = [section for section in document.sections if section.id not in PAGE_ONLY]
+    names = iter(labels([table.id for section in sections for table in section.tables]))
     heading = rf"\section*{{{tex(document.question or document.title)}}}"
-    body = f"{PREAMBLE}{heading}\n\\noindent {tex(document.banner)}\n{inputs}\n\\end{{document}}\n"
-    files = {"report.tex": body}
-    files |= {f"tables/{name}.tex": latex_table(table, name) for name, table in zip(names, tables, strict=True)}
+    lines = [f"{PREAMBLE}{heading}", rf"\noindent {tex(document.banner)}"]
+    files = {"report.tex": ""}
+    for section in sections:
+        lines += [rf"\par {tex(words)}" for words in section.words if not section.parts]
+        for table in section.tables:
+            name = next(names)
+            # A table may be put into a paper without its section, so it has the section's words itself.
+            files[f"tables/{name}.tex"] = latex_table(table._replace(notes=(*section.words, *table.notes)), name)
+            lines.append(rf"\input{{tables/{name}}}")
+    files["report.tex"] = "\n".join([*lines, r"\end{document}", ""])
     others = list(dict.fromkeys(letters for text in files.values() for letters in OTHERS.findall(text)))
     return {name: _told_apart(text, others) for name, text in files.items()}
 
