@@ -175,6 +175,7 @@ def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | No
     else:
         high = min(high, median + 3 * (median - low))
     pad = 0.06 * (high - low or 1.0)
+    low, high = low - pad, high + pad
     figures = []
     value_name = search.objective or held_out_name(metric, search.folds)
     for axis in space(search, cell_results.cell):
@@ -182,13 +183,23 @@ def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | No
         for point, value in tried:
             chosen = dict(point.run.trial.chosen)[axis.name]
             kind: Kind = "pick" if point is cell_results.winner else "ours" if point.complete else "open"
-            tip = f"{value_text(chosen)}: {metric.text(value)}"
+            tip = f"{value_text(chosen)}: {plain(value, digits(objective, value))}"
             points.append(Point(value, "", tip, _place(axis.domain, chosen), kind=kind, trials=keys(point.runs)))
         title = axis.name if search.axes else f"after {axis.name}"
-        chart = Responses(points, low - pad, high + pad, *_scale(axis.domain))
+        chart = Responses(points, low, high, *_scale(axis.domain))
         name = axis.name if search.axes else f"dropout after {axis.name}"
         figures.append(Figure(title, chart, alt=f"{cell_results.cell.label}: {value_name} by {name}"))
-    return Gallery(cell_results.cell.label, tuple(figures), "tiny")
+    caption = _beyond([value for value in values if value < low or value > high], high, objective)
+    return Gallery(cell_results.cell.label, tuple(figures), "tiny", caption)
+
+
+def _beyond(values: Sequence[float], high: float, objective: str) -> str:
+    """Return the sentence on values that lie beyond a frame, above `high` or below it; empty for none."""
+    if not values:
+        return ""
+    word, farthest = ("up", max(values)) if max(values) > high else ("down", min(values))
+    end = plain(farthest, digits(objective, farthest))
+    return f"Triangles at the edge: {count(len(values), 'point')} beyond the frame, {word} to {end}."
 
 
 def _place(domain: Domain, value: Value) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sweeps.experiment.metrics import Metric
+from sweeps.experiment.search import Search, goal
 from sweeps.experiment.space import value_text
 from sweeps.report.result_tables import why_withheld
 from sweeps.results.cell_numbers import DERIVED, ResultTable, groups, number, verdict_for
@@ -179,17 +180,22 @@ def _curves(results: SweepResults) -> Iterable[Line]:
 
 
 def _dropout(results: SweepResults) -> Iterable[Line]:
+    search = results.sweep.protocol.search or Search()
+    column = _column(search.objective or results.sweep.metric.row)
     for cell_results in results.cells:
         for order, tried in enumerate(cell_results.tried):
-            yield {
+            line: Line = {
                 "cell": cell_results.cell.label,
                 "number": order,
                 "dropout": " ".join(f"{place}={rate:g}" for place, rate in tried.run.trial.dropout),
                 "choices": " ".join(f"{name}={value_text(value)}" for name, value in tried.run.trial.choices),
-                _column(results.sweep.metric.row): tried.value if tried.value is not None else float("nan"),
+                "objective": goal(search, cell_results.cell).name,
+                "value": tried.value if tried.value is not None else float("nan"),
                 "state": _state(tried),
                 "trials": [run.key for run in tried.runs],
             }
+            line.setdefault(column, line["value"])
+            yield line
 
 
 def _state(tried: SearchPoint) -> str:

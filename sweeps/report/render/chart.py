@@ -63,7 +63,8 @@ class Scatter(NamedTuple):
 class Responses(NamedTuple):
     """A chart of values between `low` and `high` by what was chosen, from the first to the last of `ends`.
 
-    A greater value stands at the edge. `ticks` are the places that are named, none for round numbers.
+    A value beyond them is a triangle at the edge, which points to it. `ticks` are the places that are named, none for
+    round numbers.
     """
 
     points: Sequence[Point]

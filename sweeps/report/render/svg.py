@@ -33,6 +33,7 @@ FARTHER: Final = tuple(
     for right, side in ((12, "left"), (-12, "right"), (30, "left"), (-30, "right"), (0, "center"))
 )
 PLACES: Final = (*BESIDE, *FARTHER)
+TRIANGLE: Final = (4.0, 7.0)  # pixels of half the width of a triangle, and of its height
 BEFORE: Final = {"left": 0.0, "center": 0.5, "right": 1.0}  # share of a label that stands left of its anchor
 
 
@@ -120,8 +121,8 @@ def _responses(responses: Responses, alt: str) -> Markup:
     points = responses.points
     with chart(168, 118, 30, 20, 160, 110) as axis:
         axis.grid(axis="y", gid="grid")
-        values = [min(max(point.value, responses.low), responses.high) for point in points]
-        hovers = _points(axis, points, [point.x for point in points], values, 3)
+        within = [point for point in points if responses.low <= point.value <= responses.high]
+        hovers = _points(axis, within, [point.x for point in within], [point.value for point in within], 3)
         room = 0.05 * (last - first)
         axis.set(xlim=(first - room, last + room), ylim=(responses.low, responses.high))
         if responses.ticks:
@@ -129,7 +130,8 @@ def _responses(responses: Responses, alt: str) -> Markup:
         else:
             _ticks(axis.xaxis, 4)
         _ticks(axis.yaxis, 4)
-        return svg(axis, alt, hovers)
+        beyond = [point for point in points if point.value < responses.low or point.value > responses.high]
+        return svg(axis, alt, hovers | _triangles(axis, beyond))
 
 
 def _interaction(interaction: Interaction, alt: str) -> Markup:
@@ -188,6 +190,20 @@ def _points(
         size = 2 * radius + (4 if kind == "pick" else 0)
         axis.plot([xs[i] for i in chosen], [ys[i] for i in chosen], "o", markersize=size, gid=kind)
         hovers[kind] = [(points[i].trials, points[i].tip) for i in chosen]
+    return hovers
+
+
+def _triangles(axis: Axes, points: Sequence[Point]) -> dict[str, list[tuple[str, str]]]:
+    """Draw points beyond the frame as triangles at its edge; return the trials and the title of each."""
+    hovers: dict[str, list[tuple[str, str]]] = {}
+    left, right = axis.get_xlim()
+    half, height = TRIANGLE / np.array([axis.bbox.width, axis.bbox.height])
+    for point in points:
+        x = (point.x - left) / (right - left)
+        edge, base = (1, 1 - height) if point.value > axis.get_ylim()[1] else (0, height)
+        gid = f"beyond {point.kind}"
+        axis.fill((x - half, x, x + half), (base, edge, base), transform=axis.transAxes, clip_on=False, gid=gid)
+        hovers.setdefault(gid, []).append((point.trials, point.tip))
     return hovers
 
 
