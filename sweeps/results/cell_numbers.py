@@ -404,7 +404,7 @@ def without_spread(average: Average) -> str:
     if average.n < 2:
         return "one training: its spread is not known"
     equal = not average.se > EQUAL * abs(average.mean)
-    return f"{average.n} trainings of the same number: their spread is not known" if equal else ""
+    return f"{count(average.n, 'training')} of the same number: their spread is not known" if equal else ""
 
 
 def other_protocol(metric: str, table: str, ours: CellNumber) -> str:
