@@ -9,6 +9,7 @@ Which runs make a number is said in experiment/metrics.py.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -220,8 +221,12 @@ def groups(results: SweepResults) -> list[ResultTable]:
     tables: list[ResultTable] = []
     for (table, kind, dataset), cells in members.items():
         result = _table(table, kind, dataset, cells, results.sweep.protocol)
-        if result.id in {other.id for other in tables}:
-            result = result._replace(id=f"{result.id}-{_slug(dataset)}", title=f"{result.title} ({dataset})")
+        taken = {other.id for other in tables}
+        if result.id in taken:
+            name = f"{result.id}-{_slug(dataset)}"
+            # Data sets that differ in signs alone have the same words: a digest tells them apart.
+            name += f"-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}" if name in taken else ""
+            result = result._replace(id=name, title=f"{result.title} ({dataset})")
         tables.append(result)
         if table in DERIVED and any(cell_results.tested for cell_results in cells):
             tables.append(_derived(DERIVED[table], result))

@@ -148,6 +148,17 @@ def test_curve_begins_where_it_enters_the_chart_and_stays_within() -> None:
     assert np.allclose(points, [[120, 44.7], [165, 81.3], [210, 8]], atol=0.1)
 
 
+def test_curve_of_a_metric_whose_larger_values_win_enters_from_below() -> None:
+    mean = np.array([0.1, 0.4, 0.6, 0.7, 0.45])
+    text = svg.draw(Curves(Band(np.arange(1.0, 6.0), mean, mean - 0.1, mean), None, 0.5, 0.8, "k"), "")
+    (path,) = re.findall(r'<path d="([^"]+)" class="ours line" data-trials="k"', text)
+    points = np.array(re.findall(r"([\d.]+) ([\d.]+)", path), float)
+    # .5 at the lower edge, 118, and .8 at the upper, 8: the last epoch stays at the edge.
+    assert np.allclose(points, [[120, 81.3], [165, 44.7], [210, 118]], atol=0.1)
+    (band,) = re.findall(r'<path d="([^"]+)" class="band"', text)
+    assert max(float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", band)) <= 118
+
+
 def test_label_keeps_clear_of_the_points() -> None:
     points = [Point(10.0 + 0.01 * i, f"name {i}", x=5.0 + 0.01 * i) for i in range(4)] + [Point(20.0, "far", x=9.0)]
     text = svg.draw(Scatter(points, "", ""), "")

@@ -326,3 +326,12 @@ def test_titles_name_the_pictures_for_people(tmp_path: Path) -> None:
         ("cells-flowers-allconv", "flowers, allconv recipe"),
         ("cells-cifar10-allconv", "CIFAR-10, allconv recipe"),
     ]
+
+
+def test_tables_of_data_sets_that_differ_in_signs_alone_have_names_of_their_own(tmp_path: Path) -> None:
+    cells = tuple(Cell(name, S2, f"folder:/a/{name}", ALLCONV) for name in ("a b", "a-b", "a_b", "a.b"))
+    ledger = Ledger(str(tmp_path))
+    ledger.write_json("plans/a.json", plan_to_json(plan(Sweep("a", "paper", cells), ledger, {})))
+    tables = groups(read_sweep(ledger, "a"))
+    assert [table.id for table in tables[:2]] == ["cells-a-b-allconv", "cells-a-b-allconv-folder--a-a-b"]
+    assert len({table.id for table in tables}) == len({table.title for table in tables}) == 4

@@ -77,9 +77,9 @@ def _curves(curves: Curves, alt: str) -> Markup:
     with chart(216, 138, 30, 20, 210, 130) as axis:
         axis.grid(axis="y", gid="grid")
         if curves.reference is not None:
-            epochs, mean, _, _ = _in_view(curves.reference, curves.high)
+            epochs, mean, _, _ = _in_view(curves.reference, curves)
             axis.plot(epochs, mean, gid="base line")
-        epochs, mean, low, high = _in_view(curves.ours, curves.high)
+        epochs, mean, low, high = _in_view(curves.ours, curves)
         if (low < high).any():
             axis.fill([*epochs, *epochs[::-1]], [*high, *low[::-1]], gid="band")
         axis.plot(epochs, mean, gid="ours line")
@@ -91,10 +91,11 @@ def _curves(curves: Curves, alt: str) -> Markup:
         return svg(axis, alt, {"ours line": [(curves.trials, "")]})
 
 
-def _in_view(band: Band, top: float) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return epochs, mean, low and high of a curve from where it comes below `top`; later on it stays at this edge."""
-    start = int(np.argmax(band.mean <= top))
-    mean, low, high = (np.minimum(values[start:], top) for values in (band.mean, band.low, band.high))
+def _in_view(band: Band, curves: Curves) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return epochs, mean, low and high of a curve from where it enters the chart; later on it stays at the edges."""
+    start = int(np.argmax((curves.low <= band.mean) & (band.mean <= curves.high)))
+    values = (band.mean, band.low, band.high)
+    mean, low, high = (np.clip(part[start:], curves.low, curves.high) for part in values)
     return band.epochs[start:], mean, low, high
 
 
