@@ -18,6 +18,7 @@ from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, ru
 from sweeps.analysis.sources import Source
 from sweeps.experiment.wording import count
 from sweeps.report.progress_bar import progress_bar
+from sweeps.results.analyses import STALE
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.logins import own_store, same_store, without_login
 
@@ -140,7 +141,8 @@ def run_command(job: Job, options: argparse.Namespace, defaults: argparse.Namesp
     if not done and not failed:
         raise ValueError(f"{job.name} fits none of these {count(len(chosen), 'run')}")
     if done:
-        _show(ledger, options, [entry for _, entry in done])
+        # The ledger has no state in a summary: it changes with the data and the code.
+        _show(ledger, options, [entry | {"state": source.state} for source, entry in done])
         _track(ledger, done, own_store(options.tracking_uri, ledger.output), options.quiet)
     return FAILED if failed else DONE
 
@@ -161,6 +163,8 @@ def _show(ledger: Ledger, options: argparse.Namespace, summaries: Sequence[Json]
     print(summary.table(summaries), end="")
     for note in dict.fromkeys(note for entry in summaries for note in entry["notes"]):
         print(f"  {note}")
+    if any(entry["state"] == STALE for entry in summaries):
+        print(f"  {summary.STALE_NOTE}")
     if options.sweep:
         print(f"table      {summary.leave(ledger, options.sweep, summaries)} (and .parquet)")
     first = summaries[0]

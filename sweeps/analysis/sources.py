@@ -39,7 +39,7 @@ class NotApplicableError(ValueError):
 class Source(NamedTuple):
     """A place of weights in plain values, for any machine: a trial's key, a file, with its net if known, or neither.
 
-    An empty `dataset` is the trial's; `cell` and `label` are its names for people.
+    An empty `dataset` is the trial's; `cell` and `label` are its names for people, `state` is its state in its sweep.
     """
 
     trial: str = ""
@@ -48,6 +48,7 @@ class Source(NamedTuple):
     dataset: str = ""
     cell: str = ""
     label: str = ""
+    state: str = ""
 
     @property
     def name(self) -> str:
@@ -87,7 +88,7 @@ def of_sweep(ledger: Ledger, name: str) -> list[Source]:
         key = status.trial.key
         result = status.result or today.damaged.get(key)  # loading the weights says which file is damaged
         if result is not None and PHASES[status.trial.phase].test and _has_weights(result):
-            finished.append(_source(key, result))
+            finished.append(_source(key, result)._replace(state=status.state))
     if not finished:
         raise ValueError(f"no run of {name} is finished yet")
     return sorted(finished, key=lambda source: (source.cell, source.label, source.trial))

@@ -6,10 +6,15 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+from sweeps.results.analyses import STALE, preferred
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import columns_of
+
+STALE_NOTE: Final = (
+    "stale: runs from before the data or the code changed; they are left out where there are current ones"
+)
 
 
 def table(summaries: Sequence[Json]) -> str:
@@ -22,18 +27,30 @@ def table(summaries: Sequence[Json]) -> str:
 
 
 def averaged(summaries: Sequence[Json]) -> list[Json]:
-    """Return the rows of each cell, averaged over its runs; words that differ and p values are left out."""
+    """Return the rows of each cell, averaged over its runs; words that differ and p values are left out.
+
+    Stale runs are counted, and left out of the average where there are current ones.
+    """
     cells: dict[tuple[str, str], list[Json]] = {}
     for summary in summaries:
         cells.setdefault((summary["cell"], summary["dataset"]), []).append(summary)
     several = len(cells) < len(summaries)
+    any_stale = any(summary["state"] == STALE for summary in summaries)
     averages = []
-    for (cell, _), runs in cells.items():
+    for (cell, _), found in cells.items():
+        runs = preferred(found, lambda summary: str(summary["state"]))
         net = {"net": cell, "runs": len(runs)} if several else {"net": runs[0]["label"]}
+        net |= {STALE: _stale_word(found)} if any_stale else {}
         # One net, asked one thing: its runs have the same rows in the same order.
         for same in zip(*(run["rows"] for run in runs), strict=True):
             averages.append(net | {name: _average(name, [row.get(name) for row in same]) for name in same[0]})
     return averages
+
+
+def _stale_word(runs: Sequence[Json]) -> str | None:
+    """Return how many of a cell's runs are stale, and whether they are in its average; None where none is."""
+    stale = sum(run["state"] == STALE for run in runs)
+    return None if not stale else "all" if stale == len(runs) else f"{stale} left out"
 
 
 def _average(name: str, values: Sequence[Any]) -> Any:
@@ -53,7 +70,13 @@ def leave(ledger: Ledger, sweep: str, summaries: Sequence[Json]) -> str:
     from sweeps.report.render.formats import comma_separated, parquet
 
     rows = [
-        {"cell": summary["cell"], "run": summary["label"], "trial": summary["trial"], "dataset": summary["dataset"]}
+        {
+            "cell": summary["cell"],
+            "run": summary["label"],
+            "trial": summary["trial"],
+            "state": summary["state"],
+            "dataset": summary["dataset"],
+        }
         | row
         for summary in summaries
         for row in summary["rows"]

@@ -16,11 +16,13 @@ from sweeps.report.effect_tables import difference_digits
 from sweeps.report.record_tables import held_out_name
 from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Responses, Scatter
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
+from sweeps.report.result_tables import legend
+from sweeps.results.analyses import preferred
 from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, digits, named, number
 from sweeps.results.chosen_numbers import shown_effect, sides, untested_notes, why_untested
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
-from sweeps.results.marks import curve_runs
+from sweeps.results.marks import curve_runs, stale_marks
 from sweeps.store.ledger import Json, Ledger
 from sweeps.store.tables import columns_of
 
@@ -228,11 +230,11 @@ def _scale(domain: Domain) -> tuple[tuple[float, float], tuple[tuple[float, str]
 
 
 def analysis_parts(ledger: Ledger, results: SweepResults) -> list[Table | Gallery]:
-    """Return the tables and pictures of the analysis jobs, of the first analysed run of each cell."""
+    """Return the tables and pictures of the analysis jobs, of one run of each cell: the first that is preferred."""
     parts: list[Table | Gallery] = []
     for job, title in JOBS.items():
-        analysed = [[run for run in cell_results.runs if job in run.analyses][:1] for cell_results in results.cells]
-        runs = [run for first in analysed for run in first]
+        analysed = [[run for run in cell_results.runs if job in run.analyses] for cell_results in results.cells]
+        runs = [run for of_cell in analysed for run in preferred(of_cell, lambda run: run.state)[:1]]
         if runs:
             parts += _analysis_tables(job, runs)
             pictures = tuple(figure for run in runs for figure in _pictures(ledger, run, run.analyses[job]))
@@ -258,11 +260,13 @@ def _analysis_table(job: str, rows: Sequence[tuple[Run, Json]]) -> Table:
         cell = run.trial.cell
         # The run is said once a row: said at each number, it would be most of the page.
         entries = [Entry(_word(row.get(name))) for name in names]
-        lines.append((Entry(cell.label, runs=(run,), cell=cell.key), *entries))
+        named_run = Entry(run.trial.label, marks=stale_marks((run,)))
+        lines.append((Entry(cell.label, runs=(run,), cell=cell.key), named_run, *entries))
     numeric = {name: all(isinstance(row.get(name), int | float | None) for _, row in rows) for name in names}
-    align = "l" + "".join("r" if numeric[name] else "l" for name in names)
+    align = "ll" + "".join("r" if numeric[name] else "l" for name in names)
     notes = tuple(dict.fromkeys(str(note) for run, _ in rows for note in run.analyses[job].get("notes", ())))
-    return Table(f"analysis-{job}", JOBS[job], ("cell", *names), align, tuple(lines), notes)
+    marks = legend(stale_marks(run for run, _ in rows))
+    return Table(f"analysis-{job}", JOBS[job], ("cell", "run", *names), align, tuple(lines), (*notes, *marks))
 
 
 def _word(value: object) -> str:
@@ -275,5 +279,6 @@ def _pictures(ledger: Ledger, run: Run, summary: Json) -> Iterator[Figure]:
     for name in summary["files"]:
         content = ledger.read(f"trials/{run.key}/analysis/{summary['job']}/{name}") if name.endswith(".png") else None
         if content is not None and len(content) <= LARGEST:
-            title = f"{run.trial.cell.label}: {name.removesuffix('.png').replace('_', ' ')}"
+            stale = ", stale" * bool(stale_marks((run,)))
+            title = f"{run.trial.cell.label} {run.trial.label}{stale}: {name.removesuffix('.png').replace('_', ' ')}"
             yield Figure(title, content, run.key, title)

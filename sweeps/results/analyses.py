@@ -2,17 +2,28 @@
 
 A job asked for its defaults, the paper's pictures and draws, leaves its files in trials/KEY/analysis/JOB. Asked for
 anything else it leaves them in a folder of that request below, which nothing here reads.
+
+An analysis of a training that is stale counts where no current training of its cell has been analysed (`preferred`).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, TypeVar
 
 from sweeps.store.foreign import known_analysis_files
 from sweeps.store.ledger import Json, Ledger
 
 # Goes up when a job's arithmetic or its files change, so that no old result is taken for a new one.
 SCHEMA: Final = 3
+STALE: Final = "stale"  # the state of a training whose data or code have changed since
+Analysis = TypeVar("Analysis")
+
+
+def preferred(analysed: Iterable[Analysis], state: Callable[[Analysis], str]) -> tuple[Analysis, ...]:
+    """Return the analyses of one cell that are shown, averaged and compared: the current ones, all if none is."""
+    every = tuple(analysed)
+    return tuple(analysis for analysis in every if state(analysis) != STALE) or every
 
 
 def default_summaries(ledger: Ledger, key: str) -> dict[str, Json]:

@@ -40,6 +40,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import PHASES, Cell
 from sweeps.experiment.wording import count
 from sweeps.results import paper
+from sweeps.results.analyses import preferred
 from sweeps.results.decisions import Predictions
 from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import FOLDS, GAP, Printed
@@ -309,7 +310,10 @@ def runs_of(cell: CellResults, metric: str) -> dict[tuple[int, int], tuple[Run, 
         runs = cell.winner.runs if cell.winner is not None else cell.done("ablation")
     else:
         runs = cell.done(phase_behind(metric, {run.trial.phase for run in cell.done(*PHASES)}))
-    return {run.pair: (run, run.metrics[name]) for run in runs if name in run.metrics}
+    measured = tuple(run for run in runs if name in run.metrics)
+    if any(name in summary["metrics"] for run in measured for summary in run.analyses.values()):
+        measured = preferred(measured, lambda run: run.state)
+    return {run.pair: (run, run.metrics[name]) for run in measured}
 
 
 def is_always_zero(cell: CellResults, metric: str) -> bool:

@@ -1,6 +1,7 @@
 """Analyses over a whole sweep: Ray tasks, what is kept, what fails, the table; and help that comes at once."""
 
 import csv
+import dataclasses
 import io
 import os
 import subprocess
@@ -112,7 +113,7 @@ def test_trainings_of_its_cells_that_a_sweep_does_not_have_are_left_out(ledger: 
 def runs_of(cell: str, *scores: float, verdict: str = "holds") -> list[dict[str, Any]]:
     return [
         {"job": "invariance", "request": "", "cell": cell, "label": f"{cell} s{seed}", "trial": f"{cell}{seed}",
-         "dataset": "toy",
+         "dataset": "toy", "state": "done",
          "rows": [{"layer": "conv1", "score": score, "p": 0.1 * seed, "filters": 8, "verdict": verdict + "!" * seed}]}
         for seed, score in enumerate(scores)
     ]  # fmt: skip
@@ -128,8 +129,44 @@ def test_several_runs_of_a_cell_are_one_line_with_their_mean(tmp_path: Path) -> 
     ledger = Ledger(str(tmp_path))
     summary.leave(ledger, "toy", summaries)
     lines = (tmp_path / "analysis/toy/invariance.csv").read_text().splitlines()
-    assert lines[0] == "cell,run,trial,dataset,layer,score,p,filters,verdict"
+    assert lines[0] == "cell,run,trial,state,dataset,layer,score,p,filters,verdict"
     assert len(lines) == 1 + 3
+
+
+def test_stale_runs_are_counted_and_averaged_only_where_none_is_current(tmp_path: Path) -> None:
+    mixed, old = runs_of("Baseline", 90.0, 10.0, 20.0), runs_of("CReLU", 40.0, 60.0)
+    for entry in (mixed[0], *old):
+        entry["state"] = "stale"
+    current = runs_of("AVR", 5.0)
+    rows = [
+        tuple(row[name] for name in ("net", "runs", "stale", "score"))
+        for row in summary.averaged(mixed + old + current)
+    ]
+    assert rows == [("Baseline", 2, "1 left out", 15.0), ("CReLU", 2, "all", 50.0), ("AVR", 1, None, 5.0)]
+    assert summary.averaged(old[:1])[0] | {"net": "", "stale": ""} == summary.averaged(current)[0] | {
+        "net": "", "stale": "", "score": 40.0,
+    }  # fmt: skip
+    assert summary.averaged(old[:1])[0]["stale"] == "all"
+    ledger = Ledger(str(tmp_path))
+    summary.leave(ledger, "toy", mixed)
+    rows = csv.DictReader((tmp_path / "analysis/toy/invariance.csv").read_text().splitlines())
+    assert [row["state"] for row in rows] == ["stale", "done", "done"]
+
+
+def test_a_job_says_which_runs_of_a_sweep_are_stale(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    trial = TRIALS["CReLU half"]
+    assert {source.state for source in of_sweep(ledger, "small-demo")} == {"done"}
+    commit_result(ledger, trial, dataclasses.replace(untrained(trial), code="of before"))
+    assert {source.cell: source.state for source in of_sweep(ledger, "small-demo")}["CReLU half"] == "stale"
+    words = ("--samples", "3", "--layers", "conv1")
+    for one in TRIALS.values():  # in this process
+        assert run_job_command("pairing", ledger, "", "--run", one.key, *words) == 0
+    assert summary.STALE_NOTE not in capsys.readouterr().out
+    assert run_job_command("pairing", ledger, "", "--sweep", "small-demo", *words) == 0
+    shown = capsys.readouterr().out
+    assert summary.STALE_NOTE in shown
+    (half,) = [line.split() for line in shown.splitlines() if line.startswith(" CReLU half s0")]
+    assert half[3:5] == ["all", "conv1"]
 
 
 # The command line ---------------------------------------------------------------------------------------------

@@ -215,6 +215,31 @@ def analysed(tmp_path: Path, sweep: Sweep, metrics: Callable[[Trial], dict[str, 
     return {claim_result.claim.id: claim_result for claim_result in judge_claims(read_sweep(ledger, sweep.title))}
 
 
+def test_a_claim_on_analyses_leaves_stale_ones_out_where_current_ones_are_there(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger"))
+    fading = {1: -0.6, 2: -0.4, 3: -0.3, 4: -0.2, 5: -0.1}
+    make(ledger, SIX, lambda trial: drawn(trial, {}, 0.2))
+
+    def compared(*stale: int) -> ClaimResult:
+        """Return the claim with these seeds stale, which found the contrary, and the last seed not analysed."""
+        for trial in [run.trial for run in read_sweep(ledger, SIX.title).runs]:
+            if trial.seed in stale:
+                ledger.commit(trial.key, (ledger.result(trial.key) or {}) | {"code": "of before"})
+            layers = fading | {5: -0.9} if trial.seed in stale else fading
+            metrics = by_layer(trial, paper.MU, layers)
+            summary = {"job": "made", "schema": SCHEMA, "metrics": metrics, "rows": [], "notes": [], "files": {}}
+            if trial.seed < 5:
+                ledger.write_json(f"trials/{trial.key}/analysis/made/summary.json", summary)
+        claims = {claim.claim.id: claim for claim in judge_claims(read_sweep(ledger, SIX.title))}
+        return claims["relu-pairing-fades-with-depth"]
+
+    some = compared(0, 1)
+    assert (some.decision, some.withheld, {run.trial.seed for run in some.runs}) == ("supported", "", {2, 3, 4})
+    every = compared(0, 1, 2, 3, 4)
+    assert every.decision == "not run"
+    assert every.withheld == "5 stale trainings of Baseline"
+
+
 def by_layer(trial: Trial, name: str, values: dict[int, float]) -> dict[str, float]:
     """Return a metric of layers, a little off for each seed."""
     return {f"{name}conv{i}": value + 0.001 * trial.seed * (i + 1) for i, value in values.items()}
