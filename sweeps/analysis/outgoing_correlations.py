@@ -8,8 +8,11 @@ of unit norm are the weights that go out of channel c.
 
 The paper prints means with deviations as large, all positive: of absolute values, most likely. So the absolute cosine
 is the figure to compare, with the signed one and the correlation after each u is centred beside it. Random weights do
-not give 0 but sqrt(2 / (pi dim)), dim = o h w, which the paper leaves out: 0.08 where the next conv is 1x1 with 96
-filters.
+not give 0 but, with n = o h w,
+
+    E|cos| = Gamma(n / 2) / (sqrt(pi) Gamma((n + 1) / 2)),    about sqrt(2 / (pi n))
+
+which the paper leaves out: 0.08 where the next conv is 1x1 with 96 filters.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from sweeps.analysis.compute import Findings, stacked
 from sweeps.analysis.sources import NotApplicableError
 from sweeps.analysis.weights import LoadedNet, choose_layers
 from sweeps.report.render import plots
-from sweeps.results.paper import NON_PAIR, PAIR, printed
+from sweeps.results.paper import NON_PAIR, PAIR
+from sweeps.results.paper_cells import printed_of_layer
 from sweeps.training.runtime import RuntimeConfig
 
 
@@ -58,8 +62,9 @@ def correlations(weight: Tensor, centred: bool = False) -> Correlations:
 
 
 def floor(weight: Tensor) -> float:
-    """Return E|cosine| of two random directions of the length of outgoing weights: about sqrt(2 / (pi dim))."""
-    return math.sqrt(2 / (math.pi * weight[:, 0].numel()))
+    """Return E|cosine| of two random directions of the length of outgoing weights."""
+    n = weight[:, 0].numel()
+    return math.exp(math.lgamma(n / 2) - math.lgamma((n + 1) / 2)) / math.sqrt(math.pi)
 
 
 def read_by(net: Net) -> dict[str, str]:
@@ -116,7 +121,7 @@ def _row(loaded: LoadedNet, layer: str, cosine: Correlations, pearson: Correlati
     for name, values, metric in (("pair", cosine.pair, PAIR), ("non-pair", cosine.non_pair, NON_PAIR)):
         sizes = values[~values.isnan()].abs()
         row |= {name: float(sizes.mean()), f"{name} sd": float(sizes.std())}
-        paper = printed("6", loaded.dataset, layer, metric)
+        paper = printed_of_layer("6", loaded.dataset, layer, metric, loaded.net, loaded.cell)
         row |= {f"paper {name}": str(paper)} if paper else {}
     return row | {
         "floor": least,
@@ -144,8 +149,8 @@ def _non_pairs(cosines: Mapping[str, tuple[Correlations, float]]) -> dict[str, A
     edges = np.linspace(-1, 1, 201)
     parts: list[dict[str, ArrayLike]] = []
     for layer, (cosine, _) in cosines.items():
-        # A value beyond the last edge stands for nan, and is counted nowhere.
-        counts = np.histogram(cosine.non_pair.nan_to_num(nan=2).numpy(), edges)[0]
+        # A value beyond the last edge stands for nan, and is counted nowhere; rounding takes no cosine beyond.
+        counts = np.histogram(cosine.non_pair.clamp(-1, 1).nan_to_num(nan=2).numpy(), edges)[0]
         parts.append({"layer": layer, "from": edges[:-1], "to": edges[1:], "count": counts})
     return stacked(parts)
 

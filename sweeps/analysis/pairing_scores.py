@@ -14,7 +14,8 @@ the layer is ranked among whole random layers, p = (1 + layers at least as extre
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -331,10 +332,16 @@ def tiles(weight: Tensor, learned: Pairs, title: str, across: int = 8) -> bytes:
     return plots.png(figure)
 
 
+def mu_bins(mu_of_layers: Iterable[tuple[Tensor, Tensor]]) -> Floats:
+    """Return the edges of bins for mu: up to 0.2, or to the next tenth above a larger value, as few filters have."""
+    most = max(float(mu[~mu.isnan()].max()) for both in mu_of_layers for mu in both)
+    return np.linspace(-1, max(0.2, math.ceil(10 * most) / 10), 49)
+
+
 def histograms(mu_by_layer: dict[str, tuple[Tensor, Tensor]], label: str) -> bytes:
     """Draw Figures 2 and 3: mu of the learned filters of each conv over that of random ones."""
     figure, axes = plots.grid(len(mu_by_layer), title=f"{label}: least cosine μ of each filter with another")
-    bins = np.linspace(-1, 0.2, 49)
+    bins = mu_bins(mu_by_layer.values())
     for (layer, (learned, random)), axis in zip(mu_by_layer.items(), axes, strict=True):
         plots.histogram(axis, random.flatten().numpy(), bins, plots.RANDOM, "random")
         plots.histogram(axis, learned.numpy(), bins, plots.LEARNED, "learned")

@@ -27,7 +27,8 @@ from sweeps.analysis.pooling_ratio import Deal, clustered_se, patch_ratios
 from sweeps.analysis.sources import NotApplicableError
 from sweeps.analysis.weights import LoadedNet, choose_layers, open_sample
 from sweeps.report.render import plots
-from sweeps.results.paper import LEARNED, RANDOM, printed
+from sweeps.results.paper import LEARNED, RANDOM
+from sweeps.results.paper_cells import printed_of_layer
 from sweeps.training.runtime import RuntimeConfig
 
 # Which layers -------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def _patches(loaded: LoadedNet, runtime: RuntimeConfig, asked: dict[str, Any], l
             })  # fmt: skip
             row |= {name: float(ratios.mean()), f"{name} se": clustered_se(ratios, deal.pictures)}
             row |= {f"{name} columns": float(columns.double().mean())}
-            paper = printed("S1", loaded.dataset, conv.name, metric)
+            paper = printed_of_layer("S1", loaded.dataset, conv.name, metric, loaded.net, loaded.cell)
             row |= {f"paper {name}": str(paper)} if paper else {}
             metrics |= {f"{metric}/{conv.name}": row[name], f"{metric}_se/{conv.name}": row[f"{name} se"]}
         metrics |= {f"reconstruction/patches/{conv.name}": count, "reconstruction/pictures": deal.pictures}

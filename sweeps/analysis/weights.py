@@ -26,7 +26,7 @@ from crelu_models.modules import build
 from crelu_models.spec import Conv, Linear, Net
 from crelu_models.tables import PAPER
 from sweeps.analysis.sources import NETS, TORCHVISION, NotApplicableError, Source
-from sweeps.experiment.trial import trial_from_json
+from sweeps.experiment.trial import Cell, trial_from_json
 from sweeps.experiment.wording import unknown_name
 from sweeps.store.integrity import checked
 from sweeps.store.ledger import Ledger
@@ -46,7 +46,7 @@ RENAMED = {
 class LoadedNet:
     """Weights with their net, if it is known; `folder` has their analyses on the ledger, `dataset` may be empty.
 
-    `fingerprint` is that of the pictures that they have to be analysed on, empty for any.
+    `fingerprint` is that of the pictures that they have to be analysed on, empty for any. `cell` is that of a trial.
     """
 
     label: str
@@ -55,6 +55,7 @@ class LoadedNet:
     dataset: str
     weights: dict[str, Tensor]
     fingerprint: str = ""
+    cell: Cell | None = None
 
     @property
     def net(self) -> Net:
@@ -172,7 +173,7 @@ def load(source: Source, ledger: Ledger) -> LoadedNet:
         weights = _tensors(content, f"{folder}/weights.safetensors")
         # The pictures of --dataset are those of today. Only without it are they compared with those of the training.
         trained_on = "" if source.dataset or result is None else str(result.get("fingerprint", ""))
-        loaded = LoadedNet(label, folder, trial.net, source.dataset or cell.dataset, weights, trained_on)
+        loaded = LoadedNet(label, folder, trial.net, source.dataset or cell.dataset, weights, trained_on, cell)
     elif source.file:
         content = _download() if source.file == TORCHVISION else Path(source.file).read_bytes()
         tensors = _tensors(content, source.file)

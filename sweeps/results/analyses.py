@@ -15,7 +15,7 @@ from sweeps.store.foreign import known_analysis_files
 from sweeps.store.ledger import Json, Ledger
 
 # Goes up when a job's arithmetic or its files change, so that no old result is taken for a new one.
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 STALE: Final = "stale"  # the state of a training whose data or code have changed since
 Analysis = TypeVar("Analysis")
 

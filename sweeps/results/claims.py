@@ -28,6 +28,7 @@ from sweeps.results.evidence import CellResults, Run, SweepResults
 from sweeps.results.paper import CLAIMS, FOLDS, Claim, Comparison
 from sweeps.results.paper_cells import (
     CELLS,
+    NETWORKS,
     Place,
     footnote_row,
     other_data,
@@ -37,11 +38,6 @@ from sweeps.results.paper_cells import (
 )
 from sweeps.results.statistics import Decision, Difference, decide, decide_all, error_of_mean, holm, p_within, welch
 
-# The networks of Tables 6 and S1, whose rows are layers: table and row of a cell.
-NETWORKS: Final = {
-    "6": ("4", "CReLU conv1-7"),
-    "S1": ("1", "CReLU half"),
-}
 RANDOM: Final = "Random"
 FOOTNOTE: Final = "Footnote"  # of cells that no table prints
 TEST_FRACTION: Final = 1 / FOLDS

@@ -29,7 +29,7 @@ from sweeps.experiment.space import Choices, chosen_net, chosen_recipe
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.wording import count
 from sweeps.results.evidence import CellResults, Run
-from sweeps.results.paper import BY_THE_LETTER, LEFT_OPEN
+from sweeps.results.paper import BY_THE_LETTER, LEFT_OPEN, Printed, printed
 
 # The net and the recipe of each row of the paper's tables.
 # fmt: off
@@ -52,6 +52,11 @@ CELLS: Final = {
     ("4", "CReLU conv1-7"):   ("S10",        IMAGENET_SGD),
     ("4", "CReLU conv1-9"):   ("S11",        IMAGENET_SGD),
     ("4", "CReLU all"):       ("S12",        IMAGENET_ADAM),
+}
+# The networks of Tables 6 and S1, whose rows are layers: table and row of a cell.
+NETWORKS: Final = {
+    "6": ("4", "CReLU conv1-7"),
+    "S1": ("1", "CReLU half"),
 }
 # Nets of footnote 5, which no table prints; a cell without a table is one of them by its net and data set.
 FOOTNOTE_5: Final = {
@@ -105,6 +110,18 @@ def footnote_row(cell: Cell) -> str:
     if cell.table or cell.task or isinstance(cell.net, Model) or not cell.dataset.startswith("cifar"):
         return ""
     return next((row for row, net in FOOTNOTE_5.items() if layers(net) == layers(cell.net)), "")
+
+
+def printed_of_layer(table: str, dataset: str, layer: str, metric: str, net: Net, cell: Cell | None) -> Printed | None:
+    """Return what the paper prints of a layer in Table 6 or S1, None unless row, net and data set are the paper's.
+
+    Anybody's weights have no `cell`: their net and data set are all that is known of them.
+    """
+    row = NETWORKS[table]
+    name, _ = CELLS[row]
+    is_row = cell is None or (cell.table, cell.row, cell.dataset) == (*row, dataset)
+    is_net = layers(net) == layers(PAPER[name]) or is_literal(net, name)
+    return printed(table, dataset, layer, metric) if is_row and is_net else None
 
 
 def other_data(results: CellResults, paper_set: str) -> str:

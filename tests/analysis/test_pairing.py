@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sweeps.analysis.pairing_scores import compare, contrast, groups_by_layer, pairs, random_mu
+from sweeps.analysis.pairing_scores import compare, contrast, groups_by_layer, mu_bins, pairs, random_mu
 
 
 def test_mu_is_the_least_cosine_with_another_filter() -> None:
@@ -59,6 +59,18 @@ def test_zero_filters_have_no_direction_and_are_nobodys_mate() -> None:
     assert pair[2] == -1
     assert 2 not in pair.tolist()
     assert torch.equal(mu[[0, 1, 3, 4, 5]], pairs(weight[[0, 1, 3, 4, 5]]).mu)
+
+
+def test_bins_reach_every_mu() -> None:
+    # Two filters of nine inputs: a quarter of the random values lie above 0.2.
+    random = random_mu(2, 9, 999, 0)
+    assert (random > 0.2).double().mean() > 0.2
+    learned = torch.tensor([math.nan, -0.3, 0.1], dtype=torch.float64)
+    bins = mu_bins([(learned, random)])
+    assert np.histogram(random.numpy(), bins)[0].sum() == random.numel()
+    assert np.histogram(random.numpy(), bins)[0][-5:].sum() > 0  # and no further than the next tenth
+    assert mu_bins([(learned, learned)])[[0, -1]].tolist() == [-1, 0.2]
+    assert mu_bins([(learned, learned), (torch.tensor([0.81]), learned)])[-1] == pytest.approx(0.9)
 
 
 def test_a_single_filter_has_no_pair() -> None:

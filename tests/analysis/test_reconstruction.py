@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from crelu_models.activations import crelu
 from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net, Pool
 from crelu_models.tables import PAPER
+from sweeps.analysis import reconstruct
 from sweeps.analysis.capture import capture, side_read
 from sweeps.analysis.cgls import back, cgls, inverted, likeness, ratio, transposed, unrectified
 from sweeps.analysis.pooling_ratio import (
@@ -27,6 +30,8 @@ from sweeps.analysis.pooling_ratio import (
 from sweeps.analysis.reconstruct import algorithm_of, chain, chain_steps, pooled, randomised, unpooled, why_not
 from sweeps.analysis.sources import NotApplicableError
 from sweeps.analysis.weights import LoadedNet
+from sweeps.results.paper import ROWS
+from sweeps.training.runtime import RuntimeConfig
 
 # Kernel, stride, padding, inputs, filters, side: the five geometries of the ImageNet net, small.
 GEOMETRIES = [(11, 4, 0, 2, 10, 21), (3, 2, 0, 5, 7, 10), (5, 1, 2, 3, 5, 8), (1, 1, 0, 6, 4, 5), (3, 2, 1, 4, 6, 9)]
@@ -416,3 +421,21 @@ def test_why_not_says_what_stands_in_the_way() -> None:
     assert "max-pooling behind it" in why_not(PAPER["S9"], "conv1", 2)
     with pytest.raises(NotApplicableError, match="mine: no conv has CReLU and max-pooling"):
         algorithm_of(bare(PAPER["S9"]), 2)
+
+
+def test_table_s1_stands_beside_its_own_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios = torch.linspace(0.5, 0.9, 4).double()
+    sample = SimpleNamespace(indices=np.arange(4), crop=32, seen=lambda count: [])
+    monkeypatch.setattr(reconstruct, "open_sample", lambda *_: sample)
+    monkeypatch.setattr(reconstruct, "patch_ratios", lambda *_: (ratios, torch.ones(4)))
+
+    def printed(net: Net, dataset: str) -> list[str | None]:
+        """Return what the job prints of the paper's learned filters beside the pooled layers of a net."""
+        loaded = LoadedNet("any", "none", net, dataset, dict(build(net, 10).state_dict()))
+        asked = {"algorithm": 2, "layers": [], "samples": 4, "seed": 0, "control": "random"}
+        return [row.get("paper learned") for row in reconstruct.findings(loaded, RuntimeConfig("", ""), asked).rows]
+
+    table_s1 = {row.label: str(row.numbers[0]) for row in ROWS if (row.table, row.dataset) == ("S1", "cifar10")}
+    assert printed(PAPER["S3_half"], "cifar10") == list(table_s1.values())
+    assert printed(PAPER["S3_half"], "svhn") == [None, None]
+    assert printed(PAPER["S3_crelu"], "cifar10") == [None, None]

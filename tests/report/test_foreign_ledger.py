@@ -19,6 +19,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report import build
 from sweeps.report.render import svg
+from sweeps.results.analyses import SCHEMA
 from sweeps.results.evidence import read_sweep, titles
 from sweeps.store.ledger import Ledger, checksum
 from sweeps.tracking import mlflow_client
@@ -106,7 +107,7 @@ def test_export_packs_no_file_that_a_summary_names_elsewhere(output: Path, name:
     ledger = Ledger(str(output / "ledger"))
     run = read_sweep(ledger, TITLE).runs[0]
     (output / "ledger" / "trials" / "secret.png").write_text("secret")
-    summary = {"schema": 3, "job": "pairing", "rows": [], "metrics": {}, "notes": [], "files": {name: ""}}
+    summary = {"schema": SCHEMA, "job": "pairing", "rows": [], "metrics": {}, "notes": [], "files": {name: ""}}
     ledger.write_json(f"trials/{run.key}/analysis/pairing/summary.json", summary)
     build.export(argparse.Namespace(sweep=TITLE, file=str(output / "a.zip"), output=str(output)))
     with zipfile.ZipFile(output / "a.zip") as archive:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crelu_data.datasets import dataset
+from crelu_models.spec import Net
 from crelu_models.tables import PAPER, S8
 from sweeps import cifar_vgg, cifar_width, imagenet_placement
 from sweeps.experiment.metrics import AVERAGE, PARAMETERS, TOP1, VOTE
@@ -25,7 +26,7 @@ from sweeps.results.claims import judge_claims
 from sweeps.results.deviations import deviations
 from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.grade import AGREEMENT, Findings, grade
-from sweeps.results.paper import COLUMNS, printed
+from sweeps.results.paper import COLUMNS, LEARNED, PAIR, printed
 from sweeps.results.paper_cells import (
     CELLS,
     FOOTNOTE_5,
@@ -33,6 +34,7 @@ from sweeps.results.paper_cells import (
     other_training,
     other_training_of,
     paper_net,
+    printed_of_layer,
     reduced,
 )
 from sweeps.results.reproduction_trees import Branch, Numbers
@@ -489,3 +491,20 @@ def test_parameters_are_judged_by_the_classes_alone(tmp_path: Path) -> None:
     assert judged(few, PARAMETERS).why == "9 classes, not 10"
     small = seen(tmp_path / "small", sweep, lambda trial: Made({TOP1: 9.0}, train_pictures=100))
     assert judged(small, PARAMETERS).word == "differs"  # 1.287 million do not round to 1.4
+
+
+def test_a_layer_is_beside_the_paper_only_in_the_papers_row_net_and_data_set() -> None:
+    own = next(cell for cell in imagenet_placement.CELLS if cell.row == "CReLU conv1-7")
+    net = PAPER["S10"]
+
+    def beside(net: Net, cell: Cell | None, dataset: str = "imagenet") -> str:
+        return str(printed_of_layer("6", dataset, "conv3", PAIR, net, cell) or "")
+
+    assert beside(net, own) == beside(net, None) == ".462±.249"
+    assert beside(net.dropout(0.5, 9), own) == ".462±.249"  # dropout is tuned
+    assert beside(net.width(1 / 8), own) == beside(PAPER["S9"], own) == beside(PAPER["S9"], None) == ""
+    assert beside(net, dataclasses.replace(own, row="CReLU conv1-4")) == ""
+    assert beside(net, dataclasses.replace(own, table="")) == ""
+    assert beside(net, dataclasses.replace(own, dataset="folder:/birds")) == beside(net, own, "folder:/birds") == ""
+    literal = printed_of_layer("S1", "cifar10", "conv2", LEARNED, PAPER["S3_half_literal"], None)
+    assert literal == printed_of_layer("S1", "cifar10", "conv2", LEARNED, PAPER["S3_half"], None) is not None

@@ -82,8 +82,11 @@ def grid(
 def histogram(
     axis: Axes, values: NDArray[np.floating[Any]], bins: NDArray[np.floating[Any]], colour: str, name: str
 ) -> None:
-    """Add the density of `values` (nan left out) to a panel; one outline, which draws faster than bars."""
-    known = values[~np.isnan(values)]
+    """Add the density of `values` (nan left out) to a panel; one outline, which draws faster than bars.
+
+    A value beyond the bins is counted in the last one on its side: a density without it would be of the others alone.
+    """
+    known = values[~np.isnan(values)].clip(bins[0], bins[-1])
     axis.hist(known, list(bins), density=True, histtype="stepfilled", alpha=0.65, color=colour, label=name)
 
 
