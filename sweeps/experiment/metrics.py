@@ -195,6 +195,14 @@ def cell_average(trials: Sequence[Tested], metric: str) -> Average:
     return average([metrics[name] for other, metrics in trials if other == phase and name in metrics])
 
 
+def cell_held_out(trials: Sequence[Tested], name: str) -> Average:
+    """Return the hold-out value of a cell without a search: its seeds' mean, else that of Single's first phases."""
+    for phase in ("ablation", "holdout"):
+        if values := [metrics[name] for other, metrics in trials if other == phase and name in metrics]:
+            return average(values)
+    return cell_average(trials, name)
+
+
 def averages(trials: Sequence[Tested], metric: Metric = PERCENT) -> dict[str, float]:
     """Return mean, standard error and count of a cell's test errors and of its metric, by MLflow's names for them.
 

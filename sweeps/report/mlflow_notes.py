@@ -37,13 +37,14 @@ def pages(results: SweepResults, experiment: str, runs: Mapping[str, str], repor
     """
     pages: dict[str, Page] = {}
     decided = answers(results)
+    has_search = results.sweep.protocol.search is not None
     for group in groups(results):
         for row in group.rows if group.table not in DERIVED.values() else ():
             if row.results is not None and row.key in runs:
                 questions = _questions(decided, row.results.cell.label)
                 note = _note(results, group, row, row.results, questions, experiment, runs, report)
                 finished = {run.key: run.result for run in row.results.runs if run.result}
-                pages[row.key] = Page(note, _metrics(group, row, row.results), trainings_digest(finished))
+                pages[row.key] = Page(note, _metrics(group, row, row.results, has_search), trainings_digest(finished))
     return pages
 
 
@@ -115,9 +116,12 @@ def _links(
     return [" · ".join(links), *(["", f"Trainings: {', '.join(trials)}{more}"] if trials else [])]
 
 
-def _metrics(group: ResultTable, row: Row, cell_results: CellResults) -> dict[str, float]:
+def _metrics(group: ResultTable, row: Row, cell_results: CellResults, has_search: bool) -> dict[str, float]:
     """Return the numbers of a cell's run: its averages, and what no trial's run has: paper, vote, parameters."""
-    metrics = cell_metrics((run.trial, run.result["metrics"]) for run in cell_results.runs if run.result)
+    winner = None
+    if has_search:
+        winner = {run.key for run in cell_results.winner.runs} if cell_results.winner is not None else set()
+    metrics = cell_metrics(((run.trial, run.result["metrics"]) for run in cell_results.runs if run.result), winner)
     metrics[PARAMETERS] = number(cell_results, PARAMETERS).average.mean
     # A chart has no room to say why the paper's number is of other trainings.
     beside = group.comparable and not reduced(cell_results, group.dataset)

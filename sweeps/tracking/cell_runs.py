@@ -7,11 +7,12 @@ takes its place. Numbers that change are points at rising steps, since MLflow sh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sweeps.experiment.metrics import VOTE
+from sweeps.experiment.metrics import VOTE, has_diverged
 from sweeps.experiment.plan import has_failed
+from sweeps.experiment.study import study
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.integrity import noted_damage
@@ -71,7 +72,8 @@ class CellRuns:
         damaged = noted_damage(self.index.ledger)
         results = self.index.ledger.results(trial.key for trial in trials if trial.key not in damaged)
         params = self._params_of_cell(cell, trials)
-        numbers = cell_metrics((trial, results[trial.key]["metrics"]) for trial in trials if trial.key in results)
+        measured = ((trial, results[trial.key]["metrics"]) for trial in trials if trial.key in results)
+        numbers = cell_metrics(measured, self._winner(cell, trials))
         digest = trainings_digest(results)
         known_run = self.index.runs.get(f"cell:{cell.key}") or self.create(cell, trials)
         stored = self.index.stored.pop(known_run, None) or self.index.client.get_run(known_run)
@@ -109,6 +111,20 @@ class CellRuns:
             for trial in missing_trials
         )
         self.index.set_status(run, "FAILED" if is_failed else "RUNNING" if missing_trials else "FINISHED")
+
+    def _winner(self, cell: Cell, trials: Sequence[Trial]) -> Collection[str] | None:
+        """Return the keys of the trials that a cell's search has chosen so far; None where the sweep has no search."""
+        search = self.index.sweep.protocol.search
+        if search is None:
+            return None
+        ledger = self.index.ledger
+        # Of damaged trials too: what was chosen by them stands.
+        results = ledger.results(trial.key for trial in trials)
+        failed = {key for key, attempts in ledger.failed().items() if has_failed(attempts)}
+        rate = next((trial.rate for trial in trials if trial.chosen), 0.0)
+        winner = study(search, cell, results, failed, rate, ledger.paused()).winner
+        keys = [trial.key for trial in winner.trials] if winner is not None else []
+        return [] if all(has_diverged(results.get(key)) for key in keys) else keys
 
     def create(self, cell: Cell, trials: Iterable[Trial] = ()) -> str:
         """Create the run of a cell; return its id."""

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -27,8 +27,10 @@ from sweeps.experiment.metrics import (
     VOTE,
     Metric,
     Tested,
+    average,
     averages,
     cell_average,
+    cell_held_out,
     rounded,
 )
 from sweeps.experiment.profiles import data_name
@@ -262,20 +264,28 @@ def _dropout(trial: Trial) -> str:
 # Numbers --------------------------------------------------------------------------------------------------------
 
 
-def cell_metrics(measured: Iterable[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
+def cell_metrics(
+    measured: Iterable[tuple[Trial, Mapping[str, float]]], winner: Collection[str] | None = None
+) -> dict[str, float]:
     """Return the numbers of a cell that its finished trials alone make, by their names in MLflow.
 
     The names of its trials' numbers are there too, so that no column of the table is empty on the row of a cell:
-    Single, and the hold-out value, which is the best of a search where there was one. Trials at a learning rate that
-    was tried and not chosen do not count.
+    Single, and the hold-out value, which is that of the `winner` of a search, by the keys of its trials: none of them
+    where it has chosen nothing, None where there is no search. Trials of a study of the
+    learning rate count once a training at its rate was tested, those at the others never.
     """
     measured = list(measured)
     metric = measured[0][0].cell.metric if measured else PERCENT
     rates = {trial.rate for trial, _ in measured if PHASES[trial.phase].test}
-    tested: list[Tested] = [(trial.phase, m) for trial, m in measured if not rates or trial.rate in rates]
+    at_rate = [(trial, metrics) for trial, metrics in measured if trial.rate in (rates or {0.0})]
+    tested: list[Tested] = [(trial.phase, metrics) for trial, metrics in at_rate]
     name = metric.held_out
-    searched = [metrics[name] for phase, metrics in tested if phase == "holdout" and name in metrics]
-    held_out = metric.best(searched) if searched else cell_average(tested, name).mean
+    if winner is None:
+        held_out = cell_held_out(tested, name).mean
+    else:
+        held_out = average(
+            [metrics[name] for trial, metrics in measured if trial.key in winner and name in metrics]
+        ).mean
     return shown(averages(tested, metric) | {metric.final: cell_average(tested, metric.final).mean, name: held_out})
 
 

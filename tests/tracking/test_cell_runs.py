@@ -5,7 +5,7 @@ import importlib
 import itertools
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +15,16 @@ import pytest
 from crelu_models.model import Model
 from crelu_models.tables import S2, S4
 from sweeps.experiment.metrics import AVERAGE, HELD_OUT, PARAMETERS, TOP1, VOTE
+from sweeps.experiment.plan import current_plan
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, Stage
 from sweeps.experiment.search import Search, space
 from sweeps.experiment.space import Choice, Float, Int, Space
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.report.mlflow_notes import pages
+from sweeps.results.cell_numbers import number
+from sweeps.results.evidence import read_sweep
 from sweeps.store.ledger import Ledger
 from sweeps.tracking import mlflow_client
 from sweeps.tracking.cell_runs import Published, publish_report
@@ -40,6 +44,7 @@ from sweeps.tracking.layout import trainings_digest as digest_of
 from sweeps.tracking.mlflow_client import log_files
 from sweeps.tracking.mlflow_runs import MlflowRuns, is_tracked
 from sweeps.tracking.run_index import Store
+from tests.support.sweeps import Made, make
 from tests.support.tracked import START, finish, runs, under_way
 
 CELL = Cell("CReLU conv1-4", S2.crelu(1, 2, 3, 4), "synthetic", ALLCONV)
@@ -436,7 +441,7 @@ def test_cells_have_the_parameters_and_numbers_that_their_trials_have(store: Sto
 
 
 def searched(store: Store, ledger: Ledger) -> tuple[MlflowRuns, list[Trial]]:
-    """Return the runs of a sweep that searches, and two trials of a search that chooses the lower rate."""
+    """Return the runs of a sweep that searches, and two trials of a search with a better value at the lower rate."""
     searching = dataclasses.replace(PLACEMENT, protocol=Protocol(search=Search(4)))
     tried = [Trial(CELL, "holdout", dropout=(("pool1", rate),)) for rate in (0.25, 0.5)]
     for trial in tried:
@@ -451,7 +456,7 @@ def test_a_cell_s_dropout_is_the_one_that_its_study_chose(store: Store, ledger: 
     projection, tried = searched(store, ledger)
     projection.sync_cell(CELL, tried)
     assert "dropout" not in cell_run(projection).data.params
-    assert cell_run(projection).data.metrics == {HELD_OUT: 25.0}
+    assert cell_run(projection).data.metrics == {}  # the study has suggested neither of the two, and has no winner
     for rate in (0.25, 0.5):  # the second time, the study has been made again
         projection.sync_cell(CELL, [*tried, Trial(CELL, dropout=(("pool1", rate),))])
         assert cell_run(projection).data.params["dropout"] == f"{100 * rate:g} % pool1"
@@ -515,6 +520,75 @@ def test_rates_that_were_tried_are_no_part_of_a_cell() -> None:
     assert "lr" not in params_of_cell(CELL, "c", protocol, [trial for trial, _ in tried])
     assert params_of_cell(CELL, "c", protocol, [chosen[0]])["lr"] == 0.01
     assert params_of(tried[0][0], "c")["lr"] == 0.05
+
+
+def test_the_hold_out_value_of_a_cell_without_a_search_is_a_mean() -> None:
+    first_phases = [(Trial(CELL, "holdout", seed), {HELD_OUT: 17.0 + 2 * seed}) for seed in range(3)]
+    assert cell_metrics(first_phases)[HELD_OUT] == 19.0
+    second = (Trial(CELL, "match", 1000, match="train_loss", reference=first_phases[0][0].key), {TOP1: 12.0})
+    assert cell_metrics([*first_phases, second])[HELD_OUT] == 19.0
+    seeds = [(Trial(CELL, seed=seed), {TOP1: 12.0, HELD_OUT: 30.0 + seed}) for seed in range(3)]
+    assert cell_metrics([*first_phases, *seeds])[HELD_OUT] == 31.0
+    tried = [(Trial(CELL, "holdout", rate=rate), {HELD_OUT: 30.0}) for rate in (0.05, 0.01)]
+    assert HELD_OUT not in cell_metrics(tried)  # none of them is chosen yet
+    assert HELD_OUT not in cell_metrics(first_phases, winner=())
+    assert cell_metrics(first_phases, winner=[first_phases[2][0].key])[HELD_OUT] == 21.0
+    assert cell_metrics(tried, winner=[tried[1][0].key])[HELD_OUT] == 30.0
+
+
+def held_out_numbers(
+    store: Store, ledger: Ledger, protocol: Protocol, value: Callable[[float], Made], name: str = "lr"
+) -> list[float]:
+    """Return the hold-out values of a searched cell on its run as trained, on its page, and in the report."""
+    sweep = dataclasses.replace(PLACEMENT, cells=(CELL,), protocol=protocol)
+    make(ledger, sweep, lambda trial: value(float(dict(trial.choices).get(f"recipe.{name}", 0))))
+    projection = MlflowRuns(store, ledger, sweep)
+    projection.sync_cell(CELL, [status.trial for status in current_plan(ledger, sweep.title).statuses])
+    results = read_sweep(ledger, sweep.title)
+    (page,) = pages(results, "1", {CELL.key: "run"}, "run").values()
+    numbers = [cell_run(projection).data.metrics, page.metrics]
+    return [*(of_view[HELD_OUT] for of_view in numbers), number(results.cells[0], HELD_OUT).average.mean]
+
+
+def test_a_trial_beyond_a_limit_of_its_search_gives_its_cell_no_hold_out_value(store: Store, ledger: Ledger) -> None:
+    rates = {"recipe.lr": Choice(0.1, 0.2, 0.3, 0.4)}
+    search = Search(4, sampler="grid", prune=False, space=rates, limits={"seconds": 250})
+    protocol = Protocol(ablation=False, search=search)
+    numbers = held_out_numbers(
+        store, ledger, protocol, lambda lr: Made({}, curve=[50.0, 50 - 100 * lr], seconds=1000 * lr)
+    )
+    assert numbers == pytest.approx([30.0] * 3)  # 40 % within the limit would be worse, 10 % is beyond it
+
+
+def test_the_hold_out_value_of_a_search_over_folds_is_the_mean_of_its_winner(store: Store, ledger: Ledger) -> None:
+    search = Search(2, sampler="grid", prune=False, folds=3, space={"recipe.lr": Choice(0.1, 0.2)})
+    protocol = Protocol(ablation=False, search=search)
+    numbers = held_out_numbers(store, ledger, protocol, lambda lr: Made({HELD_OUT: 100 * lr}, curve=[]))
+    assert numbers == pytest.approx([10.0] * 3)
+
+
+def test_the_hold_out_value_of_a_search_at_a_rate_that_was_chosen_is_its_winners(store: Store, ledger: Ledger) -> None:
+    search = Search(2, sampler="grid", prune=False, space={"recipe.weight_decay": Choice(0.1, 0.2)})
+    protocol = Protocol(ablation=False, search=search, rates=RateStudy("*", (0.05, 0.01)))
+    # The trainings of the study of the rate have no weight decay that was searched, and a better value.
+    numbers = held_out_numbers(
+        store, ledger, protocol, lambda decay: Made({}, curve=[50.0, 5 + 100 * decay]), "weight_decay"
+    )
+    assert numbers == pytest.approx([15.0] * 3)
+
+
+@pytest.mark.parametrize("status", ["finished", "diverged"])
+def test_a_search_that_trains_nothing_chooses_no_hold_out_value(store: Store, ledger: Ledger, status: str) -> None:
+    limits = {"seconds": 1} if status == "finished" else {}
+    search = Search(4, sampler="grid", prune=False, space={"recipe.lr": Choice(0.1, 0.2)}, limits=limits)
+    sweep = dataclasses.replace(PLACEMENT, cells=(CELL,), protocol=Protocol(ablation=False, search=search))
+    make(ledger, sweep, lambda _: Made({}, curve=[50.0, 40.0], seconds=1000, status=status))
+    projection = MlflowRuns(store, ledger, sweep)
+    projection.sync_cell(CELL, [status.trial for status in current_plan(ledger, sweep.title).statuses])
+    assert HELD_OUT not in cell_run(projection).data.metrics
+    if limits:
+        (page,) = pages(read_sweep(ledger, sweep.title), "1", {CELL.key: "run"}, "run").values()
+        assert HELD_OUT not in page.metrics
 
 
 def test_a_cell_whose_last_trial_failed_is_failed(store: Store, ledger: Ledger) -> None:
