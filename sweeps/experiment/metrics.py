@@ -15,7 +15,7 @@ import re
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sweeps.experiment.wording import plural
 from sweeps.store.ledger import Json
@@ -231,7 +231,7 @@ def error_text(trials: Sequence[Tested], metric: Metric = PERCENT) -> str:
     return f"single {single.text(metric)}, {over_folds}" if single.n else over_folds
 
 
-def has_diverged(result: Json | None) -> bool:
+def has_diverged(result: Mapping[str, Any] | None) -> bool:
     """Return whether a result is that of a training that diverged or died after all its restarts: a guess."""
     return result is not None and result.get("status") == "diverged"
 

@@ -130,8 +130,11 @@ def _why_search_given_up(
     wave = {trial.key for trial in trials.search if trial.chosen in points}
     diverged = [key for key in wave if has_diverged(results.get(key))]
     settled = all(key in failed or key in diverged for key in wave)
-    is_over = settled and len(diverged) >= GIVE_UP
-    return f"all {count(len(diverged), 'training')} of its search diverged" if is_over else ""
+    return _all_diverged_text(len(diverged)) if settled and len(diverged) >= GIVE_UP else ""
+
+
+def _all_diverged_text(number: int) -> str:
+    return f"all {count(number, 'training')} of its search diverged" if number > 1 else "its search diverged"
 
 
 def _trials_of(
@@ -161,7 +164,7 @@ def _trials_of(
         pending = [stand_in] * missing + trials + _second_phases(cell, protocol, trials, ())
         return known._replace(pending=pending)
     winner = cell_study.winner
-    if winner is None:  # all of its trials failed, or exceed a limit
+    if winner is None:  # all of its trials failed, diverged, or exceed a limit
         return known._replace(why=_why_no_winner(search, cell_study.trials, cell, results))
     reference = winner.trial.key if is_first_phase else ""
     chosen = setting_of(winner.trial)
@@ -174,8 +177,13 @@ def _why_no_winner(search: Search, trials: Sequence[Trial], cell: Cell, results:
     """Return why a search has chosen nothing, where it is not that all of its trials failed; empty there."""
     if not trials:
         return f"{NONE_ADMITTED}: {why_refused(search, Trial(cell, 'holdout'))}"
-    is_limited = bool(search.limits) and any(trial.key in results for trial in trials)
-    return "no trial of its search keeps the limits" if is_limited else ""
+    trained = {trial.key for trial in trials if trial.key in results}
+    diverged = sum(has_diverged(results[key]) for key in trained)
+    if diverged and diverged == len(trained):
+        return _all_diverged_text(diverged)
+    is_limited = bool(search.limits) and bool(trained)
+    others = f" but the {diverged} that diverged" if diverged else ""
+    return f"no trial of its search keeps the limits{others}" if is_limited else ""
 
 
 def _second_phases(cell: Cell, protocol: Protocol, known: Sequence[Trial], failed: Collection[str]) -> list[Trial]:

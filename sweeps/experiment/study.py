@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from crelu_models.spec import Net
 from sweeps.experiment.halving import Bracket, rungs
-from sweeps.experiment.metrics import PERCENT, Metric, rounded
+from sweeps.experiment.metrics import PERCENT, Metric, has_diverged, rounded
 from sweeps.experiment.sampling import (
     Observation,
     Point,
@@ -53,8 +53,8 @@ class Suggestion(NamedTuple):
     """Suggestion of a study, with its trials (one, or one per fold) and its value.
 
     The value is None while unknown, and nan where a trial failed; `pruned` where some of its folds or epochs were left
-    out. `rungs` are the values at the epochs where it paused. `excess` says by how much it exceeds each limit, below 0
-    where it keeps it. What is `refused` is not trained, for this reason.
+    out, `diverged` where all of its trainings did. `rungs` are the values at the epochs where it paused. `excess` says
+    by how much it exceeds each limit, below 0 where it keeps it. What is `refused` is not trained, for this reason.
     """
 
     number: int
@@ -64,6 +64,7 @@ class Suggestion(NamedTuple):
     rungs: tuple[tuple[int, float], ...] = ()
     excess: tuple[tuple[str, float], ...] = ()
     refused: str = ""
+    diverged: bool = False
 
     @property
     def trial(self) -> Trial:
@@ -74,6 +75,11 @@ class Suggestion(NamedTuple):
     def keeps_limits(self) -> bool:
         """Return whether it exceeds no limit, as far as is known."""
         return all(more <= 0 for _, more in self.excess)
+
+    @property
+    def may_be_chosen(self) -> bool:
+        """Return whether its value counts in the choice: it was trained to the end, within all limits."""
+        return not self.pruned and not self.diverged and self.keeps_limits
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,8 @@ class Study:
 
 
 def _best(aim: Goal, suggestions: Sequence[Suggestion]) -> Suggestion | None:
-    """Return the earliest suggestion of the best value, of those with all their folds and within all limits."""
-    complete = [s for s in suggestions if s.value is not None and math.isfinite(s.value) and not s.pruned]
-    within = [suggestion for suggestion in complete if suggestion.keeps_limits]
+    """Return the earliest suggestion of the best value, of those that may be chosen."""
+    within = [s for s in suggestions if s.value is not None and math.isfinite(s.value) and s.may_be_chosen]
     return min(within, key=lambda suggestion: (aim.loss(suggestion.value or 0.0), suggestion.number), default=None)
 
 
@@ -154,7 +159,8 @@ def _in_waves(search: Search, cell: Cell, known: _Known) -> Study:
             else:
                 value = _value(search, trial, known)
                 excess = _excess(search, trial, known)
-                suggestions.append(Suggestion(number, (trial,), value, excess=excess))
+                diverged = _all_diverged((trial,), known)
+                suggestions.append(Suggestion(number, (trial,), value, excess=excess, diverged=diverged))
     is_over = not _may_ask(search, cell, suggestions)
     finished = is_over and all(suggestion.value is not None for suggestion in suggestions)
     return Study(cell, search, tuple(suggestions), finished)
@@ -276,7 +282,12 @@ def _over_folds(search: Search, number: int, first: Trial, rival: Suggestion | N
         losses = tuple(map(loss, values_known))
         if math.isnan(mean) or (errors and started < search.folds and wilcoxon_prunes(losses, errors)):
             return Suggestion(number, trials[:started], mean, pruned=True, excess=excess)
-    return Suggestion(number, trials, mean, excess=excess)
+    return Suggestion(number, trials, mean, excess=excess, diverged=_all_diverged(trials, known))
+
+
+def _all_diverged(trials: Sequence[Trial], known: _Known) -> bool:
+    """Return whether all of these trainings diverged."""
+    return all(has_diverged(known.results.get(trial.key)) for trial in trials)
 
 
 def _value(search: Search, trial: Trial, known: _Known) -> float | None:
@@ -361,7 +372,8 @@ def _standing(search: Search, trial: Trial, number: int, arm: int, bracket: Brac
     finite_rungs = tuple((epoch, value) for epoch, value in reached if math.isfinite(value))
     # Its seconds are known with its result, which the clock shows at its last rung.
     excess = _excess(search, trial, known) if is_complete else _excess_before(search, trial)
-    return Suggestion(number, (trial,), value, bool(reached) and not is_complete, finite_rungs, excess)
+    diverged = _all_diverged((trial,), known)
+    return Suggestion(number, (trial,), value, bool(reached) and not is_complete, finite_rungs, excess, "", diverged)
 
 
 def _value_at(search: Search, trial: Trial, epochs: int, known: _Known) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, Entry, Table, duration, plain
 from sweeps.results.cell_numbers import NAMES, digits
-from sweeps.results.evidence import CellResults, Run, SweepResults
+from sweeps.results.evidence import POINT_STATES, CellResults, Run, SweepResults
 from sweeps.results.provenance import shares
 from sweeps.store.ledger import Json
 
@@ -35,11 +36,15 @@ def chosen_table(results: SweepResults) -> Table | None:
     notes = [f"Chosen by the {chosen_by}; the test pictures are not opened in a search."]
     limits = ", ".join(f"{most:g} {name}" for name, most in search.limits_by_name.items())
     notes += [f"Limits: {limits}."] if limits else []
-    halved = ("paused",) if search.halving else ()
     if search.halving:
         notes.append(f"One trial in {search.halving} goes on from a rung; the others have paused there.")
-    columns = ("cell", f"chosen {chosen_kind}", value, "finished", *halved, "pruned", "failed", "open")
-    rows = tuple(_chosen(cell_results, search, bool(halved)) for cell_results in cells)
+    counts = [Counter(tried.state for tried in cell_results.tried) for cell_results in cells]
+    states = [state for state in POINT_STATES if state == "finished" or any(number[state] for number in counts)]
+    columns = ("cell", f"chosen {chosen_kind}", value, *states)
+    rows = tuple(
+        (*_chosen(cell_results, search), *(Entry(str(number[state])) for state in states))
+        for cell_results, number in zip(cells, counts, strict=True)
+    )
     return Table(
         f"chosen-{chosen_kind}", f"Chosen {chosen_kind}", columns, "ll" + "r" * (len(columns) - 2), rows, tuple(notes)
     )
@@ -69,23 +74,17 @@ def importance_table(results: SweepResults) -> Table | None:
     return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, (note,))
 
 
-def _chosen(cell_results: CellResults, search: Search, is_halved: bool) -> tuple[Entry, ...]:
+def _chosen(cell_results: CellResults, search: Search) -> tuple[Entry, ...]:
+    """Return a cell, what its search chose, or why it chose nothing, and the value of that."""
     winner = cell_results.winner
-    paused = sum(tried.paused for tried in cell_results.tried)
-    counts = [
-        sum(tried.complete for tried in cell_results.tried),
-        *([paused] if is_halved else []),
-        sum(tried.pruned for tried in cell_results.tried) - paused,
-        sum(any(run.state == "failed" for run in tried.runs) for tried in cell_results.tried),
-        sum(tried.value is None for tried in cell_results.tried),
-    ]
+    none = f"none: {cell_results.given_up}" if cell_results.given_up else NONE
     name = search.objective or cell_results.cell.metric.held_out
     best = Entry(NONE)
     if winner:
         value = winner.value or 0.0
         best = Entry(plain(value, digits(name, value)), runs=winner.runs, cell=cell_results.cell.key, metric=name)
-    chosen = Entry(setting_text(winner.run.trial) if winner else NONE)
-    return (Entry(cell_results.cell.label, cell=cell_results.cell.key), chosen, best, *(Entry(str(n)) for n in counts))
+    chosen = Entry(setting_text(winner.run.trial) if winner else none)
+    return Entry(cell_results.cell.label, cell=cell_results.cell.key), chosen, best
 
 
 def setting_text(trial: Trial) -> str:

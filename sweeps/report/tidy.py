@@ -13,7 +13,7 @@ from sweeps.results.cell_numbers import DERIVED, ResultTable, groups, number, ve
 from sweeps.results.chosen_numbers import shown_effect, shown_factor_effect, sides, why_untested
 from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, Effect, effects
-from sweeps.results.evidence import CellResults, Run, SearchPoint, SweepResults
+from sweeps.results.evidence import LEFT, CellResults, Run, SearchPoint, SweepResults
 from sweeps.results.factors import factor_effects, grids
 from sweeps.results.marks import MARKS, curve_runs, marks
 
@@ -199,9 +199,9 @@ def _dropout(results: SweepResults) -> Iterable[Line]:
 
 
 def _state(tried: SearchPoint) -> str:
-    """Return paused, pruned, or the state of its first run."""
-    early = "paused" if tried.paused else "pruned" if tried.pruned else ""
-    return early or str((tried.run.result or {}).get("status", tried.run.state))
+    """Return where a suggestion stands; of an open one whether it trains already."""
+    states = [run.state for run in tried.runs]
+    return next((state for state in reversed(LEFT) if state in states), tried.state)
 
 
 def _column(name: str) -> str:

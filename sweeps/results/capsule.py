@@ -76,7 +76,7 @@ def write(ledger: Ledger, results: SweepResults, report: Mapping[str, bytes], pa
 
 def _manifest(results: SweepResults) -> Json:
     studies = {
-        cell.cell.key: [([run.key for run in point.runs], point.value, point.pruned_early) for point in cell.tried]
+        cell.cell.key: [([run.key for run in point.runs], point.value, point.passed_over) for point in cell.tried]
         for cell in results.cells
         if cell.tried
     }

@@ -41,10 +41,11 @@ READ: Final = ("history.json", SCORES)  # the files of a trial that a report rea
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
 MANIFEST: Final = "capsule.json"
 LEFT: Final = ("new", "running")  # the states of trials that are to be trained
+POINT_STATES: Final = ("finished", "paused", "pruned", "diverged", "failed", "skipped", "open")
 
 Floats = NDArray[np.float64]
 
-# A suggestion of a study: the keys of its trials, its value, and whether the rest of its folds were left out.
+# A suggestion of a study: the keys of its trials, its value, and whether it is passed over in the choice.
 Suggested = tuple[tuple[str, ...], float | None, bool]
 
 
@@ -81,13 +82,13 @@ class Run(NamedTuple):
 class SearchPoint(NamedTuple):
     """One suggestion of a study: its runs (one, or one a fold) and its value.
 
-    The value is nan where a run failed, None while unknown; `pruned_early` where the rest of its folds or epochs were
-    left out, or it exceeds a limit of the search.
+    The value is nan where a run failed, None while unknown; `passed_over` where the rest of its folds or epochs were
+    left out, it exceeds a limit of the search, or all of it diverged: it cannot be chosen.
     """
 
     runs: tuple[Run, ...]
     value: float | None
-    pruned_early: bool = False
+    passed_over: bool = False
 
     @property
     def run(self) -> Run:
@@ -100,23 +101,23 @@ class SearchPoint(NamedTuple):
         return self.value is not None and math.isfinite(self.value)
 
     @property
-    def complete(self) -> bool:
-        """Return whether all of it was trained to the end: neither pruned nor diverged nor failed."""
-        return self.value is not None and not self.pruned_early and self._statuses == {"finished"}
-
-    @property
-    def pruned(self) -> bool:
-        """Return whether it was given up before its last epoch, or its last fold."""
-        return "pruned" in self._statuses or (self.pruned_early and self.scored)
-
-    @property
-    def paused(self) -> bool:
-        """Return whether it waits at a rung of its search, and has gone no further."""
-        return any(run.state == "paused" for run in self.runs)
-
-    @property
-    def _statuses(self) -> set[str]:
-        return {str(run.result["status"]) if run.result is not None else "" for run in self.runs}
+    def state(self) -> str:
+        """Return where it stands, as one of POINT_STATES: finished only if all of it was trained to the end."""
+        states = {run.state for run in self.runs}
+        if states.intersection(LEFT):
+            return "open"
+        if "failed" in states:
+            return "failed"
+        if any(has_diverged(run.result) for run in self.runs):
+            return "diverged"
+        if "skipped" in states:
+            return "skipped"
+        if "paused" in states:
+            return "paused"
+        if self.value is None:
+            return "open"
+        is_pruned = any(run.result is not None and run.result["status"] == "pruned" for run in self.runs)
+        return "pruned" if is_pruned or (self.passed_over and self.scored) else "finished"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class CellResults:
     `rates` are the keys of the trials by which it chose the learning rate of the cells like it, if it did. With
     `larger_wins` its search looks for the largest value. `pending` counts by phase the trials that follow once others
     have ended, as the plan does: no run stands for them. `asked` is the sweep's design where one of its questions is
-    about the cell: until they are decided, the questions choose how many trainings it has.
+    about the cell: until they are decided, the questions choose how many trainings it has. `given_up` says why it was
+    given up before all of its trials.
     """
 
     cell: Cell
@@ -137,6 +139,7 @@ class CellResults:
     larger_wins: bool = False
     pending: Mapping[str, int] = field(default_factory=dict)
     asked: Design | None = None
+    given_up: str = ""
 
     def done(self, *phases: str) -> tuple[Run, ...]:
         """Return the runs of these phases that have a result, search trials left out."""
@@ -155,8 +158,8 @@ class CellResults:
 
     @property
     def winner(self) -> SearchPoint | None:
-        """Return the suggestion of the best value, of equal ones the first."""
-        scored = [point for point in self.tried if point.scored and not point.pruned_early]
+        """Return the suggestion of the best value, of equal ones the first; None where none may be chosen."""
+        scored = [point for point in self.tried if point.scored and not point.passed_over]
         sign = -1 if self.larger_wins else 1
         return min(scored, key=lambda point: sign * (point.value or 0.0), default=None)
 
@@ -278,7 +281,7 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         pending = {cell: Counter(phases) for cell, phases in manifest.get("pending", {}).items()}
         given_up = dict(manifest.get("given_up", {}))
     runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
-    cells = _cells(ledger, sweep, runs, studies, pending)
+    cells = _cells(ledger, sweep, runs, studies, pending, given_up)
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     price = ledger.read_json(f"prices/{title}.json") or {}
     hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
@@ -294,7 +297,7 @@ def results_of_plan(plan: Plan, ledger: Ledger) -> SweepResults:
     """
     title = plan.sweep.title
     runs = {status.trial.key: _run(ledger, title, status) for status in plan.statuses}
-    cells = _cells(ledger, plan.sweep, runs, _studies(plan), _pending(plan))
+    cells = _cells(ledger, plan.sweep, runs, _studies(plan), _pending(plan), plan.given_up)
     return SweepResults(title, plan.sweep, "", cells, {}, {}, given_up=plan.given_up)
 
 
@@ -309,6 +312,7 @@ def _cells(
     runs: Mapping[str, Run],
     studies: Mapping[str, Sequence[Suggested]],
     pending: Mapping[str, Mapping[str, int]],
+    given_up: Mapping[str, str],
 ) -> tuple[CellResults, ...]:
     design, asked = sweep.protocol.design, asked_cells(sweep.questions)
     return tuple(
@@ -318,6 +322,7 @@ def _cells(
             larger_wins=_larger_wins(sweep, cell),
             pending=pending.get(cell.key, {}),
             asked=design if cell.label in asked else None,
+            given_up=given_up.get(cell.label, ""),
         )
         for cell in sweep.cells
     )
@@ -348,7 +353,7 @@ def _studies(plan: Plan) -> dict[str, list[Suggested]]:
             (
                 tuple(t.key for t in suggestion.trials),
                 suggestion.value,
-                suggestion.pruned or not suggestion.keeps_limits,
+                not suggestion.may_be_chosen,
             )
             for suggestion in study(
                 search, cell, results, plan.failed, plan.rates.get(cell.key) or 0.0, plan.paused
@@ -369,7 +374,7 @@ def _frozen(ledger: Ledger, manifest: Json) -> tuple[tuple[TrialStatus, ...], di
         trial = trial_from_json(ledger.read_json(f"trials/{key}/trial.json"))
         statuses.append(TrialStatus(trial, state, ledger.result(key), why))
     studies = {
-        cell: [(tuple(keys), value, pruned) for keys, value, pruned in suggestions]
+        cell: [(tuple(keys), value, passed_over) for keys, value, passed_over in suggestions]
         for cell, suggestions in manifest["studies"].items()
     }
     return tuple(statuses), studies
@@ -413,7 +418,7 @@ def _curve(ledger: Ledger, trial: Trial, result: Json) -> tuple[tuple[int, ...],
 
 
 def _cell_results(ledger: Ledger, cell: Cell, runs: Mapping[str, Run], suggestions: Iterable[Suggested]) -> CellResults:
-    points = tuple(SearchPoint(tuple(runs[key] for key in keys), value, pruned) for keys, value, pruned in suggestions)
+    points = tuple(SearchPoint(tuple(runs[key] for key in keys), value, over) for keys, value, over in suggestions)
     for run in [run for point in points for run in point.runs]:
         if _knows_test_set(run):
             raise ValueError(

@@ -37,7 +37,7 @@ FALL_SHARE: Final = 0.01  # of a curve's range, where its unit is not known
 MARKS: Final = {
     "d": ("diverged", "a training diverged or died, after all its restarts: it counts with the error of chance"),
     "m": ("missing", "a training failed at all its attempts: it is missing, and n says how many there are"),
-    "c": ("cut short", "given up before all of its trainings; the failures name the reason"),
+    "c": ("cut short", "given up before all of its trainings; the failures or its search name the reason"),
     "r": ("restarted", "a training diverged or died and was begun anew with another seed"),
     "u": ("under-trained", "the held-out error was still falling in the last fifth of most of its curves"),
     "1": (
@@ -100,7 +100,10 @@ def explanation(mark: str, metric: Metric = PERCENT) -> str:
 
 
 def lost_marks(cell: CellResults, metric: str) -> tuple[str, ...]:
-    """Return the marks of trials behind a number that diverged (d), failed (m) or were skipped (c)."""
+    """Return the marks of trials behind a number that diverged (d), failed (m) or were skipped (c).
+
+    A cell that was given up before any of them is cut short too: its search, or its learning rate, came to nothing.
+    """
     if metric == PARAMETERS:
         return ()
     chooses = metric == cell.cell.metric.held_out
@@ -108,7 +111,7 @@ def lost_marks(cell: CellResults, metric: str) -> tuple[str, ...]:
     apply = {
         "d": any(has_diverged(run.result) for run in runs),
         "m": any(run.state == "failed" for run in runs),
-        "c": any(run.state == "skipped" for run in runs),
+        "c": any(run.state == "skipped" for run in runs) or bool(cell.given_up and not runs),
     }
     return tuple(mark for mark, applies in apply.items() if applies)
 
@@ -176,7 +179,7 @@ def at_edge(cell: CellResults, search: Search) -> bool:
 
 def few_trials(cell: CellResults, search: Search) -> bool:
     """Return whether too few search trials finished to choose by, unless they are the whole grid."""
-    finished = sum(point.complete or point.paused for point in cell.tried)
+    finished = sum(point.state in ("finished", "paused") for point in cell.tried)
     points = math.prod(len(axis.domain.values()) for axis in space(search, cell.cell))
     exhausted = search.sampler == "grid" and finished == points == budget(search, cell.cell)
     return bool(cell.tried) and finished < ENOUGH and not exhausted

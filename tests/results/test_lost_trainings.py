@@ -172,7 +172,9 @@ def test_cell_that_is_given_up_is_marked_as_cut_short(tmp_path: Path) -> None:
     assert marks(table, of(sweep_results, "Double"), number(of(sweep_results, "Double"), AVERAGE), None) == (*"dcr1",)
     # The mark's sentence names no cause: a cell is also given up for want of a learning rate. The failures have it.
     shown = document(ledger, sweep_results)
-    assert any(note.endswith("the failures name the reason.") for note in shown.tables["table-1-cifar10"].notes)
+    assert any(
+        note.endswith("the failures or its search name the reason.") for note in shown.tables["table-1-cifar10"].notes
+    )
     reasons = {row[4].text for row in shown.tables["failed"].rows if row[2].text == "skipped"}
     assert reasons == {run.why for run in sweep_results.runs if run.state == "skipped"} != {""}
 

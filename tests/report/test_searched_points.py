@@ -1,0 +1,131 @@
+"""Where the trials of a search stand, in every view: what was chosen, diverged, was skipped, or was given up."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.experiment.metrics import HELD_OUT, TOP1
+from sweeps.experiment.plan import current_plan
+from sweeps.experiment.search import Search
+from sweeps.experiment.space import Float
+from sweeps.experiment.sweep import Protocol, Sweep
+from sweeps.experiment.trial import Trial
+from sweeps.report.charts import response_galleries
+from sweeps.report.contents import document
+from sweeps.report.render.chart import Responses
+from sweeps.report.tidy import tidy
+from sweeps.results import capsule
+from sweeps.results.cell_numbers import groups, number
+from sweeps.results.evidence import SweepResults, read_sweep
+from sweeps.results.marks import marks
+from sweeps.store.ledger import Ledger
+from tests.support.sweeps import BASELINE, CRELU, Made, make
+
+CELLS = tuple(dataclasses.replace(cell, table="", row="") for cell in (BASELINE, CRELU))
+RATES = {"recipe.lr": Float(0.01, 1)}
+DIVERGED = Made({HELD_OUT: 90.0}, curve=[90.0] * 3, status="diverged", ending="diverged")
+
+
+def rate_of(trial: Trial) -> float:
+    return float(dict(trial.choices)["recipe.lr"])
+
+
+def trained(trial: Trial) -> Made:
+    """Return the outcome of a training that ends well: a search trial takes an hour for each 1 of its rate."""
+    if trial.phase != "holdout":
+        return Made({TOP1: 12.0 + trial.seed}, curve=[])
+    return Made({}, curve=[50.0, 10 + 10 * rate_of(trial)], seconds=3600 * rate_of(trial))
+
+
+def all_diverge(trial: Trial) -> Made:
+    return DIVERGED
+
+
+def made(
+    folder: Path, search: Search, outcome: Callable[[Trial], Made | None], **protocol: Any
+) -> tuple[Ledger, SweepResults]:
+    ledger = Ledger.in_output(str(folder))
+    make(ledger, Sweep("points", "paper", CELLS, Protocol(seeds=2, search=search, **protocol)), outcome)
+    return ledger, read_sweep(ledger, "points")
+
+
+def chosen_rows(ledger: Ledger, results: SweepResults) -> list[dict[str, str]]:
+    table = document(ledger, results).tables["chosen-setting"]
+    return [dict(zip(table.columns, (entry.text for entry in row), strict=True)) for row in table.rows]
+
+
+def kinds(results: SweepResults) -> list[str]:
+    charts = [figure.content for gallery in response_galleries(results) for figure in gallery.figures]
+    return [point.kind for chart in charts if isinstance(chart, Responses) for point in chart.points]
+
+
+def test_search_whose_trials_all_diverged_chose_nothing(tmp_path: Path) -> None:
+    search = Search(6, sampler="random", prune=False, space=RATES)
+    ledger, results = made(tmp_path, search, all_diverge)
+    capsule.write(ledger, results, {}, tmp_path / "points.zip")
+    with capsule.opened(tmp_path / "points.zip") as copy:
+        for source in (ledger, copy):
+            shown = read_sweep(source, "points")
+            assert [cell.winner for cell in shown.cells] == [None, None]
+            assert chosen_rows(source, shown) == [
+                {"cell": cell.label, "chosen setting": "none: all 4 trainings of its search diverged",
+                 "hold-out error": "–", "finished": "0", "diverged": "4", "skipped": "2"} for cell in CELLS
+            ]  # fmt: skip
+            assert kinds(shown) == ["open"] * 8
+    assert [line["state"] for line in tidy(results)["dropout"]] == (["diverged"] * 4 + ["skipped"] * 2) * 2
+    (table,) = groups(results)
+    assert [marks(table, row.results, number(row.results, TOP1), search) for row in table.rows] == [("c",)] * 2
+
+
+def test_cell_without_a_setting_that_keeps_the_limits_says_so(tmp_path: Path) -> None:
+    search = Search(6, sampler="random", prune=False, space=RATES, limits={"seconds": 1.0})
+    ledger, results = made(tmp_path, search, trained)
+    assert {row["chosen setting"] for row in chosen_rows(ledger, results)} == {
+        "none: no trial of its search keeps the limits"
+    }
+
+
+def test_search_that_is_not_over_has_chosen_nothing_yet(tmp_path: Path) -> None:
+    ledger, results = made(tmp_path, Search(6, sampler="random", space=RATES), lambda _: None)
+    assert {(row["chosen setting"], row["open"]) for row in chosen_rows(ledger, results)} == {("–", "4")}
+    assert {line["state"] for line in tidy(results)["dropout"]} == {"new"}
+
+
+@pytest.mark.parametrize(
+    ("trials", "change", "why"),
+    [
+        (1, {}, "its search diverged"),
+        (1, {"folds": 3}, "all 3 trainings of its search diverged"),
+        (1, {"halving": 3, "rung": 1}, "its search diverged"),
+        (6, {"limits": {"seconds": 1.0}}, "no trial of its search keeps the limits but the {} that diverged"),
+    ],
+)
+def test_training_that_diverged_is_not_chosen(trials: int, change: dict[str, Any], why: str, tmp_path: Path) -> None:
+    def outcome(trial: Trial) -> Made:
+        too_large = rate_of(trial) > 0.5 or trials == 1
+        return DIVERGED._replace(seconds=0.5) if too_large else trained(trial)
+
+    search = Search(trials, sampler="random", prune=False, space=RATES, **change)
+    ledger, results = made(tmp_path, search, outcome)
+    today = current_plan(ledger, "points")
+    for cell in results.cells:
+        diverged = sum(point.state == "diverged" for point in cell.tried)
+        assert diverged
+        assert today.given_up[cell.cell.label] == cell.given_up == why.format(diverged)
+        assert {run.key for run in cell.runs} == cell.searched
+        assert cell.winner is None
+
+
+def test_setting_that_diverged_on_some_folds_may_be_chosen(tmp_path: Path) -> None:
+    def outcome(trial: Trial) -> Made:
+        if trial.phase != "inner":
+            return Made({TOP1: 12.0 + trial.seed}, curve=[])
+        return DIVERGED if trial.fold == 0 else Made({HELD_OUT: 10.0 + rate_of(trial)}, curve=[])
+
+    search = Search(2, sampler="random", prune=False, folds=3, space=RATES)
+    ledger, results = made(tmp_path, search, outcome)
+    assert [row["diverged"] for row in chosen_rows(ledger, results)] == ["2", "2"]
+    assert all(cell.winner is not None and not cell.given_up for cell in results.cells)
