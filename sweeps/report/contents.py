@@ -17,7 +17,7 @@ from sweeps.report.result_tables import result_tables
 from sweeps.results.answers import answers
 from sweeps.results.cell_numbers import ResultTable, groups, verdicts
 from sweeps.results.claims import ClaimResult, judge_claims
-from sweeps.results.evidence import SweepResults
+from sweeps.results.evidence import POINT_STATES, SweepResults
 from sweeps.store.ledger import Ledger
 
 EMBEDDED = (
@@ -148,8 +148,7 @@ def _search(results: SweepResults) -> Section | None:
     table = record_tables.chosen_table(results)
     if search is None or table is None:
         return None
-    early = "paused or pruned" if search.halving else "pruned"
-    words = [f"Filled: trained to the end; hollow: {early}; ringed: chosen."]
+    words = [_legend(results)]
     galleries = charts.response_galleries(results)
     drawn = list(itertools.accumulate(len(gallery.figures) for gallery in galleries))
     shown = sum(number <= CHARTS for number in drawn)
@@ -160,6 +159,15 @@ def _search(results: SweepResults) -> Section | None:
     parts: tuple[Table | Gallery, ...] = (*tables, *galleries[:shown])
     heading = "Search" if search.axes else "Dropout response"
     return Section("dropout", heading, (), parts, chart_words=tuple(words))
+
+
+def _legend(results: SweepResults) -> str:
+    """Return what the points of a search's charts are, in a sentence."""
+    drawn = {point.state for cell_results in results.cells for point in cell_results.tried if point.scored}
+    hollow = " or ".join(state for state in POINT_STATES[1:] if state in drawn)
+    is_chosen = any(cell_results.winner is not None for cell_results in results.cells)
+    parts = ("filled: trained to the end", f"hollow: {hollow}" if hollow else "", "ringed: chosen" if is_chosen else "")
+    return "; ".join(filter(None, parts)).capitalize() + "."
 
 
 def _analyses(ledger: Ledger, results: SweepResults) -> Section | None:

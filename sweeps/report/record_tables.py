@@ -38,7 +38,7 @@ def chosen_table(results: SweepResults) -> Table | None:
     notes += [f"Limits: {limits}."] if limits else []
     if search.halving:
         notes.append(f"One trial in {search.halving} goes on from a rung; the others have paused there.")
-    counts = [Counter(tried.state for tried in cell_results.tried) for cell_results in cells]
+    counts = [Counter(tried.state for tried in cell_results.tried_once) for cell_results in cells]
     states = [state for state in POINT_STATES if state == "finished" or any(number[state] for number in counts)]
     columns = ("cell", f"chosen {chosen_kind}", value, *states)
     rows = tuple(

@@ -41,7 +41,7 @@ READ: Final = ("history.json", SCORES)  # the files of a trial that a report rea
 # What a capsule has and a ledger has not: the statuses of its trials, frozen. Where it lies, it is believed.
 MANIFEST: Final = "capsule.json"
 LEFT: Final = ("new", "running")  # the states of trials that are to be trained
-POINT_STATES: Final = ("finished", "paused", "pruned", "diverged", "failed", "skipped", "open")
+POINT_STATES: Final = ("finished", "paused", "pruned", "over limit", "diverged", "failed", "skipped", "open")
 
 Floats = NDArray[np.float64]
 
@@ -83,12 +83,14 @@ class SearchPoint(NamedTuple):
     """One suggestion of a study: its runs (one, or one a fold) and its value.
 
     The value is nan where a run failed, None while unknown; `passed_over` where the rest of its folds or epochs were
-    left out, it exceeds a limit of the search, or all of it diverged: it cannot be chosen.
+    left out, it exceeds a limit of the search, or all of it diverged: it cannot be chosen. `over_limit` where it was
+    found to exceed one once it was trained.
     """
 
     runs: tuple[Run, ...]
     value: float | None
     passed_over: bool = False
+    over_limit: bool = False
 
     @property
     def run(self) -> Run:
@@ -117,7 +119,11 @@ class SearchPoint(NamedTuple):
         if self.value is None:
             return "open"
         is_pruned = any(run.result is not None and run.result["status"] == "pruned" for run in self.runs)
-        return "pruned" if is_pruned or (self.passed_over and self.scored) else "finished"
+        if is_pruned or len(self.runs) < self.run.trial.folds:
+            return "pruned"
+        if self.over_limit:
+            return "over limit"
+        return "pruned" if self.passed_over and self.scored else "finished"
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,14 @@ class CellResults:
         scored = [point for point in self.tried if point.scored and not point.passed_over]
         sign = -1 if self.larger_wins else 1
         return min(scored, key=lambda point: sign * (point.value or 0.0), default=None)
+
+    @property
+    def tried_once(self) -> tuple[SearchPoint, ...]:
+        """Return the suggestions of its study, of those that are one trial the one that went furthest."""
+        by_trial: dict[str, SearchPoint] = {}
+        for point in sorted(self.tried, key=lambda point: -POINT_STATES.index(point.state)):
+            by_trial[point.run.key] = point
+        return tuple(by_trial.values())
 
     @property
     def searched_dropout(self) -> bool:
@@ -315,9 +329,11 @@ def _cells(
     given_up: Mapping[str, str],
 ) -> tuple[CellResults, ...]:
     design, asked = sweep.protocol.design, asked_cells(sweep.questions)
+    search = sweep.protocol.search
+    most_seconds = math.inf if search is None else search.limits_by_name.get("seconds", math.inf)
     return tuple(
         dataclasses.replace(
-            _cell_results(ledger, cell, runs, studies.get(cell.key, ())),
+            _cell_results(ledger, cell, runs, studies.get(cell.key, ()), most_seconds),
             rates=_rate_keys(sweep, cell),
             larger_wins=_larger_wins(sweep, cell),
             pending=pending.get(cell.key, {}),
@@ -417,8 +433,13 @@ def _curve(ledger: Ledger, trial: Trial, result: Json) -> tuple[tuple[int, ...],
     return epochs, np.asarray([row[name] for row in measured], np.float64)
 
 
-def _cell_results(ledger: Ledger, cell: Cell, runs: Mapping[str, Run], suggestions: Iterable[Suggested]) -> CellResults:
-    points = tuple(SearchPoint(tuple(runs[key] for key in keys), value, over) for keys, value, over in suggestions)
+def _cell_results(
+    ledger: Ledger, cell: Cell, runs: Mapping[str, Run], suggestions: Iterable[Suggested], most_seconds: float
+) -> CellResults:
+    points = tuple(
+        SearchPoint(tuple(runs[key] for key in keys), value, passed_over, runs[keys[0]].seconds > most_seconds)
+        for keys, value, passed_over in suggestions
+    )
     for run in [run for point in points for run in point.runs]:
         if _knows_test_set(run):
             raise ValueError(

@@ -45,7 +45,10 @@ MARKS: Final = {
         "n = 1, so the spread between trainings is not known",
     ),
     "e": ("search at an edge", "the search chose a value at the end of its range, so a better one may lie outside"),
-    "f": ("few search trials", f"the search chose from fewer than {ENOUGH} trials that finished or paused"),
+    "f": (
+        "few search trials",
+        f"the search chose from fewer than {ENOUGH} trials that finished or paused within its limits",
+    ),
     "i": ("incomplete", "some of its trainings have no result yet"),
     "x": ("stale", "the data or the code have changed since it was trained"),
     "p": ("partial data", "trained on a part of the published data set, or on other files by its name: no verdict"),
@@ -179,7 +182,7 @@ def at_edge(cell: CellResults, search: Search) -> bool:
 
 def few_trials(cell: CellResults, search: Search) -> bool:
     """Return whether too few search trials finished to choose by, unless they are the whole grid."""
-    finished = sum(point.state in ("finished", "paused") for point in cell.tried)
+    finished = sum(point.state in ("finished", "paused") for point in cell.tried_once)
     points = math.prod(len(axis.domain.values()) for axis in space(search, cell.cell))
     exhausted = search.sampler == "grid" and finished == points == budget(search, cell.cell)
     return bool(cell.tried) and finished < ENOUGH and not exhausted

@@ -10,7 +10,7 @@ import pytest
 from sweeps.experiment.metrics import HELD_OUT, TOP1
 from sweeps.experiment.plan import current_plan
 from sweeps.experiment.search import Search
-from sweeps.experiment.space import Float
+from sweeps.experiment.space import Choice, Float
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.charts import response_galleries
@@ -129,3 +129,73 @@ def test_setting_that_diverged_on_some_folds_may_be_chosen(tmp_path: Path) -> No
     ledger, results = made(tmp_path, search, outcome)
     assert [row["diverged"] for row in chosen_rows(ledger, results)] == ["2", "2"]
     assert all(cell.winner is not None and not cell.given_up for cell in results.cells)
+
+
+def legend(ledger: Ledger, results: SweepResults) -> str:
+    (section,) = [section for section in document(ledger, results).sections if section.id == "dropout"]
+    return section.words[0]
+
+
+def test_trial_over_a_limit_is_not_called_pruned(tmp_path: Path) -> None:
+    search = Search(6, sampler="random", prune=False, space=RATES, limits={"seconds": 1800.0})
+    ledger, results = made(tmp_path, search, trained)
+    capsule.write(ledger, results, {}, tmp_path / "points.zip")
+    with capsule.opened(tmp_path / "points.zip") as copy:
+        for source in (ledger, copy):
+            shown = read_sweep(source, "points")
+            for row, cell in zip(chosen_rows(source, shown), shown.cells, strict=True):
+                over = sum(rate_of(point.run.trial) > 0.5 for point in cell.tried)
+                assert over
+                assert [row[name] for name in list(row)[3:]] == [str(6 - over), str(over)]
+                assert list(row)[3:] == ["finished", "over limit"]
+            assert legend(source, shown) == "Filled: trained to the end; hollow: over limit; ringed: chosen."
+    assert {line["state"] for line in tidy(results)["dropout"]} == {"finished", "over limit"}
+
+
+def test_pruned_trial_over_a_limit_is_pruned(tmp_path: Path) -> None:
+    search = Search(2, sampler="random", space=RATES, limits={"seconds": 1.0})
+    _, results = made(tmp_path, search, lambda trial: trained(trial)._replace(status="pruned"))
+    assert {point.state for cell in results.cells for point in cell.tried} == {"pruned"}
+
+
+def test_legend_names_what_the_hollow_points_are(tmp_path: Path) -> None:
+    search = Search(6, sampler="random", prune=False, space=RATES)
+    ledger, results = made(
+        tmp_path / "some", search, lambda trial: DIVERGED if "lr=0.5" in trial.label else trained(trial)
+    )
+    assert "diverged" in {point.state for cell in results.cells for point in cell.tried}
+    assert legend(ledger, results) == "Filled: trained to the end; hollow: diverged; ringed: chosen."
+    ledger, results = made(tmp_path / "none", search, trained)
+    assert legend(ledger, results) == "Filled: trained to the end; ringed: chosen."
+    ledger, results = made(tmp_path / "all", search, all_diverge)
+    assert legend(ledger, results) == "Filled: trained to the end; hollow: diverged."
+
+
+def test_trial_that_is_suggested_twice_is_counted_once(tmp_path: Path) -> None:
+    search = Search(8, space={"recipe.optimiser": Choice("sgd", "adam")})
+    ledger, results = made(
+        tmp_path, search, lambda trial: Made({}) if trial.phase == "holdout" else Made({TOP1: 12.0 + trial.seed}, [])
+    )
+    costs = {row[0].text: row[3].text for row in document(ledger, results).tables["costs"].rows}
+    (table,) = groups(results)
+    for row, cell in zip(chosen_rows(ledger, results), results.cells, strict=True):
+        trials = {point.run.key for point in cell.tried}
+        assert row["finished"] == costs[cell.cell.label] == str(len(trials))
+        assert len(trials) < 5 < len(cell.tried) == 8
+        assert "f" in marks(table, cell, number(cell, TOP1), search)
+
+
+def test_of_a_trial_that_is_suggested_twice_the_one_that_went_furthest_counts(tmp_path: Path) -> None:
+    _, results = made(tmp_path, Search(6, sampler="random", prune=False, space=RATES), trained)
+    cell = results.cells[0]
+    point = cell.tried[0]
+    early = point._replace(passed_over=True)
+    for tried in ((point, early), (early, point)):
+        assert [each.state for each in dataclasses.replace(cell, tried=tried).tried_once] == ["finished"]
+
+
+def test_setting_whose_other_folds_were_left_out_is_pruned(tmp_path: Path) -> None:
+    _, results = made(tmp_path, Search(2, sampler="random", folds=3, space=RATES), lambda _: Made({HELD_OUT: 10.0}))
+    point = results.cells[0].tried[0]
+    assert point.state == "finished"
+    assert point._replace(runs=point.runs[:2]).state == "pruned"
