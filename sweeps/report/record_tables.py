@@ -158,34 +158,38 @@ def _error(attempt: Json) -> str:
 
 def cost_table(results: SweepResults) -> Table:
     """Return trainings and hours of each cell, its search apart, as measured; their cost where a price is known."""
-    rows = []
-    total = [0, 0.0, 0, 0.0]
-    for cell_results in results.cells:
-        searched = {run.key for tried in cell_results.tried for run in tried.runs}
-        trained = tuple(run for run in cell_results.runs if run.result or run.seconds)
-        parts = [[run for run in trained if (run.key in searched) == search] for search in (False, True)]
-        hours = [sum(run.seconds for run in part) / 3600 for part in parts]
-        row = [len(parts[0]), hours[0], len(parts[1]), hours[1]]
-        total = [a + b for a, b in zip(total, row, strict=True)]
-        rows.append((Entry(cell_results.cell.label, cell=cell_results.cell.key), *_cost(row, trained, results.hourly)))
-    rows.append(
-        (Entry("all"), *_cost(total, tuple(run for run in results.runs if run.result or run.seconds), results.hourly))
-    )
+    rows = [
+        (Entry(cell_results.cell.label, cell=cell_results.cell.key), *_cost((cell_results,), results.hourly))
+        for cell_results in results.cells
+    ]
+    rows.append((Entry("all"), *_cost(results.cells, results.hourly)))
     columns: tuple[str, ...] = ("cell", "trainings", "hours", "search trials", "search hours", "one training")
     notes = ["Hours that one worker trained, evaluations included, waiting and failed tries left out."]
+    if any(cell_results.rates for cell_results in results.cells):
+        notes.append("A study of the learning rate counts as search.")
+    if any(cell_results.searched & cell_results.first_phases for cell_results in results.cells):
+        notes.append("A search trial that is a first phase too counts as search, and in the time of one training.")
     if results.hourly:
         columns += ("money",)
         notes.append(f"Money at {results.hourly:g} an hour of a trial, trainings and search together.")
     return Table("costs", "Cost", columns, "l" + "r" * (len(columns) - 1), tuple(rows), tuple(notes))
 
 
-def _cost(row: Sequence[float], runs: tuple[Run, ...], hourly: float) -> Iterable[Entry]:
-    trainings, hours, trials, searching = row
-    each = duration(hours / trainings) if trainings else NONE
-    yield from (Entry(f"{trainings:g}"), Entry(duration(hours), runs=runs))
-    yield from (Entry(f"{trials:g}"), Entry(duration(searching) if trials else NONE), Entry(each))
+def _cost(cells: Sequence[CellResults], hourly: float) -> Iterable[Entry]:
+    """Yield what cells took: trainings and search trials with their hours, the time of one training, and money."""
+    trained = [(cell, run) for cell in cells for run in cell.runs if run.result or run.seconds]
+    own = [run for cell, run in trained if run.key not in cell.searched]
+    searching = [run for cell, run in trained if run.key in cell.searched]
+    each = [run for cell, run in trained if run.key not in cell.searched - cell.first_phases]
+    yield from (Entry(str(len(own))), Entry(duration(_hours(own)), runs=tuple(run for _, run in trained)))
+    yield from (Entry(str(len(searching))), Entry(duration(_hours(searching)) if searching else NONE))
+    yield Entry(duration(_hours(each) / len(each)) if each else NONE)
     if hourly:
-        yield Entry(f"{hourly * (hours + searching):,.2f}")
+        yield Entry(f"{hourly * _hours([run for _, run in trained]):,.2f}")
+
+
+def _hours(runs: Iterable[Run]) -> float:
+    return sum(run.seconds for run in runs) / 3600
 
 
 LISTED = 1000  # runs that the page lists one by one
@@ -246,8 +250,8 @@ def run_tables(results: SweepResults) -> list[Table]:
     listed = {cell_results.cell.key: cell_results.runs for cell_results in results.cells if cell_results.runs}
     if len(results.runs) > LISTED:
         for cell_results in results.cells:
-            searched = {run.key for tried in cell_results.tried for run in tried.runs}
-            listed[cell_results.cell.key] = tuple(run for run in cell_results.runs if run.key not in searched)
+            left_out = cell_results.searched - cell_results.first_phases
+            listed[cell_results.cell.key] = tuple(run for run in cell_results.runs if run.key not in left_out)
     most = LISTED // len(listed) if sum(map(len, listed.values())) > LISTED else LISTED
     for cell_results in results.cells:
         if cell_results.runs:

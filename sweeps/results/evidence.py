@@ -158,6 +158,11 @@ class CellResults:
         return frozenset(run.key for point in self.tried for run in point.runs) | frozenset(self.rates)
 
     @property
+    def first_phases(self) -> frozenset[str]:
+        """Return the keys of the first phases of Single that a second one goes on from, search trials among them."""
+        return frozenset(run.trial.reference for run in self.runs if run.trial.phase == "match")
+
+    @property
     def tested(self) -> tuple[Run, ...]:
         """Return the runs with a result that opened the test set."""
         return tuple(run for run in self.runs if run.result and PHASES[run.trial.phase].test)

@@ -7,6 +7,7 @@ import pytest
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
+from sweeps.report import record_tables
 from sweeps.report.contents import document
 from sweeps.results import capsule
 from sweeps.results.evidence import read_sweep
@@ -77,3 +78,48 @@ def test_sweep_without_a_study_has_no_such_table(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     make(ledger, Sweep("plain", "paper", (BASELINE,)), lambda _: Made({"final/test_top1_err": 12.0}))
     assert "learning-rate" not in document(ledger, read_sweep(ledger, "plain")).tables
+
+
+def costs(folder: Path, protocol: Protocol) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Return a sweep's table of costs, whose first phases take an hour each and others 12 minutes, and its notes."""
+
+    def outcome(trial: Trial) -> Made:
+        if trial.phase == "holdout":
+            return Made({}, curve=[50.0, 20.0 - trial.rate], seconds=3600)
+        return Made({"final/test_top1_err": 12.0}, curve=[], seconds=720)
+
+    ledger = Ledger(str(folder))
+    make(ledger, Sweep("rates", "paper", (CRELU, BASELINE), protocol), outcome)
+    table = document(ledger, read_sweep(ledger, "rates")).tables["costs"]
+    return {row[0].text: [entry.text for entry in row[1:]] for row in table.rows}, table.notes
+
+
+def test_study_of_the_rate_is_no_training_of_the_baseline_s_own(tmp_path: Path) -> None:
+    rows, notes = costs(tmp_path, Protocol(seeds=2, rates=RateStudy("Baseline", RATES)))
+    assert rows == {
+        CRELU.label: ["2", "24.0 min", "0", "–", "12.0 min"],
+        "Baseline": ["2", "24.0 min", "4", "4.0 h", "12.0 min"],
+        "all": ["4", "48.0 min", "4", "4.0 h", "12.0 min"],
+    }
+    assert notes[1:] == ("A study of the learning rate counts as search.",)
+
+
+def test_first_phase_that_a_study_trained_counts_once_and_in_the_time_of_one_training(tmp_path: Path) -> None:
+    rows, notes = costs(tmp_path, Protocol(2, ablation=False, single=True, rates=RateStudy("Baseline", RATES)))
+    assert rows == {
+        CRELU.label: ["4", "2.4 h", "0", "–", "36.0 min"],
+        "Baseline": ["3", "1.4 h", "4", "4.0 h", "36.0 min"],
+        "all": ["7", "3.8 h", "4", "4.0 h", "36.0 min"],
+    }
+    assert notes[2] == "A search trial that is a first phase too counts as search, and in the time of one training."
+    rows, notes = costs(tmp_path / "plain", Protocol())
+    assert len(notes) == 1
+
+
+def test_long_list_of_runs_leaves_out_the_study_and_not_the_first_phase_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs(tmp_path, Protocol(2, ablation=False, single=True, rates=RateStudy("Baseline", RATES)))
+    monkeypatch.setattr(record_tables, "LISTED", 10)
+    tables = record_tables.run_tables(read_sweep(Ledger(str(tmp_path)), "rates"))
+    assert [len(table.rows) for table in tables] == [4, 4]

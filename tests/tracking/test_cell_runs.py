@@ -569,7 +569,7 @@ def test_the_hold_out_value_of_a_search_over_folds_is_the_mean_of_its_winner(sto
 
 def test_the_hold_out_value_of_a_search_at_a_rate_that_was_chosen_is_its_winners(store: Store, ledger: Ledger) -> None:
     search = Search(2, sampler="grid", prune=False, space={"recipe.weight_decay": Choice(0.1, 0.2)})
-    protocol = Protocol(ablation=False, search=search, rates=RateStudy("*", (0.05, 0.01)))
+    protocol = Protocol(ablation=False, search=search, rates=RateStudy("*", (0.07, 0.03)))
     # The trainings of the study of the rate have no weight decay that was searched, and a better value.
     numbers = held_out_numbers(
         store, ledger, protocol, lambda decay: Made({}, curve=[50.0, 5 + 100 * decay]), "weight_decay"
