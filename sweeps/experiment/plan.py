@@ -404,6 +404,13 @@ class TrialStatus(NamedTuple):
     why: str = ""
 
 
+def trained_seconds(status: TrialStatus, damaged: Mapping[str, Json], paused: Mapping[str, Json]) -> float:
+    """Return how long a trial was trained, by its result, a damaged one too, or the record of its last pause."""
+    key = status.trial.key
+    record = status.result or damaged.get(key) or paused.get(key) or {}
+    return float(record.get("seconds", 0.0))
+
+
 @dataclass(frozen=True)
 class Plan:
     """Statuses of all known trials of a sweep, stand-ins for those to follow, and its data's fingerprints.
@@ -535,8 +542,8 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Return the hours of training behind the results."""
-        return sum(float(status.result["seconds"]) for status in self.statuses if status.result is not None) / 3600
+        """Return the hours that all trials were trained, as far as is noted."""
+        return sum(trained_seconds(status, self.damaged, self.paused) for status in self.statuses) / 3600
 
     @property
     def total(self) -> int:

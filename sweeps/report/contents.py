@@ -87,7 +87,6 @@ def tiles(results: SweepResults, tables: Sequence[ResultTable], claims: Sequence
     counts = ", ".join(f"{decisions.count(word)} {word}" for word in others)
     finished = [run.result for run in results.runs if run.result]
     failed = sum(run.state == "failed" for run in results.runs)
-    hours = sum(float(result["seconds"]) for result in finished) / 3600
     judging = [
         Tile(f"{words['reproduced']} of {judged}", "errors reproduced", unjudged),
         Tile(f"{decisions.count('supported')} of {len(decisions)}", "claims supported", counts),
@@ -95,8 +94,10 @@ def tiles(results: SweepResults, tables: Sequence[ResultTable], claims: Sequence
     tested = [group for group in tables if group.table and results.sweep.protocol.trains_cells]
     if not any(group.comparable for group in tested):
         judging = [Tile("withheld", "verdicts", "embedded or other data")] if tested else []
-    trained = Tile(f"{len(finished):,}", plural(len(finished), "training"), f"{failed} failed, {results.to_do:,} to do")
-    return (*judging, trained, Tile(duration(hours), "of training", f"in {count(len(results.cells), 'cell')}"))
+    paused = sum(run.state == "paused" for run in results.runs)
+    rest = f"{f'{paused:,} paused, ' if paused else ''}{failed} failed, {results.to_do:,} to do"
+    trained = Tile(f"{len(finished):,}", plural(len(finished), "training") + " done", rest)
+    return (*judging, trained, Tile(duration(results.hours), "of training", f"in {count(len(results.cells), 'cell')}"))
 
 
 def _claims(claims: Sequence[ClaimResult]) -> Section | None:

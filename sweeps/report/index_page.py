@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -11,7 +11,7 @@ from sweeps.experiment.metrics import PARAMETERS, TRAIN
 from sweeps.experiment.wording import count, plural
 from sweeps.report.render.document import NONE, Document, Entry, Section, Table, Tile, duration, plain
 from sweeps.results.cell_numbers import DERIVED, CellNumber, ResultTable, digits, groups, named, number
-from sweeps.results.evidence import Run, SweepResults
+from sweeps.results.evidence import SweepResults, hours_of
 from sweeps.results.grade import Graded
 from sweeps.store.ledger import Json
 
@@ -48,8 +48,8 @@ def index_document(sweeps: Sequence[Reported], graded: Graded | None) -> Documen
             f"{sum(is_complete(sweep) for sweep in sweeps)} of {len(sweeps)}",
             f"{plural(len(sweeps), 'sweep')} complete",
         ),
-        Tile(f"{done:,}", plural(done, "training"), f"{failed} failed"),
-        Tile(duration(_hours(runs)), "of training"),
+        Tile(f"{done:,}", f"{plural(done, 'training')} done", f"{failed} failed"),
+        Tile(duration(hours_of(runs)), "of training"),
     ]
     if graded is not None:
         to_go = f"about {graded.hours:,.0f} GPU-hours to go"
@@ -69,7 +69,7 @@ def _sweeps_table(sweeps: Sequence[Reported]) -> Table:
             Entry(sweep.results.title, link=sweep.page),
             state(sweep),
             Entry(f"{sweep.trainings('done', 'stale'):,} of {len(sweep.results.runs) + sweep.results.pending:,}"),
-            Entry(duration(_hours(sweep.results.runs))),
+            Entry(duration(sweep.results.hours)),
             Entry("; ".join(_verdicts(sweep.report)) or NONE),
             Entry(sweep.results.question or NONE, tone="muted"),
         )
@@ -93,11 +93,6 @@ def state(sweep: Reported) -> Entry:
 def is_complete(sweep: Reported) -> bool:
     """Return whether no training of a sweep is left to do, none has failed, and no cell was given up."""
     return not (sweep.results.to_do or sweep.trainings("failed") or sweep.results.given_up)
-
-
-def _hours(runs: Iterable[Run]) -> float:
-    """Return the hours that finished trainings took."""
-    return sum(float(run.result["seconds"]) for run in runs if run.result) / 3600
 
 
 def _verdicts(report: Document) -> Iterator[str]:

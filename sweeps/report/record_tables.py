@@ -16,7 +16,7 @@ from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.report.render.document import NONE, Entry, Table, duration, plain
 from sweeps.results.cell_numbers import NAMES, digits
-from sweeps.results.evidence import POINT_STATES, CellResults, Run, SweepResults
+from sweeps.results.evidence import POINT_STATES, CellResults, Run, SweepResults, hours_of
 from sweeps.results.provenance import shares
 from sweeps.store.ledger import Json
 
@@ -164,7 +164,7 @@ def cost_table(results: SweepResults) -> Table:
     ]
     rows.append((Entry("all"), *_cost(results.cells, results.hourly)))
     columns: tuple[str, ...] = ("cell", "trainings", "hours", "search trials", "search hours", "one training")
-    notes = ["Hours that one worker trained, evaluations included, waiting and failed tries left out."]
+    notes = ["Hours that one worker trained, evaluations included, waiting and failed tries of unknown time left out."]
     if any(cell_results.rates for cell_results in results.cells):
         notes.append("A study of the learning rate counts as search.")
     if any(cell_results.searched & cell_results.first_phases for cell_results in results.cells):
@@ -181,15 +181,11 @@ def _cost(cells: Sequence[CellResults], hourly: float) -> Iterable[Entry]:
     own = [run for cell, run in trained if run.key not in cell.searched]
     searching = [run for cell, run in trained if run.key in cell.searched]
     each = [run for cell, run in trained if run.key not in cell.searched - cell.first_phases]
-    yield from (Entry(str(len(own))), Entry(duration(_hours(own)), runs=tuple(run for _, run in trained)))
-    yield from (Entry(str(len(searching))), Entry(duration(_hours(searching)) if searching else NONE))
-    yield Entry(duration(_hours(each) / len(each)) if each else NONE)
+    yield from (Entry(str(len(own))), Entry(duration(hours_of(own)), runs=tuple(run for _, run in trained)))
+    yield from (Entry(str(len(searching))), Entry(duration(hours_of(searching)) if searching else NONE))
+    yield Entry(duration(hours_of(each) / len(each)) if each else NONE)
     if hourly:
-        yield Entry(f"{hourly * _hours([run for _, run in trained]):,.2f}")
-
-
-def _hours(runs: Iterable[Run]) -> float:
-    return sum(run.seconds for run in runs) / 3600
+        yield Entry(f"{hourly * hours_of([run for _, run in trained]):,.2f}")
 
 
 LISTED = 1000  # runs that the page lists one by one
@@ -270,7 +266,7 @@ def _runs(cell_results: CellResults, listed: Sequence[Run]) -> Table:
             Entry(state_of(run)),
             *(_value(run, name)._replace(metric="") for name in (metric.final, metric.held_out)),
             Entry(f"{run.result['epochs']:g}" if run.result else NONE),
-            Entry(duration(float(run.result["seconds"]) / 3600) if run.result else NONE),
+            Entry(duration(run.seconds / 3600) if run.result or run.seconds else NONE),
             Entry(run.mlflow or NONE, tone="muted"),
         )
         for run in listed

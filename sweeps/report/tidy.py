@@ -221,6 +221,6 @@ def _runs(results: SweepResults) -> Iterable[Line]:
             _column(metric.name): run.metrics.get(metric.final, float("nan")),
             _column(metric.row): run.metrics.get(metric.held_out, float("nan")),
             "epochs": int(run.result["epochs"]) if run.result else 0,
-            "seconds": float(run.result["seconds"]) if run.result else float("nan"),
+            "seconds": run.seconds if run.result or run.seconds else float("nan"),
             "mlflow_run": run.mlflow,
         }

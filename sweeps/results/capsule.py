@@ -100,7 +100,7 @@ def _contents(ledger: Ledger, results: SweepResults) -> Iterator[tuple[str, byte
     names = [f"{folder}/{results.title}.json" for folder in ("plans", "prices", "questions")]
     for run in results.runs:
         yield f"trials/{run.key}/trial.json", _json(run.trial.to_json())
-        names += [f"tracked/{run.key}.json", *([f"paused/{run.key}.json"] if run.state == "paused" else [])]
+        names += [f"tracked/{run.key}.json", *([f"paused/{run.key}.json"] if run.result is None else [])]
         if run.result is not None:  # one with a damaged file counts as failed, here too
             names += [f"results/{run.key}.json", f"trials/{run.key}/history.json"]
         names += [f"attempts/{run.key}/{name}" for name in ledger.names(f"attempts/{run.key}")]

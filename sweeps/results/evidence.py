@@ -20,7 +20,7 @@ from crelu_data.datasets import dataset
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.model_facts import cell_parameters
-from sweeps.experiment.plan import Plan, TrialStatus, current_plan, without_damaged
+from sweeps.experiment.plan import Plan, TrialStatus, current_plan, trained_seconds, without_damaged
 from sweeps.experiment.questions.question import asked_cells
 from sweeps.experiment.questions.registration import Change, changes_of
 from sweeps.experiment.questions.waves import Design
@@ -52,8 +52,8 @@ Suggested = tuple[tuple[str, ...], float | None, bool]
 class Run(NamedTuple):
     """One trial with its status, result and analyses, its held-out values by epoch, and its MLflow run.
 
-    `seconds` are those that it was trained, as far as a result or a pause notes them. `epochs` are those of the curve's
-    values, counted from 1: an own training function may leave some out.
+    `seconds` are those that it was trained, as far as a result, a damaged one too, or a pause notes them. `epochs` are
+    those of the curve's values, counted from 1: an own training function may leave some out.
     """
 
     trial: Trial
@@ -77,6 +77,11 @@ class Run(NamedTuple):
     def pair(self) -> tuple[int, int]:
         """Return seed and fold, by which the runs of two cells are paired."""
         return self.trial.seed, self.trial.fold
+
+
+def hours_of(runs: Iterable[Run]) -> float:
+    """Return the hours that runs were trained."""
+    return sum(run.seconds for run in runs) / 3600
 
 
 class SearchPoint(NamedTuple):
@@ -257,6 +262,11 @@ class SweepResults:
         return sum(run.state in LEFT for run in self.runs) + self.pending
 
     @property
+    def hours(self) -> float:
+        """Return the hours that all runs were trained."""
+        return hours_of(self.runs)
+
+    @property
     def runs(self) -> tuple[Run, ...]:
         """Return the runs of all cells."""
         return tuple(run for cell in self.cells for run in cell.runs)
@@ -290,6 +300,7 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         damaged = plan.damaged
         pending = _pending(plan)
         given_up = plan.given_up
+        paused = plan.paused
     else:
         sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
         statuses, studies = _frozen(ledger, manifest)
@@ -299,7 +310,8 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         damaged = dict(manifest.get("damaged", {}))
         pending = {cell: Counter(phases) for cell, phases in manifest.get("pending", {}).items()}
         given_up = dict(manifest.get("given_up", {}))
-    runs = {status.trial.key: _run(ledger, title, status) for status in statuses}
+        paused = ledger.paused()
+    runs = _runs(ledger, title, statuses, damaged, paused)
     cells = _cells(ledger, sweep, runs, studies, pending, given_up)
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     price = ledger.read_json(f"prices/{title}.json") or {}
@@ -315,9 +327,22 @@ def results_of_plan(plan: Plan, ledger: Ledger) -> SweepResults:
     ValueError where `read_sweep` has one.
     """
     title = plan.sweep.title
-    runs = {status.trial.key: _run(ledger, title, status) for status in plan.statuses}
+    runs = _runs(ledger, title, plan.statuses, plan.damaged, plan.paused)
     cells = _cells(ledger, plan.sweep, runs, _studies(plan), _pending(plan), plan.given_up)
     return SweepResults(title, plan.sweep, "", cells, {}, {}, given_up=plan.given_up)
+
+
+def _runs(
+    ledger: Ledger,
+    title: str,
+    statuses: Sequence[TrialStatus],
+    damaged: Mapping[str, Json],
+    paused: Mapping[str, Json],
+) -> dict[str, Run]:
+    """Return by key what the trials have come to."""
+    return {
+        status.trial.key: _run(ledger, title, status, trained_seconds(status, damaged, paused)) for status in statuses
+    }
 
 
 def _pending(plan: Plan) -> dict[str, Mapping[str, int]]:
@@ -401,12 +426,11 @@ def _frozen(ledger: Ledger, manifest: Json) -> tuple[tuple[TrialStatus, ...], di
     return tuple(statuses), studies
 
 
-def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
+def _run(ledger: Ledger, title: str, status: TrialStatus, seconds: float) -> Run:
     trial, state, result, why = status
     mlflow = str(ledger.tracked(trial.key, title).get("run", ""))
     if result is None:
-        record = (ledger.paused_at(trial.key) if state == "paused" else None) or {}
-        return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {}, float(record.get("seconds", 0.0)))
+        return Run(trial, state, why, None, {}, np.zeros(0), None, mlflow, {}, seconds)
     analyses = default_summaries(ledger, trial.key)
     why = why or damaged_analysis(ledger, trial.key)
     measured = [result["metrics"], *(summary["metrics"] for summary in analyses.values())]
@@ -418,7 +442,6 @@ def _run(ledger: Ledger, title: str, status: TrialStatus) -> Run:
     for value in (*metrics.values(), *curve):
         if math.isfinite(value) and abs(value) > LARGEST:
             raise ValueError(f"trial {trial.key} has a metric of {value:g}, which nothing here measures")
-    seconds = float(result["seconds"])
     return Run(trial, state, why, result, metrics, curve, decisions, mlflow, analyses, seconds, epochs)
 
 
