@@ -36,6 +36,6 @@ def test_notebook_of_an_own_ablation_runs_from_top_to_bottom(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "own_net: 5 of 5 trials done" in done.stderr
     assert done.stdout.endswith("\n5\n")
-    assert "the cells of the grid do not determine it" in done.stdout
+    assert "no setting of the other factors has all of its cells" in done.stdout
     assert (tmp_path / "outputs/reports/own_net/report.html").is_file()
     assert (tmp_path / "outputs/ledger/results-own_net.csv").read_text().count("\n") == 6

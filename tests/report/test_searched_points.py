@@ -133,7 +133,7 @@ def test_setting_that_diverged_on_some_folds_may_be_chosen(tmp_path: Path) -> No
 
 def legend(ledger: Ledger, results: SweepResults) -> str:
     (section,) = [section for section in document(ledger, results).sections if section.id == "dropout"]
-    return section.words[0]
+    return section.chart_words[0]
 
 
 def test_trial_over_a_limit_is_not_called_pruned(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
-from types import SimpleNamespace
 from typing import ClassVar, NamedTuple, cast
 from unittest import mock
 
@@ -619,7 +618,8 @@ def patched(make_tuner: Callable[..., Tuner]) -> Iterator[None]:
         "sweeps.execution.tuner._tuner": make_tuner,
         "sweeps.execution.tuner.time": clock,
         "sweeps.execution.searcher.time": clock,
-        "sweeps.execution.tuner.tempfile": SimpleNamespace(mkdtemp=lambda prefix: "nowhere"),
+        "sweeps.execution.tuner.make_scratch": lambda kind: kind,
+        "sweeps.execution.tuner.remove_scratch": lambda folder: None,
         "sweeps.execution.tuner.redirect_stdout": lambda _: nullcontext(),
         "sweeps.execution.session.time": clock,
         "sweeps.experiment.trial.Trial.key": CACHED_KEY,
