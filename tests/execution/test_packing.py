@@ -537,12 +537,18 @@ def searching(folder: Path, protocol: Protocol, packs: PackPolicy) -> DriverStat
     return here
 
 
-def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(tmp_path: Path) -> None:
-    here = session(tmp_path, PackPolicy(1))
+def asking(folder: Path, until: int) -> tuple[DriverState, list[str]]:
+    """Return a session with a question over its first two cells, and the list of what it says."""
+    here = session(folder, PackPolicy(1))
     question = Question("is it", cell="1", versus="2", margin=0.2)
+    here.sweep = dataclasses.replace(here.sweep, protocol=Protocol(seeds=3, until=until), questions=(question,))
     said = list[str]()
-    here.sweep = dataclasses.replace(here.sweep, protocol=Protocol(seeds=3, until=12), questions=(question,))
     here.say = said.append
+    return here, said
+
+
+def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(tmp_path: Path) -> None:
+    here, said = asking(tmp_path, until=12)
     queue = LedgerSearcher(here)
     trained = Counter[str]()
     while queue.waiting:
@@ -566,11 +572,7 @@ def test_queue_of_a_sweep_until_decided_is_what_the_plan_says_after_each_result(
 
 
 def test_question_over_a_cell_that_was_given_up_is_told_so(tmp_path: Path) -> None:
-    here = session(tmp_path, PackPolicy(1))
-    question = Question("is it", cell="1", versus="2", margin=0.2)
-    said = list[str]()
-    here.sweep = dataclasses.replace(here.sweep, protocol=Protocol(seeds=3, until=4), questions=(question,))
-    here.say = said.append
+    here, said = asking(tmp_path, until=4)
     queue = LedgerSearcher(here)
     while queue.waiting:
         trial = queue.waiting[-1]
