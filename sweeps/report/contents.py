@@ -25,7 +25,7 @@ EMBEDDED = (
     "Verdicts are withheld, and the paper's numbers stand greyed beside ours."
 )
 RUNS = "Every number above names the trials it is made of; here is each trial with its MLflow run."
-ANALYSED = "Of the first analysed run of each cell."
+ANALYSED = "Of one analysed run of each cell: the first that is not stale."
 PICTURES = (
     "Where the page would be too large, pictures are smaller than they are: in full they lie in the output folder "
     "under ledger/trials, and on the MLflow run of the trial."

@@ -14,7 +14,7 @@ from sweeps.report.render.chart import Interaction, Line, Point
 from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, bounds, chance, plain, signed
 from sweeps.report.result_tables import legend
 from sweeps.results.cell_numbers import ResultTable, digits, named, number
-from sweeps.results.chosen_numbers import shown_factor_effect, untested_notes, why_untested
+from sweeps.results.chosen_numbers import as_shown, untested_notes, why_untested
 from sweeps.results.contrasts import Contrast
 from sweeps.results.factors import FactorEffect, Grid, factor_effects, grids, interaction_means, level_text
 from sweeps.results.marks import MARKS, lost_marks, stale_marks
@@ -43,7 +43,7 @@ def factor_parts(tables: Sequence[ResultTable]) -> Iterator[Table | Gallery]:
 def factor_table(name: str, grid: Grid, effects: Sequence[FactorEffect]) -> Table:
     """Return the effects of a grid that its cells determine, with every test of them; a note names the others."""
     known = [effect for effect in effects if not effect.why]
-    shown = [shown_factor_effect(effect, grid.cells) for effect in known]
+    shown = [as_shown(effect, grid.cells) for effect in known]
     marks = [mark for effect in shown for mark in _marks(grid, effect.contrast)]
     rows = tuple(_row(grid, effect) for effect in shown)
     tested = sum(math.isfinite(effect.contrast.p) for effect in shown)
@@ -60,7 +60,7 @@ def factor_table(name: str, grid: Grid, effects: Sequence[FactorEffect]) -> Tabl
 
 
 def _withheld(effects: Sequence[FactorEffect]) -> Iterator[str]:
-    """Yield sentences that name the factors of which some effects are withheld, with the metrics where not in all."""
+    """Yield a sentence for each factor with withheld effects. It names the metrics, unless all are concerned."""
     metrics: dict[tuple[str, str], dict[str, None]] = {}
     for effect in effects:
         if effect.why:

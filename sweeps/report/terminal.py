@@ -264,13 +264,12 @@ def _drawn(columns: Sequence[TableColumn], title: str = "") -> Table:
         justify: Literal["left", "right"] = "right" if column.is_number else "left"
         table.add_column(column.heading, justify=justify, style=column.style, no_wrap=column.is_number, overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*(Text(cell, GREY) if _is_bracketed(cell) else cell for cell in cells))
+        # The paper's number beside other trainings stands in brackets.
+        in_grey = (
+            column.heading == "paper" and cell.startswith("(") for column, cell in zip(columns, cells, strict=True)
+        )
+        table.add_row(*(Text(cell, GREY) if grey else cell for cell, grey in zip(cells, in_grey, strict=True)))
     return table
-
-
-def _is_bracketed(cell: str) -> bool:
-    """Return whether a place has a number of the paper in brackets."""
-    return cell.startswith("(") and cell.endswith(")")
 
 
 def notes(plan: Plan, rows: Sequence[TableRow]) -> str:

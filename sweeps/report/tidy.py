@@ -10,7 +10,7 @@ from sweeps.experiment.search import Search, goal
 from sweeps.experiment.space import value_text
 from sweeps.report.result_tables import why_withheld
 from sweeps.results.cell_numbers import DERIVED, ResultTable, groups, number, verdict_for
-from sweeps.results.chosen_numbers import shown_effect, shown_factor_effect, sides, why_untested
+from sweeps.results.chosen_numbers import as_shown, shown_effect, sides, why_untested
 from sweeps.results.claims import judge_claims, printed_tests
 from sweeps.results.contrasts import Contrast, Effect, effects
 from sweeps.results.evidence import LEFT, CellResults, Run, SearchPoint, SweepResults
@@ -130,7 +130,7 @@ def factor_rows(tables: Sequence[ResultTable]) -> Iterable[Line]:
             lost = _lost(grid.cells, effect.contrast.metric)
             withheld = effect.why or why_untested(effect.contrast, grid.cells)
             facts: Line = {"cells": effect.cells, "withheld": withheld, "lost": lost}
-            shown = shown_factor_effect(effect, grid.cells)
+            shown = as_shown(effect, grid.cells)
             yield names | _contrast(shown.contrast, shown.p) | facts
 
 

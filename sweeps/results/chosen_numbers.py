@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from sweeps.results.cell_numbers import UNKNOWN
 from sweeps.results.contrasts import Contrast, Effect
@@ -17,6 +17,7 @@ from sweeps.results.evidence import CellResults
 from sweeps.results.factors import FactorEffect
 
 WHY: Final = "the number of {}s was chosen by the questions"
+Shown = TypeVar("Shown", Effect, FactorEffect)
 WHERE: Final = "their decisions and intervals stand under Questions"
 
 
@@ -38,16 +39,15 @@ def sides(effect: Effect) -> list[CellResults]:
     return [row.results for row in (effect.row, effect.reference) if row.results is not None]
 
 
-def shown_effect(effect: Effect) -> Effect:
-    """Return an effect as it is shown: without its tests where questions chose how many pairs it has."""
-    untested = why_untested(effect.contrast, sides(effect))
-    return effect._replace(contrast=without_tests(effect.contrast), p=math.nan) if untested else effect
-
-
-def shown_factor_effect(effect: FactorEffect, cells: Sequence[CellResults]) -> FactorEffect:
-    """Return an effect of a grid of `cells` as it is shown: without its tests where questions chose how many pairs."""
+def as_shown(effect: Shown, cells: Sequence[CellResults]) -> Shown:
+    """Return an effect of some cells as it is shown: without its tests where questions chose how many pairs it has."""
     untested = why_untested(effect.contrast, cells)
     return effect._replace(contrast=without_tests(effect.contrast), p=math.nan) if untested else effect
+
+
+def shown_effect(effect: Effect) -> Effect:
+    """Return an effect of a table as it is shown."""
+    return as_shown(effect, sides(effect))
 
 
 def without_tests(contrast: Contrast) -> Contrast:

@@ -112,12 +112,11 @@ def _paired(
         return Contrast(
             metric, a[0] - b[0], "one training", n=1, pictures=pictures, runs=runs, hours=hours, folds=folds
         )  # fmt: skip
-    test_of = paired(a, b, 1 / folds if folds else None)
-    test = test_of.corrected
+    tested = paired(a, b, 1 / folds if folds else None)
+    test = tested.corrected
     return Contrast(
-        metric, test_of.difference, "folds" if folds else "seeds", test.interval, test.t, test.p, test_of.plain.p,
-        test_of.signed_rank_p, len(pairs),
-        sd=test_of.sd, runs=runs, hours=hours, folds=folds,
+        metric, tested.difference, "folds" if folds else "seeds", test.interval, test.t, test.p, tested.plain.p,
+        tested.signed_rank_p, len(pairs), sd=tested.sd, runs=runs, hours=hours, folds=folds,
     )  # fmt: skip
 
 
@@ -201,7 +200,8 @@ def more_trainings(contrast: Contrast, family: int, margin: float = 0.0, alpha: 
     margin.
     """
     if contrast.lacks_spread:
-        return min(2, contrast.folds - contrast.n) or None if contrast.folds else 2
+        left = contrast.folds - contrast.n if contrast.folds else 2
+        return min(2, left) or None
     if contrast.basis not in ("seeds", "folds"):
         return None
     distance = margin - abs(contrast.difference) if margin else contrast.difference

@@ -81,7 +81,7 @@ class Grid(NamedTuple):
         return [dict(cell.cell.factors) for cell in self.cells]
 
     def left_out(self, metric: str) -> tuple[str, ...]:
-        """Return the labels of the cells without a result in a metric, of which no effect in it is made."""
+        """Return the labels of the cells without a result in a metric. Its effects are made without them."""
         return tuple(cell.cell.label for cell in self.cells if not runs_of(cell, metric))
 
 
@@ -230,11 +230,11 @@ def paired_contrast(metric: str, sums: Sequence[float], runs: tuple[Run, ...] = 
     if len(sums) == 1:
         return Contrast(metric, sums[0], "one training", n=1, runs=runs, folds=folds)
     basis: Basis = "folds" if folds else "seeds"
-    test_of = paired(sums, np.zeros(len(sums)), 1 / folds if folds else None)
-    test = test_of.corrected
+    tested = paired(sums, np.zeros(len(sums)), 1 / folds if folds else None)
+    test = tested.corrected
     return Contrast(
-        metric, test_of.difference, basis, test.interval, test.t, test.p, test_of.plain.p, test_of.signed_rank_p,
-        len(sums), sd=test_of.sd, runs=runs, folds=folds,
+        metric, tested.difference, basis, test.interval, test.t, test.p, tested.plain.p, tested.signed_rank_p,
+        len(sums), sd=tested.sd, runs=runs, folds=folds,
     )  # fmt: skip
 
 

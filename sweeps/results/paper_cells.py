@@ -201,9 +201,9 @@ def _chosen_runs(results: CellResults) -> tuple[Run, ...]:
 def other_training(cell: Cell, choices: Choices = (), rate: float = 0.0) -> str:
     """Return in what a cell's net or recipe, with these choices of a search, is not the paper's; empty where it is.
 
-    `rate` is the learning rate of a study, 0 for none: it counts as the recipe's. Where the table leaves the rate open,
-    that of a study is the paper's, and so is any out of which its source chose. Its pictures do not matter here. What
-    is open may be as we chose it, or by the letter.
+    `rate` is the learning rate of a study, 0 for none; it counts as the recipe's. Some tables leave the rate open:
+    there any rate of a study is the paper's, and so are the rates of its source. Other open fields may be as we chose
+    them, or by the letter. The pictures do not matter here.
     """
     paper = paper_net(cell)
     if paper is None:

@@ -21,7 +21,7 @@ def make_scratch(kind: str) -> str:
     while True:
         folder = tempfile.mkdtemp(prefix=f"{NAME}{kind}-")
         lock = _locked(folder)
-        if lock is None or _is(folder, lock):
+        if lock is None or _is_there(folder, lock):
             break
         os.close(lock)  # another process took it for abandoned before it was locked
     if lock is not None:
@@ -72,8 +72,8 @@ def _locked(folder: str) -> int | None:
     return handle
 
 
-def _is(folder: str, handle: int) -> bool:
-    """Return whether a handle is of the folder that has this name now."""
+def _is_there(folder: str, handle: int) -> bool:
+    """Return whether the folder of a handle still has this name."""
     with contextlib.suppress(OSError):
         return os.path.samestat(os.stat(folder), os.fstat(handle))
     return False

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sweeps.experiment.metrics import VOTE, has_diverged
+from sweeps.experiment.metrics import VOTE
 from sweeps.experiment.plan import has_failed
 from sweeps.experiment.study import study
 from sweeps.experiment.trial import Cell, Trial
@@ -123,8 +123,7 @@ class CellRuns:
         failed = {key for key, attempts in ledger.failed().items() if has_failed(attempts)}
         rate = next((trial.rate for trial in trials if trial.chosen), 0.0)
         winner = study(search, cell, results, failed, rate, ledger.paused()).winner
-        keys = [trial.key for trial in winner.trials] if winner is not None else []
-        return [] if all(has_diverged(results.get(key)) for key in keys) else keys
+        return [trial.key for trial in winner.trials] if winner is not None else []
 
     def create(self, cell: Cell, trials: Iterable[Trial] = ()) -> str:
         """Create the run of a cell; return its id."""

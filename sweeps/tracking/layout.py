@@ -270,9 +270,9 @@ def cell_metrics(
     """Return the numbers of a cell that its finished trials alone make, by their names in MLflow.
 
     The names of its trials' numbers are there too, so that no column of the table is empty on the row of a cell:
-    Single, and the hold-out value, which is that of the `winner` of a search, by the keys of its trials: none of them
-    where it has chosen nothing, None where there is no search. Trials of a study of the
-    learning rate count once a training at its rate was tested, those at the others never.
+    Single, and the hold-out value. That is the value of a search's `winner`, given by the keys of its trials: none
+    where it has chosen nothing, None without a search. A trial of a study of the learning rate counts once a training
+    at its rate was tested.
     """
     measured = list(measured)
     metric = measured[0][0].cell.metric if measured else PERCENT
@@ -283,9 +283,8 @@ def cell_metrics(
     if winner is None:
         held_out = cell_held_out(tested, name).mean
     else:
-        held_out = average(
-            [metrics[name] for trial, metrics in measured if trial.key in winner and name in metrics]
-        ).mean
+        chosen = [metrics[name] for trial, metrics in measured if trial.key in winner and name in metrics]
+        held_out = average(chosen).mean
     return shown(averages(tested, metric) | {metric.final: cell_average(tested, metric.final).mean, name: held_out})
 
 

@@ -67,7 +67,10 @@ def test_rows_of_two_kinds_are_two_tables_and_name_their_run_once(ledger: Ledger
 
 def test_each_format_says_of_which_run_an_analysis_is(ledger: Ledger) -> None:
     report = document(ledger, read_sweep(ledger, "small-demo"))
-    sentence, pictures = "Of the first analysed run of each cell.", "pictures are smaller than they are"
+    sentence, pictures = (
+        "Of one analysed run of each cell: the first that is not stale.",
+        "pictures are smaller than they are",
+    )
     files = latex(report)
     tables = [files[f"tables/analysis-reconstruction{end}.tex"] for end in ("", "-1")]
     texts = [page(report), markdown(report), *tables]

@@ -1,4 +1,4 @@
-"""Points of a search are named by the number that judges them, in the file and in the charts, wherever they lie."""
+"""A search is named by the number that judges it, in the file and in the charts; no point of it is left out."""
 
 import csv
 import io

@@ -593,7 +593,7 @@ def test_votes_are_shown_and_decide_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("theirs", [{0, 1}, {1, 2, 3}, {0, 1, 2}])
 def test_votes_of_different_folds_are_not_compared_and_a_note_says_so(tmp_path: Path, theirs: set[int]) -> None:
-    """A vote of more networks is better, whatever the networks are."""
+    """More networks vote better, even where all of them are equally good."""
     sweep = Sweep("votes", "paper", cifar_vgg.CELLS[:2], Protocol(ablation=False, folds=4))
 
     def outcome(trial: Trial) -> Made | None:

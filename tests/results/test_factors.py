@@ -315,7 +315,7 @@ def test_effects_of_small_values_are_not_rounded_away(tmp_path: Path) -> None:
 
 
 def test_effects_that_add_up_to_0_in_all_seeds_are_0(tmp_path: Path) -> None:
-    """.1 + .2 is not .15 + .15 in binary; a t of what is left of it would be as good as any."""
+    """In binary .1 + .2 is not .15 + .15. Their difference means nothing, and no t is made of it."""
     cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
     errors = {("relu", 1.0): 0.1, ("relu", 0.5): 0.2, ("crelu", 1.0): 0.15, ("crelu", 0.5): 0.15}
     ledger = Ledger(str(tmp_path))

@@ -140,11 +140,11 @@ def _interaction(interaction: Interaction, alt: str) -> Markup:
     ticks = _fitting(interaction.places, 90)
     names = _fitting([line.name for line in interaction.lines], 120)
     room = LETTER * max(map(len, ticks)) + 6
-    lines = 1 if len(places) * room <= 194 else 2  # every second tick stands a line lower
-    right = 40 + round(max(194, len(places) * room / lines))
+    rows = 1 if len(places) * room <= 194 else 2  # every second tick stands a line lower
+    right = 40 + round(max(194, len(places) * room / rows))
     width = right + round(max(60, LABEL[0] * max(map(len, names)) + 14))
-    low = round(LABEL[1]) * (lines - 1)
-    with chart(width, 190 + low, 40, 36 + low, right, 178 + low) as axis:
+    lower = round(LABEL[1]) * (rows - 1)
+    with chart(width, 190 + lower, 40, 36 + lower, right, 178 + lower) as axis:
         axis.grid(axis="y", gid="grid")
         for line in interaction.lines:
             axis.plot([point.x for point in line.points], [point.value for point in line.points], gid="ours line")
@@ -154,9 +154,9 @@ def _interaction(interaction: Interaction, alt: str) -> Markup:
         axis.set(
             xlim=(-0.4, len(places) - 0.6),
             xticks=places,
-            xticklabels=["" if place % lines else tick for place, tick in enumerate(ticks)],
+            xticklabels=["" if place % rows else tick for place, tick in enumerate(ticks)],
         )
-        for place in range(1, len(ticks), 2) if lines > 1 else ():
+        for place in range(1, len(ticks), 2) if rows > 1 else ():
             axis.annotate(ticks[place], (place, 0), (0, -26), ("data", "axes fraction"), "offset points", ha="center")
         axis.autoscale_view()
         bottom, top = axis.get_ylim()
@@ -166,7 +166,7 @@ def _interaction(interaction: Interaction, alt: str) -> Markup:
             axis.annotate(name, (len(places) - 0.6, end), (4, -4), textcoords="offset points")
         _ticks(axis.yaxis, 5)
         axis.annotate(
-            interaction.x_label, (0.5, 0), (0, -31 - low), "axes fraction", "offset points", ha="center", gid="name"
+            interaction.x_label, (0.5, 0), (0, -31 - lower), "axes fraction", "offset points", ha="center", gid="name"
         )
         axis.annotate(interaction.y_label, (0, 1), (0, 5), "axes fraction", "offset points", gid="name")
         return svg(axis, alt, hovers)
