@@ -36,6 +36,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -57,10 +58,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from markupsafe import Markup
+
 if TYPE_CHECKING:
     from sweeps.cli.options import ExitCode
     from sweeps.cli.settings import Settings
     from sweeps.experiment.plan import Plan
+    from sweeps.report.render.chart import Chart
 
 ROOT: Final = f"{Path(__file__).resolve().parents[1]}/"
 SHIM: Final = "CRELU_FAULTS_SHIM"  # the variable that names the compiled shim in the process that it is loaded into
@@ -624,13 +628,15 @@ def driver_part(base: Path, has_store: bool) -> Part:
     import torch  # noqa: F401
 
     import sweeps.report.build
-    import sweeps.report.render.svg
     import sweeps.training.run_trial  # noqa: F401
     from sweeps.cli import run as driving
+    from sweeps.experiment.code_fingerprint import cell_fingerprint
     from sweeps.imagenet_placement import CELLS
     from sweeps.launch import main
     from sweeps.tracking import tracker
 
+    charts = base / "charts.pickle"
+    drawn = recall_charts()
     finished = base / "finished"
     words = ["--smoke-test", "--reader", "threads", "--data-dir", str(base / "data"), "--seeds", "1"]
 
@@ -648,6 +654,7 @@ def driver_part(base: Path, has_store: bool) -> Part:
         except SystemExit as end:
             if end.code:
                 raise ValueError(f"the sweep ends with {end.code}") from None
+        charts.write_bytes(pickle.dumps(drawn))
 
     # The sweep is trained in the folder of the bench: a ledger knows its place.
     place = base / "world"
@@ -655,6 +662,9 @@ def driver_part(base: Path, has_store: bool) -> Part:
     (place / "out").mkdir(parents=True)
     (place / "out/mlflow.db").write_bytes(empty_store())
     in_fork_with_modules(lambda: train(place), base)
+    drawn.update(pickle.loads(charts.read_bytes()))
+    for cell in CELLS:
+        cell_fingerprint(cell)  # which takes as long as the rest of a driver here, and is kept
     shutil.rmtree(place / "out/ledger/tracked", ignore_errors=True)
     shutil.copytree(place / "out/ledger", finished / "out/ledger")
     if has_store:
@@ -673,6 +683,26 @@ def driver_part(base: Path, has_store: bool) -> Part:
         shutil.copytree(finished, folder, dirs_exist_ok=True)
 
     return Part("driver" if has_store else "driver, new store", lay, command, outcome)
+
+
+def recall_charts() -> dict[bytes, str]:
+    """Let this process and its forks draw no chart twice, and return the drawn ones.
+
+    Drawing is most of a driver's time here, and writes no file.
+    """
+    import sweeps.report.render.svg
+
+    draw = sweeps.report.render.svg.draw
+    drawn: dict[bytes, str] = {}
+
+    def recalled(chart: Chart, alt: str) -> Markup:
+        key = pickle.dumps((chart, alt))
+        if key not in drawn:
+            drawn[key] = draw(chart, alt)
+        return Markup(drawn[key])
+
+    sweeps.report.render.svg.draw = recalled
+    return drawn
 
 
 def train_here(today: Plan, settings: Settings, *_: object) -> ExitCode:
