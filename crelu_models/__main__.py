@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from crelu_models.command_line import Parser, add_version
 
@@ -18,7 +19,7 @@ def main() -> int:
     """Do what the command line says and return the exit code: 0, or 2 where it cannot be done."""
     options = parser().parse_args()
     try:
-        print(table(options.net, options.size))
+        print(table(options.net, options.size, dict(map(argument, options.arguments))))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -33,17 +34,29 @@ def parser() -> argparse.ArgumentParser:
     text = "the activations of a net, where CReLU can stand, and which layer a width thins there"
     verb = verbs.add_parser("places", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     verb.add_argument("net", metavar="MODULE:NAME", help="a function or class that makes the net, or the net itself")
+    verb.add_argument("arguments", metavar="NAME=VALUE", nargs="*", help="arguments of that function, as JSON or words")
     verb.add_argument("--size", type=int, metavar="N",
                       help="side of its pictures: shows the size of each map")  # fmt: skip
     return parser
 
 
-def table(name: str, size: int | None) -> str:
+def argument(word: str) -> tuple[str, Any]:
+    """Return the name and the value of a word NAME=VALUE; what is no JSON is text."""
+    name, is_pair, value = word.partition("=")
+    if not is_pair or not name.isidentifier():
+        raise ValueError(f"{word!r} is no argument: write NAME=VALUE, such as image_size=64")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def table(name: str, size: int | None, arguments: Mapping[str, Any]) -> str:
     """Return the places of a net as a table; ValueError where it cannot be made, traced or run at this size."""
     from crelu_models.placement import places
     from crelu_models.tracing import net_by_name
 
-    net = net_by_name(name)
+    net = net_by_name(name, arguments)
     rows = places(net, size)
     heads = ["place", "now", "channels", *(["map"] if size else []), "CReLU", "a width thins"]
     cells = [_cells(row, size) for row in rows]

@@ -29,7 +29,7 @@ from crelu_models.channels import (
     give,
     producer,
 )
-from crelu_models.named import load_named
+from crelu_models.named import error_text, load_named
 from crelu_models.spec import ALIASES, CHANNEL_FACTOR
 from crelu_models.tracing import FUNCTIONS, LastDim, activations, channel_factor, label, module_of, trace
 
@@ -138,9 +138,8 @@ def _shapes(traced: fx.GraphModule, size: int) -> dict[fx.Node, tuple[int, ...]]
     try:
         with torch.no_grad():
             meta(torch.empty(1, 3, size, size, device="meta"))
-    except RuntimeError as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"{type(traced).__name__} takes no picture of side {size}: {why}") from None
+    except Exception as error:  # the net's own code runs here
+        raise ValueError(f"{type(traced).__name__} takes no picture of side {size}: {error_text(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()

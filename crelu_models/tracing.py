@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 
 from crelu_models.activations import AVR, Antirectifier, Both, CReLU
 from crelu_models.draws import other_state, torch_state
-from crelu_models.named import load_named
+from crelu_models.named import error_text, load_named
 
 # Elementwise activations of torch.nn, by the names of their functions.
 FUNCTIONS: dict[str, Callable[..., nn.Module]] = {
@@ -372,20 +372,22 @@ def _needs_classes(make: Callable[..., Any]) -> bool:
     return parameter is not None and parameter.default is parameter.empty
 
 
-def net_by_name(name: str) -> nn.Module:
+def net_by_name(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Return the net that "module:name" names or makes, of CLASSES classes where it asks for `num_classes`.
 
-    ValueError where it is none, or needs further arguments.
+    ValueError where it is none, or takes other arguments.
     """
     make = load_named(name)
     if isinstance(make, nn.Module):
+        if arguments:
+            raise ValueError(f"{name} is a net, and takes no arguments: leave out {', '.join(arguments)}")
         return make
+    classes = {"num_classes": CLASSES} if _needs_classes(make) else {}
     try:
-        net = make(num_classes=CLASSES) if _needs_classes(make) else make()
-    except TypeError as error:
-        raise ValueError(
-            f"{name} cannot be called without arguments but num_classes ({error}); name a function that can"
-        ) from None
+        net = make(**(classes | dict(arguments)))
+    except Exception as error:  # the user's own code runs here
+        hint = "; write its arguments as NAME=VALUE behind its name" if isinstance(error, TypeError) else ""
+        raise ValueError(f"{name} cannot be called so ({error_text(error)}){hint}") from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"{name} makes a {type(net).__name__}, and no torch.nn.Module")
     return net

@@ -6,19 +6,22 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from crelu_data import availability
 from crelu_data.cores import cores
+from crelu_data.datasets import DataSet, dataset
 from crelu_data.storage import unmounted_above
+from crelu_models.model import Model
+from crelu_models.spec import Net
 from sweeps.cli.forecast import forecast_before_start, hours_per_training, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.execution.cluster_address import check_cluster
 from sweeps.execution.resources import check_rank_batches, resolve_resources
-from sweeps.experiment.model_facts import check_models, user_names
+from sweeps.experiment.model_facts import check_models, seen_by, user_names
 from sweeps.experiment.plan import Plan, TrialStatus, plan, plan_to_json, state_heads
 from sweeps.experiment.profiles import EMBEDDED
 from sweeps.experiment.questions.expected_cost import expected_costs
@@ -41,12 +44,13 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     declared = plan(sweep, settings.ledger, fingerprints)
     today = plan(asked, settings.ledger, fingerprints)
     _no_models(today, settings)  # one process measures all models, for the counts too
+    facts = _facts(declared, settings)
     if settings.display.json:
         states = {status.trial.key: status.state for status in (*declared.statuses, *today.statuses)}
         part = {"total": today.total, "states": states, "asked": [cell.label for cell in asked.cells]}
         print(json.dumps(plan_to_json(declared) | part, indent=1))
     else:
-        _print_plan(declared, today, settings)
+        _print_plan(declared, today, settings, facts)
     reason = next(filter(None, (check(today, settings) for check in REFUSALS)), "")
     if reason:
         print(f"error: {reason}", file=sys.stderr)
@@ -73,11 +77,11 @@ def with_classes(sweep: Sweep, settings: Settings) -> Sweep:
     return dataclasses.replace(sweep, protocol=dataclasses.replace(sweep.protocol, search=counted))
 
 
-def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
+def _print_plan(declared: Plan, today: Plan, settings: Settings, facts: Mapping[str, DataSet]) -> None:
     """Print the cells with their trials, what of them is to be trained, and the forecast."""
     if settings.display.banner:
         print(settings.display.banner)
-    _print_cells(declared, today, settings)
+    _print_cells(declared, today, facts)
     if today.pending:
         rate = "the learning rate is chosen, " if today.sweep.protocol.rates else ""
         print(f"later: what follows once {rate}a cell's search or a first phase is over")
@@ -93,23 +97,36 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings) -> None:
         print(further)
     to_train = (*today.to_do, *today.pending)
     share = f"{len(to_train)}{' of them' if today.total > 1 else ''} to train"
-    print(f"{count(today.total, 'trial')}, {share}, data: {', '.join(today.sweep.datasets)}")
-    pictures, operations = workload(today, to_train, settings.data_dir)
+    print(f"{count(today.total, 'trial')}, {share}")
+    for name in today.sweep.datasets:
+        nets = [cell.net for cell in today.sweep.cells if cell.dataset == name]
+        print(f"data: {name}{pictures_text(nets, facts[name]) if name in facts else ''}")
+    pictures, operations = workload(today, to_train, facts)
     if pictures or operations:
         print(f"to train: {pictures:.3g} pictures seen, {operations:.3g} floating-point operations")
-        print(forecast_before_start(today, settings))
+        print(forecast_before_start(today, settings, facts))
     if today.sweep.protocol.until:
-        print("\n".join(question_costs(today, settings)))
+        print("\n".join(question_costs(today, settings, facts)))
 
 
-def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
+def pictures_text(nets: Sequence[Net | Model], facts: DataSet) -> str:
+    """Return how many pictures a data set has for what, and at which side they are stored and seen by these nets."""
+    with suppress(ValueError):  # the refusal of a net names what does not fit
+        seen = " or ".join(map(str, sorted({seen_by(net, facts).crop for net in nets})))
+        crop = "" if seen == str(facts.size) else f", nets see crops of {seen}"
+        numbers = f"{facts.splits['train']:,} for training, of which searches hold out {facts.holdout:,}"
+        return f": {numbers}; {facts.splits[facts.final]:,} for the test; stored at {facts.size} pixels{crop}"
+    return ""
+
+
+def question_costs(today: Plan, settings: Settings, facts: Mapping[str, DataSet]) -> Iterator[str]:
     """Yield the expected cost of a sweep until decided, a line for each case; search and other cells are left out."""
     from sweeps.results.cell_numbers import printed_gains
 
     sweep = today.sweep
     design = today.sweep.protocol.design
     labels = asked_cells(sweep.questions)
-    hours = hours_per_training(today, settings, labels)
+    hours = hours_per_training(today, settings, labels, facts)
     units = count(design.most * len(labels), design.unit)
     cells = count(len(labels), "cell")
     least = f"{design.first} to " if design.first < design.most else ""
@@ -123,7 +140,7 @@ def question_costs(today: Plan, settings: Settings) -> Iterator[str]:
         yield f"  {expected.case:<13}  {units}, {expected.decided:.0%} of the questions decided"
 
 
-def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
+def _print_cells(declared: Plan, today: Plan, facts: Mapping[str, DataSet]) -> None:
     """Print a row for each declared cell: its trials by state, and what is to be trained where it is asked for."""
     width = max(len(cell.label) for cell in declared.sweep.cells)
     shown = declared.states
@@ -145,9 +162,7 @@ def _print_cells(declared: Plan, today: Plan, settings: Settings) -> None:
         later = len(trials) - states.count("new") - states.count("running")
         row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
         epochs = round(sum(map(today.expected_epochs, trials)))
-        pictures, operations = (
-            f"{value:.3g}" if value else "." for value in workload(today, trials, settings.data_dir)
-        )
+        pictures, operations = (f"{value:.3g}" if value else "." for value in workload(today, trials, facts))
         total = len(states) + later
         print(f"{cell.label:<{width}}  {total:>6} {row}   {epochs or '.':>6} {pictures:>10} {operations:>11}")
 
@@ -305,6 +320,17 @@ def _no_models(today: Plan, settings: Settings) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _facts(declared: Plan, settings: Settings) -> dict[str, DataSet]:
+    """Return the facts of the data sets that are known: prepared, published, or made on the way."""
+    facts = {}
+    counted = _expected_names(declared, settings)
+    for name in declared.sweep.datasets:
+        with suppress(ValueError, OSError):
+            pictures = availability.expected_pictures(name, settings.data_dir)[0] if name in counted else None
+            facts[name] = pictures or dataset(name, settings.data_dir)
+    return facts
 
 
 def _expected_names(today: Plan, settings: Settings) -> list[str]:

@@ -7,11 +7,10 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crelu_data.cores import cores
-from crelu_data.datasets import DataSet, dataset
+from crelu_data.datasets import DataSet
 from sweeps.cli.settings import Settings
 from sweeps.execution.resources import TrialResources, resolve_resources
 from sweeps.execution.throughput import Throughput, Throughputs, past_epochs, sharers_of
@@ -136,33 +135,31 @@ def time_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def forecast_before_start(plan: Plan, settings: Settings) -> str:
+def forecast_before_start(plan: Plan, settings: Settings, facts: Mapping[str, DataSet]) -> str:
     """Return the forecast from what this machine has trained before, without a look at Ray."""
-    sentence = _forecast_here(plan, settings).sentence((trial, 0) for trial in (*plan.to_do, *plan.pending))
+    sentence = _forecast_here(plan, settings, facts).sentence((trial, 0) for trial in (*plan.to_do, *plan.pending))
     return sentence or "no forecast: nothing has been trained on this hardware yet; it comes with the first epochs"
 
 
-def hours_per_training(plan: Plan, settings: Settings, labels: Collection[str]) -> float:
+def hours_per_training(plan: Plan, settings: Settings, labels: Collection[str], facts: Mapping[str, DataSet]) -> float:
     """Return the hours, of GPUs where trials have some, of a training of these cells; 0 where none is known.
 
-    None is known of a folder that is not prepared.
+    None is known where nothing is known of the pictures of a data set, which then has no `facts`.
     """
-    try:
-        forecast = _forecast_here(plan, settings)
-    except (ValueError, OSError):
+    if not facts.keys() >= set(plan.sweep.datasets):
         return 0.0
+    forecast = _forecast_here(plan, settings, facts)
     trials = {status.trial.cell.label: status.trial for status in plan.statuses if status.trial.cell.label in labels}
     seconds = [estimate.likely for estimate in forecast.estimates((trial, 0) for trial in trials.values())]
     return (forecast.resources.gpus or 1.0) * sum(seconds) / len(seconds) / 3600 if seconds else 0.0
 
 
-def _forecast_here(plan: Plan, settings: Settings) -> Forecast:
+def _forecast_here(plan: Plan, settings: Settings, facts: Mapping[str, DataSet]) -> Forecast:
     devices = visible_gpus()
     request = settings.resources
     cuda = request.gpus != 0 and devices > 0
     gpus = (request.gpus or max(1.0, request.ranks)) if cuda else 0.0
     resources = resolve_resources(replace(request, gpus=gpus), [], False)
-    facts = {name: dataset(name, settings.data_dir) for name in plan.sweep.datasets}
     slots = devices / gpus if cuda else cores() / max(resources.cpus, 1e-9)
     at_once = request.max_concurrent or max(1, int(slots))
     return Forecast(plan, settings, facts, resources, at_once)
@@ -235,16 +232,18 @@ def total(estimates: Sequence[TimeEstimate]) -> TimeEstimate:
     return TimeEstimate(*(sum(column) for column in zip(*estimates, strict=True)))
 
 
-def workload(plan: Plan, trials: Iterable[Trial], data_dir: Path) -> tuple[float, float]:
-    """Return the pictures and the operations of a plan's trials; zeros where one of their folders is not prepared."""
+def workload(plan: Plan, trials: Iterable[Trial], facts: Mapping[str, DataSet]) -> tuple[float, float]:
+    """Return the pictures and the operations of a plan's trials; zeros where their data sets or nets are not known."""
     picture_count = arithmetic = 0.0
     try:
         for trial in trials:
-            facts = dataset(trial.cell.dataset, data_dir)
+            if trial.cell.dataset not in facts:
+                return 0.0, 0.0
+            fact = facts[trial.cell.dataset]
             epochs = plan.expected_epochs(trial)
-            picture_count += sum(pictures(trial, facts, epochs))
-            arithmetic += operations(trial, facts, epochs)
-    except (ValueError, OSError):
+            picture_count += sum(pictures(trial, fact, epochs))
+            arithmetic += operations(trial, fact, epochs)
+    except ValueError:
         return 0.0, 0.0
     return picture_count, arithmetic
 

@@ -95,9 +95,17 @@ def remedy(plan: Plan, status: TrialStatus) -> str:
     return f"; {plan.way('--retry-failed', 'trains it anew', status)}" if status.trial.key in plan.damaged else ""
 
 
+def _open(plan: Plan) -> str:
+    """Return whether the command of a sweep that no driver runs would go on with it, as the end of a sentence."""
+    if plan.to_do or plan.pending:
+        return "; the sweep's command resumes it"
+    is_trained = all(status.state == "done" or status.trial.key in plan.passed_over for status in plan.statuses)
+    return "; all is trained" if is_trained and not plan.given_up else ""
+
+
 def text(plan: Plan, drives: Json | None, decided: Answers | None = None) -> str:
     """Return a sweep's status as lines; `decided` has the answers to its questions."""
-    who = f"driven by {owner_text(drives)}" if drives else "no driver runs; the sweep's command resumes it"
+    who = f"driven by {owner_text(drives)}" if drives else f"no driver runs{_open(plan)}"
     width = max(len(cell.label) for cell in plan.sweep.cells)
     lines = [f"{plan.sweep.title}: {who}; {plan.hours:.2f} h of training so far"]
     metric = plan.sweep.metric

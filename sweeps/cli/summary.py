@@ -162,7 +162,8 @@ def _next_command(asked: Plan, settings: Settings, code: ExitCode, mend: str = "
     if sweep.profile == "smoke":
         return f"next      {command.again(drop='--smoke-test')}   (the sweep itself)"
     if (protocol.ablation or protocol.single) and not protocol.until:
-        return f"next      {command.again('--seeds', str(asked.most_seeds + 2))}   (for standard errors)"
+        gain = "standard errors" if asked.most_seeds == 1 else "smaller standard errors"
+        return f"next      {command.again('--seeds', str(asked.most_seeds + 2))}   (for {gain})"
     return f"next      {command.verb('export', sweep.title, f'{sweep.title}.zip', '--output', settings.output)}"
 
 

@@ -55,11 +55,15 @@ def test_next_of_a_cell_that_nothing_tries_again_explains_it() -> None:
 def test_next_line_repeats_what_was_given_with_more_seeds() -> None:
     said = line(ExitCode.DONE, *GIVEN, "--seeds", "3", protocol=Protocol(seeds=3))
     assert said.startswith("next      .venv/bin/python -m sweeps.cifar_width --output 'my out'")
-    assert said.endswith("   (for standard errors)")
+    assert said.endswith("   (for smaller standard errors)")
     words = shlex.split(said.partition("   (")[0])[1:]
     assert tuple(words) == (*PROGRAM, *GIVEN, "--seeds", "5")
     again = parser("cifar_width", "").parse_args(words[len(PROGRAM) :])
     assert (again.seeds, again.only, again.dataset) == (5, ["CReLU*", "!*half"], "folder:a b")
+
+
+def test_one_seed_has_no_standard_error() -> None:
+    assert line(ExitCode.DONE, *GIVEN).endswith(" --seeds 3   (for standard errors)")
 
 
 def test_next_line_offers_more_seeds_than_any_cell_has() -> None:
@@ -70,7 +74,7 @@ def test_next_line_offers_more_seeds_than_any_cell_has() -> None:
     statuses = (*trained, TrialStatus(further[-1], "failed", None))
     today = Plan(sweep, statuses, further=frozenset(trial.key for trial in further))
     said = summary._next_command(today, settings(*GIVEN), ExitCode.DONE)
-    assert said.endswith(" --seeds 7   (for standard errors)")
+    assert said.endswith(" --seeds 7   (for smaller standard errors)")
 
 
 def test_two_phases_of_a_further_seed_are_one_seed() -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from crelu_data.datasets import beton_path
+from crelu_data.datasets import DataSet, beton_path
 from crelu_data.write import prepare
+from crelu_models.model import Model
 from crelu_models.tables import S2
 from sweeps.cifar_width import CELLS, QUESTIONS
 from sweeps.cli import run
 from sweeps.cli.command import Command
-from sweeps.cli.dry_run import absent_pictures, dry_run, with_classes
+from sweeps.cli.dry_run import absent_pictures, dry_run, pictures_text, with_classes
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, absolute_dataset, asked_part, changed_protocol, declare, settle
 from sweeps.experiment.plan import Plan, current_plan, expand, plan_to_json
@@ -68,7 +69,22 @@ def test_folder_that_is_not_there_or_holds_no_classes(tmp_path: Path, capsys: py
         (tmp_path / "pictures" / name).mkdir(exist_ok=True)
         for number in range(5):
             Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
+    capsys.readouterr()
     assert ended(tmp_path, *words) == ExitCode.DONE
+    # A folder is counted before it is prepared.
+    said = capsys.readouterr().out
+    sizes = "8 for training, of which searches hold out 1; 2 for the test; stored at 32 pixels"
+    assert f"data: folder:{tmp_path}/pictures: {sizes}\n" in said
+    assert "pictures seen, " in said
+
+
+@pytest.mark.parametrize(("side", "seen"), [(0, "48 pixels"), (32, "48 pixels, nets see crops of 32")])
+def test_sides_of_pictures_are_those_that_the_nets_take(side: int, seen: str) -> None:
+    facts = DataSet("folder:pictures", 2, 48, 48, {"train": 1234, "val": 56}, "val", 246)
+    nets = (Model("torchvision.models:resnet18", size=side),)
+    numbers = "1,234 for training, of which searches hold out 246; 56 for the test"
+    assert pictures_text(nets, facts) == f": {numbers}; stored at {seen}"
+    assert pictures_text((Model("torchvision.models:resnet18", size=16),), facts) == ""
 
 
 def test_source_that_does_not_hold_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

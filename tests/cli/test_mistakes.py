@@ -105,7 +105,7 @@ MISTAKES = [
     ("crelu_models places", "required: MODULE:NAME"),
     ("crelu_models places resnet18", 'such as "torchvision.models:resnet18"'),
     ("crelu_models places nowhere:net", "No module named 'nowhere'"),
-    ("crelu_models places json:dumps", "name a function that can"),
+    ("crelu_models places json:dumps", "write its arguments as NAME=VALUE"),
     # analyses
     ("sweeps.analysis.pairing", "one of --run RUN_ID, --sweep NAME and --weights FILE"),
     ("sweeps.analysis.pairing --sweep nosuch", "holds no sweep yet"),

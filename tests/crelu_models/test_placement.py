@@ -735,8 +735,18 @@ def test_the_command_shows_places_and_reasons(
 
 
 def test_a_factory_of_a_page_is_made_with_classes() -> None:
-    assert tracing.net_by_name("tests.support.user_models:small").head.out_features == tracing.CLASSES  # type: ignore[union-attr]
-    assert tracing.net_by_name("torchvision.models:squeezenet1_1").num_classes == 1000  # its own default
+    assert tracing.net_by_name("tests.support.user_models:small", {}).head.out_features == tracing.CLASSES  # type: ignore[union-attr]
+    assert tracing.net_by_name("torchvision.models:squeezenet1_1", {}).num_classes == 1000  # its own default
+
+
+def test_a_net_is_made_with_the_arguments_of_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = ["image_size=32", "patch_size=8", "num_layers=1", "num_heads=2", "hidden_dim=16", "mlp_dim=24"]
+    words = ["torchvision.models:VisionTransformer", *shape, "--size", "32"]
+    monkeypatch.setattr("sys.argv", ["crelu_models", "places", *words])
+    assert main() == 0
+    assert re.search(r"mlp\.1 +GELU +24 +24 +yes", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -744,7 +754,11 @@ def test_a_factory_of_a_page_is_made_with_classes() -> None:
     [
         (["torchvision.models:resnet"], "torchvision.models:resnet is of type module, and cannot be called"),
         (["torchvision.models:nosuch"], "torchvision.models:nosuch: torchvision.models has no"),
-        (["json:loads"], "json:loads cannot be called without arguments but num_classes"),
+        (["json:loads"], "json:loads cannot be called so (TypeError: loads() missing 1 required"),
+        (["torchvision.models:resnet18", "weights=NO"], "torchvision.models:resnet18 cannot be called so (KeyError"),
+        (["torchvision.models:resnet18", "64"], "'64' is no argument: write NAME=VALUE, such as image_size=64"),
+        (["tests.support.user_models:NET", "depth=3"], "tests.support.user_models:NET is a net, and takes no"),
+        (["torchvision.models:vit_b_16", "--size", "32"], "VisionTransformer takes no picture of side 32: Assertion"),
         (["builtins:dict"], "builtins:dict makes a dict, and no torch.nn.Module"),
         (["torchvision.models:alexnet", "--size", "8"], "AlexNet takes no picture of side 8"),
     ],

@@ -163,6 +163,17 @@ def test_status_says_what_befell_trainings(tmp_path: Path) -> None:
     assert first.endswith("(n 3)")
     assert second.endswith("(n 3); restarted:2")
     assert [cell["flags"] for cell in status.as_json(today, None)["cells"]] == [["stale"], ["restarted:2", "stale"]]
+    # Stale results are no work left, and not all that was asked for.
+    assert status.text(today, None).startswith("pair: no driver runs; 1.00 h of training so far")
+
+
+def test_status_says_whether_the_command_would_go_on(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    sweep = unsearched("cifar_width", SMALL[:2], Protocol())
+    for made, says in ((None, "the sweep's command resumes it"), (Made({TOP1: 10.0}), "all is trained")):
+        make(ledger, sweep, lambda _, made=made: made)
+        said = status.text(current_plan(ledger, sweep.title), None)
+        assert said.startswith(f"cifar_width: no driver runs; {says}; ")
 
 
 def test_files_say_why_nothing_is_judged_on_other_data(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ def small(num_classes: int, **options: object) -> Small:
     return Small(num_classes, **options)  # type: ignore[arg-type]
 
 
+NET = small(2)  # a net itself, in place of a function that makes one
+
+
 class Tied(nn.Module):
     """Net with tied weights, whose first part is computed again in the backward pass."""
 
