@@ -6,7 +6,7 @@
     results/KEY.json               the commit point of a trial: written last, atomically
     attempts/KEY/0001.json         each failed attempt, with its error
     checkpoints/KEY/00007-00000123.safetensors   the last two states of a running trial
-    trials/KEY/                    trial.json, history.json, weights.safetensors, tables/scores.parquet, log.txt
+    trials/KEY/                    trial.json, history.json, weights.safetensors, tables/scores.parquet, hang.txt
     trials/KEY/files/              what a training function of the user's has put into run.folder
     packs/NAME.json                the members that have left a pack that still runs
     packs/NAME.hang                the stack of a pack that hung, and the member whose step it was
