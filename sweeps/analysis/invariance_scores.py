@@ -279,7 +279,7 @@ def curve(rows: Sequence[Mapping[str, Any]], transforms: Sequence[str], title: s
     last = [float(rows[-1][transform]) for transform in transforms]
     scores = [float(row[transform]) for row in rows for transform in transforms]
     top = max((score for score in scores if score == score), default=1.0)  # a layer of dead filters has none
-    for transform, level in zip(transforms, plots.spread(last, top / 28), strict=True):
+    for transform, level in zip(transforms, plots.spread(last, top / 28, 0.0), strict=True):
         axis.plot(places, [row[transform] for row in rows], color=plots.GREY, linewidth=0.8, alpha=0.7)
         axis.annotate(transform, (places[-1], level), (5, 0), textcoords="offset points", fontsize=6.5, va="center",
                       color=plots.GREY)  # fmt: skip

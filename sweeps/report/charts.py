@@ -18,7 +18,7 @@ from sweeps.report.render.chart import Band, Curves, Forest, Kind, Point, Respon
 from sweeps.report.render.document import MINUS, NONE, Entry, Figure, Gallery, Table, bounds, plain, signed
 from sweeps.report.result_tables import legend
 from sweeps.results.analyses import preferred
-from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, digits, named, number
+from sweeps.results.cell_numbers import DERIVED, ResultTable, Row, digits, named, number, without_spread
 from sweeps.results.chosen_numbers import shown_effect, sides, untested_notes, why_untested
 from sweeps.results.contrasts import Effect
 from sweeps.results.evidence import CellResults, Floats, Run, SweepResults
@@ -122,16 +122,33 @@ def size_gallery(group: ResultTable) -> Gallery | None:
     if AVERAGE in metrics:
         metrics = [AVERAGE, *(metric for metric in metrics if metric == TOP1)]
     figures = []
+    beyond = 0
+    unknown: dict[str, None] = {}
     for metric in metrics[:2]:
         points = [point for row in group.rows for point in _size_points(group, row, metric)]
         if len({point.x for point in points}) > 1:
             name = named(metric, group.table)
-            chart = Scatter(points, "million parameters", group.metric.words if group.metric.is_own else "error, %")
+            value = group.metric.words if group.metric.is_own else "error, %"
+            ends = (-math.inf, math.inf) if group.metric.is_own else (0.0, 100.0)
+            chart = Scatter(points, "million parameters", value, ends)
             figures.append(Figure(name, chart, alt=f"{group.title}: {name} against parameters"))
+            beyond += len(chart.cut)
+            unknown |= dict.fromkeys(_without_interval(group, metric))
     paper = "; hollow: the paper's error" if group.comparable else ""
     value = f"{group.metric.words} ({group.metric.better} is better)" if group.metric.is_own else "Error"
     caption = f"{value} with its 95 % interval against exact parameter counts, logarithmic{paper}."
+    caption += f" Triangles at the edge: {count(beyond, 'end')} of intervals, beyond the frame." if beyond else ""
+    caption += f" Without an interval: {'; '.join(unknown)}." if unknown else ""
     return Gallery(group.title, tuple(figures), "medium", caption) if figures else None
+
+
+def _without_interval(group: ResultTable, metric: str) -> Iterator[str]:
+    """Yield each row that has a number and no interval, with the reason."""
+    for row in group.rows:
+        ours = number(row.results, metric)
+        why = without_spread(ours.average)
+        if ours.known and why and not math.isfinite(ours.interval.low):
+            yield f"{row.label} ({why})"
 
 
 def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
@@ -146,7 +163,9 @@ def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
         yield Point(printed.value, tip=tip, x=size, kind="paper")
     if ours.known:
         mean = ours.average.mean
-        tip = f"{row.label}: {mean:.{digits(metric, mean)}f} at {size:.3g}"
+        places = digits(metric, mean)
+        interval = f" {bounds(ours.interval, places)}" if math.isfinite(ours.interval.low) else ""
+        tip = f"{row.label}: {mean:.{places}f}{interval} at {size:.3g}"
         yield Point(mean, row.label, tip, size, ours.interval, trials=keys(ours.runs))
 
 
@@ -176,10 +195,11 @@ def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | No
         high = min(high, median + 3 * (median - low) + 0.5)
     else:
         high = min(high, median + 3 * (median - low))
-    pad = 0.06 * (high - low or 1.0)
+    pad = 0.12 * (high - low or 1.0)
     low, high = low - pad, high + pad
     figures = []
     value_name = search.objective or held_out_name(metric, search.folds)
+    value_label = f"{value_name}, %" if objective == HELD_OUT else value_name
     for axis in space(search, cell_results.cell):
         points = []
         for point, value in tried:
@@ -188,7 +208,7 @@ def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | No
             tip = f"{value_text(chosen)}: {plain(value, digits(objective, value))}"
             points.append(Point(value, "", tip, _place(axis.domain, chosen), kind=kind, trials=keys(point.runs)))
         title = axis.name if search.axes else f"after {axis.name}"
-        chart = Responses(points, low, high, *_scale(axis.domain))
+        chart = Responses(points, low, high, *_scale(axis.domain), value_label)
         name = axis.name if search.axes else f"dropout after {axis.name}"
         figures.append(Figure(title, chart, alt=f"{cell_results.cell.label}: {value_name} by {name}"))
     caption = _beyond([value for value in values if value < low or value > high], high, objective)

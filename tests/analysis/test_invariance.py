@@ -207,8 +207,10 @@ def stored(size: int = 12) -> Tensor:
 
 
 def test_labels_that_would_cover_each_other_are_moved_apart() -> None:
-    assert spread([5.0, 1.0, 1.1, 9.0], 0.5) == [5.0, 1.0, 1.5, 9.0]
-    assert spread([2.0, 2.0, 2.0], 1.0) == [2.0, 3.0, 4.0]
+    assert spread([5.0, 1.0, 1.1, 9.0], 0.5) == pytest.approx([5.0, 0.8, 1.3, 9.0])
+    assert spread([2.0, 2.0, 2.0], 1.0) == [1.0, 2.0, 3.0]
+    assert spread([2.0, 2.0, 2.0], 1.0, low=1.5) == [1.5, 2.5, 3.5]
+    assert spread([2.0, 2.0, 2.0, 0.0], 1.0, high=2.2) == pytest.approx([0.2, 1.2, 2.2, -0.8])
 
 
 def test_identity_is_the_centre() -> None:

@@ -116,7 +116,8 @@ def test_chart_takes_its_colours_from_the_page_and_has_no_ids(chart: Chart) -> N
     assert not re.search(r"#[0-9a-f]{3}|style=|font|url\(|\bid=|xmlns|href", text)
     assert set(re.findall(r'class="([\w ]+)"', text)) <= {
         "grid", "axis", "whisker", "band", "ours line", "base line", "ours", "open", "paper", "pick", "name",
-        "beyond pick",
+        "beyond pick", "line style0", "line style1", "ours style0", "ours style1", "open style0", "open style1",
+        "paper style0", "paper style1", "pick style0", "pick style1", "lead",
     }  # fmt: skip
     assert "grid" in text
 
@@ -200,6 +201,60 @@ def test_each_label_stands_by_its_own_point_and_over_no_other() -> None:
         assert label in led or min(gaps, key=gaps.__getitem__) == label
 
 
+WIDE = Interval(-60.0, 118.0)
+
+
+def drawn_points(text: str) -> np.ndarray:
+    """Return the places of the circles of a chart, from the left and from above."""
+    return np.array(re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', text), float)
+
+
+@pytest.mark.parametrize(
+    ("values", "interval", "ends", "cut"),
+    [
+        ((20.0, 31.0, 45.5), WIDE, (0.0, 100.0), 6),
+        ((20.0, 31.0, 45.5), WIDE, (-np.inf, np.inf), 6),
+        ((43.0, 43.0, 43.0), WIDE, (0.0, 100.0), 6),
+        ((20.0, 31.0, 45.5), Interval(15.0, 50.0), (0.0, 100.0), 0),
+    ],
+)
+def test_axis_of_errors_shows_the_points_and_says_where_intervals_go_on(
+    values: tuple[float, ...], interval: Interval, ends: tuple[float, float], cut: int
+) -> None:
+    points = [Point(value, f"row {x}", "", x, interval) for x, value in zip((0.1, 1.0, 9.0), values, strict=True)]
+    scatter = Scatter(points, "", "", ends)
+    low, high = scatter.frame
+    assert max(values) - min(values) >= 0.28 * (high - low) or len(set(values)) == 1
+    assert low >= ends[0] - 9
+    assert high <= ends[1] + 9
+    text = str(svg.draw(scatter, ""))
+    assert len(scatter.cut) == text.count('class="beyond ours"') == cut
+    # Whiskers and triangles end at the frame, 12 and 214 pixels from above; a triangle stands over its point.
+    whiskers = np.array(re.findall(r'd="M ([\d.]+) ([\d.]+) L ([\d.]+) ([\d.]+)" class="whisker"', text), float)
+    assert (whiskers[:, [1, 3]] >= 11.9).all()
+    assert (whiskers[:, [1, 3]] <= 214.1).all()
+    tips = np.array(re.findall(r'd="M [\d.]+ [\d.]+ L ([\d.]+) ([\d.]+)[^"]*" class="beyond ours"', text), float)
+    xs = drawn_points(text)[:, 0]
+    assert sorted(tips[:, 0] if cut else []) == pytest.approx(sorted([*xs, *xs] if cut else []), abs=0.2)
+    assert set(np.round(tips[:, 1]) if cut else []) == ({12.0, 214.0} if cut else set())
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0.102, 0.114, 8.8, 11.2), (0.31, 1.18), (5.0, 9.0), (15.0, 90.0), (0.001, 2000.0), (9.0, 9.3)]
+)
+def test_axis_of_parameters_has_ticks_among_the_points(sizes: tuple[float, ...]) -> None:
+    text = str(svg.draw(Scatter([Point(10.0, x=size) for size in sizes], "", ""), ""))
+    ticks = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">([\d.e-]+)<', text)
+    assert 3 <= len(ticks) <= 7
+    named = np.array([[float(x), np.log(float(word))] for x, word in ticks])
+    points = drawn_points(text)[:, 0]
+    # The names are those of their places: the points lie between them as their logarithms do.
+    expected = np.interp(np.log(sizes), named[:, 1], named[:, 0], left=-1, right=-1)
+    assert points[expected > 0] == pytest.approx(expected[expected > 0], abs=0.3)
+    assert named[-1, 0] - named[0, 0] > (points[-1] - points[0]) / 2
+    assert np.diff(named[:, 0]).min() > 6 * max(len(word) for _, word in ticks)
+
+
 GRID = tuple(f"{act} conv{convs} x1" for act in ("crelu", "crelu_leaky") for convs in ("1,2,3,4", "1,2,3,4,5,6,7,8,9"))
 
 
@@ -231,6 +286,52 @@ def test_each_place_of_an_interaction_has_its_name_over_no_other(shared: str) ->
     width, height = (float(re.findall(rf' {side}="(\d+)"', text)[0]) for side in ("width", "height"))
     assert bottom + 8 < axis < height
     assert width < 330  # of a gallery's column, into which a wider chart would be shrunk
+
+
+ENDS_OF_LINES = {
+    "apart": (10.0, 20.0, 30.0), "equal": (30.0, 30.0, 30.0), "highest last": (43.5, 43.0, 45.5),
+    "lowest first": (20.0, 20.1, 45.0), "twelve": tuple(40 + 0.1 * k for k in range(12)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ends", ENDS_OF_LINES.values(), ids=ENDS_OF_LINES)
+def test_each_line_of_an_interaction_has_its_own_label_look_and_points(ends: tuple[float, ...]) -> None:
+    lines = [
+        Line(f"act {k}", [Point(20.0 + k, x=0.0), Point(end, x=1.0, tip=f"end {k}")]) for k, end in enumerate(ends)
+    ]
+    text = str(svg.draw(Interaction(("resnet18", "vit"), lines, "net", "error, %"), ""))
+    written = {name: float(y) for y, name in re.findall(r'y="([\d.]+)" text-anchor="\w+">(act \d+)<', text)}
+    assert written.keys() == {line.name for line in lines}
+    heights = sorted(written.values())
+    assert np.diff(heights).min() >= 10
+    (height,) = (float(number) for number in re.findall(r' height="(\d+)"', text))
+    assert heights[0] > 10
+    assert heights[-1] < height - 30  # the places of the axis stand below
+    # A line leads from each end to its label, and no two of them cross.
+    circles = {
+        name: float(y) for y, name in re.findall(r'cy="([\d.]+)" r="4" class="ours style\d"><title>(end \d+)<', text)
+    }
+    leads = [
+        (float(y), float(y2)) for y, y2 in re.findall(r'd="M [\d.]+ ([\d.]+) L [\d.]+ ([\d.]+)" class="lead"', text)
+    ]
+    assert len(leads) == len(lines)
+    for k, (line, (start, end)) in enumerate(zip(lines, leads, strict=True)):
+        assert end == pytest.approx(written[line.name] - 4, abs=0.2)
+        assert start == pytest.approx(circles[f"end {k}"], abs=0.2)
+    assert sorted(leads) == sorted(leads, key=lambda lead: lead[1])
+    styles = re.findall(r'class="line (style\d)"', text)
+    assert len(set(styles)) == min(len(lines), svg.STYLES)
+    assert text.count('r="4" class="ours ') == 2 * len(lines)
+
+
+def test_each_style_of_a_line_has_a_colour_and_dashes_of_its_own() -> None:
+    style = page(filled("words"))
+    rules = [
+        re.search(rf"\.line\.style{k} \{{ stroke: (.+?)(?:; stroke-dasharray: (.+?))? \}}", style)
+        for k in range(svg.STYLES)
+    ]
+    assert all(rules)
+    assert len({rule[1] for rule in rules if rule}) == len({rule[2] for rule in rules if rule}) == svg.STYLES
 
 
 def test_letters_that_xml_or_the_font_lack_are_left_to_the_browser() -> None:

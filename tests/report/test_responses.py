@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -102,16 +103,32 @@ def test_points_beyond_the_frame_are_triangles_and_the_caption_counts_them(tmp_p
     assert even.caption == ""
 
 
+@pytest.mark.parametrize("objective", ["", "best/score"])
+def test_search_is_drawn_within_its_frame_and_names_its_values(tmp_path: Path, objective: str) -> None:
+    chart = gallery_of(
+        searched(
+            tmp_path, lambda rate: Made({"best/score": 10 + math.log(rate)}, curve=[10 + math.log(rate)]), objective
+        )
+    )[1]
+    assert chart.y_label == (objective or "hold-out error, %")
+    circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', svg.draw(chart, ""))
+    assert len(circles) == len(RATES)
+    for x, y, radius in ((float(x), float(y), float(radius)) for x, y, radius in circles):
+        assert 30 + radius + 2 < x < 160 - radius - 2
+        assert 22 + radius + 2 < y < 112 - radius - 2
+
+
 def test_triangle_points_to_where_its_point_lies() -> None:
     points = [Point(9.0, x=2.0, kind="ours"), Point(-9.0, x=1.0, kind="open"), Point(0.5, x=1.0)]
-    drawn = svg.draw(Responses(points, 0.0, 1.0, (1.0, 2.0)), "")
+    drawn = svg.draw(Responses(points, 0.0, 1.0, (1.0, 2.0), y_label="val f1"), "")
+    assert re.findall(r'class="name">([^<]+)<', drawn) == ["val f1"]
     corners = {
         kind: [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+) ([\d.]+)", place)]
         for place, kind in re.findall(r'<path d="([^"]+)" class="beyond (\w+)"', drawn)
     }
     (left, base), (tip, edge), (right, _) = corners["ours"]
-    assert (base, edge) == (15.0, 8.0)
+    assert (base, edge) == (29.0, 22.0)
     assert left < tip < right
-    assert [y for _, y in corners["open"]] == [91.0, 98.0, 91.0]
+    assert [y for _, y in corners["open"]] == [105.0, 112.0, 105.0]
     (circle,) = re.findall(r'<circle cx="([\d.]+)"', drawn)
     assert corners["open"][1][0] == float(circle)

@@ -53,15 +53,41 @@ class Curves(NamedTuple):
 
 
 class Scatter(NamedTuple):
-    """A chart of values against x on a logarithmic scale, with a label at each point of ours."""
+    """A chart of values against x on a logarithmic scale, with a label at each point of ours.
+
+    No value is beyond `ends`, and an interval that is wide beside the points' own range is cut: a triangle at the edge
+    says that it goes on.
+    """
 
     points: Sequence[Point]
     x_label: str
     y_label: str
+    ends: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def frame(self) -> tuple[float, float]:
+        """Return the ends of the axis of values: the points have a third of it at least, intervals the rest."""
+        values = [point.value for point in self.points]
+        low, high = min(values), max(values)
+        room = high - low or math.inf
+        reached = [end for point in self.points for end in point.interval if math.isfinite(end)]
+        low, high = (
+            min(low, max(min(reached, default=low), low - room, self.ends[0])),
+            max(high, min(max(reached, default=high), high + room, self.ends[1])),
+        )
+        pad = 0.08 * (high - low or abs(high) or 1.0)
+        return low - pad, high + pad
+
+    @property
+    def cut(self) -> list[Point]:
+        """Return the ends of intervals that lie beyond the frame."""
+        low, high = self.frame
+        ends = [(point, end) for point in self.points for end in point.interval if math.isfinite(end)]
+        return [Point(end, x=point.x) for point, end in ends if not low <= end <= high]
 
 
 class Responses(NamedTuple):
-    """A chart of values between `low` and `high` by what was chosen, from the first to the last of `ends`.
+    """A chart of values, named `y_label`, between `low` and `high` by what was chosen, from one of `ends` to the other.
 
     A value beyond them is a triangle at the edge, which points to it. `ticks` are the places that are named, none for
     round numbers.
@@ -72,6 +98,7 @@ class Responses(NamedTuple):
     high: float
     ends: tuple[float, float]
     ticks: tuple[tuple[float, str], ...] = ()
+    y_label: str = ""
 
 
 class Line(NamedTuple):

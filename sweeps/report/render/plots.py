@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any, Final
 from xml.etree import ElementTree
 
@@ -47,6 +49,7 @@ CHART: Final[dict[Any, object]] = {
 NOT_XML: Final = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 AUTOMATIC: Final = re.compile(r".*_\d+")  # a name that matplotlib gives
 ANCHOR: Final = re.compile(r"text-anchor: (\w+)")
+HREF: Final = "{http://www.w3.org/1999/xlink}href"
 DECIMALS: Final = re.compile(r"-?\d+\.\d+(e-?\d+)?")
 
 
@@ -96,12 +99,24 @@ def legend(figure: Figure, axis: Axes) -> None:
     figure.legend(handles, names, loc="outside lower right", ncols=len(names), frameon=False, fontsize=9)
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Return values moved upwards where needed, in their order, so that no two are nearer than `gap`: for labels."""
+def spread(values: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """Return values moved as little as possible, in their order, so that no two are nearer than `gap`: for labels.
+
+    None is below `low`, and none above `high` where there is room for all between the two.
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    # Less as many gaps as there are values below it, a value has but to stay no lower than the one below it.
+    blocks: list[list[float]] = []
+    for rank, place in enumerate(order):
+        blocks.append([values[place] - rank * gap])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            upper = blocks.pop()
+            blocks[-1] += upper
+    levels = [fmean(block) for block in blocks for _ in block]
+    highest = high - (len(values) - 1) * gap
     moved = list(values)
-    last = float("-inf")
-    for place in sorted(range(len(values)), key=values.__getitem__):
-        moved[place] = last = max(values[place], last + gap)
+    for rank, (place, level) in enumerate(zip(order, levels, strict=True)):
+        moved[place] = max(low, min(level, highest)) + rank * gap
     return moved
 
 
@@ -141,7 +156,7 @@ def svg(axis: Axes, title: str, hovers: Mapping[str, Sequence[tuple[str, str]]])
     size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
     chart = ElementTree.Element("svg", size | {"role": "img", "aria-label": title})
     remaining = {gid: iter(shapes) for gid, shapes in hovers.items()}
-    for tag, place, gid, words in _shapes(drawn, "", ""):
+    for tag, place, gid, words in _shapes(drawn, "", {}):
         shape = ElementTree.SubElement(chart, tag, place | ({"class": gid} if gid else {}))
         shape.text = words
         if gid in remaining:
@@ -154,23 +169,23 @@ def svg(axis: Axes, title: str, hovers: Mapping[str, Sequence[tuple[str, str]]])
 
 
 def _shapes(
-    element: ElementTree.Element, gid: str, radius: str
+    element: ElementTree.Element, gid: str, radii: dict[str, str]
 ) -> Iterator[tuple[str, dict[str, str], str, str | None]]:
     """Yield the texts and named shapes of a drawing in order: tag, place, its artist's gid, words."""
     for child in element:
         tag = child.tag.rpartition("}")[2]
         x, y, path = (_rounded(child.get(name, "")) for name in ("x", "y", "d"))
         if tag == "defs" and len(child):
-            # A marker is a circle that is used at several places; its path begins at (0, radius).
-            radius = child[0].get("d", "0 0 0").split()[2]
+            # A marker is a circle that is used at several places, by later artists too; its path begins at (0, radius).
+            radii[f"#{child[0].get('id')}"] = child[0].get("d", "0 0 0").split()[2]
         elif tag == "g":
             name = child.get("id", gid)
-            yield from _shapes(child, "" if AUTOMATIC.fullmatch(name) else name, radius)
+            yield from _shapes(child, "" if AUTOMATIC.fullmatch(name) else name, radii)
         elif tag == "text":
             anchor = ANCHOR.search(child.get("style", ""))
             yield tag, {"x": x, "y": y, "text-anchor": anchor[1] if anchor else "start"}, gid, child.text
         elif tag == "use" and gid:
-            yield "circle", {"cx": x, "cy": y, "r": radius}, gid, None
+            yield "circle", {"cx": x, "cy": y, "r": radii[child.attrib[HREF]]}, gid, None
         elif path and gid:
             yield tag, {"d": path}, gid, None
 

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from sweeps.experiment.wording import short_labels
 from sweeps.report.render.chart import Band, Chart, Curves, Forest, Interaction, Point, Responses, Scatter
@@ -33,6 +33,7 @@ FARTHER: Final = tuple(
     for right, side in ((12, "left"), (-12, "right"), (30, "left"), (-30, "right"), (0, "center"))
 )
 PLACES: Final = (*BESIDE, *FARTHER)
+STYLES: Final = 6  # of lines in one chart, each of a colour and of dashes of its own: page.css has them
 TRIANGLE: Final = (4.0, 7.0)  # pixels of half the width of a triangle, and of its height
 BEFORE: Final = {"left": 0.0, "center": 0.5, "right": 1.0}  # share of a label that stands left of its anchor
 
@@ -103,13 +104,15 @@ def _scatter(scatter: Scatter, alt: str) -> Markup:
     points = scatter.points
     with chart(344, 250, 40, 36, 330, 238) as axis:
         axis.grid(axis="y", gid="grid")
-        for point in points:
-            axis.plot((point.x, point.x), point.interval, gid="whisker")
-        hovers = _points(axis, points, [point.x for point in points], [point.value for point in points], 4)
         axis.set_xscale("log")
         axis.minorticks_off()
-        axis.margins(0.08)
-        _ticks(axis.xaxis, 4)
+        axis.margins(x=0.08)
+        low, high = axis.set_ylim(scatter.frame)
+        for point in points:
+            axis.plot((point.x, point.x), np.clip(point.interval, low, high), gid="whisker")
+        hovers = _points(axis, points, [point.x for point in points], [point.value for point in points], 4)
+        _triangles(axis, scatter.cut)
+        _logarithmic_ticks(axis.xaxis)
         _ticks(axis.yaxis, 6)
         axis.annotate(scatter.x_label, (0.5, 0), (0, -31), "axes fraction", "offset points", ha="center", gid="name")
         axis.annotate(scatter.y_label, (0, 1), (0, 5), "axes fraction", "offset points", gid="name")
@@ -120,17 +123,19 @@ def _scatter(scatter: Scatter, alt: str) -> Markup:
 def _responses(responses: Responses, alt: str) -> Markup:
     first, last = responses.ends
     points = responses.points
-    with chart(168, 118, 30, 20, 160, 110) as axis:
+    with chart(168, 132, 30, 20, 160, 110) as axis:
         axis.grid(axis="y", gid="grid")
         within = [point for point in points if responses.low <= point.value <= responses.high]
         hovers = _points(axis, within, [point.x for point in within], [point.value for point in within], 3)
-        room = 0.05 * (last - first)
+        room = 0.08 * (last - first)
         axis.set(xlim=(first - room, last + room), ylim=(responses.low, responses.high))
         if responses.ticks:
             axis.set_xticks([place for place, _ in responses.ticks], [name for _, name in responses.ticks])
         else:
             _ticks(axis.xaxis, 4)
         _ticks(axis.yaxis, 4)
+        (name,) = _fitting([responses.y_label], 160)
+        axis.annotate(name, (0, 1), (-26, 8), "axes fraction", "offset points", gid="name")
         beyond = [point for point in points if point.value < responses.low or point.value > responses.high]
         return svg(axis, alt, hovers | _triangles(axis, beyond))
 
@@ -144,13 +149,17 @@ def _interaction(interaction: Interaction, alt: str) -> Markup:
     right = 40 + round(max(194, len(places) * room / rows))
     width = right + round(max(60, LABEL[0] * max(map(len, names)) + 14))
     lower = round(LABEL[1]) * (rows - 1)
-    with chart(width, 190 + lower, 40, 36 + lower, right, 178 + lower) as axis:
+    tall = max(142, round(LABEL[1] * len(names)))
+    with chart(width, tall + 48 + lower, 40, 36 + lower, right, tall + 36 + lower) as axis:
         axis.grid(axis="y", gid="grid")
-        for line in interaction.lines:
-            axis.plot([point.x for point in line.points], [point.value for point in line.points], gid="ours line")
-        points = [point for line in interaction.lines for point in line.points]
-        hovers = _points(axis, points, [point.x for point in points], [point.value for point in points], 4)
         axis.margins(y=0.1)
+        hovers: dict[str, list[tuple[str, str]]] = {}
+        for number, line in enumerate(interaction.lines):
+            style = f" style{number % STYLES}"
+            xs, ys = [point.x for point in line.points], [point.value for point in line.points]
+            axis.plot(xs, ys, gid=f"line{style}")
+            for gid, drawn in _points(axis, line.points, xs, ys, 4, style).items():
+                hovers.setdefault(gid, []).extend(drawn)
         axis.set(
             xlim=(-0.4, len(places) - 0.6),
             xticks=places,
@@ -159,11 +168,13 @@ def _interaction(interaction: Interaction, alt: str) -> Markup:
         for place in range(1, len(ticks), 2) if rows > 1 else ():
             axis.annotate(ticks[place], (place, 0), (0, -26), ("data", "axes fraction"), "offset points", ha="center")
         axis.autoscale_view()
-        bottom, top = axis.get_ylim()
-        gap = LABEL[1] * (top - bottom) / 142  # data units of a line of text
-        ends = spread([line.points[-1].value for line in interaction.lines], gap)
-        for name, end in zip(names, ends, strict=True):
-            axis.annotate(name, (len(places) - 0.6, end), (4, -4), textcoords="offset points")
+        bottom, top = axis.set_ylim(axis.get_ylim())
+        gap = LABEL[1] * (top - bottom) / tall  # data units of a line of text
+        ends = [line.points[-1] for line in interaction.lines]
+        for name, end, level in zip(names, ends, spread([end.value for end in ends], gap, bottom, top), strict=True):
+            edge = len(places) - 0.6
+            axis.plot((end.x, edge), (end.value, level), gid="lead", zorder=1)
+            axis.annotate(name, (edge, level), (4, -4), textcoords="offset points", annotation_clip=False)
         _ticks(axis.yaxis, 5)
         axis.annotate(
             interaction.x_label, (0.5, 0), (0, -31 - lower), "axes fraction", "offset points", ha="center", gid="name"
@@ -178,29 +189,49 @@ def _ticks(axis: Axis, most: int, text: str | Callable[[float, float], str] = "{
     axis.set_major_formatter(text)
 
 
+def _logarithmic_ticks(axis: Axis) -> None:
+    """Put three to six ticks at round numbers of a logarithmic axis; on a short one they are evenly apart."""
+    low, high = axis.get_view_interval()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+        if len(ticks) > 2:
+            axis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 6)]))
+            axis.set_major_formatter("{x:g}")
+            return
+    for most in (4, 6, 8):
+        _ticks(axis, most)
+        if sum(low <= tick <= high for tick in axis.get_majorticklocs()) > 2:
+            return
+
+
 # Points and labels --------------------------------------------------------------------------------------------
 
 
 def _points(
-    axis: Axes, points: Sequence[Point], xs: Sequence[float], ys: Sequence[float], radius: float
+    axis: Axes, points: Sequence[Point], xs: Sequence[float], ys: Sequence[float], radius: float, style: str = ""
 ) -> dict[str, list[tuple[str, str]]]:
-    """Draw points by kind, a chosen one larger; return the trials and the title of each as `svg` takes them."""
+    """Draw points by kind, a chosen one larger; return the trials and the title of each as `svg` takes them.
+
+    `style` is a further class of theirs.
+    """
     hovers: dict[str, list[tuple[str, str]]] = {}
     for kind in KINDS:
         chosen = [i for i, point in enumerate(points) if point.kind == kind and math.isfinite(point.value)]
         size = 2 * radius + (4 if kind == "pick" else 0)
-        axis.plot([xs[i] for i in chosen], [ys[i] for i in chosen], "o", markersize=size, gid=kind)
-        hovers[kind] = [(points[i].trials, points[i].tip) for i in chosen]
+        axis.plot([xs[i] for i in chosen], [ys[i] for i in chosen], "o", markersize=size, gid=f"{kind}{style}")
+        hovers[f"{kind}{style}"] = [(points[i].trials, points[i].tip) for i in chosen]
     return hovers
 
 
 def _triangles(axis: Axes, points: Sequence[Point]) -> dict[str, list[tuple[str, str]]]:
     """Draw points beyond the frame as triangles at its edge; return the trials and the title of each."""
     hovers: dict[str, list[tuple[str, str]]] = {}
-    left, right = axis.get_xlim()
     half, height = TRIANGLE / np.array([axis.bbox.width, axis.bbox.height])
+    axis.autoscale_view()
+    within = axis.transData - axis.transAxes
     for point in points:
-        x = (point.x - left) / (right - left)
+        x = float(within.transform((point.x, point.value))[0])
         edge, base = (1, 1 - height) if point.value > axis.get_ylim()[1] else (0, height)
         gid = f"beyond {point.kind}"
         axis.fill((x - half, x, x + half), (base, edge, base), transform=axis.transAxes, clip_on=False, gid=gid)
