@@ -29,7 +29,7 @@ from sweeps.experiment.sweep import Protocol, Sweep, check_name
 from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.user_code import find_module
-from sweeps.experiment.wording import unknown_name
+from sweeps.experiment.wording import question_of, unknown_name
 
 if TYPE_CHECKING:
     from sweeps.report.loaded import Results
@@ -49,7 +49,8 @@ def main(
 ) -> NoReturn:
     """Run the sweep `name` as the command line says, and exit with one of `ExitCode`.
 
-    `question` is the page's docstring, None where it has none: what --help says first.
+    `question` is the page's docstring, None where it has none: what --help says first. Its first sentence stands at the
+    head of the report.
 
     `also` holds further groups of cells by name, each trained only where --also names it. A cell's `versus` names the
     cell with which the report compares it besides the first of its table. `metric` is the number by which all cells are
@@ -82,7 +83,7 @@ def main(
         check_decidable(name, questions, every, protocol)
         more = [cell for group in options.also for cell in also[group]]
         with impatient_interrupts():
-            code = launch(name, (*cells, *more), protocol, options, of_paper, questions)
+            code = launch(name, (*cells, *more), protocol, options, of_paper, questions, question_of(question))
         end_at_interrupt(code)
         sys.exit(code)
     except (ValueError, OSError) as error:
@@ -217,13 +218,14 @@ def launch(
     options: argparse.Namespace,
     of_paper: bool | None = None,
     questions: Sequence[Question] = (),
+    question: str = "",
 ) -> ExitCode:
-    """Do what the options say and return the exit code; `of_paper` is that of `main`."""
+    """Do what the options say and return the exit code; `of_paper` is that of `main`, `question` is a sentence."""
     if options.rehearse and options.dry_run:
         raise ValueError("--rehearse takes steps and --dry-run takes none: leave one out")
     of_paper = names_paper(cells) if of_paper is None else of_paper
     settings = settle(cells, options, of_paper)
-    sweep = declare(name, cells, protocol, options, settings, of_paper, questions)
+    sweep = replace(declare(name, cells, protocol, options, settings, of_paper, questions), question=question)
     asked = asked_part(sweep, options)
     if options.list:
         return show_cells(asked)

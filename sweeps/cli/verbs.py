@@ -15,7 +15,7 @@ from sweeps.cli.options import ExitCode
 from sweeps.experiment.plan import Plan, current_plan, has_failed
 from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.experiment.trial import Cell, Trial
-from sweeps.experiment.wording import count, unknown_name
+from sweeps.experiment.wording import count, question_of, unknown_name
 from sweeps.results.evidence import titles
 from sweeps.store.lease import Lease, LeaseHeldError, LeaseLostError
 from sweeps.store.ledger import Ledger
@@ -30,7 +30,7 @@ def pages() -> dict[str, str]:
         tree = ast.parse(path.read_text())
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         if {"main", "CELLS"} <= names:
-            questions[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            questions[path.stem] = question_of(ast.get_docstring(tree))
     return questions
 
 

@@ -695,6 +695,7 @@ def plan_to_json(plan: Plan) -> Json:
         "sweep": sweep.name,
         "profile": sweep.profile,
         "variant": sweep.variant,
+        "question": sweep.question,
         "protocol": dataclasses.asdict(sweep.protocol) | {"search": search_to_json(search) if search else None},
         "cells": [cell_to_json(cell) | {"key": cell.key} for cell in sweep.cells],
         "questions": [dataclasses.asdict(question) for question in sweep.questions],

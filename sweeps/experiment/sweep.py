@@ -67,7 +67,7 @@ class Sweep:
 
     `variant` names what the cells have in place of the page's own: another data set, or fields of --set. `declared` are
     all cells of the declaration in its order, for a part that was chosen by `only`, and empty for a whole sweep.
-    `questions` are what a sweep until decided decides.
+    `questions` are what a sweep until decided decides, and `question` is what its page asks, in a sentence.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Sweep:
     variant: str = ""
     declared: tuple[Cell, ...] = ()
     questions: tuple[Question, ...] = ()
+    question: str = ""
 
     def __post_init__(self) -> None:
         """Raise ValueError where two cells have the same label or content, or one lacks what is searched.
@@ -231,9 +232,9 @@ def sweep_from_json(value: Json | None) -> Sweep:
         if protocol.get("rates") is not None:
             protocol["rates"] = RateStudy(str(protocol["rates"]["baseline"]), tuple(protocol["rates"]["rates"]))
         cells = tuple(cell_from_json(cell) for cell in value["cells"])
-        variant = str(value.get("variant", ""))  # older plans lack it
+        variant, question = str(value.get("variant", "")), str(value.get("question", ""))  # older plans lack them
         questions = questions_from_json(value.get("questions", ()))
         name, profile = str(value["sweep"]), str(value["profile"])
-        return Sweep(name, profile, cells, Protocol(**protocol), variant, questions=questions)
+        return Sweep(name, profile, cells, Protocol(**protocol), variant, questions=questions, question=question)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a plan: {error!r}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -35,6 +36,15 @@ SYNONYMS = {
     "grad_clip": "recipe.clip_norm",
     "data": "dataset",
 }
+
+
+def question_of(docstring: str | None) -> str:
+    """Return a page's question: the first line of its docstring, and where a sentence goes on, that to its end."""
+    paragraph = (docstring or "").strip().partition("\n\n")[0]
+    first = paragraph.partition("\n")[0].rstrip()
+    words = " ".join(paragraph.split())
+    end = re.compile(r"[.?!](?=\s|$)").search(words, max(0, len(" ".join(first.split())) - 1))
+    return words[: end.end()] if end else words
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str) -> str:

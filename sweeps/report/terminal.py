@@ -299,6 +299,7 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
     """Return the table as JSON."""
     return {
         "sweep": plan.sweep.name,
+        "question": plan.sweep.question,
         "profile": plan.sweep.profile,
         "cells": [
             {

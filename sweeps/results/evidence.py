@@ -29,7 +29,7 @@ from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.study import study
 from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
-from sweeps.experiment.wording import unknown_name
+from sweeps.experiment.wording import question_of, unknown_name
 from sweeps.results.analyses import damaged_analysis, default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
 from sweeps.results.provenance import provenance, shares
@@ -294,7 +294,7 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         sweep = plan.sweep
         statuses = plan.statuses
         studies = _studies(plan)
-        question = _question(plan.sweep.name)
+        question = sweep.question or _question(sweep.name)
         trained = [status.trial.cell for status in plan.statuses if status.result is not None]
         record = provenance() | {"code": "; ".join(shares(map(cell_fingerprint, trained)))}
         damaged = plan.damaged
@@ -329,7 +329,7 @@ def results_of_plan(plan: Plan, ledger: Ledger) -> SweepResults:
     title = plan.sweep.title
     runs = _runs(ledger, title, plan.statuses, plan.damaged, plan.paused)
     cells = _cells(ledger, plan.sweep, runs, _studies(plan), _pending(plan), plan.given_up)
-    return SweepResults(title, plan.sweep, "", cells, {}, {}, given_up=plan.given_up)
+    return SweepResults(title, plan.sweep, plan.sweep.question, cells, {}, {}, given_up=plan.given_up)
 
 
 def _runs(
@@ -489,7 +489,7 @@ def _knows_test_set(run: Run) -> bool:
 
 
 def _question(name: str) -> str:
-    """Return the first line of a page's docstring, which asks the sweep's question; empty where it has no page."""
+    """Return the question of a page of ours, for a plan that was written without it; empty where there is no page."""
     path = Path(__file__).resolve().parents[2] / "sweeps" / f"{name}.py"
     text = ast.get_docstring(ast.parse(path.read_text())) if path.is_file() else None
-    return (text or "").partition("\n")[0]
+    return question_of(text)

@@ -17,7 +17,11 @@ from sweeps.experiment.plan import current_plan
 from sweeps.store.ledger import Ledger
 from tests.support.commands import environment
 
-PAGE = '''"""Which net has the higher score?"""
+PAGE = '''"""Which net has the higher score,
+and by how much?
+
+It has a training function of its own.
+"""
 
 import os
 import signal
@@ -81,6 +85,7 @@ def test_an_own_metric_is_the_same_in_all_that_is_shown(tmp_path: Path) -> None:
     (sweep,) = json.loads(said.stdout).values()
     shown = {cell["label"]: (cell["test_f1"], cell["n"], cell["lost"]) for cell in sweep["cells"]}
     report = (out / "reports" / "page" / "report.md").read_text()
+    assert report.startswith("# page\n\nWhich net has the higher score, and by how much?\n")
     with sqlite3.connect(out / "mlflow.db") as connection:
         logged = connection.execute(
             "select r.name, m.key, m.value from runs r join latest_metrics m using (run_uuid)"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.experiment.wording import count, plural
+from sweeps.experiment.wording import count, plural, question_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NOUNS = (
@@ -56,6 +56,17 @@ def test_no_sentence_counts_one_thing_in_the_plural() -> None:
 ])  # fmt: skip
 def test_count_is_plain_english(n: int, noun: str, words: str) -> None:
     assert count(n, noun) == words
+
+
+@pytest.mark.parametrize(("docstring", "question"), [
+    ("Does it help?", "Does it help?"),
+    ("Does it help,\nand how much? By a lot.\n\nMore of it.", "Does it help, and how much?"),
+    ("Does it help? Nine places (Table 4).\n\nMore of it.", "Does it help? Nine places (Table 4)."),
+    ("\n    Does it\n    help\n\n    More of it.\n", "Does it help"),
+    ("", ""), (None, ""),
+])  # fmt: skip
+def test_question_of_a_page_is_its_first_line_to_the_end_of_the_sentence(docstring: str | None, question: str) -> None:
+    assert question_of(docstring) == question
 
 
 def test_rule_sees_what_it_is_for() -> None:

@@ -14,7 +14,7 @@ from crelu_models.tables import S2
 from sweeps.__main__ import main
 from sweeps.cifar_width import CELLS as WIDTH
 from sweeps.experiment.metrics import TOP1, TRAIN, Metric
-from sweeps.experiment.plan import expand, plan
+from sweeps.experiment.plan import current_plan, expand, plan
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS
@@ -28,6 +28,7 @@ from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, CRELU, Made, finish, make, only, unsearched
 
 FIRST = dataclasses.replace(CRELU, label="first", net=S2)
+QUESTION = "Is the first one good?"
 SECOND = dataclasses.replace(CRELU, label="second")
 THIRD = dataclasses.replace(CRELU, label="third", net=S2.crelu(1))
 
@@ -45,7 +46,7 @@ def outcome(trial: Trial) -> Made:
 def output(tmp_path: Path) -> Path:
     """Return an output with a sweep that is complete, one in progress, and one with a failed trial."""
     ledger = Ledger.in_output(str(tmp_path))
-    make(ledger, Sweep("whole", "paper", (FIRST,), Protocol(seeds=2)), outcome)
+    make(ledger, Sweep("whole", "paper", (FIRST,), Protocol(seeds=2), question=QUESTION), outcome)
     make(ledger, Sweep("begun", "paper", (FIRST, SECOND), Protocol(seeds=2)),
          lambda trial: outcome(trial) if trial.cell == FIRST else None)  # fmt: skip
     broken = Sweep("broken", "paper", (BASELINE, THIRD), Protocol(seeds=2))
@@ -81,10 +82,23 @@ def test_index_has_each_sweep_its_state_its_tables_and_links_that_lead_somewhere
         target = (folder / unquote(page)).read_text()
         assert not anchor or f'id="{anchor}"' in target
     assert '<dt>sweeps complete</dt><dd class="big">1 of 3</dd>' in text
+    assert text.count(QUESTION) == 1
     ledger = Ledger.in_output(str(output))
     sweeps = [reported(ledger, title) for title in ("whole", "begun", "broken")]
     assert [index_page.state(sweep).text for sweep in sweeps] == ["complete", "2 to do", "1 failed"]
     assert index_page.state(reported(ledger, "begun", driver={"pid": 1})).text == "trains now"
+
+
+def test_question_of_a_page_stands_beneath_the_title(output: Path) -> None:
+    ledger = Ledger.in_output(str(output))
+    for title, question in (("whole", QUESTION), ("begun", "")):
+        folder = build.make(ledger, title, output / "reports", "", quiet=True).page.parent
+        head = f'<p class="kicker">{title}</p>\n<h1>{question}</h1>' if question else f"<header>\n<h1>{title}</h1>"
+        assert head in (folder / "report.html").read_text()
+        assert (folder / "report.md").read_text().startswith(f"# {title}\n\n{question or '- 2 trainings'}")
+        assert (f"{{{title}}}\n\\par\\noindent {question}" in (folder / "report.tex").read_text()) is bool(question)
+        today = current_plan(ledger, title)
+        assert terminal.as_json(today, terminal.lines(today, {}, ledger))["question"] == question
 
 
 def test_hours_and_trainings_that_sweeps_share_are_counted_once(output: Path) -> None:

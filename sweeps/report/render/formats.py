@@ -30,7 +30,8 @@ BLOCK: Final = re.compile(r"<!-- sweeps:(\S+) (\S+) -->\n(.*?)<!-- /sweeps -->",
 
 def markdown(document: Document) -> str:
     """Return the whole report without its charts."""
-    lines = [f"# {prose(document.question or document.title)}", "", prose(document.title), ""]
+    lines = [f"# {prose(document.title)}", ""]
+    lines += [prose(document.question), ""] if document.question else []
     lines += [f"> {prose(document.banner)}", ""] if document.banner else []
     lines += [
         f"- {prose(tile.value)} {prose(tile.label)}" + (f" ({prose(tile.sub)})" if tile.sub else "")

@@ -60,8 +60,8 @@ def latex(document: Document) -> dict[str, str]:
     r"""Return report.tex, which compiles as it is, and one file a table, to be put into a paper by \input."""
     sections = [section for section in document.sections if section.id not in PAGE_ONLY]
     names = iter(labels([table.id for section in sections for table in section.tables]))
-    heading = rf"\section*{{{tex(document.question or document.title)}}}"
-    lines = [f"{PREAMBLE}{heading}", rf"\noindent {tex(document.banner)}"]
+    lines = [rf"{PREAMBLE}\section*{{{tex(document.title)}}}"]
+    lines += [rf"\par\noindent {tex(words)}" for words in (document.question, document.banner) if words]
     files = {"report.tex": ""}
     for section in sections:
         lines += [rf"\par {tex(words)}" for words in section.words if not section.parts]
