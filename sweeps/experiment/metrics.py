@@ -35,6 +35,8 @@ PARTIAL: Final = "partial data"  # flag of a training on a part of a published d
 TEST_ERROR: Final = re.compile(r"final/test_top\d+_err(_10crop)?")
 OVER_FOLDS: Final = re.compile(r"agg/([\w.-]+)_(mean|vote)")
 
+FEW_CLASSES: Final = 5  # of which a top-5 error is always 0
+
 LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and axes of more overflow
 # How a training by a function of the user's resumes, as its result says it.
 APPROXIMATELY: Final = "approximate"
@@ -293,6 +295,13 @@ def says_approximate(events: Iterable[object]) -> bool:
     Its model drew what no key decides, or it went on in another precision, or with another device, kernels or ranks.
     """
     return any(str(event).startswith(f"resume={APPROXIMATELY}") for event in events)
+
+
+def telling_metrics(result: Json) -> dict[str, float]:
+    """Return the metrics of a result, without top-5 errors of so few classes that they cannot be but 0."""
+    classes = result.get("pictures", {}).get("classes")
+    few = isinstance(classes, int) and classes <= FEW_CLASSES
+    return {name: float(value) for name, value in result["metrics"].items() if not (few and "top5_err" in name)}
 
 
 def precisions(result: Json) -> list[str]:

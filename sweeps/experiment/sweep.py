@@ -11,6 +11,7 @@ from functools import cached_property
 
 from crelu_models.spec import Net
 from sweeps.experiment.metrics import Metric
+from sweeps.experiment.profiles import names_paper
 from sweeps.experiment.questions.question import Question, asked_cells, check_questions, questions_from_json
 from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.rates import RateStudy
@@ -20,6 +21,8 @@ from sweeps.experiment.trial import Cell, cell_from_json, shared_key
 from sweeps.experiment.wording import count, unknown_name
 from sweeps.store.foreign import SWEEP_TITLE
 from sweeps.store.ledger import Json
+
+AS_WRITTEN = "as written"
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,11 @@ class Sweep:
         """Return the name of the sweep's plan, experiment and report: its page's, then profile and variant, if any."""
         profile = "" if self.profile == "paper" else self.profile
         return "-".join(filter(None, (self.name, profile, self.variant)))
+
+    @property
+    def scale(self) -> str:
+        """Return the profile as it is shown: a page that names no paper is trained as it is written."""
+        return AS_WRITTEN if self.profile == "paper" and not names_paper(self.everyone) else self.profile
 
     @property
     def metric(self) -> Metric:

@@ -24,7 +24,10 @@ EMBEDDED = (
     "Embedded pictures, not the paper's data: this shows how things work and says nothing of what CReLU is worth. "
     "Verdicts are withheld, and the paper's numbers stand greyed beside ours."
 )
-RUNS = "Every number above names the trials it is made of; here is each trial with its MLflow run."
+RUNS = (
+    "Every number above names the trials it is made of; here is each trial with its MLflow run. "
+    "A test value is that of the trained net, a held-out one that of its best epoch."
+)
 ANALYSED = "Of one analysed run of each cell: the first that is not stale."
 PICTURES = (
     "Where the page would be too large, pictures are smaller than they are: in full they lie in the output folder "

@@ -14,12 +14,13 @@ from sweeps.results import paper
 from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, digits, named, number
 from sweeps.results.chosen_numbers import shown_effect, sides, untested_notes, why_untested
 from sweeps.results.claims import PrintedTest, printed_tests
-from sweeps.results.contrasts import Effect, effects, votes_apart
+from sweeps.results.contrasts import Contrast, Effect, effects, votes_apart
 from sweeps.results.evidence import SweepResults
 from sweeps.results.marks import MARKS, lost_marks, stale_marks
 from sweeps.results.statistics import wilson
 
 BESIDE: Final = "the one beside it: the first of the table that has run, or the one that its cell names"
+RANKED: Final = 6  # pairs from which Wilcoxon's p can be below .05: the least is 2 / 2**n
 WORD_TONES: Final[dict[str, Tone]] = {"better": "good", "worse": "bad"}
 PICTURES: Final = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
 
@@ -46,7 +47,7 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
             Entry(bounds(contrast.interval, places)),
             Entry(signed(contrast.t, 1)),
             Entry(chance(effect.p), tone="good" if effect.p < 0.05 else ""),
-            Entry(chance(contrast.rank_p)),
+            Entry(rank_chance(contrast)),
             Entry(chance(contrast.pictures.p) if contrast.pictures is not None else NONE),
             Entry(contrast.over, tone="muted"),
             Entry(word, tone=WORD_TONES.get(word, "muted")),
@@ -79,7 +80,7 @@ def _notes(group: ResultTable, group_effects: Sequence[Effect], reference: str) 
     without_p = {"pictures": "votes", "one training": "single trainings"}
     left_out = " and ".join(words for basis, words in without_p.items() if basis in bases)
     plain_p = [name for name, values in (
-        ("Wilcoxon's", [contrast.rank_p for contrast in contrasts]),
+        ("Wilcoxon's", [contrast.rank_p for contrast in contrasts if rank_chance(contrast) != NONE]),
         ("McNemar's", [contrast.pictures.p for contrast in contrasts if contrast.pictures is not None]),
     ) if any(map(math.isfinite, values))]  # fmt: skip
     if tested:
@@ -92,7 +93,21 @@ def _notes(group: ResultTable, group_effects: Sequence[Effect], reference: str) 
         notes.append(f"Votes of different folds are not compared: {rows}.")
     if "McNemar's" in plain_p:
         notes.append("McNemar speaks of these networks on other pictures, not of other trainings.")
-    return (*notes, *untested_notes(untested))
+    return (*notes, *spread_notes(contrasts), *untested_notes(untested))
+
+
+def rank_chance(contrast: Contrast) -> str:
+    """Return Wilcoxon's p as it is printed, a dash where so few pairs can never have one below .05."""
+    return chance(contrast.rank_p) if contrast.n >= RANKED else NONE
+
+
+def spread_notes(contrasts: Sequence[Contrast]) -> tuple[str, ...]:
+    """Return what a reader has to know of differences without an interval, and of those without Wilcoxon's p."""
+    paired = [contrast for contrast in contrasts if contrast.basis in ("seeds", "folds")]
+    notes = ("No interval where all differences are equal: their spread is not known.",)
+    ranked = (f"No Wilcoxon p of fewer than {RANKED} pairs: it cannot be below .05.",)
+    has_few = any(math.isfinite(contrast.rank_p) and contrast.n < RANKED for contrast in paired)
+    return notes * any(contrast.lacks_spread for contrast in paired) + ranked * has_few
 
 
 def family_words(tested: int, untested: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 from sweeps.experiment.metrics import Metric
 from sweeps.report.charts import keys
-from sweeps.report.effect_tables import family_words
+from sweeps.report.effect_tables import family_words, rank_chance, spread_notes
 from sweeps.report.render.chart import Interaction, Line, Point
 from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, bounds, chance, plain, signed
 from sweeps.report.result_tables import legend
@@ -51,7 +51,7 @@ def factor_table(name: str, grid: Grid, effects: Sequence[FactorEffect]) -> Tabl
     notes: tuple[str, ...] = (EFFECTS.format(_value(grid.metric)), SPREAD)
     notes += (f"{grid.metric.note}.",) if grid.metric.is_own else ()
     notes += (f"{family_words(tested, untested)}.",) if tested else ()
-    notes += untested_notes(untested)
+    notes += spread_notes([effect.contrast for effect in shown]) + untested_notes(untested)
     notes += tuple(_withheld(effects))
     notes += tuple(_left_out(grid))
     notes += tuple(legend(marks, grid.metric))
@@ -111,7 +111,7 @@ def _row(grid: Grid, effect: FactorEffect) -> tuple[Entry, ...]:
         Entry(bounds(contrast.interval, places)),
         Entry(signed(contrast.t, 1)),
         Entry(chance(effect.p), tone="good" if effect.p < 0.05 else ""),
-        Entry(chance(contrast.rank_p)),
+        Entry(rank_chance(contrast)),
         Entry(contrast.over, tone="muted"),
         Entry(str(effect.cells), tone="muted"),
     )

@@ -75,7 +75,7 @@ def _sweeps_table(sweeps: Sequence[Reported]) -> Table:
         )
         for sweep in sweeps
     )
-    return Table("sweeps", "Sweeps", ("", "state", "trainings", "hours", "verdicts", "question"), "llrrll", rows)
+    return Table("sweeps", "Sweeps", ("", "state", "trainings", "time", "verdicts", "question"), "llrrll", rows)
 
 
 def state(sweep: Reported) -> Entry:

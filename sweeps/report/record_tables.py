@@ -163,8 +163,8 @@ def cost_table(results: SweepResults) -> Table:
         for cell_results in results.cells
     ]
     rows.append((Entry("all"), *_cost(results.cells, results.hourly)))
-    columns: tuple[str, ...] = ("cell", "trainings", "hours", "search trials", "search hours", "one training")
-    notes = ["Hours that one worker trained, evaluations included, waiting and failed tries of unknown time left out."]
+    columns: tuple[str, ...] = ("cell", "trainings", "time", "search trials", "search time", "one training")
+    notes = ["Time that one worker trained, evaluations included, waiting and failed tries of unknown time left out."]
     if any(cell_results.rates for cell_results in results.cells):
         notes.append("A study of the learning rate counts as search.")
     if any(cell_results.searched & cell_results.first_phases for cell_results in results.cells):
@@ -258,6 +258,7 @@ def run_tables(results: SweepResults) -> list[Table]:
 def _runs(cell_results: CellResults, listed: Sequence[Run]) -> Table:
     metric = cell_results.cell.metric
     names = (metric.words, metric.held_out_words) if metric.is_own else (f"test {NAMES[metric.final]}", "hold-out")
+    names = (names[0], f"{names[1]}, best epoch")
     columns = ("trial", "", "state", *names, "epochs", "time", "MLflow run")
     rows = tuple(
         (

@@ -23,6 +23,7 @@ from sweeps.experiment.metrics import (
     decimals,
     flags_of,
     has_diverged,
+    telling_metrics,
 )
 from sweeps.experiment.model_facts import cell_parameters
 from sweeps.experiment.plan import STATES, Plan, TrialStatus
@@ -47,7 +48,7 @@ HEADINGS: Final = {
     AVERAGE: "average", VOTE: "vote",
 }  # fmt: skip
 GREY: Final = "bright_black"
-UNFLAGGED: Final = "u1ef"  # marks of the report that no flag of a trial, and no count, says
+UNFLAGGED: Final = "u1=ef"  # marks of the report that no flag of a trial, and no count, says
 GAP: Final = 2  # spaces between two columns
 LEAST: Final = 12  # width of the marks, which wrap
 
@@ -300,7 +301,7 @@ def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:
     return {
         "sweep": plan.sweep.name,
         "question": plan.sweep.question,
-        "profile": plan.sweep.profile,
+        "profile": plan.sweep.scale,
         "cells": [
             {
                 "label": line.label,
@@ -368,6 +369,6 @@ def trial_rows(plan: Plan) -> list[Json]:
                 "folder": f"trials/{trial.key}",
             }
             | {f"factor.{factor}": level for factor, level in trial.cell.factors}
-            | {metric: float(value) for metric, value in result["metrics"].items()}
+            | telling_metrics(result)
         )
     return rows

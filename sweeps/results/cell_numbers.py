@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from sweeps.experiment.metrics import (
     AVERAGE,
+    FEW_CLASSES,
     HELD_OUT,
     OVER_FOLDS,
     PARAMETERS,
@@ -35,7 +36,8 @@ from sweeps.experiment.metrics import (
     measured_as,
     phase_behind,
 )
-from sweeps.experiment.profiles import PROFILES, data_name
+from sweeps.experiment.profiles import PAPER_RECIPES, PROFILES, data_name
+from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import PHASES, Cell
 from sweeps.experiment.wording import count
@@ -211,6 +213,14 @@ def without_profile(recipe: str) -> str:
     return stem if stem and last in PROFILES else recipe
 
 
+def recipe_words(recipe: Recipe, dataset: str) -> str:
+    """Return a recipe as a title names it: adam recipe for one of the paper's, else recipe 'mine'."""
+    name = without_profile(recipe.name)
+    if name in {other.name for other in PAPER_RECIPES}:
+        return f"{name.removeprefix(f'{dataset}-')} recipe"
+    return f"recipe '{name}'"
+
+
 def groups(results: SweepResults) -> list[ResultTable]:
     """Return the tables of a sweep: the paper's that its cells are rows of, and one a data set and recipe of others."""
     members: dict[tuple[str, str, str], list[CellResults]] = {}
@@ -252,7 +262,7 @@ def _with_references(table: ResultTable, tables: Sequence[ResultTable]) -> Resul
 def _table(table: str, kind: str, dataset: str, cells: Sequence[CellResults], protocol: Protocol) -> ResultTable:
     rows = tuple(Row(results.cell.label, results.cell.row, results) for results in cells)
     if not table:
-        title = f"{pictures(dataset)}, {kind.removeprefix(f'{dataset}-')} recipe"
+        title = f"{pictures(dataset)}, {recipe_words(cells[0].cell.recipe, dataset)}"
         name = f"cells-{_slug(data_name(dataset))}-{_slug(kind)}"
         return ResultTable(name, "", "", title, rows, _measured(cells, protocol), False, cells[0].cell.metric)
     metrics = paper.COLUMNS[table] if protocol.trains_cells else _measured(cells, protocol)
@@ -286,7 +296,8 @@ def _measured(cells: Sequence[CellResults], protocol: Protocol) -> tuple[str, ..
         columns = [metric.final] * protocol.ablation + [metric.mean] * (protocol.folds > 0)
         return (*(columns or [metric.held_out]), PARAMETERS)
     measured = {name for results in cells for run in results.tested for name in run.metrics}
-    errors = [name for name in (TOP1, TOP5, TOP1_TEN, TOP5_TEN) if name in measured] or [TOP1]
+    tells = {name for name in measured if not all(is_always_zero(results, name) for results in cells)}
+    errors = [name for name in (TOP1, TOP5, TOP1_TEN, TOP5_TEN) if name in tells] or [TOP1]
     # The networks of a training function of the user's leave no scores to vote by.
     over_folds = [AVERAGE] if all(results.cell.task for results in cells) else [AVERAGE, VOTE]
     columns = errors * (protocol.ablation or protocol.single) + over_folds * (protocol.folds > 0)
@@ -318,7 +329,7 @@ def runs_of(cell: CellResults, metric: str) -> dict[tuple[int, int], tuple[Run, 
 
 def is_always_zero(cell: CellResults, metric: str) -> bool:
     """Return whether a metric is the top-5 error of so few classes that it cannot be but 0."""
-    return metric in (TOP5, TOP5_TEN) and cell.classes is not None and cell.classes <= 5
+    return metric in (TOP5, TOP5_TEN) and cell.classes is not None and cell.classes <= FEW_CLASSES
 
 
 def number(cell: CellResults | None, metric: str) -> CellNumber:

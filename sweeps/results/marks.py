@@ -27,23 +27,29 @@ from sweeps.experiment.metrics import (
 )
 from sweeps.experiment.search import Search, budget, space
 from sweeps.experiment.space import Choice
-from sweeps.results.cell_numbers import CellNumber, ResultTable
+from sweeps.results.cell_numbers import CellNumber, ResultTable, without_spread
 from sweeps.results.evidence import LEFT, CellResults, Floats, Run
 
 ENOUGH: Final = 5  # finished or paused trials from which a chosen setting is taken as chosen
 FALL: Final = 0.1  # points over the last fifth of a curve
 FALL_SHARE: Final = 0.01  # of a curve's range, where its unit is not known
+# `still_falling` in words, of what falls and by how much at least.
+FALLS: Final = (
+    "{} in the last fifth of the epochs, four at least: by {} or more along the straight line through them, whose slope "
+    "is more than twice its standard error"
+)
 # By letter: what it is called, and the sentence below the table.
 MARKS: Final = {
     "d": ("diverged", "a training diverged or died, after all its restarts: it counts with the error of chance"),
     "m": ("missing", "a training failed at all its attempts: it is missing, and n says how many there are"),
     "c": ("cut short", "given up before all of its trainings; the failures or its search name the reason"),
     "r": ("restarted", "a training diverged or died and was begun anew with another seed"),
-    "u": ("under-trained", "the held-out error was still falling in the last fifth of most of its curves"),
+    "u": ("under-trained", FALLS.format("the held-out error of most of its curves fell", f"{FALL:g} points")),
     "1": (
         "one training",
         "n = 1, so the spread between trainings is not known",
     ),
+    "=": ("equal trainings", "all of its trainings have the same number, so their spread is not known: no interval"),
     "e": ("search at an edge", "the search chose a value at the end of its range, so a better one may lie outside"),
     "f": (
         "few search trials",
@@ -77,6 +83,7 @@ def marks(table: ResultTable, cell: CellResults | None, ours: CellNumber, search
         "r": "restarted" in flags,
         "u": under_trained(cell),
         "1": ours.average.n == 1 and ours.metric != VOTE,
+        "=": ours.average.n > 1 and ours.metric != VOTE and bool(without_spread(ours.average)),
         "e": search is not None and at_edge(cell, search),
         "f": search is not None and few_trials(cell, search),
         "i": is_incomplete(cell, ours),
@@ -93,7 +100,8 @@ def explanation(mark: str, metric: Metric = PERCENT) -> str:
         counts = "has no number, and n leaves it out" if metric.chance is None else f"counts with {metric.chance:g}"
         return f"a training diverged, after all its restarts: it {counts}"
     if metric.is_own and mark == "u":
-        return f"the held-out {metric.short} was still getting better in the last fifth of most of its curves"
+        least = f"{100 * FALL_SHARE:g} % of the curve's range"
+        return FALLS.format(f"the held-out {metric.short} of most of its curves got better", least)
     if metric.is_own and mark == "a":
         return (
             "a training was resumed from a checkpoint, with another device, kernels or ranks, or by a function that "

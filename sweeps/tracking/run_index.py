@@ -219,7 +219,7 @@ class RunIndex:
         kind = "synthetic" if cell.dataset.startswith("synthetic") else "real"
         of_cell = self.owner.tags | {
             "sweep": self.sweep.name,
-            "profile": self.sweep.profile,
+            "profile": self.sweep.scale,
             "cell.key": cell.key,
             "cell.label": cell.label,
             "paper.table": cell.table,

@@ -246,7 +246,7 @@ def test_recipe_may_be_a_factor_though_each_has_its_table(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("recipes", "words"),
     [
-        (("sgd", "adam"), ["CIFAR-10, sgd recipe", "CIFAR-10, adam recipe"]),
+        (("sgd", "adam"), ["CIFAR-10, recipe 'sgd'", "CIFAR-10, recipe 'adam'"]),
         (("sgd", "sgd"), ["0 relu x1 to 0 crelu x0.5", "1 relu x1 to 1 crelu x0.5"]),
     ],
 )
