@@ -35,8 +35,8 @@ FALL: Final = 0.1  # points over the last fifth of a curve
 FALL_SHARE: Final = 0.01  # of a curve's range, where its unit is not known
 # `still_falling` in words, of what falls and by how much at least.
 FALLS: Final = (
-    "{} in the last fifth of the epochs, four at least: by {} or more along the straight line through them, whose slope "
-    "is more than twice its standard error"
+    "{} in the last fifth of the epochs, four at least: by {} or more along the straight line through them, whose "
+    "slope is more than twice its standard error"
 )
 # By letter: what it is called, and the sentence below the table.
 MARKS: Final = {

@@ -127,7 +127,7 @@ def test_terminal_says_why_a_number_of_the_paper_is_none_of_ours(tmp_path: Path)
     first = next(line for line in text.splitlines() if line.startswith("Baseline"))
     assert re.findall(r"\(.*?\)", first) == ["(1.09)", "(9.17)", "(10.20±.09)", "(7.55)"]
     assert "nothing follows from that\nall cells: another recipe: epochs 2, not 350\n" in text
-    assert first.endswith("one training")
+    assert first.endswith("one training, equal trainings")
     coloured = terminal.text(today, rows, 140, colour=True)
     assert "\x1b[90m(9.17)\x1b[0m" in coloured
     of_one = terminal.notes(today, [rows[0], rows[1]._replace(other="")])
