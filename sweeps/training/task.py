@@ -45,7 +45,7 @@ from sweeps.training.runtime import RuntimeConfig, device_in_words, hardware
 from sweeps.training.splits import Splits, open_splits
 from sweeps.training.task_data import TaskData
 from sweeps.training.task_state import generators, pack, restore_generators, seed_generators, unpack
-from sweeps.training.trainer import ANOTHER_DEVICE, Report, initial_module, note_change
+from sweeps.training.trainer import ANOTHER_DECODER, ANOTHER_DEVICE, Report, initial_module, note_change
 
 DIVERGED: Final = DivergedError.ending
 
@@ -85,7 +85,8 @@ class TaskTrial:
 class TaskState:
     """Plain state of a training by a function beside what that keeps.
 
-    `resumed` counts the times it was continued. `devices` are those of all of it, in words, the present one last.
+    `resumed` counts the times it was continued. `devices` are those of all of it, in words, and `decoders` those of its
+    pictures, "" where they are stored as pixels; the present ones are last.
     """
 
     history: list[Row] = field(default_factory=list)
@@ -95,6 +96,7 @@ class TaskState:
     ending: str = ""
     resumed: int = 0
     devices: list[str] = field(default_factory=list)
+    decoders: list[str] = field(default_factory=list)
 
 
 class Run:
@@ -138,6 +140,7 @@ class Run:
         self._state.events += events
         device = device_in_words(self.device, config)
         self._state.events += note_change(self._state.devices, device, self.epoch, ANOTHER_DEVICE)
+        self._state.events += note_change(self._state.decoders, splits.train.decoder, self.epoch, ANOTHER_DECODER)
         self._seed = trial.restarted(self._state.restarts)
         seed_generators(seed_from("task", self._seed))
         self._data = TaskData(trial, splits, self.device, stop, self._seed_dropout)
@@ -305,6 +308,7 @@ class Run:
         state.restarts += 1
         state.history = []
         state.devices = []
+        state.decoders = []
         state.ending = ""
         self._save(None, {})
         return True

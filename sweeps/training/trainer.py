@@ -58,6 +58,7 @@ JITTER = 0.01
 # How a training goes on where its state was saved on another machine or with other flags.
 ANOTHER_PRECISION = "in {now}, since this machine does not compute in {last}, in which it began"
 ANOTHER_DEVICE = "with {now}, and no longer with {last}"
+ANOTHER_DECODER = "with JPEG decoded by {now}, and no longer by {last}"
 
 # Called with the number of an epoch (1-based) and its row of the history.
 Report = Callable[[int, Row], None]
@@ -77,8 +78,8 @@ class TrainingState:
     """Plain state of a training beside its learner, as a checkpoint holds it.
 
     `flat` counts the last epochs at chance. `ending` is "" while the training goes on. A step is taken in
-    `parts` micro-batches. `precisions` are those that it has computed in, and `devices` those that it has computed on,
-    in words; the present ones are last.
+    `parts` micro-batches. `precisions` are those that it has computed in, `devices` those that it has computed on, in
+    words, and `decoders` those of its pictures, "" where they are stored as pixels; the present ones are last.
     """
 
     history: list[Row] = field(default_factory=list)
@@ -90,6 +91,7 @@ class TrainingState:
     parts: int = 1
     precisions: list[str] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
+    decoders: list[str] = field(default_factory=list)
 
 
 class Trainer:
@@ -155,7 +157,7 @@ class Trainer:
             self.best = {name[5:]: value for name, value in saved.tensors.items() if name.startswith("best/")}
 
     def _settle_on_device(self) -> None:
-        """Keep the earlier precision where this device has it; note a change of device or precision as an event."""
+        """Keep the earlier precision where this device has it; note another one, or another device or decoder."""
         state = self.state
         used = state.precisions
         native = precision_of(self.trial.recipe.precision, self.device)
@@ -163,6 +165,8 @@ class Trainer:
         device = device_in_words(self.device, self.config)
         state.events += note_change(used, self.precision, len(state.history), ANOTHER_PRECISION)
         state.events += note_change(state.devices, device, len(state.history), ANOTHER_DEVICE)
+        decoder = self.splits.train.decoder
+        state.events += note_change(state.decoders, decoder, len(state.history), ANOTHER_DECODER)
 
     def _learner(self) -> Learner:
         """Return the net at its initial weights, with the seed of this attempt, on its device."""
@@ -434,6 +438,7 @@ class Trainer:
         state.ending = ""
         state.precisions = []
         state.devices = []
+        state.decoders = []
         self._settle_on_device()
         self.unsaved = []
         self.best = {}
@@ -443,7 +448,7 @@ class Trainer:
 
 
 def note_change(used: list[str], now: str, epochs: int, words: str) -> list[str]:
-    """Add the precision or device of `now` to those `used` before; return an event where it is not the last of them.
+    """Add the precision, device or decoder of `now` to those `used` before; return an event where it is not the last of them.
 
     `epochs` are behind the training. `words` end the sentence, with places for `now` and for that last one.
     """

@@ -170,8 +170,8 @@ def test_a_checkpoint_without_a_precision_goes_on_in_that_of_the_device(
     stopped_in("bf16", trial, dataclasses.replace(here, ranks=2), monkeypatch)
     saved, _ = checkpoint.load(ledger, trial.key)
     assert saved is not None
-    del saved.state["precisions"]
-    del saved.state["devices"]
+    for name in ("precisions", "devices", "decoders"):
+        del saved.state[name]
     checkpoint.save(ledger, trial.key, saved.state["epoch"], saved.state["step"], saved)
     monkeypatch.setattr("sweeps.training.trainer.precision_of", lambda *_: "fp32")
     result = run_trial(trial, here, lambda *_: None)
@@ -189,6 +189,25 @@ def test_a_training_that_goes_on_with_other_ranks_says_so(data: Path, tmp_path: 
     said = "resume=approximate: after epoch 1 the training goes on with a CPU, and no longer with a CPU (2 ranks)"
     assert result["events"] == [said]
     assert (result["hardware"]["before"], flags_of(result)) == ("a CPU (2 ranks)", ["resume=approximate"])
+
+
+@pytest.mark.parametrize(
+    ("family", "recorded"), [("All-CNN-B by Adam", "ffcv, threads"), ("allconv with dropout", "")]
+)
+def test_a_training_whose_jpeg_comes_from_another_decoder_says_so(
+    family: str, recorded: str, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ffcv")
+    trial = trial_of(family)
+    here = runtime_config(data, tmp_path)
+    by_ffcv = dataclasses.replace(here, reader="ffcv")
+    assert run_trial(trial, by_ffcv, lambda *_: None, iter([False] * 5 + [True]).__next__) is None
+    result = run_trial(trial, here, lambda *_: None)
+    assert result is not None
+    said = "resume=approximate: after epoch 1 the training goes on with JPEG decoded by threads, and no longer by ffcv"
+    assert result["events"] == ([said] if recorded else [])
+    assert flags_of(result) == (["resume=approximate"] if recorded else [])
+    assert result["hardware"].get("decoder", "") == recorded
 
 
 def test_a_gpu_is_named_by_its_model_and_kernels_and_all_cpus_are_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,15 @@ from tests.support.trials import Killed, runtime_config, trial_of
 RIGHT = Metric("test/right", better="higher")
 
 
-def task_trial(task: str, phase: str = "ablation", metric: Metric = RIGHT, **changes: Any) -> Trial:
+def task_trial(
+    task: str,
+    phase: str = "ablation",
+    metric: Metric = RIGHT,
+    family: str = "allconv with dropout",
+    **changes: Any,
+) -> Trial:
     """Return a trial that a function of the support's trains for three epochs."""
-    trial = trial_of("allconv with dropout", phase)
+    trial = trial_of(family, phase)
     recipe = dataclasses.replace(trial.cell.recipe, restarts=1)
     cell = dataclasses.replace(trial.cell, recipe=recipe, task=f"tests.support.own_tasks:{task}", metric=metric)
     return dataclasses.replace(trial, cell=cell, **changes)
@@ -68,20 +74,30 @@ def test_killed_loop_goes_on_from_its_checkpoint_with_its_generators(data: Path,
     assert (tmp_path / "whole" / "trials" / expected["key"] / "files" / "notes.txt").read_text() == trial.label
 
 
-def test_a_function_that_goes_on_with_other_ranks_is_not_exact_whatever_it_says(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("family", "changes", "before"),
+    [
+        ("allconv with dropout", {"ranks": 2}, "a CPU (2 ranks)"),
+        ("All-CNN-B", {"reader": "ffcv"}, "JPEG decoded by threads, and no longer by ffcv"),
+    ],
+)
+def test_a_function_that_goes_on_with_other_ranks_or_pixels_is_not_exact_whatever_it_says(
+    family: str, changes: dict[str, Any], before: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if changes.get("reader") == "ffcv":
+        pytest.importorskip("ffcv")
+
     def killed_exactly(trial: Any, data: Any, run: Any) -> dict[str, Any]:
         run.exact()
         return own_tasks.killed(trial, data, run)
 
     monkeypatch.setattr(own_tasks, "raises", killed_exactly)
-    trial = task_trial("raises")
+    trial = task_trial("raises", family=family)
     with pytest.raises(Killed):
-        run_task(trial, runtime_config(data, tmp_path, ranks=2), lambda *_: None)
+        run_task(trial, runtime_config(data, tmp_path, **changes), lambda *_: None)
     result = trained(trial, data, tmp_path)
     assert (result["resume"], flags_of(result)) == ("approximate", ["resume=approximate"])
-    assert result["hardware"]["before"] == "a CPU (2 ranks)"
+    assert before in [result["hardware"].get("before"), *(event[-len(before) :] for event in result["events"])]
 
 
 def test_trial_whose_function_leaves_files_is_done_and_a_lost_one_is_named(
