@@ -7,6 +7,7 @@ those of the recording, and seeds are set before. What else a recording holds fa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -59,6 +60,11 @@ def pays(calls: int, call_seconds: float, recording_seconds: float = RECORDING_S
     return SAVED * calls * call_seconds > recording_seconds
 
 
+def name_of(function: Call) -> str:
+    """Return the name under which calls of a function are recorded and counted."""
+    return str(getattr(function, "__name__", ""))
+
+
 class Graphs:
     """Recordings of one learner's calls; `why_not` says why there are none: "" while there may be some.
 
@@ -71,14 +77,13 @@ class Graphs:
         self.recorder = recorder
         self.why_not = why_not
         self.failure = ""  # of a recording
-        self.replays = 0
+        self.replays: Counter[str] = Counter()  # by the name of the function
         self._recordings: dict[Hashable, _Recording] = {}
 
-    @property
-    def mode(self) -> str:
-        """Return how calls were taken, for the record of a trial."""
-        if self.replays:
-            return "graph"
+    def mode(self, function: Call) -> str:
+        """Return how calls of a function were taken, for the record of a trial."""
+        if self.replays[name_of(function)]:
+            return f"graph, until {self.failure}" if self.failure else "graph"
         why_not = self.why_not or ("too few steps for a graph to pay" if self.recorder is not None else "")
         return f"eager: {why_not}" if why_not else "eager"
 
@@ -106,7 +111,7 @@ class Graphs:
         recorder = self.recorder
         if recorder is None:
             return function(*inputs)
-        name = getattr(function, "__name__", "")
+        name = name_of(function)
         key = (name, tuple((value.shape, value.stride(), value.dtype) for value in inputs))
         recording = self._recordings.get(key)
         if recording is None or recording.constants != constants:
@@ -119,7 +124,7 @@ class Graphs:
         for held, value in zip(recording.inputs, inputs, strict=True):
             held.copy_(value)
         recording.replay()
-        self.replays += 1
+        self.replays[name] += 1
         return None if recording.result is None else recording.result.clone()
 
     def _forget_others(self, name: str, constants: Hashable) -> None:

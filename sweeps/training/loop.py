@@ -231,6 +231,11 @@ class Learner:
         return watches
 
     @property
+    def steps_by(self) -> str:
+        """Return how steps were taken, for the record of a trial."""
+        return self.graphs.mode(self._whole_step)
+
+    @property
     def unkeyed(self) -> str:
         """Return what the model has drawn that no key decides, as a sentence; empty for nothing."""
         return self.draws.unkeyed if self.draws is not None else ""

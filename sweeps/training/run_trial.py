@@ -135,7 +135,7 @@ def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
         fingerprint=trainer.splits.fingerprint,
         code=trainer.code,
         hardware=hardware(
-            trainer.device, trainer.config, ", ".join(state.decoders), trainer.graphs.mode, state.devices[:-1]
+            trainer.device, trainer.config, ", ".join(state.decoders), trainer.learner.steps_by, state.devices[:-1]
         ),
         chance=trainer.chance,
         test_chance=_test_chance(trainer.splits),

@@ -64,8 +64,8 @@ def hardware(
 ) -> dict[str, str]:
     """Return what a trial ran on, for its record.
 
-    `decoder` is that of its pictures where they are JPEG, of a resumed training all, the last one last; `steps` says how
-    a GPU took its steps. `before` names the devices on which a resumed training ran earlier.
+    `decoder` is that of its pictures where they are JPEG, of a resumed training those in turn; `steps` says how a GPU
+    took its steps. `before` names the devices on which a resumed training ran earlier.
     """
     import torch
 

@@ -360,7 +360,8 @@ class Trainer:
         epochs = max(1, self.trial.recipe.epochs - self.learner.epoch)
         batch, place = divmod(number, views)
         number = (batch * self.ranks.size + self.ranks.rank) * views + place  # over all ranks
-        return self.learner.scores(view, epochs * (batches if len(view) == BATCH else 1), stage, number)
+        # Full batches are all alike; each evaluation has a single short one.
+        return self.learner.scores(view, epochs * (batches if len(view) == BATCH else views), stage, number)
 
     def save(self) -> bool:
         """Write a durable checkpoint and return True; False where `stop()` ended the wait for a full disk."""
@@ -448,7 +449,7 @@ class Trainer:
 
 
 def note_change(used: list[str], now: str, epochs: int, words: str) -> list[str]:
-    """Add the precision, device or decoder of `now` to those `used` before; return an event where it is not the last of them.
+    """Add the precision, device or decoder of `now` to those `used`; return an event where it is not the last of them.
 
     `epochs` are behind the training. `words` end the sentence, with places for `now` and for that last one.
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,15 +11,17 @@ from torch import Tensor, nn
 
 from crelu_data.write import prepare
 from crelu_models import activations
+from crelu_models.model import Model
 from crelu_models.modules import Dropout, dropout_generators, renew_generators
+from crelu_models.tables import S2
 from sweeps.experiment.recipe import ALLCONV, Recipe, Stage
 from sweeps.store.ledger import Ledger
-from sweeps.training import run_trial, trainer
+from sweeps.training import run_trial, trainer, views
 from sweeps.training.graphs import Graphs, open_graphs, pays
 from sweeps.training.loop import DivergedError, Learner
 from sweeps.training.runtime import hardware
 from tests.support.op_recorder import OpRecorder
-from tests.support.trials import SMALL, artifact_hashes, runtime_config, trial_of
+from tests.support.trials import LARGE, SMALL, artifact_hashes, runtime_config, trial_of
 
 SGD = dataclasses.replace(
     ALLCONV, batch=8, epochs=20, schedule_epochs=20, warmup_epochs=2.0, lr=0.05, precision="fp32",
@@ -76,8 +79,8 @@ def test_replayed_steps_are_the_steps_bit_for_bit(name: str) -> None:
         assert same(eager, replayed), number
     # Recorded are full steps at either decay, the short step that comes once an epoch, and both scores.
     assert recorder.recorded == 5
-    assert replayed.graphs.replays == (10 - 3) + (20 - 3) + (4 - 3) + 2 * (6 - 3)
-    assert (eager.graphs.mode, replayed.graphs.mode) == ("eager", "graph")
+    assert replayed.graphs.replays == {"_whole_step": (10 - 3) + (20 - 3) + (4 - 3), "_scores": 2 * (6 - 3)}
+    assert (eager.steps_by, replayed.steps_by) == ("eager", "graph")
 
 
 def test_a_recording_goes_on_after_a_later_one_of_another_length() -> None:
@@ -90,7 +93,7 @@ def test_a_recording_goes_on_after_a_later_one_of_another_length() -> None:
         assert all(torch.equal(a, b) for a, b in zip(expected, measured, strict=True)), number
         assert same(eager, replayed), number
     assert recorder.recorded == 4  # its decay does not change: full steps, the short step, and both scores
-    assert replayed.graphs.replays == (30 - 3) + (6 - 3) + 2 * (6 - 3)
+    assert replayed.graphs.replays == {"_whole_step": (30 - 3) + (6 - 3), "_scores": 2 * (6 - 3)}
 
 
 def test_a_learner_restored_between_replays_goes_on_as_the_one_that_was_saved() -> None:
@@ -117,8 +120,32 @@ def test_a_net_whose_course_depends_on_numbers_is_trained_as_it_comes() -> None:
         epoch(learner, 0)
         epoch(learner, 1)
     assert same(eager, replayed)
-    assert replayed.graphs.replays == 0
-    assert replayed.graphs.mode == "eager: RuntimeError: operation not permitted when stream is capturing"
+    assert not replayed.graphs.replays
+    assert replayed.steps_by == "eager: RuntimeError: operation not permitted when stream is capturing"
+
+
+def test_scores_that_cannot_be_recorded_end_the_replays_of_steps_and_the_record_says_so() -> None:
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if self.training or x.sum() > 0 else 2 * x
+
+    eager, replayed = make_learner(SGD, None), make_learner(SGD, OpRecorder())
+    for learner in (eager, replayed):
+        learner.model.append(Looks())
+        for number in range(6):
+            epoch(learner, number)
+    assert same(eager, replayed)
+    # A recording of scores fails after the fourth epoch, and the two after it are taken as they come.
+    assert replayed.graphs.replays == {"_whole_step": (10 - 3) + (10 - 3)}
+    assert replayed.steps_by == "graph, until RuntimeError: operation not permitted when stream is capturing"
+
+
+def test_replayed_scores_do_not_make_steps_replayed() -> None:
+    learner = make_learner(dataclasses.replace(SGD, epochs=1), OpRecorder(0.01))
+    for _ in range(6):
+        learner.scores(batch(99, 16)[0], 10**6)
+    assert learner.graphs.replays == {"_scores": 3}
+    assert learner.steps_by == "eager: too few steps for a graph to pay"
 
 
 def test_generators_that_a_failed_recording_held_are_given_up() -> None:
@@ -151,7 +178,7 @@ def test_a_training_that_diverges_under_replays_is_seen() -> None:
     learner = make_learner(dataclasses.replace(SGD, clip_norm=0.0, warmup_epochs=0.0, lr=1e30), OpRecorder())
     with pytest.raises(DivergedError, match="epoch 1"):
         epoch(learner, 0)
-    assert learner.graphs.replays
+    assert learner.graphs.replays["_whole_step"]
 
 
 def test_steps_in_parts_are_taken_as_they_come() -> None:
@@ -159,7 +186,7 @@ def test_steps_in_parts_are_taken_as_they_come() -> None:
     learner.micro_batches = 2
     for step in range(6):
         learner.step(*batch(step))
-    assert learner.graphs.replays == 0
+    assert not learner.graphs.replays
 
 
 @pytest.mark.parametrize(
@@ -171,8 +198,8 @@ def test_a_recording_is_made_where_it_pays(calls: int, seconds: float, worth: bo
     graphs = Graphs(recorder)
     for _ in range(5):
         graphs.call(torch.relu, torch.ones(3), remaining=calls)
-    assert (recorder.recorded, graphs.replays) == ((1, 2) if worth else (0, 0))
-    assert graphs.mode == ("graph" if worth else "eager: too few steps for a graph to pay")
+    assert (recorder.recorded, graphs.replays.total()) == ((1, 2) if worth else (0, 0))
+    assert graphs.mode(torch.relu) == ("graph" if worth else "eager: too few steps for a graph to pay")
 
 
 def test_recordings_are_by_shape_type_and_layout() -> None:
@@ -201,7 +228,8 @@ def test_a_result_stays_when_the_next_call_is_replayed() -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("data")
-    prepare(SMALL, where)
+    for name in (SMALL, LARGE):
+        prepare(name, where)
     return where
 
 
@@ -226,10 +254,10 @@ def test_a_trial_ends_as_without_graphs_also_after_a_stop(
     steps = iter([False] * 9 + [True])
     assert run_trial.run_trial(trial, replayed, lambda *_: None, lambda: next(steps)) is None
     assert run_trial.run_trial(trial, replayed, lambda *_: None) is not None
-    assert [graphs.mode for graphs in recorders] == ["graph", "graph"]
+    assert [graphs.mode(Learner._whole_step) for graphs in recorders] == ["graph", "graph"]
     plain = runtime_config(data, tmp_path / "plain", graphs=False)
     run_trial.run_trial(trial, plain, lambda *_: None)
-    assert (recorders[-1].replays, recorders[-1].why_not) == (0, "not asked for")
+    assert (recorders[-1].replays, recorders[-1].why_not) == ({}, "not asked for")
     assert artifact_hashes(tmp_path / "plain", trial) == artifact_hashes(tmp_path / "replayed", trial)
 
 
@@ -244,7 +272,43 @@ def test_a_recording_that_fails_is_an_event_of_the_trial(
     result = run_trial.run_trial(trial, runtime_config(data, tmp_path), lambda *_: None)
     assert result is not None
     assert result["events"] == ["no CUDA graph: RuntimeError: a look at a number"]
-    assert recorders[0].replays == 0
+    assert not recorders[0].replays
+
+
+@pytest.mark.parametrize(("size", "replays"), [(8, 8 + 8), (20, 8)])
+def test_ten_crops_are_replayed_from_full_and_short_batches(
+    size: int, replays: int, data: Path, tmp_path: Path, recorders: list[Graphs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the 11 views of a batch the first 3 are taken as they come: the 12 test pictures are 8 and 4, or 12 of 20."""
+    for module in (trainer, run_trial, views):
+        monkeypatch.setattr(module, "BATCH", size)
+    trial = trial_of("All-CNN-B")
+    for name, graphs in (("replayed", True), ("eager", False)):
+        run_trial.run_trial(trial, runtime_config(data, tmp_path / name, graphs=graphs), lambda *_: None)
+    assert [opened.replays["_scores"] for opened in recorders] == [replays, 0]
+    assert artifact_hashes(tmp_path / "replayed", trial) == artifact_hashes(tmp_path / "eager", trial)
+
+
+MODEL = Model("tests.support.user_models:small", size=32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why_not"),
+    [
+        ({}, ""),
+        ({"trial": SimpleNamespace(net=MODEL)}, "the net is a model, whose own draws no recording can key"),
+        ({"config": SimpleNamespace(graphs=False)}, "not asked for"),
+        ({"no_graphs": "memory ran out"}, "memory ran out"),
+        ({"ranks": SimpleNamespace(size=2)}, "2 ranks exchange messages within a step"),
+        ({"state": SimpleNamespace(parts=4)}, "a step is taken in 4 parts"),
+    ],
+)
+def test_what_speaks_against_graphs_is_said(changes: dict[str, Any], why_not: str) -> None:
+    training = {
+        "trial": SimpleNamespace(net=S2), "config": SimpleNamespace(graphs=True), "no_graphs": "",
+        "ranks": SimpleNamespace(size=1), "state": SimpleNamespace(parts=1),
+    }  # fmt: skip
+    assert trainer.Trainer._why_no_graphs(SimpleNamespace(**(training | changes))) == why_not  # type: ignore[arg-type]
 
 
 def begun(data: Path, ledger: Path) -> trainer.Trainer:
@@ -267,7 +331,7 @@ def test_where_memory_runs_out_graphs_are_given_up_before_a_step_is_divided(
     data: Path, tmp_path: Path, recorders: list[Graphs]
 ) -> None:
     training = begun(data, tmp_path)
-    training.graphs.replays = 1
+    training.graphs.replays["_whole_step"] = 1
     training.shrink("out of memory")
     assert (training.state.parts, training.graphs.why_not) == (1, "memory ran out")
     assert training.learner.graphs is training.graphs
@@ -279,4 +343,10 @@ def test_where_memory_runs_out_graphs_are_given_up_before_a_step_is_divided(
 def test_a_cpu_records_nothing_and_a_gpu_says_how_it_took_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_graphs(torch.device("cpu"), "").recorder is None
     assert open_graphs(torch.device("cuda"), "not asked for").recorder is None
-    assert "steps" not in hardware(torch.device("cpu"), runtime_config(Path(), Path()), "graph")
+    config = runtime_config(Path(), Path())
+    assert "steps" not in hardware(torch.device("cpu"), config, steps="graph")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 << 30))
+    on_gpu = hardware(torch.device("cuda"), config, steps="eager: not asked for")
+    assert (on_gpu["device"], on_gpu["memory"]) == ("NVIDIA L4", str(24 << 30))
+    assert on_gpu["steps"] == "eager: not asked for"

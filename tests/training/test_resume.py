@@ -191,9 +191,7 @@ def test_a_training_that_goes_on_with_other_ranks_says_so(data: Path, tmp_path: 
     assert (result["hardware"]["before"], flags_of(result)) == ("a CPU (2 ranks)", ["resume=approximate"])
 
 
-@pytest.mark.parametrize(
-    ("family", "recorded"), [("All-CNN-B by Adam", "ffcv, threads"), ("allconv with dropout", "")]
-)
+@pytest.mark.parametrize(("family", "recorded"), [("All-CNN-B by Adam", "ffcv, threads"), ("allconv with dropout", "")])
 def test_a_training_whose_jpeg_comes_from_another_decoder_says_so(
     family: str, recorded: str, data: Path, tmp_path: Path
 ) -> None:
