@@ -6,12 +6,15 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from crelu_data.datasets import dataset
 from crelu_models.tables import S2
 from sweeps.cli.options import parser
+from sweeps.cli.run import _set_pack_policy
 from sweeps.execution import packing, worker
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
@@ -119,6 +122,53 @@ def test_packs_on_a_gpu_are_tried_and_go_on_where_they_are_faster() -> None:
     assert (policy.most, policy.side_by_side, policy.resident) == (packing.MAX_MEMBERS, True, {SMALL})
     assert (policy.memory, policy.even) == (4e8, True)
     assert packing.policy_on_gpu(trials[3:], known, 1.0, frozenset()).most == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "resident_bytes", "packed", "said"),
+    [
+        (0, 0.5, 0, True, 1),
+        (0, 0.01, 0, False, 0),
+        (0, 0.5, 2 << 30, False, 0),
+        (0.5, 0.01, 0, True, 0),
+        (0.5, 0.01, 2 << 30, True, 0),
+    ],
+)
+def test_auto_packs_on_a_cpu_what_waits_for_one_stream_and_on_a_gpu_what_has_trained_alone(
+    gpus: float, share: float, resident_bytes: int, packed: bool, said: int
+) -> None:
+    state, lines = auto_state("auto", gpus, share, resident_bytes=resident_bytes)
+    policies = [state.pack_policy() for _ in range(2)]
+    trials = members("All-CNN-B")
+    assert [len(policy.cells) for policy in policies] == [len(trials) * packed] * 2
+    assert {policy.side_by_side for policy in policies} == {gpus > 0}
+    assert {bool(policy.resident) for policy in policies} == {gpus > 0 and resident_bytes > 0}
+    assert len(lines) == said
+
+
+def test_packs_that_are_asked_for_are_fixed_and_those_of_ranks_are_as_before() -> None:
+    state, _ = auto_state(3, 0.5, 0.01)
+    assert (state.pack_policy().most, state.pack_policy().cells, state.pack_policy().side_by_side) == (3, None, True)
+    state, _ = auto_state("auto", 0, 0.5, ranks=2)
+    assert state.pack_policy is None
+
+
+def auto_state(pack: int | str, gpus: float, share: float, **config: int) -> tuple[Any, list[str]]:
+    """Return a driver's state with its policy set, for trials that each waited for this share; and what was said."""
+    lines: list[str] = []
+    trials = members("All-CNN-B")
+    state: Any = SimpleNamespace(
+        config=runtime_config(Path(), Path(), **{"resident_bytes": 0, **config}),
+        resources=SimpleNamespace(gpus=gpus), pack_policy=None,
+    )  # fmt: skip
+    forecast: Any = SimpleNamespace(
+        plan=SimpleNamespace(to_do=trials), facts={LARGE: dataset(LARGE)},
+        settings=SimpleNamespace(resources=SimpleNamespace(pack=pack)),
+        throughputs=throughputs(trials, dict.fromkeys(range(len(trials)), share)),
+    )  # fmt: skip
+    view: Any = SimpleNamespace(log=lines.append)
+    _set_pack_policy(state, forecast, view)
+    return state, lines
 
 
 def test_cell_without_epochs_is_judged_by_the_nearest_net_on_the_same_data() -> None:
