@@ -6,13 +6,15 @@
 
 Without a GPU it says so and ends with 0. It needs torch, NumPy, Numba, PyArrow and safetensors; pytest, FFCV and
 simplejpeg are used where they are. "roof" is the rate of matrix products in bf16, "copy" that of a copy on the device.
-A section that fails has a line that says why, and one that would begin after --seconds is left out.
+A section that fails has a line that says why, and one that would begin after --seconds is left out. A figure with a
+target, on an H100 or H200, has it beside it, and whether it was met.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import importlib.util
 import json
 import os
@@ -20,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,8 +38,9 @@ from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
 from sweeps.experiment.trial import Cell, Trial
-from sweeps.training.graphs import Graphs, open_graphs, open_streams
+from sweeps.training.graphs import WARM_UP, Graphs, open_graphs, open_streams
 from sweeps.training.loop import Learner
+from sweeps.training.shared_batches import BatchStream
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKS = (1, 2, 4, 8, 16)
@@ -65,7 +68,31 @@ FAMILIES = {
 COMPILED = ("allconv CReLU", "All-CNN-B 1,4,7 of 256")  # a compilation takes half a minute
 PACKED = ("allconv base", "allconv CReLU", "allconv CReLU half", "VGG")
 ACTIVATIONS = (("crelu", (256, 96, 55, 55)), ("crelu", (128, 96, 32, 32)), ("avr", (256, 96, 55, 55)),
-               ("crelu_leaky", (256, 96, 55, 55)), ("concat_elu", (256, 96, 55, 55)))  # fmt: skip
+               ("crelu_leaky", (256, 96, 55, 55)), ("concat_elu", (256, 96, 55, 55)),
+               ("crelu", (128, 96, 8, 8)), ("crelu", (64, 48, 8, 8)), ("avr", (128, 96, 8, 8)))  # fmt: skip
+# Families that learn from a stream of JPEG, and how many nets at once.
+STREAMED = (("All-CNN-B 1,4,7 of 256", 1), ("All-CNN-B 1,4,7 of 64", 9))
+LIMIT = 480.0  # seconds of the command
+CIFAR_TRAINING = 350 * 50_000  # pictures
+
+# Section, row, figure and what it ought to be.
+TARGETS = (
+    ("exact", "*", "*differ", "<=", 0),
+    ("step", "allconv base, [!e]*", "roof_percent", ">=", 35),
+    ("step", "allconv CReLU, [!e]*", "roof_percent", ">=", 35),
+    ("step", "VGG, [!e]*", "roof_percent", ">=", 25),
+    ("step", "All-CNN-B 1,4,7 of 64, [!e]*", "roof_percent", ">=", 30),
+    ("step", "All-CNN-B 1,4,7 of 256, [!e]*", "roof_percent", ">=", 40),
+    ("step", "All-CNN-B 1 to 9 of 256, [!e]*", "roof_percent", ">=", 45),
+    ("activations", "crelu (256, 96, 55, 55)", "copy_percent", ">=", 75),
+    ("activations", "crelu (128, 96, 32, 32)", "copy_percent", ">=", 75),
+    ("activations", "*", "over_definition", ">=", 1),
+    ("pack", "8 side by side", "pictures_s", ">=", 100_000),
+    ("pack", "8 side by side", "over_processes", ">=", 1.5),
+    ("stream", "* by 1 net", "stall_percent", "<=", 15),
+    ("stream", "* by 9 nets", "stall_percent", "<=", 3),
+    ("trial", "*", "resident_percent", ">=", 90),
+)
 
 
 # For a machine without a GPU, where only the way through this file is of interest.
@@ -84,6 +111,8 @@ class Bench:
     families: dict[str, Family] = field(default_factory=lambda: FAMILIES)
     activations: Sequence[tuple[str, tuple[int, ...]]] = ACTIVATIONS
     packs: Sequence[int] = PACKS
+    streamed: Sequence[tuple[str, int]] = STREAMED
+    jpeg_side: int = 256
     window: float = 0.3  # seconds that a rate is measured
     steps: int = 200  # of the comparison of bits
     pictures: int = 20_000
@@ -91,14 +120,23 @@ class Bench:
     kills: int = 2
     flops: float = float("nan")
     copy: float = float("nan")
+    began: float = field(default_factory=time.perf_counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def say(self, section: str, name: str, **values: float | str) -> None:
-        """Add a row to the table and print it."""
-        self.rows.append({"section": section, "name": name, **values})
-        shown = "  ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}"
-                          for key, value in values.items())  # fmt: skip
-        print(f"{section:<12}{name:<30}{shown}", flush=True)
+        """Add a row to the table and print it, with the targets of its figures and whether they are met."""
+        targets = {}
+        shown = []
+        for key, value in values.items():
+            words = f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}"
+            if not isinstance(value, str) and (target := target_of(section, name, key)):
+                sign, bound = target
+                met = value >= bound if sign == ">=" else value <= bound
+                targets[key] = {"target": f"{sign} {bound:g}", "met": met}
+                words += f" (target {sign} {bound:,g}: {'met' if met else 'missed'})"
+            shown.append(words)
+        self.rows.append({"section": section, "name": name, **values, **({"targets": targets} if targets else {})})
+        print(f"{section:<12}{name:<30}{'  '.join(shown)}", flush=True)
 
     def wait(self) -> None:
         """Wait until the device has done its work."""
@@ -183,7 +221,8 @@ def tests(bench: Bench) -> None:
         return
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
+                          timeout=max(1.0, bench.began + LIMIT - time.perf_counter()))  # fmt: skip
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing said"]
     bench.say("tests", "marked gpu", result=lines[-1])
     for line in lines:
@@ -202,7 +241,7 @@ def exact(bench: Bench) -> None:
                     learner.step(images, labels)
             first, second = (learner.tensors() for learner in learners)
             differ = sum(not torch.equal(first[key], second[key]) for key in first)
-            mode = learners[1].graphs.mode
+            mode = learners[1].steps_by
             bench.say("exact", f"{name}: graph, eager", steps=bench.steps, tensors_that_differ=differ, steps_by=mode)
     trials, config = short_trials(bench, bench.members, min(2000, bench.pictures))
     digests = [train_apart(bench, trials, config, "alone"), train_pack(bench, trials, config, "pack")]
@@ -213,7 +252,8 @@ def exact(bench: Bench) -> None:
     from sweeps.execution.verify_resume import shortened, verify
 
     verdict = verify(shortened(trials[0]), config, str(bench.folder / "resume"), bench.kills, 0)
-    bench.say("exact", "killed, left alone", kills=verdict.kills, differ=", ".join(verdict.differences) or "nothing")
+    bench.say("exact", "killed, left alone", kills=verdict.kills, numbers_that_differ=len(verdict.differences),
+              which=", ".join(verdict.differences) or "none")  # fmt: skip
 
 
 def step(bench: Bench) -> None:
@@ -229,12 +269,12 @@ def step(bench: Bench) -> None:
                 took = bench.seconds(lambda learner=learner, x=images, y=labels: learner.step(x, y))
                 share = 100 * 1e9 * work / took / bench.flops
                 bench.say("step", f"{name}, {form}", ms=1e3 * took, pictures_s=family.batch / took, roof_percent=share,
-                          steps_by=learner.graphs.mode)  # fmt: skip
+                          steps_by=learner.steps_by)  # fmt: skip
             free(bench)
 
 
 def activations(bench: Bench) -> None:
-    """Measure activations forward and backward: ours and the definition, against the rate of a copy."""
+    """Measure activations forward and backward in a graph: ours and the definition, against the rate of a copy."""
     from crelu_models.activations import activation
     from crelu_models.fused import BY_INPUT, DEFINITIONS, accepts
 
@@ -245,17 +285,30 @@ def activations(bench: Bench) -> None:
         x.requires_grad_()
         # Forward x and y, backward the gradient by y, what was kept, and the gradient by x.
         moved = 2 * x.nbytes + 2 * weight.nbytes + (x if kind in BY_INPUT else weight).nbytes
-        took = [bench.seconds(partial(both_ways, form, x, weight)) for form in (module, DEFINITIONS[kind])]
+        forms = [partial(both_ways, form, x, weight) for form in (module, DEFINITIONS[kind])]
+        eager = [bench.seconds(form) for form in forms]
+        took = [bench.seconds(replayed(bench, form)) for form in forms]
         by_kernel = x.is_cuda and accepts(x, kind, torch.channels_last)
         bench.say(
             "activations", f"{kind} {shape}", ms=1e3 * took[0], over_definition=took[1] / took[0],
-            copy_percent=100 * moved / took[0] / bench.copy, kernel="ours" if by_kernel else "torch's",
+            eager_over_definition=eager[1] / eager[0], copy_percent=100 * moved / took[0] / bench.copy,
+            kernel="ours" if by_kernel else "torch's",
         )  # fmt: skip
 
 
 def both_ways(form: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> None:
     """Go forward and backward."""
     torch.autograd.grad(form(x), x, weight)
+
+
+def replayed(bench: Bench, call: Callable[[], None]) -> Callable[[], object]:
+    """Return what replays a call from a graph; the call itself where the device records none."""
+    recorder = open_graphs(bench.device, "").recorder
+    if recorder is None:
+        return call
+    for _ in range(WARM_UP):
+        recorder.warm_up(call)
+    return recorder.record(call, ())[0]
 
 
 def pack(bench: Bench) -> None:
@@ -291,16 +344,15 @@ def pack(bench: Bench) -> None:
 
 def pictures(bench: Bench) -> None:
     """Measure views of pictures on the device, and the decoders that are there."""
-    from crelu_data.datasets import beton_path, order
-    from crelu_data.load import open_pictures
+    from crelu_data.datasets import beton_path, crop_of, order
+    from crelu_data.load import READERS, open_pictures
     from sweeps.training.runtime import RuntimeConfig
 
-    count = bench.pictures
-    for size, number, batch in ((32, count, 128), (256, max(64, count // 5), 256)):
-        name = f"synthetic:size={size},classes=10,train={number},test=16"
-        for reader in ("threads", "ffcv") if size == 256 else ("threads",):
+    for name, size, batch in ((small_pictures(bench.pictures), 32, 128), (jpeg_pictures(bench), bench.jpeg_side, 256)):
+        for reader in ("threads",) if size == 32 else READERS:
             with section_line(bench, "pictures", f"{size} px by {reader}"):
-                if reader == "ffcv" and importlib.util.find_spec("ffcv") is None:
+                if absent := why_absent(bench, reader):
+                    bench.say("pictures", f"{size} px by {reader}", result=f"left out: {absent}")
                     continue
                 path = beton_path(name, "train", bench.prepared(name))
                 resident = RuntimeConfig.resident_bytes if size == 32 else 0
@@ -309,34 +361,120 @@ def pictures(bench: Bench) -> None:
                         indices = order(0, epoch, np.arange(len(opened), dtype=np.int64))
                         began = time.perf_counter()
                         for minibatch in opened.batches(indices, batch):
-                            view(opened, minibatch, epoch, 32 if size == 32 else 224)
+                            view(opened, minibatch, epoch, crop_of(size))
                         bench.wait()
                     rate = len(opened) / (time.perf_counter() - began)
                 bench.say("pictures", f"{size} px by {reader}", pictures_s=rate)
 
 
+def stream(bench: Bench) -> None:
+    """Measure for what share of the time nets wait that learn together from one stream of JPEG."""
+    from crelu_data.datasets import beton_path
+    from crelu_data.load import default_reader, open_pictures
+
+    name = jpeg_pictures(bench)
+    for family, count in bench.streamed:
+        row = f"{family} by {count} net{'s' * (count > 1)}"
+        with section_line(bench, "stream", row):
+            _, _, crop, _, batch = bench.families[family]
+            streams = open_streams(bench.device, count)
+            members = []
+            for _ in range(count):
+                context = streams.member()
+                with context:
+                    members.append((context, bench.learner(family, True)[0]))
+            bench.wait()
+
+            def turn(batch_of: Callable[[], tuple[Tensor, Tensor]], members: Any = members) -> None:
+                for context, learner in members:
+                    with context:
+                        learner.step(*batch_of())
+
+            there = bench.batch(family, 0)
+            bench.wait()
+            resident = bench.seconds(lambda turn=turn, there=there: turn(lambda: there))
+            path = beton_path(name, "train", bench.prepared(name))
+            with (
+                open_pictures(path, reader=default_reader(), device=bench.device, resident_bytes=0) as opened,
+                closing(BatchStream(streams)) as batches,
+            ):
+                steps = len(opened) // batch
+                for epoch in range(2):  # the decoder may be compiled in the first
+                    began = time.perf_counter()
+                    for number in range(steps):
+                        turn(partial(batches.get, epoch, number, partial(views, opened, epoch, crop, batch)))
+                    bench.wait()
+                took = time.perf_counter() - began
+            bench.say("stream", row, pictures_s=steps * batch / took, resident_pictures_s=batch / resident,
+                      stall_percent=max(0.0, 100 * (1 - steps * resident / took)), reader=default_reader())  # fmt: skip
+        free(bench)
+
+
+def views(opened: Any, epoch: int, crop: int, batch: int, start: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield the training views and the labels of an epoch's batches from `start` on."""
+    from crelu_data.datasets import order
+
+    indices = order(0, epoch, np.arange(len(opened), dtype=np.int64))
+    for minibatch in opened.batches(indices, batch, start):
+        yield view(opened, minibatch, epoch, crop), minibatch.labels
+
+
 def trial(bench: Bench) -> None:
-    """Measure a whole trial, start and evaluations included: pictures learned from a second."""
+    """Measure a whole trial: its rate with its start, and after its first epoch beside that of the step alone."""
     trials, config = short_trials(bench, 1, bench.pictures)
     began = time.perf_counter()
     train_apart(bench, trials, config, "whole")
     took = time.perf_counter() - began
     from sweeps.store.ledger import Ledger
+    from sweeps.training.splits import open_splits
 
     result = Ledger(str(bench.folder / "whole")).result(trials[0].key)
     assert result is not None
-    learned = result["train_pictures"] * result["epochs"]
-    bench.say("trial", trials[0].cell.label, pictures_s=learned / took, seconds=took,
+    learner, images, labels = bench.learner(trials[0].cell.label, True)
+    resident = len(labels) / bench.seconds(lambda: learner.step(images, labels))
+    history = json.loads((bench.folder / "whole" / "trials" / trials[0].key / "history.json").read_text())
+    pictures = len(open_splits(trials[0], config).train_indices)
+    lasted = (history[-1]["time_ms"] - history[0]["time_ms"]) / 1e3
+    rate = pictures * (len(history) - 1) / max(lasted, 1e-3)
+    bench.say("trial", trials[0].cell.label, with_start_pictures_s=pictures * len(history) / took, seconds=took,
+              pictures_s=rate, resident_percent=100 * rate / resident,
+              trainings_an_hour=3600 * rate / CIFAR_TRAINING,
               steps_by=str(result["hardware"].get("steps", "eager")))  # fmt: skip
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "roof": roof, "exact": exact, "step": step, "activations": activations, "pack": pack, "pictures": pictures,
-    "trial": trial, "tests": tests,
+    "stream": stream, "trial": trial, "tests": tests,
 }  # fmt: skip
 
 
 # What they use
+
+
+def target_of(section: str, name: str, key: str) -> tuple[str, float] | None:
+    """Return the sign and the bound of a figure's target, where it has one."""
+    for target_section, row, figure, sign, bound in TARGETS:
+        if section == target_section and fnmatch.fnmatchcase(name, row) and fnmatch.fnmatchcase(key, figure):
+            return sign, bound
+    return None
+
+
+def small_pictures(count: int, test: int = 16) -> str:
+    """Return the name of a set of pictures of CIFAR's size."""
+    return f"synthetic:size=32,classes=10,train={count},test={test}"
+
+
+def jpeg_pictures(bench: Bench) -> str:
+    """Return the name of a set of pictures that are stored as JPEG, a fifth as many."""
+    return f"synthetic:size={bench.jpeg_side},classes=10,train={max(64, bench.pictures // 5)},test=16"
+
+
+def why_absent(bench: Bench, reader: str) -> str:
+    """Return why a reader of JPEG cannot run here; "" where it can."""
+    if reader == "nvjpeg" and bench.device.type != "cuda":
+        return "it needs a GPU"
+    module = {"ffcv": "ffcv", "threads": "simplejpeg", "nvjpeg": "torchvision"}[reader]
+    return f"{module} is not installed" if importlib.util.find_spec(module) is None else ""
 
 
 def device_name(device: torch.device) -> str:
@@ -365,9 +503,10 @@ def view(opened: Any, minibatch: Any, epoch: int, crop: int) -> Tensor:
     from crelu_data.augment import training_view
 
     facts = opened.sidecar
+    shift = 4 if facts.size == crop else 0
     return training_view(
-        minibatch.images, minibatch.ids, seed=0, epoch=epoch, crop=crop, flip=True, shift=4 if crop == 32 else 0,
-        lighting=0.0, mean=facts.mean, std=facts.std, eigenvalues=facts.eigenvalues, eigenvectors=facts.eigenvectors,
+        minibatch.images, minibatch.ids, seed=0, epoch=epoch, crop=crop, flip=True, shift=shift, lighting=0.0,
+        mean=facts.mean, std=facts.std, eigenvalues=facts.eigenvalues, eigenvectors=facts.eigenvectors,
     )  # fmt: skip
 
 
@@ -375,7 +514,7 @@ def short_trials(bench: Bench, count: int, pictures: int) -> tuple[list[Trial], 
     """Return trials of a few epochs on embedded pictures, and where they run."""
     from sweeps.training.runtime import RuntimeConfig
 
-    name = f"synthetic:size=32,classes=10,train={pictures},test=500"
+    name = small_pictures(pictures, 500)
     names = [family for family in PACKED if family in bench.families]
     trials = []
     for number in range(count):
@@ -488,7 +627,8 @@ def main() -> int:
         bench = Bench(torch.device(options.device), Path(folder))
         if options.tiny:
             torch.set_num_threads(1)
-            sizes = {"families": TINY, "activations": (("crelu", (2, 4, 8, 8)),), "packs": (1,), "window": 0.01}
+            sizes = {"families": TINY, "activations": (("crelu", (2, 4, 8, 8)),), "packs": (1,), "window": 0.01,
+                     "streamed": (("VGG", 1), ("VGG", 2)), "jpeg_side": 72}  # fmt: skip
             bench = dataclasses.replace(bench, **sizes, steps=6, pictures=200, members=2, kills=0)
         if options.serve:
             serve(bench, options.serve)

@@ -1,15 +1,21 @@
 """On a GPU: replayed steps, packs on streams and resumed trials have the bits of the eager step, alone, left alone."""
 
+import argparse
 import dataclasses
 import json
+import math
 import subprocess
 import sys
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import bench_sharing, bench_step
+from crelu_data import load
 from crelu_data.write import prepare
 from crelu_models.modules import build, initialise
 from crelu_models.spec import Net
@@ -74,7 +80,7 @@ def test_200_replayed_steps_are_200_eager_steps_bit_for_bit(
             assert torch.equal(*scores), step
             assert pair[0].end_epoch() == pair[1].end_epoch(), step
     eager, replayed = (learner.tensors() for learner in pair)
-    assert pair[1].graphs.mode == "graph"
+    assert pair[1].steps_by == "graph"
     assert [name for name in eager if not torch.equal(eager[name], replayed[name])] == []
 
 
@@ -92,7 +98,7 @@ def test_a_net_that_looks_at_numbers_is_trained_as_it_comes_with_its_dropout() -
         for step in range(10):
             learner.step(*batch(step, 32, 32))
     eager, other = (learner.tensors() for learner in pair)
-    assert pair[1].graphs.replays == 0
+    assert not pair[1].graphs.replays
     assert pair[1].graphs.why_not
     assert all(torch.equal(eager[name], other[name]) for name in eager)
 
@@ -141,7 +147,8 @@ LACKING = ("ray", "mlflow", "optuna", "ffcv", "scipy", "psutil", "matplotlib", "
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path) -> None:
-    words = ["--device", "cpu", "--tiny", "--sections", "roof", "activations", "trial"]
+    sections = ["roof", "exact", "step", "activations", "pack", "pictures", "stream", "trial"]
+    words = ["--device", "cpu", "--tiny", "--sections", *sections]
     code = (
         f"import runpy, sys\nsys.modules.update(dict.fromkeys({LACKING!r}))\n"
         f"for words in ([], {[*words, '--json', str(tmp_path / 'gpu.json')]!r}):\n"
@@ -154,5 +161,50 @@ def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path
     assert done.stdout.startswith("no GPU here: nothing is measured\n")
     assert "failed" not in done.stdout
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert {row["section"] for row in rows} == {"roof", "activations", "trial"}
-    assert all(row["pictures_s"] > 0 for row in rows if row["section"] == "trial")
+    assert {row["section"] for row in rows} == set(sections)
+    figures = {name: [row[name] for row in rows if name in row] for row in rows for name in row}
+    assert figures["tensors_that_differ"] == [0, 0]
+    assert figures["trials_that_differ"] == [0]
+    assert [row["targets"]["trials_that_differ"] for row in rows if "trials_that_differ" in row] == [
+        {"target": "<= 0", "met": True}
+    ]
+    assert all(min(figures[name]) > 0 for name in ("pictures_s", "processes_s", "resident_percent", "copy_percent"))
+    assert all(0 <= percent < 100 for percent in figures["stall_percent"])
+    assert figures["result"] == ["left out: ffcv is not installed", "left out: it needs a GPU"]
+
+
+def test_nets_of_the_benchmark_of_sharing_do_not_diverge(tmp_path: Path) -> None:
+    name = "synthetic:size=32,classes=10,train=96,test=16"
+    prepare(name, tmp_path / "data")
+    for trial in bench_sharing.cifar(96, 2):
+        cell = dataclasses.replace(trial.cell, net=trial.cell.net.width(0.125), dataset=name)
+        short = dataclasses.replace(trial, cell=dataclasses.replace(
+            cell, recipe=dataclasses.replace(cell.recipe, batch=16)))  # fmt: skip
+        result = run_trial(short, runtime_config(tmp_path / "data", tmp_path / "ledger"), lambda *_: None)
+        assert result is not None
+        assert (result["status"], result["restarts"], result["events"]) == ("finished", 0, [])
+
+
+@pytest.mark.parametrize("family", bench_step.FAMILIES)
+def test_nets_of_the_benchmark_of_steps_do_not_diverge(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learners: list[Learner] = []
+    step = Learner.step
+
+    def noted(learner: Learner, images: Tensor, labels: Tensor) -> None:
+        learners.append(learner)
+        step(learner, images, labels)
+
+    stored = bench_step.FAMILIES[family][2]
+    monkeypatch.setattr(bench_step, "name", lambda stored: f"synthetic:size={stored},classes=10,train=8,test=8")
+    monkeypatch.setattr(Learner, "step", noted)
+    monkeypatch.setattr(load, "open_pictures", partial(load.open_pictures, reader="threads"))
+    prepare(bench_step.name(stored), tmp_path)
+    options = argparse.Namespace(width=0.125, batch=4, device="cpu", precision="fp32", data=str(tmp_path))
+    turns = bench_step.ours(family, options)
+    for _ in islice(zip(turns["ours"](), turns["resident"](), strict=False), 4):
+        pass
+    assert len(learners) >= 8
+    assert all(learner is learners[0] for learner in learners)
+    assert learners[0].check_finite()[0] / len(learners) < 4 * 2 * math.log(bench_step.FAMILIES[family][4])
