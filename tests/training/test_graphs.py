@@ -275,11 +275,11 @@ def test_a_recording_that_fails_is_an_event_of_the_trial(
     assert not recorders[0].replays
 
 
-@pytest.mark.parametrize(("size", "replays"), [(8, 8 + 8), (20, 8)])
+@pytest.mark.parametrize(("size", "replays"), [(8, 2 * 11), (20, 11)])
 def test_ten_crops_are_replayed_from_full_and_short_batches(
     size: int, replays: int, data: Path, tmp_path: Path, recorders: list[Graphs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the 11 views of a batch the first 3 are taken as they come: the 12 test pictures are 8 and 4, or 12 of 20."""
+    """The 12 pictures that are held out, in 3 epochs, come as those of the test do: 8 and 4, or a short batch of 12."""
     for module in (trainer, run_trial, views):
         monkeypatch.setattr(module, "BATCH", size)
     trial = trial_of("All-CNN-B")

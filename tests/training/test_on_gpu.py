@@ -1,21 +1,15 @@
 """On a GPU: replayed steps, packs on streams and resumed trials have the bits of the eager step, alone, left alone."""
 
-import argparse
 import dataclasses
 import json
-import math
 import subprocess
 import sys
-from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import bench_sharing, bench_step
-from crelu_data import load
 from crelu_data.write import prepare
 from crelu_models.modules import build, initialise
 from crelu_models.spec import Net
@@ -171,40 +165,3 @@ def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path
     assert all(min(figures[name]) > 0 for name in ("pictures_s", "processes_s", "resident_percent", "copy_percent"))
     assert all(0 <= percent < 100 for percent in figures["stall_percent"])
     assert figures["result"] == ["left out: ffcv is not installed", "left out: it needs a GPU"]
-
-
-def test_nets_of_the_benchmark_of_sharing_do_not_diverge(tmp_path: Path) -> None:
-    name = "synthetic:size=32,classes=10,train=96,test=16"
-    prepare(name, tmp_path / "data")
-    for trial in bench_sharing.cifar(96, 2):
-        cell = dataclasses.replace(trial.cell, net=trial.cell.net.width(0.125), dataset=name)
-        short = dataclasses.replace(trial, cell=dataclasses.replace(
-            cell, recipe=dataclasses.replace(cell.recipe, batch=16)))  # fmt: skip
-        result = run_trial(short, runtime_config(tmp_path / "data", tmp_path / "ledger"), lambda *_: None)
-        assert result is not None
-        assert (result["status"], result["restarts"], result["events"]) == ("finished", 0, [])
-
-
-@pytest.mark.parametrize("family", bench_step.FAMILIES)
-def test_nets_of_the_benchmark_of_steps_do_not_diverge(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learners: list[Learner] = []
-    step = Learner.step
-
-    def noted(learner: Learner, images: Tensor, labels: Tensor) -> None:
-        learners.append(learner)
-        step(learner, images, labels)
-
-    stored = bench_step.FAMILIES[family][2]
-    monkeypatch.setattr(bench_step, "name", lambda stored: f"synthetic:size={stored},classes=10,train=8,test=8")
-    monkeypatch.setattr(Learner, "step", noted)
-    monkeypatch.setattr(load, "open_pictures", partial(load.open_pictures, reader="threads"))
-    prepare(bench_step.name(stored), tmp_path)
-    options = argparse.Namespace(width=0.125, batch=4, device="cpu", precision="fp32", data=str(tmp_path))
-    turns = bench_step.ours(family, options)
-    for _ in islice(zip(turns["ours"](), turns["resident"](), strict=False), 4):
-        pass
-    assert len(learners) >= 8
-    assert all(learner is learners[0] for learner in learners)
-    assert learners[0].check_finite()[0] / len(learners) < 4 * 2 * math.log(bench_step.FAMILIES[family][4])
