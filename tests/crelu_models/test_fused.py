@@ -172,6 +172,9 @@ def test_on_a_gpu_kernels_compile_and_give_the_bits_of_the_definition(kind: str,
     from crelu_models import fused
 
     device = torch.device("cuda")
-    assert all(fused._agrees(kind, *sample) for sample in fused._samples(kind, dtype, device))
+    # The exponential of a GPU's kernel library has no numbers below the normal ones: then torch's operations are taken.
+    assert fused.is_exact(kind, dtype, device) or kind == "concat_elu"
+    for x, weight, _ in fused.samples(kind, dtype, device):
+        assert fused.agrees(activation(kind, x.shape[1]), kind, x, weight)
     x = torch.randn(8, 96, 17, 17, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     assert torch.equal(activation(kind, 96)(x), fused.DEFINITIONS[kind](x))
