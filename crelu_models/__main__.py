@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from crelu_models.command_line import Parser, add_version
+from crelu_models.command_line import Parser, add_version, python_command
 
 if TYPE_CHECKING:
     from crelu_models.placement import PlacementOption
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Do what the command line says and return the exit code: 0, or 2 where it cannot be done."""
-    options = parser().parse_args()
+    options = parser(python_command("crelu_models")).parse_args()
     try:
         print(table(options.net, options.size, dict(map(argument, options.arguments))))
     except (ValueError, OSError) as error:
@@ -26,9 +26,9 @@ def main() -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of `python -m crelu_models`."""
-    parser = Parser(prog="python -m crelu_models", description=__doc__, allow_abbrev=False)
+def parser(program: str = "python -m crelu_models") -> argparse.ArgumentParser:
+    """Return the parser of the verbs."""
+    parser = Parser(prog=program, description=__doc__, allow_abbrev=False)
     add_version(parser)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     text = "the activations of a net, where CReLU can stand, and which layer a width thins there"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -81,6 +82,11 @@ def _plain(message: str, options: Sequence[str]) -> str:
     every = ", ".join(filter(None, known))
     hint = f"did you mean {near[0]}?" if near else f"there are: {every}" if every else "there are none here"
     return f"{match['name']}: there is no {match['word']!r}; {hint}"
+
+
+def python_command(module: str, *words: str) -> str:
+    """Return the command that runs a module, for a shell: with the interpreter as it was typed, each word quoted."""
+    return shlex.join([sys.orig_argv[0], "-m", module, *words])
 
 
 def sentence(error: Exception) -> str:

@@ -15,11 +15,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from crelu_data.cores import cores
-from crelu_data.datasets import SPLITS, Sidecar, beton_path, check_data_dir, counted, data_dir, dataset, read_sidecar
+from crelu_data.datasets import (
+    SPLITS,
+    Sidecar,
+    beton_path,
+    check_data_dir,
+    counted,
+    data_dir,
+    dataset,
+    prepare_command,
+    read_sidecar,
+)
 from crelu_data.interrupts import INTERRUPTED
 from crelu_data.storage import Progress
 from crelu_data.streams import make_lasting
-from crelu_models.command_line import Parser, add_version, nonnegative_int, positive_int, sentence
+from crelu_models.command_line import Parser, add_version, nonnegative_int, positive_int, python_command, sentence
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
 _BENCH_PICTURES = 20_000  # that `bench` reads at least; a small set is repeated
@@ -29,7 +39,7 @@ _NAMES = "synthetic[:size=72,train=3000,...] | cifar10 | cifar100 | imagenet[:si
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return 0, or 2 after an error in one sentence, or 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = _parser(python_command("crelu_data")).parse_args(arguments)
     try:
         check_data_dir(data_dir(options.data_dir))
         verbs: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -51,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str = "python -m crelu_data") -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    parser = Parser(prog="python -m crelu_data", description=__doc__)
+    parser = Parser(prog=program, description=__doc__)
     add_version(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     prepare = verbs.add_parser("prepare", help="write NAME-{train,val,test}.beton and their sidecars")
@@ -149,7 +159,7 @@ def _files(options: argparse.Namespace) -> list[Path]:
     dataset(options.name, where)  # raises for a wrong name, as distinct from a missing file
     paths = [path for split in SPLITS if (path := beton_path(options.name, split, where)).exists()]
     if not paths:
-        raise ValueError(f"{options.name} is not prepared in {where}: python -m crelu_data prepare {options.name}")
+        raise ValueError(f"{options.name} is not prepared in {where}: {prepare_command(options.name, where)}")
     return paths
 
 

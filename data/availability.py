@@ -19,6 +19,7 @@ from crelu_data.datasets import (
     check_data_dir,
     counted,
     dataset,
+    prepare_command,
     read_sidecar,
     remedy,
     view_side,
@@ -254,8 +255,8 @@ def missing_message(name: str, missing: list[Path], where: Path) -> str:
         known = held if folders else f"no {source}/train/*/"
     present = [path.name for split in SPLITS if (path := beton_path(name, split, where)).exists()]
     known = ", ".join(present) or known
-    option = f" --source {source or 'IMAGENET_DIR'}" if name.startswith("imagenet") else ""
+    option = ["--source", source or "IMAGENET_DIR"] if name.startswith("imagenet") else []
     return (
         f"{name} is not prepared: looked for {' and '.join(path.name for path in missing)} in {where}, found {known}. "
-        f"Run: python -m crelu_data prepare {name}{option} --data-dir {where}"
+        f"Run: {prepare_command(name, where, *option)}"
     )

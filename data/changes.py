@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
-from crelu_data.datasets import SPLITS, beton_path, fresh_command, read_sidecar
+from crelu_data.datasets import SPLITS, beton_path, fresh_command, prepare_command, read_sidecar
 from crelu_data.folders import shown
 from crelu_data.originals import difference, originals_path, read_originals
 from crelu_data.sources import originals_of, whole_splits
@@ -46,5 +45,5 @@ def check_whole(name: str, where: Path) -> None:
     if sidecars and lacking:
         raise ValueError(
             f"{shown(name)} in {shown(str(where))} has no {' and no '.join(lacking)} split, since its preparation was "
-            f"interrupted: {shlex.join(['python', '-m', 'crelu_data', 'prepare', name, '--data-dir', str(where)])}"
+            f"interrupted: {prepare_command(name, where)}"
         )

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from crelu_models.command_line import python_command
 
 Ints = NDArray[np.int64]
 Colour = tuple[float, float, float]
@@ -181,7 +182,7 @@ def _folder(name: str, where: Path) -> DataSet:
         expected = " and -".join(sorted(recorded, key=SPLITS.index)) or "train and -test or -val"
         raise ValueError(
             f"{name!r} is not prepared in {where} (expected {stem(name)}-{expected}, "
-            f"found {prepared}): python -m crelu_data prepare {name}"
+            f"found {prepared}): {prepare_command(name, where)}"
         )
     train = sidecars["train"]
     counts = {split: sidecar.count for split, sidecar in sidecars.items()}
@@ -369,7 +370,12 @@ def fresh_command(sidecar: Sidecar, where: Path, origin: Path | None = None) -> 
         options += ["--size", str(sidecar.size), *(["--seed", str(sidecar.seed)] if sidecar.seed else [])]
     options += ["--quality", str(sidecar.quality)] if sidecar.quality not in (0, 90) else []
     options += ["--partial"] if sidecar.partial else []
-    return _command("prepare", sidecar.name, "--fresh", *options, "--data-dir", str(where))
+    return prepare_command(sidecar.name, where, "--fresh", *options)
+
+
+def prepare_command(name: str, where: Path, *options: str) -> str:
+    """Return the command that prepares a data set in a folder."""
+    return python_command("crelu_data", "prepare", name, *options, "--data-dir", str(where))
 
 
 def remedy(sidecar: Sidecar, where: Path) -> str:
@@ -377,12 +383,8 @@ def remedy(sidecar: Sidecar, where: Path) -> str:
     again = f"{fresh_command(sidecar, where)} writes it again"
     if sidecar.name.startswith("synthetic"):
         return again
-    pulled = _command("pull", "SOURCE", sidecar.name, "--fresh", "--data-dir", str(where))
+    pulled = python_command("crelu_data", "pull", "SOURCE", sidecar.name, "--fresh", "--data-dir", str(where))
     return f"{again}; where the originals are not on this machine: {pulled}"
-
-
-def _command(*words: str) -> str:
-    return shlex.join(["python", "-m", "crelu_data", *words])
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:
@@ -405,7 +407,7 @@ def read_sidecar(path: Path) -> Sidecar:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: python -m crelu_data prepare NAME writes it") from None
+        raise ValueError(f"{path} is missing: {prepare_command('NAME', path.parent)} writes it") from None
     return sidecar_of(content, str(path))
 
 

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from crelu_data import beton
-from crelu_data.datasets import SPLITS, Sidecar, read_sidecar, remedy, sidecar_of, stem, write_sidecar
+from crelu_data.datasets import SPLITS, Sidecar, prepare_command, read_sidecar, remedy, sidecar_of, stem, write_sidecar
 from crelu_data.interrupts import deferred_interrupts
 from crelu_data.sources import whole_splits
 from crelu_data.storage import Progress, exclusive_lock, no_progress, open_filesystem
+from crelu_models.command_line import python_command
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
@@ -175,7 +176,7 @@ def _list_remote(
     if absent or not (selected or wanted):
         raise NotThereError(
             f"{source} holds no prepared files{_of(absent)}; found {', '.join(complete) or 'none at all'}. "
-            f"python -m crelu_data push {source} copies some to it"
+            f"{python_command('crelu_data', 'push', source, *absent)} copies some to it"
         )
     for name in names:
         if not any(each in complete for each in _stems([name])):
@@ -238,8 +239,8 @@ def _to_come(file: RemoteFile, where: Path, source: str, fresh: bool, pictures: 
     if not fresh and (difference := _difference(sidecar, file.sidecar, source)):
         advice = "--fresh replaces it"
         if not pictures:
-            words = ["python", "-m", "crelu_data", "pull", source, sidecar.name, "--fresh", "--data-dir", str(where)]
-            advice = f"{shlex.join(words)} replaces it"
+            words = ("pull", source, sidecar.name, "--fresh", "--data-dir", str(where))
+            advice = f"{python_command('crelu_data', *words)} replaces it"
             if not path.exists():
                 known = [where / f"{_set_of(file.name)}-{split}.json" for split in SPLITS]
                 advice = f"to take those: {shlex.join(['rm', *(str(path) for path in known if path.exists())])}"
@@ -404,13 +405,12 @@ def push(
     absent = [name for name in names if not any(where / f"{each}.beton" in paths for each in _stems([name]))]
     if absent or not paths:
         raise ValueError(
-            f"{where} holds no prepared files{_of(absent)}: python -m crelu_data prepare NAME --data-dir {where}"
+            f"{where} holds no prepared files{_of(absent)}: {prepare_command(absent[0] if absent else 'NAME', where)}"
         )
     sidecars = {path.stem: read_sidecar(path.with_suffix(".json")) for path in paths}
     if lacking := _lacking(sidecars, where):
-        raise ValueError(
-            f"{where} lacks {', '.join(lacking)}: python -m crelu_data prepare NAME --data-dir {where} adds it"
-        )
+        first = next(each for stem, each in sidecars.items() if _set_of(stem) == _set_of(Path(lacking[0]).stem))
+        raise ValueError(f"{where} lacks {', '.join(lacking)}: {prepare_command(first.name, where)} adds it")
     with deferred_interrupts() as check, ThreadPoolExecutor(FILES) as pool:
 
         def progress_while_wanted(what: str, done: int, total: int) -> None:

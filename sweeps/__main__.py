@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from crelu_data.streams import make_lasting
-from crelu_models.command_line import Parser, add_version, positive_int, sentence
+from crelu_models.command_line import Parser, add_version, positive_int, python_command, sentence
 from sweeps.cli import explain
 from sweeps.cli.garbage import collect_rarely
 from sweeps.cli.status import status
@@ -37,7 +37,7 @@ def main() -> int:
 def called() -> str:
     """Return the words that called this program: those of an installed script, or of its module."""
     name = Path(sys.argv[0]).name
-    return name if name == SCRIPT else "python -m sweeps"
+    return name if name == SCRIPT else python_command("sweeps")
 
 
 def parser(program: str = "python -m sweeps") -> argparse.ArgumentParser:

@@ -62,7 +62,7 @@ def main(
     """
     make_lasting()
     collect_rarely()
-    options = parser(name, question, tuple(also)).parse_args()
+    options = parser(name, question, tuple(also), Command.typed(f"sweeps.{name}").page).parse_args()
     # A preempted machine sends SIGTERM. It means what Ctrl-C means, also before there is anything to save, and in the
     # background of a script, where Ctrl-C is ignored.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -23,7 +23,9 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "sweeps.execution": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training"),
     "sweeps.tracking": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment"),
     "sweeps.results": ("crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment"),
-    "sweeps.report": ("crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.results", "sweeps.tracking"),
+    "sweeps.report": (
+        "crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.results", "sweeps.tracking",
+    ),
     "sweeps.analysis": (
         "crelu_models", "crelu_data", "sweeps.store", "sweeps.experiment", "sweeps.training", "sweeps.execution",
         "sweeps.tracking", "sweeps.results", "sweeps.report",

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from crelu_data.streams import make_lasting
-from crelu_models.command_line import Parser, nonnegative_int, sentence
+from crelu_models.command_line import Parser, nonnegative_int, python_command, sentence
 from sweeps.analysis import sources, summary
 from sweeps.analysis.compute import JobResult, JobSpec, cached, request_name, run_job
 from sweeps.analysis.sources import Source
@@ -46,7 +46,7 @@ class Job(NamedTuple):
 def parser(job: Job, question: str | None) -> argparse.ArgumentParser:
     """Return the parser of `python -m sweeps.analysis.NAME`, to which a job adds its options."""
     options = Parser(
-        prog=f"python -m sweeps.analysis.{job.name}",
+        prog=python_command(f"sweeps.analysis.{job.name}"),
         description=question,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Results already there are kept, each request (samples, seed ...) apart; the report reads those of the "

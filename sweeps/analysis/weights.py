@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from crelu_data.availability import fingerprint
-from crelu_data.datasets import beton_path, dataset, order, read_sidecar
+from crelu_data.datasets import beton_path, dataset, order, prepare_command, read_sidecar
 from crelu_data.load import Pictures
 from crelu_models.model import Model
 from crelu_models.modules import build
@@ -128,7 +128,7 @@ def open_sample(loaded: LoadedNet, runtime: RuntimeConfig, samples: int, seed: i
     facts = dataset(loaded.dataset, folder)
     test, train = (beton_path(loaded.dataset, split, folder) for split in (facts.final, "train"))
     if not test.exists():
-        raise ValueError(f"{test} is missing; to make it: python -m crelu_data prepare {loaded.dataset}")
+        raise ValueError(f"{test} is missing; to make it: {prepare_command(loaded.dataset, folder)}")
     if loaded.fingerprint and loaded.fingerprint != fingerprint(loaded.dataset, folder):
         raise ValueError(
             f"{loaded.label}: the pictures of {loaded.dataset} in {folder} are not those it was trained on; "

@@ -37,6 +37,11 @@ class Command:
             arguments = without(arguments, "--stale", 1)
         return shlex.join([*self.program, *arguments, *more])
 
+    @property
+    def page(self) -> str:
+        """Return the words that call the page, as they are typed."""
+        return shlex.join(self.program)
+
     def verb(self, *words: str) -> str:
         """Return a command of `python -m sweeps`, by the same interpreter."""
         return shlex.join([*self.program[:1], "-m", "sweeps", *words])

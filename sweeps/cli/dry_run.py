@@ -316,7 +316,8 @@ def _no_models(today: Plan, settings: Settings) -> str:
     cells = [trial.cell for trial in (*today.to_do, *today.pending)]
     names = _expected_names(today, settings) if user_names(cell.net for cell in cells) else []
     try:
-        check_models(cells, {name: availability.expected_pictures(name, settings.data_dir)[0] for name in names})
+        facts = {name: availability.expected_pictures(name, settings.data_dir)[0] for name in names}
+        check_models(cells, facts, settings.data_dir)
     except ValueError as error:
         return str(error)
     return ""

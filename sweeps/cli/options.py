@@ -29,10 +29,13 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-def parser(name: str, question: str | None, groups: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Return the parser of `python -m sweeps.NAME`; `groups` are further cells that --also may name."""
+def parser(name: str, question: str | None, groups: Sequence[str] = (), program: str = "") -> argparse.ArgumentParser:
+    """Return the parser of a page, called by the words `program` (default: python -m sweeps.NAME).
+
+    `groups` are further cells that --also may name.
+    """
     parser = Parser(
-        prog=f"python -m sweeps.{name}",
+        prog=program or f"python -m sweeps.{name}",
         description=(question or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="The same command again resumes. Exit codes: 0 all cells done, 1 finished with failed cells or, after "

@@ -123,7 +123,7 @@ def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: N
             to_train = (*today.to_do, *today.pending)
             declared = today if asked == sweep else plan(sweep, settings.ledger, fingerprints)
             check_splits(to_train, settings.data_dir)
-            check_models((trial.cell for trial in to_train), facts)
+            check_models((trial.cell for trial in to_train), facts, settings.data_dir)
             _register_questions(declared, settings, tell)
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
             code, declared, today = _run(declared, today, settings, facts, fingerprints)

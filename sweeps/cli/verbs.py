@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from crelu_models.command_line import python_command
 from sweeps.cli.options import ExitCode
 from sweeps.experiment.plan import Plan, current_plan, has_failed
 from sweeps.experiment.sweep import Sweep, sweep_from_json
@@ -40,7 +41,7 @@ def show_pages(_: argparse.Namespace) -> int:
     width = max(map(len, questions))
     for name, question in questions.items():
         print(f"{name:<{width}}  {question}")
-    print("\nrun one: python -m sweeps.NAME   (--help, --list, --dry-run)")
+    print(f"\nrun one: {python_command('sweeps.NAME')}   (--help, --list, --dry-run)")
     return 0
 
 
@@ -76,7 +77,7 @@ def reconcile(options: argparse.Namespace) -> int:
     except LeaseLostError as lost:
         raise ValueError(f"{lost}; it sends MLflow the rest") from None
     if why:
-        again = shlex.join([sys.orig_argv[0], "-m", "sweeps", *sys.argv[1:]])
+        again = python_command("sweeps", *sys.argv[1:])
         print(f"error: MLflow at {place(uri)} lacks runs of {title}, for {why}", file=sys.stderr)
         print(f"mend that, then   {again}", file=sys.stderr)
         return ExitCode.UNTRACKED

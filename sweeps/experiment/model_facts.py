@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from crelu_data.datasets import DataSet
+from crelu_data.datasets import DataSet, data_dir, prepare_command
 from crelu_models.model import Model
 from crelu_models.spec import Net
 from sweeps.experiment.trial import PHASES, Cell, Trial
@@ -78,17 +78,19 @@ def cell_parameters(cell: Cell, classes: int | None, trained: Iterable[tuple[Tri
     return known_parameters(net, classes, results)
 
 
-def seen_by(net: Net | Model, facts: DataSet) -> DataSet:
+def seen_by(net: Net | Model, facts: DataSet, where: Path | None = None) -> DataSet:
     """Return the facts of a data set with the side of the views that a net takes; ValueError where they are too small.
 
     A model may ask for a side of its own. Less than half of what is stored would show it a corner of each picture.
+    `where` is the folder of the prepared files.
     """
     side = net.size if isinstance(net, Model) else 0
     if not side:
         return facts
     if not facts.size <= 2 * side <= 2 * facts.size:
         kind = facts.name.partition(":")[0]
-        other = f": python -m crelu_data prepare {facts.name} --size N" if kind == "folder" else ""
+        options = ("--fresh", "--size", str(side))
+        other = f": {prepare_command(facts.name, where or data_dir(None), *options)}" if kind == "folder" else ""
         raise ValueError(
             f"{net.name} takes pictures of side {side}, and those of {facts.name} are stored at side {facts.size}; "
             f"give it a size from {-(-facts.size // 2)} to {facts.size}, or prepare other ones{other}"
@@ -96,7 +98,7 @@ def seen_by(net: Net | Model, facts: DataSet) -> DataSet:
     return dataclasses.replace(facts, crop=side)
 
 
-def check_models(cells: Iterable[Cell], facts: Mapping[str, DataSet]) -> None:
+def check_models(cells: Iterable[Cell], facts: Mapping[str, DataSet], where: Path | None = None) -> None:
     """Raise ValueError where a model of a cell does not load, does not take its data, or gives no scores of classes.
 
     All are built at once in one process, on torch's device without memory where they can.
@@ -105,7 +107,7 @@ def check_models(cells: Iterable[Cell], facts: Mapping[str, DataSet]) -> None:
     for cell in cells:
         if isinstance(cell.net, Model) and cell.dataset in facts:
             try:
-                view_facts = seen_by(cell.net, facts[cell.dataset])
+                view_facts = seen_by(cell.net, facts[cell.dataset], where)
             except ValueError as error:
                 raise ValueError(f"{cell.label}: {error}") from None
             labels.setdefault((cell.net, view_facts.classes, view_facts.crop), cell.label)

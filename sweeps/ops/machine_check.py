@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from crelu_data.cores import cores
-from crelu_data.datasets import data_dir, fresh_command, read_sidecar
+from crelu_data.datasets import data_dir, fresh_command, prepare_command, read_sidecar
 from crelu_models.command_line import version
 from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, without_login
@@ -278,7 +278,7 @@ def pictures(request: Request) -> Iterator[Finding]:
         yield Finding("note", f"none are in {where}: a sweep pulls them from {source}")
     elif not sidecars:
         state: State = "WRONG" if configured else "note"
-        remedy = f"python -m crelu_data prepare NAME --data-dir {where}" if configured else "the demo needs none"
+        remedy = prepare_command("NAME", where) if configured else "the demo needs none"
         yield Finding(state, f"none are prepared in {where}: {remedy}")
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import shlex
 import socket
 import sys
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from crelu_models.command_line import python_command
 from sweeps.experiment.wording import count
 from sweeps.report import grade_page, index_page
 from sweeps.report.contents import document
@@ -230,7 +230,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
             sentences.append(f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}")
         else:
             words = reconcile_words(results.title, ledger.output, store, experiment)
-            command = shlex.join([sys.orig_argv[0], "-m", "sweeps", *words])
+            command = python_command("sweeps", *words)
             sentences.append(f"none of the runs is in MLflow; {command} sends them")
     return Tracked("; ".join(filter(None, sentences)), lacks)
 
@@ -257,8 +257,7 @@ def export(options: argparse.Namespace) -> int:
     contents = files(document(ledger, results), tidy(results))
     size = capsule.write(ledger, results, contents, Path(options.file))
     print(f"{options.file}: {results.title}, {count(len(results.runs), 'trial')}, {size / 1e6:.1f} MB")
-    look = [sys.orig_argv[0], "-m", "sweeps", "report", "--from", options.file]
-    print(f"to look at it: {shlex.join(look)}")
+    print(f"to look at it: {python_command('sweeps', 'report', '--from', options.file)}")
     return DONE
 
 

@@ -7,6 +7,7 @@ takes its place. Numbers that change are points at rising steps, since MLflow sh
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -139,9 +140,10 @@ class CellRuns:
 
     def _provisional_note(self, done: int, planned: int) -> str:
         """Return the note of a cell that no report has seen as it is now."""
+        title = shlex.quote(self.index.sweep.title)
         return (
             f"In these numbers: {done} of {count(planned, 'training')} planned so far. The row of the table and the "
-            f"report follow at the end of the sweep, or by `python -m sweeps report {self.index.sweep.title}`."
+            f"report follow at the end of the sweep, or by `python -m sweeps report {title}`."
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from crelu_data.availability import fingerprint as fingerprint_of
 from crelu_data.datasets import DataSet, Ints, beton_path, dataset, folds, holdout, is_partial, order
 from crelu_data.load import Pictures, open_pictures
+from crelu_models.command_line import python_command
 from sweeps.experiment.model_facts import seen_by
 from sweeps.experiment.trial import PHASES, Trial, probed
 from sweeps.training.runtime import RuntimeConfig
@@ -48,8 +49,8 @@ def open_splits(trial: Trial, config: RuntimeConfig) -> Splits:
     name = trial.cell.dataset
     where = Path(config.data_dir)
     phase = PHASES[trial.phase]
-    facts = seen_by(trial.net, dataset(name, where))
-    look = f"to look at them: python -m crelu_data verify {name}"
+    facts = seen_by(trial.net, dataset(name, where), where)
+    look = f"to look at them: {python_command('crelu_data', 'verify', name, '--data-dir', str(where))}"
     try:
         fingerprint = fingerprint_of(name, where)
     except ValueError as error:

@@ -425,7 +425,7 @@ def test_a_damaged_plan_and_trials_of_another_version_are_one_sentence(ledger: L
 
 
 def test_missing_pictures_are_one_sentence_with_the_command(ledger: Ledger, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is missing; to make it: python -m crelu_data prepare synthetic"):
+    with pytest.raises(ValueError, match=r"is missing; to make it: \S+ -m crelu_data prepare synthetic"):
         run_job_command("invariance", ledger, tmp_path, "--run", TRIALS["Baseline"].key)
 
 

@@ -84,7 +84,7 @@ def test_source_whose_pictures_changed_is_said_before_anything_trains(name: str,
             check()
     assert fingerprint(name, head) == before
     pull(source, tmp_path / "whole")
-    with pytest.raises(ValueError, match=rf"; python -m crelu_data pull {shared} {name} --fresh --data-dir"):
+    with pytest.raises(ValueError, match=rf"; \S+ -m crelu_data pull {shared} {name} --fresh --data-dir"):
         check_available(name, tmp_path / "whole", str(shared), pictures=False)
     for path in head.glob("*.json"):
         path.unlink()

@@ -19,6 +19,7 @@ from crelu_data.load import open_pictures
 from crelu_data.originals import Originals, difference, originals_path, read_originals, write_originals
 from crelu_data.transfer import pull, push
 from crelu_data.write import prepare
+from crelu_models.command_line import python_command
 from tests.support.pictures import picture_folder
 
 
@@ -102,10 +103,10 @@ def test_set_without_a_list_is_taken_and_one_without_details_still_told(pics: Pa
     push(where, str(tmp_path / "shared"))
     pull(str(tmp_path / "shared"), tmp_path / "node")
     picture(pics / "a/new.png", 32)
-    with pytest.raises(ValueError, match="was prepared; python -m crelu_data prepare"):
+    with pytest.raises(ValueError, match=r"was prepared; \S+ -m crelu_data prepare"):
         check_unchanged(name, tmp_path / "node")
     originals_path(name, where).write_bytes(b"\x1f\x8bgarbage")
-    with pytest.raises(ValueError, match="was prepared; python -m crelu_data prepare"):
+    with pytest.raises(ValueError, match=r"was prepared; \S+ -m crelu_data prepare"):
         check_unchanged(name, where)
     for split in ("train", "test"):
         path = beton_path(name, split, where).with_suffix(".json")
@@ -139,7 +140,7 @@ def test_damaged_file_is_told_with_the_command_that_makes_the_same_set(tmp_path:
             if "does not match" not in str(refused.value):
                 assert said.startswith(f"{command} writes it again; where the originals are not on this machine: ")
                 assert shlex.split(said)[-4:] == [name, "--fresh", "--data-dir", str(where)]
-            assert said.startswith("python -m crelu_data prepare 'folder:")
+            assert said.startswith(python_command("crelu_data", "prepare", name))
     assert main([*shlex.split(command)[3:], "--writer", "native", "--workers", "1"]) == 0
     assert fingerprint(name, where) == before
 
@@ -355,7 +356,7 @@ def test_fresh_that_was_killed_before_its_first_split_tells_no_wrong_names(
         with pytest.raises(KilledError):
             prepare(name, where, writer="native", workers=1, fresh=True)
     picture(pics / "b/newer.png", 32)
-    with pytest.raises(ValueError, match="was prepared; python -m crelu_data prepare"):
+    with pytest.raises(ValueError, match=r"was prepared; \S+ -m crelu_data prepare"):
         check_unchanged(name, where)
 
 

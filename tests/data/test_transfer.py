@@ -166,7 +166,7 @@ def test_a_set_that_lacks_a_split_is_neither_pulled_nor_pushed(
     with pytest.raises(TransferError, match=f"lacks {lacking.name}"):
         check_source(str(folder), [NAME], tmp_path)
     for names in ((), (NAME,)):
-        with pytest.raises(ValueError, match=f"{lacking.name}: python -m|{lacking.stem}.json is missing"):
+        with pytest.raises(ValueError, match=f"{lacking.name}: \\S+ -m|{lacking.stem}.json is missing"):
             push(folder, str(tmp_path / "up"), names)
     assert not (tmp_path / "node").exists()
     assert not (tmp_path / "up").exists()
