@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from crelu_data.datasets import counted
 from sweeps.ops.machine_check import Request, check_machine
 from sweeps.ops.open_ports import listeners, open_to_network
 from sweeps.store.ledger import Ledger
@@ -69,7 +70,10 @@ def run(options: argparse.Namespace) -> int:
         for sentence in findings or ["as it should be"]:
             print(f"{name:<10} {'WRONG  ' if findings else 'ok     '} {sentence}")
     if total:
-        print(f"{total} findings: each WRONG above is open to others, or costs more, than it should", file=sys.stderr)
+        print(
+            f"{counted(total, 'finding')}: each WRONG above is open to others, or costs more, than it should",
+            file=sys.stderr,
+        )
     return 1 if total else 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from crelu_data.cores import cores
-from crelu_data.datasets import data_dir, fresh_command, prepare_command, read_sidecar
+from crelu_data.datasets import counted, data_dir, fresh_command, prepare_command, read_sidecar
 from crelu_models.command_line import version
 from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, without_login
@@ -299,7 +299,7 @@ def ray(address: str) -> Iterator[Finding]:
         yield Finding("WRONG", error)
         return
     resources = json.loads(output.splitlines()[-1])
-    words = f"{resources['CPU']:g} CPUs and {resources['GPU']:g} GPUs"
+    words = f"{counted(int(resources['CPU']), 'CPU')} and {counted(int(resources['GPU']), 'GPU')}"
     yield Finding("ok", f"starts here, with {words}" if address == "local" else f"answers at {address}, with {words}")
 
 
