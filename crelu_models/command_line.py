@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from difflib import get_close_matches
 from importlib import metadata
 from typing import NoReturn
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk, or a user's part of it, that has no room
 _CHOICE = re.compile(
     r"argument (?P<name>.*): invalid choice: '?(?P<word>[^']*)'? \(choose from (?P<known>.*)\)", re.DOTALL
 )
@@ -90,9 +92,13 @@ def python_command(module: str, *words: str) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """Return an error as a sentence: of a file its name and what is wrong, without the system's number."""
+    """Return an error as a sentence: of a file its name and what is wrong, without the system's number.
+
+    Of a full disk it says what to do.
+    """
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        mend = "; make room there, then the same command goes on" if error.errno in FULL else ""
+        return f"{os.fsdecode(error.filename)}: {error.strerror}{mend}"
     return str(error)
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
+from crelu_models.command_line import FULL
+
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
 
@@ -68,6 +70,17 @@ def login_in(address: str) -> Login | None:
     scheme = address.partition("://")[0].partition("+")[0].lower()
     match = (_LOGIN_FIRST if scheme in _LOGINS_FIRST else _LOGIN_OR_PORT).fullmatch(address)
     return Login(*match.groups()) if match else None
+
+
+@contextmanager
+def full_disk_named(folder: os.PathLike[str] | str) -> Iterator[None]:
+    """Name the folder in the error of a full disk, which names no file where it comes from an open one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = os.fspath(folder)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

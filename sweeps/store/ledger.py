@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from crelu_data.interrupts import deferred_interrupts
-from crelu_data.storage import check_mounted, make_folder, open_filesystem, sync_folder
+from crelu_data.storage import check_mounted, full_disk_named, make_folder, open_filesystem, sync_folder
 from sweeps.store.foreign import TASK_FILES, TRIAL_FILES, is_trial_file, known_trial_files, printable_json, relative
 
 if TYPE_CHECKING:
@@ -248,7 +248,11 @@ class Ledger:
                 stream.write(content)
             return
         check_mounted(Path(self._opened[1]))
-        target = Path(path)
+        with full_disk_named(self._opened[1]):
+            self._write_local(Path(path), content)
+
+    def _write_local(self, target: Path, content: bytes) -> None:
+        """Write a file of a local disk by another name first, and last through a loss of power."""
         make_folder(target.parent)
         # Named after process and thread: two writers of one file never share a temporary one.
         partial = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.part")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from crelu_models.command_line import sentence
 from sweeps.store import checkpoint
 from sweeps.store.checkpoint import Checkpoint
 from sweeps.store.checkpoint_header import progress
@@ -71,8 +72,10 @@ def test_failing_write_leaves_the_old_file_and_no_half_one(ledger: Ledger, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         ledger.write("a/b.json", b"new")
+    advice = "No space left on device; make room there, then the same command goes on"
+    assert sentence(caught.value) == f"{ledger.root}: {advice}"
     assert ledger.read("a/b.json") == b"old"
     assert os.listdir(ledger.path("a")) == ["b.json"]
 
