@@ -32,6 +32,7 @@ from crelu_data.streams import make_lasting
 from crelu_models.command_line import Parser, add_version, nonnegative_int, positive_int, python_command, sentence
 
 _EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
+_LEAST = 1.0  # seconds of a part before which its speed is not told
 _BENCH_PICTURES = 20_000  # that `bench` reads at least; a small set is repeated
 _LONG = ("class_names", "label_counts")  # fields that `info` cuts to ten items
 _NAMES = "synthetic[:size=72,train=3000,...] | cifar10 | cifar100 | imagenet[:size=N] | folder:PATH"
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted, and no incomplete file has a final name; the same command {again}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"data {options.verb}: {sentence(error)}", file=sys.stderr)
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -265,9 +266,10 @@ def _lines() -> Progress:
         starts.setdefault(text, now)
         if now - last >= _EVERY:
             last = now
-            rate = done / max(now - starts[text], 1e-9)
-            left = f", {(total - done) / rate:,.0f} s left" if rate else ""
-            print(f"{text}: {done:,} of {total:,}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
+            seconds = now - starts[text]
+            rate = done / seconds if seconds >= _LEAST else 0.0
+            speed = f", {rate:,.0f}/s, {(total - done) / rate:,.0f} s left" if rate else ""
+            print(f"{text}: {done:,} of {total:,}{speed}", file=sys.stderr, flush=True)
 
     return report
 

@@ -39,7 +39,7 @@ from crelu_data.folders import shown
 from crelu_data.originals import originals_path, write_originals
 from crelu_data.pixels import Picture
 from crelu_data.sources import Source, sources, subset, whole_splits
-from crelu_data.storage import Progress, exclusive_lock, no_progress
+from crelu_data.storage import Progress, exclusive_lock, full_disk_named, no_progress
 
 if TYPE_CHECKING:
     from crelu_data.ffcv_patches import Writer
@@ -104,12 +104,14 @@ def prepare(
         raise ValueError(f"the size is 16 to 4096 pixels, not {size}")
     if seed is not None and seed < 0:
         raise ValueError(f"the seed is 0 or more, not {seed}")
+    if origin is not None:
+        _check_origin(name, origin)
     requested = {"size": size, "quality": quality, "seed": seed}
     if not fresh and _is_complete(name, where, sidecars := _existing(name, where, requested, partial)):
         check_unchanged(name, where, origin)
         return sidecars
     where.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(where / f".{stem(name)}.lock"):
+    with full_disk_named(where), exclusive_lock(where / f".{stem(name)}.lock"):
         sidecars = {} if fresh else _existing(name, where, requested, partial)
         if sidecars:
             check_unchanged(name, where, origin)
@@ -127,6 +129,15 @@ def prepare(
             if fresh and split not in splits:  # of an earlier preparation, when there were originals of it
                 beton.unpublish(beton_path(name, split, where))
         return sidecars | finished
+
+
+def _check_origin(name: str, origin: Path) -> None:
+    """Raise ValueError where a folder of originals is none, or where a set takes no such folder."""
+    if name.partition(":")[0] in ("folder", "synthetic"):
+        why = "its pictures are drawn" if name.startswith("synthetic") else "its name says where the pictures are"
+        raise ValueError(f"--source {origin}: {shown(name)} takes none, since {why}; leave it out")
+    if not origin.is_dir():
+        raise ValueError(f"--source {origin} is no folder: name the one with the originals of {shown(name)}")
 
 
 def _is_complete(name: str, where: Path, sidecars: dict[str, Sidecar]) -> bool:

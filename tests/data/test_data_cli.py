@@ -1,5 +1,6 @@
 """python -m crelu_data: quick to answer, one sentence for what is wrong, the documented exit codes."""
 
+import errno
 import json
 import os
 import pty
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from crelu_data.__main__ import main
+from crelu_data.__main__ import _lines, main
 from crelu_data.datasets import beton_path
 from crelu_data.streams import make_lasting
 from crelu_data.write import prepare
@@ -89,8 +90,12 @@ def test_a_tree_of_cifar_in_the_data_dir_is_taken(tmp_path: Path, capsys: pytest
     [
         (["prepare", "cifra10"], "nearest: cifar10"),
         (["prepare", "imagenet"], "IMAGENET_DIR"),
-        (["prepare", "imagenet", "--source", "/nowhere"], "train/<class>"),
-        (["prepare", "cifar10", "--source", "/nowhere"], "cifar-10-batches-py"),
+        (["prepare", "imagenet", "--source", "/proc"], "train/<class>"),
+        (["prepare", "cifar10", "--source", "/proc"], "cifar-10-batches-py"),
+        (["prepare", "cifar10", "--source", "/nowhere"], "--source /nowhere is no folder: name the one with the"),
+        (["prepare", "imagenet", "--source", "/nowhere"], "--source /nowhere is no folder: name the one with the"),
+        (["prepare", "folder:/pics", "--source", "/proc"], "takes none, since its name says where the pictures are"),
+        (["prepare", "synthetic", "--source", "/proc"], "synthetic takes none, since its pictures are drawn"),
         (["prepare", "cifar10", "--size", "64"], "32 pixels"),
         (["prepare", "folder:/nowhere"], "no folder /nowhere"),
         (["prepare", "synthetic", "--quality", "101"], "1 to 100"),
@@ -108,6 +113,54 @@ def test_what_is_wrong_is_one_sentence_and_exit_2(
     said = capsys.readouterr().err
     assert told in said
     assert said.count("\n") == 1
+
+
+def test_source_is_looked_at_where_the_set_is_prepared_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture_folder(tmp_path, "pics", {"a": 4, "b": 4}, (16, 16))
+    cifar_tree(tmp_path, 6)
+    place = ["--data-dir", str(tmp_path), "--writer", "native"]
+    for words in (["synthetic:train=10,test=10"], [f"folder:{tmp_path / 'pics'}"], ["cifar10", "--partial"]):
+        assert main(["prepare", *words, *place]) == 0
+        assert main(["prepare", *words, *place]) == 0
+        capsys.readouterr()
+        assert main(["prepare", *words, *place, "--source", "/nowhere"]) == 2
+        said = capsys.readouterr()
+        assert (said.out, said.err.startswith("error: --source /nowhere")) == ("", True)
+
+
+@pytest.mark.parametrize("writer", ["native", "ffcv"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_told_with_the_folder_and_what_to_do(
+    writer: str, number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("crelu_data.write.WRITERS", (writer,))
+    monkeypatch.setattr(f"crelu_data.write._write_{writer}", full)
+    where = tmp_path / "my data"
+    assert main(["prepare", "synthetic:train=10,test=10", "--writer", writer, "--data-dir", str(where)]) == 2
+    advice = "make room there, then the same command goes on"
+    assert capsys.readouterr().err == f"error: {where}: {os.strerror(number)}; {advice}\n"
+
+
+def test_speed_is_told_once_a_part_has_taken_a_second(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((0.0, 6.0, 12.0, 12.5, 18.5))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock, 99.0))
+    report = _lines()
+    for done in (100, 400):  # at 6 s, this part's first news, and at 12 s
+        report("writing test", done, 1000)
+    report("measuring test", 10, 1000)  # at 12.5 s: nothing is printed so soon
+    report("measuring test", 600, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "writing test: 100 of 1,000",
+        "writing test: 400 of 1,000, 67/s, 9 s left",
+        "measuring test: 600 of 1,000, 100/s, 4 s left",
+    ]
 
 
 def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path: Path) -> None:

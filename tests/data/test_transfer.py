@@ -325,7 +325,7 @@ def test_lack_of_room_is_told_before_anything_is_copied(
         pull(str(folder), tmp_path / "node")
     assert refused.value.errno == errno.ENOSPC  # another machine may have room
     assert main(["pull", str(folder), "--data-dir", str(tmp_path / "node")]) == 2
-    assert f"data pull: {tmp_path / 'node'}: 0.005 GB free" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'node'}: 0.005 GB free" in capsys.readouterr().err
     assert left(tmp_path / "node") == []
     assert not list((tmp_path / "node").glob("*.beton"))
 
