@@ -1,5 +1,6 @@
 """What is installed: the three packages with their files, the command, and nothing that is called data."""
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -23,6 +24,11 @@ def test_wheel_has_our_packages_and_nothing_called_data() -> None:
         named = {path for glob in files[package] for path in (ROOT / package).glob(glob)}
         others = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix != ".py"}
         assert {path for path in others if path.parent.name != "__pycache__"} == named
+
+
+def test_citation_is_of_this_version() -> None:
+    cited = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == [PROJECT["project"]["version"]]
 
 
 def test_the_command_that_is_installed_names_itself(

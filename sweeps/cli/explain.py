@@ -49,21 +49,33 @@ def explain(options: argparse.Namespace) -> int:
     (title,) = titles(ledger, options.sweep)
     plan = current_plan(ledger, title)
     if options.cell is None:
-        print("\n\n".join("\n".join(cell_lines(plan, cell, brief=True)) for cell in plan.sweep.cells))
+        reasons = withheld_reasons(plan, ledger)
+        print("\n\n".join("\n".join(cell_lines(plan, cell, reasons, brief=True)) for cell in plan.sweep.cells))
         return 0
     status = _trial_by_key(plan, options.cell)
     if status is None:
         cell = _cell(plan, options.cell)
         if options.trial is None:
-            print("\n".join(cell_lines(plan, cell)))
+            print("\n".join(cell_lines(plan, cell, withheld_reasons(plan, ledger))))
             return 0
         status = _trial_of(plan, cell, options.trial)
     print("\n".join(trial_lines(plan, status, ledger)))
     return 0
 
 
-def cell_lines(plan: Plan, cell: Cell, brief: bool = False) -> Iterator[str]:
-    """Yield the lines on a cell: what it trains, its numbers, and each of its trials unless `brief`."""
+def withheld_reasons(plan: Plan, ledger: Ledger) -> Mapping[str, Sequence[str]]:
+    """Return why no number of a cell is judged by the paper's, by the cell's label, as the report says it."""
+    from sweeps.report import terminal
+
+    rows = terminal.lines(plan, {}, ledger)
+    return {row.label: [*dict.fromkeys(filter(None, row.withheld.values()))] for row in rows}
+
+
+def cell_lines(plan: Plan, cell: Cell, reasons: Mapping[str, Sequence[str]], brief: bool = False) -> Iterator[str]:
+    """Yield the lines on a cell: what it trains, its numbers, and each of its trials unless `brief`.
+
+    `reasons` are those of the verdicts that are withheld, by the cell's label.
+    """
     yield f"{cell.label}: {cell.net.name} on {cell.dataset}, by the recipe {cell.recipe.name}"
     if not brief:
         yield from (f"    {line}" for line in str(cell.net).splitlines())
@@ -76,6 +88,7 @@ def cell_lines(plan: Plan, cell: Cell, brief: bool = False) -> Iterator[str]:
     yield f"  {cell.metric.words}: {error_text(plan.tested(cell), cell.metric) or 'none yet'}"
     if lost := plan.lost(cell):
         yield f"  {lost}"
+    yield from (f"  no verdict by the paper's number: {reason}" for reason in reasons.get(cell.label, ()))
     if brief:
         return
     width = max((len(status.trial.label) for status in statuses), default=0)

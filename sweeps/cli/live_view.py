@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -106,6 +106,13 @@ class SweepProgress:
             self.epochs[trial.key] = int(state.get("epoch", 0))
             for row in state.get("history", ()):
                 self._add_epoch(trial, row)
+
+    def resumed(self, trials: Sequence[Trial]) -> str:
+        """Return how many trainings were interrupted, and after which epochs they go on."""
+        places = Counter(self.epochs.get(trial.key, 0) for trial in trials)
+        parts = [f"{n} {f'after epoch {epoch}' if epoch else 'from the start'}" for epoch, n in sorted(places.items())]
+        verb = "goes" if len(trials) == 1 else "go"
+        return f"{count(len(trials), 'interrupted training')} {verb} on: {', '.join(parts)}"
 
     def _add_epoch(self, trial: Trial, row: Mapping[str, float]) -> None:
         """Take in the hold-out value of an epoch; a phase that holds nothing out has none."""

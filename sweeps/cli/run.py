@@ -308,6 +308,8 @@ def _run(
                 view.log(f"{status.trial.cell.label} {status.trial.label}: {status.why}")
             if status.state in ("running", "paused"):
                 view.progress.resume(status.trial, progress(settings.ledger, status.trial.key))
+        if begun := [status.trial for status in today.statuses if status.state == "running"]:
+            view.log(view.progress.resumed(begun))
         tracker = Tracker(store, settings.ledger, declared.sweep, view.log)
         _register(tracker, declared)
         if today.to_do:

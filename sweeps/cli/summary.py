@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from crelu_data.datasets import DataSet
@@ -131,6 +131,7 @@ def print_summary(summary: Summary, settings: Settings) -> None:
     if asked.sweep.others:
         print(f"not asked for: {', '.join(cell.label for cell in asked.sweep.others)}.")
     print(f"results   {results}")
+    print(f"          {PurePath(results).with_suffix('.csv')}")
     if report:
         print(f"report    {report}")
     if settings.tracking_uri.startswith("sqlite"):

@@ -60,6 +60,14 @@ def test_a_sweep_is_told_cell_by_cell(output: Path, capsys: pytest.CaptureFixtur
     assert key("Baseline s0") not in text
 
 
+def test_a_cell_that_the_paper_does_not_judge_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shorter = dataclasses.replace(BASELINE, recipe=dataclasses.replace(BASELINE.recipe, epochs=2))
+    make(Ledger.in_output(str(tmp_path)), Sweep("s", "demo", (shorter,)), lambda _: Made({TOP1: 9.5}))
+    for words in ((), ("Baseline",)):
+        text = told(tmp_path, *words, capsys=capsys)
+        assert "\n  no verdict by the paper's number: another recipe: epochs 2, not " in text
+
+
 def test_a_cell_is_told_with_its_net_and_each_trial(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = told(output, "baseline", capsys=capsys)
     assert "\n    conv1    3x3x3x96" in text

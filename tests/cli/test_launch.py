@@ -199,6 +199,8 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
         assert f"damaged: {first.cell.label} {first.label}: {why}" in shown
         assert f"{len(others)} of {len(others) + 1} trials are done, 1 failed" in shown
         assert "--retry-failed" in shown
+        table = f"{settings.output}/ledger/results-{sweep.title}"
+        assert f"results   {table}.parquet\n          {table}.csv\n" in shown
     dry_run.dry_run(sweep, part, settings)
     assert f"{first.cell.label} {first.label}: {why}" in capsys.readouterr().out
     run.run_sweep(sweep, part, dataclasses.replace(settings, retry_failed=True))
