@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,12 +25,9 @@ from crelu_data.datasets import (
     read_sidecar,
 )
 from crelu_data.interrupts import INTERRUPTED
-from crelu_data.storage import Progress
-from crelu_data.streams import make_lasting
+from crelu_data.streams import make_lasting, shown_progress
 from crelu_models.command_line import Parser, add_version, nonnegative_int, positive_int, python_command, sentence
 
-_EVERY = 5.0  # seconds between lines of progress where the output is not a terminal
-_LEAST = 1.0  # seconds of a part before which its speed is not told
 _BENCH_PICTURES = 20_000  # that `bench` reads at least; a small set is repeated
 _LONG = ("class_names", "label_counts")  # fields that `info` cuts to ten items
 _NAMES = "synthetic[:size=72,train=3000,...] | cifar10 | cifar100 | imagenet[:size=N] | folder:PATH"
@@ -119,7 +114,7 @@ def _prepare(options: argparse.Namespace) -> None:
         raise ValueError(f"--size {options.size}: CIFAR's pictures are stored unchanged, with 32 pixels")
     if options.partial and kind in ("synthetic", "folder"):
         raise ValueError(f"--partial takes a part of a published set, and {name} is no published set")
-    with _progress() as progress:
+    with shown_progress() as progress:
         sidecars = prepare(
             name,
             where,
@@ -169,7 +164,7 @@ def _verify(options: argparse.Namespace) -> None:
     from crelu_data.write import verify
 
     for path in _files(options):
-        with _progress() as progress:
+        with shown_progress() as progress:
             sidecar = verify(path, options.workers, progress)
         verb = "is" if sidecar.count == 1 else "are"
         print(f"{path}: {counted(sidecar.count, 'picture')} {verb} intact, fingerprint {sidecar.fingerprint[:16]}")
@@ -192,7 +187,7 @@ def _pull(options: argparse.Namespace) -> None:
     from crelu_data.transfer import pull
 
     where = data_dir(options.data_dir)
-    with _progress() as progress:
+    with shown_progress() as progress:
         fresh = options.fresh
         copied = pull(options.source, where, options.names, fresh=fresh, reread=fresh, progress=progress)
     for path, new in copied.items():
@@ -203,7 +198,7 @@ def _push(options: argparse.Namespace) -> None:
     from crelu_data.transfer import push
 
     where = data_dir(options.data_dir)
-    with _progress() as progress:
+    with shown_progress() as progress:
         copied = push(where, options.target, options.names, fresh=options.fresh, progress=progress)
     for name, new in copied.items():
         print(f"{name}: {'pushed' if new else 'already there'}")
@@ -230,48 +225,6 @@ def _bench(options: argparse.Namespace) -> None:
                     wall = time.perf_counter() - wall
                     busy = time.process_time() - busy
             print(f"{path.name:40} {reader:8} {workers:7} {len(order) / wall:11,.0f} {len(order) / busy:10,.0f}")
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Yield a function that shows progress: a bar on a terminal, a line every few seconds elsewhere."""
-    if not sys.stderr.isatty() or os.environ.get("CI"):
-        yield _lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]:,.0f}/s")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(text: str, done: int, total: int) -> None:
-            if text not in tasks:
-                tasks[text] = bars.add_task(text, total=total, rate=0.0)
-            task = bars.tasks[tasks[text]]
-            bars.update(task.id, completed=done, total=total, rate=task.finished_speed or task.speed or 0.0)
-
-        yield report
-
-
-def _lines() -> Progress:
-    """Return a function that prints a line of progress every few seconds."""
-    starts: dict[str, float] = {}
-    last = time.monotonic()
-
-    def report(text: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        starts.setdefault(text, now)
-        if now - last >= _EVERY:
-            last = now
-            seconds = now - starts[text]
-            rate = done / seconds if seconds >= _LEAST else 0.0
-            speed = f", {rate:,.0f}/s, {(total - done) / rate:,.0f} s left" if rate else ""
-            print(f"{text}: {done:,} of {total:,}{speed}", file=sys.stderr, flush=True)
-
-    return report
 
 
 if __name__ == "__main__":

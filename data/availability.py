@@ -25,6 +25,7 @@ from crelu_data.datasets import (
     view_side,
 )
 from crelu_data.folders import check_folder
+from crelu_data.storage import Progress, no_progress
 
 
 class NotPreparedError(ValueError):
@@ -117,7 +118,9 @@ def _have(name: str, where: Path, suffixes: Iterable[str]) -> bool:
         return False
 
 
-def _pull_if_missing(name: str, where: Path, source: str, pictures: bool, tell: Callable[[str], None]) -> None:
+def _pull_if_missing(
+    name: str, where: Path, source: str, pictures: bool, tell: Callable[[str], None], progress: Progress
+) -> None:
     """Bring a data set, or its sidecars alone, from its source to the driver."""
     if not source or name.startswith("synthetic") or (pictures and _have(name, where, (".beton", ".json"))):
         return
@@ -125,7 +128,7 @@ def _pull_if_missing(name: str, where: Path, source: str, pictures: bool, tell: 
 
     tell(f"pulling {name} from {source} to {where}" if pictures else f"reading what {source} has of {name}")
     try:
-        pull(source, where, [name], pictures=pictures)
+        pull(source, where, [name], pictures=pictures, progress=progress)
     except (NotThereError, OSError) as error:
         # The workers may have the pictures already, for instance on a shared disk.
         if pictures or not _have(name, where, (".json",)):
@@ -134,7 +137,12 @@ def _pull_if_missing(name: str, where: Path, source: str, pictures: bool, tell: 
 
 
 def ensure_dataset(
-    name: str, where: Path, tell: Callable[[str], None], source: str = "", pictures: bool = True
+    name: str,
+    where: Path,
+    tell: Callable[[str], None],
+    source: str = "",
+    pictures: bool = True,
+    progress: Progress = no_progress,
 ) -> DataSet:
     """Return the facts of a data set that is there and whole; embedded pictures and folders are made on the way.
 
@@ -143,7 +151,7 @@ def ensure_dataset(
     looked for, what was found, and the command that prepares it.
     """
     kind = name.partition(":")[0]
-    _pull_if_missing(name, where, source, pictures, tell)
+    _pull_if_missing(name, where, source, pictures, tell, progress)
     if source and not pictures and kind != "synthetic":
         _check_pictures(name, where)
         return dataset(name, where)
@@ -155,7 +163,7 @@ def ensure_dataset(
         from crelu_data.write import prepare
 
         tell(f"preparing {name} in {where}")
-        prepare(name, where)
+        prepare(name, where, progress=progress)
     elif missing:
         raise NotPreparedError(missing_message(name, missing, where))
     _check_pictures(name, where)

@@ -1,4 +1,7 @@
-"""Standard streams that stop no command: signs that they cannot encode are spelled, and a closed stream is let go."""
+"""Standard streams that stop no command: signs that they cannot encode are spelled, and a closed stream is let go.
+
+Progress is shown on them as a bar, or as lines where nobody sits at a terminal.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,12 @@ import errno
 import io
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TextIO
+
+from crelu_data.storage import Progress, no_progress
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -15,6 +23,8 @@ if TYPE_CHECKING:
 # Signs of tables and reports for terminals that have no others than ASCII's.
 SPELLED: Final = {"±": "+-", "†": "+", "‡": "++", "–": "-", "—": "-", "−": "-", "·": "|", "×": "x", "…": "...",
                   "≥": ">=", "≤": "<=", "→": "->", "“": '"', "”": '"', "’": "'"}  # fmt: skip
+EVERY: Final = 5.0  # seconds between lines of progress where the output is not a terminal
+LEAST: Final = 1.0  # seconds of a part before which its speed is not told
 HANDLER: Final = "crelu.spelled"
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)  # errors of a stream whose next line may find room again
 GONE: Final = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)  # errors of a stream that nobody reads any more
@@ -85,3 +95,48 @@ def _lasting(stream: TextIO | None) -> TextIO:
     is_line_buffered = stream.isatty() or stream is sys.stderr
     raw = io.BufferedWriter(_Lasting(descriptor))
     return io.TextIOWrapper(raw, stream.encoding, HANDLER, line_buffering=is_line_buffered)
+
+
+@contextmanager
+def shown_progress(quiet: bool = False) -> Iterator[Progress]:
+    """Yield a function that shows progress: a bar on a terminal, a line every few seconds elsewhere, if not `quiet`."""
+    if quiet:
+        yield no_progress
+        return
+    if not sys.stderr.isatty() or os.environ.get("CI"):
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]:,.0f}/s")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(text: str, done: int, total: int) -> None:
+            if text not in tasks:
+                tasks[text] = bars.add_task(text, total=total, rate=0.0)
+            task = bars.tasks[tasks[text]]
+            bars.update(task.id, completed=done, total=total, rate=task.finished_speed or task.speed or 0.0)
+
+        yield report
+
+
+def _lines() -> Progress:
+    """Return a function that prints a line of progress every few seconds."""
+    starts: dict[str, float] = {}
+    last = time.monotonic()
+
+    def report(text: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        starts.setdefault(text, now)
+        if now - last >= EVERY:
+            last = now
+            seconds = now - starts[text]
+            rate = done / seconds if seconds >= LEAST else 0.0
+            speed = f", {rate:,.0f}/s, {(total - done) / rate:,.0f} s left" if rate else ""
+            print(f"{text}: {done:,} of {total:,}{speed}", file=sys.stderr, flush=True)
+
+    return report

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from crelu_data import availability
 from crelu_data.cores import cores
+from crelu_data.streams import shown_progress
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.experiment.plan import OWN_RATE, has_failed, rate_choices
@@ -145,7 +146,8 @@ def _pictures(name: str, settings: Settings) -> str:
     embedded = "" if present or settings.data_source else stand_in(name)
     if embedded:
         log(f"{name} is not in {settings.data_dir}: embedded pictures of its size and classes take its place")
-    availability.ensure_dataset(embedded or name, settings.data_dir, log, settings.data_source)
+    with shown_progress(settings.display.quiet) as progress:
+        availability.ensure_dataset(embedded or name, settings.data_dir, log, settings.data_source, progress=progress)
     return embedded or name
 
 

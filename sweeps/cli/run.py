@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from crelu_data import availability
 from crelu_data.datasets import DataSet, dataset
 from crelu_data.interrupts import deferred_interrupts, hosted, last_words
+from crelu_data.streams import shown_progress
 from sweeps.cli.dry_run import (
     absent_pictures,
     in_training,
@@ -211,10 +212,11 @@ def _ensure_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:
             print(sentence, file=sys.stderr)
 
     local = settings.address == "local"
-    return {
-        name: availability.ensure_dataset(name, settings.data_dir, log, settings.data_source, pictures=local)
-        for name in sweep.datasets
-    }
+    with shown_progress(settings.display.quiet) as progress:
+        return {
+            name: availability.ensure_dataset(name, settings.data_dir, log, settings.data_source, local, progress)
+            for name in sweep.datasets
+        }
 
 
 def _known_datasets(sweep: Sweep, settings: Settings) -> dict[str, DataSet]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from crelu_data.__main__ import _lines, main
+from crelu_data.__main__ import main
 from crelu_data.datasets import beton_path
-from crelu_data.streams import make_lasting
+from crelu_data.streams import _lines, make_lasting
 from crelu_data.write import prepare
 from tests.support.pictures import cifar_tree, picture_folder
 
@@ -219,7 +219,8 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(
             assert main([*verb, "--data-dir", str(tmp_path / "a")]) == 0
         assert b"300/300" in said.result()
         assert b"\x1b[" in said.result()
-    monkeypatch.setattr(sys.modules["crelu_data.__main__"], "_EVERY", 0.0)
+    monkeypatch.setattr("crelu_data.streams.EVERY", 0.0)
+    monkeypatch.setattr("crelu_data.streams.LEAST", 1e-9)
     assert main([*verb, "--data-dir", str(tmp_path / "b")]) == 0
     said_to_pipe = capsys.readouterr()
     assert "writing train: 300 of 300" in said_to_pipe.err
