@@ -49,7 +49,9 @@ def parser(program: str = "python -m sweeps") -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         verb.set_defaults(verb=run)
         add_arguments(verb)
-        verb.add_argument("--output", default="outputs", metavar="DIR", help="the sweeps' output (default outputs)")
+        verb.add_argument(
+            "--output", default=doctor.DEFAULT_OUTPUT, metavar="DIR", help="the sweeps' output (default outputs)"
+        )
     return parser
 
 

@@ -27,6 +27,7 @@ from sweeps.ops.machine_check import Request, check_machine
 from sweeps.ops.open_ports import listeners, open_to_network
 from sweeps.store.ledger import Ledger
 
+DEFAULT_OUTPUT = "outputs"
 DASHBOARD, MLFLOW = "http://127.0.0.1:8265", "http://127.0.0.1:5000"
 SECRETS = ("~/.ray/auth_token", "~/.ray/mlflow_password", "~/.mlflow/credentials", "~/ray_bootstrap_key.pem")
 FILE = "~/ray_bootstrap_config.yaml"
@@ -50,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings; return 1 where something is wrong."""
     if not (options.cluster or options.file):
         output = Ledger.in_output(options.output).output
-        request = Request(output, options.data_dir, options.address, options.tracking_uri)
+        is_default = options.output == DEFAULT_OUTPUT
+        request = Request(output, options.data_dir, options.address, options.tracking_uri, is_default)
         return 0 if check_machine(request) else 1
     checks: dict[str, Callable[[], Iterator[str]]] = {}
     if options.cluster:

@@ -1,7 +1,7 @@
 """Check of this machine before a sweep: python -m sweeps doctor prints a line for each thing that a sweep needs.
 
 It looks at the libraries and their versions, PyTorch and its GPUs, FFCV, the cores, the memory, the disks, a start of
-Ray, MLflow's store, the prepared pictures, and at what each variable of the environment came to. It writes nothing.
+Ray, MLflow's store, the prepared pictures, and at what each setting came to. It writes nothing.
 """
 
 from __future__ import annotations
@@ -28,14 +28,9 @@ GIB = 2**30
 LEAST_MEMORY = 2 * GIB  # of the driver, Ray's processes and one small trial
 LEAST_DISK = 2 * GIB  # of checkpoints, weights and tables of a sweep of small nets
 PATIENCE = 120.0  # seconds for a process that imports PyTorch or starts Ray
-# Variables that change what a sweep does.
-VARIABLES = (
-    "CRELU_DATA", "CRELU_DATA_SOURCE", "CRELU_PRICE_PER_GPU_HOUR", "IMAGENET_DIR", "RAY_ADDRESS",
-    "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RAY_TMPDIR", "TMPDIR",
-    "NO_COLOR", "CI",
-)  # fmt: skip
-
-SECRETS = ("CRELU_NOTIFY",)  # of the same kind, whose values are not shown
+# Variables that change what a sweep does, and that no flag goes before.
+VARIABLES = ("IMAGENET_DIR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RAY_TMPDIR", "TMPDIR", "NO_COLOR", "CI")
+SECRETS = ("CRELU_NOTIFY",)  # variables whose values are not shown
 
 State = Literal["ok", "note", "WRONG"]
 
@@ -54,6 +49,7 @@ class Request(NamedTuple):
     data: str | None = None  # the flag --data-dir
     address: str | None = None
     tracking_uri: str | None = None
+    is_default_output: bool = False
 
 
 def check_machine(request: Request) -> bool:
@@ -70,7 +66,7 @@ def check_machine(request: Request) -> bool:
         "pictures": lambda: pictures(request),
         "ray": lambda: ray(request.address or os.environ.get("RAY_ADDRESS") or "local"),
         "mlflow": lambda: mlflow(request),
-        "variables": lambda: variables(os.environ),
+        "settings": lambda: settings(request, os.environ),
     }
     wrong = 0
     for name, check in checks.items():
@@ -331,15 +327,30 @@ def mlflow(request: Request) -> Iterator[Finding]:
     yield Finding("ok", f"{place(uri)} answers")
 
 
-def variables(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield the variables that are set and change what a sweep does; a flag goes before each of them."""
-    variables_set = {name: environment[name] for name in VARIABLES if name in environment}
-    for name, value in variables_set.items():
-        yield Finding("ok", f"{name} = {without_login(value) or '(empty)'}")
-    hidden = [name for name in SECRETS if name in environment]
-    yield from (Finding("ok", f"{name} is set") for name in hidden)
-    if not (variables_set or hidden):
-        yield Finding("ok", "none is set that changes what a sweep does")
+def settings(request: Request, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield each setting that changes what a sweep does, with its value and what gave it: a flag, a variable, the default."""
+    output = "" if request.is_default_output else str(request.output)
+    flags: tuple[tuple[str, str | None, str, str], ...] = (
+        ("--output", output, "", str(request.output)),
+        ("--data-dir", request.data, "CRELU_DATA", "~/.cache/crelu-sweeps/data"),
+        ("--data-source", None, "CRELU_DATA_SOURCE", "none"),
+        ("--address", request.address, "RAY_ADDRESS", "local"),
+        ("--tracking-uri", request.tracking_uri, "MLFLOW_TRACKING_URI", "SQLite in --output"),
+        ("--experiment", None, "MLFLOW_EXPERIMENT_NAME", "the sweep's name"),
+        ("--price-per-gpu-hour", None, "CRELU_PRICE_PER_GPU_HOUR", "0"),
+        ("--notify", None, "CRELU_NOTIFY", "none"),
+    )
+    for flag, given, variable, default in flags:
+        value = given or environment.get(variable, "")
+        origin = "the flag" if given else f"${variable}" if value else "default"
+        shown = "an address that is not shown" if value and variable in SECRETS else without_login(value or default)
+        yield Finding("ok", f"{flag}: {shown}, by {origin}")
+    for name in VARIABLES:
+        if name in environment:
+            value = environment[name]
+            yield Finding("ok", f"${name}: {without_login(value) or '(empty)'}")
+        else:
+            yield Finding("ok", f"${name}: not set")
 
 
 def _run(code: str, *arguments: str) -> tuple[str, str]:

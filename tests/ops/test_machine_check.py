@@ -1,7 +1,11 @@
 """The doctor of a machine names what is missing, and what to do: each fault is planted."""
 
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +24,11 @@ from sweeps.ops.machine_check import (
     mlflow,
     pictures,
     processors,
+    settings,
     shared_memory,
     torch_and_gpus,
-    variables,
 )
+from tests.support.commands import environment
 
 PICTURES = "synthetic:classes=2,train=20,test=10"
 CPU_BUILD = TorchFacts("2.14.0+cpu", "", ())
@@ -182,11 +187,72 @@ def test_a_dead_mlflow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "the file is damaged" in said(mlflow(Request(tmp_path)))[1]
 
 
-def test_variables_are_shown_without_a_login() -> None:
-    told = [*variables({"CRELU_DATA": "/data", "MLFLOW_TRACKING_URI": "https://me:secret@host", "HOME": "/home"})]
-    assert [finding.sentence for finding in told] == ["CRELU_DATA = /data", "MLFLOW_TRACKING_URI = https://host"]
-    assert [*variables({"CRELU_NOTIFY": "https://host/secret"})] == [("ok", "CRELU_NOTIFY is set")]
-    assert said(variables({"HOME": "/home"}))[0] == "ok"
+def test_each_setting_has_its_value_and_where_it_came_from() -> None:
+    asked = Request("/out", "/data", tracking_uri="https://me:secret@host")
+    variables = {"CRELU_DATA": "/other", "RAY_ADDRESS": "10.0.0.1", "HOME": "/home", "CI": "",
+                   "CRELU_NOTIFY": "https://host/secret", "CRELU_PRICE_PER_GPU_HOUR": "3.5"}  # fmt: skip
+    assert [finding.sentence for finding in settings(asked, variables)] == [
+        "--output: /out, by the flag",
+        "--data-dir: /data, by the flag",
+        "--data-source: none, by default",
+        "--address: 10.0.0.1, by $RAY_ADDRESS",
+        "--tracking-uri: https://host, by the flag",
+        "--experiment: the sweep's name, by default",
+        "--price-per-gpu-hour: 3.5, by $CRELU_PRICE_PER_GPU_HOUR",
+        "--notify: an address that is not shown, by $CRELU_NOTIFY",
+        "$IMAGENET_DIR: not set",
+        "$CUDA_VISIBLE_DEVICES: not set",
+        "$OMP_NUM_THREADS: not set",
+        "$RAY_TMPDIR: not set",
+        "$TMPDIR: not set",
+        "$NO_COLOR: not set",
+        "$CI: (empty)",
+    ]
+    first = next(settings(Request("/here/outputs", is_default_output=True), {}))
+    assert first.sentence == "--output: /here/outputs, by default"
+
+
+# What Python runs first in a process: shared memory is gone.
+WITHOUT_SHM = """import os
+
+real = os.statvfs
+
+
+def statvfs(path):
+    if path == "/dev/shm":
+        raise FileNotFoundError(2, "No such file or directory", path)
+    return real(path)
+
+
+os.statvfs = statvfs
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are taken away by Linux's affinity")
+def test_command_names_each_fault_that_is_planted(tmp_path: Path) -> None:
+    (tmp_path / "planted" / "torch").mkdir(parents=True)
+    (tmp_path / "planted" / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.13 is not there')\n")
+    (tmp_path / "planted" / "sitecustomize.py").write_text(WITHOUT_SHM)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--data-dir", str(tmp_path / "no data"), "--tracking-uri", f"http://127.0.0.1:{port}",
+             "--address", "127.0.0.1:1", "--output", str(tmp_path / "out")]  # fmt: skip
+    root = Path(machine_check.__file__).parents[2]
+    user = environment(tmp_path, PYTHONPATH=f"{tmp_path / 'planted'}:{root}")
+    core = min(os.sched_getaffinity(0))
+    ended = subprocess.run([sys.executable, "-m", "sweeps", "doctor", *words], env=user, cwd=tmp_path, text=True,
+                           capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, {core}))  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    for line in (
+        r"shm +WRONG +/dev/shm is not there",
+        r"cores +note +1 of \d+ cores, .*give 2 or more|cores +note +1 core: ",
+        r"pictures +WRONG +.*/no data is not there",
+        rf"mlflow +WRONG +http://127.0.0.1:{port} takes no runs",
+        r"torch +WRONG +PyTorch does not load: ImportError: libcudart.so.13 is not there",
+        r"settings +ok +--data-dir: .*/no data, by the flag",
+    ):
+        assert re.search(f"^({line})", ended.stdout, re.MULTILINE), (line, ended.stdout)
 
 
 def test_the_lines_are_printed_in_order_and_one_that_is_wrong_is_counted(
@@ -203,7 +269,7 @@ def test_the_lines_are_printed_in_order_and_one_that_is_wrong_is_counted(
     lines = capsys.readouterr().out.splitlines()
     names = [*dict.fromkeys(line.split()[0] for line in lines)]
     assert names == ["program", "libraries", "torch", "ffcv", "cores", "memory", "shm", "disk", "pictures", "ray",
-                     "mlflow", "variables"]  # fmt: skip
+                     "mlflow", "settings"]  # fmt: skip
     answers["ray"] = ("", "no Ray cluster answers at 10.0.0.1: start it")
     assert not check_machine(Request(tmp_path / "out"))
     told = capsys.readouterr()
