@@ -328,7 +328,7 @@ def mlflow(request: Request) -> Iterator[Finding]:
 
 
 def settings(request: Request, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield each setting that changes what a sweep does, with its value and what gave it: a flag, a variable, the default."""
+    """Yield each setting that changes what a sweep does, with its value and what gave it."""
     output = "" if request.is_default_output else str(request.output)
     flags: tuple[tuple[str, str | None, str, str], ...] = (
         ("--output", output, "", str(request.output)),
