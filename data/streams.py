@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TextIO
 
 from crelu_data.storage import Progress, no_progress
+from crelu_models.command_line import FULL
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -26,7 +27,6 @@ SPELLED: Final = {"±": "+-", "†": "+", "‡": "++", "–": "-", "—": "-", "
 EVERY: Final = 5.0  # seconds between lines of progress where the output is not a terminal
 LEAST: Final = 1.0  # seconds of a part before which its speed is not told
 HANDLER: Final = "crelu.spelled"
-FULL: Final = (errno.ENOSPC, errno.EDQUOT)  # errors of a stream whose next line may find room again
 GONE: Final = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)  # errors of a stream that nobody reads any more
 
 

@@ -47,7 +47,7 @@ COMMAND = re.compile(r"python -m ((?:sweeps|crelu_data|crelu_models)\b[\w.‹›
 # What may follow a verb: an option, what is filled in, and a word that stands for the reader's own.
 PART = re.compile(r"--[\w-]+(=\S+)?|\S*‹3›\S*|[A-Z][A-Z_.]*")
 # Functions that make a command of their arguments, and the words before those.
-MAKERS = {"python_command": (), "prepare_command": ("crelu_data", "prepare")}
+MAKERS: dict[str, tuple[str, ...]] = {"python_command": (), "prepare_command": ("crelu_data", "prepare")}
 PARSERS = {"sweeps": verb_parser, "crelu_data": data_parser, "crelu_models": models_parser}
 
 
