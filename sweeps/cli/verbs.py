@@ -126,6 +126,7 @@ def _send_runs(plan: Plan, ledger: Ledger, uri: str, experiment: str) -> tuple[s
                 runs.sync_trial(trial, state)
             begin("cells")
             runs.remove_strangers(expected)
+            runs.rename_trials(trial for trial, _ in expected.values())
             for cell in runs.shown_cells({expected[key][0].cell.key for key in begun}):
                 runs.sync_cell(cell, [status.trial for status in plan.of(cell)], skipped, plan.passed_over)
     except LeaseLostError:

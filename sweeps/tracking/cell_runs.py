@@ -99,8 +99,7 @@ class CellRuns:
         missing = {name: value for name, value in params.items() if name not in known}
         if missing:
             self.index.client.log_batch(run, params=param_entities(missing))
-        if stored.info.run_name != self.index.name_of(cell):
-            self.index.client.update_run(run, name=self.index.name_of(cell))
+        self.index.rename(run, cell, self.index.name_of(cell), stored.info.run_name, stored.data.tags)
         set_numbers(self.index.client, stored, numbers)
         if stored.data.tags.get(TRAININGS) != digest:
             if REPORT_RUN in stored.data.tags:

@@ -100,12 +100,29 @@ class MlflowRuns:
         return _agree(logged, finals) and is_tracked(self.ledger, self.store, self.sweep.title, result, run)
 
     def remove_strangers(self, known: Collection[str]) -> None:
-        """Delete the runs of trials that are neither `known` nor anywhere on the ledger."""
+        """Delete the runs of cells that the sweep no longer has, and of trials of no plan that the ledger has not.
+
+        The averages of a cell that comes back are had again from its trials: those on the ledger keep their runs, which
+        run no more.
+        """
+        cells = {f"cell:{cell.key}" for cell in self.sweep.everyone}
+        for name in [name for name in self.runs if name.startswith("cell:") and name not in cells]:
+            self._delete(name, self.runs[name])
         strangers = [key for key in self.runs if not key.startswith("cell:") and key not in known]
         results = self.ledger.results(strangers) if strangers else {}
         for key in strangers:
             if key not in results and not self.ledger.attempts(key) and progress(self.ledger, key) is None:
                 self._delete(key, self.runs[key])
+            elif self.index.states.get(self.runs[key]) == "RUNNING":
+                self.index.set_status(self.runs[key], "KILLED")
+
+    def rename_trials(self, trials: Iterable[Trial]) -> None:
+        """Give the runs of trials the names and labels that the sweep has for them now."""
+        for trial in trials:
+            old_name = self.index.run_names.pop(trial.key, None)
+            if old_name is not None and (run := self.runs.get(trial.key)) is not None:
+                old_tags = self.index.old_tags.pop(trial.key)
+                self.index.rename(run, trial.cell, self._name_of(trial), old_name, old_tags)
 
     def shown_cells(self, keys: Collection[str]) -> list[Cell]:
         """Return the sweep's cells that have a run, or whose key is among `keys`."""
@@ -172,8 +189,11 @@ class MlflowRuns:
             is_over and bool(epochs) and not sent.keys() <= epochs.keys()
         )
 
+    def _name_of(self, trial: Trial) -> str:
+        return f"{self.index.name_of(trial.cell)} {trial.label}"
+
     def _delete(self, key: str, run: str) -> None:
-        """Delete a trial's run without another in its place."""
+        """Delete the run of a trial or a cell without another in its place."""
         self.client.delete_run(run)
         del self.index.runs[key]
         self.index.measured.discard(key)
@@ -188,14 +208,14 @@ class MlflowRuns:
 
     def _create_trial_run(self, trial: Trial, began: int | None, result: Json | None = None) -> str:
         cell = trial.cell
-        name = self.index.name_of(trial.cell)
         parent = self.runs.get(f"cell:{cell.key}") or self.cells.create(cell)
         tags = {PARENT: parent, "trial.key": trial.key, "phase": trial.phase, "seed": str(trial.seed)}
         # What was trained before this process began is not of its commit.
         tags |= self.source if result is None or int(result["finished_ms"]) >= self.opened else {}
         self.index.finals[trial.key] = {}
         self.index.parents[trial.key] = parent
-        return self.index.create(trial.key, cell, f"{name} {trial.label}", tags, self.index.params_of(trial), began)
+        name = self._name_of(trial)
+        return self.index.create(trial.key, cell, name, tags, self.index.params_of(trial), began)
 
     def _send(self, trial: Trial, run: str, history: Sequence[Row]) -> None:
         """Log the epochs that are not on the run yet, whole rows at a time."""

@@ -34,6 +34,11 @@ class Store:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
+def labels_of(cell: Cell) -> dict[str, str]:
+    """Return the tags of a run that say what its cell is called; its key stays the same where they change."""
+    return {"cell.label": cell.label, "paper.table": cell.table, "paper.row": cell.row}
+
+
 def lies_elsewhere(store: Store, location: str) -> bool:
     """Return whether an experiment of a store in an output folder has its artifacts in another output folder.
 
@@ -69,6 +74,8 @@ class RunIndex:
         self.finals: dict[str, dict[str, float]] = {}  # last numbers on a trial's run, by trial key
         self.parents: dict[str, str] = {}  # the run above a trial's, by trial key
         self.ended: dict[str, int] = {}  # when a run ended, by run
+        self.run_names: dict[str, str] = {}  # of trials' runs as they were read, by trial key
+        self.old_tags: dict[str, dict[str, str]] = {}  # their tags
         self.measured: set[str] = set()  # keys of trials whose runs had numbers when they were read
         self.stored: dict[str, Run] = {}  # cells' runs as they were read, until something is sent to them
         self._read_runs()
@@ -153,6 +160,8 @@ class RunIndex:
                 self.finals[name] = {key: value for key, value in run.data.metrics.items() if key.startswith(FINAL)}
                 self.parents[name] = run.data.tags.get(PARENT, "")
                 self.ended[run.info.run_id] = run.info.end_time or 0
+                self.run_names[name] = run.info.run_name
+                self.old_tags[name] = dict(run.data.tags)
                 self.measured |= {name} if run.data.metrics else set()
             else:
                 self.stored[run.info.run_id] = run
@@ -203,6 +212,14 @@ class RunIndex:
         """Return the parameters of a trial's run."""
         return params_of(trial, self.name_of(trial.cell), self.varied, self.words)
 
+    def rename(self, run: str, cell: Cell, name: str, old_name: str, old_tags: Mapping[str, str]) -> None:
+        """Give a run the name and the tags that its cell has now, where they differ from its old ones."""
+        if old_name != name:
+            self.client.update_run(run, name=name)
+        tags = {tag: value for tag, value in labels_of(cell).items() if old_tags.get(tag, "") != value}
+        if tags:
+            self.tag(run, tags)
+
     def create(
         self,
         key: str,
@@ -221,9 +238,7 @@ class RunIndex:
             "sweep": self.sweep.name,
             "profile": self.sweep.scale,
             "cell.key": cell.key,
-            "cell.label": cell.label,
-            "paper.table": cell.table,
-            "paper.row": cell.row,
+            **labels_of(cell),
             "data.kind": kind,
         }
         created = self.client.create_run(self.experiment, start_time=began, tags=of_cell | dict(tags), run_name=name)

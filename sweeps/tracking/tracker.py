@@ -181,6 +181,7 @@ class Tracker:
             expected = {key: (trial, self.states.get(key, "KILLED")) for key, trial in self.trials.items()}
         differing = runs.outdated(expected)
         runs.remove_strangers(expected)
+        runs.rename_trials(trial for trial, _ in expected.values())
         with self.changed:
             self.queued = differing | self.queued
             begun = [trial for key, trial in self.trials.items() if key in runs.runs or key in self.queued]

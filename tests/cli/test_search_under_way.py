@@ -137,6 +137,7 @@ def test_mlflow_is_told_which_trials_are_paused_for_good(tmp_path: Path, monkeyp
         outdated=lambda _: {},
         sync_trial=lambda *_: True,
         remove_strangers=lambda _: None,
+        rename_trials=lambda _: None,
         shown_cells=lambda _: [CELL],
         sync_cell=note,
     )

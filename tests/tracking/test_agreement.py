@@ -1,6 +1,7 @@
 """MLflow shows what the ledger says, whatever became of its store, by the sweep's command and by `reconcile`."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sqlite3
@@ -112,6 +113,7 @@ def check(output: Path) -> None:
     assert len(runs) == len(of_trials) + len(of_cells)
     results = ledger_of(output).results()
     assert of_trials.keys() == results.keys()
+    assert of_cells.keys() == {cell.key for cell in CELLS}
     for key, run in of_trials.items():
         assert (run.info.status, run.info.end_time) == ("FINISHED", results[key]["finished_ms"])
         assert run.data.metrics[TOP1] == results[key]["metrics"][TOP1]
@@ -206,6 +208,12 @@ def a_trial_is_of_no_plan(output: Path, _half: Path) -> None:
     ledger.forget(stranger.key)
 
 
+def a_cell_was_taken_off_the_page(output: Path, _half: Path) -> None:
+    stranger = Cell("AVR", S2.avr(1), "synthetic", ALLCONV)
+    before = dataclasses.replace(SWEEP, cells=(*CELLS, stranger))
+    MlflowRuns(store_of(output), ledger_of(output), before).sync_cell(stranger, [Trial(stranger)])
+
+
 @pytest.mark.parametrize("bring", [by_the_sweep, by_reconcile])
 @pytest.mark.parametrize(
     "becomes",
@@ -224,6 +232,7 @@ def a_trial_is_of_no_plan(output: Path, _half: Path) -> None:
         a_trial_came_to_fewer_epochs,
         a_trial_was_forgotten,
         a_trial_is_of_no_plan,
+        a_cell_was_taken_off_the_page,
     ],
 )
 def test_mlflow_shows_what_the_ledger_says(

@@ -282,6 +282,61 @@ def test_two_people_on_one_server_leave_each_other_s_runs_alone(store: Store, tm
     assert (cell_run(my_runs).data.metrics[AVERAGE], cell_run(their_runs).data.metrics[AVERAGE]) == (41.0, 50.0)
 
 
+def test_the_run_of_a_cell_goes_with_the_cell_and_comes_back_with_it(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(3)]
+    elsewhere = Ledger(f"{ledger.root}-other")
+    for mine, sweep in (
+        (ledger, PLACEMENT),
+        (ledger, dataclasses.replace(PLACEMENT, profile="mini")),
+        (elsewhere, PLACEMENT),
+    ):
+        train(MlflowRuns(store, mine, sweep), trials[:2], (40.0, 42.0))
+    under_way(ledger, trials[2], 1)
+    MlflowRuns(store, ledger, PLACEMENT).sync_trial(trials[2], "RUNNING")
+    for part, is_left in (
+        (PLACEMENT.only([OTHER.label]), True),
+        (dataclasses.replace(PLACEMENT, cells=(OTHER,)), False),
+    ):
+        before = MlflowRuns(store, ledger, part)
+        before.remove_strangers([])
+        after = MlflowRuns(store, ledger, part)
+        assert before.runs == after.runs
+        assert (f"cell:{CELL.key}" in after.runs) == is_left
+        assert after.runs.keys() >= {trial.key for trial in trials}
+        assert after.index.states[after.runs[trials[2].key]] == "KILLED"
+        assert sorted(run.data.tags[SWEEP] for run in runs(after) if "trial.key" not in run.data.tags) == (
+            ["imagenet_placement-demo"] * (1 + is_left) + ["imagenet_placement-mini"]
+        )
+    again = MlflowRuns(store, ledger, PLACEMENT)
+    again.sync_cell(CELL, trials)
+    assert cell_run(again).data.metrics[AVERAGE] == 41.0
+    parents = {run.data.tags["mlflow.parentRunId"] for run in runs(again) if run.info.run_id in again.runs.values()
+               and "trial.key" in run.data.tags}  # fmt: skip
+    assert parents == {cell_run(again).info.run_id}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"label": "CReLU early"}, {"label": "CReLU 1-4"}, {"table": "Table 4", "row": "early"}]
+)
+def test_what_a_cell_is_called_now_stands_on_all_its_runs(
+    store: Store, ledger: Ledger, changes: Mapping[str, str]
+) -> None:
+    trials = [Trial(CELL, seed=seed) for seed in range(2)]
+    train(MlflowRuns(store, ledger, PLACEMENT), trials, (40.0, 42.0))
+    renamed = dataclasses.replace(CELL, **changes)
+    assert renamed.key == CELL.key
+    sweep = dataclasses.replace(PLACEMENT, cells=(renamed, OTHER))
+    again = MlflowRuns(store, ledger, sweep)
+    again.rename_trials(Trial(renamed, seed=seed) for seed in range(2))
+    again.sync_cell(renamed, [Trial(renamed, seed=seed) for seed in range(2)])
+    shown = {run.info.run_name: run.data for run in runs(again)}
+    name = short_names([renamed.label])[renamed.label]
+    assert shown.keys() == {name, f"{name} s0", f"{name} s1"}
+    for data in shown.values():
+        known = (data.tags["cell.label"], data.tags.get("paper.table", ""), data.tags.get("paper.row", ""))
+        assert known == (renamed.label, renamed.table, renamed.row)
+
+
 def test_runs_of_an_earlier_version_are_taken_over_where_the_ledger_names_them(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELL)
     projection = MlflowRuns(store, ledger, PLACEMENT)
