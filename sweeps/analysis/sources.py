@@ -76,9 +76,7 @@ def of_sweep(ledger: Ledger, name: str) -> list[Source]:
     So are trainings of its cells that are in another sweep alone, or no longer in this one.
     """
     plans = [plan.removesuffix(".json") for plan in ledger.names("plans")]
-    if ledger.read_json(f"plans/{name}.json") is None:
-        if name in plans:
-            raise ValueError(f"{ledger.path(f'plans/{name}.json')} is damaged; to write it anew, start the sweep again")
+    if name not in plans:
         raise ValueError(
             unknown_name("sweep", name, plans, ledger.root) if plans else f"{ledger.root} holds no sweep yet"
         )

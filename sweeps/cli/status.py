@@ -17,7 +17,7 @@ from sweeps.experiment.wording import count
 from sweeps.report.question_tables import text_lines
 from sweeps.report.terminal import flags
 from sweeps.results.answers import Answers, answers_of_plan
-from sweeps.results.evidence import titles
+from sweeps.results.evidence import readable_titles
 from sweeps.store.lease import Drivers, owner_text
 from sweeps.store.ledger import Json, Ledger
 
@@ -25,11 +25,12 @@ COUNTED = ("stale", "failed", "diverged", "dead")  # flags that a column, or wha
 
 
 def status(options: argparse.Namespace) -> int:
-    """Print where each cell of each sweep stands, and who drives it."""
+    """Print where each cell of each sweep stands, and who drives it; 1 where a plan cannot be read."""
     ledger = Ledger.in_output(options.output)
     drivers = Drivers(ledger)
     while True:
-        plans = {title: current_plan(ledger, title) for title in titles(ledger, options.sweep)}
+        readable, left_out = readable_titles(ledger, options.sweep)
+        plans = {title: current_plan(ledger, title) for title in readable}
         driving = drivers.now(plans)
         if options.json:
             shown = json.dumps(
@@ -41,8 +42,10 @@ def status(options: argparse.Namespace) -> int:
                 text(plan, driving[title], current_answers(ledger, plan)) for title, plan in plans.items()
             )
         print(f"\x1b[2J\x1b[H{shown}" if options.watch and sys.stdout.isatty() else shown, flush=True)
+        for sentence in left_out:
+            print(sentence, file=sys.stderr)
         if not options.watch:
-            return 0
+            return bool(left_out)
         time.sleep(2.0)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from crelu_models.command_line import python_command
 from sweeps.cli.options import ExitCode
-from sweeps.experiment.plan import Plan, current_plan, has_failed
-from sweeps.experiment.sweep import Sweep, sweep_from_json
+from sweeps.experiment.plan import Plan, current_plan, declared_sweep, has_failed
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count, question_of, unknown_name
 from sweeps.results.evidence import titles
@@ -48,7 +48,7 @@ def show_pages(_: argparse.Namespace) -> int:
 def planned_sweep(ledger: Ledger, title: str) -> Sweep:
     """Return a sweep as its plan on the ledger declares it; ValueError where there is none of this title."""
     (title,) = titles(ledger, title)
-    return sweep_from_json(ledger.read_json(f"plans/{title}.json"))
+    return declared_sweep(ledger, title)[0]
 
 
 def reconcile(options: argparse.Namespace) -> int:

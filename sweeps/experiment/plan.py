@@ -667,12 +667,27 @@ def current_plan(ledger: Ledger, title: str) -> Plan:
 
     The data are those of its last run. A plan that does not name them makes no result stale.
     """
-    declared = ledger.read_json(f"plans/{title}.json")
-    sweep = sweep_from_json(declared)
-    fingerprints = (declared or {}).get("fingerprints", {})
-    if not isinstance(fingerprints, dict):
-        raise ValueError(f"not a plan: its fingerprints are {fingerprints!r}")
+    sweep, fingerprints = declared_sweep(ledger, title)
     return plan(sweep, ledger, fingerprints)
+
+
+def declared_sweep(ledger: Ledger, title: str) -> tuple[Sweep, dict[str, str]]:
+    """Return a sweep as its plan on the ledger declares it, and the fingerprints of its data.
+
+    ValueError, which names the file, where that is not a plan.
+    """
+    name = f"plans/{title}.json"
+    declared = ledger.read_json(name)
+    if declared is None and ledger.read(name) is not None:
+        raise ValueError(f"{ledger.path(name)} is damaged; to write it anew, start the sweep again")
+    try:
+        sweep = sweep_from_json(declared)
+        fingerprints = (declared or {}).get("fingerprints", {})
+        if not isinstance(fingerprints, dict):
+            raise ValueError(f"not a plan: its fingerprints are {fingerprints!r}")
+    except ValueError as error:
+        raise ValueError(f"{ledger.path(name)} is {error}") from None
+    return sweep, fingerprints
 
 
 def has_failed(attempts: list[Json]) -> bool:

@@ -40,7 +40,7 @@ from sweeps.report.render.html import page
 from sweeps.report.render.latex import latex
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
-from sweeps.results.evidence import MANIFEST, SweepResults, read_sweep, titles
+from sweeps.results.evidence import MANIFEST, SweepResults, read_sweep, readable_titles
 from sweeps.results.grade import grade
 from sweeps.results.reproduction_trees import TREES
 from sweeps.store.foreign import printable
@@ -126,7 +126,8 @@ def write_all(ledger: Ledger, sweep: str | None, to: Path, store: str) -> tuple[
     written: list[WrittenReport] = []
     path = to
     code = DONE
-    for title in titles(ledger, sweep):
+    readable, left_out = readable_titles(ledger, sweep)
+    for title in readable:
         written_report = make(ledger, title, to, store)
         written.append(written_report)
         path = written_report.page
@@ -138,7 +139,9 @@ def write_all(ledger: Ledger, sweep: str | None, to: Path, store: str) -> tuple[
     if sweep is None and ledger.read_json(MANIFEST) is None:
         path = write_index(ledger, written, to)
         print(f"index      {path}")
-    return path, code
+    for sentence in left_out:
+        print(sentence, file=sys.stderr)
+    return path, code or bool(left_out)
 
 
 def write_index(ledger: Ledger, written: Sequence[WrittenReport], to: Path) -> Path:

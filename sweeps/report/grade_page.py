@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,7 @@ from sweeps.report.files import write_atomically
 from sweeps.report.render.document import Document, Entry, Section, Table, Tile
 from sweeps.report.render.formats import markdown
 from sweeps.report.render.html import page
-from sweeps.results.evidence import SweepResults, read_sweep, titles
+from sweeps.results.evidence import SweepResults, read_sweep, readable_titles
 from sweeps.results.grade import Graded, grade, stage_counts
 from sweeps.results.reproduction_trees import TREES, Branch
 from sweeps.store.ledger import Json, Ledger
@@ -42,17 +43,20 @@ def run(options: argparse.Namespace) -> int:
     """Print the grade of a paper from the sweeps of an output, and write its page."""
     tree = tree_named(options.tree)
     ledger = Ledger.in_output(options.output)
-    all_results = [read_sweep(ledger, title) for title in declared(ledger)]
+    readable, left_out = declared(ledger)
+    all_results = [read_sweep(ledger, title) for title in readable]
+    for sentence in left_out:
+        print(sentence, file=sys.stderr)
     graded = grade(tree, all_results)
     if options.json:
         changed = changed_questions(all_results)
         print(json.dumps(as_json(graded) | ({"changed": changed} if changed else {}), indent=1))
-        return 0
+        return bool(left_out)
     print("\n".join([*lines(graded), *changed_questions(all_results)]))
     if options.to or "://" not in options.output:
         folder = Path(options.to) if options.to else reports_in(options.output) / "grade"
         print(f"page       {write(graded, all_results, folder)}")
-    return 0
+    return bool(left_out)
 
 
 def write(graded: Graded, all_results: Sequence[SweepResults], folder: Path) -> Path:
@@ -69,9 +73,9 @@ def changed_questions(all_results: Sequence[SweepResults]) -> list[str]:
     return [f"{results.title}: {change.sentence}" for results in all_results for change in results.changes]
 
 
-def declared(ledger: Ledger) -> list[str]:
-    """Return the sweeps of a ledger; none where none has run, which is a grade of 0."""
-    return titles(ledger) if ledger.names("plans") else []
+def declared(ledger: Ledger) -> tuple[list[str], list[str]]:
+    """Return the sweeps of a ledger, and why others are left out; none where none has run, which is a grade of 0."""
+    return readable_titles(ledger) if ledger.names("plans") else ([], [])
 
 
 def tree_named(name: str) -> Branch:

@@ -20,14 +20,14 @@ from crelu_data.datasets import dataset
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import LARGEST, PARAMETERS, has_diverged, lost_text, phase_behind
 from sweeps.experiment.model_facts import cell_parameters
-from sweeps.experiment.plan import Plan, TrialStatus, current_plan, trained_seconds, without_damaged
+from sweeps.experiment.plan import Plan, TrialStatus, current_plan, declared_sweep, trained_seconds, without_damaged
 from sweeps.experiment.questions.question import asked_cells
 from sweeps.experiment.questions.registration import Change, changes_of
 from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.search import goal
 from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.study import study
-from sweeps.experiment.sweep import Sweep, sweep_from_json
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
 from sweeps.experiment.wording import question_of, unknown_name
 from sweeps.results.analyses import damaged_analysis, default_summaries
@@ -274,12 +274,31 @@ class SweepResults:
 
 def titles(ledger: Ledger, name: str | None = None) -> list[str]:
     """Return the sweeps that have been declared, or the one called `name`; ValueError where there is none."""
-    declared = [title for plan in ledger.names("plans") if SWEEP_TITLE.fullmatch(title := plan.removesuffix(".json"))]
+    plans = [plan.removesuffix(".json") for plan in ledger.names("plans") if plan.endswith(".json")]
+    declared = [title for title in plans if SWEEP_TITLE.fullmatch(title)]
     if name is not None and name not in declared:
         raise ValueError(unknown_name("sweep", name, declared, f"the ledger {ledger.root}"))
     if not declared:
         raise ValueError(f"no sweep has run in {ledger.root}; run one, or say where by --output")
     return declared if name is None else [name]
+
+
+def readable_titles(ledger: Ledger, name: str | None = None) -> tuple[list[str], list[str]]:
+    """Return the sweeps whose plans can be read, and a sentence for each of the others.
+
+    ValueError where that is the one called `name`, or none can be read.
+    """
+    readable: list[str] = []
+    left_out: list[str] = []
+    for title in titles(ledger, name):
+        try:
+            declared_sweep(ledger, title)
+            readable.append(title)
+        except ValueError as error:
+            left_out.append(str(error))
+    if not readable:
+        raise ValueError("; ".join(left_out))
+    return readable, [f"left out: {why}" for why in left_out]
 
 
 def read_sweep(ledger: Ledger, title: str) -> SweepResults:
@@ -302,7 +321,7 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         given_up = plan.given_up
         paused = plan.paused
     else:
-        sweep = sweep_from_json(ledger.read_json(f"plans/{title}.json"))
+        sweep = declared_sweep(ledger, title)[0]
         statuses, studies = _frozen(ledger, manifest)
         question = str(manifest["question"])
         record = dict(manifest["record"])

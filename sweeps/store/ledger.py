@@ -349,7 +349,7 @@ class Ledger:
             value = None
         if value is None and content and name not in self._damaged:
             self._damaged.add(name)
-            logging.getLogger(__name__).warning("%s is damaged and counts as missing", self.path(name))
+            logging.getLogger(__name__).warning("%s is damaged and is not read", self.path(name))
         return value if value is None else printable_json(content, value)
 
     def read_checked(self, name: str) -> Json | None:

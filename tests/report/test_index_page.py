@@ -183,6 +183,45 @@ def test_table_without_a_number_says_so(tmp_path: Path) -> None:
     assert shown.tables["sweeps"].rows[0][1].text == "1 to do"
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'{"sweep": "half", "prof', "is damaged; to write it anew, start the sweep again"),
+        (b"", "is damaged; to write it anew, start the sweep again"),
+        (b'{"a": 1}', "is not a plan: KeyError('protocol')"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["status", "report", "grade"])
+def test_a_plan_that_cannot_be_read_is_named_and_the_others_are_shown(
+    verb: str,
+    content: bytes,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ledger = Ledger.in_output(str(tmp_path))
+    make(ledger, Sweep("good", "paper", (BASELINE, CRELU), Protocol()), outcome)
+    ledger.write("plans/bad.json", content)
+    ledger.write("plans/notes.txt", b"no plan at all")
+
+    def called(*words: str) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr("sys.argv", ["sweeps", *words, "--output", str(tmp_path)])
+        code = main()
+        out, err = capsys.readouterr()
+        return code, out, err.splitlines()
+
+    code, out, err = called(verb)
+    assert code == 1
+    assert "good" in out or verb == "grade"
+    assert sum(sentence.startswith("left out:") for sentence in err) == 1
+    assert err[-1] == f"left out: {tmp_path}/ledger/plans/bad.json {why}"
+    if verb != "grade":
+        assert called(verb, "good")[0] == 0
+        code, out, err = called(verb, "bad")
+        assert (code, out, err[-1]) == (2, "", f"error: {tmp_path}/ledger/plans/bad.json {why}")
+
+
 def test_one_sweep_that_is_named_gets_no_index(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert called(monkeypatch, output, "whole") == 0
     assert (output / "reports" / "whole" / "report.html").exists()

@@ -304,7 +304,7 @@ def test_a_tree_that_is_not_there_is_a_sentence(name: str, sentence: str) -> Non
 def test_the_grade_is_printed_written_and_given_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = dataclasses.replace(placement(1), name="s", profile="demo")
     surveys(tmp_path / "ledger", sweep)
-    assert declared(Ledger(str(tmp_path / "empty"))) == []
+    assert declared(Ledger(str(tmp_path / "empty"))) == ([], [])
     words = ["grade", "tests.results.test_grade:OWN", "--output", str(tmp_path)]
     options = parser().parse_args(words)
     assert options.verb(options) == 0

@@ -257,7 +257,7 @@ def test_a_damaged_note_is_named_once(ledger: Ledger, caplog: pytest.LogCaptureF
         assert caplog.messages == []
         Path(ledger.path(name)).write_text((ledger.read(name) or b"").decode().replace('"check": "', '"check": "0'))
         assert [ledger.read_json(name), ledger.read_json(name)] == [None, None]
-        assert caplog.messages == [f"{ledger.root}/{name} is damaged and counts as missing"]
+        assert caplog.messages == [f"{ledger.root}/{name} is damaged and is not read"]
         caplog.clear()
 
 
