@@ -34,7 +34,7 @@ STATES: Final = {
     ExitCode.DONE: ("ended", "all is done"),
     ExitCode.FAILED: ("failed", "it finished with failed cells: the same command with --retry-failed tries them again"),
     ExitCode.USAGE: ("failed", "its command stopped with an error, which its terminal shows"),
-    ExitCode.BUDGET: ("needs you", "its budget is used up: a larger --max-gpu-hours goes on"),
+    ExitCode.BUDGET: ("needs you", "the --max-gpu-hours of this command are used up: the same command resumes"),
     ExitCode.UNTRACKED: (
         "needs you",
         "MLflow lacks runs: its last line is the command that sends them",

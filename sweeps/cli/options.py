@@ -115,7 +115,8 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     """Add the options that say when a sweep ends early, and its price."""
     add = parser.add_argument_group("when to stop").add_argument
-    add("--max-gpu-hours", type=nonnegative_float, default=math.inf, metavar="H", help="save, leave and exit 3 then")
+    add("--max-gpu-hours", type=nonnegative_float, default=math.inf, metavar="H",
+        help="save, leave and exit 3 once this command has used H")
     add("--price-per-gpu-hour", type=nonnegative_float, default=os.environ.get(PRICE, "0"), metavar="X",
         help=f"show forecast, end and report in money too (default ${PRICE})")
     add("--max-failures", type=positive_int, default=10**6, metavar="N", help="stop after N failed trials")

@@ -8,10 +8,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from crelu_data.datasets import DataSet
+from sweeps.cli.command import without
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.cli.status import current_answers
@@ -149,7 +151,10 @@ def _next_command(asked: Plan, settings: Settings, code: ExitCode, mend: str = "
     sweep = asked.sweep
     protocol = sweep.protocol
     if code in (ExitCode.INTERRUPTED, ExitCode.BUDGET):
-        hint = "   (or with a larger --max-gpu-hours)" if code == ExitCode.BUDGET else ""
+        if code == ExitCode.BUDGET and settings.limits.hours == 0:  # the same command would never train anything
+            unlimited = replace(command, arguments=without(command.arguments, "--max-gpu-hours", 1))
+            return f"resume    {unlimited.again()}   (with --max-gpu-hours 0 nothing is trained)"
+        hint = "   (--max-gpu-hours counts from 0 again)" if code == ExitCode.BUDGET else ""
         return f"resume    {command.again()}{hint}"
     if asked.may_retry:
         return f"next      {command.again('--retry-failed')}"

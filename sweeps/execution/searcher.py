@@ -348,8 +348,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _end_for_budget(self) -> None:
         """Stop because the budget is used up: running trials save their state, and nothing is lost."""
-        self.session.over_budget = True
-        self.session.stop()
+        session = self.session
+        if not session.stopping:
+            session.stop_reason = f"{session.limits.hours:g} GPU-hours of this command are used up"
+        session.over_budget = True
+        session.stop()
 
     # What becomes of a trial -----------------------------------------------------------------------------------------
 

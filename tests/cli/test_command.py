@@ -93,6 +93,7 @@ def test_two_phases_of_a_further_seed_are_one_seed() -> None:
         (ExitCode.INTERRUPTED, ("--stale", "retrain", "--yes"), 0, ()),
         (ExitCode.INTERRUPTED, ("--stale=keep",), 0, ("--stale=keep",)),
         (ExitCode.BUDGET, ("--max-gpu-hours", "5"), 0, ("--max-gpu-hours", "5")),
+        (ExitCode.BUDGET, ("--max-gpu-hours", "0", "--fail-fast"), 0, ("--fail-fast",)),
         (ExitCode.FAILED, ("--retry-failed", "--seeds=2"), 1, ("--seeds=2", "--retry-failed")),
         (ExitCode.FAILED, ("--seeds=2", "--resume"), 0, ("--seeds=2",)),
         (ExitCode.DONE, ("--seeds=2", "--fresh"), 0, ("--seeds", "3")),

@@ -327,6 +327,7 @@ def test_budget_counts_a_pack_once_and_its_members_their_part(tmp_path: Path, cl
     here.limits = Limits(hours=1.0)
     assert queue.suggest("b") == "FINISHED"
     assert here.over_budget
+    assert here.stop_reason == "1 GPU-hours of this command are used up"
 
 
 def test_hours_that_a_command_had_used_before_it_began_anew_count(tmp_path: Path) -> None:
