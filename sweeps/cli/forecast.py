@@ -193,14 +193,21 @@ def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]],
     ledger.write_note(f"forecasts/{name}.json", value)
 
 
+def note_price(sweep: Sweep, settings: Settings, **more: float) -> None:
+    """Note the price of an hour of a GPU on the ledger, where one is given, for the report."""
+    if settings.price_per_gpu_hour:
+        name = f"prices/{sweep.title}.json"
+        note = settings.ledger.read_json(name) or {}
+        settings.ledger.write_note(name, note | {"hourly": settings.price_per_gpu_hour} | more)
+
+
 def report_cost(sweep: Sweep, settings: Settings, state: DriverState, log: Callable[[str], None]) -> None:
-    """Log what the session cost, failed attempts included, and note the price for the report."""
+    """Log what the session cost, failed attempts included, and note its trials' share of a GPU beside the price."""
     hourly = settings.price_per_gpu_hour
     seconds = state.hours() * 3600
     if hourly:
         log(f"this session used {seconds / 3600:.3g} hours, {cost_text(TimeEstimate(*[seconds] * 3), hourly)}")
-        share = state.resources.gpus or 1.0
-        settings.ledger.write_note(f"prices/{sweep.title}.json", {"hourly": hourly, "share": share})
+        note_price(sweep, settings, share=state.resources.gpus or 1.0)
 
 
 # Arithmetic ---------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from sweeps.cli.dry_run import (
     unwritable_output,
     with_classes,
 )
-from sweeps.cli.forecast import Forecast, compare, report_cost
+from sweeps.cli.forecast import Forecast, compare, note_price, report_cost
 from sweeps.cli.notify import Notifier
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
@@ -127,6 +127,7 @@ def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: N
             check_models((trial.cell for trial in to_train), facts, settings.data_dir)
             _register_questions(declared, settings, tell)
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
+            note_price(sweep, settings)
             code, declared, today = _run(declared, today, settings, facts, fingerprints)
             lease.check()
             return conclude(declared, today, settings, facts | _known_datasets(sweep, settings), code)

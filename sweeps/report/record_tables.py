@@ -159,10 +159,10 @@ def _error(attempt: Json) -> str:
 def cost_table(results: SweepResults) -> Table:
     """Return trainings and hours of each cell, its search apart, as measured; their cost where a price is known."""
     rows = [
-        (Entry(cell_results.cell.label, cell=cell_results.cell.key), *_cost((cell_results,), results.hourly))
+        (Entry(cell_results.cell.label, cell=cell_results.cell.key), *_cost((cell_results,), results))
         for cell_results in results.cells
     ]
-    rows.append((Entry("all"), *_cost(results.cells, results.hourly)))
+    rows.append((Entry("all"), *_cost(results.cells, results)))
     columns: tuple[str, ...] = ("cell", "trainings", "time", "search trials", "search time", "one training")
     notes = ["Time that one worker trained, evaluations included, waiting and failed tries of unknown time left out."]
     if any(cell_results.rates for cell_results in results.cells):
@@ -171,11 +171,11 @@ def cost_table(results: SweepResults) -> Table:
         notes.append("A search trial that is a first phase too counts as search, and in the time of one training.")
     if results.hourly:
         columns += ("money",)
-        notes.append(f"Money at {results.hourly:g} an hour of a trial, trainings and search together.")
+        notes.append(f"Money at {results.hourly:g} an hour of a GPU, of which each trial had a share, search included.")
     return Table("costs", "Cost", columns, "l" + "r" * (len(columns) - 1), tuple(rows), tuple(notes))
 
 
-def _cost(cells: Sequence[CellResults], hourly: float) -> Iterable[Entry]:
+def _cost(cells: Sequence[CellResults], results: SweepResults) -> Iterable[Entry]:
     """Yield what cells took: trainings and search trials with their hours, the time of one training, and money."""
     trained = [(cell, run) for cell in cells for run in cell.runs if run.result or run.seconds]
     own = [run for cell, run in trained if run.key not in cell.searched]
@@ -184,8 +184,9 @@ def _cost(cells: Sequence[CellResults], hourly: float) -> Iterable[Entry]:
     yield from (Entry(str(len(own))), Entry(duration(hours_of(own)), runs=tuple(run for _, run in trained)))
     yield from (Entry(str(len(searching))), Entry(duration(hours_of(searching)) if searching else NONE))
     yield Entry(duration(hours_of(each) / len(each)) if each else NONE)
-    if hourly:
-        yield Entry(f"{hourly * hours_of([run for _, run in trained]):,.2f}")
+    if results.hourly:
+        gpu_hours = sum(run.seconds * (run.gpus or results.share) for _, run in trained) / 3600
+        yield Entry(f"{results.hourly * gpu_hours:,.2f}")
 
 
 LISTED = 1000  # runs that the page lists one by one

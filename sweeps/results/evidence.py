@@ -74,6 +74,15 @@ class Run(NamedTuple):
         return self.trial.key
 
     @property
+    def gpus(self) -> float:
+        """Return how many GPUs it had, or what share of one, by its result; 1 without a GPU, 0 without a result."""
+        if self.result is None:
+            return 0.0
+        hardware = self.result.get("hardware", {})
+        ranks = float(hardware.get("ranks", 1)) if "memory" in hardware else 1.0  # on CPUs they share none
+        return float(hardware.get("gpu_share", 1)) * max(ranks, float(hardware.get("gpus", 1)))
+
+    @property
     def pair(self) -> tuple[int, int]:
         """Return seed and fold, by which the runs of two cells are paired."""
         return self.trial.seed, self.trial.fold
@@ -235,7 +244,8 @@ class CellResults:
 class SweepResults:
     """The results of one sweep: `attempts` are failed tries by trial key, `record` is the provenance.
 
-    `hourly` is the price of an hour of a trial, 0 where none was given. `changes` are those of its questions after the
+    `hourly` is the price of an hour of a GPU, 0 where none was given, and `share` what the last session gave a trial of
+    one, for trials without a result. `changes` are those of its questions after the
     first training. `damaged` has the results of trials that count as failed because a file of theirs is damaged: what
     was chosen and decided by them stands. `given_up` says why cells were given up before all of their trials, by label.
     """
@@ -250,6 +260,7 @@ class SweepResults:
     changes: tuple[Change, ...] = ()
     damaged: Mapping[str, Json] = field(default_factory=dict)
     given_up: Mapping[str, str] = field(default_factory=dict)
+    share: float = 1.0
 
     @property
     def pending(self) -> int:
@@ -334,10 +345,10 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
     cells = _cells(ledger, sweep, runs, studies, pending, given_up)
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     price = ledger.read_json(f"prices/{title}.json") or {}
-    hourly = float(price.get("hourly", 0)) * float(price.get("share", 1))
+    hourly, share = float(price.get("hourly", 0)), float(price.get("share", 1))
     changes = changes_of(ledger, title)
     damaged = {key: result for key, result in damaged.items() if key in runs}
-    return SweepResults(title, sweep, question, cells, attempts, record, hourly, changes, damaged, given_up)
+    return SweepResults(title, sweep, question, cells, attempts, record, hourly, changes, damaged, given_up, share)
 
 
 def results_of_plan(plan: Plan, ledger: Ledger) -> SweepResults:

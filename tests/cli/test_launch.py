@@ -117,9 +117,10 @@ def test_dry_run_shows_every_declared_cell_and_counts_what_is_asked_for(
 def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*")
+    sweep, part, settings = command_line(tmp_path, "--only", "CReLU e*", "--price-per-gpu-hour", "2")
     for trial in expand(sweep, {}):
         finish(settings.ledger, trial, Made({TOP1: 50.0}))
+    settings.ledger.write_note(f"prices/{sweep.title}.json", {"hourly": 3.0, "share": 0.5})
     monkeypatch.setattr(run, "_run", lambda declared, today, *_: (ExitCode.DONE, declared, today))
     monkeypatch.setattr(run, "_ensure_datasets", lambda *_: {})
     monkeypatch.setattr(summary, "_report", lambda *_: (None, "", NOT_ASKED))
@@ -131,6 +132,8 @@ def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(
     assert "1 of 1 trial is done" in table
     assert "not asked for: " in table
     assert current_plan(settings.ledger, sweep.title).sweep == sweep
+    # A price that is given once all is trained is the report's.
+    assert settings.ledger.read_json(f"prices/{sweep.title}.json") == {"hourly": 2.0, "share": 0.5}
     content = settings.ledger.read(f"results-{sweep.title}.parquet")
     assert content is not None
     assert set(pq.read_table(pa.BufferReader(content)).column("cell").to_pylist()) == {c.label for c in sweep.cells}

@@ -311,16 +311,29 @@ def test_cost_is_what_the_trials_took(ledger: Ledger) -> None:
     assert [entry.text for entry in total] == ["all", "0", "0 s", "27", f"{hours:.1f} h", "–"]
 
 
-def test_cost_is_told_in_money_where_a_price_is_known(ledger: Ledger) -> None:
-    ledger.write_json("prices/imagenet_dropout.json", {"hourly": 4.0, "share": 0.25})
-    try:
-        results = read_sweep(ledger, "imagenet_dropout")
-        table = document(ledger, results).tables["costs"]
-    finally:
-        ledger.delete("prices/imagenet_dropout.json")
-    hours = sum(run.result["seconds"] for run in results.runs if run.result) / 3600
+@pytest.mark.parametrize(
+    ("hardware", "gpus"),
+    [
+        ({"gpu_share": "0.25", "memory": "1"}, 0.25),
+        ({"memory": "1"}, 1.0),
+        ({"ranks": "4", "memory": "1"}, 4.0),
+        ({"ranks": "4"}, 1.0),
+        ({"gpus": "2", "memory": "1"}, 2.0),
+    ],
+)
+def test_cost_is_told_in_money_by_the_share_of_a_gpu_that_each_trial_had(
+    tmp_path: Path, hardware: dict[str, str], gpus: float
+) -> None:
+    ledger = Ledger.in_output(str(tmp_path))
+    sweep = Sweep("s", "paper", (BASELINE,), Protocol(seeds=4))
+    make(ledger, sweep, lambda trial: Made({TOP1: 20.0 + trial.seed}, seconds=36000.0))
+    for key in ledger.results():
+        result = ledger.result(key) or {}
+        ledger.commit(key, result | {"hardware": {"host": "h", "device": "d"} | hardware})
+    ledger.write_note("prices/s.json", {"hourly": 3.0, "share": 0.5})  # of a later session
+    table = document(ledger, read_sweep(ledger, "s")).tables["costs"]
     assert table.columns[-1] == "money"
-    assert table.rows[-1][-1].text == f"{hours:,.2f}"
+    assert table.rows[-1][-1].text == f"{4 * 10 * 3.0 * gpus:,.2f}"
 
 
 def test_search_alone_shows_hold_out_errors_and_what_was_chosen(documents: dict[str, Document]) -> None:
