@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from crelu_models.model import Model
 from sweeps.cli.command import Command
 from sweeps.cli.notify import notify_address
+from sweeps.experiment.halving import rungs
 from sweeps.experiment.profiles import (
     EMBEDDED,
     changed_fields,
@@ -32,7 +33,7 @@ from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep, check_apart, sweep_from_json
 from sweeps.experiment.trial import Cell
-from sweeps.experiment.wording import unknown_name
+from sweeps.experiment.wording import count, unknown_name
 from sweeps.store.ledger import Ledger, unguarded
 from sweeps.store.local_uris import artifacts_in
 from sweeps.store.logins import own_store
@@ -47,6 +48,7 @@ SMOKE = "smoke test: two tiny cells at most on {pictures}"
 SMALL = "no GPU here: the demo's small nets and short recipes (--profile paper for the paper's)"
 
 NVJPEG = "nvjpeg"
+EPOCHS = "recipe.epochs"
 SYNTHETIC = "synthetic"  # begins the names of embedded pictures
 LONGEST = 60  # letters of a variant's name; a longer one is cut and ends with a hash
 
@@ -310,12 +312,15 @@ def notes(
     """
     profile = settings.profile
     dataset = _asked_dataset(options) or settings.dataset
+    followed = protocol_of(protocol, profile, options)
+    chosen = taken(cells, profile, dataset)
+    own_recipes = not of_paper and has_own_recipes(cells)
+    small = [scaled(cell, profile, dataset, own_recipes) for cell in chosen]
     lines: list[str] = []
     if not of_paper and profile != "paper":
-        own_recipes = has_own_recipes(cells)
-        chosen = taken(cells, profile, dataset)
-        lines += changed_fields(chosen, [scaled(cell, profile, dataset, own_recipes) for cell in chosen], profile)
-        lines += changed_protocol(protocol, protocol_of(protocol, profile, options), options)
+        lines += changed_fields(chosen, small, profile, followed.search)
+        lines += changed_protocol(protocol, followed, options)
+    lines += unhalved([change(cell, options.set).recipe for cell in small], followed.search)
     inits = {cell.recipe.init for cell in cells if isinstance(cell.net, Model)} - {"own"}
     if inits:
         lines.append(f"recipe.init {', '.join(sorted(inits))} is for nets: a model has the weights of its own factory")
@@ -337,7 +342,22 @@ def changed_protocol(before: Protocol, after: Protocol, options: argparse.Namesp
             old, new = getattr(before.search, name), getattr(after.search, name)
             if old != new and not (name == "trials" and options.search_trials is not None):
                 lines.append(f"search {name}: {old} -> {new}")
+        if len(after.search.axes) < len(before.search.axes):
+            lines.append(f"search: {EPOCHS} is not chosen, it is each recipe's own")
     return lines
+
+
+def unhalved(recipes: Sequence[Recipe], search: Search | None) -> list[str]:
+    """Return a line for each recipe that is too short for a rung, so that its search is without halving."""
+    if search is None or not search.halving:
+        return []
+    lines = [
+        f"search halving: no rung from epoch {max(search.rung, 1)} on lies below the {count(recipe.epochs, 'epoch')} "
+        f"of recipe {recipe.name}, so its search trials are trained whole"
+        for recipe in recipes
+        if len(rungs(recipe.epochs, search.halving, search.rung)) == 1
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def _decoded(cells: Sequence[Cell], settings: Settings) -> tuple[Cell, ...]:
@@ -462,19 +482,21 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
         # The recipes of small profiles, and a rate that was said, are not chosen anew.
         rates=None if small or any(word.startswith("recipe.lr=") for word in options.set) else protocol.rates,
         folds=protocol.folds and (folds if options.folds is None else options.folds),
-        search=search_of(protocol.search, small, options),
+        search=search_of(protocol.search, profile, options),
         until=min(until, folds) if scales_folds else until,
     )
 
 
-def search_of(search: Search | None, small: bool, options: argparse.Namespace) -> Search | None:
+def search_of(search: Search | None, profile: str, options: argparse.Namespace) -> Search | None:
     """Return the search as the profile scales it and the flags change it; None: nothing is searched."""
-    if search is not None and small:
+    if options.search_trials == 0:
+        search = None
+    if search is not None and profile != "paper":
+        search = _with_own_epochs(search, profile)
+    if search is not None and profile in ("demo", "smoke"):
         search = dataclasses.replace(search, trials=min(search.trials, 3), wave=3)
-    if options.search_trials is not None:
-        if options.search_trials == 0:
-            search = None
-        elif search is None:
+    if options.search_trials:
+        if search is None:
             search = Search(options.search_trials)
         else:
             search = dataclasses.replace(search, trials=options.search_trials)
@@ -488,6 +510,19 @@ def search_of(search: Search | None, small: bool, options: argparse.Namespace) -
     if options.halving == 0:
         search = dataclasses.replace(search, rung=0)
     return dataclasses.replace(search, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _with_own_epochs(search: Search, profile: str) -> Search:
+    """Return a search that leaves epochs to the recipes, which a profile shortens; ValueError where nothing is left."""
+    rest = tuple(axis for axis in search.axes if axis.name != EPOCHS)
+    if len(rest) == len(search.axes):
+        return search
+    if not rest:
+        raise ValueError(
+            f"the search chooses {EPOCHS} alone, and the profile {profile} has epochs of its own: leave the search "
+            f"out by --search-trials 0, or take --profile paper"
+        )
+    return dataclasses.replace(search, space=rest)
 
 
 def change(cell: Cell, assignments: Sequence[str]) -> Cell:

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from crelu_models.model import Model
 from crelu_models.spec import Net
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
+from sweeps.experiment.search import Search, chosen_names
+from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.trial import Cell
 
 PROFILES = ("paper", "mini", "demo", "smoke")
@@ -74,6 +76,9 @@ EMBEDDED = {
     "cifar100": "synthetic:size=32,classes=10,train=1500,test=600,clutter=35,contrast=20",
 }
 SMOKE = "synthetic:size=64,classes=4,train=96,test=48"
+
+# Said of a changed field that the trials of a search do not have.
+SEARCHED = " (searched over the page's values)"
 
 # Names that a folder's own name would be mistaken for.
 TAKEN: Final = ("imagenet", "cifar10", "cifar100", "synthetic", "embedded", *PROFILES)
@@ -161,18 +166,30 @@ def has_own_recipes(cells: Iterable[Cell]) -> bool:
     return any(cell.recipe not in PAPER_RECIPES for cell in cells)
 
 
-def changed_fields(before: Sequence[Cell], after: Sequence[Cell], profile: str) -> list[str]:
-    """Return what a profile has changed in the cells of a page, a line for each field, or each recipe or data set."""
+def changed_fields(
+    before: Sequence[Cell], after: Sequence[Cell], profile: str, search: Search | None = None
+) -> list[str]:
+    """Return what a profile has changed in the cells of a page, a line for each field, or each recipe or data set.
+
+    Of a field that the `search` chooses the line says that its trials have other values.
+    """
     scale = SCALES[profile]
     lines: list[str] = []
     for old, new in zip(before, after, strict=True):
+        searched = chosen_names(search, old) if search else frozenset()
         names = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
         fields = [(name, getattr(old.recipe, name), getattr(new.recipe, name)) for name in names]
-        words = [f"{name} {_word(value)} -> {_word(now)}" for name, value, now in fields if value != now]
+        words = [
+            f"{name} {_word(value)} -> {_word(now)}{SEARCHED if f'recipe.{name}' in searched else ''}"
+            for name, value, now in fields
+            if value != now
+        ]
         lines += [f"recipe {old.recipe.name}: {', '.join(words)}"] if words else []
         if old.net != new.net:
             lines.append(f"nets: width x{scale.width:g} of each layer")
-            lines += [f"nets: dropout x{scale.dropout:g}"] if old.net.dropouts() and scale.dropout != 1 else []
+            if old.net.dropouts() and scale.dropout != 1:
+                note = SEARCHED if any(name.startswith(DROPOUT) for name in searched) else ""
+                lines.append(f"nets: dropout x{scale.dropout:g}{note}")
         if old.dataset != new.dataset:
             lines.append(f"dataset: {old.dataset} -> {new.dataset}")
     return list(dict.fromkeys(lines))

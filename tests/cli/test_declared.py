@@ -18,11 +18,14 @@ from crelu_models.tables import PAPER, S2, S4, S8
 from sweeps.cli import settings
 from sweeps.cli.options import parser
 from sweeps.cli.settings import declare, notes, settle
+from sweeps.experiment.halving import rungs
+from sweeps.experiment.metrics import Metric
 from sweeps.experiment.plan import expand
 from sweeps.experiment.profiles import PROFILES, changed_fields, data_name, names_paper, scaled
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage
 from sweeps.experiment.search import Search
+from sweeps.experiment.space import Choice, Float, Int
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, trial_from_json
 
@@ -36,6 +39,15 @@ MODELS = (
 )
 RECIPES = (ALLCONV, VGG, IMAGENET_SGD, IMAGENET_ADAM)
 SETS = ("cifar10", "cifar100", "imagenet", "folder:/pictures/birds", "synthetic:size=32,classes=5,train=100,test=50")
+SPACES: tuple[dict[str, Float | Int | Choice], ...] = (
+    {},
+    {"recipe.lr": Float(1e-3, 1.0, log=True)},
+    {"recipe.epochs": Int(20, 200)},
+    {"recipe.epochs": Choice(5, 30), "recipe.optimiser": Choice("sgd", "adam")},
+    {"net.width": Float(0.5, 1.0, step=0.25), "recipe.batch": Int(16, 64, step=16)},
+    {"model.depth": Int(1, 4), "recipe.label_smoothing": Float(0.0, 0.2, step=0.1)},
+)
+F1 = Metric("test/f1", better="higher")
 ROWS = (
     *(cell for cell in sweeps.imagenet_placement.CELLS),
     *(cell for cell in sweeps.cifar_vgg.CELLS),
@@ -67,9 +79,31 @@ def recipe_of(draw: random.Random) -> Recipe:
             "stages": draw.choice([(Stage(1, 1.0),), recipe.stages]),
             "weight_decay": 1e-4,
             "init": draw.choice(["xavier", "own"]),
+            "schedule": "cosine",
+            "warmup_epochs": draw.choice([0.5, 5.0]),
+            "nesterov": True,
+            "label_smoothing": 0.1,
+            "resized_crop": 0.08,
+            "rand_augment": 2,
+            "rand_magnitude": 5,
+            "mixup": 0.2,
+            "ema": 0.9,
         }
-        changes = {name: choices[name] for name in draw.sample(list(choices), draw.randint(1, 4))}
+        changes = {name: choices[name] for name in draw.sample(list(choices), draw.randint(1, 6))}
     return dataclasses.replace(recipe, **changes)
+
+
+def search_of(draw: random.Random) -> Search:
+    halved = draw.random() < 0.4
+    space = draw.choice(SPACES)
+    return Search(
+        trials=draw.choice([2, 20]),
+        sampler=draw.choice(["tpe", "random", "grid" if space else "tpe"]),  # a grid of dropout has 10,000 points
+        wave=draw.choice([2, 4]),
+        space=space,
+        halving=draw.choice([2, 3]) if halved else 0,
+        rung=draw.choice([0, 0, 3, 30]) if halved else 0,
+    )
 
 
 def page_of(draw: random.Random) -> Page:
@@ -78,16 +112,17 @@ def page_of(draw: random.Random) -> Page:
     if of_paper:
         cells = tuple(draw.sample(ROWS, draw.randint(1, 4)))
     else:
-        nets = (*NETS, *MODELS)
+        nets = draw.choice([NETS, MODELS, (*NETS, *MODELS)])
+        task, metric = draw.choice([("", Metric()), ("", Metric()), ("mine:train", Metric()), ("mine:train", F1)])
         cells = tuple(
-            Cell(f"cell {number}", draw.choice(nets), draw.choice(sets), recipe_of(draw))
+            Cell(f"cell {number}", draw.choice(nets), draw.choice(sets), recipe_of(draw), task=task, metric=metric)
             for number in range(draw.randint(1, 4))
         )
     protocol = Protocol(
         seeds=draw.choice([1, 3]),
         single=draw.random() < 0.3,
         folds=draw.choice([0, 0, 5]),
-        search=draw.choice([None, None, Search(20), Search(2, wave=2)]),
+        search=search_of(draw) if draw.random() < 0.5 else None,
         rates=draw.choice([None, None, RateStudy("cell 0")]),
     )
     words: list[str] = []
@@ -147,6 +182,9 @@ def differences(page: Page, sweep: Sweep) -> Iterator[str]:
             yield f"dataset: {old.dataset} -> {cell.dataset}"
         if isinstance(cell.net, Model) and cell.recipe.init != "own":
             yield "recipe.init|is for nets"
+        for name in ("task", "metric", "decoder"):
+            if getattr(old, name) != getattr(cell, name):
+                yield name
     before, after = page.protocol, sweep.protocol
     if before.seeds != after.seeds and "--seeds" not in flags:
         yield "seeds:"
@@ -159,6 +197,17 @@ def differences(page: Page, sweep: Sweep) -> Iterator[str]:
             yield "search trials:"
         if before.search.wave != after.search.wave:
             yield "search wave:"
+        for name in ("sampler", "prune", "seed", "folds", "objective", "direction", "halving", "rung", "limits"):
+            if getattr(before.search, name) != getattr(after.search, name):
+                yield name
+        kept = dict(after.search.axes)
+        for name, domain in before.search.axes:
+            if kept.get(name) != domain:
+                yield f"search: {name} is not chosen"
+    if after.search is not None and after.search.halving:
+        for cell in sweep.cells:
+            if rungs(cell.recipe.epochs, after.search.halving, after.search.rung) == (cell.recipe.epochs,):
+                yield f"search halving: |recipe {cell.recipe.name},|trained whole"
     for name in ("ablation", "single", "match"):
         if getattr(before, name) != getattr(after, name):
             yield name
@@ -188,7 +237,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
 def test_nothing_of_a_page_is_changed_silently(machine: dict[str, bool], tmp_path: Path) -> None:
     draw = random.Random(7)
-    counts = {"refused": 0, "as written": 0, "said": 0}
+    counts = {"refused": 0, "as written": 0, "said": 0, "searched": 0}
     for number in range(PAGES):
         try:
             page = page_of(draw)
@@ -198,6 +247,7 @@ def test_nothing_of_a_page_is_changed_silently(machine: dict[str, bool], tmp_pat
         machine["gpu"] = page.gpu
         try:
             sweep, lines = trained(page, tmp_path)
+            trials = expand(sweep, {})[:2]  # no dropout is searched for a recipe of one's own
         except ValueError:
             counts["refused"] += 1
             continue
@@ -205,12 +255,73 @@ def test_nothing_of_a_page_is_changed_silently(machine: dict[str, bool], tmp_pat
         counts["said" if any(True for _ in differences(page, sweep)) else "as written"] += 1
         if not page.of_paper and not {"--profile", "--smoke-test"} & set(page.words):
             assert sweep.profile == "paper", "no page of a user becomes a demo by itself"
-        if sweep.protocol.search is None and sweep.protocol.rates is None:
-            for trial in expand(sweep, {})[:2]:
-                assert (trial.recipe, trial.net) == (trial.cell.recipe, trial.cell.net)
+        if sweep.protocol.rates is None:
+            declared = dict(page.protocol.search.axes if page.protocol.search else ())
+            for trial in trials:
+                counts["searched"] += bool(trial.choices)
+                assert all(declared[name].holds(value) for name, value in trial.choices)
+                names = {name.removeprefix("recipe.") for name, _ in trial.choices}
+                for field in {field.name for field in dataclasses.fields(Recipe)} - names:
+                    assert getattr(trial.recipe, field) == getattr(trial.cell.recipe, field), (number, field)
                 again = trial_from_json(trial.to_json())
                 assert (again.key, again.recipe, again.net) == (trial.key, trial.recipe, trial.net)
     assert min(counts.values()) > PAGES / 20, counts
+
+
+UNHALVED = "search halving: no rung from epoch 30 on lies below the {} of recipe mine, so its search trials are "
+EPOCHS = {"recipe.epochs": Int(20, 200)}
+
+
+@pytest.mark.parametrize(
+    ("search", "words", "lines"),
+    [
+        (Search(4, space=SPACES[1], halving=3, rung=30), [], []),
+        (
+            Search(4, space=SPACES[1], halving=3, rung=30),
+            ["--profile", "demo"],
+            [UNHALVED.format("8 epochs") + "trained whole"],
+        ),
+        (
+            Search(4, space=SPACES[1], halving=3, rung=30),
+            ["--set", "recipe.epochs=1"],
+            [UNHALVED.format("1 epoch") + "trained whole"],
+        ),
+        (Search(4, space=SPACES[1], halving=3, rung=30), ["--profile", "demo", "--search-trials", "0"], []),
+        (Search(4, space=EPOCHS | SPACES[1]), [], []),
+        (
+            Search(4, space=EPOCHS | SPACES[1]),
+            ["--profile", "demo"],
+            ["search: recipe.epochs is not chosen, it is each recipe's own"],
+        ),
+        (Search(4, space=EPOCHS), ["--profile", "demo", "--search-trials", "0"], []),
+    ],
+)
+def test_a_search_is_no_longer_than_its_lines_say(
+    machine: dict[str, bool], tmp_path: Path, search: Search, words: list[str], lines: list[str]
+) -> None:
+    mine = dataclasses.replace(ALLCONV, name="mine", epochs=100)
+    sweep, printed = trained(Page((Cell("a", S2, "cifar10", mine),), Protocol(search=search), words, False), tmp_path)
+    scaled_lines = ("search trials:", "search wave:")
+    assert [line for line in printed if line.startswith("search") and not line.startswith(scaled_lines)] == lines
+    if sweep.profile == "demo":
+        assert "recipe mine: epochs 100 -> 8" in printed
+        assert {trial.recipe.epochs for trial in expand(sweep, {})} == {8}
+
+
+def test_a_profile_says_which_of_its_changes_a_search_goes_over(machine: dict[str, bool], tmp_path: Path) -> None:
+    cells = (Cell("a", S2, "cifar10", ALLCONV),)
+    search = Search(2, space={"recipe.lr": Float(0.01, 1.0)})
+    _, printed = trained(Page(cells, Protocol(search=search), ["--profile", "demo"], of_paper=False), tmp_path)
+    line = next(line for line in printed if line.startswith("recipe allconv:"))
+    assert "lr 0.05 -> 0.002 (searched over the page's values), " in line
+    assert line.count("searched") == 1
+
+
+def test_a_search_of_epochs_alone_is_refused_under_a_profile(machine: dict[str, bool], tmp_path: Path) -> None:
+    cells = (Cell("a", S2, "cifar10", ALLCONV),)
+    page = Page(cells, Protocol(search=Search(space=EPOCHS)), ["--profile", "mini"], of_paper=False)
+    with pytest.raises(ValueError, match=r"chooses recipe\.epochs alone, .* profile mini .* --search-trials 0"):
+        trained(page, tmp_path)
 
 
 @pytest.mark.parametrize(
