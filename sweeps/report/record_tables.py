@@ -9,7 +9,7 @@ from typing import Any
 
 from sweeps.experiment.metrics import Metric, ending_word
 from sweeps.experiment.rates import choose
-from sweeps.experiment.search import Search, goal
+from sweeps.experiment.search import Search, goal, space
 from sweeps.experiment.space import DROPOUT, short_name, value_text
 from sweeps.experiment.study import importance
 from sweeps.experiment.trial import Trial
@@ -38,6 +38,10 @@ def chosen_table(results: SweepResults) -> Table | None:
     notes += [f"Limits: {limits}."] if limits else []
     if search.halving:
         notes.append(f"One trial in {search.halving} goes on from a rung; the others have paused there.")
+    names = list(dict.fromkeys(axis.name for cell_results in cells for axis in space(search, cell_results.cell)))
+    if len(names) == 1:
+        name = names[0] if search.axes else f"dropout after {names[0]}"
+        notes.append(f"The only dimension is {name}: all of the importance is its own.")
     counts = [Counter(tried.state for tried in cell_results.tried_once) for cell_results in cells]
     states = [state for state in POINT_STATES if state == "finished" or any(number[state] for number in counts)]
     columns = ("cell", f"chosen {chosen_kind}", value, *states)

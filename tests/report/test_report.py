@@ -340,6 +340,8 @@ def test_search_alone_shows_hold_out_errors_and_what_was_chosen(documents: dict[
     made = documents["imagenet_dropout"]
     chosen = {row[1].text for row in made.tables["chosen-dropout"].rows}
     assert chosen == {"0.25 after conv9"}
+    note = "The only dimension is dropout after conv9: all of the importance is its own."
+    assert note in made.tables["chosen-dropout"].notes
     assert {row[2].text for row in made.tables["table-4"].rows} == {"41.00 (1)"}
     assert sum(len(part.figures) for s in made.sections if s.id == "dropout" for part in s.parts[1:]) == 9  # type: ignore[union-attr]
 

@@ -10,12 +10,14 @@ import pytest
 from sweeps.experiment.metrics import HELD_OUT, TOP1
 from sweeps.experiment.plan import current_plan
 from sweeps.experiment.search import Search
-from sweeps.experiment.space import Choice, Float
+from sweeps.experiment.space import Choice, Float, Int
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.charts import response_galleries
 from sweeps.report.contents import document
 from sweeps.report.render.chart import Responses
+from sweeps.report.render.formats import markdown
+from sweeps.report.render.html import page
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
 from sweeps.results.cell_numbers import groups, number
@@ -78,6 +80,29 @@ def test_search_whose_trials_all_diverged_chose_nothing(tmp_path: Path) -> None:
     assert [line["state"] for line in tidy(results)["dropout"]] == (["diverged"] * 4 + ["skipped"] * 2) * 2
     (table,) = groups(results)
     assert [marks(table, row.results, number(row.results, TOP1), search) for row in table.rows] == [("c",)] * 2
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_page_and_markdown_hold_the_importance_of_each_dimension(tmp_path: Path, dimensions: int) -> None:
+    space = RATES | ({"recipe.batch": Int(16, 128, step=16)} if dimensions == 2 else {})
+    ledger, results = made(tmp_path, Search(24, sampler="random", prune=False, space=space), trained)
+    shown = document(ledger, results)
+    only = "The only dimension is recipe.lr: all of the importance is its own."
+    assert (only in shown.tables["chosen-setting"].notes) == (dimensions == 1)
+    texts = [page(shown), markdown(shown)]
+    assert all((only in text) == (dimensions == 1) for text in texts)
+    if dimensions == 1:
+        assert "importance" not in shown.tables
+        return
+    table = shown.tables["importance"]
+    assert table.columns == ("cell", "recipe.lr", "recipe.batch")
+    for row in table.rows:
+        of_rate, of_batch = (int(entry.text.removesuffix(" %")) for entry in row[1:])
+        assert of_rate + of_batch == pytest.approx(100, abs=1)
+        assert of_rate > of_batch
+        assert all(f"{of_rate} %" in text for text in texts)
+        assert f"| {row[0].text} | {of_rate} % | {of_batch} % |" in texts[1]
+    assert all("PED-ANOVA" in text for text in texts)
 
 
 def test_cell_without_a_setting_that_keeps_the_limits_says_so(tmp_path: Path) -> None:
