@@ -71,12 +71,9 @@ def main(
         check_cells(name, cells, *also.values())
     except ValueError as error:
         refuse(str(error))
-    cells = [at_absolute_path(cell) for cell in cells]
-    also = {group: [at_absolute_path(cell) for cell in more] for group, more in also.items()}
     try:
-        if metric is not None:
-            cells = [replace(cell, metric=metric) for cell in cells]
-            also = {group: [replace(cell, metric=metric) for cell in more] for group, more in also.items()}
+        cells = compared_by(metric, cells)
+        also = {group: compared_by(metric, more) for group, more in also.items()}
         every = [*cells, *(cell for group in also.values() for cell in group)]
         check_references(name, every)
         check_code(every)
@@ -92,6 +89,12 @@ def main(
         end_at_interrupt(ExitCode.INTERRUPTED)
         print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)
+
+
+def compared_by(metric: Metric | None, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Return cells with the page's metric, where it has one, and absolute paths; ValueError for one of our own loop."""
+    cells = tuple(at_absolute_path(cell) for cell in cells)
+    return cells if metric is None else tuple(replace(cell, metric=metric) for cell in cells)
 
 
 def at_absolute_path(cell: Cell) -> Cell:
@@ -110,13 +113,15 @@ def run(
     seeds: int = 0,
     only: Sequence[str] = (),
     flags: Sequence[str] = (),
+    metric: Metric | None = None,
     questions: Sequence[Question] = (),
 ) -> Results:
     """Train what a sweep lacks, as `main` does, and return its results: for a notebook or a script.
 
     The words are those of the command line, and `flags` has any other of its options, such as ["--pack", "auto"].
-    Ctrl-C lets running trials save their state and raises KeyboardInterrupt; the same call resumes. ValueError for what
-    cannot be run. A trial that fails raises nothing: the table says so.
+    `metric` and `questions` are those of `main`. Ctrl-C lets running trials save their state and raises
+    KeyboardInterrupt; the same call resumes. ValueError for what cannot be run. A trial that fails raises nothing: the
+    table says so.
     """
     from sweeps.cli.run import run_sweep
     from sweeps.report.loaded import Results
@@ -126,7 +131,7 @@ def run(
     words += ["--only", *only] if only else []
     options = _parsed(name, [*words, *flags])
     check_cells(name, cells)
-    cells = tuple(at_absolute_path(cell) for cell in cells)
+    cells = compared_by(metric, cells)
     check_references(name, cells)
     check_code(cells)
     check_decidable(name, questions, cells, protocol)

@@ -21,7 +21,7 @@ from sweeps.cli.interrupts import GracefulInterrupt
 from sweeps.cli.live_view import LiveView
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.metrics import TOP1, Metric
 from sweeps.experiment.plan import Plan, plan
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Sweep
@@ -159,6 +159,29 @@ def test_a_ray_that_cannot_start_here_is_told_before_pictures_are_prepared(
     with pytest.raises(ValueError, match=r"^TMPDIR is 52 bytes too long for Ray's sockets"):
         sweeps.run("birds", CELLS, output=tmp_path, flags=["--data-dir", str(tmp_path), "--address", "local"])
     assert trained == []
+
+
+def test_a_metric_is_that_of_all_cells(
+    tmp_path: Path, trained: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {label: error / 100 for label, error in ERRORS.items()}
+    f1 = Metric("test/f1", better="higher")
+
+    def train(declared: Plan, today: Plan, settings: Settings, *_: object) -> tuple[ExitCode, Plan, Plan]:
+        for trial in today.to_do:
+            assert trial.cell.metric == f1
+            finish(settings.ledger, trial, Made({f1.final: scores[trial.cell.label]}))
+        return ExitCode.DONE, plan(declared.sweep, settings.ledger, {}), plan(today.sweep, settings.ledger, {})
+
+    monkeypatch.setattr(cli_run, "_run", train)
+    (tmp_path / "mine.py").write_text("def train(trial, data, run):\n    return {}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    cells = [dataclasses.replace(cell, task="mine:train") for cell in CELLS]
+    results = sweeps.run("birds", cells, output=tmp_path / "out", profile="mini", metric=f1)
+    frame = results.frame().set_index("cell")
+    assert frame["final/test_f1"].to_dict() == scores
+    with pytest.raises(ValueError, match=r"'relu x1' is to be compared by test/f1, which a training function returns"):
+        sweeps.run("birds", CELLS, output=tmp_path / "out", metric=f1)
 
 
 def test_an_interrupted_run_raises_and_the_same_call_goes_on(
