@@ -34,9 +34,8 @@ from sweeps.experiment.metrics import (
     rounded,
 )
 from sweeps.experiment.profiles import data_name
-from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import chosen_names
-from sweeps.experiment.space import DROPOUT
+from sweeps.experiment.space import DROPOUT, MODEL
 from sweeps.experiment.sweep import Protocol
 from sweeps.experiment.trial import PHASES, Cell, Trial
 from sweeps.store.ledger import Json
@@ -162,9 +161,22 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def varied_fields(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Return the fields of the recipe in which cells differ, besides those that every run has as parameters."""
-    names = [field.name for field in dataclasses.fields(Recipe) if field.name not in SHOWN]
-    return tuple(name for name in names if len({getattr(cell.recipe, name) for cell in cells}) > 1)
+    """Return the parameters in which cells differ, besides those that every run has: recipe.FIELD, model.ARG, task."""
+    fields = [_varying(cell) for cell in cells]
+    names = dict.fromkeys(name for values in fields for name in values)
+    return tuple(name for name in names if len({values.get(name) for values in fields}) > 1)
+
+
+def _varying(cell: Cell) -> dict[str, str]:
+    """Return what may be a parameter because cells differ in it; a model has only the arguments that it is given."""
+    recipe, net = cell.recipe, cell.net
+    fields = {f"recipe.{field.name}": getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    values = {name: value for name, value in fields.items() if name.removeprefix("recipe.") not in SHOWN}
+    if isinstance(net, Model):
+        values |= {f"{MODEL}{name}": value for name, value in net.arguments.items()}
+        values |= {f"{MODEL}size": net.size} if net.size else {}
+    values |= {"task": cell.task} if cell.task else {}
+    return {name: _word(value) for name, value in values.items()}
 
 
 def params_of_cell(
@@ -207,7 +219,7 @@ def params_of(
 
 def _params(cell: Cell, name: str, varied: Sequence[str], words: Words) -> dict[str, str | int | float]:
     recipe = cell.recipe
-    fields = {f"recipe.{field}": _word(getattr(recipe, field)) for field in varied}
+    fields = {param: value for param, value in _varying(cell).items() if param in varied}
     factors = {f"factor.{factor}": level for factor, level in cell.factors}
     params: dict[str, str | int | float] = (
         fields
@@ -232,7 +244,7 @@ def _data_words(dataset: str) -> str:
 
 
 def _word(value: object) -> str:
-    return json.dumps(value) if isinstance(value, tuple) else str(value)
+    return json.dumps(value) if isinstance(value, tuple | list | dict) else str(value)
 
 
 def _choices(trial: Trial) -> dict[str, str | int | float]:

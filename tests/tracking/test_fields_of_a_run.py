@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from crelu_models.model import Model
 from crelu_models.tables import S2
 from sweeps.experiment.grid import grid
 from sweeps.experiment.recipe import ALLCONV, Stage
@@ -15,6 +16,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.git import page_source
 from sweeps.store.ledger import Ledger
+from sweeps.tracking.layout import params_of, varied_fields
 from sweeps.tracking.mlflow_runs import MlflowRuns
 from sweeps.tracking.run_index import Store
 from tests.support.tracked import finish
@@ -45,13 +47,33 @@ def test_fields_in_which_cells_differ_and_their_factors_are_parameters(store: St
 
 
 def test_a_varied_schedule_is_written_as_json() -> None:
-    from sweeps.tracking.layout import params_of, varied_fields
-
     other = dataclasses.replace(CELLS[0].recipe, stages=(Stage(1, 1.0), Stage(9, 0.5)))
     cells = (CELLS[0], dataclasses.replace(CELLS[0], recipe=other))
-    assert varied_fields(cells) == ("stages",)
-    assert params_of(Trial(cells[1]), "a", ("stages",))["recipe.stages"] == "[[1, 1.0, 1.0], [9, 0.5, 1.0]]"
+    assert varied_fields(cells) == ("recipe.stages",)
+    assert params_of(Trial(cells[1]), "a", ("recipe.stages",))["recipe.stages"] == "[[1, 1.0, 1.0], [9, 0.5, 1.0]]"
     assert varied_fields(cells[:1]) == ()
+
+
+def test_arguments_of_models_and_tasks_in_which_cells_differ_are_parameters(store: Store, ledger: Ledger) -> None:
+    plain = Cell("plain", Model("nets:small", size=32, depth=2, wide=True), "synthetic", ALLCONV)
+    deep = Cell("deep", Model("nets:small", size=64, depth=4, wide=True, blocks=[1, 2]), "synthetic", ALLCONV)
+    own = Cell("own", S2, "synthetic", ALLCONV, task="page:train")
+    shown = {}
+    runs = MlflowRuns(store, ledger, Sweep("models", "demo", (plain, deep, own), Protocol()))
+    for cell in (plain, deep, own):
+        trial = Trial(cell)
+        runs.sync_trial(trial, "RUNNING")
+        of_trial, of_cell = (runs.client.get_run(runs.runs[key]).data.params for key in (trial.key, f"cell:{cell.key}"))
+        shown[cell.label] = {name: of_trial[name] for name in of_trial if name == "task" or name.startswith("model.")}
+        assert shown[cell.label].items() <= of_cell.items()
+    assert shown == {
+        "plain": {"model.depth": "2", "model.wide": "True", "model.size": "32"},
+        "deep": {"model.depth": "4", "model.wide": "True", "model.blocks": "[1, 2]", "model.size": "64"},
+        "own": {"task": "page:train"},
+    }
+    assert varied_fields((plain, dataclasses.replace(plain, label="again"))) == ()
+    searched = Trial(plain, choices=(("model.depth", 3),))
+    assert params_of(searched, "a", varied_fields((plain, deep)))["model.depth"] == 3
 
 
 def test_a_run_has_the_commit_of_the_page_that_trained_it(
