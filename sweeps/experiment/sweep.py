@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from crelu_models.model import Model
 from crelu_models.spec import Net
 from sweeps.experiment.metrics import Metric
 from sweeps.experiment.profiles import names_paper
@@ -16,7 +17,7 @@ from sweeps.experiment.questions.question import Question, asked_cells, check_qu
 from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search, chosen_names, search_from_json
-from sweeps.experiment.space import check_axis, choosable, widths
+from sweeps.experiment.space import MODEL, check_axis, choosable, widths
 from sweeps.experiment.trial import Cell, cell_from_json, shared_key
 from sweeps.experiment.wording import count, unknown_name
 from sweeps.store.foreign import SWEEP_TITLE
@@ -195,8 +196,17 @@ def check_space(search: Search, cell: Cell) -> None:
     """Raise ValueError where a cell has no setting of a searched name, or cannot have the values at its ends."""
     known = choosable(cell.net, cell.recipe)
     if "parameters" in search.limits_by_name and not isinstance(cell.net, Net):
-        raise ValueError(f"the cell {cell.label!r} has a model, whose parameters no search can limit")
+        raise ValueError(
+            f"the cell {cell.label!r} has a model, whose parameters no search can limit: leave that limit out; "
+            f"'seconds' may stay"
+        )
     for axis in search.axes:
+        if axis.name not in known and axis.name.startswith(MODEL) and isinstance(cell.net, Model):
+            argument = axis.name.removeprefix(MODEL)
+            raise ValueError(
+                f"the search of the cell {cell.label!r} chooses {axis.name}, and its page gives the model no such "
+                f"name, number or truth: write Model({cell.net.factory!r}, {argument}=...) first"
+            )
         if axis.name not in known:
             raise ValueError(unknown_name("setting", axis.name, known, f"the cell {cell.label!r}"))
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
+from crelu_models.from_factory import build_model
 from crelu_models.model import Model
 from crelu_models.tables import S2, S8
 from sweeps import Choice, Float, Int
@@ -157,6 +158,67 @@ def test_models_that_differ_only_in_a_searched_argument_are_refused() -> None:
     with pytest.raises(ValueError, match="'plain' and 'deep' of s differ only in what is searched"):
         check_apart(Sweep("s", "demo", (plain, wide, deep), protocol))
     check_apart(Sweep("s", "demo", (plain, wide), protocol))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "space", "why"),
+    [
+        (
+            {},
+            {"model.depth": Int(1, 4)},
+            r"no such name, number or truth: write Model\('nets:small', depth=...\) first",
+        ),
+        (
+            {"depth": [1, 2]},
+            {"model.depth": Int(1, 4)},
+            r"chooses model.depth, .* write Model\('nets:small', depth=...\)",
+        ),
+        ({"depth": 2}, {"model.depth": Float(1, 4)}, "model.depth is of type int"),
+        ({"depth": 2}, {"recipe.epoch": Int(1, 4)}, "did you mean 'recipe.epochs'"),
+    ],
+)
+def test_an_argument_that_a_page_does_not_give_is_refused(arguments: dict[str, Any], space: Any, why: str) -> None:
+    cell = Cell("model", Model("nets:small", **arguments), "synthetic", ALLCONV)
+    with pytest.raises(ValueError, match=why):
+        Sweep("s", "demo", (cell,), Protocol(search=Search(4, space=space)))
+
+
+def test_a_limit_on_the_parameters_of_a_model_is_refused() -> None:
+    cell = Cell("model", Model("nets:small", depth=2), "synthetic", ALLCONV)
+    search = Search(4, space={"model.depth": Int(1, 4)}, limits={"seconds": 60})
+    assert Sweep("s", "demo", (cell,), Protocol(search=search)).cells == (cell,)
+    with pytest.raises(ValueError, match="no search can limit: leave that limit out; 'seconds' may stay"):
+        Sweep("s", "demo", (cell,), Protocol(search=dataclasses.replace(search, limits={"parameters": 9.0})))
+
+
+NETS = """
+from torch import nn
+
+def deep(num_classes, depth):
+    layers = [nn.Linear(3, 3) for _ in range(depth)]
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *layers, nn.Linear(3, num_classes))
+"""
+
+
+def test_trials_build_the_model_whose_argument_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "searched_nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    cell = Cell("model", Model("searched_nets:deep", depth=3), "synthetic", dataclasses.replace(ALLCONV, init="own"))
+    search = Search(4, "grid", space={"model.depth": Int(1, 4)}, prune=False)
+    sweep = Sweep("s", "demo", (cell,), Protocol(search=search))
+    assert sweep_from_json(plan_to_json(Plan(sweep, ()))) == sweep
+    results = played(search, lambda trial: 10.0 + abs(trial.net.arguments["depth"] - 2), cell)  # type: ignore[union-attr]
+    state = study(search, cell, results, ())
+    trials = [suggestion.trial for suggestion in state.suggestions]
+    assert trials[0].choices == (("model.depth", 3),)
+    assert len({trial.key for trial in trials}) == 4
+    for trial in trials:
+        assert isinstance(trial.net, Model)
+        depth = dict(trial.choices)["model.depth"]
+        assert len(build_model(trial.net, 10, 0)) == int(depth) + 3  # type: ignore[arg-type]
+        assert trial_from_json(trial.to_json()).key == trial.key
+    assert state.winner is not None
+    assert state.winner.trial.choices == (("model.depth", 2),)
 
 
 @pytest.mark.parametrize(
