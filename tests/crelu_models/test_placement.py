@@ -701,8 +701,8 @@ class Unfollowed(nn.Module):
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1)), "crelu", ("1",), 0.1,
          "it leaves no filter of the 4 at 0"),
         (densenet, "crelu", ("features.denseblock1.*.relu1",), 0.5,
-         "crelu of width 0.5 cannot stand at features.denseblock1.denselayer1.relu1 of DenseNet: its channels come from "
-         "features.denseblock1.denselayer1.cat, which has no filters to scale; it can stand at features.relu0, "),
+         "crelu of width 0.5 cannot stand at features.denseblock1.denselayer1.relu1 of DenseNet: its channels come "
+         "from features.denseblock1.denselayer1.cat, which has no filters to scale; it can stand at features.relu0, "),
         (lambda: torchvisions("mobilenet_v2"), "crelu", ("*",), 1.0,
          "crelu cannot stand at features.0.2 of MobileNetV2: features.1.conv.0.0 is a grouped convolution, of 32 "
          "groups; it can stand at features.1.conv.0.2, "),
