@@ -7,6 +7,7 @@ Ray, MLflow's store, the prepared pictures, and at what each setting came to. It
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, without_login
 
 PROJECT = "crelu-sweeps"
+PACKAGES = ("crelu_data", "crelu_models", "sweeps")  # that pages import
 GIB = 2**30
 LEAST_MEMORY = 2 * GIB  # of the driver, Ray's processes and one small trial
 LEAST_DISK = 2 * GIB  # of checkpoints, weights and tables of a sweep of small nets
@@ -80,12 +82,18 @@ def check_machine(request: Request) -> bool:
 
 
 def program() -> Iterator[Finding]:
-    """Yield which version of the project and of Python this is, and on what system."""
+    """Yield which version of the project and of Python this is, on what system, and files here that hide its names."""
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     if platform.system() not in ("Linux", "Darwin"):
         yield Finding("WRONG", f"{system}: it runs on Linux, and on macOS without FFCV")
         return
     yield Finding("ok", f"{PROJECT} {version()}, {system}")
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        ours = Path(spec.origin if spec is not None and spec.origin else "").resolve()
+        for file in (Path(f"{name}.py").resolve(), Path(name, "__init__.py").resolve()):
+            if file.is_file() and file != ours:
+                yield Finding("WRONG", f"{file} hides this project's {name} from the pages beside it: rename it")
 
 
 def libraries(requirements: list[str] | None = None) -> Iterator[Finding]:

@@ -24,12 +24,14 @@ from sweeps.ops.machine_check import (
     mlflow,
     pictures,
     processors,
+    program,
     settings,
     shared_memory,
     torch_and_gpus,
 )
 from tests.support.commands import environment
 
+ROOT = Path(__file__).resolve().parents[2]
 PICTURES = "synthetic:classes=2,train=20,test=10"
 CPU_BUILD = TorchFacts("2.14.0+cpu", "", ())
 CUDA_BUILD = TorchFacts("2.14.0", "13.0", ())
@@ -79,6 +81,30 @@ def test_libraries_of_another_version_and_missing_ones_are_named() -> None:
     assert missing.sentence == "nosuchlibrary is not installed: make setup"
     assert said(libraries(wanted[2:])) == ("ok", "all 1 are installed, in versions that serve")
     assert said(libraries())[0] == "ok"
+
+
+@pytest.mark.parametrize("name", ["sweeps.py", "sweeps/__init__.py"])
+def test_a_file_that_hides_the_package_from_pages_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweeps").mkdir()  # without an __init__.py Python passes over it
+    assert [finding.state for finding in program()] == ["ok"]
+    file = tmp_path / name
+    file.write_text("")
+    (tmp_path / "page.py").write_text("from sweeps import Cell\n")
+    done = subprocess.run((sys.executable, "page.py"), cwd=tmp_path, capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last == f"ImportError: cannot import name 'Cell' from 'sweeps' ({file})"
+    row = "ImportError: cannot import name 'Cell' from 'sweeps' (/your/folder/sweeps.py)"
+    assert f"| `{row}` |" in (ROOT / "docs" / "troubleshooting.md").read_text()
+    _, finding = program()
+    assert finding == ("WRONG", f"{file} hides this project's sweeps from the pages beside it: rename it")
+
+
+def test_no_file_of_a_checkout_hides_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert [finding.state for finding in program()] == ["ok"]
 
 
 def test_cores_say_what_limits_them() -> None:
