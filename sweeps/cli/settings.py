@@ -314,7 +314,7 @@ def notes(
     dataset = _asked_dataset(options) or settings.dataset
     followed = protocol_of(protocol, profile, options)
     chosen = taken(cells, profile, dataset)
-    own_recipes = not of_paper and has_own_recipes(cells)
+    own_recipes = has_own_recipes(cells) and not of_paper
     small = [scaled(cell, profile, dataset, own_recipes) for cell in chosen]
     lines: list[str] = []
     if not of_paper and profile != "paper":
