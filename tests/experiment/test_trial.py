@@ -1,13 +1,21 @@
 """A trial is its content: the same science has one key, any change of it another, names and machines none."""
 
 import dataclasses
+import hashlib
+import importlib
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crelu_models.tables import PAPER, S2, S8
+from sweeps.experiment.code_fingerprint import cell_fingerprint
+from sweeps.experiment.plan import expand, plan
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, VGG
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import PHASES, SCHEMA, Cell, Trial, cell_from_json, cell_to_json, trial_from_json
+from sweeps.store.ledger import Ledger
 
 CELL = Cell("Baseline", S2, "cifar10", ALLCONV, "1", "Baseline")
 TRIAL = Trial(CELL)
@@ -128,3 +136,39 @@ def test_restart_takes_another_seed_and_keeps_the_key() -> None:
 
 def test_only_phases_that_end_a_protocol_open_the_test_set() -> None:
     assert {name for name, phase in PHASES.items() if phase.test} == {"ablation", "match", "fold"}
+
+
+STORED = (Path(__file__).parent / "trial_keys.txt").read_text().splitlines()
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "declared": {},
+    "search": {"rates": None},
+    "unsearched": {"rates": None, "search": None},
+}
+
+
+def paper_sweep(name: str, part: str) -> Sweep:
+    """Return a sweep of the paper with a part of its protocol, and with the cells that --also adds."""
+    page = importlib.import_module(f"sweeps.{name}")
+    protocol = dataclasses.replace(getattr(page, "PROTOCOL", Protocol()), **PROTOCOLS[part])
+    return Sweep(name, "paper", (*page.CELLS, *getattr(page, "CROSSED", ())), protocol)
+
+
+@pytest.mark.parametrize("line", [line for line in STORED if line.count(" ") == 3], ids=lambda line: line[:-21])
+def test_keys_of_the_papers_sweeps_are_those_of_old_ledgers(line: str) -> None:
+    name, part, number, digest = line.split()
+    keys = sorted(trial.key for trial in expand(paper_sweep(name, part), {}))
+    assert (len(keys), hashlib.sha256("\n".join(keys).encode()).hexdigest()[:20]) == (int(number), digest)
+
+
+def test_a_ledger_of_old_keys_leaves_nothing_to_train(tmp_path: Path) -> None:
+    sweep = paper_sweep("imagenet_placement", "declared")
+    ledger = Ledger(str(tmp_path))
+    codes = {trial.key: cell_fingerprint(trial.cell) for trial in expand(sweep, {})}
+    old = [line for line in STORED if " " not in line]
+    for key in old:
+        metrics = {"best/val_top1_err": 9.0}
+        result = {"key": key, "status": "finished", "fingerprint": "f", "code": codes.get(key, ""), "curve": []}
+        ledger.commit(key, result | {"metrics": metrics})
+    today = plan(sweep, ledger, {"imagenet": "f"})
+    assert today.to_do == []
+    assert sorted(status.trial.key for status in today.statuses if status.state == "done") == old
