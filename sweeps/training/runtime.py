@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import psutil
 
 if TYPE_CHECKING:
     import torch
+
+MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,30 @@ def device_in_words(device: torch.device, config: RuntimeConfig) -> str:
         notable.append("fastest kernels")
     name = device_name(device) if device.type == "cuda" else "a CPU"
     return f"{name} ({', '.join(notable)})" if notable else name
+
+
+class SystemUse:
+    """Use of the machine by this process, which a pack shares: cores, memory, memory of its GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin to count the processor time; the memory of `device` is counted where it is a GPU."""
+        self.device = device
+        self.process = psutil.Process()
+        self.counted_to = time.monotonic(), time.process_time()
+
+    def row(self) -> dict[str, float]:
+        """Return the cores that were busy since the last row, and the memory in MiB: now, of a GPU at most so far."""
+        (began, used), self.counted_to = self.counted_to, (time.monotonic(), time.process_time())
+        seconds = max(self.counted_to[0] - began, 1e-9)
+        row = {
+            "sys/cpu_cores": (self.counted_to[1] - used) / seconds,
+            "sys/memory_mib": self.process.memory_info().rss / MIB,
+        }
+        if self.device.type == "cuda":
+            import torch
+
+            row["sys/gpu_memory_mib"] = torch.cuda.max_memory_allocated(self.device) / MIB
+        return row
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h

@@ -41,7 +41,7 @@ from sweeps.store.scratch import scratch
 from sweeps.training.evaluate import Row
 from sweeps.training.loop import DivergedError
 from sweeps.training.run_trial import reset_process
-from sweeps.training.runtime import RuntimeConfig, device_in_words, hardware
+from sweeps.training.runtime import RuntimeConfig, SystemUse, device_in_words, hardware
 from sweeps.training.splits import Splits, open_splits
 from sweeps.training.task_data import TaskData
 from sweeps.training.task_state import generators, pack, restore_generators, seed_generators, unpack
@@ -151,6 +151,7 @@ class Run:
         self._is_exact = False
         self._began = time.monotonic()
         self._row_began = self._began
+        self._system_use = SystemUse(self.device)
 
     @property
     def resumed(self) -> Any:
@@ -217,7 +218,7 @@ class Run:
         speed = len(self._data.train) / max(now - self._row_began, 1e-9)
         self._row_began = now
         times = {"epoch": epoch + 1.0, "time_ms": float(time.time_ns() // 1_000_000)}
-        history.append(times | row | {"sys/images_per_s": speed})
+        history.append(times | row | {"sys/images_per_s": speed} | self._system_use.row())
         self._unsent.append(history[-1])
         # A search trial whose best value so far is worse than its threshold is given up.
         if epoch < len(self._trial.pruning_thresholds):

@@ -41,7 +41,7 @@ from sweeps.training.evaluate import (
 )
 from sweeps.training.graphs import Graphs, open_graphs
 from sweeps.training.loop import DeadError, Learner, train
-from sweeps.training.runtime import RuntimeConfig, device_in_words
+from sweeps.training.runtime import RuntimeConfig, SystemUse, device_in_words
 from sweeps.training.shared_batches import HELD_OUT, PROBE, STEP, PackContext, Position, Steps
 from sweeps.training.splits import Splits
 from sweeps.training.views import Views
@@ -129,6 +129,7 @@ class Trainer:
         self.code = code_fingerprint(trial.cell.net)
         self.views = Views(trial, splits, context.stream, ranks, self.device)
         self.data_timer = DataTimer(self.device, lambda: splits.train.decode_seconds)
+        self.system_use = SystemUse(self.device)
         # An attempt that ended the process may have been a graph's: the next goes without.
         failed = ranks.broadcast_from_rank0(lambda: bool(ledger.attempts(trial.key)))
         self.no_graphs = "an attempt has failed before" if failed else ""
@@ -291,6 +292,7 @@ class Trainer:
         row["sys/images_per_s"] = self.data_timer.batches * trial.recipe.batch / max(seconds, 1e-9)
         if (data_share := self.data_timer.share()) is not None:
             row["sys/data_share"] = data_share
+        row |= self.system_use.row()
         evaluations: list[Evaluation] = []
         if len(self.splits.val_indices):
             evaluations.append((yield from self.measure(HELD_OUT, self.splits.val_indices)))

@@ -159,6 +159,7 @@ def test_rows_of_a_pack_have_no_share_while_it_has_several_members(data: Path, t
     rows = [event["row"] for event in news if "row" in event]
     assert len(rows) == 6
     assert "sys/data_share" not in rows[0]
+    assert all(row["sys/cpu_cores"] > 0 < row["sys/memory_mib"] for row in rows)
 
 
 def test_speed_of_a_resumed_epoch_is_of_the_steps_that_were_taken_since(

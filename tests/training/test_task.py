@@ -67,6 +67,7 @@ def test_killed_loop_goes_on_from_its_checkpoint_with_its_generators(data: Path,
     ]
     assert numbers(histories[0]) == numbers(histories[1])
     assert [epoch for epoch, _ in rows] == [3]
+    assert all(row["sys/cpu_cores"] > 0 < row["sys/memory_mib"] for history in histories for row in history)
     assert expected["metrics"] == result["metrics"]
     assert expected["files"]["weights.safetensors"] != ""
     assert (expected["resume"], expected["resumed"], flags_of(expected)) == ("approximate", 0, [])

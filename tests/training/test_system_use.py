@@ -1,0 +1,39 @@
+"""What a training takes of its machine stands in each row of its history, as a rate since the row before."""
+
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from sweeps.training.runtime import SystemUse
+
+
+def test_cores_are_counted_since_the_row_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"wall": 100.0, "cpu": 7.0}
+    monkeypatch.setattr(time, "monotonic", lambda: now["wall"])
+    monkeypatch.setattr(time, "process_time", lambda: now["cpu"])
+    use = SystemUse(torch.device("cpu"))
+    shown = []
+    for wall, cpu in ((10.0, 25.0), (4.0, 2.0)):
+        now = {"wall": now["wall"] + wall, "cpu": now["cpu"] + cpu}
+        shown.append(use.row()["sys/cpu_cores"])
+    assert shown == [2.5, 0.5]
+
+
+def test_memory_is_that_of_the_process_in_mebibytes() -> None:
+    use = SystemUse(torch.device("cpu"))
+    before = use.row()
+    held = np.ones(256 << 20, np.uint8)
+    after = use.row()["sys/memory_mib"]
+    assert 200 < after - before["sys/memory_mib"] < 300
+    assert after == pytest.approx(psutil.Process().memory_info().rss / len(held) * 256, rel=0.05)
+    assert "sys/gpu_memory_mib" not in before
+
+
+def test_memory_of_a_gpu_is_the_most_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or (3 << 20))
+    assert SystemUse(torch.device("cuda", 1)).row()["sys/gpu_memory_mib"] == 3
+    assert asked == [torch.device("cuda", 1)]
