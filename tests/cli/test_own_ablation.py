@@ -11,7 +11,7 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks/03_own_ablation.ipynb"
 # What makes it a matter of seconds.
 SMALLER = {
     "EPOCHS = 8": "EPOCHS = 1",
-    "S2.width(0.25)": "S2.width(0.125)",
+    '"nets:small", size=32': '"nets:small", size=32, width=4',
     "train=1500,test=600": "train=160,test=60",
     "seeds=3": "seeds=1",
     'profile="paper")': 'profile="paper", flags=["--max-concurrent", "1"])',
