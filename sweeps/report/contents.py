@@ -162,7 +162,8 @@ def _search(results: SweepResults) -> Section | None:
     tables = [table] if importance is None else [table, importance]
     parts: tuple[Table | Gallery, ...] = (*tables, *galleries[:shown])
     heading = "Search" if search.axes else "Dropout response"
-    return Section("dropout", heading, (), parts, chart_words=tuple(words))
+    why = record_tables.why_no_importance(results) if importance is None else ""
+    return Section("dropout", heading, (why,) if why else (), parts, chart_words=tuple(words))
 
 
 def _legend(results: SweepResults) -> str:

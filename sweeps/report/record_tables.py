@@ -9,6 +9,7 @@ from typing import Any
 
 from sweeps.experiment.metrics import Metric, ending_word
 from sweeps.experiment.rates import choose
+from sweeps.experiment.sampling import ENOUGH
 from sweeps.experiment.search import Search, goal, space
 from sweeps.experiment.space import DROPOUT, short_name, value_text
 from sweeps.experiment.study import importance
@@ -71,11 +72,18 @@ def importance_table(results: SweepResults) -> Table | None:
          *(Entry(f"{100 * share[name]:.0f} %" if name in share else NONE) for name in names))
         for cell_results, share in shares if share
     )  # fmt: skip
-    note = (
-        "Each dimension's share in what sets the best tenth of the points apart from all (PED-ANOVA, by Optuna); rough "
-        "where there are few."
-    )
+    note = "Each dimension's share in what sets the better half of the points apart from all (PED-ANOVA, by Optuna)."
     return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, (note,))
+
+
+def why_no_importance(results: SweepResults) -> str:
+    """Return in a sentence why a search has no table of importance; empty where one dimension alone is searched."""
+    search = results.sweep.protocol.search
+    if search is None or all(len(space(search, cell_results.cell)) < 2 for cell_results in results.cells):
+        return ""
+    return (
+        f"No table of importance: it takes {ENOUGH} points of a cell, and values that differ. Of fewer it shows chance."
+    )
 
 
 def _chosen(cell_results: CellResults, search: Search) -> tuple[Entry, ...]:

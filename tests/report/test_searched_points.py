@@ -9,12 +9,14 @@ import pytest
 
 from sweeps.experiment.metrics import HELD_OUT, TOP1
 from sweeps.experiment.plan import current_plan
+from sweeps.experiment.sampling import ENOUGH
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Choice, Float, Int
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.charts import response_galleries
 from sweeps.report.contents import document
+from sweeps.report.record_tables import importance_table, why_no_importance
 from sweeps.report.render.chart import Responses
 from sweeps.report.render.formats import markdown
 from sweeps.report.render.html import page
@@ -224,3 +226,22 @@ def test_setting_whose_other_folds_were_left_out_is_pruned(tmp_path: Path) -> No
     point = results.cells[0].tried[0]
     assert point.state == "finished"
     assert point._replace(runs=point.runs[:2]).state == "pruned"
+
+
+def test_importance_has_a_table_or_the_report_says_why_not(tmp_path: Path) -> None:
+    both = RATES | {"recipe.optimiser": Choice("sgd", "adam")}
+    ledger, results = made(tmp_path, Search(6, sampler="random", prune=False, space=both), trained)
+    shown = document(ledger, results)
+    (section,) = [section for section in shown.sections if section.id == "dropout"]
+    assert "importance" not in shown.tables
+    assert section.words == (
+        "No table of importance: it takes 20 points of a cell, and values that differ. Of fewer it shows chance.",
+    )
+    more, known = 2 * ENOUGH, results.cells[0].tried
+    cell = dataclasses.replace(results.cells[0], tried=tuple(known[n % len(known)] for n in range(more)))
+    assert importance_table(dataclasses.replace(results, cells=(cell,))) is not None
+
+
+def test_search_of_one_dimension_says_nothing_of_importance(tmp_path: Path) -> None:
+    _, results = made(tmp_path, Search(4, sampler="random", prune=False, space=RATES), trained)
+    assert why_no_importance(results) == ""
