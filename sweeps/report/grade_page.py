@@ -74,8 +74,12 @@ def changed_questions(all_results: Sequence[SweepResults]) -> list[str]:
 
 
 def declared(ledger: Ledger) -> tuple[list[str], list[str]]:
-    """Return the sweeps of a ledger, and why others are left out; none where none has run, which is a grade of 0."""
-    return readable_titles(ledger) if ledger.names("plans") else ([], [])
+    """Return the sweeps of a ledger, and why others are left out.
+
+    None where none has run, which is a grade of 0; ValueError where the output is not there at all: its name is wrong.
+    """
+    is_there = not ledger.local or Path(ledger.root).parent.is_dir()
+    return readable_titles(ledger) if ledger.names("plans") or not is_there else ([], [])
 
 
 def tree_named(name: str) -> Branch:

@@ -304,7 +304,6 @@ def test_a_tree_that_is_not_there_is_a_sentence(name: str, sentence: str) -> Non
 def test_the_grade_is_printed_written_and_given_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = dataclasses.replace(placement(1), name="s", profile="demo")
     surveys(tmp_path / "ledger", sweep)
-    assert declared(Ledger(str(tmp_path / "empty"))) == ([], [])
     words = ["grade", "tests.results.test_grade:OWN", "--output", str(tmp_path)]
     options = parser().parse_args(words)
     assert options.verb(options) == 0
@@ -322,3 +321,11 @@ def test_the_grade_is_printed_written_and_given_as_json(tmp_path: Path, capsys: 
     assert (item["score"], item["why"]) == (pytest.approx(0.4), "one training: its spread is not known")
     assert item["gpu_hours"] == pytest.approx(row_hours("4", "imagenet", "Baseline", folds=False))
     assert graded["gpu_hours"] > 100
+
+
+def test_an_output_that_is_not_there_has_no_grade_and_an_empty_one_0(tmp_path: Path) -> None:
+    options = parser().parse_args(["grade", "--output", str(tmp_path / "typo")])
+    with pytest.raises(ValueError, match=f"^no sweep has run in {tmp_path}/typo/ledger; "):
+        options.verb(options)
+    assert list(tmp_path.iterdir()) == []
+    assert declared(Ledger.in_output(str(tmp_path))) == ([], [])
