@@ -15,6 +15,7 @@ from sweeps.experiment.trial import MATCHES
 
 REHEARSED = 300  # steps of a rehearsal
 PRICE = "CRELU_PRICE_PER_GPU_HOUR"
+MOST = 1e6  # GPUs or CPUs of a trial, or a price: an infinite one makes no sense
 
 
 class ExitCode(IntEnum):
@@ -115,7 +116,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     """Add the options that say when a sweep ends early, and its price."""
     add = parser.add_argument_group("when to stop").add_argument
-    add("--max-gpu-hours", type=nonnegative_float, default=math.inf, metavar="H",
+    add("--max-gpu-hours", type=hours, default=math.inf, metavar="H",
         help="save, leave and exit 3 once this command has used H")
     add("--price-per-gpu-hour", type=nonnegative_float, default=os.environ.get(PRICE, "0"), metavar="X",
         help=f"show forecast, end and report in money too (default ${PRICE})")
@@ -146,11 +147,19 @@ def pack_size(word: str) -> str | int:
 
 
 def nonnegative_float(word: str) -> float:
-    """Return a number of at least 0."""
+    """Return a number of at least 0 and below MOST."""
+    value = hours(word)
+    if value >= MOST:
+        raise argparse.ArgumentTypeError(f"a number below {MOST:,.0f}, not {word!r}")
+    return value
+
+
+def hours(word: str) -> float:
+    """Return a number of at least 0, which may be infinite."""
     try:
         value = float(word)
     except ValueError:
         value = -1.0
-    if not 0 <= value < 1e6:
+    if not value >= 0:
         raise argparse.ArgumentTypeError(f"a number of at least 0, not {word!r}")
     return value

@@ -195,3 +195,8 @@ def test_what_trials_took_stands_beside_their_forecast(tmp_path: Path) -> None:
         "1 trial: forecast 100 s of trials, actual 3913 s (39 times as long)",
         "1 trial: forecast 100 s of trials, actual 120 s (+20%)",
     ]
+
+
+@pytest.mark.parametrize("word", ["0", "1e6", "inf"])
+def test_hours_of_a_session_may_be_any_number(word: str) -> None:
+    assert parser("s", "").parse_args(["--max-gpu-hours", word]).max_gpu_hours == float(word)

@@ -38,6 +38,8 @@ MISTAKES = [
     ("sweeps.imagenet_placement --halving 3", "say its size by --search-trials"),
     ("sweeps.imagenet_placement --also crossed --search-trials 3", "differ only in what is searched"),
     ("sweeps.cifar_width --max-gpu-hours lots", "a number of at least 0, not 'lots'"),
+    ("sweeps.cifar_width --max-gpu-hours nan", "a number of at least 0, not 'nan'"),
+    ("sweeps.cifar_width --price-per-gpu-hour inf", "a number below 1,000,000, not 'inf'"),
     ("sweeps.cifar_width --profile demo --reader nvjpeg --gpus-per-trial 0", "take ffcv or threads"),
     ("sweeps.cifar_width --notify nonsense", "it begins with https://"),
     ("sweeps.cifar_width --rehearse --dry-run --only 'Nothing*'", "--rehearse takes steps and --dry-run takes none"),
